@@ -1,0 +1,219 @@
+"""Who calls, where, how long and how often: from arguments, or from the process environment."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import os
+import ssl as tls
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from attrs import evolve, field, frozen, validators
+
+from plaid_relay_async.errors import ConfigurationError
+
+__version__ = "0.1.0"
+
+PLAID_VERSION = "2020-09-14"
+USER_AGENT = f"plaid_relay_async/{__version__}"
+
+
+class Environment(enum.StrEnum):
+    """Plaid's environments; a secret and a token belong to one of them.
+
+    See https://plaid.com/docs/api/#api-host.
+    """
+
+    SANDBOX = "sandbox"
+    PRODUCTION = "production"
+
+    @property
+    def base_url(self) -> str:
+        """The address of Plaid's API."""
+        return f"https://{self.value}.plaid.com"
+
+
+def _header_value(_: object, attribute: object, value: object) -> None:
+    name = getattr(attribute, "name", "value")
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{name} must be a string that isn't empty")
+    if not (value.isascii() and value.isprintable()) or " " in value:
+        raise ConfigurationError(f"{name} holds white space or characters that no header can carry")
+
+
+@frozen
+class Credentials:
+    """A client id and its secret, of one environment; the secret shows in no repr.
+
+    Raises:
+        ConfigurationError: one of them is empty or can't be sent as a header.
+    """
+
+    client_id: str = field(validator=_header_value)
+    secret: str = field(validator=_header_value, repr=False)
+
+
+CredentialsSource: TypeAlias = Credentials | Callable[[], Awaitable[Credentials]]
+
+
+def _seconds(_: object, attribute: object, value: object) -> None:
+    name = getattr(attribute, "name", "value")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < float("inf"):  # type: ignore[operator]  # number says that it can be compared
+        raise ConfigurationError(f"{name} must be a number of seconds above 0, not {value!r}")
+
+
+@frozen(kw_only=True)
+class Timeouts:
+    """How long to wait, in seconds. None of them counts time spent queueing for a connection or a limiter.
+
+    Attributes:
+        connect: for the name, the connection and TLS together. Plaid answers in far less.
+        read: between two pieces of an answer. Half a minute is what Plaid's staff called reasonable.
+        slow_read: the same for creations, refreshes and reports: answers of 85 s have been seen, and
+            giving up early on a creation makes an unknown.
+        total: for one call with all its attempts and waits; `None` for no limit. In a batch, pauses that
+            Plaid asked for aren't counted.
+        drain: for the calls in flight when a batch is left early.
+    """
+
+    connect: float = field(default=5.0, validator=_seconds)
+    read: float = field(default=30.0, validator=_seconds)
+    slow_read: float = field(default=120.0, validator=_seconds)
+    total: float | None = field(default=300.0, validator=validators.optional(_seconds))
+    drain: float = field(default=10.0, validator=_seconds)
+
+    def within(self, total: float | None) -> Timeouts:
+        """The same, with another total where one is given."""
+        return self if total is None else evolve(self, total=total)
+
+
+def _at_least_one(_: object, attribute: object, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"{getattr(attribute, 'name', 'value')} must be a whole number from 1")
+
+
+def _replay(_: object, __: object, value: object) -> None:
+    if value not in {"safe", "always"}:
+        raise ConfigurationError(f"replay must be 'safe' or 'always', not {value!r}")
+
+
+@frozen(kw_only=True)
+class RetryPolicy:
+    """When and how often a call is repeated.
+
+    Attributes:
+        attempts: at most so many HTTP requests for one call. In a batch, those that Plaid refused for now
+            (429, planned maintenance) aren't counted.
+        backoff: the first wait, in seconds; it doubles with each attempt, and a random part of it is waited.
+        max_backoff: the longest such wait, in seconds.
+        max_pause: the longest pause that a server may ask for, in seconds, alone or added up without one
+            success between. A longer one isn't shortened: the call fails with `RateLimitError`.
+        replay: `"safe"` repeats a creation only when it surely wasn't carried out. `"always"` repeats it
+            after a lost answer, too, and so may make a second token.
+    """
+
+    attempts: int = field(default=4, validator=_at_least_one)
+    backoff: float = field(default=0.5, validator=_seconds)
+    max_backoff: float = field(default=8.0, validator=_seconds)
+    max_pause: float = field(default=300.0, validator=_seconds)
+    replay: Literal["safe", "always"] = field(default="safe", validator=_replay)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_base_url(url: str, *, name: str = "base_url") -> str:
+    """Give the address without a slash at its end.
+
+    Raises:
+        ConfigurationError: it isn't an http(s) URL, has more than scheme, host, port and path, or is plain
+            http to anywhere but a loopback address.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise ConfigurationError(f"{name} isn't a URL") from None
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ConfigurationError(f"{name} must start with https:// and name a host")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigurationError(f"{name} may hold a scheme, a host, a port and a path, nothing else")
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise ConfigurationError(f"{name} is plain http to {host}: credentials go over https, or to loopback")
+    return url.rstrip("/")
+
+
+def resolve_base_url(base_url: str | None, environment: Environment | str | None) -> str:
+    """Where to call: the arguments first, then PLAID_BASE_URL, then PLAID_ENV, then the sandbox.
+
+    Raises:
+        ConfigurationError: the address or the environment named isn't one.
+    """
+    if base_url is not None:
+        return check_base_url(base_url)
+    if environment is None and (address := os.environ.get("PLAID_BASE_URL")):
+        return check_base_url(address, name="PLAID_BASE_URL")
+    name = environment or os.environ.get("PLAID_ENV") or Environment.SANDBOX
+    try:
+        return Environment(name).base_url
+    except ValueError:
+        known = " or ".join(Environment)
+        raise ConfigurationError(f"environment (PLAID_ENV) must be {known}, not {name!r}") from None
+
+
+def resolve_credentials(credentials: CredentialsSource | None) -> CredentialsSource:
+    """Who calls: the argument, or PLAID_CLIENT_ID and PLAID_SECRET.
+
+    Raises:
+        ConfigurationError: neither says.
+    """
+    if credentials is not None:
+        if not isinstance(credentials, Credentials) and not callable(credentials):
+            raise ConfigurationError("credentials must be Credentials or an async callable that gives them")
+        return credentials
+    client_id, secret = os.environ.get("PLAID_CLIENT_ID"), os.environ.get("PLAID_SECRET")
+    if not client_id or not secret:
+        missing = " and ".join(
+            name for name, value in (("PLAID_CLIENT_ID", client_id), ("PLAID_SECRET", secret)) if not value
+        )
+        raise ConfigurationError(f"no credentials: pass Credentials(client_id, secret), or set {missing}")
+    return Credentials(client_id, secret)
+
+
+def check_gateway_key(key: str) -> str:
+    """Give the key.
+
+    Raises:
+        ConfigurationError: it is empty or can't be sent as a header.
+    """
+    _header_value(None, _Named("gateway_key"), key)
+    return key
+
+
+@frozen
+class _Named:
+    name: str
+
+
+def check_tls(context: tls.SSLContext | None) -> tls.SSLContext | None:
+    """Give the context.
+
+    Raises:
+        ConfigurationError: it isn't one, or doesn't verify the server.
+    """
+    if context is None:
+        return None
+    if not isinstance(context, tls.SSLContext):
+        raise ConfigurationError("ssl must be an ssl.SSLContext, for example with your own CA bundle")
+    if context.verify_mode is not tls.CERT_REQUIRED or not context.check_hostname:
+        raise ConfigurationError("ssl must verify the server: verify_mode CERT_REQUIRED and check_hostname")
+    return context

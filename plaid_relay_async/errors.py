@@ -1,0 +1,359 @@
+"""What can go wrong, one class for each decision that a caller can take.
+
+.. code-block:: text
+
+    PlaidRelayError
+    ├── ConfigurationError       the client was set up wrongly: mend it (also a ValueError)
+    ├── ClientClosedError        the client isn't open: open it (also a RuntimeError)
+    ├── DuplicateRequestError    the same pair was met before in this batch: drop it
+    ├── NotSentError             nothing left this machine: try again (also a ConnectionError)
+    ├── ConnectionLostError      a read was sent and never answered: try again (also a ConnectionError)
+    │   └── ReadTimeoutError     the same, because time ran out (also a TimeoutError)
+    ├── OutcomeUnknownError      Plaid may or may not have acted: find out before you try again
+    ├── ResponseDecodeError      Plaid answered something that can't be read: report it
+    └── PlaidAPIError            Plaid answered with an error
+        ├── InvalidRequestError  mend the request
+        ├── AuthenticationError  mend the credentials or ask Plaid for access
+        ├── RateLimitError       wait
+        ├── ReportNotReadyError  wait for the report
+        ├── AssetReportError     the report can't be made or read as asked
+        ├── ItemError            the person, or their bank, has to act
+        └── PlaidServerError     Plaid is in trouble: try again later
+
+No error's text, arguments or repr holds a secret or a token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SecretBytes:
+    """Bytes that may hold a token: shown by `reveal()` alone, never by a repr or a log line."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    def reveal(self) -> bytes:
+        """Give the bytes themselves."""
+        return self._value
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def __repr__(self) -> str:
+        return f"<{len(self._value)} secret bytes>"
+
+
+class PlaidRelayError(Exception):
+    """The root of all errors of this package.
+
+    Args:
+        message: what happened; holds no secret.
+        **facts: values for the attributes that the class declares.
+
+    Attributes:
+        sent: whether a request left this machine: `True`, `False`, or `None` where nobody can tell.
+        attempts: how many HTTP requests were made for the call.
+        advice: what to do about it, in a sentence.
+    """
+
+    sent: bool | None = False
+    attempts: int = 0
+    advice: str = "See the class of the error."
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        for name, value in facts.items():
+            if not hasattr(type(self), name):
+                raise TypeError(f"{type(self).__name__} has no attribute {name!r}")
+            setattr(self, name, value)
+
+    def __str__(self) -> str:
+        told = (f"{name}={value}" for name in _TOLD if (value := getattr(self, name, None)) is not None)
+        return f"{self.args[0]} [{', '.join((_SENT[self.sent], *told))}] {self.advice}"
+
+
+_SENT = {True: "sent", False: "not sent", None: "perhaps sent"}
+_TOLD = ("attempts", "status", "error_type", "error_code", "request_id", "retry_after", "documentation_url")
+
+
+class ConfigurationError(PlaidRelayError, ValueError):
+    """The client was set up in a way that can't work or isn't safe. Nothing was sent."""
+
+    advice = "Mend the argument or the environment variable that is named."
+
+
+class ClientClosedError(PlaidRelayError, RuntimeError):
+    """The client isn't open in this event loop. Nothing was sent."""
+
+    advice = "Use the client inside `async with RelayClient() as client:`."
+
+
+class DuplicateRequestError(PlaidRelayError):
+    """The same report and partner came before in this batch. Nothing was sent for this one."""
+
+    advice = "The first one has the outcome; pass allow_duplicates=True if two tokens are wanted."
+
+
+class NotSentError(PlaidRelayError, ConnectionError):
+    """The request never left: no connection, no name, no TLS, or no leave to send.
+
+    Attributes:
+        errno: the operating system's number, where there is one.
+    """
+
+    advice = "Nothing was carried out, so it is safe to try again."
+
+
+class ConnectionLostError(PlaidRelayError, ConnectionError):
+    """The request was sent and no whole answer came; it is one that may safely be repeated.
+
+    Attributes:
+        errno: the operating system's number, where there is one.
+        status: the HTTP status, where that much of an answer came.
+    """
+
+    sent = True
+    status: int | None = None
+    advice = "It is safe to try again."
+
+
+class ReadTimeoutError(ConnectionLostError, TimeoutError):
+    """The request was sent and its answer didn't come in time; it may safely be repeated."""
+
+
+class OutcomeUnknownError(PlaidRelayError):
+    """Plaid may have carried the call out, and no answer arrived that tells.
+
+    Attributes:
+        status: the HTTP status of the answer, where one came.
+        error_type: Plaid's, where the answer had one.
+        error_code: Plaid's, where the answer had one.
+        error_message: Plaid's, where the answer had one.
+        request_id: Plaid's, where the answer had one; Plaid's support can look it up.
+        documentation_url: Plaid's, where the answer had one.
+        retry_after: the server's delay in seconds, where it gave one.
+        body: what arrived of a success that can't be read, as a secret: a token may be in it.
+    """
+
+    sent = True
+    status: int | None = None
+    error_type: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    request_id: str | None = None
+    documentation_url: str | None = None
+    retry_after: float | None = None
+    body: SecretBytes | None = None
+    advice = (
+        "It may have been carried out, and Plaid can't be asked: it neither lists nor finds what was made. "
+        "Decide: call again and accept that there may be two, or give Plaid's support the time and request_id."
+    )
+
+
+class ResponseDecodeError(PlaidRelayError):
+    """Plaid answered with success, and the answer isn't what its specification promises.
+
+    Attributes:
+        path: where in the JSON it went wrong, such as `$.report.items[0].accounts`.
+        status: the HTTP status.
+        request_id: Plaid's, where it could be read.
+        body: the answer, as a secret.
+    """
+
+    sent = True
+    path: str = "$"
+    status: int | None = None
+    request_id: str | None = None
+    body: SecretBytes | None = None
+    advice = "Please report it to this package, with the JSON path and without the answer."
+
+
+class PlaidAPIError(PlaidRelayError):
+    """Plaid, or something on the way to it, answered with an error. See https://plaid.com/docs/errors/.
+
+    Attributes:
+        status: the HTTP status.
+        error_type: Plaid's broad category, such as `INVALID_INPUT`; `None` if the answer wasn't Plaid's.
+        error_code: Plaid's code, such as `INVALID_API_KEYS`.
+        error_message: for developers; Plaid says that its wording may change.
+        display_message: for users, often `None`.
+        request_id: to be given to Plaid's support.
+        documentation_url: Plaid's page about the error.
+        suggested_action: Plaid's advice, often `None`.
+        causes: the errors of single Items, as Plaid sent them.
+        retry_after: the server's delay in seconds, where it gave one.
+    """
+
+    sent = True
+    status: int | None = None
+    error_type: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    display_message: str | None = None
+    request_id: str | None = None
+    documentation_url: str | None = None
+    suggested_action: str | None = None
+    causes: tuple[Any, ...] = ()
+    retry_after: float | None = None
+
+
+class InvalidRequestError(PlaidAPIError):
+    """Plaid refused the request as it stands: a field, a token or an operation is wrong."""
+
+    advice = "Mend the request; the same one will be refused again."
+
+
+class AuthenticationError(PlaidAPIError):
+    """Plaid doesn't take these credentials, or they don't reach this far."""
+
+    advice = (
+        "Check the client id, the secret and that the secret belongs to this environment; "
+        "ask Plaid to enable the operation if they are right."
+    )
+
+
+class RateLimitError(PlaidAPIError):
+    """Plaid's limit was met, or an allocation is used up (`CREDITS_EXHAUSTED`).
+
+    Attributes:
+        retry_after: seconds to wait, where the server said; a call before that will be refused again.
+        gave_up_waiting: the pauses that were asked for are longer than the retry policy's `max_pause`.
+    """
+
+    gave_up_waiting: bool = False
+    advice = "Wait as long as retry_after says (or a minute) before the next call of this operation."
+
+
+class ReportNotReadyError(PlaidAPIError):
+    """The report is still being generated (`PRODUCT_NOT_READY`); it takes seconds to a minute."""
+
+    advice = "Wait for the PRODUCT_READY webhook, or ask again in a few seconds."
+
+
+class AssetReportError(PlaidAPIError):
+    """The report can't be made, or not be given as asked."""
+
+    advice = "See `causes` for the Items at fault; make a new report once they are mended."
+
+
+class ItemError(PlaidAPIError):
+    """An Item or its institution is in a state that only the person, or the bank, can change."""
+
+    advice = "Let the person go through Link's update mode, or try later if the bank is down."
+
+
+class PlaidServerError(PlaidAPIError):
+    """Plaid, or a server before it, is in trouble. The call is a read, or surely wasn't carried out."""
+
+    advice = "Try again later; https://status.plaid.com says when."
+
+
+# Which class says what, by Plaid's own advice: error_code first, then error_type, then the status
+# (https://plaid.com/docs/errors/). A type that none of this package's operations is documented to
+# give stays a plain PlaidAPIError.
+_BY_TYPE_AND_CODE: dict[tuple[str, str], type[PlaidAPIError]] = {
+    ("ITEM_ERROR", "PRODUCT_NOT_READY"): ItemError,
+}
+_BY_CODE: dict[str, type[PlaidAPIError]] = {
+    "PRODUCT_NOT_READY": ReportNotReadyError,
+    "INVALID_API_KEYS": AuthenticationError,
+    "UNAUTHORIZED_ENVIRONMENT": AuthenticationError,
+    "UNAUTHORIZED_ROUTE_ACCESS": AuthenticationError,
+    "INVALID_PRODUCT": AuthenticationError,
+    "INSIGHTS_NOT_ENABLED": AuthenticationError,
+    "USER_PERMISSION_REVOKED": ItemError,
+    "ADDITIONAL_CONSENT_REQUIRED": ItemError,
+}
+_BY_TYPE: dict[str, type[PlaidAPIError]] = {
+    "INVALID_REQUEST": InvalidRequestError,
+    "INVALID_INPUT": InvalidRequestError,
+    "INVALID_RESULT": InvalidRequestError,
+    "SANDBOX_ERROR": InvalidRequestError,
+    "IDEMPOTENCY_ERROR": InvalidRequestError,
+    "OAUTH_ERROR": AuthenticationError,
+    "PARTNER_ERROR": AuthenticationError,
+    "RATE_LIMIT_EXCEEDED": RateLimitError,
+    "ASSET_REPORT_ERROR": AssetReportError,
+    "ASSETS_ERROR": AssetReportError,
+    "ITEM_ERROR": ItemError,
+    "INSTITUTION_ERROR": ItemError,
+    "API_ERROR": PlaidServerError,
+    **dict.fromkeys(
+        (
+            "BANK_TRANSFER_ERROR",
+            "BASE_REPORT_ERROR",
+            "CHECK_REPORT_ERROR",
+            "CONSUMER_REPORT_ERROR",
+            "CRA_MONITORING_ERROR",
+            "CRA_PARTNER_INSIGHTS_ERROR",
+            "CRA_REPORT_ERROR",
+            "CREDIT_PROFILE_REPORT_ERROR",
+            "ENCOMPASS_ERROR",
+            "ENRICH_ERROR",
+            "FRAUD_INSIGHTS_ERROR",
+            "FREDDIE_MAC_ERROR",
+            "INCOME_VERIFICATION_ERROR",
+            "LINK_DELIVERY_ERROR",
+            "MICRODEPOSITS_ERROR",
+            "PAYMENT_ERROR",
+            "PROFILE_ERROR",
+            "RECAPTCHA_ERROR",
+            "RECURRING_TRANSACTIONS_ERROR",
+            "SIGNAL_ERROR",
+            "STATEMENTS_ERROR",
+            "TRANSACTIONS_ERROR",
+            "TRANSACTION_ERROR",
+            "TRANSFER_ERROR",
+            "TRANSFER_RECURRING_ERROR",
+            "TRANSFER_REFUND_ERROR",
+            "USER_ERROR",
+        ),
+        PlaidAPIError,
+    ),
+}
+_BY_STATUS: dict[int, type[PlaidAPIError]] = {
+    401: AuthenticationError,
+    403: AuthenticationError,
+    429: RateLimitError,
+}
+
+# Errors that every partner of a batch would meet alike.
+_SHARED_CODES = frozenset(
+    {"INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ROUTE_ACCESS", "CREDITS_EXHAUSTED"}
+)
+# 429s that no waiting mends (https://plaid.com/docs/errors/rate-limit-exceeded/).
+_LASTING_LIMITS = frozenset({"CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"})
+
+
+def class_for(error_type: str | None, error_code: str | None, status: int) -> type[PlaidAPIError]:
+    """Choose the exception for an error answer: by code, then by type, then by HTTP status."""
+    by_pair = _BY_TYPE_AND_CODE.get((error_type or "", error_code or ""))
+    found = by_pair or _BY_CODE.get(error_code or "") or _BY_TYPE.get(error_type or "")
+    if found is not None:
+        return found
+    if status >= 500:
+        return PlaidServerError
+    return _BY_STATUS.get(status, InvalidRequestError if status >= 400 else PlaidAPIError)
+
+
+def refused_for_now(error: PlaidRelayError) -> bool:
+    """Tell whether the server said that it carried nothing out, and that a later try may pass.
+
+    That is a 429 (but for allocations that are used up) and Plaid's own `PLANNED_MAINTENANCE`.
+    """
+    if not isinstance(error, PlaidAPIError):
+        return False
+    if error.status == 429:
+        return error.error_code not in _LASTING_LIMITS
+    return error.error_type == "API_ERROR" and error.error_code == "PLANNED_MAINTENANCE"
+
+
+def concerns_everyone(error: PlaidRelayError) -> bool:
+    """Tell whether every other request of a batch would meet this error as well."""
+    return isinstance(error, PlaidAPIError) and (
+        error.error_code in _SHARED_CODES or (error.error_code or "").startswith("UNAUTHORIZED_")
+    )

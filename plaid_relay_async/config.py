@@ -7,12 +7,12 @@ import ipaddress
 import os
 import ssl as tls
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from attrs import evolve, field, frozen, validators
+from attrs import Attribute, evolve, field, frozen
 
-from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.errors import ConfigurationError, sealed_init
 
 __version__ = "0.1.0"
 
@@ -35,14 +35,14 @@ class Environment(enum.StrEnum):
         return f"https://{self.value}.plaid.com"
 
 
-def _header_value(_: object, attribute: object, value: object) -> None:
-    name = getattr(attribute, "name", "value")
+def _header_value(_: object, attribute: Attribute[str], value: object) -> None:
     if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{name} must be a string that isn't empty")
+        raise ConfigurationError(f"{attribute.name} must be a string that isn't empty")
     if not (value.isascii() and value.isprintable()) or " " in value:
-        raise ConfigurationError(f"{name} holds white space or characters that no header can carry")
+        raise ConfigurationError(f"{attribute.name} holds white space or characters that no header can carry")
 
 
+@sealed_init
 @frozen
 class Credentials:
     """A client id and its secret, of one environment; the secret shows in no repr.
@@ -55,14 +55,27 @@ class Credentials:
     secret: str = field(validator=_header_value, repr=False)
 
 
+@sealed_init
+@frozen
+class GatewayKey:
+    """What a gateway knows its caller by; it shows in no repr."""
+
+    gateway_key: str = field(validator=_header_value, repr=False)
+
+
 CredentialsSource: TypeAlias = Credentials | Callable[[], Awaitable[Credentials]]
+Identity: TypeAlias = CredentialsSource | GatewayKey
 
 
-def _seconds(_: object, attribute: object, value: object) -> None:
-    name = getattr(attribute, "name", "value")
+def _seconds(_: object, attribute: Attribute[Any], value: object) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < float("inf"):  # type: ignore[operator]  # number says that it can be compared
-        raise ConfigurationError(f"{name} must be a number of seconds above 0, not {value!r}")
+    if not number or not 0 < float(str(value)) < float("inf"):
+        raise ConfigurationError(f"{attribute.name} must be a number of seconds above 0, not {value!r}")
+
+
+def _seconds_or_none(timeouts: object, attribute: Attribute[Any], value: object) -> None:
+    if value is not None:
+        _seconds(timeouts, attribute, value)
 
 
 @frozen(kw_only=True)
@@ -82,7 +95,7 @@ class Timeouts:
     connect: float = field(default=5.0, validator=_seconds)
     read: float = field(default=30.0, validator=_seconds)
     slow_read: float = field(default=120.0, validator=_seconds)
-    total: float | None = field(default=300.0, validator=validators.optional(_seconds))
+    total: float | None = field(default=300.0, validator=_seconds_or_none)
     drain: float = field(default=10.0, validator=_seconds)
 
     def within(self, total: float | None) -> Timeouts:
@@ -90,9 +103,14 @@ class Timeouts:
         return self if total is None else evolve(self, total=total)
 
 
-def _at_least_one(_: object, attribute: object, value: object) -> None:
+def check_count(name: str, value: object) -> None:
+    """Raise `ConfigurationError` unless the value is a whole number from 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{getattr(attribute, 'name', 'value')} must be a whole number from 1")
+        raise ConfigurationError(f"{name} must be a whole number from 1, not {value!r}")
+
+
+def _at_least_one(_: object, attribute: Attribute[int], value: object) -> None:
+    check_count(attribute.name, value)
 
 
 def _replay(_: object, __: object, value: object) -> None:
@@ -170,38 +188,29 @@ def resolve_base_url(base_url: str | None, environment: Environment | str | None
         raise ConfigurationError(f"environment (PLAID_ENV) must be {known}, not {name!r}") from None
 
 
-def resolve_credentials(credentials: CredentialsSource | None) -> CredentialsSource:
-    """Who calls: the argument, or PLAID_CLIENT_ID and PLAID_SECRET.
+def resolve_identity(credentials: CredentialsSource | None, gateway_key: str | None) -> Identity:
+    """Who calls: an argument, or PLAID_CLIENT_ID and PLAID_SECRET.
 
     Raises:
-        ConfigurationError: neither says.
+        ConfigurationError: nothing says, or two arguments do.
     """
-    if credentials is not None:
-        if not isinstance(credentials, Credentials) and not callable(credentials):
-            raise ConfigurationError("credentials must be Credentials or an async callable that gives them")
-        return credentials
-    client_id, secret = os.environ.get("PLAID_CLIENT_ID"), os.environ.get("PLAID_SECRET")
-    if not client_id or not secret:
-        missing = " and ".join(
-            name for name, value in (("PLAID_CLIENT_ID", client_id), ("PLAID_SECRET", secret)) if not value
-        )
+    if gateway_key is not None and credentials is not None:
+        raise ConfigurationError("pass credentials or a gateway_key, not both: the gateway has its own")
+    if gateway_key is not None:
+        return GatewayKey(gateway_key)
+    if credentials is None:
+        return _credentials_from_environment()
+    if not isinstance(credentials, Credentials) and not callable(credentials):
+        raise ConfigurationError("credentials must be Credentials or an async callable that gives them")
+    return credentials
+
+
+def _credentials_from_environment() -> Credentials:
+    names = ("PLAID_CLIENT_ID", "PLAID_SECRET")
+    missing = " and ".join(name for name in names if not os.environ.get(name))
+    if missing:
         raise ConfigurationError(f"no credentials: pass Credentials(client_id, secret), or set {missing}")
-    return Credentials(client_id, secret)
-
-
-def check_gateway_key(key: str) -> str:
-    """Give the key.
-
-    Raises:
-        ConfigurationError: it is empty or can't be sent as a header.
-    """
-    _header_value(None, _Named("gateway_key"), key)
-    return key
-
-
-@frozen
-class _Named:
-    name: str
+    return Credentials(*(os.environ[name] for name in names))
 
 
 def check_tls(context: tls.SSLContext | None) -> tls.SSLContext | None:

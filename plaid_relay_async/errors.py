@@ -10,9 +10,10 @@
     ├── ConnectionLostError      a read was sent and never answered: try again (also a ConnectionError)
     │   └── ReadTimeoutError     the same, because time ran out (also a TimeoutError)
     ├── OutcomeUnknownError      Plaid may or may not have acted: find out before you try again
+    ├── BatchStoppedError        the input, the journal or a callback raised: see its `result`
     ├── ResponseDecodeError      Plaid answered something that can't be read: report it
     └── PlaidAPIError            Plaid answered with an error
-        ├── InvalidRequestError  mend the request
+        ├── InvalidRequestError  mend the request (also a ValueError)
         ├── AuthenticationError  mend the credentials or ask Plaid for access
         ├── RateLimitError       wait
         ├── ReportNotReadyError  wait for the report
@@ -25,7 +26,14 @@ No error's text, arguments or repr holds a secret or a token.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class SecretBytes:
@@ -72,7 +80,7 @@ class PlaidRelayError(Exception):
             setattr(self, name, value)
 
     def __str__(self) -> str:
-        told = (f"{name}={value}" for name in _TOLD if (value := getattr(self, name, None)) is not None)
+        told = (f"{name}={value}" for name in _TOLD if (value := getattr(self, name, None)))
         return f"{self.args[0]} [{', '.join((_SENT[self.sent], *told))}] {self.advice}"
 
 
@@ -150,7 +158,7 @@ class OutcomeUnknownError(PlaidRelayError):
     body: SecretBytes | None = None
     advice = (
         "It may have been carried out, and Plaid can't be asked: it neither lists nor finds what was made. "
-        "Decide: call again and accept that there may be two, or give Plaid's support the time and request_id."
+        "Decide: call again and accept that there may be two, or ask Plaid's support."
     )
 
 
@@ -170,6 +178,18 @@ class ResponseDecodeError(PlaidRelayError):
     request_id: str | None = None
     body: SecretBytes | None = None
     advice = "Please report it to this package, with the JSON path and without the answer."
+
+
+class BatchStoppedError(PlaidRelayError):
+    """A batch broke off: its input, its journal or a callback raised; that error is the `__cause__`.
+
+    Attributes:
+        result: the `BatchResult`, with every outcome that there was and that no loop was handed.
+    """
+
+    sent = None
+    result: Any = None
+    advice = "What was created is in `result`; what wasn't taken from the input is still there."
 
 
 class PlaidAPIError(PlaidRelayError):
@@ -201,8 +221,11 @@ class PlaidAPIError(PlaidRelayError):
     retry_after: float | None = None
 
 
-class InvalidRequestError(PlaidAPIError):
-    """Plaid refused the request as it stands: a field, a token or an operation is wrong."""
+class InvalidRequestError(PlaidAPIError, ValueError):
+    """The request can't pass as it stands: a field, a token or an operation is wrong.
+
+    Plaid said so, or, with `sent` False, this package did before anything was sent.
+    """
 
     advice = "Mend the request; the same one will be refused again."
 
@@ -250,6 +273,27 @@ class PlaidServerError(PlaidAPIError):
     """Plaid, or a server before it, is in trouble. The call is a read, or surely wasn't carried out."""
 
     advice = "Try again later; https://status.plaid.com says when."
+
+
+def sealed(function: Callable[P, T]) -> Callable[P, T]:
+    """Keep secrets out of a rendered traceback: drop the frames that held them as plain arguments."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except PlaidRelayError as error:
+            refusal = error.with_traceback(None)
+        del args, kwargs
+        raise refusal
+
+    return call
+
+
+def sealed_init(cls: type[T]) -> type[T]:
+    """The same for the making of a record."""
+    cls.__init__ = sealed(cls.__init__)  # type: ignore[method-assign]  # the one attribute that attrs wrote itself
+    return cls
 
 
 # Which class says what, by Plaid's own advice: error_code first, then error_type, then the status

@@ -1,0 +1,146 @@
+"""The session manager: one aiohttp pool, owned or borrowed, opened and closed once."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import warnings
+import weakref
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from plaid_relay_async.config import check_tls
+from plaid_relay_async.errors import ClientClosedError, ConfigurationError
+
+if TYPE_CHECKING:
+    import ssl as tls
+
+
+class State(enum.Enum):
+    """A client's life: it is opened once and closed once."""
+
+    NEW = "not open yet"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+# Borrowed pools may be shared by several clients, which then have to share the count of connections, too.
+_borrowed: weakref.WeakKeyDictionary[aiohttp.BaseConnector, asyncio.Semaphore] = weakref.WeakKeyDictionary()
+
+
+class SessionManager:
+    """Owns an `aiohttp.ClientSession`, or borrows the caller's and never closes it.
+
+    Args:
+        session: the caller's session; its TLS, proxy and cookie settings are the caller's, too.
+        connections: how many an owned pool holds at most; further calls queue before they ask it.
+        ssl: a context with one's own CA bundle, for an owned pool.
+        proxy: a proxy's URL, for an owned pool.
+        trust_env: whether an owned pool takes proxies from the environment, and passwords from `.netrc`.
+
+    Raises:
+        ConfigurationError: the arguments contradict each other, or the context doesn't verify.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession | None = None,
+        *,
+        connections: int = 100,
+        ssl: tls.SSLContext | None = None,
+        proxy: str | None = None,
+        trust_env: bool = False,
+    ) -> None:
+        if session is not None and (ssl is not None or proxy is not None or trust_env):
+            raise ConfigurationError(
+                "ssl, proxy and trust_env belong to the session that you lend: set them there"
+            )
+        if connections < 1:
+            raise ConfigurationError("connections must be a whole number from 1")
+        self._owned = session is None
+        self._session = session
+        self._connections = connections
+        self._ssl = check_tls(ssl)
+        self._proxy = proxy
+        self._trust_env = trust_env
+        self._state = State.NEW
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._slots = asyncio.Semaphore(connections)
+
+    async def open(self) -> None:
+        """Open the pool inside the running loop.
+
+        Raises:
+            ClientClosedError: it was opened before, or the borrowed session is closed.
+        """
+        if self._state is State.OPEN:
+            raise ClientClosedError("this client is open already: one `async with` is enough")
+        if self._state is State.CLOSED:
+            raise ClientClosedError("this client was closed: a closed client stays closed, make a new one")
+        if self._session is None:
+            self._session = self._make()
+        elif self._session.closed:
+            raise ClientClosedError("the aiohttp session that this client borrowed is closed")
+        else:
+            self._slots = _slots_of(self._session)
+        self._loop = asyncio.get_running_loop()
+        self._state = State.OPEN
+
+    def _make(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._connections, ssl=self._ssl or True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            proxy=self._proxy,
+            trust_env=self._trust_env,
+        )
+
+    async def close(self) -> None:
+        """Close an owned pool; a borrowed one stays open. More than once is harmless.
+
+        A cancellation while the pool closes is kept until it is closed.
+        """
+        was, self._state = self._state, State.CLOSED
+        if was is not State.OPEN or not self._owned or self._session is None:
+            return
+        closing = asyncio.ensure_future(self._session.close())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing
+            raise
+
+    @property
+    def slots(self) -> asyncio.Semaphore:
+        """As many as the pool has connections: whoever holds one doesn't queue in the pool."""
+        return self._slots
+
+    def get(self) -> aiohttp.ClientSession:
+        """Give the open session.
+
+        Raises:
+            ClientClosedError: it isn't open, or not in this event loop.
+        """
+        if self._state is not State.OPEN or self._session is None:
+            raise ClientClosedError(f"this client is {self._state.value}")
+        if self._loop is not asyncio.get_running_loop():
+            raise ClientClosedError("this client was opened in another event loop: open one in each loop")
+        if self._session.closed:
+            raise ClientClosedError("the aiohttp session that this client borrowed was closed meanwhile")
+        return self._session
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", None) is State.OPEN and self._owned:
+            warnings.warn(
+                "a RelayClient was never closed: use `async with`, or await its close()",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+
+def _slots_of(session: aiohttp.ClientSession) -> asyncio.Semaphore:
+    connector = session.connector
+    if connector is None or not connector.limit:
+        return asyncio.Semaphore(2**31)
+    return _borrowed.setdefault(connector, asyncio.Semaphore(connector.limit))

@@ -1,0 +1,433 @@
+"""From a call to its attempts: queueing, the wire, and whether to try again.
+
+This is the one module that knows backoff, and, with `session`, the one that knows aiohttp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+import aiohttp
+import backoff
+from attrs import define
+
+from plaid_relay_async import codec
+from plaid_relay_async.codec import Answer, Endpoint, Replay
+from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, Credentials, GatewayKey, RetryPolicy
+from plaid_relay_async.errors import (
+    ClientClosedError,
+    ConfigurationError,
+    ConnectionLostError,
+    NotSentError,
+    OutcomeUnknownError,
+    PlaidAPIError,
+    PlaidRelayError,
+    RateLimitError,
+    ReadTimeoutError,
+    refused_for_now,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+
+    from plaid_relay_async.config import Identity, Timeouts
+    from plaid_relay_async.session import SessionManager
+
+R = TypeVar("R")
+
+_HEADERS = {"Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
+
+
+class RateLimiter(Protocol):
+    """Anything that lets attempts through at a rate.
+
+    A limiter may also have a plain method `limited(endpoint, retry_after)`, which is called on each 429.
+    """
+
+    async def acquire(self, endpoint: str) -> None:
+        """Wait until one more attempt at the endpoint, such as `/credit/relay/create`, may be made."""
+        ...
+
+
+class Permit(Protocol):
+    """What a batch gives to a call that it makes: leave to send, and an ear for what became of an attempt."""
+
+    async def begin(self) -> None:
+        """An attempt is about to leave. May raise to forbid it."""
+        ...
+
+    def spared(self, error: PlaidRelayError) -> None:
+        """The attempt surely wasn't carried out, and another is planned. May raise to forbid that."""
+        ...
+
+
+@define(eq=False, repr=False)
+class _Call(Generic[R]):
+    endpoint: Endpoint[Any, R]
+    request: Any
+    policy: RetryPolicy
+    permit: Permit | None
+    http_timeout: aiohttp.ClientTimeout
+    deadline: float | None
+    tries: int = 0
+    refusals: int = 0
+    attempts: int = 0
+    perhaps_done: PlaidRelayError | None = None
+
+    @property
+    def patient(self) -> bool:
+        """Whether pauses are queueing, as in a batch."""
+        return self.permit is not None
+
+    @property
+    def counted(self) -> int:
+        """The tries that the policy bounds."""
+        return self.tries - self.refusals
+
+    def has_time_for(self, wait: float, now: float) -> bool:
+        return self.deadline is None or now + wait < self.deadline
+
+    def queued(self, seconds: float) -> None:
+        if self.deadline is not None:
+            self.deadline += seconds
+
+
+@define(eq=False)
+class _Pause:
+    """What the server asked of everybody who calls one operation."""
+
+    until: float = 0.0
+    total: float = 0.0
+    streak: int = 0
+
+    def left(self, now: float) -> float:
+        return self.until - now
+
+    def extend(self, now: float, delay: float) -> None:
+        if now >= self.until:
+            self.streak += 1
+        until = max(self.until, now + delay)
+        self.total += until - max(self.until, now)
+        self.until = until
+
+    def end(self) -> None:
+        self.total, self.streak = 0.0, 0
+
+
+class _Again(Exception):  # noqa: N818  # not an error: it tells backoff how long to wait
+    def __init__(self, wait: float) -> None:
+        super().__init__(wait)
+        self.wait = wait
+
+
+def _as_told() -> Generator[float, Any, None]:
+    again: _Again = yield 0.0
+    while True:
+        again = yield again.wait
+
+
+@define(eq=False, repr=False)
+class _Signature:
+    headers: dict[str, str]
+    fields: dict[str, str]
+    secret: str
+
+
+@contextlib.contextmanager
+def _of_the_caller(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise NotSentError(f"{what} raised {type(error).__name__}") from error
+
+
+class _Body(aiohttp.BytesPayload):
+    """The request's body; it notes the moment at which aiohttp begins to hand it to the network."""
+
+    left = False
+
+    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+        self.left = True
+        await super().write_with_length(writer, content_length)
+
+
+class Transport:
+    """Makes calls: one method, `call`, for all operations."""
+
+    def __init__(
+        self,
+        session: SessionManager,
+        *,
+        base_url: str,
+        identity: Identity,
+        credentials_in: Literal["headers", "body"],
+        timeouts: Timeouts,
+        retry: RetryPolicy,
+        rate_limiter: RateLimiter | None,
+    ) -> None:
+        self._session = session
+        self._base_url = base_url
+        self._who = identity
+        self._credentials_in = credentials_in
+        self._timeouts = timeouts
+        self._quick = _http_timeout(timeouts.connect, timeouts.read)
+        self._slow = _http_timeout(timeouts.connect, timeouts.slow_read)
+        self._retry = retry
+        self._limiter = rate_limiter
+        self._pauses: defaultdict[str, _Pause] = defaultdict(_Pause)
+        self._attempts: Callable[[_Call[Any]], Awaitable[Any]] = backoff.on_exception(
+            _as_told, _Again, jitter=None, logger=None
+        )(self._attempt)
+
+    async def call(
+        self,
+        endpoint: Endpoint[Any, R],
+        request: object,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109  # a deadline over attempts, not around an await
+        retry: RetryPolicy | None = None,
+        permit: Permit | None = None,
+    ) -> R:
+        """Make the call, with as many attempts as the policy and safety allow.
+
+        Args:
+            endpoint: the operation.
+            request: its record.
+            timeout: seconds for the whole call, in place of the client's `Timeouts.total`.
+            retry: in place of the client's policy.
+            permit: a batch's; with it, the server's pauses count against neither time nor attempts.
+
+        Raises:
+            PlaidRelayError: see `plaid_relay_async.errors`; `attempts` says how many were made.
+        """
+        self._session.get()
+        total = self._timeouts.within(timeout).total
+        deadline = None if total is None else _now() + total
+        http_timeout = self._slow if endpoint.slow else self._quick
+        result: R = await self._attempts(
+            _Call(endpoint, request, retry or self._retry, permit, http_timeout, deadline)
+        )
+        return result
+
+    # --------------------------------------------------------------------------------- one attempt
+
+    async def _attempt(self, call: _Call[R]) -> R:
+        call.tries += 1
+        try:
+            async with self._turn(call):
+                signature = await self._sign()
+                answer = await self._post(call, signature)
+            response = codec.read(call.endpoint, answer, call.request, signature.secret)
+        except PlaidRelayError as error:
+            failure = error
+        else:
+            self._pauses[call.endpoint.path].end()
+            return response
+        return self._conclude(call, failure)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, call: _Call[Any]) -> AsyncIterator[None]:
+        """Queue for the server's pause, the limiter and a connection; none of it is time spent on Plaid."""
+        pause, slots = self._pauses[call.endpoint.path], self._session.slots
+        while True:
+            await self._sit_out(call, pause)
+            queued_at = _now()
+            await self._limit(call.endpoint.path)
+            await slots.acquire()
+            call.queued(_now() - queued_at)
+            if pause.left(_now()) <= 0:
+                break
+            slots.release()
+        try:
+            if call.permit is not None:
+                await call.permit.begin()
+            yield
+        finally:
+            slots.release()
+
+    async def _sit_out(self, call: _Call[Any], pause: _Pause) -> None:
+        while (wait := pause.left(now := _now())) > 0:
+            too_long = wait > call.policy.max_pause
+            if too_long or not (call.patient or call.has_time_for(wait, now)):
+                raise RateLimitError(
+                    "Plaid asked for a pause of this operation that is longer than this call may wait",
+                    sent=False,
+                    retry_after=wait,
+                    gave_up_waiting=too_long,
+                )
+            await asyncio.sleep(wait)
+            if call.patient:
+                call.queued(_now() - now)
+
+    async def _limit(self, path: str) -> None:
+        if self._limiter is not None:
+            with _of_the_caller("the rate limiter"):
+                await self._limiter.acquire(path)
+
+    async def _sign(self) -> _Signature:
+        with _of_the_caller("the source of the credentials"):
+            who = await self._who() if callable(self._who) else self._who
+        if isinstance(who, GatewayKey):
+            return _Signature({"Authorization": f"Bearer {who.gateway_key}"}, {}, who.gateway_key)
+        if not isinstance(who, Credentials):
+            raise ConfigurationError(f"credentials gave {type(who).__name__}, not Credentials")
+        if self._credentials_in == "body":
+            return _Signature({}, {"client_id": who.client_id, "secret": who.secret}, who.secret)
+        return _Signature({"PLAID-CLIENT-ID": who.client_id, "PLAID-SECRET": who.secret}, {}, who.secret)
+
+    async def _post(self, call: _Call[Any], signature: _Signature) -> Answer:
+        call.attempts += 1
+        body = _Body(codec.encode(call.request, signature.fields), content_type="application/json")
+        answer: Answer | None = None
+        try:
+            async with (
+                asyncio.timeout_at(call.deadline),
+                self._session.get().post(
+                    self._base_url + call.endpoint.path,
+                    data=body,
+                    headers=_HEADERS | signature.headers,
+                    timeout=call.http_timeout,
+                    allow_redirects=False,
+                    raise_for_status=False,
+                    auto_decompress=True,
+                ) as response,
+            ):
+                answer = Answer(response.status, response.headers)
+                await _receive(response, answer)
+        except ClientClosedError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, the request may have left by then
+            problem = _mapped(error, call, left=body.left)
+        else:
+            return answer
+        if answer is not None:
+            return answer
+        raise problem
+
+    # ------------------------------------------------------------------------------ and what follows
+
+    def _conclude(self, call: _Call[R], error: PlaidRelayError) -> R:
+        """Raise the verdict, or the wait before another attempt; a repeated removal may have its answer."""
+        error.attempts = call.attempts
+        if _perhaps_done(error):
+            call.perhaps_done = error
+        elif call.perhaps_done is not None and _already_removed(call.endpoint, error):
+            return call.endpoint.response(removed=True, inferred=True)  # type: ignore[call-arg]  # the one such record
+        wait = self._wait_before_next(call, error)
+        if wait is None:
+            raise _verdict(call, error)
+        if call.permit is not None and call.perhaps_done is None:
+            call.permit.spared(error)
+        raise _Again(wait)
+
+    def _wait_before_next(self, call: _Call[Any], error: PlaidRelayError) -> float | None:
+        if refused_for_now(error):
+            return self._pause(call, error)
+        if not _repeatable(error, call.policy) or call.counted >= call.policy.attempts:
+            return None
+        wait: float = getattr(error, "retry_after", None) or _curve(call.policy, call.counted)
+        return wait if call.has_time_for(wait, _now()) else None
+
+    def _pause(self, call: _Call[Any], error: PlaidRelayError) -> float | None:
+        """Have everybody who calls this operation wait, and tell whether this call can."""
+        path, asked = call.endpoint.path, getattr(error, "retry_after", None)
+        limited = getattr(self._limiter, "limited", None)
+        if limited is not None:
+            limited(path, asked)
+        pause = self._pauses[path]
+        delay: float = asked or _curve(call.policy, pause.streak + 1)
+        pause.extend(_now(), delay)
+        too_long = max(delay, pause.total) > call.policy.max_pause
+        if call.patient:
+            call.refusals += 1
+            if too_long:
+                raise _gave_up(error)
+            return 0.0
+        fits = call.counted < call.policy.attempts and call.has_time_for(delay, _now())
+        return 0.0 if fits and not too_long else None
+
+
+def _http_timeout(connect: float, read: float) -> aiohttp.ClientTimeout:
+    # aiohttp rounds longer timeouts up to whole seconds unless told otherwise.
+    return aiohttp.ClientTimeout(total=None, connect=connect, sock_read=read, ceil_threshold=float("inf"))
+
+
+async def _receive(response: aiohttp.ClientResponse, answer: Answer) -> None:
+    # No local name holds a piece: it would stand in a traceback that shows locals.
+    while not response.content.at_eof():
+        answer.body += await response.content.readany()
+    answer.cut_off = False
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _curve(policy: RetryPolicy, nth: int) -> float:
+    return backoff.full_jitter(min(policy.max_backoff, policy.backoff * 2.0 ** (nth - 1)))
+
+
+def _perhaps_done(error: PlaidRelayError) -> bool:
+    if isinstance(error, PlaidAPIError):
+        return (error.status or 0) >= 500 and not refused_for_now(error)
+    return isinstance(error, OutcomeUnknownError | ConnectionLostError)
+
+
+def _repeatable(error: PlaidRelayError, policy: RetryPolicy) -> bool:
+    if isinstance(error, OutcomeUnknownError):
+        return policy.replay == "always"
+    return isinstance(error, NotSentError) or _perhaps_done(error)
+
+
+def _already_removed(endpoint: Endpoint[Any, Any], error: PlaidRelayError) -> bool:
+    return (
+        endpoint.replay is Replay.IDEMPOTENT
+        and isinstance(error, PlaidAPIError)
+        and codec.says_no_such_token(error)
+    )
+
+
+def _verdict(call: _Call[Any], error: PlaidRelayError) -> PlaidRelayError:
+    """An attempt that may have been carried out outweighs what a later one was told."""
+    if call.endpoint.replay is Replay.CREATES and call.perhaps_done is not None:
+        call.perhaps_done.attempts = call.attempts
+        return call.perhaps_done
+    return error
+
+
+def _gave_up(error: PlaidRelayError) -> RateLimitError:
+    facts = {name: value for name, value in vars(error).items() if name != "advice"}
+    return RateLimitError(str(error.args[0]), **facts, gave_up_waiting=True)
+
+
+# What happened, in words of our own: the texts of aiohttp's errors may name a proxy and its password.
+_PHRASES: tuple[tuple[type[BaseException], str], ...] = (
+    (aiohttp.ClientConnectorCertificateError, "the server's certificate isn't trusted"),
+    (aiohttp.ClientSSLError, "TLS failed"),
+    (aiohttp.ClientConnectorDNSError, "the name isn't known"),
+    (aiohttp.ClientProxyConnectionError, "the proxy can't be reached"),
+    (aiohttp.ClientHttpProxyError, "the proxy refused"),
+    (TimeoutError, "time ran out"),
+    (aiohttp.ServerDisconnectedError, "the connection was closed before an answer came"),
+    (aiohttp.ClientConnectorError, "no connection can be made"),
+    (aiohttp.ClientOSError, "the connection failed"),
+    (OSError, "the connection failed"),
+    (aiohttp.ClientPayloadError, "the answer broke off"),
+    (aiohttp.ClientResponseError, "the answer isn't HTTP"),
+    (aiohttp.ClientConnectionError, "the connection failed"),
+)
+
+
+def _mapped(error: Exception, call: _Call[Any], *, left: bool) -> PlaidRelayError:
+    phrase = next((words for cls, words in _PHRASES if isinstance(error, cls)), "the request failed")
+    text = f"{phrase} ({type(error).__name__})"
+    errno = getattr(error, "errno", None)
+    if not left:
+        return NotSentError(f"the request never left: {text}", errno=errno)
+    if call.endpoint.replay is Replay.CREATES:
+        return OutcomeUnknownError(f"the request was sent, and {text}")
+    cls = ReadTimeoutError if isinstance(error, TimeoutError) else ConnectionLostError
+    return cls(f"the request was sent, and {text}", errno=errno)

@@ -1,0 +1,127 @@
+"""The map of the package as data, and the checks that hold the code against it."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PACKAGE = "plaid_relay_async"
+CORE = ("errors", "models", "config", "codec", "session", "transport", "batch")
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a module, or a subpackage as a whole, may import."""
+
+    package: tuple[str, ...] = ()
+    third_party: tuple[str, ...] = ()
+
+
+MAP = {
+    "errors": Room(),
+    "models": Room(("errors",), ("attrs",)),
+    "config": Room(("errors",), ("attrs",)),
+    "codec": Room(("errors", "models"), ("attrs", "cattrs")),
+    "session": Room(("config", "errors"), ("aiohttp",)),
+    "transport": Room(("config", "errors", "codec", "session"), ("aiohttp", "attrs", "backoff")),
+    "batch": Room(("errors", "models"), ("attrs",)),
+    "client": Room(CORE, ("aiohttp",)),
+    "simulator": Room((), ("aiohttp", "attrs")),
+    "cli": Room((*CORE, "client", "simulator", "__init__"), ("aiohttp", "attrs", "cyclopts", "rich")),
+    "__init__": Room((*CORE, "client")),
+}
+
+# What a plain `import plaid_relay_async` leaves alone.
+LAZY = (
+    "aiohttp.web",
+    "cyclopts",
+    "rich",
+    "sqlalchemy",
+    "jwt",
+    "redis",
+    "opentelemetry",
+    f"{PACKAGE}.simulator",
+    f"{PACKAGE}.cli",
+    f"{PACKAGE}.gateway",
+)
+
+
+@dataclass
+class Tree:
+    """The package's modules under a folder, with what each imports."""
+
+    root: Path
+    imports: dict[str, set[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for path in sorted(self.root.rglob("*.py")):
+            parts = path.relative_to(self.root).with_suffix("").parts
+            self.imports[".".join(parts)] = set(_imported(path, parts))
+
+
+def _imported(path: Path, parts: tuple[str, ...]) -> list[str]:
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join((PACKAGE, *parts[: -node.level], *filter(None, [base])))
+            found += [f"{base}.{alias.name}" for alias in node.names]
+    return found
+
+
+def _room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def _target(tree: Tree, imported: str) -> str:
+    """The module of the package that an import reaches: itself, or the one that has the name."""
+    inside = imported.removeprefix(PACKAGE).strip(".")
+    for candidate in (inside, f"{inside}.__init__".strip(".")):
+        if candidate in tree.imports:
+            return candidate
+    return _target(tree, imported.rpartition(".")[0])
+
+
+def against_the_map(tree: Tree) -> list[str]:
+    """Imports that the map doesn't allow, and modules that it doesn't know."""
+    problems = [f"unknown module {name}" for name in tree.imports if _room(name) not in MAP]
+    for module, imported in tree.imports.items():
+        allowed = MAP.get(_room(module), Room())
+        for name in sorted(imported):
+            top = name.split(".")[0]
+            if top == PACKAGE:
+                target = _room(_target(tree, name))
+                if target not in {_room(module), *allowed.package}:
+                    problems.append(f"{module} imports {target}")
+            elif top not in sys.stdlib_module_names and top not in allowed.third_party:
+                problems.append(f"{module} imports {top}")
+    return problems
+
+
+def circles(tree: Tree) -> list[str]:
+    """Modules that import each other."""
+    graph = {module: _modules_in(tree, module) for module in tree.imports}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return [" -> ".join(error.args[1])]
+    return []
+
+
+def _modules_in(tree: Tree, module: str) -> set[str]:
+    ours = (name for name in tree.imports[module] if name.split(".")[0] == PACKAGE)
+    return {target for name in ours if (target := _target(tree, name)) != module}
+
+
+def loaded_too_early(folder: Path) -> list[str]:
+    """What `import plaid_relay_async`, as it lies in the folder, loads and should not."""
+    program = f"import sys; sys.path.insert(0, {str(folder)!r}); import {PACKAGE}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-Ic", program], capture_output=True, text=True, check=True)
+    return sorted(set(LAZY) & set(run.stdout.split()))

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+from plaid_relay_async import Credentials, RelayClient, RetryPolicy
+from plaid_relay_async.simulator import Simulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+# The official client is tested in a nox session of its own, where it is installed.
+collect_ignore = ["plaid_python"]
+
+OWNER = Credentials("owner", "secret-of-the-owner")
+PARTNER = Credentials("partner", "secret-of-the-partner")
+QUICK = RetryPolicy(backoff=0.001, max_backoff=0.002)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rounds", type=int, default=3, help="how often tests with random moments are repeated")
+    parser.addoption("--specification", help="path of Plaid's OpenAPI document; tests against it skip without")
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A blocking call of the package inside of the event loop is an error.
+
+    The command is left out: it writes a line of a file at a time, before anything else may happen.
+    """
+    if "cli" in request.path.parts:
+        yield
+        return
+    with blockbuster_ctx("plaid_relay_async"):
+        yield
+
+
+@pytest.fixture
+async def plaid() -> AsyncIterator[Simulator]:
+    async with Simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def client(plaid: Simulator) -> AsyncIterator[RelayClient]:
+    async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def partner(plaid: Simulator) -> AsyncIterator[RelayClient]:
+    async with RelayClient(PARTNER, base_url=plaid.url, retry=QUICK) as opened:
+        yield opened
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--rounds"))
+
+
+@pytest.fixture
+def every_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """All loggers at DEBUG: the package's, aiohttp's, asyncio's and backoff's."""
+    caplog.set_level(logging.DEBUG)
+    for name in ("aiohttp", "asyncio", "backoff", "plaid_relay_async"):
+        caplog.set_level(logging.DEBUG, logger=name)
+    return caplog

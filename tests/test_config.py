@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import ssl
+
+import pytest
+
+from plaid_relay_async import ConfigurationError, Credentials, Environment, RelayClient, RetryPolicy, Timeouts
+from plaid_relay_async.config import GatewayKey, check_tls, resolve_base_url, resolve_identity
+
+VARIABLES = ("PLAID_CLIENT_ID", "PLAID_SECRET", "PLAID_ENV", "PLAID_BASE_URL")
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_sandbox_unless_said_otherwise(monkeypatch):
+    """Arguments come first, then PLAID_BASE_URL, then PLAID_ENV, then the sandbox."""
+    assert resolve_base_url(None, None) == "https://sandbox.plaid.com"
+    monkeypatch.setenv("PLAID_ENV", "production")
+    assert resolve_base_url(None, None) == "https://production.plaid.com"
+    monkeypatch.setenv("PLAID_BASE_URL", "https://gateway.example/plaid/")
+    assert resolve_base_url(None, None) == "https://gateway.example/plaid"
+    assert resolve_base_url(None, "sandbox") == "https://sandbox.plaid.com"
+    assert resolve_base_url(None, Environment.PRODUCTION) == "https://production.plaid.com"
+    assert resolve_base_url("http://127.0.0.1:9/", Environment.PRODUCTION) == "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("sandbox.plaid.com", "must start with https://"),
+        ("ftp://plaid.com", "must start with https://"),
+        ("https://", "name a host"),
+        ("https://[", "isn't a URL"),
+        ("https://h:99999", "isn't a URL"),
+        ("https://user:word@h", "nothing else"),
+        ("https://h/?x=1", "nothing else"),
+        ("https://h/#x", "nothing else"),
+        ("http://example.com", "plain http to example.com"),
+        ("http://127.0.0.1.example.com", "plain http"),
+        ("http://10.0.0.1", "plain http"),
+    ],
+)
+def test_an_address_that_is_wrong_or_unsafe_is_refused(url, problem):
+    """Credentials go over TLS, or to this machine, and to an address that is only an address."""
+    with pytest.raises(ConfigurationError, match="base_url") as caught:
+        resolve_base_url(url, None)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:1", "http://x.localhost", "http://[::1]:5", "http://127.8.0.1"])
+def test_loopback_may_be_plain(url):
+    """Whatever stays on this machine needs no TLS."""
+    assert resolve_base_url(url, None) == url
+
+
+def test_an_unknown_environment_is_named(monkeypatch):
+    """Plaid's development environment is gone, and says so."""
+    with pytest.raises(ConfigurationError, match="must be sandbox or production, not 'development'"):
+        resolve_base_url(None, "development")
+
+
+def test_credentials_come_from_the_environment(monkeypatch):
+    """Without an argument, PLAID_CLIENT_ID and PLAID_SECRET say who calls; what is missing is named."""
+    with pytest.raises(ConfigurationError, match="set PLAID_CLIENT_ID and PLAID_SECRET"):
+        resolve_identity(None, None)
+    monkeypatch.setenv("PLAID_CLIENT_ID", "me")
+    with pytest.raises(ConfigurationError, match="set PLAID_SECRET"):
+        resolve_identity(None, None)
+    monkeypatch.setenv("PLAID_SECRET", "hush-hush")
+    assert resolve_identity(None, None) == Credentials("me", "hush-hush")
+
+
+def test_who_calls_is_said_once():
+    """Credentials or a gateway key, not both and nothing else."""
+    assert resolve_identity(None, "key") == GatewayKey("key")
+    with pytest.raises(ConfigurationError, match="not both"):
+        resolve_identity(Credentials("a", "b"), "key")
+    with pytest.raises(ConfigurationError, match="credentials must be"):
+        resolve_identity(("a", "b"), None)  # type: ignore[arg-type]  # the mistake that is meant
+    with pytest.raises(ConfigurationError, match="gateway_key"):
+        resolve_identity(None, "with space")
+
+
+@pytest.mark.parametrize("secret", ["", "with space", "with\nline", "schlüssel", 5])
+def test_a_secret_that_no_header_can_carry_is_refused(secret):
+    """It is refused by its name, and not shown."""
+    with pytest.raises(ConfigurationError, match="^secret ") as caught:
+        Credentials("me", secret)
+    assert str(secret) not in str(caught.value).replace("[not sent]", "") or secret == ""
+    assert "hush" not in repr(Credentials("me", "hush"))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Timeouts(connect=0), "connect"),
+        (lambda: Timeouts(read=-1), "read"),
+        (lambda: Timeouts(slow_read=float("inf")), "slow_read"),
+        (lambda: Timeouts(total=True), "total"),
+        (lambda: Timeouts(drain="5"), "drain"),
+        (lambda: RetryPolicy(attempts=0), "attempts"),
+        (lambda: RetryPolicy(attempts=2.5), "attempts"),
+        (lambda: RetryPolicy(max_pause=float("nan")), "max_pause"),
+        (lambda: RetryPolicy(replay="never"), "replay"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused(make, name):
+    """Each setting says what it must be."""
+    with pytest.raises(ConfigurationError, match=f"^{name} must be"):
+        make()
+
+
+def test_a_total_may_be_given_for_one_call():
+    """A call's own timeout replaces the total and nothing else; no total is no limit."""
+    assert Timeouts(read=7).within(3) == Timeouts(read=7, total=3)
+    assert Timeouts().within(None) == Timeouts()
+    assert Timeouts(total=None).total is None
+
+
+def test_tls_is_verified():
+    """A context that verifies nobody isn't taken."""
+    context = ssl.create_default_context()
+    assert check_tls(context) is context
+    assert check_tls(None) is None
+    context.check_hostname = False
+    with pytest.raises(ConfigurationError, match="must verify"):
+        check_tls(context)
+    with pytest.raises(ConfigurationError, match=r"must be an ssl\.SSLContext"):
+        check_tls(False)  # type: ignore[arg-type]  # aiohttp's way to verify nothing
+
+
+def test_a_client_is_checked_when_it_is_made(monkeypatch):
+    """Before a loop runs, what can't work is refused."""
+    with pytest.raises(ConfigurationError, match="credentials_in"):
+        RelayClient(Credentials("a", "b"), credentials_in="cookies")  # type: ignore[arg-type]  # the mistake that is meant
+    with pytest.raises(ConfigurationError, match="connections"):
+        RelayClient(Credentials("a", "b"), connections=0)
+    assert repr(RelayClient(Credentials("a", "hush"))) == "<RelayClient for https://sandbox.plaid.com>"

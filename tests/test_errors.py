@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from pathlib import Path
+
+import aiohttp
+import pytest
+import yaml
+
+from plaid_relay_async import errors, transport
+from plaid_relay_async.errors import (
+    AssetReportError,
+    AuthenticationError,
+    InvalidRequestError,
+    ItemError,
+    NotSentError,
+    OutcomeUnknownError,
+    PlaidAPIError,
+    PlaidRelayError,
+    PlaidServerError,
+    RateLimitError,
+    ReadTimeoutError,
+    ReportNotReadyError,
+    SecretBytes,
+    class_for,
+)
+
+CLASSES = [
+    cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, PlaidRelayError)
+]
+
+
+@pytest.fixture(scope="session")
+def specification(request: pytest.FixtureRequest) -> dict:
+    path = request.config.getoption("--specification")
+    if path is None:
+        pytest.skip("Plaid's specification isn't part of the project: pass its path as --specification")
+    return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+
+
+@pytest.mark.parametrize(
+    ("error_type", "error_code", "status", "cls"),
+    [
+        ("INVALID_INPUT", "INVALID_API_KEYS", 400, AuthenticationError),
+        ("INVALID_INPUT", "UNAUTHORIZED_ROUTE_ACCESS", 400, AuthenticationError),
+        ("INVALID_INPUT", "INVALID_ASSET_REPORT_TOKEN", 400, InvalidRequestError),
+        ("INVALID_REQUEST", "MISSING_FIELDS", 400, InvalidRequestError),
+        ("ASSET_REPORT_ERROR", "PRODUCT_NOT_READY", 400, ReportNotReadyError),
+        ("ITEM_ERROR", "PRODUCT_NOT_READY", 400, ItemError),
+        ("ASSET_REPORT_ERROR", "DATA_UNAVAILABLE", 400, AssetReportError),
+        ("ASSETS_ERROR", "SOMETHING_NEW", 400, AssetReportError),
+        ("INSTITUTION_ERROR", "INSTITUTION_DOWN", 400, ItemError),
+        ("RATE_LIMIT_EXCEEDED", "CREDITS_EXHAUSTED", 429, RateLimitError),
+        ("API_ERROR", "INTERNAL_SERVER_ERROR", 500, PlaidServerError),
+        ("API_ERROR", "PLANNED_MAINTENANCE", 503, PlaidServerError),
+        ("NEVER_SEEN", "NEVER_SEEN", 400, InvalidRequestError),
+        ("NEVER_SEEN", "NEVER_SEEN", 500, PlaidServerError),
+        (None, None, 401, AuthenticationError),
+        (None, None, 404, InvalidRequestError),
+        (None, None, 429, RateLimitError),
+        (None, None, 502, PlaidServerError),
+        (None, None, 302, PlaidAPIError),
+    ],
+)
+def test_the_class_is_chosen_by_code_then_type_then_status(error_type, error_code, status, cls):
+    """An error's class follows Plaid's code first, its type next and the HTTP status last."""
+    assert class_for(error_type, error_code, status) is cls
+
+
+def test_each_type_of_the_specification_is_in_the_table(specification):
+    """No error_type that Plaid's specification lists is left to its status."""
+    types = specification["components"]["schemas"]["PlaidErrorType"]["enum"]
+    assert set(types) <= set(errors._BY_TYPE)
+
+
+def test_each_of_aiohttps_exceptions_has_words():
+    """Whatever aiohttp raises for a request is described in words of our own."""
+    raised = {
+        cls
+        for _, cls in inspect.getmembers(aiohttp, inspect.isclass)
+        if issubclass(cls, aiohttp.ClientError)
+        # These are for callers who misuse aiohttp, or for WebSockets.
+        and cls not in {aiohttp.ClientError, aiohttp.ContentTypeError, aiohttp.WSServerHandshakeError}
+        and not issubclass(cls, aiohttp.InvalidURL)
+    }
+    phrased = tuple(cls for cls, _ in transport._PHRASES)
+    assert {cls.__name__ for cls in raised if not issubclass(cls, phrased)} <= {
+        "NonHttpUrlClientError",
+        "RedirectClientError",
+        "NonHttpUrlRedirectClientError",
+    }
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_an_error_says_whether_it_was_sent_and_what_to_do(cls):
+    """Every error's text has the message, whether the request left, and a sentence of advice."""
+    error = cls("what happened", sent=None, attempts=3)
+    assert str(error).startswith("what happened [perhaps sent, attempts=3] ")
+    assert str(error).endswith((".", "ready.", "says when."))
+    assert error.advice in str(error)
+    assert cls.__doc__
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_an_error_survives_pickling_and_copying(cls):
+    """Task queues and process pools hand errors on by pickle."""
+    error = cls("what happened", sent=True, attempts=2)
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(twin) is cls
+        assert str(twin) == str(error)
+        assert (twin.sent, twin.attempts) == (True, 2)
+
+
+def test_an_error_names_what_plaid_told():
+    """Type, code, request id, documentation and delay stand in the text."""
+    error = PlaidAPIError(
+        "no",
+        status=429,
+        error_type="RATE_LIMIT_EXCEEDED",
+        error_code="RATE_LIMIT",
+        request_id="q7",
+        documentation_url="https://plaid.com/docs/errors/",
+        retry_after=2.5,
+    )
+    for word in ("429", "RATE_LIMIT_EXCEEDED", "RATE_LIMIT", "q7", "https://plaid.com/docs/errors/", "2.5"):
+        assert word in str(error)
+
+
+def test_the_tree_fits_into_pythons_own():
+    """Handlers for Python's built-in errors catch ours where they mean the same."""
+    assert issubclass(NotSentError, ConnectionError)
+    assert issubclass(ReadTimeoutError, TimeoutError)
+    assert issubclass(InvalidRequestError, ValueError)
+    assert NotSentError("no", errno=111).errno == 111
+
+
+def test_a_fact_that_the_class_lacks_is_a_mistake():
+    """A misspelt attribute doesn't pass unnoticed."""
+    with pytest.raises(TypeError, match="no attribute 'colour'"):
+        OutcomeUnknownError("x", colour="red")
+
+
+def test_secret_bytes_show_only_when_asked():
+    """Bytes that may hold a token have a length, and nothing else that shows."""
+    secret = SecretBytes(b"credit-relay-sandbox-1")
+    assert "sandbox" not in f"{secret!r} {secret}"
+    assert len(secret) == 22
+    assert secret.reveal() == b"credit-relay-sandbox-1"

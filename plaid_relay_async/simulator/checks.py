@@ -1,0 +1,178 @@
+"""What a request must hold: credentials, and the fields of each body, told as plain tables.
+
+A check is a function of a field's name and its value that raises INVALID_FIELD. The tables that use these are
+in `operations`. Required, nullable and bounds follow Plaid's published schemas.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import date
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+from attrs import evolve, frozen
+
+from plaid_relay_async.simulator.problems import Refusal
+
+Check: TypeAlias = Callable[[str, Any], None]
+
+VERSIONS = frozenset({"2020-09-14", "2019-05-29", "2018-05-22", "2017-03-08"})
+"""https://plaid.com/docs/api/versioning/"""
+
+
+@frozen
+class Field:
+    """One field of a body: how its value is checked, and whether it may be absent or null."""
+
+    check: Check
+    required: bool = False
+    nullable: bool = False
+
+
+Fields: TypeAlias = Mapping[str, Field]
+
+
+def required(field: Field) -> Field:
+    """The same field, which must be there."""
+    return evolve(field, required=True)
+
+
+def nullable(field: Field) -> Field:
+    """The same field, which may be null."""
+    return evolve(field, nullable=True)
+
+
+def _refuse(name: str, wanted: str) -> Refusal:
+    return Refusal("INVALID_FIELD", f"{name} must be {wanted}")
+
+
+def text(*, most: int | None = None) -> Field:
+    """A string that is not empty, of at most `most` characters."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, str) or not value:
+            raise _refuse(name, "a non-empty string")
+        if most is not None and len(value) > most:
+            raise _refuse(name, f"of at most {most} characters")
+
+    return Field(check)
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise _refuse(name, "a boolean")
+
+
+def _check_url(name: str, value: Any) -> None:
+    try:
+        url = urlsplit(value if isinstance(value, str) else "")
+        whole = url.scheme in {"http", "https"} and bool(url.hostname)
+    except ValueError:  # such as an unclosed bracket
+        whole = False
+    if not whole:
+        raise _refuse(name, "an http or https URL")
+
+
+def _check_day(name: str, value: Any) -> None:
+    try:
+        date.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise _refuse(name, "a date such as 2026-06-30") from None
+
+
+FLAG = Field(_check_flag)
+URL = Field(_check_url)
+DAY = Field(_check_day)
+
+
+def whole(low: int, high: int) -> Field:
+    """An integer in the given bounds, both included."""
+
+    def check(name: str, value: Any) -> None:
+        # To Python a boolean is an integer, to JSON it is not.
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise _refuse(name, f"an integer from {low} to {high}")
+
+    return Field(check)
+
+
+def one_of(*values: str) -> Field:
+    """One of some strings."""
+
+    def check(name: str, value: Any) -> None:
+        if value not in values:
+            raise _refuse(name, f"one of: {', '.join(values)}")
+
+    return Field(check)
+
+
+def many(field: Field, least: int = 0, most: int | None = None) -> Field:
+    """A list of values that each pass the field's own check."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, list):
+            raise _refuse(name, "a list")
+        if len(value) < least:
+            raise _refuse(name, f"a list of at least {least}")
+        if most is not None and len(value) > most:
+            raise _refuse(name, f"a list of at most {most}")
+        for place, entry in enumerate(value):
+            field.check(f"{name}[{place}]", entry)
+
+    return Field(check)
+
+
+def shape(fields: Fields, *, closed: bool = True) -> Field:
+    """An object with fields of its own, and others too unless it is closed."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise _refuse(name, "an object")
+        known = value if closed else {key: value[key] for key in value if key in fields}
+        check_fields(fields, known, within=f"{name}.")
+
+    return Field(check)
+
+
+def check_fields(fields: Fields, body: Mapping[str, Any], *, within: str = "") -> None:
+    """Refuse a body that lacks a field, has one too many, or holds a value that is not allowed."""
+    missing = [within + name for name, field in fields.items() if field.required and name not in body]
+    if missing:
+        raise Refusal("MISSING_FIELDS", f"the following required fields are missing: {', '.join(missing)}")
+    extra = [within + name for name in body if name not in fields]
+    if extra:
+        raise Refusal(
+            "UNKNOWN_FIELDS", f"the following fields are not recognized by this endpoint: {', '.join(extra)}"
+        )
+    for name, value in body.items():
+        field = fields[name]
+        if value is not None or not field.nullable:
+            field.check(within + name, value)
+
+
+def check_credentials(client_id: Any, secret: Any, clients: Mapping[str, str] | None) -> str:
+    """The caller's client_id, once it has proved itself.
+
+    Args:
+        client_id: As it came, from a header or the body.
+        secret: The same.
+        clients: The secret of each client; None takes any.
+    """
+    given = {"client_id": client_id, "secret": secret}
+    missing = [name for name, value in given.items() if value is None or value == ""]
+    if missing:
+        raise Refusal("MISSING_FIELDS", f"the following required fields are missing: {', '.join(missing)}")
+    for name, value in given.items():
+        text().check(name, value)
+    if clients is not None and clients.get(client_id) != secret:
+        raise Refusal("INVALID_API_KEYS")
+    return str(client_id)
+
+
+def check_version(version: str | None) -> None:
+    """Refuse a Plaid-Version that was never published.
+
+    That Plaid answers INCOMPATIBLE_API_VERSION to it is our choice: what it does is not published. Without
+    the header Plaid takes the Dashboard's default, so that is fine.
+    """
+    if version is not None and version not in VERSIONS:
+        raise Refusal("INCOMPATIBLE_API_VERSION")

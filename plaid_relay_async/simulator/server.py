@@ -1,0 +1,411 @@
+"""The HTTP side: one real aiohttp.web server on 127.0.0.1, which checks, acts, and fails as told."""
+
+import asyncio
+import gzip
+import itertools
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from ipaddress import ip_address
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from attrs import define, evolve, field, frozen
+
+from plaid_relay_async.simulator.checks import VERSIONS, check_credentials, check_fields, check_version
+from plaid_relay_async.simulator.faults import OWN_PATHS, Fault, Script, read_faults
+from plaid_relay_async.simulator.operations import OPERATIONS, Ask
+from plaid_relay_async.simulator.problems import Refusal, fitting
+from plaid_relay_async.simulator.world import Ledger, World
+
+_REMEMBERED = 10_000
+_CLOSING_SECONDS = 0.4  # aiohttp waits this long twice: for a handler to end, and for it to be cancelled
+_GZIP_FROM = 1_000  # bytes
+
+
+@frozen
+class Received:
+    """One request to Plaid's paths, as it came and as it ended.
+
+    Attributes:
+        path: Its path.
+        client_id: Who it said it was, from the headers or the body.
+        secondary_client_id: The partner that its body names.
+        request_id: The one of the answer, whether or not that was sent.
+        acted: Whether it was carried out.
+        status: Of the answer; None while there is none, or where the connection was cut.
+        headers: By their names in lower case.
+    """
+
+    path: str
+    client_id: str | None
+    secondary_client_id: str | None
+    request_id: str
+    acted: bool = False
+    status: int | None = None
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
+
+
+@frozen
+class _Call:
+    """One request to Plaid's paths, read to its end."""
+
+    number: int
+    request_id: str
+    request: web.BaseRequest = field(repr=False)
+    # None where the body is no JSON object
+    body: dict[str, Any] | None = field(repr=False)
+
+    def said(self, name: str, header: str) -> Any:
+        """A credential, of the header first: which of two that differ Plaid takes is not published."""
+        return self.request.headers.get(header) or (self.body or {}).get(name)
+
+    @property
+    def partner(self) -> Any:
+        return (self.body or {}).get("secondary_client_id")
+
+    def received(self) -> Received:
+        client_id = self.said("client_id", "PLAID-CLIENT-ID")
+        return Received(
+            path=self.request.path,
+            client_id=client_id if isinstance(client_id, str) else None,
+            secondary_client_id=self.partner if isinstance(self.partner, str) else None,
+            request_id=self.request_id,
+            headers={name.lower(): value for name, value in self.request.headers.items()},
+        )
+
+
+@define
+class _Page:
+    """An answer, not sent yet."""
+
+    status: int
+    body: bytes = field(repr=False)
+    headers: dict[str, str] = field(factory=dict, repr=False)
+
+
+def _json(status: int, content: object) -> _Page:
+    return _Page(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+
+def _scripted(fault: Fault, status: int, request_id: str) -> _Page:
+    """The answer that a fault asks for."""
+    headers = {name.title(): value for name, value in fault.headers.items()}
+    full = fitting(status).body(request_id)
+    if isinstance(fault.body, str):
+        return _Page(status, fault.body.encode(errors="replace"), {"Content-Type": "text/html"} | headers)
+    if fault.body is None and status < 400:
+        return _Page(status, b"", headers)
+    content = full if fault.body is None else fault.body
+    if isinstance(content, dict) and content.keys() & {"error_code", "error_type"}:
+        content = full | content
+    page = _json(status, content)
+    page.headers |= headers
+    return page
+
+
+@lru_cache(maxsize=64)
+def _is_loopback(host: str) -> bool:
+    """Whether a Host header names this machine: that of a page elsewhere that rebinds its name does not."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+class Simulator:
+    """A Plaid of one's own, on 127.0.0.1 and nowhere else.
+
+    Use it as an async context manager, or call `start` and `close`. Its tokens are of the sandbox's form, and
+    mean nothing to Plaid. A `webhook` is checked, and nothing is sent there.
+
+    Args:
+        port: To listen on; 0 takes a free one.
+        clients: The secret of each client_id; None takes any that are not empty.
+        reports: Report tokens that are ready from the start, and serve every owner.
+        generating: Seconds until a new report is ready.
+        faults: Rules to begin with.
+        seed: Of what reports hold, and of the draws for a fault's `rate`.
+        latency: Seconds before every request to Plaid's paths is handled.
+        clock: Seconds that only grow; by it reports get ready, and public tokens expire.
+
+    Attributes:
+        counts: How many requests each of Plaid's paths got.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        clients: Mapping[str, str] | None = None,
+        reports: Iterable[str] = (),
+        generating: float = 0.5,
+        faults: Iterable[Fault] = (),
+        seed: int = 0,
+        latency: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._port = port
+        self._clients = None if clients is None else dict(clients)
+        self._latency = latency
+        self._world = World(generating=generating, seed=seed, clock=clock)
+        self._script = Script(seed)
+        self._script.add(faults)
+        self._numbers = itertools.count()
+        self._received: dict[int, Received] = {}
+        self._runner: web.ServerRunner | None = None
+        self._closing = asyncio.Event()
+        self.counts: Counter[str] = Counter()
+        for token in reports:
+            self._world.add_report(token)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            RuntimeError: It does so already.
+            OSError: The port is taken.
+        """
+        if self._runner is not None:
+            raise RuntimeError("this simulator has been started already")
+        self._closing = asyncio.Event()
+        runner = web.ServerRunner(
+            web.Server(self._answer, access_log=None), shutdown_timeout=_CLOSING_SECONDS
+        )
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", self._port).start()
+        except OSError:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+
+    async def close(self) -> None:
+        """Cut what is stalled, close every connection and free the port; the state stays to be read."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            self._closing.set()
+            await runner.cleanup()
+
+    @property
+    def url(self) -> str:
+        """Where it listens, such as `http://127.0.0.1:8080`.
+
+        Raises:
+            RuntimeError: It doesn't.
+        """
+        if self._runner is None:
+            raise RuntimeError("this simulator is not started: use `async with`, or await its start()")
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    @property
+    def ledger(self) -> Ledger:
+        """One entry for each relay token ever minted, in order; live."""
+        return self._world.ledger
+
+    @property
+    def refreshes(self) -> Sequence[tuple[str, str]]:
+        """The relay token and the new `asset_report_id` of each refresh, in order."""
+        return tuple(self._world.refreshes)
+
+    @property
+    def requests(self) -> Sequence[Received]:
+        """The last 10,000 requests to Plaid's paths, in the order in which they arrived."""
+        return tuple(self._received.values())
+
+    def add_report(self, token: str | None = None) -> str:
+        """Add a report that is ready, and serves every owner.
+
+        Args:
+            token: Its token; by default a fresh one.
+        """
+        return self._world.add_report(token)
+
+    def fail(self, *faults: Fault) -> None:
+        """Add rules to the script, behind those in force."""
+        self._script.add(faults)
+
+    def heal(self) -> None:
+        """Drop all rules."""
+        self._script.clear()
+
+    # One request
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._route(request)
+        except ConnectionError:  # the client hung up, or we close: aiohttp would log it as an error
+            return _cut(request)
+
+    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
+        if not _is_loopback(request.headers.get("Host", "")):
+            return _reply(request, _json(403, {"error": "the Host header must name this machine"}))
+        if request.path.startswith(OWN_PATHS):
+            return await self._answer_own(request)
+        call = self._receive(request, await request.read())
+        return await self._handle(call, self._script.strike(request.path, call.partner))
+
+    def _receive(self, request: web.BaseRequest, raw: bytes) -> _Call:
+        number = next(self._numbers)
+        self.counts[request.path] += 1
+        call = _Call(number, self._world.request_id(), request, _parsed(raw))
+        self._received[number] = call.received()
+        self._received.pop(number - _REMEMBERED, None)
+        return call
+
+    async def _handle(self, call: _Call, fault: Fault | None) -> web.StreamResponse:
+        await self._pause(self._latency)
+        if fault is None:
+            return self._finish(call, self._act(call))
+        if fault.truncate is not None or fault.when == "after":
+            page = self._act(call)
+            await self._pause(fault.latency)
+        else:
+            await self._pause(fault.latency)
+            page = None
+        return await self._strike(call, fault, page)
+
+    async def _strike(self, call: _Call, fault: Fault, page: _Page | None) -> web.StreamResponse:
+        if fault.status is not None:
+            return self._finish(call, _scripted(fault, fault.status, call.request_id))
+        if fault.truncate is not None and page is not None:
+            return await _truncate(call.request, page, fault.truncate)
+        if fault.close or fault.stall is not None:
+            await self._pause(fault.stall)
+            return _cut(call.request)
+        return self._finish(call, page or self._act(call))
+
+    def _act(self, call: _Call) -> _Page:
+        """Check a request, and carry it out if it stands."""
+        try:
+            content = self._perform(call)
+        except Refusal as refusal:
+            return _json(refusal.status, refusal.body(call.request_id))
+        self._note(call, acted=True)
+        if isinstance(content, bytes):
+            # Only here the id is in a header: there is no body to hold it.
+            return _Page(
+                200, content, {"Content-Type": "application/pdf", "Plaid-Request-ID": call.request_id}
+            )
+        content["request_id"] = call.request_id
+        return _json(200, content)
+
+    def _perform(self, call: _Call) -> dict[str, Any] | bytes:
+        request = call.request
+        operation = OPERATIONS.get(request.path)
+        if operation is None or request.method != "POST":
+            raise Refusal("NOT_FOUND")
+        if request.content_type != "application/json":
+            raise Refusal("INVALID_HEADERS")
+        if call.body is None:
+            raise Refusal("INVALID_BODY")
+        client_id = check_credentials(
+            call.said("client_id", "PLAID-CLIENT-ID"), call.said("secret", "PLAID-SECRET"), self._clients
+        )
+        check_version(request.headers.get("Plaid-Version"))
+        body = {name: value for name, value in call.body.items() if name not in {"client_id", "secret"}}
+        check_fields(operation.fields, body)
+        return operation.act(Ask(self._world, client_id, call.request_id, body))
+
+    def _note(self, call: _Call, **changes: Any) -> None:
+        if call.number in self._received:
+            self._received[call.number] = evolve(self._received[call.number], **changes)
+
+    def _finish(self, call: _Call, page: _Page) -> web.StreamResponse:
+        self._note(call, status=page.status)
+        return _reply(call.request, page)
+
+    async def _pause(self, seconds: float | None) -> None:
+        """Wait; if the simulator closes meanwhile, the request ends there and is not acted upon."""
+        if not seconds:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            return
+        raise ConnectionAbortedError
+
+    # Its own two paths
+
+    async def _answer_own(self, request: web.BaseRequest) -> web.StreamResponse:
+        match request.method, request.path:
+            case "GET", "/_simulator/ledger":
+                return await self._send_ledger(request)
+            case "POST", "/_simulator/faults":
+                return _reply(request, self._replace_script(await request.read()))
+        error = "there are GET /_simulator/ledger and POST /_simulator/faults"
+        return _reply(request, _json(404, {"error": error}))
+
+    def _replace_script(self, raw: bytes) -> _Page:
+        try:
+            faults = read_faults(_parsed(raw))
+        except ValueError as error:
+            return _json(400, {"error": str(error)})
+        self._script.clear()
+        self._script.add(faults)
+        return _json(200, {"faults": len(faults)})
+
+    async def _send_ledger(self, request: web.BaseRequest) -> web.StreamResponse:
+        """JSON Lines, a thousand at a time, of the tokens that there are when it is asked for."""
+        answer = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
+        await answer.prepare(request)
+        length = len(self.ledger)
+        for start in range(0, length, 1_000):
+            entries = self.ledger[start : min(start + 1_000, length)]
+            await answer.write("".join(f"{json.dumps(entry)}\n" for entry in entries).encode())
+        await answer.write_eof()
+        return answer
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):  # bytes that are no UTF-8 included, and a thousand brackets
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _dress(request: web.BaseRequest, page: _Page) -> None:
+    """Add what the request's headers call for; Plaid echoes the version, and zips where that is taken."""
+    version = request.headers.get("Plaid-Version")
+    if version in VERSIONS:
+        page.headers["Plaid-Version"] = version
+    if len(page.body) >= _GZIP_FROM and "gzip" in request.headers.get("Accept-Encoding", ""):
+        page.body = gzip.compress(page.body, compresslevel=1, mtime=0)
+        page.headers["Content-Encoding"] = "gzip"
+
+
+def _reply(request: web.BaseRequest, page: _Page) -> web.Response:
+    _dress(request, page)
+    return web.Response(status=page.status, body=page.body, headers=page.headers)
+
+
+async def _truncate(request: web.BaseRequest, page: _Page, length: int) -> web.StreamResponse:
+    _dress(request, page)
+    answer = web.StreamResponse(status=page.status, headers=page.headers)
+    answer.content_length = len(page.body)
+    await answer.prepare(request)
+    await answer.write(page.body[:length])
+    return _cut(request)
+
+
+def _cut(request: web.BaseRequest) -> web.StreamResponse:
+    """Close the connection, once what is written has left; the answer that aiohttp wants goes nowhere."""
+    if request.transport is not None:
+        request.transport.close()
+    return web.Response()

@@ -6,19 +6,15 @@ from typing import TYPE_CHECKING
 import pytest
 from blockbuster import blockbuster_ctx
 
-from plaid_relay_async import Credentials, RelayClient, RetryPolicy
+from plaid_relay_async import RelayClient
 from plaid_relay_async.simulator import Simulator
+from support import OWNER, PARTNER, QUICK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 # The official client is tested in a nox session of its own, where it is installed.
 collect_ignore = ["plaid_python"]
-
-OWNER = Credentials("owner", "secret-of-the-owner")
-PARTNER = Credentials("partner", "secret-of-the-partner")
-QUICK = RetryPolicy(backoff=0.001, max_backoff=0.002)
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounds", type=int, default=3, help="how often tests with random moments are repeated")

@@ -1,21 +1,13 @@
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
-import sys
 from pathlib import Path
 
+import architecture
 import pytest
 
 import plaid_relay_async
-
-_spec = importlib.util.spec_from_file_location("architecture", Path(__file__).parent / "architecture.py")
-assert _spec is not None
-assert _spec.loader is not None
-architecture = importlib.util.module_from_spec(_spec)
-sys.modules["architecture"] = architecture
-_spec.loader.exec_module(architecture)
 
 INSTALLED = Path(plaid_relay_async.__file__).parent
 

@@ -1,0 +1,9 @@
+"""What several test modules share."""
+
+from __future__ import annotations
+
+from plaid_relay_async import Credentials, RetryPolicy
+
+OWNER = Credentials("owner", "secret-of-the-owner")
+PARTNER = Credentials("partner", "secret-of-the-partner")
+QUICK = RetryPolicy(backoff=0.001, max_backoff=0.002)

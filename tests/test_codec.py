@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import json
+import string
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plaid_relay_async import codec, models
+from plaid_relay_async.codec import ENDPOINTS, Answer, Replay, read
+from plaid_relay_async.errors import (
+    ConnectionLostError,
+    InvalidRequestError,
+    OutcomeUnknownError,
+    PlaidAPIError,
+    PlaidServerError,
+    ResponseDecodeError,
+)
+
+REPORT_TOKEN = "assets-sandbox-5f2b0f6e-canary"
+CREATE = models.RelayCreateRequest([REPORT_TOKEN], "partner")
+GET = models.RelayGetRequest("credit-relay-sandbox-canary")
+SECRET = "canary-secret"
+
+
+def answer(body: bytes | str | dict | list, status: int = 200, *, cut_off: bool = False, **headers: str) -> Answer:
+    if isinstance(body, dict | list):
+        body = json.dumps(body)
+    raw = body.encode() if isinstance(body, str) else body
+    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw, cut_off)
+
+
+def create(*args, **kwargs):
+    return read(codec.RELAY_CREATE, answer(*args, **kwargs), CREATE, SECRET)
+
+
+def get(*args, **kwargs):
+    return read(codec.RELAY_GET, answer(*args, **kwargs), GET, SECRET)
+
+
+REPORT = {
+    "report": {
+        "asset_report_id": "r1",
+        "client_report_id": None,
+        "date_generated": "2026-03-30T18:27:37Z",
+        "days_requested": 90,
+        "user": {"ssn": None},
+        "items": [
+            {
+                "item_id": "i1",
+                "institution_id": "ins_109508",
+                "institution_name": "First Platypus Bank",
+                "date_last_updated": "2026-03-30T18:25:26+00:00",
+                "accounts": [
+                    {
+                        "account_id": "a1",
+                        "name": "Checking",
+                        "official_name": None,
+                        "mask": "0000",
+                        "type": "depository",
+                        "subtype": "a subtype of tomorrow",
+                        "days_available": 90,
+                        "owners": [],
+                        "balances": {
+                            "available": 100,
+                            "current": 110.07,
+                            "limit": None,
+                            "iso_currency_code": "USD",
+                            "unofficial_currency_code": None,
+                        },
+                        "historical_balances": [
+                            {
+                                "date": "2026-03-29",
+                                "current": -373.67,
+                                "iso_currency_code": "USD",
+                                "unofficial_currency_code": None,
+                            }
+                        ],
+                        "transactions": [
+                            {
+                                "account_id": "a1",
+                                "transaction_id": "t1",
+                                "amount": 0.1,
+                                "date": "2026-03-28",
+                                "pending": False,
+                                "iso_currency_code": "USD",
+                                "unofficial_currency_code": None,
+                                "original_description": None,
+                                "merchant_of_tomorrow": {"name": "x"},
+                            }
+                        ],
+                    }
+                ],
+            }
+        ],
+    },
+    "warnings": [{"warning_type": "ASSET_REPORT_WARNING", "warning_code": "NEW", "cause": {"http_code": 400}}],
+    "request_id": "q1",
+    "field_of_tomorrow": [1, 2.50],
+}
+
+
+# ------------------------------------------------------------------------------------------ requests
+
+
+def test_a_request_holds_what_was_asked_and_no_more():
+    """Options that weren't given aren't sent, required fields are, whatever their default."""
+    assert json.loads(codec.encode(CREATE, {})) == {
+        "report_tokens": [REPORT_TOKEN],
+        "secondary_client_id": "partner",
+    }
+    hooked = models.RelayCreateRequest([REPORT_TOKEN], "p", "https://example.com/h")
+    assert json.loads(codec.encode(hooked, {"client_id": "me"})) == {
+        "report_tokens": [REPORT_TOKEN],
+        "secondary_client_id": "p",
+        "webhook": "https://example.com/h",
+        "client_id": "me",
+    }
+    assert json.loads(codec.encode(GET, {})) == {"relay_token": GET.relay_token, "report_type": "asset"}
+    insights = models.RelayGetRequest("t", include_insights=True)
+    assert json.loads(codec.encode(insights, {}))["include_insights"] is True
+    options = models.AssetReportCreateOptions(client_report_id="mine")
+    report = models.AssetReportCreateRequest(["a"], 0, options)
+    assert json.loads(codec.encode(report, {})) == {
+        "access_tokens": ["a"],
+        "days_requested": 0,
+        "options": {"client_report_id": "mine"},
+    }
+
+
+def test_each_operation_stands_in_the_table_once():
+    """Paths are unique, and what makes something is never said to be harmless."""
+    assert len({endpoint.path for endpoint in ENDPOINTS}) == len(ENDPOINTS)
+    creating = {e.path for e in ENDPOINTS if e.replay is Replay.CREATES}
+    assert {"/credit/relay/create", "/credit/relay/refresh", "/asset_report/create"} <= creating
+    assert {e.path for e in ENDPOINTS if e.replay is Replay.IDEMPOTENT} == {"/credit/relay/remove"}
+
+
+# ------------------------------------------------------------------------------------------- reports
+
+
+def test_a_report_is_typed_and_exact():
+    """Dates are dates, times are aware, and money is what the JSON text says, to the last digit."""
+    text = json.dumps(REPORT).replace("0.1,", "12345678901234.123456789,")
+    report = get(text).report
+    account = report.items[0].accounts[0]
+    assert account.transactions[0].amount == Decimal("12345678901234.123456789")
+    assert account.balances.current == Decimal("110.07")
+    assert account.historical_balances[0].date == date(2026, 3, 29)
+    assert report.date_generated == datetime(2026, 3, 30, 18, 27, 37, tzinfo=UTC)
+
+
+def test_a_time_without_a_zone_is_utc():
+    """Plaid's times are UTC, said or not."""
+    bare = json.dumps(REPORT).replace("18:27:37Z", "18:27:37")
+    assert get(bare).report.date_generated == datetime(2026, 3, 30, 18, 27, 37, tzinfo=UTC)
+
+
+def test_what_is_unknown_survives():
+    """Fields and values of tomorrow are kept, at each level, and come out again."""
+    got = get(REPORT)
+    transaction = got.report.items[0].accounts[0].transactions[0]
+    assert transaction.additional_properties == {"merchant_of_tomorrow": {"name": "x"}}
+    assert got.additional_properties == {"field_of_tomorrow": [1, Decimal("2.5")]}
+    assert got.warnings[0].warning_code == "NEW"
+    again = codec.converter.unstructure(got)
+    assert again["report"]["items"][0]["accounts"][0]["transactions"][0]["merchant_of_tomorrow"] == {"name": "x"}
+    assert again["report"]["user"] == {"ssn": None}
+    assert codec.converter.structure(again, models.AssetReportGetResponse) == got
+
+
+def spoil(path: str, value: object) -> dict:
+    report = json.loads(json.dumps(REPORT))
+    *steps, last = path.split("/")
+    place = report
+    for step in steps:
+        place = place[int(step) if step.isdigit() else step]
+    place[last] = value
+    return report
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where"),
+    [
+        ("request_id", None, "$.request_id"),
+        ("warnings", "abc", "$.warnings"),
+        ("report", [], "$.report"),
+        ("report/asset_report_id", 5, "$.report.asset_report_id"),
+        ("report/days_requested", "90", "$.report.days_requested"),
+        ("report/date_generated", "yesterday", "$.report.date_generated"),
+        ("report/items/0/accounts/0/transactions/0/pending", "false", "$.report.items[0].accounts[0].transactions[0].pending"),
+        ("report/items/0/accounts/0/transactions/0/amount", True, "$.report.items[0].accounts[0].transactions[0].amount"),
+        ("report/items/0/accounts/0/transactions/0/amount", "5", "$.report.items[0].accounts[0].transactions[0].amount"),
+        ("report/items/0/accounts/0/balances/current", "110", "$.report.items[0].accounts[0].balances.current"),
+    ],
+)
+def test_a_wrong_type_is_an_error_with_its_place(path, value, where):
+    """Nothing is converted on a guess; the error has the JSON path and the request id, and not the value."""
+    with pytest.raises(ResponseDecodeError) as caught:
+        get(spoil(path, value))
+    assert caught.value.path == where
+    assert where in str(caught.value)
+    assert caught.value.request_id == ("q1" if path != "request_id" else None)
+    assert b"report" in caught.value.body.reveal()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"null", b"<html>", b"\xff\xfe", b"[" * 100_000, b'{"report": NaN}', b'{"report": ' + b"9" * 5000 + b"}"],
+)
+def test_a_read_that_is_no_object_is_an_error(body):
+    """Whatever isn't the JSON that was promised is ResponseDecodeError, and nothing else."""
+    with pytest.raises(ResponseDecodeError):
+        get(body)
+
+
+def test_a_missing_field_is_named():
+    """A required field that isn't there is said to be missing, and where."""
+    report = json.loads(json.dumps(REPORT))
+    del report["report"]["items"][0]["item_id"]
+    with pytest.raises(ResponseDecodeError, match=r"required field missing at \$\.report\.items\[0\]\.item_id"):
+        get(report)
+
+
+def test_a_read_that_broke_off_is_lost():
+    """Half an answer to a read is none; it may be asked for again."""
+    with pytest.raises(ConnectionLostError, match="broke off"):
+        get(b'{"report": ', cut_off=True)
+
+
+def test_a_pdf_is_its_bytes():
+    """A PDF comes as it is, with the request id of its header; anything else isn't one."""
+    pdf = models.RelayPdfGetRequest("t")
+    got = read(codec.RELAY_PDF_GET, answer(b"%PDF-1.7 ...", Plaid_Request_ID="q9"), pdf, SECRET)
+    assert (got.content, got.request_id) == (b"%PDF-1.7 ...", "q9")
+    with pytest.raises(ResponseDecodeError, match="isn't a PDF"):
+        read(codec.RELAY_PDF_GET, answer(b"{}"), pdf, SECRET)
+
+
+# ------------------------------------------------------------------------------------------ creations
+
+
+@pytest.mark.parametrize(
+    ("body", "request_id"),
+    [
+        (b'{"relay_token": "T-1", "request_id": "q"}', "q"),
+        (b'\xef\xbb\xbf{"relay_token": "T-1", "request_id": "q"}', "q"),
+        (b'{"relay_token": "T-1"}', None),
+        (b'{"relay_token": "T-1", "request_id": 5}', None),
+        (b'{"request_id": "q", "relay_token": "T-1", "x": NaN}', "q"),
+        (b'{"relay_token": "T-1", "request_id": "q"} trailing', "q"),
+        (b'{"relay_token": "T-1", "reque', None),
+        (b'{"relay_token" : "T-1"', None),
+        (b'{"x": "\xff", "relay_token": "T-1"}', None),
+        (b'[{"relay_token": "T-1"}]', None),
+        (b'{"relay_token": "\\u0054-1", ', None),
+    ],
+)
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_a_token_that_can_be_read_is_created(body, request_id, cut_off):
+    """A 200 with a whole relay_token in it is a creation, whatever else is wrong with it."""
+    made = create(body, cut_off=cut_off)
+    assert (made.relay_token, made.request_id) == ("T-1", request_id)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"null",
+        b"<html>hello</html>",
+        b'{"relay_token": "credit-relay-sandb',
+        b'{"relay_token": "credit-relay-sandbox-1\\',
+        b'{"relay_token": ""}',
+        b'{"relay_token": null, "request_id": "q"}',
+        b'{"relay_token": 5}',
+        b'{"relay_token": "\\q"}',
+        b"[" * 100_000,
+    ],
+)
+@pytest.mark.parametrize("status", [200, 201, 204])
+def test_a_success_without_a_token_is_unknown(body, status):
+    """Plaid said that it did something; what it made can't be read; its bytes are kept as a secret."""
+    with pytest.raises(OutcomeUnknownError) as caught:
+        create(body, status)
+    assert caught.value.body.reveal() == body
+    assert caught.value.status == status
+    assert body.decode() not in str(caught.value) or body == b""
+
+
+@given(st.data())
+def test_any_cut_of_an_answer_is_created_or_unknown(data):
+    """Wherever an answer breaks off, a whole token is handed on, and less than a whole one never is."""
+    token = data.draw(st.text(string.ascii_letters + string.digits + "-", min_size=1, max_size=40))
+    body = json.dumps({"relay_token": token, "request_id": "q"}).encode()
+    length = data.draw(st.integers(0, len(body)))
+    try:
+        made = create(body[:length], cut_off=True)
+    except OutcomeUnknownError:
+        assert length < body.index(b",")
+    else:
+        assert made.relay_token == token
+
+
+def test_other_creations_are_salvaged_no_further():
+    """An asset report needs its token and its id: without one of them its outcome is unknown."""
+    request = models.AssetReportCreateRequest(["a"], 5)
+    with pytest.raises(OutcomeUnknownError):
+        read(codec.ASSET_REPORT_CREATE, answer({"asset_report_token": "x"}), request, SECRET)
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def error_body(error_type: str, error_code: str, **more: object) -> dict:
+    return {
+        "error_type": error_type,
+        "error_code": error_code,
+        "error_message": "in words",
+        "display_message": None,
+        "request_id": "q5",
+        "documentation_url": "https://plaid.com/docs/?ref=error",
+        "suggested_action": None,
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "cls"),
+    [
+        (400, error_body("INVALID_REQUEST", "INVALID_FIELD"), InvalidRequestError),
+        (404, b"", InvalidRequestError),
+        (408, b"<html>", InvalidRequestError),
+        (302, b"", PlaidAPIError),
+        (503, error_body("API_ERROR", "PLANNED_MAINTENANCE"), PlaidServerError),
+        (500, error_body("API_ERROR", "INTERNAL_SERVER_ERROR"), OutcomeUnknownError),
+        (500, error_body("INVALID_REQUEST", "INVALID_FIELD"), OutcomeUnknownError),
+        (502, b"<html>Bad Gateway</html>", OutcomeUnknownError),
+        (503, b"", OutcomeUnknownError),
+        (504, b"[1]", OutcomeUnknownError),
+    ],
+)
+def test_only_an_answer_that_tells_makes_a_creation_failed(status, body, cls):
+    """4xx, redirects and Plaid's own maintenance say that nothing was carried out; any other 5xx doesn't."""
+    with pytest.raises(cls) as caught:
+        create(body, status)
+    assert type(caught.value) is cls
+    assert caught.value.status == status
+
+
+def test_a_status_tells_even_when_the_body_broke_off():
+    """The status line came whole, so a refusal is a refusal."""
+    with pytest.raises(InvalidRequestError):
+        create(b'{"error_ty', 400, cut_off=True)
+    with pytest.raises(OutcomeUnknownError):
+        create(b'{"error_ty', 500, cut_off=True)
+
+
+def test_a_read_with_a_500_is_plaids_trouble():
+    """For a read, a 500 is an error of the server's and nothing worse."""
+    with pytest.raises(PlaidServerError):
+        get(b"<html>", 502)
+
+
+def test_an_error_has_all_that_plaid_told():
+    """Each of Plaid's fields is an attribute, wrong types aside; causes come as they were."""
+    causes = [{"item_id": "i", "error_code": "ITEM_LOGIN_REQUIRED"}]
+    with pytest.raises(PlaidAPIError) as caught:
+        get(error_body("ASSET_REPORT_ERROR", "DATA_UNAVAILABLE", causes=causes, suggested_action=5), 400)
+    error = caught.value
+    assert (error.error_type, error.error_code, error.request_id) == ("ASSET_REPORT_ERROR", "DATA_UNAVAILABLE", "q5")
+    assert (error.error_message, error.display_message, error.suggested_action) == ("in words", None, None)
+    assert error.causes == tuple(causes)
+    assert error.documentation_url == "https://plaid.com/docs/?ref=error"
+
+
+def test_an_unknown_keeps_what_plaid_told():
+    """The code, the request id and the delay help whoever asks Plaid's support."""
+    with pytest.raises(OutcomeUnknownError) as caught:
+        create(error_body("API_ERROR", "INTERNAL_SERVER_ERROR"), 500, Retry_After="3")
+    error = caught.value
+    assert (error.error_code, error.request_id, error.retry_after) == ("INTERNAL_SERVER_ERROR", "q5", 3.0)
+
+
+def test_a_server_that_quotes_the_request_gives_nothing_away():
+    """The caller's tokens and secret, and anything that looks like a token, are taken out of an error."""
+    message = f"{REPORT_TOKEN} of {SECRET} and access-production-other"
+    body = error_body("INVALID_INPUT", "X", error_message=message, causes=[{REPORT_TOKEN: [message, 5]}])
+    with pytest.raises(PlaidAPIError) as caught:
+        create(body, 400)
+    shown = f"{caught.value} {caught.value!r} {vars(caught.value)}"
+    assert "[hidden] of [hidden] and [hidden]" in shown
+    for secret in (REPORT_TOKEN, SECRET, "access-production"):
+        assert secret not in shown
+
+
+# ---------------------------------------------------------------------------------------- Retry-After
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("5", 5.0), (" 7 ", 7.0), ("0", 0.0), ("2.5", 2.5), ("-1", None), ("soon", None), ("", None), ("1e3", None)],
+)
+def test_a_delay_in_seconds(value, seconds):
+    """A number is seconds, and what isn't one is as good as nothing."""
+    assert codec.retry_after({"Retry-After": value}) == seconds
+
+
+def test_a_delay_as_a_date_is_held_against_the_servers_clock():
+    """The two clocks needn't agree; a date that is past is no delay."""
+    then = datetime(2020, 1, 1, tzinfo=UTC)
+    headers = {"Retry-After": format_datetime(then, usegmt=True)}
+    assert codec.retry_after(headers | {"Date": format_datetime(then - timedelta(seconds=90), usegmt=True)}) == 90.0
+    assert codec.retry_after(headers | {"Date": "Wed, 01 Jan 2020 00:01:00 -0000"}) == 0.0
+    assert codec.retry_after(headers) == 0.0
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=50), usegmt=True)
+    assert 40 < codec.retry_after({"Retry-After": soon}) <= 50
+
+
+def test_which_refusals_mean_that_a_token_is_gone():
+    """Plaid's code for a relay token that isn't there isn't published; its siblings' pattern is taken."""
+    gone = PlaidAPIError("x", error_type="INVALID_INPUT", error_code="INVALID_RELAY_TOKEN")
+    other = PlaidAPIError("x", error_type="INVALID_INPUT", error_code="INVALID_API_KEYS")
+    assert codec.says_no_such_token(gone)
+    assert not codec.says_no_such_token(other)
+    assert not codec.says_no_such_token(PlaidAPIError("x", status=400))

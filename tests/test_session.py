@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import ssl
+import subprocess
+import sys
+import warnings
+
+import aiohttp
+import pytest
+from aiohttp import web
+from support import OWNER, QUICK
+
+from plaid_relay_async import ClientClosedError, ConfigurationError, RelayClient
+from plaid_relay_async.simulator import Simulator
+
+
+async def share(client: RelayClient, plaid: Simulator) -> str:
+    return (await client.relay.create([plaid.add_report()], "partner")).relay_token
+
+
+async def test_a_client_that_is_not_open_says_so(plaid):
+    """Before it is opened, a client refuses calls with the way to open it."""
+    client = RelayClient(OWNER, base_url=plaid.url)
+    with pytest.raises(ClientClosedError, match=r"not open yet.*async with RelayClient"):
+        await client.relay.remove("t")
+    await client.close()
+
+
+async def test_a_closed_client_stays_closed(plaid):
+    """After it is closed, a client refuses calls and won't open again; closing again is harmless."""
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+        await share(client, plaid)
+    await client.close()
+    with pytest.raises(ClientClosedError, match="this client is closed"):
+        await client.relay.remove("t")
+    with pytest.raises(ClientClosedError, match="make a new one"):
+        await client.open()
+
+
+async def test_a_client_is_opened_once(plaid):
+    """A second `async with` on an open client is a mistake that is named."""
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+        with pytest.raises(ClientClosedError, match="open already"):
+            await client.open()
+        await share(client, plaid)
+
+
+async def test_a_client_belongs_to_its_loop(plaid):
+    """In another event loop, a client refuses calls instead of hanging."""
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+
+        def elsewhere() -> str:
+            with pytest.raises(ClientClosedError) as caught:
+                asyncio.run(client.relay.remove("t"))
+            return str(caught.value)
+
+        assert "another event loop" in await asyncio.to_thread(elsewhere)
+
+
+async def test_a_borrowed_session_stays_open(plaid):
+    """Two clients share the caller's session, with its settings, and neither closes it."""
+    async with aiohttp.ClientSession(headers={"X-Mine": "yes"}) as session:
+        async with RelayClient(OWNER, base_url=plaid.url, session=session) as one:
+            async with RelayClient(OWNER, base_url=plaid.url, session=session) as two:
+                await share(one, plaid)
+                await share(two, plaid)
+            await share(one, plaid)
+            assert one._session.slots is two._session.slots
+        assert not session.closed
+    assert [request.headers["x-mine"] for request in plaid.requests] == ["yes"] * 3
+    with pytest.raises(ClientClosedError, match="borrowed is closed"):
+        await RelayClient(OWNER, base_url=plaid.url, session=session).open()
+
+
+async def test_a_borrowed_session_without_a_limit_has_none(plaid):
+    """A pool that the caller made unlimited stays unlimited."""
+    connector = aiohttp.TCPConnector(limit=0)
+    async with (
+        aiohttp.ClientSession(connector=connector) as session,
+        RelayClient(OWNER, base_url=plaid.url, session=session) as client,
+    ):
+        await share(client, plaid)
+        assert client._session.slots._value > 10**6
+
+
+async def test_a_session_that_is_closed_under_the_client_is_named(plaid):
+    """If the lender closes the session, calls say so."""
+    async with aiohttp.ClientSession() as session:
+        async with RelayClient(OWNER, base_url=plaid.url, session=session) as client:
+            await session.close()
+            with pytest.raises(ClientClosedError, match="closed meanwhile"):
+                await client.relay.remove("t")
+
+
+async def test_settings_of_the_pool_belong_to_its_owner():
+    """A lent session brings its own TLS and proxy: both at once contradict each other."""
+    async with aiohttp.ClientSession() as session:
+        for more in ({"proxy": "http://p"}, {"trust_env": True}, {"ssl": ssl.create_default_context()}):
+            with pytest.raises(ConfigurationError, match="belong to the session that you lend"):
+                RelayClient(OWNER, session=session, **more)
+
+
+async def test_a_cancelled_body_closes_the_pool(plaid):
+    """However the body of `async with` ends, the pool is closed in order."""
+    opened = []
+
+    async def body() -> None:
+        async with RelayClient(OWNER, base_url=plaid.url) as client:
+            await share(client, plaid)
+            opened.append(client)
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(body())
+    while not opened:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert opened[0]._session._session.closed
+
+
+async def test_closing_is_finished_though_it_is_cancelled(plaid):
+    """A cancellation that comes while the pool closes is kept until it is closed."""
+    client = RelayClient(OWNER, base_url=plaid.url)
+    await client.open()
+    await share(client, plaid)
+    closing = asyncio.create_task(client.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert client._session._session.closed
+
+
+def test_a_forgotten_close_is_a_warning_and_never_a_crash():
+    """A client that is dropped open gives a ResourceWarning, also when its loop is gone, and no other noise."""
+    program = """
+import asyncio, gc
+from plaid_relay_async import Credentials, RelayClient
+from plaid_relay_async.simulator import Simulator
+
+async def main():
+    async with Simulator() as plaid:
+        client = RelayClient(Credentials("a", "b"), base_url=plaid.url)
+        await client.open()
+        await client.relay.create([plaid.add_report()], "p")
+    return client
+
+asyncio.run(main())
+gc.collect()
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "always::ResourceWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert run.returncode == 0
+    assert "ResourceWarning: a RelayClient was never closed" in run.stderr
+    assert "Event loop is closed" not in run.stderr
+    assert "Exception ignored" not in run.stderr
+
+
+async def test_a_client_that_was_closed_warns_of_nothing(plaid):
+    """Neither a closed client nor one that was never opened is warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        async with RelayClient(OWNER, base_url=plaid.url) as client:
+            await share(client, plaid)
+        RelayClient(OWNER, base_url=plaid.url)
+        del client
+        gc.collect()
+    assert [str(w.message) for w in caught] == []
+
+
+# ------------------------------------------------------------------------------- what goes over the wire
+
+
+@pytest.fixture
+async def echo():
+    """A server that sets a cookie, remembers what came, and answers as it is told."""
+    came = []
+    told = {"status": 200, "headers": {}}
+
+    async def answer(request: web.Request) -> web.Response:
+        came.append((request.path_qs, dict(request.headers), await request.read()))
+        reply = web.json_response(
+            {"removed": True, "request_id": "q"}, status=told["status"], headers=told["headers"]
+        )
+        reply.set_cookie("tracking", "you")
+        return reply
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
+    try:
+        yield f"http://127.0.0.1:{port}", came, told
+    finally:
+        await runner.cleanup()
+
+
+async def test_no_cookie_is_kept(echo):
+    """What a server asks to be remembered is forgotten."""
+    url, came, _ = echo
+    async with RelayClient(OWNER, base_url=url) as client:
+        await client.relay.remove("t")
+        await client.relay.remove("t")
+    assert len(came) == 2
+    assert all("Cookie" not in headers for _, headers, _ in came)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_no_redirect_is_followed(echo, status):
+    """A redirect would carry the secret elsewhere: it is an error that names the address as the thing to mend."""
+    url, came, told = echo
+    told.update(status=status, headers={"Location": f"{url}/elsewhere"})
+    async with RelayClient(OWNER, base_url=url) as client:
+        with pytest.raises(Exception, match="Redirects aren't followed") as caught:
+            await client.relay.create(["t"], "p")
+    assert caught.value.status == status
+    assert [path for path, *_ in came] == ["/credit/relay/create"]
+
+
+async def test_every_request_says_who_we_are(echo):
+    """Version, user agent and content type are on each request, and credentials in the headers."""
+    url, came, _ = echo
+    async with RelayClient(OWNER, base_url=f"{url}/under/a/path") as client:
+        await client.relay.remove("t")
+    path, headers, body = came[0]
+    assert path == "/under/a/path/credit/relay/remove"
+    assert headers["Plaid-Version"] == "2020-09-14"
+    assert headers["User-Agent"].startswith("plaid_relay_async/")
+    assert headers["Content-Type"] == "application/json"
+    assert (headers["PLAID-CLIENT-ID"], headers["PLAID-SECRET"]) == (OWNER.client_id, OWNER.secret)
+    assert body == b'{"relay_token":"t"}'
+
+
+async def test_a_proxy_is_used(echo):
+    """With a proxy, plain requests go to it in full."""
+    url, came, _ = echo
+    async with RelayClient(OWNER, base_url="http://127.0.0.1:9", proxy=url, retry=QUICK) as client:
+        await client.relay.remove("t")
+    assert came[0][0].endswith("/credit/relay/remove")
+
+
+async def test_a_proxy_of_the_environment_is_used_when_asked_for(echo, monkeypatch):
+    """`trust_env` takes the proxy from the environment, as aiohttp does; without, it is left alone."""
+    url, came, _ = echo
+    monkeypatch.setenv("http_proxy", url)
+    async with RelayClient(OWNER, base_url="http://plaid.localhost:9", trust_env=True, retry=QUICK) as client:
+        await client.relay.remove("t")
+    assert len(came) == 1

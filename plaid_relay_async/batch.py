@@ -285,9 +285,13 @@ class _Input:
 
     async def take(self) -> RelayCreateRequest | None:
         if self._later is None:
-            return next(self._now, None)
-        async with self._lock:
-            return await anext(self._later, None)
+            request = next(self._now, None)
+        else:
+            async with self._lock:
+                request = await anext(self._later, None)
+        if request is not None and not isinstance(request, RelayCreateRequest):
+            raise TypeError(f"requests must hold RelayCreateRequest, not {type(request).__name__}")
+        return request
 
 
 class _Pairs:
@@ -339,7 +343,7 @@ class Batch:
         self.journal: Final = journal
         self.result: Final = BatchResult()
         self.halted = False
-        self._requests = requests
+        self._source = _Input(requests)
         self._create = create
         self._concurrency = concurrency
         self._drain = drain
@@ -365,13 +369,15 @@ class Batch:
 
     async def _collect(self) -> BatchResult:
         runner = self._start(streamed=False)
-        async with self:
+        try:
             await asyncio.wait([runner])
+        finally:
+            await self._leave()
+        self._raise_trouble()
         return self.result
 
     async def __aenter__(self) -> Self:
-        if self._runner is None or self._streamed:
-            self._start(streamed=True)
+        self._start(streamed=True)
         return self
 
     async def __aexit__(
@@ -414,14 +420,14 @@ class Batch:
             raise RuntimeError("this batch was run before: call create_many again for another")
         self._streamed = streamed
         self._started = _now()
-        self._runner = asyncio.create_task(self._run(_Input(self._requests)))
+        self._runner = asyncio.create_task(self._run())
         self._runner.add_done_callback(self._finished)
         return self._runner
 
-    async def _run(self, source: _Input) -> None:
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(self._concurrency):
-                self._workers[group.create_task(self._work(source))] = None
+                self._workers[group.create_task(self._work())] = None
 
     def _finished(self, runner: asyncio.Task[None]) -> None:
         if not runner.cancelled():
@@ -464,20 +470,20 @@ class Batch:
 
     # ---------------------------------------------------------------------------------------- the workers
 
-    async def _work(self, source: _Input) -> None:
+    async def _work(self) -> None:
         while True:
             await self._room.acquire()
-            request = await self._take(source)
+            request = await self._take()
             if request is None:
                 self._room.release()
                 return
             await self._settle(request)
 
-    async def _take(self, source: _Input) -> RelayCreateRequest | None:
+    async def _take(self) -> RelayCreateRequest | None:
         if self.halted:
             return None
         try:
-            request = await source.take()
+            request = await self._source.take()
         except Exception as error:  # noqa: BLE001  # the caller's own: it is raised to the caller in the end
             self.fail(error)
             return None

@@ -1,0 +1,771 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import time
+import tracemalloc
+import warnings
+
+import pytest
+from support import OWNER, QUICK
+
+from plaid_relay_async import (
+    BatchStoppedError,
+    ConfigurationError,
+    Created,
+    Credentials,
+    DuplicateRequestError,
+    Failed,
+    InvalidRequestError,
+    NotSentError,
+    OutcomeUnknownError,
+    PlaidRelayError,
+    RateLimitError,
+    RelayClient,
+    RelayCreateRequest,
+    RelayCreateResponse,
+    RetryPolicy,
+    Timeouts,
+    Unknown,
+)
+from plaid_relay_async.batch import Batch, _Pairs
+from plaid_relay_async.simulator import Fault, Simulator
+
+CREATE = "/credit/relay/create"
+
+
+def partners(count: int) -> list[str]:
+    return [f"partner-{n}" for n in range(count)]
+
+
+def requests(plaid: Simulator, count: int = 20):
+    return RelayCreateRequest.fan_out([plaid.add_report()], partners(count))
+
+
+def held(result) -> list:
+    return [*result.created, *result.failed, *result.unknown]
+
+
+def owners_of(plaid: Simulator) -> dict[str, str]:
+    return {entry["relay_token"]: entry["secondary_client_id"] for entry in plaid.ledger}
+
+
+def assert_nothing_lost(plaid: Simulator, outcomes: list) -> None:
+    """Each token of the ledger is in an outcome for its partner, or its partner is unknown; no partner has two."""
+    tokens = {o.relay_token: o.request.secondary_client_id for o in outcomes if isinstance(o, Created)}
+    unknown = {o.request.secondary_client_id for o in outcomes if isinstance(o, Unknown)}
+    seen = [o.request.secondary_client_id for o in outcomes]
+    assert len(seen) == len(set(seen))
+    for token, partner in owners_of(plaid).items():
+        assert tokens.get(token) == partner or partner in unknown
+    assert tokens.keys() <= owners_of(plaid).keys()
+    assert len(set(owners_of(plaid).values())) == len(plaid.ledger)
+
+
+# ------------------------------------------------------------------------------------ the two ways of use
+
+
+async def test_awaited_a_batch_gives_a_token_for_each_partner(plaid, client):
+    """Every partner has the token that Plaid made for it, and the result has them all."""
+    result = await client.relay.create_many(requests(plaid, 200))
+    assert {o.relay_token: o.request.secondary_client_id for o in result.created} == owners_of(plaid)
+    assert sorted(owners_of(plaid).values()) == sorted(partners(200))
+    assert (result.counts["created"], result.failed, result.unknown, result.not_attempted) == (200, [], [], [])
+    assert result.stopped_by is None
+    assert result.elapsed > 0
+    assert repr(result) == "<BatchResult created=200, failed=0, unknown=0, not_attempted=0>"
+    result.raise_for_failures()
+
+
+async def test_streamed_a_batch_hands_on_each_outcome(plaid, client):
+    """The loop sees every outcome once; what it saw is counted in the result and not held there."""
+    seen = []
+    async with client.relay.create_many(requests(plaid, 200)) as outcomes:
+        async for outcome in outcomes:
+            seen.append(outcome)
+    assert {o.relay_token: o.request.secondary_client_id for o in seen} == owners_of(plaid)
+    assert len(seen) == outcomes.result.counts["created"] == 200
+    assert held(outcomes.result) == []
+
+
+async def test_outcomes_come_in_the_order_in_which_they_are_known(plaid, client):
+    """A slow partner doesn't hold up the others."""
+    plaid.fail(Fault(path=CREATE, secondary_client_id="partner-0", latency=0.2))
+    async with client.relay.create_many(requests(plaid, 10)) as outcomes:
+        order = [o.request.secondary_client_id async for o in outcomes]
+    assert order[-1] == "partner-0"
+    assert len(order) == 10
+
+
+async def test_an_outcome_tells_its_story(plaid, client):
+    """Attempts, time, request id and the request itself are with the outcome; its repr has no token."""
+    plaid.fail(Fault(path=CREATE, status=429, times=1))
+    result = await client.relay.create_many(requests(plaid, 1))
+    (made,) = result.created
+    assert (made.attempts, made.journalled) == (2, False)
+    assert made.elapsed > 0
+    assert made.request_id == plaid.ledger[0]["request_id"]
+    assert "sandbox" not in repr(made)
+    assert "partner-0" in repr(made)
+
+
+async def test_a_failing_partner_never_stops_the_others(plaid, client):
+    """Refused, lost and created partners stand side by side, each with its own outcome."""
+    plaid.fail(
+        Fault(path=CREATE, secondary_client_id="partner-3", status=400),
+        Fault(path=CREATE, secondary_client_id="partner-5", close=True, when="after"),
+    )
+    result = await client.relay.create_many(requests(plaid))
+    (failed,), (unknown,) = result.failed, result.unknown
+    assert failed.request.secondary_client_id == "partner-3"
+    assert isinstance(failed.error, InvalidRequestError)
+    assert failed.request_id == failed.error.request_id is not None
+    assert unknown.request.secondary_client_id == "partner-5"
+    assert isinstance(unknown.error, OutcomeUnknownError)
+    assert len(result.created) == 18
+    assert result.error_codes == {"INVALID_FIELD": 1, "OutcomeUnknownError": 1}
+    assert_nothing_lost(plaid, held(result))
+
+
+async def test_failures_are_raised_as_a_group(plaid, client):
+    """Failed and unknown alike are in the group, and what a loop has seen isn't forgotten."""
+    plaid.fail(
+        Fault(path=CREATE, secondary_client_id="partner-3", status=400),
+        Fault(path=CREATE, secondary_client_id="partner-5", close=True),
+    )
+    result = await client.relay.create_many(requests(plaid))
+    with pytest.raises(ExceptionGroup, match="1 failed, 1 unknown") as caught:
+        result.raise_for_failures()
+    assert {type(error) for error in caught.value.exceptions} == {InvalidRequestError, OutcomeUnknownError}
+    async with client.relay.create_many(requests(plaid)) as outcomes:
+        async for _ in outcomes:
+            pass
+    with pytest.raises(ExceptionGroup) as caught:
+        outcomes.result.raise_for_failures()
+    assert "2 were handed to the loop" in str(caught.value.exceptions[0])
+    assert "INVALID_FIELD 1" in str(caught.value.exceptions[0])
+
+
+# ------------------------------------------------------------------------------------------- the input
+
+
+async def test_requests_may_come_from_an_async_iterable(plaid, client):
+    """A database cursor, say, is read as its rows are needed."""
+
+    async def rows():
+        for request in requests(plaid, 30):
+            await asyncio.sleep(0)
+            yield request
+
+    result = await client.relay.create_many(rows(), concurrency=4)
+    assert len(result.created) == 30
+    assert_nothing_lost(plaid, held(result))
+
+
+async def test_the_input_is_read_no_further_than_needed(plaid, client):
+    """A stream that nobody reads stops reading its input: memory grows with concurrency."""
+    read = []
+
+    def rows():
+        for request in requests(plaid, 500):
+            read.append(request)
+            yield request
+
+    async with client.relay.create_many(rows(), concurrency=5) as outcomes:
+        await anext(aiter(outcomes))
+        await asyncio.sleep(0.2)
+        assert 5 <= len(read) <= 11
+    assert len(held(outcomes.result)) + len(outcomes.result.not_attempted) == len(read) - 1
+
+
+async def test_no_more_calls_than_the_concurrency_are_under_way(plaid):
+    """The bound holds, and is reached."""
+    under_way, most = 0, 0
+
+    async def create(request, permit):
+        nonlocal under_way, most
+        await permit.begin()
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(random.random() / 1000)
+        under_way -= 1
+        return RelayCreateResponse(f"token-{request.secondary_client_id}")
+
+    result = await Batch(requests(plaid, 100), create, concurrency=7, drain=1)
+    assert most == 7
+    assert len(result.created) == 100
+
+
+async def test_a_pair_that_comes_again_is_failed(plaid, client):
+    """The second of a pair is refused before it is sent; that is an outcome, and the batch goes on."""
+    report = plaid.add_report()
+    rows = list(RelayCreateRequest.fan_out([report], ["a", "b", "a", "c"]))
+    rows += RelayCreateRequest.fan_out([plaid.add_report()], ["a"])
+    result = await client.relay.create_many(rows)
+    (again,) = result.failed
+    assert again.request.secondary_client_id == "a"
+    assert isinstance(again.error, DuplicateRequestError)
+    assert again.error.sent is False
+    assert again.attempts == 0
+    assert result.error_codes == {"DuplicateRequestError": 1}
+    assert len(plaid.ledger) == 4
+
+
+async def test_duplicates_may_be_allowed(plaid, client):
+    """Who wants two tokens for a pair gets them."""
+    rows = list(RelayCreateRequest.fan_out([plaid.add_report()], ["a", "a"]))
+    result = await client.relay.create_many(rows, allow_duplicates=True)
+    assert len(result.created) == len(plaid.ledger) == 2
+
+
+def test_remembering_a_pair_takes_little():
+    """At most 128 bytes a request, whatever the length of its token and its partner's id."""
+    pairs, count = _Pairs(), 60_000
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            assert not pairs.met(RelayCreateRequest(["assets-sandbox-" + "x" * 200], f"partner-{number:0100}"))
+        gc.collect()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak / count <= 128
+    assert pairs.met(RelayCreateRequest(["assets-sandbox-" + "x" * 200], f"partner-{5:0100}"))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_an_input_that_raises_ends_the_batch_in_order(plaid, client, asynchronous):
+    """What is in flight is waited for, the error comes out as the cause, and the outcomes are with it."""
+    plaid.fail(Fault(path=CREATE, latency=0.05))
+
+    def rows():
+        yield from requests(plaid, 3)
+        raise LookupError("no row")
+
+    async def later():
+        for row in rows():
+            yield row
+
+    batch = client.relay.create_many(later() if asynchronous else rows())
+    with pytest.raises(BatchStoppedError, match="raised LookupError") as caught:
+        await batch
+    assert isinstance(caught.value.__cause__, LookupError)
+    assert caught.value.result is batch.result
+    assert len(batch.result.created) == 3
+    assert_nothing_lost(plaid, held(batch.result))
+
+
+async def test_an_input_that_raises_reaches_the_loop_behind_its_outcomes(plaid, client):
+    """A stream hands on what there is before it raises."""
+
+    def rows():
+        yield from requests(plaid, 3)
+        raise LookupError
+
+    seen = []
+    with pytest.raises(BatchStoppedError):
+        async with client.relay.create_many(rows()) as outcomes:
+            async for outcome in outcomes:
+                seen.append(outcome)
+    assert len(seen) == 3
+
+
+async def test_something_else_than_a_request_is_named(plaid, client):
+    """A bare partner id isn't a request; the error says so."""
+    with pytest.raises(BatchStoppedError) as caught:
+        await client.relay.create_many(["partner"])
+    assert "RelayCreateRequest" in str(caught.value.__cause__)
+
+
+# ----------------------------------------------------------------------------------- leaving early
+
+
+async def test_break_waits_for_what_is_in_flight(plaid, client):
+    """After `break` nothing new is sent, and what was under way is in the result."""
+    plaid.fail(Fault(path=CREATE, latency=0.05))
+    async with client.relay.create_many(requests(plaid, 1000), concurrency=10) as outcomes:
+        async for first in outcomes:
+            break
+    sent = plaid.counts[CREATE]
+    assert_nothing_lost(plaid, [first, *held(outcomes.result)])
+    assert sent == len(plaid.ledger) < 40
+    await asyncio.sleep(0.1)
+    assert plaid.counts[CREATE] == sent
+
+
+async def test_an_exception_in_the_loop_comes_out_as_it_is(plaid, client):
+    """The caller's own error isn't wrapped, and nothing in flight is lost."""
+    plaid.fail(Fault(path=CREATE, latency=0.02))
+    seen = []
+    with pytest.raises(ZeroDivisionError):
+        async with client.relay.create_many(requests(plaid, 1000), concurrency=10) as outcomes:
+            async for outcome in outcomes:
+                seen.append(outcome)
+                raise ZeroDivisionError
+    assert_nothing_lost(plaid, [*seen, *held(outcomes.result)])
+
+
+async def test_a_drain_that_takes_too_long_leaves_unknowns(plaid):
+    """What doesn't answer within the drain time is unknown; nothing waits for it any longer."""
+    plaid.fail(Fault(path=CREATE, secondary_client_id="partner-1", stall=30, when="after"))
+    async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(drain=0.1)) as client:
+        began = time.monotonic()
+        async with client.relay.create_many(requests(plaid, 5)) as outcomes:
+            async for outcome in outcomes:
+                if outcome.request.secondary_client_id == "partner-4":
+                    break
+        assert time.monotonic() - began < 5
+    (unknown,) = outcomes.result.unknown
+    assert unknown.request.secondary_client_id == "partner-1"
+    assert unknown.attempts == 1
+    assert "the batch was left" in str(unknown.error)
+
+
+async def test_cancelled_an_awaited_batch_drains_and_its_result_stays(plaid, client):
+    """The cancellation goes on its way; whoever kept the batch has its outcomes."""
+    plaid.fail(Fault(path=CREATE, latency=0.05))
+    batch = client.relay.create_many(requests(plaid, 1000), concurrency=10)
+
+    async def run() -> None:
+        await batch
+
+    task = asyncio.create_task(run())
+    while plaid.counts[CREATE] < 25:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(batch.result.created) == len(plaid.ledger)
+    assert_nothing_lost(plaid, held(batch.result))
+
+
+@pytest.mark.parametrize("cancellations", [2, 3, 5])
+async def test_a_second_cancellation_does_not_wait(plaid, client, cancellations):
+    """Cancelled again while it drains, a batch gives up what is in flight as unknown, however often it comes."""
+    plaid.fail(Fault(path=CREATE, stall=30, when="after"))
+    batch = client.relay.create_many(requests(plaid, 20), concurrency=10)
+
+    async def run() -> None:
+        await batch
+
+    task = asyncio.create_task(run())
+    while plaid.counts[CREATE] < 10:
+        await asyncio.sleep(0.001)
+    began = time.monotonic()
+    for _ in range(cancellations):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - began < 5
+    assert len(batch.result.unknown) == 10
+    assert_nothing_lost(plaid, held(batch.result))
+
+
+async def test_a_batch_within_a_timeout(plaid, client):
+    """`asyncio.timeout` around a batch is a cancellation like any other."""
+    plaid.fail(Fault(path=CREATE, latency=0.02))
+    batch = client.relay.create_many(requests(plaid, 10_000), concurrency=10)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await batch
+    assert batch.result.created
+    assert_nothing_lost(plaid, held(batch.result))
+
+
+async def test_what_waits_for_a_pause_is_dropped_and_not_unknown(plaid, client):
+    """A call that Plaid refused, and that waits to be repeated, surely made nothing when the batch is left."""
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "30"}))
+    batch = client.relay.create_many(requests(plaid, 20), concurrency=4)
+    task = asyncio.create_task(batch._collect())
+    while plaid.counts[CREATE] < 4:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)
+    began = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - began < 5
+    assert (len(batch.result.failed), batch.result.unknown, len(plaid.ledger)) == (4, [], 0)
+    assert all(isinstance(o.error, RateLimitError) for o in batch.result.failed)
+
+
+async def test_what_was_taken_and_not_sent_is_not_attempted(plaid):
+    """A request that waited for the limiter when the batch was left is given back."""
+
+    class Closed:
+        async def acquire(self, endpoint: str) -> None:
+            await asyncio.Event().wait()
+
+    async with RelayClient(OWNER, base_url=plaid.url, rate_limiter=Closed()) as client:
+        rows = requests(plaid, 20)
+        async with client.relay.create_many(rows, concurrency=3) as outcomes:
+            await asyncio.sleep(0.02)
+        assert [r.secondary_client_id for r in outcomes.result.not_attempted] == partners(3)
+        assert [r.secondary_client_id for r in rows] == partners(20)[3:]
+    assert plaid.counts[CREATE] == 0
+
+
+async def test_a_refused_call_that_is_about_to_leave_again_stays(plaid):
+    """Left in the moment between a refusal and the next attempt, a call doesn't leave again."""
+    told = asyncio.Event()
+
+    async def create(request, permit):
+        await permit.begin()
+        told.set()
+        await asyncio.sleep(0.02)
+        permit.spared(RateLimitError("no", status=429))
+        raise AssertionError("spared() forbids the next attempt")
+
+    async with Batch(requests(plaid, 1), create, concurrency=1, drain=5) as outcomes:
+        await told.wait()
+    (failed,) = outcomes.result.failed
+    assert isinstance(failed.error, RateLimitError)
+
+
+async def test_a_call_that_comes_late_to_its_permit_stays(plaid):
+    """Left in the moment before an attempt, a call gets no leave to send."""
+    waiting = asyncio.Event()
+
+    async def create(request, permit):
+        waiting.set()
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            await permit.begin()
+
+    async with Batch(requests(plaid, 1), create, concurrency=1, drain=5) as outcomes:
+        await waiting.wait()
+    assert len(outcomes.result.not_attempted) == 1
+
+
+@pytest.mark.parametrize("way", ["break", "raise", "cancel"])
+async def test_nothing_is_lost_at_whatever_moment_a_batch_is_left(way, rounds, subtests):
+    """Left at random moments, with faults on: each token is in an outcome, or its partner is unknown."""
+    for seed in range(rounds):
+        with subtests.test(seed=seed):
+            await leave_at_random(way, seed)
+
+
+async def leave_at_random(way: str, seed: int) -> None:
+    draw = random.Random(f"{way}-{seed}")
+    faults = [
+        Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, rate=0.03),
+        Fault(path=CREATE, close=True, when="after", rate=0.02),
+        Fault(path=CREATE, status=500, when="after", rate=0.02),
+        Fault(path=CREATE, truncate=75, rate=0.02),
+    ]
+    moment, seen = draw.random() * 0.2, []
+    async with (
+        Simulator(seed=seed, latency=draw.random() * 0.01, faults=faults) as plaid,
+        RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as client,
+    ):
+        batch = client.relay.create_many(
+            requests(plaid, 2000), concurrency=draw.choice([1, 5, 50]), on_outcome=seen.append
+        )
+        if way == "cancel":
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(moment):
+                    await batch
+            handed = []
+        else:
+            handed = await leave_the_loop(batch, way, moment)
+        outcomes = [*handed, *held(batch.result)]
+        assert_nothing_lost(plaid, outcomes)
+        assert sorted(map(id, seen)) == sorted(map(id, outcomes))
+        assert sum(batch.result.counts.values()) == len(outcomes)
+
+
+async def leave_the_loop(batch: Batch, way: str, moment: float) -> list:
+    handed, end = [], time.monotonic() + moment
+    try:
+        async with batch as outcomes:
+            async for outcome in outcomes:
+                handed.append(outcome)
+                if time.monotonic() > end:
+                    if way == "break":
+                        break
+                    raise ZeroDivisionError
+    except ZeroDivisionError:
+        assert way == "raise"
+    return handed
+
+
+# ------------------------------------------------------------------------------- errors that all share
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error_type": "INVALID_INPUT", "error_code": "INVALID_API_KEYS"},
+        {"error_type": "INVALID_INPUT", "error_code": "UNAUTHORIZED_ROUTE_ACCESS"},
+        {"error_type": "INVALID_INPUT", "error_code": "UNAUTHORIZED_OF_TOMORROW"},
+    ],
+)
+async def test_an_error_that_all_share_stops_the_batch(plaid, client, body):
+    """After the first few, going on would only give everybody the same error; what wasn't read stays unread."""
+    plaid.fail(Fault(path=CREATE, status=400, body=body, latency=0.01))
+    rows = requests(plaid, 1000)
+    result = await client.relay.create_many(rows, concurrency=10)
+    assert result.stopped_by.error_code == body["error_code"]
+    assert 3 <= len(result.failed) <= 20
+    assert len(list(rows)) == 1000 - len(result.failed) - len(result.not_attempted)
+
+
+async def test_used_up_credits_stop_the_batch(plaid, client):
+    """A 429 that no waiting mends stops it as well."""
+    plaid.fail(Fault(path=CREATE, status=429, body={"error_code": "CREDITS_EXHAUSTED"}))
+    result = await client.relay.create_many(requests(plaid, 1000), concurrency=2)
+    assert 3 <= len(result.failed) <= 5
+    assert result.stopped_by.error_code == "CREDITS_EXHAUSTED"
+
+
+async def test_shared_errors_with_successes_between_do_not_stop_it(plaid):
+    """Credentials that fail now and then, while they are rotated, are each partner's own trouble."""
+    number = 0
+
+    async def rotating() -> Credentials:
+        nonlocal number
+        number += 1
+        return Credentials("owner", OWNER.secret if number % 2 else "yesterdays-secret")
+
+    async with Simulator(clients={"owner": OWNER.secret}) as strict:
+        async with RelayClient(rotating, base_url=strict.url) as client:
+            result = await client.relay.create_many(requests(strict, 20), concurrency=1)
+    assert result.counts == {"created": 10, "failed": 10}
+    assert result.stopped_by is None
+
+
+async def test_pauses_are_queueing(plaid):
+    """In a batch, refusals for now count against neither the attempts nor the time of a request."""
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=30))
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
+    impatient = RetryPolicy(attempts=1, backoff=0.001, max_backoff=0.002)
+    async with RelayClient(OWNER, base_url=plaid.url, retry=impatient) as client:
+        result = await client.relay.create_many(requests(plaid, 5), concurrency=2, timeout=0.5)
+    assert len(result.created) == 5
+    assert max(o.attempts for o in result.created) > 5
+
+
+async def test_a_pause_that_is_too_long_ends_the_batch(plaid, client):
+    """It isn't shortened: the request fails with the delay, and the rest isn't attempted."""
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "301"}))
+    rows = requests(plaid, 100)
+    result = await client.relay.create_many(rows, concurrency=1)
+    (failed,) = result.failed
+    assert isinstance(failed.error, RateLimitError)
+    assert (failed.error.retry_after, failed.error.gave_up_waiting) == (301.0, True)
+    assert result.stopped_by is failed.error
+    assert len(list(rows)) == 99
+    again = await client.relay.create_many(requests(plaid, 100), concurrency=1)
+    assert (len(again.failed), again.failed[0].attempts, plaid.counts[CREATE]) == (1, 0, 1)
+
+
+async def test_pauses_that_add_up_end_the_batch(plaid):
+    """Many short pauses without one success between are a long one; Plaid's maintenance counts alike."""
+    maintenance = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
+    plaid.fail(Fault(path=CREATE, status=503, body=maintenance))
+    policy = RetryPolicy(backoff=0.02, max_backoff=0.02, max_pause=0.1)
+    async with RelayClient(OWNER, base_url=plaid.url, retry=policy) as client:
+        result = await client.relay.create_many(requests(plaid, 10), concurrency=2)
+    assert isinstance(result.failed[0].error, RateLimitError)
+    assert result.failed[0].error.error_code == "PLANNED_MAINTENANCE"
+    assert plaid.counts[CREATE] > 5
+    assert result.unknown == []
+
+
+# ------------------------------------------------------------------------------------------- callbacks
+
+
+async def test_callbacks_are_told_of_each_outcome(plaid, client):
+    """`on_outcome` comes before anybody else, and progress adds up."""
+    seen, progress = [], []
+    async with client.relay.create_many(
+        requests(plaid), on_outcome=seen.append, on_progress=progress.append
+    ) as outcomes:
+        async for outcome in outcomes:
+            assert outcome in seen
+    assert [p.done for p in progress] == list(range(1, 21))
+    assert (progress[-1].created, progress[-1].failed, progress[-1].unknown) == (20, 0, 0)
+    assert progress[-1].taken == 20
+    assert progress[0].elapsed > 0
+    assert outcomes.progress.in_flight == 0
+
+
+@pytest.mark.parametrize("callback", ["on_outcome", "on_progress"])
+async def test_a_callback_that_raises_ends_the_batch_in_order(plaid, client, callback):
+    """No outcome is lost to a broken callback."""
+    plaid.fail(Fault(path=CREATE, latency=0.01))
+
+    def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    batch = client.relay.create_many(requests(plaid, 100), concurrency=5, **{callback: broken})
+    with pytest.raises(BatchStoppedError) as caught:
+        await batch
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert 5 <= len(batch.result.created) <= 10
+    assert_nothing_lost(plaid, held(batch.result))
+
+
+async def test_a_bug_in_the_middle_of_a_call_is_unknown(plaid):
+    """Whatever is raised that nobody foresaw: nobody can tell what became of the call, and the others go on."""
+
+    async def create(request, permit):
+        await permit.begin()
+        if request.secondary_client_id == "partner-1":
+            raise ZeroDivisionError
+        return RelayCreateResponse("token")
+
+    result = await Batch(requests(plaid, 3), create, concurrency=1, drain=1)
+    (unknown,) = result.unknown
+    assert isinstance(unknown.error.__cause__, ZeroDivisionError)
+    assert len(result.created) == 2
+
+
+async def test_what_never_left_is_failed(client):
+    """No server at all: each partner has an outcome, and none is unknown."""
+    async with RelayClient(OWNER, base_url="http://127.0.0.1:9", retry=QUICK) as client:
+        result = await client.relay.create_many(RelayCreateRequest.fan_out(["t"], partners(5)))
+    assert len(result.failed) == 5
+    assert all(isinstance(o.error, NotSentError) for o in result.failed)
+
+
+# ------------------------------------------------------------------------------------------ the journal
+
+
+class Notes:
+    """A journal in memory, which may break."""
+
+    def __init__(self, *, breaks_at_begin: int = -1, breaks_at_end: int = -1) -> None:
+        self.lines: list[tuple[str, str]] = []
+        self._begin, self._end = breaks_at_begin, breaks_at_end
+
+    async def begin(self, request: RelayCreateRequest) -> None:
+        await asyncio.sleep(0)
+        self._write("begun", request.secondary_client_id, self._begin)
+
+    async def end(self, outcome) -> None:
+        await asyncio.sleep(0)
+        self._write(type(outcome).__name__, outcome.request.secondary_client_id, self._end)
+
+    def _write(self, what: str, partner: str, breaks_at: int) -> None:
+        if len(self.lines) == breaks_at:
+            raise OSError(28, "No space left on device")
+        self.lines.append((what, partner))
+
+
+async def test_a_journal_is_written_before_and_after(plaid, client):
+    """Each attempt is on record before it leaves, and each outcome before anybody is told."""
+    notes = Notes()
+
+    def told(outcome) -> None:
+        assert ("Created", outcome.request.secondary_client_id) in notes.lines
+
+    result = await client.relay.create_many(requests(plaid), journal=notes, on_outcome=told)
+    assert all(o.journalled for o in result.created)
+    for partner in partners(20):
+        assert notes.lines.index(("begun", partner)) < notes.lines.index(("Created", partner))
+
+
+async def test_a_journal_that_cannot_begin_keeps_the_request_here(plaid, client):
+    """Without a record nothing leaves: sending stops, the error is the cause."""
+    batch = client.relay.create_many(requests(plaid), journal=Notes(breaks_at_begin=4), concurrency=2)
+    with pytest.raises(BatchStoppedError) as caught:
+        await batch
+    assert isinstance(caught.value.__cause__, OSError)
+    assert len(batch.result.created) == len(plaid.ledger)
+    assert batch.result.not_attempted
+    assert_nothing_lost(plaid, held(batch.result))
+
+
+async def test_a_journal_that_cannot_end_loses_no_token(plaid, client):
+    """The outcome is delivered all the same, and says that it isn't in the journal."""
+    batch = client.relay.create_many(requests(plaid), journal=Notes(breaks_at_end=3), concurrency=1)
+    with pytest.raises(BatchStoppedError):
+        await batch
+    assert [o.journalled for o in batch.result.created] == [True, False]
+    assert_nothing_lost(plaid, held(batch.result))
+
+
+async def test_a_batch_that_is_left_while_the_journal_writes(plaid, client):
+    """Between the record and the request there is time to stop; and a token that waits for its record is kept."""
+
+    class Slow(Notes):
+        async def begin(self, request: RelayCreateRequest) -> None:
+            await asyncio.sleep(0.02)
+            await super().begin(request)
+
+    async with client.relay.create_many(requests(plaid), journal=Slow(), concurrency=3) as outcomes:
+        await asyncio.sleep(0.01)
+    assert (plaid.counts[CREATE], len(outcomes.result.not_attempted)) == (0, 3)
+
+    class Stuck(Notes):
+        async def end(self, outcome) -> None:
+            await asyncio.Event().wait()
+
+    async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(drain=0.1)) as impatient:
+        async with impatient.relay.create_many(requests(plaid), journal=Stuck(), concurrency=3) as outcomes:
+            await asyncio.sleep(0.1)
+    assert [o.journalled for o in outcomes.result.created] == [False] * 3
+    assert_nothing_lost(plaid, held(outcomes.result))
+
+
+# ---------------------------------------------------------------------------------------------- misuse
+
+
+@pytest.mark.parametrize("concurrency", [0, -1, 2.0, True, "5"])
+async def test_a_concurrency_that_makes_no_sense_is_refused(client, concurrency):
+    """It is refused when the batch is made, before anything is sent."""
+    with pytest.raises(ConfigurationError, match="concurrency must be a whole number from 1"):
+        client.relay.create_many([], concurrency=concurrency)
+
+
+async def test_a_batch_is_run_once(plaid, client):
+    """A second use would send everything twice."""
+    batch = client.relay.create_many(requests(plaid, 1))
+    await batch
+    with pytest.raises(RuntimeError, match="was run before"):
+        await batch
+    with pytest.raises(RuntimeError, match="was run before"):
+        async with batch:
+            pass
+    async with client.relay.create_many(requests(plaid, 1)) as streamed:
+        with pytest.raises(RuntimeError, match="was run before"):
+            await streamed
+
+
+async def test_a_stream_is_read_inside_of_its_block(client):
+    """Outside of `async with` nobody would wait for what is in flight."""
+    batch = client.relay.create_many([])
+    with pytest.raises(RuntimeError, match="async with"):
+        await anext(aiter(batch))
+    await batch
+
+
+async def test_a_batch_that_nobody_runs_is_warned_of(client):
+    """A forgotten `await` doesn't pass for success."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        client.relay.create_many([])
+        gc.collect()
+    assert ["neither awaited nor streamed" in str(w.message) for w in caught] == [True]
+
+
+async def test_an_empty_batch_is_a_batch(client):
+    """No request, no outcome, no error."""
+    result = await client.relay.create_many([])
+    assert (held(result), result.not_attempted) == ([], [])
+    result.raise_for_failures()
+    async with client.relay.create_many(iter(())) as outcomes:
+        assert [o async for o in outcomes] == []
+
+
+def test_an_outcome_is_one_of_three():
+    """The kinds of outcome have the same shape, but for the token or the error."""
+    request = RelayCreateRequest(["t"], "p")
+    shared = {"request": request, "attempts": 1, "elapsed": 0.1, "request_id": None}
+    assert Created(relay_token="t", **shared).journalled is False
+    assert Failed(error=PlaidRelayError("x"), **shared).journalled is False
+    assert Unknown(error=OutcomeUnknownError("x"), **shared).journalled is False

@@ -169,7 +169,7 @@ class BatchResult:
                 self.created.append(outcome)
             case Failed():
                 self.failed.append(outcome)
-            case Unknown():
+            case _:
                 self.unknown.append(outcome)
 
 

@@ -22,11 +22,11 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 from plaid_relay_async import models
 from plaid_relay_async.errors import (
     ConnectionLostError,
+    Hidden,
     OutcomeUnknownError,
     PlaidAPIError,
     PlaidRelayError,
     ResponseDecodeError,
-    SecretBytes,
     class_for,
     refused_for_now,
 )
@@ -187,7 +187,6 @@ def _names(cls: type) -> set[str]:
 
 def _structure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     known = _names(cls)
-    keeps_unknown = any(a.name == "additional_properties" for a in fields(cls))
     left_out = {a.name: override(omit=True) for a in fields(cls) if a.name not in known}
     base = make_dict_structure_fn(cls, converter, **left_out)  # type: ignore[arg-type]  # each one is an override
 
@@ -195,8 +194,7 @@ def _structure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any, A
         if type(value) is not dict:
             raise TypeError("expected an object")
         record = base(value, cls)
-        if keeps_unknown:
-            record.additional_properties.update({k: value[k] for k in value.keys() - known})
+        record.additional_properties.update({k: value[k] for k in value.keys() - known})
         return record
 
     return structure
@@ -249,7 +247,7 @@ def encode(record: object, more: Mapping[str, str]) -> bytes:
 # ------------------------------------------------------------------------------------ what comes back
 
 
-def read(endpoint: Endpoint[Any, R], answer: Answer, request: object, secret: str) -> R:
+def read(endpoint: Endpoint[Any, R], answer: Answer, request: object, secret: Hidden[str]) -> R:
     """Turn an answer into its record, or raise what it means.
 
     Args:
@@ -265,7 +263,7 @@ def read(endpoint: Endpoint[Any, R], answer: Answer, request: object, secret: st
         ResponseDecodeError: the answer to a read isn't what it should be.
     """
     if not 200 <= answer.status < 300:
-        raise _refusal(endpoint, answer, (secret, *models.secrets_in(request)))
+        raise _refusal(endpoint, answer, (secret.reveal(), *models.secrets_in(request)))
     if endpoint.replay is Replay.CREATES:
         return _read_creation(endpoint, answer)
     if answer.cut_off:
@@ -285,7 +283,7 @@ def _read_creation(endpoint: Endpoint[Any, R], answer: Answer) -> R:
         f"Plaid answered {answer.status}, and the answer {problem}",
         status=answer.status,
         request_id=_string_in("request_id", answer.body),
-        body=SecretBytes(bytes(answer.body)),
+        body=Hidden(bytes(answer.body)),
     )
 
 
@@ -319,7 +317,7 @@ def _decode(endpoint: Endpoint[Any, R], answer: Answer) -> R:
         path=path,
         status=answer.status,
         request_id=_string_in("request_id", answer.body),
-        body=SecretBytes(bytes(answer.body)),
+        body=Hidden(bytes(answer.body)),
     )
 
 
@@ -327,7 +325,7 @@ def _pdf(answer: Answer) -> models.PdfResponse:
     if answer.body.startswith(b"%PDF-"):
         return models.PdfResponse(bytes(answer.body), answer.headers.get("Plaid-Request-ID"))
     raise ResponseDecodeError(
-        "the answer isn't a PDF", status=answer.status, body=SecretBytes(bytes(answer.body))
+        "the answer isn't a PDF", status=answer.status, body=Hidden(bytes(answer.body))
     )
 
 

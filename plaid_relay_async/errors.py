@@ -27,7 +27,7 @@ No error's text, arguments or repr holds a secret or a token.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,23 +36,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class SecretBytes:
-    """Bytes that may hold a token: shown by `reveal()` alone, never by a repr or a log line."""
+class Hidden(Generic[T]):
+    """Something secret: shown by `reveal()` alone, never by a repr, a log line or a traceback's locals."""
 
     __slots__ = ("_value",)
 
-    def __init__(self, value: bytes) -> None:
+    def __init__(self, value: T) -> None:
         self._value = value
 
-    def reveal(self) -> bytes:
-        """Give the bytes themselves."""
+    def reveal(self) -> T:
+        """Give the thing itself."""
         return self._value
 
-    def __len__(self) -> int:
-        return len(self._value)
-
     def __repr__(self) -> str:
-        return f"<{len(self._value)} secret bytes>"
+        return "<hidden>"
 
 
 class PlaidRelayError(Exception):
@@ -144,7 +141,7 @@ class OutcomeUnknownError(PlaidRelayError):
         request_id: Plaid's, where the answer had one; Plaid's support can look it up.
         documentation_url: Plaid's, where the answer had one.
         retry_after: the server's delay in seconds, where it gave one.
-        body: what arrived of a success that can't be read, as a secret: a token may be in it.
+        body: what arrived of a success that can't be read, hidden: a token may be in it.
     """
 
     sent = True
@@ -155,7 +152,7 @@ class OutcomeUnknownError(PlaidRelayError):
     request_id: str | None = None
     documentation_url: str | None = None
     retry_after: float | None = None
-    body: SecretBytes | None = None
+    body: Hidden[bytes] | None = None
     advice = (
         "It may have been carried out, and Plaid can't be asked: it neither lists nor finds what was made. "
         "Decide: call again and accept that there may be two, or ask Plaid's support."
@@ -169,14 +166,14 @@ class ResponseDecodeError(PlaidRelayError):
         path: where in the JSON it went wrong, such as `$.report.items[0].accounts`.
         status: the HTTP status.
         request_id: Plaid's, where it could be read.
-        body: the answer, as a secret.
+        body: the answer, hidden.
     """
 
     sent = True
     path: str = "$"
     status: int | None = None
     request_id: str | None = None
-    body: SecretBytes | None = None
+    body: Hidden[bytes] | None = None
     advice = "Please report it to this package, with the JSON path and without the answer."
 
 

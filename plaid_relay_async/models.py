@@ -29,7 +29,7 @@ def _check_word(name: str, value: object) -> None:
         raise _refuse(f"{name} must be a string, not {type(value).__name__}")
     if not value:
         raise _refuse(f"{name} is empty")
-    if any(character.isspace() or not character.isprintable() for character in value):
+    if " " in value or not value.isprintable():
         raise _refuse(f"{name} holds white space or control characters: strip it")
 
 

@@ -18,9 +18,9 @@ from plaid_relay_async import codec
 from plaid_relay_async.codec import Answer, Endpoint, Replay
 from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, Credentials, GatewayKey, RetryPolicy
 from plaid_relay_async.errors import (
-    ClientClosedError,
     ConfigurationError,
     ConnectionLostError,
+    Hidden,
     NotSentError,
     OutcomeUnknownError,
     PlaidAPIError,
@@ -133,7 +133,7 @@ def _as_told() -> Generator[float, Any, None]:
 class _Signature:
     headers: dict[str, str]
     fields: dict[str, str]
-    secret: str
+    secret: Hidden[str]
 
 
 @contextlib.contextmanager
@@ -271,21 +271,22 @@ class Transport:
         with _of_the_caller("the source of the credentials"):
             who = await self._who() if callable(self._who) else self._who
         if isinstance(who, GatewayKey):
-            return _Signature({"Authorization": f"Bearer {who.gateway_key}"}, {}, who.gateway_key)
+            return _Signature({"Authorization": f"Bearer {who.gateway_key}"}, {}, Hidden(who.gateway_key))
         if not isinstance(who, Credentials):
             raise ConfigurationError(f"credentials gave {type(who).__name__}, not Credentials")
         if self._credentials_in == "body":
-            return _Signature({}, {"client_id": who.client_id, "secret": who.secret}, who.secret)
-        return _Signature({"PLAID-CLIENT-ID": who.client_id, "PLAID-SECRET": who.secret}, {}, who.secret)
+            return _Signature({}, {"client_id": who.client_id, "secret": who.secret}, Hidden(who.secret))
+        return _Signature({"PLAID-CLIENT-ID": who.client_id, "PLAID-SECRET": who.secret}, {}, Hidden(who.secret))
 
     async def _post(self, call: _Call[Any], signature: _Signature) -> Answer:
+        session = self._session.get()
         call.attempts += 1
         body = _Body(codec.encode(call.request, signature.fields), content_type="application/json")
         answer: Answer | None = None
         try:
             async with (
                 asyncio.timeout_at(call.deadline),
-                self._session.get().post(
+                session.post(
                     self._base_url + call.endpoint.path,
                     data=body,
                     headers=_HEADERS | signature.headers,
@@ -297,8 +298,6 @@ class Transport:
             ):
                 answer = Answer(response.status, response.headers)
                 await _receive(response, answer)
-        except ClientClosedError:
-            raise
         except Exception as error:  # noqa: BLE001  # whatever it is, the request may have left by then
             problem = _mapped(error, call, left=body.left)
         else:

@@ -123,5 +123,5 @@ def _modules_in(tree: Tree, module: str) -> set[str]:
 def loaded_too_early(folder: Path) -> list[str]:
     """What `import plaid_relay_async`, as it lies in the folder, loads and should not."""
     program = f"import sys; sys.path.insert(0, {str(folder)!r}); import {PACKAGE}; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-Ic", program], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-Ic", program], capture_output=True, text=True, check=True, env={})
     return sorted(set(LAZY) & set(run.stdout.split()))

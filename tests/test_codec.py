@@ -14,6 +14,7 @@ from plaid_relay_async import codec, models
 from plaid_relay_async.codec import ENDPOINTS, Answer, Replay, read
 from plaid_relay_async.errors import (
     ConnectionLostError,
+    Hidden,
     InvalidRequestError,
     OutcomeUnknownError,
     PlaidAPIError,
@@ -24,7 +25,7 @@ from plaid_relay_async.errors import (
 REPORT_TOKEN = "assets-sandbox-5f2b0f6e-canary"
 CREATE = models.RelayCreateRequest([REPORT_TOKEN], "partner")
 GET = models.RelayGetRequest("credit-relay-sandbox-canary")
-SECRET = "canary-secret"
+SECRET = Hidden("canary-secret")
 
 
 def answer(body: bytes | str | dict | list, status: int = 200, *, cut_off: bool = False, **headers: str) -> Answer:
@@ -389,13 +390,13 @@ def test_an_unknown_keeps_what_plaid_told():
 
 def test_a_server_that_quotes_the_request_gives_nothing_away():
     """The caller's tokens and secret, and anything that looks like a token, are taken out of an error."""
-    message = f"{REPORT_TOKEN} of {SECRET} and access-production-other"
+    message = f"{REPORT_TOKEN} of {SECRET.reveal()} and access-production-other"
     body = error_body("INVALID_INPUT", "X", error_message=message, causes=[{REPORT_TOKEN: [message, 5]}])
     with pytest.raises(PlaidAPIError) as caught:
         create(body, 400)
     shown = f"{caught.value} {caught.value!r} {vars(caught.value)}"
     assert "[hidden] of [hidden] and [hidden]" in shown
-    for secret in (REPORT_TOKEN, SECRET, "access-production"):
+    for secret in (REPORT_TOKEN, SECRET.reveal(), "access-production"):
         assert secret not in shown
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import os
 import re
+import sys
 from ast import literal_eval
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 from attrs import fields_dict
 
 import plaid_relay_async
-from plaid_relay_async import PlaidRelayError, RelayClient, RetryPolicy, Timeouts
+from plaid_relay_async import Credentials, PlaidRelayError, RelayClient, RetryPolicy, Timeouts
 from plaid_relay_async.client import AssetReports, Items, Relay, Sandbox
 from plaid_relay_async.errors import concerns_everyone
 from plaid_relay_async.simulator import Fault
@@ -136,3 +139,75 @@ def test_each_command_stands_once_in_the_readme(name):
     blocks = re.findall(rf"^```sh {name}\n(.+)\n```$", page("README.md"), re.MULTILINE)
     assert len(blocks) == 1
     assert blocks[0].startswith("python3 -m venv .venv && ")
+
+
+@pytest.fixture
+async def shell(plaid, tmp_path):
+    """A shell that knows `plaid-relay`, in a folder with the files that the documents speak of."""
+    both = Credentials("both", "secret-of-both")  # the owner and, for the simulator, a partner, too
+    report_token = plaid.add_report()
+    async with RelayClient(both, base_url=plaid.url) as client:
+        made = await client.relay.create([report_token], "both")
+    files = {
+        "report-token.txt": report_token,
+        "relay-token.txt": made.relay_token,
+        "partners.csv": re.findall(
+            r"^```text\n(secondary_client_id.*?)^```", page("docs/command.md"), re.MULTILINE | re.DOTALL
+        )[0],
+        "later.txt": "partner-1\npartner-2\n",
+        "plaid-relay": f'#!/bin/sh\nexec "{sys.executable}" -m plaid_relay_async.cli "$@"\n',
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "plaid-relay").chmod(0o700)
+    surroundings = {
+        "PLAID_BASE_URL": plaid.url,
+        "PLAID_CLIENT_ID": both.client_id,
+        "PLAID_SECRET": both.secret,
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+    }
+
+    async def run(line: str) -> tuple[int | None, str]:
+        process = await asyncio.create_subprocess_shell(
+            line,
+            cwd=tmp_path,
+            env=os.environ | surroundings,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        told, _ = await process.communicate()
+        return process.returncode, told.decode()
+
+    return run
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the examples are for a POSIX shell")
+@pytest.mark.parametrize("name", ["README.md", "docs/command.md"])
+async def test_every_example_of_the_command_works(name, shell):
+    """Each line of the command that a document shows does what it says, in the document's order."""
+    blocks = re.findall(r"^```console\n(.*?)^```", page(name), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in re.findall(r"^\$ (plaid-relay .*)", block, re.MULTILINE)]
+    assert lines
+    # What a partner reads has to be there still, so the removal comes last.
+    for line in sorted(lines, key=lambda line: line.startswith("plaid-relay remove")):
+        status, told = await shell(line)
+        assert status == 0, told
+
+
+@pytest.mark.parametrize(
+    "name", ["docs/tutorial.md", "docs/outcomes.md", "docs/batch.md", "docs/simulator.md"]
+)
+async def test_a_page_can_be_pasted_at_the_prompt(name, tmp_path):
+    """The examples of a page can be pasted, one after the other, into `python -m asyncio`."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page(name), re.MULTILINE | re.DOTALL)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "asyncio"),
+        cwd=tmp_path,
+        env=os.environ | {"PLAID_CLIENT_ID": "owner", "PLAID_SECRET": "secret", "PYTHON_BASIC_REPL": "1"},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    told, _ = await process.communicate("\n".join(blocks).encode())
+    assert blocks
+    assert not re.search(r"^(Traceback|  File|\w+Error)", told.decode(), re.MULTILINE), told.decode()

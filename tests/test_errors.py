@@ -13,6 +13,7 @@ from plaid_relay_async import errors, transport
 from plaid_relay_async.errors import (
     AssetReportError,
     AuthenticationError,
+    Hidden,
     InvalidRequestError,
     ItemError,
     NotSentError,
@@ -23,7 +24,6 @@ from plaid_relay_async.errors import (
     RateLimitError,
     ReadTimeoutError,
     ReportNotReadyError,
-    SecretBytes,
     class_for,
 )
 
@@ -147,9 +147,8 @@ def test_a_fact_that_the_class_lacks_is_a_mistake():
         OutcomeUnknownError("x", colour="red")
 
 
-def test_secret_bytes_show_only_when_asked():
-    """Bytes that may hold a token have a length, and nothing else that shows."""
-    secret = SecretBytes(b"credit-relay-sandbox-1")
-    assert "sandbox" not in f"{secret!r} {secret}"
-    assert len(secret) == 22
+def test_what_is_hidden_shows_only_when_asked():
+    """Neither the repr nor the string of a hidden thing has it."""
+    secret = Hidden(b"credit-relay-sandbox-1")
+    assert f"{secret!r} {secret}" == "<hidden> <hidden>"
     assert secret.reveal() == b"credit-relay-sandbox-1"

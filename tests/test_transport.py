@@ -10,6 +10,7 @@ from support import OWNER, QUICK
 
 from plaid_relay_async import (
     AuthenticationError,
+    ClientClosedError,
     ConfigurationError,
     ConnectionLostError,
     Credentials,
@@ -436,6 +437,34 @@ async def test_many_refusals_at_once_are_one_pause(plaid):
     async with RelayClient(OWNER, base_url=plaid.url, retry=policy) as client:
         await asyncio.gather(*(client.relay.create([report], f"p{n}") for n in range(5)))
     assert len(plaid.ledger) == 5
+
+
+async def test_a_pause_that_begins_while_a_call_queues_is_kept(plaid):
+    """Whoever gets a connection after the pause began waits like everybody."""
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
+    report = plaid.add_report()
+    async with RelayClient(OWNER, base_url=plaid.url, connections=1) as client:
+        began = time.monotonic()
+        await asyncio.gather(*(client.relay.create([report], f"p{n}") for n in range(3)))
+    assert time.monotonic() - began >= 1
+    assert (len(plaid.ledger), plaid.counts[CREATE]) == (3, 4)
+
+
+async def test_a_client_that_is_closed_while_a_call_queues_says_so(plaid):
+    """A call that has not left when the client is closed never leaves."""
+    go = asyncio.Event()
+
+    class Gate:
+        async def acquire(self, endpoint: str) -> None:
+            await go.wait()
+
+    async with RelayClient(OWNER, base_url=plaid.url, rate_limiter=Gate()) as client:
+        call = asyncio.create_task(client.relay.create([plaid.add_report()], "p"))
+        await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(ClientClosedError) as caught:
+        await call
+    assert (caught.value.sent, plaid.counts[CREATE]) == (False, 0)
 
 
 # ------------------------------------------------------------------------------------ limiter, identity

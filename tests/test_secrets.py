@@ -1,0 +1,226 @@
+"""Canaries: a secret and tokens that must show nowhere but where they are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import traceback
+
+import pytest
+from support import QUICK
+
+from plaid_relay_async import (
+    ConfigurationError,
+    Credentials,
+    InvalidRequestError,
+    PlaidRelayError,
+    RateLimitError,
+    RelayClient,
+    RelayCreateRequest,
+    RetryPolicy,
+    Timeouts,
+    models,
+)
+from plaid_relay_async.errors import sealed
+from plaid_relay_async.simulator import Fault, Simulator
+
+SECRET = "canary-0f8b7c1d-secret"
+REPORT = "assets-sandbox-canary-5a1e"
+WHO = Credentials("owner", SECRET)
+CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"
+PLANTED = re.compile(r"canary-\w+|assets-sandbox-\S+|credit-relay-sandbox-\S+|(access|public)-sandbox-\S+")
+
+
+def assert_clean(text: str, *, but: str = "") -> None:
+    found = PLANTED.search(text.replace(but, "") if but else text)
+    assert found is None, f"a canary got out: …{text[max(0, found.start() - 200) : found.end()]}"
+
+
+def frames_of_ours(error: BaseException) -> str:
+    """The package's frames of a rendered traceback, with the repr of every local, through the whole chain."""
+    shown, chain = [], [error]
+    while chain:
+        one = chain.pop()
+        chain += [e for e in (one.__cause__, one.__context__) if e is not None]
+        chain += getattr(one, "exceptions", ())
+        for frame, _ in traceback.walk_tb(one.__traceback__):
+            if "/plaid_relay_async/" in frame.f_code.co_filename:
+                shown += [f"{frame.f_code.co_name}: {name}={value!r}" for name, value in frame.f_locals.items()]
+    return "\n".join(shown)
+
+
+def assert_shows_nothing(error: BaseException) -> None:
+    assert_clean(f"{error} {error!r} {error.args} {vars(error)}")
+    assert_clean("".join(traceback.format_exception(error)))
+    assert_clean(frames_of_ours(error))
+
+
+@pytest.fixture
+def clean_logs(every_log):
+    """Nothing that any logger says at DEBUG, asyncio's debug mode included, may hold a canary."""
+    yield every_log
+    assert_clean("\n".join(logging.Formatter().format(record) for record in every_log.records))
+
+
+ECHO = {"error_message": f"{SECRET} and {REPORT} and credit-relay-sandbox-x", "error_code": "X", "error_type": "Y"}
+
+
+@pytest.mark.parametrize("where", ["headers", "body"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 400, "body": ECHO},
+        {"status": 500, "body": ECHO, "when": "after"},
+        {"status": 500, "body": f"<html>{SECRET} {REPORT}</html>"},
+        {"status": 429, "body": ECHO},
+        {"status": 302, "headers": {"Location": f"http://127.0.0.1:9/{SECRET}"}},
+        {"status": 200, "body": [REPORT, SECRET], "when": "after"},
+        {"status": 200, "body": {"relay_token": ["credit-relay-sandbox-x"], "removed": REPORT}},
+        {"close": True, "when": "after"},
+        {"truncate": 10},
+        {"stall": 30, "when": "after"},
+    ],
+    ids=lambda fault: "-".join(map(str, [*fault][:2])),
+)
+@pytest.mark.parametrize("path", [CREATE, GET, REMOVE])
+async def test_no_error_shows_a_secret(clean_logs, where, fault, path):
+    """Whatever a server does, quoting the request included: text, repr, attributes, traceback and locals are clean."""
+    asyncio.get_running_loop().set_debug(True)
+    timeouts = Timeouts(read=0.05, slow_read=0.05, total=2)
+    async with (
+        Simulator(clients={"owner": SECRET}, reports=[REPORT]) as plaid,
+        RelayClient(
+            WHO, base_url=plaid.url, credentials_in=where, timeouts=timeouts, retry=RetryPolicy(attempts=2, backoff=0.001)
+        ) as client,
+    ):
+        made = await client.relay.create([REPORT], "owner")
+        plaid.fail(Fault(path=path, **fault))
+        call = {
+            CREATE: lambda: client.relay.create([REPORT], "p"),
+            GET: lambda: client.relay.get(made.relay_token),
+            REMOVE: lambda: client.relay.remove(made.relay_token),
+        }[path]
+        with pytest.raises(PlaidRelayError) as caught:
+            await call()
+        assert_shows_nothing(caught.value)
+
+
+async def test_nothing_that_is_unsent_shows_a_secret(clean_logs):
+    """No connection, no limiter, no time: the errors are as clean."""
+
+    class Broken:
+        async def acquire(self, endpoint: str) -> None:
+            raise ZeroDivisionError
+
+    for more in ({}, {"rate_limiter": Broken()}, {"proxy": f"http://user:{SECRET}@127.0.0.1:9"}):
+        async with RelayClient(WHO, base_url="http://127.0.0.1:9", retry=QUICK, **more) as client:
+            with pytest.raises(PlaidRelayError) as caught:
+                await client.relay.create([REPORT], "p")
+            assert_shows_nothing(caught.value)
+
+
+async def test_a_cancelled_call_shows_no_secret(clean_logs):
+    """A CancelledError's traceback goes through our frames, too."""
+    async with Simulator(reports=[REPORT]) as plaid, RelayClient(WHO, base_url=plaid.url) as client:
+        plaid.fail(Fault(path=CREATE, stall=30))
+        for call in (
+            lambda: client.relay.create([REPORT], "p"),
+            lambda: client.relay.create_many(RelayCreateRequest.fan_out([REPORT], ["p"]))._collect(),
+        ):
+            task = asyncio.ensure_future(call())
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            assert_shows_nothing(caught.value)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda client: client.relay.create([REPORT], ""),
+        lambda client: client.relay.create([REPORT, REPORT + "2"], "p"),
+        lambda client: client.relay.create(REPORT, "p"),
+        lambda client: client.relay.create([REPORT], "p", webhook="nowhere"),
+        lambda client: client.relay.get(f" {REPORT}"),
+        lambda client: client.relay.refresh(REPORT, webhook="nowhere"),
+        lambda client: client.asset_report.create([REPORT], -1),
+        lambda client: client.item.exchange_public_token(f"{REPORT}\n"),
+        lambda client: RelayCreateRequest([REPORT], ""),
+        lambda client: models.AssetReportCreateRequest([REPORT], 800),
+        lambda client: list(RelayCreateRequest.fan_out([REPORT], [""])),
+        lambda client: RelayCreateRequest.fan_out([REPORT], [], webhook="nowhere"),
+    ],
+)
+def test_bad_input_is_refused_without_showing_it(mistake):
+    """A refusal before anything is sent shows the name of the field, and neither its value nor its neighbours."""
+    with pytest.raises(InvalidRequestError) as caught:
+        mistake(RelayClient(WHO))
+    assert_shows_nothing(caught.value)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda: Credentials("owner", f"{SECRET}\n"),
+        lambda: Credentials("", SECRET),
+        lambda: RelayClient(gateway_key=f"{SECRET} "),
+        lambda: RelayClient(WHO, gateway_key=SECRET),
+        lambda: RelayClient(WHO, base_url=f"https://user:{SECRET}@plaid.example"),
+        lambda: RelayClient(WHO, base_url=f"ftp://{SECRET}"),
+    ],
+)
+def test_bad_settings_are_refused_without_showing_them(mistake):
+    """The same for what a client is made with."""
+    with pytest.raises(ConfigurationError) as caught:
+        mistake()
+    assert_shows_nothing(caught.value)
+
+
+async def test_no_repr_shows_a_secret(clean_logs):
+    """Clients, requests, answers, outcomes, results and settings can be printed."""
+    async with (
+        Simulator(reports=[REPORT]) as plaid,
+        RelayClient(WHO, base_url=plaid.url) as client,
+        RelayClient(gateway_key=SECRET, base_url=plaid.url) as through,
+    ):
+        plaid.fail(Fault(path=CREATE, secondary_client_id="lost", close=True))
+        batch = client.relay.create_many(RelayCreateRequest.fan_out([REPORT], ["a", "lost", "a"]))
+        result = await batch
+        made = await client.relay.create([REPORT], "owner")
+        shared = await client.relay.get(made.relay_token)
+        things = [WHO, client, through, client.relay, batch, result, made, shared, plaid, *plaid.requests]
+        things += [*result.created, *result.failed, *result.unknown, vars(client), vars(client._session)]
+        public = await client.sandbox.create_public_token()
+        item = await client.item.exchange_public_token(public.public_token)
+        things += [public, item, await client.asset_report.create([item.access_token], 5)]
+        assert_clean("\n".join(map(repr, things)))
+        assert result.created[0].relay_token == plaid.ledger[0]["relay_token"]
+
+
+async def test_logs_are_clean_when_all_goes_well(clean_logs):
+    """With every logger at DEBUG and asyncio in debug mode, a run that succeeds says nothing secret."""
+    asyncio.get_running_loop().set_debug(True)
+    async with Simulator(reports=[REPORT]) as plaid, RelayClient(WHO, base_url=plaid.url) as client:
+        plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=2))
+        await client.relay.create_many(RelayCreateRequest.fan_out([REPORT], map(str, range(20))))
+
+
+def test_sealing_hands_on_what_is_no_error_of_ours():
+    """A sealed function gives its value and leaves other exceptions alone."""
+
+    @sealed
+    def divide(a: int, b: int) -> float:
+        if b == 1:
+            raise RateLimitError("x")
+        return a / b
+
+    assert divide(4, b=2) == 2
+    with pytest.raises(ZeroDivisionError):
+        divide(1, 0)
+    with pytest.raises(RateLimitError) as caught:
+        divide(1, 1)
+    assert "divide" not in "".join(traceback.format_tb(caught.value.__traceback__)).replace("divide(1, 1)", "")

@@ -427,7 +427,7 @@ class Batch:
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(self._concurrency):
-                self._workers[group.create_task(self._work())] = None
+                group.create_task(self._work())
 
     def _finished(self, runner: asyncio.Task[None]) -> None:
         if not runner.cancelled():
@@ -471,43 +471,44 @@ class Batch:
     # ---------------------------------------------------------------------------------------- the workers
 
     async def _work(self) -> None:
-        while True:
-            await self._room.acquire()
-            request = await self._take()
-            if request is None:
-                self._room.release()
-                return
-            await self._settle(request)
+        worker = asyncio.current_task()
+        assert worker is not None  # noqa: S101  # a coroutine of a TaskGroup runs in a task
+        self._workers[worker] = None
+        try:
+            while (request := await self._take()) is not None:
+                flight = self._workers[worker] = _Flight(self, request, _now())
+                await self._settle(flight)
+                self._workers[worker] = None
+        finally:
+            del self._workers[worker]
 
     async def _take(self) -> RelayCreateRequest | None:
-        if self.halted:
-            return None
+        await self._room.acquire()
         try:
-            request = await self._source.take()
+            request = None if self.halted else await self._source.take()
         except Exception as error:  # noqa: BLE001  # the caller's own: it is raised to the caller in the end
             self.fail(error)
-            return None
-        self._taken += request is not None
+            request = None
+        if request is None:
+            self._room.release()
+        else:
+            self._taken += 1
         return request
 
-    async def _settle(self, request: RelayCreateRequest) -> None:
-        flight = _Flight(self, request, _now())
-        if self._pairs is not None and self._pairs.met(request):
+    async def _settle(self, flight: _Flight) -> None:
+        if self._pairs is not None and self._pairs.met(flight.request):
             self._deliver(flight.ended(DuplicateRequestError("this pair of report and partner came before")))
             await asyncio.sleep(0)  # an input full of duplicates must not hold the loop
             return
-        worker = asyncio.current_task()
-        assert worker is not None  # noqa: S101  # a coroutine runs in a task
-        self._workers[worker] = flight
         try:
-            self._conclude(flight, await self._record(await self._fly(flight)))
+            await self._fly(flight)
+            await self._record(flight)
+            self._conclude(flight, flight.outcome)
         except asyncio.CancelledError:
             self._conclude(flight, flight.outcome or flight.interrupted())
             raise
-        finally:
-            self._workers[worker] = None
 
-    async def _fly(self, flight: _Flight) -> Outcome | None:
+    async def _fly(self, flight: _Flight) -> None:
         try:
             flight.outcome = flight.created(await self._create(flight.request, flight))
         except _HaltedError:
@@ -516,17 +517,17 @@ class Batch:
             flight.outcome = flight.ended(error)
         except Exception as error:  # noqa: BLE001  # a bug, of whoever: nobody can tell what became of the call
             flight.outcome = flight.ended(_unforeseen(error))
-        return flight.outcome
 
-    async def _record(self, outcome: Outcome | None) -> Outcome | None:
-        if self.journal is None or outcome is None:
-            return outcome
+    async def _record(self, flight: _Flight) -> None:
+        if self.journal is None or flight.outcome is None:
+            return
+        flight.exposed = True  # to be waited for, while its outcome goes into the journal
         try:
-            await self.journal.end(outcome)
+            await self.journal.end(flight.outcome)
         except Exception as error:  # noqa: BLE001  # the outcome is handed on all the same
             self.fail(error)
-            return outcome
-        return evolve(outcome, journalled=True)
+        else:
+            flight.outcome = evolve(flight.outcome, journalled=True)
 
     def _conclude(self, flight: _Flight, outcome: Outcome | None) -> None:
         if outcome is None:

@@ -324,9 +324,7 @@ def _decode(endpoint: Endpoint[Any, R], answer: Answer) -> R:
 def _pdf(answer: Answer) -> models.PdfResponse:
     if answer.body.startswith(b"%PDF-"):
         return models.PdfResponse(bytes(answer.body), answer.headers.get("Plaid-Request-ID"))
-    raise ResponseDecodeError(
-        "the answer isn't a PDF", status=answer.status, body=Hidden(bytes(answer.body))
-    )
+    raise ResponseDecodeError("the answer isn't a PDF", status=answer.status, body=Hidden(bytes(answer.body)))
 
 
 def _no_constant(name: str) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from attrs import Attribute, field, fields, frozen, has, validators
@@ -37,10 +37,10 @@ def _word(_: object, attribute: Attribute[str], value: object) -> None:
     _check_word(attribute.name, value)
 
 
-def _as_tuple(value: object) -> object:
+def _as_tuple(value: Iterable[str]) -> tuple[str, ...]:
     # A lone string is an iterable of characters, which nobody means: the validator refuses it.
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        return value
+        return cast("tuple[str, ...]", value)
     return tuple(value)
 
 

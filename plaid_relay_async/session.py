@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from plaid_relay_async.config import check_tls
+from plaid_relay_async.config import check_count, check_tls
 from plaid_relay_async.errors import ClientClosedError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class SessionManager:
             raise ConfigurationError(
                 "ssl, proxy and trust_env belong to the session that you lend: set them there"
             )
-        if connections < 1:
-            raise ConfigurationError("connections must be a whole number from 1")
+        check_count("connections", connections)
         self._owned = session is None
         self._session = session
         self._connections = connections

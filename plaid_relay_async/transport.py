@@ -276,7 +276,9 @@ class Transport:
             raise ConfigurationError(f"credentials gave {type(who).__name__}, not Credentials")
         if self._credentials_in == "body":
             return _Signature({}, {"client_id": who.client_id, "secret": who.secret}, Hidden(who.secret))
-        return _Signature({"PLAID-CLIENT-ID": who.client_id, "PLAID-SECRET": who.secret}, {}, Hidden(who.secret))
+        return _Signature(
+            {"PLAID-CLIENT-ID": who.client_id, "PLAID-SECRET": who.secret}, {}, Hidden(who.secret)
+        )
 
     async def _post(self, call: _Call[Any], signature: _Signature) -> Answer:
         session = self._session.get()

@@ -7,7 +7,10 @@ import graphlib
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PACKAGE = "plaid_relay_async"
 CORE = ("errors", "models", "config", "codec", "session", "transport", "batch")
@@ -77,7 +80,7 @@ def _imported(path: Path, parts: tuple[str, ...]) -> list[str]:
 
 
 def _room(module: str) -> str:
-    return module.split(".")[0]
+    return module.split(".", maxsplit=1)[0]
 
 
 def _target(tree: Tree, imported: str) -> str:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from blockbuster import blockbuster_ctx
+from support import OWNER, PARTNER, QUICK
 
 from plaid_relay_async import RelayClient
 from plaid_relay_async.simulator import Simulator
-from support import OWNER, PARTNER, QUICK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 # The official client is tested in a nox session of its own, where it is installed.
 collect_ignore = ["plaid_python"]
 
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounds", type=int, default=3, help="how often tests with random moments are repeated")
-    parser.addoption("--specification", help="path of Plaid's OpenAPI document; tests against it skip without")
+    parser.addoption(
+        "--specification", help="path of Plaid's OpenAPI document; tests against it skip without"
+    )
 
 
 @pytest.fixture(autouse=True)

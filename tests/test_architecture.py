@@ -48,7 +48,11 @@ def test_the_package_alone_loads_no_extra():
         ("session", "from . import codec", "session imports codec"),
         ("config", "from .session import State", "config imports session"),
         ("simulator/__init__", "import plaid_relay_async.errors", "simulator.__init__ imports errors"),
-        ("simulator/__init__", "from plaid_relay_async import RelayClient", "simulator.__init__ imports __init__"),
+        (
+            "simulator/__init__",
+            "from plaid_relay_async import RelayClient",
+            "simulator.__init__ imports __init__",
+        ),
         ("batch", "def late():\n    import aiohttp", "batch imports aiohttp"),
     ],
 )
@@ -86,10 +90,16 @@ def test_the_page_shows_the_map(request: pytest.FixtureRequest):
     """ARCHITECTURE.md has the same table."""
     page = (request.config.rootpath / "ARCHITECTURE.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)/?` \|[^|]*\| ([^|]*) \| ([^|]*) \|$", page, re.MULTILINE)
-    shown = {name: (set(package.split(", ")) - {"nothing"}, set(third.split(", ")) - {""}) for name, package, third in rows}
+    shown = {
+        name: (set(package.split(", ")) - {"nothing"}, set(third.split(", ")) - {""})
+        for name, package, third in rows
+    }
     core = {*architecture.CORE, "client"}
     told = {
-        name: ({"all above"} if core <= {*room.package, "client"} else set(room.package), set(room.third_party))
+        name: (
+            {"all above"} if core <= {*room.package, "client"} else set(room.package),
+            set(room.third_party),
+        )
         for name, room in architecture.MAP.items()
     }
     assert shown == told

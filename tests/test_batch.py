@@ -71,7 +71,12 @@ async def test_awaited_a_batch_gives_a_token_for_each_partner(plaid, client):
     result = await client.relay.create_many(requests(plaid, 200))
     assert {o.relay_token: o.request.secondary_client_id for o in result.created} == owners_of(plaid)
     assert sorted(owners_of(plaid).values()) == sorted(partners(200))
-    assert (result.counts["created"], result.failed, result.unknown, result.not_attempted) == (200, [], [], [])
+    assert (result.counts["created"], result.failed, result.unknown, result.not_attempted) == (
+        200,
+        [],
+        [],
+        [],
+    )
     assert result.stopped_by is None
     assert result.elapsed > 0
     assert repr(result) == "<BatchResult created=200, failed=0, unknown=0, not_attempted=0>"
@@ -285,8 +290,7 @@ async def test_break_waits_for_what_is_in_flight(plaid, client):
     """After `break` nothing new is sent, and what was under way is in the result."""
     plaid.fail(Fault(path=CREATE, latency=0.05))
     async with client.relay.create_many(requests(plaid, 1000), concurrency=10) as outcomes:
-        async for first in outcomes:
-            break
+        first = await anext(outcomes)
     sent = plaid.counts[CREATE]
     assert_nothing_lost(plaid, [first, *held(outcomes.result)])
     assert sent == len(plaid.ledger) < 40
@@ -624,7 +628,7 @@ async def test_a_bug_in_the_middle_of_a_call_is_unknown(plaid):
     assert len(result.created) == 2
 
 
-async def test_what_never_left_is_failed(client):
+async def test_what_never_left_is_failed():
     """No server at all: each partner has an outcome, and none is unknown."""
     async with RelayClient(OWNER, base_url="http://127.0.0.1:9", retry=QUICK) as client:
         result = await client.relay.create_many(RelayCreateRequest.fan_out(["t"], partners(5)))

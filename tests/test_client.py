@@ -21,7 +21,9 @@ OPERATIONS = [
 async def test_a_report_goes_from_the_bank_to_the_partner_and_back(where):
     """The whole way: item, report, relay token, the partner's reading, refresh, removal."""
     async with (
-        Simulator(clients={OWNER.client_id: OWNER.secret, PARTNER.client_id: PARTNER.secret}, generating=0) as plaid,
+        Simulator(
+            clients={OWNER.client_id: OWNER.secret, PARTNER.client_id: PARTNER.secret}, generating=0
+        ) as plaid,
         RelayClient(OWNER, base_url=plaid.url, credentials_in=where, retry=QUICK) as owner,
         RelayClient(PARTNER, base_url=plaid.url, credentials_in=where, retry=QUICK) as partner,
     ):

@@ -28,7 +28,9 @@ GET = models.RelayGetRequest("credit-relay-sandbox-canary")
 SECRET = Hidden("canary-secret")
 
 
-def answer(body: bytes | str | dict | list, status: int = 200, *, cut_off: bool = False, **headers: str) -> Answer:
+def answer(
+    body: bytes | str | dict | list, status: int = 200, *, cut_off: bool = False, **headers: str
+) -> Answer:
     if isinstance(body, dict | list):
         body = json.dumps(body)
     raw = body.encode() if isinstance(body, str) else body
@@ -99,7 +101,9 @@ REPORT = {
             }
         ],
     },
-    "warnings": [{"warning_type": "ASSET_REPORT_WARNING", "warning_code": "NEW", "cause": {"http_code": 400}}],
+    "warnings": [
+        {"warning_type": "ASSET_REPORT_WARNING", "warning_code": "NEW", "cause": {"http_code": 400}}
+    ],
     "request_id": "q1",
     "field_of_tomorrow": [1, 2.50],
 }
@@ -169,7 +173,9 @@ def test_what_is_unknown_survives():
     assert got.additional_properties == {"field_of_tomorrow": [1, Decimal("2.5")]}
     assert got.warnings[0].warning_code == "NEW"
     again = codec.converter.unstructure(got)
-    assert again["report"]["items"][0]["accounts"][0]["transactions"][0]["merchant_of_tomorrow"] == {"name": "x"}
+    assert again["report"]["items"][0]["accounts"][0]["transactions"][0]["merchant_of_tomorrow"] == {
+        "name": "x"
+    }
     assert again["report"]["user"] == {"ssn": None}
     assert codec.converter.structure(again, models.AssetReportGetResponse) == got
 
@@ -193,10 +199,26 @@ def spoil(path: str, value: object) -> dict:
         ("report/asset_report_id", 5, "$.report.asset_report_id"),
         ("report/days_requested", "90", "$.report.days_requested"),
         ("report/date_generated", "yesterday", "$.report.date_generated"),
-        ("report/items/0/accounts/0/transactions/0/pending", "false", "$.report.items[0].accounts[0].transactions[0].pending"),
-        ("report/items/0/accounts/0/transactions/0/amount", True, "$.report.items[0].accounts[0].transactions[0].amount"),
-        ("report/items/0/accounts/0/transactions/0/amount", "5", "$.report.items[0].accounts[0].transactions[0].amount"),
-        ("report/items/0/accounts/0/balances/current", "110", "$.report.items[0].accounts[0].balances.current"),
+        (
+            "report/items/0/accounts/0/transactions/0/pending",
+            "false",
+            "$.report.items[0].accounts[0].transactions[0].pending",
+        ),
+        (
+            "report/items/0/accounts/0/transactions/0/amount",
+            True,
+            "$.report.items[0].accounts[0].transactions[0].amount",
+        ),
+        (
+            "report/items/0/accounts/0/transactions/0/amount",
+            "5",
+            "$.report.items[0].accounts[0].transactions[0].amount",
+        ),
+        (
+            "report/items/0/accounts/0/balances/current",
+            "110",
+            "$.report.items[0].accounts[0].balances.current",
+        ),
     ],
 )
 def test_a_wrong_type_is_an_error_with_its_place(path, value, where):
@@ -211,7 +233,16 @@ def test_a_wrong_type_is_an_error_with_its_place(path, value, where):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"[]", b"null", b"<html>", b"\xff\xfe", b"[" * 100_000, b'{"report": NaN}', b'{"report": ' + b"9" * 5000 + b"}"],
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"<html>",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"report": NaN}',
+        b'{"report": ' + b"9" * 5000 + b"}",
+    ],
 )
 def test_a_read_that_is_no_object_is_an_error(body):
     """Whatever isn't the JSON that was promised is ResponseDecodeError, and nothing else."""
@@ -223,7 +254,9 @@ def test_a_missing_field_is_named():
     """A required field that isn't there is said to be missing, and where."""
     report = json.loads(json.dumps(REPORT))
     del report["report"]["items"][0]["item_id"]
-    with pytest.raises(ResponseDecodeError, match=r"required field missing at \$\.report\.items\[0\]\.item_id"):
+    with pytest.raises(
+        ResponseDecodeError, match=r"required field missing at \$\.report\.items\[0\]\.item_id"
+    ):
         get(report)
 
 
@@ -374,7 +407,11 @@ def test_an_error_has_all_that_plaid_told():
     with pytest.raises(PlaidAPIError) as caught:
         get(error_body("ASSET_REPORT_ERROR", "DATA_UNAVAILABLE", causes=causes, suggested_action=5), 400)
     error = caught.value
-    assert (error.error_type, error.error_code, error.request_id) == ("ASSET_REPORT_ERROR", "DATA_UNAVAILABLE", "q5")
+    assert (error.error_type, error.error_code, error.request_id) == (
+        "ASSET_REPORT_ERROR",
+        "DATA_UNAVAILABLE",
+        "q5",
+    )
     assert (error.error_message, error.display_message, error.suggested_action) == ("in words", None, None)
     assert error.causes == tuple(causes)
     assert error.documentation_url == "https://plaid.com/docs/?ref=error"
@@ -405,7 +442,16 @@ def test_a_server_that_quotes_the_request_gives_nothing_away():
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [("5", 5.0), (" 7 ", 7.0), ("0", 0.0), ("2.5", 2.5), ("-1", None), ("soon", None), ("", None), ("1e3", None)],
+    [
+        ("5", 5.0),
+        (" 7 ", 7.0),
+        ("0", 0.0),
+        ("2.5", 2.5),
+        ("-1", None),
+        ("soon", None),
+        ("", None),
+        ("1e3", None),
+    ],
 )
 def test_a_delay_in_seconds(value, seconds):
     """A number is seconds, and what isn't one is as good as nothing."""
@@ -416,7 +462,10 @@ def test_a_delay_as_a_date_is_held_against_the_servers_clock():
     """The two clocks needn't agree; a date that is past is no delay."""
     then = datetime(2020, 1, 1, tzinfo=UTC)
     headers = {"Retry-After": format_datetime(then, usegmt=True)}
-    assert codec.retry_after(headers | {"Date": format_datetime(then - timedelta(seconds=90), usegmt=True)}) == 90.0
+    assert (
+        codec.retry_after(headers | {"Date": format_datetime(then - timedelta(seconds=90), usegmt=True)})
+        == 90.0
+    )
     assert codec.retry_after(headers | {"Date": "Wed, 01 Jan 2020 00:01:00 -0000"}) == 0.0
     assert codec.retry_after(headers) == 0.0
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=50), usegmt=True)

@@ -51,7 +51,9 @@ def test_an_address_that_is_wrong_or_unsafe_is_refused(url, problem):
     assert problem in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["http://localhost:1", "http://x.localhost", "http://[::1]:5", "http://127.8.0.1"])
+@pytest.mark.parametrize(
+    "url", ["http://localhost:1", "http://x.localhost", "http://[::1]:5", "http://127.8.0.1"]
+)
 def test_loopback_may_be_plain(url):
     """Whatever stays on this machine needs no TLS."""
     assert resolve_base_url(url, None) == url
@@ -59,7 +61,7 @@ def test_loopback_may_be_plain(url):
 
 def test_an_unknown_environment_is_named(monkeypatch):
     """Plaid's development environment is gone, and says so."""
-    with pytest.raises(ConfigurationError, match="must be sandbox or production, not 'development'"):
+    with pytest.raises(ConfigurationError, match=r"must be sandbox or production, not 'development'"):
         resolve_base_url(None, "development")
 
 
@@ -88,7 +90,7 @@ def test_who_calls_is_said_once():
 @pytest.mark.parametrize("secret", ["", "with space", "with\nline", "schlüssel", 5])
 def test_a_secret_that_no_header_can_carry_is_refused(secret):
     """It is refused by its name, and not shown."""
-    with pytest.raises(ConfigurationError, match="^secret ") as caught:
+    with pytest.raises(ConfigurationError, match=r"^secret ") as caught:
         Credentials("me", secret)
     assert str(secret) not in str(caught.value).replace("[not sent]", "") or secret == ""
     assert "hush" not in repr(Credentials("me", "hush"))

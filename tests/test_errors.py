@@ -27,9 +27,7 @@ from plaid_relay_async.errors import (
     class_for,
 )
 
-CLASSES = [
-    cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, PlaidRelayError)
-]
+CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, PlaidRelayError)]
 
 
 @pytest.fixture(scope="session")

@@ -42,11 +42,17 @@ def test_a_bad_creation_is_refused_by_the_name_of_its_field(arguments, problem):
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (lambda: models.RelayGetRequest("t", include_insights="yes"), "include_insights must be True or False"),
+        (
+            lambda: models.RelayGetRequest("t", include_insights="yes"),
+            "include_insights must be True or False",
+        ),
         (lambda: models.RelayGetRequest("t", report_type="assets"), "report_type must be 'asset'"),
         (lambda: models.RelayRemoveRequest(""), "relay_token is empty"),
         (lambda: models.RelayRefreshRequest("t", webhook="x"), "webhook must be an http(s) URL"),
-        (lambda: models.AssetReportCreateRequest(["a"], 732), "days_requested must be a whole number from 0 to 731"),
+        (
+            lambda: models.AssetReportCreateRequest(["a"], 732),
+            "days_requested must be a whole number from 0 to 731",
+        ),
         (lambda: models.AssetReportCreateRequest(["a"], True), "days_requested must be a whole number"),
         (lambda: models.AssetReportCreateRequest(["a"] * 100, 60), "access_tokens holds 100 tokens"),
         (lambda: models.AssetReportCreateOptions(webhook="x"), "webhook must be an http(s) URL"),
@@ -62,7 +68,9 @@ def test_other_requests_are_checked_as_well(make, problem):
 
 def test_a_request_shows_no_token():
     """A request's repr has the partner and not the report."""
-    assert repr(RelayCreateRequest([TOKEN], "p")) == "RelayCreateRequest(secondary_client_id='p', webhook=None)"
+    assert (
+        repr(RelayCreateRequest([TOKEN], "p")) == "RelayCreateRequest(secondary_client_id='p', webhook=None)"
+    )
 
 
 def test_every_field_that_is_a_token_is_hidden():

@@ -46,7 +46,9 @@ def frames_of_ours(error: BaseException) -> str:
         chain += getattr(one, "exceptions", ())
         for frame, _ in traceback.walk_tb(one.__traceback__):
             if "/plaid_relay_async/" in frame.f_code.co_filename:
-                shown += [f"{frame.f_code.co_name}: {name}={value!r}" for name, value in frame.f_locals.items()]
+                shown += [
+                    f"{frame.f_code.co_name}: {name}={value!r}" for name, value in frame.f_locals.items()
+                ]
     return "\n".join(shown)
 
 
@@ -63,7 +65,11 @@ def clean_logs(every_log):
     assert_clean("\n".join(logging.Formatter().format(record) for record in every_log.records))
 
 
-ECHO = {"error_message": f"{SECRET} and {REPORT} and credit-relay-sandbox-x", "error_code": "X", "error_type": "Y"}
+ECHO = {
+    "error_message": f"{SECRET} and {REPORT} and credit-relay-sandbox-x",
+    "error_code": "X",
+    "error_type": "Y",
+}
 
 
 @pytest.mark.parametrize("where", ["headers", "body"])
@@ -91,7 +97,11 @@ async def test_no_error_shows_a_secret(clean_logs, where, fault, path):
     async with (
         Simulator(clients={"owner": SECRET}, reports=[REPORT]) as plaid,
         RelayClient(
-            WHO, base_url=plaid.url, credentials_in=where, timeouts=timeouts, retry=RetryPolicy(attempts=2, backoff=0.001)
+            WHO,
+            base_url=plaid.url,
+            credentials_in=where,
+            timeouts=timeouts,
+            retry=RetryPolicy(attempts=2, backoff=0.001),
         ) as client,
     ):
         made = await client.relay.create([REPORT], "owner")
@@ -223,4 +233,6 @@ def test_sealing_hands_on_what_is_no_error_of_ours():
         divide(1, 0)
     with pytest.raises(RateLimitError) as caught:
         divide(1, 1)
-    assert "divide" not in "".join(traceback.format_tb(caught.value.__traceback__)).replace("divide(1, 1)", "")
+    assert "divide" not in "".join(traceback.format_tb(caught.value.__traceback__)).replace(
+        "divide(1, 1)", ""
+    )

@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import sys
 import warnings
+from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
@@ -13,7 +14,9 @@ from aiohttp import web
 from support import OWNER, QUICK
 
 from plaid_relay_async import ClientClosedError, ConfigurationError, RelayClient
-from plaid_relay_async.simulator import Simulator
+
+if TYPE_CHECKING:
+    from plaid_relay_async.simulator import Simulator
 
 
 async def share(client: RelayClient, plaid: Simulator) -> str:

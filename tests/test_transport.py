@@ -59,7 +59,9 @@ async def serving(handle):
 
 async def read_request(reader: asyncio.StreamReader) -> None:
     head = await reader.readuntil(b"\r\n\r\n")
-    length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
+    length = next(
+        int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+    )
     await reader.readexactly(length)
 
 
@@ -154,7 +156,9 @@ async def test_a_lost_attempt_outweighs_a_later_refusal(plaid, client):
         Fault(path=CREATE, status=400),
     )
     with pytest.raises(OutcomeUnknownError) as caught:
-        await client.relay.create([plaid.add_report()], "p", retry=RetryPolicy(backoff=0.001, replay="always"))
+        await client.relay.create(
+            [plaid.add_report()], "p", retry=RetryPolicy(backoff=0.001, replay="always")
+        )
     assert caught.value.attempts == 2
     assert len(plaid.ledger) == 1
 
@@ -231,7 +235,9 @@ async def test_a_connection_that_is_not_made_in_time_never_left():
     async with serving(silence) as (url, _):
         address = url.replace("http://", "https://")
         timeouts = Timeouts(connect=0.05)
-        async with RelayClient(OWNER, base_url=address, retry=RetryPolicy(attempts=1), timeouts=timeouts) as client:
+        async with RelayClient(
+            OWNER, base_url=address, retry=RetryPolicy(attempts=1), timeouts=timeouts
+        ) as client:
             with pytest.raises(NotSentError, match="time ran out"):
                 await client.relay.create(["t"], "p")
 
@@ -276,7 +282,9 @@ async def test_a_token_before_the_end_of_the_connection_is_created():
     async def half(reader, writer):
         await read_request(reader)
         chunk = b'{"relay_token": "T-1", "r'
-        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(chunk), chunk))
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(chunk), chunk)
+        )
         await writer.drain()
 
     async with serving(half) as (url, _):
@@ -484,7 +492,10 @@ class Limiter:
 
 async def test_a_limiter_is_asked_before_each_attempt_and_told_of_each_429(plaid):
     """The limiter sees each attempt's operation, and each refusal with its delay."""
-    plaid.fail(Fault(path=CREATE, status=429, times=1), Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=1))
+    plaid.fail(
+        Fault(path=CREATE, status=429, times=1),
+        Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=1),
+    )
     limiter = Limiter()
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=limiter) as client:
         await client.relay.create([plaid.add_report()], "p")

@@ -110,7 +110,7 @@ def arrived(plaid: Simulator) -> Callable[[int], Awaitable[None]]:
     """Wait until so many requests have arrived."""
 
     async def arrived(count: int) -> None:
-        while len(plaid.requests) < count:  # noqa: ASYNC110  it tells nobody when one arrives
+        while len(plaid.requests) < count:
             await asyncio.sleep(0.001)
 
     return arrived

@@ -1,0 +1,90 @@
+"""Everything that is checked before a change lands; `nox --list` says what there is."""
+
+from __future__ import annotations
+
+import pathlib
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "typing", "tests", "plaid_python", "docs"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+# Isolated, so that what is tested is the wheel that was installed and never the checkout.
+ISOLATED = ("python", "-X", "dev", "-Im")
+
+
+def group(name: str) -> list[str]:
+    return nox.project.dependency_groups(PYPROJECT, name)
+
+
+def test_the_wheel(session: nox.Session) -> None:
+    session.run("coverage", "erase")
+    session.run(*ISOLATED, "coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    if not session.posargs:
+        session.run("coverage", "report")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run all tests against the wheel, and hold coverage to 100 %, branches included."""
+    session.install(".[all]", *group("tests"))
+    test_the_wheel(session)
+
+
+@nox.session(python=PYTHONS)
+def pythons(session: nox.Session) -> None:
+    """The same with each Python that is supported and there."""
+    session.install(".[all]", *group("tests"))
+    test_the_wheel(session)
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """Run all tests with the oldest releases that pyproject.toml admits."""
+    stated = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["cli"]]
+    session.install(".[all]", *group("tests"), *(line.replace(">=", "==") for line in stated))
+    session.run("python", "-Im", "pytest", *session.posargs)
+
+
+@nox.session
+def plaid_python(session: nox.Session) -> None:
+    """Let Plaid's official client loose on the simulator."""
+    session.install(".", "plaid-python==46.0.0", "pytest>=9", "pytest-asyncio>=1.2", "pytest-timeout>=2.4")
+    session.run("python", "-Im", "pytest", "--noconftest", "tests/plaid_python", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Share one report with several hundred partners, on the simulator."""
+    session.install(".[cli]")
+    session.run("plaid-relay", "demo")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install(*group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check types, twice."""
+    session.install(".[all]", *group("typing"))
+    session.run("mypy")
+    session.run("pyright")
+    session.run("mypy", "--strict", "tests/typing_of_the_face.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    session.install(".[all]", *group("docs"))
+    out = pathlib.Path(session.create_tmp()) / "html"
+    session.run("sphinx-build", "-W", "-n", "-q", "-b", "html", "docs", str(out))

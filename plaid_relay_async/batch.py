@@ -41,48 +41,43 @@ SHARED_ERRORS: Final = 3
 
 
 @frozen(kw_only=True)
-class Created:
-    """Plaid made the relay token.
+class Settled:
+    """What all outcomes have.
 
     Attributes:
         request: what was asked for.
-        relay_token: a bearer secret, for the request's partner.
         attempts: how many HTTP requests were made.
         elapsed: seconds from taking up the request to its outcome, queueing included.
-        request_id: Plaid's.
+        request_id: Plaid's, where an answer had one.
         journalled: whether the journal holds this outcome.
     """
 
     request: RelayCreateRequest
+    attempts: int
+    elapsed: float
+    request_id: str | None
+    journalled: bool = False
+
+
+@frozen(kw_only=True)
+class Created(Settled):
+    """Plaid made the relay token: `relay_token`, a bearer secret for the request's partner."""
+
     relay_token: str = field(repr=False)
-    attempts: int
-    elapsed: float
-    request_id: str | None
-    journalled: bool = False
 
 
 @frozen(kw_only=True)
-class Failed:
-    """There is no relay token: nothing was sent, or Plaid refused. Attributes as for `Created`."""
+class Failed(Settled):
+    """There is no relay token, for nothing was sent or Plaid refused: `error` says why."""
 
-    request: RelayCreateRequest
     error: PlaidRelayError
-    attempts: int
-    elapsed: float
-    request_id: str | None
-    journalled: bool = False
 
 
 @frozen(kw_only=True)
-class Unknown:
-    """An attempt may have been carried out, and no answer tells. Attributes as for `Created`."""
+class Unknown(Settled):
+    """An attempt may have been carried out, and no answer tells: `error` has all that is known."""
 
-    request: RelayCreateRequest
     error: OutcomeUnknownError
-    attempts: int
-    elapsed: float
-    request_id: str | None
-    journalled: bool = False
 
 
 Outcome: TypeAlias = Created | Failed | Unknown

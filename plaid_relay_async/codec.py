@@ -21,7 +21,6 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 
 from plaid_relay_async import models
 from plaid_relay_async.errors import (
-    ConnectionLostError,
     Hidden,
     OutcomeUnknownError,
     PlaidAPIError,
@@ -136,12 +135,12 @@ ENDPOINTS: Final[tuple[Endpoint[Any, Any], ...]] = (
 
 @define(repr=False)
 class Answer:
-    """What came back for one attempt; `cut_off` until the body is whole."""
+    """What came back for one attempt; `lost` says why, where the body isn't whole."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes | bytearray = field(factory=bytearray)
-    cut_off: bool = True
+    lost: PlaidRelayError | None = None
 
 
 # --------------------------------------------------------------------------------------- the converter
@@ -259,15 +258,15 @@ def read(endpoint: Endpoint[Any, R], answer: Answer, request: object, secret: Hi
     Raises:
         OutcomeUnknownError: Plaid may have made something, and the answer doesn't tell what.
         PlaidAPIError: the answer says that nothing was carried out, or the call only reads.
-        ConnectionLostError: the answer to a read broke off.
+        ConnectionLostError: the answer to a read broke off; it is the answer's `lost`.
         ResponseDecodeError: the answer to a read isn't what it should be.
     """
     if not 200 <= answer.status < 300:
         raise _refusal(endpoint, answer, (secret.reveal(), *models.secrets_in(request)))
     if endpoint.replay is Replay.CREATES:
         return _read_creation(endpoint, answer)
-    if answer.cut_off:
-        raise ConnectionLostError("the answer broke off before its end", status=answer.status)
+    if answer.lost is not None:
+        raise answer.lost
     return _decode(endpoint, answer)
 
 
@@ -275,7 +274,7 @@ def _read_creation(endpoint: Endpoint[Any, R], answer: Answer) -> R:
     try:
         return _decode(endpoint, answer)
     except ResponseDecodeError as error:
-        problem = "broke off" if answer.cut_off else f"can't be read: {error.args[0]}"
+        problem = "broke off" if answer.lost else f"can't be read: {error.args[0]}"
     saved = _salvage(endpoint.response, answer.body)
     if saved is not None:
         return saved

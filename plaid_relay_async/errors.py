@@ -118,11 +118,9 @@ class ConnectionLostError(PlaidRelayError, ConnectionError):
 
     Attributes:
         errno: the operating system's number, where there is one.
-        status: the HTTP status, where that much of an answer came.
     """
 
     sent = True
-    status: int | None = None
     advice = "It is safe to try again."
 
 

@@ -31,7 +31,7 @@ from plaid_relay_async.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+    from collections.abc import AsyncIterator, Generator, Iterator
 
     from plaid_relay_async.config import Identity, Timeouts
     from plaid_relay_async.session import SessionManager
@@ -75,6 +75,7 @@ class _Call(Generic[R]):
     tries: int = 0
     refusals: int = 0
     attempts: int = 0
+    gave_up: bool = False
     perhaps_done: PlaidRelayError | None = None
 
     @property
@@ -93,6 +94,15 @@ class _Call(Generic[R]):
     def queued(self, seconds: float) -> None:
         if self.deadline is not None:
             self.deadline += seconds
+
+    def verdict(self, error: PlaidRelayError) -> PlaidRelayError:
+        """What to raise: an attempt that may have been carried out outweighs what a later one was told."""
+        if self.endpoint.replay is Replay.CREATES and self.perhaps_done is not None:
+            self.perhaps_done.attempts = self.attempts
+            return self.perhaps_done
+        if self.gave_up:
+            return RateLimitError(str(error.args[0]), **vars(error), gave_up_waiting=True)
+        return error
 
 
 @define(eq=False)
@@ -178,9 +188,6 @@ class Transport:
         self._retry = retry
         self._limiter = rate_limiter
         self._pauses: defaultdict[str, _Pause] = defaultdict(_Pause)
-        self._attempts: Callable[[_Call[Any]], Awaitable[Any]] = backoff.on_exception(
-            _as_told, _Again, jitter=None, logger=None
-        )(self._attempt)
 
     async def call(
         self,
@@ -207,18 +214,20 @@ class Transport:
         total = self._timeouts.within(timeout).total
         deadline = None if total is None else _now() + total
         http_timeout = self._slow if endpoint.slow else self._quick
-        result: R = await self._attempts(
+        return await self._attempt(
             _Call(endpoint, request, retry or self._retry, permit, http_timeout, deadline)
         )
-        return result
 
     # --------------------------------------------------------------------------------- one attempt
 
+    @backoff.on_exception(_as_told, _Again, jitter=None, logger=None)
     async def _attempt(self, call: _Call[R]) -> R:
         call.tries += 1
         try:
             async with self._turn(call):
                 signature = await self._sign()
+                if call.permit is not None:
+                    await call.permit.begin()
                 answer = await self._post(call, signature)
             response = codec.read(call.endpoint, answer, call.request, signature.secret)
         except PlaidRelayError as error:
@@ -242,8 +251,6 @@ class Transport:
                 break
             slots.release()
         try:
-            if call.permit is not None:
-                await call.permit.begin()
             yield
         finally:
             slots.release()
@@ -304,9 +311,10 @@ class Transport:
             problem = _mapped(error, call, left=body.left)
         else:
             return answer
-        if answer is not None:
-            return answer
-        raise problem
+        if answer is None:
+            raise problem
+        answer.lost = problem
+        return answer
 
     # ------------------------------------------------------------------------------ and what follows
 
@@ -319,7 +327,7 @@ class Transport:
             return call.endpoint.response(removed=True, inferred=True)  # type: ignore[call-arg]  # the one such record
         wait = self._wait_before_next(call, error)
         if wait is None:
-            raise _verdict(call, error)
+            raise call.verdict(error)
         if call.permit is not None and call.perhaps_done is None:
             call.permit.spared(error)
         raise _Again(wait)
@@ -335,20 +343,18 @@ class Transport:
     def _pause(self, call: _Call[Any], error: PlaidRelayError) -> float | None:
         """Have everybody who calls this operation wait, and tell whether this call can."""
         path, asked = call.endpoint.path, getattr(error, "retry_after", None)
-        limited = getattr(self._limiter, "limited", None)
-        if limited is not None:
-            limited(path, asked)
+        with _of_the_caller("the rate limiter"):
+            getattr(self._limiter, "limited", _ignore)(path, asked)
         pause = self._pauses[path]
         delay: float = asked or _curve(call.policy, pause.streak + 1)
         pause.extend(_now(), delay)
-        too_long = max(delay, pause.total) > call.policy.max_pause
+        call.gave_up = max(delay, pause.total) > call.policy.max_pause
         if call.patient:
             call.refusals += 1
-            if too_long:
-                raise _gave_up(error)
-            return 0.0
-        fits = call.counted < call.policy.attempts and call.has_time_for(delay, _now())
-        return 0.0 if fits and not too_long else None
+            fits = True
+        else:
+            fits = call.counted < call.policy.attempts and call.has_time_for(delay, _now())
+        return 0.0 if fits and not call.gave_up else None
 
 
 def _http_timeout(connect: float, read: float) -> aiohttp.ClientTimeout:
@@ -360,7 +366,6 @@ async def _receive(response: aiohttp.ClientResponse, answer: Answer) -> None:
     # No local name holds a piece: it would stand in a traceback that shows locals.
     while not response.content.at_eof():
         answer.body += await response.content.readany()
-    answer.cut_off = False
 
 
 def _now() -> float:
@@ -391,17 +396,8 @@ def _already_removed(endpoint: Endpoint[Any, Any], error: PlaidRelayError) -> bo
     )
 
 
-def _verdict(call: _Call[Any], error: PlaidRelayError) -> PlaidRelayError:
-    """An attempt that may have been carried out outweighs what a later one was told."""
-    if call.endpoint.replay is Replay.CREATES and call.perhaps_done is not None:
-        call.perhaps_done.attempts = call.attempts
-        return call.perhaps_done
-    return error
-
-
-def _gave_up(error: PlaidRelayError) -> RateLimitError:
-    facts = {name: value for name, value in vars(error).items() if name != "advice"}
-    return RateLimitError(str(error.args[0]), **facts, gave_up_waiting=True)
+def _ignore(_endpoint: str, _retry_after: float | None) -> None:
+    """Stand in for the `limited` of a limiter that has none."""
 
 
 # What happened, in words of our own: the texts of aiohttp's errors may name a proxy and its password.

@@ -411,6 +411,22 @@ async def test_what_was_taken_and_not_sent_is_not_attempted(plaid):
     assert plaid.counts[CREATE] == 0
 
 
+async def test_a_batch_that_is_left_while_credentials_are_fetched_sends_nothing(plaid):
+    """A call that still waits for its secret has not been sent, and isn't."""
+    fetching, go = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> Credentials:
+        fetching.set()
+        await go.wait()
+        return OWNER
+
+    async with RelayClient(slowly, base_url=plaid.url) as client:
+        async with client.relay.create_many(requests(plaid, 5), concurrency=2) as outcomes:
+            await fetching.wait()
+        go.set()
+    assert (len(outcomes.result.not_attempted), plaid.counts[CREATE]) == (2, 0)
+
+
 async def test_a_refused_call_that_is_about_to_leave_again_stays(plaid):
     """Left in the moment between a refusal and the next attempt, a call doesn't leave again."""
     told = asyncio.Event()

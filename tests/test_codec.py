@@ -34,7 +34,8 @@ def answer(
     if isinstance(body, dict | list):
         body = json.dumps(body)
     raw = body.encode() if isinstance(body, str) else body
-    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw, cut_off)
+    lost = ConnectionLostError("the answer broke off") if cut_off else None
+    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw, lost)
 
 
 def create(*args, **kwargs):

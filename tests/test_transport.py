@@ -21,6 +21,7 @@ from plaid_relay_async import (
     RateLimitError,
     ReadTimeoutError,
     RelayClient,
+    RelayCreateRequest,
     ReportNotReadyError,
     RetryPolicy,
     Timeouts,
@@ -161,6 +162,32 @@ async def test_a_lost_attempt_outweighs_a_later_refusal(plaid, client):
         )
     assert caught.value.attempts == 2
     assert len(plaid.ledger) == 1
+
+
+async def test_a_lost_attempt_outweighs_a_pause_that_is_too_long(plaid, client):
+    """Also in a batch: whoever may have a token is unknown, whatever Plaid said to the next attempt."""
+    plaid.fail(
+        Fault(path=CREATE, close=True, when="after", times=1),
+        Fault(path=CREATE, status=429, headers={"Retry-After": "301"}),
+    )
+    always = RetryPolicy(backoff=0.001, replay="always")
+    rows = RelayCreateRequest.fan_out([plaid.add_report()], ["p"])
+    result = await client.relay.create_many(rows, retry=always)
+    (unknown,) = result.unknown
+    assert (unknown.attempts, len(plaid.ledger)) == (2, 1)
+
+
+async def test_a_limiter_that_breaks_when_it_is_told_does_no_harm(plaid):
+    """Plaid refused, so nothing was carried out, whatever the limiter makes of it."""
+
+    class Broken(Limiter):
+        def limited(self, endpoint: str, retry_after: float | None) -> None:
+            raise ZeroDivisionError
+
+    plaid.fail(Fault(path=CREATE, status=429))
+    async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=Broken()) as client:
+        with pytest.raises(NotSentError, match="the rate limiter raised"):
+            await client.relay.create([plaid.add_report()], "p")
 
 
 async def test_a_refresh_is_as_careful_as_a_creation(plaid, client, partner):
@@ -344,6 +371,20 @@ async def test_a_read_whose_answer_does_not_come_is_a_timeout(plaid, partner):
     with pytest.raises(TimeoutError) as caught:
         await partner.relay.get("t", timeout=0.05)
     assert isinstance(caught.value, ReadTimeoutError)
+
+
+async def test_a_read_that_stops_in_the_middle_is_a_timeout_as_well():
+    """Half an answer and then nothing: time ran out, and the error is of that class."""
+
+    async def slow(reader, writer):
+        await read_request(reader)
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"report": ')
+        await writer.drain()
+        await reader.read()
+
+    async with serving(slow) as (url, _), RelayClient(OWNER, base_url=url) as client:
+        with pytest.raises(ReadTimeoutError):
+            await client.relay.get("t", timeout=0.1)
 
 
 async def test_a_report_in_the_making_is_said_to_be(plaid, client):

@@ -1,8 +1,9 @@
 """Every Python example in README.md and docs/ is run, each page against a simulator of its own.
 
 The blocks of a page share a namespace and an event loop, and may `await` at their top level as one may in
-`python -m asyncio`. PLAID_CLIENT_ID, PLAID_SECRET and PLAID_BASE_URL lead to the page's simulator. What a page
-needs and doesn't show stands in `<!-- invisible-code: python` blocks, which find the simulator as `page.plaid`.
+`python -m asyncio`. PLAID_CLIENT_ID, PLAID_SECRET and PLAID_BASE_URL lead to the page's simulator. What a
+page needs and doesn't show stands in `<!-- invisible-code: python` blocks, which find that simulator as
+`page.plaid`.
 """
 
 from __future__ import annotations

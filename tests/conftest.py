@@ -19,6 +19,7 @@ collect_ignore = ["plaid_python"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounds", type=int, default=3, help="how often tests with random moments are repeated")
+    parser.addoption("--partners", type=int, default=1_000, help="how many partners a bulk run in a test has")
     parser.addoption(
         "--specification", help="path of Plaid's OpenAPI document; tests against it skip without"
     )

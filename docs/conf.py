@@ -1,0 +1,30 @@
+"""How Sphinx builds these pages; warnings are errors there."""
+
+from plaid_relay_async import __version__
+
+project = "plaid_relay_async"
+copyright = "2026, the plaid_relay_async authors"
+release = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"plaid_relay_async {release}"
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+nitpicky = True
+# The standard library and aiohttp are named in signatures; their own pages aren't fetched to build these.
+nitpick_ignore_regex = [
+    ("py:.*", r"(asyncio|collections|contextlib|datetime|decimal|enum|ssl|tls|typing|types)\..*"),
+    ("py:.*", r"aiohttp\..*"),
+    # Type variables.
+    ("py:class", r"plaid_relay_async\.\w+\.[PQRT]"),
+]

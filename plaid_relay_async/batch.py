@@ -135,7 +135,8 @@ class BatchResult:
     def raise_for_failures(self) -> None:
         """Raise an `ExceptionGroup` if any outcome of the batch is failed or unknown.
 
-        Outcomes that a loop was handed are no longer held here; one error speaks for them.
+        Outcomes that a loop was handed are no longer held here; one error speaks for them. What wasn't
+        attempted, for the batch was left, is no failure: see `not_attempted`.
 
         Raises:
             ExceptionGroup: with the error of each outcome in the lists.

@@ -261,7 +261,7 @@ class AssetReports(_Operations):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportCreateResponse]:
-        """Have a report made; it takes seconds to a minute, and may be shared before it is ready.
+        """Have a report made, which takes seconds to a minute; partners are known to share it before.
 
         https://plaid.com/docs/api/products/assets/#asset_reportcreate, `asset_report_create` in plaid-python.
 

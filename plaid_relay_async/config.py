@@ -83,8 +83,9 @@ class Timeouts:
     """How long to wait, in seconds. None of them counts time spent queueing for a connection or a limiter.
 
     Attributes:
-        connect: for the name, the connection and TLS together. Plaid answers in far less.
-        read: between two pieces of an answer. Half a minute is what Plaid's staff called reasonable.
+        connect: for the name, the connection and TLS together. Nothing was sent by then, so a short wait
+            and another attempt cost nothing.
+        read: between two pieces of an answer, for operations that have little to do.
         slow_read: the same for creations, refreshes and reports: answers of 85 s have been seen, and
             giving up early on a creation makes an unknown.
         total: for one call with all its attempts and waits; `None` for no limit. In a batch, pauses that

@@ -140,6 +140,7 @@ class SessionManager:
 
 def _slots_of(session: aiohttp.ClientSession) -> asyncio.Semaphore:
     connector = session.connector
-    if connector is None or not connector.limit:
+    limits = [] if connector is None else [connector.limit, connector.limit_per_host]
+    if connector is None or not any(limits):
         return asyncio.Semaphore(2**31)
-    return _borrowed.setdefault(connector, asyncio.Semaphore(connector.limit))
+    return _borrowed.setdefault(connector, asyncio.Semaphore(min(filter(None, limits))))

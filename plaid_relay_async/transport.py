@@ -225,7 +225,7 @@ class Transport:
         call.tries += 1
         try:
             async with self._turn(call):
-                signature = await self._sign()
+                signature = await self._sign(call.deadline)
                 if call.permit is not None:
                     await call.permit.begin()
                 answer = await self._post(call, signature)
@@ -274,9 +274,12 @@ class Transport:
             with _of_the_caller("the rate limiter"):
                 await self._limiter.acquire(path)
 
-    async def _sign(self) -> _Signature:
-        with _of_the_caller("the source of the credentials"):
-            who = await self._who() if callable(self._who) else self._who
+    async def _sign(self, deadline: float | None) -> _Signature:
+        who = self._who
+        if callable(who):
+            with _of_the_caller("the source of the credentials"):
+                async with asyncio.timeout_at(deadline):
+                    who = await who()
         if isinstance(who, GatewayKey):
             return _Signature({"Authorization": f"Bearer {who.gateway_key}"}, {}, Hidden(who.gateway_key))
         if not isinstance(who, Credentials):

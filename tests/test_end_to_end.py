@@ -55,7 +55,9 @@ def lines(text: str) -> list[dict]:
 
 def bulk(folder: Path, count: int, *more: str) -> subprocess.CompletedProcess[str]:
     partners = folder / f"{count}.csv"
-    partners.write_text("secondary_client_id\n" + "".join(f"partner-{n}\n" for n in range(count)), encoding="utf-8")
+    partners.write_text(
+        "secondary_client_id\n" + "".join(f"partner-{n}\n" for n in range(count)), encoding="utf-8"
+    )
     command = [*COMMAND, "bulk", str(partners), *more]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=SHELL, timeout=900)
 
@@ -112,7 +114,10 @@ def test_each_partner_has_one_outcome_under_faults(tmp_path: Path, count: int):
     outcomes = Counter(o["outcome"] for o in written.values())
     assert len(written) == len(output.read_text(encoding="utf-8").splitlines()) == count
     assert run.returncode == 3, run.stderr
-    assert outcomes.keys() == {"created", "unknown"}  # so a 429 ended as created, and only a lost answer didn't
+    assert outcomes.keys() == {
+        "created",
+        "unknown",
+    }  # so a 429 ended as created, and only a lost answer didn't
     assert told(run) == {"failed": 0, "not_attempted": 0, **outcomes}
     tokens = {o["relay_token"] for o in written.values() if o["outcome"] == "created"}
     beyond = Counter(e["secondary_client_id"] for e in ledger if e["relay_token"] not in tokens)
@@ -128,7 +133,14 @@ def test_memory_hardly_grows_with_the_number_of_partners(tmp_path: Path, count: 
     peaks = {}
     with simulating() as (url, report):
         for partners in (2_000, 20 * count):
-            options = ("--base-url", url, "--report-token", report, "--output", f"{tmp_path}/{partners}.jsonl")
+            options = (
+                "--base-url",
+                url,
+                "--report-token",
+                report,
+                "--output",
+                f"{tmp_path}/{partners}.jsonl",
+            )
             peaks[partners] = peak_of(tmp_path, partners, options)
     assert peaks[20 * count] - peaks[2_000] < 30 * 1024, peaks
 

@@ -13,10 +13,13 @@ import pytest
 from aiohttp import web
 from support import OWNER, QUICK
 
-from plaid_relay_async import ClientClosedError, ConfigurationError, RelayClient
+from plaid_relay_async import ClientClosedError, ConfigurationError, RelayClient, RetryPolicy, Timeouts
+from plaid_relay_async.simulator import Fault
 
 if TYPE_CHECKING:
     from plaid_relay_async.simulator import Simulator
+
+ONCE = RetryPolicy(attempts=1)
 
 
 async def share(client: RelayClient, plaid: Simulator) -> str:
@@ -86,6 +89,19 @@ async def test_a_borrowed_session_without_a_limit_has_none(plaid):
     ):
         await share(client, plaid)
         assert client._session.slots._value > 10**6
+
+
+async def test_the_smaller_limit_of_a_borrowed_pool_holds(plaid):
+    """Calls queue before the pool, also where it is bounded for each host: no timeout counts the queue."""
+    plaid.fail(Fault(path="/credit/relay/create", latency=0.05))
+    connector = aiohttp.TCPConnector(limit=50, limit_per_host=1)
+    timeouts = Timeouts(connect=0.2)
+    async with (
+        aiohttp.ClientSession(connector=connector) as session,
+        RelayClient(OWNER, base_url=plaid.url, session=session, timeouts=timeouts, retry=ONCE) as client,
+    ):
+        await asyncio.gather(*(share(client, plaid) for _ in range(10)))
+    assert len(plaid.ledger) == 10
 
 
 async def test_a_session_that_is_closed_under_the_client_is_named(plaid):

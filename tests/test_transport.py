@@ -608,6 +608,19 @@ async def test_credentials_may_rotate(plaid):
             await client.relay.create([plaid.add_report()], "p")
 
 
+async def test_a_source_of_credentials_that_hangs_runs_out_of_the_calls_time(plaid):
+    """A call's timeout holds for the fetching of its secret, and then nothing was sent."""
+
+    async def never() -> Credentials:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with RelayClient(never, base_url=plaid.url, retry=QUICK) as client:
+        with pytest.raises(NotSentError, match="source of the credentials raised TimeoutError"):
+            await client.relay.create([plaid.add_report()], "p", timeout=0.05)
+    assert plaid.counts[CREATE] == 0
+
+
 async def test_credentials_in_the_body():
     """In the body, credentials aren't in the headers; a wrong pair is an authentication error."""
     async with Simulator(clients={"owner": OWNER.secret}) as plaid:

@@ -27,19 +27,17 @@ SHELL = {"PLAID_CLIENT_ID": "owner", "PLAID_SECRET": "secret-of-the-owner", "PAT
 @contextlib.contextmanager
 def simulating() -> Iterator[tuple[str, str]]:
     """`plaid-relay simulate` in a process of its own: its address and a ready report token."""
-    process = subprocess.Popen(
-        [*COMMAND, "simulate", "--port", "0"], stdout=subprocess.PIPE, text=True, env=SHELL
-    )
-    try:
-        printed = f"{process.stdout.readline()} {process.stdout.readline()}".split()
-        yield (
-            next(word for word in printed if word.startswith("http://")),
-            next(word for word in printed if word.startswith("assets-sandbox-")),
-        )
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
-        process.stdout.close()
+    command = [*COMMAND, "simulate", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=SHELL) as process:
+        try:
+            printed = f"{process.stdout.readline()} {process.stdout.readline()}".split()
+            yield (
+                next(word for word in printed if word.startswith("http://")),
+                next(word for word in printed if word.startswith("assets-sandbox-")),
+            )
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
 
 
 def fetch(url: str, body: object = None) -> str:

@@ -268,6 +268,7 @@ async def test_a_proxy_is_used(echo):
     assert came[0][0].endswith("/credit/relay/remove")
 
 
+@pytest.mark.may_block  # aiohttp reads .netrc, some releases inside of the loop
 async def test_a_proxy_of_the_environment_is_used_when_asked_for(echo, monkeypatch):
     """`trust_env` takes the proxy from the environment, as aiohttp does; without, it is left alone."""
     url, came, _ = echo

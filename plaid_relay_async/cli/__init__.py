@@ -1,0 +1,28 @@
+"""The command `plaid-relay`; it comes with the extra `cli`."""
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_EXTRA = {"cyclopts", "rich"}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        words: the command line, in place of the process's own.
+
+    Returns:
+        The exit status: 0 done, 1 some failed, 2 wrong usage or input, 3 some unknown, 70 a bug of ours.
+    """
+    try:
+        from plaid_relay_async.cli.app import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        needed = "plaid-relay needs cyclopts and rich: pip install 'plaid_relay_async[cli]'"
+        sys.stderr.write(f"{needed}\n")
+        return 2
+    return run(sys.argv[1:] if words is None else words)

@@ -1,0 +1,327 @@
+"""The commands of `plaid-relay`, their options and their help."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from cyclopts import App, CycloptsError, Parameter
+
+from plaid_relay_async.cli.board import Board
+from plaid_relay_async.cli.bulk import Run
+from plaid_relay_async.cli.demo import demonstrate
+from plaid_relay_async.cli.output import as_json, open_output, put, standard_output, write_whole
+from plaid_relay_async.cli.rows import FileRows, Source
+from plaid_relay_async.cli.signals import Signals
+from plaid_relay_async.cli.simulate import read_clients, serve
+from plaid_relay_async.cli.status import Exit, UsageError, say
+from plaid_relay_async.client import RelayClient
+from plaid_relay_async.codec import converter
+from plaid_relay_async.config import RetryPolicy, Timeouts, __version__
+from plaid_relay_async.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    OutcomeUnknownError,
+    PlaidRelayError,
+)
+from plaid_relay_async.models import RelayCreateRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+_HELP = """\
+Share Plaid Asset Reports with partners: a relay token for each, and an honest outcome for every one.
+
+PLAID_CLIENT_ID and PLAID_SECRET say who calls, PLAID_ENV (sandbox unless said otherwise) or PLAID_BASE_URL
+where. Wherever a token is asked for, @FILE reads it from a file and - from standard input, which keeps it off
+the list of processes.
+
+Exit status: 0 all done, 1 some failed, 2 wrong usage or input, 3 some unknown, 70 a bug.
+"""
+
+app = App(
+    name="plaid-relay",
+    help=_HELP,
+    version=__version__,
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,
+)
+
+ReportToken: TypeAlias = Annotated[
+    str,
+    Parameter(allow_leading_hyphen=True, help="The report to share: its asset_report_token, @FILE, or -."),
+]
+OptionalReportToken: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        allow_leading_hyphen=True,
+        help="The asset_report_token, @FILE, or -, for rows without one; bare partner ids will do then.",
+    ),
+]
+RelayToken: TypeAlias = Annotated[
+    str, Parameter(allow_leading_hyphen=True, help="The relay token, @FILE, or -.")
+]
+BaseURL: TypeAlias = Annotated[
+    str | None, Parameter(name="--base-url", help="Where to call, in place of PLAID_BASE_URL and PLAID_ENV.")
+]
+Timeout: TypeAlias = Annotated[
+    float | None,
+    Parameter(help="Seconds for one call, all its attempts; 300 unless said otherwise."),
+]
+Where: TypeAlias = Annotated[
+    str,
+    Parameter(
+        name="--output",
+        allow_leading_hyphen=True,
+        help="Where outcomes go: a new file (.csv for CSV, else JSON Lines), or - for standard output.",
+    ),
+]
+
+
+# ---------------------------------------------------------------------------------------- the commands
+
+
+@app.command
+def bulk(
+    source: Annotated[
+        str,
+        Parameter(
+            name="INPUT",
+            allow_leading_hyphen=True,
+            help="CSV with a header, JSON Lines, or -; columns: report_token or report_tokens, "
+            "secondary_client_id, webhook.",
+        ),
+    ],
+    /,
+    *,
+    report_token: OptionalReportToken = None,
+    output: Where = "-",
+    append: Annotated[bool, Parameter(negative="", help="Add to the output if it is there.")] = False,
+    concurrency: Annotated[int, Parameter(help="So many calls at once.")] = 50,
+    base_url: BaseURL = None,
+    timeout: Timeout = None,
+) -> Exit:
+    """Create a relay token for each row of a file, and write down an outcome for each.
+
+    Ctrl-C stops sending and waits for the calls in flight; a second one gives them up.
+    """
+    if source == report_token == "-":
+        raise UsageError("standard input can't be both INPUT and --report-token")
+    token = None if report_token is None else _report_token(report_token)
+    client = _client(base_url, timeout, concurrency)
+    with Source(source) as rows:
+        # Until here Ctrl-C ends the command: nothing has been sent.
+        requests = rows.rows(token)
+        with Signals() as signals, open_output(output, append=append) as sink:
+            board = Board(requests.total, bar=not (output == "-" and sys.stdout.isatty()))
+            return _tell(Run(client, requests, sink, board, signals, concurrency))
+
+
+@app.command
+def create(
+    *,
+    report_token: ReportToken,
+    partner: Annotated[str, Parameter(help="The partner: its secondary_client_id.")],
+    webhook: Annotated[str | None, Parameter(help="Where Plaid tells that the partner fetched it.")] = None,
+    output: Where = "-",
+    base_url: BaseURL = None,
+    timeout: Timeout = None,
+) -> Exit:
+    """Create one relay token, and write down its outcome as bulk does."""
+    client = _client(base_url, timeout)
+    request = _request(_token(report_token, "--report-token"), partner, webhook)
+    # A pause that Plaid asks for is queueing to a batch, but for a single call it has to fit its time.
+    retry = RetryPolicy(max_pause=timeout or RetryPolicy().max_pause)
+    with Signals() as signals, open_output(output) as sink:
+        rows = FileRows(iter([request]), 1)
+        run = Run(client, rows, sink, Board(1, bar=False), signals, 1, retry=retry, aloud=True)
+        return run.status(asyncio.run(run()))
+
+
+@app.command
+def get(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeout = None) -> Exit:
+    """Read a report that was shared with you, as JSON."""
+    client, token = _client(base_url, timeout), _token(relay_token, "RELAY_TOKEN")
+    answer = _call(client, lambda: client.relay.get(token))
+    put(standard_output(), as_json(converter.unstructure(answer)))
+    return Exit.DONE
+
+
+@app.command
+def pdf(
+    relay_token: RelayToken,
+    /,
+    *,
+    output: Annotated[
+        str, Parameter(allow_leading_hyphen=True, help="A new file, or - for standard output.")
+    ],
+    base_url: BaseURL = None,
+    timeout: Timeout = None,
+) -> Exit:
+    """Read a report that was shared with you, as a PDF."""
+    client, token = _client(base_url, timeout), _token(relay_token, "RELAY_TOKEN")
+    if output != "-" and os.path.lexists(output):
+        raise UsageError(f"{output}: is there already")
+    answer = _call(client, lambda: client.relay.get_pdf(token))
+    write_whole(output, answer.content)
+    return Exit.DONE
+
+
+@app.command
+def refresh(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeout = None) -> Exit:
+    """Have a report that was shared with you made anew."""
+    client, token = _client(base_url, timeout), _token(relay_token, "RELAY_TOKEN")
+    try:
+        answer = _call(client, lambda: client.relay.refresh(token))
+    except KeyboardInterrupt:
+        say("interrupted: nobody can tell whether the report is being made anew")
+        return Exit.UNKNOWN
+    put(standard_output(), as_json(converter.unstructure(answer)))
+    return Exit.DONE
+
+
+@app.command
+def remove(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeout = None) -> Exit:
+    """Take a relay token back."""
+    client, token = _client(base_url, timeout), _token(relay_token, "RELAY_TOKEN")
+    answer = _call(client, lambda: client.relay.remove(token))
+    put(standard_output(), as_json({**converter.unstructure(answer), "inferred": answer.inferred}))
+    return Exit.DONE
+
+
+@app.command
+def simulate(
+    *,
+    port: Annotated[int, Parameter(help="To listen on; 0 takes a free one.")] = 0,
+    client: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="ID:SECRET; take these credentials alone, not any. May be repeated."),
+    ] = None,
+    report: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="A report token, ready from the start. May be repeated."),
+    ] = None,
+) -> Exit:
+    """Be a Plaid of your own, on 127.0.0.1, until Ctrl-C."""
+    with Signals() as signals:
+        return asyncio.run(serve(port, read_clients(client or ()), report or (), signals))
+
+
+@app.command
+def demo() -> Exit:
+    """Show the main job on a simulator: several hundred partners, some refusals, one lost answer."""
+    with Signals() as signals:
+        return asyncio.run(demonstrate(signals))
+
+
+# -------------------------------------------------------------------------------- what they have in common
+
+
+def _client(base_url: str | None, timeout: float | None, connections: int = 1) -> RelayClient:
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise UsageError("--timeout: must be a number of seconds above 0")
+    if connections < 1:
+        raise UsageError("--concurrency: must be a whole number from 1")
+    timeouts = Timeouts() if timeout is None else Timeouts(total=timeout)
+    return RelayClient(base_url=base_url, timeouts=timeouts, connections=max(100, connections))
+
+
+def _token(word: str, name: str) -> str:
+    """Give the token that a word of the command line is, or says where to find."""
+    try:
+        if word == "-":
+            return sys.stdin.read().strip()
+        if word.startswith("@"):
+            return Path(word[1:]).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "isn't text"
+        raise UsageError(f"{name}: can't be read: {reason}") from None
+    if word.startswith("-"):
+        raise UsageError(f"{name}: a token doesn't begin with a hyphen; is this an option?")
+    return word
+
+
+def _report_token(word: str) -> str:
+    return _request(_token(word, "--report-token"), "any-partner", None).report_tokens[0]
+
+
+def _request(report_token: str, partner: str, webhook: str | None) -> RelayCreateRequest:
+    try:
+        return RelayCreateRequest((report_token,), partner, webhook)
+    except InvalidRequestError as error:
+        field, _, wrong = error.args[0].partition(" ")
+    option = {"secondary_client_id": "--partner", "webhook": "--webhook"}.get(field, "--report-token")
+    raise UsageError(f"{option}: {wrong}")
+
+
+def _tell(run: Run) -> Exit:
+    tally = asyncio.run(run())
+    run.board.show(tally)
+    return run.status(tally)
+
+
+def _call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> Any:
+    async def call() -> Any:
+        async with client:
+            return await operation()
+
+    return asyncio.run(call())
+
+
+# --------------------------------------------------------------------------------------- from words to exit
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command, and give its exit status."""
+    try:
+        return app(words, exit_on_error=False, print_error=False, result_action="return_value") or Exit.DONE
+    except CycloptsError as error:
+        text, status = f"{_without_values(str(error), words)}\nplaid-relay --help tells more", Exit.USAGE
+    except KeyboardInterrupt:
+        text, status = "interrupted", Exit.FAILED
+    except Exception as error:  # noqa: BLE001  # the last place where a bug can be told without what it held
+        text, status = _explained(error)
+    say(f"plaid-relay: {text}")
+    return status
+
+
+def _explained(error: Exception) -> tuple[str, Exit]:
+    match error:
+        case UsageError():
+            return "\n".join(error.args), Exit.USAGE
+        case PlaidRelayError():
+            return f"{type(error).__name__}: {error}", _status_of(error)
+        case OSError():
+            return f"the output can't be written: {error.strerror}", Exit.FAILED
+    return _bug(error), Exit.BUG
+
+
+def _without_values(text: str, words: Sequence[str]) -> str:
+    """Take out of a message of cyclopts what was typed, but for names: a token may be among it."""
+    values = {word.partition("=")[2] if word.startswith("-") else word for word in words}
+    for value in sorted(values - {"", *app}, key=len, reverse=True):
+        text = re.sub(rf"(?<![\w-]){re.escape(value)}(?![\w-])", "[...]", text)
+    return text
+
+
+def _status_of(error: PlaidRelayError) -> Exit:
+    if isinstance(error, OutcomeUnknownError):
+        return Exit.UNKNOWN
+    wrong_usage = isinstance(error, ConfigurationError) or (
+        isinstance(error, InvalidRequestError) and not error.sent
+    )
+    return Exit.USAGE if wrong_usage else Exit.FAILED
+
+
+def _bug(error: Exception) -> str:
+    frames = "\n".join(
+        f"  {Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
+    return f"this is a bug; please report these lines:\n{type(error).__name__}\n{frames}"

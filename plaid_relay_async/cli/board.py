@@ -1,0 +1,119 @@
+"""Shows a batch as it goes, and its table at the end; on a terminal with a bar, else in plain lines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import IO, TYPE_CHECKING, cast
+
+from attrs import field, frozen
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from plaid_relay_async.cli.status import StandardError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from plaid_relay_async.batch import Progress
+
+_BAR_SECONDS = 0.1
+_LINE_SECONDS = 2.0
+
+
+@frozen
+class Tally:
+    """How many outcomes of each kind there were, and how many of each error code."""
+
+    created: int = 0
+    failed: int = 0
+    unknown: int = 0
+    not_attempted: int = 0
+    error_codes: Counter[str] = field(factory=Counter)
+
+
+def rate(progress: Progress) -> str:
+    """Give outcomes a second."""
+    return f"{progress.done / progress.elapsed:,.0f}/s" if progress.elapsed else "0/s"
+
+
+class Board:
+    """Standard error, for people.
+
+    Args:
+        total: how many outcomes there will be; `None` where nobody knows yet.
+        bar: whether a bar may be shown, if standard error is a terminal.
+    """
+
+    def __init__(self, total: int | None, *, bar: bool = True) -> None:
+        self._total = total
+        self._console = Console(file=cast("IO[str]", StandardError()))
+        self._bar = bar and self._console.is_terminal
+
+    async def follow(self, progress: Callable[[], Progress]) -> None:
+        """Show where a batch stands, until cancelled."""
+        if self._bar:
+            await self._draw(progress)
+        while True:
+            await asyncio.sleep(_LINE_SECONDS)
+            self.say(self._line(progress()))
+
+    async def _draw(self, progress: Callable[[], Progress]) -> None:
+        counts = "{task.completed} done, {task.fields[failed]} failed, {task.fields[unknown]} unknown"
+        columns = (BarColumn(), TextColumn(counts + "  {task.fields[rate]}"), TimeRemainingColumn())
+        with Bar(
+            *columns,
+            console=self._console,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ) as bar:
+            bar.add_task("", total=self._total, failed=0, unknown=0, rate="")
+            try:
+                while True:
+                    self._update(bar, progress())
+                    await asyncio.sleep(_BAR_SECONDS)
+            finally:
+                self._update(bar, progress())
+
+    def _update(self, bar: Bar, now: Progress) -> None:
+        bar.update(
+            bar.task_ids[0],
+            completed=now.done,
+            failed=now.failed,
+            unknown=now.unknown,
+            rate=rate(now),
+            refresh=True,
+        )
+
+    def _line(self, now: Progress) -> str:
+        of = "" if self._total is None else f" of {self._total}"
+        return f"{now.done}{of} done, {now.failed} failed, {now.unknown} unknown, {rate(now)}"
+
+    def say(self, text: str) -> None:
+        """Put a line on standard error, above the bar if there is one."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, tally: Tally) -> None:
+        """Put the closing table on standard error."""
+        self._console.print(table(tally))
+
+
+def table(tally: Tally) -> Table:
+    """Make the closing table: a row for each outcome, then one for each error code."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(no_wrap=True, overflow="ignore")
+    rows.add_column(justify="right", no_wrap=True)
+    for name, colour in (
+        ("created", "green"),
+        ("failed", "red"),
+        ("unknown", "yellow"),
+        ("not_attempted", ""),
+    ):
+        count = getattr(tally, name)
+        rows.add_row(name, str(count), style=colour if count else "")
+    for code, count in tally.error_codes.most_common():
+        rows.add_row(code, str(count), style="dim")
+    return rows

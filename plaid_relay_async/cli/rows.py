@@ -1,0 +1,392 @@
+"""The input of `bulk`: rows of CSV or JSON Lines become requests, and what is wrong is named by its place."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import contextlib
+import csv
+import difflib
+import io
+import json
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+from attrs import define, frozen
+
+from plaid_relay_async.cli.status import UsageError
+from plaid_relay_async.errors import InvalidRequestError
+from plaid_relay_async.models import RelayCreateRequest
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+COLUMNS = ("report_token", "report_tokens", "secondary_client_id", "webhook")
+_PARTNER = "secondary_client_id"
+_MOST_PROBLEMS = 20
+_READ_AHEAD = 64
+
+
+@frozen
+class Problem:
+    """What is wrong with the input, and where; holds no value from it that might be a token."""
+
+    text: str
+
+
+Parsed: TypeAlias = RelayCreateRequest | Problem
+_Row: TypeAlias = "tuple[int | str, dict[str, Any] | str]"
+"""A line's number, or line and column, and the cells by name or what is wrong with them."""
+
+
+class BadInputError(Exception):
+    """A row can't pass; the rows know which."""
+
+
+class _UnreadableError(Exception):
+    """From here on the input can't be read; the arguments are the place within it and the reason."""
+
+
+# ------------------------------------------------------------------------------------------- the lines
+
+
+@define
+class _Lines:
+    """The lines of an input as text, counted; one can be put back."""
+
+    raw: Iterator[bytes]
+    number: int = 0
+    back: str | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        self.number += 1
+        if self.back is not None:
+            line, self.back = self.back, None
+            return line
+        raw = next(self.raw)
+        if self.number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            raise _UnreadableError(f"{self.number}:{error.start + 1}: isn't UTF-8") from None
+
+    def first(self) -> str:
+        """Give the first line that isn't blank, which stays to be read."""
+        for line in self:
+            if line.strip():
+                self.back = line
+                self.number -= 1
+                return line
+        return ""
+
+
+def parse(raw: Iterable[bytes], name: str, report_token: str | None) -> Iterator[Parsed]:
+    """Give a request, or what is wrong, for each row of an input.
+
+    Args:
+        raw: the input's lines.
+        name: what to call it; the end tells CSV from JSON Lines, or else the first line does.
+        report_token: for rows without one.
+    """
+    lines = _Lines(iter(raw))
+    try:
+        as_json = _is_json(name, lines.first())
+        for line, cells in _json_rows(lines) if as_json else _csv_rows(lines, bare=report_token is not None):
+            parsed = cells if isinstance(cells, str) else _request(cells, report_token)
+            yield Problem(f"{name}:{line}: {parsed}") if isinstance(parsed, str) else parsed
+    except _UnreadableError as error:
+        yield Problem(f"{name}:{error}")
+    except OSError as error:
+        yield Problem(f"{name}: can't be read: {error.strerror}")
+
+
+def _is_json(name: str, first: str) -> bool:
+    if name.endswith((".jsonl", ".ndjson", ".json")):
+        return True
+    first = first.strip()
+    if name.endswith(".csv") or not first.startswith('"'):
+        return not name.endswith(".csv") and first.startswith(("{", "["))
+    try:
+        return json.loads(first) not in COLUMNS
+    except ValueError:
+        return False
+
+
+# ------------------------------------------------------------------------------------------ JSON Lines
+
+
+def _json_rows(lines: _Lines) -> Iterator[_Row]:
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.rstrip())
+        except json.JSONDecodeError as error:
+            yield f"{lines.number}:{error.colno}", f"isn't JSON: {error.msg}"
+        except (ValueError, RecursionError):
+            yield lines.number, "isn't JSON that can be read"
+        else:
+            yield lines.number, _json_cells(row)
+
+
+def _json_cells(row: Any) -> dict[str, Any] | str:
+    if isinstance(row, str):
+        return {_PARTNER: row}
+    if not isinstance(row, dict):
+        return f"must be an object with {_PARTNER}, or a partner's id as a string"
+    return _mistyped(row) or {name: value for name, value in row.items() if value is not None}
+
+
+def _mistyped(names: Iterable[str]) -> str | None:
+    """Say which name is nearly a column's. Others are somebody's own, and no matter."""
+    for name in names:
+        if name not in COLUMNS and (
+            meant := difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.8)
+        ):
+            return f"{name}: isn't a column; {meant[0]} is"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------- CSV
+
+
+def _csv_cells(lines: _Lines) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(lines, strict=True)
+    while True:
+        line = lines.number + 1
+        try:
+            cells = [cell.strip() for cell in next(reader)]
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise _UnreadableError(f"{line}: isn't CSV: {error}") from None
+        if any(cells):
+            yield line, cells
+
+
+def _csv_rows(lines: _Lines, *, bare: bool) -> Iterator[_Row]:
+    rows = _csv_cells(lines)
+    for line, cells in rows:
+        header = _header(line, cells, bare=bare)
+        if header != cells:
+            yield line, _by_column(header, cells)
+        for number, row in rows:
+            yield number, _by_column(header, row)
+
+
+def _header(line: int, cells: list[str], *, bare: bool) -> list[str]:
+    """Give the header, which is the first row unless that is already a partner's id, alone."""
+    problem = _mistyped(cells)
+    if problem is None and not set(cells).intersection(COLUMNS) and len(cells) == 1 and bare:
+        return [_PARTNER]
+    if problem is None and _PARTNER not in cells:
+        problem = f"{_PARTNER}: isn't in the header; the columns are {', '.join(COLUMNS)}"
+    if problem is None and any(cells.count(name) > 1 for name in COLUMNS):
+        problem = "the header has a column twice"
+    if problem is not None:
+        raise _UnreadableError(f"{line}: {problem}")
+    return cells
+
+
+def _by_column(header: list[str], cells: list[str]) -> dict[str, Any] | str:
+    if len(cells) > len(header):
+        return f"column {len(header) + 1}: is one too many: the header has {len(header)}"
+    row: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=False) if cell}
+    if row.get("report_tokens", "").startswith("["):
+        try:
+            row["report_tokens"] = json.loads(row["report_tokens"])
+        except (ValueError, RecursionError):
+            return "report_tokens: isn't a JSON list"
+    elif "report_tokens" in row:
+        row["report_tokens"] = [row["report_tokens"]]
+    return {_PARTNER: "", **row}
+
+
+# ------------------------------------------------------------------------------------------- a request
+
+
+def _request(row: dict[str, Any], report_token: str | None) -> RelayCreateRequest | str:
+    """Give the request that a row asks for, or what is wrong with it, from the column's name on."""
+    if "report_token" in row and "report_tokens" in row:
+        return "report_tokens: stands beside report_token; give one of the two"
+    tokens: Any = [report_token]
+    if "report_token" in row or "report_tokens" in row:
+        tokens = row.get("report_tokens", [row.get("report_token")])
+    elif report_token is None:
+        return "report_token: is missing; give it here, or --report-token for all rows"
+    if _PARTNER not in row:
+        return f"{_PARTNER}: is missing"
+    try:
+        return RelayCreateRequest(tokens, row[_PARTNER], row.get("webhook"))
+    except InvalidRequestError as error:
+        field, _, wrong = error.args[0].partition(" ")
+    if field.startswith("report_tokens") and "report_tokens" not in row:
+        field = "report_token"
+    return f"{field}: {wrong}"
+
+
+# ----------------------------------------------------------------------------------------- the source
+
+
+class Source:
+    """An input, opened once, so that what is checked is what is sent."""
+
+    def __init__(self, path: str) -> None:
+        """Open it.
+
+        Args:
+            path: a file's, or `-` for standard input.
+
+        Raises:
+            UsageError: it can't be opened.
+        """
+        self.name = "<stdin>" if path == "-" else path
+        try:
+            file = io.FileIO(sys.stdin.fileno(), closefd=False) if path == "-" else io.FileIO(path)
+            self._start = file.tell() if file.seekable() else None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "isn't open"
+            raise UsageError(f"{self.name}: {reason}") from None
+        self._stream = io.BufferedReader(file)
+        self._piped: PipedRows | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        # A thread may still wait for a pipe, which nothing can end; the system closes that in time.
+        if self._piped is None or self._piped.ended:
+            self._stream.close()
+
+    def rows(self, report_token: str | None) -> FileRows | PipedRows:
+        """Check a file as a whole, and give its rows; those of a pipe are checked as they come.
+
+        Raises:
+            UsageError: some rows can't pass; they are named.
+        """
+        if self._start is None:
+            self._piped = PipedRows(parse(self._stream, self.name, report_token))
+            return self._piped
+        total = _check(self._parse_again(report_token))
+        return FileRows(self._parse_again(report_token), total)
+
+    def _parse_again(self, report_token: str | None) -> Iterator[Parsed]:
+        self._stream.seek(self._start or 0)
+        return parse(self._stream, self.name, report_token)
+
+
+def _check(rows: Iterator[Parsed]) -> int:
+    total, problems = 0, []
+    for row in rows:
+        total += 1
+        if isinstance(row, Problem):
+            problems.append(row.text)
+        if len(problems) == _MOST_PROBLEMS:
+            problems.append("and perhaps more")
+            break
+    if problems:
+        raise UsageError(*problems, "nothing was sent")
+    return total
+
+
+# ------------------------------------------------------------------------------- the rows, for a batch
+
+
+class FileRows:
+    """The requests of a file, or of a list: at hand, however long it is.
+
+    Attributes:
+        total: how many there are.
+        problem: the one that ended them, if one did.
+        ended: whether they were read to their end, or to that problem.
+    """
+
+    def __init__(self, parsed: Iterator[Parsed], total: int) -> None:
+        self.total: int | None = total
+        self.problem: Problem | None = None
+        self.ended = True
+        self._parsed = parsed
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> RelayCreateRequest:
+        if self.problem is not None:
+            raise StopIteration
+        parsed = next(self._parsed)
+        if isinstance(parsed, Problem):
+            self.problem = parsed
+            raise BadInputError
+        return parsed
+
+    def close(self) -> None:
+        """Nobody wants to wait for more; there is nothing to wait for."""
+
+
+class PipedRows:
+    """The requests of a pipe, as they come; a thread waits for them. Attributes as for `FileRows`."""
+
+    def __init__(self, parsed: Iterator[Parsed]) -> None:
+        self.total: int | None = None
+        self.problem: Problem | None = None
+        self.ended = False
+        self._parsed = parsed
+        self._closed = False
+        self._queue: asyncio.Queue[Parsed | Exception | None] = asyncio.Queue()
+        self._room = threading.Semaphore(_READ_AHEAD)
+        self._thread: threading.Thread | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RelayCreateRequest:
+        if self._thread is None:
+            # Not one of the loop's own threads: at its end the loop would wait for those.
+            loop = asyncio.get_running_loop()
+            self._thread = threading.Thread(target=self._read, args=(loop,), daemon=True)
+            self._thread.start()
+        while not (self.ended or (self._closed and self._queue.empty())):
+            parsed = await self._queue.get()
+            if parsed is not None:
+                self._room.release()
+                return self._checked(parsed)
+        raise StopAsyncIteration
+
+    def _checked(self, parsed: Parsed | Exception) -> RelayCreateRequest:
+        if isinstance(parsed, RelayCreateRequest):
+            return parsed
+        self.ended = True
+        if isinstance(parsed, Problem):
+            self.problem = parsed
+            raise BadInputError
+        if isinstance(parsed, StopIteration):
+            raise StopAsyncIteration
+        raise parsed
+
+    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has gone, and nobody wants the rest
+            while True:
+                parsed = self._next()
+                self._room.acquire()
+                loop.call_soon_threadsafe(self._queue.put_nowait, parsed)
+                if not isinstance(parsed, RelayCreateRequest):
+                    return
+
+    def _next(self) -> Parsed | Exception:
+        try:
+            return next(self._parsed)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is raised where the rows are awaited
+            return error
+
+    def close(self) -> None:
+        """Nobody wants to wait for more: what has been read is given, and then it ends."""
+        self._closed = True
+        self._queue.put_nowait(None)

@@ -1,0 +1,53 @@
+"""The simulator as a server, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING
+
+from plaid_relay_async.cli.status import Exit, UsageError
+from plaid_relay_async.simulator import Simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from plaid_relay_async.cli.signals import Signals
+
+
+def read_clients(pairs: Sequence[str]) -> dict[str, str] | None:
+    """Give the secret of each client id; `None` takes any.
+
+    Raises:
+        UsageError: one isn't of the form ID:SECRET.
+    """
+    clients: dict[str, str] = {}
+    for pair in pairs:
+        client_id, _, secret = pair.partition(":")
+        if not client_id or not secret:
+            raise UsageError("--client: must be of the form ID:SECRET")
+        clients[client_id] = secret
+    return clients or None
+
+
+async def serve(port: int, clients: dict[str, str] | None, reports: Sequence[str], signals: Signals) -> Exit:
+    """Listen on 127.0.0.1, tell where, and stop at the first signal.
+
+    Raises:
+        UsageError: the port can't be had.
+    """
+    plaid = Simulator(port=port, clients=clients, reports=reports)
+    try:
+        await plaid.start()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"--port {port}: {getattr(error, 'strerror', None) or error}") from None
+    report_token = reports[0] if reports else plaid.add_report()
+    sys.stdout.write(f"listening on {plaid.url}\nreport token: {report_token}\n")
+    sys.stdout.flush()
+    stopped = asyncio.Event()
+    try:
+        with signals.told(stopped.set):
+            await stopped.wait()
+    finally:
+        await plaid.close()
+    return Exit.DONE

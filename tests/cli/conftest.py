@@ -1,0 +1,136 @@
+"""A simulator in a thread of its own, and the command run in this process or in another."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+from attrs import frozen
+
+from plaid_relay_async.cli import main
+from plaid_relay_async.simulator import Simulator
+
+REPORT = "assets-sandbox-1111"
+SECRET = "canary-secret-7d1f"
+
+
+@contextmanager
+def running(plaid: Simulator) -> Iterator[Simulator]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(plaid.start(), loop).result()
+    try:
+        yield plaid
+    finally:
+        asyncio.run_coroutine_threadsafe(plaid.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@frozen
+class Done:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    def count(self, name: str) -> int:
+        """The number beside a name in the table."""
+        rows = [line.split() for line in self.err.splitlines() if line.startswith(name)]
+        return int(rows[-1][1])
+
+
+@pytest.fixture
+def start(monkeypatch) -> Iterator[Callable[..., Simulator]]:
+    """Start a simulator, and point the environment to it."""
+    with ExitStack() as stack:
+
+        def start(**settings: Any) -> Simulator:
+            plaid = stack.enter_context(
+                running(Simulator(**{"reports": [REPORT], "generating": 0.0} | settings))
+            )
+            monkeypatch.setenv("PLAID_BASE_URL", plaid.url)
+            monkeypatch.setenv("PLAID_CLIENT_ID", "owner")
+            monkeypatch.setenv("PLAID_SECRET", SECRET)
+            monkeypatch.delenv("PLAID_ENV", raising=False)
+            return plaid
+
+        yield start
+
+
+@pytest.fixture
+def plaid(start) -> Simulator:
+    return start()
+
+
+@pytest.fixture
+def run(capfd) -> Callable[..., Done]:
+    """Run the command in this process."""
+
+    def run(*words: Any) -> Done:
+        status = main([str(word) for word in words])
+        return Done(status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def stdin(monkeypatch) -> Iterator[Callable[..., int]]:
+    """Make standard input a pipe that holds some text; `closed=False` keeps it open for more."""
+    with ExitStack() as stack:
+
+        def stdin(text: str, *, closed: bool = True) -> int:
+            reading, writing = os.pipe()
+            file = stack.enter_context(os.fdopen(reading))
+            monkeypatch.setattr(sys, "stdin", file)
+            os.write(writing, text.encode())
+            if closed:
+                os.close(writing)
+            else:
+                stack.callback(os.close, writing)
+            return writing
+
+        yield stdin
+
+
+COMMAND = [sys.executable, "-m", "plaid_relay_async.cli"]
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Run the command in a process of its own."""
+    with ExitStack() as stack:
+
+        def spawn(*words: Any, **settings: Any) -> subprocess.Popen[str]:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            process = subprocess.Popen([*COMMAND, *map(str, words)], text=True, **pipes | settings)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield spawn
+
+
+@pytest.fixture
+def partners(tmp_path) -> Callable[..., Any]:
+    """A file of bare partner ids."""
+
+    def partners(count: int) -> Any:
+        path = tmp_path / "partners.csv"
+        path.write_text("secondary_client_id\n" + "".join(f"p{n}\n" for n in range(count)))
+        return path
+
+    return partners

@@ -19,17 +19,17 @@ from attrs import define, evolve, field, frozen
 from plaid_relay_async.errors import (
     BatchStoppedError,
     DuplicateRequestError,
+    NotSentError,
     OutcomeUnknownError,
     PlaidRelayError,
     RateLimitError,
     concerns_everyone,
+    ordinary,
 )
-from plaid_relay_async.models import RelayCreateRequest
+from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from plaid_relay_async.models import RelayCreateResponse
 
 T = TypeVar("T")
 
@@ -190,39 +190,57 @@ class _HaltedError(Exception):
 
 @define(eq=False, repr=False)
 class _Flight:
-    """One request on its way, and the permit that goes with its call."""
+    """One request on its way, and the permit that goes with its call.
+
+    Attributes:
+        busy: it must be waited for, and not be dropped when the batch is left.
+        perhaps_sent: an attempt may be under way at Plaid, or may have been carried out.
+        last: the error of the last attempt.
+        made: what a call that was cancelled had received all the same.
+    """
 
     batch: Batch
     request: RelayCreateRequest
     started: float
     attempts: int = 0
-    exposed: bool = False
-    """An attempt may be under way at Plaid: it has to be waited for."""
-    refusal: PlaidRelayError | None = None
+    busy: bool = False
+    perhaps_sent: bool = False
+    last: PlaidRelayError | None = None
+    made: RelayCreateResponse | None = None
     outcome: Outcome | None = None
 
     async def begin(self) -> None:
         self._check()
-        self.exposed = True
+        self.busy = True
         if self.batch.journal is not None:
             await self._journal_begins(self.batch.journal)
         self.attempts += 1
+        self.perhaps_sent = True
 
     async def _journal_begins(self, journal: Journal) -> None:
         try:
             await journal.begin(self.request)
-        except Exception as error:  # noqa: BLE001  # whatever it is: without a record, nothing may leave
-            self.exposed = False
-            self.batch.fail(error)
+        except BaseException as error:
+            if not ordinary(error):
+                raise
+            self.batch.fail(error)  # without a record, nothing may leave
             raise _HaltedError from None
-        if self.batch.halted:
-            self.exposed = False
-            raise _HaltedError
 
-    def spared(self, error: PlaidRelayError) -> None:
-        self.exposed = False
-        self.refusal = error
+    def again(self, error: PlaidRelayError, *, spared: bool) -> None:
+        self.last = error
+        self.busy = False
+        self.perhaps_sent = not spared
         self._check()
+
+    def broken_off(self, known: RelayCreateResponse | PlaidRelayError) -> None:
+        if not isinstance(known, PlaidRelayError):
+            self.made = known
+            return
+        self.perhaps_sent = isinstance(known, OutcomeUnknownError)
+        if isinstance(known, NotSentError):
+            self.attempts -= 1
+        else:
+            self.last = known
 
     def _check(self) -> None:
         if self.batch.halted:
@@ -233,7 +251,7 @@ class _Flight:
             request=self.request,
             relay_token=made.relay_token,
             attempts=self.attempts,
-            elapsed=self._elapsed(),
+            elapsed=_now() - self.started,
             request_id=made.request_id,
         )
 
@@ -241,23 +259,22 @@ class _Flight:
         facts = {
             "request": self.request,
             "attempts": self.attempts,
-            "elapsed": self._elapsed(),
+            "elapsed": _now() - self.started,
             "request_id": getattr(error, "request_id", None),
         }
         if isinstance(error, OutcomeUnknownError):
             return Unknown(error=error, **facts)  # type: ignore[arg-type]  # each has its place above
         return Failed(error=error, **facts)  # type: ignore[arg-type]  # the same
 
-    def interrupted(self) -> Failed | Unknown | None:
+    def interrupted(self) -> Outcome | None:
         """What became of it when it was dropped: nothing, if no attempt had left."""
-        if self.exposed:
-            return self.ended(
-                OutcomeUnknownError("the batch was left before an answer came", attempts=self.attempts)
+        if self.made is not None:
+            return self.created(self.made)
+        if self.perhaps_sent and not isinstance(self.last, OutcomeUnknownError):
+            self.last = OutcomeUnknownError(
+                "the batch was left before an answer came", attempts=self.attempts
             )
-        return None if self.refusal is None else self.ended(self.refusal)
-
-    def _elapsed(self) -> float:
-        return _now() - self.started
+        return None if self.last is None else self.ended(self.last)
 
 
 Create: TypeAlias = "Callable[[RelayCreateRequest, _Flight], Awaitable[RelayCreateResponse]]"
@@ -280,12 +297,15 @@ class _Input:
             self._now = iter(requests)
 
     async def take(self) -> RelayCreateRequest | None:
-        if self._later is None:
-            request = next(self._now, None)
-        else:
-            async with self._lock:
-                request = await anext(self._later, None)
-        if request is not None and not isinstance(request, RelayCreateRequest):
+        try:
+            if self._later is None:
+                request = next(self._now)
+            else:
+                async with self._lock:
+                    request = await anext(self._later)
+        except (StopIteration, StopAsyncIteration):
+            return None
+        if not isinstance(request, RelayCreateRequest):
             raise TypeError(f"requests must hold RelayCreateRequest, not {type(request).__name__}")
         return request
 
@@ -448,10 +468,10 @@ class Batch:
         self.result.stopped_by = self.result.stopped_by or why
         self.halted = True
         for worker, flight in self._workers.items():
-            if worker is not asyncio.current_task() and (flight is None or not flight.exposed):
+            if worker is not asyncio.current_task() and (flight is None or not flight.busy):
                 worker.cancel()
 
-    def fail(self, trouble: Exception) -> None:
+    def fail(self, trouble: BaseException) -> None:
         """Stop because of an error that isn't a request's: it is raised once all is in."""
         self._trouble = self._trouble or trouble
         self.halt(trouble)
@@ -475,6 +495,8 @@ class Batch:
                 flight = self._workers[worker] = _Flight(self, request, _now())
                 await self._settle(flight)
                 self._workers[worker] = None
+                if not isinstance(flight.outcome, Created):
+                    await asyncio.sleep(0)  # what fails without waiting for anything must not hold the loop
         finally:
             del self._workers[worker]
 
@@ -482,8 +504,10 @@ class Batch:
         await self._room.acquire()
         try:
             request = None if self.halted else await self._source.take()
-        except Exception as error:  # noqa: BLE001  # the caller's own: it is raised to the caller in the end
-            self.fail(error)
+        except BaseException as error:
+            if not ordinary(error):
+                raise
+            self.fail(error)  # the caller's own: it is raised to the caller in the end
             request = None
         if request is None:
             self._room.release()
@@ -493,16 +517,19 @@ class Batch:
 
     async def _settle(self, flight: _Flight) -> None:
         if self._pairs is not None and self._pairs.met(flight.request):
-            self._deliver(flight.ended(DuplicateRequestError("this pair of report and partner came before")))
-            await asyncio.sleep(0)  # an input full of duplicates must not hold the loop
+            flight.outcome = flight.ended(
+                DuplicateRequestError("this pair of report and partner came before")
+            )
+            self._deliver(flight.outcome)
             return
         try:
             await self._fly(flight)
             await self._record(flight)
-            self._conclude(flight, flight.outcome)
-        except asyncio.CancelledError:
-            self._conclude(flight, flight.outcome or flight.interrupted())
-            raise
+        finally:
+            if flight.outcome is None:
+                self.result.not_attempted.append(flight.request)
+            else:
+                self._deliver(flight.outcome)
 
     async def _fly(self, flight: _Flight) -> None:
         try:
@@ -511,25 +538,25 @@ class Batch:
             flight.outcome = flight.interrupted()
         except PlaidRelayError as error:
             flight.outcome = flight.ended(error)
-        except Exception as error:  # noqa: BLE001  # a bug, of whoever: nobody can tell what became of the call
+        except BaseException as error:
+            if not ordinary(error):
+                flight.outcome = flight.interrupted()
+                raise
+            # A bug, of whoever: nobody can tell what became of the call.
             flight.outcome = flight.ended(_unforeseen(error))
 
     async def _record(self, flight: _Flight) -> None:
         if self.journal is None or flight.outcome is None:
             return
-        flight.exposed = True  # to be waited for, while its outcome goes into the journal
+        flight.busy = True
         try:
             await self.journal.end(flight.outcome)
-        except Exception as error:  # noqa: BLE001  # the outcome is handed on all the same
-            self.fail(error)
+        except BaseException as error:
+            if not ordinary(error):
+                raise
+            self.fail(error)  # the outcome is handed on all the same
         else:
             flight.outcome = evolve(flight.outcome, journalled=True)
-
-    def _conclude(self, flight: _Flight, outcome: Outcome | None) -> None:
-        if outcome is None:
-            self.result.not_attempted.append(flight.request)
-        else:
-            self._deliver(outcome)
 
     def _deliver(self, outcome: Outcome) -> None:
         self.result.count(outcome)
@@ -540,8 +567,10 @@ class Batch:
             self.result.hold(outcome)
             self._room.release()
         self._weigh(outcome)
-        self._tell(self._on_outcome, outcome)
-        self._tell(self._on_progress, self.progress)
+        if self._on_outcome is not None:
+            self._tell(self._on_outcome, outcome)
+        if self._on_progress is not None:
+            self._tell(self._on_progress, self.progress)
 
     def _weigh(self, outcome: Outcome) -> None:
         """Stop where going on would only give every partner the same error."""
@@ -553,23 +582,23 @@ class Batch:
         if gave_up or self._shared_errors >= SHARED_ERRORS:
             self.halt(outcome.error)
 
-    def _tell(self, callback: Callable[[T], object] | None, news: T) -> None:
-        if callback is None:
-            return
+    def _tell(self, callback: Callable[[T], object], news: T) -> None:
         try:
             callback(news)
-        except Exception as error:  # noqa: BLE001  # the caller's own: it is raised to the caller in the end
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # raised to the caller in the end
             self.fail(error)
 
     @property
     def progress(self) -> Progress:
         """Where the batch stands now."""
+        counts, left = self.result.counts, len(self.result.not_attempted)
+        created, failed, unknown = counts["created"], counts["failed"], counts["unknown"]
         return Progress(
             taken=self._taken,
-            created=self.result.counts["created"],
-            failed=self.result.counts["failed"],
-            unknown=self.result.counts["unknown"],
-            in_flight=sum(flight is not None for flight in self._workers.values()),
+            created=created,
+            failed=failed,
+            unknown=unknown,
+            in_flight=self._taken - created - failed - unknown - left,
             elapsed=_now() - self._started,
         )
 
@@ -578,7 +607,7 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _unforeseen(error: Exception) -> OutcomeUnknownError:
+def _unforeseen(error: BaseException) -> OutcomeUnknownError:
     unknown = OutcomeUnknownError(f"{type(error).__name__} was raised in the middle of the call", sent=None)
     unknown.__cause__ = error
     return unknown

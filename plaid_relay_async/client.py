@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from plaid_relay_async import codec
@@ -12,6 +13,7 @@ from plaid_relay_async.config import (
     RetryPolicy,
     Timeouts,
     check_count,
+    check_type,
     resolve_base_url,
     resolve_identity,
 )
@@ -118,7 +120,7 @@ class Relay(_Operations):
 
         Args:
             requests: any iterable or async iterable, read as it is needed; see `RelayCreateRequest.fan_out`.
-            concurrency: at most so many calls are under way at once.
+            concurrency: at most so many calls are under way at once, of the client's `connections`.
             journal: where to write down what is begun and what became of it.
             on_outcome: called with each outcome, before anybody else sees it.
             on_progress: called with a `Progress` after each outcome.
@@ -129,10 +131,13 @@ class Relay(_Operations):
             retry: in place of the client's policy.
 
         Raises:
-            ConfigurationError: `concurrency` isn't a whole number from 1.
+            ConfigurationError: a setting can't be used, or a callback is async.
             BatchStoppedError: in the end, if the input, the journal or a callback raised; it has the result.
         """
         check_count("concurrency", concurrency)
+        self._transport.checked(timeout, retry)
+        if inspect.iscoroutinefunction(on_outcome) or inspect.iscoroutinefunction(on_progress):
+            raise ConfigurationError("on_outcome and on_progress must be plain functions, not async ones")
 
         def create(request: RelayCreateRequest, permit: Permit) -> Call[RelayCreateResponse]:
             return self._transport.call(
@@ -419,7 +424,10 @@ class RelayClient:
     ) -> None:
         if credentials_in not in {"headers", "body"}:
             raise ConfigurationError(f"credentials_in must be 'headers' or 'body', not {credentials_in!r}")
-        timeouts = timeouts or Timeouts()
+        timeouts = Timeouts() if timeouts is None else timeouts
+        retry = RetryPolicy() if retry is None else retry
+        check_type("timeouts", timeouts, Timeouts)
+        check_type("retry", retry, RetryPolicy)
         self._base_url = resolve_base_url(base_url, environment)
         self._session = SessionManager(
             session, connections=connections, ssl=ssl, proxy=proxy, trust_env=trust_env
@@ -430,7 +438,7 @@ class RelayClient:
             identity=resolve_identity(credentials, gateway_key),
             credentials_in=credentials_in,
             timeouts=timeouts,
-            retry=retry or RetryPolicy(),
+            retry=retry,
             rate_limiter=rate_limiter,
         )
         self.relay = Relay(transport, timeouts)

@@ -27,7 +27,7 @@ from plaid_relay_async.errors import (
     PlaidRelayError,
     ResponseDecodeError,
     class_for,
-    refused_for_now,
+    perhaps_carried_out,
 )
 
 if TYPE_CHECKING:
@@ -309,7 +309,7 @@ def _decode(endpoint: Endpoint[Any, R], answer: Answer) -> R:
         return _pdf(answer)  # type: ignore[return-value]  # R is PdfResponse here
     try:
         return converter.structure(_parse(answer.body), endpoint.response)
-    except (cattrs.BaseValidationError, ValueError, TypeError, RecursionError) as error:
+    except (cattrs.BaseValidationError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         problem, _, path = _problem(error).rpartition(" @ ")
     raise ResponseDecodeError(
         f"{problem} at {path}",
@@ -338,9 +338,7 @@ def _problem(error: Exception) -> str:
     # cattrs names the place; the texts of others may quote the answer, and so aren't used.
     if isinstance(error, cattrs.BaseValidationError):
         return cattrs.transform_error(error, path="$")[0]
-    return (
-        "the answer isn't JSON @ $" if isinstance(error, ValueError | RecursionError) else "not an object @ $"
-    )
+    return "not an object @ $" if isinstance(error, TypeError) else "the answer isn't JSON @ $"
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -365,8 +363,7 @@ def _refusal(endpoint: Endpoint[Any, Any], answer: Answer, secrets: Iterable[str
     error = cls(_error_text(answer, facts), **facts)
     if 300 <= answer.status < 400:
         error.advice = "Redirects aren't followed, for they would carry the secret elsewhere: mend base_url."
-    carried_out = answer.status >= 500 and not refused_for_now(error)
-    if endpoint.replay is Replay.CREATES and carried_out:
+    if endpoint.replay is Replay.CREATES and perhaps_carried_out(error):
         known = {name: facts[name] for name in facts if hasattr(OutcomeUnknownError, name)}
         return OutcomeUnknownError(str(error.args[0]), **known)
     return error
@@ -376,10 +373,10 @@ def _error_facts(answer: Answer, secrets: Iterable[str]) -> dict[str, Any]:
     facts: dict[str, Any] = {"status": answer.status, "retry_after": retry_after(answer.headers)}
     try:
         told = json.loads(answer.body)
+        told = _scrubbed(told, [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET])
     except (ValueError, RecursionError):
         return facts
     if isinstance(told, dict):
-        told = _scrubbed(told, [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET])
         facts.update({k: told[k] for k in _QUOTED if isinstance(told.get(k), str)})
         facts["causes"] = tuple(told["causes"]) if isinstance(told.get("causes"), list) else ()
     return facts

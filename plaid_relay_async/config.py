@@ -110,6 +110,12 @@ def check_count(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be a whole number from 1, not {value!r}")
 
 
+def check_type(name: str, value: object, cls: type) -> None:
+    """Raise `ConfigurationError` unless the value is of the class."""
+    if not isinstance(value, cls):
+        raise ConfigurationError(f"{name} must be a {cls.__name__}, not {type(value).__name__}")
+
+
 def _at_least_one(_: object, attribute: Attribute[int], value: object) -> None:
     check_count(attribute.name, value)
 

@@ -26,6 +26,7 @@ No error's text, arguments or repr holds a secret or a token.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -279,7 +280,8 @@ def sealed(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
         except PlaidRelayError as error:
             refusal = error.with_traceback(None)
-        del args, kwargs
+        finally:
+            del args, kwargs
         raise refusal
 
     return call
@@ -391,8 +393,28 @@ def refused_for_now(error: PlaidRelayError) -> bool:
     return error.error_type == "API_ERROR" and error.error_code == "PLANNED_MAINTENANCE"
 
 
+def perhaps_carried_out(error: PlaidRelayError) -> bool:
+    """Tell whether the call may have been carried out for all that this error says.
+
+    HTTP and Plaid both say of a 4xx that nothing was; Plaid says so of what it refused for now.
+    """
+    if not isinstance(error, PlaidAPIError):
+        return isinstance(error, OutcomeUnknownError | ConnectionLostError)
+    tells = 300 <= (error.status or 300) < 500 and not isinstance(error, PlaidServerError)
+    return not tells and not refused_for_now(error)
+
+
+def ordinary(error: BaseException) -> bool:
+    """Tell an error from what ends a task; a CancelledError that nobody asked this task for is an error."""
+    task = asyncio.current_task()
+    stray = isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
+    return stray or isinstance(error, Exception)
+
+
 def concerns_everyone(error: PlaidRelayError) -> bool:
     """Tell whether every other request of a batch would meet this error as well."""
+    if isinstance(error, ClientClosedError | ConfigurationError):
+        return True
     return isinstance(error, PlaidAPIError) and (
         error.error_code in _SHARED_CODES or (error.error_code or "").startswith("UNAUTHORIZED_")
     )

@@ -16,7 +16,14 @@ from attrs import define
 
 from plaid_relay_async import codec
 from plaid_relay_async.codec import Answer, Endpoint, Replay
-from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, Credentials, GatewayKey, RetryPolicy
+from plaid_relay_async.config import (
+    PLAID_VERSION,
+    USER_AGENT,
+    Credentials,
+    GatewayKey,
+    RetryPolicy,
+    check_type,
+)
 from plaid_relay_async.errors import (
     ConfigurationError,
     ConnectionLostError,
@@ -27,13 +34,16 @@ from plaid_relay_async.errors import (
     PlaidRelayError,
     RateLimitError,
     ReadTimeoutError,
+    ordinary,
+    perhaps_carried_out,
     refused_for_now,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Generator, Iterator
 
     from plaid_relay_async.config import Identity, Timeouts
+    from plaid_relay_async.models import RelayCreateResponse
     from plaid_relay_async.session import SessionManager
 
 R = TypeVar("R")
@@ -47,7 +57,7 @@ class RateLimiter(Protocol):
     A limiter may also have a plain method `limited(endpoint, retry_after)`, which is called on each 429.
     """
 
-    async def acquire(self, endpoint: str) -> None:
+    def acquire(self, endpoint: str, /) -> Awaitable[object]:
         """Wait until one more attempt at the endpoint, such as `/credit/relay/create`, may be made."""
         ...
 
@@ -59,8 +69,15 @@ class Permit(Protocol):
         """An attempt is about to leave. May raise to forbid it."""
         ...
 
-    def spared(self, error: PlaidRelayError) -> None:
-        """The attempt surely wasn't carried out, and another is planned. May raise to forbid that."""
+    def again(self, error: PlaidRelayError, *, spared: bool) -> None:
+        """The attempt ended so, and another is planned. May raise to forbid that.
+
+        `spared` says that no attempt so far can have been carried out.
+        """
+        ...
+
+    def broken_off(self, known: RelayCreateResponse | PlaidRelayError) -> None:
+        """The call is being cancelled in the middle of an attempt, and this is what is known of it."""
         ...
 
 
@@ -77,6 +94,11 @@ class _Call(Generic[R]):
     attempts: int = 0
     gave_up: bool = False
     perhaps_done: PlaidRelayError | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """A creation's short answer comes unzipped: of what is zipped, half an answer can't be read."""
+        return {"Accept-Encoding": "identity"} if self.endpoint.replay is Replay.CREATES else {}
 
     @property
     def patient(self) -> bool:
@@ -150,7 +172,9 @@ class _Signature:
 def _of_the_caller(what: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        if not ordinary(error):
+            raise
         raise NotSentError(f"{what} raised {type(error).__name__}") from error
 
 
@@ -211,12 +235,20 @@ class Transport:
             PlaidRelayError: see `plaid_relay_async.errors`; `attempts` says how many were made.
         """
         self._session.get()
-        total = self._timeouts.within(timeout).total
+        total, policy = self.checked(timeout, retry)
         deadline = None if total is None else _now() + total
         http_timeout = self._slow if endpoint.slow else self._quick
-        return await self._attempt(
-            _Call(endpoint, request, retry or self._retry, permit, http_timeout, deadline)
-        )
+        return await self._attempt(_Call(endpoint, request, policy, permit, http_timeout, deadline))
+
+    def checked(self, timeout: float | None, retry: RetryPolicy | None) -> tuple[float | None, RetryPolicy]:
+        """Give a call's own settings, or the client's in their place.
+
+        Raises:
+            ConfigurationError: one of them isn't what it should be.
+        """
+        policy = self._retry if retry is None else retry
+        check_type("retry", policy, RetryPolicy)
+        return self._timeouts.within(timeout).total, policy
 
     # --------------------------------------------------------------------------------- one attempt
 
@@ -224,8 +256,7 @@ class Transport:
     async def _attempt(self, call: _Call[R]) -> R:
         call.tries += 1
         try:
-            async with self._turn(call):
-                signature = await self._sign(call.deadline)
+            async with self._turn(call) as signature:
                 if call.permit is not None:
                     await call.permit.begin()
                 answer = await self._post(call, signature)
@@ -238,22 +269,19 @@ class Transport:
         return self._conclude(call, failure)
 
     @contextlib.asynccontextmanager
-    async def _turn(self, call: _Call[Any]) -> AsyncIterator[None]:
+    async def _turn(self, call: _Call[Any]) -> AsyncIterator[_Signature]:
         """Queue for the server's pause, the limiter and a connection; none of it is time spent on Plaid."""
         pause, slots = self._pauses[call.endpoint.path], self._session.slots
         while True:
             await self._sit_out(call, pause)
             queued_at = _now()
             await self._limit(call.endpoint.path)
-            await slots.acquire()
-            call.queued(_now() - queued_at)
-            if pause.left(_now()) <= 0:
-                break
-            slots.release()
-        try:
-            yield
-        finally:
-            slots.release()
+            async with slots:
+                call.queued(_now() - queued_at)
+                signature = await self._sign(call.deadline)
+                if pause.left(_now()) <= 0:
+                    yield signature
+                    return
 
     async def _sit_out(self, call: _Call[Any], pause: _Pause) -> None:
         while (wait := pause.left(now := _now())) > 0:
@@ -301,7 +329,7 @@ class Transport:
                 session.post(
                     self._base_url + call.endpoint.path,
                     data=body,
-                    headers=_HEADERS | signature.headers,
+                    headers=_HEADERS | call.headers | signature.headers,
                     timeout=call.http_timeout,
                     allow_redirects=False,
                     raise_for_status=False,
@@ -309,9 +337,12 @@ class Transport:
                 ) as response,
             ):
                 answer = Answer(response.status, response.headers)
-                await _receive(response, answer)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the request may have left by then
+                await _receive(response, answer, call.http_timeout.sock_read)
+        except BaseException as error:
             problem = _mapped(error, call, left=body.left)
+            if not ordinary(error):
+                _break_off(call, answer, signature, problem)
+                raise
         else:
             return answer
         if answer is None:
@@ -324,15 +355,15 @@ class Transport:
     def _conclude(self, call: _Call[R], error: PlaidRelayError) -> R:
         """Raise the verdict, or the wait before another attempt; a repeated removal may have its answer."""
         error.attempts = call.attempts
-        if _perhaps_done(error):
+        if perhaps_carried_out(error):
             call.perhaps_done = error
         elif call.perhaps_done is not None and _already_removed(call.endpoint, error):
             return call.endpoint.response(removed=True, inferred=True)  # type: ignore[call-arg]  # the one such record
         wait = self._wait_before_next(call, error)
         if wait is None:
             raise call.verdict(error)
-        if call.permit is not None and call.perhaps_done is None:
-            call.permit.spared(error)
+        if call.permit is not None:
+            call.permit.again(error, spared=call.perhaps_done is None)
         raise _Again(wait)
 
     def _wait_before_next(self, call: _Call[Any], error: PlaidRelayError) -> float | None:
@@ -341,13 +372,16 @@ class Transport:
         if not _repeatable(error, call.policy) or call.counted >= call.policy.attempts:
             return None
         wait: float = getattr(error, "retry_after", None) or _curve(call.policy, call.counted)
-        return wait if call.has_time_for(wait, _now()) else None
+        return wait if wait <= call.policy.max_pause and call.has_time_for(wait, _now()) else None
 
     def _pause(self, call: _Call[Any], error: PlaidRelayError) -> float | None:
         """Have everybody who calls this operation wait, and tell whether this call can."""
         path, asked = call.endpoint.path, getattr(error, "retry_after", None)
-        with _of_the_caller("the rate limiter"):
+        try:
             getattr(self._limiter, "limited", _ignore)(path, asked)
+        except Exception as broken:  # noqa: BLE001  # the caller's own: it goes out with what Plaid said
+            error.__cause__ = broken
+            return None
         pause = self._pauses[path]
         delay: float = asked or _curve(call.policy, pause.streak + 1)
         pause.extend(_now(), delay)
@@ -365,10 +399,28 @@ def _http_timeout(connect: float, read: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, connect=connect, sock_read=read, ceil_threshold=float("inf"))
 
 
-async def _receive(response: aiohttp.ClientResponse, answer: Answer) -> None:
-    # No local name holds a piece: it would stand in a traceback that shows locals.
+async def _receive(response: aiohttp.ClientResponse, answer: Answer, seconds: float | None) -> None:
+    # No local name holds a piece: it would stand in a traceback that shows locals. The timeout is aiohttp's
+    # own, which it forgets when the framing of chunks breaks behind a good one.
     while not response.content.at_eof():
-        answer.body += await response.content.readany()
+        async with asyncio.timeout(seconds):
+            answer.body += await response.content.readany()
+
+
+def _break_off(
+    call: _Call[Any], answer: Answer | None, signature: _Signature, problem: PlaidRelayError
+) -> None:
+    """Tell a batch what is known of a call that is cancelled in the middle of an attempt."""
+    if call.permit is None:
+        return
+    known: Any = problem
+    if answer is not None:
+        answer.lost = problem
+        try:
+            known = codec.read(call.endpoint, answer, call.request, signature.secret)
+        except PlaidRelayError as error:
+            known = error
+    call.permit.broken_off(call.verdict(known) if isinstance(known, PlaidRelayError) else known)
 
 
 def _now() -> float:
@@ -379,16 +431,10 @@ def _curve(policy: RetryPolicy, nth: int) -> float:
     return backoff.full_jitter(min(policy.max_backoff, policy.backoff * 2.0 ** (nth - 1)))
 
 
-def _perhaps_done(error: PlaidRelayError) -> bool:
-    if isinstance(error, PlaidAPIError):
-        return (error.status or 0) >= 500 and not refused_for_now(error)
-    return isinstance(error, OutcomeUnknownError | ConnectionLostError)
-
-
 def _repeatable(error: PlaidRelayError, policy: RetryPolicy) -> bool:
     if isinstance(error, OutcomeUnknownError):
         return policy.replay == "always"
-    return isinstance(error, NotSentError) or _perhaps_done(error)
+    return isinstance(error, NotSentError) or perhaps_carried_out(error)
 
 
 def _already_removed(endpoint: Endpoint[Any, Any], error: PlaidRelayError) -> bool:
@@ -410,6 +456,7 @@ _PHRASES: tuple[tuple[type[BaseException], str], ...] = (
     (aiohttp.ClientConnectorDNSError, "the name isn't known"),
     (aiohttp.ClientProxyConnectionError, "the proxy can't be reached"),
     (aiohttp.ClientHttpProxyError, "the proxy refused"),
+    (asyncio.CancelledError, "the call was cancelled"),
     (TimeoutError, "time ran out"),
     (aiohttp.ServerDisconnectedError, "the connection was closed before an answer came"),
     (aiohttp.ClientConnectorError, "no connection can be made"),
@@ -421,7 +468,7 @@ _PHRASES: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-def _mapped(error: Exception, call: _Call[Any], *, left: bool) -> PlaidRelayError:
+def _mapped(error: BaseException, call: _Call[Any], *, left: bool) -> PlaidRelayError:
     phrase = next((words for cls, words in _PHRASES if isinstance(error, cls)), "the request failed")
     text = f"{phrase} ({type(error).__name__})"
     errno = getattr(error, "errno", None)

@@ -30,7 +30,7 @@ MAP = {
     "config": Room(("errors",), ("attrs",)),
     "codec": Room(("errors", "models"), ("attrs", "cattrs")),
     "session": Room(("config", "errors"), ("aiohttp",)),
-    "transport": Room(("config", "errors", "codec", "session"), ("aiohttp", "attrs", "backoff")),
+    "transport": Room(("config", "errors", "codec", "models", "session"), ("aiohttp", "attrs", "backoff")),
     "batch": Room(("errors", "models"), ("attrs",)),
     "client": Room(CORE, ("aiohttp",)),
     "simulator": Room((), ("aiohttp", "attrs")),

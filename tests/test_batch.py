@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import random
 import time
 import tracemalloc
@@ -323,6 +324,19 @@ async def test_a_drain_that_takes_too_long_leaves_unknowns(plaid):
     (unknown,) = outcomes.result.unknown
     assert unknown.request.secondary_client_id == "partner-1"
     assert unknown.attempts == 1
+    assert "the call was cancelled" in str(unknown.error)
+
+
+async def test_a_call_that_tells_nothing_of_its_end_is_unknown(plaid):
+    """What began, and was given up without a word of what became of it, may have been carried out."""
+
+    async def create(request, permit):
+        await permit.begin()
+        await asyncio.Event().wait()
+
+    async with Batch(requests(plaid, 1), create, concurrency=1, drain=0.02) as outcomes:
+        await asyncio.sleep(0.01)
+    (unknown,) = outcomes.result.unknown
     assert "the batch was left" in str(unknown.error)
 
 
@@ -435,8 +449,8 @@ async def test_a_refused_call_that_is_about_to_leave_again_stays(plaid):
         await permit.begin()
         told.set()
         await asyncio.sleep(0.02)
-        permit.spared(RateLimitError("no", status=429))
-        raise AssertionError("spared() forbids the next attempt")
+        permit.again(RateLimitError("no", status=429), spared=True)
+        raise AssertionError("again() forbids the next attempt")
 
     async with Batch(requests(plaid, 1), create, concurrency=1, drain=5) as outcomes:
         await told.wait()
@@ -607,6 +621,7 @@ async def test_callbacks_are_told_of_each_outcome(plaid, client):
         async for outcome in outcomes:
             assert outcome in seen
     assert [p.done for p in progress] == list(range(1, 21))
+    assert all(p.in_flight == p.taken - p.done for p in progress)
     assert (progress[-1].created, progress[-1].failed, progress[-1].unknown) == (20, 0, 0)
     assert progress[-1].taken == 20
     assert progress[0].elapsed > 0
@@ -627,6 +642,179 @@ async def test_a_callback_that_raises_ends_the_batch_in_order(plaid, client, cal
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert 5 <= len(batch.result.created) <= 10
     assert_nothing_lost(plaid, held(batch.result))
+
+
+async def test_async_callbacks_are_refused(client):
+    """They would never run."""
+
+    async def later(_: object) -> None:
+        raise AssertionError
+
+    for name in ("on_outcome", "on_progress"):
+        with pytest.raises(ConfigurationError, match="plain functions"):
+            client.relay.create_many([], **{name: later})
+
+
+@pytest.mark.parametrize("place", ["on_outcome", "limiter", "begin", "end", "input"])
+async def test_a_cancellation_that_nobody_asked_for_loses_nothing(plaid, place):
+    """A CancelledError out of somebody's code, with no task cancelled, is that code's error."""
+
+    class Cancelled(Notes):
+        async def acquire(self, endpoint: str) -> None:
+            raise asyncio.CancelledError
+
+        async def begin(self, request: RelayCreateRequest) -> None:
+            self._raise("begin")
+
+        async def end(self, outcome) -> None:
+            self._raise("end")
+
+        def _raise(self, where: str) -> None:
+            if where == place:
+                raise asyncio.CancelledError
+
+    def told(_: object) -> None:
+        if place == "on_outcome":
+            raise asyncio.CancelledError
+
+    async def rows():
+        for number, request in enumerate(requests(plaid, 10)):
+            if (place, number) == ("input", 4):
+                raise asyncio.CancelledError
+            yield request
+
+    odd = Cancelled()
+    limiter = odd if place == "limiter" else None
+    async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=limiter) as client:
+        batch = client.relay.create_many(rows(), concurrency=2, on_outcome=told, journal=odd)
+        if place == "limiter":
+            assert len((await batch).failed) == 10
+        else:
+            with pytest.raises(BatchStoppedError):
+                await batch
+    assert_nothing_lost(plaid, held(batch.result))
+
+
+async def test_a_client_that_is_closed_under_a_batch_ends_it(plaid):
+    """Every further request would fail alike, at once and without end."""
+
+    def endless():
+        report = plaid.add_report()
+        number = 0
+        while True:
+            number += 1
+            yield RelayCreateRequest([report], f"partner-{number}")
+
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+        batch = client.relay.create_many(endless(), concurrency=5)
+        running = asyncio.ensure_future(batch)
+        while plaid.counts[CREATE] < 20:
+            await asyncio.sleep(0.001)
+    result = await running
+    assert "closed" in str(result.stopped_by)
+    assert_nothing_lost(plaid, held(result))
+
+
+async def test_requests_that_fail_at_once_do_not_hold_the_loop(plaid):
+    """A batch that never has to wait for anything can be cancelled all the same."""
+
+    async def create(request, permit):
+        raise InvalidRequestError("x", sent=False)
+
+    report = plaid.add_report()
+    endless = (RelayCreateRequest([report], f"p{n}") for n in itertools.count())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await Batch(endless, create, concurrency=3, drain=1)
+
+
+async def test_a_nothing_among_the_requests_is_named(plaid, client):
+    """None isn't taken for the end of the input."""
+    report = plaid.add_report()
+    rows = [RelayCreateRequest([report], "a"), None, RelayCreateRequest([report], "b")]
+    with pytest.raises(BatchStoppedError) as caught:
+        await client.relay.create_many(rows, concurrency=1)
+    assert "not NoneType" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("replay", ["safe", "always"])
+async def test_a_token_that_arrived_before_the_end_of_the_drain_is_created(replay):
+    """Left while an answer is coming in, the part that came is read: a whole token is a token."""
+
+    async def slow(reader, writer):
+        await reader.readuntil(b"}")
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"relay_token": "T-1", ')
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(slow, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    timeouts, policy = Timeouts(drain=0.1), RetryPolicy(replay=replay)
+    async with server, RelayClient(OWNER, base_url=url, timeouts=timeouts, retry=policy) as client:
+        rows = RelayCreateRequest.fan_out(["t"], ["p"])
+        async with client.relay.create_many(rows) as outcomes:
+            await asyncio.sleep(0.1)
+    (made,) = outcomes.result.created
+    assert made.relay_token == "T-1"
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, "failed"), (500, "unknown")])
+async def test_a_status_that_arrived_before_the_end_of_the_drain_tells(status, kind):
+    """Left behind the status line, the status alone says whether anything was carried out."""
+
+    async def slow(reader, writer):
+        await reader.readuntil(b"}")
+        writer.write(b"HTTP/1.1 %d Oh\r\nContent-Length: 100\r\n\r\n{" % status)
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(slow, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, RelayClient(OWNER, base_url=url, timeouts=Timeouts(drain=0.1)) as client:
+        async with client.relay.create_many(RelayCreateRequest.fan_out(["t"], ["p"])) as outcomes:
+            await asyncio.sleep(0.1)
+    (outcome,) = getattr(outcomes.result, kind)
+    assert outcome.error.status == status
+
+
+async def test_what_was_still_connecting_at_the_end_of_the_drain_never_left():
+    """A handshake that nobody answers: nothing was sent, so nothing is unknown."""
+
+    async def silence(reader, writer):
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silence, "127.0.0.1", 0)
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, RelayClient(OWNER, base_url=url, timeouts=Timeouts(drain=0.1)) as client:
+        async with client.relay.create_many(RelayCreateRequest.fan_out(["t"], ["p"])) as outcomes:
+            await asyncio.sleep(0.05)
+    assert (len(outcomes.result.not_attempted), held(outcomes.result)) == (1, [])
+
+
+async def test_what_may_be_done_stays_unknown_whatever_comes_next(plaid, client):
+    """With replay="always", a lost attempt and a next one that is forbidden leave an unknown with what was told."""
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    always = RetryPolicy(replay="always", backoff=5, max_backoff=5)
+    async with client.relay.create_many(requests(plaid, 1), retry=always) as outcomes:
+        while not plaid.requests or plaid.requests[0].status is None:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+    (unknown,) = outcomes.result.unknown
+    assert (unknown.error.status, unknown.request_id) == (500, plaid.ledger[0]["request_id"])
+
+    class OnceOnly(Notes):
+        async def begin(self, request: RelayCreateRequest) -> None:
+            await super().begin(request)
+            self._begin = 1
+
+    always = RetryPolicy(replay="always", backoff=0.001)
+    batch = client.relay.create_many(requests(plaid, 1), retry=always, journal=OnceOnly())
+    with pytest.raises(BatchStoppedError):
+        await batch
+    assert len(batch.result.unknown) == 1
 
 
 async def test_a_bug_in_the_middle_of_a_call_is_unknown(plaid):
@@ -709,25 +897,49 @@ async def test_a_journal_that_cannot_end_loses_no_token(plaid, client):
     assert_nothing_lost(plaid, held(batch.result))
 
 
-async def test_a_batch_that_is_left_while_the_journal_writes(plaid, client):
-    """Between the record and the request there is time to stop; and a token that waits for its record is kept."""
+@pytest.fixture
+async def hurried(plaid):
+    """A client whose batches wait a moment only for what is in flight."""
+    async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(drain=0.1)) as opened:
+        yield opened
+
+
+async def test_what_is_on_record_as_begun_is_sent(plaid, client):
+    """A batch that is left while its journal writes a beginning sends that request, and ends it."""
 
     class Slow(Notes):
         async def begin(self, request: RelayCreateRequest) -> None:
             await asyncio.sleep(0.02)
             await super().begin(request)
 
-    async with client.relay.create_many(requests(plaid), journal=Slow(), concurrency=3) as outcomes:
+    notes = Slow()
+    async with client.relay.create_many(requests(plaid), journal=notes, concurrency=3) as outcomes:
         await asyncio.sleep(0.01)
-    assert (plaid.counts[CREATE], len(outcomes.result.not_attempted)) == (0, 3)
+    assert len(outcomes.result.created) == plaid.counts[CREATE] == 3
+    assert sorted(what for what, _ in notes.lines) == ["Created"] * 3 + ["begun"] * 3
+
+
+async def test_what_waits_for_its_record_when_time_is_up_was_never_sent(plaid, hurried):
+    """Nothing leaves before it is on record, so nothing is unknown."""
+
+    class Stuck(Notes):
+        async def begin(self, request: RelayCreateRequest) -> None:
+            await asyncio.Event().wait()
+
+    async with hurried.relay.create_many(requests(plaid), journal=Stuck(), concurrency=3) as outcomes:
+        await asyncio.sleep(0.01)
+    assert (len(outcomes.result.not_attempted), plaid.counts[CREATE]) == (3, 0)
+
+
+async def test_a_token_that_waits_for_its_record_when_time_is_up_is_kept(plaid, hurried):
+    """It is handed on, marked as not journalled."""
 
     class Stuck(Notes):
         async def end(self, outcome) -> None:
             await asyncio.Event().wait()
 
-    async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(drain=0.1)) as impatient:
-        async with impatient.relay.create_many(requests(plaid), journal=Stuck(), concurrency=3) as outcomes:
-            await asyncio.sleep(0.1)
+    async with hurried.relay.create_many(requests(plaid), journal=Stuck(), concurrency=3) as outcomes:
+        await asyncio.sleep(0.1)
     assert [o.journalled for o in outcomes.result.created] == [False] * 3
     assert_nothing_lost(plaid, held(outcomes.result))
 

@@ -243,6 +243,7 @@ def test_a_wrong_type_is_an_error_with_its_place(path, value, where):
         b"[" * 100_000,
         b'{"report": NaN}',
         b'{"report": ' + b"9" * 5000 + b"}",
+        b'{"report": 1e9999999999999999999}',
     ],
 )
 def test_a_read_that_is_no_object_is_an_error(body):
@@ -292,6 +293,7 @@ def test_a_pdf_is_its_bytes():
         (b'{"relay_token" : "T-1"', None),
         (b'{"x": "\xff", "relay_token": "T-1"}', None),
         (b'[{"relay_token": "T-1"}]', None),
+        (b'{"relay_token": "T-1", "request_id": "q", "x": 1e9999999999999999999}', "q"),
         (b'{"relay_token": "\\u0054-1", ', None),
     ],
 )
@@ -378,6 +380,9 @@ def error_body(error_type: str, error_code: str, **more: object) -> dict:
         (502, b"<html>Bad Gateway</html>", OutcomeUnknownError),
         (503, b"", OutcomeUnknownError),
         (504, b"[1]", OutcomeUnknownError),
+        (400, error_body("API_ERROR", "INTERNAL_SERVER_ERROR"), OutcomeUnknownError),
+        (101, b"", OutcomeUnknownError),
+        (400, b'{"error_code": "X", "causes": ' + b"[" * 5000 + b"]" * 5000 + b"}", InvalidRequestError),
     ],
 )
 def test_only_an_answer_that_tells_makes_a_creation_failed(status, body, cls):

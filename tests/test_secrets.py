@@ -190,6 +190,22 @@ def test_bad_settings_are_refused_without_showing_them(mistake):
     assert_shows_nothing(caught.value)
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda: RelayClient(WHO).relay.remove(REPORT, colour="red"),
+        lambda: RelayClient(gateway_key=SECRET, colour="red"),
+        lambda: Credentials("owner", SECRET, "colour"),
+        lambda: RelayCreateRequest([REPORT], "p", colour="red"),
+    ],
+)
+def test_a_misspelt_argument_shows_none_of_the_others(mistake):
+    """A TypeError from Python itself comes out of frames that hold no secret."""
+    with pytest.raises(TypeError) as caught:
+        mistake()
+    assert_shows_nothing(caught.value)
+
+
 async def test_no_repr_shows_a_secret(clean_logs):
     """Clients, requests, answers, outcomes, results and settings can be printed."""
     async with (

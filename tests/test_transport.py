@@ -186,8 +186,10 @@ async def test_a_limiter_that_breaks_when_it_is_told_does_no_harm(plaid):
 
     plaid.fail(Fault(path=CREATE, status=429))
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=Broken()) as client:
-        with pytest.raises(NotSentError, match="the rate limiter raised"):
+        with pytest.raises(RateLimitError) as caught:
             await client.relay.create([plaid.add_report()], "p")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert (caught.value.attempts, caught.value.sent) == (1, True)
 
 
 async def test_a_refresh_is_as_careful_as_a_creation(plaid, client, partner):
@@ -385,6 +387,94 @@ async def test_a_read_that_stops_in_the_middle_is_a_timeout_as_well():
     async with serving(slow) as (url, _), RelayClient(OWNER, base_url=url) as client:
         with pytest.raises(ReadTimeoutError):
             await client.relay.get("t", timeout=0.1)
+
+
+async def test_chunks_whose_framing_breaks_do_not_hold_a_call():
+    """Where aiohttp forgets its timer, ours goes on: the token that came is handed on."""
+
+    async def broken(reader, writer):
+        await read_request(reader)
+        chunk = b'{"relay_token": "T-1", "request_id": "q"}'
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(chunk), chunk)
+        )
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.write(b"zz\r\n")
+        await writer.drain()
+        await reader.read()
+
+    timeouts = Timeouts(slow_read=0.2, total=None)
+    async with serving(broken) as (url, _), RelayClient(OWNER, base_url=url, timeouts=timeouts) as client:
+        async with asyncio.timeout(5):
+            assert (await client.relay.create(["t"], "p")).relay_token == "T-1"
+
+
+async def test_a_read_waits_no_longer_than_the_policy_allows(plaid, partner):
+    """A server in trouble may ask for a day; whoever has no deadline isn't held so long."""
+    plaid.fail(Fault(path=GET, status=503, body="<html>", headers={"Retry-After": "86400"}))
+    async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(total=None)) as client:
+        with pytest.raises(PlaidServerError) as caught:
+            await client.relay.get("t")
+    assert (caught.value.retry_after, caught.value.attempts) == (86400.0, 1)
+
+
+async def test_a_pause_that_begins_while_credentials_are_fetched_is_kept(plaid):
+    """Between its turn and its secret, a call may be told to wait by another's refusal."""
+    slow, report = asyncio.Event(), plaid.add_report()
+    first = True
+
+    async def vault() -> Credentials:
+        nonlocal first
+        if not first:
+            await slow.wait()
+        first = False
+        return OWNER
+
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
+    async with RelayClient(vault, base_url=plaid.url) as client:
+        refused = asyncio.create_task(client.relay.create([report], "p"))
+        waiting = asyncio.create_task(client.relay.create([report], "q"))
+        while not plaid.requests or plaid.requests[0].status is None:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        slow.set()
+        await asyncio.gather(refused, waiting)
+    assert time.monotonic() - began > 0.8
+    assert plaid.counts[CREATE] == 3
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_an_error(plaid):
+    """A limiter that is cancelled inside doesn't make the call look cancelled."""
+
+    class Cancelled:
+        async def acquire(self, endpoint: str) -> None:
+            raise asyncio.CancelledError
+
+    async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=Cancelled()) as client:
+        with pytest.raises(NotSentError, match="the rate limiter raised CancelledError"):
+            await client.relay.create([plaid.add_report()], "p")
+
+
+async def test_settings_of_a_call_are_checked(plaid, client):
+    """A number is no policy, and nothing is sent with it."""
+    with pytest.raises(ConfigurationError, match="retry must be a RetryPolicy, not int"):
+        await client.relay.create([plaid.add_report()], "p", retry=3)  # type: ignore[arg-type]  # the mistake that is meant
+    with pytest.raises(ConfigurationError, match="total must be"):
+        await client.relay.create([plaid.add_report()], "p", timeout=0)
+    with pytest.raises(ConfigurationError, match="timeouts must be a Timeouts, not int"):
+        RelayClient(OWNER, timeouts=5)  # type: ignore[arg-type]  # the same
+    assert plaid.counts[CREATE] == 0
+
+
+async def test_a_creation_asks_for_a_plain_answer(plaid, client, partner):
+    """Of a zipped answer that breaks off nothing could be read; reports are large, and come zipped."""
+    made = await client.relay.create([plaid.add_report()], "partner")
+    await partner.relay.get(made.relay_token)
+    creation, reading = plaid.requests
+    assert creation.headers["accept-encoding"] == "identity"
+    assert "gzip" in reading.headers["accept-encoding"]
 
 
 async def test_a_report_in_the_making_is_said_to_be(plaid, client):

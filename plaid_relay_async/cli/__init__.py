@@ -1,5 +1,7 @@
 """The command `plaid-relay`; it comes with the extra `cli`."""
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -25,4 +27,18 @@ def main(words: Sequence[str] | None = None) -> int:
         needed = "plaid-relay needs cyclopts and rich: pip install 'plaid_relay_async[cli]'"
         sys.stderr.write(f"{needed}\n")
         return 2
-    return run(sys.argv[1:] if words is None else words)
+    if words is not None:
+        return run(words)
+    status = run(sys.argv[1:])
+    _see_to_the_status()
+    return status
+
+
+def _see_to_the_status() -> None:
+    """Keep Python from putting another status in its place because a reader went away."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

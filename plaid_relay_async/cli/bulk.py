@@ -153,10 +153,10 @@ class Run:
 
     def status(self, tally: Tally) -> Exit:
         """Give the exit status that a batch deserves."""
-        if self.rows.problem is not None:
-            return Exit.USAGE
         if tally.unknown:
             return Exit.UNKNOWN
+        if self.rows.problem is not None:
+            return Exit.USAGE
         partly = tally.failed or tally.not_attempted or not self.rows.ended
         return Exit.FAILED if partly or self.output.trouble is not None else Exit.DONE
 

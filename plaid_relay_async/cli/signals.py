@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,26 +17,28 @@ _HEEDED = (signal.SIGINT, signal.SIGTERM)
 class Signals:
     """As a context manager it takes the place of the handlers; outside of the main thread it hears nothing.
 
+    When it ends all is written, and what comes then is ignored: it must not take the exit status away.
+
     Attributes:
         count: how many came.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self._before: dict[signal.Signals, Any] = {}
         self._tell: Callable[[], object] | None = None
 
     def __enter__(self) -> Self:
         with contextlib.suppress(ValueError):
             for number in _HEEDED:
-                self._before[number] = signal.signal(number, self._came)
+                signal.signal(number, self._came)
         return self
 
     def __exit__(
         self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        with contextlib.suppress(ValueError):
+            for number in _HEEDED:
+                signal.signal(number, signal.SIG_IGN)
 
     def _came(self, *_: object) -> None:
         self.count += 1

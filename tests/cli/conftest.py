@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -33,6 +34,23 @@ def running(plaid: Simulator) -> Iterator[Simulator]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+@contextmanager
+def own_handlers() -> Iterator[None]:
+    """Put pytest's handlers back: the command leaves signals ignored, for its process is about to end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    with own_handlers():
+        yield
 
 
 @frozen
@@ -81,7 +99,8 @@ def run(capfd) -> Callable[..., Done]:
     """Run the command in this process."""
 
     def run(*words: Any) -> Done:
-        status = main([str(word) for word in words])
+        with own_handlers():
+            status = main([str(word) for word in words])
         return Done(status, *capfd.readouterr())
 
     return run
@@ -106,7 +125,7 @@ def stdin(monkeypatch) -> Iterator[Callable[..., int]]:
         yield stdin
 
 
-COMMAND = [sys.executable, "-m", "plaid_relay_async.cli"]
+COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 
 
 @pytest.fixture

@@ -582,6 +582,24 @@ async def test_pauses_are_queueing(plaid):
     assert max(o.attempts for o in result.created) > 5
 
 
+async def test_refusals_leave_a_request_its_attempts(plaid):
+    """After many refusals for now, a try that never left is still worth another."""
+
+    class Hiccup:
+        tries = 0
+
+        async def acquire(self, endpoint: str) -> None:
+            self.tries += 1
+            if self.tries == 5:
+                raise ZeroDivisionError
+
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=4))
+    policy = RetryPolicy(attempts=2, backoff=0.001)
+    async with RelayClient(OWNER, base_url=plaid.url, retry=policy, rate_limiter=Hiccup()) as client:
+        result = await client.relay.create_many(requests(plaid, 1))
+    assert result.created[0].attempts == 5
+
+
 async def test_a_pause_that_is_too_long_ends_the_batch(plaid, client):
     """It isn't shortened: the request fails with the delay, and the rest isn't attempted."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "301"}))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import ssl
 import subprocess
@@ -10,10 +11,18 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+import trustme
 from aiohttp import web
 from support import OWNER, QUICK
 
-from plaid_relay_async import ClientClosedError, ConfigurationError, RelayClient, RetryPolicy, Timeouts
+from plaid_relay_async import (
+    ClientClosedError,
+    ConfigurationError,
+    NotSentError,
+    RelayClient,
+    RetryPolicy,
+    Timeouts,
+)
 from plaid_relay_async.simulator import Fault
 
 if TYPE_CHECKING:
@@ -198,8 +207,8 @@ async def test_a_client_that_was_closed_warns_of_nothing(plaid):
 # ------------------------------------------------------------------------------- what goes over the wire
 
 
-@pytest.fixture
-async def echo():
+@contextlib.asynccontextmanager
+async def echoing(tls: ssl.SSLContext | None = None):
     """A server that sets a cookie, remembers what came, and answers as it is told."""
     came = []
     told = {"status": 200, "headers": {}}
@@ -216,18 +225,43 @@ async def echo():
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
     port = runner.addresses[0][1]
     try:
-        yield f"http://127.0.0.1:{port}", came, told
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}", came, told
     finally:
         await runner.cleanup()
+
+
+@pytest.fixture
+async def echo():
+    async with echoing() as server:
+        yield server
+
+
+async def test_a_server_that_nobody_vouches_for_gets_nothing():
+    """TLS is verified; with the CA's own bundle the same server is trusted."""
+    authority, theirs, ours = (
+        trustme.CA(),
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH),
+        ssl.create_default_context(),
+    )
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    authority.configure_trust(ours)
+    async with echoing(theirs) as (url, came, _):
+        async with RelayClient(OWNER, base_url=url, retry=ONCE) as client:
+            with pytest.raises(NotSentError, match="certificate isn't trusted"):
+                await client.relay.remove("t")
+        assert came == []
+        async with RelayClient(OWNER, base_url=url, retry=ONCE, ssl=ours) as client:
+            assert (await client.relay.remove("t")).removed
 
 
 async def test_no_cookie_is_kept(echo):
     """What a server asks to be remembered is forgotten."""
     url, came, _ = echo
-    async with RelayClient(OWNER, base_url=url) as client:
+    # By its name: of an address in numbers even a common cookie jar keeps none.
+    async with RelayClient(OWNER, base_url=url.replace("127.0.0.1", "localhost")) as client:
         await client.relay.remove("t")
         await client.relay.remove("t")
     assert len(came) == 2

@@ -29,9 +29,20 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     if words is not None:
         return run(words)
+    _open_standard_streams()
     status = run(sys.argv[1:])
     _see_to_the_status()
     return status
+
+
+def _open_standard_streams() -> None:
+    """Let those that the caller closed lead nowhere, so that no file of ours takes their place."""
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
+        continue
+    os.close(nowhere)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  # for good
 
 
 def _see_to_the_status() -> None:

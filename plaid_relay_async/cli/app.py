@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -44,6 +46,8 @@ the list of processes.
 
 Exit status: 0 all done, 1 some failed, 2 wrong usage or input, 3 some unknown, 70 a bug.
 """
+
+_OTHER_FILES = 32  # that the command itself has open
 
 app = App(
     name="plaid-relay",
@@ -116,6 +120,8 @@ def bulk(
     token = None if report_token is None else _report_token(report_token)
     client = _client(base_url, timeout, concurrency)
     with Source(source) as rows:
+        if rows.is_also(output):
+            raise UsageError(f"{output}: is the input, too")
         # Until here Ctrl-C ends the command: nothing has been sent.
         requests = rows.rows(token)
         with Signals() as signals, open_output(output, append=append) as sink:
@@ -190,7 +196,11 @@ def refresh(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Ti
 def remove(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeout = None) -> Exit:
     """Take a relay token back."""
     client, token = _client(base_url, timeout), _token(relay_token, "RELAY_TOKEN")
-    answer = _call(client, lambda: client.relay.remove(token))
+    try:
+        answer = _call(client, lambda: client.relay.remove(token))
+    except KeyboardInterrupt:
+        say("interrupted: nobody can tell whether it was removed; remove it again to be sure")
+        return Exit.UNKNOWN
     put(standard_output(), as_json({**converter.unstructure(answer), "inferred": answer.inferred}))
     return Exit.DONE
 
@@ -228,8 +238,19 @@ def _client(base_url: str | None, timeout: float | None, connections: int = 1) -
         raise UsageError("--timeout: must be a number of seconds above 0")
     if connections < 1:
         raise UsageError("--concurrency: must be a whole number from 1")
+    if (most := _most_connections()) is not None and connections > most:
+        raise UsageError(f"--concurrency: this shell allows {most} connections at most; raise ulimit -n")
     timeouts = Timeouts() if timeout is None else Timeouts(total=timeout)
     return RelayClient(base_url=base_url, timeouts=timeouts, connections=max(100, connections))
+
+
+def _most_connections() -> int | None:
+    try:
+        import resource
+    except ModuleNotFoundError:  # pragma: no cover  # where there are no such limits
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else max(1, limit - _OTHER_FILES)
 
 
 def _token(word: str, name: str) -> str:
@@ -271,6 +292,8 @@ def _call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> Any:
         async with client:
             return await operation()
 
+    with contextlib.suppress(ValueError):  # outside of the main thread there are no signals
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     return asyncio.run(call())
 
 

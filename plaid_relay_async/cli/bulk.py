@@ -144,7 +144,7 @@ class Run:
             self.board.say(f"{self.rows.problem.text}\nfrom there on nothing was sent")
         elif self.output.trouble is not None:
             self.board.say(f"the output takes no more: {self.output.trouble.strerror}")
-        elif result.stopped_by is not None:
+        elif result.stopped_by is not None and not self.aloud:
             self.board.say(f"stopped early, for every partner would meet this: {result.stopped_by}")
         for line in self.output.unwritten():
             self.board.say(line)

@@ -166,11 +166,17 @@ def put(file: io.FileIO, data: bytes) -> None:
     written = 0
     try:
         while written < len(data):
-            written += file.write(data[written:])
+            # Where the other end asked not to be waited for, nothing is written while its pipe is full.
+            written += file.write(data[written:]) or _wait_for_room(file)
     except OSError:
         with contextlib.suppress(OSError):  # a pipe can't take back what it was given
             file.truncate(file.seek(0, os.SEEK_END) - written)
         raise
+
+
+def _wait_for_room(file: io.FileIO) -> int:
+    select.select([], [file], [])
+    return 0
 
 
 def _holds_something(file: io.FileIO) -> bool:
@@ -193,6 +199,7 @@ def open_output(path: str, *, append: bool = False) -> Iterator[Output]:
         return
     file, new = _open(path, append=append)
     with file:
+        _claim(file, path)
         try:
             yield Output(file, as_csv=path.endswith(".csv"))
         except BaseException:
@@ -228,12 +235,31 @@ def _open(path: str, *, append: bool) -> tuple[io.FileIO, bool]:
         raise UsageError(f"{path}: {error.strerror}") from None
 
 
+def _claim(file: io.FileIO, path: str) -> None:
+    """Keep the file from others: two runs that write into it would spoil each other's lines."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # pragma: no cover  # where there are no POSIX locks
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"{path}: another run writes into it") from None
+    except OSError:  # pragma: no cover  # a file system without locks, which no test machine need have
+        return
+
+
 def _open_new(path: str) -> io.FileIO:
-    return io.FileIO(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600))
+    return io.FileIO(path, "x", opener=_private)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_APPEND, 0o600)
 
 
 def _open_again(path: str) -> io.FileIO:
-    file = io.FileIO(path, "a+")
+    # A pipe is opened to write alone: whoever opens it to read as well is a reader of it.
+    file = io.FileIO(path, "a+" if Path(path).is_file() else "w", opener=_private)
     mode = os.fstat(file.fileno()).st_mode
     if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
         file.close()

@@ -8,10 +8,13 @@ import contextlib
 import csv
 import difflib
 import io
+import itertools
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from attrs import define, frozen
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 COLUMNS = ("report_token", "report_tokens", "secondary_client_id", "webhook")
 _PARTNER = "secondary_client_id"
 _MOST_PROBLEMS = 20
+# Above a list of bare ids, these are a header of somebody's own, and nobody's id.
+_LIKELY_HEADERS = {"client", "client_id", "id", "name", "partner", "partner_id", "partners"}
 _READ_AHEAD = 64
 
 
@@ -183,6 +188,8 @@ def _csv_rows(lines: _Lines, *, bare: bool) -> Iterator[_Row]:
 def _header(line: int, cells: list[str], *, bare: bool) -> list[str]:
     """Give the header, which is the first row unless that is already a partner's id, alone."""
     problem = _mistyped(cells)
+    if problem is None and len(cells) == 1 and bare and cells[0].lower() in _LIKELY_HEADERS:
+        problem = f"{cells[0]}: isn't a column; {_PARTNER} is"
     if problem is None and not set(cells).intersection(COLUMNS) and len(cells) == 1 and bare:
         return [_PARTNER]
     if problem is None and _PARTNER not in cells:
@@ -276,7 +283,17 @@ class Source:
             self._piped = PipedRows(parse(self._stream, self.name, report_token))
             return self._piped
         total = _check(self._parse_again(report_token))
-        return FileRows(self._parse_again(report_token), total)
+        # No further than was checked, though the file may grow meanwhile.
+        return FileRows(itertools.islice(self._parse_again(report_token), total), total)
+
+    def is_also(self, path: str) -> bool:
+        """Tell whether a path leads to this very file."""
+        try:
+            return self._start is not None and os.path.samestat(
+                os.fstat(self._stream.fileno()), Path(path).stat()
+            )
+        except OSError:
+            return False
 
     def _parse_again(self, report_token: str | None) -> Iterator[Parsed]:
         self._stream.seek(self._start or 0)

@@ -19,7 +19,7 @@ from plaid_relay_async import RelayClient, RelayCreateRequest
 from plaid_relay_async.cli.board import Board
 from plaid_relay_async.cli.bulk import Run
 from plaid_relay_async.cli.output import open_output
-from plaid_relay_async.cli.rows import PipedRows
+from plaid_relay_async.cli.rows import PipedRows, Source
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.simulator import Fault
 
@@ -517,3 +517,41 @@ def test_full_disk(plaid, run, partners, tmp_path):
     written = tokens(read(out))
     assert written.items() < ledger(plaid).items()
     assert len(written) + done.err.count("not written: created p") == len(plaid.ledger) < 300
+
+
+def test_the_output_belongs_to_one_run(plaid, run, partners, tmp_path):
+    """Two runs that wrote into one file would spoil each other's lines: the second is refused."""
+    out = tmp_path / "out"
+    with open_output(str(out)):
+        done = run("bulk", partners(3), "--report-token", REPORT, "--output", out, "--append")
+    assert (done.status, "another run writes into it" in done.err, len(plaid.ledger)) == (2, True, 0)
+
+
+def test_the_input_is_not_the_output(plaid, run, tmp_path):
+    """What is written would be read as rows."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('"p1"\n')
+    rows.chmod(0o600)
+    done = run("bulk", rows, "--report-token", REPORT, "--output", rows, "--append")
+    assert (done.status, "is the input, too" in done.err, len(plaid.ledger)) == (2, True, 0)
+
+
+def test_a_file_that_grows_is_sent_as_it_was_checked(plaid, tmp_path):
+    """Rows that come after the check were never checked."""
+    path = tmp_path / "rows.csv"
+    path.write_text("p1\np2\n")
+    with Source(str(path)) as source:
+        rows = source.rows(REPORT)
+        with path.open("a") as file:
+            file.write("p3\na,b,c\n")
+        assert [row.secondary_client_id for row in rows] == ["p1", "p2"]
+
+
+@pytest.mark.parametrize("header", ["client_id", "Partner"])
+def test_a_header_of_somebodys_own_is_no_partner(plaid, run, tmp_path, header):
+    """A token for a partner called client_id would serve nobody."""
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{header}\nabc\n")
+    done = run("bulk", path, "--report-token", REPORT)
+    assert (done.status, f"{header}: isn't a column; secondary_client_id is" in done.err) == (2, True)
+    assert len(plaid.ledger) == 0

@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from plaid_relay_async.simulator import Fault
+
+COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 
 CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
@@ -155,6 +158,100 @@ def test_nothing_on_the_list_of_processes(start, spawn, partners, tmp_path):
     assert any(b"@" in line and b"bulk" in line for line in seen)
     assert not any(REPORT.encode() in line or SECRET.encode() in line for line in seen)
     process.communicate()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(plaid, partners, tmp_path, closed):
+    """Whoever closes them gets nothing there, and neither a false status nor a token in the wrong place."""
+    out = tmp_path / "out"
+    words = ["bulk", str(partners(5)), "--report-token", REPORT, "--output", str(out)]
+    command = " ".join([*COMMAND, *words])
+    run = subprocess.run(
+        ["sh", "-c", f"{command} {closed}"], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert run.returncode == 0
+    assert "Traceback" not in run.stderr
+    assert len(lines_of(out)) == 5
+
+
+def test_a_token_from_nowhere(plaid):
+    """Standard input that is closed holds no token: wrong usage, and no bug."""
+    command = " ".join([*COMMAND, "get", "-"])
+    run = subprocess.run(
+        ["sh", "-c", f"{command} <&-"], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (run.returncode, "relay_token is empty" in run.stderr) == (2, True)
+
+
+def test_more_connections_than_the_shell_allows(plaid, partners):
+    """It is said before anything is sent, with the way out."""
+    command = " ".join([*COMMAND, "bulk", str(partners(3)), "--report-token", REPORT, "--concurrency", "500"])
+    run = subprocess.run(
+        ["sh", "-c", f"ulimit -n 256; {command}"], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (run.returncode, "raise ulimit -n" in run.stderr, len(plaid.ledger)) == (2, True, 0)
+
+
+def test_a_pipe_with_a_name(plaid, spawn, partners, tmp_path):
+    """A reader that comes late gets every line."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = spawn("bulk", partners(20), "--report-token", REPORT, "--output", pipe, "--append")
+    time.sleep(0.6)
+    assert len(lines_of(pipe)) == len(plaid.ledger) == 20
+    assert process.wait(20) == 0
+
+
+def test_a_pipe_that_does_not_wait(start, shared_token, tmp_path):
+    """A report that is larger than the pipe arrives whole, though the pipe asks not to be waited for."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    words = [*COMMAND, "get", shared_token]
+    process = subprocess.Popen(words, stdout=writing, env=os.environ | {"PLAID_CLIENT_ID": "ann"})
+    os.close(writing)
+    time.sleep(0.8)
+    with os.fdopen(reading, "rb") as file:
+        content = file.read()
+    assert process.wait(20) == 0
+    assert len(content) > 65536
+    assert json.loads(content)["report"]
+
+
+@pytest.fixture
+def shared_token(start):
+    """The relay token of a report that is larger than a pipe."""
+    plaid = start()
+
+    def ask(path, **body):
+        request = urllib.request.Request(
+            plaid.url + path,
+            json.dumps({"client_id": "owner", "secret": SECRET, **body}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
+
+    tokens = []
+    for _ in range(9):
+        public = ask("/sandbox/public_token/create", institution_id="ins_109508", initial_products=["assets"])
+        item = ask("/item/public_token/exchange", public_token=public["public_token"])
+        tokens.append(item["access_token"])
+    report = ask("/asset_report/create", access_tokens=tokens, days_requested=730)["asset_report_token"]
+    return ask("/credit/relay/create", report_tokens=[report], secondary_client_id="ann")["relay_token"]
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "told"), [("get", 1, "interrupted"), ("remove", 3, "nobody can tell")]
+)
+def test_a_single_call_that_is_told_to_end(start, spawn, word, status, told):
+    """SIGTERM is heard like Ctrl-C; of a removal that was sent nobody can tell."""
+    plaid = start(latency=5.0)
+    process = spawn(word, "credit-relay-sandbox-1")
+    while not plaid.requests:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, told in errors) == (status, True)
 
 
 def arguments(path):

@@ -86,7 +86,7 @@ def test_forms(name, text, rows):
         ),
         ("in.csv", 'secondary_client_id\n"a\nb\n', "in.csv:2: isn't CSV: "),
         ("in.csv", b"secondary_client_id\na\xff\n", "in.csv:2:2: isn't UTF-8"),
-        ("-", '{"secondary_client_id": "a",}\n', "-:1:29: isn't JSON: "),
+        ("-", '{"secondary_client_id": a}\n', "-:1:25: isn't JSON: "),
         ("-", "{" * 5 + "[" * 100_000, "-:1:2: isn't JSON: "),
         ("in.json", "[" * 100_000, "in.json:1: isn't JSON that can be read"),
         ("-", "[1]\n", "-:1: must be an object with secondary_client_id"),

@@ -1,0 +1,130 @@
+"""`RelayClient`: one typed method for each of Plaid's operations, in namespaces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from plaid_relay_async.client.asset_report import AssetReports
+from plaid_relay_async.client.item import Items
+from plaid_relay_async.client.relay import Relay
+from plaid_relay_async.client.sandbox import Sandbox
+from plaid_relay_async.config import (
+    CredentialsSource,
+    Environment,
+    RetryPolicy,
+    Timeouts,
+    check_type,
+    resolve_base_url,
+    resolve_identity,
+)
+from plaid_relay_async.errors import ConfigurationError, sealed_init
+from plaid_relay_async.session import SessionManager
+from plaid_relay_async.transport import RateLimiter, Transport
+
+if TYPE_CHECKING:
+    import ssl as tls
+    from types import TracebackType
+
+    import aiohttp
+
+__all__ = ["AssetReports", "Items", "Relay", "RelayClient", "Sandbox"]
+
+
+@sealed_init
+class RelayClient:
+    """A client of Plaid's credit relay.
+
+    Open it with `async with`, inside the event loop that uses it, and keep it as long as you need it: it
+    holds a pool of connections.
+
+    Args:
+        credentials: `Credentials`, or an async callable that gives them for each attempt; without,
+            PLAID_CLIENT_ID and PLAID_SECRET.
+        environment: where to call; without, PLAID_ENV, and without that the sandbox.
+        base_url: a gateway's or the simulator's address, in place of an environment's; without, and with no
+            environment named, PLAID_BASE_URL.
+        gateway_key: sent as `Authorization: Bearer` in place of credentials.
+        credentials_in: whether credentials go in `"headers"` or in the `"body"`.
+        session: an `aiohttp.ClientSession` to borrow; it stays the caller's, with its settings and cookies.
+        timeouts: how long to wait for what.
+        retry: when and how often to repeat.
+        rate_limiter: anything with `async acquire(endpoint)`.
+        connections: how many connections an owned pool holds at most.
+        ssl: an `ssl.SSLContext`, such as one with your own CA bundle.
+        proxy: a proxy's URL.
+        trust_env: take a proxy from the environment, as aiohttp does.
+
+    Attributes:
+        relay: share reports, and read what was shared.
+        asset_report: the reports to share.
+        sandbox: test data.
+        item: connections to a bank.
+
+    Raises:
+        ConfigurationError: an argument or a variable is missing, wrong or unsafe; it is named.
+    """
+
+    def __init__(
+        self,
+        credentials: CredentialsSource | None = None,
+        *,
+        environment: Environment | str | None = None,
+        base_url: str | None = None,
+        gateway_key: str | None = None,
+        credentials_in: Literal["headers", "body"] = "headers",
+        session: aiohttp.ClientSession | None = None,
+        timeouts: Timeouts | None = None,
+        retry: RetryPolicy | None = None,
+        rate_limiter: RateLimiter | None = None,
+        connections: int = 100,
+        ssl: tls.SSLContext | None = None,
+        proxy: str | None = None,
+        trust_env: bool = False,
+    ) -> None:
+        if credentials_in not in {"headers", "body"}:
+            raise ConfigurationError(f"credentials_in must be 'headers' or 'body', not {credentials_in!r}")
+        timeouts = Timeouts() if timeouts is None else timeouts
+        retry = RetryPolicy() if retry is None else retry
+        check_type("timeouts", timeouts, Timeouts)
+        check_type("retry", retry, RetryPolicy)
+        self._base_url = resolve_base_url(base_url, environment)
+        self._session = SessionManager(
+            session, connections=connections, ssl=ssl, proxy=proxy, trust_env=trust_env
+        )
+        transport = Transport(
+            self._session,
+            base_url=self._base_url,
+            identity=resolve_identity(credentials, gateway_key),
+            credentials_in=credentials_in,
+            timeouts=timeouts,
+            retry=retry,
+            rate_limiter=rate_limiter,
+        )
+        self.relay = Relay(transport, timeouts)
+        self.asset_report = AssetReports(transport)
+        self.sandbox = Sandbox(transport)
+        self.item = Items(transport)
+
+    async def open(self) -> None:
+        """Open the pool inside the running loop; `async with` does it.
+
+        Raises:
+            ClientClosedError: it was opened before.
+        """
+        await self._session.open()
+
+    async def close(self) -> None:
+        """Close the pool, if it is the client's own; `async with` does it. More than once is harmless."""
+        await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<RelayClient for {self._base_url}>"

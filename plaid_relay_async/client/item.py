@@ -1,0 +1,37 @@
+"""`client.item`: connections to a bank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from plaid_relay_async import codec
+from plaid_relay_async.client.operations import Call, Operations
+from plaid_relay_async.errors import sealed
+from plaid_relay_async.models import ItemPublicTokenExchangeRequest, ItemPublicTokenExchangeResponse
+
+if TYPE_CHECKING:
+    from plaid_relay_async.config import RetryPolicy
+
+
+class Items(Operations):
+    """`client.item`: connections to a bank."""
+
+    @sealed
+    def exchange_public_token(
+        self, public_token: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
+    ) -> Call[ItemPublicTokenExchangeResponse]:
+        """Turn the public token that Link or the sandbox gave into an access token; it lives 30 minutes.
+
+        https://plaid.com/docs/api/items/#itempublic_tokenexchange, `item_public_token_exchange` in
+        plaid-python.
+
+        Args:
+            public_token: as Link or `client.sandbox.create_public_token` gave it.
+            timeout: seconds for the whole call, all attempts together.
+            retry: in place of the client's policy.
+
+        Raises:
+            PlaidRelayError: see the class.
+        """
+        request = ItemPublicTokenExchangeRequest(public_token)
+        return self._transport.call(codec.ITEM_PUBLIC_TOKEN_EXCHANGE, request, timeout=timeout, retry=retry)

@@ -358,7 +358,8 @@ class Transport:
         if perhaps_carried_out(error):
             call.perhaps_done = error
         elif call.perhaps_done is not None and _already_removed(call.endpoint, error):
-            return call.endpoint.response(removed=True, inferred=True)  # type: ignore[call-arg]  # the one such record
+            gone: R = call.endpoint.response.gone()  # type: ignore[attr-defined]  # the answer to a removal has it
+            return gone
         wait = self._wait_before_next(call, error)
         if wait is None:
             raise call.verdict(error)

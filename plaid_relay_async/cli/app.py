@@ -18,13 +18,13 @@ from cyclopts import App, CycloptsError, Parameter
 from plaid_relay_async.cli.board import Board
 from plaid_relay_async.cli.bulk import Run
 from plaid_relay_async.cli.demo import demonstrate
-from plaid_relay_async.cli.output import as_json, open_output, put, standard_output, write_whole
+from plaid_relay_async.cli.output import open_output, put, standard_output, write_whole
 from plaid_relay_async.cli.rows import FileRows, Source
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.simulate import read_clients, serve
 from plaid_relay_async.cli.status import Exit, UsageError, say
 from plaid_relay_async.client import RelayClient
-from plaid_relay_async.codec import converter
+from plaid_relay_async.codec import to_json
 from plaid_relay_async.config import RetryPolicy, Timeouts, __version__
 from plaid_relay_async.errors import (
     ConfigurationError,
@@ -155,7 +155,7 @@ def get(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeou
     """Read a report that was shared with you, as JSON."""
     client, token = _client(base_url, timeout), _token(relay_token, "RELAY_TOKEN")
     answer = _call(client, lambda: client.relay.get(token))
-    put(standard_output(), as_json(converter.unstructure(answer)))
+    put(standard_output(), to_json(answer, indent=2) + b"\n")
     return Exit.DONE
 
 
@@ -188,7 +188,7 @@ def refresh(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Ti
     except KeyboardInterrupt:
         say("interrupted: nobody can tell whether the report is being made anew")
         return Exit.UNKNOWN
-    put(standard_output(), as_json(converter.unstructure(answer)))
+    put(standard_output(), to_json(answer, indent=2) + b"\n")
     return Exit.DONE
 
 
@@ -201,7 +201,7 @@ def remove(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Tim
     except KeyboardInterrupt:
         say("interrupted: nobody can tell whether it was removed; remove it again to be sure")
         return Exit.UNKNOWN
-    put(standard_output(), as_json({**converter.unstructure(answer), "inferred": answer.inferred}))
+    put(standard_output(), to_json(answer, indent=2) + b"\n")
     return Exit.DONE
 
 

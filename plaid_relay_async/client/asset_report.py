@@ -12,13 +12,13 @@ from plaid_relay_async.models import (
     AssetReportCreateRequest,
     AssetReportCreateResponse,
     AssetReportGetRequest,
-    AssetReportGetResponse,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from plaid_relay_async.config import RetryPolicy
+    from plaid_relay_async.models import AssetReportGetResponse
 
 
 class AssetReports(Operations):

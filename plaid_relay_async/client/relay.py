@@ -11,7 +11,6 @@ from plaid_relay_async.client.operations import Call, Operations
 from plaid_relay_async.config import RetryPolicy, Timeouts, check_count
 from plaid_relay_async.errors import ConfigurationError, sealed
 from plaid_relay_async.models import (
-    AssetReportGetResponse,
     PdfResponse,
     RelayCreateRequest,
     RelayCreateResponse,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from plaid_relay_async.batch import Journal, Outcome, Progress, Requests
+    from plaid_relay_async.models import AssetReportGetResponse
     from plaid_relay_async.transport import Permit, Transport
 
 

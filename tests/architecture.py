@@ -32,7 +32,7 @@ MAP = {
     "session": Room(("config", "errors"), ("aiohttp",)),
     "transport": Room(("config", "errors", "codec", "models", "session"), ("aiohttp", "attrs", "backoff")),
     "batch": Room(("errors", "models"), ("attrs",)),
-    "client": Room(CORE, ("aiohttp",)),
+    "client": Room(CORE, ("aiohttp", "attrs")),
     "simulator": Room((), ("aiohttp", "attrs")),
     "cli": Room((*CORE, "client", "simulator", "__init__"), ("aiohttp", "attrs", "cyclopts", "rich")),
     "__init__": Room((*CORE, "client")),

@@ -130,7 +130,7 @@ def test_a_request_holds_what_was_asked_and_no_more():
     insights = models.RelayGetRequest("t", include_insights=True)
     assert json.loads(codec.encode(insights, {}))["include_insights"] is True
     options = models.AssetReportCreateOptions(client_report_id="mine")
-    report = models.AssetReportCreateRequest(["a"], 0, options)
+    report = models.AssetReportCreateRequest(["a"], 0, options=options)
     assert json.loads(codec.encode(report, {})) == {
         "access_tokens": ["a"],
         "days_requested": 0,

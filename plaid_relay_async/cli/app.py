@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 import os
 import re
@@ -24,7 +25,7 @@ from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.simulate import read_clients, serve
 from plaid_relay_async.cli.status import Exit, UsageError, say
 from plaid_relay_async.client import RelayClient
-from plaid_relay_async.codec import to_json
+from plaid_relay_async.codec import to_json, unstructure
 from plaid_relay_async.config import RetryPolicy, Timeouts, __version__
 from plaid_relay_async.errors import (
     ConfigurationError,
@@ -201,7 +202,8 @@ def remove(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Tim
     except KeyboardInterrupt:
         say("interrupted: nobody can tell whether it was removed; remove it again to be sure")
         return Exit.UNKNOWN
-    put(standard_output(), to_json(answer, indent=2) + b"\n")
+    gone = {**unstructure(answer), "inferred": answer.inferred}
+    put(standard_output(), f"{json.dumps(gone, indent=2)}\n".encode())
     return Exit.DONE
 
 

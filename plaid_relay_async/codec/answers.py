@@ -30,14 +30,22 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
+# Readers of PDFs look for the end within so many bytes, and so do we.
+PDF_END: Final = 1024
+
+
 @define(repr=False)
 class Answer:
     """What came back for one attempt; `lost` says why, where the body isn't whole."""
 
     status: int
     headers: Mapping[str, str]
-    body: bytes | bytearray = field(factory=bytearray)
+    body: bytearray = field(factory=bytearray)
     lost: PlaidRelayError | None = None
+
+    def keep_ends(self) -> None:
+        """Forget the middle of a long body that went elsewhere: its ends tell whether it is a whole PDF."""
+        del self.body[PDF_END:-PDF_END]
 
 
 def read(endpoint: Endpoint[Any, R], answer: Answer, request: object, secret: Hidden[str]) -> R:
@@ -120,10 +128,6 @@ def _with_raw(record: R, answer: Answer) -> R:
     if not hasattr(record, "raw"):
         return record
     return evolve(record, raw=Hidden(bytes(answer.body)))  # type: ignore[misc]  # the one record that has it
-
-
-# Readers of PDFs look for the end within so many bytes, and so do we.
-PDF_END: Final = 1024
 
 
 def _pdf(answer: Answer) -> models.PdfResponse:

@@ -10,6 +10,7 @@ from attrs import field, frozen, validators
 from plaid_relay_async.errors import sealed_init
 from plaid_relay_async.models.fields import (
     are_words,
+    as_optional_tuple,
     as_tuple,
     at_most,
     flag,
@@ -22,7 +23,6 @@ from plaid_relay_async.models.fields import (
     option,
     refuse,
     unknown_fields,
-    words_option,
 )
 from plaid_relay_async.models.relay import RemoveResponse
 
@@ -76,11 +76,15 @@ class AssetReportCreateOptions:
 
     client_report_id: str | None = option(is_text())
     webhook: str | None = option(is_url)
-    add_ons: tuple[str, ...] | None = words_option()
+    add_ons: tuple[str, ...] | None = field(
+        default=None, converter=as_optional_tuple, validator=validators.optional(are_words)
+    )
     user: AssetReportUser | None = option(is_a(AssetReportUser))
     require_all_items: bool | None = option(is_flag)
     include_fast_report: bool | None = option(is_flag)
-    products: tuple[str, ...] | None = words_option()
+    products: tuple[str, ...] | None = field(
+        default=None, converter=as_optional_tuple, validator=validators.optional(are_words)
+    )
 
 
 @sealed_init

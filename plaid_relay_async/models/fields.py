@@ -49,11 +49,16 @@ def is_text(most: int | None = None) -> Validator:
     return check
 
 
-def as_tuple(value: Iterable[str] | None) -> tuple[str, ...]:
+def as_tuple(value: Iterable[str]) -> tuple[str, ...]:
     """Take any iterable of strings but a lone string, which nobody means: the validator refuses it."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         return cast("tuple[str, ...]", value)
     return tuple(value)
+
+
+def as_optional_tuple(value: Iterable[str] | None) -> tuple[str, ...] | None:
+    """The same for an option."""
+    return None if value is None else as_tuple(value)
 
 
 def are_words(_: object, attribute: Attribute[Any], value: object) -> None:
@@ -129,16 +134,6 @@ def is_asset(_: object, attribute: Attribute[str], value: object) -> None:
 def option(validator: Validator, *, repr: bool = True) -> Any:  # noqa: A002  # attrs' own name for it
     """Declare an option of a request: checked where it is given, and left out where it isn't."""
     return field(default=None, validator=validators.optional(validator), kw_only=True, repr=repr)
-
-
-def words_option() -> Any:
-    """Declare an option that takes several words."""
-    return field(
-        default=None,
-        converter=lambda value: None if value is None else as_tuple(value),
-        validator=validators.optional(are_words),
-        kw_only=True,
-    )
 
 
 def flag(*, default: bool = False) -> Any:

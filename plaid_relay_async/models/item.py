@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import date
 from typing import Any, Self
 
-from attrs import field, frozen
+from attrs import field, frozen, validators
 
 from plaid_relay_async.errors import sealed_init
 from plaid_relay_async.models.fields import (
     are_words,
+    as_optional_tuple,
     as_tuple,
     is_a,
     is_days,
@@ -19,7 +20,6 @@ from plaid_relay_async.models.fields import (
     null,
     option,
     unknown_fields,
-    words_option,
 )
 
 # ---------------------------------------------------------------------------------------------- items
@@ -114,7 +114,9 @@ class SandboxBankIncome:
 class SandboxIncomeVerification:
     """Where a test Item's income is read from: `IncomeSourceType.BANK` or `.PAYROLL`."""
 
-    income_source_types: tuple[str, ...] | None = words_option()
+    income_source_types: tuple[str, ...] | None = field(
+        default=None, converter=as_optional_tuple, validator=validators.optional(are_words)
+    )
     bank_income: SandboxBankIncome | None = option(is_a(SandboxBankIncome))
 
 

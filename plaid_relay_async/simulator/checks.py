@@ -4,6 +4,7 @@ A check is a function of a field's name and its value that raises INVALID_FIELD.
 in `operations`. Required, nullable and bounds follow Plaid's published schemas.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from datetime import date
 from typing import Any, TypeAlias
@@ -45,12 +46,12 @@ def _refuse(name: str, wanted: str) -> Refusal:
     return Refusal("INVALID_FIELD", f"{name} must be {wanted}")
 
 
-def text(*, most: int | None = None) -> Field:
-    """A string that is not empty, of at most `most` characters."""
+def text(*, most: int | None = None, empty: bool = False) -> Field:
+    """A string that is not empty, unless it may be, of at most `most` characters."""
 
     def check(name: str, value: Any) -> None:
-        if not isinstance(value, str) or not value:
-            raise _refuse(name, "a non-empty string")
+        if not isinstance(value, str) or not (value or empty):
+            raise _refuse(name, "a string" if empty else "a non-empty string")
         if most is not None and len(value) > most:
             raise _refuse(name, f"of at most {most} characters")
 
@@ -79,18 +80,25 @@ def _check_day(name: str, value: Any) -> None:
         raise _refuse(name, "a date such as 2026-06-30") from None
 
 
+def _check_url_or_nothing(name: str, value: Any) -> None:
+    if value != "":
+        _check_url(name, value)
+
+
 FLAG = Field(_check_flag)
 URL = Field(_check_url)
+URL_OR_NOTHING = Field(_check_url_or_nothing)
 DAY = Field(_check_day)
 
 
-def whole(low: int, high: int) -> Field:
+def whole(low: int, high: float) -> Field:
     """An integer in the given bounds, both included."""
+    wanted = f"an integer from {low}" + (f" to {high}" if high < math.inf else "")
 
     def check(name: str, value: Any) -> None:
         # To Python a boolean is an integer, to JSON it is not.
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise _refuse(name, f"an integer from {low} to {high}")
+            raise _refuse(name, wanted)
 
     return Field(check)
 

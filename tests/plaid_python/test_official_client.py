@@ -120,7 +120,7 @@ def test_the_whole_way(simulator, place, insights):
         assert shared.report.to_dict() == own.report.to_dict()
         assert shared.report.user.first_name == "Alberta"
         accounts = shared.report["items"][0].accounts  # `.items` is the model's own method
-        assert sum(len(account.transactions) for account in accounts) == 80
+        assert sum(len(account.transactions) for account in accounts) == 60
         assert all(("merchant_name" in entry) == insights for entry in accounts[0].transactions)
         assert len(accounts[0].historical_balances) == 60
         assert accounts[-1].investments.holdings[0].quantity > 0

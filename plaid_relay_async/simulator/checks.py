@@ -5,6 +5,7 @@ in `operations`. Required, nullable and bounds follow Plaid's published schemas.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from datetime import date
 from typing import Any, TypeAlias
@@ -13,6 +14,8 @@ from urllib.parse import urlsplit
 from attrs import evolve, frozen
 
 from plaid_relay_async.simulator.problems import Refusal
+
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 Check: TypeAlias = Callable[[str, Any], None]
 
@@ -75,9 +78,12 @@ def _check_url(name: str, value: Any) -> None:
 
 def _check_day(name: str, value: Any) -> None:
     try:
-        date.fromisoformat(value)
+        # Which alone would take 20260630 and 2026-W27-2 too, from Python 3.11 on.
+        good = _DAY.fullmatch(value) and date.fromisoformat(value)
     except (TypeError, ValueError):
-        raise _refuse(name, "a date such as 2026-06-30") from None
+        good = None
+    if not good:
+        raise _refuse(name, "a date such as 2026-06-30")
 
 
 def _check_url_or_nothing(name: str, value: Any) -> None:
@@ -91,9 +97,10 @@ URL_OR_NOTHING = Field(_check_url_or_nothing)
 DAY = Field(_check_day)
 
 
-def whole(low: int, high: float) -> Field:
+def whole(low: float = -math.inf, high: float = math.inf) -> Field:
     """An integer in the given bounds, both included."""
-    wanted = f"an integer from {low}" + (f" to {high}" if high < math.inf else "")
+    least, most = f" from {low}" if low > -math.inf else "", f" to {high}" if high < math.inf else ""
+    wanted = f"an integer{least}{most}"
 
     def check(name: str, value: Any) -> None:
         # To Python a boolean is an integer, to JSON it is not.

@@ -58,12 +58,20 @@ Answer: TypeAlias = dict[str, Any] | bytes | Draft
 Act: TypeAlias = Callable[[Ask], Answer]
 
 
+def _with_credentials(fields: Fields) -> Fields:
+    # A header may hold them instead; what the body says must be of the right type all the same.
+    return {**fields, "client_id": _WORDS, "secret": _WORDS}
+
+
+_WORDS = text(empty=True)  # Plaid's schemas bound no string from below; an empty token is none all the same
+
+
 @frozen
 class Operation:
-    """What an endpoint's body must hold, and what the endpoint does."""
+    """What an endpoint's body must hold, credentials aside, and what the endpoint does."""
 
     act: Act
-    fields: Fields
+    fields: Fields = field(converter=_with_credentials)
 
 
 def _public_token_create(ask: Ask) -> Answer:
@@ -210,8 +218,8 @@ _PRODUCTS = one_of(
 _SANDBOX_OPTIONS = shape(
     {
         "webhook": URL,
-        "override_username": nullable(text()),
-        "override_password": nullable(text()),
+        "override_username": nullable(_WORDS),
+        "override_password": nullable(_WORDS),
         "transactions": nullable(
             shape({"start_date": DAY, "end_date": DAY, "days_requested": whole(1, 730)})
         ),
@@ -219,7 +227,7 @@ _SANDBOX_OPTIONS = shape(
         "income_verification": shape(
             {
                 "income_source_types": many(one_of("bank", "payroll")),
-                "bank_income": shape({"days_requested": whole(1, 731)}),
+                "bank_income": shape({"days_requested": whole()}),
             }
         ),
     }
@@ -228,13 +236,13 @@ _DAYS = whole(0, 731)
 _DAYS_TO_INCLUDE = shape({"days_to_include": nullable(_DAYS)})
 _REPORT_OPTIONS = shape(
     {
-        "client_report_id": nullable(text()),
+        "client_report_id": nullable(_WORDS),
         "webhook": nullable(URL),
         "include_fast_report": nullable(FLAG),
-        "products": many(text()),
+        "products": many(_WORDS),
         "add_ons": many(one_of("investments", "fast_assets")),
         # The one object of a request that Plaid's schema leaves open to further fields.
-        "user": shape(dict.fromkeys(USER_FIELDS, nullable(text())), closed=False),
+        "user": shape(dict.fromkeys(USER_FIELDS, nullable(_WORDS)), closed=False),
         "require_all_items": nullable(FLAG),
     }
 )
@@ -242,9 +250,9 @@ _REPORT_OPTIONS = shape(
 # would like set as empty."
 _REFRESH_OPTIONS = shape(
     {
-        "client_report_id": nullable(text(empty=True)),
+        "client_report_id": nullable(_WORDS),
         "webhook": nullable(URL_OR_NOTHING),
-        "user": shape(dict.fromkeys(USER_FIELDS, nullable(text(empty=True))), closed=False),
+        "user": shape(dict.fromkeys(USER_FIELDS, nullable(_WORDS)), closed=False),
     }
 )
 _REASONS = one_of(
@@ -267,14 +275,18 @@ OPERATIONS: Mapping[str, Operation] = {
             "institution_id": _TOKEN,
             "initial_products": required(many(_PRODUCTS, least=1)),
             "options": _SANDBOX_OPTIONS,
-            "user_token": text(),
-            "user_id": text(),
+            "user_token": _WORDS,
+            "user_id": _WORDS,
         },
     ),
     "/item/public_token/exchange": Operation(_public_token_exchange, {"public_token": _TOKEN}),
     "/item/remove": Operation(
         _item_remove,
-        {"access_token": _TOKEN, "reason_code": nullable(_REASONS), "reason_note": nullable(text(most=512))},
+        {
+            "access_token": _TOKEN,
+            "reason_code": nullable(_REASONS),
+            "reason_note": nullable(text(most=512, empty=True)),
+        },
     ),
     "/sandbox/item/fire_webhook": Operation(
         _fire_webhook,
@@ -300,7 +312,7 @@ OPERATIONS: Mapping[str, Operation] = {
         {
             # One of the two must be there; the schema requires neither.
             "asset_report_token": text(),
-            "user_token": text(),
+            "user_token": _WORDS,
             "include_insights": FLAG,
             "fast_report": FLAG,
             "options": _DAYS_TO_INCLUDE,

@@ -389,9 +389,8 @@ class Simulator:
             call.said("client_id", "PLAID-CLIENT-ID"), call.said("secret", "PLAID-SECRET"), self._clients
         )
         check_version(request.headers.get("Plaid-Version"))
-        body = {name: value for name, value in call.body.items() if name not in {"client_id", "secret"}}
-        check_fields(operation.fields, body)
-        return operation.act(Ask(self._world, client_id, call.request_id, body))
+        check_fields(operation.fields, call.body)
+        return operation.act(Ask(self._world, client_id, call.request_id, call.body))
 
     def _note(self, call: _Call, **changes: Any) -> None:
         if call.number in self._received:

@@ -19,11 +19,12 @@ async def run(installed: Path) -> int:
     async with Simulator(clients=CLIENTS, generating=0.05) as plaid:
         # axios would send what is for this machine through a proxy.
         kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        told = {"PLAID_BASE_URL": plaid.url, "NODE_PATH": str(installed / "node_modules")}
-        node = await asyncio.create_subprocess_exec("node", "--test", str(SCRIPT), env=kept | told)
+        more = {"PLAID_BASE_URL": plaid.url, "NODE_PATH": str(installed / "node_modules")}
+        node = await asyncio.create_subprocess_exec("node", "--test", str(SCRIPT), env=kept | more)
         status = await node.wait()
     missed = OPERATIONS.keys() - plaid.counts.keys()
-    print(f"operations asked for: {len(plaid.counts)} of {len(OPERATIONS)}", *sorted(missed))
+    told = " ".join([f"operations asked for: {len(plaid.counts)} of {len(OPERATIONS)}", *sorted(missed)])
+    sys.stdout.write(f"{told}\n")
     return status or len(missed)
 
 

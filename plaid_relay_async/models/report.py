@@ -128,13 +128,13 @@ class AssetReportTransaction:
 class HoldingTaxLot:
     """A part of a holding that was bought at one time."""
 
-    institution_lot_id: str | None = None
-    original_purchase_datetime: datetime | None = None
-    quantity: Decimal | None = None
-    purchase_price: Decimal | None = None
-    cost_basis: Decimal | None = None
-    current_value: Decimal | None = None
-    position_type: Annotated[str | None, values.TaxLotPositionType] = None
+    institution_lot_id: str | None = null()
+    original_purchase_datetime: datetime | None = null()
+    quantity: Decimal | None = null()
+    purchase_price: Decimal | None = null()
+    cost_basis: Decimal | None = null()
+    current_value: Decimal | None = null()
+    position_type: Annotated[str | None, values.TaxLotPositionType] = null()
     additional_properties: dict[str, Any] = unknown_fields()
 
 

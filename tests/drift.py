@@ -14,20 +14,18 @@ import types
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
 
 from attrs import NOTHING, field, fields, frozen
-from specification import Specification, UnreadableError
+from specification import Schema, Specification, UnreadableError
 
 from plaid_relay_async import models
 from plaid_relay_async.codec import ENDPOINTS
 from plaid_relay_async.errors import Hidden
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from specification import Schema
 
 # ---------------------------------------------------------------------------- what the code says of itself
 
@@ -216,9 +214,16 @@ class Difference:
 
 # Sent in headers, or beside the fields: `Credentials` has them.
 CREDENTIALS: Final = frozenset({"client_id", "secret"})
-# All that is in the document under these is served, or allowed to be missing. Of the rest of Plaid's API only
-# what a relay needs is served.
-FAMILIES: Final = ("/credit/relay/", "/asset_report/")
+# All that the document has under these is served, or allowed not to be. The rest of Plaid's API isn't for us.
+FAMILIES: Final = (
+    "/credit/relay/",
+    "/asset_report/",
+    "/item/public_token/exchange",
+    "/item/remove",
+    "/sandbox/public_token/create",
+    "/sandbox/item/fire_webhook",
+    "/webhook_verification_key/",
+)
 
 _UNDERSTOOD: Final = frozenset(
     {
@@ -244,7 +249,7 @@ class _Walk:
     spec: Specification
     description: Description
     found: dict[Difference, None] = field(factory=dict)
-    met: set[tuple[str, int, bool]] = field(factory=set)
+    met: dict[tuple[str, int, bool], Schema] = field(factory=dict)
 
     def operations(self) -> None:
         for path in self.spec.paths:
@@ -273,7 +278,7 @@ class _Walk:
         schema = self.understood(name, schema)
         if (name, id(schema), is_answer) in self.met:
             return
-        self.met.add((name, id(schema), is_answer))
+        self.met[name, id(schema), is_answer] = schema
         ours, theirs = self.description.records[name], schema.get("properties", {})
         if not ours.keeps_unknown and (is_answer or schema.get("additionalProperties")):
             self.note(name, Kind.UNKNOWN_DROPPED)
@@ -370,6 +375,15 @@ def _kind(schema: Schema) -> str:
     return schema["format"] if schema.get("format") in {"date", "date-time", "binary"} else str(kind)
 
 
+def compared(
+    spec: Specification, description: Description, *, is_answer: bool
+) -> Iterator[tuple[str, Schema]]:
+    """Give each record that was found in the document, with the schema that it was compared with."""
+    walk = _Walk(spec, description)
+    walk.operations()
+    return ((name, schema) for (name, _, answers), schema in walk.met.items() if answers is is_answer)
+
+
 def differences(spec: Specification, description: Description) -> list[Difference]:
     """Give all differences, meant or not, in the order of their places."""
     walk = _Walk(spec, description)
@@ -423,7 +437,7 @@ _PATHS_OF_AN_EXCERPT: Final = 100  # the whole has more than 300
 
 @frozen
 class Allowed:
-    """A difference that is meant: its place (`*` is anything), what it is, and why."""
+    """A difference that is meant: where, what, and why."""
 
     where: str
     kind: Kind
@@ -432,11 +446,13 @@ class Allowed:
 
     def covers(self, difference: Difference) -> bool:
         """Whether the difference is this one."""
-        return difference.kind is self.kind and fnmatchcase(difference.where, self.where)
+        return (difference.where, difference.kind) == (self.where, self.kind)
 
 
-def _each(what: str, values: Iterable[str], kind: Kind, why: str, documents: Documents) -> Iterable[Allowed]:
-    return (Allowed(f"{what}={value}", kind, why, documents) for value in values)
+def _each(
+    where: str, ends: Iterable[str], kind: Kind, why: str, documents: Documents = Documents.ALL
+) -> Iterable[Allowed]:
+    return (Allowed(f"{where}{end}", kind, why, documents) for end in ends)
 
 
 _SALVAGED = "`None` where an answer was damaged and only its token could be read"
@@ -446,8 +462,9 @@ _NOT_IN_EXCERPT = "an excerpt made for relays and reports needn't have it; Plaid
 _MOVED = "Plaid moved it from investment transactions to holdings in mid-2026: reports of both ages are read"
 
 ALLOWED: Final = (
-    Allowed(
-        "/asset_report/audit_copy/*",
+    *_each(
+        "/asset_report/audit_copy/",
+        ("create", "get", "pdf/get", "remove"),
         Kind.NOT_SERVED,
         "copies for auditors such as Fannie Mae: another way to share a report, which this package isn't for",
     ),
@@ -500,9 +517,23 @@ ALLOWED: Final = (
         Documents.NEWER,
     ),
     Allowed("AssetReportInvestmentHolding.tax_lots", Kind.UNKNOWN_FIELD, "new in mid-2026", Documents.OLDER),
-    Allowed("AssetReportInvestmentHolding.vested_*", Kind.UNKNOWN_FIELD, _MOVED, Documents.OLDER),
-    Allowed("AssetReportInvestmentTransaction.vested_*", Kind.LAX, _MOVED, Documents.OLDER),
-    Allowed("AssetReportInvestmentTransaction.vested_*", Kind.UNKNOWN_FIELD, _MOVED, Documents.NEWER),
+    *_each(
+        "AssetReportInvestmentHolding.vested_",
+        ("quantity", "value"),
+        Kind.UNKNOWN_FIELD,
+        _MOVED,
+        Documents.OLDER,
+    ),
+    *_each(
+        "AssetReportInvestmentTransaction.vested_", ("quantity", "value"), Kind.LAX, _MOVED, Documents.OLDER
+    ),
+    *_each(
+        "AssetReportInvestmentTransaction.vested_",
+        ("quantity", "value"),
+        Kind.UNKNOWN_FIELD,
+        _MOVED,
+        Documents.NEWER,
+    ),
     Allowed(
         "SandboxItemFireWebhookRequest.options",
         Kind.NO_FIELD,
@@ -510,8 +541,15 @@ ALLOWED: Final = (
         Documents.NEWER,
     ),
     # What changed in mid-2026: values.
-    Allowed(
-        "AssetReportWarning.warning_code=BANK_INCOME_INSIGHTS_*",
+    *_each(
+        "AssetReportWarning.warning_code=BANK_INCOME_INSIGHTS_",
+        (
+            "INCOMPLETE",
+            "INSUFFICIENT_DATA",
+            "INTERNAL_ERROR",
+            "MISMATCHED_DAYS_REQUESTED",
+            "STATUS_IN_PROGRESS",
+        ),
         Kind.UNKNOWN_CONSTANT,
         "Plaid sent them before its document had them (its changelog, 1.699.1)",
         Documents.OLDER,
@@ -523,21 +561,21 @@ ALLOWED: Final = (
         Documents.OLDER,
     ),
     *_each(
-        "AccountAssets.subtype",
+        "AccountAssets.subtype=",
         ("commercial line of credit", "home equity loan", "prediction market"),
         Kind.UNKNOWN_CONSTANT,
         "new in mid-2026",
         Documents.OLDER,
     ),
     *_each(
-        "SandboxPublicTokenCreateRequest.initial_products[]",
+        "SandboxPublicTokenCreateRequest.initial_products[]=",
         ("cra_home_lending", "cra_qualify"),
         Kind.UNKNOWN_CONSTANT,
         "new in mid-2026",
         Documents.OLDER,
     ),
     *_each(
-        "Cause.error_type",
+        "Cause.error_type=",
         (
             "ASSETS_ERROR",
             "CRA_MONITORING_ERROR",
@@ -561,7 +599,7 @@ ALLOWED: Final = (
         Documents.OLDER,
     ),
     *_each(
-        "AssetReportInvestmentTransaction.subtype",
+        "AssetReportInvestmentTransaction.subtype=",
         ("fund fee", "loan payment", "rebalance"),
         Kind.UNKNOWN_CONSTANT,
         "gone since mid-2026; reports of before have them",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Schema = dict[str, Any]
+
+
+class _Loader(yaml.CSafeLoader):
+    """Reads what JSON has, in YAML: a date is a string."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # that is how yaml has it
+        first: [(tag, pattern) for tag, pattern in several if tag != "tag:yaml.org,2002:timestamp"]
+        for first, several in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 class UnreadableError(Exception):
@@ -39,7 +49,7 @@ class Specification:
             UnreadableError: it can't be read, or holds something else.
         """
         try:
-            document = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+            document = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
         except (OSError, UnicodeDecodeError) as error:
             raise UnreadableError(f"{path} can't be read: {error}") from error
         except yaml.YAMLError as error:
@@ -71,7 +81,7 @@ class Specification:
 
     def answer(self, path: str) -> Schema | None:
         """Give the schema of what an operation answers in JSON; `None` for a file."""
-        return _of_json(self.paths[path]["post"]["responses"]["200"])
+        return _of_json(self.paths[path]["post"].get("responses", {}).get("200", {}))
 
     def examples(self, path: str) -> Iterator[Any]:
         """Give the document's own examples of an operation's answers."""
@@ -94,6 +104,8 @@ class Specification:
             return schema
         target: Any = self.document
         for step in schema["$ref"].removeprefix("#/").split("/"):
+            if step not in target:
+                raise UnreadableError(f"{schema['$ref']} leads nowhere")
             target = target[step]
         beside = {key: value for key, value in schema.items() if key != "$ref"}
         return {**self.resolved(target), **beside}
@@ -116,3 +128,139 @@ class Specification:
 def _of_json(body: Mapping[str, Any]) -> Schema | None:
     schema: Schema | None = body.get("content", {}).get("application/json", {}).get("schema")
     return schema
+
+
+def copied(spec: Specification) -> dict[str, Any]:
+    """Give a copy of the document, to be changed."""
+    return copy.deepcopy(dict(spec.document))
+
+
+# ------------------------------------------------------------------------------------ Plaid's API of mid-2026
+
+# By Plaid's client plaid-python 46.0.0, which was generated from the document 1.778.0.
+_VERSION = "2020-09-14_1.778.0"
+
+
+def of_mid_2026(spec: Specification) -> Specification:
+    """Give the document as Plaid changed it until 1.778.0, with the operations that an excerpt may lack."""
+    document = copied(spec)
+    schemas = document["components"]["schemas"]
+    if spec.version < (1, 778, 0):
+        document["info"]["version"] = _VERSION
+        _change_investments(schemas)
+        _change_values(schemas)
+        schemas["AddressData"]["properties"]["street"]["nullable"] = True
+    for path, (request, answer) in _OTHER_OPERATIONS.items():
+        document["paths"].setdefault(path, {"post": _operation(request, answer)})
+    return Specification(document)
+
+
+def _change_investments(schemas: dict[str, Schema]) -> None:
+    holding = schemas["AssetReportInvestmentHolding"]
+    del holding["properties"]["cost_basis"]
+    holding["required"].remove("cost_basis")
+    transaction = schemas["AssetReportInvestmentTransaction"]
+    for name in ("vested_quantity", "vested_value"):
+        del transaction["properties"][name]
+        transaction["required"].remove(name)
+        holding["properties"][name] = {"type": "number", "nullable": True}
+    holding["properties"]["tax_lots"] = {"type": "array", "items": _TAX_LOT}
+
+
+def _change_values(schemas: dict[str, Schema]) -> None:
+    for name, (gone, come) in _CHANGED_VALUES.items():
+        values = schemas[name]["properties"]["warning_code"] if name == "Warning" else schemas[name]
+        values["enum"] = [value for value in values["enum"] if value not in gone] + list(come)
+
+
+_CHANGED_VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "AccountSubtype": ((), ("commercial line of credit", "home equity loan", "prediction market")),
+    "InvestmentTransactionSubtype": (("fund fee", "loan payment", "rebalance"), ()),
+    "OwnershipType": ((), ("null",)),
+    "PlaidErrorType": (
+        (),
+        (
+            *("ASSETS_ERROR", "CRA_MONITORING_ERROR", "CRA_PARTNER_INSIGHTS_ERROR", "CRA_REPORT_ERROR"),
+            *("CREDIT_PROFILE_REPORT_ERROR", "ENCOMPASS_ERROR", "ENRICH_ERROR", "FRAUD_INSIGHTS_ERROR"),
+            *("FREDDIE_MAC_ERROR", "IDEMPOTENCY_ERROR", "LINK_DELIVERY_ERROR", "PROFILE_ERROR"),
+            *("RECURRING_TRANSACTIONS_ERROR", "STATEMENTS_ERROR", "TRANSFER_RECURRING_ERROR"),
+            "TRANSFER_REFUND_ERROR",
+        ),
+    ),
+    "Products": ((), ("cra_home_lending", "cra_qualify")),
+    "Warning": (
+        (),
+        (
+            "BANK_INCOME_INSIGHTS_INCOMPLETE",
+            "BANK_INCOME_INSIGHTS_INSUFFICIENT_DATA",
+            "BANK_INCOME_INSIGHTS_INTERNAL_ERROR",
+            "BANK_INCOME_INSIGHTS_MISMATCHED_DAYS_REQUESTED",
+            "BANK_INCOME_INSIGHTS_STATUS_IN_PROGRESS",
+        ),
+    ),
+}
+
+
+def _object(optional: tuple[str, ...] = (), *, is_answer: bool = False, **properties: Schema) -> Schema:
+    required = [name for name in properties if name not in optional]
+    schema: Schema = {"type": "object", "required": required, "properties": properties}
+    return {**schema, "additionalProperties": True} if is_answer else schema
+
+
+def _operation(request: Schema, answer: Schema) -> Schema:
+    return {
+        "requestBody": {"content": {"application/json": {"schema": request}}},
+        "responses": {"200": {"content": {"application/json": {"schema": answer}}}},
+    }
+
+
+_STRING: Schema = {"type": "string"}
+_AMOUNT: Schema = {"type": "number", "nullable": True}
+_TAX_LOT = _object(
+    institution_lot_id={"type": "string", "nullable": True},
+    original_purchase_datetime={"type": "string", "format": "date-time", "nullable": True},
+    quantity=_AMOUNT,
+    purchase_price=_AMOUNT,
+    cost_basis=_AMOUNT,
+    current_value=_AMOUNT,
+    position_type={"type": "string", "enum": [None, "LONG", "SHORT"], "nullable": True},
+    is_answer=True,
+)
+_REASONS = [
+    *(None, "FRAUD_FIRST_PARTY", "FRAUD_FALSE_IDENTITY", "FRAUD_ABUSE", "FRAUD_OTHER"),
+    *("CONNECTION_IS_NON_FUNCTIONAL", "OTHER"),
+]
+_WEBHOOK_CODES = [
+    *("DEFAULT_UPDATE", "NEW_ACCOUNTS_AVAILABLE", "SMS_MICRODEPOSITS_VERIFICATION", "AUTHORIZATION_GRANTED"),
+    *("USER_PERMISSION_REVOKED", "USER_ACCOUNT_REVOKED", "PENDING_DISCONNECT", "PRODUCT_READY", "ERROR"),
+    *("RECURRING_TRANSACTIONS_UPDATE", "LOGIN_REPAIRED", "SYNC_UPDATES_AVAILABLE"),
+]
+_WEBHOOK_TYPES = [
+    *("AUTH", "HOLDINGS", "INVESTMENTS_TRANSACTIONS", "ITEM", "LIABILITIES", "TRANSACTIONS", "ASSETS"),
+    "IDENTITY",
+]
+_OTHER_OPERATIONS = {
+    "/item/remove": (
+        _object(
+            ("client_id", "secret", "reason_code", "reason_note"),
+            client_id=_STRING,
+            secret=_STRING,
+            access_token=_STRING,
+            reason_code={"type": "string", "enum": _REASONS, "nullable": True},
+            reason_note={"type": "string", "maxLength": 512, "nullable": True},
+        ),
+        _object(request_id=_STRING, is_answer=True),
+    ),
+    "/sandbox/item/fire_webhook": (
+        _object(
+            ("client_id", "secret", "webhook_type", "options"),
+            client_id=_STRING,
+            secret=_STRING,
+            access_token=_STRING,
+            webhook_code={"type": "string", "enum": _WEBHOOK_CODES},
+            webhook_type={"type": "string", "enum": _WEBHOOK_TYPES},
+            options=_object(("new_transactions",), new_transactions={"type": "integer"}),
+        ),
+        _object(webhook_fired={"type": "boolean"}, request_id=_STRING, is_answer=True),
+    ),
+}

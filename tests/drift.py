@@ -127,6 +127,15 @@ def described() -> Description:
     return Description(operations, records)
 
 
+def reached(description: Description, record: str) -> Iterator[str]:
+    """Give the names of a record and of all those in it."""
+    yield record
+    for each in description.records[record].fields.values():
+        inner = (each.shape.items or each.shape).record
+        if inner:
+            yield from reached(description, inner)
+
+
 def _describe(cls: type, records: dict[str, Record]) -> str:
     if cls.__name__ not in records:
         hints = get_type_hints(cls, include_extras=True)
@@ -294,7 +303,7 @@ class _Walk:
         schema = self.understood(where, parent["properties"][name])
         required = name in parent.get("required", ())
         if is_answer:
-            self.presence(where, ours, required=required, nullable=_nullable(schema))
+            self.presence(where, ours, required=required, nullable=is_nullable(schema))
         else:
             self.sending(where, ours, schema, required=required)
         self.shape(where, ours.shape, schema, is_answer=is_answer)
@@ -319,7 +328,7 @@ class _Walk:
             self.note(where, Kind.OTHER_DEFAULT)
 
     def shape(self, where: str, ours: Shape, schema: Schema, *, is_answer: bool) -> None:
-        kind = _kind(schema)
+        kind = kind_of(schema)
         if kind != ours.kind:
             self.note(where, Kind.OTHER_TYPE, f"{kind} in the document, {ours.kind} in the record")
         elif ours.items is not None:
@@ -331,11 +340,11 @@ class _Walk:
 
     def elements(self, where: str, ours: Shape, schema: Schema, *, is_answer: bool) -> None:
         inner = self.understood(where, schema.get("items", {}))
-        if ours.kind == _kind(inner) == "anything":
+        if ours.kind == kind_of(inner) == "anything":
             return
-        if ours.nullable and not _nullable(inner):
+        if ours.nullable and not is_nullable(inner):
             self.note(where, Kind.ELEMENTS_LAX)
-        if _nullable(inner) and not ours.nullable:
+        if is_nullable(inner) and not ours.nullable:
             self.note(where, Kind.ELEMENTS_STRICT)
         self.shape(where, ours, inner, is_answer=is_answer)
 
@@ -362,12 +371,14 @@ class _Walk:
         self.found[Difference(where, kind, detail)] = None
 
 
-def _nullable(schema: Schema) -> bool:
+def is_nullable(schema: Schema) -> bool:
+    """Whether a resolved schema allows null."""
     # Plaid says it of sets of values in either way.
     return bool(schema.get("nullable")) or None in schema.get("enum", ())
 
 
-def _kind(schema: Schema) -> str:
+def kind_of(schema: Schema) -> str:
+    """Give the kind of a resolved schema; see `Shape`."""
     kind = schema.get("type", "object" if "properties" in schema else "anything")
     if kind == "object" and "properties" not in schema:
         return "anything"

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import drift
 import pytest
@@ -16,9 +15,6 @@ from drift import ALLOWED, Allowed, Description, Documents, Field, Kind, Operati
 from specification import Specification, UnreadableError, copied, of_mid_2026
 
 import plaid_relay_async
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CODE = described()
 OURS = ("AssetReportGetResponse.raw", *(f"{name}.inferred" for name in CODE.records if "Remove" in name))
@@ -29,16 +25,9 @@ PLAIDS = [(record, name) for record, name in FIELDS if f"{record}.{name}" not in
 NEVER_NULL = {each.where for each in ALLOWED if each.kind is Kind.LAX}
 
 
-def reached(record: str) -> Iterator[str]:
-    """A record and all those in it."""
-    yield record
-    for field in CODE.records[record].fields.values():
-        inner = (field.shape.items or field.shape).record
-        if inner:
-            yield from reached(inner)
-
-
-ANSWERS = {name for each in CODE.operations.values() if each.answer for name in reached(each.answer)}
+ANSWERS = {
+    name for each in CODE.operations.values() if each.answer for name in drift.reached(CODE, each.answer)
+}
 
 NULLABLE = [
     (record, name)

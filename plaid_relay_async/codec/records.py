@@ -285,7 +285,7 @@ def structure(plain: Mapping[str, Any], cls: type[T]) -> T:
         ResponseDecodeError: it isn't such a record; `path` says where.
     """
     try:
-        return _structure(plain, cls)
+        return _structure(_without_floats(plain), cls)
     except DECODE_ERRORS as error:
         problem, path = explained(error)
     raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=None)
@@ -309,3 +309,12 @@ def _with_floats(value: Any) -> Any:
         return int(value)
     nearest = float(value)
     return nearest if Decimal(repr(nearest)) == value else value
+
+
+def _without_floats(value: Any) -> Any:
+    # Also in fields that no record knows: what was a Decimal there is one again.
+    if isinstance(value, dict):
+        return {name: _without_floats(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_floats(inner) for inner in value]
+    return Decimal(repr(value)) if type(value) is float else value

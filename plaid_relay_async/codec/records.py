@@ -53,6 +53,8 @@ def _date(value: Any, _: Any) -> date:
 
 
 def _datetime(value: Any, _: Any) -> datetime:
+    if type(value) is str and value.endswith("z"):  # in RFC 3339, and not in Python
+        value = value.upper()
     moment = datetime.fromisoformat(value)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 

@@ -38,7 +38,7 @@ class Specification:
         document: as it was read. It isn't to be changed afterwards: what was resolved is kept.
     """
 
-    document: Mapping[str, Any]
+    document: Mapping[str, Any] = field(repr=False)
     _resolved: dict[int, Schema] = field(factory=dict, init=False, repr=False)
 
     @classmethod

@@ -228,6 +228,7 @@ def spoil(path: str, value: object) -> dict:
         ("report", [], "$.report"),
         ("report/asset_report_id", 5, "$.report.asset_report_id"),
         ("report/days_requested", "90", "$.report.days_requested"),
+        ("warnings/0/cause/status", 400.0, "$.warnings[0].cause.status"),
         ("report/date_generated", "yesterday", "$.report.date_generated"),
         (
             "report/items/0/accounts/0/transactions/0/pending",

@@ -142,6 +142,11 @@ def _user(
     )
 
 
+def _check_transactions(count: int | None) -> None:
+    if count is not None and count < 0:
+        raise ValueError("transactions: must not be negative")
+
+
 def _of_healthy_items(report: Report) -> Outline:
     """Without the Items that failed, if its maker can do without, and one at least did not."""
     whole = tuple(item for item in report.outline.items if item.item_id not in report.broken)
@@ -164,6 +169,7 @@ class World:
     def __init__(
         self, *, generating: float, transactions: int | None, seed: int, clock: Callable[[], float]
     ) -> None:
+        _check_transactions(transactions)
         self._generating = generating
         self._transactions = transactions
         self._seed = seed
@@ -304,8 +310,7 @@ class World:
         missing: Collection[str] = (),
     ) -> str:
         """A report that is ready, and serves every owner."""
-        if transactions is not None and transactions < 0:
-            raise ValueError("transactions: must not be negative")
+        _check_transactions(transactions)
         if not 0 <= days <= _MOST_DAYS:
             raise ValueError(f"days: must be from 0 to {_MOST_DAYS}")
         if not set(missing) <= set(PARTS):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from random import Random
 from string import ascii_letters, digits
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 from uuid import uuid4
 
 from attrs import define, evolve, field, frozen
@@ -20,9 +20,6 @@ from plaid_relay_async.simulator.outline import (
     report_id,
 )
 from plaid_relay_async.simulator.problems import ITEM_CODES, Refusal, cause
-
-if TYPE_CHECKING:
-    from plaid_relay_async.simulator.webhooks import FiredWebhook
 
 _INSTITUTION = re.compile(r"ins_\d+")
 _PUBLIC_TOKEN_SECONDS = 30 * 60  # https://plaid.com/docs/api/items/#itempublic_tokenexchange
@@ -187,7 +184,7 @@ class World:
         self._troubles: dict[str, dict[str | None, str]] = {}
         self.ledger = Ledger(self._relays)
         self.refreshes: list[tuple[str, str]] = []
-        self.webhooks: list[FiredWebhook] = []
+        self.webhooks: list[Mapping[str, str]] = []
 
     def request_id(self) -> str:
         """Fifteen letters and digits, as Plaid's are."""

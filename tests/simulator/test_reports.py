@@ -296,7 +296,7 @@ async def test_ready_reports_stay_as_they_are(ask, plaid, clock, shares, read):
 async def test_part_that_breaks(ask, plaid, clock, part, emptied):
     """The report is made without it, and says so in a warning with the cause."""
     made = await ask.report(add_ons=["investments"])
-    tokens = [token for token in plaid._world._items]  # noqa: C416  the test's own Item, by its token
+    tokens = [*plaid._world._items]  # the one Item's
     plaid.break_item(tokens[0], "PRODUCTS_NOT_SUPPORTED", part=part)
     clock.now += 10
     answer = await ask(GET, {"asset_report_token": made["asset_report_token"]})
@@ -310,6 +310,14 @@ async def test_part_that_breaks(ask, plaid, clock, part, emptied):
             assert account[emptied] == []
         else:
             assert "investments" not in account
+    plaid.mend_item(tokens[0])
+    body = {"asset_report_token": made["asset_report_token"]}
+    filtered = (await ask(FILTER, body | {"account_ids_to_exclude": []})).json["asset_report_token"]
+    fresh = (await ask(REFRESH, {"asset_report_token": filtered})).json["asset_report_token"]
+    clock.now += 10
+    # A filtered report has the same data, one that is made anew has what there is now.
+    assert (await ask(GET, {"asset_report_token": filtered})).json["warnings"] == [warning]
+    assert (await ask(GET, {"asset_report_token": fresh})).json["warnings"] == []
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+from datetime import date
+
 import pytest
 from attrs import fields, has
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plaid_relay_async import InvalidRequestError, RelayCreateRequest, models
+from plaid_relay_async.codec import encode
 
 TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
 
@@ -56,6 +60,37 @@ def test_a_bad_creation_is_refused_by_the_name_of_its_field(arguments, problem):
         (lambda: models.AssetReportCreateRequest(["a"], True), "days_requested must be a whole number"),
         (lambda: models.AssetReportCreateRequest(["a"] * 100, 60), "access_tokens holds 100 access tokens"),
         (lambda: models.AssetReportCreateOptions(webhook="x"), "webhook must be an http(s) URL"),
+        (lambda: models.AssetReportCreateOptions(add_ons="investments"), "add_ons must be a list of strings"),
+        (lambda: models.AssetReportCreateOptions(add_ons=[]), "add_ons is empty"),
+        (lambda: models.AssetReportCreateOptions(client_report_id=""), "client_report_id is empty"),
+        (
+            lambda: models.AssetReportCreateOptions(user={"ssn": "x"}),
+            "user must be of type AssetReportUser, not dict",
+        ),
+        (lambda: models.AssetReportCreateOptions(require_all_items=1), "require_all_items must be True or"),
+        (
+            lambda: models.AssetReportCreateRequest(["a"], 5, options={}),
+            "options must be of type AssetReportCreate",
+        ),
+        (models.AssetReportGetRequest, "asset_report_token is missing: pass it, or a user_token"),
+        (lambda: models.AssetReportGetRequest(""), "asset_report_token is empty"),
+        (
+            lambda: models.DaysToInclude(days_to_include=800),
+            "days_to_include must be a whole number from 0 to",
+        ),
+        (lambda: models.AssetReportFilterRequest("t", []), "account_ids_to_exclude is empty"),
+        (lambda: models.AssetReportFilterRequest("t", "a"), "account_ids_to_exclude must be a list"),
+        (lambda: models.ItemRemoveRequest("t", reason_note="x" * 513), "reason_note has more than 512 char"),
+        (lambda: models.ItemRemoveRequest("t", reason_note=5), "reason_note must be a string, not int"),
+        (lambda: models.WebhookVerificationKeyGetRequest(""), "key_id is empty"),
+        (
+            lambda: models.SandboxStatements("2026-01-01", date(2026, 1, 1)),
+            "start_date must be of type date, not str",
+        ),
+        (
+            lambda: models.SandboxTransactions(days_requested=0),
+            "days_requested must be a whole number from 1",
+        ),
         (lambda: models.SandboxPublicTokenCreateRequest("ins_1", []), "initial_products is empty"),
     ],
 )
@@ -64,6 +99,20 @@ def test_other_requests_are_checked_as_well(make, problem):
     with pytest.raises(InvalidRequestError) as caught:
         make()
     assert problem in str(caught.value)
+
+
+def test_a_user_token_will_do_for_a_report():
+    """The latest report of a user is asked for by the user's token, without the report's."""
+    request = models.AssetReportGetRequest(user_token="user-sandbox-1")
+    assert json.loads(encode(request, {})) == {"user_token": "user-sandbox-1"}
+
+
+def test_what_mustnt_be_shown_is_found_in_nested_records():
+    """A server that quotes a person's data, or a test user's password, is scrubbed of it as of a token."""
+    user = models.AssetReportUser(ssn="111-22-1234", first_name="Anna")
+    options = models.AssetReportCreateOptions(user=user)
+    request = models.AssetReportCreateRequest(["access-1", "access-2"], 5, options=options)
+    assert {*models.secrets_in(request)} == {"access-1", "access-2", "111-22-1234", "Anna"}
 
 
 def test_a_request_shows_no_token():

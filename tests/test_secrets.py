@@ -116,6 +116,38 @@ async def test_no_error_shows_a_secret(clean_logs, where, fault, path):
         assert_shows_nothing(caught.value)
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 400, "body": ECHO},
+        {"status": 200, "body": f"%PDF-1.4 {REPORT} {SECRET}"},
+        {"status": 200, "body": {"report": [REPORT], "request_id": SECRET}},
+        {"status": 200, "body": {"report": {"items": [{"item_id": [REPORT] * 9_000}]}}},
+        {"truncate": 10},
+        {"stall": 30, "when": "after"},
+    ],
+    ids=lambda fault: "-".join(map(str, [*fault][:2])),
+)
+async def test_neither_waiting_nor_saving_shows_a_secret(clean_logs, fault, tmp_path):
+    """What goes through a thread, a file or a loop of attempts is kept as well as a plain call."""
+    timeouts = Timeouts(read=0.05, slow_read=0.05, total=2)
+    async with (
+        Simulator(clients={"owner": SECRET}, reports=[REPORT]) as plaid,
+        RelayClient(WHO, base_url=plaid.url, timeouts=timeouts, retry=QUICK) as client,
+    ):
+        made = await client.relay.create([REPORT], "owner")
+        plaid.fail(Fault(**fault))
+        for call in (
+            lambda: client.relay.wait_until_ready(made.relay_token, timeout=0.4),
+            lambda: client.relay.download_pdf(made.relay_token, tmp_path / "x.pdf"),
+            lambda: client.asset_report.wait_until_ready(REPORT, timeout=0.4),
+            lambda: client.asset_report.download_pdf(REPORT, tmp_path / "x.pdf"),
+        ):
+            with pytest.raises(PlaidRelayError) as caught:
+                await call()
+            assert_shows_nothing(caught.value)
+
+
 async def test_nothing_that_is_unsent_shows_a_secret(clean_logs):
     """No connection, no limiter, no time: the errors are as clean."""
 
@@ -159,6 +191,13 @@ async def test_a_cancelled_call_shows_no_secret(clean_logs):
         lambda client: client.relay.refresh(REPORT, webhook="nowhere"),
         lambda client: client.asset_report.create([REPORT], -1),
         lambda client: client.item.exchange_public_token(f"{REPORT}\n"),
+        lambda client: client.item.remove(REPORT, reason_note=""),
+        lambda client: client.asset_report.get(REPORT, days_to_include=800),
+        lambda client: client.asset_report.wait_until_ready(REPORT, days_to_include=800),
+        lambda client: client.asset_report.download_pdf(REPORT, "x.pdf", days_to_include=800),
+        lambda client: client.asset_report.refresh(REPORT, webhook="nowhere"),
+        lambda client: client.asset_report.filter(REPORT, []),
+        lambda client: client.sandbox.fire_webhook(REPORT, ""),
         lambda client: RelayCreateRequest([REPORT], ""),
         lambda client: models.AssetReportCreateRequest([REPORT], 800),
         lambda client: list(RelayCreateRequest.fan_out([REPORT], [""])),

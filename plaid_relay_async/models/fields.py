@@ -120,7 +120,7 @@ def is_a(cls: type) -> Validator:
 
     def check(_: object, attribute: Attribute[Any], value: object) -> None:
         if type(value) is not cls:
-            raise refuse(f"{attribute.name} must be a {cls.__name__}, not {type(value).__name__}")
+            raise refuse(f"{attribute.name} must be of type {cls.__name__}, not {type(value).__name__}")
 
     return check
 
@@ -136,9 +136,9 @@ def option(validator: Validator, *, repr: bool = True) -> Any:  # noqa: A002  # 
     return field(default=None, validator=validators.optional(validator), kw_only=True, repr=repr)
 
 
-def flag(*, default: bool = False) -> Any:
-    """Declare a switch of a request, with Plaid's own default."""
-    return field(default=default, validator=is_flag, kw_only=True)
+def flag() -> Any:
+    """Declare a switch of a request, off unless said otherwise."""
+    return field(default=False, validator=is_flag, kw_only=True)
 
 
 def report_type() -> Any:

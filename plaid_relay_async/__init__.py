@@ -1,15 +1,6 @@
 """An asyncio client for Plaid's credit relay: a relay token for each partner, and an honest outcome."""
 
-from plaid_relay_async.batch import (
-    Batch,
-    BatchResult,
-    Created,
-    Failed,
-    Journal,
-    Outcome,
-    Progress,
-    Unknown,
-)
+from plaid_relay_async.batch import Batch, Journal
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.config import Credentials, Environment, RetryPolicy, Timeouts, __version__
 from plaid_relay_async.errors import (
@@ -40,9 +31,24 @@ from plaid_relay_async.models import (
     PdfResponse,
     RelayCreateRequest,
     RelayCreateResponse,
+    RelayGetRequest,
+    RelayPdfGetRequest,
+    RelayRefreshRequest,
     RelayRefreshResponse,
+    RelayRemoveRequest,
     RelayRemoveResponse,
     SandboxPublicTokenCreateResponse,
+)
+from plaid_relay_async.outcomes import (
+    BatchResult,
+    Created,
+    Failed,
+    Fetched,
+    Outcome,
+    Progress,
+    Refreshed,
+    Removed,
+    Unknown,
 )
 from plaid_relay_async.transport import RateLimiter
 
@@ -63,6 +69,7 @@ __all__ = [
     "DuplicateRequestError",
     "Environment",
     "Failed",
+    "Fetched",
     "InvalidRequestError",
     "ItemError",
     "ItemPublicTokenExchangeResponse",
@@ -78,11 +85,17 @@ __all__ = [
     "RateLimitError",
     "RateLimiter",
     "ReadTimeoutError",
+    "Refreshed",
     "RelayClient",
     "RelayCreateRequest",
     "RelayCreateResponse",
+    "RelayGetRequest",
+    "RelayPdfGetRequest",
+    "RelayRefreshRequest",
     "RelayRefreshResponse",
+    "RelayRemoveRequest",
     "RelayRemoveResponse",
+    "Removed",
     "ReportNotReadyError",
     "ResponseDecodeError",
     "RetryPolicy",

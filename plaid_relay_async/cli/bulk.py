@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
-from plaid_relay_async.batch import Failed, Unknown
 from plaid_relay_async.cli.board import Board, Tally
 from plaid_relay_async.cli.output import BrokenOutputError, Sink, told
 from plaid_relay_async.cli.rows import BadInputError, FileRows, PipedRows
@@ -17,10 +16,12 @@ from plaid_relay_async.cli.status import Exit
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.config import RetryPolicy
 from plaid_relay_async.errors import BatchStoppedError
+from plaid_relay_async.outcomes import Created, Failed, Unknown
 
 if TYPE_CHECKING:
-    from plaid_relay_async.batch import Batch, BatchResult, Outcome
+    from plaid_relay_async.batch import Batch
     from plaid_relay_async.models import RelayCreateRequest
+    from plaid_relay_async.outcomes import BatchResult, Outcome
 
 # Long enough for the first cancellation to have arrived: two at once would count as one.
 _BETWEEN_CANCELLATIONS = 0.02
@@ -76,7 +77,7 @@ class Run:
 
     # ---------------------------------------------------------------------------------------- on the way
 
-    async def _send(self, batch: Batch) -> None:
+    async def _send(self, batch: Batch[Created]) -> None:
         async with batch as outcomes:
             async for _ in outcomes:  # each was written before it came here
                 await self.output.settle()
@@ -91,7 +92,7 @@ class Run:
         if self.output.trouble is not None:
             raise BrokenOutputError
 
-    def _interrupt(self, batch: Batch, sending: asyncio.Task[None]) -> None:
+    def _interrupt(self, batch: Batch[Created], sending: asyncio.Task[None]) -> None:
         self._interruptions += 1
         self.rows.close()
         now = batch.progress
@@ -108,7 +109,7 @@ class Run:
 
     # ----------------------------------------------------------------------------------------- afterwards
 
-    async def _write_rest(self, result: BatchResult) -> None:
+    async def _write_rest(self, result: BatchResult[Created]) -> None:
         """Write down what was not attempted: what the batch gave back, and what nobody has read yet."""
         for request in result.not_attempted:
             await self._write_unsent(request)
@@ -130,7 +131,7 @@ class Run:
         self.output.write(told(request))
         await self.output.settle()
 
-    def _tally(self, result: BatchResult) -> Tally:
+    def _tally(self, result: BatchResult[Created]) -> Tally:
         return Tally(
             result.counts["created"],
             result.counts["failed"],
@@ -139,7 +140,7 @@ class Run:
             result.error_codes,
         )
 
-    def _explain(self, result: BatchResult) -> None:
+    def _explain(self, result: BatchResult[Created]) -> None:
         if self.rows.problem is not None:
             self.board.say(f"{self.rows.problem.text}\nfrom there on nothing was sent")
         elif self.output.trouble is not None:

@@ -19,14 +19,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from plaid_relay_async.batch import Created, Failed, Unknown
 from plaid_relay_async.cli.status import UsageError
+from plaid_relay_async.outcomes import Created, Failed, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from plaid_relay_async.batch import Outcome
     from plaid_relay_async.models import RelayCreateRequest
+    from plaid_relay_async.outcomes import Outcome
 
 COLUMNS = ("outcome", "secondary_client_id", "relay_token", "request_id", "error_code", "attempts")
 _LOOK_AGAIN = 0.05  # seconds

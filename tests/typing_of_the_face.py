@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from decimal import Decimal
-from typing import assert_type
+from typing import TYPE_CHECKING, assert_type
 
 from plaid_relay_async import (
     AssetReport,
@@ -29,6 +28,9 @@ from plaid_relay_async import (
     Removed,
     Unknown,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 class Limiter:

@@ -498,9 +498,11 @@ class Batch(Generic[S]):
             del self._workers[worker]
 
     async def _take(self) -> Any:
+        if self.halted:
+            return None  # and doesn't wait for room: nobody may read any more
         await self._room.acquire()
         try:
-            request = None if self.halted else await self._source.take()
+            request = await self._source.take()
         except BaseException as error:
             if not ordinary(error):
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import time
 
 import pytest
 from support import OWNER, PARTNER, QUICK
@@ -500,6 +501,22 @@ async def test_as_many_reports_are_under_way_as_may_be(plaid, client, partner):
         async for _ in outcomes:
             pass
     assert outcomes.result.counts == {"fetched": 30}
+
+
+async def test_a_loop_that_is_left_with_reports_unread_is_left_soon():
+    """What is in flight is waited for, and not room for more: nobody reads any more."""
+
+    async def read(request, permit):
+        await permit.begin()
+        await asyncio.sleep(0.1 if request.relay_token == "slow" else 0)
+        return PdfResponse(b"%PDF-")
+
+    rows = [RelayGetRequest("quick"), RelayGetRequest("slow"), RelayGetRequest("never")]
+    began = time.monotonic()
+    async with Batch(READS, rows, read, concurrency=2, drain=20) as outcomes:
+        await asyncio.sleep(0.02)
+    assert time.monotonic() - began < 5
+    assert (outcomes.result.counts, outcomes.result.not_attempted) == ({"fetched": 2}, [])
 
 
 async def test_break_keeps_what_was_on_its_way(plaid, client, partner):

@@ -291,8 +291,15 @@ async def test_a_read_that_waits_for_its_next_attempt_is_failed_when_the_batch_i
     assert (type(failed.error), failed.attempts) == (ConnectionLostError, 1)
 
 
-async def test_a_read_of_which_nothing_is_told_is_failed():
-    """Given up without a word, or ended by a bug, it is lost like any other."""
+@pytest.mark.parametrize(
+    ("operation", "request_of", "outcome", "error"),
+    [
+        (READS, RelayGetRequest, Failed, ConnectionLostError),
+        (REMOVALS, RelayRemoveRequest, Unknown, OutcomeUnknownError),
+    ],
+)
+async def test_a_call_of_which_nothing_is_told(operation, request_of, outcome, error):
+    """Given up without a word, or ended by a bug, a read is lost and a removal unknown, with removals' advice."""
 
     async def silent(request, permit):
         await permit.begin()
@@ -301,14 +308,17 @@ async def test_a_read_of_which_nothing_is_told_is_failed():
     async def broken(request, permit):
         raise ZeroDivisionError
 
-    rows = [RelayGetRequest("t")]
-    async with Batch(READS, rows, silent, concurrency=1, drain=0.02) as outcomes:
+    rows = [request_of("t")]
+    async with Batch(operation, rows, silent, concurrency=1, drain=0.02) as outcomes:
         await asyncio.sleep(0.01)
-    (failed,) = outcomes.result.failed
-    assert isinstance(failed.error, ConnectionLostError)
-    assert "the batch was left" in str(failed.error)
-    (failed,) = (await Batch(READS, rows, broken, concurrency=1, drain=1)).failed
-    assert isinstance(failed.error.__cause__, ZeroDivisionError)
+    (silenced,) = held(outcomes.result)
+    (ended,) = held(await Batch(operation, rows, broken, concurrency=1, drain=1))
+    assert [type(o) for o in (silenced, ended)] == [outcome] * 2
+    assert [type(o.error) for o in (silenced, ended)] == [error] * 2
+    assert "the batch was left" in str(silenced.error)
+    assert isinstance(ended.error.__cause__, ZeroDivisionError)
+    if outcome is Unknown:
+        assert silenced.error.advice == ended.error.advice == REMOVALS.advice
 
 
 async def test_a_refresh_whose_answer_is_lost_is_unknown(plaid, client, partner):
@@ -412,23 +422,6 @@ async def test_a_lost_removal_stays_unknown_while_it_waits_for_a_pause(plaid, cl
         await asyncio.sleep(0.1)
     (unknown,) = outcomes.result.unknown
     assert (unknown.attempts, type(unknown.error.__cause__)) == (2, ConnectionLostError)
-
-
-async def test_a_removal_of_which_nothing_is_told_is_unknown():
-    """Given up without a word, or ended by a bug: the advice is that of removals."""
-
-    async def silent(request, permit):
-        await permit.begin()
-        await asyncio.Event().wait()
-
-    async def broken(request, permit):
-        raise ZeroDivisionError
-
-    rows = [RelayRemoveRequest("t")]
-    async with Batch(REMOVALS, rows, silent, concurrency=1, drain=0.02) as outcomes:
-        await asyncio.sleep(0.01)
-    result = await Batch(REMOVALS, rows, broken, concurrency=1, drain=1)
-    assert [o.error.advice for o in (*outcomes.result.unknown, *result.unknown)] == [REMOVALS.advice] * 2
 
 
 @pytest.mark.parametrize("way", ["break", "cancel"])

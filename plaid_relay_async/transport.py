@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+# From so many bytes on a report is read in a thread: a megabyte would hold the event loop for some 20 ms.
+_LARGE = 256 * 1024
 _HEADERS = {"Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
 
 
@@ -80,12 +82,25 @@ class Permit(Protocol):
         ...
 
 
+class Sink(Protocol):
+    """Takes a body piece by piece."""
+
+    async def begin(self) -> None:
+        """A body begins; what an attempt before gave is worth nothing."""
+        ...
+
+    async def write(self, piece: Hidden[bytes]) -> None:
+        """Take the next piece."""
+        ...
+
+
 @define(eq=False, repr=False)
 class _Call(Generic[R]):
     endpoint: Endpoint[Any, R]
     request: Any
     policy: RetryPolicy
     permit: Permit | None
+    into: Sink | None
     http_timeout: aiohttp.ClientTimeout
     deadline: float | None
     tries: int = 0
@@ -220,6 +235,7 @@ class Transport:
         timeout: float | None = None,  # noqa: ASYNC109  # a deadline over attempts, not around an await
         retry: RetryPolicy | None = None,
         permit: Permit | None = None,
+        into: Sink | None = None,
     ) -> R:
         """Make the call, with as many attempts as the policy and safety allow.
 
@@ -229,6 +245,7 @@ class Transport:
             timeout: seconds for the whole call, in place of the client's `Timeouts.total`.
             retry: in place of the client's policy.
             permit: a batch's; with it, the server's pauses count against neither time nor attempts.
+            into: where a success's body goes as it arrives; its record then knows its two ends alone.
 
         Raises:
             PlaidRelayError: see `plaid_relay_async.errors`; `attempts` says how many were made.
@@ -237,7 +254,7 @@ class Transport:
         total, policy = self.checked(timeout, retry)
         deadline = None if total is None else _now() + total
         http_timeout = self._slow if endpoint.slow else self._quick
-        return await self._attempt(_Call(endpoint, request, policy, permit, http_timeout, deadline))
+        return await self._attempt(_Call(endpoint, request, policy, permit, into, http_timeout, deadline))
 
     def checked(self, timeout: float | None, retry: RetryPolicy | None) -> tuple[float | None, RetryPolicy]:
         """Give a call's own settings, or the client's in their place.
@@ -259,7 +276,7 @@ class Transport:
                 if call.permit is not None:
                     await call.permit.begin()
                 answer = await self._post(call, signature)
-            response = codec.read(call.endpoint, answer, call.request, signature.secret)
+            response = await _read(call, answer, signature)
         except PlaidRelayError as error:
             failure = error
         else:
@@ -336,7 +353,7 @@ class Transport:
                 ) as response,
             ):
                 answer = Answer(response.status, response.headers)
-                await _receive(response, answer, call.http_timeout.sock_read)
+                await _receive(response, answer, call)
         except BaseException as error:
             problem = _mapped(error, call, left=body.left)
             if not ordinary(error):
@@ -357,7 +374,8 @@ class Transport:
         if perhaps_carried_out(error) and call.endpoint.replay is not Replay.HARMLESS:
             call.perhaps_done = error
         elif call.perhaps_done is not None and _already_removed(call.endpoint, error):
-            return call.endpoint.response(removed=True, inferred=True)  # type: ignore[call-arg]  # the one such record
+            gone: R = call.endpoint.response.gone()  # type: ignore[attr-defined]  # the answer to a removal has it
+            return gone
         wait = self._wait_before_next(call, error)
         if wait is None:
             raise call.verdict(error)
@@ -398,12 +416,26 @@ def _http_timeout(connect: float, read: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, connect=connect, sock_read=read, ceil_threshold=float("inf"))
 
 
-async def _receive(response: aiohttp.ClientResponse, answer: Answer, seconds: float | None) -> None:
+async def _receive(response: aiohttp.ClientResponse, answer: Answer, call: _Call[Any]) -> None:
     # No local name holds a piece: it would stand in a traceback that shows locals. The timeout is aiohttp's
     # own, which it forgets when the framing of chunks breaks behind a good one.
+    into = call.into if 200 <= answer.status < 300 else None
+    if into is not None:
+        await into.begin()
     while not response.content.at_eof():
-        async with asyncio.timeout(seconds):
-            answer.body += await response.content.readany()
+        async with asyncio.timeout(call.http_timeout.sock_read):
+            piece = Hidden(await response.content.readany())
+        answer.body += piece.reveal()
+        if into is not None:
+            await into.write(piece)
+            answer.keep_ends()
+
+
+async def _read(call: _Call[R], answer: Answer, signature: _Signature) -> R:
+    # A creation's token must not get lost on the way to a thread and back, and its answer is short.
+    if len(answer.body) < _LARGE or call.endpoint.replay is not Replay.HARMLESS:
+        return codec.read(call.endpoint, answer, call.request, signature.secret)
+    return await asyncio.to_thread(codec.read, call.endpoint, answer, call.request, signature.secret)
 
 
 def _break_off(

@@ -33,7 +33,7 @@ MAP = {
     "transport": Room(("config", "errors", "codec", "models", "session"), ("aiohttp", "attrs", "backoff")),
     "outcomes": Room(("errors", "models"), ("attrs",)),
     "batch": Room(("errors", "models", "outcomes"), ("attrs",)),
-    "client": Room(CORE, ("aiohttp",)),
+    "client": Room(CORE, ("aiohttp", "attrs")),
     "simulator": Room((), ("aiohttp", "attrs")),
     "cli": Room((*CORE, "client", "simulator", "__init__"), ("aiohttp", "attrs", "cyclopts", "rich")),
     "__init__": Room((*CORE, "client")),

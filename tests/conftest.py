@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,8 +14,8 @@ from plaid_relay_async.simulator import Simulator
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-# The official client is tested in a nox session of its own, where it is installed.
-collect_ignore = ["plaid_python"]
+# The official client is tested in a nox session of its own, where it is installed; so is Schemathesis.
+collect_ignore = ["plaid_python", *([] if find_spec("schemathesis") else ["openapi"])]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

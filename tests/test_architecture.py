@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import architecture
 import pytest
 
 import plaid_relay_async
+from plaid_relay_async import models
 
 INSTALLED = Path(plaid_relay_async.__file__).parent
 
@@ -42,8 +45,8 @@ def test_the_package_alone_loads_no_extra():
     ("module", "line", "problem"),
     [
         ("errors", "import attrs", "errors imports attrs"),
-        ("codec", "import aiohttp", "codec imports aiohttp"),
-        ("models", "from plaid_relay_async.codec import encode", "models imports codec"),
+        ("codec", "import aiohttp", "codec.__init__ imports aiohttp"),
+        ("models", "from plaid_relay_async.codec import encode", "models.__init__ imports codec"),
         ("batch", "from plaid_relay_async import transport", "batch imports transport"),
         ("session", "from . import codec", "session imports codec"),
         ("config", "from .session import State", "config imports session"),
@@ -58,7 +61,8 @@ def test_the_package_alone_loads_no_extra():
 )
 def test_an_import_against_the_map_is_found(copy: Path, module: str, line: str, problem: str):
     """An arrow that isn't on the map is named, however the import is written."""
-    spoil(copy / f"{module}.py", line)
+    whole = copy / module / "__init__.py"
+    spoil(whole if whole.is_file() else copy / f"{module}.py", line)
     assert problem in architecture.against_the_map(architecture.Tree(copy))
 
 
@@ -108,6 +112,39 @@ def test_the_page_shows_the_map(request: pytest.FixtureRequest):
 def test_what_is_exported_is_named():
     """`__all__` is what the package's namespace holds, sorted, and each public name can be imported."""
     public = {name for name in vars(plaid_relay_async) if not name.startswith("_")}
-    modules = {name for name in public if getattr(plaid_relay_async, name).__class__.__name__ == "module"}
-    assert set(plaid_relay_async.__all__) == (public - modules) | {"__version__"}
+    others = {"Any", "TYPE_CHECKING"} | {
+        name for name in public if getattr(plaid_relay_async, name).__class__.__name__ == "module"
+    }
+    late = {"AssetReport", "AssetReportGetResponse"}
+    assert set(plaid_relay_async.__all__) == (public - others) | {"__version__"} | late
     assert plaid_relay_async.__all__ == sorted(plaid_relay_async.__all__)
+
+
+@pytest.mark.parametrize("module", [plaid_relay_async, models])
+def test_every_name_leads_somewhere(module):
+    """Each name of `__all__` is there, whether it is loaded early or late, and others aren't."""
+    assert all(getattr(module, name) is not None for name in module.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        module.nonsense  # noqa: B018  # that it raises is the point
+
+
+def test_creating_tokens_loads_no_record_of_a_report():
+    """A process that creates and removes relay tokens never loads the records of reports."""
+    program = f"""
+import asyncio, sys
+sys.path.insert(0, {str(INSTALLED.parent)!r})
+from plaid_relay_async import Credentials, RelayClient
+from plaid_relay_async.simulator import Simulator
+
+async def main():
+    async with Simulator() as plaid, RelayClient(Credentials("a", "b"), base_url=plaid.url) as client:
+        made = await client.relay.create([plaid.add_report()], "p")
+        await client.relay.remove(made.relay_token)
+
+asyncio.run(main())
+print(*sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-Ic", program], capture_output=True, text=True, check=True)
+    loaded = run.stdout.split()
+    assert "plaid_relay_async.models.relay" in loaded
+    assert not {f"plaid_relay_async.models.{name}" for name in ("report", "insights", "values")} & {*loaded}

@@ -33,7 +33,7 @@ def answer(
 ) -> Answer:
     if isinstance(body, dict | list):
         body = json.dumps(body)
-    raw = body.encode() if isinstance(body, str) else body
+    raw = bytearray(body.encode() if isinstance(body, str) else body)
     lost = ConnectionLostError("the answer broke off") if cut_off else None
     return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw, lost)
 
@@ -46,6 +46,13 @@ def get(*args, **kwargs):
     return read(codec.RELAY_GET, answer(*args, **kwargs), GET, SECRET)
 
 
+CAUSE = {
+    "error_type": "ITEM_ERROR",
+    "error_code": "X",
+    "error_message": None,
+    "display_message": None,
+    "http_code": 400,
+}
 REPORT = {
     "report": {
         "asset_report_id": "r1",
@@ -102,9 +109,7 @@ REPORT = {
             }
         ],
     },
-    "warnings": [
-        {"warning_type": "ASSET_REPORT_WARNING", "warning_code": "NEW", "cause": {"http_code": 400}}
-    ],
+    "warnings": [{"warning_type": "ASSET_REPORT_WARNING", "warning_code": "NEW", "cause": CAUSE}],
     "request_id": "q1",
     "field_of_tomorrow": [1, 2.50],
 }
@@ -130,7 +135,7 @@ def test_a_request_holds_what_was_asked_and_no_more():
     insights = models.RelayGetRequest("t", include_insights=True)
     assert json.loads(codec.encode(insights, {}))["include_insights"] is True
     options = models.AssetReportCreateOptions(client_report_id="mine")
-    report = models.AssetReportCreateRequest(["a"], 0, options)
+    report = models.AssetReportCreateRequest(["a"], 0, options=options)
     assert json.loads(codec.encode(report, {})) == {
         "access_tokens": ["a"],
         "days_requested": 0,
@@ -143,7 +148,11 @@ def test_each_operation_stands_in_the_table_once():
     assert len({endpoint.path for endpoint in ENDPOINTS}) == len(ENDPOINTS)
     creating = {e.path for e in ENDPOINTS if e.replay is Replay.CREATES}
     assert {"/credit/relay/create", "/credit/relay/refresh", "/asset_report/create"} <= creating
-    assert {e.path for e in ENDPOINTS if e.replay is Replay.IDEMPOTENT} == {"/credit/relay/remove"}
+    assert {e.path for e in ENDPOINTS if e.replay is Replay.IDEMPOTENT} == {
+        "/asset_report/remove",
+        "/credit/relay/remove",
+        "/item/remove",
+    }
 
 
 # ------------------------------------------------------------------------------------------- reports
@@ -173,12 +182,12 @@ def test_what_is_unknown_survives():
     assert transaction.additional_properties == {"merchant_of_tomorrow": {"name": "x"}}
     assert got.additional_properties == {"field_of_tomorrow": [1, Decimal("2.5")]}
     assert got.warnings[0].warning_code == "NEW"
-    again = codec.converter.unstructure(got)
+    assert got.warnings[0].cause.additional_properties == {"http_code": 400}
+    again = codec.unstructure(got)
     assert again["report"]["items"][0]["accounts"][0]["transactions"][0]["merchant_of_tomorrow"] == {
         "name": "x"
     }
-    assert again["report"]["user"] == {"ssn": None}
-    assert codec.converter.structure(again, models.AssetReportGetResponse) == got
+    assert codec.structure(again, models.AssetReportGetResponse) == got
 
 
 def spoil(path: str, value: object) -> dict:
@@ -233,23 +242,73 @@ def test_a_wrong_type_is_an_error_with_its_place(path, value, where):
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "problem"),
     [
-        b"",
-        b"[]",
-        b"null",
-        b"<html>",
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"report": NaN}',
-        b'{"report": ' + b"9" * 5000 + b"}",
-        b'{"report": 1e9999999999999999999}',
+        (b"", "the answer is empty at $"),
+        (b" \r\n", "the answer is empty at $"),
+        (b"[]", "not an object at $"),
+        (b"null", "not an object at $"),
+        (b"<html>", "the answer isn't JSON (Expecting value, character 0) at $"),
+        (b'{"report": {}} x', "the answer isn't JSON (Extra data, character 15) at $"),
+        (b'{"report": "\xff"}', "the answer isn't UTF-8 (byte 12) at $"),
+        (b"\xff\xfe", "the answer is empty at $"),
+        (b"[" * 100_000, "the answer is nested too deeply at $"),
+        (b'{"report": NaN}', "the answer holds no number of JSON at $"),
+        (b'{"report": -Infinity}', "the answer holds no number of JSON at $"),
+        (b'{"report": ' + b"9" * 5000 + b"}", "the answer holds no number of JSON at $"),
+        (b'{"report": 1e9999999999999999999}', "the answer holds no number of JSON at $"),
     ],
 )
-def test_a_read_that_is_no_object_is_an_error(body):
-    """Whatever isn't the JSON that was promised is ResponseDecodeError, and nothing else."""
-    with pytest.raises(ResponseDecodeError):
+def test_a_read_that_is_no_object_is_an_error(body, problem):
+    """Whatever isn't the JSON that was promised is ResponseDecodeError, which says why and quotes nothing."""
+    with pytest.raises(ResponseDecodeError) as caught:
         get(body)
+    assert problem in str(caught.value)
+
+
+def test_a_byte_order_mark_is_passed_over():
+    """JSON should have none, but some servers send one."""
+    assert get(b"\xef\xbb\xbf" + json.dumps(REPORT).encode()).request_id == "q1"
+
+
+def test_of_a_name_that_comes_twice_the_last_counts():
+    """JSON leaves it open; Python's reading is taken."""
+    text = json.dumps(REPORT).replace('"request_id": "q1"', '"request_id": 5, "request_id": "q2"')
+    assert get(text).request_id == "q2"
+
+
+def test_what_may_be_null_may_be_missing():
+    """A field that is nullable reads as None where it isn't there, and so does an optional one that is null."""
+    report = spoil("report/insights", None)
+    del report["report"]["client_report_id"]
+    got = get(report).report
+    assert (got.client_report_id, got.insights) == (None, None)
+
+
+@pytest.mark.parametrize("amount", ["1e400", "-0", "0E-9", "123456789012345678901234567890.5", "7"])
+def test_every_number_of_json_is_kept_to_the_digit(amount):
+    """A float would turn some of them into infinity and round others."""
+    text = json.dumps(spoil("report/items/0/accounts/0/transactions/0/amount", "AMOUNT"))
+    got = get(text.replace('"AMOUNT"', amount))
+    [transaction] = got.report.transactions()
+    assert transaction.amount == Decimal(amount)
+    again = codec.from_json(codec.to_json(got), models.AssetReportGetResponse)
+    assert again == got
+
+
+def test_an_unknown_field_may_be_nested_as_deep_as_python_reads():
+    """A few hundred levels in a field of tomorrow are kept."""
+    deep = json.loads("[" * 300 + "]" * 300)
+    assert get(spoil("field_of_tomorrow", deep)).additional_properties == {"field_of_tomorrow": deep}
+
+
+def test_the_raw_answer_is_within_reach_and_not_shown():
+    """The very bytes that Plaid sent stay with the record, hidden; they are no part of what is compared."""
+    body = json.dumps(REPORT, indent=3)
+    got = get(body)
+    assert got.raw.reveal() == body.encode()
+    assert "ins_109508" not in repr(got)
+    assert got == get(REPORT)
 
 
 def test_a_missing_field_is_named():
@@ -271,10 +330,21 @@ def test_a_read_that_broke_off_is_lost():
 def test_a_pdf_is_its_bytes():
     """A PDF comes as it is, with the request id of its header; anything else isn't one."""
     pdf = models.RelayPdfGetRequest("t")
-    got = read(codec.RELAY_PDF_GET, answer(b"%PDF-1.7 ...", Plaid_Request_ID="q9"), pdf, SECRET)
-    assert (got.content, got.request_id) == (b"%PDF-1.7 ...", "q9")
-    with pytest.raises(ResponseDecodeError, match="isn't a PDF"):
-        read(codec.RELAY_PDF_GET, answer(b"{}"), pdf, SECRET)
+    whole = b"%PDF-1.7 ... %%EOF\r\n"
+    got = read(codec.RELAY_PDF_GET, answer(whole, Plaid_Request_ID="q9"), pdf, SECRET)
+    assert (got.content, got.request_id) == (whole, "q9")
+    with pytest.raises(ResponseDecodeError, match="isn't a PDF") as caught:
+        read(codec.RELAY_PDF_GET, answer(b'{"request_id": "q8"}'), pdf, SECRET)
+    assert caught.value.request_id == "q8"
+
+
+@pytest.mark.parametrize("body", [b"%PDF-1.7 ... %%EO", b"%PDF-1.7 %%EOF" + b"." * 1100])
+def test_a_pdf_without_its_end_is_none(body):
+    """A PDF ends with %%EOF, or nearly so; one that was cut off before has the request id of its header."""
+    pdf = models.RelayPdfGetRequest("t")
+    with pytest.raises(ResponseDecodeError, match="isn't whole") as caught:
+        read(codec.RELAY_PDF_GET, answer(body, Plaid_Request_ID="q9"), pdf, SECRET)
+    assert caught.value.request_id == "q9"
 
 
 # ------------------------------------------------------------------------------------------ creations
@@ -485,3 +555,77 @@ def test_which_refusals_mean_that_a_token_is_gone():
     assert codec.says_no_such_token(gone)
     assert not codec.says_no_such_token(other)
     assert not codec.says_no_such_token(PlaidAPIError("x", status=400))
+    assert codec.says_no_such_token(PlaidAPIError("x", error_type="ITEM_ERROR", error_code="ITEM_NOT_FOUND"))
+
+
+# ------------------------------------------------------------------------------ records as JSON, and back
+
+
+def test_a_record_becomes_json_and_the_same_record_again():
+    """`to_json` and `from_json` lose nothing, `unstructure` gives what JSON has, and `structure` takes it back."""
+    got = get(REPORT)
+    assert codec.from_json(codec.to_json(got), models.AssetReportGetResponse) == got
+    assert codec.from_json(codec.to_json(got, indent=2).decode(), models.AssetReportGetResponse) == got
+    plain = codec.unstructure(got)
+    assert json.loads(json.dumps(plain)) == plain
+    assert codec.structure(plain, models.AssetReportGetResponse) == got
+    report = codec.from_json(codec.to_json(got.report), models.AssetReport)
+    assert report == got.report
+
+
+def test_the_json_is_that_of_plaid():
+    """Absent and null apart, and times in their shortest form, what is written is what was sent."""
+    sent = json.loads(json.dumps(REPORT).replace("+00:00", "Z"))
+    written = json.loads(codec.to_json(get(REPORT)))
+    sent["report"]["user"] = written["report"]["user"]
+    balances = written["report"]["items"][0]["accounts"][0]["balances"]
+    assert balances.pop("margin_loan_amount") is None
+    assert written == sent
+
+
+def test_numbers_are_written_to_the_digit():
+    """No digit is lost or added, also where a string looks like a number."""
+    numbers = {"a": "0.10", "b": Decimal("0.10"), "c": [Decimal("12345678901234567890.123456789"), 5]}
+    made = models.RelayRemoveResponse(removed=True, request_id="q", additional_properties=numbers)
+    assert codec.to_json(made) == (
+        b'{"removed": true, "request_id": "q", "a": "0.10", "b": 0.10, "c": [12345678901234567890.123456789, 5]}'
+    )
+
+
+def test_a_plain_number_is_a_float_only_where_that_is_exact():
+    """What no float holds to the digit stays a Decimal, which JSON refuses rather than rounds."""
+    numbers = {"whole": Decimal(90), "short": Decimal("12.10"), "long": Decimal("0.12345678901234567890")}
+    made = models.RelayRemoveResponse(removed=True, additional_properties=numbers)
+    plain = codec.unstructure(made)
+    assert [type(plain[name]) for name in numbers] == [int, float, Decimal]
+    assert {name: plain[name] for name in numbers} == numbers | {"short": 12.1}
+
+
+@pytest.mark.parametrize("record", [5, models.PdfResponse(b"%PDF-"), {"a": 1}])
+def test_what_is_no_record_is_refused(record):
+    """Only records become JSON; a PDF has its bytes."""
+    for turn in (codec.to_json, codec.unstructure):
+        with pytest.raises(TypeError, match="isn't a record that can be written as JSON"):
+            turn(record)
+
+
+def test_what_was_stored_and_spoilt_is_named():
+    """A stored record that can't be read is the error that an answer would be, with its place."""
+    for read_back in (
+        lambda: codec.from_json(b'{"removed": "yes"}', models.RelayRemoveResponse),
+        lambda: codec.structure({"removed": "yes"}, models.RelayRemoveResponse),
+    ):
+        with pytest.raises(ResponseDecodeError) as caught:
+            read_back()
+        assert (caught.value.path, caught.value.sent) == ("$.removed", None)
+
+
+def test_times_keep_their_offset():
+    """A time comes out as it came in, by whatever clock it was told."""
+    for told, written in (
+        ("2026-03-30T18:27:37+02:00", "2026-03-30T18:27:37+02:00"),
+        ("2026-03-30 18:27:37.25Z", "2026-03-30T18:27:37.250000Z"),
+        ("2026-03-30T18:27:37-00:30", "2026-03-30T18:27:37-00:30"),
+    ):
+        got = get(spoil("report/date_generated", told))
+        assert json.loads(codec.to_json(got))["report"]["date_generated"] == written

@@ -54,7 +54,7 @@ def test_a_bad_creation_is_refused_by_the_name_of_its_field(arguments, problem):
             "days_requested must be a whole number from 0 to 731",
         ),
         (lambda: models.AssetReportCreateRequest(["a"], True), "days_requested must be a whole number"),
-        (lambda: models.AssetReportCreateRequest(["a"] * 100, 60), "access_tokens holds 100 tokens"),
+        (lambda: models.AssetReportCreateRequest(["a"] * 100, 60), "access_tokens holds 100 access tokens"),
         (lambda: models.AssetReportCreateOptions(webhook="x"), "webhook must be an http(s) URL"),
         (lambda: models.SandboxPublicTokenCreateRequest("ins_1", []), "initial_products is empty"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 import os
 import re
@@ -20,13 +21,13 @@ from plaid_relay_async.cli.board import Board
 from plaid_relay_async.cli.bulk import Run
 from plaid_relay_async.cli.demo import demonstrate
 from plaid_relay_async.cli.fetch import Fetch, Store, reading
-from plaid_relay_async.cli.output import as_json, open_output, put, standard_output, write_whole
+from plaid_relay_async.cli.output import open_output, put, standard_output, write_whole
 from plaid_relay_async.cli.rows import FileRows, Form, Source, creations, shared
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.simulate import read_clients, serve
 from plaid_relay_async.cli.status import Exit, UsageError, say
 from plaid_relay_async.client import RelayClient
-from plaid_relay_async.codec import converter
+from plaid_relay_async.codec import to_json, unstructure
 from plaid_relay_async.config import RetryPolicy, Timeouts, __version__
 from plaid_relay_async.errors import (
     ConfigurationError,
@@ -152,7 +153,7 @@ def get(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeou
     """Read a report that was shared with you, as JSON."""
     client, token = _client(base_url, timeout), _token(relay_token, "RELAY_TOKEN")
     answer = _call(client, lambda: client.relay.get(token))
-    put(standard_output(), as_json(converter.unstructure(answer)))
+    put(standard_output(), to_json(answer, indent=2) + b"\n")
     return Exit.DONE
 
 
@@ -226,7 +227,7 @@ def refresh(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Ti
     except KeyboardInterrupt:
         say("interrupted: nobody can tell whether the report is being made anew")
         return Exit.UNKNOWN
-    put(standard_output(), as_json(converter.unstructure(answer)))
+    put(standard_output(), to_json(answer, indent=2) + b"\n")
     return Exit.DONE
 
 
@@ -239,7 +240,8 @@ def remove(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Tim
     except KeyboardInterrupt:
         say("interrupted: nobody can tell whether it was removed; remove it again to be sure")
         return Exit.UNKNOWN
-    put(standard_output(), as_json({**converter.unstructure(answer), "inferred": answer.inferred}))
+    gone = {**unstructure(answer), "inferred": answer.inferred}
+    put(standard_output(), f"{json.dumps(gone, indent=2)}\n".encode())
     return Exit.DONE
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import define, field
 
 from plaid_relay_async.cli.bulk import Run
-from plaid_relay_async.cli.output import as_json, write_new
-from plaid_relay_async.codec import converter
+from plaid_relay_async.cli.output import write_new
+from plaid_relay_async.codec import to_json
 from plaid_relay_async.models import PdfResponse, RelayGetRequest, RelayPdfGetRequest
 from plaid_relay_async.outcomes import Failed, Fetched, Unknown, error_code
 
@@ -134,4 +134,4 @@ class Fetch(Run):
 
 
 def _content(response: AssetReportGetResponse | PdfResponse) -> bytes:
-    return response.content if isinstance(response, PdfResponse) else as_json(converter.unstructure(response))
+    return response.content if isinstance(response, PdfResponse) else to_json(response, indent=2) + b"\n"

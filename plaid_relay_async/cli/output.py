@@ -9,13 +9,11 @@ import errno
 import io
 import json
 import os
-import re
 import secrets
 import select
 import stat
 import sys
 from collections import Counter, deque
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -298,19 +296,6 @@ def write_new(path: str, content: bytes) -> None:
         os.link(part, path)
     finally:
         Path(part).unlink(missing_ok=True)
-
-
-def as_json(value: Any) -> bytes:
-    """Write JSON, with each Decimal as the very number that it is."""
-    mark = secrets.token_hex(16)
-
-    def marked(number: Any) -> str:
-        if not isinstance(number, Decimal):
-            raise TypeError(f"{type(number).__name__} isn't JSON")
-        return f"{mark}{number}"
-
-    text = json.dumps(value, indent=2, default=marked)
-    return re.sub(f'"{mark}([^"]*)"', r"\1", text).encode() + b"\n"
 
 
 class Kept:

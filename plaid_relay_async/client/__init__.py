@@ -8,6 +8,7 @@ from plaid_relay_async.client.asset_report import AssetReports
 from plaid_relay_async.client.item import Items
 from plaid_relay_async.client.relay import Relay
 from plaid_relay_async.client.sandbox import Sandbox
+from plaid_relay_async.client.webhook_verification_key import WebhookVerificationKeys
 from plaid_relay_async.config import (
     CredentialsSource,
     Environment,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-__all__ = ["AssetReports", "Items", "Relay", "RelayClient", "Sandbox"]
+__all__ = ["AssetReports", "Items", "Relay", "RelayClient", "Sandbox", "WebhookVerificationKeys"]
 
 
 @sealed_init
@@ -59,6 +60,7 @@ class RelayClient:
         asset_report: the reports to share.
         sandbox: test data.
         item: connections to a bank.
+        webhook_verification_key: the keys that webhooks are signed with.
 
     Raises:
         ConfigurationError: an argument or a variable is missing, wrong or unsafe; it is named.
@@ -104,6 +106,7 @@ class RelayClient:
         self.asset_report = AssetReports(transport)
         self.sandbox = Sandbox(transport)
         self.item = Items(transport)
+        self.webhook_verification_key = WebhookVerificationKeys(transport)
 
     async def open(self) -> None:
         """Open the pool inside the running loop; `async with` does it.

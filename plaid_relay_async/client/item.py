@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING
 from plaid_relay_async import codec
 from plaid_relay_async.client.operations import Call, Operations
 from plaid_relay_async.errors import sealed
-from plaid_relay_async.models import ItemPublicTokenExchangeRequest, ItemPublicTokenExchangeResponse
+from plaid_relay_async.models import (
+    ItemPublicTokenExchangeRequest,
+    ItemPublicTokenExchangeResponse,
+    ItemRemoveRequest,
+    ItemRemoveResponse,
+)
 
 if TYPE_CHECKING:
     from plaid_relay_async.config import RetryPolicy
 
 
 class Items(Operations):
-    """`client.item`: connections to a bank."""
+    """`client.item`: connections to a bank. All of it is called by the owner of the reports."""
 
     @sealed
     def exchange_public_token(
@@ -31,7 +36,36 @@ class Items(Operations):
             retry: in place of the client's policy.
 
         Raises:
+            OutcomeUnknownError: it may have been exchanged.
             PlaidRelayError: see the class.
         """
         request = ItemPublicTokenExchangeRequest(public_token)
         return self._transport.call(codec.ITEM_PUBLIC_TOKEN_EXCHANGE, request, timeout=timeout, retry=retry)
+
+    @sealed
+    def remove(
+        self,
+        access_token: str,
+        *,
+        reason_code: str | None = None,
+        reason_note: str | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Call[ItemRemoveResponse]:
+        """Take an Item's access token back; reports that were made of it stay.
+
+        https://plaid.com/docs/api/items/#itemremove, `item_remove` in plaid-python. If an attempt got no
+        answer and the next was told that there is no such Item, the answer says `inferred=True`.
+
+        Args:
+            access_token: the Item's.
+            reason_code: why, such as `ItemRemoveReason.FRAUD_OTHER`.
+            reason_note: why, in words, at most 512 characters.
+            timeout: seconds for the whole call, all attempts together.
+            retry: in place of the client's policy.
+
+        Raises:
+            PlaidRelayError: see the class.
+        """
+        request = ItemRemoveRequest(access_token, reason_code=reason_code, reason_note=reason_note)
+        return self._transport.call(codec.ITEM_REMOVE, request, timeout=timeout, retry=retry)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from plaid_relay_async import batch, codec
 from plaid_relay_async.batch import Batch
+from plaid_relay_async.client.files import download
 from plaid_relay_async.client.operations import Call, Operations
+from plaid_relay_async.client.waiting import until_ready
 from plaid_relay_async.config import RetryPolicy, Timeouts, check_count
 from plaid_relay_async.errors import ConfigurationError, sealed
 from plaid_relay_async.models import (
-    AssetReportGetResponse,
-    PdfResponse,
     RelayCreateRequest,
     RelayCreateResponse,
     RelayGetRequest,
@@ -25,9 +25,11 @@ from plaid_relay_async.models import (
 )
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterable, Callable, Iterable
 
     from plaid_relay_async.batch import Journal, Operation, Requests, Tokens
+    from plaid_relay_async.models import AssetReportGetResponse, PdfFile, PdfResponse
     from plaid_relay_async.outcomes import (
         Created,
         Failed,
@@ -362,17 +364,47 @@ class Relay(Operations):
 
         Args:
             relay_token: as the owner handed it over.
-            include_insights: with categories and merchants.
+            include_insights: with categories, merchants, and what Plaid makes of it all.
             timeout: seconds for the whole call, all attempts together.
             retry: in place of the client's policy.
 
         Raises:
-            ReportNotReadyError: the report is still being generated.
+            ReportNotReadyError: the report is still being generated; see `wait_until_ready`.
+            AssetReportError: it couldn't be generated.
             ResponseDecodeError: the answer isn't a report.
             PlaidRelayError: see the class.
         """
         request = RelayGetRequest(relay_token, include_insights=include_insights)
         return self._transport.call(codec.RELAY_GET, request, timeout=timeout, retry=retry)
+
+    @sealed
+    def wait_until_ready(
+        self,
+        relay_token: str,
+        *,
+        include_insights: bool = False,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Call[AssetReportGetResponse]:
+        """Read a report that was shared with you, as soon as it is generated; called by the partner.
+
+        It asks after 1, 3, 6 and 10 seconds and every 5 seconds from then on, which is within the 15
+        requests a minute that Plaid allows for a report. See `get` for the page and the name.
+
+        Args:
+            relay_token: as the owner handed it over.
+            include_insights: with categories, merchants, and what Plaid makes of it all.
+            timeout: seconds for all of it, in place of the client's `Timeouts.total`.
+            retry: in place of the client's policy; `attempts` bounds how many requests may fail in a row.
+
+        Raises:
+            ReportNotReadyError: the time is up, and the report is still being generated.
+            AssetReportError: it couldn't be generated, and waiting won't mend that.
+            ResponseDecodeError: the answer isn't a report.
+            PlaidRelayError: see the class.
+        """
+        request = RelayGetRequest(relay_token, include_insights=include_insights)
+        return until_ready(self._transport, codec.RELAY_GET, request, timeout=timeout, retry=retry)
 
     @sealed
     def get_pdf(
@@ -390,10 +422,41 @@ class Relay(Operations):
 
         Raises:
             ReportNotReadyError: the report is still being generated.
+            ResponseDecodeError: the answer isn't a PDF, or not a whole one.
             PlaidRelayError: see the class.
         """
         request = RelayPdfGetRequest(relay_token)
         return self._transport.call(codec.RELAY_PDF_GET, request, timeout=timeout, retry=retry)
+
+    @sealed
+    def download_pdf(
+        self,
+        relay_token: str,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Call[PdfFile]:
+        """Save a report that was shared with you as a PDF, written as it arrives; called by the partner.
+
+        The file is there as a whole or not at all, and nobody else may read it (mode 0600). See `get_pdf`
+        for the page and the name.
+
+        Args:
+            relay_token: as the owner handed it over.
+            path: the file to make; there must be none of that name.
+            timeout: seconds for the whole call, all attempts together.
+            retry: in place of the client's policy.
+
+        Raises:
+            FileExistsError: there is such a file; nothing was sent, unless it has come meanwhile.
+            OSError: the file can't be written.
+            ReportNotReadyError: the report is still being generated.
+            ResponseDecodeError: the answer isn't a PDF, or not a whole one.
+            PlaidRelayError: see the class.
+        """
+        request = RelayPdfGetRequest(relay_token)
+        return download(self._transport, codec.RELAY_PDF_GET, request, path, timeout=timeout, retry=retry)
 
     @sealed
     def refresh(

@@ -4,6 +4,8 @@ A check is a function of a field's name and its value that raises INVALID_FIELD.
 in `operations`. Required, nullable and bounds follow Plaid's published schemas.
 """
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from datetime import date
 from typing import Any, TypeAlias
@@ -12,6 +14,8 @@ from urllib.parse import urlsplit
 from attrs import evolve, frozen
 
 from plaid_relay_async.simulator.problems import Refusal
+
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 Check: TypeAlias = Callable[[str, Any], None]
 
@@ -45,12 +49,12 @@ def _refuse(name: str, wanted: str) -> Refusal:
     return Refusal("INVALID_FIELD", f"{name} must be {wanted}")
 
 
-def text(*, most: int | None = None) -> Field:
-    """A string that is not empty, of at most `most` characters."""
+def text(*, most: int | None = None, empty: bool = False) -> Field:
+    """A string that is not empty, unless it may be, of at most `most` characters."""
 
     def check(name: str, value: Any) -> None:
-        if not isinstance(value, str) or not value:
-            raise _refuse(name, "a non-empty string")
+        if not isinstance(value, str) or not (value or empty):
+            raise _refuse(name, "a string" if empty else "a non-empty string")
         if most is not None and len(value) > most:
             raise _refuse(name, f"of at most {most} characters")
 
@@ -74,23 +78,34 @@ def _check_url(name: str, value: Any) -> None:
 
 def _check_day(name: str, value: Any) -> None:
     try:
-        date.fromisoformat(value)
+        # Which alone would take 20260630 and 2026-W27-2 too, from Python 3.11 on.
+        good = _DAY.fullmatch(value) and date.fromisoformat(value)
     except (TypeError, ValueError):
-        raise _refuse(name, "a date such as 2026-06-30") from None
+        good = None
+    if not good:
+        raise _refuse(name, "a date such as 2026-06-30")
+
+
+def _check_url_or_nothing(name: str, value: Any) -> None:
+    if value != "":
+        _check_url(name, value)
 
 
 FLAG = Field(_check_flag)
 URL = Field(_check_url)
+URL_OR_NOTHING = Field(_check_url_or_nothing)
 DAY = Field(_check_day)
 
 
-def whole(low: int, high: int) -> Field:
+def whole(low: float = -math.inf, high: float = math.inf) -> Field:
     """An integer in the given bounds, both included."""
+    least, most = f" from {low}" if low > -math.inf else "", f" to {high}" if high < math.inf else ""
+    wanted = f"an integer{least}{most}"
 
     def check(name: str, value: Any) -> None:
         # To Python a boolean is an integer, to JSON it is not.
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise _refuse(name, f"an integer from {low} to {high}")
+            raise _refuse(name, wanted)
 
     return Field(check)
 

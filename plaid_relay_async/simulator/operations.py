@@ -3,16 +3,18 @@
 A handler gets the state, the caller and the checked body, and answers with a JSON object or a PDF.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from attrs import field, frozen
 
-from plaid_relay_async.simulator import samples
+from plaid_relay_async.simulator import samples, webhooks
 from plaid_relay_async.simulator.checks import (
     DAY,
     FLAG,
     URL,
+    URL_OR_NOTHING,
     Fields,
     many,
     nullable,
@@ -22,7 +24,9 @@ from plaid_relay_async.simulator.checks import (
     text,
     whole,
 )
-from plaid_relay_async.simulator.world import ReportOptions, World
+from plaid_relay_async.simulator.outline import USER_FIELDS, Outline
+from plaid_relay_async.simulator.problems import Refusal
+from plaid_relay_async.simulator.world import Report, ReportOptions, World
 
 
 @frozen
@@ -42,20 +46,43 @@ class Ask:
         return self.body.get("options", {})  # type: ignore[no-any-return]  # checked to be an object
 
 
-Answer: TypeAlias = dict[str, Any] | bytes
+@frozen
+class Draft:
+    """An answer with a report, still to be written: a big one takes a while."""
+
+    outline: Outline
+    insights: bool
+
+
+Answer: TypeAlias = dict[str, Any] | bytes | Draft
 Act: TypeAlias = Callable[[Ask], Answer]
+
+
+def _with_credentials(fields: Fields) -> Fields:
+    # A header may hold them instead; what the body says must be of the right type all the same.
+    return {**fields, "client_id": _WORDS, "secret": _WORDS}
+
+
+_WORDS = text(empty=True)  # Plaid's schemas bound no string from below; an empty token is none all the same
 
 
 @frozen
 class Operation:
-    """What an endpoint's body must hold, and what the endpoint does."""
+    """What an endpoint's body must hold, credentials aside, and what the endpoint does."""
 
     act: Act
-    fields: Fields
+    fields: Fields = field(converter=_with_credentials)
 
 
 def _public_token_create(ask: Ask) -> Answer:
-    return {"public_token": ask.world.link(ask.client_id, ask["institution_id"], ask["initial_products"])}
+    token = ask.world.link(
+        ask.client_id,
+        ask["institution_id"],
+        ask["initial_products"],
+        webhook=ask.options().get("webhook"),
+        user_token=ask["user_token"],
+    )
+    return {"public_token": token}
 
 
 def _public_token_exchange(ask: Ask) -> Answer:
@@ -68,36 +95,79 @@ def _item_remove(ask: Ask) -> Answer:
     return {}
 
 
+def _fire_webhook(ask: Ask) -> Answer:
+    item = ask.world.item(ask.client_id, ask["access_token"])
+    webhook_type = webhooks.type_of(ask["webhook_code"], ask["webhook_type"])
+    if item.webhook is None:
+        raise Refusal("SANDBOX_WEBHOOK_INVALID")
+    webhooks.check_product(webhook_type, item.products)
+    fired = webhooks.FiredWebhook(
+        item.linked.item_id, item.webhook, webhook_type, ask["webhook_code"], ask.request_id
+    )
+    ask.world.webhooks.append(fired)
+    return {"webhook_fired": True}
+
+
+def _webhook_key_get(ask: Ask) -> Answer:
+    return {"key": webhooks.key_of(ask["key_id"])}
+
+
 def _report_create(ask: Ask) -> Answer:
     asked = ask.options()
+    # `products` and `include_fast_report` are what the two add-ons were called before.
+    extras = {*asked.get("add_ons", ()), *asked.get("products", ())}
     options = ReportOptions(
-        asked.get("client_report_id"), asked.get("user", {}), "investments" in asked.get("add_ons", ())
+        client_report_id=asked.get("client_report_id"),
+        user=asked.get("user", {}),
+        investments="investments" in extras,
+        fast_assets="fast_assets" in extras or bool(asked.get("include_fast_report")),
+        require_all_items=asked.get("require_all_items") is not False,
     )
-    token, report = ask.world.create_report(
-        ask.client_id, ask["access_tokens"], ask["days_requested"], options
+    return _named(
+        *ask.world.create_report(ask.client_id, ask["access_tokens"], ask["days_requested"], options)
     )
+
+
+def _named(token: str, report: Report) -> Answer:
     return {"asset_report_token": token, "asset_report_id": report.outline.report_id}
 
 
-def _own_outline(ask: Ask) -> samples.Outline:
-    outline = ask.world.ready(ask.world.report(ask.client_id, ask["asset_report_token"]))
-    return outline.including(ask.options().get("days_to_include"))
+def _report_refresh(ask: Ask) -> Answer:
+    return _named(
+        *ask.world.refresh_report(
+            ask.client_id, ask["asset_report_token"], ask["days_requested"], ask.options()
+        )
+    )
 
 
-def _shared_outline(ask: Ask) -> samples.Outline:
-    return ask.world.ready(ask.world.shared(ask.client_id, ask["relay_token"]).report)
-
-
-def _report(outline: samples.Outline, ask: Ask) -> Answer:
-    return {"report": samples.report(outline, insights=bool(ask["include_insights"])), "warnings": []}
+def _report_filter(ask: Ask) -> Answer:
+    return _named(
+        *ask.world.filter_report(ask.client_id, ask["asset_report_token"], ask["account_ids_to_exclude"])
+    )
 
 
 def _report_get(ask: Ask) -> Answer:
-    return _report(_own_outline(ask), ask)
+    report = _own_report(ask)
+    outline = ask.world.fast(report) if ask["fast_report"] else ask.world.ready(report)
+    return Draft(outline.including(_days_to_include(ask)), bool(ask["include_insights"]))
+
+
+def _own_report(ask: Ask) -> Report:
+    """By its token, or else as the user's latest; with both the token counts, which is our choice."""
+    if ask["asset_report_token"] is not None:
+        return ask.world.report(ask.client_id, ask["asset_report_token"])
+    if ask["user_token"] is not None:
+        return ask.world.report_of_user(ask.client_id, ask["user_token"])
+    raise Refusal("MISSING_FIELDS", "the following required fields are missing: asset_report_token")
+
+
+def _days_to_include(ask: Ask) -> int | None:
+    return ask.options().get("days_to_include")
 
 
 def _report_pdf_get(ask: Ask) -> Answer:
-    return samples.pdf(_own_outline(ask))
+    outline = ask.world.ready(ask.world.report(ask.client_id, ask["asset_report_token"]))
+    return samples.pdf_of(outline.including(_days_to_include(ask)))
 
 
 def _report_remove(ask: Ask) -> Answer:
@@ -111,12 +181,16 @@ def _relay_create(ask: Ask) -> Answer:
     return {"relay_token": ask.world.create_relay(ask.client_id, report_token, partner, ask.request_id)}
 
 
+def _shared_outline(ask: Ask) -> Outline:
+    return ask.world.ready(ask.world.shared(ask.client_id, ask["relay_token"]).report)
+
+
 def _relay_get(ask: Ask) -> Answer:
-    return _report(_shared_outline(ask), ask)
+    return Draft(_shared_outline(ask), bool(ask["include_insights"]))
 
 
 def _relay_pdf_get(ask: Ask) -> Answer:
-    return samples.pdf(_shared_outline(ask))
+    return samples.pdf_of(_shared_outline(ask))
 
 
 def _relay_refresh(ask: Ask) -> Answer:
@@ -137,14 +211,15 @@ _PRODUCTS = one_of(
     "recurring_transactions", "transactions_refresh", "signal", "statements", "processor_payments",
     "processor_identity", "profile", "cra_base_report", "cra_income_insights", "cra_partner_insights",
     "cra_network_insights", "cra_cashflow_insights", "cra_monitoring", "cra_lend_score",
-    "cra_plaid_credit_score", "layer", "pay_by_bank", "protect_linked_bank", "protect_transactions",
+    "cra_plaid_credit_score", "cra_qualify", "cra_home_lending", "layer", "pay_by_bank",
+    "protect_linked_bank", "protect_transactions",
 )
 # fmt: on
 _SANDBOX_OPTIONS = shape(
     {
         "webhook": URL,
-        "override_username": nullable(text()),
-        "override_password": nullable(text()),
+        "override_username": nullable(_WORDS),
+        "override_password": nullable(_WORDS),
         "transactions": nullable(
             shape({"start_date": DAY, "end_date": DAY, "days_requested": whole(1, 730)})
         ),
@@ -152,7 +227,7 @@ _SANDBOX_OPTIONS = shape(
         "income_verification": shape(
             {
                 "income_source_types": many(one_of("bank", "payroll")),
-                "bank_income": shape({"days_requested": whole(1, 731)}),
+                "bank_income": shape({"days_requested": whole()}),
             }
         ),
     }
@@ -161,14 +236,23 @@ _DAYS = whole(0, 731)
 _DAYS_TO_INCLUDE = shape({"days_to_include": nullable(_DAYS)})
 _REPORT_OPTIONS = shape(
     {
-        "client_report_id": nullable(text()),
+        "client_report_id": nullable(_WORDS),
         "webhook": nullable(URL),
         "include_fast_report": nullable(FLAG),
-        "products": many(text()),
+        "products": many(_WORDS),
         "add_ons": many(one_of("investments", "fast_assets")),
         # The one object of a request that Plaid's schema leaves open to further fields.
-        "user": shape(dict.fromkeys(samples.USER_FIELDS, nullable(text())), closed=False),
+        "user": shape(dict.fromkeys(USER_FIELDS, nullable(_WORDS)), closed=False),
         "require_all_items": nullable(FLAG),
+    }
+)
+# Here, and here alone, "" has a meaning: "Submit an empty string for any previously-populated fields you
+# would like set as empty."
+_REFRESH_OPTIONS = shape(
+    {
+        "client_report_id": nullable(_WORDS),
+        "webhook": nullable(URL_OR_NOTHING),
+        "user": shape(dict.fromkeys(USER_FIELDS, nullable(_WORDS)), closed=False),
     }
 )
 _REASONS = one_of(
@@ -191,15 +275,29 @@ OPERATIONS: Mapping[str, Operation] = {
             "institution_id": _TOKEN,
             "initial_products": required(many(_PRODUCTS, least=1)),
             "options": _SANDBOX_OPTIONS,
-            "user_token": text(),
-            "user_id": text(),
+            "user_token": _WORDS,
+            "user_id": _WORDS,
         },
     ),
     "/item/public_token/exchange": Operation(_public_token_exchange, {"public_token": _TOKEN}),
     "/item/remove": Operation(
         _item_remove,
-        {"access_token": _TOKEN, "reason_code": _REASONS, "reason_note": nullable(text(most=512))},
+        {
+            "access_token": _TOKEN,
+            "reason_code": nullable(_REASONS),
+            "reason_note": nullable(text(most=512, empty=True)),
+        },
     ),
+    "/sandbox/item/fire_webhook": Operation(
+        _fire_webhook,
+        {
+            "access_token": _TOKEN,
+            "webhook_code": required(one_of(*webhooks.WEBHOOK_CODES)),
+            "webhook_type": one_of(*webhooks.WEBHOOK_TYPES),
+            "options": shape({"new_transactions": whole(0, math.inf)}),
+        },
+    ),
+    "/webhook_verification_key/get": Operation(_webhook_key_get, {"key_id": _TOKEN}),
     "/asset_report/create": Operation(
         _report_create,
         {
@@ -212,10 +310,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "/asset_report/get": Operation(
         _report_get,
         {
-            # Optional in the schema, beside user_token; this Plaid knows no users, nor a fast report that
-            # differs from the full one.
-            "asset_report_token": _TOKEN,
-            "user_token": text(),
+            # One of the two must be there; the schema requires neither.
+            "asset_report_token": text(),
+            "user_token": _WORDS,
             "include_insights": FLAG,
             "fast_report": FLAG,
             "options": _DAYS_TO_INCLUDE,
@@ -223,6 +320,13 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     "/asset_report/pdf/get": Operation(
         _report_pdf_get, {"asset_report_token": _TOKEN, "options": _DAYS_TO_INCLUDE}
+    ),
+    "/asset_report/refresh": Operation(
+        _report_refresh,
+        {"asset_report_token": _TOKEN, "days_requested": nullable(_DAYS), "options": _REFRESH_OPTIONS},
+    ),
+    "/asset_report/filter": Operation(
+        _report_filter, {"asset_report_token": _TOKEN, "account_ids_to_exclude": required(many(text()))}
     ),
     "/asset_report/remove": Operation(_report_remove, {"asset_report_token": _TOKEN}),
     "/credit/relay/create": Operation(

@@ -4,7 +4,7 @@ Statuses and codes: https://plaid.com/docs/errors/. The sentences are ours: Plai
 programmatic use.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -19,45 +19,124 @@ class _Kind:
     message: str
 
 
-_INVALID_REQUEST = "INVALID_REQUEST"
-_INVALID_INPUT = "INVALID_INPUT"
+def _kinds(status: int, error_type: str, messages: Mapping[str, str]) -> Mapping[str, _Kind]:
+    return {code: _Kind(status, error_type, message) for code, message in messages.items()}
+
 
 _KINDS: Mapping[str, _Kind] = {
-    "NOT_FOUND": _Kind(404, _INVALID_REQUEST, "there is no such endpoint, or it does not take this method"),
-    "INVALID_HEADERS": _Kind(400, _INVALID_REQUEST, "the Content-Type header must be application/json"),
-    "INVALID_BODY": _Kind(400, _INVALID_REQUEST, "the body must be one JSON object"),
-    # The code is listed among INVALID_REQUEST; which versions it is given for is our reading.
-    "INCOMPATIBLE_API_VERSION": _Kind(
-        400, _INVALID_REQUEST, "the Plaid-Version header names no known version"
+    **_kinds(
+        404,
+        "INVALID_REQUEST",
+        {
+            "NOT_FOUND": "there is no such endpoint, or it does not take this method",
+            "NO_LONGER_AVAILABLE": "this endpoint is no longer there",
+        },
     ),
-    "MISSING_FIELDS": _Kind(400, _INVALID_REQUEST, "required fields are missing"),
-    "UNKNOWN_FIELDS": _Kind(400, _INVALID_REQUEST, "the body holds fields that this endpoint does not know"),
-    "INVALID_FIELD": _Kind(400, _INVALID_REQUEST, "a field holds a value that is not allowed"),
-    "INVALID_API_KEYS": _Kind(400, _INVALID_INPUT, "invalid client_id or secret provided"),
-    "INVALID_INSTITUTION": _Kind(400, _INVALID_INPUT, "there is no institution of this institution_id"),
-    "INVALID_PUBLIC_TOKEN": _Kind(400, _INVALID_INPUT, "the public_token is unknown, or has expired"),
-    "INVALID_ACCESS_TOKEN": _Kind(400, _INVALID_INPUT, "the access_token is unknown, or was removed"),
-    "INVALID_ASSET_REPORT_TOKEN": _Kind(
-        400, _INVALID_INPUT, "the asset_report_token is unknown, or was removed"
+    **_kinds(
+        400,
+        "INVALID_REQUEST",
+        {
+            "INVALID_HEADERS": "the Content-Type header must be application/json",
+            "INVALID_BODY": "the body must be one JSON object",
+            # The code is listed among INVALID_REQUEST; which versions it is given for is our reading.
+            "INCOMPATIBLE_API_VERSION": "the Plaid-Version header names no known version",
+            "MISSING_FIELDS": "required fields are missing",
+            "UNKNOWN_FIELDS": "the body holds fields that this endpoint does not know",
+            "INVALID_FIELD": "a field holds a value that is not allowed",
+            "INVALID_CONFIGURATION": "this client is not set up for the endpoint",
+            "SANDBOX_ONLY": "this endpoint is there in the sandbox alone",
+        },
     ),
-    # Plaid publishes no code for a relay token that is unknown, removed or another's: ours.
-    "INVALID_RELAY_TOKEN": _Kind(
-        400, _INVALID_INPUT, "the relay_token is unknown, was removed, or is not yours"
+    **_kinds(
+        400,
+        "INVALID_INPUT",
+        {
+            "INVALID_API_KEYS": "invalid client_id or secret provided",
+            "UNAUTHORIZED_ENVIRONMENT": "this client may not use this environment",
+            "UNAUTHORIZED_ROUTE_ACCESS": "this client may not use this endpoint",
+            "INVALID_PRODUCT": "this client may not use this product",
+            "INVALID_INSTITUTION": "there is no institution of this institution_id",
+            "INVALID_PUBLIC_TOKEN": "the public_token is unknown, or has expired",
+            "INVALID_ACCESS_TOKEN": "the access_token is unknown, or was removed",
+            "INVALID_ASSET_REPORT_TOKEN": "the asset_report_token is unknown, or was removed",
+            # Plaid publishes no code for a relay token that is unknown, removed or another's: ours.
+            "INVALID_RELAY_TOKEN": "the relay_token is unknown, was removed, or is not yours",
+            "INVALID_AUDIT_COPY_TOKEN": "the audit_copy_token is unknown, or was removed",
+            "INVALID_WEBHOOK_VERIFICATION_KEY_ID": "there is no key of this key_id in this environment",
+            "ADDITIONAL_CONSENT_REQUIRED": "the user has not consented to this product",
+            "USER_PERMISSION_REVOKED": "the user has revoked the access",
+        },
     ),
-    "PRODUCT_NOT_READY": _Kind(
+    **_kinds(
         400,
         "ASSET_REPORT_ERROR",
-        "the report is still being generated: ask again later, or provide a webhook",
+        {
+            "PRODUCT_NOT_READY": (
+                "the report is still being generated: ask again later, or provide a webhook"
+            ),
+            "PRODUCT_NOT_ENABLED": ("an Item of this report was not initialised with the product 'assets'"),
+            "DATA_UNAVAILABLE": "the data of an Item could not be had: causes tells of which, and why",
+            "ASSET_REPORT_GENERATION_FAILED": (
+                "asset report is too large to be generated, try again with a shorter date range"
+            ),
+            "INVALID_PARENT": "the original of this report is missing, or was removed",
+            "INSIGHTS_NOT_ENABLED": "this client may not have reports with insights",
+            "INSIGHTS_PREVIOUSLY_NOT_ENABLED": (
+                "this client might not have reports with insights when this one was made"
+            ),
+            "DATA_QUALITY_CHECK_FAILED": "what the institution gave is of poor quality",
+        },
     ),
-    "PRODUCT_NOT_ENABLED": _Kind(
-        400, "ASSET_REPORT_ERROR", "an Item of this report was not initialised with the product 'assets'"
+    **_kinds(
+        400,
+        "ITEM_ERROR",
+        {
+            "ITEM_LOGIN_REQUIRED": "the login details of this Item have changed",
+            "ITEM_LOCKED": "the account at the institution is locked",
+            "ITEM_NOT_FOUND": "the Item is unknown, or was removed",
+            "ITEM_NOT_SUPPORTED": "this Item is not supported",
+            "ITEM_CONCURRENTLY_DELETED": "this Item was removed meanwhile",
+            "NO_ACCOUNTS": "there are no accounts for this Item",
+            "PRODUCTS_NOT_SUPPORTED": "this institution does not support the product",
+        },
     ),
-    "RATE_LIMIT": _Kind(
-        429, "RATE_LIMIT_EXCEEDED", "too many requests for this endpoint, please try again later"
+    **_kinds(
+        400,
+        "INSTITUTION_ERROR",
+        {
+            "INSTITUTION_DOWN": "this institution is not available at the moment",
+            "INSTITUTION_NOT_RESPONDING": "this institution does not respond at the moment",
+            "INSTITUTION_NOT_AVAILABLE": "this institution is not available at the moment",
+            "INSTITUTION_NO_LONGER_SUPPORTED": "this institution is no longer supported",
+            "UNSUPPORTED_RESPONSE": "what the institution answers is not supported",
+        },
     ),
-    "INTERNAL_SERVER_ERROR": _Kind(500, "API_ERROR", "an unexpected error occurred"),
-    "PLANNED_MAINTENANCE": _Kind(503, "API_ERROR", "the API is down for planned maintenance"),
+    **_kinds(
+        400,
+        "SANDBOX_ERROR",
+        {
+            "SANDBOX_PRODUCT_NOT_ENABLED": "the Item was not initialised with the product of this webhook",
+            "SANDBOX_WEBHOOK_INVALID": "this Item has no webhook",
+        },
+    ),
+    **_kinds(
+        429,
+        "RATE_LIMIT_EXCEEDED",
+        {
+            "RATE_LIMIT": "too many requests for this endpoint, please try again later",
+            "INSTITUTION_RATE_LIMIT": "too many requests for this institution",
+            "CREDITS_EXHAUSTED": "the free allocation is used up",
+            "TRIAL_CONNECTION_LIMIT": "the number of Items of a trial is used up",
+        },
+    ),
+    **_kinds(500, "API_ERROR", {"INTERNAL_SERVER_ERROR": "an unexpected error occurred"}),
+    **_kinds(503, "API_ERROR", {"PLANNED_MAINTENANCE": "the API is down for planned maintenance"}),
 }
+
+ITEM_CODES = frozenset(
+    code for code, kind in _KINDS.items() if kind.error_type in {"ITEM_ERROR", "INSTITUTION_ERROR"}
+)
+"""What may be wrong with an Item."""
 
 _CODE_BY_STATUS: Mapping[int, str] = {404: "NOT_FOUND", 429: "RATE_LIMIT", 503: "PLANNED_MAINTENANCE"}
 
@@ -74,20 +153,23 @@ class Refusal(Exception):  # noqa: N818  named for what it is: a refusal is no e
     Args:
         code: Plaid's `error_code`.
         message: What is wrong; without it, the code's own sentence.
+        causes: The error of each Item that is to blame; only where the type is ASSET_REPORT_ERROR.
     """
 
-    def __init__(self, code: str, message: str | None = None) -> None:
+    def __init__(self, code: str, message: str | None = None, causes: Sequence[Any] = ()) -> None:
         kind = _KINDS[code]
         super().__init__(code)
         self.status = kind.status
         self.error_type = kind.error_type
         self.error_code = code
         self.error_message = message or kind.message
+        self.causes = causes
 
     def body(self, request_id: str) -> dict[str, Any]:
         """Every field of Plaid's error body, in its recorded order."""
         anchor = _ANCHORS.get(self.error_type) or f"{self.error_type.lower().replace('_', '-')}-errors"
-        return {
+        causes = {"causes": list(self.causes)} if self.causes else {}
+        return causes | {
             "display_message": None,
             "documentation_url": _DOCUMENTATION + anchor,
             "error_code": self.error_code,
@@ -98,6 +180,20 @@ class Refusal(Exception):  # noqa: N818  named for what it is: a refusal is no e
         }
 
 
-def fitting(status: int) -> Refusal:
-    """The refusal that Plaid would most likely send with an HTTP status of 400 or more."""
+def cause(code: str, item_id: str) -> dict[str, Any]:
+    """What was wrong with an Item, as `causes` and warnings tell it."""
+    kind = _KINDS[code]
+    return {
+        "display_message": None,
+        "error_code": code,
+        "error_message": kind.message,
+        "error_type": kind.error_type,
+        "item_id": item_id,
+    }
+
+
+def fitting(status: int, code: object = None) -> Refusal:
+    """The refusal of a known code; else the one that most likely goes with a status of 400 or more."""
+    if isinstance(code, str) and code in _KINDS:
+        return Refusal(code)
     return Refusal(_CODE_BY_STATUS.get(status, "INVALID_FIELD" if status < 500 else "INTERNAL_SERVER_ERROR"))

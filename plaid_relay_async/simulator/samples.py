@@ -1,20 +1,28 @@
 """Plausible reports, written from a seed: the same outline is the same report, to the cent."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any, Self, TypeAlias
-from uuid import UUID
 
-from attrs import evolve, field, frozen
+from attrs import frozen
 
-Json: TypeAlias = dict[str, Any]
+from plaid_relay_async.simulator import activity, holdings, pdf
+from plaid_relay_async.simulator.insights import insights as lending_insights
+from plaid_relay_async.simulator.outline import (
+    MOST_TRANSACTIONS,
+    USER_FIELDS,
+    Account,
+    Json,
+    Linked,
+    Outline,
+    instant,
+    report_id,
+)
+from plaid_relay_async.simulator.problems import cause
 
-USER_FIELDS = ("client_user_id", "first_name", "middle_name", "last_name", "ssn", "phone_number", "email")
-
-_TRANSACTIONS = 20  # in each account, so that a report of one Item has about sixty
-_DOLLARS: Json = {"iso_currency_code": "USD", "unofficial_currency_code": None}
+_AT_ONCE = 500
+"""Records in one piece of JSON: writing a piece holds up every other thread."""
 
 # Plaid's official test institutions; any other gets a name made of its id.
 _BANKS = {
@@ -27,359 +35,231 @@ _BANKS = {
 
 
 @frozen
-class Linked:
-    """The bank login that an Item stands for."""
+class _Told:
+    """An account of a report, and what the insights of the whole report need of it."""
 
-    item_id: str
-    institution_id: str
+    content: Json
+    transactions: list[Json]
+    balances: list[Json]
 
 
-@frozen
-class Outline:
-    """All that a report follows from.
+def report_bytes(
+    transactions: int, *, days: int = 90, seed: int = 0, insights: bool = False, investments: bool = False
+) -> bytes:
+    """The body of an answer of `/credit/relay/get`, made without a server; the same at each call.
 
-    Attributes:
-        seed: Two reports of the same seed hold the same accounts and amounts.
-        report_id: Its `asset_report_id`.
-        generated: When it was made; its days count back from there.
-        days: The `days_requested`.
-        items: The Items in it.
-        client_report_id: As its maker named it.
-        user: As its maker told, in the order of `USER_FIELDS`.
-        investments: Whether an investment account is in it.
-        included: How many of the days to show; None is all.
+    About 0.1 MB at 200 transactions, 1 MB at 3,400, and 8 MB at 8,000 with insights.
+
+    Args:
+        transactions: How many it holds, at most Plaid's 15,000.
+        days: How many days it goes back, 1 to 731.
+        seed: Of what it holds.
+        insights: Whether it is a report with insights.
+        investments: Whether investment accounts are in it.
+
+    Raises:
+        ValueError: There can be no such report.
     """
-
-    seed: str = field(repr=False)  # it is made of the report token
-    report_id: str
-    generated: datetime
-    days: int
-    items: tuple[Linked, ...]
-    client_report_id: str | None
-    user: tuple[str | None, ...] = field(repr=False)
-    investments: bool
-    included: int | None = None
-
-    def including(self, days: int | None) -> Self:
-        """The same report, of which only the last days are shown."""
-        return evolve(self, included=days)
-
-    def again(self, seed: str, generated: datetime) -> Self:
-        """A fresh version of it."""
-        return evolve(self, seed=seed, report_id=report_id(seed), generated=generated)
+    if not 0 <= transactions <= MOST_TRANSACTIONS:
+        raise ValueError(f"transactions: must be from 0 to {MOST_TRANSACTIONS:,}")
+    if not 1 <= days <= 731:
+        raise ValueError("days: must be from 1 to 731")
+    name = f"{seed}:sample"
+    outline = Outline(
+        seed=name,
+        report_id=report_id(name),
+        generated=datetime(2026, 6, 30, 12, tzinfo=UTC),
+        days=days,
+        items=(Linked(report_id(f"{name}:item"), "ins_109508", name),),
+        investments=investments,
+        transactions=transactions,
+    )
+    return written(outline, insights=insights, request_id="m8MDnv9okwxFNBV")
 
 
-@frozen
-class _Kind:
-    """A kind of account: names, Plaid's type and subtype, and the range of its balance in cents."""
-
-    name: str
-    official_name: str | None
-    account_type: str
-    subtype: str
-    low: int
-    high: int
-    limit: float | None = None
-
-    @property
-    def owes(self) -> bool:
-        """Whether its balance is what the holder owes, so that spending raises it."""
-        return self.account_type == "credit"
+def written(outline: Outline, *, insights: bool, request_id: str) -> bytes:
+    """The body of an answer with the report, in JSON."""
+    return closed(opened(outline, insights=insights), request_id)
 
 
-_KINDS = (
-    _Kind(
-        "Everyday Checking",
-        "Everyday Current Account with Cheques",
-        "depository",
-        "checking",
-        40_000,
-        900_000,
-    ),
-    _Kind("Rainy Day Savings", None, "depository", "savings", 100_000, 4_000_000),
-    _Kind("Silver Card", "Silver Rewards Card", "credit", "credit card", 10_000, 300_000, limit=5000.0),
-)
-_BROKERAGE = _Kind("Long View", "Long View Brokerage Account", "investment", "brokerage", 500_000, 9_000_000)
+def closed(body: bytes, request_id: str) -> bytes:
+    """A body from `opened`, with the id that each answer has of its own."""
+    return b'%s, "request_id": %s}' % (body, json.dumps(request_id).encode())
 
 
-@frozen
-class _Shop:
-    """Where money goes: what the bank writes, and what Plaid makes of it with insights."""
+def opened(outline: Outline, *, insights: bool) -> bytes:
+    """The body of an answer with the report, up to its request_id.
 
-    description: str
-    merchant: str | None
-    category: tuple[str, ...]
-    category_id: str
-    credit_category: tuple[str, str]
-    transaction_type: str
-    low: int
-    high: int
+    It is put together of small pieces: one call for all of a big report would hold up the event loop from
+    another thread too.
+    """
+    pieces = ['{"report": ', *_pieces_of_report(outline, insights=insights)]
+    pieces += [', "warnings": ', json.dumps(_warnings(outline))]
+    return "".join(pieces).encode()
 
 
-_SHOPS = (
-    _Shop("GREEN GROCER 0417 OAKLAND CA", "Green Grocer", ("Shops", "Supermarkets and Groceries"), "19047000",
-          ("FOOD_AND_DRINK", "FOOD_AND_DRINK_GROCERIES"), "place", 400, 18_000),
-    _Shop("TRAMWAY FARE*8F2K", "Tramway", ("Travel", "Public Transportation Services"), "22014000",
-          ("TRANSPORTATION", "TRANSPORTATION_PUBLIC_TRANSIT"), "digital", 200, 900),
-    _Shop("CORNER COFFEE 12", "Corner Coffee", ("Food and Drink", "Restaurants", "Coffee Shop"), "13005043",
-          ("FOOD_AND_DRINK", "FOOD_AND_DRINK_COFFEE"), "place", 250, 1_500),
-    _Shop("ACH CITY POWER AND LIGHT", "City Power", ("Service", "Utilities", "Electric"), "18068005",
-          ("RENT_AND_UTILITIES", "RENT_AND_UTILITIES_GAS_AND_ELECTRICITY"), "special", 3_000, 22_000),
-    _Shop("PAYROLL DEP MILLWRIGHT CO", None, ("Transfer", "Payroll"), "21009000",
-          ("INCOME", "INCOME_WAGES"), "special", -420_000, -120_000),
-    _Shop("INTRST PYMNT", None, ("Transfer", "Credit"), "21005000",
-          ("INCOME", "INCOME_INTEREST_EARNED"), "special", -1_200, -1),
-)  # fmt: skip
-
-
-def report_id(seed: str) -> str:
-    """A report's id, which follows from its seed."""
-    return str(UUID(bytes=hashlib.sha256(seed.encode()).digest()[:16], version=4))
-
-
-def report(outline: Outline, *, insights: bool) -> Json:
-    """The report as Plaid's AssetReport."""
-    return {
+def _pieces_of_report(outline: Outline, *, insights: bool) -> Iterator[str]:
+    head: Json = {
         "asset_report_id": outline.report_id,
         "client_report_id": outline.client_report_id,
-        "date_generated": _instant(outline.generated),
+        "date_generated": instant(outline.generated),
         "days_requested": outline.days,
-        "items": [_item(outline, linked, insights=insights) for linked in outline.items],
         "user": dict(zip(USER_FIELDS, outline.user, strict=True)),
     }
+    told = [_account(outline, account, insights=insights) for account in outline.accounts()]
+    by_item: dict[str, list[_Told]] = {item.item_id: [] for item in outline.items}
+    for account, one in zip(outline.accounts(), told, strict=True):
+        by_item[account.item.item_id].append(one)
+    if insights and not outline.fast:
+        everything = [entry for one in told for entry in one.transactions]
+        head["insights"] = lending_insights(outline, everything, [one.balances for one in told])
+    items = [
+        _piece_of_item(outline, item, by_item[item.item_id], insights=insights) for item in outline.items
+    ]
+    yield _with(head, "items", items)
 
 
-def _item(outline: Outline, linked: Linked, *, insights: bool) -> Json:
-    draw = Random(f"{outline.seed}:{linked.item_id}")
-    kinds = (*_KINDS, _BROKERAGE) if outline.investments else _KINDS
-    return {
-        "accounts": [_account(draw, outline, kind, insights=insights) for kind in kinds],
-        "date_last_updated": _instant(outline.generated - timedelta(seconds=draw.randrange(3600))),
-        "institution_id": linked.institution_id,
-        "institution_name": _BANKS.get(linked.institution_id, f"Bank {linked.institution_id[4:]}"),
-        "item_id": linked.item_id,
+def _piece_of_item(outline: Outline, item: Linked, accounts: Iterable[_Told], *, insights: bool) -> str:
+    ago = Random(f"{outline.seed}:{item.item_id}").randrange(3600)
+    head = {
+        "date_last_updated": instant(outline.generated - timedelta(seconds=ago)),
+        "institution_id": item.institution_id,
+        "institution_name": _BANKS.get(item.institution_id, f"Bank {item.institution_id[4:]}"),
+        "item_id": item.item_id,
     }
+    return _with(head, "accounts", (_piece_of_account(one, insights=insights) for one in accounts))
 
 
-def _account(draw: Random, outline: Outline, kind: _Kind, *, insights: bool) -> Json:
-    account_id = _identifier(draw)
-    cents = draw.randrange(kind.low, kind.high)
-    transactions = list(_transactions(draw, outline, account_id))
-    history = list(_history(outline, kind, cents, transactions))
-    shown = outline.days if outline.included is None else min(outline.days, outline.included)
-    since = _day(outline, shown)
-    account: Json = {
-        "account_id": account_id,
-        "balances": _balances(outline, kind, cents),
+def _piece_of_account(told: _Told, *, insights: bool) -> str:
+    shown = told.transactions if insights else [activity.plain(entry) for entry in told.transactions]
+    slices = (shown[start : start + _AT_ONCE] for start in range(0, len(shown), _AT_ONCE))
+    return _with(told.content, "transactions", (json.dumps(entries)[1:-1] for entries in slices))
+
+
+def _with(head: Json, name: str, pieces: Iterable[str]) -> str:
+    """An object of JSON, with one list more that is JSON already."""
+    return f'{json.dumps(head)[:-1]}, "{name}": [{", ".join(pieces)}]}}'
+
+
+def _account(outline: Outline, account: Account, *, insights: bool) -> _Told:
+    units = _balance(account) * activity.UNITS // 100
+    entries = [] if outline.fast else list(activity.transactions(account, outline))
+    past = [] if outline.fast else list(activity.history(account, outline, units, entries))
+    since = outline.day(outline.shown)
+    entries = [entry for entry in entries if entry["date"] > since]
+    past = [balance for balance in past if balance["date"] > since]
+    content = {
+        **_identity(account),
+        "balances": _balances(outline, account),
         "days_available": outline.days,
-        "historical_balances": [balance for balance in history if balance["date"] > since],
+        "historical_balances": past,
+    }
+    if account.kind.account_type == "investment" and account.item.has("investments") and not outline.fast:
+        content["investments"] = holdings.investments(account, outline)
+    if insights and entries:
+        content["account_insights"] = lending_insights(outline, entries, [past])
+    return _Told(content, entries, past)
+
+
+def _identity(account: Account) -> Json:
+    """What stays the same in each report of the Item."""
+    draw = Random(f"{account.item.seed}:{account.kind.name}")
+    kind = account.kind
+    told: Json = {
+        "account_id": account.account_id,
         "mask": f"{draw.randrange(10_000):04}",
         "name": kind.name,
         "official_name": kind.official_name,
-        "owners": [_owner(draw)],
-        "ownership_type": None,
+        "owners": _owners(account.item) if account.item.has("owners") else [],
+        "ownership_type": draw.choice((None, "individual", "joint")),
         "subtype": kind.subtype,
-        "transactions": [
-            entry if insights else _plain(entry) for entry in transactions if entry["date"] > since
-        ],
         "type": kind.account_type,
     }
-    if kind is _BROKERAGE:
-        account["investments"] = _investments(draw, outline, account_id)
-    return account
+    # Plaid gives both for some accounts alone, and leaves them out elsewhere.
+    if kind.account_type == "depository" and draw.random() < 0.5:
+        told["verification_status"] = "automatically_verified"
+        told["persistent_account_id"] = report_id(account.account_id).replace("-", "")
+    return told
 
 
-def _balances(outline: Outline, kind: _Kind, cents: int) -> Json:
-    current = cents / 100
-    available = None if kind.account_type == "investment" else current
-    if kind.limit is not None:
-        available = round(kind.limit - current, 2)
+def _balance(account: Account) -> int:
+    """In cents."""
+    return Random(f"{account.seed}:balance").randrange(account.kind.low, account.kind.high)
+
+
+def _balances(outline: Outline, account: Account) -> Json:
+    kind, cents = account.kind, _balance(account)
+    available: dict[str, int | None] = {"depository": cents, "credit": (kind.limit or 0) - cents}
+    shown = available.get(kind.account_type)
     return {
-        "available": available,
-        "current": current,
-        "last_updated_datetime": _instant(outline.generated),
-        "limit": kind.limit,
-        "margin_loan_amount": None,
-        **_DOLLARS,
+        "available": None if shown is None else shown / 100,
+        "current": cents / 100,
+        "last_updated_datetime": instant(outline.generated) if kind.spends else None,
+        "limit": None if kind.limit is None else kind.limit / 100,
+        "margin_loan_amount": 0.0 if kind.subtype == "brokerage" else None,
+        **kind.currencies(),
     }
 
 
-def _transactions(draw: Random, outline: Outline, account_id: str) -> Iterable[Json]:
-    """With insights, and newest first, as Plaid lists them."""
-    ages = sorted(draw.randrange(outline.days) for _ in range(_TRANSACTIONS if outline.days else 0))
-    for age in ages:
-        yield _transaction(draw, account_id, _day(outline, age), pending=age == 0)
+def _owners(item: Linked) -> list[Json]:
+    """Those of a login are the same for each of its accounts: one, or two."""
+    draw = Random(f"{item.seed}:owners")
+    last = draw.choice(("Charleson", "Okafor", "Lind"))
+    firsts = draw.sample(("Alberta", "Rowan", "Mina", "Jo"), k=draw.choice((1, 2)))
+    return [_owner(draw, first, last) for first in firsts]
 
 
-def _transaction(draw: Random, account_id: str, day: str, *, pending: bool) -> Json:
-    shop = draw.choice(_SHOPS)
-    amount = draw.randrange(shop.low, shop.high) / 100
-    if draw.random() < 0.05:
-        # Amounts are decimals of which more than two digits have been seen, such as money changed abroad.
-        amount = round(amount + draw.randrange(1, 100) / 10_000, 4)
-    primary, detailed = shop.credit_category
-    return {
-        "account_id": account_id,
-        "account_owner": None,
-        "amount": amount,
-        "category": list(shop.category),
-        "category_id": shop.category_id,
-        "check_number": None,
-        "credit_category": {"detailed": detailed, "primary": primary},
-        "date": day,
-        "date_transacted": day if shop.transaction_type == "place" else None,
-        "location": _location(draw, shop),
-        "merchant_name": shop.merchant,
-        "name": shop.merchant or shop.description.title(),
-        "original_description": shop.description,
-        "payment_meta": dict.fromkeys(
-            ("by_order_of", "payee", "payer", "payment_method", "payment_processor", "ppd_id", "reason",
-             "reference_number")
-        ),
-        "pending": pending,
-        "pending_transaction_id": None,
-        "transaction_id": _identifier(draw),
-        "transaction_type": shop.transaction_type,
-        **_DOLLARS,
-    }  # fmt: skip
-
-
-def _plain(transaction: Json) -> Json:
-    """A transaction without insights."""
-    kept = ("account_id", "amount", "date", "original_description", "pending", "transaction_id", *_DOLLARS)
-    return {name: transaction[name] for name in kept}
-
-
-def _location(draw: Random, shop: _Shop) -> Json:
-    at = shop.transaction_type == "place"
-    return {
-        "address": None,
-        "city": "Oakland" if at else None,
-        "country": "US" if at else None,
-        "lat": round(37.8 + draw.random() / 100, 6) if at else None,
-        "lon": round(-122.3 + draw.random() / 100, 6) if at else None,
-        "postal_code": None,
-        "region": "CA" if at else None,
-        "store_number": str(draw.randrange(1000)) if at else None,
-    }
-
-
-def _history(outline: Outline, kind: _Kind, cents: int, transactions: Sequence[Json]) -> Iterable[Json]:
-    """The balance at the end of each day, newest first: today's, with what happened later undone."""
-    moved: dict[str, float] = {}
-    for entry in transactions:
-        moved[entry["date"]] = moved.get(entry["date"], 0.0) + entry["amount"]
-    balance = cents / 100
-    for age in range(outline.days):
-        day = _day(outline, age)
-        yield {"current": round(balance, 4), "date": day, **_DOLLARS}
-        balance += -moved.get(day, 0.0) if kind.owes else moved.get(day, 0.0)
-
-
-def _owner(draw: Random) -> Json:
-    first, last = (
-        draw.choice(("Alberta", "Rowan", "Mina", "Jo")),
-        draw.choice(("Charleson", "Okafor", "Lind")),
-    )
-    email = f"{first}.{last}@example.com".lower()
+def _owner(draw: Random, first: str, last: str) -> Json:
+    name = f"{first}.{last}".lower()
     street, code = f"{draw.randrange(1, 9999)} Grandrose Road", f"{draw.randrange(10_000, 99_999)}"
-    address = {"city": "Malakoff", "country": "US", "postal_code": code, "region": "NY", "street": street}
+    home = {"city": "Malakoff", "country": "US", "postal_code": code, "region": "NY", "street": street}
+    # Null where the bank tells no more than a line.
+    box = {"city": None, "country": None, "postal_code": None, "region": None, "street": "PO Box 17"}
+    phones = (("home", True), ("work", False), ("mobile", False))
     return {
-        "addresses": [{"data": address, "primary": True}],
-        "emails": [{"data": email, "primary": True, "type": "primary"}],
+        "addresses": [{"data": home, "primary": True}, {"data": box, "primary": False}],
+        "emails": [
+            {"data": f"{name}@example.com", "primary": True, "type": "primary"},
+            {"data": f"{name}@work.example", "primary": False, "type": "secondary"},
+        ],
         "names": [f"{first} {last}"],
-        "phone_numbers": [{"data": f"1555{draw.randrange(10**7):07}", "primary": True, "type": "home"}],
+        "phone_numbers": [
+            {"data": f"1555{draw.randrange(10**7):07}", "primary": primary, "type": kind}
+            for kind, primary in phones
+        ],
     }
 
 
-def _investments(draw: Random, outline: Outline, account_id: str) -> Json:
-    security_id = _identifier(draw)
-    quantity, price = round(draw.uniform(1, 900), 4), round(draw.uniform(5, 90), 3)
-    held: Json = {"account_id": account_id, "security_id": security_id, "quantity": quantity, **_DOLLARS}
-    day = _day(outline, 1)
-    holding = {
-        **held,
-        "cost_basis": None,
-        "institution_price": price,
-        "institution_price_as_of": day,
-        "institution_value": round(quantity * price, 4),
-        "ticker_symbol": "MAPL",
-        "vested_quantity": None,
-        "vested_value": None,
-    }
-    bought = {
-        **held,
-        "amount": round(quantity * price, 2),
-        "date": day,
-        "fees": None,
-        "investment_transaction_id": _identifier(draw),
-        "name": "BUY Maple Index Fund",
-        "price": price,
-        "subtype": "buy",
-        "type": "buy",
-        "vested_quantity": 0.0,
-        "vested_value": 0.0,
-    }
-    security = {
-        "name": "Maple Index Fund",
-        "security_id": security_id,
-        "ticker_symbol": "MAPL",
-        "type": "mutual fund",
-    }
-    return {"holdings": [holding], "securities": [security], "transactions": [bought]}
-
-
-def _identifier(draw: Random) -> str:
-    """Letters and digits, as Plaid's ids of accounts and transactions are."""
-    return "".join(draw.choices("abcdefghijkmnopqrstvwxyzABDEGJKLMNPQRVXZ13456789", k=37))
-
-
-def _day(outline: Outline, age: int) -> str:
-    return (outline.generated - timedelta(days=age)).date().isoformat()
-
-
-def _instant(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def pdf(outline: Outline) -> bytes:
-    """The report as a PDF of one page: an account a line, with its balance."""
-    lines = [f"Asset Report {outline.report_id}", f"Generated {_instant(outline.generated)}", ""]
-    for item in report(outline, insights=False)["items"]:
-        lines.append(item["institution_name"])
-        lines += [
-            f"    {account['name']}  ...{account['mask']}  USD {account['balances']['current']:,.2f}"
-            for account in item["accounts"]
-        ]
-    return _typeset(lines)
-
-
-def _typeset(lines: Iterable[str]) -> bytes:
-    shown = "".join(f"({_escaped(line)}) Tj T*\n" for line in lines)
-    stream = f"BT /F1 11 Tf 16 TL 56 786 Td\n{shown}ET".encode("latin-1", "replace")
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] /Contents 4 0 R /Resources 6 0 R >>",
-        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-        b"<< /Font << /F1 5 0 R >> >>",
+def _warnings(outline: Outline) -> list[Json]:
+    """One for each part that an Item lacks, with the reason."""
+    lacks: Sequence[tuple[Linked, str, str]] = [
+        (item, part, code) for item in outline.items for part, code in item.lacks
     ]
-    return _bound(objects)
+    return [
+        {
+            "cause": cause(code, item.item_id),
+            "warning_code": f"{part.upper()}_UNAVAILABLE",
+            "warning_type": "ASSET_REPORT_WARNING",
+        }
+        for item, part, code in lacks
+        if _is_asked_for(outline, part)
+    ]
 
 
-def _escaped(line: str) -> str:
-    return line.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)")
+def _is_asked_for(outline: Outline, part: str) -> bool:
+    return part == "owners" or (not outline.fast and (part != "investments" or outline.investments))
 
 
-def _bound(objects: Iterable[bytes]) -> bytes:
-    """A PDF file of these objects, with the table that says where each begins (ISO 32000-1, 7.5)."""
-    file = bytearray(b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n")
-    table = [b"0000000000 65535 f \n"]
-    for number, content in enumerate(objects, 1):
-        table.append(b"%010d 00000 n \n" % len(file))
-        file += b"%d 0 obj\n%s\nendobj\n" % (number, content)
-    start = len(file)
-    file += b"xref\n0 %d\n%s" % (len(table), b"".join(table))
-    file += b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (len(table), start)
-    return bytes(file)
+def pdf_of(outline: Outline) -> bytes:
+    """The report as a PDF: an account a line, with its balance."""
+    lines = [f"Asset Report {outline.report_id}", f"Generated {instant(outline.generated)}", ""]
+    shown = ""
+    for account in outline.accounts():
+        bank = account.item.institution_id
+        if account.item.item_id != shown:
+            lines.append(_BANKS.get(bank, f"Bank {bank[4:]}"))
+            shown = account.item.item_id
+        identity, current = _identity(account), _balance(account) / 100
+        currency = account.kind.currency[0] or account.kind.currency[1]
+        lines.append(f"    {identity['name']}  ...{identity['mask']}  {currency} {current:,.2f}")
+    return pdf.typeset(lines)

@@ -6,7 +6,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import ip_address
 from types import TracebackType
@@ -18,13 +18,20 @@ from attrs import define, evolve, field, frozen
 
 from plaid_relay_async.simulator.checks import VERSIONS, check_credentials, check_fields, check_version
 from plaid_relay_async.simulator.faults import OWN_PATHS, Fault, Script, read_faults
-from plaid_relay_async.simulator.operations import OPERATIONS, Ask
+from plaid_relay_async.simulator.operations import OPERATIONS, Answer, Ask, Draft
 from plaid_relay_async.simulator.problems import Refusal, fitting
+from plaid_relay_async.simulator.samples import closed, opened
+from plaid_relay_async.simulator.webhooks import FiredWebhook
 from plaid_relay_async.simulator.world import Ledger, World
 
 _REMEMBERED = 10_000
 _CLOSING_SECONDS = 0.4  # aiohttp waits this long twice: for a handler to end, and for it to be cancelled
 _GZIP_FROM = 1_000  # bytes
+# What is bigger is made in a thread, so as not to hold up the event loop: so many records take up to 40 ms to
+# write, and so many bytes 5 ms to zip.
+_THREAD_FROM_RECORDS = 1_000
+_THREAD_FROM_BYTES = 500_000
+_KEPT_BODIES = 4  # of such reports, for whoever asks again
 
 
 @frozen
@@ -88,14 +95,18 @@ class _Page:
     headers: dict[str, str] = field(factory=dict, repr=False)
 
 
+_JSON = {"Content-Type": "application/json"}
+
+
 def _json(status: int, content: object) -> _Page:
-    return _Page(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    return _Page(status, json.dumps(content).encode(), dict(_JSON))
 
 
 def _scripted(fault: Fault, status: int, request_id: str) -> _Page:
     """The answer that a fault asks for."""
     headers = {name.title(): value for name, value in fault.headers.items()}
-    full = fitting(status).body(request_id)
+    code = fault.body.get("error_code") if isinstance(fault.body, dict) else None
+    full = fitting(status, code).body(request_id)
     if isinstance(fault.body, str):
         return _Page(status, fault.body.encode(errors="replace"), {"Content-Type": "text/html"} | headers)
     if fault.body is None and status < 400:
@@ -132,6 +143,8 @@ class Simulator:
         faults: Rules to begin with.
         seed: Of what reports hold, and of the draws for a fault's `rate`.
         latency: Seconds before every request to Plaid's paths is handled.
+        transactions: How many a report holds that is created here, shared out among its accounts; None is
+            twenty an account. Of more than 15,000 the generation fails, as Plaid's does.
         clock: Seconds that only grow; by it reports get ready, and public tokens expire.
 
     Attributes:
@@ -148,12 +161,14 @@ class Simulator:
         faults: Iterable[Fault] = (),
         seed: int = 0,
         latency: float = 0.0,
+        transactions: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._port = port
         self._clients = None if clients is None else dict(clients)
         self._latency = latency
-        self._world = World(generating=generating, seed=seed, clock=clock)
+        self._world = World(generating=generating, transactions=transactions, seed=seed, clock=clock)
+        self._opened = lru_cache(_KEPT_BODIES)(opened)
         self._script = Script(seed)
         self._script.add(faults)
         self._numbers = itertools.count()
@@ -227,13 +242,62 @@ class Simulator:
         """The last 10,000 requests to Plaid's paths, in the order in which they arrived."""
         return tuple(self._received.values())
 
-    def add_report(self, token: str | None = None) -> str:
+    @property
+    def webhooks(self) -> Sequence[FiredWebhook]:
+        """What `/sandbox/item/fire_webhook` was asked to fire, in order; nothing is sent."""
+        return tuple(self._world.webhooks)
+
+    def add_report(
+        self,
+        token: str | None = None,
+        *,
+        transactions: int | None = None,
+        days: int = 60,
+        investments: bool = False,
+        missing: Collection[str] = (),
+    ) -> str:
         """Add a report that is ready, and serves every owner.
 
         Args:
             token: Its token; by default a fresh one.
+            transactions: How many it holds, shared out among its accounts; None is twenty an account.
+            days: How many days it goes back, 0 to 731.
+            investments: Whether investment accounts are in it.
+            missing: What it lacks, with a warning for each: of `owners`, `transactions`, `investments`.
+
+        Raises:
+            ValueError: An argument is out of its bounds.
         """
-        return self._world.add_report(token)
+        return self._world.add_report(
+            token, transactions=transactions, days=days, investments=investments, missing=missing
+        )
+
+    def break_item(
+        self, access_token: str, error_code: str = "ITEM_LOGIN_REQUIRED", *, part: str | None = None
+    ) -> None:
+        """Let an Item fail, for the reports that are being generated and those still to come.
+
+        A report can't be created with an Item that is broken already; one that breaks while a report is
+        generated makes that `DATA_UNAVAILABLE`, unless `require_all_items` is false and another is whole.
+
+        Args:
+            access_token: Of the Item.
+            error_code: Why, one of the types ITEM_ERROR or INSTITUTION_ERROR.
+            part: What of it can't be had, so that its reports lack that and have a warning: one of `owners`,
+                `transactions`, `investments`. None is the Item as a whole.
+
+        Raises:
+            ValueError: There is no such Item, code or part.
+        """
+        self._world.break_item(access_token, error_code, part)
+
+    def mend_item(self, access_token: str) -> None:
+        """Let all be well again with an Item, for the reports still to come.
+
+        Raises:
+            ValueError: There is no such Item.
+        """
+        self._world.mend_item(access_token)
 
     def fail(self, *faults: Fault) -> None:
         """Add rules to the script, behind those in force."""
@@ -253,7 +317,7 @@ class Simulator:
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         if not _is_loopback(request.headers.get("Host", "")):
-            return _reply(request, _json(403, {"error": "the Host header must name this machine"}))
+            return await _reply(request, _json(403, {"error": "the Host header must name this machine"}))
         if request.path.startswith(OWN_PATHS):
             return await self._answer_own(request)
         call = self._receive(request, await request.read())
@@ -270,9 +334,9 @@ class Simulator:
     async def _handle(self, call: _Call, fault: Fault | None) -> web.StreamResponse:
         await self._pause(self._latency)
         if fault is None:
-            return self._finish(call, self._act(call))
+            return await self._finish(call, await self._act(call))
         if fault.truncate is not None or fault.when == "after":
-            page = self._act(call)
+            page = await self._act(call)
             await self._pause(fault.latency)
         else:
             await self._pause(fault.latency)
@@ -281,21 +345,23 @@ class Simulator:
 
     async def _strike(self, call: _Call, fault: Fault, page: _Page | None) -> web.StreamResponse:
         if fault.status is not None:
-            return self._finish(call, _scripted(fault, fault.status, call.request_id))
+            return await self._finish(call, _scripted(fault, fault.status, call.request_id))
         if fault.truncate is not None and page is not None:
             return await _truncate(call.request, page, fault.truncate)
         if fault.close or fault.stall is not None:
             await self._pause(fault.stall)
             return _cut(call.request)
-        return self._finish(call, page or self._act(call))
+        return await self._finish(call, page or await self._act(call))
 
-    def _act(self, call: _Call) -> _Page:
+    async def _act(self, call: _Call) -> _Page:
         """Check a request, and carry it out if it stands."""
         try:
             content = self._perform(call)
         except Refusal as refusal:
             return _json(refusal.status, refusal.body(call.request_id))
         self._note(call, acted=True)
+        if isinstance(content, Draft):
+            return _Page(200, await self._written(content, call.request_id), dict(_JSON))
         if isinstance(content, bytes):
             # Only here the id is in a header: there is no body to hold it.
             return _Page(
@@ -304,7 +370,13 @@ class Simulator:
         content["request_id"] = call.request_id
         return _json(200, content)
 
-    def _perform(self, call: _Call) -> dict[str, Any] | bytes:
+    async def _written(self, draft: Draft, request_id: str) -> bytes:
+        if draft.outline.size < _THREAD_FROM_RECORDS:
+            return closed(opened(draft.outline, insights=draft.insights), request_id)
+        body = await asyncio.to_thread(self._opened, draft.outline, insights=draft.insights)
+        return closed(body, request_id)
+
+    def _perform(self, call: _Call) -> Answer:
         request = call.request
         operation = OPERATIONS.get(request.path)
         if operation is None or request.method != "POST":
@@ -317,17 +389,16 @@ class Simulator:
             call.said("client_id", "PLAID-CLIENT-ID"), call.said("secret", "PLAID-SECRET"), self._clients
         )
         check_version(request.headers.get("Plaid-Version"))
-        body = {name: value for name, value in call.body.items() if name not in {"client_id", "secret"}}
-        check_fields(operation.fields, body)
-        return operation.act(Ask(self._world, client_id, call.request_id, body))
+        check_fields(operation.fields, call.body)
+        return operation.act(Ask(self._world, client_id, call.request_id, call.body))
 
     def _note(self, call: _Call, **changes: Any) -> None:
         if call.number in self._received:
             self._received[call.number] = evolve(self._received[call.number], **changes)
 
-    def _finish(self, call: _Call, page: _Page) -> web.StreamResponse:
+    async def _finish(self, call: _Call, page: _Page) -> web.StreamResponse:
         self._note(call, status=page.status)
-        return _reply(call.request, page)
+        return await _reply(call.request, page)
 
     async def _pause(self, seconds: float | None) -> None:
         """Wait; if the simulator closes meanwhile, the request ends there and is not acted upon."""
@@ -347,9 +418,9 @@ class Simulator:
             case "GET", "/_simulator/ledger":
                 return await self._send_ledger(request)
             case "POST", "/_simulator/faults":
-                return _reply(request, self._replace_script(await request.read()))
+                return await _reply(request, self._replace_script(await request.read()))
         error = "there are GET /_simulator/ledger and POST /_simulator/faults"
-        return _reply(request, _json(404, {"error": error}))
+        return await _reply(request, _json(404, {"error": error}))
 
     def _replace_script(self, raw: bytes) -> _Page:
         try:
@@ -380,23 +451,30 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
     return body if isinstance(body, dict) else None
 
 
-def _dress(request: web.BaseRequest, page: _Page) -> None:
+async def _dress(request: web.BaseRequest, page: _Page) -> None:
     """Add what the request's headers call for; Plaid echoes the version, and zips where that is taken."""
     version = request.headers.get("Plaid-Version")
     if version in VERSIONS:
         page.headers["Plaid-Version"] = version
     if len(page.body) >= _GZIP_FROM and "gzip" in request.headers.get("Accept-Encoding", ""):
-        page.body = gzip.compress(page.body, compresslevel=1, mtime=0)
+        if len(page.body) < _THREAD_FROM_BYTES:
+            page.body = _zipped(page.body)
+        else:
+            page.body = await asyncio.to_thread(_zipped, page.body)
         page.headers["Content-Encoding"] = "gzip"
 
 
-def _reply(request: web.BaseRequest, page: _Page) -> web.Response:
-    _dress(request, page)
+def _zipped(body: bytes) -> bytes:
+    return gzip.compress(body, compresslevel=1, mtime=0)
+
+
+async def _reply(request: web.BaseRequest, page: _Page) -> web.Response:
+    await _dress(request, page)
     return web.Response(status=page.status, body=page.body, headers=page.headers)
 
 
 async def _truncate(request: web.BaseRequest, page: _Page, length: int) -> web.StreamResponse:
-    _dress(request, page)
+    await _dress(request, page)
     answer = web.StreamResponse(status=page.status, headers=page.headers)
     answer.content_length = len(page.body)
     await answer.prepare(request)

@@ -1,21 +1,33 @@
 """What this Plaid knows: items, reports and relay tokens, and who may use which. No HTTP."""
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from random import Random
 from string import ascii_letters, digits
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 from uuid import uuid4
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
-from plaid_relay_async.simulator.problems import Refusal
-from plaid_relay_async.simulator.samples import USER_FIELDS, Linked, Outline, report_id
+from plaid_relay_async.simulator.outline import (
+    MOST_TRANSACTIONS,
+    PARTS,
+    USER_FIELDS,
+    Linked,
+    Outline,
+    report_id,
+)
+from plaid_relay_async.simulator.problems import ITEM_CODES, Refusal, cause
+
+if TYPE_CHECKING:
+    from plaid_relay_async.simulator.webhooks import FiredWebhook
 
 _INSTITUTION = re.compile(r"ins_\d+")
 _PUBLIC_TOKEN_SECONDS = 30 * 60  # https://plaid.com/docs/api/items/#itempublic_tokenexchange
 _ALPHABET = ascii_letters + digits
+_MOST_DAYS = 731
 
 
 @define
@@ -24,18 +36,37 @@ class Item:
 
     client_id: str
     linked: Linked
-    has_assets: bool
+    products: frozenset[str]
     public_until: float
     access_token: str = field(repr=False)
+    webhook: str | None = None
+    user_token: str | None = field(default=None, repr=False)
+
+
+@frozen
+class Terms:
+    """What the maker of a report asked of its generation, beside what is in it."""
+
+    fast_assets: bool = False
+    require_all_items: bool = True
+    user_token: str | None = field(default=None, repr=False)
 
 
 @define
 class Report:
-    """One version of a report; `client_id` None means that it serves every owner."""
+    """One version of a report; `client_id` None means that it serves every owner.
+
+    `fetched` says whether data is fetched for it, so that its Items may fail; `broken` holds the error code
+    of each that did, by `item_id`.
+    """
 
     client_id: str | None
     outline: Outline
+    terms: Terms
     ready_at: float
+    fast_at: float
+    fetched: bool = True
+    broken: dict[str, str] = field(factory=dict)
 
     def serves(self, client_id: str) -> bool:
         """Whether this client may use its token."""
@@ -93,10 +124,31 @@ class ReportOptions:
     client_report_id: str | None = None
     user: Mapping[str, Any] = field(factory=dict, repr=False)
     investments: bool = False
+    fast_assets: bool = False
+    require_all_items: bool = True
 
 
 def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
+
+
+def _user(
+    told: Mapping[str, Any], before: Sequence[str | None] = (None,) * len(USER_FIELDS)
+) -> tuple[Any, ...]:
+    """Each of `USER_FIELDS`: as told, else as before; an empty one is none."""
+    return tuple(
+        old if told.get(name) is None else told[name] or None
+        for name, old in zip(USER_FIELDS, before, strict=True)
+    )
+
+
+def _of_healthy_items(report: Report) -> Outline:
+    """Without the Items that failed, if its maker can do without, and one at least did not."""
+    whole = tuple(item for item in report.outline.items if item.item_id not in report.broken)
+    if report.broken and (report.terms.require_all_items or not whole):
+        causes = [cause(code, item_id) for item_id, code in report.broken.items()]
+        raise Refusal("DATA_UNAVAILABLE", causes=causes)
+    return evolve(report.outline, items=whole)
 
 
 class World:
@@ -104,12 +156,16 @@ class World:
 
     Args:
         generating: Seconds until a new report is ready.
+        transactions: How many a new report holds; None is twenty an account.
         seed: Of what the reports hold.
         clock: Seconds that only grow.
     """
 
-    def __init__(self, *, generating: float, seed: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, *, generating: float, transactions: int | None, seed: int, clock: Callable[[], float]
+    ) -> None:
         self._generating = generating
+        self._transactions = transactions
         self._seed = seed
         self._clock = clock
         # Of its own, so that no one's seeded draws are disturbed, nor disturb it.
@@ -119,8 +175,13 @@ class World:
         self._reports: dict[str, Report] = {}
         self._relays: list[Relay] = []
         self._by_token: dict[str, Relay] = {}
+        # What is generated is numbered, so that the same requests get the same amounts from the same seed.
+        self._numbers = itertools.count(1)
+        # What is wrong with an Item, by its id: under None with all of it, or with one of its parts.
+        self._troubles: dict[str, dict[str | None, str]] = {}
         self.ledger = Ledger(self._relays)
         self.refreshes: list[tuple[str, str]] = []
+        self.webhooks: list[FiredWebhook] = []
 
     def request_id(self) -> str:
         """Fifteen letters and digits, as Plaid's are."""
@@ -129,19 +190,32 @@ class World:
     def _identifier(self) -> str:
         return "".join(self._draw.choices(_ALPHABET, k=37))
 
+    def _next_seed(self) -> str:
+        return f"{self._seed}:{next(self._numbers)}"
+
     # Items
 
-    def link(self, client_id: str, institution_id: str, products: Sequence[str]) -> str:
+    def link(
+        self,
+        client_id: str,
+        institution_id: str,
+        products: Collection[str],
+        *,
+        webhook: str | None = None,
+        user_token: str | None = None,
+    ) -> str:
         """Log in to a bank, and get the public token."""
         if not _INSTITUTION.fullmatch(institution_id):
             raise Refusal("INVALID_INSTITUTION")
         public_token = f"public-sandbox-{uuid4()}"
         self._public[public_token] = Item(
-            client_id,
-            Linked(self._identifier(), institution_id),
-            "assets" in products,
-            self._clock() + _PUBLIC_TOKEN_SECONDS,
-            f"access-sandbox-{uuid4()}",
+            client_id=client_id,
+            linked=Linked(self._identifier(), institution_id, self._next_seed()),
+            products=frozenset(products),
+            public_until=self._clock() + _PUBLIC_TOKEN_SECONDS,
+            access_token=f"access-sandbox-{uuid4()}",
+            webhook=webhook,
+            user_token=user_token,
         )
         return public_token
 
@@ -161,10 +235,35 @@ class World:
         return item
 
     def remove_item(self, client_id: str, access_token: str) -> None:
-        """Invalidate an access token; existing reports stay, as Plaid says."""
+        """Invalidate an access token; existing reports stay, as Plaid says.
+
+        That they can be refreshed too is our choice.
+        """
         item = self.item(client_id, access_token)
         item.public_until = self._clock()
         del self._items[access_token]
+
+    def break_item(self, access_token: str, error_code: str, part: str | None) -> None:
+        """Let an Item fail, or one part of it, for what is generated now and from now on."""
+        item = self._items.get(access_token)
+        if item is None:
+            raise ValueError("access_token: there is no such Item")
+        if error_code not in ITEM_CODES:
+            raise ValueError(f"error_code: must be one of: {', '.join(sorted(ITEM_CODES))}")
+        if part is not None and part not in PARTS:
+            raise ValueError(f"part: must be null or one of: {', '.join(PARTS)}")
+        self._troubles.setdefault(item.linked.item_id, {})[part] = error_code
+        now = self._clock()
+        for report in (*self._reports.values(), *(relay.report for relay in self._relays)):
+            if now < report.ready_at:
+                self._strike(report)
+
+    def mend_item(self, access_token: str) -> None:
+        """Let all be well with an Item again."""
+        item = self._items.get(access_token)
+        if item is None:
+            raise ValueError("access_token: there is no such Item")
+        self._troubles.pop(item.linked.item_id, None)
 
     # Reports
 
@@ -173,36 +272,127 @@ class World:
     ) -> tuple[str, Report]:
         """Begin to generate a report, and get its token."""
         items = [self.item(client_id, token) for token in access_tokens]
-        if not all(item.has_assets for item in items):
+        if not all("assets" in item.products for item in items):
             raise Refusal("PRODUCT_NOT_ENABLED")
-        linked = tuple(item.linked for item in items)
+        for item in items:
+            # Whether or not all Items are required: the schema of `require_all_items` says so.
+            if None in (trouble := self._troubles.get(item.linked.item_id, {})):
+                raise Refusal(trouble[None])
+        outline = Outline(
+            seed=self._next_seed(),
+            report_id="",
+            generated=_now(),
+            days=days,
+            # An Item that is named twice is in the report once (our choice).
+            items=tuple(dict.fromkeys(item.linked for item in items)),
+            client_report_id=options.client_report_id,
+            user=_user(options.user),
+            investments=options.investments,
+            transactions=self._transactions,
+        )
+        user_tokens = [item.user_token for item in items if item.user_token is not None]
+        terms = Terms(options.fast_assets, options.require_all_items, next(iter(user_tokens), None))
+        return self._keep(client_id, outline, terms)
+
+    def add_report(
+        self,
+        token: str | None = None,
+        *,
+        transactions: int | None = None,
+        days: int = 60,
+        investments: bool = False,
+        missing: Collection[str] = (),
+    ) -> str:
+        """A report that is ready, and serves every owner."""
+        if transactions is not None and transactions < 0:
+            raise ValueError("transactions: must not be negative")
+        if not 0 <= days <= _MOST_DAYS:
+            raise ValueError(f"days: must be from 0 to {_MOST_DAYS}")
+        if not set(missing) <= set(PARTS):
+            raise ValueError(f"missing: must be of: {', '.join(PARTS)}")
+        token = token or f"assets-sandbox-{uuid4()}"
+        name = f"{self._seed}:{token}"
+        # The reason is that of the specification's example.
+        lacks = tuple((part, "PRODUCTS_NOT_SUPPORTED") for part in PARTS if part in missing)
+        outline = Outline(
+            seed=name,
+            report_id=report_id(name),
+            generated=_now(),
+            days=days,
+            items=(Linked(report_id(f"{self._seed}:item of {token}"), "ins_109508", name, lacks),),
+            investments=investments,
+            transactions=transactions,
+        )
+        now = self._clock()
+        self._reports[token] = Report(None, outline, Terms(fast_assets=True), now, now)
+        return token
+
+    def refresh_report(
+        self, client_id: str, token: str, days: int | None, changes: Mapping[str, Any]
+    ) -> tuple[str, Report]:
+        """Begin to generate a new report of the same Items, with a token of its own.
+
+        What isn't told anew stays as it was, and an empty string empties it, as Plaid says. Null is taken for
+        not told, which is our choice, and so is that the original need not be ready.
+        """
+        report = self.report(client_id, token)
+        old = report.outline
+        named = changes.get("client_report_id")
+        outline = evolve(
+            old,
+            seed=self._next_seed(),
+            generated=_now(),
+            days=old.days if days is None else days,
+            client_report_id=old.client_report_id if named is None else named or None,
+            user=_user(changes.get("user", {}), old.user),
+        )
+        return self._keep(client_id, outline, report.terms)
+
+    def filter_report(self, client_id: str, token: str, excluded: Collection[str]) -> tuple[str, Report]:
+        """Begin to generate a new report without some accounts, with a token of its own.
+
+        Our choices: the original must be ready, for before that it has no accounts to name; an account that
+        it doesn't have is an INVALID_FIELD; all of its accounts may be left out.
+        """
+        report = self.report(client_id, token)
+        outline = self.ready(report)
+        known = {account.account_id for account in outline.accounts()}
+        if not known >= set(excluded):
+            raise Refusal("INVALID_FIELD", "account_ids_to_exclude must be of accounts of the report")
+        fewer = evolve(outline, excluded=outline.excluded | set(excluded))
+        return self._keep(client_id, fewer, report.terms, fetched=False)
+
+    def _keep(
+        self, client_id: str, outline: Outline, terms: Terms, *, fetched: bool = True
+    ) -> tuple[str, Report]:
         token = f"assets-sandbox-{uuid4()}"
-        report = self._generate(client_id, self._outline(token, days, linked, options))
+        outline = evolve(outline, report_id=report_id(f"{self._seed}:{token}"))
+        report = self._generate(client_id, outline, terms, fetched=fetched)
         self._reports[token] = report
         return token, report
 
-    def add_report(self, token: str | None = None) -> str:
-        """A report that is ready, and serves every owner."""
-        token = token or f"assets-sandbox-{uuid4()}"
-        linked = (Linked(report_id(f"{self._seed}:item of {token}"), "ins_109508"),)
-        outline = self._outline(token, 60, linked, ReportOptions())
-        self._reports[token] = Report(None, outline, self._clock())
-        return token
-
-    def _outline(self, token: str, days: int, linked: tuple[Linked, ...], options: ReportOptions) -> Outline:
-        return Outline(
-            seed=f"{self._seed}:{token}",
-            report_id=report_id(f"{self._seed}:{token}"),
-            generated=_now(),
-            days=days,
-            items=linked,
-            client_report_id=options.client_report_id,
-            user=tuple(options.user.get(name) for name in USER_FIELDS),
-            investments=options.investments,
+    def _generate(
+        self, client_id: str | None, outline: Outline, terms: Terms, *, fetched: bool = True
+    ) -> Report:
+        """Begin to generate; the fast version takes half the time (our choice)."""
+        now = self._clock()
+        report = Report(
+            client_id, outline, terms, now + self._generating, now + self._generating / 2, fetched
         )
+        self._strike(report)
+        return report
 
-    def _generate(self, client_id: str | None, outline: Outline) -> Report:
-        return Report(client_id, outline, self._clock() + self._generating)
+    def _strike(self, report: Report) -> None:
+        """Let what is wrong with its Items befall a report."""
+        if not self._troubles or not report.fetched:
+            return
+        items = []
+        for linked in report.outline.items:
+            trouble = self._troubles.get(linked.item_id, {})
+            if None in trouble:
+                report.broken[linked.item_id] = trouble[None]
+            items.append(linked.lacking({part: code for part, code in trouble.items() if part is not None}))
+        report.outline = evolve(report.outline, items=tuple(items))
 
     def report(self, client_id: str, token: str) -> Report:
         """The report of a token, ready or not."""
@@ -211,11 +401,34 @@ class World:
             raise Refusal("INVALID_ASSET_REPORT_TOKEN")
         return report
 
+    def report_of_user(self, client_id: str, user_token: str) -> Report:
+        """The latest report with an Item that was linked for a user.
+
+        What Plaid answers where there is none is not published: that it is an INVALID_FIELD is our choice.
+        """
+        for report in reversed(self._reports.values()):
+            if report.client_id == client_id and report.terms.user_token == user_token:
+                return report
+        raise Refusal("INVALID_FIELD", "user_token must be of a user with a report")
+
     def ready(self, report: Report) -> Outline:
         """What to write into the report, once it is ready."""
         if self._clock() < report.ready_at:
             raise Refusal("PRODUCT_NOT_READY")
-        return report.outline
+        outline = _of_healthy_items(report)
+        if outline.count() > MOST_TRANSACTIONS:
+            raise Refusal("ASSET_REPORT_GENERATION_FAILED")
+        return outline
+
+    def fast(self, report: Report) -> Outline:
+        """The same of its fast version; where there is none, that it is INVALID_FIELD is our choice."""
+        if not report.terms.fast_assets:
+            raise Refusal(
+                "INVALID_FIELD", "fast_report must be false for a report without the add-on fast_assets"
+            )
+        if self._clock() < report.fast_at:
+            raise Refusal("PRODUCT_NOT_READY")
+        return evolve(_of_healthy_items(report), fast=True)
 
     def remove_report(self, client_id: str, token: str) -> None:
         """Invalidate a report token.
@@ -253,8 +466,9 @@ class World:
         now on, the owner's report token at the old one; a version still being generated may be refreshed.
         """
         relay = self.shared(partner, relay_token)
-        old = relay.report.outline
-        relay.report = self._generate(relay.client_id, old.again(f"{self._seed}:{uuid4()}", _now()))
+        fresh_id = report_id(f"{self._seed}:{uuid4()}")
+        outline = evolve(relay.report.outline, seed=self._next_seed(), report_id=fresh_id, generated=_now())
+        relay.report = self._generate(relay.client_id, outline, relay.report.terms)
         fresh = relay.report.outline.report_id
         self.refreshes.append((relay_token, fresh))
         return fresh

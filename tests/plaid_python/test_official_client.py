@@ -1,6 +1,7 @@
 """Plaid's own Python client, pointed at the simulator: all it sends is taken, all it gets fits its strict models."""
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +13,11 @@ from plaid.api import plaid_api
 from plaid.model.asset_report_add_ons import AssetReportAddOns
 from plaid.model.asset_report_create_request import AssetReportCreateRequest
 from plaid.model.asset_report_create_request_options import AssetReportCreateRequestOptions
+from plaid.model.asset_report_filter_request import AssetReportFilterRequest
 from plaid.model.asset_report_get_request import AssetReportGetRequest
 from plaid.model.asset_report_pdf_get_request import AssetReportPDFGetRequest
+from plaid.model.asset_report_refresh_request import AssetReportRefreshRequest
+from plaid.model.asset_report_refresh_request_options import AssetReportRefreshRequestOptions
 from plaid.model.asset_report_remove_request import AssetReportRemoveRequest
 from plaid.model.asset_report_user import AssetReportUser
 from plaid.model.credit_relay_create_request import CreditRelayCreateRequest
@@ -25,11 +29,17 @@ from plaid.model.item_public_token_exchange_request import ItemPublicTokenExchan
 from plaid.model.item_remove_request import ItemRemoveRequest
 from plaid.model.products import Products
 from plaid.model.report_type import ReportType
+from plaid.model.sandbox_item_fire_webhook_request import SandboxItemFireWebhookRequest
 from plaid.model.sandbox_public_token_create_request import SandboxPublicTokenCreateRequest
+from plaid.model.sandbox_public_token_create_request_options import SandboxPublicTokenCreateRequestOptions
+from plaid.model.webhook_type import WebhookType
+from plaid.model.webhook_verification_key_get_request import WebhookVerificationKeyGetRequest
 
-from plaid_relay_async.simulator import Simulator
+from plaid_relay_async.simulator import Fault, Simulator
+from plaid_relay_async.simulator.operations import OPERATIONS
 
 OWNER, PARTNER = ("owner", "owner-secret"), ("partner", "partner-secret")
+KEY_ID = "6c5516e1-92dc-479e-a8ff-5a51992e0001"
 
 
 @pytest.fixture
@@ -78,7 +88,11 @@ def patiently(ask):
 def new_report(api, keys) -> tuple[str, str]:
     """Access token and report token of a fresh sandbox login."""
     login = SandboxPublicTokenCreateRequest(
-        institution_id="ins_109508", initial_products=[Products("assets")], **keys
+        institution_id="ins_109508",
+        initial_products=[Products("assets")],
+        options=SandboxPublicTokenCreateRequestOptions(webhook="https://lender.example/plaid"),
+        user_token="user-1",
+        **keys,
     )
     public_token = api.sandbox_public_token_create(login).public_token
     exchange = ItemPublicTokenExchangeRequest(public_token=public_token, **keys)
@@ -86,7 +100,7 @@ def new_report(api, keys) -> tuple[str, str]:
     options = AssetReportCreateRequestOptions(
         client_report_id="loan-1",
         webhook="https://lender.example/plaid",
-        add_ons=[AssetReportAddOns("investments")],
+        add_ons=[AssetReportAddOns("investments"), AssetReportAddOns("fast_assets")],
         user=AssetReportUser(first_name="Alberta", client_user_id="u-1"),
     )
     create = AssetReportCreateRequest(
@@ -120,10 +134,24 @@ def test_the_whole_way(simulator, place, insights):
         assert shared.report.to_dict() == own.report.to_dict()
         assert shared.report.user.first_name == "Alberta"
         accounts = shared.report["items"][0].accounts  # `.items` is the model's own method
-        assert sum(len(account.transactions) for account in accounts) == 80
+        assert sum(len(account.transactions) for account in accounts) == 60
         assert all(("merchant_name" in entry) == insights for entry in accounts[0].transactions)
         assert len(accounts[0].historical_balances) == 60
-        assert accounts[-1].investments.holdings[0].quantity > 0
+        assert [str(account.type) for account in accounts] == [
+            "depository",
+            "depository",
+            "credit",
+            "loan",
+            "investment",
+            "investment",
+        ]
+        holding = accounts[-1].investments.holdings[0]
+        assert holding.tax_lots[0].quantity == holding.quantity > 0
+        assert ("insights" in shared.report) is insights
+        if insights:
+            assert shared.report.insights.affordability.income.total_income.amount > 0
+            assert accounts[0].account_insights.risk.negative_balance.days_with_negative_balance >= 0
+            assert accounts[0].transactions[0].credit_category.primary
 
         pdf = CreditRelayPDFGetRequest(relay_token=made.relay_token, report_type=asset, **theirs)
         own_pdf = AssetReportPDFGetRequest(asset_report_token=report_token, **ours)
@@ -138,6 +166,44 @@ def test_the_whole_way(simulator, place, insights):
         again = patiently(lambda: partner.credit_relay_get(get))
         assert again.report.asset_report_id == fresh.asset_report_id != own.report.asset_report_id
 
+        own_fast = owner.asset_report_get(
+            AssetReportGetRequest(asset_report_token=report_token, fast_report=True, **ours)
+        )
+        assert own_fast.report["items"][0].accounts[0].transactions == []
+        newest = owner.asset_report_get(AssetReportGetRequest(user_token="user-1", **ours))
+        assert newest.report.asset_report_id == own.report.asset_report_id
+
+        refreshed = owner.asset_report_refresh(
+            AssetReportRefreshRequest(
+                asset_report_token=report_token,
+                days_requested=30,
+                options=AssetReportRefreshRequestOptions(client_report_id="loan-2"),
+                **ours,
+            )
+        )
+        later = AssetReportGetRequest(asset_report_token=refreshed.asset_report_token, **ours)
+        anew = patiently(lambda: owner.asset_report_get(later)).report
+        assert (anew.days_requested, anew.client_report_id) == (30, "loan-2")
+        assert anew.asset_report_id == refreshed.asset_report_id
+        filtered = owner.asset_report_filter(
+            AssetReportFilterRequest(
+                asset_report_token=report_token, account_ids_to_exclude=[accounts[0].account_id], **ours
+            )
+        )
+        fewer = AssetReportGetRequest(asset_report_token=filtered.asset_report_token, **ours)
+        kept = patiently(lambda: owner.asset_report_get(fewer)).report["items"][0].accounts
+        assert [account.account_id for account in kept] == [account.account_id for account in accounts[1:]]
+
+        fire = SandboxItemFireWebhookRequest(
+            access_token=access_token,
+            webhook_code="PRODUCT_READY",
+            webhook_type=WebhookType("ASSETS"),
+            **ours,
+        )
+        assert owner.sandbox_item_fire_webhook(fire).webhook_fired is True
+        key = owner.webhook_verification_key_get(WebhookVerificationKeyGetRequest(key_id=KEY_ID, **ours)).key
+        assert (key.kid, key.alg, key.expired_at) == (KEY_ID, "ES256", None)
+
         remove = CreditRelayRemoveRequest(relay_token=made.relay_token, **ours)
         assert owner.credit_relay_remove(remove).removed is True
         assert owner.asset_report_remove(
@@ -145,6 +211,54 @@ def test_the_whole_way(simulator, place, insights):
         ).removed
         assert owner.item_remove(ItemRemoveRequest(access_token=access_token, **ours)).request_id
     assert [entry["removed"] for entry in simulator.ledger] == [True]
+    assert simulator.counts.keys() == OPERATIONS.keys()
+
+
+@pytest.mark.parametrize("insights", [False, True])
+def test_reports_of_all_kinds(simulator, insights):
+    """A big report, one that lacks each part, and one of no days fit the strict models too."""
+    parts = ["owners", "transactions", "investments"]
+    tokens = [
+        simulator.add_report(transactions=2_000, days=731, investments=True),
+        simulator.add_report(missing=parts, investments=True),
+        simulator.add_report(days=0),
+        *(simulator.add_report(investments=True) for _ in range(10)),
+    ]
+    with official(simulator, OWNER, place="headers") as (owner, _):
+        requests = [
+            AssetReportGetRequest(asset_report_token=token, include_insights=insights) for token in tokens
+        ]
+        big, less, *_ = [owner.asset_report_get(request) for request in requests]
+    assert sum(len(account.transactions) for account in big.report["items"][0].accounts) == 2_000
+    assert [warning.warning_code for warning in less.warnings] == [
+        f"{part.upper()}_UNAVAILABLE" for part in parts
+    ]
+    assert less.warnings[0].cause.item_id == less.report["items"][0].item_id
+
+
+def test_causes_of_a_failure(simulator):
+    """An Item of which the data can't be had is told among the causes."""
+    with official(simulator, OWNER, place="headers") as (owner, _):
+        access_token, report_token = new_report(owner, {})
+        simulator.break_item(access_token, "ITEM_LOCKED")
+        fresh = owner.asset_report_refresh(AssetReportRefreshRequest(asset_report_token=report_token))
+        get = AssetReportGetRequest(asset_report_token=fresh.asset_report_token)
+        with pytest.raises(plaid.ApiException) as caught:
+            patiently(lambda: owner.asset_report_get(get))
+    told = json.loads(caught.value.body)
+    assert (caught.value.status, told["error_code"]) == (400, "DATA_UNAVAILABLE")
+    assert told["causes"][0]["error_code"] == "ITEM_LOCKED"
+
+
+def test_scripted_refusal(simulator):
+    """A fault of any of Plaid's codes reaches the official client's user with that code's type."""
+    simulator.fail(Fault(status=400, body={"error_code": "INSIGHTS_NOT_ENABLED"}))
+    with (
+        official(simulator, OWNER, place="headers") as (owner, _),
+        pytest.raises(plaid.ApiException) as caught,
+    ):
+        owner.asset_report_get(AssetReportGetRequest(asset_report_token="any"))
+    assert json.loads(caught.value.body)["error_type"] == "ASSET_REPORT_ERROR"
 
 
 def test_refusal(simulator):

@@ -122,7 +122,7 @@ async def test_no_days(report):
 async def test_days_to_include(report, days, shown):
     """Only the last days are shown, never more than there are."""
     made = await report(20, days)
-    assert [len(account["historical_balances"]) for account in accounts(made)] == [shown] * 3
+    assert [len(account["historical_balances"]) for account in accounts(made)] == [shown] * 4
     assert made["days_requested"] == 20
 
 

@@ -1,0 +1,101 @@
+"""Waiting for a report, within what Plaid allows: 15 requests a minute for one report.
+
+See https://plaid.com/docs/errors/rate-limit-exceeded/; whether a relayed report has the same limit isn't
+published, and it is treated as if it had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from attrs import evolve
+
+from plaid_relay_async.errors import (
+    NotSentError,
+    PlaidRelayError,
+    ReportNotReadyError,
+    perhaps_carried_out,
+    refused_for_now,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from plaid_relay_async.codec import Endpoint
+    from plaid_relay_async.config import RetryPolicy
+    from plaid_relay_async.transport import Transport
+
+R = TypeVar("R")
+
+_MOMENT = 0.001  # seconds: a call wants some time
+
+
+def pauses() -> Iterator[float]:
+    """Give the seconds between one request and the next: most reports are ready within the first few."""
+    return itertools.chain((1.0, 2.0, 3.0, 4.0), itertools.repeat(5.0))
+
+
+async def poll(
+    ask: Callable[[float], Awaitable[R]],
+    *,
+    seconds: float,
+    patience: int,
+    clock: Callable[[], float],
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> R:
+    """Ask until there is a report.
+
+    Args:
+        ask: makes one attempt, within as many seconds as it is given.
+        seconds: for all of it.
+        patience: how many attempts may come to nothing, one after the other, before that is an error.
+        clock: the time in seconds, which only grows.
+        sleep: waits for so many seconds.
+
+    Raises:
+        ReportNotReadyError: the time is up, and the report is still being generated.
+        PlaidRelayError: it can't be had.
+    """
+    deadline = clock() + seconds
+    failures, waits = 0, pauses()
+    last: PlaidRelayError
+    while True:
+        try:
+            return await ask(max(deadline - clock(), _MOMENT))
+        except ReportNotReadyError as error:
+            failures, last = 0, error
+        except PlaidRelayError as error:
+            failures += 1
+            if not _may_pass(error) or failures >= patience:
+                raise
+            last = error
+        wait = max(next(waits), getattr(last, "retry_after", None) or 0.0)
+        if clock() + wait >= deadline:
+            raise last
+        await sleep(wait)
+
+
+def _may_pass(error: PlaidRelayError) -> bool:
+    return isinstance(error, NotSentError) or perhaps_carried_out(error) or refused_for_now(error)
+
+
+async def until_ready(
+    transport: Transport,
+    endpoint: Endpoint[Any, R],
+    request: object,
+    *,
+    timeout: float | None,  # noqa: ASYNC109  # a deadline over attempts, not around an await
+    retry: RetryPolicy | None,
+) -> R:
+    """Poll for the report, with every attempt at its own time, those after a failure too."""
+    seconds, policy = transport.checked(timeout, retry)
+    once = evolve(policy, attempts=1)
+
+    def ask(left: float) -> Awaitable[R]:
+        return transport.call(endpoint, request, timeout=left if seconds else None, retry=once)
+
+    clock = asyncio.get_running_loop().time
+    return await poll(ask, seconds=seconds or math.inf, patience=policy.attempts, clock=clock)

@@ -1,0 +1,60 @@
+"""Records to bytes and bytes to records or errors, without any I/O.
+
+Here stands the endpoint table, and here is decided what an answer means. Whether an error is worth another
+attempt is decided in `transport`.
+"""
+
+from plaid_relay_async.codec.answers import Answer, read, retry_after, says_no_such_token
+from plaid_relay_async.codec.endpoints import (
+    ASSET_REPORT_CREATE,
+    ASSET_REPORT_FILTER,
+    ASSET_REPORT_GET,
+    ASSET_REPORT_PDF_GET,
+    ASSET_REPORT_REFRESH,
+    ASSET_REPORT_REMOVE,
+    ENDPOINTS,
+    ITEM_PUBLIC_TOKEN_EXCHANGE,
+    ITEM_REMOVE,
+    RELAY_CREATE,
+    RELAY_GET,
+    RELAY_PDF_GET,
+    RELAY_REFRESH,
+    RELAY_REMOVE,
+    SANDBOX_ITEM_FIRE_WEBHOOK,
+    SANDBOX_PUBLIC_TOKEN_CREATE,
+    WEBHOOK_VERIFICATION_KEY_GET,
+    Endpoint,
+    Replay,
+)
+from plaid_relay_async.codec.records import encode, from_json, structure, to_json, unstructure
+
+__all__ = [
+    "ASSET_REPORT_CREATE",
+    "ASSET_REPORT_FILTER",
+    "ASSET_REPORT_GET",
+    "ASSET_REPORT_PDF_GET",
+    "ASSET_REPORT_REFRESH",
+    "ASSET_REPORT_REMOVE",
+    "ENDPOINTS",
+    "ITEM_PUBLIC_TOKEN_EXCHANGE",
+    "ITEM_REMOVE",
+    "RELAY_CREATE",
+    "RELAY_GET",
+    "RELAY_PDF_GET",
+    "RELAY_REFRESH",
+    "RELAY_REMOVE",
+    "SANDBOX_ITEM_FIRE_WEBHOOK",
+    "SANDBOX_PUBLIC_TOKEN_CREATE",
+    "WEBHOOK_VERIFICATION_KEY_GET",
+    "Answer",
+    "Endpoint",
+    "Replay",
+    "encode",
+    "from_json",
+    "read",
+    "retry_after",
+    "says_no_such_token",
+    "structure",
+    "to_json",
+    "unstructure",
+]

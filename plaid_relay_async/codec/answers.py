@@ -1,0 +1,237 @@
+"""What an answer means: a record, or an exception."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from attrs import define, evolve, field
+
+from plaid_relay_async import models
+from plaid_relay_async.codec.endpoints import Endpoint, Replay
+from plaid_relay_async.codec.records import DECODE_ERRORS, explained, names_of, record_of
+from plaid_relay_async.errors import (
+    Hidden,
+    OutcomeUnknownError,
+    PlaidAPIError,
+    PlaidRelayError,
+    ResponseDecodeError,
+    class_for,
+    perhaps_carried_out,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+R = TypeVar("R")
+
+
+# Readers of PDFs look for the end within so many bytes, and so do we.
+PDF_END: Final = 1024
+
+
+@define(repr=False)
+class Answer:
+    """What came back for one attempt; `lost` says why, where the body isn't whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytearray = field(factory=bytearray)
+    lost: PlaidRelayError | None = None
+
+    def keep_ends(self) -> None:
+        """Forget the middle of a long body that went elsewhere: its ends tell whether it is a whole PDF."""
+        del self.body[PDF_END:-PDF_END]
+
+
+def read(endpoint: Endpoint[Any, R], answer: Answer, request: object, secret: Hidden[str]) -> R:
+    """Turn an answer into its record, or raise what it means.
+
+    Args:
+        endpoint: what was called.
+        answer: what came back.
+        request: what was sent; its tokens are taken out of what an error quotes from the server.
+        secret: the caller's, for the same reason.
+
+    Raises:
+        OutcomeUnknownError: Plaid may have made something, and the answer doesn't tell what.
+        PlaidAPIError: the answer says that nothing was carried out, or the call only reads.
+        ConnectionLostError: the answer to a read broke off; it is the answer's `lost`.
+        ResponseDecodeError: the answer to a read isn't what it should be.
+    """
+    if not 200 <= answer.status < 300:
+        raise _refusal(endpoint, answer, (secret.reveal(), *models.secrets_in(request)))
+    if endpoint.replay is Replay.CREATES:
+        return _read_creation(endpoint, answer)
+    if answer.lost is not None:
+        raise answer.lost
+    return _decode(endpoint, answer)
+
+
+def _read_creation(endpoint: Endpoint[Any, R], answer: Answer) -> R:
+    try:
+        return _decode(endpoint, answer)
+    except ResponseDecodeError as error:
+        problem = "broke off" if answer.lost else f"can't be read: {error.args[0]}"
+    saved = _salvage(endpoint.response, answer.body)
+    if saved is not None:
+        return saved
+    raise OutcomeUnknownError(
+        f"Plaid answered {answer.status}, and the answer {problem}",
+        status=answer.status,
+        request_id=_string_in("request_id", answer.body),
+        body=Hidden(bytes(answer.body)),
+    )
+
+
+def _salvage(response: type[R], body: bytes | bytearray) -> R | None:
+    # A token that can be read was made, whatever else is wrong with the answer around it.
+    if "relay_token" not in names_of(response):
+        return None
+    token = _string_in("relay_token", body)
+    return response(relay_token=token, request_id=_string_in("request_id", body)) if token else None  # type: ignore[call-arg]  # the two records that have a relay_token
+
+
+def _string_in(name: str, body: bytes | bytearray) -> str | None:
+    found = re.search(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)+")' % name.encode(), body)
+    if found is None:
+        return None
+    try:
+        return str(json.loads(found[1]))
+    except ValueError:
+        return None
+
+
+def _decode(endpoint: Endpoint[Any, R], answer: Answer) -> R:
+    if endpoint.response is models.PdfResponse:
+        return _pdf(answer)  # type: ignore[return-value]  # R is PdfResponse here
+    try:
+        record = record_of(answer.body, endpoint.response)
+    except DECODE_ERRORS as error:
+        problem, path = explained(error)
+    else:
+        return _with_raw(record, answer)
+    raise ResponseDecodeError(
+        f"{problem} at {path}",
+        path=path,
+        status=answer.status,
+        request_id=_string_in("request_id", answer.body),
+        body=Hidden(bytes(answer.body)),
+    )
+
+
+def _with_raw(record: R, answer: Answer) -> R:
+    if not hasattr(record, "raw"):
+        return record
+    return evolve(record, raw=Hidden(bytes(answer.body)))  # type: ignore[misc]  # the one record that has it
+
+
+def _pdf(answer: Answer) -> models.PdfResponse:
+    if answer.body.startswith(b"%PDF-") and b"%%EOF" in answer.body[-PDF_END:]:
+        return models.PdfResponse(bytes(answer.body), answer.headers.get("Plaid-Request-ID"))
+    whole = "whole" if answer.body.startswith(b"%PDF-") else "a PDF"
+    raise ResponseDecodeError(
+        f"the answer isn't {whole}",
+        status=answer.status,
+        request_id=answer.headers.get("Plaid-Request-ID") or _string_in("request_id", answer.body),
+        body=Hidden(bytes(answer.body)),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+# Plaid's tokens are `[type]-[environment]-[id]` (https://plaid.com/docs/quickstart/glossary/).
+_TOKEN_LIKE = re.compile(r"\b[a-z][a-z-]*-(?:sandbox|production|development)-[\w-]+")
+_SHORTEST_SECRET = 4  # shorter ones, in tests alone, would be found inside of ordinary words
+_QUOTED = (
+    "error_type",
+    "error_code",
+    "error_message",
+    "display_message",
+    "request_id",
+    "documentation_url",
+    "suggested_action",
+)
+
+
+def _refusal(endpoint: Endpoint[Any, Any], answer: Answer, secrets: Iterable[str]) -> PlaidRelayError:
+    facts = _error_facts(answer, secrets)
+    cls = class_for(facts.get("error_type"), facts.get("error_code"), answer.status)
+    error = cls(_error_text(answer, facts), **facts)
+    if 300 <= answer.status < 400:
+        error.advice = "Redirects aren't followed, for they would carry the secret elsewhere: mend base_url."
+    if endpoint.replay is Replay.CREATES and perhaps_carried_out(error):
+        known = {name: facts[name] for name in facts if hasattr(OutcomeUnknownError, name)}
+        return OutcomeUnknownError(str(error.args[0]), **known)
+    return error
+
+
+def _error_facts(answer: Answer, secrets: Iterable[str]) -> dict[str, Any]:
+    facts: dict[str, Any] = {"status": answer.status, "retry_after": retry_after(answer.headers)}
+    try:
+        told = json.loads(answer.body)
+        told = _scrubbed(told, [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET])
+    except (ValueError, RecursionError):
+        return facts
+    if isinstance(told, dict):
+        facts.update({k: told[k] for k in _QUOTED if isinstance(told.get(k), str)})
+        facts["causes"] = tuple(told["causes"]) if isinstance(told.get("causes"), list) else ()
+    return facts
+
+
+def _scrubbed(value: Any, secrets: Iterable[str]) -> Any:
+    """Take out of JSON what must not be shown: a server may quote the request in its error."""
+    if isinstance(value, dict):
+        return {_scrubbed(k, secrets): _scrubbed(v, secrets) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_scrubbed(v, secrets) for v in value]
+    if not isinstance(value, str):
+        return value
+    for secret in secrets:
+        value = value.replace(secret, "[hidden]")
+    return _TOKEN_LIKE.sub("[hidden]", value)
+
+
+def _error_text(answer: Answer, facts: Mapping[str, Any]) -> str:
+    if "error_code" not in facts:
+        return f"the server answered {answer.status} without an error of Plaid's"
+    return f"Plaid answered {facts['error_code']}: {facts.get('error_message') or 'no message'}"
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Give the delay that the server asked for, in seconds from now; `None` where it gave no usable one.
+
+    A date is held against the answer's own `Date`, so that the two clocks needn't agree
+    (https://www.rfc-editor.org/rfc/rfc9110#field.retry-after).
+    """
+    value = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        return float(value)
+    until, now = _http_date(value), _http_date(headers.get("Date", "")) or datetime.now(UTC)
+    return None if until is None else max(0.0, (until - now).total_seconds())
+
+
+def _http_date(value: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+_GONE = re.compile("INVALID_.*TOKEN")
+
+
+def says_no_such_token(error: PlaidAPIError) -> bool:
+    """Tell whether Plaid refused because it knows no such token.
+
+    The code for a relay token isn't published; its siblings are all called `INVALID_…_TOKEN`. Of an Item that
+    was removed it may say ITEM_NOT_FOUND as well (https://plaid.com/docs/errors/item/#item_not_found).
+    """
+    if error.error_code == "ITEM_NOT_FOUND":
+        return True
+    return error.error_type == "INVALID_INPUT" and bool(_GONE.fullmatch(error.error_code or ""))

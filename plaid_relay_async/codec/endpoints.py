@@ -1,0 +1,166 @@
+"""The endpoint table: every operation, and what a second attempt at it would do."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar
+
+from attrs import field, frozen
+
+from plaid_relay_async import models
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+class Replay(enum.Enum):
+    """What a second attempt would do, once the first may have been carried out."""
+
+    HARMLESS = "a read: it may be repeated"
+    IDEMPOTENT = "it may be repeated, and the repeat may be told that there is nothing left to do"
+    CREATES = "a second one would make a second thing: it may not be repeated"
+
+
+@frozen
+class Endpoint(Generic[Q, R]):
+    """One operation: where it is, what goes in and out, whether it may be repeated, whether it is slow."""
+
+    path: str
+    request: type[Q]
+    # A function, for the records of reports are loaded when the first one is read.
+    answer: Callable[[], type[R]] = field(repr=False)
+    replay: Replay
+    slow: bool = False
+
+    @property
+    def response(self) -> type[R]:
+        """The record of its answer."""
+        return self.answer()
+
+
+RELAY_CREATE: Final = Endpoint(
+    "/credit/relay/create",
+    models.RelayCreateRequest,
+    lambda: models.RelayCreateResponse,
+    Replay.CREATES,
+    slow=True,
+)
+RELAY_GET: Final = Endpoint(
+    "/credit/relay/get",
+    models.RelayGetRequest,
+    lambda: models.AssetReportGetResponse,
+    Replay.HARMLESS,
+    slow=True,
+)
+RELAY_PDF_GET: Final = Endpoint(
+    "/credit/relay/pdf/get",
+    models.RelayPdfGetRequest,
+    lambda: models.PdfResponse,
+    Replay.HARMLESS,
+    slow=True,
+)
+RELAY_REFRESH: Final = Endpoint(
+    "/credit/relay/refresh",
+    models.RelayRefreshRequest,
+    lambda: models.RelayRefreshResponse,
+    Replay.CREATES,
+    slow=True,
+)
+RELAY_REMOVE: Final = Endpoint(
+    "/credit/relay/remove",
+    models.RelayRemoveRequest,
+    lambda: models.RelayRemoveResponse,
+    Replay.IDEMPOTENT,
+)
+ASSET_REPORT_CREATE: Final = Endpoint(
+    "/asset_report/create",
+    models.AssetReportCreateRequest,
+    lambda: models.AssetReportCreateResponse,
+    Replay.CREATES,
+    slow=True,
+)
+ASSET_REPORT_GET: Final = Endpoint(
+    "/asset_report/get",
+    models.AssetReportGetRequest,
+    lambda: models.AssetReportGetResponse,
+    Replay.HARMLESS,
+    slow=True,
+)
+ASSET_REPORT_PDF_GET: Final = Endpoint(
+    "/asset_report/pdf/get",
+    models.AssetReportPdfGetRequest,
+    lambda: models.PdfResponse,
+    Replay.HARMLESS,
+    slow=True,
+)
+ASSET_REPORT_REFRESH: Final = Endpoint(
+    "/asset_report/refresh",
+    models.AssetReportRefreshRequest,
+    lambda: models.AssetReportRefreshResponse,
+    Replay.CREATES,
+    slow=True,
+)
+ASSET_REPORT_FILTER: Final = Endpoint(
+    "/asset_report/filter",
+    models.AssetReportFilterRequest,
+    lambda: models.AssetReportFilterResponse,
+    Replay.CREATES,
+    slow=True,
+)
+ASSET_REPORT_REMOVE: Final = Endpoint(
+    "/asset_report/remove",
+    models.AssetReportRemoveRequest,
+    lambda: models.AssetReportRemoveResponse,
+    Replay.IDEMPOTENT,
+)
+# Whether a public token can be exchanged twice isn't published, so a lost exchange is not repeated.
+ITEM_PUBLIC_TOKEN_EXCHANGE: Final = Endpoint(
+    "/item/public_token/exchange",
+    models.ItemPublicTokenExchangeRequest,
+    lambda: models.ItemPublicTokenExchangeResponse,
+    Replay.CREATES,
+)
+ITEM_REMOVE: Final = Endpoint(
+    "/item/remove",
+    models.ItemRemoveRequest,
+    lambda: models.ItemRemoveResponse,
+    Replay.IDEMPOTENT,
+)
+SANDBOX_PUBLIC_TOKEN_CREATE: Final = Endpoint(
+    "/sandbox/public_token/create",
+    models.SandboxPublicTokenCreateRequest,
+    lambda: models.SandboxPublicTokenCreateResponse,
+    Replay.CREATES,
+)
+SANDBOX_ITEM_FIRE_WEBHOOK: Final = Endpoint(
+    "/sandbox/item/fire_webhook",
+    models.SandboxItemFireWebhookRequest,
+    lambda: models.SandboxItemFireWebhookResponse,
+    Replay.CREATES,
+)
+WEBHOOK_VERIFICATION_KEY_GET: Final = Endpoint(
+    "/webhook_verification_key/get",
+    models.WebhookVerificationKeyGetRequest,
+    lambda: models.WebhookVerificationKeyGetResponse,
+    Replay.HARMLESS,
+)
+
+ENDPOINTS: Final[tuple[Endpoint[Any, Any], ...]] = (
+    RELAY_CREATE,
+    RELAY_GET,
+    RELAY_PDF_GET,
+    RELAY_REFRESH,
+    RELAY_REMOVE,
+    ASSET_REPORT_CREATE,
+    ASSET_REPORT_GET,
+    ASSET_REPORT_PDF_GET,
+    ASSET_REPORT_REFRESH,
+    ASSET_REPORT_FILTER,
+    ASSET_REPORT_REMOVE,
+    ITEM_PUBLIC_TOKEN_EXCHANGE,
+    ITEM_REMOVE,
+    SANDBOX_PUBLIC_TOKEN_CREATE,
+    SANDBOX_ITEM_FIRE_WEBHOOK,
+    WEBHOOK_VERIFICATION_KEY_GET,
+)

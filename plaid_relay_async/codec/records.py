@@ -1,0 +1,311 @@
+"""Records to JSON and JSON to records, strictly and to the digit."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import secrets
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, get_args, get_origin
+
+import cattrs
+from attrs import Attribute, fields
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+
+from plaid_relay_async import models
+from plaid_relay_async.errors import ResponseDecodeError, sealed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
+
+# -------------------------------------------------------------------------------------- the converters
+
+# A report has a date in each of thousands of records, and few different ones.
+_day = functools.lru_cache(maxsize=4096)(date.fromisoformat)
+
+
+def _exactly(cls: type) -> Callable[[Any, Any], Any]:
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is not cls:
+            raise TypeError(f"expected {cls.__name__}")
+        return value
+
+    return structure
+
+
+def _decimal(value: Any, _: Any) -> Decimal:
+    if type(value) is Decimal:
+        return value
+    if type(value) is int:
+        return Decimal(value)
+    if type(value) is float:  # of somebody's own: what comes from Plaid is never parsed to a float
+        return Decimal(repr(value))
+    raise TypeError("expected a number")
+
+
+def _date(value: Any, _: Any) -> date:
+    return _day(value)
+
+
+def _datetime(value: Any, _: Any) -> datetime:
+    moment = datetime.fromisoformat(value)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _structure_optional(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+    [inner] = (arg for arg in get_args(cls) if arg is not NoneType)
+    base = converter.get_structure_hook(inner)
+
+    def structure(value: Any, _: Any) -> Any:
+        return None if value is None else base(value, inner)
+
+    def structure_scalar(value: Any, _: Any) -> Any:
+        if value is None or type(value) is inner:
+            return value
+        return base(value, inner)
+
+    return structure_scalar if inner in _SCALARS else structure
+
+
+def _structure_tuple(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], tuple[Any, ...]]:
+    inner = get_args(cls)[0]
+    as_list = list[inner]  # type: ignore[valid-type]  # made while the program runs
+    base = converter.get_structure_hook(as_list if converter.detailed_validation else inner)
+
+    def structure(value: Any, _: Any) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise TypeError("expected a list")
+        return tuple([base(element, inner) for element in value])
+
+    def structure_with_places(value: Any, _: Any) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise TypeError("expected a list")
+        return tuple(base(value, as_list))
+
+    return structure_with_places if converter.detailed_validation else structure
+
+
+def names_of(cls: type) -> frozenset[str]:
+    """Give the names of the fields that are Plaid's."""
+    return frozenset(
+        a.name for a in fields(cls) if a.name != "additional_properties" and models.OURS not in a.metadata
+    )
+
+
+def _structure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+    known = names_of(cls)
+    left_out = {a.name: override(omit=True) for a in fields(cls) if a.name not in known}
+    base = make_dict_structure_fn(cls, converter, **left_out)  # type: ignore[arg-type]  # each one is an override
+    knows_all = known.issuperset
+
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is not dict:
+            raise TypeError("expected an object")
+        record = base(value, cls)
+        if not knows_all(value):
+            record.additional_properties.update({k: value[k] for k in value.keys() - known})
+        return record
+
+    return structure
+
+
+def _omitted_if_default(attribute: Attribute[Any]) -> bool:
+    return (
+        attribute.default is None or attribute.default is False
+    ) and models.ALWAYS_SENT not in attribute.metadata
+
+
+def _unstructure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any], dict[str, Any]]:
+    known = names_of(cls)
+    how = {
+        a.name: override(omit=True) if a.name not in known else override(omit_if_default=True)
+        for a in fields(cls)
+        if a.name not in known or _omitted_if_default(a)
+    }
+    base = make_dict_unstructure_fn(cls, converter, **how)  # type: ignore[arg-type]  # each one is an override
+
+    def unstructure(record: Any) -> dict[str, Any]:
+        return {**base(record), **getattr(record, "additional_properties", {})}
+
+    return unstructure
+
+
+def _is_optional(cls: Any) -> bool:
+    return get_origin(cls) in {Union, UnionType} and NoneType in get_args(cls)
+
+
+def _is_tuple(cls: Any) -> bool:
+    return get_origin(cls) is tuple
+
+
+_SCALARS: Final = (str, int, bool, Decimal)
+
+
+def _make_converter(*, says_where: bool) -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=says_where, unstruct_collection_overrides={tuple: list})
+    for cls in (str, int, bool):
+        converter.register_structure_hook(cls, _exactly(cls))
+    converter.register_structure_hook(Decimal, _decimal)
+    converter.register_structure_hook(date, _date)
+    converter.register_structure_hook(datetime, _datetime)
+    converter.register_unstructure_hook(date, date.isoformat)
+    converter.register_unstructure_hook(datetime, _timestamp)
+    converter.register_structure_hook_factory(_is_optional, _structure_optional)
+    converter.register_structure_hook_factory(_is_tuple, _structure_tuple)
+    converter.register_structure_hook_factory(models.is_record, _structure_record)
+    converter.register_unstructure_hook_factory(models.is_record, _unstructure_record)
+    return converter
+
+
+def _timestamp(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+_converter: Final = _make_converter(says_where=False)
+# To keep track of the place costs a third of the time, so it is kept only once something is wrong.
+_explaining_converter: Final = _make_converter(says_where=True)
+
+
+def _structure(value: Any, cls: type[T]) -> T:
+    try:
+        return _converter.structure(value, cls)
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return _explaining_converter.structure(value, cls)
+
+
+# ------------------------------------------------------------------------------------------- from bytes
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} isn't a number in JSON")
+
+
+def _number(text: str) -> Decimal:
+    # Being a function of Python, it lets other threads in while a long report is parsed; the type wouldn't.
+    return Decimal(text)
+
+
+def record_of(body: bytes | bytearray | str, cls: type[T]) -> T:
+    """Turn JSON into a record.
+
+    Raises:
+        DECODE_ERRORS: it can't be; `explained` puts it in words.
+    """
+    return _structure(json.loads(body, parse_float=_number, parse_constant=_no_constant), cls)
+
+
+DECODE_ERRORS: Final = (cattrs.BaseValidationError, ValueError, TypeError, ArithmeticError, RecursionError)
+
+
+def explained(error: BaseException) -> tuple[str, str]:
+    """Give what is wrong and its place in the JSON; nothing of the JSON's content is in it."""
+    if isinstance(error, cattrs.BaseValidationError):
+        problem, _, path = cattrs.transform_error(error, path="$")[0].rpartition(" @ ")
+        return problem, path
+    if isinstance(error, json.JSONDecodeError):
+        where = "is empty" if not error.doc.strip() else f"isn't JSON ({error.msg}, character {error.pos})"
+        return f"the answer {where}", "$"
+    if isinstance(error, UnicodeDecodeError):
+        return f"the answer isn't UTF-8 (byte {error.start})", "$"
+    if isinstance(error, RecursionError):
+        return "the answer is nested too deeply", "$"
+    # The texts of others may quote the answer, and so aren't used.
+    return "not an object" if isinstance(error, TypeError) else "the answer holds no number of JSON", "$"
+
+
+# --------------------------------------------------------------------------------------------- and back
+
+
+def encode(record: object, more: Mapping[str, str]) -> bytes:
+    """Turn a request into the body of an HTTP request, with what goes beside its fields."""
+    return json.dumps({**_converter.unstructure(record), **more}, separators=(",", ":")).encode()
+
+
+# -------------------------------------------------------------------------------------- for the user's use
+
+
+def to_json(record: object, *, indent: int | None = None) -> bytes:
+    """Write a record as JSON, with every number to the digit that Plaid sent.
+
+    Args:
+        record: an answer, or a part of one. What isn't JSON, such as `raw`, stays out.
+        indent: spaces for each level; everything in one line without.
+
+    Raises:
+        TypeError: it isn't one of this package's records, or it is a PDF.
+    """
+    # The standard library writes no Decimal, and a float would lose digits: so each is written as a string
+    # with a mark that nobody can foresee, and the marks and quotes are taken away again.
+    mark = secrets.token_hex(16)
+    text = json.dumps(_plain(record), indent=indent, default=lambda number: f"{mark}{number}")
+    return re.sub(f'"{mark}([^"]*)"', r"\1", text).encode()
+
+
+@sealed
+def from_json(data: bytes | str, cls: type[T]) -> T:
+    """Read a record that `to_json` wrote, or the body of an answer of Plaid's.
+
+    Args:
+        data: the JSON.
+        cls: the record's class, such as `AssetReportGetResponse`.
+
+    Raises:
+        ResponseDecodeError: it isn't such a record; `path` says where.
+    """
+    try:
+        return record_of(data, cls)
+    except DECODE_ERRORS as error:
+        problem, path = explained(error)
+    raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=None)
+
+
+def unstructure(record: object) -> dict[str, Any]:
+    """Turn a record into dicts, lists, strings, numbers, booleans and None, as JSON has them.
+
+    A number is an int or a float where that holds it to the digit, which is so for all that was a float
+    before Plaid wrote it down; others stay a `Decimal`. `to_json` writes those, too.
+
+    Raises:
+        TypeError: it isn't one of this package's records, or it is a PDF.
+    """
+    plain: dict[str, Any] = _with_floats(_plain(record))
+    return plain
+
+
+@sealed
+def structure(plain: Mapping[str, Any], cls: type[T]) -> T:
+    """Turn what `unstructure` gave into the same record again.
+
+    Raises:
+        ResponseDecodeError: it isn't such a record; `path` says where.
+    """
+    try:
+        return _structure(plain, cls)
+    except DECODE_ERRORS as error:
+        problem, path = explained(error)
+    raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=None)
+
+
+def _plain(record: object) -> dict[str, Any]:
+    if not models.is_record(type(record)) or isinstance(record, models.PdfResponse | models.PdfFile):
+        raise TypeError(f"{type(record).__name__} isn't a record that can be written as JSON")
+    plain: dict[str, Any] = _converter.unstructure(record)
+    return plain
+
+
+def _with_floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_floats(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_floats(inner) for inner in value]
+    if not isinstance(value, Decimal):
+        return value
+    if value.as_tuple().exponent == 0:
+        return int(value)
+    nearest = float(value)
+    return nearest if Decimal(repr(nearest)) == value else value

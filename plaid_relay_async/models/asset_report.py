@@ -1,0 +1,231 @@
+"""The records of `/asset_report/*`, but for the report itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen, validators
+
+from plaid_relay_async.errors import sealed_init
+from plaid_relay_async.models.fields import (
+    are_words,
+    as_optional_tuple,
+    as_tuple,
+    at_most,
+    flag,
+    is_a,
+    is_days,
+    is_flag,
+    is_text,
+    is_url,
+    is_word,
+    option,
+    refuse,
+    unknown_fields,
+)
+from plaid_relay_async.models.relay import RemoveResponse
+
+_DAYS = is_days(0, 731)
+
+
+@frozen(kw_only=True)
+class AssetReportUser:
+    """The person whom a report is about, as its owner described them; all fields are optional.
+
+    Shown in no repr. Plaid puts it into the report as it came, fields of one's own included.
+
+    Attributes:
+        client_user_id: an id of one's own for the person.
+        first_name: with `last_name` and `ssn` needed for Fannie Mae's Day 1 Certainty.
+        middle_name: ditto.
+        last_name: ditto.
+        ssn: as `"123-45-6789"`.
+        phone_number: in E.164, such as `"+14151234567"`.
+        email: their address.
+        additional_properties: what else was told.
+    """
+
+    client_user_id: str | None = field(default=None, repr=False)
+    first_name: str | None = field(default=None, repr=False)
+    middle_name: str | None = field(default=None, repr=False)
+    last_name: str | None = field(default=None, repr=False)
+    ssn: str | None = field(default=None, repr=False)
+    phone_number: str | None = field(default=None, repr=False)
+    email: str | None = field(default=None, repr=False)
+    additional_properties: dict[str, Any] = unknown_fields()
+
+
+# -------------------------------------------------------------------------------------------- requests
+
+
+@sealed_init
+@frozen(kw_only=True)
+class AssetReportCreateOptions:
+    """What may be asked of a new report.
+
+    Attributes:
+        client_report_id: a name of your own.
+        webhook: told when the report is ready; an http(s) URL.
+        add_ons: `AddOn.INVESTMENTS`, `AddOn.FAST_ASSETS`.
+        user: whom it is about.
+        require_all_items: whether one Item that can't be read fails the report; Plaid does so by default.
+        include_fast_report: deprecated by Plaid; see `add_ons`.
+        products: deprecated by Plaid; see `add_ons`.
+    """
+
+    client_report_id: str | None = option(is_text())
+    webhook: str | None = option(is_url)
+    add_ons: tuple[str, ...] | None = field(
+        default=None, converter=as_optional_tuple, validator=validators.optional(are_words)
+    )
+    user: AssetReportUser | None = option(is_a(AssetReportUser))
+    require_all_items: bool | None = option(is_flag)
+    include_fast_report: bool | None = option(is_flag)
+    products: tuple[str, ...] | None = field(
+        default=None, converter=as_optional_tuple, validator=validators.optional(are_words)
+    )
+
+
+@sealed_init
+@frozen
+class AssetReportCreateRequest:
+    """Have a report made of 1 to 99 Items, over 0 to 731 days."""
+
+    access_tokens: tuple[str, ...] = field(
+        converter=as_tuple, validator=[are_words, at_most(99, "access tokens")], repr=False
+    )
+    days_requested: int = field(validator=_DAYS)
+    options: AssetReportCreateOptions | None = option(is_a(AssetReportCreateOptions))
+
+
+@sealed_init
+@frozen(kw_only=True)
+class AssetReportRefreshOptions:
+    """What may be asked of a report made anew; what isn't given stays as it was.
+
+    Attributes:
+        client_report_id: a name of your own.
+        webhook: told when the report is ready; an http(s) URL.
+        user: whom it is about.
+    """
+
+    client_report_id: str | None = option(is_text())
+    webhook: str | None = option(is_url)
+    user: AssetReportUser | None = option(is_a(AssetReportUser))
+
+
+@sealed_init
+@frozen
+class AssetReportRefreshRequest:
+    """Have a report of one's own made anew, as another report."""
+
+    asset_report_token: str = field(validator=is_word, repr=False)
+    days_requested: int | None = option(_DAYS)
+    options: AssetReportRefreshOptions | None = option(is_a(AssetReportRefreshOptions))
+
+
+@sealed_init
+@frozen
+class AssetReportFilterRequest:
+    """Have a report of one's own copied without some of its accounts, as another report."""
+
+    asset_report_token: str = field(validator=is_word, repr=False)
+    account_ids_to_exclude: tuple[str, ...] = field(converter=as_tuple, validator=are_words)
+
+
+@sealed_init
+@frozen(kw_only=True)
+class DaysToInclude:
+    """Attributes: `days_to_include`, of the report's days, the last 0 to 731."""
+
+    days_to_include: int | None = option(_DAYS)
+
+
+@sealed_init
+@frozen
+class AssetReportGetRequest:
+    """Read a report of one's own: by its token, or the latest of a user by the user's token."""
+
+    asset_report_token: str | None = field(default=None, validator=validators.optional(is_word), repr=False)
+    user_token: str | None = option(is_word, repr=False)
+    include_insights: bool = flag()
+    fast_report: bool = flag()
+    options: DaysToInclude | None = option(is_a(DaysToInclude))
+
+    def __attrs_post_init__(self) -> None:
+        if self.asset_report_token is None and self.user_token is None:
+            raise refuse("asset_report_token is missing: pass it, or a user_token")
+
+
+@sealed_init
+@frozen
+class AssetReportPdfGetRequest:
+    """Read a report of one's own, as a PDF."""
+
+    asset_report_token: str = field(validator=is_word, repr=False)
+    options: DaysToInclude | None = option(is_a(DaysToInclude))
+
+
+@sealed_init
+@frozen
+class AssetReportRemoveRequest:
+    """Take a report's token back."""
+
+    asset_report_token: str = field(validator=is_word, repr=False)
+
+
+# --------------------------------------------------------------------------------------------- answers
+
+
+@frozen
+class AssetReportCreateResponse:
+    """A report under way: a token to read and share it with, and the id that webhooks name."""
+
+    asset_report_token: str = field(repr=False)
+    asset_report_id: str
+    request_id: str
+    additional_properties: dict[str, Any] = unknown_fields()
+
+
+@frozen
+class AssetReportRefreshResponse(AssetReportCreateResponse):
+    """A fresh report under way: it has a token and an id of its own, and the old one stays as it was."""
+
+
+@frozen
+class AssetReportFilterResponse(AssetReportCreateResponse):
+    """A report without some accounts: it has a token and an id of its own, and the old one stays."""
+
+
+@frozen
+class AssetReportRemoveResponse(RemoveResponse):
+    """A report's token taken back; see `RemoveResponse`."""
+
+
+@frozen
+class PdfResponse:
+    """A report as a PDF.
+
+    Attributes:
+        content: the file's bytes.
+        request_id: from the `Plaid-Request-ID` header.
+    """
+
+    content: bytes = field(repr=False)
+    request_id: str | None = None
+
+
+@frozen
+class PdfFile:
+    """A report as a PDF, in a file that nobody else may read.
+
+    Attributes:
+        path: the file.
+        size: its bytes.
+        request_id: from the `Plaid-Request-ID` header.
+    """
+
+    path: Path
+    size: int
+    request_id: str | None = None

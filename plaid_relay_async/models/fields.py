@@ -1,0 +1,179 @@
+"""How the fields of the records are checked and declared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias, cast
+from urllib.parse import urlsplit
+
+from attrs import Attribute, field, fields, has, validators
+
+from plaid_relay_async.errors import InvalidRequestError
+
+Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
+
+# ------------------------------------------------------------------------------------------ of requests
+
+
+def refuse(problem: str) -> InvalidRequestError:
+    """Give the error for a request that can't pass; nothing was sent."""
+    return InvalidRequestError(problem, sent=False)
+
+
+def _check_word(name: str, value: object) -> None:
+    _check_text(name, value)
+    if " " in cast("str", value) or not cast("str", value).isprintable():
+        raise refuse(f"{name} holds white space or control characters: strip it")
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise refuse(f"{name} must be a string, not {type(value).__name__}")
+    if not value:
+        raise refuse(f"{name} is empty")
+
+
+def is_word(_: object, attribute: Attribute[str], value: object) -> None:
+    """A token, an id or a name of Plaid's."""
+    _check_word(attribute.name, value)
+
+
+def is_text(most: int | None = None) -> Validator:
+    """Words of a person's, at most so many characters of them."""
+
+    def check(_: object, attribute: Attribute[str], value: object) -> None:
+        _check_text(attribute.name, value)
+        if most is not None and len(cast("str", value)) > most:
+            raise refuse(f"{attribute.name} has more than {most} characters")
+
+    return check
+
+
+def as_tuple(value: Iterable[str]) -> tuple[str, ...]:
+    """Take any iterable of strings but a lone string, which nobody means: the validator refuses it."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return cast("tuple[str, ...]", value)
+    return tuple(value)
+
+
+def as_optional_tuple(value: Iterable[str] | None) -> tuple[str, ...] | None:
+    """The same for an option."""
+    return None if value is None else as_tuple(value)
+
+
+def are_words(_: object, attribute: Attribute[Any], value: object) -> None:
+    """A tuple of words, at least one."""
+    if not isinstance(value, tuple):
+        raise refuse(f"{attribute.name} must be a list of strings, not {type(value).__name__}: write [it]")
+    if not value:
+        raise refuse(f"{attribute.name} is empty")
+    for index, word in enumerate(value):
+        _check_word(f"{attribute.name}[{index}]", word)
+
+
+def one_of_each_type(_: object, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    """Plaid takes one token of each report type, and the asset report is the only type so far."""
+    if sum(token.startswith("assets-") for token in value) > 1:
+        raise refuse(f"{attribute.name} holds two asset report tokens: a relay token shares one")
+
+
+def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
+    """An http(s) URL."""
+    _check_word(attribute.name, value)
+    try:
+        parts = urlsplit(str(value))
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise refuse(f"{attribute.name} must be an http(s) URL")
+
+
+def is_flag(_: object, attribute: Attribute[bool], value: object) -> None:
+    """`True` or `False`."""
+    if not isinstance(value, bool):
+        raise refuse(f"{attribute.name} must be True or False, not {type(value).__name__}")
+
+
+def is_days(least: int, most: int) -> Validator:
+    """A whole number within bounds."""
+
+    def check(_: object, attribute: Attribute[Any], value: object) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise refuse(f"{attribute.name} must be a whole number from {least} to {most}")
+
+    return check
+
+
+def at_most(most: int, things: str) -> Validator:
+    """A tuple of at most so many."""
+
+    def check(_: object, attribute: Attribute[Any], value: tuple[object, ...]) -> None:
+        if len(value) > most:
+            raise refuse(f"{attribute.name} holds {len(value)} {things}, of at most {most}")
+
+    return check
+
+
+def is_a(cls: type) -> Validator:
+    """A record, or a date."""
+
+    def check(_: object, attribute: Attribute[Any], value: object) -> None:
+        if type(value) is not cls:
+            raise refuse(f"{attribute.name} must be a {cls.__name__}, not {type(value).__name__}")
+
+    return check
+
+
+def is_asset(_: object, attribute: Attribute[str], value: object) -> None:
+    """The only type of report that Plaid relays."""
+    if value != "asset":
+        raise refuse(f"{attribute.name} must be 'asset', the only type that Plaid relays")
+
+
+def option(validator: Validator, *, repr: bool = True) -> Any:  # noqa: A002  # attrs' own name for it
+    """Declare an option of a request: checked where it is given, and left out where it isn't."""
+    return field(default=None, validator=validators.optional(validator), kw_only=True, repr=repr)
+
+
+def flag(*, default: bool = False) -> Any:
+    """Declare a switch of a request, with Plaid's own default."""
+    return field(default=default, validator=is_flag, kw_only=True)
+
+
+def report_type() -> Any:
+    """Declare what is relayed."""
+    return field(default="asset", validator=is_asset, kw_only=True)
+
+
+def secrets_in(record: Any) -> Iterator[str]:
+    """Give the strings of a request that may be shown nowhere: those of fields without a repr."""
+    for attribute in fields(type(record)):
+        value = getattr(record, attribute.name)
+        if has(type(value)):
+            yield from secrets_in(value)
+        elif not attribute.repr and isinstance(value, str | tuple):
+            yield from (value,) if isinstance(value, str) else value
+
+
+# ------------------------------------------------------------------------------------------- of answers
+
+ALWAYS_SENT = "always sent"
+
+
+def null(*, repr: bool = True) -> Any:  # noqa: A002  # attrs' own name for it
+    """Declare a field that Plaid always sends and that may be null; where it is missing, it reads as null."""
+    return field(default=None, repr=repr, metadata={ALWAYS_SENT: True})
+
+
+def unknown_fields() -> Any:
+    """Declare where the fields go that this package doesn't know."""
+    return field(factory=dict, repr=False, kw_only=True)
+
+
+OURS = "ours"
+
+
+def ours() -> Any:
+    """Declare a field that doesn't come from Plaid's JSON and isn't compared."""
+    return field(default=None, repr=False, eq=False, kw_only=True, metadata={OURS: True})

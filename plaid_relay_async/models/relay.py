@@ -1,0 +1,162 @@
+"""The records of `/credit/relay/*`, but for the report that a relay token opens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from attrs import field, frozen, validators
+
+from plaid_relay_async.errors import sealed, sealed_init
+from plaid_relay_async.models.fields import (
+    are_words,
+    as_tuple,
+    flag,
+    is_url,
+    is_word,
+    one_of_each_type,
+    option,
+    refuse,
+    report_type,
+    unknown_fields,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+@sealed_init
+@frozen
+class RelayCreateRequest:
+    """Share a report with one partner. See https://plaid.com/docs/api/products/assets/#creditrelaycreate.
+
+    Attributes:
+        report_tokens: one asset report token, as `/asset_report/create` gave it, in a list.
+        secondary_client_id: the partner, by its client id at Plaid.
+        webhook: where Plaid tells that the partner fetched the report; an http(s) URL.
+
+    Raises:
+        InvalidRequestError: a field can't pass; it is named, and nothing was sent.
+    """
+
+    report_tokens: tuple[str, ...] = field(
+        converter=as_tuple, validator=[are_words, one_of_each_type], repr=False
+    )
+    secondary_client_id: str = field(validator=is_word)
+    webhook: str | None = field(default=None, validator=validators.optional(is_url))
+
+    @classmethod
+    @sealed
+    def fan_out(
+        cls, report_tokens: Iterable[str], secondary_client_ids: Iterable[str], *, webhook: str | None = None
+    ) -> Iterator[RelayCreateRequest]:
+        """Give one request for each partner, lazily: a partner is read when its request is asked for.
+
+        Args:
+            report_tokens: the report to share, as a list of one token.
+            secondary_client_ids: the partners.
+            webhook: the same for each of them.
+
+        Raises:
+            InvalidRequestError: the tokens or the webhook can't pass: at once; a partner: when it is met.
+        """
+        if isinstance(secondary_client_ids, str):
+            raise refuse("secondary_client_ids must be an iterable of strings, not one string: write [it]")
+        first = cls(report_tokens, "checked-when-met", webhook)
+        return (cls(first.report_tokens, partner, first.webhook) for partner in secondary_client_ids)
+
+
+@sealed_init
+@frozen
+class RelayGetRequest:
+    """Read a report that was shared with you."""
+
+    relay_token: str = field(validator=is_word, repr=False)
+    include_insights: bool = flag()
+    report_type: str = report_type()
+
+
+@sealed_init
+@frozen
+class RelayPdfGetRequest:
+    """Read a report that was shared with you, as a PDF."""
+
+    relay_token: str = field(validator=is_word, repr=False)
+    report_type: str = report_type()
+
+
+@sealed_init
+@frozen
+class RelayRefreshRequest:
+    """Have a report that was shared with you made anew."""
+
+    relay_token: str = field(validator=is_word, repr=False)
+    webhook: str | None = option(is_url)
+    report_type: str = report_type()
+
+
+@sealed_init
+@frozen
+class RelayRemoveRequest:
+    """Take a relay token back."""
+
+    relay_token: str = field(validator=is_word, repr=False)
+
+
+@frozen
+class RelayCreateResponse:
+    """A relay token for one partner.
+
+    Attributes:
+        relay_token: a bearer secret; hand it to the partner and keep it.
+        request_id: Plaid's; `None` if the answer was damaged and only the token could be read.
+        additional_properties: what else Plaid sent.
+    """
+
+    relay_token: str = field(validator=validators.min_len(1), repr=False)
+    request_id: str | None = None
+    additional_properties: dict[str, Any] = unknown_fields()
+
+
+@frozen
+class RelayRefreshResponse:
+    """A report made anew.
+
+    Attributes:
+        relay_token: whether it is another than was passed in isn't published; keep this one.
+        request_id: Plaid's; `None` if the answer was damaged and only the token could be read.
+        asset_report_id: the new report's, as its webhook names it.
+        additional_properties: what else Plaid sent.
+    """
+
+    relay_token: str = field(validator=validators.min_len(1), repr=False)
+    request_id: str | None = None
+    asset_report_id: str | None = None
+    additional_properties: dict[str, Any] = unknown_fields()
+
+
+@frozen
+class RemoveResponse:
+    """Something taken back.
+
+    Attributes:
+        removed: whether it was removed.
+        request_id: Plaid's.
+        inferred: a first attempt got no answer and the next was told that there is no such token; so it is
+            gone, though nobody said that it was this call that removed it.
+        additional_properties: what else Plaid sent.
+    """
+
+    removed: bool
+    request_id: str | None = None
+    inferred: bool = False
+    additional_properties: dict[str, Any] = unknown_fields()
+
+    @classmethod
+    def gone(cls) -> Self:
+        """Give the answer for what is known to be gone, though nobody said so of this call."""
+        return cls(removed=True, inferred=True)
+
+
+@frozen
+class RelayRemoveResponse(RemoveResponse):
+    """A relay token taken back; see `RemoveResponse`."""

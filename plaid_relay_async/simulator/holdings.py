@@ -1,0 +1,118 @@
+"""What an investment account holds, and what was traded on it."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from random import Random
+
+from attrs import frozen
+
+from plaid_relay_async.simulator.outline import Account, Json, Outline, identifier, instant
+
+
+@frozen
+class _Security:
+    name: str | None
+    ticker: str | None
+    security_type: str | None
+
+
+_SECURITIES = (
+    _Security("Maple Index Fund", "MAPL", "mutual fund"),
+    _Security("Otter Works Inc.", "OTTR", "equity"),
+    _Security(None, None, None),  # one that the bank doesn't name
+)
+_COINS = (_Security("Bitcoin", "BTC", "cryptocurrency"),)
+_TRADES = (("buy", "buy"), ("sell", "sell"), ("cash", "dividend"), ("fee", "management fee"))
+
+
+@frozen
+class _Lot:
+    """Some of a security, at a bank's price."""
+
+    security: _Security
+    security_id: str
+    price: float
+
+
+def investments(account: Account, outline: Outline) -> Json:
+    """Holdings, the securities in them, and trades; fields of older and of newer documents of Plaid's."""
+    draw = Random(f"{account.seed}:investments")
+    securities = _COINS if account.kind.currency[1] else _SECURITIES
+    lots = [_Lot(security, identifier(draw), round(draw.uniform(5, 90), 3)) for security in securities]
+    trades = [trade for lot in lots for trade in _trades(draw, account, outline, lot)]
+    since = outline.day(outline.shown)
+    return {
+        "holdings": [_holding(draw, account, outline, lot) for lot in lots],
+        "securities": [_security(lot) for lot in lots],
+        "transactions": sorted(
+            (trade for trade in trades if trade["date"] > since),
+            key=lambda trade: str(trade["date"]),
+            reverse=True,
+        ),
+    }
+
+
+def _security(lot: _Lot) -> Json:
+    return {
+        "name": lot.security.name,
+        "security_id": lot.security_id,
+        "ticker_symbol": lot.security.ticker,
+        "type": lot.security.security_type,
+    }
+
+
+def _holding(draw: Random, account: Account, outline: Outline, lot: _Lot) -> Json:
+    quantity = round(draw.uniform(1, 900), 4)
+    vests = draw.random() < 0.5
+    cost = round(quantity * lot.price * draw.uniform(0.5, 1.2), 2)
+    named = lot.security.name is not None
+    return {
+        "account_id": account.account_id,
+        "cost_basis": cost if named else None,  # 1.697.4 of Plaid's document has it, 1.778.0 no longer
+        "institution_price": lot.price,
+        "institution_price_as_of": outline.day(1) if named else None,
+        "institution_value": round(quantity * lot.price, 4),
+        "quantity": quantity,
+        "security_id": lot.security_id,
+        "ticker_symbol": lot.security.ticker,
+        # These three are of 1.778.0.
+        "tax_lots": [_tax_lot(draw, outline, quantity, lot.price, cost)] if named else [],
+        "vested_quantity": round(quantity / 2, 4) if vests else None,
+        "vested_value": round(quantity / 2 * lot.price, 4) if vests else None,
+        **account.kind.currencies(),
+    }
+
+
+def _tax_lot(draw: Random, outline: Outline, quantity: float, price: float, cost: float) -> Json:
+    return {
+        "cost_basis": cost,
+        "current_value": round(quantity * price, 4),
+        "institution_lot_id": identifier(draw)[:12],
+        "original_purchase_datetime": instant(outline.generated - timedelta(days=draw.randrange(1, 4000))),
+        "position_type": "LONG",
+        "purchase_price": round(cost / quantity, 4),
+        "quantity": quantity,
+    }
+
+
+def _trades(draw: Random, account: Account, outline: Outline, lot: _Lot) -> Iterator[Json]:
+    for kind, subtype in _TRADES if outline.days else ():
+        quantity = round(draw.uniform(1, 20), 4) if kind in {"buy", "sell"} else 0.0
+        amount = round(quantity * lot.price, 2) or round(draw.uniform(1, 30), 2)
+        yield {
+            "account_id": account.account_id,
+            "amount": -amount if kind in {"sell", "cash"} else amount,
+            "date": outline.day(draw.randrange(outline.days)),
+            "fees": round(draw.uniform(0, 5), 2) if kind == "sell" else None,
+            "investment_transaction_id": identifier(draw),
+            "name": f"{subtype.upper()} {lot.security.name or 'UNNAMED SECURITY'}",
+            "price": lot.price if quantity else 0.0,
+            "quantity": -quantity if kind == "sell" else quantity,
+            "security_id": None if kind == "fee" else lot.security_id,
+            "subtype": subtype,
+            "type": kind,
+            # 1.697.4 requires these, 1.778.0 has them no longer.
+            "vested_quantity": 0.0,
+            "vested_value": 0.0,
+            **account.kind.currencies(),
+        }

@@ -1,0 +1,49 @@
+"""Lines of text as a PDF of one page or more."""
+
+from collections.abc import Iterable, Sequence
+
+_LINES = 46  # that fit on a page
+
+
+def typeset(lines: Sequence[str]) -> bytes:
+    """A PDF of these lines, which a reader of PDFs can show."""
+    pages = [lines[start : start + _LINES] for start in range(0, len(lines), _LINES)]
+    numbers = range(5, 5 + 2 * len(pages), 2)  # of the pages; the content of each follows it
+    kids = b" ".join(b"%d 0 R" % number for number in numbers)
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [%s] /Count %d >>" % (kids, len(pages)),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        b"<< /Font << /F1 3 0 R >> >>",
+    ]
+    for number, page in zip(numbers, pages, strict=True):
+        objects += [_page(number + 1), _content(page)]
+    return _bound(objects)
+
+
+def _page(content: int) -> bytes:
+    place = b"/Parent 2 0 R /MediaBox [0 0 595 842] /Resources 4 0 R"
+    return b"<< /Type /Page %s /Contents %d 0 R >>" % (place, content)
+
+
+def _content(lines: Iterable[str]) -> bytes:
+    shown = "".join(f"({_escaped(line)}) Tj T*\n" for line in lines)
+    stream = f"BT /F1 11 Tf 16 TL 56 786 Td\n{shown}ET".encode("latin-1", "replace")
+    return b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream)
+
+
+def _escaped(line: str) -> str:
+    return line.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)")
+
+
+def _bound(objects: Iterable[bytes]) -> bytes:
+    """A PDF file of these objects, with the table that says where each begins (ISO 32000-1, 7.5)."""
+    file = bytearray(b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n")
+    table = [b"0000000000 65535 f \n"]
+    for number, content in enumerate(objects, 1):
+        table.append(b"%010d 00000 n \n" % len(file))
+        file += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    start = len(file)
+    file += b"xref\n0 %d\n%s" % (len(table), b"".join(table))
+    file += b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (len(table), start)
+    return bytes(file)

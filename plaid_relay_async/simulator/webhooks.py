@@ -1,0 +1,96 @@
+"""The test webhooks that were asked for, and the key that Plaid signs its webhooks with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+
+from plaid_relay_async.simulator.problems import Refusal
+
+KEY_ID = "6c5516e1-92dc-479e-a8ff-5a51992e0001"
+"""The sandbox's, by which Plaid's own libraries test the look-up."""
+
+# A point of P-256, so that a library for keys takes it. Its private number is the SHA-256 of KEY_ID, for
+# whoever wants to sign a webhook for a test: this key protects nothing.
+_KEY: Mapping[str, Any] = {
+    "alg": "ES256",
+    "created_at": 1560466150,
+    "crv": "P-256",
+    "expired_at": None,
+    "kid": KEY_ID,
+    "kty": "EC",
+    "use": "sig",
+    "x": "kvul8S3Od2COPyRrhAqe41SaUqr4SAGj18sjTsft4Dc",
+    "y": "AAPKcr1DCKBzI7Vl4ljv6bmxneb12_hdlKLW5RkNApU",
+}
+
+
+@frozen
+class FiredWebhook:
+    """One webhook that `/sandbox/item/fire_webhook` was asked for. Nothing was sent.
+
+    Attributes:
+        item_id: Of the Item that it concerns.
+        url: Where Plaid would have sent it.
+        webhook_type: Such as `ASSETS`.
+        webhook_code: Such as `PRODUCT_READY`.
+        request_id: Of the answer to the request.
+    """
+
+    item_id: str
+    url: str
+    webhook_type: str
+    webhook_code: str
+    request_id: str
+
+
+# fmt: off
+_TYPES = {
+    "AUTHORIZATION_GRANTED": "ITEM", "ERROR": "ASSETS", "LOGIN_REPAIRED": "ITEM",
+    "NEW_ACCOUNTS_AVAILABLE": "ITEM", "PENDING_DISCONNECT": "ITEM", "PRODUCT_READY": "ASSETS",
+    "RECURRING_TRANSACTIONS_UPDATE": "TRANSACTIONS",
+    "SMS_MICRODEPOSITS_VERIFICATION": "AUTH", "SYNC_UPDATES_AVAILABLE": "TRANSACTIONS",
+    "USER_ACCOUNT_REVOKED": "ITEM", "USER_PERMISSION_REVOKED": "ITEM",
+    # The type that it is for where none is told is our choice.
+    "DEFAULT_UPDATE": "TRANSACTIONS",
+}
+# fmt: on
+WEBHOOK_CODES = tuple(_TYPES)
+
+# Which product an Item must have for a webhook of a type.
+_PRODUCTS = {
+    "ASSETS": "assets",
+    "AUTH": "auth",
+    "HOLDINGS": "investments",
+    "IDENTITY": "identity",
+    "INVESTMENTS_TRANSACTIONS": "investments",
+    "LIABILITIES": "liabilities",
+    "TRANSACTIONS": "transactions",
+}
+WEBHOOK_TYPES = ("ITEM", *_PRODUCTS)
+
+
+def key_of(key_id: str) -> dict[str, Any]:
+    """The public key of an id, as a JSON Web Key."""
+    if key_id != KEY_ID:
+        raise Refusal("INVALID_WEBHOOK_VERIFICATION_KEY_ID")
+    return dict(_KEY)
+
+
+def type_of(code: str, told: str | None) -> str:
+    """The type of a webhook; only DEFAULT_UPDATE has one for several, and takes the one that is told.
+
+    That a type told for another code is passed over is our choice.
+    """
+    if code != "DEFAULT_UPDATE" or told is None:
+        return _TYPES[code]
+    if told in {"ITEM", "ASSETS"}:
+        raise Refusal("INVALID_FIELD", "webhook_type must be one of a product that has DEFAULT_UPDATE")
+    return told
+
+
+def check_product(webhook_type: str, products: frozenset[str]) -> None:
+    """Refuse a webhook for which the Item lacks the product."""
+    wanted = _PRODUCTS.get(webhook_type)
+    if wanted is not None and wanted not in products:
+        raise Refusal("SANDBOX_PRODUCT_NOT_ENABLED")

@@ -1,0 +1,182 @@
+"""PDFs into files: whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import tracemalloc
+
+import pytest
+from support import OWNER, QUICK
+from test_transport import read_request, serving
+
+from plaid_relay_async import (
+    ConnectionLostError,
+    InvalidRequestError,
+    RelayClient,
+    ReportNotReadyError,
+    ResponseDecodeError,
+)
+from plaid_relay_async.client.files import PartFile
+from plaid_relay_async.errors import Hidden
+from plaid_relay_async.simulator import Fault
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PDF = "/credit/relay/pdf/get"
+NOT_READY = {"error_type": "ASSET_REPORT_ERROR", "error_code": "PRODUCT_NOT_READY"}
+HALF = "%PDF-1.4 and so on, but without an end"
+
+
+@pytest.fixture
+async def relay_token(plaid, client):
+    made = await client.relay.create([plaid.add_report()], "partner")
+    return made.relay_token
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    folder = tmp_path / "pdfs"
+    folder.mkdir()
+    return folder / "report.pdf"
+
+
+async def test_a_pdf_is_saved_as_it_is(plaid, partner, relay_token, target):
+    """The file has the bytes that get_pdf gives, is its owner's alone, and nothing lies beside it."""
+    saved = await partner.relay.download_pdf(relay_token, target)
+    assert target.read_bytes() == (await partner.relay.get_pdf(relay_token)).content
+    assert (saved.path, saved.size) == (target, target.stat().st_size)
+    assert saved.request_id == plaid.requests[-2].request_id
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert list(target.parent.iterdir()) == [target]
+
+
+async def test_a_report_of_ones_own_is_saved_as_well(plaid, client, target):
+    """The owner's PDFs go the same way, with the days that were asked for."""
+    saved = await client.asset_report.download_pdf(plaid.add_report(), str(target), days_to_include=5)
+    assert target.read_bytes().startswith(b"%PDF-")
+    assert saved.path == target
+
+
+async def test_a_file_that_is_there_is_left_alone(plaid, partner, relay_token, target):
+    """No file is written over, nor a link followed, and nothing is sent for it."""
+    target.write_text("mine", encoding="utf-8")
+    link = target.with_name("link.pdf")
+    link.symlink_to(target.with_name("nowhere"))
+    for path in (target, link):
+        with pytest.raises(FileExistsError):
+            await partner.relay.download_pdf(relay_token, path)
+    with pytest.raises(FileNotFoundError):
+        await partner.relay.download_pdf(relay_token, target.parent / "no" / "such.pdf")
+    assert target.read_text(encoding="utf-8") == "mine"
+    assert plaid.counts[PDF] == 0
+
+
+async def test_a_file_that_comes_meanwhile_is_left_alone(plaid, partner, relay_token, target):
+    """Somebody else's file of that name stays as it is, and the PDF isn't left beside it."""
+    plaid.fail(Fault(path=PDF, latency=0.1))
+    saving = asyncio.ensure_future(partner.relay.download_pdf(relay_token, target))
+    await asyncio.sleep(0.05)
+    target.write_text("mine", encoding="utf-8")
+    with pytest.raises(FileExistsError):
+        await saving
+    assert target.read_text(encoding="utf-8") == "mine"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault(path=PDF, status=400, body=NOT_READY), ReportNotReadyError),
+        (Fault(path=PDF, status=404), InvalidRequestError),
+        (Fault(path=PDF, truncate=200), ConnectionLostError),
+        (Fault(path=PDF, close=True), ConnectionLostError),
+        (Fault(path=PDF, status=200, body=HALF), ResponseDecodeError),
+        (Fault(path=PDF, status=200, body={"request_id": "q"}), ResponseDecodeError),
+    ],
+)
+async def test_an_error_leaves_no_file(plaid, partner, relay_token, target, fault, error):
+    """What get_pdf raises is raised here, and there is no file, nor half of one."""
+    plaid.fail(fault)
+    with pytest.raises(error):
+        await partner.relay.get_pdf(relay_token)
+    with pytest.raises(error):
+        await partner.relay.download_pdf(relay_token, target)
+    assert list(target.parent.iterdir()) == []
+
+
+async def test_a_repeated_read_begins_anew(plaid, partner, relay_token, target):
+    """What came before the connection broke isn't in the file."""
+    plaid.fail(Fault(path=PDF, truncate=300, times=2))
+    await partner.relay.download_pdf(relay_token, target)
+    assert plaid.counts[PDF] == 3
+    assert target.read_bytes() == (await partner.relay.get_pdf(relay_token)).content
+
+
+async def test_a_cancelled_download_leaves_no_file(plaid, partner, relay_token, target):
+    """At whichever point it is cancelled, nothing is left behind."""
+    plaid.fail(Fault(path=PDF, latency=0.01))
+    for delay in (0, 0.001, 0.003, 0.01, 0.02):
+        saving = asyncio.ensure_future(partner.relay.download_pdf(relay_token, target))
+        await asyncio.sleep(delay)
+        saving.cancel()
+        await asyncio.wait([saving])
+        await asyncio.sleep(0.05)
+        target.unlink(missing_ok=True)
+        assert list(target.parent.iterdir()) == []
+
+
+async def test_a_file_that_cant_be_written_is_the_callers_trouble(partner, relay_token, target):
+    """Where the disk is full the OSError comes out as it is, and no half file is left."""
+    resource = pytest.importorskip("resource", reason="only POSIX can limit the size of files")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            await partner.relay.download_pdf(relay_token, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(target.parent.iterdir()) == []
+
+
+async def test_a_long_pdf_takes_no_more_memory_than_a_short_one(target):
+    """A PDF is written as it arrives: 40 MB of it are never in memory together."""
+    middle, pieces = os.urandom(1 << 16), 640
+    whole = len(middle) * pieces + len(b"%PDF-1.7\n%%EOF\n")
+
+    async def handle(reader, writer):
+        await read_request(reader)
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nPlaid-Request-ID: q7\r\n\r\n%%PDF-1.7\n" % whole
+        )
+        for _ in range(pieces):
+            writer.write(middle)
+            await writer.drain()
+        writer.write(b"%%EOF\n")
+        await writer.drain()
+
+    async with (
+        serving(handle) as (url, _),
+        RelayClient(OWNER, base_url=url, retry=QUICK) as client,
+    ):
+        tracemalloc.start()
+        try:
+            saved = await client.relay.download_pdf("t", target)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert (saved.size, saved.request_id, target.stat().st_size) == (whole, "q7", whole)
+    assert peak < 4_000_000
+
+
+async def test_a_file_that_is_given_up_before_it_is_made_is_never_made(target):
+    """Whoever is cancelled while a thread waits for its turn leaves nothing behind."""
+    part = PartFile(target)
+    await part.discard()
+    await part.open()
+    await part.begin()
+    await part.write(Hidden(b"x"))
+    assert list(target.parent.iterdir()) == []

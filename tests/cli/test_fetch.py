@@ -368,13 +368,15 @@ def test_interrupted_and_repeated(start, spawn, tmp_path, rounds):
     path.write_text("\n".join(tokens))
     words = ("fetch", path, "--dir", folder, "--concurrency", 5)
     for number in range(rounds):
-        process = spawn(*words)
-        first = process.stdout.readline()
+        out = tmp_path / f"out{number}"
+        process = spawn(*words, "--output", out)
+        wait_for_a_line(out)
         time.sleep(0.05 * number)
         process.send_signal((signal.SIGINT, signal.SIGTERM)[number % 2])
-        rest, errors = process.communicate(timeout=30)
-        lines = [json.loads(line) for line in (first + rest).splitlines()]
-        assert process.returncode == (1 if any(x["outcome"] == "not_attempted" for x in lines) else 0), errors
+        _, errors = process.communicate(timeout=30)
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        left = any(line["outcome"] == "not_attempted" for line in lines)
+        assert process.returncode == (1 if left else 0), errors
         assert sorted(line["row"] for line in lines) == list(range(1, 121))
         assert all(json.loads(file.read_text())["report"] for file in folder.iterdir())
     process = spawn(*words)
@@ -382,6 +384,12 @@ def test_interrupted_and_repeated(start, spawn, tmp_path, rounds):
     assert process.returncode == 0, errors
     assert names_in(folder) == {name_of(token) for token in tokens}
     assert plaid.counts[GET] == 120
+
+
+def wait_for_a_line(path):
+    deadline = time.monotonic() + 20
+    while not (path.exists() and path.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def test_killed(start, spawn, tmp_path):

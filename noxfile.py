@@ -77,6 +77,13 @@ def schemathesis(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure ours and others in one run, and print the tables; nothing is held to them."""
+    session.install(".", *group("bench"))
+    session.run("python", "-I", "bench/reading.py", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Share one report with several hundred partners, on the simulator."""
     session.install(".[cli]")

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import string
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from email.utils import format_datetime
 
 import pytest
+from attrs import evolve
+from attrs.exceptions import FrozenInstanceError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -169,6 +173,22 @@ def test_a_report_is_typed_and_exact():
     assert report.date_generated == datetime(2026, 3, 30, 18, 27, 37, tzinfo=UTC)
 
 
+def test_a_report_is_read_at_the_first_go():
+    """The slow converter, which tells places, isn't needed for what is right; so this looks at the quick one."""
+    parsed = json.loads(json.dumps(REPORT), parse_float=Decimal)
+    assert codec.records._converter.structure(parsed, models.AssetReportGetResponse) == get(REPORT)
+
+
+def test_a_record_is_frozen_however_it_was_made():
+    """What is read is as immutable as what somebody makes, is equal to it, and can be copied and pickled."""
+    read_one = next(get(REPORT).report.transactions())
+    made = evolve(read_one)
+    assert type(read_one) is models.AssetReportTransaction
+    assert read_one == made == pickle.loads(pickle.dumps(read_one)) == copy.deepcopy(read_one)
+    with pytest.raises(FrozenInstanceError):
+        read_one.amount = Decimal(1)
+
+
 def test_a_time_without_a_zone_is_utc():
     """Plaid's times are UTC, said or not."""
     bare = json.dumps(REPORT).replace("18:27:37Z", "18:27:37")
@@ -208,6 +228,7 @@ def spoil(path: str, value: object) -> dict:
         ("report", [], "$.report"),
         ("report/asset_report_id", 5, "$.report.asset_report_id"),
         ("report/days_requested", "90", "$.report.days_requested"),
+        ("warnings/0/cause/status", 400.0, "$.warnings[0].cause.status"),
         ("report/date_generated", "yesterday", "$.report.date_generated"),
         (
             "report/items/0/accounts/0/transactions/0/pending",

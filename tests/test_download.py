@@ -6,6 +6,7 @@ import asyncio
 import os
 import stat
 import tracemalloc
+from typing import TYPE_CHECKING
 
 import pytest
 from support import OWNER, QUICK
@@ -21,7 +22,6 @@ from plaid_relay_async import (
 from plaid_relay_async.client.files import PartFile
 from plaid_relay_async.errors import Hidden
 from plaid_relay_async.simulator import Fault
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------------------------------- transactions
 
 
-@frozen
+@frozen(weakref_slot=False)
 class CreditCategory:
     """What a transaction was for, by Plaid's taxonomy for credit.
 
@@ -38,7 +38,7 @@ class CreditCategory:
     additional_properties: dict[str, Any] = unknown_fields()
 
 
-@frozen
+@frozen(weakref_slot=False)
 class Location:
     """Where a transaction took place; `lat` and `lon` are in degrees."""
 
@@ -53,7 +53,7 @@ class Location:
     additional_properties: dict[str, Any] = unknown_fields()
 
 
-@frozen
+@frozen(weakref_slot=False)
 class PaymentMeta:
     """What is known of a transfer between banks."""
 
@@ -68,7 +68,7 @@ class PaymentMeta:
     additional_properties: dict[str, Any] = unknown_fields()
 
 
-@frozen
+@frozen(weakref_slot=False)
 class AssetReportTransaction:
     """A transaction.
 
@@ -295,7 +295,7 @@ class Owner:
 # --------------------------------------------------------------------------------------------- accounts
 
 
-@frozen
+@frozen(weakref_slot=False)
 class HistoricalBalance:
     """An account's balance at the end of a day."""
 

@@ -26,5 +26,5 @@ nitpick_ignore_regex = [
     ("py:.*", r"(asyncio|collections|contextlib|datetime|decimal|enum|os|pathlib|ssl|tls|typing|types)\..*"),
     ("py:.*", r"aiohttp\..*"),
     # Type variables.
-    ("py:class", r"(plaid_relay_async\.[\w.]+\.)?[PQRT]"),
+    ("py:class", r"(plaid_relay_async\.[\w.]+\.)?[PQRST]"),
 ]

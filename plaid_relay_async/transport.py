@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Generator, Iterator
 
     from plaid_relay_async.config import Identity, Timeouts
-    from plaid_relay_async.models import RelayCreateResponse
     from plaid_relay_async.session import SessionManager
 
 R = TypeVar("R")
@@ -78,8 +77,8 @@ class Permit(Protocol):
         """
         ...
 
-    def broken_off(self, known: RelayCreateResponse | PlaidRelayError) -> None:
-        """The call is being cancelled in the middle of an attempt, and this is what is known of it."""
+    def broken_off(self, known: Any) -> None:
+        """The call is being cancelled in the middle of an attempt: here is its response, or an error."""
         ...
 
 
@@ -372,7 +371,7 @@ class Transport:
     def _conclude(self, call: _Call[R], error: PlaidRelayError) -> R:
         """Raise the verdict, or the wait before another attempt; a repeated removal may have its answer."""
         error.attempts = call.attempts
-        if perhaps_carried_out(error):
+        if perhaps_carried_out(error) and call.endpoint.replay is not Replay.HARMLESS:
             call.perhaps_done = error
         elif call.perhaps_done is not None and _already_removed(call.endpoint, error):
             gone: R = call.endpoint.response.gone()  # type: ignore[attr-defined]  # the answer to a removal has it

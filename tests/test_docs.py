@@ -151,6 +151,7 @@ async def shell(plaid, tmp_path):
     files = {
         "report-token.txt": report_token,
         "relay-token.txt": made.relay_token,
+        "relay-tokens.txt": made.relay_token,
         "partners.csv": re.findall(
             r"^```text\n(secondary_client_id.*?)^```", page("docs/command.md"), re.MULTILINE | re.DOTALL
         )[0],

@@ -11,6 +11,7 @@ import pytest
 from support import QUICK
 
 from plaid_relay_async import (
+    BatchStoppedError,
     ConfigurationError,
     Credentials,
     InvalidRequestError,
@@ -264,6 +265,26 @@ async def test_no_repr_shows_a_secret(clean_logs):
         things += [public, item, await client.asset_report.create([item.access_token], 5)]
         assert_clean("\n".join(map(repr, things)))
         assert result.created[0].relay_token == plaid.ledger[0]["relay_token"]
+
+
+async def test_no_batch_of_tokens_shows_one(clean_logs):
+    """Tokens as the input: what can't pass, what is unknown and what is lost, result and all, are clean."""
+    async with Simulator(reports=[REPORT]) as plaid, RelayClient(WHO, base_url=plaid.url) as client:
+        made = [(await client.relay.create([REPORT], "owner")).relay_token for _ in range(2)]
+        plaid.fail(Fault(status=500, body=ECHO, when="after"))
+        for many in (client.relay.remove_many, client.relay.refresh_many, client.relay.get_many):
+            batch = many([*made, f"{made[0]} {SECRET}"], retry=RetryPolicy(attempts=1), concurrency=1)
+            with pytest.raises(BatchStoppedError) as caught:
+                await batch
+            assert_shows_nothing(caught.value)
+            outcomes = [*batch.result.failed, *batch.result.unknown]
+            assert len(outcomes) == 2
+            for outcome in outcomes:
+                assert_shows_nothing(outcome.error)
+            assert_clean("\n".join(map(repr, [batch, batch.result, *outcomes])))
+            with pytest.raises(PlaidRelayError) as caught:
+                many(made[0])
+            assert_shows_nothing(caught.value)
 
 
 async def test_logs_are_clean_when_all_goes_well(clean_logs):

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 import re
 import signal
 import sys
@@ -21,7 +20,7 @@ from plaid_relay_async.cli.board import Board
 from plaid_relay_async.cli.bulk import Run
 from plaid_relay_async.cli.demo import demonstrate
 from plaid_relay_async.cli.fetch import Fetch, Store, reading
-from plaid_relay_async.cli.output import open_output, put, standard_output, write_whole
+from plaid_relay_async.cli.output import open_output, put, standard_output
 from plaid_relay_async.cli.rows import FileRows, Form, Source, creations, shared
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.simulate import read_clients, serve
@@ -170,10 +169,13 @@ def pdf(
 ) -> Exit:
     """Read a report that was shared with you, as a PDF."""
     client, token = _client(base_url, timeout), _token(relay_token, "RELAY_TOKEN")
-    if output != "-" and os.path.lexists(output):
-        raise UsageError(f"{output}: is there already")
-    answer = _call(client, lambda: client.relay.get_pdf(token))
-    write_whole(output, answer.content)
+    if output == "-":
+        put(standard_output(), _call(client, lambda: client.relay.get_pdf(token)).content)
+        return Exit.DONE
+    try:
+        _call(client, lambda: client.relay.download_pdf(token, output))
+    except FileExistsError:
+        raise UsageError(f"{output}: is there already") from None
     return Exit.DONE
 
 

@@ -265,22 +265,6 @@ def _open_again(path: str) -> io.FileIO:
     return file
 
 
-def write_whole(path: str, content: bytes) -> None:
-    """Make a file of one's own that is there as a whole or not at all; `-` is standard output.
-
-    Raises:
-        UsageError: there is such a file.
-        OSError: it can't be written.
-    """
-    if path == "-":
-        put(standard_output(), content)
-        return
-    try:
-        write_new(path, content)
-    except FileExistsError:
-        raise UsageError(f"{path}: is there already") from None
-
-
 def write_new(path: str, content: bytes) -> None:
     """Make a file of one's own that is there as a whole or not at all.
 

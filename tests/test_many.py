@@ -474,14 +474,19 @@ async def test_a_slow_loop_holds_no_more_reports_than_the_concurrency(plaid, cli
     tokens = await shared(client, plaid, 40)
     kind = AssetReportGetResponse if name == "get_many" else PdfResponse
     concurrency, had, most = 4, 0, 0
+    before = alive(kind)  # other tests' own
     async with getattr(partner.relay, name)(tokens, concurrency=concurrency) as outcomes:
         async for outcome in outcomes:
             had += 1
             await asyncio.sleep(0.02)  # time enough to fetch whatever there is leave for
             assert plaid.counts[path] - had <= concurrency
             del outcome
-            most = max(most, sum(isinstance(thing, kind) for thing in gc.get_objects()))
+            most = max(most, alive(kind) - before)
     assert (had, most) == (40, concurrency)
+
+
+def alive(kind: type) -> int:
+    return sum(isinstance(thing, kind) for thing in gc.get_objects())
 
 
 async def test_as_many_reports_are_under_way_as_may_be(plaid, client, partner):

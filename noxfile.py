@@ -84,6 +84,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def drift(session: nox.Session) -> None:
+    """Compare the records with Plaid's OpenAPI document: `-- PATH`."""
+    session.install(".", *(each for each in group("tests") if each.startswith("pyyaml")))
+    session.run("python", "tests/drift.py", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Share one report with several hundred partners, on the simulator."""
     session.install(".[cli]")

@@ -23,6 +23,7 @@ from plaid_relay_async.errors import (
     InvalidRequestError,
     NotSentError,
     OutcomeUnknownError,
+    PlaidAPIError,
     PlaidRelayError,
     RateLimitError,
     ResponseDecodeError,
@@ -118,6 +119,15 @@ def _created(*, response: Any, **facts: Any) -> Created:
     return Created(relay_token=response.relay_token, **facts)
 
 
+def _removed(*, response: Any, **facts: Any) -> Removed | Failed:
+    if response.removed:
+        return Removed(response=response, **facts)
+    said = {"status": 200, "request_id": response.request_id, "attempts": facts["attempts"]}
+    error = PlaidAPIError("Plaid answered that it didn't remove the relay token", **said)
+    error.advice = "The token still opens the report: remove it again, or ask Plaid's support."
+    return Failed(error=error, **facts)
+
+
 def _report_and_partner(request: RelayCreateRequest) -> tuple[str, ...]:
     return (*sorted(request.report_tokens), request.secondary_client_id)
 
@@ -130,7 +140,7 @@ GET_PDF: Final = Operation(RelayPdfGetRequest, Fetched, reads=True)
 REFRESH: Final = Operation(RelayRefreshRequest, Refreshed)
 REMOVE: Final = Operation(
     RelayRemoveRequest,
-    Removed,
+    _removed,
     advice="It may have been removed. Remove it again, which is safe: told that there is none, it is gone.",
 )
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from blockbuster import blockbuster_ctx
+from specification import Specification
 from support import OWNER, PARTNER, QUICK
 
 from plaid_relay_async import RelayClient
@@ -60,6 +61,15 @@ async def partner(plaid: Simulator) -> AsyncIterator[RelayClient]:
 @pytest.fixture
 def rounds(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--rounds"))
+
+
+@pytest.fixture(scope="session")
+def openapi(request: pytest.FixtureRequest) -> Specification:
+    """Plaid's OpenAPI document, which is not part of this repository."""
+    path = request.config.getoption("--specification")
+    if path is None:
+        pytest.skip("needs --specification PATH, the path of Plaid's OpenAPI document")
+    return Specification.at(path)
 
 
 @pytest.fixture

@@ -337,7 +337,7 @@ async def test_a_refresh_whose_answer_is_lost_is_unknown(plaid, client, partner)
 async def test_a_removal_is_repeated_when_its_answer_is_lost(plaid, client):
     """The repeat is told that the token is gone, so it is removed, by inference."""
     tokens = await shared(client, plaid, 3)
-    plaid.fail(Fault(path=REMOVE, close=True, when="after", times=1))
+    plaid.fail(Fault(path="/credit/relay/remove", close=True, when="after", times=1))
     result = await client.relay.remove_many(tokens)
     assert sorted(o.response.inferred for o in result.succeeded) == [False, False, True]
     assert removed_at(plaid) == set(tokens)
@@ -358,7 +358,7 @@ async def test_a_removal_is_repeated_when_its_answer_is_lost(plaid, client):
 async def test_a_removal_that_is_left_open_is_unknown(plaid, client, fault, cause, facts):
     """It has all that is known, and says that removing it again is safe."""
     (token,) = await shared(client, plaid, 1)
-    plaid.fail(Fault(path=REMOVE, when="after", **fault))
+    plaid.fail(Fault(path="/credit/relay/remove", when="after", **fault))
     result = await client.relay.remove_many([token], retry=ONCE)
     (unknown,) = result.unknown
     error = unknown.error
@@ -385,8 +385,8 @@ async def test_a_lost_removal_outweighs_a_refusal_after_it(plaid, client):
     """The first attempt may have been carried out, whatever the second was told."""
     (token,) = await shared(client, plaid, 1)
     plaid.fail(
-        Fault(path=REMOVE, status=500, when="after", times=1),
-        Fault(path=REMOVE, status=401, body={"error_code": "INVALID_API_KEYS"}),
+        Fault(path="/credit/relay/remove", status=500, when="after", times=1),
+        Fault(path="/credit/relay/remove", status=401, body={"error_code": "INVALID_API_KEYS"}),
     )
     result = await client.relay.remove_many([token])
     (unknown,) = result.unknown
@@ -398,7 +398,10 @@ async def test_a_lost_removal_outweighs_a_refusal_after_it(plaid, client):
 async def test_a_removal_in_flight_that_is_dropped_is_unknown(plaid, client):
     """Left before its answer came, or while it waits to be repeated: it may have been carried out."""
     tokens = await shared(client, plaid, 2)
-    plaid.fail(Fault(path=REMOVE, close=True, when="after", times=1), Fault(path=REMOVE, stall=30))
+    plaid.fail(
+        Fault(path="/credit/relay/remove", close=True, when="after", times=1),
+        Fault(path="/credit/relay/remove", stall=30),
+    )
     policy = RetryPolicy(backoff=30, max_backoff=30)
     async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(drain=0.1), retry=policy) as hurried:
         async with hurried.relay.remove_many(tokens) as outcomes:
@@ -414,7 +417,8 @@ async def test_a_lost_removal_stays_unknown_while_it_waits_for_a_pause(plaid, cl
     (token,) = await shared(client, plaid, 1)
     busy = {"Retry-After": "30"}
     plaid.fail(
-        Fault(path=REMOVE, close=True, when="after", times=1), Fault(path=REMOVE, status=429, headers=busy)
+        Fault(path="/credit/relay/remove", close=True, when="after", times=1),
+        Fault(path="/credit/relay/remove", status=429, headers=busy),
     )
     async with client.relay.remove_many([token]) as outcomes:
         while plaid.counts[REMOVE] < 2:
@@ -434,10 +438,10 @@ async def test_removals_tell_the_truth_at_whatever_moment_they_are_left(way, rou
 
 async def leave_removals(way: str, draw: random.Random, seed: int) -> None:
     faults = [
-        Fault(path=REMOVE, status=429, headers={"Retry-After": "0"}, rate=0.05),
-        Fault(path=REMOVE, close=True, when="after", rate=0.1),
-        Fault(path=REMOVE, status=500, when="after", rate=0.1),
-        Fault(path=REMOVE, status=400, rate=0.05),
+        Fault(path="/credit/relay/remove", status=429, headers={"Retry-After": "0"}, rate=0.05),
+        Fault(path="/credit/relay/remove", close=True, when="after", rate=0.1),
+        Fault(path="/credit/relay/remove", status=500, when="after", rate=0.1),
+        Fault(path="/credit/relay/remove", status=400, rate=0.05),
     ]
     moment, handed = draw.random() * 0.2, []
     async with (
@@ -463,6 +467,19 @@ async def leave_removals(way: str, draw: random.Random, seed: int) -> None:
         for token in tokens:
             allowed = {Removed, Unknown} if token in removed_at(plaid) else {Failed, Unknown, None}
             assert kinds.get(token) in allowed
+
+
+async def test_what_plaid_didnt_remove_has_failed(plaid, client):
+    """An answer that says that nothing was removed is no removal: the token still opens the report."""
+    tokens = await shared(client, plaid, 2)
+    plaid.fail(
+        Fault(path="/credit/relay/remove", status=200, body={"removed": False, "request_id": "q"}, times=1)
+    )
+    result = await client.relay.remove_many(tokens, concurrency=1)
+    assert result.counts == {"failed": 1, "removed": 1}
+    [failed] = result.failed
+    assert (failed.error.request_id, failed.error.attempts, failed.error.sent) == ("q", 1, True)
+    assert "still opens the report" in str(failed.error)
 
 
 # ---------------------------------------------------------------------------------------------- memory

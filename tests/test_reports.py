@@ -107,6 +107,30 @@ def unknown_in(value: object) -> list[str]:
     return [*value.additional_properties, *unknown_in(inner)]
 
 
+async def test_no_repr_tells_of_a_person(plaid, client):
+    """Names, addresses, numbers of accounts and the bank's words are in no repr, of whatever part."""
+    token = plaid.add_report(transactions=200, days=60, investments=True)
+    got = await client.asset_report.get(token, include_insights=True)
+    shown = "\n".join(map(repr, records_in(got)))
+    for account in got.report.accounts():
+        told = [account.name, account.official_name, account.mask, *account.owners[0].names]
+        told += [account.owners[0].emails[0].data, account.owners[0].addresses[0].data.street]
+        told += [t.original_description for t in account.transactions]
+        told += [t.payment_meta.payee for t in account.transactions if t.payment_meta]
+        for words in filter(None, told):
+            assert f"='{words}'" not in shown
+
+
+def records_in(value: object):
+    if isinstance(value, tuple):
+        for inner in value:
+            yield from records_in(inner)
+    elif models.is_record(type(value)):
+        yield value
+        for a in fields(type(value)):
+            yield from records_in(getattr(value, a.name))
+
+
 async def test_transactions_of_all_accounts_come_one_by_one(plaid, client):
     """The iterator gives what the nested lists hold, in their order."""
     got = await client.asset_report.get(plaid.add_report(transactions=120))

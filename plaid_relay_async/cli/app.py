@@ -213,7 +213,7 @@ def fetch(
     if insights and kind == "pdf":
         raise UsageError("--insights: goes with --format json")
     client = _client(base_url, timeout, concurrency)
-    store = Store(folder, kind)
+    store = Store(folder, "insights.json" if insights else kind)
     store.prepare()
     form = shared(reading(kind, insights=insights))
     run = partial(Fetch, client, concurrency=concurrency, store=store)
@@ -244,7 +244,7 @@ def remove(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Tim
         return Exit.UNKNOWN
     gone = {**unstructure(answer), "inferred": answer.inferred}
     put(standard_output(), f"{json.dumps(gone, indent=2)}\n".encode())
-    return Exit.DONE
+    return Exit.DONE if answer.removed else Exit.FAILED
 
 
 @app.command

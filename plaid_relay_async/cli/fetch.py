@@ -14,6 +14,7 @@ from attrs import define, field
 
 from plaid_relay_async.cli.bulk import Run
 from plaid_relay_async.cli.output import write_new
+from plaid_relay_async.errors import DuplicateRequestError
 from plaid_relay_async.models import PdfResponse, RelayGetRequest, RelayPdfGetRequest
 from plaid_relay_async.outcomes import Failed, Fetched, Unknown, error_code
 
@@ -38,13 +39,14 @@ class Store:
 
     Attributes:
         folder: where they lie.
-        kind: `json` or `pdf`.
+        kind: `json`, `insights.json` or `pdf`, which is how their names end.
         trouble: why it takes no more.
     """
 
     folder: Path
     kind: str
     trouble: OSError | None = None
+    _met: set[str] = field(factory=set, init=False)
 
     def prepare(self) -> None:
         """Make the folder, if it isn't there, and make sure that a file can be made in it.
@@ -61,12 +63,23 @@ class Store:
 
     def path(self, relay_token: str) -> str:
         """Give the file of a relay token."""
-        digest = hashlib.sha256(relay_token.encode()).hexdigest()
-        return str(self.folder / f"{digest[:_DIGITS]}.{self.kind}")
+        return str(self.folder / f"{_digest(relay_token)}.{self.kind}")
+
+    def met(self, relay_token: str) -> bool:
+        """Tell whether the token was asked for before."""
+        digest = _digest(relay_token)
+        if digest in self._met:
+            return True
+        self._met.add(digest)
+        return False
 
     def holds(self, relay_token: str) -> bool:
         """Tell whether that file is there; it is so as a whole only."""
         return os.path.lexists(self.path(relay_token))
+
+
+def _digest(relay_token: str) -> str:
+    return hashlib.sha256(relay_token.encode()).hexdigest()[:_DIGITS]
 
 
 @define(eq=False)
@@ -80,17 +93,23 @@ class Fetch(Run):
 
     def _batch(self) -> Batch[Any]:
         many = self.client.relay.get_pdf_many if self.store.kind == "pdf" else self.client.relay.get_many
-        return many(self._requests(), concurrency=self.concurrency, on_outcome=self._write)
+        # Tokens that come twice are told apart below, whether or not the first one has its file already.
+        return many(
+            self._requests(), concurrency=self.concurrency, on_outcome=self._write, allow_duplicates=True
+        )
 
     async def _requests(self) -> AsyncIterator[Any]:
         """Pass over what was fetched before, which has its outcome at once."""
         async for row in self._rows_left():
             request = row.request
             self._lines[id(request)] = row.line
-            if not self.store.holds(request.relay_token):
+            if self.store.met(request.relay_token):
+                self._put(self._told("failed", request, error_code=DuplicateRequestError.__name__))
+            elif self.store.holds(request.relay_token):
+                self._put(self._told("already_there", request, file=self.store.path(request.relay_token)))
+            else:
                 yield request
                 continue
-            self._put(self._told("already_there", request, file=self.store.path(request.relay_token)))
             await self.output.settle()
             await asyncio.sleep(0)  # many of them in a row must not hold the loop
 

@@ -9,7 +9,6 @@ import errno
 import io
 import json
 import os
-import secrets
 import select
 import stat
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from plaid_relay_async.cli.status import UsageError
+from plaid_relay_async.client.files import PartFile
 from plaid_relay_async.outcomes import Created, Failed, Unknown, error_code
 
 if TYPE_CHECKING:
@@ -272,14 +272,13 @@ def write_new(path: str, content: bytes) -> None:
         FileExistsError: there is such a file.
         OSError: it can't be written.
     """
-    part = f"{path}.{secrets.token_hex(4)}.part"
+    part = PartFile(Path(path))
     try:
-        with _open_new(part) as file:
-            put(file, content)
-        # A link, unlike a renaming, never takes the place of another file.
-        os.link(part, path)
+        part.open()
+        part.write(content)
+        part.publish()
     finally:
-        Path(part).unlink(missing_ok=True)
+        part.give_up()
 
 
 class Kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plaid_relay_async import codec
-from plaid_relay_async.client.files import download
+from plaid_relay_async.client.files import download, file_at
 from plaid_relay_async.client.operations import Call, Operations
 from plaid_relay_async.client.waiting import until_ready
 from plaid_relay_async.errors import sealed
@@ -217,6 +217,7 @@ class AssetReports(Operations):
             retry: in place of the client's policy.
 
         Raises:
+            ConfigurationError: the path names no file.
             FileExistsError: there is such a file; nothing was sent, unless it has come meanwhile.
             OSError: the file can't be written.
             ReportNotReadyError: the report is still being generated.
@@ -225,7 +226,7 @@ class AssetReports(Operations):
         """
         request = AssetReportPdfGetRequest(asset_report_token, options=_days(days_to_include))
         return download(
-            self._transport, codec.ASSET_REPORT_PDF_GET, request, path, timeout=timeout, retry=retry
+            self._transport, codec.ASSET_REPORT_PDF_GET, request, file_at(path), timeout=timeout, retry=retry
         )
 
     @sealed

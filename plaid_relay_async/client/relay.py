@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from plaid_relay_async import batch, codec
 from plaid_relay_async.batch import Batch
-from plaid_relay_async.client.files import download
+from plaid_relay_async.client.files import download, file_at
 from plaid_relay_async.client.operations import Call, Operations
 from plaid_relay_async.client.waiting import until_ready
 from plaid_relay_async.config import RetryPolicy, Timeouts, check_count
@@ -449,6 +449,7 @@ class Relay(Operations):
             retry: in place of the client's policy.
 
         Raises:
+            ConfigurationError: the path names no file.
             FileExistsError: there is such a file; nothing was sent, unless it has come meanwhile.
             OSError: the file can't be written.
             ReportNotReadyError: the report is still being generated.
@@ -456,7 +457,9 @@ class Relay(Operations):
             PlaidRelayError: see the class.
         """
         request = RelayPdfGetRequest(relay_token)
-        return download(self._transport, codec.RELAY_PDF_GET, request, path, timeout=timeout, retry=retry)
+        return download(
+            self._transport, codec.RELAY_PDF_GET, request, file_at(path), timeout=timeout, retry=retry
+        )
 
     @sealed
     def refresh(

@@ -155,9 +155,10 @@ def _pdf(answer: Answer) -> models.PdfResponse:
 # Plaid's tokens are `[type]-[environment]-[id]` (https://plaid.com/docs/quickstart/glossary/).
 _TOKEN_LIKE = re.compile(r"\b[a-z][a-z-]*-(?:sandbox|production|development)-[\w-]+")
 _SHORTEST_SECRET = 4  # shorter ones, in tests alone, would be found inside of ordinary words
+_CODE = re.compile("[A-Z][A-Z_]+")
+_CODES = ("error_type", "error_code")
 _QUOTED = (
-    "error_type",
-    "error_code",
+    *_CODES,
     "error_message",
     "display_message",
     "request_id",
@@ -181,10 +182,13 @@ def _refusal(endpoint: Endpoint[Any, Any], answer: Answer, secrets: Iterable[str
 def _error_facts(answer: Answer, secrets: Iterable[str]) -> dict[str, Any]:
     facts: dict[str, Any] = {"status": answer.status, "retry_after": retry_after(answer.headers)}
     try:
-        told = _scrubbed(json.loads(answer.body), secrets)
+        said = json.loads(answer.body)
+        told = _scrubbed(said, secrets)
     except (ValueError, RecursionError):
         return facts
     if isinstance(told, dict):
+        # A code is no secret, even where a person's name is a part of one; and much depends on it.
+        told |= {k: said[k] for k in _CODES if _CODE.fullmatch(str(said.get(k)))}
         facts.update({k: told[k] for k in _QUOTED if isinstance(told.get(k), str)})
         facts["causes"] = tuple(told["causes"]) if isinstance(told.get("causes"), list) else ()
     return facts

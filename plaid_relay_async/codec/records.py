@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import secrets
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from types import NoneType, UnionType
@@ -16,17 +18,24 @@ from attrs import Attribute, field, fields, make_class, resolve_types
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from plaid_relay_async import models
-from plaid_relay_async.errors import ResponseDecodeError, sealed
+from plaid_relay_async.errors import Hidden, InvalidRequestError, ResponseDecodeError, sealed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
 # -------------------------------------------------------------------------------------- the converters
 
-# A report has a date in each of thousands of records, and few different ones.
-_day = functools.lru_cache(maxsize=4096)(date.fromisoformat)
+_DAY: Final = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+@functools.lru_cache(maxsize=4096)
+def _day(text: str) -> date:
+    # A report has a date in each of thousands of records, and few different ones.
+    if not _DAY.fullmatch(text):  # Python reads other forms, too
+        raise ValueError("expected a date")
+    return date.fromisoformat(text)
 
 
 def _exactly(cls: type) -> Callable[[Any, Any], Any]:
@@ -43,8 +52,6 @@ def _decimal(value: Any, _: Any) -> Decimal:
         return value
     if type(value) is int:
         return Decimal(value)
-    if type(value) is float:  # of somebody's own: what comes from Plaid is never parsed to a float
-        return Decimal(repr(value))
     raise TypeError("expected a number")
 
 
@@ -53,7 +60,9 @@ def _date(value: Any, _: Any) -> date:
 
 
 def _datetime(value: Any, _: Any) -> datetime:
-    moment = datetime.fromisoformat(value)
+    if type(value) is not str or _DAY.fullmatch(value):  # to Python a day is a time, too
+        raise TypeError("expected a time")
+    moment = datetime.fromisoformat(value.upper())  # RFC 3339 has small letters, and Python hasn't
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -104,6 +113,7 @@ def names_of(cls: type) -> frozenset[str]:
 
 def _structure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     known = names_of(cls)
+    keeps_others = any(a.name == "additional_properties" for a in fields(cls))
     made = cls if converter.detailed_validation else _thawed(cls)
     left_out = {a.name: override(omit=True) for a in fields(cls) if a.name not in known}
     base = make_dict_structure_fn(made, converter, **left_out)  # type: ignore[arg-type]  # each one is an override
@@ -112,9 +122,12 @@ def _structure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any, A
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not dict:
             raise TypeError("expected an object")
+        others = None if knows_all(value) else {k: v for k, v in value.items() if k not in known}
+        if others and not keeps_others:
+            raise TypeError("has a field that isn't known")
         record = base(value, made)
-        if not knows_all(value):
-            record.additional_properties.update({k: value[k] for k in value.keys() - known})
+        if others:
+            record.additional_properties.update(others)
         if made is not cls:
             record.__class__ = cls
         return record
@@ -214,11 +227,15 @@ def record_of(body: bytes | bytearray | str, cls: type[T]) -> T:
     Raises:
         DECODE_ERRORS: it can't be; `explained` puts it in words.
     """
-    value = _parse(body)
+    return _structured(lambda: _parse(body), cls)
+
+
+def _structured(parsed: Callable[[], Any], cls: type[T]) -> T:
     try:
-        return _converter.structure(value, cls)
+        return _converter.structure(parsed(), cls)
     except (KeyError, TypeError, ValueError, ArithmeticError):
-        return _explaining_converter.structure(_parse(body), cls)
+        # What was parsed has been taken apart, so it is had once more.
+        return _explaining_converter.structure(parsed(), cls)
 
 
 DECODE_ERRORS: Final = (cattrs.BaseValidationError, ValueError, TypeError, ArithmeticError, RecursionError)
@@ -243,12 +260,40 @@ def explained(error: BaseException) -> tuple[str, str]:
 # --------------------------------------------------------------------------------------------- and back
 
 
-def encode(record: object, more: Mapping[str, str]) -> bytes:
-    """Turn a request into the body of an HTTP request, with what goes beside its fields."""
-    return json.dumps({**_converter.unstructure(record), **more}, separators=(",", ":")).encode()
+def _text(value: Any, **how: Any) -> str:
+    """Write JSON, with each Decimal as the very number that it is."""
+    # The standard library writes no Decimal, and a float would lose digits. So each is written as a string
+    # with a mark that nobody can foresee, and the marks and quotes are taken away again.
+    marks: list[str] = []
+
+    def marked(number: Any) -> str:
+        if type(number) is not Decimal or not number.is_finite():
+            raise TypeError(f"{type(number).__name__} can't be written as JSON")
+        if not marks:
+            marks.append(secrets.token_hex(16))
+        return f"{marks[0]}{number}"
+
+    text = json.dumps(value, default=marked, **how)
+    return re.sub(f'"{marks[0]}([^"]*)"', r"\1", text) if marks else text
+
+
+@sealed
+def encode(record: object, more: Hidden[dict[str, str]]) -> bytes:
+    """Turn a request into the body of an HTTP request, with what goes beside its fields.
+
+    Raises:
+        InvalidRequestError: somebody has put into it what JSON doesn't have.
+    """
+    try:
+        return _text({**_converter.unstructure(record), **more.reveal()}, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        problem = type(error).__name__
+    raise InvalidRequestError(f"the request can't be written as JSON ({problem})", sent=False)
 
 
 # -------------------------------------------------------------------------------------- for the user's use
+
+_STORED: Final = "Read it with the class that it was written from, and see whether it was changed since."
 
 
 def to_json(record: object, *, indent: int | None = None) -> bytes:
@@ -259,13 +304,9 @@ def to_json(record: object, *, indent: int | None = None) -> bytes:
         indent: spaces for each level; everything in one line without.
 
     Raises:
-        TypeError: it isn't one of this package's records, or it is a PDF.
+        TypeError: it isn't one of this package's records, is a PDF, or holds what JSON doesn't have.
     """
-    # The standard library writes no Decimal, and a float would lose digits: so each is written as a string
-    # with a mark that nobody can foresee, and the marks and quotes are taken away again.
-    mark = secrets.token_hex(16)
-    text = json.dumps(_plain(record), indent=indent, default=lambda number: f"{mark}{number}")
-    return re.sub(f'"{mark}([^"]*)"', r"\1", text).encode()
+    return _text(_plain(record), indent=indent).encode()
 
 
 @sealed
@@ -283,7 +324,7 @@ def from_json(data: bytes | str, cls: type[T]) -> T:
         return record_of(data, cls)
     except DECODE_ERRORS as error:
         problem, path = explained(error)
-    raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=None)
+    raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=False, advice=_STORED)
 
 
 def unstructure(record: object) -> dict[str, Any]:
@@ -307,10 +348,10 @@ def structure(plain: Mapping[str, Any], cls: type[T]) -> T:
         ResponseDecodeError: it isn't such a record; `path` says where.
     """
     try:
-        return _explaining_converter.structure(plain, cls)
+        return _structured(lambda: _without_floats(plain), cls)
     except DECODE_ERRORS as error:
         problem, path = explained(error)
-    raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=None)
+    raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=False, advice=_STORED)
 
 
 def _plain(record: object) -> dict[str, Any]:
@@ -331,3 +372,14 @@ def _with_floats(value: Any) -> Any:
         return int(value)
     nearest = float(value)
     return nearest if Decimal(repr(nearest)) == value else value
+
+
+def _without_floats(value: Any) -> Any:
+    # Also in fields that no record knows: what was a Decimal there is one again.
+    if isinstance(value, Mapping):
+        return {name: _without_floats(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_floats(inner) for inner in value]
+    if type(value) is float and not math.isfinite(value):
+        raise ValueError("expected a number")
+    return Decimal(repr(value)) if type(value) is float else value

@@ -242,7 +242,8 @@ _LATE: Final = ("report", "insights", "values")
 def __getattr__(name: str) -> Any:
     if name in __all__:
         modules = (importlib.import_module(f"{__name__}.{module}") for module in _LATE)
-        return next(getattr(module, name) for module in modules if hasattr(module, name))
+        found = globals()[name] = next(getattr(m, name) for m in modules if hasattr(m, name))
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

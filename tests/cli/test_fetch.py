@@ -117,7 +117,9 @@ def test_with_insights(plaid, run, given, tmp_path):
     path, (token,) = given(1)
     assert run("fetch", path, "--dir", tmp_path / "with", "--insights").status == 0
     assert run("fetch", path, "--dir", tmp_path / "without").status == 0
-    with_them, without = ((tmp_path / name / name_of(token)).read_text() for name in ("with", "without"))
+    with_them = (tmp_path / "with" / name_of(token, "insights.json")).read_text()
+    without = (tmp_path / "without" / name_of(token)).read_text()
+    assert run("fetch", path, "--dir", tmp_path / "with").count("fetched") == 1  # the one isn't the other
     assert '"category"' in with_them
     assert '"category"' not in without
     refused = run("fetch", path, "--dir", tmp_path / "pdf", "--insights", "--format", "pdf")
@@ -267,13 +269,32 @@ def test_failures(plaid, run, given, tmp_path):
     """A token that isn't known, one that comes twice, and an answer that never comes are failed."""
     path, _ = given(5)
     path.write_text(path.read_text() + "credit-relay-sandbox-nobodys\n" + path.read_text())
-    plaid.fail(Fault(path=GET, latency=0.2))
     done = run("fetch", path, "--dir", tmp_path / "reports")
     assert done.status == 1
     codes = ("fetched", "failed", "INVALID_RELAY_TOKEN", "DuplicateRequestError")
     assert [done.count(code) for code in codes] == [5, 6, 1, 5]
     (line,) = [line for line in done.lines if line["error_code"] == "INVALID_RELAY_TOKEN"]
     assert (line["row"], line["file"], line["attempts"]) == (6, None, 1)
+
+
+@pytest.mark.parametrize("concurrency", [1, 50])
+def test_a_token_that_comes_twice_ends_alike_however_fast_the_first_one_is(run, given, tmp_path, concurrency):
+    """The second is a duplicate, whether the first one's file is there already, is under way or is of old."""
+    path, (token,) = given(1)
+    path.write_text(f"{token}\n{token}\n")
+    for first in ("fetched", "already_there"):
+        done = run("fetch", path, "--dir", tmp_path / "reports", "--concurrency", concurrency)
+        assert done.status == 1
+        assert {line["row"]: line["outcome"] for line in done.lines} == {1: first, 2: "failed"}
+        assert done.count("DuplicateRequestError") == 1
+
+
+def test_a_row_with_an_odd_outcome_is_one_like_others(run, given, tmp_path):
+    """JSON may have anything where an outcome stands."""
+    path, (token,) = given(1)
+    path.write_text(json.dumps({"outcome": ["x"]}) + "\n" + json.dumps({"relay_token": token, "outcome": {}}))
+    done = run("fetch", path, "--dir", tmp_path / "reports")
+    assert (done.status, done.count("fetched")) == (0, 1)
 
 
 def test_an_error_that_all_share(plaid, run, given, tmp_path):

@@ -1,0 +1,654 @@
+"""Compare the records and the endpoint table with Plaid's OpenAPI document: `nox -s drift -- PATH`.
+
+Each operation is followed from its request and its answer through all that they hold, in the code and in the
+document side by side. Each difference is a line; those that are meant stand in `ALLOWED`, with their reason,
+and one of these that no longer applies is a line as well. The result is 0 if there is no line, 1 if there is
+one, 2 if there is no document to be read.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+import types
+from collections.abc import Mapping
+from datetime import date, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
+
+from attrs import NOTHING, field, fields, frozen
+from specification import Schema, Specification, UnreadableError
+
+from plaid_relay_async import models
+from plaid_relay_async.codec import ENDPOINTS
+from plaid_relay_async.errors import Hidden
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+
+# ---------------------------------------------------------------------------- what the code says of itself
+
+
+@frozen
+class Shape:
+    """What a value may be.
+
+    Attributes:
+        kind: a type or a format of JSON schema, or `anything`.
+        nullable: whether it may be `None`.
+        values: those that constants name, of a string with a set of them.
+        items: what is in it, of an array.
+        record: the record's name, of an object.
+    """
+
+    kind: str
+    nullable: bool = False
+    values: frozenset[str] | None = None
+    items: Shape | None = None
+    record: str = ""
+
+
+@frozen
+class Field:
+    """A field of a record: whether it has to be there, and is written even where it is `None`."""
+
+    shape: Shape
+    required: bool
+    always_sent: bool = False
+    default: object = None
+
+    @property
+    def left_out(self) -> bool:
+        """Whether it isn't written while it has its default."""
+        return not self.required and not self.always_sent and self.default in {None, False}
+
+
+@frozen
+class Record:
+    """A record's fields, and whether it keeps those that it doesn't know."""
+
+    fields: Mapping[str, Field]
+    keeps_unknown: bool
+
+
+@frozen
+class Operation:
+    """The names of the records of an operation's request and answer; no answer's where that is a file."""
+
+    request: str
+    answer: str | None
+
+
+@frozen
+class Description:
+    """What is compared with the document."""
+
+    operations: Mapping[str, Operation]
+    records: Mapping[str, Record]
+
+
+# Answers name their constants in their annotations. Requests don't, for they are there without the constants,
+# whose module is loaded late.
+VALUES_OF_REQUESTS: Final = {
+    "AssetReportCreateOptions.add_ons": "AddOn",
+    "ItemRemoveRequest.reason_code": "ItemRemoveReason",
+    "RelayGetRequest.report_type": "ReportType",
+    "RelayPdfGetRequest.report_type": "ReportType",
+    "RelayRefreshRequest.report_type": "ReportType",
+    "SandboxIncomeVerification.income_source_types": "IncomeSourceType",
+    "SandboxItemFireWebhookRequest.webhook_code": "WebhookCode",
+    "SandboxItemFireWebhookRequest.webhook_type": "WebhookType",
+    "SandboxPublicTokenCreateRequest.initial_products": "Product",
+}
+
+_KINDS: Final = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    Decimal: "number",
+    date: "date",
+    datetime: "date-time",
+    Any: "anything",
+    Hidden: "hidden",
+}
+
+
+def described() -> Description:
+    """Describe the endpoint table and every record that can be reached from it."""
+    records: dict[str, Record] = {}
+    operations = {
+        endpoint.path: Operation(
+            _describe(endpoint.request, records),
+            None if endpoint.response is models.PdfResponse else _describe(endpoint.response, records),
+        )
+        for endpoint in ENDPOINTS
+    }
+    return Description(operations, records)
+
+
+def reached(description: Description, record: str) -> Iterator[str]:
+    """Give the names of a record and of all those in it."""
+    yield record
+    for each in description.records[record].fields.values():
+        inner = (each.shape.items or each.shape).record
+        if inner:
+            yield from reached(description, inner)
+
+
+def _describe(cls: type, records: dict[str, Record]) -> str:
+    if cls.__name__ not in records:
+        hints = get_type_hints(cls, include_extras=True)
+        keeps_unknown = hints.pop("additional_properties", None) is not None
+        known = [attribute for attribute in fields(cls) if attribute.name in hints]
+        records[cls.__name__] = Record(
+            {a.name: _field(cls, a, _shape(hints[a.name], records)) for a in known}, keeps_unknown
+        )
+    return cls.__name__
+
+
+def _field(cls: type, attribute: Any, shape: Shape) -> Field:
+    values = VALUES_OF_REQUESTS.get(f"{cls.__name__}.{attribute.name}")
+    if values is not None:
+        shape = _with_values(shape, getattr(models, values))
+    required = attribute.default is NOTHING
+    always_sent = models.ALWAYS_SENT in attribute.metadata
+    return Field(shape, required, always_sent, None if required else attribute.default)
+
+
+def _with_values(shape: Shape, values: type[enum.StrEnum]) -> Shape:
+    if shape.items is not None:
+        return Shape(shape.kind, shape.nullable, items=_with_values(shape.items, values))
+    return Shape(shape.kind, shape.nullable, frozenset(values))
+
+
+def _shape(hint: Any, records: dict[str, Record]) -> Shape:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _with_values(_shape(inner[0], records), inner[1])
+    if origin in {Union, types.UnionType}:
+        [some] = (_shape(arg, records) for arg in inner if arg is not types.NoneType)
+        return Shape(some.kind, True, some.values, some.items, some.record)
+    if origin is tuple:
+        return Shape("array", items=_shape(inner[0], records))
+    if models.is_record(hint):
+        return Shape("object", record=_describe(hint, records))
+    return Shape(_KINDS[origin or hint])
+
+
+# ----------------------------------------------------------------------------------------- the differences
+
+
+class Kind(enum.StrEnum):
+    """What may be different, in words that follow the place."""
+
+    NO_OPERATION = "isn't in the document"
+    NOT_SERVED = "is in the document, and this package doesn't have it"
+    NOT_POSTED = "isn't a POST in the document"
+    OTHER_ANSWER = "answers a file on one side, and JSON on the other"
+    OTHER_REQUEST = "takes no JSON in the document"
+    NO_FIELD = "is in the document, and the record doesn't have it"
+    UNKNOWN_FIELD = "isn't in the document"
+    UNKNOWN_DROPPED = "drops the fields that it doesn't know"
+    LAX = "is always there and never null in the document; the record does without"
+    STRICT = "may be absent or null in the document; the record insists on it"
+    NOT_ALWAYS_SENT = "is always there, null or not, in the document; the record leaves it out: see null()"
+    ALWAYS_SENT = "may be absent in the document; the record always writes it: see null()"
+    LEFT_OUT = "is required by the document; the record may leave it out"
+    INSISTS = "is optional in the document; the record requires it"
+    OTHER_DEFAULT = "is left out while it is False; the document's default is another"
+    OTHER_TYPE = "has another type"
+    ELEMENTS_LAX = "has no null in it in the document; the record's may be None"
+    ELEMENTS_STRICT = "may hold null in the document; the record's may not be None"
+    NO_CONSTANTS = "has a set of values in the document; no constants name them"
+    NEEDLESS_CONSTANTS = "has constants; the document lists no values"
+    NO_CONSTANT = "is a value in the document; no constant names it"
+    UNKNOWN_CONSTANT = "is a constant; the document doesn't have the value"
+    NOT_UNDERSTOOD = "has something that this check doesn't understand"
+    STALE = "is in ALLOWED, and no longer applies"
+
+
+@frozen
+class Difference:
+    """One difference: where, and what."""
+
+    where: str
+    kind: Kind
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.kind}" + (f": {self.detail}" if self.detail else "")
+
+
+# Sent in headers, or beside the fields: `Credentials` has them.
+CREDENTIALS: Final = frozenset({"client_id", "secret"})
+# All that the document has under these is served, or allowed not to be. The rest of Plaid's API isn't for us.
+FAMILIES: Final = (
+    "/credit/relay/",
+    "/asset_report/",
+    "/item/public_token/exchange",
+    "/item/remove",
+    "/sandbox/public_token/create",
+    "/sandbox/item/fire_webhook",
+    "/webhook_verification_key/",
+)
+
+_UNDERSTOOD: Final = frozenset(
+    {
+        "type",
+        "format",
+        "nullable",
+        "properties",
+        "required",
+        "items",
+        "enum",
+        "additionalProperties",
+        "default",
+    }
+    | {"minimum", "maximum", "minItems", "maxItems", "minLength", "maxLength", "pattern"}
+    | {"title", "description", "deprecated", "example", "examples", "externalDocs"}
+)
+
+
+@frozen(eq=False)
+class _Walk:
+    """One way through the code and the document, side by side."""
+
+    spec: Specification
+    description: Description
+    found: dict[Difference, None] = field(factory=dict)
+    met: dict[tuple[str, int, bool], Schema] = field(factory=dict)
+
+    def operations(self) -> None:
+        for path in self.spec.paths:
+            if path.startswith(FAMILIES) and path not in self.description.operations:
+                self.note(path, Kind.NOT_SERVED)
+        for path, operation in self.description.operations.items():
+            if path not in self.spec.paths:
+                self.note(path, Kind.NO_OPERATION)
+            elif "post" not in self.spec.paths[path]:
+                self.note(path, Kind.NOT_POSTED)
+            else:
+                self.operation(path, operation)
+
+    def operation(self, path: str, operation: Operation) -> None:
+        request, answer = self.spec.request(path), self.spec.answer(path)
+        if request is None:
+            self.note(path, Kind.OTHER_REQUEST)
+        else:
+            self.record(operation.request, request, is_answer=False)
+        if (answer is None) != (operation.answer is None):
+            self.note(path, Kind.OTHER_ANSWER)
+        elif answer is not None and operation.answer is not None:
+            self.record(operation.answer, answer, is_answer=True)
+
+    def record(self, name: str, schema: Schema, *, is_answer: bool) -> None:
+        schema = self.understood(name, schema)
+        if (name, id(schema), is_answer) in self.met:
+            return
+        self.met[name, id(schema), is_answer] = schema
+        ours, theirs = self.description.records[name], schema.get("properties", {})
+        if not ours.keeps_unknown and (is_answer or schema.get("additionalProperties")):
+            self.note(name, Kind.UNKNOWN_DROPPED)
+        for each in ours.fields.keys() - theirs.keys():
+            self.note(f"{name}.{each}", Kind.UNKNOWN_FIELD)
+        for each in theirs.keys() - (set() if is_answer else CREDENTIALS):
+            if each in ours.fields:
+                self.field(f"{name}.{each}", ours.fields[each], schema, is_answer=is_answer)
+            else:
+                self.note(f"{name}.{each}", Kind.NO_FIELD)
+
+    def field(self, where: str, ours: Field, parent: Schema, *, is_answer: bool) -> None:
+        name = where.rpartition(".")[2]
+        schema = self.understood(where, parent["properties"][name])
+        required = name in parent.get("required", ())
+        if is_answer:
+            self.presence(where, ours, required=required, nullable=is_nullable(schema))
+        else:
+            self.sending(where, ours, schema, required=required)
+        self.shape(where, ours.shape, schema, is_answer=is_answer)
+
+    def presence(self, where: str, ours: Field, *, required: bool, nullable: bool) -> None:
+        sure = required and not nullable
+        if sure and (ours.shape.nullable or not ours.required):
+            self.note(where, Kind.LAX)
+        if not sure and (ours.required or not ours.shape.nullable):
+            self.note(where, Kind.STRICT)
+        if required and nullable and ours.left_out:
+            self.note(where, Kind.NOT_ALWAYS_SENT)
+        if ours.always_sent and not required:
+            self.note(where, Kind.ALWAYS_SENT)
+
+    def sending(self, where: str, ours: Field, schema: Schema, *, required: bool) -> None:
+        if required and ours.left_out:
+            self.note(where, Kind.LEFT_OUT)
+        if not required and ours.required:
+            self.note(where, Kind.INSISTS)
+        if ours.left_out and ours.default is False and schema.get("default") is not False:
+            self.note(where, Kind.OTHER_DEFAULT)
+
+    def shape(self, where: str, ours: Shape, schema: Schema, *, is_answer: bool) -> None:
+        kind = kind_of(schema)
+        if kind != ours.kind:
+            self.note(where, Kind.OTHER_TYPE, f"{kind} in the document, {ours.kind} in the record")
+        elif ours.items is not None:
+            self.elements(f"{where}[]", ours.items, schema, is_answer=is_answer)
+        elif kind == "object":
+            self.record(ours.record, schema, is_answer=is_answer)
+        else:
+            self.values(where, ours.values, {value for value in schema.get("enum", ()) if value is not None})
+
+    def elements(self, where: str, ours: Shape, schema: Schema, *, is_answer: bool) -> None:
+        inner = self.understood(where, schema.get("items", {}))
+        if ours.kind == kind_of(inner) == "anything":
+            return
+        if ours.nullable and not is_nullable(inner):
+            self.note(where, Kind.ELEMENTS_LAX)
+        if is_nullable(inner) and not ours.nullable:
+            self.note(where, Kind.ELEMENTS_STRICT)
+        self.shape(where, ours, inner, is_answer=is_answer)
+
+    def values(self, where: str, ours: frozenset[str] | None, theirs: set[str]) -> None:
+        if ours is None:
+            if theirs:
+                self.note(where, Kind.NO_CONSTANTS)
+        elif not theirs:
+            self.note(where, Kind.NEEDLESS_CONSTANTS)
+        else:
+            for value in sorted(theirs - ours):
+                self.note(f"{where}={value}", Kind.NO_CONSTANT)
+            for value in sorted(ours - theirs):
+                self.note(f"{where}={value}", Kind.UNKNOWN_CONSTANT)
+
+    def understood(self, where: str, schema: Schema) -> Schema:
+        schema = self.spec.resolved(schema)
+        for key in schema.keys() - _UNDERSTOOD:
+            if not key.startswith("x-"):
+                self.note(where, Kind.NOT_UNDERSTOOD, key)
+        return schema
+
+    def note(self, where: str, kind: Kind, detail: str = "") -> None:
+        self.found[Difference(where, kind, detail)] = None
+
+
+def is_nullable(schema: Schema) -> bool:
+    """Whether a resolved schema allows null."""
+    # Plaid says it of sets of values in either way.
+    return bool(schema.get("nullable")) or None in schema.get("enum", ())
+
+
+def kind_of(schema: Schema) -> str:
+    """Give the kind of a resolved schema; see `Shape`."""
+    kind = schema.get("type", "object" if "properties" in schema else "anything")
+    if kind == "object" and "properties" not in schema:
+        return "anything"
+    return schema["format"] if schema.get("format") in {"date", "date-time", "binary"} else str(kind)
+
+
+def compared(
+    spec: Specification, description: Description, *, is_answer: bool
+) -> Iterator[tuple[str, Schema]]:
+    """Give each record that was found in the document, with the schema that it was compared with."""
+    walk = _Walk(spec, description)
+    walk.operations()
+    return ((name, schema) for (name, _, answers), schema in walk.met.items() if answers is is_answer)
+
+
+def differences(spec: Specification, description: Description) -> list[Difference]:
+    """Give all differences, meant or not, in the order of their places."""
+    walk = _Walk(spec, description)
+    walk.operations()
+    return sorted(walk.found, key=str)
+
+
+# ---------------------------------------------------------------------------------- those that are meant
+
+
+class Documents(enum.Enum):
+    """Which documents a difference is allowed for.
+
+    Of Plaid's two states that were looked at, one is the document 1.697.4 and the other what the client
+    plaid-python 46.0.0 was generated from, 1.778.0. What changed between them applies to one of the two, and
+    may apply to those in between. What an excerpt of the document lacks may be missing from it.
+    """
+
+    ALL = "all"
+    EXCERPTS = "excerpts"
+    OLDER = "older"
+    NEWER = "newer"
+
+    def may(self, spec: Specification) -> bool:
+        """Whether it may apply to the document."""
+        return {
+            Documents.ALL: True,
+            Documents.EXCERPTS: len(spec.paths) < _PATHS_OF_AN_EXCERPT,
+            Documents.OLDER: spec.version < _NEWER,
+            Documents.NEWER: spec.version > _OLDER,
+        }[self]
+
+    def must(self, spec: Specification) -> bool:
+        """Whether it has to apply to the document, or else is stale."""
+        return {
+            Documents.ALL: True,
+            Documents.EXCERPTS: False,
+            Documents.OLDER: spec.version <= _OLDER,
+            Documents.NEWER: spec.version >= _NEWER,
+        }[self]
+
+
+_OLDER: Final = (1, 697, 4)
+_NEWER: Final = (1, 778, 0)
+_PATHS_OF_AN_EXCERPT: Final = 100  # the whole has more than 300
+
+
+@frozen
+class Allowed:
+    """A difference that is meant: where, what, and why."""
+
+    where: str
+    kind: Kind
+    why: str
+    documents: Documents = Documents.ALL
+
+    def covers(self, difference: Difference) -> bool:
+        """Whether the difference is this one."""
+        return (difference.where, difference.kind) == (self.where, self.kind)
+
+
+def _each(
+    where: str, ends: Iterable[str], kind: Kind, why: str, documents: Documents = Documents.ALL
+) -> Iterable[Allowed]:
+    return (Allowed(f"{where}{end}", kind, why, documents) for end in ends)
+
+
+_SALVAGED = "`None` where an answer was damaged and only its token could be read"
+_INFERRED = "ours: a repeated removal was told that there is nothing to remove"
+_OF_AN_INFERRED = "`None` where the removal is inferred, and no answer was one of success"
+_NOT_IN_EXCERPT = "an excerpt made for relays and reports needn't have it; Plaid's whole document does"
+_MOVED = "Plaid moved it from investment transactions to holdings in mid-2026: reports of both ages are read"
+
+ALLOWED: Final = (
+    *_each(
+        "/asset_report/audit_copy/",
+        ("create", "get", "pdf/get", "remove"),
+        Kind.NOT_SERVED,
+        "copies for auditors such as Fannie Mae: another way to share a report, which this package isn't for",
+    ),
+    Allowed("/item/remove", Kind.NO_OPERATION, _NOT_IN_EXCERPT, Documents.EXCERPTS),
+    Allowed("/sandbox/item/fire_webhook", Kind.NO_OPERATION, _NOT_IN_EXCERPT, Documents.EXCERPTS),
+    # What is ours.
+    Allowed("AssetReportGetResponse.raw", Kind.UNKNOWN_FIELD, "ours: the bytes of the answer"),
+    Allowed("RelayRemoveResponse.inferred", Kind.UNKNOWN_FIELD, _INFERRED),
+    Allowed("AssetReportRemoveResponse.inferred", Kind.UNKNOWN_FIELD, _INFERRED),
+    Allowed("ItemRemoveResponse.inferred", Kind.UNKNOWN_FIELD, _INFERRED, Documents.NEWER),
+    # Where we are more lenient than the document.
+    Allowed("RelayCreateResponse.request_id", Kind.LAX, _SALVAGED),
+    Allowed("RelayRefreshResponse.request_id", Kind.LAX, _SALVAGED),
+    Allowed("RelayRemoveResponse.request_id", Kind.LAX, _OF_AN_INFERRED),
+    Allowed("AssetReportRemoveResponse.request_id", Kind.LAX, _OF_AN_INFERRED),
+    Allowed("ItemRemoveResponse.request_id", Kind.LAX, _OF_AN_INFERRED, Documents.NEWER),
+    Allowed(
+        "Cause.item_id",
+        Kind.LAX,
+        "required, but none of the properties of the error that it extends; a warning without it is readable",
+    ),
+    Allowed(
+        "Cause.error_message",
+        Kind.LAX,
+        "words for developers: a report needn't be refused for the want of them",
+    ),
+    # Where we are stricter.
+    Allowed(
+        "AssetReportCreateRequest.access_tokens",
+        Kind.INSISTS,
+        "a report of no Items can't be made; the document has it optional for users of another product",
+    ),
+    # What changed in mid-2026: fields.
+    Allowed(
+        "AddressData.street",
+        Kind.LAX,
+        "nullable since mid-2026, and older reports are read with the same record",
+        Documents.OLDER,
+    ),
+    Allowed(
+        "AssetReportInvestmentHolding.cost_basis",
+        Kind.NOT_ALWAYS_SENT,
+        "gone since mid-2026, so not always there",
+        Documents.OLDER,
+    ),
+    Allowed(
+        "AssetReportInvestmentHolding.cost_basis",
+        Kind.UNKNOWN_FIELD,
+        "reports of before mid-2026 have it, and can still be read",
+        Documents.NEWER,
+    ),
+    Allowed("AssetReportInvestmentHolding.tax_lots", Kind.UNKNOWN_FIELD, "new in mid-2026", Documents.OLDER),
+    *_each(
+        "AssetReportInvestmentHolding.vested_",
+        ("quantity", "value"),
+        Kind.UNKNOWN_FIELD,
+        _MOVED,
+        Documents.OLDER,
+    ),
+    *_each(
+        "AssetReportInvestmentTransaction.vested_", ("quantity", "value"), Kind.LAX, _MOVED, Documents.OLDER
+    ),
+    *_each(
+        "AssetReportInvestmentTransaction.vested_",
+        ("quantity", "value"),
+        Kind.UNKNOWN_FIELD,
+        _MOVED,
+        Documents.NEWER,
+    ),
+    Allowed(
+        "SandboxItemFireWebhookRequest.options",
+        Kind.NO_FIELD,
+        "how many transactions a webhook of /transactions/sync tells of: nothing that a report has",
+        Documents.NEWER,
+    ),
+    # What changed in mid-2026: values.
+    *_each(
+        "AssetReportWarning.warning_code=BANK_INCOME_INSIGHTS_",
+        (
+            "INCOMPLETE",
+            "INSUFFICIENT_DATA",
+            "INTERNAL_ERROR",
+            "MISMATCHED_DAYS_REQUESTED",
+            "STATUS_IN_PROGRESS",
+        ),
+        Kind.UNKNOWN_CONSTANT,
+        "Plaid sent them before its document had them (its changelog, 1.699.1)",
+        Documents.OLDER,
+    ),
+    Allowed(
+        "AccountAssets.ownership_type=null",
+        Kind.UNKNOWN_CONSTANT,
+        "a string of mid-2026, beside the null that it means",
+        Documents.OLDER,
+    ),
+    *_each(
+        "AccountAssets.subtype=",
+        ("commercial line of credit", "home equity loan", "prediction market"),
+        Kind.UNKNOWN_CONSTANT,
+        "new in mid-2026",
+        Documents.OLDER,
+    ),
+    *_each(
+        "SandboxPublicTokenCreateRequest.initial_products[]=",
+        ("cra_home_lending", "cra_qualify"),
+        Kind.UNKNOWN_CONSTANT,
+        "new in mid-2026",
+        Documents.OLDER,
+    ),
+    *_each(
+        "Cause.error_type=",
+        (
+            "ASSETS_ERROR",
+            "CRA_MONITORING_ERROR",
+            "CRA_PARTNER_INSIGHTS_ERROR",
+            "CRA_REPORT_ERROR",
+            "CREDIT_PROFILE_REPORT_ERROR",
+            "ENCOMPASS_ERROR",
+            "ENRICH_ERROR",
+            "FRAUD_INSIGHTS_ERROR",
+            "FREDDIE_MAC_ERROR",
+            "IDEMPOTENCY_ERROR",
+            "LINK_DELIVERY_ERROR",
+            "PROFILE_ERROR",
+            "RECURRING_TRANSACTIONS_ERROR",
+            "STATEMENTS_ERROR",
+            "TRANSFER_RECURRING_ERROR",
+            "TRANSFER_REFUND_ERROR",
+        ),
+        Kind.UNKNOWN_CONSTANT,
+        "new in mid-2026",
+        Documents.OLDER,
+    ),
+    *_each(
+        "AssetReportInvestmentTransaction.subtype=",
+        ("fund fee", "loan payment", "rebalance"),
+        Kind.UNKNOWN_CONSTANT,
+        "gone since mid-2026; reports of before have them",
+        Documents.NEWER,
+    ),
+)
+
+
+def drift(
+    spec: Specification, description: Description, allowed: Sequence[Allowed] = ALLOWED
+) -> list[Difference]:
+    """Give the differences that aren't meant, and what is allowed without need."""
+    found = differences(spec, description)
+    ours = [each for each in allowed if each.documents.may(spec)]
+    meant = {difference: [each for each in ours if each.covers(difference)] for difference in found}
+    used = {each for several in meant.values() for each in several}
+    stale = [
+        Difference(each.where, Kind.STALE, each.kind.value)
+        for each in ours
+        if each not in used and each.documents.must(spec)
+    ]
+    return [difference for difference in found if not meant[difference]] + stale
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the drift of the document whose path is given; see the module's docstring for the result."""
+    try:
+        spec = Specification.at(_path(arguments))
+        found = drift(spec, described())
+        version = ".".join(map(str, spec.version))
+    except UnreadableError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.writelines(f"{difference}\n" for difference in found)
+    sys.stderr.write(f"{len(found)} differences from the document {version}\n")
+    return 1 if found else 0
+
+
+def _path(arguments: Sequence[str]) -> str:
+    if len(arguments) != 1:
+        raise UnreadableError("the path of Plaid's OpenAPI document is missing: nox -s drift -- PATH")
+    return arguments[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

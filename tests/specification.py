@@ -1,0 +1,266 @@
+"""Plaid's OpenAPI document, read from a file; what is compared with it and made from it shares this."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Schema = dict[str, Any]
+
+
+class _Loader(yaml.CSafeLoader):
+    """Reads what JSON has, in YAML: a date is a string."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # that is how yaml has it
+        first: [(tag, pattern) for tag, pattern in several if tag != "tag:yaml.org,2002:timestamp"]
+        for first, several in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+class UnreadableError(Exception):
+    """There is no OpenAPI document to be had; the text says why."""
+
+
+@frozen(eq=False)
+class Specification:
+    """An OpenAPI document whose schemas can be had without `$ref` and `allOf`.
+
+    Attributes:
+        document: as it was read. It isn't to be changed afterwards: what was resolved is kept.
+    """
+
+    document: Mapping[str, Any] = field(repr=False)
+    _resolved: dict[int, Schema] = field(factory=dict, init=False, repr=False)
+
+    @classmethod
+    def at(cls, path: str | Path) -> Specification:
+        """Read a YAML or JSON file.
+
+        Raises:
+            UnreadableError: it can't be read, or holds something else.
+        """
+        try:
+            document = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnreadableError(f"{path} can't be read: {error}") from error
+        except yaml.YAMLError as error:
+            raise UnreadableError(f"{path} is neither YAML nor JSON: {error}") from error
+        if not isinstance(document, dict) or not isinstance(document.get("paths"), dict):
+            raise UnreadableError(f"{path} isn't an OpenAPI document: it has no paths")
+        return cls(document)
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """The document's own, such as (1, 697, 4) of `2020-09-14_1.697.4`."""
+        written = str(self.document.get("info", {}).get("version"))
+        found = re.fullmatch(r"\d{4}-\d\d-\d\d_(\d+)\.(\d+)\.(\d+)", written)
+        if found is None:
+            raise UnreadableError(
+                f"the document's version is {written!r}, and not such as 2020-09-14_1.697.4"
+            )
+        return tuple(int(part) for part in found.groups())
+
+    @property
+    def paths(self) -> Mapping[str, Any]:
+        """What can be called."""
+        paths: Mapping[str, Any] = self.document["paths"]
+        return paths
+
+    def request(self, path: str) -> Schema | None:
+        """Give the schema of what an operation takes as JSON."""
+        return _of_json(self.paths[path]["post"].get("requestBody", {}))
+
+    def answer(self, path: str) -> Schema | None:
+        """Give the schema of what an operation answers in JSON; `None` for a file."""
+        return _of_json(self.paths[path]["post"].get("responses", {}).get("200", {}))
+
+    def examples(self, path: str) -> Iterator[Any]:
+        """Give the document's own examples of an operation's answers."""
+        for content in self.paths[path]["post"]["responses"]["200"].get("content", {}).values():
+            for example in content.get("examples", {}).values():
+                yield example["value"]
+
+    def resolved(self, schema: Schema) -> Schema:
+        """Give a schema with what its `$ref` and `allOf` lead to in their place.
+
+        Plaid says `nullable` on one side of a reference or on the other. The outermost word counts; where a
+        schema is made of others and says nothing itself, it is nullable if all of them are.
+        """
+        if id(schema) not in self._resolved:
+            self._resolved[id(schema)] = self._merged(self._followed(schema))
+        return self._resolved[id(schema)]
+
+    def _followed(self, schema: Schema) -> Schema:
+        if "$ref" not in schema:
+            return schema
+        target: Any = self.document
+        for step in schema["$ref"].removeprefix("#/").split("/"):
+            if step not in target:
+                raise UnreadableError(f"{schema['$ref']} leads nowhere")
+            target = target[step]
+        beside = {key: value for key, value in schema.items() if key != "$ref"}
+        return {**self.resolved(target), **beside}
+
+    def _merged(self, schema: Schema) -> Schema:
+        parts = [self.resolved(part) for part in schema.get("allOf", ())]
+        if not parts:
+            return schema
+        own = {key: value for key, value in schema.items() if key != "allOf"}
+        merged: Schema = {"nullable": all(part.get("nullable", False) for part in parts)}
+        for part in (*parts, own):
+            inherited = {key: value for key, value in part.items() if part is own or key != "nullable"}
+            properties = merged.get("properties", {}) | inherited.get("properties", {})
+            required = [*merged.get("required", ()), *inherited.get("required", ())]
+            merged.update(inherited)
+            merged.update(properties=properties, required=required)
+        return merged
+
+
+def _of_json(body: Mapping[str, Any]) -> Schema | None:
+    schema: Schema | None = body.get("content", {}).get("application/json", {}).get("schema")
+    return schema
+
+
+def copied(spec: Specification) -> dict[str, Any]:
+    """Give a copy of the document, to be changed."""
+    return copy.deepcopy(dict(spec.document))
+
+
+# ------------------------------------------------------------------------------------ Plaid's API of mid-2026
+
+# By Plaid's client plaid-python 46.0.0, which was generated from the document 1.778.0.
+_VERSION = "2020-09-14_1.778.0"
+
+
+def of_mid_2026(spec: Specification) -> Specification:
+    """Give the document as Plaid changed it until 1.778.0, with the operations that an excerpt may lack."""
+    document = copied(spec)
+    schemas = document["components"]["schemas"]
+    if spec.version < (1, 778, 0):
+        document["info"]["version"] = _VERSION
+        _change_investments(schemas)
+        _change_values(schemas)
+        schemas["AddressData"]["properties"]["street"]["nullable"] = True
+    for path, (request, answer) in _OTHER_OPERATIONS.items():
+        document["paths"].setdefault(path, {"post": _operation(request, answer)})
+    return Specification(document)
+
+
+def _change_investments(schemas: dict[str, Schema]) -> None:
+    holding = schemas["AssetReportInvestmentHolding"]
+    del holding["properties"]["cost_basis"]
+    holding["required"].remove("cost_basis")
+    transaction = schemas["AssetReportInvestmentTransaction"]
+    for name in ("vested_quantity", "vested_value"):
+        del transaction["properties"][name]
+        transaction["required"].remove(name)
+        holding["properties"][name] = {"type": "number", "nullable": True}
+    holding["properties"]["tax_lots"] = {"type": "array", "items": _TAX_LOT}
+
+
+def _change_values(schemas: dict[str, Schema]) -> None:
+    for name, (gone, come) in _CHANGED_VALUES.items():
+        values = schemas[name]["properties"]["warning_code"] if name == "Warning" else schemas[name]
+        values["enum"] = [value for value in values["enum"] if value not in gone] + list(come)
+
+
+_CHANGED_VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "AccountSubtype": ((), ("commercial line of credit", "home equity loan", "prediction market")),
+    "InvestmentTransactionSubtype": (("fund fee", "loan payment", "rebalance"), ()),
+    "OwnershipType": ((), ("null",)),
+    "PlaidErrorType": (
+        (),
+        (
+            *("ASSETS_ERROR", "CRA_MONITORING_ERROR", "CRA_PARTNER_INSIGHTS_ERROR", "CRA_REPORT_ERROR"),
+            *("CREDIT_PROFILE_REPORT_ERROR", "ENCOMPASS_ERROR", "ENRICH_ERROR", "FRAUD_INSIGHTS_ERROR"),
+            *("FREDDIE_MAC_ERROR", "IDEMPOTENCY_ERROR", "LINK_DELIVERY_ERROR", "PROFILE_ERROR"),
+            *("RECURRING_TRANSACTIONS_ERROR", "STATEMENTS_ERROR", "TRANSFER_RECURRING_ERROR"),
+            "TRANSFER_REFUND_ERROR",
+        ),
+    ),
+    "Products": ((), ("cra_home_lending", "cra_qualify")),
+    "Warning": (
+        (),
+        (
+            "BANK_INCOME_INSIGHTS_INCOMPLETE",
+            "BANK_INCOME_INSIGHTS_INSUFFICIENT_DATA",
+            "BANK_INCOME_INSIGHTS_INTERNAL_ERROR",
+            "BANK_INCOME_INSIGHTS_MISMATCHED_DAYS_REQUESTED",
+            "BANK_INCOME_INSIGHTS_STATUS_IN_PROGRESS",
+        ),
+    ),
+}
+
+
+def _object(optional: tuple[str, ...] = (), *, is_answer: bool = False, **properties: Schema) -> Schema:
+    required = [name for name in properties if name not in optional]
+    schema: Schema = {"type": "object", "required": required, "properties": properties}
+    return {**schema, "additionalProperties": True} if is_answer else schema
+
+
+def _operation(request: Schema, answer: Schema) -> Schema:
+    return {
+        "requestBody": {"content": {"application/json": {"schema": request}}},
+        "responses": {"200": {"content": {"application/json": {"schema": answer}}}},
+    }
+
+
+_STRING: Schema = {"type": "string"}
+_AMOUNT: Schema = {"type": "number", "nullable": True}
+_TAX_LOT = _object(
+    institution_lot_id={"type": "string", "nullable": True},
+    original_purchase_datetime={"type": "string", "format": "date-time", "nullable": True},
+    quantity=_AMOUNT,
+    purchase_price=_AMOUNT,
+    cost_basis=_AMOUNT,
+    current_value=_AMOUNT,
+    position_type={"type": "string", "enum": [None, "LONG", "SHORT"], "nullable": True},
+    is_answer=True,
+)
+_REASONS = [
+    *(None, "FRAUD_FIRST_PARTY", "FRAUD_FALSE_IDENTITY", "FRAUD_ABUSE", "FRAUD_OTHER"),
+    *("CONNECTION_IS_NON_FUNCTIONAL", "OTHER"),
+]
+_WEBHOOK_CODES = [
+    *("DEFAULT_UPDATE", "NEW_ACCOUNTS_AVAILABLE", "SMS_MICRODEPOSITS_VERIFICATION", "AUTHORIZATION_GRANTED"),
+    *("USER_PERMISSION_REVOKED", "USER_ACCOUNT_REVOKED", "PENDING_DISCONNECT", "PRODUCT_READY", "ERROR"),
+    *("RECURRING_TRANSACTIONS_UPDATE", "LOGIN_REPAIRED", "SYNC_UPDATES_AVAILABLE"),
+]
+_WEBHOOK_TYPES = [
+    *("AUTH", "HOLDINGS", "INVESTMENTS_TRANSACTIONS", "ITEM", "LIABILITIES", "TRANSACTIONS", "ASSETS"),
+    "IDENTITY",
+]
+_OTHER_OPERATIONS = {
+    "/item/remove": (
+        _object(
+            ("client_id", "secret", "reason_code", "reason_note"),
+            client_id=_STRING,
+            secret=_STRING,
+            access_token=_STRING,
+            reason_code={"type": "string", "enum": _REASONS, "nullable": True},
+            reason_note={"type": "string", "maxLength": 512, "nullable": True},
+        ),
+        _object(request_id=_STRING, is_answer=True),
+    ),
+    "/sandbox/item/fire_webhook": (
+        _object(
+            ("client_id", "secret", "webhook_type", "options"),
+            client_id=_STRING,
+            secret=_STRING,
+            access_token=_STRING,
+            webhook_code={"type": "string", "enum": _WEBHOOK_CODES},
+            webhook_type={"type": "string", "enum": _WEBHOOK_TYPES},
+            options=_object(("new_transactions",), new_transactions={"type": "integer"}),
+        ),
+        _object(webhook_fired={"type": "boolean"}, request_id=_STRING, is_answer=True),
+    ),
+}

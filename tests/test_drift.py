@@ -1,0 +1,564 @@
+"""The check that `nox -s drift` runs: what it finds, and that there is nothing which it doesn't."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import drift
+import pytest
+from attrs import evolve
+from drift import ALLOWED, Allowed, Description, Documents, Field, Kind, Operation, Record, Shape, described
+from specification import Specification, UnreadableError, copied, of_mid_2026
+
+import plaid_relay_async
+
+CODE = described()
+OURS = ("AssetReportGetResponse.raw", *(f"{name}.inferred" for name in CODE.records if "Remove" in name))
+FIELDS = [(record, name) for record in CODE.records for name in CODE.records[record].fields]
+PLAIDS = [(record, name) for record, name in FIELDS if f"{record}.{name}" not in OURS]
+
+# Plaid always sends a value: whether null would be written is all the same.
+NEVER_NULL = {each.where for each in ALLOWED if each.kind is Kind.LAX}
+
+
+ANSWERS = {
+    name for each in CODE.operations.values() if each.answer for name in drift.reached(CODE, each.answer)
+}
+
+NULLABLE = [
+    (record, name)
+    for record, name in PLAIDS
+    if record in ANSWERS and CODE.records[record].fields[name].shape.nullable
+    if f"{record}.{name}" not in NEVER_NULL
+]
+LISTS = [
+    (record, name)
+    for record, name in PLAIDS
+    if (items := CODE.records[record].fields[name].shape.items) is not None and items.kind != "anything"
+]
+
+
+@pytest.fixture(scope="module")
+def newer(openapi: Specification) -> Specification:
+    return of_mid_2026(openapi)
+
+
+@pytest.fixture(scope="module")
+def found(openapi: Specification, newer: Specification):
+    """What either document tells of another field in a place."""
+
+    def found(record: str, name: str, field: Field) -> set[str]:
+        description = changed(record, name, field)
+        return named(openapi, description) | named(newer, description)
+
+    return found
+
+
+@pytest.fixture(scope="module")
+def told_by(openapi: Specification, newer: Specification):
+    """Which of the two documents tells of a record: the given one, if it does."""
+    told = {name for side in (False, True) for name, _ in drift.compared(openapi, CODE, is_answer=side)}
+    return lambda record: openapi if record in told else newer
+
+
+def changed(record: str, name: str, to: Field | None) -> Description:
+    """The code's description with another field in a place, or with none."""
+    others = {n: f for n, f in CODE.records[record].fields.items() if n != name}
+    fields = others if to is None else {**others, name: to}
+    return evolve(CODE, records={**CODE.records, record: evolve(CODE.records[record], fields=fields)})
+
+
+def named(spec: Specification, description: Description) -> set[str]:
+    return {difference.where for difference in drift.drift(spec, description)}
+
+
+def flipped(field: Field) -> Field:
+    """The same field, but there where it could do without, and the other way round."""
+    could_do_without = not field.required and field.default in {None, False}
+    shape = evolve(field.shape, nullable=not could_do_without)
+    return Field(shape, could_do_without)
+
+
+def retyped(shape: Shape) -> Shape:
+    return Shape("string" if shape.kind == "boolean" else "boolean", shape.nullable)
+
+
+# ---------------------------------------------------------------------------------- Plaid's own document
+
+
+def test_the_records_are_plaids(openapi):
+    """Nothing is different from the document but for what is meant, and all that is meant is needed."""
+    assert drift.drift(openapi, CODE) == []
+
+
+def test_the_records_are_plaids_of_mid_2026(newer):
+    """The same records read what Plaid changed since, and the other half of the exceptions is for that."""
+    assert drift.drift(newer, CODE) == []
+
+
+def test_a_field_that_is_missing_is_named(told_by):
+    """Any one field taken out of any one record is drift, and so is one of ours that no longer is there."""
+    assert len(FIELDS) > 300
+    for record, name in FIELDS:
+        assert f"{record}.{name}" in named(told_by(record), changed(record, name, None))
+
+
+def test_another_requiredness_is_named(found):
+    """A field that has to be there and needn't, or the other way round, is drift."""
+    for record, name in PLAIDS:
+        other = flipped(CODE.records[record].fields[name])
+        assert f"{record}.{name}" in found(record, name, other)
+
+
+def test_another_type_is_named(found):
+    """A field of another type is drift."""
+    for record, name in PLAIDS:
+        field = CODE.records[record].fields[name]
+        other = evolve(field, shape=retyped(field.shape))
+        assert f"{record}.{name}" in found(record, name, other)
+
+
+def test_other_elements_are_named(found):
+    """What a list holds is compared: its type, and whether it may hold nulls."""
+    for record, name in LISTS:
+        field = CODE.records[record].fields[name]
+        for items in (
+            retyped(field.shape.items),
+            evolve(field.shape.items, nullable=not field.shape.items.nullable),
+        ):
+            other = evolve(field, shape=evolve(field.shape, items=items))
+            assert f"{record}.{name}[]" in found(record, name, other)
+
+
+def test_another_null_is_named(found):
+    """What is always sent, null or not, is written even where it is null; what may be absent isn't."""
+    for record, name in NULLABLE:
+        field = CODE.records[record].fields[name]
+        other = evolve(field, always_sent=not field.always_sent)
+        assert f"{record}.{name}" in found(record, name, other)
+
+
+def with_values(field: Field, values: frozenset[str] | None) -> Field:
+    if field.shape.items is not None:
+        return evolve(field, shape=evolve(field.shape, items=evolve(field.shape.items, values=values)))
+    return evolve(field, shape=evolve(field.shape, values=values))
+
+
+def places_of_values():
+    """Each field with constants: the record, the name, the values and their place."""
+    for record, name in PLAIDS:
+        shape = CODE.records[record].fields[name].shape
+        values, where = (shape.items.values, "[]") if shape.items else (shape.values, "")
+        if values is not None:
+            yield record, name, values, f"{record}.{name}{where}"
+
+
+def test_a_value_without_a_constant_is_named(found):
+    """Each constant that is missing, or that Plaid doesn't have, is drift, and so is the lack of all."""
+    for record, name, values, where in places_of_values():
+        field = CODE.records[record].fields[name]
+        for value in values:
+            assert f"{where}={value}" in found(record, name, with_values(field, values - {value}))
+        assert f"{where}=of ours" in found(record, name, with_values(field, values | {"of ours"}))
+        assert where in found(record, name, with_values(field, None))
+
+
+def test_a_record_that_drops_unknown_fields_is_named(told_by):
+    """Every record of an answer keeps the fields that it doesn't know."""
+    for name in ANSWERS:
+        dropping = evolve(CODE.records[name], keeps_unknown=False)
+        assert name in named(told_by(name), evolve(CODE, records={**CODE.records, name: dropping}))
+
+
+@pytest.mark.parametrize("path", CODE.operations)
+def test_an_operation_that_is_missing_is_named(path, newer):
+    """An operation that the code or the document lacks is drift."""
+    fewer = {name: operation for name, operation in CODE.operations.items() if name != path}
+    assert path in named(newer, evolve(CODE, operations=fewer))
+    document = copied(newer)
+    del document["paths"][path]
+    found = named(Specification(document), CODE)
+    missing_from_an_excerpt = {"/item/remove", "/sandbox/item/fire_webhook"}
+    assert (path in found) is (path not in missing_from_an_excerpt)
+    document["paths"].update({f"/of_the_whole/{number}": {} for number in range(100)})
+    assert path in named(Specification(document), CODE)
+
+
+@pytest.mark.parametrize("path", CODE.operations)
+def test_an_operation_that_answers_otherwise_is_named(path, newer):
+    """JSON for a file, a file for JSON, a request without JSON and another method than POST are drift."""
+    document = copied(newer)
+    operation = document["paths"][path]["post"]
+    is_file = CODE.operations[path].answer is None
+    content = {"application/json": {"schema": {"type": "object"}}} if is_file else {"application/pdf": {}}
+    operation["responses"]["200"]["content"] = content
+    del operation["requestBody"]
+    found = drift.drift(Specification(document), CODE)
+    assert {d.kind for d in found if d.where == path} == {Kind.OTHER_ANSWER, Kind.OTHER_REQUEST}
+    document["paths"][path] = {"get": operation}
+    assert drift.Difference(path, Kind.NOT_POSTED) in drift.drift(Specification(document), CODE)
+
+
+def test_an_exception_that_is_not_needed_is_named(openapi, newer):
+    """The list of what is meant holds nothing that no longer is so."""
+    needless = Allowed("AssetReport.user", Kind.NO_FIELD, "a test")
+    assert drift.drift(openapi, CODE, (*ALLOWED, needless)) == [
+        drift.Difference("AssetReport.user", Kind.STALE, Kind.NO_FIELD.value)
+    ]
+    older = evolve(needless, documents=Documents.OLDER)
+    assert named(openapi, CODE) == set()
+    assert drift.drift(openapi, CODE, (*ALLOWED, older)) != []
+    assert drift.drift(newer, CODE, (*ALLOWED, older)) == []
+    since = evolve(needless, documents=Documents.NEWER)
+    assert drift.drift(openapi, CODE, (*ALLOWED, since)) == []
+    assert drift.drift(newer, CODE, (*ALLOWED, since)) != []
+
+
+def test_every_exception_is_needed(openapi, newer):
+    """Each difference that is meant is drift in one of the two documents once it isn't allowed."""
+    for number, each in enumerate(ALLOWED):
+        allowed = [*ALLOWED[:number], *ALLOWED[number + 1 :]]
+        found = {*drift.drift(openapi, CODE, allowed), *drift.drift(newer, CODE, allowed)}
+        assert {(one.where, one.kind) for one in found} == {(each.where, each.kind)}
+        assert len(each.why) > 10
+
+
+def test_a_document_in_between_may_have_either(openapi, newer):
+    """Plaid changed one thing after the other, and what is told of both ends may apply in between."""
+    for spec in (openapi, newer):
+        document = copied(spec)
+        document["info"]["version"] = "2020-09-14_1.710.0"
+        assert named(Specification(document), CODE) == set()
+
+
+# ------------------------------------------------------------------------------------ the program itself
+
+DRIFT = str(Path(drift.__file__))
+
+
+def run(*arguments: str, code: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the program, with the package from somewhere else if that is wanted, and unmeasured."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    if code is not None:
+        environment["PYTHONPATH"] = str(code)
+    return subprocess.run(
+        [sys.executable, DRIFT, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "before", "after", "line"),
+    [
+        (
+            "report.py",
+            "    amount: Decimal\n    date: day",
+            "    date: day",
+            "AssetReportTransaction.amount: ",
+        ),
+        ("report.py", "    primary: bool | None = None\n", "", "Address.primary: "),
+        (
+            "report.py",
+            "    current: Decimal\n",
+            "    current: Decimal | None\n",
+            "HistoricalBalance.current: ",
+        ),
+        (
+            "report.py",
+            "    mask: str | None = null()\n",
+            "    mask: str | None = None\n",
+            "AccountAssets.mask: ",
+        ),
+        ("relay.py", "    removed: bool\n", "    removed: str\n", "RelayRemoveResponse.removed: "),
+        ("relay.py", "    include_insights: bool = flag()\n", "", "RelayGetRequest.include_insights: "),
+        ("values.py", '    EBT = "ebt"\n', "", "AccountAssets.subtype=ebt: "),
+        (
+            "insights.py",
+            "    transfers_in: AmountWithCurrency | None = None\n",
+            "",
+            "IncomeInsights.transfers_in: ",
+        ),
+    ],
+)
+def test_what_is_taken_out_of_the_source_is_found(module, before, after, line, request, openapi, tmp_path):
+    """The check looks at the code itself: an edit of the package's source is drift."""
+    shutil.copytree(
+        Path(plaid_relay_async.__file__).parent,
+        tmp_path / "plaid_relay_async",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    source = tmp_path / "plaid_relay_async" / "models" / module
+    text = source.read_text(encoding="utf-8")
+    assert before in text
+    source.write_text(text.replace(before, after), encoding="utf-8")
+    done = run(request.config.getoption("--specification"), code=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert line in done.stdout
+
+
+def test_no_drift_is_a_success(request, openapi):
+    """Without drift the program prints no line and succeeds."""
+    done = run(request.config.getoption("--specification"))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("0 differences from the document ")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "can't be read"),
+        (b"\xff\xfe\xff", "can't be read"),
+        (b"a: [", "is neither YAML nor JSON"),
+        (b"[1, 2]", "isn't an OpenAPI document: it has no paths"),
+        (b'{"paths": []}', "isn't an OpenAPI document: it has no paths"),
+        (b'{"paths": {}}', "the document's version is 'None'"),
+    ],
+)
+def test_a_document_that_is_none_is_an_error(content, problem, tmp_path, capsys):
+    """What can't be read as an OpenAPI document is said to be so, with a result of its own."""
+    path = tmp_path / "document"
+    if content is not None:
+        path.write_bytes(content)
+    assert drift.main([str(path)]) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_the_program_says_what_it_needs():
+    """Without a path, the program says how it is called."""
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nox -s drift -- PATH" in done.stderr
+
+
+def test_the_constants_of_requests_are_those_of_a_field():
+    """The table of what requests may say names fields that there are."""
+    for place in drift.VALUES_OF_REQUESTS:
+        record, _, name = place.partition(".")
+        shape = CODE.records[record].fields[name].shape
+        assert (shape.items or shape).values, place
+
+
+# ------------------------------------------------------------------------------ a document of our own
+
+TEXT = Shape("string")
+PERHAPS = Shape("string", nullable=True)
+NAMED = Description(
+    {"/item/remove": Operation("Ask", "Tell")},
+    {
+        "Ask": Record(
+            {
+                "token": Field(TEXT, required=True),
+                "days": Field(Shape("integer", nullable=True), required=False),
+                "loud": Field(Shape("boolean"), required=False, default=False),
+                "sort": Field(Shape("string", values=frozenset({"a", "b"})), required=False, default="a"),
+            },
+            keeps_unknown=False,
+        ),
+        "Tell": Record(
+            {
+                "id": Field(TEXT, required=True),
+                "mood": Field(Shape("string", True, frozenset({"good", "bad"})), False, always_sent=True),
+                "parts": Field(Shape("array", items=Shape("object", record="Part")), required=True),
+                "grid": Field(
+                    Shape("array", True, items=Shape("array", items=Shape("number", nullable=True))), False
+                ),
+                "whole": Field(Shape("object", True, record="Part"), required=False),
+                "extra": Field(Shape("array", True, items=Shape("anything")), required=False),
+            },
+            keeps_unknown=True,
+        ),
+        "Part": Record(
+            {
+                "on": Field(Shape("date"), required=True),
+                "at": Field(Shape("date-time", nullable=True), required=False),
+            },
+            keeps_unknown=True,
+        ),
+    },
+)
+
+DOCUMENT = {
+    "info": {"version": "2020-09-14_1.697.4"},
+    "paths": {
+        "/item/remove": {
+            "post": {
+                "requestBody": {
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Ask"}}}
+                },
+                "responses": {
+                    "200": {
+                        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Tell"}}}
+                    }
+                },
+            }
+        },
+        "/what/we/dont/serve": {"get": {}},
+    },
+    "components": {
+        "schemas": {
+            "Ask": {
+                "type": "object",
+                "required": ["token", "sort"],
+                "properties": {
+                    "client_id": {"type": "string"},
+                    "secret": {"type": "string"},
+                    "token": {"type": "string"},
+                    "days": {"type": "integer", "minimum": 1, "nullable": True},
+                    "loud": {"type": "boolean", "default": False},
+                    "sort": {"type": "string", "enum": ["a", "b"]},
+                },
+            },
+            "Tell": {
+                "allOf": [
+                    {"$ref": "#/components/schemas/Base"},
+                    {
+                        "required": ["mood"],
+                        "properties": {
+                            "mood": {"$ref": "#/components/schemas/Mood"},
+                            "grid": {
+                                "type": "array",
+                                "items": {"type": "array", "items": {"$ref": "#/components/schemas/Amount"}},
+                            },
+                            "whole": {"allOf": [{"$ref": "#/components/schemas/MaybePart"}]},
+                            "extra": {"type": "array", "items": {}},
+                        },
+                    },
+                ],
+            },
+            "Base": {
+                "type": "object",
+                "required": ["id", "parts"],
+                "properties": {
+                    "id": {"type": "string"},
+                    "parts": {"type": "array", "items": {"$ref": "#/components/schemas/Part"}},
+                },
+            },
+            "Mood": {"type": "string", "enum": [None, "good", "bad"]},
+            "Amount": {"type": "number", "format": "double", "nullable": True},
+            "MaybePart": {"nullable": True, "allOf": [{"$ref": "#/components/schemas/Part"}]},
+            "Part": {
+                "type": "object",
+                "required": ["on"],
+                "properties": {
+                    "on": {"type": "string", "format": "date"},
+                    "at": {"type": "string", "format": "date-time"},
+                },
+            },
+        }
+    },
+}
+
+
+def lines_after(change) -> list[str]:
+    document = copied(Specification(DOCUMENT))
+    change(document["components"]["schemas"])
+    return [str(line) for line in drift.drift(Specification(document), NAMED, ())]
+
+
+def put(schema: str, *steps: object, to: object):
+    """A change: what stands at a place of a schema becomes something else."""
+
+    def change(schemas):
+        place = schemas
+        for step in (schema, *steps)[:-1]:
+            place = place[step]
+        place[(schema, *steps)[-1]] = to
+
+    return change
+
+
+def test_a_small_document_is_followed_to_its_ends():
+    """References, allOf, lists of lists, objects and null in any of its ways are the same on both sides."""
+    assert lines_after(lambda schemas: None) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (put("Ask", "required", to=["token"]), None),
+        (
+            put("Ask", "required", to=["sort"]),
+            "Ask.token: is optional in the document; the record requires it",
+        ),
+        (
+            put("Ask", "required", 0, to="days"),
+            "Ask.days: is required by the document; the record may leave it out",
+        ),
+        (
+            put("Ask", "properties", "more", to={}),
+            "Ask.more: is in the document, and the record doesn't have it",
+        ),
+        (put("Ask", "properties", "loud", "default", to=True), "Ask.loud: is left out while it is False"),
+        (
+            put("Ask", "properties", "sort", "enum", to=["a"]),
+            "Ask.sort=b: is a constant; the document doesn't",
+        ),
+        (
+            put("Ask", "properties", "token", "enum", to=["x"]),
+            "Ask.token: has a set of values in the document",
+        ),
+        (
+            put("Ask", "properties", "token", "oneOf", to=[]),
+            "Ask.token: has something that this check doesn't",
+        ),
+        (put("Ask", "additionalProperties", to=True), "Ask: drops the fields that it doesn't know"),
+        (put("Tell", "allOf", to=[]), "Tell.id: isn't in the document"),
+        (
+            put("Tell", "allOf", 1, "required", to=[]),
+            "Tell.mood: may be absent in the document; the record always",
+        ),
+        (
+            put("Base", "required", to=["parts"]),
+            "Tell.id: may be absent or null in the document; the record insists",
+        ),
+        (
+            put("Base", "properties", "id", "nullable", to=True),
+            "Tell.id: may be absent or null in the document",
+        ),
+        (
+            put("Mood", "enum", to=["good", "bad"]),
+            "Tell.mood: is always there and never null in the document",
+        ),
+        (put("Mood", "enum", 1, to="new"), "Tell.mood=new: is a value in the document; no constant names it"),
+        (
+            put("Mood", to={"type": "string", "nullable": True}),
+            "Tell.mood: has constants; the document lists no",
+        ),
+        (put("Amount", "nullable", to=False), "Tell.grid[][]: has no null in it in the document"),
+        (
+            put("Amount", "type", to="integer"),
+            "Tell.grid[][]: has another type: integer in the document, number",
+        ),
+        (put("Part", "nullable", to=True), "Tell.parts[]: may hold null in the document"),
+        (put("Part", "properties", "on", "format", to="date-time"), "Part.on: has another type: date-time"),
+        (
+            put("Part", "properties", "new", to={}),
+            "Part.new: is in the document, and the record doesn't have it",
+        ),
+        (put("Part", "properties", to={}), "Part.at: isn't in the document"),
+        (put("MaybePart", "nullable", to=False), None),
+        (put("Tell", "allOf", 1, "properties", "whole", "nullable", to=False), None),
+        (put("Base", "properties", "parts", "items", to={}), "Tell.parts[]: has another type: anything"),
+    ],
+)
+def test_a_change_of_the_small_document_is_a_line(change, line):
+    """Each way of being different is told, by the place and in words; what makes no difference isn't."""
+    found = lines_after(change)
+    if line is None:
+        assert found == []
+    else:
+        assert any(each.startswith(line) for each in found), found
+
+
+def test_a_reference_that_leads_nowhere_is_an_error():
+    """A broken document isn't taken for one without drift."""
+    with pytest.raises(UnreadableError, match="#/components/schemas/Nobody leads nowhere"):
+        lines_after(put("Base", "properties", "id", to={"$ref": "#/components/schemas/Nobody"}))

@@ -77,8 +77,15 @@ def schemathesis(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure ours and others in one run, and print the tables; nothing is held to them."""
+    session.install(".", *group("bench"))
+    session.run("python", "-I", "bench/reading.py", *session.posargs)
+
+
+@nox.session
 def drift(session: nox.Session) -> None:
-    """Compare the records with Plaid's OpenAPI document: nox -s drift -- PATH."""
+    """Compare the records with Plaid's OpenAPI document: `-- PATH`."""
     session.install(".", *(each for each in group("tests") if each.startswith("pyyaml")))
     session.run("python", "tests/drift.py", *session.posargs)
 

@@ -23,8 +23,8 @@ napoleon_use_ivar = True
 nitpicky = True
 # The standard library and aiohttp are named in signatures; their own pages aren't fetched to build these.
 nitpick_ignore_regex = [
-    ("py:.*", r"(asyncio|collections|contextlib|datetime|decimal|enum|ssl|tls|typing|types)\..*"),
+    ("py:.*", r"(asyncio|collections|contextlib|datetime|decimal|enum|os|pathlib|ssl|tls|typing|types)\..*"),
     ("py:.*", r"aiohttp\..*"),
     # Type variables.
-    ("py:class", r"plaid_relay_async\.\w+\.[PQRT]"),
+    ("py:class", r"(plaid_relay_async\.[\w.]+\.)?[PQRST]"),
 ]

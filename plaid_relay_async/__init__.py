@@ -3,16 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from plaid_relay_async import models
-from plaid_relay_async.batch import (
-    Batch,
-    BatchResult,
-    Created,
-    Failed,
-    Journal,
-    Outcome,
-    Progress,
-    Unknown,
-)
+from plaid_relay_async.batch import Batch, Journal
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.codec import from_json, structure, to_json, unstructure
 from plaid_relay_async.config import Credentials, Environment, RetryPolicy, Timeouts, __version__
@@ -48,11 +39,26 @@ from plaid_relay_async.models import (
     PdfResponse,
     RelayCreateRequest,
     RelayCreateResponse,
+    RelayGetRequest,
+    RelayPdfGetRequest,
+    RelayRefreshRequest,
     RelayRefreshResponse,
+    RelayRemoveRequest,
     RelayRemoveResponse,
     SandboxItemFireWebhookResponse,
     SandboxPublicTokenCreateResponse,
     WebhookVerificationKeyGetResponse,
+)
+from plaid_relay_async.outcomes import (
+    BatchResult,
+    Created,
+    Failed,
+    Fetched,
+    Outcome,
+    Progress,
+    Refreshed,
+    Removed,
+    Unknown,
 )
 from plaid_relay_async.transport import RateLimiter
 
@@ -80,6 +86,7 @@ __all__ = [
     "DuplicateRequestError",
     "Environment",
     "Failed",
+    "Fetched",
     "InvalidRequestError",
     "ItemError",
     "ItemPublicTokenExchangeResponse",
@@ -97,11 +104,17 @@ __all__ = [
     "RateLimitError",
     "RateLimiter",
     "ReadTimeoutError",
+    "Refreshed",
     "RelayClient",
     "RelayCreateRequest",
     "RelayCreateResponse",
+    "RelayGetRequest",
+    "RelayPdfGetRequest",
+    "RelayRefreshRequest",
     "RelayRefreshResponse",
+    "RelayRemoveRequest",
     "RelayRemoveResponse",
+    "Removed",
     "ReportNotReadyError",
     "ResponseDecodeError",
     "RetryPolicy",

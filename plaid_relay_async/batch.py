@@ -1,8 +1,8 @@
-"""The fan-out: one creation for each request, a bounded number at a time, and one outcome for every one.
+"""The fan-out: one call for each request, a bounded number at a time, and one outcome for every one.
 
-It knows nothing of HTTP: it is given an awaitable that creates, and a permit goes with each call, by which
-the call asks for leave before an attempt and tells when one surely came to nothing. So a batch that is left
-knows of each request whether it can be dropped, or has to be waited for.
+It knows nothing of HTTP: it is given an awaitable that makes the call, and a permit goes with each call, by
+which the call asks for leave before an attempt and tells when one surely came to nothing. So a batch that is
+left knows of each request whether it can be dropped, or has to be waited for.
 """
 
 from __future__ import annotations
@@ -10,163 +10,139 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import warnings
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
-from typing import TYPE_CHECKING, Final, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, frozen
 
 from plaid_relay_async.errors import (
     BatchStoppedError,
+    ConnectionLostError,
     DuplicateRequestError,
+    InvalidRequestError,
     NotSentError,
     OutcomeUnknownError,
+    PlaidAPIError,
     PlaidRelayError,
     RateLimitError,
+    ResponseDecodeError,
     concerns_everyone,
     ordinary,
+    perhaps_carried_out,
+    sealed,
 )
-from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse
+from plaid_relay_async.models import (
+    RelayCreateRequest,
+    RelayGetRequest,
+    RelayPdfGetRequest,
+    RelayRefreshRequest,
+    RelayRemoveRequest,
+)
+from plaid_relay_async.outcomes import (
+    BatchResult,
+    Created,
+    Failed,
+    Fetched,
+    Outcome,
+    Progress,
+    Refreshed,
+    Removed,
+    S,
+    Unknown,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+Q = TypeVar("Q")
 T = TypeVar("T")
 
-# After so many errors that every partner would meet alike, and no success between, a batch stops.
+# After so many errors that every request would meet alike, and no success between, a batch stops.
 SHARED_ERRORS: Final = 3
 
-
-# -------------------------------------------------------------------------------------------- outcomes
-
-
-@frozen(kw_only=True)
-class Settled:
-    """What all outcomes have.
-
-    Attributes:
-        request: what was asked for.
-        attempts: how many HTTP requests were made.
-        elapsed: seconds from taking up the request to its outcome, queueing included.
-        request_id: Plaid's, where an answer had one.
-        journalled: whether the journal holds this outcome.
-    """
-
-    request: RelayCreateRequest
-    attempts: int
-    elapsed: float
-    request_id: str | None
-    journalled: bool = False
+Requests: TypeAlias = Iterable[RelayCreateRequest] | AsyncIterable[RelayCreateRequest]
+Tokens: TypeAlias = Iterable[str | Q] | AsyncIterable[str | Q]
 
 
-@frozen(kw_only=True)
-class Created(Settled):
-    """Plaid made the relay token: `relay_token`, a bearer secret for the request's partner."""
-
-    relay_token: str = field(repr=False)
+# --------------------------------------------------------------------------------------- the operations
 
 
-@frozen(kw_only=True)
-class Failed(Settled):
-    """There is no relay token, for nothing was sent or Plaid refused: `error` says why."""
-
-    error: PlaidRelayError
-
-
-@frozen(kw_only=True)
-class Unknown(Settled):
-    """An attempt may have been carried out, and no answer tells: `error` has all that is known."""
-
-    error: OutcomeUnknownError
-
-
-Outcome: TypeAlias = Created | Failed | Unknown
-
-
-@frozen(kw_only=True)
-class Progress:
-    """Where a batch stands: how many requests were taken up, and what became of them."""
-
-    taken: int
-    created: int
-    failed: int
-    unknown: int
-    in_flight: int
-    elapsed: float
-
-    @property
-    def done(self) -> int:
-        """How many have an outcome."""
-        return self.created + self.failed + self.unknown
-
-
-@define(repr=False)
-class BatchResult:
-    """What became of a batch.
-
-    The counts are of all outcomes. The lists hold them all when the batch was awaited; when it was streamed,
-    they hold those that the loop was not handed.
+@frozen
+class Operation:
+    """What a batch has to know of what its calls do.
 
     Attributes:
-        created: the outcomes with a token.
-        failed: those without.
-        unknown: those of which nobody can tell.
-        not_attempted: requests that were taken from the input, and of which nothing was sent.
-        stopped_by: the error that stopped the batch before its end, if one did.
-        counts: how many outcomes of each kind there were, by `"created"`, `"failed"`, `"unknown"`.
-        error_codes: how many outcomes had which `error_code`, or which class of error where there is none.
-        elapsed: seconds from start to end.
+        request: the class of its records.
+        success: makes the outcome of a call that did it, from `response=` and what all outcomes have.
+        same: gives the words of a request that make it the same as another.
+        duplicate: says of a request that it is such another.
+        reads: it changes nothing, so that nothing of it is ever unknown; what it reads may be large.
+        advice: what to do about an unknown, if that isn't what the error says.
     """
 
-    created: list[Created] = field(factory=list)
-    failed: list[Failed] = field(factory=list)
-    unknown: list[Unknown] = field(factory=list)
-    not_attempted: list[RelayCreateRequest] = field(factory=list)
-    stopped_by: BaseException | None = None
-    counts: Counter[str] = field(factory=Counter)
-    error_codes: Counter[str] = field(factory=Counter)
-    elapsed: float = 0.0
+    request: type[Any]
+    success: Callable[..., Any]
+    same: Callable[[Any], tuple[str, ...]] = lambda request: (request.relay_token,)
+    duplicate: str = "this relay token came before"
+    reads: bool = False
+    advice: str = OutcomeUnknownError.advice
 
-    def __repr__(self) -> str:
-        kinds = ("created", "failed", "unknown")
-        told = ", ".join(f"{kind}={self.counts[kind]}" for kind in kinds)
-        return f"<BatchResult {told}, not_attempted={len(self.not_attempted)}>"
+    def dropped(self, attempts: int) -> PlaidRelayError:
+        """Give the error of a call that was given up in the middle of an attempt, without a word of it."""
+        return self._open("the batch was left before an answer came", attempts=attempts)
 
-    def raise_for_failures(self) -> None:
-        """Raise an `ExceptionGroup` if any outcome of the batch is failed or unknown.
+    def unforeseen(self, error: BaseException) -> PlaidRelayError:
+        """Give the error of a call that ended in a bug, of whoever."""
+        told = self._open(f"{type(error).__name__} was raised in the middle of the call", sent=None)
+        told.__cause__ = error
+        return told
 
-        Outcomes that a loop was handed are no longer held here; one error speaks for them. What wasn't
-        attempted, for the batch was left, is no failure: see `not_attempted`.
+    def verdict(self, error: PlaidRelayError) -> PlaidRelayError:
+        """Turn an error that leaves open whether the call was carried out into one that says so."""
+        # A success that can't be read is one all the same.
+        left_open = perhaps_carried_out(error) or isinstance(error, ResponseDecodeError)
+        if self.reads or not left_open or isinstance(error, OutcomeUnknownError):
+            return error
+        facts = {name: fact for name, fact in vars(error).items() if hasattr(OutcomeUnknownError, name)}
+        unknown = self._open(str(error.args[0]), **facts)
+        unknown.__cause__ = error
+        return unknown
 
-        Raises:
-            ExceptionGroup: with the error of each outcome in the lists.
-        """
-        bad = self.counts["failed"] + self.counts["unknown"]
-        errors: list[PlaidRelayError] = [*(o.error for o in self.failed), *(o.error for o in self.unknown)]
-        if bad > len(errors):
-            codes = ", ".join(f"{code} {count}" for code, count in self.error_codes.most_common())
-            handed = bad - len(errors)
-            errors.append(PlaidRelayError(f"{handed} were handed to the loop; all: {codes}", sent=None))
-        if errors:
-            unknown = self.counts["unknown"]
-            raise ExceptionGroup(f"{bad - unknown} failed, {unknown} unknown: {self!r}", errors)
+    def _open(self, message: str, **facts: Any) -> PlaidRelayError:
+        if self.reads:
+            return ConnectionLostError(message, **facts)
+        return OutcomeUnknownError(message, **facts | {"advice": self.advice})
 
-    def count(self, outcome: Outcome) -> None:
-        """Count an outcome."""
-        self.counts[type(outcome).__name__.lower()] += 1
-        if not isinstance(outcome, Created):
-            code = getattr(outcome.error, "error_code", None)
-            self.error_codes[code or type(outcome.error).__name__] += 1
 
-    def hold(self, outcome: Outcome) -> None:
-        """Put a counted outcome into its list."""
-        match outcome:
-            case Created():
-                self.created.append(outcome)
-            case Failed():
-                self.failed.append(outcome)
-            case _:
-                self.unknown.append(outcome)
+def _created(*, response: Any, **facts: Any) -> Created:
+    return Created(relay_token=response.relay_token, **facts)
+
+
+def _removed(*, response: Any, **facts: Any) -> Removed | Failed:
+    if response.removed:
+        return Removed(response=response, **facts)
+    said = {"status": 200, "request_id": response.request_id, "attempts": facts["attempts"]}
+    error = PlaidAPIError("Plaid answered that it didn't remove the relay token", **said)
+    error.advice = "The token still opens the report: remove it again, or ask Plaid's support."
+    return Failed(error=error, **facts)
+
+
+def _report_and_partner(request: RelayCreateRequest) -> tuple[str, ...]:
+    return (*sorted(request.report_tokens), request.secondary_client_id)
+
+
+CREATE: Final = Operation(
+    RelayCreateRequest, _created, _report_and_partner, "this pair of report and partner came before"
+)
+GET: Final = Operation(RelayGetRequest, Fetched, reads=True)
+GET_PDF: Final = Operation(RelayPdfGetRequest, Fetched, reads=True)
+REFRESH: Final = Operation(RelayRefreshRequest, Refreshed)
+REMOVE: Final = Operation(
+    RelayRemoveRequest,
+    _removed,
+    advice="It may have been removed. Remove it again, which is safe: told that there is none, it is gone.",
+)
 
 
 class Journal(Protocol):
@@ -189,25 +165,27 @@ class _HaltedError(Exception):
 
 
 @define(eq=False, repr=False)
-class _Flight:
+class _Flight(Generic[S]):
     """One request on its way, and the permit that goes with its call.
 
     Attributes:
         busy: it must be waited for, and not be dropped when the batch is left.
-        perhaps_sent: an attempt may be under way at Plaid, or may have been carried out.
+        begun: an attempt may be under way at Plaid.
         last: the error of the last attempt.
+        doubt: the error of an attempt that may have been carried out.
         made: what a call that was cancelled had received all the same.
     """
 
-    batch: Batch
-    request: RelayCreateRequest
+    batch: Batch[S]
+    request: Any
     started: float
     attempts: int = 0
     busy: bool = False
-    perhaps_sent: bool = False
+    begun: bool = False
     last: PlaidRelayError | None = None
-    made: RelayCreateResponse | None = None
-    outcome: Outcome | None = None
+    doubt: PlaidRelayError | None = None
+    made: Any = None
+    outcome: S | Failed | Unknown | None = None
 
     async def begin(self) -> None:
         self._check()
@@ -215,7 +193,7 @@ class _Flight:
         if self.batch.journal is not None:
             await self._journal_begins(self.batch.journal)
         self.attempts += 1
-        self.perhaps_sent = True
+        self.begun = True
 
     async def _journal_begins(self, journal: Journal) -> None:
         try:
@@ -227,58 +205,60 @@ class _Flight:
             raise _HaltedError from None
 
     def again(self, error: PlaidRelayError, *, spared: bool) -> None:
-        self.last = error
-        self.busy = False
-        self.perhaps_sent = not spared
+        self._attempt_ended(error)
+        if not spared and perhaps_carried_out(error):
+            self.doubt = error
         self._check()
 
-    def broken_off(self, known: RelayCreateResponse | PlaidRelayError) -> None:
+    def broken_off(self, known: Any) -> None:
         if not isinstance(known, PlaidRelayError):
             self.made = known
-            return
-        self.perhaps_sent = isinstance(known, OutcomeUnknownError)
-        if isinstance(known, NotSentError):
+        elif isinstance(known, NotSentError):
             self.attempts -= 1
+            self._attempt_ended(self.last)
         else:
-            self.last = known
+            self._attempt_ended(known)
+
+    def _attempt_ended(self, error: PlaidRelayError | None) -> None:
+        self.last = error
+        self.busy = self.begun = False
 
     def _check(self) -> None:
         if self.batch.halted:
             raise _HaltedError
 
-    def created(self, made: RelayCreateResponse) -> Created:
-        return Created(
-            request=self.request,
-            relay_token=made.relay_token,
-            attempts=self.attempts,
-            elapsed=_now() - self.started,
-            request_id=made.request_id,
-        )
+    def succeeded(self, response: Any) -> S:
+        outcome: S = self.batch.operation.success(response=response, **self._facts(response))
+        return outcome
 
     def ended(self, error: PlaidRelayError) -> Failed | Unknown:
-        facts = {
+        """What an error makes of it; an attempt that may have been carried out outweighs what came later."""
+        if self.doubt is not None and not perhaps_carried_out(error):
+            error = self.doubt
+            error.attempts = self.attempts
+        error = self.batch.operation.verdict(error)
+        if isinstance(error, OutcomeUnknownError):
+            return Unknown(error=error, **self._facts(error))
+        return Failed(error=error, **self._facts(error))
+
+    def _facts(self, told: object) -> dict[str, Any]:
+        return {
             "request": self.request,
             "attempts": self.attempts,
             "elapsed": _now() - self.started,
-            "request_id": getattr(error, "request_id", None),
+            "request_id": getattr(told, "request_id", None),
         }
-        if isinstance(error, OutcomeUnknownError):
-            return Unknown(error=error, **facts)  # type: ignore[arg-type]  # each has its place above
-        return Failed(error=error, **facts)  # type: ignore[arg-type]  # the same
 
-    def interrupted(self) -> Outcome | None:
+    def interrupted(self) -> S | Failed | Unknown | None:
         """What became of it when it was dropped: nothing, if no attempt had left."""
         if self.made is not None:
-            return self.created(self.made)
-        if self.perhaps_sent and not isinstance(self.last, OutcomeUnknownError):
-            self.last = OutcomeUnknownError(
-                "the batch was left before an answer came", attempts=self.attempts
-            )
+            return self.succeeded(self.made)
+        if self.begun:
+            self.last = self.batch.operation.dropped(self.attempts)
         return None if self.last is None else self.ended(self.last)
 
 
-Create: TypeAlias = "Callable[[RelayCreateRequest, _Flight], Awaitable[RelayCreateResponse]]"
-Requests: TypeAlias = "Iterable[RelayCreateRequest] | AsyncIterable[RelayCreateRequest]"
+Call: TypeAlias = "Callable[[Any, _Flight[S]], Awaitable[Any]]"
 
 
 # -------------------------------------------------------------------------------------------- the input
@@ -287,39 +267,65 @@ Requests: TypeAlias = "Iterable[RelayCreateRequest] | AsyncIterable[RelayCreateR
 class _Input:
     """Gives requests one by one, from either kind of iterable; `None` at the end."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(
+        self,
+        source: Iterable[Any] | AsyncIterable[Any],
+        record: type[Any],
+        make: Callable[[Any], Any] | None,
+    ) -> None:
+        self._record = record
+        self._make = make
+        self._name = "requests" if make is None else "relay_tokens"
+        self._taken = 0
         self._lock = asyncio.Lock()
-        self._later: AsyncIterator[RelayCreateRequest] | None = None
-        self._now: Iterator[RelayCreateRequest] = iter(())
-        if isinstance(requests, AsyncIterable):
-            self._later = aiter(requests)
+        self._later: AsyncIterator[Any] | None = None
+        self._now: Iterator[Any] = iter(())
+        if isinstance(source, str | bytes):
+            raise _refusal(f"{self._name} must be an iterable, not one string: write [it]")
+        if isinstance(source, AsyncIterable):
+            self._later = aiter(source)
         else:
-            self._now = iter(requests)
+            self._now = iter(source)
 
-    async def take(self) -> RelayCreateRequest | None:
+    async def take(self) -> Any:
         try:
             if self._later is None:
-                request = next(self._now)
-            else:
-                async with self._lock:
-                    request = await anext(self._later)
+                return self._read(next(self._now))
+            async with self._lock:
+                return self._read(await anext(self._later))
         except (StopIteration, StopAsyncIteration):
             return None
-        if not isinstance(request, RelayCreateRequest):
-            raise TypeError(f"requests must hold RelayCreateRequest, not {type(request).__name__}")
-        return request
+
+    @sealed
+    def _read(self, item: Any) -> Any:
+        place = f"{self._name}[{self._taken}]"
+        self._taken += 1
+        if isinstance(item, self._record):
+            return item
+        if self._make is None:
+            raise _refusal(f"{place} must be a {self._record.__name__}, not {type(item).__name__}")
+        try:
+            return self._make(item)
+        except InvalidRequestError as error:
+            _, _, wrong = error.args[0].partition(" ")
+        raise _refusal(f"{place} {wrong}")
 
 
-class _Pairs:
-    """Remembers pairs of report and partner, in some 100 bytes each and without holding a token."""
+def _refusal(problem: str) -> InvalidRequestError:
+    return InvalidRequestError(problem, sent=False)
 
-    def __init__(self) -> None:
+
+class _Met:
+    """Remembers what makes requests the same, in some 100 bytes each and without holding a token."""
+
+    def __init__(self, same: Callable[[Any], tuple[str, ...]]) -> None:
+        self._same = same
         self._seen: set[bytes] = set()
 
-    def met(self, request: RelayCreateRequest) -> bool:
-        words = (*sorted(request.report_tokens), request.secondary_client_id)
+    def before(self, request: object) -> bool:
         # 15 bytes: with one more, each digest would take the next size of CPython's allocator.
-        digest = hashlib.blake2b("\0".join(words).encode(), digest_size=15).digest()
+        words = "\0".join(self._same(request))
+        digest = hashlib.blake2b(words.encode(), digest_size=15).digest()
         if digest in self._seen:
             return True
         self._seen.add(digest)
@@ -329,8 +335,8 @@ class _Pairs:
 # -------------------------------------------------------------------------------------------- the batch
 
 
-class Batch:
-    """A batch of creations: await it for a `BatchResult`, or stream its outcomes.
+class Batch(Generic[S]):
+    """A batch of calls: await it for a `BatchResult`, or stream its outcomes.
 
     .. code-block:: python
 
@@ -346,30 +352,34 @@ class Batch:
 
     def __init__(
         self,
-        requests: Requests,
-        create: Create,
+        operation: Operation,
+        requests: Iterable[Any] | AsyncIterable[Any],
+        call: Call[S],
         *,
         concurrency: int,
         drain: float,
+        make: Callable[[Any], Any] | None = None,
         journal: Journal | None = None,
-        on_outcome: Callable[[Outcome], object] | None = None,
+        on_outcome: Callable[[S | Failed | Unknown], object] | None = None,
         on_progress: Callable[[Progress], object] | None = None,
         allow_duplicates: bool = False,
     ) -> None:
+        self.operation: Final = operation
         self.journal: Final = journal
-        self.result: Final = BatchResult()
+        self.result: Final[BatchResult[S]] = BatchResult()
         self.halted = False
-        self._source = _Input(requests)
-        self._create = create
+        self._source = _Input(requests, operation.request, make)
+        self._call = call
         self._concurrency = concurrency
         self._drain = drain
         self._on_outcome = on_outcome
         self._on_progress = on_progress
-        self._pairs = None if allow_duplicates else _Pairs()
-        self._unread: deque[Outcome] = deque()
+        self._met = None if allow_duplicates else _Met(operation.same)
+        self._unread: deque[S | Failed | Unknown] = deque()
         self._news = asyncio.Event()
-        self._room = asyncio.Semaphore(2 * concurrency)
-        self._workers: dict[asyncio.Task[None], _Flight | None] = {}
+        # For what is in flight and what is unread, together. A report may take up megabytes.
+        self._room = asyncio.Semaphore(concurrency if operation.reads else 2 * concurrency)
+        self._workers: dict[asyncio.Task[None], _Flight[S] | None] = {}
         self._runner: asyncio.Task[None] | None = None
         self._streamed = False
         self._taken = 0
@@ -379,11 +389,11 @@ class Batch:
 
     # ------------------------------------------------------------------------------- the two ways of use
 
-    def __await__(self) -> Generator[None, None, BatchResult]:
+    def __await__(self) -> Generator[None, None, BatchResult[S]]:
         """Run the batch to its end and give its result."""
         return self._collect().__await__()
 
-    async def _collect(self) -> BatchResult:
+    async def _collect(self) -> BatchResult[S]:
         runner = self._start(streamed=False)
         try:
             await asyncio.wait([runner])
@@ -411,9 +421,9 @@ class Batch:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Outcome:
+    async def __anext__(self) -> S | Failed | Unknown:
         if not self._streamed or self._runner is None:
-            raise RuntimeError("stream inside of `async with client.relay.create_many(...) as outcomes:`")
+            raise RuntimeError("stream inside of `async with ... as outcomes:`")
         while not self._unread:
             if self._runner.done():
                 self._raise_trouble()
@@ -433,7 +443,7 @@ class Batch:
 
     def _start(self, *, streamed: bool) -> asyncio.Task[None]:
         if self._runner is not None:
-            raise RuntimeError("this batch was run before: call create_many again for another")
+            raise RuntimeError("this batch was run before: make another")
         self._streamed = streamed
         self._started = _now()
         self._runner = asyncio.create_task(self._run())
@@ -492,18 +502,17 @@ class Batch:
         self._workers[worker] = None
         try:
             while (request := await self._take()) is not None:
-                flight = self._workers[worker] = _Flight(self, request, _now())
-                await self._settle(flight)
-                self._workers[worker] = None
-                if not isinstance(flight.outcome, Created):
+                if not await self._serve(worker, request):
                     await asyncio.sleep(0)  # what fails without waiting for anything must not hold the loop
         finally:
             del self._workers[worker]
 
-    async def _take(self) -> RelayCreateRequest | None:
+    async def _take(self) -> Any:
+        if self.halted:
+            return None  # and doesn't wait for room: nobody may read any more
         await self._room.acquire()
         try:
-            request = None if self.halted else await self._source.take()
+            request = await self._source.take()
         except BaseException as error:
             if not ordinary(error):
                 raise
@@ -515,11 +524,17 @@ class Batch:
             self._taken += 1
         return request
 
-    async def _settle(self, flight: _Flight) -> None:
-        if self._pairs is not None and self._pairs.met(flight.request):
-            flight.outcome = flight.ended(
-                DuplicateRequestError("this pair of report and partner came before")
-            )
+    async def _serve(self, worker: asyncio.Task[None], request: object) -> bool:
+        """See to one request, and tell whether its call did what it was for."""
+        # The flight's name ends with this frame: a worker that waits for its next request keeps no report.
+        flight = self._workers[worker] = _Flight(self, request, _now())
+        await self._settle(flight)
+        self._workers[worker] = None
+        return not isinstance(flight.outcome, Failed | Unknown | None)
+
+    async def _settle(self, flight: _Flight[S]) -> None:
+        if self._met is not None and self._met.before(flight.request):
+            flight.outcome = flight.ended(DuplicateRequestError(self.operation.duplicate))
             self._deliver(flight.outcome)
             return
         try:
@@ -531,9 +546,9 @@ class Batch:
             else:
                 self._deliver(flight.outcome)
 
-    async def _fly(self, flight: _Flight) -> None:
+    async def _fly(self, flight: _Flight[S]) -> None:
         try:
-            flight.outcome = flight.created(await self._create(flight.request, flight))
+            flight.outcome = flight.succeeded(await self._call(flight.request, flight))
         except _HaltedError:
             flight.outcome = flight.interrupted()
         except PlaidRelayError as error:
@@ -542,15 +557,14 @@ class Batch:
             if not ordinary(error):
                 flight.outcome = flight.interrupted()
                 raise
-            # A bug, of whoever: nobody can tell what became of the call.
-            flight.outcome = flight.ended(_unforeseen(error))
+            flight.outcome = flight.ended(self.operation.unforeseen(error))
 
-    async def _record(self, flight: _Flight) -> None:
+    async def _record(self, flight: _Flight[S]) -> None:
         if self.journal is None or flight.outcome is None:
             return
         flight.busy = True
         try:
-            await self.journal.end(flight.outcome)
+            await self.journal.end(flight.outcome)  # type: ignore[arg-type]  # only creations have a journal
         except BaseException as error:
             if not ordinary(error):
                 raise
@@ -558,7 +572,7 @@ class Batch:
         else:
             flight.outcome = evolve(flight.outcome, journalled=True)
 
-    def _deliver(self, outcome: Outcome) -> None:
+    def _deliver(self, outcome: S | Failed | Unknown) -> None:
         self.result.count(outcome)
         if self._streamed:
             self._unread.append(outcome)
@@ -572,9 +586,9 @@ class Batch:
         if self._on_progress is not None:
             self._tell(self._on_progress, self.progress)
 
-    def _weigh(self, outcome: Outcome) -> None:
-        """Stop where going on would only give every partner the same error."""
-        if isinstance(outcome, Created):
+    def _weigh(self, outcome: S | Failed | Unknown) -> None:
+        """Stop where going on would only give every request the same error."""
+        if not isinstance(outcome, Failed | Unknown):
             self._shared_errors = 0
             return
         self._shared_errors += concerns_everyone(outcome.error)
@@ -592,25 +606,19 @@ class Batch:
     def progress(self) -> Progress:
         """Where the batch stands now."""
         counts, left = self.result.counts, len(self.result.not_attempted)
-        created, failed, unknown = counts["created"], counts["failed"], counts["unknown"]
+        done, failed, unknown = counts.total(), counts["failed"], counts["unknown"]
         return Progress(
             taken=self._taken,
-            created=created,
+            succeeded=done - failed - unknown,
             failed=failed,
             unknown=unknown,
-            in_flight=self._taken - created - failed - unknown - left,
+            in_flight=self._taken - done - left,
             elapsed=_now() - self._started,
         )
 
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _unforeseen(error: BaseException) -> OutcomeUnknownError:
-    unknown = OutcomeUnknownError(f"{type(error).__name__} was raised in the middle of the call", sent=None)
-    unknown.__cause__ = error
-    return unknown
 
 
 async def _ended(runner: asyncio.Task[None]) -> None:

@@ -99,9 +99,9 @@ class ClientClosedError(PlaidRelayError, RuntimeError):
 
 
 class DuplicateRequestError(PlaidRelayError):
-    """The same report and partner came before in this batch. Nothing was sent for this one."""
+    """The same pair of report and partner, or the same relay token, came before in this batch."""
 
-    advice = "The first one has the outcome; pass allow_duplicates=True if two tokens are wanted."
+    advice = "The first one has the outcome; pass allow_duplicates=True if two are wanted."
 
 
 class NotSentError(PlaidRelayError, ConnectionError):
@@ -185,7 +185,7 @@ class BatchStoppedError(PlaidRelayError):
 
     sent = None
     result: Any = None
-    advice = "What was created is in `result`; what wasn't taken from the input is still there."
+    advice = "What was done is in `result`; what wasn't taken from the input is still there."
 
 
 class PlaidAPIError(PlaidRelayError):

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Generator, Iterator
 
     from plaid_relay_async.config import Identity, Timeouts
-    from plaid_relay_async.models import RelayCreateResponse
     from plaid_relay_async.session import SessionManager
 
 R = TypeVar("R")
@@ -78,8 +77,8 @@ class Permit(Protocol):
         """
         ...
 
-    def broken_off(self, known: RelayCreateResponse | PlaidRelayError) -> None:
-        """The call is being cancelled in the middle of an attempt, and this is what is known of it."""
+    def broken_off(self, known: Any) -> None:
+        """The call is being cancelled in the middle of an attempt: here is its response, or an error."""
         ...
 
 
@@ -179,7 +178,7 @@ def _as_told() -> Generator[float, Any, None]:
 @define(eq=False, repr=False)
 class _Signature:
     headers: dict[str, str]
-    fields: dict[str, str]
+    fields: Hidden[dict[str, str]]
     secret: Hidden[str]
 
 
@@ -325,20 +324,21 @@ class Transport:
             with _of_the_caller("the source of the credentials"):
                 async with asyncio.timeout_at(deadline):
                     who = await who()
+        nothing: Hidden[dict[str, str]] = Hidden({})
         if isinstance(who, GatewayKey):
-            return _Signature({"Authorization": f"Bearer {who.gateway_key}"}, {}, Hidden(who.gateway_key))
+            key = Hidden(who.gateway_key)
+            return _Signature({"Authorization": f"Bearer {key.reveal()}"}, nothing, key)
         if not isinstance(who, Credentials):
             raise ConfigurationError(f"credentials gave {type(who).__name__}, not Credentials")
+        secret = Hidden(who.secret)
         if self._credentials_in == "body":
-            return _Signature({}, {"client_id": who.client_id, "secret": who.secret}, Hidden(who.secret))
-        return _Signature(
-            {"PLAID-CLIENT-ID": who.client_id, "PLAID-SECRET": who.secret}, {}, Hidden(who.secret)
-        )
+            return _Signature({}, Hidden({"client_id": who.client_id, "secret": who.secret}), secret)
+        return _Signature({"PLAID-CLIENT-ID": who.client_id, "PLAID-SECRET": who.secret}, nothing, secret)
 
     async def _post(self, call: _Call[Any], signature: _Signature) -> Answer:
         session = self._session.get()
-        call.attempts += 1
         body = _Body(codec.encode(call.request, signature.fields), content_type="application/json")
+        call.attempts += 1
         answer: Answer | None = None
         try:
             async with (
@@ -372,7 +372,7 @@ class Transport:
     def _conclude(self, call: _Call[R], error: PlaidRelayError) -> R:
         """Raise the verdict, or the wait before another attempt; a repeated removal may have its answer."""
         error.attempts = call.attempts
-        if perhaps_carried_out(error):
+        if perhaps_carried_out(error) and call.endpoint.replay is not Replay.HARMLESS:
             call.perhaps_done = error
         elif call.perhaps_done is not None and _already_removed(call.endpoint, error):
             gone: R = call.endpoint.response.gone()  # type: ignore[attr-defined]  # the answer to a removal has it

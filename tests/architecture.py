@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACKAGE = "plaid_relay_async"
-CORE = ("errors", "models", "config", "codec", "session", "transport", "batch")
+CORE = ("errors", "models", "config", "codec", "session", "transport", "outcomes", "batch")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ MAP = {
     "codec": Room(("errors", "models"), ("attrs", "cattrs")),
     "session": Room(("config", "errors"), ("aiohttp",)),
     "transport": Room(("config", "errors", "codec", "models", "session"), ("aiohttp", "attrs", "backoff")),
-    "batch": Room(("errors", "models"), ("attrs",)),
+    "outcomes": Room(("errors", "models"), ("attrs",)),
+    "batch": Room(("errors", "models", "outcomes"), ("attrs",)),
     "client": Room(CORE, ("aiohttp", "attrs")),
     "simulator": Room((), ("aiohttp", "attrs")),
     "cli": Room((*CORE, "client", "simulator", "__init__"), ("aiohttp", "attrs", "cyclopts", "rich")),

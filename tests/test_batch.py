@@ -30,7 +30,8 @@ from plaid_relay_async import (
     Timeouts,
     Unknown,
 )
-from plaid_relay_async.batch import Batch, _Pairs
+from plaid_relay_async.batch import CREATE as CREATIONS
+from plaid_relay_async.batch import Batch, _Met
 from plaid_relay_async.simulator import Fault, Simulator
 
 CREATE = "/credit/relay/create"
@@ -80,7 +81,7 @@ async def test_awaited_a_batch_gives_a_token_for_each_partner(plaid, client):
     )
     assert result.stopped_by is None
     assert result.elapsed > 0
-    assert repr(result) == "<BatchResult created=200, failed=0, unknown=0, not_attempted=0>"
+    assert repr(result) == "<BatchResult succeeded=200, failed=0, unknown=0, not_attempted=0>"
     result.raise_for_failures()
 
 
@@ -198,7 +199,7 @@ async def test_no_more_calls_than_the_concurrency_are_under_way(plaid):
         under_way -= 1
         return RelayCreateResponse(f"token-{request.secondary_client_id}")
 
-    result = await Batch(requests(plaid, 100), create, concurrency=7, drain=1)
+    result = await Batch(CREATIONS, requests(plaid, 100), create, concurrency=7, drain=1)
     assert most == 7
     assert len(result.created) == 100
 
@@ -227,17 +228,19 @@ async def test_duplicates_may_be_allowed(plaid, client):
 
 def test_remembering_a_pair_takes_little():
     """At most 128 bytes a request, whatever the length of its token and its partner's id."""
-    pairs, count = _Pairs(), 40_000
+    pairs, count = _Met(CREATIONS.same), 40_000
     tracemalloc.start()
     try:
         for number in range(count):
-            assert not pairs.met(RelayCreateRequest(["assets-sandbox-" + "x" * 100], f"partner-{number:050}"))
+            assert not pairs.before(
+                RelayCreateRequest(["assets-sandbox-" + "x" * 100], f"partner-{number:050}")
+            )
         gc.collect()
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak / count <= 128
-    assert pairs.met(RelayCreateRequest(["assets-sandbox-" + "x" * 100], f"partner-{5:050}"))
+    assert pairs.before(RelayCreateRequest(["assets-sandbox-" + "x" * 100], f"partner-{5:050}"))
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -334,7 +337,7 @@ async def test_a_call_that_tells_nothing_of_its_end_is_unknown(plaid):
         await permit.begin()
         await asyncio.Event().wait()
 
-    async with Batch(requests(plaid, 1), create, concurrency=1, drain=0.02) as outcomes:
+    async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain=0.02) as outcomes:
         await asyncio.sleep(0.01)
     (unknown,) = outcomes.result.unknown
     assert "the batch was left" in str(unknown.error)
@@ -452,7 +455,7 @@ async def test_a_refused_call_that_is_about_to_leave_again_stays(plaid):
         permit.again(RateLimitError("no", status=429), spared=True)
         raise AssertionError("again() forbids the next attempt")
 
-    async with Batch(requests(plaid, 1), create, concurrency=1, drain=5) as outcomes:
+    async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain=5) as outcomes:
         await told.wait()
     (failed,) = outcomes.result.failed
     assert isinstance(failed.error, RateLimitError)
@@ -469,7 +472,7 @@ async def test_a_call_that_comes_late_to_its_permit_stays(plaid):
         except asyncio.CancelledError:
             await permit.begin()
 
-    async with Batch(requests(plaid, 1), create, concurrency=1, drain=5) as outcomes:
+    async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain=5) as outcomes:
         await waiting.wait()
     assert len(outcomes.result.not_attempted) == 1
 
@@ -640,7 +643,7 @@ async def test_callbacks_are_told_of_each_outcome(plaid, client):
             assert outcome in seen
     assert [p.done for p in progress] == list(range(1, 21))
     assert all(p.in_flight == p.taken - p.done for p in progress)
-    assert (progress[-1].created, progress[-1].failed, progress[-1].unknown) == (20, 0, 0)
+    assert (progress[-1].succeeded, progress[-1].failed, progress[-1].unknown) == (20, 0, 0)
     assert progress[-1].taken == 20
     assert progress[0].elapsed > 0
     assert outcomes.progress.in_flight == 0
@@ -743,7 +746,7 @@ async def test_requests_that_fail_at_once_do_not_hold_the_loop(plaid):
     endless = (RelayCreateRequest([report], f"p{n}") for n in itertools.count())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await Batch(endless, create, concurrency=3, drain=1)
+            await Batch(CREATIONS, endless, create, concurrency=3, drain=1)
 
 
 async def test_a_nothing_among_the_requests_is_named(plaid, client):
@@ -815,7 +818,7 @@ async def test_what_was_still_connecting_at_the_end_of_the_drain_never_left():
 async def test_what_may_be_done_stays_unknown_whatever_comes_next(plaid, client):
     """With replay="always", a lost attempt and a next one that is forbidden leave an unknown with what was told."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
-    always = RetryPolicy(replay="always", backoff=5, max_backoff=5)
+    always = RetryPolicy(replay="always", backoff=250, max_backoff=250)  # of which a part is waited
     async with client.relay.create_many(requests(plaid, 1), retry=always) as outcomes:
         while not plaid.requests or plaid.requests[0].status is None:
             await asyncio.sleep(0.001)
@@ -844,7 +847,7 @@ async def test_a_bug_in_the_middle_of_a_call_is_unknown(plaid):
             raise ZeroDivisionError
         return RelayCreateResponse("token")
 
-    result = await Batch(requests(plaid, 3), create, concurrency=1, drain=1)
+    result = await Batch(CREATIONS, requests(plaid, 3), create, concurrency=1, drain=1)
     (unknown,) = result.unknown
     assert isinstance(unknown.error.__cause__, ZeroDivisionError)
     assert len(result.created) == 2

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import inspect
+from datetime import date
 
 import pytest
 from support import OWNER, PARTNER, QUICK
 
-from plaid_relay_async import InvalidRequestError, RelayClient, RelayCreateRequest, client
-from plaid_relay_async.simulator import Simulator
+from plaid_relay_async import InvalidRequestError, RelayClient, RelayCreateRequest, client, models
+from plaid_relay_async.simulator import Fault, Simulator
 
 NAMESPACES = (
     client.Relay,
@@ -52,6 +53,65 @@ async def test_a_report_goes_from_the_bank_to_the_partner_and_back(where):
         assert (await owner.relay.remove(made.relay_token)).removed
         with pytest.raises(InvalidRequestError):
             await partner.relay.get(fresh.relay_token)
+
+
+async def test_a_report_is_refreshed_filtered_printed_and_removed():
+    """What the owner can do with a report of its own, and with the Item that it was made of."""
+    async with Simulator(generating=0) as plaid, RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as owner:
+        options = models.SandboxPublicTokenCreateOptions(
+            webhook="https://example.com/hook",
+            transactions=models.SandboxTransactions(start_date=date(2026, 1, 1), end_date=date(2026, 2, 1)),
+        )
+        public = await owner.sandbox.create_public_token(options=options)
+        item = await owner.item.exchange_public_token(public.public_token)
+        fired = await owner.sandbox.fire_webhook(
+            item.access_token, models.WebhookCode.PRODUCT_READY, webhook_type=models.WebhookType.ASSETS
+        )
+        assert fired.webhook_fired
+        assert plaid.webhooks[0]["url"] == "https://example.com/hook"
+        reports = owner.asset_report
+        first = await reports.create([item.access_token], 60, add_ons=[models.AddOn.INVESTMENTS])
+        fresh = await reports.refresh(first.asset_report_token, days_requested=30, client_report_id="second")
+        same = await reports.refresh(first.asset_report_token)
+        got = (await reports.get(fresh.asset_report_token)).report
+        assert (got.days_requested, got.client_report_id) == (30, "second")
+        assert (await reports.get(same.asset_report_token)).report.days_requested == 60
+        one, *others = [account.account_id for account in got.accounts()]
+        less = await reports.filter(fresh.asset_report_token, others)
+        [left] = (await reports.get(less.asset_report_token)).report.accounts()
+        assert left.account_id == one
+        pdf = await reports.get_pdf(less.asset_report_token, days_to_include=5)
+        assert pdf.content.startswith(b"%PDF-")
+        assert (await reports.remove(less.asset_report_token)).removed
+        reason = models.ItemRemoveReason.OTHER
+        assert not (await owner.item.remove(item.access_token, reason_code=reason)).inferred
+        with pytest.raises(InvalidRequestError):
+            await reports.create([item.access_token], 60)
+
+
+async def test_what_was_removed_with_its_answer_lost_is_inferred(plaid, client):
+    """The repeat of a removal is told that there is nothing, and so it is gone, of whatever kind it was."""
+    public = await client.sandbox.create_public_token()
+    item = await client.item.exchange_public_token(public.public_token)
+    report = plaid.add_report()
+    for path in ("/item/remove", "/asset_report/remove"):
+        plaid.fail(Fault(path=path, when="after", close=True, times=1))
+    assert await client.item.remove(item.access_token) == models.ItemRemoveResponse(inferred=True)
+    gone = await client.asset_report.remove(report)
+    assert gone == models.AssetReportRemoveResponse(removed=True, inferred=True)
+
+
+async def test_the_key_that_a_webhook_is_signed_with(client):
+    """The key has a name that is asked for, and an unknown one is an error."""
+    got = await client.webhook_verification_key.get("6c5516e1-92dc-479e-a8ff-5a51992e0001")
+    assert (got.key.kid, got.key.alg, got.key.crv) == (
+        "6c5516e1-92dc-479e-a8ff-5a51992e0001",
+        "ES256",
+        "P-256",
+    )
+    with pytest.raises(InvalidRequestError) as caught:
+        await client.webhook_verification_key.get("another")
+    assert caught.value.error_code == "INVALID_WEBHOOK_VERIFICATION_KEY_ID"
 
 
 async def test_single_and_many_make_the_same(plaid, client):

@@ -15,7 +15,7 @@ from attrs import fields_dict
 
 import plaid_relay_async
 from plaid_relay_async import Credentials, PlaidRelayError, RelayClient, RetryPolicy, Timeouts
-from plaid_relay_async.client import AssetReports, Items, Relay, Sandbox
+from plaid_relay_async.client import AssetReports, Items, Relay, Sandbox, WebhookVerificationKeys
 from plaid_relay_async.errors import concerns_everyone
 from plaid_relay_async.simulator import Fault
 
@@ -109,7 +109,7 @@ def test_every_part_of_a_fault_is_told():
 def test_every_operation_is_in_the_changelog():
     """The first version's entry names each method of the client's namespaces."""
     entry = page("CHANGELOG.md")
-    for namespace in (Relay, AssetReports, Sandbox, Items):
+    for namespace in (Relay, AssetReports, Sandbox, Items, WebhookVerificationKeys):
         for name in vars(namespace):
             assert name.startswith("_") or name in entry, name
 
@@ -151,6 +151,7 @@ async def shell(plaid, tmp_path):
     files = {
         "report-token.txt": report_token,
         "relay-token.txt": made.relay_token,
+        "relay-tokens.txt": made.relay_token,
         "partners.csv": re.findall(
             r"^```text\n(secondary_client_id.*?)^```", page("docs/command.md"), re.MULTILINE | re.DOTALL
         )[0],
@@ -198,7 +199,7 @@ async def test_every_example_of_the_command_works(name, shell):
     sys.version_info >= (3, 13), reason="from 3.13 on, the prompt takes several lines from a terminal alone"
 )
 @pytest.mark.parametrize(
-    "name", ["docs/tutorial.md", "docs/outcomes.md", "docs/batch.md", "docs/simulator.md"]
+    "name", ["docs/tutorial.md", "docs/outcomes.md", "docs/batch.md", "docs/reports.md", "docs/simulator.md"]
 )
 async def test_a_page_can_be_pasted_at_the_prompt(name, tmp_path):
     """The examples of a page can be pasted, one after the other, into `python -m asyncio`."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
+import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from support import OWNER, QUICK
 from test_transport import read_request, serving
 
 from plaid_relay_async import (
+    ConfigurationError,
     ConnectionLostError,
     InvalidRequestError,
     RelayClient,
@@ -19,12 +24,7 @@ from plaid_relay_async import (
     ResponseDecodeError,
 )
 from plaid_relay_async.client.files import PartFile
-from plaid_relay_async.errors import Hidden
 from plaid_relay_async.simulator import Fault
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PDF = "/credit/relay/pdf/get"
 NOT_READY = {"error_type": "ASSET_REPORT_ERROR", "error_code": "PRODUCT_NOT_READY"}
@@ -129,39 +129,79 @@ async def test_a_cancelled_download_leaves_no_file(plaid, partner, relay_token, 
         assert list(target.parent.iterdir()) == []
 
 
-async def test_a_file_that_cant_be_written_is_the_callers_trouble(partner, relay_token, target):
-    """Where the disk is full the OSError comes out as it is, and no half file is left."""
+def whole_pdf(middle: bytes) -> bytes:
+    return b"%PDF-1.7\n" + middle + b"%%EOF\n"
+
+
+def http(body: bytes, length: int | None = None) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {length or len(body)}\r\nPlaid-Request-ID: q7\r\n\r\n"
+    return head.encode() + body
+
+
+async def test_a_long_start_that_came_to_nothing_isnt_under_a_short_whole(target):
+    """Where the first attempt broke off late and the second one is short, the file is as short."""
+    answers = [http(whole_pdf(b"x" * 300_000), 400_000), http(whole_pdf(b"short"))]
+
+    async def handle(reader, writer):
+        await read_request(reader)
+        writer.write(answers.pop(0))
+        await writer.drain()
+
+    async with serving(handle) as (url, _), RelayClient(OWNER, base_url=url, retry=QUICK) as client:
+        saved = await client.relay.download_pdf("t", target)
+    assert target.read_bytes() == whole_pdf(b"short")
+    assert saved.size == len(whole_pdf(b"short"))
+
+
+@pytest.fixture
+def small_files():
+    """A limit to the size of files, which stands for a disk that is full."""
     resource = pytest.importorskip("resource", reason="only POSIX can limit the size of files")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_a_file_that_cant_be_written_is_the_callers_trouble(small_files, target, attempts):
+    """Where the disk is full the OSError comes out as it is; no half file is left, nor an open one."""
+    answers = [http(whole_pdf(b"x" * 300_000), 400_000)] * (attempts - 1) + [http(whole_pdf(b"y" * 300_000))]
+
+    async def handle(reader, writer):
+        await read_request(reader)
+        writer.write(answers.pop(0))
+        await writer.drain()
+
+    async with serving(handle) as (url, _), RelayClient(OWNER, base_url=url, retry=QUICK) as client:
         with pytest.raises(OSError, match="File too large"):
-            await partner.relay.download_pdf(relay_token, target)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            await client.relay.download_pdf("t", target)
     assert list(target.parent.iterdir()) == []
+    assert answers == []
+    assert open_part_files() == []
+
+
+def open_part_files() -> list[str]:
+    """The part files that this process has open, deleted ones too; none where the system doesn't tell."""
+    names = [os.path.realpath(link) for link in Path("/proc/self/fd").glob("*")]
+    return [name for name in names if ".part" in name]
 
 
 async def test_a_long_pdf_takes_no_more_memory_than_a_short_one(target):
     """A PDF is written as it arrives: 40 MB of it are never in memory together."""
     middle, pieces = os.urandom(1 << 16), 640
-    whole = len(middle) * pieces + len(b"%PDF-1.7\n%%EOF\n")
+    whole = len(middle) * pieces + len(whole_pdf(b""))
 
     async def handle(reader, writer):
         await read_request(reader)
-        writer.write(
-            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nPlaid-Request-ID: q7\r\n\r\n%%PDF-1.7\n" % whole
-        )
+        writer.write(http(b"%PDF-1.7\n", whole))
         for _ in range(pieces):
             writer.write(middle)
             await writer.drain()
         writer.write(b"%%EOF\n")
         await writer.drain()
 
-    async with (
-        serving(handle) as (url, _),
-        RelayClient(OWNER, base_url=url, retry=QUICK) as client,
-    ):
+    async with serving(handle) as (url, _), RelayClient(OWNER, base_url=url, retry=QUICK) as client:
         tracemalloc.start()
         try:
             saved = await client.relay.download_pdf("t", target)
@@ -172,11 +212,73 @@ async def test_a_long_pdf_takes_no_more_memory_than_a_short_one(target):
     assert peak < 4_000_000
 
 
-async def test_a_file_that_is_given_up_before_it_is_made_is_never_made(target):
+def test_a_path_that_names_no_file_is_refused_at_once():
+    """Nothing is sent, nor awaited, for a path that can't be a file's."""
+    with pytest.raises(ConfigurationError, match="path must name a file"):
+        RelayClient(OWNER).relay.download_pdf("t", "")
+
+
+# ------------------------------------------------------------------------------------------ part files
+
+
+def test_a_file_system_without_links_will_do(target):
+    """There a name is reserved first, so that no other file is written over; and the file is as private."""
+
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    for name, taken in ((target, False), (target.with_name("taken.pdf"), True)):
+        part = PartFile(name, link=no_links)
+        part.open()
+        part.write(b"whole")
+        if taken:
+            name.write_text("mine", encoding="utf-8")
+            with pytest.raises(FileExistsError):
+                part.publish()
+        else:
+            part.publish()
+        part.give_up()
+    assert target.read_bytes() == b"whole"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert sorted(path.name for path in target.parent.iterdir()) == ["report.pdf", "taken.pdf"]
+
+
+def test_a_file_that_is_given_up_before_it_is_made_is_never_made(target):
     """Whoever is cancelled while a thread waits for its turn leaves nothing behind."""
     part = PartFile(target)
-    await part.discard()
-    await part.open()
-    await part.begin()
-    await part.write(Hidden(b"x"))
+    part.give_up()
+    part.open()
+    part.begin()
+    part.write(b"x")
+    assert list(target.parent.iterdir()) == []
+
+
+def test_who_gives_a_file_up_waits_for_who_is_at_it(target):
+    """A thread that is writing when its waiter is cancelled ends first; then the file is closed."""
+    part = PartFile(target)
+    part.open()
+    with part._lock:  # as a thread that is at it has it
+        giving_up = threading.Thread(target=part.give_up)
+        giving_up.start()
+        giving_up.join(0.05)
+        assert giving_up.is_alive()
+        assert list(target.parent.iterdir())
+    giving_up.join()
+    assert list(target.parent.iterdir()) == []
+
+
+async def test_a_file_is_taken_away_though_nobody_waits_for_that(partner, relay_token, target):
+    """However often the call is cancelled, a thread that is late leaves nothing behind."""
+    busy = threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        asyncio.get_running_loop().set_default_executor(executor)
+        saving = asyncio.ensure_future(partner.relay.download_pdf(relay_token, target))
+        while not list(target.parent.iterdir()):
+            await asyncio.sleep(0.001)
+        executor.submit(busy.wait)
+        saving.cancel()
+        await asyncio.sleep(0.01)
+        saving.cancel()
+        await asyncio.wait([saving])
+        busy.set()
     assert list(target.parent.iterdir()) == []

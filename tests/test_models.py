@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import json
+import traceback
+from datetime import date
+from decimal import Decimal
+
 import pytest
 from attrs import fields, has
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plaid_relay_async import InvalidRequestError, RelayCreateRequest, models
+from plaid_relay_async.codec import encode
+from plaid_relay_async.errors import Hidden
 
 TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
 
@@ -15,6 +22,7 @@ TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
     [
         ((TOKEN, "p"), "report_tokens must be a list of strings, not str: write [it]"),
         ((b"x", "p"), "report_tokens must be a list of strings, not bytes"),
+        (([TOKEN, TOKEN], "p"), "report_tokens holds the same token twice"),
         ((5, "p"), "report_tokens must be a list of strings, not int"),
         (([], "p"), "report_tokens is empty"),
         (([""], "p"), "report_tokens[0] is empty"),
@@ -27,6 +35,7 @@ TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
         (([TOKEN], "p", "ftp://x"), "webhook must be an http(s) URL"),
         (([TOKEN], "p", "https://"), "webhook must be an http(s) URL"),
         (([TOKEN], "p", "https://[x"), "webhook must be an http(s) URL"),
+        (([TOKEN], "p", "https://x:port/"), "webhook must be an http(s) URL"),
         (([TOKEN], "p", 5), "webhook must be a string"),
     ],
 )
@@ -56,6 +65,37 @@ def test_a_bad_creation_is_refused_by_the_name_of_its_field(arguments, problem):
         (lambda: models.AssetReportCreateRequest(["a"], True), "days_requested must be a whole number"),
         (lambda: models.AssetReportCreateRequest(["a"] * 100, 60), "access_tokens holds 100 access tokens"),
         (lambda: models.AssetReportCreateOptions(webhook="x"), "webhook must be an http(s) URL"),
+        (lambda: models.AssetReportCreateOptions(add_ons="investments"), "add_ons must be a list of strings"),
+        (lambda: models.AssetReportCreateOptions(add_ons=[]), "add_ons is empty"),
+        (lambda: models.AssetReportCreateOptions(client_report_id=""), "client_report_id is empty"),
+        (
+            lambda: models.AssetReportCreateOptions(user={"ssn": "x"}),
+            "user must be of type AssetReportUser, not dict",
+        ),
+        (lambda: models.AssetReportCreateOptions(require_all_items=1), "require_all_items must be True or"),
+        (
+            lambda: models.AssetReportCreateRequest(["a"], 5, options={}),
+            "options must be of type AssetReportCreate",
+        ),
+        (models.AssetReportGetRequest, "asset_report_token is missing: pass it, or a user_token"),
+        (lambda: models.AssetReportGetRequest(""), "asset_report_token is empty"),
+        (
+            lambda: models.DaysToInclude(days_to_include=800),
+            "days_to_include must be a whole number from 0 to",
+        ),
+        (lambda: models.AssetReportFilterRequest("t", []), "account_ids_to_exclude is empty"),
+        (lambda: models.AssetReportFilterRequest("t", "a"), "account_ids_to_exclude must be a list"),
+        (lambda: models.ItemRemoveRequest("t", reason_note="x" * 513), "reason_note has more than 512 char"),
+        (lambda: models.ItemRemoveRequest("t", reason_note=5), "reason_note must be a string, not int"),
+        (lambda: models.WebhookVerificationKeyGetRequest(""), "key_id is empty"),
+        (
+            lambda: models.SandboxStatements("2026-01-01", date(2026, 1, 1)),
+            "start_date must be of type date, not str",
+        ),
+        (
+            lambda: models.SandboxTransactions(days_requested=0),
+            "days_requested must be a whole number from 1",
+        ),
         (lambda: models.SandboxPublicTokenCreateRequest("ins_1", []), "initial_products is empty"),
     ],
 )
@@ -64,6 +104,53 @@ def test_other_requests_are_checked_as_well(make, problem):
     with pytest.raises(InvalidRequestError) as caught:
         make()
     assert problem in str(caught.value)
+
+
+def told(**of_the_user):
+    return models.AssetReportCreateOptions(user=models.AssetReportUser(**of_the_user))
+
+
+def test_whatever_json_has_may_be_told_of_a_person():
+    """Fields of one's own go to Plaid as they are, exact numbers too, as those of a report that was read."""
+    mine = {"loan": ["L-1", 5, 0.5, True, None], "sum": Decimal("12345678901234567890.10")}
+    request = models.AssetReportCreateRequest(
+        ["a"], 5, options=told(email="a@b.c", additional_properties=mine)
+    )
+    body = encode(request, Hidden({"client_id": "me"}))
+    sent = json.loads(body, parse_float=Decimal)
+    assert sent["options"]["user"] == {
+        "email": "a@b.c",
+        **mine,
+        "loan": ["L-1", 5, Decimal("0.5"), True, None],
+    }
+    assert b"12345678901234567890.10" in body
+
+
+def test_what_slipped_into_a_request_is_refused_without_showing_it():
+    """A dict that was changed after the check is the one way; the refusal holds nothing of the request."""
+    user = models.AssetReportUser()
+    request = models.AssetReportCreateRequest(
+        ["access-canary"], 5, options=models.AssetReportCreateOptions(user=user)
+    )
+    user.additional_properties["x"] = object()
+    with pytest.raises(InvalidRequestError, match="can't be written as JSON") as caught:
+        encode(request, Hidden({"secret": "canary"}))
+    frames = [f.f_code.co_name for f, _ in traceback.walk_tb(caught.value.__traceback__)]
+    assert frames == ["test_what_slipped_into_a_request_is_refused_without_showing_it", "call"]
+
+
+def test_a_user_token_will_do_for_a_report():
+    """The latest report of a user is asked for by the user's token, without the report's."""
+    request = models.AssetReportGetRequest(user_token="user-sandbox-1")
+    assert json.loads(encode(request, Hidden({}))) == {"user_token": "user-sandbox-1"}
+
+
+def test_what_mustnt_be_shown_is_found_in_nested_records():
+    """A server that quotes a person's data, or a test user's password, is scrubbed of it as of a token."""
+    user = models.AssetReportUser(ssn="111-22-1234", first_name="Anna")
+    options = models.AssetReportCreateOptions(user=user)
+    request = models.AssetReportCreateRequest(["access-1", "access-2"], 5, options=options)
+    assert {*models.secrets_in(request)} == {"access-1", "access-2", "111-22-1234", "Anna"}
 
 
 def test_a_request_shows_no_token():
@@ -75,8 +162,8 @@ def test_a_request_shows_no_token():
 
 def test_every_field_that_is_a_token_is_hidden():
     """No record shows a field whose name says token, of the singular or the plural kind."""
-    records = [cls for cls in vars(models).values() if models.is_record(cls)]
-    assert len(records) > 20
+    records = [cls for name in models.__all__ if models.is_record(cls := getattr(models, name))]
+    assert len(records) > 70
     shown = [
         f"{cls.__name__}.{a.name}" for cls in records for a in fields(cls) if "_token" in a.name and a.repr
     ]

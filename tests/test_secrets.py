@@ -11,6 +11,7 @@ import pytest
 from support import QUICK
 
 from plaid_relay_async import (
+    BatchStoppedError,
     ConfigurationError,
     Credentials,
     InvalidRequestError,
@@ -116,6 +117,38 @@ async def test_no_error_shows_a_secret(clean_logs, where, fault, path):
         assert_shows_nothing(caught.value)
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 400, "body": ECHO},
+        {"status": 200, "body": f"%PDF-1.4 {REPORT} {SECRET}"},
+        {"status": 200, "body": {"report": [REPORT], "request_id": SECRET}},
+        {"status": 200, "body": {"report": {"items": [{"item_id": [REPORT] * 9_000}]}}},
+        {"truncate": 10},
+        {"stall": 30, "when": "after"},
+    ],
+    ids=lambda fault: "-".join(map(str, [*fault][:2])),
+)
+async def test_neither_waiting_nor_saving_shows_a_secret(clean_logs, fault, tmp_path):
+    """What goes through a thread, a file or a loop of attempts is kept as well as a plain call."""
+    timeouts = Timeouts(read=0.05, slow_read=0.05, total=2)
+    async with (
+        Simulator(clients={"owner": SECRET}, reports=[REPORT]) as plaid,
+        RelayClient(WHO, base_url=plaid.url, timeouts=timeouts, retry=QUICK) as client,
+    ):
+        made = await client.relay.create([REPORT], "owner")
+        plaid.fail(Fault(**fault))
+        for call in (
+            lambda: client.relay.wait_until_ready(made.relay_token, timeout=0.4),
+            lambda: client.relay.download_pdf(made.relay_token, tmp_path / "x.pdf"),
+            lambda: client.asset_report.wait_until_ready(REPORT, timeout=0.4),
+            lambda: client.asset_report.download_pdf(REPORT, tmp_path / "x.pdf"),
+        ):
+            with pytest.raises(PlaidRelayError) as caught:
+                await call()
+            assert_shows_nothing(caught.value)
+
+
 async def test_nothing_that_is_unsent_shows_a_secret(clean_logs):
     """No connection, no limiter, no time: the errors are as clean."""
 
@@ -159,6 +192,13 @@ async def test_a_cancelled_call_shows_no_secret(clean_logs):
         lambda client: client.relay.refresh(REPORT, webhook="nowhere"),
         lambda client: client.asset_report.create([REPORT], -1),
         lambda client: client.item.exchange_public_token(f"{REPORT}\n"),
+        lambda client: client.item.remove(REPORT, reason_note=""),
+        lambda client: client.asset_report.get(REPORT, days_to_include=800),
+        lambda client: client.asset_report.wait_until_ready(REPORT, days_to_include=800),
+        lambda client: client.asset_report.download_pdf(REPORT, "x.pdf", days_to_include=800),
+        lambda client: client.asset_report.refresh(REPORT, webhook="nowhere"),
+        lambda client: client.asset_report.filter(REPORT, []),
+        lambda client: client.sandbox.fire_webhook(REPORT, ""),
         lambda client: RelayCreateRequest([REPORT], ""),
         lambda client: models.AssetReportCreateRequest([REPORT], 800),
         lambda client: list(RelayCreateRequest.fan_out([REPORT], [""])),
@@ -225,6 +265,26 @@ async def test_no_repr_shows_a_secret(clean_logs):
         things += [public, item, await client.asset_report.create([item.access_token], 5)]
         assert_clean("\n".join(map(repr, things)))
         assert result.created[0].relay_token == plaid.ledger[0]["relay_token"]
+
+
+async def test_no_batch_of_tokens_shows_one(clean_logs):
+    """Tokens as the input: what can't pass, what is unknown and what is lost, result and all, are clean."""
+    async with Simulator(reports=[REPORT]) as plaid, RelayClient(WHO, base_url=plaid.url) as client:
+        made = [(await client.relay.create([REPORT], "owner")).relay_token for _ in range(2)]
+        plaid.fail(Fault(status=500, body=ECHO, when="after"))
+        for many in (client.relay.remove_many, client.relay.refresh_many, client.relay.get_many):
+            batch = many([*made, f"{made[0]} {SECRET}"], retry=RetryPolicy(attempts=1), concurrency=1)
+            with pytest.raises(BatchStoppedError) as caught:
+                await batch
+            assert_shows_nothing(caught.value)
+            outcomes = [*batch.result.failed, *batch.result.unknown]
+            assert len(outcomes) == 2
+            for outcome in outcomes:
+                assert_shows_nothing(outcome.error)
+            assert_clean("\n".join(map(repr, [batch, batch.result, *outcomes])))
+            with pytest.raises(PlaidRelayError) as caught:
+                many(made[0])
+            assert_shows_nothing(caught.value)
 
 
 async def test_logs_are_clean_when_all_goes_well(clean_logs):

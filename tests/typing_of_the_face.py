@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import assert_type
+from typing import TYPE_CHECKING, assert_type
 
 from plaid_relay_async import (
+    AssetReport,
+    AssetReportGetResponse,
     Batch,
     BatchResult,
     Created,
     Credentials,
     Failed,
+    Fetched,
     Outcome,
     OutcomeUnknownError,
     PdfResponse,
     PlaidRelayError,
+    Refreshed,
     RelayClient,
     RelayCreateRequest,
     RelayCreateResponse,
+    RelayGetRequest,
+    RelayRefreshResponse,
     RelayRemoveResponse,
+    Removed,
     Unknown,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 class Limiter:
@@ -48,11 +58,42 @@ async def face() -> None:
         assert_type(shared.report.items[0].accounts[0].transactions[0].amount, Decimal)
 
         requests = RelayCreateRequest.fan_out(["t"], ["p"])
-        assert_type(await client.relay.create_many(requests, journal=Notes()), BatchResult)
+        result = await client.relay.create_many(requests, journal=Notes())
+        assert_type(result, BatchResult[Created])
+        assert_type(result.created, list[Created])
+        assert_type(result.succeeded[0].request, RelayCreateRequest)
+        assert_type(result.unknown, list[Unknown])
         async with client.relay.create_many(requests) as outcomes:
-            assert_type(outcomes, Batch)
+            assert_type(outcomes, Batch[Created])
             async for outcome in outcomes:
+                assert_type(outcome, Created | Failed | Unknown)
                 assert_type(told(outcome), str)
+
+
+async def partners_face(client: RelayClient) -> None:
+    async with client.relay.get_many(["t", RelayGetRequest("u")]) as reports:
+        async for outcome in reports:
+            assert_type(outcome, Fetched[AssetReportGetResponse] | Failed | Unknown)
+            match outcome:
+                case Fetched(response=response):
+                    assert_type(response.report, AssetReport)
+                case Failed(error=error):
+                    assert_type(error, PlaidRelayError)
+    pdfs = await client.relay.get_pdf_many(iter(["t"]))
+    assert_type(pdfs.succeeded[0].response, PdfResponse)
+    refreshed = await client.relay.refresh_many(later())
+    assert_type(refreshed.succeeded, list[Refreshed])
+    assert_type(refreshed.succeeded[0].response, RelayRefreshResponse)
+    removed = await client.relay.remove_many(["t"], on_outcome=notice)
+    assert_type(removed, BatchResult[Removed])
+    assert_type(removed.succeeded[0].response, RelayRemoveResponse)
+
+
+async def later() -> AsyncIterator[str]:
+    yield "t"
+
+
+def notice(outcome: Removed | Failed | Unknown) -> None: ...
 
 
 def told(outcome: Outcome) -> str:

@@ -6,21 +6,22 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 import re
 import signal
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import App, CycloptsError, Parameter
 
 from plaid_relay_async.cli.board import Board
 from plaid_relay_async.cli.bulk import Run
 from plaid_relay_async.cli.demo import demonstrate
-from plaid_relay_async.cli.output import open_output, put, standard_output, write_whole
-from plaid_relay_async.cli.rows import FileRows, Source
+from plaid_relay_async.cli.fetch import Fetch, Store, reading
+from plaid_relay_async.cli.output import open_output, put, standard_output
+from plaid_relay_async.cli.rows import FileRows, Form, Source, creations, shared
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.simulate import read_clients, serve
 from plaid_relay_async.cli.status import Exit, UsageError, say
@@ -87,6 +88,8 @@ Where: TypeAlias = Annotated[
         help="Where outcomes go: a new file (.csv for CSV, else JSON Lines), or - for standard output.",
     ),
 ]
+Append: TypeAlias = Annotated[bool, Parameter(negative="", help="Add to the output if it is there.")]
+Concurrency: TypeAlias = Annotated[int, Parameter(help="So many calls at once.")]
 
 
 # ---------------------------------------------------------------------------------------- the commands
@@ -107,8 +110,8 @@ def bulk(
     *,
     report_token: OptionalReportToken = None,
     output: Where = "-",
-    append: Annotated[bool, Parameter(negative="", help="Add to the output if it is there.")] = False,
-    concurrency: Annotated[int, Parameter(help="So many calls at once.")] = 50,
+    append: Append = False,
+    concurrency: Concurrency = 50,
     base_url: BaseURL = None,
     timeout: Timeout = None,
 ) -> Exit:
@@ -119,15 +122,8 @@ def bulk(
     if source == report_token == "-":
         raise UsageError("standard input can't be both INPUT and --report-token")
     token = None if report_token is None else _report_token(report_token)
-    client = _client(base_url, timeout, concurrency)
-    with Source(source) as rows:
-        if rows.is_also(output):
-            raise UsageError(f"{output}: is the input, too")
-        # Until here Ctrl-C ends the command: nothing has been sent.
-        requests = rows.rows(token)
-        with Signals() as signals, open_output(output, append=append) as sink:
-            board = Board(requests.total, bar=not (output == "-" and sys.stdout.isatty()))
-            return _tell(Run(client, requests, sink, board, signals, concurrency))
+    run = partial(Run, _client(base_url, timeout, concurrency), concurrency=concurrency)
+    return _for_each_row(source, creations(token), run, output, append=append)
 
 
 @app.command
@@ -173,11 +169,55 @@ def pdf(
 ) -> Exit:
     """Read a report that was shared with you, as a PDF."""
     client, token = _client(base_url, timeout), _token(relay_token, "RELAY_TOKEN")
-    if output != "-" and os.path.lexists(output):
-        raise UsageError(f"{output}: is there already")
-    answer = _call(client, lambda: client.relay.get_pdf(token))
-    write_whole(output, answer.content)
+    if output == "-":
+        put(standard_output(), _call(client, lambda: client.relay.get_pdf(token)).content)
+        return Exit.DONE
+    try:
+        _call(client, lambda: client.relay.download_pdf(token, output))
+    except FileExistsError:
+        raise UsageError(f"{output}: is there already") from None
     return Exit.DONE
+
+
+@app.command
+def fetch(
+    source: Annotated[
+        str,
+        Parameter(
+            name="INPUT",
+            allow_leading_hyphen=True,
+            help="CSV with a header, JSON Lines, or -; column: relay_token. Bare tokens, one a line, and the "
+            "output of bulk will do.",
+        ),
+    ],
+    /,
+    *,
+    folder: Annotated[
+        Path, Parameter(name="--dir", help="Where the reports go, a file each; made if it isn't there.")
+    ],
+    kind: Annotated[
+        Literal["json", "pdf"], Parameter(name="--format", help="What to fetch: json or pdf.")
+    ] = "json",
+    insights: Annotated[bool, Parameter(negative="", help="With categories and merchants.")] = False,
+    output: Where = "-",
+    append: Append = False,
+    concurrency: Concurrency = 50,
+    base_url: BaseURL = None,
+    timeout: Timeout = None,
+) -> Exit:
+    """Read all reports that were shared with you, and store each in a file of its own.
+
+    A report whose file is there already isn't fetched again. Ctrl-C stops sending and waits for the calls in
+    flight; a second one gives them up.
+    """
+    if insights and kind == "pdf":
+        raise UsageError("--insights: goes with --format json")
+    client = _client(base_url, timeout, concurrency)
+    store = Store(folder, "insights.json" if insights else kind)
+    store.prepare()
+    form = shared(reading(kind, insights=insights))
+    run = partial(Fetch, client, concurrency=concurrency, store=store)
+    return _for_each_row(source, form, run, output, append=append)
 
 
 @app.command
@@ -204,7 +244,7 @@ def remove(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Tim
         return Exit.UNKNOWN
     gone = {**unstructure(answer), "inferred": answer.inferred}
     put(standard_output(), f"{json.dumps(gone, indent=2)}\n".encode())
-    return Exit.DONE
+    return Exit.DONE if answer.removed else Exit.FAILED
 
 
 @app.command
@@ -283,10 +323,20 @@ def _request(report_token: str, partner: str, webhook: str | None) -> RelayCreat
     raise UsageError(f"{option}: {wrong}")
 
 
-def _tell(run: Run) -> Exit:
-    tally = asyncio.run(run())
-    run.board.show(tally)
-    return run.status(tally)
+def _for_each_row(
+    source: str, form: Form[Any], make: Callable[..., Run], output: str, *, append: bool
+) -> Exit:
+    with Source(source) as rows:
+        if rows.is_also(output):
+            raise UsageError(f"{output}: is the input, too")
+        # Until here Ctrl-C ends the command: nothing has been sent.
+        requests = rows.rows(form)
+        with Signals() as signals, open_output(output, append=append) as sink:
+            board = Board(requests.total, bar=not (output == "-" and sys.stdout.isatty()))
+            run = make(requests, sink, board, signals)
+            tally = asyncio.run(run())
+        board.show(tally)
+        return run.status(tally)
 
 
 def _call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from typing import IO, TYPE_CHECKING, cast
 
-from attrs import field, frozen
+from attrs import frozen
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -17,21 +17,19 @@ from plaid_relay_async.cli.status import StandardError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from plaid_relay_async.batch import Progress
+    from plaid_relay_async.outcomes import Progress
 
 _BAR_SECONDS = 0.1
 _LINE_SECONDS = 2.0
+_COLOURS = {"created": "green", "fetched": "green", "failed": "red", "unknown": "yellow"}
 
 
 @frozen
 class Tally:
-    """How many outcomes of each kind there were, and how many of each error code."""
+    """How many outcomes of each kind there were, in the table's order, and how many of each error code."""
 
-    created: int = 0
-    failed: int = 0
-    unknown: int = 0
-    not_attempted: int = 0
-    error_codes: Counter[str] = field(factory=Counter)
+    counts: Counter[str]
+    error_codes: Counter[str]
 
 
 def rate(progress: Progress) -> str:
@@ -106,14 +104,8 @@ def table(tally: Tally) -> Table:
     rows = Table.grid(padding=(0, 2))
     rows.add_column(no_wrap=True, overflow="ignore")
     rows.add_column(justify="right", no_wrap=True)
-    for name, colour in (
-        ("created", "green"),
-        ("failed", "red"),
-        ("unknown", "yellow"),
-        ("not_attempted", ""),
-    ):
-        count = getattr(tally, name)
-        rows.add_row(name, str(count), style=colour if count else "")
+    for name, count in tally.counts.items():
+        rows.add_row(name, str(count), style=_COLOURS.get(name, "") if count else "")
     for code, count in tally.error_codes.most_common():
         rows.add_row(code, str(count), style="dim")
     return rows

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from attrs import define
+from attrs import define, evolve, field
 
-from plaid_relay_async.batch import Failed, Unknown
 from plaid_relay_async.cli.board import Board, Tally
 from plaid_relay_async.cli.output import BrokenOutputError, Sink, told
 from plaid_relay_async.cli.rows import BadInputError, FileRows, PipedRows
@@ -17,10 +18,13 @@ from plaid_relay_async.cli.status import Exit
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.config import RetryPolicy
 from plaid_relay_async.errors import BatchStoppedError
+from plaid_relay_async.outcomes import Failed, Unknown
 
 if TYPE_CHECKING:
-    from plaid_relay_async.batch import Batch, BatchResult, Outcome
-    from plaid_relay_async.models import RelayCreateRequest
+    from collections.abc import AsyncIterator
+
+    from plaid_relay_async.batch import Batch
+    from plaid_relay_async.outcomes import BatchResult, Progress
 
 # Long enough for the first cancellation to have arrived: two at once would count as one.
 _BETWEEN_CANCELLATIONS = 0.02
@@ -28,11 +32,12 @@ _BETWEEN_CANCELLATIONS = 0.02
 
 @define(eq=False)
 class Run:
-    """One batch, from its first row to its table.
+    """One batch, of creations unless a subclass says otherwise, from its first row to its table.
 
     Attributes:
+        kinds: the outcomes that there may be, as the table shows them.
         client: not open yet.
-        rows: what to create.
+        rows: what to do.
         output: takes each outcome.
         board: tells people.
         signals: the first drains, the second cancels.
@@ -41,8 +46,10 @@ class Run:
         aloud: whether the text of each error is told.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = ("created", "failed", "unknown", "not_attempted")
+
     client: RelayClient
-    rows: FileRows | PipedRows
+    rows: FileRows[Any] | PipedRows[Any]
     output: Sink
     board: Board
     signals: Signals
@@ -51,7 +58,8 @@ class Run:
     aloud: bool = False
     _interruptions: int = 0
     _draining: bool = False
-    _not_attempted: int = 0
+    _counts: Counter[str] = field(factory=Counter, init=False)
+    _error_codes: Counter[str] = field(factory=Counter, init=False)
 
     async def __call__(self) -> Tally:
         """Send, write down, and tell what was out of the ordinary; the table is the caller's to show.
@@ -60,23 +68,43 @@ class Run:
             Exception: a bug; what was created until then is in the output.
         """
         async with self.client:
-            batch = self.client.relay.create_many(
-                self.rows, concurrency=self.concurrency, retry=self.retry, on_outcome=self._write
-            )
+            batch = self._batch()
             sending = asyncio.create_task(self._send(batch))
             with self.signals.told(partial(self._interrupt, batch, sending)):
-                following = asyncio.create_task(self.board.follow(lambda: batch.progress))
+                following = asyncio.create_task(self.board.follow(partial(self._progress, batch)))
                 await asyncio.wait([sending])
                 following.cancel()
                 await asyncio.wait([following])
                 _raise_bugs(sending)
                 await self._write_rest(batch.result)
         self._explain(batch.result)
-        return self._tally(batch.result)
+        return Tally(Counter({kind: self._counts[kind] for kind in self.kinds}), self._error_codes)
+
+    # --------------------------------------------------------------------------- what a subclass may change
+
+    def _batch(self) -> Batch[Any]:
+        """Give the batch, which tells `_write` of each outcome."""
+        return self.client.relay.create_many(
+            self._requests(), concurrency=self.concurrency, retry=self.retry, on_outcome=self._write
+        )
+
+    async def _requests(self) -> AsyncIterator[Any]:
+        """Give the requests of the rows that are left."""
+        async for row in self._rows_left():
+            yield row
+
+    def _line(self, outcome: Any) -> dict[str, Any]:
+        """Give the fields of an outcome's line; a bare request is one that was not attempted."""
+        return told(outcome)
+
+    def _broken(self) -> str | None:
+        """Say why no more can be written down."""
+        trouble = self.output.trouble
+        return None if trouble is None else f"the output takes no more: {trouble.strerror}"
 
     # ---------------------------------------------------------------------------------------- on the way
 
-    async def _send(self, batch: Batch) -> None:
+    async def _send(self, batch: Batch[Any]) -> None:
         async with batch as outcomes:
             async for _ in outcomes:  # each was written before it came here
                 await self.output.settle()
@@ -84,17 +112,37 @@ class Run:
                     break
             self._draining = True
 
-    def _write(self, outcome: Outcome) -> None:
-        self.output.write(told(outcome))
+    async def _rows_left(self) -> AsyncIterator[Any]:
+        if isinstance(self.rows, PipedRows):
+            async for row in self.rows:
+                yield row
+        else:
+            for row in self.rows:
+                yield row
+
+    def _write(self, outcome: Any) -> None:
+        self._put(self._line(outcome))
         if self.aloud and isinstance(outcome, Failed | Unknown):
             self.board.say(str(outcome.error))
-        if self.output.trouble is not None:
+        if self._broken() is not None:
             raise BrokenOutputError
 
-    def _interrupt(self, batch: Batch, sending: asyncio.Task[None]) -> None:
+    def _put(self, line: dict[str, Any]) -> None:
+        self._counts[line["outcome"]] += 1
+        if line["error_code"] is not None:
+            self._error_codes[line["error_code"]] += 1
+        self.output.write(line)
+
+    def _progress(self, batch: Batch[Any]) -> Progress:
+        """Where the batch stands by what is written: a row may have its outcome without it."""
+        failed, unknown = self._counts["failed"], self._counts["unknown"]
+        succeeded = self._counts.total() - failed - unknown
+        return evolve(batch.progress, succeeded=succeeded, failed=failed, unknown=unknown)
+
+    def _interrupt(self, batch: Batch[Any], sending: asyncio.Task[None]) -> None:
         self._interruptions += 1
         self.rows.close()
-        now = batch.progress
+        now = self._progress(batch)
         if self._interruptions == 1:
             self.board.say(
                 f"stopping: {now.done} done, {now.in_flight} in flight; press Ctrl-C again to stop at once"
@@ -108,44 +156,28 @@ class Run:
 
     # ----------------------------------------------------------------------------------------- afterwards
 
-    async def _write_rest(self, result: BatchResult) -> None:
+    async def _write_rest(self, result: BatchResult[Any]) -> None:
         """Write down what was not attempted: what the batch gave back, and what nobody has read yet."""
         for request in result.not_attempted:
             await self._write_unsent(request)
         if self.output.trouble is not None:
             self.rows.close()
-        try:
-            if isinstance(self.rows, PipedRows):
-                async for request in self.rows:
-                    await self._write_unsent(request)
-            else:
-                for request in self.rows:
-                    await self._write_unsent(request)
-        except BadInputError:
-            pass  # the rows know which
+        with contextlib.suppress(BadInputError):  # the rows know which
+            async for request in self._requests():
+                await self._write_unsent(request)
         await self.output.settle()
 
-    async def _write_unsent(self, request: RelayCreateRequest) -> None:
-        self._not_attempted += 1
-        self.output.write(told(request))
+    async def _write_unsent(self, request: object) -> None:
+        self._put(self._line(request))
         await self.output.settle()
 
-    def _tally(self, result: BatchResult) -> Tally:
-        return Tally(
-            result.counts["created"],
-            result.counts["failed"],
-            result.counts["unknown"],
-            self._not_attempted,
-            result.error_codes,
-        )
-
-    def _explain(self, result: BatchResult) -> None:
+    def _explain(self, result: BatchResult[Any]) -> None:
         if self.rows.problem is not None:
             self.board.say(f"{self.rows.problem.text}\nfrom there on nothing was sent")
-        elif self.output.trouble is not None:
-            self.board.say(f"the output takes no more: {self.output.trouble.strerror}")
+        elif (broken := self._broken()) is not None:
+            self.board.say(broken)
         elif result.stopped_by is not None and not self.aloud:
-            self.board.say(f"stopped early, for every partner would meet this: {result.stopped_by}")
+            self.board.say(f"stopped early, for all would meet this: {result.stopped_by}")
         for line in self.output.unwritten():
             self.board.say(line)
         if not self.rows.ended:
@@ -153,12 +185,12 @@ class Run:
 
     def status(self, tally: Tally) -> Exit:
         """Give the exit status that a batch deserves."""
-        if tally.unknown:
+        if tally.counts["unknown"]:
             return Exit.UNKNOWN
         if self.rows.problem is not None:
             return Exit.USAGE
-        partly = tally.failed or tally.not_attempted or not self.rows.ended
-        return Exit.FAILED if partly or self.output.trouble is not None else Exit.DONE
+        partly = tally.counts["failed"] or tally.counts["not_attempted"] or not self.rows.ended
+        return Exit.FAILED if partly or self._broken() is not None else Exit.DONE
 
 
 def _raise_bugs(sending: asyncio.Task[None]) -> None:

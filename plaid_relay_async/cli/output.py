@@ -9,7 +9,6 @@ import errno
 import io
 import json
 import os
-import secrets
 import select
 import stat
 import sys
@@ -17,14 +16,15 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from plaid_relay_async.batch import Created, Failed, Unknown
 from plaid_relay_async.cli.status import UsageError
+from plaid_relay_async.client.files import PartFile
+from plaid_relay_async.outcomes import Created, Failed, Unknown, error_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from plaid_relay_async.batch import Outcome
     from plaid_relay_async.models import RelayCreateRequest
+    from plaid_relay_async.outcomes import Outcome
 
 COLUMNS = ("outcome", "secondary_client_id", "relay_token", "request_id", "error_code", "attempts")
 _LOOK_AGAIN = 0.05  # seconds
@@ -32,11 +32,6 @@ _LOOK_AGAIN = 0.05  # seconds
 
 class BrokenOutputError(Exception):
     """An outcome could not be written; the output knows which."""
-
-
-def error_code(outcome: Failed | Unknown) -> str:
-    """Give Plaid's code, or else the class of the error, as `BatchResult.error_codes` counts them."""
-    return getattr(outcome.error, "error_code", None) or type(outcome.error).__name__
 
 
 def told(outcome: Outcome | RelayCreateRequest) -> dict[str, Any]:
@@ -49,7 +44,7 @@ def told(outcome: Outcome | RelayCreateRequest) -> dict[str, Any]:
             outcome.request.secondary_client_id,
             outcome.relay_token if isinstance(outcome, Created) else None,
             outcome.request_id,
-            None if isinstance(outcome, Created) else error_code(outcome),
+            None if isinstance(outcome, Created) else error_code(outcome.error),
             outcome.attempts,
         )
     return dict(zip(COLUMNS, values, strict=True))
@@ -141,7 +136,8 @@ class Output:
             if line["outcome"] == "not_attempted":
                 self._unsent += 1
             else:
-                self._lost.append("{outcome} {secondary_client_id} (request_id {request_id})".format(**line))
+                outcome, which, *_ = line.values()
+                self._lost.append(f"{outcome} {which} (request_id {line['request_id']})")
         self._waiting.clear()
 
     def _text(self, line: dict[str, Any]) -> str:
@@ -150,7 +146,7 @@ class Output:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         if self._needs_header:
-            writer.writerow(COLUMNS)
+            writer.writerow(line)
         writer.writerow(line.values())
         return text.getvalue()
 
@@ -269,26 +265,20 @@ def _open_again(path: str) -> io.FileIO:
     return file
 
 
-def write_whole(path: str, content: bytes) -> None:
-    """Make a file of one's own that is there as a whole or not at all; `-` is standard output.
+def write_new(path: str, content: bytes) -> None:
+    """Make a file of one's own that is there as a whole or not at all.
 
     Raises:
-        UsageError: there is such a file.
+        FileExistsError: there is such a file.
         OSError: it can't be written.
     """
-    if path == "-":
-        put(standard_output(), content)
-        return
-    part = f"{path}.{secrets.token_hex(4)}.part"
+    part = PartFile(Path(path))
     try:
-        with _open_new(part) as file:
-            put(file, content)
-        # A link, unlike a renaming, never takes the place of another file.
-        os.link(part, path)
-    except FileExistsError:
-        raise UsageError(f"{path}: is there already") from None
+        part.open()
+        part.write(content)
+        part.publish()
     finally:
-        Path(part).unlink(missing_ok=True)
+        part.give_up()
 
 
 class Kept:

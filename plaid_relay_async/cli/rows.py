@@ -1,4 +1,4 @@
-"""The input of `bulk`: rows of CSV or JSON Lines become requests, and what is wrong is named by its place."""
+"""The input: rows of CSV or JSON Lines become requests, and what is wrong is named by its place."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from plaid_relay_async.cli.status import UsageError
 from plaid_relay_async.errors import InvalidRequestError
@@ -26,11 +27,10 @@ from plaid_relay_async.models import RelayCreateRequest
 if TYPE_CHECKING:
     from types import TracebackType
 
-COLUMNS = ("report_token", "report_tokens", "secondary_client_id", "webhook")
+T = TypeVar("T")
+
 _PARTNER = "secondary_client_id"
 _MOST_PROBLEMS = 20
-# Above a list of bare ids, these are a header of somebody's own, and nobody's id.
-_LIKELY_HEADERS = {"client", "client_id", "id", "name", "partner", "partner_id", "partners"}
 _READ_AHEAD = 64
 
 
@@ -41,9 +41,31 @@ class Problem:
     text: str
 
 
-Parsed: TypeAlias = RelayCreateRequest | Problem
-_Row: TypeAlias = "tuple[int | str, dict[str, Any] | str]"
+Cells: TypeAlias = dict[str, Any]
+_Row: TypeAlias = "tuple[int | str, Cells | str]"
 """A line's number, or line and column, and the cells by name or what is wrong with them."""
+
+
+@frozen
+class Form(Generic[T]):
+    """What the rows of an input are.
+
+    Attributes:
+        columns: the names that mean something; others are somebody's own.
+        key: the column that no row is without.
+        bare: what a value of that column is called, standing alone.
+        alone: whether a CSV of such values will do.
+        headers: above a list of bare values, a header of somebody's own and no such value.
+        make: gives what a row asks for, or what is wrong with it from the column's name on, or `None` if it
+            is none of ours; the line on which the row begins goes with its cells.
+    """
+
+    columns: tuple[str, ...]
+    key: str
+    bare: str
+    alone: bool
+    headers: frozenset[str]
+    make: Callable[[int | str, Cells], T | str | None]
 
 
 class BadInputError(Exception):
@@ -91,34 +113,35 @@ class _Lines:
         return ""
 
 
-def parse(raw: Iterable[bytes], name: str, report_token: str | None) -> Iterator[Parsed]:
-    """Give a request, or what is wrong, for each row of an input.
+def parse(raw: Iterable[bytes], name: str, form: Form[T]) -> Iterator[T | Problem]:
+    """Give what each row of an input asks for, or what is wrong.
 
     Args:
         raw: the input's lines.
         name: what to call it; the end tells CSV from JSON Lines, or else the first line does.
-        report_token: for rows without one.
+        form: what the rows are.
     """
     lines = _Lines(iter(raw))
     try:
-        as_json = _is_json(name, lines.first())
-        for line, cells in _json_rows(lines) if as_json else _csv_rows(lines, bare=report_token is not None):
-            parsed = cells if isinstance(cells, str) else _request(cells, report_token)
-            yield Problem(f"{name}:{line}: {parsed}") if isinstance(parsed, str) else parsed
+        as_json = _is_json(name, lines.first(), form)
+        for line, cells in _json_rows(lines, form) if as_json else _csv_rows(lines, form):
+            made = cells if isinstance(cells, str) else form.make(line, cells)
+            if made is not None:
+                yield Problem(f"{name}:{line}: {made}") if isinstance(made, str) else made
     except _UnreadableError as error:
         yield Problem(f"{name}:{error}")
     except OSError as error:
         yield Problem(f"{name}: can't be read: {error.strerror}")
 
 
-def _is_json(name: str, first: str) -> bool:
+def _is_json(name: str, first: str, form: Form[Any]) -> bool:
     if name.endswith((".jsonl", ".ndjson", ".json")):
         return True
     first = first.strip()
     if name.endswith(".csv") or not first.startswith('"'):
         return not name.endswith(".csv") and first.startswith(("{", "["))
     try:
-        return json.loads(first) not in COLUMNS
+        return json.loads(first) not in form.columns
     except ValueError:
         return False
 
@@ -126,7 +149,7 @@ def _is_json(name: str, first: str) -> bool:
 # ------------------------------------------------------------------------------------------ JSON Lines
 
 
-def _json_rows(lines: _Lines) -> Iterator[_Row]:
+def _json_rows(lines: _Lines, form: Form[Any]) -> Iterator[_Row]:
     for line in lines:
         if not line.strip():
             continue
@@ -137,22 +160,22 @@ def _json_rows(lines: _Lines) -> Iterator[_Row]:
         except (ValueError, RecursionError):
             yield lines.number, "isn't JSON that can be read"
         else:
-            yield lines.number, _json_cells(row)
+            yield lines.number, _json_cells(row, form)
 
 
-def _json_cells(row: Any) -> dict[str, Any] | str:
+def _json_cells(row: Any, form: Form[Any]) -> Cells | str:
     if isinstance(row, str):
-        return {_PARTNER: row}
+        return {form.key: row}
     if not isinstance(row, dict):
-        return f"must be an object with {_PARTNER}, or a partner's id as a string"
-    return _mistyped(row) or {name: value for name, value in row.items() if value is not None}
+        return f"must be an object with {form.key}, or {form.bare} as a string"
+    return _mistyped(row, form.columns) or {name: value for name, value in row.items() if value is not None}
 
 
-def _mistyped(names: Iterable[str]) -> str | None:
+def _mistyped(names: Iterable[str], columns: tuple[str, ...]) -> str | None:
     """Say which name is nearly a column's. Others are somebody's own, and no matter."""
     for name in names:
-        if name not in COLUMNS and (
-            meant := difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.8)
+        if name not in columns and (
+            meant := difflib.get_close_matches(name.lower(), columns, n=1, cutoff=0.8)
         ):
             return f"{name}: isn't a column; {meant[0]} is"
     return None
@@ -175,36 +198,41 @@ def _csv_cells(lines: _Lines) -> Iterator[tuple[int, list[str]]]:
             yield line, cells
 
 
-def _csv_rows(lines: _Lines, *, bare: bool) -> Iterator[_Row]:
+def _csv_rows(lines: _Lines, form: Form[Any]) -> Iterator[_Row]:
     rows = _csv_cells(lines)
     for line, cells in rows:
-        header = _header(line, cells, bare=bare)
+        header = _header(line, cells, form)
         if header != cells:
-            yield line, _by_column(header, cells)
+            yield line, _by_column(header, cells, form)
         for number, row in rows:
-            yield number, _by_column(header, row)
+            yield number, _by_column(header, row, form)
 
 
-def _header(line: int, cells: list[str], *, bare: bool) -> list[str]:
-    """Give the header, which is the first row unless that is already a partner's id, alone."""
-    problem = _mistyped(cells)
-    if problem is None and len(cells) == 1 and bare and cells[0].lower() in _LIKELY_HEADERS:
-        problem = f"{cells[0]}: isn't a column; {_PARTNER} is"
-    if problem is None and not set(cells).intersection(COLUMNS) and len(cells) == 1 and bare:
-        return [_PARTNER]
-    if problem is None and _PARTNER not in cells:
-        problem = f"{_PARTNER}: isn't in the header; the columns are {', '.join(COLUMNS)}"
-    if problem is None and any(cells.count(name) > 1 for name in COLUMNS):
+def _header(line: int, cells: list[str], form: Form[Any]) -> list[str]:
+    """Give the header, which is the first row unless that is already a value of the key's column, alone."""
+    alone = form.alone and len(cells) == 1
+    problem = _mistyped(cells, form.columns)
+    if problem is None and alone and cells[0].lower() in form.headers:
+        problem = f"{cells[0]}: isn't a column; {form.key} is"
+    if problem is None and alone and cells[0] not in form.columns:
+        return [form.key]
+    if problem is None and form.key not in cells:
+        problem = f"{form.key}: isn't in the header; the columns are {', '.join(form.columns)}"
+    if problem is None and any(cells.count(name) > 1 for name in form.columns):
         problem = "the header has a column twice"
     if problem is not None:
         raise _UnreadableError(f"{line}: {problem}")
     return cells
 
 
-def _by_column(header: list[str], cells: list[str]) -> dict[str, Any] | str:
+def _by_column(header: list[str], cells: list[str], form: Form[Any]) -> Cells | str:
     if len(cells) > len(header):
         return f"column {len(header) + 1}: is one too many: the header has {len(header)}"
-    row: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=False) if cell}
+    row = {form.key: "", **{name: cell for name, cell in zip(header, cells, strict=False) if cell}}
+    return _with_list(row) if "report_tokens" in form.columns else row
+
+
+def _with_list(row: Cells) -> Cells | str:
     if row.get("report_tokens", "").startswith("["):
         try:
             row["report_tokens"] = json.loads(row["report_tokens"])
@@ -212,14 +240,29 @@ def _by_column(header: list[str], cells: list[str]) -> dict[str, Any] | str:
             return "report_tokens: isn't a JSON list"
     elif "report_tokens" in row:
         row["report_tokens"] = [row["report_tokens"]]
-    return {_PARTNER: "", **row}
+    return row
 
 
-# ------------------------------------------------------------------------------------------- a request
+# -------------------------------------------------------------------------------- what a row asks for
 
 
-def _request(row: dict[str, Any], report_token: str | None) -> RelayCreateRequest | str:
-    """Give the request that a row asks for, or what is wrong with it, from the column's name on."""
+def creations(report_token: str | None) -> Form[RelayCreateRequest]:
+    """Rows of which each asks for a relay token.
+
+    Args:
+        report_token: for rows without one; with it, a list of partners will do.
+    """
+    return Form(
+        columns=("report_token", "report_tokens", _PARTNER, "webhook"),
+        key=_PARTNER,
+        bare="a partner's id",
+        alone=report_token is not None,
+        headers=frozenset({"client", "client_id", "id", "name", "partner", "partner_id", "partners"}),
+        make=partial(_creation, report_token),
+    )
+
+
+def _creation(report_token: str | None, _: int | str, row: Cells) -> RelayCreateRequest | str:
     if "report_token" in row and "report_tokens" in row:
         return "report_tokens: stands beside report_token; give one of the two"
     tokens: Any = [report_token]
@@ -236,6 +279,46 @@ def _request(row: dict[str, Any], report_token: str | None) -> RelayCreateReques
     if field.startswith("report_tokens") and "report_tokens" not in row:
         field = "report_token"
     return f"{field}: {wrong}"
+
+
+@frozen
+class Shared:
+    """A row of what was shared with a partner: the line on which it begins, and the request to read it."""
+
+    line: int | str
+    request: Any = field(repr=False)
+
+
+def shared(make: Callable[[str], object]) -> Form[Shared]:
+    """Rows of which each has a relay token; what `bulk` writes will do.
+
+    Args:
+        make: turns a relay token into a request.
+    """
+    return Form(
+        columns=("relay_token",),
+        key="relay_token",
+        bare="a relay token",
+        alone=True,
+        headers=frozenset({"relay", "token", "tokens"}),
+        make=partial(_shared, make),
+    )
+
+
+def _shared(make: Callable[[str], object], line: int | str, row: Cells) -> Shared | str | None:
+    if not row.get("relay_token") and row.get("outcome") not in (
+        None,
+        "",
+        "created",
+    ):  # JSON may have a list there
+        return None  # a row of an outcome that brought no token
+    if "relay_token" not in row:
+        return "relay_token: is missing"
+    try:
+        return Shared(line, make(row["relay_token"]))
+    except InvalidRequestError as error:
+        _, _, wrong = error.args[0].partition(" ")
+    return f"relay_token: {wrong}"
 
 
 # ----------------------------------------------------------------------------------------- the source
@@ -261,7 +344,7 @@ class Source:
             reason = getattr(error, "strerror", None) or "isn't open"
             raise UsageError(f"{self.name}: {reason}") from None
         self._stream = io.BufferedReader(file)
-        self._piped: PipedRows | None = None
+        self._piped: PipedRows[Any] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -273,18 +356,18 @@ class Source:
         if self._piped is None or self._piped.ended:
             self._stream.close()
 
-    def rows(self, report_token: str | None) -> FileRows | PipedRows:
+    def rows(self, form: Form[Any]) -> FileRows[Any] | PipedRows[Any]:
         """Check a file as a whole, and give its rows; those of a pipe are checked as they come.
 
         Raises:
             UsageError: some rows can't pass; they are named.
         """
         if self._start is None:
-            self._piped = PipedRows(parse(self._stream, self.name, report_token))
+            self._piped = PipedRows(parse(self._stream, self.name, form))
             return self._piped
-        total = _check(self._parse_again(report_token))
+        total = _check(self._parse_again(form))
         # No further than was checked, though the file may grow meanwhile.
-        return FileRows(itertools.islice(self._parse_again(report_token), total), total)
+        return FileRows(itertools.islice(self._parse_again(form), total), total)
 
     def is_also(self, path: str) -> bool:
         """Tell whether a path leads to this very file."""
@@ -295,12 +378,12 @@ class Source:
         except OSError:
             return False
 
-    def _parse_again(self, report_token: str | None) -> Iterator[Parsed]:
+    def _parse_again(self, form: Form[Any]) -> Iterator[Any]:
         self._stream.seek(self._start or 0)
-        return parse(self._stream, self.name, report_token)
+        return parse(self._stream, self.name, form)
 
 
-def _check(rows: Iterator[Parsed]) -> int:
+def _check(rows: Iterator[object]) -> int:
     total, problems = 0, []
     for row in rows:
         total += 1
@@ -317,8 +400,8 @@ def _check(rows: Iterator[Parsed]) -> int:
 # ------------------------------------------------------------------------------- the rows, for a batch
 
 
-class FileRows:
-    """The requests of a file, or of a list: at hand, however long it is.
+class FileRows(Generic[T]):
+    """The rows of a file, or of a list: at hand, however long it is.
 
     Attributes:
         total: how many there are.
@@ -326,7 +409,7 @@ class FileRows:
         ended: whether they were read to their end, or to that problem.
     """
 
-    def __init__(self, parsed: Iterator[Parsed], total: int) -> None:
+    def __init__(self, parsed: Iterator[T | Problem], total: int) -> None:
         self.total: int | None = total
         self.problem: Problem | None = None
         self.ended = True
@@ -335,7 +418,7 @@ class FileRows:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> RelayCreateRequest:
+    def __next__(self) -> T:
         if self.problem is not None:
             raise StopIteration
         parsed = next(self._parsed)
@@ -348,23 +431,23 @@ class FileRows:
         """Nobody wants to wait for more; there is nothing to wait for."""
 
 
-class PipedRows:
-    """The requests of a pipe, as they come; a thread waits for them. Attributes as for `FileRows`."""
+class PipedRows(Generic[T]):
+    """The rows of a pipe, as they come; a thread waits for them. Attributes as for `FileRows`."""
 
-    def __init__(self, parsed: Iterator[Parsed]) -> None:
+    def __init__(self, parsed: Iterator[T | Problem]) -> None:
         self.total: int | None = None
         self.problem: Problem | None = None
         self.ended = False
         self._parsed = parsed
         self._closed = False
-        self._queue: asyncio.Queue[Parsed | Exception | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[T | Problem | Exception | None] = asyncio.Queue()
         self._room = threading.Semaphore(_READ_AHEAD)
         self._thread: threading.Thread | None = None
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> RelayCreateRequest:
+    async def __anext__(self) -> T:
         if self._thread is None:
             # Not one of the loop's own threads: at its end the loop would wait for those.
             loop = asyncio.get_running_loop()
@@ -377,8 +460,8 @@ class PipedRows:
                 return self._checked(parsed)
         raise StopAsyncIteration
 
-    def _checked(self, parsed: Parsed | Exception) -> RelayCreateRequest:
-        if isinstance(parsed, RelayCreateRequest):
+    def _checked(self, parsed: T | Problem | Exception) -> T:
+        if not isinstance(parsed, Problem | Exception):
             return parsed
         self.ended = True
         if isinstance(parsed, Problem):
@@ -394,10 +477,10 @@ class PipedRows:
                 parsed = self._next()
                 self._room.acquire()
                 loop.call_soon_threadsafe(self._queue.put_nowait, parsed)
-                if not isinstance(parsed, RelayCreateRequest):
+                if isinstance(parsed, Problem | Exception):
                     return
 
-    def _next(self) -> Parsed | Exception:
+    def _next(self) -> T | Problem | Exception:
         try:
             return next(self._parsed)
         except Exception as error:  # noqa: BLE001  # whatever it is, it is raised where the rows are awaited

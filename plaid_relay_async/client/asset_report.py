@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plaid_relay_async import codec
-from plaid_relay_async.client.files import download
+from plaid_relay_async.client.files import download, file_at
 from plaid_relay_async.client.operations import Call, Operations
 from plaid_relay_async.client.waiting import until_ready
 from plaid_relay_async.errors import sealed
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class AssetReports(Operations):
-    """`client.asset_report`: the reports to share. All of it is called by a report's owner."""
+    """`client.asset_report`: the reports to share."""
 
     @sealed
     def create(
@@ -52,7 +52,7 @@ class AssetReports(Operations):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportCreateResponse]:
-        """Have a report made, which takes seconds to a minute; owners are known to share it before.
+        """Have a report made; called by its owner. It takes seconds to a minute, and may be shared before.
 
         https://plaid.com/docs/api/products/assets/#asset_reportcreate, `asset_report_create` in plaid-python.
 
@@ -100,7 +100,7 @@ class AssetReports(Operations):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportGetResponse]:
-        """Read a report of one's own.
+        """Read a report of one's own; called by its owner.
 
         https://plaid.com/docs/api/products/assets/#asset_reportget, `asset_report_get` in plaid-python.
 
@@ -139,7 +139,7 @@ class AssetReports(Operations):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportGetResponse]:
-        """Read a report of one's own, as soon as it is generated.
+        """Read a report of one's own, as soon as it is generated; called by its owner.
 
         It asks after 1, 3, 6 and 10 seconds and every 5 seconds from then on, which is within the 15
         requests a minute that Plaid allows for a report. See `get` for the page and the name.
@@ -175,7 +175,7 @@ class AssetReports(Operations):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[PdfResponse]:
-        """Read a report of one's own, as a PDF; Plaid charges for each.
+        """Read a report of one's own, as a PDF; called by its owner. Plaid charges for each.
 
         https://plaid.com/docs/api/products/assets/#asset_reportpdfget, `asset_report_pdf_get` in
         plaid-python.
@@ -204,7 +204,7 @@ class AssetReports(Operations):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[PdfFile]:
-        """Save a report of one's own as a PDF, written as it arrives.
+        """Save a report of one's own as a PDF, written as it arrives; called by its owner.
 
         The file is there as a whole or not at all, and nobody else may read it (mode 0600). See `get_pdf`
         for the page and the name.
@@ -217,6 +217,7 @@ class AssetReports(Operations):
             retry: in place of the client's policy.
 
         Raises:
+            ConfigurationError: the path names no file.
             FileExistsError: there is such a file; nothing was sent, unless it has come meanwhile.
             OSError: the file can't be written.
             ReportNotReadyError: the report is still being generated.
@@ -225,7 +226,7 @@ class AssetReports(Operations):
         """
         request = AssetReportPdfGetRequest(asset_report_token, options=_days(days_to_include))
         return download(
-            self._transport, codec.ASSET_REPORT_PDF_GET, request, path, timeout=timeout, retry=retry
+            self._transport, codec.ASSET_REPORT_PDF_GET, request, file_at(path), timeout=timeout, retry=retry
         )
 
     @sealed
@@ -240,7 +241,7 @@ class AssetReports(Operations):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportRefreshResponse]:
-        """Have a report made anew with recent data: another report, with a token of its own.
+        """Have a report made anew, with recent data, as another report; called by its owner.
 
         https://plaid.com/docs/api/products/assets/#asset_reportrefresh, `asset_report_refresh` in
         plaid-python. Plaid charges for it as for a new report, and so it is repeated as carefully.
@@ -272,7 +273,7 @@ class AssetReports(Operations):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportFilterResponse]:
-        """Have a report copied without some of its accounts: another report, with a token of its own.
+        """Have a report copied without some accounts, as another report; called by its owner.
 
         https://plaid.com/docs/api/products/assets/#asset_reportfilter, `asset_report_filter` in plaid-python.
 
@@ -293,7 +294,9 @@ class AssetReports(Operations):
     def remove(
         self, asset_report_token: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
     ) -> Call[AssetReportRemoveResponse]:
-        """Take a report's token back. What becomes of relay tokens made of it isn't published.
+        """Take a report's token back; called by its owner.
+
+        What becomes of relay tokens that were made of it isn't published.
 
         https://plaid.com/docs/api/products/assets/#asset_reportremove, `asset_report_remove` in plaid-python.
         If an attempt got no answer and the next was told that there is no such token, the answer says

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import secrets
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.models import PdfFile
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from plaid_relay_async.codec import Endpoint
     from plaid_relay_async.config import RetryPolicy
@@ -21,118 +24,158 @@ if TYPE_CHECKING:
     from plaid_relay_async.models import PdfResponse
     from plaid_relay_async.transport import Transport
 
+# What says that a file system has no links: exFAT, and some that are mounted from elsewhere.
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
 
 class PartFile:
-    """A file under way, beside the one that it will be.
+    """A file under way, beside the one that it will be. Its methods may be called from several threads.
 
-    Whoever awaits one of its methods may be cancelled while a thread is at it, so a lock has them take turns.
+    Args:
+        path: where it will be.
+        link: gives a file a second name, which must be free.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, link: Callable[[Path, Path], object] = os.link) -> None:
         self.size = 0
         self._path = path
-        self._part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+        self._part = path.with_name(f".{secrets.token_hex(8)}.part")
+        self._link = link
         self._lock = threading.Lock()
-        self._file: io.BufferedWriter | None = None
-        self._discarded = False
-        self._trouble: OSError | None = None
+        self._file: io.FileIO | None = None
+        self._given_up = False
 
-    async def open(self) -> None:
+    def open(self) -> None:
         """Make the file.
 
         Raises:
             FileExistsError: there is one already under the name that it will have.
             OSError: it can't be made.
         """
-        await self._in_turn(self._open)
+        with self._lock:
+            if self._given_up:
+                return
+            if os.path.lexists(self._path):
+                raise FileExistsError(errno.EEXIST, "is there already", str(self._path))
+            # Path.open takes no opener, and the file must be private from its first moment.
+            self._file = open(self._part, "xb", buffering=0, opener=_private)  # noqa: SIM115
 
-    async def begin(self) -> None:
-        """Forget what was written."""
-        await self._in_turn(self._begin)
+    def begin(self) -> None:
+        """Forget what was written.
 
-    async def write(self, piece: Hidden[bytes]) -> None:
-        """Write a piece. What prevents it is raised by `publish`: it is no trouble with Plaid."""
-        await self._in_turn(lambda: self._write(piece))
+        Raises:
+            OSError: that can't be done.
+        """
+        with self._lock:
+            self.size = 0
+            if self._file is not None:
+                self._file.truncate(self._file.seek(0))
 
-    async def publish(self) -> None:
+    def write(self, piece: bytes) -> None:
+        """Write the next piece.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        with self._lock:
+            self.size += len(piece)
+            left = memoryview(piece)
+            while left and self._file is not None:
+                left = left[self._file.write(left) :]
+
+    def publish(self) -> None:
         """Give the file its name.
 
         Raises:
             FileExistsError: another has got that name meanwhile.
-            OSError: the file couldn't be written.
+            OSError: that can't be done.
         """
-        await self._in_turn(self._publish)
-
-    async def discard(self) -> None:
-        """Take away what isn't published."""
-        await self._in_turn(self._discard)
-
-    async def _in_turn(self, act: Callable[[], None]) -> None:
-        def locked() -> None:
-            with self._lock:
-                act()
-
-        # A cancelled thread goes on all the same; what it raises then is nobody's business.
-        await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(locked)))
-
-    def _open(self) -> None:
-        if self._discarded:
-            return
-        if os.path.lexists(self._path):
-            raise FileExistsError(f"{self._path} is there already")
-        # Path.open takes no opener, and the file must be private from its first moment.
-        self._file = open(self._part, "xb", opener=_private)  # noqa: SIM115  # closed by the others
-
-    def _begin(self) -> None:
-        self.size = 0
-        self._attempt(lambda file: file.truncate(file.seek(0)))
-
-    def _write(self, piece: Hidden[bytes]) -> None:
-        self.size += len(piece.reveal())
-        self._attempt(lambda file: file.write(piece.reveal()))
-
-    def _attempt(self, act: Callable[[io.BufferedWriter], Any]) -> None:
-        if self._file is None or self._trouble is not None:
-            return
-        try:
-            act(self._file)
-        except OSError as error:
-            self._trouble = error
-
-    def _publish(self) -> None:
-        self._attempt(lambda file: file.close())
-        if self._trouble is not None:
-            raise self._trouble
         # A link, unlike a renaming, never takes the place of another file.
-        os.link(self._part, self._path)
+        try:
+            self._link(self._part, self._path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.close(_private(str(self._path), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            self._part.replace(self._path)
 
-    def _discard(self) -> None:
-        self._discarded = True
-        if self._file is not None:
-            self._attempt(lambda file: file.close())
-            self._part.unlink(missing_ok=True)
+    def give_up(self) -> None:
+        """Close the file, and take away what isn't published."""
+        with self._lock:
+            self._given_up = True
+            if self._file is not None:
+                with contextlib.suppress(OSError):
+                    self._file.close()
+                self._part.unlink(missing_ok=True)
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+class _Sink:
+    """Writes a body into a part file, each piece in a thread.
+
+    What prevents that is no trouble with Plaid: it is kept until `publish`.
+    """
+
+    def __init__(self, part: PartFile) -> None:
+        self._part = part
+        self._trouble: OSError | None = None
+
+    async def begin(self) -> None:
+        await self._attempt(self._part.begin)
+
+    async def write(self, piece: Hidden[bytes]) -> None:
+        await self._attempt(lambda: self._part.write(piece.reveal()))
+
+    async def _attempt(self, act: Callable[[], None]) -> None:
+        try:
+            if self._trouble is None:
+                await _in_a_thread(act)
+        except OSError as error:
+            self._trouble = error
+
+    async def publish(self) -> None:
+        trouble, self._trouble = self._trouble, None  # or its traceback would keep all of this alive
+        if trouble is not None:
+            raise trouble
+        await _in_a_thread(self._part.publish)
+
+
+def _in_a_thread(act: Callable[[], None]) -> Awaitable[None]:
+    # Once begun it ends, also where its waiter is cancelled; so nothing is left behind.
+    return asyncio.shield(asyncio.ensure_future(asyncio.to_thread(act)))
+
+
+def file_at(path: str | os.PathLike[str]) -> Path:
+    """Give the path.
+
+    Raises:
+        ConfigurationError: it names no file.
+    """
+    whole = Path(path)
+    if not whole.name:
+        raise ConfigurationError("path must name a file")
+    return whole
+
+
 async def download(
     transport: Transport,
     endpoint: Endpoint[Any, PdfResponse],
     request: object,
-    path: str | os.PathLike[str],
+    path: Path,
     *,
     timeout: float | None,  # noqa: ASYNC109  # a deadline over attempts, not around an await
     retry: RetryPolicy | None,
 ) -> PdfFile:
     """Make the call and have its PDF written to the path as it arrives."""
-    whole = Path(path)
-    part = PartFile(whole)
+    part = PartFile(path)
+    sink = _Sink(part)
     try:
-        await part.open()
-        pdf = await transport.call(endpoint, request, timeout=timeout, retry=retry, into=part)
-        await part.publish()
+        await _in_a_thread(part.open)
+        pdf = await transport.call(endpoint, request, timeout=timeout, retry=retry, into=sink)
+        await sink.publish()
     finally:
-        await part.discard()
-    return PdfFile(whole, part.size, pdf.request_id)
+        await _in_a_thread(part.give_up)
+    return PdfFile(path, part.size, pdf.request_id)

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class Items(Operations):
-    """`client.item`: connections to a bank. All of it is called by the owner of the reports."""
+    """`client.item`: connections to a bank."""
 
     @sealed
     def exchange_public_token(
         self, public_token: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
     ) -> Call[ItemPublicTokenExchangeResponse]:
-        """Turn the public token that Link or the sandbox gave into an access token; it lives 30 minutes.
+        """Turn a public token, which lives 30 minutes, into an access token; called by its owner.
 
         https://plaid.com/docs/api/items/#itempublic_tokenexchange, `item_public_token_exchange` in
         plaid-python.
@@ -52,7 +52,7 @@ class Items(Operations):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[ItemRemoveResponse]:
-        """Take an Item's access token back; reports that were made of it stay.
+        """Take an Item's access token back; called by its owner. Reports that were made of it stay.
 
         https://plaid.com/docs/api/items/#itemremove, `item_remove` in plaid-python. If an attempt got no
         answer and the next was told that there is no such Item, the answer says `inferred=True`.

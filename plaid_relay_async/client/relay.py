@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from plaid_relay_async import codec
+from plaid_relay_async import batch, codec
 from plaid_relay_async.batch import Batch
-from plaid_relay_async.client.files import download
+from plaid_relay_async.client.files import download, file_at
 from plaid_relay_async.client.operations import Call, Operations
 from plaid_relay_async.client.waiting import until_ready
 from plaid_relay_async.config import RetryPolicy, Timeouts, check_count
@@ -25,10 +26,20 @@ from plaid_relay_async.models import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterable, Callable, Iterable
 
-    from plaid_relay_async.batch import Journal, Outcome, Progress, Requests
+    from plaid_relay_async.batch import Journal, Operation, Requests, Tokens
     from plaid_relay_async.models import AssetReportGetResponse, PdfFile, PdfResponse
+    from plaid_relay_async.outcomes import (
+        Created,
+        Failed,
+        Fetched,
+        Outcome,
+        Progress,
+        Refreshed,
+        Removed,
+        Unknown,
+    )
     from plaid_relay_async.transport import Permit, Transport
 
 
@@ -69,6 +80,7 @@ class Relay(Operations):
         request = RelayCreateRequest(report_tokens, secondary_client_id, webhook)
         return self._transport.call(codec.RELAY_CREATE, request, timeout=timeout, retry=retry)
 
+    @sealed
     def create_many(
         self,
         requests: Requests,
@@ -80,7 +92,7 @@ class Relay(Operations):
         allow_duplicates: bool = False,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
-    ) -> Batch:
+    ) -> Batch[Created]:
         """Create a relay token for each request, many at a time; called by the report's owner.
 
         Await what this gives for a `BatchResult`, or stream the outcomes as they come with `async with` and
@@ -102,26 +114,240 @@ class Relay(Operations):
             ConfigurationError: a setting can't be used, or a callback is async.
             BatchStoppedError: in the end, if the input, the journal or a callback raised; it has the result.
         """
-        check_count("concurrency", concurrency)
-        self._transport.checked(timeout, retry)
-        if inspect.iscoroutinefunction(on_outcome) or inspect.iscoroutinefunction(on_progress):
-            raise ConfigurationError("on_outcome and on_progress must be plain functions, not async ones")
-
-        def create(request: RelayCreateRequest, permit: Permit) -> Call[RelayCreateResponse]:
-            return self._transport.call(
-                codec.RELAY_CREATE, request, timeout=timeout, retry=retry, permit=permit
-            )
-
-        return Batch(
+        return self._many(
+            batch.CREATE,
+            codec.RELAY_CREATE,
             requests,
-            create,
-            concurrency=concurrency,
-            drain=self._drain,
             journal=journal,
+            concurrency=concurrency,
             on_outcome=on_outcome,
             on_progress=on_progress,
             allow_duplicates=allow_duplicates,
+            timeout=timeout,
+            retry=retry,
         )
+
+    @sealed
+    def get_many(
+        self,
+        relay_tokens: Tokens[RelayGetRequest],
+        *,
+        include_insights: bool = False,
+        concurrency: int = 50,
+        on_outcome: Callable[[Fetched[AssetReportGetResponse] | Failed | Unknown], object] | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+        allow_duplicates: bool = False,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Batch[Fetched[AssetReportGetResponse]]:
+        """Read many reports that were shared with you; called by the partner, with its own credentials.
+
+        https://plaid.com/docs/api/products/assets/#creditrelayget for each of them. It is used as
+        `create_many` is. Streamed, at most `concurrency` reports are in memory besides the one that the loop
+        has, under way or read; awaited, all of them are. No outcome is an `Unknown`: a read that is lost is a
+        `Failed`, and can be made again.
+
+        Args:
+            relay_tokens: any iterable or async iterable, read as it is needed, of relay tokens or of
+                `RelayGetRequest`.
+            include_insights: with categories and merchants; for the tokens, a request has its own.
+            concurrency: at most so many calls are under way at once, of the client's `connections`.
+            on_outcome: called with each outcome, before anybody else sees it.
+            on_progress: called with a `Progress` after each outcome.
+            allow_duplicates: read a report each time that its token comes. Otherwise the second is a
+                `Failed`, and some 100 bytes are kept for each token.
+            timeout: seconds for each report, all its attempts together; pauses that Plaid asks for and
+                queueing aren't counted.
+            retry: in place of the client's policy.
+
+        Raises:
+            ConfigurationError: a setting can't be used, or a callback is async.
+            InvalidRequestError: `relay_tokens` is one string, or `include_insights` no flag.
+            BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
+                the result.
+        """
+        return self._many(
+            batch.GET,
+            codec.RELAY_GET,
+            relay_tokens,
+            partial(RelayGetRequest, include_insights=include_insights),
+            concurrency=concurrency,
+            on_outcome=on_outcome,
+            on_progress=on_progress,
+            allow_duplicates=allow_duplicates,
+            timeout=timeout,
+            retry=retry,
+        )
+
+    @sealed
+    def get_pdf_many(
+        self,
+        relay_tokens: Tokens[RelayPdfGetRequest],
+        *,
+        concurrency: int = 50,
+        on_outcome: Callable[[Fetched[PdfResponse] | Failed | Unknown], object] | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+        allow_duplicates: bool = False,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Batch[Fetched[PdfResponse]]:
+        """Read many reports that were shared with you, as PDFs; called by the partner.
+
+        https://plaid.com/docs/api/products/assets/#creditrelaypdfget (beta) for each of them. All else is as
+        with `get_many`, memory and errors included.
+
+        Args:
+            relay_tokens: any iterable or async iterable of relay tokens or of `RelayPdfGetRequest`.
+            concurrency: at most so many calls are under way at once, of the client's `connections`.
+            on_outcome: called with each outcome, before anybody else sees it.
+            on_progress: called with a `Progress` after each outcome.
+            allow_duplicates: read a report each time that its token comes.
+            timeout: seconds for each report, all its attempts together, without pauses and queueing.
+            retry: in place of the client's policy.
+
+        Raises:
+            ConfigurationError: a setting can't be used, or a callback is async.
+            InvalidRequestError: `relay_tokens` is one string.
+            BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
+                the result.
+        """
+        return self._many(
+            batch.GET_PDF,
+            codec.RELAY_PDF_GET,
+            relay_tokens,
+            RelayPdfGetRequest,
+            concurrency=concurrency,
+            on_outcome=on_outcome,
+            on_progress=on_progress,
+            allow_duplicates=allow_duplicates,
+            timeout=timeout,
+            retry=retry,
+        )
+
+    @sealed
+    def refresh_many(
+        self,
+        relay_tokens: Tokens[RelayRefreshRequest],
+        *,
+        webhook: str | None = None,
+        concurrency: int = 50,
+        on_outcome: Callable[[Refreshed | Failed | Unknown], object] | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+        allow_duplicates: bool = False,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Batch[Refreshed]:
+        """Have many reports made anew, with recent data; called by the partner.
+
+        https://plaid.com/docs/api/products/assets/#creditrelayrefresh for each of them. It is used as
+        `create_many` is. Each call makes a new report, so one whose answer is lost is an `Unknown`.
+
+        Args:
+            relay_tokens: any iterable or async iterable, read as it is needed, of relay tokens or of
+                `RelayRefreshRequest`.
+            webhook: an http(s) URL to which Plaid tells that a new report is ready; for the tokens, a request
+                has its own.
+            concurrency: at most so many calls are under way at once, of the client's `connections`.
+            on_outcome: called with each outcome, before anybody else sees it.
+            on_progress: called with a `Progress` after each outcome.
+            allow_duplicates: make a new report each time that a token comes. Otherwise the second is a
+                `Failed`, and some 100 bytes are kept for each token.
+            timeout: seconds for each call, all its attempts together; pauses that Plaid asks for and queueing
+                aren't counted.
+            retry: in place of the client's policy.
+
+        Raises:
+            ConfigurationError: a setting can't be used, or a callback is async.
+            InvalidRequestError: `relay_tokens` is one string, or `webhook` can't pass.
+            BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
+                the result.
+        """
+        return self._many(
+            batch.REFRESH,
+            codec.RELAY_REFRESH,
+            relay_tokens,
+            partial(RelayRefreshRequest, webhook=webhook),
+            concurrency=concurrency,
+            on_outcome=on_outcome,
+            on_progress=on_progress,
+            allow_duplicates=allow_duplicates,
+            timeout=timeout,
+            retry=retry,
+        )
+
+    @sealed
+    def remove_many(
+        self,
+        relay_tokens: Tokens[RelayRemoveRequest],
+        *,
+        concurrency: int = 50,
+        on_outcome: Callable[[Removed | Failed | Unknown], object] | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+        allow_duplicates: bool = False,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Batch[Removed]:
+        """Take many relay tokens back; called by the reports' owner.
+
+        https://plaid.com/docs/api/products/assets/#creditrelayremove for each of them. It is used as
+        `create_many` is. A removal is repeated when its answer is lost. If that doesn't help, it is an
+        `Unknown`, and it is safe to remove the token again.
+
+        Args:
+            relay_tokens: any iterable or async iterable, read as it is needed, of relay tokens or of
+                `RelayRemoveRequest`.
+            concurrency: at most so many calls are under way at once, of the client's `connections`.
+            on_outcome: called with each outcome, before anybody else sees it.
+            on_progress: called with a `Progress` after each outcome.
+            allow_duplicates: remove a token each time that it comes. Otherwise the second is a `Failed`, and
+                some 100 bytes are kept for each token.
+            timeout: seconds for each removal, all its attempts together; pauses that Plaid asks for and
+                queueing aren't counted.
+            retry: in place of the client's policy.
+
+        Raises:
+            ConfigurationError: a setting can't be used, or a callback is async.
+            InvalidRequestError: `relay_tokens` is one string.
+            BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
+                the result.
+        """
+        return self._many(
+            batch.REMOVE,
+            codec.RELAY_REMOVE,
+            relay_tokens,
+            RelayRemoveRequest,
+            concurrency=concurrency,
+            on_outcome=on_outcome,
+            on_progress=on_progress,
+            allow_duplicates=allow_duplicates,
+            timeout=timeout,
+            retry=retry,
+        )
+
+    def _many(
+        self,
+        operation: Operation,
+        endpoint: codec.Endpoint[Any, Any],
+        requests: Iterable[Any] | AsyncIterable[Any],
+        make: Callable[[str], object] | None = None,
+        *,
+        timeout: float | None,
+        retry: RetryPolicy | None,
+        **settings: Any,
+    ) -> Batch[Any]:
+        """Make a batch of calls, once its settings have passed; `make` turns a relay token into a request."""
+        check_count("concurrency", settings["concurrency"])
+        self._transport.checked(timeout, retry)
+        callbacks = (settings["on_outcome"], settings["on_progress"])
+        if any(map(inspect.iscoroutinefunction, callbacks)):
+            raise ConfigurationError("on_outcome and on_progress must be plain functions, not async ones")
+        if make is not None:
+            make("checked-when-met")  # what goes with each token had better be wrong at once
+
+        def call(request: object, permit: Permit) -> Call[Any]:
+            return self._transport.call(endpoint, request, timeout=timeout, retry=retry, permit=permit)
+
+        return Batch(operation, requests, call, make=make, drain=self._drain, **settings)
 
     @sealed
     def get(
@@ -223,6 +449,7 @@ class Relay(Operations):
             retry: in place of the client's policy.
 
         Raises:
+            ConfigurationError: the path names no file.
             FileExistsError: there is such a file; nothing was sent, unless it has come meanwhile.
             OSError: the file can't be written.
             ReportNotReadyError: the report is still being generated.
@@ -230,7 +457,9 @@ class Relay(Operations):
             PlaidRelayError: see the class.
         """
         request = RelayPdfGetRequest(relay_token)
-        return download(self._transport, codec.RELAY_PDF_GET, request, path, timeout=timeout, retry=retry)
+        return download(
+            self._transport, codec.RELAY_PDF_GET, request, file_at(path), timeout=timeout, retry=retry
+        )
 
     @sealed
     def refresh(

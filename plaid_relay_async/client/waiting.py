@@ -60,26 +60,23 @@ async def poll(
         PlaidRelayError: it can't be had.
     """
     deadline = clock() + seconds
-    failures, waits = 0, pauses()
-    last: PlaidRelayError
+    attempts, failures, waits = 0, 0, pauses()
     while True:
         try:
             return await ask(max(deadline - clock(), _MOMENT))
-        except ReportNotReadyError as error:
-            failures, last = 0, error
         except PlaidRelayError as error:
-            failures += 1
-            if not _may_pass(error) or failures >= patience:
-                raise
             last = error
+        attempts = last.attempts = attempts + last.attempts
+        failures = 0 if isinstance(last, ReportNotReadyError) else failures + 1
         wait = max(next(waits), getattr(last, "retry_after", None) or 0.0)
-        if clock() + wait >= deadline:
+        if failures >= patience or not _may_pass(last) or clock() + wait >= deadline:
             raise last
         await sleep(wait)
 
 
 def _may_pass(error: PlaidRelayError) -> bool:
-    return isinstance(error, NotSentError) or perhaps_carried_out(error) or refused_for_now(error)
+    passing = isinstance(error, NotSentError | ReportNotReadyError)
+    return passing or perhaps_carried_out(error) or refused_for_now(error)
 
 
 async def until_ready(

@@ -64,7 +64,15 @@ def read(endpoint: Endpoint[Any, R], answer: Answer, request: object, secret: Hi
         ResponseDecodeError: the answer to a read isn't what it should be.
     """
     if not 200 <= answer.status < 300:
-        raise _refusal(endpoint, answer, (secret.reveal(), *models.secrets_in(request)))
+        raise _refusal(endpoint, answer, _unshowable(request, secret))
+    try:
+        return _read_success(endpoint, answer)
+    except (ResponseDecodeError, OutcomeUnknownError) as error:
+        error.request_id = _scrubbed(error.request_id, _unshowable(request, secret))
+        raise
+
+
+def _read_success(endpoint: Endpoint[Any, R], answer: Answer) -> R:
     if endpoint.replay is Replay.CREATES:
         return _read_creation(endpoint, answer)
     if answer.lost is not None:
@@ -147,9 +155,10 @@ def _pdf(answer: Answer) -> models.PdfResponse:
 # Plaid's tokens are `[type]-[environment]-[id]` (https://plaid.com/docs/quickstart/glossary/).
 _TOKEN_LIKE = re.compile(r"\b[a-z][a-z-]*-(?:sandbox|production|development)-[\w-]+")
 _SHORTEST_SECRET = 4  # shorter ones, in tests alone, would be found inside of ordinary words
+_CODE = re.compile("[A-Z][A-Z_]+")
+_CODES = ("error_type", "error_code")
 _QUOTED = (
-    "error_type",
-    "error_code",
+    *_CODES,
     "error_message",
     "display_message",
     "request_id",
@@ -173,14 +182,22 @@ def _refusal(endpoint: Endpoint[Any, Any], answer: Answer, secrets: Iterable[str
 def _error_facts(answer: Answer, secrets: Iterable[str]) -> dict[str, Any]:
     facts: dict[str, Any] = {"status": answer.status, "retry_after": retry_after(answer.headers)}
     try:
-        told = json.loads(answer.body)
-        told = _scrubbed(told, [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET])
+        said = json.loads(answer.body)
+        told = _scrubbed(said, secrets)
     except (ValueError, RecursionError):
         return facts
     if isinstance(told, dict):
+        # A code is no secret, even where a person's name is a part of one; and much depends on it.
+        told |= {k: said[k] for k in _CODES if _CODE.fullmatch(str(said.get(k)))}
         facts.update({k: told[k] for k in _QUOTED if isinstance(told.get(k), str)})
         facts["causes"] = tuple(told["causes"]) if isinstance(told.get("causes"), list) else ()
     return facts
+
+
+def _unshowable(request: object, secret: Hidden[str]) -> list[str]:
+    """Give what a server knows of the caller and must not quote to anybody."""
+    known = (secret.reveal(), *models.secrets_in(request))
+    return [word for word in known if len(word) >= _SHORTEST_SECRET]
 
 
 def _scrubbed(value: Any, secrets: Iterable[str]) -> Any:

@@ -241,10 +241,9 @@ _LATE: Final = ("report", "insights", "values")
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in _LATE:
-            found = getattr(importlib.import_module(f"{__name__}.{module}"), name, None)
-            if found is not None:
-                return found
+        modules = (importlib.import_module(f"{__name__}.{module}") for module in _LATE)
+        found = globals()[name] = next(getattr(m, name) for m in modules if hasattr(m, name))
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen, validators
+from attrs import Attribute, field, fields, frozen, validators
 
 from plaid_relay_async.errors import sealed_init
 from plaid_relay_async.models.fields import (
@@ -13,6 +13,8 @@ from plaid_relay_async.models.fields import (
     as_optional_tuple,
     as_tuple,
     at_most,
+    check_json,
+    check_text,
     flag,
     is_a,
     is_days,
@@ -59,6 +61,18 @@ class AssetReportUser:
 # -------------------------------------------------------------------------------------------- requests
 
 
+def _is_user(_: object, attribute: Attribute[Any], value: object) -> None:
+    # As a part of an answer a user is what Plaid sent; here it is what somebody means to send.
+    if not isinstance(value, AssetReportUser):
+        raise refuse(f"{attribute.name} must be of type AssetReportUser, not {type(value).__name__}")
+    for told in fields(AssetReportUser):
+        word = getattr(value, told.name)
+        if told.name == "additional_properties":
+            check_json(f"{attribute.name}.additional_properties", word)
+        elif word is not None:
+            check_text(f"{attribute.name}.{told.name}", word)
+
+
 @sealed_init
 @frozen(kw_only=True)
 class AssetReportCreateOptions:
@@ -79,7 +93,7 @@ class AssetReportCreateOptions:
     add_ons: tuple[str, ...] | None = field(
         default=None, converter=as_optional_tuple, validator=validators.optional(are_words)
     )
-    user: AssetReportUser | None = option(is_a(AssetReportUser))
+    user: AssetReportUser | None = option(_is_user)
     require_all_items: bool | None = option(is_flag)
     include_fast_report: bool | None = option(is_flag)
     products: tuple[str, ...] | None = field(
@@ -112,7 +126,7 @@ class AssetReportRefreshOptions:
 
     client_report_id: str | None = option(is_text())
     webhook: str | None = option(is_url)
-    user: AssetReportUser | None = option(is_a(AssetReportUser))
+    user: AssetReportUser | None = option(_is_user)
 
 
 @sealed_init

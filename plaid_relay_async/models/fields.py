@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from typing import Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
@@ -21,12 +23,13 @@ def refuse(problem: str) -> InvalidRequestError:
 
 
 def _check_word(name: str, value: object) -> None:
-    _check_text(name, value)
+    check_text(name, value)
     if " " in cast("str", value) or not cast("str", value).isprintable():
         raise refuse(f"{name} holds white space or control characters: strip it")
 
 
-def _check_text(name: str, value: object) -> None:
+def check_text(name: str, value: object) -> None:
+    """Raise `InvalidRequestError` unless the value is a string that isn't empty."""
     if not isinstance(value, str):
         raise refuse(f"{name} must be a string, not {type(value).__name__}")
     if not value:
@@ -42,7 +45,7 @@ def is_text(most: int | None = None) -> Validator:
     """Words of a person's, at most so many characters of them."""
 
     def check(_: object, attribute: Attribute[str], value: object) -> None:
-        _check_text(attribute.name, value)
+        check_text(attribute.name, value)
         if most is not None and len(cast("str", value)) > most:
             raise refuse(f"{attribute.name} has more than {most} characters")
 
@@ -73,6 +76,8 @@ def are_words(_: object, attribute: Attribute[Any], value: object) -> None:
 
 def one_of_each_type(_: object, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
     """Plaid takes one token of each report type, and the asset report is the only type so far."""
+    if len(set(value)) < len(value):
+        raise refuse(f"{attribute.name} holds the same token twice")
     if sum(token.startswith("assets-") for token in value) > 1:
         raise refuse(f"{attribute.name} holds two asset report tokens: a relay token shares one")
 
@@ -82,7 +87,7 @@ def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
     _check_word(attribute.name, value)
     try:
         parts = urlsplit(str(value))
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
@@ -120,9 +125,24 @@ def is_a(cls: type) -> Validator:
 
     def check(_: object, attribute: Attribute[Any], value: object) -> None:
         if type(value) is not cls:
-            raise refuse(f"{attribute.name} must be a {cls.__name__}, not {type(value).__name__}")
+            raise refuse(f"{attribute.name} must be of type {cls.__name__}, not {type(value).__name__}")
 
     return check
+
+
+def check_json(name: str, value: object) -> None:
+    """Raise `InvalidRequestError` unless JSON can hold the value; a Decimal counts as a number."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_text(f"a name in {name}", key)
+            check_json(f"{name}.{key}", inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            check_json(f"{name}[{index}]", inner)
+    elif not isinstance(value, str | bool | None) and not (
+        isinstance(value, int | float | Decimal) and math.isfinite(value)
+    ):
+        raise refuse(f"{name} must be something that JSON has, not {type(value).__name__}")
 
 
 def is_asset(_: object, attribute: Attribute[str], value: object) -> None:
@@ -136,9 +156,9 @@ def option(validator: Validator, *, repr: bool = True) -> Any:  # noqa: A002  # 
     return field(default=None, validator=validators.optional(validator), kw_only=True, repr=repr)
 
 
-def flag(*, default: bool = False) -> Any:
-    """Declare a switch of a request, with Plaid's own default."""
-    return field(default=default, validator=is_flag, kw_only=True)
+def flag() -> Any:
+    """Declare a switch of a request, off unless said otherwise."""
+    return field(default=False, validator=is_flag, kw_only=True)
 
 
 def report_type() -> Any:
@@ -168,7 +188,7 @@ def null(*, repr: bool = True) -> Any:  # noqa: A002  # attrs' own name for it
 
 def unknown_fields() -> Any:
     """Declare where the fields go that this package doesn't know."""
-    return field(factory=dict, repr=False, kw_only=True)
+    return field(factory=dict, repr=False, kw_only=True, hash=False)
 
 
 OURS = "ours"

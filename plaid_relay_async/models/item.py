@@ -19,6 +19,7 @@ from plaid_relay_async.models.fields import (
     is_word,
     null,
     option,
+    refuse,
     unknown_fields,
 )
 
@@ -82,6 +83,12 @@ class ItemRemoveResponse:
 # -------------------------------------------------------------------------------------------- sandbox
 
 
+def check_order(start_date: date, end_date: date) -> None:
+    """Raise `InvalidRequestError` if the end is before the start."""
+    if end_date < start_date:
+        raise refuse("end_date is before start_date")
+
+
 @sealed_init
 @frozen(kw_only=True)
 class SandboxTransactions:
@@ -91,6 +98,10 @@ class SandboxTransactions:
     end_date: date | None = option(is_a(date))
     days_requested: int | None = option(is_days(1, 730))
 
+    def __attrs_post_init__(self) -> None:
+        if self.start_date is not None and self.end_date is not None:
+            check_order(self.start_date, self.end_date)
+
 
 @sealed_init
 @frozen
@@ -99,6 +110,9 @@ class SandboxStatements:
 
     start_date: date = field(validator=is_a(date))
     end_date: date = field(validator=is_a(date))
+
+    def __attrs_post_init__(self) -> None:
+        check_order(self.start_date, self.end_date)
 
 
 @sealed_init

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------------------------------- transactions
 
 
-@frozen
+@frozen(weakref_slot=False)
 class CreditCategory:
     """What a transaction was for, by Plaid's taxonomy for credit.
 
@@ -38,37 +38,37 @@ class CreditCategory:
     additional_properties: dict[str, Any] = unknown_fields()
 
 
-@frozen
+@frozen(weakref_slot=False)
 class Location:
-    """Where a transaction took place; `lat` and `lon` are in degrees."""
+    """Where a transaction took place, shown in no repr; `lat` and `lon` are in degrees."""
 
-    address: str | None = null()
-    city: str | None = null()
-    region: str | None = null()
-    postal_code: str | None = null()
-    country: str | None = null()
-    lat: Decimal | None = null()
-    lon: Decimal | None = null()
-    store_number: str | None = null()
+    address: str | None = null(repr=False)
+    city: str | None = null(repr=False)
+    region: str | None = null(repr=False)
+    postal_code: str | None = null(repr=False)
+    country: str | None = null(repr=False)
+    lat: Decimal | None = null(repr=False)
+    lon: Decimal | None = null(repr=False)
+    store_number: str | None = null(repr=False)
     additional_properties: dict[str, Any] = unknown_fields()
 
 
-@frozen
+@frozen(weakref_slot=False)
 class PaymentMeta:
-    """What is known of a transfer between banks."""
+    """What is known of a transfer between banks, shown in no repr."""
 
-    reference_number: str | None = null()
-    ppd_id: str | None = null()
-    payee: str | None = null()
-    by_order_of: str | None = null()
-    payer: str | None = null()
-    payment_method: str | None = null()
-    payment_processor: str | None = null()
-    reason: str | None = null()
+    reference_number: str | None = null(repr=False)
+    ppd_id: str | None = null(repr=False)
+    payee: str | None = null(repr=False)
+    by_order_of: str | None = null(repr=False)
+    payer: str | None = null(repr=False)
+    payment_method: str | None = null(repr=False)
+    payment_processor: str | None = null(repr=False)
+    reason: str | None = null(repr=False)
     additional_properties: dict[str, Any] = unknown_fields()
 
 
-@frozen
+@frozen(weakref_slot=False)
 class AssetReportTransaction:
     """A transaction.
 
@@ -104,18 +104,18 @@ class AssetReportTransaction:
     pending: bool
     iso_currency_code: str | None = null()
     unofficial_currency_code: str | None = null()
-    original_description: str | None = null()
+    original_description: str | None = null(repr=False)
     category: tuple[str, ...] | None = None
     category_id: str | None = None
     credit_category: CreditCategory | None = None
-    check_number: str | None = None
+    check_number: str | None = field(default=None, repr=False)
     date_transacted: str | None = None
     location: Location | None = None
-    name: str | None = None
-    merchant_name: str | None = None
+    name: str | None = field(default=None, repr=False)
+    merchant_name: str | None = field(default=None, repr=False)
     payment_meta: PaymentMeta | None = None
     pending_transaction_id: str | None = None
-    account_owner: str | None = None
+    account_owner: str | None = field(default=None, repr=False)
     transaction_type: Annotated[str | None, values.TransactionType] = None
     income_source_id: str | None = None
     additional_properties: dict[str, Any] = unknown_fields()
@@ -212,7 +212,7 @@ class AssetReportInvestmentTransaction:
     investment_transaction_id: str
     account_id: str
     date: day
-    name: str
+    name: str = field(repr=False)
     quantity: Decimal
     amount: Decimal
     price: Decimal
@@ -295,7 +295,7 @@ class Owner:
 # --------------------------------------------------------------------------------------------- accounts
 
 
-@frozen
+@frozen(weakref_slot=False)
 class HistoricalBalance:
     """An account's balance at the end of a day."""
 
@@ -357,18 +357,18 @@ class AccountAssets:
 
     account_id: str
     balances: AssetReportAccountBalance = field(repr=False)
-    name: str
+    name: str = field(repr=False)
     type: Annotated[str, values.AccountType]
     days_available: Decimal
     transactions: tuple[AssetReportTransaction, ...] = field(repr=False)
     owners: tuple[Owner, ...] = field(repr=False)
     historical_balances: tuple[HistoricalBalance, ...] = field(repr=False)
-    mask: str | None = null()
-    official_name: str | None = null()
+    mask: str | None = null(repr=False)
+    official_name: str | None = null(repr=False)
     subtype: Annotated[str | None, values.AccountSubtype] = null()
     ownership_type: Annotated[str | None, values.OwnershipType] = None
     verification_status: Annotated[str | None, values.VerificationStatus] = None
-    persistent_account_id: str | None = None
+    persistent_account_id: str | None = field(default=None, repr=False)
     investments: AssetReportInvestments | None = field(default=None, repr=False)
     account_insights: AccountInsights | None = field(default=None, repr=False)
     additional_properties: dict[str, Any] = unknown_fields()

@@ -101,9 +101,13 @@ def _fire_webhook(ask: Ask) -> Answer:
     if item.webhook is None:
         raise Refusal("SANDBOX_WEBHOOK_INVALID")
     webhooks.check_product(webhook_type, item.products)
-    fired = webhooks.FiredWebhook(
-        item.linked.item_id, item.webhook, webhook_type, ask["webhook_code"], ask.request_id
-    )
+    fired = {
+        "webhook_type": webhook_type,
+        "webhook_code": ask["webhook_code"],
+        "item_id": item.linked.item_id,
+        "url": item.webhook,
+        "request_id": ask.request_id,
+    }
     ask.world.webhooks.append(fired)
     return {"webhook_fired": True}
 

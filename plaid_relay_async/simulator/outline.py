@@ -40,9 +40,10 @@ class Linked:
     seed: str = field(repr=False)
     lacks: tuple[tuple[str, str], ...] = ()
 
-    def lacking(self, parts: Mapping[str, str]) -> Self:
-        """The same, without these parts too."""
-        return evolve(self, lacks=tuple((dict(self.lacks) | dict(parts)).items()))
+    def lacking(self, parts: Mapping[str | None, str]) -> Self:
+        """The same, without these parts too; what is under None is not of a part."""
+        lacks = dict(self.lacks) | {part: code for part, code in parts.items() if part is not None}
+        return evolve(self, lacks=tuple(lacks.items()))
 
     def has(self, part: str) -> bool:
         """Whether a report can have this part of it."""

@@ -21,7 +21,6 @@ from plaid_relay_async.simulator.faults import OWN_PATHS, Fault, Script, read_fa
 from plaid_relay_async.simulator.operations import OPERATIONS, Answer, Ask, Draft
 from plaid_relay_async.simulator.problems import Refusal, fitting
 from plaid_relay_async.simulator.samples import closed, opened
-from plaid_relay_async.simulator.webhooks import FiredWebhook
 from plaid_relay_async.simulator.world import Ledger, World
 
 _REMEMBERED = 10_000
@@ -243,9 +242,13 @@ class Simulator:
         return tuple(self._received.values())
 
     @property
-    def webhooks(self) -> Sequence[FiredWebhook]:
-        """What `/sandbox/item/fire_webhook` was asked to fire, in order; nothing is sent."""
-        return tuple(self._world.webhooks)
+    def webhooks(self) -> Sequence[Mapping[str, str]]:
+        """What `/sandbox/item/fire_webhook` was asked to fire, in order; nothing is sent.
+
+        Each has `webhook_type`, `webhook_code`, `item_id`, the `url` that the Item was linked with, and the
+        `request_id` of the answer.
+        """
+        return tuple(dict(fired) for fired in self._world.webhooks)
 
     def add_report(
         self,

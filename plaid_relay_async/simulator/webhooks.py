@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import frozen
-
 from plaid_relay_async.simulator.problems import Refusal
 
 KEY_ID = "6c5516e1-92dc-479e-a8ff-5a51992e0001"
@@ -23,25 +21,6 @@ _KEY: Mapping[str, Any] = {
     "x": "kvul8S3Od2COPyRrhAqe41SaUqr4SAGj18sjTsft4Dc",
     "y": "AAPKcr1DCKBzI7Vl4ljv6bmxneb12_hdlKLW5RkNApU",
 }
-
-
-@frozen
-class FiredWebhook:
-    """One webhook that `/sandbox/item/fire_webhook` was asked for. Nothing was sent.
-
-    Attributes:
-        item_id: Of the Item that it concerns.
-        url: Where Plaid would have sent it.
-        webhook_type: Such as `ASSETS`.
-        webhook_code: Such as `PRODUCT_READY`.
-        request_id: Of the answer to the request.
-    """
-
-    item_id: str
-    url: str
-    webhook_type: str
-    webhook_code: str
-    request_id: str
 
 
 # fmt: off

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from random import Random
 from string import ascii_letters, digits
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, TypeAlias, overload
 from uuid import uuid4
 
 from attrs import define, evolve, field, frozen
@@ -21,13 +21,14 @@ from plaid_relay_async.simulator.outline import (
 )
 from plaid_relay_async.simulator.problems import ITEM_CODES, Refusal, cause
 
-if TYPE_CHECKING:
-    from plaid_relay_async.simulator.webhooks import FiredWebhook
-
 _INSTITUTION = re.compile(r"ins_\d+")
 _PUBLIC_TOKEN_SECONDS = 30 * 60  # https://plaid.com/docs/api/items/#itempublic_tokenexchange
 _ALPHABET = ascii_letters + digits
 _MOST_DAYS = 731
+
+
+Trouble: TypeAlias = Mapping[str | None, str]
+"""What is wrong with an Item: a code, under None with all of it, or with one of its parts."""
 
 
 @define
@@ -56,8 +57,8 @@ class Terms:
 class Report:
     """One version of a report; `client_id` None means that it serves every owner.
 
-    `fetched` says whether data is fetched for it, so that its Items may fail; `broken` holds the error code
-    of each that did, by `item_id`.
+    `fetched` says whether data is fetched for it, so that its Items may fail; `failures` holds what did, by
+    `item_id`, as `World.break_item` was told.
     """
 
     client_id: str | None
@@ -66,7 +67,7 @@ class Report:
     ready_at: float
     fast_at: float
     fetched: bool = True
-    broken: dict[str, str] = field(factory=dict)
+    failures: dict[str, Trouble] = field(factory=dict)
 
     def serves(self, client_id: str) -> bool:
         """Whether this client may use its token."""
@@ -142,13 +143,21 @@ def _user(
     )
 
 
+def _check_transactions(count: int | None) -> None:
+    if count is not None and count < 0:
+        raise ValueError("transactions: must not be negative")
+
+
 def _of_healthy_items(report: Report) -> Outline:
     """Without the Items that failed, if its maker can do without, and one at least did not."""
-    whole = tuple(item for item in report.outline.items if item.item_id not in report.broken)
-    if report.broken and (report.terms.require_all_items or not whole):
-        causes = [cause(code, item_id) for item_id, code in report.broken.items()]
-        raise Refusal("DATA_UNAVAILABLE", causes=causes)
-    return evolve(report.outline, items=whole)
+    if not report.failures:
+        return report.outline
+    broken = {item_id: trouble[None] for item_id, trouble in report.failures.items() if None in trouble}
+    whole = [item for item in report.outline.items if item.item_id not in broken]
+    if broken and (report.terms.require_all_items or not whole):
+        raise Refusal("DATA_UNAVAILABLE", causes=[cause(code, item_id) for item_id, code in broken.items()])
+    items = tuple(item.lacking(report.failures.get(item.item_id, {})) for item in whole)
+    return evolve(report.outline, items=items)
 
 
 class World:
@@ -164,6 +173,7 @@ class World:
     def __init__(
         self, *, generating: float, transactions: int | None, seed: int, clock: Callable[[], float]
     ) -> None:
+        _check_transactions(transactions)
         self._generating = generating
         self._transactions = transactions
         self._seed = seed
@@ -177,11 +187,10 @@ class World:
         self._by_token: dict[str, Relay] = {}
         # What is generated is numbered, so that the same requests get the same amounts from the same seed.
         self._numbers = itertools.count(1)
-        # What is wrong with an Item, by its id: under None with all of it, or with one of its parts.
-        self._troubles: dict[str, dict[str | None, str]] = {}
+        self._troubles: dict[str, Trouble] = {}
         self.ledger = Ledger(self._relays)
         self.refreshes: list[tuple[str, str]] = []
-        self.webhooks: list[FiredWebhook] = []
+        self.webhooks: list[Mapping[str, str]] = []
 
     def request_id(self) -> str:
         """Fifteen letters and digits, as Plaid's are."""
@@ -252,7 +261,8 @@ class World:
             raise ValueError(f"error_code: must be one of: {', '.join(sorted(ITEM_CODES))}")
         if part is not None and part not in PARTS:
             raise ValueError(f"part: must be null or one of: {', '.join(PARTS)}")
-        self._troubles.setdefault(item.linked.item_id, {})[part] = error_code
+        item_id = item.linked.item_id
+        self._troubles[item_id] = {**self._troubles.get(item_id, {}), part: error_code}
         now = self._clock()
         for report in (*self._reports.values(), *(relay.report for relay in self._relays)):
             if now < report.ready_at:
@@ -304,8 +314,7 @@ class World:
         missing: Collection[str] = (),
     ) -> str:
         """A report that is ready, and serves every owner."""
-        if transactions is not None and transactions < 0:
-            raise ValueError("transactions: must not be negative")
+        _check_transactions(transactions)
         if not 0 <= days <= _MOST_DAYS:
             raise ValueError(f"days: must be from 0 to {_MOST_DAYS}")
         if not set(missing) <= set(PARTS):
@@ -354,13 +363,14 @@ class World:
         Our choices: the original must be ready, for before that it has no accounts to name; an account that
         it doesn't have is an INVALID_FIELD; all of its accounts may be left out.
         """
-        report = self.report(client_id, token)
-        outline = self.ready(report)
-        known = {account.account_id for account in outline.accounts()}
+        original = self.report(client_id, token)
+        known = {account.account_id for account in self.ready(original).accounts()}
         if not known >= set(excluded):
             raise Refusal("INVALID_FIELD", "account_ids_to_exclude must be of accounts of the report")
-        fewer = evolve(outline, excluded=outline.excluded | set(excluded))
-        return self._keep(client_id, fewer, report.terms, fetched=False)
+        outline = evolve(original.outline, excluded=original.outline.excluded | set(excluded))
+        new_token, report = self._keep(client_id, outline, original.terms, fetched=False)
+        report.failures.update(original.failures)
+        return new_token, report
 
     def _keep(
         self, client_id: str, outline: Outline, terms: Terms, *, fetched: bool = True
@@ -386,13 +396,9 @@ class World:
         """Let what is wrong with its Items befall a report."""
         if not self._troubles or not report.fetched:
             return
-        items = []
-        for linked in report.outline.items:
-            trouble = self._troubles.get(linked.item_id, {})
-            if None in trouble:
-                report.broken[linked.item_id] = trouble[None]
-            items.append(linked.lacking({part: code for part, code in trouble.items() if part is not None}))
-        report.outline = evolve(report.outline, items=tuple(items))
+        for item in report.outline.items:
+            if trouble := self._troubles.get(item.item_id):
+                report.failures[item.item_id] = trouble
 
     def report(self, client_id: str, token: str) -> Report:
         """The report of a token, ready or not."""

@@ -19,7 +19,7 @@ from plaid_relay_async import RelayClient, RelayCreateRequest
 from plaid_relay_async.cli.board import Board
 from plaid_relay_async.cli.bulk import Run
 from plaid_relay_async.cli.output import open_output
-from plaid_relay_async.cli.rows import PipedRows, Source
+from plaid_relay_async.cli.rows import PipedRows, Source, creations
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.simulator import Fault
 
@@ -234,7 +234,7 @@ def test_an_error_that_all_share(plaid, run, partners):
     plaid.fail(Fault(status=401, body={"error_code": "INVALID_API_KEYS", "error_type": "INVALID_INPUT"}))
     done = run("bulk", partners(200), "--report-token", REPORT, "--concurrency", 2)
     assert done.status == 1
-    assert "every partner would meet this: Plaid answered INVALID_API_KEYS" in done.err
+    assert "all would meet this: Plaid answered INVALID_API_KEYS" in done.err
     assert sorted(line["secondary_client_id"] for line in done.lines) == sorted(f"p{n}" for n in range(200))
     assert done.count("not_attempted") >= 190
     assert {line["attempts"] for line in done.lines if line["outcome"] == "not_attempted"} == {0}
@@ -541,7 +541,7 @@ def test_a_file_that_grows_is_sent_as_it_was_checked(plaid, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("p1\np2\n")
     with Source(str(path)) as source:
-        rows = source.rows(REPORT)
+        rows = source.rows(creations(REPORT))
         with path.open("a") as file:
             file.write("p3\na,b,c\n")
         assert [row.secondary_client_id for row in rows] == ["p1", "p2"]

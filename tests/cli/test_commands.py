@@ -172,6 +172,13 @@ def test_refresh_and_remove(plaid, shared, run, monkeypatch):
     assert shared not in again.err
 
 
+def test_a_token_that_plaid_did_not_remove(plaid, shared, run):
+    """Plaid's word is printed, and the exit status says that it failed."""
+    plaid.fail(Fault(path="/credit/relay/remove", status=200, body={"removed": False, "request_id": "q"}))
+    gone = run("remove", shared)
+    assert (gone.status, json.loads(gone.out)["removed"]) == (1, False)
+
+
 def test_refresh_unknown(plaid, shared, run):
     """Status 3."""
     plaid.fail(Fault(close=True, when="after"))

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from plaid_relay_async.cli.rows import Problem, parse
+from plaid_relay_async.cli.rows import Problem, creations, parse
 
 TOKEN = "assets-sandbox-all"
 
 
 def read(text, name="in.csv", token=TOKEN):
     raw = text if isinstance(text, bytes) else text.encode()
-    return list(parse(iter(raw.splitlines(keepends=True)), name, token))
+    return list(parse(iter(raw.splitlines(keepends=True)), name, creations(token)))
 
 
 def told(text, name="in.csv", token=TOKEN):
@@ -142,4 +142,6 @@ def test_an_input_that_fails():
         yield b"a\n"
         raise OSError(5, "Input/output error")
 
-    assert list(parse(lines(), "in.csv", TOKEN))[-1] == Problem("in.csv: can't be read: Input/output error")
+    assert list(parse(lines(), "in.csv", creations(TOKEN)))[-1] == Problem(
+        "in.csv: can't be read: Input/output error"
+    )

@@ -67,8 +67,10 @@ class Asker:
             json = await answer.json() if answer.content_type == "application/json" else None
             return Answered(answer.status, answer.headers, raw, json)
 
-    async def access_token(self, *, client: str = "owner", products: tuple[str, ...] = ("assets",)) -> str:
-        login = {"institution_id": "ins_109508", "initial_products": list(products)}
+    async def access_token(
+        self, *, client: str = "owner", products: tuple[str, ...] = ("assets",), **login: Any
+    ) -> str:
+        login = {"institution_id": "ins_109508", "initial_products": list(products), **login}
         made = await self("/sandbox/public_token/create", login, client=client)
         body = {"public_token": made.json["public_token"]}
         return (await self("/item/public_token/exchange", body, client=client)).json["access_token"]

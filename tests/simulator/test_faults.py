@@ -37,6 +37,23 @@ async def test_status_alone_is_plaids_own_error(ask, plaid, status, error_type, 
     assert len(answer.json) == 7
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "error_type"),
+    [
+        ("DATA_QUALITY_CHECK_FAILED", 400, "ASSET_REPORT_ERROR"),
+        ("CREDITS_EXHAUSTED", 429, "RATE_LIMIT_EXCEEDED"),
+        ("ITEM_LOGIN_REQUIRED", 400, "ITEM_ERROR"),
+        ("NO_LONGER_AVAILABLE", 404, "INVALID_REQUEST"),
+    ],
+)
+async def test_code_of_plaids_brings_its_type(ask, plaid, code, status, error_type):
+    """Of an error body with one of Plaid's codes the rest is what belongs to the code."""
+    plaid.fail(Fault(status=status, body={"error_code": code}))
+    answer = await ask(CREATE, GOOD)
+    assert answer.refusal == (status, error_type, code)
+    assert answer.json["request_id"] == plaid.requests[0].request_id
+
+
 @pytest.mark.parametrize(("when", "minted"), [("before", 0), ("after", 1)])
 @pytest.mark.parametrize(
     "effect", [{"status": 500}, {"close": True}, {"stall": 0.01}, {"status": 200, "body": {}}]

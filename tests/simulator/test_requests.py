@@ -167,6 +167,7 @@ RELAY = {"relay_token": "t", "report_type": "asset"}
 REPORT = {"access_tokens": ["t"], "days_requested": 1}
 LOGIN = {"institution_id": "ins_1", "initial_products": ["assets"]}
 GET = {"asset_report_token": "t"}
+FIRE = "/sandbox/item/fire_webhook"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +212,33 @@ GET = {"asset_report_token": "t"}
             LOGIN | {"options": {"transactions": {"start_date": 5}}},
             "options.transactions.start_date",
         ),
+        (
+            "/sandbox/public_token/create",
+            LOGIN | {"options": {"transactions": {"start_date": "20260630"}}},
+            "options.transactions.start_date",
+        ),
+        (
+            "/sandbox/public_token/create",
+            LOGIN | {"options": {"income_verification": {"bank_income": {"days_requested": "1"}}}},
+            "options.income_verification.bank_income.days_requested",
+        ),
+        ("/asset_report/get", GET | {"user_token": 5}, "user_token"),
+        ("/asset_report/get", GET | {"fast_report": None}, "fast_report"),
+        ("/asset_report/refresh", GET | {"days_requested": 732}, "days_requested"),
+        ("/asset_report/refresh", GET | {"options": None}, "options"),
+        ("/asset_report/refresh", GET | {"options": {"webhook": "lender.example"}}, "options.webhook"),
+        ("/asset_report/refresh", GET | {"options": {"client_report_id": 5}}, "options.client_report_id"),
+        ("/asset_report/filter", GET | {"account_ids_to_exclude": "a"}, "account_ids_to_exclude"),
+        ("/asset_report/filter", GET | {"account_ids_to_exclude": [5]}, "account_ids_to_exclude[0]"),
+        ("/webhook_verification_key/get", {"key_id": 5}, "key_id"),
+        (FIRE, {"access_token": "t", "webhook_code": "RELAYED"}, "webhook_code"),
+        (FIRE, {"access_token": "t", "webhook_code": "ERROR", "webhook_type": "RELAY"}, "webhook_type"),
+        (
+            FIRE,
+            {"access_token": "t", "webhook_code": "ERROR", "options": {"new_transactions": -1}},
+            "options.new_transactions",
+        ),
+        (CREATE, GOOD | {"client_id": 5}, "client_id"),  # though the header has a good one
         ("/item/remove", {"access_token": "t", "reason_note": "n" * 513}, "reason_note"),
         ("/item/remove", {"access_token": "t", "reason_code": "BORED"}, "reason_code"),
     ],
@@ -262,6 +290,16 @@ async def test_nested_fields(ask, path, body, code, named):
             "INVALID_ACCESS_TOKEN",
         ),
         ("/asset_report/get", GET | {"options": {"days_to_include": None}}, "INVALID_ASSET_REPORT_TOKEN"),
+        (
+            "/asset_report/refresh",
+            GET
+            | {
+                "days_requested": None,
+                "options": {"webhook": "https://lender.example", "user": {"ssn": "", "favourite_colour": 5}},
+            },
+            "INVALID_ASSET_REPORT_TOKEN",
+        ),
+        ("/item/remove", {"access_token": "t", "reason_code": None}, "INVALID_ACCESS_TOKEN"),
         (
             "/sandbox/public_token/create",
             LOGIN

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from plaid_relay_async.simulator import Simulator
+from plaid_relay_async.simulator import Simulator, report_bytes
 
 GET = "/asset_report/get"
 READY = {"asset_report_token": "ready"}
@@ -165,3 +165,111 @@ async def test_pdf_is_whole(ask):
     length, stream = re.search(rb"/Length (\d+) >>\nstream\n(.*?)\nendstream", raw, re.DOTALL).groups()
     assert int(length) == len(stream)
     assert b"Everyday Checking" in stream
+
+
+async def test_every_part_can_be_missing(ask, plaid):
+    """A warning for each part that was asked for and isn't there, and the part is empty."""
+    token = plaid.add_report(missing=["transactions", "owners", "investments"])
+    answer = await ask(GET, {"asset_report_token": token, "include_insights": True})
+    codes = [warning["warning_code"] for warning in answer.json["warnings"]]
+    assert codes == ["OWNERS_UNAVAILABLE", "TRANSACTIONS_UNAVAILABLE"]
+    for account in accounts(answer.json["report"]):
+        assert account["owners"] == account["transactions"] == []
+        assert "account_insights" not in account
+    fast = await ask(GET, {"asset_report_token": token, "fast_report": True})
+    assert [warning["warning_code"] for warning in fast.json["warnings"]] == ["OWNERS_UNAVAILABLE"]
+
+
+async def test_insights_add_up(ask, plaid):
+    """The sums over the report are those of its transactions, and of its accounts together."""
+    token = plaid.add_report(transactions=600, days=200)
+    answer = await ask(GET, {"asset_report_token": token, "include_insights": True})
+    report = json.loads(answer.raw, parse_float=Decimal)["report"]
+    entries = transactions(report)
+    incoming = -sum(entry["amount"] for entry in entries if entry["amount"] < 0)
+    spent = sum(entry["amount"] for entry in entries if entry["amount"] > 0)
+    affordability = report["insights"]["affordability"]
+    assert affordability["income"]["total_income"]["amount"] == incoming
+    assert affordability["expenditure"]["total_expenditure"]["amount"] == spent
+    assert affordability["expenditure"]["cash_flow"]["amount"] == incoming - spent
+    parts = ("essential_expenditure", "non_essential_expenditure", "other", "transfers_out")
+    assert sum(affordability["expenditure"][part]["amount"] for part in parts) == spent
+    assert 0 < affordability["expenditure"]["outlier_transactions"]["transactions_count"] < 100
+    for name, told in report["insights"]["risk"].items():
+        if name == "negative_balance":
+            continue
+        each = [
+            account["account_insights"]["risk"][name]["amount"]
+            for account in accounts(report)
+            if "account_insights" in account
+        ]
+        assert sum(each) == told["amount"] > 0
+        assert sum(month["total_amount"]["amount"] for month in told["monthly_summaries"]) == told["amount"]
+
+
+async def test_negative_balances_are_those_of_the_history(ask, plaid):
+    """Each stretch of days below zero is told once, with its lowest balance."""
+    token = plaid.add_report(transactions=300, days=300)
+    answer = await ask(GET, {"asset_report_token": token, "include_insights": True})
+    report = answer.json["report"]
+    below = [
+        balance["current"]
+        for account in accounts(report)
+        for balance in account["historical_balances"]
+        if balance["current"] < 0
+    ]
+    told = report["insights"]["risk"]["negative_balance"]
+    assert told["days_with_negative_balance"] == len(below) > 0
+    assert told["minimum_balance"]["amount"] == min(below)
+    lowest = [occurrence["minimum_balance"]["amount"] for occurrence in told["occurrences"]]
+    assert min(lowest) == min(below)
+    assert all(occurrence["start_date"] <= occurrence["end_date"] for occurrence in told["occurrences"])
+
+
+def test_bytes_of_a_report_without_a_server():
+    """They are the body of an answer, the same at each call, and follow from size and seed."""
+    made = report_bytes(200)
+    assert made == report_bytes(200) != report_bytes(200, seed=1)
+    body = json.loads(made)
+    assert set(body) == {"report", "warnings", "request_id"}
+    assert len(transactions(body["report"])) == 200
+    rich = json.loads(report_bytes(10, days=5, insights=True, investments=True))["report"]
+    assert "insights" in rich
+    assert rich["days_requested"] == 5
+    assert "investments" in accounts(rich)[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "megabytes"),
+    [((200,), 0.1), ((3_400,), 1.0), ((8_000,), 8.0)],
+    ids=["small", "middle", "big"],
+)
+def test_sizes_that_the_docstring_tells(arguments, megabytes):
+    """About so many megabytes; the biggest is with insights."""
+    size = len(report_bytes(*arguments, insights=megabytes == 8.0))
+    assert size / 1e6 == pytest.approx(megabytes, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"transactions": -1}, "transactions"),
+        ({"transactions": 15_001}, "transactions"),
+        ({"days": 0}, "days"),
+    ],
+)
+def test_bytes_of_a_report_that_cannot_be(arguments, named):
+    """An argument out of its bounds is a ValueError that names it."""
+    with pytest.raises(ValueError, match=f"^{named}: "):
+        report_bytes(**{"transactions": 1} | arguments)
+
+
+async def test_pdf_of_several_items_and_pages(ask, clock):
+    """Each bank has its heading; what doesn't fit on a page goes on the next."""
+    tokens = [await ask.access_token() for _ in range(12)]
+    made = (await ask("/asset_report/create", {"access_tokens": tokens, "days_requested": 1})).json
+    clock.now += 10
+    raw = (await ask("/asset_report/pdf/get", {"asset_report_token": made["asset_report_token"]})).raw
+    assert raw.count(b"(First Platypus Bank)") == 12
+    assert b"/Count 2 >>" in raw
+    assert raw.endswith(b"%%EOF\n")

@@ -1,0 +1,157 @@
+"""Reports as the client reads them: whole, typed, and without holding up the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+
+import pytest
+from attrs import fields
+from support import OWNER
+from test_transport import read_request, serving
+
+from plaid_relay_async import (
+    AssetReportGetResponse,
+    AssetReportUser,
+    RelayClient,
+    ResponseDecodeError,
+    from_json,
+    models,
+    structure,
+    to_json,
+    unstructure,
+)
+from plaid_relay_async.simulator import Fault, Simulator, report_bytes
+
+GET = "/asset_report/get"
+
+
+class Counting(ThreadPoolExecutor):
+    """Counts what it is given to do."""
+
+    submitted = 0
+
+    def submit(self, *args, **kwargs):
+        self.submitted += 1
+        return super().submit(*args, **kwargs)
+
+
+@pytest.fixture
+async def threads():
+    with Counting() as executor:
+        asyncio.get_running_loop().set_default_executor(executor)
+        yield executor
+
+
+@pytest.mark.parametrize(("transactions", "jobs"), [(200, 0), (3_000, 1)])
+async def test_a_long_report_is_read_in_a_thread_and_a_short_one_in_the_loop(threads, transactions, jobs):
+    """What takes longer than a few milliseconds doesn't hold up the event loop."""
+    body = report_bytes(transactions)
+
+    async def handle(reader, writer):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        await writer.drain()
+
+    async with serving(handle) as (url, _), RelayClient(OWNER, base_url=url) as client:
+        got = await client.asset_report.get("t")
+    assert got.raw.reveal() == body
+    assert threads.submitted == jobs
+
+
+async def test_an_error_in_a_long_report_comes_out_of_the_thread(plaid, client):
+    """It is the same error, with its place and the request id."""
+    body = json.loads(report_bytes(2_000))
+    body["report"]["items"][0]["accounts"][0]["balances"]["current"] = "much"
+    plaid.fail(Fault(path=GET, status=200, body=body))
+    with pytest.raises(ResponseDecodeError) as caught:
+        await client.asset_report.get(plaid.add_report())
+    assert caught.value.path == "$.report.items[0].accounts[0].balances.current"
+    assert caught.value.request_id == body["request_id"]
+
+
+async def test_a_report_can_be_stored_and_read_again(plaid, client):
+    """All that a rich report holds becomes JSON and the same records again, by either pair of functions."""
+    token = plaid.add_report(transactions=400, days=120, investments=True)
+    got = await client.asset_report.get(token, include_insights=True)
+    stored = to_json(got)
+    assert from_json(stored, AssetReportGetResponse) == got
+    assert without_nulls(stored) == without_nulls(got.raw.reveal())
+    assert structure(json.loads(json.dumps(unstructure(got))), AssetReportGetResponse) == got
+
+
+def without_nulls(text: bytes) -> object:
+    """JSON as it is compared: a field that is null is as good as one that isn't there."""
+    return json.loads(
+        text,
+        parse_float=Decimal,
+        object_pairs_hook=lambda pairs: {name: value for name, value in pairs if value is not None},
+    )
+
+
+async def test_nothing_of_a_report_is_unknown_to_the_records(plaid, client):
+    """The simulator, written from Plaid's documents alone, sends no field that isn't one of a record."""
+    token = plaid.add_report(transactions=400, days=120, investments=True)
+    got = await client.asset_report.get(token, include_insights=True)
+    assert unknown_in(got) == []
+
+
+def unknown_in(value: object) -> list[str]:
+    if isinstance(value, tuple):
+        return [name for inner in value for name in unknown_in(inner)]
+    if not models.is_record(type(value)):
+        return []
+    inner = tuple(getattr(value, a.name) for a in fields(type(value)))
+    return [*value.additional_properties, *unknown_in(inner)]
+
+
+async def test_no_repr_tells_of_a_person(plaid, client):
+    """Names, addresses, numbers of accounts and the bank's words are in no repr, of whatever part."""
+    token = plaid.add_report(transactions=200, days=60, investments=True)
+    got = await client.asset_report.get(token, include_insights=True)
+    shown = "\n".join(map(repr, records_in(got)))
+    for account in got.report.accounts():
+        told = [account.name, account.official_name, account.mask, *account.owners[0].names]
+        told += [account.owners[0].emails[0].data, account.owners[0].addresses[0].data.street]
+        told += [t.original_description for t in account.transactions]
+        told += [t.payment_meta.payee for t in account.transactions if t.payment_meta]
+        for words in filter(None, told):
+            assert f"='{words}'" not in shown
+
+
+def records_in(value: object):
+    if isinstance(value, tuple):
+        for inner in value:
+            yield from records_in(inner)
+    elif models.is_record(type(value)):
+        yield value
+        for a in fields(type(value)):
+            yield from records_in(getattr(value, a.name))
+
+
+async def test_transactions_of_all_accounts_come_one_by_one(plaid, client):
+    """The iterator gives what the nested lists hold, in their order."""
+    got = await client.asset_report.get(plaid.add_report(transactions=120))
+    nested = [t for item in got.report.items for account in item.accounts for t in account.transactions]
+    assert [*got.report.transactions()] == nested
+    assert len(nested) == 120
+    assert [a.account_id for a in got.report.accounts()] == [
+        a.account_id for item in got.report.items for a in item.accounts
+    ]
+
+
+async def test_what_the_owner_told_of_a_person_is_in_the_report():
+    """The user comes back as told, fields of one's own included, and shows in no repr."""
+    told = AssetReportUser(first_name="Anna", ssn="111-22-1234", additional_properties={"loan": "L-1"})
+    async with Simulator(generating=0) as plaid, RelayClient(OWNER, base_url=plaid.url) as client:
+        public = await client.sandbox.create_public_token()
+        item = await client.item.exchange_public_token(public.public_token)
+        made = await client.asset_report.create([item.access_token], 30, user=told)
+        got = await client.asset_report.get(made.asset_report_token)
+    user = got.report.user
+    assert (user.first_name, user.ssn, user.email) == ("Anna", "111-22-1234", None)
+    for shown in (repr(told), repr(got), repr(user)):
+        assert "111-22-1234" not in shown
+        assert "Anna" not in shown

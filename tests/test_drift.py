@@ -235,6 +235,16 @@ def test_a_document_in_between_may_have_either(openapi, newer):
         assert named(Specification(document), CODE) == set()
 
 
+def test_what_an_excerpt_lacks_is_checked_where_it_is(openapi, newer):
+    """An older document may have the operations that an excerpt lacks, and a newer one may lack them."""
+    lacking = ("/item/remove", "/sandbox/item/fire_webhook")
+    older, newest = copied(openapi), copied(newer)
+    for path in lacking:
+        older["paths"][path] = newest["paths"].pop(path)
+    assert named(Specification(older), CODE) == {"SandboxItemFireWebhookRequest.options"}
+    assert named(Specification(newest), CODE) == set()
+
+
 # ------------------------------------------------------------------------------------ the program itself
 
 DRIFT = str(Path(drift.__file__))

@@ -283,9 +283,9 @@ def run(*arguments: str, code: Path | None = None) -> subprocess.CompletedProces
         ),
         (
             "report.py",
-            "    mask: str | None = null()\n",
-            "    mask: str | None = None\n",
-            "AccountAssets.mask: ",
+            "    ticker_symbol: str | None = null()\n",
+            "    ticker_symbol: str | None = None\n",
+            "AssetReportInvestmentSecurity.ticker_symbol: ",
         ),
         ("relay.py", "    removed: bool\n", "    removed: str\n", "RelayRemoveResponse.removed: "),
         ("relay.py", "    include_insights: bool = flag()\n", "", "RelayGetRequest.include_insights: "),

@@ -488,13 +488,14 @@ class Asker:
         )
         if record == "AssetReportGetRequest":  # the document leaves open that one of the two is needed
             return known.filter({"asset_report_token", "user_token"}.intersection)
-        return known
+        return known.map(in_order)
 
     def argument(self, where: str, shape: Shape, schema: Schema) -> st.SearchStrategy[Any]:
         schema = self.spec.resolved(schema)
         if shape.kind == "array":
             element = self.argument(where, shape.items, schema["items"])
-            return st.lists(element, min_size=1, max_size=3).filter(at_most_one_report)
+            some = st.lists(element, min_size=1, max_size=3)
+            return some.filter(one_report) if where == "RelayCreateRequest.report_tokens" else some
         if shape.kind == "object":
             return self.arguments(shape.record, schema).map(lambda given: cls_of(shape.record)(**given))
         if shape.kind == "integer":
@@ -505,8 +506,17 @@ class Asker:
         return {"date": st.dates(), "boolean": st.booleans()}[shape.kind]
 
 
-def at_most_one_report(tokens: list[str]) -> bool:
-    return sum(token.startswith("assets-") for token in tokens) < 2
+def in_order(given: dict[str, Any]) -> dict[str, Any]:
+    """A time starts before it ends; the document has no words for that."""
+    if {"start_date", "end_date"} <= given.keys():
+        start, end = sorted((given["start_date"], given["end_date"]))
+        return {**given, "start_date": start, "end_date": end}
+    return given
+
+
+def one_report(tokens: list[str]) -> bool:
+    """Plaid relays one of each type, of which there is one; the document says so in words alone."""
+    return len(set(tokens)) == len(tokens) and sum(token.startswith("assets-") for token in tokens) < 2
 
 
 def words_of(schema: Schema) -> st.SearchStrategy[str]:

@@ -3,11 +3,9 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from pathlib import Path
 
 import aiohttp
 import pytest
-import yaml
 
 from plaid_relay_async import errors, transport
 from plaid_relay_async.errors import (
@@ -28,14 +26,6 @@ from plaid_relay_async.errors import (
 )
 
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, PlaidRelayError)]
-
-
-@pytest.fixture(scope="session")
-def specification(request: pytest.FixtureRequest) -> dict:
-    path = request.config.getoption("--specification")
-    if path is None:
-        pytest.skip("Plaid's specification isn't part of the project: pass its path as --specification")
-    return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +57,9 @@ def test_the_class_is_chosen_by_code_then_type_then_status(error_type, error_cod
     assert class_for(error_type, error_code, status) is cls
 
 
-def test_each_type_of_the_specification_is_in_the_table(specification):
+def test_each_type_of_the_specification_is_in_the_table(openapi):
     """No error_type that Plaid's specification lists is left to its status."""
-    types = specification["components"]["schemas"]["PlaidErrorType"]["enum"]
+    types = openapi.document["components"]["schemas"]["PlaidErrorType"]["enum"]
     assert set(types) <= set(errors._BY_TYPE)
 
 

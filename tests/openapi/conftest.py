@@ -1,19 +1,11 @@
-from pathlib import Path
+from __future__ import annotations
+
+import copy
 
 import pytest
-import yaml
-
-
-@pytest.fixture(scope="session")
-def specification(request):
-    """Plaid's OpenAPI document, which is not part of this repository."""
-    path = request.config.getoption("--specification")
-    if path is None:
-        pytest.skip("needs --specification PATH, the path of Plaid's OpenAPI document")
-    return Path(path).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def document(specification):
-    """A copy of it that a module may change."""
-    return yaml.safe_load(specification)
+def document(openapi):
+    """A copy of Plaid's document that a module may change."""
+    return copy.deepcopy(openapi.document)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import stat
+import sys
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -153,32 +155,51 @@ async def test_a_long_start_that_came_to_nothing_isnt_under_a_short_whole(target
     assert saved.size == len(whole_pdf(b"short"))
 
 
-@pytest.fixture
-def small_files():
-    """A limit to the size of files, which stands for a disk that is full."""
-    resource = pytest.importorskip("resource", reason="only POSIX can limit the size of files")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+FULL_DISK = """
+import asyncio, json, os, resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_download import http, open_part_files, whole_pdf
+from test_transport import read_request, serving
+from plaid_relay_async import Credentials, RelayClient, RetryPolicy
 
+target, attempts = Path(sys.argv[2]), int(sys.argv[3])
+answers = [http(whole_pdf(b"x" * 300_000), 400_000)] * (attempts - 1) + [http(whole_pdf(b"y" * 300_000))]
 
-@pytest.mark.parametrize("attempts", [1, 2])
-async def test_a_file_that_cant_be_written_is_the_callers_trouble(small_files, target, attempts):
-    """Where the disk is full the OSError comes out as it is; no half file is left, nor an open one."""
-    answers = [http(whole_pdf(b"x" * 300_000), 400_000)] * (attempts - 1) + [http(whole_pdf(b"y" * 300_000))]
+async def handle(reader, writer):
+    await read_request(reader)
+    writer.write(answers.pop(0))
+    await writer.drain()
 
-    async def handle(reader, writer):
-        await read_request(reader)
-        writer.write(answers.pop(0))
-        await writer.drain()
-
-    async with serving(handle) as (url, _), RelayClient(OWNER, base_url=url, retry=QUICK) as client:
-        with pytest.raises(OSError, match="File too large"):
+async def main():
+    quick = RetryPolicy(backoff=0.001)
+    async with serving(handle) as (url, _), RelayClient(Credentials("a", "b"), base_url=url, retry=quick) as client:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
             await client.relay.download_pdf("t", target)
+        except OSError as error:
+            told = error.strerror
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    print(json.dumps([told, len(answers), open_part_files()]))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX can limit the size of files")
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_a_file_that_cant_be_written_is_the_callers_trouble(target, attempts):
+    """Where the disk is full the OSError comes out as it is; no half file is left, nor an open one."""
+    # A process of its own: the limit, which stands for a full disk, is on all files of one.
+    words = (str(Path(__file__).parent), str(target), str(attempts))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", FULL_DISK, *words), stdout=asyncio.subprocess.PIPE
+    )
+    told, _ = await process.communicate()
+    assert json.loads(told) == ["File too large", 0, []]
     assert list(target.parent.iterdir()) == []
-    assert answers == []
-    assert open_part_files() == []
 
 
 def open_part_files() -> list[str]:

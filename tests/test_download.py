@@ -142,7 +142,7 @@ def http(body: bytes, length: int | None = None) -> bytes:
 
 async def test_a_long_start_that_came_to_nothing_isnt_under_a_short_whole(target):
     """Where the first attempt broke off late and the second one is short, the file is as short."""
-    answers = [http(whole_pdf(b"x" * 300_000), 400_000), http(whole_pdf(b"short"))]
+    answers = [http(whole_pdf(b"x" * 2_000_000), 4_000_000), http(whole_pdf(b"short"))]
 
     async def handle(reader, writer):
         await read_request(reader)
@@ -164,7 +164,8 @@ from test_transport import read_request, serving
 from plaid_relay_async import Credentials, RelayClient, RetryPolicy
 
 target, attempts = Path(sys.argv[2]), int(sys.argv[3])
-answers = [http(whole_pdf(b"x" * 300_000), 400_000)] * (attempts - 1) + [http(whole_pdf(b"y" * 300_000))]
+body = whole_pdf(b"x" * 2_000_000)
+answers = [http(body, 4_000_000)] * (attempts - 1) + [http(body)]
 
 async def handle(reader, writer):
     await read_request(reader)

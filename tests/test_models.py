@@ -93,6 +93,19 @@ def test_a_bad_creation_is_refused_by_the_name_of_its_field(arguments, problem):
             "start_date must be of type date, not str",
         ),
         (
+            lambda: models.SandboxTransactions(start_date=date(2026, 2, 1), end_date=date(2026, 1, 1)),
+            "end_date is before start_date",
+        ),
+        (
+            lambda: models.SandboxStatements(date(2026, 2, 1), date(2026, 1, 1)),
+            "end_date is before start_date",
+        ),
+        (lambda: told(ssn=123456789), "user.ssn must be a string, not int"),
+        (lambda: told(email=""), "user.email is empty"),
+        (lambda: told(additional_properties={"x": b"y"}), "user.additional_properties.x must be something"),
+        (lambda: told(additional_properties={"x": [1, {"y": float("nan")}]}), "additional_properties.x[1].y"),
+        (lambda: told(additional_properties={5: 1}), "a name in user.additional_properties must be a string"),
+        (
             lambda: models.SandboxTransactions(days_requested=0),
             "days_requested must be a whole number from 1",
         ),
@@ -137,6 +150,12 @@ def test_what_slipped_into_a_request_is_refused_without_showing_it():
         encode(request, Hidden({"secret": "canary"}))
     frames = [f.f_code.co_name for f, _ in traceback.walk_tb(caught.value.__traceback__)]
     assert frames == ["test_what_slipped_into_a_request_is_refused_without_showing_it", "call"]
+
+
+def test_a_test_item_may_have_an_open_end():
+    """Of the two dates of a test Item's transactions either may be left out."""
+    for some in ({}, {"start_date": date(2026, 1, 1)}, {"end_date": date(2026, 1, 1)}):
+        assert models.SandboxTransactions(**some).days_requested is None
 
 
 def test_a_user_token_will_do_for_a_report():

@@ -130,9 +130,10 @@ class _Sink:
         await self._attempt(lambda: self._part.write(piece.reveal()))
 
     async def _attempt(self, act: Callable[[], None]) -> None:
+        if self._trouble is not None:
+            return
         try:
-            if self._trouble is None:
-                await _in_a_thread(act)
+            await _in_a_thread(act)
         except OSError as error:
             self._trouble = error
 

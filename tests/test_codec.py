@@ -391,6 +391,10 @@ def test_a_pdf_without_its_end_is_none(body):
         (b'[{"relay_token": "T-1"}]', None),
         (b'{"relay_token": "T-1", "request_id": "q", "x": 1e9999999999999999999}', "q"),
         (b'{"relay_token": "\\u0054-1", ', None),
+        (b'{"relay_token": "T-0", "relay_token": "T-1"}', None),
+        (b'{"relay_token": "T-1", "x": ' + b"[" * 100_000, None),
+        (b'{"relay_token": "T-1", "request_id": null, "removed": "yes"}', None),
+        (b'<html>{"relay_token": "T-1"}</html>', None),
     ],
 )
 @pytest.mark.parametrize("cut_off", [False, True])

@@ -398,7 +398,7 @@ class Relay(Operations):
             retry: in place of the client's policy; `attempts` bounds how many requests may fail in a row.
 
         Raises:
-            ReportNotReadyError: the time is up, and the report is still being generated.
+            ReportNotReadyError: there is no time to ask again, and the report is still being generated.
             AssetReportError: it couldn't be generated, and waiting won't mend that.
             ResponseDecodeError: the answer isn't a report.
             PlaidRelayError: see the class.

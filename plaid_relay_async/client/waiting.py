@@ -56,7 +56,7 @@ async def poll(
         sleep: waits for so many seconds.
 
     Raises:
-        ReportNotReadyError: the time is up, and the report is still being generated.
+        ReportNotReadyError: there is no time to ask again, and the report is still being generated.
         PlaidRelayError: it can't be had.
     """
     deadline = clock() + seconds

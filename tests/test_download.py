@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 import threading
+import traceback
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ from plaid_relay_async import (
     ResponseDecodeError,
 )
 from plaid_relay_async.client.files import PartFile
+from plaid_relay_async.errors import Hidden
 from plaid_relay_async.simulator import Fault
 
 PDF = "/credit/relay/pdf/get"
@@ -252,7 +254,7 @@ def test_a_file_system_without_links_will_do(target):
     for name, taken in ((target, False), (target.with_name("taken.pdf"), True)):
         part = PartFile(name, link=no_links)
         part.open()
-        part.write(b"whole")
+        part.write(Hidden(b"whole"))
         if taken:
             name.write_text("mine", encoding="utf-8")
             with pytest.raises(FileExistsError):
@@ -265,13 +267,68 @@ def test_a_file_system_without_links_will_do(target):
     assert sorted(path.name for path in target.parent.iterdir()) == ["report.pdf", "taken.pdf"]
 
 
+def test_a_name_that_was_reserved_for_nothing_is_free_again(target):
+    """Where the file can't take the name that was reserved for it, no empty file keeps that."""
+
+    def lost(part: Path, _: Path) -> None:
+        part.unlink()
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    part = PartFile(target, link=lost)
+    part.open()
+    with pytest.raises(FileNotFoundError):
+        part.publish()
+    part.give_up()
+    assert list(target.parent.iterdir()) == []
+
+
+def test_what_fails_for_another_reason_is_raised(target):
+    """Only what says that there are no links is got round."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    part = PartFile(target, link=full)
+    part.open()
+    with pytest.raises(OSError, match="No space left"):
+        part.publish()
+    part.give_up()
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_file_is_closed_before_it_gets_its_name(target):
+    """What a system says only when a file is closed, such as that a quota is used up, comes in time."""
+    part = PartFile(target)
+    part.open()
+    os.close(part._file.fileno())  # now closing it fails, as it may on a file system of the network
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        part.publish()
+    part.give_up()
+    assert list(target.parent.iterdir()) == []
+
+
+def test_no_frame_shows_what_is_written(target):
+    """A report is a person's: the error of a disk that is full holds none of it."""
+    part = PartFile(target)
+    part.open()
+    os.close(part._file.fileno())
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        part.write(Hidden(b"JOHN DOE"))
+    frames = [f.f_locals for f, _ in traceback.walk_tb(caught.value.__traceback__)][1:]
+    assert "JOHN DOE" not in repr(frames)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        part._file.close()
+    part.give_up()
+
+
 def test_a_file_that_is_given_up_before_it_is_made_is_never_made(target):
     """Whoever is cancelled while a thread waits for its turn leaves nothing behind."""
     part = PartFile(target)
     part.give_up()
     part.open()
     part.begin()
-    part.write(b"x")
+    part.write(Hidden(b"x"))
+    part.publish()
     assert list(target.parent.iterdir()) == []
 
 

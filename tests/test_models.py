@@ -103,7 +103,16 @@ def test_a_bad_creation_is_refused_by_the_name_of_its_field(arguments, problem):
         (lambda: told(ssn=123456789), "user.ssn must be a string, not int"),
         (lambda: told(email=""), "user.email is empty"),
         (lambda: told(additional_properties={"x": b"y"}), "user.additional_properties.x must be something"),
-        (lambda: told(additional_properties={"x": [1, {"y": float("nan")}]}), "additional_properties.x[1].y"),
+        (
+            lambda: told(additional_properties={"x": [1, {"y": float("nan")}]}),
+            "x[1].y must be a finite number",
+        ),
+        (lambda: told(additional_properties=[1]), "user.additional_properties must be a dict, not list"),
+        (lambda: told(additional_properties={"x": Decimal("sNaN")}), "x must be a finite number"),
+        (
+            lambda: told(additional_properties={"x": deep(3_000)}),
+            "additional_properties is nested too deeply",
+        ),
         (lambda: told(additional_properties={5: 1}), "a name in user.additional_properties must be a string"),
         (
             lambda: models.SandboxTransactions(days_requested=0),
@@ -119,13 +128,24 @@ def test_other_requests_are_checked_as_well(make, problem):
     assert problem in str(caught.value)
 
 
+def deep(levels: int) -> list:
+    nested: list = []
+    for _ in range(levels):
+        nested = [nested]
+    return nested
+
+
 def told(**of_the_user):
     return models.AssetReportCreateOptions(user=models.AssetReportUser(**of_the_user))
 
 
 def test_whatever_json_has_may_be_told_of_a_person():
     """Fields of one's own go to Plaid as they are, exact numbers too, as those of a report that was read."""
-    mine = {"loan": ["L-1", 5, 0.5, True, None], "sum": Decimal("12345678901234567890.10")}
+    mine = {
+        "loan": ["L-1", 5, 0.5, True, None, 10**400],
+        "sum": Decimal("12345678901234567890.10"),
+        "huge": Decimal("1E+400"),
+    }
     request = models.AssetReportCreateRequest(
         ["a"], 5, options=told(email="a@b.c", additional_properties=mine)
     )
@@ -134,7 +154,7 @@ def test_whatever_json_has_may_be_told_of_a_person():
     assert sent["options"]["user"] == {
         "email": "a@b.c",
         **mine,
-        "loan": ["L-1", 5, Decimal("0.5"), True, None],
+        "loan": ["L-1", 5, Decimal("0.5"), True, None, 10**400],
     }
     assert b"12345678901234567890.10" in body
 
@@ -145,11 +165,12 @@ def test_what_slipped_into_a_request_is_refused_without_showing_it():
     request = models.AssetReportCreateRequest(
         ["access-canary"], 5, options=models.AssetReportCreateOptions(user=user)
     )
-    user.additional_properties["x"] = object()
-    with pytest.raises(InvalidRequestError, match="can't be written as JSON") as caught:
-        encode(request, Hidden({"secret": "canary"}))
-    frames = [f.f_code.co_name for f, _ in traceback.walk_tb(caught.value.__traceback__)]
-    assert frames == ["test_what_slipped_into_a_request_is_refused_without_showing_it", "call"]
+    for slipped in (object(), float("nan"), deep(3_000)):
+        user.additional_properties["x"] = slipped
+        with pytest.raises(InvalidRequestError, match="can't be written as JSON") as caught:
+            encode(request, Hidden({"secret": "canary"}))
+        frames = [f.f_code.co_name for f, _ in traceback.walk_tb(caught.value.__traceback__)]
+        assert frames == ["test_what_slipped_into_a_request_is_refused_without_showing_it", "call"]
 
 
 def test_a_test_item_may_have_an_open_end():

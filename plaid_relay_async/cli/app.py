@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import re
 import signal
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+from attrs import evolve
 from cyclopts import App, CycloptsError, Parameter
 
 from plaid_relay_async.cli.board import Board
@@ -26,7 +26,7 @@ from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.simulate import read_clients, serve
 from plaid_relay_async.cli.status import Exit, UsageError, say
 from plaid_relay_async.client import RelayClient
-from plaid_relay_async.codec import to_json, unstructure
+from plaid_relay_async.codec import to_json
 from plaid_relay_async.config import RetryPolicy, Timeouts, __version__
 from plaid_relay_async.errors import (
     ConfigurationError,
@@ -242,8 +242,8 @@ def remove(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Tim
     except KeyboardInterrupt:
         say("interrupted: nobody can tell whether it was removed; remove it again to be sure")
         return Exit.UNKNOWN
-    gone = {**unstructure(answer), "inferred": answer.inferred}
-    put(standard_output(), f"{json.dumps(gone, indent=2)}\n".encode())
+    told = evolve(answer, additional_properties={**answer.additional_properties, "inferred": answer.inferred})
+    put(standard_output(), to_json(told, indent=2) + b"\n")
     return Exit.DONE if answer.removed else Exit.FAILED
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from plaid_relay_async.cli.status import UsageError
 from plaid_relay_async.client.files import PartFile
+from plaid_relay_async.errors import Hidden
 from plaid_relay_async.outcomes import Created, Failed, Unknown, error_code
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ def write_new(path: str, content: bytes) -> None:
     part = PartFile(Path(path))
     try:
         part.open()
-        part.write(content)
+        part.write(Hidden(content))
         part.publish()
     finally:
         part.give_up()

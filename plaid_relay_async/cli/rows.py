@@ -306,12 +306,9 @@ def shared(make: Callable[[str], object]) -> Form[Shared]:
 
 
 def _shared(make: Callable[[str], object], line: int | str, row: Cells) -> Shared | str | None:
-    if not row.get("relay_token") and row.get("outcome") not in (
-        None,
-        "",
-        "created",
-    ):  # JSON may have a list there
-        return None  # a row of an outcome that brought no token
+    brought_one = row.get("outcome") in (None, "", "created")  # a tuple: JSON may have a list there
+    if not row.get("relay_token") and not brought_one:
+        return None
     if "relay_token" not in row:
         return "relay_token: is missing"
     try:

@@ -71,15 +71,15 @@ class PartFile:
             if self._file is not None:
                 self._file.truncate(self._file.seek(0))
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: Hidden[bytes]) -> None:
         """Write the next piece.
 
         Raises:
             OSError: it can't be written.
         """
         with self._lock:
-            self.size += len(piece)
-            left = memoryview(piece)
+            left = memoryview(piece.reveal())
+            self.size += len(left)
             while left and self._file is not None:
                 left = left[self._file.write(left) :]
 
@@ -88,16 +88,27 @@ class PartFile:
 
         Raises:
             FileExistsError: another has got that name meanwhile.
-            OSError: that can't be done.
+            OSError: that can't be done, or the file couldn't be written to its end.
         """
-        # A link, unlike a renaming, never takes the place of another file.
+        with self._lock:
+            if self._file is None or self._given_up:
+                return
+            self._file.close()
+            # A link, unlike a renaming, never takes the place of another file.
+            try:
+                self._link(self._part, self._path)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                self._rename()
+
+    def _rename(self) -> None:
+        os.close(_private(str(self._path), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         try:
-            self._link(self._part, self._path)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            os.close(_private(str(self._path), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
             self._part.replace(self._path)
+        except BaseException:
+            self._path.unlink(missing_ok=True)
+            raise
 
     def give_up(self) -> None:
         """Close the file, and take away what isn't published."""
@@ -127,7 +138,7 @@ class _Sink:
         await self._attempt(self._part.begin)
 
     async def write(self, piece: Hidden[bytes]) -> None:
-        await self._attempt(lambda: self._part.write(piece.reveal()))
+        await self._attempt(lambda: self._part.write(piece))
 
     async def _attempt(self, act: Callable[[], None]) -> None:
         if self._trouble is not None:
@@ -145,8 +156,11 @@ class _Sink:
 
 
 def _in_a_thread(act: Callable[[], None]) -> Awaitable[None]:
-    # Once begun it ends, also where its waiter is cancelled; so nothing is left behind.
-    return asyncio.shield(asyncio.ensure_future(asyncio.to_thread(act)))
+    # Once begun it ends, also where its waiter is cancelled; so nothing is left behind. What it raises then
+    # is nobody's business any more.
+    ending = asyncio.ensure_future(asyncio.to_thread(act))
+    ending.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    return asyncio.shield(ending)
 
 
 def file_at(path: str | os.PathLike[str]) -> Path:

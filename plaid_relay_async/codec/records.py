@@ -27,13 +27,17 @@ T = TypeVar("T")
 
 # -------------------------------------------------------------------------------------- the converters
 
+# As RFC 3339 has them; Python reads other forms, too.
 _DAY: Final = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_TIME: Final = re.compile(
+    _DAY.pattern + r"[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})?"
+)
 
 
 @functools.lru_cache(maxsize=4096)
 def _day(text: str) -> date:
     # A report has a date in each of thousands of records, and few different ones.
-    if not _DAY.fullmatch(text):  # Python reads other forms, too
+    if not _DAY.fullmatch(text):
         raise ValueError("expected a date")
     return date.fromisoformat(text)
 
@@ -60,9 +64,9 @@ def _date(value: Any, _: Any) -> date:
 
 
 def _datetime(value: Any, _: Any) -> datetime:
-    if type(value) is not str or _DAY.fullmatch(value):  # to Python a day is a time, too
-        raise TypeError("expected a time")
-    moment = datetime.fromisoformat(value.upper())  # RFC 3339 has small letters, and Python hasn't
+    if not _TIME.fullmatch(value):
+        raise ValueError("expected a time")
+    moment = datetime.fromisoformat(value.upper())  # Python has no small letters there
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -273,7 +277,10 @@ def _text(value: Any, **how: Any) -> str:
             marks.append(secrets.token_hex(16))
         return f"{marks[0]}{number}"
 
-    text = json.dumps(value, default=marked, **how)
+    try:
+        text = json.dumps(value, default=marked, allow_nan=False, **how)
+    except ValueError:  # it may quote the number
+        raise TypeError("a number can't be written as JSON") from None
     return re.sub(f'"{marks[0]}([^"]*)"', r"\1", text) if marks else text
 
 
@@ -286,7 +293,7 @@ def encode(record: object, more: Hidden[dict[str, str]]) -> bytes:
     """
     try:
         return _text({**_converter.unstructure(record), **more.reveal()}, separators=(",", ":")).encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, RecursionError) as error:
         problem = type(error).__name__
     raise InvalidRequestError(f"the request can't be written as JSON ({problem})", sent=False)
 

@@ -35,7 +35,8 @@ _DAYS = is_days(0, 731)
 class AssetReportUser:
     """The person whom a report is about, as its owner described them; all fields are optional.
 
-    Shown in no repr. Plaid puts it into the report as it came, fields of one's own included.
+    In a request none may be empty. Shown in no repr. Plaid puts it into the report as it came, fields of
+    one's own included.
 
     Attributes:
         client_user_id: an id of one's own for the person.
@@ -66,11 +67,24 @@ def _is_user(_: object, attribute: Attribute[Any], value: object) -> None:
     if not isinstance(value, AssetReportUser):
         raise refuse(f"{attribute.name} must be of type AssetReportUser, not {type(value).__name__}")
     for told in fields(AssetReportUser):
-        word = getattr(value, told.name)
-        if told.name == "additional_properties":
-            check_json(f"{attribute.name}.additional_properties", word)
-        elif word is not None:
-            check_text(f"{attribute.name}.{told.name}", word)
+        name, word = f"{attribute.name}.{told.name}", getattr(value, told.name)
+        if told.name != "additional_properties":
+            if word is not None:
+                check_text(name, word)
+        elif isinstance(word, dict):
+            _check_depth(name, word)
+        else:
+            raise refuse(f"{name} must be a dict, not {type(word).__name__}")
+
+
+def _check_depth(name: str, value: object) -> None:
+    too_deep = False
+    try:
+        check_json(name, value)
+    except RecursionError:
+        too_deep = True
+    if too_deep:
+        raise refuse(f"{name} is nested too deeply")
 
 
 @sealed_init

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, TypeAlias, cast
@@ -139,9 +138,10 @@ def check_json(name: str, value: object) -> None:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             check_json(f"{name}[{index}]", inner)
-    elif not isinstance(value, str | bool | None) and not (
-        isinstance(value, int | float | Decimal) and math.isfinite(value)
-    ):
+    elif isinstance(value, float | Decimal):
+        if not Decimal(value).is_finite():
+            raise refuse(f"{name} must be a finite number")
+    elif not isinstance(value, str | int | None):
         raise refuse(f"{name} must be something that JSON has, not {type(value).__name__}")
 
 

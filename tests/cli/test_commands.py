@@ -174,9 +174,12 @@ def test_refresh_and_remove(plaid, shared, run, monkeypatch):
 
 def test_a_token_that_plaid_did_not_remove(plaid, shared, run):
     """Plaid's word is printed, and the exit status says that it failed."""
-    plaid.fail(Fault(path="/credit/relay/remove", status=200, body={"removed": False, "request_id": "q"}))
+    body = '{"removed": false, "request_id": "q", "new": 0.12345678901234567891}'
+    plaid.fail(Fault(path="/credit/relay/remove", status=200, body=body))
     gone = run("remove", shared)
-    assert (gone.status, json.loads(gone.out)["removed"]) == (1, False)
+    told = json.loads(gone.out, parse_float=str)
+    assert (gone.status, told["removed"], told["inferred"]) == (1, False, False)
+    assert told["new"] == "0.12345678901234567891"
 
 
 def test_refresh_unknown(plaid, shared, run):

@@ -60,7 +60,7 @@ from plaid_relay_async.outcomes import (
     Removed,
     Unknown,
 )
-from plaid_relay_async.transport import RateLimiter
+from plaid_relay_async.transport import RateLimiter, Retry, Statistics
 
 if TYPE_CHECKING:
     from plaid_relay_async.models import AssetReport, AssetReportGetResponse
@@ -117,9 +117,11 @@ __all__ = [
     "Removed",
     "ReportNotReadyError",
     "ResponseDecodeError",
+    "Retry",
     "RetryPolicy",
     "SandboxItemFireWebhookResponse",
     "SandboxPublicTokenCreateResponse",
+    "Statistics",
     "Timeouts",
     "Unknown",
     "WebhookVerificationKeyGetResponse",

@@ -20,6 +20,7 @@ from plaid_relay_async.errors import (
     BatchStoppedError,
     ConnectionLostError,
     DuplicateRequestError,
+    Ending,
     InvalidRequestError,
     NotSentError,
     OutcomeUnknownError,
@@ -28,8 +29,8 @@ from plaid_relay_async.errors import (
     RateLimitError,
     ResponseDecodeError,
     concerns_everyone,
+    ending_of,
     ordinary,
-    perhaps_carried_out,
     sealed,
 )
 from plaid_relay_async.models import (
@@ -101,7 +102,7 @@ class Operation:
     def verdict(self, error: PlaidRelayError) -> PlaidRelayError:
         """Turn an error that leaves open whether the call was carried out into one that says so."""
         # A success that can't be read is one all the same.
-        left_open = perhaps_carried_out(error) or isinstance(error, ResponseDecodeError)
+        left_open = ending_of(error) is Ending.UNKNOWN or isinstance(error, ResponseDecodeError)
         if self.reads or not left_open or isinstance(error, OutcomeUnknownError):
             return error
         facts = {name: fact for name, fact in vars(error).items() if hasattr(OutcomeUnknownError, name)}
@@ -206,7 +207,7 @@ class _Flight(Generic[S]):
 
     def again(self, error: PlaidRelayError, *, spared: bool) -> None:
         self._attempt_ended(error)
-        if not spared and perhaps_carried_out(error):
+        if not spared and ending_of(error) is Ending.UNKNOWN:
             self.doubt = error
         self._check()
 
@@ -233,7 +234,7 @@ class _Flight(Generic[S]):
 
     def ended(self, error: PlaidRelayError) -> Failed | Unknown:
         """What an error makes of it; an attempt that may have been carried out outweighs what came later."""
-        if self.doubt is not None and not perhaps_carried_out(error):
+        if self.doubt is not None and ending_of(error) is not Ending.UNKNOWN:
             error = self.doubt
             error.attempts = self.attempts
         error = self.batch.operation.verdict(error)

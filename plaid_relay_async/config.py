@@ -91,6 +91,9 @@ class Timeouts:
         total: for one call with all its attempts and waits; `None` for no limit. In a batch, pauses that
             Plaid asked for aren't counted.
         drain: for the calls in flight when a batch is left early.
+        idle: for which a connection is kept that nobody uses. Shorter than the server's own time for that, so
+            that a request seldom meets a connection that the server is closing: nobody could tell what became
+            of it.
     """
 
     connect: float = field(default=5.0, validator=_seconds)
@@ -98,6 +101,7 @@ class Timeouts:
     slow_read: float = field(default=120.0, validator=_seconds)
     total: float | None = field(default=300.0, validator=_seconds_or_none)
     drain: float = field(default=10.0, validator=_seconds)
+    idle: float = field(default=15.0, validator=_seconds)
 
     def within(self, total: float | None) -> Timeouts:
         """The same, with another total where one is given."""

@@ -27,6 +27,7 @@ No error's text, arguments or repr holds a secret or a token.
 from __future__ import annotations
 
 import asyncio
+import enum
 import functools
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -381,27 +382,41 @@ def class_for(error_type: str | None, error_code: str | None, status: int) -> ty
     return _BY_STATUS.get(status, InvalidRequestError if status >= 400 else PlaidAPIError)
 
 
-def refused_for_now(error: PlaidRelayError) -> bool:
-    """Tell whether the server said that it carried nothing out, and that a later try may pass.
+class Ending(enum.StrEnum):
+    """How one attempt ended, as far as it tells what Plaid did."""
 
-    That is a 429 (but for allocations that are used up) and Plaid's own `PLANNED_MAINTENANCE`.
+    NOT_SENT = "not_sent"
+    """Nothing left this machine."""
+    REFUSED = "refused"
+    """Plaid carried nothing out, and a later try may pass: a 429, or its own `PLANNED_MAINTENANCE`."""
+    ANSWERED = "answered"
+    """Plaid's answer tells: done, or a final no."""
+    UNKNOWN = "unknown"
+    """It may have been carried out."""
+
+
+def ending_of(error: PlaidRelayError) -> Ending:
+    """Tell how the attempt ended that an error speaks of.
+
+    HTTP and Plaid both say of a 3xx and a 4xx that nothing was carried out; Plaid says so of what it refused
+    for now, which is a 429 (but for allocations that are used up) and its own `PLANNED_MAINTENANCE`.
     """
     if not isinstance(error, PlaidAPIError):
-        return False
-    if error.status == 429:
-        return error.error_code not in _LASTING_LIMITS
-    return error.error_type == "API_ERROR" and error.error_code == "PLANNED_MAINTENANCE"
-
-
-def perhaps_carried_out(error: PlaidRelayError) -> bool:
-    """Tell whether the call may have been carried out for all that this error says.
-
-    HTTP and Plaid both say of a 4xx that nothing was; Plaid says so of what it refused for now.
-    """
-    if not isinstance(error, PlaidAPIError):
-        return isinstance(error, OutcomeUnknownError | ConnectionLostError)
+        if isinstance(error, OutcomeUnknownError | ConnectionLostError):
+            return Ending.UNKNOWN
+        return Ending.ANSWERED if error.sent else Ending.NOT_SENT
+    if not error.sent:
+        return Ending.NOT_SENT
+    maintenance = error.error_type == "API_ERROR" and error.error_code == "PLANNED_MAINTENANCE"
+    if maintenance or (error.status == 429 and error.error_code not in _LASTING_LIMITS):
+        return Ending.REFUSED
     tells = 300 <= (error.status or 300) < 500 and not isinstance(error, PlaidServerError)
-    return not tells and not refused_for_now(error)
+    return Ending.ANSWERED if tells else Ending.UNKNOWN
+
+
+def reason_of(error: PlaidRelayError) -> str:
+    """Give Plaid's code, or else the class of the error."""
+    return getattr(error, "error_code", None) or type(error).__name__
 
 
 def ordinary(error: BaseException) -> bool:

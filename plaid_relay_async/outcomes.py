@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from attrs import define, field, frozen
 
-from plaid_relay_async.errors import OutcomeUnknownError, PlaidRelayError
+from plaid_relay_async.errors import OutcomeUnknownError, PlaidRelayError, reason_of
 from plaid_relay_async.models import (
     RelayCreateRequest,
     RelayGetRequest,
@@ -90,11 +90,6 @@ class Unknown(Settled[Any]):
 Outcome: TypeAlias = Created | Failed | Unknown
 
 
-def error_code(error: PlaidRelayError) -> str:
-    """Give Plaid's code, or else the class of the error."""
-    return getattr(error, "error_code", None) or type(error).__name__
-
-
 @frozen(kw_only=True)
 class Progress:
     """Where a batch stands: how many requests were taken up, and what became of them."""
@@ -174,7 +169,7 @@ class BatchResult(Generic[S]):
         """Count an outcome."""
         self.counts[type(outcome).__name__.lower()] += 1
         if isinstance(outcome, Failed | Unknown):
-            self.error_codes[error_code(outcome.error)] += 1
+            self.error_codes[reason_of(outcome.error)] += 1
 
     def hold(self, outcome: S | Failed | Unknown) -> None:
         """Put a counted outcome into its list."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import os
 import warnings
 import weakref
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ class SessionManager:
     Args:
         session: the caller's session; its TLS, proxy and cookie settings are the caller's, too.
         connections: how many an owned pool holds at most; further calls queue before they ask it.
+        idle: seconds after which an owned pool closes a connection that nobody uses.
         ssl: a context with one's own CA bundle, for an owned pool.
         proxy: a proxy's URL, for an owned pool.
         trust_env: whether an owned pool takes proxies from the environment, and passwords from `.netrc`.
@@ -48,6 +50,7 @@ class SessionManager:
         session: aiohttp.ClientSession | None = None,
         *,
         connections: int = 100,
+        idle: float = 15.0,
         ssl: tls.SSLContext | None = None,
         proxy: str | None = None,
         trust_env: bool = False,
@@ -59,12 +62,14 @@ class SessionManager:
         check_count("connections", connections)
         self._owned = session is None
         self._session = session
-        self._connections = connections
+        self._connections: int | None = connections
+        self._idle = idle
         self._ssl = check_tls(ssl)
         self._proxy = proxy
         self._trust_env = trust_env
         self._state = State.NEW
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
         self._slots = asyncio.Semaphore(connections)
 
     async def open(self) -> None:
@@ -82,13 +87,15 @@ class SessionManager:
         elif self._session.closed:
             raise ClientClosedError("the aiohttp session that this client borrowed is closed")
         else:
-            self._slots = _slots_of(self._session)
-        self._loop = asyncio.get_running_loop()
+            self._connections, self._slots = _slots_of(self._session)
+        self._loop, self._process = asyncio.get_running_loop(), os.getpid()
         self._state = State.OPEN
 
     def _make(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections, ssl=self._ssl or True),
+            connector=aiohttp.TCPConnector(
+                limit=self._connections or 0, keepalive_timeout=self._idle, ssl=self._ssl or True
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             proxy=self._proxy,
             trust_env=self._trust_env,
@@ -100,7 +107,7 @@ class SessionManager:
         A cancellation while the pool closes is kept until it is closed.
         """
         was, self._state = self._state, State.CLOSED
-        if was is not State.OPEN or not self._owned or self._session is None:
+        if was is not State.OPEN or not self._owned or self._session is None or self._is_forked:
             return
         closing = asyncio.ensure_future(self._session.close())
         try:
@@ -114,14 +121,26 @@ class SessionManager:
         """As many as the pool has connections: whoever holds one doesn't queue in the pool."""
         return self._slots
 
+    @property
+    def connections(self) -> int | None:
+        """How many there may be; `None` for a borrowed pool without a limit."""
+        return self._connections
+
+    @property
+    def _is_forked(self) -> bool:
+        # The sockets are the parent's as well: whatever is sent on them would get in its way.
+        return self._process != os.getpid()
+
     def get(self) -> aiohttp.ClientSession:
         """Give the open session.
 
         Raises:
-            ClientClosedError: it isn't open, or not in this event loop.
+            ClientClosedError: it isn't open, or not in this event loop and process.
         """
         if self._state is not State.OPEN or self._session is None:
             raise ClientClosedError(f"this client is {self._state.value}")
+        if self._is_forked:
+            raise ClientClosedError("this client was opened in another process: open one after the fork")
         if self._loop is not asyncio.get_running_loop():
             raise ClientClosedError("this client was opened in another event loop: open one in each loop")
         if self._session.closed:
@@ -129,7 +148,7 @@ class SessionManager:
         return self._session
 
     def __del__(self) -> None:
-        if getattr(self, "_state", None) is State.OPEN and self._owned:
+        if getattr(self, "_state", None) is State.OPEN and self._owned and not self._is_forked:
             warnings.warn(
                 "a RelayClient was never closed: use `async with`, or await its close()",
                 ResourceWarning,
@@ -138,9 +157,10 @@ class SessionManager:
             )
 
 
-def _slots_of(session: aiohttp.ClientSession) -> asyncio.Semaphore:
+def _slots_of(session: aiohttp.ClientSession) -> tuple[int | None, asyncio.Semaphore]:
     connector = session.connector
     limits = [] if connector is None else [connector.limit, connector.limit_per_host]
     if connector is None or not any(limits):
-        return asyncio.Semaphore(2**31)
-    return _borrowed.setdefault(connector, asyncio.Semaphore(min(filter(None, limits))))
+        return None, asyncio.Semaphore(2**31)
+    limit = min(filter(None, limits))
+    return limit, _borrowed.setdefault(connector, asyncio.Semaphore(limit))

@@ -46,7 +46,9 @@ def argument(function: object, name: str) -> dict[str, object]:
         ("Retries", defaults(RetryPolicy)),
         (
             "How much at once",
-            argument(RelayClient.__init__, "connections") | argument(Relay.create_many, "concurrency"),
+            argument(RelayClient.__init__, "connections")
+            | argument(RelayClient.__init__, "max_response_bytes")
+            | argument(Relay.create_many, "concurrency"),
         ),
     ],
 )

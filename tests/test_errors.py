@@ -7,7 +7,7 @@ import pickle
 import aiohttp
 import pytest
 
-from plaid_relay_async import errors, transport
+from plaid_relay_async import errors
 from plaid_relay_async.errors import (
     AssetReportError,
     AuthenticationError,
@@ -24,6 +24,7 @@ from plaid_relay_async.errors import (
     ReportNotReadyError,
     class_for,
 )
+from plaid_relay_async.transport import wire
 
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, PlaidRelayError)]
 
@@ -77,7 +78,7 @@ def test_each_of_aiohttps_exceptions_has_words():
         "WSServerHandshakeError": "WebSockets",
         "ClientError": "the root",
     }
-    phrased = tuple(cls for cls, _ in transport._PHRASES)
+    phrased = tuple(cls for cls, _ in wire._PHRASES)
     wordless = {
         cls.__name__
         for _, cls in inspect.getmembers(aiohttp, inspect.isclass)

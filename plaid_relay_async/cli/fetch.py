@@ -14,9 +14,9 @@ from attrs import define, field
 
 from plaid_relay_async.cli.bulk import Run
 from plaid_relay_async.cli.output import write_new
-from plaid_relay_async.errors import DuplicateRequestError
+from plaid_relay_async.errors import DuplicateRequestError, reason_of
 from plaid_relay_async.models import PdfResponse, RelayGetRequest, RelayPdfGetRequest
-from plaid_relay_async.outcomes import Failed, Fetched, Unknown, error_code
+from plaid_relay_async.outcomes import Failed, Fetched, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -118,7 +118,7 @@ class Fetch(Run):
             case Fetched():
                 return self._stored(outcome)
             case Failed() | Unknown():
-                code = error_code(outcome.error)
+                code = reason_of(outcome.error)
                 return self._told("failed", outcome.request, outcome, error_code=code)
             case request:
                 return self._told("not_attempted", request)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from plaid_relay_async.cli.status import UsageError
 from plaid_relay_async.client.files import PartFile
-from plaid_relay_async.errors import Hidden
-from plaid_relay_async.outcomes import Created, Failed, Unknown, error_code
+from plaid_relay_async.errors import Hidden, reason_of
+from plaid_relay_async.outcomes import Created, Failed, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,7 @@ def told(outcome: Outcome | RelayCreateRequest) -> dict[str, Any]:
             outcome.request.secondary_client_id,
             outcome.relay_token if isinstance(outcome, Created) else None,
             outcome.request_id,
-            None if isinstance(outcome, Created) else error_code(outcome.error),
+            None if isinstance(outcome, Created) else reason_of(outcome.error),
             outcome.attempts,
         )
     return dict(zip(COLUMNS, values, strict=True))

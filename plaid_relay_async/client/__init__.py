@@ -20,10 +20,18 @@ from plaid_relay_async.config import (
 )
 from plaid_relay_async.errors import ConfigurationError, sealed_init
 from plaid_relay_async.session import SessionManager
-from plaid_relay_async.transport import RateLimiter, Transport
+from plaid_relay_async.transport import (
+    MAX_RESPONSE_BYTES,
+    RateLimiter,
+    Retry,
+    Signer,
+    Statistics,
+    Transport,
+)
 
 if TYPE_CHECKING:
     import ssl as tls
+    from collections.abc import Callable
     from types import TracebackType
 
     import aiohttp
@@ -50,6 +58,8 @@ class RelayClient:
         timeouts: how long to wait for what.
         retry: when and how often to repeat.
         rate_limiter: anything with `async acquire(endpoint)`.
+        on_retry: a plain function that is called with a `Retry` before each further attempt.
+        max_response_bytes: longer answers aren't read to their end; what can be long is a report.
         connections: how many connections an owned pool holds at most.
         ssl: an `ssl.SSLContext`, such as one with your own CA bundle.
         proxy: a proxy's URL.
@@ -78,6 +88,8 @@ class RelayClient:
         timeouts: Timeouts | None = None,
         retry: RetryPolicy | None = None,
         rate_limiter: RateLimiter | None = None,
+        on_retry: Callable[[Retry], object] | None = None,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
         connections: int = 100,
         ssl: tls.SSLContext | None = None,
         proxy: str | None = None,
@@ -91,16 +103,22 @@ class RelayClient:
         check_type("retry", retry, RetryPolicy)
         self._base_url = resolve_base_url(base_url, environment)
         self._session = SessionManager(
-            session, connections=connections, ssl=ssl, proxy=proxy, trust_env=trust_env
+            session,
+            connections=connections,
+            idle=timeouts.idle,
+            ssl=ssl,
+            proxy=proxy,
+            trust_env=trust_env,
         )
-        transport = Transport(
+        self._transport = transport = Transport(
             self._session,
             base_url=self._base_url,
-            identity=resolve_identity(credentials, gateway_key),
-            credentials_in=credentials_in,
+            signer=Signer(resolve_identity(credentials, gateway_key), credentials_in),
             timeouts=timeouts,
             retry=retry,
             rate_limiter=rate_limiter,
+            on_retry=on_retry,
+            max_response_bytes=max_response_bytes,
         )
         self.relay = Relay(transport, timeouts)
         self.asset_report = AssetReports(transport)
@@ -119,6 +137,10 @@ class RelayClient:
     async def close(self) -> None:
         """Close the pool, if it is the client's own; `async with` does it. More than once is harmless."""
         await self._session.close()
+
+    def statistics(self) -> Statistics:
+        """Give what was done since the client was made, and where it stands, in numbers."""
+        return self._transport.statistics()
 
     async def __aenter__(self) -> Self:
         await self.open()

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attrs import evolve
 
 from plaid_relay_async.errors import (
+    Ending,
     NotSentError,
     PlaidRelayError,
     ReportNotReadyError,
-    perhaps_carried_out,
-    refused_for_now,
+    ending_of,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ async def poll(
 
 def _may_pass(error: PlaidRelayError) -> bool:
     passing = isinstance(error, NotSentError | ReportNotReadyError)
-    return passing or perhaps_carried_out(error) or refused_for_now(error)
+    return passing or ending_of(error) in {Ending.REFUSED, Ending.UNKNOWN}
 
 
 async def until_ready(

@@ -15,13 +15,14 @@ from plaid_relay_async import models
 from plaid_relay_async.codec.endpoints import Endpoint, Replay
 from plaid_relay_async.codec.records import DECODE_ERRORS, explained, names_of, record_of
 from plaid_relay_async.errors import (
+    Ending,
     Hidden,
     OutcomeUnknownError,
     PlaidAPIError,
     PlaidRelayError,
     ResponseDecodeError,
     class_for,
-    perhaps_carried_out,
+    ending_of,
 )
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _read_creation(endpoint: Endpoint[Any, R], answer: Answer) -> R:
     try:
         return _decode(endpoint, answer)
     except ResponseDecodeError as error:
-        problem = "broke off" if answer.lost else f"can't be read: {error.args[0]}"
+        problem = f"isn't whole: {answer.lost.args[0]}" if answer.lost else f"can't be read: {error.args[0]}"
     saved = _salvage(endpoint.response, answer.body)
     if saved is not None:
         return saved
@@ -173,7 +174,7 @@ def _refusal(endpoint: Endpoint[Any, Any], answer: Answer, secrets: Iterable[str
     error = cls(_error_text(answer, facts), **facts)
     if 300 <= answer.status < 400:
         error.advice = "Redirects aren't followed, for they would carry the secret elsewhere: mend base_url."
-    if endpoint.replay is Replay.CREATES and perhaps_carried_out(error):
+    if endpoint.replay is Replay.CREATES and ending_of(error) is Ending.UNKNOWN:
         known = {name: facts[name] for name in facts if hasattr(OutcomeUnknownError, name)}
         return OutcomeUnknownError(str(error.args[0]), **known)
     return error

@@ -1,0 +1,336 @@
+"""From a call to its attempts: queueing, the wire, and whether to try again.
+
+This is the one module that knows backoff.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+import aiohttp
+import backoff
+from attrs import frozen
+
+from plaid_relay_async import codec
+from plaid_relay_async.codec import Answer, Endpoint, Replay
+from plaid_relay_async.config import (
+    PLAID_VERSION,
+    USER_AGENT,
+    RetryPolicy,
+    check_count,
+    check_type,
+)
+from plaid_relay_async.errors import (
+    ConfigurationError,
+    Ending,
+    Hidden,
+    NotSentError,
+    OutcomeUnknownError,
+    PlaidAPIError,
+    PlaidRelayError,
+    ending_of,
+    reason_of,
+)
+from plaid_relay_async.transport import wire
+from plaid_relay_async.transport.queue import Call, Queue, now
+from plaid_relay_async.transport.statistics import Statistics, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from plaid_relay_async.config import Timeouts
+    from plaid_relay_async.session import SessionManager
+    from plaid_relay_async.transport.protocols import Permit, RateLimiter, Sink
+    from plaid_relay_async.transport.signing import Signature, Signer
+
+R = TypeVar("R")
+
+# From so many bytes on a report is read in a thread: a megabyte would hold the event loop for some 20 ms.
+_LARGE = 256 * 1024
+MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
+# What isn't a report takes a hundred bytes or so.
+_SHORT = 1024 * 1024
+_HEADERS = {"Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
+# Of what is zipped, half an answer can't be read, and a creation's is short.
+_PLAIN = {"Accept-Encoding": "identity"}
+
+
+@frozen(kw_only=True)
+class Retry:
+    """An attempt ended, and another one is planned. It holds no secret and no token.
+
+    Attributes:
+        operation: such as `/credit/relay/create`.
+        attempts: how many were made so far.
+        reason: Plaid's `error_code`, or the class of the error.
+        status: of the answer, where there was one.
+        request_id: Plaid's, where the answer had one.
+        wait: seconds until the next attempt at the earliest.
+    """
+
+    operation: str
+    attempts: int
+    reason: str
+    status: int | None
+    request_id: str | None
+    wait: float
+
+
+OnRetry: TypeAlias = Callable[[Retry], object]
+
+
+class _Again(Exception):  # noqa: N818  # not an error: it tells backoff how long to wait
+    def __init__(self, wait: float) -> None:
+        super().__init__(wait)
+        self.wait = wait
+
+
+def _as_told() -> Generator[float, Any, None]:
+    again: _Again = yield 0.0
+    while True:
+        again = yield again.wait
+
+
+class Transport:
+    """Makes calls: one method, `call`, for all operations."""
+
+    def __init__(
+        self,
+        session: SessionManager,
+        *,
+        base_url: str,
+        signer: Signer,
+        timeouts: Timeouts,
+        retry: RetryPolicy,
+        rate_limiter: RateLimiter | None = None,
+        on_retry: OnRetry | None = None,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+    ) -> None:
+        check_count("max_response_bytes", max_response_bytes)
+        if inspect.iscoroutinefunction(on_retry):
+            raise ConfigurationError("on_retry must be a plain function, not an async one")
+        self._session = session
+        self._base_url = base_url
+        self._timeouts = timeouts
+        self._quick = _http_timeout(timeouts.connect, timeouts.read)
+        self._slow = _http_timeout(timeouts.connect, timeouts.slow_read)
+        self._retry = retry
+        self._limiter = rate_limiter
+        self._on_retry = on_retry
+        self._most = max_response_bytes
+        self._tally = Tally()
+        self._queue = Queue(session, signer, rate_limiter, self._tally)
+
+    async def call(
+        self,
+        endpoint: Endpoint[Any, R],
+        request: object,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109  # a deadline over attempts, not around an await
+        retry: RetryPolicy | None = None,
+        permit: Permit | None = None,
+        into: Sink | None = None,
+    ) -> R:
+        """Make the call, with as many attempts as the policy and safety allow.
+
+        Args:
+            endpoint: the operation.
+            request: its record.
+            timeout: seconds for the whole call, in place of the client's `Timeouts.total`.
+            retry: in place of the client's policy.
+            permit: a batch's; with it, the server's pauses count against neither time nor attempts.
+            into: where a success's body goes as it arrives; its record then knows its two ends alone.
+
+        Raises:
+            PlaidRelayError: see `plaid_relay_async.errors`; `attempts` says how many were made.
+        """
+        self._session.get()
+        total, policy = self.checked(timeout, retry)
+        deadline = None if total is None else now() + total
+        outcome = "cancelled"
+        try:
+            response = await self._attempt(Call(endpoint, request, policy, permit, into, deadline))
+            outcome = "succeeded"
+        except PlaidRelayError as error:
+            lost = ending_of(error) is Ending.UNKNOWN and endpoint.replay is not Replay.HARMLESS
+            outcome = "unknown" if lost else "failed"
+            raise
+        finally:
+            self._tally.outcomes[outcome] += 1
+        return response
+
+    def checked(self, timeout: float | None, retry: RetryPolicy | None) -> tuple[float | None, RetryPolicy]:
+        """Give a call's own settings, or the client's in their place.
+
+        Raises:
+            ConfigurationError: one of them isn't what it should be.
+        """
+        policy = self._retry if retry is None else retry
+        check_type("retry", policy, RetryPolicy)
+        return self._timeouts.within(timeout).total, policy
+
+    def statistics(self) -> Statistics:
+        """Give what was done so far, and where things stand."""
+        rates = {path: pace.rate for path, pace in self._queue.paces.items() if math.isfinite(pace.rate)}
+        return self._tally.snapshot(connections=self._session.connections, rates=rates)
+
+    # --------------------------------------------------------------------------------- one attempt
+
+    @backoff.on_exception(_as_told, _Again, jitter=None, logger=None)
+    async def _attempt(self, call: Call[R]) -> R:
+        call.tries += 1
+        before = call.attempts
+        try:
+            async with self._queue.turn(call) as signature:
+                if call.permit is not None:
+                    await call.permit.begin()
+                answer = await self._send(call, signature)
+            response = await _read(call, answer, signature)
+        except PlaidRelayError as error:
+            failure = error
+        else:
+            self._note(call, Ending.ANSWERED)
+            return response
+        if call.attempts == before:
+            return self._conclude(call, failure, Ending.NOT_SENT)
+        self._note(call, ending_of(failure))
+        return self._conclude(call, failure, ending_of(failure))
+
+    def _note(self, call: Call[Any], ending: Ending) -> None:
+        self._tally.attempts[ending] += 1
+        if ending is Ending.ANSWERED:
+            self._queue.pace(call).passed(now(), call.turn)
+
+    async def _send(self, call: Call[Any], signature: Signature) -> Answer:
+        session, endpoint = self._session.get(), call.endpoint
+        attempt = wire.Attempt(
+            url=self._base_url + endpoint.path,
+            headers=_HEADERS | signature.headers | (_PLAIN if endpoint.replay is Replay.CREATES else {}),
+            body=Hidden(codec.encode(call.request, signature.fields)),
+            replay=endpoint.replay,
+            timeout=self._slow if endpoint.slow else self._quick,
+            deadline=call.deadline,
+            most=self._most if endpoint.replay is Replay.HARMLESS else min(self._most, _SHORT),
+            into=call.into,
+            broken_off=partial(self._break_off, call, signature),
+        )
+        call.attempts += 1
+        with self._tally.under_way():
+            return await wire.send(session, attempt)
+
+    def _break_off(
+        self, call: Call[Any], signature: Signature, answer: Answer | None, problem: PlaidRelayError
+    ) -> None:
+        """Tell a batch what is known of a call that is cancelled in the middle of an attempt."""
+        self._tally.attempts["cancelled"] += 1
+        if call.permit is None:
+            return
+        known: Any = problem
+        if answer is not None:
+            answer.lost = problem
+            try:
+                known = codec.read(call.endpoint, answer, call.request, signature.secret)
+            except PlaidRelayError as error:
+                known = error
+        call.permit.broken_off(call.verdict(known) if isinstance(known, PlaidRelayError) else known)
+
+    # ------------------------------------------------------------------------------ and what follows
+
+    def _conclude(self, call: Call[R], error: PlaidRelayError, ending: Ending) -> R:
+        """Raise the verdict, or the wait before another attempt; a repeated removal may have its answer."""
+        error.attempts = call.attempts
+        if ending is Ending.UNKNOWN and call.endpoint.replay is not Replay.HARMLESS:
+            call.perhaps_done = error
+        elif call.perhaps_done is not None and _already_removed(call.endpoint, error):
+            gone: R = call.endpoint.response.gone()  # type: ignore[attr-defined]  # the answer to a removal has it
+            return gone
+        wait = self._wait_before_next(call, error, ending)
+        if wait is None:
+            raise call.verdict(error)
+        if call.permit is not None:
+            call.permit.again(error, spared=call.perhaps_done is None)
+        self._tell(call, error, wait)
+        if ending is Ending.REFUSED:
+            wait = 0.0  # the queue keeps it, for all calls together
+        self._tally.waits["backoff"] += wait
+        raise _Again(wait)
+
+    def _wait_before_next(self, call: Call[Any], error: PlaidRelayError, ending: Ending) -> float | None:
+        if ending is Ending.REFUSED:
+            return self._pause(call, error)
+        if not _repeatable(error, call.policy) or call.counted >= call.policy.attempts:
+            return None
+        wait: float = getattr(error, "retry_after", None) or _curve(call.policy, call.counted)
+        return wait if wait <= call.policy.max_pause and call.has_time_for(wait) else None
+
+    def _pause(self, call: Call[Any], error: PlaidRelayError) -> float | None:
+        """Have everybody who calls this operation wait, and tell how long this call has to, if it can."""
+        pace, asked = self._queue.pace(call), getattr(error, "retry_after", None)
+        try:
+            getattr(self._limiter, "limited", _ignore)(call.endpoint.path, asked)
+        except Exception as broken:  # noqa: BLE001  # the caller's own: it goes out with what Plaid said
+            error.__cause__ = broken
+            return None
+        delay: float = asked or 0.0
+        if not asked and pace.is_news(call.turn):
+            delay = _curve(call.policy, pace.streak + 1)
+        pace.refused(now(), delay, limited=getattr(error, "status", None) == 429)
+        call.gave_up = max(delay, pace.total) > call.policy.max_pause
+        wait = pace.expected(now())
+        if call.patient:
+            call.refusals += 1
+            fits = True
+        else:
+            fits = call.counted < call.policy.attempts and call.has_time_for(wait)
+        return wait if fits and not call.gave_up else None
+
+    def _tell(self, call: Call[Any], error: PlaidRelayError, wait: float) -> None:
+        reason = reason_of(error)
+        self._tally.retries[reason] += 1
+        if self._on_retry is None:
+            return
+        facts = {name: getattr(error, name, None) for name in ("status", "request_id")}
+        told = Retry(operation=call.endpoint.path, attempts=call.attempts, reason=reason, wait=wait, **facts)
+        try:
+            self._on_retry(told)
+        except Exception as broken:  # as with the limiter
+            raise call.verdict(error) from broken
+
+
+def _http_timeout(connect: float, read: float) -> aiohttp.ClientTimeout:
+    # aiohttp rounds longer timeouts up to whole seconds unless told otherwise.
+    return aiohttp.ClientTimeout(total=None, connect=connect, sock_read=read, ceil_threshold=float("inf"))
+
+
+async def _read(call: Call[R], answer: Answer, signature: Signature) -> R:
+    # A creation's token must not get lost on the way to a thread and back, and its answer is short.
+    if len(answer.body) < _LARGE or call.endpoint.replay is not Replay.HARMLESS:
+        return codec.read(call.endpoint, answer, call.request, signature.secret)
+    return await asyncio.to_thread(codec.read, call.endpoint, answer, call.request, signature.secret)
+
+
+def _curve(policy: RetryPolicy, nth: int) -> float:
+    return backoff.full_jitter(min(policy.max_backoff, policy.backoff * 2.0 ** (nth - 1)))
+
+
+def _repeatable(error: PlaidRelayError, policy: RetryPolicy) -> bool:
+    if isinstance(error, OutcomeUnknownError):
+        return policy.replay == "always"
+    return isinstance(error, NotSentError) or ending_of(error) is Ending.UNKNOWN
+
+
+def _already_removed(endpoint: Endpoint[Any, Any], error: PlaidRelayError) -> bool:
+    return (
+        endpoint.replay is Replay.IDEMPOTENT
+        and isinstance(error, PlaidAPIError)
+        and codec.says_no_such_token(error)
+    )
+
+
+def _ignore(_endpoint: str, _retry_after: float | None) -> None:
+    """Stand in for the `limited` of a limiter that has none."""

@@ -1,0 +1,148 @@
+"""When the next attempt at one operation may leave, as far as the server's refusals have taught.
+
+Until the first 429 nothing is held back. After it there is the pause that the server asked for. Then one
+attempt at a time goes to see whether the server takes it, and from the first that it takes on the operation
+keeps to a rate: what the server allowed from the last refusal to this one, and a little less than what it
+refused. While that rate is what holds the calls up it rises, slowly near the last refusal and then faster and
+faster, until the server refuses again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+# Our choices, made with the simulated limits of tests/test_rate.py.
+_KEPT = 0.92  # of a rate that was refused
+_STEP = 0.02  # how much the rate rises, as a part of itself: by half of this in the first minute,
+_FASTER = 1.5  # and by so many times more in each minute that follows
+_PROBE = 1.0  # seconds between attempts while nobody knows whether the pause was long enough
+_IDLE = 5.0  # seconds without an attempt after which what was allowed is measured anew
+
+
+@define(eq=False)
+class Pace:
+    """One operation's pause and rate; all times are the event loop's, in seconds.
+
+    Attributes:
+        rate: attempts a second; infinite until the server refuses one.
+        until: the end of the server's pause.
+        total: the seconds of all pauses since an attempt was last let through.
+        streak: how many pauses those were.
+        refused_at: when the server last refused; a turn that was given before that is void.
+        waiting: how many are in line.
+    """
+
+    rate: float = math.inf
+    until: float = 0.0
+    total: float = 0.0
+    streak: int = 0
+    refused_at: float = -math.inf
+    waiting: int = 0
+    _front: asyncio.Lock = field(factory=asyncio.Lock)
+    _behind: asyncio.Lock = field(factory=asyncio.Lock)
+    _taken: asyncio.Event = field(factory=asyncio.Event)
+    _next: float = -math.inf
+    _probing: bool = False
+    _limited: bool = False
+    _base: float = math.inf
+    _held_up: float = 0.0
+    _since: float = 0.0
+    _passed: int = 0
+    _seen: float = -math.inf
+
+    # ------------------------------------------------------------------------------------- the line
+
+    @contextlib.asynccontextmanager
+    async def line(self, *, patient: bool) -> AsyncIterator[None]:
+        """Stand in line until it is one's turn; whoever has all the time lets the others go first."""
+        self.waiting += 1
+        try:
+            async with self._behind if patient else contextlib.nullcontext(), self._front:
+                yield
+        finally:
+            self.waiting -= 1
+
+    def is_clear(self, now: float) -> bool:
+        """Whether an attempt may leave without standing in line."""
+        return not self.waiting and self.wait(now) <= 0
+
+    def wait(self, now: float) -> float:
+        """How long the first in line has to wait."""
+        return max(self.until, self._next) - now
+
+    def expected(self, now: float) -> float:
+        """How long somebody who joins the line without patience will wait, as things stand."""
+        return max(self.wait(now), 0.0) + self.waiting * self._gap
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait at the head of the line, or until the server takes an attempt again."""
+        self._taken.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._taken.wait()
+
+    def leave(self, now: float) -> float:
+        """Give the first in line its turn, which is known by its moment."""
+        if now - self._seen > _IDLE:
+            self._since, self._passed = now, 0
+        self._seen = now
+        if self._probing:
+            self._next = now + self._gap
+        elif gap := self._gap:
+            if now < self._next + gap:
+                self._rise(gap)
+            self._next = max(self._next + gap, now)
+        return now
+
+    @property
+    def _gap(self) -> float:
+        return max(1 / self.rate, _PROBE) if self._probing else 1 / self.rate
+
+    def _rise(self, seconds: float) -> None:
+        self._held_up += seconds
+        self.rate = self._base * (1 + _STEP * (_FASTER ** (self._held_up / 60) - 1))
+
+    # --------------------------------------------------------------------------------- what it is told
+
+    def is_news(self, turn: float) -> bool:
+        """Whether the attempt with this turn left after the last refusal, and so tells more than that did."""
+        return turn >= self.refused_at
+
+    def refused(self, now: float, delay: float, *, limited: bool) -> None:
+        """The server refused an attempt, and everybody waits; `limited` says that it was a 429."""
+        if now >= self.until:
+            self.streak += 1
+        until = max(self.until, now + delay)
+        self.total += until - max(self.until, now)
+        self.until = until
+        # An attempt that left only to see whether the pause is over says nothing of the rate.
+        if not self._probing:
+            self._limited = limited
+        self._probing, self.refused_at, self._seen = True, now, now
+
+    def passed(self, now: float, turn: float) -> None:
+        """The server took an attempt, whatever it answered."""
+        if self.is_news(turn):
+            self.total, self.streak = 0.0, 0
+            if self._probing:
+                self._go_on(now)
+        self._passed += 1
+        self._seen = now
+
+    def _go_on(self, now: float) -> None:
+        self._probing = False
+        self._taken.set()
+        if self._limited and self._passed:
+            allowed = self._passed / max(now - self._since, 0.001)
+            self.rate = self._base = min(_KEPT * self.rate, allowed)
+            self._held_up = 0.0
+            self._next = now + 1 / self.rate
+        self._since, self._passed = now, 0

@@ -1,0 +1,52 @@
+"""What a transport works with and doesn't make: a limiter, a batch's permit, a place for a body."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from plaid_relay_async.errors import Hidden, PlaidRelayError
+
+
+class RateLimiter(Protocol):
+    """Anything that lets attempts through at a rate.
+
+    A limiter may also have a plain method `limited(endpoint, retry_after)`, which is called on each 429.
+    """
+
+    def acquire(self, endpoint: str, /) -> Awaitable[object]:
+        """Wait until one more attempt at the endpoint, such as `/credit/relay/create`, may be made."""
+        ...
+
+
+class Permit(Protocol):
+    """What a batch gives to a call that it makes: leave to send, and an ear for what became of an attempt."""
+
+    async def begin(self) -> None:
+        """An attempt is about to leave. May raise to forbid it."""
+        ...
+
+    def again(self, error: PlaidRelayError, *, spared: bool) -> None:
+        """The attempt ended so, and another is planned. May raise to forbid that.
+
+        `spared` says that no attempt so far can have been carried out.
+        """
+        ...
+
+    def broken_off(self, known: Any) -> None:
+        """The call is being cancelled in the middle of an attempt: here is its response, or an error."""
+        ...
+
+
+class Sink(Protocol):
+    """Takes a body piece by piece."""
+
+    async def begin(self) -> None:
+        """A body begins; what an attempt before gave is worth nothing."""
+        ...
+
+    async def write(self, piece: Hidden[bytes]) -> None:
+        """Take the next piece."""
+        ...

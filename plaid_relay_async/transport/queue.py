@@ -1,0 +1,180 @@
+"""What a call waits for before an attempt: the operation's pace, the limiter, and a connection.
+
+None of it is time spent on Plaid, so it runs no timeout down. Only what Plaid's own refusals make a call wait
+counts for one that isn't patient: it had better fail at once than answer too late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from attrs import define, field
+
+from plaid_relay_async.codec import Endpoint
+from plaid_relay_async.config import RetryPolicy
+from plaid_relay_async.errors import PlaidRelayError, RateLimitError
+from plaid_relay_async.session import SessionManager
+from plaid_relay_async.transport.pace import Pace
+from plaid_relay_async.transport.protocols import Permit, RateLimiter, Sink
+from plaid_relay_async.transport.signing import Signer, of_the_caller
+from plaid_relay_async.transport.statistics import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from plaid_relay_async.transport.signing import Signature
+
+R = TypeVar("R")
+
+
+def now() -> float:
+    """The event loop's clock."""
+    return asyncio.get_running_loop().time()
+
+
+@define(eq=False, repr=False)
+class Call(Generic[R]):
+    """A call with all its attempts.
+
+    Attributes:
+        tries: how often it was taken up, whether or not that led to an attempt.
+        refusals: tries that were refused for now and don't count, for the call is patient.
+        attempts: how many HTTP requests were made.
+        turn: the moment at which it was let go for the attempt under way.
+        gave_up: the server's pauses became longer than the policy admits.
+        perhaps_done: the error of an attempt that may have been carried out.
+    """
+
+    endpoint: Endpoint[Any, R]
+    request: Any
+    policy: RetryPolicy
+    permit: Permit | None
+    into: Sink | None
+    deadline: float | None
+    tries: int = 0
+    refusals: int = 0
+    attempts: int = 0
+    turn: float = 0.0
+    gave_up: bool = False
+    perhaps_done: PlaidRelayError | None = None
+
+    @property
+    def patient(self) -> bool:
+        """Whether pauses are queueing, as in a batch."""
+        return self.permit is not None
+
+    @property
+    def counted(self) -> int:
+        """The tries that the policy bounds."""
+        return self.tries - self.refusals
+
+    def has_time_for(self, wait: float) -> bool:
+        """Whether something may follow after so many seconds."""
+        return self.deadline is None or now() + wait < self.deadline
+
+    def postpone(self, seconds: float) -> None:
+        """Don't count these seconds against the deadline."""
+        if self.deadline is not None:
+            self.deadline += seconds
+
+    def verdict(self, error: PlaidRelayError) -> PlaidRelayError:
+        """What to raise: an attempt that may have been carried out outweighs what a later one was told."""
+        if self.perhaps_done is not None:
+            self.perhaps_done.attempts = self.attempts
+            return self.perhaps_done
+        if self.gave_up:
+            return RateLimitError(str(error.args[0]), **vars(error), gave_up_waiting=True)
+        return error
+
+
+@define(eq=False, repr=False)
+class Queue:
+    """Lets attempts go, one turn for each."""
+
+    session: SessionManager
+    signer: Signer
+    limiter: RateLimiter | None
+    tally: Tally
+    paces: defaultdict[str, Pace] = field(factory=lambda: defaultdict(Pace))
+
+    def pace(self, call: Call[Any]) -> Pace:
+        """What all calls of the same operation share."""
+        return self.paces[call.endpoint.path]
+
+    @contextlib.asynccontextmanager
+    async def turn(self, call: Call[Any]) -> AsyncIterator[Signature]:
+        """Wait for an attempt's turn, and hold its connection meanwhile.
+
+        Raises:
+            RateLimitError: Plaid's limit makes it wait longer than it may.
+            NotSentError: the limiter or the source of the credentials raised.
+        """
+        pace = self.pace(call)
+        while True:
+            await self._line_up(call, pace)
+            await self._limit(call)
+            async with self._slot(call):
+                signature = await self.signer.sign(call.deadline)
+                if pace.is_news(call.turn):
+                    yield signature
+                    return
+
+    async def _line_up(self, call: Call[Any], pace: Pace) -> None:
+        since = now()
+        if not pace.is_clear(since):
+            self._check(call, pace, pace.expected(since))
+            with self.tally.wait("pause"):
+                await self._stand_in_line(call, pace)
+            if call.patient:
+                call.postpone(now() - since)
+        call.turn = pace.leave(now())
+
+    async def _stand_in_line(self, call: Call[Any], pace: Pace) -> None:
+        try:
+            async with (
+                asyncio.timeout_at(None if call.patient else call.deadline),
+                pace.line(patient=call.patient),
+            ):
+                while (wait := pace.wait(now())) > 0:
+                    self._check(call, pace, wait)
+                    await pace.sleep(wait)
+        except TimeoutError:
+            raise self._too_long(call, pace.expected(now())) from None
+
+    def _check(self, call: Call[Any], pace: Pace, wait: float) -> None:
+        gave_up = pace.until - now() > call.policy.max_pause
+        if gave_up or not (call.patient or call.has_time_for(wait)):
+            raise self._too_long(call, wait, gave_up=gave_up)
+
+    def _too_long(self, call: Call[Any], wait: float, *, gave_up: bool = False) -> RateLimitError:
+        return RateLimitError(
+            "Plaid's limit makes calls of this operation wait longer than this call may wait",
+            sent=call.attempts > 0,
+            retry_after=wait,
+            gave_up_waiting=gave_up,
+        )
+
+    async def _limit(self, call: Call[Any]) -> None:
+        if self.limiter is None:
+            return
+        since = now()
+        with self.tally.wait("limiter"), of_the_caller("the rate limiter"):
+            await self.limiter.acquire(call.endpoint.path)
+        call.postpone(now() - since)
+
+    @contextlib.asynccontextmanager
+    async def _slot(self, call: Call[Any]) -> AsyncIterator[None]:
+        slots, since = self.session.slots, now()
+        if slots.locked():
+            with self.tally.wait("connection"):
+                await slots.acquire()
+            call.postpone(now() - since)
+        else:
+            await slots.acquire()
+        try:
+            yield
+        finally:
+            slots.release()

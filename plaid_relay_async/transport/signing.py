@@ -1,0 +1,66 @@
+"""Credentials, as they go onto a request; they come in here, below the retries."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Literal
+
+from attrs import define, frozen
+
+from plaid_relay_async.config import Credentials, GatewayKey, Identity
+from plaid_relay_async.errors import ConfigurationError, Hidden, NotSentError, ordinary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@define(eq=False, repr=False)
+class Signature:
+    """What tells who calls: headers or fields of the body, and the secret in them."""
+
+    headers: dict[str, str]
+    fields: Hidden[dict[str, str]]
+    secret: Hidden[str]
+
+
+@contextlib.contextmanager
+def of_the_caller(what: str) -> Iterator[None]:
+    """Whatever the caller's own code raises before an attempt: nothing was sent."""
+    try:
+        yield
+    except BaseException as error:
+        if not ordinary(error):
+            raise
+        raise NotSentError(f"{what} raised {type(error).__name__}") from error
+
+
+@frozen(repr=False)
+class Signer:
+    """Gives a signature for each attempt."""
+
+    who: Identity
+    credentials_in: Literal["headers", "body"]
+
+    async def sign(self, deadline: float | None) -> Signature:
+        """Fetch the credentials if they have to be, and make a signature of them.
+
+        Raises:
+            NotSentError: they can't be had, or not in time.
+            ConfigurationError: their source gave something else.
+        """
+        who = self.who
+        if callable(who):
+            with of_the_caller("the source of the credentials"):
+                async with asyncio.timeout_at(deadline):
+                    who = await who()
+        nothing: Hidden[dict[str, str]] = Hidden({})
+        if isinstance(who, GatewayKey):
+            key = Hidden(who.gateway_key)
+            return Signature({"Authorization": f"Bearer {key.reveal()}"}, nothing, key)
+        if not isinstance(who, Credentials):
+            raise ConfigurationError(f"credentials gave {type(who).__name__}, not Credentials")
+        secret = Hidden(who.secret)
+        if self.credentials_in == "body":
+            return Signature({}, Hidden({"client_id": who.client_id, "secret": who.secret}), secret)
+        return Signature({"PLAID-CLIENT-ID": who.client_id, "PLAID-SECRET": who.secret}, nothing, secret)

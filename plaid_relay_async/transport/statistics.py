@@ -1,0 +1,88 @@
+"""What a client has done so far, in numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@frozen(kw_only=True)
+class Statistics:
+    """What a client has done since it was made, and where it stands: a snapshot that no longer changes.
+
+    Attributes:
+        attempts: HTTP requests by how they ended: `"answered"`, `"refused"` (a 429 or planned maintenance),
+            `"not_sent"`, `"unknown"` (lost, or an answer that doesn't tell), `"cancelled"`.
+        retries: how often which reason led to another attempt: Plaid's `error_code`, or the error's class.
+        outcomes: calls by how they ended: `"succeeded"`, `"failed"`, `"unknown"`, `"cancelled"`.
+        in_flight: attempts that are under way, each on a connection of its own.
+        queued: calls that wait for a pause, a rate, a limiter or a connection.
+        connections: how many the pool may have; `None` for a borrowed pool without a limit.
+        rates: attempts a second, for each operation that keeps to a rate since Plaid refused some.
+        waits: seconds that calls have waited, all together, for a `"pause"` or rate of the server's, the
+            `"limiter"`, a `"connection"`, and before another attempt (`"backoff"`).
+    """
+
+    attempts: Mapping[str, int]
+    retries: Mapping[str, int]
+    outcomes: Mapping[str, int]
+    in_flight: int
+    queued: int
+    connections: int | None
+    rates: Mapping[str, float]
+    waits: Mapping[str, float]
+
+
+@define(eq=False)
+class Tally:
+    """The counters behind `Statistics`."""
+
+    attempts: Counter[str] = field(factory=Counter)
+    retries: Counter[str] = field(factory=Counter)
+    outcomes: Counter[str] = field(factory=Counter)
+    waits: defaultdict[str, float] = field(factory=lambda: defaultdict(float))
+    in_flight: int = 0
+    queued: int = 0
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """An attempt is on its way."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    @contextlib.contextmanager
+    def wait(self, what: str) -> Iterator[None]:
+        """A call waits for something."""
+        clock = asyncio.get_running_loop().time
+        since = clock()
+        self.queued += 1
+        try:
+            yield
+        finally:
+            self.queued -= 1
+            self.waits[what] += clock() - since
+
+    def snapshot(self, *, connections: int | None, rates: Mapping[str, float]) -> Statistics:
+        """Give what was counted, as a record that no longer changes."""
+        return Statistics(
+            attempts=MappingProxyType(dict(self.attempts)),
+            retries=MappingProxyType(dict(self.retries)),
+            outcomes=MappingProxyType(dict(self.outcomes)),
+            in_flight=self.in_flight,
+            queued=self.queued,
+            connections=connections,
+            rates=MappingProxyType(dict(rates)),
+            waits=MappingProxyType(dict(self.waits)),
+        )

@@ -202,7 +202,7 @@ class Transport:
         return self._conclude(call, failure, ending_of(failure))
 
     def _note(self, call: Call[Any], ending: Ending) -> None:
-        self._tally.attempts[ending] += 1
+        self._tally.attempts[ending.value] += 1
         if ending is Ending.ANSWERED:
             self._queue.pace(call).passed(now(), call.turn)
 

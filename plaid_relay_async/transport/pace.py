@@ -144,5 +144,5 @@ class Pace:
             allowed = self._passed / max(now - self._since, 0.001)
             self.rate = self._base = min(_KEPT * self.rate, allowed)
             self._held_up = 0.0
-            self._next = now + 1 / self.rate
+        self._next = now + self._gap
         self._since, self._passed = now, 0

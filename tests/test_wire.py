@@ -1,0 +1,167 @@
+"""What a server can do to one attempt, beyond what the fault matrix has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from support import OWNER, QUICK
+from test_transport import read_request, serving
+
+from plaid_relay_async import (
+    ConfigurationError,
+    NotSentError,
+    OutcomeUnknownError,
+    RelayClient,
+    RelayCreateRequest,
+    ResponseDecodeError,
+    RetryPolicy,
+    Timeouts,
+)
+
+CREATE = "/credit/relay/create"
+
+
+def answer(**fields: object) -> bytes:
+    body = json.dumps(fields).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+async def test_an_answer_that_came_before_its_request_is_nobodys():
+    """A second answer on a connection that is kept would be the next partner's token: it is dropped instead."""
+    count = 0
+
+    async def twice(reader, writer):
+        nonlocal count
+        while True:
+            await read_request(reader)
+            count += 1
+            writer.write(answer(relay_token=f"T-{count}") + answer(relay_token=f"stray-{count}"))
+            await writer.drain()
+
+    async with serving(twice) as (url, connections), RelayClient(OWNER, base_url=url, retry=QUICK) as client:
+        for n in range(1, 4):
+            assert (await client.relay.create(["t"], f"p{n}")).relay_token == f"T-{n}"
+        assert len(connections) == 3
+
+
+async def test_a_stray_answer_that_comes_late_is_nobodys():
+    """The same when it arrives while the connection lies idle: the request never leaves on that one."""
+
+    async def late(reader, writer):
+        await read_request(reader)
+        writer.write(answer(relay_token=f"T-{len(connections)}"))
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.write(answer(relay_token="stray"))
+        await reader.read()
+
+    async with serving(late) as (url, connections), RelayClient(OWNER, base_url=url, retry=QUICK) as client:
+        assert (await client.relay.create(["t"], "p")).relay_token == "T-1"
+        await asyncio.sleep(0.05)
+        assert (await client.relay.create(["t"], "q")).relay_token == "T-2"
+        assert client.statistics().attempts == {"answered": 2, "not_sent": 1}
+
+
+async def test_a_stray_answer_is_not_sent_even_for_the_last_attempt():
+    """With no attempt left to make, the error says that nothing was sent."""
+
+    async def late(reader, writer):
+        await read_request(reader)
+        writer.write(answer(relay_token="T-1"))
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.write(answer(relay_token="stray"))
+        await reader.read()
+
+    once = RetryPolicy(attempts=1)
+    async with serving(late) as (url, _), RelayClient(OWNER, base_url=url, retry=once) as client:
+        await client.relay.create(["t"], "p")
+        await asyncio.sleep(0.05)
+        with pytest.raises(NotSentError, match="never left"):
+            await client.relay.create(["t"], "q")
+
+
+async def test_a_creation_is_not_begun_when_its_time_is_up(plaid):
+    """An attempt that could only run out of time isn't made: it would be unknown for nothing."""
+    report = plaid.add_report()
+
+    class Slow:
+        begun = 0
+
+        async def begin(self, request: RelayCreateRequest) -> None:
+            self.begun += 1
+            await asyncio.sleep(0.05)
+
+        async def end(self, outcome: object) -> None: ...
+
+    async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as client:
+        await client.relay.create([report], "warm")
+        rows = RelayCreateRequest.fan_out([report], ["p"])
+        result = await client.relay.create_many(rows, timeout=0.02, journal=Slow())
+    assert isinstance(result.failed[0].error, NotSentError)
+    assert plaid.counts[CREATE] == len(plaid.ledger) == 1
+
+
+@pytest.mark.parametrize("spaces", [0, 1_000_000])
+async def test_an_answer_that_is_too_long_is_not_read_to_its_end(spaces):
+    """A creation has its token if that came within the bound, and is unknown if not; a read isn't repeated."""
+
+    async def endless(reader, writer):
+        await read_request(reader)
+        body = b"{" + b" " * spaces + b'"relay_token": "T-1", "padding": "' + b"x" * 3000
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + body)
+        while True:
+            writer.write(b"x" * 1000)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    async with serving(endless) as (url, connections):
+        async with RelayClient(OWNER, base_url=url, max_response_bytes=4000, retry=QUICK) as client:
+            if spaces:
+                with pytest.raises(OutcomeUnknownError, match="longer than 4000 bytes"):
+                    await client.relay.create(["t"], "p")
+            else:
+                assert (await client.relay.create(["t"], "p")).relay_token == "T-1"
+            with pytest.raises(ResponseDecodeError, match=r"longer than 4000 bytes.*max_response_bytes"):
+                await client.relay.get("t")
+    assert len(connections) == 2
+
+
+async def test_an_answer_of_just_the_size_is_taken():
+    """The bound is what an answer may have."""
+
+    async def exact(reader, writer):
+        await read_request(reader)
+        writer.write(answer(relay_token="T-1"))
+        await writer.drain()
+
+    length = len(json.dumps({"relay_token": "T-1"}))
+    async with serving(exact) as (url, _):
+        async with RelayClient(OWNER, base_url=url, max_response_bytes=length) as client:
+            assert (await client.relay.create(["t"], "p")).relay_token == "T-1"
+
+
+def test_the_bound_of_an_answer_is_checked():
+    """Zero bytes are no bound."""
+    with pytest.raises(ConfigurationError, match="max_response_bytes must be a whole number from 1"):
+        RelayClient(OWNER, max_response_bytes=0)
+
+
+async def test_an_idle_connection_is_given_up_in_time():
+    """After `Timeouts.idle` a connection isn't used again, whatever the server would do."""
+
+    async def willing(reader, writer):
+        while True:
+            await read_request(reader)
+            writer.write(answer(relay_token="T"))
+            await writer.drain()
+
+    timeouts = Timeouts(idle=0.1)
+    async with serving(willing) as (url, connections):
+        async with RelayClient(OWNER, base_url=url, timeouts=timeouts) as client:
+            for pause, opened in ((0, 1), (0.5, 1), (0, 2)):
+                await client.relay.create(["t"], "p")
+                assert len(connections) == opened
+                await asyncio.sleep(pause)

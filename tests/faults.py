@@ -116,16 +116,16 @@ def half_a_body_of_nobodys() -> Fault:
     return Fault(BEFORE, lambda *_: [_ok("Content-Length: 100") + b'{"rela'], "close")
 
 
-def half_the_chunks(*, behind: bool, then: bytes = b"") -> Fault:
-    """The body in chunks, cut after one of them; `then` follows in the same packet."""
+def half_the_chunks(*, behind: bool, then: bytes = b"", at_once: bool = True) -> Fault:
+    """The body in chunks, cut after one of them; `then` follows in the same packet, the head is in it or not."""
 
     def pieces(_: bytes, answer: bytes) -> Iterable[bytes]:
         body = _body(answer)
-        half = body[: _split(body, behind=behind)]
+        rest = _chunk(body[: _split(body, behind=behind)]) + then
         head = _without_length(answer) + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
-        yield head + _chunk(half) + then
+        yield from [head + rest] if at_once else [head, rest]
 
-    return Fault(AFTER, pieces, "close")
+    return Fault(AFTER, pieces, "close", pause=0.0 if at_once else 0.02)
 
 
 def _chunk(data: bytes) -> bytes:
@@ -168,7 +168,7 @@ def too_long(*, token: bool, megabytes: int | None = None) -> Fault:
         start = _with_token(answer) if token else b"{"
         if megabytes is None:
             yield _ok("Transfer-Encoding: chunked") + _chunk(start)
-            yield from itertools.repeat(_chunk(MEGABYTE[:2**16]))
+            yield from itertools.repeat(_chunk(MEGABYTE[: 2**16]))
         else:
             yield _ok(f"Content-Length: {len(start) + megabytes * 2**20 + 1}") + start
             yield from itertools.repeat(MEGABYTE, megabytes)

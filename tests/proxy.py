@@ -65,9 +65,7 @@ class Proxy:
         heard: how many attempts reached it: HTTP requests of which it saw the first byte.
     """
 
-    def __init__(
-        self, upstream: int, choose: Callable[[], Fault], ssl: tls.SSLContext | None = None
-    ) -> None:
+    def __init__(self, upstream: int, choose: Callable[[], Fault], ssl: tls.SSLContext | None = None) -> None:
         self.heard = 0
         self._upstream = upstream
         self._choose = choose

@@ -151,11 +151,11 @@ def _unzipped(answer: bytes) -> bytes:
 
 
 def gzip_bomb(*, token: bool) -> Fault:
-    """A hundred megabytes in a hundred kilobytes, with the token before them if there is one."""
+    """Twenty megabytes in twenty kilobytes, with the token before them if there is one."""
 
     def pieces(_: bytes, answer: bytes) -> Iterable[bytes]:
         start = _with_token(answer) if token else b"{"
-        bomb = gzip.compress(start + 100 * MEGABYTE + b"}", compresslevel=1)
+        bomb = gzip.compress(start + 20 * MEGABYTE + b"}", compresslevel=1)
         yield _ok(f"Content-Length: {len(bomb)}", "Content-Encoding: gzip") + bomb
 
     return Fault(AFTER, pieces)

@@ -216,20 +216,26 @@ def assert_promises_kept(row: Row, operation: str, seen: Seen) -> None:
         assert seen.end.sent is not isinstance(seen.end, NotSentError)
 
 
-@pytest.mark.parametrize("operation", COLUMNS)
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-async def test_each_cell_is_as_it_is_written(clean_logs, row, operation):
+async def test_each_cell_is_as_it_is_written(clean_logs, row):
     """What the caller gets, what reached the server, what was made: as by hand, and no secret shows."""
     asyncio.get_running_loop().set_debug(True)
-    came = await struck(row, OPERATIONS[operation])
-    assert_promises_kept(row, operation, came)
-    assert cell(came, operation) == getattr(row, operation)
-    assert came.seconds >= row.waits
-    if isinstance(came.end, PlaidRelayError):
-        assert_shows_nothing(came.end)
-        assert row.told is None or came.end.retry_after == pytest.approx(row.told)
+    came = await asyncio.gather(*(struck(row, OPERATIONS[operation]) for operation in COLUMNS))
+    cells = {operation: cell(seen, operation) for operation, seen in zip(COLUMNS, came, strict=True)}
+    assert cells == {operation: getattr(row, operation) for operation in COLUMNS}
+    for operation, seen in zip(COLUMNS, came, strict=True):
+        assert_promises_kept(row, operation, seen)
+        assert_told(row, seen)
+
+
+def assert_told(row: Row, seen: Seen) -> None:
+    """The server's delay is waited in full or handed on, and nothing that is secret shows."""
+    assert seen.seconds >= row.waits
+    if isinstance(seen.end, PlaidRelayError):
+        assert_shows_nothing(seen.end)
+        assert row.told is None or seen.end.retry_after == pytest.approx(row.told, abs=0.5)
     else:
-        assert_clean(repr(came.end))
+        assert_clean(repr(seen.end))
 
 
 def test_the_page_shows_the_matrix():

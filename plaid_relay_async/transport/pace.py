@@ -91,7 +91,7 @@ class Pace:
 
     def leave(self, now: float) -> float:
         """Give the first in line its turn, which is known by its moment."""
-        if now - self._seen > _IDLE:
+        if now - self._seen > _IDLE and not self._probing:
             self._since, self._passed = now, 0
         self._seen = now
         if self._probing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import define, field
 from hypothesis import HealthCheck, settings
@@ -34,10 +34,8 @@ from plaid_relay_async import (
     RetryPolicy,
     Timeouts,
 )
+from plaid_relay_async.batch import Batch
 from plaid_relay_async.simulator import Fault, Simulator
-
-if TYPE_CHECKING:
-    from plaid_relay_async.batch import Batch
 
 CREATE, REFRESH, REMOVE = "/credit/relay/create", "/credit/relay/refresh", "/credit/relay/remove"
 CONNECTIONS = 3  # fewer than what a batch wants, so that calls queue
@@ -168,9 +166,9 @@ class Machine(RuleBasedStateMachine):
     def strike(self, path: str, effect: dict[str, Any], times: int) -> None:
         self.plaid.fail(Fault(path=path, times=times, **effect))
 
-    @rule(effect=EFFECTS, seldom=st.booleans())
-    def strike_often(self, effect: dict[str, Any], seldom: bool) -> None:
-        self.plaid.fail(Fault(rate=0.2 if seldom else 0.7, **effect))
+    @rule(effect=EFFECTS, rate=st.sampled_from([0.2, 0.7]))
+    def strike_often(self, effect: dict[str, Any], rate: float) -> None:
+        self.plaid.fail(Fault(rate=rate, **effect))
 
     @rule()
     def heal(self) -> None:
@@ -236,7 +234,7 @@ class Machine(RuleBasedStateMachine):
         path=st.sampled_from([CREATE, CREATE, REFRESH, REMOVE]),
         count=st.integers(1, 8),
         source=st.sampled_from(["iterable", "async", "breaks"]),
-        journalled=st.booleans(),
+        journal=st.builds(Notes) | st.none(),
     )
     def await_batch(self, **how: Any) -> Any:
         job = self._batch(**how)
@@ -251,7 +249,7 @@ class Machine(RuleBasedStateMachine):
         path=st.sampled_from([CREATE, CREATE, REFRESH, REMOVE]),
         count=st.integers(1, 8),
         source=st.sampled_from(["iterable", "async", "breaks"]),
-        journalled=st.booleans(),
+        journal=st.builds(Notes) | st.none(),
         after=st.integers(1, 6),
         ending=st.sampled_from(["exhaust", "break", "raise"]),
         pace=st.sampled_from([0, 0.002]),
@@ -288,12 +286,12 @@ class Machine(RuleBasedStateMachine):
             return list(itertools.islice(self.partners, count))
         return [self.shared.pop() for _ in range(min(count, len(self.shared)))]
 
-    def _batch(self, path: str, count: int, source: str, journalled: bool) -> Job:
+    def _batch(self, path: str, count: int, source: str, journal: Notes | None) -> Job:
         job, relay, keys = Job(path), self.client.relay, self._take(path, count)
         rows = list(RelayCreateRequest.fan_out([self.report], keys)) if path == CREATE else keys
         how = {"concurrency": 4, "on_outcome": job.told.append}
-        if path == CREATE and journalled:
-            how["journal"] = job.journal = Notes()
+        if path == CREATE and journal is not None:
+            how["journal"] = job.journal = journal
         make = {CREATE: relay.create_many, REFRESH: relay.refresh_many, REMOVE: relay.remove_many}[path]
         given = taking(rows, job.taken, breaks=source == "breaks")
         job.batch = make(later(given) if source == "async" else given, **how)

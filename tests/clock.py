@@ -1,6 +1,6 @@
 """An event loop on which hours pass in seconds, for what keeps to the loop's clock.
 
-Its `time()` stands still while anything is ready, and jumps to the next timer when nothing is. `asyncio.sleep`,
+Its `time()` all but stands still while anything is ready, and jumps to the next timer when nothing is. `asyncio.sleep`,
 timeouts, and all timers of aiohttp follow, so client and simulator live through an hour of pauses in one loop,
 over real sockets, with nothing patched: `Simulator(clock=loop.time)`.
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _POLLS = 3
 _FAIR_CHANCE = 0.001  # real seconds, before a jump so long that a timeout may be at its end
 _LONG = 1.0
+# For each turn of the loop: whoever waits for what is left by a rounding error would otherwise wait for ever.
+_CREEP = 1e-9
 
 
 class _Leaper(selectors.DefaultSelector):
@@ -34,6 +36,7 @@ class _Leaper(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout == 0:
+            self.now += _CREEP
             return super().select(0)
         if timeout is None or self.threads:
             return super().select(None)

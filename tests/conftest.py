@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from blockbuster import blockbuster_ctx
+from canaries import assert_clean
 from specification import Specification
 from support import OWNER, PARTNER, QUICK
 
@@ -79,3 +80,10 @@ def every_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     for name in ("aiohttp", "asyncio", "backoff", "plaid_relay_async"):
         caplog.set_level(logging.DEBUG, logger=name)
     return caplog
+
+
+@pytest.fixture
+def clean_logs(every_log: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Nothing that any logger says at DEBUG, asyncio's debug mode included, may hold a canary."""
+    yield every_log
+    assert_clean("\n".join(logging.Formatter().format(record) for record in every_log.records))

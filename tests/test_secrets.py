@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import re
 import traceback
 
 import pytest
+from canaries import REPORT, SECRET, WHO, assert_clean, assert_shows_nothing
 from support import QUICK
 
 from plaid_relay_async import (
@@ -26,45 +25,7 @@ from plaid_relay_async import (
 from plaid_relay_async.errors import sealed
 from plaid_relay_async.simulator import Fault, Simulator
 
-SECRET = "canary-0f8b7c1d-secret"
-REPORT = "assets-sandbox-canary-5a1e"
-WHO = Credentials("owner", SECRET)
 CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"
-PLANTED = re.compile(r"canary-\w+|assets-sandbox-\S+|credit-relay-sandbox-\S+|(access|public)-sandbox-\S+")
-
-
-def assert_clean(text: str, *, but: str = "") -> None:
-    found = PLANTED.search(text.replace(but, "") if but else text)
-    assert found is None, f"a canary got out: …{text[max(0, found.start() - 200) : found.end()]}"
-
-
-def frames_of_ours(error: BaseException) -> str:
-    """The package's frames of a rendered traceback, with the repr of every local, through the whole chain."""
-    shown, chain = [], [error]
-    while chain:
-        one = chain.pop()
-        chain += [e for e in (one.__cause__, one.__context__) if e is not None]
-        chain += getattr(one, "exceptions", ())
-        for frame, _ in traceback.walk_tb(one.__traceback__):
-            if "/plaid_relay_async/" in frame.f_code.co_filename:
-                shown += [
-                    f"{frame.f_code.co_name}: {name}={value!r}" for name, value in frame.f_locals.items()
-                ]
-    return "\n".join(shown)
-
-
-def assert_shows_nothing(error: BaseException) -> None:
-    assert_clean(f"{error} {error!r} {error.args} {vars(error)}")
-    assert_clean("".join(traceback.format_exception(error)))
-    assert_clean(frames_of_ours(error))
-
-
-@pytest.fixture
-def clean_logs(every_log):
-    """Nothing that any logger says at DEBUG, asyncio's debug mode included, may hold a canary."""
-    yield every_log
-    assert_clean("\n".join(logging.Formatter().format(record) for record in every_log.records))
-
 
 ECHO = {
     "error_message": f"{SECRET} and {REPORT} and credit-relay-sandbox-x",

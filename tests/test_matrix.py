@@ -1,0 +1,245 @@
+"""Every fault of matrix.py strikes every operation, and each cell is as it is written there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import re
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+from attrs import frozen
+from canaries import REPORT, SECRET, assert_clean, assert_shows_nothing
+from matrix import COLUMNS, PAGE, SECTIONS, Row, page_with_tables
+from proxy import PASS, Proxy
+from support import QUICK
+
+from plaid_relay_async import (
+    ConnectionLostError,
+    Credentials,
+    InvalidRequestError,
+    NotSentError,
+    OutcomeUnknownError,
+    PlaidAPIError,
+    PlaidRelayError,
+    PlaidServerError,
+    RateLimitError,
+    ReadTimeoutError,
+    RelayClient,
+    ResponseDecodeError,
+)
+from plaid_relay_async.simulator import Simulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+OWNER, PARTNER = Credentials("owner", SECRET), Credentials("partner", SECRET)
+ROWS = {
+    f"{section}: {row.name}, {n}": row for section, rows in SECTIONS.items() for n, row in enumerate(rows)
+}
+
+
+@frozen
+class Operation:
+    """One column.
+
+    Attributes:
+        who: calls it.
+        call: makes the call with a relay token.
+        made: how many times it was carried out, by the simulator's books.
+        right: whether an answer is the one that the simulator gave.
+    """
+
+    who: Credentials
+    call: Callable[[RelayClient, str], Awaitable[Any]]
+    made: Callable[[Simulator], int]
+    right: Callable[[Any, Simulator], bool]
+
+
+OPERATIONS = {
+    "create": Operation(
+        OWNER,
+        lambda client, _: client.relay.create([REPORT], "another"),
+        lambda plaid: len(plaid.ledger) - 1,
+        lambda answer, plaid: answer.relay_token == plaid.ledger[1]["relay_token"],
+    ),
+    "get": Operation(
+        PARTNER,
+        lambda client, token: client.relay.get(token),
+        lambda _: 0,
+        lambda answer, _: bool(answer.report.items),
+    ),
+    "get_pdf": Operation(
+        PARTNER,
+        lambda client, token: client.relay.get_pdf(token),
+        lambda _: 0,
+        lambda answer, _: answer.content.startswith(b"%PDF-"),
+    ),
+    "refresh": Operation(
+        PARTNER,
+        lambda client, token: client.relay.refresh(token),
+        lambda plaid: len(plaid.refreshes),
+        lambda answer, plaid: answer.relay_token == plaid.ledger[0]["relay_token"],
+    ),
+    "remove": Operation(
+        OWNER,
+        lambda client, token: client.relay.remove(token),
+        lambda plaid: sum(entry["removed"] for entry in plaid.ledger),
+        lambda answer, _: answer.removed,
+    ),
+}
+CREATING, READS = {"create", "refresh"}, {"get", "get_pdf"}
+
+WORDS = {
+    NotSentError: "unsent",
+    OutcomeUnknownError: "unknown",
+    ConnectionLostError: "lost",
+    ReadTimeoutError: "late",
+    ResponseDecodeError: "garbled",
+    PlaidServerError: "server",
+    RateLimitError: "limited",
+    InvalidRequestError: "refused",
+}
+
+
+def word_for(end: Any) -> str:
+    """Say what the caller got, in the matrix' words."""
+    if type(end) is PlaidAPIError:
+        return "redirect" if 300 <= end.status < 400 else "odd"
+    if isinstance(end, PlaidRelayError):
+        return WORDS[type(end)]
+    return "inferred" if getattr(end, "inferred", False) else "done"
+
+
+# ------------------------------------------------------------------------------------------ one cell
+
+
+@frozen
+class Seen:
+    """What came of one cell: at the client, at the proxy, and in the simulator's books."""
+
+    end: Any
+    heard: int
+    made: int
+    right: bool
+    seconds: float
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[int]:
+    """A port on which nobody listens, kept so that nobody can."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
+
+
+def contexts(server: str) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
+    """What the server speaks TLS with, and what the client trusts."""
+    if server not in {"another's TLS", "distrusted TLS"}:
+        return None, None
+    authority, theirs = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours = ssl.create_default_context()
+    if server == "distrusted TLS":
+        authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    else:
+        authority.issue_cert("elsewhere.example").configure_cert(theirs)
+        authority.configure_trust(ours)
+    return theirs, ours
+
+
+@contextlib.asynccontextmanager
+async def between(row: Row, plaid: Simulator, who: Credentials) -> AsyncIterator[tuple[Proxy, RelayClient]]:
+    """A proxy that deals out a row's faults, and a client of it."""
+    theirs, ours = contexts(row.server)
+    series = itertools.chain([PASS] * row.warm, row.faults, itertools.repeat(row.faults[-1]))
+    port = int(plaid.url.rpartition(":")[2])
+    async with Proxy(port, lambda: next(series), theirs) as proxy:
+        with nobody() as closed:
+            urls = {
+                "http": f"http://127.0.0.1:{proxy.port}",
+                "nobody": f"http://127.0.0.1:{closed}",
+                "no name": "https://plaid.invalid",
+            }
+            url = urls.get(row.server, f"https://127.0.0.1:{proxy.port}")
+            settings = {"retry": QUICK, "ssl": ours, **row.settings}
+            async with RelayClient(who, base_url=url, **settings) as client:
+                yield proxy, client
+
+
+async def struck(row: Row, operation: Operation) -> Seen:
+    """Let a row's faults strike one call."""
+    async with Simulator(clients={"owner": SECRET, "partner": SECRET}, reports=[REPORT]) as plaid:
+        async with RelayClient(OWNER, base_url=plaid.url) as owner:
+            token = (await owner.relay.create([REPORT], "partner")).relay_token
+        async with between(row, plaid, operation.who) as (proxy, client):
+            if row.warm:
+                with pytest.raises(InvalidRequestError):
+                    await client.webhook_verification_key.get("of-nobody")
+                proxy.heard = 0
+            if row.dying:
+                proxy.hang_up()
+            began = time.monotonic()
+            try:
+                end = await operation.call(client, token)
+            except PlaidRelayError as error:
+                end = error
+            seconds = time.monotonic() - began
+        right = isinstance(end, PlaidRelayError) or operation.right(end, plaid)
+        return Seen(end, proxy.heard, operation.made(plaid), right, seconds)
+
+
+def cell(seen: Seen, operation: str) -> str:
+    """Write what was seen as matrix.py writes what is expected."""
+    made = "" if operation in READS else f" {seen.made}"
+    return f"{word_for(seen.end)} {seen.heard}{made}"
+
+
+def assert_promises_kept(row: Row, operation: str, seen: Seen) -> None:
+    """What must hold whatever is written in the cell."""
+    failed = isinstance(seen.end, PlaidRelayError)
+    refusals_only = all(fault.refuses or fault is PASS for fault in row.faults)
+    surely_not = row.server != "http" or (refusals_only and not row.dying)
+    assert seen.made <= 1, "nothing is made twice"
+    assert seen.right, "what the caller gets is what Plaid made"
+    if operation in CREATING:
+        unheard = failed and seen.made == 1
+        assert not unheard or isinstance(seen.end, OutcomeUnknownError), "what was made unheard is unknown"
+        assert not (surely_not and isinstance(seen.end, OutcomeUnknownError)), "what wasn't is not unknown"
+    if failed:
+        assert seen.end.attempts >= seen.heard
+        assert seen.end.sent is not isinstance(seen.end, NotSentError)
+
+
+@pytest.mark.parametrize("operation", COLUMNS)
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+async def test_each_cell_is_as_it_is_written(clean_logs, row, operation):
+    """What the caller gets, what reached the server, what was made: as by hand, and no secret shows."""
+    asyncio.get_running_loop().set_debug(True)
+    came = await struck(row, OPERATIONS[operation])
+    assert_promises_kept(row, operation, came)
+    assert cell(came, operation) == getattr(row, operation)
+    assert came.seconds >= row.waits
+    if isinstance(came.end, PlaidRelayError):
+        assert_shows_nothing(came.end)
+        assert row.told is None or came.end.retry_after == pytest.approx(row.told)
+    else:
+        assert_clean(repr(came.end))
+
+
+def test_the_page_shows_the_matrix():
+    """docs/faults.md has the tables that are checked here; `python tests/matrix.py` writes them into it."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == page_with_tables(page)
+
+
+def test_the_page_explains_each_word():
+    """The legend of docs/faults.md has the words of the cells, and no other."""
+    used = {getattr(row, column).split()[0] for row in ROWS.values() for column in COLUMNS}
+    legend = re.findall(r"^\| \*\*(\w+)\*\* \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(legend) == sorted(used)

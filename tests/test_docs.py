@@ -17,7 +17,7 @@ import plaid_relay_async
 from plaid_relay_async import Credentials, PlaidRelayError, RelayClient, RetryPolicy, Timeouts
 from plaid_relay_async.client import AssetReports, Items, Relay, Sandbox, WebhookVerificationKeys
 from plaid_relay_async.errors import concerns_everyone
-from plaid_relay_async.simulator import Fault
+from plaid_relay_async.simulator import Fault, Limit
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -100,12 +100,11 @@ def test_the_errors_that_all_share_are_those_of_the_page(code):
     assert concerns_everyone(plaid_relay_async.PlaidAPIError("it", error_code=code))
 
 
-def test_every_part_of_a_fault_is_told():
-    """simulator.md has each field of `Fault` in its table."""
-    table = "\n".join(
-        re.findall(r"^\| (`.+?) \|", section(page("docs/simulator.md"), "Faults"), re.MULTILINE)
-    )
-    assert set(re.findall(r"`(\w+)`", table)) == set(fields_dict(Fault))
+@pytest.mark.parametrize(("heading", "cls"), [("Faults", Fault), ("Limits", Limit)])
+def test_every_part_of_a_fault_and_a_limit_is_told(heading, cls):
+    """simulator.md has each field of `Fault` and of `Limit` in a table."""
+    table = "\n".join(re.findall(r"^\| (`.+?) \|", section(page("docs/simulator.md"), heading), re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", table)) == set(fields_dict(cls))
 
 
 def test_every_operation_is_in_the_changelog():

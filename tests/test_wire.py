@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 
+import aiohttp
 import pytest
 from support import OWNER, QUICK
 from test_transport import read_request, serving
@@ -19,6 +21,7 @@ from plaid_relay_async import (
     RetryPolicy,
     Timeouts,
 )
+from plaid_relay_async.transport import wire
 
 CREATE = "/credit/relay/create"
 
@@ -81,6 +84,18 @@ async def test_a_stray_answer_is_not_sent_even_for_the_last_attempt():
         await asyncio.sleep(0.05)
         with pytest.raises(NotSentError, match="never left"):
             await client.relay.create(["t"], "q")
+
+
+async def test_a_body_is_not_handed_to_a_connection_that_is_to_be_closed():
+    """Which of aiohttp's steps comes first depends on the Python; the body itself looks before it leaves."""
+
+    class Writer:
+        protocol = SimpleNamespace(should_close=True)
+
+    body = wire._Body(b"{}", content_type="application/json")
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await body.write_with_length(Writer(), None)
+    assert body.left is False
 
 
 async def test_a_creation_is_not_begun_when_its_time_is_up(plaid):

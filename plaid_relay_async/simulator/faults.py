@@ -29,7 +29,8 @@ def _number(wanted: str, low: float, high: float, *, whole: bool = False) -> Any
     return check
 
 
-def _check_path(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
+def check_path(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
+    """Raise ValueError unless it is None, or may be one of Plaid's paths."""
     if value is None:
         return
     if not isinstance(value, str) or not value.startswith("/") or value.startswith(OWN_PATHS):
@@ -95,7 +96,7 @@ class Fault:
         latency: Wait this many seconds at the moment that `when` says, then go on.
     """
 
-    path: str | None = field(default=None, validator=_check_path)
+    path: str | None = field(default=None, validator=check_path)
     secondary_client_id: str | None = field(default=None, validator=_check_partner)
     when: str = field(default="before", validator=_check_when)
     times: int | None = field(

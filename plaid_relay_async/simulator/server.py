@@ -18,6 +18,7 @@ from attrs import define, evolve, field, frozen
 
 from plaid_relay_async.simulator.checks import VERSIONS, check_credentials, check_fields, check_version
 from plaid_relay_async.simulator.faults import OWN_PATHS, Fault, Script, read_faults
+from plaid_relay_async.simulator.limits import Gate, Limit, OverLimitError
 from plaid_relay_async.simulator.operations import OPERATIONS, Answer, Ask, Draft
 from plaid_relay_async.simulator.problems import Refusal, fitting
 from plaid_relay_async.simulator.samples import closed, opened
@@ -74,11 +75,15 @@ class _Call:
     def partner(self) -> Any:
         return (self.body or {}).get("secondary_client_id")
 
+    @property
+    def client_id(self) -> str | None:
+        said = self.said("client_id", "PLAID-CLIENT-ID")
+        return said if isinstance(said, str) else None
+
     def received(self) -> Received:
-        client_id = self.said("client_id", "PLAID-CLIENT-ID")
         return Received(
             path=self.request.path,
-            client_id=client_id if isinstance(client_id, str) else None,
+            client_id=self.client_id,
             secondary_client_id=self.partner if isinstance(self.partner, str) else None,
             request_id=self.request_id,
             headers={name.lower(): value for name, value in self.request.headers.items()},
@@ -140,14 +145,16 @@ class Simulator:
         reports: Report tokens that are ready from the start, and serve every owner.
         generating: Seconds until a new report is ready.
         faults: Rules to begin with.
+        limits: Of the rate, for as long as it lives; by default there are none.
         seed: Of what reports hold, and of the draws for a fault's `rate`.
-        latency: Seconds before every request to Plaid's paths is handled.
+        latency: Seconds before every request to Plaid's paths is handled, or what gives them anew for each.
         transactions: How many a report holds that is created here, shared out among its accounts; None is
             twenty an account. Of more than 15,000 the generation fails, as Plaid's does.
-        clock: Seconds that only grow; by it reports get ready, and public tokens expire.
+        clock: Seconds that only grow; by it reports get ready, public tokens expire, and limits make room.
 
     Attributes:
         counts: How many requests each of Plaid's paths got.
+        refused: How many of them a limit refused.
     """
 
     def __init__(
@@ -158,8 +165,9 @@ class Simulator:
         reports: Iterable[str] = (),
         generating: float = 0.5,
         faults: Iterable[Fault] = (),
+        limits: Iterable[Limit] = (),
         seed: int = 0,
-        latency: float = 0.0,
+        latency: float | Callable[[], float] = 0.0,
         transactions: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -170,11 +178,13 @@ class Simulator:
         self._opened = lru_cache(_KEPT_BODIES)(opened)
         self._script = Script(seed)
         self._script.add(faults)
+        self._gate = Gate(limits, clock)
         self._numbers = itertools.count()
         self._received: dict[int, Received] = {}
         self._runner: web.ServerRunner | None = None
         self._closing = asyncio.Event()
         self.counts: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
         for token in reports:
             self._world.add_report(token)
 
@@ -324,6 +334,11 @@ class Simulator:
         if request.path.startswith(OWN_PATHS):
             return await self._answer_own(request)
         call = self._receive(request, await request.read())
+        await self._pause(self._latency() if callable(self._latency) else self._latency)
+        try:
+            self._gate.enter(request.path, call.client_id)
+        except OverLimitError as over:
+            return await self._turn_away(call, over)
         return await self._handle(call, self._script.strike(request.path, call.partner))
 
     def _receive(self, request: web.BaseRequest, raw: bytes) -> _Call:
@@ -334,8 +349,14 @@ class Simulator:
         self._received.pop(number - _REMEMBERED, None)
         return call
 
+    async def _turn_away(self, call: _Call, over: OverLimitError) -> web.StreamResponse:
+        self.refused[call.request.path] += 1
+        refusal = Refusal("RATE_LIMIT")
+        page = _json(refusal.status, refusal.body(call.request_id))
+        page.headers |= over.headers
+        return await self._finish(call, page)
+
     async def _handle(self, call: _Call, fault: Fault | None) -> web.StreamResponse:
-        await self._pause(self._latency)
         if fault is None:
             return await self._finish(call, await self._act(call))
         if fault.truncate is not None or fault.when == "after":

@@ -46,6 +46,7 @@ class Pace:
     streak: int = 0
     refused_at: float = -math.inf
     waiting: int = 0
+    _hurried: int = 0
     _front: asyncio.Lock = field(factory=asyncio.Lock)
     _behind: asyncio.Lock = field(factory=asyncio.Lock)
     _taken: asyncio.Event = field(factory=asyncio.Event)
@@ -62,13 +63,15 @@ class Pace:
 
     @contextlib.asynccontextmanager
     async def line(self, *, patient: bool) -> AsyncIterator[None]:
-        """Stand in line until it is one's turn; whoever has all the time lets the others go first."""
+        """Stand in line until one is its head; whoever is patient lets those in a hurry go first."""
         self.waiting += 1
+        self._hurried += not patient
         try:
             async with self._behind if patient else contextlib.nullcontext(), self._front:
                 yield
         finally:
             self.waiting -= 1
+            self._hurried -= not patient
 
     def is_clear(self, now: float) -> bool:
         """Whether an attempt may leave without standing in line."""
@@ -79,8 +82,9 @@ class Pace:
         return max(self.until, self._next) - now
 
     def expected(self, now: float) -> float:
-        """How long somebody who joins the line without patience will wait, as things stand."""
-        return max(self.wait(now), 0.0) + self.waiting * self._gap
+        """How long somebody in a hurry who joins the line will wait, as things stand."""
+        one_of_the_others = self.waiting > self._hurried
+        return max(self.wait(now), 0.0) + (self._hurried + one_of_the_others) * self._gap
 
     async def sleep(self, seconds: float) -> None:
         """Wait at the head of the line, or until the server takes an attempt again."""
@@ -91,7 +95,7 @@ class Pace:
 
     def leave(self, now: float) -> float:
         """Give the first in line its turn, which is known by its moment."""
-        if now - self._seen > _IDLE:
+        if now - self._seen > _IDLE and not self._probing:
             self._since, self._passed = now, 0
         self._seen = now
         if self._probing:

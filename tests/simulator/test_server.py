@@ -29,8 +29,8 @@ async def half_a_request(plaid):
 
 
 def test_exports():
-    """Three names, and no more."""
-    assert simulator.__all__ == ["Fault", "Simulator", "report_bytes"]
+    """Four names, and no more."""
+    assert simulator.__all__ == ["Fault", "Limit", "Simulator", "report_bytes"]
 
 
 async def test_start_and_close_by_hand(asking):

@@ -1,0 +1,437 @@
+"""Client, batch and simulator under anything that may be done to them, in any order, against the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter, defaultdict
+from typing import Any
+
+from attrs import define, field
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from support import OWNER
+
+from plaid_relay_async import (
+    BatchStoppedError,
+    Created,
+    Failed,
+    OutcomeUnknownError,
+    PlaidRelayError,
+    Refreshed,
+    RelayClient,
+    RelayCreateRequest,
+    Removed,
+    RetryPolicy,
+    Timeouts,
+)
+from plaid_relay_async.batch import Batch
+from plaid_relay_async.simulator import Fault, Simulator
+
+CREATE, REFRESH, REMOVE = "/credit/relay/create", "/credit/relay/refresh", "/credit/relay/remove"
+CONNECTIONS = 3  # fewer than what a batch wants, so that calls queue
+RETRY = RetryPolicy(attempts=3, backoff=0.001, max_backoff=0.002, max_pause=0.05)
+SHARED = 30  # relay tokens to refresh and remove
+
+# What refuses strikes before the request is acted upon, as with Plaid; what loses an answer, at either time.
+REFUSALS = [
+    {"status": 400},
+    {"status": 429},
+    {"status": 429, "headers": {"Retry-After": "0.01"}},
+    {"status": 429, "headers": {"Retry-After": "60"}},
+    {"status": 503, "body": {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}},
+]
+LOSSES = [
+    {"close": True},
+    {"stall": 0.004},
+    {"stall": 30},
+    {"status": 500},
+    {"status": 502, "body": "<html>"},
+    {"latency": 0.004},
+    {"latency": 0.03},
+]
+CUTS = [{"truncate": 0}, {"truncate": 30}, {"truncate": 90}]
+EFFECTS = st.one_of(
+    st.sampled_from([*REFUSALS, *CUTS]),
+    st.builds(
+        lambda loss, when: loss | {"when": when},
+        st.sampled_from(LOSSES),
+        st.sampled_from(["before", "after"]),
+    ),
+)
+
+
+class DeliberateError(Exception):
+    """Raised by a loop body, or by an input."""
+
+
+@define(eq=False)
+class Notes:
+    """A journal in memory, which takes its time."""
+
+    begun: list[Any] = field(factory=list)
+    ended: list[Any] = field(factory=list)
+
+    async def begin(self, request: Any) -> None:
+        await asyncio.sleep(0)
+        self.begun.append(request)
+
+    async def end(self, outcome: Any) -> None:
+        await asyncio.sleep(0)
+        self.ended.append(outcome.request)
+
+
+@define(eq=False)
+class Job:
+    """Something that was started: a single call, or a batch in one of its two forms."""
+
+    path: str
+    key: str = ""
+    task: asyncio.Task[Any] = field(init=False)
+    batch: Batch[Any] | None = None
+    journal: Notes | None = None
+    taken: list[Any] = field(factory=list)
+    seen: list[Any] = field(factory=list)
+    told: list[Any] = field(factory=list)
+
+    @property
+    def outcomes(self) -> list[Any]:
+        result = self.batch.result
+        return [*self.seen, *result.succeeded, *result.failed, *result.unknown]
+
+
+def key_of(request: Any) -> str:
+    """What tells one request from all others: its partner, or its token."""
+    return getattr(request, "secondary_client_id", None) or getattr(request, "relay_token", request)
+
+
+def given_by(answer: Any) -> str | bool:
+    """What the ledger must show for an outcome or a response that tells of a success."""
+    answer = answer.response if isinstance(answer, Refreshed | Removed) else answer
+    for name in ("asset_report_id", "relay_token", "removed"):
+        if (given := getattr(answer, name, None)) is not None:
+            return given
+    raise AssertionError(answer)
+
+
+class Machine(RuleBasedStateMachine):
+    """Starts calls and batches, cancels, breaks and closes them, and compares what they say with the ledger."""
+
+    jobs = Bundle("jobs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.run = self.runner.run
+        self.partners = (f"partner-{n}" for n in itertools.count())
+        self.clients: list[RelayClient] = []
+        self.started: list[Job] = []
+        self.trouble: AssertionError | None = None
+
+    @initialize()
+    def set_up(self) -> None:
+        self.plaid = Simulator()
+        self.run(self.plaid.start())
+        self.report = self.plaid.add_report()
+        self.open()
+        self.run(self._share())
+
+    async def _share(self) -> None:
+        # With oneself, so that one client may refresh and remove them alike.
+        wanted = [RelayCreateRequest([self.plaid.add_report()], OWNER.client_id) for _ in range(SHARED)]
+        result = await self.client.relay.create_many(wanted)
+        self.shared = [made.relay_token for made in result.created]
+        assert len(self.shared) == SHARED
+
+    @property
+    def client(self) -> RelayClient:
+        return self.clients[-1]
+
+    # ------------------------------------------------------------------------------------ the surroundings
+
+    @rule(
+        path=st.sampled_from([CREATE, CREATE, REFRESH, REMOVE]),
+        effect=EFFECTS,
+        times=st.integers(1, 4),
+    )
+    def strike(self, path: str, effect: dict[str, Any], times: int) -> None:
+        self.plaid.fail(Fault(path=path, times=times, **effect))
+
+    @rule(effect=EFFECTS, rate=st.sampled_from([0.2, 0.7]))
+    def strike_often(self, effect: dict[str, Any], rate: float) -> None:
+        self.plaid.fail(Fault(rate=rate, **effect))
+
+    @rule()
+    def heal(self) -> None:
+        self.plaid.heal()
+
+    @rule(drain=st.sampled_from([0.002, 0.2]))
+    def open(self, drain: float = 0.2) -> None:
+        timeouts = Timeouts(read=0.03, slow_read=0.03, total=0.5, drain=drain)
+        client = RelayClient(
+            OWNER, base_url=self.plaid.url, timeouts=timeouts, retry=RETRY, connections=CONNECTIONS
+        )
+        self.run(client.open())
+        self.clients.append(client)
+
+    @rule(cancelled_after=st.none() | st.integers(0, 3))
+    def close(self, cancelled_after: int | None) -> None:
+        """Close the newest client, whatever is in flight; what is started afterwards has a closed one."""
+
+        async def closing() -> None:
+            task = asyncio.create_task(self.client.close())
+            if cancelled_after is not None:
+                await steps(cancelled_after)
+                task.cancel()
+            await asyncio.wait([task])
+
+        self.run(closing())
+
+    @rule(count=st.integers(1, 30))
+    def step(self, count: int) -> None:
+        self.run(steps(count))
+
+    @rule(seconds=st.sampled_from([0.002, 0.01]))
+    def wait(self, seconds: float) -> None:
+        self.run(asyncio.sleep(seconds))
+
+    # ------------------------------------------------------------------------------------- what is started
+
+    @rule(
+        target=jobs,
+        path=st.sampled_from([CREATE, CREATE, REFRESH, REMOVE]),
+        within=st.sampled_from([None, None, 0.003]),
+    )
+    def call(self, path: str, within: float | None) -> Any:
+        """One create, refresh or remove."""
+        keys = self._take(path, 1)
+        if not keys:
+            return multiple()
+        job, relay = Job(path, keys[0]), self.client.relay
+        make = {
+            CREATE: lambda: relay.create([self.report], job.key),
+            REFRESH: lambda: relay.refresh(job.key),
+            REMOVE: lambda: relay.remove(job.key),
+        }[path]
+
+        async def calling() -> Any:
+            async with asyncio.timeout(within):
+                return await make()
+
+        return self._start(job, calling())
+
+    @rule(
+        target=jobs,
+        path=st.sampled_from([CREATE, CREATE, REFRESH, REMOVE]),
+        count=st.integers(1, 8),
+        source=st.sampled_from(["iterable", "async", "breaks"]),
+        journal=st.builds(Notes) | st.none(),
+    )
+    def await_batch(self, **how: Any) -> Any:
+        job = self._batch(**how)
+
+        async def collecting() -> Any:
+            return await job.batch
+
+        return self._start(job, collecting())
+
+    @rule(
+        target=jobs,
+        path=st.sampled_from([CREATE, CREATE, REFRESH, REMOVE]),
+        count=st.integers(1, 8),
+        source=st.sampled_from(["iterable", "async", "breaks"]),
+        journal=st.builds(Notes) | st.none(),
+        after=st.integers(1, 6),
+        ending=st.sampled_from(["exhaust", "break", "raise"]),
+        pace=st.sampled_from([0, 0.002]),
+    )
+    def stream_batch(self, after: int, ending: str, pace: float, **how: Any) -> Any:
+        """Read a stream to its end, or leave its loop in one way or the other after a few outcomes."""
+        job = self._batch(**how)
+
+        async def streaming() -> None:
+            async with job.batch as outcomes:
+                async for outcome in outcomes:
+                    job.seen.append(outcome)
+                    if len(job.seen) >= after and ending == "break":
+                        break
+                    if len(job.seen) >= after and ending == "raise":
+                        raise DeliberateError
+                    await asyncio.sleep(pace)
+
+        return self._start(job, streaming())
+
+    @rule(job=jobs, times=st.integers(1, 3), between=st.integers(0, 3))
+    def cancel(self, job: Job, times: int, between: int) -> None:
+        """Cancel a task, and perhaps again while it drains."""
+
+        async def cancelling() -> None:
+            for _ in range(times):
+                job.task.cancel()
+                await steps(between)
+
+        self.run(cancelling())
+
+    def _take(self, path: str, count: int) -> list[str]:
+        if path == CREATE:
+            return list(itertools.islice(self.partners, count))
+        return [self.shared.pop() for _ in range(min(count, len(self.shared)))]
+
+    def _batch(self, path: str, count: int, source: str, journal: Notes | None) -> Job:
+        job, relay, keys = Job(path), self.client.relay, self._take(path, count)
+        rows = list(RelayCreateRequest.fan_out([self.report], keys)) if path == CREATE else keys
+        how = {"concurrency": 4, "on_outcome": job.told.append}
+        if path == CREATE and journal is not None:
+            how["journal"] = job.journal = journal
+        make = {CREATE: relay.create_many, REFRESH: relay.refresh_many, REMOVE: relay.remove_many}[path]
+        given = taking(rows, job.taken, breaks=source == "breaks")
+        job.batch = make(later(given) if source == "async" else given, **how)
+        return job
+
+    def _start(self, job: Job, work: Any) -> Job:
+        async def starting() -> None:
+            job.task = asyncio.create_task(work)
+            await asyncio.sleep(0)
+
+        self.run(starting())
+        self.started.append(job)
+        return job
+
+    # -------------------------------------------------------------------------------------- what must hold
+
+    @invariant()
+    def everything_agrees_with_the_ledger(self) -> None:
+        # It is raised at the end: hypothesis wants what it draws to be the same each time, and a network isn't.
+        try:
+            self._check()
+        except AssertionError as error:
+            self.trouble = self.trouble or error
+
+    def _check(self) -> None:
+        done = self._carried_out()
+        for job in self.started:
+            if job.batch is None:
+                self._check_call(job, done[job.key])
+            else:
+                self._check_batch(job, done)
+
+    def _carried_out(self) -> defaultdict[str, list[Any]]:
+        """What Plaid did, by partner or token: the tokens it made, the reports it made anew, the removals."""
+        done: defaultdict[str, list[Any]] = defaultdict(list)
+        for entry in self.plaid.ledger:
+            if entry["secondary_client_id"] != OWNER.client_id:
+                done[entry["secondary_client_id"]].append(entry["relay_token"])
+            elif entry["removed"]:
+                done[entry["relay_token"]].append(True)
+        for token, report_id in self.plaid.refreshes:
+            done[token].append(report_id)
+        assert all(len(each) == 1 for each in done.values()), "something was done twice"
+        return done
+
+    def _check_call(self, job: Job, done: list[Any]) -> None:
+        if not job.task.done() or job.task.cancelled():
+            return  # a single call that is cancelled can't tell, which the documents say
+        error = job.task.exception()
+        if error is None:
+            assert done == [given_by(job.task.result())]
+        elif isinstance(error, PlaidRelayError):
+            # A removal is repeated, and may say what its last attempt was told.
+            assert not done or isinstance(error, OutcomeUnknownError) or job.path == REMOVE
+        else:
+            assert type(error) is TimeoutError
+
+    def _check_batch(self, job: Job, done: defaultdict[str, list[Any]]) -> None:
+        outcomes, left = job.outcomes, [key_of(request) for request in job.batch.result.not_attempted]
+        told_of = [key_of(outcome.request) for outcome in outcomes]
+        assert max(Counter(told_of + left).values(), default=1) == 1, "a request is counted twice"
+        assert not any(done[key] for key in left)
+        for outcome in outcomes:
+            check_outcome(outcome, done[key_of(outcome.request)])
+        self._check_journal(job, outcomes, done)
+        if job.task.done():
+            assert sorted(told_of + left) == sorted(map(key_of, job.taken)), "a request has no outcome"
+            assert {*map(id, job.told)} == {*map(id, outcomes)}
+            assert job.batch.result.counts.total() == len(outcomes)
+            error = None if job.task.cancelled() else job.task.exception()
+            assert error is None or type(error) in {DeliberateError, BatchStoppedError}
+
+    def _check_journal(self, job: Job, outcomes: list[Any], done: defaultdict[str, list[Any]]) -> None:
+        if job.journal is None:
+            return
+        assert all(r in job.journal.begun for r in job.taken if done[key_of(r)]), "sent without a record"
+        assert all(o.request in job.journal.ended for o in outcomes if o.journalled), (
+            "told before the journal"
+        )
+
+    # ---------------------------------------------------------------------------------------- and its end
+
+    def teardown(self) -> None:
+        with self.runner:
+            self.run(self._finish())
+
+    async def _finish(self) -> None:
+        self.plaid.heal()
+        tasks = [job.task for job in self.started]
+        late = (await asyncio.wait(tasks, timeout=0.1))[1] if tasks else []
+        for task in late:
+            task.cancel()
+        assert not late or not (await asyncio.wait(late, timeout=10))[1], "something hangs"
+        for client in self.clients:
+            await client.close()
+        await self.plaid.close()
+        self.everything_agrees_with_the_ledger()
+        if self.trouble is not None:
+            raise self.trouble
+        assert {client._session.slots._value for client in self.clients} == {CONNECTIONS}
+        await steps(3)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def check_outcome(outcome: Any, done: list[Any]) -> None:
+    if isinstance(outcome, Created | Refreshed | Removed):
+        assert done == [given_by(outcome)]
+    elif isinstance(outcome, Failed):
+        assert done == []
+
+
+async def steps(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def taking(rows: list[Any], taken: list[Any], *, breaks: bool) -> Any:
+    for row in rows:
+        taken.append(row)
+        yield row
+    if breaks:
+        raise DeliberateError
+
+
+async def later(rows: Any) -> Any:
+    # A cancellation must not come between taking a row and giving it on: it would be lost in here.
+    await asyncio.sleep(0)
+    for row in rows:
+        yield row
+        await asyncio.sleep(0)
+
+
+def test_nothing_is_lost_or_doubled_whatever_is_done_in_whatever_order(rounds):
+    """Calls and batches may be cancelled, left and closed at any moment: what they say agrees with the ledger."""
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=10 * rounds,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,221 @@
+"""An operation's pause and rate: pure arithmetic on a clock that is passed in, and who goes first in line."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import OWNER
+
+from plaid_relay_async import RateLimitError, RelayClient, RelayCreateRequest
+from plaid_relay_async.simulator import Fault
+from plaid_relay_async.transport.pace import Pace
+
+CREATE, GET = "/credit/relay/create", "/credit/relay/get"
+
+
+def let_through(pace: Pace, now: float, count: int = 1) -> float:
+    """So many attempts leave as soon as they may, and are answered 10 ms later; gives the time of the last."""
+    for _ in range(count):
+        now = max(now, now + pace.wait(now))
+        turn = pace.leave(now)
+        pace.passed(now + 0.01, turn)
+    return now
+
+
+def test_nothing_is_held_back_before_the_first_refusal():
+    """Without a 429 there is no rate, no pause and no line."""
+    pace = Pace()
+    assert pace.is_clear(0.0)
+    assert let_through(pace, 0.0, 100) == 0.0
+    assert pace.rate == math.inf
+
+
+def test_the_rate_is_what_was_let_through():
+    """Fifty at once and then a pause until the minute is over: fifty a minute."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    turn = pace.leave(0.0)
+    pace.refused(0.1, 59.9, limited=True)
+    assert not pace.is_clear(1.0)
+    assert pace.wait(0.1) == pytest.approx(59.9)
+    assert not pace.is_news(turn)
+    let_through(pace, 60.0)
+    assert pace.rate == pytest.approx(50 / 60, rel=0.01)
+    assert pace.wait(60.01) == pytest.approx(1 / pace.rate)
+
+
+def test_a_refusal_takes_a_part_of_the_rate_away():
+    """What was refused at a rate is a little too fast, whatever was let through at it for a while."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    pace.refused(0.1, 59.9, limited=True)
+    now = let_through(pace, 60.0, 200)
+    before = pace.rate
+    pace.refused(now + 0.1, 1.0, limited=True)
+    let_through(pace, now + 1.1)
+    assert pace.rate == pytest.approx(0.92 * before, rel=0.01)
+
+
+def test_the_rate_rises_faster_the_longer_nothing_is_refused():
+    """By a hundredth in the first minute, and by more in each that follows."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    pace.refused(0.1, 59.9, limited=True)
+    now, rates = 60.0, []
+    for minute in range(1, 6):
+        while now < 60 + 60 * minute:
+            now = let_through(pace, now)
+        rates.append(pace.rate)
+    steps = [later / rate - 1 for rate, later in zip([50 / 60, *rates], rates, strict=False)]
+    assert steps[0] == pytest.approx(0.01, abs=0.005)
+    assert steps == sorted(steps)
+
+
+def test_a_rate_that_holds_nobody_up_does_not_rise():
+    """Whoever asks less often than that learns nothing of what more would meet."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    pace.refused(0.1, 59.9, limited=True)
+    let_through(pace, 60.0)
+    rate = pace.rate
+    for moment in range(100, 1000, 50):
+        let_through(pace, float(moment))
+    assert pace.rate == rate
+
+
+def test_maintenance_teaches_no_rate():
+    """A pause that isn't for a limit ends with the pause."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    pace.refused(0.1, 30.0, limited=False)
+    let_through(pace, 30.1)
+    assert pace.rate == math.inf
+    assert pace.is_clear(30.2)
+
+
+def test_a_first_attempt_that_is_refused_teaches_no_rate():
+    """Others may have used the limit up; of what it is nothing is known."""
+    pace = Pace()
+    pace.leave(0.0)
+    pace.refused(0.1, 5.0, limited=True)
+    let_through(pace, 5.1)
+    assert pace.rate == math.inf
+
+
+def test_after_a_pause_one_goes_first():
+    """Until the server takes one again, they go a second apart."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    pace.refused(0.1, 10.0, limited=True)
+    turn = pace.leave(10.1)
+    assert pace.wait(10.1) == pytest.approx(max(1.0, 1 / pace.rate))
+    pace.passed(10.2, turn)
+    assert pace.wait(10.2) == pytest.approx(1 / pace.rate)
+
+
+def test_pauses_add_up_until_the_server_takes_one():
+    """Each pause counts from its refusal, what overlaps counts once, and one that left before it ends nothing."""
+    pace = Pace()
+    early = pace.leave(0.0)
+    pace.refused(1.0, 5.0, limited=True)
+    pace.refused(2.0, 5.0, limited=True)
+    assert (pace.total, pace.streak) == (6.0, 1)
+    pace.passed(3.0, early)
+    assert (pace.total, pace.streak) == (6.0, 1)
+    pace.leave(7.0)
+    pace.refused(7.5, 5.0, limited=True)
+    assert (pace.total, pace.streak) == (11.0, 2)
+    let_through(pace, 12.5)
+    assert (pace.total, pace.streak) == (0.0, 0)
+
+
+def test_what_was_before_an_idle_time_is_not_measured():
+    """An hour of single calls says nothing of what a batch may do after it."""
+    pace = Pace()
+    for moment in range(0, 3600, 30):
+        let_through(pace, float(moment))
+    let_through(pace, 3600.0, 50)
+    pace.refused(3600.1, 59.9, limited=True)
+    let_through(pace, 3660.0)
+    assert pace.rate == pytest.approx(50 / 60, rel=0.01)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 30), st.sampled_from(["pass", "refuse", "maintain"]), st.floats(0, 60)),
+        max_size=60,
+    )
+)
+def test_no_turn_is_given_within_a_pause(events):
+    """Whatever happens, nobody in line leaves before the pause is over, and a rate stays a positive number."""
+    pace, now = Pace(), 0.0
+    for step, what, delay in events:
+        now += step
+        now = max(now, now + pace.wait(now))
+        assert now >= pace.until - 1e-9
+        turn = pace.leave(now)
+        now += 0.05
+        if what == "pass":
+            pace.passed(now, turn)
+        else:
+            pace.refused(now, delay, limited=what == "refuse")
+        assert pace.rate > 0
+        assert pace.total >= 0
+
+
+# ------------------------------------------------------------------------------------- who goes first
+
+
+async def test_a_single_call_goes_before_a_batch(plaid):
+    """What a web request waits for isn't the whole of a nightly run that keeps to a rate."""
+    report = plaid.add_report()
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+        await client.relay.create([report], "first")
+        pace = client._transport._queue.paces[CREATE]
+        pace.rate = pace._base = 20.0
+        rows = RelayCreateRequest.fan_out([report], (f"p{n}" for n in range(40)))
+        running = asyncio.ensure_future(client.relay.create_many(rows)._collect())
+        while len(plaid.ledger) < 3:
+            await asyncio.sleep(0.01)
+        await client.relay.create([report], "single", timeout=1)
+        place = [entry["secondary_client_id"] for entry in plaid.ledger].index("single")
+        assert place < 8
+        assert client.statistics().queued > 20
+        await running
+
+
+async def test_a_call_without_time_for_the_line_says_so_at_once(plaid):
+    """The rate would make it wait too long: the error tells how long, and nothing is sent."""
+    report = plaid.add_report()
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+        await client.relay.create([report], "first")
+        pace = client._transport._queue.paces[CREATE]
+        pace.rate = pace._base = 0.1
+        await client.relay.create([report], "second")
+        await client.relay.create([report], "third")
+        began = time.monotonic()
+        with pytest.raises(RateLimitError) as caught:
+            await client.relay.create([report], "fourth", timeout=2)
+    assert time.monotonic() - began < 1
+    assert 5 < caught.value.retry_after <= 10
+    assert caught.value.sent is False
+    assert plaid.counts[CREATE] == 3
+
+
+async def test_a_deadline_ends_the_waiting_in_line(plaid):
+    """Where the line turns out longer than it looked, the call's own time still ends it."""
+    report = plaid.add_report()
+    plaid.fail(Fault(path=CREATE, stall=5, times=1))
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+        pace = client._transport._queue.paces[CREATE]
+        async with pace.line(patient=False):
+            began = time.monotonic()
+            with pytest.raises(RateLimitError, match="longer than this call may wait"):
+                await client.relay.create([report], "p", timeout=0.1)
+    assert 0.05 < time.monotonic() - began < 1
+    assert plaid.counts[CREATE] == 0

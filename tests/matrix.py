@@ -193,6 +193,9 @@ HALF_AN_ANSWER = (
         "done 1 1", "lost 4", "lost 4", "done 1 1", "lost 4 1"),
     Row("gzip that turns into garbage inside of the token", every(half_the_gzip(behind=False, then=b"\7" * 40)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
+    # zlib gives nothing of a piece that it can't read to its end.
+    Row("gzip that turns into garbage behind the token", every(half_the_gzip(behind=True, then=b"\7" * 40)),
+        "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
 )
 
 STALLS = (

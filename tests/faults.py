@@ -112,6 +112,16 @@ def half_the_body(*, behind: bool) -> Fault:
     return Fault(AFTER, pieces, "close")
 
 
+def half_until_the_end() -> Fault:
+    """Nothing but the end of the connection tells where the body ends, so that half of it looks whole."""
+
+    def pieces(_: bytes, answer: bytes) -> Iterable[bytes]:
+        body = _body(answer)
+        yield _without_length(answer) + b"\r\nConnection: close\r\n\r\n" + body[: _split(body, behind=False)]
+
+    return Fault(AFTER, pieces, "close")
+
+
 def half_a_body_of_nobodys() -> Fault:
     return Fault(BEFORE, lambda *_: [_ok("Content-Length: 100") + b'{"rela'], "close")
 
@@ -218,7 +228,9 @@ def echo(form: Callable[[str], bytes], *, acts: bool, refuses: bool = False) -> 
     """An answer that quotes the request, secret, token and all."""
 
     def pieces(request: bytes, _: bytes) -> Iterable[bytes]:
-        yield form(" ".join(request.decode().split()))
+        said = " ".join(request.decode().split())
+        assert "PLAID-SECRET" in said
+        yield form(said)
 
     return Fault(acts, pieces, "close", refuses=refuses)
 

@@ -27,6 +27,7 @@ from faults import (
     half_the_gzip,
     half_the_headers,
     half_the_status_line,
+    half_until_the_end,
     hung_up,
     page,
     quoting,
@@ -187,6 +188,8 @@ HALF_AN_ANSWER = (
     # aiohttp gives up what it read of a packet that isn't HTTP to its end, the status line included.
     Row("the same, all of it in one packet", every(half_the_chunks(behind=True, then=b"zz\r\n")),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
+    Row("half the body, its end told by the end of the connection", every(half_until_the_end()),
+        "unknown 1 1", "garbled 1", "garbled 1", "unknown 1 1", "garbled 1 1"),
     Row("gzip that breaks off inside of the token", every(half_the_gzip(behind=False)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
     Row("gzip that breaks off behind the token", every(half_the_gzip(behind=True)),

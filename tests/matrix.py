@@ -77,8 +77,8 @@ class Row:
     told: float | None = field(default=None, kw_only=True)
 
 
-HASTY = {"timeouts": Timeouts(connect=0.1, read=0.1, slow_read=0.1)}
-LESS_HASTY = {"timeouts": Timeouts(read=0.4, slow_read=0.4)}
+HASTY = {"timeouts": Timeouts(connect=0.1, read=0.25, slow_read=0.25)}
+LESS_HASTY = {"timeouts": Timeouts(read=0.5, slow_read=0.5)}
 FIVE_SECONDS = {"timeouts": Timeouts(total=5)}
 HALF_A_SECOND = {"timeouts": Timeouts(total=0.5)}
 NO_DEADLINE = {"timeouts": Timeouts(total=None)}

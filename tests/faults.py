@@ -112,6 +112,16 @@ def half_the_body(*, behind: bool) -> Fault:
     return Fault(AFTER, pieces, "close")
 
 
+def half_until_the_end() -> Fault:
+    """Nothing but the end of the connection tells where the body ends, so that half of it looks whole."""
+
+    def pieces(_: bytes, answer: bytes) -> Iterable[bytes]:
+        body = _body(answer)
+        yield _without_length(answer) + b"\r\nConnection: close\r\n\r\n" + body[: _split(body, behind=False)]
+
+    return Fault(AFTER, pieces, "close")
+
+
 def half_a_body_of_nobodys() -> Fault:
     return Fault(BEFORE, lambda *_: [_ok("Content-Length: 100") + b'{"rela'], "close")
 
@@ -151,11 +161,11 @@ def _unzipped(answer: bytes) -> bytes:
 
 
 def gzip_bomb(*, token: bool) -> Fault:
-    """A hundred megabytes in a hundred kilobytes, with the token before them if there is one."""
+    """Twenty megabytes in twenty kilobytes, with the token before them if there is one."""
 
     def pieces(_: bytes, answer: bytes) -> Iterable[bytes]:
         start = _with_token(answer) if token else b"{"
-        bomb = gzip.compress(start + 100 * MEGABYTE + b"}", compresslevel=1)
+        bomb = gzip.compress(start + 20 * MEGABYTE + b"}", compresslevel=1)
         yield _ok(f"Content-Length: {len(bomb)}", "Content-Encoding: gzip") + bomb
 
     return Fault(AFTER, pieces)
@@ -218,7 +228,9 @@ def echo(form: Callable[[str], bytes], *, acts: bool, refuses: bool = False) -> 
     """An answer that quotes the request, secret, token and all."""
 
     def pieces(request: bytes, _: bytes) -> Iterable[bytes]:
-        yield form(" ".join(request.decode().split()))
+        said = " ".join(request.decode().split())
+        assert "PLAID-SECRET" in said
+        yield form(said)
 
     return Fault(acts, pieces, "close", refuses=refuses)
 

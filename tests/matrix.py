@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from faults import (
     AFTER,
     BEFORE,
@@ -27,6 +27,7 @@ from faults import (
     half_the_gzip,
     half_the_headers,
     half_the_status_line,
+    half_until_the_end,
     hung_up,
     page,
     quoting,
@@ -39,6 +40,7 @@ from faults import (
     wrong_shape,
 )
 from proxy import PASS, Fault
+from support import QUICK
 
 from plaid_relay_async import Timeouts
 
@@ -81,6 +83,7 @@ FIVE_SECONDS = {"timeouts": Timeouts(total=5)}
 HALF_A_SECOND = {"timeouts": Timeouts(total=0.5)}
 NO_DEADLINE = {"timeouts": Timeouts(total=None)}
 ONE_MEGABYTE = {"max_response_bytes": 2**20}
+TWO_ATTEMPTS = {"retry": evolve(QUICK, attempts=2)}
 
 MAINTENANCE = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE", "error_message": "later"}
 INTERNAL = {"error_type": "API_ERROR", "error_code": "INTERNAL_SERVER_ERROR", "error_message": "oh"}
@@ -146,10 +149,16 @@ NO_ANSWER = (
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
     Row("the same, the first time only", first(hung_up(acts=AFTER)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1"),
+    Row("closed without an answer, over TLS, carried out", every(hung_up(acts=AFTER)),
+        "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1", server="TLS"),
+    Row("the same, the first time only", first(hung_up(acts=AFTER)),
+        "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1", server="TLS"),
     Row("closed without an answer, carried out; then 429 with a pause of an hour", (hung_up(acts=AFTER), limited("Retry-After: 3600")),
         "unknown 1 1", "limited 2", "limited 2", "unknown 1 1", "lost 2 1"),
     Row("an idle connection is closed just before the call", every(PASS),
         "unknown 0 0", "done 1", "done 1", "unknown 0 0", "done 1 1", warm=True, dying=True),
+    Row("the same over TLS", every(PASS),
+        "unknown 0 0", "done 1", "done 1", "unknown 0 0", "done 1 1", server="TLS", warm=True, dying=True),
     Row("a used connection is closed once the request is read, not carried out", first(hung_up(acts=BEFORE)),
         "unknown 1 0", "done 2", "done 2", "unknown 1 0", "done 2 1", warm=True),
     Row("a used connection is closed once the request is read, carried out", first(hung_up(acts=AFTER)),
@@ -185,11 +194,16 @@ HALF_AN_ANSWER = (
     # aiohttp gives up what it read of a packet that isn't HTTP to its end, the status line included.
     Row("the same, all of it in one packet", every(half_the_chunks(behind=True, then=b"zz\r\n")),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
+    Row("half the body, its end told by the end of the connection", every(half_until_the_end()),
+        "unknown 1 1", "garbled 1", "garbled 1", "unknown 1 1", "garbled 1 1"),
     Row("gzip that breaks off inside of the token", every(half_the_gzip(behind=False)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
     Row("gzip that breaks off behind the token", every(half_the_gzip(behind=True)),
         "done 1 1", "lost 4", "lost 4", "done 1 1", "lost 4 1"),
     Row("gzip that turns into garbage inside of the token", every(half_the_gzip(behind=False, then=b"\7" * 40)),
+        "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
+    # zlib gives nothing of a piece that it can't read to its end.
+    Row("gzip that turns into garbage behind the token", every(half_the_gzip(behind=True, then=b"\7" * 40)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
 )
 
@@ -318,26 +332,26 @@ LIMITS = (
     Row("429, Retry-After as a date, beyond the deadline",
         every(limited(f"Date: {NOON}", f"Retry-After: {AND_A_MINUTE}")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=FIVE_SECONDS, told=60),
-    Row("429, Retry-After as a date that is past", every(limited(f"Date: {AND_A_MINUTE}", f"Retry-After: {NOON}")),
-        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0", told=0),
-    Row("429, Retry-After: 0", every(limited("Retry-After: 0")),
-        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0", told=0),
-    Row("429, Retry-After: -5", every(limited("Retry-After: -5")),
-        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
+    Row("429, Retry-After as a date that is past; two attempts allowed", every(limited(f"Date: {AND_A_MINUTE}", f"Retry-After: {NOON}")),
+        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS, told=0),
+    Row("429, Retry-After: 0; two attempts allowed", every(limited("Retry-After: 0")),
+        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS, told=0),
+    Row("429, Retry-After: -5; two attempts allowed", every(limited("Retry-After: -5")),
+        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS),
     Row("429, Retry-After: 1000000000000", every(limited("Retry-After: 1000000000000")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE, told=10**12),
     Row("429, Retry-After of four hundred digits", every(limited(f"Retry-After: {'9' * 400}")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE),
     Row("429, Retry-After in the year 9999", every(limited("Retry-After: Fri, 31 Dec 9999 23:59:59 GMT")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE),
-    Row("429, Retry-After: soon", every(limited("Retry-After: soon")),
-        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
-    Row("429, Retry-After is empty", every(limited("Retry-After:")),
-        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
-    Row("429, Retry-After: 1, 2", every(limited("Retry-After: 1, 2")),
-        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
-    Row("429 of a middle box, HTML", every(refusal(page(429, "<html>slowly</html>"))),
-        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
+    Row("429, Retry-After: soon; two attempts allowed", every(limited("Retry-After: soon")),
+        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS),
+    Row("429, Retry-After is empty; two attempts allowed", every(limited("Retry-After:")),
+        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS),
+    Row("429, Retry-After: 1, 2; two attempts allowed", every(limited("Retry-After: 1, 2")),
+        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS),
+    Row("429 of a middle box, HTML; two attempts allowed", every(refusal(page(429, "<html>slowly</html>"))),
+        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS),
     Row("429 CREDITS_EXHAUSTED", every(refusal(page(429, EXHAUSTED))),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0"),
 )

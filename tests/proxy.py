@@ -7,15 +7,13 @@ import contextlib
 import re
 import socket
 import struct
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal, Self
 
 from attrs import frozen
 
 if TYPE_CHECKING:
     import ssl as tls
-    from collections.abc import Callable, Iterable
-
-Pieces = "Callable[[bytes, bytes], Iterable[bytes]]"
 
 
 def the_answer(_request: bytes, answer: bytes) -> Iterable[bytes]:
@@ -39,11 +37,11 @@ class Fault:
         then: what is done to the connection afterwards. A stall ends when the client hangs up.
         pause: seconds between two pieces.
         reads: whether the request is read; otherwise only its first byte is seen.
-        refuses: whether the client can know, and by which rule it does: nothing of it was carried out.
+        refuses: whether it tells the client, and truly, that nothing was carried out.
     """
 
     acts: bool = True
-    says: Pieces = the_answer
+    says: Callable[[bytes, bytes], Iterable[bytes]] = the_answer
     then: Literal["keep", "close", "reset", "stall"] = "keep"
     pause: float = 0.0
     reads: bool = True
@@ -100,7 +98,9 @@ class Proxy:
                 await self._serve(reader, writer)
         finally:
             del self._links[link]
-            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+            if writer.transport.get_write_buffer_size():
+                writer.transport.abort()  # nobody reads that any more
+            writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with contextlib.AsyncExitStack() as stack:

@@ -1,0 +1,146 @@
+"""Batches through a proxy that deals out faults at random: outcomes and ledger agree."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from matrix import FIVE_SECONDS, HALF_A_SECOND, NO_DEADLINE, SECTIONS, Row
+from proxy import PASS, Fault, Proxy
+from support import OWNER, PARTNER, QUICK
+
+from plaid_relay_async import (
+    Created,
+    Failed,
+    Fetched,
+    Refreshed,
+    RelayClient,
+    RelayCreateRequest,
+    Removed,
+    Timeouts,
+    Unknown,
+)
+from plaid_relay_async.simulator import Simulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from plaid_relay_async import Credentials
+
+REPORT = "assets-sandbox-at-random"
+STRUCK = 0.2  # of all attempts
+PAUSED = 0.01  # of those late in a batch: the rate that a pause teaches holds for all that follow
+
+
+def may_come_often(row: Row) -> bool:
+    """Whether a row strikes single attempts, and neither ends a batch nor takes seconds or megabytes."""
+    long = row.waits or row.settings in (FIVE_SECONDS, HALF_A_SECOND, NO_DEADLINE)
+    return row.server == "http" and not long and not row.name.startswith(("100 MB", "429 CREDITS_EXHAUSTED"))
+
+
+ROWS = [(section, row) for section, rows in SECTIONS.items() for row in rows if may_come_often(row)]
+PAUSES = [row.faults[0] for section, row in ROWS if section == "Limits" or "PLANNED_MAINTENANCE" in row.name]
+FAULTS = [
+    row.faults[0]
+    for section, row in ROWS
+    if row.faults[0] not in [PASS, *PAUSES]
+    for _ in range(1 if section == "Stalls and slowness" else 8)  # they take time, and so are rare
+]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", range(metafunc.config.getoption("--rounds")))
+
+
+@contextlib.asynccontextmanager
+async def struck(plaid: Simulator, seed: int, who: Credentials, number: int) -> AsyncIterator[RelayClient]:
+    """A client, for a batch of so many, whose attempts meet faults as the seed has it."""
+    draw = random.Random(seed)
+
+    def choose() -> Fault:
+        if proxy.heard > 0.9 * number and draw.random() < PAUSED:
+            return draw.choice(PAUSES)
+        return draw.choice(FAULTS) if draw.random() < STRUCK else PASS
+
+    settings = {"timeouts": Timeouts(read=0.3, slow_read=0.3), "retry": QUICK, "max_response_bytes": 2**20}
+    async with (
+        Proxy(int(plaid.url.rpartition(":")[2]), choose) as proxy,
+        RelayClient(who, base_url=f"http://127.0.0.1:{proxy.port}", **settings) as client,
+    ):
+        yield client
+
+
+async def shared(plaid: Simulator, number: int) -> list[str]:
+    """So many relay tokens, made without a fault."""
+    async with RelayClient(OWNER, base_url=plaid.url) as owner:
+        rows = (RelayCreateRequest([REPORT], "partner") for _ in range(number))
+        result = await owner.relay.create_many(rows, allow_duplicates=True)
+    return [made.relay_token for made in result.created]
+
+
+def by_word(result: Any, word: str, number: int) -> dict[str, Any]:
+    """Each outcome by what names its request; there is one for every request, and no other."""
+    outcomes = [*result.succeeded, *result.failed, *result.unknown]
+    named = {getattr(outcome.request, word): outcome for outcome in outcomes}
+    assert len(outcomes) == len(named) == result.counts.total() == number
+    assert (result.not_attempted, result.stopped_by) == ([], None)
+    return named
+
+
+async def test_a_batch_of_creations_agrees_with_the_ledger(seed):
+    """A thousand partners: who is created has the ledger's token, who is failed has none, and nobody two."""
+    partners = [f"p{n}" for n in range(1_000)]
+    async with Simulator(reports=[REPORT]) as plaid, struck(plaid, seed, OWNER, len(partners)) as client:
+        result = await client.relay.create_many(RelayCreateRequest.fan_out([REPORT], partners))
+    outcomes = by_word(result, "secondary_client_id", len(partners))
+    tokens = {entry["secondary_client_id"]: entry["relay_token"] for entry in plaid.ledger}
+    assert len(tokens) == len(plaid.ledger)
+    for partner, outcome in outcomes.items():
+        match outcome:
+            case Created():
+                assert outcome.relay_token == tokens.pop(partner)
+            case Failed():
+                assert partner not in tokens
+            case Unknown():
+                tokens.pop(partner, None)
+    assert not tokens
+
+
+async def test_a_batch_of_refreshes_agrees_with_the_books(seed):
+    """Who is refreshed has one new report, who is failed has none, and nobody two."""
+    async with Simulator(reports=[REPORT]) as plaid:
+        tokens = await shared(plaid, 300)
+        async with struck(plaid, seed, PARTNER, len(tokens)) as client:
+            result = await client.relay.refresh_many(tokens)
+    made = Counter(token for token, _ in plaid.refreshes)
+    for token, outcome in by_word(result, "relay_token", len(tokens)).items():
+        assert made[token] in {Refreshed: (1,), Failed: (0,), Unknown: (0, 1)}[type(outcome)]
+
+
+async def test_a_batch_of_removals_agrees_with_the_ledger(seed):
+    """Who is removed is gone, and who is failed is still there."""
+    async with Simulator(reports=[REPORT]) as plaid:
+        tokens = await shared(plaid, 300)
+        async with struck(plaid, seed, OWNER, len(tokens)) as client:
+            result = await client.relay.remove_many(tokens)
+    gone = {entry["relay_token"]: entry["removed"] for entry in plaid.ledger}
+    for token, outcome in by_word(result, "relay_token", len(tokens)).items():
+        assert gone[token] in {Removed: (True,), Failed: (False,), Unknown: (True, False)}[type(outcome)]
+
+
+@pytest.mark.parametrize("operation", ["get_many", "get_pdf_many"])
+async def test_a_batch_of_reads_is_fetched_or_failed(seed, operation):
+    """A read is never unknown, and what is fetched is whole."""
+    async with Simulator(reports=[REPORT]) as plaid:
+        tokens = await shared(plaid, 100)
+        async with struck(plaid, seed, PARTNER, len(tokens)) as client:
+            result = await getattr(client.relay, operation)(tokens)
+    for outcome in by_word(result, "relay_token", len(tokens)).values():
+        assert isinstance(outcome, Fetched | Failed)
+        if isinstance(outcome, Fetched):
+            read = outcome.response
+            assert read.report.items if operation == "get_many" else read.content.endswith(b"%%EOF\n")

@@ -188,6 +188,8 @@ class RedisLimiter(_Limiter):
         super().__init__(limits, slack)
         self._owned = isinstance(redis, str)
         self._redis = _opened(redis) if isinstance(redis, str) else redis
+        if not hasattr(self._redis, "aclose"):  # as the clients that aren't for asyncio
+            raise ConfigurationError(f"redis must be a redis.asyncio.Redis, not {type(redis).__name__}")
         self._take = self._redis.register_script(_TAKE)
         self._name = name
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import redis as redis_py
 from clock import run_virtually
 from redis.asyncio import Redis
 from redis_server import RedisServer
@@ -145,6 +146,12 @@ def test_a_url_that_is_none_is_refused_without_showing_it(url):
     with pytest.raises(ConfigurationError, match="redis isn't the URL of one") as caught:
         RedisLimiter({}, url)
     assert_shows_nothing(caught.value)
+
+
+def test_a_client_that_is_not_for_asyncio_is_refused():
+    """It would block the event loop."""
+    with pytest.raises(ConfigurationError, match=r"must be a redis.asyncio.Redis, not Redis"):
+        RedisLimiter({}, redis_py.Redis())
 
 
 def test_a_missing_extra_is_named():

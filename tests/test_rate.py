@@ -14,6 +14,9 @@ from plaid_relay_async import RelayClient
 from plaid_relay_async.limits import PLAID_PRODUCTION, InProcessLimiter, RateLimit
 from plaid_relay_async.simulator import Limit, Simulator
 
+# Ten minutes at a thousand a minute are ten thousand creations.
+pytestmark = pytest.mark.timeout(300)
+
 # Each kind of condition once, by default; all of them, with several seeds, where more rounds are asked for.
 FEW = (
     Condition("sliding", 50, 0.3, retry_after=True),

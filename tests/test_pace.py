@@ -118,6 +118,19 @@ def test_after_a_pause_one_goes_first():
     assert pace.wait(10.2) == pytest.approx(1 / pace.rate)
 
 
+def test_one_that_went_first_and_was_refused_leaves_only_its_pause():
+    """The second between those that go first is for answers that aren't there yet."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    pace.refused(0.1, 10.0, limited=True)
+    pace.leave(10.1)
+    assert pace.wait(10.2) == pytest.approx(0.9)
+    pace.over(10.2)
+    assert pace.is_clear(10.2)
+    pace.refused(10.2, 0.3, limited=True)
+    assert pace.wait(10.2) == pytest.approx(0.3)
+
+
 def test_pauses_add_up_until_the_server_takes_one():
     """Each pause counts from its refusal, what overlaps counts once, and one that left before it ends nothing."""
     pace = Pace()

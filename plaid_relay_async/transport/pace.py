@@ -49,7 +49,7 @@ class Pace:
     _hurried: int = 0
     _front: asyncio.Lock = field(factory=asyncio.Lock)
     _behind: asyncio.Lock = field(factory=asyncio.Lock)
-    _taken: asyncio.Event = field(factory=asyncio.Event)
+    _over: asyncio.Event = field(factory=asyncio.Event)
     _next: float = -math.inf
     _probing: bool = False
     _limited: bool = False
@@ -87,11 +87,11 @@ class Pace:
         return max(self.wait(now), 0.0) + (self._hurried + one_of_the_others) * self._gap
 
     async def sleep(self, seconds: float) -> None:
-        """Wait at the head of the line, or until the server takes an attempt again."""
-        self._taken.clear()
+        """Wait at the head of the line, or until an attempt that went first is over."""
+        self._over.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._taken.wait()
+                await self._over.wait()
 
     def leave(self, now: float) -> float:
         """Give the first in line its turn, which is known by its moment."""
@@ -115,6 +115,12 @@ class Pace:
         self.rate = self._base * (1 + _STEP * (_FASTER ** (self._held_up / 60) - 1))
 
     # --------------------------------------------------------------------------------- what it is told
+
+    def over(self, now: float) -> None:
+        """An attempt is over: if it went first, the next may go now, unless the server asks for a pause."""
+        if self._probing:
+            self._next = now
+            self._over.set()
 
     def is_news(self, turn: float) -> bool:
         """Whether the attempt with this turn left after the last refusal, and so tells more than that did."""
@@ -143,7 +149,6 @@ class Pace:
 
     def _go_on(self, now: float) -> None:
         self._probing = False
-        self._taken.set()
         if self._limited and self._passed:
             allowed = self._passed / max(now - self._since, 0.001)
             self.rate = self._base = min(_KEPT * self.rate, allowed)

@@ -115,12 +115,15 @@ class Queue:
         pace = self.pace(call)
         while True:
             await self._line_up(call, pace)
-            await self._limit(call)
-            async with self._slot(call):
-                signature = await self.signer.sign(call.deadline)
-                if pace.is_news(call.turn):
-                    yield signature
-                    return
+            try:
+                await self._limit(call)
+                async with self._slot(call):
+                    signature = await self.signer.sign(call.deadline)
+                    if pace.is_news(call.turn):
+                        yield signature
+                        return
+            finally:
+                pace.over(now())
 
     async def _line_up(self, call: Call[Any], pace: Pace) -> None:
         since = now()

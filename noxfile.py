@@ -46,7 +46,8 @@ def pythons(session: nox.Session) -> None:
 @nox.session
 def minimums(session: nox.Session) -> None:
     """Run all tests with the oldest releases that pyproject.toml admits."""
-    stated = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["cli"]]
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    stated = [*PYPROJECT["project"]["dependencies"], *extras["cli"], *extras["redis"]]
     session.install(".[all]", *group("tests"), *(line.replace(">=", "==") for line in stated))
     session.run("python", "-Im", "pytest", *session.posargs)
 

@@ -53,6 +53,17 @@ def minimums(session: nox.Session) -> None:
 
 
 @nox.session
+def python_backoff(session: nox.Session) -> None:
+    """Run the tests of what retries with the fork of backoff, which is maintained and has its import name."""
+    session.install(".[all]", *group("tests"))
+    # Both write into the same folder: what is there goes first, whosever it is.
+    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "backoff", "python-backoff")
+    session.install("python-backoff>=3")
+    retrying = [f"tests/test_{name}.py" for name in ("batch", "errors", "many", "statistics", "transport")]
+    session.run(*ISOLATED, "pytest", *(session.posargs or retrying))
+
+
+@nox.session
 def plaid_python(session: nox.Session) -> None:
     """Let Plaid's official client loose on the simulator."""
     session.install(".", "plaid-python==46.0.0", "pytest>=9", "pytest-asyncio>=1.2", "pytest-timeout>=2.4")

@@ -46,9 +46,21 @@ def pythons(session: nox.Session) -> None:
 @nox.session
 def minimums(session: nox.Session) -> None:
     """Run all tests with the oldest releases that pyproject.toml admits."""
-    stated = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["cli"]]
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    stated = [*PYPROJECT["project"]["dependencies"], *extras["cli"], *extras["redis"]]
     session.install(".[all]", *group("tests"), *(line.replace(">=", "==") for line in stated))
     session.run("python", "-Im", "pytest", *session.posargs)
+
+
+@nox.session
+def python_backoff(session: nox.Session) -> None:
+    """Run the tests of what retries with the fork of backoff, which is maintained and has its import name."""
+    session.install(".[all]", *group("tests"))
+    # Both write into the same folder: what is there goes first, whosever it is.
+    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "backoff", "python-backoff")
+    session.install("python-backoff>=3")
+    retrying = [f"tests/test_{name}.py" for name in ("batch", "errors", "many", "statistics", "transport")]
+    session.run(*ISOLATED, "pytest", *(session.posargs or retrying))
 
 
 @nox.session

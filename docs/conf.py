@@ -21,10 +21,11 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 nitpicky = True
-# The standard library and aiohttp are named in signatures; their own pages aren't fetched to build these.
+# The standard library, aiohttp and redis-py are named in signatures; their pages aren't fetched for these.
 nitpick_ignore_regex = [
     ("py:.*", r"(asyncio|collections|contextlib|datetime|decimal|enum|os|pathlib|ssl|tls|typing|types)\..*"),
     ("py:.*", r"aiohttp\..*"),
+    ("py:class", "Redis"),
     # Type variables.
     ("py:class", r"(plaid_relay_async\.[\w.]+\.)?[PQRST]"),
 ]

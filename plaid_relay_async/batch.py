@@ -452,14 +452,17 @@ class Batch(Generic[S]):
         return self._runner
 
     async def _run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._concurrency):
-                group.create_task(self._work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._concurrency):
+                    group.create_task(self._work())
+        finally:
+            # A callback of this task would be too late for a loop that reads on as the task ends.
+            self.result.elapsed = _now() - self._started
 
     def _finished(self, runner: asyncio.Task[None]) -> None:
         if not runner.cancelled():
             self._trouble = self._trouble or runner.exception()
-        self.result.elapsed = _now() - self._started
         self._news.set()
 
     async def _leave(self) -> None:

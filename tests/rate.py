@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import random
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -20,7 +21,7 @@ from plaid_relay_async import RelayClient, RelayCreateRequest
 from plaid_relay_async.simulator import Limit, Simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from plaid_relay_async import RateLimiter
 
@@ -30,11 +31,11 @@ MINUTE = 60.0
 
 @frozen
 class Condition:
-    """A limit, and how long a request takes to reach it."""
+    """A limit, and how many seconds a request takes to reach it: always as many, or anew for each."""
 
     window: str = "sliding"
     count: int = 50
-    latency: float = 0.3
+    latency: float | Callable[[], float] = 0.3
     retry_after: bool = True
 
     def limit(self) -> Limit:

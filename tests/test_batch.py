@@ -96,6 +96,26 @@ async def test_streamed_a_batch_hands_on_each_outcome(plaid, client):
     assert held(outcomes.result) == []
 
 
+async def test_a_stream_that_has_ended_has_its_time():
+    """However slowly the loop reads: when its block has been left the result has the seconds that it took."""
+
+    async def pause(steps):
+        for _ in range(steps):
+            await asyncio.sleep(0)
+
+    for concurrency, work, reading in itertools.product((1, 2, 3), range(6), range(9)):
+
+        async def create(request, permit, work=work):
+            await pause(work)
+            return RelayCreateResponse("token")
+
+        rows = RelayCreateRequest.fan_out(["report"], partners(3))
+        async with Batch(CREATIONS, rows, create, concurrency=concurrency, drain=1) as outcomes:
+            async for _ in outcomes:
+                await pause(reading)
+        assert outcomes.result.elapsed > 0
+
+
 async def test_outcomes_come_in_the_order_in_which_they_are_known(plaid, client):
     """A slow partner doesn't hold up the others."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="partner-0", latency=0.2))

@@ -17,6 +17,7 @@ import plaid_relay_async
 from plaid_relay_async import Credentials, PlaidRelayError, RelayClient, RetryPolicy, Timeouts
 from plaid_relay_async.client import AssetReports, Items, Relay, Sandbox, WebhookVerificationKeys
 from plaid_relay_async.errors import concerns_everyone
+from plaid_relay_async.limits import PLAID_PRODUCTION, PLAID_SANDBOX, RateLimit
 from plaid_relay_async.simulator import Fault, Limit
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +106,14 @@ def test_every_part_of_a_fault_and_a_limit_is_told(heading, cls):
     """simulator.md has each field of `Fault` and of `Limit` in a table."""
     table = "\n".join(re.findall(r"^\| (`.+?) \|", section(page("docs/simulator.md"), heading), re.MULTILINE))
     assert set(re.findall(r"`(\w+)`", table)) == set(fields_dict(cls))
+
+
+def test_the_limits_are_those_of_the_page():
+    """limits.md lists what the presets hold, and nothing else."""
+    rows = re.findall(r"^\| `(/\S+)` \| (.+) \| (.+) \|$", page("docs/limits.md"), re.MULTILINE)
+    for column, preset in ((1, PLAID_PRODUCTION), (2, PLAID_SANDBOX)):
+        told = {row[0]: RateLimit(int(row[column])) for row in rows if row[column] != "not listed"}
+        assert told == preset
 
 
 def test_every_operation_is_in_the_changelog():

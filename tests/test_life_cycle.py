@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import itertools
 import os
-import sys
 
 import pytest
 from steps import Watch
-from support import OWNER, QUICK
+from support import OWNER, QUICK, program
 
 from plaid_relay_async import (
     ClientClosedError,
@@ -370,24 +369,6 @@ async def stream(batch, seen) -> None:
 
 
 # --------------------------------------------------------------------------- the loop's and the process's end
-
-
-@contextlib.asynccontextmanager
-async def program(source: str, *arguments: str):
-    """A program in Python's development mode, where every warning is shown."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-X", "dev", "-c", source, *arguments),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 IN_FLIGHT = """

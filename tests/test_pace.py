@@ -108,14 +108,29 @@ def test_a_first_attempt_that_is_refused_teaches_no_rate():
 
 
 def test_after_a_pause_one_goes_first():
-    """Until the server takes one again, they go a second apart."""
+    """Until the server takes one again, they go one at a time, or five seconds apart."""
     pace = Pace()
     let_through(pace, 0.0, 50)
     pace.refused(0.1, 10.0, limited=True)
     turn = pace.leave(10.1)
-    assert pace.wait(10.1) == pytest.approx(max(1.0, 1 / pace.rate))
+    assert pace.wait(10.1) == pytest.approx(5)
+    assert pace.expected(10.1) == 0  # as far as anybody knows
     pace.passed(10.2, turn)
     assert pace.wait(10.2) == pytest.approx(1 / pace.rate)
+
+
+def test_one_that_went_first_and_was_refused_leaves_only_its_pause():
+    """The time between those that go first is for answers that aren't there yet."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    pace.refused(0.1, 10.0, limited=True)
+    turn = pace.leave(10.1)
+    pace.over(10.2, turn - 1)
+    assert pace.wait(10.2) == pytest.approx(4.9)
+    pace.over(10.2, turn)
+    assert pace.is_clear(10.2)
+    pace.refused(10.2, 0.3, limited=True)
+    assert pace.wait(10.2) == pytest.approx(0.3)
 
 
 def test_pauses_add_up_until_the_server_takes_one():

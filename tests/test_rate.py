@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from rate import CONDITIONS, Condition, measure
+import asyncio
+import random
+
+import pytest
+from clock import run_virtually
+from rate import CONDITIONS, CREATE, Condition, measure
+from support import OWNER
+
+from plaid_relay_async import RelayClient
+from plaid_relay_async.limits import PLAID_PRODUCTION, InProcessLimiter, RateLimit
+from plaid_relay_async.simulator import Limit, Simulator
+
+# Ten minutes at a thousand a minute are ten thousand creations.
+pytestmark = pytest.mark.timeout(300)
 
 # Each kind of condition once, by default; all of them, with several seeds, where more rounds are asked for.
 FEW = (
@@ -13,10 +26,11 @@ FEW = (
 
 
 def pytest_generate_tests(metafunc):
-    rounds = metafunc.config.getoption("--rounds")
-    default = rounds == 3
-    metafunc.parametrize("condition", FEW if default else CONDITIONS, ids=str)
-    metafunc.parametrize("seed", range(1 if default else min(rounds, 5)))
+    if "condition" in metafunc.fixturenames:
+        rounds = metafunc.config.getoption("--rounds")
+        few = rounds == 3
+        metafunc.parametrize("condition", FEW if few else CONDITIONS, ids=str)
+        metafunc.parametrize("seed", range(1 if few else min(rounds, 5)))
 
 
 def test_a_client_finds_the_limit_by_itself(condition, seed):
@@ -25,3 +39,38 @@ def test_a_client_finds_the_limit_by_itself(condition, seed):
     refused, used = (0.03, 0.9) if condition.retry_after else (0.1, 0.8)
     assert run.refused < refused
     assert run.used >= used
+
+
+def test_a_client_that_is_told_the_limit_is_never_refused(condition, seed):
+    """With a limiter nothing is refused from the first attempt on, and nearly all that is allowed is used."""
+    run = measure(
+        condition, seed=seed, limiter=lambda: InProcessLimiter({CREATE: RateLimit(condition.count)})
+    )
+    assert run.refusals == 0
+    assert run.used >= 0.9
+
+
+def test_the_presets_keep_a_client_from_being_refused():
+    """Of 175 PDFs at once, at most 50 a minute reach Plaid."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        limits = [Limit(path, limit.count, limit.per) for path, limit in PLAID_PRODUCTION.items()]
+        async with (
+            Simulator(reports=["report"], limits=limits, latency=0.3, clock=loop.time) as plaid,
+            RelayClient(OWNER, base_url=plaid.url, rate_limiter=InProcessLimiter(PLAID_PRODUCTION)) as client,
+        ):
+            began = loop.time()
+            await asyncio.gather(*(client.asset_report.get_pdf("report") for _ in range(175)))
+            assert not plaid.refused
+            return loop.time() - began
+
+    assert 180 < run_virtually(main()) < 195
+
+
+@pytest.mark.parametrize(("slack", "refuses"), [(None, False), (0.0, True)])
+def test_the_slack_is_for_attempts_that_take_longer_than_others(slack, refuses):
+    """On a way that takes now 0.1 s and now 2 s, the default of 2 s a minute suffices, and none at all doesn't."""
+    condition = Condition(latency=lambda: random.uniform(0.1, 2.0))
+    run = measure(condition, limiter=lambda: InProcessLimiter({CREATE: RateLimit(50)}, slack=slack))
+    assert bool(run.refusals) == refuses

@@ -507,6 +507,20 @@ async def test_a_removal_that_was_not_carried_out_is_not_inferred(plaid, client)
         await client.relay.remove(made.relay_token)
 
 
+async def test_a_lost_removal_outweighs_a_later_refusal(plaid, client):
+    """If the first try may have removed the token, a refusal of the repeat doesn't say that it is there."""
+    made = await client.relay.create([plaid.add_report()], "p")
+    plaid.fail(
+        Fault(path=REMOVE, close=True, when="after", times=1),
+        Fault(
+            path=REMOVE, status=400, body={"error_type": "INVALID_INPUT", "error_code": "INVALID_API_KEYS"}
+        ),
+    )
+    with pytest.raises(ConnectionLostError, match="safe to try again") as caught:
+        await client.relay.remove(made.relay_token)
+    assert caught.value.attempts == plaid.counts[REMOVE] == 2
+
+
 # ----------------------------------------------------------------------------------------------- pauses
 
 

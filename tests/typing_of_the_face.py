@@ -28,9 +28,12 @@ from plaid_relay_async import (
     Removed,
     Unknown,
 )
+from plaid_relay_async.limits import PLAID_SANDBOX, InProcessLimiter, RateLimit, RedisLimiter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from redis.asyncio import Redis
 
 
 class Limiter:
@@ -44,6 +47,16 @@ class Notes:
 
 async def rotating() -> Credentials:
     return Credentials("a", "b")
+
+
+def limited(redis: Redis) -> tuple[RelayClient, ...]:
+    limits = {**PLAID_SANDBOX, "/credit/relay/create": RateLimit(100)}
+    limiters = (
+        InProcessLimiter(limits),
+        RedisLimiter(limits, redis),
+        RedisLimiter(limits, "redis://h", slack=1),
+    )
+    return tuple(RelayClient(rate_limiter=limiter) for limiter in limiters)
 
 
 async def face() -> None:

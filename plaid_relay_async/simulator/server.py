@@ -167,7 +167,7 @@ class Simulator:
         faults: Iterable[Fault] = (),
         limits: Iterable[Limit] = (),
         seed: int = 0,
-        latency: float | Callable[[], float] = 0.0,
+        latency: Callable[[], float] | float = 0.0,
         transactions: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

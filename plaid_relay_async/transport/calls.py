@@ -281,7 +281,7 @@ class Transport:
             delay = _curve(call.policy, pace.streak + 1)
         pace.refused(now(), delay, limited=getattr(error, "status", None) == 429)
         call.gave_up = max(delay, pace.total) > call.policy.max_pause
-        wait = pace.expected(now())
+        wait = pace.expected(now(), 0 if call.patient else pace.ahead)
         if call.patient:
             call.refusals += 1
             fits = True

@@ -1,7 +1,7 @@
 """When the next attempt at one operation may leave, as far as the server's refusals have taught.
 
 Until the first 429 nothing is held back. After it there is the pause that the server asked for. Then one
-attempt at a time goes to see whether the server takes it, and from the first that it takes on the operation
+attempt at a time goes to see whether the server takes one, and from the first that it takes on the operation
 keeps to a rate: what the server allowed from the last refusal to this one, and a little less than what it
 refused. While that rate is what holds the calls up it rises, slowly near the last refusal and then faster and
 faster, until the server refuses again.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _KEPT = 0.92  # of a rate that was refused
 _STEP = 0.02  # how much the rate rises, as a part of itself: by half of this in the first minute,
 _FASTER = 1.5  # and by so many times more in each minute that follows
-_PROBE = 1.0  # seconds between attempts while nobody knows whether the pause was long enough
+_PROBE = 5.0  # seconds after which another attempt goes to see whether the pause is over, if none has ended
 _IDLE = 5.0  # seconds without an attempt after which what was allowed is measured anew
 
 
@@ -49,9 +49,10 @@ class Pace:
     _hurried: int = 0
     _front: asyncio.Lock = field(factory=asyncio.Lock)
     _behind: asyncio.Lock = field(factory=asyncio.Lock)
-    _taken: asyncio.Event = field(factory=asyncio.Event)
+    _over: asyncio.Event = field(factory=asyncio.Event)
     _next: float = -math.inf
     _probing: bool = False
+    _went_first: float = -math.inf
     _limited: bool = False
     _base: float = math.inf
     _held_up: float = 0.0
@@ -81,17 +82,23 @@ class Pace:
         """How long the first in line has to wait."""
         return max(self.until, self._next) - now
 
-    def expected(self, now: float) -> float:
-        """How long somebody in a hurry who joins the line will wait, as things stand."""
-        one_of_the_others = self.waiting > self._hurried
-        return max(self.wait(now), 0.0) + (self._hurried + one_of_the_others) * self._gap
+    @property
+    def ahead(self) -> int:
+        """How many go before somebody in a hurry who joins the line: one of the others is at its head."""
+        return self._hurried + (self.waiting > self._hurried)
+
+    def expected(self, now: float, ahead: int = 0) -> float:
+        """How long somebody with so many ahead in line will wait at least, as things stand."""
+        if self._probing:
+            return max(self.until - now, 0.0)
+        return max(self.wait(now), 0.0) + ahead / self.rate
 
     async def sleep(self, seconds: float) -> None:
-        """Wait at the head of the line, or until the server takes an attempt again."""
-        self._taken.clear()
+        """Wait at the head of the line, or until an attempt that went first is over."""
+        self._over.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._taken.wait()
+                await self._over.wait()
 
     def leave(self, now: float) -> float:
         """Give the first in line its turn, which is known by its moment."""
@@ -99,22 +106,25 @@ class Pace:
             self._since, self._passed = now, 0
         self._seen = now
         if self._probing:
-            self._next = now + self._gap
-        elif gap := self._gap:
+            self._went_first = now
+            self._next = now + _PROBE
+        elif gap := 1 / self.rate:
             if now < self._next + gap:
                 self._rise(gap)
             self._next = max(self._next + gap, now)
         return now
-
-    @property
-    def _gap(self) -> float:
-        return max(1 / self.rate, _PROBE) if self._probing else 1 / self.rate
 
     def _rise(self, seconds: float) -> None:
         self._held_up += seconds
         self.rate = self._base * (1 + _STEP * (_FASTER ** (self._held_up / 60) - 1))
 
     # --------------------------------------------------------------------------------- what it is told
+
+    def over(self, now: float, turn: float) -> None:
+        """An attempt is over: if it was the last that went first, the next may go, but for another pause."""
+        if self._probing and turn == self._went_first:
+            self._next = now
+            self._over.set()
 
     def is_news(self, turn: float) -> bool:
         """Whether the attempt with this turn left after the last refusal, and so tells more than that did."""
@@ -143,10 +153,9 @@ class Pace:
 
     def _go_on(self, now: float) -> None:
         self._probing = False
-        self._taken.set()
         if self._limited and self._passed:
             allowed = self._passed / max(now - self._since, 0.001)
             self.rate = self._base = min(_KEPT * self.rate, allowed)
             self._held_up = 0.0
-        self._next = now + self._gap
+        self._next = now + 1 / self.rate
         self._since, self._passed = now, 0

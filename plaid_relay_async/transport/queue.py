@@ -115,17 +115,20 @@ class Queue:
         pace = self.pace(call)
         while True:
             await self._line_up(call, pace)
-            await self._limit(call)
-            async with self._slot(call):
-                signature = await self.signer.sign(call.deadline)
-                if pace.is_news(call.turn):
-                    yield signature
-                    return
+            try:
+                await self._limit(call)
+                async with self._slot(call):
+                    signature = await self.signer.sign(call.deadline)
+                    if pace.is_news(call.turn):
+                        yield signature
+                        return
+            finally:
+                pace.over(now(), call.turn)
 
     async def _line_up(self, call: Call[Any], pace: Pace) -> None:
         since = now()
         if not pace.is_clear(since):
-            self._check(call, pace, pace.expected(since))
+            self._check(call, pace, pace.expected(since, pace.ahead))
             with self.tally.wait("pause"):
                 await self._stand_in_line(call, pace)
             if call.patient:
@@ -139,10 +142,10 @@ class Queue:
                 pace.line(patient=call.patient),
             ):
                 while (wait := pace.wait(now())) > 0:
-                    self._check(call, pace, wait)
+                    self._check(call, pace, pace.expected(now()))
                     await pace.sleep(wait)
         except TimeoutError:
-            raise self._too_long(call, pace.expected(now())) from None
+            raise self._too_long(call, pace.expected(now(), pace.ahead)) from None
 
     def _check(self, call: Call[Any], pace: Pace, wait: float) -> None:
         gave_up = pace.until - now() > call.policy.max_pause

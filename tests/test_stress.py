@@ -1,0 +1,168 @@
+"""Many creations, with faults and cancellations, leave the process as they found it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import random
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from attrs import frozen
+from support import OWNER, QUICK, program
+
+from plaid_relay_async import InvalidRequestError, PlaidRelayError, RelayClient, RelayCreateRequest
+
+if TYPE_CHECKING:
+    from plaid_relay_async.batch import Batch
+
+CONNECTIONS = 20
+BATCH = 100
+
+# In a process of its own: what the simulator remembers, as it should, would look like a leak. One creation in
+# ten is struck.
+SIMULATOR = """
+import asyncio
+from plaid_relay_async.simulator import Fault, Simulator
+
+CREATE = "/credit/relay/create"
+FAULTS = [
+    Fault(path=CREATE, rate=0.02, status=400),
+    Fault(path=CREATE, rate=0.02, close=True, when="after"),
+    Fault(path=CREATE, rate=0.02, status=500, when="after"),
+    Fault(path=CREATE, rate=0.02, truncate=30),
+    Fault(path=CREATE, rate=0.01, latency=0.02),
+    Fault(path=CREATE, rate=0.01, stall=0.02),
+]
+
+async def main():
+    async with Simulator(reports=["report"], faults=FAULTS) as plaid:
+        print(plaid.url, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@frozen
+class Standing:
+    """How much there is of what may leak."""
+
+    sockets: int
+    tasks: int
+    ours: Counter[str]
+    objects: int
+
+
+async def standing(client: RelayClient) -> Standing:
+    # Every connection is there and idle: how many a fault has cost last is no matter.
+    await asyncio.gather(*(refused(client) for _ in range(CONNECTIONS)))
+    await asyncio.sleep(0.05)
+    gc.collect()
+    kinds = [type(each) for each in gc.get_objects()]
+    ours = Counter(kind.__qualname__ for kind in kinds if is_of_the_client(kind))
+    return Standing(open_sockets(kinds), len(asyncio.all_tasks()), ours, len(kinds))
+
+
+async def refused(client: RelayClient) -> None:
+    with pytest.raises(InvalidRequestError):
+        await client.relay.remove("nothing")
+
+
+def is_of_the_client(kind: type) -> bool:
+    return str(kind.__module__).startswith(("plaid_relay_async", "aiohttp", "backoff"))
+
+
+def open_sockets(kinds: list[type]) -> int:
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        return sum(kind.__name__ == "TransportSocket" for kind in kinds)
+    return sum(is_socket(descriptor) for descriptor in descriptors.iterdir())
+
+
+def is_socket(descriptor: Path) -> bool:
+    try:
+        return str(descriptor.readlink()).startswith("socket:")
+    except FileNotFoundError:  # the one by which the folder was read
+        return False
+
+
+class Load:
+    """Creates by single calls and by batches, half and half, and cancels some twentieth of them."""
+
+    def __init__(self, client: RelayClient) -> None:
+        self.client, self.draw = client, random.Random(5)
+        self.asked = 0
+
+    def partners(self, count: int) -> list[str]:
+        self.asked += count
+        return [f"partner-{number}" for number in range(self.asked - count, self.asked)]
+
+    async def run(self, count: int) -> None:
+        for _ in range(0, count, 2 * BATCH):
+            for _ in range(0, BATCH, CONNECTIONS):
+                await asyncio.gather(*map(self.single, self.partners(CONNECTIONS)))
+            rows = RelayCreateRequest.fan_out(["report"], self.partners(BATCH))
+            await self.many(self.client.relay.create_many(rows, concurrency=CONNECTIONS))
+
+    async def single(self, partner: str) -> None:
+        call = self.client.relay.create(["report"], partner)
+        if self.draw.random() > 0.1:
+            with contextlib.suppress(PlaidRelayError):
+                await call
+            return
+        with contextlib.suppress(TimeoutError, PlaidRelayError):
+            async with asyncio.timeout(self.draw.random() * 0.01):
+                await call
+
+    async def many(self, batch: Batch) -> None:
+        """Left in one of three ways when nearly all is done."""
+        leave = self.draw.choice([break_off, cancel, cancel_twice])
+        await leave(batch, BATCH - self.draw.randint(1, BATCH // 10))
+
+
+async def break_off(batch: Batch, enough: int) -> None:
+    async with batch as outcomes:
+        async for _ in outcomes:
+            if batch.progress.done >= enough:
+                break
+
+
+async def cancel(batch: Batch, enough: int, times: int = 1) -> None:
+    async def run() -> None:
+        await batch
+
+    task = asyncio.create_task(run())
+    while batch.result.counts.total() < enough:
+        await asyncio.sleep(0.001)
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([task])
+
+
+async def cancel_twice(batch: Batch, enough: int) -> None:
+    """The second time it doesn't wait for what is in flight."""
+    await cancel(batch, enough, times=2)
+
+
+@pytest.mark.timeout(300)
+async def test_many_creations_leave_the_process_as_they_found_it(pytestconfig):
+    """With faults and cancellations, no socket, task or object stays behind."""
+    count = pytestconfig.getoption("--partners")
+    async with program(SIMULATOR) as simulator:
+        url = (await simulator.stdout.readline()).decode().strip()
+        async with RelayClient(OWNER, base_url=url, retry=QUICK, connections=CONNECTIONS) as client:
+            load = Load(client)
+            await load.run(600)
+            before = await standing(client)
+            await load.run(count)
+            after = await standing(client)
+            done = client.statistics().outcomes
+    assert (after.sockets, after.tasks, after.ours) == (before.sockets, before.tasks, before.ours)
+    assert after.objects - before.objects < 300 + count / 100
+    assert min(done["cancelled"], done["unknown"], done["failed"]) > count / 100
+    assert done["succeeded"] > count * 0.8

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 from faults import (
     AFTER,
     BEFORE,
@@ -40,7 +40,6 @@ from faults import (
     wrong_shape,
 )
 from proxy import PASS, Fault
-from support import QUICK
 
 from plaid_relay_async import Timeouts
 
@@ -83,7 +82,6 @@ FIVE_SECONDS = {"timeouts": Timeouts(total=5)}
 HALF_A_SECOND = {"timeouts": Timeouts(total=0.5)}
 NO_DEADLINE = {"timeouts": Timeouts(total=None)}
 ONE_MEGABYTE = {"max_response_bytes": 2**20}
-TWO_ATTEMPTS = {"retry": evolve(QUICK, attempts=2)}
 
 MAINTENANCE = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE", "error_message": "later"}
 INTERNAL = {"error_type": "API_ERROR", "error_code": "INTERNAL_SERVER_ERROR", "error_message": "oh"}
@@ -332,26 +330,26 @@ LIMITS = (
     Row("429, Retry-After as a date, beyond the deadline",
         every(limited(f"Date: {NOON}", f"Retry-After: {AND_A_MINUTE}")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=FIVE_SECONDS, told=60),
-    Row("429, Retry-After as a date that is past; two attempts allowed", every(limited(f"Date: {AND_A_MINUTE}", f"Retry-After: {NOON}")),
-        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS, told=0),
-    Row("429, Retry-After: 0; two attempts allowed", every(limited("Retry-After: 0")),
-        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS, told=0),
-    Row("429, Retry-After: -5; two attempts allowed", every(limited("Retry-After: -5")),
-        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS),
+    Row("429, Retry-After as a date that is past", every(limited(f"Date: {AND_A_MINUTE}", f"Retry-After: {NOON}")),
+        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0", told=0),
+    Row("429, Retry-After: 0", every(limited("Retry-After: 0")),
+        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0", told=0),
+    Row("429, Retry-After: -5", every(limited("Retry-After: -5")),
+        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
     Row("429, Retry-After: 1000000000000", every(limited("Retry-After: 1000000000000")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE, told=10**12),
     Row("429, Retry-After of four hundred digits", every(limited(f"Retry-After: {'9' * 400}")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE),
     Row("429, Retry-After in the year 9999", every(limited("Retry-After: Fri, 31 Dec 9999 23:59:59 GMT")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE),
-    Row("429, Retry-After: soon; two attempts allowed", every(limited("Retry-After: soon")),
-        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS),
-    Row("429, Retry-After is empty; two attempts allowed", every(limited("Retry-After:")),
-        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS),
-    Row("429, Retry-After: 1, 2; two attempts allowed", every(limited("Retry-After: 1, 2")),
-        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS),
-    Row("429 of a middle box, HTML; two attempts allowed", every(refusal(page(429, "<html>slowly</html>"))),
-        "limited 2 0", "limited 2", "limited 2", "limited 2 0", "limited 2 0", settings=TWO_ATTEMPTS),
+    Row("429, Retry-After: soon", every(limited("Retry-After: soon")),
+        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
+    Row("429, Retry-After is empty", every(limited("Retry-After:")),
+        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
+    Row("429, Retry-After: 1, 2", every(limited("Retry-After: 1, 2")),
+        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
+    Row("429 of a middle box, HTML", every(refusal(page(429, "<html>slowly</html>"))),
+        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
     Row("429 CREDITS_EXHAUSTED", every(refusal(page(429, EXHAUSTED))),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0"),
 )

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 REPORT = "assets-sandbox-at-random"
 STRUCK = 0.2  # of all attempts
-PAUSED = 0.01  # of those late in a batch: the rate that a pause teaches holds for all that follow
 
 
 def may_come_often(row: Row) -> bool:
@@ -41,13 +40,17 @@ def may_come_often(row: Row) -> bool:
     return row.server == "http" and not long and not row.name.startswith(("100 MB", "429 CREDITS_EXHAUSTED"))
 
 
+def takes_time(section: str, row: Row) -> bool:
+    """Whether one that is struck waits, or everybody does; that is drawn seldom."""
+    return section in {"Stalls and slowness", "Limits"} or "PLANNED_MAINTENANCE" in row.name
+
+
 ROWS = [(section, row) for section, rows in SECTIONS.items() for row in rows if may_come_often(row)]
-PAUSES = [row.faults[0] for section, row in ROWS if section == "Limits" or "PLANNED_MAINTENANCE" in row.name]
 FAULTS = [
     row.faults[0]
     for section, row in ROWS
-    if row.faults[0] not in [PASS, *PAUSES]
-    for _ in range(1 if section == "Stalls and slowness" else 8)  # they take time, and so are rare
+    if row.faults[0] is not PASS
+    for _ in range(1 if takes_time(section, row) else 8)
 ]
 
 
@@ -57,13 +60,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @contextlib.asynccontextmanager
-async def struck(plaid: Simulator, seed: int, who: Credentials, number: int) -> AsyncIterator[RelayClient]:
-    """A client, for a batch of so many, whose attempts meet faults as the seed has it."""
+async def struck(plaid: Simulator, seed: int, who: Credentials) -> AsyncIterator[RelayClient]:
+    """A client whose attempts meet faults as the seed has it."""
     draw = random.Random(seed)
 
     def choose() -> Fault:
-        if proxy.heard > 0.9 * number and draw.random() < PAUSED:
-            return draw.choice(PAUSES)
         return draw.choice(FAULTS) if draw.random() < STRUCK else PASS
 
     settings = {"timeouts": Timeouts(read=0.3, slow_read=0.3), "retry": QUICK, "max_response_bytes": 2**20}
@@ -94,7 +95,7 @@ def by_word(result: Any, word: str, number: int) -> dict[str, Any]:
 async def test_a_batch_of_creations_agrees_with_the_ledger(seed):
     """A thousand partners: who is created has the ledger's token, who is failed has none, and nobody two."""
     partners = [f"p{n}" for n in range(1_000)]
-    async with Simulator(reports=[REPORT]) as plaid, struck(plaid, seed, OWNER, len(partners)) as client:
+    async with Simulator(reports=[REPORT]) as plaid, struck(plaid, seed, OWNER) as client:
         result = await client.relay.create_many(RelayCreateRequest.fan_out([REPORT], partners))
     outcomes = by_word(result, "secondary_client_id", len(partners))
     tokens = {entry["secondary_client_id"]: entry["relay_token"] for entry in plaid.ledger}
@@ -114,7 +115,7 @@ async def test_a_batch_of_refreshes_agrees_with_the_books(seed):
     """Who is refreshed has one new report, who is failed has none, and nobody two."""
     async with Simulator(reports=[REPORT]) as plaid:
         tokens = await shared(plaid, 300)
-        async with struck(plaid, seed, PARTNER, len(tokens)) as client:
+        async with struck(plaid, seed, PARTNER) as client:
             result = await client.relay.refresh_many(tokens)
     made = Counter(token for token, _ in plaid.refreshes)
     for token, outcome in by_word(result, "relay_token", len(tokens)).items():
@@ -125,7 +126,7 @@ async def test_a_batch_of_removals_agrees_with_the_ledger(seed):
     """Who is removed is gone, and who is failed is still there."""
     async with Simulator(reports=[REPORT]) as plaid:
         tokens = await shared(plaid, 300)
-        async with struck(plaid, seed, OWNER, len(tokens)) as client:
+        async with struck(plaid, seed, OWNER) as client:
             result = await client.relay.remove_many(tokens)
     gone = {entry["relay_token"]: entry["removed"] for entry in plaid.ledger}
     for token, outcome in by_word(result, "relay_token", len(tokens)).items():
@@ -137,7 +138,7 @@ async def test_a_batch_of_reads_is_fetched_or_failed(seed, operation):
     """A read is never unknown, and what is fetched is whole."""
     async with Simulator(reports=[REPORT]) as plaid:
         tokens = await shared(plaid, 100)
-        async with struck(plaid, seed, PARTNER, len(tokens)) as client:
+        async with struck(plaid, seed, PARTNER) as client:
             result = await getattr(client.relay, operation)(tokens)
     for outcome in by_word(result, "relay_token", len(tokens)).values():
         assert isinstance(outcome, Fetched | Failed)

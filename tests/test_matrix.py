@@ -206,6 +206,7 @@ def assert_promises_kept(row: Row, operation: str, seen: Seen) -> None:
     surely_not = row.server not in {"http", "TLS"} or (refusals_only and not row.dying)
     assert seen.made <= 1, "nothing is made twice"
     assert seen.right, "what the caller gets is what Plaid made"
+    assert failed or operation in READS or seen.made == 1, "what is said to be done was done"
     if operation in CREATING:
         unheard = failed and seen.made == 1
         assert not unheard or isinstance(seen.end, OutcomeUnknownError), "what was made unheard is unknown"

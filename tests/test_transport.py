@@ -188,8 +188,10 @@ async def test_a_limiter_that_breaks_when_it_is_told_does_no_harm(plaid):
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=Broken()) as client:
         with pytest.raises(RateLimitError) as caught:
             await client.relay.create([plaid.add_report()], "p")
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    assert (caught.value.attempts, caught.value.sent) == (1, True)
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert (caught.value.attempts, caught.value.sent) == (1, True)
+        # The pause is kept all the same.
+        assert client._transport._queue.paces[CREATE].streak == 1
 
 
 async def test_a_refresh_is_as_careful_as_a_creation(plaid, client, partner):
@@ -638,15 +640,16 @@ class Limiter:
 
 
 async def test_a_limiter_is_asked_before_each_attempt_and_told_of_each_429(plaid):
-    """The limiter sees each attempt's operation, and each refusal with its delay."""
+    """The limiter sees each attempt's operation, and each 429 with its delay; maintenance is no limit."""
     plaid.fail(
         Fault(path=CREATE, status=429, times=1),
         Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=1),
+        Fault(path=CREATE, status=503, body=MAINTENANCE, times=1),
     )
     limiter = Limiter()
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=limiter) as client:
         await client.relay.create([plaid.add_report()], "p")
-    assert limiter.asked == [CREATE] * 3
+    assert limiter.asked == [CREATE] * 4
     assert limiter.told == [(CREATE, None), (CREATE, 0.0)]
 
 

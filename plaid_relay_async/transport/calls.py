@@ -270,24 +270,26 @@ class Transport:
 
     def _pause(self, call: Call[Any], error: PlaidRelayError) -> float | None:
         """Have everybody who calls this operation wait, and tell how long this call has to, if it can."""
-        pace, asked = self._queue.pace(call), getattr(error, "retry_after", None)
+        pace, limited = self._queue.pace(call), getattr(error, "status", None) == 429
+        asked = getattr(error, "retry_after", None)
+        delay: float = asked or 0.0
+        if not asked and pace.is_news(call.turn):
+            delay = _curve(call.policy, pace.streak + 1)
+        pace.refused(now(), delay, limited=limited)
+        call.gave_up = max(delay, pace.total) > call.policy.max_pause
+        call.refusals += call.patient
+        wait = pace.expected(now(), 0 if call.patient else pace.ahead)
+        fits = call.patient or (call.counted < call.policy.attempts and call.has_time_for(wait))
+        told = not limited or self._tell_limiter(call, error, asked)
+        return wait if fits and told and not call.gave_up else None
+
+    def _tell_limiter(self, call: Call[Any], error: PlaidRelayError, asked: float | None) -> bool:
         try:
             getattr(self._limiter, "limited", _ignore)(call.endpoint.path, asked)
         except Exception as broken:  # noqa: BLE001  # the caller's own: it goes out with what Plaid said
             error.__cause__ = broken
-            return None
-        delay: float = asked or 0.0
-        if not asked and pace.is_news(call.turn):
-            delay = _curve(call.policy, pace.streak + 1)
-        pace.refused(now(), delay, limited=getattr(error, "status", None) == 429)
-        call.gave_up = max(delay, pace.total) > call.policy.max_pause
-        wait = pace.expected(now(), 0 if call.patient else pace.ahead)
-        if call.patient:
-            call.refusals += 1
-            fits = True
-        else:
-            fits = call.counted < call.policy.attempts and call.has_time_for(wait)
-        return wait if fits and not call.gave_up else None
+            return False
+        return True
 
     def _tell(self, call: Call[Any], error: PlaidRelayError, wait: float) -> None:
         reason = reason_of(error)

@@ -142,13 +142,14 @@ class Machine(RuleBasedStateMachine):
         self.plaid = Simulator()
         self.run(self.plaid.start())
         self.report = self.plaid.add_report()
-        self.open()
         self.run(self._share())
+        self.open()
 
     async def _share(self) -> None:
-        # With oneself, so that one client may refresh and remove them alike.
+        # With oneself, so that one client may refresh and remove them alike; and by one with time enough.
         wanted = [RelayCreateRequest([self.plaid.add_report()], OWNER.client_id) for _ in range(SHARED)]
-        result = await self.client.relay.create_many(wanted)
+        async with RelayClient(OWNER, base_url=self.plaid.url) as client:
+            result = await client.relay.create_many(wanted)
         self.shared = [made.relay_token for made in result.created]
         assert len(self.shared) == SHARED
 
@@ -174,8 +175,8 @@ class Machine(RuleBasedStateMachine):
     def heal(self) -> None:
         self.plaid.heal()
 
-    @rule(drain=st.sampled_from([0.002, 0.2]))
-    def open(self, drain: float = 0.2) -> None:
+    @rule(drain=st.sampled_from([0.002, 0.1]))
+    def open(self, drain: float = 0.1) -> None:
         timeouts = Timeouts(read=0.03, slow_read=0.03, total=0.5, drain=drain)
         client = RelayClient(
             OWNER, base_url=self.plaid.url, timeouts=timeouts, retry=RETRY, connections=CONNECTIONS
@@ -381,7 +382,7 @@ class Machine(RuleBasedStateMachine):
     async def _finish(self) -> None:
         self.plaid.heal()
         tasks = [job.task for job in self.started]
-        late = (await asyncio.wait(tasks, timeout=0.1))[1] if tasks else []
+        late = (await asyncio.wait(tasks, timeout=0.05))[1] if tasks else []
         for task in late:
             task.cancel()
         assert not late or not (await asyncio.wait(late, timeout=10))[1], "something hangs"
@@ -429,7 +430,7 @@ def test_nothing_is_lost_or_doubled_whatever_is_done_in_whatever_order(rounds):
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=20 + 4 * rounds,
+            max_examples=20 + 2 * rounds,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

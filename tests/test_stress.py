@@ -158,11 +158,12 @@ async def test_many_creations_leave_the_process_as_they_found_it(pytestconfig):
         async with RelayClient(OWNER, base_url=url, retry=QUICK, connections=CONNECTIONS) as client:
             load = Load(client)
             await load.run(600)
+            await standing(client)  # the first look fills caches
             before = await standing(client)
             await load.run(count)
             after = await standing(client)
             done = client.statistics().outcomes
     assert (after.sockets, after.tasks, after.ours) == (before.sockets, before.tasks, before.ours)
-    assert after.objects - before.objects < 300 + count / 100
+    assert after.objects - before.objects < 50
     assert min(done["cancelled"], done["unknown"], done["failed"]) > count / 100
     assert done["succeeded"] > count * 0.8

@@ -76,7 +76,8 @@ class Row:
     told: float | None = field(default=None, kw_only=True)
 
 
-HASTY = {"timeouts": Timeouts(connect=0.1, read=0.25, slow_read=0.25)}
+NO_HANDSHAKE = {"timeouts": Timeouts(connect=0.1)}
+HASTY = {"timeouts": Timeouts(read=0.25, slow_read=0.25)}
 LESS_HASTY = {"timeouts": Timeouts(read=0.5, slow_read=0.5)}
 FIVE_SECONDS = {"timeouts": Timeouts(total=5)}
 HALF_A_SECOND = {"timeouts": Timeouts(total=0.5)}
@@ -119,7 +120,7 @@ NEVER_LEFT = (
     Row("the server speaks no TLS", every(Fault(BEFORE, lambda *_: [page(400, "no TLS")], "close", reads=False)),
         "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="no TLS"),
     Row("the TLS handshake is never answered", every(Fault(BEFORE, lambda *_: [], "stall", reads=False)),
-        "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="no TLS", settings=HASTY),
+        "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="no TLS", settings=NO_HANDSHAKE),
     Row("the certificate is another host's", every(PASS),
         "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="another's TLS"),
     Row("the certificate is nobody's whom the client trusts", every(PASS),

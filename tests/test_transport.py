@@ -664,6 +664,9 @@ async def test_time_spent_queueing_at_the_limiter_is_not_the_calls(plaid):
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=Slow()) as client:
         made = await client.relay.create([plaid.add_report()], "p", timeout=0.4)
     assert tokens(plaid) == [made.relay_token]
+    no_end = Timeouts(total=None)
+    async with RelayClient(OWNER, base_url=plaid.url, timeouts=no_end, rate_limiter=Slow()) as client:
+        await client.relay.create([plaid.add_report()], "q")
 
 
 async def test_time_spent_queueing_for_a_connection_is_not_the_calls(plaid):

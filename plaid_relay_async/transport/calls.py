@@ -220,8 +220,11 @@ class Transport:
             broken_off=partial(self._break_off, call, signature),
         )
         call.attempts += 1
-        with self._tally.under_way():
+        self._tally.in_flight += 1
+        try:
             return await wire.send(session, attempt)
+        finally:
+            self._tally.in_flight -= 1
 
     def _break_off(
         self, call: Call[Any], signature: Signature, answer: Answer | None, problem: PlaidRelayError

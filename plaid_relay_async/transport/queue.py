@@ -112,16 +112,20 @@ class Queue:
             RateLimitError: Plaid's limit makes it wait longer than it may.
             NotSentError: the limiter or the source of the credentials raised.
         """
-        pace = self.pace(call)
+        pace, slots = self.pace(call), self.session.slots
         while True:
             await self._line_up(call, pace)
             try:
-                await self._limit(call)
-                async with self._slot(call):
+                if self.limiter is not None:
+                    await self._limit(call, self.limiter)
+                await self._take(slots, call)
+                try:
                     signature = await self.signer.sign(call.deadline)
                     if pace.is_news(call.turn):
                         yield signature
                         return
+                finally:
+                    slots.release()
             finally:
                 pace.over(now(), call.turn)
 
@@ -160,24 +164,17 @@ class Queue:
             gave_up_waiting=gave_up,
         )
 
-    async def _limit(self, call: Call[Any]) -> None:
-        if self.limiter is None:
-            return
+    async def _limit(self, call: Call[Any], limiter: RateLimiter) -> None:
         since = now()
         with self.tally.wait("limiter"), of_the_caller("the rate limiter"):
-            await self.limiter.acquire(call.endpoint.path)
+            await limiter.acquire(call.endpoint.path)
         call.postpone(now() - since)
 
-    @contextlib.asynccontextmanager
-    async def _slot(self, call: Call[Any]) -> AsyncIterator[None]:
-        slots, since = self.session.slots, now()
-        if slots.locked():
-            with self.tally.wait("connection"):
-                await slots.acquire()
-            call.postpone(now() - since)
-        else:
+    async def _take(self, slots: asyncio.Semaphore, call: Call[Any]) -> None:
+        if not slots.locked():
             await slots.acquire()
-        try:
-            yield
-        finally:
-            slots.release()
+            return
+        since = now()
+        with self.tally.wait("connection"):
+            await slots.acquire()
+        call.postpone(now() - since)

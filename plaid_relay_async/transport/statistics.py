@@ -54,15 +54,6 @@ class Tally:
     queued: int = 0
 
     @contextlib.contextmanager
-    def under_way(self) -> Iterator[None]:
-        """An attempt is on its way."""
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-
-    @contextlib.contextmanager
     def wait(self, what: str) -> Iterator[None]:
         """A call waits for something."""
         clock = asyncio.get_running_loop().time

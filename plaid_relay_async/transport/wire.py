@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
-from attrs import field, frozen
+from attrs import define, field
 
 from plaid_relay_async.codec import Answer, Replay
 from plaid_relay_async.errors import (
@@ -23,7 +23,7 @@ from plaid_relay_async.errors import (
 from plaid_relay_async.transport.protocols import Sink
 
 
-@frozen
+@define(eq=False)
 class Attempt:
     """What is to be sent, and how its answer is to be taken.
 

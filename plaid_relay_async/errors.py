@@ -267,7 +267,7 @@ class ItemError(PlaidAPIError):
 
 
 class PlaidServerError(PlaidAPIError):
-    """Plaid, or a server before it, is in trouble. The call is a read, or surely wasn't carried out."""
+    """Plaid, or a server before it, is in trouble. It is safe to repeat the call, or it wasn't carried out."""
 
     advice = "Try again later; https://status.plaid.com says when."
 

@@ -76,6 +76,27 @@ def test_the_rate_rises_faster_the_longer_nothing_is_refused():
     assert steps == sorted(steps)
 
 
+def test_what_was_learnt_in_a_moment_is_forgotten_in_moments():
+    """A stray refusal after a fifth of a second doesn't hold a batch back for long."""
+    pace = Pace()
+    now = let_through(pace, 0.0, 8)
+    pace.refused(now + 0.2, 0.1, limited=True)
+    now = let_through(pace, now + 0.3)
+    assert pace.rate < 40
+    while pace.rate < 400:
+        now = let_through(pace, now)
+    assert now < 8
+
+
+def test_a_rate_that_nobody_needs_stays_a_number():
+    """However long it rises."""
+    pace = Pace()
+    pace.rate = pace._base = 1e-6
+    pace._lesson = 0.001
+    let_through(pace, 0.0, 1000)
+    assert math.isfinite(pace.rate)
+
+
 def test_a_rate_that_holds_nobody_up_does_not_rise():
     """Whoever asks less often than that learns nothing of what more would meet."""
     pace = Pace()

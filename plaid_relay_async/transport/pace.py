@@ -4,7 +4,8 @@ Until the first 429 nothing is held back. After it there is the pause that the s
 attempt at a time goes to see whether the server takes one, and from the first that it takes on the operation
 keeps to a rate: what the server allowed from the last refusal to this one, and a little less than what it
 refused. While that rate is what holds the calls up it rises, slowly near the last refusal and then faster and
-faster, until the server refuses again.
+faster, until the server refuses again. What was learnt in a second is forgotten in seconds, what was learnt in
+a minute in minutes.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 
 # Our choices, made with the simulated limits of tests/test_rate.py.
 _KEPT = 0.92  # of a rate that was refused
-_STEP = 0.02  # how much the rate rises, as a part of itself: by half of this in the first minute,
-_FASTER = 1.5  # and by so many times more in each minute that follows
+_STEP = 0.02  # how much the rate rises, as a part of itself: half of this in as long a time as taught it,
+_FASTER = 1.5  # and so many times more in each such time that follows
+_LONGEST = 60.0  # seconds of that time; Plaid's published limits are for a minute
+_STEPS = 100  # a rate that rose so often holds nobody up
 _PROBE = 5.0  # seconds after which another attempt goes to see whether the pause is over, if none has ended
 _IDLE = 5.0  # seconds without an attempt after which what was allowed is measured anew
 
@@ -56,6 +59,7 @@ class Pace:
     _limited: bool = False
     _base: float = math.inf
     _held_up: float = 0.0
+    _lesson: float = _LONGEST
     _since: float = 0.0
     _passed: int = 0
     _seen: float = -math.inf
@@ -116,7 +120,8 @@ class Pace:
 
     def _rise(self, seconds: float) -> None:
         self._held_up += seconds
-        self.rate = self._base * (1 + _STEP * (_FASTER ** (self._held_up / 60) - 1))
+        steps = min(self._held_up / self._lesson, _STEPS)
+        self.rate = self._base * (1 + _STEP * (_FASTER**steps - 1))
 
     # --------------------------------------------------------------------------------- what it is told
 
@@ -154,8 +159,8 @@ class Pace:
     def _go_on(self, now: float) -> None:
         self._probing = False
         if self._limited and self._passed:
-            allowed = self._passed / max(now - self._since, 0.001)
-            self.rate = self._base = min(_KEPT * self.rate, allowed)
-            self._held_up = 0.0
+            lesson = max(now - self._since, 0.001)
+            self.rate = self._base = min(_KEPT * self.rate, self._passed / lesson)
+            self._held_up, self._lesson = 0.0, min(lesson, _LONGEST)
         self._next = now + 1 / self.rate
         self._since, self._passed = now, 0

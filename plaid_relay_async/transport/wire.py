@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+import math
+import selectors
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -44,6 +48,17 @@ class Attempt:
     broken_off: Callable[[Answer | None, PlaidRelayError], None]
 
 
+_used: weakref.WeakSet[asyncio.BaseProtocol] = weakref.WeakSet()
+_Watch = getattr(selectors, "PollSelector", selectors.SelectSelector)  # of many files, where there is one
+
+
+def _has_news(transport: asyncio.Transport) -> bool:
+    """Whether something has arrived that the event loop hasn't seen yet."""
+    with _Watch() as watch:
+        watch.register(transport.get_extra_info("socket"), selectors.EVENT_READ)
+        return bool(watch.select(0))
+
+
 class _Body(aiohttp.BytesPayload):
     """The request's body; it notes the moment at which aiohttp begins to hand it to the network.
 
@@ -53,9 +68,11 @@ class _Body(aiohttp.BytesPayload):
     left = False
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
-        # A connection on which something arrived unasked would give that as the answer to this request.
-        if writer.protocol.should_close:
+        # A connection on which something arrived unasked would give it as the answer to this request: mostly
+        # it is the server's goodbye; on a new one there may be what ends the handshake of TLS.
+        if writer.protocol.should_close or (writer.protocol in _used and _has_news(writer.transport)):
             raise aiohttp.ClientConnectionError
+        _used.add(writer.protocol)
         self.left = True
         await super().write_with_length(writer, content_length)
 
@@ -73,7 +90,7 @@ async def send(session: aiohttp.ClientSession, attempt: Attempt) -> Answer:
     try:
         _check_time(attempt.deadline)
         async with (
-            asyncio.timeout_at(attempt.deadline),
+            _ending_at(attempt.deadline),
             session.post(
                 attempt.url,
                 data=body,
@@ -100,8 +117,27 @@ async def send(session: aiohttp.ClientSession, attempt: Attempt) -> Answer:
     return answer
 
 
+@contextlib.asynccontextmanager
+async def _ending_at(deadline: float | None) -> AsyncIterator[None]:
+    """A timeout that comes after what arrived in time, also where the event loop was held up beyond it."""
+    async with asyncio.timeout(None) as scope:
+        if deadline is None:
+            yield
+            return
+        # What wakes the task for an answer stands in the loop's line; a rescheduled timeout goes behind it.
+        timer = asyncio.get_running_loop().call_at(deadline, scope.reschedule, deadline)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 def _check_time(deadline: float | None) -> None:
-    if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+    if deadline is not None and _now() >= deadline:
         raise TimeoutError
 
 
@@ -123,7 +159,7 @@ async def _receive(response: aiohttp.ClientResponse, answer: Answer, attempt: At
     if into is not None:
         await into.begin()
     while not response.content.at_eof():
-        async with asyncio.timeout(attempt.timeout.sock_read):
+        async with _ending_at(_now() + (attempt.timeout.sock_read or math.inf)):
             piece = Hidden(await response.content.readany())
         left -= len(piece.reveal())
         answer.body += piece.reveal()

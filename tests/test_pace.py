@@ -181,6 +181,19 @@ def test_what_was_before_an_idle_time_is_not_measured():
     assert pace.rate == pytest.approx(50 / 60, rel=0.01)
 
 
+def test_a_low_rate_is_learnt_from_as_well():
+    """At five a minute there are twelve seconds between two attempts, and none of that time is idle."""
+    pace = Pace()
+    let_through(pace, 0.0, 5)
+    pace.refused(0.1, 59.9, limited=True)
+    now = let_through(pace, 60.0, 20)
+    before = pace.rate
+    assert before < 0.2
+    pace.refused(now + 0.1, 10.0, limited=True)
+    let_through(pace, now + 10.1)
+    assert pace.rate <= 0.92 * before
+
+
 @given(
     st.lists(
         st.tuples(st.floats(0, 30), st.sampled_from(["pass", "refuse", "maintain"]), st.floats(0, 60)),

@@ -27,7 +27,7 @@ _FASTER = 1.5  # and so many times more in each such time that follows
 _LONGEST = 60.0  # seconds of that time; Plaid's published limits are for a minute
 _STEPS = 100  # a rate that rose so often holds nobody up
 _PROBE = 5.0  # seconds after which another attempt goes to see whether the pause is over, if none has ended
-_IDLE = 5.0  # seconds without an attempt after which what was allowed is measured anew
+_IDLE = 5.0  # seconds without an attempt, though one might leave, after which the rate is measured anew
 
 
 @define(eq=False)
@@ -106,7 +106,7 @@ class Pace:
 
     def leave(self, now: float) -> float:
         """Give the first in line its turn, which is known by its moment."""
-        if now - self._seen > _IDLE and not self._probing:
+        if now - self._seen > _IDLE + 1 / self.rate and not self._probing:
             self._since, self._passed = now, 0
         self._seen = now
         if self._probing:

@@ -194,6 +194,15 @@ def test_a_low_rate_is_learnt_from_as_well():
     assert pace.rate <= 0.92 * before
 
 
+def test_the_time_after_a_pause_in_which_nobody_called_teaches_nothing():
+    """A single call was refused in the evening, and the next one comes in the morning."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    pace.refused(0.1, 59.9, limited=True)
+    let_through(pace, 8 * 3600.0)
+    assert pace.rate == pytest.approx(50 / 60, rel=0.01)
+
+
 @given(
     st.lists(
         st.tuples(st.floats(0, 30), st.sampled_from(["pass", "refuse", "maintain"]), st.floats(0, 60)),

@@ -159,7 +159,8 @@ class Pace:
     def _go_on(self, now: float) -> None:
         self._probing = False
         if self._limited and self._passed:
-            lesson = max(now - self._since, 0.001)
+            # To the pause's end, for after that perhaps nobody called for hours.
+            lesson = max(self.until - self._since, 0.001)
             self.rate = self._base = min(_KEPT * self.rate, self._passed / lesson)
             self._held_up, self._lesson = 0.0, min(lesson, _LONGEST)
         self._next = now + 1 / self.rate

@@ -203,6 +203,19 @@ def test_the_time_after_a_pause_in_which_nobody_called_teaches_nothing():
     assert pace.rate == pytest.approx(50 / 60, rel=0.01)
 
 
+def test_maintenance_within_a_limits_pause_teaches_no_rate():
+    """What was let through in that time says nothing of the limit."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    pace.refused(0.1, 10.0, limited=True)
+    pace.leave(10.1)
+    pace.refused(10.2, 290.0, limited=False)
+    pace.leave(300.2)
+    pace.refused(300.3, 1.0, limited=True)
+    let_through(pace, 301.3)
+    assert pace.rate == math.inf
+
+
 @given(
     st.lists(
         st.tuples(st.floats(0, 30), st.sampled_from(["pass", "refuse", "maintain"]), st.floats(0, 60)),

@@ -142,9 +142,9 @@ class Pace:
         until = max(self.until, now + delay)
         self.total += until - max(self.until, now)
         self.until = until
-        # An attempt that left only to see whether the pause is over says nothing of the rate.
-        if not self._probing:
-            self._limited = limited
+        # An attempt that left only to see whether the pause is over says nothing of the rate; and once a pause
+        # is for maintenance as well, nobody knows how much of it is the limit's.
+        self._limited = limited and (self._limited or not self._probing)
         self._probing, self.refused_at, self._seen = True, now, now
 
     def passed(self, now: float, turn: float) -> None:

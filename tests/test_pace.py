@@ -189,6 +189,8 @@ def test_a_low_rate_is_learnt_from_as_well():
     now = let_through(pace, 60.0, 20)
     before = pace.rate
     assert before < 0.2
+    now += pace.wait(now)
+    pace.leave(now)
     pace.refused(now + 0.1, 10.0, limited=True)
     let_through(pace, now + 10.1)
     assert pace.rate <= 0.92 * before

@@ -430,7 +430,7 @@ def test_nothing_is_lost_or_doubled_whatever_is_done_in_whatever_order(rounds):
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=20 + 2 * rounds,
+            max_examples=20 + rounds,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

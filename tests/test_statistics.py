@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from attrs.exceptions import FrozenInstanceError
@@ -61,6 +63,23 @@ async def test_what_never_left_and_what_was_cancelled_is_counted(plaid):
         await asyncio.wait([under_way])
         told = client.statistics()
     assert (told.attempts, told.outcomes, told.in_flight) == ({"cancelled": 1}, {"cancelled": 1}, 0)
+
+
+async def test_an_attempt_whose_report_is_given_up_while_it_is_read_is_counted(plaid):
+    """A long report is read in a thread; the attempt was made, though nobody waits for the record any more."""
+    busy, only = threading.Event(), ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(only)
+    only.submit(busy.wait, 5)
+    plaid.fail(Fault(path=GET, status=200, body=" " * 300_000))
+    async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as client:
+        reading = asyncio.create_task(client.relay.get("t"))
+        while not plaid.counts[GET] or client.statistics().in_flight:
+            await asyncio.sleep(0.001)
+        reading.cancel()
+        await asyncio.wait([reading])
+        busy.set()
+        told = client.statistics()
+    assert (told.attempts, told.outcomes) == ({"cancelled": 1}, {"cancelled": 1})
 
 
 async def test_waits_are_counted_by_what_was_waited_for(plaid):

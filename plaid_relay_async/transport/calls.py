@@ -193,6 +193,10 @@ class Transport:
             response = await _read(call, answer, signature)
         except PlaidRelayError as error:
             failure = error
+        except BaseException:
+            if call.attempts > before:
+                self._tally.attempts["cancelled"] += 1
+            raise
         else:
             self._note(call, Ending.ANSWERED)
             return response
@@ -230,7 +234,6 @@ class Transport:
         self, call: Call[Any], signature: Signature, answer: Answer | None, problem: PlaidRelayError
     ) -> None:
         """Tell a batch what is known of a call that is cancelled in the middle of an attempt."""
-        self._tally.attempts["cancelled"] += 1
         if call.permit is None:
             return
         known: Any = problem

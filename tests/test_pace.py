@@ -181,6 +181,18 @@ def test_what_was_before_an_idle_time_is_not_measured():
     assert pace.rate == pytest.approx(50 / 60, rel=0.01)
 
 
+def test_what_was_let_through_lately_tells_more_than_what_was_long_ago():
+    """An hour at one in four seconds, and then five minutes at eight times that, show what is allowed now."""
+    pace = Pace()
+    for moment in range(0, 3600, 4):
+        let_through(pace, float(moment))
+    for half_second in range(600):
+        let_through(pace, 3600 + half_second / 2)
+    pace.refused(3900.0, 10.0, limited=True)
+    let_through(pace, 3910.0)
+    assert 1 < pace.rate <= 2
+
+
 def test_a_low_rate_is_learnt_from_as_well():
     """At five a minute there are twelve seconds between two attempts, and none of that time is idle."""
     pace = Pace()

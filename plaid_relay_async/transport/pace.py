@@ -25,6 +25,7 @@ _KEPT = 0.92  # of a rate that was refused
 _STEP = 0.02  # how much the rate rises, as a part of itself: half of this in as long a time as taught it,
 _FASTER = 1.5  # and so many times more in each such time that follows
 _LONGEST = 60.0  # seconds of that time; Plaid's published limits are for a minute
+_MEMORY = 300.0  # seconds after which what was let through counts for half, and so on
 _STEPS = 100  # a rate that rose so often holds nobody up
 _PROBE = 5.0  # seconds after which another attempt goes to see whether the pause is over, if none has ended
 _IDLE = 5.0  # seconds without an attempt, though one might leave, after which the rate is measured anew
@@ -61,7 +62,7 @@ class Pace:
     _held_up: float = 0.0
     _lesson: float = _LONGEST
     _since: float = 0.0
-    _passed: int = 0
+    _passed: float = 0.0
     _seen: float = -math.inf
 
     # ------------------------------------------------------------------------------------- the line
@@ -107,7 +108,7 @@ class Pace:
     def leave(self, now: float) -> float:
         """Give the first in line its turn, which is known by its moment."""
         if now - self._seen > _IDLE + 1 / self.rate and not self._probing:
-            self._since, self._passed = now, 0
+            self._since, self._passed = now, 0.0
         self._seen = now
         if self._probing:
             self._went_first = now
@@ -155,6 +156,8 @@ class Pace:
                 self._go_on(now)
         self._passed += 1
         self._seen = now
+        if now - self._since > _MEMORY:
+            self._since, self._passed = (self._since + now) / 2, self._passed / 2
 
     def _go_on(self, now: float) -> None:
         self._probing = False
@@ -164,4 +167,4 @@ class Pace:
             self.rate = self._base = min(_KEPT * self.rate, self._passed / lesson)
             self._held_up, self._lesson = 0.0, min(lesson, _LONGEST)
         self._next = now + 1 / self.rate
-        self._since, self._passed = now, 0
+        self._since, self._passed = now, 0.0

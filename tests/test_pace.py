@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import OWNER
 
-from plaid_relay_async import RateLimitError, RelayClient, RelayCreateRequest
+from plaid_relay_async import InvalidRequestError, RateLimitError, RelayClient, RelayCreateRequest
 from plaid_relay_async.simulator import Fault
 from plaid_relay_async.transport.pace import Pace
 
@@ -290,6 +290,21 @@ async def test_a_call_without_time_for_the_line_says_so_at_once(plaid):
     assert 5 < caught.value.retry_after <= 10
     assert caught.value.sent is False
     assert plaid.counts[CREATE] == 3
+
+
+async def test_a_creation_does_not_leave_the_line_when_its_time_is_nearly_up(plaid):
+    """It would be unknown for nothing: half of its time is for the answer. A read may take what is left."""
+    report = plaid.add_report()
+    plaid.fail(Fault(path=CREATE, latency=0.2))
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+        for path in (CREATE, GET):
+            client._transport._queue.paces[path].refused(asyncio.get_running_loop().time(), 0.4, limited=True)
+        with pytest.raises(RateLimitError) as caught:
+            await client.relay.create([report], "p", timeout=0.5)
+        assert caught.value.sent is False
+        with pytest.raises(InvalidRequestError):
+            await client.relay.get("no-such-token", timeout=0.5)
+    assert plaid.counts == {GET: 1}
 
 
 async def test_a_deadline_ends_the_waiting_in_line(plaid):

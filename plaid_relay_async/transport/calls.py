@@ -152,9 +152,10 @@ class Transport:
         self._session.get()
         total, policy = self.checked(timeout, retry)
         deadline = None if total is None else now() + total
+        spare = self._spare(endpoint, total)
         outcome = "cancelled"
         try:
-            response = await self._attempt(Call(endpoint, request, policy, permit, into, deadline))
+            response = await self._attempt(Call(endpoint, request, policy, permit, into, deadline, spare))
             outcome = "succeeded"
         except PlaidRelayError as error:
             lost = ending_of(error) is Ending.UNKNOWN and endpoint.replay is not Replay.HARMLESS
@@ -163,6 +164,12 @@ class Transport:
         finally:
             self._tally.outcomes[outcome] += 1
         return response
+
+    def _spare(self, endpoint: Endpoint[Any, Any], total: float | None) -> float:
+        # A creation that leaves when its time is nearly up is unknown for nothing: it had better not leave.
+        if total is None or endpoint.replay is not Replay.CREATES:
+            return 0.0
+        return min(total / 2, self._timeouts.slow_read if endpoint.slow else self._timeouts.read)
 
     def checked(self, timeout: float | None, retry: RetryPolicy | None) -> tuple[float | None, RetryPolicy]:
         """Give a call's own settings, or the client's in their place.

@@ -143,8 +143,8 @@ class Pace:
         until = max(self.until, now + delay)
         self.total += until - max(self.until, now)
         self.until = until
-        # An attempt that left only to see whether the pause is over says nothing of the rate; and once a pause
-        # is for maintenance as well, nobody knows how much of it is the limit's.
+        # An attempt that left only to see whether the pause is over says nothing of the rate; and of a pause
+        # that is for maintenance as well, nobody knows how much is the limit's.
         self._limited = limited and (self._limited or not self._probing)
         self._probing, self.refused_at, self._seen = True, now, now
 

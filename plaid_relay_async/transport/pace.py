@@ -4,8 +4,8 @@ Until the first 429 nothing is held back. After it there is the pause that the s
 attempt at a time goes to see whether the server takes one, and from the first that it takes on the operation
 keeps to a rate: what the server allowed from the last refusal to this one, and a little less than what it
 refused. While that rate is what holds the calls up it rises, slowly near the last refusal and then faster and
-faster, until the server refuses again. What was learnt in a second is forgotten in seconds, what was learnt in
-a minute in minutes.
+faster, until the server refuses again. What was learnt in a second is forgotten in seconds, what was learnt
+in a minute in minutes.
 """
 
 from __future__ import annotations

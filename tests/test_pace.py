@@ -170,6 +170,15 @@ def test_pauses_add_up_until_the_server_takes_one():
     assert (pace.total, pace.streak) == (0.0, 0)
 
 
+def test_pauses_that_lie_far_apart_do_not_add_up():
+    """A call that is refused each night, and isn't repeated, doesn't use up the patience of a batch."""
+    pace = Pace()
+    for night in (0.0, 86_400.0, 172_800.0):
+        pace.leave(night)
+        pace.refused(night + 0.1, 90.0, limited=True)
+        assert (pace.total, pace.streak) == (90.0, 1)
+
+
 def test_what_was_before_an_idle_time_is_not_measured():
     """An hour of single calls says nothing of what a batch may do after it."""
     pace = Pace()

@@ -25,7 +25,7 @@ _KEPT = 0.92  # of a rate that was refused
 _STEP = 0.02  # how much the rate rises, as a part of itself: half of this in as long a time as taught it,
 _FASTER = 1.5  # and so many times more in each such time that follows
 _LONGEST = 60.0  # seconds of that time; Plaid's published limits are for a minute
-_MEMORY = 300.0  # seconds after which what was let through counts for half, and so on
+_MEMORY = 300.0  # seconds after which what was let through counts for half, and pauses add up no more
 _STEPS = 100  # a rate that rose so often holds nobody up
 _PROBE = 5.0  # seconds after which another attempt goes to see whether the pause is over, if none has ended
 _IDLE = 5.0  # seconds without an attempt, though one might leave, after which the rate is measured anew
@@ -38,7 +38,7 @@ class Pace:
     Attributes:
         rate: attempts a second; infinite until the server refuses one.
         until: the end of the server's pause.
-        total: the seconds of all pauses since an attempt was last let through.
+        total: the seconds of all pauses since an attempt was last let through, or none was made for long.
         streak: how many pauses those were.
         refused_at: when the server last refused; a turn that was given before that is void.
         waiting: how many are in line.
@@ -109,6 +109,8 @@ class Pace:
         """Give the first in line its turn, which is known by its moment."""
         if now - self._seen > _IDLE + 1 / self.rate and not self._probing:
             self._since, self._passed = now, 0.0
+        if now - max(self._seen, self.until) > _MEMORY:
+            self.total, self.streak = 0.0, 0
         self._seen = now
         if self._probing:
             self._went_first = now

@@ -214,6 +214,7 @@ class Transport:
 
     def _note(self, call: Call[Any], ending: Ending) -> None:
         self._tally.attempts[ending.value] += 1
+        call.sent |= ending is not Ending.NOT_SENT
         if ending is Ending.ANSWERED:
             self._queue.pace(call).passed(now(), call.turn)
 

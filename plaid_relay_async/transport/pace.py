@@ -26,6 +26,7 @@ _STEP = 0.02  # how much the rate rises, as a part of itself: half of this in as
 _FASTER = 1.5  # and so many times more in each such time that follows
 _LONGEST = 60.0  # seconds of that time; Plaid's published limits are for a minute
 _MEMORY = 300.0  # seconds after which what was let through counts for half, and pauses add up no more
+_EACH = 10.0  # and for each attempt that taught it so many: one or two were chance
 _STEPS = 100  # a rate that rose so often holds nobody up
 _PROBE = 5.0  # seconds after which another attempt goes to see whether the pause is over, if none has ended
 _IDLE = 5.0  # seconds without an attempt, though one might leave, after which the rate is measured anew
@@ -167,6 +168,6 @@ class Pace:
             # To the pause's end, for after that perhaps nobody called for hours.
             lesson = max(self.until - self._since, 0.001)
             self.rate = self._base = min(_KEPT * self.rate, self._passed / lesson)
-            self._held_up, self._lesson = 0.0, min(lesson, _LONGEST)
+            self._held_up, self._lesson = 0.0, min(lesson, _LONGEST, _EACH * self._passed)
         self._next = now + 1 / self.rate
         self._since, self._passed = now, 0.0

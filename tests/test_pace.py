@@ -174,10 +174,11 @@ def test_what_one_attempt_taught_is_forgotten_in_minutes():
     """The limit was used up by others: one passed, and then a minute's pause. That isn't one a minute for long."""
     pace = Pace()
     let_through(pace, 0.0)
+    pace.leave(0.0)
     pace.refused(0.1, 60.0, limited=True)
     now = let_through(pace, 60.1)
     assert pace.rate == pytest.approx(1 / 60, rel=0.01)
-    while now < 300:
+    while now < 60 + 300:
         now = let_through(pace, now)
     assert pace.rate > 1
 

@@ -27,6 +27,11 @@ def let_through(pace: Pace, now: float, count: int = 1) -> float:
     return now
 
 
+def refuse(pace: Pace, now: float, asked: float | None, *, turn: float = math.inf, limited: bool = True) -> None:
+    """The server refuses an attempt; without a delay of its own, a second is waited."""
+    pace.refused(now, turn, asked, lambda _: 1.0, limited=limited)
+
+
 def test_nothing_is_held_back_before_the_first_refusal():
     """Without a 429 there is no rate, no pause and no line."""
     pace = Pace()
@@ -40,7 +45,7 @@ def test_the_rate_is_what_was_let_through():
     pace = Pace()
     let_through(pace, 0.0, 50)
     turn = pace.leave(0.0)
-    pace.refused(0.1, 59.9, limited=True)
+    refuse(pace, 0.1, 59.9)
     assert not pace.is_clear(1.0)
     assert pace.wait(0.1) == pytest.approx(59.9)
     assert not pace.is_news(turn)
@@ -53,19 +58,19 @@ def test_a_refusal_takes_a_part_of_the_rate_away():
     """What was refused at a rate is a little too fast, whatever was let through at it for a while."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 59.9, limited=True)
+    refuse(pace, 0.1, 59.9)
     now = let_through(pace, 60.0, 200)
     before = pace.rate
-    pace.refused(now + 0.1, 1.0, limited=True)
+    refuse(pace, now + 0.1, 1.0)
     let_through(pace, now + 1.1)
     assert pace.rate == pytest.approx(0.92 * before, rel=0.01)
 
 
 def test_the_rate_rises_faster_the_longer_nothing_is_refused():
-    """By a hundredth in the first minute, and by more in each that follows."""
+    """What a minute taught rises by a hundredth in the first minute, and by more in each that follows."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 59.9, limited=True)
+    refuse(pace, 0.1, 59.9)
     now, rates = 60.0, []
     for minute in range(1, 6):
         while now < 60 + 60 * minute:
@@ -80,7 +85,7 @@ def test_what_was_learnt_in_a_moment_is_forgotten_in_moments():
     """A stray refusal after a fifth of a second doesn't hold a batch back for long."""
     pace = Pace()
     now = let_through(pace, 0.0, 8)
-    pace.refused(now + 0.2, 0.1, limited=True)
+    refuse(pace, now + 0.2, 0.1)
     now = let_through(pace, now + 0.3)
     assert pace.rate < 40
     while pace.rate < 400:
@@ -92,7 +97,7 @@ def test_a_rate_that_nobody_needs_stays_a_number():
     """However long it rises."""
     pace = Pace()
     pace.rate = pace._base = 1e-6
-    pace._lesson = 0.001
+    pace._time = 0.001
     let_through(pace, 0.0, 1000)
     assert math.isfinite(pace.rate)
 
@@ -101,7 +106,7 @@ def test_a_rate_that_holds_nobody_up_does_not_rise():
     """Whoever asks less often than that learns nothing of what more would meet."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 59.9, limited=True)
+    refuse(pace, 0.1, 59.9)
     let_through(pace, 60.0)
     rate = pace.rate
     for moment in range(100, 1000, 50):
@@ -113,7 +118,7 @@ def test_maintenance_teaches_no_rate():
     """A pause that isn't for a limit ends with the pause."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 30.0, limited=False)
+    refuse(pace, 0.1, 30.0, limited=False)
     let_through(pace, 30.1)
     assert pace.rate == math.inf
     assert pace.is_clear(30.2)
@@ -123,7 +128,7 @@ def test_a_first_attempt_that_is_refused_teaches_no_rate():
     """Others may have used the limit up; of what it is nothing is known."""
     pace = Pace()
     pace.leave(0.0)
-    pace.refused(0.1, 5.0, limited=True)
+    refuse(pace, 0.1, 5.0)
     let_through(pace, 5.1)
     assert pace.rate == math.inf
 
@@ -132,7 +137,7 @@ def test_after_a_pause_one_goes_first():
     """Until the server takes one again, they go one at a time, or five seconds apart."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 10.0, limited=True)
+    refuse(pace, 0.1, 10.0)
     turn = pace.leave(10.1)
     assert pace.wait(10.1) == pytest.approx(5)
     assert pace.expected(10.1) == 0  # as far as anybody knows
@@ -144,13 +149,13 @@ def test_one_that_went_first_and_was_refused_leaves_only_its_pause():
     """The time between those that go first is for answers that aren't there yet."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 10.0, limited=True)
+    refuse(pace, 0.1, 10.0)
     turn = pace.leave(10.1)
     pace.over(10.2, turn - 1)
     assert pace.wait(10.2) == pytest.approx(4.9)
     pace.over(10.2, turn)
     assert pace.is_clear(10.2)
-    pace.refused(10.2, 0.3, limited=True)
+    refuse(pace, 10.2, 0.3)
     assert pace.wait(10.2) == pytest.approx(0.3)
 
 
@@ -158,13 +163,13 @@ def test_pauses_add_up_until_the_server_takes_one():
     """Each pause counts from its refusal, what overlaps counts once, and one that left before it ends nothing."""
     pace = Pace()
     early = pace.leave(0.0)
-    pace.refused(1.0, 5.0, limited=True)
-    pace.refused(2.0, 5.0, limited=True)
+    refuse(pace, 1.0, 5.0)
+    refuse(pace, 2.0, 5.0)
     assert (pace.total, pace.streak) == (6.0, 1)
     pace.passed(3.0, early)
     assert (pace.total, pace.streak) == (6.0, 1)
     pace.leave(7.0)
-    pace.refused(7.5, 5.0, limited=True)
+    refuse(pace, 7.5, 5.0)
     assert (pace.total, pace.streak) == (11.0, 2)
     let_through(pace, 12.5)
     assert (pace.total, pace.streak) == (0.0, 0)
@@ -176,7 +181,7 @@ def test_what_was_before_an_idle_time_is_not_measured():
     for moment in range(0, 3600, 30):
         let_through(pace, float(moment))
     let_through(pace, 3600.0, 50)
-    pace.refused(3600.1, 59.9, limited=True)
+    refuse(pace, 3600.1, 59.9)
     let_through(pace, 3660.0)
     assert pace.rate == pytest.approx(50 / 60, rel=0.01)
 
@@ -199,7 +204,7 @@ def test_no_turn_is_given_within_a_pause(events):
         if what == "pass":
             pace.passed(now, turn)
         else:
-            pace.refused(now, delay, limited=what == "refuse")
+            refuse(pace, now, delay, limited=what == "refuse")
         assert pace.rate > 0
         assert pace.total >= 0
 

@@ -2,10 +2,11 @@
 
 Until the first 429 nothing is held back. After it there is the pause that the server asked for. Then one
 attempt at a time goes to see whether the server takes one, and from the first that it takes on the operation
-keeps to a rate: what the server allowed from the last refusal to this one, and a little less than what it
-refused. While that rate is what holds the calls up it rises, slowly near the last refusal and then faster and
-faster, until the server refuses again. What was learnt in a second is forgotten in seconds, what was learnt in
-a minute in minutes.
+keeps to a rate: at first what the server allowed until then, and with each refusal a little less than what it
+refused, or what it allowed meanwhile. Stray refusals, for which the server asks no pause and after which it goes
+on as before, change no rate as long as they are few. While that rate is what holds the calls up it rises, slowly at
+first and then faster and faster, until the server refuses again. What was learnt in a second is forgotten in
+seconds, what was learnt in a minute in minutes.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
-# Our choices, made with the simulated limits of tests/test_rate.py.
+# Our choices, made with the simulated limits of tests/rate.py.
 _KEPT = 0.92  # of a rate that was refused
-_STEP = 0.02  # how much the rate rises, as a part of itself: half of this in as long a time as taught it,
+_SHORT = 5.0  # seconds of a pause for which a rate falls by half at most
+_STEP = 0.02  # how much the rate rises, as a part of itself: half of this in as long as it was learnt,
 _FASTER = 1.5  # and so many times more in each such time that follows
 _LONGEST = 60.0  # seconds of that time; Plaid's published limits are for a minute
 _STEPS = 100  # a rate that rose so often holds nobody up
+_STRAY = 0.02  # of what is let through: so many refusals may be strays,
+_STRAYS = 3  # and so many in a row
 _PROBE = 5.0  # seconds after which another attempt goes to see whether the pause is over, if none has ended
 _IDLE = 5.0  # seconds without an attempt after which what was allowed is measured anew
 
@@ -59,7 +63,12 @@ class Pace:
     _limited: bool = False
     _base: float = math.inf
     _held_up: float = 0.0
-    _lesson: float = _LONGEST
+    _time: float = _LONGEST
+    _stopped: float = 0.0
+    _ours: bool = False
+    _strays: float = _STRAYS
+    _first: float = -math.inf
+    _contradicted: bool = False
     _since: float = 0.0
     _passed: int = 0
     _seen: float = -math.inf
@@ -98,11 +107,15 @@ class Pace:
         return max(self.wait(now), 0.0) + ahead / self.rate
 
     async def sleep(self, seconds: float) -> None:
-        """Wait at the head of the line, or until an attempt that went first is over."""
+        """Wait at the head of the line, until an attempt that went first is over, or to be woken."""
         self._over.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._over.wait()
+
+    def wake(self) -> None:
+        """Have the head of the line look again whether to wait."""
+        self._over.set()
 
     def leave(self, now: float) -> float:
         """Give the first in line its turn, which is known by its moment."""
@@ -120,7 +133,7 @@ class Pace:
 
     def _rise(self, seconds: float) -> None:
         self._held_up += seconds
-        steps = min(self._held_up / self._lesson, _STEPS)
+        steps = min(self._held_up / self._time, _STEPS)
         self.rate = self._base * (1 + _STEP * (_FASTER**steps - 1))
 
     # --------------------------------------------------------------------------------- what it is told
@@ -135,17 +148,37 @@ class Pace:
         """Whether the attempt with this turn left after the last refusal, and so tells more than that did."""
         return turn >= self.refused_at
 
-    def refused(self, now: float, delay: float, *, limited: bool) -> None:
-        """The server refused an attempt, and everybody waits; `limited` says that it was a 429."""
+    def refused(
+        self, now: float, turn: float, asked: float | None, own: Callable[[int], float], *, limited: bool
+    ) -> float:
+        """The server refused an attempt, and everybody waits.
+
+        Args:
+            now: the time.
+            turn: the attempt's.
+            asked: the server's delay, if it gave one.
+            own: gives the delay if it didn't, for the pause of this number.
+            limited: whether it was a 429.
+
+        Returns:
+            the delay.
+        """
+        news = self.is_news(turn)
+        delay = asked or (own(self.streak + 1) if news else 0.0)
         if now >= self.until:
             self.streak += 1
         until = max(self.until, now + delay)
         self.total += until - max(self.until, now)
         self.until = until
-        # An attempt that left only to see whether the pause is over says nothing of the rate.
         if not self._probing:
-            self._limited = limited
-        self._probing, self.refused_at, self._seen = True, now, now
+            self._stopped, self._limited, self._ours = now, limited, not asked
+            self._first, self._contradicted = turn, False
+        elif news:
+            self._ours = False
+        self._strays -= 1
+        self._probing, self._seen = True, now
+        self.refused_at = now
+        return delay
 
     def passed(self, now: float, turn: float) -> None:
         """The server took an attempt, whatever it answered."""
@@ -153,14 +186,32 @@ class Pace:
             self.total, self.streak = 0.0, 0
             if self._probing:
                 self._go_on(now)
+        elif turn > self._first:
+            self._contradicted = True
         self._passed += 1
+        self._strays = min(self._strays + _STRAY, _STRAYS)
         self._seen = now
 
     def _go_on(self, now: float) -> None:
         self._probing = False
-        if self._limited and self._passed:
-            lesson = max(now - self._since, 0.001)
-            self.rate = self._base = min(_KEPT * self.rate, self._passed / lesson)
-            self._held_up, self._lesson = 0.0, min(lesson, _LONGEST)
+        if self._limited and self._passed and not self._was_stray:
+            self._learn(self._stopped - self._since, 0.0 if self._ours else now - self._stopped)
+            self._strays = _STRAYS
         self._next = now + 1 / self.rate
         self._since, self._passed = now, 0
+
+    @property
+    def _was_stray(self) -> bool:
+        # The server took what left behind the refused attempt. Or the pause was our own idea and long enough,
+        # and there is no rate yet: a limit that is used up takes none.
+        told = self._contradicted or (self._ours and math.isinf(self.rate))
+        return told and self._strays >= 0
+
+    def _learn(self, went: float, paused: float) -> None:
+        seconds = max(went + paused, 0.001)
+        allowed = self._passed / seconds
+        self._base = min(_KEPT * self.rate, allowed)
+        if paused < _SHORT and math.isfinite(self.rate):
+            self._base = max(self._base, self.rate / 2)
+        self.rate, self._held_up = self._base, 0.0
+        self._time = min(seconds, _LONGEST)

@@ -239,8 +239,12 @@ class AuthenticationError(PlaidAPIError):
 class RateLimitError(PlaidAPIError):
     """Plaid's limit was met, or an allocation is used up (`CREDITS_EXHAUSTED`).
 
+    Without a `status` it is the client's own word: a pause that Plaid asked for, or the rate that it was seen
+    to allow, would make this call wait longer than it may.
+
     Attributes:
-        retry_after: seconds to wait, where the server said; a call before that will be refused again.
+        retry_after: seconds to wait, where the server said or the client knows; a call before that will be
+            refused again.
         gave_up_waiting: the pauses that were asked for are longer than the retry policy's `max_pause`.
     """
 
@@ -267,7 +271,7 @@ class ItemError(PlaidAPIError):
 
 
 class PlaidServerError(PlaidAPIError):
-    """Plaid, or a server before it, is in trouble. It is safe to repeat the call, or it wasn't carried out."""
+    """Plaid, or a server before it, is in trouble. The call may be repeated, or it wasn't carried out."""
 
     advice = "Try again later; https://status.plaid.com says when."
 

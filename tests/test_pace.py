@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import OWNER
 
-from plaid_relay_async import RateLimitError, RelayClient, RelayCreateRequest
+from plaid_relay_async import InvalidRequestError, RateLimitError, RelayClient, RelayCreateRequest
 from plaid_relay_async.simulator import Fault
-from plaid_relay_async.transport.pace import Pace
+from plaid_relay_async.transport.pace import Pace, Rate
 
 CREATE, GET = "/credit/relay/create", "/credit/relay/get"
 
@@ -27,7 +27,9 @@ def let_through(pace: Pace, now: float, count: int = 1) -> float:
     return now
 
 
-def refuse(pace: Pace, now: float, asked: float | None, *, turn: float = math.inf, limited: bool = True) -> None:
+def refuse(
+    pace: Pace, now: float, asked: float | None, *, turn: float = math.inf, limited: bool = True
+) -> None:
     """The server refuses an attempt; without a delay of its own, a second is waited."""
     pace.refused(now, turn, asked, lambda _: 1.0, limited=limited)
 
@@ -37,7 +39,7 @@ def test_nothing_is_held_back_before_the_first_refusal():
     pace = Pace()
     assert pace.is_clear(0.0)
     assert let_through(pace, 0.0, 100) == 0.0
-    assert pace.rate == math.inf
+    assert pace.rate.a_second == math.inf
 
 
 def test_the_rate_is_what_was_let_through():
@@ -50,8 +52,8 @@ def test_the_rate_is_what_was_let_through():
     assert pace.wait(0.1) == pytest.approx(59.9)
     assert not pace.is_news(turn)
     let_through(pace, 60.0)
-    assert pace.rate == pytest.approx(50 / 60, rel=0.01)
-    assert pace.wait(60.01) == pytest.approx(1 / pace.rate)
+    assert pace.rate.a_second == pytest.approx(50 / 60, rel=0.01)
+    assert pace.wait(60.01) == pytest.approx(1 / pace.rate.a_second)
 
 
 def test_a_refusal_takes_a_part_of_the_rate_away():
@@ -60,10 +62,10 @@ def test_a_refusal_takes_a_part_of_the_rate_away():
     let_through(pace, 0.0, 50)
     refuse(pace, 0.1, 59.9)
     now = let_through(pace, 60.0, 200)
-    before = pace.rate
+    before = pace.rate.a_second
     refuse(pace, now + 0.1, 1.0)
     let_through(pace, now + 1.1)
-    assert pace.rate == pytest.approx(0.92 * before, rel=0.01)
+    assert pace.rate.a_second == pytest.approx(0.92 * before, rel=0.01)
 
 
 def test_the_rate_rises_faster_the_longer_nothing_is_refused():
@@ -75,7 +77,7 @@ def test_the_rate_rises_faster_the_longer_nothing_is_refused():
     for minute in range(1, 6):
         while now < 60 + 60 * minute:
             now = let_through(pace, now)
-        rates.append(pace.rate)
+        rates.append(pace.rate.a_second)
     steps = [later / rate - 1 for rate, later in zip([50 / 60, *rates], rates, strict=False)]
     assert steps[0] == pytest.approx(0.01, abs=0.005)
     assert steps == sorted(steps)
@@ -87,19 +89,63 @@ def test_what_was_learnt_in_a_moment_is_forgotten_in_moments():
     now = let_through(pace, 0.0, 8)
     refuse(pace, now + 0.2, 0.1)
     now = let_through(pace, now + 0.3)
-    assert pace.rate < 40
-    while pace.rate < 400:
+    assert pace.rate.a_second < 40
+    while pace.rate.a_second < 400:
         now = let_through(pace, now)
     assert now < 8
+
+
+def test_a_stray_refusal_teaches_no_rate():
+    """Without a delay of the server's, and with what follows taken at once: nothing speaks of a limit."""
+    pace, now = Pace(), 0.0
+    for _ in range(20):
+        now = let_through(pace, now, 60)
+        refuse(pace, now + 0.01, None)
+        now = let_through(pace, now + 1.01)
+    assert pace.rate.a_second == math.inf
+
+
+def test_many_strays_are_a_limit():
+    """Of ten refused, at most a few can be strays."""
+    pace, now = Pace(), 0.0
+    for _ in range(10):
+        now = let_through(pace, now, 10)
+        refuse(pace, now + 0.01, None)
+        now = let_through(pace, now + 1.01)
+    assert math.isfinite(pace.rate.a_second)
+
+
+def test_a_limit_that_is_used_up_is_no_stray():
+    """What goes to see whether the pause is over is refused as well."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    refuse(pace, 0.1, None)
+    for second in range(2, 60):
+        turn = pace.leave(float(second))
+        refuse(pace, second + 0.1, None, turn=turn)
+    let_through(pace, 60.5)
+    assert pace.rate.a_second == pytest.approx(50 / 60, rel=0.02)
+
+
+def test_what_is_taken_behind_a_refusal_contradicts_it():
+    """A rate is kept if the server took attempts that left later than the refused one, whatever delay it asked."""
+    for later, kept in ((1, True), (0, False)):
+        pace = Pace(rate=Rate(20.0, 20.0))
+        now = let_through(pace, 0.0, 200)
+        before = pace.rate.a_second
+        turns = [pace.leave(now + 1), pace.leave(now + 2)]
+        refuse(pace, now + 3, 1.0, turn=turns[0])
+        pace.passed(now + 3, turns[later])
+        let_through(pace, now + 5)
+        assert (pace.rate.a_second >= before) == kept
 
 
 def test_a_rate_that_nobody_needs_stays_a_number():
     """However long it rises."""
     pace = Pace()
-    pace.rate = pace._base = 1e-6
-    pace._time = 0.001
+    pace.rate = Rate(1e-6, 1e-6, time=0.001)
     let_through(pace, 0.0, 1000)
-    assert math.isfinite(pace.rate)
+    assert math.isfinite(pace.rate.a_second)
 
 
 def test_a_rate_that_holds_nobody_up_does_not_rise():
@@ -108,10 +154,10 @@ def test_a_rate_that_holds_nobody_up_does_not_rise():
     let_through(pace, 0.0, 50)
     refuse(pace, 0.1, 59.9)
     let_through(pace, 60.0)
-    rate = pace.rate
+    rate = pace.rate.a_second
     for moment in range(100, 1000, 50):
         let_through(pace, float(moment))
-    assert pace.rate == rate
+    assert pace.rate.a_second == rate
 
 
 def test_maintenance_teaches_no_rate():
@@ -120,7 +166,7 @@ def test_maintenance_teaches_no_rate():
     let_through(pace, 0.0, 50)
     refuse(pace, 0.1, 30.0, limited=False)
     let_through(pace, 30.1)
-    assert pace.rate == math.inf
+    assert pace.rate.a_second == math.inf
     assert pace.is_clear(30.2)
 
 
@@ -130,7 +176,7 @@ def test_a_first_attempt_that_is_refused_teaches_no_rate():
     pace.leave(0.0)
     refuse(pace, 0.1, 5.0)
     let_through(pace, 5.1)
-    assert pace.rate == math.inf
+    assert pace.rate.a_second == math.inf
 
 
 def test_after_a_pause_one_goes_first():
@@ -142,7 +188,7 @@ def test_after_a_pause_one_goes_first():
     assert pace.wait(10.1) == pytest.approx(5)
     assert pace.expected(10.1) == 0  # as far as anybody knows
     pace.passed(10.2, turn)
-    assert pace.wait(10.2) == pytest.approx(1 / pace.rate)
+    assert pace.wait(10.2) == pytest.approx(1 / pace.rate.a_second)
 
 
 def test_one_that_went_first_and_was_refused_leaves_only_its_pause():
@@ -175,6 +221,15 @@ def test_pauses_add_up_until_the_server_takes_one():
     assert (pace.total, pace.streak) == (0.0, 0)
 
 
+def test_pauses_that_lie_far_apart_do_not_add_up():
+    """A call that is refused each night, and isn't repeated, doesn't use up the patience of a batch."""
+    pace = Pace()
+    for night in (0.0, 86_400.0, 172_800.0):
+        pace.leave(night)
+        refuse(pace, night + 0.1, 90.0)
+        assert (pace.total, pace.streak) == (90.0, 1)
+
+
 def test_what_was_before_an_idle_time_is_not_measured():
     """An hour of single calls says nothing of what a batch may do after it."""
     pace = Pace()
@@ -183,7 +238,56 @@ def test_what_was_before_an_idle_time_is_not_measured():
     let_through(pace, 3600.0, 50)
     refuse(pace, 3600.1, 59.9)
     let_through(pace, 3660.0)
-    assert pace.rate == pytest.approx(50 / 60, rel=0.01)
+    assert pace.rate.a_second == pytest.approx(50 / 60, rel=0.01)
+
+
+def test_what_was_let_through_lately_tells_more_than_what_was_long_ago():
+    """An hour at one in four seconds, and then five minutes at eight times that, show what is allowed now."""
+    pace = Pace()
+    for moment in range(0, 3600, 4):
+        let_through(pace, float(moment))
+    for half_second in range(600):
+        let_through(pace, 3600 + half_second / 2)
+    refuse(pace, 3900.0, 10.0)
+    let_through(pace, 3910.0)
+    assert 1 < pace.rate.a_second <= 2
+
+
+def test_a_low_rate_is_learnt_from_as_well():
+    """At five a minute there are twelve seconds between two attempts, and none of that time is idle."""
+    pace = Pace()
+    let_through(pace, 0.0, 5)
+    refuse(pace, 0.1, 59.9)
+    now = let_through(pace, 60.0, 20)
+    before = pace.rate.a_second
+    assert before < 0.2
+    now += pace.wait(now)
+    pace.leave(now)
+    refuse(pace, now + 0.1, 10.0)
+    let_through(pace, now + 10.1)
+    assert pace.rate.a_second <= 0.92 * before
+
+
+def test_the_time_after_a_pause_in_which_nobody_called_teaches_nothing():
+    """A single call was refused in the evening, and the next one comes in the morning."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    refuse(pace, 0.1, 59.9)
+    let_through(pace, 8 * 3600.0)
+    assert pace.rate.a_second == pytest.approx(50 / 60, rel=0.01)
+
+
+def test_maintenance_within_a_limits_pause_teaches_no_rate():
+    """What was let through in that time says nothing of the limit."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    refuse(pace, 0.1, 10.0)
+    pace.leave(10.1)
+    refuse(pace, 10.2, 290.0, limited=False)
+    pace.leave(300.2)
+    refuse(pace, 300.3, 1.0)
+    let_through(pace, 301.3)
+    assert pace.rate.a_second == math.inf
 
 
 @given(
@@ -205,7 +309,7 @@ def test_no_turn_is_given_within_a_pause(events):
             pace.passed(now, turn)
         else:
             refuse(pace, now, delay, limited=what == "refuse")
-        assert pace.rate > 0
+        assert pace.rate.a_second > 0
         assert pace.total >= 0
 
 
@@ -218,7 +322,7 @@ async def test_a_single_call_goes_before_a_batch(plaid):
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         await client.relay.create([report], "first")
         pace = client._transport._queue.paces[CREATE]
-        pace.rate = pace._base = 20.0
+        pace.rate = Rate(20.0, 20.0)
         rows = RelayCreateRequest.fan_out([report], (f"p{n}" for n in range(40)))
         running = asyncio.ensure_future(client.relay.create_many(rows)._collect())
         while len(plaid.ledger) < 3:
@@ -236,7 +340,7 @@ async def test_a_call_without_time_for_the_line_says_so_at_once(plaid):
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         await client.relay.create([report], "first")
         pace = client._transport._queue.paces[CREATE]
-        pace.rate = pace._base = 0.1
+        pace.rate = Rate(0.1, 0.1)
         await client.relay.create([report], "second")
         await client.relay.create([report], "third")
         began = time.monotonic()
@@ -246,6 +350,21 @@ async def test_a_call_without_time_for_the_line_says_so_at_once(plaid):
     assert 5 < caught.value.retry_after <= 10
     assert caught.value.sent is False
     assert plaid.counts[CREATE] == 3
+
+
+async def test_a_creation_does_not_leave_the_line_when_its_time_is_nearly_up(plaid):
+    """It would be unknown for nothing: half of its time is for the answer. A read may take what is left."""
+    report = plaid.add_report()
+    plaid.fail(Fault(path=CREATE, latency=0.2))
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+        for path in (CREATE, GET):
+            refuse(client._transport._queue.paces[path], asyncio.get_running_loop().time(), 0.4)
+        with pytest.raises(RateLimitError) as caught:
+            await client.relay.create([report], "p", timeout=0.5)
+        assert caught.value.sent is False
+        with pytest.raises(InvalidRequestError):
+            await client.relay.get("no-such-token", timeout=0.5)
+    assert plaid.counts == {GET: 1}
 
 
 async def test_a_deadline_ends_the_waiting_in_line(plaid):

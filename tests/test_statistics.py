@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from attrs.exceptions import FrozenInstanceError
@@ -63,6 +65,23 @@ async def test_what_never_left_and_what_was_cancelled_is_counted(plaid):
     assert (told.attempts, told.outcomes, told.in_flight) == ({"cancelled": 1}, {"cancelled": 1}, 0)
 
 
+async def test_an_attempt_whose_report_is_given_up_while_it_is_read_is_counted(plaid):
+    """A long report is read in a thread; the attempt was made, though nobody waits for the record any more."""
+    busy, only = threading.Event(), ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(only)
+    only.submit(busy.wait, 5)
+    plaid.fail(Fault(path=GET, status=200, body=" " * 300_000))
+    async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as client:
+        reading = asyncio.create_task(client.relay.get("t"))
+        while not plaid.counts[GET] or client.statistics().in_flight:
+            await asyncio.sleep(0.001)
+        reading.cancel()
+        await asyncio.wait([reading])
+        busy.set()
+        told = client.statistics()
+    assert (told.attempts, told.outcomes) == ({"cancelled": 1}, {"cancelled": 1})
+
+
 async def test_waits_are_counted_by_what_was_waited_for(plaid):
     """Seconds at the limiter, for a connection, for the server's pause and before a repeat, each apart."""
 
@@ -109,9 +128,10 @@ async def test_a_rate_is_told_once_there_is_one(plaid, client):
     report = plaid.add_report()
     await client.relay.create([report], "p")
     assert client.statistics().rates == {}
-    plaid.fail(Fault(path=CREATE, status=429, times=1))
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
     await client.relay.create([report], "q")
     assert client.statistics().rates.keys() == {CREATE}
+    assert 0 < client.statistics().rates[CREATE] <= 1
 
 
 # ------------------------------------------------------------------------------------------- the hook

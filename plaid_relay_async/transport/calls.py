@@ -152,9 +152,10 @@ class Transport:
         self._session.get()
         total, policy = self.checked(timeout, retry)
         deadline = None if total is None else now() + total
+        spare = self._spare(endpoint, total)
         outcome = "cancelled"
         try:
-            response = await self._attempt(Call(endpoint, request, policy, permit, into, deadline))
+            response = await self._attempt(Call(endpoint, request, policy, permit, into, deadline, spare))
             outcome = "succeeded"
         except PlaidRelayError as error:
             lost = ending_of(error) is Ending.UNKNOWN and endpoint.replay is not Replay.HARMLESS
@@ -163,6 +164,12 @@ class Transport:
         finally:
             self._tally.outcomes[outcome] += 1
         return response
+
+    def _spare(self, endpoint: Endpoint[Any, Any], total: float | None) -> float:
+        # A creation that leaves when its time is nearly up is unknown for nothing: it had better not leave.
+        if total is None or endpoint.replay is not Replay.CREATES:
+            return 0.0
+        return min(total / 2, self._timeouts.slow_read if endpoint.slow else self._timeouts.read)
 
     def checked(self, timeout: float | None, retry: RetryPolicy | None) -> tuple[float | None, RetryPolicy]:
         """Give a call's own settings, or the client's in their place.
@@ -181,8 +188,9 @@ class Transport:
 
     def statistics(self) -> Statistics:
         """Give what was done so far, and where things stand."""
-        rates = {path: pace.rate for path, pace in self._queue.paces.items() if math.isfinite(pace.rate)}
-        return self._tally.snapshot(connections=self._session.connections, rates=rates)
+        rates = {path: pace.rate.a_second for path, pace in self._queue.paces.items()}
+        known = {path: rate for path, rate in rates.items() if math.isfinite(rate)}
+        return self._tally.snapshot(connections=self._session.connections, rates=known)
 
     # --------------------------------------------------------------------------------- one attempt
 
@@ -198,6 +206,10 @@ class Transport:
             response = await _read(call, answer, signature)
         except PlaidRelayError as error:
             failure = error
+        except BaseException:
+            if call.attempts > before:
+                self._tally.attempts["cancelled"] += 1
+            raise
         else:
             self._note(call, Ending.ANSWERED)
             return response
@@ -235,7 +247,6 @@ class Transport:
         self, call: Call[Any], signature: Signature, answer: Answer | None, problem: PlaidRelayError
     ) -> None:
         """Tell a batch what is known of a call that is cancelled in the middle of an attempt."""
-        self._tally.attempts["cancelled"] += 1
         if call.permit is None:
             return
         known: Any = problem

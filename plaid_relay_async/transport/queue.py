@@ -40,6 +40,7 @@ class Call(Generic[R]):
     """A call with all its attempts.
 
     Attributes:
+        spare: seconds that have to be left for the answer if it waits before an attempt.
         tries: how often it was taken up, whether or not that led to an attempt.
         refusals: tries that were refused for now and don't count, for the call is patient.
         attempts: how many HTTP requests were made.
@@ -54,6 +55,7 @@ class Call(Generic[R]):
     permit: Permit | None
     into: Sink | None
     deadline: float | None
+    spare: float = 0.0
     tries: int = 0
     refusals: int = 0
     attempts: int = 0
@@ -72,8 +74,14 @@ class Call(Generic[R]):
         return self.tries - self.refusals
 
     def has_time_for(self, wait: float) -> bool:
-        """Whether something may follow after so many seconds."""
-        return self.deadline is None or now() + wait < self.deadline
+        """Whether an attempt may follow after so many seconds."""
+        latest = self.latest
+        return latest is None or now() + wait < latest
+
+    @property
+    def latest(self) -> float | None:
+        """The moment before which whoever waits has to leave."""
+        return None if self.deadline is None else self.deadline - self.spare
 
     def postpone(self, seconds: float) -> None:
         """Don't count these seconds against the deadline."""
@@ -142,7 +150,7 @@ class Queue:
     async def _stand_in_line(self, call: Call[Any], pace: Pace) -> None:
         try:
             async with (
-                asyncio.timeout_at(None if call.patient else call.deadline),
+                asyncio.timeout_at(None if call.patient else call.latest),
                 pace.line(patient=call.patient),
             ):
                 while (wait := pace.wait(now())) > 0:

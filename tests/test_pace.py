@@ -9,7 +9,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import OWNER
+from support import OWNER, QUICK
 
 from plaid_relay_async import InvalidRequestError, RateLimitError, RelayClient, RelayCreateRequest
 from plaid_relay_async.simulator import Fault
@@ -350,6 +350,19 @@ async def test_a_call_without_time_for_the_line_says_so_at_once(plaid):
     assert 5 < caught.value.retry_after <= 10
     assert caught.value.sent is False
     assert plaid.counts[CREATE] == 3
+
+
+async def test_a_call_that_never_left_says_so_though_it_was_tried():
+    """The first attempt found no server, and the second one no room: nothing was sent."""
+    now = asyncio.get_running_loop().time
+
+    def hold_up(_):
+        client._transport._queue.paces[CREATE].refused(now(), 100.0, limited=True)
+
+    async with RelayClient(OWNER, base_url="http://127.0.0.1:9", retry=QUICK, on_retry=hold_up) as client:
+        with pytest.raises(RateLimitError) as caught:
+            await client.relay.create(["t"], "p", timeout=2)
+    assert (caught.value.sent, caught.value.attempts) == (False, 1)
 
 
 async def test_a_creation_does_not_leave_the_line_when_its_time_is_nearly_up(plaid):

@@ -25,6 +25,9 @@ from plaid_relay_async.simulator import Fault
 CREATE, GET = "/credit/relay/create", "/credit/relay/get"
 
 
+async def _hook(_: Retry) -> None: ...
+
+
 async def test_the_statistics_count_attempts_calls_and_retries(plaid, client):
     """Each attempt and each call is counted once, by how it ended; a retry by its reason."""
     report = plaid.add_report()
@@ -183,10 +186,15 @@ async def test_a_lost_creation_stays_unknown_though_the_hook_raises(plaid):
     assert len(plaid.ledger) == 1
 
 
-def test_a_hook_is_a_plain_function():
-    """An async one would never be awaited."""
-
-    async def hook(retry: Retry) -> None: ...
-
-    with pytest.raises(ConfigurationError, match="on_retry must be a plain function"):
-        RelayClient(OWNER, on_retry=hook)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"on_retry": _hook}, "on_retry must be a plain function"),
+        ({"on_retry": 3}, "on_retry must be a plain function"),
+        ({"rate_limiter": 50}, "rate_limiter must have a method"),
+    ],
+)
+def test_what_cannot_be_called_is_refused_at_once(settings, words):
+    """An async hook would never be awaited, and a number of attempts a minute is no limiter."""
+    with pytest.raises(ConfigurationError, match=words):
+        RelayClient(OWNER, **settings)

@@ -112,8 +112,7 @@ class Transport:
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         check_count("max_response_bytes", max_response_bytes)
-        if inspect.iscoroutinefunction(on_retry):
-            raise ConfigurationError("on_retry must be a plain function, not an async one")
+        _check_callables(on_retry, rate_limiter)
         self._session = session
         self._base_url = base_url
         self._timeouts = timeouts
@@ -220,6 +219,7 @@ class Transport:
 
     def _note(self, call: Call[Any], ending: Ending) -> None:
         self._tally.attempts[ending.value] += 1
+        call.sent |= ending is not Ending.NOT_SENT
         if ending is Ending.ANSWERED:
             self._queue.pace(call).passed(now(), call.turn)
 
@@ -318,6 +318,13 @@ class Transport:
             self._on_retry(told)
         except Exception as broken:  # as with the limiter
             raise call.verdict(error) from broken
+
+
+def _check_callables(on_retry: object, rate_limiter: object) -> None:
+    if on_retry is not None and (not callable(on_retry) or inspect.iscoroutinefunction(on_retry)):
+        raise ConfigurationError("on_retry must be a plain function, not an async one")
+    if rate_limiter is not None and not callable(getattr(rate_limiter, "acquire", None)):
+        raise ConfigurationError("rate_limiter must have a method `async acquire(endpoint)`")
 
 
 def _http_timeout(connect: float, read: float) -> aiohttp.ClientTimeout:

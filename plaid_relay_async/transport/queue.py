@@ -44,6 +44,7 @@ class Call(Generic[R]):
         tries: how often it was taken up, whether or not that led to an attempt.
         refusals: tries that were refused for now and don't count, for the call is patient.
         attempts: how many HTTP requests were made.
+        sent: whether one of them left.
         turn: the moment at which it was let go for the attempt under way.
         gave_up: the server's pauses became longer than the policy admits.
         perhaps_done: the error of an attempt that may have been carried out.
@@ -59,6 +60,7 @@ class Call(Generic[R]):
     tries: int = 0
     refusals: int = 0
     attempts: int = 0
+    sent: bool = False
     turn: float = 0.0
     gave_up: bool = False
     perhaps_done: PlaidRelayError | None = None
@@ -168,7 +170,7 @@ class Queue:
     def _too_long(self, call: Call[Any], wait: float, *, gave_up: bool = False) -> RateLimitError:
         return RateLimitError(
             "Plaid's limit makes calls of this operation wait longer than this call may wait",
-            sent=call.attempts > 0,
+            sent=call.sent,
             retry_after=wait,
             gave_up_waiting=gave_up,
         )

@@ -357,7 +357,7 @@ async def test_a_call_that_never_left_says_so_though_it_was_tried():
     now = asyncio.get_running_loop().time
 
     def hold_up(_):
-        client._transport._queue.paces[CREATE].refused(now(), 100.0, limited=True)
+        refuse(client._transport._queue.paces[CREATE], now(), 100.0)
 
     async with RelayClient(OWNER, base_url="http://127.0.0.1:9", retry=QUICK, on_retry=hold_up) as client:
         with pytest.raises(RateLimitError) as caught:

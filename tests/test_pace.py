@@ -221,6 +221,18 @@ def test_pauses_add_up_until_the_server_takes_one():
     assert (pace.total, pace.streak) == (0.0, 0)
 
 
+def test_what_one_attempt_taught_is_forgotten_in_minutes():
+    """The limit was used up by others: one passed, and then a minute's pause. That isn't one a minute for long."""
+    pace = Pace()
+    let_through(pace, 0.0)
+    refuse(pace, 0.1, 60.0)
+    now = let_through(pace, 60.1)
+    assert pace.rate.a_second == pytest.approx(1 / 60, rel=0.01)
+    while now < 300:
+        now = let_through(pace, now)
+    assert pace.rate.a_second > 1
+
+
 def test_pauses_that_lie_far_apart_do_not_add_up():
     """A call that is refused each night, and isn't repeated, doesn't use up the patience of a batch."""
     pace = Pace()

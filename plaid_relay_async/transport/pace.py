@@ -26,6 +26,7 @@ _SHORT = 5.0  # seconds of a pause for which a rate falls by half at most
 _STEP = 0.02  # how much the rate rises, as a part of itself: half of this in as long as it was learnt,
 _FASTER = 1.5  # and so many times more in each such time that follows
 _LONGEST = 60.0  # seconds of that time; Plaid's published limits are for a minute
+_EACH = 10.0  # and for each attempt that taught it so many: one or two were chance
 _STEPS = 100  # a rate that rose so often holds nobody up
 _MEMORY = 300.0  # seconds after which what was let through counts for half, and pauses add up no more
 _STRAY = 0.02  # of what is let through: so many refusals may be strays,
@@ -78,7 +79,7 @@ class Rate:
         if until - refused < _SHORT and math.isfinite(self.a_second):
             self.base = max(self.base, self.a_second / 2)
         self.a_second, self._held_up, self.strays = self.base, 0.0, _STRAYS
-        self._time = min(seconds, _LONGEST)
+        self._time = min(seconds, _LONGEST, _EACH * self._passed)
 
 
 @define(eq=False)

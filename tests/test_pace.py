@@ -13,7 +13,7 @@ from support import OWNER, QUICK
 
 from plaid_relay_async import InvalidRequestError, RateLimitError, RelayClient, RelayCreateRequest
 from plaid_relay_async.simulator import Fault
-from plaid_relay_async.transport.pace import Pace
+from plaid_relay_async.transport.pace import Pace, Rate
 
 CREATE, GET = "/credit/relay/create", "/credit/relay/get"
 
@@ -27,12 +27,19 @@ def let_through(pace: Pace, now: float, count: int = 1) -> float:
     return now
 
 
+def refuse(
+    pace: Pace, now: float, asked: float | None, *, turn: float = math.inf, limited: bool = True
+) -> None:
+    """The server refuses an attempt; without a delay of its own, a second is waited."""
+    pace.refused(now, turn, asked, lambda _: 1.0, limited=limited)
+
+
 def test_nothing_is_held_back_before_the_first_refusal():
     """Without a 429 there is no rate, no pause and no line."""
     pace = Pace()
     assert pace.is_clear(0.0)
     assert let_through(pace, 0.0, 100) == 0.0
-    assert pace.rate == math.inf
+    assert pace.rate.a_second == math.inf
 
 
 def test_the_rate_is_what_was_let_through():
@@ -40,37 +47,37 @@ def test_the_rate_is_what_was_let_through():
     pace = Pace()
     let_through(pace, 0.0, 50)
     turn = pace.leave(0.0)
-    pace.refused(0.1, 59.9, limited=True)
+    refuse(pace, 0.1, 59.9)
     assert not pace.is_clear(1.0)
     assert pace.wait(0.1) == pytest.approx(59.9)
     assert not pace.is_news(turn)
     let_through(pace, 60.0)
-    assert pace.rate == pytest.approx(50 / 60, rel=0.01)
-    assert pace.wait(60.01) == pytest.approx(1 / pace.rate)
+    assert pace.rate.a_second == pytest.approx(50 / 60, rel=0.01)
+    assert pace.wait(60.01) == pytest.approx(1 / pace.rate.a_second)
 
 
 def test_a_refusal_takes_a_part_of_the_rate_away():
     """What was refused at a rate is a little too fast, whatever was let through at it for a while."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 59.9, limited=True)
+    refuse(pace, 0.1, 59.9)
     now = let_through(pace, 60.0, 200)
-    before = pace.rate
-    pace.refused(now + 0.1, 1.0, limited=True)
+    before = pace.rate.a_second
+    refuse(pace, now + 0.1, 1.0)
     let_through(pace, now + 1.1)
-    assert pace.rate == pytest.approx(0.92 * before, rel=0.01)
+    assert pace.rate.a_second == pytest.approx(0.92 * before, rel=0.01)
 
 
 def test_the_rate_rises_faster_the_longer_nothing_is_refused():
-    """By a hundredth in the first minute, and by more in each that follows."""
+    """What a minute taught rises by a hundredth in the first minute, and by more in each that follows."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 59.9, limited=True)
+    refuse(pace, 0.1, 59.9)
     now, rates = 60.0, []
     for minute in range(1, 6):
         while now < 60 + 60 * minute:
             now = let_through(pace, now)
-        rates.append(pace.rate)
+        rates.append(pace.rate.a_second)
     steps = [later / rate - 1 for rate, later in zip([50 / 60, *rates], rates, strict=False)]
     assert steps[0] == pytest.approx(0.01, abs=0.005)
     assert steps == sorted(steps)
@@ -80,42 +87,86 @@ def test_what_was_learnt_in_a_moment_is_forgotten_in_moments():
     """A stray refusal after a fifth of a second doesn't hold a batch back for long."""
     pace = Pace()
     now = let_through(pace, 0.0, 8)
-    pace.refused(now + 0.2, 0.1, limited=True)
+    refuse(pace, now + 0.2, 0.1)
     now = let_through(pace, now + 0.3)
-    assert pace.rate < 40
-    while pace.rate < 400:
+    assert pace.rate.a_second < 40
+    while pace.rate.a_second < 400:
         now = let_through(pace, now)
     assert now < 8
+
+
+def test_a_stray_refusal_teaches_no_rate():
+    """Without a delay of the server's, and with what follows taken at once: nothing speaks of a limit."""
+    pace, now = Pace(), 0.0
+    for _ in range(20):
+        now = let_through(pace, now, 60)
+        refuse(pace, now + 0.01, None)
+        now = let_through(pace, now + 1.01)
+    assert pace.rate.a_second == math.inf
+
+
+def test_many_strays_are_a_limit():
+    """Of ten refused, at most a few can be strays."""
+    pace, now = Pace(), 0.0
+    for _ in range(10):
+        now = let_through(pace, now, 10)
+        refuse(pace, now + 0.01, None)
+        now = let_through(pace, now + 1.01)
+    assert math.isfinite(pace.rate.a_second)
+
+
+def test_a_limit_that_is_used_up_is_no_stray():
+    """What goes to see whether the pause is over is refused as well."""
+    pace = Pace()
+    let_through(pace, 0.0, 50)
+    refuse(pace, 0.1, None)
+    for second in range(2, 60):
+        turn = pace.leave(float(second))
+        refuse(pace, second + 0.1, None, turn=turn)
+    let_through(pace, 60.5)
+    assert pace.rate.a_second == pytest.approx(50 / 60, rel=0.02)
+
+
+def test_what_is_taken_behind_a_refusal_contradicts_it():
+    """A rate is kept if the server took attempts that left later than the refused one, whatever delay it asked."""
+    for later, kept in ((1, True), (0, False)):
+        pace = Pace(rate=Rate(20.0, 20.0))
+        now = let_through(pace, 0.0, 200)
+        before = pace.rate.a_second
+        turns = [pace.leave(now + 1), pace.leave(now + 2)]
+        refuse(pace, now + 3, 1.0, turn=turns[0])
+        pace.passed(now + 3, turns[later])
+        let_through(pace, now + 5)
+        assert (pace.rate.a_second >= before) == kept
 
 
 def test_a_rate_that_nobody_needs_stays_a_number():
     """However long it rises."""
     pace = Pace()
-    pace.rate = pace._base = 1e-6
-    pace._lesson = 0.001
+    pace.rate = Rate(1e-6, 1e-6, time=0.001)
     let_through(pace, 0.0, 1000)
-    assert math.isfinite(pace.rate)
+    assert math.isfinite(pace.rate.a_second)
 
 
 def test_a_rate_that_holds_nobody_up_does_not_rise():
     """Whoever asks less often than that learns nothing of what more would meet."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 59.9, limited=True)
+    refuse(pace, 0.1, 59.9)
     let_through(pace, 60.0)
-    rate = pace.rate
+    rate = pace.rate.a_second
     for moment in range(100, 1000, 50):
         let_through(pace, float(moment))
-    assert pace.rate == rate
+    assert pace.rate.a_second == rate
 
 
 def test_maintenance_teaches_no_rate():
     """A pause that isn't for a limit ends with the pause."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 30.0, limited=False)
+    refuse(pace, 0.1, 30.0, limited=False)
     let_through(pace, 30.1)
-    assert pace.rate == math.inf
+    assert pace.rate.a_second == math.inf
     assert pace.is_clear(30.2)
 
 
@@ -123,34 +174,34 @@ def test_a_first_attempt_that_is_refused_teaches_no_rate():
     """Others may have used the limit up; of what it is nothing is known."""
     pace = Pace()
     pace.leave(0.0)
-    pace.refused(0.1, 5.0, limited=True)
+    refuse(pace, 0.1, 5.0)
     let_through(pace, 5.1)
-    assert pace.rate == math.inf
+    assert pace.rate.a_second == math.inf
 
 
 def test_after_a_pause_one_goes_first():
     """Until the server takes one again, they go one at a time, or five seconds apart."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 10.0, limited=True)
+    refuse(pace, 0.1, 10.0)
     turn = pace.leave(10.1)
     assert pace.wait(10.1) == pytest.approx(5)
     assert pace.expected(10.1) == 0  # as far as anybody knows
     pace.passed(10.2, turn)
-    assert pace.wait(10.2) == pytest.approx(1 / pace.rate)
+    assert pace.wait(10.2) == pytest.approx(1 / pace.rate.a_second)
 
 
 def test_one_that_went_first_and_was_refused_leaves_only_its_pause():
     """The time between those that go first is for answers that aren't there yet."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 10.0, limited=True)
+    refuse(pace, 0.1, 10.0)
     turn = pace.leave(10.1)
     pace.over(10.2, turn - 1)
     assert pace.wait(10.2) == pytest.approx(4.9)
     pace.over(10.2, turn)
     assert pace.is_clear(10.2)
-    pace.refused(10.2, 0.3, limited=True)
+    refuse(pace, 10.2, 0.3)
     assert pace.wait(10.2) == pytest.approx(0.3)
 
 
@@ -158,13 +209,13 @@ def test_pauses_add_up_until_the_server_takes_one():
     """Each pause counts from its refusal, what overlaps counts once, and one that left before it ends nothing."""
     pace = Pace()
     early = pace.leave(0.0)
-    pace.refused(1.0, 5.0, limited=True)
-    pace.refused(2.0, 5.0, limited=True)
+    refuse(pace, 1.0, 5.0)
+    refuse(pace, 2.0, 5.0)
     assert (pace.total, pace.streak) == (6.0, 1)
     pace.passed(3.0, early)
     assert (pace.total, pace.streak) == (6.0, 1)
     pace.leave(7.0)
-    pace.refused(7.5, 5.0, limited=True)
+    refuse(pace, 7.5, 5.0)
     assert (pace.total, pace.streak) == (11.0, 2)
     let_through(pace, 12.5)
     assert (pace.total, pace.streak) == (0.0, 0)
@@ -174,13 +225,12 @@ def test_what_one_attempt_taught_is_forgotten_in_minutes():
     """The limit was used up by others: one passed, and then a minute's pause. That isn't one a minute for long."""
     pace = Pace()
     let_through(pace, 0.0)
-    pace.leave(0.0)
-    pace.refused(0.1, 60.0, limited=True)
+    refuse(pace, 0.1, 60.0)
     now = let_through(pace, 60.1)
-    assert pace.rate == pytest.approx(1 / 60, rel=0.01)
-    while now < 60 + 300:
+    assert pace.rate.a_second == pytest.approx(1 / 60, rel=0.01)
+    while now < 300:
         now = let_through(pace, now)
-    assert pace.rate > 1
+    assert pace.rate.a_second > 0.5
 
 
 def test_pauses_that_lie_far_apart_do_not_add_up():
@@ -188,7 +238,7 @@ def test_pauses_that_lie_far_apart_do_not_add_up():
     pace = Pace()
     for night in (0.0, 86_400.0, 172_800.0):
         pace.leave(night)
-        pace.refused(night + 0.1, 90.0, limited=True)
+        refuse(pace, night + 0.1, 90.0)
         assert (pace.total, pace.streak) == (90.0, 1)
 
 
@@ -198,9 +248,9 @@ def test_what_was_before_an_idle_time_is_not_measured():
     for moment in range(0, 3600, 30):
         let_through(pace, float(moment))
     let_through(pace, 3600.0, 50)
-    pace.refused(3600.1, 59.9, limited=True)
+    refuse(pace, 3600.1, 59.9)
     let_through(pace, 3660.0)
-    assert pace.rate == pytest.approx(50 / 60, rel=0.01)
+    assert pace.rate.a_second == pytest.approx(50 / 60, rel=0.01)
 
 
 def test_what_was_let_through_lately_tells_more_than_what_was_long_ago():
@@ -210,46 +260,46 @@ def test_what_was_let_through_lately_tells_more_than_what_was_long_ago():
         let_through(pace, float(moment))
     for half_second in range(600):
         let_through(pace, 3600 + half_second / 2)
-    pace.refused(3900.0, 10.0, limited=True)
+    refuse(pace, 3900.0, 10.0)
     let_through(pace, 3910.0)
-    assert 1 < pace.rate <= 2
+    assert 1 < pace.rate.a_second <= 2
 
 
 def test_a_low_rate_is_learnt_from_as_well():
     """At five a minute there are twelve seconds between two attempts, and none of that time is idle."""
     pace = Pace()
     let_through(pace, 0.0, 5)
-    pace.refused(0.1, 59.9, limited=True)
+    refuse(pace, 0.1, 59.9)
     now = let_through(pace, 60.0, 20)
-    before = pace.rate
+    before = pace.rate.a_second
     assert before < 0.2
     now += pace.wait(now)
     pace.leave(now)
-    pace.refused(now + 0.1, 10.0, limited=True)
+    refuse(pace, now + 0.1, 10.0)
     let_through(pace, now + 10.1)
-    assert pace.rate <= 0.92 * before
+    assert pace.rate.a_second <= 0.92 * before
 
 
 def test_the_time_after_a_pause_in_which_nobody_called_teaches_nothing():
     """A single call was refused in the evening, and the next one comes in the morning."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 59.9, limited=True)
+    refuse(pace, 0.1, 59.9)
     let_through(pace, 8 * 3600.0)
-    assert pace.rate == pytest.approx(50 / 60, rel=0.01)
+    assert pace.rate.a_second == pytest.approx(50 / 60, rel=0.01)
 
 
 def test_maintenance_within_a_limits_pause_teaches_no_rate():
     """What was let through in that time says nothing of the limit."""
     pace = Pace()
     let_through(pace, 0.0, 50)
-    pace.refused(0.1, 10.0, limited=True)
+    refuse(pace, 0.1, 10.0)
     pace.leave(10.1)
-    pace.refused(10.2, 290.0, limited=False)
+    refuse(pace, 10.2, 290.0, limited=False)
     pace.leave(300.2)
-    pace.refused(300.3, 1.0, limited=True)
+    refuse(pace, 300.3, 1.0)
     let_through(pace, 301.3)
-    assert pace.rate == math.inf
+    assert pace.rate.a_second == math.inf
 
 
 @given(
@@ -270,8 +320,8 @@ def test_no_turn_is_given_within_a_pause(events):
         if what == "pass":
             pace.passed(now, turn)
         else:
-            pace.refused(now, delay, limited=what == "refuse")
-        assert pace.rate > 0
+            refuse(pace, now, delay, limited=what == "refuse")
+        assert pace.rate.a_second > 0
         assert pace.total >= 0
 
 
@@ -284,7 +334,7 @@ async def test_a_single_call_goes_before_a_batch(plaid):
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         await client.relay.create([report], "first")
         pace = client._transport._queue.paces[CREATE]
-        pace.rate = pace._base = 20.0
+        pace.rate = Rate(20.0, 20.0)
         rows = RelayCreateRequest.fan_out([report], (f"p{n}" for n in range(40)))
         running = asyncio.ensure_future(client.relay.create_many(rows)._collect())
         while len(plaid.ledger) < 3:
@@ -302,7 +352,7 @@ async def test_a_call_without_time_for_the_line_says_so_at_once(plaid):
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         await client.relay.create([report], "first")
         pace = client._transport._queue.paces[CREATE]
-        pace.rate = pace._base = 0.1
+        pace.rate = Rate(0.1, 0.1)
         await client.relay.create([report], "second")
         await client.relay.create([report], "third")
         began = time.monotonic()
@@ -319,7 +369,7 @@ async def test_a_call_that_never_left_says_so_though_it_was_tried():
     now = asyncio.get_running_loop().time
 
     def hold_up(_):
-        client._transport._queue.paces[CREATE].refused(now(), 100.0, limited=True)
+        refuse(client._transport._queue.paces[CREATE], now(), 100.0)
 
     async with RelayClient(OWNER, base_url="http://127.0.0.1:9", retry=QUICK, on_retry=hold_up) as client:
         with pytest.raises(RateLimitError) as caught:
@@ -333,7 +383,7 @@ async def test_a_creation_does_not_leave_the_line_when_its_time_is_nearly_up(pla
     plaid.fail(Fault(path=CREATE, latency=0.2))
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         for path in (CREATE, GET):
-            client._transport._queue.paces[path].refused(asyncio.get_running_loop().time(), 0.4, limited=True)
+            refuse(client._transport._queue.paces[path], asyncio.get_running_loop().time(), 0.4)
         with pytest.raises(RateLimitError) as caught:
             await client.relay.create([report], "p", timeout=0.5)
         assert caught.value.sent is False

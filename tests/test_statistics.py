@@ -131,9 +131,10 @@ async def test_a_rate_is_told_once_there_is_one(plaid, client):
     report = plaid.add_report()
     await client.relay.create([report], "p")
     assert client.statistics().rates == {}
-    plaid.fail(Fault(path=CREATE, status=429, times=1))
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
     await client.relay.create([report], "q")
     assert client.statistics().rates.keys() == {CREATE}
+    assert 0 < client.statistics().rates[CREATE] <= 1
 
 
 # ------------------------------------------------------------------------------------------- the hook

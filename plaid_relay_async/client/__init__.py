@@ -136,7 +136,10 @@ class RelayClient:
 
     async def close(self) -> None:
         """Close the pool, if it is the client's own; `async with` does it. More than once is harmless."""
-        await self._session.close()
+        try:
+            await self._session.close()
+        finally:
+            self._transport.wake()
 
     def statistics(self) -> Statistics:
         """Give what was done since the client was made, and where it stands, in numbers."""

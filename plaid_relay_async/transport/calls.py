@@ -180,10 +180,16 @@ class Transport:
         check_type("retry", policy, RetryPolicy)
         return self._timeouts.within(timeout).total, policy
 
+    def wake(self) -> None:
+        """Let calls that wait for a pause or a rate see that the session is closed."""
+        for pace in self._queue.paces.values():
+            pace.wake()
+
     def statistics(self) -> Statistics:
         """Give what was done so far, and where things stand."""
-        rates = {path: pace.rate for path, pace in self._queue.paces.items() if math.isfinite(pace.rate)}
-        return self._tally.snapshot(connections=self._session.connections, rates=rates)
+        rates = {path: pace.rate.a_second for path, pace in self._queue.paces.items()}
+        known = {path: rate for path, rate in rates.items() if math.isfinite(rate)}
+        return self._tally.snapshot(connections=self._session.connections, rates=known)
 
     # --------------------------------------------------------------------------------- one attempt
 
@@ -285,10 +291,7 @@ class Transport:
         """Have everybody who calls this operation wait, and tell how long this call has to, if it can."""
         pace, limited = self._queue.pace(call), getattr(error, "status", None) == 429
         asked = getattr(error, "retry_after", None)
-        delay: float = asked or 0.0
-        if not asked and pace.is_news(call.turn):
-            delay = _curve(call.policy, pace.streak + 1)
-        pace.refused(now(), delay, limited=limited)
+        delay = pace.refused(now(), call.turn, asked, partial(_curve, call.policy), limited=limited)
         call.gave_up = max(delay, pace.total) > call.policy.max_pause
         call.refusals += call.patient
         wait = pace.expected(now(), 0 if call.patient else pace.ahead)

@@ -156,6 +156,7 @@ class Queue:
                 pace.line(patient=call.patient),
             ):
                 while (wait := pace.wait(now())) > 0:
+                    self.session.get()  # it may be closed by now
                     self._check(call, pace, pace.expected(now()))
                     await pace.sleep(wait)
         except TimeoutError:

@@ -28,10 +28,16 @@ def let_through(pace: Pace, now: float, count: int = 1) -> float:
 
 
 def refuse(
-    pace: Pace, now: float, asked: float | None, *, turn: float = math.inf, limited: bool = True
+    pace: Pace,
+    now: float,
+    asked: float | None,
+    *,
+    own: float = 1.0,
+    turn: float = math.inf,
+    limited: bool = True,
 ) -> None:
     """The server refuses an attempt; without a delay of its own, a second is waited."""
-    pace.refused(now, turn, asked, lambda _: 1.0, limited=limited)
+    pace.refused(now, turn, asked, lambda _: own, limited=limited)
 
 
 def test_nothing_is_held_back_before_the_first_refusal():
@@ -87,7 +93,7 @@ def test_what_was_learnt_in_a_moment_is_forgotten_in_moments():
     """A stray refusal after a fifth of a second doesn't hold a batch back for long."""
     pace = Pace()
     now = let_through(pace, 0.0, 8)
-    refuse(pace, now + 0.2, 0.1)
+    refuse(pace, now + 0.2, 0.1, own=0.1)
     now = let_through(pace, now + 0.3)
     assert pace.rate.a_second < 40
     while pace.rate.a_second < 400:
@@ -191,6 +197,14 @@ def test_after_a_pause_one_goes_first():
     assert pace.wait(10.2) == pytest.approx(1 / pace.rate.a_second)
 
 
+@pytest.mark.parametrize(("asked", "waited"), [(None, 1), (0.0, 1), (0.001, 1), (0.5, 1), (1.0, 1), (7.0, 7)])
+def test_a_delay_of_next_to_nothing_is_never_less_than_our_own(asked, waited):
+    """Or a batch would ask again as fast as the network lets it."""
+    pace = Pace()
+    refuse(pace, 0.0, asked)
+    assert pace.wait(0.0) == waited
+
+
 def test_one_that_went_first_and_was_refused_leaves_only_its_pause():
     """The time between those that go first is for answers that aren't there yet."""
     pace = Pace()
@@ -201,8 +215,8 @@ def test_one_that_went_first_and_was_refused_leaves_only_its_pause():
     assert pace.wait(10.2) == pytest.approx(4.9)
     pace.over(10.2, turn)
     assert pace.is_clear(10.2)
-    refuse(pace, 10.2, 0.3)
-    assert pace.wait(10.2) == pytest.approx(0.3)
+    refuse(pace, 10.2, 2.5)
+    assert pace.wait(10.2) == pytest.approx(2.5)
 
 
 def test_pauses_add_up_until_the_server_takes_one():
@@ -383,7 +397,7 @@ async def test_a_creation_does_not_leave_the_line_when_its_time_is_nearly_up(pla
     plaid.fail(Fault(path=CREATE, latency=0.2))
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         for path in (CREATE, GET):
-            refuse(client._transport._queue.paces[path], asyncio.get_running_loop().time(), 0.4)
+            refuse(client._transport._queue.paces[path], asyncio.get_running_loop().time(), 0.4, own=0.4)
         with pytest.raises(RateLimitError) as caught:
             await client.relay.create([report], "p", timeout=0.5)
         assert caught.value.sent is False

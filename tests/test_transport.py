@@ -177,14 +177,15 @@ async def test_a_lost_attempt_outweighs_a_pause_that_is_too_long(plaid, client):
     assert (unknown.attempts, len(plaid.ledger)) == (2, 1)
 
 
-async def test_a_limiter_that_breaks_when_it_is_told_does_no_harm(plaid):
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "301"}])
+async def test_a_limiter_that_breaks_when_it_is_told_does_no_harm(plaid, headers):
     """Plaid refused, so nothing was carried out, whatever the limiter makes of it."""
 
     class Broken(Limiter):
         def limited(self, endpoint: str, retry_after: float | None) -> None:
             raise ZeroDivisionError
 
-    plaid.fail(Fault(path=CREATE, status=429))
+    plaid.fail(Fault(path=CREATE, status=429, headers=headers))
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=Broken()) as client:
         with pytest.raises(RateLimitError) as caught:
             await client.relay.create([plaid.add_report()], "p")

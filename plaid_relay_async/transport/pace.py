@@ -29,6 +29,7 @@ _LONGEST = 60.0  # seconds of that time; Plaid's published limits are for a minu
 _EACH = 10.0  # and for each attempt that taught it so many: one or two were chance
 _STEPS = 100  # a rate that rose so often holds nobody up
 _MEMORY = 300.0  # seconds after which what was let through counts for half, and pauses add up no more
+_BRIEF = 1.0  # seconds; a shorter delay, which no HTTP date or whole number gives, is never less than our own
 _STRAY = 0.02  # of what is let through: so many refusals may be strays,
 _STRAYS = 3  # and so many in a row
 _PROBE = 5.0  # seconds after which another attempt goes to see whether the pause is over, if none has ended
@@ -211,14 +212,16 @@ class Pace:
             now: the time.
             turn: the attempt's.
             asked: the server's delay, if it gave one.
-            own: gives the delay if it didn't, for the pause of this number.
+            own: gives the delay if it didn't, or a very brief one, for the pause of this number.
             limited: whether it was a 429.
 
         Returns:
             the delay.
         """
         news = self.is_news(turn)
-        delay = asked or (own(self.streak + 1) if news else 0.0)
+        delay = asked or 0.0
+        if news and delay < _BRIEF:
+            delay = max(delay, own(self.streak + 1))
         if now >= self.until:
             self.streak += 1
         until = max(self.until, now + delay)

@@ -96,7 +96,9 @@ class Call(Generic[R]):
             self.perhaps_done.attempts = self.attempts
             return self.perhaps_done
         if self.gave_up:
-            return RateLimitError(str(error.args[0]), **vars(error), gave_up_waiting=True)
+            told = RateLimitError(str(error.args[0]), **vars(error), gave_up_waiting=True)
+            told.__cause__ = error.__cause__
+            return told
         return error
 
 

@@ -252,13 +252,13 @@ class Pace:
 
     def _go_on(self, now: float, refusal: _Refusal) -> None:
         self._refusal = None
-        if refusal.limited and not self._is_stray(refusal):
-            self.rate.learn(refusal.at, refusal.at if refusal.ours else self.until)
-        self.rate.measure(now)
+        if not self._is_stray(refusal):
+            if refusal.limited:
+                self.rate.learn(refusal.at, refusal.at if refusal.ours else self.until)
+            self.rate.measure(now)
         self._next = now + 1 / self.rate.a_second
 
     def _is_stray(self, refusal: _Refusal) -> bool:
-        # The server took what left behind the refused attempt. Or the pause was our own idea and long enough,
-        # and there is no rate yet: a limit that is used up takes none.
-        told = refusal.contradicted or (refusal.ours and math.isinf(self.rate.a_second))
-        return told and self.rate.strays >= 0
+        # The server took what left behind the refused attempt, or asked for no pause and took the next one.
+        told = refusal.contradicted or refusal.ours
+        return refusal.limited and told and self.rate.strays >= 0

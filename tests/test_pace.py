@@ -112,9 +112,9 @@ def test_a_stray_refusal_teaches_no_rate():
 
 
 def test_many_strays_are_a_limit():
-    """Of ten refused, at most a few can be strays."""
+    """One in eleven is too much to be chance."""
     pace, now = Pace(), 0.0
-    for _ in range(10):
+    for _ in range(20):
         now = let_through(pace, now, 10)
         refuse(pace, now + 0.01, None)
         now = let_through(pace, now + 1.01)

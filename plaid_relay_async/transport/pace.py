@@ -30,8 +30,8 @@ _EACH = 10.0  # and for each attempt that taught it so many: one or two were cha
 _STEPS = 100  # a rate that rose so often holds nobody up
 _MEMORY = 300.0  # seconds after which what was let through counts for half, and pauses add up no more
 _BRIEF = 1.0  # seconds; a shorter delay, which no HTTP date or whole number gives, is never less than our own
-_STRAY = 0.02  # of what is let through: so many refusals may be strays,
-_STRAYS = 3  # and so many in a row
+_STRAY = 0.03  # of what is let through: so many refusals may be strays,
+_STRAYS = 10  # and so many in a row
 _PROBE = 5.0  # seconds after which another attempt goes to see whether the pause is over, if none has ended
 _IDLE = 5.0  # seconds without an attempt, though one might leave, after which the rate is measured anew
 

@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import OWNER, QUICK
 
-from plaid_relay_async import InvalidRequestError, RateLimitError, RelayClient, RelayCreateRequest
+from plaid_relay_async import (
+    ClientClosedError,
+    InvalidRequestError,
+    RateLimitError,
+    RelayClient,
+    RelayCreateRequest,
+)
 from plaid_relay_async.simulator import Fault
 from plaid_relay_async.transport.pace import Pace, Rate
 
@@ -418,3 +424,16 @@ async def test_a_deadline_ends_the_waiting_in_line(plaid):
                 await client.relay.create([report], "p", timeout=0.1)
     assert 0.05 < time.monotonic() - began < 1
     assert plaid.counts[CREATE] == 0
+
+
+async def test_a_call_in_line_ends_as_its_client_is_closed(plaid):
+    """Nobody waits half a minute for a turn that can't come."""
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "30"}, times=1))
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+        waiting = asyncio.create_task(client.relay.create([plaid.add_report()], "p"))
+        while not client.statistics().queued:
+            await asyncio.sleep(0.01)
+    with pytest.raises(ClientClosedError):
+        async with asyncio.timeout(2):
+            await waiting
+    assert plaid.counts[CREATE] == 1

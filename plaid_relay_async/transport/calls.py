@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-import aiohttp
 import backoff
 from attrs import frozen
 
@@ -116,8 +115,8 @@ class Transport:
         self._session = session
         self._base_url = base_url
         self._timeouts = timeouts
-        self._quick = _http_timeout(timeouts.connect, timeouts.read)
-        self._slow = _http_timeout(timeouts.connect, timeouts.slow_read)
+        self._quick = wire.http_timeout(timeouts.connect, timeouts.read)
+        self._slow = wire.http_timeout(timeouts.connect, timeouts.slow_read)
         self._retry = retry
         self._limiter = rate_limiter
         self._on_retry = on_retry
@@ -325,11 +324,6 @@ def _check_callables(on_retry: object, rate_limiter: object) -> None:
         raise ConfigurationError("on_retry must be a plain function, not an async one")
     if rate_limiter is not None and not callable(getattr(rate_limiter, "acquire", None)):
         raise ConfigurationError("rate_limiter must have a method `async acquire(endpoint)`")
-
-
-def _http_timeout(connect: float, read: float) -> aiohttp.ClientTimeout:
-    # aiohttp rounds longer timeouts up to whole seconds unless told otherwise.
-    return aiohttp.ClientTimeout(total=None, connect=connect, sock_read=read, ceil_threshold=float("inf"))
 
 
 async def _read(call: Call[R], answer: Answer, signature: Signature) -> R:

@@ -153,6 +153,7 @@ class RetryPolicy:
 
 
 def is_loopback(host: str) -> bool:
+    """Tell whether a name or an address leads to this machine itself."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

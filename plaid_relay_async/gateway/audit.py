@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from attrs import define, field
 
 from plaid_relay_async.codec import looks_like_a_token
+from plaid_relay_async.gateway.keys import KEY_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Entry:
 
 def _shown(word: str | None) -> str | None:
     """Give an id that a caller or a server chose, unless it may be something else."""
-    if word is None or not looks_like_a_token(word):
-        return word and word[:_LONGEST_PARTNER]
-    return "[hidden]"
+    if word is None:
+        return None
+    secret = looks_like_a_token(word) or KEY_PREFIX in word
+    return "[hidden]" if secret else word[:_LONGEST_PARTNER]

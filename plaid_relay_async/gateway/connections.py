@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from plaid_relay_async.gateway import refusals
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +23,7 @@ _LONGEST_LINE = 8190  # bytes, of the request line and of each header, as aiohtt
 
 
 class _Connection(web.RequestHandler):
-    """One connection; what is no HTTP gets an answer that quotes nothing, and no line in the log that does."""
+    """One connection; what is no HTTP gets an answer, and a line in the log, that quote nothing of it."""
 
     def handle_error(
         self,
@@ -82,7 +84,7 @@ class Listener(web.Server):
             max_line_size=_LONGEST_LINE,
             max_field_size=_LONGEST_LINE,
             auto_decompress=False,
-            access_log=None,
+            access_log=None,  # type: ignore[arg-type]  # aiohttp's own way to have none
         )
 
     def __len__(self) -> int:

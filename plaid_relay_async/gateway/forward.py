@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
 from aiohttp import web
 from attrs import define, frozen
 
@@ -21,7 +19,7 @@ from plaid_relay_async.transport import MAX_RESPONSE_BYTES
 from plaid_relay_async.transport.wire import Attempt, http_timeout, send
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable
 
     from plaid_relay_async.errors import PlaidRelayError
     from plaid_relay_async.session import SessionManager
@@ -29,7 +27,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_UP: Final = {"Accept": "*/*", "Accept-Encoding": "identity", "Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
+_UP: Final = {
+    "Accept": "*/*",
+    "Accept-Encoding": "identity",
+    "Plaid-Version": PLAID_VERSION,
+    "User-Agent": USER_AGENT,
+}
 _DOWN: Final = (
     "Content-Type",
     "Content-Encoding",
@@ -65,6 +68,8 @@ class _Downstream:
     gone: bool = False
 
     async def begin(self, answer: Answer) -> bool:
+        if answer.status < 200:
+            raise ConnectionResetError("an answer that is none ends what was agreed on this connection")
         headers = {name: answer.headers[name] for name in _DOWN if name in answer.headers}
         self.response = web.StreamResponse(status=answer.status, headers={**NO_STORE, **headers})
         if "Transfer-Encoding" not in answer.headers and "Content-Length" in answer.headers:
@@ -73,8 +78,9 @@ class _Downstream:
         return True
 
     async def write(self, piece: Hidden[bytes]) -> None:
-        assert self.response is not None  # noqa: S101  # an answer begins before its body
-        await self._within_patience(lambda: self.response.write(piece.reveal()))
+        response = self.response
+        assert response is not None  # noqa: S101  # an answer begins before its body
+        await self._within_patience(lambda: response.write(piece.reveal()))
 
     async def end(self, answer: Answer) -> Ending:
         """Close the framing of a whole answer; where it isn't whole, the connection."""
@@ -143,6 +149,7 @@ class Upstream:
         self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, request: web.BaseRequest
     ) -> Ending:
         downstream = _Downstream(request, self._patience)
+        problem: PlaidRelayError
         try:
             attempt = await self._signed(endpoint, body, signer, downstream)
             answer = await send(self._session.get(), attempt)

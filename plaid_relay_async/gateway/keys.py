@@ -30,7 +30,7 @@ RELAY: Final[tuple[str, ...]] = tuple(path for path in KNOWN if path.startswith(
 """Those of the relay alone."""
 
 # So that a key that got out is found by those who look for secrets.
-_PREFIX: Final = "plaid-gateway-"
+KEY_PREFIX: Final = "plaid-gateway-"
 _KEY_BYTES: Final = 32
 _VERSION: Final = 1
 
@@ -147,7 +147,7 @@ def new_key(
     Raises:
         ConfigurationError: an argument is wrong, by name.
     """
-    key = _PREFIX + secrets.token_urlsafe(_KEY_BYTES)
+    key = KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     record = Key(
         name=name,
         digest=_digest(key),

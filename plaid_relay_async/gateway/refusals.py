@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
 
 from aiohttp import web
 from attrs import frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 ERROR_TYPE: Final = "GATEWAY_ERROR"
 # What comes from Plaid may hold a token, and what comes from here tells who may do what.
@@ -167,7 +165,9 @@ REASONS: Final[tuple[Reason, ...]] = (
 class RefusedError(Exception):
     """Ends a request with an answer of the gateway's own."""
 
-    def __init__(self, reason: Reason, *, headers: Mapping[str, str] | None = None, ends: bool = False) -> None:
+    def __init__(
+        self, reason: Reason, *, headers: Mapping[str, str] | None = None, ends: bool = False
+    ) -> None:
         super().__init__(reason.code)
         self.reason = reason
         self.headers = headers or {}

@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from aiohttp import web
@@ -36,6 +35,7 @@ from plaid_relay_async.transport import Signer
 
 if TYPE_CHECKING:
     import ssl as tls
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from plaid_relay_async.codec import Endpoint
@@ -63,7 +63,7 @@ class Gateway:
         port: to listen on; 0 takes a free one.
         names: of hosts that it answers to, beside `host` and loopback's.
         ssl: the context with its certificate.
-        plain_http: whether it may do without, on another address than loopback's: behind a proxy that has one.
+        plain_http: whether it may do without on another address than loopback's, behind a proxy that has one.
         console: whether it serves the page on which operations can be tried.
         metrics_port: for Prometheus, on 127.0.0.1; 0 takes a free one.
         connections: of callers, at once. If there are more, the one goes that has been idle for longest.
@@ -94,11 +94,12 @@ class Gateway:
         connections: int = 500,
         upstream_connections: int = 100,
         upstream_ssl: tls.SSLContext | None = None,
-        timeouts: Timeouts = Timeouts(),
+        timeouts: Timeouts | None = None,
         patience: float = 10.0,
         drain: float = 30.0,
     ) -> None:
         check_count("connections", connections)
+        timeouts = timeouts or Timeouts()
         _check_seconds(patience=patience, drain=drain)
         if ssl is None and not plain_http and not is_loopback(host):
             raise ConfigurationError(
@@ -115,9 +116,7 @@ class Gateway:
         self._console = console
         self._metrics_port = metrics_port
         self._connections = connections
-        self._session = SessionManager(
-            connections=upstream_connections, idle=timeouts.idle, ssl=upstream_ssl
-        )
+        self._session = SessionManager(connections=upstream_connections, idle=timeouts.idle, ssl=upstream_ssl)
         self._upstream = Upstream(self._session, self._upstream_url, timeouts, patience)
         self._patience = patience
         self._drain = drain
@@ -211,9 +210,7 @@ class Gateway:
     def _settings(self) -> bytes:
         environment = next((e.value for e in Environment if e.base_url == self._upstream_url), None)
         served = [path for path in KNOWN if path in self._operations]
-        return json.dumps(
-            {"environment": environment, "operations": served, "version": __version__}
-        ).encode()
+        return json.dumps({"environment": environment, "operations": served, "version": __version__}).encode()
 
     # ------------------------------------------------------------------------------------ one request
 
@@ -249,10 +246,11 @@ class Gateway:
     async def _call(self, request: web.BaseRequest, entry: Entry) -> web.StreamResponse:
         try:
             return await self._forward(request, entry)
-        except RefusedError as refused:
-            entry.request_id, entry.error_code = request_id(), refused.reason.code
-            entry.status = refused.reason.status
-            response = refusals.answer_of(refused.reason, entry.request_id, refused.headers)
+        except RefusedError as error:
+            refused = error
+        entry.status, entry.error_code = refused.reason.status, refused.reason.code
+        entry.request_id = request_id()
+        response = refusals.answer_of(refused.reason, entry.request_id, refused.headers)
         if refused.ends:
             response.force_close()
         return response
@@ -269,7 +267,11 @@ class Gateway:
             raise RefusedError(refusals.UNAUTHORIZED_CREDENTIALS)
         self._callers.take(key)
         ended = await self._upstream.forward(endpoint, body, signer, request)
-        entry.status, entry.request_id, entry.delivered = ended.response.status, ended.request_id, ended.delivered
+        entry.status, entry.request_id, entry.delivered = (
+            ended.response.status,
+            ended.request_id,
+            ended.delivered,
+        )
         if ended.lost:
             entry.error_code = refusals.UPSTREAM_LOST.code
         return ended.response
@@ -288,9 +290,7 @@ class Gateway:
         admission.check_leave(key, endpoint, sent.partner)
         return key, sent.body
 
-    def _admitted(
-        self, presented: Hidden[str] | None, endpoint: Endpoint[Any, Any], entry: Entry
-    ) -> Key:
+    def _admitted(self, presented: Hidden[str] | None, endpoint: Endpoint[Any, Any], entry: Entry) -> Key:
         key = admission.caller_of(self._callers.keys, presented)
         entry.caller = key.name
         if endpoint.path not in self._operations:
@@ -357,7 +357,7 @@ class _Callers:
             self.keys, self.trouble = await asyncio.to_thread(self._file.read), None
         except ConfigurationError as error:
             self.keys, self.trouble = (), str(error.args[0])
-            _log.error("nobody may call: %s", self.trouble)  # noqa: TRY400  # a traceback tells no more
+            _log.error("nobody may call: %s", self.trouble)
         else:
             _log.info("%d keys", len(self.keys))
 

@@ -16,7 +16,7 @@ from plaid_relay_async.errors import ConnectionLostError, Hidden, NotSentError, 
 from plaid_relay_async.gateway import refusals
 from plaid_relay_async.gateway.refusals import NO_STORE, RefusedError
 from plaid_relay_async.transport import MAX_RESPONSE_BYTES
-from plaid_relay_async.transport.wire import Attempt, http_timeout, send
+from plaid_relay_async.transport.wire import PLAIN, Attempt, http_timeout, send
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,21 +27,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_UP: Final = {
-    "Accept": "*/*",
-    "Accept-Encoding": "identity",
-    "Plaid-Version": PLAID_VERSION,
-    "User-Agent": USER_AGENT,
-}
+_UP: Final = {"Accept": "*/*", "Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
 _DOWN: Final = (
     "Content-Type",
-    "Content-Encoding",
     "Content-Disposition",
     "Date",
     "Retry-After",
     "Plaid-Request-ID",
     "X-Request-ID",
 )
+# With one of these the length on this side is another one, or isn't known: what is zipped is passed on plain.
+_CHANGED: Final = {"Transfer-Encoding", "Content-Encoding"}
 
 
 @frozen
@@ -72,7 +68,7 @@ class _Downstream:
             raise ConnectionResetError("an answer that is none ends what was agreed on this connection")
         headers = {name: answer.headers[name] for name in _DOWN if name in answer.headers}
         self.response = web.StreamResponse(status=answer.status, headers={**NO_STORE, **headers})
-        if "Transfer-Encoding" not in answer.headers and "Content-Length" in answer.headers:
+        if "Content-Length" in answer.headers and not answer.headers.keys() & _CHANGED:
             self.response.content_length = int(answer.headers["Content-Length"])
         await self._within_patience(partial(self.response.prepare, self.request))
         return True
@@ -171,10 +167,11 @@ class Upstream:
         deadline = None if total is None else asyncio.get_running_loop().time() + total
         signature = await signer.sign(deadline)
         asked = downstream.request.headers
+        plain = PLAIN if endpoint.replay is Replay.CREATES else {}
         read = self._timeouts.slow_read if endpoint.slow else self._timeouts.read
         return Attempt(
             url=self._base_url + endpoint.path,
-            headers={name: asked.get(name, ours) for name, ours in _UP.items()} | signature.headers,
+            headers={name: asked.get(name, ours) for name, ours in _UP.items()} | plain | signature.headers,
             body=body,
             # Nothing is repeated here, whatever it is: what a lost answer means, its caller has to say.
             replay=Replay.HARMLESS,
@@ -183,7 +180,6 @@ class Upstream:
             most=MAX_RESPONSE_BYTES,
             into=downstream,
             broken_off=_untold,
-            unzips=False,
         )
 
 

@@ -9,18 +9,8 @@ from typing import Final
 from attrs import frozen
 
 _HEADERS: Final = {
-    "Content-Security-Policy": "; ".join(
-        (
-            "default-src 'none'",
-            "script-src 'self'",
-            "style-src 'self'",
-            "img-src 'self' data:",
-            "connect-src 'self'",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        )
-    ),
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -42,7 +32,7 @@ class Page:
 def load() -> dict[str, Page]:
     """Give the console's files by their paths."""
     found = {}
-    for file in (files(__package__) / "console").iterdir():
+    for file in (files("plaid_relay_async.gateway") / "console").iterdir():
         kind = _KINDS.get(file.name.rpartition(".")[2])
         if kind is not None:
             path = "/" if file.name == "index.html" else f"/console/{file.name}"

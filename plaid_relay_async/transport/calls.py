@@ -55,8 +55,6 @@ MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
 # What isn't a report takes a hundred bytes or so.
 _SHORT = 1024 * 1024
 _HEADERS = {"Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
-# Of what is zipped, half an answer can't be read, and a creation's is short.
-_PLAIN = {"Accept-Encoding": "identity"}
 
 
 @frozen(kw_only=True)
@@ -226,7 +224,7 @@ class Transport:
         session, endpoint = self._session.get(), call.endpoint
         attempt = wire.Attempt(
             url=self._base_url + endpoint.path,
-            headers=_HEADERS | signature.headers | (_PLAIN if endpoint.replay is Replay.CREATES else {}),
+            headers=_HEADERS | signature.headers | (wire.PLAIN if endpoint.replay is Replay.CREATES else {}),
             body=Hidden(codec.encode(call.request, signature.fields)),
             replay=endpoint.replay,
             timeout=self._slow if endpoint.slow else self._quick,

@@ -8,7 +8,7 @@ import math
 import selectors
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 from attrs import define, field
@@ -27,12 +27,16 @@ from plaid_relay_async.errors import (
 from plaid_relay_async.transport.protocols import Sink
 
 
+# Of what is zipped, half an answer can't be read, and a creation's is short.
+PLAIN: Final = {"Accept-Encoding": "identity"}
+
+
 @define(eq=False)
 class Attempt:
     """What is to be sent, and how its answer is to be taken.
 
     Attributes:
-        most: bytes that the answer may have, unzipped if it is.
+        most: bytes that the answer may have, unzipped.
         into: where the body goes that is wanted there; what isn't is kept in memory.
         broken_off: told what is known of an attempt that is cancelled: its answer so far, if any, and why.
     """
@@ -46,7 +50,6 @@ class Attempt:
     most: int
     into: Sink | None
     broken_off: Callable[[Answer | None, PlaidRelayError], None]
-    unzips: bool = True
 
 
 def http_timeout(connect: float, read: float) -> aiohttp.ClientTimeout:
@@ -105,7 +108,7 @@ async def send(session: aiohttp.ClientSession, attempt: Attempt) -> Answer:
                 timeout=attempt.timeout,
                 allow_redirects=False,
                 raise_for_status=False,
-                auto_decompress=attempt.unzips,
+                auto_decompress=True,
             ) as response,
         ):
             _check_asked(response, body)

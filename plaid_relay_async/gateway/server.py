@@ -243,7 +243,7 @@ class Gateway:
         if page is None:
             return None
         try:
-            admission.check_host(request.headers, self._names)
+            admission.check_host(request, self._names)
         except RefusedError as refused:
             return refusals.answer_of(refused.reason, request_id())
         return web.Response(body=page.body, headers=page.headers)
@@ -261,11 +261,11 @@ class Gateway:
         return response
 
     async def _forward(self, request: web.BaseRequest, entry: Entry) -> web.StreamResponse:
-        admission.check_host(request.headers, self._names)
+        admission.check_host(request, self._names)
         endpoint = admission.endpoint_at(request.method, request.raw_path)
         entry.operation = endpoint.path
-        admission.check_origin(request.headers)
-        admission.check_form(request.headers)
+        admission.check_origin(request)
+        admission.check_form(request)
         key, body = await self._admit(request, endpoint, entry)
         signer = self._signers.get(key.credentials)
         if signer is None:
@@ -284,7 +284,7 @@ class Gateway:
     async def _admit(
         self, request: web.BaseRequest, endpoint: Endpoint[Any, Any], entry: Entry
     ) -> tuple[Key, Hidden[bytes]]:
-        presented = admission.key_in(request.headers)
+        presented = admission.key_in(request)
         key = None
         if presented is not None:  # so nobody's body is read who is refused by it
             key = self._admitted(presented, endpoint, entry)
@@ -322,7 +322,7 @@ class Gateway:
     async def _answer_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         assert self._metrics is not None  # noqa: S101  # it is served with them alone
         try:
-            admission.check_host(request.headers, ())
+            admission.check_host(request, ())
         except RefusedError as refused:
             return refusals.answer_of(refused.reason, request_id())
         if request.raw_path != "/metrics":

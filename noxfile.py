@@ -47,7 +47,7 @@ def pythons(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """Run all tests with the oldest releases that pyproject.toml admits."""
     extras = PYPROJECT["project"]["optional-dependencies"]
-    stated = [*PYPROJECT["project"]["dependencies"], *extras["cli"], *extras["redis"]]
+    stated = [*PYPROJECT["project"]["dependencies"], *extras["cli"], *extras["gateway"], *extras["redis"]]
     session.install(".[all]", *group("tests"), *(line.replace(">=", "==") for line in stated))
     session.run("python", "-Im", "pytest", *session.posargs)
 

@@ -152,7 +152,8 @@ class RetryPolicy:
     replay: Literal["safe", "always"] = field(default="safe", validator=_replay)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tell whether a name or an address leads to this machine itself."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -177,7 +178,7 @@ def check_base_url(url: str, *, name: str = "base_url") -> str:
         raise ConfigurationError(f"{name} must start with https:// and name a host")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ConfigurationError(f"{name} may hold a scheme, a host, a port and a path, nothing else")
-    if parts.scheme == "http" and not _is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         raise ConfigurationError(f"{name} is plain http to {host}: credentials go over https, or to loopback")
     return url.rstrip("/")
 

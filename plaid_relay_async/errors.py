@@ -371,6 +371,9 @@ _BY_STATUS: dict[int, type[PlaidAPIError]] = {
 _SHARED_CODES = frozenset(
     {"INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ROUTE_ACCESS", "CREDITS_EXHAUSTED"}
 )
+# Who says of a 503 that nothing was carried out: Plaid, and our own gateway, from where nothing left. Another
+# box on the way may say anything.
+_NOT_NOW = frozenset({("API_ERROR", "PLANNED_MAINTENANCE"), ("GATEWAY_ERROR", "UPSTREAM_UNREACHABLE")})
 # 429s that no waiting mends (https://plaid.com/docs/errors/rate-limit-exceeded/).
 _LASTING_LIMITS = frozenset({"CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"})
 
@@ -392,7 +395,7 @@ class Ending(enum.StrEnum):
     NOT_SENT = "not_sent"
     """Nothing left this machine."""
     REFUSED = "refused"
-    """Plaid carried nothing out, and a later try may pass: a 429, or its own `PLANNED_MAINTENANCE`."""
+    """Nothing was carried out, and a later try may pass: a 429, or a word from `_NOT_NOW`."""
     ANSWERED = "answered"
     """Plaid's answer tells: done, or a final no."""
     UNKNOWN = "unknown"
@@ -403,7 +406,8 @@ def ending_of(error: PlaidRelayError) -> Ending:
     """Tell how the attempt ended that an error speaks of.
 
     HTTP and Plaid both say of a 3xx and a 4xx that nothing was carried out; Plaid says so of what it refused
-    for now, which is a 429 (but for allocations that are used up) and its own `PLANNED_MAINTENANCE`.
+    for now, which is a 429 (but for allocations that are used up) and its own `PLANNED_MAINTENANCE`, and this
+    package's gateway of what it could not send on.
     """
     if not isinstance(error, PlaidAPIError):
         if isinstance(error, OutcomeUnknownError | ConnectionLostError):
@@ -411,8 +415,8 @@ def ending_of(error: PlaidRelayError) -> Ending:
         return Ending.ANSWERED if error.sent else Ending.NOT_SENT
     if not error.sent:
         return Ending.NOT_SENT
-    maintenance = error.error_type == "API_ERROR" and error.error_code == "PLANNED_MAINTENANCE"
-    if maintenance or (error.status == 429 and error.error_code not in _LASTING_LIMITS):
+    not_now = (error.error_type, error.error_code) in _NOT_NOW
+    if not_now or (error.status == 429 and error.error_code not in _LASTING_LIMITS):
         return Ending.REFUSED
     tells = 300 <= (error.status or 300) < 500 and not isinstance(error, PlaidServerError)
     return Ending.ANSWERED if tells else Ending.UNKNOWN

@@ -137,7 +137,20 @@ class InProcessLimiter(_Limiter):
         super().__init__(limits, slack)
         self._granted = {endpoint: deque[float](maxlen=limit.count) for endpoint, limit in limits.items()}
 
+    def take(self, endpoint: str) -> float:
+        """Take a grant and give 0, or give the seconds until there may be one: for who doesn't wait in line.
+
+        Raises:
+            ConfigurationError: it was used in another event loop before.
+        """
+        self._check_loop()
+        limit = self._limits.get(endpoint)
+        return 0.0 if limit is None else self._take(endpoint, limit)
+
     async def _ask(self, endpoint: str, limit: RateLimit) -> float:
+        return self._take(endpoint, limit)
+
+    def _take(self, endpoint: str, limit: RateLimit) -> float:
         granted, now = self._granted[endpoint], asyncio.get_running_loop().time()
         if len(granted) == limit.count and (wait := granted[0] + self._window(limit) - now) > 0:
             return wait

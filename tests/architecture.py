@@ -36,7 +36,14 @@ MAP = {
     "client": Room(CORE, ("aiohttp", "attrs")),
     "limits": Room(("config", "errors"), ("attrs", "redis")),
     "simulator": Room((), ("aiohttp", "attrs")),
-    "cli": Room((*CORE, "client", "simulator", "__init__"), ("aiohttp", "attrs", "cyclopts", "rich")),
+    "gateway": Room(
+        ("config", "errors", "codec", "session", "transport", "limits"),
+        ("aiohttp", "attrs", "prometheus_client"),
+    ),
+    "cli": Room(
+        (*CORE, "client", "limits", "simulator", "gateway", "__init__"),
+        ("aiohttp", "attrs", "cyclopts", "platformdirs", "rich"),
+    ),
     "__init__": Room((*CORE, "client")),
 }
 
@@ -49,6 +56,8 @@ LAZY = (
     "jwt",
     "redis",
     "opentelemetry",
+    "prometheus_client",
+    "platformdirs",
     f"{PACKAGE}.limits",
     f"{PACKAGE}.simulator",
     f"{PACKAGE}.cli",

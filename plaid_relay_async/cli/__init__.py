@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 __all__ = ["main"]
 
-_EXTRA = {"cyclopts", "rich"}
+_EXTRA = {"cyclopts", "platformdirs", "rich"}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
-        needed = "plaid-relay needs cyclopts and rich: pip install 'plaid_relay_async[cli]'"
+        needed = "plaid-relay needs cyclopts, platformdirs and rich: pip install 'plaid_relay_async[cli]'"
         sys.stderr.write(f"{needed}\n")
         return 2
     if words is not None:

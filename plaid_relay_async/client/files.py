@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Awaitable, Callable
 
-    from plaid_relay_async.codec import Endpoint
+    from plaid_relay_async.codec import Answer, Endpoint
     from plaid_relay_async.config import RetryPolicy
     from plaid_relay_async.errors import Hidden
     from plaid_relay_async.models import PdfResponse
@@ -134,8 +134,11 @@ class _Sink:
         self._part = part
         self._trouble: OSError | None = None
 
-    async def begin(self) -> None:
+    async def begin(self, answer: Answer) -> bool:
+        if not 200 <= answer.status < 300:
+            return False
         await self._attempt(self._part.begin)
+        return True
 
     async def write(self, piece: Hidden[bytes]) -> None:
         await self._attempt(lambda: self._part.write(piece))

@@ -4,7 +4,14 @@ Here stands the endpoint table, and here is decided what an answer means. Whethe
 attempt is decided in `transport`.
 """
 
-from plaid_relay_async.codec.answers import Answer, read, retry_after, says_no_such_token
+from plaid_relay_async.codec.answers import (
+    Answer,
+    looks_like_a_token,
+    read,
+    request_id_of,
+    retry_after,
+    says_no_such_token,
+)
 from plaid_relay_async.codec.endpoints import (
     ASSET_REPORT_CREATE,
     ASSET_REPORT_FILTER,
@@ -51,7 +58,9 @@ __all__ = [
     "Replay",
     "encode",
     "from_json",
+    "looks_like_a_token",
     "read",
+    "request_id_of",
     "retry_after",
     "says_no_such_token",
     "structure",

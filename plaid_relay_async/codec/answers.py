@@ -105,6 +105,11 @@ def _salvage(response: type[R], body: bytes | bytearray) -> R | None:
     return response(relay_token=token, request_id=_string_in("request_id", body)) if token else None  # type: ignore[call-arg]  # the two records that have a relay_token
 
 
+def request_id_of(answer: Answer) -> str | None:
+    """Give Plaid's id of the request, from wherever it stands: for a PDF in the headers, else in the body."""
+    return answer.headers.get("Plaid-Request-ID") or _string_in("request_id", answer.body)
+
+
 def _string_in(name: str, body: bytes | bytearray) -> str | None:
     found = re.search(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)+")' % name.encode(), body)
     if found is None:
@@ -146,7 +151,7 @@ def _pdf(answer: Answer) -> models.PdfResponse:
     raise ResponseDecodeError(
         f"the answer isn't {whole}",
         status=answer.status,
-        request_id=answer.headers.get("Plaid-Request-ID") or _string_in("request_id", answer.body),
+        request_id=request_id_of(answer),
         body=Hidden(bytes(answer.body)),
     )
 
@@ -168,10 +173,17 @@ _QUOTED = (
 )
 
 
+def looks_like_a_token(word: str) -> bool:
+    """Tell whether there is something in a word that has the form of Plaid's tokens."""
+    return _TOKEN_LIKE.search(word) is not None
+
+
 def _refusal(endpoint: Endpoint[Any, Any], answer: Answer, secrets: Iterable[str]) -> PlaidRelayError:
     facts = _error_facts(answer, secrets)
     cls = class_for(facts.get("error_type"), facts.get("error_code"), answer.status)
     error = cls(_error_text(answer, facts), **facts)
+    if error.error_type == "GATEWAY_ERROR" and error.suggested_action:
+        error.advice = error.suggested_action
     if 300 <= answer.status < 400:
         error.advice = "Redirects aren't followed, for they would carry the secret elsewhere: mend base_url."
     if endpoint.replay is Replay.CREATES and ending_of(error) is Ending.UNKNOWN:
@@ -217,7 +229,8 @@ def _scrubbed(value: Any, secrets: Iterable[str]) -> Any:
 def _error_text(answer: Answer, facts: Mapping[str, Any]) -> str:
     if "error_code" not in facts:
         return f"the server answered {answer.status} without an error of Plaid's"
-    return f"Plaid answered {facts['error_code']}: {facts.get('error_message') or 'no message'}"
+    who = "the gateway" if facts.get("error_type") == "GATEWAY_ERROR" else "Plaid"
+    return f"{who} answered {facts['error_code']}: {facts.get('error_message') or 'no message'}"
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-import aiohttp
 import backoff
 from attrs import frozen
 
@@ -56,8 +55,6 @@ MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
 # What isn't a report takes a hundred bytes or so.
 _SHORT = 1024 * 1024
 _HEADERS = {"Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
-# Of what is zipped, half an answer can't be read, and a creation's is short.
-_PLAIN = {"Accept-Encoding": "identity"}
 
 
 @frozen(kw_only=True)
@@ -116,8 +113,8 @@ class Transport:
         self._session = session
         self._base_url = base_url
         self._timeouts = timeouts
-        self._quick = _http_timeout(timeouts.connect, timeouts.read)
-        self._slow = _http_timeout(timeouts.connect, timeouts.slow_read)
+        self._quick = wire.http_timeout(timeouts.connect, timeouts.read)
+        self._slow = wire.http_timeout(timeouts.connect, timeouts.slow_read)
         self._retry = retry
         self._limiter = rate_limiter
         self._on_retry = on_retry
@@ -227,7 +224,7 @@ class Transport:
         session, endpoint = self._session.get(), call.endpoint
         attempt = wire.Attempt(
             url=self._base_url + endpoint.path,
-            headers=_HEADERS | signature.headers | (_PLAIN if endpoint.replay is Replay.CREATES else {}),
+            headers=_HEADERS | signature.headers | (wire.PLAIN if endpoint.replay is Replay.CREATES else {}),
             body=Hidden(codec.encode(call.request, signature.fields)),
             replay=endpoint.replay,
             timeout=self._slow if endpoint.slow else self._quick,
@@ -325,11 +322,6 @@ def _check_callables(on_retry: object, rate_limiter: object) -> None:
         raise ConfigurationError("on_retry must be a plain function, not an async one")
     if rate_limiter is not None and not callable(getattr(rate_limiter, "acquire", None)):
         raise ConfigurationError("rate_limiter must have a method `async acquire(endpoint)`")
-
-
-def _http_timeout(connect: float, read: float) -> aiohttp.ClientTimeout:
-    # aiohttp rounds longer timeouts up to whole seconds unless told otherwise.
-    return aiohttp.ClientTimeout(total=None, connect=connect, sock_read=read, ceil_threshold=float("inf"))
 
 
 async def _read(call: Call[R], answer: Answer, signature: Signature) -> R:

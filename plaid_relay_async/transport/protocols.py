@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from plaid_relay_async.codec import Answer
     from plaid_relay_async.errors import Hidden, PlaidRelayError
 
 
@@ -43,8 +44,11 @@ class Permit(Protocol):
 class Sink(Protocol):
     """Takes a body piece by piece."""
 
-    async def begin(self) -> None:
-        """A body begins; what an attempt before gave is worth nothing."""
+    async def begin(self, answer: Answer) -> bool:
+        """An answer begins, of which there are status and headers: tell whether its body is wanted here.
+
+        What an attempt before gave is worth nothing.
+        """
         ...
 
     async def write(self, piece: Hidden[bytes]) -> None:

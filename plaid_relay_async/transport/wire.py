@@ -8,7 +8,7 @@ import math
 import selectors
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 from attrs import define, field
@@ -26,6 +26,9 @@ from plaid_relay_async.errors import (
 )
 from plaid_relay_async.transport.protocols import Sink
 
+# Of what is zipped, half an answer can't be read, and a creation's is short.
+PLAIN: Final = {"Accept-Encoding": "identity"}
+
 
 @define(eq=False)
 class Attempt:
@@ -33,7 +36,7 @@ class Attempt:
 
     Attributes:
         most: bytes that the answer may have, unzipped.
-        into: where the body of a success goes, if not into memory.
+        into: where the body goes that is wanted there; what isn't is kept in memory.
         broken_off: told what is known of an attempt that is cancelled: its answer so far, if any, and why.
     """
 
@@ -46,6 +49,12 @@ class Attempt:
     most: int
     into: Sink | None
     broken_off: Callable[[Answer | None, PlaidRelayError], None]
+
+
+def http_timeout(connect: float, read: float) -> aiohttp.ClientTimeout:
+    """Give aiohttp's form of a timeout, to the second's fractions."""
+    # aiohttp rounds longer timeouts up to whole seconds unless told otherwise.
+    return aiohttp.ClientTimeout(total=None, connect=connect, sock_read=read, ceil_threshold=math.inf)
 
 
 _used: weakref.WeakSet[asyncio.BaseProtocol] = weakref.WeakSet()
@@ -154,10 +163,9 @@ class _TooLongError(Exception):
 async def _receive(response: aiohttp.ClientResponse, answer: Answer, attempt: Attempt) -> None:
     # No local name holds a piece: it would stand in a traceback that shows locals. The timeout is aiohttp's
     # own, which it forgets when the framing of chunks breaks behind a good one.
-    into = attempt.into if 200 <= answer.status < 300 else None
+    wanted = attempt.into is not None and await attempt.into.begin(answer)
+    into = attempt.into if wanted else None
     left = attempt.most
-    if into is not None:
-        await into.begin()
     while not response.content.at_eof():
         async with _ending_at(_now() + (attempt.timeout.sock_read or math.inf)):
             piece = Hidden(await response.content.readany())

@@ -1,0 +1,175 @@
+"""Who comes in: from a request's head and body to a caller and what may go on to Plaid; no I/O."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from attrs import frozen
+
+from plaid_relay_async.codec import ENDPOINTS, RELAY_CREATE, Endpoint
+from plaid_relay_async.config import is_loopback
+from plaid_relay_async.errors import Hidden
+from plaid_relay_async.gateway import refusals
+from plaid_relay_async.gateway.keys import find_key
+from plaid_relay_async.gateway.refusals import RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from aiohttp import web
+
+    from plaid_relay_async.gateway.keys import Key
+
+_BY_PATH: Final = {endpoint.path: endpoint for endpoint in ENDPOINTS}
+# Of two that differ the next server may take the other one.
+_ONCE: Final = frozenset(
+    {
+        "host",
+        "origin",
+        "authorization",
+        "plaid-client-id",
+        "plaid-secret",
+        "content-type",
+        "content-length",
+        "content-encoding",
+        "transfer-encoding",
+    }
+)
+
+
+@frozen
+class Sent:
+    """What a caller sent, parsed: its key where that stood in the body, and what may go on to Plaid."""
+
+    key: Hidden[str] | None
+    body: Hidden[bytes]
+    partner: str | None
+
+
+def check_host(request: web.BaseRequest, names: Collection[str]) -> None:
+    """Refuse a Host that isn't ours: a page elsewhere may have its own name lead to this address.
+
+    Raises:
+        RefusedError: HOST_NOT_ALLOWED, or INVALID_HEADERS if there are two.
+    """
+    hosts = request.headers.getall("Host", [])
+    if len(hosts) > 1:
+        raise RefusedError(refusals.INVALID_HEADERS)
+    name = _host_in("".join(hosts))
+    if not (is_loopback(name) or name in names):
+        raise RefusedError(refusals.HOST_NOT_ALLOWED)
+
+
+def _host_in(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def check_origin(request: web.BaseRequest) -> None:
+    """Refuse what a page of another origin has a browser send.
+
+    Raises:
+        RefusedError: ORIGIN_NOT_ALLOWED.
+    """
+    headers = request.headers
+    origin = headers.get("Origin")
+    # Behind a proxy that ends TLS the schemes differ, and the host is the same.
+    foreign = origin is not None and origin.lower().partition("://")[2] != headers.get("Host", "").lower()
+    if foreign or headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
+        raise RefusedError(refusals.ORIGIN_NOT_ALLOWED)
+
+
+def endpoint_at(method: str, path: str) -> Endpoint[Any, Any]:
+    """Give the operation at exactly this path.
+
+    Raises:
+        RefusedError: NOT_FOUND, METHOD_NOT_ALLOWED.
+    """
+    endpoint = _BY_PATH.get(path)
+    if endpoint is None:
+        raise RefusedError(refusals.NOT_FOUND)
+    if method != "POST":
+        raise RefusedError(refusals.METHOD_NOT_ALLOWED)
+    return endpoint
+
+
+def check_form(request: web.BaseRequest) -> None:
+    """Refuse what could be read in two ways, and what a form of a web page could send.
+
+    Raises:
+        RefusedError: INVALID_HEADERS, UNSUPPORTED_MEDIA_TYPE.
+    """
+    headers = request.headers
+    if any(len(headers.getall(name, [])) > 1 for name in _ONCE):
+        raise RefusedError(refusals.INVALID_HEADERS)
+    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" or headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise RefusedError(refusals.UNSUPPORTED_MEDIA_TYPE)
+
+
+def key_in(request: web.BaseRequest) -> Hidden[str] | None:
+    """Give what stands in the place of a key in the headers, if anything does."""
+    authorization = request.headers.get("Authorization")
+    if authorization is not None:
+        scheme, _, key = authorization.partition(" ")
+        return Hidden(key.strip() if scheme.lower() == "bearer" else "")
+    secret = request.headers.get("PLAID-SECRET")
+    return None if secret is None else Hidden(secret)
+
+
+def read(body: Hidden[bytes]) -> Sent:
+    """Take a body apart, and write it anew without the caller's credentials.
+
+    What is checked here is what Plaid reads: of a name that comes twice it might take the other value.
+
+    Raises:
+        RefusedError: INVALID_BODY.
+    """
+    try:
+        fields = json.loads(body.reveal().decode(), object_pairs_hook=_each_once, parse_constant=_no_constant)
+        secret, _ = fields.pop("secret", None), fields.pop("client_id", None)
+        partner = fields.get("secondary_client_id")
+        plain = Hidden(json.dumps(fields, allow_nan=False).encode())
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        raise RefusedError(refusals.INVALID_BODY) from None
+    key = None if secret is None else Hidden(secret if isinstance(secret, str) else "")
+    return Sent(key, plain, partner if isinstance(partner, str) else None)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name comes twice")
+    return found
+
+
+def _no_constant(_: str) -> None:
+    raise ValueError("not a number of JSON's")
+
+
+def caller_of(keys: Iterable[Key], presented: Hidden[str] | None) -> Key:
+    """Give the caller with this key.
+
+    Raises:
+        RefusedError: UNAUTHORIZED_KEY.
+    """
+    key = None if presented is None else find_key(keys, presented.reveal())
+    if key is None:
+        raise RefusedError(refusals.UNAUTHORIZED_KEY)
+    return key
+
+
+def check_leave(key: Key, endpoint: Endpoint[Any, Any], partner: str | None) -> None:
+    """Refuse a call that the key isn't for.
+
+    Raises:
+        RefusedError: UNAUTHORIZED_OPERATION, PARTNER_NOT_ALLOWED.
+    """
+    if endpoint.path not in key.operations:
+        raise RefusedError(refusals.UNAUTHORIZED_OPERATION)
+    if endpoint is RELAY_CREATE and key.partners is not None and partner not in key.partners:
+        raise RefusedError(refusals.PARTNER_NOT_ALLOWED)

@@ -1,0 +1,149 @@
+"""The callers' connections, bounded in number and in how long they may say nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from plaid_relay_async.gateway import refusals
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+_log = logging.getLogger(__name__)
+
+_KEPT = 75.0  # seconds for which an idle connection is kept; longer than the usual clients keep theirs
+_LINGERS = 2.0  # seconds for the rest of a request that was refused to arrive, so that the answer is read
+_LONGEST_LINE = 8190  # bytes, of the request line and of each header, as aiohttp and Apache have it
+
+
+class _Connection(web.RequestHandler):
+    """One connection; what is no HTTP gets an answer, and a line in the log, that quote nothing of it."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002  # it quotes what came
+    ) -> web.StreamResponse:
+        """Answer a request that can't be parsed, or that met a bug."""
+        bug = status >= 500
+        _log.log(logging.ERROR if bug else logging.INFO, "a request ended in %s", type(exc).__name__)
+        if request.writer.output_size > 0:
+            raise ConnectionResetError("an answer has begun already")
+        reason = refusals.INTERNAL_ERROR if bug else refusals.INVALID_HTTP
+        response = refusals.answer_of(reason, request_id())
+        response.force_close()
+        return response
+
+
+def request_id() -> str:
+    """Give an id for an answer of the gateway's own."""
+    return f"gateway-{secrets.token_hex(8)}"
+
+
+class Listener(web.Server):
+    """aiohttp's server with bounds: of too many connections the one goes that has been idle for longest.
+
+    Args:
+        handler: takes a request and gives its answer.
+        most: connections at once.
+        patience: seconds for the head of a connection's first request.
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        *,
+        most: int,
+        patience: float,
+    ) -> None:
+        super().__init__(handler)
+        self._most = most
+        self._patience = patience
+        # In the order in which they came to be so. A new one has said nothing yet.
+        self._new: dict[web.RequestHandler, asyncio.TimerHandle] = {}
+        self._idle: dict[web.RequestHandler, None] = {}
+        self._busy: set[web.RequestHandler] = set()
+        self._calm = asyncio.Event()
+        self._calm.set()
+
+    def __call__(self) -> web.RequestHandler:
+        """Make the handler of one more connection."""
+        return _Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=_KEPT,
+            lingering_time=_LINGERS,
+            max_line_size=_LONGEST_LINE,
+            max_field_size=_LONGEST_LINE,
+            auto_decompress=False,
+            access_log=None,  # type: ignore[arg-type]  # aiohttp's own way to have none
+        )
+
+    def __len__(self) -> int:
+        """How many connections there are."""
+        return len(self._new) + len(self._idle) + len(self._busy)
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Take a connection in, and another one's place if need be."""
+        super().connection_made(handler, transport)
+        loop = asyncio.get_running_loop()
+        self._new[handler] = loop.call_later(self._patience, handler.force_close)
+        if len(self) > self._most:
+            next(iter([*self._new, *self._idle])).force_close()
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        """Forget a connection."""
+        super().connection_lost(handler, exc)
+        self._forget(handler)
+
+    def _forget(self, handler: web.RequestHandler) -> None:
+        if timer := self._new.pop(handler, None):
+            timer.cancel()
+        self._idle.pop(handler, None)
+        self._busy.discard(handler)
+        if not self._busy:
+            self._calm.set()
+
+    @contextlib.contextmanager
+    def at_work(self, handler: web.RequestHandler) -> Iterator[None]:
+        """Have a connection count as busy meanwhile."""
+        self._forget(handler)
+        self._busy.add(handler)
+        self._calm.clear()
+        try:
+            yield
+        finally:
+            self._forget(handler)
+            if handler.transport is not None:
+                self._idle[handler] = None
+
+    async def drain(self, seconds: float) -> None:
+        """Close what is idle, and wait until what is under way has ended, for so long at most."""
+        self.pre_shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._calm.wait()
+
+
+async def serve(server: web.Server, host: str, port: int, **settings: Any) -> tuple[web.ServerRunner, int]:
+    """Begin to listen, and give the runner and the port.
+
+    Raises:
+        OSError: the address can't be had.
+    """
+    runner = web.ServerRunner(server, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, **settings).start()
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return runner, runner.addresses[0][1]

@@ -1,0 +1,187 @@
+"""One attempt at Plaid for one request, and its answer passed on as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+from attrs import define, frozen
+
+from plaid_relay_async.codec import Answer, Endpoint, Replay, request_id_of
+from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, Timeouts
+from plaid_relay_async.errors import ConnectionLostError, Hidden, NotSentError, ReadTimeoutError
+from plaid_relay_async.gateway import refusals
+from plaid_relay_async.gateway.refusals import NO_STORE, RefusedError
+from plaid_relay_async.transport import MAX_RESPONSE_BYTES
+from plaid_relay_async.transport.wire import PLAIN, Attempt, http_timeout, send
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from plaid_relay_async.errors import PlaidRelayError
+    from plaid_relay_async.session import SessionManager
+    from plaid_relay_async.transport import Signer
+
+_log = logging.getLogger(__name__)
+
+_UP: Final = {"Accept": "*/*", "Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
+_DOWN: Final = (
+    "Content-Type",
+    "Content-Disposition",
+    "Date",
+    "Retry-After",
+    "Plaid-Request-ID",
+    "X-Request-ID",
+)
+# With one of these the length on this side is another one, or isn't known: what is zipped is passed on plain.
+_CHANGED: Final = {"Transfer-Encoding", "Content-Encoding"}
+
+
+@frozen
+class Ending:
+    """How a forwarded call ended: what is known of Plaid's answer, and whether the caller took it."""
+
+    response: web.StreamResponse
+    request_id: str | None
+    lost: bool
+    delivered: bool
+
+
+@define(eq=False)
+class _Downstream:
+    """Takes the answer, and hands it to the caller; one that goes, or takes too long, is given up.
+
+    What comes from Plaid is read to its end all the same: its connection is needed again, and the id of the
+    request may stand there.
+    """
+
+    request: web.BaseRequest
+    patience: float
+    response: web.StreamResponse | None = None
+    gone: bool = False
+
+    async def begin(self, answer: Answer) -> bool:
+        if answer.status < 200:
+            raise ConnectionResetError("an answer that is none ends what was agreed on this connection")
+        headers = {name: answer.headers[name] for name in _DOWN if name in answer.headers}
+        self.response = web.StreamResponse(status=answer.status, headers={**NO_STORE, **headers})
+        if "Content-Length" in answer.headers and not any(name in answer.headers for name in _CHANGED):
+            self.response.content_length = int(answer.headers["Content-Length"])
+        await self._within_patience(partial(self.response.prepare, self.request))
+        return True
+
+    async def write(self, piece: Hidden[bytes]) -> None:
+        response = self.response
+        assert response is not None  # noqa: S101  # an answer begins before its body
+        await self._within_patience(lambda: response.write(piece.reveal()))
+
+    async def end(self, answer: Answer) -> Ending:
+        """Close the framing of a whole answer; where it isn't whole, the connection."""
+        response = self.response
+        assert response is not None  # noqa: S101  # as above
+        if answer.lost is None:
+            await self._within_patience(response.write_eof)
+        else:
+            self._hang_up()
+        return Ending(response, request_id_of(answer), answer.lost is not None, not self.gone)
+
+    async def _within_patience(self, send: Callable[[], Awaitable[Any]]) -> None:
+        if self.gone:
+            return
+        try:
+            async with asyncio.timeout(self.patience):
+                await send()
+        except (ConnectionError, TimeoutError):
+            self.gone = True
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if (transport := self.request.transport) is not None:
+            transport.close()
+
+
+class Upstream:
+    """Plaid, as the gateway reaches it.
+
+    Args:
+        session: its pool, open.
+        base_url: its address.
+        timeouts: of an attempt.
+        patience: seconds for which a caller may keep a piece of an answer waiting, and a call a connection.
+    """
+
+    def __init__(self, session: SessionManager, base_url: str, timeouts: Timeouts, patience: float) -> None:
+        self._session = session
+        self._base_url = base_url
+        self._timeouts = timeouts
+        self._patience = patience
+        self.in_flight = 0
+
+    async def forward(
+        self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, request: web.BaseRequest
+    ) -> Ending:
+        """Make one attempt, and pass its answer on.
+
+        Raises:
+            RefusedError: BUSY, UPSTREAM_UNREACHABLE, UPSTREAM_LOST, UPSTREAM_TIMEOUT.
+        """
+        slots = self._session.slots
+        try:
+            async with asyncio.timeout(self._patience):
+                await slots.acquire()
+        except TimeoutError:
+            raise RefusedError(refusals.BUSY) from None
+        self.in_flight += 1
+        try:
+            return await self._attempt(endpoint, body, signer, request)
+        finally:
+            self.in_flight -= 1
+            slots.release()
+
+    async def _attempt(
+        self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, request: web.BaseRequest
+    ) -> Ending:
+        downstream = _Downstream(request, self._patience)
+        problem: PlaidRelayError
+        try:
+            attempt = await self._signed(endpoint, body, signer, downstream)
+            answer = await send(self._session.get(), attempt)
+        except NotSentError as error:
+            problem, reason = error, refusals.UPSTREAM_UNREACHABLE
+        except ReadTimeoutError as error:
+            problem, reason = error, refusals.UPSTREAM_TIMEOUT
+        except ConnectionLostError as error:
+            problem, reason = error, refusals.UPSTREAM_LOST
+        else:
+            return await downstream.end(answer)
+        _log.warning("%s: %s", endpoint.path, problem.args[0])
+        raise RefusedError(reason)
+
+    async def _signed(
+        self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, downstream: _Downstream
+    ) -> Attempt:
+        total = self._timeouts.total
+        deadline = None if total is None else asyncio.get_running_loop().time() + total
+        signature = await signer.sign(deadline)
+        asked = downstream.request.headers
+        plain = PLAIN if endpoint.replay is Replay.CREATES else {}
+        read = self._timeouts.slow_read if endpoint.slow else self._timeouts.read
+        return Attempt(
+            url=self._base_url + endpoint.path,
+            headers={name: asked.get(name, ours) for name, ours in _UP.items()} | plain | signature.headers,
+            body=body,
+            # Nothing is repeated here, whatever it is: what a lost answer means, its caller has to say.
+            replay=Replay.HARMLESS,
+            timeout=http_timeout(self._timeouts.connect, read),
+            deadline=deadline,
+            most=MAX_RESPONSE_BYTES,
+            into=downstream,
+            broken_off=_untold,
+        )
+
+
+def _untold(_answer: Answer | None, _error: PlaidRelayError) -> None:
+    """An attempt ends so only when the gateway is cut off: its caller's connection is closed as well."""

@@ -1,0 +1,419 @@
+"""Who may call what: named keys, of which only a digest is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import Attribute, field, fields_dict, frozen
+
+from plaid_relay_async.codec import ENDPOINTS
+from plaid_relay_async.errors import ConfigurationError, sealed
+from plaid_relay_async.limits import RateLimit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KNOWN: Final[tuple[str, ...]] = tuple(endpoint.path for endpoint in ENDPOINTS)
+"""The paths of all operations that a gateway can serve."""
+RELAY: Final[tuple[str, ...]] = tuple(path for path in KNOWN if path.startswith("/credit/relay/"))
+"""Those of the relay alone."""
+
+# So that a key that got out is found by those who look for secrets.
+KEY_PREFIX: Final = "plaid-gateway-"
+_KEY_BYTES: Final = 32
+_VERSION: Final = 1
+
+# ------------------------------------------------------------------------------------------------ one key
+
+
+def _of_form(pattern: str, told: str) -> Any:
+    form = re.compile(pattern)
+
+    def check(_: object, attribute: Attribute[str], value: object) -> None:
+        if not isinstance(value, str) or not form.fullmatch(value):
+            raise ConfigurationError(f"{attribute.name} must be {told}")
+
+    return check
+
+
+def _several(what: str, values: Iterable[str]) -> frozenset[str]:
+    # A string would be taken for its letters.
+    names = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigurationError(f"{what} must be a collection of strings that isn't empty")
+    return frozenset(names)
+
+
+def _operations(paths: Iterable[str]) -> frozenset[str]:
+    return _several("operations", paths)
+
+
+def _partners(partners: Iterable[str] | None) -> frozenset[str] | None:
+    return None if partners is None else _several("partners", partners)
+
+
+def _known(_: object, __: object, paths: frozenset[str]) -> None:
+    if not paths <= set(KNOWN):
+        raise ConfigurationError("operations must be paths of Plaid's operations, such as " + RELAY[0])
+
+
+def _words(_: object, __: object, partners: frozenset[str] | None) -> None:
+    for partner in partners or ():
+        if not partner or " " in partner or not partner.isprintable():
+            raise ConfigurationError("partners must be without white space, and none may be empty")
+
+
+def _rate(_: object, attribute: Attribute[Any], value: object) -> None:
+    if value is not None and not isinstance(value, RateLimit):
+        raise ConfigurationError(f"{attribute.name} must be a RateLimit or None")
+
+
+def _utc(_: object, attribute: Attribute[Any], value: object) -> None:
+    if not isinstance(value, datetime) or value.utcoffset() != timedelta():
+        raise ConfigurationError(f"{attribute.name} must be a time in UTC, with its time zone")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+@frozen
+class Key:
+    """A caller of a gateway, and what its key is bound to. The key itself isn't in it.
+
+    Attributes:
+        name: of the caller, in the audit log and the metrics: letters, digits, `.`, `_` and `-`, at most 64.
+        digest: the key's SHA-256, in hex; it shows in no repr.
+        credentials: the name of the set of Plaid's credentials that its calls are made with: small letters
+            and digits, in words that are joined by `-`.
+        operations: the paths that it may call.
+        partners: the `secondary_client_id`s that its creations may name; `None` is all.
+        rate: so many calls in so many seconds, over all its operations; `None` is no limit.
+        created: when, in UTC.
+
+    Raises:
+        ConfigurationError: one of them isn't of that form.
+    """
+
+    name: str = field(
+        validator=_of_form("[A-Za-z0-9._-]{1,64}", "1 to 64 letters of ASCII, digits, '.', '_' or '-'")
+    )
+    digest: str = field(repr=False, validator=_of_form("[0-9a-f]{64}", "a SHA-256 in hex"))
+    credentials: str = field(
+        default="default",
+        validator=_of_form(
+            "(?=.{1,64}$)[a-z0-9]+(-[a-z0-9]+)*",
+            "the name of a set: at most 64 small letters and digits, in words joined by '-'",
+        ),
+    )
+    operations: frozenset[str] = field(default=frozenset(RELAY), converter=_operations, validator=_known)
+    partners: frozenset[str] | None = field(default=None, converter=_partners, validator=_words)
+    rate: RateLimit | None = field(default=None, validator=_rate)
+    created: datetime = field(factory=_now, validator=_utc)
+
+
+@sealed
+def new_key(
+    name: str,
+    *,
+    credentials: str = "default",
+    operations: Iterable[str] = RELAY,
+    partners: Iterable[str] | None = None,
+    rate: RateLimit | None = None,
+) -> tuple[Key, str]:
+    """Make a key of 256 random bits.
+
+    Args:
+        name: of who calls with it.
+        credentials: the name of the set of Plaid's credentials that it stands for.
+        operations: the paths that it is good for.
+        partners: the `secondary_client_id`s that its creations may name; `None` is all.
+        rate: over all its operations.
+
+    Returns:
+        Its record, and the key itself, which nobody can be told a second time.
+
+    Raises:
+        ConfigurationError: an argument is wrong, by name.
+    """
+    key = KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
+    record = Key(
+        name=name,
+        digest=_digest(key),
+        credentials=credentials,
+        operations=operations,
+        partners=partners,
+        rate=rate,
+    )
+    return record, key
+
+
+def find_key(keys: Iterable[Key], presented: str) -> Key | None:
+    """Give the record of a key, in a time that tells nothing of how much of it is right.
+
+    Args:
+        keys: all that there are; each is compared, whichever fits.
+        presented: what a caller says is its key, whatever that holds.
+    """
+    digest, found = _digest(presented), None
+    for key in keys:
+        if hmac.compare_digest(key.digest, digest):
+            found = key
+    return found
+
+
+def _digest(key: str) -> str:
+    # Not salted and not slow, for there is no dictionary of 256 random bits. What a header or JSON holds
+    # may be half a character, which only this way has bytes.
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------- a file of them
+
+
+class KeyFile:
+    """Keys in a file of one's own: JSON, 0600.
+
+    Args:
+        path: of the file; it and its folder need not be there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"<KeyFile {self.path}>"
+
+    def read(self) -> tuple[Key, ...]:
+        """Give all keys, in the order in which they were added; none where there is no file.
+
+        Raises:
+            ConfigurationError: others may read or write the file, it belongs to another user, or it doesn't
+                hold what it should; the file and the field are named.
+        """
+        try:
+            text = _read_private(self.path)
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            problem = f"can't be read: {error.strerror}"
+        else:
+            return self._parsed(text)
+        raise ConfigurationError(f"{self.path} {problem}")
+
+    def stamp(self) -> object:
+        """Give something that stays equal for as long as the file is the same; `None` where there is none."""
+        try:
+            now = self.path.stat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return error.errno
+        return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_mode, now.st_uid
+
+    @sealed
+    def add(
+        self,
+        name: str,
+        *,
+        credentials: str = "default",
+        operations: Iterable[str] = RELAY,
+        partners: Iterable[str] | None = None,
+        rate: RateLimit | None = None,
+    ) -> str:
+        """Make a key, and keep its record; the arguments are those of `new_key`.
+
+        Returns:
+            The key itself, which nobody can be told a second time.
+
+        Raises:
+            ConfigurationError: the name is taken, an argument is wrong, or the file can't be used.
+        """
+        with self._locked():
+            there = self.read()
+            record, key = new_key(
+                name, credentials=credentials, operations=operations, partners=partners, rate=rate
+            )
+            if any(other.name == name for other in there):
+                raise ConfigurationError(f"the name {name} is taken: revoke that key, or take another name")
+            self._write((*there, record))
+        return key
+
+    def revoke(self, name: str) -> None:
+        """Take a key away.
+
+        Raises:
+            ConfigurationError: there is none of that name, or the file can't be used.
+        """
+        with self._locked():
+            there = self.read()
+            left = tuple(key for key in there if key.name != name)
+            if len(left) == len(there):
+                raise ConfigurationError(f"there is no key of that name in {self.path}")
+            self._write(left)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep others from writing meanwhile."""
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                stack.enter_context(_lock(self.path.with_name(f".{self.path.name}.lock")))
+                problem = None
+            except OSError as error:
+                problem = error.strerror
+            if problem is not None:
+                raise ConfigurationError(f"{self.path} can't be written: {problem}")
+            yield
+
+    def _write(self, keys: tuple[Key, ...]) -> None:
+        whole = json.dumps({"version": _VERSION, "keys": [_as_json(key) for key in keys]}, indent=2)
+        try:
+            _replace(self.path, f"{whole}\n")
+        except OSError as error:
+            problem = error.strerror
+        else:
+            return
+        # Not inside of `except`: the chain would lead to the frame of `add`, which holds the key.
+        raise ConfigurationError(f"{self.path} can't be written: {problem}")
+
+    def _parsed(self, text: str) -> tuple[Key, ...]:
+        try:
+            whole = json.loads(text)
+        except (ValueError, RecursionError):
+            whole = None
+        if not isinstance(whole, dict) or set(whole) != {"version", "keys"}:
+            raise ConfigurationError(f"{self.path} isn't a file of keys: JSON with `version` and `keys`")
+        if whole["version"] != _VERSION:
+            raise ConfigurationError(
+                f"{self.path}: $.version must be {_VERSION}; a newer release may read it"
+            )
+        if not isinstance(whole["keys"], list):
+            raise ConfigurationError(f"{self.path}: $.keys must be a list")
+        keys = tuple(self._key(number, entry) for number, entry in enumerate(whole["keys"]))
+        for what in ("name", "digest"):
+            if len({getattr(key, what) for key in keys}) < len(keys):
+                raise ConfigurationError(f"{self.path}: $.keys has the same {what} twice")
+        return keys
+
+    def _key(self, number: int, entry: object) -> Key:
+        try:
+            return _from_json(entry)
+        except ConfigurationError as error:
+            problem = error.args[0]
+        raise ConfigurationError(f"{self.path}: $.keys[{number}]: {problem}")
+
+
+def _as_json(key: Key) -> dict[str, Any]:
+    return {
+        "name": key.name,
+        "digest": key.digest,
+        "credentials": key.credentials,
+        "operations": [path for path in KNOWN if path in key.operations],
+        "partners": None if key.partners is None else sorted(key.partners),
+        "rate": None if key.rate is None else {"count": key.rate.count, "per": key.rate.per},
+        "created": key.created.isoformat().replace("+00:00", "Z"),
+    }
+
+
+def _from_json(entry: object) -> Key:
+    # Each field has to be there: one that was lost must not give a key more than it had.
+    values = _fields_of(entry, Key, "a key")
+    if values["rate"] is not None:
+        values["rate"] = RateLimit(**_fields_of(values["rate"], RateLimit, "rate"))
+    try:
+        values["created"] = datetime.fromisoformat(values["created"])
+    except (TypeError, ValueError):
+        values["created"] = None
+    return Key(**values)
+
+
+def _fields_of(entry: object, cls: type, what: str) -> dict[str, Any]:
+    names = list(fields_dict(cls))
+    if not isinstance(entry, dict) or set(entry) != {*names}:
+        raise ConfigurationError(f"{what} must have the fields {', '.join(names)}, and no other")
+    return dict(entry)
+
+
+# ------------------------------------------------------------------------------------------ private files
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _read_private(path: Path) -> str:
+    """Give what a file holds that belongs to this user alone.
+
+    Raises:
+        ConfigurationError: others may have to do with it, or it is no file.
+        OSError: it can't be read.
+    """
+    # A pipe in its place would be waited for.
+    unwaiting = getattr(os, "O_NONBLOCK", 0)
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | unwaiting)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ConfigurationError(f"{path} isn't a regular file")
+        _check_owner(path, found)
+        return file.read().decode(errors="replace")
+
+
+def _check_owner(path: Path, found: os.stat_result) -> None:
+    if os.name != "posix":  # pragma: no cover  # where others are kept out by other means
+        return
+    if found.st_uid != os.geteuid():
+        raise ConfigurationError(f"{path} must belong to the user who runs this")
+    if found.st_mode & 0o077:
+        raise ConfigurationError(f"{path} must be nobody else's to read or write: chmod 600 {path}")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that there is always the old one or the new one, whole."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        # Path.open takes no opener, and the file must be private from its first moment.
+        with open(part, "x", encoding="utf-8", opener=_private) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _keep_the_name(path.parent)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    # A file of its own: the one that it is for gets another in its place.
+    with open(path, "a", opener=_private) as file:
+        try:
+            import fcntl
+        except ModuleNotFoundError:  # pragma: no cover  # where there are no such locks
+            pass
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _keep_the_name(folder: Path) -> None:
+    """Have the renaming itself on the disk."""
+    if os.name != "posix":  # pragma: no cover  # where a folder can't be opened
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

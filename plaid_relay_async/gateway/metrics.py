@@ -1,0 +1,62 @@
+"""Counts for Prometheus, by prometheus_client; they come with the extra `gateway`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from plaid_relay_async.errors import ConfigurationError
+
+try:
+    import prometheus_client
+except ModuleNotFoundError:  # it comes with the extra
+    prometheus_client = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from plaid_relay_async.gateway.audit import Entry
+
+
+class Metrics:
+    """What one gateway counts.
+
+    Args:
+        in_flight: gives how many calls are under way to Plaid.
+        connections: gives how many connections callers hold.
+
+    Raises:
+        ConfigurationError: the extra `gateway` isn't installed.
+    """
+
+    def __init__(self, in_flight: Callable[[], float], connections: Callable[[], float]) -> None:
+        if prometheus_client is None:
+            raise ConfigurationError("metrics need the extra: pip install 'plaid_relay_async[gateway]'")
+        self._registry = registry = prometheus_client.CollectorRegistry()
+        self._calls = prometheus_client.Counter(
+            "plaid_gateway_calls",
+            "Calls by their end.",
+            ("caller", "operation", "status", "error_code"),
+            registry=registry,
+        )
+        self._seconds = prometheus_client.Histogram(
+            "plaid_gateway_seconds",
+            "How long calls took.",
+            ("operation",),
+            buckets=(0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+            registry=registry,
+        )
+        for name, text, count in (
+            ("plaid_gateway_upstream_in_flight", "Calls under way to Plaid.", in_flight),
+            ("plaid_gateway_connections", "Connections that callers hold.", connections),
+        ):
+            prometheus_client.Gauge(name, text, registry=registry).set_function(count)
+
+    def count(self, entry: Entry) -> None:
+        """Count a call that has ended."""
+        operation = entry.operation or ""
+        self._calls.labels(entry.caller or "", operation, entry.status or "", entry.error_code or "").inc()
+        self._seconds.labels(operation).observe(entry.seconds)
+
+    def page(self) -> bytes:
+        """Give all as Prometheus reads it."""
+        return prometheus_client.generate_latest(self._registry)

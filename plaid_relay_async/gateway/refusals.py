@@ -1,0 +1,192 @@
+"""The gateway's own answers, in the form of Plaid's errors, so that any client of Plaid's can read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+from aiohttp import web
+from attrs import frozen
+
+ERROR_TYPE: Final = "GATEWAY_ERROR"
+# What comes from Plaid may hold a token, and what comes from here tells who may do what.
+NO_STORE: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "plaid-relay"}
+
+
+@frozen
+class Reason:
+    """Why the gateway answers by itself.
+
+    Attributes:
+        status: of HTTP. A 4xx says that nothing was sent to Plaid.
+        code: in the place of Plaid's `error_code`.
+        message: what happened.
+        action: the way out.
+        headers: that go with it.
+    """
+
+    status: int
+    code: str
+    message: str
+    action: str
+    headers: Mapping[str, str] = {}
+
+
+UNAUTHORIZED_KEY: Final = Reason(
+    401,
+    "UNAUTHORIZED_KEY",
+    "the request has no key of this gateway that is known",
+    "Send a key that `plaid-relay gateway keys add` gave: as `Authorization: Bearer`, or as Plaid's secret.",
+    {"WWW-Authenticate": "Bearer"},
+)
+UNAUTHORIZED_OPERATION: Final = Reason(
+    403,
+    "UNAUTHORIZED_OPERATION",
+    "this key, or this gateway as a whole, isn't for this operation",
+    "Ask whoever runs the gateway for a key with that operation.",
+)
+PARTNER_NOT_ALLOWED: Final = Reason(
+    403,
+    "PARTNER_NOT_ALLOWED",
+    "this key isn't for this secondary_client_id",
+    "Ask whoever runs the gateway for a key with that partner.",
+)
+UNAUTHORIZED_CREDENTIALS: Final = Reason(
+    403,
+    "UNAUTHORIZED_CREDENTIALS",
+    "the gateway lacks the Plaid credentials that this key is bound to",
+    "Ask whoever runs the gateway to give it that set of credentials.",
+)
+HOST_NOT_ALLOWED: Final = Reason(
+    421,
+    "HOST_NOT_ALLOWED",
+    "the Host header names no host that this gateway answers to",
+    "Call it by its own name, or start it with `--name` for that one.",
+)
+ORIGIN_NOT_ALLOWED: Final = Reason(
+    403,
+    "ORIGIN_NOT_ALLOWED",
+    "a page of another origin made this request",
+    "Call the gateway from a server, or from its own page.",
+)
+NOT_FOUND: Final = Reason(
+    404,
+    "NOT_FOUND",
+    "there is no such operation",
+    "Check the path: it is Plaid's, such as /credit/relay/create, without a query.",
+)
+METHOD_NOT_ALLOWED: Final = Reason(
+    405, "METHOD_NOT_ALLOWED", "operations are called by POST", "Use POST.", {"Allow": "POST"}
+)
+INVALID_HTTP: Final = Reason(
+    400, "INVALID_HTTP", "the request isn't well-formed HTTP", "Send it by a client that speaks HTTP/1.1."
+)
+INVALID_HEADERS: Final = Reason(
+    400, "INVALID_HEADERS", "a header that may come once came twice", "Send it once."
+)
+INVALID_BODY: Final = Reason(
+    400,
+    "INVALID_BODY",
+    "the body isn't a JSON object in UTF-8 in which each name comes once",
+    "Send one, with plain numbers.",
+)
+UNSUPPORTED_MEDIA_TYPE: Final = Reason(
+    415,
+    "UNSUPPORTED_MEDIA_TYPE",
+    "the body must be plain JSON",
+    "Send `Content-Type: application/json`, and no Content-Encoding.",
+)
+BODY_TOO_LARGE: Final = Reason(
+    413, "BODY_TOO_LARGE", "the body has more than 1 MiB", "Send less: Plaid's operations need little."
+)
+BODY_TIMEOUT: Final = Reason(
+    408, "BODY_TIMEOUT", "the body didn't arrive in time", "Send it at once, with its Content-Length."
+)
+RATE_LIMIT: Final = Reason(
+    429, "RATE_LIMIT", "this key's rate is used up", "Wait as long as Retry-After says."
+)
+BUSY: Final = Reason(
+    429,
+    "BUSY",
+    "the gateway has as many calls under way as it may",
+    "Wait as long as Retry-After says.",
+    {"Retry-After": "1"},
+)
+INTERNAL_ERROR: Final = Reason(
+    500,
+    "INTERNAL_ERROR",
+    "the gateway met a bug of its own, and can't tell whether Plaid was reached",
+    "Treat what makes something as unknown, and look into the gateway's log.",
+)
+UPSTREAM_UNREACHABLE: Final = Reason(
+    503,
+    "UPSTREAM_UNREACHABLE",
+    "the gateway could send nothing to Plaid",
+    "Nothing was carried out, so it is safe to try again.",
+)
+UPSTREAM_LOST: Final = Reason(
+    502,
+    "UPSTREAM_LOST",
+    "the gateway sent the request to Plaid, and no answer came back",
+    "It may have been carried out: repeat what only reads, and treat what makes something as unknown.",
+)
+UPSTREAM_TIMEOUT: Final = Reason(
+    504,
+    "UPSTREAM_TIMEOUT",
+    "the gateway sent the request to Plaid, and no answer came in time",
+    "It may have been carried out: repeat what only reads, and treat what makes something as unknown.",
+)
+
+REASONS: Final[tuple[Reason, ...]] = (
+    UNAUTHORIZED_KEY,
+    UNAUTHORIZED_OPERATION,
+    PARTNER_NOT_ALLOWED,
+    UNAUTHORIZED_CREDENTIALS,
+    HOST_NOT_ALLOWED,
+    ORIGIN_NOT_ALLOWED,
+    NOT_FOUND,
+    METHOD_NOT_ALLOWED,
+    INVALID_HTTP,
+    INVALID_HEADERS,
+    INVALID_BODY,
+    UNSUPPORTED_MEDIA_TYPE,
+    BODY_TOO_LARGE,
+    BODY_TIMEOUT,
+    RATE_LIMIT,
+    BUSY,
+    INTERNAL_ERROR,
+    UPSTREAM_UNREACHABLE,
+    UPSTREAM_LOST,
+    UPSTREAM_TIMEOUT,
+)
+
+
+class RefusedError(Exception):
+    """Ends a request with an answer of the gateway's own."""
+
+    def __init__(
+        self, reason: Reason, *, headers: Mapping[str, str] | None = None, ends: bool = False
+    ) -> None:
+        super().__init__(reason.code)
+        self.reason = reason
+        self.headers = headers or {}
+        self.ends = ends  # the connection as well: the rest of the request isn't worth waiting for
+
+
+def answer_of(reason: Reason, request_id: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Give the reason as an answer."""
+    told = {
+        "error_type": ERROR_TYPE,
+        "error_code": reason.code,
+        "error_message": reason.message,
+        "display_message": None,
+        "request_id": request_id,
+        "suggested_action": reason.action,
+    }
+    return web.Response(
+        status=reason.status,
+        body=json.dumps(told).encode(),
+        content_type="application/json",
+        headers={**NO_STORE, **reason.headers, **(headers or {})},
+    )

@@ -1,0 +1,408 @@
+"""The gateway: a reverse proxy that lets callers use Plaid's credentials without holding them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+from typing import TYPE_CHECKING, Any, Self
+
+from aiohttp import web
+
+from plaid_relay_async.config import (
+    CredentialsSource,
+    Environment,
+    Timeouts,
+    __version__,
+    check_base_url,
+    check_count,
+    check_type,
+    is_loopback,
+    resolve_identity,
+)
+from plaid_relay_async.errors import ConfigurationError, Hidden
+from plaid_relay_async.gateway import admission, pages, refusals
+from plaid_relay_async.gateway.audit import Entry
+from plaid_relay_async.gateway.connections import Listener, request_id, serve
+from plaid_relay_async.gateway.forward import Upstream
+from plaid_relay_async.gateway.keys import KNOWN, RELAY, Key, KeyFile
+from plaid_relay_async.gateway.metrics import Metrics
+from plaid_relay_async.gateway.refusals import RefusedError
+from plaid_relay_async.limits import InProcessLimiter, RateLimit
+from plaid_relay_async.session import SessionManager
+from plaid_relay_async.transport import Signer
+
+if TYPE_CHECKING:
+    import ssl as tls
+    from collections.abc import Iterable, Mapping
+    from types import TracebackType
+
+    from plaid_relay_async.codec import Endpoint
+
+_log = logging.getLogger(__name__)
+
+_LARGEST_BODY = 1024 * 1024
+_LOOK_AGAIN = 0.5  # seconds between two looks at the file of keys
+
+
+class Gateway:
+    """Forwards Plaid's operations, one attempt for one request, with credentials that its callers don't see.
+
+    Use it as an async context manager, or call `start` and `close`. It logs each call to
+    `plaid_relay_async.gateway.audit`, as a line of JSON.
+
+    Args:
+        keys: who may call. A file is read anew within a second of a change; while it can't be used, nobody
+            may.
+        upstream: the base URL of Plaid's API; the sandbox's unless told.
+        credentials: Plaid's, by the names that keys are bound to; PLAID_CLIENT_ID and PLAID_SECRET of the
+            environment as `default` unless told.
+        operations: paths that it serves; a key's own are narrowed to these.
+        host: the address to listen on.
+        port: to listen on; 0 takes a free one.
+        names: of hosts that it answers to, beside `host` and loopback's.
+        ssl: the context with its certificate.
+        plain_http: whether it may do without on another address than loopback's, behind a proxy that has one.
+        console: whether it serves the page on which operations can be tried.
+        metrics_port: for Prometheus, on 127.0.0.1; 0 takes a free one.
+        connections: of callers, at once. If there are more, the one goes that has been idle for longest.
+        upstream_connections: to Plaid.
+        upstream_ssl: a context with one's own CA bundle.
+        timeouts: of an attempt at Plaid.
+        patience: seconds for a caller to send its request, and to take each piece of an answer.
+        drain: seconds that calls in flight are given when it closes.
+
+    Raises:
+        ConfigurationError: an argument makes no sense, or isn't safe.
+    """
+
+    def __init__(
+        self,
+        keys: KeyFile | Iterable[Key],
+        *,
+        upstream: str | None = None,
+        credentials: Mapping[str, CredentialsSource] | None = None,
+        operations: Iterable[str] = RELAY,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        names: Iterable[str] = (),
+        ssl: tls.SSLContext | None = None,
+        plain_http: bool = False,
+        console: bool = True,
+        metrics_port: int | None = None,
+        connections: int = 500,
+        upstream_connections: int = 100,
+        upstream_ssl: tls.SSLContext | None = None,
+        timeouts: Timeouts | None = None,
+        patience: float = 10.0,
+        drain: float = 30.0,
+    ) -> None:
+        check_count("connections", connections)
+        timeouts = timeouts or Timeouts()
+        _check_seconds(patience=patience, drain=drain)
+        if ssl is None and not plain_http and not is_loopback(host):
+            raise ConfigurationError(
+                f"keys and reports would go over plain http on {host}: pass ssl, or plain_http=True behind a "
+                "proxy that ends TLS"
+            )
+        self._callers = _Callers(keys)
+        self._upstream_url = check_base_url(upstream or Environment.SANDBOX.base_url, name="upstream")
+        self._signers = _signers(credentials)
+        self._operations = _checked(operations)
+        self._address = (host, port)
+        self._names = frozenset(name.lower() for name in (host, *names))
+        self._ssl = ssl
+        self._console = console
+        self._metrics_port = metrics_port
+        self._connections = connections
+        self._session = SessionManager(connections=upstream_connections, idle=timeouts.idle, ssl=upstream_ssl)
+        self._upstream = Upstream(self._session, self._upstream_url, timeouts, patience)
+        self._patience = patience
+        self._drain = drain
+        self._pages: dict[str, pages.Page] = {}
+        self._listener: Listener | None = None
+        self._metrics: Metrics | None = None
+        if metrics_port is not None:
+            self._metrics = Metrics(lambda: self._upstream.in_flight, lambda: len(self._listener or ()))
+        self._ports: list[int] = []
+        self._open = contextlib.AsyncExitStack()
+
+    def __repr__(self) -> str:
+        return f"<Gateway to {self._upstream_url}>"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            RuntimeError: it has been started before.
+            ConfigurationError: the file of keys can't be used, or the extra for metrics isn't installed.
+            OSError: the address can't be had.
+        """
+        if self._listener is not None:
+            raise RuntimeError("this gateway was started before: make a new one")
+        await self._callers.look()
+        self._callers.check()
+        async with contextlib.AsyncExitStack() as opening:
+            await self._session.open()
+            opening.push_async_callback(self._session.close)
+            self._listener = Listener(self._answer, most=self._connections, patience=self._patience)
+            if self._metrics_port is not None:
+                await self._serve_metrics(opening, self._metrics_port)
+            if self._console:
+                self._pages = await asyncio.to_thread(pages.load)
+                self._pages["/console/settings.json"] = pages.settings(self._settings())
+            runner, port = await serve(self._listener, *self._address, ssl_context=self._ssl)
+            opening.push_async_callback(runner.cleanup)
+            self._ports.insert(0, port)
+            watch = asyncio.create_task(self._callers.watch())
+            opening.callback(watch.cancel)
+            self._open = opening.pop_all()
+            self._open.push_async_callback(self._stop, runner)
+
+    async def _serve_metrics(self, opening: contextlib.AsyncExitStack, port: int) -> None:
+        runner, port = await serve(web.Server(self._answer_metrics, access_log=None), "127.0.0.1", port)
+        opening.push_async_callback(runner.cleanup)
+        self._ports.append(port)
+
+    async def _stop(self, runner: web.ServerRunner) -> None:
+        self._callers.trouble = "the gateway is closing"
+        for site in runner.sites:
+            await site.stop()
+        assert self._listener is not None  # noqa: S101  # it was started
+        await self._listener.drain(self._drain)
+
+    async def close(self) -> None:
+        """Take no more calls, let those in flight end, for `drain` seconds at most, and close."""
+        await self._open.aclose()
+
+    @property
+    def url(self) -> str:
+        """Where it listens, such as `http://127.0.0.1:8080`.
+
+        Raises:
+            RuntimeError: it doesn't yet.
+        """
+        return f"{'https' if self._ssl else 'http'}://{_bracketed(self._address[0])}:{self._port(0)}"
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where Prometheus finds its metrics, if anywhere.
+
+        Raises:
+            RuntimeError: it doesn't listen yet.
+        """
+        return None if self._metrics_port is None else f"http://127.0.0.1:{self._port(1)}/metrics"
+
+    def _port(self, which: int) -> int:
+        if not self._ports:
+            raise RuntimeError("this gateway isn't started: use `async with`, or await its start()")
+        return self._ports[which]
+
+    def _settings(self) -> bytes:
+        environment = next((e.value for e in Environment if e.base_url == self._upstream_url), None)
+        served = [path for path in KNOWN if path in self._operations]
+        return json.dumps({"environment": environment, "operations": served, "version": __version__}).encode()
+
+    # ------------------------------------------------------------------------------------ one request
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert self._listener is not None  # noqa: S101  # it was started
+        with self._listener.at_work(request.protocol):
+            if request.method in {"GET", "HEAD"} and (response := self._page(request)) is not None:
+                return response
+            entry = Entry()
+            try:
+                return await self._call(request, entry)
+            except Exception:
+                entry.status, entry.error_code = refusals.INTERNAL_ERROR.status, refusals.INTERNAL_ERROR.code
+                raise
+            finally:
+                entry.tell()
+                if self._metrics is not None:
+                    self._metrics.count(entry)
+
+    def _page(self, request: web.BaseRequest) -> web.Response | None:
+        if request.raw_path == "/healthz":
+            return web.Response(text="ok", headers=refusals.NO_STORE)
+        if request.raw_path == "/readyz":
+            ready = self._callers.trouble is None
+            text = "ready" if ready else "not ready"
+            return web.Response(text=text, status=200 if ready else 503, headers=refusals.NO_STORE)
+        page = self._pages.get(request.raw_path)
+        if page is None:
+            return None
+        try:
+            admission.check_host(request, self._names)
+        except RefusedError as refused:
+            return refusals.answer_of(refused.reason, request_id())
+        return web.Response(body=page.body, headers=page.headers)
+
+    async def _call(self, request: web.BaseRequest, entry: Entry) -> web.StreamResponse:
+        try:
+            return await self._forward(request, entry)
+        except RefusedError as error:
+            refused = error
+        entry.status, entry.error_code = refused.reason.status, refused.reason.code
+        entry.request_id, entry.delivered = request_id(), True
+        response = refusals.answer_of(refused.reason, entry.request_id, refused.headers)
+        if refused.ends:
+            response.force_close()
+        return response
+
+    async def _forward(self, request: web.BaseRequest, entry: Entry) -> web.StreamResponse:
+        admission.check_host(request, self._names)
+        endpoint = admission.endpoint_at(request.method, request.raw_path)
+        entry.operation = endpoint.path
+        admission.check_origin(request)
+        admission.check_form(request)
+        key, body = await self._admit(request, endpoint, entry)
+        signer = self._signers.get(key.credentials)
+        if signer is None:
+            raise RefusedError(refusals.UNAUTHORIZED_CREDENTIALS)
+        self._callers.take(key)
+        ended = await self._upstream.forward(endpoint, body, signer, request)
+        entry.status, entry.request_id, entry.delivered = (
+            ended.response.status,
+            ended.request_id,
+            ended.delivered,
+        )
+        if ended.lost:
+            entry.error_code = refusals.UPSTREAM_LOST.code
+        return ended.response
+
+    async def _admit(
+        self, request: web.BaseRequest, endpoint: Endpoint[Any, Any], entry: Entry
+    ) -> tuple[Key, Hidden[bytes]]:
+        presented = admission.key_in(request)
+        key = None
+        if presented is not None:  # so nobody's body is read who is refused by it
+            key = self._admitted(presented, endpoint, entry)
+        sent = admission.read(await self._body(request))
+        key = key or self._admitted(sent.key, endpoint, entry)
+        if endpoint.path == RELAY[0]:
+            entry.partner = sent.partner
+        admission.check_leave(key, endpoint, sent.partner)
+        return key, sent.body
+
+    def _admitted(self, presented: Hidden[str] | None, endpoint: Endpoint[Any, Any], entry: Entry) -> Key:
+        key = admission.caller_of(self._callers.keys, presented)
+        entry.caller = key.name
+        if endpoint.path not in self._operations:
+            raise RefusedError(refusals.UNAUTHORIZED_OPERATION)
+        return key
+
+    async def _body(self, request: web.BaseRequest) -> Hidden[bytes]:
+        too_large = RefusedError(refusals.BODY_TOO_LARGE, ends=True)
+        if (request.content_length or 0) > _LARGEST_BODY:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._patience):
+                while piece := Hidden(await request.content.readany()).reveal():
+                    body += piece
+                    if len(body) > _LARGEST_BODY:
+                        raise too_large
+        except TimeoutError:
+            raise RefusedError(refusals.BODY_TIMEOUT, ends=True) from None
+        except web.RequestPayloadError:
+            raise RefusedError(refusals.INVALID_HTTP, ends=True) from None
+        return Hidden(bytes(body))
+
+    async def _answer_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert self._metrics is not None  # noqa: S101  # it is served with them alone
+        try:
+            admission.check_host(request, ())
+        except RefusedError as refused:
+            return refusals.answer_of(refused.reason, request_id())
+        if request.raw_path != "/metrics":
+            return refusals.answer_of(refusals.NOT_FOUND, request_id())
+        return web.Response(body=self._metrics.page(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+
+class _Callers:
+    """The keys as they are now, and what is left of each one's rate."""
+
+    def __init__(self, keys: KeyFile | Iterable[Key]) -> None:
+        self._file = keys if isinstance(keys, KeyFile) else None
+        self.keys: tuple[Key, ...] = () if isinstance(keys, KeyFile) else tuple(keys)
+        for key in self.keys:
+            check_type("each of keys", key, Key)
+        self.trouble: str | None = None
+        self._stamp: object = None
+        self._rates: dict[tuple[str, RateLimit], InProcessLimiter] = {}
+
+    def check(self) -> None:
+        if self.trouble is not None:
+            raise ConfigurationError(self.trouble)
+
+    async def watch(self) -> None:
+        """Look at the file for as long as this runs; without, what is revoked would go on."""
+        try:
+            while True:
+                await asyncio.sleep(_LOOK_AGAIN)
+                await self.look()
+        finally:
+            self.keys, self.trouble = (), "the gateway is closing"
+
+    async def look(self) -> None:
+        """Read the file if it has changed."""
+        if self._file is None:
+            return
+        stamp = await asyncio.to_thread(self._file.stamp)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self.keys, self.trouble = await asyncio.to_thread(self._file.read), None
+        except ConfigurationError as error:
+            self.keys, self.trouble = (), str(error.args[0])
+            _log.error("nobody may call: %s", self.trouble)
+        else:
+            _log.info("%d keys", len(self.keys))
+
+    def take(self, key: Key) -> None:
+        """Count a call against the key's rate.
+
+        Raises:
+            RefusedError: RATE_LIMIT.
+        """
+        if key.rate is None:
+            return
+        limiter = self._rates.get((key.name, key.rate))
+        if limiter is None:
+            limiter = self._rates[key.name, key.rate] = InProcessLimiter({"/": key.rate}, slack=0.0)
+        if (wait := limiter.take("/")) > 0:
+            raise RefusedError(refusals.RATE_LIMIT, headers={"Retry-After": str(math.ceil(wait))})
+
+
+def _signers(credentials: Mapping[str, CredentialsSource] | None) -> dict[str, Signer]:
+    given = {"default": None} if credentials is None else credentials
+    return {name: Signer(resolve_identity(who, None), "headers") for name, who in given.items()}
+
+
+def _checked(operations: Iterable[str]) -> frozenset[str]:
+    served = frozenset(operations)
+    if unknown := served - set(KNOWN):
+        raise ConfigurationError(f"operations must be of {', '.join(KNOWN)}, not {min(unknown)!r}")
+    return served
+
+
+def _check_seconds(**given: object) -> None:
+    for name, value in given.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise ConfigurationError(f"{name} must be a number of seconds from 0, not {value!r}")
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

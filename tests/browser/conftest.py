@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,9 @@ from plaid_relay_async.limits import RateLimit
 from plaid_relay_async.simulator import Simulator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
-    from playwright.async_api import Browser, BrowserContext, Page
+    from playwright.async_api import Browser, Page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CREDENTIALS = {
@@ -63,7 +64,7 @@ class Console:
         plaid: what the gateway forwards to.
         gateway: whose page it is.
         keys: of the gateway's callers, by their names.
-        trouble: what the browser complained of, and requests to anywhere else.
+        trouble: what the browser complained of, and requests to anywhere else. It has to stay empty.
     """
 
     page: Page
@@ -71,7 +72,6 @@ class Console:
     gateway: Gateway
     keys: dict[str, str]
     trouble: list[str] = field(factory=list)
-    expected: list[str] = field(factory=list)
 
     async def open(self, caller: str | None = "owner", **secrets: str) -> Page:
         """Open the page, with a key and tokens in its address."""
@@ -158,6 +158,12 @@ async def console(browser: Browser, **options: Any) -> AsyncIterator[Console]:
         shown.watch()
         yield shown
         assert shown.trouble == []
+
+
+@pytest.fixture
+def consoles(browser: Browser) -> Callable[..., contextlib.AbstractAsyncContextManager[Console]]:
+    """Opens consoles; its options are the browser context's."""
+    return partial(console, browser)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

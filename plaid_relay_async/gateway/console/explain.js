@@ -111,7 +111,7 @@ export function explain(operation, reply) {
   const ending = endingOf(operation, reply);
   const code = reply.json?.error_code;
   const [meaning, way] = CODES[code] ?? ["", ""];
-  if (ending === "done") return { kind: "done", title: "Done", texts: reply.whole ? [] : [CUT] };
+  if (ending === "done") return { kind: "done", ...whatWasDone(operation, reply) };
   if (ending === "unknown") return unsure(operation, reply, meaning || whatCame(reply));
   if (reply.redirected) {
     return { kind: "refused", title: "Not carried out", texts: ["Plaid’s side answered with a redirect, which isn’t followed.", "Whoever runs the gateway has to check its upstream address."] };
@@ -133,6 +133,14 @@ export function explain(operation, reply) {
 function saidBy(reply) {
   const { error_type: type, error_message: message } = reply.json ?? {};
   return message && type !== "GATEWAY_ERROR" ? `Plaid says: “${message}”.` : "";
+}
+
+const DONE = { HARMLESS: "Read", IDEMPOTENT: "Removed", CREATES: "Made" };
+
+function whatWasDone(operation, reply) {
+  const texts = reply.whole ? [] : [CUT];
+  if (operation.replay === "CREATES" && operation.makes !== "webhook") texts.push("Its token is among those in hand, below.");
+  return { title: operation.makes === "webhook" ? "Sent" : DONE[operation.replay], texts };
 }
 
 const CUT = "The answer broke off, but the token had arrived: keep it. What else the answer said is lost.";

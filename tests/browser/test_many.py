@@ -26,10 +26,10 @@ async def ready(shown, text, caller="owner"):
     return page
 
 
-async def run(shown, timeout=60_000):
+async def run(shown):
     """Run to the end, and give what the page says of it."""
     await shown.page.locator("#many-run").click()
-    await shown.page.locator("#many-download:enabled").wait_for(timeout=timeout)
+    await shown.page.locator("#many-download:enabled").wait_for(timeout=60_000)
     return await shown.page.locator("#progress").inner_text()
 
 

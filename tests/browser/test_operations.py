@@ -59,6 +59,18 @@ def fields_of(record):
     return names
 
 
+async def test_the_tokens_are_those_of_the_answers(operations):
+    """An operation that makes something gives the token to it in the field that its answer's record hides."""
+    answers = {endpoint.path: endpoint.response for endpoint in ENDPOINTS}
+    for operation in operations:
+        told = fields_dict(answers[operation["path"]])
+        hidden = {name for name, each in told.items() if name.endswith("_token") and not each.repr}
+        assert hidden == {operation["gives"]} - {None} if "gives" in operation else not hidden, operation[
+            "path"
+        ]
+        assert ("makes" in operation) == (operation["replay"] == "CREATES")
+
+
 async def test_the_code_calls_methods_that_there_are(operations):
     """The client has each method of the page's code, and takes each input by the name or place it is given."""
     async with RelayClient(gateway_key="key", base_url="http://127.0.0.1:1") as client:

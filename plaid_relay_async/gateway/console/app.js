@@ -40,7 +40,9 @@ function prepareConnection() {
     mark();
   });
   byId("remember").checked = recallKey() !== null;
-  byId("remember").addEventListener("change", ({ target }) => (target.checked ? keepKey(state.key) : forgetKey()));
+  byId("remember").addEventListener("change", ({ target }) =>
+    target.checked ? keepKey(state.key) : forgetKey(),
+  );
   prepareAddress();
 }
 
@@ -64,7 +66,8 @@ export function marked(field, line, problem, name) {
 }
 
 function prepareNavigation() {
-  const entry = (path, title) => h("button", { type: "button", "data-path": path, onclick: () => show(path) }, title);
+  const entry = (path, title) =>
+    h("button", { type: "button", "data-path": path, onclick: () => show(path) }, title);
   const groups = new Map();
   for (const { group, path, title } of state.served) {
     if (!groups.has(group)) {
@@ -102,7 +105,12 @@ function bring() {
 async function start() {
   const kept = recall(OPERATIONS);
   const language = LANGUAGES.some(({ name }) => name === kept.language) ? kept.language : "python";
-  Object.assign(state, { key: recallKey() ?? "", address: kept.address ?? "", inputs: kept.inputs, language });
+  Object.assign(state, {
+    key: recallKey() ?? "",
+    address: kept.address ?? "",
+    inputs: kept.inputs,
+    language,
+  });
   bring();
   prepareConnection();
   const { environment, operations, version } = await settings();
@@ -118,7 +126,9 @@ async function start() {
     byId("start").textContent = "This gateway serves no operation that this page knows.";
     return;
   }
-  const known = state.served.includes(operationOf(kept.path)) || (kept.path === "many" && operations.includes("/credit/relay/create"));
+  const known =
+    state.served.includes(operationOf(kept.path)) ||
+    (kept.path === "many" && operations.includes("/credit/relay/create"));
   show(known ? kept.path : state.served[0].path);
 }
 

@@ -10,7 +10,16 @@ const LONGEST_PAUSE = 300; // seconds, all pauses without one success between
 /** One partner, and what became of it: waiting, in flight, created, failed, unknown, not_attempted. */
 class Row {
   constructor({ line, partner, webhook }) {
-    Object.assign(this, { line, partner, webhook, outcome: "waiting", relayToken: null, requestId: null, errorCode: null, attempts: 0 });
+    Object.assign(this, {
+      line,
+      partner,
+      webhook,
+      outcome: "waiting",
+      relayToken: null,
+      requestId: null,
+      errorCode: null,
+      attempts: 0,
+    });
   }
 }
 
@@ -22,7 +31,14 @@ export class Run {
    */
   constructor(partners, settings, changed) {
     this.rows = partners.map((partner) => new Row(partner));
-    this.counts = { created: 0, failed: 0, unknown: 0, not_attempted: 0, waiting: this.rows.length, "in flight": 0 };
+    this.counts = {
+      created: 0,
+      failed: 0,
+      unknown: 0,
+      not_attempted: 0,
+      waiting: this.rows.length,
+      "in flight": 0,
+    };
     this.stopping = false;
     this.stoppedBy = null; // why, if it wasn't asked for
     this.pausedUntil = 0; // by performance.now()
@@ -71,7 +87,11 @@ export class Run {
   async create(row) {
     const { key, reportToken, webhook } = this.settings;
     const told = row.webhook ?? webhook;
-    const body = { report_tokens: [reportToken], secondary_client_id: row.partner, ...(told ? { webhook: told } : {}) };
+    const body = {
+      report_tokens: [reportToken],
+      secondary_client_id: row.partner,
+      ...(told ? { webhook: told } : {}),
+    };
     while (await this.clear()) {
       row.attempts += 1;
       this.settle(row, "in flight");
@@ -85,7 +105,10 @@ export class Run {
   // A gateway that has gone would make an unknown of every row that is left.
   async goOnAfter(reply) {
     if (reply.status !== null || this.stopping) return;
-    const alive = await fetch("/healthz", { cache: "no-store" }).then(({ ok }) => ok, () => false);
+    const alive = await fetch("/healthz", { cache: "no-store" }).then(
+      ({ ok }) => ok,
+      () => false,
+    );
     if (!alive) this.stop("the gateway doesn’t answer any more");
   }
 
@@ -119,7 +142,8 @@ export class Run {
       this.paused += (until - Math.max(this.pausedUntil, performance.now())) / 1000;
       this.pausedUntil = until;
     }
-    if (this.paused > LONGEST_PAUSE) this.stop(`${row.errorCode}: the pauses that are asked for are too long`);
+    if (this.paused > LONGEST_PAUSE)
+      this.stop(`${row.errorCode}: the pauses that are asked for are too long`);
     return false;
   }
 
@@ -139,9 +163,13 @@ function codeOf(reply) {
 function sleep(milliseconds, signal) {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, milliseconds);
-    signal.addEventListener("abort", () => {
-      clearTimeout(timer);
-      resolve();
-    }, { once: true });
+    signal.addEventListener(
+      "abort",
+      () => {
+        clearTimeout(timer);
+        resolve();
+      },
+      { once: true },
+    );
   });
 }

@@ -9,7 +9,13 @@ const TOKEN = new RegExp(`"(${NAMES.join("|")})"\\s*:\\s*"([^"\\\\]+)"`, "g");
  */
 export async function send(path, body, key, signal) {
   const begun = performance.now();
-  const reply = { status: null, headers: new Headers(), bytes: new Uint8Array(), whole: false, redirected: false };
+  const reply = {
+    status: null,
+    headers: new Headers(),
+    bytes: new Uint8Array(),
+    whole: false,
+    redirected: false,
+  };
   try {
     const response = await fetch(path, {
       method: "POST",
@@ -35,7 +41,7 @@ export async function send(path, body, key, signal) {
 async function readInto(reply, response) {
   const pieces = [];
   try {
-    for (const reader = response.body?.getReader(); reader; ) {
+    for (const reader = response.body?.getReader(); reader;) {
       const { done, value } = await reader.read();
       if (done) break;
       pieces.push(value);
@@ -65,7 +71,8 @@ export const requestIdOf = (reply) =>
 /** The tokens in an answer by name, also in one that broke off. */
 export function tokensIn(reply) {
   const found = Object.fromEntries([...reply.text.matchAll(TOKEN)].map(([, name, value]) => [name, value]));
-  for (const name of NAMES) if (reply.json?.[name] && typeof reply.json[name] === "string") found[name] = reply.json[name];
+  for (const name of NAMES)
+    if (reply.json?.[name] && typeof reply.json[name] === "string") found[name] = reply.json[name];
   return found;
 }
 

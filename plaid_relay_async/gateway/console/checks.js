@@ -28,7 +28,11 @@ function days(value, input) {
 }
 
 /** The lines of a list, without blank ones. */
-export const linesOf = (value) => value.split(/\r?\n/).map((line) => line.trim()).filter(Boolean);
+export const linesOf = (value) =>
+  value
+    .split(/\r?\n/)
+    .map((line) => line.trim())
+    .filter(Boolean);
 
 function words(value, input) {
   const given = linesOf(value);
@@ -45,7 +49,8 @@ const CHECKS = {
   words,
   tokens: words,
   // Python counts characters, JavaScript counts halves of some.
-  text: (value, input) => ([...value].length > (input.most ?? Infinity) ? `has more than ${input.most} characters` : null),
+  text: (value, input) =>
+    [...value].length > (input.most ?? Infinity) ? `has more than ${input.most} characters` : null,
   choice: (value, input) => (input.choices.includes(value) ? null : "is none of the choices"),
   flag: () => null,
 };

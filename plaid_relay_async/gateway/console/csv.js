@@ -15,7 +15,8 @@ export function parse(text) {
   cell.lastIndex = text.startsWith("\ufeff") ? 1 : 0;
   while (cell.lastIndex < text.length || cells.length) {
     const found = cell.exec(text);
-    if (!found) return { rows, problem: { line, text: "isn’t CSV: a quote stands where none may, or isn’t closed" } };
+    if (!found)
+      return { rows, problem: { line, text: "isn’t CSV: a quote stands where none may, or isn’t closed" } };
     const [whole, raw, end] = found;
     cells.push((raw.startsWith('"') ? raw.slice(1, -1).replaceAll('""', '"') : raw).trim());
     line += whole.match(/\r\n|\n|\r/g)?.length ?? 0;
@@ -30,7 +31,8 @@ export function parse(text) {
 
 const KEY = "secondary_client_id";
 const COLUMNS = [KEY, "webhook"];
-const NEARLY = /^(client|client_id|id|name|partner|partner_id|partners|secondary_client|secondary_client_ids?)$/i;
+const NEARLY =
+  /^(client|client_id|id|name|partner|partner_id|partners|secondary_client|secondary_client_ids?)$/i;
 
 /**
  * The partners of a list: with a header, or an id a line.
@@ -83,7 +85,14 @@ export const OUTCOME_COLUMNS = ["outcome", KEY, "relay_token", "request_id", "er
 /** Outcomes as `plaid-relay bulk` writes them; a relay token is never changed. */
 export function outcomesCsv(rows) {
   const lines = rows.map((row) =>
-    [row.outcome, guarded(row.partner), row.relayToken ?? "", guarded(row.requestId ?? ""), guarded(row.errorCode ?? ""), String(row.attempts)]
+    [
+      row.outcome,
+      guarded(row.partner),
+      row.relayToken ?? "",
+      guarded(row.requestId ?? ""),
+      guarded(row.errorCode ?? ""),
+      String(row.attempts),
+    ]
       .map(quoted)
       .join(","),
   );

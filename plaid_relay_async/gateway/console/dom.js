@@ -46,11 +46,13 @@ export function download(content, name, type) {
 export function ask(title, text, go) {
   return new Promise((resolve) => {
     const dialog = h(
-      "dialog", { "aria-labelledby": "ask-title", "aria-describedby": "ask-text" },
+      "dialog",
+      { "aria-labelledby": "ask-title", "aria-describedby": "ask-text" },
       h("h2", { id: "ask-title" }, title),
       h("p", { id: "ask-text" }, text),
       h(
-        "form", { method: "dialog", class: "row" },
+        "form",
+        { method: "dialog", class: "row" },
         h("button", { value: "no", class: "primary", autofocus: true }, "Don’t"),
         h("button", { value: "go", class: "danger" }, go),
       ),
@@ -71,7 +73,11 @@ export function secretField(attributes, label, lines = 0) {
   const field = lines
     ? h("textarea", { ...quiet, rows: lines, class: "masked", ...attributes })
     : h("input", { ...quiet, type: "text", class: "masked", ...attributes });
-  const button = h("button", { type: "button", class: "quiet", "aria-pressed": "false", "aria-label": `Show ${label}` }, "Show");
+  const button = h(
+    "button",
+    { type: "button", class: "quiet", "aria-pressed": "false", "aria-label": `Show ${label}` },
+    "Show",
+  );
   button.addEventListener("click", () => {
     const hidden = field.classList.toggle("masked");
     button.setAttribute("aria-pressed", String(!hidden));

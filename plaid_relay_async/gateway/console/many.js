@@ -44,10 +44,19 @@ export function show() {
 
 function prepareFields() {
   const id = "many-token";
-  const { field, whole } = secretField({ id, "aria-describedby": `${id}-hint ${id}-wrong`, "aria-required": "true" }, "the report token");
+  const { field, whole } = secretField(
+    { id, "aria-describedby": `${id}-hint ${id}-wrong`, "aria-required": "true" },
+    "the report token",
+  );
   token = field;
   byId("many-token-here").append(
-    h("label", { for: id }, h("span", { class: "code" }, "report_tokens"), " ", h("span", { class: "kind" }, "list of one token, required")),
+    h(
+      "label",
+      { for: id },
+      h("span", { class: "code" }, "report_tokens"),
+      " ",
+      h("span", { class: "kind" }, "list of one token, required"),
+    ),
     whole,
     h("p", { class: "hint", id: `${id}-hint` }, "The report to share with all of them."),
     h("p", { class: "wrong", id: `${id}-wrong`, hidden: true }),
@@ -64,7 +73,10 @@ function prepareFields() {
 const CHECKS = {
   "many-token": ["report_tokens", (value) => problemWith(TOKEN, value)],
   "many-webhook": ["webhook", (value) => (value ? url(value) : null)],
-  concurrency: ["At once", (value) => (/^([1-9]|1\d|20)$/.test(value) ? null : "must be a whole number from 1 to 20")],
+  concurrency: [
+    "At once",
+    (value) => (/^([1-9]|1\d|20)$/.test(value) ? null : "must be a whole number from 1 to 20"),
+  ],
 };
 
 function mark(id) {
@@ -128,17 +140,26 @@ const counted = (count, thing) => `${count.toLocaleString("en")} ${thing}${count
 function showList() {
   const { partners, problems } = list;
   const some = partners.length + problems.length > 0;
-  const text = some ? `${counted(partners.length, "partner")}${problems.length ? `, ${counted(problems.length, "line")} to mend` : ""}` : "";
+  const text = some
+    ? `${counted(partners.length, "partner")}${problems.length ? `, ${counted(problems.length, "line")} to mend` : ""}`
+    : "";
   if (byId("partners-count").textContent !== text) say(text);
   byId("partners-count").textContent = text;
-  const lines = problems.slice(0, MOST_PROBLEMS).map((each) => h("li", { class: "wrong" }, `Line ${each.line}: ${each.text}`));
-  if (problems.length > MOST_PROBLEMS) lines.push(h("li", { class: "wrong" }, `and ${problems.length - MOST_PROBLEMS} more`));
+  const lines = problems
+    .slice(0, MOST_PROBLEMS)
+    .map((each) => h("li", { class: "wrong" }, `Line ${each.line}: ${each.text}`));
+  if (problems.length > MOST_PROBLEMS)
+    lines.push(h("li", { class: "wrong" }, `and ${problems.length - MOST_PROBLEMS} more`));
   byId("problems-here").replaceChildren(
-    lines.length ? h("ul", { class: "problems", tabindex: "0", "aria-label": "Lines to mend" }, ...lines) : "",
+    lines.length
+      ? h("ul", { class: "problems", tabindex: "0", "aria-label": "Lines to mend" }, ...lines)
+      : "",
   );
   byId("leave-out-here").hidden = !problems.length || !partners.length;
   byId("leave-out-text").textContent = `Leave out ${problems.length === 1 ? "that line" : "those lines"}`;
-  byId("many-run").textContent = partners.length ? `Create ${counted(partners.length, "relay token")}` : "Create relay tokens";
+  byId("many-run").textContent = partners.length
+    ? `Create ${counted(partners.length, "relay token")}`
+    : "Create relay tokens";
 }
 
 // ---------------------------------------------------------------------------------------------- the run
@@ -148,9 +169,11 @@ function refusal() {
   byId("key").dispatchEvent(new Event("blur"));
   if (problemWithKey(state.key)) return ["key", `The key ${problemWithKey(state.key)}.`];
   if (bad.length) return [bad[0], byId(`${bad[0]}-wrong`).textContent];
-  if (!saved) return ["many-download", "Download the outcomes first: the tokens of the last run are nowhere else."];
+  if (!saved)
+    return ["many-download", "Download the outcomes first: the tokens of the last run are nowhere else."];
   if (!list.partners.length) return ["partners", "There is no partner to share with."];
-  if (list.problems.length && !byId("leave-out").checked) return ["partners", "Mend the lines that are named, or leave them out."];
+  if (list.problems.length && !byId("leave-out").checked)
+    return ["partners", "Mend the lines that are named, or leave them out."];
   return null;
 }
 
@@ -227,7 +250,7 @@ function stop() {
 }
 
 function save() {
-  download(outcomesCsv(run.rows.map((row) => row)), "outcomes.csv", "text/csv");
+  download(outcomesCsv(run.rows), "outcomes.csv", "text/csv");
   saved = true;
 }
 
@@ -246,7 +269,8 @@ function soon() {
 }
 
 const stateOf = (row) => (row.outcome === "not_attempted" ? "not attempted" : row.outcome);
-const matches = (row) => filter === "all" || stateOf(row) === filter || (filter === "waiting" && row.outcome === "in flight");
+const matches = (row) =>
+  filter === "all" || stateOf(row) === filter || (filter === "waiting" && row.outcome === "in flight");
 
 function draw() {
   const { counts, rows } = run;
@@ -287,7 +311,7 @@ function drawVerdict() {
   if (run.stoppedBy) parts.push(`Stopped, for all others would have met the same: ${run.stoppedBy}.`);
   if (run.counts.unknown) {
     parts.push(
-      `Of ${run.counts.unknown} nobody can tell: a token may exist that nobody holds. They aren’t repeated; Plaid’s support can look up a request id.`,
+      `Of ${counted(run.counts.unknown, "partner")} nobody can tell: a token may exist that nobody holds. It isn’t sent again; Plaid’s support can look up a request id.`,
     );
   }
   byId("verdict").hidden = running || !parts.length;
@@ -306,7 +330,12 @@ function filterOf(name) {
 
 function drawFilters() {
   const { counts, rows } = run;
-  const numbers = { ...counts, all: rows.length, "not attempted": counts.not_attempted, waiting: counts.waiting + counts["in flight"] };
+  const numbers = {
+    ...counts,
+    all: rows.length,
+    "not attempted": counts.not_attempted,
+    waiting: counts.waiting + counts["in flight"],
+  };
   for (const label of byId("filters").querySelectorAll("span")) {
     const name = label.dataset.filter;
     label.textContent = `${name} ${numbers[name].toLocaleString("en")}`;
@@ -324,7 +353,14 @@ function drawRows() {
 }
 
 function lineOf(row) {
-  const cells = [String(row.line), row.partner, null, row.errorCode ?? "", row.requestId ?? "", String(row.attempts)].map((text) =>
+  const cells = [
+    String(row.line),
+    row.partner,
+    null,
+    row.errorCode ?? "",
+    row.requestId ?? "",
+    String(row.attempts),
+  ].map((text) =>
     h("td", {}, text ?? h("span", { class: `state is-${row.outcome.replace(" ", "-")}` }, stateOf(row))),
   );
   return h("tr", {}, ...cells);

@@ -43,15 +43,26 @@ export function show(path) {
 // ---------------------------------------------------------------------------------------------- inputs
 
 const KINDS = {
-  token: "token", tokens: "tokens", word: "string", words: "list of strings", text: "string", url: "URL", flag: "boolean",
-  days: "whole number", choice: "one of a list",
+  token: "token",
+  tokens: "tokens",
+  word: "string",
+  words: "list of strings",
+  text: "string",
+  url: "URL",
+  flag: "boolean",
+  days: "whole number",
+  choice: "one of a list",
 };
 
 function fieldOf(input) {
   const id = `input-${input.name}`;
   const hint = h("p", { class: "hint", id: `${id}-hint` }, input.hint);
   const wrong = h("p", { class: "wrong", id: `${id}-wrong`, hidden: true });
-  const attributes = { id, "aria-describedby": `${id}-hint ${id}-wrong`, "aria-required": input.required || undefined };
+  const attributes = {
+    id,
+    "aria-describedby": `${id}-hint ${id}-wrong`,
+    "aria-required": input.required || undefined,
+  };
   const { field, whole: control } = controlOf(input, attributes);
   const kind = `${input.list ? "list of one token" : KINDS[input.kind]}, ${input.required ? "required" : "optional"}`;
   const name = h("span", { class: "code" }, input.within ? `${input.within}.${input.name}` : input.name);
@@ -79,8 +90,14 @@ function controlOf(input, attributes) {
   let field;
   if (input.kind === "flag") field = h("input", { ...attributes, type: "checkbox", checked: text === true });
   else if (input.kind === "words") field = h("textarea", { ...quiet, rows: 3 });
-  else if (input.kind === "choice") field = h("select", attributes, ...["", ...input.choices].map((each) => h("option", {}, each)));
-  else field = h("input", { ...quiet, type: input.kind === "url" ? "url" : "text", inputmode: input.kind === "days" ? "numeric" : null });
+  else if (input.kind === "choice")
+    field = h("select", attributes, ...["", ...input.choices].map((each) => h("option", {}, each)));
+  else
+    field = h("input", {
+      ...quiet,
+      type: input.kind === "url" ? "url" : "text",
+      inputmode: input.kind === "days" ? "numeric" : null,
+    });
   if (input.kind !== "flag") field.value = text;
   return { field, whole: field };
 }
@@ -107,7 +124,17 @@ function mark(made) {
 
 function prepareTabs() {
   const tabs = LANGUAGES.map(({ name, title }) =>
-    h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": "code-panel", onclick: () => choose(name) }, title),
+    h(
+      "button",
+      {
+        type: "button",
+        role: "tab",
+        id: `tab-${name}`,
+        "aria-controls": "code-panel",
+        onclick: () => choose(name),
+      },
+      title,
+    ),
   );
   byId("languages").append(...tabs);
   byId("languages").addEventListener("keydown", (event) => {
@@ -136,7 +163,11 @@ export function showCode() {
   byId("code-panel").setAttribute("aria-labelledby", `tab-${state.language}`);
   const address = problemWithAddress(addressOf()) ? location.origin : addressOf();
   const code = snippet(state.language, operation, plainOf(operation), address);
-  byId("code").replaceChildren(...(code === null ? ["This operation has no batch of its own; see Python."] : coloured(state.language, code)));
+  byId("code").replaceChildren(
+    ...(code === null
+      ? ["This operation has no batch of its own; see Python."]
+      : coloured(state.language, code)),
+  );
   byId("copy").hidden = code === null;
   byId("code-note").textContent = code === null ? "" : noteOn();
 }
@@ -145,7 +176,9 @@ function noteOn() {
   const many = (name) => (state.language === "bulk" && name === "RELAY_TOKEN" ? "RELAY_TOKENS" : name);
   const variables = variablesOf(operation).map(many);
   const read = `Reads ${[variables.slice(0, -1).join(", "), variables.at(-1)].filter(Boolean).join(" and ")} from the environment.`;
-  const lacking = operation.inputs.filter((each) => each.required && !each.env && !textOf(operation, each).trim()).map(({ name }) => name);
+  const lacking = operation.inputs
+    .filter((each) => each.required && !each.env && !textOf(operation, each).trim())
+    .map(({ name }) => name);
   return lacking.length ? `${read} ${lacking.join(", ")}: an example, until you fill it in.` : read;
 }
 
@@ -189,8 +222,16 @@ async function mayBeRepeated(asked, body) {
   if (before === undefined) return true;
   const one = thingOf(asked);
   return before === "unknown"
-    ? ask("Send it again?", `Nobody can tell what became of the same call a moment ago: it may have made ${one}. Sent again, it may make a second one.`, "Send again")
-    : ask("Make a second one?", `The same call has made ${one} on this page already. Sent again, it makes another.`, "Send again");
+    ? ask(
+        "Send it again?",
+        `Nobody can tell what became of the same call a moment ago: it may have made ${one}. Sent again, it may make a second one.`,
+        "Send again",
+      )
+    : ask(
+        "Make a second one?",
+        `The same call has made ${one} on this page already. Sent again, it makes another.`,
+        "Send again",
+      );
 }
 
 function showWaiting() {
@@ -220,11 +261,24 @@ function showAnswer(asked, reply, told) {
   pdf = null;
   const status = reply.status === null ? "none" : String(reply.status);
   const wait = retryAfter(reply.headers);
-  const facts = { Status: status, Time: secondsOf(reply.seconds), "Request id": requestIdOf(reply) ?? "none" };
+  const facts = {
+    Status: status,
+    Time: secondsOf(reply.seconds),
+    "Request id": requestIdOf(reply) ?? "none",
+  };
   if (wait !== null) facts["Retry-After"] = `${wait} s`;
   byId("answer-here").replaceChildren(
-    h("div", { class: `verdict ${told.kind}` }, h("p", { class: "title" }, told.title), ...told.texts.map((text) => h("p", {}, text))),
-    h("dl", { class: "facts" }, ...Object.entries(facts).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
+    h(
+      "div",
+      { class: `verdict ${told.kind}` },
+      h("p", { class: "title" }, told.title),
+      ...told.texts.map((text) => h("p", {}, text)),
+    ),
+    h(
+      "dl",
+      { class: "facts" },
+      ...Object.entries(facts).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+    ),
     ...contentOf(asked, reply),
   );
   byId("answer").hidden = false;
@@ -237,14 +291,23 @@ function contentOf(asked, reply) {
   if (isPdf(reply)) {
     if (!reply.whole) return [h("p", {}, `${sizeOf(reply.bytes.length)} of a PDF had arrived.`)];
     pdf = URL.createObjectURL(new Blob([reply.bytes], { type: "application/pdf" }));
-    return [h("p", { class: "row" }, h("a", { href: pdf, download: "report.pdf" }, `Save the PDF (${sizeOf(reply.bytes.length)})`))];
+    return [
+      h(
+        "p",
+        { class: "row" },
+        h("a", { href: pdf, download: "report.pdf" }, `Save the PDF (${sizeOf(reply.bytes.length)})`),
+      ),
+    ];
   }
   const json = reply.json !== null;
   const text = json ? laidOut(reply.text) : reply.text;
   const shown = h("pre", { class: "code", tabindex: "0", "aria-label": "The answer" });
   const draw = (hidden) => {
     const safe = hidden ? withoutTokens(text) : text;
-    shown.replaceChildren(...coloured("json", safe.slice(0, MOST_SHOWN)), safe.length > MOST_SHOWN ? "\n…" : "");
+    shown.replaceChildren(
+      ...coloured("json", safe.slice(0, MOST_SHOWN)),
+      safe.length > MOST_SHOWN ? "\n…" : "",
+    );
   };
   draw(true);
   return [h("div", { class: "row small" }, ...actionsOf(reply, text, draw)), shown];
@@ -253,7 +316,11 @@ function contentOf(asked, reply) {
 function actionsOf(reply, text, draw) {
   const actions = [
     h("button", { type: "button", onclick: (event) => copy(text, event.currentTarget) }, "Copy answer"),
-    h("button", { type: "button", onclick: () => download(reply.bytes, "answer.json", "application/json") }, `Save answer (${sizeOf(reply.bytes.length)})`),
+    h(
+      "button",
+      { type: "button", onclick: () => download(reply.bytes, "answer.json", "application/json") },
+      `Save answer (${sizeOf(reply.bytes.length)})`,
+    ),
   ];
   if (Object.keys(tokensIn(reply)).length) {
     const toggle = h("button", { type: "button", "aria-pressed": "false" }, "Show tokens");
@@ -264,7 +331,8 @@ function actionsOf(reply, text, draw) {
     });
     actions.push(toggle);
   }
-  if (text.length > MOST_SHOWN) actions.push(h("span", { class: "fine" }, "Only the beginning is shown; Save has all of it."));
+  if (text.length > MOST_SHOWN)
+    actions.push(h("span", { class: "fine" }, "Only the beginning is shown; Save has all of it."));
   return actions;
 }
 
@@ -273,7 +341,8 @@ function actionsOf(reply, text, draw) {
 let hand = []; // [{name, value, of, taken}]
 
 function take(asked, body, reply, told) {
-  if (asked.path === "/credit/relay/remove" && told.kind === "done") hand = hand.filter(({ value }) => value !== body.relay_token);
+  if (asked.path === "/credit/relay/remove" && told.kind === "done")
+    hand = hand.filter(({ value }) => value !== body.relay_token);
   for (const [name, value] of Object.entries(tokensIn(reply))) {
     const of = body.secondary_client_id ? `for ${body.secondary_client_id}` : "";
     if (!hand.some((each) => each.value === value)) hand.unshift({ name, value, of, taken: false });
@@ -294,12 +363,24 @@ function handLine(each) {
     each.taken = (await copy(each.value, copying)) || each.taken;
   });
   const using = served.map((one) =>
-    h("button", { type: "button", onclick: () => {
-      state.secrets[env] = each.value;
-      go(one.path);
-      byId("title").scrollIntoView({ block: "nearest" });
-      byId("send").focus();
-    }}, one.title),
+    h(
+      "button",
+      {
+        type: "button",
+        onclick: () => {
+          state.secrets[env] = each.value;
+          go(one.path);
+          byId("title").scrollIntoView({ block: "nearest" });
+          byId("send").focus();
+        },
+      },
+      one.title,
+    ),
   );
-  return h("li", {}, h("span", { class: "code" }, `${each.name} ${each.of}`), h("span", { class: "row small" }, copying, ...using));
+  return h(
+    "li",
+    {},
+    h("span", { class: "code" }, `${each.name} ${each.of}`),
+    h("span", { class: "row small" }, copying, ...using),
+  );
 }

@@ -34,7 +34,7 @@ RULES.bulk = RULES.python;
 export function coloured(language, text) {
   const nodes = [];
   let plain = 0;
-  for (let at = 0; at < text.length; ) {
+  for (let at = 0; at < text.length;) {
     const found = wordAt(language, text, at);
     if (!found) {
       at += 1;
@@ -85,11 +85,19 @@ export function laidOut(json) {
 
 /** The same with tokens hidden. */
 export const withoutTokens = (json) =>
-  json.replace(/("(?:relay_token|asset_report_token|access_token|public_token)"\s*:\s*")(?:\\.|[^"\\])*/g, "$1••••••••");
+  json.replace(
+    /("(?:relay_token|asset_report_token|access_token|public_token)"\s*:\s*")(?:\\.|[^"\\])*/g,
+    "$1••••••••",
+  );
 
 /** A count of bytes for people. */
 export function sizeOf(bytes) {
-  return bytes < 1000 ? `${bytes} bytes` : bytes < 1e6 ? `${(bytes / 1000).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+  return bytes < 1000
+    ? `${bytes} bytes`
+    : bytes < 1e6
+      ? `${(bytes / 1000).toFixed(1)} kB`
+      : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-export const secondsOf = (seconds) => (seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(1)} s`);
+export const secondsOf = (seconds) =>
+  seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(1)} s`;

@@ -16,7 +16,8 @@ class Environment {
 // What can't be seen, or turns the direction of what is read, is escaped: code has to be what it seems to be.
 const HIDDEN = /[\p{C}\p{Zl}\p{Zp}\u00a0\ufeff]/gu;
 const hex = (number, digits) => number.toString(16).padStart(digits, "0");
-const halves = (text) => [...Array(text.length).keys()].map((at) => `\\u${hex(text.charCodeAt(at), 4)}`).join("");
+const halves = (text) =>
+  [...Array(text.length).keys()].map((at) => `\\u${hex(text.charCodeAt(at), 4)}`).join("");
 
 /** A string as JSON, which is JavaScript, too. */
 export const quoteJson = (text) => JSON.stringify(text).replace(HIDDEN, halves);
@@ -47,7 +48,10 @@ function leafOf(values) {
 }
 
 /** The variables that the code of an operation reads. */
-export const variablesOf = (operation) => ["PLAID_GATEWAY_KEY", ...operation.inputs.map(({ env }) => env).filter(Boolean)];
+export const variablesOf = (operation) => [
+  "PLAID_GATEWAY_KEY",
+  ...operation.inputs.map(({ env }) => env).filter(Boolean),
+];
 
 const indent = (text, by) => text.replace(/^(?=.)/gm, " ".repeat(by));
 
@@ -76,7 +80,12 @@ function call(head, parts, tail, depth) {
 }
 
 const client = (address, tail) =>
-  call("async with RelayClient", [`base_url=${quotePython(address)}`, `gateway_key=${env("PLAID_GATEWAY_KEY")}`], tail, 4);
+  call(
+    "async with RelayClient",
+    [`base_url=${quotePython(address)}`, `gateway_key=${env("PLAID_GATEWAY_KEY")}`],
+    tail,
+    4,
+  );
 
 function pythonArguments(operation, values) {
   const leaf = leafOf(values);
@@ -150,7 +159,13 @@ function pythonBulk(operation, values, address) {
   if (!operation.many) return null;
   const { outcome, file, keep } = BATCHES[operation.many];
   const creates = operation.many === "relay.create_many";
-  const names = [outcome, "Failed", "RelayClient", ...(creates ? ["RelayCreateRequest"] : []), "Unknown"].sort();
+  const names = [
+    outcome,
+    "Failed",
+    "RelayClient",
+    ...(creates ? ["RelayCreateRequest"] : []),
+    "Unknown",
+  ].sort();
   const lines = batch(operation, values, address, file ? 8 : 4);
   const loop = `${lines}
     async for outcome in outcomes:
@@ -161,7 +176,8 @@ ${indent(keep.join("\n"), 16)}
                 print(${creates ? "outcome.request.secondary_client_id, " : ""}outcome.error)
 print(outcomes.result)`;
   const whole = file
-    ? `with open("${file}", "x", newline="", buffering=1, opener=private) as file:\n${indent(loop, 4)}` : loop;
+    ? `with open("${file}", "x", newline="", buffering=1, opener=private) as file:\n${indent(loop, 4)}`
+    : loop;
   return `import asyncio
 ${file ? "import csv\n" : ""}import os
 
@@ -218,7 +234,9 @@ function inHereJson(value, depth = 0) {
   if (typeof value === "string") return inHere(quoteJson(value));
   if (typeof value !== "object") return String(value);
   const pad = " ".repeat(depth + 2);
-  const lines = Object.entries(value).map(([name, each]) => `${pad}"${name}": ${inHereJson(each, depth + 2)}`);
+  const lines = Object.entries(value).map(
+    ([name, each]) => `${pad}"${name}": ${inHereJson(each, depth + 2)}`,
+  );
   return lines.length ? `{\n${lines.join(",\n")}\n${" ".repeat(depth)}}` : "{}";
 }
 
@@ -268,11 +286,11 @@ if (!answer.ok) throw new Error(\`\${answer.status} \${told.error_code}: \${told
 };
 
 function typescript(operation, values, address) {
-  const careful = operation.replay === "CREATES"
-    ? "// After a 5xx, or no answer, nobody can tell what was made: don't simply repeat it.\n" : "";
-  const token = { "relay token": "relay_token", report: "asset_report_token", "access token": "access_token", "test Item": "public_token" };
-  const made = operation.path === "/credit/relay/refresh" ? "relay_token" : token[operation.makes];
-  const secret = made ? `// told.${made} is a secret: keep it.\n` : "";
+  const careful =
+    operation.replay === "CREATES"
+      ? "// After a 5xx, or no answer, nobody can tell what was made: don't simply repeat it.\n"
+      : "";
+  const secret = operation.gives ? `// told.${operation.gives} is a secret: keep it.\n` : "";
   return `${operation.pdf ? 'import { writeFile } from "node:fs/promises";\n\n' : ""}${careful}const answer = await fetch(${quoteJson(address + operation.path)}, {
   method: "POST",
   redirect: "error",

@@ -19,7 +19,9 @@ export const addressOf = () => state.address || location.origin;
 export const save = () => keep(OPERATIONS, state);
 
 export const textOf = (operation, input) =>
-  input.env ? (state.secrets[input.env] ?? "") : (state.inputs[operation.path]?.[input.name] ?? (input.preset ? input.example : ""));
+  input.env
+    ? (state.secrets[input.env] ?? "")
+    : (state.inputs[operation.path]?.[input.name] ?? (input.preset ? input.example : ""));
 
 export function setText(operation, input, text) {
   if (input.env) state.secrets[input.env] = text;
@@ -28,10 +30,13 @@ export function setText(operation, input, text) {
 
 /** The plain inputs of an operation by name. */
 export const plainOf = (operation) =>
-  Object.fromEntries(operation.inputs.filter(({ env }) => !env).map((input) => [input.name, textOf(operation, input)]));
+  Object.fromEntries(
+    operation.inputs.filter(({ env }) => !env).map((input) => [input.name, textOf(operation, input)]),
+  );
 
 /** The body to send, tokens and all. */
-export const bodyToSend = (operation) => bodyOf(operation, (input) => valueOf(input, textOf(operation, input)));
+export const bodyToSend = (operation) =>
+  bodyOf(operation, (input) => valueOf(input, textOf(operation, input)));
 
 // ------------------------------------------------------------- what a repeat would make a second time
 

@@ -224,7 +224,7 @@ async def test_a_gateway_that_has_gone_stops_the_run(shown):
 
 async def test_stop_waits_for_what_is_in_flight(shown):
     """After Stop nothing more is sent, what is in flight gets its outcome, and the rest was not attempted."""
-    shown.plaid.fail(Fault(latency=0.3))
+    shown.plaid.fail(Fault(latency=1))
     page = await ready(shown, partners(300))
     await page.locator("#many-run").click()
     while await page.evaluate("document.querySelector('#bar').value") < 6:

@@ -94,12 +94,12 @@ export function show(path) {
   else one.show(path);
 }
 
+// Gives whether there was anything.
 function bring() {
-  const brought = takeFromAddress();
-  if (brought.has("key")) state.key = brought.get("key");
-  for (const [name, variable] of Object.entries(SECRETS)) {
-    if (brought.has(name)) state.secrets[variable] = brought.get(name);
-  }
+  const { key, ...tokens } = takeFromAddress(["key", ...Object.keys(SECRETS)]);
+  state.key = key ?? state.key;
+  for (const [name, token] of Object.entries(tokens)) state.secrets[SECRETS[name]] = token;
+  return key !== undefined || Object.keys(tokens).length > 0;
 }
 
 async function start() {
@@ -133,7 +133,7 @@ async function start() {
 }
 
 window.addEventListener("hashchange", () => {
-  bring();
+  if (!bring()) return;
   byId("key").value = state.key;
   show(state.path);
 });

@@ -95,13 +95,13 @@ function prepareDrop() {
     clearTimeout(soon);
     soon = setTimeout(check, 150); // a long list isn't checked at every stroke
   });
-  area.addEventListener("blur", check);
+  area.addEventListener("blur", checkAloud);
   area.addEventListener("paste", (event) => {
     const text = event.clipboardData?.getData("text") ?? "";
     if (text.length < LONG) return;
     event.preventDefault();
     area.setRangeText(text, area.selectionStart, area.selectionEnd, "end");
-    check();
+    checkAloud();
   });
   byId("file").addEventListener("change", ({ target }) => {
     read(target.files[0]);
@@ -123,7 +123,7 @@ async function read(file) {
   try {
     const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
     byId("partners").value = text;
-    check();
+    checkAloud();
   } catch {
     list = { partners: [], problems: [{ line: 1, text: `${file.name} isn’t UTF-8 text` }] };
     showList();
@@ -135,6 +135,14 @@ function check() {
   showList();
 }
 
+// While somebody types, a screen reader has enough to say.
+function checkAloud() {
+  const before = byId("partners-count").textContent;
+  check();
+  const now = byId("partners-count").textContent;
+  if (now && (now !== before || document.activeElement !== byId("partners"))) say(now);
+}
+
 const counted = (count, thing) => `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
 
 function showList() {
@@ -143,7 +151,6 @@ function showList() {
   const text = some
     ? `${counted(partners.length, "partner")}${problems.length ? `, ${counted(problems.length, "line")} to mend` : ""}`
     : "";
-  if (byId("partners-count").textContent !== text) say(text);
   byId("partners-count").textContent = text;
   const lines = problems
     .slice(0, MOST_PROBLEMS)

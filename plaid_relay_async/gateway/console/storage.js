@@ -49,8 +49,9 @@ export const keepKey = (key) => attempt(() => sessionStorage.setItem(KEY, key));
 export const forgetKey = () => attempt(() => sessionStorage.removeItem(KEY));
 
 /** Take what the address brought, such as #key=...&report_token=..., out of it and out of the history. */
-export function takeFromAddress() {
+export function takeFromAddress(names) {
   const brought = new URLSearchParams(location.hash.slice(1));
-  if (location.hash) history.replaceState(null, "", location.pathname);
-  return brought;
+  const found = names.filter((name) => brought.has(name)).map((name) => [name, brought.get(name)]);
+  if (found.length) history.replaceState(null, "", location.pathname);
+  return Object.fromEntries(found);
 }

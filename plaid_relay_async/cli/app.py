@@ -18,13 +18,15 @@ from cyclopts import App, CycloptsError, Parameter
 
 from plaid_relay_async.cli.board import Board
 from plaid_relay_async.cli.bulk import Run
+from plaid_relay_async.cli.console import show
 from plaid_relay_async.cli.demo import demonstrate
 from plaid_relay_async.cli.fetch import Fetch, Store, reading
+from plaid_relay_async.cli.gateway import gateway, keys
 from plaid_relay_async.cli.output import open_output, put, standard_output
 from plaid_relay_async.cli.rows import FileRows, Form, Source, creations, shared
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.simulate import read_clients, serve
-from plaid_relay_async.cli.status import Exit, UsageError, say
+from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.codec import to_json
 from plaid_relay_async.config import RetryPolicy, Timeouts, __version__
@@ -49,8 +51,6 @@ the list of processes.
 Exit status: 0 all done, 1 some failed, 2 wrong usage or input, 3 some unknown, 70 a bug.
 """
 
-_OTHER_FILES = 32  # that the command itself has open
-
 app = App(
     name="plaid-relay",
     help=_HELP,
@@ -58,6 +58,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
+app.command(gateway)
 
 ReportToken: TypeAlias = Annotated[
     str,
@@ -266,6 +267,13 @@ def simulate(
 
 
 @app.command
+def console(*, port: Annotated[int, Parameter(help="To listen on; 0 takes a free one.")] = 0) -> Exit:
+    """Try a gateway's page on a Plaid of your own, on 127.0.0.1, until Ctrl-C."""
+    with Signals() as signals:
+        return asyncio.run(show(port, signals))
+
+
+@app.command
 def demo() -> Exit:
     """Show the main job on a simulator: several hundred partners, some refusals, one lost answer."""
     with Signals() as signals:
@@ -280,19 +288,10 @@ def _client(base_url: str | None, timeout: float | None, connections: int = 1) -
         raise UsageError("--timeout: must be a number of seconds above 0")
     if connections < 1:
         raise UsageError("--concurrency: must be a whole number from 1")
-    if (most := _most_connections()) is not None and connections > most:
+    if (most := most_connections()) is not None and connections > most:
         raise UsageError(f"--concurrency: this shell allows {most} connections at most; raise ulimit -n")
     timeouts = Timeouts() if timeout is None else Timeouts(total=timeout)
     return RelayClient(base_url=base_url, timeouts=timeouts, connections=max(100, connections))
-
-
-def _most_connections() -> int | None:
-    try:
-        import resource
-    except ModuleNotFoundError:  # pragma: no cover  # where there are no such limits
-        return None
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return None if limit == resource.RLIM_INFINITY else max(1, limit - _OTHER_FILES)
 
 
 def _token(word: str, name: str) -> str:
@@ -380,7 +379,7 @@ def _explained(error: Exception) -> tuple[str, Exit]:
 def _without_values(text: str, words: Sequence[str]) -> str:
     """Take out of a message of cyclopts what was typed, but for names: a token may be among it."""
     values = {word.partition("=")[2] if word.startswith("-") else word for word in words}
-    for value in sorted(values - {"", *app}, key=len, reverse=True):
+    for value in sorted(values - {"", *app, *gateway, *keys}, key=len, reverse=True):
         text = re.sub(rf"(?<![\w-]){re.escape(value)}(?![\w-])", "[...]", text)
     return text
 

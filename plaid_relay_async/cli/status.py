@@ -7,6 +7,8 @@ import enum
 import io
 import sys
 
+_OTHER_FILES = 32  # that the command itself has open
+
 
 class Exit(enum.IntEnum):
     """The command's exit status."""
@@ -47,3 +49,13 @@ class StandardError(io.TextIOBase):
 def say(text: str) -> None:
     """Put a line on standard error."""
     StandardError().write(f"{text}\n")
+
+
+def most_connections() -> int | None:
+    """Give how many connections this process may have, beside the files that it has open anyway."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # pragma: no cover  # where there are no such limits
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else max(1, limit - _OTHER_FILES)

@@ -1,0 +1,293 @@
+"""The commands of `plaid-relay gateway`, their options and their help."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import math
+import re
+import ssl as tls
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from cyclopts import App, Parameter
+from platformdirs import user_config_path
+from rich.console import Console
+from rich.table import Table
+
+from plaid_relay_async.cli.output import put, standard_output
+from plaid_relay_async.cli.serving import audit_log, credentials_in_the_environment, serve
+from plaid_relay_async.cli.signals import Signals
+from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say
+from plaid_relay_async.config import Environment, check_base_url, is_loopback
+from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.gateway import KNOWN, RELAY, Gateway, Key, KeyFile
+from plaid_relay_async.limits import RateLimit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_HELP = """\
+Let others call Plaid without holding its secret: each with a key of its own.
+
+Plaid's credentials come from the environment: PLAID_CLIENT_ID and PLAID_SECRET are the set `default`; the set
+`acme-bank` is PLAID_CLIENT_ID_ACME_BANK and PLAID_SECRET_ACME_BANK. The first SIGINT or SIGTERM lets the
+calls in flight end, a second one cuts them.
+"""
+
+gateway = App(name="gateway", help=_HELP)
+keys = App(name="keys", help="Say who may call the gateway; it takes notice within a second.")
+gateway.command(keys)
+
+KeysFile: TypeAlias = Annotated[
+    Path | None,
+    Parameter(
+        name="--keys", help="The file of keys; gateway-keys.json in your configuration folder by default."
+    ),
+]
+Operations: TypeAlias = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--operation",
+        negative="",
+        help="A path such as /credit/relay/create, or all; the relay's five by default. May be repeated.",
+    ),
+]
+
+
+@gateway.default
+def run(
+    *,
+    port: Annotated[int, Parameter(help="To listen on; 0 takes a free one.")] = 0,
+    upstream: Annotated[
+        str | None, Parameter(help="Plaid's address, in place of the environment's own.")
+    ] = None,
+    environment: Annotated[
+        Literal["sandbox", "production"], Parameter(help="Plaid's; PLAID_ENV isn't looked at.")
+    ] = "sandbox",
+    listen: Annotated[str, Parameter(help="The address to listen on.")] = "127.0.0.1",
+    name: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="A host name by which callers know it. May be repeated."),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, Parameter(help="PEM file of the certificate, with its chain.")
+    ] = None,
+    tls_key: Annotated[Path | None, Parameter(help="PEM file of the certificate's key.")] = None,
+    plain_http: Annotated[
+        bool,
+        Parameter(negative="", help="Go without TLS on another address: behind a proxy that ends it."),
+    ] = False,
+    operation: Operations = None,
+    keys: KeysFile = None,
+    audit: Annotated[
+        Path | None, Parameter(help="A file to append a line to for each call; standard error by default.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, Parameter(help="Of 127.0.0.1, for Prometheus; 0 takes a free one.")
+    ] = None,
+    no_console: Annotated[
+        bool, Parameter(negative="", help="Leave out the page on which operations can be tried.")
+    ] = False,
+    connections: Annotated[int, Parameter(help="So many connections of callers at once.")] = 500,
+    drain: Annotated[float, Parameter(help="Seconds that calls in flight are given in the end.")] = 30.0,
+) -> Exit:
+    """Forward calls to Plaid, and add its credentials, until SIGINT or SIGTERM."""
+    if not 0 <= drain < math.inf:
+        raise UsageError("--drain: must be a number of seconds from 0")
+    certificate = _certificate(tls_certificate, tls_key)
+    if certificate is None and not plain_http and not is_loopback(listen):
+        raise UsageError(
+            f"--listen: keys and reports would go over plain http on {listen}; give --tls-certificate and "
+            "--tls-key, or --plain-http behind a proxy that ends TLS"
+        )
+    file = KeyFile(keys or _usual_file())
+    with _plainly():
+        proxy = Gateway(
+            file,
+            upstream=_upstream(upstream, Environment(environment)),
+            credentials=credentials_in_the_environment(_sets_of(file.read())),
+            operations=_operations(operation),
+            host=listen,
+            port=port,
+            names=[_host(each) for each in name or ()],
+            ssl=certificate,
+            plain_http=plain_http,
+            console=not no_console,
+            metrics_port=metrics_port,
+            connections=_connections(connections),
+            drain=drain,
+        )
+
+    def greeting() -> str:
+        metrics = proxy.metrics_url
+        return f"listening on {proxy.url}\n" + ("" if metrics is None else f"metrics on {metrics}\n")
+
+    with Signals() as signals, audit_log(audit):
+        return asyncio.run(serve(proxy, signals, greeting))
+
+
+@keys.command
+def add(
+    name: Annotated[str, Parameter(help="Of the caller, for the audit log.")],
+    /,
+    *,
+    credentials: Annotated[str, Parameter(help="The set of Plaid's credentials that it stands for.")] = (
+        "default"
+    ),
+    operation: Operations = None,
+    partner: Annotated[
+        list[str] | None,
+        Parameter(
+            negative="",
+            help="A secondary_client_id that its creations may name; all by default. May be repeated.",
+        ),
+    ] = None,
+    rate: Annotated[str | None, Parameter(help="COUNT/SECONDS; so many calls, at most.")] = None,
+    keys: KeysFile = None,
+) -> Exit:
+    """Make a key, and print it, alone and this once."""
+    output, file = standard_output(), KeyFile(keys or _usual_file())
+    with _plainly():
+        key = file.add(
+            name,
+            credentials=credentials,
+            operations=_operations(operation),
+            partners=partner,
+            rate=None if rate is None else _rate(rate),
+        )
+    try:
+        put(output, f"{key}\n".encode())
+    except OSError as error:
+        file.revoke(name)
+        say(f"plaid-relay: the key can't be written ({error.strerror}), so there is none")
+        return Exit.FAILED
+    say("This is the only time that the key is shown.")
+    return Exit.DONE
+
+
+@keys.command(name="list")
+def show(*, keys: KeysFile = None) -> Exit:
+    """List who has a key, and what for."""
+    rows = Table(box=None, pad_edge=False)
+    for title in ("name", "credentials", "operations", "partners", "rate", "created"):
+        rows.add_column(title, overflow="fold")
+    with _plainly():
+        for key in KeyFile(keys or _usual_file()).read():
+            rows.add_row(*_row(key))
+    Console(file=sys.stdout, highlight=False, markup=False, emoji=False).print(rows)
+    return Exit.DONE
+
+
+@keys.command
+def revoke(name: Annotated[str, Parameter(help="As it was added.")], /, *, keys: KeysFile = None) -> Exit:
+    """Take a key away."""
+    with _plainly():
+        KeyFile(keys or _usual_file()).revoke(name)
+    return Exit.DONE
+
+
+# --------------------------------------------------------------------------------------- from words to values
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """Say what is wrong as of a command line, and not as of a call to Plaid."""
+    try:
+        yield
+    except ConfigurationError as error:
+        problem = error.args[0]
+    else:
+        return
+    raise UsageError(problem)
+
+
+def _usual_file() -> Path:
+    return user_config_path("plaid_relay_async", appauthor=False) / "gateway-keys.json"
+
+
+def _sets_of(callers: Sequence[Key]) -> set[str]:
+    if not callers:
+        say("plaid-relay: nobody has a key yet: plaid-relay gateway keys add NAME")
+    return {caller.credentials for caller in callers} or {"default"}
+
+
+def _upstream(url: str | None, environment: Environment) -> str:
+    if url is None:
+        return environment.base_url
+    address = check_base_url(url, name="--upstream")
+    host = (urlsplit(address).hostname or "").rstrip(".")
+    for other in set(Environment) - {environment}:
+        if host == urlsplit(other.base_url).hostname:
+            raise UsageError(f"--upstream: is Plaid's {other}: say --environment {other} if that is meant")
+    return address
+
+
+def _certificate(certificate: Path | None, key: Path | None) -> tls.SSLContext | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise UsageError("--tls-certificate and --tls-key go together")
+    context = tls.create_default_context(tls.Purpose.CLIENT_AUTH)
+    try:
+        # Without a password there would be a prompt, and nobody is there to answer it.
+        context.load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:
+        problem = "aren't a certificate and its key, without a passphrase, in PEM"
+        if not isinstance(error, tls.SSLError) and getattr(error, "strerror", None):
+            problem = f"can't be read: {error.strerror}"  # type: ignore[union-attr]  # it has one
+    else:
+        return context
+    raise UsageError(f"--tls-certificate and --tls-key: {problem}")
+
+
+def _host(name: str) -> str:
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        if re.fullmatch("[A-Za-z0-9._-]+", name):
+            return name
+    raise UsageError("--name: must be a host's name, without scheme and port")
+
+
+def _operations(paths: Sequence[str] | None) -> Sequence[str]:
+    if paths is None:
+        return RELAY
+    if "all" in paths:
+        return KNOWN
+    if not set(paths) <= set(KNOWN):
+        raise UsageError(f"--operation: must be all, or a path of Plaid's such as {RELAY[0]}")
+    return paths
+
+
+def _connections(count: int) -> int:
+    if count < 1:
+        raise UsageError("--connections: must be a whole number from 1")
+    # Those to Plaid come on top.
+    if (most := most_connections()) is not None and count > (most := most - 100):
+        raise UsageError(f"--connections: this shell allows {max(0, most)} at most; raise ulimit -n")
+    return count
+
+
+def _rate(word: str) -> RateLimit:
+    count, _, seconds = word.partition("/")
+    try:
+        return RateLimit(int(count), float(seconds))
+    except (ConfigurationError, ValueError):
+        problem = "--rate: must be of the form COUNT/SECONDS, such as 100/60"
+    raise UsageError(problem)
+
+
+def _row(key: Key) -> tuple[str, ...]:
+    operations = {frozenset(RELAY): "relay", frozenset(KNOWN): "all"}.get(key.operations)
+    return (
+        key.name,
+        key.credentials,
+        operations or " ".join(path for path in KNOWN if path in key.operations),
+        "all" if key.partners is None else " ".join(sorted(key.partners)),
+        "" if key.rate is None else f"{key.rate.count}/{key.rate.per:g}",
+        f"{key.created:%Y-%m-%d}",
+    )

@@ -143,7 +143,9 @@ async def test_no_strange_request_line_gets_through(held, start):
     held.assert_nothing_came()
 
 
-@pytest.mark.parametrize("first", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300), b"\0" * 64, b"\r\n" * 999])
+@pytest.mark.parametrize(
+    "first", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300), b"\0" * 64, b"\r\n" * 999]
+)
 async def test_what_is_not_http_ends_the_connection(held, first):
     """TLS, zeros and empty lines on the port make no request."""
     answers = await held.ask(first, b"\xff" * 20_000)

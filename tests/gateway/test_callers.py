@@ -86,7 +86,7 @@ async def test_another_scheme_is_no_bearer(held, scheme):
 PLACES = ("Authorization", "PLAID-SECRET", "secret")
 
 
-@pytest.mark.parametrize(("first", "second"), combinations(PLACES, 2))
+@pytest.mark.parametrize(("first", "second"), [*combinations(PLACES, 2)])
 @pytest.mark.parametrize("right", ["first", "second"])
 async def test_the_first_place_decides(held, first, second, right):
     """Of two keys that one before the other decides: Authorization, PLAID-SECRET, the body."""

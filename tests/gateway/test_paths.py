@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from by_hand import CREATE, CREATION, head, line, request
+from by_hand import CREATE, CREATION, HERE, head, line, request
 
 TRICKS = [
     "//credit/relay/create",
@@ -54,14 +54,14 @@ TRICKS = [
     "/console/",
     "credit/relay/create",
     "*",
-    "http://HOST/credit/relay/create",
-    "http://HOST//credit/relay/create",
-    "https://HOST/credit/relay/create",
+    "http://@here@/credit/relay/create",
+    "http://@here@//credit/relay/create",
+    "https://@here@/credit/relay/create",
     "http://evil.example/credit/relay/create",
     "http://169.254.169.254/latest/meta-data",
-    "http://user:pass@HOST/credit/relay/create",
+    "http://user:pass@@here@/credit/relay/create",
     "//evil.example/credit/relay/create",
-    "HOST/credit/relay/create",
+    "@here@/credit/relay/create",
     "file:///etc/passwd",
     "?",
     "#",
@@ -73,7 +73,7 @@ async def test_a_path_is_an_operation_to_the_byte_or_not_at_all(held, path):
     """Whatever another server might read as an operation is not found here, or isn't HTTP."""
     answers = await held.ask(request(path, key=held.keys["lender"]))
     assert [each.status for each in answers] in ([404], [400], [405], [421])
-    assert answers[0].code in {"NOT_FOUND", "METHOD_NOT_ALLOWED", "HOST_NOT_ALLOWED", None}
+    assert answers[0].code in {"NOT_FOUND", "METHOD_NOT_ALLOWED", "HOST_NOT_ALLOWED", "INVALID_HTTP"}
     held.assert_nothing_came()
 
 
@@ -135,7 +135,7 @@ async def test_an_operation_is_called_by_post_alone(held, method, override):
 async def test_no_strange_request_line_gets_through(held, start):
     """Tunnels, other versions and broken lines are refused, and what comes behind them isn't a request."""
     inner = request(key=held.keys["lender"])
-    lines = ("Host: HOST", f"Authorization: Bearer {held.keys['lender']}", "Connection: close")
+    lines = (f"Host: {HERE}", f"Authorization: Bearer {held.keys['lender']}", "Connection: close")
     more = ("Content-Type: application/json", "Content-Length: 2")
     answers = await held.ask(head(start, *lines, *more) + b"{}" + inner)
     assert len(answers) <= 1
@@ -170,7 +170,7 @@ async def test_no_upgrade_is_made(held, upgrade):
 async def test_http_1_0_is_served_and_closed(held):
     """A caller of the last century gets its answer, and then the end."""
     body = b'{"report_tokens": ["r"], "secondary_client_id": "p1"}'
-    lines = ("Host: HOST", f"Authorization: Bearer {held.keys['lender']}", f"Content-Length: {len(body)}")
+    lines = (f"Host: {HERE}", f"Authorization: Bearer {held.keys['lender']}", f"Content-Length: {len(body)}")
     answer = await held.one(head(f"POST {CREATE} HTTP/1.0", *lines, "Content-Type: application/json") + body)
     assert answer.status == 200
     assert len(held.upstream.requests) == 1

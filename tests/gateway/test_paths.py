@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import pytest
 from by_hand import CREATE, CREATION, HERE, head, line, request
 
@@ -160,8 +163,9 @@ async def test_no_upgrade_is_made(held, upgrade):
     lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13"]
     async with line(held.gateway.url) as opened:
         await opened.say(request(CREATE, CREATION, *lines, key=held.keys["lender"], last=False))
-        answer = await opened.answer()
-    assert answer.status != 101
+        # Older releases of aiohttp hang up where the body comes behind an offer of WebSockets.
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            assert (await opened.answer()).status != 101
     for number, _ in enumerate(held.upstream.requests):
         assert "upgrade" not in dict(held.upstream.fields(number))
         assert "http2-settings" not in dict(held.upstream.fields(number))

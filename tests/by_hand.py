@@ -41,7 +41,11 @@ class Answer:
             said = self.json
         except ValueError:
             return None
-        return said["error_code"] if isinstance(said, dict) and said.get("error_type") == "GATEWAY_ERROR" else None
+        return (
+            said["error_code"]
+            if isinstance(said, dict) and said.get("error_type") == "GATEWAY_ERROR"
+            else None
+        )
 
 
 class _Kept(io.BytesIO):

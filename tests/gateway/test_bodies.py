@@ -152,7 +152,9 @@ async def test_only_json_is_taken(held, kind):
     held.assert_nothing_came()
 
 
-@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", "application/json;charset=UTF-8"])
+@pytest.mark.parametrize(
+    "kind", ["application/json; charset=utf-8", "Application/JSON", "application/json;charset=UTF-8"]
+)
 async def test_json_may_name_its_charset(held, kind):
     """What Plaid's clients send passes."""
     assert (await held.one(request(kind=kind, key=held.keys["lender"]))).status == 200

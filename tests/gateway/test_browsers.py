@@ -71,7 +71,9 @@ async def test_a_preflight_gets_no_leave(held):
     assert not any(name.lower().startswith("access-control-") for name in answer.headers)
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)
 async def test_a_form_elsewhere_carries_nothing_out(held, kind):
     """A form whose one field makes JSON is neither of the right kind nor of the right origin."""
     body = f'{{"secret": "{held.keys["lender"]}", "secondary_client_id": "p1", "x": "="}}'.encode()
@@ -142,7 +144,11 @@ async def test_loopback_by_any_of_its_names_is_answered(held, host):
 async def test_a_gateway_answers_to_the_names_it_is_given():
     """And still to no other."""
     async with fort(names=["gateway.example"]) as held:
-        for host, status in (("gateway.example", 200), ("Gateway.Example:443", 200), ("x.gateway.example", 421)):
+        for host, status in (
+            ("gateway.example", 200),
+            ("Gateway.Example:443", 200),
+            ("x.gateway.example", 421),
+        ):
             answer = await held.one(request(host=host, key=held.keys["lender"]))
             assert answer.status == status
 
@@ -156,9 +162,9 @@ async def test_the_page_is_sealed_off(held, path):
     answer = await held.one(request(path, b"", method="GET", kind=None))
     assert answer.status == 200
     headers = answer.headers
-    assert not any(name.lower().startswith(("access-control-", "set-cookie", "server")) for name in headers) or (
-        "aiohttp" not in headers.get("Server", "") and "Python" not in headers.get("Server", "")
-    )
+    assert not any(
+        name.lower().startswith(("access-control-", "set-cookie", "server")) for name in headers
+    ) or ("aiohttp" not in headers.get("Server", "") and "Python" not in headers.get("Server", ""))
     if path in {"/", "/console/settings.json"}:
         policy = headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy

@@ -162,7 +162,9 @@ async def test_whole_chunks_are_a_body(held):
 
 async def test_trailers_are_no_headers(held):
     """What stands behind the last chunk neither opens anything nor goes on."""
-    trailers = f"PLAID-SECRET: {held.keys['lender']}\r\nAuthorization: Bearer x\r\nPlaid-Version: 1\r\n\r\n".encode()
+    trailers = (
+        f"PLAID-SECRET: {held.keys['lender']}\r\nAuthorization: Bearer x\r\nPlaid-Version: 1\r\n\r\n".encode()
+    )
     body = chunked(BODY)[:-2] + trailers
     answers = await held.ask(start("x", CHUNKED, "Connection: close", "Trailer: PLAID-SECRET"), body)
     assert [each.status for each in answers] in ([401], [400])
@@ -286,7 +288,9 @@ async def test_a_caller_that_expects_something_else_is_refused(held):
     held.assert_nothing_came()
 
 
-@pytest.mark.parametrize("hop", ["Connection: PLAID-SECRET, close", "Connection: Host, close", "Connection: Authorization, close"])
+@pytest.mark.parametrize(
+    "hop", ["Connection: PLAID-SECRET, close", "Connection: Host, close", "Connection: Authorization, close"]
+)
 async def test_a_caller_names_no_header_away(held, hop):
     """What Connection names is dropped by a proxy; the gateway's own headers aren't the caller's to name."""
     answer = await held.one(request(CREATE, CREATION, hop, key=held.keys["lender"], last=False))
@@ -324,7 +328,11 @@ HOP = [
 async def test_a_callers_other_headers_stay_behind(held):
     """Only Accept, Plaid-Version and User-Agent go on; a creation is asked for unzipped."""
     taken = ["Accept: text/x", "Plaid-Version: 2020-09-14", "User-Agent: tests/1"]
-    assert (await held.one(request(CREATE, CREATION, *HOP, *taken, "Accept-Encoding: br", key=held.keys["lender"]))).status == 200
+    assert (
+        await held.one(
+            request(CREATE, CREATION, *HOP, *taken, "Accept-Encoding: br", key=held.keys["lender"])
+        )
+    ).status == 200
     fields = dict(held.upstream.fields())
     assert {fields[line.partition(":")[0].lower()] for line in taken} == {"text/x", "2020-09-14", "tests/1"}
     assert fields["accept-encoding"] == "identity"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import pytest
 from by_hand import CREATE, CREATION, HERE, head, line, request
 
@@ -143,7 +146,9 @@ async def test_no_strange_request_line_gets_through(held, start):
     held.assert_nothing_came()
 
 
-@pytest.mark.parametrize("first", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300), b"\0" * 64, b"\r\n" * 999])
+@pytest.mark.parametrize(
+    "first", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300), b"\0" * 64, b"\r\n" * 999]
+)
 async def test_what_is_not_http_ends_the_connection(held, first):
     """TLS, zeros and empty lines on the port make no request."""
     answers = await held.ask(first, b"\xff" * 20_000)
@@ -158,8 +163,9 @@ async def test_no_upgrade_is_made(held, upgrade):
     lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13"]
     async with line(held.gateway.url) as opened:
         await opened.say(request(CREATE, CREATION, *lines, key=held.keys["lender"], last=False))
-        answer = await opened.answer()
-    assert answer.status != 101
+        # Older releases of aiohttp hang up where the body comes behind an offer of WebSockets.
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            assert (await opened.answer()).status != 101
     for number, _ in enumerate(held.upstream.requests):
         assert "upgrade" not in dict(held.upstream.fields(number))
         assert "http2-settings" not in dict(held.upstream.fields(number))

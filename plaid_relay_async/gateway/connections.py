@@ -81,7 +81,7 @@ class Listener(web.Server):
         super().__init__(handler)
         self._most = most
         self._patience = patience
-        # In the order in which they came to be so. Who owes a request, or the rest of it, has a time for that.
+        # In the order in which they came to be so. Who owes a request, or its rest, has a time for that.
         self._owing: dict[web.RequestHandler, asyncio.TimerHandle | None] = {}
         self._idle: dict[web.RequestHandler, None] = {}
         self._busy: set[web.RequestHandler] = set()

@@ -1,11 +1,11 @@
 """What the gateway adds to a call's time, and what nginx as the same proxy adds, in one run: `nox -s bench`.
 
 Prints a table in Markdown: for one caller and for twenty at once, the time of a small creation directly,
-through nginx and through the gateway, at the median and at the 99th percentile; what either adds to the direct
-one; and two ratios of the gateway to nginx: of what they add, where that can be told from the noise, and of the
-whole. All take turns, round by round, on the same machine, over connections that stay open. The upstream is an
-nginx that answers by itself. nginx adds the two headers with the credentials and no more: it knows neither keys
-nor bodies, so that the ratio is what all of the gateway's checks cost, and Python.
+through nginx and through the gateway, at the median and at the 99th percentile; what either adds to the
+direct one; and two ratios of the gateway to nginx: of what they add, where that can be told from the noise,
+and of the whole. All take turns, round by round, on the same machine, over connections that stay open. The
+upstream is an nginx that answers by itself. nginx adds the two headers with the credentials and no more: it
+knows neither keys nor bodies, so that the ratio is what all of the gateway's checks cost, and Python.
 """
 
 from __future__ import annotations
@@ -211,10 +211,8 @@ async def compare(rounds: int, calls: int) -> None:
             gateway(upstream) as (own, key),
         ):
             ports = dict(zip(WAYS, (upstream, proxy, own), strict=True))
-            print(
-                f"| callers | | {' | '.join(f'{way}, ms' for way in WAYS)} | nginx adds | gateway adds | ratio |"
-            )
-            print("|---:|---|---:|---:|---:|---:|---:|---:|")
+            print("| callers | ms | direct | nginx | gateway | nginx adds | gateway adds | ratio | of all |")
+            print("|---:|---|---:|---:|---:|---:|---:|---:|---:|")
             for callers in CALLERS:
                 await table_of(ports, key, callers, rounds, calls)
 

@@ -87,12 +87,22 @@ ONE_MEGABYTE = {"max_response_bytes": 2**20}
 MAINTENANCE = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE", "error_message": "later"}
 INTERNAL = {"error_type": "API_ERROR", "error_code": "INTERNAL_SERVER_ERROR", "error_message": "oh"}
 LIMIT = {"error_type": "RATE_LIMIT_EXCEEDED", "error_code": "RATE_LIMIT", "error_message": "later"}
+UNREACHABLE = {"error_type": "GATEWAY_ERROR", "error_code": "UPSTREAM_UNREACHABLE", "error_message": "down"}
+UPSTREAM_LOST = UNREACHABLE | {"error_code": "UPSTREAM_LOST"}
 EXHAUSTED = LIMIT | {"error_code": "CREDITS_EXHAUSTED"}
 NOON, AND_A_SECOND, AND_A_MINUTE = (f"Tue, 24 Nov 2026 12:0{end} GMT" for end in ("0:00", "0:01", "1:00"))
 
 
 def maintenance(*headers: str) -> Fault:
     return refusal(page(503, MAINTENANCE, *headers))
+
+
+def unreachable() -> Fault:
+    return refusal(page(503, UNREACHABLE))
+
+
+def lost_by_the_gateway(*, acts: bool) -> Fault:
+    return says(page(502, UPSTREAM_LOST), acts=acts)
 
 
 def limited(*headers: str) -> Fault:
@@ -304,6 +314,16 @@ SERVER_ERRORS = (
         "done 2 1", "done 2", "done 2", "done 2 1", "done 2 1"),
     Row("PLANNED_MAINTENANCE with a pause beyond the deadline", every(maintenance("Retry-After: 60")),
         "server 1 0", "server 1", "server 1", "server 1 0", "server 1 0", settings=FIVE_SECONDS, told=60),
+    Row("a gateway of ours that could send nothing on", every(unreachable()),
+        "server 4 0", "server 4", "server 4", "server 4 0", "server 4 0"),
+    Row("the same, the first time only", first(unreachable()),
+        "done 2 1", "done 2", "done 2", "done 2 1", "done 2 1"),
+    Row("a gateway of ours whose own attempt was lost, not carried out",
+        every(lost_by_the_gateway(acts=BEFORE)),
+        "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
+    Row("a gateway of ours whose own attempt was lost, carried out",
+        every(lost_by_the_gateway(acts=AFTER)),
+        "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
     Row("PLANNED_MAINTENANCE with a pause beyond `max_pause`", every(maintenance("Retry-After: 301")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE, told=301),
 )

@@ -101,6 +101,19 @@ def test_who_comes_first_goes_first_and_who_leaves_costs_nothing():
     assert run_virtually(main()) == [(0, 0), (1, 0), (3, 10), (6, 10), (7, 20), (8, 20)]
 
 
+def test_who_does_not_wait_is_told_how_long_it_would_take():
+    """Taken without waiting a grant is there at once, or it is told after how many seconds it will be."""
+
+    async def main():
+        limiter, told = InProcessLimiter({CREATE: RateLimit(2, 10)}, slack=0.0), []
+        for moment in (0, 4, 5, 10.5, 11):
+            await asyncio.sleep(moment - asyncio.get_running_loop().time())
+            told.append(limiter.take(CREATE))
+        return [*map(round, told), limiter.take("/elsewhere")]
+
+    assert run_virtually(main()) == [0, 0, 5, 0, 3, 0]
+
+
 def test_a_limiter_stays_in_its_event_loop():
     """Used in another one, it says so."""
     limiter = InProcessLimiter({CREATE: RateLimit(5)})

@@ -1,4 +1,4 @@
-"""Who comes in: from a request's head and body to a caller and what may go on to Plaid, without any I/O."""
+"""Who comes in: from a request's head and body to a caller and what may go on to Plaid; no I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from plaid_relay_async.gateway.refusals import RefusedError
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from multidict import CIMultiDictProxy
+    from aiohttp import web
 
     from plaid_relay_async.gateway.keys import Key
 
@@ -48,13 +48,13 @@ class Sent:
     partner: str | None
 
 
-def check_host(headers: CIMultiDictProxy[str], names: Collection[str]) -> None:
+def check_host(request: web.BaseRequest, names: Collection[str]) -> None:
     """Refuse a Host that isn't ours: a page elsewhere may have its own name lead to this address.
 
     Raises:
         RefusedError: HOST_NOT_ALLOWED, or INVALID_HEADERS if there are two.
     """
-    hosts = headers.getall("Host", [])
+    hosts = request.headers.getall("Host", [])
     if len(hosts) > 1:
         raise RefusedError(refusals.INVALID_HEADERS)
     name = _host_in("".join(hosts))
@@ -69,12 +69,13 @@ def _host_in(host: str) -> str:
         return ""
 
 
-def check_origin(headers: CIMultiDictProxy[str]) -> None:
+def check_origin(request: web.BaseRequest) -> None:
     """Refuse what a page of another origin has a browser send.
 
     Raises:
         RefusedError: ORIGIN_NOT_ALLOWED.
     """
+    headers = request.headers
     origin = headers.get("Origin")
     # Behind a proxy that ends TLS the schemes differ, and the host is the same.
     foreign = origin is not None and origin.lower().partition("://")[2] != headers.get("Host", "").lower()
@@ -96,12 +97,13 @@ def endpoint_at(method: str, path: str) -> Endpoint[Any, Any]:
     return endpoint
 
 
-def check_form(headers: CIMultiDictProxy[str]) -> None:
+def check_form(request: web.BaseRequest) -> None:
     """Refuse what could be read in two ways, and what a form of a web page could send.
 
     Raises:
         RefusedError: INVALID_HEADERS, UNSUPPORTED_MEDIA_TYPE.
     """
+    headers = request.headers
     if any(len(headers.getall(name, [])) > 1 for name in _ONCE):
         raise RefusedError(refusals.INVALID_HEADERS)
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -109,13 +111,13 @@ def check_form(headers: CIMultiDictProxy[str]) -> None:
         raise RefusedError(refusals.UNSUPPORTED_MEDIA_TYPE)
 
 
-def key_in(headers: CIMultiDictProxy[str]) -> Hidden[str] | None:
+def key_in(request: web.BaseRequest) -> Hidden[str] | None:
     """Give what stands in the place of a key in the headers, if anything does."""
-    authorization = headers.get("Authorization")
+    authorization = request.headers.get("Authorization")
     if authorization is not None:
         scheme, _, key = authorization.partition(" ")
         return Hidden(key.strip() if scheme.lower() == "bearer" else "")
-    secret = headers.get("PLAID-SECRET")
+    secret = request.headers.get("PLAID-SECRET")
     return None if secret is None else Hidden(secret)
 
 

@@ -37,7 +37,7 @@ class Entry:
     status: int | None = None
     error_code: str | None = None
     request_id: str | None = None
-    delivered: bool = True
+    delivered: bool = False
     began: float = field(factory=time.monotonic)
 
     @property

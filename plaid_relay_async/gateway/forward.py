@@ -68,7 +68,7 @@ class _Downstream:
             raise ConnectionResetError("an answer that is none ends what was agreed on this connection")
         headers = {name: answer.headers[name] for name in _DOWN if name in answer.headers}
         self.response = web.StreamResponse(status=answer.status, headers={**NO_STORE, **headers})
-        if "Content-Length" in answer.headers and not answer.headers.keys() & _CHANGED:
+        if "Content-Length" in answer.headers and not any(name in answer.headers for name in _CHANGED):
             self.response.content_length = int(answer.headers["Content-Length"])
         await self._within_patience(partial(self.response.prepare, self.request))
         return True

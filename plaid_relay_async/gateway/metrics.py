@@ -6,6 +6,11 @@ from typing import TYPE_CHECKING
 
 from plaid_relay_async.errors import ConfigurationError
 
+try:
+    import prometheus_client
+except ModuleNotFoundError:  # it comes with the extra
+    prometheus_client = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,14 +29,9 @@ class Metrics:
     """
 
     def __init__(self, in_flight: Callable[[], float], connections: Callable[[], float]) -> None:
-        try:
-            import prometheus_client
-        except ImportError:
-            raise ConfigurationError(
-                "metrics need the extra: pip install 'plaid_relay_async[gateway]'"
-            ) from None
+        if prometheus_client is None:
+            raise ConfigurationError("metrics need the extra: pip install 'plaid_relay_async[gateway]'")
         self._registry = registry = prometheus_client.CollectorRegistry()
-        self._generate = prometheus_client.generate_latest
         self._calls = prometheus_client.Counter(
             "plaid_gateway_calls",
             "Calls by their end.",
@@ -59,4 +59,4 @@ class Metrics:
 
     def page(self) -> bytes:
         """Give all as Prometheus reads it."""
-        return self._generate(self._registry)
+        return prometheus_client.generate_latest(self._registry)

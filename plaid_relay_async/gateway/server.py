@@ -18,6 +18,7 @@ from plaid_relay_async.config import (
     __version__,
     check_base_url,
     check_count,
+    check_type,
     is_loopback,
     resolve_identity,
 )
@@ -121,8 +122,10 @@ class Gateway:
         self._patience = patience
         self._drain = drain
         self._pages: dict[str, pages.Page] = {}
-        self._metrics: Metrics | None = None
         self._listener: Listener | None = None
+        self._metrics: Metrics | None = None
+        if metrics_port is not None:
+            self._metrics = Metrics(lambda: self._upstream.in_flight, lambda: len(self._listener or ()))
         self._ports: list[int] = []
         self._open = contextlib.AsyncExitStack()
 
@@ -168,7 +171,6 @@ class Gateway:
             self._open.push_async_callback(self._stop, runner)
 
     async def _serve_metrics(self, opening: contextlib.AsyncExitStack, port: int) -> None:
-        self._metrics = Metrics(lambda: self._upstream.in_flight, lambda: len(self._listener or ()))
         runner, port = await serve(web.Server(self._answer_metrics, access_log=None), "127.0.0.1", port)
         opening.push_async_callback(runner.cleanup)
         self._ports.append(port)
@@ -222,6 +224,9 @@ class Gateway:
             entry = Entry()
             try:
                 return await self._call(request, entry)
+            except Exception:
+                entry.status, entry.error_code = refusals.INTERNAL_ERROR.status, refusals.INTERNAL_ERROR.code
+                raise
             finally:
                 entry.tell()
                 if self._metrics is not None:
@@ -238,7 +243,7 @@ class Gateway:
         if page is None:
             return None
         try:
-            admission.check_host(request.headers, self._names)
+            admission.check_host(request, self._names)
         except RefusedError as refused:
             return refusals.answer_of(refused.reason, request_id())
         return web.Response(body=page.body, headers=page.headers)
@@ -249,18 +254,18 @@ class Gateway:
         except RefusedError as error:
             refused = error
         entry.status, entry.error_code = refused.reason.status, refused.reason.code
-        entry.request_id = request_id()
+        entry.request_id, entry.delivered = request_id(), True
         response = refusals.answer_of(refused.reason, entry.request_id, refused.headers)
         if refused.ends:
             response.force_close()
         return response
 
     async def _forward(self, request: web.BaseRequest, entry: Entry) -> web.StreamResponse:
-        admission.check_host(request.headers, self._names)
+        admission.check_host(request, self._names)
         endpoint = admission.endpoint_at(request.method, request.raw_path)
         entry.operation = endpoint.path
-        admission.check_origin(request.headers)
-        admission.check_form(request.headers)
+        admission.check_origin(request)
+        admission.check_form(request)
         key, body = await self._admit(request, endpoint, entry)
         signer = self._signers.get(key.credentials)
         if signer is None:
@@ -279,7 +284,7 @@ class Gateway:
     async def _admit(
         self, request: web.BaseRequest, endpoint: Endpoint[Any, Any], entry: Entry
     ) -> tuple[Key, Hidden[bytes]]:
-        presented = admission.key_in(request.headers)
+        presented = admission.key_in(request)
         key = None
         if presented is not None:  # so nobody's body is read who is refused by it
             key = self._admitted(presented, endpoint, entry)
@@ -317,7 +322,7 @@ class Gateway:
     async def _answer_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         assert self._metrics is not None  # noqa: S101  # it is served with them alone
         try:
-            admission.check_host(request.headers, ())
+            admission.check_host(request, ())
         except RefusedError as refused:
             return refusals.answer_of(refused.reason, request_id())
         if request.raw_path != "/metrics":
@@ -331,6 +336,8 @@ class _Callers:
     def __init__(self, keys: KeyFile | Iterable[Key]) -> None:
         self._file = keys if isinstance(keys, KeyFile) else None
         self.keys: tuple[Key, ...] = () if isinstance(keys, KeyFile) else tuple(keys)
+        for key in self.keys:
+            check_type("each of keys", key, Key)
         self.trouble: str | None = None
         self._stamp: object = None
         self._rates: dict[tuple[str, RateLimit], InProcessLimiter] = {}
@@ -340,10 +347,13 @@ class _Callers:
             raise ConfigurationError(self.trouble)
 
     async def watch(self) -> None:
-        """Look at the file for as long as this runs."""
-        while True:
-            await asyncio.sleep(_LOOK_AGAIN)
-            await self.look()
+        """Look at the file for as long as this runs; without, what is revoked would go on."""
+        try:
+            while True:
+                await asyncio.sleep(_LOOK_AGAIN)
+                await self.look()
+        finally:
+            self.keys, self.trouble = (), "the gateway is closing"
 
     async def look(self) -> None:
         """Read the file if it has changed."""

@@ -26,7 +26,6 @@ from plaid_relay_async.errors import (
 )
 from plaid_relay_async.transport.protocols import Sink
 
-
 # Of what is zipped, half an answer can't be read, and a creation's is short.
 PLAIN: Final = {"Accept-Encoding": "identity"}
 

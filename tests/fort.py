@@ -1,0 +1,88 @@
+"""A gateway before an upstream that records, and what must be so after whatever was done to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from attrs import define
+from by_hand import CREATE, REMOVE, Answer, exchange, request
+from recorder import Recorder
+
+from plaid_relay_async import Credentials
+from plaid_relay_async.gateway import RELAY, Gateway, Key
+from plaid_relay_async.gateway.keys import new_key
+from plaid_relay_async.limits import RateLimit
+
+SECRETS = {
+    "default": Credentials("id-of-the-owner", "canary-upstream-of-the-owner"),
+    "partner": Credentials("id-of-the-partner", "canary-upstream-of-the-partner"),
+}
+CALLERS: dict[str, dict[str, Any]] = {
+    "lender": {},
+    "creator": {"operations": [CREATE]},
+    "remover": {"operations": [REMOVE]},
+    "bound": {"partners": ["p1", "p2"]},
+    "partner": {"credentials": "partner"},
+    "lost": {"credentials": "nowhere"},
+    "hasty": {"rate": RateLimit(2, 60)},
+}
+
+
+@define
+class Fort:
+    """A gateway, its upstream, and the keys of its callers by their names."""
+
+    gateway: Gateway
+    upstream: Recorder
+    keys: dict[str, str]
+
+    async def ask(self, *pieces: bytes, **options: Any) -> list[Answer]:
+        """Send this over one connection, and give all answers."""
+        return await exchange(self.gateway.url, *pieces, **options)
+
+    async def one(self, *pieces: bytes, **options: Any) -> Answer:
+        """The same where there has to be one answer, and the connection ends."""
+        (answer,) = await self.ask(*pieces, **options)
+        return answer
+
+    async def call(self, path: str = CREATE, caller: str = "lender", **more: Any) -> Answer:
+        """A good call."""
+        return await self.one(request(path, **more, key=self.keys[caller]))
+
+    def assert_nothing_came(self, *, but: int = 0) -> None:
+        """No more than so many requests reached the upstream."""
+        assert len(self.upstream.requests) == but, self.upstream.requests
+
+    def assert_upstream_is_clean(self) -> None:
+        """What reached the upstream are calls that it serves, with its credentials alone, and no caller's."""
+        for number, came in enumerate(self.upstream.requests):
+            assert came.split(b" ")[:2] in [[b"POST", path.encode()] for path in RELAY]
+            fields = self.upstream.fields(number)
+            names = [name for name, _ in fields]
+            assert len(names) == len(set(names))
+            who = (dict(fields)["plaid-client-id"], dict(fields)["plaid-secret"])
+            assert who in [(each.client_id, each.secret) for each in SECRETS.values()]
+            assert not {"authorization", "cookie", "origin", "transfer-encoding"} & set(names)
+            assert not any(key.encode() in came for key in self.keys.values())
+
+
+@contextlib.asynccontextmanager
+async def fort(**options: Any) -> AsyncIterator[Fort]:
+    """A gateway that still serves, in the end, and of which the upstream has seen nothing that it mustn't."""
+    made = {name: new_key(name, **bound) for name, bound in CALLERS.items()}
+    records: Iterable[Key] = [key for key, _ in made.values()]
+    keys = {name: key for name, (_, key) in made.items()}
+    async with (
+        Recorder() as upstream,
+        Gateway(records, **{"upstream": upstream.url, "credentials": SECRETS} | options) as gateway,
+    ):
+        built = Fort(gateway, upstream, keys)
+        yield built
+        upstream.says, upstream.then, upstream.pause = upstream.created, "keep", 0.0
+        before = len(upstream.requests)
+        answer = await built.call()
+        assert (answer.status, len(upstream.requests)) == (200, before + 1)
+        assert answer.json["relay_token"].startswith("credit-relay-sandbox-")
+        built.assert_upstream_is_clean()

@@ -1,0 +1,77 @@
+// One attempt on the wire, and what came of it.
+
+const TOKEN = /"(relay_token|asset_report_token|access_token|public_token)"\s*:\s*"([^"\\]+)"/g;
+
+/**
+ * Send one request to this page's own gateway; never raises, never repeats.
+ * @returns status (null if none came), headers, bytes, whole (whether all of the body came), seconds
+ */
+export async function send(path, body, key, signal) {
+  const begun = performance.now();
+  const reply = { status: null, headers: new Headers(), bytes: new Uint8Array(), whole: false, redirected: false };
+  try {
+    const response = await fetch(path, {
+      method: "POST",
+      headers: { "Content-Type": "application/json", Authorization: `Bearer ${key}` },
+      body: JSON.stringify(body),
+      cache: "no-store",
+      credentials: "omit",
+      redirect: "manual",
+      signal,
+    });
+    reply.redirected = response.type === "opaqueredirect";
+    reply.status = response.status || null;
+    reply.headers = response.headers;
+    await readInto(reply, response);
+  } catch {
+    // The browser doesn't tell how far it came: not even whether anything left.
+  }
+  reply.seconds = (performance.now() - begun) / 1000;
+  return { ...reply, ...readJson(reply) };
+}
+
+// Piece by piece, for a token may be in the part that arrives of an answer that breaks off.
+async function readInto(reply, response) {
+  const pieces = [];
+  try {
+    for (const reader = response.body?.getReader(); reader; ) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      pieces.push(value);
+    }
+    reply.whole = true;
+  } finally {
+    reply.bytes = new Uint8Array(await new Blob(pieces).arrayBuffer());
+  }
+}
+
+function readJson({ bytes, headers }) {
+  if (headers.get("Content-Type")?.startsWith("application/pdf")) return { text: "", json: null };
+  const text = new TextDecoder().decode(bytes);
+  try {
+    const json = JSON.parse(text);
+    return { text, json: json !== null && typeof json === "object" && !Array.isArray(json) ? json : null };
+  } catch {
+    return { text, json: null };
+  }
+}
+
+export const isPdf = (reply) => reply.headers.get("Content-Type")?.startsWith("application/pdf") ?? false;
+
+export const requestIdOf = (reply) =>
+  reply.json?.request_id ?? reply.headers.get("Plaid-Request-ID") ?? reply.headers.get("X-Request-ID");
+
+/** The tokens in an answer by name, also in one that broke off. */
+export function tokensIn(reply) {
+  return Object.fromEntries([...reply.text.matchAll(TOKEN)].map(([, name, value]) => [name, value]));
+}
+
+/** The seconds that a server asks to wait (RFC 9110, 10.2.3), or null. */
+export function retryAfter(headers) {
+  const said = headers.get("Retry-After")?.trim();
+  if (!said) return null;
+  if (/^\d+$/.test(said)) return Number(said);
+  // Held against the server's own clock, where it tells.
+  const seconds = (Date.parse(said) - (Date.parse(headers.get("Date")) || Date.now())) / 1000;
+  return Number.isFinite(seconds) ? Math.max(0, Math.ceil(seconds)) : null;
+}

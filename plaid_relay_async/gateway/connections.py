@@ -42,6 +42,10 @@ class _Connection(web.RequestHandler):
         response.force_close()
         return response
 
+    def log_exception(self, *_: object, exc_info: BaseException | None = None, **__: object) -> None:
+        """Tell of what ended a connection, by its class alone."""
+        _log.error("a connection ended in %s", type(exc_info).__name__)
+
 
 def request_id() -> str:
     """Give an id for an answer of the gateway's own."""

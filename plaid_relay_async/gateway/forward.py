@@ -19,7 +19,7 @@ from plaid_relay_async.transport import MAX_RESPONSE_BYTES
 from plaid_relay_async.transport.wire import PLAIN, Attempt, http_timeout, send
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from plaid_relay_async.errors import PlaidRelayError
     from plaid_relay_async.session import SessionManager
@@ -66,8 +66,8 @@ class _Downstream:
     async def begin(self, answer: Answer) -> bool:
         if answer.status < 200:
             raise ConnectionResetError("an answer that is none ends what was agreed on this connection")
-        headers = {name: answer.headers[name] for name in _DOWN if name in answer.headers}
-        self.response = web.StreamResponse(status=answer.status, headers={**NO_STORE, **headers})
+        headers = {**NO_STORE, **_passed_on(answer.headers, _DOWN)}
+        self.response = web.StreamResponse(status=answer.status, headers=headers)
         if "Content-Length" in answer.headers and not any(name in answer.headers for name in _CHANGED):
             self.response.content_length = int(answer.headers["Content-Length"])
         await self._within_patience(partial(self.response.prepare, self.request))
@@ -166,12 +166,12 @@ class Upstream:
         total = self._timeouts.total
         deadline = None if total is None else asyncio.get_running_loop().time() + total
         signature = await signer.sign(deadline)
-        asked = downstream.request.headers
+        asked = _passed_on(downstream.request.headers, _UP)
         plain = PLAIN if endpoint.replay is Replay.CREATES else {}
         read = self._timeouts.slow_read if endpoint.slow else self._timeouts.read
         return Attempt(
             url=self._base_url + endpoint.path,
-            headers={name: asked.get(name, ours) for name, ours in _UP.items()} | plain | signature.headers,
+            headers=_UP | asked | plain | signature.headers,
             body=body,
             # Nothing is repeated here, whatever it is: what a lost answer means, its caller has to say.
             replay=Replay.HARMLESS,
@@ -181,6 +181,12 @@ class Upstream:
             into=downstream,
             broken_off=_untold,
         )
+
+
+def _passed_on(headers: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    # What no header can carry would break the request, or the answer with its token.
+    there = {name: headers[name] for name in names if name in headers}
+    return {name: value for name, value in there.items() if value.isascii() and value.isprintable()}
 
 
 def _untold(_answer: Answer | None, _error: PlaidRelayError) -> None:

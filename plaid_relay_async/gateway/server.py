@@ -306,6 +306,11 @@ class Gateway:
         too_large = RefusedError(refusals.BODY_TOO_LARGE, ends=True)
         if (request.content_length or 0) > _LARGEST_BODY:
             raise too_large
+        if (
+            "Expect" in request.headers
+        ):  # the caller waits for leave to send it; aiohttp's router would give that
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
         body = bytearray()
         try:
             async with asyncio.timeout(self._patience):

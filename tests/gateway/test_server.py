@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import ssl
 import time
 
@@ -15,12 +14,11 @@ import pytest
 import trustme
 from support import QUICK
 
-from plaid_relay_async import ConfigurationError, Credentials, RelayClient, RetryPolicy, Timeouts
+from plaid_relay_async import ConfigurationError, Credentials, RelayClient, RetryPolicy
 from plaid_relay_async.errors import (
     AuthenticationError,
     NotSentError,
     OutcomeUnknownError,
-    PlaidServerError,
     RateLimitError,
 )
 from plaid_relay_async.gateway import KNOWN, RELAY, Gateway, KeyFile, new_key

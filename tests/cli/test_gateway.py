@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import ssl
 import stat
@@ -344,6 +345,24 @@ def test_a_gateway_from_the_command(gateway, key, plaid):
     assert code == 0
     assert [(line["caller"], line["status"]) for line in lines] == [("ann", 200), (None, 401), ("ann", 403)]
     assert not re.search(f"canary|{key}|{answer['relay_token']}", err)
+
+
+def test_other_clients_come_in_by_the_place_of_the_secret(gateway, key, run, plaid, monkeypatch, home):
+    """The command calls through the gateway by its address and a key for a secret; curl, with a key from a file."""
+    _, url = gateway()
+    monkeypatch.setenv("PLAID_BASE_URL", url)
+    monkeypatch.setenv("PLAID_CLIENT_ID", "any")
+    monkeypatch.setenv("PLAID_SECRET", key)
+    done = run("create", "--report-token", REPORT, "--partner", "ann")
+    assert done.lines[0]["relay_token"] == plaid.ledger[0]["relay_token"]
+    assert plaid.ledger[0]["client_id"] == "owner"
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl")
+    (home / "key").write_text(f"Authorization: Bearer {key}\n")
+    body = json.dumps({"report_tokens": [REPORT], "secondary_client_id": "ben"})
+    words = ["curl", "-s", "--header", f"@{home / 'key'}", "--json", body, url + CREATE]
+    answer = subprocess.run(words, capture_output=True, check=True, timeout=20)
+    assert json.loads(answer.stdout)["relay_token"] == plaid.ledger[1]["relay_token"]
 
 
 def test_keys_take_effect_while_it_runs(gateway, run):

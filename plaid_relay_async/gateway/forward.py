@@ -96,7 +96,8 @@ class _Downstream:
                 await send()
         except (ConnectionError, TimeoutError):
             self.gone = True
-            self._hang_up()
+            if (transport := self.request.transport) is not None:
+                transport.abort()  # to close would wait for it to take what it was sent
 
     def _hang_up(self) -> None:
         if (transport := self.request.transport) is not None:

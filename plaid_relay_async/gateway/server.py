@@ -254,7 +254,7 @@ class Gateway:
         except RefusedError as error:
             refused = error
         entry.status, entry.error_code = refused.reason.status, refused.reason.code
-        entry.request_id, entry.delivered = request_id(), True
+        entry.request_id, entry.delivered = request_id(), request.transport is not None
         response = refusals.answer_of(refused.reason, entry.request_id, refused.headers)
         if refused.ends:
             response.force_close()
@@ -306,21 +306,21 @@ class Gateway:
         too_large = RefusedError(refusals.BODY_TOO_LARGE, ends=True)
         if (request.content_length or 0) > _LARGEST_BODY:
             raise too_large
-        if (
-            "Expect" in request.headers
-        ):  # the caller waits for leave to send it; aiohttp's router would give that
+        if "Expect" in request.headers:  # the caller waits for leave; aiohttp has its router give it
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
+        assert self._listener is not None  # noqa: S101  # it was started
         body = bytearray()
         try:
             async with asyncio.timeout(self._patience):
-                while piece := Hidden(await request.content.readany()).reveal():
-                    body += piece
-                    if len(body) > _LARGEST_BODY:
-                        raise too_large
+                with self._listener.awaiting_body(request.protocol):
+                    while piece := Hidden(await request.content.readany()).reveal():
+                        body += piece
+                        if len(body) > _LARGEST_BODY:
+                            raise too_large
         except TimeoutError:
             raise RefusedError(refusals.BODY_TIMEOUT, ends=True) from None
-        except web.RequestPayloadError:
+        except (web.RequestPayloadError, ConnectionError):  # it broke off, or its framing did
             raise RefusedError(refusals.INVALID_HTTP, ends=True) from None
         return Hidden(bytes(body))
 

@@ -146,8 +146,14 @@ async def test_a_key_opens_its_operations_alone(held, path, caller):
 
 @pytest.mark.parametrize(
     "path",
-    ["/asset_report/create", "/asset_report/remove", "/item/remove", "/item/public_token/exchange"]
-    + ["/sandbox/public_token/create", "/webhook_verification_key/get"],
+    [
+        "/asset_report/create",
+        "/asset_report/remove",
+        "/item/remove",
+        "/item/public_token/exchange",
+        "/sandbox/public_token/create",
+        "/webhook_verification_key/get",
+    ],
 )
 async def test_nothing_but_relay_is_served_unasked(held, path):
     """The other operations that the client knows are refused by a gateway as it comes."""

@@ -188,7 +188,7 @@ REFUSALS = {
     "another's Origin": lambda key: start(key, "Origin: https://evil.example"),
     "another's Host": lambda key: start(key).replace(HERE.encode(), b"evil.example"),
     "two keys": lambda key: start(key, "Authorization: Bearer x"),
-    "no JSON": lambda key: start(key),
+    "no JSON": start,
 }
 
 

@@ -383,7 +383,7 @@ async def test_a_bug_is_unknown(upstream, caplog):
         def emit(self, record):
             raise RuntimeError("canary")
 
-    record, key = new_key("lender")
+    record, _key = new_key("lender")
     log, broken = logging.getLogger("plaid_relay_async.gateway.audit"), Broken()
     log.addHandler(broken)
     caplog.set_level(logging.INFO)

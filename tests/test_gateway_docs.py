@@ -23,6 +23,7 @@ import pytest
 import trustme
 from cyclopts import Parameter
 
+import plaid_relay_async
 from plaid_relay_async import (
     Credentials,
     OutcomeUnknownError,
@@ -43,6 +44,7 @@ from plaid_relay_async.gateway.refusals import REASONS, answer_of
 from plaid_relay_async.simulator import Fault, Simulator
 
 ROOT = Path(__file__).parent.parent
+INSTALLED = Path(plaid_relay_async.__file__).parent
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 PAGE = (ROOT / "docs/gateway.md").read_text(encoding="utf-8")
 MODEL = (ROOT / "docs/threat-model.md").read_text(encoding="utf-8")
@@ -383,8 +385,8 @@ def test_every_test_that_is_named_is_there():
 def test_every_module_of_the_gateway_obliges():
     """threat-model.md says for each module of the gateway what an edit of it touches."""
     told = "\n".join(cells[0] for cells in rows("What obliges to change this page", 1, MODEL))
-    modules = (ROOT / "plaid_relay_async/gateway").rglob("*.py")
+    modules = (INSTALLED / "gateway").rglob("*.py")
     names = {f"gateway/{path.name}" for path in modules if path.name != "__init__.py"}
     assert names <= set(re.findall(r"gateway/\w+\.py", told))
     for path in re.findall(r"`([\w/]+\.(?:py|md))`", told):
-        assert (ROOT / "plaid_relay_async" / path).is_file() or (ROOT / path).is_file(), path
+        assert (INSTALLED / path).is_file() or (ROOT / path).is_file(), path

@@ -21,7 +21,9 @@ HASTY = {"timeouts": Timeouts(connect=1, read=0.4, slow_read=0.4)}
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 305, 307, 308])
-@pytest.mark.parametrize("where", ["http://127.0.0.1:PORT/credit/relay/create", "//127.0.0.1:PORT/", "/item/remove"])
+@pytest.mark.parametrize(
+    "where", ["http://127.0.0.1:PORT/credit/relay/create", "//127.0.0.1:PORT/", "/item/remove"]
+)
 async def test_no_redirect_is_followed(held, status, where):
     """The credentials go nowhere but to the upstream, and its Location goes to nobody."""
     async with Recorder() as elsewhere:
@@ -94,8 +96,10 @@ async def test_what_comes_behind_an_answer_reaches_nobody(held, came, later, del
             await opened.say(request(key=held.keys["lender"], last=False))
             came_back = await _some(opened)
             assert b"of-another" not in came_back
-            if came_back:
-                assert answers_in(came_back)[0].json["relay_token"].startswith("credit-relay-sandbox-")
+            for answer in answers_in(
+                came_back
+            ):  # what couldn't leave on such a connection is told as not sent
+                assert answer.status == 200 or answer.code == "UPSTREAM_UNREACHABLE"
 
 
 async def _some(opened) -> bytes:
@@ -126,19 +130,24 @@ CUT_UP = {
     "one header without an end": lambda: itertools.chain(
         [b"HTTP/1.1 200 OK\r\nX-More: "], itertools.repeat(b"a" * 4096, 5_000)
     ),
-    "a status line without an end": lambda: itertools.chain([b"HTTP/1.1 200 "], itertools.repeat(b"a" * 4096, 5_000)),
+    "a status line without an end": lambda: itertools.chain(
+        [b"HTTP/1.1 200 "], itertools.repeat(b"a" * 4096, 5_000)
+    ),
     "not HTTP": lambda: [b"220 mail.example ESMTP\r\n"],
     "HTTP/2": lambda: [b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + bytes(18)],
     "two lengths": lambda: [head("HTTP/1.1 200 OK", "Content-Length: 5", "Content-Length: 6") + b"123456"],
     "both lengths": lambda: [
-        head("HTTP/1.1 200 OK", "Content-Length: 5", "Transfer-Encoding: chunked") + b"5\r\n12345\r\n0\r\n\r\n"
+        head("HTTP/1.1 200 OK", "Content-Length: 5", "Transfer-Encoding: chunked")
+        + b"5\r\n12345\r\n0\r\n\r\n"
     ],
     "a negative length": lambda: [head("HTTP/1.1 200 OK", "Content-Length: -5") + b"12345"],
     "a length that is none": lambda: [head("HTTP/1.1 200 OK", "Content-Length: five") + b"12345"],
     "101": lambda: [head("HTTP/1.1 101 Switching Protocols", "Upgrade: h2c", "Connection: Upgrade")],
     "100 without an end": lambda: itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n" * 50, 5_000),
-    "103 without an end": lambda: itertools.repeat(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 50, 5_000),
-    "nothing": lambda: [],
+    "103 without an end": lambda: itertools.repeat(
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 50, 5_000
+    ),
+    "nothing": list,
     "a NUL in a header": lambda: [page(200, MADE, "X: a\0b")],
     "a header that is folded": lambda: [page(200, MADE, "Content-Type: a/b;\r\n x=1")],
 }
@@ -152,14 +161,16 @@ async def test_an_answer_that_is_no_http_is_lost(says):
         answers = await held.ask(request(key=held.keys["lender"]))
         assert len(answers) <= 1
         for answer in answers:
-            if answer.whole and answer.status == 200:
-                assert answer.body in {MADE, b"12345"}
-                assert answer.body == MADE or "both lengths" in str(held.upstream.requests) or True
-            else:
-                assert (answer.status, answer.code) in {(502, "UPSTREAM_LOST"), (504, "UPSTREAM_TIMEOUT"), (200, None)}
+            told = (answer.status, answer.code)
+            assert told in {(502, "UPSTREAM_LOST"), (504, "UPSTREAM_TIMEOUT")} or answer.body in {
+                MADE,
+                b"12345",
+            }
 
 
-@pytest.mark.parametrize("prelude", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n"])
+@pytest.mark.parametrize(
+    "prelude", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n"]
+)
 async def test_what_comes_before_an_answer_is_passed_over(held, prelude):
     """Interim answers are the upstream's and the gateway's affair."""
     held.upstream.says = lambda _: [prelude + page(200, MADE)]
@@ -176,7 +187,7 @@ DOWN = [
     "Proxy-Authenticate: Basic",
     "WWW-Authenticate: Basic realm=x",
     "Upgrade: h2c",
-    "Alt-Svc: h3=\":443\"",
+    'Alt-Svc: h3=":443"',
     "Trailer: X",
     "Server: nginx",
     "X-Powered-By: x",
@@ -212,7 +223,14 @@ async def test_an_upstreams_other_headers_stay_behind(held, status):
     assert (answer.status, answer.body) == (status, MADE)
     assert {name: answer.headers.get_all(name) for name in KEPT} == {k: [v] for k, v in KEPT.items()}
     names = {name.lower() for name in answer.headers}
-    ours = {"content-type", "content-length", "connection", "cache-control", "x-content-type-options", "server"}
+    ours = {
+        "content-type",
+        "content-length",
+        "connection",
+        "cache-control",
+        "x-content-type-options",
+        "server",
+    }
     assert names <= ours | {name.lower() for name in KEPT}
     assert answer.headers["Cache-Control"] == "no-store"
     assert "nginx" not in (answer.headers["Server"] or "")
@@ -227,17 +245,23 @@ async def test_no_header_of_the_upstream_splits_the_answer(held, code):
     assert "X-Injected" not in answer.headers
 
 
-async def test_a_quoted_secret_goes_into_no_log(held, caplog):
-    """An upstream that quotes the credentials tells them to the caller at most: no log has them, at any level."""
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize("size", [3, 100_000])
+async def test_a_quoted_secret_comes_down_to_nobody(held, caplog, status, size):
+    """An upstream that quotes the credentials tells them neither to the caller nor to a log, in whatever pieces."""
     caplog.set_level(logging.DEBUG)
 
     def quoting(came):
-        said = " ".join(came.decode("latin-1").split())
+        said = " ".join(came.decode("latin-1").split()).replace('"', "'")
         told = {"error_type": "API_ERROR", "error_code": said, "error_message": said, "request_id": said}
-        return [page(500, json.dumps(told).encode(), f"Plaid-Request-ID: {said}", f"Retry-After: {said}")]
+        whole = page(status, json.dumps(told).encode(), f"Plaid-Request-ID: {said}", f"Retry-After: {said}")
+        return [whole[n : n + size] for n in range(0, len(whole), size)]
 
     held.upstream.says = quoting
     answer = await held.call()
+    assert answer.whole
+    assert answer.json["error_message"].startswith("POST /credit/relay/create")
+    assert "canary-upstream-of-the-owner" in held.upstream.requests[0].decode()
     assert "canary" not in str(answer.headers)
     assert b"canary" not in answer.body
     assert "canary" not in caplog.text
@@ -246,7 +270,9 @@ async def test_a_quoted_secret_goes_into_no_log(held, caplog):
 async def test_the_bytes_of_an_answer_are_the_upstreams(held):
     """Whatever they are, and in whatever pieces they came."""
     body = bytes(range(256)) * 999
+    nearly = b"canary-upstream-of-the-own" * 99
     for says in (
+        [page(200, nearly)],
         [page(200, body)],
         [page(200, body)[:100], page(200, body)[100:]],
         [head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked"), b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)],
@@ -256,7 +282,7 @@ async def test_the_bytes_of_an_answer_are_the_upstreams(held):
         answer = await held.call(PDF)
         assert (answer.status, answer.whole) == (200, True)
         zipped = answer.headers["Content-Encoding"] == "gzip"
-        assert (gzip.decompress(answer.body) if zipped else answer.body) == body
+        assert (gzip.decompress(answer.body) if zipped else answer.body) in {body, nearly}
 
 
 async def test_a_gzip_bomb_of_the_upstreams_is_bounded(held):
@@ -287,7 +313,9 @@ async def test_a_caller_that_leaves_costs_its_call_alone():
             held.upstream.says = lambda came: [b"", *held.upstream.created(came)]
             held.upstream.pause = 0.05
             async with line(held.gateway.url) as opened:
-                await opened.say(request(CREATE, CREATION | {"secondary_client_id": f"gone{n}"}, key=held.keys["lender"]))
+                await opened.say(
+                    request(CREATE, CREATION | {"secondary_client_id": f"gone{n}"}, key=held.keys["lender"])
+                )
                 await asyncio.sleep(0.02)
         async with asyncio.timeout(5):
             while held.gateway._upstream.in_flight:

@@ -316,7 +316,7 @@ function drawRows() {
 
 function lineOf(row) {
   const cells = [String(row.line), row.partner, null, row.errorCode ?? "", row.requestId ?? "", String(row.attempts)].map((text) =>
-    h("td", {}, text ?? h("span", { class: `state is-${row.outcome}` }, stateOf(row))),
+    h("td", {}, text ?? h("span", { class: `state is-${row.outcome.replace(" ", "-")}` }, stateOf(row))),
   );
   return h("tr", {}, ...cells);
 }

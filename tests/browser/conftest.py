@@ -138,23 +138,22 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @contextlib.asynccontextmanager
-async def console(browser: Browser, **options: Any) -> AsyncIterator[Console]:
-    """A console in a profile of its own; `options` are the browser context's."""
+async def console(
+    browser: Browser, *, gateway: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[Console]:
+    """A console in a profile of its own, with options of its gateway's and of the browser context's."""
     made = {name: new_key(name, **bound) for name, bound in CALLERS.items()}
     async with (
         Simulator(clients={each.client_id: each.secret for each in CREDENTIALS.values()}) as plaid,
         Gateway(
             [key for key, _ in made.values()],
-            upstream=plaid.url,
-            credentials=CREDENTIALS,
-            operations=KNOWN,
-            drain=1,
-        ) as gateway,
+            **{"upstream": plaid.url, "credentials": CREDENTIALS, "operations": KNOWN, "drain": 1} | (gateway or {}),
+        ) as started,
         await browser.new_context(**{"viewport": {"width": 1360, "height": 900}} | options) as context,
     ):
         await context.grant_permissions(["clipboard-read", "clipboard-write"])
         context.set_default_timeout(10_000)
-        shown = Console(await context.new_page(), plaid, gateway, {name: key for name, (_, key) in made.items()})
+        shown = Console(await context.new_page(), plaid, started, {name: key for name, (_, key) in made.items()})
         shown.watch()
         yield shown
         assert shown.trouble == []
@@ -162,7 +161,7 @@ async def console(browser: Browser, **options: Any) -> AsyncIterator[Console]:
 
 @pytest.fixture
 def consoles(browser: Browser) -> Callable[..., contextlib.AbstractAsyncContextManager[Console]]:
-    """Opens consoles; its options are the browser context's."""
+    """Opens consoles; see `console`."""
     return partial(console, browser)
 
 

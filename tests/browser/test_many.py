@@ -219,7 +219,7 @@ async def test_stop_waits_for_what_is_in_flight(shown):
     while await page.evaluate("document.querySelector('#bar').value") < 6:
         await asyncio.sleep(0.02)
     await page.locator("#many-stop").click()
-    assert "nothing more is sent" in await page.locator("#pause").inner_text()
+    await page.locator("#pause", has_text="nothing more is sent").wait_for()
     await page.locator("#many-download:enabled").wait_for()
     rows = await download(shown)
     created = [row for row in rows if row["outcome"] == "created"]

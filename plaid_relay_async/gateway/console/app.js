@@ -5,6 +5,7 @@ import { byId, h, secretField } from "./dom.js";
 import * as many from "./many.js";
 import * as one from "./one.js";
 import { OPERATIONS, operationOf } from "./operations.js";
+import { LANGUAGES } from "./snippets.js";
 import { addressOf, save, state } from "./state.js";
 import { forgetKey, keepKey, recall, recallKey, takeFromAddress } from "./storage.js";
 
@@ -100,7 +101,8 @@ function bring() {
 
 async function start() {
   const kept = recall(OPERATIONS);
-  Object.assign(state, { key: recallKey() ?? "", address: kept.address ?? "", inputs: kept.inputs, language: kept.language ?? "python" });
+  const language = LANGUAGES.some(({ name }) => name === kept.language) ? kept.language : "python";
+  Object.assign(state, { key: recallKey() ?? "", address: kept.address ?? "", inputs: kept.inputs, language });
   bring();
   prepareConnection();
   const { environment, operations, version } = await settings();

@@ -268,6 +268,7 @@ function drawPause() {
   const left = Math.ceil(run.pause);
   const stopping = run.stopping && running;
   byId("pause").hidden = !running || (!left && !stopping);
+  if (byId("pause").hidden) return;
   byId("pause").textContent = stopping
     ? `Stopping: ${run.counts["in flight"]} in flight are waited for, and nothing more is sent.`
     : `Asked to slow down: it goes on in ${left} s. What was refused so is surely not carried out, and is sent again.`;

@@ -91,7 +91,7 @@ function pythonArguments(operation, values) {
 
 // What the last lines do with an answer, by the method that gave it: never print a token.
 const PYTHON_ENDS = {
-  "relay.create": ["made", "# made.relay_token is a bearer secret: keep it, for the partner alone.", "made"],
+  "relay.create": ["made", "# made.relay_token is a secret: keep it.", "made"],
   "relay.download_pdf": ["saved", null, "saved"],
   "asset_report.download_pdf": ["saved", null, "saved"],
   "relay.get": ["shared", null, "shared.report.asset_report_id, len(shared.report.items)"],

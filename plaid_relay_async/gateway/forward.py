@@ -12,7 +12,13 @@ from attrs import define, frozen
 
 from plaid_relay_async.codec import Answer, Endpoint, Replay, request_id_of
 from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, Timeouts
-from plaid_relay_async.errors import ConnectionLostError, Hidden, NotSentError, ReadTimeoutError
+from plaid_relay_async.errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    Hidden,
+    NotSentError,
+    ReadTimeoutError,
+)
 from plaid_relay_async.gateway import refusals
 from plaid_relay_async.gateway.refusals import NO_STORE, RefusedError
 from plaid_relay_async.transport import MAX_RESPONSE_BYTES
@@ -190,7 +196,10 @@ class Upstream:
             if downstream.response is None:  # a status that is no answer
                 assert answer.lost is not None  # noqa: S101  # so it was taken for lost
                 raise answer.lost
-        except NotSentError as error:
+        except (
+            NotSentError,
+            ConfigurationError,
+        ) as error:  # the latter where the credentials' source gave none
             problem, reason = error, refusals.UPSTREAM_UNREACHABLE
         except ReadTimeoutError as error:
             problem, reason = error, refusals.UPSTREAM_TIMEOUT

@@ -147,13 +147,16 @@ async def console(
         Simulator(clients={each.client_id: each.secret for each in CREDENTIALS.values()}) as plaid,
         Gateway(
             [key for key, _ in made.values()],
-            **{"upstream": plaid.url, "credentials": CREDENTIALS, "operations": KNOWN, "drain": 1} | (gateway or {}),
+            **{"upstream": plaid.url, "credentials": CREDENTIALS, "operations": KNOWN, "drain": 1}
+            | (gateway or {}),
         ) as started,
         await browser.new_context(**{"viewport": {"width": 1360, "height": 900}} | options) as context,
     ):
         await context.grant_permissions(["clipboard-read", "clipboard-write"])
         context.set_default_timeout(10_000)
-        shown = Console(await context.new_page(), plaid, started, {name: key for name, (_, key) in made.items()})
+        shown = Console(
+            await context.new_page(), plaid, started, {name: key for name, (_, key) in made.items()}
+        )
         shown.watch()
         yield shown
         assert shown.trouble == []

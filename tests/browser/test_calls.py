@@ -102,11 +102,26 @@ async def test_a_pdf_is_saved(shown):
 ERRORS = [
     # what goes wrong, status, headline, what the page says of the way out
     ({"status": 400}, "400", "Not carried out", "Mend the one that the message names"),
-    ({"status": 400, "body": {"error_code": "INVALID_API_KEYS"}}, "400", "Not carried out", "client id or secret"),
+    (
+        {"status": 400, "body": {"error_code": "INVALID_API_KEYS"}},
+        "400",
+        "Not carried out",
+        "client id or secret",
+    ),
     ({"status": 400, "body": {"error_code": "MISSING_FIELDS"}}, "400", "Not carried out", "Fill in those"),
-    ({"status": 400, "body": {"error_code": "PRODUCT_NOT_READY"}}, "400", "Not carried out", "send again in a moment"),
+    (
+        {"status": 400, "body": {"error_code": "PRODUCT_NOT_READY"}},
+        "400",
+        "Not carried out",
+        "send again in a moment",
+    ),
     ({"status": 429, "headers": {"Retry-After": "7"}}, "429", "it may pass later", "Wait 7 s"),
-    ({"status": 429, "body": {"error_code": "CREDITS_EXHAUSTED"}}, "429", "Not carried out", "Waiting won’t help"),
+    (
+        {"status": 429, "body": {"error_code": "CREDITS_EXHAUSTED"}},
+        "429",
+        "Not carried out",
+        "Waiting won’t help",
+    ),
     ({"status": 503}, "503", "it may pass later", "status.plaid.com"),
     ({"status": 500, "when": "after"}, "500", "Unknown", "A relay token may exist that nobody holds"),
     ({"status": 502, "body": "<h1>bad gateway</h1>"}, "502", "Unknown", "may exist that nobody holds"),
@@ -114,7 +129,12 @@ ERRORS = [
     ({"close": True, "when": "after"}, "502", "Unknown", "connection to Plaid was lost"),
     ({"status": 200, "body": {"relay_token": 5}}, "200", "Unknown", "isn’t what it should be"),
     ({"status": 200, "body": []}, "200", "Unknown", "isn’t what it should be"),
-    ({"status": 302, "headers": {"Location": "https://evil.example/"}}, "none", "Not carried out", "redirect"),
+    (
+        {"status": 302, "headers": {"Location": "https://evil.example/"}},
+        "none",
+        "Not carried out",
+        "redirect",
+    ),
 ]
 
 
@@ -169,7 +189,11 @@ async def test_a_report_that_is_not_ready_is_to_be_asked_for_again(shown):
 
 @pytest.mark.parametrize(
     ("path", "headline", "said"),
-    [(GET, "Lost", "safe to send it again"), (REMOVE, "Nobody can tell", "safe to send it again"), (REFRESH, "Unknown", "A report may exist")],
+    [
+        (GET, "Lost", "safe to send it again"),
+        (REMOVE, "Nobody can tell", "safe to send it again"),
+        (REFRESH, "Unknown", "A report may exist"),
+    ],
 )
 async def test_what_a_lost_answer_means_depends_on_the_operation(shown, path, headline, said):
     """A lost read or removal may be sent again; of a lost refresh nobody can tell."""

@@ -24,9 +24,49 @@ TOKENS = {
     "PUBLIC_TOKEN": "canary-public",
 }
 NASTY = [
-    *('"', "'", "\\", "\\\\n", "$HOME", "`id`", "$(id)", "${PATH}", "%s %d", "{x}", "#", "</script>", "<!--", "\\u0041"),
-    *("two\nlines", "two\r\nlines", "tab\t", "\x00", "\x1b[31m", "\x7f", "é😀", "a\u2028\u2029", "\u202e\u2066", "a\ufeff"),
-    *("\nBODY\n", "\nKEY\n", '"""', "'''", "a" * 200, "\U000e0041", "\\", "!!", "~", "*", "*/ //", "${x}", "`${x}`"),
+    *(
+        '"',
+        "'",
+        "\\",
+        "\\\\n",
+        "$HOME",
+        "`id`",
+        "$(id)",
+        "${PATH}",
+        "%s %d",
+        "{x}",
+        "#",
+        "</script>",
+        "<!--",
+        "\\u0041",
+    ),
+    *(
+        "two\nlines",
+        "two\r\nlines",
+        "tab\t",
+        "\x00",
+        "\x1b[31m",
+        "\x7f",
+        "é😀",
+        "a\u2028\u2029",
+        "\u202e\u2066",
+        "a\ufeff",
+    ),
+    *(
+        "\nBODY\n",
+        "\nKEY\n",
+        '"""',
+        "'''",
+        "a" * 200,
+        "\U000e0041",
+        "\\",
+        "!!",
+        "~",
+        "*",
+        "*/ //",
+        "${x}",
+        "`${x}`",
+    ),
 ]
 
 
@@ -128,7 +168,7 @@ async def test_the_code_of_every_operation_asks_for_the_same(shown, language, tm
             if language == "bulk" and "relay_token" in body:
                 assert asked == [body | {"relay_token": f"canary-relay-{number}"} for number in (1, 2)]
             else:
-                    assert [without_false(each) for each in asked] == [body], path
+                assert [without_false(each) for each in asked] == [body], path
             assert upstream.requests[0].startswith(f"POST {path} ".encode())
         assert "canary" not in told, path
         for made in folder.iterdir():
@@ -171,7 +211,16 @@ def answer_of(request: bytes):
         "removed": True,
         "webhook_fired": True,
         "request_id": "request-id",
-        "key": {"alg": "ES256", "kid": "id", "kty": "EC", "crv": "P-256", "x": "x", "y": "y", "use": "sig", "created_at": 1},
+        "key": {
+            "alg": "ES256",
+            "kid": "id",
+            "kty": "EC",
+            "crv": "P-256",
+            "x": "x",
+            "y": "y",
+            "use": "sig",
+            "created_at": 1,
+        },
         "report": {
             "asset_report_id": "report-id",
             "date_generated": "2026-06-30T00:00:00Z",
@@ -182,7 +231,10 @@ def answer_of(request: bytes):
         "warnings": [],
     }
     body = json.dumps(told).encode()
-    return [b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)]
+    return [
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(body), body)
+    ]
 
 
 async def test_the_code_follows_the_form(shown):
@@ -197,9 +249,9 @@ async def test_the_code_follows_the_form(shown):
         assert "webhook" not in code
     await shown.fill(webhook="https://lender.example/$x")
     for language in LANGUAGES:
-        assert ("https://lender.example/\\$x" if language == "curl" else "https://lender.example/$x") in await shown.code(
-            language
-        )
+        assert (
+            "https://lender.example/\\$x" if language == "curl" else "https://lender.example/$x"
+        ) in await shown.code(language)
     assert "an example" not in await shown.page.locator("#code-note").inner_text()
     await shown.page.locator("#address").fill("https://gateway.example/plaid/")
     for language in LANGUAGES:

@@ -52,8 +52,16 @@ LISTS = [
     ("\ufeffsecondary_client_id,webhook\r\n a ,https://x.example/y\r\n\r\nb,\r\n", 2, []),
     ('webhook,secondary_client_id\n"https://x.example/?a,b","quo""ted"\n', 1, []),
     ('secondary_client_id,note\na,"two\nlines"\nb,x\nb,y\n', 2, ["Line 5: b is on line 4 already"]),
-    ("secondary_client_id\na\nb c\n\u200bd\n", 1, ["Line 3: secondary_client_id holds white", "Line 4: secondary_client_id holds"]),
-    ("secondary_client_id,webhook\na,ftp://x\n,https://x.example\n", 0, ["Line 2: webhook must be", "Line 3: secondary_client_id is empty"]),
+    (
+        "secondary_client_id\na\nb c\n\u200bd\n",
+        1,
+        ["Line 3: secondary_client_id holds white", "Line 4: secondary_client_id holds"],
+    ),
+    (
+        "secondary_client_id,webhook\na,ftp://x\n,https://x.example\n",
+        0,
+        ["Line 2: webhook must be", "Line 3: secondary_client_id is empty"],
+    ),
     ("secondary_client_id\na,b\n", 0, ["Line 2: has 2 cells, of 1"]),
     ("partner\na\n", 0, ["Line 1: partner isn’t a column; secondary_client_id is"]),
     ("a,https://x.example\n", 0, ["Line 1: secondary_client_id isn’t in the header"]),
@@ -128,7 +136,9 @@ async def test_of_five_hundred_partners_ten_are_refused(shown):
             assert row["request_id"]
     assert [row["error_code"] for row in rows if row["outcome"] == "failed"] == ["INVALID_FIELD"] * 10
     assert [row["error_code"] for row in rows if row["outcome"] == "unknown"] == ["INTERNAL_SERVER_ERROR"]
-    assert len(ledger) == shown.plaid.counts[CREATE] - 10 == 490  # one of them nobody holds: it is the unknown
+    assert (
+        len(ledger) == shown.plaid.counts[CREATE] - 10 == 490
+    )  # one of them nobody holds: it is the unknown
     announced = await page.evaluate("[...seen]")
     assert len(announced) <= 7, announced
     await page.locator("#filters").get_by_text("failed 10").click()
@@ -338,5 +348,3 @@ async def test_a_date_of_a_pause_is_held_against_the_servers_clock(shown):
         ]"""),
     )
     assert read == [7, 30, 0, None, None]
-
-

@@ -74,9 +74,32 @@ async def test_the_code_calls_methods_that_there_are(operations):
 
 
 VALUES = [
-    *("", " ", "a", "a b", "a\tb", "a\nb", "a\u00a0b", "\u200b", "\u202ea", "\x7f", "é", "😀", "\ue000", '"$`\\'),
+    *(
+        "",
+        " ",
+        "a",
+        "a b",
+        "a\tb",
+        "a\nb",
+        "a\u00a0b",
+        "\u200b",
+        "\u202ea",
+        "\x7f",
+        "é",
+        "😀",
+        "\ue000",
+        '"$`\\',
+    ),
     *("http://a", "HTTPS://a.example/x?y#z", "https://", "https:///x", "http:a", "ftp://a", "http://a:0"),
-    *("http://a:99999", "http://a:80", "http://[::1]", "http://[::1", "https://a b", "//a", "javascript:alert(1)"),
+    *(
+        "http://a:99999",
+        "http://a:80",
+        "http://[::1]",
+        "http://[::1",
+        "https://a b",
+        "//a",
+        "javascript:alert(1)",
+    ),
     *("0", "731", "732", "-1", "1.5", "x", "60"),
 ]
 

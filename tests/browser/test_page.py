@@ -118,7 +118,9 @@ async def test_secrets_in_the_address_are_taken_out_of_it(shown):
 
 async def test_the_page_shows_what_its_gateway_serves(consoles):
     """Where the gateway serves a few operations, the page has those, and says which of Plaid's environments it is."""
-    async with consoles(gateway={"upstream": None, "operations": ["/credit/relay/get", "/item/remove"]}) as shown:
+    async with consoles(
+        gateway={"upstream": None, "operations": ["/credit/relay/get", "/item/remove"]}
+    ) as shown:
         page = await shown.open()
         names = await page.locator("#operations button").all_inner_texts()
         assert names == ["Read a shared report", "Remove an Item"]
@@ -132,7 +134,12 @@ async def test_the_page_shows_what_its_gateway_serves(consoles):
 async def test_storage_that_holds_rubbish_is_passed_over(shown):
     """What another page or an older one left in storage doesn't keep the page from working."""
     page = await shown.open()
-    for rubbish in ("{", "null", "[]", '{"path": 5, "inputs": {"/credit/relay/create": 7}, "language": "x", "address": {}}'):
+    for rubbish in (
+        "{",
+        "null",
+        "[]",
+        '{"path": 5, "inputs": {"/credit/relay/create": 7}, "language": "x", "address": {}}',
+    ):
         await page.evaluate("(text) => localStorage.setItem('plaid-relay-console', text)", rubbish)
         await page.reload()
         await page.locator("#start").wait_for(state="hidden")
@@ -259,7 +266,14 @@ async def test_a_call_can_be_made_by_keyboard_alone(shown):
         if order[-1] == "input-secondary_client_id":
             await page.keyboard.type("partner")
     assert order == [
-        *("Plaid’s page", "input-report_tokens", "Show", "input-secondary_client_id", "input-webhook", "send"),
+        *(
+            "Plaid’s page",
+            "input-report_tokens",
+            "Show",
+            "input-secondary_client_id",
+            "input-webhook",
+            "send",
+        ),
         *("copy", "tab-python", "code-panel"),
     ]
     await page.keyboard.press("Shift+Tab")
@@ -279,7 +293,9 @@ async def test_a_call_can_be_made_by_keyboard_alone(shown):
 async def test_the_wheel_has_the_page(shown):
     """All files that the page asks for come from the package, with their types."""
     page = await shown.open()
-    asked = await page.evaluate("performance.getEntriesByType('resource').map((each) => new URL(each.name).pathname)")
+    asked = await page.evaluate(
+        "performance.getEntriesByType('resource').map((each) => new URL(each.name).pathname)"
+    )
     assert {"/console/console.css", "/console/app.js", "/console/operations.js"} <= set(asked)
     types = {"js": "text/javascript", "css": "text/css", "json": "application/json"}
     for path in asked:

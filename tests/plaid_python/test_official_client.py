@@ -91,7 +91,9 @@ def gateway(
 
 
 @pytest.fixture(params=["directly", "through a gateway"])
-def way(request: pytest.FixtureRequest, loop: asyncio.AbstractEventLoop, simulator: Simulator) -> Iterator[Any]:
+def way(
+    request: pytest.FixtureRequest, loop: asyncio.AbstractEventLoop, simulator: Simulator
+) -> Iterator[Any]:
     """Whom to call, and the credentials of owner and partner there."""
     if request.param == "directly":
         yield simulator, OWNER, PARTNER
@@ -320,12 +322,15 @@ def test_relay_with_gateway_keys_alone(loop, simulator, place):
         official(server, as_partner, place=place) as (partner, theirs),
         official(simulator, PARTNER, place=place) as (direct, theirs_too),
     ):
-        create = CreditRelayCreateRequest(report_tokens=[report_token], secondary_client_id=PARTNER[0], **ours)
+        create = CreditRelayCreateRequest(
+            report_tokens=[report_token], secondary_client_id=PARTNER[0], **ours
+        )
         token = owner.credit_relay_create(create).relay_token
         get = CreditRelayGetRequest(relay_token=token, report_type=asset, **theirs)
         assert partner.credit_relay_get(get).report.asset_report_id
         pdf, pdf_too = (
-            CreditRelayPDFGetRequest(relay_token=token, report_type=asset, **who) for who in (theirs, theirs_too)
+            CreditRelayPDFGetRequest(relay_token=token, report_type=asset, **who)
+            for who in (theirs, theirs_too)
         )
         with partner.credit_relay_pdf_get(pdf) as through, direct.credit_relay_pdf_get(pdf_too) as directly:
             assert through.read() == directly.read()
@@ -335,7 +340,11 @@ def test_relay_with_gateway_keys_alone(loop, simulator, place):
             partner.item_remove(ItemRemoveRequest(access_token="any", **theirs))
         assert (caught.value.status, json.loads(caught.value.body)["error_type"]) == (403, "GATEWAY_ERROR")
         assert owner.credit_relay_remove(CreditRelayRemoveRequest(relay_token=token, **ours)).removed is True
-    secrets = {each.headers.get("plaid-secret") for each in simulator.requests if each.path != "/credit/relay/pdf/get"}
+    secrets = {
+        each.headers.get("plaid-secret")
+        for each in simulator.requests
+        if each.path != "/credit/relay/pdf/get"
+    }
     assert secrets == {OWNER[1], PARTNER[1]}
 
 

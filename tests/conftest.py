@@ -16,8 +16,12 @@ from plaid_relay_async.simulator import Simulator
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-# The official client is tested in a nox session of its own, where it is installed; so is Schemathesis.
-collect_ignore = ["plaid_python", *([] if find_spec("schemathesis") else ["openapi"])]
+# The official client is tested in a nox session of its own, where it is installed; so are Schemathesis and the console.
+collect_ignore = [
+    "plaid_python",
+    *([] if find_spec("schemathesis") else ["openapi"]),
+    *([] if find_spec("playwright") else ["browser"]),
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -196,10 +196,8 @@ class Upstream:
             if downstream.response is None:  # a status that is no answer
                 assert answer.lost is not None  # noqa: S101  # so it was taken for lost
                 raise answer.lost
-        except (
-            NotSentError,
-            ConfigurationError,
-        ) as error:  # the latter where the credentials' source gave none
+        # ConfigurationError where the credentials' source gave something else.
+        except (NotSentError, ConfigurationError) as error:
             problem, reason = error, refusals.UPSTREAM_UNREACHABLE
         except ReadTimeoutError as error:
             problem, reason = error, refusals.UPSTREAM_TIMEOUT

@@ -7,6 +7,8 @@ import contextlib
 import json
 import logging
 import ssl
+import subprocess
+import sys
 import time
 
 import aiohttp
@@ -324,6 +326,22 @@ async def test_health_page_and_metrics(upstream):
         assert (await ask(f"{base}/"))[0] == 404
         assert (await ask(gateway.metrics_url, headers={"Host": "evil.example"}))[0] == 421
         assert (await ask(f"{gateway.url}/metrics"))[0] == 404
+
+
+def test_metrics_without_their_extra():
+    """Without prometheus_client there are no metrics, and it says what to install; all else works."""
+    code = (
+        "import sys; sys.modules['prometheus_client'] = None\n"
+        "from plaid_relay_async import Credentials\n"
+        "from plaid_relay_async.gateway import Gateway\n"
+        "sets = {'default': Credentials('owner', 'secret')}\n"
+        "print(Gateway([], credentials=sets))\n"
+        "Gateway([], credentials=sets, metrics_port=0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "<Gateway to https://sandbox.plaid.com>\n"
+    assert "ConfigurationError" in done.stderr
+    assert "pip install 'plaid_relay_async[gateway]'" in done.stderr
 
 
 async def test_without_a_console():

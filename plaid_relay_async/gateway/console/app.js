@@ -5,6 +5,7 @@ import { byId, h, secretField } from "./dom.js";
 import * as many from "./many.js";
 import * as one from "./one.js";
 import { OPERATIONS, operationOf } from "./operations.js";
+import { LANGUAGES } from "./snippets.js";
 import { addressOf, save, state } from "./state.js";
 import { forgetKey, keepKey, recall, recallKey, takeFromAddress } from "./storage.js";
 
@@ -63,16 +64,17 @@ export function marked(field, line, problem, name) {
 }
 
 function prepareNavigation() {
-  const entries = [];
-  const entry = (path, title) =>
-    h("button", { type: "button", "data-path": path, onclick: () => show(path) }, title);
-  let group = null;
-  for (const operation of state.served) {
-    if (operation.group !== group) entries.push(h("h2", {}, (group = operation.group)));
-    entries.push(entry(operation.path, operation.title));
-    if (operation.path === "/credit/relay/create") entries.push(entry("many", "Share with many"));
+  const entry = (path, title) => h("button", { type: "button", "data-path": path, onclick: () => show(path) }, title);
+  const groups = new Map();
+  for (const { group, path, title } of state.served) {
+    if (!groups.has(group)) {
+      const id = `group-${groups.size}`;
+      groups.set(group, h("div", { role: "group", "aria-labelledby": id }, h("h2", { id }, group)));
+    }
+    groups.get(group).append(entry(path, title));
+    if (path === "/credit/relay/create") groups.get(group).append(entry("many", "Share with many"));
   }
-  byId("operations").replaceChildren(...entries);
+  byId("operations").replaceChildren(...groups.values());
 }
 
 export function show(path) {
@@ -99,7 +101,8 @@ function bring() {
 
 async function start() {
   const kept = recall(OPERATIONS);
-  Object.assign(state, { key: recallKey() ?? "", address: kept.address ?? "", inputs: kept.inputs, language: kept.language ?? "python" });
+  const language = LANGUAGES.some(({ name }) => name === kept.language) ? kept.language : "python";
+  Object.assign(state, { key: recallKey() ?? "", address: kept.address ?? "", inputs: kept.inputs, language });
   bring();
   prepareConnection();
   const { environment, operations, version } = await settings();

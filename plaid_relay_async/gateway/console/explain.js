@@ -25,6 +25,8 @@ const CODES = {
   ORIGIN_NOT_ALLOWED: ["The request seems to come from another site’s page.", "Open this page by the gateway’s own address."],
   METHOD_NOT_ALLOWED: ["Operations are called with POST.", "Reload this page; if it stays, report it."],
   INVALID_HEADERS: ["The gateway can’t take these headers.", "Reload this page; if it stays, something on the way changes headers."],
+  INVALID_HTTP: ["The request isn’t well-formed.", "Something on the way changes requests: ask whoever runs it."],
+  INTERNAL_ERROR: ["The gateway met a bug of its own.", ""],
   INVALID_BODY: ["The request isn’t a JSON object.", "Reload this page; if it stays, report it."],
   UNSUPPORTED_MEDIA_TYPE: ["The request isn’t plain JSON.", "Something on the way changes requests: ask whoever runs it."],
   BODY_TOO_LARGE: ["The request has more than 1 MiB.", "Send fewer tokens at once."],
@@ -109,7 +111,7 @@ export function explain(operation, reply) {
   const ending = endingOf(operation, reply);
   const code = reply.json?.error_code;
   const [meaning, way] = CODES[code] ?? ["", ""];
-  if (ending === "done") return { kind: "done", title: "Done", texts: reply.whole ? [] : [CUT] };
+  if (ending === "done") return { kind: "done", ...whatWasDone(operation, reply) };
   if (ending === "unknown") return unsure(operation, reply, meaning || whatCame(reply));
   if (reply.redirected) {
     return { kind: "refused", title: "Not carried out", texts: ["Plaid’s side answered with a redirect, which isn’t followed.", "Whoever runs the gateway has to check its upstream address."] };
@@ -120,11 +122,25 @@ export function explain(operation, reply) {
     title: ending === "later" ? "Not carried out; it may pass later" : "Not carried out",
     texts: [
       meaning || `The answer is an error: status ${reply.status}.`,
-      reply.json?.error_message ?? "",
+      saidBy(reply),
       way || reply.json?.suggested_action || "Mend the request; the same one will be refused again.",
       wait === null ? "" : `Wait ${wait} s before the next call.`,
     ].filter(Boolean),
   };
+}
+
+// Plaid's own words; the gateway's are those of the table above.
+function saidBy(reply) {
+  const { error_type: type, error_message: message } = reply.json ?? {};
+  return message && type !== "GATEWAY_ERROR" ? `Plaid says: “${message}”.` : "";
+}
+
+const DONE = { HARMLESS: "Read", IDEMPOTENT: "Removed", CREATES: "Made" };
+
+function whatWasDone(operation, reply) {
+  const texts = reply.whole ? [] : [CUT];
+  if (operation.replay === "CREATES" && operation.makes !== "webhook") texts.push("Its token is among those in hand, below.");
+  return { title: operation.makes === "webhook" ? "Sent" : DONE[operation.replay], texts };
 }
 
 const CUT = "The answer broke off, but the token had arrived: keep it. What else the answer said is lost.";
@@ -138,7 +154,7 @@ function whatCame(reply) {
 const IS_MADE = { "relay token": "A relay token may exist that nobody holds", webhook: "The webhook may have been sent" };
 
 function unsure(operation, reply, meaning) {
-  const said = reply.json?.error_message ?? "";
+  const said = saidBy(reply);
   if (operation.replay === "HARMLESS") {
     const texts = [meaning, said, "It is a read, so it is safe to send it again."];
     return { kind: "lost", title: "Lost", texts: texts.filter(Boolean) };

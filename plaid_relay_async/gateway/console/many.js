@@ -268,6 +268,7 @@ function drawPause() {
   const left = Math.ceil(run.pause);
   const stopping = run.stopping && running;
   byId("pause").hidden = !running || (!left && !stopping);
+  if (byId("pause").hidden) return;
   byId("pause").textContent = stopping
     ? `Stopping: ${run.counts["in flight"]} in flight are waited for, and nothing more is sent.`
     : `Asked to slow down: it goes on in ${left} s. What was refused so is surely not carried out, and is sent again.`;
@@ -316,7 +317,7 @@ function drawRows() {
 
 function lineOf(row) {
   const cells = [String(row.line), row.partner, null, row.errorCode ?? "", row.requestId ?? "", String(row.attempts)].map((text) =>
-    h("td", {}, text ?? h("span", { class: `state is-${row.outcome}` }, stateOf(row))),
+    h("td", {}, text ?? h("span", { class: `state is-${row.outcome.replace(" ", "-")}` }, stateOf(row))),
   );
   return h("tr", {}, ...cells);
 }

@@ -91,7 +91,7 @@ function pythonArguments(operation, values) {
 
 // What the last lines do with an answer, by the method that gave it: never print a token.
 const PYTHON_ENDS = {
-  "relay.create": ["made", "# made.relay_token is a bearer secret: keep it, and hand it to the partner alone.", "made"],
+  "relay.create": ["made", "# made.relay_token is a secret: keep it.", "made"],
   "relay.download_pdf": ["saved", null, "saved"],
   "asset_report.download_pdf": ["saved", null, "saved"],
   "relay.get": ["shared", null, "shared.report.asset_report_id, len(shared.report.items)"],
@@ -226,7 +226,7 @@ const fileOf = (operation) => (operation.pdf ? "report.pdf" : "answer.json");
 
 function curl(operation, values, address) {
   const needed = variablesOf(operation).map((name) => `"\${${name}:?}"`);
-  return `# In a shell of its own; the key and the tokens aren't arguments, which others could see.
+  return `# Arguments can be seen by others: the key and the tokens aren't among them.
 (
 : ${needed.join(" ")}
 umask 077

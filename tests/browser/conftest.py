@@ -1,0 +1,175 @@
+"""A browser, and a console to look at: the page of a real gateway to a simulator.
+
+Without a browser the tests are skipped, which pytest says; where CI is set they fail instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from attrs import define, field
+from playwright.async_api import async_playwright
+
+from plaid_relay_async import Credentials
+from plaid_relay_async.gateway import KNOWN, Gateway
+from plaid_relay_async.gateway.keys import new_key
+from plaid_relay_async.limits import RateLimit
+from plaid_relay_async.simulator import Simulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from playwright.async_api import Browser, Page
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CREDENTIALS = {
+    "default": Credentials("owner", "canary-secret-of-the-owner"),
+    "partner": Credentials("partner", "canary-secret-of-the-partner"),
+}
+CALLERS: dict[str, dict[str, Any]] = {
+    "owner": {"operations": KNOWN},
+    "partner": {"credentials": "partner", "operations": KNOWN},
+    "bound": {"partners": ["partner"]},
+    "reader": {"operations": ["/credit/relay/get"]},
+    "lost": {"credentials": "nowhere"},
+    "hasty": {"rate": RateLimit(1, 3600)},
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", help="a folder to save the documents' screenshots in")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One event loop for all of these: a browser belongs to the loop that started it."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and isinstance(item, pytest.Function):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
+@define(eq=False)
+class Console:
+    """A page of a gateway's console, and what has gone on around it.
+
+    Attributes:
+        page: the browser's page.
+        plaid: what the gateway forwards to.
+        gateway: whose page it is.
+        keys: of the gateway's callers, by their names.
+        trouble: what the browser complained of, and requests to anywhere else. It has to stay empty.
+    """
+
+    page: Page
+    plaid: Simulator
+    gateway: Gateway
+    keys: dict[str, str]
+    trouble: list[str] = field(factory=list)
+
+    async def open(self, caller: str | None = "owner", **secrets: str) -> Page:
+        """Open the page, with a key and tokens in its address."""
+        brought = ({} if caller is None else {"key": self.keys[caller]}) | secrets
+        fragment = "&".join(f"{name}={value}" for name, value in brought.items())
+        await self.page.goto("about:blank")
+        await self.page.goto(f"{self.gateway.url}/#{fragment}")
+        await self.page.locator("#start").wait_for(state="hidden")
+        return self.page
+
+    async def choose(self, path: str) -> None:
+        """Go to an operation, or to `many`."""
+        await self.page.locator(f'#operations button[data-path="{path}"]').click()
+
+    async def fill(self, **inputs: str) -> None:
+        for name, value in inputs.items():
+            await self.page.locator(f"#input-{name}").fill(value)
+
+    async def send(self) -> str:
+        """Send, and give the headline of what came of it."""
+        await self.page.locator("#send").click()
+        await self.page.locator("#sending").wait_for(state="hidden")
+        return await self.page.locator("#answer .title").inner_text()
+
+    async def code(self, language: str) -> str:
+        """The code that is shown."""
+        await self.page.locator(f"#tab-{language}").click()
+        return await self.page.locator("#code").text_content() or ""
+
+    def watch(self) -> None:
+        """Note whatever a clean page doesn't do."""
+
+        def said(message: Any) -> None:
+            # A browser writes down each answer that is an error; what was asked for is none.
+            if not (message.type == "error" and message.text.startswith("Failed to load resource")):
+                self.trouble.append(f"{message.type}: {message.text}")
+
+        def asked(request: Any) -> None:
+            if not request.url.startswith((self.gateway.url, "data:", "blob:", "about:")):
+                self.trouble.append(f"request to {request.url}")
+
+        self.page.on("console", said)
+        self.page.on("pageerror", lambda error: self.trouble.append(f"error: {error}"))
+        self.page.on("request", asked)
+
+
+def _executable() -> str:
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        told = f"needs a browser: one of {', '.join(BROWSERS)}"
+        if os.environ.get("CI"):
+            pytest.fail(told)
+        pytest.skip(told)
+    return found
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        # Chromium's sandbox needs rights that a container seldom has; all that is loaded is our own.
+        launched = await playwright.chromium.launch(executable_path=_executable(), args=["--no-sandbox"])
+        yield launched
+        await launched.close()
+
+
+@contextlib.asynccontextmanager
+async def console(
+    browser: Browser, *, gateway: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[Console]:
+    """A console in a profile of its own, with options of its gateway's and of the browser context's."""
+    made = {name: new_key(name, **bound) for name, bound in CALLERS.items()}
+    async with (
+        Simulator(clients={each.client_id: each.secret for each in CREDENTIALS.values()}) as plaid,
+        Gateway(
+            [key for key, _ in made.values()],
+            **{"upstream": plaid.url, "credentials": CREDENTIALS, "operations": KNOWN, "drain": 1}
+            | (gateway or {}),
+        ) as started,
+        await browser.new_context(**{"viewport": {"width": 1360, "height": 900}} | options) as context,
+    ):
+        await context.grant_permissions(["clipboard-read", "clipboard-write"])
+        context.set_default_timeout(10_000)
+        shown = Console(
+            await context.new_page(), plaid, started, {name: key for name, (_, key) in made.items()}
+        )
+        shown.watch()
+        yield shown
+        assert shown.trouble == []
+
+
+@pytest.fixture
+def consoles(browser: Browser) -> Callable[..., contextlib.AbstractAsyncContextManager[Console]]:
+    """Opens consoles; see `console`."""
+    return partial(console, browser)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def shown(browser: Browser) -> AsyncIterator[Console]:
+    """A console on a wide screen."""
+    async with console(browser) as opened:
+        yield opened

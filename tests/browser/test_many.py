@@ -1,0 +1,350 @@
+"""A list of partners: checked, run, watched, stopped, and its outcomes saved."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import re
+import time
+
+import pytest
+
+from plaid_relay_async.cli.output import COLUMNS
+from plaid_relay_async.simulator import Fault
+
+CREATE = "/credit/relay/create"
+
+
+async def ready(shown, text, caller="owner"):
+    """The view of many, with a report and a list filled in."""
+    page = await shown.open(caller, report_token=shown.plaid.add_report())
+    await shown.choose("many")
+    await page.locator("#partners").fill(text)
+    await page.locator("#partners").blur()
+    return page
+
+
+async def run(shown, timeout=60_000):
+    """Run to the end, and give what the page says of it."""
+    await shown.page.locator("#many-run").click()
+    await shown.page.locator("#many-download:enabled").wait_for(timeout=timeout)
+    return await shown.page.locator("#progress").inner_text()
+
+
+async def download(shown):
+    """The rows of the outcomes that are saved."""
+    async with shown.page.expect_download() as saving:
+        await shown.page.locator("#many-download").click()
+    saved = await saving.value
+    assert saved.suggested_filename == "outcomes.csv"
+    text = (await saved.path()).read_text(encoding="utf-8")
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def partners(count):
+    return "secondary_client_id\n" + "".join(f"partner-{number}\n" for number in range(count))
+
+
+LISTS = [
+    ("a\nb\n", 2, []),
+    ("\ufeffsecondary_client_id,webhook\r\n a ,https://x.example/y\r\n\r\nb,\r\n", 2, []),
+    ('webhook,secondary_client_id\n"https://x.example/?a,b","quo""ted"\n', 1, []),
+    ('secondary_client_id,note\na,"two\nlines"\nb,x\nb,y\n', 2, ["Line 5: b is on line 4 already"]),
+    (
+        "secondary_client_id\na\nb c\n\u200bd\n",
+        1,
+        ["Line 3: secondary_client_id holds white", "Line 4: secondary_client_id holds"],
+    ),
+    (
+        "secondary_client_id,webhook\na,ftp://x\n,https://x.example\n",
+        0,
+        ["Line 2: webhook must be", "Line 3: secondary_client_id is empty"],
+    ),
+    ("secondary_client_id\na,b\n", 0, ["Line 2: has 2 cells, of 1"]),
+    ("partner\na\n", 0, ["Line 1: partner isn’t a column; secondary_client_id is"]),
+    ("a,https://x.example\n", 0, ["Line 1: secondary_client_id isn’t in the header"]),
+    ("secondary_client_id,secondary_client_id\na,b\n", 0, ["Line 1: the header has a column twice"]),
+    ('a\n"b\nc\n', 1, ["Line 2: isn’t CSV"]),
+    ('a\nb"c"\n', 1, ["Line 2: isn’t CSV"]),
+]
+
+
+async def test_a_list_is_checked_as_it_is_typed(shown):
+    """Quotes, line ends, a byte order mark and other columns are read; each problem has its line."""
+    page = await ready(shown, "")
+    for text, count, problems in LISTS:
+        await page.locator("#partners").fill(text)
+        await page.locator("#partners").blur()
+        told = await page.locator("#partners-count").inner_text()
+        assert told.startswith(f"{count} partner"), text
+        lines = await page.locator(".problems li").all_inner_texts()
+        assert len(lines) == len(problems), text
+        assert all(map(str.startswith, lines, problems)), lines
+
+
+async def test_a_run_needs_a_list_without_problems_or_leave_to_pass_over_them(shown):
+    """Lines that are wrong keep the run from starting, unless they are left out in so many words."""
+    page = await ready(shown, "a\nb c\na\nd\n")
+    await page.locator("#many-run").click()
+    assert "Mend the lines" in await page.locator("#many-wrong").inner_text()
+    assert not shown.plaid.requests
+    await page.locator("#leave-out").check()
+    assert await run(shown) == "2 of 2: 2 created, 0 failed, 0 unknown"
+    assert [entry["secondary_client_id"] for entry in shown.plaid.ledger] == ["a", "d"]
+
+
+async def test_a_run_needs_a_key_a_token_and_a_list(shown):
+    """What is missing is named, and has the focus."""
+    page = await shown.open(None)
+    await shown.choose("many")
+    for field, value in (("key", shown.keys["owner"]), ("many-token", "assets-sandbox-1"), ("partners", "")):
+        await page.locator("#many-run").click()
+        assert await page.evaluate("document.activeElement.id") == field
+        await page.locator(f"#{field}").fill(value)
+    await page.locator("#concurrency").fill("21")
+    await page.locator("#many-run").click()
+    assert "from 1 to 20" in await page.locator("#many-wrong").inner_text()
+
+
+async def test_of_five_hundred_partners_ten_are_refused(shown):
+    """Each partner has its outcome, in the table and in the file, as the ledger has it; the bar follows."""
+    for number in range(7, 500, 50):
+        shown.plaid.fail(Fault(secondary_client_id=f"partner-{number}", status=400))
+    shown.plaid.fail(Fault(secondary_client_id="partner-3", status=500, when="after"))
+    page = await ready(shown, partners(500))
+    await page.evaluate("""() => {
+      window.seen = new Set();
+      new MutationObserver(() => seen.add(document.querySelector('#said').textContent)).observe(
+        document.querySelector('#said'), { childList: true, characterData: true, subtree: true });
+    }""")
+    told = await run(shown)
+    assert told == "500 of 500: 489 created, 10 failed, 1 unknown"
+    assert "may exist that nobody holds" in await page.locator("#verdict").inner_text()
+    rows = await download(shown)
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["secondary_client_id"] for row in rows] == [f"partner-{number}" for number in range(500)]
+    ledger = {entry["secondary_client_id"]: entry for entry in shown.plaid.ledger}
+    for row in rows:
+        entry = ledger.get(row["secondary_client_id"])
+        if row["outcome"] == "created":
+            assert (row["relay_token"], row["request_id"]) == (entry["relay_token"], entry["request_id"])
+            assert (row["error_code"], row["attempts"]) == ("", "1")
+        else:
+            assert row["relay_token"] == ""
+            assert row["request_id"]
+    assert [row["error_code"] for row in rows if row["outcome"] == "failed"] == ["INVALID_FIELD"] * 10
+    assert [row["error_code"] for row in rows if row["outcome"] == "unknown"] == ["INTERNAL_SERVER_ERROR"]
+    assert (
+        len(ledger) == shown.plaid.counts[CREATE] - 10 == 490
+    )  # one of them nobody holds: it is the unknown
+    announced = await page.evaluate("[...seen]")
+    assert len(announced) <= 7, announced
+    await page.locator("#filters").get_by_text("failed 10").click()
+    assert await page.locator("#rows tr").count() == 10
+    await page.locator("#filters").get_by_text("created 489").click()
+    assert await page.locator("#rows tr").count() == 100
+    await page.locator("#page-on").click()
+    assert await page.locator("#page-told").inner_text() == "101 to 200 of 489"
+
+
+async def test_a_row_has_its_own_webhook_or_that_of_all(shown):
+    """A webhook of a row's own goes with it; the others get the one of the form."""
+    page = await ready(shown, "secondary_client_id,webhook\na,https://own.example/\nb,\n")
+    sent = []
+    page.on("request", lambda request: request.method == "POST" and sent.append(request.post_data_json))
+    await page.locator("#many-webhook").fill("https://all.example/")
+    await page.locator("#concurrency").fill("1")
+    await run(shown)
+    assert [each["webhook"] for each in sent] == ["https://own.example/", "https://all.example/"]
+
+
+async def test_a_run_waits_as_long_as_it_is_told(shown):
+    """After a 429 all wait for Retry-After, say so, and repeat what was refused: all get their token."""
+    shown.plaid.fail(Fault(status=429, headers={"Retry-After": "2"}, times=3))
+    page = await ready(shown, partners(20))
+    begun = time.monotonic()
+    await page.locator("#many-run").click()
+    await page.locator("#pause", has_text="goes on in 2 s").wait_for()
+    await page.locator("#many-download:enabled").wait_for()
+    assert time.monotonic() - begun >= 2
+    assert await page.locator("#progress").inner_text() == "20 of 20: 20 created, 0 failed, 0 unknown"
+    rows = await download(shown)
+    assert sorted(row["attempts"] for row in rows) == ["1"] * 17 + ["2"] * 3
+    assert len(shown.plaid.ledger) == 20
+
+
+async def test_what_was_surely_not_carried_out_is_sent_again(shown):
+    """Maintenance is waited for, and an error of which nobody can tell is not."""
+    shown.plaid.fail(Fault(status=503, times=2), Fault(status=502, body="<p>", times=1))
+    await ready(shown, partners(4))
+    assert await run(shown) == "4 of 4: 3 created, 0 failed, 1 unknown"
+    assert shown.plaid.counts[CREATE] == 6
+
+
+async def test_a_pause_that_is_too_long_ends_the_run(shown):
+    """An hour isn't waited for: what was refused has failed, the rest is not attempted, and the page says why."""
+    shown.plaid.fail(Fault(status=429, headers={"Retry-After": "3600"}))
+    page = await ready(shown, partners(30))
+    told = await run(shown)
+    assert re.fullmatch(r"30 of 30: 0 created, \d+ failed, 0 unknown, \d+ not attempted", told)
+    assert "pauses that are asked for are too long" in await page.locator("#verdict").inner_text()
+
+
+@pytest.mark.parametrize(("caller", "code"), [("wrong", "UNAUTHORIZED_KEY"), ("owner", "INVALID_API_KEYS")])
+async def test_an_error_that_all_would_meet_stops_the_run(shown, caller, code):
+    """A key that isn't known, or credentials that Plaid refuses, don't make five hundred errors."""
+    shown.keys["wrong"] = "plaid-gateway-unknown"
+    shown.plaid.fail(Fault(status=400, body={"error_code": code}))
+    page = await ready(shown, partners(500), caller)
+    await run(shown)
+    rows = await download(shown)
+    failed = [row for row in rows if row["outcome"] == "failed"]
+    assert 1 <= len(failed) <= 12
+    assert {row["error_code"] for row in failed} == {code}
+    assert {row["outcome"] for row in rows} == {"failed", "not_attempted"}
+    assert code in await page.locator("#verdict").inner_text()
+
+
+async def test_a_gateway_that_has_gone_stops_the_run(shown):
+    """Those in flight are unknown, and the others aren't made so, too."""
+    shown.plaid.fail(Fault(stall=30))
+    page = await ready(shown, partners(200))
+    await page.locator("#many-run").click()
+    await page.locator("#rows .is-in-flight").nth(5).wait_for()
+    await shown.gateway.close()
+    await page.locator("#many-download:enabled").wait_for()
+    rows = await download(shown)
+    assert 1 <= sum(row["outcome"] == "unknown" for row in rows) <= 12
+    assert sum(row["outcome"] == "not_attempted" for row in rows) >= 188
+    assert "doesn’t answer any more" in await page.locator("#verdict").inner_text()
+
+
+async def test_stop_waits_for_what_is_in_flight(shown):
+    """After Stop nothing more is sent, what is in flight gets its outcome, and the rest was not attempted."""
+    shown.plaid.fail(Fault(latency=0.3))
+    page = await ready(shown, partners(300))
+    await page.locator("#many-run").click()
+    while await page.evaluate("document.querySelector('#bar').value") < 6:
+        await asyncio.sleep(0.02)
+    await page.locator("#many-stop").click()
+    await page.locator("#pause", has_text="nothing more is sent").wait_for()
+    await page.locator("#many-download:enabled").wait_for()
+    rows = await download(shown)
+    created = [row for row in rows if row["outcome"] == "created"]
+    assert {row["outcome"] for row in rows} == {"created", "not_attempted"}
+    assert len(created) == len(shown.plaid.ledger) == shown.plaid.counts[CREATE] < 60
+    assert {row["relay_token"] for row in created} == {entry["relay_token"] for entry in shown.plaid.ledger}
+
+
+async def test_stop_a_second_time_gives_up(shown):
+    """What is given up on in flight is unknown: a token may exist."""
+    shown.plaid.fail(Fault(stall=30))
+    page = await ready(shown, partners(50))
+    await page.locator("#many-run").click()
+    await page.locator("#rows .is-in-flight").nth(5).wait_for()
+    await page.locator("#many-stop").click()
+    await page.get_by_role("button", name="Give up on those").click()
+    await page.locator("#many-download:enabled").wait_for()
+    assert "6 unknown, 44 not attempted" in await page.locator("#progress").inner_text()
+
+
+async def test_tokens_that_were_not_saved_are_asked_about(shown):
+    """Neither leaving nor another run throws tokens away that are nowhere else; a pair isn't made twice unasked."""
+    page = await ready(shown, "a\nb\n")
+    await run(shown)
+    await page.locator("#many-run").click()
+    assert "Download the outcomes first" in await page.locator("#many-wrong").inner_text()
+    kinds = []
+
+    async def stay(dialog):
+        kinds.append(dialog.type)
+        await dialog.dismiss()
+
+    page.on("dialog", stay)
+    await page.evaluate("setTimeout(() => location.reload())")
+    await page.wait_for_event("dialog")
+    await download(shown)
+    await page.locator("#many-run").click()
+    dialog = page.get_by_role("dialog")
+    assert "2 got a relay token for this report on this page already" in await dialog.inner_text()
+    await dialog.get_by_role("button", name="Don’t").click()
+    assert len(shown.plaid.ledger) == 2
+    await page.reload()
+    assert kinds == ["beforeunload"]
+
+
+async def test_a_file_can_be_chosen_or_dropped(shown, tmp_path):
+    """A file is read as UTF-8, chosen or dropped; another encoding is refused."""
+    page = await ready(shown, "")
+    file = tmp_path / "partners.csv"
+    file.write_text("\ufeffsecondary_client_id\r\na\r\né\r\n", encoding="utf-8", newline="")
+    await page.locator("#file").set_input_files(file)
+    await page.locator("#partners-count", has_text="2 partners").wait_for()
+    file.write_bytes("é\n".encode("latin-1"))
+    await page.locator("#file").set_input_files(file)
+    await page.locator(".problems", has_text="isn’t UTF-8").wait_for()
+    await page.evaluate("""() => {
+      const data = new DataTransfer();
+      data.items.add(new File(['a\\nb\\nc'], 'dropped.csv'));
+      document.querySelector('#drop').dispatchEvent(new DragEvent('drop', { dataTransfer: data, cancelable: true }));
+    }""")
+    await page.locator("#partners-count", has_text="3 partners").wait_for()
+
+
+async def test_no_cell_of_the_file_is_a_formula(shown):
+    """What a spreadsheet would run is written as text; cells with quotes and commas stay whole."""
+    ids = ["=1+1", "+a", "-a", "@a", 'a"b', "a,b"]
+    rows = "".join(f'"{each.replace(chr(34), chr(34) * 2)}"\n' for each in ids)
+    await ready(shown, f"secondary_client_id\n{rows}")
+    await run(shown)
+    assert sorted(entry["secondary_client_id"] for entry in shown.plaid.ledger) == sorted(ids)
+    written = [row["secondary_client_id"] for row in await download(shown)]
+    assert written == ["'=1+1", "'+a", "'-a", "'@a", 'a"b', "a,b"]
+
+
+async def test_ten_thousand_rows_do_not_freeze_the_page(shown):
+    """A list of ten thousand is checked, drawn and turned over without holding the page up for half a second."""
+    page = await ready(shown, "")
+    longest = await page.evaluate(
+        """async (text) => {
+          const area = document.querySelector('#partners');
+          let longest = 0;
+          let last = performance.now();
+          const timer = setInterval(() => {
+            longest = Math.max(longest, performance.now() - last);
+            last = performance.now();
+          }, 5);
+          area.value = text;
+          area.dispatchEvent(new Event('input'));
+          await new Promise((resolve) => setTimeout(resolve, 1000));
+          clearInterval(timer);
+          return longest;
+        }""",
+        partners(10_000),
+    )
+    assert longest < 500
+    assert await page.locator("#partners-count").inner_text() == "10,000 partners"
+    shown.plaid.fail(Fault(status=400, body={"error_code": "INVALID_API_KEYS"}))
+    assert (await run(shown)).startswith("10,000 of 10,000")
+    assert await page.locator("#rows tr").count() == 100
+
+
+async def test_a_date_of_a_pause_is_held_against_the_servers_clock(shown):
+    """Retry-After may be seconds or a date; a date counts from the answer's own."""
+    await shown.open()
+    read = await shown.page.evaluate(
+        """async (all) => {
+          const { retryAfter } = await import('/console/call.js');
+          return all.map((headers) => retryAfter(new Headers(headers)));
+        }""",
+        json.loads("""[
+          {"Retry-After": "7"},
+          {"Retry-After": "Wed, 21 Oct 2026 07:28:30 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"},
+          {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"},
+          {"Retry-After": "soon"},
+          {}
+        ]"""),
+    )
+    assert read == [7, 30, 0, None, None]

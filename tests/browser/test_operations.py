@@ -1,0 +1,195 @@
+"""The page's own tables, held against the package: what can be called, and what passes."""
+
+from __future__ import annotations
+
+import inspect
+from itertools import product
+from operator import attrgetter
+
+import pytest_asyncio
+from attrs import NOTHING, fields_dict
+
+from plaid_relay_async import RelayClient, models
+from plaid_relay_async.codec import ENDPOINTS
+from plaid_relay_async.errors import Ending, InvalidRequestError, class_for, ending_of
+from plaid_relay_async.gateway.refusals import REASONS
+
+OPERATIONS = "import('/console/operations.js').then((module) => module.OPERATIONS)"
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def operations(shown):
+    await shown.open()
+    return await shown.page.evaluate(OPERATIONS)
+
+
+async def test_the_page_has_every_operation(operations):
+    """The page knows the operations of the endpoint table, and what a second attempt at each would do."""
+    assert {(each["path"], each["replay"]) for each in operations} == {
+        (endpoint.path, endpoint.replay.name) for endpoint in ENDPOINTS
+    }
+    assert [each["group"] == "Relay" for each in operations] == [True] * 5 + [False] * 11
+
+
+async def test_the_inputs_are_the_fields_of_the_records(operations):
+    """Each field of a request is an input, or fixed, or said not to be offered; what a record needs is needed."""
+    records = {endpoint.path: endpoint.request for endpoint in ENDPOINTS}
+    for operation in operations:
+        record = records[operation["path"]]
+        told = fields_of(record)
+        inputs = {
+            ".".join(filter(None, (each.get("within"), each["name"]))): each["required"]
+            for each in operation["inputs"]
+        }
+        offered = {*inputs, *operation["fixed"], *operation["absent"]}
+        nested = {name.partition(".")[0] for name in offered if "." in name}
+        assert offered | nested == (told if nested else {n for n in told if "." not in n}), operation["path"]
+        for name, attribute in fields_dict(record).items():
+            if attribute.default is NOTHING:
+                assert inputs[name], f"{operation['path']} {name}"
+
+
+def fields_of(record):
+    """The names of a record's fields, those of its options as `options.name`."""
+    names = set(fields_dict(record))
+    kind = str(fields_dict(record)["options"].type).partition(" ")[0] if "options" in names else None
+    if kind:
+        options = getattr(models, kind, None) or getattr(models.asset_report, kind)
+        names |= {f"options.{name}" for name in fields_dict(options)}
+    return names
+
+
+async def test_the_code_calls_methods_that_there_are(operations):
+    """The client has each method of the page's code, and takes each input by the name or place it is given."""
+    async with RelayClient(gateway_key="key", base_url="http://127.0.0.1:1") as client:
+        for operation in operations:
+            parameters = inspect.signature(attrgetter(operation["python"])(client)).parameters
+            named = {each["name"] for each in operation["inputs"] if each.get("named")}
+            placed = [each["name"] for each in operation["inputs"] if not each.get("named")]
+            keyword = {name for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
+            assert named <= keyword, operation["path"]
+            assert [*parameters][: len(placed)] == placed, operation["path"]
+            if operation["many"]:
+                assert callable(attrgetter(operation["many"])(client))
+
+
+VALUES = [
+    *(
+        "",
+        " ",
+        "a",
+        "a b",
+        "a\tb",
+        "a\nb",
+        "a\u00a0b",
+        "\u200b",
+        "\u202ea",
+        "\x7f",
+        "é",
+        "😀",
+        "\ue000",
+        '"$`\\',
+    ),
+    *("http://a", "HTTPS://a.example/x?y#z", "https://", "https:///x", "http:a", "ftp://a", "http://a:0"),
+    *(
+        "http://a:99999",
+        "http://a:80",
+        "http://[::1]",
+        "http://[::1",
+        "https://a b",
+        "//a",
+        "javascript:alert(1)",
+    ),
+    *("0", "731", "732", "-1", "1.5", "x", "60"),
+]
+
+
+async def test_what_passes_on_the_page_passes_the_records(shown, operations):
+    """An input's check takes what the request's record takes, and refuses what that refuses."""
+    records = {endpoint.path: endpoint.request for endpoint in ENDPOINTS}
+    chosen = [o for o in operations if o["path"] in {"/credit/relay/create", "/asset_report/refresh"}]
+    verdicts = await shown.page.evaluate(
+        """async ([chosen, values]) => {
+          const { problemWith } = await import('/console/checks.js');
+          const of = (input) => Object.fromEntries(values.map((value) => [value, problemWith(input, value)]));
+          return chosen.map(({ inputs }) => inputs.map(of));
+        }""",
+        [chosen, VALUES],
+    )
+    for operation, verdict in zip(chosen, verdicts, strict=True):
+        for (place, asked), value in product(enumerate(operation["inputs"]), VALUES):
+            if not value.strip() and not asked["required"]:
+                continue  # an optional input that is empty isn't sent
+            passes = accepted(records[operation["path"]], operation, asked, value)
+            assert (verdict[place][value] is None) == passes, f"{asked['name']}={value!r}"
+
+
+def accepted(record, operation, asked, value):
+    given = {"report_tokens": ["token"], "asset_report_token": "token", "secondary_client_id": "id"}
+    given = {name: known for name, known in given.items() if name in fields_dict(record)}
+    if asked["kind"] == "days":
+        value = int(value) if value.lstrip("-").isdigit() else value
+    try:
+        if asked.get("within"):
+            models.AssetReportRefreshOptions(**{asked["name"]: value})
+        else:
+            record(**given | {asked["name"]: [value] if asked.get("list") else value})
+    except InvalidRequestError:
+        return False
+    return True
+
+
+async def test_every_refusal_of_the_gateway_is_explained(shown):
+    """The page has words of its own for each answer that the gateway may give by itself."""
+    await shown.open()
+    told = await shown.page.evaluate(
+        """async (reasons) => {
+          const { explain } = await import('/console/explain.js');
+          const { operationOf } = await import('/console/operations.js');
+          const answer = ({ status, code }) => ({
+            status, headers: new Headers(), text: '', whole: true, bytes: new Uint8Array(),
+            json: { error_type: 'GATEWAY_ERROR', error_code: code, error_message: 'unseen' },
+          });
+          return reasons.map((each) => explain(operationOf('/credit/relay/create'), answer(each)));
+        }""",
+        [{"status": each.status, "code": each.code} for each in REASONS],
+    )
+    for reason, explained in zip(REASONS, told, strict=True):
+        surely_not = reason.status < 500 or reason.code == "UPSTREAM_UNREACHABLE"
+        assert (explained["kind"] in {"refused", "later"}) == surely_not, reason.code
+        assert "The answer is" not in explained["texts"][0], reason.code
+        assert all(explained["texts"])
+        assert "unseen" not in "".join(explained["texts"])
+
+
+ANSWERS = [
+    (400, "INVALID_REQUEST", "INVALID_FIELD", "refused"),
+    (400, "API_ERROR", "INTERNAL_SERVER_ERROR", "unknown"),
+    (429, "RATE_LIMIT_EXCEEDED", "RATE_LIMIT", "later"),
+    (429, "RATE_LIMIT_EXCEEDED", "CREDITS_EXHAUSTED", "refused"),
+    (500, "API_ERROR", "INTERNAL_SERVER_ERROR", "unknown"),
+    (503, "API_ERROR", "PLANNED_MAINTENANCE", "later"),
+    (503, "INVALID_REQUEST", "PLANNED_MAINTENANCE", "unknown"),
+    (502, None, None, "unknown"),
+    (404, None, None, "refused"),
+]
+
+
+async def test_the_page_reads_an_answer_as_the_client_does(shown):
+    """Whether something was carried out follows from status, type and code as for the package's client."""
+    await shown.open()
+    endings = await shown.page.evaluate(
+        """async (answers) => {
+          const { endingOf } = await import('/console/explain.js');
+          const { operationOf } = await import('/console/operations.js');
+          return answers.map(([status, error_type, error_code]) => endingOf(operationOf('/credit/relay/create'), {
+            status, json: error_type && { error_type, error_code }, text: '', headers: new Headers(),
+          }));
+        }""",
+        ANSWERS,
+    )
+    assert endings == [kind for *_, kind in ANSWERS]
+    names = {Ending.REFUSED: "later", Ending.ANSWERED: "refused", Ending.UNKNOWN: "unknown"}
+    for status, error_type, error_code, kind in ANSWERS:
+        facts = {"status": status, "error_type": error_type, "error_code": error_code}
+        assert names[ending_of(class_for(error_type, error_code, status)("it", **facts))] == kind

@@ -22,7 +22,7 @@ from plaid_relay_async.config import (
     is_loopback,
     resolve_identity,
 )
-from plaid_relay_async.errors import ConfigurationError, Hidden
+from plaid_relay_async.errors import ConfigurationError, Hidden, sealed_init
 from plaid_relay_async.gateway import admission, pages, refusals
 from plaid_relay_async.gateway.audit import Entry
 from plaid_relay_async.gateway.connections import Listener, request_id, serve
@@ -47,6 +47,7 @@ _LARGEST_BODY = 1024 * 1024
 _LOOK_AGAIN = 0.5  # seconds between two looks at the file of keys
 
 
+@sealed_init
 class Gateway:
     """Forwards Plaid's operations, one attempt for one request, with credentials that its callers don't see.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 from attrs import define, field
-from playwright.async_api import async_playwright
+from playwright.async_api import Page, async_playwright
 
 from plaid_relay_async import Credentials
 from plaid_relay_async.gateway import KNOWN, Gateway
@@ -26,7 +26,7 @@ from plaid_relay_async.simulator import Simulator
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from playwright.async_api import Browser, Page
+    from playwright.async_api import Browser
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CREDENTIALS = {

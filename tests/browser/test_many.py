@@ -21,15 +21,16 @@ async def ready(shown, text, caller="owner"):
     """The view of many, with a report and a list filled in."""
     page = await shown.open(caller, report_token=shown.plaid.add_report())
     await shown.choose("many")
-    await page.locator("#partners").fill(text)
+    await page.evaluate("(text) => navigator.clipboard.writeText(text)", text)
+    await page.locator("#partners").press("ControlOrMeta+V")
     await page.locator("#partners").blur()
     return page
 
 
-async def run(shown, timeout=60_000):
+async def run(shown):
     """Run to the end, and give what the page says of it."""
     await shown.page.locator("#many-run").click()
-    await shown.page.locator("#many-download:enabled").wait_for(timeout=timeout)
+    await shown.page.locator("#many-download:enabled").wait_for(timeout=60_000)
     return await shown.page.locator("#progress").inner_text()
 
 
@@ -304,31 +305,17 @@ async def test_no_cell_of_the_file_is_a_formula(shown):
     assert written == ["'=1+1", "'+a", "'-a", "'@a", 'a"b', "a,b"]
 
 
-async def test_ten_thousand_rows_do_not_freeze_the_page(shown):
-    """A list of ten thousand is checked, drawn and turned over without holding the page up for half a second."""
-    page = await ready(shown, "")
-    longest = await page.evaluate(
-        """async (text) => {
-          const area = document.querySelector('#partners');
-          let longest = 0;
-          let last = performance.now();
-          const timer = setInterval(() => {
-            longest = Math.max(longest, performance.now() - last);
-            last = performance.now();
-          }, 5);
-          area.value = text;
-          area.dispatchEvent(new Event('input'));
-          await new Promise((resolve) => setTimeout(resolve, 1000));
-          clearInterval(timer);
-          return longest;
-        }""",
-        partners(10_000),
-    )
-    assert longest < 500
-    assert await page.locator("#partners-count").inner_text() == "10,000 partners"
+async def test_ten_thousand_rows_are_not_all_drawn(shown):
+    """A list of ten thousand is checked and run; the page draws a hundred of its rows at a time."""
+    page = await ready(shown, partners(10_000) + "a b\n" * 1_000)
+    await page.locator("#partners-count", has_text="10,000 partners, 1,000 lines to mend").wait_for()
+    assert await page.locator(".problems li").count() == 51
+    await page.locator("#leave-out").check()
     shown.plaid.fail(Fault(status=400, body={"error_code": "INVALID_API_KEYS"}))
     assert (await run(shown)).startswith("10,000 of 10,000")
     assert await page.locator("#rows tr").count() == 100
+    assert await page.evaluate("document.querySelectorAll('*').length") < 2_000
+    assert len(await download(shown)) == 10_000
 
 
 async def test_a_date_of_a_pause_is_held_against_the_servers_clock(shown):

@@ -199,9 +199,10 @@ async def states(shown):
     token = shown.plaid.add_report()
     await shown.open("owner", report_token=token)
     await shown.fill(secondary_client_id="partner", webhook="https://lender.example/relay")
-    for language in ("python", "bulk", "curl", "typescript"):
+    for language in ("bulk", "curl", "typescript"):
         await page.locator(f"#tab-{language}").click()
         yield language
+    await page.locator("#tab-python").click()
     await shown.send()
     yield "made"
     shown.plaid.fail(Fault(status=500, times=1), Fault(status=429, headers={"Retry-After": "3"}, times=1))
@@ -313,7 +314,7 @@ async def test_the_screenshots_of_the_documents(consoles, request):
     if folder is None:
         pytest.skip("needs --screenshots FOLDER, where the documents' pictures go")
     relay = {"operations": RELAY}
-    async with consoles(gateway=relay, viewport={"width": 1240, "height": 790}) as shown:
+    async with consoles(gateway=relay, viewport={"width": 1240, "height": 850}) as shown:
         page = await shown.open("owner", report_token=shown.plaid.add_report())
         await page.locator("#address").fill("https://relay.lender.example")
         await shown.fill(secondary_client_id="ce5bd328dcd34123456", webhook="https://lender.example/relay")
@@ -324,7 +325,7 @@ async def test_the_screenshots_of_the_documents(consoles, request):
         await page.set_viewport_size({"width": 1240, "height": 1400})
         await picture(shown, folder, "console-unknown", "#answer")
     async with consoles(
-        gateway=relay, viewport={"width": 1240, "height": 1060}, color_scheme="dark"
+        gateway=relay, viewport={"width": 1240, "height": 1330}, color_scheme="dark"
     ) as shown:
         for number in (2, 9, 33):
             shown.plaid.fail(Fault(secondary_client_id=f"partner-{number:03}", status=400))
@@ -353,4 +354,4 @@ async def picture(shown, folder, name, part="body"):
     path = Path(folder) / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(io.BytesIO(taken)) as image:
-        image.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(160, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -27,7 +27,7 @@ function prepareConnection() {
   byId("key-here").append(whole);
   field.value = state.key;
   let touched = false;
-  const mark = () => marked(field, byId("key-wrong"), touched && problemWithKey(field.value), "The key");
+  const mark = () => marked(field, byId("key-wrong"), touched && problemWithKey(state.key), "The key");
   field.addEventListener("input", () => {
     touched = true;
     state.key = field.value.trim();

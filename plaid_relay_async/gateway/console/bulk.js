@@ -131,7 +131,10 @@ export class Run {
   }
 }
 
-const codeOf = (reply) => (reply.status === null ? "no answer" : `status ${reply.status}`);
+function codeOf(reply) {
+  if (reply.redirected) return "redirect";
+  return reply.status === null ? "no answer" : `status ${reply.status}`;
+}
 
 function sleep(milliseconds, signal) {
   return new Promise((resolve) => {

@@ -1,6 +1,7 @@
 // One attempt on the wire, and what came of it.
 
-const TOKEN = /"(relay_token|asset_report_token|access_token|public_token)"\s*:\s*"([^"\\]+)"/g;
+const NAMES = ["relay_token", "asset_report_token", "access_token", "public_token"];
+const TOKEN = new RegExp(`"(${NAMES.join("|")})"\\s*:\\s*"([^"\\\\]+)"`, "g");
 
 /**
  * Send one request to this page's own gateway; never raises, never repeats.
@@ -63,7 +64,9 @@ export const requestIdOf = (reply) =>
 
 /** The tokens in an answer by name, also in one that broke off. */
 export function tokensIn(reply) {
-  return Object.fromEntries([...reply.text.matchAll(TOKEN)].map(([, name, value]) => [name, value]));
+  const found = Object.fromEntries([...reply.text.matchAll(TOKEN)].map(([, name, value]) => [name, value]));
+  for (const name of NAMES) if (reply.json?.[name] && typeof reply.json[name] === "string") found[name] = reply.json[name];
+  return found;
 }
 
 /** The seconds that a server asks to wait (RFC 9110, 10.2.3), or null. */

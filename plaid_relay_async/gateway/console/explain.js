@@ -72,8 +72,11 @@ const CODES = {
   NOT_FOUND: ["There is no such operation here.", "Reload this page: the gateway may have been updated."],
 };
 const LASTING = new Set(["CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"]);
-const SHARED = /^(UNAUTHORIZED_.*|INVALID_API_KEYS|CREDITS_EXHAUSTED|HOST_NOT_ALLOWED|ORIGIN_NOT_ALLOWED|INVALID_PRODUCT)$/;
+const SHARED = /^(UNAUTHORIZED_.*|INVALID_API_KEYS|CREDITS_EXHAUSTED|HOST_NOT_ALLOWED|ORIGIN_NOT_ALLOWED)$/;
 const SURELY_NOT = new Set(["API_ERROR PLANNED_MAINTENANCE", "GATEWAY_ERROR UPSTREAM_UNREACHABLE"]);
+
+/** What an operation makes, such as "an access token". */
+export const thingOf = ({ makes }) => `${/^[aeiou]/.test(makes) ? "an" : "a"} ${makes}`;
 
 /** Tell whether an error would meet every other row of a list, too. */
 export const concernsEveryone = (code) => SHARED.test(code ?? "");
@@ -163,7 +166,7 @@ function unsure(operation, reply, meaning) {
     const texts = [meaning, said, "It may have been removed. It is safe to send it again: if it is gone, Plaid says that there is no such token."];
     return { kind: "lost", title: "Nobody can tell", texts: texts.filter(Boolean) };
   }
-  const made = IS_MADE[operation.makes] ?? `${/^[aeiou]/.test(operation.makes) ? "An" : "A"} ${operation.makes} may exist that nobody holds the token of`;
+  const made = IS_MADE[operation.makes] ?? `${thingOf(operation).replace("a", "A")} may exist that nobody holds the token of`;
   const texts = [
     meaning,
     said,

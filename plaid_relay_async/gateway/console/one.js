@@ -3,7 +3,7 @@
 import { isPdf, requestIdOf, retryAfter, send, tokensIn } from "./call.js";
 import { problemWith, problemWithAddress, problemWithKey } from "./checks.js";
 import { ask, byId, copy, download, h, say, secretField } from "./dom.js";
-import { explain } from "./explain.js";
+import { explain, thingOf } from "./explain.js";
 import { TOKENS, operationOf } from "./operations.js";
 import { coloured, laidOut, secondsOf, sizeOf, withoutTokens } from "./render.js";
 import { LANGUAGES, snippet, variablesOf } from "./snippets.js";
@@ -21,7 +21,7 @@ export function prepare(show) {
   });
   byId("copy").addEventListener("click", (event) => copy(byId("code").textContent, event.currentTarget));
   prepareTabs();
-  state.unsaved.add(() => hand.some(({ taken }) => !taken));
+  state.unsaved.add(() => sending || hand.some(({ taken }) => !taken));
 }
 
 export function show(path) {
@@ -187,10 +187,10 @@ async function allIsWell() {
 async function mayBeRepeated(asked, body) {
   const before = madeBefore(asked, body);
   if (before === undefined) return true;
-  const one = `${asked.makes}`;
+  const one = thingOf(asked);
   return before === "unknown"
-    ? ask("Send it again?", `Nobody can tell what became of the same call a moment ago: it may have made a ${one}. Sent again, it may make a second one.`, "Send again")
-    : ask("Make a second one?", `The same call has made a ${one} on this page already. Sent again, it makes another.`, "Send again");
+    ? ask("Send it again?", `Nobody can tell what became of the same call a moment ago: it may have made ${one}. Sent again, it may make a second one.`, "Send again")
+    : ask("Make a second one?", `The same call has made ${one} on this page already. Sent again, it makes another.`, "Send again");
 }
 
 function showWaiting() {

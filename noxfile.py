@@ -102,6 +102,7 @@ def bench(session: nox.Session) -> None:
     """Measure ours and others in one run, and print the tables; nothing is held to them."""
     session.install(".", *group("bench"))
     session.run("python", "-I", "bench/reading.py", *session.posargs)
+    session.run("python", "-I", "bench/gateway.py", *session.posargs)
 
 
 @nox.session

@@ -17,7 +17,8 @@ CREATE, GET, PDF, REFRESH, REMOVE = (
     f"/credit/relay/{each}" for each in ("create", "get", "pdf/get", "refresh", "remove")
 )
 CREATION = {"report_tokens": ["assets-sandbox-x"], "secondary_client_id": "p1"}
-PATIENCE = 10.0
+PATIENCE = 15.0
+HERE = "@here@"
 
 
 @frozen
@@ -40,7 +41,11 @@ class Answer:
             said = self.json
         except ValueError:
             return None
-        return said["error_code"] if isinstance(said, dict) and said.get("error_type") == "GATEWAY_ERROR" else None
+        return (
+            said["error_code"]
+            if isinstance(said, dict) and said.get("error_type") == "GATEWAY_ERROR"
+            else None
+        )
 
 
 class _Kept(io.BytesIO):
@@ -77,12 +82,12 @@ def request(
     body: object = CREATION,
     *headers: str,
     key: str | None = None,
-    host: str | None = "HOST",
+    host: str | None = HERE,
     method: str = "POST",
     kind: str | None = "application/json",
     last: bool = True,
 ) -> bytes:
-    """A request with a Content-Length; HOST stands for the address that it is sent to.
+    """A request with a Content-Length; HERE stands for the address that it is sent to.
 
     Args:
         path: stands in the request line as it is.
@@ -118,7 +123,7 @@ class Line:
         """Write, as far as the other side takes it."""
         with contextlib.suppress(ConnectionError):
             for piece in pieces:
-                self.writer.write(piece.replace(b"HOST", self._host))
+                self.writer.write(piece.replace(HERE.encode(), self._host))
                 await self.writer.drain()
                 await asyncio.sleep(pause)
 

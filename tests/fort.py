@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import define
 from by_hand import CREATE, REMOVE, Answer, exchange, request
@@ -14,6 +13,9 @@ from plaid_relay_async import Credentials
 from plaid_relay_async.gateway import RELAY, Gateway, Key
 from plaid_relay_async.gateway.keys import new_key
 from plaid_relay_async.limits import RateLimit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
 
 SECRETS = {
     "default": Credentials("id-of-the-owner", "canary-upstream-of-the-owner"),

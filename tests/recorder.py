@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from by_hand import fields_of, page
 from proxy import Fault, Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 
 class Recorder(Proxy):

@@ -53,6 +53,7 @@ Operations: TypeAlias = Annotated[
     Parameter(
         name="--operation",
         negative="",
+        json_list=False,
         help="A path such as /credit/relay/create, or all; the relay's five by default. May be repeated.",
     ),
 ]
@@ -71,7 +72,9 @@ def run(
     listen: Annotated[str, Parameter(help="The address to listen on.")] = "127.0.0.1",
     name: Annotated[
         list[str] | None,
-        Parameter(negative="", help="A host name by which callers know it. May be repeated."),
+        Parameter(
+            negative="", json_list=False, help="A host name by which callers know it. May be repeated."
+        ),
     ] = None,
     tls_certificate: Annotated[
         Path | None, Parameter(help="PEM file of the certificate, with its chain.")
@@ -143,6 +146,7 @@ def add(
         list[str] | None,
         Parameter(
             negative="",
+            json_list=False,
             help="A secondary_client_id that its creations may name; all by default. May be repeated.",
         ),
     ] = None,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from attrs import frozen
 
@@ -31,12 +31,17 @@ _ONCE: Final = frozenset(
         "authorization",
         "plaid-client-id",
         "plaid-secret",
+        "plaid-version",
         "content-type",
         "content-length",
         "content-encoding",
         "transfer-encoding",
     }
 )
+# What else may stand there aiohttp passes over, and the next server may not.
+_ONLY: Final = {"transfer-encoding": "chunked", "expect": "100-continue"}
+# A name or an address, and a port: no more, for what else stands there may be read in two ways.
+_HOST: Final = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 
 
 @frozen
@@ -52,21 +57,16 @@ def check_host(request: web.BaseRequest, names: Collection[str]) -> None:
     """Refuse a Host that isn't ours: a page elsewhere may have its own name lead to this address.
 
     Raises:
-        RefusedError: HOST_NOT_ALLOWED, or INVALID_HEADERS if there are two.
+        RefusedError: HOST_NOT_ALLOWED.
     """
-    hosts = request.headers.getall("Host", [])
-    if len(hosts) > 1:
-        raise RefusedError(refusals.INVALID_HEADERS)
-    name = _host_in("".join(hosts))
+    name = _host_in(",".join(request.headers.getall("Host", [])))
     if not (is_loopback(name) or name in names):
         raise RefusedError(refusals.HOST_NOT_ALLOWED)
 
 
 def _host_in(host: str) -> str:
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    found = _HOST.fullmatch(host)
+    return found[1].strip("[]").lower() if found else ""
 
 
 def check_origin(request: web.BaseRequest) -> None:
@@ -104,8 +104,9 @@ def check_form(request: web.BaseRequest) -> None:
         RefusedError: INVALID_HEADERS, UNSUPPORTED_MEDIA_TYPE.
     """
     headers = request.headers
-    if any(len(headers.getall(name, [])) > 1 for name in _ONCE):
-        raise RefusedError(refusals.INVALID_HEADERS)
+    twice = any(len(headers.getall(name, [])) > 1 for name in _ONCE)
+    if twice or any(headers.get(name, only).lower() != only for name, only in _ONLY.items()):
+        raise RefusedError(refusals.INVALID_HEADERS, ends=True)
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind != "application/json" or headers.get("Content-Encoding", "identity").lower() != "identity":
         raise RefusedError(refusals.UNSUPPORTED_MEDIA_TYPE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,15 @@ _LONGEST_LINE = 8190  # bytes, of the request line and of each header, as aiohtt
 class _Connection(web.RequestHandler):
     """One connection; what is no HTTP gets an answer, and a line in the log, that quote nothing of it."""
 
+    def __init__(self, listener: Listener, **settings: Any) -> None:
+        super().__init__(listener, **settings)
+        self._listener = listener
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came."""
+        self._listener.heard(self)
+        super().data_received(data)
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -42,6 +52,13 @@ class _Connection(web.RequestHandler):
         response.force_close()
         return response
 
+    # Where aiohttp before 3.14 fails to parse what follows an offer of WebSockets.
+    def log_exception(  # pragma: no cover
+        self, *_: object, exc_info: BaseException | None = None, **__: object
+    ) -> None:
+        """Tell of what ended a connection, by its class alone."""
+        _log.error("a connection ended in %s", type(exc_info).__name__)
+
 
 def request_id() -> str:
     """Give an id for an answer of the gateway's own."""
@@ -49,12 +66,12 @@ def request_id() -> str:
 
 
 class Listener(web.Server):
-    """aiohttp's server with bounds: of too many connections the one goes that has been idle for longest.
+    """aiohttp's server with bounds: of too many connections the one goes that has owed most for longest.
 
     Args:
         handler: takes a request and gives its answer.
         most: connections at once.
-        patience: seconds for the head of a connection's first request.
+        patience: seconds for the head of a request, from its first byte, or from the connection's beginning.
     """
 
     def __init__(
@@ -67,8 +84,8 @@ class Listener(web.Server):
         super().__init__(handler)
         self._most = most
         self._patience = patience
-        # In the order in which they came to be so. A new one has said nothing yet.
-        self._new: dict[web.RequestHandler, asyncio.TimerHandle] = {}
+        # In the order in which they came to be so. Who owes a request, or its rest, has a time for that.
+        self._owing: dict[web.RequestHandler, asyncio.TimerHandle | None] = {}
         self._idle: dict[web.RequestHandler, None] = {}
         self._busy: set[web.RequestHandler] = set()
         self._calm = asyncio.Event()
@@ -84,32 +101,44 @@ class Listener(web.Server):
             max_line_size=_LONGEST_LINE,
             max_field_size=_LONGEST_LINE,
             auto_decompress=False,
-            access_log=None,  # type: ignore[arg-type]  # aiohttp's own way to have none
+            access_log=None,
         )
 
     def __len__(self) -> int:
         """How many connections there are."""
-        return len(self._new) + len(self._idle) + len(self._busy)
+        return len(self._owing) + len(self._idle) + len(self._busy)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         """Take a connection in, and another one's place if need be."""
         super().connection_made(handler, transport)
-        loop = asyncio.get_running_loop()
-        self._new[handler] = loop.call_later(self._patience, handler.force_close)
-        if len(self) > self._most:
-            next(iter([*self._new, *self._idle])).force_close()
+        if len(self) >= self._most:
+            other = next(itertools.chain(self._owing, self._idle), handler)
+            self._forget(other)
+            other.force_close()
+        if handler.transport is not None and not handler.transport.is_closing():
+            self._await_request(handler)
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """Forget a connection."""
         super().connection_lost(handler, exc)
         self._forget(handler)
 
+    def heard(self, handler: web.RequestHandler) -> None:
+        """Give a connection that begins to say something its time for it."""
+        if handler in self._idle:
+            self._await_request(handler)
+
+    def _await_request(self, handler: web.RequestHandler) -> None:
+        self._forget(handler)
+        self._owing[handler] = asyncio.get_running_loop().call_later(self._patience, handler.force_close)
+
     def _forget(self, handler: web.RequestHandler) -> None:
-        if timer := self._new.pop(handler, None):
+        if timer := self._owing.pop(handler, None):
             timer.cancel()
         self._idle.pop(handler, None)
         self._busy.discard(handler)
-        if not self._busy:
+        # Whose body is awaited has no timer here: that is under way as well.
+        if not self._busy and None not in self._owing.values():
             self._calm.set()
 
     @contextlib.contextmanager
@@ -122,8 +151,20 @@ class Listener(web.Server):
             yield
         finally:
             self._forget(handler)
-            if handler.transport is not None:
+            if handler.transport is not None and not handler.transport.is_closing():
                 self._idle[handler] = None
+
+    @contextlib.contextmanager
+    def awaiting_body(self, handler: web.RequestHandler) -> Iterator[None]:
+        """Have a connection that is at work give way to a new one: nothing was carried out for it."""
+        self._busy.discard(handler)
+        self._owing[handler] = None
+        try:
+            yield
+        finally:
+            if handler in self._owing:
+                del self._owing[handler]
+                self._busy.add(handler)
 
     async def drain(self, seconds: float) -> None:
         """Close what is idle, and wait until what is under way has ended, for so long at most."""

@@ -12,14 +12,20 @@ from attrs import define, frozen
 
 from plaid_relay_async.codec import Answer, Endpoint, Replay, request_id_of
 from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, Timeouts
-from plaid_relay_async.errors import ConnectionLostError, Hidden, NotSentError, ReadTimeoutError
+from plaid_relay_async.errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    Hidden,
+    NotSentError,
+    ReadTimeoutError,
+)
 from plaid_relay_async.gateway import refusals
 from plaid_relay_async.gateway.refusals import NO_STORE, RefusedError
 from plaid_relay_async.transport import MAX_RESPONSE_BYTES
 from plaid_relay_async.transport.wire import PLAIN, Attempt, http_timeout, send
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from plaid_relay_async.errors import PlaidRelayError
     from plaid_relay_async.session import SessionManager
@@ -50,6 +56,40 @@ class Ending:
     delivered: bool
 
 
+# Plaid's have 30. A shorter one, of somebody's simulator, may be a word that stands in a token.
+_SHORTEST_SECRET: Final = 16
+
+
+class _Mask:
+    """Blots the secret out of what a server quotes, in whichever pieces it comes; the length stays."""
+
+    def __init__(self, secret: Hidden[str]) -> None:
+        long = len(secret.reveal()) >= _SHORTEST_SECRET
+        self._secret = Hidden(secret.reveal().encode() if long else b"")
+        self._held = Hidden(b"")
+
+    def _blotted(self, said: bytes) -> Hidden[bytes]:
+        secret = self._secret.reveal()
+        return Hidden(said.replace(secret, b"*" * len(secret)) if secret else said)
+
+    def over(self, piece: Hidden[bytes]) -> Hidden[bytes]:
+        """Give what may go on of what came so far, and hold back what may be the secret's beginning."""
+        secret = self._secret.reveal()
+        said = self._blotted(self._held.reveal() + piece.reveal()).reveal()
+        begun = next((n for n in range(len(secret) - 1, 0, -1) if said.endswith(secret[:n])), 0)
+        self._held = Hidden(said[len(said) - begun :])
+        return Hidden(said[: len(said) - begun])
+
+    def rest(self) -> Hidden[bytes]:
+        """Give what was held back, for it ends there."""
+        held, self._held = self._held, Hidden(b"")
+        return held
+
+    def over_all(self, text: str) -> str:
+        """Give a text without the secret."""
+        return self._blotted(text.encode()).reveal().decode()
+
+
 @define(eq=False)
 class _Downstream:
     """Takes the answer, and hands it to the caller; one that goes, or takes too long, is given up.
@@ -60,14 +100,16 @@ class _Downstream:
 
     request: web.BaseRequest
     patience: float
+    mask: _Mask
     response: web.StreamResponse | None = None
     gone: bool = False
 
     async def begin(self, answer: Answer) -> bool:
         if answer.status < 200:
             raise ConnectionResetError("an answer that is none ends what was agreed on this connection")
-        headers = {name: answer.headers[name] for name in _DOWN if name in answer.headers}
-        self.response = web.StreamResponse(status=answer.status, headers={**NO_STORE, **headers})
+        asked = _passed_on(answer.headers, _DOWN)
+        headers = {**NO_STORE, **{name: self.mask.over_all(value) for name, value in asked.items()}}
+        self.response = web.StreamResponse(status=answer.status, headers=headers)
         if "Content-Length" in answer.headers and not any(name in answer.headers for name in _CHANGED):
             self.response.content_length = int(answer.headers["Content-Length"])
         await self._within_patience(partial(self.response.prepare, self.request))
@@ -76,17 +118,19 @@ class _Downstream:
     async def write(self, piece: Hidden[bytes]) -> None:
         response = self.response
         assert response is not None  # noqa: S101  # an answer begins before its body
-        await self._within_patience(lambda: response.write(piece.reveal()))
+        if (shown := self.mask.over(piece)).reveal():
+            await self._within_patience(lambda: response.write(shown.reveal()))
 
     async def end(self, answer: Answer) -> Ending:
         """Close the framing of a whole answer; where it isn't whole, the connection."""
         response = self.response
         assert response is not None  # noqa: S101  # as above
         if answer.lost is None:
-            await self._within_patience(response.write_eof)
+            await self._within_patience(lambda: response.write_eof(self.mask.rest().reveal()))
         else:
             self._hang_up()
-        return Ending(response, request_id_of(answer), answer.lost is not None, not self.gone)
+        request_id = self.mask.over_all(request_id_of(answer) or "") or None
+        return Ending(response, request_id, answer.lost is not None, not self.gone)
 
     async def _within_patience(self, send: Callable[[], Awaitable[Any]]) -> None:
         if self.gone:
@@ -96,7 +140,8 @@ class _Downstream:
                 await send()
         except (ConnectionError, TimeoutError):
             self.gone = True
-            self._hang_up()
+            if (transport := self.request.transport) is not None:
+                transport.abort()  # to close would wait for it to take what it was sent
 
     def _hang_up(self) -> None:
         if (transport := self.request.transport) is not None:
@@ -144,12 +189,15 @@ class Upstream:
     async def _attempt(
         self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, request: web.BaseRequest
     ) -> Ending:
-        downstream = _Downstream(request, self._patience)
         problem: PlaidRelayError
         try:
-            attempt = await self._signed(endpoint, body, signer, downstream)
+            downstream, attempt = await self._signed(endpoint, body, signer, request)
             answer = await send(self._session.get(), attempt)
-        except NotSentError as error:
+            if downstream.response is None:  # a status that is no answer
+                assert answer.lost is not None  # noqa: S101  # so it was taken for lost
+                raise answer.lost
+        # ConfigurationError where the credentials' source gave something else.
+        except (NotSentError, ConfigurationError) as error:
             problem, reason = error, refusals.UPSTREAM_UNREACHABLE
         except ReadTimeoutError as error:
             problem, reason = error, refusals.UPSTREAM_TIMEOUT
@@ -161,17 +209,18 @@ class Upstream:
         raise RefusedError(reason)
 
     async def _signed(
-        self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, downstream: _Downstream
-    ) -> Attempt:
+        self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, request: web.BaseRequest
+    ) -> tuple[_Downstream, Attempt]:
         total = self._timeouts.total
         deadline = None if total is None else asyncio.get_running_loop().time() + total
         signature = await signer.sign(deadline)
-        asked = downstream.request.headers
+        downstream = _Downstream(request, self._patience, _Mask(signature.secret))
+        asked = _passed_on(request.headers, _UP)
         plain = PLAIN if endpoint.replay is Replay.CREATES else {}
         read = self._timeouts.slow_read if endpoint.slow else self._timeouts.read
-        return Attempt(
+        attempt = Attempt(
             url=self._base_url + endpoint.path,
-            headers={name: asked.get(name, ours) for name, ours in _UP.items()} | plain | signature.headers,
+            headers=_UP | asked | plain | signature.headers,
             body=body,
             # Nothing is repeated here, whatever it is: what a lost answer means, its caller has to say.
             replay=Replay.HARMLESS,
@@ -181,6 +230,13 @@ class Upstream:
             into=downstream,
             broken_off=_untold,
         )
+        return downstream, attempt
+
+
+def _passed_on(headers: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    # What no header can carry would break the request, or the answer with its token.
+    there = {name: headers[name] for name in names if name in headers}
+    return {name: value for name, value in there.items() if value.isascii() and value.isprintable()}
 
 
 def _untold(_answer: Answer | None, _error: PlaidRelayError) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import Attribute, field, fields_dict, frozen
 
 from plaid_relay_async.codec import ENDPOINTS
-from plaid_relay_async.errors import ConfigurationError, sealed
+from plaid_relay_async.errors import ConfigurationError, sealed, sealed_init
 from plaid_relay_async.limits import RateLimit
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
+@sealed_init
 @frozen
 class Key:
     """A caller of a gateway, and what its key is bound to. The key itself isn't in it.

@@ -31,6 +31,7 @@ class Metrics:
     def __init__(self, in_flight: Callable[[], float], connections: Callable[[], float]) -> None:
         if prometheus_client is None:
             raise ConfigurationError("metrics need the extra: pip install 'plaid_relay_async[gateway]'")
+        self._generate = prometheus_client.generate_latest
         self._registry = registry = prometheus_client.CollectorRegistry()
         self._calls = prometheus_client.Counter(
             "plaid_gateway_calls",
@@ -59,4 +60,4 @@ class Metrics:
 
     def page(self) -> bytes:
         """Give all as Prometheus reads it."""
-        return prometheus_client.generate_latest(self._registry)
+        return self._generate(self._registry)

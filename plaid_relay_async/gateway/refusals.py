@@ -83,7 +83,10 @@ INVALID_HTTP: Final = Reason(
     400, "INVALID_HTTP", "the request isn't well-formed HTTP", "Send it by a client that speaks HTTP/1.1."
 )
 INVALID_HEADERS: Final = Reason(
-    400, "INVALID_HEADERS", "a header that may come once came twice", "Send it once."
+    400,
+    "INVALID_HEADERS",
+    "a header came twice, or says what nobody here can do",
+    "Send each once, and the body as it is, with its Content-Length.",
 )
 INVALID_BODY: Final = Reason(
     400,

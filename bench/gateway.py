@@ -1,0 +1,251 @@
+"""What the gateway adds to a call's time, and what nginx as the same proxy adds, in one run: `nox -s bench`.
+
+Prints a table in Markdown: for one caller and for twenty at once, the time of a small creation directly,
+through nginx and through the gateway, at the median and at the 99th percentile; what either adds to the
+direct one; and two ratios of the gateway to nginx: of what they add, where that can be told from the noise,
+and of the whole. All take turns, round by round, on the same machine, over connections that stay open. The
+upstream is an nginx that answers by itself. nginx adds the two headers with the credentials and no more: it
+knows neither keys nor bodies, so that the ratio is what all of the gateway's checks cost, and Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import shutil
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+WAYS = ("direct", "nginx", "gateway")
+CALLERS = (1, 20)
+NOISE = 0.05  # of the direct time
+SECRET = "b" * 30
+TOKEN = "credit-relay-sandbox-8218d5f8-6d6d-403d-92f5-13a9afaa4398"  # noqa: S105  # nobody's
+BODY = json.dumps(
+    {"report_tokens": ["assets-sandbox-1"], "secondary_client_id": "ce5bd328dcd34123456"}
+).encode()
+
+COMMON = """
+worker_processes 1;
+pid {folder}/{name}.pid;
+error_log stderr crit;
+events {{ worker_connections 512; }}
+http {{
+    access_log off;
+    keepalive_requests 10000000;
+    client_body_temp_path {folder}/{name}-body;
+    proxy_temp_path {folder}/{name}-proxy;
+    fastcgi_temp_path {folder}/{name}-fastcgi;
+    uwsgi_temp_path {folder}/{name}-uwsgi;
+    scgi_temp_path {folder}/{name}-scgi;
+"""
+UPSTREAM = (
+    COMMON
+    + """
+    server {{
+        listen 127.0.0.1:{port};
+        default_type application/json;
+        location / {{ return 200 '{{"relay_token": "{token}", "request_id": "HNTDNrA8F1shFEW"}}'; }}
+    }}
+}}
+"""
+)
+PROXY = (
+    COMMON
+    + """
+    upstream plaid {{ server 127.0.0.1:{upstream}; keepalive 64; keepalive_requests 10000000; }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://plaid;
+            proxy_http_version 1.1;
+            proxy_next_upstream off;
+            proxy_set_header Connection "";
+            proxy_set_header Authorization "";
+            proxy_set_header PLAID-CLIENT-ID a;
+            proxy_set_header PLAID-SECRET {secret};
+        }}
+    }}
+}}
+"""
+)
+GATEWAY = """
+import asyncio, sys
+from plaid_relay_async import Credentials
+from plaid_relay_async.gateway import Gateway, new_key
+async def main(upstream, secret):
+    key, shown = new_key("bench")
+    credentials = {"default": Credentials("a", secret)}
+    async with Gateway([key], upstream=upstream, credentials=credentials, console=False) as gateway:
+        print(gateway.url, shown, flush=True)
+        await asyncio.wait_for(asyncio.to_thread(sys.stdin.read), 900)
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+# --------------------------------------------------------------------------------------------- servers
+
+
+def free_port() -> int:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        return int(reserved.getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def nginx(folder: Path, name: str, template: str, **more: object) -> AsyncIterator[int]:
+    """Give the port of an nginx with this configuration; it ends with the block."""
+    port = free_port()
+    file = folder / f"{name}.conf"
+    values = {"folder": folder, "name": name, "port": port, "secret": SECRET, "token": TOKEN, **more}
+    file.write_text(template.format(**values), encoding="utf-8")
+    program = shutil.which("nginx") or "nginx"
+    arguments = ("-p", str(folder), "-c", str(file), "-e", "stderr", "-g", "daemon off;")
+    process = await asyncio.create_subprocess_exec(program, *arguments)
+    try:
+        await answers_at(port)
+        yield port
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def answers_at(port: int) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                return
+            await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def gateway(upstream: int) -> AsyncIterator[tuple[int, str]]:
+    """Give the port of a gateway in a process of its own, and a key for it."""
+    pipe = asyncio.subprocess.PIPE
+    arguments = ("-c", GATEWAY, f"http://127.0.0.1:{upstream}", SECRET)
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdin=pipe, stdout=pipe)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        url, key = (await process.stdout.readline()).decode().split()
+        yield int(url.rpartition(":")[2]), key
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+# --------------------------------------------------------------------------------------------- callers
+
+
+class Caller(asyncio.Protocol):
+    """Makes one call after another on one connection, with as little of its own as there can be."""
+
+    def __init__(self, call: bytes, times: int) -> None:
+        self._call, self._left = call, times
+        self.seconds: list[float] = []
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Make the first call."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._next()
+
+    def _next(self) -> None:
+        self._came = b""
+        self._began = time.perf_counter()
+        self._transport.write(self._call)
+
+    def data_received(self, data: bytes) -> None:
+        """Make the next one, once the answer is whole."""
+        self._came += data
+        if not self._came.endswith(b"}"):
+            return
+        self.seconds.append(time.perf_counter() - self._began)
+        assert self._came.startswith(b"HTTP/1.1 200 "), self._came
+        self._left -= 1
+        if self._left:
+            self._next()
+        else:
+            self._transport.close()
+            self.done.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail, unless all calls were made."""
+        if not self.done.done():
+            self.done.set_exception(exc or ConnectionResetError("a server hung up"))
+
+
+async def measured(port: int, key: str, callers: int, calls: int) -> list[float]:
+    """Give the seconds that each call took, of so many callers with so many calls altogether."""
+    head = (
+        f"POST /credit/relay/create HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {key}\r\nContent-Length: {len(BODY)}\r\n\r\n"
+    )
+    loop = asyncio.get_running_loop()
+    made = [Caller(head.encode() + BODY, calls // callers) for _ in range(callers)]
+    async with asyncio.timeout(120):
+        await asyncio.gather(*(loop.create_connection(lambda c=c: c, "127.0.0.1", port) for c in made))
+        await asyncio.gather(*(each.done for each in made))
+    return [seconds for each in made for seconds in each.seconds]
+
+
+async def compare(rounds: int, calls: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        async with (
+            nginx(folder, "upstream", UPSTREAM) as upstream,
+            nginx(folder, "proxy", PROXY, upstream=upstream) as proxy,
+            gateway(upstream) as (own, key),
+        ):
+            ports = dict(zip(WAYS, (upstream, proxy, own), strict=True))
+            print("| callers | ms | direct | nginx | gateway | nginx adds | gateway adds | ratio | of all |")
+            print("|---:|---|---:|---:|---:|---:|---:|---:|---:|")
+            for callers in CALLERS:
+                await table_of(ports, key, callers, rounds, calls)
+
+
+async def table_of(ports: dict[str, int], key: str, callers: int, rounds: int, calls: int) -> None:
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for way in WAYS:
+        await measured(ports[way], key, callers, 200)  # connections are made, and code is warm
+    for turn in range(rounds):
+        for way in (*WAYS[turn % 3 :], *WAYS[: turn % 3]):
+            seconds[way] += await measured(ports[way], key, callers, calls)
+    for name, point in (("p50", 49), ("p99", 98)):
+        direct, by_nginx, by_gateway = (
+            statistics.quantiles(seconds[way], n=100)[point] * 1000 for way in WAYS
+        )
+        adds = by_nginx - direct, by_gateway - direct
+        ratio = f"{adds[1] / adds[0]:.1f}" if adds[0] > NOISE * direct else "-"
+        print(
+            f"| {callers} | {name} | {direct:.3f} | {by_nginx:.3f} | {by_gateway:.3f} "
+            f"| {adds[0]:.3f} | {adds[1]:.3f} | {ratio} | {by_gateway / by_nginx:.1f} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--calls", type=int, default=2_000, help="of each way in each round")
+    asked = parser.parse_args()
+    if shutil.which("nginx") is None:
+        print("skipped: there is no nginx to compare the gateway with")
+        return
+    asyncio.run(compare(asked.rounds, asked.calls))
+
+
+if __name__ == "__main__":
+    main()

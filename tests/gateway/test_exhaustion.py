@@ -1,0 +1,321 @@
+"""Callers that take much and give little: time, memory and connections are bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import json
+import tracemalloc
+
+import pytest
+from by_hand import CREATE, CREATION, GET, HERE, head, line, page, request
+from fort import fort
+
+from plaid_relay_async import Timeouts
+
+BODY = json.dumps(CREATION).encode()
+HASTY = {"patience": 0.4}
+MEGABYTE = 2**20
+
+
+def opening(key: str, *lines: str) -> bytes:
+    more = (f"Host: {HERE}", "Content-Type: application/json", f"Authorization: Bearer {key}", *lines)
+    return head(f"POST {CREATE} HTTP/1.1", *more)
+
+
+def grown() -> int:
+    """Bytes that Python has allocated and still holds."""
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+@contextlib.contextmanager
+def flat(most: int):
+    """So many bytes more, at most, are held at the end, and three times as many meanwhile."""
+    tracemalloc.start()
+    try:
+        before = grown()
+        tracemalloc.reset_peak()
+        yield
+        peak = tracemalloc.get_traced_memory()[1] - before
+        assert (grown() - before, peak) < (most, 3 * most)
+        assert peak < 3 * most
+    finally:
+        tracemalloc.stop()
+
+
+SLOW = {
+    "nothing at all": [],
+    "half a request line": [b"POST /cre"],
+    "half the head": [b"POST /credit/relay/create HTTP/1.1\r\nHost: x\r\nX-"],
+    "a byte at a time": [
+        bytes([each]) for each in b"POST /credit/relay/create HTTP/1.1\r\nHost: 127.0.0.1\r\n" * 3
+    ],
+    "a header at a time": [b"POST /credit/relay/create HTTP/1.1\r\n", *[b"X-More: and more\r\n"] * 90],
+    "empty lines": [b"\r\n"] * 100,
+}
+
+
+@pytest.mark.parametrize("pieces", SLOW.values(), ids=SLOW)
+async def test_a_slow_head_is_given_up(pieces):
+    """Who doesn't send a request in time loses the connection, however busily."""
+    async with fort(**HASTY) as held:
+        began = asyncio.get_running_loop().time()
+        await held.ask(*pieces, pause=0.02, patience=5)
+        assert asyncio.get_running_loop().time() - began < 3
+        held.assert_nothing_came()
+
+
+@pytest.mark.parametrize("frame", [f"Content-Length: {len(BODY)}", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("drips", [False, True])
+@pytest.mark.parametrize("place", ["head", "body"])
+async def test_a_slow_body_is_given_up(frame, drips, place):
+    """A body that doesn't come in time gets a 408 and the end of the connection."""
+    async with fort(**HASTY) as held:
+        key = held.keys["lender"]
+        start = opening(key, frame)
+        if place == "body":
+            start = start.replace(f"Authorization: Bearer {key}\r\n".encode(), b"")
+        whole = b"".join(b"1\r\n%c\r\n" % each for each in BODY) if "chunked" in frame else BODY
+        drops = [whole[n : n + 6] for n in range(0, 480, 6)] if drips else [whole[:12]]
+        answers = await held.ask(start, *drops, pause=0.05, patience=5)
+        assert [(each.status, each.code) for each in answers] == [(408, "BODY_TIMEOUT")]
+        held.assert_nothing_came()
+
+
+async def test_a_second_head_may_not_be_slow_either():
+    """The bound holds for each request of a connection; until one begins, it may be idle."""
+    async with fort(**HASTY) as held, line(held.gateway.url) as opened:
+        await opened.say(request(key=held.keys["lender"], last=False))
+        assert (await opened.answer()).status == 200
+        await asyncio.sleep(1)
+        await opened.say(request(key=held.keys["lender"], last=False))
+        assert (await opened.answer()).status == 200
+        await opened.say(b"POST /cr")
+        assert await opened.rest(5) == b""
+        held.assert_nothing_came(but=2)
+
+
+@pytest.mark.parametrize("length", [MEGABYTE + 1, 10**9, 2**31, 2**63 - 1])
+async def test_a_huge_body_is_refused_before_it_is_sent(held, length):
+    """Its Content-Length tells; nobody waits for the rest."""
+    answers = await held.ask(opening(held.keys["lender"], f"Content-Length: {length}"), patience=5)
+    assert [(each.status, each.code) for each in answers] == [(413, "BODY_TOO_LARGE")]
+    held.assert_nothing_came()
+
+
+@pytest.mark.parametrize("frame", ["Content-Length: 1000000000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("key", ["a key", "no key", "key in the body"])
+async def test_a_body_without_an_end_is_cut_off(held, frame, key):
+    """Whoever goes on sending is cut off; what was taken in doesn't grow with what was sent."""
+    start = opening(held.keys["lender"] if key == "a key" else "x", frame)
+    if key == "key in the body":
+        start = start.replace(b"Authorization: Bearer x\r\n", b"")
+    piece = b" " * 2**16
+    chunk = b"%x\r\n%s\r\n" % (len(piece), piece) if "chunked" in frame else piece
+    with flat(3 * MEGABYTE):
+        async with line(held.gateway.url) as opened:
+            with contextlib.suppress(ConnectionError):
+                opened.writer.write(start.replace(HERE.encode(), b"127.0.0.1"))
+                async with asyncio.timeout(8):
+                    while True:
+                        opened.writer.write(chunk)
+                        await opened.writer.drain()
+    held.assert_nothing_came()
+
+
+HEADS = {
+    "one long header": itertools.chain(
+        [b"POST / HTTP/1.1\r\nX-More: "], itertools.repeat(b"a" * 4096, 20_000)
+    ),
+    "many headers": itertools.chain(
+        [b"POST / HTTP/1.1\r\n"], itertools.repeat(b"X-More: more\r\n" * 300, 20_000)
+    ),
+    "a long path": itertools.chain([b"POST /"], itertools.repeat(b"a" * 4096, 20_000)),
+    "a long method": itertools.repeat(b"A" * 4096, 20_000),
+    "empty lines": itertools.repeat(b"\r\n" * 2048, 20_000),
+    "a long extension of a chunk": itertools.chain(
+        [b"POST /credit/relay/create HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"],
+        [b"Transfer-Encoding: chunked\r\n\r\n5;"],
+        itertools.repeat(b"x" * 4096, 20_000),
+    ),
+    "trailers": itertools.chain(
+        [b"POST /credit/relay/create HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"],
+        [b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"],
+        itertools.repeat(b"X-More: more\r\n" * 300, 20_000),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+async def test_a_head_without_an_end_is_cut_off(name):
+    """No line, and no number of lines, fills the memory."""
+    async with fort(**HASTY) as held:
+        with flat(2 * MEGABYTE):
+            async with line(held.gateway.url) as opened:
+                with contextlib.suppress(ConnectionError, TimeoutError):
+                    async with asyncio.timeout(8):
+                        for piece in HEADS[name]:
+                            opened.writer.write(piece)
+                            await opened.writer.drain()
+        held.assert_nothing_came()
+
+
+async def test_idle_connections_keep_nobody_out():
+    """A thousand that say nothing are given up in time, and each good call meanwhile passes."""
+    async with fort(patience=2.0, connections=500) as held, contextlib.AsyncExitStack() as stack:
+        idle = [await stack.enter_async_context(line(held.gateway.url)) for _ in range(1_000)]
+        for _ in range(5):
+            assert (await held.call()).status == 200
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(each.rest() for each in idle))
+        held.assert_nothing_came(but=5)
+
+
+async def test_used_connections_that_are_idle_keep_nobody_out():
+    """The same for those that once made a good call, and for those in the middle of a head or body."""
+    async with fort(connections=50) as held, contextlib.AsyncExitStack() as stack:
+        key = held.keys["lender"]
+        for number in range(200):
+            each = await stack.enter_async_context(line(held.gateway.url))
+            if number < 50:
+                await each.say(request(key=key, last=False))
+                assert (await each.answer()).status == 200
+            elif number < 100:
+                await each.say(b"POST /cr")
+            else:
+                await each.say(b"\r\n")
+        for _ in range(3):
+            assert (await held.call()).status == 200
+        held.assert_nothing_came(but=53)
+
+
+async def test_callers_in_the_middle_of_a_body_keep_nobody_out():
+    """Who owes a body gives way to a new connection."""
+    async with fort(connections=20) as held, contextlib.AsyncExitStack() as stack:
+        key = held.keys["lender"]
+        slow = [await stack.enter_async_context(line(held.gateway.url)) for _ in range(40)]
+        for each in slow:
+            await each.say(opening(key, "Content-Length: 100"))
+        assert (await held.call()).status == 200
+        held.assert_nothing_came(but=1)
+
+
+async def test_good_calls_in_flight_give_way_to_nobody():
+    """With every connection in the middle of a call a further one is closed, and those go on."""
+    async with fort(connections=5) as held:
+        held.upstream.says, held.upstream.pause = lambda came: [b"", *held.upstream.created(came)], 0.4
+        calls = [asyncio.ensure_future(held.call()) for _ in range(5)]
+        await asyncio.sleep(0.2)
+        assert await held.ask(request(key=held.keys["lender"])) == []
+        assert [each.status for each in await asyncio.gather(*calls)] == [200] * 5
+        held.assert_nothing_came(but=5)
+
+
+@pytest.mark.parametrize("frame", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+async def test_a_caller_that_leaves_in_the_middle_of_its_body_is_forgotten(held, caplog, frame):
+    """It is no error of the gateway's, and nothing leaves."""
+    for _ in range(5):
+        async with line(held.gateway.url) as opened:
+            await opened.say(opening(held.keys["lender"], frame) + b"1\r\n{")
+            await asyncio.sleep(0.02)
+    async with asyncio.timeout(5):
+        while len(held.gateway._listener):
+            await asyncio.sleep(0.01)
+    held.assert_nothing_came()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_calls_beyond_the_upstreams_connections_wait_or_are_told_to():
+    """Many at once share the upstream's connections; nobody is lost, and nobody waits for ever."""
+    async with fort(upstream_connections=3, patience=0.6) as held:
+
+        def slowly(came):
+            yield b""
+            yield from held.upstream.created(came)
+
+        held.upstream.says, held.upstream.pause = slowly, 0.2
+        answers = await asyncio.gather(*(held.call() for _ in range(30)))
+        counts = {status: [each.status for each in answers].count(status) for status in (200, 429)}
+        assert counts[200] + counts[429] == 30
+        assert counts[200] >= 3
+        assert all(
+            each.code == "BUSY" and each.headers["Retry-After"] for each in answers if each.status == 429
+        )
+        assert len(held.upstream.requests) == counts[200]
+        assert held.upstream.connections <= 3
+
+
+async def test_a_slow_reader_of_a_long_answer_holds_no_memory():
+    """Sixty megabytes for somebody who doesn't read: the gateway holds little of it, and serves the others."""
+    async with fort(patience=1.0) as held:
+        long = (
+            page(200, b"")[:-4].replace(b"Content-Length: 0", b"Content-Length: %d" % (60 * MEGABYTE))
+            + b"\r\n\r\n"
+        )
+
+        def says(came):
+            if b"/credit/relay/get" not in came:
+                return held.upstream.created(came)
+            return itertools.chain([long], itertools.repeat(b" " * 2**16, 60 * 16))
+
+        held.upstream.says = says
+        with flat(8 * MEGABYTE):
+            async with contextlib.AsyncExitStack() as stack:
+                for _ in range(10):
+                    opened = await stack.enter_async_context(line(held.gateway.url, limit=2**10))
+                    await opened.say(request(GET, {"relay_token": "x"}, key=held.keys["lender"]))
+                await asyncio.sleep(0.3)
+                for _ in range(3):
+                    assert (await held.call()).status == 200
+                async with asyncio.timeout(20):  # and those are given up: what they held comes back
+                    while held.gateway._upstream.in_flight or len(held.gateway._listener):
+                        await asyncio.sleep(0.05)
+
+
+async def test_an_answer_without_an_end_is_read_by_who_reads_it():
+    """It ends at the bound, or when the caller goes; the gateway doesn't gather it."""
+    async with fort(patience=1.0) as held:
+        chunk = b"10000\r\n" + b" " * 2**16 + b"\r\n"
+        start = head("HTTP/1.1 200 OK", "Content-Type: application/json", "Transfer-Encoding: chunked")
+        held.upstream.says = lambda _: itertools.chain([start], itertools.repeat(chunk))
+        with flat(8 * MEGABYTE):
+            async with line(held.gateway.url) as opened:
+                await opened.say(request(GET, {"relay_token": "x"}, key=held.keys["lender"]))
+                read = 0
+                with contextlib.suppress(ConnectionError):
+                    async with asyncio.timeout(30):
+                        while piece := await opened.reader.read(2**18):
+                            read += len(piece)
+                            if read > 80 * MEGABYTE:
+                                break
+        async with asyncio.timeout(5):
+            while held.upstream.connections:
+                await asyncio.sleep(0.02)
+        held.upstream.says = held.upstream.created
+
+
+async def test_memory_stays_flat_over_many_attacks():
+    """A thousand refused, broken and lost requests leave nothing behind."""
+    async with fort(timeouts=Timeouts(read=0.2, slow_read=0.2), **HASTY) as held:
+        key = held.keys["lender"]
+        attacks = [
+            request(key="x" * 50),
+            request(key=key, body=b"[" * 10_000),
+            request("/nowhere", key=key),
+            request(key=key, body=b'{"a": NaN}'),
+            b"\x16\x03\x01" + bytes(2_000),
+            head(
+                f"POST {CREATE} HTTP/1.1", f"Host: {HERE}", "Content-Length: 5", "Transfer-Encoding: chunked"
+            ),
+            request(CREATE, CREATION, "Origin: https://evil.example", key=key),
+            request(key=key, kind="text/plain"),
+        ]
+        for attack in attacks * 10:  # fill what is kept once
+            await held.ask(attack)
+        with flat(MEGABYTE):
+            for attack in attacks * 125:
+                await held.ask(attack)
+        held.assert_nothing_came()

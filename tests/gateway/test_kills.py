@@ -1,0 +1,221 @@
+"""Processes that are killed in the middle of load: nothing is made twice, and nobody is told what isn't so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from by_hand import CREATE, CREATION, line, request
+from recorder import Recorder
+from support import OWNER
+
+from plaid_relay_async import Created, Failed, RelayClient, RelayCreateRequest, RetryPolicy, Timeouts, Unknown
+from plaid_relay_async.gateway import Gateway, new_key
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.may_block]
+
+TESTS = Path(__file__).parent.parent
+REPORT = "assets-sandbox-1"
+# So that a process that is started anew is waited for.
+PATIENT = RetryPolicy(attempts=12, backoff=0.1, max_backoff=0.5)
+
+GATEWAY = """
+import asyncio, json, sys
+from datetime import UTC, datetime
+from plaid_relay_async import Credentials
+from plaid_relay_async.gateway import Gateway, Key
+async def main(upstream, port, digest):
+    key = Key("one", digest, created=datetime.now(UTC))
+    async with Gateway([key], upstream=upstream, port=int(port), credentials={"default": Credentials("a", "b" * 30)}) as g:
+        print(g.url, flush=True)
+        await asyncio.wait_for(asyncio.Event().wait(), 300)
+asyncio.run(main(*sys.argv[1:]))
+"""
+CALLER = """
+import asyncio, sys
+from plaid_relay_async import RelayClient, RelayCreateRequest
+async def main(url, first):
+    print("begun", flush=True)
+    async with RelayClient(gateway_key=sys.stdin.readline().strip(), base_url=url) as client:
+        partners = (f"p{n}" for n in range(int(first), int(first) + 5_000))
+        await client.relay.create_many(RelayCreateRequest.fan_out(["assets-sandbox-1"], partners), concurrency=20)
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@contextlib.asynccontextmanager
+async def process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """A Python process that has said a first line, and that line."""
+    pipe = asyncio.subprocess.PIPE
+    started = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, stdin=pipe, stdout=pipe, cwd=TESTS
+    )
+    try:
+        assert started.stdout is not None
+        yield started, (await started.stdout.readline()).decode().strip()
+    finally:
+        await kill(started)
+
+
+async def kill(started: asyncio.subprocess.Process) -> None:
+    """End a process of ours as the system would: at once."""
+    if started.returncode is None:
+        os.kill(started.pid, signal.SIGKILL)
+        await started.wait()
+    if started.stdin is not None:
+        started.stdin.close()
+
+
+def books(path: Path) -> dict[str, str]:
+    """Partner and token of each creation that was carried out; a partner that was given two is an error."""
+    lines = [json.loads(each) for each in path.read_text().splitlines()] if path.exists() else []
+    twice = [partner for partner, times in Counter(partner for partner, _ in lines).items() if times > 1]
+    assert not twice
+    return dict(lines)
+
+
+def assert_outcomes_agree(outcomes, made: dict[str, str]) -> None:
+    """Who is created has the token of the books, who is failed has none, and nobody else has one unheard of."""
+    rest = dict(made)
+    for outcome in outcomes:
+        partner = outcome.request.secondary_client_id
+        match outcome:
+            case Created():
+                assert rest.pop(partner) == outcome.relay_token
+            case Failed():
+                assert partner not in made, outcome.error
+            case Unknown():
+                rest.pop(partner, None)
+    assert not rest
+
+
+async def killed_in_between(url, key, kills, *, partners: int) -> list:
+    """The outcomes of a batch during which `kills` is run."""
+    outcomes = []
+    async with RelayClient(
+        gateway_key=key, base_url=url, retry=PATIENT, timeouts=Timeouts(slow_read=5)
+    ) as client:
+        requests = RelayCreateRequest.fan_out([REPORT], [f"p{n}" for n in range(partners)])
+        killing = asyncio.ensure_future(kills(outcomes))
+        async with client.relay.create_many(requests, concurrency=20) as batch:
+            async for outcome in batch:
+                outcomes.append(outcome)
+        await killing
+    return outcomes
+
+
+async def test_the_upstream_is_killed_in_the_middle_of_load(tmp_path):
+    """Killed and started anew, three times: no partner has two tokens, and each that nobody heard of is unknown."""
+    path, (key, secret) = tmp_path / "books", new_key("one")
+    server = ("ledger_server.py",)
+    async with contextlib.AsyncExitStack() as stack:
+        upstream, port = await stack.enter_async_context(process(*server, "0", str(path)))
+        gateway = await stack.enter_async_context(
+            Gateway([key], upstream=f"http://127.0.0.1:{port}", credentials={"default": OWNER})
+        )
+
+        async def kills(outcomes):
+            running = upstream
+            for number in (100, 250, 400):
+                while len(outcomes) < number:
+                    await asyncio.sleep(0.005)
+                await kill(running)
+                await asyncio.sleep(0.05)
+                running, _ = await stack.enter_async_context(process(*server, port, str(path)))
+
+        outcomes = await killed_in_between(gateway.url, secret, kills, partners=600)
+        assert gateway._upstream.in_flight == 0
+        counts = Counter(type(each).__name__ for each in outcomes)
+        assert counts.total() == 600
+        assert counts["Created"] > 300
+        assert counts["Unknown"] > 0
+        assert_outcomes_agree(outcomes, books(path))
+        async with asyncio.timeout(10):
+            while len(gateway._listener):
+                await asyncio.sleep(0.05)
+
+
+async def test_callers_are_killed_in_the_middle_of_load(tmp_path):
+    """Four of them: what they had sent is made once at most, their connections are returned, and others are served."""
+    path, (key, secret) = tmp_path / "books", new_key("one")
+    async with process("ledger_server.py", "0", str(path)) as (_, port):
+        async with Gateway(
+            [key],
+            upstream=f"http://127.0.0.1:{port}",
+            credentials={"default": OWNER},
+            upstream_connections=30,
+        ) as gateway:
+            for number in range(4):
+                async with process("-c", CALLER, gateway.url, str(number * 5_000)) as (caller, _):
+                    caller.stdin.write(f"{secret}\n".encode())
+                    before = len(books(path))
+                    while len(books(path)) < before + 60:
+                        await asyncio.sleep(0.01)
+                    await kill(caller)
+            async with asyncio.timeout(10):
+                while gateway._upstream.in_flight or len(gateway._listener):
+                    await asyncio.sleep(0.02)
+            made = len(books(path))
+            await asyncio.sleep(0.2)
+            assert len(books(path)) == made
+            async with RelayClient(gateway_key=secret, base_url=gateway.url) as client:
+                result = await client.relay.create_many(
+                    RelayCreateRequest.fan_out([REPORT], [f"after{n}" for n in range(100)])
+                )
+            assert len(result.created) == 100
+            assert_outcomes_agree(
+                result.created, {k: v for k, v in books(path).items() if k.startswith("after")}
+            )
+
+
+async def test_the_gateway_is_killed_in_the_middle_of_load(tmp_path):
+    """Killed and started anew on its port: no partner has two tokens, and each that nobody heard of is unknown."""
+    path, (key, secret) = tmp_path / "books", new_key("one")
+    async with contextlib.AsyncExitStack() as stack:
+        _, port = await stack.enter_async_context(process("ledger_server.py", "0", str(path)))
+        upstream = f"http://127.0.0.1:{port}"
+        first, url = await stack.enter_async_context(process("-c", GATEWAY, upstream, "0", key.digest))
+
+        async def kills(outcomes):
+            running = first
+            for number in (100, 250):
+                while len(outcomes) < number:
+                    await asyncio.sleep(0.005)
+                await kill(running)
+                arguments = (upstream, url.rpartition(":")[2], key.digest)
+                running, _ = await stack.enter_async_context(process("-c", GATEWAY, *arguments))
+
+        outcomes = await killed_in_between(url, secret, kills, partners=500)
+    counts = Counter(type(each).__name__ for each in outcomes)
+    assert counts.total() == 500
+    assert counts["Created"] > 200
+    assert_outcomes_agree(outcomes, books(path))
+
+
+async def test_a_caller_that_goes_before_the_answer_is_told_in_the_audit(caplog):
+    """A creation whose caller has gone is carried out once, and the log says that nobody took its answer."""
+    caplog.set_level("INFO", logger="plaid_relay_async.gateway.audit")
+    key, secret = new_key("one")
+    async with Recorder() as upstream:
+        upstream.says, upstream.pause = lambda came: [b"", *upstream.created(came)], 0.2
+        async with Gateway([key], upstream=upstream.url, credentials={"default": OWNER}) as gateway:
+            async with line(gateway.url) as opened:
+                await opened.say(request(CREATE, CREATION, key=secret))
+                await asyncio.sleep(0.1)
+            async with asyncio.timeout(5):
+                while not caplog.records:
+                    await asyncio.sleep(0.01)
+    (told,) = [json.loads(each.message) for each in caplog.records]
+    assert (told["delivered"], told["request_id"], told["partner"]) == (False, "request1", "p1")
+    assert len(upstream.requests) == 1

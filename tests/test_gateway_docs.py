@@ -1,0 +1,392 @@
+"""The pages about the gateway are held against the code, and what is to be copied from them is run."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+import trustme
+from cyclopts import Parameter
+
+import plaid_relay_async
+from plaid_relay_async import (
+    Credentials,
+    OutcomeUnknownError,
+    PlaidRelayError,
+    RelayClient,
+    RelayCreateRequest,
+    RetryPolicy,
+    Timeouts,
+)
+from plaid_relay_async.cli import gateway as commands
+from plaid_relay_async.cli.serving import variables
+from plaid_relay_async.codec import RELAY_CREATE, Answer, read
+from plaid_relay_async.errors import Ending, Hidden, ending_of
+from plaid_relay_async.gateway import Gateway, connections, new_key
+from plaid_relay_async.gateway.audit import Entry
+from plaid_relay_async.gateway.metrics import Metrics
+from plaid_relay_async.gateway.refusals import REASONS, answer_of
+from plaid_relay_async.simulator import Fault, Simulator
+
+ROOT = Path(__file__).parent.parent
+INSTALLED = Path(plaid_relay_async.__file__).parent
+NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+PAGE = (ROOT / "docs/gateway.md").read_text(encoding="utf-8")
+MODEL = (ROOT / "docs/threat-model.md").read_text(encoding="utf-8")
+
+
+def section(heading, text=PAGE):
+    return re.search(rf"^##+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)[1]
+
+
+def rows(heading, columns, text=PAGE):
+    """The first cells of each row of a section's tables, but for their heads."""
+    found = re.findall(r"^\| (.*) \|$", section(heading, text), re.MULTILINE)
+    cells = [re.split(r" *\| *", line) for line in found]
+    return [line[:columns] for line in cells if line[0].startswith("`") or line[0].isdigit()]
+
+
+def block(language):
+    [found] = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    return found
+
+
+# the tables
+
+
+def test_every_answer_is_told():
+    """gateway.md lists each answer of the gateway's own, with its status."""
+    told = [(int(status), code.strip("`")) for status, code in rows("What callers see", 2)]
+    assert sorted(told) == sorted((reason.status, reason.code) for reason in REASONS)
+
+
+@pytest.mark.parametrize("reason", REASONS, ids=lambda reason: reason.code)
+def test_what_is_unknown_is_told(reason):
+    """Of a creation, the three answers that gateway.md calls unknown are so to our client, and no other."""
+    answered = answer_of(reason, "gateway-1")
+    answer = Answer(reason.status, answered.headers, bytearray(answered.body))
+    with pytest.raises(PlaidRelayError) as caught:
+        read(RELAY_CREATE, answer, RelayCreateRequest(("report",), "partner"), Hidden("key"))
+    unknown = reason.code in {"INTERNAL_ERROR", "UPSTREAM_LOST", "UPSTREAM_TIMEOUT"}
+    assert (ending_of(caught.value) is Ending.UNKNOWN) == unknown
+    assert caught.value.advice == reason.action or unknown
+    assert f"`{reason.code}`" in section("What callers see")
+
+
+def options(function):
+    """The options of a command with their defaults, as its users write them."""
+    hints = get_type_hints(function, include_extras=True)
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            [meta] = [each for each in hints[name].__metadata__ if isinstance(each, Parameter)]
+            option = next(iter(meta.name or ()), f"--{name.replace('_', '-')}")
+            said = parameter.default is not None and parameter.default is not False
+            found[option] = str(parameter.default) if said else ""
+    return found
+
+
+@pytest.mark.parametrize(
+    ("heading", "command", "elsewhere"),
+    [("Starting it", commands.run, {}), ("Keys", commands.add, {"--keys": ""})],
+)
+def test_every_option_is_told(heading, command, elsewhere):
+    """gateway.md lists each option with its default."""
+    told = {}
+    for names, default in rows(heading, 2):
+        for name in re.findall(r"`(--[\w-]+)`", names):
+            told[name] = default
+    assert told | elsewhere == options(command)
+
+
+def test_every_command_is_told():
+    """gateway.md lists what can be done about keys."""
+    told = re.findall(r"`gateway keys (\w+)", section("Keys"))
+    assert set(told) >= {"add", "list", "revoke"} == {name for name in commands.keys if name.isalpha()}
+
+
+def test_the_variables_are_told():
+    """The variables of each set in gateway.md are those that the command looks at."""
+    for name, told in rows("Sets of credentials", 2):
+        assert told == ", ".join(f"`{variable}`" for variable in variables(name.strip("`")))
+
+
+def test_every_field_of_the_audit_log_is_told(caplog):
+    """gateway.md lists the fields of an audit line, in their order."""
+    caplog.set_level(logging.INFO)
+    Entry().tell()
+    told = [
+        name.strip("`") for name, *_ in rows("Health, metrics and the audit log", 1) if "plaid_" not in name
+    ]
+    assert told == list(json.loads(caplog.messages[-1]))
+
+
+def test_every_metric_is_told():
+    """gateway.md lists the metrics and their labels."""
+    metrics = Metrics(lambda: 0, lambda: 0)
+    metrics.count(Entry())
+    page, told = metrics.page().decode(), set()
+    for name, labels in rows("Health, metrics and the audit log", 2):
+        if name.startswith("`plaid_"):
+            line = re.search(rf"^{name.strip('`')}(?:_count)?(?:{{(.*)}})? ", page, re.MULTILINE)
+            assert set(re.findall(r"(\w+)=", line[1] or "")) == set(re.findall(r"\w+", labels))
+            told.add(name.strip("`"))
+    assert told == {
+        name for name in re.findall(r"^# TYPE (\w+)", page, re.MULTILINE) if "created" not in name
+    }
+
+
+# the commands
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """A folder with `plaid-relay`, and a configuration folder of its own."""
+    script = f'#!/bin/sh\nexec "{sys.executable}" -m plaid_relay_async.cli "$@"\n'
+    (tmp_path / "plaid-relay").write_text(script)
+    (tmp_path / "plaid-relay").chmod(0o700)
+    surroundings = {
+        "XDG_CONFIG_HOME": str(tmp_path),
+        "PLAID_CLIENT_ID": "owner",
+        "PLAID_SECRET": "secret",
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+    }
+
+    @contextlib.contextmanager
+    def run(line):
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec {line}"],
+            cwd=tmp_path,
+            env=os.environ | surroundings,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    return run
+
+
+def serves(process):
+    """Whether it says where it is, and ends as it should when it is told to."""
+    line = process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    return re.match(r"(listening on|console:) http", line), out + err
+
+
+def test_every_example_of_the_command_works(shell):
+    """Each line of the command in gateway.md does what it says, in the page's order."""
+    lines = re.findall(r"^\$ (plaid-relay .*)", PAGE, re.MULTILINE)
+    assert len(lines) == 6
+    for line in lines:
+        with shell(line.replace("--port 8484", "--port 0")) as process:
+            if "keys" in line:
+                assert process.wait(20) == 0, process.stderr.read()
+            else:
+                assert serves(process)[0]
+
+
+def on_a_free_port(command, folder):
+    return re.sub(r"(port) \d+", r"\1 0", command).replace("/var/lib/plaid-gateway", str(folder))
+
+
+def test_the_unit(shell, tmp_path):
+    """The command of the unit runs, for longer than calls in flight may take to end."""
+    unit = block("ini").replace("\\\n", "")
+    command = re.search(r"^ExecStart=/opt/plaid-gateway/bin/(.*)$", unit, re.MULTILINE)[1]
+    with shell(on_a_free_port(command, tmp_path)) as process:
+        assert serves(process)[0]
+    stop = float(re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[1])
+    assert stop > inspect.signature(Gateway.__init__).parameters["drain"].default
+    [add] = re.findall(r"^sudo -u plaid-gateway /opt/plaid-gateway/bin/(.*)$", PAGE, re.MULTILINE)
+    with shell(on_a_free_port(add, tmp_path)) as process:
+        assert process.wait(20) == 0
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def test_systemd_takes_the_unit(tmp_path):
+    """Systemd finds nothing wrong with the unit, and little that it could be kept from."""
+    unit = tmp_path / "plaid-gateway.service"
+    # What it runs and whom it runs as would have to be there.
+    text = block("ini").replace("/opt/plaid-gateway/bin/plaid-relay", sys.executable)
+    unit.write_text(text.replace("User=plaid-gateway", "User=daemon"))
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", unit],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+    judged = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=25", "--no-pager", unit],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+
+
+def test_the_container(shell, tmp_path):
+    """What the image runs starts, once it is told how callers reach it."""
+    file = block("dockerfile")
+    words = json.loads(re.search(r"^ENTRYPOINT (.*)$", file, re.MULTILINE)[1])
+    words += ["--name", "plaid-gateway.internal.example", "--plain-http"]
+    command = shlex.join(words).replace("8484", "0").replace("/keys/", f"{tmp_path}/")
+    with shell(command) as process:
+        assert serves(process)[0]
+    for port in re.findall(r"^EXPOSE (\d+)$", file, re.MULTILINE):
+        assert port in words
+    assert re.search(r"^USER (?!root)", file, re.MULTILINE)
+    assert set(re.search(r"/src\[(.*)\]", file)[1].split(",")) == {"cli", "gateway"}
+
+
+# nginx
+
+
+def nginx_settings(folder, gateway="127.0.0.1:8484", port=0):
+    """The page's settings with ports, certificates and folders of the test's own."""
+    text = block("nginx").replace("127.0.0.1:8484", gateway)
+    text = text.replace("listen 443 ssl", f"listen 127.0.0.1:{port or 443} ssl")
+    text = text.replace("/etc/ssl/plaid-gateway.pem", f"{folder}/certificate.pem")
+    text = text.replace("/etc/ssl/private/plaid-gateway.key", f"{folder}/key.pem")
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    paths = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
+    (folder / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {folder}/pid; error_log stderr;\n"
+        f"events {{}}\nhttp {{ access_log off;\n{paths}{text}}}\n"
+    )
+    return folder / "nginx.conf"
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """The authority whose certificate nginx is given."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("plaid-gateway.internal.example", "localhost")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
+    return authority
+
+
+def seconds(name):
+    return float(re.search(rf"{name} (\d+)s;", block("nginx"))[1])
+
+
+def test_the_settings_for_nginx():
+    """Nginx waits for longer than the gateway does, gives idle connections up earlier, and repeats nothing."""
+    times = Timeouts()
+    assert seconds("proxy_read_timeout") > times.connect + times.slow_read
+    assert f"{times.connect + times.slow_read:.0f} s for which the gateway waits" in block("nginx")
+    assert re.search(r"\n    keepalive_timeout 60s;", block("nginx"))
+    assert connections._KEPT > 60
+    assert "proxy_next_upstream off;" in block("nginx")
+
+
+@pytest.mark.skipif(NGINX is None, reason="there is no nginx")
+def test_nginx_takes_the_settings(certificate, tmp_path):
+    """Nginx finds nothing wrong with the settings."""
+    tested = subprocess.run(
+        [NGINX, "-t", "-q", "-c", nginx_settings(tmp_path), "-p", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert (tested.returncode, tested.stderr) == (0, "")
+
+
+@contextlib.contextmanager
+def nginx(folder, gateway):
+    """Run nginx on a free port, which has to be guessed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [NGINX, "-q", "-c", nginx_settings(folder, gateway, port), "-p", folder]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
+        try:
+            until = time.monotonic() + 10
+            while time.monotonic() < until:
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                time.sleep(0.02)
+            yield port
+        finally:
+            process.kill()
+
+
+@pytest.mark.may_block
+@pytest.mark.skipif(NGINX is None, reason="there is no nginx")
+async def test_a_gateway_behind_nginx(certificate, tmp_path):
+    """Through nginx as the page sets it up calls pass once, and a broken answer is unknown."""
+    context = ssl.create_default_context()
+    certificate.configure_trust(context)
+    record, key = new_key("ann", operations=[RELAY_CREATE.path, "/credit/relay/get"])
+    async with (
+        Simulator(reports=["report"]) as plaid,
+        Gateway(
+            [record],
+            upstream=plaid.url,
+            credentials={"default": Credentials("ann", "secret")},
+            names=["plaid-gateway.internal.example", "localhost"],
+        ) as gateway,
+    ):
+        with nginx(tmp_path, gateway.url.removeprefix("http://")) as port:
+            async with RelayClient(
+                gateway_key=key,
+                base_url=f"https://localhost:{port}",
+                ssl=context,
+                retry=RetryPolicy(backoff=0.001),
+            ) as client:
+                made = await client.relay.create(["report"], "ann")
+                assert (await client.relay.get(made.relay_token)).report.items
+                for number, fault in enumerate((Fault(close=True, when="after"), Fault(truncate=3))):
+                    plaid.fail(fault)
+                    with pytest.raises(OutcomeUnknownError):
+                        await client.relay.create(["report"], f"ben-{number}")
+                    plaid.heal()
+    assert plaid.counts[RELAY_CREATE.path] == 3
+
+
+# the threat model
+
+
+def test_every_test_that_is_named_is_there():
+    """Each test that threat-model.md relies on is there by that name."""
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(test_\w+))?`", MODEL)
+    assert named
+    for file, test in named:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert f"def {test}(" in text if test else text, (file, test)
+
+
+def test_every_module_of_the_gateway_obliges():
+    """threat-model.md says for each module of the gateway what an edit of it touches."""
+    told = "\n".join(cells[0] for cells in rows("What obliges to change this page", 1, MODEL))
+    modules = (INSTALLED / "gateway").rglob("*.py")
+    names = {f"gateway/{path.name}" for path in modules if path.name != "__init__.py"}
+    assert names <= set(re.findall(r"gateway/\w+\.py", told))
+    for path in re.findall(r"`([\w/]+\.(?:py|md))`", told):
+        assert (INSTALLED / path).is_file() or (ROOT / path).is_file(), path

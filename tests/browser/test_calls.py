@@ -322,8 +322,8 @@ async def test_leaving_with_a_token_in_hand_is_asked_about(shown):
 
     page.on("dialog", stay)
     await shown.send()
-    await page.evaluate("setTimeout(() => location.reload())")
-    await page.wait_for_event("dialog")
+    async with page.expect_event("dialog"):
+        await page.evaluate("setTimeout(() => location.reload())")
     assert await page.locator("#hand").is_visible()
     await page.locator("#hand").get_by_role("button", name="Copy").click()
     await page.locator("#hand", has_text="Copied").wait_for()

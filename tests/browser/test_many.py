@@ -264,8 +264,8 @@ async def test_tokens_that_were_not_saved_are_asked_about(shown):
         await dialog.dismiss()
 
     page.on("dialog", stay)
-    await page.evaluate("setTimeout(() => location.reload())")
-    await page.wait_for_event("dialog")
+    async with page.expect_event("dialog"):
+        await page.evaluate("setTimeout(() => location.reload())")
     await download(shown)
     await page.locator("#many-run").click()
     dialog = page.get_by_role("dialog")

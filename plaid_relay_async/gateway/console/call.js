@@ -37,7 +37,8 @@ export async function send(path, body, key, signal) {
   return { ...reply, ...readJson(reply) };
 }
 
-// Piece by piece, for a token may be in the part that arrives of an answer that breaks off.
+// Piece by piece, for a token may be in the part that arrives of an answer that breaks off. Where the end comes
+// together with the beginning, the browser may drop both; by XMLHttpRequest that happens more often, not less.
 async function readInto(reply, response) {
   const pieces = [];
   try {

@@ -18,19 +18,18 @@ from plaid_relay_async.config import (
     __version__,
     check_base_url,
     check_count,
-    check_type,
     is_loopback,
     resolve_identity,
 )
 from plaid_relay_async.errors import ConfigurationError, Hidden, sealed_init
 from plaid_relay_async.gateway import admission, pages, refusals
 from plaid_relay_async.gateway.audit import Entry
+from plaid_relay_async.gateway.callers import Callers
 from plaid_relay_async.gateway.connections import Listener, request_id, serve
 from plaid_relay_async.gateway.forward import Upstream
 from plaid_relay_async.gateway.keys import KNOWN, RELAY, Key, KeyFile
 from plaid_relay_async.gateway.metrics import Metrics
 from plaid_relay_async.gateway.refusals import RefusedError
-from plaid_relay_async.limits import InProcessLimiter, RateLimit
 from plaid_relay_async.session import SessionManager
 from plaid_relay_async.transport import Signer
 
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _LARGEST_BODY = 1024 * 1024
-_LOOK_AGAIN = 0.5  # seconds between two looks at the file of keys
 
 
 @sealed_init
@@ -108,7 +106,7 @@ class Gateway:
                 f"keys and reports would go over plain http on {host}: pass ssl, or plain_http=True behind a "
                 "proxy that ends TLS"
             )
-        self._callers = _Callers(keys)
+        self._callers = Callers(keys)
         self._upstream_url = check_base_url(upstream or Environment.SANDBOX.base_url, name="upstream")
         self._signers = _signers(credentials)
         self._operations = _checked(operations)
@@ -311,19 +309,19 @@ class Gateway:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         assert self._listener is not None  # noqa: S101  # it was started
-        body = bytearray()
+        body, content = Hidden(bytearray()), request.content
         try:
             async with asyncio.timeout(self._patience):
                 with self._listener.awaiting_body(request.protocol):
-                    while piece := Hidden(await request.content.readany()).reveal():
-                        body += piece
-                        if len(body) > _LARGEST_BODY:
+                    while not content.at_eof():
+                        body.reveal().extend(await content.readany())
+                        if len(body.reveal()) > _LARGEST_BODY:
                             raise too_large
         except TimeoutError:
             raise RefusedError(refusals.BODY_TIMEOUT, ends=True) from None
         except (web.RequestPayloadError, ConnectionError):  # it broke off, or its framing did
             raise RefusedError(refusals.INVALID_HTTP, ends=True) from None
-        return Hidden(bytes(body))
+        return Hidden(bytes(body.reveal()))
 
     async def _answer_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         assert self._metrics is not None  # noqa: S101  # it is served with them alone
@@ -334,65 +332,6 @@ class Gateway:
         if request.raw_path != "/metrics":
             return refusals.answer_of(refusals.NOT_FOUND, request_id())
         return web.Response(body=self._metrics.page(), headers={"Content-Type": "text/plain; version=0.0.4"})
-
-
-class _Callers:
-    """The keys as they are now, and what is left of each one's rate."""
-
-    def __init__(self, keys: KeyFile | Iterable[Key]) -> None:
-        self._file = keys if isinstance(keys, KeyFile) else None
-        self.keys: tuple[Key, ...] = () if isinstance(keys, KeyFile) else tuple(keys)
-        for key in self.keys:
-            check_type("each of keys", key, Key)
-        self.trouble: str | None = None
-        self._stamp: object = None
-        self._rates: dict[tuple[str, RateLimit], InProcessLimiter] = {}
-
-    def check(self) -> None:
-        if self.trouble is not None:
-            raise ConfigurationError(self.trouble)
-
-    async def watch(self) -> None:
-        """Look at the file for as long as this runs; without, what is revoked would go on."""
-        try:
-            while True:
-                await asyncio.sleep(_LOOK_AGAIN)
-                await self.look()
-        except Exception as error:
-            _log.error("nobody may call any more: looking at the keys ended in %s", type(error).__name__)
-            raise
-        finally:
-            self.keys, self.trouble = (), "the gateway is closing"
-
-    async def look(self) -> None:
-        """Read the file if it has changed."""
-        if self._file is None:
-            return
-        stamp = await asyncio.to_thread(self._file.stamp)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            self.keys, self.trouble = await asyncio.to_thread(self._file.read), None
-        except ConfigurationError as error:
-            self.keys, self.trouble = (), str(error.args[0])
-            _log.error("nobody may call: %s", self.trouble)
-        else:
-            _log.info("%d keys", len(self.keys))
-
-    def take(self, key: Key) -> None:
-        """Count a call against the key's rate.
-
-        Raises:
-            RefusedError: RATE_LIMIT.
-        """
-        if key.rate is None:
-            return
-        limiter = self._rates.get((key.name, key.rate))
-        if limiter is None:
-            limiter = self._rates[key.name, key.rate] = InProcessLimiter({"/": key.rate}, slack=0.0)
-        if (wait := limiter.take("/")) > 0:
-            raise RefusedError(refusals.RATE_LIMIT, headers={"Retry-After": str(math.ceil(wait))})
 
 
 def _signers(credentials: Mapping[str, CredentialsSource] | None) -> dict[str, Signer]:

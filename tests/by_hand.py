@@ -164,9 +164,11 @@ async def line(url: str, **options: Any) -> AsyncIterator[Line]:
         writer.transport.abort()
 
 
-async def exchange(url: str, *pieces: bytes, pause: float = 0.0, patience: float = PATIENCE) -> list[Answer]:
+async def exchange(
+    url: str, *pieces: bytes, pause: float = 0.0, patience: float = PATIENCE, **options: Any
+) -> list[Answer]:
     """Say it all on a connection of its own, and give every answer until the server closes."""
-    async with line(url) as opened:
+    async with line(url, **options) as opened:
         saying = asyncio.ensure_future(opened.say(*pieces, pause=pause))
         try:
             return answers_in(await opened.rest(patience))

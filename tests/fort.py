@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from attrs import define
@@ -34,15 +35,16 @@ CALLERS: dict[str, dict[str, Any]] = {
 
 @define
 class Fort:
-    """A gateway, its upstream, and the keys of its callers by their names."""
+    """A gateway, its upstream, the keys of its callers by their names, and whom these trust where it speaks TLS."""
 
     gateway: Gateway
     upstream: Recorder
     keys: dict[str, str]
+    trusting: ssl.SSLContext | None = None
 
     async def ask(self, *pieces: bytes, **options: Any) -> list[Answer]:
         """Send this over one connection, and give all answers."""
-        return await exchange(self.gateway.url, *pieces, **options)
+        return await exchange(self.gateway.url, *pieces, ssl=self.trusting, **options)
 
     async def one(self, *pieces: bytes, **options: Any) -> Answer:
         """The same where there has to be one answer, and the connection ends."""
@@ -71,7 +73,7 @@ class Fort:
 
 
 @contextlib.asynccontextmanager
-async def fort(**options: Any) -> AsyncIterator[Fort]:
+async def fort(*, trusting: ssl.SSLContext | None = None, **options: Any) -> AsyncIterator[Fort]:
     """A gateway that still serves, in the end, and of which the upstream has seen nothing that it mustn't."""
     made = {name: new_key(name, **bound) for name, bound in CALLERS.items()}
     records: Iterable[Key] = [key for key, _ in made.values()]
@@ -80,7 +82,7 @@ async def fort(**options: Any) -> AsyncIterator[Fort]:
         Recorder() as upstream,
         Gateway(records, **{"upstream": upstream.url, "credentials": SECRETS} | options) as gateway,
     ):
-        built = Fort(gateway, upstream, keys)
+        built = Fort(gateway, upstream, keys, trusting)
         yield built
         upstream.says, upstream.then, upstream.pause = upstream.created, "keep", 0.0
         before = len(upstream.requests)

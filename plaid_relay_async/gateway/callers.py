@@ -52,6 +52,9 @@ class Callers:
             while True:
                 await asyncio.sleep(_LOOK_AGAIN)
                 await self.look()
+        except Exception as error:
+            _log.error("nobody may call any more: looking at the keys ended in %s", type(error).__name__)
+            raise
         finally:
             self.keys, self.trouble = (), "the gateway is closing"
 

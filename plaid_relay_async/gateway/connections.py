@@ -14,7 +14,8 @@ from aiohttp import web
 from plaid_relay_async.gateway import refusals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    import ssl as tls
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 _log = logging.getLogger(__name__)
 
@@ -174,8 +175,23 @@ class Listener(web.Server):
                 await self._calm.wait()
 
 
-async def serve(server: web.Server, host: str, port: int, **settings: Any) -> tuple[web.ServerRunner, int]:
-    """Begin to listen, and give the runner and the port.
+@contextlib.asynccontextmanager
+async def serving(
+    server: web.Server,
+    host: str,
+    port: int,
+    *,
+    ssl: tls.SSLContext | None = None,
+    handshake: float | None = None,
+) -> AsyncIterator[asyncio.Server]:
+    """Listen meanwhile.
+
+    Args:
+        server: makes the handler of each connection.
+        host: to listen on.
+        port: to listen on; 0 takes a free one.
+        ssl: the context, if it speaks TLS.
+        handshake: seconds for that of TLS. aiohttp's own sites leave a caller a minute.
 
     Raises:
         OSError: the address can't be had.
@@ -183,8 +199,17 @@ async def serve(server: web.Server, host: str, port: int, **settings: Any) -> tu
     runner = web.ServerRunner(server, shutdown_timeout=0.5)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, **settings).start()
-    except BaseException:
+        listening = await asyncio.get_running_loop().create_server(
+            server, host, port, ssl=ssl, ssl_handshake_timeout=handshake if ssl else None
+        )
+        try:
+            yield listening
+        finally:
+            listening.close()
+    finally:
         await runner.cleanup()
-        raise
-    return runner, runner.addresses[0][1]
+
+
+def port_of(listening: asyncio.Server) -> int:
+    """Give the port that it listens on."""
+    return int(listening.sockets[0].getsockname()[1])

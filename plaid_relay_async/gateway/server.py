@@ -25,7 +25,7 @@ from plaid_relay_async.errors import ConfigurationError, Hidden, sealed_init
 from plaid_relay_async.gateway import admission, pages, refusals
 from plaid_relay_async.gateway.audit import Entry
 from plaid_relay_async.gateway.callers import Callers
-from plaid_relay_async.gateway.connections import Listener, request_id, serve
+from plaid_relay_async.gateway.connections import Listener, port_of, request_id, serving
 from plaid_relay_async.gateway.forward import Upstream
 from plaid_relay_async.gateway.keys import KNOWN, RELAY, Key, KeyFile
 from plaid_relay_async.gateway.metrics import Metrics
@@ -161,23 +161,23 @@ class Gateway:
             if self._console:
                 self._pages = await asyncio.to_thread(pages.load)
                 self._pages["/console/settings.json"] = pages.settings(self._settings())
-            runner, port = await serve(self._listener, *self._address, ssl_context=self._ssl)
-            opening.push_async_callback(runner.cleanup)
-            self._ports.insert(0, port)
+            listening = await opening.enter_async_context(
+                serving(self._listener, *self._address, ssl=self._ssl, handshake=self._patience or None)
+            )
+            self._ports.insert(0, port_of(listening))
             watch = asyncio.create_task(self._callers.watch())
             opening.callback(watch.cancel)
             self._open = opening.pop_all()
-            self._open.push_async_callback(self._stop, runner)
+            self._open.push_async_callback(self._stop, listening)
 
     async def _serve_metrics(self, opening: contextlib.AsyncExitStack, port: int) -> None:
-        runner, port = await serve(web.Server(self._answer_metrics, access_log=None), "127.0.0.1", port)
-        opening.push_async_callback(runner.cleanup)
-        self._ports.append(port)
+        server = web.Server(self._answer_metrics, access_log=None)
+        listening = await opening.enter_async_context(serving(server, "127.0.0.1", port))
+        self._ports.append(port_of(listening))
 
-    async def _stop(self, runner: web.ServerRunner) -> None:
+    async def _stop(self, listening: asyncio.Server) -> None:
         self._callers.trouble = "the gateway is closing"
-        for site in runner.sites:
-            await site.stop()
+        listening.close()
         assert self._listener is not None  # noqa: S101  # it was started
         await self._listener.drain(self._drain)
 

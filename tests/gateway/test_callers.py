@@ -312,3 +312,29 @@ async def test_a_key_file_that_cannot_be_used_admits_nobody(tmp_path, damage):
             ready = await other.one(request("/readyz", b"", method="GET", kind=None))
             assert ready.status == (200 if damage == "gone" else 503)
             other.gateway = mine
+
+
+class Broken(KeyFile):
+    """A file that can be looked at once."""
+
+    looks = 0
+
+    def stamp(self) -> object:
+        self.looks += 1
+        return 1 // (self.looks < 2)
+
+
+async def test_nobody_is_admitted_by_keys_that_are_looked_at_no_more(tmp_path, caplog):
+    """Where a bug ends the look at the file nobody gets in, revoked or not, and the log says why."""
+    keys = Broken(tmp_path / "keys.json")
+    key = await asyncio.to_thread(keys.add, "one")
+    async with fort() as other:
+        async with Gateway(keys, upstream=other.upstream.url, credentials=SECRETS) as gateway:
+            mine, other.gateway = other.gateway, gateway
+            assert (await other.one(request(key=key))).status == 200
+            await asyncio.sleep(1.0)
+            assert (await other.one(request(key=key))).code == "UNAUTHORIZED_KEY"
+            ready = await other.one(request("/readyz", b"", method="GET", kind=None))
+            assert ready.status == 503
+            other.gateway = mine
+    assert "looking at the keys ended in ZeroDivisionError" in caplog.text

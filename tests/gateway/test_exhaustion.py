@@ -10,7 +10,7 @@ import json
 import tracemalloc
 
 import pytest
-from by_hand import CREATE, CREATION, GET, HERE, head, line, page, request
+from by_hand import CREATE, CREATION, GET, HERE, exchange, head, line, page, request
 from fort import fort
 
 from plaid_relay_async import Timeouts
@@ -319,3 +319,29 @@ async def test_memory_stays_flat_over_many_attacks():
             for attack in attacks * 125:
                 await held.ask(attack)
         held.assert_nothing_came()
+
+
+async def test_metrics_do_not_grow_with_what_callers_say():
+    """Paths, keys, partners and methods that nobody knows make no line of their own."""
+    pytest.importorskip("prometheus_client")
+    async with fort(metrics_port=0) as held:
+
+        async def said() -> str:
+            asked = request("/metrics", b"", method="GET", kind=None)
+            (answer,) = await exchange(held.gateway.metrics_url, asked)
+            return answer.body.decode()
+
+        async def attack(mark: str) -> None:
+            await held.one(request(f"/{mark}", key=held.keys["lender"]))
+            await held.one(request(key=f"plaid-gateway-{mark}"))
+            await held.one(request(key=held.keys["lender"], body=CREATION | {"secondary_client_id": mark}))
+            await held.one(request(key=held.keys["lender"], method=f"X{mark}"))
+
+        await attack("mark")
+        before = await said()
+        for number in range(30):
+            await attack(f"MARK{number}")
+        after = await said()
+        assert "MARK" not in after
+        assert len(after.splitlines()) == len(before.splitlines())
+        assert 'plaid_gateway_calls_total{caller="lender"' in after

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -217,21 +218,22 @@ def test_a_place_that_can_not_be(tmp_path):
     assert file.stamp() not in {None, KeyFile(tmp_path / "file").stamp()}
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def no_room():
-    """No file may grow beyond ten bytes."""
+    """No file may grow beyond ten bytes meanwhile, nor may that of pytest's output."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_file_that_can_not_be_written(file, request):
+def test_a_file_that_can_not_be_written(file):
     """Where there is no room the old file stays, and no frame of the error, nor of its chain, holds the key."""
     file.add("ann")
     before = file.path.read_bytes()
-    request.getfixturevalue("no_room")
-    with pytest.raises(ConfigurationError, match="can't be written: File too large") as caught:
+    with no_room(), pytest.raises(ConfigurationError, match="can't be written: File too large") as caught:
         file.add("ben")
     assert "plaid-gateway-" not in frames_of_ours(caught.value)
     assert file.path.read_bytes() == before

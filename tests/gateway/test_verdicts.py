@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +25,7 @@ from plaid_relay_async import (
     PlaidServerError,
     RateLimitError,
     RelayClient,
+    RelayCreateRequest,
     RetryPolicy,
     Timeouts,
 )
@@ -350,3 +352,39 @@ async def test_nothing_is_unknown_that_the_gateway_refused():
                     assert error.error_type == "GATEWAY_ERROR"
                     assert error.suggested_action
         assert not plaid.requests
+
+
+AT_RANDOM = [
+    row.faults[0]
+    for section, rows in SECTIONS.items()
+    for row in rows
+    if section not in {"Limits", "Stalls and slowness"}
+    and row.server == "http"
+    and row.faults[0] is not PASS
+    and not row.settings
+    and "MAINTENANCE" not in row.name
+    and not row.name.startswith("100 MB")
+]
+
+
+async def test_a_batch_through_faults_at_random_agrees_with_the_ledger(rounds):
+    """One attempt in five is struck: who is created has the ledger's token, who is failed has none, nobody two."""
+    timeouts = {"timeouts": Timeouts(read=0.5, slow_read=0.5)}
+    for seed in range(rounds):
+        draw = random.Random(seed)
+
+        def choose(draw=draw) -> Fault:
+            return draw.choice(AT_RANDOM) if draw.random() < 0.2 else PASS
+
+        async with through(choose, client={}, **timeouts) as built:
+            requests = RelayCreateRequest.fan_out([REPORT], [f"p{n}" for n in range(300)])
+            result = await built.clients["owner"].relay.create_many(requests)
+        entries = built.plaid.ledger[1:]
+        tokens = {entry["secondary_client_id"]: entry["relay_token"] for entry in entries}
+        assert len(tokens) == len(entries)
+        for made in result.created:
+            assert tokens.pop(made.request.secondary_client_id) == made.relay_token
+        assert not tokens.keys() & {failed.request.secondary_client_id for failed in result.failed}
+        assert tokens.keys() <= {unknown.request.secondary_client_id for unknown in result.unknown}
+        assert result.counts.total() == 300
+        assert len(result.created) > 200

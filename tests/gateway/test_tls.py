@@ -1,0 +1,76 @@
+"""A gateway with a certificate: what doesn't speak TLS, or doesn't begin to, gets nothing and keeps nobody out."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+from by_hand import answers_in, exchange, line, request
+from fort import fort
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fort import Fort
+
+
+@pytest.fixture
+async def tls() -> AsyncIterator[tuple[Fort, ssl.SSLContext]]:
+    """A gateway with a certificate for localhost, and a context that trusts it; it still serves in the end."""
+    authority = trustme.CA()
+    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    authority.configure_trust(ours)
+    async with fort(connections=50, patience=1.0, ssl=theirs, trusting=ours) as held:
+        yield held, ours
+
+
+async def ask(held: Fort, ours: ssl.SSLContext, *pieces: bytes):
+    """Send a good request, or this, over TLS."""
+    async with line(held.gateway.url, ssl=ours) as opened:
+        await opened.say(*(pieces or [request(key=held.keys["lender"])]))
+        return answers_in(await opened.rest())
+
+
+async def test_plain_http_is_not_answered_with_tls_on(tls):
+    """A key that is sent in the clear opens nothing."""
+    held, _ = tls
+    assert held.gateway.url.startswith("https://")
+    assert await exchange(held.gateway.url, request(key=held.keys["lender"])) == []
+    held.assert_nothing_came()
+
+
+async def test_handshakes_that_never_come_keep_nobody_out(tls):
+    """Three hundred connections say nothing, or half of a hello: good calls pass, and those are given up."""
+    held, ours = tls
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(300):
+            opened = await stack.enter_async_context(line(held.gateway.url))
+            await opened.say(b"\x16\x03\x01\x02\x00\x01"[: number % 7])
+        for _ in range(3):
+            assert [each.status for each in await ask(held, ours)] == [200]
+        assert await opened.rest(5) == b""  # it is given up in time
+
+
+@pytest.mark.parametrize(
+    "came", [b"\x16\x03\x01\xff\xff" + bytes(70_000), b"\x80\x2e\x01\x00\x02", b"\x15\x03\x01\0\2\2\0"]
+)
+async def test_a_broken_handshake_harms_nothing(tls, caplog, came):
+    """Garbage in the place of a hello ends that connection, and quotes nothing in the log."""
+    held, ours = tls
+    assert await exchange(held.gateway.url, came) == []
+    assert [each.status for each in await ask(held, ours)] == [200]
+
+
+async def test_old_versions_of_tls_are_refused(tls):
+    """A caller that speaks nothing newer than TLS 1.1 gets no connection."""
+    held, _ = tls
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await ask(held, old)

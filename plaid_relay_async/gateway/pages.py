@@ -33,10 +33,9 @@ def load() -> dict[str, Page]:
     """Give the console's files by their paths."""
     found = {}
     for file in (files("plaid_relay_async.gateway") / "console").iterdir():
-        kind = _KINDS.get(file.name.rpartition(".")[2])
-        if kind is not None:
-            path = "/" if file.name == "index.html" else f"/console/{file.name}"
-            found[path] = Page(file.read_bytes(), {**_HEADERS, "Content-Type": f"{kind}; charset=utf-8"})
+        kind = _KINDS[file.name.rpartition(".")[2]]
+        path = "/" if file.name == "index.html" else f"/console/{file.name}"
+        found[path] = Page(file.read_bytes(), {**_HEADERS, "Content-Type": f"{kind}; charset=utf-8"})
     return found
 
 

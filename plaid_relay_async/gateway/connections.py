@@ -111,7 +111,7 @@ class Listener(web.Server):
             self,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=_KEPT,
-            lingering_time=_LINGERS,
+            lingering_time=min(_LINGERS, self._patience),
             max_line_size=_LONGEST_LINE,
             max_field_size=_LONGEST_LINE,
             auto_decompress=False,

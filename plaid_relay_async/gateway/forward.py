@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import struct
 from functools import partial
@@ -219,8 +220,8 @@ class Upstream:
     async def _signed(
         self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, request: web.BaseRequest
     ) -> tuple[_Downstream, Attempt]:
-        now = asyncio.get_running_loop().time()
-        signature = await signer.sign(now + self._patience)
+        now, total = asyncio.get_running_loop().time(), self._timeouts.total
+        signature = await signer.sign(now + min(self._patience, total or math.inf))
         if request.transport is None:  # while this waited; nobody would hold what it made
             raise RefusedError(refusals.CALLER_GONE)
         downstream = _Downstream(request, self._patience, _Mask(signature.secret))
@@ -234,7 +235,7 @@ class Upstream:
             # Nothing is repeated here, whatever it is: what a lost answer means, its caller has to say.
             replay=Replay.HARMLESS,
             timeout=http_timeout(self._timeouts.connect, read),
-            deadline=None if self._timeouts.total is None else now + self._timeouts.total,
+            deadline=None if total is None else now + total,
             most=MAX_RESPONSE_BYTES,
             into=downstream,
             broken_off=_untold,

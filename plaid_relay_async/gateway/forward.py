@@ -23,6 +23,7 @@ from plaid_relay_async.errors import (
     ReadTimeoutError,
 )
 from plaid_relay_async.gateway import refusals
+from plaid_relay_async.gateway.mask import Mask
 from plaid_relay_async.gateway.refusals import NO_STORE, RefusedError
 from plaid_relay_async.transport import MAX_RESPONSE_BYTES
 from plaid_relay_async.transport.wire import PLAIN, Attempt, http_timeout, send
@@ -60,40 +61,6 @@ class Ending:
     delivered: bool
 
 
-# Plaid's have 30. A shorter one, of somebody's simulator, may be a word that stands in a token.
-_SHORTEST_SECRET: Final = 16
-
-
-class _Mask:
-    """Blots the secret out of what a server quotes, in whichever pieces it comes; the length stays."""
-
-    def __init__(self, secret: Hidden[str]) -> None:
-        long = len(secret.reveal()) >= _SHORTEST_SECRET
-        self._secret = Hidden(secret.reveal().encode() if long else b"")
-        self._held = Hidden(b"")
-
-    def _blotted(self, said: bytes) -> Hidden[bytes]:
-        secret = self._secret.reveal()
-        return Hidden(said.replace(secret, b"*" * len(secret)) if secret else said)
-
-    def over(self, piece: Hidden[bytes]) -> Hidden[bytes]:
-        """Give what may go on of what came so far, and hold back what may be the secret's beginning."""
-        secret = self._secret.reveal()
-        said = self._blotted(self._held.reveal() + piece.reveal()).reveal()
-        begun = next((n for n in range(len(secret) - 1, 0, -1) if said.endswith(secret[:n])), 0)
-        self._held = Hidden(said[len(said) - begun :])
-        return Hidden(said[: len(said) - begun])
-
-    def rest(self) -> Hidden[bytes]:
-        """Give what was held back, for it ends there."""
-        held, self._held = self._held, Hidden(b"")
-        return held
-
-    def over_all(self, text: str) -> str:
-        """Give a text without the secret."""
-        return self._blotted(text.encode()).reveal().decode()
-
-
 @define(eq=False)
 class _Downstream:
     """Takes the answer, and hands it to the caller; one that goes, or takes too long, is given up.
@@ -104,7 +71,7 @@ class _Downstream:
 
     request: web.BaseRequest
     patience: float
-    mask: _Mask
+    mask: Mask
     response: web.StreamResponse | None = None
     gone: bool = False
 
@@ -224,7 +191,7 @@ class Upstream:
         signature = await signer.sign(now + min(self._patience, total or math.inf))
         if request.transport is None:  # while this waited; nobody would hold what it made
             raise RefusedError(refusals.CALLER_GONE)
-        downstream = _Downstream(request, self._patience, _Mask(signature.secret))
+        downstream = _Downstream(request, self._patience, Mask(signature.secret))
         asked = _passed_on(request.headers, _UP)
         plain = PLAIN if endpoint.replay is Replay.CREATES else {}
         read = self._timeouts.slow_read if endpoint.slow else self._timeouts.read

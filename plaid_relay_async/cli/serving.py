@@ -159,6 +159,8 @@ async def _until_told(gateway: Gateway, signals: Signals) -> Exit:
         again.cancel()
         closing.cancel()
         await asyncio.wait({closing})
-    if cut:
-        say("plaid-relay: calls in flight were cut: nobody can tell what became of them")
-    return Exit.FAILED if cut else Exit.DONE
+    if not cut:
+        closing.result()  # what went wrong in it
+        return Exit.DONE
+    say("plaid-relay: calls in flight were cut: nobody can tell what became of them")
+    return Exit.FAILED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import enum
 import logging
 import secrets
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 
 _KEPT = 75.0  # seconds for which an idle connection is kept; longer than the usual clients keep theirs
 _LINGERS = 2.0  # seconds for the rest of a request that was refused to arrive, so that the answer is read
+_CUT = 0.5  # seconds for what is cut to notice
 _LONGEST_LINE = 8190  # bytes, of the request line and of each header, as aiohttp and Apache have it
 
 
@@ -66,13 +67,24 @@ def request_id() -> str:
     return f"gateway-{secrets.token_hex(8)}"
 
 
+class _Stage(enum.IntEnum):
+    """What a connection is at; the lowest gives way to a new one."""
+
+    OWING = 1
+    """A request, or the rest of one: nothing was carried out for it."""
+    IDLE = 2
+    BUSY = 3
+    """It gives way to nobody."""
+
+
 class Listener(web.Server):
     """aiohttp's server with bounds: of too many connections the one goes that has owed most for longest.
 
     Args:
         handler: takes a request and gives its answer.
         most: connections at once.
-        patience: seconds for the head of a request, from its first byte, or from the connection's beginning.
+        patience: seconds for the head of a request, from its first byte, or from the connection's beginning;
+            and for the handshake of TLS.
     """
 
     def __init__(
@@ -82,13 +94,14 @@ class Listener(web.Server):
         most: int,
         patience: float,
     ) -> None:
-        super().__init__(handler)
+        super().__init__(self._answer)
+        self._answered_by = handler
         self._most = most
         self._patience = patience
-        # In the order in which they came to be so. Who owes a request, or its rest, has a time for that.
-        self._owing: dict[web.RequestHandler, asyncio.TimerHandle | None] = {}
-        self._idle: dict[web.RequestHandler, None] = {}
-        self._busy: set[web.RequestHandler] = set()
+        # In the order in which they came to be so.
+        self._stages: dict[web.RequestHandler, _Stage] = {}
+        self._timers: dict[web.RequestHandler, asyncio.TimerHandle] = {}
+        self._under_way = 0
         self._calm = asyncio.Event()
         self._calm.set()
 
@@ -98,7 +111,7 @@ class Listener(web.Server):
             self,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=_KEPT,
-            lingering_time=_LINGERS,
+            lingering_time=min(_LINGERS, self._patience),
             max_line_size=_LONGEST_LINE,
             max_field_size=_LONGEST_LINE,
             auto_decompress=False,
@@ -107,65 +120,86 @@ class Listener(web.Server):
 
     def __len__(self) -> int:
         """How many connections there are."""
-        return len(self._owing) + len(self._idle) + len(self._busy)
+        return len(self._stages)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         """Take a connection in, and another one's place if need be."""
         super().connection_made(handler, transport)
         if len(self) >= self._most:
-            other = next(itertools.chain(self._owing, self._idle), handler)
-            self._forget(other)
+            yielding = (other for other, stage in self._stages.items() if stage is not _Stage.BUSY)
+            other = min(yielding, key=self._stages.__getitem__, default=handler)
+            self._leave(other)
             other.force_close()
-        if handler.transport is not None and not handler.transport.is_closing():
+        if _is_open(handler):
             self._await_request(handler)
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """Forget a connection."""
         super().connection_lost(handler, exc)
-        self._forget(handler)
+        self._leave(handler)
 
     def heard(self, handler: web.RequestHandler) -> None:
         """Give a connection that begins to say something its time for it."""
-        if handler in self._idle:
+        if self._stages.get(handler) is _Stage.IDLE:
             self._await_request(handler)
 
     def _await_request(self, handler: web.RequestHandler) -> None:
-        self._forget(handler)
-        self._owing[handler] = asyncio.get_running_loop().call_later(self._patience, handler.force_close)
+        self._enter(handler, _Stage.OWING)
+        self._timers[handler] = asyncio.get_running_loop().call_later(self._patience, handler.force_close)
 
-    def _forget(self, handler: web.RequestHandler) -> None:
-        if timer := self._owing.pop(handler, None):
+    def _enter(self, handler: web.RequestHandler, stage: _Stage) -> None:
+        self._leave(handler)
+        self._stages[handler] = stage
+
+    def _leave(self, handler: web.RequestHandler) -> None:
+        self._stages.pop(handler, None)
+        if timer := self._timers.pop(handler, None):
             timer.cancel()
-        self._idle.pop(handler, None)
-        self._busy.discard(handler)
-        # Whose body is awaited has no timer here: that is under way as well.
-        if not self._busy and None not in self._owing.values():
-            self._calm.set()
 
-    @contextlib.contextmanager
-    def at_work(self, handler: web.RequestHandler) -> Iterator[None]:
-        """Have a connection count as busy meanwhile."""
-        self._forget(handler)
-        self._busy.add(handler)
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        handler = request.protocol
+        self._enter(handler, _Stage.BUSY)
+        self._under_way += 1
         self._calm.clear()
         try:
-            yield
+            return await self._answered_by(request)
         finally:
-            self._forget(handler)
-            if handler.transport is not None and not handler.transport.is_closing():
-                self._idle[handler] = None
+            self._under_way -= 1
+            if not self._under_way:
+                self._calm.set()
+            self._leave(handler)
+            if _is_open(handler):
+                self._enter(handler, _Stage.IDLE)
 
     @contextlib.contextmanager
     def awaiting_body(self, handler: web.RequestHandler) -> Iterator[None]:
-        """Have a connection that is at work give way to a new one: nothing was carried out for it."""
-        self._busy.discard(handler)
-        self._owing[handler] = None
+        """Have a connection whose request is being answered give way to a new one meanwhile."""
+        self._enter(handler, _Stage.OWING)
         try:
             yield
         finally:
-            if handler in self._owing:
-                del self._owing[handler]
-                self._busy.add(handler)
+            if handler in self._stages:
+                self._enter(handler, _Stage.BUSY)
+
+    @contextlib.asynccontextmanager
+    async def listening(
+        self, host: str, port: int, ssl: tls.SSLContext | None = None
+    ) -> AsyncIterator[asyncio.Server]:
+        """Take connections, and close them all in the end.
+
+        Raises:
+            OSError: the address can't be had.
+        """
+        # asyncio's own bound is a minute.
+        handshake = None if ssl is None else max(self._patience, 0.001)
+        server = await asyncio.get_running_loop().create_server(
+            self, host, port, ssl=ssl, ssl_handshake_timeout=handshake
+        )
+        try:
+            yield server
+        finally:
+            server.close()
+            await self.shutdown(_CUT)
 
     async def drain(self, seconds: float) -> None:
         """Close what is idle, and wait until what is under way has ended, for so long at most."""
@@ -175,41 +209,5 @@ class Listener(web.Server):
                 await self._calm.wait()
 
 
-@contextlib.asynccontextmanager
-async def serving(
-    server: web.Server,
-    host: str,
-    port: int,
-    *,
-    ssl: tls.SSLContext | None = None,
-    handshake: float | None = None,
-) -> AsyncIterator[asyncio.Server]:
-    """Listen meanwhile.
-
-    Args:
-        server: makes the handler of each connection.
-        host: to listen on.
-        port: to listen on; 0 takes a free one.
-        ssl: the context, if it speaks TLS.
-        handshake: seconds for that of TLS. aiohttp's own sites leave a caller a minute.
-
-    Raises:
-        OSError: the address can't be had.
-    """
-    runner = web.ServerRunner(server, shutdown_timeout=0.5)
-    await runner.setup()
-    try:
-        listening = await asyncio.get_running_loop().create_server(
-            server, host, port, ssl=ssl, ssl_handshake_timeout=handshake if ssl else None
-        )
-        try:
-            yield listening
-        finally:
-            listening.close()
-    finally:
-        await runner.cleanup()
-
-
-def port_of(listening: asyncio.Server) -> int:
-    """Give the port that it listens on."""
-    return int(listening.sockets[0].getsockname()[1])
+def _is_open(handler: web.RequestHandler) -> bool:
+    return handler.transport is not None and not handler.transport.is_closing()

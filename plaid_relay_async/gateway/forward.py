@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import socket
+import struct
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from attrs import define, frozen
 
 from plaid_relay_async.codec import Answer, Endpoint, Replay, request_id_of
@@ -20,6 +23,7 @@ from plaid_relay_async.errors import (
     ReadTimeoutError,
 )
 from plaid_relay_async.gateway import refusals
+from plaid_relay_async.gateway.mask import Mask
 from plaid_relay_async.gateway.refusals import NO_STORE, RefusedError
 from plaid_relay_async.transport import MAX_RESPONSE_BYTES
 from plaid_relay_async.transport.wire import PLAIN, Attempt, http_timeout, send
@@ -42,6 +46,7 @@ _DOWN: Final = (
     "Plaid-Request-ID",
     "X-Request-ID",
 )
+_RESET: Final = struct.pack("ii", 1, 0)
 # With one of these the length on this side is another one, or isn't known: what is zipped is passed on plain.
 _CHANGED: Final = {"Transfer-Encoding", "Content-Encoding"}
 
@@ -56,40 +61,6 @@ class Ending:
     delivered: bool
 
 
-# Plaid's have 30. A shorter one, of somebody's simulator, may be a word that stands in a token.
-_SHORTEST_SECRET: Final = 16
-
-
-class _Mask:
-    """Blots the secret out of what a server quotes, in whichever pieces it comes; the length stays."""
-
-    def __init__(self, secret: Hidden[str]) -> None:
-        long = len(secret.reveal()) >= _SHORTEST_SECRET
-        self._secret = Hidden(secret.reveal().encode() if long else b"")
-        self._held = Hidden(b"")
-
-    def _blotted(self, said: bytes) -> Hidden[bytes]:
-        secret = self._secret.reveal()
-        return Hidden(said.replace(secret, b"*" * len(secret)) if secret else said)
-
-    def over(self, piece: Hidden[bytes]) -> Hidden[bytes]:
-        """Give what may go on of what came so far, and hold back what may be the secret's beginning."""
-        secret = self._secret.reveal()
-        said = self._blotted(self._held.reveal() + piece.reveal()).reveal()
-        begun = next((n for n in range(len(secret) - 1, 0, -1) if said.endswith(secret[:n])), 0)
-        self._held = Hidden(said[len(said) - begun :])
-        return Hidden(said[: len(said) - begun])
-
-    def rest(self) -> Hidden[bytes]:
-        """Give what was held back, for it ends there."""
-        held, self._held = self._held, Hidden(b"")
-        return held
-
-    def over_all(self, text: str) -> str:
-        """Give a text without the secret."""
-        return self._blotted(text.encode()).reveal().decode()
-
-
 @define(eq=False)
 class _Downstream:
     """Takes the answer, and hands it to the caller; one that goes, or takes too long, is given up.
@@ -100,7 +71,7 @@ class _Downstream:
 
     request: web.BaseRequest
     patience: float
-    mask: _Mask
+    mask: Mask
     response: web.StreamResponse | None = None
     gone: bool = False
 
@@ -144,8 +115,13 @@ class _Downstream:
                 transport.abort()  # to close would wait for it to take what it was sent
 
     def _hang_up(self) -> None:
-        if (transport := self.request.transport) is not None:
-            transport.close()
+        if (transport := self.request.transport) is None:
+            return
+        if self.request.version < HttpVersion11:
+            # There the mere end of a connection may be the end of an answer, but for a reset.
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            transport.abort()
+        transport.close()
 
 
 class Upstream:
@@ -155,7 +131,8 @@ class Upstream:
         session: its pool, open.
         base_url: its address.
         timeouts: of an attempt.
-        patience: seconds for which a caller may keep a piece of an answer waiting, and a call a connection.
+        patience: seconds for which a caller may keep a piece of an answer waiting, and a call may wait for a
+            connection, and for the source of the credentials.
     """
 
     def __init__(self, session: SessionManager, base_url: str, timeouts: Timeouts, patience: float) -> None:
@@ -171,7 +148,7 @@ class Upstream:
         """Make one attempt, and pass its answer on.
 
         Raises:
-            RefusedError: BUSY, UPSTREAM_UNREACHABLE, UPSTREAM_LOST, UPSTREAM_TIMEOUT.
+            RefusedError: BUSY, CALLER_GONE, UPSTREAM_UNREACHABLE, UPSTREAM_LOST, UPSTREAM_TIMEOUT.
         """
         slots = self._session.slots
         try:
@@ -189,7 +166,6 @@ class Upstream:
     async def _attempt(
         self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, request: web.BaseRequest
     ) -> Ending:
-        problem: PlaidRelayError
         try:
             downstream, attempt = await self._signed(endpoint, body, signer, request)
             answer = await send(self._session.get(), attempt)
@@ -198,23 +174,24 @@ class Upstream:
                 raise answer.lost
         # ConfigurationError where the credentials' source gave something else.
         except (NotSentError, ConfigurationError) as error:
-            problem, reason = error, refusals.UPSTREAM_UNREACHABLE
+            problem, reason = error.args[0], refusals.UPSTREAM_UNREACHABLE
         except ReadTimeoutError as error:
-            problem, reason = error, refusals.UPSTREAM_TIMEOUT
+            problem, reason = error.args[0], refusals.UPSTREAM_TIMEOUT
         except ConnectionLostError as error:
-            problem, reason = error, refusals.UPSTREAM_LOST
+            problem, reason = error.args[0], refusals.UPSTREAM_LOST
         else:
             return await downstream.end(answer)
-        _log.warning("%s: %s", endpoint.path, problem.args[0])
+        _log.warning("%s: %s", endpoint.path, problem)
         raise RefusedError(reason)
 
     async def _signed(
         self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, request: web.BaseRequest
     ) -> tuple[_Downstream, Attempt]:
-        total = self._timeouts.total
-        deadline = None if total is None else asyncio.get_running_loop().time() + total
-        signature = await signer.sign(deadline)
-        downstream = _Downstream(request, self._patience, _Mask(signature.secret))
+        now, total = asyncio.get_running_loop().time(), self._timeouts.total
+        signature = await signer.sign(now + min(self._patience, total or math.inf))
+        if request.transport is None:  # while this waited; nobody would hold what it made
+            raise RefusedError(refusals.CALLER_GONE)
+        downstream = _Downstream(request, self._patience, Mask(signature.secret))
         asked = _passed_on(request.headers, _UP)
         plain = PLAIN if endpoint.replay is Replay.CREATES else {}
         read = self._timeouts.slow_read if endpoint.slow else self._timeouts.read
@@ -225,7 +202,7 @@ class Upstream:
             # Nothing is repeated here, whatever it is: what a lost answer means, its caller has to say.
             replay=Replay.HARMLESS,
             timeout=http_timeout(self._timeouts.connect, read),
-            deadline=deadline,
+            deadline=None if total is None else now + total,
             most=MAX_RESPONSE_BYTES,
             into=downstream,
             broken_off=_untold,

@@ -31,12 +31,14 @@ class Page:
 
 def load() -> dict[str, Page]:
     """Give the console's files by their paths."""
-    found = {}
-    for file in (files("plaid_relay_async.gateway") / "console").iterdir():
-        kind = _KINDS[file.name.rpartition(".")[2]]
-        path = "/" if file.name == "index.html" else f"/console/{file.name}"
-        found[path] = Page(file.read_bytes(), {**_HEADERS, "Content-Type": f"{kind}; charset=utf-8"})
-    return found
+    there = {file.name: file for file in (files("plaid_relay_async.gateway") / "console").iterdir()}
+    kinds = {name: _KINDS[end] for name in there if (end := name.rpartition(".")[2]) in _KINDS}
+    return {
+        "/" if name == "index.html" else f"/console/{name}": Page(
+            there[name].read_bytes(), {**_HEADERS, "Content-Type": f"{kind}; charset=utf-8"}
+        )
+        for name, kind in kinds.items()
+    }
 
 
 def settings(body: bytes) -> Page:

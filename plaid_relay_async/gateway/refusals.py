@@ -116,6 +116,12 @@ BUSY: Final = Reason(
     "Wait as long as Retry-After says.",
     {"Retry-After": "1"},
 )
+CALLER_GONE: Final = Reason(
+    499,
+    "CALLER_GONE",
+    "the caller left before anything was sent to Plaid",
+    "This stands in the audit log alone: nobody was there to take the answer.",
+)
 INTERNAL_ERROR: Final = Reason(
     500,
     "INTERNAL_ERROR",
@@ -158,6 +164,7 @@ REASONS: Final[tuple[Reason, ...]] = (
     BODY_TIMEOUT,
     RATE_LIMIT,
     BUSY,
+    CALLER_GONE,
     INTERNAL_ERROR,
     UPSTREAM_UNREACHABLE,
     UPSTREAM_LOST,

@@ -25,7 +25,7 @@ from plaid_relay_async.errors import ConfigurationError, Hidden, sealed_init
 from plaid_relay_async.gateway import admission, pages, refusals
 from plaid_relay_async.gateway.audit import Entry
 from plaid_relay_async.gateway.callers import Callers
-from plaid_relay_async.gateway.connections import Listener, port_of, request_id, serving
+from plaid_relay_async.gateway.connections import Listener, request_id
 from plaid_relay_async.gateway.forward import Upstream
 from plaid_relay_async.gateway.keys import KNOWN, RELAY, Key, KeyFile
 from plaid_relay_async.gateway.metrics import Metrics
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _LARGEST_BODY = 1024 * 1024
+_SCRAPERS = 20  # connections at once to the port of metrics
 
 
 @sealed_init
@@ -161,25 +162,21 @@ class Gateway:
             if self._console:
                 self._pages = await asyncio.to_thread(pages.load)
                 self._pages["/console/settings.json"] = pages.settings(self._settings())
-            listening = await opening.enter_async_context(
-                serving(self._listener, *self._address, ssl=self._ssl, handshake=self._patience or None)
-            )
-            self._ports.insert(0, port_of(listening))
+            server = await opening.enter_async_context(self._listener.listening(*self._address, self._ssl))
+            self._ports.insert(0, _port_of(server))
             watch = asyncio.create_task(self._callers.watch())
             opening.callback(watch.cancel)
             self._open = opening.pop_all()
-            self._open.push_async_callback(self._stop, listening)
+            self._open.push_async_callback(self._stop, server, self._listener)
 
     async def _serve_metrics(self, opening: contextlib.AsyncExitStack, port: int) -> None:
-        server = web.Server(self._answer_metrics, access_log=None)
-        listening = await opening.enter_async_context(serving(server, "127.0.0.1", port))
-        self._ports.append(port_of(listening))
+        listener = Listener(self._answer_metrics, most=_SCRAPERS, patience=self._patience)
+        self._ports.append(_port_of(await opening.enter_async_context(listener.listening("127.0.0.1", port))))
 
-    async def _stop(self, listening: asyncio.Server) -> None:
+    async def _stop(self, server: asyncio.Server, listener: Listener) -> None:
         self._callers.trouble = "the gateway is closing"
-        listening.close()
-        assert self._listener is not None  # noqa: S101  # it was started
-        await self._listener.drain(self._drain)
+        server.close()
+        await listener.drain(self._drain)
 
     async def close(self) -> None:
         """Take no more calls, let those in flight end, for `drain` seconds at most, and close."""
@@ -216,20 +213,18 @@ class Gateway:
     # ------------------------------------------------------------------------------------ one request
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        assert self._listener is not None  # noqa: S101  # it was started
-        with self._listener.at_work(request.protocol):
-            if request.method in {"GET", "HEAD"} and (response := self._page(request)) is not None:
-                return response
-            entry = Entry()
-            try:
-                return await self._call(request, entry)
-            except Exception:
-                entry.status, entry.error_code = refusals.INTERNAL_ERROR.status, refusals.INTERNAL_ERROR.code
-                raise
-            finally:
-                entry.tell()
-                if self._metrics is not None:
-                    self._metrics.count(entry)
+        if request.method in {"GET", "HEAD"} and (response := self._page(request)) is not None:
+            return response
+        entry = Entry()
+        try:
+            return await self._call(request, entry)
+        except Exception:
+            entry.status, entry.error_code = refusals.INTERNAL_ERROR.status, refusals.INTERNAL_ERROR.code
+            raise
+        finally:
+            entry.tell()
+            if self._metrics is not None:
+                self._metrics.count(entry)
 
     def _page(self, request: web.BaseRequest) -> web.Response | None:
         if request.raw_path == "/healthz":
@@ -250,14 +245,14 @@ class Gateway:
     async def _call(self, request: web.BaseRequest, entry: Entry) -> web.StreamResponse:
         try:
             return await self._forward(request, entry)
-        except RefusedError as error:
-            refused = error
-        entry.status, entry.error_code = refused.reason.status, refused.reason.code
-        entry.request_id, entry.delivered = request_id(), request.transport is not None
-        response = refusals.answer_of(refused.reason, entry.request_id, refused.headers)
-        if refused.ends:
-            response.force_close()
-        return response
+        except RefusedError as refused:
+            # A name that outlived this block would keep exception, frames and body in a circle.
+            entry.status, entry.error_code = refused.reason.status, refused.reason.code
+            entry.request_id, entry.delivered = request_id(), request.transport is not None
+            response = refusals.answer_of(refused.reason, entry.request_id, refused.headers)
+            if refused.ends:
+                response.force_close()
+            return response
 
     async def _forward(self, request: web.BaseRequest, entry: Entry) -> web.StreamResponse:
         admission.check_host(request, self._names)
@@ -284,11 +279,11 @@ class Gateway:
         self, request: web.BaseRequest, endpoint: Endpoint[Any, Any], entry: Entry
     ) -> tuple[Key, Hidden[bytes]]:
         presented = admission.key_in(request)
-        key = None
         if presented is not None:  # so nobody's body is read who is refused by it
-            key = self._admitted(presented, endpoint, entry)
+            self._admitted(presented, endpoint, entry)
         sent = admission.read(await self._body(request))
-        key = key or self._admitted(sent.key, endpoint, entry)
+        # A key may have been revoked meanwhile.
+        key = self._admitted(sent.key if presented is None else presented, endpoint, entry)
         if endpoint.path == RELAY[0]:
             entry.partner = sent.partner
         admission.check_leave(key, endpoint, sent.partner)
@@ -332,6 +327,11 @@ class Gateway:
         if request.raw_path != "/metrics":
             return refusals.answer_of(refusals.NOT_FOUND, request_id())
         return web.Response(body=self._metrics.page(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+
+def _port_of(server: asyncio.Server) -> int:
+    port: int = server.sockets[0].getsockname()[1]
+    return port
 
 
 def _signers(credentials: Mapping[str, CredentialsSource] | None) -> dict[str, Signer]:

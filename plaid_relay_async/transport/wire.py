@@ -120,10 +120,13 @@ async def send(session: aiohttp.ClientSession, attempt: Attempt) -> Answer:
             raise
     else:
         return answer
-    if answer is None:
+    if answer is not None:
+        answer.lost = problem
+        return answer
+    try:
         raise problem
-    answer.lost = problem
-    return answer
+    finally:
+        del problem  # its traceback has this frame, which would keep it, and the body, in a circle
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,7 @@ import json
 from itertools import combinations
 
 import pytest
-from by_hand import CREATE, CREATION, GET, PDF, REFRESH, REMOVE, request
+from by_hand import CREATE, CREATION, GET, PDF, REFRESH, REMOVE, line, request
 from fort import SECRETS, fort
 
 from plaid_relay_async.gateway import Gateway, KeyFile
@@ -287,6 +287,25 @@ async def test_a_revoked_key_opens_nothing(tmp_path):
             assert (await other.one(request(key=late))).status == 200
             other.assert_nothing_came(but=3)
             other.gateway = mine
+
+
+@pytest.mark.may_block
+async def test_a_key_that_is_revoked_while_its_body_is_awaited_opens_nothing(tmp_path):
+    """A call that has begun with a good key isn't carried out once the key is gone."""
+    keys = KeyFile(tmp_path / "keys.json")
+    key = keys.add("gone")
+    whole = request(key=key)
+    async with fort() as other:
+        async with (
+            Gateway(keys, upstream=other.upstream.url, credentials=SECRETS) as gateway,
+            line(gateway.url) as opened,
+        ):
+            await opened.say(whole[:-9])
+            keys.revoke("gone")
+            await asyncio.sleep(1.5)
+            await opened.say(whole[-9:])
+            assert (await opened.answer()).code == "UNAUTHORIZED_KEY"
+        other.assert_nothing_came()
 
 
 @pytest.mark.may_block

@@ -11,9 +11,10 @@ import tracemalloc
 
 import pytest
 from by_hand import CREATE, CREATION, GET, HERE, exchange, head, line, page, request
-from fort import fort
+from fort import SECRETS, fort
 
 from plaid_relay_async import Timeouts
+from plaid_relay_async.gateway import Gateway
 
 BODY = json.dumps(CREATION).encode()
 HASTY = {"patience": 0.4}
@@ -99,11 +100,12 @@ async def test_a_second_head_may_not_be_slow_either():
 
 
 @pytest.mark.parametrize("length", [MEGABYTE + 1, 10**9, 2**31, 2**63 - 1])
-async def test_a_huge_body_is_refused_before_it_is_sent(held, length):
+async def test_a_huge_body_is_refused_before_it_is_sent(length):
     """Its Content-Length tells; nobody waits for the rest."""
-    answers = await held.ask(opening(held.keys["lender"], f"Content-Length: {length}"), patience=5)
-    assert [(each.status, each.code) for each in answers] == [(413, "BODY_TOO_LARGE")]
-    held.assert_nothing_came()
+    async with fort(**HASTY) as held:
+        answers = await held.ask(opening(held.keys["lender"], f"Content-Length: {length}"), patience=5)
+        assert [(each.status, each.code) for each in answers] == [(413, "BODY_TOO_LARGE")]
+        held.assert_nothing_came()
 
 
 @pytest.mark.parametrize("frame", ["Content-Length: 1000000000", "Transfer-Encoding: chunked"])
@@ -161,6 +163,15 @@ async def test_a_head_without_an_end_is_cut_off(name):
                             opened.writer.write(piece)
                             await opened.writer.drain()
         held.assert_nothing_came()
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /met"])
+async def test_the_port_of_metrics_has_its_bounds_as_well(said):
+    """A connection that says nothing there, or half of something, is given up too."""
+    async with Gateway([], credentials=SECRETS, metrics_port=0, **HASTY) as gateway:
+        async with line(gateway.metrics_url) as opened:
+            await opened.say(said)
+            assert await opened.rest(5) == b""
 
 
 async def test_idle_connections_keep_nobody_out():
@@ -248,6 +259,25 @@ async def test_calls_beyond_the_upstreams_connections_wait_or_are_told_to():
         assert held.upstream.connections <= 3
 
 
+async def test_nothing_is_sent_for_a_caller_that_has_left_the_line(audit):
+    """Who goes while its call waits for a connection to the upstream would never hold what it made."""
+    async with fort(upstream_connections=1) as held:
+        held.upstream.says, held.upstream.pause = lambda came: [b"", *held.upstream.created(came)], 0.5
+        first = asyncio.ensure_future(held.call())
+        await asyncio.sleep(0.1)
+        async with line(held.gateway.url) as opened:
+            await opened.say(request(key=held.keys["lender"]))
+            await asyncio.sleep(0.1)
+        assert (await first).status == 200
+        await asyncio.sleep(0.1)
+        held.assert_nothing_came(but=1)
+        told = [json.loads(each.getMessage()) for each in audit.records if each.name.endswith("audit")]
+        assert [(each["error_code"], each["delivered"]) for each in told] == [
+            (None, True),
+            ("CALLER_GONE", False),
+        ]
+
+
 async def test_a_slow_reader_of_a_long_answer_holds_no_memory():
     """Sixty megabytes for somebody who doesn't read: the gateway holds little of it, and serves the others."""
     async with fort(patience=1.0) as held:
@@ -297,8 +327,44 @@ async def test_an_answer_without_an_end_is_read_by_who_reads_it():
         held.upstream.says = held.upstream.created
 
 
+async def test_a_source_of_credentials_that_hangs_holds_nobody_up_for_ever():
+    """It has as long as a caller has; nothing was sent by then, and the next call has its turn."""
+    hangs = [True]
+
+    async def vault():
+        await asyncio.sleep(3600 if hangs else 0)
+        return SECRETS["default"]
+
+    async with fort(credentials={"default": vault}, upstream_connections=1, **HASTY) as held:
+        answer = await held.call()
+        assert (answer.status, answer.code) == (503, "UPSTREAM_UNREACHABLE")
+        hangs.clear()
+        assert (await held.call()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "code"), [(b'["%s"]', "INVALID_BODY"), (b'{"relay_token": "%s"}', "UPSTREAM_LOST")]
+)
+async def test_a_call_that_failed_is_let_go_at_once(held, body, code):
+    """What was refused or lost isn't kept until Python's garbage collector comes by."""
+    body %= b"x" * 1_000_000
+    held.upstream.says, held.upstream.then = lambda _: [], "close"
+    await held.call(GET, body=body)
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            assert (await held.call(GET, body=body)).code == code
+        held.upstream.requests.clear()
+        assert tracemalloc.get_traced_memory()[0] < 3 * MEGABYTE
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
 async def test_memory_stays_flat_over_many_attacks():
-    """A thousand refused, broken and lost requests leave nothing behind."""
+    """Hundreds of refused, broken and lost requests leave nothing behind."""
     async with fort(timeouts=Timeouts(read=0.2, slow_read=0.2), **HASTY) as held:
         key = held.keys["lender"]
         attacks = [
@@ -316,7 +382,7 @@ async def test_memory_stays_flat_over_many_attacks():
         for attack in attacks * 10:  # fill what is kept once
             await held.ask(attack)
         with flat(MEGABYTE):
-            for attack in attacks * 125:
+            for attack in attacks * 60:
                 await held.ask(attack)
         held.assert_nothing_came()
 

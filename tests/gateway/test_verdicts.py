@@ -307,7 +307,7 @@ STATUSES = ANSWERS | st.sampled_from([500, 501, 502, 503, 504, 507, 520, 529, 59
 async def test_any_answer_reads_through_the_gateway_as_it_does_directly(clean_logs):
     """Whatever status, code, cut and framing: the ending of the call is the direct one, or unknown."""
 
-    @settings(max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(STATUSES, CODES, st.booleans(), st.booleans(), st.none() | st.integers(0, 400))
     def draw(status, code, acts, html, cut):
         drawn.append((status, code, acts, html, cut))

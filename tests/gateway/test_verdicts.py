@@ -73,7 +73,8 @@ async def through(choose: Any, *, client: dict[str, Any], **gateway: Any) -> Asy
             token = (await owner.relay.create([REPORT], "partner")).relay_token
         proxy = await enter(Proxy(int(plaid.url.rpartition(":")[2]), choose))
         made = {name: new_key(name, credentials=name) for name in CREDENTIALS}
-        upstream = {"upstream": f"http://127.0.0.1:{proxy.port}"} | gateway
+        # What its caller has given up need not be waited for.
+        upstream = {"upstream": f"http://127.0.0.1:{proxy.port}", "drain": 0.1} | gateway
         running = await enter(Gateway([key for key, _ in made.values()], credentials=CREDENTIALS, **upstream))
         clients = {
             name: await enter(RelayClient(gateway_key=key, base_url=running.url, **{"retry": QUICK} | client))

@@ -35,7 +35,7 @@ async def test_a_call_is_answered(shown):
     """A creation is sent as filled in; the answer is shown with its status, time and request id."""
     await ready(shown)
     await shown.fill(webhook="https://lender.example/relay")
-    assert await shown.send() == "Made"
+    assert await shown.send() == "Created"
     [entry] = shown.plaid.ledger
     assert entry["secondary_client_id"] == "partner"
     assert entry["client_id"] == "owner"
@@ -43,7 +43,7 @@ async def test_a_call_is_answered(shown):
     assert (told["Status"], told["Request id"]) == ("200", entry["request_id"])
     assert re.fullmatch(r"\d+ ms", told["Time"])
     assert await shown.page.locator("#said").inner_text() == (
-        "Made. Status 200. Its token is among those in hand, below."
+        "Created. Status 200. Its token is among those in hand, below."
     )
 
 
@@ -59,10 +59,10 @@ async def test_a_token_of_an_answer_goes_into_the_next_call(shown):
     assert await page.locator("#input-relay_token").input_value() == relay_token
     assert await shown.send() == "Read"
     assert '"report"' in await page.locator("#answer pre").inner_text()
-    await hand.get_by_role("button", name="Have it made anew").click()
-    assert await shown.send() == "Made"
+    await hand.get_by_role("button", name="Refresh a shared report").click()
+    assert await shown.send() == "Created"
     await page.locator("#key").fill(shown.keys["owner"])
-    await hand.get_by_role("button", name="Take it back").click()
+    await hand.get_by_role("button", name="Stop sharing").click()
     assert await shown.send() == "Removed"
     assert shown.plaid.ledger[0]["removed"]
     assert not await hand.is_visible()
@@ -88,7 +88,7 @@ async def test_a_pdf_is_saved(shown):
     page = await ready(shown)
     await shown.send()
     await page.locator("#key").fill(shown.keys["partner"])
-    await page.locator("#hand").get_by_role("button", name="Read it as a PDF").click()
+    await page.locator("#hand").get_by_role("button", name="Get a shared report as PDF").click()
     assert await shown.send() == "Read"
     link = page.locator("#answer a")
     assert re.fullmatch(r"Save the PDF \([\d.]+ (bytes|kB)\)", await link.inner_text())
@@ -102,7 +102,7 @@ async def test_a_pdf_is_saved(shown):
 
 ERRORS = [
     # what goes wrong, status, headline, what the page says of the way out
-    ({"status": 400}, "400", "Not carried out", "Mend the one that the message names"),
+    ({"status": 400}, "400", "Not carried out", "Correct the one that Plaid names"),
     (
         {"status": 400, "body": {"error_code": "INVALID_API_KEYS"}},
         "400",
@@ -116,14 +116,14 @@ ERRORS = [
         "Not carried out",
         "send again in a moment",
     ),
-    ({"status": 429, "headers": {"Retry-After": "7"}}, "429", "it may pass later", "Wait 7 s"),
+    ({"status": 429, "headers": {"Retry-After": "7"}}, "429", "it may work later", "Wait 7 s"),
     (
         {"status": 429, "body": {"error_code": "CREDITS_EXHAUSTED"}},
         "429",
         "Not carried out",
         "Waiting won’t help",
     ),
-    ({"status": 503}, "503", "it may pass later", "status.plaid.com"),
+    ({"status": 503}, "503", "it may work later", "status.plaid.com"),
     ({"status": 500, "when": "after"}, "500", "Unknown", "A relay token may exist that nobody holds"),
     ({"status": 502, "body": "<h1>bad gateway</h1>"}, "502", "Unknown", "may exist that nobody holds"),
     ({"truncate": 10}, "200", "Unknown", "The answer broke off."),
@@ -173,7 +173,7 @@ async def test_a_refusal_of_the_gateway_is_explained(shown, caller, inputs, stat
 async def test_the_gateways_own_rate_says_how_long_to_wait(shown):
     """A key whose rate is used up is told the seconds."""
     await ready(shown, "hasty")
-    assert await shown.send() == "Made"
+    assert await shown.send() == "Created"
     await shown.fill(secondary_client_id="another")
     assert "later" in await shown.send()
     assert re.search(r"Wait \d+ s before the next call", await verdict(shown))
@@ -212,7 +212,7 @@ async def test_a_token_in_an_answer_that_broke_off_is_kept(consoles):
         upstream.says = lambda _: [head + b'{"relay_token": "credit-relay-sandbox-canary",', b' "request_']
         upstream.then, upstream.pause = "close", 0.3
         page = await ready(shown)
-        assert await shown.send() == "Made"
+        assert await shown.send() == "Created"
         assert "broke off, but the token had arrived" in await verdict(shown)
         assert await facts(shown) | {"Time": ""} == {"Status": "200", "Time": "", "Request id": "none"}
         hand = page.locator("#hand")
@@ -247,13 +247,13 @@ async def test_an_unknown_creation_is_not_sent_again_unasked(shown):
     assert shown.plaid.counts[CREATE] == 1
     await page.locator("#send").click()
     await dialog.get_by_role("button", name="Send again").click()
-    await page.locator("#answer .title", has_text="Made").wait_for()
+    await page.locator("#answer .title", has_text="Created").wait_for()
     assert shown.plaid.counts[CREATE] == 2
     await page.locator("#send").click()
     assert "has made a relay token on this page already" in await dialog.inner_text()
     await dialog.get_by_role("button", name="Don’t").click()
     await shown.fill(secondary_client_id="another")
-    assert await shown.send() == "Made"
+    assert await shown.send() == "Created"
 
 
 async def test_nothing_is_sent_while_something_is_wrong(shown):
@@ -263,14 +263,14 @@ async def test_nothing_is_sent_while_something_is_wrong(shown):
     await page.locator("#send").click()
     assert await page.evaluate("document.activeElement.id") == "key"
     await page.locator("#key").fill("a key")
-    assert "white space" in await page.locator("#key-wrong").inner_text()
+    assert "has a space" in await page.locator("#key-wrong").inner_text()
     await page.locator("#key").fill(shown.keys["owner"])
     await shown.fill(webhook="ftp://x")
     assert "must be an http(s) URL" in await page.locator("#input-webhook-wrong").inner_text()
     await page.locator("#send").click()
     assert await page.evaluate("document.activeElement.id") == "input-report_tokens"
     told = await page.locator("#said").inner_text()
-    assert told == "Not sent: mend report_tokens, secondary_client_id, webhook"
+    assert told == "Not sent: correct report_tokens, secondary_client_id, webhook"
     assert await page.locator("#input-webhook").get_attribute("aria-invalid") == "true"
     assert not shown.plaid.requests
 
@@ -302,15 +302,15 @@ async def test_a_whole_sandbox_run_works_by_hand(shown):
     page = await shown.open("owner")
     hand = page.locator("#hand")
     await shown.choose("/sandbox/public_token/create")
-    assert await shown.send() == "Made"
+    assert await shown.send() == "Created"
     await hand.get_by_role("button", name="Exchange a public token").click()
-    assert await shown.send() == "Made"
-    await hand.get_by_role("button", name="Have a report made").click()
+    assert await shown.send() == "Created"
+    await hand.get_by_role("button", name="Create a report").click()
     await shown.fill(days_requested="60")
-    assert await shown.send() == "Made"
+    assert await shown.send() == "Created"
     await hand.get_by_role("button", name="Share a report", exact=True).click()
     await shown.fill(secondary_client_id="partner")
-    assert await shown.send() == "Made"
+    assert await shown.send() == "Created"
     assert shown.plaid.ledger[0]["secondary_client_id"] == "partner"
 
 

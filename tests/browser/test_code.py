@@ -108,7 +108,7 @@ def tool(name: str) -> str:
 
 async def run_code(language: str, codes: list[str], folder) -> str:
     """Run each piece of code as a person would, from a file in a folder of its own."""
-    ending = {"python": "py", "bulk": "py", "curl": "sh", "typescript": "mjs"}[language]
+    ending = {"python": "py", "bulk": "py", "curl": "sh", "typescript": "mts"}[language]
     names = []
     for number, code in enumerate(codes):
         file = folder / str(number) / f"shown.{ending}"

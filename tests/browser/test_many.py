@@ -56,7 +56,7 @@ LISTS = [
     (
         "secondary_client_id\na\nb c\n\u200bd\n",
         1,
-        ["Line 3: secondary_client_id holds white", "Line 4: secondary_client_id holds"],
+        ["Line 3: secondary_client_id has a space", "Line 4: secondary_client_id has"],
     ),
     (
         "secondary_client_id,webhook\na,ftp://x\n,https://x.example\n",
@@ -89,7 +89,7 @@ async def test_a_run_needs_a_list_without_problems_or_leave_to_pass_over_them(sh
     """Lines that are wrong keep the run from starting, unless they are left out in so many words."""
     page = await ready(shown, "a\nb c\na\nd\n")
     await page.locator("#many-run").click()
-    assert "Mend the lines" in await page.locator("#many-wrong").inner_text()
+    assert "Correct the lines" in await page.locator("#many-wrong").inner_text()
     assert not shown.plaid.requests
     await page.locator("#leave-out").check()
     assert await run(shown) == "2 of 2: 2 created, 0 failed, 0 unknown"
@@ -308,7 +308,7 @@ async def test_no_cell_of_the_file_is_a_formula(shown):
 async def test_ten_thousand_rows_are_not_all_drawn(shown):
     """A list of ten thousand is checked and run; the page draws a hundred of its rows at a time."""
     page = await ready(shown, partners(10_000) + "a b\n" * 1_000)
-    await page.locator("#partners-count", has_text="10,000 partners, 1,000 lines to mend").wait_for()
+    await page.locator("#partners-count", has_text="10,000 partners, 1,000 lines to correct").wait_for()
     assert await page.locator(".problems li").count() == 51
     await page.locator("#leave-out").check()
     shown.plaid.fail(Fault(status=400, body={"error_code": "INVALID_API_KEYS"}))

@@ -287,7 +287,7 @@ async def test_a_call_can_be_made_by_keyboard_alone(shown):
     await page.keyboard.press("ArrowRight")
     assert await page.evaluate(focused) == "tab-python"
     await page.locator("#input-secondary_client_id").press("Enter")
-    await page.locator("#answer .title", has_text="Made").wait_for()
+    await page.locator("#answer .title", has_text="Created").wait_for()
     outline = await page.evaluate(
         "(document.querySelector('#copy').focus({ focusVisible: true }), getComputedStyle(document.querySelector('#copy')).outlineWidth)"
     )

@@ -1,6 +1,6 @@
 // Creates relay tokens for a list of partners, a few at a time. No DOM here.
 
-import { requestIdOf, retryAfter, send, tokensIn } from "./call.js";
+import { requestIdOf, retryAfter, send, textIn, tokensIn } from "./call.js";
 import { concernsEveryone, endingOf } from "./explain.js";
 import { operationOf } from "./operations.js";
 
@@ -122,7 +122,7 @@ export class Run {
   conclude(row, reply) {
     const ending = endingOf(CREATE, reply);
     row.requestId = requestIdOf(reply);
-    row.errorCode = ending === "done" ? null : (reply.json?.error_code ?? codeOf(reply));
+    row.errorCode = ending === "done" ? null : (textIn(reply, "error_code") ?? codeOf(reply));
     if (ending === "later") return this.postpone(row, reply);
     if (ending === "done") {
       row.relayToken = tokensIn(reply).relay_token;

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 
-import pytest
 from recorder import Recorder
 
 from plaid_relay_async.simulator import Fault
@@ -88,7 +87,7 @@ async def test_a_pdf_is_saved(shown):
     page = await ready(shown)
     await shown.send()
     await page.locator("#key").fill(shown.keys["partner"])
-    await page.locator("#hand").get_by_role("button", name="Get a shared report as PDF").click()
+    await page.locator("#hand").get_by_role("button", name="Shared report as PDF").click()
     assert await shown.send() == "Read"
     link = page.locator("#answer a")
     assert re.fullmatch(r"Save the PDF \([\d.]+ (bytes|kB)\)", await link.inner_text())
@@ -139,34 +138,51 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "status", "headline", "way"), ERRORS, ids=lambda value: str(value)[:50])
-async def test_an_error_is_explained(shown, fault, status, headline, way):
+async def test_each_error_is_explained(shown):
     """Of each error the page says whether anything was done, and the way out; it is sent once and no more."""
+    page = await ready(shown)
+    for number, (fault, status, headline, way) in enumerate(ERRORS, 1):
+        await shown.fill(secondary_client_id=f"partner-{number}")
+        shown.plaid.fail(Fault(**fault, times=1))
+        assert headline in await shown.send(), fault
+        assert way in await verdict(shown), fault
+        assert (await facts(shown))["Status"] == status, fault
+        assert shown.plaid.counts[CREATE] == number, fault
+        assert page.url == f"{shown.gateway.url}/"
+
+
+async def test_an_answer_of_anything_is_shown(shown):
+    """Names that every object has, and values of another type, are an answer like others: nothing breaks."""
     await ready(shown)
-    shown.plaid.fail(Fault(**fault))
-    assert headline in await shown.send()
-    assert way in await verdict(shown)
-    assert (await facts(shown))["Status"] == status
-    assert shown.plaid.counts[CREATE] == 1
+    for number, odd in enumerate(("constructor", "__proto__", "toString", 5, ["a,b"], {"a": '"'}, None)):
+        await shown.fill(secondary_client_id=f"partner-{number}")
+        body = dict.fromkeys(
+            ("error_type", "error_code", "error_message", "suggested_action", "request_id"), odd
+        )
+        shown.plaid.fail(Fault(status=400, body=body, times=1))
+        assert await shown.send() == "Not carried out", odd
+        assert (await facts(shown))["Status"] == "400", odd
 
 
 REFUSED = [
-    ("wrong", {}, "401", "doesn’t know this key"),
-    ("bound", {"secondary_client_id": "somebody-else"}, "403", "may not share with that partner"),
-    ("reader", {}, "403", "isn’t for this operation"),
-    ("lost", {}, "403", "lacks the Plaid credentials"),
+    # caller, its partner, status, what the page says
+    ("wrong", "partner", "401", "doesn’t know this key"),
+    ("bound", "somebody-else", "403", "may not share with that partner"),
+    ("reader", "partner", "403", "isn’t for this operation"),
+    ("lost", "partner", "403", "lacks the Plaid credentials"),
 ]
 
 
-@pytest.mark.parametrize(("caller", "inputs", "status", "said"), REFUSED, ids=lambda value: str(value)[:20])
-async def test_a_refusal_of_the_gateway_is_explained(shown, caller, inputs, status, said):
+async def test_each_refusal_of_the_gateway_is_explained(shown):
     """What the gateway refuses by itself is told with the way out, and nothing reached Plaid."""
+    page = await ready(shown)
     shown.keys["wrong"] = "plaid-gateway-unknown"
-    await ready(shown, caller)
-    await shown.fill(**inputs)
-    assert await shown.send() == "Not carried out"
-    assert said in await verdict(shown)
-    assert (await facts(shown))["Status"] == status
+    for caller, partner, status, said in REFUSED:
+        await page.locator("#key").fill(shown.keys[caller])
+        await shown.fill(secondary_client_id=partner)
+        assert await shown.send() == "Not carried out"
+        assert said in await verdict(shown)
+        assert (await facts(shown))["Status"] == status
     assert shown.plaid.counts[CREATE] == 0
 
 
@@ -188,21 +204,21 @@ async def test_a_report_that_is_not_ready_is_to_be_asked_for_again(shown):
     assert "send again in a moment" in await verdict(shown)
 
 
-@pytest.mark.parametrize(
-    ("path", "headline", "said"),
-    [
-        (GET, "Lost", "safe to send it again"),
-        (REMOVE, "Nobody can tell", "safe to send it again"),
-        (REFRESH, "Unknown", "A report may exist"),
-    ],
-)
-async def test_what_a_lost_answer_means_depends_on_the_operation(shown, path, headline, said):
+LOST = [
+    (GET, "Lost", "safe to send it again"),
+    (REMOVE, "Nobody can tell", "safe to send it again"),
+    (REFRESH, "Unknown", "A report may exist"),
+]
+
+
+async def test_what_a_lost_answer_means_depends_on_the_operation(shown):
     """A lost read or removal may be sent again; of a lost refresh nobody can tell."""
     await shown.open("owner", relay_token="credit-relay-sandbox-canary")
-    await shown.choose(path)
     shown.plaid.fail(Fault(status=500))
-    assert headline in await shown.send()
-    assert said in await verdict(shown)
+    for path, headline, said in LOST:
+        await shown.choose(path)
+        assert headline in await shown.send()
+        assert said in await verdict(shown)
 
 
 async def test_a_token_in_an_answer_that_broke_off_is_kept(consoles):
@@ -275,11 +291,10 @@ async def test_nothing_is_sent_while_something_is_wrong(shown):
     assert not shown.plaid.requests
 
 
-async def test_numbers_of_an_answer_stay_as_they_came(shown):
+async def test_numbers_of_an_answer_stay_as_they_came(modules):
     """An answer is laid out without a change to any number or string in it: money is decimal."""
-    await shown.open()
     raw = r'{"a":[1.10,-0.0,1e400,123456789012345678901,"x{,}:\" ",{},[]],"b":{"c":null,"d":true}}'
-    laid = await shown.page.evaluate("(raw) => import('/console/render.js').then((m) => m.laidOut(raw))", raw)
+    laid = await modules.evaluate("(raw) => import('/console/render.js').then((m) => m.laidOut(raw))", raw)
     assert laid.splitlines()[:3] == ["{", '  "a": [', "    1.10,"]
     assert json.loads(laid, parse_float=str, parse_int=str) == json.loads(raw, parse_float=str, parse_int=str)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-import json
 import re
 import time
 
 import pytest
 
 from plaid_relay_async.cli.output import COLUMNS
+from plaid_relay_async.codec.answers import retry_after
 from plaid_relay_async.simulator import Fault
 
 CREATE = "/credit/relay/create"
@@ -318,20 +318,33 @@ async def test_ten_thousand_rows_are_not_all_drawn(shown):
     assert len(await download(shown)) == 10_000
 
 
-async def test_a_date_of_a_pause_is_held_against_the_servers_clock(shown):
-    """Retry-After may be seconds or a date; a date counts from the answer's own."""
-    await shown.open()
-    read = await shown.page.evaluate(
+async def test_a_delay_is_read_as_the_client_reads_it(modules):
+    """Retry-After may be seconds or a date, which counts from the answer's own; rounded up, it is the client's."""
+    date = "Wed, 21 Oct 2026 07:28:00 GMT"
+    said = ["7", "7.2", "0", "-5", "7 s", "soon", "5 May", "2126-10-21", "", "Wed, 21 Oct 2026 07:28:30 GMT"]
+    answers = [{"Retry-After": each, "Date": date} for each in said]
+    answers += [{"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, {}]
+    read = await modules.evaluate(
         """async (all) => {
           const { retryAfter } = await import('/console/call.js');
           return all.map((headers) => retryAfter(new Headers(headers)));
         }""",
-        json.loads("""[
-          {"Retry-After": "7"},
-          {"Retry-After": "Wed, 21 Oct 2026 07:28:30 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"},
-          {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"},
-          {"Retry-After": "soon"},
-          {}
-        ]"""),
+        answers,
     )
-    assert read == [7, 30, 0, None, None]
+    assert read == [retry_after(each) for each in answers]
+
+
+async def test_an_answer_of_anything_has_its_outcome(shown):
+    """An answer with values of another type is refused like others, and can be listed and run again; the file is whole."""
+    odd = {"error_code": ["constructor"], "error_type": 5, "request_id": {"a": ","}}
+    shown.plaid.fail(Fault(secondary_client_id="a", status=400, body=odd, times=1))
+    page = await ready(shown, "secondary_client_id,webhook\na,https://lender.example/\nb,\n")
+    assert await run(shown) == "2 of 2: 1 created, 1 failed, 0 unknown"
+    failed, created = await download(shown)
+    assert failed["error_code"] == "status 400"
+    assert created["relay_token"] == shown.plaid.ledger[0]["relay_token"]
+    await page.get_by_role("button", name="List the 1 without a token again").click()
+    left = await page.locator("#partners").input_value()
+    assert left == "secondary_client_id,webhook\na,https://lender.example/\n"
+    assert await run(shown) == "1 of 1: 1 created, 0 failed, 0 unknown"
+    assert [entry["secondary_client_id"] for entry in shown.plaid.ledger] == ["b", "a"]

@@ -82,12 +82,19 @@ async def test_the_browser_keeps_plain_inputs_and_nothing_else(shown):
 
 
 async def test_a_token_in_the_wrong_field_is_not_kept(shown):
-    """What looks like a token or a key is kept from storage, whatever field it is in."""
+    """What looks like a token or a key is kept from storage and code, whatever field it is in, and where in it."""
     page = await shown.open()
     for wrong in ("credit-relay-sandbox-canary", "plaid-gateway-canary", " access-production-canary"):
         await shown.fill(secondary_client_id=wrong)
-        local, _ = await kept(page)
-        assert CANARY not in json.dumps(local)
+        assert CANARY not in json.dumps(await kept(page))
+    await shown.fill(webhook="https://lender.example/?token=assets-sandbox-canary")
+    await shown.choose("/asset_report/filter")
+    await shown.fill(account_ids_to_exclude="account-1\naccess-sandbox-canary")
+    assert CANARY not in json.dumps(await kept(page))
+    for path in ("/asset_report/filter", "/credit/relay/create"):
+        await shown.choose(path)
+        for language in ("python", "bulk", "curl", "typescript"):
+            assert CANARY not in await shown.code(language)
 
 
 async def test_the_key_is_remembered_only_if_asked_for(shown):
@@ -120,18 +127,22 @@ async def test_secrets_in_the_address_are_taken_out_of_it(shown):
 
 
 async def test_the_page_shows_what_its_gateway_serves(consoles):
-    """Where the gateway serves a few operations, the page has those, and says which of Plaid's environments it is."""
+    """The page has the operations that its gateway serves, and says where calls go."""
     async with consoles(
         gateway={"upstream": None, "operations": ["/credit/relay/get", "/item/remove"]}
     ) as shown:
         page = await shown.open()
         names = await page.locator("#operations button").all_inner_texts()
         assert names == ["Read a shared report", "Remove an Item"]
-        assert await page.locator("#environment").inner_text() == "sandbox"
+        assert await page.locator("#environment").inner_text() == "Sandbox"
+    async with consoles() as shown:
+        page = await shown.open()
+        assert await page.locator("#environment").inner_text() == "Not Plaid itself"
     async with consoles(gateway={"upstream": "https://production.plaid.com", "operations": RELAY}) as shown:
         page = await shown.open()
         assert await page.locator("#operations button").count() == 6
-        assert await page.locator("#environment").inner_text() == "production"
+        assert await page.locator("#environment").inner_text() == "Production"
+        assert await page.locator("#send").inner_text() == "Send to production"
 
 
 async def test_storage_that_holds_rubbish_is_passed_over(shown):

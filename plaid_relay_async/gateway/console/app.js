@@ -23,8 +23,13 @@ async function settings() {
 }
 
 function prepareNavigation() {
+  const narrow = matchMedia("(max-width: 55rem)"); // as in the style: the operations are above the form then
+  const go = (path) => {
+    show(path);
+    if (narrow.matches) byId("work").scrollIntoView();
+  };
   const entry = (path, title) =>
-    h("button", { type: "button", "data-path": path, onclick: () => show(path) }, title);
+    h("button", { type: "button", "data-path": path, onclick: () => go(path) }, title);
   const groups = new Map();
   for (const { group, path, title } of state.served) {
     if (!groups.has(group)) {

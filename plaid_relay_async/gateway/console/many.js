@@ -3,7 +3,7 @@
 import { Run } from "./bulk.js";
 import { problemWith, url } from "./checks.js";
 import { checkKey } from "./connection.js";
-import { outcomesCsv, partnersOf } from "./csv.js";
+import { outcomesCsv, partnersCsv, partnersOf } from "./csv.js";
 import { ask, byId, download, h, say, secretField, showProblem } from "./dom.js";
 import { operationOf } from "./operations.js";
 import { madeBefore, note, state } from "./state.js";
@@ -33,6 +33,7 @@ export function prepare() {
   });
   byId("many-stop").addEventListener("click", stop);
   byId("many-download").addEventListener("click", save);
+  byId("many-left").addEventListener("click", listLeft);
   state.unsaved.add(() => running || !saved);
   check();
 }
@@ -259,6 +260,16 @@ function save() {
   saved = true;
 }
 
+// Of these it is known that the run made no token.
+const left = () =>
+  running ? [] : run.rows.filter(({ outcome }) => outcome === "failed" || outcome === "not_attempted");
+
+function listLeft() {
+  byId("partners").value = partnersCsv(left());
+  byId("partners").focus();
+  checkAloud();
+}
+
 // ------------------------------------------------------------------------------------------ the outcomes
 
 let due = false;
@@ -288,6 +299,8 @@ function draw() {
   announce(told + rest);
   drawPause();
   drawVerdict();
+  byId("many-left").hidden = !left().length;
+  byId("many-left").textContent = `List the ${left().length.toLocaleString("en")} without a token again`;
   drawFilters();
   drawRows();
 }

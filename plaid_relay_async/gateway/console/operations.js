@@ -110,7 +110,7 @@ export const OPERATIONS = [
   {
     path: "/credit/relay/pdf/get",
     group: "Relay",
-    title: "Get a shared report as PDF",
+    title: "Shared report as PDF",
     caller: "the partner",
     pdf: true,
     about: "Gets a report that was shared with you as a PDF. Plaid calls this one beta.",
@@ -246,7 +246,7 @@ export const OPERATIONS = [
   {
     path: "/asset_report/pdf/get",
     group: "Asset reports",
-    title: "Get a report as PDF",
+    title: "Report as PDF",
     caller: "the owner",
     pdf: true,
     about: "Gets a report of your own as a PDF.",

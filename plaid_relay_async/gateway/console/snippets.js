@@ -255,10 +255,10 @@ function curl(operation, values, address) {
 : ${needed.join(" ")}
 umask 077
 set -C
-curl ${quoteShell(address + operation.path)} >${operation.pdf ? "report.pdf" : "answer.json"} \\
+curl ${quoteShell(address + operation.path)} \\
   --silent --show-error --write-out '%{stderr}%{http_code}\\n' \\
   --header @/dev/fd/3 --header 'Content-Type: application/json' \\
-  --data-binary @- 3<<KEY <<BODY
+  --data-binary @- 3<<KEY <<BODY >${operation.pdf ? "report.pdf" : "answer.json"}
 Authorization: Bearer $PLAID_GATEWAY_KEY
 KEY
 ${inHereJson(bodyOf(operation, leafOf(values)))}
@@ -302,7 +302,9 @@ function typescript(operation, values, address) {
   return `${operation.pdf ? 'import { writeFile } from "node:fs/promises";\n' : ""}import { env } from "node:process";
 
 const { ${names.join(", ")} } = env;
-if (${names.map((name) => `!${name}`).join(" || ")}) throw new Error(${quoteJson(`set ${names.join(" and ")}`)});
+if (${names.map((name) => `!${name}`).join(" || ")}) {
+  throw new Error("set ${names.join(" and ")}");
+}
 
 ${careful}const answer = await fetch(${quoteJson(address + operation.path)}, {
   method: "POST",
@@ -313,7 +315,9 @@ ${careful}const answer = await fetch(${quoteJson(address + operation.path)}, {
   },
   body: JSON.stringify(${inScript(body, 2)}),
 });
-if (!answer.ok) throw new Error(\`\${answer.status} \${await answer.text()}\`);
+if (!answer.ok) {
+  throw new Error(\`\${answer.status} \${await answer.text()}\`);
+}
 ${endInScript(operation)}`;
 }
 

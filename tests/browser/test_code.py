@@ -317,8 +317,9 @@ async def test_the_python_code_runs_in_a_fresh_environment(shown, tmp_path, requ
     code = await shown.code("python")
     bulk = await shown.code("bulk")
     python = tmp_path / "venv" / "bin" / "python"
-    await run(sys.executable, "-m", "venv", str(tmp_path / "venv"), cwd=tmp_path)
-    await run(str(python), "-m", "pip", "install", "--quiet", str(request.config.rootpath), cwd=tmp_path)
+    await run(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv"), cwd=tmp_path)
+    pip = (sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile")
+    await run(*pip, str(request.config.rootpath), cwd=tmp_path)
     given = {"PLAID_GATEWAY_KEY": shown.keys["owner"], "REPORT_TOKEN": token}
     for number, each in enumerate((code, bulk)):
         file = tmp_path / f"shown{number}.py"

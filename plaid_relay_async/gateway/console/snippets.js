@@ -138,32 +138,39 @@ asyncio.run(main())
 `;
 }
 
-// What a batch's loop does with an outcome that is what was asked for, and the file that it is kept in.
+// What a batch's loop takes of an outcome that is what was asked for, what it does with it, and the file for that.
 const BATCHES = {
   "relay.create_many": {
     outcome: "Created",
+    holding: "relay_token=token",
     file: "relay-tokens.csv",
-    keep: ["csv.writer(file).writerow([outcome.request.secondary_client_id, outcome.relay_token])"],
+    keep: ["rows.writerow([outcome.request.secondary_client_id, token])"],
   },
-  "relay.get_many": { outcome: "Fetched", keep: ["print(outcome.response.report.asset_report_id)"] },
+  "relay.get_many": {
+    outcome: "Fetched",
+    holding: "response=shared",
+    keep: ["print(shared.report.asset_report_id, len(shared.report.items))"],
+  },
   "relay.get_pdf_many": {
     outcome: "Fetched",
+    holding: "response=pdf",
     keep: [
-      'with open(f"{outcome.request_id}.pdf", "xb", opener=private) as file:',
-      "    file.write(outcome.response.content)",
+      'with open(f"{pdf.request_id}.pdf", "xb", opener=private) as file:',
+      "    file.write(pdf.content)",
     ],
   },
   "relay.refresh_many": {
     outcome: "Refreshed",
+    holding: "response=fresh",
     file: "relay-tokens.csv",
-    keep: ["csv.writer(file).writerow([outcome.response.asset_report_id, outcome.response.relay_token])"],
+    keep: ["rows.writerow([fresh.asset_report_id, fresh.relay_token])"],
   },
-  "relay.remove_many": { outcome: "Removed", keep: ["print(outcome.request_id)"] },
+  "relay.remove_many": { outcome: "Removed", holding: "", keep: ["print(outcome.request_id)"] },
 };
 
 function pythonBulk(operation, values, address) {
   if (!operation.many) return null;
-  const { outcome, file, keep } = BATCHES[operation.many];
+  const { outcome, holding, file, keep } = BATCHES[operation.many];
   const creates = operation.many === "relay.create_many";
   const names = [
     outcome,
@@ -176,13 +183,13 @@ function pythonBulk(operation, values, address) {
   const loop = `${lines}
     async for outcome in outcomes:
         match outcome:
-            case ${outcome}():
+            case ${outcome}(${holding}):
 ${indent(keep.join("\n"), 16)}
             case Failed() | Unknown():
                 print(${creates ? "outcome.request.secondary_client_id, " : ""}outcome.error)
 print(outcomes.result)`;
   const whole = file
-    ? `with open("${file}", "x", newline="", buffering=1, opener=private) as file:\n${indent(loop, 4)}`
+    ? `with open("${file}", "x", newline="", buffering=1, opener=private) as file:\n    rows = csv.writer(file)\n${indent(loop, 4)}`
     : loop;
   return `import asyncio
 ${file ? "import csv\n" : ""}import os
@@ -289,7 +296,10 @@ console.log(answer.status, answer.headers.get("Plaid-Request-ID"));
 `;
   }
   const secret = gives ? `// told.${gives} is a secret: keep it.\n` : "";
-  return `const told = await answer.json();\n${secret}console.log(answer.status, told.request_id);\n`;
+  const fields = [...(gives ? [gives] : []), "request_id"].map((name) => `${name}: string`).join("; ");
+  return `const told = (await answer.json()) as { ${fields} };
+${secret}console.log(answer.status, told.request_id);
+`;
 }
 
 function typescript(operation, values, address) {
@@ -310,7 +320,7 @@ ${careful}const answer = await fetch(${quoteJson(address + operation.path)}, {
   method: "POST",
   redirect: "error",
   headers: {
-    "Authorization": \`Bearer \${PLAID_GATEWAY_KEY}\`,
+    Authorization: \`Bearer \${PLAID_GATEWAY_KEY}\`,
     "Content-Type": "application/json",
   },
   body: JSON.stringify(${inScript(body, 2)}),

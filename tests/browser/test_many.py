@@ -193,9 +193,12 @@ async def test_a_pause_that_is_too_long_ends_the_run(shown):
     assert "pauses that are asked for are too long" in await page.locator("#verdict").inner_text()
 
 
-@pytest.mark.parametrize(("caller", "code"), [("wrong", "UNAUTHORIZED_KEY"), ("owner", "INVALID_API_KEYS")])
+@pytest.mark.parametrize(
+    ("caller", "code"),
+    [("wrong", "UNAUTHORIZED_KEY"), ("owner", "INVALID_API_KEYS"), ("owner", "PRODUCT_NOT_READY")],
+)
 async def test_an_error_that_all_would_meet_stops_the_run(shown, caller, code):
-    """A key that isn't known, or credentials that Plaid refuses, don't make five hundred errors."""
+    """A key that isn't known, or credentials or a report that Plaid refuses, don't make five hundred errors."""
     shown.keys["wrong"] = "plaid-gateway-unknown"
     shown.plaid.fail(Fault(status=400, body={"error_code": code}))
     page = await ready(shown, partners(500), caller)
@@ -321,7 +324,20 @@ async def test_ten_thousand_rows_are_not_all_drawn(shown):
 async def test_a_delay_is_read_as_the_client_reads_it(modules):
     """Retry-After may be seconds or a date, which counts from the answer's own; rounded up, it is the client's."""
     date = "Wed, 21 Oct 2026 07:28:00 GMT"
-    said = ["7", "7.2", "0", "-5", "7 s", "soon", "5 May", "2126-10-21", "", "Wed, 21 Oct 2026 07:28:30 GMT"]
+    said = [
+        "7",
+        "7.2",
+        "0",
+        "-5",
+        "7 s",
+        "soon",
+        "5 May",
+        "2126-10-21",
+        "",
+        "Wed, 21 Oct 2026 07:28:30 GMT",
+        "Wednesday, 21-Oct-26 07:28:30 GMT",
+        "Wed Oct 21 07:28:30 2026",
+    ]
     answers = [{"Retry-After": each, "Date": date} for each in said]
     answers += [{"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, {}]
     read = await modules.evaluate(

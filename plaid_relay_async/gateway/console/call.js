@@ -84,8 +84,11 @@ export function tokensIn(reply) {
   return found;
 }
 
-// Date.parse takes almost anything for a date: "-5" is May.
-const dateOf = (text) => (/^[a-z]+, .*GMT$/i.test(text ?? "") ? Date.parse(text) : NaN);
+// A date of HTTP, for Date.parse takes almost anything for one ("-5" is May), and one without a zone for local time.
+function dateOf(text) {
+  const date = /^[a-z]{3,9},? .*\d\d:\d\d:\d\d/i.test(text ?? "");
+  return date ? Date.parse(text.endsWith("GMT") ? text : `${text} GMT`) : NaN;
+}
 
 /** The seconds that a server asks to wait (RFC 9110, 10.2.3), or null. */
 export function retryAfter(headers) {

@@ -117,13 +117,14 @@ const CODES = new Map(Object.entries({
   NOT_FOUND: ["There is no such operation here.", "Reload this page: the gateway may have been updated."],
 }));
 const LASTING = new Set(["CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"]);
-const SHARED = /^(UNAUTHORIZED_.*|INVALID_API_KEYS|CREDITS_EXHAUSTED|HOST_NOT_ALLOWED|ORIGIN_NOT_ALLOWED)$/;
+const SHARED =
+  /^(UNAUTHORIZED_.*|INVALID_API_KEYS|CREDITS_EXHAUSTED|(HOST|ORIGIN)_NOT_ALLOWED|INVALID_ASSET_REPORT_TOKEN|PRODUCT_NOT_READY)$/;
 const SURELY_NOT = new Set(["API_ERROR PLANNED_MAINTENANCE", "GATEWAY_ERROR UPSTREAM_UNREACHABLE"]);
 
 /** What an operation makes, such as "an access token". */
 export const thingOf = ({ makes }) => `${/^[aeiou]/.test(makes) ? "an" : "a"} ${makes}`;
 
-/** Tell whether an error would meet every other row of a list, too. */
+/** Tell whether an error would meet every other row of a list, too: it has one report for all of them. */
 export const concernsEveryone = (code) => SHARED.test(code ?? "");
 
 /**

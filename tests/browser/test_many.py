@@ -194,10 +194,14 @@ async def test_a_pause_that_is_too_long_ends_the_run(shown):
 
 
 @pytest.mark.parametrize(
-    ("caller", "code"),
-    [("wrong", "UNAUTHORIZED_KEY"), ("owner", "INVALID_API_KEYS"), ("owner", "PRODUCT_NOT_READY")],
+    ("caller", "code", "way"),
+    [
+        ("wrong", "UNAUTHORIZED_KEY", "Check the key at the top"),
+        ("owner", "INVALID_API_KEYS", "Whoever runs the gateway"),
+        ("owner", "PRODUCT_NOT_READY", "send again in a moment"),
+    ],
 )
-async def test_an_error_that_all_would_meet_stops_the_run(shown, caller, code):
+async def test_an_error_that_all_would_meet_stops_the_run(shown, caller, code, way):
     """A key that isn't known, or credentials or a report that Plaid refuses, don't make five hundred errors."""
     shown.keys["wrong"] = "plaid-gateway-unknown"
     shown.plaid.fail(Fault(status=400, body={"error_code": code}))
@@ -209,6 +213,7 @@ async def test_an_error_that_all_would_meet_stops_the_run(shown, caller, code):
     assert {row["error_code"] for row in failed} == {code}
     assert {row["outcome"] for row in rows} == {"failed", "not_attempted"}
     assert code in await page.locator("#verdict").inner_text()
+    assert way in await page.locator("#verdict").inner_text()
 
 
 async def test_a_gateway_that_has_gone_stops_the_run(shown):
@@ -359,7 +364,7 @@ async def test_an_answer_of_anything_has_its_outcome(shown):
     failed, created = await download(shown)
     assert failed["error_code"] == "status 400"
     assert created["relay_token"] == shown.plaid.ledger[0]["relay_token"]
-    await page.get_by_role("button", name="List the 1 without a token again").click()
+    await page.get_by_role("button", name="List those without a token again (1)").click()
     left = await page.locator("#partners").input_value()
     assert left == "secondary_client_id,webhook\na,https://lender.example/\n"
     assert await run(shown) == "1 of 1: 1 created, 0 failed, 0 unknown"

@@ -121,6 +121,9 @@ const SHARED =
   /^(UNAUTHORIZED_.*|INVALID_API_KEYS|CREDITS_EXHAUSTED|(HOST|ORIGIN)_NOT_ALLOWED|INVALID_ASSET_REPORT_TOKEN|PRODUCT_NOT_READY)$/;
 const SURELY_NOT = new Set(["API_ERROR PLANNED_MAINTENANCE", "GATEWAY_ERROR UPSTREAM_UNREACHABLE"]);
 
+/** What an error means, and the way out: sentences, or nothing for a code that isn't known. */
+export const wayOutOf = (code) => (CODES.get(code) ?? []).join(" ");
+
 /** What an operation makes, such as "an access token". */
 export const thingOf = ({ makes }) => `${/^[aeiou]/.test(makes) ? "an" : "a"} ${makes}`;
 

@@ -5,6 +5,7 @@ import { problemWith, url } from "./checks.js";
 import { checkKey } from "./connection.js";
 import { outcomesCsv, partnersCsv, partnersOf } from "./csv.js";
 import { ask, byId, download, h, say, secretField, showProblem } from "./dom.js";
+import { wayOutOf } from "./explain.js";
 import { operationOf } from "./operations.js";
 import { madeBefore, note, state } from "./state.js";
 
@@ -300,7 +301,7 @@ function draw() {
   drawPause();
   drawVerdict();
   byId("many-left").hidden = !left().length;
-  byId("many-left").textContent = `List the ${left().length.toLocaleString("en")} without a token again`;
+  byId("many-left").textContent = `List those without a token again (${left().length.toLocaleString("en")})`;
   drawFilters();
   drawRows();
 }
@@ -326,7 +327,8 @@ function drawPause() {
 
 function drawVerdict() {
   const parts = [];
-  if (run.stoppedBy) parts.push(`Stopped, for all others would have met the same: ${run.stoppedBy}.`);
+  if (run.stoppedBy)
+    parts.push(`Stopped, for all others would have met the same: ${run.stoppedBy}.`, wayOutOf(run.stoppedBy));
   if (run.counts.unknown) {
     parts.push(
       `Of ${counted(run.counts.unknown, "partner")} nobody can tell: a token may exist that nobody holds. It isn’t sent again; Plaid’s support can look up a request id.`,

@@ -73,9 +73,7 @@ export function textIn(reply, name) {
 }
 
 export const requestIdOf = (reply) =>
-  textIn(reply, "request_id") ??
-  reply.headers.get("Plaid-Request-ID") ??
-  reply.headers.get("X-Request-ID");
+  textIn(reply, "request_id") ?? reply.headers.get("Plaid-Request-ID") ?? reply.headers.get("X-Request-ID");
 
 /** The tokens in an answer by name, also in one that broke off. */
 export function tokensIn(reply) {

@@ -62,7 +62,9 @@ export function problemWith(input, value) {
   if (!value.trim()) return input.required || value ? "is empty" : null;
   const wrong = CHECKS[input.kind](value, input);
   if (wrong) return wrong;
-  return !input.env && looksSecret(value) ? "holds what looks like a token or a key: those have fields of their own" : null;
+  return !input.env && looksSecret(value)
+    ? "holds what looks like a token or a key: those have fields of their own"
+    : null;
 }
 
 /** What is wrong with a gateway key, or null. */

@@ -86,7 +86,7 @@ export const partnersCsv = (rows) =>
     .map((cells) => `${cells.map(quoted).join(",")}\n`)
     .join("");
 
-export const OUTCOME_COLUMNS = ["outcome", KEY, "relay_token", "request_id", "error_code", "attempts"];
+const OUTCOME_COLUMNS = ["outcome", KEY, "relay_token", "request_id", "error_code", "attempts"];
 
 /** Outcomes as `plaid-relay bulk` writes them; a relay token is never changed. */
 export function outcomesCsv(rows) {

@@ -263,7 +263,8 @@ export const OPERATIONS = [
     group: "Asset reports",
     title: "Refresh a report",
     caller: "the owner",
-    about: "Asks Plaid to make a report of your own again, with recent data, as another report with a token of its own.",
+    about:
+      "Asks Plaid to make a report of your own again, with recent data, as another report with a token of its own.",
     page: `${ASSETS}#asset_reportrefresh`,
     replay: "CREATES",
     makes: "report",

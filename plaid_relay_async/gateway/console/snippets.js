@@ -22,17 +22,17 @@ const halves = (text) =>
   [...Array(text.length).keys()].map((at) => `\\u${hex(text.charCodeAt(at), 4)}`).join("");
 
 /** A string as JSON, which is JavaScript, too. */
-export const quoteJson = (text) => JSON.stringify(text).replace(HIDDEN, halves);
+const quoteJson = (text) => JSON.stringify(text).replace(HIDDEN, halves);
 
 /** A string as Python has it: as JSON, but for characters beyond the first plane. */
-export const quotePython = (text) =>
+const quotePython = (text) =>
   JSON.stringify(text).replace(HIDDEN, (seen) => {
     const code = seen.codePointAt(0);
     return code > 0xffff ? `\\U${hex(code, 8)}` : `\\u${hex(code, 4)}`;
   });
 
 /** Within single quotes of a shell. */
-export const quoteShell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+const quoteShell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
 // In a here-document that the shell expands, these three mean something.
 const inHere = (text) => text.replace(/[\\$`]/g, "\\$&");

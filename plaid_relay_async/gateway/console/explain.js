@@ -3,128 +3,127 @@
 import { isPdf, retryAfter, textIn, tokensIn } from "./call.js";
 
 // error_code: [what it means, the way out]
-const CODES = new Map(
-  Object.entries({
-    // The gateway's own.
-    UNAUTHORIZED_KEY: [
-      "The gateway doesn’t know this key.",
-      "Check the key at the top, or ask whoever runs the gateway for one.",
-    ],
-    UNAUTHORIZED_OPERATION: [
-      "This key, or this gateway, isn’t for this operation.",
-      "Use a key that is for it; a report’s owner creates and removes, its partner reads and refreshes.",
-    ],
-    UNAUTHORIZED_CREDENTIALS: [
-      "The gateway lacks the Plaid credentials that this key is bound to.",
-      "Whoever runs the gateway has to give it that set of credentials, or the key another set.",
-    ],
-    PARTNER_NOT_ALLOWED: [
-      "This key may not share with that partner.",
-      "Check secondary_client_id, or ask whoever runs the gateway to let the key name this partner.",
-    ],
-    HOST_NOT_ALLOWED: [
-      "The gateway doesn’t answer to the name in this page’s address.",
-      "Open the page by the address that the gateway printed, or have that name added to the gateway’s.",
-    ],
-    ORIGIN_NOT_ALLOWED: [
-      "The request seems to come from another site’s page.",
-      "Open this page by the gateway’s own address.",
-    ],
-    METHOD_NOT_ALLOWED: ["Operations are called with POST.", "Reload this page; if it stays, report it."],
-    INVALID_HEADERS: [
-      "The gateway can’t take these headers.",
-      "Reload this page; if it stays, something on the way changes headers.",
-    ],
-    INVALID_HTTP: [
-      "The request isn’t well-formed.",
-      "Something on the way changes requests: ask whoever runs it.",
-    ],
-    INTERNAL_ERROR: ["The gateway failed by a bug of its own.", ""],
-    INVALID_BODY: ["The request isn’t a JSON object.", "Reload this page; if it stays, report it."],
-    UNSUPPORTED_MEDIA_TYPE: [
-      "The request isn’t plain JSON.",
-      "Something on the way changes requests: ask whoever runs it.",
-    ],
-    BODY_TOO_LARGE: ["The request has more than 1 MiB.", "Send fewer tokens at once."],
-    BODY_TIMEOUT: ["The request didn’t arrive in time.", "Nothing was carried out: send it again."],
-    BUSY: ["Too much is under way at once.", "Nothing was carried out: wait, and send it again."],
-    RATE_LIMIT: ["There were too many calls.", "Nothing was carried out: wait, and send it again."],
-    UPSTREAM_UNREACHABLE: [
-      "The gateway couldn’t reach Plaid.",
-      "Nothing was sent to Plaid, so it is safe to send it again later.",
-    ],
-    UPSTREAM_LOST: ["The gateway’s connection to Plaid was lost.", ""],
-    UPSTREAM_TIMEOUT: ["Plaid didn’t answer the gateway in time.", ""],
-    // Plaid's.
-    INVALID_API_KEYS: [
-      "Plaid doesn’t accept the gateway’s credentials.",
-      "Whoever runs the gateway has to correct its client id or secret; a secret belongs to one environment.",
-    ],
-    UNAUTHORIZED_ENVIRONMENT: [
-      "These credentials aren’t for this environment.",
-      "Ask Plaid for access, or use the sandbox.",
-    ],
-    UNAUTHORIZED_ROUTE_ACCESS: [
-      "These credentials aren’t for this operation.",
-      "Ask Plaid to enable it for you.",
-    ],
-    INVALID_PRODUCT: ["These credentials aren’t for this product.", "Ask Plaid to enable it for you."],
-    MISSING_FIELDS: ["Fields are missing in the request.", "Fill in those that Plaid names."],
-    UNKNOWN_FIELDS: [
-      "Plaid doesn’t know some fields of the request.",
-      "Reload this page; if it stays, Plaid has changed: report it.",
-    ],
-    INVALID_FIELD: ["Plaid doesn’t accept a value in the request.", "Correct the one that Plaid names."],
-    INVALID_ASSET_REPORT_TOKEN: [
-      "Plaid doesn’t know this report token, or it was removed.",
-      "Check it for missing characters; it belongs to the owner’s credentials and to one environment.",
-    ],
-    INVALID_RELAY_TOKEN: [
-      "This relay token is unknown, was removed, or is another’s.",
-      "Read and refresh with the partner’s key; create and remove with the owner’s.",
-    ],
-    INVALID_ACCESS_TOKEN: [
-      "Plaid doesn’t know this access token, or it was removed.",
-      "Check it; it belongs to one environment.",
-    ],
-    INVALID_PUBLIC_TOKEN: [
-      "Plaid doesn’t know this public token.",
-      "It is good for 30 minutes, and once: create another.",
-    ],
-    PRODUCT_NOT_READY: [
-      "The report is still being generated.",
-      "It takes seconds to a minute: send again in a moment.",
-    ],
-    ASSET_REPORT_GENERATION_FAILED: [
-      "The report couldn’t be generated.",
-      "See causes in the answer, and create a new report.",
-    ],
-    DATA_UNAVAILABLE: [
-      "An Item’s data couldn’t be had.",
-      "See causes in the answer; repair that Item, and create a new report.",
-    ],
-    ITEM_LOGIN_REQUIRED: [
-      "The person has to log in at the bank again.",
-      "Let them go through Link’s update mode.",
-    ],
-    CREDITS_EXHAUSTED: ["The free allocation is used up.", "Waiting won’t help: talk to Plaid."],
-    TRIAL_CONNECTION_LIMIT: ["The trial’s Items are used up.", "Waiting won’t help: talk to Plaid."],
-    PLANNED_MAINTENANCE: [
-      "Plaid is down for maintenance.",
-      "Nothing was carried out. status.plaid.com tells when it is over; then send it again.",
-    ],
-    INTERNAL_SERVER_ERROR: ["Plaid had an error of its own.", ""],
-    SANDBOX_ONLY: ["This operation is there in the sandbox alone.", "Use a gateway to the sandbox."],
-    NOT_FOUND: ["There is no such operation here.", "Reload this page: the gateway may have been updated."],
-  }),
-);
+const CODES = {
+  __proto__: null, // an answer may name anything
+  // The gateway's own.
+  UNAUTHORIZED_KEY: [
+    "The gateway doesn’t know this key.",
+    "Check the key at the top, or ask whoever runs the gateway for one.",
+  ],
+  UNAUTHORIZED_OPERATION: [
+    "This key, or this gateway, isn’t for this operation.",
+    "Use a key that is for it; a report’s owner creates and removes, its partner reads and refreshes.",
+  ],
+  UNAUTHORIZED_CREDENTIALS: [
+    "The gateway lacks the Plaid credentials that this key is bound to.",
+    "Whoever runs the gateway has to give it that set of credentials, or the key another set.",
+  ],
+  PARTNER_NOT_ALLOWED: [
+    "This key may not share with that partner.",
+    "Check secondary_client_id, or ask whoever runs the gateway to let the key name this partner.",
+  ],
+  HOST_NOT_ALLOWED: [
+    "The gateway doesn’t answer to the name in this page’s address.",
+    "Open the page by the address that the gateway printed, or have that name added to the gateway’s.",
+  ],
+  ORIGIN_NOT_ALLOWED: [
+    "The request seems to come from another site’s page.",
+    "Open this page by the gateway’s own address.",
+  ],
+  METHOD_NOT_ALLOWED: ["Operations are called with POST.", "Reload this page; if it stays, report it."],
+  INVALID_HEADERS: [
+    "The gateway can’t take these headers.",
+    "Reload this page; if it stays, something on the way changes headers.",
+  ],
+  INVALID_HTTP: [
+    "The request isn’t well-formed.",
+    "Something on the way changes requests: ask whoever runs it.",
+  ],
+  INTERNAL_ERROR: ["The gateway failed by a bug of its own.", ""],
+  INVALID_BODY: ["The request isn’t a JSON object.", "Reload this page; if it stays, report it."],
+  UNSUPPORTED_MEDIA_TYPE: [
+    "The request isn’t plain JSON.",
+    "Something on the way changes requests: ask whoever runs it.",
+  ],
+  BODY_TOO_LARGE: ["The request has more than 1 MiB.", "Send fewer tokens at once."],
+  BODY_TIMEOUT: ["The request didn’t arrive in time.", "Nothing was carried out: send it again."],
+  BUSY: ["Too much is under way at once.", "Nothing was carried out: wait, and send it again."],
+  RATE_LIMIT: ["There were too many calls.", "Nothing was carried out: wait, and send it again."],
+  UPSTREAM_UNREACHABLE: [
+    "The gateway couldn’t reach Plaid.",
+    "Nothing was sent to Plaid, so it is safe to send it again later.",
+  ],
+  UPSTREAM_LOST: ["The gateway’s connection to Plaid was lost.", ""],
+  UPSTREAM_TIMEOUT: ["Plaid didn’t answer the gateway in time.", ""],
+  // Plaid's.
+  INVALID_API_KEYS: [
+    "Plaid doesn’t accept the gateway’s credentials.",
+    "Whoever runs the gateway has to correct its client id or secret; a secret belongs to one environment.",
+  ],
+  UNAUTHORIZED_ENVIRONMENT: [
+    "These credentials aren’t for this environment.",
+    "Ask Plaid for access, or use the sandbox.",
+  ],
+  UNAUTHORIZED_ROUTE_ACCESS: [
+    "These credentials aren’t for this operation.",
+    "Ask Plaid to enable it for you.",
+  ],
+  INVALID_PRODUCT: ["These credentials aren’t for this product.", "Ask Plaid to enable it for you."],
+  MISSING_FIELDS: ["Fields are missing in the request.", "Fill in those that Plaid names."],
+  UNKNOWN_FIELDS: [
+    "Plaid doesn’t know some fields of the request.",
+    "Reload this page; if it stays, Plaid has changed: report it.",
+  ],
+  INVALID_FIELD: ["Plaid doesn’t accept a value in the request.", "Correct the one that Plaid names."],
+  INVALID_ASSET_REPORT_TOKEN: [
+    "Plaid doesn’t know this report token, or it was removed.",
+    "Check it for missing characters; it belongs to the owner’s credentials and to one environment.",
+  ],
+  INVALID_RELAY_TOKEN: [
+    "This relay token is unknown, was removed, or is another’s.",
+    "Read and refresh with the partner’s key; create and remove with the owner’s.",
+  ],
+  INVALID_ACCESS_TOKEN: [
+    "Plaid doesn’t know this access token, or it was removed.",
+    "Check it; it belongs to one environment.",
+  ],
+  INVALID_PUBLIC_TOKEN: [
+    "Plaid doesn’t know this public token.",
+    "It is good for 30 minutes, and once: create another.",
+  ],
+  PRODUCT_NOT_READY: [
+    "The report is still being generated.",
+    "It takes seconds to a minute: send again in a moment.",
+  ],
+  ASSET_REPORT_GENERATION_FAILED: [
+    "The report couldn’t be generated.",
+    "See causes in the answer, and create a new report.",
+  ],
+  DATA_UNAVAILABLE: [
+    "An Item’s data couldn’t be had.",
+    "See causes in the answer; repair that Item, and create a new report.",
+  ],
+  ITEM_LOGIN_REQUIRED: [
+    "The person has to log in at the bank again.",
+    "Let them go through Link’s update mode.",
+  ],
+  CREDITS_EXHAUSTED: ["The free allocation is used up.", "Waiting won’t help: talk to Plaid."],
+  TRIAL_CONNECTION_LIMIT: ["The trial’s Items are used up.", "Waiting won’t help: talk to Plaid."],
+  PLANNED_MAINTENANCE: [
+    "Plaid is down for maintenance.",
+    "Nothing was carried out. status.plaid.com tells when it is over; then send it again.",
+  ],
+  INTERNAL_SERVER_ERROR: ["Plaid had an error of its own.", ""],
+  SANDBOX_ONLY: ["This operation is there in the sandbox alone.", "Use a gateway to the sandbox."],
+  NOT_FOUND: ["There is no such operation here.", "Reload this page: the gateway may have been updated."],
+};
 const LASTING = new Set(["CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"]);
 const SHARED =
   /^(UNAUTHORIZED_.*|INVALID_API_KEYS|CREDITS_EXHAUSTED|(HOST|ORIGIN)_NOT_ALLOWED|INVALID_ASSET_REPORT_TOKEN|PRODUCT_NOT_READY)$/;
 const SURELY_NOT = new Set(["API_ERROR PLANNED_MAINTENANCE", "GATEWAY_ERROR UPSTREAM_UNREACHABLE"]);
 
 /** What an error means, and the way out: sentences, or nothing for a code that isn't known. */
-export const wayOutOf = (code) => (CODES.get(code) ?? []).join(" ");
+export const wayOutOf = (code) => (CODES[code] ?? []).join(" ");
 
 /** What an operation makes, such as "an access token". */
 export const thingOf = ({ makes }) => `${/^[aeiou]/.test(makes) ? "an" : "a"} ${makes}`;
@@ -160,7 +159,7 @@ function hasWhatItShould(operation, reply) {
  */
 export function explain(operation, reply) {
   const ending = endingOf(operation, reply);
-  const [meaning, way] = CODES.get(textIn(reply, "error_code")) ?? ["", ""];
+  const [meaning, way] = CODES[textIn(reply, "error_code")] ?? ["", ""];
   if (ending === "done") return { kind: "done", ...whatWasDone(operation, reply) };
   if (ending === "unknown") return unsure(operation, reply, meaning || whatCame(reply));
   if (reply.redirected) {

@@ -168,6 +168,13 @@ def consoles(browser: Browser) -> Callable[..., contextlib.AbstractAsyncContextM
     return partial(console, browser)
 
 
+@pytest_asyncio.fixture(loop_scope="session", scope="session")
+async def modules(browser: Browser) -> AsyncIterator[Page]:
+    """A page whose modules can be imported, for what they do without the page; all tests share it."""
+    async with console(browser) as opened:
+        yield await opened.open()
+
+
 @pytest_asyncio.fixture(loop_scope="session")
 async def shown(browser: Browser) -> AsyncIterator[Console]:
     """A console on a wide screen."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 
-import pytest
 from recorder import Recorder
 
 from plaid_relay_async.simulator import Fault
@@ -35,7 +34,7 @@ async def test_a_call_is_answered(shown):
     """A creation is sent as filled in; the answer is shown with its status, time and request id."""
     await ready(shown)
     await shown.fill(webhook="https://lender.example/relay")
-    assert await shown.send() == "Made"
+    assert await shown.send() == "Created"
     [entry] = shown.plaid.ledger
     assert entry["secondary_client_id"] == "partner"
     assert entry["client_id"] == "owner"
@@ -43,7 +42,7 @@ async def test_a_call_is_answered(shown):
     assert (told["Status"], told["Request id"]) == ("200", entry["request_id"])
     assert re.fullmatch(r"\d+ ms", told["Time"])
     assert await shown.page.locator("#said").inner_text() == (
-        "Made. Status 200. Its token is among those in hand, below."
+        "Created. Status 200. Its token is among those in hand, below."
     )
 
 
@@ -59,10 +58,10 @@ async def test_a_token_of_an_answer_goes_into_the_next_call(shown):
     assert await page.locator("#input-relay_token").input_value() == relay_token
     assert await shown.send() == "Read"
     assert '"report"' in await page.locator("#answer pre").inner_text()
-    await hand.get_by_role("button", name="Have it made anew").click()
-    assert await shown.send() == "Made"
+    await hand.get_by_role("button", name="Refresh a shared report").click()
+    assert await shown.send() == "Created"
     await page.locator("#key").fill(shown.keys["owner"])
-    await hand.get_by_role("button", name="Take it back").click()
+    await hand.get_by_role("button", name="Stop sharing").click()
     assert await shown.send() == "Removed"
     assert shown.plaid.ledger[0]["removed"]
     assert not await hand.is_visible()
@@ -88,7 +87,7 @@ async def test_a_pdf_is_saved(shown):
     page = await ready(shown)
     await shown.send()
     await page.locator("#key").fill(shown.keys["partner"])
-    await page.locator("#hand").get_by_role("button", name="Read it as a PDF").click()
+    await page.locator("#hand").get_by_role("button", name="Shared report as PDF").click()
     assert await shown.send() == "Read"
     link = page.locator("#answer a")
     assert re.fullmatch(r"Save the PDF \([\d.]+ (bytes|kB)\)", await link.inner_text())
@@ -102,7 +101,7 @@ async def test_a_pdf_is_saved(shown):
 
 ERRORS = [
     # what goes wrong, status, headline, what the page says of the way out
-    ({"status": 400}, "400", "Not carried out", "Mend the one that the message names"),
+    ({"status": 400}, "400", "Not carried out", "Correct the one that Plaid names"),
     (
         {"status": 400, "body": {"error_code": "INVALID_API_KEYS"}},
         "400",
@@ -116,14 +115,14 @@ ERRORS = [
         "Not carried out",
         "send again in a moment",
     ),
-    ({"status": 429, "headers": {"Retry-After": "7"}}, "429", "it may pass later", "Wait 7 s"),
+    ({"status": 429, "headers": {"Retry-After": "7"}}, "429", "it may work later", "Wait 7 s"),
     (
         {"status": 429, "body": {"error_code": "CREDITS_EXHAUSTED"}},
         "429",
         "Not carried out",
         "Waiting won’t help",
     ),
-    ({"status": 503}, "503", "it may pass later", "status.plaid.com"),
+    ({"status": 503}, "503", "it may work later", "status.plaid.com"),
     ({"status": 500, "when": "after"}, "500", "Unknown", "A relay token may exist that nobody holds"),
     ({"status": 502, "body": "<h1>bad gateway</h1>"}, "502", "Unknown", "may exist that nobody holds"),
     ({"truncate": 10}, "200", "Unknown", "The answer broke off."),
@@ -139,41 +138,58 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "status", "headline", "way"), ERRORS, ids=lambda value: str(value)[:50])
-async def test_an_error_is_explained(shown, fault, status, headline, way):
+async def test_each_error_is_explained(shown):
     """Of each error the page says whether anything was done, and the way out; it is sent once and no more."""
+    page = await ready(shown)
+    for number, (fault, status, headline, way) in enumerate(ERRORS, 1):
+        await shown.fill(secondary_client_id=f"partner-{number}")
+        shown.plaid.fail(Fault(**fault, times=1))
+        assert headline in await shown.send(), fault
+        assert way in await verdict(shown), fault
+        assert (await facts(shown))["Status"] == status, fault
+        assert shown.plaid.counts[CREATE] == number, fault
+        assert page.url == f"{shown.gateway.url}/"
+
+
+async def test_an_answer_of_anything_is_shown(shown):
+    """Names that every object has, and values of another type, are an answer like others: nothing breaks."""
     await ready(shown)
-    shown.plaid.fail(Fault(**fault))
-    assert headline in await shown.send()
-    assert way in await verdict(shown)
-    assert (await facts(shown))["Status"] == status
-    assert shown.plaid.counts[CREATE] == 1
+    for number, odd in enumerate(("constructor", "__proto__", "toString", 5, ["a,b"], {"a": '"'}, None)):
+        await shown.fill(secondary_client_id=f"partner-{number}")
+        body = dict.fromkeys(
+            ("error_type", "error_code", "error_message", "suggested_action", "request_id"), odd
+        )
+        shown.plaid.fail(Fault(status=400, body=body, times=1))
+        assert await shown.send() == "Not carried out", odd
+        assert (await facts(shown))["Status"] == "400", odd
 
 
 REFUSED = [
-    ("wrong", {}, "401", "doesn’t know this key"),
-    ("bound", {"secondary_client_id": "somebody-else"}, "403", "may not share with that partner"),
-    ("reader", {}, "403", "isn’t for this operation"),
-    ("lost", {}, "403", "lacks the Plaid credentials"),
+    # caller, its partner, status, what the page says
+    ("wrong", "partner", "401", "doesn’t know this key"),
+    ("bound", "somebody-else", "403", "may not share with that partner"),
+    ("reader", "partner", "403", "isn’t for this operation"),
+    ("lost", "partner", "403", "lacks the Plaid credentials"),
 ]
 
 
-@pytest.mark.parametrize(("caller", "inputs", "status", "said"), REFUSED, ids=lambda value: str(value)[:20])
-async def test_a_refusal_of_the_gateway_is_explained(shown, caller, inputs, status, said):
+async def test_each_refusal_of_the_gateway_is_explained(shown):
     """What the gateway refuses by itself is told with the way out, and nothing reached Plaid."""
+    page = await ready(shown)
     shown.keys["wrong"] = "plaid-gateway-unknown"
-    await ready(shown, caller)
-    await shown.fill(**inputs)
-    assert await shown.send() == "Not carried out"
-    assert said in await verdict(shown)
-    assert (await facts(shown))["Status"] == status
+    for caller, partner, status, said in REFUSED:
+        await page.locator("#key").fill(shown.keys[caller])
+        await shown.fill(secondary_client_id=partner)
+        assert await shown.send() == "Not carried out"
+        assert said in await verdict(shown)
+        assert (await facts(shown))["Status"] == status
     assert shown.plaid.counts[CREATE] == 0
 
 
 async def test_the_gateways_own_rate_says_how_long_to_wait(shown):
     """A key whose rate is used up is told the seconds."""
     await ready(shown, "hasty")
-    assert await shown.send() == "Made"
+    assert await shown.send() == "Created"
     await shown.fill(secondary_client_id="another")
     assert "later" in await shown.send()
     assert re.search(r"Wait \d+ s before the next call", await verdict(shown))
@@ -188,21 +204,21 @@ async def test_a_report_that_is_not_ready_is_to_be_asked_for_again(shown):
     assert "send again in a moment" in await verdict(shown)
 
 
-@pytest.mark.parametrize(
-    ("path", "headline", "said"),
-    [
-        (GET, "Lost", "safe to send it again"),
-        (REMOVE, "Nobody can tell", "safe to send it again"),
-        (REFRESH, "Unknown", "A report may exist"),
-    ],
-)
-async def test_what_a_lost_answer_means_depends_on_the_operation(shown, path, headline, said):
+LOST = [
+    (GET, "Lost", "safe to send it again"),
+    (REMOVE, "Nobody can tell", "safe to send it again"),
+    (REFRESH, "Unknown", "A report may exist"),
+]
+
+
+async def test_what_a_lost_answer_means_depends_on_the_operation(shown):
     """A lost read or removal may be sent again; of a lost refresh nobody can tell."""
     await shown.open("owner", relay_token="credit-relay-sandbox-canary")
-    await shown.choose(path)
     shown.plaid.fail(Fault(status=500))
-    assert headline in await shown.send()
-    assert said in await verdict(shown)
+    for path, headline, said in LOST:
+        await shown.choose(path)
+        assert headline in await shown.send()
+        assert said in await verdict(shown)
 
 
 async def test_a_token_in_an_answer_that_broke_off_is_kept(consoles):
@@ -212,7 +228,7 @@ async def test_a_token_in_an_answer_that_broke_off_is_kept(consoles):
         upstream.says = lambda _: [head + b'{"relay_token": "credit-relay-sandbox-canary",', b' "request_']
         upstream.then, upstream.pause = "close", 0.3
         page = await ready(shown)
-        assert await shown.send() == "Made"
+        assert await shown.send() == "Created"
         assert "broke off, but the token had arrived" in await verdict(shown)
         assert await facts(shown) | {"Time": ""} == {"Status": "200", "Time": "", "Request id": "none"}
         hand = page.locator("#hand")
@@ -247,13 +263,13 @@ async def test_an_unknown_creation_is_not_sent_again_unasked(shown):
     assert shown.plaid.counts[CREATE] == 1
     await page.locator("#send").click()
     await dialog.get_by_role("button", name="Send again").click()
-    await page.locator("#answer .title", has_text="Made").wait_for()
+    await page.locator("#answer .title", has_text="Created").wait_for()
     assert shown.plaid.counts[CREATE] == 2
     await page.locator("#send").click()
     assert "has made a relay token on this page already" in await dialog.inner_text()
     await dialog.get_by_role("button", name="Don’t").click()
     await shown.fill(secondary_client_id="another")
-    assert await shown.send() == "Made"
+    assert await shown.send() == "Created"
 
 
 async def test_nothing_is_sent_while_something_is_wrong(shown):
@@ -263,23 +279,22 @@ async def test_nothing_is_sent_while_something_is_wrong(shown):
     await page.locator("#send").click()
     assert await page.evaluate("document.activeElement.id") == "key"
     await page.locator("#key").fill("a key")
-    assert "white space" in await page.locator("#key-wrong").inner_text()
+    assert "has a space" in await page.locator("#key-wrong").inner_text()
     await page.locator("#key").fill(shown.keys["owner"])
     await shown.fill(webhook="ftp://x")
     assert "must be an http(s) URL" in await page.locator("#input-webhook-wrong").inner_text()
     await page.locator("#send").click()
     assert await page.evaluate("document.activeElement.id") == "input-report_tokens"
     told = await page.locator("#said").inner_text()
-    assert told == "Not sent: mend report_tokens, secondary_client_id, webhook"
+    assert told == "Not sent: correct report_tokens, secondary_client_id, webhook"
     assert await page.locator("#input-webhook").get_attribute("aria-invalid") == "true"
     assert not shown.plaid.requests
 
 
-async def test_numbers_of_an_answer_stay_as_they_came(shown):
+async def test_numbers_of_an_answer_stay_as_they_came(modules):
     """An answer is laid out without a change to any number or string in it: money is decimal."""
-    await shown.open()
     raw = r'{"a":[1.10,-0.0,1e400,123456789012345678901,"x{,}:\" ",{},[]],"b":{"c":null,"d":true}}'
-    laid = await shown.page.evaluate("(raw) => import('/console/render.js').then((m) => m.laidOut(raw))", raw)
+    laid = await modules.evaluate("(raw) => import('/console/render.js').then((m) => m.laidOut(raw))", raw)
     assert laid.splitlines()[:3] == ["{", '  "a": [', "    1.10,"]
     assert json.loads(laid, parse_float=str, parse_int=str) == json.loads(raw, parse_float=str, parse_int=str)
 
@@ -302,15 +317,15 @@ async def test_a_whole_sandbox_run_works_by_hand(shown):
     page = await shown.open("owner")
     hand = page.locator("#hand")
     await shown.choose("/sandbox/public_token/create")
-    assert await shown.send() == "Made"
+    assert await shown.send() == "Created"
     await hand.get_by_role("button", name="Exchange a public token").click()
-    assert await shown.send() == "Made"
-    await hand.get_by_role("button", name="Have a report made").click()
+    assert await shown.send() == "Created"
+    await hand.get_by_role("button", name="Create a report").click()
     await shown.fill(days_requested="60")
-    assert await shown.send() == "Made"
+    assert await shown.send() == "Created"
     await hand.get_by_role("button", name="Share a report", exact=True).click()
     await shown.fill(secondary_client_id="partner")
-    assert await shown.send() == "Made"
+    assert await shown.send() == "Created"
     assert shown.plaid.ledger[0]["secondary_client_id"] == "partner"
 
 

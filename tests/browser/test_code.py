@@ -86,9 +86,9 @@ async def run(*command: str, cwd, env=None) -> str:
     return written.decode()
 
 
-async def snippets(shown, language, path, inputs, address):
+async def snippets(modules, language, path, inputs, address):
     """The code for each of some inputs, as the page writes it."""
-    return await shown.page.evaluate(
+    return await modules.evaluate(
         """async ([language, path, inputs, address]) => {
           const { snippet } = await import('/console/snippets.js');
           const { operationOf } = await import('/console/operations.js');
@@ -108,7 +108,7 @@ def tool(name: str) -> str:
 
 async def run_code(language: str, codes: list[str], folder) -> str:
     """Run each piece of code as a person would, from a file in a folder of its own."""
-    ending = {"python": "py", "bulk": "py", "curl": "sh", "typescript": "mjs"}[language]
+    ending = {"python": "py", "bulk": "py", "curl": "sh", "typescript": "mts"}[language]
     names = []
     for number, code in enumerate(codes):
         file = folder / str(number) / f"shown.{ending}"
@@ -132,12 +132,11 @@ async def run_code(language: str, codes: list[str], folder) -> str:
 
 
 @pytest.mark.parametrize("language", ["python", "curl", "typescript"])
-async def test_any_text_survives_in_the_code(shown, language, tmp_path):
+async def test_any_text_survives_in_the_code(modules, language, tmp_path):
     """Quotes, dollars, line breaks, and what can't be seen arrive in the request as they were filled in."""
-    await shown.open()
     inputs = [{"reason_code": "OTHER", "reason_note": text} for text in NASTY]
     async with Recorder() as upstream:
-        codes = await snippets(shown, language, "/item/remove", inputs, upstream.url)
+        codes = await snippets(modules, language, "/item/remove", inputs, upstream.url)
         assert not any(set("\x00\x1b\x7f\u202e\u2066\u2028\ufeff") & set(code) for code in codes)
         told = await run_code(language, codes, tmp_path)
         notes = [upstream.body(number)["reason_note"] for number in range(len(upstream.requests))]
@@ -148,9 +147,8 @@ async def test_any_text_survives_in_the_code(shown, language, tmp_path):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_the_code_of_every_operation_asks_for_the_same(shown, language, tmp_path):
+async def test_the_code_of_every_operation_asks_for_the_same(modules, language, tmp_path):
     """For each operation the code sends what the page itself would send, with tokens of the environment."""
-    await shown.open()
     filled = {
         "secondary_client_id": "partner's",
         "webhook": "https://lender.example/?a=1&b=$2",
@@ -165,7 +163,7 @@ async def test_the_code_of_every_operation_asks_for_the_same(shown, language, tm
     }
     async with Recorder() as upstream:
         upstream.says = answer_of
-        codes = {path: (await snippets(shown, language, path, [filled], upstream.url))[0] for path in KNOWN}
+        codes = {path: (await snippets(modules, language, path, [filled], upstream.url))[0] for path in KNOWN}
         for path in [path for path, code in codes.items() if code is None]:
             assert not path.startswith("/credit/relay")
             del codes[path]
@@ -174,7 +172,7 @@ async def test_the_code_of_every_operation_asks_for_the_same(shown, language, tm
             (each.split(b" ")[1].decode(), upstream.body(at)) for at, each in enumerate(upstream.requests)
         ]
     for path in codes:
-        body = await body_of(shown, path, filled)
+        body = await body_of(modules, path, filled)
         asked = [without_false(each) for to, each in sent if to == path]
         if language == "bulk" and "relay_token" in body:
             assert sorted(asked, key=str) == [
@@ -193,9 +191,23 @@ def without_false(body):
     return {name: value for name, value in body.items() if value is not False}
 
 
-async def body_of(shown, path, filled):
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+async def test_curl_writes_no_answer_over_another(modules, shell, tmp_path):
+    """Where an answer lies already nothing is sent: it may be all that there is of a token."""
+    kept = tmp_path / "answer.json"
+    async with Recorder() as upstream:
+        [code] = await snippets(modules, "curl", "/credit/relay/create", [{}], upstream.url)
+        await run(tool(shell), "-c", code, cwd=tmp_path)
+        answer = kept.read_bytes()
+        with pytest.raises(AssertionError, match=r"answer\.json"):
+            await run(tool(shell), "-c", code, cwd=tmp_path)
+        assert len(upstream.requests) == 1
+    assert kept.read_bytes() == answer
+
+
+async def body_of(modules, path, filled):
     """What the page itself would send."""
-    return await shown.page.evaluate(
+    return await modules.evaluate(
         """async ([path, filled, tokens]) => {
           const { bodyOf, valueOf } = await import('/console/request.js');
           const { operationOf } = await import('/console/operations.js');
@@ -305,8 +317,9 @@ async def test_the_python_code_runs_in_a_fresh_environment(shown, tmp_path, requ
     code = await shown.code("python")
     bulk = await shown.code("bulk")
     python = tmp_path / "venv" / "bin" / "python"
-    await run(sys.executable, "-m", "venv", str(tmp_path / "venv"), cwd=tmp_path)
-    await run(str(python), "-m", "pip", "install", "--quiet", str(request.config.rootpath), cwd=tmp_path)
+    await run(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv"), cwd=tmp_path)
+    pip = (sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile")
+    await run(*pip, str(request.config.rootpath), cwd=tmp_path)
     given = {"PLAID_GATEWAY_KEY": shown.keys["owner"], "REPORT_TOKEN": token}
     for number, each in enumerate((code, bulk)):
         file = tmp_path / f"shown{number}.py"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-import json
 import re
 import time
 
 import pytest
 
 from plaid_relay_async.cli.output import COLUMNS
+from plaid_relay_async.codec.answers import retry_after
 from plaid_relay_async.simulator import Fault
 
 CREATE = "/credit/relay/create"
@@ -56,7 +56,7 @@ LISTS = [
     (
         "secondary_client_id\na\nb c\n\u200bd\n",
         1,
-        ["Line 3: secondary_client_id holds white", "Line 4: secondary_client_id holds"],
+        ["Line 3: secondary_client_id has a space", "Line 4: secondary_client_id has"],
     ),
     (
         "secondary_client_id,webhook\na,ftp://x\n,https://x.example\n",
@@ -89,7 +89,7 @@ async def test_a_run_needs_a_list_without_problems_or_leave_to_pass_over_them(sh
     """Lines that are wrong keep the run from starting, unless they are left out in so many words."""
     page = await ready(shown, "a\nb c\na\nd\n")
     await page.locator("#many-run").click()
-    assert "Mend the lines" in await page.locator("#many-wrong").inner_text()
+    assert "Correct the lines" in await page.locator("#many-wrong").inner_text()
     assert not shown.plaid.requests
     await page.locator("#leave-out").check()
     assert await run(shown) == "2 of 2: 2 created, 0 failed, 0 unknown"
@@ -163,13 +163,13 @@ async def test_a_row_has_its_own_webhook_or_that_of_all(shown):
 
 async def test_a_run_waits_as_long_as_it_is_told(shown):
     """After a 429 all wait for Retry-After, say so, and repeat what was refused: all get their token."""
-    shown.plaid.fail(Fault(status=429, headers={"Retry-After": "2"}, times=3))
+    shown.plaid.fail(Fault(status=429, headers={"Retry-After": "1"}, times=3))
     page = await ready(shown, partners(20))
     begun = time.monotonic()
     await page.locator("#many-run").click()
-    await page.locator("#pause", has_text="goes on in 2 s").wait_for()
+    await page.locator("#pause", has_text="goes on in 1 s").wait_for()
     await page.locator("#many-download:enabled").wait_for()
-    assert time.monotonic() - begun >= 2
+    assert time.monotonic() - begun >= 1
     assert await page.locator("#progress").inner_text() == "20 of 20: 20 created, 0 failed, 0 unknown"
     rows = await download(shown)
     assert sorted(row["attempts"] for row in rows) == ["1"] * 17 + ["2"] * 3
@@ -193,9 +193,16 @@ async def test_a_pause_that_is_too_long_ends_the_run(shown):
     assert "pauses that are asked for are too long" in await page.locator("#verdict").inner_text()
 
 
-@pytest.mark.parametrize(("caller", "code"), [("wrong", "UNAUTHORIZED_KEY"), ("owner", "INVALID_API_KEYS")])
-async def test_an_error_that_all_would_meet_stops_the_run(shown, caller, code):
-    """A key that isn't known, or credentials that Plaid refuses, don't make five hundred errors."""
+@pytest.mark.parametrize(
+    ("caller", "code", "way"),
+    [
+        ("wrong", "UNAUTHORIZED_KEY", "Check the key at the top"),
+        ("owner", "INVALID_API_KEYS", "Whoever runs the gateway"),
+        ("owner", "PRODUCT_NOT_READY", "send again in a moment"),
+    ],
+)
+async def test_an_error_that_all_would_meet_stops_the_run(shown, caller, code, way):
+    """A key that isn't known, or credentials or a report that Plaid refuses, don't make five hundred errors."""
     shown.keys["wrong"] = "plaid-gateway-unknown"
     shown.plaid.fail(Fault(status=400, body={"error_code": code}))
     page = await ready(shown, partners(500), caller)
@@ -206,6 +213,7 @@ async def test_an_error_that_all_would_meet_stops_the_run(shown, caller, code):
     assert {row["error_code"] for row in failed} == {code}
     assert {row["outcome"] for row in rows} == {"failed", "not_attempted"}
     assert code in await page.locator("#verdict").inner_text()
+    assert way in await page.locator("#verdict").inner_text()
 
 
 async def test_a_gateway_that_has_gone_stops_the_run(shown):
@@ -224,7 +232,7 @@ async def test_a_gateway_that_has_gone_stops_the_run(shown):
 
 async def test_stop_waits_for_what_is_in_flight(shown):
     """After Stop nothing more is sent, what is in flight gets its outcome, and the rest was not attempted."""
-    shown.plaid.fail(Fault(latency=1))
+    shown.plaid.fail(Fault(latency=0.5))
     page = await ready(shown, partners(300))
     await page.locator("#many-run").click()
     while await page.evaluate("document.querySelector('#bar').value") < 6:
@@ -308,7 +316,7 @@ async def test_no_cell_of_the_file_is_a_formula(shown):
 async def test_ten_thousand_rows_are_not_all_drawn(shown):
     """A list of ten thousand is checked and run; the page draws a hundred of its rows at a time."""
     page = await ready(shown, partners(10_000) + "a b\n" * 1_000)
-    await page.locator("#partners-count", has_text="10,000 partners, 1,000 lines to mend").wait_for()
+    await page.locator("#partners-count", has_text="10,000 partners, 1,000 lines to correct").wait_for()
     assert await page.locator(".problems li").count() == 51
     await page.locator("#leave-out").check()
     shown.plaid.fail(Fault(status=400, body={"error_code": "INVALID_API_KEYS"}))
@@ -318,20 +326,46 @@ async def test_ten_thousand_rows_are_not_all_drawn(shown):
     assert len(await download(shown)) == 10_000
 
 
-async def test_a_date_of_a_pause_is_held_against_the_servers_clock(shown):
-    """Retry-After may be seconds or a date; a date counts from the answer's own."""
-    await shown.open()
-    read = await shown.page.evaluate(
+async def test_a_delay_is_read_as_the_client_reads_it(modules):
+    """Retry-After may be seconds or a date, which counts from the answer's own; rounded up, it is the client's."""
+    date = "Wed, 21 Oct 2026 07:28:00 GMT"
+    said = [
+        "7",
+        "7.2",
+        "0",
+        "-5",
+        "7 s",
+        "soon",
+        "5 May",
+        "2126-10-21",
+        "",
+        "Wed, 21 Oct 2026 07:28:30 GMT",
+        "Wednesday, 21-Oct-26 07:28:30 GMT",
+        "Wed Oct 21 07:28:30 2026",
+    ]
+    answers = [{"Retry-After": each, "Date": date} for each in said]
+    answers += [{"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, {}]
+    read = await modules.evaluate(
         """async (all) => {
           const { retryAfter } = await import('/console/call.js');
           return all.map((headers) => retryAfter(new Headers(headers)));
         }""",
-        json.loads("""[
-          {"Retry-After": "7"},
-          {"Retry-After": "Wed, 21 Oct 2026 07:28:30 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"},
-          {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"},
-          {"Retry-After": "soon"},
-          {}
-        ]"""),
+        answers,
     )
-    assert read == [7, 30, 0, None, None]
+    assert read == [retry_after(each) for each in answers]
+
+
+async def test_an_answer_of_anything_has_its_outcome(shown):
+    """An answer with values of another type is refused like others, and can be listed and run again; the file is whole."""
+    odd = {"error_code": ["constructor"], "error_type": 5, "request_id": {"a": ","}}
+    shown.plaid.fail(Fault(secondary_client_id="a", status=400, body=odd, times=1))
+    page = await ready(shown, "secondary_client_id,webhook\na,https://lender.example/\nb,\n")
+    assert await run(shown) == "2 of 2: 1 created, 1 failed, 0 unknown"
+    failed, created = await download(shown)
+    assert failed["error_code"] == "status 400"
+    assert created["relay_token"] == shown.plaid.ledger[0]["relay_token"]
+    await page.get_by_role("button", name="List those without a token again (1)").click()
+    left = await page.locator("#partners").input_value()
+    assert left == "secondary_client_id,webhook\na,https://lender.example/\n"
+    assert await run(shown) == "1 of 1: 1 created, 0 failed, 0 unknown"
+    assert [entry["secondary_client_id"] for entry in shown.plaid.ledger] == ["b", "a"]

@@ -17,10 +17,9 @@ from plaid_relay_async.gateway.refusals import REASONS
 OPERATIONS = "import('/console/operations.js').then((module) => module.OPERATIONS)"
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def operations(shown):
-    await shown.open()
-    return await shown.page.evaluate(OPERATIONS)
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
+async def operations(modules):
+    return await modules.evaluate(OPERATIONS)
 
 
 async def test_the_page_has_every_operation(operations):
@@ -116,11 +115,11 @@ VALUES = [
 ]
 
 
-async def test_what_passes_on_the_page_passes_the_records(shown, operations):
+async def test_what_passes_on_the_page_passes_the_records(modules, operations):
     """An input's check takes what the request's record takes, and refuses what that refuses."""
     records = {endpoint.path: endpoint.request for endpoint in ENDPOINTS}
     chosen = [o for o in operations if o["path"] in {"/credit/relay/create", "/asset_report/refresh"}]
-    verdicts = await shown.page.evaluate(
+    verdicts = await modules.evaluate(
         """async ([chosen, values]) => {
           const { problemWith } = await import('/console/checks.js');
           const of = (input) => Object.fromEntries(values.map((value) => [value, problemWith(input, value)]));
@@ -151,10 +150,9 @@ def accepted(record, operation, asked, value):
     return True
 
 
-async def test_every_refusal_of_the_gateway_is_explained(shown):
+async def test_every_refusal_of_the_gateway_is_explained(modules):
     """The page has words of its own for each answer that the gateway may give by itself."""
-    await shown.open()
-    told = await shown.page.evaluate(
+    told = await modules.evaluate(
         """async (reasons) => {
           const { explain } = await import('/console/explain.js');
           const { operationOf } = await import('/console/operations.js');
@@ -187,10 +185,9 @@ ANSWERS = [
 ]
 
 
-async def test_the_page_reads_an_answer_as_the_client_does(shown):
+async def test_the_page_reads_an_answer_as_the_client_does(modules):
     """Whether something was carried out follows from status, type and code as for the package's client."""
-    await shown.open()
-    endings = await shown.page.evaluate(
+    endings = await modules.evaluate(
         """async (answers) => {
           const { endingOf } = await import('/console/explain.js');
           const { operationOf } = await import('/console/operations.js');

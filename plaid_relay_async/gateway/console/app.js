@@ -1,13 +1,13 @@
-// The page: its connection, its operations, and which of them is shown.
+// The page: what it begins with, its operations, and which of them is shown.
 
-import { problemWithAddress, problemWithKey } from "./checks.js";
-import { byId, h, secretField } from "./dom.js";
+import * as connection from "./connection.js";
+import { byId, h } from "./dom.js";
 import * as many from "./many.js";
 import * as one from "./one.js";
 import { OPERATIONS, operationOf } from "./operations.js";
 import { LANGUAGES } from "./snippets.js";
-import { addressOf, save, state } from "./state.js";
-import { forgetKey, keepKey, recall, recallKey, takeFromAddress } from "./storage.js";
+import { save, state } from "./state.js";
+import { recall, recallKey, takeFromAddress } from "./storage.js";
 
 const RELAY = OPERATIONS.filter(({ group }) => group === "Relay").map(({ path }) => path);
 const SECRETS = { report_token: "REPORT_TOKEN", relay_token: "RELAY_TOKEN" };
@@ -18,56 +18,18 @@ async function settings() {
     const { environment, operations, version } = await response.json();
     return { environment, operations: operations ?? RELAY, version };
   } catch {
-    return { environment: null, operations: RELAY, version: null };
+    return { environment: undefined, operations: RELAY, version: null };
   }
 }
 
-function prepareConnection() {
-  const { field, whole } = secretField({ id: "key", "aria-describedby": "key-hint key-wrong" }, "the key");
-  byId("key-here").append(whole);
-  field.value = state.key;
-  let touched = false;
-  const mark = () => marked(field, byId("key-wrong"), touched && problemWithKey(state.key), "The key");
-  field.addEventListener("input", () => {
-    touched = true;
-    state.key = field.value.trim();
-    if (byId("remember").checked) keepKey(state.key);
-    mark();
-  });
-  // Also asked for by Send, when it is empty.
-  field.addEventListener("blur", (event) => {
-    touched ||= !event.isTrusted || Boolean(field.value);
-    mark();
-  });
-  byId("remember").checked = recallKey() !== null;
-  byId("remember").addEventListener("change", ({ target }) =>
-    target.checked ? keepKey(state.key) : forgetKey(),
-  );
-  prepareAddress();
-}
-
-function prepareAddress() {
-  const field = byId("address");
-  byId("own").textContent = location.origin;
-  field.placeholder = location.origin;
-  field.value = addressOf();
-  field.addEventListener("input", () => {
-    state.address = field.value.trim();
-    marked(field, byId("address-wrong"), problemWithAddress(addressOf()), "The address");
-    save();
-    one.showCode();
-  });
-}
-
-export function marked(field, line, problem, name) {
-  field.setAttribute("aria-invalid", String(Boolean(problem)));
-  line.hidden = !problem;
-  line.textContent = problem ? `${name} ${problem}` : "";
-}
-
 function prepareNavigation() {
+  const narrow = matchMedia("(max-width: 55rem)"); // as in the style: the operations are above the form then
+  const go = (path) => {
+    show(path);
+    if (narrow.matches) byId("work").scrollIntoView();
+  };
   const entry = (path, title) =>
-    h("button", { type: "button", "data-path": path, onclick: () => show(path) }, title);
+    h("button", { type: "button", "data-path": path, onclick: () => go(path) }, title);
   const groups = new Map();
   for (const { group, path, title } of state.served) {
     if (!groups.has(group)) {
@@ -80,7 +42,7 @@ function prepareNavigation() {
   byId("operations").replaceChildren(...groups.values());
 }
 
-export function show(path) {
+function show(path) {
   state.path = path;
   save();
   for (const entry of byId("operations").querySelectorAll("button")) {
@@ -112,12 +74,11 @@ async function start() {
     language,
   });
   bring();
-  prepareConnection();
+  connection.prepare(one.showCode);
   const { environment, operations, version } = await settings();
   state.served = OPERATIONS.filter(({ path }) => operations.includes(path));
-  byId("environment").hidden = !environment;
-  byId("environment").textContent = environment ?? "";
-  byId("environment").classList.toggle("production", environment === "production");
+  state.environment = environment;
+  connection.showEnvironment();
   byId("version").textContent = version ? `plaid_relay_async ${version}` : "";
   prepareNavigation();
   one.prepare(show);
@@ -134,7 +95,7 @@ async function start() {
 
 window.addEventListener("hashchange", () => {
   if (!bring()) return;
-  byId("key").value = state.key;
+  connection.showKey();
   show(state.path);
 });
 window.addEventListener("beforeunload", (event) => {

@@ -1,10 +1,11 @@
 // Creates relay tokens for a list of partners, a few at a time. No DOM here.
 
-import { requestIdOf, retryAfter, send, tokensIn } from "./call.js";
+import { requestIdOf, retryAfter, send, textIn, tokensIn } from "./call.js";
 import { concernsEveryone, endingOf } from "./explain.js";
 import { operationOf } from "./operations.js";
 
 const CREATE = operationOf("/credit/relay/create");
+const PATIENCE = 10_000; // milliseconds, for a gateway to say that it is there
 const LONGEST_PAUSE = 300; // seconds, all pauses without one success between
 
 /** One partner, and what became of it: waiting, in flight, created, failed, unknown, not_attempted. */
@@ -105,11 +106,12 @@ export class Run {
   // A gateway that has gone would make an unknown of every row that is left.
   async goOnAfter(reply) {
     if (reply.status !== null || this.stopping) return;
-    const alive = await fetch("/healthz", { cache: "no-store" }).then(
+    const signal = AbortSignal.any([this.waiting.signal, AbortSignal.timeout(PATIENCE)]);
+    const alive = await fetch("/healthz", { cache: "no-store", signal }).then(
       ({ ok }) => ok,
       () => false,
     );
-    if (!alive) this.stop("the gateway doesn’t answer any more");
+    if (!alive && !this.stopping) this.stop("the gateway doesn’t answer any more");
   }
 
   // Waits until no pause is in force; false if the run stops first.
@@ -122,7 +124,7 @@ export class Run {
   conclude(row, reply) {
     const ending = endingOf(CREATE, reply);
     row.requestId = requestIdOf(reply);
-    row.errorCode = ending === "done" ? null : (reply.json?.error_code ?? codeOf(reply));
+    row.errorCode = ending === "done" ? null : (textIn(reply, "error_code") ?? codeOf(reply));
     if (ending === "later") return this.postpone(row, reply);
     if (ending === "done") {
       row.relayToken = tokensIn(reply).relay_token;

@@ -66,23 +66,34 @@ function readJson({ bytes, headers }) {
 
 export const isPdf = (reply) => reply.headers.get("Content-Type")?.startsWith("application/pdf") ?? false;
 
+/** A text of an answer's JSON by its name, or null where there is none, or something else than a text. */
+export function textIn(reply, name) {
+  const value = reply.json?.[name];
+  return typeof value === "string" ? value : null;
+}
+
 export const requestIdOf = (reply) =>
-  reply.json?.request_id ?? reply.headers.get("Plaid-Request-ID") ?? reply.headers.get("X-Request-ID");
+  textIn(reply, "request_id") ?? reply.headers.get("Plaid-Request-ID") ?? reply.headers.get("X-Request-ID");
 
 /** The tokens in an answer by name, also in one that broke off. */
 export function tokensIn(reply) {
   const found = Object.fromEntries([...reply.text.matchAll(TOKEN)].map(([, name, value]) => [name, value]));
-  for (const name of NAMES)
-    if (reply.json?.[name] && typeof reply.json[name] === "string") found[name] = reply.json[name];
+  for (const name of NAMES) if (textIn(reply, name)) found[name] = textIn(reply, name);
   return found;
+}
+
+// A date of HTTP, for Date.parse takes almost anything for one ("-5" is May), and one without a zone for local time.
+function dateOf(text) {
+  const date = /^[a-z]{3,9},? .*\d\d:\d\d:\d\d/i.test(text ?? "");
+  return date ? Date.parse(text.endsWith("GMT") ? text : `${text} GMT`) : NaN;
 }
 
 /** The seconds that a server asks to wait (RFC 9110, 10.2.3), or null. */
 export function retryAfter(headers) {
   const said = headers.get("Retry-After")?.trim();
   if (!said) return null;
-  if (/^\d+$/.test(said)) return Number(said);
+  if (/^\d+(\.\d+)?$/.test(said)) return Number(said);
   // Held against the server's own clock, where it tells.
-  const seconds = (Date.parse(said) - (Date.parse(headers.get("Date")) || Date.now())) / 1000;
+  const seconds = (dateOf(said) - (dateOf(headers.get("Date")) || Date.now())) / 1000;
   return Number.isFinite(seconds) ? Math.max(0, Math.ceil(seconds)) : null;
 }

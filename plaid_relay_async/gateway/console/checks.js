@@ -3,14 +3,15 @@
 
 // White space and what can't be seen, as Python's str.isprintable has it.
 const UNSEEN = /[\p{Z}\p{C}]/u;
-const SECRET = /^(plaid-gateway|(assets|credit-relay|access|public)-(sandbox|production|development))-/;
+const SECRET =
+  /(?<=^|[\s=,;"'])(plaid-gateway|(assets|credit-relay|access|public)-(sandbox|production|development))-/im;
 
-/** Tell whether a value is of a form that only tokens and keys have. */
-export const looksSecret = (value) => SECRET.test(value.trim());
+/** Tell whether a value is, or holds, what has the form of a token or a key. */
+export const looksSecret = (value) => SECRET.test(value);
 
 export function word(value) {
   if (!value) return "is empty";
-  return UNSEEN.test(value) ? "holds white space or control characters: strip it" : null;
+  return UNSEEN.test(value) ? "has a space or an invisible character in it" : null;
 }
 
 export function url(value) {
@@ -61,13 +62,15 @@ export function problemWith(input, value) {
   if (!value.trim()) return input.required || value ? "is empty" : null;
   const wrong = CHECKS[input.kind](value, input);
   if (wrong) return wrong;
-  return !input.env && looksSecret(value) ? "looks like a token: those have fields of their own" : null;
+  return !input.env && looksSecret(value)
+    ? "holds what looks like a token or a key: those have fields of their own"
+    : null;
 }
 
 /** What is wrong with a gateway key, or null. */
 export function problemWithKey(value) {
   if (!value) return "is empty: whoever runs the gateway gives you one";
-  return /^[\x21-\x7e]+$/.test(value) ? null : "holds white space, or characters that no key has";
+  return /^[\x21-\x7e]+$/.test(value) ? null : "has a space or a character in it that no key has";
 }
 
 /** What is wrong with the gateway's address, or null. */

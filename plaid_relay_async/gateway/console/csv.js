@@ -80,7 +80,13 @@ function checked(line, cells, columns, seen) {
 const guarded = (value) => (/^[=+\-@\t\r]/.test(value) ? `'${value}` : value);
 const quoted = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
 
-export const OUTCOME_COLUMNS = ["outcome", KEY, "relay_token", "request_id", "error_code", "attempts"];
+/** Partners as a list that `partnersOf` reads. */
+export const partnersCsv = (rows) =>
+  [COLUMNS, ...rows.map(({ partner, webhook }) => [partner, webhook ?? ""])]
+    .map((cells) => `${cells.map(quoted).join(",")}\n`)
+    .join("");
+
+const OUTCOME_COLUMNS = ["outcome", KEY, "relay_token", "request_id", "error_code", "attempts"];
 
 /** Outcomes as `plaid-relay bulk` writes them; a relay token is never changed. */
 export function outcomesCsv(rows) {

@@ -14,6 +14,19 @@ export function h(name, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
+/**
+ * Show what is wrong with a field on the line below it, or that nothing is.
+ * @param problem words that follow the name, or null
+ * @returns the problem
+ */
+export function showProblem(field, name, problem) {
+  const line = byId(`${field.id}-wrong`);
+  field.setAttribute("aria-invalid", String(Boolean(problem)));
+  line.hidden = !problem;
+  line.textContent = problem ? `${name} ${problem}` : "";
+  return problem;
+}
+
 /** Copy a text, and say so on the button for a moment. */
 export async function copy(text, button) {
   const before = (button.dataset.label ??= button.textContent);

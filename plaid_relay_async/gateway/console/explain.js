@@ -1,9 +1,10 @@
 // What an answer means: whether something was done, and the way out. The rules are those of the package's errors.
 
-import { isPdf, retryAfter, tokensIn } from "./call.js";
+import { isPdf, retryAfter, textIn, tokensIn } from "./call.js";
 
 // error_code: [what it means, the way out]
 const CODES = {
+  __proto__: null, // an answer may name anything
   // The gateway's own.
   UNAUTHORIZED_KEY: [
     "The gateway doesn’t know this key.",
@@ -38,7 +39,7 @@ const CODES = {
     "The request isn’t well-formed.",
     "Something on the way changes requests: ask whoever runs it.",
   ],
-  INTERNAL_ERROR: ["The gateway met a bug of its own.", ""],
+  INTERNAL_ERROR: ["The gateway failed by a bug of its own.", ""],
   INVALID_BODY: ["The request isn’t a JSON object.", "Reload this page; if it stays, report it."],
   UNSUPPORTED_MEDIA_TYPE: [
     "The request isn’t plain JSON.",
@@ -56,8 +57,8 @@ const CODES = {
   UPSTREAM_TIMEOUT: ["Plaid didn’t answer the gateway in time.", ""],
   // Plaid's.
   INVALID_API_KEYS: [
-    "Plaid doesn’t take the gateway’s credentials.",
-    "Whoever runs the gateway has to mend its client id or secret; a secret belongs to one environment.",
+    "Plaid doesn’t accept the gateway’s credentials.",
+    "Whoever runs the gateway has to correct its client id or secret; a secret belongs to one environment.",
   ],
   UNAUTHORIZED_ENVIRONMENT: [
     "These credentials aren’t for this environment.",
@@ -68,12 +69,12 @@ const CODES = {
     "Ask Plaid to enable it for you.",
   ],
   INVALID_PRODUCT: ["These credentials aren’t for this product.", "Ask Plaid to enable it for you."],
-  MISSING_FIELDS: ["Plaid misses fields in the request.", "Fill in those that the message names."],
+  MISSING_FIELDS: ["Fields are missing in the request.", "Fill in those that Plaid names."],
   UNKNOWN_FIELDS: [
     "Plaid doesn’t know some fields of the request.",
     "Reload this page; if it stays, Plaid has changed: report it.",
   ],
-  INVALID_FIELD: ["Plaid doesn’t take a value in the request.", "Mend the one that the message names."],
+  INVALID_FIELD: ["Plaid doesn’t accept a value in the request.", "Correct the one that Plaid names."],
   INVALID_ASSET_REPORT_TOKEN: [
     "Plaid doesn’t know this report token, or it was removed.",
     "Check it for missing characters; it belongs to the owner’s credentials and to one environment.",
@@ -88,7 +89,7 @@ const CODES = {
   ],
   INVALID_PUBLIC_TOKEN: [
     "Plaid doesn’t know this public token.",
-    "It lives 30 minutes, and only once: make another.",
+    "It is good for 30 minutes, and once: create another.",
   ],
   PRODUCT_NOT_READY: [
     "The report is still being generated.",
@@ -96,11 +97,11 @@ const CODES = {
   ],
   ASSET_REPORT_GENERATION_FAILED: [
     "The report couldn’t be generated.",
-    "See causes in the answer, and make a new report.",
+    "See causes in the answer, and create a new report.",
   ],
   DATA_UNAVAILABLE: [
     "An Item’s data couldn’t be had.",
-    "See causes in the answer; mend that Item, and make a new report.",
+    "See causes in the answer; repair that Item, and create a new report.",
   ],
   ITEM_LOGIN_REQUIRED: [
     "The person has to log in at the bank again.",
@@ -112,18 +113,22 @@ const CODES = {
     "Plaid is down for maintenance.",
     "Nothing was carried out. status.plaid.com tells when it is over; then send it again.",
   ],
-  INTERNAL_SERVER_ERROR: ["Plaid is in trouble.", ""],
+  INTERNAL_SERVER_ERROR: ["Plaid had an error of its own.", ""],
   SANDBOX_ONLY: ["This operation is there in the sandbox alone.", "Use a gateway to the sandbox."],
   NOT_FOUND: ["There is no such operation here.", "Reload this page: the gateway may have been updated."],
 };
 const LASTING = new Set(["CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"]);
-const SHARED = /^(UNAUTHORIZED_.*|INVALID_API_KEYS|CREDITS_EXHAUSTED|HOST_NOT_ALLOWED|ORIGIN_NOT_ALLOWED)$/;
+const SHARED =
+  /^(UNAUTHORIZED_.*|INVALID_API_KEYS|CREDITS_EXHAUSTED|(HOST|ORIGIN)_NOT_ALLOWED|INVALID_ASSET_REPORT_TOKEN|PRODUCT_NOT_READY)$/;
 const SURELY_NOT = new Set(["API_ERROR PLANNED_MAINTENANCE", "GATEWAY_ERROR UPSTREAM_UNREACHABLE"]);
+
+/** What an error means, and the way out: sentences, or nothing for a code that isn't known. */
+export const wayOutOf = (code) => (CODES[code] ?? []).join(" ");
 
 /** What an operation makes, such as "an access token". */
 export const thingOf = ({ makes }) => `${/^[aeiou]/.test(makes) ? "an" : "a"} ${makes}`;
 
-/** Tell whether an error would meet every other row of a list, too. */
+/** Tell whether an error would meet every other row of a list, too: it has one report for all of them. */
 export const concernsEveryone = (code) => SHARED.test(code ?? "");
 
 /**
@@ -135,7 +140,7 @@ export function endingOf(operation, reply) {
     return hasWhatItShould(operation, reply) ? "done" : "unknown";
   if (reply.redirected) return "refused";
   if (reply.status === null) return "unknown";
-  const { error_type: type, error_code: code } = reply.json ?? {};
+  const [type, code] = [textIn(reply, "error_type"), textIn(reply, "error_code")];
   if (SURELY_NOT.has(`${type} ${code}`)) return "later";
   if (reply.status === 429) return LASTING.has(code) ? "refused" : "later";
   return reply.status < 500 && type !== "API_ERROR" ? "refused" : "unknown";
@@ -154,8 +159,7 @@ function hasWhatItShould(operation, reply) {
  */
 export function explain(operation, reply) {
   const ending = endingOf(operation, reply);
-  const code = reply.json?.error_code;
-  const [meaning, way] = CODES[code] ?? ["", ""];
+  const [meaning, way] = CODES[textIn(reply, "error_code")] ?? ["", ""];
   if (ending === "done") return { kind: "done", ...whatWasDone(operation, reply) };
   if (ending === "unknown") return unsure(operation, reply, meaning || whatCame(reply));
   if (reply.redirected) {
@@ -171,11 +175,11 @@ export function explain(operation, reply) {
   const wait = retryAfter(reply.headers);
   return {
     kind: ending,
-    title: ending === "later" ? "Not carried out; it may pass later" : "Not carried out",
+    title: ending === "later" ? "Not carried out; it may work later" : "Not carried out",
     texts: [
       meaning || `The answer is an error: status ${reply.status}.`,
       saidBy(reply),
-      way || reply.json?.suggested_action || "Mend the request; the same one will be refused again.",
+      way || textIn(reply, "suggested_action") || "Correct the request: the same one would be refused again.",
       wait === null ? "" : `Wait ${wait} s before the next call.`,
     ].filter(Boolean),
   };
@@ -183,11 +187,11 @@ export function explain(operation, reply) {
 
 // Plaid's own words; the gateway's are those of the table above.
 function saidBy(reply) {
-  const { error_type: type, error_message: message } = reply.json ?? {};
-  return message && type !== "GATEWAY_ERROR" ? `Plaid says: “${message}”.` : "";
+  const message = textIn(reply, "error_message");
+  return message && textIn(reply, "error_type") !== "GATEWAY_ERROR" ? `Plaid says: “${message}”.` : "";
 }
 
-const DONE = { HARMLESS: "Read", IDEMPOTENT: "Removed", CREATES: "Made" };
+const DONE = { HARMLESS: "Read", IDEMPOTENT: "Removed", CREATES: "Created" };
 const CUT = "The answer broke off, but the token had arrived: keep it. What else the answer said is lost.";
 
 function whatWasDone(operation, reply) {

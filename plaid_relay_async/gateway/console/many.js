@@ -1,9 +1,11 @@
 // The view of a list of partners: checked, run, watched, and its outcomes saved.
 
 import { Run } from "./bulk.js";
-import { problemWith, problemWithKey, url } from "./checks.js";
-import { outcomesCsv, partnersOf } from "./csv.js";
-import { ask, byId, download, h, say, secretField } from "./dom.js";
+import { problemWith, url } from "./checks.js";
+import { checkKey } from "./connection.js";
+import { outcomesCsv, partnersCsv, partnersOf } from "./csv.js";
+import { ask, byId, download, h, say, secretField, showProblem } from "./dom.js";
+import { wayOutOf } from "./explain.js";
 import { operationOf } from "./operations.js";
 import { madeBefore, note, state } from "./state.js";
 
@@ -32,6 +34,7 @@ export function prepare() {
   });
   byId("many-stop").addEventListener("click", stop);
   byId("many-download").addEventListener("click", save);
+  byId("many-left").addEventListener("click", listLeft);
   state.unsaved.add(() => running || !saved);
   check();
 }
@@ -74,18 +77,14 @@ const CHECKS = {
   "many-token": ["report_tokens", (value) => problemWith(TOKEN, value)],
   "many-webhook": ["webhook", (value) => (value ? url(value) : null)],
   concurrency: [
-    "At once",
+    "Calls at once",
     (value) => (/^([1-9]|1\d|20)$/.test(value) ? null : "must be a whole number from 1 to 20"),
   ],
 };
 
 function mark(id) {
-  const [name, check_] = CHECKS[id];
-  const problem = check_(byId(id).value);
-  byId(id).setAttribute("aria-invalid", String(Boolean(problem)));
-  byId(`${id}-wrong`).hidden = !problem;
-  byId(`${id}-wrong`).textContent = problem ? `${name} ${problem}` : "";
-  return problem;
+  const [name, problemOf] = CHECKS[id];
+  return showProblem(byId(id), name, problemOf(byId(id).value));
 }
 
 function prepareDrop() {
@@ -149,7 +148,7 @@ function showList() {
   const { partners, problems } = list;
   const some = partners.length + problems.length > 0;
   const text = some
-    ? `${counted(partners.length, "partner")}${problems.length ? `, ${counted(problems.length, "line")} to mend` : ""}`
+    ? `${counted(partners.length, "partner")}${problems.length ? `, ${counted(problems.length, "line")} to correct` : ""}`
     : "";
   byId("partners-count").textContent = text;
   const lines = problems
@@ -159,28 +158,27 @@ function showList() {
     lines.push(h("li", { class: "wrong" }, `and ${problems.length - MOST_PROBLEMS} more`));
   byId("problems-here").replaceChildren(
     lines.length
-      ? h("ul", { class: "problems", tabindex: "0", "aria-label": "Lines to mend" }, ...lines)
+      ? h("ul", { class: "problems", tabindex: "0", "aria-label": "Lines to correct" }, ...lines)
       : "",
   );
   byId("leave-out-here").hidden = !problems.length || !partners.length;
   byId("leave-out-text").textContent = `Leave out ${problems.length === 1 ? "that line" : "those lines"}`;
-  byId("many-run").textContent = partners.length
-    ? `Create ${counted(partners.length, "relay token")}`
-    : "Create relay tokens";
+  const tokens = partners.length ? counted(partners.length, "relay token") : "relay tokens";
+  const where = state.environment === "production" ? " in production" : "";
+  byId("many-run").textContent = `Create ${tokens}${where}`;
 }
 
 // ---------------------------------------------------------------------------------------------- the run
 
 function refusal() {
   const bad = Object.keys(CHECKS).filter(mark);
-  byId("key").dispatchEvent(new Event("blur"));
-  if (problemWithKey(state.key)) return ["key", `The key ${problemWithKey(state.key)}.`];
+  if (checkKey()) return ["key", byId("key-wrong").textContent];
   if (bad.length) return [bad[0], byId(`${bad[0]}-wrong`).textContent];
   if (!saved)
     return ["many-download", "Download the outcomes first: the tokens of the last run are nowhere else."];
   if (!list.partners.length) return ["partners", "There is no partner to share with."];
   if (list.problems.length && !byId("leave-out").checked)
-    return ["partners", "Mend the lines that are named, or leave them out."];
+    return ["partners", "Correct the lines that are named, or leave them out."];
   return null;
 }
 
@@ -198,10 +196,10 @@ async function start() {
   if (await mayBeRepeated()) await go();
 }
 
-const bodyFor = (partner) => ({ report_tokens: [token.value], secondary_client_id: partner });
+const bodyFor = (reportToken, partner) => ({ report_tokens: [reportToken], secondary_client_id: partner });
 
 async function mayBeRepeated() {
-  const before = list.partners.map(({ partner }) => madeBefore(CREATE, bodyFor(partner)));
+  const before = list.partners.map(({ partner }) => madeBefore(CREATE, bodyFor(token.value, partner)));
   const [done, unknown] = ["done", "unknown"].map((kind) => before.filter((each) => each === kind).length);
   if (!done && !unknown) return true;
   const text = `Of these partners, ${done} got a relay token for this report on this page already, and of ${unknown} nobody can tell. Run again, they may get a second one.`;
@@ -228,9 +226,9 @@ async function go() {
   clearInterval(watching);
   running = false;
   saved = !run.counts.created && !run.counts.unknown;
-  for (const row of run.rows) {
-    if (row.outcome === "created") note(CREATE, bodyFor(row.partner), "done");
-    if (row.outcome === "unknown") note(CREATE, bodyFor(row.partner), "unknown");
+  for (const { outcome, partner } of run.rows) {
+    const kind = { created: "done", unknown: "unknown" }[outcome];
+    if (kind) note(CREATE, bodyFor(settings.reportToken, partner), kind);
   }
   showRunning(false);
 }
@@ -240,10 +238,12 @@ function showRunning(now) {
   byId("many-run").hidden = now;
   byId("many-stop").hidden = !now;
   byId("many-stop").textContent = "Stop";
+  byId("leave-out").disabled = now;
   for (const id of ["partners", "many-token", "many-webhook", "concurrency", "file"]) byId(id).disabled = now;
   byId("many-download").disabled = now;
-  byId(now ? "many-stop" : "many-download").focus();
   draw();
+  // The button that was pressed is gone; whoever is elsewhere by now stays there.
+  if (document.activeElement === document.body) byId(now ? "many-stop" : "many-download").focus();
 }
 
 function stop() {
@@ -259,6 +259,16 @@ function stop() {
 function save() {
   download(outcomesCsv(run.rows), "outcomes.csv", "text/csv");
   saved = true;
+}
+
+// Of these it is known that the run made no token.
+const left = () =>
+  running ? [] : run.rows.filter(({ outcome }) => outcome === "failed" || outcome === "not_attempted");
+
+function listLeft() {
+  byId("partners").value = partnersCsv(left());
+  byId("partners").focus();
+  checkAloud();
 }
 
 // ------------------------------------------------------------------------------------------ the outcomes
@@ -290,6 +300,8 @@ function draw() {
   announce(told + rest);
   drawPause();
   drawVerdict();
+  byId("many-left").hidden = !left().length;
+  byId("many-left").textContent = `List those without a token again (${left().length.toLocaleString("en")})`;
   drawFilters();
   drawRows();
 }
@@ -315,7 +327,8 @@ function drawPause() {
 
 function drawVerdict() {
   const parts = [];
-  if (run.stoppedBy) parts.push(`Stopped, for all others would have met the same: ${run.stoppedBy}.`);
+  if (run.stoppedBy)
+    parts.push(`Stopped, for all others would have met the same: ${run.stoppedBy}.`, wayOutOf(run.stoppedBy));
   if (run.counts.unknown) {
     parts.push(
       `Of ${counted(run.counts.unknown, "partner")} nobody can tell: a token may exist that nobody holds. It isn’t sent again; Plaid’s support can look up a request id.`,

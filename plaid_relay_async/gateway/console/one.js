@@ -1,8 +1,9 @@
 // The view of one operation: its form, its code, its answer.
 
 import { isPdf, requestIdOf, retryAfter, send, tokensIn } from "./call.js";
-import { problemWith, problemWithAddress, problemWithKey } from "./checks.js";
-import { ask, byId, copy, download, h, say, secretField } from "./dom.js";
+import { problemWith, problemWithAddress } from "./checks.js";
+import { checkKey } from "./connection.js";
+import { ask, byId, copy, download, h, say, secretField, showProblem } from "./dom.js";
 import { explain, thingOf } from "./explain.js";
 import { TOKENS, operationOf } from "./operations.js";
 import { coloured, laidOut, secondsOf, sizeOf, withoutTokens } from "./render.js";
@@ -10,7 +11,7 @@ import { LANGUAGES, snippet, variablesOf } from "./snippets.js";
 import { addressOf, bodyToSend, madeBefore, note, plainOf, save, setText, state, textOf } from "./state.js";
 
 let operation = null;
-let fields = []; // [{input, field, wrong}]
+let fields = []; // [{input, field, whole, touched}]
 let go = () => {}; // shows another operation
 
 export function prepare(show) {
@@ -70,7 +71,7 @@ function fieldOf(input) {
   if (input.kind === "flag") label.append(field);
   label.append(h("span", {}, name, " ", h("span", { class: "kind" }, kind)));
   const whole = h("div", { class: "field" }, label, input.kind === "flag" ? null : control, hint, wrong);
-  const made = { input, field, wrong, whole, touched: false };
+  const made = { input, field, whole, touched: false };
   field.addEventListener("input", () => changed(made));
   field.addEventListener("blur", () => {
     made.touched ||= Boolean(textOf(operation, input));
@@ -113,11 +114,8 @@ function changed(made) {
 
 // Nobody is told that a field is empty before they have had a chance to fill it in.
 function mark(made) {
-  const problem = made.touched ? problemWith(made.input, textOf(operation, made.input)) : null;
-  made.field.setAttribute("aria-invalid", String(Boolean(problem)));
-  made.wrong.hidden = !problem;
-  made.wrong.textContent = problem ? `${made.input.name} ${problem}` : "";
-  return problem;
+  const { input, field, touched } = made;
+  return showProblem(field, input.name, touched ? problemWith(input, textOf(operation, input)) : null);
 }
 
 // ------------------------------------------------------------------------------------------------ code
@@ -174,7 +172,7 @@ export function showCode() {
 
 function noteOn() {
   const many = (name) => (state.language === "bulk" && name === "RELAY_TOKEN" ? "RELAY_TOKENS" : name);
-  const variables = variablesOf(operation).map(many);
+  const variables = variablesOf(operation, plainOf(operation)).map(many);
   const read = `Reads ${[variables.slice(0, -1).join(", "), variables.at(-1)].filter(Boolean).join(" and ")} from the environment.`;
   const lacking = operation.inputs
     .filter((each) => each.required && !each.env && !textOf(operation, each).trim())
@@ -203,17 +201,13 @@ async function submit() {
 }
 
 async function allIsWell() {
-  for (const made of fields) {
-    made.touched = true;
-    mark(made);
-  }
-  const wrongKey = problemWithKey(state.key);
-  byId("key").dispatchEvent(new Event("blur"));
-  const bad = fields.filter(({ field }) => field.getAttribute("aria-invalid") === "true");
+  for (const made of fields) made.touched = true;
+  const wrongKey = checkKey();
+  const bad = fields.filter(mark);
   if (!wrongKey && !bad.length) return true;
   (wrongKey ? byId("key") : bad[0].field).focus();
   const names = [...(wrongKey ? ["the gateway key"] : []), ...bad.map(({ input }) => input.name)];
-  say(`Not sent: mend ${names.join(", ")}`);
+  say(`Not sent: correct ${names.join(", ")}`);
   return false;
 }
 

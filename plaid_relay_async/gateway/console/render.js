@@ -18,7 +18,7 @@ const RULES = {
   typescript: [
     ["comment", /\/\/.*/y],
     ["string", /"(?:\\.|[^"\\])*"|`(?:\\.|[^`\\])*`/y],
-    ["keyword", /\b(?:import|from|const|await|if|throw|new|true|false)\b/y],
+    ["keyword", /\b(?:import|from|const|await|as|if|throw|new|true|false)\b/y],
     ["number", /\b\d[\w.]*/y],
   ],
   json: [

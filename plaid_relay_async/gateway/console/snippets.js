@@ -4,6 +4,8 @@
 import { looksSecret } from "./checks.js";
 import { bodyOf, valueOf } from "./request.js";
 
+const SPLIT = new Set(["tokens", "words"]); // kinds that hold several, with white space between
+
 // A name of the environment, in place of a value.
 class Environment {
   constructor(name, { list = false, split = false } = {}) {
@@ -20,37 +22,41 @@ const halves = (text) =>
   [...Array(text.length).keys()].map((at) => `\\u${hex(text.charCodeAt(at), 4)}`).join("");
 
 /** A string as JSON, which is JavaScript, too. */
-export const quoteJson = (text) => JSON.stringify(text).replace(HIDDEN, halves);
+const quoteJson = (text) => JSON.stringify(text).replace(HIDDEN, halves);
 
 /** A string as Python has it: as JSON, but for characters beyond the first plane. */
-export const quotePython = (text) =>
+const quotePython = (text) =>
   JSON.stringify(text).replace(HIDDEN, (seen) => {
     const code = seen.codePointAt(0);
     return code > 0xffff ? `\\U${hex(code, 8)}` : `\\u${hex(code, 4)}`;
   });
 
 /** Within single quotes of a shell. */
-export const quoteShell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+const quoteShell = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
 // In a here-document that the shell expands, these three mean something.
 const inHere = (text) => text.replace(/[\\$`]/g, "\\$&");
 
 // --------------------------------------------------------------------------------- what the code is of
 
+// The variable that an input is read from, if it is secret; a token in the wrong field stays out of the code, too.
+function variableOf(input, values) {
+  const text = values[input.name];
+  return input.env ?? (typeof text === "string" && looksSecret(text) ? input.name.toUpperCase() : undefined);
+}
+
 function leafOf(values) {
   return (input) => {
-    if (input.env) return new Environment(input.env, { list: input.list, split: input.kind === "tokens" });
-    const text = values[input.name];
-    // A token in the wrong field stays out of the code, too.
-    if (typeof text === "string" && looksSecret(text)) return new Environment(input.name.toUpperCase());
-    return valueOf(input, text) ?? (input.required ? valueOf(input, input.example) : undefined);
+    const name = variableOf(input, values);
+    if (name) return new Environment(name, { list: input.list, split: SPLIT.has(input.kind) });
+    return valueOf(input, values[input.name]) ?? (input.required ? valueOf(input, input.example) : undefined);
   };
 }
 
-/** The variables that the code of an operation reads. */
-export const variablesOf = (operation) => [
+/** The variables that the code of a call reads. */
+export const variablesOf = (operation, values) => [
   "PLAID_GATEWAY_KEY",
-  ...operation.inputs.map(({ env }) => env).filter(Boolean),
+  ...operation.inputs.map((input) => variableOf(input, values)).filter(Boolean),
 ];
 
 const indent = (text, by) => text.replace(/^(?=.)/gm, " ".repeat(by));
@@ -132,32 +138,39 @@ asyncio.run(main())
 `;
 }
 
-// What a batch's loop does with an outcome that is what was asked for, and the file that it is kept in.
+// What a batch's loop takes of an outcome that is what was asked for, what it does with it, and the file for that.
 const BATCHES = {
   "relay.create_many": {
     outcome: "Created",
+    holding: "relay_token=token",
     file: "relay-tokens.csv",
-    keep: ["csv.writer(file).writerow([outcome.request.secondary_client_id, outcome.relay_token])"],
+    keep: ["rows.writerow([outcome.request.secondary_client_id, token])"],
   },
-  "relay.get_many": { outcome: "Fetched", keep: ["print(outcome.response.report.asset_report_id)"] },
+  "relay.get_many": {
+    outcome: "Fetched",
+    holding: "response=shared",
+    keep: ["print(shared.report.asset_report_id, len(shared.report.items))"],
+  },
   "relay.get_pdf_many": {
     outcome: "Fetched",
+    holding: "response=pdf",
     keep: [
-      'with open(f"{outcome.request_id}.pdf", "xb", opener=private) as file:',
-      "    file.write(outcome.response.content)",
+      'with open(f"{pdf.request_id}.pdf", "xb", opener=private) as file:',
+      "    file.write(pdf.content)",
     ],
   },
   "relay.refresh_many": {
     outcome: "Refreshed",
+    holding: "response=fresh",
     file: "relay-tokens.csv",
-    keep: ["csv.writer(file).writerow([outcome.response.asset_report_id, outcome.response.relay_token])"],
+    keep: ["rows.writerow([fresh.asset_report_id, fresh.relay_token])"],
   },
-  "relay.remove_many": { outcome: "Removed", keep: ["print(outcome.request_id)"] },
+  "relay.remove_many": { outcome: "Removed", holding: "", keep: ["print(outcome.request_id)"] },
 };
 
 function pythonBulk(operation, values, address) {
   if (!operation.many) return null;
-  const { outcome, file, keep } = BATCHES[operation.many];
+  const { outcome, holding, file, keep } = BATCHES[operation.many];
   const creates = operation.many === "relay.create_many";
   const names = [
     outcome,
@@ -170,13 +183,13 @@ function pythonBulk(operation, values, address) {
   const loop = `${lines}
     async for outcome in outcomes:
         match outcome:
-            case ${outcome}():
+            case ${outcome}(${holding}):
 ${indent(keep.join("\n"), 16)}
             case Failed() | Unknown():
                 print(${creates ? "outcome.request.secondary_client_id, " : ""}outcome.error)
 print(outcomes.result)`;
   const whole = file
-    ? `with open("${file}", "x", newline="", buffering=1, opener=private) as file:\n${indent(loop, 4)}`
+    ? `with open("${file}", "x", newline="", buffering=1, opener=private) as file:\n    rows = csv.writer(file)\n${indent(loop, 4)}`
     : loop;
   return `import asyncio
 ${file ? "import csv\n" : ""}import os
@@ -240,18 +253,19 @@ function inHereJson(value, depth = 0) {
   return lines.length ? `{\n${lines.join(",\n")}\n${" ".repeat(depth)}}` : "{}";
 }
 
-const fileOf = (operation) => (operation.pdf ? "report.pdf" : "answer.json");
-
 function curl(operation, values, address) {
-  const needed = variablesOf(operation).map((name) => `"\${${name}:?}"`);
-  return `# Arguments can be seen by others: the key and the tokens aren't among them.
+  const needed = variablesOf(operation, values).map((name) => `"\${${name}:?}"`);
+  // The comments do without apostrophes: a shell at its prompt may not take them for comments.
+  return `# Arguments can be seen by others, so the key and the tokens are not among them.
+# No answer is written over another, which may hold a token.
 (
 : ${needed.join(" ")}
 umask 077
+set -C
 curl ${quoteShell(address + operation.path)} \\
-  --silent --show-error --output ${fileOf(operation)} --write-out '%{http_code}\\n' \\
+  --silent --show-error --write-out '%{stderr}%{http_code}\\n' \\
   --header @/dev/fd/3 --header 'Content-Type: application/json' \\
-  --data-binary @- 3<<KEY <<BODY
+  --data-binary @- 3<<KEY <<BODY >${operation.pdf ? "report.pdf" : "answer.json"}
 Authorization: Bearer $PLAID_GATEWAY_KEY
 KEY
 ${inHereJson(bodyOf(operation, leafOf(values)))}
@@ -264,9 +278,8 @@ BODY
 
 function inScript(value, depth) {
   if (value instanceof Environment) {
-    const variable = `process.env.${value.name}`;
-    if (value.split) return `${variable}?.split(/\\s+/)`;
-    return value.list ? `[${variable}]` : variable;
+    if (value.split) return `${value.name}.trim().split(/\\s+/)`;
+    return value.list ? `[${value.name}]` : value.name;
   }
   if (Array.isArray(value)) return `[${value.map((each) => inScript(each, depth)).join(", ")}]`;
   if (typeof value !== "object") return typeof value === "string" ? quoteJson(value) : String(value);
@@ -275,32 +288,47 @@ function inScript(value, depth) {
   return `{\n${lines.join("")}${" ".repeat(depth)}}`;
 }
 
-const SCRIPT_ENDS = {
-  pdf: `if (!answer.ok) throw new Error(\`\${answer.status} \${await answer.text()}\`);
-await writeFile("report.pdf", new Uint8Array(await answer.arrayBuffer()), { mode: 0o600 });
+// What is done with an answer that is none of an error.
+function endInScript({ pdf, gives }) {
+  if (pdf) {
+    return `await writeFile("report.pdf", new Uint8Array(await answer.arrayBuffer()), { mode: 0o600 });
 console.log(answer.status, answer.headers.get("Plaid-Request-ID"));
-`,
-  json: `const told = await answer.json();
-if (!answer.ok) throw new Error(\`\${answer.status} \${told.error_code}: \${told.error_message}\`);
-`,
-};
+`;
+  }
+  const secret = gives ? `// told.${gives} is a secret: keep it.\n` : "";
+  const fields = [...(gives ? [gives] : []), "request_id"].map((name) => `${name}: string`).join("; ");
+  return `const told = (await answer.json()) as { ${fields} };
+${secret}console.log(answer.status, told.request_id);
+`;
+}
 
 function typescript(operation, values, address) {
+  const body = bodyOf(operation, leafOf(values));
+  const names = variablesOf(operation, values);
   const careful =
     operation.replay === "CREATES"
       ? "// After a 5xx, or no answer, nobody can tell what was made: don't simply repeat it.\n"
       : "";
-  const secret = operation.gives ? `// told.${operation.gives} is a secret: keep it.\n` : "";
-  return `${operation.pdf ? 'import { writeFile } from "node:fs/promises";\n\n' : ""}${careful}const answer = await fetch(${quoteJson(address + operation.path)}, {
+  return `${operation.pdf ? 'import { writeFile } from "node:fs/promises";\n' : ""}import { env } from "node:process";
+
+const { ${names.join(", ")} } = env;
+if (${names.map((name) => `!${name}`).join(" || ")}) {
+  throw new Error("set ${names.join(" and ")}");
+}
+
+${careful}const answer = await fetch(${quoteJson(address + operation.path)}, {
   method: "POST",
   redirect: "error",
   headers: {
-    "Authorization": \`Bearer \${process.env.PLAID_GATEWAY_KEY}\`,
+    Authorization: \`Bearer \${PLAID_GATEWAY_KEY}\`,
     "Content-Type": "application/json",
   },
-  body: JSON.stringify(${inScript(bodyOf(operation, leafOf(values)), 2)}),
+  body: JSON.stringify(${inScript(body, 2)}),
 });
-${operation.pdf ? SCRIPT_ENDS.pdf : `${SCRIPT_ENDS.json}${secret}console.log(answer.status, told.request_id);\n`}`;
+if (!answer.ok) {
+  throw new Error(\`\${answer.status} \${await answer.text()}\`);
+}
+${endInScript(operation)}`;
 }
 
 // ------------------------------------------------------------------------------------------ all of them

@@ -10,6 +10,7 @@ export const state = {
   path: "/credit/relay/create", // of the operation that is shown, or "many"
   language: "python",
   served: [], // operations
+  environment: undefined, // production, sandbox, null (the gateway forwards to something else), or not told
   inputs: {}, // plain ones, by path and name
   secrets: {}, // tokens, by the variable of the code
   unsaved: new Set(), // functions that tell whether something would be lost by leaving

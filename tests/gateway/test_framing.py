@@ -412,10 +412,11 @@ async def test_a_request_with_any_edits_harms_nothing():
             return bytes(came)
 
         for first in range(0, len(drawn), 50):
-            batch = [held.ask(bent(*each)) for each in drawn[first : first + 50]]
-            for came in await asyncio.gather(*batch, return_exceptions=True):
+            sent = [bent(*each) for each in drawn[first : first + 50]]
+            asked = (held.ask(each, patience=5) for each in sent)
+            for said, came in zip(sent, await asyncio.gather(*asked, return_exceptions=True), strict=True):
                 # An answer may be cut off by the next request's refusal; a gateway that is gone would show below.
-                assert not isinstance(came, TimeoutError)
+                assert not isinstance(came, TimeoutError) or b"Connection: close" not in said
         for number in range(len(held.upstream.requests)):
             if held.upstream.requests[number].startswith(b"POST /credit/relay/create "):
                 assert held.upstream.body(number).get("secondary_client_id") in {"p1", "p2"}

@@ -36,6 +36,16 @@ def tests(session: nox.Session) -> None:
     test_the_wheel(session)
 
 
+@nox.session
+def full_size(session: nox.Session) -> None:
+    """Run the tests that have a size at their full one: ten thousand partners, many random moments."""
+    session.install(".[all]", *group("tests"))
+    sized = [f"tests/test_{name}.py" for name in ("errors", "end_to_end", "batch", "machine", "stress")]
+    against = [f"tests/test_{name}.py" for name in ("specification", "drift")]
+    size = ("--partners", "10000", "--rounds", "50", "--timeout", "900")
+    session.run(*ISOLATED, "pytest", *sized, *against, *size, *session.posargs)
+
+
 @nox.session(python=PYTHONS)
 def pythons(session: nox.Session) -> None:
     """The same with each Python that is supported and there."""

@@ -113,7 +113,7 @@ async def test_every_operation_through_the_gateway(plaid):
 
 async def test_a_big_report_arrives_whole(plaid):
     """Megabytes are passed on as they are, many at once."""
-    token = plaid.add_report(transactions=5_000, days=365)
+    token = plaid.add_report(transactions=1_500, days=365)
     async with (
         clients(plaid, "as a gateway key") as (owner, partner),
         RelayClient(PARTNER, base_url=plaid.url) as direct,

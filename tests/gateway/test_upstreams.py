@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 import logging
+import tracemalloc
 
 import pytest
 from by_hand import CREATE, CREATION, GET, PDF, answers_in, head, line, page, request
@@ -295,9 +296,7 @@ async def test_the_bytes_of_an_answer_are_the_upstreams(held):
 
 
 async def test_a_gzip_bomb_of_the_upstreams_is_bounded(held):
-    """A gigabyte in a megabyte neither fills the memory nor holds the gateway up for long."""
-    import tracemalloc
-
+    """300 MB in a few hundred KB neither fill the memory nor hold the gateway up for long."""
     bomb = gzip.compress(b" " * (300 * 2**20), compresslevel=9)
     held.upstream.says = lambda came: (
         [page(200, bomb, "Content-Encoding: gzip")] if b"/get" in came else held.upstream.created(came)
@@ -310,7 +309,7 @@ async def test_a_gzip_bomb_of_the_upstreams_is_bounded(held):
                 assert (await held.call()).status == 200
             while await opened.reader.read(2**20):
                 pass
-        assert tracemalloc.get_traced_memory()[1] < 40 * 2**20
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20  # 20, and 65 with aiohttp before 3.14
     finally:
         tracemalloc.stop()
 

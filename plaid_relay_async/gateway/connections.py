@@ -54,8 +54,7 @@ class _Connection(web.RequestHandler):
         response.force_close()
         return response
 
-    # Where aiohttp before 3.14 fails to parse what follows an offer of WebSockets.
-    def log_exception(  # pragma: no cover
+    def log_exception(  # pragma: no cover  # aiohttp before 3.14 comes here, from what follows an upgrade
         self, *_: object, exc_info: BaseException | None = None, **__: object
     ) -> None:
         """Tell of what ended a connection, by its class alone."""

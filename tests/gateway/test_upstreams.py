@@ -9,6 +9,7 @@ import json
 import logging
 import tracemalloc
 
+import aiohttp
 import pytest
 from by_hand import CREATE, CREATION, GET, PDF, answers_in, head, line, page, request
 from fort import fort
@@ -309,7 +310,9 @@ async def test_a_gzip_bomb_of_the_upstreams_is_bounded(held):
                 assert (await held.call()).status == 200
             while await opened.reader.read(2**20):
                 pass
-        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20  # 20, and 65 with aiohttp before 3.14
+        # aiohttp before 3.14 unzips in larger pieces.
+        most = 40 if tuple(map(int, aiohttp.__version__.split(".")[:2])) >= (3, 14) else 100
+        assert tracemalloc.get_traced_memory()[1] < most * 2**20
     finally:
         tracemalloc.stop()
 

@@ -13,6 +13,7 @@ import aiohttp
 
 from plaid_relay_async.config import check_count, check_tls
 from plaid_relay_async.errors import ClientClosedError, ConfigurationError
+from plaid_relay_async.watch import Watch
 
 if TYPE_CHECKING:
     import ssl as tls
@@ -41,6 +42,9 @@ class SessionManager:
         proxy: a proxy's URL, for an owned pool.
         trust_env: whether an owned pool takes proxies from the environment, and passwords from `.netrc`.
 
+    Attributes:
+        watch: ends attempts whose time is up.
+
     Raises:
         ConfigurationError: the arguments contradict each other, or the context doesn't verify.
     """
@@ -60,6 +64,7 @@ class SessionManager:
                 "ssl, proxy and trust_env belong to the session that you lend: set them there"
             )
         check_count("connections", connections)
+        self.watch = Watch()
         self._owned = session is None
         self._session = session
         self._connections: int | None = connections
@@ -107,6 +112,7 @@ class SessionManager:
         A cancellation while the pool closes is kept until it is closed.
         """
         was, self._state = self._state, State.CLOSED
+        self.watch.close()
         if was is not State.OPEN or not self._owned or self._session is None or self._is_forked:
             return
         closing = asyncio.ensure_future(self._session.close())

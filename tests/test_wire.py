@@ -92,7 +92,7 @@ async def test_a_body_is_not_handed_to_a_connection_that_is_to_be_closed():
     class Writer:
         protocol = SimpleNamespace(should_close=True)
 
-    body = wire._Body(b"{}", content_type="application/json")
+    body = wire._Body(b"{}", lambda: None)
     with pytest.raises(aiohttp.ClientConnectionError):
         await body.write_with_length(Writer(), None)
     assert body.left is False

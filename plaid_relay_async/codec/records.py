@@ -221,8 +221,13 @@ def _number(text: str) -> Decimal:
     return Decimal(text)
 
 
+# To make one for each answer takes longer than to parse a short one.
+_decoder: Final = json.JSONDecoder(parse_float=_number, parse_constant=_no_constant)
+
+
 def _parse(body: bytes | bytearray | str) -> Any:
-    return json.loads(body, parse_float=_number, parse_constant=_no_constant)
+    text = body if isinstance(body, str) else body.decode(json.detect_encoding(body), "surrogatepass")
+    return _decoder.decode(text)
 
 
 def record_of(body: bytes | bytearray | str, cls: type[T]) -> T:

@@ -26,7 +26,7 @@ from plaid_relay_async.gateway import refusals
 from plaid_relay_async.gateway.mask import Mask
 from plaid_relay_async.gateway.refusals import NO_STORE, RefusedError
 from plaid_relay_async.transport import MAX_RESPONSE_BYTES
-from plaid_relay_async.transport.wire import PLAIN, Attempt, http_timeout, send
+from plaid_relay_async.transport.wire import PLAIN, Attempt, send
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -194,15 +194,15 @@ class Upstream:
         downstream = _Downstream(request, self._patience, Mask(signature.secret))
         asked = _passed_on(request.headers, _UP)
         plain = PLAIN if endpoint.replay is Replay.CREATES else {}
-        read = self._timeouts.slow_read if endpoint.slow else self._timeouts.read
         attempt = Attempt(
             url=self._base_url + endpoint.path,
             headers=_UP | asked | plain | signature.headers,
             body=body,
             # Nothing is repeated here, whatever it is: what a lost answer means, its caller has to say.
             replay=Replay.HARMLESS,
-            timeout=http_timeout(self._timeouts.connect, read),
-            deadline=None if total is None else now + total,
+            connect=self._timeouts.connect,
+            read=self._timeouts.slow_read if endpoint.slow else self._timeouts.read,
+            span=self._session.watch.span(None if total is None else now + total),
             most=MAX_RESPONSE_BYTES,
             into=downstream,
             broken_off=_untold,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import backoff
 from attrs import frozen
+from multidict import CIMultiDict
 
 from plaid_relay_async import codec
 from plaid_relay_async.codec import Answer, Endpoint, Replay
@@ -113,8 +114,6 @@ class Transport:
         self._session = session
         self._base_url = base_url
         self._timeouts = timeouts
-        self._quick = wire.http_timeout(timeouts.connect, timeouts.read)
-        self._slow = wire.http_timeout(timeouts.connect, timeouts.slow_read)
         self._retry = retry
         self._limiter = rate_limiter
         self._on_retry = on_retry
@@ -150,8 +149,12 @@ class Transport:
         deadline = None if total is None else now() + total
         spare = self._spare(endpoint, total)
         outcome = "cancelled"
+        call = Call(endpoint, request, policy, permit, into, deadline, spare)
         try:
-            response = await self._attempt(Call(endpoint, request, policy, permit, into, deadline, spare))
+            try:
+                response = await self._attempt(call)
+            except _Again as again:
+                response = await self._repeat(call, [again])
             outcome = "succeeded"
         except PlaidRelayError as error:
             lost = ending_of(error) is Ending.UNKNOWN and endpoint.replay is not Replay.HARMLESS
@@ -191,14 +194,23 @@ class Transport:
     # --------------------------------------------------------------------------------- one attempt
 
     @backoff.on_exception(_as_told, _Again, jitter=None, logger=None)
+    async def _repeat(self, call: Call[R], first: list[_Again]) -> R:
+        # Most calls need one attempt, and don't come here: by backoff each of them would cost a tenth more.
+        if first:
+            raise first.pop()
+        return await self._attempt(call)
+
     async def _attempt(self, call: Call[R]) -> R:
         call.tries += 1
         before = call.attempts
         try:
-            async with self._queue.turn(call) as signature:
+            signature = await self._queue.enter(call)
+            try:
                 if call.permit is not None:
                     await call.permit.begin()
                 answer = await self._send(call, signature)
+            finally:
+                self._queue.leave(call)
             response = await _read(call, answer, signature)
         except PlaidRelayError as error:
             failure = error
@@ -224,11 +236,12 @@ class Transport:
         session, endpoint = self._session.get(), call.endpoint
         attempt = wire.Attempt(
             url=self._base_url + endpoint.path,
-            headers=_HEADERS | signature.headers | (wire.PLAIN if endpoint.replay is Replay.CREATES else {}),
+            headers=self._headers(endpoint, signature),
             body=Hidden(codec.encode(call.request, signature.fields)),
             replay=endpoint.replay,
-            timeout=self._slow if endpoint.slow else self._quick,
-            deadline=call.deadline,
+            connect=self._timeouts.connect,
+            read=self._timeouts.slow_read if endpoint.slow else self._timeouts.read,
+            span=self._session.watch.span(call.deadline),
             most=self._most if endpoint.replay is Replay.HARMLESS else min(self._most, _SHORT),
             into=call.into,
             broken_off=partial(self._break_off, call, signature),
@@ -239,6 +252,13 @@ class Transport:
             return await wire.send(session, attempt)
         finally:
             self._tally.in_flight -= 1
+
+    def _headers(self, endpoint: Endpoint[Any, Any], signature: Signature) -> CIMultiDict[str]:
+        made = signature.made.get(endpoint.replay)
+        if made is None:
+            plain = wire.PLAIN if endpoint.replay is Replay.CREATES else {}
+            made = signature.made[endpoint.replay] = CIMultiDict(_HEADERS | signature.headers | plain)
+        return made
 
     def _break_off(
         self, call: Call[Any], signature: Signature, answer: Answer | None, problem: PlaidRelayError

@@ -7,7 +7,6 @@ counts for one that isn't patient: it had better fail at once than answer too la
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -23,8 +22,6 @@ from plaid_relay_async.transport.signing import Signer, of_the_caller
 from plaid_relay_async.transport.statistics import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from plaid_relay_async.transport.signing import Signature
 
 R = TypeVar("R")
@@ -116,30 +113,36 @@ class Queue:
         """What all calls of the same operation share."""
         return self.paces[call.endpoint.path]
 
-    @contextlib.asynccontextmanager
-    async def turn(self, call: Call[Any]) -> AsyncIterator[Signature]:
-        """Wait for an attempt's turn, and hold its connection meanwhile.
+    async def enter(self, call: Call[Any]) -> Signature:
+        """Wait for an attempt's turn; from then on it holds a connection, until it leaves.
 
         Raises:
             RateLimitError: Plaid's limit makes it wait longer than it may.
             NotSentError: the limiter or the source of the credentials raised.
         """
-        pace, slots = self.pace(call), self.session.slots
+        pace = self.pace(call)
         while True:
             await self._line_up(call, pace)
             try:
                 if self.limiter is not None:
                     await self._limit(call, self.limiter)
-                await self._take(slots, call)
-                try:
-                    signature = await self.signer.sign(call.deadline)
-                    if pace.is_news(call.turn):
-                        yield signature
-                        return
-                finally:
-                    slots.release()
-            finally:
+                await self._take(self.session.slots, call)
+            except BaseException:
                 pace.over(now(), call.turn)
+                raise
+            try:
+                signature = await self.signer.sign(call.deadline)
+            except BaseException:
+                self.leave(call)
+                raise
+            if pace.is_news(call.turn):
+                return signature
+            self.leave(call)
+
+    def leave(self, call: Call[Any]) -> None:
+        """The attempt is over."""
+        self.session.slots.release()
+        self.pace(call).over(now(), call.turn)
 
     async def _line_up(self, call: Call[Any], pace: Pace) -> None:
         since = now()

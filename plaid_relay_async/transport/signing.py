@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Literal
 
-from attrs import define, frozen
+from attrs import define, field
+from multidict import CIMultiDict
 
 from plaid_relay_async.config import Credentials, GatewayKey, Identity
 from plaid_relay_async.errors import ConfigurationError, Hidden, NotSentError, ordinary
@@ -17,11 +18,16 @@ if TYPE_CHECKING:
 
 @define(eq=False, repr=False)
 class Signature:
-    """What tells who calls: headers or fields of the body, and the secret in them."""
+    """What tells who calls: headers or fields of the body, and the secret in them.
+
+    Attributes:
+        made: whole requests' headers with these in them, for whoever makes many with the same signature.
+    """
 
     headers: dict[str, str]
     fields: Hidden[dict[str, str]]
     secret: Hidden[str]
+    made: dict[object, CIMultiDict[str]] = field(factory=dict)
 
 
 @contextlib.contextmanager
@@ -35,12 +41,13 @@ def of_the_caller(what: str) -> Iterator[None]:
         raise NotSentError(f"{what} raised {type(error).__name__}") from error
 
 
-@frozen(repr=False)
+@define(eq=False, repr=False)
 class Signer:
     """Gives a signature for each attempt."""
 
     who: Identity
     credentials_in: Literal["headers", "body"]
+    _same: Signature | None = field(default=None, init=False)
 
     async def sign(self, deadline: float | None) -> Signature:
         """Fetch the credentials if they have to be, and make a signature of them.
@@ -49,11 +56,17 @@ class Signer:
             NotSentError: they can't be had, or not in time.
             ConfigurationError: their source gave something else.
         """
-        who = self.who
-        if callable(who):
-            with of_the_caller("the source of the credentials"):
-                async with asyncio.timeout_at(deadline):
-                    who = await who()
+        if self._same is not None:
+            return self._same
+        if not callable(self.who):
+            self._same = self._signature(self.who)
+            return self._same
+        with of_the_caller("the source of the credentials"):
+            async with asyncio.timeout_at(deadline):
+                who = await self.who()
+        return self._signature(who)
+
+    def _signature(self, who: object) -> Signature:
         nothing: Hidden[dict[str, str]] = Hidden({})
         if isinstance(who, GatewayKey):
             key = Hidden(who.gateway_key)

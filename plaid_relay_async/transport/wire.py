@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-import selectors
+import select
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import aiohttp
@@ -25,6 +25,7 @@ from plaid_relay_async.errors import (
     ordinary,
 )
 from plaid_relay_async.transport.protocols import Sink
+from plaid_relay_async.watch import Span
 
 # Of what is zipped, half an answer can't be read, and a creation's is short.
 PLAIN: Final = {"Accept-Encoding": "identity"}
@@ -35,6 +36,9 @@ class Attempt:
     """What is to be sent, and how its answer is to be taken.
 
     Attributes:
+        connect: seconds for a connection.
+        read: seconds until an answer begins, and between two pieces of it.
+        span: its time at the most; it ends both.
         most: bytes that the answer may have, unzipped.
         into: where the body goes that is wanted there; what isn't is kept in memory.
         broken_off: told what is known of an attempt that is cancelled: its answer so far, if any, and why.
@@ -44,28 +48,29 @@ class Attempt:
     headers: Mapping[str, str] = field(repr=False)
     body: Hidden[bytes]
     replay: Replay
-    timeout: aiohttp.ClientTimeout
-    deadline: float | None
+    connect: float
+    read: float
+    span: Span
     most: int
     into: Sink | None
     broken_off: Callable[[Answer | None, PlaidRelayError], None]
 
 
-def http_timeout(connect: float, read: float) -> aiohttp.ClientTimeout:
-    """Give aiohttp's form of a timeout, to the second's fractions."""
-    # aiohttp rounds longer timeouts up to whole seconds unless told otherwise.
-    return aiohttp.ClientTimeout(total=None, connect=connect, sock_read=read, ceil_threshold=math.inf)
+# The span is the one timeout that there is.
+_NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
 
 
-_used: weakref.WeakSet[asyncio.BaseProtocol] = weakref.WeakSet()
-_Watch = getattr(selectors, "PollSelector", selectors.SelectSelector)  # of many files, where there is one
+_used: weakref.WeakKeyDictionary[asyncio.BaseProtocol, Callable[[], bool]] = weakref.WeakKeyDictionary()
 
 
-def _has_news(transport: asyncio.Transport) -> bool:
-    """Whether something has arrived that the event loop hasn't seen yet."""
-    with _Watch() as watch:
-        watch.register(transport.get_extra_info("socket"), selectors.EVENT_READ)
-        return bool(watch.select(0))
+def _news_of(transport: asyncio.Transport) -> Callable[[], bool]:
+    """Give what tells whether something has arrived that the event loop hasn't seen yet."""
+    connection = transport.get_extra_info("socket")
+    if not hasattr(select, "poll"):  # pragma: no cover  # Windows
+        return lambda: bool(select.select([connection], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return lambda: bool(poll.poll(0))
 
 
 class _Body(aiohttp.BytesPayload):
@@ -76,13 +81,22 @@ class _Body(aiohttp.BytesPayload):
 
     left = False
 
+    def __init__(self, body: bytes, leaves: Callable[[], None]) -> None:
+        super().__init__(body, content_type="application/json")
+        self._leaves = leaves
+
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
         # A connection on which something arrived unasked would give it as the answer to this request: mostly
         # it is the server's goodbye; on a new one there may be what ends the handshake of TLS.
-        if writer.protocol.should_close or (writer.protocol in _used and _has_news(writer.transport)):
+        if writer.protocol.should_close:
             raise aiohttp.ClientConnectionError
-        _used.add(writer.protocol)
+        has_news = _used.get(writer.protocol)
+        if has_news is None:
+            _used[writer.protocol] = _news_of(writer.transport)
+        elif has_news():
+            raise aiohttp.ClientConnectionError
         self.left = True
+        self._leaves()
         await super().write_with_length(writer, content_length)
 
 
@@ -94,25 +108,27 @@ async def send(session: aiohttp.ClientSession, attempt: Attempt) -> Answer:
         OutcomeUnknownError: it left, nothing came back, and it is one that makes something.
         ConnectionLostError: the same, and it may be repeated.
     """
-    body = _Body(attempt.body.reveal(), content_type="application/json")
+    body = _Body(attempt.body.reveal(), partial(attempt.span.allow, attempt.read))
     answer: Answer | None = None
     try:
-        _check_time(attempt.deadline)
-        async with (
-            _ending_at(attempt.deadline),
-            session.post(
+        with attempt.span as span:
+            span.allow(attempt.connect)
+            response = await session.post(
                 attempt.url,
                 data=body,
                 headers=attempt.headers,
-                timeout=attempt.timeout,
+                timeout=_NO_TIMEOUT,
                 allow_redirects=False,
                 raise_for_status=False,
                 auto_decompress=True,
-            ) as response,
-        ):
-            _check_asked(response, body)
-            answer = Answer(response.status, response.headers)
-            await _receive(response, answer, attempt)
+            )
+            try:
+                _check_asked(body)
+                answer = Answer(response.status, response.headers)
+                await _receive(response, answer, attempt)
+            except BaseException:
+                response.close()
+                raise
     except BaseException as error:
         problem = _told(error, attempt.replay, left=body.left)
         if not ordinary(error):
@@ -129,33 +145,8 @@ async def send(session: aiohttp.ClientSession, attempt: Attempt) -> Answer:
         del problem  # its traceback has this frame, which would keep it, and the body, in a circle
 
 
-@contextlib.asynccontextmanager
-async def _ending_at(deadline: float | None) -> AsyncIterator[None]:
-    """A timeout that comes after what arrived in time, also where the event loop was held up beyond it."""
-    async with asyncio.timeout(None) as scope:
-        if deadline is None:
-            yield
-            return
-        # What wakes the task for an answer stands in the loop's line; a rescheduled timeout goes behind it.
-        timer = asyncio.get_running_loop().call_at(deadline, scope.reschedule, deadline)
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def _check_time(deadline: float | None) -> None:
-    if deadline is not None and _now() >= deadline:
-        raise TimeoutError
-
-
-def _check_asked(response: aiohttp.ClientResponse, body: _Body) -> None:
-    if not body.left:  # so this answers something else
-        response.close()
+def _check_asked(body: _Body) -> None:
+    if not body.left:  # so what came answers something else
         raise aiohttp.ClientConnectionError
 
 
@@ -164,21 +155,21 @@ class _TooLongError(Exception):
 
 
 async def _receive(response: aiohttp.ClientResponse, answer: Answer, attempt: Attempt) -> None:
-    # No local name holds a piece: it would stand in a traceback that shows locals. The timeout is aiohttp's
-    # own, which it forgets when the framing of chunks breaks behind a good one.
+    # No local name holds a piece: it would stand in a traceback that shows locals.
     wanted = attempt.into is not None and await attempt.into.begin(answer)
     into = attempt.into if wanted else None
     left = attempt.most
     while not response.content.at_eof():
-        async with _ending_at(_now() + (attempt.timeout.sock_read or math.inf)):
-            piece = Hidden(await response.content.readany())
+        piece = Hidden(await response.content.readany())
         left -= len(piece.reveal())
         answer.body += piece.reveal()
         if left < 0:
             raise _TooLongError(attempt.most)
         if into is not None:
+            attempt.span.allow(math.inf)
             await into.write(piece)
             answer.keep_ends()
+        attempt.span.allow(attempt.read)
 
 
 # What happened, in words of our own: the texts of aiohttp's errors may name a proxy and its password.

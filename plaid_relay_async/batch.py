@@ -246,7 +246,7 @@ class _Flight(Generic[S]):
         return {
             "request": self.request,
             "attempts": self.attempts,
-            "elapsed": _now() - self.started,
+            "elapsed": self.batch.now() - self.started,
             "request_id": getattr(told, "request_id", None),
         }
 
@@ -384,6 +384,7 @@ class Batch(Generic[S]):
         self._runner: asyncio.Task[None] | None = None
         self._streamed = False
         self._taken = 0
+        self.now: Callable[[], float] = float
         self._started = 0.0
         self._shared_errors = 0
         self._trouble: BaseException | None = None
@@ -446,7 +447,8 @@ class Batch(Generic[S]):
         if self._runner is not None:
             raise RuntimeError("this batch was run before: make another")
         self._streamed = streamed
-        self._started = _now()
+        self.now = asyncio.get_running_loop().time
+        self._started = self.now()
         self._runner = asyncio.create_task(self._run())
         self._runner.add_done_callback(self._finished)
         return self._runner
@@ -458,7 +460,7 @@ class Batch(Generic[S]):
                     group.create_task(self._work())
         finally:
             # A callback of this task would be too late for a loop that reads on as the task ends.
-            self.result.elapsed = _now() - self._started
+            self.result.elapsed = self.now() - self._started
 
     def _finished(self, runner: asyncio.Task[None]) -> None:
         if not runner.cancelled():
@@ -531,7 +533,7 @@ class Batch(Generic[S]):
     async def _serve(self, worker: asyncio.Task[None], request: object) -> bool:
         """See to one request, and tell whether its call did what it was for."""
         # The flight's name ends with this frame: a worker that waits for its next request keeps no report.
-        flight = self._workers[worker] = _Flight(self, request, _now())
+        flight = self._workers[worker] = _Flight(self, request, self.now())
         await self._settle(flight)
         self._workers[worker] = None
         return not isinstance(flight.outcome, Failed | Unknown | None)
@@ -617,12 +619,8 @@ class Batch(Generic[S]):
             failed=failed,
             unknown=unknown,
             in_flight=self._taken - done - left,
-            elapsed=_now() - self._started,
+            elapsed=self.now() - self._started,
         )
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def _ended(runner: asyncio.Task[None]) -> None:

@@ -13,10 +13,12 @@ import aiohttp
 
 from plaid_relay_async.config import check_count, check_tls
 from plaid_relay_async.errors import ClientClosedError, ConfigurationError
+from plaid_relay_async.exchange import Direct, Exchange, Ordinary
 from plaid_relay_async.watch import Watch
 
 if TYPE_CHECKING:
     import ssl as tls
+    from collections.abc import Callable
 
 
 class State(enum.Enum):
@@ -26,6 +28,17 @@ class State(enum.Enum):
     OPEN = "open"
     CLOSED = "closed"
 
+
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks  # noqa: PLW0603  # there is one process, and to ask for its id takes a system call
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no forks
+    os.register_at_fork(after_in_child=_count_fork)
 
 # Borrowed pools may be shared by several clients, which then have to share the count of connections, too.
 _borrowed: weakref.WeakKeyDictionary[aiohttp.BaseConnector, asyncio.Semaphore] = weakref.WeakKeyDictionary()
@@ -43,11 +56,16 @@ class SessionManager:
         trust_env: whether an owned pool takes proxies from the environment, and passwords from `.netrc`.
 
     Attributes:
-        watch: ends attempts whose time is up.
+        now: gives the time by the event loop's clock, once it is open.
+        watch: ends attempts whose time is up, once it is open.
 
     Raises:
         ConfigurationError: the arguments contradict each other, or the context doesn't verify.
     """
+
+    now: Callable[[], float]
+    watch: Watch
+    _exchange: Exchange
 
     def __init__(
         self,
@@ -58,13 +76,13 @@ class SessionManager:
         ssl: tls.SSLContext | None = None,
         proxy: str | None = None,
         trust_env: bool = False,
+        direct: bool = True,
     ) -> None:
         if session is not None and (ssl is not None or proxy is not None or trust_env):
             raise ConfigurationError(
                 "ssl, proxy and trust_env belong to the session that you lend: set them there"
             )
         check_count("connections", connections)
-        self.watch = Watch()
         self._owned = session is None
         self._session = session
         self._connections: int | None = connections
@@ -72,9 +90,10 @@ class SessionManager:
         self._ssl = check_tls(ssl)
         self._proxy = proxy
         self._trust_env = trust_env
+        self._direct = direct and session is None and proxy is None and not trust_env
         self._state = State.NEW
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._process = 0
+        self._forks = 0
         self._slots = asyncio.Semaphore(connections)
 
     async def open(self) -> None:
@@ -93,7 +112,11 @@ class SessionManager:
             raise ClientClosedError("the aiohttp session that this client borrowed is closed")
         else:
             self._connections, self._slots = _slots_of(self._session)
-        self._loop, self._process = asyncio.get_running_loop(), os.getpid()
+        self._loop, self._forks = asyncio.get_running_loop(), _forks
+        # Asked for once: before Python 3.12 each time takes a system call.
+        self.now = self._loop.time
+        self.watch = Watch(self._loop)
+        self._exchange = self._exchange_of(self._session, self._loop)
         self._state = State.OPEN
 
     def _make(self) -> aiohttp.ClientSession:
@@ -106,14 +129,21 @@ class SessionManager:
             trust_env=self._trust_env,
         )
 
+    def _exchange_of(self, session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -> Exchange:
+        if self._direct and session.connector is not None and Direct.fits():
+            return Direct(session.connector, loop)
+        return Ordinary(session)
+
     async def close(self) -> None:
         """Close an owned pool; a borrowed one stays open. More than once is harmless.
 
         A cancellation while the pool closes is kept until it is closed.
         """
         was, self._state = self._state, State.CLOSED
+        if was is not State.OPEN or self._is_forked:
+            return
         self.watch.close()
-        if was is not State.OPEN or not self._owned or self._session is None or self._is_forked:
+        if not self._owned or self._session is None:
             return
         closing = asyncio.ensure_future(self._session.close())
         try:
@@ -135,23 +165,31 @@ class SessionManager:
     @property
     def _is_forked(self) -> bool:
         # The sockets are the parent's as well: whatever is sent on them would get in its way.
-        return self._process != os.getpid()
+        return self._forks != _forks
 
-    def get(self) -> aiohttp.ClientSession:
-        """Give the open session.
+    def check(self) -> None:
+        """See that it may be used here.
 
         Raises:
             ClientClosedError: it isn't open, or not in this event loop and process.
         """
-        if self._state is not State.OPEN or self._session is None:
-            raise ClientClosedError(f"this client is {self._state.value}")
+        self.get()
         if self._is_forked:
             raise ClientClosedError("this client was opened in another process: open one after the fork")
         if self._loop is not asyncio.get_running_loop():
             raise ClientClosedError("this client was opened in another event loop: open one in each loop")
+
+    def get(self) -> Exchange:
+        """Give what sends requests, while it is open.
+
+        Raises:
+            ClientClosedError: it isn't.
+        """
+        if self._state is not State.OPEN or self._session is None:
+            raise ClientClosedError(f"this client is {self._state.value}")
         if self._session.closed:
             raise ClientClosedError("the aiohttp session that this client borrowed was closed meanwhile")
-        return self._session
+        return self._exchange
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) is State.OPEN and self._owned and not self._is_forked:

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Ends what is not over in time; for one event loop."""
+    """Ends what is not over in time."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self._spans: set[Span] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
@@ -42,17 +43,17 @@ class Watch:
         if when < self._due:
             self.close()
             self._due = when
-            self._timer = asyncio.get_running_loop().call_at(when, self._look)
+            self._timer = self.loop.call_at(when, self._look)
 
     def _look(self) -> None:
-        self._due, loop = math.inf, asyncio.get_running_loop()
-        late = [span for span in self._spans if span.until <= loop.time()]
+        self._due, now = math.inf, self.loop.time()
+        late = [span for span in self._spans if span.until <= now]
         # What wakes a task for an answer that came in time, though the loop was held up, stands in its line.
-        loop.call_soon(self._end, late)
+        self.loop.call_soon(self._end, late)
         self.look_by(min((span.until for span in self._spans.difference(late)), default=math.inf))
 
     def _end(self, late: list[Span]) -> None:
-        now = asyncio.get_running_loop().time()
+        now = self.loop.time()
         for span in self._spans.intersection(late):
             if span.until <= now:
                 span.end()
@@ -76,7 +77,7 @@ class Span:
 
     def allow(self, seconds: float) -> None:
         """Let it go on for so long from now, or to its deadline if that comes before."""
-        self.until = min(self._deadline, asyncio.get_running_loop().time() + seconds)
+        self.until = min(self._deadline, self._watch.loop.time() + seconds)
         self._watch.look_by(self.until)
 
     def end(self) -> None:
@@ -85,10 +86,10 @@ class Span:
         self._task.cancel()
 
     def __enter__(self) -> Self:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._watch.loop)
         assert task is not None  # noqa: S101  # nothing else can be cancelled, and nothing else awaits
         self._task, self._cancelling = task, task.cancelling()
-        if asyncio.get_running_loop().time() >= self.until:
+        if self._watch.loop.time() >= self.until:
             raise TimeoutError
         self._watch.add(self)
         return self

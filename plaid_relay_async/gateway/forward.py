@@ -195,8 +195,9 @@ class Upstream:
         asked = _passed_on(request.headers, _UP)
         plain = PLAIN if endpoint.replay is Replay.CREATES else {}
         attempt = Attempt(
-            url=self._base_url + endpoint.path,
-            headers=_UP | asked | plain | signature.headers,
+            to=self._session.get().address(
+                self._base_url + endpoint.path, _UP | asked | plain | signature.headers
+            ),
             body=body,
             # Nothing is repeated here, whatever it is: what a lost answer means, its caller has to say.
             replay=Replay.HARMLESS,

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import backoff
 from attrs import frozen
-from multidict import CIMultiDict
 
 from plaid_relay_async import codec
 from plaid_relay_async.codec import Answer, Endpoint, Replay
@@ -37,13 +36,14 @@ from plaid_relay_async.errors import (
     reason_of,
 )
 from plaid_relay_async.transport import wire
-from plaid_relay_async.transport.queue import Call, Queue, now
+from plaid_relay_async.transport.queue import Call, Queue
 from plaid_relay_async.transport.statistics import Statistics, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from plaid_relay_async.config import Timeouts
+    from plaid_relay_async.exchange import Exchange
     from plaid_relay_async.session import SessionManager
     from plaid_relay_async.transport.protocols import Permit, RateLimiter, Sink
     from plaid_relay_async.transport.signing import Signature, Signer
@@ -144,12 +144,13 @@ class Transport:
         Raises:
             PlaidRelayError: see `plaid_relay_async.errors`; `attempts` says how many were made.
         """
-        self._session.get()
+        self._session.check()
         total, policy = self.checked(timeout, retry)
+        now = self._session.now
         deadline = None if total is None else now() + total
         spare = self._spare(endpoint, total)
         outcome = "cancelled"
-        call = Call(endpoint, request, policy, permit, into, deadline, spare)
+        call = Call(endpoint, request, policy, now, permit, into, deadline, spare)
         try:
             try:
                 response = await self._attempt(call)
@@ -230,13 +231,12 @@ class Transport:
         self._tally.attempts[ending.value] += 1
         call.sent |= ending is not Ending.NOT_SENT
         if ending is Ending.ANSWERED:
-            self._queue.pace(call).passed(now(), call.turn)
+            self._queue.pace(call).passed(call.now(), call.turn)
 
     async def _send(self, call: Call[Any], signature: Signature) -> Answer:
-        session, endpoint = self._session.get(), call.endpoint
+        exchange, endpoint = self._session.get(), call.endpoint
         attempt = wire.Attempt(
-            url=self._base_url + endpoint.path,
-            headers=self._headers(endpoint, signature),
+            to=self._address(exchange, endpoint, signature),
             body=Hidden(codec.encode(call.request, signature.fields)),
             replay=endpoint.replay,
             connect=self._timeouts.connect,
@@ -249,16 +249,16 @@ class Transport:
         call.attempts += 1
         self._tally.in_flight += 1
         try:
-            return await wire.send(session, attempt)
+            return await wire.send(exchange, attempt)
         finally:
             self._tally.in_flight -= 1
 
-    def _headers(self, endpoint: Endpoint[Any, Any], signature: Signature) -> CIMultiDict[str]:
-        made = signature.made.get(endpoint.replay)
-        if made is None:
+    def _address(self, exchange: Exchange, endpoint: Endpoint[Any, Any], signature: Signature) -> Any:
+        if endpoint.path not in signature.to:
             plain = wire.PLAIN if endpoint.replay is Replay.CREATES else {}
-            made = signature.made[endpoint.replay] = CIMultiDict(_HEADERS | signature.headers | plain)
-        return made
+            headers = _HEADERS | signature.headers | plain
+            signature.to[endpoint.path] = exchange.address(self._base_url + endpoint.path, headers)
+        return signature.to[endpoint.path]
 
     def _break_off(
         self, call: Call[Any], signature: Signature, answer: Answer | None, problem: PlaidRelayError
@@ -308,10 +308,10 @@ class Transport:
         """Have everybody who calls this operation wait, and tell how long this call has to, if it can."""
         pace, limited = self._queue.pace(call), getattr(error, "status", None) == 429
         asked = getattr(error, "retry_after", None)
-        delay = pace.refused(now(), call.turn, asked, partial(_curve, call.policy), limited=limited)
+        delay = pace.refused(call.now(), call.turn, asked, partial(_curve, call.policy), limited=limited)
         call.gave_up = max(delay, pace.total) > call.policy.max_pause
         call.refusals += call.patient
-        wait = pace.expected(now(), 0 if call.patient else pace.ahead)
+        wait = pace.expected(call.now(), 0 if call.patient else pace.ahead)
         fits = call.patient or (call.counted < call.policy.attempts and call.has_time_for(wait))
         told = not limited or self._tell_limiter(call, error, asked)
         return wait if fits and told and not call.gave_up else None

@@ -22,14 +22,11 @@ from plaid_relay_async.transport.signing import Signer, of_the_caller
 from plaid_relay_async.transport.statistics import Tally
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from plaid_relay_async.transport.signing import Signature
 
 R = TypeVar("R")
-
-
-def now() -> float:
-    """The event loop's clock."""
-    return asyncio.get_running_loop().time()
 
 
 @define(eq=False, repr=False)
@@ -37,6 +34,7 @@ class Call(Generic[R]):
     """A call with all its attempts.
 
     Attributes:
+        now: gives the time by the event loop's clock.
         spare: seconds that have to be left for the answer if it waits before an attempt.
         tries: how often it was taken up, whether or not that led to an attempt.
         refusals: tries that were refused for now and don't count, for the call is patient.
@@ -50,6 +48,7 @@ class Call(Generic[R]):
     endpoint: Endpoint[Any, R]
     request: Any
     policy: RetryPolicy
+    now: Callable[[], float]
     permit: Permit | None
     into: Sink | None
     deadline: float | None
@@ -75,7 +74,7 @@ class Call(Generic[R]):
     def has_time_for(self, wait: float) -> bool:
         """Whether an attempt may follow after so many seconds."""
         latest = self.latest
-        return latest is None or now() + wait < latest
+        return latest is None or self.now() + wait < latest
 
     @property
     def latest(self) -> float | None:
@@ -128,7 +127,7 @@ class Queue:
                     await self._limit(call, self.limiter)
                 await self._take(self.session.slots, call)
             except BaseException:
-                pace.over(now(), call.turn)
+                pace.over(call.now(), call.turn)
                 raise
             try:
                 signature = await self.signer.sign(call.deadline)
@@ -142,17 +141,17 @@ class Queue:
     def leave(self, call: Call[Any]) -> None:
         """The attempt is over."""
         self.session.slots.release()
-        self.pace(call).over(now(), call.turn)
+        self.pace(call).over(call.now(), call.turn)
 
     async def _line_up(self, call: Call[Any], pace: Pace) -> None:
-        since = now()
+        since = call.now()
         if not pace.is_clear(since):
             self._check(call, pace, pace.expected(since, pace.ahead))
             with self.tally.wait("pause"):
                 await self._stand_in_line(call, pace)
             if call.patient:
-                call.postpone(now() - since)
-        call.turn = pace.leave(now())
+                call.postpone(call.now() - since)
+        call.turn = pace.leave(call.now())
 
     async def _stand_in_line(self, call: Call[Any], pace: Pace) -> None:
         try:
@@ -160,15 +159,15 @@ class Queue:
                 asyncio.timeout_at(None if call.patient else call.latest),
                 pace.line(patient=call.patient),
             ):
-                while (wait := pace.wait(now())) > 0:
+                while (wait := pace.wait(call.now())) > 0:
                     self.session.get()  # it may be closed by now
-                    self._check(call, pace, pace.expected(now()))
+                    self._check(call, pace, pace.expected(call.now()))
                     await pace.sleep(wait)
         except TimeoutError:
-            raise self._too_long(call, pace.expected(now(), pace.ahead)) from None
+            raise self._too_long(call, pace.expected(call.now(), pace.ahead)) from None
 
     def _check(self, call: Call[Any], pace: Pace, wait: float) -> None:
-        gave_up = pace.until - now() > call.policy.max_pause
+        gave_up = pace.until - call.now() > call.policy.max_pause
         if gave_up or not (call.patient or call.has_time_for(wait)):
             raise self._too_long(call, wait, gave_up=gave_up)
 
@@ -181,16 +180,16 @@ class Queue:
         )
 
     async def _limit(self, call: Call[Any], limiter: RateLimiter) -> None:
-        since = now()
+        since = call.now()
         with self.tally.wait("limiter"), of_the_caller("the rate limiter"):
             await limiter.acquire(call.endpoint.path)
-        call.postpone(now() - since)
+        call.postpone(call.now() - since)
 
     async def _take(self, slots: asyncio.Semaphore, call: Call[Any]) -> None:
         if not slots.locked():
             await slots.acquire()
             return
-        since = now()
+        since = call.now()
         with self.tally.wait("connection"):
             await slots.acquire()
-        call.postpone(now() - since)
+        call.postpone(call.now() - since)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import define, field
-from multidict import CIMultiDict
 
 from plaid_relay_async.config import Credentials, GatewayKey, Identity
 from plaid_relay_async.errors import ConfigurationError, Hidden, NotSentError, ordinary
@@ -21,13 +20,13 @@ class Signature:
     """What tells who calls: headers or fields of the body, and the secret in them.
 
     Attributes:
-        made: whole requests' headers with these in them, for whoever makes many with the same signature.
+        to: addresses of requests with these headers, by path, for whoever makes many of them.
     """
 
     headers: dict[str, str]
     fields: Hidden[dict[str, str]]
     secret: Hidden[str]
-    made: dict[object, CIMultiDict[str]] = field(factory=dict)
+    to: dict[str, Any] = field(factory=dict)
 
 
 @contextlib.contextmanager

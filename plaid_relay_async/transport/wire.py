@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import select
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -24,6 +22,7 @@ from plaid_relay_async.errors import (
     ResponseDecodeError,
     ordinary,
 )
+from plaid_relay_async.exchange import Body, Exchange, Response
 from plaid_relay_async.transport.protocols import Sink
 from plaid_relay_async.watch import Span
 
@@ -36,6 +35,7 @@ class Attempt:
     """What is to be sent, and how its answer is to be taken.
 
     Attributes:
+        to: the address, as the exchange made it.
         connect: seconds for a connection.
         read: seconds until an answer begins, and between two pieces of it.
         span: its time at the most; it ends both.
@@ -44,8 +44,7 @@ class Attempt:
         broken_off: told what is known of an attempt that is cancelled: its answer so far, if any, and why.
     """
 
-    url: str
-    headers: Mapping[str, str] = field(repr=False)
+    to: Any = field(repr=False)
     body: Hidden[bytes]
     replay: Replay
     connect: float
@@ -56,51 +55,7 @@ class Attempt:
     broken_off: Callable[[Answer | None, PlaidRelayError], None]
 
 
-# The span is the one timeout that there is.
-_NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
-
-
-_used: weakref.WeakKeyDictionary[asyncio.BaseProtocol, Callable[[], bool]] = weakref.WeakKeyDictionary()
-
-
-def _news_of(transport: asyncio.Transport) -> Callable[[], bool]:
-    """Give what tells whether something has arrived that the event loop hasn't seen yet."""
-    connection = transport.get_extra_info("socket")
-    if not hasattr(select, "poll"):  # pragma: no cover  # Windows
-        return lambda: bool(select.select([connection], [], [], 0)[0])
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    return lambda: bool(poll.poll(0))
-
-
-class _Body(aiohttp.BytesPayload):
-    """The request's body; it notes the moment at which aiohttp begins to hand it to the network.
-
-    A server can't act on a call without its body, so one whose body wasn't handed over was never sent.
-    """
-
-    left = False
-
-    def __init__(self, body: bytes, leaves: Callable[[], None]) -> None:
-        super().__init__(body, content_type="application/json")
-        self._leaves = leaves
-
-    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
-        # A connection on which something arrived unasked would give it as the answer to this request: mostly
-        # it is the server's goodbye; on a new one there may be what ends the handshake of TLS.
-        if writer.protocol.should_close:
-            raise aiohttp.ClientConnectionError
-        has_news = _used.get(writer.protocol)
-        if has_news is None:
-            _used[writer.protocol] = _news_of(writer.transport)
-        elif has_news():
-            raise aiohttp.ClientConnectionError
-        self.left = True
-        self._leaves()
-        await super().write_with_length(writer, content_length)
-
-
-async def send(session: aiohttp.ClientSession, attempt: Attempt) -> Answer:
+async def send(exchange: Exchange, attempt: Attempt) -> Answer:
     """Make one attempt, and give what came back of an answer.
 
     Raises:
@@ -108,22 +63,13 @@ async def send(session: aiohttp.ClientSession, attempt: Attempt) -> Answer:
         OutcomeUnknownError: it left, nothing came back, and it is one that makes something.
         ConnectionLostError: the same, and it may be repeated.
     """
-    body = _Body(attempt.body.reveal(), partial(attempt.span.allow, attempt.read))
+    body = Body(attempt.body.reveal(), partial(attempt.span.allow, attempt.read))
     answer: Answer | None = None
     try:
         with attempt.span as span:
             span.allow(attempt.connect)
-            response = await session.post(
-                attempt.url,
-                data=body,
-                headers=attempt.headers,
-                timeout=_NO_TIMEOUT,
-                allow_redirects=False,
-                raise_for_status=False,
-                auto_decompress=True,
-            )
+            response = await exchange.post(attempt.to, body)
             try:
-                _check_asked(body)
                 answer = Answer(response.status, response.headers)
                 await _receive(response, answer, attempt)
             except BaseException:
@@ -145,16 +91,11 @@ async def send(session: aiohttp.ClientSession, attempt: Attempt) -> Answer:
         del problem  # its traceback has this frame, which would keep it, and the body, in a circle
 
 
-def _check_asked(body: _Body) -> None:
-    if not body.left:  # so what came answers something else
-        raise aiohttp.ClientConnectionError
-
-
 class _TooLongError(Exception):
     """Ends the reading of an answer."""
 
 
-async def _receive(response: aiohttp.ClientResponse, answer: Answer, attempt: Attempt) -> None:
+async def _receive(response: Response, answer: Answer, attempt: Attempt) -> None:
     # No local name holds a piece: it would stand in a traceback that shows locals.
     wanted = attempt.into is not None and await attempt.into.begin(answer)
     into = attempt.into if wanted else None
@@ -187,6 +128,7 @@ _PHRASES: tuple[tuple[type[BaseException], str], ...] = (
     (OSError, "the connection failed"),
     (aiohttp.ClientPayloadError, "the answer broke off"),
     (aiohttp.ClientResponseError, "the answer isn't HTTP"),
+    (aiohttp.http.HttpProcessingError, "the answer isn't HTTP"),
     (aiohttp.ClientConnectionError, "the connection failed"),
 )
 

@@ -1,0 +1,224 @@
+"""One request and its response, over a connection of an aiohttp pool.
+
+An `Ordinary` exchange goes by aiohttp's `ClientSession`. A `Direct` one takes a connection from the same pool,
+and writes a head that was made once; aiohttp opens connections, keeps them and reads what comes. It takes half
+the time, and uses methods of aiohttp's that are public and not documented: `Direct.fits` sees whether they are
+as they were.
+"""
+
+from __future__ import annotations
+
+import inspect
+import select
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from attrs import define, field, frozen
+from yarl import URL
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping
+
+    from aiohttp.connector import Connection
+
+# Whoever calls has a better timeout.
+_NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+
+
+class Response(Protocol):
+    """An answer of which the head has arrived."""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, whatever their case."""
+        ...
+
+    @property
+    def content(self) -> aiohttp.StreamReader:
+        """The body as it comes; once it is read to its end, the connection is the pool's again."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection, unless the body was read to its end."""
+        ...
+
+
+class Exchange(Protocol):
+    """Sends requests and gives responses."""
+
+    def address(self, url: str, headers: Mapping[str, str]) -> Any:
+        """Make what `post` needs of a request besides its body; it may be used again."""
+        ...
+
+    async def post(self, to: Any, body: Body) -> Response:
+        """Send a request, and wait for the head of its response; redirects aren't followed.
+
+        Raises:
+            OSError, aiohttp.ClientError, aiohttp.http.HttpProcessingError: no response came.
+        """
+        ...
+
+
+# ------------------------------------------------------------------------------------------- the body
+
+_used: weakref.WeakKeyDictionary[asyncio.BaseProtocol, Callable[[], bool]] = weakref.WeakKeyDictionary()
+
+
+def _news_of(transport: asyncio.Transport) -> Callable[[], bool]:
+    """Give what tells whether something has arrived that the event loop hasn't seen yet."""
+    connection = transport.get_extra_info("socket")
+    if not hasattr(select, "poll"):  # pragma: no cover  # Windows
+        return lambda: bool(select.select([connection], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return lambda: bool(poll.poll(0))
+
+
+@define(eq=False)
+class Body:
+    """A request's body; it notes the moment at which it is handed to the network.
+
+    A server can't act on a call without its body, so one whose body wasn't handed over was never sent.
+
+    Attributes:
+        data: its bytes, JSON.
+        leaves: told of that moment.
+        left: whether it came.
+    """
+
+    data: bytes = field(repr=False)
+    leaves: Callable[[], None]
+    left: bool = False
+
+    def leave(self, protocol: Any) -> None:
+        """Say that it is about to be written, or raise `aiohttp.ClientConnectionError` if it had better not be."""
+        # A connection on which something arrived unasked would give it as the answer to this request: mostly
+        # it is the server's goodbye; on a new one there may be what ends the handshake of TLS.
+        if protocol.should_close:
+            raise aiohttp.ClientConnectionError
+        has_news = _used.get(protocol)
+        if has_news is None:
+            _used[protocol] = _news_of(protocol.transport)
+        elif has_news():
+            raise aiohttp.ClientConnectionError
+        self.left = True
+        self.leaves()
+
+
+# ---------------------------------------------------------------------------------------- by a session
+
+
+class _Payload(aiohttp.BytesPayload):
+    def __init__(self, body: Body) -> None:
+        super().__init__(body.data, content_type="application/json")
+        self._body = body
+
+    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+        self._body.leave(writer.protocol)
+        await super().write_with_length(writer, content_length)
+
+
+@frozen
+class Ordinary:
+    """By a session's own `post`: with its proxies, traces, middlewares and cookies."""
+
+    session: aiohttp.ClientSession
+
+    def address(self, url: str, headers: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
+        """Put the two together."""
+        return url, headers
+
+    async def post(self, to: tuple[str, Mapping[str, str]], body: Body) -> Response:
+        """Send a request, and wait for the head of its response."""
+        url, headers = to
+        response = await self.session.post(
+            url,
+            data=_Payload(body),
+            headers=headers,
+            timeout=_NO_TIMEOUT,
+            allow_redirects=False,
+            raise_for_status=False,
+            auto_decompress=True,
+        )
+        if not body.left:  # so what came answers something else
+            response.close()
+            raise aiohttp.ClientConnectionError
+        return response
+
+
+# -------------------------------------------------------------------------------------------- directly
+
+
+@frozen
+class _Address:
+    request: aiohttp.ClientRequest
+    head: bytes = field(repr=False)
+
+
+@define(eq=False, repr=False)
+class _Direct:
+    """A response that came directly."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: aiohttp.StreamReader
+    _connection: Connection
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@frozen
+class Direct:
+    """Over a connection of a pool, without a session; for a pool without proxies."""
+
+    connector: aiohttp.BaseConnector
+    loop: asyncio.AbstractEventLoop
+
+    @staticmethod
+    def fits() -> bool:
+        """Tell whether this release of aiohttp has what is used here."""
+        there = inspect.signature(aiohttp.BaseConnector.connect).parameters.keys()
+        params = inspect.signature(ResponseHandler.set_response_params).parameters.keys()
+        return there == {"self", "req", "traces", "timeout"} and params >= {"read_until_eof", "auto_decompress"}
+
+    def address(self, url: str, headers: Mapping[str, str]) -> _Address:
+        """Make a request of aiohttp's, and write down its head but for the length."""
+        json = {"Content-Type": "application/json", **headers}
+        request = aiohttp.ClientRequest("POST", URL(url), headers=json, loop=self.loop)
+        lines = [f"{name}: {value}" for name, value in request.headers.items() if name != "Content-Length"]
+        lines = [f"POST {request.url.raw_path_qs} HTTP/1.1", *lines, "Content-Length: "]
+        if any("\r" in line or "\n" in line for line in lines):
+            raise ValueError("a header holds a line break")
+        return _Address(request, "\r\n".join(lines).encode())
+
+    async def post(self, to: _Address, body: Body) -> Response:
+        """Send a request, and wait for the head of its response."""
+        connection = await self.connector.connect(to.request, traces=[], timeout=_NO_TIMEOUT)
+        try:
+            protocol = connection.protocol
+            protocol.set_response_params(read_until_eof=True, auto_decompress=True)
+            body.leave(protocol)
+            protocol.transport.write(b"%s%d\r\n\r\n%s" % (to.head, len(body.data), body.data))
+            message, content = await protocol.read()
+            while 100 <= message.code < 200 and message.code != 101:
+                message, content = await protocol.read()
+        except BaseException:
+            connection.close()
+            raise
+        content.on_eof(lambda: _give_back(connection))
+        return _Direct(message.code, message.headers, content, connection)
+
+
+def _give_back(connection: Connection) -> None:
+    if connection.transport is not None and connection.transport.get_write_buffer_size():
+        connection.close()  # it was answered before all of it had left
+    connection.release()

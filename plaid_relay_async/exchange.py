@@ -1,28 +1,25 @@
 """One request and its response, over a connection of an aiohttp pool.
 
-An `Ordinary` exchange goes by aiohttp's `ClientSession`. A `Direct` one takes a connection from the same pool,
-and writes a head that was made once; aiohttp opens connections, keeps them and reads what comes. It takes half
-the time, and uses methods of aiohttp's that are public and not documented: `Direct.fits` sees whether they are
-as they were.
+An `Ordinary` exchange goes by aiohttp's `ClientSession`. A `Direct` one takes a connection from the same pool
+and writes a head that was made once; aiohttp opens the connections, keeps them, and reads what comes. That
+takes half the time. It uses methods of aiohttp's that are public but not documented, and `Direct.fits` sees
+whether they are there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import select
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 from attrs import define, field, frozen
 from yarl import URL
-
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Mapping
-
-    from aiohttp.connector import Connection
 
 # Whoever calls has a better timeout.
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
@@ -99,7 +96,11 @@ class Body:
     left: bool = False
 
     def leave(self, protocol: Any) -> None:
-        """Say that it is about to be written, or raise `aiohttp.ClientConnectionError` if it had better not be."""
+        """Say that it is about to be written.
+
+        Raises:
+            aiohttp.ClientConnectionError: it had better not be, on this connection.
+        """
         # A connection on which something arrived unasked would give it as the answer to this request: mostly
         # it is the server's goodbye; on a new one there may be what ends the handshake of TLS.
         if protocol.should_close:
@@ -188,7 +189,10 @@ class Direct:
         """Tell whether this release of aiohttp has what is used here."""
         there = inspect.signature(aiohttp.BaseConnector.connect).parameters.keys()
         params = inspect.signature(ResponseHandler.set_response_params).parameters.keys()
-        return there == {"self", "req", "traces", "timeout"} and params >= {"read_until_eof", "auto_decompress"}
+        return there == {"self", "req", "traces", "timeout"} and params >= {
+            "read_until_eof",
+            "auto_decompress",
+        }
 
     def address(self, url: str, headers: Mapping[str, str]) -> _Address:
         """Make a request of aiohttp's, and write down its head but for the length."""

@@ -112,6 +112,7 @@ class SessionManager:
             raise ClientClosedError("the aiohttp session that this client borrowed is closed")
         else:
             self._connections, self._slots = _slots_of(self._session)
+        _unmap_reads()
         self._loop, self._forks = asyncio.get_running_loop(), _forks
         # Asked for once: before Python 3.12 each time takes a system call.
         self.now = self._loop.time
@@ -199,6 +200,12 @@ class SessionManager:
                 source=self,
                 stacklevel=2,
             )
+
+
+def _unmap_reads() -> None:
+    # asyncio reads into 256 KB at a time. glibc maps so much memory for each read, and unmaps it after, until
+    # something larger was let go of once; from then on it takes it from the heap.
+    bytes(1024 * 1024)
 
 
 def _slots_of(session: aiohttp.ClientSession) -> tuple[int | None, asyncio.Semaphore]:

@@ -289,6 +289,19 @@ def _text(value: Any, **how: Any) -> str:
     return re.sub(f'"{marks[0]}([^"]*)"', r"\1", text) if marks else text
 
 
+class _NotPlainError(Exception):
+    """There is something that JSON doesn't have, such as a Decimal."""
+
+
+def _not_plain(_value: object) -> None:
+    raise _NotPlainError
+
+
+_COMPACT: Final = (",", ":")
+# Made once, as the decoder is; what it can't write goes the longer way.
+_encoder: Final = json.JSONEncoder(separators=_COMPACT, allow_nan=False, default=_not_plain)
+
+
 @sealed
 def encode(record: object, more: Hidden[dict[str, str]]) -> bytes:
     """Turn a request into the body of an HTTP request, with what goes beside its fields.
@@ -297,7 +310,11 @@ def encode(record: object, more: Hidden[dict[str, str]]) -> bytes:
         InvalidRequestError: somebody has put into it what JSON doesn't have.
     """
     try:
-        return _text({**_converter.unstructure(record), **more.reveal()}, separators=(",", ":")).encode()
+        plain = {**_converter.unstructure(record), **more.reveal()}
+        try:
+            return _encoder.encode(plain).encode()
+        except (_NotPlainError, ValueError):
+            return _text(plain, separators=_COMPACT).encode()
     except (TypeError, RecursionError) as error:
         problem = type(error).__name__
     raise InvalidRequestError(f"the request can't be written as JSON ({problem})", sent=False)

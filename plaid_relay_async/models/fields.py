@@ -21,7 +21,8 @@ def refuse(problem: str) -> InvalidRequestError:
     return InvalidRequestError(problem, sent=False)
 
 
-def _check_word(name: str, value: object) -> None:
+def check_word(name: str, value: object) -> None:
+    """Raise `InvalidRequestError` unless the value is a token, an id or a name as Plaid has them."""
     check_text(name, value)
     if " " in cast("str", value) or not cast("str", value).isprintable():
         raise refuse(f"{name} holds white space or control characters: strip it")
@@ -37,7 +38,7 @@ def check_text(name: str, value: object) -> None:
 
 def is_word(_: object, attribute: Attribute[str], value: object) -> None:
     """A token, an id or a name of Plaid's."""
-    _check_word(attribute.name, value)
+    check_word(attribute.name, value)
 
 
 def is_text(most: int | None = None) -> Validator:
@@ -70,7 +71,7 @@ def are_words(_: object, attribute: Attribute[Any], value: object) -> None:
     if not value:
         raise refuse(f"{attribute.name} is empty")
     for index, word in enumerate(value):
-        _check_word(f"{attribute.name}[{index}]", word)
+        check_word(f"{attribute.name}[{index}]", word)
 
 
 def one_of_each_type(_: object, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
@@ -83,7 +84,7 @@ def one_of_each_type(_: object, attribute: Attribute[Any], value: tuple[str, ...
 
 def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
     """An http(s) URL."""
-    _check_word(attribute.name, value)
+    check_word(attribute.name, value)
     try:
         parts = urlsplit(str(value))
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0

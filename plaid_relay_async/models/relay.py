@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from attrs import field, frozen, validators
+from attrs import field, fields, frozen, validators
 
 from plaid_relay_async.errors import sealed, sealed_init
 from plaid_relay_async.models.fields import (
     are_words,
     as_tuple,
+    check_word,
     flag,
     is_url,
     is_word,
@@ -62,7 +63,19 @@ class RelayCreateRequest:
         if isinstance(secondary_client_ids, str):
             raise refuse("secondary_client_ids must be an iterable of strings, not one string: write [it]")
         first = cls(report_tokens, "checked-when-met", webhook)
-        return (cls(first.report_tokens, partner, first.webhook) for partner in secondary_client_ids)
+        shared = {a.name: getattr(first, a.name) for a in fields(cls)}
+
+        @sealed
+        def request_for(partner: str) -> RelayCreateRequest:
+            # What all of them share was checked once, and isn't again for each.
+            check_word("secondary_client_id", partner)
+            request = object.__new__(cls)
+            for name, value in shared.items():
+                object.__setattr__(request, name, value)
+            object.__setattr__(request, "secondary_client_id", partner)
+            return request
+
+        return map(request_for, secondary_client_ids)
 
 
 @sealed_init

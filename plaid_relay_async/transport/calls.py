@@ -152,10 +152,7 @@ class Transport:
         outcome = "cancelled"
         call = Call(endpoint, request, policy, now, permit, into, deadline, spare)
         try:
-            try:
-                response = await self._attempt(call)
-            except _Again as again:
-                response = await self._repeat(call, [again])
+            response = await self._attempts(call)
             outcome = "succeeded"
         except PlaidRelayError as error:
             lost = ending_of(error) is Ending.UNKNOWN and endpoint.replay is not Replay.HARMLESS
@@ -194,11 +191,18 @@ class Transport:
 
     # --------------------------------------------------------------------------------- one attempt
 
+    async def _attempts(self, call: Call[R]) -> R:
+        try:
+            return await self._attempt(call)
+        except _Again as again:
+            waits = [again]
+        return await self._repeat(call, waits)
+
     @backoff.on_exception(_as_told, _Again, jitter=None, logger=None)
-    async def _repeat(self, call: Call[R], first: list[_Again]) -> R:
-        # Most calls need one attempt, and don't come here: by backoff each of them would cost a tenth more.
-        if first:
-            raise first.pop()
+    async def _repeat(self, call: Call[R], waits: list[_Again]) -> R:
+        # Most calls need one attempt, and never come here: by backoff each would take a twentieth longer.
+        if waits:
+            raise waits.pop()
         return await self._attempt(call)
 
     async def _attempt(self, call: Call[R]) -> R:

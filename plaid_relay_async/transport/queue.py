@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from attrs import define, field
@@ -22,8 +23,6 @@ from plaid_relay_async.transport.signing import Signer, of_the_caller
 from plaid_relay_async.transport.statistics import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from plaid_relay_async.transport.signing import Signature
 
 R = TypeVar("R")

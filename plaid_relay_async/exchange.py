@@ -9,17 +9,21 @@ whether they are there.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import select
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from attrs import define, field, frozen
 from yarl import URL
+
+if TYPE_CHECKING:
+    from aiohttp.client_reqrep import ConnectionKey
 
 # Whoever calls has a better timeout.
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
@@ -158,9 +162,16 @@ class Ordinary:
 # -------------------------------------------------------------------------------------------- directly
 
 
+class _Request(aiohttp.ClientRequest):
+    # aiohttp asks for it each time that one is sent.
+    @functools.cached_property
+    def connection_key(self) -> ConnectionKey:
+        return super().connection_key
+
+
 @frozen
 class _Address:
-    request: aiohttp.ClientRequest
+    request: _Request
     head: bytes = field(repr=False)
 
 
@@ -197,7 +208,7 @@ class Direct:
     def address(self, url: str, headers: Mapping[str, str]) -> _Address:
         """Make a request of aiohttp's, and write down its head but for the length."""
         json = {"Content-Type": "application/json", **headers}
-        request = aiohttp.ClientRequest("POST", URL(url), headers=json, loop=self.loop)
+        request = _Request("POST", URL(url), headers=json, loop=self.loop)
         lines = [f"{name}: {value}" for name, value in request.headers.items() if name != "Content-Length"]
         lines = [f"POST {request.url.raw_path_qs} HTTP/1.1", *lines, "Content-Length: "]
         if any("\r" in line or "\n" in line for line in lines):
@@ -208,7 +219,7 @@ class Direct:
         """Send a request, and wait for the head of its response."""
         connection = await self.connector.connect(to.request, traces=[], timeout=_NO_TIMEOUT)
         try:
-            protocol = connection.protocol
+            protocol: Any = connection.protocol
             protocol.set_response_params(read_until_eof=True, auto_decompress=True)
             body.leave(protocol)
             protocol.transport.write(b"%s%d\r\n\r\n%s" % (to.head, len(body.data), body.data))

@@ -226,8 +226,10 @@ _decoder: Final = json.JSONDecoder(parse_float=_number, parse_constant=_no_const
 
 
 def _parse(body: bytes | bytearray | str) -> Any:
-    text = body if isinstance(body, str) else body.decode(json.detect_encoding(body), "surrogatepass")
-    return _decoder.decode(text)
+    if isinstance(body, str):
+        return _decoder.decode(body)
+    plain = body.startswith(b"{") and not body.startswith(b"{\0")
+    return _decoder.decode(body.decode("utf-8" if plain else json.detect_encoding(body), "surrogatepass"))
 
 
 def record_of(body: bytes | bytearray | str, cls: type[T]) -> T:

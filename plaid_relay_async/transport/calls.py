@@ -216,7 +216,10 @@ class Transport:
                 answer = await self._send(call, signature)
             finally:
                 self._queue.leave(call)
-            response = await _read(call, answer, signature)
+            read = partial(codec.read, call.endpoint, answer, call.request, signature.secret)
+            # A creation's token must not get lost on the way to a thread and back, and its answer is short.
+            reads_long = len(answer.body) >= _LARGE and call.endpoint.replay is Replay.HARMLESS
+            response = await asyncio.to_thread(read) if reads_long else read()
         except PlaidRelayError as error:
             failure = error
         except BaseException:
@@ -346,13 +349,6 @@ def _check_callables(on_retry: object, rate_limiter: object) -> None:
         raise ConfigurationError("on_retry must be a plain function, not an async one")
     if rate_limiter is not None and not callable(getattr(rate_limiter, "acquire", None)):
         raise ConfigurationError("rate_limiter must have a method `async acquire(endpoint)`")
-
-
-async def _read(call: Call[R], answer: Answer, signature: Signature) -> R:
-    # A creation's token must not get lost on the way to a thread and back, and its answer is short.
-    if len(answer.body) < _LARGE or call.endpoint.replay is not Replay.HARMLESS:
-        return codec.read(call.endpoint, answer, call.request, signature.secret)
-    return await asyncio.to_thread(codec.read, call.endpoint, answer, call.request, signature.secret)
 
 
 def _curve(policy: RetryPolicy, nth: int) -> float:

@@ -120,11 +120,16 @@ class Queue:
         """
         pace = self.pace(call)
         while True:
-            await self._line_up(call, pace)
+            if not pace.is_clear(call.now()):
+                await self._line_up(call, pace)
+            call.turn = pace.leave(call.now())
             try:
                 if self.limiter is not None:
                     await self._limit(call, self.limiter)
-                await self._take(self.session.slots, call)
+                if self.session.slots.locked():
+                    await self._wait_for_connection(call)
+                else:
+                    await self.session.slots.acquire()
             except BaseException:
                 pace.over(call.now(), call.turn)
                 raise
@@ -144,13 +149,11 @@ class Queue:
 
     async def _line_up(self, call: Call[Any], pace: Pace) -> None:
         since = call.now()
-        if not pace.is_clear(since):
-            self._check(call, pace, pace.expected(since, pace.ahead))
-            with self.tally.wait("pause"):
-                await self._stand_in_line(call, pace)
-            if call.patient:
-                call.postpone(call.now() - since)
-        call.turn = pace.leave(call.now())
+        self._check(call, pace, pace.expected(since, pace.ahead))
+        with self.tally.wait("pause"):
+            await self._stand_in_line(call, pace)
+        if call.patient:
+            call.postpone(call.now() - since)
 
     async def _stand_in_line(self, call: Call[Any], pace: Pace) -> None:
         try:
@@ -184,11 +187,8 @@ class Queue:
             await limiter.acquire(call.endpoint.path)
         call.postpone(call.now() - since)
 
-    async def _take(self, slots: asyncio.Semaphore, call: Call[Any]) -> None:
-        if not slots.locked():
-            await slots.acquire()
-            return
+    async def _wait_for_connection(self, call: Call[Any]) -> None:
         since = call.now()
         with self.tally.wait("connection"):
-            await slots.acquire()
+            await self.session.slots.acquire()
         call.postpone(call.now() - since)

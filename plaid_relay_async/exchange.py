@@ -196,14 +196,12 @@ class Direct:
     loop: asyncio.AbstractEventLoop
 
     @staticmethod
-    def fits() -> bool:
+    def fits(*, connector: type = aiohttp.BaseConnector, handler: type = ResponseHandler) -> bool:
         """Tell whether this release of aiohttp has what is used here."""
-        there = inspect.signature(aiohttp.BaseConnector.connect).parameters.keys()
-        params = inspect.signature(ResponseHandler.set_response_params).parameters.keys()
-        return there == {"self", "req", "traces", "timeout"} and params >= {
-            "read_until_eof",
-            "auto_decompress",
-        }
+        connect = inspect.signature(connector.connect).parameters.keys()  # type: ignore[attr-defined]
+        respond = inspect.signature(handler.set_response_params).parameters.keys()  # type: ignore[attr-defined]
+        named = {"read_until_eof", "auto_decompress"}
+        return connect == {"self", "req", "traces", "timeout"} and respond >= named
 
     def address(self, url: str, headers: Mapping[str, str]) -> _Address:
         """Make a request of aiohttp's, and write down its head but for the length."""

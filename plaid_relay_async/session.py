@@ -7,11 +7,12 @@ import enum
 import os
 import warnings
 import weakref
+from asyncio import sslproto
 from typing import TYPE_CHECKING
 
 import aiohttp
 
-from plaid_relay_async.config import check_count, check_tls
+from plaid_relay_async.config import check_count, check_tls, check_type
 from plaid_relay_async.errors import ClientClosedError, ConfigurationError
 from plaid_relay_async.exchange import Direct, Exchange, Ordinary
 from plaid_relay_async.watch import Watch
@@ -54,6 +55,9 @@ class SessionManager:
         ssl: a context with one's own CA bundle, for an owned pool.
         proxy: a proxy's URL, for an owned pool.
         trust_env: whether an owned pool takes proxies from the environment, and passwords from `.netrc`.
+        direct: whether an owned pool without a proxy is used without aiohttp's `ClientSession`.
+        tls_buffer: bytes that asyncio sets aside for reading from each TLS connection, in place of its own
+            number.
 
     Attributes:
         now: gives the time by the event loop's clock, once it is open.
@@ -77,12 +81,16 @@ class SessionManager:
         proxy: str | None = None,
         trust_env: bool = False,
         direct: bool = True,
+        tls_buffer: int | None = None,
     ) -> None:
         if session is not None and (ssl is not None or proxy is not None or trust_env):
             raise ConfigurationError(
                 "ssl, proxy and trust_env belong to the session that you lend: set them there"
             )
         check_count("connections", connections)
+        check_type("direct", direct, bool)
+        if tls_buffer is not None:
+            check_count("tls_buffer", tls_buffer)
         self._owned = session is None
         self._session = session
         self._connections: int | None = connections
@@ -91,6 +99,7 @@ class SessionManager:
         self._proxy = proxy
         self._trust_env = trust_env
         self._direct = direct and session is None and proxy is None and not trust_env
+        self._tls_buffer = tls_buffer
         self._state = State.NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._forks = 0
@@ -113,6 +122,8 @@ class SessionManager:
         else:
             self._connections, self._slots = _slots_of(self._session)
         _unmap_reads()
+        if self._tls_buffer is not None:
+            _set_tls_buffer(self._tls_buffer)
         self._loop, self._forks = asyncio.get_running_loop(), _forks
         # Asked for once: before Python 3.12 each time takes a system call.
         self.now = self._loop.time
@@ -206,6 +217,12 @@ def _unmap_reads() -> None:
     # asyncio reads into 256 KB at a time. glibc maps so much memory for each read, and unmaps it after, until
     # something larger was let go of once; from then on it takes it from the heap.
     bytes(1024 * 1024)
+
+
+def _set_tls_buffer(size: int) -> None:
+    # Not documented, and asked for each connection that is made; without it the option does nothing.
+    if hasattr(sslproto.SSLProtocol, "max_size"):  # pragma: no branch  # so it is in all Pythons so far
+        sslproto.SSLProtocol.max_size = size
 
 
 def _slots_of(session: aiohttp.ClientSession) -> tuple[int | None, asyncio.Semaphore]:

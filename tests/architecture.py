@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACKAGE = "plaid_relay_async"
-CORE = ("errors", "models", "config", "codec", "session", "transport", "outcomes", "batch")
+CORE = (
+    *("errors", "models", "config", "codec", "watch", "exchange", "session", "transport"),
+    *("outcomes", "batch"),
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,13 @@ MAP = {
     "models": Room(("errors",), ("attrs",)),
     "config": Room(("errors",), ("attrs",)),
     "codec": Room(("errors", "models"), ("attrs", "cattrs")),
-    "session": Room(("config", "errors"), ("aiohttp",)),
-    "transport": Room(("config", "errors", "codec", "models", "session"), ("aiohttp", "attrs", "backoff")),
+    "watch": Room(),
+    "exchange": Room((), ("aiohttp", "attrs", "yarl")),
+    "session": Room(("config", "errors", "watch", "exchange"), ("aiohttp",)),
+    "transport": Room(
+        ("config", "errors", "codec", "models", "watch", "exchange", "session"),
+        ("aiohttp", "attrs", "backoff"),
+    ),
     "outcomes": Room(("errors", "models"), ("attrs",)),
     "batch": Room(("errors", "models", "outcomes"), ("attrs",)),
     "client": Room(CORE, ("aiohttp", "attrs")),

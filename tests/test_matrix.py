@@ -153,7 +153,9 @@ def contexts(server: str) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]
 
 
 @contextlib.asynccontextmanager
-async def between(row: Row, plaid: Simulator, who: Credentials) -> AsyncIterator[tuple[Proxy, RelayClient]]:
+async def between(
+    row: Row, plaid: Simulator, who: Credentials, **more: Any
+) -> AsyncIterator[tuple[Proxy, RelayClient]]:
     """A proxy that deals out a row's faults, and a client of it."""
     theirs, ours = contexts(row.server)
     series = itertools.chain([PASS] * row.warm, row.faults, itertools.repeat(row.faults[-1]))
@@ -166,17 +168,17 @@ async def between(row: Row, plaid: Simulator, who: Credentials) -> AsyncIterator
                 "no name": "https://plaid.invalid",
             }
             url = urls.get(row.server, f"https://127.0.0.1:{proxy.port}")
-            settings = {"retry": QUICK, "ssl": ours, **row.settings}
+            settings = {"retry": QUICK, "ssl": ours, **row.settings, **more}
             async with RelayClient(who, base_url=url, **settings) as client:
                 yield proxy, client
 
 
-async def struck(row: Row, operation: Operation) -> Seen:
+async def struck(row: Row, operation: Operation, **more: Any) -> Seen:
     """Let a row's faults strike one call."""
     async with Simulator(clients={"owner": SECRET, "partner": SECRET}, reports=[REPORT]) as plaid:
         async with RelayClient(OWNER, base_url=plaid.url) as owner:
             token = (await owner.relay.create([REPORT], "partner")).relay_token
-        async with between(row, plaid, operation.who) as (proxy, client):
+        async with between(row, plaid, operation.who, **more) as (proxy, client):
             if row.warm:
                 with pytest.raises(InvalidRequestError):
                     await client.webhook_verification_key.get("of-nobody")
@@ -226,6 +228,22 @@ async def test_each_cell_is_as_it_is_written(clean_logs, row):
     for operation, seen in zip(COLUMNS, came, strict=True):
         assert_promises_kept(row, operation, seen)
         assert_told(row, seen)
+
+
+QUICK_ROWS = {
+    name: row for name, row in ROWS.items() if not row.settings and not row.waits and row.server == "http"
+}
+
+
+@pytest.mark.parametrize("row", QUICK_ROWS.values(), ids=QUICK_ROWS)
+async def test_by_a_session_of_aiohttps_own_each_cell_is_the_same(row):
+    """What is known of a fault doesn't depend on how the request was sent."""
+    seen = {
+        operation: await struck(row, OPERATIONS[operation], direct=False) for operation in ("create", "get")
+    }
+    assert {operation: cell(seen[operation], operation) for operation in seen} == {
+        operation: getattr(row, operation) for operation in seen
+    }
 
 
 def assert_told(row: Row, seen: Seen) -> None:

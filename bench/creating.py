@@ -22,6 +22,7 @@ import json
 import statistics
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +35,7 @@ from lab import (
     median_of,
     of_the_cores,
     our_core,
+    quantile,
     server,
     table,
     told_by,
@@ -183,7 +185,213 @@ def table_a(bench: Bench) -> None:
     table(heads, rows(), words=3)
 
 
-TABLES = {"a": table_a}
+# --------------------------------------------------------------------------------------------- over TLS
+
+
+def certified(folder: Path) -> tuple[Path, Path, Path]:
+    """Make a certificate for the server, and give its file, its key's, and that of who vouches for it."""
+    import trustme
+
+    authority = trustme.CA()
+    made = authority.issue_cert("127.0.0.1")
+    certificate, key, ca = (folder / name for name in ("certificate.pem", "key.pem", "ca.pem"))
+    certificate.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+    made.private_key_pem.write_to_path(str(key))
+    authority.cert_pem.write_to_path(str(ca))
+    return certificate, key, ca
+
+
+def table_b(bench: Bench) -> None:
+    if not bench.built.tls:
+        print(
+            "TLS is left out: OpenSSL's headers aren't on this machine, so the server was built without it."
+        )
+        return
+    *certificate, ca = certified(bench.built.program.parent)
+
+    def rows() -> Iterator[list[object]]:
+        for concurrency in (100,) if bench.quick else (100, 1_000):
+            with server(bench.built, 0, certificate) as url:
+                for turn in range(bench.rounds):
+                    for peer in in_turn([], turn):
+                        number = 300 if bench.quick else max(5 * concurrency, 5_000)
+                        words = ("--partners", number, "--concurrency", concurrency, "--ca", ca)
+                        facts = {"table": "b", "concurrency": concurrency, "round": turn}
+                        bench.run(peer, url, *words, core=our_core(), **facts)
+            yield from rows_over_tls(bench, concurrency)
+
+    heads = ["at once", "client", "creations/s", "of bare", "CPU, µs", "of bare", "memory, MB", "of bare"]
+    print("The memory is the process's peak, less what it had before the work.\n")
+    table(heads, rows(), words=2)
+
+
+def rows_over_tls(bench: Bench, concurrency: int) -> Iterator[list[object]]:
+    facts = {"table": "b", "concurrency": concurrency}
+    for peer in (OURS, BARE, AGAIN):
+        row: list[object] = [f"{concurrency:,}", peer]
+        for figure, digits in ((rate, 0), (cpu, 0), (growth, 1)):
+            row.append(median_of([figure(each) for each in bench.found(peer=peer, **facts)], digits))
+            row.append("" if peer == BARE else median_of(ratios(bench, figure, peer, **facts)))
+        yield row
+
+
+# ------------------------------------------------------------------------------- memory by the partners
+
+STREAMED, DUPLICATES, AWAITED = "streamed", "streamed, duplicates allowed", "awaited"
+FORMS = {
+    (OURS, STREAMED): (),
+    (OURS, DUPLICATES): ("--duplicates",),
+    (OURS, AWAITED): ("--awaited",),
+    (BARE, AWAITED): (),
+}
+
+
+def table_c(bench: Bench) -> None:
+    sizes = (100, 1_000) if bench.quick else (1_000, 10_000, 100_000, 1_000_000)
+    jobs = [
+        (peer, form, number)
+        for number in reversed(sizes)
+        for peer, form in FORMS
+        if peer == OURS or number <= 100_000
+    ]
+
+    def measure(job: tuple[str, str, int]) -> None:
+        peer, form, number = job
+        words = ("--partners", number, "--concurrency", 100, *FORMS[peer, form])
+        bench.run(peer, url, *words, table="c", form=form, partners=number)
+
+    # Nothing is timed, so that two may run at once.
+    with server(bench.built) as url, ThreadPoolExecutor(2) as pool:
+        list(pool.map(measure, jobs))
+    print("100 at once; the bytes are what the peak grows by for each partner more.\n")
+    table(["client", "partners", "peak, MB", "bytes a partner"], rows_of_memory(bench))
+
+
+def rows_of_memory(bench: Bench) -> Iterator[list[object]]:
+    for peer, form in FORMS:
+        before: Result | None = None
+        results = bench.found(table="c", peer=peer, form=form)
+        for each in sorted(results, key=lambda result: int(result["created"])):
+            more = each["peak_kb"] - before["peak_kb"] if before else 0
+            slope = f"{more * 1024 / (each['created'] - before['created']):,.0f}" if before else ""
+            yield [f"{peer}, {form}", f"{each['created']:,}", f"{each['peak_kb'] / 1024:,.1f}", slope]
+            before = each
+
+
+# ------------------------------------------------------------------------------------- the first outcome
+
+
+def first(result: Result) -> float:
+    return float(result["first"] * 1_000)
+
+
+def table_d(bench: Bench) -> None:
+    number = 1_000 if bench.quick else 100_000
+    with server(bench.built) as url:
+        for turn in range(bench.rounds):
+            for peer in in_turn([], turn):
+                words = ("--partners", number, "--concurrency", 100, "--first")
+                bench.run(peer, url, *words, core=our_core(), table="d", round=turn)
+
+    def rows() -> Iterator[list[object]]:
+        for peer in (OURS, BARE, AGAIN):
+            times = [first(each) for each in bench.found(table="d", peer=peer)]
+            yield [
+                peer,
+                median_of(times, 0),
+                "" if peer == BARE else median_of(ratios(bench, first, peer, table="d"), 3),
+            ]
+
+    print("Bare aiohttp's is noted in its task: what it awaits gives them all at once, in the end.\n")
+    table([f"first outcome of {number:,}, 100 at once", "ms", "of bare"], rows())
+
+
+# ------------------------------------------------------------------------- what is beside: calls, the loop
+
+CREATING, NOTHING = "a bulk run", "nothing"
+
+
+def late_at(share: float) -> Callable[[Result], float]:
+    return lambda result: quantile(result["late"], share) * 1_000
+
+
+def measure_beside(
+    bench: Bench, which: str, probe: tuple[object, ...], concurrency: int, seconds: float
+) -> None:
+    """Measure what is beside a bulk run of so many seconds, and what is there without one."""
+    for latency in (0,) if bench.quick else (0, 50):
+        with server(bench.built, latency) as url:
+            for turn in range(bench.rounds):
+                for peer in in_turn([], turn):
+                    number = partners(peer, latency, concurrency, seconds)
+                    words = ("--partners", number, "--concurrency", concurrency, *probe)
+                    facts = {"table": which, "latency": latency, "round": turn}
+                    bench.run(peer, url, *words, core=our_core(), beside=CREATING, **facts)
+                    if peer != AGAIN:
+                        bench.run(
+                            peer, url, *probe, "--idle", seconds, core=our_core(), beside=NOTHING, **facts
+                        )
+
+
+def groups_beside(bench: Bench, which: str) -> Iterator[tuple[list[object], dict[str, object]]]:
+    """Give the first words of each row of such a table, and by which facts its results are found."""
+    pairs = [(CREATING, OURS), (CREATING, BARE), (CREATING, AGAIN), (NOTHING, OURS), (NOTHING, BARE)]
+    for latency in sorted({each["latency"] for each in bench.found(table=which)}):
+        for beside, peer in pairs:
+            facts = {"table": which, "latency": latency, "beside": beside, "peer": peer}
+            yield [latency, beside, peer], facts
+
+
+def of_bare(bench: Bench, figure: Callable[[Result], float], facts: dict[str, Any]) -> str:
+    return "" if facts["peer"] == BARE else median_of(ratios(bench, figure, **facts))
+
+
+def table_e(bench: Bench) -> None:
+    seconds = 0.3 if bench.quick else 2.5
+    measure_beside(bench, "e", ("--beside", "calls", "--connections", 100), 50, seconds)
+
+    def rows() -> Iterator[list[object]]:
+        for row, facts in groups_beside(bench, "e"):
+            results = bench.found(**facts)
+            late = [time for each in results for time in each["late"]]
+            for share in (0.5, 0.99):
+                row.append(median_of(list(map(late_at(share), results)), 1))
+            row += [
+                of_bare(bench, late_at(0.99), facts),
+                f"{quantile(late, 0.999) * 1_000:,.1f}",
+                f"{len(late):,}",
+            ]
+            yield row
+
+    print("A call every 5 ms, from its turn to its token; the bulk run has 50 of 100 connections.\n")
+    heads = [
+        "ms",
+        "beside",
+        "client",
+        "p50, ms",
+        "p99, ms",
+        "p99 of bare",
+        "p99.9 of all rounds, ms",
+        "calls",
+    ]
+    table(heads, rows(), words=3)
+
+
+def table_f(bench: Bench) -> None:
+    measure_beside(bench, "f", ("--beside", "loop"), 100, 0.3 if bench.quick else 2)
+
+    def rows() -> Iterator[list[object]]:
+        for row, facts in groups_beside(bench, "f"):
+            for share in (0.5, 0.99, 1):
+                row.append(median_of(list(map(late_at(share), bench.found(**facts)))))
+            yield [*row, of_bare(bench, late_at(0.99), facts)]
+
+    print("How late a task is woken that sleeps a millisecond at a time; the bulk run has 100 at once.\n")
+    heads = ["ms", "beside", "client", "p50, ms", "p99, ms", "most, ms", "p99 of bare"]
+    table(heads, rows(), words=3)
+
+
+TABLES = {"a": table_a, "b": table_b, "c": table_c, "d": table_d, "e": table_e, "f": table_f}
 
 
 # ----------------------------------------------------------------------------------------------- the run
@@ -198,6 +406,15 @@ def measure(asked: argparse.Namespace, folder: Path) -> Bench:
         print(f"\n### {name}\n")
         TABLES[name](bench)
     return bench
+
+
+def told(result: Result) -> Result:
+    """Give what is kept of a result: of the times beside it, some quantiles."""
+    late = result["late"]
+    shares = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "most": 1}
+    return result | {
+        "late": {name: quantile(late, share) for name, share in shares.items()} if late else None
+    }
 
 
 def main() -> None:
@@ -217,7 +434,7 @@ def main() -> None:
             print(f"skipped: {missing}")
             return
     if asked.json:
-        asked.json.write_text(json.dumps(bench.results, indent=1), encoding="utf-8")
+        asked.json.write_text(json.dumps(list(map(told, bench.results)), indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

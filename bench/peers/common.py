@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import os
 import re
 import ssl
 import time
@@ -44,6 +45,7 @@ class Asked:
     beside: str | None
     awaited: bool
     duplicates: bool
+    first: bool
     tls: ssl.SSLContext | None
 
     def ids(self) -> Iterator[str]:
@@ -66,6 +68,7 @@ def asked() -> Asked:
     parser.add_argument("--beside", choices=("loop", "calls"), help="what to measure beside the creations")
     parser.add_argument("--awaited", action="store_true", help="ours: as one result, not as a stream")
     parser.add_argument("--duplicates", action="store_true", help="ours: with allow_duplicates")
+    parser.add_argument("--first", action="store_true", help="end with the first token")
     said = vars(parser.parse_args())
     authority = said.pop("ca")
     said["tls"] = ssl.create_default_context(cafile=authority) if authority else None
@@ -80,16 +83,31 @@ def asked() -> Asked:
 class Meter:
     """Counts the tokens, and notes when the first one came."""
 
+    only_first: bool
     created: int = 0
-    began: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+    used: float = field(default_factory=time.process_time)
+    memory: int = field(default_factory=lambda: kilobytes("VmRSS"))
     first: float | None = None
     beside: list[float] = field(default_factory=list)
 
     def got(self, token: str) -> None:
         """Count one."""
+        self.created += token.startswith("credit-relay-")
         if self.first is None:
             self.first = time.perf_counter() - self.began
-        self.created += token.startswith("credit-relay-")
+            if self.only_first:
+                self.tell()
+                os._exit(0)  # what comes after it is of no interest, nor how long it takes to give it up
+
+    def tell(self) -> None:
+        """Print what it took until now."""
+        wall, cpu = time.perf_counter() - self.began, time.process_time() - self.used
+        peak = kilobytes("VmHWM")
+        told = {"wall": wall, "cpu": cpu, "created": self.created, "first": self.first}
+        memory = {"peak_kb": peak, "growth_kb": peak - self.memory}
+        beside = [round(each, 6) for each in self.beside]
+        print(json.dumps(told | memory | {"beside": beside}), flush=True)
 
 
 def kilobytes(name: str) -> int:
@@ -101,21 +119,15 @@ def kilobytes(name: str) -> int:
     return int(found[1])
 
 
-def measured(work: Callable[[Meter], object], partners: int) -> None:
+def measured(asked: Asked, work: Callable[[Meter], object]) -> None:
     """Do the work, and print what it took, once it is sure that there is a token for each partner."""
     gc.collect()
     with contextlib.suppress(OSError):  # without it, the peak may be the imports'
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = kilobytes("VmRSS")
-    meter = Meter(began=time.perf_counter())
-    used = time.process_time()
+    meter = Meter(asked.first)
     work(meter)
-    wall, cpu = time.perf_counter() - meter.began, time.process_time() - used
-    assert meter.created == partners, f"{meter.created} tokens for {partners} partners"
-    peak = kilobytes("VmHWM")
-    told = {"wall": wall, "cpu": cpu, "created": partners, "first": meter.first}
-    memory = {"peak_kb": peak, "growth_kb": peak - before}
-    print(json.dumps(told | memory | {"beside": [round(each, 6) for each in meter.beside]}))
+    assert meter.created == asked.partners, f"{meter.created} tokens for {asked.partners} partners"
+    meter.tell()
 
 
 # ------------------------------------------------------------------------------------- what runs beside
@@ -156,4 +168,4 @@ async def accompanied(
 def run(create_all: Callable[[Asked, Meter], Coroutine[Any, Any, None]]) -> None:
     """Run a client that is made for asyncio."""
     wanted = asked()
-    measured(lambda meter: asyncio.run(create_all(wanted, meter)), wanted.partners)
+    measured(wanted, lambda meter: asyncio.run(create_all(wanted, meter)))

@@ -29,4 +29,4 @@ def create_all(asked: Asked, meter: Meter) -> None:
 
 if __name__ == "__main__":
     wanted = asked()
-    measured(lambda meter: create_all(wanted, meter), wanted.partners)
+    measured(wanted, lambda meter: create_all(wanted, meter))

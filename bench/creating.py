@@ -426,6 +426,7 @@ def main() -> None:
     parser.add_argument("--only", help="such as a,c")
     parser.add_argument("--node", type=Path, help="the folder into which npm has installed plaid")
     parser.add_argument("--json", type=Path, help="where all results go")
+    parser.add_argument("--charts", type=Path, help="the folder into which charts are drawn")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -433,8 +434,13 @@ def main() -> None:
         except MissingError as missing:
             print(f"skipped: {missing}")
             return
+    results = list(map(told, bench.results))
     if asked.json:
-        asked.json.write_text(json.dumps(list(map(told, bench.results)), indent=1), encoding="utf-8")
+        asked.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    if asked.charts:
+        import charts
+
+        charts.draw(results, asked.charts)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Unlike times, these come out the same on a machine that is busy, so that a change of a per cent is seen. The
 client alone runs under valgrind, 100 calls at once. What the runs of all sizes share, the start and the
-connections, is taken off by one of a small size. Prints a table in Markdown, beside the figures that `--write`
-has kept in `instructions.json`.
+connections, is taken off by one of a small size. Prints a table in Markdown, beside the figures that
+`--write` has kept in `instructions.json`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--partners", default="1000,10000", help=f"some numbers above {SMALL}")
     parser.add_argument("--write", action="store_true", help=f"keep the figures in {KEPT.name}")
+    parser.add_argument("--quick", action="store_true", help="not at all, for it takes a minute")
     asked = parser.parse_args()
+    if asked.quick:
+        print("skipped: counting instructions takes a minute")
+        return
     if shutil.which("valgrind") is None:
         print("skipped: there is no valgrind to count instructions with")
         return

@@ -41,6 +41,7 @@ STYLE = {
     "svg.hashsalt": "plaid_relay_async",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -75,12 +75,13 @@ class Bench:
     built: Built
     rounds: int
     quick: bool
+    most: int
     node: Path | None
     results: list[Result] = field(default_factory=list)
 
     def run(self, peer: str, url: str, *words: object, core: int | None = None, **facts: object) -> Result:
         """Run one client, and keep what it told."""
-        found = {} if self.node is None else {"NODE_PATH": str(self.node / "node_modules")}
+        found = {} if self.node is None else {"NODE_PATH": str(self.node.resolve() / "node_modules")}
         told = told_by(
             [*self._program(peer), "--url", url, *words], core=core, environment=found, timeout=900
         )
@@ -251,7 +252,8 @@ FORMS = {
 
 
 def table_c(bench: Bench) -> None:
-    sizes = (100, 1_000) if bench.quick else (1_000, 10_000, 100_000, 1_000_000)
+    sizes = [100, 1_000] if bench.quick else [1_000, 10_000, 100_000, 1_000_000]
+    sizes = [size for size in sizes if size <= bench.most]
     jobs = [
         (peer, form, number)
         for number in reversed(sizes)
@@ -411,7 +413,8 @@ TABLES = {"a": table_a, "b": table_b, "c": table_c, "d": table_d, "e": table_e, 
 
 
 def measure(asked: argparse.Namespace, folder: Path) -> Bench:
-    bench = Bench(build_server(folder), 1 if asked.quick else asked.rounds, asked.quick, asked.node)
+    rounds = 1 if asked.quick else asked.rounds
+    bench = Bench(build_server(folder), rounds, asked.quick, asked.partners, asked.node)
     print(f"{of_the_cores()} aiohttp {version('aiohttp')}.")
     if asked.node is None:
         print("Plaid's client for Node is left out: --node FOLDER says where it is installed.")
@@ -437,6 +440,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="only see that everything runs")
     parser.add_argument("--only", help="such as a,c")
+    parser.add_argument("--partners", type=int, default=1_000_000, help="at most so many, in c")
     parser.add_argument("--node", type=Path, help="the folder into which npm has installed plaid")
     parser.add_argument("--json", type=Path, help="where all results go")
     parser.add_argument("--charts", type=Path, help="the folder into which charts are drawn")

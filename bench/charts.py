@@ -37,7 +37,7 @@ COLOURS = {
     "plaid-python on threads": "#009E73",
     "plaid for Node": "#D55E00",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "plaid_relay_async",
     "svg.fonttype": "none",
     "font.family": "sans-serif",

@@ -63,7 +63,7 @@ PACES = {HTTPX: 800, OFFICIAL: 2_000, NODE: 1_500}
 # httpx gets slower with every connection that it holds.
 HTTPX_AT_100, HTTPX_AT_MOST = 150, 100
 # By latency and concurrency: where the figures matter most, a run is longer, so that its start weighs less.
-LONGER = {(0, 100): 20_000, (50, 100): 10_000}
+LONGER: dict[tuple[float, int], int] = {(0, 100): 20_000, (50, 100): 10_000}
 
 Result = dict[str, Any]
 
@@ -137,7 +137,7 @@ def ratios(bench: Bench, figure: Callable[[Result], float], peer: str, **facts: 
 
 def partners(peer: str, latency: float, concurrency: int, seconds: float) -> int:
     """Give how many partners keep a client busy for about so long."""
-    pace = HTTPX_AT_100 if peer == HTTPX and concurrency == HTTPX_AT_MOST else PACES.get(peer, 6_000)
+    pace: float = HTTPX_AT_100 if peer == HTTPX and concurrency == HTTPX_AT_MOST else PACES.get(peer, 6_000)
     if latency:
         pace = min(pace, concurrency / latency * 1_000)
     return max(int(pace * seconds), 3 * concurrency)
@@ -193,7 +193,7 @@ def table_a(bench: Bench) -> None:
 # --------------------------------------------------------------------------------------------- over TLS
 
 
-def certified(folder: Path) -> tuple[Path, Path, Path]:
+def certified(folder: Path) -> tuple[tuple[Path, Path], Path]:
     """Make a certificate for the server, and give its file, its key's, and that of who vouches for it."""
     import trustme
 
@@ -203,7 +203,7 @@ def certified(folder: Path) -> tuple[Path, Path, Path]:
     certificate.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
     made.private_key_pem.write_to_path(str(key))
     authority.cert_pem.write_to_path(str(ca))
-    return certificate, key, ca
+    return (certificate, key), ca
 
 
 def table_b(bench: Bench) -> None:
@@ -212,7 +212,7 @@ def table_b(bench: Bench) -> None:
             "TLS is left out: OpenSSL's headers aren't on this machine, so the server was built without it."
         )
         return
-    *certificate, ca = certified(bench.built.program.parent)
+    certificate, ca = certified(bench.built.program.parent)
 
     def rows() -> Iterator[list[object]]:
         for concurrency in (100,) if bench.quick else (100, 1_000):
@@ -279,7 +279,7 @@ def rows_of_memory(bench: Bench) -> Iterator[list[object]]:
         results = bench.found(table="c", peer=peer, form=form)
         for each in sorted(results, key=lambda result: int(result["created"])):
             more = each["peak_kb"] - before["peak_kb"] if before else 0
-            slope = f"{more * 1024 / (each['created'] - before['created']):,.0f}" if before else ""
+            slope = f"{round(more * 1024 / (each['created'] - before['created'])):,}" if before else ""
             yield [f"{peer}, {form}", f"{each['created']:,}", f"{each['peak_kb'] / 1024:,.1f}", slope]
             before = each
 

@@ -65,7 +65,7 @@ def of_the_cores() -> str:
 
 
 def output_of(
-    command: Sequence[str | Path],
+    command: Sequence[object],
     *,
     core: int | None = None,
     timeout: float = 120,
@@ -88,7 +88,7 @@ def output_of(
     return done.stdout
 
 
-def told_by(command: Sequence[str | Path], **settings: Any) -> dict[str, Any]:
+def told_by(command: Sequence[object], **settings: Any) -> dict[str, Any]:
     """Run a program whose last line is JSON, and give that."""
     told: dict[str, Any] = json.loads(output_of(command, **settings).splitlines()[-1])
     return told
@@ -112,7 +112,7 @@ def build_server(folder: Path) -> Built:
     if compiler is None or sys.platform != "linux":
         raise MissingError("there is no C compiler, or no Linux, for the server that creations are sent to")
     program = folder / "server"
-    plain = [compiler, "-std=c11", "-O2", "-Wall", "-Wextra", HERE / "server.c", "-o", program]
+    plain = [compiler, "-std=c11", "-O2", "-Wall", "-Wextra", str(HERE / "server.c"), "-o", str(program)]
     with_tls = subprocess.run(  # noqa: S603  # the bench's own command
         [*plain, "-DTLS", "-lssl", "-lcrypto"], capture_output=True, timeout=120, check=False
     )
@@ -124,21 +124,23 @@ def build_server(folder: Path) -> Built:
 @contextlib.contextmanager
 def server(built: Built, latency: float = 0, certificate: tuple[Path, Path] | None = None) -> Iterator[str]:
     """Give the URL of a server that answers after so many milliseconds; it ends with the block."""
-    scheme, more = "http", []
+    scheme, more = "http", list[str]()
     if certificate is not None:
-        scheme, more = "https", ["--certificate", certificate[0], "--key", certificate[1]]
-    command = [built.program, "--latency", str(latency), *more]
-    with (
-        on_core(their_core()),
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="ascii") as process,  # noqa: S603  # the bench's own command
-    ):
+        scheme, more = "https", ["--certificate", str(certificate[0]), "--key", str(certificate[1])]
+    command = [str(built.program), "--latency", str(latency), *more]
+    pipe = subprocess.PIPE
+    with on_core(their_core()):
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="ascii")  # noqa: S603  # the bench's own command
+    with process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             yield f"{scheme}://127.0.0.1:{int(process.stdout.readline())}"
         finally:
             process.stdin.close()
-            process.wait(10)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()  # which does nothing to one that has ended
 
 
 def our_core() -> int | None:

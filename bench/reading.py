@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 import attrs
 import cattrs
 import pydantic
+from lab import latenesses
 from plaid.api_client import ApiClient
 from plaid.model.asset_report_get_response import AssetReportGetResponse as PlaidPythons
 
@@ -181,16 +182,6 @@ async def server() -> AsyncIterator[str]:
         await process.wait()
 
 
-async def latenesses(work: asyncio.Future[Any]) -> list[float]:
-    """How late a task that sleeps a millisecond at a time is woken, while the work goes on."""
-    late = []
-    while not work.done():
-        begin = time.perf_counter()
-        await asyncio.sleep(0.001)
-        late.append(time.perf_counter() - begin - 0.001)
-    return late
-
-
 async def table_of_the_loop(rounds: int) -> None:
     body = report_bytes(8_000, insights=True, days=365)
 
@@ -211,7 +202,9 @@ async def table_of_the_loop(rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--quick", action="store_true", help="one round, only to see that it runs")
+    asked = parser.parse_args()
+    rounds = 1 if asked.quick else asked.rounds
     table_of_readers(rounds)
     asyncio.run(table_of_the_loop(rounds))
 

@@ -1,0 +1,207 @@
+"""Draws what `creating.py --json` has kept: `python bench/charts.py RESULTS.json FOLDER`.
+
+The same results give the same files, to the byte, so that a chart changes in the docs only if its figures do.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+
+mpl.use("svg")
+import matplotlib.pyplot as plt
+from matplotlib.ticker import StrMethodFormatter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Result = dict[str, Any]
+
+OURS, BARE, HTTPX = "plaid_relay_async", "bare aiohttp", "httpx"
+# Okabe and Ito's, which people tell apart who don't see all colours.
+COLOURS = {
+    OURS: "#0072B2",
+    BARE: "#E69F00",
+    "aiohttp, attrs, cattrs, backoff": "#CC79A7",
+    HTTPX: "#56B4E9",
+    "plaid-python on threads": "#009E73",
+    "plaid for Node": "#D55E00",
+}
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "plaid_relay_async",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "legend.frameon": False,
+}
+
+
+def where(results: list[Result], **facts: object) -> list[Result]:
+    return [each for each in results if facts.items() <= each.items()]
+
+
+def median(results: list[Result], figure: Callable[[Result], float]) -> float:
+    return statistics.median(map(figure, results))
+
+
+def rate(result: Result) -> float:
+    return float(result["created"] / result["wall"])
+
+
+def cpu(result: Result) -> float:
+    return float(result["cpu"] / result["created"] * 1e6)
+
+
+# -------------------------------------------------------------------------------------------- the charts
+
+
+def by_client(results: list[Result]) -> Figure | None:
+    """Rate and CPU time of all, at 100 calls at once and no latency."""
+    cell = where(results, table="a", latency=0, concurrency=100)
+    peers = [peer for peer in COLOURS if where(cell, peer=peer)]
+    if not peers:
+        return None
+    figure, both = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
+    titles = "Creations a second (more is better)", "CPU time for each, µs (less is better)"
+    for axes, title, measure in zip(both, titles, (rate, cpu), strict=True):
+        values = [median(where(cell, peer=peer), measure) for peer in peers]
+        bars(axes, peers, values)
+        axes.set_title(title, fontsize=10)
+    figure.suptitle("100 calls at once, answered at once", fontsize=11)
+    return figure
+
+
+def bars(axes: Axes, peers: list[str], values: list[float]) -> None:
+    """Draw a bar for each; httpx's CPU time is so long that it would leave the others no room."""
+    most = max(value for peer, value in zip(peers, values, strict=True) if peer != HTTPX)
+    axes.barh(peers, [min(value, most * 1.15) for value in values], color=[COLOURS[peer] for peer in peers])
+    for place, value in enumerate(values):
+        cut = " →" if value > most * 1.15 else ""
+        axes.text(min(value, most * 1.15) + most * 0.02, place, f"{value:,.0f}{cut}", va="center", fontsize=9)
+    axes.set_xlim(0, most * 1.45)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.invert_yaxis() if axes.get_subplotspec().is_first_col() else None  # type: ignore[union-attr]
+
+
+def by_concurrency(results: list[Result]) -> Figure | None:
+    """Rate by how many calls are under way at once, for each latency."""
+    found = where(results, table="a")
+    latencies = sorted({each["latency"] for each in found})
+    if not latencies:
+        return None
+    figure, row = plt.subplots(
+        1, len(latencies), figsize=(9, 3.6), sharey=True, layout="constrained", squeeze=False
+    )
+    for axes, latency in zip(row[0], latencies, strict=True):
+        for peer, colour in COLOURS.items():
+            runs = where(found, latency=latency, peer=peer)
+            at = sorted({each["concurrency"] for each in runs})
+            rates = [median(where(runs, concurrency=each), rate) for each in at]
+            axes.plot(
+                at, rates, marker="o", markersize=4, color=colour, label=peer, lw=2 if peer == OURS else 1.2
+            )
+        axes.set(xscale="log", yscale="log", xlabel="calls at once", title=f"answered after {latency} ms")
+        axes.grid(color="#dddddd")
+        axes.minorticks_off()
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    row[0][0].set_ylabel("creations a second")
+    figure.legend(*row[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def by_partners(results: list[Result]) -> Figure | None:
+    """The process's peak by the number of partners."""
+    found = where(results, table="c")
+    if not found:
+        return None
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    styles = {"streamed": "-", "streamed, duplicates allowed": ":", "awaited": "--"}
+    for peer in (OURS, BARE):
+        for form, style in styles.items():
+            runs = sorted(where(found, peer=peer, form=form), key=lambda each: int(each["created"]))
+            if runs:
+                label = f"{peer}, {form}" if peer == OURS else f"{peer}, a task each"
+                xs, ys = [each["created"] for each in runs], [each["peak_kb"] / 1024 for each in runs]
+                axes.plot(xs, ys, style, marker="o", markersize=4, color=COLOURS[peer], label=label)
+    axes.set(xscale="log", yscale="log", xlabel="partners", ylabel="peak memory of the process, MB")
+    axes.set_yticks([50, 100, 200, 500, 1_000, 2_000])
+    axes.minorticks_off()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.grid(color="#dddddd")
+    axes.legend()
+    return figure
+
+
+def of_the_loop(results: list[Result]) -> Figure | None:
+    """How late the event loop is, at the median and the 99th percentile."""
+    found = where(results, table="f")
+    latencies = sorted({each["latency"] for each in found})
+    if not latencies:
+        return None
+    figure, row = plt.subplots(
+        1, len(latencies), figsize=(9, 2.6), sharey=True, layout="constrained", squeeze=False
+    )
+    groups = [(OURS, "a bulk run"), (BARE, "a bulk run"), (BARE, "nothing")]
+    names = [f"{OURS}, bulk run", f"{BARE}, bulk run", "idle loop"]
+    for axes, latency in zip(row[0], latencies, strict=True):
+        for place, (peer, beside) in enumerate(groups):
+            runs = where(found, latency=latency, peer=peer, beside=beside)
+            colour = COLOURS[peer] if beside == "a bulk run" else "#888888"
+            for shift, name, strength in ((-0.2, "p50", 0.5), (0.2, "p99", 1.0)):
+                value = median(runs, lambda each, name=name: each["late"][name] * 1_000)  # type: ignore[misc]
+                axes.barh(place + shift, value, height=0.36, color=colour, alpha=strength)
+                axes.text(value, place + shift, f" {name} {value:.1f}", va="center", fontsize=9)
+        axes.set(title=f"answered after {latency} ms", xlabel="ms later than asked for")
+        axes.margins(x=0.3)
+        axes.set_xlim(left=0)
+    row[0][0].set_yticks(range(len(names)), names)
+    row[0][0].invert_yaxis()
+    return figure
+
+
+CHARTS = {
+    "creating-by-client": by_client,
+    "creating-by-concurrency": by_concurrency,
+    "creating-memory": by_partners,
+    "creating-loop": of_the_loop,
+}
+
+
+def draw(results: list[Result], folder: Path) -> None:
+    """Draw the charts for which there are results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(STYLE):
+        for name, chart in CHARTS.items():
+            figure = chart(results)
+            if figure is not None:
+                (folder / f"{name}.svg").write_text(drawn(figure), encoding="utf-8")
+                plt.close(figure)
+
+
+def drawn(figure: Figure) -> str:
+    """Give the SVG, without digits that nobody can see and that take up half of it."""
+    made = io.StringIO()
+    figure.savefig(made, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", made.getvalue())
+
+
+if __name__ == "__main__":
+    draw(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))

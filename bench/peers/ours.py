@@ -1,0 +1,35 @@
+"""The bench's client that is this package."""
+
+from __future__ import annotations
+
+from peers.common import CLIENT_ID, REPORT, SECRET, Asked, Meter, accompanied, run
+
+from plaid_relay_async import Created, Credentials, RelayClient, RelayCreateRequest
+
+
+async def create_all(asked: Asked, meter: Meter) -> None:
+    credentials = Credentials(CLIENT_ID, SECRET)
+    async with RelayClient(
+        credentials, base_url=asked.url, connections=asked.connections, ssl=asked.tls
+    ) as client:
+
+        async def bulk() -> None:
+            batch = client.relay.create_many(
+                RelayCreateRequest.fan_out([REPORT], asked.ids()),
+                concurrency=asked.concurrency,
+                allow_duplicates=asked.duplicates,
+            )
+            if asked.awaited:
+                for created in (await batch).created:
+                    meter.got(created.relay_token)
+                return
+            async with batch as outcomes:
+                async for outcome in outcomes:
+                    assert isinstance(outcome, Created), outcome
+                    meter.got(outcome.relay_token)
+
+        await accompanied(asked, meter, bulk, lambda: client.relay.create([REPORT], "f" * 24))
+
+
+if __name__ == "__main__":
+    run(create_all)

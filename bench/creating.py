@@ -46,10 +46,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 OURS, BARE, AGAIN = "plaid_relay_async", "bare aiohttp", "bare aiohttp again"
+LEAN = f"{OURS}, tls_buffer=16,384"
 NAIVE, HTTPX = "aiohttp, attrs, cattrs, backoff", "httpx"
 OFFICIAL, NODE = "plaid-python on threads", "plaid for Node"
 MODULES = {
     OURS: "peers.ours",
+    LEAN: "peers.ours",
     BARE: "peers.bare",
     AGAIN: "peers.bare",
     NAIVE: "peers.naive",
@@ -218,9 +220,17 @@ def table_b(bench: Bench) -> None:
         for concurrency in (100,) if bench.quick else (100, 1_000):
             with server(bench.built, 0, certificate) as url:
                 for turn in range(bench.rounds):
-                    for peer in in_turn([], turn):
+                    for peer in in_turn([LEAN], turn):
                         number = 300 if bench.quick else max(5 * concurrency, 5_000)
-                        words = ("--partners", number, "--concurrency", concurrency, "--ca", ca)
+                        words: tuple[object, ...] = (
+                            "--partners",
+                            number,
+                            "--concurrency",
+                            concurrency,
+                            "--ca",
+                            ca,
+                        )
+                        words += ("--tls-buffer", 16_384) if peer == LEAN else ()
                         facts = {"table": "b", "concurrency": concurrency, "round": turn}
                         bench.run(peer, url, *words, core=our_core(), **facts)
             yield from rows_over_tls(bench, concurrency)
@@ -232,7 +242,7 @@ def table_b(bench: Bench) -> None:
 
 def rows_over_tls(bench: Bench, concurrency: int) -> Iterator[list[object]]:
     facts = {"table": "b", "concurrency": concurrency}
-    for peer in (OURS, BARE, AGAIN):
+    for peer in (OURS, LEAN, BARE, AGAIN):
         row: list[object] = [f"{concurrency:,}", peer]
         for figure, digits in ((rate, 0), (cpu, 0), (growth, 1)):
             row.append(median_of([figure(each) for each in bench.found(peer=peer, **facts)], digits))

@@ -46,6 +46,7 @@ class Asked:
     awaited: bool
     duplicates: bool
     first: bool
+    tls_buffer: int | None
     tls: ssl.SSLContext | None
 
     def ids(self) -> Iterator[str]:
@@ -68,6 +69,7 @@ def asked() -> Asked:
     parser.add_argument("--beside", choices=("loop", "calls"), help="what to measure beside the creations")
     parser.add_argument("--awaited", action="store_true", help="ours: as one result, not as a stream")
     parser.add_argument("--duplicates", action="store_true", help="ours: with allow_duplicates")
+    parser.add_argument("--tls-buffer", type=int, help="ours: bytes set aside for each connection")
     parser.add_argument("--first", action="store_true", help="end with the first token")
     said = vars(parser.parse_args())
     authority = said.pop("ca")

@@ -10,7 +10,11 @@ from plaid_relay_async import Created, Credentials, RelayClient, RelayCreateRequ
 async def create_all(asked: Asked, meter: Meter) -> None:
     credentials = Credentials(CLIENT_ID, SECRET)
     async with RelayClient(
-        credentials, base_url=asked.url, connections=asked.connections, ssl=asked.tls
+        credentials,
+        base_url=asked.url,
+        connections=asked.connections,
+        ssl=asked.tls,
+        tls_buffer=asked.tls_buffer,
     ) as client:
 
         async def bulk() -> None:

@@ -176,7 +176,7 @@ class _Address:
 
 
 @define(eq=False, repr=False)
-class _Direct:
+class _DirectResponse:
     """A response that came directly."""
 
     status: int
@@ -228,7 +228,7 @@ class Direct:
             connection.close()
             raise
         content.on_eof(lambda: _give_back(connection))
-        return _Direct(message.code, message.headers, content, connection)
+        return _DirectResponse(message.code, message.headers, content, connection)
 
 
 def _give_back(connection: Connection) -> None:

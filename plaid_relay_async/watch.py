@@ -18,13 +18,19 @@ class Watch:
         self._spans: set[Span] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
+        self._closed = False
 
     def span(self, deadline: float | None = None) -> Span:
         """Give a span of a task that has to be over at a time of the loop's clock."""
         return Span(self, math.inf if deadline is None else deadline)
 
     def close(self) -> None:
-        """Stop looking."""
+        """Leave no timer behind, once all is over that is under way."""
+        self._closed = True
+        if not self._spans:
+            self._stop()
+
+    def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._due = None, math.inf
@@ -37,11 +43,13 @@ class Watch:
     def discard(self, span: Span) -> None:
         """Forget it, once it is over."""
         self._spans.discard(span)
+        if self._closed:
+            self.close()
 
     def look_by(self, when: float) -> None:
         """Look whether something is late, then at the latest."""
         if when < self._due:
-            self.close()
+            self._stop()
             self._due = when
             self._timer = self.loop.call_at(when, self._look)
 

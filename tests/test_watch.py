@@ -103,7 +103,7 @@ class Counting(asyncio.SelectorEventLoop):
 
 
 def test_one_timer_does_for_all():
-    """A thousand spans that are over in time take one timer; none is left once the watch is closed."""
+    """A thousand spans that are over in time take one timer."""
 
     async def main() -> int:
         loop = asyncio.get_running_loop()
@@ -120,3 +120,25 @@ def test_one_timer_does_for_all():
 
     with asyncio.Runner(loop_factory=Counting) as runner:
         assert runner.run(main()) == 1
+
+
+@pytest.mark.parametrize("closed", ["before", "after"])
+async def test_a_watch_that_is_closed_ends_what_is_under_way_and_leaves_no_timer(closed):
+    """A client that is closed leaves nothing in the loop, but calls of its that go on still end in time."""
+    watch = a_watch()
+
+    async def work() -> None:
+        with watch.span(watch.loop.time() + 60) as span:
+            span.allow(0.01 if closed == "before" else 60)
+            await asyncio.sleep(0.05)
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    if closed == "before":
+        watch.close()
+        with pytest.raises(TimeoutError):
+            await task
+    else:
+        await task
+        watch.close()
+    assert not [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]

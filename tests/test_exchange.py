@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
 import ssl
 from asyncio import sslproto
 
@@ -138,6 +140,32 @@ async def test_a_connection_with_a_rest_of_the_request_is_not_used_again():
             response = await exchange.post(to, Body(b" " * 50_000_000, lambda: None))
             assert await response.content.read() == TOKEN
         assert len(seen) == 2
+
+
+class Connected:
+    """What a body looks at before it leaves: a connection's protocol."""
+
+    should_close = False
+
+    def __init__(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+
+async def test_a_body_does_not_leave_on_what_the_loop_has_not_read_yet():
+    """Between two turns of the loop something may arrive unasked: it is found all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        _, writer = await asyncio.open_connection(*server.getsockname())
+        theirs, _ = server.accept()
+        with theirs:
+            connected = Connected(writer.transport)
+            Body(b"{}", lambda: None).leave(connected)
+            theirs.sendall(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+            select.select([writer.get_extra_info("socket")], [], [], 10)
+            body = Body(b"{}", lambda: None)
+            with pytest.raises(aiohttp.ClientConnectionError):
+                body.leave(connected)
+            assert not body.left
+            writer.close()
 
 
 async def test_other_releases_of_aiohttp_are_recognized():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from clock import run_virtually
@@ -60,6 +61,19 @@ async def test_an_error_of_its_own_is_not_replaced():
         finally:
             raise ValueError("mine")
     assert asyncio.current_task().cancelling() == 0
+
+
+@pytest.mark.may_block
+async def test_who_is_put_off_at_the_last_moment_goes_on():
+    """A loop that was held up finds a span late, then runs what puts it off; it ends when that is over, too."""
+    watch = a_watch()
+    began = watch.loop.time()
+    watch.loop.call_at(began + 0.01, time.sleep, 0.05)
+    with pytest.raises(TimeoutError), watch.span(began + 60) as span:
+        span.allow(0.02)
+        watch.loop.call_at(began + 0.03, span.allow, 0.1)
+        await asyncio.sleep(10)
+    assert watch.loop.time() - began > 0.15
 
 
 @given(

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import aiohttp
 import pytest
 from support import OWNER, QUICK
+from test_exchange import BOTH
 from test_transport import read_request, serving
 
 from plaid_relay_async import (
@@ -31,7 +32,8 @@ def answer(**fields: object) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
-async def test_an_answer_that_came_before_its_request_is_nobodys():
+@BOTH
+async def test_an_answer_that_came_before_its_request_is_nobodys(direct):
     """A second answer on a connection that is kept would be the next partner's token: it is dropped instead."""
     count = 0
 
@@ -43,13 +45,17 @@ async def test_an_answer_that_came_before_its_request_is_nobodys():
             writer.write(answer(relay_token=f"T-{count}") + answer(relay_token=f"stray-{count}"))
             await writer.drain()
 
-    async with serving(twice) as (url, connections), RelayClient(OWNER, base_url=url, retry=QUICK) as client:
+    async with (
+        serving(twice) as (url, connections),
+        RelayClient(OWNER, base_url=url, retry=QUICK, direct=direct) as client,
+    ):
         for n in range(1, 4):
             assert (await client.relay.create(["t"], f"p{n}")).relay_token == f"T-{n}"
         assert len(connections) == 3
 
 
-async def test_a_stray_answer_that_comes_late_is_nobodys():
+@BOTH
+async def test_a_stray_answer_that_comes_late_is_nobodys(direct):
     """The same when it arrives while the connection lies idle: the request never leaves on that one."""
 
     async def late(reader, writer):
@@ -60,7 +66,10 @@ async def test_a_stray_answer_that_comes_late_is_nobodys():
         writer.write(answer(relay_token="stray"))
         await reader.read()
 
-    async with serving(late) as (url, connections), RelayClient(OWNER, base_url=url, retry=QUICK) as client:
+    async with (
+        serving(late) as (url, connections),
+        RelayClient(OWNER, base_url=url, retry=QUICK, direct=direct) as client,
+    ):
         assert (await client.relay.create(["t"], "p")).relay_token == "T-1"
         await asyncio.sleep(0.05)
         assert (await client.relay.create(["t"], "q")).relay_token == "T-2"

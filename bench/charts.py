@@ -83,6 +83,7 @@ def by_client(results: list[Result]) -> Figure | None:
         values = [median(where(cell, peer=peer), measure) for peer in peers]
         bars(axes, peers, values)
         axes.set_title(title, fontsize=10)
+        axes.locator_params(axis="x", nbins=4)
     figure.suptitle("100 calls at once, answered at once", fontsize=11)
     return figure
 

@@ -384,7 +384,7 @@ class Batch(Generic[S]):
         self._runner: asyncio.Task[None] | None = None
         self._streamed = False
         self._taken = 0
-        self.now: Callable[[], float] = float
+        self.now: Callable[[], float] = float  # before it starts, no time goes by
         self._started = 0.0
         self._shared_errors = 0
         self._trouble: BaseException | None = None

@@ -85,7 +85,7 @@ class Timeouts:
     Attributes:
         connect: for the name, the connection and TLS together. Nothing was sent by then, so a short wait
             and another attempt cost nothing.
-        read: between two pieces of an answer, for operations that have little to do.
+        read: until an answer begins, and between two pieces of it, for operations that have little to do.
         slow_read: the same for creations, refreshes and reports: answers of 85 s have been seen, and
             giving up early on a creation makes an unknown.
         total: for one call with all its attempts and waits; `None` for no limit. In a batch, pauses that

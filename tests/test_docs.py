@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import os
 import re
 import sys
@@ -128,6 +129,18 @@ def test_every_operation_is_in_the_changelog():
     for namespace in (Relay, AssetReports, Sandbox, Items, WebhookVerificationKeys):
         for name in vars(namespace):
             assert name.startswith("_") or name in entry, name
+
+
+def test_the_instructions_of_a_creation_are_those_that_are_kept():
+    """The page on speed tells what `bench/instructions.json` keeps to compare with."""
+    kept = json.loads(page("bench/instructions.json"))["instructions"]
+    rows = [
+        f"| {client} | {int(partners):,} | {count:,} |"
+        for client, counts in kept.items()
+        for partners, count in counts.items()
+    ]
+    assert len(rows) == 6
+    assert all(row in page("docs/speed.md") for row in rows)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -33,8 +33,6 @@ from plaid_relay_async.models import (
     AssetReportRefreshResponse,
     AssetReportRemoveResponse,
     AssetReportUser,
-    ItemPublicTokenExchangeResponse,
-    ItemRemoveResponse,
     PdfFile,
     PdfResponse,
     RelayCreateRequest,
@@ -45,9 +43,6 @@ from plaid_relay_async.models import (
     RelayRefreshResponse,
     RelayRemoveRequest,
     RelayRemoveResponse,
-    SandboxItemFireWebhookResponse,
-    SandboxPublicTokenCreateResponse,
-    WebhookVerificationKeyGetResponse,
 )
 from plaid_relay_async.outcomes import (
     BatchResult,
@@ -63,7 +58,15 @@ from plaid_relay_async.outcomes import (
 from plaid_relay_async.transport import RateLimiter, Retry, Statistics
 
 if TYPE_CHECKING:
-    from plaid_relay_async.models import AssetReport, AssetReportGetResponse
+    from plaid_relay_async.models import (
+        AssetReport,
+        AssetReportGetResponse,
+        ItemPublicTokenExchangeResponse,
+        ItemRemoveResponse,
+        SandboxItemFireWebhookResponse,
+        SandboxPublicTokenCreateResponse,
+        WebhookVerificationKeyGetResponse,
+    )
 
 __all__ = [
     "AssetReport",
@@ -134,7 +137,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The records of reports are loaded when the first of them is wanted.
+    # The records of reports and of Items are loaded when the first of them is wanted.
     if name in __all__:
         return getattr(models, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

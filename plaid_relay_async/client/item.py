@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plaid_relay_async import codec
+from plaid_relay_async import codec, models
 from plaid_relay_async.client.operations import Call, Operations
 from plaid_relay_async.errors import sealed
-from plaid_relay_async.models import (
-    ItemPublicTokenExchangeRequest,
-    ItemPublicTokenExchangeResponse,
-    ItemRemoveRequest,
-    ItemRemoveResponse,
-)
 
 if TYPE_CHECKING:
     from plaid_relay_async.config import RetryPolicy
+    from plaid_relay_async.models import ItemPublicTokenExchangeResponse, ItemRemoveResponse
 
 
 class Items(Operations):
@@ -39,7 +34,7 @@ class Items(Operations):
             OutcomeUnknownError: it may have been exchanged.
             PlaidRelayError: see the class.
         """
-        request = ItemPublicTokenExchangeRequest(public_token)
+        request = models.ItemPublicTokenExchangeRequest(public_token)
         return self._transport.call(codec.ITEM_PUBLIC_TOKEN_EXCHANGE, request, timeout=timeout, retry=retry)
 
     @sealed
@@ -67,5 +62,5 @@ class Items(Operations):
         Raises:
             PlaidRelayError: see the class.
         """
-        request = ItemRemoveRequest(access_token, reason_code=reason_code, reason_note=reason_note)
+        request = models.ItemRemoveRequest(access_token, reason_code=reason_code, reason_note=reason_note)
         return self._transport.call(codec.ITEM_REMOVE, request, timeout=timeout, retry=retry)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plaid_relay_async import codec
+from plaid_relay_async import codec, models
 from plaid_relay_async.client.operations import Call, Operations
 from plaid_relay_async.errors import sealed
-from plaid_relay_async.models import (
-    SandboxItemFireWebhookRequest,
-    SandboxItemFireWebhookResponse,
-    SandboxPublicTokenCreateRequest,
-    SandboxPublicTokenCreateResponse,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from plaid_relay_async.config import RetryPolicy
-    from plaid_relay_async.models import SandboxPublicTokenCreateOptions
+    from plaid_relay_async.models import (
+        SandboxItemFireWebhookResponse,
+        SandboxPublicTokenCreateOptions,
+        SandboxPublicTokenCreateResponse,
+    )
 
 
 class Sandbox(Operations):
@@ -54,7 +52,7 @@ class Sandbox(Operations):
             OutcomeUnknownError: there may be an Item that nobody holds the token of.
             PlaidRelayError: see the class.
         """
-        request = SandboxPublicTokenCreateRequest(
+        request = models.SandboxPublicTokenCreateRequest(
             institution_id, initial_products, options=options, user_token=user_token, user_id=user_id
         )
         return self._transport.call(codec.SANDBOX_PUBLIC_TOKEN_CREATE, request, timeout=timeout, retry=retry)
@@ -86,5 +84,5 @@ class Sandbox(Operations):
             OutcomeUnknownError: it may have been sent.
             PlaidRelayError: see the class.
         """
-        request = SandboxItemFireWebhookRequest(access_token, webhook_code, webhook_type=webhook_type)
+        request = models.SandboxItemFireWebhookRequest(access_token, webhook_code, webhook_type=webhook_type)
         return self._transport.call(codec.SANDBOX_ITEM_FIRE_WEBHOOK, request, timeout=timeout, retry=retry)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plaid_relay_async import codec
+from plaid_relay_async import codec, models
 from plaid_relay_async.client.operations import Call, Operations
 from plaid_relay_async.errors import sealed
-from plaid_relay_async.models import WebhookVerificationKeyGetRequest, WebhookVerificationKeyGetResponse
 
 if TYPE_CHECKING:
     from plaid_relay_async.config import RetryPolicy
+    from plaid_relay_async.models import WebhookVerificationKeyGetResponse
 
 
 class WebhookVerificationKeys(Operations):
@@ -34,5 +34,5 @@ class WebhookVerificationKeys(Operations):
             InvalidRequestError: there is no such key (`INVALID_WEBHOOK_VERIFICATION_KEY_ID`).
             PlaidRelayError: see the class.
         """
-        request = WebhookVerificationKeyGetRequest(key_id)
+        request = models.WebhookVerificationKeyGetRequest(key_id)
         return self._transport.call(codec.WEBHOOK_VERIFICATION_KEY_GET, request, timeout=timeout, retry=retry)

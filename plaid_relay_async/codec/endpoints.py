@@ -27,11 +27,16 @@ class Endpoint(Generic[Q, R]):
     """One operation: where it is, what goes in and out, whether it may be repeated, whether it is slow."""
 
     path: str
-    request: type[Q]
-    # A function, for the records of reports are loaded when the first one is read.
+    # Functions, for many records are loaded when the first of them is wanted.
+    asks: Callable[[], type[Q]] = field(repr=False)
     answer: Callable[[], type[R]] = field(repr=False)
     replay: Replay
     slow: bool = False
+
+    @property
+    def request(self) -> type[Q]:
+        """The record of what is asked."""
+        return self.asks()
 
     @property
     def response(self) -> type[R]:
@@ -41,107 +46,107 @@ class Endpoint(Generic[Q, R]):
 
 RELAY_CREATE: Final = Endpoint(
     "/credit/relay/create",
-    models.RelayCreateRequest,
+    lambda: models.RelayCreateRequest,
     lambda: models.RelayCreateResponse,
     Replay.CREATES,
     slow=True,
 )
 RELAY_GET: Final = Endpoint(
     "/credit/relay/get",
-    models.RelayGetRequest,
+    lambda: models.RelayGetRequest,
     lambda: models.AssetReportGetResponse,
     Replay.HARMLESS,
     slow=True,
 )
 RELAY_PDF_GET: Final = Endpoint(
     "/credit/relay/pdf/get",
-    models.RelayPdfGetRequest,
+    lambda: models.RelayPdfGetRequest,
     lambda: models.PdfResponse,
     Replay.HARMLESS,
     slow=True,
 )
 RELAY_REFRESH: Final = Endpoint(
     "/credit/relay/refresh",
-    models.RelayRefreshRequest,
+    lambda: models.RelayRefreshRequest,
     lambda: models.RelayRefreshResponse,
     Replay.CREATES,
     slow=True,
 )
 RELAY_REMOVE: Final = Endpoint(
     "/credit/relay/remove",
-    models.RelayRemoveRequest,
+    lambda: models.RelayRemoveRequest,
     lambda: models.RelayRemoveResponse,
     Replay.IDEMPOTENT,
 )
 ASSET_REPORT_CREATE: Final = Endpoint(
     "/asset_report/create",
-    models.AssetReportCreateRequest,
+    lambda: models.AssetReportCreateRequest,
     lambda: models.AssetReportCreateResponse,
     Replay.CREATES,
     slow=True,
 )
 ASSET_REPORT_GET: Final = Endpoint(
     "/asset_report/get",
-    models.AssetReportGetRequest,
+    lambda: models.AssetReportGetRequest,
     lambda: models.AssetReportGetResponse,
     Replay.HARMLESS,
     slow=True,
 )
 ASSET_REPORT_PDF_GET: Final = Endpoint(
     "/asset_report/pdf/get",
-    models.AssetReportPdfGetRequest,
+    lambda: models.AssetReportPdfGetRequest,
     lambda: models.PdfResponse,
     Replay.HARMLESS,
     slow=True,
 )
 ASSET_REPORT_REFRESH: Final = Endpoint(
     "/asset_report/refresh",
-    models.AssetReportRefreshRequest,
+    lambda: models.AssetReportRefreshRequest,
     lambda: models.AssetReportRefreshResponse,
     Replay.CREATES,
     slow=True,
 )
 ASSET_REPORT_FILTER: Final = Endpoint(
     "/asset_report/filter",
-    models.AssetReportFilterRequest,
+    lambda: models.AssetReportFilterRequest,
     lambda: models.AssetReportFilterResponse,
     Replay.CREATES,
     slow=True,
 )
 ASSET_REPORT_REMOVE: Final = Endpoint(
     "/asset_report/remove",
-    models.AssetReportRemoveRequest,
+    lambda: models.AssetReportRemoveRequest,
     lambda: models.AssetReportRemoveResponse,
     Replay.IDEMPOTENT,
 )
 # Whether a public token can be exchanged twice isn't published, so a lost exchange is not repeated.
 ITEM_PUBLIC_TOKEN_EXCHANGE: Final = Endpoint(
     "/item/public_token/exchange",
-    models.ItemPublicTokenExchangeRequest,
+    lambda: models.ItemPublicTokenExchangeRequest,
     lambda: models.ItemPublicTokenExchangeResponse,
     Replay.CREATES,
 )
 ITEM_REMOVE: Final = Endpoint(
     "/item/remove",
-    models.ItemRemoveRequest,
+    lambda: models.ItemRemoveRequest,
     lambda: models.ItemRemoveResponse,
     Replay.IDEMPOTENT,
 )
 SANDBOX_PUBLIC_TOKEN_CREATE: Final = Endpoint(
     "/sandbox/public_token/create",
-    models.SandboxPublicTokenCreateRequest,
+    lambda: models.SandboxPublicTokenCreateRequest,
     lambda: models.SandboxPublicTokenCreateResponse,
     Replay.CREATES,
 )
 SANDBOX_ITEM_FIRE_WEBHOOK: Final = Endpoint(
     "/sandbox/item/fire_webhook",
-    models.SandboxItemFireWebhookRequest,
+    lambda: models.SandboxItemFireWebhookRequest,
     lambda: models.SandboxItemFireWebhookResponse,
     Replay.CREATES,
 )
 WEBHOOK_VERIFICATION_KEY_GET: Final = Endpoint(
     "/webhook_verification_key/get",
-    models.WebhookVerificationKeyGetRequest,
+    lambda: models.WebhookVerificationKeyGetRequest,
     lambda: models.WebhookVerificationKeyGetResponse,
     Replay.HARMLESS,
 )

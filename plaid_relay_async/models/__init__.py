@@ -4,7 +4,8 @@ Requests are checked when they are made: a bad one raises `InvalidRequestError`,
 anything is sent. Tokens show in no repr. Answers keep the fields that this package doesn't know in
 `additional_properties`, since Plaid adds fields at any time (https://plaid.com/docs/api/versioning/).
 
-The records of reports are loaded when one of them is asked for: who creates tokens doesn't pay for them.
+The records of reports and of Items are loaded when one of them is asked for: who creates tokens doesn't pay
+for them.
 """
 
 from __future__ import annotations
@@ -33,24 +34,6 @@ from plaid_relay_async.models.asset_report import (
     PdfResponse,
 )
 from plaid_relay_async.models.fields import ALWAYS_SENT, OURS, secrets_in
-from plaid_relay_async.models.item import (
-    ItemPublicTokenExchangeRequest,
-    ItemPublicTokenExchangeResponse,
-    ItemRemoveRequest,
-    ItemRemoveResponse,
-    JWKPublicKey,
-    SandboxBankIncome,
-    SandboxIncomeVerification,
-    SandboxItemFireWebhookRequest,
-    SandboxItemFireWebhookResponse,
-    SandboxPublicTokenCreateOptions,
-    SandboxPublicTokenCreateRequest,
-    SandboxPublicTokenCreateResponse,
-    SandboxStatements,
-    SandboxTransactions,
-    WebhookVerificationKeyGetRequest,
-    WebhookVerificationKeyGetResponse,
-)
 from plaid_relay_async.models.relay import (
     RelayCreateRequest,
     RelayCreateResponse,
@@ -82,6 +65,24 @@ if TYPE_CHECKING:
         NegativeBalanceOccurrence,
         OutlierTransactionsInsights,
         RiskIndicators,
+    )
+    from plaid_relay_async.models.item import (
+        ItemPublicTokenExchangeRequest,
+        ItemPublicTokenExchangeResponse,
+        ItemRemoveRequest,
+        ItemRemoveResponse,
+        JWKPublicKey,
+        SandboxBankIncome,
+        SandboxIncomeVerification,
+        SandboxItemFireWebhookRequest,
+        SandboxItemFireWebhookResponse,
+        SandboxPublicTokenCreateOptions,
+        SandboxPublicTokenCreateRequest,
+        SandboxPublicTokenCreateResponse,
+        SandboxStatements,
+        SandboxTransactions,
+        WebhookVerificationKeyGetRequest,
+        WebhookVerificationKeyGetResponse,
     )
     from plaid_relay_async.models.report import (
         AccountAssets,
@@ -235,8 +236,8 @@ __all__ = [
     "secrets_in",
 ]
 
-# Each imports those behind it, so the first has most of what may be asked for.
-_LATE: Final = ("report", "insights", "values")
+# The first has most of what may be asked for, for it imports the two behind it.
+_LATE: Final = ("report", "insights", "values", "item")
 
 
 def __getattr__(name: str) -> Any:

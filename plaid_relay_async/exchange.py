@@ -9,12 +9,11 @@ whether they are there.
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import select
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -156,17 +155,21 @@ class Ordinary:
         if not body.left:  # so what came answers something else
             response.close()
             raise aiohttp.ClientConnectionError
-        return response
+        return cast("Response", response)
 
 
 # -------------------------------------------------------------------------------------------- directly
 
 
 class _Request(aiohttp.ClientRequest):
+    _key: ConnectionKey | None = None
+
     # aiohttp asks for it each time that one is sent.
-    @functools.cached_property
+    @property
     def connection_key(self) -> ConnectionKey:
-        return super().connection_key
+        if self._key is None:
+            self._key = super().connection_key
+        return self._key
 
 
 @frozen

@@ -65,7 +65,7 @@ class RelayClient:
         proxy: a proxy's URL.
         trust_env: take a proxy from the environment, as aiohttp does.
         direct: use an owned pool, where it has no proxy, without aiohttp's `ClientSession`, by methods that
-            are public but not documented. By the session each call takes half as long again.
+            are public but not documented. By the session each call takes two fifths longer.
         tls_buffer: bytes that asyncio sets aside for reading from each TLS connection, in place of its 256
             KB, for the whole process and for connections that are made from then on.
 

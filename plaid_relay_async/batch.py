@@ -146,15 +146,61 @@ REMOVE: Final = Operation(
 )
 
 
-class Journal(Protocol):
-    """A durable record of creations. Each method returns once what it was told can't be lost."""
+@frozen(eq=False, repr=False)
+class Caller:
+    """Who has a journal write something down.
 
-    async def begin(self, request: RelayCreateRequest) -> None:
-        """An attempt is about to leave."""
+    Attributes:
+        host: of Plaid's API, or whatever stands in its place.
+        client_id: gives the client id, or `None` where a gateway has it; may raise as a source of credentials.
+        seconds: that a request may be under way; `None` for no limit.
+    """
+
+    host: str
+    client_id: Callable[[], Awaitable[str | None]]
+    seconds: float | None
+
+
+async def _no_client_id() -> None:
+    """Stand in for a client id where there is no journal to ask for it."""
+
+
+NOBODY: Final = Caller("", _no_client_id, None)
+
+
+class TakenError(Exception):
+    """Somebody else has begun the same in the meantime: enter it anew."""
+
+
+class Entry(Protocol):
+    """One call in a journal.
+
+    Attributes:
+        known: the outcome, if the journal has it already; nothing is sent then.
+        doubted: whether an earlier attempt of it was begun of which nobody knows the end.
+    """
+
+    known: Any
+    doubted: bool
+
+    async def begin(self) -> None:
+        """An attempt is about to leave. Returns once that can't be lost; may raise `TakenError`."""
         ...
 
-    async def end(self, outcome: Outcome) -> None:
-        """This is what became of the request."""
+    def end(self, outcome: Any) -> Awaitable[object]:
+        """This is what became of the call. What it gives is done once that can't be lost."""
+        ...
+
+    def leave(self) -> None:
+        """The call is over, with or without an outcome."""
+        ...
+
+
+class Journal(Protocol):
+    """A durable record of creations and removals."""
+
+    async def enter(self, request: Any, caller: Caller) -> Entry:
+        """A request was taken up. May wait while somebody else is at the same."""
         ...
 
 
@@ -175,6 +221,9 @@ class _Flight(Generic[S]):
         last: the error of the last attempt.
         doubt: the error of an attempt that may have been carried out.
         made: what a call that was cancelled had received all the same.
+        patient: whether the server's pauses count against neither time nor attempts.
+        entry: the journal's, if there is a journal.
+        taken: somebody else has begun the same.
     """
 
     batch: Batch[S]
@@ -186,19 +235,29 @@ class _Flight(Generic[S]):
     last: PlaidRelayError | None = None
     doubt: PlaidRelayError | None = None
     made: Any = None
+    patient: bool = True
+    entry: Entry | None = None
+    taken: bool = False
     outcome: S | Failed | Unknown | None = None
+
+    @property
+    def doubted(self) -> bool:
+        return self.entry is not None and self.entry.doubted
 
     async def begin(self) -> None:
         self._check()
         self.busy = True
-        if self.batch.journal is not None:
-            await self._journal_begins(self.batch.journal)
+        if self.entry is not None:
+            await self._journal_begins(self.entry)
         self.attempts += 1
         self.begun = True
 
-    async def _journal_begins(self, journal: Journal) -> None:
+    async def _journal_begins(self, entry: Entry) -> None:
         try:
-            await journal.begin(self.request)
+            await entry.begin()
+        except TakenError:
+            self.busy, self.taken = False, True
+            raise
         except BaseException as error:
             if not ordinary(error):
                 raise
@@ -361,14 +420,19 @@ class Batch(Generic[S]):
         drain: float,
         make: Callable[[Any], Any] | None = None,
         journal: Journal | None = None,
+        caller: Caller = NOBODY,
+        patient: bool = True,
         on_outcome: Callable[[S | Failed | Unknown], object] | None = None,
         on_progress: Callable[[Progress], object] | None = None,
         allow_duplicates: bool = False,
     ) -> None:
         self.operation: Final = operation
-        self.journal: Final = journal
+        self.patient: Final = patient
         self.result: Final[BatchResult[S]] = BatchResult()
         self.halted = False
+        self._journal = journal
+        self._caller = caller
+        self._unwatched: set[asyncio.Future[object]] = set()
         self._source = _Input(requests, operation.request, make)
         self._call = call
         self._concurrency = concurrency
@@ -533,7 +597,7 @@ class Batch(Generic[S]):
     async def _serve(self, worker: asyncio.Task[None], request: object) -> bool:
         """See to one request, and tell whether its call did what it was for."""
         # The flight's name ends with this frame: a worker that waits for its next request keeps no report.
-        flight = self._workers[worker] = _Flight(self, request, self.now())
+        flight = self._workers[worker] = _Flight(self, request, self.now(), patient=self.patient)
         await self._settle(flight)
         self._workers[worker] = None
         return not isinstance(flight.outcome, Failed | Unknown | None)
@@ -544,8 +608,10 @@ class Batch(Generic[S]):
             self._deliver(flight.outcome)
             return
         try:
-            await self._fly(flight)
-            await self._record(flight)
+            if self._journal is None:
+                await self._fly(flight)
+            else:
+                await self._fly_on_record(flight, self._journal)
         finally:
             if flight.outcome is None:
                 self.result.not_attempted.append(flight.request)
@@ -557,6 +623,8 @@ class Batch(Generic[S]):
             flight.outcome = flight.succeeded(await self._call(flight.request, flight))
         except _HaltedError:
             flight.outcome = flight.interrupted()
+        except TakenError:
+            flight.outcome = None
         except PlaidRelayError as error:
             flight.outcome = flight.ended(error)
         except BaseException as error:
@@ -565,18 +633,55 @@ class Batch(Generic[S]):
                 raise
             flight.outcome = flight.ended(self.operation.unforeseen(error))
 
-    async def _record(self, flight: _Flight[S]) -> None:
-        if self.journal is None or flight.outcome is None:
-            return
+    async def _fly_on_record(self, flight: _Flight[S], journal: Journal) -> None:
+        while (entry := await self._enter(flight, journal)) is not None:
+            flight.entry, flight.taken = entry, False
+            try:
+                if entry.known is not None:
+                    flight.outcome = evolve(entry.known, elapsed=self.now() - flight.started)
+                else:
+                    await self._fly_entered(flight, entry)
+            finally:
+                entry.leave()
+            if not flight.taken:
+                return
+
+    async def _fly_entered(self, flight: _Flight[S], entry: Entry) -> None:
+        try:
+            await self._fly(flight)
+        except BaseException:
+            if flight.outcome is not None:  # nobody waits here any more, but it must not be lost
+                self._meanwhile(entry.end(flight.outcome))
+            raise
+        if flight.outcome is not None:
+            await self._record(flight, entry, flight.outcome)
+
+    async def _enter(self, flight: _Flight[S], journal: Journal) -> Entry | None:
+        try:
+            return await journal.enter(flight.request, self._caller)
+        except NotSentError as error:  # the source of the credentials has none
+            flight.outcome = flight.ended(error)
+        except BaseException as error:
+            if not ordinary(error):
+                raise
+            self.fail(error)
+        return None
+
+    async def _record(self, flight: _Flight[S], entry: Entry, outcome: S | Failed | Unknown) -> None:
         flight.busy = True
         try:
-            await self.journal.end(flight.outcome)  # type: ignore[arg-type]  # only creations have a journal
+            await entry.end(outcome)
         except BaseException as error:
             if not ordinary(error):
                 raise
             self.fail(error)  # the outcome is handed on all the same
         else:
-            flight.outcome = evolve(flight.outcome, journalled=True)
+            flight.outcome = evolve(outcome, journalled=True)
+
+    def _meanwhile(self, work: Awaitable[object]) -> None:
+        task = asyncio.ensure_future(work)
+        self._unwatched.add(task)
+        task.add_done_callback(self._unwatched.discard)
 
     def _deliver(self, outcome: S | Failed | Unknown) -> None:
         self.result.count(outcome)

@@ -11,6 +11,7 @@
     │   └── ReadTimeoutError     the same, because time ran out (also a TimeoutError)
     ├── OutcomeUnknownError      Plaid may or may not have acted: find out before you try again
     ├── BatchStoppedError        the input, the journal or a callback raised: see its `result`
+    ├── JournalError             the journal can't be opened, read or written: mend it, run it again
     ├── ResponseDecodeError      Plaid answered something that can't be read: report it
     └── PlaidAPIError            Plaid answered with an error
         ├── InvalidRequestError  mend the request (also a ValueError)
@@ -187,6 +188,14 @@ class BatchStoppedError(PlaidRelayError):
     sent = None
     result: Any = None
     advice = "What was done is in `result`; what wasn't taken from the input is still there."
+
+
+class JournalError(PlaidRelayError):
+    """The journal can't be opened, read or written, or its lease lapsed. Nothing was begun without it."""
+
+    advice = (
+        "Nothing was begun that isn't on record. Mend the journal and run it again: it goes on from there."
+    )
 
 
 class PlaidAPIError(PlaidRelayError):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from plaid_relay_async import batch, codec
-from plaid_relay_async.batch import Batch
+from plaid_relay_async.batch import Batch, Caller
 from plaid_relay_async.client.files import download, file_at
 from plaid_relay_async.client.operations import Call, Operations
 from plaid_relay_async.client.waiting import until_ready
 from plaid_relay_async.config import RetryPolicy, Timeouts, check_count
-from plaid_relay_async.errors import ConfigurationError, sealed
+from plaid_relay_async.errors import BatchStoppedError, ConfigurationError, sealed
 from plaid_relay_async.models import (
     RelayCreateRequest,
     RelayCreateResponse,
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     )
     from plaid_relay_async.transport import Permit, Transport
 
+R = TypeVar("R")
+
 
 class Relay(Operations):
     """`client.relay`: share reports, and read what was shared."""
@@ -57,27 +59,36 @@ class Relay(Operations):
         secondary_client_id: str,
         *,
         webhook: str | None = None,
+        journal: Journal | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[RelayCreateResponse]:
         """Share a report with one partner; called by the report's owner.
 
         https://plaid.com/docs/api/products/assets/#creditrelaycreate, `credit_relay_create` in plaid-python.
-        If the task is cancelled while the call is under way, nobody can tell whether there is a token.
+        If the task is cancelled while the call is under way, nobody can tell whether there is a token. With a
+        journal, the call is waited for then, for the client's `Timeouts.drain`, and what comes of it is
+        written down: the same call again gives that token.
 
         Args:
             report_tokens: one asset report token, in a list.
             secondary_client_id: the partner's client id at Plaid.
             webhook: an http(s) URL to which Plaid tells that the partner fetched the report.
-            timeout: seconds for the whole call, all attempts together.
+            journal: gives the token that it has for the pair, or has the call written down. While somebody
+                else is at the same pair, the call waits for what comes of that.
+            timeout: seconds for the whole call, all attempts together; waiting for others isn't counted.
             retry: in place of the client's policy.
 
         Raises:
             InvalidRequestError: an argument can't pass (`sent` is False), or Plaid refused it.
             OutcomeUnknownError: there may be a token that nobody holds.
+            JournalError: the journal can't be read or written; nothing was begun that isn't on record.
             PlaidRelayError: there is no token; see the class.
         """
         request = RelayCreateRequest(report_tokens, secondary_client_id, webhook)
+        if journal is not None:
+            one = self._batch(batch.CREATE, codec.RELAY_CREATE, [request], timeout, retry, **_one(journal))
+            return _response_of(one, lambda made: RelayCreateResponse(made.relay_token, made.request_id))
         return self._transport.call(codec.RELAY_CREATE, request, timeout=timeout, retry=retry)
 
     @sealed
@@ -101,7 +112,8 @@ class Relay(Operations):
         Args:
             requests: any iterable or async iterable, read as it is needed; see `RelayCreateRequest.fan_out`.
             concurrency: at most so many calls are under way at once, of the client's `connections`.
-            journal: where to write down what is begun and what became of it.
+            journal: serves what it has an outcome for, and has the rest written down: what is begun, before
+                it leaves, and what became of it, before anybody sees it. See `plaid_relay_async.journal`.
             on_outcome: called with each outcome, before anybody else sees it.
             on_progress: called with a `Progress` after each outcome.
             allow_duplicates: create for a pair of report and partner each time that it comes. Otherwise the
@@ -281,6 +293,7 @@ class Relay(Operations):
         relay_tokens: Tokens[RelayRemoveRequest],
         *,
         concurrency: int = 50,
+        journal: Journal | None = None,
         on_outcome: Callable[[Removed | Failed | Unknown], object] | None = None,
         on_progress: Callable[[Progress], object] | None = None,
         allow_duplicates: bool = False,
@@ -297,6 +310,7 @@ class Relay(Operations):
             relay_tokens: any iterable or async iterable, read as it is needed, of relay tokens or of
                 `RelayRemoveRequest`.
             concurrency: at most so many calls are under way at once, of the client's `connections`.
+            journal: has it written down of the tokens that it knows: what is begun, and what is removed.
             on_outcome: called with each outcome, before anybody else sees it.
             on_progress: called with a `Progress` after each outcome.
             allow_duplicates: remove a token each time that it comes. Otherwise the second is a `Failed`, and
@@ -308,14 +322,15 @@ class Relay(Operations):
         Raises:
             ConfigurationError: a setting can't be used, or a callback is async.
             InvalidRequestError: `relay_tokens` is one string.
-            BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
-                the result.
+            BatchStoppedError: in the end, if the input, the journal or a callback raised, or a token can't
+                pass; it has the result.
         """
         return self._many(
             batch.REMOVE,
             codec.RELAY_REMOVE,
             relay_tokens,
             RelayRemoveRequest,
+            journal=journal,
             concurrency=concurrency,
             on_outcome=on_outcome,
             on_progress=on_progress,
@@ -344,10 +359,23 @@ class Relay(Operations):
         if make is not None:
             make("checked-when-met")  # what goes with each token had better be wrong at once
 
+        return self._batch(operation, endpoint, requests, timeout, retry, make=make, **settings)
+
+    def _batch(
+        self,
+        operation: Operation,
+        endpoint: codec.Endpoint[Any, Any],
+        requests: Iterable[Any] | AsyncIterable[Any],
+        timeout: float | None,
+        retry: RetryPolicy | None,
+        **settings: Any,
+    ) -> Batch[Any]:
         def call(request: object, permit: Permit) -> Call[Any]:
             return self._transport.call(endpoint, request, timeout=timeout, retry=retry, permit=permit)
 
-        return Batch(operation, requests, call, make=make, drain=self._drain, **settings)
+        total, _ = self._transport.checked(timeout, retry)
+        caller = Caller(self._transport.host, self._transport.client_id, total)
+        return Batch(operation, requests, call, caller=caller, drain=self._drain, **settings)
 
     @sealed
     def get(
@@ -490,7 +518,12 @@ class Relay(Operations):
 
     @sealed
     def remove(
-        self, relay_token: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
+        self,
+        relay_token: str,
+        *,
+        journal: Journal | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
     ) -> Call[RelayRemoveResponse]:
         """Take a relay token back; called by the report's owner.
 
@@ -500,11 +533,34 @@ class Relay(Operations):
 
         Args:
             relay_token: as `create` gave it.
+            journal: has it written down, if it knows the token, so that it doesn't serve it any more.
             timeout: seconds for the whole call, all attempts together.
             retry: in place of the client's policy.
 
         Raises:
+            JournalError: the journal can't be read or written; nothing was begun that isn't on record.
             PlaidRelayError: see the class.
         """
         request = RelayRemoveRequest(relay_token)
+        if journal is not None:
+            one = self._batch(batch.REMOVE, codec.RELAY_REMOVE, [request], timeout, retry, **_one(journal))
+            return _response_of(one, lambda gone: gone.response)
         return self._transport.call(codec.RELAY_REMOVE, request, timeout=timeout, retry=retry)
+
+
+def _one(journal: Journal) -> dict[str, Any]:
+    return {"journal": journal, "concurrency": 1, "patient": False}
+
+
+async def _response_of(one: Batch[Any], response: Callable[[Any], R]) -> R:
+    """Make one call with a journal: a batch of one, which fails where a batch would wait."""
+    try:
+        result = await one
+    except BatchStoppedError as stopped:
+        result, trouble = stopped.result, stopped.__cause__
+        # A token that the journal can't take is the caller's all the same.
+        if trouble is not None and not result.succeeded:
+            raise trouble from None
+    for outcome in (*result.failed, *result.unknown):
+        raise outcome.error
+    return response(result.succeeded[0])

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 import backoff
 from attrs import frozen
@@ -138,7 +139,8 @@ class Transport:
             request: its record.
             timeout: seconds for the whole call, in place of the client's `Timeouts.total`.
             retry: in place of the client's policy.
-            permit: a batch's; with it, the server's pauses count against neither time nor attempts.
+            permit: a batch's; with a patient one, the server's pauses count against neither time nor
+                attempts.
             into: where a success's body goes as it arrives; its record then knows its two ends alone.
 
         Raises:
@@ -177,6 +179,20 @@ class Transport:
         policy = self._retry if retry is None else retry
         check_type("retry", policy, RetryPolicy)
         return self._timeouts.within(timeout).total, policy
+
+    async def client_id(self) -> str | None:
+        """Give the client id of whoever calls, or `None` where a gateway has it.
+
+        Raises:
+            NotSentError: the source of the credentials raised.
+            ConfigurationError: it gave something else.
+        """
+        return await self._queue.signer.client_id()
+
+    @property
+    def host(self) -> str:
+        """The host, and the port where one is named, that calls go to."""
+        return urlsplit(self._base_url).netloc
 
     def wake(self) -> None:
         """Let calls that wait for a pause or a rate see that the session is closed."""
@@ -289,7 +305,7 @@ class Transport:
         error.attempts = call.attempts
         if ending is Ending.UNKNOWN and call.endpoint.replay is not Replay.HARMLESS:
             call.perhaps_done = error
-        elif call.perhaps_done is not None and _already_removed(call.endpoint, error):
+        elif call.doubted and _already_removed(call.endpoint, error):
             gone: R = call.endpoint.response.gone()  # type: ignore[attr-defined]  # the answer to a removal has it
             return gone
         wait = self._wait_before_next(call, error, ending)

@@ -23,7 +23,17 @@ class RateLimiter(Protocol):
 
 
 class Permit(Protocol):
-    """What a batch gives to a call that it makes: leave to send, and an ear for what became of an attempt."""
+    """What a batch gives to a call that it makes: leave to send, and an ear for what became of an attempt.
+
+    Attributes:
+        patient: whether pauses are queueing, and count against neither time nor attempts.
+        doubted: whether the call was begun before, in another life, and nobody knows what became of that.
+    """
+
+    patient: bool
+
+    @property
+    def doubted(self) -> bool: ...
 
     async def begin(self) -> None:
         """An attempt is about to leave. May raise to forbid it."""

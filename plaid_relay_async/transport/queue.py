@@ -63,7 +63,12 @@ class Call(Generic[R]):
     @property
     def patient(self) -> bool:
         """Whether pauses are queueing, as in a batch."""
-        return self.permit is not None
+        return self.permit is not None and self.permit.patient
+
+    @property
+    def doubted(self) -> bool:
+        """Whether an attempt may have been carried out, in this call or in an earlier life of it."""
+        return self.perhaps_done is not None or (self.permit is not None and self.permit.doubted)
 
     @property
     def counted(self) -> int:

@@ -12,7 +12,7 @@ from plaid_relay_async.config import Credentials, GatewayKey, Identity
 from plaid_relay_async.errors import ConfigurationError, Hidden, NotSentError, ordinary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
 
 @define(eq=False, repr=False)
@@ -60,19 +60,32 @@ class Signer:
         if not callable(self.who):
             self._same = self._signature(self.who)
             return self._same
+        return self._signature(await self._asked(self.who, deadline))
+
+    async def client_id(self) -> str | None:
+        """Give the client id, or `None` where a gateway has it. Raises as `sign` does."""
+        if isinstance(self.who, GatewayKey):
+            return None
+        return _credentials(await self._asked(self.who, None) if callable(self.who) else self.who).client_id
+
+    async def _asked(self, source: Callable[[], Awaitable[Credentials]], deadline: float | None) -> object:
         with of_the_caller("the source of the credentials"):
             async with asyncio.timeout_at(deadline):
-                who = await self.who()
-        return self._signature(who)
+                return await source()
 
     def _signature(self, who: object) -> Signature:
         nothing: Hidden[dict[str, str]] = Hidden({})
         if isinstance(who, GatewayKey):
             key = Hidden(who.gateway_key)
             return Signature({"Authorization": f"Bearer {key.reveal()}"}, nothing, key)
-        if not isinstance(who, Credentials):
-            raise ConfigurationError(f"credentials gave {type(who).__name__}, not Credentials")
+        who = _credentials(who)
         secret = Hidden(who.secret)
         if self.credentials_in == "body":
             return Signature({}, Hidden({"client_id": who.client_id, "secret": who.secret}), secret)
         return Signature({"PLAID-CLIENT-ID": who.client_id, "PLAID-SECRET": who.secret}, nothing, secret)
+
+
+def _credentials(who: object) -> Credentials:
+    if not isinstance(who, Credentials):
+        raise ConfigurationError(f"credentials gave {type(who).__name__}, not Credentials")
+    return who

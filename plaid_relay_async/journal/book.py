@@ -1,0 +1,346 @@
+"""`Journal`: what a client and a batch write into, and what a person asks afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from attrs import define
+from sqlalchemy import select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from plaid_relay_async.errors import ConfigurationError, JournalError, sealed_init
+from plaid_relay_async.journal.database import Database, Line, telling
+from plaid_relay_async.journal.decisions import OnExisting, Policy
+from plaid_relay_async.journal.holders import Holders
+from plaid_relay_async.journal.keys import Digests, Keyring, keyring
+from plaid_relay_async.journal.records import PAGE, Record, RunStatus, page_of, record, status_of
+from plaid_relay_async.journal.recording import Creation, Recorder, Removal
+from plaid_relay_async.journal.schema import entries, journals, now, prepare, runs
+from plaid_relay_async.journal.writing import Writer
+from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+    from types import TracebackType
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from plaid_relay_async.batch import Caller
+
+T = TypeVar("T")
+
+_UNBOUNDED = 3600.0  # seconds that a request may take whose client sets it no time
+_UPSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+@define(eq=False, repr=False)
+class _Opened:
+    """What there is while a journal is open."""
+
+    digests: Digests
+    holders: Holders
+    line: Line
+    recorder: Recorder | None = None
+
+
+@sealed_init
+class Journal:
+    """A durable record of creations, in SQLite or PostgreSQL; use it with `async with`.
+
+    Pass it as `journal=` to `client.relay.create`, `create_many`, `remove` and `remove_many`. A pair of report
+    and partner for which it has a token is served from it, and none is begun twice, whoever asks.
+
+    Args:
+        url: the path of a file, a URL of SQLite or PostgreSQL, or an `AsyncEngine`, which stays the caller's.
+        run: the name under which creations are written down.
+        key: a Fernet key, or several: the first one encrypts, all of them decrypt. Without, PLAID_RELAY_KEY,
+            where commas separate them; without that, tokens lie in it in clear, which is said once.
+        namespace: what sets its pairs apart, in place of host and client id; behind a gateway, which has the
+            client id, it has to be given.
+        on_existing: what happens to a pair that has a token from another run: `"reuse"` serves it,
+            `"refuse"` fails, `"create"` makes another.
+        retry_unknown: create again where nobody can tell whether there is a token; there may be two then.
+        lease: seconds after which others take this process for dead if it isn't heard of; for PostgreSQL.
+
+    Raises:
+        ConfigurationError: an argument or PLAID_RELAY_KEY can't be used; it is named.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str] | AsyncEngine,
+        *,
+        run: str = "default",
+        key: str | Sequence[str] | None = None,
+        namespace: str | None = None,
+        on_existing: OnExisting = "reuse",
+        retry_unknown: bool = False,
+        lease: float = 30.0,
+    ) -> None:
+        if on_existing not in {"reuse", "refuse", "create"}:
+            raise ConfigurationError(
+                f"on_existing must be 'reuse', 'refuse' or 'create', not {on_existing!r}"
+            )
+        if not isinstance(run, str) or not run:
+            raise ConfigurationError("run must be a name, such as '2026-11'")
+        if not isinstance(lease, int | float) or isinstance(lease, bool) or not 0 < lease < float("inf"):
+            raise ConfigurationError(f"lease must be a number of seconds above 0, not {lease!r}")
+        self._database = Database(url)
+        self._run = run
+        self._keyring = keyring(key)
+        self._namespace = namespace
+        self._on_existing: OnExisting = on_existing
+        self._retry_unknown = retry_unknown
+        self._lease = float(lease)
+        self._opened: _Opened | None = None
+        self._joining = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Journal, run {self._run!r}>"
+
+    # ------------------------------------------------------------------------------------ open and close
+
+    async def open(self) -> None:
+        """Open it, and make its tables if they aren't there; `async with` does it.
+
+        Raises:
+            JournalError: it can't be read or written, or a later release made it.
+            ConfigurationError: its key is another, or others may read the file.
+        """
+        if self._opened is not None:
+            raise JournalError("the journal is open already")
+        try:
+            await self._open()
+        except BaseException:
+            await self._database.close()
+            raise
+
+    async def _open(self) -> None:
+        await self._database.open()
+        line = self._database.line()
+        fresh = secrets.token_bytes(32)
+
+        async def work(connection: AsyncConnection) -> bytes:
+            return await connection.run_sync(prepare, self._keyring.lock(fresh))
+
+        with telling():
+            stored = await line.run(work)
+        self._opened = _Opened(
+            Digests(self._keyring.open(stored)), Holders(self._database, self._database.line()), line
+        )
+        if not self._keyring.is_up_to_date(stored):
+            await self._wrap(stored)
+
+    async def _wrap(self, stored: bytes) -> None:
+        """Have today's key open what an older one did, and leave nothing in clear that was so."""
+        wrapped = self._keyring.lock(self._keyring.open(stored))
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(
+                update(journals).where(journals.c.pair_key == stored).values(pair_key=wrapped)
+            )
+
+        await self._write(work)
+        if Keyring.is_clear(stored):
+            await self.rotate()
+
+    async def close(self) -> None:
+        """Wait until all is written, and close it; `async with` does it. More than once is harmless."""
+        opened, self._opened = self._opened, None
+        if opened is None:
+            return
+        try:
+            if opened.recorder is not None:
+                await opened.recorder.writer.close()
+        finally:
+            await self._database.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def _state(self) -> _Opened:
+        if self._opened is None:
+            raise JournalError(
+                "the journal isn't open", advice="Use it inside `async with Journal(...) as journal:`."
+            )
+        return self._opened
+
+    # -------------------------------------------------------------------------------- for clients and batches
+
+    async def enter(
+        self, request: RelayCreateRequest | RelayRemoveRequest, caller: Caller
+    ) -> Creation | Removal:
+        """Enter a creation or a removal; for clients and batches.
+
+        A creation waits while somebody else is at the same pair.
+
+        Raises:
+            ConfigurationError: it has no namespace.
+            JournalError: it can't be read or written.
+        """
+        recorder = await self._recorder(caller)
+        if isinstance(request, RelayRemoveRequest):
+            return await recorder.removal(request.relay_token)
+        return await recorder.creation(request, self._namespace or await self._namespace_of(caller))
+
+    async def _namespace_of(self, caller: Caller) -> str:
+        client_id = await caller.client_id()
+        if client_id is None:
+            raise ConfigurationError(
+                "behind a gateway a journal needs a namespace=, for it can't know the client id: name the owner"
+            )
+        return f"{caller.host} {client_id}"
+
+    async def _recorder(self, caller: Caller) -> Recorder:
+        async with self._joining:
+            state = self._state
+            if state.recorder is None:
+                seconds = _UNBOUNDED if caller.seconds is None else caller.seconds
+                state.recorder = await self._join(state, seconds)
+            return state.recorder
+
+    async def _join(self, state: _Opened, request_seconds: float) -> Recorder:
+        run = _UPSERTS[self._database.engine.dialect.name](runs)
+        run = run.values(name=self._run, started_at=now()).on_conflict_do_nothing()
+
+        async def work(connection: AsyncConnection) -> int:
+            await connection.execute(run)
+            named = select(runs.c.id).where(runs.c.name == self._run)
+            return int((await connection.execute(named)).scalar_one())
+
+        run_id = await self._write(work)
+        holder = await state.holders.join(run_id, self._lease, request_seconds)
+        writer = Writer(self._database, state.holders, holder, run_id, self._lease)
+        policy = Policy(run_id, self._on_existing, self._retry_unknown)
+        return Recorder(writer, state.digests, self._keyring, policy)
+
+    # -------------------------------------------------------------------------------------------- afterwards
+
+    async def runs(self) -> list[RunStatus]:
+        """Give where each run stands, the oldest first.
+
+        Raises:
+            JournalError: it can't be read.
+        """
+
+        async def work(connection: AsyncConnection) -> list[RunStatus]:
+            found = (await connection.execute(select(runs).order_by(runs.c.id))).all()
+            return [await status_of(connection, self._state.holders, run) for run in found]
+
+        return await self._write(work)
+
+    async def status(self, run: str) -> RunStatus:
+        """Give where a run stands.
+
+        Raises:
+            JournalError: there is no such run, or the journal can't be read.
+        """
+
+        async def work(connection: AsyncConnection) -> RunStatus:
+            return await status_of(connection, self._state.holders, await _named(connection, run))
+
+        return await self._write(work)
+
+    async def records(
+        self, run: str, *, outcomes: Collection[str] = (), partner: str | None = None
+    ) -> AsyncIterator[Record]:
+        """Give what there is on each pair of a run, in the order in which they were taken up.
+
+        Args:
+            run: its name.
+            outcomes: those that are wanted; all, without.
+            partner: the one that is wanted; all, without.
+
+        Raises:
+            JournalError: there is no such run, or the journal can't be read.
+        """
+        after = -1
+        while after is not None:
+
+            async def work(connection: AsyncConnection, after: int = after) -> Any:
+                run_id = (await _named(connection, run)).id
+                return await page_of(connection, self._state.holders, run_id, after, partner)
+
+            page = await self._write(work)
+            for row, shown, alive in page:
+                told = record(shown, self._keyring, own=shown is row, alive=alive)
+                if not outcomes or told.outcome in outcomes:
+                    yield told
+            if len(page) < PAGE:
+                return
+            after = page[-1][0].id
+
+    async def forget(self, run: str) -> int:
+        """Delete the tokens of a run and keep everything else; what is deleted can't be removed by it any more.
+
+        Raises:
+            JournalError: somebody works on the run, there is no such run, or the journal can't be written.
+        """
+
+        async def work(connection: AsyncConnection) -> int:
+            run_id = (await _named(connection, run)).id
+            if await self._state.holders.of_run(connection, run_id):
+                raise JournalError(
+                    f"somebody works on the run {run!r}", advice="Wait until that has ended, or end it."
+                )
+            held = (entries.c.run_id == run_id) & entries.c.token.is_not(None)
+            return (await connection.execute(update(entries).where(held).values(token=None))).rowcount
+
+        many = await self._write(work)
+        await self._truncate()
+        return many
+
+    async def rotate(self) -> int:
+        """Encrypt with the first key what lies under another, or in clear, and give how many tokens those were.
+
+        Once it is done, and each process has the first key, the other keys may go.
+
+        Raises:
+            JournalError: the journal can't be read or written.
+        """
+        after, many = -1, 0
+        while True:
+            page, changed = await self._write(partial(self._rotate_page, after))
+            many += changed
+            if len(page) < PAGE:
+                break
+            after = page[-1]
+        await self._truncate()
+        return many
+
+    async def _rotate_page(self, after: int, connection: AsyncConnection) -> tuple[list[int], int]:
+        held = select(entries.c.id, entries.c.token).where(entries.c.id > after, entries.c.token.is_not(None))
+        found = (await connection.execute(held.order_by(entries.c.id).limit(PAGE))).all()
+        old = [row for row in found if not self._keyring.is_up_to_date(row.token)]
+        for row in old:
+            again = self._keyring.lock(self._keyring.open(row.token))
+            same = (entries.c.id == row.id) & (entries.c.token == row.token)
+            await connection.execute(update(entries).where(same).values(token=again))
+        return [row.id for row in found], len(old)
+
+    async def _truncate(self) -> None:
+        """Leave no old page in SQLite's log, where what was deleted would still stand."""
+        if self._database.path is not None:
+            with telling():
+                await self._database.checkpoint()
+
+    async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        return await self._database.write(self._state.line, work, self._lease)
+
+
+async def _named(connection: AsyncConnection, run: str) -> Any:
+    found = (await connection.execute(select(runs).where(runs.c.name == run))).one_or_none()
+    if found is None:
+        raise JournalError(f"the journal has no run {run!r}", advice="`plaid-relay runs` lists those it has.")
+    return found

@@ -1,0 +1,197 @@
+"""What a creation may do about its pair, by what the journal has on it: nothing here asks a database."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from attrs import field, frozen
+
+from plaid_relay_async import errors
+from plaid_relay_async.errors import (
+    AssetReportError,
+    InvalidRequestError,
+    OutcomeUnknownError,
+    PlaidRelayError,
+    reason_of,
+)
+from plaid_relay_async.journal.schema import State
+
+OnExisting: TypeAlias = Literal["reuse", "refuse", "create"]
+
+
+@frozen
+class Row:
+    """What the journal has of one creation; the names are those of the table's columns."""
+
+    id: int
+    run_id: int
+    pair: bytes
+    partner: str
+    state: State = field(converter=State)
+    current: bool
+    claim: bool
+    holder_id: int
+    begun_at: float | None
+    ended_at: float | None
+    attempts: int
+    request_id: str | None
+    error: str | None
+    error_type: str | None
+    error_code: str | None
+    status: int | None
+    token: bytes | None = field(repr=False)
+    token_digest: bytes | None = field(repr=False)
+
+    def problem(self) -> PlaidRelayError:
+        """Give the error that it ended with, as far as it was written down."""
+        cls: type[PlaidRelayError] = getattr(errors, self.error or "", PlaidRelayError)
+        return cls(f"the journal has it as {self.state.value}", **self._facts(cls))
+
+    def doubt(self) -> OutcomeUnknownError:
+        """Give the error of one of which nobody can tell."""
+        told = (
+            "the journal has it as unknown"
+            if self.error
+            else "it was begun, and nobody lived to tell the end"
+        )
+        return OutcomeUnknownError(told, **self._facts(OutcomeUnknownError))
+
+    def _facts(self, cls: type[PlaidRelayError]) -> dict[str, Any]:
+        names = ("status", "error_type", "error_code", "request_id", "attempts")
+        return {name: getattr(self, name) for name in names if hasattr(cls, name)}
+
+
+def facts_of(error: PlaidRelayError) -> dict[str, object]:
+    """Give the columns of an error, from which `Row.problem` makes one like it."""
+    names = ("error_type", "error_code", "status")
+    return {"error": type(error).__name__, **{name: getattr(error, name, None) for name in names}}
+
+
+def can_pass(error: PlaidRelayError) -> bool:
+    """Tell whether the same creation may fare better another time."""
+    return not isinstance(error, InvalidRequestError | AssetReportError)
+
+
+# ------------------------------------------------------------------------------------------ the decisions
+
+
+@frozen
+class Begin:
+    """It may be begun.
+
+    Attributes:
+        row: the row that it goes on with; without, it gets a new one.
+        retire: rows that make way for it.
+    """
+
+    row: Row | None = None
+    retire: tuple[Row, ...] = ()
+
+
+@frozen
+class Serve:
+    """The journal knows what became of it: what that row says."""
+
+    row: Row
+
+
+@frozen
+class Refuse:
+    """There is a token, and there is to be no second one."""
+
+    why: str
+
+
+@frozen
+class Wait:
+    """Somebody is at it, or may have been until a moment ago."""
+
+
+Decision: TypeAlias = Begin | Serve | Refuse | Wait
+
+
+@frozen
+class Policy:
+    """What the caller wants of pairs that the journal knows."""
+
+    run_id: int
+    on_existing: OnExisting
+    retry_unknown: bool
+
+
+def decide(own: Row | None, claim: Row | None, policy: Policy, *, alive: bool, late: bool) -> Decision:
+    """Decide on a pair.
+
+    Args:
+        own: the current row of this run.
+        claim: the row, of whichever run, that has the claim.
+        policy: the caller's.
+        alive: whether the holder of the claim, or without one of the own row, is alive.
+        late: whether a request that its holder had begun may still be under way.
+    """
+    if claim is not None:
+        return _on_claim(own, claim, policy, alive=alive, late=late)
+    if own is None:
+        return Begin()
+    if own.state is State.FAILED:
+        return Begin(own) if can_pass(own.problem()) else Serve(own)
+    if own.state is State.UNKNOWN and not policy.retry_unknown:
+        return Serve(own)  # another run went on from it, and came to no token
+    if own.state in {State.ACCEPTED, State.ELSEWHERE}:
+        return Begin(own)
+    return Begin(retire=(own,))
+
+
+def _on_claim(own: Row | None, claim: Row, policy: Policy, *, alive: bool, late: bool) -> Decision:
+    if claim.state is State.CREATED:
+        return _on_token(own, claim, policy)
+    if claim.state is State.BEGUN and alive:
+        return Wait()
+    if claim.state in {State.BEGUN, State.UNKNOWN}:
+        if not policy.retry_unknown:
+            return Serve(claim)
+        if late:
+            return Wait()
+    return _in_place_of(own, claim)
+
+
+def _on_token(own: Row | None, claim: Row, policy: Policy) -> Decision:
+    elsewhere = claim.run_id != policy.run_id
+    if elsewhere and policy.on_existing == "create":
+        return _in_place_of(own, claim)
+    if claim.token is None:
+        return Refuse("this pair has a relay token that was forgotten: the journal can't give it")
+    if elsewhere and policy.on_existing == "refuse":
+        return Refuse("this pair has a relay token from another run")
+    return Serve(claim)
+
+
+def _in_place_of(own: Row | None, claim: Row) -> Begin:
+    """Begin with the run's own row, if it has one that isn't done with; what has the claim makes way."""
+    if own is None or own.id == claim.id:
+        return Begin(retire=(claim,))
+    if own.state in {State.ACCEPTED, State.ELSEWHERE, State.FAILED}:
+        return Begin(own, retire=(claim,))
+    return Begin(retire=(claim, own))
+
+
+# -------------------------------------------------------------------------------------------- what is told
+
+
+def outcome_of(state: State, *, alive: bool) -> str:
+    """Give the name of the outcome of a row."""
+    match state:
+        case State.ACCEPTED | State.ELSEWHERE:
+            return "not_attempted"
+        case State.BEGUN:
+            return "in_flight" if alive else "unknown"
+        case State.REMOVING:
+            return "created"  # nobody has said that it is gone
+    return state.value
+
+
+def code_of(row: Row, outcome: str) -> str | None:
+    """Give the code of the error with which a row ended."""
+    if outcome == "unknown":
+        return reason_of(row.doubt())
+    return reason_of(row.problem()) if outcome == "failed" else None

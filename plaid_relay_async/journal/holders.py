@@ -1,0 +1,189 @@
+"""Who works on a journal, and whether they are alive.
+
+On SQLite the operating system tells: each holder has a lock on a file of its own, which it lets go of when it
+dies, however it dies. On PostgreSQL a holder has a lease, by the server's clock, which it renews.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field, frozen
+from filelock import FileLock, Timeout
+from sqlalchemy import bindparam, insert, select, update
+
+from plaid_relay_async.errors import JournalError
+from plaid_relay_async.journal.database import telling
+from plaid_relay_async.journal.schema import holders, now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from plaid_relay_async.journal.database import Database, Line
+
+_RENEWALS = 3  # in one lease
+
+
+def _clocks() -> tuple[float, float]:
+    # A machine that sleeps stops its monotonic clock; this one goes on, and so does the wall's.
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot is None else time.clock_gettime(boot), time.time()
+
+
+@frozen
+class Moment:
+    """A moment, by each clock that there is."""
+
+    clocks: tuple[float, float] = field(factory=_clocks)
+
+    def passed(self) -> float:
+        """Give the seconds since, by the clock that went furthest."""
+        return max(new - old for new, old in zip(_clocks(), self.clocks, strict=True))
+
+
+@frozen
+class Alive:
+    """Of the holders that were asked for: which are alive, and for how long others may still be waited for.
+
+    Attributes:
+        living: those that may begin or end something.
+        patience: by a dead one's number, the seconds that a request of its may have been under way for.
+    """
+
+    living: frozenset[int]
+    patience: dict[int, float]
+
+
+@define(eq=False, repr=False)
+class Holder:
+    """This opening of the journal, as others see it."""
+
+    id: int
+    lease: float | None
+    _database: Database
+    _line: Line
+    _lock: FileLock | None
+    _beating: asyncio.Task[None] | None = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.lease is not None:
+            self._beating = asyncio.create_task(self._beat(self.lease))
+
+    async def _beat(self, lease: float) -> None:
+        renew = (
+            update(holders)
+            .where(holders.c.id == self.id, holders.c.expires_at > now(), ~holders.c.ended)
+            .values(expires_at=now() + lease)
+        )
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(renew)
+
+        while True:
+            await asyncio.sleep(lease / _RENEWALS)
+            with contextlib.suppress(JournalError):  # whoever begins something is told
+                await self._database.write(self._line, work, lease)
+
+    async def left(self, connection: AsyncConnection) -> float:
+        """Give the seconds that its lease has left, and keep others from ending it within this transaction."""
+        if self.lease is None:
+            return math.inf
+        live = (holders.c.id == self.id) & (holders.c.expires_at > now()) & ~holders.c.ended
+        asked = select(holders.c.expires_at - now()).where(live).with_for_update(read=True)
+        left: float | None = (await connection.execute(asked)).scalar_one_or_none()
+        return -math.inf if left is None else left
+
+    async def end(self) -> None:
+        """Let others know that nothing more comes from here."""
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.wait([self._beating])
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(update(holders).where(holders.c.id == self.id).values(ended=True))
+
+        with contextlib.suppress(JournalError):  # its lock, or its lease, tells as well
+            await self._database.write(self._line, work, 0.0)
+        if self._lock is not None:
+            await asyncio.to_thread(_let_go, self._lock)
+
+
+def _let_go(lock: FileLock) -> None:
+    # Gone before it is let go of: whoever finds it afterwards has made it anew, and it tells the same.
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+def _take(path: Path) -> FileLock | None:
+    lock = FileLock(path, timeout=0, mode=0o600, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
+
+
+@define(eq=False, repr=False)
+class Holders:
+    """All holders of a journal."""
+
+    database: Database
+    line: Line
+
+    async def join(self, run_id: int, lease: float, request_seconds: float) -> Holder:
+        """Become one of them.
+
+        Raises:
+            JournalError: the database, or the file of the lock, can't be written.
+        """
+        name = lock = None
+        if self.database.path is not None:
+            name = f"{self.database.path.name}-{secrets.token_hex(4)}.lock"
+            with telling():
+                lock = await asyncio.to_thread(_take, self.database.path.with_name(name))
+        expires = now() + lease if name is None else None
+
+        async def work(connection: AsyncConnection) -> int:
+            made = insert(holders).values(
+                run_id=run_id, lock=name, expires_at=expires, ended=False, request_seconds=request_seconds
+            )
+            return int((await connection.execute(made.returning(holders.c.id))).scalar_one())
+
+        number = await self.database.write(self.line, work, 0.0)
+        return Holder(number, None if name else lease, self.database, self.line, lock)
+
+    async def alive(self, connection: AsyncConnection, ids: Iterable[int]) -> Alive:
+        """Ask for some of them."""
+        of_them = holders.c.id.in_(bindparam("ids", expanding=True))
+        asked = select(holders, (holders.c.expires_at > now()).label("leased")).where(of_them)
+        found = (await connection.execute(asked, {"ids": list(ids)})).all()
+        living = frozenset([row.id for row in found if await self._lives(row)])
+        patience = {row.id: row.request_seconds for row in found if row.lock is None and not row.ended}
+        return Alive(living, patience)
+
+    async def of_run(self, connection: AsyncConnection, run_id: int) -> frozenset[int]:
+        """Give those that work on a run."""
+        asked = select(holders.c.id).where(holders.c.run_id == run_id, ~holders.c.ended)
+        ids = (await connection.execute(asked)).scalars().all()
+        return (await self.alive(connection, ids)).living
+
+    async def _lives(self, row: Any) -> bool:
+        if row.ended:
+            return False
+        if row.lock is None:
+            return bool(row.leased)
+        assert self.database.path is not None  # noqa: S101  # none has a lock but beside a file
+        path = self.database.path.with_name(row.lock)
+        lock = await asyncio.to_thread(_take, path)
+        if lock is None:
+            return True
+        await asyncio.to_thread(_let_go, lock)
+        return False

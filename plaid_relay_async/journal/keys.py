@@ -1,0 +1,119 @@
+"""What keeps the journal's secrets: keys of the caller's, and a key for pairs that the journal has itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from typing import TYPE_CHECKING, Final
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from plaid_relay_async.errors import ConfigurationError, Hidden, sealed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_VARIABLE = "PLAID_RELAY_KEY"
+_CLEAR: Final = b"clear:"
+_logger = logging.getLogger("plaid_relay_async.journal")
+
+
+class Keyring:
+    """Encrypts with the first of its keys, and decrypts with any.
+
+    Without a key it leaves things as they are, but for a mark that says so.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._fernets = [_fernet(key) for key in keys]
+        self._all = MultiFernet(self._fernets) if self._fernets else None
+
+    def __bool__(self) -> bool:
+        """Whether there is a key."""
+        return self._all is not None
+
+    def lock(self, secret: bytes) -> bytes:
+        """Give what may be stored."""
+        return _CLEAR + secret if self._all is None else self._all.encrypt(secret)
+
+    @sealed
+    def open(self, stored: bytes) -> bytes:
+        """Give the secret.
+
+        Raises:
+            ConfigurationError: there is no key that opens it.
+        """
+        if self.is_clear(stored):
+            return stored.removeprefix(_CLEAR)
+        if self._all is None:
+            raise ConfigurationError(f"the journal is encrypted: give its key, as key= or {_VARIABLE}")
+        try:
+            return self._all.decrypt(stored)
+        except InvalidToken:
+            pass
+        raise ConfigurationError(f"the key (key= or {_VARIABLE}) doesn't open this journal: it has another")
+
+    @staticmethod
+    def is_clear(stored: bytes) -> bool:
+        """Tell whether that lies in clear."""
+        return stored.startswith(_CLEAR)
+
+    def is_up_to_date(self, stored: bytes) -> bool:
+        """Tell whether that is how it would be stored today."""
+        if not self._fernets:
+            return True
+        try:
+            self._fernets[0].decrypt(stored)
+        except InvalidToken:
+            return False
+        return True
+
+
+@sealed
+def keyring(keys: str | Sequence[str] | None) -> Keyring:
+    """Make a keyring of an argument, or of PLAID_RELAY_KEY, where several are separated by commas.
+
+    Raises:
+        ConfigurationError: one of them isn't a key.
+    """
+    if keys is None:
+        keys = [word for word in os.environ.get(_VARIABLE, "").split(",") if word.strip()]
+    ring = Keyring([keys] if isinstance(keys, str) else keys)
+    if not ring:
+        _logger.warning(
+            "the journal has no key (key= or %s): tokens lie in it as they are, readable by its owner alone",
+            _VARIABLE,
+        )
+    return ring
+
+
+def _fernet(key: object) -> Fernet:
+    try:
+        return Fernet(key.strip() if isinstance(key, str) else b"")
+    except ValueError:
+        pass
+    raise ConfigurationError(
+        f"a key of the journal (key= or {_VARIABLE}) must be 32 random bytes in URL-safe base64, "
+        "such as cryptography's Fernet.generate_key() gives"
+    )
+
+
+class Digests:
+    """Names for pairs and tokens that tell nothing to whoever doesn't have the journal's key for them."""
+
+    def __init__(self, pair_key: bytes) -> None:
+        self._key = Hidden(pair_key)
+
+    def pair(self, namespace: str, report_tokens: Sequence[str], partner: str) -> bytes:
+        """Give the name of a pair of report and partner; the order of the report's tokens is no matter."""
+        return self._digest(b"pair", [namespace, sorted(report_tokens), partner])
+
+    def token(self, relay_token: str) -> bytes:
+        """Give the name of a relay token."""
+        return self._digest(b"token", [relay_token])
+
+    def _digest(self, kind: bytes, words: list[object]) -> bytes:
+        data = json.dumps(words).encode()
+        return hashlib.blake2b(data, digest_size=16, key=self._key.reveal(), person=kind).digest()

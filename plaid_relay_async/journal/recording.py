@@ -1,0 +1,221 @@
+"""One creation, or one removal, on its way through the journal."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+from plaid_relay_async.batch import TakenError
+from plaid_relay_async.errors import DuplicateRequestError, JournalError
+from plaid_relay_async.journal.decisions import (
+    Begin,
+    Policy,
+    Refuse,
+    Row,
+    Serve,
+    Wait,
+    decide,
+    facts_of,
+)
+from plaid_relay_async.journal.holders import Moment
+from plaid_relay_async.journal.schema import State
+from plaid_relay_async.journal.writing import Accept, Writer, accepted, ended
+from plaid_relay_async.journal.writing import Begin as Beginning
+from plaid_relay_async.journal.writing import Removal as Change
+from plaid_relay_async.models import RelayCreateRequest, RelayRemoveResponse
+from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from plaid_relay_async.journal.keys import Digests, Keyring
+    from plaid_relay_async.outcomes import Outcome
+
+_LOOK_AGAIN = (0.02, 1.0)  # seconds, at first and at most
+
+
+@define(eq=False, repr=False)
+class Recorder:
+    """Enters creations and removals for one holder."""
+
+    writer: Writer
+    digests: Digests
+    keyring: Keyring
+    policy: Policy
+    _under_way: dict[bytes, asyncio.Future[None]] = field(factory=dict, init=False)
+
+    async def creation(self, request: RelayCreateRequest, namespace: str) -> Creation:
+        """Enter a creation, once nobody else is at its pair."""
+        pair = self.digests.pair(namespace, request.report_tokens, request.secondary_client_id)
+        pause, longest = _LOOK_AGAIN
+        while True:
+            await self._turn(pair)
+            try:
+                entered = await self._enter(request, pair)
+            except BaseException:
+                self.leave(pair)
+                raise
+            if entered is not None:
+                return entered
+            self.leave(pair)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    async def _turn(self, pair: bytes) -> None:
+        while (other := self._under_way.get(pair)) is not None:
+            await asyncio.wait([other])
+        self._under_way[pair] = asyncio.get_running_loop().create_future()
+
+    def leave(self, pair: bytes) -> None:
+        """Let the next one of this process have the pair."""
+        self._under_way.pop(pair).set_result(None)
+
+    async def _enter(self, request: RelayCreateRequest, pair: bytes) -> Creation | None:
+        found = await self.writer.look_up(pair)
+        match decide(found.own, found.claim, self.policy, alive=found.alive, late=found.late):
+            case Wait():
+                return None
+            case Begin(row, retire):
+                values = self.writer.values(pair, request.secondary_client_id, row)
+                accept = accepted(values)
+                if row is None:
+                    self.writer.note(accept)
+                return Creation(self, pair, Beginning(values, retire), accept)
+            case Serve(row):
+                self._note_elsewhere(request, pair, found.own, row)
+                return Creation(self, pair, known=self._served(request, row))
+            case Refuse(why):
+                return Creation(self, pair, known=await self._refused(request, pair, found.own, why))
+
+    def _note_elsewhere(self, request: RelayCreateRequest, pair: bytes, own: Row | None, served: Row) -> None:
+        if served.run_id == self.policy.run_id:
+            return
+        if own is None:
+            values = self.writer.values(pair, request.secondary_client_id, None)
+            self.writer.note(accepted(values, State.ELSEWHERE))
+        elif own.state is not State.ELSEWHERE:
+            self.writer.note(ended(own.id, State.ELSEWHERE))
+
+    def _served(self, request: RelayCreateRequest, row: Row) -> Outcome:
+        facts: dict[str, Any] = {
+            "request": request,
+            "attempts": 0,
+            "elapsed": 0.0,
+            "request_id": row.request_id,
+            "journalled": True,
+        }
+        if row.token is not None:
+            return Created(relay_token=self.keyring.open(row.token).decode(), **facts)
+        if row.state is State.FAILED:
+            return Failed(error=row.problem(), **facts)
+        return Unknown(error=row.doubt(), **facts)
+
+    async def _refused(self, request: RelayCreateRequest, pair: bytes, own: Row | None, why: str) -> Failed:
+        error = DuplicateRequestError(why, advice='on_existing="create" makes another.')
+        if own is None or not own.claim:
+            values = self.writer.values(pair, request.secondary_client_id, own)
+            if own is None:
+                self.writer.note(accepted(values))
+            await self.writer.note(ended(values["id"], State.FAILED, **facts_of(error)))
+        return Failed(request=request, error=error, attempts=0, elapsed=0.0, request_id=None, journalled=True)
+
+    async def removal(self, relay_token: str) -> Removal:
+        """Enter the removal of a token, whether or not the journal knows of it."""
+        row = await self.writer.find(self.digests.token(relay_token))
+        return Removal(self.writer, row)
+
+
+@define(eq=False, repr=False)
+class Creation:
+    """A creation that was entered: it may be begun, or it is known what became of it.
+
+    Attributes:
+        known: what became of it, if that is known; it has no beginning then.
+        doubted: never.
+    """
+
+    recorder: Recorder
+    pair: bytes
+    beginning: Beginning | None = None
+    accept: Accept | None = None
+    known: Outcome | None = None
+    doubted: bool = False
+
+    async def begin(self) -> None:
+        """Return once it is on record that an attempt is about to leave, and while the lease lasts.
+
+        Raises:
+            TakenError: somebody else was quicker.
+            JournalError: it can't be written, or the lease has lapsed.
+        """
+        assert self.beginning is not None  # noqa: S101  # what is known isn't begun
+        assert self.accept is not None  # noqa: S101
+        self.accept.begun = True
+        while True:
+            since = Moment()
+            left = await self.recorder.writer.note(self.beginning)
+            if left is None:
+                raise TakenError
+            if isinstance(left, JournalError):
+                raise left
+            self.beginning = Beginning(self.beginning.values)
+            if since.passed() < left:
+                return
+
+    def end(self, outcome: Outcome) -> Awaitable[object]:
+        """Take what became of it; what this gives is done once it is durable."""
+        assert self.beginning is not None  # noqa: S101
+        facts: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
+        match outcome:
+            case Created(relay_token=token):
+                state = State.CREATED
+                facts["token"] = self.recorder.keyring.lock(token.encode())
+                facts["token_digest"] = self.recorder.digests.token(token)
+            case Failed(error=error):
+                state, facts = State.FAILED, facts | facts_of(error)
+            case Unknown(error=error):
+                state, facts = State.UNKNOWN, facts | facts_of(error)
+        return self.recorder.writer.note(ended(self.beginning.values["id"], state, **facts))
+
+    def leave(self) -> None:
+        """Nothing more comes of it here."""
+        self.recorder.leave(self.pair)
+
+
+@define(eq=False, repr=False)
+class Removal:
+    """A removal that was entered.
+
+    Attributes:
+        known: its outcome, if the token was removed before.
+        doubted: it was begun before, and nobody knows what became of that.
+    """
+
+    writer: Writer
+    row: Row | None
+    known: Removed | None = None
+
+    @property
+    def doubted(self) -> bool:
+        return self.row is not None and self.row.state is State.REMOVING
+
+    async def begin(self) -> None:
+        """Return once it is on record that the token may be gone."""
+        if self.row is not None:
+            await self.writer.note(Change(self.row.id, State.REMOVING))
+
+    def end(self, outcome: Removed | Failed | Unknown) -> Awaitable[object]:
+        """Take what became of it."""
+        state = State.REMOVING
+        if isinstance(outcome, Removed):
+            state = State.REMOVED
+        elif isinstance(outcome, Failed) and not self.doubted:
+            state = State.CREATED
+        if self.row is None:
+            return asyncio.sleep(0)
+        return self.writer.note(Change(self.row.id, state))
+
+    def leave(self) -> None:
+        """Nobody waits for it."""

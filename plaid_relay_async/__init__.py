@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from plaid_relay_async import models
-from plaid_relay_async.batch import Batch, Journal
+from plaid_relay_async.batch import AnyJournal, Batch
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.codec import from_json, structure, to_json, unstructure
 from plaid_relay_async.config import Credentials, Environment, RetryPolicy, Timeouts, __version__
@@ -17,6 +17,7 @@ from plaid_relay_async.errors import (
     DuplicateRequestError,
     InvalidRequestError,
     ItemError,
+    JournalError,
     NotSentError,
     OutcomeUnknownError,
     PlaidAPIError,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AnyJournal",
     "AssetReport",
     "AssetReportCreateResponse",
     "AssetReportError",
@@ -94,7 +96,7 @@ __all__ = [
     "ItemError",
     "ItemPublicTokenExchangeResponse",
     "ItemRemoveResponse",
-    "Journal",
+    "JournalError",
     "NotSentError",
     "Outcome",
     "OutcomeUnknownError",

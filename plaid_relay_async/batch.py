@@ -45,7 +45,6 @@ from plaid_relay_async.outcomes import (
     Created,
     Failed,
     Fetched,
-    Outcome,
     Progress,
     Refreshed,
     Removed,
@@ -152,7 +151,7 @@ class Caller:
 
     Attributes:
         host: of Plaid's API, or whatever stands in its place.
-        client_id: gives the client id, or `None` where a gateway has it; may raise as a source of credentials.
+        client_id: gives the client id, or `None` where a gateway has it; may raise `NotSentError`.
         seconds: that a request may be under way; `None` for no limit.
     """
 
@@ -173,15 +172,17 @@ class TakenError(Exception):
 
 
 class Entry(Protocol):
-    """One call in a journal.
+    """One call in a journal."""
 
-    Attributes:
-        known: the outcome, if the journal has it already; nothing is sent then.
-        doubted: whether an earlier attempt of it was begun of which nobody knows the end.
-    """
+    @property
+    def known(self) -> Any:
+        """The outcome, if the journal has it already; nothing is sent then."""
+        ...
 
-    known: Any
-    doubted: bool
+    @property
+    def doubted(self) -> bool:
+        """Whether an earlier attempt of it was begun of which nobody knows the end."""
+        ...
 
     async def begin(self) -> None:
         """An attempt is about to leave. Returns once that can't be lost; may raise `TakenError`."""
@@ -196,8 +197,8 @@ class Entry(Protocol):
         ...
 
 
-class Journal(Protocol):
-    """A durable record of creations and removals."""
+class AnyJournal(Protocol):
+    """A durable record of creations and removals; `plaid_relay_async.journal.Journal` is one."""
 
     async def enter(self, request: Any, caller: Caller) -> Entry:
         """A request was taken up. May wait while somebody else is at the same."""
@@ -419,7 +420,7 @@ class Batch(Generic[S]):
         concurrency: int,
         drain: float,
         make: Callable[[Any], Any] | None = None,
-        journal: Journal | None = None,
+        journal: AnyJournal | None = None,
         caller: Caller = NOBODY,
         patient: bool = True,
         on_outcome: Callable[[S | Failed | Unknown], object] | None = None,
@@ -633,7 +634,7 @@ class Batch(Generic[S]):
                 raise
             flight.outcome = flight.ended(self.operation.unforeseen(error))
 
-    async def _fly_on_record(self, flight: _Flight[S], journal: Journal) -> None:
+    async def _fly_on_record(self, flight: _Flight[S], journal: AnyJournal) -> None:
         while (entry := await self._enter(flight, journal)) is not None:
             flight.entry, flight.taken = entry, False
             try:
@@ -656,7 +657,7 @@ class Batch(Generic[S]):
         if flight.outcome is not None:
             await self._record(flight, entry, flight.outcome)
 
-    async def _enter(self, flight: _Flight[S], journal: Journal) -> Entry | None:
+    async def _enter(self, flight: _Flight[S], journal: AnyJournal) -> Entry | None:
         try:
             return await journal.enter(flight.request, self._caller)
         except NotSentError as error:  # the source of the credentials has none

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from attrs import define
 
 from plaid_relay_async import Credentials, RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from plaid_relay_async.batch import Caller
 
 OWNER = Credentials("owner", "secret-of-the-owner")
 PARTNER = Credentials("partner", "secret-of-the-partner")
@@ -38,3 +42,27 @@ async def program(source: str, *arguments: str) -> AsyncIterator[asyncio.subproc
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+class Noting:
+    """A journal for a subclass with two methods: `begin(request)` and `end(outcome)`."""
+
+    async def enter(self, request: Any, caller: Caller) -> NotedEntry:
+        return NotedEntry(self, request)
+
+
+@define
+class NotedEntry:
+    journal: Any
+    request: Any
+    known: Any = None
+    doubted: bool = False
+
+    async def begin(self) -> None:
+        await self.journal.begin(self.request)
+
+    async def end(self, outcome: Any) -> None:
+        await self.journal.end(outcome)
+
+    def leave(self) -> None:
+        """Nobody waits for it."""

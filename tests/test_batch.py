@@ -9,7 +9,7 @@ import tracemalloc
 import warnings
 
 import pytest
-from support import OWNER, QUICK
+from support import OWNER, QUICK, Noting
 
 from plaid_relay_async import (
     BatchStoppedError,
@@ -884,7 +884,7 @@ async def test_what_never_left_is_failed():
 # ------------------------------------------------------------------------------------------ the journal
 
 
-class Notes:
+class Notes(Noting):
     """A journal in memory, which may break."""
 
     def __init__(self, *, breaks_at_begin: int = -1, breaks_at_end: int = -1) -> None:

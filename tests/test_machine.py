@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support import OWNER
+from support import OWNER, Noting
 
 from plaid_relay_async import (
     BatchStoppedError,
@@ -75,7 +75,7 @@ class DeliberateError(Exception):
 
 
 @define(eq=False)
-class Notes:
+class Notes(Noting):
     """A journal in memory, which takes its time."""
 
     begun: list[Any] = field(factory=list)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import aiohttp
 import pytest
-from support import OWNER, QUICK
+from support import OWNER, QUICK, Noting
 from test_exchange import BOTH
 from test_transport import read_request, serving
 
@@ -107,7 +107,7 @@ async def test_a_creation_is_not_begun_when_its_time_is_up(plaid):
     """An attempt that could only run out of time isn't made: it would be unknown for nothing."""
     report = plaid.add_report()
 
-    class Slow:
+    class Slow(Noting):
         begun = 0
 
         async def begin(self, request: RelayCreateRequest) -> None:

@@ -28,6 +28,7 @@ from plaid_relay_async import (
     Removed,
     Unknown,
 )
+from plaid_relay_async.journal import Journal
 from plaid_relay_async.limits import PLAID_SANDBOX, InProcessLimiter, RateLimit, RedisLimiter
 
 if TYPE_CHECKING:
@@ -35,14 +36,25 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+    from plaid_relay_async.batch import Caller
+
 
 class Limiter:
     async def acquire(self, endpoint: str) -> None: ...
 
 
-class Notes:
-    async def begin(self, request: RelayCreateRequest) -> None: ...
+class Noted:
+    known = None
+    doubted = False
+
+    async def begin(self) -> None: ...
     async def end(self, outcome: Outcome) -> None: ...
+    def leave(self) -> None: ...
+
+
+class Notes:
+    async def enter(self, request: RelayCreateRequest, caller: Caller) -> Noted:
+        return Noted()
 
 
 async def rotating() -> Credentials:
@@ -72,6 +84,7 @@ async def face() -> None:
 
         requests = RelayCreateRequest.fan_out(["t"], ["p"])
         result = await client.relay.create_many(requests, journal=Notes())
+        result = await client.relay.create_many(requests, journal=Journal("relay.db"))
         assert_type(result, BatchResult[Created])
         assert_type(result.created, list[Created])
         assert_type(result.succeeded[0].request, RelayCreateRequest)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterable, Callable, Iterable
 
-    from plaid_relay_async.batch import Journal, Operation, Requests, Tokens
+    from plaid_relay_async.batch import AnyJournal, Operation, Requests, Tokens
     from plaid_relay_async.models import AssetReportGetResponse, PdfFile, PdfResponse
     from plaid_relay_async.outcomes import (
         Created,
@@ -59,7 +59,7 @@ class Relay(Operations):
         secondary_client_id: str,
         *,
         webhook: str | None = None,
-        journal: Journal | None = None,
+        journal: AnyJournal | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[RelayCreateResponse]:
@@ -97,7 +97,7 @@ class Relay(Operations):
         requests: Requests,
         *,
         concurrency: int = 50,
-        journal: Journal | None = None,
+        journal: AnyJournal | None = None,
         on_outcome: Callable[[Outcome], object] | None = None,
         on_progress: Callable[[Progress], object] | None = None,
         allow_duplicates: bool = False,
@@ -293,7 +293,7 @@ class Relay(Operations):
         relay_tokens: Tokens[RelayRemoveRequest],
         *,
         concurrency: int = 50,
-        journal: Journal | None = None,
+        journal: AnyJournal | None = None,
         on_outcome: Callable[[Removed | Failed | Unknown], object] | None = None,
         on_progress: Callable[[Progress], object] | None = None,
         allow_duplicates: bool = False,
@@ -521,7 +521,7 @@ class Relay(Operations):
         self,
         relay_token: str,
         *,
-        journal: Journal | None = None,
+        journal: AnyJournal | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[RelayRemoveResponse]:
@@ -548,7 +548,7 @@ class Relay(Operations):
         return self._transport.call(codec.RELAY_REMOVE, request, timeout=timeout, retry=retry)
 
 
-def _one(journal: Journal) -> dict[str, Any]:
+def _one(journal: AnyJournal) -> dict[str, Any]:
     return {"journal": journal, "concurrency": 1, "patient": False}
 
 
@@ -561,6 +561,7 @@ async def _response_of(one: Batch[Any], response: Callable[[Any], R]) -> R:
         # A token that the journal can't take is the caller's all the same.
         if trouble is not None and not result.succeeded:
             raise trouble from None
-    for outcome in (*result.failed, *result.unknown):
-        raise outcome.error
-    return response(result.succeeded[0])
+    if result.succeeded:
+        return response(result.succeeded[0])
+    bad: list[Failed | Unknown] = [*result.failed, *result.unknown]
+    raise bad[0].error

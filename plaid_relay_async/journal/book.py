@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from attrs import define
-from sqlalchemy import select, text, update
+from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from plaid_relay_async.errors import ConfigurationError, JournalError, sealed_init
@@ -16,8 +16,8 @@ from plaid_relay_async.journal.database import Database, Line, telling
 from plaid_relay_async.journal.decisions import OnExisting, Policy
 from plaid_relay_async.journal.holders import Holders
 from plaid_relay_async.journal.keys import Digests, Keyring, keyring
-from plaid_relay_async.journal.records import PAGE, Record, RunStatus, page_of, record, status_of
 from plaid_relay_async.journal.recording import Creation, Recorder, Removal
+from plaid_relay_async.journal.records import PAGE, Record, RunStatus, page_of, record, status_of
 from plaid_relay_async.journal.schema import entries, journals, now, prepare, runs
 from plaid_relay_async.journal.writing import Writer
 from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNBOUNDED = 3600.0  # seconds that a request may take whose client sets it no time
-_UPSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_NEW_RUN = {
+    name: dialect.insert(runs).on_conflict_do_nothing()
+    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+}
 
 
 @define(eq=False, repr=False)
@@ -51,8 +54,8 @@ class _Opened:
 class Journal:
     """A durable record of creations, in SQLite or PostgreSQL; use it with `async with`.
 
-    Pass it as `journal=` to `client.relay.create`, `create_many`, `remove` and `remove_many`. A pair of report
-    and partner for which it has a token is served from it, and none is begun twice, whoever asks.
+    Pass it as `journal=` to `client.relay.create`, `create_many`, `remove` and `remove_many`. A pair of
+    report and partner for which it has a token is served from it, and none is begun twice, whoever asks.
 
     Args:
         url: the path of a file, a URL of SQLite or PostgreSQL, or an `AsyncEngine`, which stays the caller's.
@@ -85,10 +88,10 @@ class Journal:
             raise ConfigurationError(
                 f"on_existing must be 'reuse', 'refuse' or 'create', not {on_existing!r}"
             )
-        if not isinstance(run, str) or not run:
-            raise ConfigurationError("run must be a name, such as '2026-11'")
-        if not isinstance(lease, int | float) or isinstance(lease, bool) or not 0 < lease < float("inf"):
-            raise ConfigurationError(f"lease must be a number of seconds above 0, not {lease!r}")
+        _check_word("run", run)
+        if namespace is not None:
+            _check_word("namespace", namespace)
+        _check_seconds("lease", lease)
         self._database = Database(url)
         self._run = run
         self._keyring = keyring(key)
@@ -191,14 +194,14 @@ class Journal:
         """
         recorder = await self._recorder(caller)
         if isinstance(request, RelayRemoveRequest):
-            return await recorder.removal(request.relay_token)
+            return await recorder.removal(request)
         return await recorder.creation(request, self._namespace or await self._namespace_of(caller))
 
     async def _namespace_of(self, caller: Caller) -> str:
         client_id = await caller.client_id()
         if client_id is None:
             raise ConfigurationError(
-                "behind a gateway a journal needs a namespace=, for it can't know the client id: name the owner"
+                "behind a gateway, which has the client id, a journal needs a namespace=: name the owner"
             )
         return f"{caller.host} {client_id}"
 
@@ -211,8 +214,7 @@ class Journal:
             return state.recorder
 
     async def _join(self, state: _Opened, request_seconds: float) -> Recorder:
-        run = _UPSERTS[self._database.engine.dialect.name](runs)
-        run = run.values(name=self._run, started_at=now()).on_conflict_do_nothing()
+        run = _NEW_RUN[self._database.engine.dialect.name].values(name=self._run, started_at=now())
 
         async def work(connection: AsyncConnection) -> int:
             await connection.execute(run)
@@ -282,7 +284,7 @@ class Journal:
             after = page[-1][0].id
 
     async def forget(self, run: str) -> int:
-        """Delete the tokens of a run and keep everything else; what is deleted can't be removed by it any more.
+        """Delete the tokens of a run, keep everything else, and give how many; none can be removed then.
 
         Raises:
             JournalError: somebody works on the run, there is no such run, or the journal can't be written.
@@ -302,7 +304,7 @@ class Journal:
         return many
 
     async def rotate(self) -> int:
-        """Encrypt with the first key what lies under another, or in clear, and give how many tokens those were.
+        """Encrypt with the first key what lies under another, or in clear, and give how many tokens it was.
 
         Once it is done, and each process has the first key, the other keys may go.
 
@@ -337,6 +339,17 @@ class Journal:
 
     async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         return await self._database.write(self._state.line, work, self._lease)
+
+
+def _check_word(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{name} must be a string that isn't empty")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < float(str(value)) < float("inf"):
+        raise ConfigurationError(f"{name} must be a number of seconds above 0, not {value!r}")
 
 
 async def _named(connection: AsyncConnection, run: str) -> Any:

@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 from attrs import define, field
@@ -21,7 +21,7 @@ from sqlalchemy.exc import (
     OperationalError,
     SQLAlchemyError,
 )
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from plaid_relay_async.errors import ConfigurationError, JournalError, sealed
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from sqlalchemy import URL
-    from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 
@@ -142,7 +141,11 @@ class Database:
         """The engine; one of one's own is made when it is first asked for."""
         if self._engine is None:
             waits = {"timeout": _LOCKED_FOR} if self.path else {}
-            self._engine = create_async_engine(self._url, hide_parameters=True, connect_args=waits)
+            try:
+                self._engine = create_async_engine(self._url, hide_parameters=True, connect_args=waits)
+            except ModuleNotFoundError as error:
+                needed = f"the journal needs {error.name}: pip install 'plaid_relay_async[postgres]'"
+                raise ConfigurationError(needed) from None
         return self._engine
 
     async def open(self) -> None:
@@ -191,12 +194,11 @@ class Database:
             except IntegrityError:
                 raise
             except (SQLAlchemyError, OSError) as error:
+                problem = told(error)
                 lost = self.path is None and isinstance(error, OperationalError | InterfaceError)
-                if not lost or time.monotonic() > until:
-                    problem = told(error)
-                    break
+            if not lost or time.monotonic() > until:
+                raise problem
             await asyncio.sleep(_AGAIN_AFTER)
-        raise problem
 
 
 def _see_to(path: Path) -> None:

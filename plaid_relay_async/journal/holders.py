@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy import bindparam, insert, select, update
 
 from plaid_relay_async.errors import JournalError
-from plaid_relay_async.journal.database import telling
+from plaid_relay_async.journal.database import Database, Line, telling
 from plaid_relay_async.journal.schema import holders, now
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from plaid_relay_async.journal.database import Database, Line
 
 _RENEWALS = 3  # in one lease
 
@@ -93,7 +92,7 @@ class Holder:
                 await self._database.write(self._line, work, lease)
 
     async def left(self, connection: AsyncConnection) -> float:
-        """Give the seconds that its lease has left, and keep others from ending it within this transaction."""
+        """Give the seconds that its lease has left, which stays so within this transaction."""
         if self.lease is None:
             return math.inf
         live = (holders.c.id == self.id) & (holders.c.expires_at > now()) & ~holders.c.ended

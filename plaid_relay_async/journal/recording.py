@@ -20,18 +20,17 @@ from plaid_relay_async.journal.decisions import (
     facts_of,
 )
 from plaid_relay_async.journal.holders import Moment
+from plaid_relay_async.journal.keys import Digests, Keyring
 from plaid_relay_async.journal.schema import State
 from plaid_relay_async.journal.writing import Accept, Writer, accepted, ended
 from plaid_relay_async.journal.writing import Begin as Beginning
 from plaid_relay_async.journal.writing import Removal as Change
-from plaid_relay_async.models import RelayCreateRequest, RelayRemoveResponse
-from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
+from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest, RelayRemoveResponse
+from plaid_relay_async.outcomes import Created, Failed, Outcome, Removed, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from plaid_relay_async.journal.keys import Digests, Keyring
-    from plaid_relay_async.outcomes import Outcome
 
 _LOOK_AGAIN = (0.02, 1.0)  # seconds, at first and at most
 
@@ -121,10 +120,14 @@ class Recorder:
             await self.writer.note(ended(values["id"], State.FAILED, **facts_of(error)))
         return Failed(request=request, error=error, attempts=0, elapsed=0.0, request_id=None, journalled=True)
 
-    async def removal(self, relay_token: str) -> Removal:
+    async def removal(self, request: RelayRemoveRequest) -> Removal:
         """Enter the removal of a token, whether or not the journal knows of it."""
-        row = await self.writer.find(self.digests.token(relay_token))
-        return Removal(self.writer, row)
+        row = await self.writer.find(self.digests.token(request.relay_token))
+        if row is None or row.state is not State.REMOVED:
+            return Removal(self.writer, row)
+        facts: dict[str, Any] = {"attempts": 0, "elapsed": 0.0, "request_id": None, "journalled": True}
+        known = Removed(request=request, response=RelayRemoveResponse.gone(), **facts)
+        return Removal(self.writer, row, known)
 
 
 @define(eq=False, repr=False)
@@ -168,15 +171,13 @@ class Creation:
         """Take what became of it; what this gives is done once it is durable."""
         assert self.beginning is not None  # noqa: S101
         facts: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
-        match outcome:
-            case Created(relay_token=token):
-                state = State.CREATED
-                facts["token"] = self.recorder.keyring.lock(token.encode())
-                facts["token_digest"] = self.recorder.digests.token(token)
-            case Failed(error=error):
-                state, facts = State.FAILED, facts | facts_of(error)
-            case Unknown(error=error):
-                state, facts = State.UNKNOWN, facts | facts_of(error)
+        if isinstance(outcome, Created):
+            state, token = State.CREATED, outcome.relay_token
+            facts["token"] = self.recorder.keyring.lock(token.encode())
+            facts["token_digest"] = self.recorder.digests.token(token)
+        else:
+            state = State.FAILED if isinstance(outcome, Failed) else State.UNKNOWN
+            facts |= facts_of(outcome.error)
         return self.recorder.writer.note(ended(self.beginning.values["id"], state, **facts))
 
     def leave(self) -> None:
@@ -190,7 +191,6 @@ class Removal:
 
     Attributes:
         known: its outcome, if the token was removed before.
-        doubted: it was begun before, and nobody knows what became of that.
     """
 
     writer: Writer
@@ -199,6 +199,7 @@ class Removal:
 
     @property
     def doubted(self) -> bool:
+        """Whether it was begun before, by whoever."""
         return self.row is not None and self.row.state is State.REMOVING
 
     async def begin(self) -> None:

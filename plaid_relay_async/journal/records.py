@@ -80,9 +80,8 @@ _shown = or_(entries.c.current, entries.c.state.in_((State.CREATED, State.REMOVI
 
 async def page_of(
     connection: AsyncConnection, holders: Holders, run_id: int, after: int, partner: str | None
-) -> list[tuple[Row, bool, bool]]:
-    """Give the next rows of a run, each with whether it is the run's own and whether its holder is alive."""
-    # One that is shown as what it is in another run is ordered by where it stands in this one.
+) -> list[tuple[Row, Row, bool]]:
+    """Give the next rows of a run, each with the row that it is told as, and whether its holder is alive."""
     asked = (
         select(entries, *(column.label(f"claim_{column.name}") for column in _claim.c))
         .select_from(_joined)

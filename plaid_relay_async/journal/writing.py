@@ -5,16 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from attrs import define, field, frozen
-from sqlalchemy import and_, bindparam, case, exists, insert, not_, null, or_, select, true, update
+from attrs import define, frozen
+from sqlalchemy import and_, bindparam, case, exists, not_, null, or_, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from plaid_relay_async.errors import JournalError
-from plaid_relay_async.journal.database import telling
 from plaid_relay_async.journal.decisions import Row
 from plaid_relay_async.journal.groups import Groups
-from plaid_relay_async.journal.holders import Holder, Holders
 from plaid_relay_async.journal.schema import State, entries, now
 
 if TYPE_CHECKING:
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from plaid_relay_async.journal.database import Database, Line
+    from plaid_relay_async.journal.holders import Holder, Holders
 
 _ENTRIES_OF_A_HOLDER: Final = 2**32
 _FREE = (State.ACCEPTED, State.FAILED, State.ELSEWHERE)
@@ -35,7 +34,7 @@ class _ThereFirstError(Exception):
 
 @frozen
 class Found:
-    """What the journal has on a pair: the row of this run, the one with the claim, and how the latter stands."""
+    """What the journal has on a pair: the row of this run, and the one with the claim."""
 
     own: Row | None
     claim: Row | None

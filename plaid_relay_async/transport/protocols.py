@@ -27,13 +27,14 @@ class Permit(Protocol):
 
     Attributes:
         patient: whether pauses are queueing, and count against neither time nor attempts.
-        doubted: whether the call was begun before, in another life, and nobody knows what became of that.
     """
 
     patient: bool
 
     @property
-    def doubted(self) -> bool: ...
+    def doubted(self) -> bool:
+        """Whether the call was begun before, in another life, and nobody knows what became of that."""
+        ...
 
     async def begin(self) -> None:
         """An attempt is about to leave. May raise to forbid it."""

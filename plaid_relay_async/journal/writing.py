@@ -90,7 +90,8 @@ def _beginning(dialect: Any) -> Any:
     cleared = dict.fromkeys(("ended_at", "request_id", "error", "error_type", "error_code", "status"), null())
     again = and_(entries.c.state == State.BEGUN, entries.c.holder_id == made.excluded.holder_id)
     may = or_(again, *(entries.c.state == state for state in _FREE))
-    return made.on_conflict_do_update(index_elements=["id"], set_=kept | cleared, where=may)
+    upsert = made.on_conflict_do_update(index_elements=["id"], set_=kept | cleared, where=may)
+    return upsert.execution_options(preserve_rowcount=True)
 
 
 _begin = {"sqlite": _beginning(sqlite), "postgresql": _beginning(postgresql)}

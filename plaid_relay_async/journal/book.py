@@ -125,9 +125,9 @@ class Journal:
     async def _open(self) -> None:
         await self._database.open()
         line = self._database.line()
-        fresh = secrets.token_bytes(32)
+        fresh = secrets.token_hex(32)
 
-        async def work(connection: AsyncConnection) -> bytes:
+        async def work(connection: AsyncConnection) -> str:
             return await connection.run_sync(prepare, self._keyring.lock(fresh))
 
         with telling():
@@ -138,7 +138,7 @@ class Journal:
         if not self._keyring.is_up_to_date(stored):
             await self._wrap(stored)
 
-    async def _wrap(self, stored: bytes) -> None:
+    async def _wrap(self, stored: str) -> None:
         """Have today's key open what an older one did, and leave nothing in clear that was so."""
         wrapped = self._keyring.lock(self._keyring.open(stored))
 

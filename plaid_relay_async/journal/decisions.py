@@ -25,7 +25,7 @@ class Row:
 
     id: int
     run_id: int
-    pair: bytes
+    pair: str
     partner: str
     state: State = field(converter=State)
     current: bool
@@ -39,8 +39,8 @@ class Row:
     error_type: str | None
     error_code: str | None
     status: int | None
-    token: bytes | None = field(repr=False)
-    token_digest: bytes | None = field(repr=False)
+    token: str | None = field(repr=False)
+    token_digest: str | None = field(repr=False)
 
     def problem(self) -> PlaidRelayError:
         """Give the error that it ended with, as far as it was written down."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _VARIABLE = "PLAID_RELAY_KEY"
-_CLEAR: Final = b"clear:"
+_CLEAR: Final = "clear:"
 _logger = logging.getLogger("plaid_relay_async.journal")
 
 
@@ -34,12 +34,12 @@ class Keyring:
         """Whether there is a key."""
         return self._all is not None
 
-    def lock(self, secret: bytes) -> bytes:
+    def lock(self, secret: str) -> str:
         """Give what may be stored."""
-        return _CLEAR + secret if self._all is None else self._all.encrypt(secret)
+        return _CLEAR + secret if self._all is None else self._all.encrypt(secret.encode()).decode()
 
     @sealed
-    def open(self, stored: bytes) -> bytes:
+    def open(self, stored: str) -> str:
         """Give the secret.
 
         Raises:
@@ -50,17 +50,17 @@ class Keyring:
         if self._all is None:
             raise ConfigurationError(f"the journal is encrypted: give its key, as key= or {_VARIABLE}")
         try:
-            return self._all.decrypt(stored)
+            return self._all.decrypt(stored).decode()
         except InvalidToken:
             pass
         raise ConfigurationError(f"the key (key= or {_VARIABLE}) doesn't open this journal: it has another")
 
     @staticmethod
-    def is_clear(stored: bytes) -> bool:
+    def is_clear(stored: str) -> bool:
         """Tell whether that lies in clear."""
         return stored.startswith(_CLEAR)
 
-    def is_up_to_date(self, stored: bytes) -> bool:
+    def is_up_to_date(self, stored: str) -> bool:
         """Tell whether that is how it would be stored today."""
         if not self._fernets:
             return True
@@ -103,17 +103,17 @@ def _fernet(key: object) -> Fernet:
 class Digests:
     """Names for pairs and tokens that tell nothing to whoever doesn't have the journal's key for them."""
 
-    def __init__(self, pair_key: bytes) -> None:
-        self._key = Hidden(pair_key)
+    def __init__(self, pair_key: str) -> None:
+        self._key = Hidden(bytes.fromhex(pair_key))
 
-    def pair(self, namespace: str, report_tokens: Sequence[str], partner: str) -> bytes:
+    def pair(self, namespace: str, report_tokens: Sequence[str], partner: str) -> str:
         """Give the name of a pair of report and partner; the order of the report's tokens is no matter."""
         return self._digest(b"pair", [namespace, sorted(report_tokens), partner])
 
-    def token(self, relay_token: str) -> bytes:
+    def token(self, relay_token: str) -> str:
         """Give the name of a relay token."""
         return self._digest(b"token", [relay_token])
 
-    def _digest(self, kind: bytes, words: list[object]) -> bytes:
+    def _digest(self, kind: bytes, words: list[object]) -> str:
         data = json.dumps(words).encode()
-        return hashlib.blake2b(data, digest_size=16, key=self._key.reveal(), person=kind).digest()
+        return hashlib.blake2b(data, digest_size=16, key=self._key.reveal(), person=kind).hexdigest()

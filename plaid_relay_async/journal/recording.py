@@ -43,7 +43,7 @@ class Recorder:
     digests: Digests
     keyring: Keyring
     policy: Policy
-    _under_way: dict[bytes, asyncio.Future[None]] = field(factory=dict, init=False)
+    _under_way: dict[str, asyncio.Future[None]] = field(factory=dict, init=False)
 
     async def creation(self, request: RelayCreateRequest, namespace: str) -> Creation:
         """Enter a creation, once nobody else is at its pair."""
@@ -62,16 +62,16 @@ class Recorder:
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
 
-    async def _turn(self, pair: bytes) -> None:
+    async def _turn(self, pair: str) -> None:
         while (other := self._under_way.get(pair)) is not None:
             await asyncio.wait([other])
         self._under_way[pair] = asyncio.get_running_loop().create_future()
 
-    def leave(self, pair: bytes) -> None:
+    def leave(self, pair: str) -> None:
         """Let the next one of this process have the pair."""
         self._under_way.pop(pair).set_result(None)
 
-    async def _enter(self, request: RelayCreateRequest, pair: bytes) -> Creation | None:
+    async def _enter(self, request: RelayCreateRequest, pair: str) -> Creation | None:
         found = await self.writer.look_up(pair)
         match decide(found.own, found.claim, self.policy, alive=found.alive, late=found.late):
             case Wait():
@@ -88,7 +88,7 @@ class Recorder:
             case Refuse(why):
                 return Creation(self, pair, known=await self._refused(request, pair, found.own, why))
 
-    def _note_elsewhere(self, request: RelayCreateRequest, pair: bytes, own: Row | None, served: Row) -> None:
+    def _note_elsewhere(self, request: RelayCreateRequest, pair: str, own: Row | None, served: Row) -> None:
         if served.run_id == self.policy.run_id:
             return
         if own is None:
@@ -106,12 +106,12 @@ class Recorder:
             "journalled": True,
         }
         if row.token is not None:
-            return Created(relay_token=self.keyring.open(row.token).decode(), **facts)
+            return Created(relay_token=self.keyring.open(row.token), **facts)
         if row.state is State.FAILED:
             return Failed(error=row.problem(), **facts)
         return Unknown(error=row.doubt(), **facts)
 
-    async def _refused(self, request: RelayCreateRequest, pair: bytes, own: Row | None, why: str) -> Failed:
+    async def _refused(self, request: RelayCreateRequest, pair: str, own: Row | None, why: str) -> Failed:
         error = DuplicateRequestError(why, advice='on_existing="create" makes another.')
         if own is None or not own.claim:
             values = self.writer.values(pair, request.secondary_client_id, own)
@@ -140,7 +140,7 @@ class Creation:
     """
 
     recorder: Recorder
-    pair: bytes
+    pair: str
     beginning: Beginning | None = None
     accept: Accept | None = None
     known: Outcome | None = None
@@ -173,7 +173,7 @@ class Creation:
         facts: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
         if isinstance(outcome, Created):
             state, token = State.CREATED, outcome.relay_token
-            facts["token"] = self.recorder.keyring.lock(token.encode())
+            facts["token"] = self.recorder.keyring.lock(token)
             facts["token_digest"] = self.recorder.digests.token(token)
         else:
             state = State.FAILED if isinstance(outcome, Failed) else State.UNKNOWN

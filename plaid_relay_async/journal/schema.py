@@ -12,7 +12,6 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
-    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -72,7 +71,7 @@ journals: Final = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("version", Integer, nullable=False),
-    Column("pair_key", LargeBinary, nullable=False),
+    Column("pair_key", Text, nullable=False),
 )
 
 runs: Final = Table(
@@ -101,7 +100,7 @@ entries: Final = Table(
     metadata,
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
     Column("run_id", BigInteger, nullable=False),
-    Column("pair", LargeBinary, nullable=False),
+    Column("pair", Text, nullable=False),
     Column("partner", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("current", Boolean, nullable=False),
@@ -115,8 +114,8 @@ entries: Final = Table(
     Column("error_type", Text),
     Column("error_code", Text),
     Column("status", Integer),
-    Column("token", LargeBinary),
-    Column("token_digest", LargeBinary),
+    Column("token", Text),
+    Column("token_digest", Text),
 )
 
 
@@ -137,8 +136,8 @@ MIGRATIONS: Final[tuple[Callable[[Connection], object], ...]] = ()
 
 
 def prepare(
-    connection: Connection, pair_key: bytes, migrations: Sequence[Callable[[Connection], object]] = MIGRATIONS
-) -> bytes:
+    connection: Connection, pair_key: str, migrations: Sequence[Callable[[Connection], object]] = MIGRATIONS
+) -> str:
     """Make the tables if they aren't there, or bring them up to date, and give the pair key as it is stored.
 
     Args:
@@ -169,5 +168,5 @@ def prepare(
         migrate(connection)
     if found.version < newest:
         connection.execute(journals.update().values(version=newest))
-    stored: bytes = found.pair_key
+    stored: str = found.pair_key
     return stored

@@ -6,14 +6,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from attrs import define, frozen
-from sqlalchemy import and_, bindparam, case, exists, not_, null, or_, select, true, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from plaid_relay_async.errors import JournalError
 from plaid_relay_async.journal.decisions import Row
 from plaid_relay_async.journal.groups import Groups
-from plaid_relay_async.journal.schema import State, entries, now
+from plaid_relay_async.journal.schema import State, now
+from plaid_relay_async.journal.statements import Statements, rows
 
 if TYPE_CHECKING:
     import asyncio
@@ -78,76 +78,6 @@ Answer: TypeAlias = float | JournalError | None
 """To a beginning: the seconds that the lease has left, or why it may not be; None if somebody was quicker."""
 
 
-_accept = {
-    name: dialect.insert(entries).on_conflict_do_nothing()
-    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
-}
-
-
-def _beginning(dialect: Any) -> Any:
-    made = dialect.insert(entries).values(begun_at=now(), state=State.BEGUN, current=true(), claim=true())
-    kept = {"state": State.BEGUN, "claim": true(), "begun_at": now(), "holder_id": made.excluded.holder_id}
-    cleared = dict.fromkeys(("ended_at", "request_id", "error", "error_type", "error_code", "status"), null())
-    again = and_(entries.c.state == State.BEGUN, entries.c.holder_id == made.excluded.holder_id)
-    may = or_(again, *(entries.c.state == state for state in _FREE))
-    upsert = made.on_conflict_do_update(index_elements=["id"], set_=kept | cleared, where=may)
-    return upsert.execution_options(preserve_rowcount=True)
-
-
-_begin = {"sqlite": _beginning(sqlite), "postgresql": _beginning(postgresql)}
-
-_other = entries.alias()
-_unclaimed = not_(exists(select(1).where(_other.c.pair == entries.c.pair, _other.c.claim)))
-_told = (
-    "state",
-    "attempts",
-    "request_id",
-    "error",
-    "error_type",
-    "error_code",
-    "status",
-    "token",
-    "token_digest",
-)
-# A token that comes late has the claim, unless another creation has it by now.
-_end = (
-    update(entries)
-    .where(entries.c.id == bindparam("row"))
-    .values(
-        ended_at=now(),
-        claim=or_(and_(entries.c.claim, bindparam("keeps")), and_(bindparam("made"), _unclaimed)),
-        **{name: bindparam(name) for name in _told},
-    )
-)
-# Of what is gone, nobody needs to know the token any more.
-_remove = (
-    update(entries)
-    .where(entries.c.id == bindparam("row"))
-    .values(
-        state=bindparam("state"),
-        claim=and_(entries.c.claim, bindparam("keeps")),
-        token=case((bindparam("keeps"), entries.c.token), else_=null()),
-    )
-)
-_retire = (
-    update(entries)
-    .where(entries.c.id == bindparam("row"), entries.c.state == bindparam("seen"))
-    .values(claim=False, current=and_(entries.c.current, entries.c.run_id != bindparam("run")))
-)
-
-_of_the_pairs = entries.c.pair.in_(bindparam("pairs", expanding=True))
-_of_a_token = (
-    select(entries)
-    .where(entries.c.token_digest.in_(bindparam("digests", expanding=True)))
-    .where(entries.c.token_digest.is_not(None))
-)
-_look_up = (
-    select(entries)
-    .where(_of_the_pairs, entries.c.claim)
-    .union_all(select(entries).where(_of_the_pairs, entries.c.current, entries.c.run_id == bindparam("run")))
-)
-
-
 class Writer:
     """Writes for one holder, and looks up what there is.
 
@@ -163,7 +93,7 @@ class Writer:
         self, database: Database, holders: Holders, holder: Holder, run_id: int, patience: float
     ) -> None:
         self._database = database
-        self._dialect = database.engine.dialect.name
+        self._statements = Statements(database.engine.dialect.name)
         self._holders = holders
         self._holder = holder
         self._run_id = run_id
@@ -171,10 +101,10 @@ class Writer:
         self._count = 0
         # Each has a connection of its own, for one transaction at a time.
         self._notes: Groups[Note, Answer] = Groups(partial(self._write, database.line()))
-        self._pairs: Groups[bytes, Found] = Groups(partial(self._look_up, database.line()))
-        self._tokens: Groups[bytes, Row | None] = Groups(partial(self._find, database.line()))
+        self._pairs: Groups[str, Found] = Groups(partial(self._look_up, database.line()))
+        self._tokens: Groups[str, Row | None] = Groups(partial(self._find, database.line()))
 
-    def values(self, pair: bytes, partner: str, row: Row | None) -> dict[str, Any]:
+    def values(self, pair: str, partner: str, row: Row | None) -> dict[str, Any]:
         """Give what names a row: one that is there, or a new one."""
         if row is None:
             self._count += 1
@@ -188,11 +118,11 @@ class Writer:
             "attempts": 0,
         }
 
-    def look_up(self, pair: bytes) -> Awaitable[Found]:
+    def look_up(self, pair: str) -> Awaitable[Found]:
         """Ask what there is on a pair."""
         return self._pairs.put(pair)
 
-    def find(self, digest: bytes) -> Awaitable[Row | None]:
+    def find(self, digest: str) -> Awaitable[Row | None]:
         """Ask for the row of a token."""
         return self._tokens.put(digest)
 
@@ -207,12 +137,13 @@ class Writer:
 
     # ------------------------------------------------------------------------------------- to look up
 
-    async def _look_up(self, line: Line, pairs: list[bytes]) -> list[Found]:
+    async def _look_up(self, line: Line, pairs: list[str]) -> list[Found]:
+        asked = rows([{"pair": pair} for pair in pairs]) | {"run": self._run_id}
+
         async def work(connection: AsyncConnection) -> list[Found]:
-            asked = {"pairs": list(set(pairs)), "run": self._run_id}
-            own: dict[bytes, Row] = {}
-            claims: dict[bytes, Row] = {}
-            for found in (await connection.execute(_look_up, asked)).mappings():
+            own: dict[str, Row] = {}
+            claims: dict[str, Row] = {}
+            for found in (await connection.execute(self._statements.look_up, asked)).mappings():
                 row = Row(**found)
                 if row.claim:
                     claims[row.pair] = row
@@ -222,20 +153,22 @@ class Writer:
 
         return await self._database.write(line, work, self._patience)
 
-    async def _find(self, line: Line, digests: list[bytes]) -> list[Row | None]:
+    async def _find(self, line: Line, digests: list[str]) -> list[Row | None]:
+        asked = rows([{"token_digest": digest} for digest in digests])
+
         async def work(connection: AsyncConnection) -> list[Row | None]:
-            found = (await connection.execute(_of_a_token, {"digests": digests})).mappings()
-            rows = {row["token_digest"]: Row(**row) for row in found}
-            return [rows.get(digest) for digest in digests]
+            found = (await connection.execute(self._statements.find, asked)).mappings()
+            by_digest = {row["token_digest"]: Row(**row) for row in found}
+            return [by_digest.get(digest) for digest in digests]
 
         return await self._database.write(line, work, self._patience)
 
     async def _found(
         self,
         connection: AsyncConnection,
-        pairs: Sequence[bytes],
-        own: dict[bytes, Row],
-        claims: dict[bytes, Row],
+        pairs: Sequence[str],
+        own: dict[str, Row],
+        claims: dict[str, Row],
     ) -> list[Found]:
         begun = {row.holder_id: row.begun_at or 0.0 for row in claims.values() if row.state is State.BEGUN}
         if not begun:
@@ -243,7 +176,7 @@ class Writer:
         alive = await self._holders.alive(connection, begun)
         at = float((await connection.execute(select(now()))).scalar_one())
 
-        def found(pair: bytes) -> Found:
+        def found(pair: str) -> Found:
             claim = claims.get(pair)
             holder = claim.holder_id if claim is not None and claim.state is State.BEGUN else -1
             since = at - (claim.begun_at or 0.0) if claim is not None else 0.0
@@ -268,17 +201,16 @@ class Writer:
             return None
 
     async def _in_one(self, line: Line, notes: list[Note]) -> list[Answer]:
+        do = self._statements
+        accepted = [note.values for note in notes if isinstance(note, Accept) and not note.begun]
+        ended = [note.values for note in notes if isinstance(note, End)]
+        removed = [{"id": note.row, "state": note.state} for note in notes if isinstance(note, Removal)]
+        begun = [note for note in notes if isinstance(note, Begin)]
+
         async def work(connection: AsyncConnection) -> list[Answer]:
-            accepted = [note.values for note in notes if isinstance(note, Accept) and not note.begun]
-            if accepted:
-                await connection.execute(_accept[self._dialect], accepted)
-            ended = [note.values for note in notes if isinstance(note, End)]
-            if ended:
-                await connection.execute(_end, ended)
-            removed = [_changes(note) for note in notes if isinstance(note, Removal)]
-            if removed:
-                await connection.execute(_remove, removed)
-            begun = [note for note in notes if isinstance(note, Begin)]
+            for statement, values in ((do.accept, accepted), (do.end, ended), (do.remove, removed)):
+                if values:
+                    await connection.execute(statement, rows(values))
             answer = await self._begin(connection, begun) if begun else None
             return [answer if isinstance(note, Begin) else None for note in notes]
 
@@ -295,25 +227,19 @@ class Writer:
             {"row": row.id, "seen": row.state, "run": self._run_id} for note in notes for row in note.retire
         ]
         for values in retired:
-            if (await connection.execute(_retire, values)).rowcount != 1:
+            if (await connection.execute(self._statements.retire, values)).rowcount != 1:
                 raise _ThereFirstError
-        begun = await connection.execute(_begin[self._dialect], [note.values for note in notes])
+        begun = await connection.execute(self._statements.begin, rows([note.values for note in notes]))
         if begun.rowcount != len(notes):
             raise _ThereFirstError
         return left
 
 
-def _changes(note: Removal) -> dict[str, Any]:
-    return {"row": note.row, "state": note.state, "keeps": note.state is not State.REMOVED}
-
-
 def accepted(values: dict[str, Any], state: State = State.ACCEPTED) -> Accept:
     """Give the note of a creation that was taken up."""
-    return Accept(values | {"state": state, "current": True, "claim": False})
+    return Accept(values | {"state": state})
 
 
 def ended(number: int, state: State, **facts: Any) -> End:
     """Give the note of what became of a row."""
-    values = {**dict.fromkeys(_told), "attempts": 0, **facts, "state": state, "row": number}
-    holds = state in {State.CREATED, State.UNKNOWN}
-    return End(values | {"keeps": holds, "made": state is State.CREATED})
+    return End({"attempts": 0, **facts, "id": number, "state": state})

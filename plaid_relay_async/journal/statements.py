@@ -1,0 +1,146 @@
+"""What is asked and written for many rows at once, in one statement each.
+
+The rows come as one parameter, in JSON: for each row of a statement that is made many times, SQLite's driver
+would let go of the interpreter's lock and wait to have it back, behind a busy event loop.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import (
+    JSON,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    exists,
+    func,
+    literal,
+    not_,
+    null,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from plaid_relay_async.journal.schema import State, entries, now
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Column, FromClause
+
+_FREE = (State.ACCEPTED, State.FAILED, State.ELSEWHERE)
+_NEW = ("id", "run_id", "pair", "partner", "holder_id", "attempts")
+_TOLD = ("attempts", "request_id", "error", "error_type", "error_code", "status", "token", "token_digest")
+
+
+def rows(values: Sequence[Any]) -> dict[str, str]:
+    """Give rows as the statements' parameter."""
+    return {"rows": json.dumps(values)}
+
+
+class Statements:
+    """For one kind of database.
+
+    Attributes:
+        accept: puts rows in, but for those of which the run has one already.
+        begin: puts rows in, or takes up those that are free or the holder's own; it counts them.
+        end: writes down what became of rows.
+        remove: writes down what becomes of their tokens.
+        retire: takes claim and currency from one row, if it is as it was seen.
+        look_up: gives the rows with the claim on pairs, and those current in the run.
+        find: gives the rows of tokens, by their digests.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._in_sqlite = kind == "sqlite"
+        self._insert: Any = sqlite.insert if self._in_sqlite else postgresql.insert
+        self.accept: Final = self._accept()
+        self.begin: Final = self._begin()
+        self.end: Final = self._end()
+        self.remove: Final = self._remove()
+        self.retire: Final = (
+            update(entries)
+            .where(entries.c.id == bindparam("row"), entries.c.state == bindparam("seen"))
+            .values(claim=False, current=and_(entries.c.current, entries.c.run_id != bindparam("run")))
+        )
+        self.look_up: Final = self._look_up()
+        given = self._given(entries.c.token_digest)
+        self.find: Final = select(entries).where(
+            entries.c.token_digest.is_not(None), entries.c.token_digest.in_(select(given.c.token_digest))
+        )
+
+    def _given(self, *columns: Column[Any]) -> FromClause:
+        parameter = bindparam("rows", type_=Text)
+        if self._in_sqlite:
+            each = func.json_each(parameter).table_valued("value")
+            fields = (
+                func.json_extract(each.c.value, f"$.{one.name}", type_=one.type).label(one.name)
+                for one in columns
+            )
+            return select(*fields).subquery("given")
+        typed = [column(one.name, one.type) for one in columns]
+        given = func.json_to_recordset(cast(parameter, JSON)).table_valued(*typed, name="given")
+        return given.render_derived(with_types=True)
+
+    def _accept(self) -> Any:
+        names = (*_NEW, "state")
+        given = self._given(*(entries.c[name] for name in names))
+        new = select(*(given.c[name] for name in names), true(), literal(value=False)).where(true())
+        return self._insert(entries).from_select([*names, "current", "claim"], new).on_conflict_do_nothing()
+
+    def _begin(self) -> Any:
+        given = self._given(*(entries.c[name] for name in _NEW))
+        new = select(*(given.c[name] for name in _NEW), literal(State.BEGUN.value), true(), true(), now())
+        made = self._insert(entries).from_select(
+            [*_NEW, "state", "current", "claim", "begun_at"], new.where(true())
+        )
+        taken = {name: made.excluded[name] for name in ("state", "claim", "begun_at", "holder_id")}
+        cleared = dict.fromkeys(("ended_at", *(name for name in _TOLD if name != "attempts")), null())
+        again = and_(entries.c.state == State.BEGUN, entries.c.holder_id == made.excluded.holder_id)
+        may = or_(again, *(entries.c.state == state for state in _FREE))
+        upsert = made.on_conflict_do_update(index_elements=["id"], set_=taken | cleared, where=may)
+        return upsert.execution_options(preserve_rowcount=True)
+
+    def _end(self) -> Any:
+        names = ("id", "state", *_TOLD)
+        given = self._given(*(entries.c[name] for name in names))
+        other = entries.alias("other")
+        unclaimed = not_(
+            exists(select(1).where(other.c.pair == entries.c.pair, other.c.claim)).correlate(entries)
+        )
+        keeps = and_(entries.c.claim, given.c.state.in_((State.CREATED, State.UNKNOWN)))
+        # A token that comes late has the claim, unless another creation has it by now.
+        gains = and_(given.c.state == State.CREATED, unclaimed)
+        told = {name: given.c[name] for name in names if name != "id"}
+        return (
+            update(entries)
+            .where(entries.c.id == given.c.id)
+            .values(ended_at=now(), claim=or_(keeps, gains), **told)
+        )
+
+    def _remove(self) -> Any:
+        given = self._given(entries.c.id, entries.c.state)
+        gone = given.c.state == State.REMOVED
+        # Of what is gone, nobody needs to know the token any more.
+        token = case((gone, null()), else_=entries.c.token)
+        return (
+            update(entries)
+            .where(entries.c.id == given.c.id)
+            .values(state=given.c.state, claim=and_(entries.c.claim, not_(gone)), token=token)
+        )
+
+    def _look_up(self) -> Any:
+        given = self._given(entries.c.pair)
+        of_them = entries.c.pair.in_(select(given.c.pair))
+        current = and_(entries.c.current, entries.c.run_id == bindparam("run"))
+        return (
+            select(entries).where(of_them, entries.c.claim).union_all(select(entries).where(of_them, current))
+        )

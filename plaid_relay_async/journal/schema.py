@@ -17,6 +17,7 @@ from sqlalchemy import (
     Text,
     inspect,
     text,
+    true,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -123,9 +124,12 @@ def _partial(name: str, *columns: Column[Any], where: Any, unique: bool) -> None
     Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
 
 
+# The conditions are spelt as the queries' are: otherwise SQLite doesn't see that the indexes serve them.
 # One row of all runs has the claim on a pair; one row of each run is the current one of a pair.
-_partial("relay_entries_claim", entries.c.pair, where=entries.c.claim, unique=True)
-_partial("relay_entries_current", entries.c.run_id, entries.c.pair, where=entries.c.current, unique=True)
+_partial("relay_entries_claim", entries.c.pair, where=entries.c.claim == true(), unique=True)
+_partial(
+    "relay_entries_current", entries.c.run_id, entries.c.pair, where=entries.c.current == true(), unique=True
+)
 _partial(
     "relay_entries_token", entries.c.token_digest, where=entries.c.token_digest.is_not(None), unique=False
 )

@@ -24,10 +24,11 @@ from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
     from types import TracebackType
 
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from plaid_relay_async.batch import Caller
 
@@ -127,8 +128,8 @@ class Journal:
         line = self._database.line()
         fresh = secrets.token_hex(32)
 
-        async def work(connection: AsyncConnection) -> str:
-            return await connection.run_sync(prepare, self._keyring.lock(fresh))
+        def work(connection: Connection) -> str:
+            return prepare(connection, self._keyring.lock(fresh))
 
         with telling():
             stored = await line.run(work)
@@ -142,10 +143,8 @@ class Journal:
         """Have today's key open what an older one did, and leave nothing in clear that was so."""
         wrapped = self._keyring.lock(self._keyring.open(stored))
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
-                update(journals).where(journals.c.pair_key == stored).values(pair_key=wrapped)
-            )
+        def work(connection: Connection) -> None:
+            connection.execute(update(journals).where(journals.c.pair_key == stored).values(pair_key=wrapped))
 
         await self._write(work)
         if Keyring.is_clear(stored):
@@ -214,12 +213,12 @@ class Journal:
             return state.recorder
 
     async def _join(self, state: _Opened, request_seconds: float) -> Recorder:
-        run = _NEW_RUN[self._database.engine.dialect.name].values(name=self._run, started_at=now())
+        run = _NEW_RUN[self._database.kind].values(name=self._run, started_at=now())
 
-        async def work(connection: AsyncConnection) -> int:
-            await connection.execute(run)
+        def work(connection: Connection) -> int:
+            connection.execute(run)
             named = select(runs.c.id).where(runs.c.name == self._run)
-            return int((await connection.execute(named)).scalar_one())
+            return int(connection.execute(named).scalar_one())
 
         run_id = await self._write(work)
         holder = await state.holders.join(run_id, self._lease, request_seconds)
@@ -236,9 +235,9 @@ class Journal:
             JournalError: it can't be read.
         """
 
-        async def work(connection: AsyncConnection) -> list[RunStatus]:
-            found = (await connection.execute(select(runs).order_by(runs.c.id))).all()
-            return [await status_of(connection, self._state.holders, run) for run in found]
+        def work(connection: Connection) -> list[RunStatus]:
+            found = connection.execute(select(runs).order_by(runs.c.id)).all()
+            return [status_of(connection, self._state.holders, run) for run in found]
 
         return await self._write(work)
 
@@ -249,8 +248,8 @@ class Journal:
             JournalError: there is no such run, or the journal can't be read.
         """
 
-        async def work(connection: AsyncConnection) -> RunStatus:
-            return await status_of(connection, self._state.holders, await _named(connection, run))
+        def work(connection: Connection) -> RunStatus:
+            return status_of(connection, self._state.holders, _named(connection, run))
 
         return await self._write(work)
 
@@ -270,9 +269,9 @@ class Journal:
         after = -1
         while after is not None:
 
-            async def work(connection: AsyncConnection, after: int = after) -> Any:
-                run_id = (await _named(connection, run)).id
-                return await page_of(connection, self._state.holders, run_id, after, partner)
+            def work(connection: Connection, after: int = after) -> Any:
+                run_id = _named(connection, run).id
+                return page_of(connection, self._state.holders, run_id, after, partner)
 
             page = await self._write(work)
             for row, shown, alive in page:
@@ -290,14 +289,14 @@ class Journal:
             JournalError: somebody works on the run, there is no such run, or the journal can't be written.
         """
 
-        async def work(connection: AsyncConnection) -> int:
-            run_id = (await _named(connection, run)).id
-            if await self._state.holders.of_run(connection, run_id):
+        def work(connection: Connection) -> int:
+            run_id = _named(connection, run).id
+            if self._state.holders.of_run(connection, run_id):
                 raise JournalError(
                     f"somebody works on the run {run!r}", advice="Wait until that has ended, or end it."
                 )
             held = (entries.c.run_id == run_id) & entries.c.token.is_not(None)
-            return (await connection.execute(update(entries).where(held).values(token=None))).rowcount
+            return connection.execute(update(entries).where(held).values(token=None)).rowcount
 
         many = await self._write(work)
         await self._truncate()
@@ -321,23 +320,24 @@ class Journal:
         await self._truncate()
         return many
 
-    async def _rotate_page(self, after: int, connection: AsyncConnection) -> tuple[list[int], int]:
+    def _rotate_page(self, after: int, connection: Connection) -> tuple[list[int], int]:
         held = select(entries.c.id, entries.c.token).where(entries.c.id > after, entries.c.token.is_not(None))
-        found = (await connection.execute(held.order_by(entries.c.id).limit(PAGE))).all()
+        found = connection.execute(held.order_by(entries.c.id).limit(PAGE)).all()
         old = [row for row in found if not self._keyring.is_up_to_date(row.token)]
         for row in old:
             again = self._keyring.lock(self._keyring.open(row.token))
             same = (entries.c.id == row.id) & (entries.c.token == row.token)
-            await connection.execute(update(entries).where(same).values(token=again))
+            connection.execute(update(entries).where(same).values(token=again))
         return [row.id for row in found], len(old)
 
     async def _truncate(self) -> None:
         """Leave no old page in SQLite's log, where what was deleted would still stand."""
         if self._database.path is not None:
-            with telling():
-                await self._database.checkpoint()
+            await self._write(
+                lambda connection: connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").close()
+            )
 
-    async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def _write(self, work: Callable[[Connection], T]) -> T:
         return await self._database.write(self._state.line, work, self._lease)
 
 
@@ -352,8 +352,8 @@ def _check_seconds(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be a number of seconds above 0, not {value!r}")
 
 
-async def _named(connection: AsyncConnection, run: str) -> Any:
-    found = (await connection.execute(select(runs).where(runs.c.name == run))).one_or_none()
+def _named(connection: Connection, run: str) -> Any:
+    found = connection.execute(select(runs).where(runs.c.name == run)).one_or_none()
     if found is None:
         raise JournalError(f"the journal has no run {run!r}", advice="`plaid-relay runs` lists those it has.")
     return found

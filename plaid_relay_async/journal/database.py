@@ -7,11 +7,12 @@ import contextlib
 import os
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from attrs import define, field
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -26,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from plaid_relay_async.errors import ConfigurationError, JournalError, sealed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import URL
 
@@ -73,7 +74,7 @@ def _parsed(url: str | os.PathLike[str]) -> URL:
         raise ConfigurationError(f"a journal lies in SQLite or PostgreSQL, not in {backend}")
     if backend == "sqlite" and _path(parsed) is None:
         raise ConfigurationError("a journal in memory would survive nothing: give the path of a file")
-    return parsed.set(drivername={"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}[backend])
+    return parsed.set(drivername={"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}[backend])
 
 
 def _path(url: URL) -> Path | None:
@@ -85,41 +86,88 @@ def _path(url: URL) -> Path | None:
     return None if in_memory else Path(name).absolute()
 
 
-@define(eq=False, repr=False)
-class Line:
+class Line(Protocol):
     """One connection, for one transaction at a time; it is made anew when it was lost."""
 
-    engine: AsyncEngine
-    pragmas: tuple[str, ...]
-    _connection: AsyncConnection | None = field(default=None, init=False)
-    _busy: asyncio.Lock = field(factory=asyncio.Lock, init=False)
-
-    async def run(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Do the work in one transaction; it is durable when this returns."""
-        async with self._busy:
-            connection = await self._get()
-            try:
-                async with connection.begin():
-                    return await work(connection)
-            except DBAPIError:
-                await self.close()
-                raise
-
-    async def _get(self) -> AsyncConnection:
-        if self._connection is None:
-            connection = await self.engine.connect()
-            for pragma in self.pragmas:
-                await connection.exec_driver_sql(f"PRAGMA {pragma}")
-            await connection.commit()
-            self._connection = connection
-        return self._connection
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """Do the work in a transaction, which is durable when this returns."""
 
     async def close(self) -> None:
         """Give the connection back."""
+
+
+class _ThreadLine:
+    """For a file of SQLite: a whole transaction at a time goes to a thread.
+
+    A driver that is asynchronous does so for each call to it, and there are eight in a transaction.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._thread = ThreadPoolExecutor(1, "plaid_relay_async.journal")
+        self._connection: Connection | None = None
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
+
+    def _run(self, work: Callable[[Connection], T]) -> T:
+        if self._connection is None:
+            self._connection = _with_pragmas(self._engine.connect())
+        try:
+            with self._connection.begin():
+                return work(self._connection)
+        except DBAPIError:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        self._thread.shutdown()
+
+
+class _AsyncLine:
+    """For an `AsyncEngine`."""
+
+    def __init__(self, engine: AsyncEngine, *, sqlite: bool) -> None:
+        self._engine = engine
+        self._sqlite = sqlite
+        self._connection: AsyncConnection | None = None
+        self._busy = asyncio.Lock()
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        async with self._busy:
+            if self._connection is None:
+                self._connection = await self._engine.connect()
+                if self._sqlite:
+                    await self._connection.run_sync(_with_pragmas)
+            try:
+                async with self._connection.begin():
+                    return await self._connection.run_sync(work)
+            except (DBAPIError, asyncio.CancelledError):
+                await self.close()
+                raise
+
+    async def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(SQLAlchemyError):  # it may be lost
                 await connection.close()
+
+
+def _with_pragmas(connection: Connection) -> Connection:
+    try:
+        for pragma in _PRAGMAS:
+            connection.exec_driver_sql(f"PRAGMA {pragma}")
+        connection.commit()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 class Database:
@@ -130,55 +178,56 @@ class Database:
     """
 
     def __init__(self, url: str | os.PathLike[str] | AsyncEngine) -> None:
-        self._own = not isinstance(url, AsyncEngine)
-        self._engine = url if isinstance(url, AsyncEngine) else None
+        self._callers = url if isinstance(url, AsyncEngine) else None
         self._url = url.url if isinstance(url, AsyncEngine) else _parsed(url)
-        self.path: Final = _path(self._url) if self._url.get_backend_name() == "sqlite" else None
-        self.lines: list[Line] = []
-
-    @property
-    def engine(self) -> AsyncEngine:
-        """The engine; one of one's own is made when it is first asked for."""
-        if self._engine is None:
-            waits = {"timeout": _LOCKED_FOR} if self.path else {}
-            try:
-                self._engine = create_async_engine(self._url, hide_parameters=True, connect_args=waits)
-            except ModuleNotFoundError as error:
-                needed = f"the journal needs {error.name}: pip install 'plaid_relay_async[postgres]'"
-                raise ConfigurationError(needed) from None
-        return self._engine
+        self.kind: Final = self._url.get_backend_name()
+        self.path: Final = _path(self._url) if self.kind == "sqlite" else None
+        self._lines: list[Line] = []
+        self._engine: Engine | AsyncEngine | None = None
 
     async def open(self) -> None:
-        """See to the file.
+        """See to the file, and make the engine.
 
         Raises:
-            ConfigurationError: others may read it.
+            ConfigurationError: others may read it, or the database's driver isn't there.
             JournalError: it can't be made.
         """
         if self.path is not None:
             with telling():
                 await asyncio.to_thread(_see_to, self.path)
+        self._engine = self._callers or self._made()
+
+    def _made(self) -> Engine | AsyncEngine:
+        if self.path is not None:
+            waits = {"timeout": _LOCKED_FOR, "check_same_thread": False}
+            return create_engine(self._url, hide_parameters=True, connect_args=waits)
+        try:
+            return create_async_engine(self._url, hide_parameters=True)
+        except ModuleNotFoundError as error:
+            needed = f"the journal needs {error.name}: pip install 'plaid_relay_async[postgres]'"
+            raise ConfigurationError(needed) from None
 
     def line(self) -> Line:
         """Give a connection for one user, who has it for as long as the database is open."""
-        self.lines.append(Line(self.engine, _PRAGMAS if self.path else ()))
-        return self.lines[-1]
-
-    async def checkpoint(self) -> None:
-        """Have SQLite write its log into the file, and empty it."""
-        async with self.engine.connect() as connection:
-            await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert self._engine is not None  # noqa: S101  # it is open
+        if isinstance(self._engine, AsyncEngine):
+            self._lines.append(_AsyncLine(self._engine, sqlite=self.path is not None))
+        else:
+            self._lines.append(_ThreadLine(self._engine))
+        return self._lines[-1]
 
     async def close(self) -> None:
         """Close all connections."""
-        for line in self.lines:
+        for line in self._lines:
             await line.close()
-        self.lines.clear()
-        if self._own and self._engine is not None:
-            await self._engine.dispose()
-            self._engine = None
+        self._lines.clear()
+        engine, self._engine = self._engine, None
+        if isinstance(engine, Engine):
+            engine.dispose()
+        elif engine is not None and engine is not self._callers:
+            await engine.dispose()
 
-    async def write(self, line: Line, work: Callable[[AsyncConnection], Awaitable[T]], patience: float) -> T:
+    async def write(self, line: Line, work: Callable[[Connection], T], patience: float) -> T:
         """Do the work in one transaction; a lost connection is taken up again, for so many seconds.
 
         The work may be done twice: it was done, and the connection was lost before it was told so.

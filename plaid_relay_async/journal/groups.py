@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MOST = 1000
+_MOST = 80
 
 
 class Groups(Generic[T, R]):

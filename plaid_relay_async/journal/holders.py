@@ -25,7 +25,7 @@ from plaid_relay_async.journal.schema import holders, now
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy import Connection
 
 
 _RENEWALS = 3  # in one lease
@@ -83,21 +83,21 @@ class Holder:
             .values(expires_at=now() + lease)
         )
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(renew)
+        def work(connection: Connection) -> None:
+            connection.execute(renew)
 
         while True:
             await asyncio.sleep(lease / _RENEWALS)
             with contextlib.suppress(JournalError):  # whoever begins something is told
                 await self._database.write(self._line, work, lease)
 
-    async def left(self, connection: AsyncConnection) -> float:
+    def left(self, connection: Connection) -> float:
         """Give the seconds that its lease has left, which stays so within this transaction."""
         if self.lease is None:
             return math.inf
         live = (holders.c.id == self.id) & (holders.c.expires_at > now()) & ~holders.c.ended
         asked = select(holders.c.expires_at - now()).where(live).with_for_update(read=True)
-        left: float | None = (await connection.execute(asked)).scalar_one_or_none()
+        left: float | None = connection.execute(asked).scalar_one_or_none()
         return -math.inf if left is None else left
 
     async def end(self) -> None:
@@ -106,8 +106,8 @@ class Holder:
             self._beating.cancel()
             await asyncio.wait([self._beating])
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(update(holders).where(holders.c.id == self.id).values(ended=True))
+        def work(connection: Connection) -> None:
+            connection.execute(update(holders).where(holders.c.id == self.id).values(ended=True))
 
         with contextlib.suppress(JournalError):  # its lock, or its lease, tells as well
             await self._database.write(self._line, work, 0.0)
@@ -150,39 +150,39 @@ class Holders:
                 lock = await asyncio.to_thread(_take, self.database.path.with_name(name))
         expires = now() + lease if name is None else None
 
-        async def work(connection: AsyncConnection) -> int:
+        def work(connection: Connection) -> int:
             made = insert(holders).values(
                 run_id=run_id, lock=name, expires_at=expires, ended=False, request_seconds=request_seconds
             )
-            return int((await connection.execute(made.returning(holders.c.id))).scalar_one())
+            return int(connection.execute(made.returning(holders.c.id)).scalar_one())
 
         number = await self.database.write(self.line, work, 0.0)
         return Holder(number, None if name else lease, self.database, self.line, lock)
 
-    async def alive(self, connection: AsyncConnection, ids: Iterable[int]) -> Alive:
+    def alive(self, connection: Connection, ids: Iterable[int]) -> Alive:
         """Ask for some of them."""
         of_them = holders.c.id.in_(bindparam("ids", expanding=True))
         asked = select(holders, (holders.c.expires_at > now()).label("leased")).where(of_them)
-        found = (await connection.execute(asked, {"ids": list(ids)})).all()
-        living = frozenset([row.id for row in found if await self._lives(row)])
+        found = connection.execute(asked, {"ids": list(ids)}).all()
+        living = frozenset([row.id for row in found if self._lives(row)])
         patience = {row.id: row.request_seconds for row in found if row.lock is None and not row.ended}
         return Alive(living, patience)
 
-    async def of_run(self, connection: AsyncConnection, run_id: int) -> frozenset[int]:
+    def of_run(self, connection: Connection, run_id: int) -> frozenset[int]:
         """Give those that work on a run."""
         asked = select(holders.c.id).where(holders.c.run_id == run_id, ~holders.c.ended)
-        ids = (await connection.execute(asked)).scalars().all()
-        return (await self.alive(connection, ids)).living
+        ids = connection.execute(asked).scalars().all()
+        return self.alive(connection, ids).living
 
-    async def _lives(self, row: Any) -> bool:
+    def _lives(self, row: Any) -> bool:
         if row.ended:
             return False
         if row.lock is None:
             return bool(row.leased)
         assert self.database.path is not None  # noqa: S101  # none has a lock but beside a file
         path = self.database.path.with_name(row.lock)
-        lock = await asyncio.to_thread(_take, path)
+        lock = _take(path)
         if lock is None:
             return True
-        await asyncio.to_thread(_let_go, lock)
+        _let_go(lock)
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from typing import TYPE_CHECKING, Final
@@ -108,12 +107,12 @@ class Digests:
 
     def pair(self, namespace: str, report_tokens: Sequence[str], partner: str) -> str:
         """Give the name of a pair of report and partner; the order of the report's tokens is no matter."""
-        return self._digest(b"pair", [namespace, sorted(report_tokens), partner])
+        return self._digest(b"pair", namespace, partner, *sorted(report_tokens))
 
     def token(self, relay_token: str) -> str:
         """Give the name of a relay token."""
-        return self._digest(b"token", [relay_token])
+        return self._digest(b"token", relay_token)
 
-    def _digest(self, kind: bytes, words: list[object]) -> str:
-        data = json.dumps(words).encode()
+    def _digest(self, kind: bytes, *words: str) -> str:
+        data = "".join(f"{len(word)}:{word}" for word in words).encode()
         return hashlib.blake2b(data, digest_size=16, key=self._key.reveal(), person=kind).hexdigest()

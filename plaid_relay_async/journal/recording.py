@@ -22,7 +22,7 @@ from plaid_relay_async.journal.decisions import (
 from plaid_relay_async.journal.holders import Moment
 from plaid_relay_async.journal.keys import Digests, Keyring
 from plaid_relay_async.journal.schema import State
-from plaid_relay_async.journal.writing import Accept, Writer, accepted, ended
+from plaid_relay_async.journal.writing import NOTHING, Accept, Found, Writer, accepted, ended
 from plaid_relay_async.journal.writing import Begin as Beginning
 from plaid_relay_async.journal.writing import Removal as Change
 from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest, RelayRemoveResponse
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 _LOOK_AGAIN = (0.02, 1.0)  # seconds, at first and at most
+_NEWS = 100
 
 
 @define(eq=False, repr=False)
@@ -44,6 +45,7 @@ class Recorder:
     keyring: Keyring
     policy: Policy
     _under_way: dict[str, asyncio.Future[None]] = field(factory=dict, init=False)
+    _new: int = field(default=0, init=False)
 
     async def creation(self, request: RelayCreateRequest, namespace: str) -> Creation:
         """Enter a creation, once nobody else is at its pair."""
@@ -72,7 +74,7 @@ class Recorder:
         self._under_way.pop(pair).set_result(None)
 
     async def _enter(self, request: RelayCreateRequest, pair: str) -> Creation | None:
-        found = await self.writer.look_up(pair)
+        found = await self._look_up(pair)
         match decide(found.own, found.claim, self.policy, alive=found.alive, late=found.late):
             case Wait():
                 return None
@@ -87,6 +89,19 @@ class Recorder:
                 return Creation(self, pair, known=self._served(request, row))
             case Refuse(why):
                 return Creation(self, pair, known=await self._refused(request, pair, found.own, why))
+
+    async def _look_up(self, pair: str) -> Found:
+        # After so many that were new, the next is taken to be new as well: if it isn't, it can't be begun.
+        if self._new >= _NEWS:
+            return NOTHING
+        found = await self.writer.look_up(pair)
+        self._new = self._new + 1 if found.own is None and found.claim is None else 0
+        return found
+
+    def taken(self) -> TakenError:
+        """Give the error for a pair that somebody else has begun, or that wasn't new."""
+        self._new = 0
+        return TakenError()
 
     def _note_elsewhere(self, request: RelayCreateRequest, pair: str, own: Row | None, served: Row) -> None:
         if served.run_id == self.policy.run_id:
@@ -157,14 +172,14 @@ class Creation:
         assert self.accept is not None  # noqa: S101
         self.accept.begun = True
         while True:
-            since = Moment()
+            since = Moment() if self.recorder.writer.leased else None
             left = await self.recorder.writer.note(self.beginning)
             if left is None:
-                raise TakenError
+                raise self.recorder.taken()
             if isinstance(left, JournalError):
                 raise left
-            self.beginning = Beginning(self.beginning.values)
-            if since.passed() < left:
+            self.beginning.retire = ()
+            if since is None or since.passed() < left:
                 return
 
     def end(self, outcome: Outcome) -> Awaitable[object]:

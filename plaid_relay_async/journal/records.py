@@ -16,7 +16,7 @@ from plaid_relay_async.journal.schema import State, entries
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy import Connection
 
     from plaid_relay_async.journal.holders import Holders
     from plaid_relay_async.journal.keys import Keyring
@@ -78,8 +78,8 @@ _joined = entries.outerjoin(
 _shown = or_(entries.c.current, entries.c.state.in_((State.CREATED, State.REMOVING, State.REMOVED)))
 
 
-async def page_of(
-    connection: AsyncConnection, holders: Holders, run_id: int, after: int, partner: str | None
+def page_of(
+    connection: Connection, holders: Holders, run_id: int, after: int, partner: str | None
 ) -> list[tuple[Row, Row, bool]]:
     """Give the next rows of a run, each with the row that it is told as, and whether its holder is alive."""
     asked = (
@@ -91,10 +91,10 @@ async def page_of(
     )
     if partner is not None:
         asked = asked.where(entries.c.partner == partner)
-    found = (await connection.execute(asked)).mappings().all()
+    found = connection.execute(asked).mappings().all()
     rows = [(_row(each, ""), None if each["claim_id"] is None else _row(each, "claim_")) for each in found]
     begun = {row.holder_id for pair in rows for row in pair if row is not None and row.state is State.BEGUN}
-    living = (await holders.alive(connection, begun)).living if begun else frozenset()
+    living = holders.alive(connection, begun).living if begun else frozenset()
     return [(row, claim or row, (claim or row).holder_id in living) for row, claim in rows]
 
 
@@ -116,7 +116,7 @@ def record(row: Row, keyring: Keyring, *, own: bool, alive: bool) -> Record:
     )
 
 
-async def status_of(connection: AsyncConnection, holders: Holders, run: Any) -> RunStatus:
+def status_of(connection: Connection, holders: Holders, run: Any) -> RunStatus:
     """Count what there is of a run, which is a row of the table of runs."""
     state, holder, error, code = (
         func.coalesce(_claim.c[name], entries.c[name])
@@ -137,8 +137,8 @@ async def status_of(connection: AsyncConnection, holders: Holders, run: Any) -> 
         .where(entries.c.run_id == run.id, _shown)
         .group_by(state, whose, func.coalesce(code, error))
     )
-    found = (await connection.execute(asked)).all()
-    living = (await holders.alive(connection, {row.holder_id for row in found})).living
+    found = connection.execute(asked).all()
+    living = holders.alive(connection, {row.holder_id for row in found}).living
     counts: Counter[str] = Counter()
     error_codes: Counter[str] = Counter()
     for row in found:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Sequence
 
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy import Connection
 
     from plaid_relay_async.journal.database import Database, Line
     from plaid_relay_async.journal.holders import Holder, Holders
@@ -42,6 +42,9 @@ class Found:
     late: bool
 
 
+NOTHING: Final = Found(None, None, alive=False, late=False)
+
+
 @define(eq=False, repr=False)
 class Accept:
     """A creation was taken up, and has this row; `begun` once that says more."""
@@ -50,7 +53,7 @@ class Accept:
     begun: bool = False
 
 
-@frozen(eq=False, repr=False)
+@define(eq=False, repr=False)
 class Begin:
     """An attempt is about to leave."""
 
@@ -93,7 +96,7 @@ class Writer:
         self, database: Database, holders: Holders, holder: Holder, run_id: int, patience: float
     ) -> None:
         self._database = database
-        self._statements = Statements(database.engine.dialect.name)
+        self._statements = Statements(database.kind)
         self._holders = holders
         self._holder = holder
         self._run_id = run_id
@@ -103,6 +106,11 @@ class Writer:
         self._notes: Groups[Note, Answer] = Groups(partial(self._write, database.line()))
         self._pairs: Groups[str, Found] = Groups(partial(self._look_up, database.line()))
         self._tokens: Groups[str, Row | None] = Groups(partial(self._find, database.line()))
+
+    @property
+    def leased(self) -> bool:
+        """Whether what may be begun depends on the time."""
+        return self._holder.lease is not None
 
     def values(self, pair: str, partner: str, row: Row | None) -> dict[str, Any]:
         """Give what names a row: one that is there, or a new one."""
@@ -140,32 +148,32 @@ class Writer:
     async def _look_up(self, line: Line, pairs: list[str]) -> list[Found]:
         asked = rows([{"pair": pair} for pair in pairs]) | {"run": self._run_id}
 
-        async def work(connection: AsyncConnection) -> list[Found]:
+        def work(connection: Connection) -> list[Found]:
             own: dict[str, Row] = {}
             claims: dict[str, Row] = {}
-            for found in (await connection.execute(self._statements.look_up, asked)).mappings():
+            for found in connection.execute(self._statements.look_up, asked).mappings():
                 row = Row(**found)
                 if row.claim:
                     claims[row.pair] = row
                 if row.current and row.run_id == self._run_id:
                     own[row.pair] = row
-            return await self._found(connection, pairs, own, claims)
+            return self._found(connection, pairs, own, claims)
 
         return await self._database.write(line, work, self._patience)
 
     async def _find(self, line: Line, digests: list[str]) -> list[Row | None]:
         asked = rows([{"token_digest": digest} for digest in digests])
 
-        async def work(connection: AsyncConnection) -> list[Row | None]:
-            found = (await connection.execute(self._statements.find, asked)).mappings()
+        def work(connection: Connection) -> list[Row | None]:
+            found = connection.execute(self._statements.find, asked).mappings()
             by_digest = {row["token_digest"]: Row(**row) for row in found}
             return [by_digest.get(digest) for digest in digests]
 
         return await self._database.write(line, work, self._patience)
 
-    async def _found(
+    def _found(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         pairs: Sequence[str],
         own: dict[str, Row],
         claims: dict[str, Row],
@@ -173,8 +181,8 @@ class Writer:
         begun = {row.holder_id: row.begun_at or 0.0 for row in claims.values() if row.state is State.BEGUN}
         if not begun:
             return [Found(own.get(pair), claims.get(pair), alive=False, late=False) for pair in pairs]
-        alive = await self._holders.alive(connection, begun)
-        at = float((await connection.execute(select(now()))).scalar_one())
+        alive = self._holders.alive(connection, begun)
+        at = float(connection.execute(select(now())).scalar_one())
 
         def found(pair: str) -> Found:
             claim = claims.get(pair)
@@ -207,17 +215,17 @@ class Writer:
         removed = [{"id": note.row, "state": note.state} for note in notes if isinstance(note, Removal)]
         begun = [note for note in notes if isinstance(note, Begin)]
 
-        async def work(connection: AsyncConnection) -> list[Answer]:
+        def work(connection: Connection) -> list[Answer]:
             for statement, values in ((do.accept, accepted), (do.end, ended), (do.remove, removed)):
                 if values:
-                    await connection.execute(statement, rows(values))
-            answer = await self._begin(connection, begun) if begun else None
+                    connection.execute(statement, rows(values))
+            answer = self._begin(connection, begun) if begun else None
             return [answer if isinstance(note, Begin) else None for note in notes]
 
         return await self._database.write(line, work, self._patience)
 
-    async def _begin(self, connection: AsyncConnection, notes: list[Begin]) -> Answer:
-        left = await self._holder.left(connection)
+    def _begin(self, connection: Connection, notes: list[Begin]) -> Answer:
+        left = self._holder.left(connection)
         if left <= 0:
             return JournalError(
                 "the lease on the journal lapsed: this process, or its machine, was held up for too long",
@@ -227,9 +235,9 @@ class Writer:
             {"row": row.id, "seen": row.state, "run": self._run_id} for note in notes for row in note.retire
         ]
         for values in retired:
-            if (await connection.execute(self._statements.retire, values)).rowcount != 1:
+            if connection.execute(self._statements.retire, values).rowcount != 1:
                 raise _ThereFirstError
-        begun = await connection.execute(self._statements.begin, rows([note.values for note in notes]))
+        begun = connection.execute(self._statements.begin, rows([note.values for note in notes]))
         if begun.rowcount != len(notes):
             raise _ThereFirstError
         return left

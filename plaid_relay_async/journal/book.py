@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNBOUNDED = 3600.0  # seconds that a request may take whose client sets it no time
+_TRUNCATE = "PRAGMA wal_checkpoint(TRUNCATE)"
 _NEW_RUN = {
     name: dialect.insert(runs).on_conflict_do_nothing()
     for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
@@ -267,7 +268,7 @@ class Journal:
             JournalError: there is no such run, or the journal can't be read.
         """
         after = -1
-        while after is not None:
+        while True:
 
             def work(connection: Connection, after: int = after) -> Any:
                 run_id = _named(connection, run).id
@@ -333,9 +334,7 @@ class Journal:
     async def _truncate(self) -> None:
         """Leave no old page in SQLite's log, where what was deleted would still stand."""
         if self._database.path is not None:
-            await self._write(
-                lambda connection: connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").close()
-            )
+            await self._write(lambda connection: connection.exec_driver_sql(_TRUNCATE).close())
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         return await self._database.write(self._state.line, work, self._lease)

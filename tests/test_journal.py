@@ -32,6 +32,7 @@ from plaid_relay_async.journal import Journal, schema
 from plaid_relay_async.journal.decisions import Begin, Policy, Refuse, Row, Serve, Wait, decide
 from plaid_relay_async.journal.groups import Groups
 from plaid_relay_async.journal.schema import State
+from plaid_relay_async.journal.writing import Begin as Beginning
 from plaid_relay_async.simulator import Fault
 
 KEY, OTHER_KEY = (Fernet.generate_key().decode() for _ in range(2))
@@ -340,6 +341,20 @@ async def test_a_token_that_the_journal_does_not_take_is_the_callers(plaid, clie
         await client.relay.create([report], "q", journal=Broken())
 
 
+async def test_whoever_comes_second_is_told_so(client, report, url):
+    """A row that isn't as it was seen, and one that isn't free, can't be begun."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        writer = journal._state.recorder.writer
+        asked = text("SELECT pair FROM relay_entries")
+        (pair,) = await journal._write(lambda connection: connection.execute(asked).scalars().all())
+        found = (await writer.look_up(pair)).claim
+        seen = evolve(found, state=State.UNKNOWN)
+        assert await writer.note(Beginning(writer.values(pair, "p", None), (seen,))) is None
+        assert await writer.note(Beginning(writer.values(pair, "p", found))) is None
+        assert (await journal.status("x")).counts == {"created": 1}
+
+
 # ------------------------------------------------------------------------------------------- removals
 
 
@@ -628,7 +643,9 @@ async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, rep
     async with Journal(postgres.url, run="x", key=KEY, lease=0.5) as journal:
         await client.relay.create([report], "p", journal=journal)
         blocking = asyncio.create_task(
-            postgres.execute("BEGIN", "LOCK TABLE relay_entries", "SELECT pg_sleep(0.9)", "COMMIT")
+            postgres.execute(
+                "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(0.9)", "COMMIT"
+            )
         )
         await asyncio.sleep(0.1)
         with pytest.raises(JournalError, match="the lease on the journal lapsed"):

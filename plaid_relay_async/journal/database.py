@@ -9,7 +9,7 @@ import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, Engine, create_engine
@@ -86,18 +86,8 @@ def _path(url: URL) -> Path | None:
     return None if in_memory else Path(name).absolute()
 
 
-class Line(Protocol):
-    """One connection, for one transaction at a time; it is made anew when it was lost."""
-
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        """Do the work in a transaction, which is durable when this returns."""
-
-    async def close(self) -> None:
-        """Give the connection back."""
-
-
 class _ThreadLine:
-    """For a file of SQLite: a whole transaction at a time goes to a thread.
+    """A connection to a file of SQLite: a whole transaction at a time goes to a thread.
 
     A driver that is asynchronous does so for each call to it, and there are eight in a transaction.
     """
@@ -131,7 +121,7 @@ class _ThreadLine:
 
 
 class _AsyncLine:
-    """For an `AsyncEngine`."""
+    """A connection of an `AsyncEngine`."""
 
     def __init__(self, engine: AsyncEngine, *, sqlite: bool) -> None:
         self._engine = engine
@@ -157,6 +147,10 @@ class _AsyncLine:
         if connection is not None:
             with contextlib.suppress(SQLAlchemyError):  # it may be lost
                 await connection.close()
+
+
+# One connection, for one transaction at a time, durable when `run` returns; it is made anew when it was lost.
+Line: TypeAlias = _ThreadLine | _AsyncLine
 
 
 def _with_pragmas(connection: Connection) -> Connection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 from sqlalchemy import and_, case, func, or_, select
@@ -149,7 +149,7 @@ def status_of(connection: Connection, holders: Holders, run: Any) -> RunStatus:
     return RunStatus(
         name=run.name,
         started_at=_time(run.started_at),
-        last_at=_time(max((row.last for row in found if row.last is not None), default=None)),
+        last_at=max((_time(row.last) for row in found if row.last is not None), default=None),
         counts=counts,
         error_codes=error_codes,
         rate=_rate(found),
@@ -164,9 +164,5 @@ def _rate(found: Sequence[Any]) -> float:
     return float(sum(row.ended for row in found) / (max(ended) - min(begun)))
 
 
-@overload
-def _time(seconds: float) -> dt.datetime: ...
-@overload
-def _time(seconds: float | None) -> dt.datetime | None: ...
-def _time(seconds: float | None) -> dt.datetime | None:
-    return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC)
+def _time(seconds: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC)

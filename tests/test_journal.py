@@ -49,7 +49,7 @@ from plaid_relay_async.journal import Journal
 async def main():
     address, url, report, key = sys.argv[1:]
     async with RelayClient(Credentials("owner", "secret-of-the-owner"), base_url=address) as client:
-        async with Journal(url, run="x", key=key, lease=1) as journal:
+        async with Journal(url, run="x", key=key, lease=4) as journal:
             await client.relay.create_many(RelayCreateRequest.fan_out([report], ["p0", "p1", "p2"]), journal=journal)
 
 asyncio.run(main())
@@ -250,7 +250,7 @@ async def test_a_killed_process_leaves_unknowns(plaid, client, report, url):
     async with program(RUN, plaid.url, url, report, KEY) as process:
         while len(plaid.requests) < 3:
             await asyncio.sleep(0.01)
-        async with Journal(url, run="x", key=KEY, lease=1) as journal:
+        async with Journal(url, run="x", key=KEY, lease=4) as journal:
             assert (await journal.status("x")).counts == {"in_flight": 3}
             with pytest.raises(JournalError, match="somebody works on the run 'x'"):
                 await journal.forget("x")
@@ -630,9 +630,9 @@ async def test_a_lease_that_lapsed_begins_nothing_and_brings_its_token(plaid, cl
 async def test_a_lease_is_renewed(plaid, client, report, postgres):
     """As long as the process runs, it goes on."""
     await postgres.fresh()
-    async with Journal(postgres.url, run="x", key=KEY, lease=0.3) as journal:
+    async with Journal(postgres.url, run="x", key=KEY, lease=2) as journal:
         await client.relay.create([report], "p", journal=journal)
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(3)
         await client.relay.create([report], "q", journal=journal)
     assert len(plaid.ledger) == 2
 
@@ -640,11 +640,11 @@ async def test_a_lease_is_renewed(plaid, client, report, postgres):
 async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, report, postgres):
     """The lease was good when the beginning was written down, and isn't any more when that returns."""
     await postgres.fresh()
-    async with Journal(postgres.url, run="x", key=KEY, lease=0.5) as journal:
+    async with Journal(postgres.url, run="x", key=KEY, lease=2) as journal:
         await client.relay.create([report], "p", journal=journal)
         blocking = asyncio.create_task(
             postgres.execute(
-                "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(0.9)", "COMMIT"
+                "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(2.6)", "COMMIT"
             )
         )
         await asyncio.sleep(0.1)
@@ -666,7 +666,7 @@ async def test_a_server_that_is_killed_and_comes_back(plaid, client, report, pos
         await postgres.start()
         await waiting
     assert of_the_ledger(plaid) == {"p": 1, "q": 1}
-    async with Journal(postgres.url, run="x", key=KEY, lease=0.5) as journal:
+    async with Journal(postgres.url, run="x", key=KEY, lease=2) as journal:
         await client.relay.create([report], "r", journal=journal)
         await postgres.kill()
         with pytest.raises(JournalError, match="can't be read or written"):

@@ -647,7 +647,9 @@ async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, rep
                 "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(2.6)", "COMMIT"
             )
         )
-        await asyncio.sleep(0.1)
+        held = "SELECT 1 FROM pg_locks WHERE mode = 'ShareLock' AND granted AND relation = 'relay_entries'::regclass"
+        while not await postgres.execute(held):
+            await asyncio.sleep(0.01)
         with pytest.raises(JournalError, match="the lease on the journal lapsed"):
             await client.relay.create([report], "q", journal=journal)
         await blocking

@@ -637,25 +637,6 @@ async def test_a_lease_is_renewed(plaid, client, report, postgres):
     assert len(plaid.ledger) == 2
 
 
-async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, report, postgres):
-    """The lease was good when the beginning was written down, and isn't any more when that returns."""
-    await postgres.fresh()
-    async with Journal(postgres.url, run="x", key=KEY, lease=2) as journal:
-        await client.relay.create([report], "p", journal=journal)
-        blocking = asyncio.create_task(
-            postgres.execute(
-                "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(2.6)", "COMMIT"
-            )
-        )
-        held = "SELECT 1 FROM pg_locks WHERE mode = 'ShareLock' AND granted AND relation = 'relay_entries'::regclass"
-        while not await postgres.execute(held):
-            await asyncio.sleep(0.01)
-        with pytest.raises(JournalError, match="the lease on the journal lapsed"):
-            await client.relay.create([report], "q", journal=journal)
-        await blocking
-    assert of_the_ledger(plaid) == {"p": 1}
-
-
 async def test_a_server_that_is_killed_and_comes_back(plaid, client, report, postgres):
     """The connection is taken up again; if the server stays away, that is told and nothing is sent."""
     await postgres.fresh()

@@ -67,10 +67,15 @@ CredentialsSource: TypeAlias = Credentials | Callable[[], Awaitable[Credentials]
 Identity: TypeAlias = CredentialsSource | GatewayKey
 
 
-def _seconds(_: object, attribute: Attribute[Any], value: object) -> None:
+def check_seconds(name: str, value: object) -> None:
+    """Raise `ConfigurationError` unless the value is a number of seconds above 0, and not without end."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < float(str(value)) < float("inf"):
-        raise ConfigurationError(f"{attribute.name} must be a number of seconds above 0, not {value!r}")
+        raise ConfigurationError(f"{name} must be a number of seconds above 0, not {value!r}")
+
+
+def _seconds(_: object, attribute: Attribute[Any], value: object) -> None:
+    check_seconds(attribute.name, value)
 
 
 def _seconds_or_none(timeouts: object, attribute: Attribute[Any], value: object) -> None:

@@ -44,7 +44,7 @@ MAP = {
     "client": Room(CORE, ("aiohttp", "attrs")),
     "limits": Room(("config", "errors"), ("attrs", "redis")),
     "journal": Room(
-        ("errors", "models", "outcomes", "batch"),
+        ("config", "errors", "models", "outcomes", "batch"),
         ("attrs", "cryptography", "filelock", "sqlalchemy"),
     ),
     "simulator": Room((), ("aiohttp", "attrs")),

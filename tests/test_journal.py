@@ -7,7 +7,7 @@ import os
 import sqlite3
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, closing
 
 import pytest
 from attrs import evolve
@@ -31,11 +31,14 @@ from plaid_relay_async import (
 from plaid_relay_async.journal import Journal, schema
 from plaid_relay_async.journal.decisions import Begin, Policy, Refuse, Row, Serve, Wait, decide
 from plaid_relay_async.journal.groups import Groups
+from plaid_relay_async.journal.keys import Keyring
 from plaid_relay_async.journal.schema import State
 from plaid_relay_async.journal.writing import Begin as Beginning
+from plaid_relay_async.journal.writing import ended
 from plaid_relay_async.simulator import Fault
 
 KEY, OTHER_KEY = (Fernet.generate_key().decode() for _ in range(2))
+KEYRING = Keyring([KEY])
 CREATE = "/credit/relay/create"
 REMOVE = "/credit/relay/remove"
 
@@ -324,6 +327,56 @@ async def test_a_long_run_is_told_page_by_page(plaid, client, report, tmp_path):
         assert await journal.rotate() == 1_050
 
 
+async def test_what_was_cancelled_before_it_left_can_be_begun_again(plaid, client, report, tmp_path):
+    """Its beginning is on record, and taken back: otherwise everybody would wait for its end."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, run="x", key=KEY) as journal:
+        await client.relay.create([report], "first", journal=journal)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            hurried = asyncio.ensure_future(client.relay.create_many(requests(report, 3), journal=journal))
+            await asyncio.sleep(0.1)
+            for _ in range(2):
+                hurried.cancel()
+                await asyncio.sleep(0.05)
+            other.execute("COMMIT")
+        with pytest.raises(asyncio.CancelledError):
+            await hurried
+        assert len(plaid.requests) == 1
+        result = await client.relay.create_many(requests(report, 3), journal=journal)
+        assert result.counts == {"created": 3}
+    assert set(of_the_ledger(plaid).values()) == {1}
+
+
+async def test_a_token_that_comes_late_is_kept_beside_another(plaid, client, report, url):
+    """Its run has it, and serves it, though another run has gone on and has one too."""
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY, retry_unknown=True) as y:
+        await client.relay.create_many(requests(report, 1), journal=x)
+        plaid.heal()
+        recorder = x._state.recorder
+        asked = text("SELECT pair FROM relay_entries")
+        (pair,) = await x._write(lambda connection: connection.execute(asked).scalars().all())
+        mine = (await recorder.writer.look_up(pair)).own
+        other = await client.relay.create([report], "p0", journal=y)
+        late = plaid.ledger[0]["relay_token"]
+        await recorder.writer.note(ended(mine.id, State.CREATED, token=KEYRING.lock(late), token_digest="d"))
+        assert (await client.relay.create([report], "p0", journal=x)).relay_token == late != other.relay_token
+        assert [record.relay_token for record in await all_of(x, "x")] == [late]
+        assert [record.relay_token for record in await all_of(y, "y")] == [other.relay_token]
+
+
+async def test_an_unknown_stays_on_record_where_another_run_went_on(plaid, client, report, url):
+    """The run is served the other's token; of its own attempt nobody can tell, as before."""
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY, retry_unknown=True) as y:
+        await client.relay.create_many(requests(report, 1), journal=x)
+        plaid.heal()
+        other = await client.relay.create([report], "p0", journal=y)
+        assert (await client.relay.create([report], "p0", journal=x)).relay_token == other.relay_token
+        assert (await x.status("x")).counts == {"unknown": 1}
+
+
 async def test_a_token_that_the_journal_does_not_take_is_the_callers(plaid, client, report):
     """A single call gives it; one that couldn't be begun raises the journal's error."""
 
@@ -337,6 +390,9 @@ async def test_a_token_that_the_journal_does_not_take_is_the_callers(plaid, clie
 
     made = await client.relay.create([report], "p", journal=Broken())
     assert made.relay_token == plaid.ledger[0]["relay_token"]
+    plaid.fail(Fault(path=CREATE, secondary_client_id="u", status=500, when="after"))
+    with pytest.raises(OutcomeUnknownError):
+        await client.relay.create([report], "u", journal=Broken())
     with pytest.raises(JournalError, match="no"):
         await client.relay.create([report], "q", journal=Broken())
 
@@ -456,6 +512,7 @@ async def test_a_key_that_comes_later_leaves_nothing_in_clear(plaid, client, rep
         ("mysql://h/d", {}, "SQLite or PostgreSQL, not in mysql"),
         ("://", {}, "neither a path nor a URL"),
         ("sqlite://", {}, "in memory would survive nothing"),
+        (create_async_engine("sqlite+aiosqlite://"), {}, "in memory would survive nothing"),
         ("sqlite:///file:x?mode=memory&uri=true", {}, "in memory would survive nothing"),
         ("x.db", {"run": ""}, "run must be a string"),
         ("x.db", {"namespace": 3}, "namespace must be a string"),
@@ -576,6 +633,42 @@ async def test_a_corrupt_file(tmp_path, content):
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("mode=ro&uri=true", "readonly database"), ("timeout=0.2&uri=true", "database is locked")],
+)
+async def test_a_file_that_cannot_be_written(plaid, client, report, tmp_path, words, told):
+    """Whether it is read-only or somebody else has it: that is told, and nothing is sent."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, key=KEY):
+        pass
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(JournalError, match=told):
+            async with Journal(f"sqlite:///file:{path}?{words}", key=KEY) as journal:
+                await client.relay.create([report], "p", journal=journal)
+    assert not plaid.requests
+
+
+async def test_a_file_that_is_locked_on_the_way(plaid, client, report, tmp_path):
+    """The batch stops, nothing is begun that isn't on record, and what had come is the caller's."""
+    path = tmp_path / "relay.db"
+    plaid.fail(Fault(path=CREATE, latency=0.3))
+    async with Journal(f"sqlite:///{path}?timeout=0.2", key=KEY) as journal:
+        batch = client.relay.create_many(requests(report, 10), journal=journal, concurrency=2)
+        running = asyncio.ensure_future(batch)
+        while len(plaid.requests) < 2:
+            await asyncio.sleep(0.005)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(BatchStoppedError):
+                await running
+        assert (await journal.status("default")).counts["in_flight"] == 2
+    assert {o.relay_token for o in batch.result.created} == {line["relay_token"] for line in plaid.ledger}
+    assert [o.journalled for o in batch.result.created] == [False, False]
+    assert "database is locked" in str(batch.result.stopped_by)
+
+
 async def test_a_folder_that_is_not_there(tmp_path):
     """The reason is the operating system's."""
     with pytest.raises(JournalError, match="No such file or directory"):
@@ -635,6 +728,46 @@ async def test_a_lease_is_renewed(plaid, client, report, postgres):
         await asyncio.sleep(3)
         await client.relay.create([report], "q", journal=journal)
     assert len(plaid.ledger) == 2
+
+
+async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, report, postgres):
+    """The lease was good when the beginning was written down, and isn't any more when that returns."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY, lease=1.5) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        held = "SELECT 1 FROM pg_locks WHERE mode = 'ShareLock' AND granted"
+        blocking = asyncio.create_task(
+            postgres.execute(
+                "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(3)", "COMMIT"
+            )
+        )
+        while not await postgres.execute(f"{held} AND relation = 'relay_entries'::regclass"):
+            await asyncio.sleep(0.01)
+        with pytest.raises(JournalError, match="the lease on the journal lapsed"):
+            await client.relay.create([report], "q", journal=journal)
+        await blocking
+    assert of_the_ledger(plaid) == {"p": 1}
+
+
+async def test_a_late_token_and_a_new_claim_at_once(plaid, client, report, postgres):
+    """Both are on record, though the database has the one wait for the other, and refuses it at first."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        await postgres.execute("UPDATE relay_entries SET claim = false, state = 'unknown', token = NULL")
+        (number,) = (await postgres.execute("SELECT id FROM relay_entries"))[0]
+        columns = "run_id, partner, attempts, holder_id"
+        copied = f"INSERT INTO relay_entries (id, pair, state, current, claim, {columns})"
+        other = f"{copied} SELECT 7, pair, 'begun', false, true, {columns} FROM relay_entries"
+        blocking = asyncio.create_task(postgres.execute("BEGIN", other, "SELECT pg_sleep(1)", "COMMIT"))
+        sleeping = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(1)' AND state = 'active'"
+        while not await postgres.execute(sleeping):
+            await asyncio.sleep(0.01)
+        late = ended(number, State.CREATED, token=KEYRING.lock("late"), token_digest="d")
+        await journal._state.recorder.writer.note(late)
+        await blocking
+        found = await postgres.execute("SELECT state, claim FROM relay_entries ORDER BY state")
+    assert found == [("begun", True), ("created", False)]
 
 
 async def test_a_server_that_is_killed_and_comes_back(plaid, client, report, postgres):

@@ -554,14 +554,13 @@ def _one(journal: AnyJournal) -> dict[str, Any]:
 
 async def _response_of(one: Batch[Any], response: Callable[[Any], R]) -> R:
     """Make one call with a journal: a batch of one, which fails where a batch would wait."""
+    trouble = None
     try:
         result = await one
     except BatchStoppedError as stopped:
         result, trouble = stopped.result, stopped.__cause__
-        # A token that the journal can't take is the caller's all the same.
-        if trouble is not None and not result.succeeded:
-            raise trouble from None
+    # What became of the call is the caller's, also if the journal can't take it.
     if result.succeeded:
         return response(result.succeeded[0])
     bad: list[Failed | Unknown] = [*result.failed, *result.unknown]
-    raise bad[0].error
+    raise bad[0].error if bad or trouble is None else trouble

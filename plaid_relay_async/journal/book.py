@@ -11,6 +11,7 @@ from attrs import define
 from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from plaid_relay_async.config import check_seconds
 from plaid_relay_async.errors import ConfigurationError, JournalError, sealed_init
 from plaid_relay_async.journal.database import Database, Line, telling
 from plaid_relay_async.journal.decisions import OnExisting, Policy
@@ -93,7 +94,7 @@ class Journal:
         _check_word("run", run)
         if namespace is not None:
             _check_word("namespace", namespace)
-        _check_seconds("lease", lease)
+        check_seconds("lease", lease)
         self._database = Database(url)
         self._run = run
         self._keyring = keyring(key)
@@ -345,14 +346,10 @@ def _check_word(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be a string that isn't empty")
 
 
-def _check_seconds(name: str, value: object) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < float(str(value)) < float("inf"):
-        raise ConfigurationError(f"{name} must be a number of seconds above 0, not {value!r}")
-
-
 def _named(connection: Connection, run: str) -> Any:
     found = connection.execute(select(runs).where(runs.c.name == run)).one_or_none()
     if found is None:
-        raise JournalError(f"the journal has no run {run!r}", advice="`plaid-relay runs` lists those it has.")
+        raise JournalError(
+            f"the journal has no run {run!r}", advice="`await journal.runs()` gives those it has."
+        )
     return found

@@ -69,12 +69,8 @@ def _parsed(url: str | os.PathLike[str]) -> URL:
         parsed = make_url(text if "://" in text else f"sqlite:///{text}")
     except (ArgumentError, ValueError):
         raise ConfigurationError("the journal's address is neither a path nor a URL of a database") from None
-    backend = parsed.get_backend_name()
-    if backend not in {"sqlite", "postgresql"}:
-        raise ConfigurationError(f"a journal lies in SQLite or PostgreSQL, not in {backend}")
-    if backend == "sqlite" and _path(parsed) is None:
-        raise ConfigurationError("a journal in memory would survive nothing: give the path of a file")
-    return parsed.set(drivername={"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}[backend])
+    drivers = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
+    return parsed.set(drivername=drivers.get(parsed.get_backend_name(), parsed.drivername))
 
 
 def _path(url: URL) -> Path | None:
@@ -132,9 +128,10 @@ class _AsyncLine:
     async def run(self, work: Callable[[Connection], T]) -> T:
         async with self._busy:
             if self._connection is None:
-                self._connection = await self._engine.connect()
+                connection = await self._engine.connect()
                 if self._sqlite:
-                    await self._connection.run_sync(_with_pragmas)
+                    await connection.run_sync(_with_pragmas)
+                self._connection = connection
             try:
                 async with self._connection.begin():
                     return await self._connection.run_sync(work)
@@ -176,6 +173,10 @@ class Database:
         self._url = url.url if isinstance(url, AsyncEngine) else _parsed(url)
         self.kind: Final = self._url.get_backend_name()
         self.path: Final = _path(self._url) if self.kind == "sqlite" else None
+        if self.kind not in {"sqlite", "postgresql"}:
+            raise ConfigurationError(f"a journal lies in SQLite or PostgreSQL, not in {self.kind}")
+        if self.kind == "sqlite" and self.path is None:
+            raise ConfigurationError("a journal in memory would survive nothing: give the path of a file")
         self._lines: list[Line] = []
         self._engine: Engine | AsyncEngine | None = None
 
@@ -193,8 +194,9 @@ class Database:
 
     def _made(self) -> Engine | AsyncEngine:
         if self.path is not None:
-            waits = {"timeout": _LOCKED_FOR, "check_same_thread": False}
-            return create_engine(self._url, hide_parameters=True, connect_args=waits)
+            waits = {} if "timeout" in self._url.query else {"timeout": _LOCKED_FOR}
+            settings = {"check_same_thread": False, **waits}
+            return create_engine(self._url, hide_parameters=True, connect_args=settings)
         try:
             return create_async_engine(self._url, hide_parameters=True)
         except ModuleNotFoundError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from attrs import field, frozen
 
@@ -15,6 +15,8 @@ from plaid_relay_async.errors import (
     reason_of,
 )
 from plaid_relay_async.journal.schema import State
+
+FREE: Final = (State.ACCEPTED, State.FAILED, State.ELSEWHERE)
 
 OnExisting: TypeAlias = Literal["reuse", "refuse", "create"]
 
@@ -41,6 +43,11 @@ class Row:
     status: int | None
     token: str | None = field(repr=False)
     token_digest: str | None = field(repr=False)
+
+    @property
+    def free(self) -> bool:
+        """Whether no attempt of it can have made a token, so that it may be begun, or be told as another."""
+        return self.state in FREE
 
     def problem(self) -> PlaidRelayError:
         """Give the error that it ended with, as far as it was written down."""
@@ -129,18 +136,17 @@ def decide(own: Row | None, claim: Row | None, policy: Policy, *, alive: bool, l
         alive: whether the holder of the claim, or without one of the own row, is alive.
         late: whether a request that its holder had begun may still be under way.
     """
+    if own is not None and own.token is not None and own.state is State.CREATED:
+        return Serve(own)  # with or without the claim: it may have come late, when another run had gone on
     if claim is not None:
         return _on_claim(own, claim, policy, alive=alive, late=late)
     if own is None:
         return Begin()
     if own.state is State.FAILED:
         return Begin(own) if can_pass(own.problem()) else Serve(own)
-    # Another run went on from it and came to no token, but one may have come late.
-    if own.token is not None or (own.state is State.UNKNOWN and not policy.retry_unknown):
-        return Serve(own)
-    if own.state in {State.ACCEPTED, State.ELSEWHERE}:
-        return Begin(own)
-    return Begin(retire=(own,))
+    if own.state is State.UNKNOWN and not policy.retry_unknown:
+        return Serve(own)  # another run went on from it, and came to no token
+    return Begin(own) if own.free else Begin(retire=(own,))
 
 
 def _on_claim(own: Row | None, claim: Row, policy: Policy, *, alive: bool, late: bool) -> Decision:
@@ -171,7 +177,7 @@ def _in_place_of(own: Row | None, claim: Row) -> Begin:
     """Begin with the run's own row, if it has one that isn't done with; what has the claim makes way."""
     if own is None or own.id == claim.id:
         return Begin(retire=(claim,))
-    if own.state in {State.ACCEPTED, State.ELSEWHERE, State.FAILED}:
+    if own.free:
         return Begin(own, retire=(claim,))
     return Begin(retire=(claim, own))
 

@@ -21,7 +21,7 @@ from plaid_relay_async.journal.decisions import (
 from plaid_relay_async.journal.holders import Moment
 from plaid_relay_async.journal.keys import Digests, Keyring
 from plaid_relay_async.journal.schema import State
-from plaid_relay_async.journal.writing import NOTHING, Accept, Found, Writer, accepted, ended
+from plaid_relay_async.journal.writing import NOTHING, Accept, Answer, Found, Writer, accepted, ended
 from plaid_relay_async.journal.writing import Begin as Beginning
 from plaid_relay_async.journal.writing import Removal as Change
 from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest, RelayRemoveResponse
@@ -109,7 +109,7 @@ class Recorder:
         if own is None:
             values = self.writer.values(pair, request.secondary_client_id, None)
             await self.writer.note(accepted(values, State.ELSEWHERE))
-        elif own.state is not State.ELSEWHERE:
+        elif own.free and own.state is not State.ELSEWHERE:
             await self.writer.note(ended(own.id, State.ELSEWHERE))
 
     def _served(self, request: RelayCreateRequest, row: Row) -> Outcome:
@@ -128,7 +128,7 @@ class Recorder:
 
     async def _refused(self, request: RelayCreateRequest, pair: str, own: Row | None, why: str) -> Failed:
         error = DuplicateRequestError(why, advice='on_existing="create" makes another.')
-        if own is None or not own.claim:
+        if own is None or own.free:
             values = self.writer.values(pair, request.secondary_client_id, own)
             if own is None:
                 self.writer.note(accepted(values))
@@ -160,6 +160,7 @@ class Creation:
     accept: Accept | None = None
     known: Outcome | None = None
     doubted: bool = False
+    _left_open: asyncio.Future[Answer] | None = field(default=None, init=False)
 
     async def begin(self) -> None:
         """Return once it is on record that an attempt is about to leave, and while the lease lasts.
@@ -173,18 +174,21 @@ class Creation:
         self.accept.begun = True
         while True:
             since = Moment() if self.recorder.writer.leased else None
-            left = await self.recorder.writer.note(self.beginning)
+            self._left_open = self.recorder.writer.note(self.beginning)
+            # Whoever is cancelled here has to know what was written all the same.
+            left = await asyncio.shield(self._left_open)
             if left is None:
                 raise self.recorder.taken()
             if isinstance(left, JournalError):
                 raise left
             self.beginning.retire = ()
-            if since is None or since.passed() < left:  # pragma: no branch  # else it was held up right here
+            if since is None or since.passed() < left:
                 return
 
     def end(self, outcome: Outcome) -> Awaitable[object]:
         """Take what became of it; what this gives is done once it is durable."""
         assert self.beginning is not None  # noqa: S101
+        self._left_open = None
         facts: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
         if isinstance(outcome, Created):
             state, token = State.CREATED, outcome.relay_token
@@ -196,8 +200,14 @@ class Creation:
         return self.recorder.writer.note(ended(self.beginning.values["id"], state, **facts))
 
     def leave(self) -> None:
-        """Nothing more comes of it here."""
+        """Nothing more comes of it here; what was begun and has no end never left."""
         self.recorder.leave(self.pair)
+        if self._left_open is not None:
+            self._left_open.add_done_callback(self._take_back)
+
+    def _take_back(self, noted: asyncio.Future[Answer]) -> None:
+        if self.beginning is not None and noted.exception() is None and isinstance(noted.result(), float):
+            self.recorder.writer.note(ended(self.beginning.values["id"], State.ACCEPTED))
 
 
 @define(eq=False, repr=False)

@@ -29,6 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from plaid_relay_async.journal.decisions import FREE
 from plaid_relay_async.journal.schema import State, entries, now
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Column, FromClause
 
-_FREE = (State.ACCEPTED, State.FAILED, State.ELSEWHERE)
 _NEW = ("id", "run_id", "pair", "partner", "holder_id", "attempts")
 _TOLD = ("attempts", "request_id", "error", "error_type", "error_code", "status", "token", "token_digest")
 
@@ -105,7 +105,7 @@ class Statements:
         taken = {name: made.excluded[name] for name in ("state", "claim", "begun_at", "holder_id")}
         cleared = dict.fromkeys(("ended_at", *(name for name in _TOLD if name != "attempts")), null())
         again = and_(entries.c.state == State.BEGUN, entries.c.holder_id == made.excluded.holder_id)
-        may = or_(again, *(entries.c.state == state for state in _FREE))
+        may = or_(again, *(entries.c.state == state for state in FREE))
         upsert = made.on_conflict_do_update(index_elements=["id"], set_=taken | cleared, where=may)
         return upsert.execution_options(preserve_rowcount=True)
 

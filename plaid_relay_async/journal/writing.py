@@ -178,7 +178,7 @@ class Writer:
         own: dict[str, Row],
         claims: dict[str, Row],
     ) -> list[Found]:
-        begun = {row.holder_id: row.begun_at or 0.0 for row in claims.values() if row.state is State.BEGUN}
+        begun = {row.holder_id for row in claims.values() if row.state is State.BEGUN}
         if not begun:
             return [Found(own.get(pair), claims.get(pair), alive=False, late=False) for pair in pairs]
         alive = self._holders.alive(connection, begun)
@@ -203,6 +203,9 @@ class Writer:
         return [await self._alone(line, note) for note in notes]
 
     async def _alone(self, line: Line, note: Note) -> Answer:
+        if not isinstance(note, Begin):
+            # Whoever got the claim as a late token came is there to be seen by now.
+            return (await self._in_one(line, [note]))[0]
         try:
             return (await self._in_one(line, [note]))[0]
         except (_ThereFirstError, IntegrityError):
@@ -226,7 +229,7 @@ class Writer:
 
     def _begin(self, connection: Connection, notes: list[Begin]) -> Answer:
         left = self._holder.left(connection)
-        if left <= 0:  # pragma: no cover  # in a greenlet, unseen by coverage: test_a_lease_that_lapsed_...
+        if left <= 0:  # pragma: no cover  # behind a switch of greenlets, which coverage loses sight of
             return JournalError(
                 "the lease on the journal lapsed: this process, or its machine, was held up for too long",
                 advice="Nothing more was begun. Run it again: it goes on from where it was.",

@@ -22,11 +22,25 @@ from plaid_relay_async.cli.console import show
 from plaid_relay_async.cli.demo import demonstrate
 from plaid_relay_async.cli.fetch import Fetch, Store, reading
 from plaid_relay_async.cli.gateway import gateway, keys
+from plaid_relay_async.cli.journal import (
+    Held,
+    Kept,
+    Name,
+    Recording,
+    Revoke,
+    Yes,
+    export,
+    forget,
+    rotate,
+    runs,
+    status,
+)
 from plaid_relay_async.cli.output import open_output, put, standard_output
-from plaid_relay_async.cli.rows import FileRows, Form, Source, creations, shared
+from plaid_relay_async.cli.rows import FileRows, Form, PipedRows, Source, creations, shared
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.simulate import read_clients, serve
 from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say
+from plaid_relay_async.cli.words import confirmed, read_token
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.codec import to_json
 from plaid_relay_async.config import RetryPolicy, Timeouts, __version__
@@ -58,7 +72,8 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-app.command(gateway)
+for command in (gateway, runs, status, export, forget, rotate):
+    app.command(command)
 
 ReportToken: TypeAlias = Annotated[
     str,
@@ -113,17 +128,20 @@ def bulk(
     output: Where = "-",
     append: Append = False,
     concurrency: Concurrency = 50,
+    recording: Recording = Recording(),  # noqa: B008  # frozen
     base_url: BaseURL = None,
     timeout: Timeout = None,
 ) -> Exit:
     """Create a relay token for each row of a file, and write down an outcome for each.
 
-    Ctrl-C stops sending and waits for the calls in flight; a second one gives them up.
+    With --journal and --run, the same command again goes on with a run that was cut short. Ctrl-C stops
+    sending and waits for the calls in flight; a second one gives them up.
     """
     if source == report_token == "-":
         raise UsageError("standard input can't be both INPUT and --report-token")
     token = None if report_token is None else _report_token(report_token)
-    run = partial(Run, _client(base_url, timeout, concurrency), concurrency=concurrency)
+    client, journal = _client(base_url, timeout, concurrency), recording.journal_to_write()
+    run = partial(Run, client, concurrency=concurrency, journal=journal)
     return _for_each_row(source, creations(token), run, output, append=append)
 
 
@@ -139,7 +157,7 @@ def create(
 ) -> Exit:
     """Create one relay token, and write down its outcome as bulk does."""
     client = _client(base_url, timeout)
-    request = _request(_token(report_token, "--report-token"), partner, webhook)
+    request = _request(read_token(report_token, "--report-token"), partner, webhook)
     # A pause that Plaid asks for is queueing to a batch, but for a single call it has to fit its time.
     retry = RetryPolicy(max_pause=timeout or RetryPolicy().max_pause)
     with Signals() as signals, open_output(output) as sink:
@@ -151,7 +169,7 @@ def create(
 @app.command
 def get(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeout = None) -> Exit:
     """Read a report that was shared with you, as JSON."""
-    client, token = _client(base_url, timeout), _token(relay_token, "RELAY_TOKEN")
+    client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
     answer = _call(client, lambda: client.relay.get(token))
     put(standard_output(), to_json(answer, indent=2) + b"\n")
     return Exit.DONE
@@ -169,7 +187,7 @@ def pdf(
     timeout: Timeout = None,
 ) -> Exit:
     """Read a report that was shared with you, as a PDF."""
-    client, token = _client(base_url, timeout), _token(relay_token, "RELAY_TOKEN")
+    client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
     if output == "-":
         put(standard_output(), _call(client, lambda: client.relay.get_pdf(token)).content)
         return Exit.DONE
@@ -224,7 +242,7 @@ def fetch(
 @app.command
 def refresh(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeout = None) -> Exit:
     """Have a report that was shared with you made anew."""
-    client, token = _client(base_url, timeout), _token(relay_token, "RELAY_TOKEN")
+    client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
     try:
         answer = _call(client, lambda: client.relay.refresh(token))
     except KeyboardInterrupt:
@@ -237,7 +255,7 @@ def refresh(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Ti
 @app.command
 def remove(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeout = None) -> Exit:
     """Take a relay token back."""
-    client, token = _client(base_url, timeout), _token(relay_token, "RELAY_TOKEN")
+    client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
     try:
         answer = _call(client, lambda: client.relay.remove(token))
     except KeyboardInterrupt:
@@ -246,6 +264,36 @@ def remove(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Tim
     told = evolve(answer, additional_properties={**answer.additional_properties, "inferred": answer.inferred})
     put(standard_output(), to_json(told, indent=2) + b"\n")
     return Exit.DONE if answer.removed else Exit.FAILED
+
+
+@app.command
+def revoke(
+    name: Name,
+    /,
+    *,
+    kept: Kept,
+    partner: Annotated[str | None, Parameter(help="Those of this secondary_client_id alone.")] = None,
+    yes: Yes = False,
+    output: Where = "-",
+    append: Append = False,
+    concurrency: Concurrency = 50,
+    base_url: BaseURL = None,
+    timeout: Timeout = None,
+) -> Exit:
+    """Take back the relay tokens that a run made, and write down an outcome for each.
+
+    What was cut short goes on when it is given again. Ctrl-C stops sending and waits for the calls in flight;
+    a second one gives them up.
+    """
+    client, journal = _client(base_url, timeout, concurrency), kept.made(name)
+    held = kept.ask(lambda opened: Held.of(opened, name, partner))
+    if held.partners and not confirmed(
+        f"Remove {len(held.partners):,} relay tokens of the run {name!r}?", yes=yes
+    ):
+        return Exit.FAILED
+    rows = FileRows(iter(held.partners), len(held.partners))
+    run = partial(Revoke, client, concurrency=concurrency, journal=journal, held=held)
+    return _carry_out(run, rows, output, append=append)
 
 
 @app.command
@@ -294,23 +342,8 @@ def _client(base_url: str | None, timeout: float | None, connections: int = 1) -
     return RelayClient(base_url=base_url, timeouts=timeouts, connections=max(100, connections))
 
 
-def _token(word: str, name: str) -> str:
-    """Give the token that a word of the command line is, or says where to find."""
-    try:
-        if word == "-":
-            return sys.stdin.read().strip()
-        if word.startswith("@"):
-            return Path(word[1:]).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "isn't text"
-        raise UsageError(f"{name}: can't be read: {reason}") from None
-    if word.startswith("-"):
-        raise UsageError(f"{name}: a token doesn't begin with a hyphen; is this an option?")
-    return word
-
-
 def _report_token(word: str) -> str:
-    return _request(_token(word, "--report-token"), "any-partner", None).report_tokens[0]
+    return _request(read_token(word, "--report-token"), "any-partner", None).report_tokens[0]
 
 
 def _request(report_token: str, partner: str, webhook: str | None) -> RelayCreateRequest:
@@ -328,14 +361,19 @@ def _for_each_row(
     with Source(source) as rows:
         if rows.is_also(output):
             raise UsageError(f"{output}: is the input, too")
-        # Until here Ctrl-C ends the command: nothing has been sent.
-        requests = rows.rows(form)
-        with Signals() as signals, open_output(output, append=append) as sink:
-            board = Board(requests.total, bar=not (output == "-" and sys.stdout.isatty()))
-            run = make(requests, sink, board, signals)
-            tally = asyncio.run(run())
-        board.show(tally)
-        return run.status(tally)
+        return _carry_out(make, rows.rows(form), output, append=append)
+
+
+def _carry_out(
+    make: Callable[..., Run], rows: FileRows[Any] | PipedRows[Any], output: str, *, append: bool
+) -> Exit:
+    # Until here Ctrl-C ends the command: nothing has been sent.
+    with Signals() as signals, open_output(output, append=append) as sink:
+        board = Board(rows.total, bar=not (output == "-" and sys.stdout.isatty()))
+        run = make(rows, sink, board, signals)
+        tally = asyncio.run(run())
+    board.show(tally)
+    return run.status(tally)
 
 
 def _call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> Any:

@@ -17,13 +17,14 @@ from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.status import Exit
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.config import RetryPolicy
-from plaid_relay_async.errors import BatchStoppedError
+from plaid_relay_async.errors import BatchStoppedError, JournalError
 from plaid_relay_async.outcomes import Failed, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from plaid_relay_async.batch import Batch
+    from plaid_relay_async.journal import Journal  # noqa: TC004  # it comes with an extra
     from plaid_relay_async.outcomes import BatchResult, Progress
 
 # Long enough for the first cancellation to have arrived: two at once would count as one.
@@ -43,6 +44,7 @@ class Run:
         signals: the first drains, the second cancels.
         concurrency: so many calls at once.
         retry: in place of the client's policy.
+        journal: not open yet, if there is one.
         aloud: whether the text of each error is told.
     """
 
@@ -55,9 +57,11 @@ class Run:
     signals: Signals
     concurrency: int
     retry: RetryPolicy | None = None
+    journal: Journal | None = None
     aloud: bool = False
     _interruptions: int = 0
     _draining: bool = False
+    _journal_trouble: JournalError | None = field(default=None, init=False)
     _counts: Counter[str] = field(factory=Counter, init=False)
     _error_codes: Counter[str] = field(factory=Counter, init=False)
 
@@ -65,9 +69,11 @@ class Run:
         """Send, write down, and tell what was out of the ordinary; the table is the caller's to show.
 
         Raises:
+            JournalError: the journal can't be opened; nothing was sent.
+            ConfigurationError: as `JournalError`.
             Exception: a bug; what was created until then is in the output.
         """
-        async with self.client:
+        async with self.journal or contextlib.nullcontext(), self.client:
             batch = self._batch()
             sending = asyncio.create_task(self._send(batch))
             with self.signals.told(partial(self._interrupt, batch, sending)):
@@ -75,7 +81,7 @@ class Run:
                 await asyncio.wait([sending])
                 following.cancel()
                 await asyncio.wait([following])
-                _raise_bugs(sending)
+                self._journal_trouble = _raise_bugs(sending)
                 await self._write_rest(batch.result)
         self._explain(batch.result)
         return Tally(Counter({kind: self._counts[kind] for kind in self.kinds}), self._error_codes)
@@ -85,7 +91,11 @@ class Run:
     def _batch(self) -> Batch[Any]:
         """Give the batch, which tells `_write` of each outcome."""
         return self.client.relay.create_many(
-            self._requests(), concurrency=self.concurrency, retry=self.retry, on_outcome=self._write
+            self._requests(),
+            concurrency=self.concurrency,
+            journal=self.journal,
+            retry=self.retry,
+            on_outcome=self._write,
         )
 
     async def _requests(self) -> AsyncIterator[Any]:
@@ -95,12 +105,14 @@ class Run:
 
     def _line(self, outcome: Any) -> dict[str, Any]:
         """Give the fields of an outcome's line; a bare request is one that was not attempted."""
-        return told(outcome)
+        request = getattr(outcome, "request", outcome)
+        return told(outcome, request.secondary_client_id)
 
     def _broken(self) -> str | None:
         """Say why no more can be written down."""
-        trouble = self.output.trouble
-        return None if trouble is None else f"the output takes no more: {trouble.strerror}"
+        if self.output.trouble is not None:
+            return f"the output takes no more: {self.output.trouble.strerror}"
+        return None if self._journal_trouble is None else str(self._journal_trouble)
 
     # ---------------------------------------------------------------------------------------- on the way
 
@@ -193,10 +205,13 @@ class Run:
         return Exit.FAILED if partly or self._broken() is not None else Exit.DONE
 
 
-def _raise_bugs(sending: asyncio.Task[None]) -> None:
-    """Raise what isn't foreseen; a row or an output that can't pass, and our own interruption, are."""
+def _raise_bugs(sending: asyncio.Task[None]) -> JournalError | None:
+    """Raise what isn't foreseen; our own interruption, and what can't be read or written, is."""
     error = None if sending.cancelled() else sending.exception()
     if isinstance(error, BatchStoppedError):
         error = error.__cause__
+    if isinstance(error, JournalError):
+        return error
     if error is not None and not isinstance(error, BadInputError | BrokenOutputError):
         raise error
+    return None

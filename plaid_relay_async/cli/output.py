@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from plaid_relay_async.cli.status import UsageError
 from plaid_relay_async.client.files import PartFile
 from plaid_relay_async.errors import Hidden, reason_of
-from plaid_relay_async.outcomes import Created, Failed, Unknown
+from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from plaid_relay_async.models import RelayCreateRequest
-    from plaid_relay_async.outcomes import Outcome
 
 COLUMNS = ("outcome", "secondary_client_id", "relay_token", "request_id", "error_code", "attempts")
 _LOOK_AGAIN = 0.05  # seconds
@@ -35,17 +33,17 @@ class BrokenOutputError(Exception):
     """An outcome could not be written; the output knows which."""
 
 
-def told(outcome: Outcome | RelayCreateRequest) -> dict[str, Any]:
-    """Give the fields of an outcome's line; a bare request is one that was not attempted."""
-    if not isinstance(outcome, Created | Failed | Unknown):
-        values: tuple[Any, ...] = ("not_attempted", outcome.secondary_client_id, None, None, None, 0)
+def told(outcome: object, partner: str) -> dict[str, Any]:
+    """Give the fields of an outcome's line; what is no outcome was not attempted."""
+    if not isinstance(outcome, Created | Removed | Failed | Unknown):
+        values: tuple[Any, ...] = ("not_attempted", partner, None, None, None, 0)
     else:
         values = (
             type(outcome).__name__.lower(),
-            outcome.request.secondary_client_id,
+            partner,
             outcome.relay_token if isinstance(outcome, Created) else None,
             outcome.request_id,
-            None if isinstance(outcome, Created) else reason_of(outcome.error),
+            reason_of(outcome.error) if isinstance(outcome, Failed | Unknown) else None,
             outcome.attempts,
         )
     return dict(zip(COLUMNS, values, strict=True))

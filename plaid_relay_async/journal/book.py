@@ -26,6 +26,7 @@ from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable, Collection, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from sqlalchemy import Connection
@@ -63,8 +64,9 @@ class Journal:
     Args:
         url: the path of a file, a URL of SQLite or PostgreSQL, or an `AsyncEngine`, which stays the caller's.
         run: the name under which creations are written down.
-        key: a Fernet key, or several: the first one encrypts, all of them decrypt. Without, PLAID_RELAY_KEY,
-            where commas separate them; without that, tokens lie in it in clear, which is said once.
+        key: a Fernet key, or several, or the `Path` of a file (0600) that holds them: the first one encrypts,
+            all of them decrypt. Without, PLAID_RELAY_KEY, where commas separate them; without that, tokens
+            lie in it in clear, which is said once.
         namespace: what sets its pairs apart, in place of host and client id; behind a gateway, which has the
             client id, it has to be given.
         on_existing: what happens to a pair that has a token from another run: `"reuse"` serves it,
@@ -81,7 +83,7 @@ class Journal:
         url: str | os.PathLike[str] | AsyncEngine,
         *,
         run: str = "default",
-        key: str | Sequence[str] | None = None,
+        key: str | Sequence[str] | Path | None = None,
         namespace: str | None = None,
         on_existing: OnExisting = "reuse",
         retry_unknown: bool = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -71,14 +72,16 @@ class Keyring:
 
 
 @sealed
-def keyring(keys: str | Sequence[str] | None) -> Keyring:
-    """Make a keyring of an argument, or of PLAID_RELAY_KEY, where several are separated by commas.
+def keyring(keys: str | Sequence[str] | Path | None) -> Keyring:
+    """Make a keyring of an argument, of a file, or of PLAID_RELAY_KEY; commas or blanks separate several.
 
     Raises:
-        ConfigurationError: one of them isn't a key.
+        ConfigurationError: one of them isn't a key, or the file can't be read, or others may read it.
     """
     if keys is None:
-        keys = [word for word in os.environ.get(_VARIABLE, "").split(",") if word.strip()]
+        keys = _split(os.environ.get(_VARIABLE, ""))
+    elif isinstance(keys, Path):
+        keys = _in_file(keys)
     ring = Keyring([keys] if isinstance(keys, str) else keys)
     if not ring:
         _logger.warning(
@@ -86,6 +89,23 @@ def keyring(keys: str | Sequence[str] | None) -> Keyring:
             _VARIABLE,
         )
     return ring
+
+
+def _split(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _in_file(path: Path) -> list[str]:
+    try:
+        mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "isn't text"
+        raise ConfigurationError(f"{path}: the key can't be read: {reason}") from None
+    if os.name == "posix" and mode & 0o077:
+        raise ConfigurationError(f"{path}: others may read it, and the key lies in it; chmod 600 first")
+    if not (keys := _split(text)):
+        raise ConfigurationError(f"{path}: holds no key")
+    return keys
 
 
 def _fernet(key: object) -> Fernet:

@@ -32,7 +32,7 @@ class Record:
         outcome: `created`, `failed`, `unknown` or `removed`; `not_attempted` for what was taken up and never
             begun, `in_flight` for what is being created right now.
         secondary_client_id: the partner.
-        relay_token: the token, a bearer secret; `None` where there is none, and where it was forgotten.
+        relay_token: the token, a bearer secret; `None` where there is none, or it was removed or forgotten.
         request_id: Plaid's, where an answer had one.
         error_code: Plaid's, or the class of the error.
         attempts: how many HTTP requests were made.
@@ -108,7 +108,7 @@ def record(row: Row, keyring: Keyring, *, own: bool, alive: bool) -> Record:
     return Record(
         outcome=outcome,
         secondary_client_id=row.partner,
-        relay_token=None if row.token is None else keyring.open(row.token),
+        relay_token=None if row.token is None or outcome == "removed" else keyring.open(row.token),
         request_id=row.request_id,
         error_code=code_of(row, outcome),
         attempts=row.attempts,

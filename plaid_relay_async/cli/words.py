@@ -1,0 +1,57 @@
+"""Words of the command line that say where something is, and questions to whoever typed them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from plaid_relay_async.cli.status import StandardError, UsageError, say
+
+
+def read_word(word: str, name: str) -> str:
+    """Give what `@FILE` holds, or a word as it is.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+    return _read(word[1:], name) if word.startswith("@") else word
+
+
+def read_token(word: str, name: str) -> str:
+    """Give the token that a word is, or that lies in `@FILE`, or that comes from standard input, for `-`.
+
+    Raises:
+        UsageError: it can't be read, or looks like an option.
+    """
+    if word == "-":
+        return _read(None, name)
+    if word.startswith("-"):
+        raise UsageError(f"{name}: a token doesn't begin with a hyphen; is this an option?")
+    return read_word(word, name)
+
+
+def _read(path: str | None, name: str) -> str:
+    try:
+        text = sys.stdin.read() if path is None else Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "isn't text"
+        raise UsageError(f"{name}: can't be read: {reason}") from None
+    return text.strip()
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    """Ask on the terminal, unless it was answered on the command line.
+
+    Raises:
+        UsageError: nobody is there to be asked.
+    """
+    if yes:
+        return True
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError("--yes: is needed where nobody can be asked")
+    StandardError().write(f"{question} [y/N] ")
+    StandardError().flush()
+    if sys.stdin.readline().strip().lower() in {"y", "yes"}:
+        return True
+    say("nothing was done")
+    return False

@@ -25,7 +25,9 @@ from plaid_relay_async.cli.gateway import gateway, keys
 from plaid_relay_async.cli.journal import (
     Held,
     Kept,
+    KeyFile,
     Name,
+    OptionalJournal,
     Recording,
     Revoke,
     Yes,
@@ -54,6 +56,8 @@ from plaid_relay_async.models import RelayCreateRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from plaid_relay_async.models import RelayRemoveResponse
 
 _HELP = """\
 Share Plaid Asset Reports with partners: a relay token for each, and an honest outcome for every one.
@@ -152,17 +156,19 @@ def create(
     partner: Annotated[str, Parameter(help="The partner: its secondary_client_id.")],
     webhook: Annotated[str | None, Parameter(help="Where Plaid tells that the partner fetched it.")] = None,
     output: Where = "-",
+    recording: Recording = Recording(),  # noqa: B008  # frozen
     base_url: BaseURL = None,
     timeout: Timeout = None,
 ) -> Exit:
     """Create one relay token, and write down its outcome as bulk does."""
-    client = _client(base_url, timeout)
+    client, journal = _client(base_url, timeout), recording.journal_to_write()
     request = _request(read_token(report_token, "--report-token"), partner, webhook)
     # A pause that Plaid asks for is queueing to a batch, but for a single call it has to fit its time.
     retry = RetryPolicy(max_pause=timeout or RetryPolicy().max_pause)
     with Signals() as signals, open_output(output) as sink:
         rows = FileRows(iter([request]), 1)
-        run = Run(client, rows, sink, Board(1, bar=False), signals, 1, retry=retry, aloud=True)
+        board = Board(1, bar=False)
+        run = Run(client, rows, sink, board, signals, 1, retry=retry, journal=journal, aloud=True)
         return run.status(asyncio.run(run()))
 
 
@@ -253,11 +259,25 @@ def refresh(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Ti
 
 
 @app.command
-def remove(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeout = None) -> Exit:
-    """Take a relay token back."""
+def remove(
+    relay_token: RelayToken,
+    /,
+    *,
+    journal: OptionalJournal = None,
+    key_file: KeyFile = None,
+    base_url: BaseURL = None,
+    timeout: Timeout = None,
+) -> Exit:
+    """Take a relay token back; a journal that knows it doesn't serve it any more."""
     client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
+    told_to = None if journal is None else Kept(journal, key_file).made()
+
+    async def removal() -> RelayRemoveResponse:
+        async with told_to or contextlib.nullcontext():
+            return await client.relay.remove(token, journal=told_to)
+
     try:
-        answer = _call(client, lambda: client.relay.remove(token))
+        answer = _call(client, removal)
     except KeyboardInterrupt:
         say("interrupted: nobody can tell whether it was removed; remove it again to be sure")
         return Exit.UNKNOWN

@@ -1,4 +1,4 @@
-"""The commands that ask a journal, or change what it holds; and the journal that `bulk` writes into."""
+"""The commands that ask a journal, or change what it holds; and the journal that others write into."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ _URL = Parameter(
     env_var="PLAID_RELAY_JOURNAL",
     help="The journal: a file of SQLite, or a URL of PostgreSQL; @FILE reads it, for one with a password.",
 )
+OptionalJournal: TypeAlias = Annotated[str | None, _URL]
 KeyFile: TypeAlias = Annotated[
     Path | None,
     Parameter(help="A file (0600) with the journal's key, or several, in place of PLAID_RELAY_KEY."),
@@ -54,7 +55,7 @@ def _journal(url: str, **settings: Any) -> Journal:
 @Parameter(name="*")
 @frozen
 class Recording:
-    """What `bulk` is told of a journal.
+    """What is told to commands that create, if they are to keep a journal.
 
     Attributes:
         journal: where it lies; without, there is none.
@@ -65,7 +66,7 @@ class Recording:
         lease: seconds.
     """
 
-    journal: Annotated[str | None, _URL] = None
+    journal: OptionalJournal = None
     run: Annotated[
         str | None, Parameter(help="Its name in the journal: the same name goes on with the same run.")
     ] = None

@@ -252,6 +252,16 @@ def test_revoke_asks(plaid, run, partners, book, answer):
     assert run("revoke", "nov").status == 0
 
 
+def test_one_at_a_time(plaid, run, partners, book):
+    """`create` and `remove` keep the same journal: what one made isn't made again, what one removed not served."""
+    made = run("create", "--report-token", REPORT, "--partner", "p0", "--run", "nov")
+    assert made.status == 0
+    assert tokens(bulk(run, partners(2)).lines)["p0"] == made.lines[0]["relay_token"]
+    assert run("remove", made.lines[0]["relay_token"]).status == 0
+    assert bulk(run, partners(2)).status == 0
+    assert [entry["secondary_client_id"] for entry in plaid.ledger] == ["p0", "p1", "p0"]
+
+
 @pytest.mark.parametrize("words", [("revoke", "nov"), ("forget", "nov")])
 def test_nobody_is_there_to_be_asked(plaid, run, partners, book, stdin, words):
     """Status 2, and nothing is done."""

@@ -58,6 +58,13 @@ def full_size(session: nox.Session) -> None:
     session.run(*ISOLATED, "pytest", *sized, *against, *size, *session.posargs)
 
 
+@nox.session
+def crash(session: nox.Session) -> None:
+    """Kill bulk runs with a journal at random moments, and their database: two hundred stories of each kind."""
+    session.install(".[all]", *group("tests"))
+    session.run(*ISOLATED, "pytest", "tests/cli/test_crashes.py", "--rounds", "200", *session.posargs)
+
+
 @nox.session(python=PYTHONS)
 def pythons(session: nox.Session) -> None:
     """The same with each Python that is supported and there."""

@@ -1,0 +1,172 @@
+"""`bulk` with a journal, killed at random moments until it is done: nothing is made twice, and no token is lost."""
+
+import asyncio
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from attrs import define, field
+from cryptography.fernet import Fernet
+from postgres_server import PostgresServer
+
+from plaid_relay_async.simulator import Fault
+
+CREATE = "/credit/relay/create"
+REPORT = "assets-sandbox-1111"
+PARTNERS = 60
+CONCURRENCY = 5
+KILLS = 6  # at most
+LEASE = 1.0  # seconds
+# Each of them may leave one pair unknown.
+IN_DOUBT = (
+    Fault(path=CREATE, rate=0.05, times=2, close=True, when="after"),
+    Fault(path=CREATE, rate=0.05, times=2, truncate=20),
+    Fault(path=CREATE, rate=0.05, times=1, status=500, when="after"),
+    Fault(path=CREATE, rate=0.05, times=1, close=True),
+)
+NO_DOUBT = (
+    Fault(path=CREATE, rate=0.1, times=5, status=429),
+    Fault(path=CREATE, rate=0.05, times=2, status=400, body={"error_type": "ITEM_ERROR"}),
+)
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    server = PostgresServer()
+    with ThreadPoolExecutor(1) as thread:  # pytest may have a loop in this one
+        do = lambda work: thread.submit(asyncio.run, work).result()
+        do(server.make())
+        yield server, do
+        do(server.remove())
+
+
+def pytest_generate_tests(metafunc):
+    if "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", range(metafunc.config.getoption("rounds")))
+
+
+@define
+class Story:
+    """One run over all partners, in several lives."""
+
+    plaid: object
+    spawn: object
+    words: tuple
+    chance: random.Random
+    kills: int = 0
+    alive: list = field(factory=list)
+
+    def settled(self):
+        """How many partners a request has come for."""
+        return len({request.secondary_client_id for request in self.plaid.requests})
+
+    def life(self):
+        process = self.spawn(*self.words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self.alive.append(process)
+        return process
+
+    def killed(self, process, longest):
+        """Kill a life at a random moment, of those after its first request but for one in five."""
+        before, came = self.settled(), len(self.plaid.requests)
+        if self.chance.random() < 0.2:
+            time.sleep(self.chance.uniform(0, 0.6))
+        else:
+            while len(self.plaid.requests) == came and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(self.chance.uniform(0, longest))
+        if process.poll() is None:
+            process.kill()
+            self.kills += 1
+        process.communicate(timeout=20)
+        assert self.settled() > before or len(self.plaid.requests) == came or before == PARTNERS
+
+    def to_the_end(self, run):
+        """Let it live, and again where what failed can pass; give the status of the last one."""
+        for _ in range(8):
+            process = self.life()
+            _, said = process.communicate(timeout=40)
+            assert process.returncode in {0, 1, 3}, said
+            if all(line["outcome"] in {"created", "unknown"} for line in run("export", "crash").lines):
+                return process.returncode
+        raise AssertionError(said)
+
+    def check(self, run):
+        """Hold the journal against the ledger."""
+        made = Counter(entry["secondary_client_id"] for entry in self.plaid.ledger)
+        assert set(made.values()) <= {1}
+        told = run("export", "crash").lines
+        assert sorted(line["secondary_client_id"] for line in told) == sorted(
+            f"p{n}" for n in range(PARTNERS)
+        )
+        assert {line["outcome"] for line in told} <= {"created", "unknown"}
+        tokens = {line["secondary_client_id"]: line["relay_token"] for line in told if line["relay_token"]}
+        unknown = {line["secondary_client_id"] for line in told if line["outcome"] == "unknown"}
+        for entry in self.plaid.ledger:
+            partner = entry["secondary_client_id"]
+            assert tokens.get(partner) == entry["relay_token"] or partner in unknown
+        assert len(tokens) + len(unknown) == PARTNERS
+        assert len(unknown) <= self.kills * CONCURRENCY + sum(fault.times for fault in IN_DOUBT)
+        return unknown
+
+
+@pytest.fixture
+def story(start, spawn, partners, monkeypatch):
+    """Begin a story with a seed and a journal."""
+    path = partners(PARTNERS)
+    monkeypatch.setenv("PLAID_RELAY_KEY", Fernet.generate_key().decode())
+
+    def story(seed, journal):
+        monkeypatch.setenv("PLAID_RELAY_JOURNAL", str(journal))
+        plaid = start(latency=0.015, seed=seed)
+        plaid.fail(*IN_DOUBT, *NO_DOUBT)
+        words = ("bulk", path, "--report-token", REPORT, "--run", "crash", "--concurrency", CONCURRENCY)
+        return Story(plaid, spawn, (*words, "--lease", LEASE), random.Random(seed))
+
+    return story
+
+
+def test_killed_until_it_is_done(story, run, tmp_path, seed):
+    """Each life goes on from the last; status 0, or 3 where a kill or a fault left a pair unknown."""
+    told = story(seed, tmp_path / "relay.db")
+    for _ in range(told.chance.randint(1, KILLS)):
+        told.killed(told.life(), 0.25)
+    status = told.to_the_end(run)
+    assert status == (3 if told.check(run) else 0)
+
+
+def test_killed_with_its_server(story, run, postgres, seed):
+    """The same with PostgreSQL, which is killed, too, and comes back meanwhile."""
+    server, do = postgres
+    do(server.fresh())
+    told = story(seed, server.url)
+    for _ in range(told.chance.randint(1, KILLS)):
+        process = told.life()
+        if told.chance.random() < 0.5:
+            time.sleep(told.chance.uniform(0, 1))
+            do(server.kill())
+            do(server.start())
+        told.killed(process, 0.25)
+    status = told.to_the_end(run)
+    assert status == (3 if told.check(run) else 0)
+
+
+def test_stopped_beyond_its_lease(story, run, postgres, seed):
+    """One of two on a run sleeps while its lease lapses: it begins nothing more, and what it had begun is kept."""
+    server, do = postgres
+    do(server.fresh())
+    told = story(seed, server.url)
+    first = told.life()
+    while not told.plaid.requests:
+        assert first.poll() is None
+    second = told.life()
+    time.sleep(told.chance.uniform(0, 0.2))
+    first.send_signal(signal.SIGSTOP)
+    time.sleep(2.5 * LEASE)
+    first.send_signal(signal.SIGCONT)
+    assert {each.communicate(timeout=40) and each.returncode for each in (first, second)} <= {0, 1, 3}
+    status = told.to_the_end(run)
+    assert status == (3 if told.check(run) else 0)

@@ -60,7 +60,7 @@ def full_size(session: nox.Session) -> None:
 
 @nox.session
 def crash(session: nox.Session) -> None:
-    """Kill bulk runs with a journal at random moments, and their database: two hundred stories of each kind."""
+    """Kill bulk runs with a journal at random moments, and their database: two hundred of each kind."""
     session.install(".[all]", *group("tests"))
     session.run(*ISOLATED, "pytest", "tests/cli/test_crashes.py", "--rounds", "200", *session.posargs)
 

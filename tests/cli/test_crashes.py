@@ -6,7 +6,6 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from attrs import define, field
@@ -37,11 +36,9 @@ NO_DOUBT = (
 @pytest.fixture(scope="module")
 def postgres():
     server = PostgresServer()
-    with ThreadPoolExecutor(1) as thread:  # pytest may have a loop in this one
-        do = lambda work: thread.submit(asyncio.run, work).result()
-        do(server.make())
-        yield server, do
-        do(server.remove())
+    asyncio.run(server.make())
+    yield server
+    asyncio.run(server.remove())
 
 
 def pytest_generate_tests(metafunc):
@@ -140,15 +137,14 @@ def test_killed_until_it_is_done(story, run, tmp_path, seed):
 
 def test_killed_with_its_server(story, run, postgres, seed):
     """The same with PostgreSQL, which is killed, too, and comes back meanwhile."""
-    server, do = postgres
-    do(server.fresh())
-    told = story(seed, server.url)
+    asyncio.run(postgres.fresh())
+    told = story(seed, postgres.url)
     for _ in range(told.chance.randint(1, KILLS)):
         process = told.life()
         if told.chance.random() < 0.5:
             time.sleep(told.chance.uniform(0, 1))
-            do(server.kill())
-            do(server.start())
+            asyncio.run(postgres.kill())
+            asyncio.run(postgres.start())
         told.killed(process, 0.25)
     status = told.to_the_end(run)
     assert status == (3 if told.check(run) else 0)
@@ -156,9 +152,8 @@ def test_killed_with_its_server(story, run, postgres, seed):
 
 def test_stopped_beyond_its_lease(story, run, postgres, seed):
     """One of two on a run sleeps while its lease lapses: it begins nothing more, and what it had begun is kept."""
-    server, do = postgres
-    do(server.fresh())
-    told = story(seed, server.url)
+    asyncio.run(postgres.fresh())
+    told = story(seed, postgres.url)
     first = told.life()
     while not told.plaid.requests:
         assert first.poll() is None

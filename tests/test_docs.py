@@ -218,8 +218,8 @@ async def test_every_example_of_the_command_works(name, shell):
     blocks = re.findall(r"^```console\n(.*?)^```", page(name), re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in re.findall(r"^\$ (plaid-relay .*)", block, re.MULTILINE)]
     assert lines
-    # What a partner reads has to be there still, so the removal comes last.
-    for line in sorted(lines, key=lambda line: line.startswith("plaid-relay remove")):
+    # What a partner reads has to be there still, so the removals come last.
+    for line in sorted(lines, key=lambda line: line.startswith(("plaid-relay remove", "plaid-relay revoke"))):
         status, told = await shell(line)
         assert status == 0, told
 
@@ -228,7 +228,15 @@ async def test_every_example_of_the_command_works(name, shell):
     sys.version_info >= (3, 13), reason="from 3.13 on, the prompt takes several lines from a terminal alone"
 )
 @pytest.mark.parametrize(
-    "name", ["docs/tutorial.md", "docs/outcomes.md", "docs/batch.md", "docs/reports.md", "docs/simulator.md"]
+    "name",
+    [
+        "docs/tutorial.md",
+        "docs/outcomes.md",
+        "docs/batch.md",
+        "docs/reports.md",
+        "docs/simulator.md",
+        "docs/journal.md",
+    ],
 )
 async def test_a_page_can_be_pasted_at_the_prompt(name, tmp_path):
     """The examples of a page can be pasted, one after the other, into `python -m asyncio`."""

@@ -108,7 +108,7 @@ def record(row: Row, keyring: Keyring, *, own: bool, alive: bool) -> Record:
     return Record(
         outcome=outcome,
         secondary_client_id=row.partner,
-        relay_token=None if row.token is None or outcome == "removed" else keyring.open(row.token),
+        relay_token=None if row.token is None else keyring.open(row.token),
         request_id=row.request_id,
         error_code=code_of(row, outcome),
         attempts=row.attempts,

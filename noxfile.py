@@ -15,7 +15,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 # Isolated, so that what is tested is the wheel that was installed and never the checkout.
 ISOLATED = ("python", "-X", "dev", "-Im")
-BENCHES = ("reading", "creating", "starting", "instructions", "gateway")
+BENCHES = ("reading", "creating", "starting", "instructions", "gateway", "journal")
 
 
 def group(name: str) -> list[str]:
@@ -124,7 +124,7 @@ def schemathesis(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure ours and others in one run, and print the tables: `-- --quick`, or `-- creating --only a,c`."""
-    session.install(".[cli]", *group("bench"))
+    session.install(".[cli,journal]", *group("bench"))
     chosen = [word for word in session.posargs if word in BENCHES]
     words = [word for word in session.posargs if word not in BENCHES]
     for name in chosen or BENCHES:

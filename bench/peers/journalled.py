@@ -1,0 +1,27 @@
+"""The bench's client that is this package with a journal: BENCH_JOURNAL, from partner BENCH_FROM on."""
+
+from __future__ import annotations
+
+import os
+
+from peers.common import CLIENT_ID, REPORT, SECRET, Asked, Meter, run
+
+from plaid_relay_async import Created, Credentials, RelayClient, RelayCreateRequest
+from plaid_relay_async.journal import Journal
+
+
+async def create_all(asked: Asked, meter: Meter) -> None:
+    first = int(os.environ["BENCH_FROM"])
+    partners = (f"{number:024x}" for number in range(first, first + asked.partners))
+    requests = RelayCreateRequest.fan_out([REPORT], partners)
+    client = RelayClient(Credentials(CLIENT_ID, SECRET), base_url=asked.url, connections=asked.connections)
+    async with Journal(os.environ["BENCH_JOURNAL"], run="bench") as journal, client:
+        batch = client.relay.create_many(requests, concurrency=asked.concurrency, journal=journal)
+        async with batch as outcomes:
+            async for outcome in outcomes:
+                assert isinstance(outcome, Created), outcome
+                meter.got(outcome.relay_token)
+
+
+if __name__ == "__main__":
+    run(create_all)

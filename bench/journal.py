@@ -1,7 +1,7 @@
 """What a journal costs, and what it takes to go on with a long one, in one run: `nox -s bench -- journal`.
 
 Prints two tables in Markdown. The first: creations a second without a journal, and with one in SQLite, in
-clear and encrypted, by latency; against a server in C (`server.c`), each in a process of its own, taking turns.
+clear and encrypted, by latency; each in a process of its own, in turn, against a server in C (`server.c`).
 A figure is the median of the rounds, with the least and the greatest behind it; a ratio is taken within each
 round. The second: opening a long journal, serving a thousand of its pairs, and creating a thousand more.
 """

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MOST = 64  # more would have its waiters go on all at once, and meet again at the next group
+# Waiters of a large group would go on all at once, and meet again at the next one. But where groups come one
+# upon the other all the time, nobody waits for longer in a large one.
+_SMALL, _LARGE = 24, 1024
+_MANY = 16  # groups in a row
 
 
 class Groups(Generic[T, R]):
@@ -25,6 +28,7 @@ class Groups(Generic[T, R]):
         self._see_to = see_to
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._running: asyncio.Task[None] | None = None
+        self._in_a_row = 0
 
     def put(self, item: T) -> asyncio.Future[R]:
         """Take an item; what this gives is done once it has been seen to, and fails if its group does.
@@ -45,10 +49,13 @@ class Groups(Generic[T, R]):
     async def _run(self) -> None:
         try:
             while self._waiting:
-                group, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+                most = _SMALL if self._in_a_row < _MANY else _LARGE
+                group, self._waiting = self._waiting[:most], self._waiting[most:]
+                self._in_a_row += 1
                 await self._run_one(group)
         finally:
             self._running = None
+            self._in_a_row //= 2  # a moment without any is no sign of leisure yet
 
     async def _run_one(self, group: list[tuple[T, asyncio.Future[R]]]) -> None:
         try:

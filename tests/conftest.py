@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,8 @@ from plaid_relay_async.simulator import Simulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from postgres_server import PostgresServer
 
 # The official client is tested in a nox session of its own, where it is installed; so are Schemathesis and the console.
 collect_ignore = [
@@ -63,6 +67,18 @@ async def client(plaid: Simulator) -> AsyncIterator[RelayClient]:
 async def partner(plaid: Simulator) -> AsyncIterator[RelayClient]:
     async with RelayClient(PARTNER, base_url=plaid.url, retry=QUICK) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for whoever makes its database `fresh` first."""
+    from postgres_server import PostgresServer
+
+    server = PostgresServer()
+    with ThreadPoolExecutor(1) as thread:  # pytest may have a loop in this one
+        thread.submit(lambda: asyncio.run(server.make())).result()
+        yield server
+        thread.submit(lambda: asyncio.run(server.remove())).result()
 
 
 @pytest.fixture

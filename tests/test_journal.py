@@ -6,13 +6,11 @@ import asyncio
 import os
 import sqlite3
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
 
 import pytest
 from attrs import evolve
 from cryptography.fernet import Fernet
-from postgres_server import PostgresServer
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from support import OWNER, QUICK, Noting, program
@@ -57,15 +55,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    server = PostgresServer()
-    with ThreadPoolExecutor(1) as thread:  # pytest has a loop in this one
-        thread.submit(lambda: asyncio.run(server.make())).result()
-        yield server
-        thread.submit(lambda: asyncio.run(server.remove())).result()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

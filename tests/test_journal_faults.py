@@ -1,0 +1,302 @@
+"""What befalls the database of a journal: a full disk, a connection that is cut anywhere, a file that goes bad."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from contextlib import asynccontextmanager, closing
+
+import pytest
+from cryptography.fernet import Fernet
+
+from plaid_relay_async import BatchStoppedError, Created, JournalError, RelayCreateRequest, Unknown
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.simulator import Fault
+
+pytestmark = pytest.mark.may_block
+CREATE = "/credit/relay/create"
+KEY = Fernet.generate_key().decode()
+
+
+@pytest.fixture
+def report(plaid):
+    return plaid.add_report()
+
+
+def some(count, first="p"):
+    return [f"{first}{number}" for number in range(count)]
+
+
+async def attempt(client, report, url, partners, at_once=3, **settings):
+    """Create for each partner, and give the outcomes that were handed over, and the error that stopped it."""
+    outcomes = []
+    try:
+        async with Journal(url, run="x", key=KEY, **settings) as journal:
+            await client.relay.create_many(
+                RelayCreateRequest.fan_out([report], partners),
+                journal=journal,
+                concurrency=at_once,
+                on_outcome=outcomes.append,
+            )
+    except BatchStoppedError as stopped:
+        return outcomes, stopped.__cause__
+    except JournalError as error:
+        return outcomes, error
+    return outcomes, None
+
+
+async def check(plaid, url, outcomes, partners):
+    """Nothing was made twice, none that isn't on record, and each token is the caller's or in the journal."""
+    made = {entry["secondary_client_id"]: entry["relay_token"] for entry in plaid.ledger}
+    assert len(made) == len(plaid.ledger)
+    handed = {outcome.relay_token for outcome in outcomes if isinstance(outcome, Created)}
+    async with Journal(url, run="x", key=KEY) as journal:
+        runs = await journal.runs()
+        told = {each.secondary_client_id: each async for each in journal.records("x")} if runs else {}
+    kept = {record.relay_token for record in told.values()}
+    for partner in made.keys() & set(partners):
+        assert told[partner].outcome in {"created", "unknown"}
+        assert made[partner] in handed | kept
+    return told
+
+
+# ------------------------------------------------------------------------------------------ a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of a megabyte, and what makes it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options):
+        return subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", *options, "tmpfs", folder], check=False
+        ).returncode
+
+    if os.geteuid() != 0 or mount("size=1m"):
+        pytest.skip("only root may mount a small disk; test_a_file_that_may_not_grow does the same without")
+    yield folder, lambda: mount("remount,size=64m")
+    subprocess.run(["umount", folder], check=True)
+
+
+async def test_a_full_disk(plaid, client, report, small_disk):
+    """The reason is told, what had come is handed over, and with more room the same call goes on."""
+    folder, grow = small_disk
+    path, partners = folder / "relay.db", some(4_000)
+    outcomes, error = await attempt(client, report, path, partners, at_once=20)
+    assert "full" in str(error) or "I/O" in str(error)
+    assert 0 < len(plaid.ledger) < 4_000
+    assert grow() == 0
+    await check(plaid, path, outcomes, partners)
+    again, error = await attempt(client, report, path, partners, at_once=20)
+    assert (error, len(again)) == (None, 4_000)
+    await check(plaid, path, [*outcomes, *again], partners)
+    assert sum(isinstance(outcome, Unknown) for outcome in again) <= 20
+
+
+GROWN = """
+import asyncio, os, resource, sys
+from plaid_relay_async import BatchStoppedError, Created, Credentials, RelayClient, RelayCreateRequest
+from plaid_relay_async.journal import Journal
+
+async def main(url, report, path, key):
+    async with RelayClient(Credentials("owner", "o" * 30), base_url=url) as client:
+        async with Journal(path, run="x", key=key) as journal:
+            most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, most))
+            requests = RelayCreateRequest.fan_out([report], [f"p{n}" for n in range(4_000)])
+            try:
+                await client.relay.create_many(requests, concurrency=20, journal=journal, on_outcome=tell)
+            except BatchStoppedError as error:
+                sys.stderr.write(str(error.__cause__))
+
+def tell(outcome):
+    os.write(1, f"{outcome.relay_token}\\n".encode() if isinstance(outcome, Created) else b"")
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_file_that_may_not_grow(plaid, client, report, tmp_path):
+    """The same for whoever has a limit on the size of files, as a quota has it."""
+    path, partners = tmp_path / "relay.db", some(4_000)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", GROWN, plaid.url, report, path, KEY),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    tokens, error = await process.communicate()
+    assert b"the journal can't be read or written" in error
+    assert 0 < len(plaid.ledger) < 4_000
+    told = await check(plaid, path, [], [])
+    for entry in plaid.ledger:
+        assert told[entry["secondary_client_id"]].outcome in {"created", "unknown"}
+        assert entry["relay_token"] in tokens.decode().split()
+    again, error = await attempt(client, report, path, partners, at_once=20)
+    assert (error, len(again)) == (None, 4_000)
+    await check(plaid, path, again, [])
+
+
+# -------------------------------------------------------------------------- a file that is not as it should be
+
+
+async def test_a_file_that_goes_bad_within(plaid, client, report, tmp_path):
+    """What can be read no more is told, and nothing is sent for it."""
+    path, partners = tmp_path / "relay.db", some(300)
+    await attempt(client, report, path, partners)
+    with path.open("r+b") as file:
+        file.seek(4096 * 3)
+        file.write(os.urandom(path.stat().st_size - 4096 * 3))
+    sent = len(plaid.requests)
+    _, error = await attempt(client, report, path, partners)
+    assert "malformed" in str(error) or "corrupt" in str(error)
+    assert len(plaid.requests) == sent
+
+
+async def test_a_file_that_somebody_has_for_a_moment(plaid, client, report, tmp_path):
+    """It is waited for."""
+    path, partners = tmp_path / "relay.db", some(50)
+    plaid.fail(Fault(path=CREATE, latency=0.02))
+    running = asyncio.ensure_future(attempt(client, report, path, partners))
+    while len(plaid.requests) < 5:
+        await asyncio.sleep(0.001)
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=5)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await asyncio.sleep(0.5)
+        assert not running.done()
+        other.execute("ROLLBACK")
+    outcomes, error = await running
+    assert (error, len(outcomes)) == (None, 50)
+
+
+# ---------------------------------------------------------------------------- a connection that is cut
+
+
+class Cutter:
+    """Stands between a journal and PostgreSQL, and cuts the connection over which the n-th message comes.
+
+    Attributes:
+        seen: how many messages have come from the journal.
+        at: the number of the one at which it cuts.
+        answered: whether the server gets that message still, and it is the answer that is lost.
+    """
+
+    def __init__(self, at, *, answered):
+        self.seen = 0
+        self.at = at
+        self.answered = answered
+
+    @asynccontextmanager
+    async def before(self, port):
+        self.port = port
+        async with await asyncio.start_server(self.serve, "127.0.0.1", 0) as server:
+            yield f"postgresql://postgres@127.0.0.1:{server.sockets[0].getsockname()[1]}/postgres"
+
+    async def serve(self, reader, writer):
+        upstream, to_upstream = await asyncio.open_connection("127.0.0.1", self.port)
+        answers = asyncio.create_task(self.pass_on(upstream, writer))
+        with contextlib.suppress(ConnectionError):
+            while message := await reader.read(65536):
+                self.seen += 1
+                if self.seen == self.at and not self.answered:
+                    break
+                if self.seen == self.at:
+                    answers.cancel()
+                    await asyncio.wait([answers])
+                    to_upstream.write(message)
+                    await upstream.read(65536)
+                    break
+                to_upstream.write(message)
+                await to_upstream.drain()
+        answers.cancel()
+        await asyncio.wait([answers])
+        for each in (writer, to_upstream):
+            each.transport.abort()
+
+    async def pass_on(self, reader, writer):
+        with contextlib.suppress(ConnectionError):
+            while message := await reader.read(65536):
+                writer.write(message)
+                await writer.drain()
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before the server", "before the answer"])
+async def test_a_connection_that_is_cut_at_each_point(plaid, client, report, postgres, answered, rounds):
+    """It is taken up again and all is created; while the journal is opened, the reason is told and nothing is sent."""
+    await postgres.fresh()
+    cutter = Cutter(0, answered=answered)
+    async with cutter.before(postgres.port) as url:
+        assert (await attempt(client, report, url, some(5)))[1] is None
+    reasons = []
+    for at in range(1, cutter.seen + 1, max(1, 12 // rounds)):
+        await postgres.fresh()
+        partners, sent = some(5, f"{at}-"), len(plaid.requests)
+        async with Cutter(at, answered=answered).before(postgres.port) as url:
+            outcomes, error = await attempt(client, report, url, partners)
+        reasons.append(error)
+        if error is None:
+            assert [type(outcome) for outcome in outcomes] == [Created] * 5
+            assert all(outcome.journalled for outcome in outcomes)
+        else:
+            assert "the journal can't be read or written" in str(error)
+            assert len(plaid.requests) == sent
+        await check(plaid, postgres.url, outcomes, partners)
+        again, error = await attempt(client, report, postgres.url, partners)
+        assert (error, len(again)) == (None, 5)
+        await check(plaid, postgres.url, again, partners)
+    assert None in reasons
+    assert any(reasons)
+
+
+async def test_connections_that_are_ended_at_random_moments(plaid, client, report, postgres):
+    """All of them, again and again, by the server: the run goes on."""
+    await postgres.fresh()
+    chance = random.Random(3)
+    plaid.fail(Fault(path=CREATE, latency=0.02))
+
+    async def end():
+        while True:
+            await asyncio.sleep(chance.uniform(0.2, 0.6))
+            await postgres.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
+
+    partners = some(400)
+    async with Journal(postgres.url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p0", journal=journal)
+        ending = asyncio.create_task(end())
+        fanned = RelayCreateRequest.fan_out([report], partners)
+        result = await client.relay.create_many(fanned, journal=journal, concurrency=5)
+        ending.cancel()
+        await asyncio.wait([ending])
+    assert result.counts == {"created": 400}
+    assert len(plaid.ledger) == 400
+    told = await check(plaid, postgres.url, result.created, partners)
+    assert {record.outcome for record in told.values()} == {"created"}
+
+
+async def test_a_server_that_stays_away(plaid, client, report, postgres):
+    """Nothing more is begun, and what was in flight is handed over, though the journal can't take it."""
+    await postgres.fresh()
+    plaid.fail(Fault(path=CREATE, latency=0.4))
+    partners = some(10)
+    running = asyncio.ensure_future(attempt(client, report, postgres.url, partners, lease=1))
+    while len(plaid.requests) < 3:
+        await asyncio.sleep(0.01)
+    await postgres.kill()
+    outcomes, error = await running
+    await postgres.start()
+    assert "the journal can't be read or written" in str(error)
+    assert [(type(outcome), outcome.journalled) for outcome in outcomes] == [(Created, False)] * 3
+    assert len(plaid.ledger) == 3
+    await check(plaid, postgres.url, outcomes, partners)
+    again, error = await attempt(client, report, postgres.url, partners, lease=1)
+    assert Counter(type(outcome) for outcome in again) == {Unknown: 3, Created: 7}

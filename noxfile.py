@@ -62,7 +62,8 @@ def full_size(session: nox.Session) -> None:
 def crash(session: nox.Session) -> None:
     """Kill bulk runs with a journal at random moments, and their database: two hundred of each kind."""
     session.install(".[all]", *group("tests"))
-    session.run(*ISOLATED, "pytest", "tests/cli/test_crashes.py", "--rounds", "200", *session.posargs)
+    size = ("--rounds", "200", "--partners", "100000")
+    session.run(*ISOLATED, "pytest", "tests/cli/test_crashes.py", *size, *session.posargs)
 
 
 @nox.session(python=PYTHONS)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import signal
 import subprocess
 import time
@@ -162,3 +163,49 @@ def test_stopped_beyond_its_lease(story, run, postgres, seed):
     assert {each.communicate(timeout=40) and each.returncode for each in (first, second)} <= {0, 1, 3}
     status = told.to_the_end(run)
     assert status == (3 if told.check(run) else 0)
+
+
+@pytest.mark.timeout(900)
+def test_interrupted_at_half_and_its_key_changed(start, spawn, run, partners, tmp_path, request, monkeypatch):
+    """`status`, `export` and the ledger agree to the last row, whatever the size; the old key is of no use then."""
+    count = request.config.getoption("partners")
+    plaid = start()
+    plaid.fail(*(Fault(secondary_client_id=f"p{n}", status=400) for n in (7, count - 7)))
+    plaid.fail(Fault(secondary_client_id=f"p{count - 9}", close=True, when="after"))
+    old, new = (Fernet.generate_key().decode() for _ in range(2))
+    monkeypatch.setenv("PLAID_RELAY_JOURNAL", str(tmp_path / "relay.db"))
+    monkeypatch.setenv("PLAID_RELAY_KEY", old)
+    words = ("bulk", partners(count), "--report-token", REPORT, "--run", "half", "--concurrency", 100)
+    process = spawn(*words, stdout=subprocess.DEVNULL)
+    while len(plaid.ledger) < count // 2:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    monkeypatch.setenv("PLAID_RELAY_KEY", f"{new},{old}")
+    assert run("rotate").status == 0
+    monkeypatch.setenv("PLAID_RELAY_KEY", new)
+    process = spawn(*words, stdout=subprocess.DEVNULL)
+    process.communicate()
+    assert process.returncode == 3
+    told = run("export", "half").lines
+    assert sorted(line["secondary_client_id"] for line in told) == sorted(f"p{n}" for n in range(count))
+    status = run("status", "half")
+    counts = Counter(line["outcome"] for line in told)
+    assert {kind: status_count(status, kind) for kind in counts} == counts
+    unknown = {line["secondary_client_id"] for line in told if line["outcome"] == "unknown"}
+    assert set(re.findall(r"^unknown: (\S+) ", status.out, re.MULTILINE)) == unknown
+    assert counts["failed"] == 2
+    assert f"p{count - 9}" in unknown
+    assert len(unknown) <= 101
+    kept = {line["secondary_client_id"]: line["relay_token"] for line in told if line["relay_token"]}
+    made = {entry["secondary_client_id"]: entry["relay_token"] for entry in plaid.ledger}
+    assert len(made) == len(plaid.ledger)
+    assert {partner: token for partner, token in made.items() if partner not in unknown} == kept
+    monkeypatch.setenv("PLAID_RELAY_KEY", old)
+    assert run("status", "half").status == 2
+
+
+def status_count(status, kind):
+    """The number beside an outcome in what `status` shows."""
+    return int(re.findall(rf"^{kind} +(\d+)", status.out, re.MULTILINE)[0])

@@ -517,6 +517,32 @@ async def test_what_makes_no_sense_is_refused(words, settings, told):
         Journal(words, **{"key": KEY, **settings})
 
 
+@pytest.mark.parametrize(
+    ("mode", "content", "told"),
+    [
+        (0o600, KEY.encode(), None),
+        (0o600, f"{Fernet.generate_key().decode()},\n {KEY}\n".encode(), None),
+        (0o640, KEY.encode(), "others may read it"),
+        (0o600, b"\n", "holds no key"),
+        (0o600, b"\xff", "isn't text"),
+        (None, b"", "No such file"),
+    ],
+)
+def test_a_key_in_a_file(tmp_path, mode, content, told):
+    """It is the file's owner's alone, and may hold several; what is wrong with it is told, without what it holds."""
+    path = tmp_path / "key"
+    if mode is not None:
+        path.touch(mode)
+        path.chmod(mode)
+        path.write_bytes(content)
+    if told is None:
+        Journal(tmp_path / "relay.db", key=path)
+        return
+    with pytest.raises(ConfigurationError, match=told) as caught:
+        Journal(tmp_path / "relay.db", key=path)
+    assert KEY not in str(caught.value)
+
+
 async def test_a_gateway_needs_a_namespace(plaid, report, tmp_path):
     """Pairs of different owners would be the same without."""
     async with RelayClient(gateway_key="k", base_url=plaid.url) as client:

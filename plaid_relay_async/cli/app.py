@@ -23,8 +23,8 @@ from plaid_relay_async.cli.demo import demonstrate
 from plaid_relay_async.cli.fetch import Fetch, Store, reading
 from plaid_relay_async.cli.gateway import gateway, keys
 from plaid_relay_async.cli.journal import (
+    Existing,
     Held,
-    Kept,
     KeyFile,
     Name,
     OptionalJournal,
@@ -270,7 +270,7 @@ def remove(
 ) -> Exit:
     """Take a relay token back; a journal that knows it doesn't serve it any more."""
     client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
-    told_to = None if journal is None else Kept(journal, key_file).made()
+    told_to = None if journal is None else Existing(journal, key_file).made()
 
     async def removal() -> RelayRemoveResponse:
         async with told_to or contextlib.nullcontext():
@@ -291,7 +291,7 @@ def revoke(
     name: Name,
     /,
     *,
-    kept: Kept,
+    existing: Existing,
     partner: Annotated[str | None, Parameter(help="Those of this secondary_client_id alone.")] = None,
     yes: Yes = False,
     output: Where = "-",
@@ -305,8 +305,8 @@ def revoke(
     What was cut short goes on when it is given again. Ctrl-C stops sending and waits for the calls in flight;
     a second one gives them up.
     """
-    client, journal = _client(base_url, timeout, concurrency), kept.made(name)
-    held = kept.ask(lambda opened: Held.of(opened, name, partner))
+    client, journal = _client(base_url, timeout, concurrency), existing.made(name)
+    held = existing.ask(lambda opened: Held.of(opened, name, partner))
     if held.partners and not confirmed(
         f"Remove {len(held.partners):,} relay tokens of the run {name!r}?", yes=yes
     ):

@@ -38,7 +38,7 @@ KeyFile: TypeAlias = Annotated[
     Parameter(help="A file (0600) with the journal's key, or several, in place of PLAID_RELAY_KEY."),
 ]
 Name: TypeAlias = Annotated[str, Parameter(help="The run's, as it was given to bulk.")]
-Yes: TypeAlias = Annotated[bool, Parameter(negative="", help="Ask nothing.")]
+Yes: TypeAlias = Annotated[bool, Parameter(negative="", help="Without being asked.")]
 
 
 # ---------------------------------------------------------------------------------------- where it lies
@@ -108,7 +108,7 @@ class Recording:
 
 @Parameter(name="*")
 @frozen
-class Kept:
+class Existing:
     """A journal that is there.
 
     Attributes:
@@ -144,20 +144,20 @@ class Kept:
 # --------------------------------------------------------------------------------------------- to be asked
 
 
-def runs(*, kept: Kept) -> Exit:
+def runs(*, existing: Existing) -> Exit:
     """List the runs of a journal."""
     rows = Table(box=None, pad_edge=False)
     rows.add_column("run", overflow="fold")
     for title in ("started", "last", *Run.kinds, "removed", "in_flight"):
         rows.add_column(title, justify="right")
-    for each in kept.ask(lambda journal: journal.runs()):
+    for each in existing.ask(lambda journal: journal.runs()):
         counts = (str(each.counts[kind]) for kind in (*Run.kinds, "removed", "in_flight"))
         rows.add_row(each.name, *_times(each), *counts)
     _print(rows)
     return Exit.DONE
 
 
-def status(name: Name, /, *, kept: Kept) -> Exit:
+def status(name: Name, /, *, existing: Existing) -> Exit:
     """Tell where a run stands: counts, rate, errors by their code, and the partners of which nobody can tell.
 
     Its exit status is what bulk's would be: 0 if all have a token, 1 if some haven't, 3 if some are unknown.
@@ -167,12 +167,13 @@ def status(name: Name, /, *, kept: Kept) -> Exit:
         found = await journal.status(name)
         return found, [record async for record in journal.records(name, outcomes={"unknown"})]
 
-    found, unknown = kept.ask(asked)
+    found, unknown = existing.ask(asked)
     started, last = _times(found)
     rows = table(Tally(_shown(found), found.error_codes))
     _print(f"started {started}, last outcome {last or 'none yet'}, {found.rate:,.0f}/s", rows)
     for record in unknown:
-        _print(f"unknown: {record.secondary_client_id} ({record.error_code})")
+        facts = filter(None, (record.error_code, record.request_id))
+        sys.stdout.write(f"unknown: {record.secondary_client_id} ({', '.join(facts)})\n")
     return _deserved(found)
 
 
@@ -188,8 +189,8 @@ def _deserved(found: RunStatus) -> Exit:
 
 
 def _times(found: RunStatus) -> tuple[str, str]:
-    last = "" if found.last_at is None else f"{found.last_at:%Y-%m-%d %H:%M:%S}"
-    return f"{found.started_at:%Y-%m-%d %H:%M:%S}", last
+    last = "" if found.last_at is None else f"{found.last_at:%Y-%m-%dT%H:%M:%SZ}"
+    return f"{found.started_at:%Y-%m-%dT%H:%M:%SZ}", last
 
 
 def _print(*shown: object) -> None:
@@ -201,7 +202,7 @@ def export(
     name: Name,
     /,
     *,
-    kept: Kept,
+    existing: Existing,
     output: Annotated[
         str,
         Parameter(
@@ -220,14 +221,14 @@ def export(
                 raise sink.trouble
 
     with open_output(output) as sink:
-        kept.ask(asked)
+        existing.ask(asked)
     return Exit.DONE
 
 
 # ------------------------------------------------------------------------------------------- to be changed
 
 
-def forget(name: Name, /, *, kept: Kept, yes: Yes = False) -> Exit:
+def forget(name: Name, /, *, existing: Existing, yes: Yes = False) -> Exit:
     """Delete the relay tokens of a run from the journal, and keep what became of each pair.
 
     They go on to open their reports, and nothing here can remove them any more: revoke does that.
@@ -235,13 +236,13 @@ def forget(name: Name, /, *, kept: Kept, yes: Yes = False) -> Exit:
     question = f"Delete the tokens of the run {name!r}? They stay valid, and can't be revoked any more."
     if not confirmed(question, yes=yes):
         return Exit.FAILED
-    say(f"deleted: {kept.ask(lambda journal: journal.forget(name)):,}")
+    say(f"deleted: {existing.ask(lambda journal: journal.forget(name)):,}")
     return Exit.DONE
 
 
-def rotate(*, kept: Kept) -> Exit:
+def rotate(*, existing: Existing) -> Exit:
     """Encrypt all with the first of the journal's keys; once it is done, the others may go."""
-    say(f"encrypted anew: {kept.ask(lambda journal: journal.rotate()):,}")
+    say(f"encrypted anew: {existing.ask(lambda journal: journal.rotate()):,}")
     return Exit.DONE
 
 

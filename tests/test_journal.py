@@ -746,7 +746,7 @@ async def test_a_lease_is_renewed(plaid, client, report, postgres):
 
 
 async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, report, postgres):
-    """The lease was good when the beginning was written down, and isn't any more when that returns."""
+    """The lease was good when the beginning was written down, and isn't any more when that returns; none has left."""
     await postgres.fresh()
     async with Journal(postgres.url, run="x", key=KEY, lease=1.5) as journal:
         await client.relay.create([report], "p", journal=journal)
@@ -762,6 +762,8 @@ async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, rep
             await client.relay.create([report], "q", journal=journal)
         await blocking
     assert of_the_ledger(plaid) == {"p": 1}
+    async with Journal(postgres.url, key=KEY) as journal:
+        assert (await journal.status("x")).counts == {"created": 1, "not_attempted": 1}
 
 
 async def test_a_late_token_and_a_new_claim_at_once(plaid, client, report, postgres):

@@ -174,9 +174,10 @@ class Creation:
         self.accept.begun = True
         while True:
             since = Moment() if self.recorder.writer.leased else None
-            self._left_open = self.recorder.writer.note(self.beginning)
+            noted = self.recorder.writer.note(self.beginning)
+            self._left_open = self._left_open or noted
             # Whoever is cancelled here has to know what was written all the same.
-            left = await asyncio.shield(self._left_open)
+            left = await asyncio.shield(noted)
             if left is None:
                 raise self.recorder.taken()
             if isinstance(left, JournalError):

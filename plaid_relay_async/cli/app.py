@@ -31,6 +31,7 @@ from plaid_relay_async.cli.journal import (
     Recording,
     Revoke,
     Yes,
+    ask,
     export,
     forget,
     rotate,
@@ -76,8 +77,8 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-for command in (gateway, runs, status, export, forget, rotate):
-    app.command(command)
+for each in (gateway, runs, status, export, forget, rotate):
+    app.command(each)
 
 ReportToken: TypeAlias = Annotated[
     str,
@@ -306,7 +307,7 @@ def revoke(
     a second one gives them up.
     """
     client, journal = _client(base_url, timeout, concurrency), existing.made(name)
-    held = existing.ask(lambda opened: Held.of(opened, name, partner))
+    held = ask(journal, lambda opened: Held.of(opened, name, partner))
     if held.partners and not confirmed(
         f"Remove {len(held.partners):,} relay tokens of the run {name!r}?", yes=yes
     ):

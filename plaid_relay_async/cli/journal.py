@@ -133,12 +133,17 @@ class Existing:
 
     def ask(self, question: Callable[[Journal], Awaitable[Any]]) -> Any:
         """Open it, and give what it answers."""
+        return ask(self.made(), question)
 
-        async def asked() -> Any:
-            async with self.made() as journal:
-                return await question(journal)
 
-        return asyncio.run(asked())
+def ask(journal: Journal, question: Callable[[Journal], Awaitable[Any]]) -> Any:
+    """Open a journal for as long as it takes to answer, and give the answer."""
+
+    async def asked() -> Any:
+        async with journal:
+            return await question(journal)
+
+    return asyncio.run(asked())
 
 
 # --------------------------------------------------------------------------------------------- to be asked

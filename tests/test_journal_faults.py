@@ -269,7 +269,7 @@ async def test_connections_that_are_ended_at_random_moments(plaid, client, repor
                 " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
             )
 
-    partners = some(400)
+    partners = some(200)
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p0", journal=journal)
         ending = asyncio.create_task(end())
@@ -277,8 +277,8 @@ async def test_connections_that_are_ended_at_random_moments(plaid, client, repor
         result = await client.relay.create_many(fanned, journal=journal, concurrency=5)
         ending.cancel()
         await asyncio.wait([ending])
-    assert result.counts == {"created": 400}
-    assert len(plaid.ledger) == 400
+    assert result.counts == {"created": 200}
+    assert len(plaid.ledger) == 200
     told = await check(plaid, postgres.url, result.created, partners)
     assert {record.outcome for record in told.values()} == {"created"}
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 
 import pytest
-from attrs import define, field
+from attrs import define
 from cryptography.fernet import Fernet
 
 from plaid_relay_async.simulator import Fault
@@ -37,9 +37,8 @@ NO_DOUBT = (
 def pytest_generate_tests(metafunc):
     if "seed" in metafunc.fixturenames:
         rounds = metafunc.config.getoption("rounds")
-        # Those with a server take twice as long, and are told apart from the others by little.
-        few = "postgres" in metafunc.fixturenames and rounds < 10
-        metafunc.parametrize("seed", range(1 if few else rounds))
+        slow = "postgres" in metafunc.fixturenames
+        metafunc.parametrize("seed", range(1 if slow and rounds < 10 else rounds))
 
 
 @define
@@ -51,7 +50,6 @@ class Story:
     words: tuple
     chance: random.Random
     kills: int = 0
-    alive: list = field(factory=list)
 
     def settled(self):
         """The partners for whom a request has come that wasn't surely refused; there is to be no other for them."""
@@ -61,9 +59,7 @@ class Story:
         return partners
 
     def life(self):
-        process = self.spawn(*self.words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        self.alive.append(process)
-        return process
+        return self.spawn(*self.words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     def killed(self, process, longest):
         """Kill a life at a random moment, of those after its first request but for one in five."""

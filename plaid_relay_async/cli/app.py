@@ -308,9 +308,8 @@ def revoke(
     """
     client, journal = _client(base_url, timeout, concurrency), existing.made(name)
     held = ask(journal, lambda opened: Held.of(opened, name, partner))
-    if held.partners and not confirmed(
-        f"Remove {len(held.partners):,} relay tokens of the run {name!r}?", yes=yes
-    ):
+    question = f"Relay tokens of the run {name!r}: {len(held.partners):,}. Remove them?"
+    if held.partners and not confirmed(question, yes=yes):
         return Exit.FAILED
     rows = FileRows(iter(held.partners), len(held.partners))
     run = partial(Revoke, client, concurrency=concurrency, journal=journal, held=held)

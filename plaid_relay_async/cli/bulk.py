@@ -17,7 +17,7 @@ from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.status import Exit
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.config import RetryPolicy
-from plaid_relay_async.errors import BatchStoppedError, JournalError
+from plaid_relay_async.errors import BatchStoppedError, ConfigurationError, JournalError, PlaidRelayError
 from plaid_relay_async.outcomes import Failed, Unknown
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Run:
     aloud: bool = False
     _interruptions: int = 0
     _draining: bool = False
-    _journal_trouble: JournalError | None = field(default=None, init=False)
+    _journal_trouble: PlaidRelayError | None = field(default=None, init=False)
     _counts: Counter[str] = field(factory=Counter, init=False)
     _error_codes: Counter[str] = field(factory=Counter, init=False)
 
@@ -70,7 +70,7 @@ class Run:
 
         Raises:
             JournalError: the journal can't be opened; nothing was sent.
-            ConfigurationError: as `JournalError`.
+            ConfigurationError: its key is another; nothing was sent.
             Exception: a bug; what was created until then is in the output.
         """
         async with self.journal or contextlib.nullcontext(), self.client:
@@ -81,7 +81,7 @@ class Run:
                 await asyncio.wait([sending])
                 following.cancel()
                 await asyncio.wait([following])
-                self._journal_trouble = _raise_bugs(sending)
+                self._journal_trouble = _trouble_of(sending)
                 await self._write_rest(batch.result)
         self._explain(batch.result)
         return Tally(Counter({kind: self._counts[kind] for kind in self.kinds}), self._error_codes)
@@ -205,12 +205,15 @@ class Run:
         return Exit.FAILED if partly or self._broken() is not None else Exit.DONE
 
 
-def _raise_bugs(sending: asyncio.Task[None]) -> JournalError | None:
-    """Raise what isn't foreseen; our own interruption, and what can't be read or written, is."""
+def _trouble_of(sending: asyncio.Task[None]) -> PlaidRelayError | None:
+    """Give what ended it on the journal's side, and raise what isn't foreseen.
+
+    Our own interruption is, and a row or an output that can't pass.
+    """
     error = None if sending.cancelled() else sending.exception()
     if isinstance(error, BatchStoppedError):
         error = error.__cause__
-    if isinstance(error, JournalError):
+    if isinstance(error, JournalError | ConfigurationError):  # its keys may open some tokens, and not others
         return error
     if error is not None and not isinstance(error, BadInputError | BrokenOutputError):
         raise error

@@ -126,10 +126,10 @@ class Existing:
             UsageError: there is none, or its extra isn't there.
             ConfigurationError: its key can't be used.
         """
-        address = read_word(self.journal, "--journal")
-        if "://" not in address and not Path(address).exists():
-            raise UsageError(f"--journal: {address}: there is no such file")
-        return _journal(address, run=run, key=self.key_file)
+        journal = _journal(read_word(self.journal, "--journal"), run=run, key=self.key_file)
+        if journal.path is not None and not journal.path.exists():
+            raise UsageError("--journal: there is no such file")
+        return journal
 
     def ask(self, question: Callable[[Journal], Awaitable[Any]]) -> Any:
         """Open it, and give what it answers."""
@@ -280,10 +280,13 @@ class Held:
                 )
             if not record.own:
                 continue
-            held.unknown += record.outcome == "unknown"
-            held.forgotten += record.outcome == "created" and record.relay_token is None
-            if record.outcome == "created" and record.relay_token is not None:
-                held.partners[RelayRemoveRequest(record.relay_token)] = record.secondary_client_id
+            match record.outcome, record.relay_token:
+                case "created", None:
+                    held.forgotten += 1
+                case "created", str(token):
+                    held.partners[RelayRemoveRequest(token)] = record.secondary_client_id
+                case "unknown", _:
+                    held.unknown += 1
         return held
 
 
@@ -306,11 +309,9 @@ class Revoke(Run):
     def _explain(self, result: BatchResult[Any]) -> None:
         super()._explain(result)
         if self.held.forgotten:
-            self.board.say(f"{self.held.forgotten:,} relay tokens were forgotten, and stay valid")
+            self.board.say(f"forgotten, so that it stays valid: {self.held.forgotten:,}")
         if self.held.unknown:
-            self.board.say(
-                f"{self.held.unknown:,} pairs are unknown: they may have relay tokens that nobody knows"
-            )
+            self.board.say(f"unknown, so that there may be a token to remove: {self.held.unknown:,}")
 
     def status(self, tally: Tally) -> Exit:
         """Give the exit status: what can't be taken back counts as well."""

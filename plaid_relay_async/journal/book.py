@@ -64,9 +64,9 @@ class Journal:
     Args:
         url: the path of a file, a URL of SQLite or PostgreSQL, or an `AsyncEngine`, which stays the caller's.
         run: the name under which creations are written down.
-        key: a Fernet key, or several, or the `Path` of a file (0600) that holds them: the first one encrypts,
-            all of them decrypt. Without, PLAID_RELAY_KEY, where commas separate them; without that, tokens
-            lie in it in clear, which is said once.
+        key: a Fernet key, or several, or the `Path` of a file (0600) that holds them, which is read at once:
+            the first one encrypts, all of them decrypt. Without, PLAID_RELAY_KEY, where commas separate them;
+            without that, tokens lie in it in clear, which is said once.
         namespace: what sets its pairs apart, in place of host and client id; behind a gateway, which has the
             client id, it has to be given.
         on_existing: what happens to a pair that has a token from another run: `"reuse"` serves it,
@@ -106,6 +106,11 @@ class Journal:
         self._lease = float(lease)
         self._opened: _Opened | None = None
         self._joining = asyncio.Lock()
+
+    @property
+    def path(self) -> Path | None:
+        """The file in which it lies; `None` for PostgreSQL."""
+        return self._database.path
 
     def __repr__(self) -> str:
         return f"<Journal, run {self._run!r}>"

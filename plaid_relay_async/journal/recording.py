@@ -175,6 +175,7 @@ class Creation:
         while True:
             since = Moment() if self.recorder.writer.leased else None
             noted = self.recorder.writer.note(self.beginning)
+            # The first: where a later one isn't granted, nothing has left on the first one either.
             self._left_open = self._left_open or noted
             # Whoever is cancelled here has to know what was written all the same.
             left = await asyncio.shield(noted)

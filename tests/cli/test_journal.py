@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from cryptography.fernet import Fernet
@@ -149,6 +150,21 @@ def test_a_journal_that_gives_out_on_the_way(start, run, partners, book, tmp_pat
     assert again.count("unknown") <= 10
 
 
+def test_a_key_that_was_given_up_too_early(plaid, run, partners, book, monkeypatch):
+    """What lies under it can't be served: status 1, the reason, and a line for each row; nothing is made twice."""
+    assert bulk(run, partners(3)).status == 0
+    old, new = os.environ["PLAID_RELAY_KEY"], Fernet.generate_key().decode()
+    monkeypatch.setenv("PLAID_RELAY_KEY", f"{new},{old}")
+    assert bulk(run, partners(3)).status == 0
+    monkeypatch.setenv("PLAID_RELAY_KEY", new)
+    done = bulk(run, partners(5))
+    assert (done.status, "doesn't open this journal" in done.err) == (1, True)
+    assert len({line["secondary_client_id"] for line in done.lines}) == len(done.lines) == 5
+    monkeypatch.setenv("PLAID_RELAY_KEY", f"{new},{old}")
+    assert bulk(run, partners(5)).status == 0
+    assert len(plaid.ledger) == 5
+
+
 # ------------------------------------------------------------------------------------------ what it tells
 
 
@@ -189,10 +205,11 @@ def test_status_and_export(plaid, run, partners, book, tmp_path):
 
 
 def test_an_empty_run(plaid, run, tmp_path, book):
-    """A run without a row is one all the same."""
+    """An input without a row is done at once, and leaves no run behind."""
     empty = tmp_path / "none.csv"
     empty.write_text("secondary_client_id\n")
     assert bulk(run, empty).status == 0
+    assert len(run("runs").out.splitlines()) == 1
 
 
 def test_export_to_a_pipe_that_closes(plaid, spawn, partners, run, book):
@@ -247,7 +264,7 @@ def test_revoke_asks(plaid, run, partners, book, answer):
     answer("\n")
     declined = run("revoke", "nov")
     assert (declined.status, declined.out) == (1, "")
-    assert "Remove 2 relay tokens of the run 'nov'? [y/N] nothing was done" in declined.err
+    assert "Relay tokens of the run 'nov': 2. Remove them? [y/N] nothing was done" in declined.err
     answer("yes\n")
     assert run("revoke", "nov").status == 0
 
@@ -282,7 +299,7 @@ def test_forget_deletes_tokens_and_keeps_counts(plaid, run, partners, book, answ
     assert run("status", "nov").status == 0
     assert {line["relay_token"] for line in run("export", "nov").lines} == {None}
     done = run("revoke", "nov")
-    assert (done.status, "3 relay tokens were forgotten, and stay valid" in done.err) == (1, True)
+    assert (done.status, "forgotten, so that it stays valid: 3" in done.err) == (1, True)
 
 
 def test_revoke_tells_of_unknown_pairs(plaid, run, partners, book):
@@ -291,7 +308,7 @@ def test_revoke_tells_of_unknown_pairs(plaid, run, partners, book):
     assert bulk(run, partners(3)).status == 3
     done = run("revoke", "nov", "--yes")
     assert (done.status, done.count("removed")) == (3, 2)
-    assert "1 pairs are unknown" in done.err
+    assert "unknown, so that there may be a token to remove: 1" in done.err
 
 
 def test_revoke_while_somebody_creates(start, run, spawn, partners, book):
@@ -352,7 +369,9 @@ def test_keys_change(plaid, run, partners, book, tmp_path, monkeypatch):
             1,
             "No such file",
         ),
-        (("status", "x", "--journal", "no"), 2, "no: there is no such file"),
+        (("status", "x", "--journal", "no"), 2, "--journal: there is no such file"),
+        (("status", "x", "--journal", "sqlite:///no"), 2, "--journal: there is no such file"),
+        (("status", "x", "--journal", "host=h password=canary"), 2, "--journal: there is no such file"),
         (("status", "x", "--journal", "@no"), 2, "--journal: can't be read: No such file"),
         (("status", "x"), 1, "the journal has no run 'x'"),
         (("export", "x"), 1, "the journal has no run 'x'"),
@@ -366,6 +385,8 @@ def test_what_cannot_pass(plaid, run, partners, book, words, status, told):
     done = run(*[partners(2) if word == "PARTNERS" else word for word in words])
     assert (done.status, done.out) == (status, "")
     assert told in done.err
+    assert "canary" not in done.err
+    assert not Path("no").exists()
     assert len(plaid.ledger) == 1
 
 

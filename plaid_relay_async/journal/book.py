@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from functools import partial
+from pathlib import Path  # noqa: TC003  # its documentation resolves it
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from attrs import define
@@ -26,7 +27,6 @@ from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable, Collection, Sequence
-    from pathlib import Path
     from types import TracebackType
 
     from sqlalchemy import Connection

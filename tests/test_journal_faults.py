@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -174,6 +175,72 @@ async def test_a_file_that_somebody_has_for_a_moment(plaid, client, report, tmp_
         other.execute("ROLLBACK")
     outcomes, error = await running
     assert (error, len(outcomes)) == (None, 50)
+
+
+# ------------------------------------------------------------------------------- what lies beside a file
+
+
+def locks(path):
+    return sorted(path.parent.glob(f"{path.name}-*.lock"))
+
+
+async def test_whoever_cannot_join_leaves_no_lock(client, report, tmp_path):
+    """Nothing lies beside the file afterwards."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, key=KEY):
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("ALTER TABLE relay_holders RENAME TO gone")
+    async with Journal(path, key=KEY) as journal:
+        with pytest.raises(JournalError, match="relay_holders"):
+            await client.relay.create([report], "p", journal=journal)
+    assert locks(path) == []
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from plaid_relay_async import Credentials, RelayClient
+from plaid_relay_async.journal import Journal
+
+async def main(address, report, path, key):
+    async with RelayClient(Credentials("owner", "secret-of-the-owner"), base_url=address) as client:
+        async with Journal(path, key=key) as journal:
+            await client.relay.create([report], "p", journal=journal)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_locks_of_the_dead_are_cleared_away(plaid, client, report, tmp_path):
+    """The next one to work on the file does so; those of the living stay."""
+    path = tmp_path / "relay.db"
+    for _ in range(2):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", KILLED, plaid.url, report, path, KEY
+        )
+        assert await process.wait() == -signal.SIGKILL
+    async with Journal(path, run="living", key=KEY) as living:
+        await client.relay.create([report], "q", journal=living)
+        (mine,) = locks(path)
+        async with Journal(path, run="other", key=KEY) as other:
+            await client.relay.create([report], "r", journal=other)
+            assert len(locks(path)) == 2
+            with pytest.raises(JournalError, match="somebody works on the run"):
+                await other.forget("living")
+        assert locks(path) == [mine]
+    assert locks(path) == []
+
+
+async def test_a_lock_that_cannot_be_deleted_keeps_nothing_open(client, report, tmp_path):
+    """The journal is closed all the same."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        (mine,) = locks(path)
+        mine.unlink()
+        mine.mkdir()
+    async with Journal(path, key=KEY) as journal:
+        assert await journal.forget("default") == 1
 
 
 # ---------------------------------------------------------------------------- a connection that is cut

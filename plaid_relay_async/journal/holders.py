@@ -120,7 +120,8 @@ class Holder:
 
 def _let_go(lock: FileLock) -> None:
     # Gone before it is let go of: whoever finds it afterwards has made it anew, and it tells the same.
-    Path(lock.lock_file).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # one that stays tells the same as well
+        Path(lock.lock_file).unlink()
     lock.release()
 
 
@@ -154,13 +155,25 @@ class Holders:
         expires = now() + lease if name is None else None
 
         def work(connection: Connection) -> int:
+            self._clear_away(connection)
             made = insert(holders).values(
                 run_id=run_id, lock=name, expires_at=expires, ended=False, request_seconds=request_seconds
             )
             return int(connection.execute(made.returning(holders.c.id)).scalar_one())
 
-        number = await self.database.write(self.line, work, 0.0)
+        try:
+            number = await self.database.write(self.line, work, 0.0)
+        except BaseException:
+            if lock is not None:
+                await asyncio.to_thread(_let_go, lock)
+            raise
         return Holder(number, None if name else lease, self.database, self.line, lock)
+
+    def _clear_away(self, connection: Connection) -> None:
+        """Have those ended whose lock says that they died, for whom nobody may ask again."""
+        locked = select(holders).where(holders.c.lock.is_not(None), ~holders.c.ended)
+        dead = [row.id for row in connection.execute(locked).all() if not self._lives(row)]
+        connection.execute(update(holders).where(holders.c.id.in_(dead)).values(ended=True))
 
     def alive(self, connection: Connection, ids: Iterable[int]) -> Alive:
         """Ask for some of them."""

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from plaid_relay_async.journal.holders import Holder, Holders
 
 _ENTRIES_OF_A_HOLDER: Final = 2**32
-_FREE = (State.ACCEPTED, State.FAILED, State.ELSEWHERE)
 
 
 class _ThereFirstError(Exception):

@@ -196,6 +196,16 @@ async def test_whoever_cannot_join_leaves_no_lock(client, report, tmp_path):
     assert locks(path) == []
 
 
+async def test_whoever_cannot_join_on_a_server_is_told(plaid, client, report, postgres):
+    """There is no lock to be left, and nothing is sent."""
+    await postgres.fresh()
+    async with Journal(postgres.url, key=KEY) as journal:
+        await postgres.execute("ALTER TABLE relay_holders RENAME TO gone")
+        with pytest.raises(JournalError, match="relay_holders"):
+            await client.relay.create([report], "p", journal=journal)
+    assert not plaid.requests
+
+
 KILLED = """
 import asyncio, os, signal, sys
 from plaid_relay_async import Credentials, RelayClient

@@ -114,11 +114,15 @@ class Holder:
 
         with contextlib.suppress(JournalError):  # its lock, or its lease, tells as well
             await self._database.write(self._line, work, 0.0)
-        if self._lock is not None:
-            await asyncio.to_thread(_let_go, self._lock)
+        await _let_go(self._lock)
 
 
-def _let_go(lock: FileLock) -> None:
+async def _let_go(lock: FileLock | None) -> None:
+    if lock is not None:
+        await asyncio.to_thread(_unlock, lock)
+
+
+def _unlock(lock: FileLock) -> None:
     # Gone before it is let go of: whoever finds it afterwards has made it anew, and it tells the same.
     with contextlib.suppress(OSError):  # one that stays tells the same as well
         Path(lock.lock_file).unlink()
@@ -164,8 +168,7 @@ class Holders:
         try:
             number = await self.database.write(self.line, work, 0.0)
         except BaseException:
-            if lock is not None:
-                await asyncio.to_thread(_let_go, lock)
+            await _let_go(lock)
             raise
         return Holder(number, None if name else lease, self.database, self.line, lock)
 
@@ -200,5 +203,5 @@ class Holders:
         lock = _take(path)
         if lock is None:
             return True
-        _let_go(lock)
+        _unlock(lock)
         return False

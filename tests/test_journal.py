@@ -26,17 +26,16 @@ from plaid_relay_async import (
     RelayClient,
     RelayCreateRequest,
 )
+from plaid_relay_async.errors import Hidden
 from plaid_relay_async.journal import Journal, schema
 from plaid_relay_async.journal.decisions import Begin, Policy, Refuse, Row, Serve, Wait, decide
 from plaid_relay_async.journal.groups import Groups
-from plaid_relay_async.journal.keys import Keyring
 from plaid_relay_async.journal.schema import State
 from plaid_relay_async.journal.writing import Begin as Beginning
 from plaid_relay_async.journal.writing import ended
 from plaid_relay_async.simulator import Fault
 
 KEY, OTHER_KEY = (Fernet.generate_key().decode() for _ in range(2))
-KEYRING = Keyring([KEY])
 CREATE = "/credit/relay/create"
 REMOVE = "/credit/relay/remove"
 
@@ -349,7 +348,7 @@ async def test_a_token_that_comes_late_is_kept_beside_another(plaid, client, rep
         mine = (await recorder.writer.look_up(pair)).own
         other = await client.relay.create([report], "p0", journal=y)
         late = plaid.ledger[0]["relay_token"]
-        await recorder.writer.note(ended(mine.id, State.CREATED, token=KEYRING.lock(late), token_digest="d"))
+        await recorder.writer.note(ended(mine.id, State.CREATED, token=Hidden(late)))
         assert (await client.relay.create([report], "p0", journal=x)).relay_token == late != other.relay_token
         assert [record.relay_token for record in await all_of(x, "x")] == [late]
         assert [record.relay_token for record in await all_of(y, "y")] == [other.relay_token]
@@ -780,7 +779,7 @@ async def test_a_late_token_and_a_new_claim_at_once(plaid, client, report, postg
         sleeping = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(1)' AND state = 'active'"
         while not await postgres.execute(sleeping):
             await asyncio.sleep(0.01)
-        late = ended(number, State.CREATED, token=KEYRING.lock("late"), token_digest="d")
+        late = ended(number, State.CREATED, token=Hidden("late"))
         await journal._state.recorder.writer.note(late)
         await blocking
         found = await postgres.execute("SELECT state, claim FROM relay_entries ORDER BY state")

@@ -229,9 +229,13 @@ class Journal:
             named = select(runs.c.id).where(runs.c.name == self._run)
             return int(connection.execute(named).scalar_one())
 
+        def seal(relay_token: str) -> dict[str, str]:
+            digest = state.digests.token(relay_token)
+            return {"token": self._keyring.lock(relay_token), "token_digest": digest}
+
         run_id = await self._write(work)
         holder = await state.holders.join(run_id, self._lease, request_seconds)
-        writer = Writer(self._database, state.holders, holder, run_id, self._lease)
+        writer = Writer(self._database, state.holders, holder, run_id=run_id, patience=self._lease, seal=seal)
         policy = Policy(run_id, self._on_existing, self._retry_unknown)
         return Recorder(writer, state.digests, self._keyring, policy)
 

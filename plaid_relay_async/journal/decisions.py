@@ -68,7 +68,7 @@ class Row:
         return {name: getattr(self, name) for name in names if hasattr(cls, name)}
 
 
-def facts_of(error: PlaidRelayError) -> dict[str, object]:
+def facts_of(error: PlaidRelayError) -> dict[str, Any]:
     """Give the columns of an error, from which `Row.problem` makes one like it."""
     names = ("error_type", "error_code", "status")
     return {"error": type(error).__name__, **{name: getattr(error, name, None) for name in names}}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from plaid_relay_async.batch import TakenError
-from plaid_relay_async.errors import DuplicateRequestError, JournalError
+from plaid_relay_async.errors import DuplicateRequestError, Hidden, JournalError
 from plaid_relay_async.journal.decisions import (
     Begin,
     Policy,
@@ -193,9 +193,8 @@ class Creation:
         self._left_open = None
         facts: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
         if isinstance(outcome, Created):
-            state, token = State.CREATED, outcome.relay_token
-            facts["token"] = self.recorder.keyring.lock(token)
-            facts["token_digest"] = self.recorder.digests.token(token)
+            state = State.CREATED
+            facts["token"] = Hidden(outcome.relay_token)
         else:
             state = State.FAILED if isinstance(outcome, Failed) else State.UNKNOWN
             facts |= facts_of(outcome.error)

@@ -9,7 +9,7 @@ from attrs import define, frozen
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from plaid_relay_async.errors import JournalError
+from plaid_relay_async.errors import Hidden, JournalError
 from plaid_relay_async.journal.decisions import Row
 from plaid_relay_async.journal.groups import Groups
 from plaid_relay_async.journal.schema import State, now
@@ -17,7 +17,7 @@ from plaid_relay_async.journal.statements import Statements, rows
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from sqlalchemy import Connection
 
@@ -62,9 +62,10 @@ class Begin:
 
 @frozen(eq=False, repr=False)
 class End:
-    """This is what became of a row; all of it is in `values`."""
+    """This is what became of a row, and the token that it has, if it has one."""
 
     values: dict[str, Any]
+    token: Hidden[str] | None = None
 
 
 @frozen(eq=False, repr=False)
@@ -89,10 +90,18 @@ class Writer:
         holder: who is meant.
         run_id: the run that creations are written down under.
         patience: seconds for which a lost connection is taken up again.
+        seal: gives the columns that a token has.
     """
 
     def __init__(
-        self, database: Database, holders: Holders, holder: Holder, run_id: int, patience: float
+        self,
+        database: Database,
+        holders: Holders,
+        holder: Holder,
+        *,
+        run_id: int,
+        patience: float,
+        seal: Callable[[str], dict[str, str]],
     ) -> None:
         self._database = database
         self._statements = Statements(database.kind)
@@ -100,6 +109,7 @@ class Writer:
         self._holder = holder
         self._run_id = run_id
         self._patience = patience
+        self._seal = seal
         self._count = 0
         # Each has a connection of its own, for one transaction at a time.
         self._notes: Groups[Note, Answer] = Groups(partial(self._write, database.line()))
@@ -213,18 +223,24 @@ class Writer:
     async def _in_one(self, line: Line, notes: list[Note]) -> list[Answer]:
         do = self._statements
         accepted = [note.values for note in notes if isinstance(note, Accept) and not note.begun]
-        ended = [note.values for note in notes if isinstance(note, End)]
+        ended = [note for note in notes if isinstance(note, End)]
         removed = [{"id": note.row, "state": note.state} for note in notes if isinstance(note, Removal)]
         begun = [note for note in notes if isinstance(note, Begin)]
 
         def work(connection: Connection) -> list[Answer]:
-            for statement, values in ((do.accept, accepted), (do.end, ended), (do.remove, removed)):
+            # Here, for it takes its time, and gives up the interpreter's lock on the way.
+            sealed = [self._columns(note) for note in ended]
+            for statement, values in ((do.accept, accepted), (do.end, sealed), (do.remove, removed)):
                 if values:
                     connection.execute(statement, rows(values))
             answer = self._begin(connection, begun) if begun else None
             return [answer if isinstance(note, Begin) else None for note in notes]
 
         return await self._database.write(line, work, self._patience)
+
+    def _columns(self, note: End) -> dict[str, Any]:
+        sealed = {} if note.token is None else self._seal(note.token.reveal())
+        return note.values | sealed
 
     def _begin(self, connection: Connection, notes: list[Begin]) -> Answer:
         left = self._holder.left(connection)
@@ -250,6 +266,6 @@ def accepted(values: dict[str, Any], state: State = State.ACCEPTED) -> Accept:
     return Accept(values | {"state": state})
 
 
-def ended(number: int, state: State, **facts: Any) -> End:
+def ended(number: int, state: State, token: Hidden[str] | None = None, **facts: Any) -> End:
     """Give the note of what became of a row."""
-    return End({"attempts": 0, **facts, "id": number, "state": state})
+    return End({"attempts": 0, **facts, "id": number, "state": state}, token)

@@ -180,8 +180,13 @@ class Entry(Protocol):
         ...
 
     @property
-    def doubted(self) -> bool:
-        """Whether an earlier attempt of it was begun of which nobody knows the end."""
+    def doubt(self) -> OutcomeUnknownError | None:
+        """The error of an earlier attempt of it, if one was begun of which nobody knows the end."""
+        ...
+
+    @property
+    def kept(self) -> bool:
+        """Whether what becomes of it is written down."""
         ...
 
     async def begin(self) -> None:
@@ -243,7 +248,7 @@ class _Flight(Generic[S]):
 
     @property
     def doubted(self) -> bool:
-        return self.entry is not None and self.entry.doubted
+        return self.doubt is not None
 
     async def begin(self) -> None:
         self._check()
@@ -294,7 +299,9 @@ class _Flight(Generic[S]):
 
     def ended(self, error: PlaidRelayError) -> Failed | Unknown:
         """What an error makes of it; an attempt that may have been carried out outweighs what came later."""
+        self.last = error
         if self.doubt is not None and ending_of(error) is not Ending.UNKNOWN:
+            self.doubt.__cause__ = self.doubt.__cause__ or error
             error = self.doubt
             error.attempts = self.attempts
         error = self.batch.operation.verdict(error)
@@ -606,7 +613,7 @@ class Batch(Generic[S]):
     async def _settle(self, flight: _Flight[S]) -> None:
         if self._met is not None and self._met.before(flight.request):
             flight.outcome = flight.ended(DuplicateRequestError(self.operation.duplicate))
-            self._deliver(flight.outcome)
+            self._deliver(flight.outcome, flight.last)
             return
         try:
             if self._journal is None:
@@ -617,7 +624,7 @@ class Batch(Generic[S]):
             if flight.outcome is None:
                 self.result.not_attempted.append(flight.request)
             else:
-                self._deliver(flight.outcome)
+                self._deliver(flight.outcome, flight.last)
 
     async def _fly(self, flight: _Flight[S]) -> None:
         try:
@@ -637,6 +644,7 @@ class Batch(Generic[S]):
     async def _fly_on_record(self, flight: _Flight[S], journal: AnyJournal) -> None:
         while (entry := await self._enter(flight, journal)) is not None:
             flight.entry, flight.taken = entry, False
+            flight.doubt = flight.doubt or entry.doubt
             try:
                 if entry.known is not None:
                     flight.outcome = evolve(entry.known, elapsed=self.now() - flight.started)
@@ -677,14 +685,14 @@ class Batch(Generic[S]):
                 raise
             self.fail(error)  # the outcome is handed on all the same
         else:
-            flight.outcome = evolve(outcome, journalled=True)
+            flight.outcome = evolve(outcome, journalled=entry.kept)
 
     def _meanwhile(self, work: Awaitable[object]) -> None:
         task = asyncio.ensure_future(work)
         self._unwatched.add(task)
         task.add_done_callback(self._unwatched.discard)
 
-    def _deliver(self, outcome: S | Failed | Unknown) -> None:
+    def _deliver(self, outcome: S | Failed | Unknown, met: PlaidRelayError | None) -> None:
         self.result.count(outcome)
         if self._streamed:
             self._unread.append(outcome)
@@ -692,21 +700,21 @@ class Batch(Generic[S]):
         else:
             self.result.hold(outcome)
             self._room.release()
-        self._weigh(outcome)
+        self._weigh(outcome, met)
         if self._on_outcome is not None:
             self._tell(self._on_outcome, outcome)
         if self._on_progress is not None:
             self._tell(self._on_progress, self.progress)
 
-    def _weigh(self, outcome: S | Failed | Unknown) -> None:
-        """Stop where going on would only give every request the same error."""
+    def _weigh(self, outcome: S | Failed | Unknown, met: PlaidRelayError | None) -> None:
+        """Stop where going on would only give every request the error that this one met."""
         if not isinstance(outcome, Failed | Unknown):
             self._shared_errors = 0
-            return
-        self._shared_errors += concerns_everyone(outcome.error)
-        gave_up = isinstance(outcome.error, RateLimitError) and outcome.error.gave_up_waiting
-        if gave_up or self._shared_errors >= SHARED_ERRORS:
-            self.halt(outcome.error)
+        elif met is not None:
+            self._shared_errors += concerns_everyone(met)
+            gave_up = isinstance(met, RateLimitError) and met.gave_up_waiting
+            if gave_up or self._shared_errors >= SHARED_ERRORS:
+                self.halt(met)
 
     def _tell(self, callback: Callable[[T], object], news: T) -> None:
         try:

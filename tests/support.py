@@ -56,7 +56,8 @@ class NotedEntry:
     journal: Any
     request: Any
     known: Any = None
-    doubted: bool = False
+    doubt: Any = None
+    kept: bool = True
 
     async def begin(self) -> None:
         await self.journal.begin(self.request)

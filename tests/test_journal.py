@@ -6,7 +6,7 @@ import asyncio
 import os
 import sqlite3
 from collections import Counter
-from contextlib import aclosing, closing
+from contextlib import ExitStack, aclosing, closing
 
 import pytest
 from attrs import evolve
@@ -25,10 +25,10 @@ from plaid_relay_async import (
     OutcomeUnknownError,
     RelayClient,
     RelayCreateRequest,
+    Timeouts,
 )
 from plaid_relay_async.errors import Hidden
 from plaid_relay_async.journal import Journal, schema
-from plaid_relay_async.journal.decisions import Begin, Policy, Refuse, Row, Serve, Wait, decide
 from plaid_relay_async.journal.groups import Groups
 from plaid_relay_async.journal.schema import State
 from plaid_relay_async.journal.writing import Begin as Beginning
@@ -354,6 +354,25 @@ async def test_a_token_that_comes_late_is_kept_beside_another(plaid, client, rep
         assert [record.relay_token for record in await all_of(y, "y")] == [other.relay_token]
 
 
+async def test_a_token_that_comes_late_outweighs_an_unknown(plaid, client, report, postgres):
+    """Where the attempt that took its place is unknown, everybody is served the token."""
+    await postgres.fresh()
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(postgres.url, run="x", key=KEY) as x:
+        await client.relay.create_many(requests(report, 1), journal=x)
+        recorder = x._state.recorder
+        ((pair,),) = await postgres.execute("SELECT pair FROM relay_entries")
+        mine = (await recorder.writer.look_up(pair)).own
+        again, _ = await create(client, report, postgres.url, "y", retry_unknown=True)
+        assert again.counts == {"unknown": 1}
+        plaid.heal()
+        late = plaid.ledger[0]["relay_token"]
+        await recorder.writer.note(ended(mine.id, State.CREATED, token=Hidden(late)))
+        for run in ("y", "z"):
+            assert (await create(client, report, postgres.url, run))[0].created[0].relay_token == late
+    assert len(plaid.ledger) == 2
+
+
 async def test_an_unknown_stays_on_record_where_another_run_went_on(plaid, client, report, url):
     """The run is served the other's token; of its own attempt nobody can tell, as before."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
@@ -399,6 +418,171 @@ async def test_whoever_comes_second_is_told_so(client, report, url):
         assert (await journal.status("x")).counts == {"created": 1}
 
 
+# -------------------------------------------------------------------------- what takes over, and comes to nothing
+
+
+async def unknown_in(client, plaid, report, url, run):
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(url, run=run, key=KEY) as journal:
+        result = await client.relay.create_many(requests(report, 1), journal=journal)
+    assert result.counts == {"unknown": 1}
+    plaid.heal()
+
+
+async def create(client, report, url, run, **settings):
+    async with Journal(url, run=run, key=KEY, **settings) as journal:
+        result = await client.relay.create_many(requests(report, 1), journal=journal)
+        return result, await journal.status(run)
+
+
+@pytest.mark.parametrize("run", ["x", "y"], ids=["the same run", "another run"])
+@pytest.mark.parametrize("status", [400, 503])
+async def test_an_unknown_outlives_a_retry_that_fails(plaid, client, report, url, run, status):
+    """It is told and kept as unknown, with the failure as its cause: nobody makes a second token unasked."""
+    await unknown_in(client, plaid, report, url, "x")
+    down = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
+    plaid.fail(Fault(path=CREATE, status=status, body=down))
+    async with Journal(url, run=run, key=KEY, retry_unknown=True) as journal:
+        short = evolve(QUICK, max_pause=0.001)
+        retried = await client.relay.create_many(requests(report, 1), journal=journal, retry=short)
+        assert (await journal.status(run)).counts == {"unknown": 1}
+    assert retried.counts == {"unknown": 1}
+    assert retried.unknown[0].error.__cause__.status == status
+    plaid.heal()
+    for later in (run, "z"):
+        assert (await create(client, report, url, later))[0].counts == {"unknown": 1}
+    assert len(plaid.ledger) == 1
+
+
+async def test_unknowns_that_all_meet_the_same_error_stop_the_batch(plaid, client, report, url):
+    """As new ones do: the error that was met counts, not the one that is told."""
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
+        await client.relay.create_many(requests(report, 30), journal=journal)
+        plaid.heal()
+        code = {"error_type": "INVALID_INPUT", "error_code": "INVALID_API_KEYS"}
+        plaid.fail(Fault(path=CREATE, status=400, body=code))
+        sent = len(plaid.requests)
+        result = await client.relay.create_many(requests(report, 30), journal=journal, concurrency=2)
+        assert result.counts["unknown"] < 6
+        assert len(plaid.requests) < sent + 6
+        assert result.stopped_by.error_code == "INVALID_API_KEYS"
+        assert (await journal.status("x")).counts == {"unknown": 30}
+
+
+@pytest.mark.parametrize("run", ["x", "y"], ids=["the same run", "another run"])
+async def test_an_unknown_outlives_a_retry_that_never_left(plaid, client, report, tmp_path, run):
+    """Its beginning is taken back, and the doubt of the attempt before it stays."""
+    path = tmp_path / "relay.db"
+    await unknown_in(client, plaid, report, path, "x")
+    async with Journal(path, run=run, key=KEY, retry_unknown=True) as journal:
+        await client.relay.create([report], "another", journal=journal)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            hurried = asyncio.ensure_future(client.relay.create_many(requests(report, 1), journal=journal))
+            await asyncio.sleep(0.1)
+            for _ in range(2):
+                hurried.cancel()
+                await asyncio.sleep(0.05)
+            other.execute("COMMIT")
+        with pytest.raises(asyncio.CancelledError):
+            await hurried
+    for later in (run, "z"):
+        result, status = await create(client, report, path, later)
+        assert result.counts == {"unknown": 1}
+        assert status.counts["unknown"] == 1
+    assert of_the_ledger(plaid) == {"p0": 1, "another": 1}
+
+
+async def test_an_unknown_outlives_the_token_of_its_retry(plaid, client, report, url):
+    """Once that is removed, the pair is unknown again, and the run has a record of each."""
+    await unknown_in(client, plaid, report, url, "x")
+    async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
+        made = await client.relay.create([report], "p0", journal=journal)
+        plaid.fail(Fault(path=REMOVE, status=500, when="before"))
+        with pytest.raises(OutcomeUnknownError):
+            await client.relay.remove(made.relay_token, journal=journal)
+        plaid.heal()
+        assert (await create(client, report, url, "z"))[0].counts == {"unknown": 1}
+        assert (await client.relay.remove(made.relay_token, journal=journal)).removed
+        assert sorted(r.outcome for r in await all_of(journal, "x")) == ["removed", "unknown"]
+    assert (await create(client, report, url, "x"))[0].counts == {"unknown": 1}
+    assert len(plaid.ledger) == 2
+
+
+async def test_a_token_outlives_another_that_was_to_be_made(plaid, client, report, url):
+    """Where that one fails, is unknown or is removed, the first one is there to be served, and to be refused."""
+    first, _ = await create(client, report, url, "x")
+    assert (await create(client, report, url, "served"))[0].counts == {"created": 1}
+    plaid.fail(Fault(path=CREATE, status=400))
+    assert (await create(client, report, url, "failing", on_existing="create"))[0].counts == {"failed": 1}
+    plaid.heal()
+    plaid.fail(Fault(path=CREATE, status=500, when="before"))
+    assert (await create(client, report, url, "unsure", on_existing="create"))[0].counts == {"unknown": 1}
+    plaid.heal()
+    async with Journal(url, run="removing", key=KEY, on_existing="create") as journal:
+        made = await client.relay.create([report], "p0", journal=journal)
+        await client.relay.remove(made.relay_token, journal=journal)
+        assert (await journal.status("served")).counts == {"created": 1}
+    assert (await create(client, report, url, "unsure", on_existing="create"))[0].counts == {"unknown": 1}
+    assert (await create(client, report, url, "y", on_existing="refuse"))[0].counts == {"failed": 1}
+    last, status = await create(client, report, url, "z")
+    assert last.created[0].relay_token == first.created[0].relay_token
+    assert status.counts == {"created": 1}
+    assert len(plaid.ledger) == 2
+
+
+async def test_an_end_that_is_written_twice_changes_nothing_that_came_between(plaid, client, report, url):
+    """Its connection was lost before it was told so, and others have gone on meanwhile."""
+    async with Journal(url, run="x", key=KEY) as x, Journal(url, run="x", key=KEY) as y:
+        plaid.fail(Fault(path=CREATE, status=503, body={"error_code": "PLANNED_MAINTENANCE"}))
+        short = evolve(QUICK, max_pause=0.001)
+        await client.relay.create_many(requests(report, 1), journal=x, retry=short)
+        plaid.heal()
+        asked = text("SELECT id FROM relay_entries")
+        (number,) = await x._write(lambda connection: connection.execute(asked).scalars().all())
+        made = await client.relay.create([report], "p0", journal=y)
+        await x._state.recorder.writer.note(ended(number, State.FAILED))
+        await x._state.recorder.writer.note(ended(number, State.UNKNOWN))
+        assert (await client.relay.create([report], "p0", journal=x)).relay_token == made.relay_token
+
+
+async def test_whoever_dies_while_it_is_asked_for_is_looked_at_anew(plaid, client, report, url):
+    """What it wrote between the question what there is and the question whether it lives is seen."""
+    async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY) as y:
+        await client.relay.create([report], "p0", journal=x)
+        holders, holder = y._state.holders, x._state.recorder.writer._holder
+        asked = text("SELECT state FROM relay_entries")
+        begun = text("UPDATE relay_entries SET state = 'begun'")
+        await y._write(lambda connection: connection.execute(begun).close())
+        seen = []
+
+        def work(connection):
+            def look():
+                seen.append(connection.execute(asked).scalar_one())
+                if len(seen) == 1:
+                    done = text("UPDATE relay_entries SET state = 'created'")
+                    connection.execute(done)
+                    connection.execute(schema.holders.update().values(ended=True))
+                return seen[-1]
+
+            return holders.seen(connection, look, lambda state: {holder.id} if state == "begun" else set())
+
+        told, alive = await y._write(work)
+        assert (seen, told, alive.living) == (["begun", "created"], "created", frozenset())
+
+
+async def test_words_of_a_server_that_no_database_takes(plaid, client, report, url):
+    """They are kept as far as they can be, and nothing else is lost with them."""
+    odd = {"error_type": "\ud800", "error_code": "A\0B", "request_id": "r\0\udfff"}
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=400, body=odd))
+    async with Journal(url, run="x", key=KEY) as journal:
+        result = await client.relay.create_many(requests(report, 3), journal=journal)
+        assert result.counts == {"created": 2, "failed": 1}
+        (record,) = await all_of(journal, "x", outcomes={"failed"})
+    assert (record.error_code, record.request_id) == ("A?B", "r??")
+
+
 # ------------------------------------------------------------------------------------------- removals
 
 
@@ -413,8 +597,6 @@ async def test_a_removed_token_is_not_served(plaid, client, report, url):
         second = await client.relay.create([report], "p", journal=journal)
         assert second.relay_token != first.relay_token
         assert (await journal.status("x")).counts == {"created": 1, "removed": 1}
-        strange = await client.relay.create([report], "q")
-        assert (await client.relay.remove(strange.relay_token, journal=journal)).removed
 
 
 async def test_a_removal_that_nobody_knows_the_end_of(plaid, client, report, url):
@@ -433,6 +615,65 @@ async def test_a_removal_that_nobody_knows_the_end_of(plaid, client, report, url
         result = await client.relay.remove_many([made.relay_token], journal=journal)
         assert result.succeeded[0].response.inferred
         assert (await journal.status("x")).counts == {"removed": 1}
+
+
+async def test_a_token_that_the_journal_does_not_know(plaid, client, report, url):
+    """It is removed, and the outcome says that it isn't written down; no run comes of it."""
+    strange = await client.relay.create([report], "q")
+    async with Journal(url, key=KEY) as journal:
+        result = await client.relay.remove_many([strange.relay_token], journal=journal)
+        assert (result.counts, result.succeeded[0].journalled) == ({"removed": 1}, False)
+        assert await journal.runs() == []
+
+
+async def test_a_removal_that_never_left_leaves_the_token(plaid, client, report, tmp_path):
+    """Its beginning is taken back: otherwise the pair would get another token beside it."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, run="x", key=KEY) as journal:
+        made = await client.relay.create([report], "p", journal=journal)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            hurried = asyncio.ensure_future(client.relay.remove_many([made.relay_token], journal=journal))
+            await asyncio.sleep(0.1)
+            for _ in range(2):
+                hurried.cancel()
+                await asyncio.sleep(0.05)
+            other.execute("COMMIT")
+        with pytest.raises(asyncio.CancelledError):
+            await hurried
+        again = await client.relay.create([report], "p", journal=journal)
+    assert again.relay_token == made.relay_token
+    assert (len(plaid.ledger), len(plaid.requests)) == (1, 1)
+
+
+async def test_a_creation_waits_for_a_removal(plaid, client, report, url):
+    """If that is refused, the token is served, and there are no two."""
+    async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY) as y:
+        made = await client.relay.create([report], "p", journal=x)
+        plaid.fail(Fault(path=REMOVE, status=400, latency=0.2))
+        removal = asyncio.ensure_future(client.relay.remove(made.relay_token, journal=y))
+        while len(plaid.requests) < 2:
+            await asyncio.sleep(0.005)
+        assert (await client.relay.create([report], "p", journal=x)).relay_token == made.relay_token
+        with pytest.raises(InvalidRequestError):
+            await removal
+    assert len(plaid.ledger) == 1
+
+
+async def test_a_removal_whose_repeat_is_refused(plaid, client, report, url):
+    """It is the lost one's error that is told, for that may have been carried out."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        made = await client.relay.create([report], "p", journal=journal)
+        plaid.fail(Fault(path=REMOVE, status=500, when="before"))
+        with pytest.raises(OutcomeUnknownError):
+            await client.relay.remove(made.relay_token, journal=journal)
+        plaid.heal()
+        plaid.fail(Fault(path=REMOVE, status=400))
+        with pytest.raises(OutcomeUnknownError, match="a removal of it was begun") as caught:
+            await client.relay.remove(made.relay_token, journal=journal)
+        assert "Remove it again, which is safe" in str(caught.value)
+        plaid.heal()
+        assert (await client.relay.remove(made.relay_token, journal=journal)).removed
 
 
 async def test_forgotten_tokens_are_gone_and_counted(plaid, client, report, url):
@@ -473,7 +714,8 @@ async def test_keys_rotate(plaid, client, report, url, monkeypatch):
         assert await journal.rotate() == 0
     async with Journal(url, key=[OTHER_KEY]) as journal:
         assert all(record.relay_token for record in await all_of(journal, "default"))
-    for wrong, words in ((KEY, "doesn't open this journal"), ([], "is encrypted: give its key")):
+    monkeypatch.delenv("PLAID_RELAY_KEY")
+    for wrong, words in ((KEY, "doesn't open this journal"), (None, "is encrypted: give its key")):
         with pytest.raises(ConfigurationError, match=words):
             await Journal(url, key=wrong).open()
     assert len(plaid.ledger) == 3
@@ -489,6 +731,46 @@ async def test_a_key_that_comes_later_leaves_nothing_in_clear(plaid, client, rep
     async with Journal(path, key=KEY) as journal:
         assert [record.relay_token for record in await all_of(journal, "default")] == [made.relay_token]
         assert made.relay_token.encode() not in b"".join(each.read_bytes() for each in tmp_path.iterdir())
+
+
+async def test_a_key_whose_first_use_was_cut_short(plaid, client, report, tmp_path):
+    """The next opening does the rest: no token stays in clear."""
+    path = tmp_path / "relay.db"
+    async with Journal(path) as journal:
+        made = await client.relay.create_many(requests(report, 2), journal=journal)
+        broken = schema.entries.update().where(schema.entries.c.partner == "p1")
+        strange = Fernet(Fernet.generate_key()).encrypt(b"t").decode()
+        await journal._write(lambda connection: connection.execute(broken.values(token=strange)).close())
+    journal = Journal(path, key=KEY)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="doesn't open this journal"):
+            await journal.open()
+    async with Journal(path) as clear:
+        token = f"clear:{made.created[1].relay_token}"
+        await clear._write(lambda connection: connection.execute(broken.values(token=token)).close())
+    async with journal:
+        assert {record.relay_token for record in await all_of(journal, "default")} == {
+            outcome.relay_token for outcome in made.created
+        }
+        written = b"".join(each.read_bytes() for each in tmp_path.iterdir())
+    assert not [outcome for outcome in made.created if outcome.relay_token.encode() in written]
+
+
+@pytest.mark.parametrize("key", [KEY.encode(), f"{KEY}, {OTHER_KEY}", [KEY.encode(), OTHER_KEY]])
+async def test_a_key_in_other_forms(tmp_path, key):
+    """As bytes, as cryptography gives it, and several in one string."""
+    async with Journal(tmp_path / "relay.db", key=key):
+        pass
+    async with Journal(tmp_path / "relay.db", key=KEY):
+        pass
+
+
+@pytest.mark.parametrize("name", ["a?b.db", "50%25.db", "a#b.db"])
+async def test_a_path_with_marks_of_a_url(tmp_path, name):
+    """It is that file, and no other."""
+    async with Journal(str(tmp_path / name), key=KEY) as journal:
+        assert journal.path == tmp_path / name
+    assert (tmp_path / name).stat().st_size > 0
 
 
 # --------------------------------------------------------------------------------------- what is refused
@@ -508,6 +790,10 @@ async def test_a_key_that_comes_later_leaves_nothing_in_clear(plaid, client, rep
         ("x.db", {"on_existing": "keep"}, "on_existing must be"),
         ("x.db", {"key": "short"}, "must be 32 random bytes"),
         ("x.db", {"key": [None]}, "must be 32 random bytes"),
+        ("x.db", {"key": f"{KEY},short"}, "must be 32 random bytes"),
+        ("x.db", {"key": []}, "key= holds no key"),
+        ("x.db", {"key": " , "}, "key= holds no key"),
+        ("x.db", {"run": "\ud800"}, "run must be a string .* that can be shown"),
     ],
 )
 async def test_what_makes_no_sense_is_refused(words, settings, told):
@@ -590,8 +876,11 @@ async def test_a_journal_is_opened_once_and_used_while_it_is_open(client, report
         assert repr(journal) == "<Journal, run 'default'>"
         with pytest.raises(JournalError, match="open already"):
             await journal.open()
-        with pytest.raises(JournalError, match="has no run 'x'"):
-            await journal.status("x")
+        for none in ("x", "\ud800", "\0"):
+            with pytest.raises(JournalError, match="has no run '"):
+                await journal.status(none)
+        with pytest.raises(ConfigurationError, match="partner must be a string"):
+            await all_of(journal, "x", partner="\ud800")
         assert await journal.runs() == []
     await journal.close()
 
@@ -600,7 +889,7 @@ async def test_a_journal_is_opened_once_and_used_while_it_is_open(client, report
     ("missing", "action", "told"),
     [
         ("sqlalchemy", "", "plaid_relay_async[journal]"),
-        ("psycopg", "asyncio.run(Journal('postgresql://h/d', key=[]).open())", "plaid_relay_async[postgres]"),
+        ("psycopg", "asyncio.run(Journal('postgresql://h/d').open())", "plaid_relay_async[postgres]"),
     ],
 )
 async def test_a_missing_extra_is_named(missing, action, told):
@@ -678,9 +967,64 @@ async def test_a_file_that_is_locked_on_the_way(plaid, client, report, tmp_path)
             with pytest.raises(BatchStoppedError):
                 await running
         assert (await journal.status("default")).counts["in_flight"] == 2
+        sent = len(plaid.requests)
+        again = await client.relay.create_many(requests(report, 2), journal=journal)
+        assert (again.counts, len(plaid.requests)) == ({"created": 2}, sent)
     assert {o.relay_token for o in batch.result.created} == {line["relay_token"] for line in plaid.ledger}
     assert [o.journalled for o in batch.result.created] == [False, False]
     assert "database is locked" in str(batch.result.stopped_by)
+
+
+async def locked_as_it_comes(plaid, client, report, path, partner, journal, *, stack):
+    """Create, and have somebody else lock the file before the answer comes; they let go as the stack ends."""
+    sent = len(plaid.requests)
+    running = asyncio.ensure_future(client.relay.create([report], partner, journal=journal))
+    while len(plaid.requests) == sent:
+        await asyncio.sleep(0.005)
+    other = stack.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
+    other.execute("BEGIN IMMEDIATE")
+    return await running
+
+
+async def test_what_could_not_be_written_is_written_later(plaid, client, report, tmp_path):
+    """By itself, so that others who wait for the pair go on though nothing more happens here, and on closing."""
+    path = tmp_path / "relay.db"
+    plaid.fail(Fault(path=CREATE, latency=0.3))
+    async with Journal(path, run="y", key=KEY) as y:
+        for partner, meanwhile in (("p0", True), ("p1", False)):
+            async with Journal(f"sqlite:///{path}?timeout=0.1", run="x", key=KEY) as x:
+                with ExitStack() as stack:
+                    made = await locked_as_it_comes(plaid, client, report, path, partner, x, stack=stack)
+                    with pytest.raises(JournalError, match="database is locked"):
+                        await client.relay.create([report], partner, journal=x)
+                if meanwhile:
+                    served = await client.relay.create([report], partner, journal=y)
+                    assert served.relay_token == made.relay_token
+        served = await client.relay.create([report], partner, journal=y)
+        assert served.relay_token == made.relay_token
+    assert of_the_ledger(plaid) == {"p0": 1, "p1": 1}
+
+
+async def test_what_cannot_be_written_at_all_is_unknown_afterwards(plaid, client, report, tmp_path):
+    """Closing doesn't fail for it: whoever it concerned was told."""
+    path = tmp_path / "relay.db"
+    plaid.fail(Fault(path=CREATE, latency=0.3))
+    with ExitStack() as stack:
+        async with Journal(f"sqlite:///{path}?timeout=0.1", run="x", key=KEY) as journal:
+            await locked_as_it_comes(plaid, client, report, path, "p", journal, stack=stack)
+    async with Journal(path, run="x", key=KEY) as journal:
+        assert (await journal.status("x")).counts == {"unknown": 1}
+
+
+async def test_the_longest_request_counts(plaid, report, url):
+    """Whoever waits for a process that died waits for as long as any of its clients may."""
+    asked = text("SELECT request_seconds FROM relay_holders")
+    async with Journal(url, key=KEY) as journal:
+        for total, longest in ((5.0, 5.0), (9.0, 9.0), (3.0, 9.0)):
+            async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(total=total)) as client:
+                await client.relay.create([report], f"p{total}", journal=journal)
+            (known,) = await journal._write(lambda connection: connection.execute(asked).scalars().all())
+            assert known == longest
 
 
 async def test_a_folder_that_is_not_there(tmp_path):
@@ -805,84 +1149,6 @@ async def test_a_server_that_is_killed_and_comes_back(plaid, client, report, pos
             await client.relay.create([report], "s", journal=journal)
     await postgres.start()
     assert "s" not in of_the_ledger(plaid)
-
-
-# --------------------------------------------------------------------------------------- the decisions
-
-
-def row(state, *, run=1, number=1, token="t", claim=True, error=None):
-    return Row(
-        id=number,
-        run_id=run,
-        pair="p",
-        partner="p",
-        state=state,
-        current=True,
-        claim=claim,
-        holder_id=1,
-        begun_at=None,
-        ended_at=None,
-        attempts=1,
-        request_id=None,
-        error=error,
-        error_type=None,
-        error_code=None,
-        status=None,
-        token=token if state is State.CREATED else None,
-        token_digest=None,
-    )
-
-
-FREE = row(State.FAILED, claim=False, error="NotSentError")
-OTHERS = row(State.UNKNOWN, run=2, number=2)
-OWN = row(State.UNKNOWN)
-
-
-@pytest.mark.parametrize(
-    ("own", "claim", "retry", "alive", "late", "decision"),
-    [
-        (None, None, False, False, False, Begin()),
-        (FREE, None, False, False, False, Begin(FREE)),
-        (evolve(FREE, error="InvalidRequestError"), None, True, False, False, "serve own"),
-        (evolve(OWN, claim=False), None, False, False, False, "serve own"),
-        (evolve(OWN, claim=False), None, True, False, False, "retire own"),
-        (row(State.ELSEWHERE, claim=False), None, False, False, False, "go on with own"),
-        (row(State.CREATED, claim=False), None, False, False, False, "serve own"),
-        (None, row(State.BEGUN, run=2), True, True, False, Wait()),
-        (None, row(State.BEGUN, run=2), True, False, True, Wait()),
-        (None, row(State.BEGUN, run=2), False, False, True, "serve claim"),
-        (None, OTHERS, True, False, False, "retire claim"),
-        (OWN, OWN, True, False, False, "retire claim"),
-        (FREE, OTHERS, True, False, False, Begin(FREE, (OTHERS,))),
-        (
-            evolve(OWN, claim=False),
-            OTHERS,
-            True,
-            False,
-            False,
-            Begin(retire=(OTHERS, evolve(OWN, claim=False))),
-        ),
-        (None, row(State.REMOVING, run=2), False, False, False, "retire claim"),
-    ],
-)
-def test_what_may_be_done_about_a_pair(own, claim, retry, alive, late, decision):
-    """One table says it all, for the row of the run and the one with the claim."""
-    known = {
-        "serve own": Serve(own),
-        "serve claim": Serve(claim),
-        "retire own": Begin(retire=(own,)),
-        "retire claim": Begin(retire=(claim,)),
-        "go on with own": Begin(own),
-    }
-    wanted = known.get(decision, decision) if isinstance(decision, str) else decision
-    assert decide(own, claim, Policy(1, "reuse", retry), alive=alive, late=late) == wanted
-
-
-def test_a_token_that_is_gone_is_refused():
-    """Nothing can be served of it, and no second one is made unasked."""
-    gone = row(State.CREATED, run=2, token=None)
-    assert isinstance(decide(None, gone, Policy(1, "reuse", False), alive=False, late=False), Refuse)
-    assert decide(None, gone, Policy(1, "create", False), alive=False, late=False) == Begin(retire=(gone,))
 
 
 async def test_a_group_whose_waiters_have_gone(tmp_path):

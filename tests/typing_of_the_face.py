@@ -45,7 +45,8 @@ class Limiter:
 
 class Noted:
     known = None
-    doubted = False
+    doubt = None
+    kept = True
 
     async def begin(self) -> None: ...
     async def end(self, outcome: Outcome) -> None: ...

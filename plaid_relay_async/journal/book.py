@@ -9,7 +9,7 @@ from pathlib import Path  # noqa: TC003  # its documentation resolves it
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from attrs import define
-from sqlalchemy import select, update
+from sqlalchemy import exists, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from plaid_relay_async.config import check_seconds
@@ -65,8 +65,8 @@ class Journal:
         url: the path of a file, a URL of SQLite or PostgreSQL, or an `AsyncEngine`, which stays the caller's.
         run: the name under which creations are written down.
         key: a Fernet key, or several, or the `Path` of a file (0600) that holds them, which is read at once:
-            the first one encrypts, all of them decrypt. Without, PLAID_RELAY_KEY, where commas separate them;
-            without that, tokens lie in it in clear, which is said once.
+            the first one encrypts, all of them decrypt; commas separate several in one string. Without,
+            PLAID_RELAY_KEY; without that, tokens lie in it in clear, which is said once.
         namespace: what sets its pairs apart, in place of host and client id; behind a gateway, which has the
             client id, it has to be given.
         on_existing: what happens to a pair that has a token from another run: `"reuse"` serves it,
@@ -83,7 +83,7 @@ class Journal:
         url: str | os.PathLike[str] | AsyncEngine,
         *,
         run: str = "default",
-        key: str | Sequence[str] | Path | None = None,
+        key: str | bytes | Sequence[str | bytes] | Path | None = None,
         namespace: str | None = None,
         on_existing: OnExisting = "reuse",
         retry_unknown: bool = False,
@@ -129,6 +129,7 @@ class Journal:
         try:
             await self._open()
         except BaseException:
+            self._opened = None
             await self._database.close()
             raise
 
@@ -150,14 +151,14 @@ class Journal:
 
     async def _wrap(self, stored: str) -> None:
         """Have today's key open what an older one did, and leave nothing in clear that was so."""
+        if Keyring.is_clear(stored):
+            await self.rotate()  # first: that the pair key is in clear says that tokens may be
         wrapped = self._keyring.lock(self._keyring.open(stored))
 
         def work(connection: Connection) -> None:
             connection.execute(update(journals).where(journals.c.pair_key == stored).values(pair_key=wrapped))
 
         await self._write(work)
-        if Keyring.is_clear(stored):
-            await self.rotate()
 
     async def close(self) -> None:
         """Wait until all is written, and close it; `async with` does it. More than once is harmless."""
@@ -216,9 +217,10 @@ class Journal:
     async def _recorder(self, caller: Caller) -> Recorder:
         async with self._joining:
             state = self._state
+            seconds = _UNBOUNDED if caller.seconds is None else caller.seconds
             if state.recorder is None:
-                seconds = _UNBOUNDED if caller.seconds is None else caller.seconds
                 state.recorder = await self._join(state, seconds)
+            await state.recorder.writer.allow(seconds)
             return state.recorder
 
     async def _join(self, state: _Opened, request_seconds: float) -> Recorder:
@@ -242,14 +244,15 @@ class Journal:
     # -------------------------------------------------------------------------------------------- afterwards
 
     async def runs(self) -> list[RunStatus]:
-        """Give where each run stands, the oldest first.
+        """Give where each run stands that has taken up anything, the oldest first.
 
         Raises:
             JournalError: it can't be read.
         """
 
         def work(connection: Connection) -> list[RunStatus]:
-            found = connection.execute(select(runs).order_by(runs.c.id)).all()
+            any_of_it = exists(select(1).where(entries.c.run_id == runs.c.id))
+            found = connection.execute(select(runs).where(any_of_it).order_by(runs.c.id)).all()
             return [status_of(connection, self._state.holders, run) for run in found]
 
         return await self._write(work)
@@ -277,8 +280,11 @@ class Journal:
             partner: the one that is wanted; all, without.
 
         Raises:
+            ConfigurationError: `partner` isn't a word.
             JournalError: there is no such run, or the journal can't be read.
         """
+        if partner is not None:
+            _check_word("partner", partner)
         after = -1
         while True:
 
@@ -353,12 +359,14 @@ class Journal:
 
 
 def _check_word(name: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{name} must be a string that isn't empty")
+    if not isinstance(value, str) or not value.isprintable() or not value:
+        raise ConfigurationError(f"{name} must be a string that isn't empty, of characters that can be shown")
 
 
 def _named(connection: Connection, run: str) -> Any:
-    found = connection.execute(select(runs).where(runs.c.name == run)).one_or_none()
+    found = None
+    if run.isprintable():
+        found = connection.execute(select(runs).where(runs.c.name == run)).one_or_none()
     if found is None:
         raise JournalError(
             f"the journal has no run {run!r}", advice="`await journal.runs()` gives those it has."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -28,8 +28,6 @@ from plaid_relay_async.errors import ConfigurationError, JournalError, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from sqlalchemy import URL
 
 T = TypeVar("T")
 
@@ -66,7 +64,7 @@ def _reason(error: Exception) -> str:
 def _parsed(url: str | os.PathLike[str]) -> URL:
     text = os.fspath(url)
     try:
-        parsed = make_url(text if "://" in text else f"sqlite:///{text}")
+        parsed = make_url(text) if "://" in text else URL.create("sqlite", database=text)
     except (ArgumentError, ValueError):
         raise ConfigurationError("the journal's address is neither a path nor a URL of a database") from None
     drivers = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}

@@ -17,6 +17,7 @@ from plaid_relay_async.errors import (
 from plaid_relay_async.journal.schema import State
 
 FREE: Final = (State.ACCEPTED, State.FAILED, State.ELSEWHERE)
+DOUBTFUL: Final = (State.BEGUN, State.UNKNOWN)
 
 OnExisting: TypeAlias = Literal["reuse", "refuse", "create"]
 
@@ -48,6 +49,11 @@ class Row:
     def free(self) -> bool:
         """Whether no attempt of it can have made a token, so that it may be begun, or be told as another."""
         return self.state in FREE
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it may have made a token that nobody knows; or will, if its holder is alive."""
+        return self.state in DOUBTFUL
 
     def problem(self) -> PlaidRelayError:
         """Give the error that it ended with, as far as it was written down."""
@@ -133,7 +139,7 @@ def decide(own: Row | None, claim: Row | None, policy: Policy, *, alive: bool, l
         own: the current row of this run.
         claim: the row, of whichever run, that has the claim.
         policy: the caller's.
-        alive: whether the holder of the claim, or without one of the own row, is alive.
+        alive: whether somebody is at the row with the claim, creating or removing.
         late: whether a request that its holder had begun may still be under way.
     """
     if own is not None and own.token is not None and own.state is State.CREATED:
@@ -144,28 +150,28 @@ def decide(own: Row | None, claim: Row | None, policy: Policy, *, alive: bool, l
         return Begin()
     if own.state is State.FAILED:
         return Begin(own) if can_pass(own.problem()) else Serve(own)
-    if own.state is State.UNKNOWN and not policy.retry_unknown:
-        return Serve(own)  # another run went on from it, and came to no token
+    if own.doubtful and not policy.retry_unknown:
+        return Serve(own)
     return Begin(own) if own.free else Begin(retire=(own,))
 
 
 def _on_claim(own: Row | None, claim: Row, policy: Policy, *, alive: bool, late: bool) -> Decision:
     if claim.state is State.CREATED:
         return _on_token(own, claim, policy)
-    if claim.state is State.BEGUN and alive:
+    if alive:
         return Wait()
-    if claim.state in {State.BEGUN, State.UNKNOWN}:
+    if claim.doubtful:
         if not policy.retry_unknown:
             return Serve(claim)
         if late:
             return Wait()
-    return _in_place_of(own, claim)
+    return _in_place_of(own, claim, policy)
 
 
 def _on_token(own: Row | None, claim: Row, policy: Policy) -> Decision:
     elsewhere = claim.run_id != policy.run_id
     if elsewhere and policy.on_existing == "create":
-        return _in_place_of(own, claim)
+        return _in_place_of(own, claim, policy)
     if claim.token is None:
         return Refuse("this pair has a relay token that was forgotten: the journal can't give it")
     if elsewhere and policy.on_existing == "refuse":
@@ -173,8 +179,10 @@ def _on_token(own: Row | None, claim: Row, policy: Policy) -> Decision:
     return Serve(claim)
 
 
-def _in_place_of(own: Row | None, claim: Row) -> Begin:
+def _in_place_of(own: Row | None, claim: Row, policy: Policy) -> Begin | Serve:
     """Begin with the run's own row, if it has one that isn't done with; what has the claim makes way."""
+    if own is not None and own.doubtful and not policy.retry_unknown:
+        return Serve(own)
     if own is None or own.id == claim.id:
         return Begin(retire=(claim,))
     if own.free:

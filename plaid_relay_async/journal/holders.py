@@ -12,7 +12,7 @@ import math
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, field, frozen
 from filelock import FileLock, Timeout
@@ -23,10 +23,12 @@ from plaid_relay_async.journal.database import Database, Line, telling
 from plaid_relay_async.journal.schema import holders, now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy import Connection
 
+
+T = TypeVar("T")
 
 _RENEWALS = 3  # in one lease
 
@@ -67,6 +69,7 @@ class Holder:
 
     id: int
     lease: float | None
+    request_seconds: float
     _database: Database
     _line: Line
     _lock: FileLock | None
@@ -102,6 +105,18 @@ class Holder:
         live = (holders.c.id == self.id) & (holders.c.expires_at > now()) & ~holders.c.ended
         asked = select(holders.c.expires_at - now()).where(live).with_for_update(read=True)
         return connection.execute(asked).scalar_one_or_none() or 0.0
+
+    async def allow(self, request_seconds: float) -> None:
+        """Let others know that a request may be under way for so long, if it is longer than they know.
+
+        Raises:
+            JournalError: it can't be written.
+        """
+        if request_seconds <= self.request_seconds:
+            return
+        longer = update(holders).where(holders.c.id == self.id).values(request_seconds=request_seconds)
+        await self._database.write(self._line, lambda connection: connection.execute(longer).close(), 0.0)
+        self.request_seconds = request_seconds
 
     async def end(self) -> None:
         """Let others know that nothing more comes from here."""
@@ -170,7 +185,7 @@ class Holders:
         except BaseException:
             await _let_go(lock)
             raise
-        return Holder(number, None if name else lease, self.database, self.line, lock)
+        return Holder(number, None if name else lease, request_seconds, self.database, self.line, lock)
 
     def _clear_away(self, connection: Connection) -> None:
         """Have those ended whose lock says that they died, for whom nobody may ask again."""
@@ -186,6 +201,25 @@ class Holders:
         living = frozenset([row.id for row in found if self._lives(row)])
         patience = {row.id: row.request_seconds for row in found if row.lock is None and not row.ended}
         return Alive(living, patience)
+
+    def seen(
+        self, connection: Connection, look: Callable[[], T], holders_in: Callable[[T], set[int]]
+    ) -> tuple[T, Alive]:
+        """Look at something that depends on who is alive.
+
+        Args:
+            connection: for the second question.
+            look: gives what there is; asked anew where somebody has died, who may have written meanwhile.
+            holders_in: gives those on whom it depends.
+        """
+        dead: set[int] = set()
+        while True:
+            found = look()
+            ids = holders_in(found)
+            alive = self.alive(connection, ids) if ids else Alive(frozenset(), {})
+            if ids - alive.living <= dead:
+                return found, alive
+            dead |= ids - alive.living
 
     def of_run(self, connection: Connection, run_id: int) -> frozenset[int]:
         """Give those that work on a run."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _VARIABLE = "PLAID_RELAY_KEY"
 _CLEAR: Final = "clear:"
+_ANY: Final = ("utf-8", "surrogatepass")  # a token is whatever Plaid says
 _logger = logging.getLogger("plaid_relay_async.journal")
 
 
@@ -26,7 +27,7 @@ class Keyring:
     Without a key it leaves things as they are, but for a mark that says so.
     """
 
-    def __init__(self, keys: Sequence[str]) -> None:
+    def __init__(self, keys: Sequence[str | bytes]) -> None:
         self._fernets = [_fernet(key) for key in keys]
         self._all = MultiFernet(self._fernets) if self._fernets else None
 
@@ -36,7 +37,7 @@ class Keyring:
 
     def lock(self, secret: str) -> str:
         """Give what may be stored."""
-        return _CLEAR + secret if self._all is None else self._all.encrypt(secret.encode()).decode()
+        return _CLEAR + secret if self._all is None else self._all.encrypt(secret.encode(*_ANY)).decode()
 
     @sealed
     def open(self, stored: str) -> str:
@@ -50,7 +51,7 @@ class Keyring:
         if self._all is None:
             raise ConfigurationError(f"the journal is encrypted: give its key, as key= or {_VARIABLE}")
         try:
-            return self._all.decrypt(stored).decode()
+            return self._all.decrypt(stored).decode(*_ANY)
         except InvalidToken:
             pass
         raise ConfigurationError(f"the key (key= or {_VARIABLE}) doesn't open this journal: it has another")
@@ -72,17 +73,21 @@ class Keyring:
 
 
 @sealed
-def keyring(keys: str | Sequence[str] | Path | None) -> Keyring:
+def keyring(keys: str | bytes | Sequence[str | bytes] | Path | None) -> Keyring:
     """Make a keyring of an argument, of a file, or of PLAID_RELAY_KEY; commas or blanks separate several.
 
     Raises:
-        ConfigurationError: one of them isn't a key, or the file can't be read, or others may read it.
+        ConfigurationError: one of them isn't a key, the argument holds none, or the file can't be read, or
+            others may read it.
     """
     if keys is None:
-        keys = _split(os.environ.get(_VARIABLE, ""))
+        ring = Keyring(_split(os.environ.get(_VARIABLE, "")))
     elif isinstance(keys, Path):
-        keys = _in_file(keys)
-    ring = Keyring([keys] if isinstance(keys, str) else keys)
+        ring = Keyring(_in_file(keys))
+    elif not (given := _split(keys) if isinstance(keys, str | bytes) else keys):
+        raise ConfigurationError(f"key= holds no key: leave it away, and {_VARIABLE} is asked for")
+    else:
+        ring = Keyring(given)
     if not ring:
         _logger.warning(
             "the journal has no key (key= or %s): tokens lie in it as they are, readable by its owner alone",
@@ -91,8 +96,9 @@ def keyring(keys: str | Sequence[str] | Path | None) -> Keyring:
     return ring
 
 
-def _split(text: str) -> list[str]:
-    return text.replace(",", " ").split()
+def _split(text: str | bytes) -> list[str]:
+    written = text.decode(errors="replace") if isinstance(text, bytes) else text
+    return written.replace(",", " ").split()
 
 
 def _in_file(path: Path) -> list[str]:
@@ -110,7 +116,7 @@ def _in_file(path: Path) -> list[str]:
 
 def _fernet(key: object) -> Fernet:
     try:
-        return Fernet(key.strip() if isinstance(key, str) else b"")
+        return Fernet(key.strip() if isinstance(key, str | bytes) else b"")
     except ValueError:
         pass
     raise ConfigurationError(
@@ -134,5 +140,5 @@ class Digests:
         return self._digest(b"token", relay_token)
 
     def _digest(self, kind: bytes, *words: str) -> str:
-        data = "".join(f"{len(word)}:{word}" for word in words).encode()
+        data = "".join(f"{len(word)}:{word}" for word in words).encode(*_ANY)
         return hashlib.blake2b(data, digest_size=16, key=self._key.reveal(), person=kind).hexdigest()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
-from plaid_relay_async.batch import TakenError
-from plaid_relay_async.errors import DuplicateRequestError, Hidden, JournalError
+from plaid_relay_async.batch import REMOVE, TakenError
+from plaid_relay_async.errors import DuplicateRequestError, Hidden, JournalError, OutcomeUnknownError
 from plaid_relay_async.journal.decisions import (
     Begin,
     Policy,
@@ -73,6 +73,7 @@ class Recorder:
         self._under_way.pop(pair).set_result(None)
 
     async def _enter(self, request: RelayCreateRequest, pair: str) -> Creation | None:
+        await self.writer.catch_up()
         found = await self._look_up(pair)
         decision = decide(found.own, found.claim, self.policy, alive=found.alive, late=found.late)
         if isinstance(decision, Wait):
@@ -82,7 +83,8 @@ class Recorder:
             accept = accepted(values)
             if decision.row is None:
                 self.writer.note(accept)
-            return Creation(self, pair, Beginning(values, decision.retire), accept)
+            doubt = next((row.doubt() for row in decision.retire if row.doubtful), None)
+            return Creation(self, pair, Beginning(values, decision.retire), accept, doubt=doubt)
         if isinstance(decision, Refuse):
             return Creation(self, pair, known=await self._refused(request, pair, found.own, decision.why))
         await self._note_elsewhere(request, pair, found.own, decision.row)
@@ -137,6 +139,7 @@ class Recorder:
 
     async def removal(self, request: RelayRemoveRequest) -> Removal:
         """Enter the removal of a token, whether or not the journal knows of it."""
+        await self.writer.catch_up()
         row = await self.writer.find(self.digests.token(request.relay_token))
         if row is None or row.state is not State.REMOVED:
             return Removal(self.writer, row)
@@ -151,7 +154,8 @@ class Creation:
 
     Attributes:
         known: what became of it, if that is known; it has no beginning then.
-        doubted: never.
+        doubt: the error of the attempt that makes way for it.
+        kept: always.
     """
 
     recorder: Recorder
@@ -159,7 +163,8 @@ class Creation:
     beginning: Beginning | None = None
     accept: Accept | None = None
     known: Outcome | None = None
-    doubted: bool = False
+    doubt: OutcomeUnknownError | None = None
+    kept: bool = True
     _left_open: asyncio.Future[Answer] | None = field(default=None, init=False)
 
     async def begin(self) -> None:
@@ -207,8 +212,13 @@ class Creation:
             self._left_open.add_done_callback(self._take_back)
 
     def _take_back(self, noted: asyncio.Future[Answer]) -> None:
-        if self.beginning is not None and noted.exception() is None and isinstance(noted.result(), float):
-            self.recorder.writer.note(ended(self.beginning.values["id"], State.ACCEPTED))
+        # One that failed may have been written all the same: its connection was lost before that was told.
+        if self.beginning is None or not (noted.exception() or isinstance(noted.result(), float)):
+            return
+        state, facts = State.ACCEPTED, {}
+        if self.doubt is not None:
+            state, facts = State.UNKNOWN, facts_of(self.doubt)
+        self.recorder.writer.note(ended(self.beginning.values["id"], state, **facts))
 
 
 @define(eq=False, repr=False)
@@ -222,27 +232,44 @@ class Removal:
     writer: Writer
     row: Row | None
     known: Removed | None = None
+    _left_open: asyncio.Future[Answer] | None = field(default=None, init=False)
 
     @property
-    def doubted(self) -> bool:
-        """Whether it was begun before, by whoever."""
-        return self.row is not None and self.row.state is State.REMOVING
+    def kept(self) -> bool:
+        """Whether the journal has the token."""
+        return self.row is not None
+
+    @property
+    def doubt(self) -> OutcomeUnknownError | None:
+        """The error of one that was begun before, by whoever."""
+        if self.row is None or self.row.state is not State.REMOVING:
+            return None
+        return OutcomeUnknownError("a removal of it was begun, and its end isn't known", advice=REMOVE.advice)
 
     async def begin(self) -> None:
         """Return once it is on record that the token may be gone."""
         if self.row is not None:
-            await self.writer.note(Change(self.row.id, State.REMOVING))
+            noted = self.writer.note(Change(self.row.id, State.REMOVING, under_way=True))
+            self._left_open = self._left_open or noted
+            await asyncio.shield(noted)
 
     def end(self, outcome: Removed | Failed | Unknown) -> Awaitable[object]:
         """Take what became of it."""
+        self._left_open = None
+        if self.row is None:
+            return asyncio.sleep(0)
         state = State.REMOVING
         if isinstance(outcome, Removed):
             state = State.REMOVED
-        elif isinstance(outcome, Failed) and not self.doubted:
+        elif isinstance(outcome, Failed):
             state = State.CREATED
-        if self.row is None:
-            return asyncio.sleep(0)
         return self.writer.note(Change(self.row.id, state))
 
     def leave(self) -> None:
-        """Nobody waits for it."""
+        """Nothing more comes of it here; what was begun and has no end never left."""
+        if self._left_open is not None:
+            self._left_open.add_done_callback(self._take_back)
+
+    def _take_back(self, _: asyncio.Future[Answer]) -> None:
+        if self.row is not None:
+            self.writer.note(Change(self.row.id, self.row.state))

@@ -74,8 +74,12 @@ _claim = entries.alias("claim")
 _joined = entries.outerjoin(
     _claim, and_(entries.c.state == State.ELSEWHERE, _claim.c.pair == entries.c.pair, _claim.c.claim)
 )
-# Beside the current rows, those that hold a token, or have held one.
-_shown = or_(entries.c.current, entries.c.state.in_((State.CREATED, State.REMOVING, State.REMOVED)))
+# Beside the current rows, those that hold a token, or have held one, and an unknown that has the claim again.
+_shown = or_(
+    entries.c.current,
+    entries.c.claim,
+    entries.c.state.in_((State.CREATED, State.REMOVING, State.REMOVED)),
+)
 
 
 def page_of(
@@ -91,11 +95,20 @@ def page_of(
     )
     if partner is not None:
         asked = asked.where(entries.c.partner == partner)
-    found = connection.execute(asked).mappings().all()
-    rows = [(_row(each, ""), None if each["claim_id"] is None else _row(each, "claim_")) for each in found]
-    begun = {row.holder_id for pair in rows for row in pair if row is not None and row.state is State.BEGUN}
-    living = holders.alive(connection, begun).living if begun else frozenset()
-    return [(row, claim or row, (claim or row).holder_id in living) for row, claim in rows]
+
+    def look() -> list[tuple[Row, Row]]:
+        return [_told_as(each) for each in connection.execute(asked).mappings()]
+
+    def holders_in(pairs: list[tuple[Row, Row]]) -> set[int]:
+        return {told.holder_id for _, told in pairs if told.state is State.BEGUN}
+
+    rows, alive = holders.seen(connection, look, holders_in)
+    return [(row, told, told.holder_id in alive.living) for row, told in rows]
+
+
+def _told_as(found: Any) -> tuple[Row, Row]:
+    row = _row(found, "")
+    return row, row if found["claim_id"] is None else _row(found, "claim_")
 
 
 def _row(found: Any, prefix: str) -> Row:
@@ -137,12 +150,18 @@ def status_of(connection: Connection, holders: Holders, run: Any) -> RunStatus:
         .where(entries.c.run_id == run.id, _shown)
         .group_by(state, whose, func.coalesce(code, error))
     )
-    found = connection.execute(asked).all()
-    living = holders.alive(connection, {row.holder_id for row in found}).living
+
+    def look() -> Sequence[Any]:
+        return connection.execute(asked).all()
+
+    def holders_in(found: Sequence[Any]) -> set[int]:
+        return {row.holder_id for row in found if row.state == State.BEGUN}
+
+    found, alive = holders.seen(connection, look, holders_in)
     counts: Counter[str] = Counter()
     error_codes: Counter[str] = Counter()
     for row in found:
-        outcome = outcome_of(State(row.state), alive=row.holder_id in living)
+        outcome = outcome_of(State(row.state), alive=row.holder_id in alive.living)
         counts[outcome] += row.many
         if outcome in {"failed", "unknown"}:
             error_codes[row.code or OutcomeUnknownError.__name__] += row.many

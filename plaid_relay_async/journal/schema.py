@@ -15,6 +15,8 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    and_,
+    false,
     inspect,
     text,
     true,
@@ -132,6 +134,13 @@ _partial(
 )
 _partial(
     "relay_entries_token", entries.c.token_digest, where=entries.c.token_digest.is_not(None), unique=False
+)
+# Those that had the claim on a pair once, and may have it again.
+_partial(
+    "relay_entries_heirs",
+    entries.c.pair,
+    where=and_(entries.c.claim == false(), entries.c.begun_at.is_not(None)),
+    unique=False,
 )
 Index("relay_entries_run", entries.c.run_id, entries.c.id)
 

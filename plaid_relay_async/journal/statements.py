@@ -18,6 +18,7 @@ from sqlalchemy import (
     cast,
     column,
     exists,
+    false,
     func,
     literal,
     not_,
@@ -29,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from plaid_relay_async.journal.decisions import FREE
+from plaid_relay_async.journal.decisions import DOUBTFUL, FREE
 from plaid_relay_async.journal.schema import State, entries, now
 
 if TYPE_CHECKING:
@@ -52,8 +53,9 @@ class Statements:
     Attributes:
         accept: puts rows in, but for those of which the run has one already.
         begin: puts rows in, or takes up those that are free or the holder's own; it counts them.
-        end: writes down what became of rows.
+        end: writes down what became of the holder's own rows, or of free ones.
         remove: writes down what becomes of their tokens.
+        settle: two statements; after them the claim on the pairs of rows is where it belongs.
         retire: takes claim and currency from one row, if it is as it was seen.
         look_up: gives the rows with the claim on pairs, and those current in the run.
         find: gives the rows of tokens, by their digests.
@@ -66,6 +68,7 @@ class Statements:
         self.begin: Final = self._begin()
         self.end: Final = self._end()
         self.remove: Final = self._remove()
+        self.settle: Final = (self._give_up(), self._inherit())
         self.retire: Final = (
             update(entries)
             .where(entries.c.id == bindparam("row"), entries.c.state == bindparam("seen"))
@@ -110,32 +113,54 @@ class Statements:
         return upsert.execution_options(preserve_rowcount=True)
 
     def _end(self) -> Any:
-        names = ("id", "state", *_TOLD)
-        given = self._given(*(entries.c[name] for name in names))
-        other = entries.alias("other")
-        unclaimed = not_(
-            exists(select(1).where(other.c.pair == entries.c.pair, other.c.claim)).correlate(entries)
-        )
-        keeps = and_(entries.c.claim, given.c.state.in_((State.CREATED, State.UNKNOWN)))
-        # A token that comes late has the claim, unless another creation has it by now.
-        gains = and_(given.c.state == State.CREATED, unclaimed)
-        told = {name: given.c[name] for name in names if name != "id"}
+        names = ("state", *_TOLD)
+        given = self._given(entries.c.id, entries.c.holder_id, *(entries.c[name] for name in names))
+        # What is written a second time may find that others have gone on meanwhile.
+        own = and_(entries.c.holder_id == given.c.holder_id, entries.c.state.in_(DOUBTFUL))
+        free = and_(entries.c.state.in_(FREE), given.c.state != State.ACCEPTED)
+        told = {name: given.c[name] for name in names}
         return (
-            update(entries)
-            .where(entries.c.id == given.c.id)
-            .values(ended_at=now(), claim=or_(keeps, gains), **told)
+            update(entries).where(entries.c.id == given.c.id, or_(own, free)).values(ended_at=now(), **told)
         )
 
     def _remove(self) -> Any:
-        given = self._given(entries.c.id, entries.c.state)
-        gone = given.c.state == State.REMOVED
+        given = self._given(entries.c.id, entries.c.state, entries.c.holder_id)
         # Of what is gone, nobody needs to know the token any more.
-        token = case((gone, null()), else_=entries.c.token)
+        token = case((given.c.state == State.REMOVED, null()), else_=entries.c.token)
         return (
             update(entries)
-            .where(entries.c.id == given.c.id)
-            .values(state=given.c.state, claim=and_(entries.c.claim, not_(gone)), token=token)
+            .where(entries.c.id == given.c.id, entries.c.state.in_((State.CREATED, State.REMOVING)))
+            .values(state=given.c.state, holder_id=given.c.holder_id, token=token)
         )
+
+    def _pairs(self) -> Any:
+        given = self._given(entries.c.id)
+        concerned = entries.alias("concerned")
+        return select(concerned.c.pair).where(concerned.c.id.in_(select(given.c.id))).distinct()
+
+    def _give_up(self) -> Any:
+        kept = entries.c.state.in_((State.CREATED, State.BEGUN))
+        return (
+            update(entries)
+            .where(entries.c.pair.in_(self._pairs()), entries.c.claim == true(), not_(kept))
+            .values(claim=False)
+        )
+
+    def _inherit(self) -> Any:
+        pairs = self._pairs().subquery("pairs")
+        heir, other = entries.alias("heir"), entries.alias("other")
+        unclaimed = not_(exists(select(1).where(other.c.pair == pairs.c.pair, other.c.claim == true())))
+        # A token tells most, and a doubt more than a token that may be gone.
+        rank = case((heir.c.state == State.CREATED, 1), (heir.c.state == State.REMOVING, 3), else_=2)
+        best = (
+            select(heir.c.id)
+            .where(heir.c.pair == pairs.c.pair, heir.c.claim == false(), heir.c.begun_at.is_not(None))
+            .where(heir.c.state.in_((State.CREATED, State.REMOVING, *DOUBTFUL)))
+            .order_by(rank, heir.c.begun_at.desc(), heir.c.id.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        return update(entries).where(entries.c.id.in_(select(best).where(unclaimed))).values(claim=True)
 
     def _look_up(self) -> Any:
         given = self._given(entries.c.pair)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -16,15 +18,16 @@ from plaid_relay_async.journal.schema import State, now
 from plaid_relay_async.journal.statements import Statements, rows
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from sqlalchemy import Connection
 
     from plaid_relay_async.journal.database import Database, Line
-    from plaid_relay_async.journal.holders import Holder, Holders
+    from plaid_relay_async.journal.holders import Alive, Holder, Holders
 
 _ENTRIES_OF_A_HOLDER: Final = 2**32
+_NOBODY: Final = 0
+_AGAIN_AFTER: Final = 1.0  # seconds
 
 
 class _ThereFirstError(Exception):
@@ -33,7 +36,7 @@ class _ThereFirstError(Exception):
 
 @frozen
 class Found:
-    """What the journal has on a pair: the row of this run, and the one with the claim."""
+    """What the journal has on a pair: the row of this run, and the one with the claim; see `decide`."""
 
     own: Row | None
     claim: Row | None
@@ -70,10 +73,11 @@ class End:
 
 @frozen(eq=False, repr=False)
 class Removal:
-    """A removal of a row's token is about to leave, came to nothing, or is done."""
+    """A removal of a row's token is about to leave, or isn't under way any more."""
 
     row: int
     state: State
+    under_way: bool = False
 
 
 Note: TypeAlias = Accept | Begin | End | Removal
@@ -111,6 +115,8 @@ class Writer:
         self._patience = patience
         self._seal = seal
         self._count = 0
+        self._owed: list[Note] = []
+        self._again: asyncio.TimerHandle | None = None
         # Each has a connection of its own, for one transaction at a time.
         self._notes: Groups[Note, Answer] = Groups(partial(self._write, database.line()))
         self._pairs: Groups[str, Found] = Groups(partial(self._look_up, database.line()))
@@ -120,6 +126,14 @@ class Writer:
     def leased(self) -> bool:
         """Whether what may be begun depends on the time."""
         return self._holder.lease is not None
+
+    async def allow(self, request_seconds: float) -> None:
+        """Let others know that a request may be under way for so long.
+
+        Raises:
+            JournalError: it can't be written.
+        """
+        await self._holder.allow(request_seconds)
 
     def values(self, pair: str, partner: str, row: Row | None) -> dict[str, Any]:
         """Give what names a row: one that is there, or a new one."""
@@ -147,9 +161,23 @@ class Writer:
         """Have something written; what this gives is done once it is durable."""
         return self._notes.put(note)
 
+    async def catch_up(self) -> None:
+        """Write what couldn't be written before: others wait for it.
+
+        Raises:
+            JournalError: it still can't be.
+        """
+        if self._owed:
+            await self.note(self._owed.pop())
+
     async def close(self) -> None:
-        """Wait until all is written, and let others know that nothing more comes."""
+        """Wait until all is written, as far as it can be, and let others know that nothing more comes."""
         await self._notes.drain()
+        self._patience = 0.0
+        with contextlib.suppress(JournalError):  # whoever it concerned was told
+            await self.catch_up()
+        if self._again is not None:
+            self._again.cancel()
         await self._holder.end()
 
     # ------------------------------------------------------------------------------------- to look up
@@ -158,15 +186,14 @@ class Writer:
         asked = rows([{"pair": pair} for pair in pairs]) | {"run": self._run_id}
 
         def work(connection: Connection) -> list[Found]:
-            own: dict[str, Row] = {}
-            claims: dict[str, Row] = {}
-            for found in connection.execute(self._statements.look_up, asked).mappings():
-                row = Row(**found)
-                if row.claim:
-                    claims[row.pair] = row
-                if row.current and row.run_id == self._run_id:
-                    own[row.pair] = row
-            return self._found(connection, pairs, own, claims)
+            def look() -> list[Row]:
+                return [Row(**row) for row in connection.execute(self._statements.look_up, asked).mappings()]
+
+            found, alive = self._holders.seen(connection, look, _at_work)
+            at = float(connection.execute(select(now())).scalar_one()) if alive.patience else 0.0
+            own = {row.pair: row for row in found if row.current and row.run_id == self._run_id}
+            claims = {row.pair: row for row in found if row.claim}
+            return [_found(own.get(pair), claims.get(pair), alive, at) for pair in pairs]
 
         return await self._database.write(line, work, self._patience)
 
@@ -180,31 +207,28 @@ class Writer:
 
         return await self._database.write(line, work, self._patience)
 
-    def _found(
-        self,
-        connection: Connection,
-        pairs: Sequence[str],
-        own: dict[str, Row],
-        claims: dict[str, Row],
-    ) -> list[Found]:
-        begun = {row.holder_id for row in claims.values() if row.state is State.BEGUN}
-        if not begun:
-            return [Found(own.get(pair), claims.get(pair), alive=False, late=False) for pair in pairs]
-        alive = self._holders.alive(connection, begun)
-        at = float(connection.execute(select(now())).scalar_one())
-
-        def found(pair: str) -> Found:
-            claim = claims.get(pair)
-            holder = claim.holder_id if claim is not None and claim.state is State.BEGUN else -1
-            since = at - (claim.begun_at or 0.0) if claim is not None else 0.0
-            late = since < alive.patience.get(holder, 0.0)
-            return Found(own.get(pair), claim, alive=holder in alive.living, late=late)
-
-        return [found(pair) for pair in pairs]
-
     # --------------------------------------------------------------------------------------- to write
 
     async def _write(self, line: Line, notes: list[Note]) -> list[Answer]:
+        owed, self._owed = self._owed, []
+        try:
+            return (await self._at_once(line, [*owed, *notes]))[len(owed) :]
+        except JournalError:
+            # What is about to leave doesn't then, but what has happened has.
+            self._owed = [note for note in (*owed, *notes) if not _is_ahead(note)]
+            self._try_again()
+            raise
+
+    def _try_again(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(_AGAIN_AFTER, self._write_what_is_owed)
+
+    def _write_what_is_owed(self) -> None:
+        if self._owed:
+            self.note(self._owed.pop())
+
+    async def _at_once(self, line: Line, notes: list[Note]) -> list[Answer]:
         try:
             return await self._in_one(line, notes)
         except (_ThereFirstError, IntegrityError):
@@ -224,13 +248,19 @@ class Writer:
         do = self._statements
         accepted = [note.values for note in notes if isinstance(note, Accept) and not note.begun]
         ended = [note for note in notes if isinstance(note, End)]
-        removed = [{"id": note.row, "state": note.state} for note in notes if isinstance(note, Removal)]
+        # One statement changes a row once: of what is noted of a removal, the last counts.
+        by_row = {note.row: self._removal(note) for note in notes if isinstance(note, Removal)}
+        removed = list(by_row.values())
         begun = [note for note in notes if isinstance(note, Begin)]
 
         def work(connection: Connection) -> list[Answer]:
-            # Here, for it takes its time, and gives up the interpreter's lock on the way.
+            # With SQLite in a thread: it takes its time, and gives up the interpreter's lock on the way.
             sealed = [self._columns(note) for note in ended]
-            for statement, values in ((do.accept, accepted), (do.end, sealed), (do.remove, removed)):
+            # Where others may have gone on, because a lease has lapsed, a token may come late.
+            moved = [each for each in sealed if self.leased or each["state"] is not State.CREATED]
+            pairs = [{"id": each["id"]} for each in (*moved, *removed)]
+            changes = [(do.accept, accepted), (do.end, sealed), (do.remove, removed)]
+            for statement, values in (*changes, *((settle, pairs) for settle in do.settle)):
                 if values:
                     connection.execute(statement, rows(values))
             answer = self._begin(connection, begun) if begun else None
@@ -240,7 +270,11 @@ class Writer:
 
     def _columns(self, note: End) -> dict[str, Any]:
         sealed = {} if note.token is None else self._seal(note.token.reveal())
-        return note.values | sealed
+        return note.values | sealed | {"holder_id": self._holder.id}
+
+    def _removal(self, note: Removal) -> dict[str, Any]:
+        holder_id = self._holder.id if note.under_way else _NOBODY
+        return {"id": note.row, "state": note.state, "holder_id": holder_id}
 
     def _begin(self, connection: Connection, notes: list[Begin]) -> Answer:
         left = self._holder.left(connection)
@@ -261,6 +295,21 @@ class Writer:
         return left
 
 
+def _at_work(found: list[Row]) -> set[int]:
+    return {row.holder_id for row in found if row.claim and row.state in {State.BEGUN, State.REMOVING}}
+
+
+def _found(own: Row | None, claim: Row | None, alive: Alive, at: float) -> Found:
+    if claim is None or not _at_work([claim]):
+        return Found(own, claim, alive=False, late=False)
+    late = at - (claim.begun_at or 0.0) < alive.patience.get(claim.holder_id, 0.0)
+    return Found(own, claim, alive=claim.holder_id in alive.living, late=late)
+
+
+def _is_ahead(note: Note) -> bool:
+    return isinstance(note, Begin) or (isinstance(note, Removal) and note.under_way)
+
+
 def accepted(values: dict[str, Any], state: State = State.ACCEPTED) -> Accept:
     """Give the note of a creation that was taken up."""
     return Accept(values | {"state": state})
@@ -268,4 +317,12 @@ def accepted(values: dict[str, Any], state: State = State.ACCEPTED) -> Accept:
 
 def ended(number: int, state: State, token: Hidden[str] | None = None, **facts: Any) -> End:
     """Give the note of what became of a row."""
-    return End({"attempts": 0, **facts, "id": number, "state": state}, token)
+    told = {name: _storable(fact) if isinstance(fact, str) else fact for name, fact in facts.items()}
+    return End({"attempts": 0, **told, "id": number, "state": state}, token)
+
+
+def _storable(text: str) -> str:
+    """Replace what no database takes, and a server may say: the whole group would go down with it."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.encode(errors="replace").decode().replace("\0", "?")

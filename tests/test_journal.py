@@ -429,9 +429,9 @@ async def unknown_in(client, plaid, report, url, run):
     plaid.heal()
 
 
-async def create(client, report, url, run, **settings):
+async def create(client, report, url, run, count=1, **settings):
     async with Journal(url, run=run, key=KEY, **settings) as journal:
-        result = await client.relay.create_many(requests(report, 1), journal=journal)
+        result = await client.relay.create_many(requests(report, count), journal=journal)
         return result, await journal.status(run)
 
 
@@ -510,26 +510,27 @@ async def test_an_unknown_outlives_the_token_of_its_retry(plaid, client, report,
     assert len(plaid.ledger) == 2
 
 
-async def test_a_token_outlives_another_that_was_to_be_made(plaid, client, report, url):
-    """Where that one fails, is unknown or is removed, the first one is there to be served, and to be refused."""
-    first, _ = await create(client, report, url, "x")
-    assert (await create(client, report, url, "served"))[0].counts == {"created": 1}
+async def test_tokens_outlive_others_that_were_to_be_made(plaid, client, report, url):
+    """Where those fail, are unknown or are removed, the first ones are there to be served, and to be refused."""
+    first, _ = await create(client, report, url, "x", 5)
+    assert (await create(client, report, url, "served", 5))[0].counts == {"created": 5}
     plaid.fail(Fault(path=CREATE, status=400))
-    assert (await create(client, report, url, "failing", on_existing="create"))[0].counts == {"failed": 1}
+    assert (await create(client, report, url, "failing", 5, on_existing="create"))[0].counts == {"failed": 5}
     plaid.heal()
     plaid.fail(Fault(path=CREATE, status=500, when="before"))
-    assert (await create(client, report, url, "unsure", on_existing="create"))[0].counts == {"unknown": 1}
+    assert (await create(client, report, url, "unsure", 5, on_existing="create"))[0].counts == {"unknown": 5}
     plaid.heal()
     async with Journal(url, run="removing", key=KEY, on_existing="create") as journal:
-        made = await client.relay.create([report], "p0", journal=journal)
-        await client.relay.remove(made.relay_token, journal=journal)
-        assert (await journal.status("served")).counts == {"created": 1}
-    assert (await create(client, report, url, "unsure", on_existing="create"))[0].counts == {"unknown": 1}
-    assert (await create(client, report, url, "y", on_existing="refuse"))[0].counts == {"failed": 1}
-    last, status = await create(client, report, url, "z")
-    assert last.created[0].relay_token == first.created[0].relay_token
-    assert status.counts == {"created": 1}
-    assert len(plaid.ledger) == 2
+        made = await client.relay.create_many(requests(report, 5), journal=journal)
+        tokens = [outcome.relay_token for outcome in made.created]
+        assert (await client.relay.remove_many(tokens, journal=journal)).counts == {"removed": 5}
+        assert (await journal.status("served")).counts == {"created": 5}
+    assert (await create(client, report, url, "unsure", 5, on_existing="create"))[0].counts == {"unknown": 5}
+    assert (await create(client, report, url, "y", 5, on_existing="refuse"))[0].counts == {"failed": 5}
+    last, status = await create(client, report, url, "z", 5)
+    assert {o.relay_token for o in last.created} == {o.relay_token for o in first.created}
+    assert status.counts == {"created": 5}
+    assert len(plaid.ledger) == 10
 
 
 async def test_an_end_that_is_written_twice_changes_nothing_that_came_between(plaid, client, report, url):

@@ -160,7 +160,8 @@ class Statements:
             .limit(1)
             .scalar_subquery()
         )
-        return update(entries).where(entries.c.id.in_(select(best).where(unclaimed))).values(claim=True)
+        heirs = select(best).select_from(pairs).where(unclaimed)
+        return update(entries).where(entries.c.id.in_(heirs)).values(claim=True)
 
     def _look_up(self) -> Any:
         given = self._given(entries.c.pair)

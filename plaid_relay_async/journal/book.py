@@ -46,12 +46,18 @@ _NEW_RUN = {
 
 @define(eq=False, repr=False)
 class _Opened:
-    """What there is while a journal is open."""
+    """What there is while a journal is open.
+
+    Attributes:
+        recorder: once something was entered.
+        seconds: that others know a request of the recorder's may be under way for.
+    """
 
     digests: Digests
     holders: Holders
     line: Line
     recorder: Recorder | None = None
+    seconds: float = 0.0
 
 
 @sealed_init
@@ -215,13 +221,17 @@ class Journal:
         return f"{caller.host} {client_id}"
 
     async def _recorder(self, caller: Caller) -> Recorder:
+        state = self._state
+        seconds = _UNBOUNDED if caller.seconds is None else caller.seconds
+        if state.recorder is not None and seconds <= state.seconds:
+            return state.recorder
         async with self._joining:
-            state = self._state
-            seconds = _UNBOUNDED if caller.seconds is None else caller.seconds
+            state = self._state  # it may have been closed meanwhile
             if state.recorder is None:
                 state.recorder = await self._join(state, seconds)
             await state.recorder.writer.allow(seconds)
-            return state.recorder
+            state.seconds = max(seconds, state.seconds)
+        return state.recorder
 
     async def _join(self, state: _Opened, request_seconds: float) -> Recorder:
         run = _NEW_RUN[self._database.kind].values(name=self._run, started_at=now())

@@ -69,7 +69,6 @@ class Holder:
 
     id: int
     lease: float | None
-    request_seconds: float
     _database: Database
     _line: Line
     _lock: FileLock | None
@@ -112,11 +111,9 @@ class Holder:
         Raises:
             JournalError: it can't be written.
         """
-        if request_seconds <= self.request_seconds:
-            return
-        longer = update(holders).where(holders.c.id == self.id).values(request_seconds=request_seconds)
+        shorter = (holders.c.id == self.id) & (holders.c.request_seconds < request_seconds)
+        longer = update(holders).where(shorter).values(request_seconds=request_seconds)
         await self._database.write(self._line, lambda connection: connection.execute(longer).close(), 0.0)
-        self.request_seconds = request_seconds
 
     async def end(self) -> None:
         """Let others know that nothing more comes from here."""
@@ -185,7 +182,7 @@ class Holders:
         except BaseException:
             await _let_go(lock)
             raise
-        return Holder(number, None if name else lease, request_seconds, self.database, self.line, lock)
+        return Holder(number, None if name else lease, self.database, self.line, lock)
 
     def _clear_away(self, connection: Connection) -> None:
         """Have those ended whose lock says that they died, for whom nobody may ask again."""

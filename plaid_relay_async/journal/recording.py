@@ -271,5 +271,5 @@ class Removal:
             self._left_open.add_done_callback(self._take_back)
 
     def _take_back(self, _: asyncio.Future[Answer]) -> None:
-        if self.row is not None:
-            self.writer.note(Change(self.row.id, self.row.state))
+        assert self.row is not None  # noqa: S101  # what the journal doesn't have isn't begun in it
+        self.writer.note(Change(self.row.id, self.row.state))

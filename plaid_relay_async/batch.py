@@ -248,7 +248,10 @@ class _Flight(Generic[S]):
 
     @property
     def doubted(self) -> bool:
-        return self.doubt is not None
+        return self._left_open() is not None
+
+    def _left_open(self) -> PlaidRelayError | None:
+        return self.doubt or (None if self.entry is None else self.entry.doubt)
 
     async def begin(self) -> None:
         self._check()
@@ -300,10 +303,11 @@ class _Flight(Generic[S]):
     def ended(self, error: PlaidRelayError) -> Failed | Unknown:
         """What an error makes of it; an attempt that may have been carried out outweighs what came later."""
         self.last = error
-        if self.doubt is not None and ending_of(error) is not Ending.UNKNOWN:
-            self.doubt.__cause__ = self.doubt.__cause__ or error
-            error = self.doubt
-            error.attempts = self.attempts
+        doubt = self._left_open()
+        if doubt is not None and ending_of(error) is not Ending.UNKNOWN:
+            doubt.__cause__ = doubt.__cause__ or error
+            doubt.attempts = self.attempts
+            error = doubt
         error = self.batch.operation.verdict(error)
         if isinstance(error, OutcomeUnknownError):
             return Unknown(error=error, **self._facts(error))
@@ -644,7 +648,6 @@ class Batch(Generic[S]):
     async def _fly_on_record(self, flight: _Flight[S], journal: AnyJournal) -> None:
         while (entry := await self._enter(flight, journal)) is not None:
             flight.entry, flight.taken = entry, False
-            flight.doubt = flight.doubt or entry.doubt
             try:
                 if entry.known is not None:
                     flight.outcome = evolve(entry.known, elapsed=self.now() - flight.started)

@@ -221,17 +221,17 @@ class Journal:
         return f"{caller.host} {client_id}"
 
     async def _recorder(self, caller: Caller) -> Recorder:
-        state = self._state
         seconds = _UNBOUNDED if caller.seconds is None else caller.seconds
-        if state.recorder is not None and seconds <= state.seconds:
-            return state.recorder
+        if self._state.recorder is not None and seconds <= self._state.seconds:
+            return self._state.recorder
         async with self._joining:
-            state = self._state  # it may have been closed meanwhile
+            state = self._state
             if state.recorder is None:
                 state.recorder = await self._join(state, seconds)
-            await state.recorder.writer.allow(seconds)
+            elif seconds > state.seconds:
+                await state.recorder.writer.allow(seconds)
             state.seconds = max(seconds, state.seconds)
-        return state.recorder
+            return state.recorder
 
     async def _join(self, state: _Opened, request_seconds: float) -> Recorder:
         run = _NEW_RUN[self._database.kind].values(name=self._run, started_at=now())

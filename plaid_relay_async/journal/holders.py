@@ -106,13 +106,12 @@ class Holder:
         return connection.execute(asked).scalar_one_or_none() or 0.0
 
     async def allow(self, request_seconds: float) -> None:
-        """Let others know that a request may be under way for so long, if it is longer than they know.
+        """Let others know that a request may be under way for longer.
 
         Raises:
             JournalError: it can't be written.
         """
-        shorter = (holders.c.id == self.id) & (holders.c.request_seconds < request_seconds)
-        longer = update(holders).where(shorter).values(request_seconds=request_seconds)
+        longer = update(holders).where(holders.c.id == self.id).values(request_seconds=request_seconds)
         await self._database.write(self._line, lambda connection: connection.execute(longer).close(), 0.0)
 
     async def end(self) -> None:

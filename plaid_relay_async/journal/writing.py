@@ -55,6 +55,9 @@ class Accept:
     begun: bool = False
 
 
+_NO_NEWS: Final = Accept({}, begun=True)
+
+
 @define(eq=False, repr=False)
 class Begin:
     """An attempt is about to leave."""
@@ -168,7 +171,7 @@ class Writer:
             JournalError: it still can't be.
         """
         if self._owed:
-            await self.note(self._owed.pop())
+            await self.note(_NO_NEWS)
 
     async def close(self) -> None:
         """Wait until all is written, as far as it can be, and let others know that nothing more comes."""
@@ -215,18 +218,11 @@ class Writer:
             return (await self._at_once(line, [*owed, *notes]))[len(owed) :]
         except JournalError:
             # What is about to leave doesn't then, but what has happened has.
-            self._owed = [note for note in (*owed, *notes) if not _is_ahead(note)]
-            self._try_again()
+            self._owed = [note for note in (*owed, *notes) if _has_happened(note)]
+            if self._again is not None:
+                self._again.cancel()
+            self._again = asyncio.get_running_loop().call_later(_AGAIN_AFTER, self.note, _NO_NEWS)
             raise
-
-    def _try_again(self) -> None:
-        if self._again is not None:
-            self._again.cancel()
-        self._again = asyncio.get_running_loop().call_later(_AGAIN_AFTER, self._write_what_is_owed)
-
-    def _write_what_is_owed(self) -> None:
-        if self._owed:
-            self.note(self._owed.pop())
 
     async def _at_once(self, line: Line, notes: list[Note]) -> list[Answer]:
         try:
@@ -306,8 +302,10 @@ def _found(own: Row | None, claim: Row | None, alive: Alive, at: float) -> Found
     return Found(own, claim, alive=claim.holder_id in alive.living, late=late)
 
 
-def _is_ahead(note: Note) -> bool:
-    return isinstance(note, Begin) or (isinstance(note, Removal) and note.under_way)
+def _has_happened(note: Note) -> bool:
+    if isinstance(note, Accept):
+        return not note.begun
+    return isinstance(note, End) or (isinstance(note, Removal) and not note.under_way)
 
 
 def accepted(values: dict[str, Any], state: State = State.ACCEPTED) -> Accept:

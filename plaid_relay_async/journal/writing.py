@@ -214,13 +214,13 @@ class Writer:
 
     async def _write(self, line: Line, notes: list[Note]) -> list[Answer]:
         owed, self._owed = self._owed, []
+        if self._again is not None:
+            self._again.cancel()
         try:
             return (await self._at_once(line, [*owed, *notes]))[len(owed) :]
         except JournalError:
             # What is about to leave doesn't then, but what has happened has.
             self._owed = [note for note in (*owed, *notes) if _has_happened(note)]
-            if self._again is not None:
-                self._again.cancel()
             self._again = asyncio.get_running_loop().call_later(_AGAIN_AFTER, self.note, _NO_NEWS)
             raise
 

@@ -18,7 +18,7 @@ from plaid_relay_async.journal.database import Database, Line, telling
 from plaid_relay_async.journal.decisions import OnExisting, Policy
 from plaid_relay_async.journal.holders import Holders
 from plaid_relay_async.journal.keys import Digests, Keyring, keyring
-from plaid_relay_async.journal.recording import Creation, Recorder, Removal
+from plaid_relay_async.journal.recording import Creation, Recorder, Removal, Unrecorded
 from plaid_relay_async.journal.records import PAGE, Record, RunStatus, page_of, record, status_of
 from plaid_relay_async.journal.schema import entries, journals, now, prepare, runs
 from plaid_relay_async.journal.writing import Writer
@@ -198,7 +198,7 @@ class Journal:
 
     async def enter(
         self, request: RelayCreateRequest | RelayRemoveRequest, caller: Caller
-    ) -> Creation | Removal:
+    ) -> Creation | Removal | Unrecorded:
         """Enter a creation or a removal; for clients and batches.
 
         A creation waits while somebody else is at the same pair.

@@ -56,7 +56,8 @@ def told(error: Exception) -> JournalError:
 def _reason(error: Exception) -> str:
     if isinstance(error, DBAPIError):
         # The whole of it may quote the values of a row.
-        return str(error.orig).partition("\n")[0] or type(error.orig).__name__
+        told = str(error.orig).partition("\n")[0].partition(" with text ")[0]
+        return told or type(error.orig).__name__
     return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
@@ -129,6 +130,8 @@ class _AsyncLine:
                 connection = await self._engine.connect()
                 if self._sqlite:
                     await connection.run_sync(_with_pragmas)
+                else:  # whatever the engine has: what others commit has to be seen within a transaction
+                    await connection.execution_options(isolation_level="READ COMMITTED")
                 self._connection = connection
             try:
                 async with self._connection.begin():

@@ -139,15 +139,19 @@ def decide(own: Row | None, claim: Row | None, policy: Policy, *, alive: bool, l
         own: the current row of this run.
         claim: the row, of whichever run, that has the claim.
         policy: the caller's.
-        alive: whether somebody is at the row with the claim, creating or removing.
+        alive: whether somebody is at one of them, creating or removing.
         late: whether a request that its holder had begun may still be under way.
     """
     if own is not None and own.token is not None and own.state is State.CREATED:
         return Serve(own)  # with or without the claim: it may have come late, when another run had gone on
+    if alive:
+        return Wait()
     if claim is not None:
-        return _on_claim(own, claim, policy, alive=alive, late=late)
-    if own is None:
-        return Begin()
+        return _on_claim(own, claim, policy, late=late)
+    return Begin() if own is None else _on_own(own, policy)
+
+
+def _on_own(own: Row, policy: Policy) -> Decision:
     if own.state is State.FAILED:
         return Begin(own) if can_pass(own.problem()) else Serve(own)
     if own.doubtful and not policy.retry_unknown:
@@ -155,11 +159,9 @@ def decide(own: Row | None, claim: Row | None, policy: Policy, *, alive: bool, l
     return Begin(own) if own.free else Begin(retire=(own,))
 
 
-def _on_claim(own: Row | None, claim: Row, policy: Policy, *, alive: bool, late: bool) -> Decision:
+def _on_claim(own: Row | None, claim: Row, policy: Policy, *, late: bool) -> Decision:
     if claim.state is State.CREATED:
         return _on_token(own, claim, policy)
-    if alive:
-        return Wait()
     if claim.doubtful:
         if not policy.retry_unknown:
             return Serve(claim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _VARIABLE = "PLAID_RELAY_KEY"
 _CLEAR: Final = "clear:"
+_CLEAR_BYTES: Final = "clear-base64:"
 _ANY: Final = ("utf-8", "surrogatepass")  # a token is whatever Plaid says
 _logger = logging.getLogger("plaid_relay_async.journal")
 
@@ -37,7 +39,13 @@ class Keyring:
 
     def lock(self, secret: str) -> str:
         """Give what may be stored."""
-        return _CLEAR + secret if self._all is None else self._all.encrypt(secret.encode(*_ANY)).decode()
+        if self._all is not None:
+            return self._all.encrypt(secret.encode(*_ANY)).decode()
+        if secret.isprintable():
+            return _CLEAR + secret
+        return (
+            _CLEAR_BYTES + b64encode(secret.encode(*_ANY)).decode()
+        )  # what a database may not take as it is
 
     @sealed
     def open(self, stored: str) -> str:
@@ -46,8 +54,10 @@ class Keyring:
         Raises:
             ConfigurationError: there is no key that opens it.
         """
-        if self.is_clear(stored):
+        if stored.startswith(_CLEAR):
             return stored.removeprefix(_CLEAR)
+        if stored.startswith(_CLEAR_BYTES):
+            return b64decode(stored.removeprefix(_CLEAR_BYTES)).decode(*_ANY)
         if self._all is None:
             raise ConfigurationError(f"the journal is encrypted: give its key, as key= or {_VARIABLE}")
         try:
@@ -59,7 +69,7 @@ class Keyring:
     @staticmethod
     def is_clear(stored: str) -> bool:
         """Tell whether that lies in clear."""
-        return stored.startswith(_CLEAR)
+        return stored.startswith((_CLEAR, _CLEAR_BYTES))
 
     def is_up_to_date(self, stored: str) -> bool:
         """Tell whether that is how it would be stored today."""

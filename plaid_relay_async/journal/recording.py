@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, field
 
 from plaid_relay_async.batch import REMOVE, TakenError
 from plaid_relay_async.errors import DuplicateRequestError, Hidden, JournalError, OutcomeUnknownError
-from plaid_relay_async.journal.decisions import (
-    Begin,
-    Policy,
-    Refuse,
-    Row,
-    Wait,
-    decide,
-    facts_of,
-)
+from plaid_relay_async.journal import decisions
+from plaid_relay_async.journal.decisions import Policy, Refuse, Row, Wait, decide, facts_of
 from plaid_relay_async.journal.holders import Moment
 from plaid_relay_async.journal.keys import Digests, Keyring
 from plaid_relay_async.journal.schema import State
-from plaid_relay_async.journal.writing import NOTHING, Accept, Answer, Found, Writer, accepted, ended
-from plaid_relay_async.journal.writing import Begin as Beginning
+from plaid_relay_async.journal.writing import (
+    NOTHING,
+    Accept,
+    Answer,
+    Begin,
+    End,
+    Found,
+    Remove,
+    Writer,
+    accepted,
+    ended,
+)
 from plaid_relay_async.journal.writing import Removal as Change
 from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest, RelayRemoveResponse
 from plaid_relay_async.outcomes import Created, Failed, Outcome, Removed, Unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
-
+E = TypeVar("E", bound="_Entered")
 _LOOK_AGAIN = (0.02, 1.0)  # seconds, at first and at most
 _NEWS = 100
 
@@ -49,11 +52,24 @@ class Recorder:
     async def creation(self, request: RelayCreateRequest, namespace: str) -> Creation:
         """Enter a creation, once nobody else is at its pair."""
         pair = self.digests.pair(namespace, request.report_tokens, request.secondary_client_id)
+        return await self._in_turn(pair, lambda: self._creation(request, pair))
+
+    async def removal(self, request: RelayRemoveRequest) -> Removal | Unrecorded:
+        """Enter the removal of a token, once nobody else is at its pair, if the journal knows of it."""
+        await self.writer.catch_up()
+        digest = self.digests.token(request.relay_token)
+        row = (await self.writer.find(digest)).own
+        if row is None:
+            return Unrecorded()
+        return await self._in_turn(row.pair, lambda: self._removal(request, digest))
+
+    async def _in_turn(self, pair: str, enter: Callable[[], Awaitable[E | None]]) -> E:
         pause, longest = _LOOK_AGAIN
         while True:
             await self._turn(pair)
             try:
-                entered = await self._enter(request, pair)
+                await self.writer.catch_up()
+                entered = await enter()
             except BaseException:
                 self.leave(pair)
                 raise
@@ -72,19 +88,18 @@ class Recorder:
         """Let the next one of this process have the pair."""
         self._under_way.pop(pair).set_result(None)
 
-    async def _enter(self, request: RelayCreateRequest, pair: str) -> Creation | None:
-        await self.writer.catch_up()
+    async def _creation(self, request: RelayCreateRequest, pair: str) -> Creation | None:
         found = await self._look_up(pair)
         decision = decide(found.own, found.claim, self.policy, alive=found.alive, late=found.late)
         if isinstance(decision, Wait):
             return None
-        if isinstance(decision, Begin):
+        if isinstance(decision, decisions.Begin):
             values = self.writer.values(pair, request.secondary_client_id, decision.row)
             accept = accepted(values)
             if decision.row is None:
                 self.writer.note(accept)
             doubt = next((row.doubt() for row in decision.retire if row.doubtful), None)
-            return Creation(self, pair, Beginning(values, decision.retire), accept, doubt=doubt)
+            return Creation(self, pair, Begin(values, decision.retire), accept, doubt=doubt)
         if isinstance(decision, Refuse):
             return Creation(self, pair, known=await self._refused(request, pair, found.own, decision.why))
         await self._note_elsewhere(request, pair, found.own, decision.row)
@@ -137,50 +152,41 @@ class Recorder:
             await self.writer.note(ended(values["id"], State.FAILED, **facts_of(error)))
         return Failed(request=request, error=error, attempts=0, elapsed=0.0, request_id=None, journalled=True)
 
-    async def removal(self, request: RelayRemoveRequest) -> Removal:
-        """Enter the removal of a token, whether or not the journal knows of it."""
-        await self.writer.catch_up()
-        row = await self.writer.find(self.digests.token(request.relay_token))
-        if row is None or row.state is not State.REMOVED:
-            return Removal(self.writer, row)
+    async def _removal(self, request: RelayRemoveRequest, digest: str) -> Removal | None:
+        found = await self.writer.find(digest)
+        if found.alive or found.own is None:
+            return None
+        if found.own.state is not State.REMOVED:
+            return Removal(self, found.own.pair, Remove(found.own))
         facts: dict[str, Any] = {"attempts": 0, "elapsed": 0.0, "request_id": None, "journalled": True}
         known = Removed(request=request, response=RelayRemoveResponse.gone(), **facts)
-        return Removal(self.writer, row, known)
+        return Removal(self, found.own.pair, Remove(found.own), known)
 
 
 @define(eq=False, repr=False)
-class Creation:
-    """A creation that was entered: it may be begun, or it is known what became of it.
+class _Entered:
+    """What has its turn at a pair, until nothing more comes of it.
 
     Attributes:
-        known: what became of it, if that is known; it has no beginning then.
-        doubt: the error of the attempt that makes way for it.
         kept: always.
     """
 
     recorder: Recorder
     pair: str
-    beginning: Beginning | None = None
-    accept: Accept | None = None
-    known: Outcome | None = None
-    doubt: OutcomeUnknownError | None = None
-    kept: bool = True
+    kept: bool = field(default=True, init=False)
     _left_open: asyncio.Future[Answer] | None = field(default=None, init=False)
 
-    async def begin(self) -> None:
-        """Return once it is on record that an attempt is about to leave, and while the lease lasts.
+    async def _begin(self, note: Begin | Remove) -> None:
+        """Return once that is on record, and while the lease lasts.
 
         Raises:
             TakenError: somebody else was quicker.
             JournalError: it can't be written, or the lease has lapsed.
         """
-        assert self.beginning is not None  # noqa: S101  # what is known isn't begun
-        assert self.accept is not None  # noqa: S101
-        self.accept.begun = True
         while True:
             since = Moment() if self.recorder.writer.leased else None
-            noted = self.recorder.writer.note(self.beginning)
-            # The first: where a later one isn't granted, nothing has left on the first one either.
+            noted = self.recorder.writer.note(note)
+            # The first: where the next of this loop isn't granted, nothing has left on that one either.
             self._left_open = self._left_open or noted
             # Whoever is cancelled here has to know what was written all the same.
             left = await asyncio.shield(noted)
@@ -188,88 +194,121 @@ class Creation:
                 raise self.recorder.taken()
             if isinstance(left, JournalError):
                 raise left
-            self.beginning.retire = ()
+            if isinstance(note, Begin):
+                note.retire = ()
             if since is None or since.passed() < left:
                 return
 
-    def end(self, outcome: Outcome) -> Awaitable[object]:
-        """Take what became of it; what this gives is done once it is durable."""
-        assert self.beginning is not None  # noqa: S101
+    def _ended(self, note: End | Change) -> Awaitable[object]:
         self._left_open = None
-        facts: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
-        if isinstance(outcome, Created):
-            state = State.CREATED
-            facts["token"] = Hidden(outcome.relay_token)
-        else:
-            state = State.FAILED if isinstance(outcome, Failed) else State.UNKNOWN
-            facts |= facts_of(outcome.error)
-        return self.recorder.writer.note(ended(self.beginning.values["id"], state, **facts))
+        return self.recorder.writer.note(note)
+
+    def _never_left(self) -> End | Change:
+        """What undoes the beginning."""
+        raise NotImplementedError
 
     def leave(self) -> None:
         """Nothing more comes of it here; what was begun and has no end never left."""
-        self.recorder.leave(self.pair)
-        if self._left_open is not None:
+        if self._left_open is None:
+            self.recorder.leave(self.pair)
+        else:
             self._left_open.add_done_callback(self._take_back)
 
     def _take_back(self, noted: asyncio.Future[Answer]) -> None:
         # One that failed may have been written all the same: its connection was lost before that was told.
-        if self.beginning is None or not (noted.exception() or isinstance(noted.result(), float)):
-            return
-        state, facts = State.ACCEPTED, {}
-        if self.doubt is not None:
-            state, facts = State.UNKNOWN, facts_of(self.doubt)
-        self.recorder.writer.note(ended(self.beginning.values["id"], state, **facts))
+        if noted.exception() or isinstance(noted.result(), float):
+            self.recorder.writer.note(self._never_left())
+        self.recorder.leave(self.pair)
 
 
 @define(eq=False, repr=False)
-class Removal:
+class Creation(_Entered):
+    """A creation that was entered: it may be begun, or it is known what became of it.
+
+    Attributes:
+        known: what became of it, if that is known; it has no beginning then.
+        doubt: the error of the attempt that makes way for it.
+    """
+
+    beginning: Begin | None = None
+    accept: Accept | None = None
+    known: Outcome | None = None
+    doubt: OutcomeUnknownError | None = None
+
+    async def begin(self) -> None:
+        """Return once it is on record that an attempt is about to leave; for the errors see `_begin`."""
+        assert self.beginning is not None  # noqa: S101  # what is known isn't begun
+        assert self.accept is not None  # noqa: S101
+        self.accept.begun = True
+        await self._begin(self.beginning)
+
+    def end(self, outcome: Outcome) -> Awaitable[object]:
+        """Take what became of it; what this gives is done once it is durable."""
+        facts: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
+        if isinstance(outcome, Created):
+            return self._became(State.CREATED, token=Hidden(outcome.relay_token), **facts)
+        state = State.FAILED if isinstance(outcome, Failed) else State.UNKNOWN
+        return self._became(state, **facts, **facts_of(outcome.error))
+
+    def _became(self, state: State, **facts: Any) -> Awaitable[object]:
+        return self._ended(self._end(state, **facts))
+
+    def _end(self, state: State, **facts: Any) -> End:
+        assert self.beginning is not None  # noqa: S101
+        return ended(self.beginning.values["id"], state, **facts)
+
+    def _never_left(self) -> End:
+        if self.doubt is None:
+            return self._end(State.ACCEPTED)
+        return self._end(State.UNKNOWN, **facts_of(self.doubt))
+
+
+@define(eq=False, repr=False)
+class Removal(_Entered):
     """A removal that was entered.
 
     Attributes:
         known: its outcome, if the token was removed before.
     """
 
-    writer: Writer
-    row: Row | None
+    beginning: Remove
     known: Removed | None = None
-    _left_open: asyncio.Future[Answer] | None = field(default=None, init=False)
-
-    @property
-    def kept(self) -> bool:
-        """Whether the journal has the token."""
-        return self.row is not None
 
     @property
     def doubt(self) -> OutcomeUnknownError | None:
         """The error of one that was begun before, by whoever."""
-        if self.row is None or self.row.state is not State.REMOVING:
+        if self.beginning.row.state is not State.REMOVING:
             return None
         return OutcomeUnknownError("a removal of it was begun, and its end isn't known", advice=REMOVE.advice)
 
     async def begin(self) -> None:
-        """Return once it is on record that the token may be gone."""
-        if self.row is not None:
-            noted = self.writer.note(Change(self.row.id, State.REMOVING, under_way=True))
-            self._left_open = self._left_open or noted
-            await asyncio.shield(noted)
+        """Return once it is on record that the token may be gone; for the errors see `_begin`."""
+        await self._begin(self.beginning)
 
     def end(self, outcome: Removed | Failed | Unknown) -> Awaitable[object]:
-        """Take what became of it."""
-        self._left_open = None
-        if self.row is None:
-            return asyncio.sleep(0)
+        """Take what became of it; what this gives is done once it is durable."""
         state = State.REMOVING
         if isinstance(outcome, Removed):
             state = State.REMOVED
         elif isinstance(outcome, Failed):
             state = State.CREATED
-        return self.writer.note(Change(self.row.id, state))
+        return self._ended(Change(self.beginning.row.id, state))
+
+    def _never_left(self) -> Change:
+        return Change(self.beginning.row.id, self.beginning.row.state)
+
+
+class Unrecorded:
+    """The removal of a token that the journal doesn't have."""
+
+    known = doubt = None
+    kept = False
+
+    async def begin(self) -> None:
+        """There is nothing to write down."""
+
+    async def end(self, outcome: Removed | Failed | Unknown) -> None:
+        """There is nothing to write down."""
 
     def leave(self) -> None:
-        """Nothing more comes of it here; what was begun and has no end never left."""
-        if self._left_open is not None:
-            self._left_open.add_done_callback(self._take_back)
-
-    def _take_back(self, _: asyncio.Future[Answer]) -> None:
-        assert self.row is not None  # noqa: S101  # what the journal doesn't have isn't begun in it
-        self.writer.note(Change(self.row.id, self.row.state))
+        """Nobody waits for it."""

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, FromClause
 
 _NEW = ("id", "run_id", "pair", "partner", "holder_id", "attempts")
+NOBODY: Final = 0
+_HEIRS = (State.CREATED, State.REMOVING, *DOUBTFUL)
 _TOLD = ("attempts", "request_id", "error", "error_type", "error_code", "status", "token", "token_digest")
 
 
@@ -54,7 +56,8 @@ class Statements:
         accept: puts rows in, but for those of which the run has one already.
         begin: puts rows in, or takes up those that are free or the holder's own; it counts them.
         end: writes down what became of the holder's own rows, or of free ones.
-        remove: writes down what becomes of their tokens.
+        removing: has the holder remove the token of one row, if that is as it was seen.
+        remove: writes down what became of the removals of the holder's.
         settle: two statements; after them the claim on the pairs of rows is where it belongs.
         retire: takes claim and currency from one row, if it is as it was seen.
         look_up: gives the rows with the claim on pairs, and those current in the run.
@@ -67,11 +70,12 @@ class Statements:
         self.accept: Final = self._accept()
         self.begin: Final = self._begin()
         self.end: Final = self._end()
+        self.removing: Final = self._removing()
         self.remove: Final = self._remove()
         self.settle: Final = (self._give_up(), self._inherit())
         self.retire: Final = (
             update(entries)
-            .where(entries.c.id == bindparam("row"), entries.c.state == bindparam("seen"))
+            .where(self._as_seen())
             .values(claim=False, current=and_(entries.c.current, entries.c.run_id != bindparam("run")))
         )
         self.look_up: Final = self._look_up()
@@ -79,6 +83,12 @@ class Statements:
         self.find: Final = select(entries).where(
             entries.c.token_digest.is_not(None), entries.c.token_digest.in_(select(given.c.token_digest))
         )
+
+    @staticmethod
+    def _as_seen() -> Any:
+        state: Any = bindparam("seen")
+        holder: Any = bindparam("seen_holder")
+        return and_(entries.c.id == bindparam("row"), entries.c.state == state, entries.c.holder_id == holder)
 
     def _given(self, *columns: Column[Any]) -> FromClause:
         parameter = bindparam("rows", type_=Text)
@@ -123,14 +133,26 @@ class Statements:
             update(entries).where(entries.c.id == given.c.id, or_(own, free)).values(ended_at=now(), **told)
         )
 
+    def _removing(self) -> Any:
+        holder: Any = bindparam("holder")
+        again = and_(
+            entries.c.id == bindparam("row"), entries.c.state == State.REMOVING, entries.c.holder_id == holder
+        )
+        return (
+            update(entries)
+            .where(or_(self._as_seen(), again))
+            .values(state=State.REMOVING.value, holder_id=holder)
+        )
+
     def _remove(self) -> Any:
         given = self._given(entries.c.id, entries.c.state, entries.c.holder_id)
         # Of what is gone, nobody needs to know the token any more.
         token = case((given.c.state == State.REMOVED, null()), else_=entries.c.token)
         return (
             update(entries)
-            .where(entries.c.id == given.c.id, entries.c.state.in_((State.CREATED, State.REMOVING)))
-            .values(state=given.c.state, holder_id=given.c.holder_id, token=token)
+            .where(entries.c.id == given.c.id, entries.c.holder_id == given.c.holder_id)
+            .where(entries.c.state == State.REMOVING)
+            .values(state=given.c.state, holder_id=NOBODY, token=token)
         )
 
     def _pairs(self) -> Any:
@@ -155,13 +177,14 @@ class Statements:
         best = (
             select(heir.c.id)
             .where(heir.c.pair == pairs.c.pair, heir.c.claim == false(), heir.c.begun_at.is_not(None))
-            .where(heir.c.state.in_((State.CREATED, State.REMOVING, *DOUBTFUL)))
+            .where(heir.c.state.in_(_HEIRS))
             .order_by(rank, heir.c.begun_at.desc(), heir.c.id.desc())
             .limit(1)
             .scalar_subquery()
         )
         heirs = select(best).select_from(pairs).where(unclaimed)
-        return update(entries).where(entries.c.id.in_(heirs)).values(claim=True)
+        # Its state again: that may have changed while the row was locked.
+        return update(entries).where(entries.c.id.in_(heirs), entries.c.state.in_(_HEIRS)).values(claim=True)
 
     def _look_up(self) -> Any:
         given = self._given(entries.c.pair)

@@ -15,18 +15,17 @@ from plaid_relay_async.errors import Hidden, JournalError
 from plaid_relay_async.journal.decisions import Row
 from plaid_relay_async.journal.groups import Groups
 from plaid_relay_async.journal.schema import State, now
-from plaid_relay_async.journal.statements import Statements, rows
+from plaid_relay_async.journal.statements import NOBODY, Statements, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, CursorResult
 
     from plaid_relay_async.journal.database import Database, Line
     from plaid_relay_async.journal.holders import Alive, Holder, Holders
 
 _ENTRIES_OF_A_HOLDER: Final = 2**32
-_NOBODY: Final = 0
 _AGAIN_AFTER: Final = 1.0  # seconds
 
 
@@ -75,15 +74,21 @@ class End:
 
 
 @frozen(eq=False, repr=False)
+class Remove:
+    """A removal of a row's token is about to leave."""
+
+    row: Row
+
+
+@frozen(eq=False, repr=False)
 class Removal:
-    """A removal of a row's token is about to leave, or isn't under way any more."""
+    """A removal isn't under way any more, and this is the state of its row."""
 
     row: int
     state: State
-    under_way: bool = False
 
 
-Note: TypeAlias = Accept | Begin | End | Removal
+Note: TypeAlias = Accept | Begin | End | Remove | Removal
 Answer: TypeAlias = float | JournalError | None
 """To a beginning: the seconds that the lease has left, or why it may not be; None if somebody was quicker."""
 
@@ -123,7 +128,7 @@ class Writer:
         # Each has a connection of its own, for one transaction at a time.
         self._notes: Groups[Note, Answer] = Groups(partial(self._write, database.line()))
         self._pairs: Groups[str, Found] = Groups(partial(self._look_up, database.line()))
-        self._tokens: Groups[str, Row | None] = Groups(partial(self._find, database.line()))
+        self._tokens: Groups[str, Found] = Groups(partial(self._find, database.line()))
 
     @property
     def leased(self) -> bool:
@@ -156,8 +161,8 @@ class Writer:
         """Ask what there is on a pair."""
         return self._pairs.put(pair)
 
-    def find(self, digest: str) -> Awaitable[Row | None]:
-        """Ask for the row of a token."""
+    def find(self, digest: str) -> Awaitable[Found]:
+        """Ask for the row of a token, whichever run's it is."""
         return self._tokens.put(digest)
 
     def note(self, note: Note) -> asyncio.Future[Answer]:
@@ -200,13 +205,16 @@ class Writer:
 
         return await self._database.write(line, work, self._patience)
 
-    async def _find(self, line: Line, digests: list[str]) -> list[Row | None]:
+    async def _find(self, line: Line, digests: list[str]) -> list[Found]:
         asked = rows([{"token_digest": digest} for digest in digests])
 
-        def work(connection: Connection) -> list[Row | None]:
-            found = connection.execute(self._statements.find, asked).mappings()
-            by_digest = {row["token_digest"]: Row(**row) for row in found}
-            return [by_digest.get(digest) for digest in digests]
+        def work(connection: Connection) -> list[Found]:
+            def look() -> list[Row]:
+                return [Row(**row) for row in connection.execute(self._statements.find, asked).mappings()]
+
+            found, alive = self._holders.seen(connection, look, _at_work)
+            by_digest = {row.token_digest: row for row in found}
+            return [_found(by_digest.get(digest), None, alive, 0.0) for digest in digests]
 
         return await self._database.write(line, work, self._patience)
 
@@ -218,7 +226,7 @@ class Writer:
             self._again.cancel()
         try:
             return (await self._at_once(line, [*owed, *notes]))[len(owed) :]
-        except JournalError:
+        except BaseException:
             # What is about to leave doesn't then, but what has happened has.
             self._owed = [note for note in (*owed, *notes) if _has_happened(note)]
             self._again = asyncio.get_running_loop().call_later(_AGAIN_AFTER, self.note, _NO_NEWS)
@@ -232,7 +240,7 @@ class Writer:
         return [await self._alone(line, note) for note in notes]
 
     async def _alone(self, line: Line, note: Note) -> Answer:
-        if not isinstance(note, Begin):
+        if not isinstance(note, Begin | Remove):
             # Whoever got the claim as a late token came is there to be seen by now.
             return (await self._in_one(line, [note]))[0]
         try:
@@ -241,13 +249,11 @@ class Writer:
             return None
 
     async def _in_one(self, line: Line, notes: list[Note]) -> list[Answer]:
-        do = self._statements
+        do, own = self._statements, {"holder_id": self._holder.id}
         accepted = [note.values for note in notes if isinstance(note, Accept) and not note.begun]
         ended = [note for note in notes if isinstance(note, End)]
-        # One statement changes a row once: of what is noted of a removal, the last counts.
-        by_row = {note.row: self._removal(note) for note in notes if isinstance(note, Removal)}
-        removed = list(by_row.values())
-        begun = [note for note in notes if isinstance(note, Begin)]
+        removed = [own | {"id": note.row, "state": note.state} for note in notes if isinstance(note, Removal)]
+        begun = [note for note in notes if isinstance(note, Begin | Remove)]
 
         def work(connection: Connection) -> list[Answer]:
             # With SQLite in a thread: it takes its time, and gives up the interpreter's lock on the way.
@@ -260,7 +266,7 @@ class Writer:
                 if values:
                     connection.execute(statement, rows(values))
             answer = self._begin(connection, begun) if begun else None
-            return [answer if isinstance(note, Begin) else None for note in notes]
+            return [answer if isinstance(note, Begin | Remove) else None for note in notes]
 
         return await self._database.write(line, work, self._patience)
 
@@ -268,44 +274,60 @@ class Writer:
         sealed = {} if note.token is None else self._seal(note.token.reveal())
         return note.values | sealed | {"holder_id": self._holder.id}
 
-    def _removal(self, note: Removal) -> dict[str, Any]:
-        holder_id = self._holder.id if note.under_way else _NOBODY
-        return {"id": note.row, "state": note.state, "holder_id": holder_id}
-
-    def _begin(self, connection: Connection, notes: list[Begin]) -> Answer:
+    def _begin(self, connection: Connection, notes: list[Begin | Remove]) -> Answer:
         left = self._holder.left(connection)
         if left <= 0:  # pragma: no cover  # behind a switch of greenlets, which coverage loses sight of
             return JournalError(
                 "the lease on the journal lapsed: this process, or its machine, was held up for too long",
                 advice="Nothing more was begun. Run it again: it goes on from where it was.",
             )
-        retired = [
-            {"row": row.id, "seen": row.state, "run": self._run_id} for note in notes for row in note.retire
-        ]
-        for values in retired:
-            if connection.execute(self._statements.retire, values).rowcount != 1:
+        removing = [_seen(note.row) for note in notes if isinstance(note, Remove)]
+        for values in removing:
+            _one(connection.execute(self._statements.removing, values | {"holder": self._holder.id}))
+        creating = [note for note in notes if isinstance(note, Begin)]
+        for values in [_seen(row) for note in creating for row in note.retire]:
+            _one(connection.execute(self._statements.retire, values | {"run": self._run_id}))
+        if creating:
+            begun = connection.execute(self._statements.begin, rows([note.values for note in creating]))
+            if begun.rowcount != len(creating):
                 raise _ThereFirstError
-        begun = connection.execute(self._statements.begin, rows([note.values for note in notes]))
-        if begun.rowcount != len(notes):
-            raise _ThereFirstError
+        if removing:
+            pairs = rows([{"id": values["row"]} for values in removing])
+            for settle in self._statements.settle:
+                connection.execute(settle, pairs)
         return left
 
 
-def _at_work(found: list[Row]) -> set[int]:
-    return {row.holder_id for row in found if row.claim and row.state in {State.BEGUN, State.REMOVING}}
+def _seen(row: Row) -> dict[str, Any]:
+    return {"row": row.id, "seen": row.state, "seen_holder": row.holder_id}
+
+
+def _one(result: CursorResult[Any]) -> None:
+    if result.rowcount != 1:
+        raise _ThereFirstError
+
+
+def _is_at_work(row: Row) -> bool:
+    return row.holder_id != NOBODY and (
+        row.state is State.REMOVING or (row.claim and row.state is State.BEGUN)
+    )
+
+
+def _at_work(found: Iterable[Row | None]) -> set[int]:
+    return {row.holder_id for row in found if row is not None and _is_at_work(row)}
 
 
 def _found(own: Row | None, claim: Row | None, alive: Alive, at: float) -> Found:
-    if claim is None or not _at_work([claim]):
-        return Found(own, claim, alive=False, late=False)
-    late = at - (claim.begun_at or 0.0) < alive.patience.get(claim.holder_id, 0.0)
-    return Found(own, claim, alive=claim.holder_id in alive.living, late=late)
+    late = (
+        claim is not None
+        and claim.state is State.BEGUN
+        and at - (claim.begun_at or 0.0) < alive.patience.get(claim.holder_id, 0.0)
+    )
+    return Found(own, claim, alive=not alive.living.isdisjoint(_at_work((own, claim))), late=late)
 
 
 def _has_happened(note: Note) -> bool:
-    if isinstance(note, Accept):
-        return not note.begun
-    return isinstance(note, End) or (isinstance(note, Removal) and not note.under_way)
+    return isinstance(note, End | Removal) or (isinstance(note, Accept) and not note.begun)
 
 
 def accepted(values: dict[str, Any], state: State = State.ACCEPTED) -> Accept:

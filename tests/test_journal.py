@@ -32,7 +32,7 @@ from plaid_relay_async.journal import Journal, schema
 from plaid_relay_async.journal.groups import Groups
 from plaid_relay_async.journal.schema import State
 from plaid_relay_async.journal.writing import Begin as Beginning
-from plaid_relay_async.journal.writing import ended
+from plaid_relay_async.journal.writing import Remove, ended
 from plaid_relay_async.simulator import Fault
 
 KEY, OTHER_KEY = (Fernet.generate_key().decode() for _ in range(2))
@@ -336,6 +336,36 @@ async def test_what_was_cancelled_before_it_left_can_be_begun_again(plaid, clien
     assert set(of_the_ledger(plaid).values()) == {1}
 
 
+async def test_what_never_left_is_taken_back_before_the_next_may_begin(plaid, client, report, tmp_path):
+    """The next one of this process has the same row: its beginning isn't the one that is taken back."""
+    path = tmp_path / "relay.db"
+    plaid.fail(Fault(path=CREATE, status=503, body={"error_code": "PLANNED_MAINTENANCE"}))
+    short = evolve(QUICK, max_pause=0.001)
+    async with Journal(path, run="x", key=KEY) as x, Journal(path, run="y", key=KEY) as y:
+        await client.relay.create_many(requests(report, 1), journal=x, retry=short)
+        plaid.heal()
+        plaid.fail(Fault(path=CREATE, latency=0.3))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            hurried = asyncio.ensure_future(client.relay.create_many(requests(report, 1), journal=x))
+            await asyncio.sleep(0.1)
+            for _ in range(2):
+                hurried.cancel()
+                await asyncio.sleep(0.05)
+            sent = len(plaid.requests)
+            following = asyncio.ensure_future(client.relay.create([report], "p0", journal=x))
+            await asyncio.sleep(0.1)
+            other.execute("COMMIT")
+        with pytest.raises(asyncio.CancelledError):
+            await hurried
+        while len(plaid.requests) == sent:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+        made = await client.relay.create([report], "p0", journal=y)
+        assert (await following).relay_token == made.relay_token
+    assert len(plaid.ledger) == 1
+
+
 async def test_a_token_that_comes_late_is_kept_beside_another(plaid, client, report, url):
     """Its run has it, and serves it, though another run has gone on and has one too."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
@@ -415,6 +445,7 @@ async def test_whoever_comes_second_is_told_so(client, report, url):
         seen = evolve(found, state=State.UNKNOWN)
         assert await writer.note(Beginning(writer.values(pair, "p", None), (seen,))) is None
         assert await writer.note(Beginning(writer.values(pair, "p", found))) is None
+        assert await writer.note(Remove(evolve(found, holder_id=0))) is None
         assert (await journal.status("x")).counts == {"created": 1}
 
 
@@ -661,6 +692,36 @@ async def test_a_creation_waits_for_a_removal(plaid, client, report, url):
     assert len(plaid.ledger) == 1
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["one process", "two processes"])
+async def test_removals_of_one_token_take_turns(plaid, client, report, url, together):
+    """What the one comes to isn't undone by what the other comes to."""
+    async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY) as y:
+        made = await client.relay.create([report], "p", journal=x)
+        plaid.fail(Fault(path=REMOVE, status=400, latency=0.2, times=1))
+        first = asyncio.ensure_future(client.relay.remove(made.relay_token, journal=x))
+        while len(plaid.requests) < 2:
+            await asyncio.sleep(0.005)
+        plaid.fail(Fault(path=REMOVE, status=500, when="after"))
+        second = client.relay.remove_many([made.relay_token], journal=x if together else y)
+        assert (await second).counts == {"unknown": 1}
+        plaid.heal()
+        with pytest.raises(InvalidRequestError):
+            await first
+        assert (await client.relay.remove(made.relay_token, journal=y)).inferred
+        assert (await client.relay.create([report], "p", journal=y)).relay_token != made.relay_token
+
+
+async def test_whose_lease_has_lapsed_removes_nothing(plaid, client, report, postgres):
+    """Others don't wait for it any more: they could make another token beside one that isn't removed."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY) as journal:
+        made = await client.relay.create([report], "p", journal=journal)
+        await postgres.execute("UPDATE relay_holders SET expires_at = 0")
+        with pytest.raises(JournalError, match="the lease on the journal lapsed"):
+            await client.relay.remove(made.relay_token, journal=journal)
+    assert len(plaid.requests) == 1
+
+
 async def test_a_removal_whose_repeat_is_refused(plaid, client, report, url):
     """It is the lost one's error that is told, for that may have been carried out."""
     async with Journal(url, run="x", key=KEY) as journal:
@@ -702,6 +763,21 @@ async def test_no_secret_lies_in_the_file(plaid, client, report, tmp_path):
     secrets = [o.relay_token for o in made.created] + [report, OWNER.secret, KEY]
     assert b"p49" in written
     assert not [secret for secret in secrets if secret.encode() in written]
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+@pytest.mark.parametrize("token", ["a\0b", "a\ud800b", "ü b"])
+async def test_a_token_is_whatever_plaid_says(plaid, client, report, url, key, token):
+    """It is served as it came, though no database takes it, and others are kept beside it."""
+    said = {"relay_token": token, "request_id": "r"}
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=200, body=said))
+    async with Journal(url, run="x", key=key) as journal:
+        for _ in range(2):
+            result = await client.relay.create_many(requests(report, 3), journal=journal)
+            assert result.counts == {"created": 3}
+            assert token in {outcome.relay_token for outcome in result.created}
+        assert token in {record.relay_token for record in await all_of(journal, "x")}
+        assert (await client.relay.create([report], "p0", journal=journal)).relay_token == token
 
 
 async def test_keys_rotate(plaid, client, report, url, monkeypatch):

@@ -63,6 +63,7 @@ OWN = row(State.UNKNOWN)
         ),
         (None, row(State.REMOVING, run=2), False, False, False, "retire claim"),
         (None, row(State.REMOVING, run=2), False, True, False, Wait()),
+        (row(State.REMOVING, claim=False), row(State.CREATED, run=2), False, True, False, Wait()),
         (row(State.BEGUN, claim=False), None, False, False, False, "serve own"),
         (row(State.BEGUN, claim=False), None, True, False, False, "retire own"),
         (row(State.BEGUN, claim=False), row(State.REMOVING, run=2), False, False, False, "serve own"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, field
@@ -164,7 +165,7 @@ class Recorder:
 
 
 @define(eq=False, repr=False)
-class _Entered:
+class _Entered(ABC):
     """What has its turn at a pair, until nothing more comes of it.
 
     Attributes:
@@ -203,9 +204,9 @@ class _Entered:
         self._left_open = None
         return self.recorder.writer.note(note)
 
+    @abstractmethod
     def _never_left(self) -> End | Change:
-        """What undoes the beginning."""
-        raise NotImplementedError
+        """Give what undoes the beginning."""
 
     def leave(self) -> None:
         """Nothing more comes of it here; what was begun and has no end never left."""

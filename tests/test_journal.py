@@ -6,7 +6,7 @@ import asyncio
 import os
 import sqlite3
 from collections import Counter
-from contextlib import ExitStack, aclosing, closing
+from contextlib import ExitStack, aclosing, asynccontextmanager, closing
 
 import pytest
 from attrs import evolve
@@ -315,21 +315,31 @@ async def test_a_long_run_is_told_page_by_page(plaid, client, report, tmp_path):
         assert await journal.rotate() == 1_050
 
 
+@asynccontextmanager
+async def given_up_before_it_left(path, batch):
+    """Somebody else has the file as the batch begins, and lets go of it once nobody waits any more."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        hurried = asyncio.ensure_future(batch)
+        await asyncio.sleep(0.1)
+        for _ in range(2):
+            hurried.cancel()
+            await asyncio.sleep(0.05)
+        yield
+        other.execute("COMMIT")
+    with pytest.raises(asyncio.CancelledError):
+        await hurried
+
+
 async def test_what_was_cancelled_before_it_left_can_be_begun_again(plaid, client, report, tmp_path):
     """Its beginning is on record, and taken back: otherwise everybody would wait for its end."""
     path = tmp_path / "relay.db"
     async with Journal(path, run="x", key=KEY) as journal:
         await client.relay.create([report], "first", journal=journal)
-        with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            hurried = asyncio.ensure_future(client.relay.create_many(requests(report, 3), journal=journal))
-            await asyncio.sleep(0.1)
-            for _ in range(2):
-                hurried.cancel()
-                await asyncio.sleep(0.05)
-            other.execute("COMMIT")
-        with pytest.raises(asyncio.CancelledError):
-            await hurried
+        async with given_up_before_it_left(
+            path, client.relay.create_many(requests(report, 3), journal=journal)
+        ):
+            pass
         assert len(plaid.requests) == 1
         result = await client.relay.create_many(requests(report, 3), journal=journal)
         assert result.counts == {"created": 3}
@@ -345,19 +355,10 @@ async def test_what_never_left_is_taken_back_before_the_next_may_begin(plaid, cl
         await client.relay.create_many(requests(report, 1), journal=x, retry=short)
         plaid.heal()
         plaid.fail(Fault(path=CREATE, latency=0.3))
-        with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            hurried = asyncio.ensure_future(client.relay.create_many(requests(report, 1), journal=x))
-            await asyncio.sleep(0.1)
-            for _ in range(2):
-                hurried.cancel()
-                await asyncio.sleep(0.05)
+        async with given_up_before_it_left(path, client.relay.create_many(requests(report, 1), journal=x)):
             sent = len(plaid.requests)
             following = asyncio.ensure_future(client.relay.create([report], "p0", journal=x))
             await asyncio.sleep(0.1)
-            other.execute("COMMIT")
-        with pytest.raises(asyncio.CancelledError):
-            await hurried
         while len(plaid.requests) == sent:
             await asyncio.sleep(0.005)
         await asyncio.sleep(0.1)
@@ -508,16 +509,10 @@ async def test_an_unknown_outlives_a_retry_that_never_left(plaid, client, report
     await unknown_in(client, plaid, report, path, "x")
     async with Journal(path, run=run, key=KEY, retry_unknown=True) as journal:
         await client.relay.create([report], "another", journal=journal)
-        with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            hurried = asyncio.ensure_future(client.relay.create_many(requests(report, 1), journal=journal))
-            await asyncio.sleep(0.1)
-            for _ in range(2):
-                hurried.cancel()
-                await asyncio.sleep(0.05)
-            other.execute("COMMIT")
-        with pytest.raises(asyncio.CancelledError):
-            await hurried
+        async with given_up_before_it_left(
+            path, client.relay.create_many(requests(report, 1), journal=journal)
+        ):
+            pass
     for later in (run, "z"):
         result, status = await create(client, report, path, later)
         assert result.counts == {"unknown": 1}
@@ -663,16 +658,10 @@ async def test_a_removal_that_never_left_leaves_the_token(plaid, client, report,
     path = tmp_path / "relay.db"
     async with Journal(path, run="x", key=KEY) as journal:
         made = await client.relay.create([report], "p", journal=journal)
-        with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            hurried = asyncio.ensure_future(client.relay.remove_many([made.relay_token], journal=journal))
-            await asyncio.sleep(0.1)
-            for _ in range(2):
-                hurried.cancel()
-                await asyncio.sleep(0.05)
-            other.execute("COMMIT")
-        with pytest.raises(asyncio.CancelledError):
-            await hurried
+        async with given_up_before_it_left(
+            path, client.relay.remove_many([made.relay_token], journal=journal)
+        ):
+            pass
         again = await client.relay.create([report], "p", journal=journal)
     assert again.relay_token == made.relay_token
     assert (len(plaid.ledger), len(plaid.requests)) == (1, 1)

@@ -1093,6 +1093,30 @@ async def test_the_longest_request_counts(plaid, report, url):
             assert known == longest
 
 
+async def test_a_value_that_cannot_be_read_is_not_quoted(client, report, tmp_path):
+    """The database's own words would hold what can be read of it, which may be a token."""
+    async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        broken = text("UPDATE relay_entries SET token = CAST('canary' || x'ff' AS TEXT)")
+        await journal._write(lambda connection: connection.execute(broken).close())
+        with pytest.raises(JournalError, match="Could not decode to UTF-8") as caught:
+            await all_of(journal, "x")
+    assert "canary" not in str(caught.value)
+
+
+async def test_a_callers_engine_on_a_server_sees_what_others_commit(postgres):
+    """Within one transaction, for what is looked at anew has to be new; the engine's own setting stays."""
+    await postgres.fresh()
+    address = postgres.url.replace("postgresql:", "postgresql+psycopg:")
+    engine = create_async_engine(address, isolation_level="REPEATABLE READ")
+    asked = text("SHOW transaction_isolation")
+    async with Journal(engine, key=KEY) as journal:
+        assert await journal._write(lambda c: c.execute(asked).scalar_one()) == "read committed"
+    async with engine.connect() as connection:
+        assert (await connection.execute(asked)).scalar_one() == "repeatable read"
+    await engine.dispose()
+
+
 async def test_a_folder_that_is_not_there(tmp_path):
     """The reason is the operating system's."""
     with pytest.raises(JournalError, match="No such file or directory"):

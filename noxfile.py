@@ -44,7 +44,8 @@ def side_by_side(session: nox.Session) -> list[str]:
 
 def test_the_wheel(session: nox.Session) -> None:
     session.run("coverage", "erase")
-    session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *(session.posargs or side_by_side(session)))
+    words = session.posargs or side_by_side(session)
+    session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *words)
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
         session.run("coverage", "report")

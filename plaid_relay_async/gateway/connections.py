@@ -83,8 +83,8 @@ class Listener(web.Server):
         handler: takes a request and gives its answer.
         most: connections at once.
         patience: seconds for the head of a request, from its first byte, or from the connection's beginning;
-            and for the handshake of TLS. Half a head that came along with the request before it has the time of
-            an idle connection, for nothing tells that there is one.
+            and for the handshake of TLS. Half a head that came along with the request before it has the time
+            of an idle connection, for nothing tells that there is one.
     """
 
     def __init__(

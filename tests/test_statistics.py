@@ -108,7 +108,7 @@ async def test_waits_are_counted_by_what_was_waited_for(plaid):
         assert client.statistics().queued == 1
         await asyncio.gather(*running, return_exceptions=True)
         waits = client.statistics().waits
-    assert waits["pause"] >= 1
+    assert waits["pause"] >= 0.9  # a pause runs from when the answer came
     assert waits["limiter"] >= 0.08
     assert 0.03 < waits["connection"] < 0.2
     assert 0 < waits["backoff"] <= 0.2

@@ -14,20 +14,13 @@ from collections import Counter
 from contextlib import asynccontextmanager, closing
 
 import pytest
-from cryptography.fernet import Fernet
+from journals import CREATE, KEY
 
 from plaid_relay_async import BatchStoppedError, Created, JournalError, RelayCreateRequest, Unknown
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
 
 pytestmark = pytest.mark.may_block
-CREATE = "/credit/relay/create"
-KEY = Fernet.generate_key().decode()
-
-
-@pytest.fixture
-def report(plaid):
-    return plaid.add_report()
 
 
 def some(count, first="p"):

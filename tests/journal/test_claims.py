@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from attrs import define, evolve
-from cryptography.fernet import Fernet
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from journals import CREATE, KEY, REMOVE
 from support import OWNER, QUICK
 
 from plaid_relay_async import RelayClient, RelayCreateRequest
@@ -19,8 +19,6 @@ from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault, Simulator
 
 pytestmark = pytest.mark.may_block
-KEY = Fernet.generate_key().decode()
-CREATE, REMOVE = "/credit/relay/create", "/credit/relay/remove"
 SHORT = evolve(QUICK, max_pause=0.001)
 POLICIES = {
     "reuse": {},

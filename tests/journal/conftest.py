@@ -1,0 +1,19 @@
+"""A report to share, and a journal of either kind to note it in."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def url(request, tmp_path):
+    if request.param == "sqlite":
+        return str(tmp_path / "relay.db")
+    server = request.getfixturevalue("postgres")
+    await server.fresh()
+    return server.url
+
+
+@pytest.fixture
+def report(plaid):
+    return plaid.add_report()

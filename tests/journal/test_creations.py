@@ -1,0 +1,558 @@
+"""Creations with a journal, on a file of SQLite and on a real PostgreSQL server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from attrs import evolve
+from journals import (
+    CREATE,
+    KEY,
+    OTHER_KEY,
+    REMOVE,
+    all_of,
+    create,
+    given_up_before_it_left,
+    of_the_ledger,
+    requests,
+)
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+from support import OWNER, QUICK, Noting, program
+
+from plaid_relay_async import (
+    DuplicateRequestError,
+    InvalidRequestError,
+    JournalError,
+    OutcomeUnknownError,
+    RelayClient,
+    RelayCreateRequest,
+)
+from plaid_relay_async.errors import Hidden
+from plaid_relay_async.journal import Journal, schema
+from plaid_relay_async.journal.schema import State
+from plaid_relay_async.journal.writing import Begin as Beginning
+from plaid_relay_async.journal.writing import Remove, ended
+from plaid_relay_async.simulator import Fault
+
+pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
+
+RUN = """
+import asyncio, sys
+from plaid_relay_async import Credentials, RelayClient, RelayCreateRequest
+from plaid_relay_async.journal import Journal
+
+async def main():
+    address, url, report, key = sys.argv[1:]
+    async with RelayClient(Credentials("owner", "secret-of-the-owner"), base_url=address) as client:
+        async with Journal(url, run="x", key=key, lease=4) as journal:
+            await client.relay.create_many(RelayCreateRequest.fan_out([report], ["p0", "p1", "p2"]), journal=journal)
+
+asyncio.run(main())
+"""
+
+# ------------------------------------------------------------------------------------- what is on record
+
+
+async def test_what_is_created_is_on_record_and_served(plaid, client, report, url):
+    """The same run again, or another, gets the tokens that there are, and nothing is sent."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        made = await client.relay.create_many(requests(report), journal=journal)
+        again = await client.relay.create_many(requests(report), journal=journal)
+    async with Journal(url, run="y", key=KEY) as journal:
+        other = await client.relay.create_many(requests(report, 11), journal=journal)
+        x, y = await journal.runs()
+        records = await all_of(journal, "y")
+        (only,) = await all_of(journal, "y", partner="p3", outcomes={"created"})
+    tokens = {o.request.secondary_client_id: o.relay_token for o in made.created}
+    assert all(o.journalled for o in [*made.created, *again.created, *other.created])
+    assert {o.request.secondary_client_id: o.relay_token for o in again.created} == tokens
+    assert {o.attempts for o in again.created} == {0}
+    assert of_the_ledger(plaid) == {f"p{n}": 1 for n in range(11)}
+    assert (x.name, x.counts, y.counts) == ("x", {"created": 10}, {"created": 11})
+    assert x.rate > 0
+    assert x.started_at <= x.last_at
+    assert {r.secondary_client_id: r.relay_token for r in records}.items() >= tokens.items()
+    assert [r.secondary_client_id for r in records if r.own] == ["p10"]
+    assert only.relay_token == tokens["p3"]
+    assert tokens["p3"] not in repr(only)
+
+
+async def test_a_callers_engine_stays_the_callers(plaid, client, report, tmp_path):
+    """It is used, not closed, whatever its driver."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'relay.db'}")
+    for _ in range(2):
+        async with Journal(engine, key=KEY) as journal:
+            await client.relay.create([report], "p0", journal=journal)
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM relay_entries"))).scalar_one() == 1
+    assert len(plaid.ledger) == 1
+    await engine.dispose()
+
+
+async def test_two_at_once_make_one(plaid, client, report, url):
+    """Calls for the same pair, in one process or in several, share the token that the first one makes."""
+    async with Journal(url, run="a", key=KEY) as one, Journal(url, run="b", key=KEY) as two:
+        calls = [client.relay.create([report], "p", journal=journal) for journal in (one, two) * 3]
+        tokens = {made.relay_token for made in await asyncio.gather(*calls)}
+    assert (len(tokens), len(plaid.ledger)) == (1, 1)
+
+
+async def test_two_runs_over_the_same_pairs_make_each_once(plaid, client, report, url):
+    """Whoever is quicker with a pair has it, the other is served; many of them meet in one group."""
+    async with Journal(url, run="a", key=KEY) as one, Journal(url, run="a", key=KEY) as two:
+        results = await asyncio.gather(
+            *(
+                client.relay.create_many(requests(report, 300), journal=journal, concurrency=30)
+                for journal in (one, two)
+            )
+        )
+    assert [result.counts["created"] for result in results] == [300, 300]
+    assert set(of_the_ledger(plaid).values()) == {1}
+
+
+async def test_a_cancelled_call_is_waited_for_and_kept(plaid, client, report, url):
+    """Somebody who asks again gets the token that the first try made."""
+    plaid.fail(Fault(path=CREATE, latency=0.2))
+    async with Journal(url, key=KEY) as journal:
+        first = asyncio.create_task(client.relay.create([report], "p", journal=journal))
+        while not plaid.requests:
+            await asyncio.sleep(0.005)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert (await client.relay.create([report], "p", journal=journal)).relay_token == plaid.ledger[0][
+            "relay_token"
+        ]
+    assert len(plaid.ledger) == 1
+
+
+async def test_what_is_given_up_is_unknown_on_record(plaid, report, url):
+    """A second cancellation doesn't wait; what was in flight is unknown, and what had come is kept."""
+    plaid.fail(Fault(path=CREATE, latency=5))
+    async with RelayClient(OWNER, base_url=plaid.url) as client, Journal(url, key=KEY) as journal:
+        batch = client.relay.create_many(requests(report, 2), journal=journal)
+        running = asyncio.ensure_future(batch)
+        while len(plaid.requests) < 2:
+            await asyncio.sleep(0.005)
+        running.cancel()
+        await asyncio.sleep(0.02)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        plaid.heal()
+        await asyncio.sleep(0.05)
+        assert (await journal.status("default")).counts == {"unknown": 2}
+        with pytest.raises(OutcomeUnknownError, match="the journal has it as unknown"):
+            await client.relay.create([report], "p0", journal=journal)
+
+
+# --------------------------------------------------------------------------------- what is there already
+
+
+@pytest.mark.parametrize(("on_existing", "made"), [("reuse", 1), ("refuse", 1), ("create", 2)])
+async def test_a_pair_with_a_token_from_another_run(plaid, client, report, url, on_existing, made):
+    """It is served, refused, or gets another, as the caller says, also the second time."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+    async with Journal(url, run="y", key=KEY, on_existing=on_existing) as journal:
+        for _ in range(2):
+            result = await client.relay.create_many([RelayCreateRequest([report], "p")], journal=journal)
+        (record,) = await all_of(journal, "y")
+    assert len(plaid.ledger) == made
+    if on_existing == "refuse":
+        assert isinstance(result.failed[0].error, DuplicateRequestError)
+        assert (record.outcome, record.error_code) == ("failed", "DuplicateRequestError")
+    else:
+        assert record.relay_token == result.created[0].relay_token == plaid.ledger[-1]["relay_token"]
+
+
+async def test_what_failed_for_good_is_served_and_what_can_pass_is_tried_again(plaid, client, report, url):
+    """A refused request would be refused again; one that met a server in trouble may pass."""
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=400))
+    down = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p1", status=503, body=down))
+    async with Journal(url, run="x", key=KEY) as journal:
+        short = evolve(QUICK, max_pause=0.001)
+        await client.relay.create_many(requests(report, 2), journal=journal, retry=short)
+        plaid.heal()
+        sent = len(plaid.requests)
+        result = await client.relay.create_many(requests(report, 2), journal=journal)
+    assert isinstance(result.failed[0].error, InvalidRequestError)
+    assert result.failed[0].journalled
+    assert [o.request.secondary_client_id for o in result.created] == ["p1"]
+    assert len(plaid.requests) == sent + 1
+
+
+async def test_unknown_stays_unknown_until_it_is_to_be_tried_again(plaid, client, report, url):
+    """Another run's unknown is never taken for absent; with retry_unknown there may be two tokens."""
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create_many(requests(report, 1), journal=journal)
+        plaid.heal()
+        assert (await client.relay.create_many(requests(report, 1), journal=journal)).counts == {"unknown": 1}
+        (record,) = await all_of(journal, "x")
+        assert (record.outcome, record.error_code) == ("unknown", "INTERNAL_SERVER_ERROR")
+    async with Journal(url, run="y", key=KEY) as journal:
+        assert (await client.relay.create_many(requests(report, 1), journal=journal)).counts == {"unknown": 1}
+        assert (await journal.status("y")).error_codes == {"INTERNAL_SERVER_ERROR": 1}
+    async with Journal(url, run="y", key=KEY, retry_unknown=True) as journal:
+        assert (await client.relay.create_many(requests(report, 1), journal=journal)).counts == {"created": 1}
+        assert (await journal.status("y")).counts == {"created": 1}
+    assert of_the_ledger(plaid) == {"p0": 2}
+
+
+async def test_a_killed_process_leaves_unknowns(plaid, client, report, url):
+    """What it had begun is in flight while it may live, and unknown once it surely doesn't."""
+    for partner in ("p0", "p1", "p2"):
+        plaid.fail(Fault(path=CREATE, secondary_client_id=partner, latency=30))
+    async with program(RUN, plaid.url, url, report, KEY) as process:
+        while len(plaid.requests) < 3:
+            await asyncio.sleep(0.01)
+        async with Journal(url, run="x", key=KEY, lease=4) as journal:
+            assert (await journal.status("x")).counts == {"in_flight": 3}
+            with pytest.raises(JournalError, match="somebody works on the run 'x'"):
+                await journal.forget("x")
+            waiting = asyncio.ensure_future(client.relay.create_many(requests(report, 4), journal=journal))
+            await asyncio.sleep(0.1)
+            process.kill()
+            await process.wait()
+            plaid.heal()
+            result = await waiting
+            assert result.counts == {"created": 1, "unknown": 3}
+            assert "nobody lived to tell" in str(result.unknown[0].error)
+            assert (await journal.status("x")).error_codes == {"OutcomeUnknownError": 3}
+
+
+async def test_what_another_run_made_meanwhile_is_told_as_such(plaid, client, report, url):
+    """A pair that failed here and has a token from elsewhere is created, as it is served."""
+    down = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
+    plaid.fail(Fault(path=CREATE, status=503, body=down))
+    async with Journal(url, run="y", key=KEY) as y, Journal(url, run="x", key=KEY) as x:
+        short = evolve(QUICK, max_pause=0.001)
+        await client.relay.create_many(requests(report, 1), journal=y, retry=short)
+        plaid.heal()
+        await asyncio.sleep(0.01)
+        made = await client.relay.create([report], "p0", journal=x)
+        for _ in range(2):
+            assert (await client.relay.create([report], "p0", journal=y)).relay_token == made.relay_token
+        (record,) = await all_of(y, "y")
+    assert (record.outcome, record.own) == ("created", False)
+
+
+async def test_what_waits_for_its_turn_is_not_attempted(plaid, report, url):
+    """It is on record all the same; and whoever waits for a pair can be cancelled."""
+
+    class Closed:
+        async def acquire(self, endpoint):
+            await asyncio.Event().wait()
+
+    async with RelayClient(OWNER, base_url=plaid.url, rate_limiter=Closed()) as client:
+        async with Journal(url, run="x", key=KEY) as journal:
+            first = asyncio.ensure_future(client.relay.create_many(requests(report, 1), journal=journal))
+            second = asyncio.ensure_future(client.relay.create_many(requests(report, 1), journal=journal))
+            while not await journal.runs() or not (await journal.status("x")).counts:
+                await asyncio.sleep(0.01)
+            assert (await journal.status("x")).counts == {"not_attempted": 1}
+            for task in (second, first):
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+
+
+async def test_whoever_ended_in_good_order_is_not_waited_for(plaid, client, report, url):
+    """What it had begun and not ended is unknown at once."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+    async with Journal(url, run="x", key=KEY) as journal:
+        begun = schema.entries.update().values(state="begun", token=None)
+        await journal._write(lambda connection: connection.execute(begun).close())
+        assert (await journal.status("x")).counts == {"unknown": 1}
+        with pytest.raises(OutcomeUnknownError):
+            await client.relay.create([report], "p", journal=journal)
+
+
+async def test_a_long_run_is_told_page_by_page(plaid, client, report, tmp_path):
+    """No record is left out, or told twice; keys rotate page by page, too."""
+    async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
+        await client.relay.create_many(requests(report, 1_050), journal=journal, concurrency=100)
+        partners = [record.secondary_client_id for record in await all_of(journal, "x")]
+        assert await all_of(journal, "x", outcomes={"failed"}) == []
+    assert Counter(partners) == {f"p{n}": 1 for n in range(1_050)}
+    async with Journal(tmp_path / "relay.db", key=[OTHER_KEY, KEY]) as journal:
+        assert await journal.rotate() == 1_050
+
+
+async def test_what_was_cancelled_before_it_left_can_be_begun_again(plaid, client, report, tmp_path):
+    """Its beginning is on record, and taken back: otherwise everybody would wait for its end."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, run="x", key=KEY) as journal:
+        await client.relay.create([report], "first", journal=journal)
+        async with given_up_before_it_left(
+            path, client.relay.create_many(requests(report, 3), journal=journal)
+        ):
+            pass
+        assert len(plaid.requests) == 1
+        result = await client.relay.create_many(requests(report, 3), journal=journal)
+        assert result.counts == {"created": 3}
+    assert set(of_the_ledger(plaid).values()) == {1}
+
+
+async def test_what_never_left_is_taken_back_before_the_next_may_begin(plaid, client, report, tmp_path):
+    """The next one of this process has the same row: its beginning isn't the one that is taken back."""
+    path = tmp_path / "relay.db"
+    plaid.fail(Fault(path=CREATE, status=503, body={"error_code": "PLANNED_MAINTENANCE"}))
+    short = evolve(QUICK, max_pause=0.001)
+    async with Journal(path, run="x", key=KEY) as x, Journal(path, run="y", key=KEY) as y:
+        await client.relay.create_many(requests(report, 1), journal=x, retry=short)
+        plaid.heal()
+        plaid.fail(Fault(path=CREATE, latency=0.3))
+        async with given_up_before_it_left(path, client.relay.create_many(requests(report, 1), journal=x)):
+            sent = len(plaid.requests)
+            following = asyncio.ensure_future(client.relay.create([report], "p0", journal=x))
+            await asyncio.sleep(0.1)
+        while len(plaid.requests) == sent:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+        made = await client.relay.create([report], "p0", journal=y)
+        assert (await following).relay_token == made.relay_token
+    assert len(plaid.ledger) == 1
+
+
+async def test_a_token_that_comes_late_is_kept_beside_another(plaid, client, report, url):
+    """Its run has it, and serves it, though another run has gone on and has one too."""
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY, retry_unknown=True) as y:
+        await client.relay.create_many(requests(report, 1), journal=x)
+        plaid.heal()
+        recorder = x._state.recorder
+        asked = text("SELECT pair FROM relay_entries")
+        (pair,) = await x._write(lambda connection: connection.execute(asked).scalars().all())
+        mine = (await recorder.writer.look_up(pair)).own
+        other = await client.relay.create([report], "p0", journal=y)
+        late = plaid.ledger[0]["relay_token"]
+        await recorder.writer.note(ended(mine.id, State.CREATED, token=Hidden(late)))
+        assert (await client.relay.create([report], "p0", journal=x)).relay_token == late != other.relay_token
+        assert [record.relay_token for record in await all_of(x, "x")] == [late]
+        assert [record.relay_token for record in await all_of(y, "y")] == [other.relay_token]
+
+
+async def test_a_token_that_comes_late_outweighs_an_unknown(plaid, client, report, postgres):
+    """Where the attempt that took its place is unknown, everybody is served the token."""
+    await postgres.fresh()
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(postgres.url, run="x", key=KEY) as x:
+        await client.relay.create_many(requests(report, 1), journal=x)
+        recorder = x._state.recorder
+        ((pair,),) = await postgres.execute("SELECT pair FROM relay_entries")
+        mine = (await recorder.writer.look_up(pair)).own
+        again, _ = await create(client, report, postgres.url, "y", retry_unknown=True)
+        assert again.counts == {"unknown": 1}
+        plaid.heal()
+        late = plaid.ledger[0]["relay_token"]
+        await recorder.writer.note(ended(mine.id, State.CREATED, token=Hidden(late)))
+        for run in ("y", "z"):
+            assert (await create(client, report, postgres.url, run))[0].created[0].relay_token == late
+    assert len(plaid.ledger) == 2
+
+
+async def test_an_unknown_stays_on_record_where_another_run_went_on(plaid, client, report, url):
+    """The run is served the other's token; of its own attempt nobody can tell, as before."""
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY, retry_unknown=True) as y:
+        await client.relay.create_many(requests(report, 1), journal=x)
+        plaid.heal()
+        other = await client.relay.create([report], "p0", journal=y)
+        assert (await client.relay.create([report], "p0", journal=x)).relay_token == other.relay_token
+        assert (await x.status("x")).counts == {"unknown": 1}
+
+
+async def test_a_token_that_the_journal_does_not_take_is_the_callers(plaid, client, report):
+    """A single call gives it; one that couldn't be begun raises the journal's error."""
+
+    class Broken(Noting):
+        async def begin(self, request):
+            if request.secondary_client_id == "q":
+                raise JournalError("no")
+
+        async def end(self, outcome):
+            raise JournalError("full")
+
+    made = await client.relay.create([report], "p", journal=Broken())
+    assert made.relay_token == plaid.ledger[0]["relay_token"]
+    plaid.fail(Fault(path=CREATE, secondary_client_id="u", status=500, when="after"))
+    with pytest.raises(OutcomeUnknownError):
+        await client.relay.create([report], "u", journal=Broken())
+    with pytest.raises(JournalError, match="no"):
+        await client.relay.create([report], "q", journal=Broken())
+
+
+async def test_whoever_comes_second_is_told_so(client, report, url):
+    """A row that isn't as it was seen, and one that isn't free, can't be begun."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        writer = journal._state.recorder.writer
+        asked = text("SELECT pair FROM relay_entries")
+        (pair,) = await journal._write(lambda connection: connection.execute(asked).scalars().all())
+        found = (await writer.look_up(pair)).claim
+        seen = evolve(found, state=State.UNKNOWN)
+        assert await writer.note(Beginning(writer.values(pair, "p", None), (seen,))) is None
+        assert await writer.note(Beginning(writer.values(pair, "p", found))) is None
+        assert await writer.note(Remove(evolve(found, holder_id=0))) is None
+        assert (await journal.status("x")).counts == {"created": 1}
+
+
+# -------------------------------------------------------------------------- what takes over, and comes to nothing
+
+
+async def unknown_in(client, plaid, report, url, run):
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(url, run=run, key=KEY) as journal:
+        result = await client.relay.create_many(requests(report, 1), journal=journal)
+    assert result.counts == {"unknown": 1}
+    plaid.heal()
+
+
+@pytest.mark.parametrize("run", ["x", "y"], ids=["the same run", "another run"])
+@pytest.mark.parametrize("status", [400, 503])
+async def test_an_unknown_outlives_a_retry_that_fails(plaid, client, report, url, run, status):
+    """It is told and kept as unknown, with the failure as its cause: nobody makes a second token unasked."""
+    await unknown_in(client, plaid, report, url, "x")
+    down = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
+    plaid.fail(Fault(path=CREATE, status=status, body=down))
+    async with Journal(url, run=run, key=KEY, retry_unknown=True) as journal:
+        short = evolve(QUICK, max_pause=0.001)
+        retried = await client.relay.create_many(requests(report, 1), journal=journal, retry=short)
+        assert (await journal.status(run)).counts == {"unknown": 1}
+    assert retried.counts == {"unknown": 1}
+    assert retried.unknown[0].error.__cause__.status == status
+    plaid.heal()
+    for later in (run, "z"):
+        assert (await create(client, report, url, later))[0].counts == {"unknown": 1}
+    assert len(plaid.ledger) == 1
+
+
+async def test_unknowns_that_all_meet_the_same_error_stop_the_batch(plaid, client, report, url):
+    """As new ones do: the error that was met counts, not the one that is told."""
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
+        await client.relay.create_many(requests(report, 30), journal=journal)
+        plaid.heal()
+        code = {"error_type": "INVALID_INPUT", "error_code": "INVALID_API_KEYS"}
+        plaid.fail(Fault(path=CREATE, status=400, body=code))
+        sent = len(plaid.requests)
+        result = await client.relay.create_many(requests(report, 30), journal=journal, concurrency=2)
+        assert result.counts["unknown"] < 6
+        assert len(plaid.requests) < sent + 6
+        assert result.stopped_by.error_code == "INVALID_API_KEYS"
+        assert (await journal.status("x")).counts == {"unknown": 30}
+
+
+@pytest.mark.parametrize("run", ["x", "y"], ids=["the same run", "another run"])
+async def test_an_unknown_outlives_a_retry_that_never_left(plaid, client, report, tmp_path, run):
+    """Its beginning is taken back, and the doubt of the attempt before it stays."""
+    path = tmp_path / "relay.db"
+    await unknown_in(client, plaid, report, path, "x")
+    async with Journal(path, run=run, key=KEY, retry_unknown=True) as journal:
+        await client.relay.create([report], "another", journal=journal)
+        async with given_up_before_it_left(
+            path, client.relay.create_many(requests(report, 1), journal=journal)
+        ):
+            pass
+    for later in (run, "z"):
+        result, status = await create(client, report, path, later)
+        assert result.counts == {"unknown": 1}
+        assert status.counts["unknown"] == 1
+    assert of_the_ledger(plaid) == {"p0": 1, "another": 1}
+
+
+async def test_an_unknown_outlives_the_token_of_its_retry(plaid, client, report, url):
+    """Once that is removed, the pair is unknown again, and the run has a record of each."""
+    await unknown_in(client, plaid, report, url, "x")
+    async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
+        made = await client.relay.create([report], "p0", journal=journal)
+        plaid.fail(Fault(path=REMOVE, status=500, when="before"))
+        with pytest.raises(OutcomeUnknownError):
+            await client.relay.remove(made.relay_token, journal=journal)
+        plaid.heal()
+        assert (await create(client, report, url, "z"))[0].counts == {"unknown": 1}
+        assert (await client.relay.remove(made.relay_token, journal=journal)).removed
+        assert sorted(r.outcome for r in await all_of(journal, "x")) == ["removed", "unknown"]
+    assert (await create(client, report, url, "x"))[0].counts == {"unknown": 1}
+    assert len(plaid.ledger) == 2
+
+
+async def test_tokens_outlive_others_that_were_to_be_made(plaid, client, report, url):
+    """Where those fail, are unknown or are removed, the first ones are there to be served, and to be refused."""
+    first, _ = await create(client, report, url, "x", 5)
+    assert (await create(client, report, url, "served", 5))[0].counts == {"created": 5}
+    plaid.fail(Fault(path=CREATE, status=400))
+    assert (await create(client, report, url, "failing", 5, on_existing="create"))[0].counts == {"failed": 5}
+    plaid.heal()
+    plaid.fail(Fault(path=CREATE, status=500, when="before"))
+    assert (await create(client, report, url, "unsure", 5, on_existing="create"))[0].counts == {"unknown": 5}
+    plaid.heal()
+    async with Journal(url, run="removing", key=KEY, on_existing="create") as journal:
+        made = await client.relay.create_many(requests(report, 5), journal=journal)
+        tokens = [outcome.relay_token for outcome in made.created]
+        assert (await client.relay.remove_many(tokens, journal=journal)).counts == {"removed": 5}
+        assert (await journal.status("served")).counts == {"created": 5}
+    assert (await create(client, report, url, "unsure", 5, on_existing="create"))[0].counts == {"unknown": 5}
+    assert (await create(client, report, url, "y", 5, on_existing="refuse"))[0].counts == {"failed": 5}
+    last, status = await create(client, report, url, "z", 5)
+    assert {o.relay_token for o in last.created} == {o.relay_token for o in first.created}
+    assert status.counts == {"created": 5}
+    assert len(plaid.ledger) == 10
+
+
+async def test_an_end_that_is_written_twice_changes_nothing_that_came_between(plaid, client, report, url):
+    """Its connection was lost before it was told so, and others have gone on meanwhile."""
+    async with Journal(url, run="x", key=KEY) as x, Journal(url, run="x", key=KEY) as y:
+        plaid.fail(Fault(path=CREATE, status=503, body={"error_code": "PLANNED_MAINTENANCE"}))
+        short = evolve(QUICK, max_pause=0.001)
+        await client.relay.create_many(requests(report, 1), journal=x, retry=short)
+        plaid.heal()
+        asked = text("SELECT id FROM relay_entries")
+        (number,) = await x._write(lambda connection: connection.execute(asked).scalars().all())
+        made = await client.relay.create([report], "p0", journal=y)
+        await x._state.recorder.writer.note(ended(number, State.FAILED))
+        await x._state.recorder.writer.note(ended(number, State.UNKNOWN))
+        assert (await client.relay.create([report], "p0", journal=x)).relay_token == made.relay_token
+
+
+async def test_whoever_dies_while_it_is_asked_for_is_looked_at_anew(plaid, client, report, url):
+    """What it wrote between the question what there is and the question whether it lives is seen."""
+    async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY) as y:
+        await client.relay.create([report], "p0", journal=x)
+        holders, holder = y._state.holders, x._state.recorder.writer._holder
+        asked = text("SELECT state FROM relay_entries")
+        begun = text("UPDATE relay_entries SET state = 'begun'")
+        await y._write(lambda connection: connection.execute(begun).close())
+        seen = []
+
+        def work(connection):
+            def look():
+                seen.append(connection.execute(asked).scalar_one())
+                if len(seen) == 1:
+                    done = text("UPDATE relay_entries SET state = 'created'")
+                    connection.execute(done)
+                    connection.execute(schema.holders.update().values(ended=True))
+                return seen[-1]
+
+            return holders.seen(connection, look, lambda state: {holder.id} if state == "begun" else set())
+
+        told, alive = await y._write(work)
+        assert (seen, told, alive.living) == (["begun", "created"], "created", frozenset())
+
+
+async def test_words_of_a_server_that_no_database_takes(plaid, client, report, url):
+    """They are kept as far as they can be, and nothing else is lost with them."""
+    odd = {"error_type": "\ud800", "error_code": "A\0B", "request_id": "r\0\udfff"}
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=400, body=odd))
+    async with Journal(url, run="x", key=KEY) as journal:
+        result = await client.relay.create_many(requests(report, 3), journal=journal)
+        assert result.counts == {"created": 2, "failed": 1}
+        (record,) = await all_of(journal, "x", outcomes={"failed"})
+    assert (record.error_code, record.request_id) == ("A?B", "r??")

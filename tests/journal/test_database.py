@@ -1,0 +1,319 @@
+"""What a journal asks of its database: who made it, what it refuses, its locks, its leases and its loss."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from contextlib import ExitStack, closing
+
+import pytest
+from journals import CREATE, KEY, all_of, of_the_ledger, requests
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from support import OWNER
+
+from plaid_relay_async import BatchStoppedError, JournalError, RelayClient, Timeouts
+from plaid_relay_async.errors import Hidden
+from plaid_relay_async.journal import Journal, schema
+from plaid_relay_async.journal.groups import Groups
+from plaid_relay_async.journal.schema import State
+from plaid_relay_async.journal.writing import ended
+from plaid_relay_async.simulator import Fault
+
+pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
+
+
+async def test_a_later_release_made_it(url):
+    """It is left alone."""
+    async with Journal(url, key=KEY) as journal:
+        await journal._write(lambda c: c.execute(schema.journals.update().values(version=99)).close())
+    with pytest.raises(JournalError, match="version 99 of its tables"):
+        await Journal(url, key=KEY).open()
+
+
+def test_an_earlier_release_made_it(tmp_path):
+    """What has changed since is done once, in order."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'relay.db'}")
+    done = []
+    steps = [lambda _: done.append("two"), lambda _: done.append("three")]
+    with engine.begin() as connection:
+        assert schema.prepare(connection, "key") == "key"
+    for _ in range(2):
+        with engine.begin() as connection:
+            assert schema.prepare(connection, "another", steps) == "key"
+    assert done == ["two", "three"]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("content", [b"no database", b"SQLite format 3\0" + os.urandom(4096)])
+async def test_a_corrupt_file(tmp_path, content):
+    """It is told what is wrong, and the file stays as it is."""
+    path = tmp_path / "relay.db"
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+    with pytest.raises(JournalError, match=r"can't be read or written: (file is not a database|.*malformed)"):
+        await Journal(path, key=KEY).open()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("mode=ro&uri=true", "readonly database"), ("timeout=0.2&uri=true", "database is locked")],
+)
+async def test_a_file_that_cannot_be_written(plaid, client, report, tmp_path, words, told):
+    """Whether it is read-only or somebody else has it: that is told, and nothing is sent."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, key=KEY):
+        pass
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(JournalError, match=told):
+            async with Journal(f"sqlite:///file:{path}?{words}", key=KEY) as journal:
+                await client.relay.create([report], "p", journal=journal)
+    assert not plaid.requests
+
+
+async def test_a_file_that_is_locked_on_the_way(plaid, client, report, tmp_path):
+    """The batch stops, nothing is begun that isn't on record, and what had come is the caller's."""
+    path = tmp_path / "relay.db"
+    plaid.fail(Fault(path=CREATE, latency=0.3))
+    async with Journal(f"sqlite:///{path}?timeout=0.2", key=KEY) as journal:
+        batch = client.relay.create_many(requests(report, 10), journal=journal, concurrency=2)
+        running = asyncio.ensure_future(batch)
+        while len(plaid.requests) < 2:
+            await asyncio.sleep(0.005)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(BatchStoppedError):
+                await running
+        assert (await journal.status("default")).counts["in_flight"] == 2
+        sent = len(plaid.requests)
+        again = await client.relay.create_many(requests(report, 2), journal=journal)
+        assert (again.counts, len(plaid.requests)) == ({"created": 2}, sent)
+    assert {o.relay_token for o in batch.result.created} == {line["relay_token"] for line in plaid.ledger}
+    assert [o.journalled for o in batch.result.created] == [False, False]
+    assert "database is locked" in str(batch.result.stopped_by)
+
+
+async def locked_as_it_comes(plaid, client, report, path, partner, journal, *, stack):
+    """Create, and have somebody else lock the file before the answer comes; they let go as the stack ends."""
+    sent = len(plaid.requests)
+    running = asyncio.ensure_future(client.relay.create([report], partner, journal=journal))
+    while len(plaid.requests) == sent:
+        await asyncio.sleep(0.005)
+    other = stack.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
+    other.execute("BEGIN IMMEDIATE")
+    return await running
+
+
+async def test_what_could_not_be_written_is_written_later(plaid, client, report, tmp_path):
+    """By itself, so that others who wait for the pair go on though nothing more happens here, and on closing."""
+    path = tmp_path / "relay.db"
+    plaid.fail(Fault(path=CREATE, latency=0.3))
+    async with Journal(path, run="y", key=KEY) as y:
+        for partner, meanwhile in (("p0", True), ("p1", False)):
+            async with Journal(f"sqlite:///{path}?timeout=0.1", run="x", key=KEY) as x:
+                with ExitStack() as stack:
+                    made = await locked_as_it_comes(plaid, client, report, path, partner, x, stack=stack)
+                    with pytest.raises(JournalError, match="database is locked"):
+                        await client.relay.create([report], partner, journal=x)
+                if meanwhile:
+                    served = await client.relay.create([report], partner, journal=y)
+                    assert served.relay_token == made.relay_token
+        served = await client.relay.create([report], partner, journal=y)
+        assert served.relay_token == made.relay_token
+    assert of_the_ledger(plaid) == {"p0": 1, "p1": 1}
+
+
+async def test_what_cannot_be_written_at_all_is_unknown_afterwards(plaid, client, report, tmp_path):
+    """Closing doesn't fail for it: whoever it concerned was told."""
+    path = tmp_path / "relay.db"
+    plaid.fail(Fault(path=CREATE, latency=0.3))
+    with ExitStack() as stack:
+        async with Journal(f"sqlite:///{path}?timeout=0.1", run="x", key=KEY) as journal:
+            await locked_as_it_comes(plaid, client, report, path, "p", journal, stack=stack)
+    async with Journal(path, run="x", key=KEY) as journal:
+        assert (await journal.status("x")).counts == {"unknown": 1}
+
+
+async def test_the_longest_request_counts(plaid, report, url):
+    """Whoever waits for a process that died waits for as long as any of its clients may."""
+    asked = text("SELECT request_seconds FROM relay_holders")
+    async with Journal(url, key=KEY) as journal:
+        for total, longest in ((5.0, 5.0), (9.0, 9.0), (3.0, 9.0)):
+            async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(total=total)) as client:
+                await client.relay.create([report], f"p{total}", journal=journal)
+            (known,) = await journal._write(lambda connection: connection.execute(asked).scalars().all())
+            assert known == longest
+
+
+async def test_a_value_that_cannot_be_read_is_not_quoted(client, report, tmp_path):
+    """The database's own words would hold what can be read of it, which may be a token."""
+    async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        broken = text("UPDATE relay_entries SET token = CAST('canary' || x'ff' AS TEXT)")
+        await journal._write(lambda connection: connection.execute(broken).close())
+        with pytest.raises(JournalError, match="Could not decode to UTF-8") as caught:
+            await all_of(journal, "x")
+    assert "canary" not in str(caught.value)
+
+
+async def test_a_callers_engine_on_a_server_sees_what_others_commit(postgres):
+    """Within one transaction, for what is looked at anew has to be new; the engine's own setting stays."""
+    await postgres.fresh()
+    address = postgres.url.replace("postgresql:", "postgresql+psycopg:")
+    engine = create_async_engine(address, isolation_level="REPEATABLE READ")
+    asked = text("SHOW transaction_isolation")
+    async with Journal(engine, key=KEY) as journal:
+        assert await journal._write(lambda c: c.execute(asked).scalar_one()) == "read committed"
+    async with engine.connect() as connection:
+        assert (await connection.execute(asked)).scalar_one() == "repeatable read"
+    await engine.dispose()
+
+
+async def test_a_folder_that_is_not_there(tmp_path):
+    """The reason is the operating system's."""
+    with pytest.raises(JournalError, match="No such file or directory"):
+        await Journal(tmp_path / "nowhere" / "relay.db", key=KEY).open()
+
+
+async def test_a_full_disk_stops_the_run_and_loses_no_token(plaid, client, report, tmp_path):
+    """Nothing is begun that isn't on record, and what had come is handed over, marked as not journalled."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, run="x", key=KEY) as journal:
+        await client.relay.create([report], "first", journal=journal)
+        engine = create_engine(f"sqlite:///{path}")
+        with engine.begin() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        engine.dispose()
+        writer = journal._state.recorder.writer
+        line = writer._notes._see_to.args[0]
+        await line.run(lambda c: c.exec_driver_sql(f"PRAGMA max_page_count={pages + 2}").close())
+        batch = client.relay.create_many(requests(report, 500), journal=journal, concurrency=5)
+        with pytest.raises(BatchStoppedError) as caught:
+            await batch
+        assert isinstance(caught.value.__cause__, JournalError)
+        assert "database or disk is full" in str(caught.value.__cause__)
+    held = {o.relay_token for o in batch.result.created}
+    assert held | {plaid.ledger[0]["relay_token"]} == {line["relay_token"] for line in plaid.ledger}
+    assert batch.result.not_attempted or not all(o.journalled for o in batch.result.created)
+    with sqlite3.connect(path) as connection:
+        on_record = {row[0] for row in connection.execute("SELECT partner FROM relay_entries")}
+    connection.close()
+    assert set(of_the_ledger(plaid)) <= on_record
+
+
+async def test_a_lease_that_lapsed_begins_nothing_and_brings_its_token(plaid, client, report, postgres):
+    """Whoever was held up may bring what it had in flight, and no more; others don't wait for it for ever."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY) as journal:
+        plaid.fail(Fault(path=CREATE, latency=0.3))
+        late = asyncio.ensure_future(client.relay.create([report], "p", journal=journal))
+        while not plaid.requests:
+            await asyncio.sleep(0.005)
+        await postgres.execute("UPDATE relay_holders SET expires_at = 0")
+        assert (await journal.status("x")).counts == {"unknown": 1}
+        with pytest.raises(JournalError, match="the lease on the journal lapsed"):
+            await client.relay.create([report], "q", journal=journal)
+        async with Journal(postgres.url, run="x", key=KEY, retry_unknown=True) as other:
+            # It waits for the time that the request may take, too, and is served what came meanwhile.
+            made = await client.relay.create([report], "p", journal=other)
+        assert made.relay_token == (await late).relay_token
+    assert of_the_ledger(plaid) == {"p": 1}
+
+
+async def test_a_lease_is_renewed(plaid, client, report, postgres):
+    """As long as the process runs, it goes on."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY, lease=2) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        await asyncio.sleep(3)
+        await client.relay.create([report], "q", journal=journal)
+    assert len(plaid.ledger) == 2
+
+
+async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, report, postgres):
+    """The lease was good when the beginning was written down, and isn't any more when that returns; none has left."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY, lease=1.5) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        held = "SELECT 1 FROM pg_locks WHERE mode = 'ShareLock' AND granted"
+        blocking = asyncio.create_task(
+            postgres.execute(
+                "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(3)", "COMMIT"
+            )
+        )
+        while not await postgres.execute(f"{held} AND relation = 'relay_entries'::regclass"):
+            await asyncio.sleep(0.01)
+        with pytest.raises(JournalError, match="the lease on the journal lapsed"):
+            await client.relay.create([report], "q", journal=journal)
+        await blocking
+    assert of_the_ledger(plaid) == {"p": 1}
+    async with Journal(postgres.url, key=KEY) as journal:
+        assert (await journal.status("x")).counts == {"created": 1, "not_attempted": 1}
+
+
+async def test_a_late_token_and_a_new_claim_at_once(plaid, client, report, postgres):
+    """Both are on record, though the database has the one wait for the other, and refuses it at first."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        await postgres.execute("UPDATE relay_entries SET claim = false, state = 'unknown', token = NULL")
+        (number,) = (await postgres.execute("SELECT id FROM relay_entries"))[0]
+        columns = "run_id, partner, attempts, holder_id"
+        copied = f"INSERT INTO relay_entries (id, pair, state, current, claim, {columns})"
+        other = f"{copied} SELECT 7, pair, 'begun', false, true, {columns} FROM relay_entries"
+        blocking = asyncio.create_task(postgres.execute("BEGIN", other, "SELECT pg_sleep(1)", "COMMIT"))
+        sleeping = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(1)' AND state = 'active'"
+        while not await postgres.execute(sleeping):
+            await asyncio.sleep(0.01)
+        late = ended(number, State.CREATED, token=Hidden("late"))
+        await journal._state.recorder.writer.note(late)
+        await blocking
+        found = await postgres.execute("SELECT state, claim FROM relay_entries ORDER BY state")
+    assert found == [("begun", True), ("created", False)]
+
+
+async def test_a_server_that_is_killed_and_comes_back(plaid, client, report, postgres):
+    """The connection is taken up again; if the server stays away, that is told and nothing is sent."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY, lease=20) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        await postgres.kill()
+        waiting = asyncio.ensure_future(client.relay.create([report], "q", journal=journal))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        await postgres.start()
+        await waiting
+    assert of_the_ledger(plaid) == {"p": 1, "q": 1}
+    async with Journal(postgres.url, run="x", key=KEY, lease=2) as journal:
+        await client.relay.create([report], "r", journal=journal)
+        await postgres.kill()
+        with pytest.raises(JournalError, match="can't be read or written"):
+            await client.relay.create([report], "s", journal=journal)
+    await postgres.start()
+    assert "s" not in of_the_ledger(plaid)
+
+
+async def test_a_group_whose_waiters_have_gone(tmp_path):
+    """What was put in is seen to, whoever waits; and a failure is told to those who do."""
+    seen = []
+
+    async def see_to(items):
+        await asyncio.sleep(0.01)
+        seen.extend(items)
+        if "bad" in items:
+            raise OSError
+        return items
+
+    groups = Groups(see_to)
+    gone = groups.put("gone")
+    gone.cancel()
+    await groups.drain()
+    bad, lost = groups.put("bad"), groups.put("lost")
+    lost.cancel()
+    await groups.drain()
+    assert seen == ["gone", "bad", "lost"]
+    with pytest.raises(OSError):
+        await bad

@@ -1,0 +1,140 @@
+"""Removals with a journal: what they leave on record, and who waits for whom."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from journals import KEY, REMOVE, all_of, given_up_before_it_left, requests
+
+from plaid_relay_async import DuplicateRequestError, InvalidRequestError, JournalError, OutcomeUnknownError
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.simulator import Fault
+
+pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
+
+
+async def test_a_removed_token_is_not_served(plaid, client, report, url):
+    """The journal knows of the removal, which isn't sent twice; the pair gets a new token."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        first = await client.relay.create([report], "p", journal=journal)
+        assert (await client.relay.remove(first.relay_token, journal=journal)).removed
+        sent = len(plaid.requests)
+        assert (await client.relay.remove(first.relay_token, journal=journal)).inferred
+        assert len(plaid.requests) == sent
+        second = await client.relay.create([report], "p", journal=journal)
+        assert second.relay_token != first.relay_token
+        assert (await journal.status("x")).counts == {"created": 1, "removed": 1}
+
+
+async def test_a_removal_that_nobody_knows_the_end_of(plaid, client, report, url):
+    """Told afterwards that there is no such token, it is gone; a refused one leaves the token as it was."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        made = await client.relay.create([report], "p", journal=journal)
+        plaid.fail(Fault(path=REMOVE, status=400))
+        with pytest.raises(InvalidRequestError):
+            await client.relay.remove(made.relay_token, journal=journal)
+        plaid.heal()
+        plaid.fail(Fault(path=REMOVE, status=500, when="after"))
+        with pytest.raises(OutcomeUnknownError):
+            await client.relay.remove(made.relay_token, journal=journal)
+        plaid.heal()
+        assert [r.outcome for r in await all_of(journal, "x")] == ["created"]
+        result = await client.relay.remove_many([made.relay_token], journal=journal)
+        assert result.succeeded[0].response.inferred
+        assert (await journal.status("x")).counts == {"removed": 1}
+
+
+async def test_a_token_that_the_journal_does_not_know(plaid, client, report, url):
+    """It is removed, and the outcome says that it isn't written down; no run comes of it."""
+    strange = await client.relay.create([report], "q")
+    async with Journal(url, key=KEY) as journal:
+        result = await client.relay.remove_many([strange.relay_token], journal=journal)
+        assert (result.counts, result.succeeded[0].journalled) == ({"removed": 1}, False)
+        assert await journal.runs() == []
+
+
+async def test_a_removal_that_never_left_leaves_the_token(plaid, client, report, tmp_path):
+    """Its beginning is taken back: otherwise the pair would get another token beside it."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, run="x", key=KEY) as journal:
+        made = await client.relay.create([report], "p", journal=journal)
+        async with given_up_before_it_left(
+            path, client.relay.remove_many([made.relay_token], journal=journal)
+        ):
+            pass
+        again = await client.relay.create([report], "p", journal=journal)
+    assert again.relay_token == made.relay_token
+    assert (len(plaid.ledger), len(plaid.requests)) == (1, 1)
+
+
+async def test_a_creation_waits_for_a_removal(plaid, client, report, url):
+    """If that is refused, the token is served, and there are no two."""
+    async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY) as y:
+        made = await client.relay.create([report], "p", journal=x)
+        plaid.fail(Fault(path=REMOVE, status=400, latency=0.2))
+        removal = asyncio.ensure_future(client.relay.remove(made.relay_token, journal=y))
+        while len(plaid.requests) < 2:
+            await asyncio.sleep(0.005)
+        assert (await client.relay.create([report], "p", journal=x)).relay_token == made.relay_token
+        with pytest.raises(InvalidRequestError):
+            await removal
+    assert len(plaid.ledger) == 1
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one process", "two processes"])
+async def test_removals_of_one_token_take_turns(plaid, client, report, url, together):
+    """What the one comes to isn't undone by what the other comes to."""
+    async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY) as y:
+        made = await client.relay.create([report], "p", journal=x)
+        plaid.fail(Fault(path=REMOVE, status=400, latency=0.2, times=1))
+        first = asyncio.ensure_future(client.relay.remove(made.relay_token, journal=x))
+        while len(plaid.requests) < 2:
+            await asyncio.sleep(0.005)
+        plaid.fail(Fault(path=REMOVE, status=500, when="after"))
+        second = client.relay.remove_many([made.relay_token], journal=x if together else y)
+        assert (await second).counts == {"unknown": 1}
+        plaid.heal()
+        with pytest.raises(InvalidRequestError):
+            await first
+        assert (await client.relay.remove(made.relay_token, journal=y)).inferred
+        assert (await client.relay.create([report], "p", journal=y)).relay_token != made.relay_token
+
+
+async def test_whose_lease_has_lapsed_removes_nothing(plaid, client, report, postgres):
+    """Others don't wait for it any more: they could make another token beside one that isn't removed."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY) as journal:
+        made = await client.relay.create([report], "p", journal=journal)
+        await postgres.execute("UPDATE relay_holders SET expires_at = 0")
+        with pytest.raises(JournalError, match="the lease on the journal lapsed"):
+            await client.relay.remove(made.relay_token, journal=journal)
+    assert len(plaid.requests) == 1
+
+
+async def test_a_removal_whose_repeat_is_refused(plaid, client, report, url):
+    """It is the lost one's error that is told, for that may have been carried out."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        made = await client.relay.create([report], "p", journal=journal)
+        plaid.fail(Fault(path=REMOVE, status=500, when="before"))
+        with pytest.raises(OutcomeUnknownError):
+            await client.relay.remove(made.relay_token, journal=journal)
+        plaid.heal()
+        plaid.fail(Fault(path=REMOVE, status=400))
+        with pytest.raises(OutcomeUnknownError, match="a removal of it was begun") as caught:
+            await client.relay.remove(made.relay_token, journal=journal)
+        assert "Remove it again, which is safe" in str(caught.value)
+        plaid.heal()
+        assert (await client.relay.remove(made.relay_token, journal=journal)).removed
+
+
+async def test_forgotten_tokens_are_gone_and_counted(plaid, client, report, url):
+    """The pair isn't created again by accident."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create_many(requests(report, 3), journal=journal)
+    async with Journal(url, run="x", key=KEY) as journal:
+        assert await journal.forget("x") == 3
+        assert [(r.outcome, r.relay_token) for r in await all_of(journal, "x")] == [("created", None)] * 3
+        result = await client.relay.create_many(requests(report, 3), journal=journal)
+        assert {type(o.error) for o in result.failed} == {DuplicateRequestError}
+    assert len(plaid.ledger) == 3

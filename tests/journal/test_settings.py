@@ -1,0 +1,241 @@
+"""What a journal is opened with: keys, paths and names, and which are refused."""
+
+from __future__ import annotations
+
+import pytest
+from cryptography.fernet import Fernet
+from journals import CREATE, KEY, OTHER_KEY, THIRD_KEY, all_of, requests
+from sqlalchemy.ext.asyncio import create_async_engine
+from support import OWNER, program
+
+from plaid_relay_async import ConfigurationError, JournalError, NotSentError, RelayClient
+from plaid_relay_async.journal import Journal, schema
+from plaid_relay_async.simulator import Fault
+
+pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
+
+# ---------------------------------------------------------------------------------------------- keys
+
+
+async def test_no_secret_lies_in_the_file(plaid, client, report, tmp_path):
+    """Neither token nor report nor secret, log included; and nobody else may read any of it."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, key=KEY) as journal:
+        made = await client.relay.create_many(requests(report, 50), journal=journal)
+        written = b"".join(each.read_bytes() for each in tmp_path.iterdir())
+        assert {each.stat().st_mode & 0o077 for each in tmp_path.iterdir()} == {0}
+    secrets = [o.relay_token for o in made.created] + [report, OWNER.secret, KEY]
+    assert b"p49" in written
+    assert not [secret for secret in secrets if secret.encode() in written]
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+@pytest.mark.parametrize("token", ["a\0b", "a\ud800b", "ü b"])
+async def test_a_token_is_whatever_plaid_says(plaid, client, report, url, key, token):
+    """It is served as it came, though no database takes it, and others are kept beside it."""
+    said = {"relay_token": token, "request_id": "r"}
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=200, body=said))
+    async with Journal(url, run="x", key=key) as journal:
+        for _ in range(2):
+            result = await client.relay.create_many(requests(report, 3), journal=journal)
+            assert result.counts == {"created": 3}
+            assert token in {outcome.relay_token for outcome in result.created}
+        assert token in {record.relay_token for record in await all_of(journal, "x")}
+        assert (await client.relay.create([report], "p0", journal=journal)).relay_token == token
+
+
+async def test_keys_rotate(plaid, client, report, url, monkeypatch):
+    """No pair looks new under a new key; once rotated, the old key may go. Two keys stand in the variable."""
+    async with Journal(url, key=KEY) as journal:
+        await client.relay.create_many(requests(report, 3), journal=journal)
+    monkeypatch.setenv("PLAID_RELAY_KEY", f"{OTHER_KEY}, {KEY}")
+    async with Journal(url) as journal:
+        assert (await client.relay.create_many(requests(report, 3), journal=journal)).counts == {"created": 3}
+        assert await journal.rotate() == 3
+        assert await journal.rotate() == 0
+    async with Journal(url, key=[OTHER_KEY]) as journal:
+        assert all(record.relay_token for record in await all_of(journal, "default"))
+    monkeypatch.delenv("PLAID_RELAY_KEY")
+    for wrong, words in ((KEY, "doesn't open this journal"), (None, "is encrypted: give its key")):
+        with pytest.raises(ConfigurationError, match=words):
+            await Journal(url, key=wrong).open()
+    assert len(plaid.ledger) == 3
+
+
+async def test_a_key_that_comes_later_leaves_nothing_in_clear(plaid, client, report, tmp_path, caplog):
+    """Without one it is said, and the file is as readable as its owner lets it be."""
+    path = tmp_path / "relay.db"
+    async with Journal(path) as journal:
+        made = await client.relay.create([report], "p", journal=journal)
+    assert "the journal has no key" in caplog.text
+    assert made.relay_token.encode() in path.read_bytes()
+    async with Journal(path, key=KEY) as journal:
+        assert [record.relay_token for record in await all_of(journal, "default")] == [made.relay_token]
+        assert made.relay_token.encode() not in b"".join(each.read_bytes() for each in tmp_path.iterdir())
+
+
+async def test_a_key_whose_first_use_was_cut_short(plaid, client, report, tmp_path):
+    """The next opening does the rest: no token stays in clear."""
+    path = tmp_path / "relay.db"
+    async with Journal(path) as journal:
+        made = await client.relay.create_many(requests(report, 2), journal=journal)
+        broken = schema.entries.update().where(schema.entries.c.partner == "p1")
+        strange = Fernet(Fernet.generate_key()).encrypt(b"t").decode()
+        await journal._write(lambda connection: connection.execute(broken.values(token=strange)).close())
+    journal = Journal(path, key=KEY)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="doesn't open this journal"):
+            await journal.open()
+    async with Journal(path) as clear:
+        token = f"clear:{made.created[1].relay_token}"
+        await clear._write(lambda connection: connection.execute(broken.values(token=token)).close())
+    async with journal:
+        assert {record.relay_token for record in await all_of(journal, "default")} == {
+            outcome.relay_token for outcome in made.created
+        }
+        written = b"".join(each.read_bytes() for each in tmp_path.iterdir())
+    assert not [outcome for outcome in made.created if outcome.relay_token.encode() in written]
+
+
+@pytest.mark.parametrize("key", [KEY.encode(), f"{KEY}, {OTHER_KEY}", [KEY.encode(), OTHER_KEY]])
+async def test_a_key_in_other_forms(tmp_path, key):
+    """As bytes, as cryptography gives it, and several in one string."""
+    async with Journal(tmp_path / "relay.db", key=key):
+        pass
+    async with Journal(tmp_path / "relay.db", key=KEY):
+        pass
+
+
+@pytest.mark.parametrize("name", ["a?b.db", "50%25.db", "a#b.db"])
+async def test_a_path_with_marks_of_a_url(tmp_path, name):
+    """It is that file, and no other."""
+    async with Journal(str(tmp_path / name), key=KEY) as journal:
+        assert journal.path == tmp_path / name
+    assert (tmp_path / name).stat().st_size > 0
+
+
+# --------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "told"),
+    [
+        ("mysql://h/d", {}, "SQLite or PostgreSQL, not in mysql"),
+        ("://", {}, "neither a path nor a URL"),
+        ("sqlite://", {}, "in memory would survive nothing"),
+        (create_async_engine("sqlite+aiosqlite://"), {}, "in memory would survive nothing"),
+        ("sqlite:///file:x?mode=memory&uri=true", {}, "in memory would survive nothing"),
+        ("x.db", {"run": ""}, "run must be a string"),
+        ("x.db", {"namespace": 3}, "namespace must be a string"),
+        ("x.db", {"lease": 0}, "lease must be a number of seconds above 0"),
+        ("x.db", {"on_existing": "keep"}, "on_existing must be"),
+        ("x.db", {"key": "short"}, "must be 32 random bytes"),
+        ("x.db", {"key": [None]}, "must be 32 random bytes"),
+        ("x.db", {"key": f"{KEY},short"}, "must be 32 random bytes"),
+        ("x.db", {"key": []}, "key= holds no key"),
+        ("x.db", {"key": " , "}, "key= holds no key"),
+        ("x.db", {"run": "\ud800"}, "run must be a string .* that can be shown"),
+    ],
+)
+async def test_what_makes_no_sense_is_refused(words, settings, told):
+    """It is named."""
+    with pytest.raises(ConfigurationError, match=told):
+        Journal(words, **{"key": KEY, **settings})
+
+
+@pytest.mark.parametrize(
+    ("mode", "content", "told"),
+    [
+        (0o600, KEY.encode(), None),
+        (0o600, f"{THIRD_KEY},\n {KEY}\n".encode(), None),
+        (0o640, KEY.encode(), "others may read it"),
+        (0o600, b"\n", "holds no key"),
+        (0o600, b"\xff", "isn't text"),
+        (None, b"", "No such file"),
+    ],
+)
+def test_a_key_in_a_file(tmp_path, mode, content, told):
+    """It is the file's owner's alone, and may hold several; what is wrong with it is told, without what it holds."""
+    path = tmp_path / "key"
+    if mode is not None:
+        path.touch(mode)
+        path.chmod(mode)
+        path.write_bytes(content)
+    if told is None:
+        Journal(tmp_path / "relay.db", key=path)
+        return
+    with pytest.raises(ConfigurationError, match=told) as caught:
+        Journal(tmp_path / "relay.db", key=path)
+    assert KEY not in str(caught.value)
+
+
+async def test_a_gateway_needs_a_namespace(plaid, report, tmp_path):
+    """Pairs of different owners would be the same without."""
+    async with RelayClient(gateway_key="k", base_url=plaid.url) as client:
+        async with Journal(tmp_path / "relay.db", key=KEY) as journal:
+            with pytest.raises(ConfigurationError, match="needs a namespace="):
+                await client.relay.create([report], "p", journal=journal)
+        assert not plaid.requests
+        async with Journal(tmp_path / "relay.db", key=KEY, namespace="lender") as journal:
+            with pytest.raises(Exception, match="sent"):
+                await client.relay.create([report], "p", journal=journal)
+        assert len(plaid.requests) == 1
+
+
+async def test_credentials_that_cannot_be_had_fail_their_request_alone(plaid, report, tmp_path):
+    """Their source raised: nothing was sent."""
+    sources = iter([OWNER, OWNER, None, OWNER, OWNER])
+
+    async def source():
+        if (found := next(sources)) is None:
+            raise OSError
+        return found
+
+    async with (
+        RelayClient(source, base_url=plaid.url) as client,
+        Journal(tmp_path / "r.db", key=KEY) as journal,
+    ):
+        result = await client.relay.create_many(requests(report, 3), journal=journal, concurrency=1)
+    assert result.counts == {"created": 2, "failed": 1}
+    assert isinstance(result.failed[0].error, NotSentError)
+
+
+async def test_a_file_that_others_may_read_is_refused(tmp_path):
+    """Tokens would lie in it."""
+    path = tmp_path / "relay.db"
+    path.touch(mode=0o644)
+    with pytest.raises(ConfigurationError, match="chmod 600 first"):
+        await Journal(path, key=KEY).open()
+
+
+async def test_a_journal_is_opened_once_and_used_while_it_is_open(client, report, url):
+    """Misuse is told, and closing twice is harmless."""
+    journal = Journal(url, key=KEY)
+    with pytest.raises(JournalError, match="isn't open"):
+        await client.relay.create([report], "p", journal=journal)
+    async with journal:
+        assert repr(journal) == "<Journal, run 'default'>"
+        with pytest.raises(JournalError, match="open already"):
+            await journal.open()
+        for none in ("x", "\ud800", "\0"):
+            with pytest.raises(JournalError, match="has no run '"):
+                await journal.status(none)
+        with pytest.raises(ConfigurationError, match="partner must be a string"):
+            await all_of(journal, "x", partner="\ud800")
+        assert await journal.runs() == []
+    await journal.close()
+
+
+@pytest.mark.parametrize(
+    ("missing", "action", "told"),
+    [
+        ("sqlalchemy", "", "plaid_relay_async[journal]"),
+        ("psycopg", "asyncio.run(Journal('postgresql://h/d').open())", "plaid_relay_async[postgres]"),
+    ],
+)
+async def test_a_missing_extra_is_named(missing, action, told):
+    """What is to be installed stands in the error."""
+    source = f"import asyncio, sys; sys.modules[{missing!r}] = None\n"
+    async with program(f"{source}from plaid_relay_async.journal import Journal\n{action}") as process:
+        said, _ = await process.communicate()
+    assert told in said.decode()

@@ -1,0 +1,55 @@
+"""What the tests of the journal share."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import sqlite3
+from collections import Counter
+from contextlib import aclosing, asynccontextmanager, closing
+
+import pytest
+
+from plaid_relay_async import RelayCreateRequest
+from plaid_relay_async.journal import Journal
+
+# The same each time, for they are in the names of tests.
+KEY, OTHER_KEY, THIRD_KEY = (base64.urlsafe_b64encode(bytes([each]) * 32).decode() for each in b"abc")
+CREATE = "/credit/relay/create"
+REMOVE = "/credit/relay/remove"
+
+
+def requests(report, count=10):
+    return RelayCreateRequest.fan_out([report], [f"p{n}" for n in range(count)])
+
+
+def of_the_ledger(plaid):
+    return Counter(line["secondary_client_id"] for line in plaid.ledger)
+
+
+async def all_of(journal, run, **wanted):
+    async with aclosing(journal.records(run, **wanted)) as records:
+        return [record async for record in records]
+
+
+@asynccontextmanager
+async def given_up_before_it_left(path, batch):
+    """Somebody else has the file as the batch begins, and lets go of it once nobody waits any more."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        hurried = asyncio.ensure_future(batch)
+        await asyncio.sleep(0.1)
+        for _ in range(2):
+            hurried.cancel()
+            await asyncio.sleep(0.05)
+        yield
+        other.execute("COMMIT")
+    with pytest.raises(asyncio.CancelledError):
+        await hurried
+
+
+async def create(client, report, url, run, count=1, **settings):
+    """Create as a run, and give the result, and what the run has become."""
+    async with Journal(url, run=run, key=KEY, **settings) as journal:
+        result = await client.relay.create_many(requests(report, count), journal=journal)
+        return result, await journal.status(run)

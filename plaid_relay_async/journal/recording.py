@@ -20,14 +20,14 @@ from plaid_relay_async.journal.writing import (
     Accept,
     Answer,
     Begin,
+    BeginRemoval,
     End,
+    EndRemoval,
     Found,
-    Remove,
     Writer,
     accepted,
     ended,
 )
-from plaid_relay_async.journal.writing import Removal as Change
 from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest, RelayRemoveResponse
 from plaid_relay_async.outcomes import Created, Failed, Outcome, Removed, Unknown
 
@@ -146,22 +146,25 @@ class Recorder:
 
     async def _refused(self, request: RelayCreateRequest, pair: str, own: Row | None, why: str) -> Failed:
         error = DuplicateRequestError(why, advice='on_existing="create" makes another.')
-        if own is None or own.free:
+        noted = own is None or own.free
+        if noted:
             values = self.writer.values(pair, request.secondary_client_id, own)
             if own is None:
                 self.writer.note(accepted(values))
             await self.writer.note(ended(values["id"], State.FAILED, **facts_of(error)))
-        return Failed(request=request, error=error, attempts=0, elapsed=0.0, request_id=None, journalled=True)
+        return Failed(
+            request=request, error=error, attempts=0, elapsed=0.0, request_id=None, journalled=noted
+        )
 
     async def _removal(self, request: RelayRemoveRequest, digest: str) -> Removal | None:
         found = await self.writer.find(digest)
         if found.alive or found.own is None:
             return None
         if found.own.state is not State.REMOVED:
-            return Removal(self, found.own.pair, Remove(found.own))
+            return Removal(self, found.own.pair, BeginRemoval(found.own))
         facts: dict[str, Any] = {"attempts": 0, "elapsed": 0.0, "request_id": None, "journalled": True}
         known = Removed(request=request, response=RelayRemoveResponse.gone(), **facts)
-        return Removal(self, found.own.pair, Remove(found.own), known)
+        return Removal(self, found.own.pair, BeginRemoval(found.own), known)
 
 
 @define(eq=False, repr=False)
@@ -177,7 +180,7 @@ class _Entered(ABC):
     kept: bool = field(default=True, init=False)
     _left_open: asyncio.Future[Answer] | None = field(default=None, init=False)
 
-    async def _begin(self, note: Begin | Remove) -> None:
+    async def _begin(self, note: Begin | BeginRemoval) -> None:
         """Return once that is on record, and while the lease lasts.
 
         Raises:
@@ -200,12 +203,12 @@ class _Entered(ABC):
             if since is None or since.passed() < left:
                 return
 
-    def _ended(self, note: End | Change) -> Awaitable[object]:
+    def _ended(self, note: End | EndRemoval) -> Awaitable[object]:
         self._left_open = None
         return self.recorder.writer.note(note)
 
     @abstractmethod
-    def _never_left(self) -> End | Change:
+    def _never_left(self) -> End | EndRemoval:
         """Give what undoes the beginning."""
 
     def leave(self) -> None:
@@ -247,11 +250,11 @@ class Creation(_Entered):
         """Take what became of it; what this gives is done once it is durable."""
         facts: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
         if isinstance(outcome, Created):
-            return self._became(State.CREATED, token=Hidden(outcome.relay_token), **facts)
-        state = State.FAILED if isinstance(outcome, Failed) else State.UNKNOWN
-        return self._became(state, **facts, **facts_of(outcome.error))
-
-    def _became(self, state: State, **facts: Any) -> Awaitable[object]:
+            state = State.CREATED
+            facts["token"] = Hidden(outcome.relay_token)
+        else:
+            state = State.FAILED if isinstance(outcome, Failed) else State.UNKNOWN
+            facts |= facts_of(outcome.error)
         return self._ended(self._end(state, **facts))
 
     def _end(self, state: State, **facts: Any) -> End:
@@ -272,7 +275,7 @@ class Removal(_Entered):
         known: its outcome, if the token was removed before.
     """
 
-    beginning: Remove
+    beginning: BeginRemoval
     known: Removed | None = None
 
     @property
@@ -293,10 +296,10 @@ class Removal(_Entered):
             state = State.REMOVED
         elif isinstance(outcome, Failed):
             state = State.CREATED
-        return self._ended(Change(self.beginning.row.id, state))
+        return self._ended(EndRemoval(self.beginning.row.id, state))
 
-    def _never_left(self) -> Change:
-        return Change(self.beginning.row.id, self.beginning.row.state)
+    def _never_left(self) -> EndRemoval:
+        return EndRemoval(self.beginning.row.id, self.beginning.row.state)
 
 
 class Unrecorded:

@@ -74,21 +74,21 @@ class End:
 
 
 @frozen(eq=False, repr=False)
-class Remove:
+class BeginRemoval:
     """A removal of a row's token is about to leave."""
 
     row: Row
 
 
 @frozen(eq=False, repr=False)
-class Removal:
+class EndRemoval:
     """A removal isn't under way any more, and this is the state of its row."""
 
     row: int
     state: State
 
 
-Note: TypeAlias = Accept | Begin | End | Remove | Removal
+Note: TypeAlias = Accept | Begin | End | BeginRemoval | EndRemoval
 Answer: TypeAlias = float | JournalError | None
 """To a beginning: the seconds that the lease has left, or why it may not be; None if somebody was quicker."""
 
@@ -240,7 +240,7 @@ class Writer:
         return [await self._alone(line, note) for note in notes]
 
     async def _alone(self, line: Line, note: Note) -> Answer:
-        if not isinstance(note, Begin | Remove):
+        if not isinstance(note, Begin | BeginRemoval):
             # Whoever got the claim as a late token came is there to be seen by now.
             return (await self._in_one(line, [note]))[0]
         try:
@@ -252,8 +252,10 @@ class Writer:
         do, own = self._statements, {"holder_id": self._holder.id}
         accepted = [note.values for note in notes if isinstance(note, Accept) and not note.begun]
         ended = [note for note in notes if isinstance(note, End)]
-        removed = [own | {"id": note.row, "state": note.state} for note in notes if isinstance(note, Removal)]
-        begun = [note for note in notes if isinstance(note, Begin | Remove)]
+        removed = [
+            own | {"id": note.row, "state": note.state} for note in notes if isinstance(note, EndRemoval)
+        ]
+        begun = [note for note in notes if isinstance(note, Begin | BeginRemoval)]
 
         def work(connection: Connection) -> list[Answer]:
             # With SQLite in a thread: it takes its time, and gives up the interpreter's lock on the way.
@@ -266,7 +268,7 @@ class Writer:
                 if values:
                     connection.execute(statement, rows(values))
             answer = self._begin(connection, begun) if begun else None
-            return [answer if isinstance(note, Begin | Remove) else None for note in notes]
+            return [answer if isinstance(note, Begin | BeginRemoval) else None for note in notes]
 
         return await self._database.write(line, work, self._patience)
 
@@ -274,14 +276,14 @@ class Writer:
         sealed = {} if note.token is None else self._seal(note.token.reveal())
         return note.values | sealed | {"holder_id": self._holder.id}
 
-    def _begin(self, connection: Connection, notes: list[Begin | Remove]) -> Answer:
+    def _begin(self, connection: Connection, notes: list[Begin | BeginRemoval]) -> Answer:
         left = self._holder.left(connection)
         if left <= 0:  # pragma: no cover  # behind a switch of greenlets, which coverage loses sight of
             return JournalError(
                 "the lease on the journal lapsed: this process, or its machine, was held up for too long",
                 advice="Nothing more was begun. Run it again: it goes on from where it was.",
             )
-        removing = [_seen(note.row) for note in notes if isinstance(note, Remove)]
+        removing = [_seen(note.row) for note in notes if isinstance(note, BeginRemoval)]
         for values in removing:
             _one(connection.execute(self._statements.removing, values | {"holder": self._holder.id}))
         creating = [note for note in notes if isinstance(note, Begin)]
@@ -327,7 +329,7 @@ def _found(own: Row | None, claim: Row | None, alive: Alive, at: float) -> Found
 
 
 def _has_happened(note: Note) -> bool:
-    return isinstance(note, End | Removal) or (isinstance(note, Accept) and not note.begun)
+    return isinstance(note, End | EndRemoval) or (isinstance(note, Accept) and not note.begun)
 
 
 def accepted(values: dict[str, Any], state: State = State.ACCEPTED) -> Accept:

@@ -34,7 +34,7 @@ from plaid_relay_async.errors import Hidden
 from plaid_relay_async.journal import Journal, schema
 from plaid_relay_async.journal.schema import State
 from plaid_relay_async.journal.writing import Begin as Beginning
-from plaid_relay_async.journal.writing import Remove, ended
+from plaid_relay_async.journal.writing import BeginRemoval, ended
 from plaid_relay_async.simulator import Fault
 
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
@@ -400,7 +400,7 @@ async def test_whoever_comes_second_is_told_so(client, report, url):
         seen = evolve(found, state=State.UNKNOWN)
         assert await writer.note(Beginning(writer.values(pair, "p", None), (seen,))) is None
         assert await writer.note(Beginning(writer.values(pair, "p", found))) is None
-        assert await writer.note(Remove(evolve(found, holder_id=0))) is None
+        assert await writer.note(BeginRemoval(evolve(found, holder_id=0))) is None
         assert (await journal.status("x")).counts == {"created": 1}
 
 

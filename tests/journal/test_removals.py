@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from journals import KEY, REMOVE, all_of, given_up_before_it_left, requests
+from journals import KEY, REMOVE, all_of, create, given_up_before_it_left, requests
 
 from plaid_relay_async import DuplicateRequestError, InvalidRequestError, JournalError, OutcomeUnknownError
 from plaid_relay_async.journal import Journal
@@ -25,6 +25,21 @@ async def test_a_removed_token_is_not_served(plaid, client, report, url):
         second = await client.relay.create([report], "p", journal=journal)
         assert second.relay_token != first.relay_token
         assert (await journal.status("x")).counts == {"created": 1, "removed": 1}
+
+
+async def test_a_refusal_that_is_not_on_record_says_so(plaid, client, report, url):
+    """Of a run whose own token was removed, it is that which stays on record."""
+    first, _ = await create(client, report, url, "x")
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.remove(first.created[0].relay_token, journal=journal)
+    await create(client, report, url, "y")
+    refused, status = await create(client, report, url, "x", on_existing="refuse")
+    assert isinstance(refused.failed[0].error, DuplicateRequestError)
+    assert not refused.failed[0].journalled
+    assert status.counts == {"removed": 1}
+    again, _ = await create(client, report, url, "z", on_existing="refuse")
+    assert again.failed[0].journalled
+    assert len(plaid.ledger) == 2
 
 
 async def test_a_removal_that_nobody_knows_the_end_of(plaid, client, report, url):

@@ -76,6 +76,14 @@ def crash(session: nox.Session) -> None:
     session.run(*ISOLATED, "-m", "pytest", "tests/cli/test_crashes.py", *size, *session.posargs)
 
 
+@nox.session
+def endurance(session: nox.Session) -> None:
+    """Run the long proofs at their full size; `tests` runs a sample of each."""
+    session.install(".[all]", *group("tests"))
+    size = ("--endurance", "--timeout", "7200")
+    session.run(*ISOLATED, "-m", "pytest", *size, *(session.posargs or ["tests/endurance"]))
+
+
 @nox.session(python=PYTHONS)
 def pythons(session: nox.Session) -> None:
     """The same with each Python that is supported and there."""

@@ -31,6 +31,7 @@ collect_ignore = [
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounds", type=int, default=3, help="how often tests with random moments are repeated")
     parser.addoption("--partners", type=int, default=1_000, help="how many partners a bulk run in a test has")
+    parser.addoption("--endurance", action="store_true", help="run the long proofs at their full size")
     parser.addoption(
         "--specification", help="path of Plaid's OpenAPI document; tests against it skip without"
     )

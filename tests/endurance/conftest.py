@@ -1,0 +1,16 @@
+"""The size of each long proof: a sample by default, all of it with `--endurance`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+Size = Callable[[int, int], int]
+
+
+@pytest.fixture(scope="session")
+def size(request: pytest.FixtureRequest) -> Size:
+    """A function that takes the size of the sample and of the whole proof, and returns the one to run."""
+    whole = bool(request.config.getoption("--endurance"))
+    return lambda sample, full: full if whole else sample

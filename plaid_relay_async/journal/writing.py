@@ -320,10 +320,13 @@ def _at_work(found: Iterable[Row | None]) -> set[int]:
 
 
 def _found(own: Row | None, claim: Row | None, alive: Alive, at: float) -> Found:
+    # Only a lease that lapsed leaves it open whether its holder's request is still in flight.
+    patience = alive.patience.get(claim.holder_id) if claim is not None else None
     late = (
         claim is not None
         and claim.state is State.BEGUN
-        and at - (claim.begun_at or 0.0) < alive.patience.get(claim.holder_id, 0.0)
+        and patience is not None
+        and at - (claim.begun_at or 0.0) < patience
     )
     return Found(own, claim, alive=not alive.living.isdisjoint(_at_work((own, claim))), late=late)
 

@@ -41,13 +41,15 @@ pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 
 RUN = """
 import asyncio, sys
-from plaid_relay_async import Credentials, RelayClient, RelayCreateRequest
+from plaid_relay_async import Credentials, RelayClient, RelayCreateRequest, Timeouts
 from plaid_relay_async.journal import Journal
 
 async def main():
-    address, url, report, key = sys.argv[1:]
-    async with RelayClient(Credentials("owner", "secret-of-the-owner"), base_url=address) as client:
-        async with Journal(url, run="x", key=key, lease=4) as journal:
+    address, url, report, key, total, lease = sys.argv[1:]
+    timeouts = Timeouts(total=float(total))
+    owner = Credentials("owner", "secret-of-the-owner")
+    async with RelayClient(owner, base_url=address, timeouts=timeouts) as client:
+        async with Journal(url, run="x", key=key, lease=float(lease)) as journal:
             await client.relay.create_many(RelayCreateRequest.fan_out([report], ["p0", "p1", "p2"]), journal=journal)
 
 asyncio.run(main())
@@ -208,7 +210,7 @@ async def test_a_killed_process_leaves_unknowns(plaid, client, report, url):
     """What it had begun is in flight while it may live, and unknown once it surely doesn't."""
     for partner in ("p0", "p1", "p2"):
         plaid.fail(Fault(path=CREATE, secondary_client_id=partner, latency=30))
-    async with program(RUN, plaid.url, url, report, KEY) as process:
+    async with program(RUN, plaid.url, url, report, KEY, "60", "4") as process:
         while len(plaid.requests) < 3:
             await asyncio.sleep(0.01)
         async with Journal(url, run="x", key=KEY, lease=4) as journal:
@@ -224,6 +226,36 @@ async def test_a_killed_process_leaves_unknowns(plaid, client, report, url):
             assert result.counts == {"created": 1, "unknown": 3}
             assert "nobody lived to tell" in str(result.unknown[0].error)
             assert (await journal.status("x")).error_codes == {"OutcomeUnknownError": 3}
+
+
+async def test_what_a_killed_process_left_unknown_is_created_again_with_retry_unknown(plaid, report, url):
+    """Once its requests can't be under way any more, each of its pairs gets a token, and nothing hangs."""
+    plaid.fail(*(Fault(path=CREATE, secondary_client_id=f"p{n}", latency=30) for n in range(3)))
+    async with program(RUN, plaid.url, url, report, KEY, "1", "1") as process:
+        while len(plaid.requests) < 3:
+            await asyncio.sleep(0.01)
+        process.kill()
+        await process.wait()
+    plaid.heal()
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+        async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal, asyncio.timeout(30):
+            result = await client.relay.create_many(requests(report, 4), journal=journal)
+    assert result.counts == {"created": 4}
+    assert of_the_ledger(plaid) == {f"p{n}": 1 for n in range(4)}
+
+
+async def test_what_an_ended_process_left_unknown_is_created_again_with_retry_unknown(
+    plaid, client, report, url
+):
+    """Nothing is waited for: a worker that has ended has no request under way."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+    async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
+        begun = schema.entries.update().values(state="begun", token=None)
+        await journal._write(lambda connection: connection.execute(begun).close())
+        async with asyncio.timeout(30):
+            assert await client.relay.create([report], "p", journal=journal)
+    assert of_the_ledger(plaid) == {"p": 2}
 
 
 async def test_what_another_run_made_meanwhile_is_told_as_such(plaid, client, report, url):

@@ -16,6 +16,7 @@ from plaid_relay_async.config import check_seconds
 from plaid_relay_async.errors import ConfigurationError, JournalError, sealed_init
 from plaid_relay_async.journal.database import Database, Line, telling
 from plaid_relay_async.journal.decisions import OnExisting, Policy
+from plaid_relay_async.journal.groups import finish
 from plaid_relay_async.journal.holders import Holders
 from plaid_relay_async.journal.keys import Digests, Keyring, keyring
 from plaid_relay_async.journal.recording import Creation, Recorder, Removal, Unrecorded
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNBOUNDED = 3600.0  # seconds that a request may take whose client sets it no time
+_LEASES = 10  # for a transaction that isn't a call's: it may read or change millions of rows
 _TRUNCATE = "PRAGMA wal_checkpoint(TRUNCATE)"
 _NEW_RUN = {
     name: dialect.insert(runs).on_conflict_do_nothing()
@@ -51,6 +53,7 @@ class _Opened:
     Attributes:
         recorder: once something was entered.
         seconds: that others know a request of the recorder's may be under way for.
+        closing: once it is being closed, the moment after which no call is waited for.
     """
 
     digests: Digests
@@ -58,6 +61,7 @@ class _Opened:
     line: Line
     recorder: Recorder | None = None
     seconds: float = 0.0
+    closing: float | None = None
 
 
 @sealed_init
@@ -103,13 +107,14 @@ class Journal:
         if namespace is not None:
             _check_word("namespace", namespace)
         check_seconds("lease", lease)
-        self._database = Database(url)
+        self._database = Database(url, lease)
         self._run = run
         self._keyring = keyring(key)
         self._namespace = namespace
         self._on_existing: OnExisting = on_existing
         self._retry_unknown = retry_unknown
         self._lease = float(lease)
+        self._long = max(_LEASES * self._lease, self._database.limit)
         self._opened: _Opened | None = None
         self._joining = asyncio.Lock()
 
@@ -136,7 +141,7 @@ class Journal:
             await self._open()
         except BaseException:
             self._opened = None
-            await self._database.close()
+            await finish(self._database.close)
             raise
 
     async def _open(self) -> None:
@@ -148,7 +153,7 @@ class Journal:
             return prepare(connection, self._keyring.lock(fresh))
 
         with telling():
-            stored = await line.run(work)
+            stored = await line.run(work, self._long)
         self._opened = _Opened(
             Digests(self._keyring.open(stored)), Holders(self._database, self._database.line()), line
         )
@@ -167,15 +172,26 @@ class Journal:
         await self._write(work)
 
     async def close(self) -> None:
-        """Wait until all is written, and close it; `async with` does it. More than once is harmless."""
-        opened, self._opened = self._opened, None
-        if opened is None:
-            return
-        try:
+        """Write everything that is known, and close the journal; `async with` does it.
+
+        More than once is harmless.
+        Nothing is begun any more. Calls in flight are waited for as long as the lease; an outcome that comes
+        later is delivered with `journalled=False`. A cancellation is raised once the journal is closed.
+        """
+        if self._opened is not None and self._opened.closing is None:
+            bound = max(self._lease, self._database.limit)
+            self._opened.closing = asyncio.get_running_loop().time() + bound
+        await finish(self._close)
+
+    async def _close(self) -> None:
+        async with self._joining:
+            opened = self._opened
+            if opened is None or opened.closing is None:
+                return
             if opened.recorder is not None:
-                await opened.recorder.writer.close()
-        finally:
+                await opened.recorder.close(opened.closing)
             await self._database.close()
+            self._opened = None
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -188,7 +204,7 @@ class Journal:
 
     @property
     def _state(self) -> _Opened:
-        if self._opened is None:
+        if self._opened is None or self._opened.closing is not None:
             raise JournalError(
                 "the journal isn't open", advice="Use it inside `async with Journal(...) as journal:`."
             )
@@ -245,7 +261,7 @@ class Journal:
             digest = state.digests.token(relay_token)
             return {"token": self._keyring.lock(relay_token), "token_digest": digest}
 
-        run_id = await self._write(work)
+        run_id = await self._database.write(state.holders.line, work, self._lease)
         holder = await state.holders.join(run_id, self._lease, request_seconds)
         writer = Writer(self._database, state.holders, holder, run_id=run_id, patience=self._lease, seal=seal)
         policy = Policy(run_id, self._on_existing, self._retry_unknown)
@@ -365,7 +381,7 @@ class Journal:
             await self._write(lambda connection: connection.exec_driver_sql(_TRUNCATE).close())
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
-        return await self._database.write(self._state.line, work, self._lease)
+        return await self._database.write(self._state.line, work, self._lease, self._long)
 
 
 def _check_word(name: str, value: object) -> None:

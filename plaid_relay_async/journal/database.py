@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import stat
+import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
-from sqlalchemy import URL, Connection, Engine, create_engine
+from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -22,6 +24,7 @@ from sqlalchemy.exc import (
     OperationalError,
     SQLAlchemyError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from plaid_relay_async.errors import ConfigurationError, JournalError, sealed
@@ -32,7 +35,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOCKED_FOR = 10.0  # seconds that a writer waits for another one, in SQLite
+_ATTEMPTS = 3  # that fit into a lease: one on a silently dropped connection must leave time for others
+_SHORTEST = 2.0  # seconds that an attempt may take in any case, connecting included
 _AGAIN_AFTER = 0.2  # seconds
+# The beginnings of the SQLSTATEs after which the same transaction may succeed a moment later.
+_PASSING: Final = (
+    "08",  # the connection was lost, or refused
+    "25006",  # read-only, as a server is while it fails over
+    "25P03",  # idle for too long in a transaction
+    "25P04",  # the transaction took too long
+    "40",  # a deadlock, or a conflict of transactions
+    "53300",  # too many connections
+    "55P03",  # a lock wasn't available in time
+    "57014",  # a statement took too long
+    "57P0",  # the server shuts down, starts, or ended the connection
+)
+# For one transaction, so that they work behind PgBouncer, which refuses to start a session with them.
+_LIMITS: Final = text(
+    "SELECT set_config('statement_timeout', :limit, true), set_config('lock_timeout', :limit, true),"
+    " set_config('idle_in_transaction_session_timeout', :limit, true)"
+)
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON")
 
 
@@ -51,6 +73,26 @@ def telling() -> Iterator[None]:
 def told(error: Exception) -> JournalError:
     """Give the error that tells the reason, without what was written."""
     return JournalError(f"the journal can't be read or written: {_reason(error)}")
+
+
+def closed() -> JournalError:
+    """Return the error of a call that came while the journal was closed, or after that."""
+    return JournalError(
+        "the journal was closed in the meantime",
+        advice="Close a journal once the calls that use it have ended.",
+    )
+
+
+def _passes(error: Exception) -> bool:
+    """Return whether the same transaction may succeed on another connection, or a moment later."""
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, OSError | PoolTimeoutError)
+    if error.connection_invalidated:
+        return True
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:  # it never came to a session
+        return isinstance(error, OperationalError | InterfaceError)
+    return str(state).startswith(_PASSING)
 
 
 def _reason(error: Exception) -> str:
@@ -87,13 +129,28 @@ class _ThreadLine:
     A driver that is asynchronous does so for each call to it, and there are eight in a transaction.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, limit: float) -> None:
         self._engine = engine
+        self._limit = limit
         self._thread = ThreadPoolExecutor(1, "plaid_relay_async.journal")
         self._connection: Connection | None = None
+        self._closed = False
 
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
+    async def run(self, work: Callable[[Connection], T], limit: float | None = None) -> T:
+        seconds = self._limit if limit is None else limit
+        if self._closed:
+            raise closed()
+        running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
+        running.add_done_callback(_retrieved)
+        try:
+            await asyncio.wait([running], timeout=seconds)
+        finally:
+            if not running.done():
+                # A thread can't be stopped. What comes next queues behind it, so the order stays.
+                running.cancel()
+        if running.cancelled():
+            raise _overran(seconds)
+        return running.result()
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         if self._connection is None:
@@ -111,40 +168,127 @@ class _ThreadLine:
             connection.close()
 
     async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
-        self._thread.shutdown()
+        self._closed = True
+        closing = asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        await asyncio.wait([closing], timeout=self._limit)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 class _AsyncLine:
-    """A connection of an `AsyncEngine`."""
+    """A connection of an `AsyncEngine`.
 
-    def __init__(self, engine: AsyncEngine, *, sqlite: bool) -> None:
+    Each transaction is a task of its own. One that overruns, or whose caller is cancelled, is left behind
+    with its connection: a driver may wait for the server even while it is cancelled.
+    """
+
+    def __init__(self, engine: AsyncEngine, limit: float, *, sqlite: bool) -> None:
         self._engine = engine
+        self._limit = limit
         self._sqlite = sqlite
         self._connection: AsyncConnection | None = None
+        self._running: asyncio.Future[Any] | None = None
         self._busy = asyncio.Lock()
+        self._closed = False
 
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        async with self._busy:
-            if self._connection is None:
-                connection = await self._engine.connect()
-                if self._sqlite:
-                    await connection.run_sync(_with_pragmas)
-                else:  # whatever the engine has: what others commit has to be seen within a transaction
-                    await connection.execution_options(isolation_level="READ COMMITTED")
-                self._connection = connection
-            try:
-                async with self._connection.begin():
-                    return await self._connection.run_sync(work)
-            except (DBAPIError, asyncio.CancelledError):
-                await self.close()
-                raise
+    async def run(self, work: Callable[[Connection], T], limit: float | None = None) -> T:
+        seconds = self._limit if limit is None else limit
+        try:
+            async with asyncio.timeout(seconds), self._busy:
+                if self._closed:
+                    raise closed()
+                running = asyncio.ensure_future(self._transaction(work, seconds))
+                self._running = running
+                running.add_done_callback(_retrieved)
+                try:
+                    await asyncio.wait([running])
+                finally:
+                    self._abandon()
+        except TimeoutError:
+            raise _overran(seconds) from None
+        if running.cancelled():
+            raise ConnectionAbortedError("the transaction was cancelled")
+        return running.result()
+
+    async def _transaction(self, work: Callable[[Connection], T], seconds: float) -> T:
+        if self._connection is None:
+            self._connection = await self._connect()
+        connection = self._connection
+        try:
+            async with connection.begin():
+                if not self._sqlite:
+                    await connection.execute(_LIMITS, {"limit": str(int(seconds * 1000))})
+                return await connection.run_sync(work)
+        except IntegrityError:
+            raise
+        except (SQLAlchemyError, asyncio.CancelledError):
+            if self._connection is connection:
+                self._connection = None
+            await _discard(connection)
+            raise
+
+    async def _connect(self) -> AsyncConnection:
+        connection = await self._engine.connect()
+        try:
+            if self._sqlite:
+                await connection.run_sync(_with_pragmas)
+            else:  # whatever the engine has: what others commit has to be seen within a transaction
+                await connection.execution_options(isolation_level="READ COMMITTED")
+        except BaseException:
+            await _discard(connection)
+            raise
+        return connection
+
+    def _abandon(self) -> None:
+        """Leave the transaction behind, and its connection, unless it has ended."""
+        running, self._running = self._running, None
+        if running is None or running.done():
+            return
+        connection, self._connection = self._connection, None
+        if connection is None or not _severed(connection):
+            running.cancel()
+            # At the first cancellation psycopg asks the server to cancel the query, and waits for that.
+            asyncio.get_running_loop().call_later(self._limit, running.cancel)
 
     async def close(self) -> None:
+        self._closed = True
+        self._abandon()
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(SQLAlchemyError):  # it may be lost
-                await connection.close()
+            with contextlib.suppress(SQLAlchemyError, TimeoutError):  # it may be lost
+                async with asyncio.timeout(self._limit):
+                    await connection.close()
+
+
+def _retrieved(running: asyncio.Future[Any]) -> None:
+    """Retrieve an exception that may have come after everyone stopped waiting."""
+    if not running.cancelled():
+        running.exception()
+
+
+def _overran(seconds: float) -> TimeoutError:
+    return TimeoutError(f"the database took longer than {seconds:g} s")
+
+
+async def _discard(connection: AsyncConnection) -> None:
+    """Close a connection for good: one that goes back to the pool would only be used again."""
+    with contextlib.suppress(SQLAlchemyError):
+        await connection.invalidate()
+        await connection.close()
+
+
+def _severed(connection: AsyncConnection) -> bool:
+    """Shut down the socket of a connection, so that whatever waits for the server fails now.
+
+    Return whether the driver has shown its socket, as psycopg does.
+    """
+    with contextlib.suppress(SQLAlchemyError, OSError, AttributeError):
+        driver: Any = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]
+        with socket.socket(fileno=os.dup(driver.fileno())) as shared:
+            # What wasn't sent yet, such as a COMMIT, must not arrive late.
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            shared.shutdown(socket.SHUT_RDWR)
+            return True
+    return False
 
 
 # One connection, for one transaction at a time, durable when `run` returns; it is made anew when it was lost.
@@ -165,11 +309,16 @@ def _with_pragmas(connection: Connection) -> Connection:
 class Database:
     """An engine of one's own, or the caller's.
 
+    Args:
+        url: the path of a file, a URL, or an engine.
+        lease: seconds that a write may take with all its attempts.
+
     Attributes:
         path: the file, where it is SQLite.
+        limit: seconds that one attempt may take; with SQLite there is one.
     """
 
-    def __init__(self, url: str | os.PathLike[str] | AsyncEngine) -> None:
+    def __init__(self, url: str | os.PathLike[str] | AsyncEngine, lease: float) -> None:
         self._callers = url if isinstance(url, AsyncEngine) else None
         self._url = url.url if isinstance(url, AsyncEngine) else _parsed(url)
         self.kind: Final = self._url.get_backend_name()
@@ -178,6 +327,8 @@ class Database:
             raise ConfigurationError(f"a journal lies in SQLite or PostgreSQL, not in {self.kind}")
         if self.kind == "sqlite" and self.path is None:
             raise ConfigurationError("a journal in memory would survive nothing: give the path of a file")
+        in_sqlite = _locked_for(self._url) + lease
+        self.limit: Final = in_sqlite if self.kind == "sqlite" else max(lease / _ATTEMPTS, _SHORTEST)
         self._lines: list[Line] = []
         self._engine: Engine | AsyncEngine | None = None
 
@@ -199,52 +350,82 @@ class Database:
             settings = {"check_same_thread": False, **waits}
             return create_engine(self._url, hide_parameters=True, connect_args=settings)
         try:
-            return create_async_engine(self._url, hide_parameters=True)
+            return create_async_engine(self._url, hide_parameters=True, connect_args=self._patience())
         except ModuleNotFoundError as error:
             needed = f"the journal needs {error.name}: pip install 'plaid_relay_async[postgres]'"
             raise ConfigurationError(needed) from None
+
+    def _patience(self) -> dict[str, int]:
+        """Return the settings by which libpq notices a server that is gone; those of the URL come first."""
+        seconds = max(1, int(self.limit))
+        settings = {
+            "connect_timeout": max(2, seconds // 2),  # so that there is time for a second host
+            "keepalives": 1,
+            "keepalives_idle": seconds,
+            "keepalives_interval": max(1, seconds // 3),
+            "keepalives_count": 3,
+            "tcp_user_timeout": seconds * 1000,
+        }
+        return {name: value for name, value in settings.items() if name not in self._url.query}
 
     def line(self) -> Line:
         """Give a connection for one user, who has it for as long as the database is open."""
         assert self._engine is not None  # noqa: S101  # it is open
         if isinstance(self._engine, AsyncEngine):
-            self._lines.append(_AsyncLine(self._engine, sqlite=self.path is not None))
+            self._lines.append(_AsyncLine(self._engine, self.limit, sqlite=self.path is not None))
         else:
-            self._lines.append(_ThreadLine(self._engine))
+            self._lines.append(_ThreadLine(self._engine, self.limit))
         return self._lines[-1]
 
     async def close(self) -> None:
-        """Close all connections."""
-        for line in self._lines:
-            await line.close()
-        self._lines.clear()
-        engine, self._engine = self._engine, None
+        """Close all connections, each within `limit`. It may be cancelled, and called again."""
+        await asyncio.gather(*(line.close() for line in self._lines))
+        engine = self._engine
         if isinstance(engine, Engine):
             engine.dispose()
         elif engine is not None and engine is not self._callers:
             await engine.dispose()
+        self._lines.clear()
+        self._engine = None
 
-    async def write(self, line: Line, work: Callable[[Connection], T], patience: float) -> T:
-        """Do the work in one transaction; a lost connection is taken up again, for so many seconds.
+    async def write(
+        self, line: Line, work: Callable[[Connection], T], patience: float, limit: float | None = None
+    ) -> T:
+        """Run the work in one transaction, and return its result.
 
-        The work may be done twice: it was done, and the connection was lost before it was told so.
+        On PostgreSQL an error that passes, such as a lost connection, is followed by another attempt, for
+        `patience` seconds. So the work may be done twice: the connection may be lost after a commit.
+
+        Args:
+            line: the connection.
+            work: what to do.
+            patience: seconds after which no further attempt begins.
+            limit: seconds that one attempt may take, instead of the usual ones.
 
         Raises:
             JournalError: it can't be done.
-            IntegrityError: somebody else was there first.
+            IntegrityError: another process was first.
         """
         until = time.monotonic() + patience
         while True:
             try:
-                return await line.run(work)
+                return await line.run(work, limit)
             except IntegrityError:
                 raise
             except (SQLAlchemyError, OSError) as error:
                 problem = told(error)
-                lost = self.path is None and isinstance(error, OperationalError | InterfaceError)
-            if not lost or time.monotonic() > until:
+                passes = self.path is None and _passes(error)
+            if not passes or time.monotonic() > until:
                 raise problem
             await asyncio.sleep(_AGAIN_AFTER)
+
+
+def _locked_for(url: URL) -> float:
+    """Return the seconds for which SQLite waits for a lock."""
+    try:
+        return float(str(url.query.get("timeout", _LOCKED_FOR)))
+    except ValueError:
+        raise ConfigurationError("timeout in the journal's address must be a number of seconds") from None
 
 
 def _see_to(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -16,56 +16,121 @@ R = TypeVar("R")
 _SMALL, _LARGE = 24, 1024
 _MANY = 16  # groups in a row
 
+_Group: TypeAlias = "list[tuple[T, asyncio.Future[R]]]"
+
 
 class Groups(Generic[T, R]):
     """Takes items one by one, and has them seen to in groups, one group after the other.
 
     Args:
-        see_to: gives what became of each item of a group, in their order.
+        see_to: returns the result for each item of a group, in their order. It is called again for the same
+            group if its task is cancelled, so it must be safe to repeat.
     """
 
     def __init__(self, see_to: Callable[[list[T]], Awaitable[list[R]]]) -> None:
         self._see_to = see_to
-        self._waiting: list[tuple[T, asyncio.Future[R]]] = []
+        self._waiting: _Group[T, R] = []
         self._running: asyncio.Task[None] | None = None
         self._in_a_row = 0
+        self._failing = False
+        self._stopped: Callable[[], Exception] | None = None
 
     def put(self, item: T) -> asyncio.Future[R]:
-        """Take an item; what this gives is done once it has been seen to, and fails if its group does.
+        """Add an item; return a future that is done once the item was seen to, and fails if its group does.
 
-        Whoever stops waiting doesn't take the item back.
+        The item is seen to even if the future is cancelled.
         """
         done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        if self._stopped is not None:
+            _fail(done, self._stopped())
+            return done
         self._waiting.append((item, done))
         if self._running is None:
-            self._running = asyncio.create_task(self._run())
+            self._start()
         return done
 
+    @property
+    def idle(self) -> bool:
+        """Whether every item was seen to."""
+        return self._running is None
+
     async def drain(self) -> None:
-        """Wait until all items were seen to."""
+        """Wait until every item was seen to."""
         while self._running is not None:
             await asyncio.wait([self._running])
 
-    async def _run(self) -> None:
-        try:
-            while self._waiting:
-                most = _SMALL if self._in_a_row < _MANY else _LARGE
-                group, self._waiting = self._waiting[:most], self._waiting[most:]
-                self._in_a_row += 1
-                await self._run_one(group)
-        finally:
-            self._running = None
-            self._in_a_row //= 2  # a moment without any is no sign of leisure yet
+    def stop(self, error: Callable[[], Exception]) -> None:
+        """Fail every item that wasn't seen to yet, and every later one.
 
-    async def _run_one(self, group: list[tuple[T, asyncio.Future[R]]]) -> None:
+        Args:
+            error: creates the exception, one for each item.
+        """
+        self._stopped = error
+        if self._running is not None:
+            self._running.cancel()
+
+    def _start(self) -> None:
+        self._running = asyncio.create_task(self._run())
+        # A task that is cancelled before its first step runs no code of its own, so this isn't its last line.
+        self._running.add_done_callback(self._ended)
+
+    def _ended(self, _running: asyncio.Task[None]) -> None:
+        self._running = None
+        self._in_a_row //= 2  # a moment without any is no sign of leisure yet
+        if self._stopped is not None:
+            waiting, self._waiting = self._waiting, []
+            for _, done in waiting:
+                _fail(done, self._stopped())
+        elif self._waiting:
+            self._start()
+
+    async def _run(self) -> None:
+        while self._waiting:
+            # While the database fails, one more attempt has to do for all that wait: each takes its time.
+            most = len(self._waiting) if self._failing else _SMALL if self._in_a_row < _MANY else _LARGE
+            group, self._waiting = self._waiting[:most], self._waiting[most:]
+            self._in_a_row += 1
+            try:
+                await self._run_one(group)
+            except asyncio.CancelledError:
+                # Code that shuts down by cancelling all tasks cancels this one too. The next task repeats it.
+                self._waiting[:0] = group
+                raise
+
+    async def _run_one(self, group: _Group[T, R]) -> None:
         try:
             results = await self._see_to([item for item, _ in group])
         except Exception as error:  # noqa: BLE001  # told to each who waits
+            self._failing = True
             for _, done in group:
-                if not done.done():
-                    done.set_exception(error)
-                    done.exception()  # not everybody waits
+                _fail(done, error)
             return
+        self._failing = False
         for (_, done), result in zip(group, results, strict=True):
             if not done.done():
                 done.set_result(result)
+
+
+def _fail(done: asyncio.Future[R], error: Exception) -> None:
+    if not done.done():
+        done.set_exception(error)
+        done.exception()  # not everybody waits
+
+
+async def finish(work: Callable[[], Awaitable[None]]) -> None:
+    """Run a coroutine function to its end, and raise a cancellation of the caller only then.
+
+    It runs in a task of its own, and is called again if that task is cancelled, so it must be safe to repeat.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    running = asyncio.ensure_future(work())
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError as error:
+            cancelled = error
+        if running.cancelled():
+            running = asyncio.ensure_future(work())
+    running.result()
+    if cancelled is not None:
+        raise cancelled

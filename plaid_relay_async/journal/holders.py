@@ -73,12 +73,23 @@ class Holder:
     _line: Line
     _lock: FileLock | None
     _beating: asyncio.Task[None] | None = field(default=None, init=False)
+    _next_beat: asyncio.TimerHandle | None = field(default=None, init=False)
+    _ending: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        if self.lease is not None:
-            self._beating = asyncio.create_task(self._beat(self.lease))
+        self._plan_beat()
 
-    async def _beat(self, lease: float) -> None:
+    def _plan_beat(self, _beating: object = None) -> None:
+        # A timer, not one long task: code that cancels all tasks would end that one, and with it the lease.
+        if self.lease is not None and not self._ending:
+            loop = asyncio.get_running_loop()
+            self._next_beat = loop.call_later(self.lease / _RENEWALS, self._beat, self.lease)
+
+    def _beat(self, lease: float) -> None:
+        self._beating = asyncio.ensure_future(self._renew(lease))
+        self._beating.add_done_callback(self._plan_beat)
+
+    async def _renew(self, lease: float) -> None:
         renew = (
             update(holders)
             .where(holders.c.id == self.id, holders.c.expires_at > now(), ~holders.c.ended)
@@ -92,10 +103,8 @@ class Holder:
             connection.execute(lock)
             connection.execute(renew)
 
-        while True:
-            await asyncio.sleep(lease / _RENEWALS)
-            with contextlib.suppress(JournalError):  # whoever begins something is told
-                await self._database.write(self._line, work, lease)
+        with contextlib.suppress(JournalError):  # whoever begins something is told
+            await self._database.write(self._line, work, lease)
 
     def left(self, connection: Connection) -> float:
         """Give the seconds that its lease has left, which stays so within this transaction."""
@@ -114,8 +123,16 @@ class Holder:
         longer = update(holders).where(holders.c.id == self.id).values(request_seconds=request_seconds)
         await self._database.write(self._line, lambda connection: connection.execute(longer).close(), 0.0)
 
-    async def end(self) -> None:
-        """Let others know that nothing more comes from here."""
+    async def end(self, *, settled: bool) -> None:
+        """Let others know that nothing more comes from here. It may be cancelled, and called again.
+
+        Args:
+            settled: whether nothing is in flight. Otherwise only the lease runs out, for then others wait
+                until the last response may have come.
+        """
+        self._ending = True
+        if self._next_beat is not None:
+            self._next_beat.cancel()
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.wait([self._beating])
@@ -123,8 +140,9 @@ class Holder:
         def work(connection: Connection) -> None:
             connection.execute(update(holders).where(holders.c.id == self.id).values(ended=True))
 
-        with contextlib.suppress(JournalError):  # its lock, or its lease, tells as well
-            await self._database.write(self._line, work, 0.0)
+        if settled or self.lease is None:
+            with contextlib.suppress(JournalError):  # its lock, or its lease, tells as well
+                await self._database.write(self._line, work, 0.0)
         await _let_go(self._lock)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +12,7 @@ from attrs import define, field
 from plaid_relay_async.batch import REMOVE, TakenError
 from plaid_relay_async.errors import DuplicateRequestError, Hidden, JournalError, OutcomeUnknownError
 from plaid_relay_async.journal import decisions
+from plaid_relay_async.journal.database import closed
 from plaid_relay_async.journal.decisions import Policy, Refuse, Row, Wait, decide, facts_of
 from plaid_relay_async.journal.holders import Moment
 from plaid_relay_async.journal.keys import Digests, Keyring
@@ -48,6 +50,8 @@ class Recorder:
     keyring: Keyring
     policy: Policy
     _under_way: dict[str, asyncio.Future[None]] = field(factory=dict, init=False)
+    _in_flight: set[str] = field(factory=set, init=False)
+    _keeper: asyncio.Task[None] | None = field(default=None, init=False)
     _new: int = field(default=0, init=False)
 
     async def creation(self, request: RelayCreateRequest, namespace: str) -> Creation:
@@ -87,7 +91,50 @@ class Recorder:
 
     def leave(self, pair: str) -> None:
         """Let the next one of this process have the pair."""
+        self._in_flight.discard(pair)
         self._under_way.pop(pair).set_result(None)
+
+    def begins(self, pair: str) -> None:
+        """Count a pair as in flight until it is left.
+
+        Raises:
+            JournalError: the journal is being closed.
+        """
+        if self.writer.closing:
+            raise closed()
+        self._in_flight.add(pair)
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.create_task(self._keep())
+
+    async def _keep(self) -> None:
+        """Keep the event loop running until what is in flight is recorded.
+
+        `asyncio.run` ends by cancelling all tasks and waiting for them, but not for what they start then. So
+        this task ignores its cancellation: it waits for calls that are cancelled too, and for bounded writes.
+        """
+        while self._in_flight or not self.writer.idle:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._settled()
+
+    async def _settled(self) -> None:
+        while self._in_flight:
+            await asyncio.wait([self._under_way[pair] for pair in self._in_flight])
+        await self.writer.drain()
+
+    async def close(self, until: float) -> None:
+        """Begin nothing more, wait for what is in flight, and write what there is to write.
+
+        It may be cancelled, and called again.
+
+        Args:
+            until: the moment, by the event loop's clock, after which nothing is waited for.
+        """
+        self.writer.halt()
+        with contextlib.suppress(TimeoutError, JournalError):  # whoever it concerns is told
+            async with asyncio.timeout_at(until):
+                await self._settled()
+                await self.writer.catch_up()
+        await self.writer.close(settled=not self._in_flight)
 
     async def _creation(self, request: RelayCreateRequest, pair: str) -> Creation | None:
         found = await self._look_up(pair)
@@ -187,6 +234,7 @@ class _Entered(ABC):
             TakenError: somebody else was quicker.
             JournalError: it can't be written, or the lease has lapsed.
         """
+        self.recorder.begins(self.pair)
         while True:
             since = Moment() if self.recorder.writer.leased else None
             noted = self.recorder.writer.note(note)

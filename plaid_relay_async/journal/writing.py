@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -12,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from plaid_relay_async.errors import Hidden, JournalError
+from plaid_relay_async.journal.database import closed
 from plaid_relay_async.journal.decisions import Row
 from plaid_relay_async.journal.groups import Groups
 from plaid_relay_async.journal.schema import State, now
@@ -103,6 +103,9 @@ class Writer:
         run_id: the run that creations are written down under.
         patience: seconds for which a lost connection is taken up again.
         seal: gives the columns that a token has.
+
+    Attributes:
+        closing: whether nothing may be begun any more.
     """
 
     def __init__(
@@ -125,6 +128,8 @@ class Writer:
         self._count = 0
         self._owed: list[Note] = []
         self._again: asyncio.TimerHandle | None = None
+        self._failing = False
+        self.closing = False
         # Each has a connection of its own, for one transaction at a time.
         self._notes: Groups[Note, Answer] = Groups(partial(self._write, database.line()))
         self._pairs: Groups[str, Found] = Groups(partial(self._look_up, database.line()))
@@ -169,6 +174,15 @@ class Writer:
         """Have something written; what this gives is done once it is durable."""
         return self._notes.put(note)
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything was written, as far as it could be."""
+        return self._notes.idle
+
+    async def drain(self) -> None:
+        """Wait until everything was written, as far as it could be."""
+        await self._notes.drain()
+
     async def catch_up(self) -> None:
         """Write what couldn't be written before: others wait for it.
 
@@ -178,15 +192,24 @@ class Writer:
         if self._owed:
             await self.note(_NO_NEWS)
 
-    async def close(self) -> None:
-        """Wait until all is written, as far as it can be, and let others know that nothing more comes."""
-        await self._notes.drain()
+    def halt(self) -> None:
+        """Begin and look up nothing more; what has happened is still written."""
+        self.closing = True
         self._patience = 0.0
-        with contextlib.suppress(JournalError):  # whoever it concerned was told
-            await self.catch_up()
+        self._pairs.stop(closed)
+        self._tokens.stop(closed)
+
+    async def close(self, *, settled: bool) -> None:
+        """Write nothing more, and let others know. It may be cancelled, and called again.
+
+        Args:
+            settled: whether nothing is in flight.
+        """
+        self._notes.stop(closed)
+        await self._notes.drain()
         if self._again is not None:
             self._again.cancel()
-        await self._holder.end()
+        await self._holder.end(settled=settled)
 
     # ------------------------------------------------------------------------------------- to look up
 
@@ -225,12 +248,18 @@ class Writer:
         if self._again is not None:
             self._again.cancel()
         try:
-            return (await self._at_once(line, [*owed, *notes]))[len(owed) :]
+            answers = await self._at_once(line, [*owed, *notes])
+        except asyncio.CancelledError:
+            self._owed = owed  # the group itself is repeated
+            raise
         except BaseException:
             # What is about to leave doesn't then, but what has happened has.
             self._owed = [note for note in (*owed, *notes) if _has_happened(note)]
             self._again = asyncio.get_running_loop().call_later(_AGAIN_AFTER, self.note, _NO_NEWS)
+            self._failing = True
             raise
+        self._failing = False
+        return answers[len(owed) :]
 
     async def _at_once(self, line: Line, notes: list[Note]) -> list[Answer]:
         try:
@@ -270,7 +299,8 @@ class Writer:
             answer = self._begin(connection, begun) if begun else None
             return [answer if isinstance(note, Begin | BeginRemoval) else None for note in notes]
 
-        return await self._database.write(line, work, self._patience)
+        # What failed for as long as that before gets one attempt: others wait behind it.
+        return await self._database.write(line, work, 0.0 if self._failing else self._patience)
 
     def _columns(self, note: End) -> dict[str, Any]:
         sealed = {} if note.token is None else self._seal(note.token.reveal())

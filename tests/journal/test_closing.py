@@ -1,0 +1,259 @@
+"""Tasks that are cancelled under a journal, and a journal that is closed: what was received is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sqlite3
+from contextlib import asynccontextmanager, closing
+
+import pytest
+from journals import CREATE, KEY, REMOVE, all_of, of_the_ledger, requests
+
+from plaid_relay_async import BatchStoppedError, JournalError
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.simulator import Fault
+
+pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
+
+
+def cancel_all(before):
+    """Cancel every task since then but for the simulator's, as shutdown code does with all tasks; return them."""
+    tasks = asyncio.all_tasks() - before
+    tasks -= {task for task in tasks if task.get_coro().__qualname__ == "RequestHandler.start"}
+    for task in tasks:
+        task.cancel()
+    return tasks
+
+
+@asynccontextmanager
+async def locked(path):
+    """Another process writes to the file, for as long as the block runs."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("COMMIT")
+
+
+async def arrived(plaid, count):
+    while len(plaid.requests) < count:
+        await asyncio.sleep(0.005)
+
+
+async def outcomes_of(journal, run="x"):
+    return {record.secondary_client_id: record.outcome for record in await all_of(journal, run)}
+
+
+# ------------------------------------------------------------------------------------- all tasks cancelled
+
+
+@pytest.mark.parametrize("state", [inspect.CORO_CREATED, inspect.CORO_SUSPENDED])
+async def test_a_cancelled_group_is_repeated(plaid, client, report, url, state):
+    """Each response that had come is recorded, later creations work, and close() ends."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "first", journal=journal)
+        before = asyncio.all_tasks()
+        batch = client.relay.create_many(requests(report, 100), journal=journal, concurrency=10)
+        running = asyncio.ensure_future(batch)
+
+        def writing():
+            coroutines = [task.get_coro() for task in asyncio.all_tasks() - before]
+            groups = [each for each in coroutines if each.__qualname__ == "Groups._run"]
+            return state in map(inspect.getcoroutinestate, groups)
+
+        while not (len(plaid.ledger) > 1 and writing()):
+            await asyncio.sleep(0)
+        await asyncio.wait(cancel_all(before))
+        assert running.cancelled()
+        made = await client.relay.create([report], "later", journal=journal)
+    async with Journal(url, run="x", key=KEY) as journal:
+        kept = {record.relay_token for record in await all_of(journal, "x")}
+        outcomes = await outcomes_of(journal)
+    assert made.relay_token in kept
+    assert {outcome.relay_token for outcome in batch.result.created} <= kept
+    begun = {partner for partner, outcome in outcomes.items() if outcome in {"created", "unknown"}}
+    assert set(of_the_ledger(plaid)) <= begun
+
+
+async def test_a_token_behind_a_cancelled_group(plaid, client, report, tmp_path):
+    """A token waits to be written while another process has the file, and all tasks are cancelled: it is written."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, run="x", key=KEY) as journal:
+        await client.relay.create([report], "first", journal=journal)
+        plaid.fail(Fault(path=CREATE, secondary_client_id="p0", latency=0.4, when="after"))
+        before = asyncio.all_tasks()
+        calls = [asyncio.ensure_future(client.relay.create([report], "p0", journal=journal))]
+        await arrived(plaid, 2)
+        async with locked(path):
+            calls.append(asyncio.ensure_future(client.relay.create([report], "p1", journal=journal)))
+            while len(plaid.ledger) < 2 or client.statistics().in_flight:
+                await asyncio.sleep(0.01)
+            cancel_all(before)
+            await asyncio.sleep(0.1)
+        await asyncio.wait(calls)
+    async with Journal(path, run="x", key=KEY) as journal:
+        assert await outcomes_of(journal) == {"first": "created", "p0": "created", "p1": "not_attempted"}
+    assert of_the_ledger(plaid) == {"first": 1, "p0": 1}
+
+
+async def test_a_lease_outlives_a_cancellation_of_all_tasks(plaid, client, report, postgres):
+    """It is renewed as before, at whichever moment they are cancelled."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY, lease=2) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        before = asyncio.all_tasks()
+        for _ in range(30):
+            cancel_all(before)
+            await asyncio.sleep(0.1)
+        await client.relay.create([report], "q", journal=journal)
+    assert len(plaid.ledger) == 2
+
+
+# ------------------------------------------------------------------------------------- closing a journal
+
+
+async def test_close_waits_for_a_call_in_flight(plaid, client, report, url):
+    """Its outcome is recorded, and nothing more is begun."""
+    plaid.fail(Fault(path=CREATE, latency=0.5, when="after"))
+    journal = Journal(url, run="x", key=KEY)
+    await journal.open()
+    batch = client.relay.create_many(requests(report, 5), journal=journal, concurrency=2)
+    running = asyncio.ensure_future(batch)
+    await arrived(plaid, 2)
+    await asyncio.gather(journal.close(), journal.close())
+    with pytest.raises(BatchStoppedError) as stopped:
+        await running
+    assert isinstance(stopped.value.__cause__, JournalError)
+    assert [outcome.journalled for outcome in batch.result.created] == [True, True]
+    assert len(plaid.ledger) == 2
+    async with Journal(url, run="x", key=KEY) as journal:
+        assert (await journal.status("x")).counts["created"] == 2
+
+
+async def test_close_under_a_removal(plaid, client, report, url):
+    """What a removal has come to is recorded as well."""
+    journal = Journal(url, run="x", key=KEY)
+    await journal.open()
+    made = await client.relay.create([report], "p", journal=journal)
+    plaid.fail(Fault(path=REMOVE, latency=0.3, when="after"))
+    running = asyncio.ensure_future(client.relay.remove(made.relay_token, journal=journal))
+    await arrived(plaid, 2)
+    await journal.close()
+    assert (await running).removed
+    async with Journal(url, run="x", key=KEY) as journal:
+        assert await outcomes_of(journal) == {"p": "removed"}
+
+
+async def test_an_outcome_that_comes_after_close(plaid, client, report, postgres):
+    """It is delivered with `journalled=False`, and until it may have come, no other process takes its pair."""
+    await postgres.fresh()
+    plaid.fail(Fault(path=CREATE, latency=8, when="after", times=1))
+    journal = Journal(postgres.url, run="x", key=KEY, lease=1)
+    await journal.open()
+    batch = client.relay.create_many(requests(report, 1), journal=journal)
+    running = asyncio.ensure_future(batch)
+    await arrived(plaid, 1)
+    await journal.close()
+    assert not running.done()
+    (row,) = await postgres.execute("SELECT ended FROM relay_holders")
+    assert row == (False,)
+    with pytest.raises(BatchStoppedError) as stopped:
+        await running
+    assert isinstance(stopped.value.__cause__, JournalError)
+    assert [outcome.journalled for outcome in batch.result.created] == [False]
+    async with Journal(postgres.url, run="x", key=KEY, lease=1) as journal:
+        assert await outcomes_of(journal) == {"p0": "unknown"}
+
+
+async def test_a_call_that_waits_for_its_next_attempt_is_not_waited_for_forever(plaid, client, report, url):
+    """Nothing of it is in flight, and it isn't begun again once the journal is being closed."""
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
+    journal = Journal(url, run="x", key=KEY)
+    await journal.open()
+    batch = client.relay.create_many(requests(report, 1), journal=journal)
+    running = asyncio.ensure_future(batch)
+    await arrived(plaid, 1)
+    await asyncio.sleep(0.2)
+    await journal.close()
+    with pytest.raises(BatchStoppedError):
+        await running
+    assert len(plaid.requests) == 1
+    async with Journal(url, run="x", key=KEY) as journal:
+        assert (await client.relay.create_many(requests(report, 1), journal=journal)).counts == {"created": 1}
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_close_is_cancelled(plaid, client, report, tmp_path, times):
+    """It closes the journal all the same: another process doesn't wait for what was never sent."""
+    path = tmp_path / "relay.db"
+    journal = Journal(path, run="x", key=KEY)
+    await journal.open()
+    await client.relay.create([report], "first", journal=journal)
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p0", latency=0.4, when="after"))
+    calls = [asyncio.ensure_future(client.relay.create([report], "p0", journal=journal))]
+    await arrived(plaid, 2)
+    async with locked(path):
+        calls.append(asyncio.ensure_future(client.relay.create([report], "p1", journal=journal)))
+        await asyncio.sleep(0.6)
+        ending = asyncio.ensure_future(journal.close())
+        for _ in range(times):
+            await asyncio.sleep(0.05)
+            ending.cancel()
+            assert not ending.done()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    await asyncio.wait(calls)
+    assert list(tmp_path.glob("*.lock")) == []
+    async with Journal(path, run="x", key=KEY) as journal:
+        assert (await client.relay.create_many(requests(report, 2), journal=journal)).counts == {"created": 2}
+    assert of_the_ledger(plaid) == {"first": 1, "p0": 1, "p1": 1}
+
+
+async def test_all_tasks_are_cancelled_while_it_closes(plaid, client, report, url):
+    """The closing goes on, at whichever step that was."""
+    for turns in range(1, 60, 4):
+        journal = Journal(url, run=f"run-{turns}", key=KEY)
+        await journal.open()
+        await client.relay.create([report], f"p{turns}", journal=journal)
+        before = asyncio.all_tasks()
+        ending = asyncio.ensure_future(journal.close())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        cancel_all(before)
+        await asyncio.wait([ending])
+        with pytest.raises(JournalError, match="isn't open"):
+            await journal.runs()
+    async with Journal(url, run="x", key=KEY) as journal:
+        assert len(await journal.runs()) == 15
+        for run in await journal.runs():
+            assert await journal.forget(run.name) == 1
+
+
+async def test_close_under_a_call_that_enters(plaid, client, report, postgres):
+    """A call that still looks up its pair when the journal is closed sends nothing."""
+    await postgres.fresh()
+    journal = Journal(postgres.url, run="x", key=KEY)
+    await journal.open()
+    await client.relay.create([report], "first", journal=journal)
+    locking = ("BEGIN", "LOCK TABLE relay_entries IN ACCESS EXCLUSIVE MODE", "SELECT pg_sleep(2)", "COMMIT")
+    locked = asyncio.ensure_future(postgres.execute(*locking))
+    while not await postgres.execute("SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted"):
+        await asyncio.sleep(0.01)
+    waiting = asyncio.ensure_future(client.relay.create([report], "p0", journal=journal))
+    while not await postgres.execute("SELECT 1 FROM pg_locks WHERE NOT granted"):
+        await asyncio.sleep(0.01)
+    await journal.close()
+    with pytest.raises(JournalError, match="closed in the meantime"):
+        await waiting
+    await locked
+    assert len(plaid.requests) == 1
+
+
+async def test_a_journal_that_was_closed_can_be_opened_again(client, report, url):
+    """It serves what it had."""
+    journal = Journal(url, run="x", key=KEY)
+    made = []
+    for _ in range(2):
+        async with journal:
+            made.append((await client.relay.create([report], "p", journal=journal)).relay_token)
+    assert made[0] == made[1]

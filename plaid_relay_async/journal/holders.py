@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import secrets
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, field, frozen
-from filelock import FileLock, Timeout
+from filelock import FileLock, lock_descriptor
 from sqlalchemy import bindparam, insert, select, update
 
 from plaid_relay_async.errors import JournalError
@@ -158,13 +159,42 @@ def _unlock(lock: FileLock) -> None:
     lock.release()
 
 
-def _take(path: Path) -> FileLock | None:
-    lock = FileLock(path, timeout=0, mode=0o600, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        return None
+def _take(path: Path, owner: int) -> FileLock:
+    """Create a lock file and hold it; root creates it for the owner of the journal."""
+    lock = FileLock(path, timeout=0, mode=0o600, thread_local=False, fallback_to_soft=False)
+    lock.acquire()
+    # Otherwise the owner couldn't check whether root's process is alive. Only root may change the owner to
+    # another user, and Windows has no such call.
+    with contextlib.suppress(OSError, AttributeError):
+        os.chown(path, owner, -1)
     return lock
+
+
+def _is_held(path: Path) -> bool:
+    """Return whether a process holds a lock file, and delete the file if none does.
+
+    Raises:
+        JournalError: the file can't be opened, so that its process may be alive or dead.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False  # A process that is alive has its file.
+    except OSError as error:
+        raise JournalError(
+            f"{path}: this lock file shows whether a process is still using the journal, and it can't be "
+            f"opened: {error.strerror}",
+            advice="It may belong to another user, such as root. If no process of that user is using the "
+            "journal, delete the file: what its process had in flight is then unknown.",
+        ) from None
+    try:
+        if not lock_descriptor(descriptor, blocking=False):
+            return True
+        with contextlib.suppress(OSError):  # A file that stays leads to the same answer the next time.
+            path.unlink()
+        return False
+    finally:
+        os.close(descriptor)
 
 
 @define(eq=False, repr=False)
@@ -184,7 +214,8 @@ class Holders:
         if self.database.path is not None:
             name = f"{self.database.path.name}-{secrets.token_hex(4)}.lock"
             with telling():
-                lock = await asyncio.to_thread(_take, self.database.path.with_name(name))
+                owner = await asyncio.to_thread(self.database.path.stat)
+                lock = await asyncio.to_thread(_take, self.database.path.with_name(name), owner.st_uid)
         expires = now() + lease if name is None else None
 
         def work(connection: Connection) -> int:
@@ -204,7 +235,7 @@ class Holders:
     def _clear_away(self, connection: Connection) -> None:
         """Have those ended whose lock says that they died, for whom nobody may ask again."""
         locked = select(holders).where(holders.c.lock.is_not(None), ~holders.c.ended)
-        dead = [row.id for row in connection.execute(locked).all() if not self._lives(row)]
+        dead = [row.id for row in connection.execute(locked).all() if self._is_dead(row)]
         connection.execute(update(holders).where(holders.c.id.in_(dead)).values(ended=True))
 
     def alive(self, connection: Connection, ids: Iterable[int]) -> Alive:
@@ -247,9 +278,10 @@ class Holders:
         if row.lock is None:
             return bool(row.leased)
         assert self.database.path is not None  # noqa: S101  # none has a lock but beside a file
-        path = self.database.path.with_name(row.lock)
-        lock = _take(path)
-        if lock is None:
-            return True
-        _unlock(lock)
-        return False
+        return _is_held(self.database.path.with_name(row.lock))
+
+    def _is_dead(self, row: Any) -> bool:
+        try:
+            return not self._lives(row)
+        except JournalError:  # It is raised again where the answer decides about a pair.
+            return False

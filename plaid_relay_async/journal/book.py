@@ -39,7 +39,6 @@ T = TypeVar("T")
 
 _UNBOUNDED = 3600.0  # seconds that a request may take whose client sets it no time
 _LEASES = 10  # for a transaction that isn't a call's: it may read or change millions of rows
-_TRUNCATE = "PRAGMA wal_checkpoint(TRUNCATE)"
 _NEW_RUN = {
     name: dialect.insert(runs).on_conflict_do_nothing()
     for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
@@ -331,7 +330,8 @@ class Journal:
         """Delete the tokens of a run, keep everything else, and give how many; none can be removed then.
 
         Raises:
-            JournalError: somebody works on the run, there is no such run, or the journal can't be written.
+            JournalError: somebody works on the run, there is no such run, the journal can't be written, or a
+                file of SQLite may still contain the tokens, which the message names.
         """
 
         def work(connection: Connection) -> int:
@@ -344,7 +344,7 @@ class Journal:
             return connection.execute(update(entries).where(held).values(token=None)).rowcount
 
         many = await self._write(work)
-        await self._truncate()
+        await self._database.clear_log(self._state.line)
         return many
 
     async def rotate(self) -> int:
@@ -353,7 +353,8 @@ class Journal:
         Once it is done, and each process has the first key, the other keys may go.
 
         Raises:
-            JournalError: the journal can't be read or written.
+            JournalError: the journal can't be read or written, or a file of SQLite may still contain what was
+                encrypted with another key, which the message names.
         """
         after, many = -1, 0
         while True:
@@ -362,7 +363,7 @@ class Journal:
             if len(page) < PAGE:
                 break
             after = page[-1]
-        await self._truncate()
+        await self._database.clear_log(self._state.line)
         return many
 
     def _rotate_page(self, after: int, connection: Connection) -> tuple[list[int], int]:
@@ -374,11 +375,6 @@ class Journal:
             same = (entries.c.id == row.id) & (entries.c.token == row.token)
             connection.execute(update(entries).where(same).values(token=again))
         return [row.id for row in found], len(old)
-
-    async def _truncate(self) -> None:
-        """Leave no old page in SQLite's log, where what was deleted would still stand."""
-        if self._database.path is not None:
-            await self._write(lambda connection: connection.exec_driver_sql(_TRUNCATE).close())
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         return await self._database.write(self._state.line, work, self._lease, self._long)

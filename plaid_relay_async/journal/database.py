@@ -55,6 +55,8 @@ _LIMITS: Final = text(
     "SELECT set_config('statement_timeout', :limit, true), set_config('lock_timeout', :limit, true),"
     " set_config('idle_in_transaction_session_timeout', :limit, true)"
 )
+_CHECKPOINT_WITHIN = 5.0  # seconds in which SQLite's log has to be cleared
+_CHECKPOINT_WAIT = 100  # milliseconds for which clearing it may hold back others at a time
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON")
 
 
@@ -418,6 +420,38 @@ class Database:
             if not passes or time.monotonic() > until:
                 raise problem
             await asyncio.sleep(_AGAIN_AFTER)
+
+    async def clear_log(self, line: Line) -> None:
+        """Remove from SQLite's log what was deleted or overwritten; PostgreSQL has no such file.
+
+        Raises:
+            JournalError: it is still there, because another connection reads an older state, or the journal
+                can't be written.
+        """
+        if self.path is None:
+            return
+        until = time.monotonic() + _CHECKPOINT_WITHIN
+        while not await self.write(line, _cleared, 0.0):
+            if time.monotonic() > until:
+                raise JournalError(
+                    f"{self.path}-wal: this file may still contain the tokens that were deleted or encrypted "
+                    "again, because another connection is reading an older state of the journal",
+                    advice="Close that connection, such as a backup or a sqlite3 prompt, and do it again: "
+                    "that clears the file.",
+                )
+            await asyncio.sleep(_AGAIN_AFTER)
+
+
+def _cleared(connection: Connection) -> bool:
+    patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+    # This one holds back no other connection; the next one lets none write while it waits for readers.
+    connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").close()
+    connection.exec_driver_sql(f"PRAGMA busy_timeout={_CHECKPOINT_WAIT}").close()
+    try:
+        busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one()
+    finally:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={patience}").close()
+    return not busy
 
 
 def _locked_for(url: URL) -> float:

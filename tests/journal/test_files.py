@@ -1,0 +1,106 @@
+"""What is left in the files of a journal in SQLite after its tokens were deleted or encrypted again."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+
+import pytest
+from journals import KEY, OTHER_KEY, requests
+
+from plaid_relay_async import JournalError
+from plaid_relay_async.journal import Journal
+
+pytestmark = pytest.mark.may_block  # SQLAlchemy's own
+
+DELETE, REWRITE = "delete", "rewrite"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "relay.db"
+
+
+def reader(path):
+    """Another connection that reads a snapshot of the journal until it is closed."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN")
+    connection.execute("SELECT count(*) FROM relay_entries").fetchone()
+    return closing(connection)
+
+
+def stored(path):
+    """The tokens as they are stored now."""
+    with closing(sqlite3.connect(path)) as connection:
+        return [token for (token,) in connection.execute("SELECT token FROM relay_entries") if token]
+
+
+def left(path, tokens):
+    """The tokens that some file of the journal still contains."""
+    content = b"".join(each.read_bytes() for each in path.parent.iterdir())
+    return [token for token in tokens if token.encode() in content]
+
+
+async def change(how, path):
+    """Delete the tokens, or encrypt them again, and return their number."""
+    async with Journal(path, run="other", key=[OTHER_KEY, KEY] if how == REWRITE else KEY) as journal:
+        return await (journal.rotate() if how == REWRITE else journal.forget("x"))
+
+
+@pytest.fixture(params=[DELETE, REWRITE])
+async def how(client, report, path, request):
+    async with Journal(path, run="x", key=KEY) as journal:
+        await client.relay.create_many(requests(report, 20), journal=journal)
+    return request.param
+
+
+async def test_no_file_contains_a_token_afterwards(path, how):
+    """Also while other connections are open, as long as they don't read at that moment."""
+    tokens = stored(path)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("SELECT count(*) FROM relay_entries").fetchone()
+        assert await change(how, path) == 20
+        assert left(path, tokens) == []
+
+
+async def test_a_reader_that_stays_is_reported(path, how):
+    """The error names the file that still contains the tokens, and the same call clears it once the reader has gone."""
+    tokens = stored(path)
+    with reader(path):
+        with pytest.raises(JournalError, match=r"relay\.db-wal: .* may still contain") as caught:
+            await change(how, path)
+        assert "do it again" in str(caught.value)
+        assert left(path, tokens)
+    assert await change(how, path) == 0
+    assert left(path, tokens) == []
+
+
+async def test_a_reader_that_ends_is_waited_for(path, how):
+    """The log is cleared as soon as no connection reads the old state."""
+    tokens = stored(path)
+    with reader(path):
+        changing = asyncio.create_task(change(how, path))
+        while stored(path) == tokens:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        assert not changing.done()
+    assert await changing == 20
+    assert left(path, tokens) == []
+
+
+async def test_others_create_while_a_reader_is_waited_for(client, report, path, how):
+    """Clearing the log holds back no other connection for longer than a moment."""
+    tokens, created = stored(path), 0
+    async with Journal(path, run="y", key=KEY) as journal:
+        await client.relay.create([report], "before", journal=journal)
+        with reader(path):
+            changing = asyncio.create_task(change(how, path))
+            while len(set(tokens) & set(stored(path))):
+                await asyncio.sleep(0.01)
+            while not changing.done():
+                await client.relay.create([report], f"during{created}", journal=journal)
+                created += not changing.done()
+            with pytest.raises(JournalError, match="may still contain"):
+                await changing
+    assert created > 3

@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from plaid_relay_async.cli.signals import signals
+
 __all__ = ["main"]
 
 _EXTRA = {"cyclopts", "platformdirs", "rich"}
@@ -28,11 +30,12 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{needed}\n")
         return 2
     if words is not None:
-        return run(words)
+        with signals:
+            return run(words)
     _open_standard_streams()
-    status = run(sys.argv[1:])
-    _see_to_the_status()
-    return status
+    with signals:
+        status = run(sys.argv[1:])
+        return _flushed(status)
 
 
 def _open_standard_streams() -> None:
@@ -45,11 +48,18 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  # for good
 
 
-def _see_to_the_status() -> None:
-    """Keep Python from putting another status in its place because a reader went away."""
+def _flushed(status: int) -> int:
+    """Flush the standard streams, and return the exit status: a reader that is gone doesn't change it."""
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if not signals.interrupted:
+                stream.flush()
+                continue
+        except KeyboardInterrupt:
+            status = 1
         except (OSError, ValueError):
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            pass
+        # Python flushes once more at its exit: it would change the status, or wait for a reader.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return status

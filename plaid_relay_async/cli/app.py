@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import re
-import signal
 import sys
 import traceback
 from functools import partial
@@ -40,7 +38,7 @@ from plaid_relay_async.cli.journal import (
 )
 from plaid_relay_async.cli.output import open_output, put, standard_output
 from plaid_relay_async.cli.rows import FileRows, Form, PipedRows, Source, creations, shared
-from plaid_relay_async.cli.signals import Signals
+from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.simulate import read_clients, serve
 from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say
 from plaid_relay_async.cli.words import confirmed, read_token
@@ -166,11 +164,11 @@ def create(
     request = _request(read_token(report_token, "--report-token"), partner, webhook)
     # A pause that Plaid asks for is queueing to a batch, but for a single call it has to fit its time.
     retry = RetryPolicy(max_pause=timeout or RetryPolicy().max_pause)
-    with Signals() as signals, open_output(output) as sink:
+    with open_output(output) as sink:
         rows = FileRows(iter([request]), 1)
         board = Board(1, bar=False)
         run = Run(client, rows, sink, board, signals, 1, retry=retry, journal=journal, aloud=True)
-        return run.status(asyncio.run(run()))
+        return run.status(signals.run(run()))
 
 
 @app.command
@@ -330,22 +328,19 @@ def simulate(
     ] = None,
 ) -> Exit:
     """Be a Plaid of your own, on 127.0.0.1, until Ctrl-C."""
-    with Signals() as signals:
-        return asyncio.run(serve(port, read_clients(client or ()), report or (), signals))
+    return signals.run(serve(port, read_clients(client or ()), report or (), signals))
 
 
 @app.command
 def console(*, port: Annotated[int, Parameter(help="To listen on; 0 takes a free one.")] = 0) -> Exit:
     """Try a gateway's page on a Plaid of your own, on 127.0.0.1, until Ctrl-C."""
-    with Signals() as signals:
-        return asyncio.run(show(port, signals))
+    return signals.run(show(port, signals))
 
 
 @app.command
 def demo() -> Exit:
     """Show the main job on a simulator: several hundred partners, some refusals, one lost answer."""
-    with Signals() as signals:
-        return asyncio.run(demonstrate(signals))
+    return signals.run(demonstrate(signals))
 
 
 # -------------------------------------------------------------------------------- what they have in common
@@ -387,11 +382,10 @@ def _for_each_row(
 def _carry_out(
     make: Callable[..., Run], rows: FileRows[Any] | PipedRows[Any], output: str, *, append: bool
 ) -> Exit:
-    # Until here Ctrl-C ends the command: nothing has been sent.
-    with Signals() as signals, open_output(output, append=append) as sink:
+    with open_output(output, append=append) as sink:
         board = Board(rows.total, bar=not (output == "-" and sys.stdout.isatty()))
         run = make(rows, sink, board, signals)
-        tally = asyncio.run(run())
+        tally = signals.run(run())
     board.show(tally)
     return run.status(tally)
 
@@ -401,9 +395,7 @@ def _call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> Any:
         async with client:
             return await operation()
 
-    with contextlib.suppress(ValueError):  # outside of the main thread there are no signals
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    return asyncio.run(call())
+    return signals.run(call())
 
 
 # --------------------------------------------------------------------------------------- from words to exit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ipaddress
 import math
@@ -20,7 +19,7 @@ from rich.table import Table
 
 from plaid_relay_async.cli.output import put, standard_output
 from plaid_relay_async.cli.serving import audit_log, credentials_in_the_environment, serve
-from plaid_relay_async.cli.signals import Signals
+from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say
 from plaid_relay_async.config import Environment, check_base_url, is_loopback
 from plaid_relay_async.errors import ConfigurationError
@@ -129,8 +128,8 @@ def run(
         metrics = proxy.metrics_url
         return f"listening on {proxy.url}\n" + ("" if metrics is None else f"metrics on {metrics}\n")
 
-    with Signals() as signals, audit_log(audit):
-        return asyncio.run(serve(proxy, signals, greeting))
+    with audit_log(audit):
+        return signals.run(serve(proxy, signals, greeting))
 
 
 @keys.command

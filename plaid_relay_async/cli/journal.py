@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Table
 from plaid_relay_async.cli.board import Tally, table
 from plaid_relay_async.cli.bulk import Run
 from plaid_relay_async.cli.output import COLUMNS, open_output, told
+from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.status import Exit, UsageError, say
 from plaid_relay_async.cli.words import confirmed, read_word
 from plaid_relay_async.errors import JournalError
@@ -143,7 +143,7 @@ def ask(journal: Journal, question: Callable[[Journal], Awaitable[Any]]) -> Any:
         async with journal:
             return await question(journal)
 
-    return asyncio.run(asked())
+    return signals.run(asked())
 
 
 # --------------------------------------------------------------------------------------------- to be asked

@@ -1,58 +1,159 @@
-"""SIGINT and SIGTERM: from here on they are counted, and told to the loop."""
+"""What SIGINT, SIGTERM and SIGHUP do: one mechanism for all commands."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from types import TracebackType
 
-_HEEDED = (signal.SIGINT, signal.SIGTERM)
+_T = TypeVar("_T")
+
+_HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
+_HANDLED = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, _HANG_UP)))
 
 
 class Signals:
-    """As a context manager it takes the place of the handlers; outside of the main thread it hears nothing.
+    """Handles signals as a context manager; outside of the main thread it handles none.
 
-    When it ends all is written, and what comes then is ignored: it must not take the exit status away.
+    A signal raises KeyboardInterrupt, except in `run` and in `told`. Once `told` or the context manager has
+    ended, signals are ignored: the results are known, and must not lose their exit status.
+
+    What was ignored when the process started stays ignored, as `nohup` and shells expect, with the exception
+    of SIGTERM. If SIGTERM were ignored too, only SIGKILL could stop a command, and would leave the outcomes
+    of its calls in flight unknown.
+
+    SIGHUP requests the same as the first of the other signals, and never counts as a second one: a terminal
+    that closes may send it twice, and systemd may send it together with SIGTERM.
 
     Attributes:
-        count: how many came.
+        interrupted: whether a signal has raised KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
-        self.count = 0
-        self._tell: Callable[[], object] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.interrupted = False
+        self._stops = 0
+        self._hung_up = False
+        self._react: Callable[[], object] = self._interrupt
+        self._reload_due = False
+        self._reload: Callable[[], object] | None = None
 
     def __enter__(self) -> Self:
-        with contextlib.suppress(ValueError):
-            for number in _HEEDED:
-                signal.signal(number, self._came)
+        self._reset()
+        for number in _HANDLED:
+            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+                _handle(number, self._came)
         return self
 
     def __exit__(
         self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        with contextlib.suppress(ValueError):
-            for number in _HEEDED:
-                signal.signal(number, signal.SIG_IGN)
+        self._react = _ignore
+        for number in _HANDLED:
+            _handle(number, signal.SIG_IGN)
 
-    def _came(self, *_: object) -> None:
-        self.count += 1
-        if self._tell is not None:
-            self._tell()
+    @property
+    def count(self) -> int:
+        """How often the command was asked to stop."""
+        return max(self._stops, self._hung_up)
+
+    def _came(self, number: int, _frame: object) -> None:
+        before = self.count
+        if number == _HANG_UP:
+            self._hung_up = True
+        else:
+            self._stops += 1
+        if self.count > before:
+            self._react()
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt
+
+    def run(self, main: Coroutine[Any, Any, _T]) -> _T:
+        """Run a coroutine in a new event loop.
+
+        The first signal cancels it, and the second one doesn't wait for its cleanup. Where the coroutine is
+        inside `told`, signals do neither.
+
+        Raises:
+            KeyboardInterrupt: a signal has ended it.
+        """
+        try:
+            return asyncio.run(self._cancellable(main))
+        except asyncio.CancelledError:
+            self._interrupt()
+            raise  # pragma: no cover  # for type checkers: the line above raises
+        finally:
+            main.close()  # if it was never started, Python would warn about it
+
+    async def _cancellable(self, main: Coroutine[Any, Any, _T]) -> _T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None  # noqa: S101  # a coroutine runs in one
+
+        def cancel() -> None:
+            if self._react == self._interrupt:  # otherwise `told` was entered, and has been informed
+                task.cancel()
+
+        def react() -> None:
+            self._react = self._interrupt
+            loop.call_soon_threadsafe(cancel)
+
+        self._react = react
+        try:
+            return await main
+        finally:
+            if self._react is react:
+                self._react = self._interrupt
 
     @contextlib.contextmanager
-    def told(self, react: Callable[[], object]) -> Iterator[None]:
-        """Have the running loop call a function for each signal, those that came before included."""
+    def told(self, react: Callable[[], object], reload: Callable[[], object] | None = None) -> Iterator[None]:
+        """Have the running loop call a function for each signal, those that came before included.
+
+        Args:
+            react: for each request to stop.
+            reload: for SIGHUP after `reload_on_hang_up`.
+        """
         loop = asyncio.get_running_loop()
-        self._tell = lambda: loop.call_soon_threadsafe(react)
+        self._react = lambda: loop.call_soon_threadsafe(react)
         for _ in range(self.count):
             loop.call_soon(react)
+        if reload is not None:
+            self._reload = lambda: loop.call_soon_threadsafe(reload)
+            if self._reload_due:
+                loop.call_soon(reload)
         try:
             yield
         finally:
-            self._tell = None
+            self._react = _ignore
+            self._reload = None
+
+    def reload_on_hang_up(self) -> None:
+        """Let SIGHUP request a reload from now on, and not the end; also if it was ignored at the start."""
+        if _HANG_UP is not None:  # pragma: no branch  # Windows has none
+            _handle(_HANG_UP, self._reload_requested)
+
+    def _reload_requested(self, _number: int, _frame: object) -> None:
+        self._reload_due = True
+        if self._reload is not None:
+            self._reload()
+
+
+def _ignore() -> None:
+    """Ignore a signal."""
+
+
+def _handle(number: int, handler: Any) -> None:
+    with contextlib.suppress(ValueError):  # outside of the main thread handlers can't be set
+        signal.signal(number, handler)
+
+
+signals = Signals()
+"""Those of this process."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from attrs import frozen
 
 from plaid_relay_async.cli import main
+from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.simulator import Simulator
 
 REPORT = "assets-sandbox-1111"
@@ -39,7 +41,7 @@ def running(plaid: Simulator) -> Iterator[Simulator]:
 @contextmanager
 def own_handlers() -> Iterator[None]:
     """Put pytest's handlers back: the command leaves signals ignored, for its process is about to end."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
@@ -104,6 +106,29 @@ def run(capfd) -> Callable[..., Done]:
         return Done(status, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def signal_when() -> Iterator[Callable[..., None]]:
+    """Send this process a signal once a condition holds: by default, once the command's event loop takes it."""
+    threads = []
+
+    def listening() -> bool:
+        return signals._react.__qualname__.startswith("Signals.told")
+
+    def signal_when(ready: Callable[[], object] = listening, number: int = signal.SIGINT) -> None:
+        def send() -> None:
+            deadline = time.monotonic() + 30
+            while not ready() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+        threads.append(threading.Thread(target=send))
+        threads[-1].start()
+
+    yield signal_when
+    for thread in threads:
+        thread.join()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """`bulk`, in this process: every row gets one outcome, whatever happens."""
 
-import asyncio
 import contextlib
 import csv
 import fcntl
@@ -385,21 +384,6 @@ def test_signal_while_all_wait(plaid, run, partners, interrupt):
     assert len(done.lines) == 20
     assert {line["outcome"] for line in done.lines} == {"created", "failed", "not_attempted"}
     assert tokens(done.lines) == ledger(plaid)
-
-
-def test_signals_that_come_early():
-    """They are kept for whoever listens later."""
-    told = []
-
-    async def listen(signals):
-        with signals.told(lambda: told.append("now")):
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-
-    with Signals() as signals:
-        os.kill(os.getpid(), signal.SIGTERM)
-        asyncio.run(listen(signals))
-    assert (told, signals.count) == (["now"], 1)
 
 
 # Bugs

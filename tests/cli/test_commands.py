@@ -44,10 +44,6 @@ def later():
         timer.join()
 
 
-def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
-
-
 # create
 
 
@@ -188,12 +184,12 @@ def test_refresh_unknown(plaid, shared, run):
     assert run("refresh", shared).status == 3
 
 
-def test_interrupted_calls(plaid, shared, run, later):
-    """A read is broken off; of a refresh nobody can tell."""
-    plaid.fail(Fault(latency=1.0))
-    later(0.4, interrupt)
-    assert (run("get", shared).status) == 1
-    later(0.4, interrupt)
+def test_interrupted_calls(plaid, shared, run, signal_when):
+    """An interrupted read fails; the outcome of an interrupted refresh is unknown."""
+    plaid.fail(Fault(latency=5.0))
+    signal_when(lambda: plaid.counts["/credit/relay/get"])
+    assert run("get", shared).status == 1
+    signal_when(lambda: plaid.counts["/credit/relay/refresh"])
     done = run("refresh", shared)
     assert (done.status, "nobody can tell" in done.err) == (3, True)
 
@@ -377,17 +373,17 @@ def test_demo(run, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_demo_interrupted(run, later):
-    """Then it did not go as scripted."""
-    later(1.0, interrupt)
+def test_demo_interrupted(run, signal_when):
+    """A demo that is interrupted did not go as scripted."""
+    signal_when()
     done = run("demo")
     assert done.status == 1
     assert "did not go as scripted" in done.out
 
 
-def test_simulate(run, later):
-    """It tells its address and a ready report, and ends at a signal with status 0."""
-    later(0.5, interrupt)
+def test_simulate(run, signal_when):
+    """The simulator prints its address and a ready report, and ends at a signal with status 0."""
+    signal_when()
     done = run("simulate", "--report", "assets-sandbox-x", "--client", "a:b")
     assert done.status == 0
     address, report = done.out.splitlines()

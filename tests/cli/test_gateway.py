@@ -23,7 +23,6 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from plaid_relay_async import AuthenticationError, RelayClient, Timeouts
-from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.gateway import RELAY, KeyFile
 from plaid_relay_async.gateway.keys import find_key
 from plaid_relay_async.limits import RateLimit
@@ -496,32 +495,13 @@ def contents(path):
         return b""
 
 
-@pytest.fixture
-def at_once():
-    """Send this process a signal as soon as the command listens for one."""
-    threads = []
-
-    def send():
-        while getattr(signal.getsignal(signal.SIGTERM), "__func__", None) is not Signals._came:
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def at_once():
-        threads.append(threading.Thread(target=send))
-        threads[-1].start()
-
-    yield at_once
-    for thread in threads:
-        thread.join()
-
-
-def test_the_audit_goes_back_to_where_it_was(run, plaid, at_once, home):
+def test_the_audit_goes_back_to_where_it_was(run, plaid, signal_when, home):
     """Run in a process that does other things, too, the gateway leaves its loggers as they were."""
-    at_once()
+    signal_when(number=signal.SIGTERM)
     done = run("gateway", "--upstream", plaid.url, "--audit", home / "audit")
     assert done.status == 0
     assert done.out.startswith("listening on http://127.0.0.1:")
-    at_once()
+    signal_when(number=signal.SIGTERM)
     assert run("gateway", "--upstream", plaid.url).status == 0
     audit = logging.getLogger("plaid_relay_async.gateway.audit")
     assert (audit.handlers, audit.propagate, audit.level) == ([], True, logging.NOTSET)
@@ -579,9 +559,9 @@ def test_a_console_that_can_not_listen(run, plaid):
     assert (done.status, "can't listen: " in done.err) == (2, True)
 
 
-def test_a_console_in_this_process(run, at_once):
+def test_a_console_in_this_process(run, signal_when):
     """A console serves all operations, on loopback, with two keys that differ."""
-    at_once()
+    signal_when(number=signal.SIGTERM)
     done = run("console")
     assert done.status == 0
     assert len(set(KEY.findall(done.out))) == 2

@@ -1,0 +1,244 @@
+"""Signals: what each does to a command, in this process and in one of its own."""
+
+import asyncio
+import fcntl
+import json
+import os
+import pty
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import threading
+
+import pytest
+from processes import ignored, wait_for
+
+from plaid_relay_async.cli.signals import Signals
+from plaid_relay_async.gateway import KeyFile
+
+CREATE = "/credit/relay/create"
+REPORT = "assets-sandbox-1111"
+COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+# The mechanism
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_outside_of_the_event_loop(number):
+    """Each of the signals raises KeyboardInterrupt, and none does once the command has ended."""
+    with pytest.raises(KeyboardInterrupt), Signals() as signals:
+        send(number)
+    assert signals.interrupted
+    send(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_cancels_the_coroutine(number):
+    """A signal cancels what runs, whose cleanup runs to its end."""
+    steps = []
+
+    async def work():
+        try:
+            send(number)
+            await asyncio.sleep(30)
+        finally:
+            await asyncio.sleep(0)
+            steps.append("cleaned up")
+
+    with Signals() as signals, pytest.raises(KeyboardInterrupt):
+        signals.run(work())
+    assert steps == ["cleaned up"]
+
+
+def test_a_second_signal_does_not_wait_for_the_cleanup():
+    """A cleanup that hangs is ended by a second signal."""
+
+    async def work():
+        try:
+            send(signal.SIGTERM)
+            await asyncio.sleep(30)
+        finally:
+            send(signal.SIGTERM)
+            await asyncio.sleep(30)
+
+    with Signals() as signals, pytest.raises(KeyboardInterrupt):
+        signals.run(work())
+
+
+def test_signals_that_come_early():
+    """A signal that arrives just before a function is registered for signals calls that function."""
+    calls = []
+
+    async def listen(signals):
+        send(signal.SIGTERM)
+        with signals.told(lambda: calls.append("now")):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        send(signal.SIGTERM)  # once the outcome is known, signals are ignored
+        return "outcome"
+
+    with Signals() as signals:
+        assert signals.run(listen(signals)) == "outcome"
+        send(signal.SIGTERM)
+    assert calls == ["now"]
+    assert not signals.interrupted
+
+
+def test_a_signal_after_the_coroutine():
+    """Once a coroutine has ended, signals raise KeyboardInterrupt again."""
+    with Signals() as signals:
+        assert signals.run(asyncio.sleep(0, "result")) == "result"
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGHUP)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "requests"),
+    [
+        ([signal.SIGHUP, signal.SIGHUP], 1),
+        ([signal.SIGTERM, signal.SIGHUP], 1),
+        ([signal.SIGHUP, signal.SIGTERM], 1),
+        ([signal.SIGHUP, signal.SIGTERM, signal.SIGINT], 2),
+        ([signal.SIGTERM, signal.SIGTERM, signal.SIGHUP], 2),
+    ],
+)
+def test_a_hang_up_is_never_the_second_request(numbers, requests):
+    """A terminal sends SIGHUP twice and systemd sends it after SIGTERM: neither abandons calls in flight."""
+    calls = []
+
+    async def listen(signals):
+        with signals.told(lambda: calls.append("now")):
+            for number in numbers:
+                send(number)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    with Signals() as signals:
+        signals.run(listen(signals))
+    assert (len(calls), signals.count) == (requests, requests)
+
+
+def test_what_was_ignored_stays_ignored():
+    """SIGINT and SIGHUP stay ignored if they were ignored at the start; SIGTERM is always handled."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with Signals() as signals:
+        send(signal.SIGINT)
+        send(signal.SIGHUP)
+        assert signals.count == 0
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGTERM)
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "text"), [("get", 1, "interrupted"), ("remove", 3, "nobody can tell")]
+)
+def test_a_single_call_with_sigint_ignored(start, spawn, word, status, text):
+    """In the background of a script, where SIGINT is ignored, SIGTERM ends a single call all the same."""
+    plaid = start(latency=60.0)
+    with ignored(signal.SIGINT, signal.SIGHUP):
+        process = spawn(word, "credit-relay-sandbox-1")
+    wait_for(lambda: plaid.requests)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, text in errors) == (status, True)
+
+
+def test_a_terminal_that_closes(start, partners, tmp_path):
+    """A batch whose terminal closes sends nothing more, waits for what is in flight, and writes an outcome of each row."""
+    plaid = start(latency=0.3)
+    out = tmp_path / "out.jsonl"
+    words = ["bulk", str(partners(100)), "--report-token", REPORT, "--output", str(out), "--concurrency", "5"]
+    screen, terminal = pty.openpty()
+    # The leader of a session gets the first terminal that it opens, and SIGHUP once that is closed.
+    shell = ["sh", "-c", 'exec "$@" <"$0"', os.ttyname(terminal)]
+    with ignored():
+        process = subprocess.Popen(
+            [*shell, *COMMAND, *words], stdout=terminal, stderr=terminal, start_new_session=True
+        )
+    os.close(terminal)
+    wait_for(lambda: plaid.counts[CREATE] >= 5)
+    os.close(screen)
+    assert process.wait(30) == 1
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    tokens = {line["relay_token"] for line in lines if line["outcome"] == "created"}
+    assert tokens == {entry["relay_token"] for entry in plaid.ledger}
+    assert len(lines) == 100
+    assert {line["outcome"] for line in lines} == {"created", "not_attempted"}
+
+
+def test_nohup(start, spawn, partners):
+    """A batch that was started with SIGHUP ignored isn't stopped by SIGHUP."""
+    plaid = start(latency=0.1)
+    with ignored(signal.SIGHUP):
+        process = spawn("bulk", partners(20), "--report-token", REPORT, "--concurrency", 5)
+    wait_for(lambda: plaid.counts[CREATE] >= 5)
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out.count('"created"')) == (0, 20)
+
+
+@pytest.fixture
+def silent():
+    """Return the URL of a database that never answers, and its open connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connections = []
+
+        def accept():
+            try:
+                while True:
+                    connections.append(server.accept()[0])
+            except OSError:  # it was closed
+                return
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield f"postgresql://user@127.0.0.1:{server.getsockname()[1]}/database", connections
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for each in connections:
+            each.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_journal_that_does_not_open(plaid, spawn, partners, silent, number):
+    """While a batch waits for its journal, a signal ends it; nothing was sent."""
+    url, connections = silent
+    words = ("bulk", partners(3), "--report-token", REPORT, "--journal", url, "--run", "r")
+    with ignored():
+        process = spawn(*words)
+    wait_for(lambda: connections)
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=30)
+    assert (process.returncode, out, "interrupted" in errors) == (1, "", True)
+    assert not plaid.requests
+
+
+def test_a_reader_that_has_stopped_reading(plaid, spawn, tmp_path):
+    """A command whose output waits for its reader ends at a signal, though it holds text that wasn't written."""
+    file = KeyFile(tmp_path / "keys.json")
+    file.add("ann", partners=[f"partner-{number:05}" for number in range(10_000)])
+    with ignored():
+        process = spawn("gateway", "keys", "list", "--keys", file.path)
+    wait_for(lambda: unread(process.stdout) >= 65536)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 1
+    assert process.stderr.read() == "plaid-relay: interrupted\n"
+
+
+def unread(pipe):
+    """Return how many bytes the pipe holds."""
+    return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import inspect
 import json
 import logging
@@ -45,6 +46,7 @@ from plaid_relay_async.simulator import Fault, Simulator
 
 ROOT = Path(__file__).parent.parent
 INSTALLED = Path(plaid_relay_async.__file__).parent
+LOGROTATE = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 PAGE = (ROOT / "docs/gateway.md").read_text(encoding="utf-8")
 MODEL = (ROOT / "docs/threat-model.md").read_text(encoding="utf-8")
@@ -63,6 +65,12 @@ def rows(heading, columns, text=PAGE):
 
 def block(language):
     [found] = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    return found
+
+
+def file_of(path):
+    """The text of a file that the page shows, without the line that names it."""
+    [found] = re.findall(rf"^```\w+\n# {re.escape(path)}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     return found
 
 
@@ -213,7 +221,7 @@ def on_a_free_port(command, folder):
 
 def test_the_unit(shell, tmp_path):
     """The command of the unit runs, for longer than calls in flight may take to end."""
-    unit = block("ini").replace("\\\n", "")
+    unit = file_of("/etc/systemd/system/plaid-gateway.service").replace("\\\n", "")
     command = re.search(r"^ExecStart=/opt/plaid-gateway/bin/(.*)$", unit, re.MULTILINE)[1]
     with shell(on_a_free_port(command, tmp_path)) as process:
         assert serves(process)[0]
@@ -224,12 +232,86 @@ def test_the_unit(shell, tmp_path):
         assert process.wait(20) == 0
 
 
+def reload_of(process):
+    """Send what the unit sends to reload, as a command."""
+    unit = file_of("/etc/systemd/system/plaid-gateway.service")
+    return re.search(r"^ExecReload=(.*)$", unit, re.MULTILINE)[1].replace("$MAINPID", str(process.pid))
+
+
+def audited(shell, folder):
+    """Run the unit's command with the audit file that the page adds to it, in a folder of the test's own."""
+    unit = file_of("/etc/systemd/system/plaid-gateway.service").replace("\\\n", "")
+    command = re.search(r"^ExecStart=/opt/plaid-gateway/bin/(.*)$", unit, re.MULTILINE)[1]
+    [option] = re.findall(r"`(--audit /var/log/plaid-gateway/\S+)`", section("Log rotation"))
+    return shell(f"{on_a_free_port(command, folder)} {option.replace('/var/log/plaid-gateway', str(folder))}")
+
+
+def refused(process):
+    """Have a call refused, of which the audit log has a line."""
+    url = re.match("listening on (.*)", process.stdout.readline())[1]
+    process.stdout.readline()  # of the metrics
+    host, port = url.removeprefix("http://").split(":")
+
+    def call():
+        connection = http.client.HTTPConnection(host, int(port), timeout=20)
+        connection.request("POST", RELAY_CREATE.path, "{}", {"Content-Type": "application/json"})
+        with connection.getresponse() as answer:
+            assert answer.status == 401
+        connection.close()
+
+    return call
+
+
+def test_a_rotation_of_the_audit_log(shell, tmp_path):
+    """What the unit sends to reload lets the gateway go on in a new file, as logrotate's settings expect."""
+    settings = file_of("/etc/logrotate.d/plaid-gateway")
+    [path] = re.findall(r"`--audit (\S+)`", section("Log rotation"))
+    assert settings.startswith(f"{path} {{\n")
+    assert "systemctl reload plaid-gateway" in settings
+    assert {"nocreate", "delaycompress"} <= set(settings.split())
+    folder = re.search(r"^LogsDirectory=(.*)$", PAGE, re.MULTILINE)[1]
+    assert path.startswith(f"/var/log/{folder}/")
+    audit = tmp_path / Path(path).name
+    with audited(shell, tmp_path) as process:
+        call = refused(process)
+        call()
+        audit.rename(tmp_path / "rotated")
+        subprocess.run(shlex.split(reload_of(process)), check=True, timeout=20)
+        lines = iter(process.stderr.readline, "")
+        assert "plaid-relay: reloaded\n" in lines
+        call()
+    assert (audit.stat().st_mode & 0o777, len(audit.read_text().splitlines())) == (0o600, 1)
+    assert len((tmp_path / "rotated").read_text().splitlines()) == 1
+
+
+@pytest.mark.skipif(LOGROTATE is None, reason="there is no logrotate")
+def test_logrotate_takes_the_settings(shell, tmp_path):
+    """Logrotate itself renames the file and has the gateway go on in a new one."""
+    settings = file_of("/etc/logrotate.d/plaid-gateway").replace("/var/log/plaid-gateway", str(tmp_path))
+    settings = re.sub(r"^ *su .*\n", "", settings, flags=re.MULTILINE)
+    with audited(shell, tmp_path) as process:
+        call = refused(process)
+        call()
+        (tmp_path / "logrotate.conf").write_text(
+            settings.replace("systemctl reload plaid-gateway", reload_of(process))
+        )
+        words = [LOGROTATE, "--force", "--state", tmp_path / "state", tmp_path / "logrotate.conf"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "plaid-relay: reloaded\n" in iter(process.stderr.readline, "")
+        call()
+    assert len((tmp_path / "audit.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "audit.jsonl.1").read_text().splitlines()) == 1
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
 def test_systemd_takes_the_unit(tmp_path):
     """Systemd finds nothing wrong with the unit, and little that it could be kept from."""
     unit = tmp_path / "plaid-gateway.service"
     # What it runs and whom it runs as would have to be there.
-    text = block("ini").replace("/opt/plaid-gateway/bin/plaid-relay", sys.executable)
+    text = file_of("/etc/systemd/system/plaid-gateway.service").replace(
+        "/opt/plaid-gateway/bin/plaid-relay", sys.executable
+    )
     unit.write_text(text.replace("User=plaid-gateway", "User=daemon"))
     checked = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", unit],

@@ -6,7 +6,6 @@ import contextlib
 import ipaddress
 import math
 import re
-import ssl as tls
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -18,7 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from plaid_relay_async.cli.output import put, standard_output
-from plaid_relay_async.cli.serving import audit_log, credentials_in_the_environment, serve
+from plaid_relay_async.cli.serving import (
+    AuditFile,
+    Certificate,
+    audit_log,
+    credentials_in_the_environment,
+    serve,
+)
 from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say
 from plaid_relay_async.config import Environment, check_base_url, is_loopback
@@ -34,7 +39,8 @@ Let others call Plaid without holding its secret: each with a key of its own.
 
 Plaid's credentials come from the environment: PLAID_CLIENT_ID and PLAID_SECRET are the set `default`; the set
 `acme-bank` is PLAID_CLIENT_ID_ACME_BANK and PLAID_SECRET_ACME_BANK. The first SIGINT or SIGTERM lets the
-calls in flight end, a second one cuts them.
+calls in flight end, a second one cuts them. SIGHUP reloads the certificate and the keys, and
+reopens the audit file.
 """
 
 gateway = App(name="gateway", help=_HELP)
@@ -97,7 +103,8 @@ def run(
     connections: Annotated[int, Parameter(help="So many connections of callers at once.")] = 500,
     drain: Annotated[float, Parameter(help="Seconds that calls in flight are given in the end.")] = 30.0,
 ) -> Exit:
-    """Forward calls to Plaid, and add its credentials, until SIGINT or SIGTERM."""
+    """Forward calls to Plaid, and add its credentials, until SIGINT or SIGTERM; SIGHUP reloads."""
+    signals.reload_on_hang_up()
     if not 0 <= drain < math.inf:
         raise UsageError("--drain: must be a number of seconds from 0")
     certificate = _certificate(tls_certificate, tls_key)
@@ -106,17 +113,17 @@ def run(
             f"--listen: keys and reports would go over plain http on {listen}; give --tls-certificate and "
             "--tls-key, or --plain-http behind a proxy that ends TLS"
         )
-    file = KeyFile(keys or _usual_file())
+    key_file = KeyFile(keys or _usual_file())
     with _plainly():
         proxy = Gateway(
-            file,
+            key_file,
             upstream=_upstream(upstream, Environment(environment)),
-            credentials=credentials_in_the_environment(_sets_of(file.read())),
+            credentials=credentials_in_the_environment(_sets_of(key_file.read())),
             operations=_operations(operation),
             host=listen,
             port=port,
             names=[_host(each) for each in name or ()],
-            ssl=certificate,
+            ssl=None if certificate is None else certificate.context,
             plain_http=plain_http,
             console=not no_console,
             metrics_port=metrics_port,
@@ -128,8 +135,10 @@ def run(
         metrics = proxy.metrics_url
         return f"listening on {proxy.url}\n" + ("" if metrics is None else f"metrics on {metrics}\n")
 
-    with audit_log(audit):
-        return signals.run(serve(proxy, signals, greeting))
+    file = None if audit is None else AuditFile(audit)
+    with audit_log(file):
+        reloaded = [each for each in (certificate, file) if each is not None]
+        return signals.run(serve(proxy, signals, greeting, reloaded))
 
 
 @keys.command
@@ -229,22 +238,12 @@ def _upstream(url: str | None, environment: Environment) -> str:
     return address
 
 
-def _certificate(certificate: Path | None, key: Path | None) -> tls.SSLContext | None:
-    if certificate is None and key is None:
+def _certificate(chain: Path | None, key: Path | None) -> Certificate | None:
+    if chain is None and key is None:
         return None
-    if certificate is None or key is None:
+    if chain is None or key is None:
         raise UsageError("--tls-certificate and --tls-key go together")
-    context = tls.create_default_context(tls.Purpose.CLIENT_AUTH)
-    try:
-        # Without a password there would be a prompt, and nobody is there to answer it.
-        context.load_cert_chain(certificate, key, password="")
-    except (OSError, ValueError) as error:
-        problem = "aren't a certificate and its key, without a passphrase, in PEM"
-        if not isinstance(error, tls.SSLError) and getattr(error, "strerror", None):
-            problem = f"can't be read: {error.strerror}"  # type: ignore[union-attr]  # it has one
-    else:
-        return context
-    raise UsageError(f"--tls-certificate and --tls-key: {problem}")
+    return Certificate(chain, key)
 
 
 def _host(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What it takes to run a gateway: Plaid's credentials, an audit log, and a signal that it is to end."""
+"""What it takes to run a gateway: Plaid's credentials, a certificate, an audit log, and signals."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import ssl as tls
 import stat
 import sys
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from plaid_relay_async.config import Credentials
 from plaid_relay_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from plaid_relay_async.cli.signals import Signals
@@ -65,18 +66,96 @@ def _credentials(name: str) -> Credentials:
     raise UsageError(f"{variables(name)[which == 'secret']} {wrong}")
 
 
+# ------------------------------------------------------------------------------------------- the certificate
+
+
+class Certificate:
+    """A TLS certificate that can be replaced while the gateway runs.
+
+    Args:
+        chain: the PEM file of the certificate, with its chain.
+        key: the PEM file of its key.
+
+    Attributes:
+        context: uses the newest certificate for each handshake.
+
+    Raises:
+        UsageError: the files can't be read, or don't belong together.
+    """
+
+    def __init__(self, chain: Path, key: Path) -> None:
+        self._chain, self._key = chain, key
+        self._newest = self.context = self._loaded()
+        # A context that is in use is never loaded into: should its key not fit, no handshake would succeed
+        # any more, and if the new key is of another kind, OpenSSL keeps the old certificate beside it.
+        self.context.sni_callback = self._use_newest
+
+    def reload(self) -> None:
+        """Read the files again.
+
+        Raises:
+            UsageError: they can't be used; the certificate stays what it was.
+        """
+        self._newest = self._loaded()
+
+    def _use_newest(self, connection: tls.SSLObject, _name: str | None, _context: tls.SSLContext) -> None:
+        connection.context = self._newest
+
+    def _loaded(self) -> tls.SSLContext:
+        context = tls.create_default_context(tls.Purpose.CLIENT_AUTH)
+        try:
+            # Without a password OpenSSL would prompt for one.
+            context.load_cert_chain(self._chain, self._key, password="")
+        except (OSError, ValueError) as error:
+            problem = "aren't a certificate and its key, without a passphrase, in PEM"
+            if not isinstance(error, tls.SSLError) and getattr(error, "strerror", None):
+                problem = f"can't be read: {error.strerror}"  # type: ignore[union-attr]  # it has one
+        else:
+            return context
+        raise UsageError(f"--tls-certificate and --tls-key: {problem}")
+
+
 # --------------------------------------------------------------------------------------------- the audit log
 
 
-class _AuditFile(logging.Handler):
-    """Appends each line as a whole, or not at all; and says so once, for as long as that can't be done."""
+class AuditFile(logging.Handler):
+    """Appends each line as a whole, or not at all; and says so once, for as long as that can't be done.
 
-    def __init__(self, file: io.FileIO) -> None:
+    Raises:
+        UsageError: the file can't be opened, or its permissions are too open.
+    """
+
+    def __init__(self, path: Path) -> None:
         super().__init__()
-        self._file = file
+        self._path = path
+        self._file = _opened(path)
         self._failing = False
 
+    def reload(self) -> None:
+        """Open the file again by its path: it may have been renamed, and a new one be wanted.
+
+        Raises:
+            UsageError: it can't be opened, or its permissions are too open; lines go on into the old file.
+        """
+        if not stat.S_ISREG(
+            os.fstat(self._file.fileno()).st_mode
+        ):  # to open a pipe would wait for its reader
+            return
+        file = _opened(self._path)
+        self.acquire()
+        try:
+            file, self._file = self._file, file
+        finally:
+            self.release()
+        file.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
     def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
         try:
             put(self._file, f"{self.format(record)}\n".encode())
         except OSError as error:
@@ -88,26 +167,19 @@ class _AuditFile(logging.Handler):
 
 
 @contextlib.contextmanager
-def audit_log(path: Path | None) -> Iterator[None]:
-    """Have the audit lines go to a file, or to standard error.
-
-    Raises:
-        UsageError: the file can't be had, or others may read it.
-    """
-    with contextlib.ExitStack() as stack:
-        if path is None:
-            handler: logging.Handler = logging.StreamHandler(StandardError())
-        else:
-            handler = _AuditFile(stack.enter_context(_opened(path)))
-        before = _AUDIT.level, _AUDIT.propagate
-        _AUDIT.setLevel(logging.INFO)
-        _AUDIT.propagate = False
-        _AUDIT.addHandler(handler)
-        try:
-            yield
-        finally:
-            _AUDIT.removeHandler(handler)
-            _AUDIT.level, _AUDIT.propagate = before
+def audit_log(file: AuditFile | None) -> Iterator[None]:
+    """Send the audit lines to a file, or to standard error, and close it in the end."""
+    handler = logging.StreamHandler(StandardError()) if file is None else file
+    before = _AUDIT.level, _AUDIT.propagate
+    _AUDIT.setLevel(logging.INFO)
+    _AUDIT.propagate = False
+    _AUDIT.addHandler(handler)
+    try:
+        yield
+    finally:
+        _AUDIT.removeHandler(handler)
+        _AUDIT.level, _AUDIT.propagate = before
+        handler.close()
 
 
 def _opened(path: Path) -> io.FileIO:
@@ -122,16 +194,22 @@ def _opened(path: Path) -> io.FileIO:
     return file
 
 
-# ---------------------------------------------------------------------------------------- until it is to end
+# ------------------------------------------------------------------------------------------------- signals
 
 
-async def serve(gateway: Gateway, signals: Signals, greeting: Callable[[], str]) -> Exit:
+async def serve(
+    gateway: Gateway,
+    signals: Signals,
+    greeting: Callable[[], str],
+    reloaded: Sequence[Certificate | AuditFile] | None = None,
+) -> Exit:
     """Listen, tell where, and stop at a signal once the calls in flight have ended; a second one cuts them.
 
     Args:
         gateway: not started yet.
         signals: those to heed.
         greeting: gives what to put on standard output once it listens.
+        reloaded: what SIGHUP reloads, beside the keys; without it, SIGHUP stops the gateway.
 
     Raises:
         UsageError: the address can't be had.
@@ -140,27 +218,49 @@ async def serve(gateway: Gateway, signals: Signals, greeting: Callable[[], str])
         await gateway.start()
     except (OSError, OverflowError, UnicodeError) as error:
         raise UsageError(f"can't listen: {getattr(error, 'strerror', None) or error}") from None
+    stops: asyncio.Queue[None] = asyncio.Queue()
+    hang_ups: asyncio.Queue[None] = asyncio.Queue()
+    reloading = asyncio.ensure_future(_reload_at_each(hang_ups, gateway, reloaded or ()))
     try:
         sys.stdout.write(greeting())
         sys.stdout.flush()
-        return await _until_told(gateway, signals)
+        reload = None if reloaded is None else lambda: hang_ups.put_nowait(None)
+        with signals.told(lambda: stops.put_nowait(None), reload):
+            return await _until_stopped(gateway, stops)
     finally:
+        reloading.cancel()
         await gateway.close()
 
 
-async def _until_told(gateway: Gateway, signals: Signals) -> Exit:
-    told: asyncio.Queue[None] = asyncio.Queue()
-    with signals.told(lambda: told.put_nowait(None)):
-        await told.get()
-        closing = asyncio.ensure_future(gateway.close())
-        again = asyncio.ensure_future(told.get())
-        await asyncio.wait({closing, again}, return_when=asyncio.FIRST_COMPLETED)
-        cut = not closing.done()
-        again.cancel()
-        closing.cancel()
-        await asyncio.wait({closing})
+async def _until_stopped(gateway: Gateway, stops: asyncio.Queue[None]) -> Exit:
+    await stops.get()
+    closing = asyncio.ensure_future(gateway.close())
+    again = asyncio.ensure_future(stops.get())
+    await asyncio.wait({closing, again}, return_when=asyncio.FIRST_COMPLETED)
+    cut = not closing.done()
+    again.cancel()
+    closing.cancel()
+    await asyncio.wait({closing})
     if not cut:
         closing.result()  # what went wrong in it
         return Exit.DONE
     say("plaid-relay: calls in flight were cut: nobody can tell what became of them")
     return Exit.FAILED
+
+
+async def _reload_at_each(
+    hang_ups: asyncio.Queue[None], gateway: Gateway, reloaded: Sequence[Certificate | AuditFile]
+) -> None:
+    """Reload at each SIGHUP; what can't be reloaded stays as it was, and is reported."""
+    while True:
+        await hang_ups.get()
+        gateway.reload()
+        failed = False
+        for each in reloaded:
+            try:
+                await asyncio.to_thread(each.reload)
+            except (UsageError, OSError) as error:
+                failed = True
+                say(f"plaid-relay: error: not reloaded, the previous one stays in use: {error}")
+        if not failed:
+            say("plaid-relay: reloaded")

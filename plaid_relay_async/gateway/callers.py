@@ -58,6 +58,11 @@ class Callers:
         finally:
             self.keys, self.trouble = (), "the gateway is closing"
 
+    def look_again(self) -> None:
+        """Have the next look read the file, even if it hasn't changed."""
+        # There is one reader: a second one could be slower, and put back the keys of an earlier file.
+        self._stamp = object()
+
     async def look(self) -> None:
         """Read the file if it has changed."""
         if self._file is None:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import ssl
 import stat
 import subprocess
@@ -21,6 +22,7 @@ import aiohttp
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
+from processes import ignored, wait_for
 
 from plaid_relay_async import AuthenticationError, RelayClient, Timeouts
 from plaid_relay_async.gateway import RELAY, KeyFile
@@ -515,6 +517,137 @@ def test_an_audit_file_on_a_full_disk(gateway, key):
     code, _, err = ended(process)
     assert code == 0
     assert err == "plaid-relay: the audit log can't be written: No space left on device\n"
+
+
+# SIGHUP
+
+
+def hang_up(process):
+    """Send SIGHUP, and return the line on standard error that says what came of it."""
+    process.send_signal(signal.SIGHUP)
+    while not (line := process.stderr.readline()).startswith("plaid-relay: "):
+        assert line, process.poll()
+    return line
+
+
+def served_certificate(url, context):
+    """Return the certificate that a new connection is served."""
+    host, port = url.removeprefix("https://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as plain:
+        with context.wrap_socket(plain, server_hostname=host) as connection:
+            return connection.getpeercert(binary_form=True)
+
+
+def write_certificate(authority, folder, **settings):
+    issued = authority.issue_cert("gateway.test", "127.0.0.1", **settings)
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(folder / "certificate.pem")
+    return ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode())
+
+
+@pytest.mark.parametrize("number", [(), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)])
+def test_a_hang_up_reloads_the_certificate(gateway, key, plaid, home, number):
+    """After SIGHUP new connections get the new certificate, also of another kind of key; a call in flight is answered."""
+    authority, context = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(context)
+    first = write_certificate(authority, home)
+    words = ["--tls-certificate", home / "certificate.pem", "--tls-key", home / "key.pem"]
+    with ignored(*number):
+        process, url = gateway(*words)
+    assert served_certificate(url, context) == first
+    plaid.fail(Fault(latency=1.5, times=1))
+    answers = []
+    calling = threading.Thread(target=lambda: answers.append(share(url, key, context=context)))
+    calling.start()
+    wait_for(lambda: plaid.requests)
+    second = write_certificate(authority, home, key_type=trustme.KeyType.RSA)
+    assert hang_up(process) == "plaid-relay: reloaded\n"
+    assert served_certificate(url, context) == second != first
+    calling.join()
+    assert answers[0][0] == 200
+    assert share(url, key, partner="ben", context=context)[0] == 200
+    assert ended(process)[0] == 0
+
+
+def test_a_certificate_that_can_not_be_reloaded(gateway, key, home):
+    """A certificate that doesn't match its key, or isn't there, leaves the old one in use, and is reported."""
+    authority, context = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(context)
+    first = write_certificate(authority, home)
+    own_key = (home / "key.pem").read_bytes()
+    process, url = gateway("--tls-certificate", home / "certificate.pem", "--tls-key", home / "key.pem")
+    write_certificate(authority, home)
+    (home / "key.pem").write_bytes(own_key)
+    line = hang_up(process)
+    assert line.startswith(
+        "plaid-relay: error: not reloaded, the previous one stays in use: --tls-certificate"
+    )
+    assert served_certificate(url, context) == first
+    (home / "certificate.pem").unlink()
+    assert "can't be read: No such file" in hang_up(process)
+    assert share(url, key, context=context)[0] == 200
+    third = write_certificate(authority, home)
+    assert hang_up(process) == "plaid-relay: reloaded\n"
+    assert served_certificate(url, context) == third
+
+
+def test_a_hang_up_reopens_the_audit_file(gateway, key, plaid, home):
+    """Lines go into the renamed file until SIGHUP, and into a new one (0600) afterwards; a call in flight is answered."""
+    audit, old = home / "audit", home / "audit.1"
+    process, url = gateway("--audit", audit)
+    assert share(url, key)[0] == 200
+    plaid.fail(Fault(latency=1.5, times=1))
+    answers = []
+    calling = threading.Thread(target=lambda: answers.append(share(url, key, partner="ben")))
+    calling.start()
+    wait_for(lambda: plaid.counts[CREATE] == 2)
+    audit.rename(old)
+    assert share(url, key, partner="carl")[0] == 200
+    assert hang_up(process) == "plaid-relay: reloaded\n"
+    calling.join()
+    assert answers[0][0] == 200
+    assert ended(process)[0] == 0
+    partners = [
+        [json.loads(line)["partner"] for line in path.read_text().splitlines()] for path in (old, audit)
+    ]
+    assert partners == [["ann", "carl"], ["ben"]]
+    assert stat.S_IMODE(audit.stat().st_mode) == 0o600
+
+
+def test_an_audit_file_that_can_not_be_reopened(gateway, key, home):
+    """A new file that others may read isn't used: lines go on into the old one, and standard error says so."""
+    audit, old = home / "audit", home / "audit.1"
+    process, url = gateway("--audit", audit)
+    audit.rename(old)
+    audit.touch()
+    audit.chmod(0o644)
+    assert "not reloaded, the previous one stays in use: --audit" in hang_up(process)
+    assert share(url, key)[0] == 200
+    assert ended(process)[0] == 0
+    assert (len(old.read_text().splitlines()), audit.read_text()) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="there is no /dev/null")
+def test_an_audit_device_is_not_reopened(gateway, key):
+    """SIGHUP leaves a device or a pipe as it is: to open a pipe again would wait for a reader."""
+    process, url = gateway("--audit", "/dev/null")
+    assert hang_up(process) == "plaid-relay: reloaded\n"
+    assert share(url, key)[0] == 200
+
+
+def test_a_hang_up_while_the_gateway_closes(gateway, key, plaid):
+    """SIGHUP that comes with SIGTERM, or after it, doesn't cut calls in flight."""
+    plaid.fail(Fault(latency=1.5))
+    process, url = gateway()
+    answers = []
+    calling = threading.Thread(target=lambda: answers.append(share(url, key)))
+    calling.start()
+    wait_for(lambda: plaid.requests)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
+        process.send_signal(number)
+    calling.join()
+    assert answers[0][0] == 200
+    assert process.wait(30) == 0
 
 
 # console

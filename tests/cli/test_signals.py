@@ -138,6 +138,26 @@ def test_what_was_ignored_stays_ignored():
             send(signal.SIGTERM)
 
 
+def test_a_hang_up_that_requests_a_reload():
+    """SIGHUP before the event loop runs is passed on to it, also if SIGHUP was ignored; afterwards it does nothing."""
+    calls = []
+
+    async def listen(signals):
+        with signals.told(lambda: calls.append("stop"), lambda: calls.append("reload")):
+            await asyncio.sleep(0)
+            send(signal.SIGHUP)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        send(signal.SIGHUP)
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Signals() as signals:
+        signals.reload_on_hang_up()
+        send(signal.SIGHUP)
+        signals.run(listen(signals))
+    assert (calls, signals.count) == (["reload", "reload"], 0)
+
+
 # The command
 
 

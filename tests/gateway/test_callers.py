@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from itertools import combinations
 
 import pytest
@@ -330,6 +331,27 @@ async def test_a_key_file_that_cannot_be_used_admits_nobody(tmp_path, damage):
             assert (await other.one(request(key=key))).status in {401, 503}
             ready = await other.one(request("/readyz", b"", method="GET", kind=None))
             assert ready.status == (200 if damage == "gone" else 503)
+            other.gateway = mine
+
+
+async def test_keys_are_read_again_on_request(tmp_path):
+    """A reload reads the file of keys, even if its size and its times are what they were."""
+    keys, path = KeyFile(tmp_path / "keys.json"), tmp_path / "keys.json"
+    key = await asyncio.to_thread(keys.add, "one")
+    async with fort() as other:
+        async with Gateway(keys, upstream=other.upstream.url, credentials=SECRETS) as gateway:
+            mine, other.gateway = other.gateway, gateway
+            before = path.stat()
+            text = path.read_text()
+            path.write_text(text.replace("default", "partner"))  # a set whose name is as long
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            await asyncio.sleep(1.1)
+            assert (await other.one(request(key=key))).status == 200
+            assert dict(other.upstream.fields(0))["plaid-client-id"] == SECRETS["default"].client_id
+            gateway.reload()
+            await asyncio.sleep(1.1)
+            assert (await other.one(request(key=key))).status == 200
+            assert dict(other.upstream.fields(1))["plaid-client-id"] == SECRETS["partner"].client_id
             other.gateway = mine
 
 

@@ -1,6 +1,7 @@
 """The command `plaid-relay`; it comes with the extra `cli`."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -38,14 +39,24 @@ def main(words: Sequence[str] | None = None) -> int:
         return _flushed(status)
 
 
+class _Closed(io.TextIOBase):
+    """A standard stream that the caller closed: it has no descriptor, and drops what is written."""
+
+    def write(self, text: str, /) -> int:
+        """Drop it."""
+        return len(text)
+
+
 def _open_standard_streams() -> None:
-    """Let those that the caller closed lead nowhere, so that no file of ours takes their place."""
+    """Occupy the descriptors of streams that the caller closed, so that no other file takes their place."""
     while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
         continue
     os.close(nowhere)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  # for good
+            setattr(sys, name, _Closed())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may not be of the locale's encoding
 
 
 def _flushed(status: int) -> int:

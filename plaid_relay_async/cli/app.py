@@ -36,7 +36,7 @@ from plaid_relay_async.cli.journal import (
     runs,
     status,
 )
-from plaid_relay_async.cli.output import open_output, put, standard_output
+from plaid_relay_async.cli.output import deliver, open_output, put, standard_output
 from plaid_relay_async.cli.rows import FileRows, Form, PipedRows, Source, creations, shared
 from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.simulate import read_clients, serve
@@ -175,8 +175,9 @@ def create(
 def get(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeout = None) -> Exit:
     """Read a report that was shared with you, as JSON."""
     client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
+    file = standard_output()
     answer = _call(client, lambda: client.relay.get(token))
-    put(standard_output(), to_json(answer, indent=2) + b"\n")
+    put(file, to_json(answer, indent=2) + b"\n")
     return Exit.DONE
 
 
@@ -194,7 +195,8 @@ def pdf(
     """Read a report that was shared with you, as a PDF."""
     client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
     if output == "-":
-        put(standard_output(), _call(client, lambda: client.relay.get_pdf(token)).content)
+        file = standard_output()
+        put(file, _call(client, lambda: client.relay.get_pdf(token)).content)
         return Exit.DONE
     try:
         _call(client, lambda: client.relay.download_pdf(token, output))
@@ -248,13 +250,13 @@ def fetch(
 def refresh(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeout = None) -> Exit:
     """Have a report that was shared with you made anew."""
     client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
+    file = standard_output()
     try:
         answer = _call(client, lambda: client.relay.refresh(token))
     except KeyboardInterrupt:
         say("interrupted: nobody can tell whether the report is being made anew")
         return Exit.UNKNOWN
-    put(standard_output(), to_json(answer, indent=2) + b"\n")
-    return Exit.DONE
+    return deliver(file, to_json(answer, indent=2) + b"\n", to_json(answer) + b"\n")
 
 
 @app.command
@@ -270,6 +272,7 @@ def remove(
     """Take a relay token back; a journal that knows it doesn't serve it any more."""
     client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
     told_to = None if journal is None else Existing(journal, key_file).made()
+    file = standard_output()
 
     async def removal() -> RelayRemoveResponse:
         async with told_to or contextlib.nullcontext():
@@ -281,7 +284,7 @@ def remove(
         say("interrupted: nobody can tell whether it was removed; remove it again to be sure")
         return Exit.UNKNOWN
     told = evolve(answer, additional_properties={**answer.additional_properties, "inferred": answer.inferred})
-    put(standard_output(), to_json(told, indent=2) + b"\n")
+    put(file, to_json(told, indent=2) + b"\n")
     return Exit.DONE if answer.removed else Exit.FAILED
 
 

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
-from plaid_relay_async.cli.status import StandardError
+from plaid_relay_async.cli.status import StandardError, shown, shown_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,8 +92,8 @@ class Board:
         return f"{now.done}{of} done, {now.failed} failed, {now.unknown} unknown, {rate(now)}"
 
     def say(self, text: str) -> None:
-        """Put a line on standard error, above the bar if there is one."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Put lines on standard error, above the bar if there is one."""
+        self._console.print(shown_lines(text), markup=False, highlight=False, soft_wrap=True)
 
     def show(self, tally: Tally) -> None:
         """Put the closing table on standard error."""
@@ -100,12 +101,13 @@ class Board:
 
 
 def table(tally: Tally) -> Table:
-    """Make the closing table: a row for each outcome, then one for each error code."""
+    """Return the closing table: a row for each outcome, then one for each error code."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(no_wrap=True, overflow="ignore")
     rows.add_column(justify="right", no_wrap=True)
     for name, count in tally.counts.items():
         rows.add_row(name, str(count), style=_COLOURS.get(name, "") if count else "")
     for code, count in tally.error_codes.most_common():
-        rows.add_row(code, str(count), style="dim")
+        # A string would be read as markup, and a server may send anything.
+        rows.add_row(Text(shown(code)), str(count), style="dim")
     return rows

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import define, evolve, field
 
 from plaid_relay_async.cli.board import Board, Tally
-from plaid_relay_async.cli.output import BrokenOutputError, Sink, told
+from plaid_relay_async.cli.output import BrokenOutputError, Sink, reason_for, told
 from plaid_relay_async.cli.rows import BadInputError, FileRows, PipedRows
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.status import Exit
@@ -84,6 +84,8 @@ class Run:
                 self._journal_trouble = _trouble_of(sending)
                 await self._write_rest(batch.result)
         self._explain(batch.result)
+        if self.output.trouble is not None and not isinstance(self.output.trouble, OSError):
+            raise self.output.trouble
         return Tally(Counter({kind: self._counts[kind] for kind in self.kinds}), self._error_codes)
 
     # --------------------------------------------------------------------------- what a subclass may change
@@ -111,7 +113,7 @@ class Run:
     def _broken(self) -> str | None:
         """Say why no more can be written down."""
         if self.output.trouble is not None:
-            return f"the output takes no more: {self.output.trouble.strerror}"
+            return f"the output takes no more: {reason_for(self.output.trouble)}"
         return None if self._journal_trouble is None else str(self._journal_trouble)
 
     # ---------------------------------------------------------------------------------------- on the way
@@ -133,17 +135,17 @@ class Run:
                 yield row
 
     def _write(self, outcome: Any) -> None:
-        self._put(self._line(outcome))
+        self._put(self._line(outcome), journalled=outcome.journalled)
         if self.aloud and isinstance(outcome, Failed | Unknown):
             self.board.say(str(outcome.error))
         if self._broken() is not None:
             raise BrokenOutputError
 
-    def _put(self, line: dict[str, Any]) -> None:
+    def _put(self, line: dict[str, Any], *, journalled: bool = False) -> None:
         self._counts[line["outcome"]] += 1
         if line["error_code"] is not None:
             self._error_codes[line["error_code"]] += 1
-        self.output.write(line)
+        self.output.write(line, journalled=journalled)
 
     def _progress(self, batch: Batch[Any]) -> Progress:
         """Where the batch stands by what is written: a row may have its outcome without it."""
@@ -190,14 +192,12 @@ class Run:
             self.board.say(broken)
         elif result.stopped_by is not None and not self.aloud:
             self.board.say(f"stopped early, for all would meet this: {result.stopped_by}")
-        for line in self.output.unwritten():
-            self.board.say(line)
         if not self.rows.ended:
             self.board.say("the input was not read to its end")
 
     def status(self, tally: Tally) -> Exit:
         """Give the exit status that a batch deserves."""
-        if tally.counts["unknown"]:
+        if tally.counts["unknown"] or self.output.lost:
             return Exit.UNKNOWN
         if self.rows.problem is not None:
             return Exit.USAGE

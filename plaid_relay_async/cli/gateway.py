@@ -16,7 +16,7 @@ from platformdirs import user_config_path
 from rich.console import Console
 from rich.table import Table
 
-from plaid_relay_async.cli.output import put, standard_output
+from plaid_relay_async.cli.output import put, reason_for, standard_output
 from plaid_relay_async.cli.serving import (
     AuditFile,
     Certificate,
@@ -173,10 +173,8 @@ def add(
         )
     try:
         put(output, f"{key}\n".encode())
-    except OSError as error:
-        file.revoke(name)
-        say(f"plaid-relay: the key can't be written ({error.strerror}), so there is none")
-        return Exit.FAILED
+    except (OSError, KeyboardInterrupt) as error:
+        return _without_key(file, name, reason_for(error))
     say("This is the only time that the key is shown.")
     return Exit.DONE
 
@@ -200,6 +198,18 @@ def revoke(name: Annotated[str, Parameter(help="As it was added.")], /, *, keys:
     with _plainly():
         KeyFile(keys or _usual_file()).revoke(name)
     return Exit.DONE
+
+
+def _without_key(file: KeyFile, name: str, reason: str) -> Exit:
+    """Revoke a key that was never shown; unlike a relay token it can be replaced."""
+    say(f"plaid-relay: the key can't be written: {reason}")
+    try:
+        file.revoke(name)
+    except ConfigurationError as error:
+        say(f"{error.args[0]}; the key is active: plaid-relay gateway keys revoke {name}")
+        return Exit.UNKNOWN
+    say("it was revoked: no such key exists")
+    return Exit.FAILED
 
 
 # --------------------------------------------------------------------------------------- from words to values

@@ -16,7 +16,7 @@ from plaid_relay_async.cli.board import Tally, table
 from plaid_relay_async.cli.bulk import Run
 from plaid_relay_async.cli.output import COLUMNS, open_output, told
 from plaid_relay_async.cli.signals import signals
-from plaid_relay_async.cli.status import Exit, UsageError, say
+from plaid_relay_async.cli.status import Exit, UsageError, say, shown
 from plaid_relay_async.cli.words import confirmed, read_word
 from plaid_relay_async.errors import JournalError
 from plaid_relay_async.models import RelayRemoveRequest
@@ -178,7 +178,7 @@ def status(name: Name, /, *, existing: Existing) -> Exit:
     _print(f"started {started}, last outcome {last or 'none yet'}, {found.rate:,.0f}/s", rows)
     for record in unknown:
         facts = filter(None, (record.error_code, record.request_id))
-        sys.stdout.write(f"unknown: {record.secondary_client_id} ({', '.join(facts)})\n")
+        sys.stdout.write(shown(f"unknown: {record.secondary_client_id} ({', '.join(facts)})") + "\n")
     return _deserved(found)
 
 
@@ -225,7 +225,7 @@ def export(
             if sink.trouble is not None:
                 raise sink.trouble
 
-    with open_output(output) as sink:
+    with open_output(output, rescuing=False) as sink:
         existing.ask(asked)
     return Exit.DONE
 

@@ -32,6 +32,7 @@ T = TypeVar("T")
 _PARTNER = "secondary_client_id"
 _MOST_PROBLEMS = 20
 _READ_AHEAD = 64
+_LONGEST_CELL = 64 * 1024 * 1024  # no string of a response is longer, so `bulk` writes no longer one
 
 
 @frozen
@@ -185,6 +186,7 @@ def _mistyped(names: Iterable[str], columns: tuple[str, ...]) -> str | None:
 
 
 def _csv_cells(lines: _Lines) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(lines, strict=True)
     while True:
         line = lines.number + 1

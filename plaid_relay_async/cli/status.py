@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import enum
 import io
+import re
 import sys
 
+_LONGEST = 2_000  # characters of a line that is shown
+_ESCAPABLE = re.compile(r"[^ -~]")
 _OTHER_FILES = 32  # that the command itself has open
 
 
@@ -46,9 +49,29 @@ class StandardError(io.TextIOBase):
         return sys.stderr.isatty()
 
 
+def shown(text: str) -> str:
+    """Return a line in which every character is escaped that a terminal may act on, or can't display.
+
+    A server's strings are shown this way: they may hold control sequences, and be of any length.
+    """
+    line = text[:_LONGEST]
+    more = "" if len(line) == len(text) else f"[... {len(text) - len(line):,} more characters]"
+    return _ESCAPABLE.sub(_escaped, line) + more
+
+
+def _escaped(character: re.Match[str]) -> str:
+    one = character[0]
+    return one if one.isprintable() else one.encode("unicode_escape").decode()
+
+
+def shown_lines(text: str) -> str:
+    """Return a text of several lines, each as `shown` returns it."""
+    return "\n".join(map(shown, text.split("\n")))
+
+
 def say(text: str) -> None:
-    """Put a line on standard error."""
-    StandardError().write(f"{text}\n")
+    """Write lines on standard error."""
+    StandardError().write(f"{shown_lines(text)}\n")
 
 
 def most_connections() -> int | None:

@@ -34,7 +34,7 @@ def _read(path: str | None, name: str) -> str:
     try:
         text = sys.stdin.read() if path is None else Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "isn't text"
+        reason = getattr(error, "strerror", None) or ("isn't text" if path else "isn't open")
         raise UsageError(f"{name}: can't be read: {reason}") from None
     return text.strip()
 

@@ -377,7 +377,7 @@ def ended(number: int, state: State, token: Hidden[str] | None = None, **facts: 
 
 
 def _storable(text: str) -> str:
-    """Replace what no database takes, and a server may say: the whole group would go down with it."""
+    """Escape what no database takes, and a server may send: the whole group would fail with it."""
     if text.isascii() and "\0" not in text:
         return text
-    return text.encode(errors="replace").decode().replace("\0", "?")
+    return text.encode(errors="backslashreplace").decode().replace("\0", r"\x00")

@@ -4,12 +4,14 @@ import asyncio
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +55,23 @@ def own_handlers() -> Iterator[None]:
 def _handlers() -> Iterator[None]:
     with own_handlers():
         yield
+
+
+@pytest.fixture(autouse=True)
+def rescued(tmp_path_factory, monkeypatch) -> Callable[..., list[dict[str, Any]]]:
+    """A state directory for this test, and a function that returns the rows of the rescue files in folders."""
+    state = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+
+    def rescued(*folders: Path) -> list[dict[str, Any]]:
+        rows = []
+        for folder in (state / "plaid_relay_async", *folders):
+            for path in sorted(folder.glob("plaid-relay-rescued-*.jsonl")):
+                assert stat.S_IMODE(path.stat().st_mode) == 0o600
+                rows += [json.loads(line) for line in path.read_bytes().splitlines()]
+        return rows
+
+    return rescued
 
 
 @frozen

@@ -423,22 +423,26 @@ def test_output_after_a_bug(tmp_path, written):
 # An output that takes no more
 
 
-def test_closed_pipe(start, run, partners, stdout):
-    """What is in flight drains, and what could not be written is told by partner and request, without tokens."""
+def test_closed_pipe(start, run, partners, stdout, rescued):
+    """What is in flight drains, and what the reader did not read is rescued; no token is on standard error."""
     reading = stdout()
     plaid = start(latency=0.02)
+    read = []
     reader = threading.Thread(
-        target=lambda: (os.read(reading, 100), os.dup2(os.open(os.devnull, 0), reading)), daemon=True
+        target=lambda: (read.append(os.read(reading, 450)), os.dup2(os.open(os.devnull, 0), reading)),
+        daemon=True,
     )
     reader.start()
     done = run("bulk", partners(500), "--report-token", REPORT, "--concurrency", 5)
     reader.join()
     assert done.status == 1
     assert "the output takes no more: Broken pipe" in done.err
-    lost = [line for line in done.err.splitlines() if line.startswith("not written: created p")]
-    assert 0 < len(lost) <= 20
-    assert plaid.ledger[-1]["request_id"] in lost[-1]
+    lines = rescued()
+    assert f"rescued: {len(lines)} outcomes" in done.err
     assert "credit-relay" not in done.err
+    in_the_pipe = [json.loads(line) for line in read[0].split(b"\n")[:-1]]
+    assert tokens(in_the_pipe) | tokens(lines) == ledger(plaid)
+    assert 0 < len(lines) <= 20
     assert f"not written: not_attempted: {done.count('not_attempted')} more" in done.err
     assert done.count("created") == len(plaid.ledger) < 500
 
@@ -479,8 +483,8 @@ def test_slow_reader(start, run, partners, stdout):
     assert tokens(lines) == ledger(plaid)
 
 
-def test_reader_that_never_comes(start, run, partners, stdout, interrupt):
-    """A second interrupt gives it up, too, and names what it didn't take."""
+def test_reader_that_never_comes(start, run, partners, stdout, interrupt, rescued):
+    """A second interrupt stops waiting for it, and what it didn't take is rescued."""
     reading = stdout()
     plaid = start()
     fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
@@ -488,13 +492,13 @@ def test_reader_that_never_comes(start, run, partners, stdout, interrupt):
     done = run("bulk", partners(300), "--report-token", REPORT, "--concurrency", 5)
     assert done.status == 1
     assert "nobody reads it" in done.err
-    written = os.read(reading, 65536).count(b"\n")
-    lost = done.err.count("not written: created p")
-    assert written + lost == len(plaid.ledger)
+    written = [json.loads(line) for line in os.read(reading, 65536).split(b"\n")[:-1]]
+    assert tokens(written) | tokens(rescued()) == ledger(plaid)
+    assert len(written) + len(rescued()) == len(plaid.ledger)
 
 
-def test_full_disk(plaid, run, partners, tmp_path):
-    """Sending stops; the file ends with a whole line; all is either in it or told to be missing."""
+def test_full_disk(plaid, run, partners, tmp_path, rescued):
+    """Sending stops; the file ends with a whole line; every token is in it or in a rescue file."""
     out = tmp_path / "out.jsonl"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
@@ -506,7 +510,8 @@ def test_full_disk(plaid, run, partners, tmp_path):
     assert "the output takes no more: File too large" in done.err
     written = tokens(read(out))
     assert written.items() < ledger(plaid).items()
-    assert len(written) + done.err.count("not written: created p") == len(plaid.ledger) < 300
+    assert written | tokens(rescued(tmp_path)) == ledger(plaid)
+    assert len(plaid.ledger) < 300
 
 
 def test_the_output_belongs_to_one_run(plaid, run, partners, tmp_path):

@@ -1,0 +1,575 @@
+"""Outputs that can't take an outcome: no relay token is lost, and nothing is sent that could not be written."""
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
+import pty
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from plaid_relay_async import RelayClient, RelayCreateRequest
+from plaid_relay_async.cli.board import Board
+from plaid_relay_async.cli.bulk import Run
+from plaid_relay_async.cli.output import Output, open_output
+from plaid_relay_async.cli.rescue import Rescue
+from plaid_relay_async.cli.rows import FileRows
+from plaid_relay_async.cli.signals import Signals
+from plaid_relay_async.cli.status import Exit, shown
+from plaid_relay_async.gateway import KeyFile
+from plaid_relay_async.simulator import Fault
+
+CREATE = "/credit/relay/create"
+REFRESH = "/credit/relay/refresh"
+REPORT = "assets-sandbox-1111"
+COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
+LINE = {
+    "outcome": "created",
+    "secondary_client_id": "p",
+    "relay_token": "credit-relay-1",
+    "request_id": "r1",
+    "error_code": None,
+    "attempts": 1,
+}
+
+
+def rows_of(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, strict=True))
+
+
+def ledger(plaid):
+    return {entry["secondary_client_id"]: entry["relay_token"] for entry in plaid.ledger}
+
+
+def answers(plaid, partner, request_id, token="credit-relay-strange"):
+    body = {"relay_token": token, "request_id": request_id}
+    plaid.fail(Fault(path=CREATE, secondary_client_id=partner, status=200, body=body))
+
+
+def shell(line, **settings):
+    return subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, check=False, timeout=50, **settings
+    )
+
+
+@pytest.fixture
+def pipe():
+    """The reading and the writing end of a pipe, which are closed in the end."""
+    with contextlib.ExitStack() as stack:
+        ends = [
+            stack.enter_context(os.fdopen(end, mode, 0))
+            for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True)
+        ]
+        yield ends
+
+
+def fill(writing):
+    """Leave no room in a pipe."""
+    os.set_blocking(writing.fileno(), False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writing.fileno(), bytes(4096)):
+            pass
+    os.set_blocking(writing.fileno(), True)
+
+
+# ----------------------------------------------------------------------------- whatever a server sends
+
+
+@pytest.mark.parametrize("partner", ["p0", "p30"])
+def test_a_lone_surrogate_in_csv(plaid, run, partners, tmp_path, partner):
+    """It is escaped, early in a run and later, and no row is lost by it."""
+    out = tmp_path / "out.csv"
+    answers(plaid, partner, "\ud800")
+    done = run("bulk", partners(60), "--report-token", REPORT, "--output", out, "--concurrency", 3)
+    assert done.status == 0
+    rows = {row["secondary_client_id"]: row for row in rows_of(out)}
+    assert rows[partner] == {key: "" if value is None else str(value) for key, value in LINE.items()} | {
+        "secondary_client_id": partner,
+        "relay_token": "credit-relay-strange",
+        "request_id": "\\ud800",
+    }
+    assert len(rows) == 60
+    assert {name: rows[name]["relay_token"] for name in ledger(plaid)} == ledger(plaid)
+
+
+@pytest.mark.parametrize("text", ["a\rb", "a\r\nb", "a\nb", "\0", '"', ",", "\x1b[2J", "\x85\u2028", ""])
+def test_any_other_string_in_csv(plaid, run, partners, tmp_path, text):
+    """It is read back as it was sent, and the rows after it are records of their own."""
+    out = tmp_path / "out.csv"
+    answers(plaid, "p0", text)
+    assert run("bulk", partners(3), "--report-token", REPORT, "--output", out, "--concurrency", 1).status == 0
+    assert [row["secondary_client_id"] for row in rows_of(out)] == ["p0", "p1", "p2"]
+    assert rows_of(out)[0]["request_id"] == text
+
+
+def test_the_output_of_bulk_is_an_input_however_long_its_cells_are(plaid, run, partners, tmp_path):
+    """`fetch` reads CSV whose cells are longer than the limit of Python's csv module."""
+    out = tmp_path / "out.csv"
+    answers(plaid, "p0", "x" * 200_000)
+    assert run("bulk", partners(1), "--report-token", REPORT, "--output", out).status == 0
+    done = run("fetch", out, "--dir", tmp_path / "reports")
+    assert [line["error_code"] for line in done.lines] == ["INVALID_RELAY_TOKEN"]
+
+
+@pytest.mark.parametrize("code", ["[/nope]", "[red]x", ":smile:", "\x1b[2J", "\ud800", "a\nb", "x" * 500_000])
+def test_an_error_code_in_the_table(plaid, run, partners, code):
+    """It is shown as it is, but for what a terminal acts on, and a long one is shortened."""
+    plaid.fail(Fault(status=400, body={"error_code": code, "error_type": "INVALID_INPUT"}))
+    done = run("bulk", partners(1), "--report-token", REPORT)
+    assert done.status == 1
+    assert [line["error_code"] for line in done.lines] == [code]
+    assert shown(code)[:60] in done.err
+    assert "\x1b" not in done.err
+    assert len(done.err) < 10_000
+
+
+def test_a_message_on_a_terminal(plaid, run):
+    """What a server puts into a message can't control the terminal."""
+    plaid.fail(Fault(status=400, body={"error_code": "X", "error_message": "\x1b]0;title\x07 [red]é\u202e"}))
+    done = run("create", "--report-token", REPORT, "--partner", "p")
+    assert done.status == 1
+    assert r"\x1b]0;title\x07 [red]é\u202e" in done.err
+
+
+def test_the_status_of_a_run_on_a_terminal(plaid, run, tmp_path):
+    """The same for what a journal has recorded."""
+    plaid.fail(
+        Fault(status=500, body={"error_code": "[/x]", "error_type": "API_ERROR", "request_id": "\x1b[2J\nr"})
+    )
+    words = ("--journal", tmp_path / "relay.db")
+    done = run("create", "--report-token", REPORT, "--partner", "p", *words, "--run", "r")
+    assert done.status == 3
+    done = run("status", "r", *words)
+    assert done.status == 3
+    assert r"unknown: p ([/x], \x1b[2J\nr)" in done.out
+
+
+def test_a_journal_escapes_what_a_database_does_not_take(plaid, run, tmp_path):
+    """A NUL and a lone surrogate in a request id are recorded as escapes."""
+    words = ("--journal", tmp_path / "relay.db")
+    answers(plaid, "p", "a\0\ud800é")
+    done = run("create", "--report-token", REPORT, "--partner", "p", *words, "--run", "r")
+    assert [line["request_id"] for line in done.lines] == ["a\0\ud800é"]
+    assert [line["request_id"] for line in run("export", "r", *words).lines] == [r"a\x00\ud800é"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_names_that_the_locale_cannot_represent(plaid, run, partners, tmp_path, encoding):
+    """`status`, `export` and `keys list` escape them."""
+    plaid.fail(Fault(status=500))
+    words = ("--journal", str(tmp_path / "relay.db"))
+    done = run("create", "--report-token", REPORT, "--partner", "żółw", *words, "--run", "żółw")
+    assert done.status == 3
+    keys = ("--keys", str(tmp_path / "keys.json"))
+    assert run("gateway", "keys", "add", "ann", "--partner", "żółw", *keys).status == 0
+
+    def shows(*words):
+        environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+        command = [sys.executable, "-m", "plaid_relay_async.cli", *words]
+        return subprocess.run(command, env=environment, capture_output=True, check=False, timeout=50)
+
+    assert shows("status", "żółw", *words).stdout.count(rb"\u017c") == 1
+    assert shows("runs", *words).stdout.count(rb"\u017c") == 1
+    assert json.loads(shows("export", "żółw", *words).stdout)["secondary_client_id"] == "żółw"
+    assert rb"\u017c" in shows("gateway", "keys", "list", *keys).stdout
+
+
+# --------------------------------------------------------------------------------- standard output is closed
+
+
+@pytest.mark.parametrize("closed", [">&-", "1</dev/null"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"create --report-token {REPORT} --partner p",
+        f"bulk partners.csv --report-token {REPORT}",
+        "fetch tokens.txt --dir reports",
+        "get token",
+        "pdf token --output -",
+        "refresh token",
+        "remove token",
+        "gateway keys add ann --keys keys.json",
+    ],
+)
+def test_a_closed_standard_output(plaid, partners, tmp_path, words, closed):
+    """It is refused before anything is sent, or a key is created."""
+    partners(1)
+    (tmp_path / "tokens.txt").write_text("credit-relay-sandbox-1\n")
+    done = shell(f"{' '.join(COMMAND)} {words} {closed}", cwd=tmp_path)
+    assert (done.returncode, "standard output isn't open" in done.stderr) == (2, True), done.stderr
+    assert not plaid.requests
+    assert not (tmp_path / "keys.json").exists()
+
+
+@pytest.mark.parametrize("words", [f"bulk - --report-token {REPORT}", "remove -"])
+def test_a_closed_standard_input(plaid, words):
+    """It is no empty input."""
+    done = shell(f"{' '.join(COMMAND)} {words} <&-")
+    assert (done.returncode, "isn't open" in done.stderr) == (2, True), done.stderr
+
+
+def test_what_is_only_shown_needs_no_standard_output(plaid, run, tmp_path):
+    """The exit status of `status` is worth having alone."""
+    words = ("--journal", tmp_path / "relay.db")
+    assert run("create", "--report-token", REPORT, "--partner", "p", *words, "--run", "r").status == 0
+    done = shell(f"{' '.join(COMMAND)} status r --journal {tmp_path / 'relay.db'} >&-")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
+# ------------------------------------------------------------------------------------------- the rescue file
+
+
+def test_an_unexpected_error_in_the_output(tmp_path, rescued):
+    """What can't be formatted is rescued, with all that comes later."""
+    path = tmp_path / "out.jsonl"
+    with open_output(str(path)) as output:
+        output.write(LINE)
+        output.write(LINE | {"request_id": io})
+        output.write(LINE | {"relay_token": "credit-relay-3"})
+        output.write(LINE | {"outcome": "not_attempted"})
+    assert isinstance(output.trouble, TypeError)
+    assert json.loads(path.read_text()) == LINE
+    assert rescued(tmp_path) == [LINE | {"request_id": repr(io)}, LINE | {"relay_token": "credit-relay-3"}]
+    assert "not written: not_attempted: 1 more" in output.report()
+
+
+async def test_a_bug_in_the_output_ends_a_run(start, tmp_path, rescued):
+    """It is raised once all that was created is stored."""
+    plaid = start(latency=0.05)
+
+    class Broken(Run):
+        def _line(self, outcome):
+            return super()._line(outcome) | {"attempts": io}
+
+    requests = RelayCreateRequest.fan_out([REPORT], [f"p{n}" for n in range(20)])
+    with open_output(str(tmp_path / "out")) as output, Signals() as signals:
+        run = Broken(RelayClient(), FileRows(iter(requests), 20), output, Board(None), signals, 3)
+        with pytest.raises(TypeError):
+            await run()
+    assert {row["relay_token"] for row in rescued(tmp_path)} == set(ledger(plaid).values())
+    assert 0 < len(plaid.ledger) < 20
+
+
+def test_what_waits_is_rescued_whatever_ends_the_command(rescued, pipe):
+    """Also where nothing was wrong with the output."""
+    _, writing = pipe
+    fill(writing)
+
+    def fail():
+        with open_output(f"/dev/fd/{writing.fileno()}", append=True) as output:
+            output.write(LINE)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        fail()
+    assert rescued() == [LINE]
+
+
+@pytest.mark.parametrize("read", [0, 1, 3])
+def test_what_a_reader_left_unread(rescued, pipe, read):
+    """It is rescued if the reader goes away before the command ends; a reader that has read all may go."""
+    reading, writing = pipe
+    with Rescue() as rescue:
+        output = Output(io.FileIO(writing.fileno(), "w", closefd=False), as_csv=False, rescue=rescue)
+        for number in range(3):
+            output.write(LINE | {"attempts": number})
+        output.close()
+        assert output.trouble is None
+        size = len(json.dumps(LINE)) + 1
+        assert len(reading.read(size * read)) == size * read
+        reading.close()
+        output.close()
+    assert (output.trouble is None) == (read == 3)
+    assert [row["attempts"] for row in rescued()] == [0, 1, 2][read:]
+
+
+def test_a_terminal_that_was_closed(rescued):
+    """What it may have shown is rescued."""
+    screen, terminal = pty.openpty()
+    with Rescue() as rescue:
+        output = Output(io.FileIO(terminal, "w"), as_csv=False, rescue=rescue)
+        output.write(LINE)
+        os.close(screen)
+        output.write(LINE)
+    assert len(rescued()) == 2
+    assert output.trouble is not None
+
+
+def test_lines_that_must_have_been_read_are_not_kept(pipe):
+    """A long run through a pipe needs no more memory than a short one."""
+    reading, writing = pipe
+    output = Output(io.FileIO(writing.fileno(), "w", closefd=False), as_csv=False)
+    line = LINE | {"request_id": "x" * 60_000}
+    for _ in range(40):
+        output.write(line)
+        assert reading.read(100_000)
+    assert output._pipe is not None
+    assert len(output._pipe._lines) < 20
+
+
+def test_a_long_line_and_a_reader_that_never_comes(plaid, spawn, partners, rescued):
+    """It doesn't block the command: a second interrupt ends it."""
+    answers(plaid, "p0", "x" * 1_000_000)
+    process = spawn("bulk", partners(1), "--report-token", REPORT)
+    while not plaid.requests:
+        time.sleep(0.01)
+    for _ in range(2):
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 1
+    (row,) = rescued()
+    assert (row["relay_token"], len(row["request_id"])) == ("credit-relay-strange", 1_000_000)
+
+
+def test_a_long_line_and_a_slow_reader(plaid, spawn, partners):
+    """It arrives whole."""
+    answers(plaid, "p0", "x" * 900_000)
+    process = spawn("bulk", partners(1), "--report-token", REPORT)
+    time.sleep(0.5)
+    assert len(json.loads(process.stdout.read())["request_id"]) == 900_000
+    assert process.wait(20) == 0
+
+
+def test_the_folders_of_a_rescue_file(tmp_path, rescued):
+    """When one takes no more, the next one is taken, and no empty file is left; each is tried once."""
+    row, long = (json.dumps(LINE | {"request_id": "x" * size}).encode() + b"\n" for size in (1, 2000))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Rescue(tmp_path / "out.csv") as rescue:
+        assert rescue.paths == []
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * len(row), hard))
+        try:
+            assert [rescue.store(row) for _ in range(3)] == [True] * 3
+            assert not rescue.store(long)
+            assert not rescue.store(row)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.parent.name for path in rescue.paths] == [tmp_path.name, "plaid_relay_async"]
+    assert len(rescued(tmp_path)) == 3
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch, rescued):
+    """The next one is taken."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with Rescue() as rescue:
+        assert rescue.store(b"{}\n")
+    (path,) = rescue.paths
+    assert path.read_bytes() == b"{}\n"
+    path.unlink()
+
+
+NOWHERE = "ulimit -f 0; "
+
+
+def test_a_token_that_nothing_takes(plaid, tmp_path):
+    """It is told that it is lost, the exit status is that of an unknown outcome, and the token isn't shown."""
+    line = f"{' '.join(COMMAND)} create --report-token {REPORT} --partner p"
+    done = shell(f"{NOWHERE}{line} > {tmp_path / 'out'}")
+    assert done.returncode == 3
+    assert f"not written: created p (request_id {plaid.ledger[0]['request_id']})" in done.stderr
+    assert "a relay token is lost" in done.stderr
+    assert plaid.ledger[0]["relay_token"] not in done.stdout + done.stderr
+
+
+def test_a_token_that_the_journal_has(pipe):
+    """It isn't lost if no rescue file can be made, and the message says how to have it."""
+
+    class Full(Rescue):
+        def store(self, row):
+            return False
+
+    reading, writing = pipe
+    reading.close()
+    output = Output(io.FileIO(writing.fileno(), "w", closefd=False), as_csv=False, rescue=Full())
+    output.write(LINE, journalled=True)
+    assert not output.lost
+    assert output.report() == [
+        "not written: created p (request_id r1)",
+        "the journal has them, too: plaid-relay export",
+    ]
+
+
+def test_a_run_with_a_journal_and_a_closed_pipe(plaid, run, partners, tmp_path, spawn, rescued):
+    """Each token is rescued, and the message names the journal."""
+    words = ("--journal", tmp_path / "relay.db")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = ("bulk", partners(5), "--report-token", REPORT, *words, "--run", "r", "--concurrency", 1)
+    process = spawn(*command, stdout=writing)
+    os.close(writing)
+    errors = process.stderr.read()
+    assert process.wait(20) == 1
+    assert "the journal has them, too: plaid-relay export" in errors
+    assert {row["relay_token"] for row in rescued()} == set(ledger(plaid).values()) != set()
+    assert {line["relay_token"] for line in run("export", "r", *words).lines} >= set(ledger(plaid).values())
+
+
+def test_an_export_to_a_closed_pipe_rescues_nothing(plaid, run, partners, tmp_path, spawn, rescued):
+    """All of it is in the journal."""
+    words = ("--journal", tmp_path / "relay.db")
+    assert run("bulk", partners(5), "--report-token", REPORT, *words, "--run", "r").status == 0
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = spawn("export", "r", *words, stdout=writing)
+    os.close(writing)
+    assert "the output can't be written: Broken pipe" in process.stderr.read()
+    assert process.wait(20) == 1
+    assert rescued() == []
+
+
+@pytest.fixture
+def refreshed(plaid):
+    """A simulator that refreshes whatever token it is asked for."""
+    plaid.fail(
+        Fault(path=REFRESH, status=200, body={"relay_token": "credit-relay-new", "request_id": "\ud800"})
+    )
+    return plaid
+
+
+def test_a_refresh_into_a_closed_pipe(refreshed, spawn, rescued):
+    """Its new token is rescued."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = spawn("refresh", "token", stdout=writing)
+    os.close(writing)
+    errors = process.stderr.read()
+    assert process.wait(20) == 1
+    assert "the output can't be written: Broken pipe\nrescued: the response, in " in errors
+    assert [row["relay_token"] for row in rescued()] == ["credit-relay-new"]
+
+
+def test_a_refresh_that_is_interrupted_while_nobody_reads(refreshed, spawn, rescued, pipe):
+    """The same."""
+    _, writing = pipe
+    fill(writing)
+    process = spawn("refresh", "token", stdout=writing)
+    while not refreshed.requests:
+        time.sleep(0.01)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 1
+    assert [row["relay_token"] for row in rescued()] == ["credit-relay-new"]
+
+
+def test_a_refresh_that_nothing_takes(refreshed, tmp_path):
+    """The exit status is that of an unknown outcome."""
+    done = shell(f"{NOWHERE}{' '.join(COMMAND)} refresh token > {tmp_path / 'out'}")
+    assert done.returncode == 3
+    assert "a relay token is lost" in done.stderr
+    assert "credit-relay-new" not in done.stderr
+
+
+def test_a_key_that_can_be_neither_printed_nor_revoked(spawn, tmp_path, pipe):
+    """The message says that it is active, and how to revoke it."""
+    reading, writing = pipe
+    fill(writing)
+    path = tmp_path / "keys.json"
+    process = spawn("gateway", "keys", "add", "ann", "--keys", path, stdout=writing)
+    while not path.exists():
+        time.sleep(0.01)
+    path.chmod(0o644)
+    reading.close()
+    writing.close()
+    errors = process.stderr.read()
+    assert process.wait(20) == Exit.UNKNOWN
+    assert "the key is active: plaid-relay gateway keys revoke ann" in errors
+    path.chmod(0o600)
+    assert [key.name for key in KeyFile(path).read()] == ["ann"]
+
+
+# --------------------------------------------------------------------------------------------- to append
+
+
+HEADER = "outcome,secondary_client_id,relay_token,request_id,error_code,attempts\n"
+WHOLE = HEADER + 'created,a,t,"two\nlines, and a ""quote""",,1\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "torn"),
+    [
+        (WHOLE, []),
+        (WHOLE + 'created,b,t,"x', ["created", "b", "t", "x"]),
+        (WHOLE + 'created,b,t,"x\n', ["created", "b", "t", "x\n"]),
+        (WHOLE + 'created,b,t,"x\n\ny', ["created", "b", "t", "x\n\ny"]),
+        (WHOLE + 'created,b,t,"x""', ["created", "b", "t", 'x"']),
+        (WHOLE + 'created,b,t,"x""y"', ["created", "b", "t", 'x"y']),
+        (WHOLE + 'created,b,t,"', ["created", "b", "t", ""]),
+        (WHOLE + "created,b,t", ["created", "b", "t"]),
+        (WHOLE + 'created,b,5" x', ["created", "b", '5" x']),
+        ((WHOLE + "created,b,é").encode()[:-1], ["created", "b", ""]),
+        ((WHOLE + 'created,b,"\U0001f600').encode()[:-1], ["created", "b", ""]),
+    ],
+)
+def test_append_to_csv_that_is_torn(plaid, run, partners, tmp_path, content, torn):
+    """New rows are records of their own, wherever the last one was torn; what is whole isn't touched."""
+    out = tmp_path / "out.csv"
+    out.touch(0o600)
+    content = content.encode() if isinstance(content, str) else content
+    out.write_bytes(content)
+    words = ("bulk", partners(2), "--report-token", REPORT, "--output", out, "--append", "--concurrency", 1)
+    assert run(*words).status == 0
+    with out.open(newline="", encoding="utf-8") as file:
+        _, first, *rest = csv.reader(file, strict=True)
+    assert first[3] == 'two\nlines, and a "quote"'
+    assert [row[1] for row in rest[-2:]] == ["p0", "p1"]
+    assert rest[:-2] == ([torn] if torn else [])
+    assert out.read_bytes().startswith(content[:-3])
+
+
+def test_another_run_that_writes_is_left_alone(tmp_path):
+    """A second run is refused before it could end a line that the first one is writing."""
+    path = tmp_path / "out.jsonl"
+    with path.open("w") as file:
+        path.chmod(0o600)
+        file.write('{"half')
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with (
+            pytest.raises(Exception, match="another run writes into it"),
+            open_output(str(path), append=True),
+        ):
+            pass
+    assert path.read_text() == '{"half'
+
+
+# ------------------------------------------------------------------------------ a named pipe without a reader
+
+
+def handles(process, number):
+    """Whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(mask, 16) & 1 << number - 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_named_pipe_that_no_process_reads(plaid, spawn, partners, tmp_path, number):
+    """Waiting for a reader ends with the first signal, and nothing was sent."""
+    os.mkfifo(tmp_path / "fifo")
+    process = spawn("bulk", partners(1), "--report-token", REPORT, "--output", tmp_path / "fifo", "--append")
+    while not handles(process, signal.SIGTERM):
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, "interrupted" in errors) == (1, True)
+    assert not plaid.requests
+
+
+def test_a_socket_is_no_output(plaid, run, partners, tmp_path):
+    """It is refused, and not waited for."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        done = run("bulk", partners(1), "--report-token", REPORT, "--output", tmp_path / "socket", "--append")
+    assert (done.status, "No such device" in done.err) == (2, True)

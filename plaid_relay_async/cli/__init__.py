@@ -20,7 +20,7 @@ def main(words: Sequence[str] | None = None) -> int:
         words: the command line, in place of the process's own.
 
     Returns:
-        The exit status: 0 done, 1 some failed, 2 wrong usage or input, 3 some unknown, 70 a bug of ours.
+        The exit status: 0 done, 1 some failed, 2 wrong usage or input, 3 some unknown, 70 a bug.
     """
     try:
         from plaid_relay_async.cli.app import run

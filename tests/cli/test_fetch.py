@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 

@@ -143,7 +143,7 @@ class Output:
         """Rescue what still waits for room, and what a reader that has gone away left unread."""
         self._push()
         if self._waiting:
-            self._give_up(BlockingIOError(errno.EAGAIN, "nobody reads it"))
+            self._give_up(BlockingIOError(errno.EAGAIN, "it isn't being read"))
         elif self.trouble is None and self._pipe is not None and self._pipe.was_left():
             self._give_up(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
 
@@ -239,7 +239,8 @@ class _Pipe:
         """Return whether the reader has gone away and left something unread."""
         poll = select.poll()
         poll.register(self._file, 0)
-        return bool(self._lines) and bool(poll.poll(0)) and self._unread() > 0
+        gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+        return gone and bool(self._lines) and self._unread() > 0
 
     def take(self) -> list[_Line]:
         """Return the lines that weren't read to their end, and keep none of them."""
@@ -324,7 +325,8 @@ def open_output(
             file, new = _open(path, append=append, interrupted=interrupted)
             stack.enter_context(file)
             _claim(file, path)
-            _start_fresh_line(file, path)
+            if not new:
+                _start_fresh_line(file, path)
         regular = path != "-" and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         rescue = stack.enter_context(Rescue(Path(path) if regular else None)) if rescuing else None
         output = Output(file, as_csv=path.endswith(".csv"), rescue=rescue)
@@ -417,25 +419,27 @@ def _private(path: str, flags: int) -> int:
 
 
 def _open_again(path: str, interrupted: Callable[[], bool]) -> io.FileIO:
-    if not Path(path).is_file():
-        return _open_to_write(path, interrupted)
-    file = io.FileIO(path, "a+", opener=_private)
-    if os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o077:
+    if Path(path).is_fifo():
+        return _open_pipe(path, interrupted)
+    file = io.FileIO(path, "a+" if Path(path).is_file() else "w", opener=_private)
+    mode = os.fstat(file.fileno()).st_mode
+    if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
         file.close()
         raise UsageError(f"{path}: others may read it, and tokens would lie in it; chmod 600 first")
     return file
 
 
-def _open_to_write(path: str, interrupted: Callable[[], bool]) -> io.FileIO:
-    """Open what isn't a regular file, without reading it, and wait for the reader of a named pipe.
+def _open_pipe(path: str, interrupted: Callable[[], bool]) -> io.FileIO:
+    """Open a named pipe once it has a reader.
 
-    The system would wait as well, but through every signal that has a handler which returns.
+    The system would wait for one as well, but a signal whose handler returns doesn't end that.
     """
     while True:
         try:
-            file = io.FileIO(path, "w", opener=lambda name, flags: _private(name, flags | os.O_NONBLOCK))
+            # To write alone: a process that opens it to read as well is a reader of it.
+            file = io.FileIO(path, "w", opener=lambda name, _: os.open(name, os.O_WRONLY | os.O_NONBLOCK))
         except OSError as error:
-            if error.errno != errno.ENXIO or not Path(path).is_fifo():
+            if error.errno != errno.ENXIO:
                 raise
         else:
             os.set_blocking(file.fileno(), True)

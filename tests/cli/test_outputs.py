@@ -295,8 +295,8 @@ def test_what_a_reader_left_unread(rescued, pipe, read):
 def test_a_terminal_that_was_closed(rescued):
     """What it may have shown is rescued."""
     screen, terminal = pty.openpty()
-    with Rescue() as rescue:
-        output = Output(io.FileIO(terminal, "w"), as_csv=False, rescue=rescue)
+    with Rescue() as rescue, io.FileIO(terminal, "w") as file:
+        output = Output(file, as_csv=False, rescue=rescue)
         output.write(LINE)
         os.close(screen)
         output.write(LINE)

@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 # Our choices, made with the simulated limits of tests/rate.py.
 _KEPT = 0.92  # of a rate that was refused
@@ -103,6 +104,39 @@ class _Refusal:
 
 
 @define(eq=False)
+class Queueing:
+    """The seconds that the head of a line has waited for something other than the server, by what that was.
+
+    Each call in the line waits for it as well, and none of it counts against a deadline.
+    """
+
+    _seconds: defaultdict[str, float] = field(factory=lambda: defaultdict(float))
+    _waits_for: str | None = None
+    _since: float = 0.0
+
+    @contextlib.contextmanager
+    def wait(self, what: str, clock: Callable[[], float]) -> Iterator[None]:
+        """Count the time in which the head of the line waits."""
+        self._waits_for, self._since = what, clock()
+        try:
+            yield
+        finally:
+            self._seconds[what] += clock() - self._since
+            self._waits_for = None
+
+    def seconds(self, now: float) -> dict[str, float]:
+        """Return the seconds so far, including a wait that has not ended."""
+        seconds = self._seconds.copy()
+        if self._waits_for is not None:
+            seconds[self._waits_for] += now - self._since
+        return seconds
+
+    def total(self, now: float) -> float:
+        """Return the sum of these seconds."""
+        return sum(self.seconds(now).values())
+
+
+@define(eq=False)
 class Pace:
     """One operation's pause and rate; all times are the event loop's, in seconds.
 
@@ -113,6 +147,8 @@ class Pace:
         streak: how many pauses those were.
         refused_at: when the server last refused; a turn that was given before that is void.
         waiting: how many are in line.
+        queueing: what the head of the line has waited for, apart from the server.
+        permit: whether the rate limiter has granted a permit that no attempt has used yet.
     """
 
     rate: Rate = field(factory=Rate)
@@ -121,6 +157,8 @@ class Pace:
     streak: int = 0
     refused_at: float = -math.inf
     waiting: int = 0
+    queueing: Queueing = field(factory=Queueing)
+    permit: bool = False
     _hurried: int = 0
     _front: asyncio.Lock = field(factory=asyncio.Lock)
     _behind: asyncio.Lock = field(factory=asyncio.Lock)

@@ -18,7 +18,10 @@ class RateLimiter(Protocol):
     """
 
     def acquire(self, endpoint: str, /) -> Awaitable[object]:
-        """Wait until one more attempt at the endpoint, such as `/credit/relay/create`, may be made."""
+        """Wait until one more attempt at the endpoint, such as `/credit/relay/create`, may be made.
+
+        A client calls it for one attempt of an operation at a time, and not while the server's pause lasts.
+        """
         ...
 
 

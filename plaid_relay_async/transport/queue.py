@@ -7,8 +7,10 @@ counts for one that isn't patient: it had better fail at once than answer too la
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from attrs import define, field
@@ -77,8 +79,12 @@ class Call(Generic[R]):
 
     def has_time_for(self, wait: float) -> bool:
         """Whether an attempt may follow after so many seconds."""
-        latest = self.latest
-        return latest is None or self.now() + wait < latest
+        return wait < self.remaining
+
+    @property
+    def remaining(self) -> float:
+        """The seconds within which an attempt has to leave."""
+        return math.inf if self.latest is None else self.latest - self.now()
 
     @property
     def latest(self) -> float | None:
@@ -125,19 +131,11 @@ class Queue:
         """
         pace = self.pace(call)
         while True:
-            if not pace.is_clear(call.now()):
+            if self.limiter is not None or not pace.is_clear(call.now()):
                 await self._line_up(call, pace)
             call.turn = pace.leave(call.now())
-            try:
-                if self.limiter is not None:
-                    await self._limit(call, self.limiter)
-                if self.session.slots.locked():
-                    await self._wait_for_connection(call)
-                else:
-                    await self.session.slots.acquire()
-            except BaseException:
-                pace.over(call.now(), call.turn)
-                raise
+            if self.limiter is None:
+                await self._connect(call, pace)
             try:
                 signature = await self.signer.sign(call.deadline)
             except BaseException:
@@ -145,6 +143,8 @@ class Queue:
                 raise
             if pace.is_news(call.turn):
                 return signature
+            # A pause began meanwhile. One permit outlasts it: with more of them, a burst would follow.
+            pace.permit = self.limiter is not None
             self.leave(call)
 
     def leave(self, call: Call[Any]) -> None:
@@ -153,25 +153,43 @@ class Queue:
         self.pace(call).over(call.now(), call.turn)
 
     async def _line_up(self, call: Call[Any], pace: Pace) -> None:
-        since = call.now()
-        self._check(call, pace, pace.expected(since, pace.ahead))
-        with self.tally.wait("pause"):
-            await self._stand_in_line(call, pace)
-        if call.patient:
-            call.postpone(call.now() - since)
+        """Wait in line for the server's pause and rate and, with a limiter, for a permit and a connection."""
+        if not pace.is_clear(call.now()):
+            self._check(call, pace, pace.expected(call.now(), pace.ahead))
+        stay = _Stay(call, pace)
+        with self.tally.line(pace.queueing):
+            try:
+                async with stay.timeout(), pace.line(patient=call.patient):
+                    await self._lead(stay)
+            except TimeoutError:
+                raise self._too_long(call, pace.expected(call.now(), pace.ahead)) from None
+            finally:
+                stay.postpone()
 
-    async def _stand_in_line(self, call: Call[Any], pace: Pace) -> None:
-        try:
-            async with (
-                asyncio.timeout_at(None if call.patient else call.latest),
-                pace.line(patient=call.patient),
-            ):
-                while (wait := pace.wait(call.now())) > 0:
-                    self.session.get()  # it may be closed by now
-                    self._check(call, pace, pace.expected(call.now()))
-                    await pace.sleep(wait)
-        except TimeoutError:
-            raise self._too_long(call, pace.expected(call.now(), pace.ahead)) from None
+    async def _lead(self, stay: _Stay) -> None:
+        """Wait at the head of the line.
+
+        The limiter comes after the pause, and only the head of the line asks it. So there is one permit at
+        most when a pause begins, and it is kept for the first attempt that leaves after the pause.
+        """
+        call, pace = stay.call, stay.pace
+        while True:
+            while (wait := pace.wait(call.now())) > 0:
+                self.session.get()  # it may be closed by now
+                stay.postpone()
+                self._check(call, pace, pace.expected(call.now()))
+                await pace.sleep(wait)
+            if self.limiter is None:
+                return
+            if not pace.permit:
+                await self._limit(call, pace, self.limiter)
+                continue
+            with pace.queueing.wait("connection", call.now):
+                await self.session.slots.acquire()
+            if pace.wait(call.now()) <= 0:
+                pace.permit = False
+                return
+            self.session.slots.release()
 
     def _check(self, call: Call[Any], pace: Pace, wait: float) -> None:
         gave_up = pace.until - call.now() > call.policy.max_pause
@@ -186,14 +204,76 @@ class Queue:
             gave_up_waiting=gave_up,
         )
 
-    async def _limit(self, call: Call[Any], limiter: RateLimiter) -> None:
-        since = call.now()
-        with self.tally.wait("limiter"), of_the_caller("the rate limiter"):
+    async def _limit(self, call: Call[Any], pace: Pace, limiter: RateLimiter) -> None:
+        with pace.queueing.wait("limiter", call.now), of_the_caller("the rate limiter"):
             await limiter.acquire(call.endpoint.path)
-        call.postpone(call.now() - since)
+        pace.permit = True
+
+    async def _connect(self, call: Call[Any], pace: Pace) -> None:
+        try:
+            if self.session.slots.locked():
+                await self._wait_for_connection(call)
+            else:
+                await self.session.slots.acquire()
+        except BaseException:
+            pace.over(call.now(), call.turn)
+            raise
 
     async def _wait_for_connection(self, call: Call[Any]) -> None:
         since = call.now()
         with self.tally.wait("connection"):
             await self.session.slots.acquire()
         call.postpone(call.now() - since)
+
+
+# Seconds between two looks at a call whose time is nearly up while it waits for something that doesn't count.
+_GRAIN = 0.01
+
+
+@define(eq=False)
+class _Stay:
+    """A call's stay in the line of its operation.
+
+    All of it is queueing for a patient call. For another one, only what isn't the server's doing is.
+    """
+
+    call: Call[Any]
+    pace: Pace
+    _postponed: float = field(init=False)
+    _timer: asyncio.TimerHandle = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._postponed = self._clock()
+
+    def _clock(self) -> float:
+        now = self.call.now()
+        return now if self.call.patient else self.pace.queueing.total(now)
+
+    def postpone(self) -> None:
+        """Don't count the queueing so far against the deadline."""
+        before, self._postponed = self._postponed, self._clock()
+        self.call.postpone(self._postponed - before)
+
+    @contextlib.asynccontextmanager
+    async def timeout(self) -> AsyncIterator[None]:
+        """End in a TimeoutError when the call has no time left; queueing moves that moment."""
+        if self.call.patient or self.call.deadline is None:
+            yield
+            return
+        async with asyncio.timeout(None) as limit:
+            self._look_later(limit)
+            try:
+                yield
+            finally:
+                self._timer.cancel()
+
+    def _look_later(self, limit: asyncio.Timeout) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(max(self.call.remaining, _GRAIN), self._look, limit)
+
+    def _look(self, limit: asyncio.Timeout) -> None:
+        self.postpone()
+        if self.call.has_time_for(0.0):
+            self._look_later(limit)
+        else:
+            limit.reschedule(self.call.now())

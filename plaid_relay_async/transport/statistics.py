@@ -14,6 +14,8 @@ from attrs import define, field, frozen
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from plaid_relay_async.transport.pace import Queueing
+
 
 @frozen(kw_only=True)
 class Statistics:
@@ -64,6 +66,25 @@ class Tally:
         finally:
             self.queued -= 1
             self.waits[what] += clock() - since
+
+    @contextlib.contextmanager
+    def line(self, queueing: Queueing) -> Iterator[None]:
+        """Count a call in line: it waits for what the head waits for, and the rest is the server's pause."""
+        clock = asyncio.get_running_loop().time
+        since = clock()
+        before = queueing.seconds(since)
+        self.queued += 1
+        try:
+            yield
+        finally:
+            self.queued -= 1
+            now = clock()
+            pause = now - since
+            for what, seconds in queueing.seconds(now).items():
+                waited = seconds - before.get(what, 0.0)
+                self.waits[what] += waited
+                pause -= waited
+            self.waits["pause"] += max(pause, 0.0)
 
     def snapshot(self, *, connections: int | None, rates: Mapping[str, float]) -> Statistics:
         """Give what was counted, as a record that no longer changes."""

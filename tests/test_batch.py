@@ -637,6 +637,38 @@ async def test_a_pause_that_is_too_long_ends_the_batch(plaid, client):
     assert (len(again.failed), again.failed[0].attempts, plaid.counts[CREATE]) == (1, 0, 1)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Retry-After": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"},
+        {"Retry-After": "Mon, 01 Jan 2030 00:00:00 +99999999999999999999"},
+        {
+            "Retry-After": "Mon, 01 Jan 2030 00:00:00 GMT",
+            "Date": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        },
+        {"Retry-After": "9" * 400},
+    ],
+    ids=["year", "offset", "date", "seconds"],
+)
+async def test_a_delay_that_no_clock_can_hold_changes_no_outcome(plaid, client, headers):
+    """Whatever a server writes into Retry-After and Date, a plain 400 is a failure."""
+    plaid.fail(Fault(path=CREATE, status=400, headers=headers))
+    result = await client.relay.create_many(requests(plaid, 3))
+    assert result.counts == {"failed": 3}
+    with pytest.raises(InvalidRequestError):
+        await client.relay.create([plaid.add_report()], "p")
+
+
+async def test_a_delay_in_seconds_that_is_too_large_is_as_large_as_can_be(plaid, client):
+    """A 429 with an absurd delay fails with 2**31 seconds, as RFC 9111 has it, and the next call does so too."""
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "9" * 400}))
+    for attempts in (1, 0):
+        with pytest.raises(RateLimitError) as caught:
+            await client.relay.create([plaid.add_report()], "p")
+        assert caught.value.attempts == attempts
+        assert caught.value.retry_after == pytest.approx(2.0**31)
+
+
 async def test_pauses_that_add_up_end_the_batch(plaid):
     """Many short pauses without one success between are a long one; Plaid's maintenance counts alike."""
     maintenance = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}

@@ -233,6 +233,10 @@ def _error_text(answer: Answer, facts: Mapping[str, Any]) -> str:
     return f"{who} answered {facts['error_code']}: {facts.get('error_message') or 'no message'}"
 
 
+# What RFC 9111, 1.2.2, takes for a number of seconds that is too large to represent: 68 years.
+_LONGEST_DELAY: Final = 2.0**31
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Give the delay that the server asked for, in seconds from now; `None` where it gave no usable one.
 
@@ -241,7 +245,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """
     value = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
-        return float(value)
+        return min(float(value), _LONGEST_DELAY)
     until, now = _http_date(value), _http_date(headers.get("Date", "")) or datetime.now(UTC)
     return None if until is None else max(0.0, (until - now).total_seconds())
 
@@ -249,7 +253,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _http_date(value: str) -> datetime | None:
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a year or an offset that datetime can't hold
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 

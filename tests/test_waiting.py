@@ -13,10 +13,12 @@ from plaid_relay_async import (
     AssetReportError,
     ConnectionLostError,
     InvalidRequestError,
+    NotSentError,
     PlaidServerError,
     RateLimitError,
     RelayClient,
     ReportNotReadyError,
+    RetryPolicy,
     Timeouts,
 )
 from plaid_relay_async.client.waiting import pauses, poll
@@ -39,7 +41,7 @@ class Time:
         self.now += seconds
 
 
-async def polled(answers, *, seconds=3600.0, patience=4) -> tuple[list[float], object]:
+async def polled(answers, *, seconds=3600.0, patience=4, max_pause=300.0) -> tuple[list[float], object]:
     """When each attempt was made, and what came of it all; an answer that is an exception is raised."""
     time, asked, answers = Time(), [], iter(answers)
 
@@ -52,7 +54,14 @@ async def polled(answers, *, seconds=3600.0, patience=4) -> tuple[list[float], o
         return answer
 
     try:
-        told = await poll(ask, seconds=seconds, patience=patience, clock=time.clock, sleep=time.sleep)
+        told = await poll(
+            ask,
+            seconds=seconds,
+            patience=patience,
+            max_pause=max_pause,
+            clock=time.clock,
+            sleep=time.sleep,
+        )
     except Exception as error:  # noqa: BLE001  # the test says which it should be
         told = error
     return asked, told
@@ -95,6 +104,39 @@ async def test_a_servers_delay_is_kept():
     limited = RateLimitError("slow", status=429, retry_after=20.0)
     assert await polled([limited, "report"]) == ([0, 20], "report")
     assert await polled([limited], seconds=19) == ([0], limited)
+
+
+@pytest.mark.parametrize("cls", [RateLimitError, PlaidServerError])
+async def test_a_delay_beyond_max_pause_ends_the_waiting(cls):
+    """A longer delay than the policy's max_pause is neither waited nor shortened."""
+    delayed = cls("slow", status=503, retry_after=301.0)
+    assert await polled([delayed]) == ([0], delayed)
+    assert await polled([delayed, "report"], max_pause=301.0) == ([0, 301], "report")
+
+
+async def test_pauses_that_add_up_beyond_max_pause_end_the_waiting():
+    """Once the transport has given up on an operation's pauses, so does the waiting."""
+    given_up = RateLimitError("slow", status=429, retry_after=20.0, gave_up_waiting=True)
+    assert await polled([given_up]) == ([0], given_up)
+
+
+async def test_a_last_poll_that_was_not_sent_does_not_hide_the_others():
+    """The error counts the attempts of all polls, and says that some of them were sent."""
+    first, last = ConnectionLostError("lost", attempts=1), NotSentError("no connection", attempts=1)
+    asked, told = await polled([first, last], patience=2)
+    assert told is last
+    assert (len(asked), last.attempts, last.sent) == (2, 2, True)
+
+
+async def test_waiting_honours_max_pause(plaid):
+    """A report's 429 with a delay beyond max_pause fails immediately, with that delay."""
+    plaid.fail(Fault(path=GET, status=429, headers={"Retry-After": "20"}))
+    policy = RetryPolicy(backoff=0.001, max_pause=10)
+    async with RelayClient(OWNER, base_url=plaid.url, retry=policy) as client:
+        with pytest.raises(RateLimitError) as caught:
+            await client.asset_report.wait_until_ready(plaid.add_report(), timeout=60)
+    assert (caught.value.retry_after, caught.value.gave_up_waiting) == (20.0, True)
+    assert plaid.counts[GET] == 1
 
 
 @pytest.mark.parametrize("error", [AssetReportError("failed"), InvalidRequestError("no such token")])

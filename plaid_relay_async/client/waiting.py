@@ -43,6 +43,7 @@ async def poll(
     *,
     seconds: float,
     patience: int,
+    max_pause: float,
     clock: Callable[[], float],
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> R:
@@ -52,24 +53,29 @@ async def poll(
         ask: makes one attempt, within as many seconds as it is given.
         seconds: for all of it.
         patience: how many attempts may come to nothing, one after the other, before that is an error.
+        max_pause: the longest delay of the server's to keep, in seconds, as in `RetryPolicy`.
         clock: the time in seconds, which only grows.
         sleep: waits for so many seconds.
 
     Raises:
         ReportNotReadyError: there is no time to ask again, and the report is still being generated.
+        RateLimitError: the server asks for a longer pause than `max_pause`.
         PlaidRelayError: it can't be had.
     """
     deadline = clock() + seconds
-    attempts, failures, waits = 0, 0, pauses()
+    attempts, failures, sent, waits = 0, 0, False, pauses()
     while True:
         try:
             return await ask(max(deadline - clock(), _MOMENT))
         except PlaidRelayError as error:
             last = error
         attempts = last.attempts = attempts + last.attempts
+        sent = last.sent = sent or last.sent is True
         failures = 0 if isinstance(last, ReportNotReadyError) else failures + 1
-        wait = max(next(waits), getattr(last, "retry_after", None) or 0.0)
-        if failures >= patience or not _may_pass(last) or clock() + wait >= deadline:
+        delay = getattr(last, "retry_after", None) or 0.0
+        wait = max(next(waits), delay)
+        too_long = delay > max_pause or getattr(last, "gave_up_waiting", False)
+        if too_long or failures >= patience or not _may_pass(last) or clock() + wait >= deadline:
             raise last
         await sleep(wait)
 
@@ -95,4 +101,10 @@ async def until_ready(
         return transport.call(endpoint, request, timeout=left if seconds else None, retry=once)
 
     clock = asyncio.get_running_loop().time
-    return await poll(ask, seconds=seconds or math.inf, patience=policy.attempts, clock=clock)
+    return await poll(
+        ask,
+        seconds=seconds or math.inf,
+        patience=policy.attempts,
+        max_pause=policy.max_pause,
+        clock=clock,
+    )

@@ -63,7 +63,8 @@ class PlaidRelayError(Exception):
         **facts: values for the attributes that the class declares.
 
     Attributes:
-        sent: whether a request left this machine: `True`, `False`, or `None` where nobody can tell.
+        sent: whether a request of the call left this machine, in any attempt: `True`, `False`, or `None` if
+            that is unknown.
         attempts: how many HTTP requests were made for the call.
         advice: what to do about it, in a sentence.
     """
@@ -107,7 +108,9 @@ class DuplicateRequestError(PlaidRelayError):
 
 
 class NotSentError(PlaidRelayError, ConnectionError):
-    """The request never left: no connection, no name, no TLS, or no leave to send.
+    """The request never left: no connection, no name, no TLS, no leave to send, or no time for a response.
+
+    With `sent` True an earlier attempt of the call was sent. It was not carried out, or it was a read.
 
     Attributes:
         errno: the operating system's number, where there is one.
@@ -421,7 +424,8 @@ def ending_of(error: PlaidRelayError) -> Ending:
     if not isinstance(error, PlaidAPIError):
         if isinstance(error, OutcomeUnknownError | ConnectionLostError):
             return Ending.UNKNOWN
-        return Ending.ANSWERED if error.sent else Ending.NOT_SENT
+        # An earlier attempt of the same call may have been sent.
+        return Ending.ANSWERED if error.sent and not isinstance(error, NotSentError) else Ending.NOT_SENT
     if not error.sent:
         return Ending.NOT_SENT
     not_now = (error.error_type, error.error_code) in _NOT_NOW

@@ -6,7 +6,8 @@ import socket
 import time
 
 import pytest
-from support import OWNER, QUICK
+from clock import run_virtually
+from support import OWNER, QUICK, Noting
 
 from plaid_relay_async import (
     AuthenticationError,
@@ -732,6 +733,85 @@ async def test_a_source_of_credentials_that_hangs_runs_out_of_the_calls_time(pla
         with pytest.raises(NotSentError, match="source of the credentials raised TimeoutError"):
             await client.relay.create([plaid.add_report()], "p", timeout=0.05)
     assert plaid.counts[CREATE] == 0
+
+
+@pytest.mark.parametrize("seconds", [0.95, 0.6])
+def test_credentials_that_arrive_late_leave_the_request_unsent(seconds):
+    """A creation isn't sent when its credentials leave too little time for the response."""
+
+    async def slowly() -> Credentials:
+        await asyncio.sleep(seconds)
+        return OWNER
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with (
+            Simulator(reports=["report"], latency=0.2, clock=loop.time) as plaid,
+            RelayClient(slowly, base_url=plaid.url, retry=QUICK) as client,
+        ):
+            with pytest.raises(NotSentError) as caught:
+                await client.relay.create(["report"], "p", timeout=1)
+            await client.relay.create(["report"], "p", timeout=4)
+            return caught.value, plaid.counts[CREATE]
+
+    error, attempts = run_virtually(main())
+    assert (error.sent, error.attempts, attempts) == (False, 0, 1)
+
+
+@pytest.mark.may_block  # the mistake that is meant
+def test_credentials_that_block_the_loop_leave_the_request_unsent():
+    """The time that is left is looked at again when the credentials are there, whatever they did meanwhile."""
+
+    async def blocking() -> Credentials:
+        time.sleep(0.6)  # noqa: ASYNC251  # the same
+        return OWNER
+
+    async def main():
+        async with (
+            Simulator(reports=["report"]) as plaid,
+            RelayClient(blocking, base_url=plaid.url) as client,
+        ):
+            with pytest.raises(NotSentError, match="too little of the call's time") as caught:
+                await client.relay.create(["report"], "p", timeout=1)
+            return caught.value.sent, plaid.counts[CREATE]
+
+    assert asyncio.run(main()) == (False, 0)
+
+
+async def test_a_journal_that_is_slow_leaves_the_request_unsent(plaid, client):
+    """A creation isn't sent when the journal leaves too little time for the response."""
+
+    class Slow(Noting):
+        async def begin(self, request: object) -> None:
+            await asyncio.sleep(0.6)
+
+        async def end(self, outcome: object) -> None:
+            """Nothing is kept."""
+
+    with pytest.raises(NotSentError, match="too little of the call's time") as caught:
+        await client.relay.create([plaid.add_report()], "p", timeout=1, journal=Slow())
+    assert (caught.value.sent, plaid.counts[CREATE]) == (False, 0)
+
+
+@pytest.mark.parametrize("operation", ["get", "create"])
+async def test_an_error_says_that_an_earlier_attempt_was_sent(operation):
+    """An error of a last attempt that was not sent reports sent=True when the first one was."""
+
+    class Hiccup:
+        asked = 0
+
+        async def acquire(self, endpoint: str) -> None:
+            self.asked += 1
+            if self.asked > 1:
+                raise ZeroDivisionError
+
+    async with Simulator(reports=["report"]) as plaid:
+        plaid.fail(Fault(path=GET, close=True), Fault(path=CREATE, status=429))
+        async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=Hiccup()) as client:
+            call = client.relay.get("t") if operation == "get" else client.relay.create(["report"], "p")
+            with pytest.raises(NotSentError, match=r"\[sent, attempts=1\]") as caught:
+                await call
+    assert (caught.value.sent, caught.value.attempts) == (True, 1)
 
 
 async def test_credentials_in_the_body():

@@ -374,7 +374,7 @@ class Relay(Operations):
             return self._transport.call(endpoint, request, timeout=timeout, retry=retry, permit=permit)
 
         total, _ = self._transport.checked(timeout, retry)
-        caller = Caller(self._transport.host, self._transport.client_id, total)
+        caller = Caller(self._transport.host, partial(self._transport.client_id, total), total)
         return Batch(operation, requests, call, caller=caller, drain=self._drain, **settings)
 
     @sealed

@@ -180,14 +180,14 @@ class Transport:
         check_type("retry", policy, RetryPolicy)
         return self._timeouts.within(timeout).total, policy
 
-    async def client_id(self) -> str | None:
-        """Give the client id of whoever calls, or `None` where a gateway has it.
+    async def client_id(self, timeout: float | None) -> str | None:  # noqa: ASYNC109  # as in `call`
+        """Return the client id, or `None` where a gateway has it.
 
         Raises:
-            NotSentError: the source of the credentials raised.
-            ConfigurationError: it gave something else.
+            NotSentError: the source of the credentials raised, or took longer than the timeout in seconds.
+            ConfigurationError: the source returned something else.
         """
-        return await self._queue.signer.client_id()
+        return await self._queue.signer.client_id(None if timeout is None else self._session.now() + timeout)
 
     @property
     def host(self) -> str:
@@ -229,6 +229,7 @@ class Transport:
             try:
                 if call.permit is not None:
                     await call.permit.begin()
+                    call.check_time()  # a journal may have taken its time
                 answer = await self._send(call, signature)
             finally:
                 self._queue.leave(call)

@@ -17,7 +17,7 @@ from attrs import define, field
 
 from plaid_relay_async.codec import Endpoint
 from plaid_relay_async.config import RetryPolicy
-from plaid_relay_async.errors import PlaidRelayError, RateLimitError
+from plaid_relay_async.errors import NotSentError, PlaidRelayError, RateLimitError
 from plaid_relay_async.session import SessionManager
 from plaid_relay_async.transport.pace import Pace
 from plaid_relay_async.transport.protocols import Permit, RateLimiter, Sink
@@ -40,7 +40,7 @@ class Call(Generic[R]):
         tries: how often it was taken up, whether or not that led to an attempt.
         refusals: tries that were refused for now and don't count, for the call is patient.
         attempts: how many HTTP requests were made.
-        sent: whether one of them left.
+        sent: whether one of them left; each error of the call reports it.
         turn: the moment at which it was let go for the attempt under way.
         gave_up: the server's pauses became longer than the policy admits.
         perhaps_done: the error of an attempt that may have been carried out.
@@ -91,6 +91,11 @@ class Call(Generic[R]):
         """The moment before which whoever waits has to leave."""
         return None if self.deadline is None else self.deadline - self.spare
 
+    def check_time(self) -> None:
+        """Raise `NotSentError` unless there is time for a response."""
+        if not self.has_time_for(0.0):
+            raise NotSentError("too little of the call's time was left for a response, so nothing was sent")
+
     def postpone(self, seconds: float) -> None:
         """Don't count these seconds against the deadline."""
         if self.deadline is not None:
@@ -101,6 +106,8 @@ class Call(Generic[R]):
         if self.perhaps_done is not None:
             self.perhaps_done.attempts = self.attempts
             return self.perhaps_done
+        if self.sent:
+            error.sent = True
         if self.gave_up:
             told = RateLimitError(str(error.args[0]), **vars(error), gave_up_waiting=True)
             told.__cause__ = error.__cause__
@@ -127,7 +134,8 @@ class Queue:
 
         Raises:
             RateLimitError: Plaid's limit makes it wait longer than it may.
-            NotSentError: the limiter or the source of the credentials raised.
+            NotSentError: the limiter or the source of the credentials raised, or the time that is left is too
+                short for a response.
         """
         pace = self.pace(call)
         while True:
@@ -137,7 +145,8 @@ class Queue:
             if self.limiter is None:
                 await self._connect(call, pace)
             try:
-                signature = await self.signer.sign(call.deadline)
+                signature = await self.signer.sign(call.latest)
+                call.check_time()
             except BaseException:
                 self.leave(call)
                 raise

@@ -62,11 +62,12 @@ class Signer:
             return self._same
         return self._signature(await self._asked(self.who, deadline))
 
-    async def client_id(self) -> str | None:
-        """Give the client id, or `None` where a gateway has it. Raises as `sign` does."""
+    async def client_id(self, deadline: float | None) -> str | None:
+        """Return the client id, or `None` where a gateway has it. Raises as `sign` does."""
         if isinstance(self.who, GatewayKey):
             return None
-        return _credentials(await self._asked(self.who, None) if callable(self.who) else self.who).client_id
+        who = await self._asked(self.who, deadline) if callable(self.who) else self.who
+        return _credentials(who).client_id
 
     async def _asked(self, source: Callable[[], Awaitable[Credentials]], deadline: float | None) -> object:
         with of_the_caller("the source of the credentials"):

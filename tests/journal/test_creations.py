@@ -26,6 +26,7 @@ from plaid_relay_async import (
     DuplicateRequestError,
     InvalidRequestError,
     JournalError,
+    NotSentError,
     OutcomeUnknownError,
     RelayClient,
     RelayCreateRequest,
@@ -292,6 +293,24 @@ async def test_what_waits_for_its_turn_is_not_attempted(plaid, report, url):
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
+
+
+async def test_a_timeout_is_kept_while_the_credentials_hang(plaid, report, url):
+    """A journal that waits for the client id waits no longer than the call may take, and nothing is sent."""
+
+    async def never():
+        await asyncio.Event().wait()
+
+    async with (
+        RelayClient(never, base_url=plaid.url, retry=QUICK) as client,
+        Journal(url, run="x", key=KEY) as journal,
+    ):
+        with pytest.raises(NotSentError, match="source of the credentials raised TimeoutError"):
+            async with asyncio.timeout(30):
+                await client.relay.create([report], "p", journal=journal, timeout=0.3)
+        result = await client.relay.create_many(requests(report, 2), journal=journal, timeout=0.3)
+    assert (len(result.failed), plaid.counts[CREATE]) == (2, 0)
+    assert not any(outcome.error.sent for outcome in result.failed)
 
 
 async def test_whoever_ended_in_good_order_is_not_waited_for(plaid, client, report, url):

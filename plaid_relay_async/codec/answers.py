@@ -111,7 +111,8 @@ def request_id_of(answer: Answer) -> str | None:
 
 
 def _string_in(name: str, body: bytes | bytearray) -> str | None:
-    found = re.search(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)+")' % name.encode(), body)
+    # Possessive, so that a string without an end is read once, and nothing is kept to go back to.
+    found = re.search(rb'"%s"\s*+:\s*+("(?=[^"])[^"\\]*+(?:\\.[^"\\]*+)*+")' % name.encode(), body)
     if found is None:
         return None
     try:
@@ -159,7 +160,8 @@ def _pdf(answer: Answer) -> models.PdfResponse:
 # ---------------------------------------------------------------------------------------------- errors
 
 # Plaid's tokens are `[type]-[environment]-[id]` (https://plaid.com/docs/quickstart/glossary/).
-_TOKEN_LIKE = re.compile(r"\b[a-z][a-z-]*-(?:sandbox|production|development)-[\w-]+")
+_TOKEN_LIKE = re.compile(r"[a-z-]-(?:sandbox|production|development)-[\w-]")
+_WORD = re.compile(r"[\w-]++")
 _SHORTEST_SECRET = 4  # shorter ones, in tests alone, would be found inside of ordinary words
 _CODE = re.compile("[A-Z][A-Z_]+")
 _CODES = ("error_type", "error_code")
@@ -223,7 +225,11 @@ def _scrubbed(value: Any, secrets: Iterable[str]) -> Any:
         return value
     for secret in secrets:
         value = value.replace(secret, "[hidden]")
-    return _TOKEN_LIKE.sub("[hidden]", value)
+    return _WORD.sub(_without_token, value)
+
+
+def _without_token(word: re.Match[str]) -> str:
+    return "[hidden]" if looks_like_a_token(word[0]) else word[0]
 
 
 def _error_text(answer: Answer, facts: Mapping[str, Any]) -> str:

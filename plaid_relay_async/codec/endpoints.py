@@ -24,7 +24,10 @@ class Replay(enum.Enum):
 
 @frozen
 class Endpoint(Generic[Q, R]):
-    """One operation: where it is, what goes in and out, whether it may be repeated, whether it is slow."""
+    """One operation: where it is, what goes in and out, whether it may be repeated, whether it is slow.
+
+    A response that is a report may be as long as the client allows; any other one is short.
+    """
 
     path: str
     # Functions, for many records are loaded when the first of them is wanted.
@@ -32,6 +35,7 @@ class Endpoint(Generic[Q, R]):
     answer: Callable[[], type[R]] = field(repr=False)
     replay: Replay
     slow: bool = False
+    report: bool = False
 
     @property
     def request(self) -> type[Q]:
@@ -57,6 +61,7 @@ RELAY_GET: Final = Endpoint(
     lambda: models.AssetReportGetResponse,
     Replay.HARMLESS,
     slow=True,
+    report=True,
 )
 RELAY_PDF_GET: Final = Endpoint(
     "/credit/relay/pdf/get",
@@ -64,6 +69,7 @@ RELAY_PDF_GET: Final = Endpoint(
     lambda: models.PdfResponse,
     Replay.HARMLESS,
     slow=True,
+    report=True,
 )
 RELAY_REFRESH: Final = Endpoint(
     "/credit/relay/refresh",
@@ -91,6 +97,7 @@ ASSET_REPORT_GET: Final = Endpoint(
     lambda: models.AssetReportGetResponse,
     Replay.HARMLESS,
     slow=True,
+    report=True,
 )
 ASSET_REPORT_PDF_GET: Final = Endpoint(
     "/asset_report/pdf/get",
@@ -98,6 +105,7 @@ ASSET_REPORT_PDF_GET: Final = Endpoint(
     lambda: models.PdfResponse,
     Replay.HARMLESS,
     slow=True,
+    report=True,
 )
 ASSET_REPORT_REFRESH: Final = Endpoint(
     "/asset_report/refresh",

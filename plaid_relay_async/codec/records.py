@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, get_args, get_origin
 
 import cattrs
-from attrs import Attribute, field, fields, make_class, resolve_types
+from attrs import NOTHING, Attribute, field, fields, make_class, resolve_types
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from plaid_relay_async import models
@@ -85,10 +85,11 @@ def _structure_optional(cls: Any, converter: cattrs.Converter) -> Callable[[Any,
     return structure_scalar if inner in _SCALARS else structure
 
 
-def _structure_tuple(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], tuple[Any, ...]]:
+def _structure_tuple(
+    cls: Any, converter: cattrs.Converter, *, says_where: bool
+) -> Callable[[Any, Any], tuple[Any, ...]]:
     inner = get_args(cls)[0]
-    as_list = list[inner]  # type: ignore[valid-type]  # made while the program runs
-    base = converter.get_structure_hook(as_list if converter.detailed_validation else inner)
+    base = converter.get_structure_hook(inner)
 
     def structure(value: Any, _: Any) -> tuple[Any, ...]:
         if type(value) is not list:
@@ -103,9 +104,9 @@ def _structure_tuple(cls: Any, converter: cattrs.Converter) -> Callable[[Any, An
     def structure_with_places(value: Any, _: Any) -> tuple[Any, ...]:
         if type(value) is not list:
             raise TypeError("expected a list")
-        return tuple(base(value, as_list))
+        return tuple(_located(base, each, inner, f"[{index}]") for index, each in enumerate(value))
 
-    return structure_with_places if converter.detailed_validation else structure
+    return structure_with_places if says_where else structure
 
 
 def names_of(cls: type) -> frozenset[str]:
@@ -115,12 +116,18 @@ def names_of(cls: type) -> frozenset[str]:
     )
 
 
-def _structure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+def _structure_record(
+    cls: Any, converter: cattrs.Converter, *, says_where: bool
+) -> Callable[[Any, Any], Any]:
     known = names_of(cls)
     keeps_others = any(a.name == "additional_properties" for a in fields(cls))
-    made = cls if converter.detailed_validation else _thawed(cls)
+    made = cls if says_where else _thawed(cls)
     left_out = {a.name: override(omit=True) for a in fields(cls) if a.name not in known}
-    base = make_dict_structure_fn(made, converter, **left_out)  # type: ignore[arg-type]  # each one is an override
+    base: Callable[[Any, Any], Any] = (
+        _record_with_places(cls, converter)
+        if says_where
+        else make_dict_structure_fn(made, converter, **left_out)  # type: ignore[arg-type]  # each is an override
+    )
     knows_all = known.issuperset
 
     def structure(value: Any, _: Any) -> Any:
@@ -137,6 +144,44 @@ def _structure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any, A
         return record
 
     return structure
+
+
+def _record_with_places(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+    resolve_types(cls)
+    known = [(a, converter.get_structure_hook(a.type)) for a in fields(cls) if a.name in names_of(cls)]
+
+    def structure(value: Any, _: Any) -> Any:
+        made = {}
+        for attribute, hook in known:
+            place = f".{attribute.name}"
+            if attribute.name in value:
+                made[attribute.name] = _located(hook, value[attribute.name], attribute.type, place)
+            elif attribute.default is NOTHING:
+                raise _MisfitError("required field missing", place)
+        return cls(**made)
+
+    return structure
+
+
+class _MisfitError(Exception):
+    """Says what is wrong with JSON, and where, and nothing of its content."""
+
+    def __init__(self, problem: str, path: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.path = path
+
+
+def _located(hook: Callable[[Any, Any], Any], value: Any, cls: Any, place: str) -> Any:
+    """Structure a value, or say where it doesn't fit: the first such place ends all of it."""
+    try:
+        return hook(value, cls)
+    except _MisfitError as error:
+        error.path = place + error.path
+        raise
+    except (TypeError, ValueError, ArithmeticError):
+        expected = getattr(cls, "__name__", repr(cls))
+    raise _MisfitError(f"invalid value for type, expected {expected}", place)
 
 
 def _thawed(cls: Any) -> Any:
@@ -185,7 +230,8 @@ _SCALARS: Final = (str, int, bool, Decimal)
 
 
 def _make_converter(*, says_where: bool) -> cattrs.Converter:
-    converter = cattrs.Converter(detailed_validation=says_where, unstruct_collection_overrides={tuple: list})
+    # That of cattrs collects an error for each value that is wrong, however many there are.
+    converter = cattrs.Converter(detailed_validation=False, unstruct_collection_overrides={tuple: list})
     for cls in (str, int, bool):
         converter.register_structure_hook(cls, _exactly(cls))
     converter.register_structure_hook(Decimal, _decimal)
@@ -194,8 +240,15 @@ def _make_converter(*, says_where: bool) -> cattrs.Converter:
     converter.register_unstructure_hook(date, date.isoformat)
     converter.register_unstructure_hook(datetime, _timestamp)
     converter.register_structure_hook_factory(_is_optional, _structure_optional)
-    converter.register_structure_hook_factory(_is_tuple, _structure_tuple)
-    converter.register_structure_hook_factory(models.is_record, _structure_record)
+
+    def structure_tuple(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], tuple[Any, ...]]:
+        return _structure_tuple(cls, converter, says_where=says_where)
+
+    def structure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+        return _structure_record(cls, converter, says_where=says_where)
+
+    converter.register_structure_hook_factory(_is_tuple, structure_tuple)
+    converter.register_structure_hook_factory(models.is_record, structure_record)
     converter.register_unstructure_hook_factory(models.is_record, _unstructure_record)
     return converter
 
@@ -249,14 +302,13 @@ def _structured(parsed: Callable[[], Any], cls: type[T]) -> T:
         return _explaining_converter.structure(parsed(), cls)
 
 
-DECODE_ERRORS: Final = (cattrs.BaseValidationError, ValueError, TypeError, ArithmeticError, RecursionError)
+DECODE_ERRORS: Final = (_MisfitError, ValueError, TypeError, ArithmeticError, RecursionError)
 
 
 def explained(error: BaseException) -> tuple[str, str]:
     """Give what is wrong and its place in the JSON; nothing of the JSON's content is in it."""
-    if isinstance(error, cattrs.BaseValidationError):
-        problem, _, path = cattrs.transform_error(error, path="$")[0].rpartition(" @ ")
-        return problem, path
+    if isinstance(error, _MisfitError):
+        return error.problem, f"${error.path}"
     if isinstance(error, json.JSONDecodeError):
         where = "is empty" if not error.doc.strip() else f"isn't JSON ({error.msg}, character {error.pos})"
         return f"the answer {where}", "$"

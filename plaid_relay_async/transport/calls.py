@@ -33,6 +33,7 @@ from plaid_relay_async.errors import (
     OutcomeUnknownError,
     PlaidAPIError,
     PlaidRelayError,
+    ReadTimeoutError,
     ending_of,
     reason_of,
 )
@@ -54,8 +55,6 @@ R = TypeVar("R")
 # From so many bytes on a report is read in a thread: a megabyte would hold the event loop for some 20 ms.
 _LARGE = 256 * 1024
 MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
-# What isn't a report takes a hundred bytes or so.
-_SHORT = 1024 * 1024
 _HEADERS = {"Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
 
 
@@ -236,7 +235,7 @@ class Transport:
             read = partial(codec.read, call.endpoint, answer, call.request, signature.secret)
             # A creation's token must not get lost on the way to a thread and back, and its answer is short.
             reads_long = len(answer.body) >= _LARGE and call.endpoint.replay is Replay.HARMLESS
-            response = await asyncio.to_thread(read) if reads_long else read()
+            response = await _in_a_thread(read, call.deadline) if reads_long else read()
         except PlaidRelayError as error:
             failure = error
         except BaseException:
@@ -266,7 +265,7 @@ class Transport:
             connect=self._timeouts.connect,
             read=self._timeouts.slow_read if endpoint.slow else self._timeouts.read,
             span=self._session.watch.span(call.deadline),
-            most=self._most if endpoint.replay is Replay.HARMLESS else min(self._most, _SHORT),
+            most=self._most if endpoint.report else min(self._most, wire.SHORT),
             into=call.into,
             broken_off=partial(self._break_off, call, signature),
         )
@@ -359,6 +358,16 @@ class Transport:
             self._on_retry(told)
         except Exception as broken:  # as with the limiter
             raise call.verdict(error) from broken
+
+
+async def _in_a_thread(read: Callable[[], R], deadline: float | None) -> R:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await asyncio.to_thread(read)
+    except TimeoutError as error:
+        if isinstance(error, PlaidRelayError):  # what the response means
+            raise
+    raise ReadTimeoutError("the response arrived, and time ran out while it was read")
 
 
 def _check_callables(on_retry: object, rate_limiter: object) -> None:

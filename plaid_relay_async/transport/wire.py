@@ -28,6 +28,8 @@ from plaid_relay_async.watch import Span
 
 # Of what is zipped, half an answer can't be read, and a creation's is short.
 PLAIN: Final = {"Accept-Encoding": "identity"}
+# Bytes of a response that isn't a report, at most. It takes a hundred or so.
+SHORT: Final = 1024 * 1024
 
 
 @define(eq=False)
@@ -39,7 +41,7 @@ class Attempt:
         connect: seconds for a connection.
         read: seconds until an answer begins, and between two pieces of it.
         span: its time at the most; it ends both.
-        most: bytes that the answer may have, unzipped.
+        most: bytes that a success may have, unzipped. An error may have `SHORT`.
         into: where the body goes that is wanted there; what isn't is kept in memory.
         broken_off: told what is known of an attempt that is cancelled: its answer so far, if any, and why.
     """
@@ -99,13 +101,14 @@ async def _receive(response: Response, answer: Answer, attempt: Attempt) -> None
     # No local name holds a piece: it would stand in a traceback that shows locals.
     wanted = attempt.into is not None and await attempt.into.begin(answer)
     into = attempt.into if wanted else None
-    left = attempt.most
+    most = attempt.most if 200 <= answer.status < 300 else min(attempt.most, SHORT)
+    left = most
     while not response.content.at_eof():
         piece = Hidden(await response.content.readany())
         left -= len(piece.reveal())
         answer.body += piece.reveal()
         if left < 0:
-            raise _TooLongError(attempt.most)
+            raise _TooLongError(most)
         if into is not None:
             attempt.span.allow(math.inf)
             await into.write(piece)

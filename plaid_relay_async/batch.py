@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeAlias
 
 from attrs import define, evolve, frozen
 
+from plaid_relay_async.cancellation import Drains, ended
 from plaid_relay_async.errors import (
     BatchStoppedError,
     ConnectionLostError,
@@ -337,7 +338,11 @@ Call: TypeAlias = "Callable[[Any, _Flight[S]], Awaitable[Any]]"
 
 
 class _Input:
-    """Gives requests one by one, from either kind of iterable; `None` at the end."""
+    """Gives requests one by one, from either kind of iterable; `None` at the end.
+
+    Attributes:
+        reader: the task that waits for an async iterable. To cancel it would close an async generator.
+    """
 
     def __init__(
         self,
@@ -351,6 +356,7 @@ class _Input:
         self._taken = 0
         self._lock = asyncio.Lock()
         self._later: AsyncIterator[Any] | None = None
+        self.reader: asyncio.Task[Any] | None = None
         self._now: Iterator[Any] = iter(())
         if isinstance(source, str | bytes):
             raise _refusal(f"{self._name} must be an iterable, not one string: write [it]")
@@ -364,7 +370,11 @@ class _Input:
             if self._later is None:
                 return self._read(next(self._now))
             async with self._lock:
-                return self._read(await anext(self._later))
+                self.reader = asyncio.current_task()
+                try:
+                    return self._read(await anext(self._later))
+                finally:
+                    self.reader = None
         except (StopIteration, StopAsyncIteration):
             return None
 
@@ -418,8 +428,9 @@ class Batch(Generic[S]):
             async for outcome in outcomes: ...
         outcomes.result  # what the loop did not see
 
-    Leaving the stream early, or cancelling either form, stops new sends and waits for the calls in flight,
-    for the drain time at most; what comes in then is in `result`. A second cancellation doesn't wait.
+    Leaving the stream early, or cancelling either form, stops new sends and drains: it waits for the calls in
+    flight, for the drain time at most, and the outcomes that arrive meanwhile are in `result`. Further
+    cancellations don't end the drain; `abandon()` does.
     """
 
     def __init__(
@@ -430,6 +441,7 @@ class Batch(Generic[S]):
         *,
         concurrency: int,
         drain: float,
+        drains: Drains | None = None,
         make: Callable[[Any], Any] | None = None,
         journal: AnyJournal | None = None,
         caller: Caller = NOBODY,
@@ -449,6 +461,8 @@ class Batch(Generic[S]):
         self._call = call
         self._concurrency = concurrency
         self._drain = drain
+        self._drains = Drains() if drains is None else drains
+        self._last_read: asyncio.TimerHandle | None = None
         self._on_outcome = on_outcome
         self._on_progress = on_progress
         self._met = None if allow_duplicates else _Met(operation.same)
@@ -539,28 +553,49 @@ class Batch(Generic[S]):
             self.result.elapsed = self.now() - self._started
 
     def _finished(self, runner: asyncio.Task[None]) -> None:
+        if self._last_read is not None:
+            self._last_read.cancel()
         if not runner.cancelled():
             self._trouble = self._trouble or runner.exception()
         self._news.set()
 
     async def _leave(self) -> None:
-        """Stop sending and wait for what is in flight; when that takes too long, or is cut short, drop it."""
+        """Stop sending, and wait for what is in flight until the drain is over or abandoned."""
         runner = self._runner
         if runner is None or runner.done():
             return
         self.halt(None)
+        end = asyncio.get_running_loop().call_later(self._drain, self.abandon)
         try:
-            await asyncio.wait([runner], timeout=self._drain)
+            with self._drains.one():
+                await ended(runner)
         finally:
-            runner.cancel()
-            await _ended(runner)
+            end.cancel()
+
+    def abandon(self) -> None:
+        """Stop the batch without waiting for the calls in flight: their outcome is unknown.
+
+        This ends a drain early, for example when a person interrupts a program for the second time. Await
+        the batch, or leave its `async with` block, as usual; that doesn't take long any more. Call this in
+        the event loop of the batch. It may be called at any time and more than once; a batch that wasn't
+        started yet sends nothing.
+        """
+        self.halt(None)
+        if self._runner is not None:
+            self._runner.cancel()
 
     def halt(self, why: BaseException | None) -> None:
-        """Send nothing more, and wake whoever waits with nothing in flight. For the batch's own flights."""
+        """Send nothing more, and cancel the workers that have nothing in flight. For the batch's own flights.
+
+        A worker that waits for the input is in flight as well, for the drain time: cancelling it would close
+        an async generator, and the rest of the input would be lost.
+        """
         self.result.stopped_by = self.result.stopped_by or why
         self.halted = True
         for worker, flight in self._workers.items():
-            if worker is not asyncio.current_task() and (flight is None or not flight.busy):
+            if worker is self._source.reader:
+                self._last_read = self._last_read or worker.get_loop().call_later(self._drain, worker.cancel)
+            elif worker is not asyncio.current_task() and (flight is None or not flight.busy):
                 worker.cancel()
 
     def fail(self, trouble: BaseException) -> None:
@@ -584,6 +619,9 @@ class Batch(Generic[S]):
         self._workers[worker] = None
         try:
             while (request := await self._take()) is not None:
+                if self.halted:  # while this worker waited for the input
+                    self.result.not_attempted.append(request)
+                    break
                 if not await self._serve(worker, request):
                     await asyncio.sleep(0)  # what fails without waiting for anything must not hold the loop
         finally:
@@ -602,8 +640,8 @@ class Batch(Generic[S]):
             request = None
         if request is None:
             self._room.release()
-        else:
-            self._taken += 1
+            return None
+        self._taken += 1
         return request
 
     async def _serve(self, worker: asyncio.Task[None], request: object) -> bool:
@@ -738,15 +776,3 @@ class Batch(Generic[S]):
             in_flight=self._taken - done - left,
             elapsed=self.now() - self._started,
         )
-
-
-async def _ended(runner: asyncio.Task[None]) -> None:
-    """Wait for a cancelled task; further cancellations of the waiter are kept until it has ended."""
-    again: asyncio.CancelledError | None = None
-    while not runner.done():
-        try:
-            await asyncio.wait([runner])
-        except asyncio.CancelledError as error:
-            again = error
-    if again is not None:
-        raise again

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "plaid_relay_async"
 CORE = (
-    *("errors", "models", "config", "codec", "watch", "exchange", "session", "transport"),
+    *("errors", "cancellation", "models", "config", "codec", "watch", "exchange", "session", "transport"),
     *("outcomes", "batch"),
 )
 
@@ -29,6 +29,7 @@ class Room:
 
 MAP = {
     "errors": Room(),
+    "cancellation": Room(),
     "models": Room(("errors",), ("attrs",)),
     "config": Room(("errors",), ("attrs",)),
     "codec": Room(("errors", "models"), ("attrs", "cattrs")),
@@ -40,7 +41,7 @@ MAP = {
         ("aiohttp", "attrs", "backoff"),
     ),
     "outcomes": Room(("errors", "models"), ("attrs",)),
-    "batch": Room(("errors", "models", "outcomes"), ("attrs",)),
+    "batch": Room(("cancellation", "errors", "models", "outcomes"), ("attrs",)),
     "client": Room(CORE, ("aiohttp", "attrs")),
     "limits": Room(("config", "errors"), ("attrs", "redis")),
     "journal": Room(
@@ -61,6 +62,7 @@ MAP = {
 
 # What a plain `import plaid_relay_async` leaves alone.
 LAZY = (
+    "anyio",
     "aiohttp.web",
     "cyclopts",
     "rich",

@@ -382,8 +382,30 @@ async def test_cancelled_an_awaited_batch_drains_and_its_result_stays(plaid, cli
 
 
 @pytest.mark.parametrize("cancellations", [2, 3, 5])
-async def test_a_second_cancellation_does_not_wait(plaid, client, cancellations):
-    """Cancelled again while it drains, a batch gives up what is in flight as unknown, however often it comes."""
+async def test_further_cancellations_do_not_end_a_drain(plaid, client, cancellations):
+    """However often a batch is cancelled while it drains, it waits for what is in flight, and is cancelled then."""
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.3))
+    batch = client.relay.create_many(requests(plaid, 20), concurrency=10)
+
+    async def run() -> None:
+        await batch
+
+    task = asyncio.create_task(run())
+    while plaid.counts[CREATE] < 10:
+        await asyncio.sleep(0.001)
+    for _ in range(cancellations):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelling() == cancellations
+    assert batch.result.counts == {"created": 10}
+    assert_nothing_lost(plaid, held(batch.result))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_an_abandoned_drain_does_not_wait(plaid, client, times):
+    """`abandon()` ends a drain: what is in flight becomes unknown, and the cancellation is raised."""
     plaid.fail(Fault(path=CREATE, stall=30, when="after"))
     batch = client.relay.create_many(requests(plaid, 20), concurrency=10)
 
@@ -394,14 +416,122 @@ async def test_a_second_cancellation_does_not_wait(plaid, client, cancellations)
     while plaid.counts[CREATE] < 10:
         await asyncio.sleep(0.001)
     began = time.monotonic()
-    for _ in range(cancellations):
-        task.cancel()
-        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    for _ in range(times):
+        batch.abandon()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert time.monotonic() - began < 5
     assert len(batch.result.unknown) == 10
     assert_nothing_lost(plaid, held(batch.result))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_batch_can_be_abandoned_while_it_runs(plaid, client, streamed):
+    """Nothing more is sent, what is in flight becomes unknown, and the batch ends as if its input had ended."""
+    plaid.fail(Fault(path=CREATE, stall=30, when="after"))
+    rows, seen = requests(plaid, 20), []
+    batch = client.relay.create_many(rows, concurrency=10)
+
+    async def run() -> None:
+        if streamed:
+            async with batch as outcomes:
+                seen.extend([outcome async for outcome in outcomes])
+        else:
+            seen.extend((await batch).unknown)
+
+    task = asyncio.create_task(run())
+    while plaid.counts[CREATE] < 10:
+        await asyncio.sleep(0.001)
+    batch.abandon()
+    await task
+    assert [type(outcome) for outcome in seen] == [Unknown] * 10
+    assert (len(batch.result.not_attempted), len([*rows]), plaid.counts[CREATE]) == (0, 10, 10)
+
+
+async def test_a_batch_that_is_abandoned_before_it_starts_sends_nothing(plaid, client):
+    """It ends at once, and the input is still there."""
+    rows = requests(plaid, 3)
+    batch = client.relay.create_many(rows)
+    batch.abandon()
+    assert (await batch).counts == {}
+    assert (len([*rows]), plaid.counts[CREATE]) == (3, 0)
+
+
+@pytest.mark.parametrize("way", ["break", "cancel", "callback"])
+async def test_the_rest_of_an_async_generator_is_available_when_the_batch_is_left(plaid, client, way):
+    """A read of the input that is in progress is waited for; its request is in `not_attempted`."""
+    asked = asyncio.Event()
+
+    async def rows():
+        for n, row in enumerate(requests(plaid, 100)):
+            if n == 1:
+                asked.set()
+                await asyncio.sleep(0.05)
+            yield row
+
+    source = rows()
+
+    async def leave() -> None:
+        async with client.relay.create_many(source, concurrency=2, on_outcome=raising) as outcomes:
+            batches.append(outcomes)
+            async for _ in outcomes:
+                await asked.wait()
+                if way == "break":
+                    break
+                if way == "cancel":
+                    asyncio.current_task().cancel()
+
+    def raising(_outcome) -> None:
+        if way == "callback":
+            raise OSError("the disk is full")
+
+    batches: list[Batch] = []
+    task = asyncio.create_task(leave())
+    await asyncio.wait([task])
+    if way == "callback":
+        assert isinstance(task.exception(), BatchStoppedError)
+    else:
+        assert task.cancelled() == (way == "cancel")
+    rest = [row async for row in source]
+    left = [*batches[0].result.not_attempted, *rest]
+    assert [r.secondary_client_id for r in left] == partners(100)[1:]
+    assert (len(rest), plaid.counts[CREATE]) == (98, 1)
+
+
+async def test_an_input_that_gives_nothing_is_waited_for_as_long_as_a_drain_lasts(plaid):
+    """After the drain time, or once the batch is abandoned, the read is cancelled, and a generator cleans up."""
+    ended, waiting = [], asyncio.Event()
+
+    async def rows(name):
+        try:
+            for row in requests(plaid, 1):
+                yield row
+            waiting.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.append(name)
+
+    async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(drain=0.05)) as client:
+        async with client.relay.create_many(rows("left")) as outcomes:
+            async for _ in outcomes:
+                break
+        assert ended == ["left"]
+        plaid.fail(Fault(path=CREATE, status=400, body={"error_code": "INVALID_API_KEYS"}))
+        with pytest.raises(BatchStoppedError):
+            await client.relay.create_many(rows("stopped"), on_outcome=lambda outcome: 1 / 0)
+        assert ended == ["left", "stopped"]
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+        waiting.clear()
+        began = time.monotonic()
+        batch = client.relay.create_many(rows("abandoned"))
+        running = asyncio.ensure_future(batch)
+        await waiting.wait()
+        batch.abandon()
+        await running
+        assert time.monotonic() - began < 5
+    assert ended == ["left", "stopped", "abandoned"]
 
 
 async def test_a_batch_within_a_timeout(plaid, client):

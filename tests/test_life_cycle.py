@@ -301,24 +301,6 @@ async def test_an_input_that_its_owner_closes_has_ended(plaid, client, asynchron
     assert 5 <= seen == len(plaid.ledger) < 10
 
 
-async def test_an_async_input_that_is_waited_for_is_told_when_the_batch_is_left(plaid, client):
-    """A generator that waits for its next row when the batch is left ends then, and can clean up."""
-    ended = []
-
-    async def rows():
-        try:
-            for row in RelayCreateRequest.fan_out([plaid.add_report()], ["a", "b"]):
-                yield row
-            await asyncio.Event().wait()
-        finally:
-            ended.append(True)
-
-    async with client.relay.create_many(rows()) as outcomes:
-        async for _ in outcomes:
-            break
-    assert ended == [True]
-
-
 # ------------------------------------------------------------------------- closed while it is in flight
 
 

@@ -123,7 +123,7 @@ class Load:
 
     async def many(self, batch: Batch) -> None:
         """Left in one of three ways when nearly all is done."""
-        leave = self.draw.choice([break_off, cancel, cancel_twice])
+        leave = self.draw.choice([break_off, cancel, cancel_and_abandon])
         await leave(batch, BATCH - self.draw.randint(1, BATCH // 10))
 
 
@@ -134,22 +134,23 @@ async def break_off(batch: Batch, enough: int) -> None:
                 break
 
 
-async def cancel(batch: Batch, enough: int, times: int = 1) -> None:
+async def cancel(batch: Batch, enough: int, *, abandoned: bool = False) -> None:
     async def run() -> None:
         await batch
 
     task = asyncio.create_task(run())
     while batch.result.counts.total() < enough:
         await asyncio.sleep(0.001)
-    for _ in range(times):
-        task.cancel()
-        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    if abandoned:
+        batch.abandon()
     await asyncio.wait([task])
 
 
-async def cancel_twice(batch: Batch, enough: int) -> None:
-    """The second time it doesn't wait for what is in flight."""
-    await cancel(batch, enough, times=2)
+async def cancel_and_abandon(batch: Batch, enough: int) -> None:
+    """Doesn't wait for what is in flight."""
+    await cancel(batch, enough, abandoned=True)
 
 
 @pytest.mark.timeout(300)

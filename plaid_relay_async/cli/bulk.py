@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from plaid_relay_async.journal import Journal  # noqa: TC004  # it comes with an extra
     from plaid_relay_async.outcomes import BatchResult, Progress
 
-# Long enough for the first cancellation to have arrived: two at once would count as one.
-_BETWEEN_CANCELLATIONS = 0.02
-
 
 @define(eq=False)
 class Run:
@@ -41,7 +38,7 @@ class Run:
         rows: what to do.
         output: takes each outcome.
         board: tells people.
-        signals: the first drains, the second cancels.
+        signals: the first drains, the second abandons the drain.
         concurrency: so many calls at once.
         retry: in place of the client's policy.
         journal: not open yet, if there is one.
@@ -123,6 +120,7 @@ class Run:
             async for _ in outcomes:  # each was written before it came here
                 await self.output.settle()
                 if self.output.trouble is not None:
+                    self.rows.close()  # a drain would wait for the next row of a pipe
                     break
             self._draining = True
 
@@ -166,7 +164,7 @@ class Run:
         elif self._interruptions == 2:
             self.board.say(f"stopping at once: {now.done} done, {now.in_flight} in flight are given up")
             self.output.hurry()
-            asyncio.get_running_loop().call_later(_BETWEEN_CANCELLATIONS, sending.cancel)
+            batch.abandon()
 
     # ----------------------------------------------------------------------------------------- afterwards
 

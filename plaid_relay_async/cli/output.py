@@ -13,7 +13,6 @@ import re
 import select
 import stat
 import sys
-import time
 from codecs import getincrementaldecoder
 from collections import Counter, deque
 from pathlib import Path
@@ -28,7 +27,7 @@ from plaid_relay_async.errors import Hidden, reason_of
 from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 
 COLUMNS = ("outcome", "secondary_client_id", "relay_token", "request_id", "error_code", "attempts")
@@ -301,7 +300,6 @@ def open_output(
     *,
     append: bool = False,
     rescuing: bool = True,
-    interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Output]:
     """Open an output, and report in the end what it didn't take.
 
@@ -311,18 +309,17 @@ def open_output(
         path: a file's, `.csv` for CSV and anything else for JSON Lines, or `-` for standard output.
         append: add to the file if there is one.
         rescuing: whether what can't be written goes to a rescue file; otherwise it is stored elsewhere.
-        interrupted: returns whether to stop waiting for the reader of a named pipe.
 
     Raises:
         UsageError: it can't be opened, or exists already, or its permissions are too open.
-        KeyboardInterrupt: it was interrupted while waiting for a reader.
+        KeyboardInterrupt: a signal came while the reader of a named pipe was awaited.
     """
     with contextlib.ExitStack() as stack:
         new = False
         if path == "-":
             file = standard_output()
         else:
-            file, new = _open(path, append=append, interrupted=interrupted)
+            file, new = _open(path, append=append)
             stack.enter_context(file)
             _claim(file, path)
             if not new:
@@ -382,7 +379,7 @@ def reason_for(error: BaseException) -> str:
     return getattr(error, "strerror", None) or type(error).__name__
 
 
-def _open(path: str, *, append: bool, interrupted: Callable[[], bool]) -> tuple[io.FileIO, bool]:
+def _open(path: str, *, append: bool) -> tuple[io.FileIO, bool]:
     try:
         return _open_new(path), True
     except FileExistsError:
@@ -391,7 +388,7 @@ def _open(path: str, *, append: bool, interrupted: Callable[[], bool]) -> tuple[
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     try:
-        return _open_again(path, interrupted), False
+        return _open_again(path), False
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
 
@@ -418,35 +415,15 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_APPEND, 0o600)
 
 
-def _open_again(path: str, interrupted: Callable[[], bool]) -> io.FileIO:
-    if Path(path).is_fifo():
-        return _open_pipe(path, interrupted)
+def _open_again(path: str) -> io.FileIO:
+    # Opening a named pipe waits for its reader, until a signal raises KeyboardInterrupt. The pipe is opened
+    # to write alone: a process that opens it to read as well is a reader of it.
     file = io.FileIO(path, "a+" if Path(path).is_file() else "w", opener=_private)
     mode = os.fstat(file.fileno()).st_mode
     if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
         file.close()
         raise UsageError(f"{path}: others may read it, and tokens would lie in it; chmod 600 first")
     return file
-
-
-def _open_pipe(path: str, interrupted: Callable[[], bool]) -> io.FileIO:
-    """Open a named pipe once it has a reader.
-
-    The system would wait for one as well, but a signal whose handler returns doesn't end that.
-    """
-    while True:
-        try:
-            # To write alone: a process that opens it to read as well is a reader of it.
-            file = io.FileIO(path, "w", opener=lambda name, _: os.open(name, os.O_WRONLY | os.O_NONBLOCK))
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-        else:
-            os.set_blocking(file.fileno(), True)
-            return file
-        if interrupted():
-            raise KeyboardInterrupt
-        time.sleep(_PAUSES[1])
 
 
 # A quoted field of CSV; what closes it is missing if the text ends before.

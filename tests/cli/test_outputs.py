@@ -565,21 +565,6 @@ def test_a_named_pipe_that_no_process_reads(plaid, spawn, partners, tmp_path, nu
     assert not plaid.requests
 
 
-def test_a_named_pipe_that_is_deleted(plaid, spawn, partners, tmp_path):
-    """It isn't waited for any more, and no file takes its place."""
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    process = spawn("bulk", partners(1), "--report-token", REPORT, "--output", fifo, "--append")
-    while not handles(process, signal.SIGTERM):
-        time.sleep(0.01)
-    time.sleep(0.3)
-    fifo.unlink()
-    _, errors = process.communicate(timeout=20)
-    assert (process.returncode, "No such file or directory" in errors) == (2, True)
-    assert not fifo.exists()
-    assert not plaid.requests
-
-
 def test_a_socket_is_no_output(plaid, run, partners, tmp_path):
     """It is refused, and not waited for."""
     import socket

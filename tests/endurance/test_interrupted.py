@@ -1,0 +1,187 @@
+"""Event loops that end, or lose all their tasks, under a batch with a journal, at random moments."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import re
+import threading
+import time
+
+import aiohttp
+import pytest
+from attrs import define, field
+from journals import CREATE, KEY, all_of, requests
+from support import OWNER, QUICK
+
+from plaid_relay_async import RelayClient
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.simulator import Fault, Simulator
+
+pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
+
+TOKEN = re.compile(rb'"relay_token": ?"([^"]+)"')
+CLOSED_WITHIN = 60  # seconds, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def plaid():
+    """A simulator in a thread with an event loop of its own, which outlives those of the test."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    simulator = Simulator()
+    asyncio.run_coroutine_threadsafe(simulator.start(), loop).result()
+    for latency in (0.001, 0.003, 0.01):
+        simulator.fail(Fault(path=CREATE, latency=latency, rate=0.3, when="after"))
+    yield simulator
+    asyncio.run_coroutine_threadsafe(simulator.close(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@define
+class Content:
+    """The content of a response: it notes each token that is read from it."""
+
+    content: aiohttp.StreamReader
+    received: set[str]
+
+    async def readany(self):
+        piece = await self.content.readany()
+        self.received.update(token.decode() for token in TOKEN.findall(piece))
+        return piece
+
+    def __getattr__(self, name):
+        return getattr(self.content, name)
+
+
+@define
+class Interruption:
+    """A batch that is interrupted once a number of responses were read, and some turns of the loop later.
+
+    Attributes:
+        received: each token that the process has read.
+        handed: each token that is in an outcome of the batch.
+        seconds: how long it took to close the journal, or to end the event loop.
+    """
+
+    plaid: Simulator
+    url: str
+    run: str
+    responses: int
+    turns: int
+    received: set[str] = field(factory=set)
+    handed: set[str] = field(factory=set)
+    seconds: float = 0.0
+
+    @contextlib.asynccontextmanager
+    async def client(self):
+        received = self.received
+
+        class Reading(aiohttp.ClientResponse):
+            """A response whose content is noted as it is read."""
+
+            async def start(self, connection):
+                await super().start(connection)
+                self.content = Content(self.content, received)
+                return self
+
+        connector = aiohttp.TCPConnector(limit=10)
+        async with aiohttp.ClientSession(connector=connector, response_class=Reading) as session:
+            async with RelayClient(OWNER, base_url=self.plaid.url, retry=QUICK, session=session) as client:
+                yield client
+
+    async def batch(self, journal):
+        async with self.client() as client:
+            fanned = requests(self.plaid.add_report(), 30)
+            batch = client.relay.create_many(fanned, journal=journal, concurrency=10)
+            try:
+                await batch
+            finally:
+                self.handed = {outcome.relay_token for outcome in batch.result.created}
+
+    async def moment(self, running):
+        while len(self.received) < self.responses and not running.done():
+            await asyncio.sleep(0)
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
+
+    async def main_returns(self):
+        """The journal is closed by a task that the end of `asyncio.run` cancels."""
+
+        async def service():
+            async with Journal(self.url, run=self.run, key=KEY) as journal:
+                await self.batch(journal)
+
+        running = asyncio.ensure_future(service())
+        await self.moment(running)
+        self.seconds = -time.monotonic()
+        return running
+
+    async def all_tasks_are_cancelled(self):
+        """The journal is closed afterwards."""
+        async with Journal(self.url, run=self.run, key=KEY) as journal:
+            running = asyncio.ensure_future(self.batch(journal))
+            await self.moment(running)
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.seconds = -time.monotonic()
+
+    async def nothing_is_closed(self, journal):
+        """The end of `asyncio.run` is all that there is."""
+        await journal.open()
+        running = asyncio.ensure_future(self.batch(journal))
+        await self.moment(running)
+        self.seconds = -time.monotonic()
+        return running
+
+    async def tokens(self):
+        async with Journal(self.url, run=self.run, key=KEY) as journal:
+            return {record.relay_token for record in await all_of(journal, self.run)}
+
+
+def interrupted(plaid, url, chance, number):
+    """Interrupt a batch at a random moment, and check that what it had received is recorded."""
+    one = Interruption(plaid, url, f"run-{number}", chance.randrange(28), chance.randrange(60))
+    if number % 2:
+        asyncio.run(one.main_returns())
+    else:
+        asyncio.run(one.all_tasks_are_cancelled())
+    one.seconds += time.monotonic()
+    kept = asyncio.run(one.tokens())
+    assert one.received <= kept, one
+    assert one.handed <= kept, one
+    assert one.seconds < CLOSED_WITHIN, one
+    return len(one.received)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_what_was_received_is_recorded(plaid, tmp_path, kind, request, size):
+    """No token that the process has read is missing from the journal, and closing it ends."""
+    url = str(tmp_path / "relay.db")
+    if kind == "postgresql":
+        postgres = request.getfixturevalue("postgres")
+        asyncio.run(postgres.fresh())
+        url = postgres.url
+    chance = random.Random(18)
+    received = sum(interrupted(plaid, url, chance, number) for number in range(size(8, 500)))
+    print(f"{kind}: {received} tokens were received, and all of them are recorded")  # noqa: T201
+    assert received
+
+
+def test_a_journal_that_is_never_closed(plaid, tmp_path, size):
+    """What was received is recorded, though only the end of `asyncio.run` waits for it."""
+    url = str(tmp_path / "relay.db")
+    chance = random.Random(19)
+    for number in range(size(4, 100)):
+        one = Interruption(plaid, url, f"run-{number}", chance.randrange(28), chance.randrange(60))
+        journal = Journal(url, run=one.run, key=KEY)
+        asyncio.run(one.nothing_is_closed(journal))
+        kept = asyncio.run(one.tokens())
+        asyncio.run(journal.close())
+        assert one.received <= kept, one

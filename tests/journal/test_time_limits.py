@@ -1,0 +1,367 @@
+"""Databases that don't answer, or refuse for a moment: every call and close() end in bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+import time
+from contextlib import asynccontextmanager, closing
+
+import pytest
+from journals import CREATE, KEY, all_of, of_the_ledger, requests
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from plaid_relay_async import BatchStoppedError, ConfigurationError, JournalError
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.simulator import Fault
+
+pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
+
+LEASE = 3
+BOUND = 30  # seconds for what takes a lease and two attempts of 2 s, on a busy machine
+
+
+class Gate:
+    """A proxy between a journal and PostgreSQL that can stop forwarding, without closing a connection."""
+
+    def __init__(self) -> None:
+        self._links = []
+        self._shut = False
+
+    @asynccontextmanager
+    async def before(self, server):
+        self._port = server.port
+        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+            for link in self._links:
+                link.cancel()
+            await asyncio.gather(*self._links, return_exceptions=True)
+
+    def drop(self):
+        """Forward nothing more on the connections that there are."""
+        for link in self._links:
+            link.silent.set()
+
+    def shut(self):
+        """Forward nothing more, on any connection."""
+        self._shut = True
+        self.drop()
+
+    async def _serve(self, reader, writer):
+        link = asyncio.current_task()
+        link.silent = asyncio.Event()
+        self._links.append(link)
+        if self._shut:
+            link.silent.set()
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", self._port)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(
+                self._forward(link.silent, reader, to_server), self._forward(link.silent, from_server, writer)
+            )
+        for each in (writer, to_server):
+            each.transport.abort()
+
+    async def _forward(self, silent, reader, writer):
+        with contextlib.suppress(ConnectionError):
+            while (data := await reader.read(65536)) and not silent.is_set():
+                writer.write(data)
+                await writer.drain()
+        if data:
+            await asyncio.Event().wait()
+        writer.close()
+
+
+@asynccontextmanager
+async def within(seconds):
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < seconds
+
+
+@pytest.fixture
+async def gate(postgres):
+    await postgres.fresh()
+    gate = Gate()
+    async with gate.before(postgres) as gate.url:
+        yield gate
+
+
+# ------------------------------------------------------------------------------- a server that is silent
+
+
+@pytest.mark.parametrize("engine", ["own", "the caller's"])
+async def test_a_server_that_is_silent_before_a_call(plaid, client, report, gate, engine):
+    """The call fails and sends nothing, and closing ends."""
+    callers = create_async_engine(gate.url.replace("postgresql", "postgresql+psycopg"))
+    journal = Journal(callers if engine == "the caller's" else gate.url, run="x", key=KEY, lease=LEASE)
+    await journal.open()
+    await client.relay.create([report], "p", journal=journal)
+    gate.shut()
+    async with within(BOUND):
+        with pytest.raises(JournalError, match=r"took longer than 2 s|the lease on the journal lapsed"):
+            await client.relay.create([report], "q", journal=journal, timeout=5)
+    async with within(BOUND):
+        await journal.close()
+    await callers.dispose()
+    assert len(plaid.requests) == 1
+
+
+async def test_a_server_that_falls_silent_under_a_batch(plaid, client, report, gate, postgres):
+    """What comes is delivered, though it can't be recorded; nothing more is sent."""
+    plaid.fail(Fault(path=CREATE, latency=0.5, when="after"))
+    journal = Journal(gate.url, run="x", key=KEY, lease=LEASE)
+    await journal.open()
+    batch = client.relay.create_many(requests(report, 100), journal=journal, concurrency=40)
+    running = asyncio.ensure_future(batch)
+    while len(plaid.requests) < 40:
+        await asyncio.sleep(0.01)
+    gate.shut()
+    async with within(BOUND):
+        with pytest.raises(BatchStoppedError) as stopped:
+            await running
+    async with within(BOUND):
+        await journal.close()
+    assert isinstance(stopped.value.__cause__, JournalError)
+    assert len(batch.result.created) == len(plaid.ledger) == 40
+    async with Journal(postgres.url, run="x", key=KEY) as journal:
+        assert (await journal.status("x")).counts["created"] < 40
+
+
+async def test_a_server_that_is_silent_from_the_start(gate):
+    """Opening fails."""
+    gate.shut()
+    async with within(BOUND):
+        with pytest.raises(JournalError, match=r"took longer than|timeout expired"):
+            await Journal(gate.url, key=KEY, lease=LEASE).open()
+
+
+async def test_a_server_that_is_silent_while_the_journal_is_closed(plaid, client, report, gate):
+    """Closing ends, also for a call in flight and for another task that reads the journal."""
+    plaid.fail(Fault(path=CREATE, secondary_client_id="q", latency=1))
+    journal = Journal(gate.url, run="x", key=KEY, lease=LEASE)
+    await journal.open()
+    await client.relay.create([report], "p", journal=journal)
+    calling = asyncio.ensure_future(client.relay.create([report], "q", journal=journal))
+    while len(plaid.requests) < 2:
+        await asyncio.sleep(0.01)
+    gate.shut()
+    reading = asyncio.ensure_future(journal.runs())
+    await asyncio.sleep(0.1)
+    async with within(BOUND):
+        await journal.close()
+    async with within(BOUND):
+        with pytest.raises(JournalError):
+            await reading
+        await asyncio.wait([calling])
+    assert of_the_ledger(plaid) == {"p": 1, "q": 1}
+
+
+async def test_connections_that_are_dropped_silently(plaid, client, report, gate):
+    """New ones take their place: a batch and the lease go on."""
+    plaid.fail(Fault(path=CREATE, latency=0.05))
+    async with Journal(gate.url, run="x", key=KEY, lease=9) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        batch = client.relay.create_many(requests(report, 100), journal=journal, concurrency=10)
+        running = asyncio.ensure_future(batch)
+        while len(plaid.requests) < 30:
+            await asyncio.sleep(0.01)
+        gate.drop()
+        assert (await running).counts == {"created": 100}
+        await asyncio.sleep(9)
+        await client.relay.create([report], "late", journal=journal)
+    assert len(plaid.ledger) == 102
+
+
+async def test_a_reader_that_is_cancelled_in_front_of_a_silent_server(gate):
+    """It ends at once, and its connection isn't used again."""
+    async with Journal(gate.url, key=KEY, lease=9) as journal:
+        assert await journal.runs() == []
+        gate.drop()
+        reading = asyncio.ensure_future(journal.runs())
+        await asyncio.sleep(0.2)
+        async with within(BOUND):
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            assert await journal.runs() == []
+
+
+async def test_a_lock_that_is_held(plaid, client, report, postgres):
+    """A call that can't have it in time fails, and the server doesn't go on waiting for it."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY, lease=LEASE) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        locking = ("BEGIN", "LOCK TABLE relay_entries IN ACCESS EXCLUSIVE MODE", "SELECT pg_sleep(12)")
+        holding = asyncio.ensure_future(postgres.execute(*locking))
+        while not await postgres.execute("SELECT 1 FROM pg_locks WHERE mode LIKE 'AccessEx%' AND granted"):
+            await asyncio.sleep(0.01)
+        async with within(BOUND):
+            with pytest.raises(JournalError):
+                await client.relay.create([report], "q", journal=journal)
+        assert not holding.done()
+        while await postgres.execute("SELECT 1 FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.05)
+        assert not holding.done()
+        await holding
+    assert of_the_ledger(plaid) == {"p": 1}
+
+
+async def test_a_transaction_that_something_cancels_is_repeated(client, report, postgres):
+    """The task of a transaction is one of the event loop's: what cancels that one alone changes nothing."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY) as journal:
+        reading = asyncio.ensure_future(journal.runs())
+        cancelled = set()
+        while not cancelled:
+            await asyncio.sleep(0)
+            tasks = asyncio.all_tasks()
+            cancelled = {each for each in tasks if "Line._transaction" in each.get_coro().__qualname__}
+        cancelled.pop().cancel()
+        assert await reading == []
+
+
+# ------------------------------------------------------------------------- a server that refuses for a moment
+
+
+@pytest.mark.parametrize("state", ["25006", "25P03", "57P01", "57P05", "08006", "40P01", "55P03"])
+async def test_a_refusal_that_passes(plaid, client, report, postgres, state):
+    """The transaction is repeated until it succeeds, within the lease."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        await refuse(postgres, state, times=3)
+        assert (await client.relay.create_many(requests(report), journal=journal)).counts == {"created": 10}
+    assert len(plaid.ledger) == 11
+
+
+async def test_a_refusal_that_stays(plaid, client, report, postgres):
+    """It isn't repeated: the call fails with the reason, and sends nothing."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        await refuse(postgres, "53100", times=100)
+        with pytest.raises(JournalError, match="refused"):
+            await client.relay.create([report], "q", journal=journal)
+        (refusals,) = await postgres.execute("SELECT last_value FROM refusals")
+    assert refusals == (1,)
+    assert len(plaid.requests) == 1
+
+
+async def refuse(postgres, state, times):
+    """Have the server refuse the next rows, with this SQLSTATE."""
+    await postgres.execute(
+        "CREATE SEQUENCE refusals",
+        f"""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('refusals') <= {times} THEN RAISE EXCEPTION 'refused' USING ERRCODE = '{state}'; END IF;
+            RETURN NULL;
+        END $$
+        """,
+        "CREATE TRIGGER refuse BEFORE INSERT ON relay_entries EXECUTE FUNCTION refuse()",
+    )
+
+
+async def test_a_server_that_is_read_only_for_a_moment(plaid, client, report, postgres):
+    """A failover: connections are ended, new ones can only read, and later they can write again."""
+    await postgres.fresh()
+    writable = "SET default_transaction_read_only = off"
+    plaid.fail(Fault(path=CREATE, latency=0.02))
+    try:
+        async with Journal(postgres.url, run="x", key=KEY) as journal:
+            running = asyncio.ensure_future(
+                client.relay.create_many(requests(report, 100), journal=journal, concurrency=5)
+            )
+            while len(plaid.requests) < 20:
+                await asyncio.sleep(0.01)
+            await postgres.execute(
+                "ALTER DATABASE postgres SET default_transaction_read_only = on",
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
+            )
+            await asyncio.sleep(2)
+            assert not running.done()
+            await postgres.execute(writable, "ALTER DATABASE postgres RESET default_transaction_read_only")
+            assert (await running).counts == {"created": 100}
+            assert len(await all_of(journal, "x")) == 100
+    finally:
+        await postgres.execute(writable, "ALTER DATABASE postgres RESET default_transaction_read_only")
+    assert len(plaid.ledger) == 100
+
+
+async def test_a_session_that_idled_in_a_transaction(postgres):
+    """The server ends it; the transaction is repeated on another connection."""
+    await postgres.fresh()
+    states = []
+
+    def work(connection):
+        if not states:
+            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 50")
+            states.append("idle")
+            time.sleep(0.5)
+        connection.exec_driver_sql("SELECT 1").close()
+        states.append("done")
+
+    async with Journal(postgres.url, key=KEY) as journal:
+        await journal._write(work)
+    assert states == ["idle", "done"]
+
+
+# ------------------------------------------------------------------------------------------------- SQLite
+
+
+async def test_a_file_that_stays_locked(plaid, client, report, tmp_path):
+    """A call fails once SQLite has waited for its timeout, and so does what is written while closing."""
+    path = tmp_path / "relay.db"
+    url = f"sqlite:///{path}?timeout=0.5"
+    journal = Journal(url, run="x", key=KEY)
+    await journal.open()
+    await client.relay.create([report], "p", journal=journal)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        async with within(BOUND):
+            with pytest.raises(JournalError, match="locked"):
+                await client.relay.create([report], "q", journal=journal)
+            await journal.close()
+    assert len(plaid.requests) == 1
+
+
+async def test_a_disk_that_hangs(client, report, tmp_path):
+    """A call fails after its time limit; what comes later is written in order once the disk is back."""
+    hanging = threading.Event()
+    async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        database, line = journal._database, journal._state.line
+        with pytest.raises(JournalError, match=r"took longer than 0\.1 s"):
+            await database.write(line, lambda connection: hanging.wait(BOUND), 0.0, 0.1)
+        reading = asyncio.ensure_future(journal.runs())
+        await asyncio.sleep(0.1)
+        assert not reading.done()
+        hanging.set()
+        assert [run.name for run in await reading] == ["x"]
+
+
+async def test_a_disk_that_hangs_while_the_journal_is_closed(tmp_path):
+    """Closing doesn't wait for it for longer than the time limit."""
+    hanging = threading.Event()
+    url = f"sqlite:///{tmp_path / 'relay.db'}?timeout=0.1"
+    journal = Journal(url, key=KEY, lease=0.5)
+    await journal.open()
+    database, line = journal._database, journal._state.line
+    writing = asyncio.ensure_future(database.write(line, lambda connection: hanging.wait(BOUND), 0.0, BOUND))
+    await asyncio.sleep(0.1)
+    async with within(BOUND):
+        await journal.close()
+    assert not writing.done()
+    with pytest.raises(JournalError, match="closed in the meantime"):
+        await database.write(line, lambda connection: None, 0.0)
+    hanging.set()
+    await writing
+
+
+def test_a_timeout_that_is_no_number(tmp_path):
+    """It is refused when the journal is made."""
+    with pytest.raises(ConfigurationError, match="timeout in the journal's address"):
+        Journal(f"sqlite:///{tmp_path / 'relay.db'}?timeout=soon", key=KEY)

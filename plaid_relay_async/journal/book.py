@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from functools import partial
 from pathlib import Path  # noqa: TC003  # its documentation resolves it
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -13,7 +14,7 @@ from sqlalchemy import exists, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from plaid_relay_async.config import check_seconds
-from plaid_relay_async.errors import ConfigurationError, JournalError, sealed_init
+from plaid_relay_async.errors import ConfigurationError, Hidden, JournalError, sealed, sealed_init
 from plaid_relay_async.journal.database import Database, Line, telling
 from plaid_relay_async.journal.decisions import OnExisting, Policy
 from plaid_relay_async.journal.groups import finish
@@ -22,6 +23,7 @@ from plaid_relay_async.journal.keys import Digests, Keyring, keyring
 from plaid_relay_async.journal.recording import Creation, Recorder, Removal, Unrecorded
 from plaid_relay_async.journal.records import PAGE, Record, RunStatus, page_of, record, status_of
 from plaid_relay_async.journal.schema import entries, journals, now, prepare, runs
+from plaid_relay_async.journal.statements import Statements, rows
 from plaid_relay_async.journal.writing import Writer
 from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
 
@@ -39,6 +41,7 @@ T = TypeVar("T")
 
 _UNBOUNDED = 3600.0  # seconds that a request may take whose client sets it no time
 _LEASES = 10  # for a transaction that isn't a call's: it may read or change millions of rows
+_ROTATED = 500  # tokens in one transaction
 _NEW_RUN = {
     name: dialect.insert(runs).on_conflict_do_nothing()
     for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
@@ -356,25 +359,34 @@ class Journal:
             JournalError: the journal can't be read or written, or a file of SQLite may still contain what was
                 encrypted with another key, which the message names.
         """
-        after, many = -1, 0
-        while True:
-            page, changed = await self._write(partial(self._rotate_page, after))
-            many += changed
-            if len(page) < PAGE:
-                break
-            after = page[-1]
+        last: int | None = -1
+        count = 0
+        while last is not None:
+            page = await self._write(partial(_tokens_after, last))
+            # Decrypting and encrypting take longest: not in a transaction, and not in the event loop.
+            last, changes = await asyncio.to_thread(self._encrypted_again, page)
+            begun = time.monotonic()
+            count += await self._write(partial(self._replace, changes))
+            await asyncio.sleep(time.monotonic() - begun)  # Others can write for at least half of the time.
         await self._database.clear_log(self._state.line)
-        return many
+        return count
 
-    def _rotate_page(self, after: int, connection: Connection) -> tuple[list[int], int]:
-        held = select(entries.c.id, entries.c.token).where(entries.c.id > after, entries.c.token.is_not(None))
-        found = connection.execute(held.order_by(entries.c.id).limit(PAGE)).all()
-        old = [row for row in found if not self._keyring.is_up_to_date(row.token)]
-        for row in old:
-            again = self._keyring.lock(self._keyring.open(row.token))
-            same = (entries.c.id == row.id) & (entries.c.token == row.token)
-            connection.execute(update(entries).where(same).values(token=again))
-        return [row.id for row in found], len(old)
+    @sealed
+    def _encrypted_again(self, page: Hidden[list[Any]]) -> tuple[int | None, Hidden[list[dict[str, Any]]]]:
+        """Return the last row of a page, unless no row follows it, and what has to be stored anew."""
+        found = page.reveal()
+        changes = [
+            {"id": row.id, "old": row.token, "new": self._keyring.lock(self._keyring.open(row.token))}
+            for row in found
+            if not self._keyring.is_up_to_date(row.token)
+        ]
+        return found[-1].id if len(found) == _ROTATED else None, Hidden(changes)
+
+    def _replace(self, changes: Hidden[list[dict[str, Any]]], connection: Connection) -> int:
+        if not changes.reveal():
+            return 0
+        replace = Statements(self._database.kind).replace
+        return connection.execute(replace, rows(changes.reveal())).rowcount
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         return await self._database.write(self._state.line, work, self._lease, self._long)
@@ -383,6 +395,11 @@ class Journal:
 def _check_word(name: str, value: object) -> None:
     if not isinstance(value, str) or not value.isprintable() or not value:
         raise ConfigurationError(f"{name} must be a string that isn't empty, of characters that can be shown")
+
+
+def _tokens_after(row: int, connection: Connection) -> Hidden[list[Any]]:
+    tokens = select(entries.c.id, entries.c.token).where(entries.c.id > row, entries.c.token.is_not(None))
+    return Hidden(list(connection.execute(tokens.order_by(entries.c.id).limit(_ROTATED)).all()))
 
 
 def _named(connection: Connection, run: str) -> Any:

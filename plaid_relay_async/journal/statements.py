@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     JSON,
+    Column,
     Text,
     and_,
     bindparam,
@@ -36,7 +37,7 @@ from plaid_relay_async.journal.schema import State, entries, now
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Column, FromClause
+    from sqlalchemy import FromClause
 
 _NEW = ("id", "run_id", "pair", "partner", "holder_id", "attempts")
 NOBODY: Final = 0
@@ -62,6 +63,7 @@ class Statements:
         retire: takes claim and currency from one row, if it is as it was seen.
         look_up: gives the rows with the claim on pairs, and those current in the run.
         find: gives the rows of tokens, by their digests.
+        replace: stores tokens anew, where they are still stored as they were read.
     """
 
     def __init__(self, kind: str) -> None:
@@ -83,6 +85,7 @@ class Statements:
         self.find: Final = select(entries).where(
             entries.c.token_digest.is_not(None), entries.c.token_digest.in_(select(given.c.token_digest))
         )
+        self.replace: Final = self._replace()
 
     @staticmethod
     def _as_seen() -> Any:
@@ -193,3 +196,8 @@ class Statements:
         return (
             select(entries).where(of_them, entries.c.claim).union_all(select(entries).where(of_them, current))
         )
+
+    def _replace(self) -> Any:
+        given = self._given(entries.c.id, Column("old", Text), Column("new", Text))
+        same = and_(entries.c.id == given.c.id, entries.c.token == given.c.old)
+        return update(entries).where(same).values(token=given.c.new)

@@ -1,0 +1,126 @@
+"""Rotating the keys of a large journal: beside processes that create, and killed on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sqlite3
+import sys
+from collections import Counter
+from contextlib import closing
+
+import pytest
+from journals import KEY, OTHER_KEY, all_of
+
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.journal.keys import keyring
+
+pytestmark = [pytest.mark.may_block, pytest.mark.timeout(1800)]  # SQLAlchemy's own
+
+PAGE = 500  # tokens that are written in one transaction
+
+CREATOR = """
+import asyncio, sys
+from plaid_relay_async import Credentials, RelayClient
+from plaid_relay_async.journal import Journal
+
+async def main(address, report, path, key, run):
+    created = 0
+    async with RelayClient(Credentials("owner", "secret-of-the-owner"), base_url=address) as client:
+        async with Journal(path, run=run, key=key) as journal:
+            end = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+            while not end.done():
+                await client.relay.create([report], f"{run}{created}", journal=journal)
+                created += 1
+                if created == 1:
+                    print("ready", flush=True)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+ROTATION = """
+import asyncio, sys
+from plaid_relay_async.journal import Journal
+
+async def main(path, key):
+    async with Journal(path, key=key) as journal:
+        print("ready", flush=True)
+        print(await journal.rotate())
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def program(source, *arguments):
+    pipe = asyncio.subprocess.PIPE
+    words = (sys.executable, "-c", source, *map(str, arguments))
+    return await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe)
+
+
+async def filled(path, count):
+    """A journal with a run of many tokens, encrypted with the first key."""
+    async with Journal(path, key=KEY):
+        pass
+    ring = keyring(KEY)
+    columns = "id, run_id, pair, partner, state, current, claim, holder_id, attempts, token"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("INSERT INTO relay_runs (name, started_at) VALUES ('large', 0)")
+        connection.executemany(
+            f"INSERT INTO relay_entries ({columns}) VALUES (?, 1, ?, ?, 'created', 1, 1, 0, 1, ?)",
+            ((n, f"{n:x}", f"p{n}", ring.lock(f"token-{n}")) for n in range(1, count + 1)),
+        )
+        connection.commit()
+
+
+def rotated(path):
+    """The number of tokens that only the new key decrypts."""
+    ring = keyring(OTHER_KEY)
+    with closing(sqlite3.connect(path)) as connection:
+        tokens = [token for (token,) in connection.execute("SELECT token FROM relay_entries")]
+    return sum(ring.is_up_to_date(token) for token in tokens)
+
+
+async def test_others_create_beside_a_rotation(plaid, report, tmp_path, size):
+    """Two processes create several times while one page is encrypted and written, and neither finds the file locked."""
+    path, count = tmp_path / "relay.db", size(5_000, 200_000)
+    await filled(path, count)
+    keys = f"{OTHER_KEY},{KEY}"
+    creators = [await program(CREATOR, plaid.url, report, path, keys, run) for run in ("x", "y")]
+    for creator in creators:
+        assert await creator.stdout.readline() == b"ready\n"
+    rotation = await program(ROTATION, path, keys)
+    assert await rotation.stdout.readline() == b"ready\n"
+    before = Counter(line["secondary_client_id"][0] for line in plaid.ledger)
+    written, _ = await rotation.communicate()
+    beside = Counter(line["secondary_client_id"][0] for line in plaid.ledger) - before
+    for creator in creators:
+        await creator.communicate(b"")
+    assert [creator.returncode for creator in creators] == [0, 0]
+    assert int(written) >= count
+    assert beside.total() > 6 * count / PAGE
+
+
+async def test_a_rotation_that_is_killed_is_done_again(tmp_path, size):
+    """Each token is stored under one of the two keys at any moment, and under the new one in the end."""
+    path, count = tmp_path / "relay.db", size(2_000, 20_000)
+    await filled(path, count)
+    keys = f"{OTHER_KEY},{KEY}"
+    for seed in range(size(2, 20)):
+        rotation = await program(ROTATION, path, keys)
+        until = min(count, rotated(path) + random.Random(seed).randint(1, max(1, count // 10)))
+        while rotated(path) < until and rotation.returncode is None:
+            await asyncio.sleep(0)
+        rotation.send_signal(signal.SIGKILL) if rotation.returncode is None else None
+        await rotation.communicate()
+        async with Journal(path, key=keys) as journal:
+            tokens = {record.relay_token for record in await all_of(journal, "large")}
+        assert tokens == {f"token-{n}" for n in range(1, count + 1)}
+    async with Journal(path, key=keys) as journal:
+        await journal.rotate()
+    assert rotated(path) == count
+
+
+@pytest.fixture
+def report(plaid):
+    return plaid.add_report()

@@ -135,7 +135,7 @@ class Journal:
 
         Raises:
             JournalError: it can't be read or written, or a later release made it.
-            ConfigurationError: its key is another, or others may read the file.
+            ConfigurationError: its key is another, others may read the file, or the database isn't in UTF8.
         """
         if self._opened is not None:
             raise JournalError("the journal is open already")
@@ -155,6 +155,7 @@ class Journal:
             return prepare(connection, self._keyring.lock(fresh))
 
         with telling():
+            await self._database.check(line)
             stored = await line.run(work, self._long)
         self._opened = _Opened(
             Digests(self._keyring.open(stored)), Holders(self._database, self._database.line()), line

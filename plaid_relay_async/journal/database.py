@@ -26,6 +26,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AssertionPool, Pool, QueuePool, StaticPool
 
 from plaid_relay_async.errors import ConfigurationError, JournalError, sealed
 
@@ -57,6 +58,9 @@ _LIMITS: Final = text(
 )
 _CHECKPOINT_WITHIN = 5.0  # seconds in which SQLite's log has to be cleared
 _CHECKPOINT_WAIT = 100  # milliseconds for which clearing it may hold back others at a time
+_ENCODINGS = text("SELECT current_setting('server_encoding'), current_setting('client_encoding')")
+# That an open journal holds: two for what it knows of itself, three for what it writes and looks up.
+_CONNECTIONS = 5
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON")
 
 
@@ -123,6 +127,20 @@ def _path(url: URL) -> Path | None:
         name = urlsplit(name).path
     in_memory = name in {"", ":memory:"} or url.query.get("mode") == "memory"
     return None if in_memory else Path(name).absolute()
+
+
+def _check_pool(pool: Pool) -> None:
+    if isinstance(pool, StaticPool | AssertionPool):
+        most = 1
+    elif isinstance(pool, QueuePool) and pool._max_overflow >= 0:  # noqa: SLF001  # no method returns it
+        most = pool.size() + pool._max_overflow  # noqa: SLF001
+    else:
+        return
+    if most < _CONNECTIONS:
+        raise ConfigurationError(
+            f"a journal holds {_CONNECTIONS} connections while it is open, and the engine's "
+            f"{type(pool).__name__} has {most} at most: raise its pool_size or max_overflow, or use NullPool"
+        )
 
 
 class _ThreadLine:
@@ -331,6 +349,8 @@ class Database:
             raise ConfigurationError("a journal in memory would survive nothing: give the path of a file")
         in_sqlite = _locked_for(self._url) + lease
         self.limit: Final = in_sqlite if self.kind == "sqlite" else max(lease / _ATTEMPTS, _SHORTEST)
+        if self._callers is not None:
+            _check_pool(self._callers.pool)
         self._lines: list[Line] = []
         self._engine: Engine | AsyncEngine | None = None
 
@@ -352,12 +372,12 @@ class Database:
             settings = {"check_same_thread": False, **waits}
             return create_engine(self._url, hide_parameters=True, connect_args=settings)
         try:
-            return create_async_engine(self._url, hide_parameters=True, connect_args=self._patience())
+            return create_async_engine(self._url, hide_parameters=True, connect_args=self._settings())
         except ModuleNotFoundError as error:
             needed = f"the journal needs {error.name}: pip install 'plaid_relay_async[postgres]'"
             raise ConfigurationError(needed) from None
 
-    def _patience(self) -> dict[str, int]:
+    def _settings(self) -> dict[str, Any]:
         """Return the settings by which libpq notices a server that is gone; those of the URL come first."""
         seconds = max(1, int(self.limit))
         settings = {
@@ -368,7 +388,27 @@ class Database:
             "keepalives_count": 3,
             "tcp_user_timeout": seconds * 1000,
         }
-        return {name: value for name, value in settings.items() if name not in self._url.query}
+        chosen = {name: value for name, value in settings.items() if name not in self._url.query}
+        return {**chosen, "client_encoding": "utf8"}  # whatever PGCLIENTENCODING says: any text has to arrive
+
+    async def check(self, line: Line) -> None:
+        """Check that any text can be stored: one that can't would take its whole group with it.
+
+        Raises:
+            ConfigurationError: the database, or the caller's connections to it, aren't in UTF8.
+        """
+        if self.path is not None:
+            return  # SQLite converts between all that it has.
+        try:
+            server, client = await line.run(lambda connection: connection.execute(_ENCODINGS).one())
+        except TypeError:
+            # psycopg returns bytes then, and SQLAlchemy can't read the server's version from them.
+            server = client = "SQL_ASCII"
+        if (server, client) != ("UTF8", "UTF8"):
+            raise ConfigurationError(
+                f"a journal needs a database of PostgreSQL, and connections, in the encoding UTF8: "
+                f"server_encoding is {server}, client_encoding is {client}"
+            )
 
     def line(self) -> Line:
         """Give a connection for one user, who has it for as long as the database is open."""

@@ -1,0 +1,105 @@
+"""Text that isn't ASCII, and databases whose encoding can't hold it."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+from journals import CREATE, KEY, all_of, requests
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from plaid_relay_async import ConfigurationError, RelayCreateRequest
+from plaid_relay_async.errors import InvalidRequestError
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.simulator import Fault
+
+pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
+
+TEXTS = ("é", "日本語", "\U0001f600", "\ud800", "\0", "e\u0301\u200b\ufeff", "\x1b[0m\r\n", "\\u0000'\"")
+
+
+@pytest.fixture
+async def database(postgres):
+    """A function that creates a database of an encoding, and returns its URL."""
+    names = []
+
+    async def create(encoding):
+        names.append(f"in_{encoding.lower()}")
+        await postgres.execute(
+            f"CREATE DATABASE {names[-1]} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
+        )
+        return postgres.url.removesuffix("postgres") + names[-1]
+
+    yield create
+    for name in names:
+        await postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def holds_any_text(plaid, client, report, url):
+    """Create for some partners, of whom one gets an error in each of the texts."""
+    partners = [f"pé{n}" for n in range(len(TEXTS))]
+    for partner, said in zip(partners, TEXTS, strict=True):
+        body = {"error_type": said, "error_code": said, "error_message": said, "request_id": said}
+        plaid.fail(Fault(path=CREATE, secondary_client_id=partner, status=400, body=body))
+    async with Journal(url, run="é日\U0001f600", key=KEY) as journal:
+        result = await client.relay.create_many(
+            [*RelayCreateRequest.fan_out([report], partners), *requests(report, 5)],
+            journal=journal,
+        )
+        assert result.counts == {"created": 5, "failed": len(TEXTS)}
+        assert all(outcome.journalled for outcome in (*result.created, *result.failed))
+        records = await all_of(journal, "é日\U0001f600")
+    assert {record.relay_token for record in records} - {None} == {
+        outcome.relay_token for outcome in result.created
+    }
+
+
+async def test_an_error_in_any_text_is_kept(plaid, client, report, url):
+    """It takes nothing else of its group with it."""
+    await holds_any_text(plaid, client, report, url)
+
+
+async def test_a_file_in_utf_16(plaid, client, report, tmp_path):
+    """SQLite converts it: any text can be kept there."""
+    path = tmp_path / "relay.db"
+    path.touch(mode=0o600)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA encoding = 'UTF-16le'")
+        connection.execute("CREATE TABLE other (a TEXT)")
+    await holds_any_text(plaid, client, report, path)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA encoding").fetchone() == ("UTF-16le",)
+
+
+@pytest.mark.parametrize("partner", ["\ud800", "a\ud800b"])
+def test_a_partner_that_no_database_holds(report, partner):
+    """It is refused before a journal sees it."""
+    with pytest.raises(InvalidRequestError):
+        RelayCreateRequest([report], partner)
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_a_server_in_another_encoding_is_refused(database, encoding):
+    """The error names the encoding, and nothing was created in it."""
+    url = await database(encoding)
+    with pytest.raises(ConfigurationError, match=f"{encoding}.*UTF8"):
+        await Journal(url, key=KEY).open()
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_a_callers_connections_in_another_encoding_are_refused(postgres, encoding):
+    """The server could hold any text, and the connections couldn't transport it."""
+    await postgres.fresh()
+    address = postgres.url.replace("postgresql:", "postgresql+psycopg:")
+    engine = create_async_engine(address, connect_args={"client_encoding": encoding})
+    with pytest.raises(ConfigurationError, match=f"client_encoding is {encoding}"):
+        await Journal(engine, key=KEY).open()
+    await engine.dispose()
+
+
+async def test_the_environments_client_encoding_does_not_matter(plaid, client, report, postgres, monkeypatch):
+    """A journal that makes its connections itself chooses it."""
+    await postgres.fresh()
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    await holds_any_text(plaid, client, report, postgres.url)

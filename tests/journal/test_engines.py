@@ -1,0 +1,66 @@
+"""A journal on the caller's engine: how many connections it holds, and which pools have too few."""
+
+from __future__ import annotations
+
+import pytest
+from journals import KEY, all_of, requests
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import AssertionPool, AsyncAdaptedQueuePool, NullPool, StaticPool
+
+from plaid_relay_async import ConfigurationError
+from plaid_relay_async.journal import Journal
+
+pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
+
+
+@pytest.fixture
+def engine(url):
+    """A function that makes an engine for the database."""
+    address = (
+        url.replace("postgresql:", "postgresql+psycopg:") if "://" in url else f"sqlite+aiosqlite:///{url}"
+    )
+    return lambda **settings: create_async_engine(address, **settings)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        {"pool_size": 5, "max_overflow": 0, "pool_timeout": 1},
+        {"pool_size": 1, "max_overflow": 4, "pool_timeout": 1},
+        {"pool_size": 0},
+        {"pool_size": 1, "max_overflow": -1},
+        {"poolclass": NullPool},
+    ],
+)
+async def test_a_journal_holds_five_connections(client, report, engine, pool):
+    """A pool of five is enough for all that it does, and so is one without a limit; it returns them on closing."""
+    callers = engine(**pool)
+    async with Journal(callers, run="x", key=KEY) as journal:
+        result = await client.relay.create_many(requests(report, 20), journal=journal)
+        assert result.counts == {"created": 20}
+        assert await journal.rotate() == 0
+        assert len(await all_of(journal, "x")) == 20
+        gone = await client.relay.remove(result.created[0].relay_token, journal=journal)
+        assert gone.removed
+        if isinstance(callers.pool, AsyncAdaptedQueuePool):
+            assert callers.pool.checkedout() == 5
+    if isinstance(callers.pool, AsyncAdaptedQueuePool):
+        assert callers.pool.checkedout() == 0
+    await callers.dispose()
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        {"pool_size": 4, "max_overflow": 0},
+        {"pool_size": 1, "max_overflow": 3},
+        {"poolclass": StaticPool},
+        {"poolclass": AssertionPool},
+    ],
+)
+async def test_a_pool_with_too_few_is_refused(engine, pool):
+    """Otherwise the journal would wait for a connection that it holds itself, or share one between transactions."""
+    with pytest.raises(
+        ConfigurationError, match=r"holds 5 connections while it is open, and the engine's .*Pool"
+    ):
+        Journal(engine(**pool), key=KEY)

@@ -154,7 +154,7 @@ class Journal:
         def work(connection: Connection) -> str:
             return prepare(connection, self._keyring.lock(fresh))
 
-        with telling():
+        with telling(self._database.path):
             await self._database.check(line)
             stored = await line.run(work, self._long)
         self._opened = _Opened(

@@ -61,24 +61,27 @@ _CHECKPOINT_WAIT = 100  # milliseconds for which clearing it may hold back other
 _ENCODINGS = text("SELECT current_setting('server_encoding'), current_setting('client_encoding')")
 # That an open journal holds: two for what it knows of itself, three for what it writes and looks up.
 _CONNECTIONS = 5
-_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON")
+_PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1}
 
 
 @contextlib.contextmanager
-def telling() -> Iterator[None]:
-    """Raise `JournalError` for an error of the database or of a file."""
+def telling(path: Path | None) -> Iterator[None]:
+    """Raise `JournalError` for an error of the database, which SQLite has in this file, or of a file."""
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
-        problem = told(error)
+        problem = told(error, path)
     else:
         return
     raise problem
 
 
-def told(error: Exception) -> JournalError:
-    """Give the error that tells the reason, without what was written."""
-    return JournalError(f"the journal can't be read or written: {_reason(error)}")
+def told(error: Exception, path: Path | None) -> JournalError:
+    """Return the error that says why, without what was written, and names the file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        path = error.filename
+    where = "" if path is None else f" ({path})"
+    return JournalError(f"the journal can't be read or written: {_reason(error)}{where}")
 
 
 def closed() -> JournalError:
@@ -317,8 +320,14 @@ Line: TypeAlias = _ThreadLine | _AsyncLine
 
 def _with_pragmas(connection: Connection) -> Connection:
     try:
-        for pragma in _PRAGMAS:
-            connection.exec_driver_sql(f"PRAGMA {pragma}")
+        for name, value in _PRAGMAS.items():
+            connection.exec_driver_sql(f"PRAGMA {name}={value}").close()
+            # SQLite doesn't fail if it can't have it so, as in a file system without shared memory.
+            if (actual := connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()) != value:
+                raise JournalError(
+                    f"SQLite can't set {name} to {value} for the journal, it stays {actual}",
+                    advice="Keep the journal on a local disk.",
+                )
         connection.commit()
     except BaseException:
         connection.close()
@@ -362,7 +371,7 @@ class Database:
             JournalError: it can't be made.
         """
         if self.path is not None:
-            with telling():
+            with telling(self.path):
                 await asyncio.to_thread(_see_to, self.path)
         self._engine = self._callers or self._made()
 
@@ -455,7 +464,7 @@ class Database:
             except IntegrityError:
                 raise
             except (SQLAlchemyError, OSError) as error:
-                problem = told(error)
+                problem = told(error, self.path)
                 passes = self.path is None and _passes(error)
             if not passes or time.monotonic() > until:
                 raise problem

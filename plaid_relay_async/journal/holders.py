@@ -213,7 +213,7 @@ class Holders:
         name = lock = None
         if self.database.path is not None:
             name = f"{self.database.path.name}-{secrets.token_hex(4)}.lock"
-            with telling():
+            with telling(self.database.path):
                 owner = await asyncio.to_thread(self.database.path.stat)
                 lock = await asyncio.to_thread(_take, self.database.path.with_name(name), owner.st_uid)
         expires = now() + lease if name is None else None

@@ -1,4 +1,4 @@
-"""What is left in the files of a journal in SQLite after its tokens were deleted or encrypted again."""
+"""The files of a journal in SQLite: what is left in them of deleted tokens, and which errors name them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 from journals import KEY, OTHER_KEY, requests
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from plaid_relay_async import JournalError
 from plaid_relay_async.journal import Journal
@@ -87,6 +88,29 @@ async def test_a_reader_that_ends_is_waited_for(path, how):
         assert not changing.done()
     assert await changing == 20
     assert left(path, tokens) == []
+
+
+@pytest.mark.parametrize("callers", [False, True])
+async def test_a_setting_that_sqlite_does_not_take_is_an_error(path, callers):
+    """Without a write-ahead log, deleted tokens would stay in files that nothing clears."""
+    address = f"sqlite+aiosqlite:///file:{path}?vfs=unix-dotfile&uri=true"
+    engine = create_async_engine(address)
+    with pytest.raises(JournalError, match=r"can't set journal_mode to wal for the journal, it stays delete"):
+        await Journal(engine if callers else address, key=KEY).open()
+    await engine.dispose()
+
+
+async def test_an_error_of_the_database_names_the_file(path):
+    """Also where its folder can't be written, or it is no database."""
+    missing = path.parent / "missing" / "relay.db"
+    with pytest.raises(JournalError, match="No such file or directory") as caught:
+        await Journal(missing, key=KEY).open()
+    assert f"({missing})" in str(caught.value)
+    path.touch(mode=0o600)
+    path.write_bytes(b"no database")
+    with pytest.raises(JournalError, match="file is not a database") as caught:
+        await Journal(path, key=KEY).open()
+    assert f"({path})" in str(caught.value)
 
 
 async def test_others_create_while_a_reader_is_waited_for(client, report, path, how):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import enum
 import ipaddress
 import os
+import re
 import ssl as tls
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from attrs import Attribute, evolve, field, frozen
+from yarl import URL
 
 from plaid_relay_async.errors import ConfigurationError, sealed_init
 
@@ -167,25 +169,54 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
+
+
+def _parsed(url: object) -> URL | None:
+    """Return a URL of http or https, or `None` if it isn't one, or one that parsers may read differently."""
+    if not isinstance(url, str) or not url.isprintable() or " " in url or "\\" in url:
+        return None
+    try:
+        parsed, parts = URL(url), urlsplit(url)
+        host = parsed.raw_host or ""
+        named = ipaddress.IPv6Address(host) if "[" in parts.netloc else _NAME.fullmatch(host)
+        usable = named and parsed.scheme in {"http", "https"} and parts.port != 0
+    except ValueError:
+        return None
+    return parsed if usable else None
+
+
 def check_base_url(url: str, *, name: str = "base_url") -> str:
-    """Give the address without a slash at its end.
+    """Return the address without a slash at its end.
 
     Raises:
         ConfigurationError: it isn't an http(s) URL, has more than scheme, host, port and path, or is plain
             http to anywhere but a loopback address.
     """
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        raise ConfigurationError(f"{name} isn't a URL") from None
-    if parts.scheme not in {"http", "https"} or not host:
-        raise ConfigurationError(f"{name} must start with https:// and name a host")
-    if parts.username or parts.password or parts.query or parts.fragment:
+    parsed = _parsed(url)
+    if parsed is None:
+        raise ConfigurationError(
+            f"{name} must start with https:// and name a host, "
+            "without spaces, backslashes or invisible characters"
+        )
+    if any(mark in url for mark in "@?#"):
         raise ConfigurationError(f"{name} may hold a scheme, a host, a port and a path, nothing else")
-    if parts.scheme == "http" and not is_loopback(host):
-        raise ConfigurationError(f"{name} is plain http to {host}: credentials go over https, or to loopback")
+    if parsed.scheme == "http" and not is_loopback(parsed.raw_host or ""):
+        raise ConfigurationError(
+            f"{name} is plain http to {parsed.raw_host}: credentials go over https, or to loopback"
+        )
     return url.rstrip("/")
+
+
+def check_proxy(url: str | None) -> str | None:
+    """Return the URL of a proxy, which may hold its user and password.
+
+    Raises:
+        ConfigurationError: it isn't an http(s) URL.
+    """
+    if url is not None and _parsed(url) is None:
+        raise ConfigurationError("proxy must be a URL such as http://user:password@host:3128")
+    return url
 
 
 def resolve_base_url(base_url: str | None, environment: Environment | str | None) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from plaid_relay_async.config import check_count, check_tls, check_type
+from plaid_relay_async.config import check_count, check_proxy, check_tls, check_type
 from plaid_relay_async.errors import ClientClosedError, ConfigurationError
 from plaid_relay_async.exchange import Direct, Exchange, Ordinary
 from plaid_relay_async.watch import Watch
@@ -96,7 +96,7 @@ class SessionManager:
         self._connections: int | None = connections
         self._idle = idle
         self._ssl = check_tls(ssl)
-        self._proxy = proxy
+        self._proxy = check_proxy(proxy)
         self._trust_env = trust_env
         self._direct = direct and session is None and proxy is None and not trust_env
         self._tls_buffer = tls_buffer

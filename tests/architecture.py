@@ -31,7 +31,7 @@ MAP = {
     "errors": Room(),
     "cancellation": Room(),
     "models": Room(("errors",), ("attrs",)),
-    "config": Room(("errors",), ("attrs",)),
+    "config": Room(("errors",), ("attrs", "yarl")),
     "codec": Room(("errors", "models"), ("attrs", "cattrs")),
     "watch": Room(),
     "exchange": Room((), ("aiohttp", "attrs", "yarl")),

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import asyncio
 import ssl
+import traceback
 
+import aiohttp
 import pytest
 
 from plaid_relay_async import ConfigurationError, Credentials, Environment, RelayClient, RetryPolicy, Timeouts
-from plaid_relay_async.config import GatewayKey, check_tls, resolve_base_url, resolve_identity
+from plaid_relay_async.config import GatewayKey, check_proxy, check_tls, resolve_base_url, resolve_identity
+from plaid_relay_async.exchange import Direct
 
 VARIABLES = ("PLAID_CLIENT_ID", "PLAID_SECRET", "PLAID_ENV", "PLAID_BASE_URL")
 
@@ -34,14 +38,39 @@ def test_the_sandbox_unless_said_otherwise(monkeypatch):
         ("sandbox.plaid.com", "must start with https://"),
         ("ftp://plaid.com", "must start with https://"),
         ("https://", "name a host"),
-        ("https://[", "isn't a URL"),
-        ("https://h:99999", "isn't a URL"),
+        ("https://[", "must start with https://"),
+        ("https://h:99999", "must start with https://"),
         ("https://user:word@h", "nothing else"),
         ("https://h/?x=1", "nothing else"),
         ("https://h/#x", "nothing else"),
         ("http://example.com", "plain http to example.com"),
         ("http://127.0.0.1.example.com", "plain http"),
         ("http://10.0.0.1", "plain http"),
+        ("https://host\\evil.invalid", "backslashes"),
+        ("https://h/a\\b", "backslashes"),
+        ("https://\ud800", "invisible characters"),
+        ("https://h/\udcff", "invisible characters"),
+        ("https://h\0", "invisible characters"),
+        ("https://h\n", "invisible characters"),
+        ("https://h\x7f", "invisible characters"),
+        (" https://h", "without spaces"),
+        ("https://h\xa0", "invisible characters"),
+        ("https://a b", "without spaces"),
+        ("https://a..b", "name a host"),
+        ("https://.", "name a host"),
+        ("https://h%5Cevil", "name a host"),
+        ("https://h;x", "name a host"),
+        ("https://[v1.x]", "name a host"),
+        ("https://" + "a" * 64, "name a host"),
+        ("https://h:0", "name a host"),
+        ("https://\u2100", "name a host"),
+        ("http://h?", "nothing else"),
+        ("http://h#", "nothing else"),
+        ("https://h/a?", "nothing else"),
+        ("https://@h", "nothing else"),
+        ("https://h/@", "nothing else"),
+        (5, "must start with https://"),
+        (b"https://h", "must start with https://"),
     ],
 )
 def test_an_address_that_is_wrong_or_unsafe_is_refused(url, problem):
@@ -57,6 +86,51 @@ def test_an_address_that_is_wrong_or_unsafe_is_refused(url, problem):
 def test_loopback_may_be_plain(url):
     """Whatever stays on this machine needs no TLS."""
     assert resolve_base_url(url, None) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://a_b.example.",
+        "https://m\xfcller.example:8443/p\xe4th",
+        "https://[2001:db8::1]:5",
+        "HTTPS://H",
+    ],
+)
+async def test_an_address_that_is_accepted_can_be_sent_to(url):
+    """No request fails because of an address that the client has accepted."""
+    address = resolve_base_url(url, None) + "/credit/relay/create"
+    async with aiohttp.TCPConnector() as connector:
+        to = Direct(connector, asyncio.get_running_loop()).address(address, {})
+    assert to.head.startswith(b"POST /")
+    assert b"/credit/relay/create HTTP/1.1\r\n" in to.head
+
+
+@pytest.mark.parametrize("url", ["https://host\\evil.invalid", "https://\ud800", "http://h?", "http://h#"])
+def test_an_address_is_refused_when_the_client_is_created(url):
+    """The error of a wrong address shows no secret, nor do its frames."""
+    with pytest.raises(ConfigurationError) as caught:
+        RelayClient(gateway_key="the-key-of-a-caller", base_url=url)
+    report = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    ours = [
+        frame
+        for frame in report.stack
+        if "plaid_relay_async" in frame.filename and "/tests/" not in frame.filename
+    ]
+    assert ours
+    assert "the-key-of-a-caller" not in str([frame.locals for frame in ours])
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["proxy.example:3128", "socks5://h", "http://user:hush@h\\evil", "http://\ud800", "http://h:0", 5],
+)
+def test_a_proxy_that_is_no_url_is_refused_when_the_client_is_created(proxy):
+    """It may hold a password, so it is not shown."""
+    with pytest.raises(ConfigurationError, match=r"^proxy must be a URL") as caught:
+        RelayClient(Credentials("a", "b"), proxy=proxy)
+    assert "hush" not in str(caught.value)
+    assert check_proxy("http://user:p%40ss@proxy.example:3128") == "http://user:p%40ss@proxy.example:3128"
 
 
 def test_an_unknown_environment_is_named(monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -124,6 +126,17 @@ async def test_a_snapshot_no_longer_changes(plaid, client):
         before.in_flight = 3  # type: ignore[misc]  # the mistake that is meant
     with pytest.raises(TypeError):
         before.attempts["answered"] = 3  # type: ignore[index]  # the same
+
+
+async def test_a_snapshot_can_be_pickled_and_copied(plaid, client):
+    """A copy equals the snapshot, and can't be written to either."""
+    await client.relay.create([plaid.add_report()], "p")
+    snapshot = client.statistics()
+    for again in (pickle.loads(pickle.dumps(snapshot)), copy.copy(snapshot), copy.deepcopy(snapshot)):
+        assert again == snapshot
+        assert again.outcomes == {"succeeded": 1}
+        with pytest.raises(TypeError):
+            again.attempts["answered"] = 3
 
 
 async def test_a_rate_is_told_once_there_is_one(plaid, client):

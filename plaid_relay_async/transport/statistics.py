@@ -6,15 +6,20 @@ import asyncio
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from attrs import define, field, frozen
+from attrs import define, field, fields, frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from plaid_relay_async.transport.pace import Queueing
+
+
+def _read_only(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(numbers))
 
 
 @frozen(kw_only=True)
@@ -34,14 +39,21 @@ class Statistics:
             `"limiter"`, a `"connection"`, and before another attempt (`"backoff"`).
     """
 
-    attempts: Mapping[str, int]
-    retries: Mapping[str, int]
-    outcomes: Mapping[str, int]
+    attempts: Mapping[str, int] = field(converter=_read_only)
+    retries: Mapping[str, int] = field(converter=_read_only)
+    outcomes: Mapping[str, int] = field(converter=_read_only)
     in_flight: int
     queued: int
     connections: int | None
-    rates: Mapping[str, float]
-    waits: Mapping[str, float]
+    rates: Mapping[str, float] = field(converter=_read_only)
+    waits: Mapping[str, float] = field(converter=_read_only)
+
+    def __reduce__(self) -> tuple[Callable[[], Statistics], tuple[()]]:
+        # A read-only mapping can't be pickled, nor copied in depth.
+        values: dict[str, Any] = {a.name: getattr(self, a.name) for a in fields(type(self))}
+        for name, value in values.items():
+            values[name] = dict(value) if isinstance(value, Mapping) else value
+        return partial(type(self), **values), ()
 
 
 @define(eq=False)
@@ -89,12 +101,12 @@ class Tally:
     def snapshot(self, *, connections: int | None, rates: Mapping[str, float]) -> Statistics:
         """Give what was counted, as a record that no longer changes."""
         return Statistics(
-            attempts=MappingProxyType(dict(self.attempts)),
-            retries=MappingProxyType(dict(self.retries)),
-            outcomes=MappingProxyType(dict(self.outcomes)),
+            attempts=self.attempts,
+            retries=self.retries,
+            outcomes=self.outcomes,
             in_flight=self.in_flight,
             queued=self.queued,
             connections=connections,
-            rates=MappingProxyType(dict(rates)),
-            waits=MappingProxyType(dict(self.waits)),
+            rates=rates,
+            waits=self.waits,
         )

@@ -237,10 +237,20 @@ async def test_a_long_pdf_takes_no_more_memory_than_a_short_one(target):
     assert peak < whole / 5
 
 
-def test_a_path_that_names_no_file_is_refused_at_once():
+@pytest.mark.parametrize("path", ["", "a\0b.pdf", "a\0b/c.pdf", "\ud800.pdf", b"a.pdf", 5])
+def test_a_path_that_names_no_file_is_refused_at_once(path):
     """Nothing is sent, nor awaited, for a path that can't be a file's."""
-    with pytest.raises(ConfigurationError, match="path must name a file"):
-        RelayClient(OWNER).relay.download_pdf("t", "")
+    for operations in (RelayClient(OWNER).relay, RelayClient(OWNER).asset_report):
+        with pytest.raises(ConfigurationError, match="path must name a file"):
+            operations.download_pdf("t", path)
+
+
+async def test_a_name_that_is_too_long_is_refused_before_anything_is_sent(plaid, client, tmp_path):
+    """The file system's own error comes out, and no report was read for it."""
+    with pytest.raises(OSError, match="too long"):
+        await client.relay.download_pdf("t", tmp_path / ("x" * 300))
+    assert not plaid.requests
+    assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------------------ part files

@@ -55,7 +55,8 @@ class PartFile:
         with self._lock:
             if self._given_up:
                 return
-            if os.path.lexists(self._path):
+            with contextlib.suppress(FileNotFoundError):
+                self._path.lstat()  # raises also where no file can have that name
                 raise FileExistsError(errno.EEXIST, "is there already", str(self._path))
             # Path.open takes no opener, and the file must be private from its first moment.
             self._file = open(self._part, "xb", buffering=0, opener=_private)  # noqa: SIM115
@@ -167,15 +168,19 @@ def _in_a_thread(act: Callable[[], None]) -> Awaitable[None]:
 
 
 def file_at(path: str | os.PathLike[str]) -> Path:
-    """Give the path.
+    """Return the path.
 
     Raises:
-        ConfigurationError: it names no file.
+        ConfigurationError: no file can have that name.
     """
-    whole = Path(path)
-    if not whole.name:
-        raise ConfigurationError("path must name a file")
-    return whole
+    try:
+        whole = Path(path)
+        usable = bool(whole.name) and b"\0" not in os.fsencode(whole)
+    except (TypeError, UnicodeEncodeError):
+        usable = False
+    if not usable:
+        raise ConfigurationError("path must name a file, and hold no character that a name can't have")
+    return Path(path)
 
 
 async def download(

@@ -82,7 +82,12 @@ class PlaidRelayError(Exception):
 
     def __str__(self) -> str:
         told = (f"{name}={value}" for name in _TOLD if (value := getattr(self, name, None)))
-        return f"{self.args[0]} [{', '.join((_SENT[self.sent], *told))}] {self.advice}"
+        return printable(f"{self.args[0]} [{', '.join((_SENT[self.sent], *told))}] {self.advice}")
+
+
+def printable(text: str) -> str:
+    """Return the text with each lone surrogate, which no encoding can write, as a backslash sequence."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 _SENT = {True: "sent", False: "not sent", None: "perhaps sent"}

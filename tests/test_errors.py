@@ -11,6 +11,7 @@ from plaid_relay_async import errors
 from plaid_relay_async.errors import (
     AssetReportError,
     AuthenticationError,
+    ConfigurationError,
     Hidden,
     InvalidRequestError,
     ItemError,
@@ -24,6 +25,7 @@ from plaid_relay_async.errors import (
     ReportNotReadyError,
     class_for,
 )
+from plaid_relay_async.simulator import Fault
 from plaid_relay_async.transport import wire
 
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, PlaidRelayError)]
@@ -141,3 +143,23 @@ def test_what_is_hidden_shows_only_when_asked():
     secret = Hidden(b"credit-relay-sandbox-1")
     assert f"{secret!r} {secret}" == "<hidden> <hidden>"
     assert secret.reveal() == b"credit-relay-sandbox-1"
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+async def test_an_error_can_be_printed_whatever_a_server_says(plaid, client, status):
+    """A lone surrogate in Plaid's words, which no encoding can write, is a backslash sequence in the error."""
+    body = {"error_code": "X", "error_message": "a\ud800b", "request_id": "r\udfff", "causes": ["\ud800"]}
+    plaid.fail(Fault(path="/credit/relay/create", status=status, body=body))
+    with pytest.raises(PlaidRelayError) as caught:
+        await client.relay.create([plaid.add_report()], "p")
+    error = caught.value
+    assert b"request_id=r\\udfff" in str(error).encode()
+    assert error.request_id == "r\\udfff"
+    if status != 200:
+        assert b"a\\ud800b" in str(error).encode()
+        assert error.error_message == "a\\ud800b"
+
+
+def test_an_error_of_ours_can_be_printed_too():
+    """A name that isn't text, as a file's may be, is a backslash sequence in an error's text."""
+    assert "no \\udcff here" in str(ConfigurationError("no \udcff here"))

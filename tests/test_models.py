@@ -36,6 +36,12 @@ TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
         (([TOKEN], "p", "https://"), "webhook must be an http(s) URL"),
         (([TOKEN], "p", "https://[x"), "webhook must be an http(s) URL"),
         (([TOKEN], "p", "https://x:port/"), "webhook must be an http(s) URL"),
+        (([TOKEN], "p", "https://x\\y.invalid/"), "webhook must be an http(s) URL"),
+        (([TOKEN], "p", "https://x/\ud800"), "webhook holds a lone surrogate"),
+        (([TOKEN], "p", "https://x/\0"), "webhook holds white space or control characters"),
+        (([TOKEN], "p\ud800"), "secondary_client_id holds a lone surrogate"),
+        (([TOKEN], "p\0"), "secondary_client_id holds white space or control characters"),
+        ((["t\udcff"], "p"), "report_tokens[0] holds a lone surrogate"),
         (([TOKEN], "p", 5), "webhook must be a string"),
     ],
 )

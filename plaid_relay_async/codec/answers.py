@@ -23,6 +23,7 @@ from plaid_relay_async.errors import (
     ResponseDecodeError,
     class_for,
     ending_of,
+    printable,
 )
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def _scrubbed(value: Any, secrets: Iterable[str]) -> Any:
         return value
     for secret in secrets:
         value = value.replace(secret, "[hidden]")
-    return _WORD.sub(_without_token, value)
+    return printable(_WORD.sub(_without_token, value))
 
 
 def _without_token(word: re.Match[str]) -> str:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from attrs import Attribute, field, fields, has, validators
 
-from plaid_relay_async.errors import InvalidRequestError
+from plaid_relay_async.errors import InvalidRequestError, printable
 
 Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
 
@@ -29,11 +29,15 @@ def check_word(name: str, value: object) -> None:
 
 
 def check_text(name: str, value: object) -> None:
-    """Raise `InvalidRequestError` unless the value is a string that isn't empty."""
+    """Raise `InvalidRequestError` unless the value is a string that isn't empty, and is Unicode text."""
     if not isinstance(value, str):
         raise refuse(f"{name} must be a string, not {type(value).__name__}")
     if not value:
         raise refuse(f"{name} is empty")
+    if not value.isascii() and printable(value) != value:
+        raise refuse(
+            f"{name} holds a lone surrogate, as from bytes that were decoded with the wrong encoding"
+        )
 
 
 def is_word(_: object, attribute: Attribute[str], value: object) -> None:
@@ -88,6 +92,7 @@ def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
     try:
         parts = urlsplit(str(value))
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        usable &= "\\" not in str(value)  # some parsers take it for a slash
     except ValueError:
         usable = False
     if not usable:

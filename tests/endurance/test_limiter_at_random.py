@@ -1,0 +1,95 @@
+"""Refusals at random moments behind a rate limiter: no permit is lost, no pause is cut, no burst follows one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from clock import run_virtually
+from rate import CREATE
+from support import OWNER, most_in_a_window
+
+from plaid_relay_async import RateLimitError, RelayClient, RelayCreateRequest, RetryPolicy
+from plaid_relay_async.limits import InProcessLimiter, RateLimit
+from plaid_relay_async.simulator import Fault, Simulator
+
+LIMIT = RateLimit(10, 2.0)
+MOMENT = 0.01  # seconds that an attempt may take from the client to the simulator
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class Watching(InProcessLimiter):
+    """Counts permits, and notes each 429: when it came, and until when the server asked to wait."""
+
+    def __init__(self) -> None:
+        super().__init__({CREATE: LIMIT}, slack=0)
+        self.permits = 0
+        self.pauses: list[tuple[float, float]] = []
+
+    async def acquire(self, endpoint: str, /) -> None:
+        await super().acquire(endpoint)
+        self.permits += 1
+
+    def limited(self, endpoint: str, retry_after: float | None) -> None:
+        now = asyncio.get_running_loop().time()
+        self.pauses.append((now, now + (retry_after or 0.0)))
+
+
+async def history(seed: int) -> None:
+    choices, loop = random.Random(seed), asyncio.get_running_loop()
+    random.seed(seed)
+    limiter, arrivals = Watching(), []
+
+    def latency() -> float:
+        arrivals.append(loop.time())
+        return choices.uniform(0.01, 0.6)
+
+    async def refuse_at_random() -> None:
+        for refusals in range(1, 9):
+            await asyncio.sleep(choices.uniform(0.2, 8))
+            delay = choices.choice([None, "1", "2", "3"])
+            headers = {} if delay is None else {"Retry-After": delay}
+            plaid.fail(Fault(path=CREATE, status=429, times=1, headers=headers))
+            while len(limiter.pauses) < refusals:
+                await asyncio.sleep(0.1)
+
+    async def create(number: int) -> object:
+        await asyncio.sleep(choices.uniform(0, 10))
+        try:
+            return await client.relay.create(["report"], f"single-{number}", timeout=choices.uniform(2, 20))
+        except RateLimitError as error:
+            return error
+
+    async with (
+        Simulator(reports=["report"], latency=latency, clock=loop.time) as plaid,
+        RelayClient(
+            OWNER,
+            base_url=plaid.url,
+            rate_limiter=limiter,
+            connections=choices.choice([1, 5, 100]),
+            retry=RetryPolicy(backoff=0.1),
+        ) as client,
+    ):
+        trouble = asyncio.create_task(refuse_at_random())
+        singles = asyncio.gather(*(create(number) for number in range(10)))
+        rows = RelayCreateRequest.fan_out(["report"], [f"partner-{number}" for number in range(60)])
+        result = await client.relay.create_many(rows, concurrency=choices.choice([1, 20, 60]))
+        ends = await singles
+        trouble.cancel()
+        assert len(result.created) == 60
+        assert len(plaid.ledger) == 60 + sum(not isinstance(end, RateLimitError) for end in ends)
+        assert len(arrivals) == plaid.counts[CREATE]
+        assert limiter.permits - len(arrivals) in {0, 1}  # one may be kept for the next attempt
+    for since, until in limiter.pauses:
+        assert not [moment for moment in arrivals if since + MOMENT < moment < until - MOMENT]
+    # A permit may be kept across each pause.
+    kept = most_in_a_window([since for since, _ in limiter.pauses], 2.0) if limiter.pauses else 0
+    assert most_in_a_window(arrivals, 2.0 - MOMENT) <= LIMIT.count + kept
+
+
+def test_refusals_at_random_moments_cost_no_permit(size):
+    """Batches and single calls behind a limiter meet a 429 now and then, and each permit leads to an attempt."""
+    for seed in range(size(10, 1_000)):
+        run_virtually(history(seed))

@@ -16,7 +16,7 @@ from platformdirs import user_config_path
 from rich.console import Console
 from rich.table import Table
 
-from plaid_relay_async.cli.output import put, reason_for, standard_output
+from plaid_relay_async.cli.output import put, standard_output
 from plaid_relay_async.cli.serving import (
     AuditFile,
     Certificate,
@@ -163,18 +163,19 @@ def add(
 ) -> Exit:
     """Make a key, and print it, alone and this once."""
     output, file = standard_output(), KeyFile(keys or _usual_file())
-    with _plainly():
-        key = file.add(
-            name,
-            credentials=credentials,
-            operations=_operations(operation),
-            partners=partner,
-            rate=None if rate is None else _rate(rate),
-        )
     try:
-        put(output, f"{key}\n".encode())
-    except (OSError, KeyboardInterrupt) as error:
-        return _without_key(file, name, reason_for(error))
+        with _plainly():
+            file.add(
+                name,
+                credentials=credentials,
+                operations=_operations(operation),
+                partners=partner,
+                rate=None if rate is None else _rate(rate),
+                hand_over=lambda key: put(output, f"{key}\n".encode()),
+            )
+    except OSError as error:
+        say(f"plaid-relay: the key can't be written ({error.strerror}), so there is none")
+        return Exit.FAILED
     say("This is the only time that the key is shown.")
     return Exit.DONE
 
@@ -198,18 +199,6 @@ def revoke(name: Annotated[str, Parameter(help="As it was added.")], /, *, keys:
     with _plainly():
         KeyFile(keys or _usual_file()).revoke(name)
     return Exit.DONE
-
-
-def _without_key(file: KeyFile, name: str, reason: str) -> Exit:
-    """Revoke a key that was never shown; unlike a relay token it can be replaced."""
-    say(f"plaid-relay: the key can't be written: {reason}")
-    try:
-        file.revoke(name)
-    except ConfigurationError as error:
-        say(f"{error.args[0]}; the key is active: plaid-relay gateway keys revoke {name}")
-        return Exit.UNKNOWN
-    say("it was revoked: no such key exists")
-    return Exit.FAILED
 
 
 # --------------------------------------------------------------------------------------- from words to values

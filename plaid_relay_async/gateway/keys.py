@@ -22,7 +22,7 @@ from plaid_relay_async.errors import ConfigurationError, sealed, sealed_init
 from plaid_relay_async.limits import RateLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 KNOWN: Final[tuple[str, ...]] = tuple(endpoint.path for endpoint in ENDPOINTS)
 """The paths of all operations that a gateway can serve."""
@@ -232,8 +232,12 @@ class KeyFile:
         operations: Iterable[str] = RELAY,
         partners: Iterable[str] | None = None,
         rate: RateLimit | None = None,
+        hand_over: Callable[[str], object] | None = None,
     ) -> str:
-        """Make a key, and keep its record; the arguments are those of `new_key`.
+        """Make a key, and keep its record; the arguments are those of `new_key`, but for `hand_over`.
+
+        That is called with the key before it can be used. If it raises, no key was added, so that none is in
+        use that was never shown.
 
         Returns:
             The key itself, which nobody can be told a second time.
@@ -248,6 +252,8 @@ class KeyFile:
             )
             if any(other.name == name for other in there):
                 raise ConfigurationError(f"the name {name} is taken: revoke that key, or take another name")
+            if hand_over is not None:
+                hand_over(key)
             self._write((*there, record))
         return key
 

@@ -1,6 +1,7 @@
 """Signals: what each does to a command, in this process and in one of its own."""
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -257,6 +258,25 @@ def test_a_reader_that_has_stopped_reading(plaid, spawn, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 1
     assert process.stderr.read() == "plaid-relay: interrupted\n"
+
+
+def test_a_key_that_waits_for_its_reader(plaid, spawn, tmp_path):
+    """A signal while a new key waits to be printed leaves no key that is in use and was never shown."""
+    file = KeyFile(tmp_path / "keys.json")
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writing, bytes(4096)):
+            pass
+    os.set_blocking(writing, True)
+    with ignored():
+        process = spawn("gateway", "keys", "add", "ann", "--keys", file.path, stdout=writing)
+    os.close(writing)
+    wait_for(file.path.with_name(".keys.json.lock").exists)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 1
+    os.close(reading)
+    assert file.read() == ()
 
 
 def unread(pipe):

@@ -1,0 +1,249 @@
+"""Each signal to each command, in each combination of ignored signals; and the gateway's reloads under load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography.fernet import Fernet
+from processes import SIGNALS, ignored, wait_for
+
+from plaid_relay_async.cli.app import app
+from plaid_relay_async.cli.gateway import keys
+from plaid_relay_async.gateway import KeyFile
+from plaid_relay_async.simulator import Fault, Simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PAGE = (Path(__file__).parent.parent.parent / "docs/command.md").read_text(encoding="utf-8")
+REPORT = "assets-sandbox-1111"
+ROWS = 40
+COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
+CASES = [
+    (number, subset)
+    for count in range(len(SIGNALS) + 1)
+    for subset in itertools.combinations(SIGNALS, count)
+    for number in SIGNALS
+]
+
+
+def documented() -> dict[str, dict[int, str]]:
+    """Return what docs/command.md says that each signal leads to, for each command."""
+    table = re.search(r"^\| commands \|(.*)\|\n\|.*\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
+    assert table is not None
+    names = [cell.strip() for cell in table[1].split("|")[1:]]
+    found = {}
+    for line in table[2].splitlines():
+        first, _, *effects = (cell.strip() for cell in line.strip("|").split("|"))
+        by_signal = {getattr(signal, name): effect for name, effect in zip(names, effects, strict=True)}
+        for command in re.findall(r"`([a-z ]+)`", first):
+            found[command] = by_signal
+    return found
+
+
+DOCUMENTED = documented()
+
+
+def test_every_command_is_in_the_table():
+    """docs/command.md says of each command what signals do to it."""
+    commands = {name for name in app if name.isalpha()} | {
+        f"gateway keys {name}" for name in keys if name.isalpha()
+    }
+    assert set(DOCUMENTED) == commands
+
+
+# ------------------------------------------------------------------------------------------ one command
+
+
+class Stage:
+    """What the commands need to have a call, a query or a lock to wait for; `begin` starts one of them."""
+
+    def __init__(
+        self,
+        plaid: Simulator,
+        folder: Path,
+        database: socket.socket,
+        connections: list[socket.socket],
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.stack = stack
+        self.plaid = plaid
+        self.folder = folder
+        self.database = database
+        self.connections = connections
+        self.numbers = itertools.count()
+
+    def prepare(self) -> None:
+        """Write the inputs: partners, a file with relay tokens, a journal, and a file with many keys."""
+        (self.folder / "partners.csv").write_text("".join(f"p{number}\n" for number in range(ROWS)))
+        words = ["bulk", self.folder / "partners.csv", "--report-token", REPORT, "--journal"]
+        words += [self.folder / "journal.db", "--run", "r", "--output", self.folder / "tokens.jsonl"]
+        subprocess.run([*COMMAND, *map(str, words)], check=True, timeout=60, capture_output=True)
+
+    def begin(self, command: str) -> tuple[subprocess.Popen[str], Callable[[], object]]:
+        """Start a command, and return it with what says that it waits for something."""
+        self.plaid.heal()
+        number = next(self.numbers)
+        url = f"postgresql://user@127.0.0.1:{self.database.getsockname()[1]}/database"
+        journal = ["--journal", url]
+        partners, tokens = self.folder / "partners.csv", self.folder / "tokens.jsonl"
+        requests, connections = len(self.plaid.requests), len(self.connections)
+        in_flight = lambda: len(self.plaid.requests) > requests  # noqa: E731
+        asking = lambda: len(self.connections) > connections  # noqa: E731
+        match command:
+            case "bulk":
+                words = [partners, "--report-token", REPORT, "--concurrency", 2]
+            case "fetch":
+                words = [tokens, "--dir", self.folder / f"reports{number}", "--concurrency", 2]
+            case "revoke":
+                copy = self.folder / f"journal{number}.db"
+                shutil.copy(self.folder / "journal.db", copy)
+                words = ["r", "--journal", copy, "--yes", "--concurrency", 2]
+            case "create":
+                words = ["--report-token", REPORT, "--partner", "ann"]
+            case "remove" | "get" | "refresh":
+                words = ["credit-relay-sandbox-1"]
+            case "pdf":
+                words = ["credit-relay-sandbox-1", "--output", "-"]
+            case "runs" | "rotate":
+                return self._start(command, *journal), asking
+            case "status" | "export":
+                return self._start(command, "r", *journal), asking
+            case "forget":
+                return self._start(command, "r", "--yes", *journal), asking
+            case "gateway keys add" | "gateway keys revoke" | "gateway keys list":
+                return self._start_keys(command, self.folder / f"keys{number}")
+            case _:  # it serves, or demonstrates
+                process = self._start(command)
+                return process, process.stdout.readline
+        # Of those that drain, calls take long enough to be in flight, and of the others longer than the test.
+        self.plaid.fail(Fault(latency=1.0 if command in {"bulk", "fetch", "revoke", "create"} else 60.0))
+        return self._start(command, *words), in_flight
+
+    def _start(self, *words: object) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = [*COMMAND, *(each for word in words for each in str(word).split(" "))]
+        return subprocess.Popen(command, text=True, cwd=self.folder, **pipes)
+
+    def _start_keys(self, command: str, folder: Path) -> tuple[subprocess.Popen[str], Callable[[], object]]:
+        folder.mkdir()
+        path = folder / "keys.json"
+        if command.endswith("list"):  # it waits for a reader of its output
+            KeyFile(path).add("ann", partners=[f"partner-{number:05}" for number in range(10_000)])
+            process = self._start(command, "--keys", path)
+            return process, lambda: _unread(process) >= 65536
+        # The others wait for the lock of the file, which is held until the tests have ended.
+        file = self.stack.enter_context((folder / ".keys.json.lock").open("w"))
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = self._start(command, "ann", "--keys", path)
+        return process, lambda: re.search(rf"-> .* {process.pid} ", Path("/proc/locks").read_text())
+
+
+def _unread(process: subprocess.Popen[str]) -> int:
+    return struct.unpack("i", fcntl.ioctl(process.stdout, termios.FIONREAD, bytes(4)))[0]
+
+
+@contextlib.contextmanager
+def served(plaid: Simulator) -> Iterator[None]:
+    """Run a simulator on an event loop in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(plaid.start(), loop).result()
+        yield
+    finally:
+        asyncio.run_coroutine_threadsafe(plaid.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@contextlib.contextmanager
+def accepting(server: socket.socket) -> Iterator[list[socket.socket]]:
+    """Accept connections, and never answer on them."""
+    connections: list[socket.socket] = []
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):  # it was shut down
+            while True:
+                connections.append(server.accept()[0])
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield connections
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for each in connections:
+            each.close()
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory) -> Iterator[Stage]:
+    """A simulator, a database that never answers, and an environment that leads to nothing else."""
+    folder = tmp_path_factory.mktemp("signals")
+    plaid = Simulator(reports=[REPORT], generating=0.0)
+    with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for name in [name for name in os.environ if name.startswith("PLAID_")]:
+            patch.delenv(name)
+        patch.setenv("PLAID_CLIENT_ID", "owner")
+        patch.setenv("PLAID_SECRET", "secret")
+        patch.setenv("PLAID_RELAY_KEY", Fernet.generate_key().decode())
+        patch.setenv("XDG_CONFIG_HOME", str(folder))
+        stack.enter_context(served(plaid))
+        patch.setenv("PLAID_BASE_URL", plaid.url)
+        database = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        connections = stack.enter_context(accepting(database))
+        built = Stage(plaid, folder, database, connections, stack)
+        built.prepare()
+        yield built
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("command", DOCUMENTED)
+def test_signals_to_a_command(stage, size, command):
+    """A signal ends a command with the documented status, unless it was ignored at the start and isn't SIGTERM."""
+    first = 7 * list(DOCUMENTED).index(command)  # the samples of all commands have each of the cases
+    for offset in range(size(1, len(CASES))):
+        number, at_start = CASES[(first + offset) % len(CASES)]
+        effect = DOCUMENTED[command][number]
+        with ignored(*at_start):
+            process, waits = stage.begin(command)
+        case = f"{signal.Signals(number).name}, ignored: {[each.name for each in at_start]}"
+        with process:
+            try:
+                wait_for(waits)
+                process.send_signal(number)
+                if effect == "reloads":
+                    line = process.stderr.readline()
+                    while not line.endswith("reloaded\n"):
+                        line = process.stderr.readline()
+                if effect == "reloads" or (number in at_start and number != signal.SIGTERM):
+                    with pytest.raises(subprocess.TimeoutExpired):
+                        process.wait(0.1)
+                    effect = DOCUMENTED[command][signal.SIGTERM]
+                    process.send_signal(signal.SIGTERM)
+                if command != "gateway keys list":  # whose output isn't read
+                    process.communicate(timeout=60)
+                assert (process.wait(60), case) == (int(effect), case)
+            finally:
+                process.kill()

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import fcntl
 import itertools
+import json
 import os
 import re
 import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -20,16 +22,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 from cryptography.fernet import Fernet
 from processes import SIGNALS, ignored, wait_for
 
+from plaid_relay_async import RelayClient, RelayCreateRequest
 from plaid_relay_async.cli.app import app
 from plaid_relay_async.cli.gateway import keys
 from plaid_relay_async.gateway import KeyFile
 from plaid_relay_async.simulator import Fault, Simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from plaid_relay_async import BatchResult, RelayCreateResponse
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/command.md").read_text(encoding="utf-8")
 REPORT = "assets-sandbox-1111"
@@ -247,3 +253,75 @@ def test_signals_to_a_command(stage, size, command):
                 assert (process.wait(60), case) == (int(effect), case)
             finally:
                 process.kill()
+
+
+# ---------------------------------------------------------------------------------- reloads under load
+
+
+@pytest.mark.timeout(600)
+async def test_reloads_under_load(tmp_path, size, monkeypatch):
+    """A gateway that is reloaded again and again, with another certificate and another audit file, fails no call."""
+    authority, context = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(context)
+    key = await asyncio.to_thread(KeyFile(tmp_path / "keys.json").add, "ann")
+    monkeypatch.setenv("PLAID_CLIENT_ID", "owner")
+    monkeypatch.setenv("PLAID_SECRET", "secret")
+    certificate, audit = tmp_path / "certificate.pem", tmp_path / "audit.jsonl"
+
+    def renew() -> None:
+        issued = authority.issue_cert("127.0.0.1")
+        issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+        issued.cert_chain_pems[0].write_to_path(certificate)
+
+    async with Simulator(reports=[REPORT], latency=0.02) as plaid, contextlib.AsyncExitStack() as stack:
+        renew()
+        words = ["--upstream", plaid.url, "--keys", tmp_path / "keys.json", "--audit", audit]
+        words += ["--tls-certificate", certificate, "--tls-key", tmp_path / "key.pem"]
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, "gateway", *map(str, words), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        stack.callback(_ended, process)
+        url = (await process.stdout.readline()).decode().split()[-1]
+
+        def client() -> RelayClient:
+            return RelayClient(base_url=url, gateway_key=key, ssl=context)
+
+        done = asyncio.Event()
+
+        async def requests() -> AsyncIterator[RelayCreateRequest]:
+            for number in itertools.count():
+                if done.is_set():
+                    return
+                yield RelayCreateRequest([REPORT], f"partner-{number}")
+
+        async def load() -> BatchResult[RelayCreateRequest, RelayCreateResponse]:
+            async with client() as opened:
+                return await opened.relay.create_many(requests(), concurrency=20)
+
+        loading = asyncio.create_task(load())
+        reloads = size(5, 50)
+        for number in range(reloads):
+            sent = len(plaid.requests)
+            renew()
+            audit.rename(tmp_path / f"audit.{number}")
+            process.send_signal(signal.SIGHUP)
+            assert await process.stderr.readline() == b"plaid-relay: reloaded\n"
+            async with client() as opened:  # over a new connection, and so with the new certificate
+                await opened.relay.create([REPORT], f"single-{number}")
+            while len(plaid.requests) < sent + 40:
+                await asyncio.sleep(0.01)
+        done.set()
+        result = await loading
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    assert result.counts.keys() == {"created"}
+    calls = result.counts["created"] + reloads
+    assert len(plaid.ledger) == calls
+    lines = [line for path in tmp_path.glob("audit.*") for line in path.read_text().splitlines()]
+    assert [json.loads(line)["status"] for line in lines] == [200] * calls
+
+
+def _ended(process: asyncio.subprocess.Process) -> None:
+    """End a process that a failure has left running."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()

@@ -8,48 +8,43 @@ import os
 import secrets
 import tempfile
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from platformdirs import user_state_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import TracebackType
 
 
 class Rescue:
-    """Stores rows on disk, each before `store` returns.
-
-    The file is created exclusively and with mode 0600. When a folder, or the file in it, takes no more, the
-    next folder is tried: beside the output, the user's state directory, the directory for temporary files.
+    """Stores rows on disk: beside the output, else in the user's state directory, else with temporary files.
 
     Args:
         beside: the output, if that is a regular file.
     """
 
     def __init__(self, beside: Path | None = None) -> None:
-        self._folders = _folders(beside)
-        self._file: io.FileIO | None = None
-        self._path = Path()
-        self._full: list[Path] = []
-        self._size = 0
+        self._beside = beside
+
+    @cached_property
+    def _files(self) -> list[_RescueFile]:
+        # Not before it is needed: to find the folder for temporary files, one is written there.
+        folders = [] if self._beside is None else [self._beside.absolute().parent]
+        folders.append(user_state_path("plaid_relay_async", appauthor=False))
+        with contextlib.suppress(OSError):
+            folders.append(Path(tempfile.gettempdir()))
+        return [_RescueFile(folder) for folder in folders]
 
     @property
     def paths(self) -> list[Path]:
         """The files that hold rows: one, unless a disk became full on the way."""
-        return [*self._full, self._path] if self._size else list(self._full)
+        return [file.path for file in self._files if file.size]
 
     def store(self, row: bytes) -> bool:
         """Return whether the row is on disk; if not, no folder takes it."""
-        while self._file is not None or self._open_next():
-            try:
-                self._append(row)
-            except OSError:
-                self.close()
-            else:
-                return True
-        return False
+        return any(file.store(row) for file in self._files)
 
     def __enter__(self) -> Self:
         return self
@@ -57,54 +52,55 @@ class Rescue:
     def __exit__(
         self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self.close()
+        if "_files" in vars(self):
+            for file in self._files:
+                file.close()
 
-    def close(self) -> None:
-        """Close the file, and delete it if it holds nothing."""
+
+class _RescueFile:
+    """A file in one folder: created exclusively, with mode 0600, for the first row, and never left empty."""
+
+    def __init__(self, folder: Path) -> None:
+        now = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        self.path = folder / f"plaid-relay-rescued-{now}-{secrets.token_hex(4)}.jsonl"
+        self.size = 0
+        self._file: io.FileIO | None = None
+
+    def store(self, row: bytes) -> bool:
+        """Return whether the whole row is on disk."""
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._file = io.FileIO(self.path, "x", opener=_private)
+            self._append(self._file, row)
+        except OSError:
+            self._shrink()
+            return False
+        self.size += len(row)
+        return True
+
+    def _append(self, file: io.FileIO, row: bytes) -> None:
+        rest = memoryview(row)
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+
+    def _shrink(self) -> None:
+        """Take back a part of a row, and the file, if it holds no other."""
         if self._file is None:
             return
         with contextlib.suppress(OSError):
-            self._file.close()
-        self._file = None
-        if self._size:
-            self._full.append(self._path)
-            self._size = 0
-        else:
-            self._path.unlink(missing_ok=True)
+            self._file.truncate(self.size)
+        if not self.size:
+            self.close()
+            self.path.unlink(missing_ok=True)
 
-    def _open_next(self) -> bool:
-        for folder in self._folders:
-            now = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-            self._path = folder / f"plaid-relay-rescued-{now}-{secrets.token_hex(4)}.jsonl"
-            try:
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._file = io.FileIO(self._path, "x", opener=_private)
-            except OSError:
-                continue
-            return True
-        return False
-
-    def _append(self, row: bytes) -> None:
-        assert self._file is not None  # noqa: S101  # `store` has opened it
-        rest = memoryview(row)
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            os.fsync(self._file.fileno())
-        except OSError:
+    def close(self) -> None:
+        """Close the file; more than once is harmless."""
+        if self._file is not None:
             with contextlib.suppress(OSError):
-                self._file.truncate(self._size)
-            raise
-        self._size += len(row)
-
-
-def _folders(beside: Path | None) -> Iterator[Path]:
-    # Each is determined only when the one before takes no more: that may fail as well.
-    if beside is not None:
-        yield beside.absolute().parent
-    yield user_state_path("plaid_relay_async", appauthor=False)
-    with contextlib.suppress(OSError):
-        yield Path(tempfile.gettempdir())
+                self._file.close()
+            self._file = None
 
 
 def _private(path: str, flags: int) -> int:

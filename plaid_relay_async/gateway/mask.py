@@ -36,5 +36,5 @@ class Mask:
         return held
 
     def over_all(self, text: str) -> str:
-        """Give a text without the secret."""
-        return self._blotted(text.encode()).reveal().decode()
+        """Return a text without the secret; half of a surrogate pair may be in it."""
+        return self._blotted(text.encode(errors="surrogatepass")).reveal().decode(errors="surrogatepass")

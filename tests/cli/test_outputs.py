@@ -488,6 +488,13 @@ def test_a_refresh_that_nothing_takes(refreshed, tmp_path):
     assert "credit-relay-new" not in done.stderr
 
 
+# --------------------------------------------------------------------------------------------- to append
+
+
+HEADER = "outcome,secondary_client_id,relay_token,request_id,error_code,attempts\n"
+WHOLE = HEADER + 'created,a,t,"two\nlines, and a ""quote""",,1\n'
+
+
 @pytest.mark.parametrize(
     ("content", "torn"),
     [

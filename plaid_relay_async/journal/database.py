@@ -246,8 +246,10 @@ class _AsyncLine:
         except (SQLAlchemyError, asyncio.CancelledError):
             if self._connection is connection:
                 self._connection = None
-            await _discard(connection)
             raise
+        finally:
+            if self._connection is not connection:  # it failed, or was left behind
+                await _discard(connection)
 
     async def _connect(self) -> AsyncConnection:
         connection = await self._engine.connect()

@@ -361,6 +361,47 @@ async def test_a_disk_that_hangs_while_the_journal_is_closed(tmp_path):
     await writing
 
 
+async def test_a_transaction_that_comes_after_the_end(postgres):
+    """A closed journal opens no connection again."""
+    await postgres.fresh()
+    journal = Journal(postgres.url, key=KEY)
+    await journal.open()
+    database, line = journal._database, journal._state.line
+    await journal.close()
+    with pytest.raises(JournalError, match="closed in the meantime"):
+        await database.write(line, lambda connection: None, 0.0)
+
+
+async def test_an_engine_of_the_callers_for_a_file_that_is_no_database(tmp_path):
+    """Opening fails, and no connection is left."""
+    path = tmp_path / "relay.db"
+    path.write_bytes(b"no database" * 1000)
+    path.chmod(0o600)
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    with pytest.raises(JournalError, match="not a database"):
+        await Journal(engine, key=KEY).open()
+    await engine.dispose()
+
+
+async def test_a_driver_that_shows_no_socket(client, report, tmp_path):
+    """A transaction that is cancelled is left behind, and the next one has another connection."""
+    path = tmp_path / "relay.db"
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    async with Journal(engine, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+    async with Journal(engine, run="y", key=KEY) as journal:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            forgetting = asyncio.ensure_future(journal.forget("x"))
+            await asyncio.sleep(0.2)
+            forgetting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await forgetting
+            other.execute("COMMIT")
+        assert await journal.forget("x") == 1
+    await engine.dispose()
+
+
 def test_a_timeout_that_is_no_number(tmp_path):
     """It is refused when the journal is made."""
     with pytest.raises(ConfigurationError, match="timeout in the journal's address"):

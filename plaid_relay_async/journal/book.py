@@ -173,6 +173,8 @@ class Journal:
             connection.execute(update(journals).where(journals.c.pair_key == stored).values(pair_key=wrapped))
 
         await self._write(work)
+        if Keyring.is_clear(stored):
+            await self._database.clear_log(self._state.line)
 
     async def close(self) -> None:
         """Write everything that is known, and close the journal; `async with` does it.

@@ -82,12 +82,25 @@ async def test_a_reader_that_ends_is_waited_for(path, how):
     tokens = stored(path)
     with reader(path):
         changing = asyncio.create_task(change(how, path))
-        while stored(path) == tokens:
+        while not changing.done() and stored(path) == tokens:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.5)
         assert not changing.done()
     assert await changing == 20
     assert left(path, tokens) == []
+
+
+async def test_a_first_key_leaves_nothing_unencrypted(client, report, path):
+    """Neither tokens nor the key of the pairs' names, in no file, while the journal is still open."""
+    async with Journal(path, run="x") as journal:
+        await client.relay.create_many(requests(report, 3), journal=journal)
+    tokens = [token.removeprefix("clear:") for token in stored(path)]
+    with closing(sqlite3.connect(path)) as connection:
+        ((pair_key,),) = connection.execute("SELECT pair_key FROM relay_journal")
+    keys = [pair_key.removeprefix("clear:")]
+    assert (len(left(path, tokens)), left(path, keys)) == (3, keys)
+    async with Journal(path, key=KEY):
+        assert left(path, [*tokens, *keys]) == []
 
 
 @pytest.mark.parametrize("callers", [False, True])
@@ -120,7 +133,7 @@ async def test_others_create_while_a_reader_is_waited_for(client, report, path, 
         await client.relay.create([report], "before", journal=journal)
         with reader(path):
             changing = asyncio.create_task(change(how, path))
-            while len(set(tokens) & set(stored(path))):
+            while not changing.done() and set(tokens) & set(stored(path)):
                 await asyncio.sleep(0.01)
             while not changing.done():
                 await client.relay.create([report], f"during{created}", journal=journal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -240,8 +241,8 @@ def _error_text(answer: Answer, facts: Mapping[str, Any]) -> str:
     return f"{who} answered {facts['error_code']}: {facts.get('error_message') or 'no message'}"
 
 
-# What RFC 9111, 1.2.2, takes for a number of seconds that is too large to represent: 68 years.
-_LONGEST_DELAY: Final = 2.0**31
+# A larger number would be infinity, with which no time can be calculated.
+_LONGEST_DELAY: Final = sys.float_info.max
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

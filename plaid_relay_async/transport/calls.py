@@ -227,8 +227,7 @@ class Transport:
             signature = await self._queue.enter(call)
             try:
                 if call.permit is not None:
-                    await call.permit.begin()
-                    call.check_time()  # a journal may have taken its time
+                    await _begin(call, call.permit)
                 answer = await self._send(call, signature)
             finally:
                 self._queue.leave(call)
@@ -358,6 +357,13 @@ class Transport:
             self._on_retry(told)
         except Exception as broken:  # as with the limiter
             raise call.verdict(error) from broken
+
+
+async def _begin(call: Call[Any], permit: Permit) -> None:
+    in_time = call.has_time_for(0.0)
+    await permit.begin()
+    if in_time and not call.has_time_for(0.0):
+        raise NotSentError("the journal took so long that too little time was left for a response")
 
 
 async def _in_a_thread(read: Callable[[], R], deadline: float | None) -> R:

@@ -17,7 +17,7 @@ from attrs import define, field
 
 from plaid_relay_async.codec import Endpoint
 from plaid_relay_async.config import RetryPolicy
-from plaid_relay_async.errors import NotSentError, PlaidRelayError, RateLimitError
+from plaid_relay_async.errors import PlaidRelayError, RateLimitError
 from plaid_relay_async.session import SessionManager
 from plaid_relay_async.transport.pace import Pace
 from plaid_relay_async.transport.protocols import Permit, RateLimiter, Sink
@@ -91,11 +91,6 @@ class Call(Generic[R]):
         """The moment before which whoever waits has to leave."""
         return None if self.deadline is None else self.deadline - self.spare
 
-    def check_time(self) -> None:
-        """Raise `NotSentError` unless there is time for a response."""
-        if not self.has_time_for(0.0):
-            raise NotSentError("too little of the call's time was left for a response, so nothing was sent")
-
     def postpone(self, seconds: float) -> None:
         """Don't count these seconds against the deadline."""
         if self.deadline is not None:
@@ -134,8 +129,7 @@ class Queue:
 
         Raises:
             RateLimitError: Plaid's limit makes it wait longer than it may.
-            NotSentError: the limiter or the source of the credentials raised, or the time that is left is too
-                short for a response.
+            NotSentError: the limiter or the source of the credentials raised, or the latter took too long.
         """
         pace = self.pace(call)
         while True:
@@ -146,7 +140,6 @@ class Queue:
                 await self._connect(call, pace)
             try:
                 signature = await self.signer.sign(call.latest)
-                call.check_time()
             except BaseException:
                 self.leave(call)
                 raise

@@ -72,7 +72,11 @@ class Signer:
     async def _asked(self, source: Callable[[], Awaitable[Credentials]], deadline: float | None) -> object:
         with of_the_caller("the source of the credentials"):
             async with asyncio.timeout_at(deadline):
-                return await source()
+                who = await source()
+        # A source that blocks the event loop can't be interrupted.
+        if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+            raise NotSentError("the credentials came too late: too little time was left for a response")
+        return who
 
     def _signature(self, who: object) -> Signature:
         nothing: Hidden[dict[str, str]] = Hidden({})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -73,7 +73,7 @@ class Signals:
         if self.count > before:
             self._react()
 
-    def _interrupt(self) -> None:
+    def _interrupt(self) -> NoReturn:
         self.interrupted = True
         raise KeyboardInterrupt
 
@@ -90,7 +90,6 @@ class Signals:
             return asyncio.run(self._cancellable(main))
         except asyncio.CancelledError:
             self._interrupt()
-            raise  # pragma: no cover  # for type checkers: the line above raises
         finally:
             main.close()  # if it was never started, Python would warn about it
 

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import termios
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from processes import ignored, wait_for
@@ -260,23 +262,65 @@ def test_a_reader_that_has_stopped_reading(plaid, spawn, tmp_path):
     assert process.stderr.read() == "plaid-relay: interrupted\n"
 
 
-def test_a_key_that_waits_for_its_reader(plaid, spawn, tmp_path):
-    """A signal while a new key waits to be printed leaves no key that is in use and was never shown."""
-    file = KeyFile(tmp_path / "keys.json")
+@pytest.fixture
+def full():
+    """Return a pipe that takes nothing more, as the end to write to; nothing reads from it."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):
         while os.write(writing, bytes(4096)):
             pass
     os.set_blocking(writing, True)
-    with ignored():
-        process = spawn("gateway", "keys", "add", "ann", "--keys", file.path, stdout=writing)
+    yield writing
+    os.close(reading)
     os.close(writing)
-    wait_for(file.path.with_name(".keys.json.lock").exists)
+
+
+def waits_in(process, name):
+    """Return a function that checks whether a process waits in a function of the kernel, as far as it is shown."""
+    deadline = time.monotonic() + 10
+
+    def waits():
+        return name in Path(f"/proc/{process.pid}/wchan").read_text() or time.monotonic() > deadline
+
+    return waits
+
+
+def test_a_reader_that_never_reads(plaid, spawn, tmp_path, full):
+    """A command that has done its work and waits for the reader of its last text ends at a signal, with 1."""
+    file = KeyFile(tmp_path / "keys.json")
+    file.add("ann")
+    with ignored():
+        process = spawn("gateway", "keys", "list", "--keys", file.path, stdout=full)
+    wait_for(waits_in(process, "pipe_write"))
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 1
-    os.close(reading)
+
+
+def test_a_key_that_waits_for_its_reader(plaid, spawn, tmp_path, full):
+    """A signal while a new key waits to be printed leaves no key that is in use and was never shown."""
+    file = KeyFile(tmp_path / "keys.json")
+    with ignored():
+        process = spawn("gateway", "keys", "add", "ann", "--keys", file.path, stdout=full)
+    wait_for(waits_in(process, "pipe_write"))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 1
     assert file.read() == ()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_pipe_without_a_reader(plaid, spawn, partners, tmp_path, number):
+    """A batch that waits for somebody to open the pipe of its output ends at a signal; nothing was sent."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ignored():
+        process = spawn("bulk", partners(3), "--report-token", REPORT, "--output", pipe, "--append")
+    wait_for(waits_in(process, "wait_for_partner"))
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (1, "plaid-relay: interrupted\n")
+    assert not plaid.requests
+    assert pipe.is_fifo()
 
 
 def unread(pipe):

@@ -633,6 +633,7 @@ def test_an_audit_device_is_not_reopened(gateway, key):
     process, url = gateway("--audit", "/dev/null")
     assert hang_up(process) == "plaid-relay: reloaded\n"
     assert share(url, key)[0] == 200
+    assert ended(process)[0] == 0
 
 
 def test_a_hang_up_while_the_gateway_closes(gateway, key, plaid):

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 from processes import ignored, wait_for
 
-from plaid_relay_async.cli.signals import Signals
+from plaid_relay_async.cli import _flushed
+from plaid_relay_async.cli.signals import Signals, signals
 from plaid_relay_async.gateway import KeyFile
 
 CREATE = "/credit/relay/create"
@@ -276,12 +277,12 @@ def full():
     os.close(writing)
 
 
-def waits_in(process, name):
+def waits_in(pid, name):
     """Return a function that checks whether a process waits in a function of the kernel, as far as it is shown."""
     deadline = time.monotonic() + 10
 
     def waits():
-        return name in Path(f"/proc/{process.pid}/wchan").read_text() or time.monotonic() > deadline
+        return name in Path(f"/proc/{pid}/wchan").read_text() or time.monotonic() > deadline
 
     return waits
 
@@ -292,9 +293,18 @@ def test_a_reader_that_never_reads(plaid, spawn, tmp_path, full):
     file.add("ann")
     with ignored():
         process = spawn("gateway", "keys", "list", "--keys", file.path, stdout=full)
-    wait_for(waits_in(process, "pipe_write"))
+    wait_for(waits_in(process.pid, "pipe_write"))
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 1
+
+
+def test_the_last_text_waits_for_its_reader(full, signal_when, monkeypatch):
+    """A signal that comes while the last text waits to be flushed changes the exit status to 1, and drops the text."""
+    with os.fdopen(os.dup(full), "w") as file, signals:
+        monkeypatch.setattr(sys, "stdout", file)
+        file.write("text")
+        signal_when(waits_in(os.getpid(), "pipe_write"))
+        assert _flushed(0) == 1
 
 
 def test_a_key_that_waits_for_its_reader(plaid, spawn, tmp_path, full):
@@ -302,7 +312,7 @@ def test_a_key_that_waits_for_its_reader(plaid, spawn, tmp_path, full):
     file = KeyFile(tmp_path / "keys.json")
     with ignored():
         process = spawn("gateway", "keys", "add", "ann", "--keys", file.path, stdout=full)
-    wait_for(waits_in(process, "pipe_write"))
+    wait_for(waits_in(process.pid, "pipe_write"))
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 1
     assert file.read() == ()
@@ -315,7 +325,7 @@ def test_a_pipe_without_a_reader(plaid, spawn, partners, tmp_path, number):
     os.mkfifo(pipe)
     with ignored():
         process = spawn("bulk", partners(3), "--report-token", REPORT, "--output", pipe, "--append")
-    wait_for(waits_in(process, "wait_for_partner"))
+    wait_for(waits_in(process.pid, "wait_for_partner"))
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (1, "plaid-relay: interrupted\n")

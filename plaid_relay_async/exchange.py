@@ -9,11 +9,13 @@ takes seven tenths of the CPU time. It uses methods of aiohttp's that are public
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import select
+import types
 import weakref
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -22,7 +24,11 @@ from attrs import define, field, frozen
 from yarl import URL
 
 if TYPE_CHECKING:
+    import contextvars
+
     from aiohttp.client_reqrep import ConnectionKey
+
+T = TypeVar("T")
 
 # Whoever calls has a better timeout.
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
@@ -69,6 +75,12 @@ class Exchange(Protocol):
 
 # ------------------------------------------------------------------------------------------- the body
 
+# In turns of the event loop. On some platforms a loop delivers what it has read a turn or two later. The
+# maximum bounds how long a server that never stops sending can delay a cancellation; with the smallest of TLS
+# buffers a response takes some dozens of turns.
+_MIN_TURNS: Final = 3
+_MAX_TURNS: Final = 1_000
+
 _used: weakref.WeakKeyDictionary[asyncio.BaseProtocol, Callable[[], bool]] = weakref.WeakKeyDictionary()
 
 
@@ -88,21 +100,30 @@ class Body:
 
     A server can't act on a call without its body, so one whose body wasn't handed over was never sent.
 
+    From that moment on, a cancellation takes effect only when everything that has arrived is processed: the
+    bytes in the socket, and a response that was read in the same turn of the event loop. Cancellations that
+    follow in the meantime, such as those of an AnyIO scope, are part of it.
+
     Attributes:
         data: its bytes, JSON.
-        leaves: told of that moment.
+        leaves: called just before that moment; it may raise.
         left: whether it came.
+        cancelled: the arguments of a cancellation that has not taken effect yet.
     """
 
     data: bytes = field(repr=False)
     leaves: Callable[[], None]
     left: bool = False
+    cancelled: tuple[Any, ...] | None = None
+    _protocol: Any = field(default=None, init=False, repr=False)
+    _turns: int = field(default=0, init=False, repr=False)
 
     def leave(self, protocol: Any) -> None:
         """Say that it is about to be written.
 
         Raises:
             aiohttp.ClientConnectionError: it had better not be, on this connection.
+            TimeoutError: its time is up.
         """
         # A connection on which something arrived unasked would give it as the answer to this request: mostly
         # it is the server's goodbye; on a new one there may be what ends the handshake of TLS.
@@ -113,8 +134,47 @@ class Body:
             _used[protocol] = _news_of(protocol.transport)
         elif has_news():
             raise aiohttp.ClientConnectionError
-        self.left = True
         self.leaves()
+        self._protocol = protocol
+        self.left = True
+
+    async def next(self, read: Callable[[], Coroutine[Any, None, T]]) -> T:
+        """Return what is read next of the response; a cancellation is raised only if nothing has arrived."""
+        if self.cancelled is None:
+            try:
+                return await read()
+            except asyncio.CancelledError as error:
+                self.cancelled = error.args
+        while True:
+            try:
+                return _result_now(read(), asyncio.CancelledError(*self.cancelled))
+            except asyncio.CancelledError:
+                if not self.may_have_more():
+                    raise
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
+    def may_have_more(self) -> bool:
+        """Check, in each turn of the loop after a cancellation, whether to wait for another one."""
+        self._turns += 1
+        if self._turns > _MAX_TURNS:
+            return False
+        # A connection that is closed has no bytes, and the number of its socket may be another one's.
+        return self._turns <= _MIN_TURNS or (self._protocol.is_connected() and _used[self._protocol]())
+
+    def end(self) -> None:
+        """Raise a cancellation that has not taken effect yet: everything is processed."""
+        if self.cancelled is not None:
+            raise asyncio.CancelledError(*self.cancelled)
+
+
+def _result_now(coroutine: Coroutine[Any, None, T], otherwise: BaseException) -> T:
+    """Return the result of a coroutine that does not have to wait; raise an error inside one that does."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return cast("T", end.value)
+    return cast("T", coroutine.throw(otherwise))  # which raises it
 
 
 # ---------------------------------------------------------------------------------------- by a session
@@ -125,9 +185,73 @@ class _Payload(aiohttp.BytesPayload):
         super().__init__(body.data, content_type="application/json")
         self._body = body
 
-    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+    async def write_with_length(self, writer: Any, content_length: int | None) -> None:  # noqa: ARG002
         self._body.leave(writer.protocol)
-        await super().write_with_length(writer, content_length)
+        await writer.write(self._body.data)  # all of it, which is what the length says
+
+
+class _Wait:
+    """A future-like object: a task that waits for it waits for another future, which it does not cancel.
+
+    `asyncio.shield` does the same with a future of its own, and takes a turn of the event loop longer.
+
+    Attributes:
+        cancelled: the arguments of the task's cancellation, if there was one.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_context", "_future", "_wake", "cancelled", "get_loop")
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        future._asyncio_future_blocking = False  # noqa: SLF001  # as a task does with what is yielded to it
+        self._asyncio_future_blocking = True
+        self._future = future
+        self.get_loop = future.get_loop
+        self.cancelled: tuple[Any, ...] | None = None
+
+    def add_done_callback(self, wake: Callable[[Any], object], *, context: contextvars.Context) -> None:
+        self._wake, self._context = wake, context
+        self._future.add_done_callback(wake, context=context)
+
+    def cancel(self, msg: object = None) -> bool:
+        self.cancelled = () if msg is None else (msg,)
+        if not self._future.remove_done_callback(self._wake):
+            return False
+        instead = self.get_loop().create_future()
+        instead.cancel(msg)
+        self.get_loop().call_soon(self._wake, instead, context=self._context)
+        return True
+
+
+@types.coroutine
+def _posted(work: Coroutine[Any, None, T], body: Body) -> Generator[Any, None, T]:
+    """Run a session's `post`, which closes its connection as soon as a cancellation reaches it."""
+    try:
+        # It yields a future, or nothing where it only lets others run.
+        waited: asyncio.Future[Any] | None = work.send(None)
+        while body.cancelled is None:
+            wait = waited and _Wait(waited)
+            try:
+                yield wait
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the future raises it again
+                body.cancelled = wait.cancelled if wait else error.args
+            if body.cancelled is None:
+                waited = work.send(None)
+        while body.left and body.may_have_more():
+            with contextlib.suppress(asyncio.CancelledError):
+                yield
+            if waited is None or waited.done():
+                waited = work.send(None)
+        if waited is None or waited.done():
+            yield work.throw(asyncio.CancelledError(*body.cancelled))
+        # A future is cancelled immediately, so that nothing arrives in between; only a task takes its time.
+        while waited is not None and waited.cancel() and not waited.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                yield _Wait(waited)
+        return cast("T", (yield from work))
+    except StopIteration as end:
+        return cast("T", end.value)
+    finally:
+        work.close()
 
 
 @frozen
@@ -143,7 +267,7 @@ class Ordinary:
     async def post(self, to: tuple[str, Mapping[str, str]], body: Body) -> Response:
         """Send a request, and wait for the head of its response."""
         url, headers = to
-        response = await self.session.post(
+        work = self.session.post(
             url,
             data=_Payload(body),
             headers=headers,
@@ -152,6 +276,7 @@ class Ordinary:
             raise_for_status=False,
             auto_decompress=True,
         )
+        response = await _posted(work, body)
         if not body.left:  # so what came answers something else
             response.close()
             raise aiohttp.ClientConnectionError
@@ -224,9 +349,9 @@ class Direct:
             protocol.set_response_params(read_until_eof=True, auto_decompress=True)
             body.leave(protocol)
             protocol.transport.write(b"%s%d\r\n\r\n%s" % (to.head, len(body.data), body.data))
-            message, content = await protocol.read()
+            message, content = await body.next(protocol.read)
             while 100 <= message.code < 200 and message.code != 101:
-                message, content = await protocol.read()
+                message, content = await body.next(protocol.read)
         except BaseException:
             connection.close()
             raise

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+# Turns of the event loop between a look and an end. A loop that was held up, or a process that was stopped,
+# finds its timers due before it has read its sockets; a new connection is ready some turns after that.
+_TURNS: Final = 20
 
 
 class Watch:
@@ -56,9 +60,15 @@ class Watch:
     def _look(self) -> None:
         self._due, now = math.inf, self.loop.time()
         late = [span for span in self._spans if span.until <= now]
-        # What wakes a task for an answer that came in time, though the loop was held up, stands in its line.
-        self.loop.call_soon(self._end, late)
+        self._process(late, _TURNS)
         self.look_by(min((span.until for span in self._spans.difference(late)), default=math.inf))
+
+    def _process(self, late: list[Span], turns: int) -> None:
+        """Let the loop process what has arrived, and put off what is late by that."""
+        if turns:
+            self.loop.call_soon(self._process, late, turns - 1)
+        else:
+            self._end(late)
 
     def _end(self, late: list[Span]) -> None:
         now = self.loop.time()
@@ -87,6 +97,16 @@ class Span:
         """Let it go on for so long from now, or to its deadline if that comes before."""
         self.until = min(self._deadline, self._watch.loop.time() + seconds)
         self._watch.look_by(self.until)
+
+    def start(self, seconds: float) -> None:
+        """Allow the same to what starts only now, if the deadline has not passed.
+
+        Raises:
+            TimeoutError: it has, while the loop was held up.
+        """
+        self.allow(seconds)
+        if self.until == self._deadline <= self._watch.loop.time():
+            raise TimeoutError
 
     def end(self) -> None:
         """Its time is up."""

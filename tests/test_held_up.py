@@ -10,9 +10,10 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from arrivals import contexts
 from support import OWNER
 
-from plaid_relay_async import RelayClient, Timeouts
+from plaid_relay_async import NotSentError, RelayClient, RetryPolicy, Timeouts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,3 +57,57 @@ async def test_a_token_that_came_in_time_is_not_lost_to_a_loop_that_is_late(piec
             asyncio.get_running_loop().call_later(0.1 * len(pieces) - 0.05, time.sleep, 0.6)
             made = await client.relay.create(["t"], "p")
     assert made.relay_token == "T-1"
+
+
+@contextlib.contextmanager
+def greeting(context):
+    """A TLS server in a thread of its own, which pauses within the handshake; yields its URL and when that is."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        greeted, requests = threading.Event(), []
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            connection.recv(1, socket.MSG_PEEK)
+            greeted.set()
+            time.sleep(0.1)
+            with context.wrap_socket(connection, server_side=True) as secured, contextlib.suppress(OSError):
+                requests.append(secured.recv(65_536))
+                secured.sendall(HEAD + BODY)
+                secured.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{server.getsockname()[1]}", greeted, requests
+        finally:
+            thread.join()
+
+
+async def created_by_a_loop_that_is_late(timeouts, requests):
+    """The token of a call whose loop is held up for a second, while the server's part of the handshake arrives."""
+    theirs, ours = contexts()
+    once = RetryPolicy(attempts=1)
+    with greeting(theirs) as (url, greeted, received):
+        async with RelayClient(OWNER, base_url=url, ssl=ours, timeouts=timeouts, retry=once) as client:
+            task = asyncio.create_task(client.relay.create(["t"], "p"))
+            while not greeted.is_set():
+                await asyncio.sleep(0)
+            time.sleep(1)  # noqa: ASYNC251  # this is what holds the loop up
+            await asyncio.wait([task])
+    requests.extend(filter(None, received))
+    return (await task).relay_token
+
+
+async def test_a_connection_that_was_made_in_time_is_used_by_a_loop_that_is_late():
+    """What has arrived of the handshake is processed before the time for connecting is up."""
+    requests = []
+    assert await created_by_a_loop_that_is_late(Timeouts(connect=0.8), requests) == "T-1"
+    assert len(requests) == 1
+
+
+async def test_a_request_does_not_leave_after_its_deadline():
+    """A connection that is ready only then is not used: the outcome could only be unknown."""
+    requests = []
+    with pytest.raises(NotSentError, match="time ran out"):
+        await created_by_a_loop_that_is_late(Timeouts(total=0.8), requests)
+    assert requests == []

@@ -290,7 +290,6 @@ class Transport:
             return
         known: Any = problem
         if answer is not None:
-            answer.lost = problem
             try:
                 known = codec.read(call.endpoint, answer, call.request, signature.secret)
             except PlaidRelayError as error:

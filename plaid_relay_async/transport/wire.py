@@ -65,27 +65,31 @@ async def send(exchange: Exchange, attempt: Attempt) -> Answer:
         OutcomeUnknownError: it left, nothing came back, and it is one that makes something.
         ConnectionLostError: the same, and it may be repeated.
     """
-    body = Body(attempt.body.reveal(), partial(attempt.span.allow, attempt.read))
+    body = Body(attempt.body.reveal(), partial(attempt.span.start, attempt.read))
     answer: Answer | None = None
+    whole = False
     try:
         with attempt.span as span:
             span.allow(attempt.connect)
             response = await exchange.post(attempt.to, body)
             try:
                 answer = Answer(response.status, response.headers)
-                await _receive(response, answer, attempt)
+                await _receive(response, answer, attempt, body)
+                whole = True
+                body.end()
             except BaseException:
                 response.close()
                 raise
     except BaseException as error:
         problem = _told(error, attempt.replay, left=body.left)
+        if answer is not None and not whole:
+            answer.lost = problem
         if not ordinary(error):
             attempt.broken_off(answer, problem)
             raise
     else:
         return answer
     if answer is not None:
-        answer.lost = problem
         return answer
     try:
         raise problem
@@ -97,14 +101,15 @@ class _TooLongError(Exception):
     """Ends the reading of an answer."""
 
 
-async def _receive(response: Response, answer: Answer, attempt: Attempt) -> None:
+async def _receive(response: Response, answer: Answer, attempt: Attempt, body: Body) -> None:
     # No local name holds a piece: it would stand in a traceback that shows locals.
     wanted = attempt.into is not None and await attempt.into.begin(answer)
     into = attempt.into if wanted else None
     most = attempt.most if 200 <= answer.status < 300 else min(attempt.most, SHORT)
-    left = most
-    while not response.content.at_eof():
-        piece = Hidden(await response.content.readany())
+    left, content = most, response.content
+    while not content.at_eof():
+        whole = content.is_eof()  # then the rest is in memory
+        piece = Hidden(content.read_nowait() if whole else await body.next(content.readany))
         left -= len(piece.reveal())
         answer.body += piece.reveal()
         if left < 0:
@@ -113,6 +118,8 @@ async def _receive(response: Response, answer: Answer, attempt: Attempt) -> None
             attempt.span.allow(math.inf)
             await into.write(piece)
             answer.keep_ends()
+        if content.at_eof():
+            return
         attempt.span.allow(attempt.read)
 
 

@@ -1,0 +1,120 @@
+"""A server that holds its responses back until the test writes them, so that it is known what has arrived."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import select
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import trustme
+from attrs import Factory, define
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from plaid_relay_async.batch import Batch
+
+
+def token(partner: str) -> str:
+    return f"token-of-{partner}"
+
+
+def response(partner: str, status: bytes = b"200 OK") -> bytes:
+    body = json.dumps({"relay_token": token(partner), "request_id": "q"}).encode()
+    return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
+
+
+@define(eq=False)
+class Request:
+    """A request that has reached the server.
+
+    Attributes:
+        answered: the loop's time at which its response was written, and so lay in the client's socket.
+        missed: whether the client had closed the connection by then.
+        reset: whether the client closed the connection with unread bytes; `None` while it is open.
+    """
+
+    partner: str
+    writer: asyncio.StreamWriter
+    answered: float | None = None
+    missed: bool = False
+    reset: bool | None = None
+
+    def answer(self, data: bytes | None = None) -> None:
+        connection = self.writer.get_extra_info("socket")
+        self.missed = self.writer.is_closing() or bool(select.select([connection], [], [], 0)[0])
+        # asyncio hands to the socket what it can right here, and the loopback device delivers immediately.
+        self.writer.write(response(self.partner) if data is None else data)
+        self.answered = asyncio.get_running_loop().time()
+
+
+@define(eq=False)
+class Holding:
+    """The server; while `holds` is false, it answers immediately."""
+
+    url: str = ""
+    holds: bool = True
+    requests: list[Request] = Factory(list)
+    _news: asyncio.Event = Factory(asyncio.Event)
+
+    async def received(self, count: int) -> list[Request]:
+        """Wait for the requests that are held."""
+        while len(self.requests) < count:
+            self._news.clear()
+            await self._news.wait()
+        return self.requests
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request: Request | None = None
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                sent = json.loads(await reader.readexactly(length))
+                request = Request(sent["secondary_client_id"], writer)
+                if self.holds:
+                    self.requests.append(request)
+                    self._news.set()
+                else:
+                    request.answer()
+        except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError) as error:
+            if request is not None:
+                request.reset = not isinstance(error, asyncio.IncompleteReadError)
+        finally:
+            writer.close()
+
+
+AUTHORITY = trustme.CA()
+
+
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """TLS contexts of a server and of a client that trusts it."""
+    server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    AUTHORITY.issue_cert("127.0.0.1").configure_cert(server)
+    AUTHORITY.configure_trust(client)
+    return server, client
+
+
+@contextlib.asynccontextmanager
+async def holding(*, tls: bool) -> AsyncIterator[tuple[Holding, dict[str, Any]]]:
+    """Run such a server; yields it and what a client has to be created with."""
+    ours, theirs = contexts() if tls else (None, None)
+    held = Holding()
+    server = await asyncio.start_server(held.serve, "127.0.0.1", 0, ssl=ours)
+    held.url = f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield held, {"base_url": held.url, "ssl": theirs}
+    finally:
+        server.close()
+        for request in held.requests:
+            request.writer.transport.abort()
+        await asyncio.sleep(0.01)
+
+
+def end(batch: Batch[Any]) -> None:
+    """Cancel a batch's calls in flight, as the end of its drain does."""
+    assert batch._runner is not None
+    batch._runner.cancel()

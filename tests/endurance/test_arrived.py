@@ -1,0 +1,200 @@
+"""Responses around the moment at which their calls are cancelled or run out of time, thousands of them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import signal
+import time
+from collections import Counter
+
+import pytest
+from arrivals import AUTHORITY, end, holding, token
+from support import OWNER, Noting, program
+
+from plaid_relay_async import RelayClient, RelayCreateRequest, Timeouts
+
+CALLS = 50
+SECONDS = 0.25  # of a drain and of a read timeout
+WAYS = pytest.mark.parametrize("direct", [True, False], ids=["directly", "by a session"])
+EACH = pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+
+
+def around(moment, chance):
+    """A time close to a moment, or surely before it, however busy the machine is."""
+    return moment + (chance.uniform(-0.008, 0.004) if chance.random() < 0.9 else -0.1)
+
+
+def hold_up(moment, chance):
+    """Block the event loop across a moment, behind what is due before it, in every other round."""
+    if chance.random() < 0.5:
+        asyncio.get_running_loop().call_at(moment - 0.002, time.sleep, 0.006)
+
+
+async def drained(client, requests, server, chance):
+    """Around the end of the drain, which begins after the task is cancelled."""
+    loop = asyncio.get_running_loop()
+    batch = client.relay.create_many(requests)
+    task = asyncio.ensure_future(batch)
+    held = await server.received(CALLS)
+    moment = loop.time() + SECONDS
+    task.cancel()
+    for request in held:
+        loop.call_at(around(moment, chance), request.answer)
+    hold_up(moment, chance)
+    await asyncio.wait([task])
+    return batch.result, dict.fromkeys((request.partner for request in held), moment)
+
+
+async def ended(client, requests, server, chance):
+    """Around the moment at which the batch is ended without a drain, for some right before it."""
+    loop, moments = asyncio.get_running_loop(), {}
+
+    def strike():
+        for request in chance.sample(held, CALLS // 5):
+            if request.answered is None:
+                request.answer()
+        moments.update(dict.fromkeys((request.partner for request in held), loop.time()))
+        end(batch)
+
+    batch = client.relay.create_many(requests)
+    task = asyncio.ensure_future(batch)
+    held = await server.received(CALLS)
+    moment = loop.time() + 0.1
+    for request in held:
+        loop.call_at(around(moment, chance), lambda request=request: request.answered or request.answer())
+    hold_up(moment, chance)
+    loop.call_at(moment, strike)
+    await asyncio.wait([task])
+    return batch.result, moments
+
+
+class Begun(Noting):
+    """A journal that notes when each attempt is about to leave."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, float] = {}
+
+    async def begin(self, request: RelayCreateRequest) -> None:
+        self.times[request.secondary_client_id] = asyncio.get_running_loop().time()
+
+    async def end(self, outcome: object) -> None: ...
+
+
+async def timed_out(client, requests, server, chance):
+    """Around the read timeout of each call, which begins after its attempt does."""
+    loop, journal = asyncio.get_running_loop(), Begun()
+    batch = client.relay.create_many(requests, journal=journal)
+    task = asyncio.ensure_future(batch)
+    held = await server.received(CALLS)
+    moments = {partner: begun + SECONDS for partner, begun in journal.times.items()}
+    for request in held:
+        loop.call_at(around(moments[request.partner], chance), request.answer)
+    hold_up(moments[held[CALLS // 2].partner], chance)
+    await asyncio.wait([task])
+    return batch.result, moments
+
+
+@WAYS
+@EACH
+@pytest.mark.parametrize("scenario", [drained, ended, timed_out], ids=["drain", "end", "timeout"])
+@pytest.mark.timeout(1_200)
+async def test_every_token_whose_bytes_had_arrived_is_reported(scenario, tls, direct, size):
+    """What was written before the moment is created, and so is what the process has read at any time."""
+    counts: Counter[tuple[bool, bool]] = Counter()
+    timeouts = Timeouts(
+        drain=SECONDS if scenario is drained else 30, slow_read=SECONDS if scenario is timed_out else 30
+    )
+    for seed in range(size(1, 17)):
+        chance = random.Random(seed)
+        async with (
+            holding(tls=tls) as (server, settings),
+            RelayClient(OWNER, direct=direct, timeouts=timeouts, **settings) as client,
+        ):
+            partners = [f"partner-{number}" for number in range(CALLS)]
+            server.holds = False  # the connections are made first
+            await client.relay.create_many(RelayCreateRequest.fan_out(["warm"], partners))
+            server.holds = True
+            requests = RelayCreateRequest.fan_out(["t"], partners)
+            result, moments = await scenario(client, requests, server, chance)
+            created = {outcome.request.secondary_client_id: outcome.relay_token for outcome in result.created}
+            assert all(relay_token == token(partner) for partner, relay_token in created.items())
+            for request in server.requests:
+                reported = request.partner in created
+                while request.answered is None or (request.reset is None and not reported):
+                    await asyncio.sleep(0.001)  # the rest is written, and the connections are closed
+                if request.missed:
+                    continue
+                before = request.answered < moments[request.partner]
+                # To close a connection with unread bytes resets it. With TLS, some are read after the end.
+                was_read = request.reset is False and not tls
+                assert reported or not (before or was_read), f"seed {seed}: {request}"
+                counts[before, reported] += 1
+    print(  # noqa: T201  # the figures of the proof
+        f"\n{counts.total()} responses: {counts[True, True]} arrived before the moment, and are reported; of "
+        f"{counts[False, True] + counts[False, False]} that came after it, {counts[False, True]} are"
+    )
+    assert counts[True, True]
+
+
+STOPPED = """
+import asyncio, json, ssl, sys
+from plaid_relay_async import Credentials, RelayClient, RelayCreateRequest, Timeouts
+
+async def main(calls, seconds, url, authority, direct, limit):
+    timeouts = Timeouts(drain=seconds if limit == "drain" else 60, slow_read=seconds if limit == "read" else 60)
+    async with RelayClient(
+        Credentials("lender", "secret-of-the-lender"),
+        base_url=url,
+        ssl=ssl.create_default_context(cadata=authority) if authority else None,
+        direct=direct,
+        timeouts=timeouts,
+    ) as client:
+        requests = RelayCreateRequest.fan_out(["t"], [f"partner-{number}" for number in range(calls)])
+        batch = client.relay.create_many(requests, timeout=seconds if limit == "total" else 120)
+        task = asyncio.ensure_future(batch)
+        await asyncio.to_thread(input)
+        if limit == "drain":
+            task.cancel()
+            await asyncio.sleep(0.01)
+        print("ready", flush=True)
+        await asyncio.wait([task])
+    print(json.dumps(batch.result.counts))
+
+asyncio.run(main(*json.loads(sys.argv[1])))
+"""
+
+
+async def stopped(limit, *, calls, direct, tls):
+    """What a process reports that was stopped for longer than a timeout, while its responses arrived."""
+    seconds, authority = 4.0, AUTHORITY.cert_pem.bytes().decode() if tls else ""
+    async with holding(tls=tls) as (server, settings):
+        arguments = json.dumps([calls, seconds, settings["base_url"], authority, direct, limit])
+        async with program(STOPPED, arguments) as process:
+            held = await server.received(calls)
+            process.stdin.write(b"\n")
+            while await process.stdout.readline() != b"ready\n":
+                pass  # asyncio's debug mode writes about what is slow
+            process.send_signal(signal.SIGSTOP)
+            for request in held:
+                request.answer()
+            await asyncio.sleep(seconds + 0.5)
+            process.send_signal(signal.SIGCONT)
+            printed, _ = await process.communicate()
+    lines = [line for line in printed.splitlines() if line.startswith(b"{")]
+    assert len(lines) == 1, printed
+    return json.loads(lines[0])
+
+
+async def test_a_process_that_was_stopped_reads_before_it_applies_a_timeout(size):
+    """SIGSTOP and SIGCONT, longer apart than a timeout: each response that arrived in between is created."""
+    ways = list(itertools.product(("read", "total", "drain"), (True, False), (False, True)))
+    results = await asyncio.gather(
+        *[
+            stopped(limit, calls=40, direct=direct, tls=tls)
+            for limit, direct, tls in ways[:: size(5, 1)]  # the sample has each limit, and each way
+        ]
+    )
+    assert results == [{"created": 40}] * size(3, 12)

@@ -1,0 +1,202 @@
+"""What has arrived when a call is cancelled, or runs out of time, determines its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+from arrivals import end, holding, response, token
+from support import OWNER
+
+from plaid_relay_async import (
+    OutcomeUnknownError,
+    RelayClient,
+    RelayCreateRequest,
+    Timeouts,
+)
+from plaid_relay_async.exchange import Body, Ordinary
+
+WAYS = pytest.mark.parametrize("direct", [True, False], ids=["directly", "by a session"])
+EACH = pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+WHOLE = response("p")
+HEAD, _, BODY = WHOLE.partition(b"\r\n\r\n")
+HEAD += b"\r\n\r\n"
+
+
+async def cancelled_with(data, *, direct, tls, turns=0):
+    """The result of a batch of one that is cancelled, some turns of the loop after this has arrived."""
+    async with (
+        holding(tls=tls) as (server, settings),
+        RelayClient(OWNER, direct=direct, timeouts=Timeouts(drain=30), **settings) as client,
+    ):
+        batch = client.relay.create_many([RelayCreateRequest(["t"], "p")])
+        task = asyncio.ensure_future(batch)
+        (request,) = await server.received(1)
+        request.answer(data)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        end(batch)
+        await task
+        assert client.statistics().in_flight == 0
+        return batch.result
+
+
+@WAYS
+@EACH
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_token_that_has_arrived_is_reported_though_its_call_is_cancelled(direct, tls, turns):
+    """Whether it still lies in the socket, or in the process, at the moment of the cancellation."""
+    result = await cancelled_with(WHOLE, direct=direct, tls=tls, turns=turns)
+    assert [created.relay_token for created in result.created] == [token("p")]
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("data", "outcome"),
+    [
+        (b"HTTP/1.1 103 Early Hints\r\n\r\n" + WHOLE, "created"),
+        (HEAD + BODY[:-2], "created"),
+        (HEAD + BODY[:8], "unknown"),
+        (HEAD, "unknown"),
+        (HEAD[:-4], "unknown"),
+        (b"HTTP/1.1 103 Early Hints\r\n\r\n", "unknown"),
+        (response("p", b"400 Bad Request"), "failed"),
+        (b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n", "unknown"),
+        (b"This is not HTTP.\r\n\r\n", "unknown"),
+    ],
+    ids=["hint", "cut token", "cut", "head", "half a head", "only a hint", "400", "500", "not HTTP"],
+)
+async def test_a_part_of_a_response_means_what_it_says(direct, data, outcome):
+    """A readable token is created, a 4xx is failed, and whatever leaves it open is unknown."""
+    result = await cancelled_with(data, direct=direct, tls=False)
+    assert dict(result.counts) == {outcome: 1}
+
+
+@WAYS
+async def test_a_response_of_many_pieces_is_processed_to_its_end(direct):
+    """However many reads of the socket that takes, with a buffer for TLS that is far too small."""
+    padding = b'{"padding": "' + b"x" * 50_000 + b'", "relay_token": "T-1"}'
+    data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(padding), padding)
+    result = await cancelled_with(data, direct=direct, tls=True)
+    assert [created.relay_token for created in result.created] == ["T-1"]
+
+
+@WAYS
+async def test_a_cancellation_that_nothing_precedes_ends_a_call(direct):
+    """Without a response, a call that is cancelled ends as unknown, and later bytes find nothing to reach."""
+    result = await cancelled_with(b"", direct=direct, tls=False)
+    assert isinstance(result.unknown[0].error, OutcomeUnknownError)
+
+
+@WAYS
+async def test_a_call_that_is_cancelled_again_and_again_takes_its_response(direct):
+    """Cancellations in each turn of the loop, as those of an AnyIO scope, count as one."""
+    async with (
+        holding(tls=False) as (server, settings),
+        RelayClient(OWNER, direct=direct, **settings) as client,
+    ):
+        batch = client.relay.create_many([RelayCreateRequest(["t"], "p")])
+        task = asyncio.ensure_future(batch)
+        (request,) = await server.received(1)
+        request.answer()
+        while not batch._runner.done():
+            for worker in list(batch._workers):
+                worker.cancel()
+            await asyncio.sleep(0)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert [created.relay_token for created in batch.result.created] == [token("p")]
+
+
+@WAYS
+@EACH
+async def test_a_server_that_never_stops_sending_does_not_hold_a_cancellation_up(direct, tls):
+    """What follows on and on is given up after a number of turns of the event loop."""
+    flood = True
+
+    async def pour(request):
+        with contextlib.suppress(ConnectionError):
+            while flood and not request.writer.is_closing():
+                request.writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100)
+                await asyncio.sleep(0)
+
+    async with (
+        holding(tls=tls) as (server, settings),
+        RelayClient(OWNER, direct=direct, **settings) as client,
+    ):
+        batch = client.relay.create_many([RelayCreateRequest(["t"], "p")])
+        task = asyncio.ensure_future(batch)
+        (request,) = await server.received(1)
+        pouring = asyncio.create_task(pour(request))
+        await asyncio.sleep(0.01)
+        end(batch)
+        await task
+        flood = False
+        await pouring
+    assert dict(batch.result.counts) == {"unknown": 1}
+
+
+# ---------------------------------------------------------------------------- a session that takes its time
+
+
+class Session:
+    """A session whose `post` is a coroutine of the test's."""
+
+    def __init__(self, post):
+        self._post = post
+
+    def post(self, url, **options):
+        return self._post()
+
+
+def posted(post):
+    return asyncio.create_task(Ordinary(Session(post)).post(("", {}), Body(b"", lambda: None)))
+
+
+async def test_a_session_that_only_lets_others_run_is_cancelled():
+    """As long as the request has not left, immediately."""
+    seen = []
+
+    async def post():
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    task = posted(post)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seen == ["cancelled"]
+
+
+async def test_a_session_may_clean_up_when_it_is_cancelled():
+    """What it waits for meanwhile is waited for, and further cancellations reach it as well."""
+    seen = []
+
+    async def connect():
+        for _ in range(2):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                seen.append("connection cancelled")
+        raise asyncio.CancelledError
+
+    async def post():
+        try:
+            await asyncio.create_task(connect())
+        finally:
+            await asyncio.sleep(0.01)
+            seen.append("cleaned up")
+
+    task = posted(post)
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seen[:2] == ["connection cancelled"] * 2

@@ -47,9 +47,11 @@ from plaid_relay_async.models import (
 )
 from plaid_relay_async.outcomes import (
     BatchResult,
+    Completed,
     Created,
     Failed,
     Fetched,
+    LateOutcome,
     Outcome,
     Progress,
     Refreshed,
@@ -84,6 +86,7 @@ __all__ = [
     "BatchResult",
     "BatchStoppedError",
     "ClientClosedError",
+    "Completed",
     "ConfigurationError",
     "ConnectionLostError",
     "Created",
@@ -97,6 +100,7 @@ __all__ = [
     "ItemPublicTokenExchangeResponse",
     "ItemRemoveResponse",
     "JournalError",
+    "LateOutcome",
     "NotSentError",
     "Outcome",
     "OutcomeUnknownError",

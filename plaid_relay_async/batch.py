@@ -89,6 +89,21 @@ class Operation:
     reads: bool = False
     advice: str = OutcomeUnknownError.advice
 
+    def outcome(self, request: object, known: Any, *, attempts: int, elapsed: float) -> Any:
+        """Return the outcome of a call from its response or error."""
+        error = self.verdict(known) if isinstance(known, PlaidRelayError) else None
+        facts: dict[str, Any] = {
+            "request": request,
+            "attempts": attempts,
+            "elapsed": elapsed,
+            "request_id": getattr(known if error is None else error, "request_id", None),
+        }
+        if error is None:
+            return self.success(response=known, **facts)
+        if isinstance(error, OutcomeUnknownError):
+            return Unknown(error=error, **facts)
+        return Failed(error=error, **facts)
+
     def dropped(self, attempts: int) -> PlaidRelayError:
         """Give the error of a call that was given up in the middle of an attempt, without a word of it."""
         return self._open("the batch was left before an answer came", attempts=attempts)
@@ -298,7 +313,7 @@ class _Flight(Generic[S]):
             raise _HaltedError
 
     def succeeded(self, response: Any) -> S:
-        outcome: S = self.batch.operation.success(response=response, **self._facts(response))
+        outcome: S = self._outcome(response)
         return outcome
 
     def ended(self, error: PlaidRelayError) -> Failed | Unknown:
@@ -309,18 +324,13 @@ class _Flight(Generic[S]):
             doubt.__cause__ = doubt.__cause__ or error
             doubt.attempts = self.attempts
             error = doubt
-        error = self.batch.operation.verdict(error)
-        if isinstance(error, OutcomeUnknownError):
-            return Unknown(error=error, **self._facts(error))
-        return Failed(error=error, **self._facts(error))
+        outcome: Failed | Unknown = self._outcome(error)
+        return outcome
 
-    def _facts(self, told: object) -> dict[str, Any]:
-        return {
-            "request": self.request,
-            "attempts": self.attempts,
-            "elapsed": self.batch.now() - self.started,
-            "request_id": getattr(told, "request_id", None),
-        }
+    def _outcome(self, known: Any) -> Any:
+        elapsed = self.batch.now() - self.started
+        operation = self.batch.operation
+        return operation.outcome(self.request, known, attempts=self.attempts, elapsed=elapsed)
 
     def interrupted(self) -> S | Failed | Unknown | None:
         """What became of it when it was dropped: nothing, if no attempt had left."""

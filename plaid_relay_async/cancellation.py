@@ -1,8 +1,8 @@
 """Waits that finish although their task is cancelled; the cancellation is raised afterwards.
 
 asyncio cancels a task once for each `cancel()`. AnyIO, on which Starlette and FastAPI are built, cancels it
-again at every `await` until its cancel scope is left. Catching those would keep a CPU busy; AnyIO's own shield
-stops them.
+again at every `await` until its cancel scope is left. To catch those would keep a CPU busy; AnyIO's own
+shield stops them.
 """
 
 from __future__ import annotations

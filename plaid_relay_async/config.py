@@ -98,7 +98,7 @@ class Timeouts:
         total: for one call with all its attempts and waits; `None` for no limit. In a batch, pauses that
             Plaid asked for aren't counted. A creation that has waited leaves only while half of this time is
             left for the answer, or `slow_read` if that is less.
-        drain: for the calls in flight when a batch is left early.
+        drain: for the calls in flight when a batch is left early, or a call cancelled.
         idle: for which a connection is kept that nobody uses. Shorter than the server's own time for that, so
             that a request seldom meets a connection that the server is closing: nobody could tell what became
             of it.

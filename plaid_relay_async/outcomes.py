@@ -74,6 +74,16 @@ class Removed(Settled[RelayRemoveRequest]):
 
 
 @frozen(kw_only=True)
+class Completed(Settled[Any]):
+    """A call was carried out for which there is no batch, such as `client.asset_report.create`.
+
+    Only `RelayClient(on_late_outcome=...)` receives it. `response` is what the call would have returned.
+    """
+
+    response: Any = field(repr=False)
+
+
+@frozen(kw_only=True)
 class Failed(Settled[Any]):
     """Nothing came of it, for nothing was sent, Plaid refused, or a read got lost: `error` says why."""
 
@@ -88,6 +98,7 @@ class Unknown(Settled[Any]):
 
 
 Outcome: TypeAlias = Created | Failed | Unknown
+LateOutcome: TypeAlias = Created | Refreshed | Removed | Completed | Failed | Unknown
 
 
 @frozen(kw_only=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
+from plaid_relay_async.cancellation import finish
 from plaid_relay_async.config import check_count, check_proxy, check_tls, check_type
 from plaid_relay_async.errors import ClientClosedError, ConfigurationError
 from plaid_relay_async.exchange import Direct, Exchange, Ordinary
@@ -27,6 +28,7 @@ class State(enum.Enum):
 
     NEW = "not open yet"
     OPEN = "open"
+    CLOSING = "being closed"
     CLOSED = "closed"
 
 
@@ -113,7 +115,7 @@ class SessionManager:
         """
         if self._state is State.OPEN:
             raise ClientClosedError("this client is open already: one `async with` is enough")
-        if self._state is State.CLOSED:
+        if self._state in {State.CLOSING, State.CLOSED}:
             raise ClientClosedError("this client was closed: a closed client stays closed, make a new one")
         if self._session is None:
             self._session = self._make()
@@ -146,23 +148,25 @@ class SessionManager:
             return Direct(session.connector, loop)
         return Ordinary(session)
 
+    def shut(self) -> bool:
+        """Let no more calls start, and return whether there is something to close."""
+        if self._state is State.OPEN and not self._is_forked:
+            self._state = State.CLOSING
+        elif self._state is not State.CLOSING:
+            self._state = State.CLOSED
+        return self._state is State.CLOSING
+
     async def close(self) -> None:
         """Close an owned pool; a borrowed one stays open. More than once is harmless.
 
-        A cancellation while the pool closes is kept until it is closed.
+        A cancellation is raised once the pool is closed.
         """
-        was, self._state = self._state, State.CLOSED
-        if was is not State.OPEN or self._is_forked:
+        if not self.shut():
             return
+        self._state = State.CLOSED
         self.watch.close()
-        if not self._owned or self._session is None:
-            return
-        closing = asyncio.ensure_future(self._session.close())
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await closing
-            raise
+        if self._owned and self._session is not None:
+            await finish(self._session.close())
 
     @property
     def slots(self) -> asyncio.Semaphore:

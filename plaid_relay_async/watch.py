@@ -93,6 +93,11 @@ class Span:
         self._deadline = self.until = deadline
         self._late = False
 
+    @property
+    def late(self) -> bool:
+        """Whether its time is up."""
+        return self._late
+
     def allow(self, seconds: float) -> None:
         """Let it go on for so long from now, or to its deadline if that comes before."""
         self.until = min(self._deadline, self._watch.loop.time() + seconds)

@@ -35,9 +35,9 @@ MAP = {
     "codec": Room(("errors", "models"), ("attrs", "cattrs")),
     "watch": Room(),
     "exchange": Room((), ("aiohttp", "attrs", "yarl")),
-    "session": Room(("config", "errors", "watch", "exchange"), ("aiohttp",)),
+    "session": Room(("cancellation", "config", "errors", "watch", "exchange"), ("aiohttp",)),
     "transport": Room(
-        ("config", "errors", "codec", "models", "watch", "exchange", "session"),
+        ("cancellation", "config", "errors", "codec", "models", "watch", "exchange", "session"),
         ("aiohttp", "attrs", "backoff"),
     ),
     "outcomes": Room(("errors", "models"), ("attrs",)),

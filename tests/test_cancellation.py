@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 import sys
 import time
 
+import aiohttp
 import anyio
 import pytest
 from journals import KEY
-from support import OWNER, program
+from support import OWNER, QUICK, Noting, program
 
-from plaid_relay_async import RelayClient, RelayCreateRequest, Timeouts
+from plaid_relay_async import (
+    ClientClosedError,
+    Completed,
+    ConfigurationError,
+    Created,
+    Failed,
+    JournalError,
+    OutcomeUnknownError,
+    Refreshed,
+    RelayClient,
+    RelayCreateRequest,
+    Removed,
+    RetryPolicy,
+    Timeouts,
+    Unknown,
+)
 from plaid_relay_async.cancellation import Drains, finish
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
+from plaid_relay_async.transport.draining import Draining
 
 CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"
 
@@ -252,3 +271,371 @@ async def test_anyio_is_not_needed():
         output, _ = await running.communicate()
     assert "anyio" in sys.modules
     assert output.decode().split() == ["True", "False"]
+
+
+# ------------------------------------------------------------------------------------------- single calls
+
+
+@contextlib.asynccontextmanager
+async def listening(plaid, **settings):
+    """A client, and the late outcomes that it reports."""
+    late: list[object] = []
+    settings = {"base_url": plaid.url, "retry": QUICK, "on_late_outcome": late.append} | settings
+    async with RelayClient(OWNER, **settings) as client:
+        yield client, late
+
+
+@WAYS
+@pytest.mark.parametrize("direct", [True, False])
+async def test_a_cancelled_call_drains_and_its_outcome_is_reported(plaid, cancelled, direct):
+    """A token that arrives after the cancellation goes to `on_late_outcome`, before the cancellation is raised."""
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.3))
+    async with listening(plaid, direct=direct) as (client, late):
+        report = plaid.add_report()
+        await cancelled(plaid, CREATE, lambda: client.relay.create([report], "partner"))
+        (outcome,) = late
+        assert isinstance(outcome, Created)
+        assert outcome.relay_token == plaid.ledger[0]["relay_token"]
+        assert outcome.request == RelayCreateRequest([report], "partner")
+        assert (outcome.attempts, outcome.journalled) == (1, False)
+        assert outcome.elapsed >= 0.3
+        assert client.statistics().outcomes == {"succeeded": 1}
+        plaid.heal()
+        await client.relay.create([report], "another")
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_the_drain_of_a_call_uses_no_cpu_time(plaid):
+    """A call in a cancelled AnyIO scope waits without a busy loop, for as long as a drain lasts."""
+    plaid.fail(Fault(path=CREATE, stall=60, when="after"))
+    async with listening(plaid, timeouts=Timeouts(drain=2)) as (client, late):
+        started: list[float] = []
+
+        def cancel() -> None:
+            scope.cancel()
+            started.append(time.process_time())
+
+        with anyio.CancelScope() as scope:
+            asyncio.get_running_loop().create_task(once_sent(plaid, CREATE, cancel))
+            await client.relay.create([plaid.add_report()], "partner")
+        assert time.process_time() - started[0] < 0.1
+        assert [type(outcome) for outcome in late] == [Unknown]
+        assert scope.cancelled_caught
+
+
+async def cancelled_once_sent(plaid, path, work) -> None:
+    task = asyncio.ensure_future(work)
+    await once_sent(plaid, path, task.cancel)
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ({"status": 400}, Failed),
+        ({"status": 429, "times": 1}, Failed),
+        ({"close": True}, Unknown),
+        ({"status": 500}, Unknown),
+        ({"truncate": 90}, Created),
+        ({"truncate": 10}, Unknown),
+    ],
+)
+async def test_each_kind_of_outcome_is_reported(plaid, fault, kind):
+    """Whatever the response says, it makes the outcome, and the call isn't repeated."""
+    plaid.fail(Fault(path=CREATE, latency=0.1, when="after" if kind is not Failed else "before", **fault))
+    async with listening(plaid) as (client, late):
+        await cancelled_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+    assert [type(outcome) for outcome in late] == [kind]
+    assert plaid.counts[CREATE] == 1
+
+
+async def test_the_operations_whose_outcome_is_reported(plaid):
+    """Every call that changes something reports its outcome; a read is cancelled immediately."""
+    async with listening(plaid) as (client, late):
+        report = plaid.add_report()
+        made = await client.relay.create([report], OWNER.client_id)
+        item = await client.sandbox.create_public_token()
+        plaid.fail(Fault(when="after", latency=0.1))
+        for path, kind, make in (
+            ("/credit/relay/refresh", Refreshed, lambda: client.relay.refresh(made.relay_token)),
+            ("/asset_report/refresh", Completed, lambda: client.asset_report.refresh(report)),
+            ("/sandbox/public_token/create", Completed, client.sandbox.create_public_token),
+            (
+                "/item/public_token/exchange",
+                Completed,
+                lambda: client.item.exchange_public_token(item.public_token),
+            ),
+            (REMOVE, Removed, lambda: client.relay.remove(made.relay_token)),
+        ):
+            plaid.counts[path] = 0
+            await cancelled_once_sent(plaid, path, make())
+            assert type(late[-1]) is kind, path
+            assert late[-1].response.request_id == late[-1].request_id
+        count = len(late)
+        plaid.fail(Fault(path=GET, stall=60))
+        await cancelled_once_sent(plaid, GET, client.relay.get("token"))
+        assert len(late) == count == 5
+
+
+async def test_a_call_that_is_cancelled_before_it_is_sent_has_no_outcome(plaid):
+    """It is cancelled immediately: while it waits for a limiter, and while it connects."""
+
+    class Closed:
+        async def acquire(self, endpoint: str) -> None:
+            await asyncio.Event().wait()
+
+    async with listening(plaid, rate_limiter=Closed()) as (client, late):
+        task = asyncio.ensure_future(client.relay.create([plaid.add_report()], "partner"))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+        assert (task.cancelled(), late) == (True, [])
+    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    context = ssl.create_default_context()
+    address = f"https://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+    async with silent, listening(plaid, base_url=address, ssl=context) as (client, late):
+        task = asyncio.ensure_future(client.relay.create([plaid.add_report()], "partner"))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.wait([task])
+        assert (task.cancelled(), late) == (True, [])
+        assert client.statistics().attempts == {"cancelled": 1}
+
+
+@pytest.mark.parametrize(
+    ("fault", "replay", "kind"),
+    [
+        (Fault(status=429, headers={"Retry-After": "30"}, times=1), "safe", Failed),
+        (Fault(close=True, when="after", times=1), "always", Unknown),
+    ],
+)
+async def test_a_call_that_is_cancelled_between_two_attempts_reports_the_first(plaid, fault, replay, kind):
+    """Nothing is in flight then, so it is cancelled immediately; what the attempt has shown is its outcome."""
+    plaid.fail(fault)
+    retry = RetryPolicy(replay=replay, backoff=30.0, max_backoff=30.0)
+    async with listening(plaid, retry=retry) as (client, late):
+        task = asyncio.ensure_future(client.relay.create([plaid.add_report()], "partner"))
+        while not client.statistics().retries:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+    (outcome,) = late
+    assert (type(outcome), outcome.attempts) == (kind, 1)
+
+
+async def test_the_deadline_of_a_call_ends_its_drain(plaid):
+    """`timeout=` goes on to count: when it is over, the outcome is unknown."""
+    plaid.fail(Fault(path=CREATE, stall=60, when="after"))
+    async with listening(plaid, timeouts=Timeouts(drain=60)) as (client, late):
+        made = client.relay.create([plaid.add_report()], "partner", timeout=0.3)
+        async with asyncio.timeout(30):
+            await cancelled_once_sent(plaid, CREATE, made)
+    assert [type(outcome) for outcome in late] == [Unknown]
+
+
+async def test_a_timeout_within_a_session_is_not_a_cancellation_of_the_call(plaid):
+    """A middleware's own timeout ends the attempt, not the task."""
+
+    async def impatient(request, handler):
+        async with asyncio.timeout(0.1):
+            return await handler(request)
+
+    plaid.fail(Fault(path=CREATE, stall=60, when="after"))
+    async with (
+        aiohttp.ClientSession(middlewares=(impatient,)) as session,
+        listening(plaid, session=session, timeouts=Timeouts(drain=0.1)) as (client, late),
+    ):
+        with pytest.raises(OutcomeUnknownError):
+            await client.relay.create([plaid.add_report()], "partner")
+        assert late == []
+        assert asyncio.current_task().cancelling() == 0
+
+
+# --------------------------------------------------------------------------------- what becomes of late outcomes
+
+
+def said(caplog) -> str:
+    (record,) = [record for record in caplog.records if record.name == "plaid_relay_async"]
+    assert record.levelname == "WARNING"
+    return record.getMessage()
+
+
+async def test_without_a_callback_a_late_outcome_is_logged(plaid, client, caplog):
+    """The warning names the operation, the partner and the request id, and holds no token."""
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
+    await cancelled_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+    (entry,) = plaid.ledger
+    assert f"{CREATE}, outcome=created, partner=partner, request_id={entry['request_id']}" in said(caplog)
+    assert entry["relay_token"] not in caplog.text
+
+
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
+async def test_a_callback_that_raises_does_not_take_the_cancellation_away(plaid, caplog, error):
+    """The outcome is logged in its place, with the class of the error and without its text."""
+
+    def callback(outcome) -> None:
+        raise error(outcome.relay_token)
+
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
+    async with listening(plaid, on_late_outcome=callback) as (client, _):
+        await cancelled_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+    assert f"on_late_outcome raised {error.__name__}" in said(caplog)
+    assert plaid.ledger[0]["relay_token"] not in caplog.text
+
+
+@pytest.mark.parametrize("callback", [once_sent, "print"])
+def test_the_callback_is_a_plain_function(callback):
+    """An async function, or something that can't be called, is refused when the client is created."""
+    with pytest.raises(ConfigurationError, match="on_late_outcome must be a plain function"):
+        RelayClient(OWNER, on_late_outcome=callback)
+
+
+@pytest.mark.may_block
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_a_late_outcome_of_a_call_with_a_journal(plaid, tmp_path, caplog, breaks):
+    """It is reported too, as journalled or not, and logged only if the journal doesn't hold it."""
+
+    class Broken(Noting):
+        async def begin(self, request) -> None: ...
+
+        async def end(self, outcome) -> None:
+            if breaks:
+                raise JournalError("the disk is full")
+
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
+    report = plaid.add_report()
+    async with listening(plaid) as (client, late):
+        await cancelled_once_sent(plaid, CREATE, client.relay.create([report], "partner", journal=Broken()))
+    assert [(type(outcome), outcome.journalled) for outcome in late] == [(Created, not breaks)]
+    plaid.counts.clear()
+    async with listening(plaid, on_late_outcome=None) as (client, _):
+        await cancelled_once_sent(plaid, CREATE, client.relay.create([report], "another", journal=Broken()))
+    assert ("outcome=created, partner=another" in caplog.text) == breaks
+
+
+# ------------------------------------------------------------------------------------- closing the client
+
+
+async def test_close_waits_for_drains(plaid):
+    """A client that is closed while calls and batches drain loses none of their tokens."""
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.3))
+    async with listening(plaid) as (client, late):
+        batch = client.relay.create_many([RelayCreateRequest([plaid.add_report()], "in-a-batch")])
+        tasks = [
+            asyncio.ensure_future(client.relay.create([plaid.add_report()], "single")),
+            asyncio.ensure_future(batch),
+        ]
+        while plaid.counts[CREATE] < 2:
+            await asyncio.sleep(0.001)
+        for task in tasks:
+            task.cancel()
+        await asyncio.sleep(0)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await client.close()
+        with pytest.raises(ClientClosedError):
+            await client.relay.create(["report"], "partner")
+        await asyncio.wait(tasks)
+    assert (len(late), batch.result.counts) == (1, {"created": 1})
+    assert {late[0].relay_token, batch.result.created[0].relay_token} == {
+        entry["relay_token"] for entry in plaid.ledger
+    }
+
+
+async def test_close_waits_for_drains_no_longer_than_a_drain_lasts(plaid):
+    """A drain that waits for the close itself, here by an input that closes the client, ends."""
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
+    async with listening(plaid, timeouts=Timeouts(drain=0.2)) as (client, _):
+
+        async def rows():
+            yield RelayCreateRequest([plaid.add_report()], "partner")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await client.close()
+
+        async with asyncio.timeout(30):
+            async with client.relay.create_many(rows()) as outcomes:
+                async for _ in outcomes:
+                    break
+        with pytest.raises(ClientClosedError):
+            await client.relay.create(["report"], "partner")
+
+
+# -------------------------------------------------------------------------------------------- the mechanism
+
+
+class Sent:
+    def __init__(self, *, in_flight: bool) -> None:
+        self.in_flight = in_flight
+
+
+async def drained(work, *, in_flight: bool) -> str:
+    draining = Draining(work, Sent(in_flight=in_flight), 10, Drains())
+    try:
+        return await draining
+    finally:
+        if draining.interruption is not None:
+            raise draining.interruption
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+async def test_an_attempt_that_only_lets_others_run_drains_too(in_flight):
+    """A turn of the event loop without a future is kept or cancelled like a wait."""
+    ended = []
+
+    async def work() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        ended.append(True)
+
+    task = asyncio.create_task(drained(work(), in_flight=in_flight))
+    for _ in range(2):
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert ended == [True] * in_flight
+
+
+async def test_an_attempt_that_is_cancelled_waits_for_its_own_task_to_end():
+    """A task that it awaits is cancelled, and may take its time, whatever else cancels the call."""
+    ended = []
+
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append(True)
+
+    async def work() -> None:
+        await asyncio.create_task(slow())
+
+    task = asyncio.create_task(drained(work(), in_flight=False))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert (task.cancelled(), ended) == (True, [True])
+
+
+async def test_what_has_happened_when_a_cancellation_arrives_is_kept():
+    """A cancellation in the same turn of the event loop doesn't take away a result."""
+    future = asyncio.get_running_loop().create_future()
+
+    async def work() -> str:
+        results.append(await future)
+
+    results: list[str] = []
+    task = asyncio.create_task(drained(work(), in_flight=True))
+    await asyncio.sleep(0)
+    future.set_result("response")
+    task.cancel()
+    await asyncio.wait([task])
+    assert (task.cancelled(), results) == (True, ["response"])

@@ -400,7 +400,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("how", ["closes", "forgets"])
 async def test_a_loop_that_ends_with_calls_in_flight_ends_quietly(plaid, tmp_path, how):
-    """`asyncio.run` cancels them: no task is left, no file, and no noise but that of a forgotten `close`."""
+    """`asyncio.run` cancels them: no task is left, no file, and no noise but a late outcome and a forgotten `close`."""
     plaid.add_report("report")
     plaid.fail(Fault(stall=30, when="after"))
     async with (
@@ -414,8 +414,10 @@ async def test_a_loop_that_ends_with_calls_in_flight_ends_quietly(plaid, tmp_pat
     assert said[0] == "<BatchResult succeeded=0, failed=0, unknown=5, not_attempted=0>"
     assert running.returncode == 0
     assert list(tmp_path.iterdir()) == []
+    late = [line for line in said if line.startswith("the task of a call was cancelled")]
+    assert ["outcome=unknown, partner=single" in line for line in late] == [True]
     if how == "closes":
-        assert said[1:] == []
+        assert said[1:] == late
     else:
         assert sum("ResourceWarning: a RelayClient was never closed" in line for line in said) == 1
         for noise in (

@@ -135,6 +135,7 @@ class Machine(RuleBasedStateMachine):
         self.partners = (f"partner-{n}" for n in itertools.count())
         self.clients: list[RelayClient] = []
         self.started: list[Job] = []
+        self.late: list[Any] = []
         self.trouble: AssertionError | None = None
 
     @initialize()
@@ -179,7 +180,12 @@ class Machine(RuleBasedStateMachine):
     def open(self, drain: float = 0.1) -> None:
         timeouts = Timeouts(read=0.03, slow_read=0.03, total=0.5, drain=drain)
         client = RelayClient(
-            OWNER, base_url=self.plaid.url, timeouts=timeouts, retry=RETRY, connections=CONNECTIONS
+            OWNER,
+            base_url=self.plaid.url,
+            timeouts=timeouts,
+            retry=RETRY,
+            connections=CONNECTIONS,
+            on_late_outcome=self.late.append,
         )
         self.run(client.open())
         self.clients.append(client)
@@ -339,8 +345,14 @@ class Machine(RuleBasedStateMachine):
         return done
 
     def _check_call(self, job: Job, done: list[Any]) -> None:
-        if not job.task.done() or job.task.cancelled():
-            return  # a single call that is cancelled can't tell, which the documents say
+        if not job.task.done():
+            return
+        late = [outcome for outcome in self.late if key_of(outcome.request) == job.key]
+        for outcome in late:
+            check_outcome(outcome, done)
+        if job.task.cancelled():
+            assert late or not done, "what a cancelled call did isn't reported"
+            return
         error = job.task.exception()
         if error is None:
             assert agrees(job.task.result(), done)
@@ -349,6 +361,7 @@ class Machine(RuleBasedStateMachine):
             assert not done or isinstance(error, OutcomeUnknownError) or job.path == REMOVE
         else:
             assert type(error) is TimeoutError
+            assert late or not done, "what a call in a timeout did isn't reported"
 
     def _check_batch(self, job: Job, done: defaultdict[str, list[Any]]) -> None:
         outcomes, left = job.outcomes, [key_of(request) for request in job.batch.result.not_attempted]

@@ -159,7 +159,8 @@ async def test_many_creations_leave_the_process_as_they_found_it(pytestconfig):
     count = pytestconfig.getoption("--partners")
     async with program(SIMULATOR) as simulator:
         url = (await simulator.stdout.readline()).decode().strip()
-        async with RelayClient(OWNER, base_url=url, retry=QUICK, connections=CONNECTIONS) as client:
+        settings = {"retry": QUICK, "connections": CONNECTIONS, "on_late_outcome": lambda outcome: None}
+        async with RelayClient(OWNER, base_url=url, **settings) as client:
             load = Load(client)
             await load.run(600)
             await standing(client)  # the first look fills caches
@@ -169,5 +170,6 @@ async def test_many_creations_leave_the_process_as_they_found_it(pytestconfig):
             done = client.statistics().outcomes
     assert (after.sockets, after.tasks, after.ours) == (before.sockets, before.tasks, before.ours)
     assert after.objects - before.objects < 50
-    assert min(done["cancelled"], done["unknown"], done["failed"]) > count / 100
+    assert min(done["unknown"], done["failed"]) > count / 100
+    assert done["cancelled"]
     assert done["succeeded"] > count * 0.8

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Self
 
+from plaid_relay_async.cancellation import Drains, finish
 from plaid_relay_async.client.asset_report import AssetReports
 from plaid_relay_async.client.item import Items
+from plaid_relay_async.client.late import LateOutcomes
 from plaid_relay_async.client.relay import Relay
 from plaid_relay_async.client.sandbox import Sandbox
 from plaid_relay_async.client.webhook_verification_key import WebhookVerificationKeys
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
     import aiohttp
 
+    from plaid_relay_async.outcomes import LateOutcome
+
 __all__ = ["AssetReports", "Items", "Relay", "RelayClient", "Sandbox", "WebhookVerificationKeys"]
 
 
@@ -59,6 +63,9 @@ class RelayClient:
         retry: when and how often to repeat.
         rate_limiter: anything with `async acquire(endpoint)`.
         on_retry: a plain function that is called with a `Retry` before each further attempt.
+        on_late_outcome: a plain function that is called with the outcome of a single call whose task was
+            cancelled after its request had left. Reads have none. Without it, a warning is logged that names
+            the operation, the partner and the request id, and no token.
         max_response_bytes: longer answers aren't read to their end; what can be long is a report.
         connections: how many connections an owned pool holds at most.
         ssl: an `ssl.SSLContext`, such as one with your own CA bundle.
@@ -93,6 +100,7 @@ class RelayClient:
         retry: RetryPolicy | None = None,
         rate_limiter: RateLimiter | None = None,
         on_retry: Callable[[Retry], object] | None = None,
+        on_late_outcome: Callable[[LateOutcome], object] | None = None,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         connections: int = 100,
         ssl: tls.SSLContext | None = None,
@@ -107,6 +115,8 @@ class RelayClient:
         retry = RetryPolicy() if retry is None else retry
         check_type("timeouts", timeouts, Timeouts)
         check_type("retry", retry, RetryPolicy)
+        late = LateOutcomes(on_late_outcome)
+        self._drain = timeouts.drain
         self._base_url = resolve_base_url(base_url, environment)
         self._session = SessionManager(
             session,
@@ -125,10 +135,12 @@ class RelayClient:
             timeouts=timeouts,
             retry=retry,
             rate_limiter=rate_limiter,
+            drains=Drains(),
+            on_late=late.of_call,
             on_retry=on_retry,
             max_response_bytes=max_response_bytes,
         )
-        self.relay = Relay(transport, timeouts)
+        self.relay = Relay(transport, timeouts, late)
         self.asset_report = AssetReports(transport)
         self.sandbox = Sandbox(transport)
         self.item = Items(transport)
@@ -143,11 +155,19 @@ class RelayClient:
         await self._session.open()
 
     async def close(self) -> None:
-        """Close the pool, if it is the client's own; `async with` does it. More than once is harmless."""
-        try:
-            await self._session.close()
-        finally:
+        """Close the pool, if it is the client's own; `async with` does it. More than once is harmless.
+
+        No call starts any more, and those that wait, such as for a rate limiter or for their next attempt,
+        fail with `ClientClosedError`. Drains that are in progress are waited for, for `Timeouts.drain` at
+        most. What is in flight otherwise is cut off. A cancellation is raised after all that.
+        """
+        if self._session.shut():
             self._transport.wake()
+            await finish(self._close())
+
+    async def _close(self) -> None:
+        await self._transport.drains.all(self._drain)
+        await self._session.close()
 
     def statistics(self) -> Statistics:
         """Give what was done since the client was made, and where it stands, in numbers."""

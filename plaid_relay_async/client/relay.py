@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable
 
     from plaid_relay_async.batch import AnyJournal, Operation, Requests, Tokens
+    from plaid_relay_async.client.late import LateOutcomes
     from plaid_relay_async.models import AssetReportGetResponse, PdfFile, PdfResponse
     from plaid_relay_async.outcomes import (
         Created,
@@ -48,8 +50,9 @@ R = TypeVar("R")
 class Relay(Operations):
     """`client.relay`: share reports, and read what was shared."""
 
-    def __init__(self, transport: Transport, timeouts: Timeouts) -> None:
+    def __init__(self, transport: Transport, timeouts: Timeouts, late: LateOutcomes) -> None:
         super().__init__(transport)
+        self._late = late
         self._drain = timeouts.drain
 
     @sealed
@@ -66,9 +69,9 @@ class Relay(Operations):
         """Share a report with one partner; called by the report's owner.
 
         https://plaid.com/docs/api/products/assets/#creditrelaycreate, `credit_relay_create` in plaid-python.
-        If the task is cancelled while the call is under way, nobody can tell whether there is a token. With a
-        journal, the call is waited for then, for the client's `Timeouts.drain`, and what comes of it is
-        written down: the same call again gives that token.
+        If the task is cancelled while the request is in flight, the response is waited for, for the client's
+        `Timeouts.drain` at most, and the outcome goes to the client's `on_late_outcome`. With a journal it is
+        recorded as well: the same call again returns that token.
 
         Args:
             report_tokens: one asset report token, in a list.
@@ -88,7 +91,11 @@ class Relay(Operations):
         request = RelayCreateRequest(report_tokens, secondary_client_id, webhook)
         if journal is not None:
             one = self._batch(batch.CREATE, codec.RELAY_CREATE, [request], timeout, retry, **_one(journal))
-            return _response_of(one, lambda made: RelayCreateResponse(made.relay_token, made.request_id))
+            return self._response_of(
+                codec.RELAY_CREATE.path,
+                one,
+                lambda made: RelayCreateResponse(made.relay_token, made.request_id),
+            )
         return self._transport.call(codec.RELAY_CREATE, request, timeout=timeout, retry=retry)
 
     @sealed
@@ -375,7 +382,25 @@ class Relay(Operations):
 
         total, _ = self._transport.checked(timeout, retry)
         caller = Caller(self._transport.host, partial(self._transport.client_id, total), total)
-        return Batch(operation, requests, call, caller=caller, drain=self._drain, **settings)
+        drains = self._transport.drains
+        return Batch(operation, requests, call, caller=caller, drain=self._drain, drains=drains, **settings)
+
+    async def _response_of(self, path: str, one: Batch[Any], response: Callable[[Any], R]) -> R:
+        """Make one call with a journal: a batch of one, which fails where a batch would wait."""
+        trouble = None
+        try:
+            result = await one
+        except BatchStoppedError as stopped:
+            result, trouble = stopped.result, stopped.__cause__
+        except asyncio.CancelledError:
+            for outcome in [*one.result.succeeded, *one.result.failed, *one.result.unknown]:
+                self._late.take(path, outcome)
+            raise
+        # What became of the call is the caller's, also if the journal can't take it.
+        if result.succeeded:
+            return response(result.succeeded[0])
+        bad: list[Failed | Unknown] = [*result.failed, *result.unknown]
+        raise bad[0].error if bad or trouble is None else trouble
 
     @sealed
     def get(
@@ -544,23 +569,9 @@ class Relay(Operations):
         request = RelayRemoveRequest(relay_token)
         if journal is not None:
             one = self._batch(batch.REMOVE, codec.RELAY_REMOVE, [request], timeout, retry, **_one(journal))
-            return _response_of(one, lambda gone: gone.response)
+            return self._response_of(codec.RELAY_REMOVE.path, one, lambda gone: gone.response)
         return self._transport.call(codec.RELAY_REMOVE, request, timeout=timeout, retry=retry)
 
 
 def _one(journal: AnyJournal) -> dict[str, Any]:
     return {"journal": journal, "concurrency": 1, "patient": False}
-
-
-async def _response_of(one: Batch[Any], response: Callable[[Any], R]) -> R:
-    """Make one call with a journal: a batch of one, which fails where a batch would wait."""
-    trouble = None
-    try:
-        result = await one
-    except BatchStoppedError as stopped:
-        result, trouble = stopped.result, stopped.__cause__
-    # What became of the call is the caller's, also if the journal can't take it.
-    if result.succeeded:
-        return response(result.succeeded[0])
-    bad: list[Failed | Unknown] = [*result.failed, *result.unknown]
-    raise bad[0].error if bad or trouble is None else trouble

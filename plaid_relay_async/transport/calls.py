@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import backoff
@@ -38,12 +38,14 @@ from plaid_relay_async.errors import (
     reason_of,
 )
 from plaid_relay_async.transport import wire
+from plaid_relay_async.transport.draining import Draining
 from plaid_relay_async.transport.queue import Call, Queue
 from plaid_relay_async.transport.statistics import Statistics, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from plaid_relay_async.cancellation import Drains
     from plaid_relay_async.config import Timeouts
     from plaid_relay_async.exchange import Exchange
     from plaid_relay_async.session import SessionManager
@@ -106,6 +108,8 @@ class Transport:
         timeouts: Timeouts,
         retry: RetryPolicy,
         rate_limiter: RateLimiter | None = None,
+        drains: Drains,
+        on_late: Callable[..., object],
         on_retry: OnRetry | None = None,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
@@ -116,6 +120,8 @@ class Transport:
         self._timeouts = timeouts
         self._retry = retry
         self._limiter = rate_limiter
+        self.drains: Final = drains
+        self._on_late = on_late
         self._on_retry = on_retry
         self._most = max_response_bytes
         self._tally = Tally()
@@ -144,24 +150,46 @@ class Transport:
 
         Raises:
             PlaidRelayError: see `plaid_relay_async.errors`; `attempts` says how many were made.
+            CancelledError: the task was cancelled. Without a permit, an attempt that has left is waited for
+                before that, unless it is a read; `on_late` is called if any has left.
         """
         self._session.check()
         total, policy = self.checked(timeout, retry)
         now = self._session.now
-        deadline = None if total is None else now() + total
+        started = now()
+        deadline = None if total is None else started + total
         spare = self._spare(endpoint, total)
         outcome = "cancelled"
         call = Call(endpoint, request, policy, now, permit, into, deadline, spare)
         try:
             response = await self._attempts(call)
             outcome = "succeeded"
+            if call.interruption is None:
+                return response
+            call.known = response
         except PlaidRelayError as error:
             lost = ending_of(error) is Ending.UNKNOWN and endpoint.replay is not Replay.HARMLESS
             outcome = "unknown" if lost else "failed"
-            raise
+            if call.interruption is None:
+                raise
+            call.known = error
+        except asyncio.CancelledError as error:
+            call.interruption = call.interruption or error
         finally:
             self._tally.outcomes[outcome] += 1
-        return response
+        return self._raise_interruption(call, started)
+
+    def _raise_interruption(self, call: Call[Any], started: float) -> NoReturn:
+        known, call.known = call.known, None
+        interruption, call.interruption = call.interruption, None
+        assert interruption is not None  # noqa: S101  # the caller has seen to that
+        try:
+            if call.sent and call.permit is None and call.endpoint.replay is not Replay.HARMLESS:
+                elapsed = call.now() - started
+                self._on_late(call.endpoint, call.request, known, attempts=call.attempts, elapsed=elapsed)
+            raise interruption
+        finally:
+            del known, interruption  # their tracebacks have this frame, which would keep them in a circle
 
     def _spare(self, endpoint: Endpoint[Any, Any], total: float | None) -> float:
         # A creation that leaves when its time is nearly up is unknown for nothing: it had better not leave.
@@ -271,7 +299,14 @@ class Transport:
         call.attempts += 1
         self._tally.in_flight += 1
         try:
-            return await wire.send(exchange, attempt)
+            if call.permit is not None or endpoint.replay is Replay.HARMLESS:
+                return await wire.send(exchange, attempt)
+            # If the task is cancelled, the attempt is waited for, as a batch waits for its own.
+            draining = Draining(wire.send(exchange, attempt), attempt, self._timeouts.drain, self.drains)
+            try:
+                return await draining
+            finally:
+                call.interruption = draining.interruption
         finally:
             self._tally.in_flight -= 1
 
@@ -285,8 +320,8 @@ class Transport:
     def _break_off(
         self, call: Call[Any], signature: Signature, answer: Answer | None, problem: PlaidRelayError
     ) -> None:
-        """Tell a batch what is known of a call that is cancelled in the middle of an attempt."""
-        if call.permit is None:
+        """Keep what is known of a call that is cancelled in the middle of an attempt, or tell its batch."""
+        if call.permit is None and call.endpoint.replay is Replay.HARMLESS:
             return
         known: Any = problem
         if answer is not None:
@@ -294,7 +329,11 @@ class Transport:
                 known = codec.read(call.endpoint, answer, call.request, signature.secret)
             except PlaidRelayError as error:
                 known = error
-        call.permit.broken_off(call.verdict(known) if isinstance(known, PlaidRelayError) else known)
+        known = call.verdict(known) if isinstance(known, PlaidRelayError) else known
+        if call.permit is not None:
+            call.permit.broken_off(known)
+        elif not isinstance(known, NotSentError):
+            call.known, call.sent = known, True
 
     # ------------------------------------------------------------------------------ and what follows
 
@@ -307,8 +346,9 @@ class Transport:
             gone: R = call.endpoint.response.gone()  # type: ignore[attr-defined]  # the answer to a removal has it
             return gone
         wait = self._wait_before_next(call, error, ending)
-        if wait is None:
+        if wait is None or call.interruption is not None:
             raise call.verdict(error)
+        call.known = call.verdict(error)
         if call.permit is not None:
             call.permit.again(error, spared=call.perhaps_done is None)
         self._tell(call, error, wait)

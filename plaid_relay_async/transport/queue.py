@@ -44,6 +44,8 @@ class Call(Generic[R]):
         turn: the moment at which it was let go for the attempt under way.
         gave_up: the server's pauses became longer than the policy admits.
         perhaps_done: the error of an attempt that may have been carried out.
+        known: the response or error of the last attempt, as far as one is known.
+        interruption: the cancellation that was kept until the attempt had ended.
     """
 
     endpoint: Endpoint[Any, R]
@@ -61,6 +63,8 @@ class Call(Generic[R]):
     turn: float = 0.0
     gave_up: bool = False
     perhaps_done: PlaidRelayError | None = None
+    known: Any = None
+    interruption: asyncio.CancelledError | None = None
 
     @property
     def patient(self) -> bool:

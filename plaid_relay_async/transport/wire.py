@@ -43,6 +43,7 @@ class Attempt:
         span: its time at the most; it ends both.
         most: bytes that a success may have, unzipped. An error may have `SHORT`.
         into: where the body goes that is wanted there; what isn't is kept in memory.
+        sending: the body, once there is one.
         broken_off: told what is known of an attempt that is cancelled: its answer so far, if any, and why.
     """
 
@@ -55,6 +56,12 @@ class Attempt:
     most: int
     into: Sink | None
     broken_off: Callable[[Answer | None, PlaidRelayError], None]
+    sending: Body | None = field(default=None, init=False, repr=False)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether it has left, and its time is not up."""
+        return self.sending is not None and self.sending.left and not self.span.late
 
 
 async def send(exchange: Exchange, attempt: Attempt) -> Answer:
@@ -65,7 +72,7 @@ async def send(exchange: Exchange, attempt: Attempt) -> Answer:
         OutcomeUnknownError: it left, nothing came back, and it is one that makes something.
         ConnectionLostError: the same, and it may be repeated.
     """
-    body = Body(attempt.body.reveal(), partial(attempt.span.start, attempt.read))
+    body = attempt.sending = Body(attempt.body.reveal(), partial(attempt.span.start, attempt.read))
     answer: Answer | None = None
     whole = False
     try:

@@ -1,0 +1,78 @@
+"""Outcomes that are known only after the task of their call was cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from plaid_relay_async import batch, codec
+from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.outcomes import Completed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from plaid_relay_async.outcomes import LateOutcome
+
+_logger = logging.getLogger("plaid_relay_async")
+
+_OPERATIONS: Final = {
+    codec.RELAY_CREATE.path: batch.CREATE,
+    codec.RELAY_REFRESH.path: batch.REFRESH,
+    codec.RELAY_REMOVE.path: batch.REMOVE,
+}
+_OTHER: Final = batch.Operation(object, Completed)
+
+
+class LateOutcomes:
+    """Passes late outcomes to the caller's function or, without one, logs them.
+
+    Raises:
+        ConfigurationError: it isn't a plain function.
+    """
+
+    def __init__(self, callback: Callable[[LateOutcome], object] | None) -> None:
+        is_plain = callable(callback) and not inspect.iscoroutinefunction(callback)
+        if callback is not None and not is_plain:
+            raise ConfigurationError("on_late_outcome must be a plain function, not an async one")
+        self._callback = callback
+
+    def of_call(
+        self,
+        endpoint: codec.Endpoint[Any, Any],
+        request: object,
+        known: Any,
+        *,
+        attempts: int,
+        elapsed: float,
+    ) -> None:
+        """Take the response or error of a call without a journal."""
+        operation = _OPERATIONS.get(endpoint.path, _OTHER)
+        outcome = operation.outcome(request, known, attempts=attempts, elapsed=elapsed)
+        self.take(endpoint.path, outcome)
+
+    def take(self, path: str, outcome: LateOutcome) -> None:
+        """Take an outcome."""
+        if self._callback is None:
+            if not outcome.journalled:
+                _log(path, outcome, "pass RelayClient(on_late_outcome=...) to receive it")
+            return
+        try:
+            self._callback(outcome)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the cancellation goes on
+            # By its class alone: its text may hold a token.
+            _log(path, outcome, f"on_late_outcome raised {type(error).__name__}")
+
+
+def _log(path: str, outcome: LateOutcome, remark: str) -> None:
+    _logger.warning(
+        "the task of a call was cancelled, and its outcome arrived later: %s, outcome=%s, partner=%s, "
+        "request_id=%s; %s",
+        path,
+        type(outcome).__name__.lower(),
+        getattr(outcome.request, "secondary_client_id", None),
+        outcome.request_id,
+        remark,
+    )

@@ -183,6 +183,11 @@ class SessionManager:
         # The sockets are the parent's as well: whatever is sent on them would get in its way.
         return self._forks != _forks
 
+    @property
+    def is_open(self) -> bool:
+        """Whether calls may start."""
+        return self._state is State.OPEN
+
     def check(self) -> None:
         """See that it may be used here.
 

@@ -7,6 +7,7 @@ import contextlib
 import ssl
 import sys
 import time
+from typing import Any
 
 import aiohttp
 import anyio
@@ -18,9 +19,11 @@ from plaid_relay_async import (
     ClientClosedError,
     Completed,
     ConfigurationError,
+    ConnectionLostError,
     Created,
     Failed,
     JournalError,
+    NotSentError,
     OutcomeUnknownError,
     Refreshed,
     RelayClient,
@@ -413,7 +416,7 @@ async def test_a_call_that_is_cancelled_before_it_is_sent_has_no_outcome(plaid):
 async def test_a_call_that_is_cancelled_between_two_attempts_reports_the_first(plaid, fault, replay, kind):
     """Nothing is in flight then, so it is cancelled immediately; what the attempt has shown is its outcome."""
     plaid.fail(fault)
-    retry = RetryPolicy(replay=replay, backoff=30.0, max_backoff=30.0)
+    retry = RetryPolicy(replay=replay, backoff=1e5, max_backoff=1e5, max_pause=1e6)
     async with listening(plaid, retry=retry) as (client, late):
         task = asyncio.ensure_future(client.relay.create([plaid.add_report()], "partner"))
         while not client.statistics().retries:
@@ -563,6 +566,100 @@ async def test_close_waits_for_drains_no_longer_than_a_drain_lasts(plaid):
                     break
         with pytest.raises(ClientClosedError):
             await client.relay.create(["report"], "partner")
+
+
+async def hang(*_: object) -> Any:
+    await asyncio.Event().wait()
+
+
+class Hanging:
+    acquire = staticmethod(hang)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault", "waits"),
+    [
+        ({"rate_limiter": Hanging()}, None, lambda numbers: numbers.queued == 2),
+        ({"credentials": hang}, None, lambda numbers: True),
+        (
+            {"retry": RetryPolicy(backoff=1e5, max_backoff=1e5, max_pause=1e6)},
+            Fault(path=GET, status=500),
+            lambda numbers: sum(numbers.retries.values()) == 2,
+        ),
+        ({"connections": 1}, Fault(path=GET, stall=60), lambda numbers: numbers.queued == 1),
+        ({}, Fault(path=GET, status=429, headers={"Retry-After": "60"}), lambda numbers: numbers.queued == 2),
+    ],
+    ids=["limiter", "credentials", "backoff", "connection", "pause"],
+)
+async def test_close_ends_what_waits(plaid, settings, fault, waits):
+    """A call that waits for something other than its response fails immediately when the client is closed."""
+    if fault is not None:
+        plaid.fail(fault)
+    async with RelayClient(**{"credentials": OWNER, "base_url": plaid.url} | settings) as client:
+        tasks = [asyncio.ensure_future(client.relay.get("token")) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        while not waits(client.statistics()):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            await client.close()
+            await asyncio.wait(tasks)
+    errors = {type(task.exception()) for task in tasks}
+    assert ClientClosedError in errors
+    assert errors <= {ClientClosedError, ConnectionLostError}
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_close_ends_a_wait_for_a_report_and_for_the_client_id(plaid, client, tmp_path):
+    """Neither the wait between two polls nor a journal that needs the client id outlasts the client."""
+    made = await client.relay.create([plaid.add_report()], OWNER.client_id)
+    plaid.fail(
+        Fault(path=GET, status=400, body={"error_code": "PRODUCT_NOT_READY"}, headers={"Retry-After": "60"})
+    )
+
+    class Asking(Noting):
+        async def enter(self, request, caller):
+            await caller.client_id()
+
+    async with (
+        RelayClient(OWNER, base_url=plaid.url) as polling,
+        RelayClient(hang, base_url=plaid.url) as other,
+    ):
+        tasks = [
+            asyncio.ensure_future(polling.relay.wait_until_ready(made.relay_token)),
+            asyncio.ensure_future(other.relay.create(["report"], "partner", journal=Asking())),
+        ]
+        await once_sent(plaid, GET, lambda: None)
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(30):
+            await polling.close()
+            await other.close()
+            await asyncio.wait(tasks)
+    assert {type(task.exception()) for task in tasks} == {ClientClosedError}
+
+
+async def test_a_timeout_of_the_limiter_is_its_own(plaid):
+    """A TimeoutError out of the caller's code isn't taken for the end of the client."""
+
+    class Late:
+        async def acquire(self, endpoint: str) -> None:
+            raise TimeoutError
+
+    async with RelayClient(OWNER, base_url=plaid.url, rate_limiter=Late()) as client:
+        with pytest.raises(NotSentError, match="the rate limiter raised TimeoutError"):
+            await client.relay.create([plaid.add_report()], "partner")
+
+
+async def test_a_call_whose_client_is_closed_plans_no_further_attempt(plaid):
+    """It fails with what its last attempt met, and doesn't wait for the next."""
+    plaid.fail(Fault(path=GET, stall=60))
+    retry = RetryPolicy(backoff=1e5, max_backoff=1e5, max_pause=1e6)
+    async with RelayClient(OWNER, base_url=plaid.url, retry=retry) as client:
+        task = asyncio.ensure_future(client.relay.get("token"))
+        await once_sent(plaid, GET, lambda: None)
+    async with asyncio.timeout(30):
+        await asyncio.wait([task])
+    assert isinstance(task.exception(), ConnectionLostError)
 
 
 # -------------------------------------------------------------------------------------------- the mechanism

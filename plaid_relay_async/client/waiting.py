@@ -107,4 +107,5 @@ async def until_ready(
         patience=policy.attempts,
         max_pause=policy.max_pause,
         clock=clock,
+        sleep=transport.sleep,
     )

@@ -214,7 +214,9 @@ class Transport:
             NotSentError: the source of the credentials raised, or took longer than the timeout in seconds.
             ConfigurationError: the source returned something else.
         """
-        return await self._queue.signer.client_id(None if timeout is None else self._session.now() + timeout)
+        deadline = None if timeout is None else self._session.now() + timeout
+        async with self._queue.while_open():
+            return await self._queue.signer.client_id(deadline)
 
     @property
     def host(self) -> str:
@@ -222,9 +224,17 @@ class Transport:
         return urlsplit(self._base_url).netloc
 
     def wake(self) -> None:
-        """Let calls that wait for a pause or a rate see that the session is closed."""
-        for pace in self._queue.paces.values():
-            pace.wake()
+        """End the waits of calls, since the session is closed."""
+        self._queue.wake()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait between two calls.
+
+        Raises:
+            ClientClosedError: the client is closed.
+        """
+        async with self._queue.while_open():
+            await asyncio.sleep(seconds)
 
     def statistics(self) -> Statistics:
         """Give what was done so far, and where things stand."""
@@ -239,7 +249,8 @@ class Transport:
             return await self._attempt(call)
         except _Again as again:
             waits = [again]
-        return await self._repeat(call, waits)
+        async with self._queue.while_open() as call.sleep:
+            return await self._repeat(call, waits)
 
     @backoff.on_exception(_as_told, _Again, jitter=None, logger=None)
     async def _repeat(self, call: Call[R], waits: list[_Again]) -> R:
@@ -250,6 +261,9 @@ class Transport:
 
     async def _attempt(self, call: Call[R]) -> R:
         call.tries += 1
+        if call.sleep is not None:  # what follows isn't ended by closing the client
+            self._queue.waits.discard(call.sleep)
+            call.sleep.reschedule(None)
         before = call.attempts
         try:
             signature = await self._queue.enter(call)
@@ -346,8 +360,10 @@ class Transport:
             gone: R = call.endpoint.response.gone()  # type: ignore[attr-defined]  # the answer to a removal has it
             return gone
         wait = self._wait_before_next(call, error, ending)
-        if wait is None or call.interruption is not None:
+        if wait is None or call.interruption is not None or not self._session.is_open:
             raise call.verdict(error)
+        if call.sleep is not None:
+            self._queue.waits.add(call.sleep)
         call.known = call.verdict(error)
         if call.permit is not None:
             call.permit.again(error, spared=call.perhaps_done is None)

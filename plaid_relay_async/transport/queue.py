@@ -17,7 +17,7 @@ from attrs import define, field
 
 from plaid_relay_async.codec import Endpoint
 from plaid_relay_async.config import RetryPolicy
-from plaid_relay_async.errors import PlaidRelayError, RateLimitError
+from plaid_relay_async.errors import ClientClosedError, PlaidRelayError, RateLimitError
 from plaid_relay_async.session import SessionManager
 from plaid_relay_async.transport.pace import Pace
 from plaid_relay_async.transport.protocols import Permit, RateLimiter, Sink
@@ -45,6 +45,7 @@ class Call(Generic[R]):
         gave_up: the server's pauses became longer than the policy admits.
         perhaps_done: the error of an attempt that may have been carried out.
         known: the response or error of the last attempt, as far as one is known.
+        sleep: surrounds its waits between attempts.
         interruption: the cancellation that was kept until the attempt had ended.
     """
 
@@ -64,6 +65,7 @@ class Call(Generic[R]):
     gave_up: bool = False
     perhaps_done: PlaidRelayError | None = None
     known: Any = None
+    sleep: asyncio.Timeout | None = None
     interruption: asyncio.CancelledError | None = None
 
     @property
@@ -116,13 +118,47 @@ class Call(Generic[R]):
 
 @define(eq=False, repr=False)
 class Queue:
-    """Lets attempts go, one turn for each."""
+    """Lets attempts go, one turn for each.
+
+    Attributes:
+        waits: those that end when the client is closed; see `while_open`.
+    """
 
     session: SessionManager
     signer: Signer
     limiter: RateLimiter | None
     tally: Tally
     paces: defaultdict[str, Pace] = field(factory=lambda: defaultdict(Pace))
+    waits: set[asyncio.Timeout] = field(factory=set, init=False)
+
+    @contextlib.asynccontextmanager
+    async def while_open(self) -> AsyncIterator[asyncio.Timeout]:
+        """Surround a wait, which ends when the client is closed.
+
+        Raises:
+            ClientClosedError: it is closed.
+        """
+        self.session.get()
+        wait = asyncio.timeout(None)
+        try:
+            async with wait:
+                self.waits.add(wait)
+                try:
+                    yield wait
+                finally:
+                    self.waits.discard(wait)
+        except TimeoutError:
+            if not wait.expired():
+                raise
+            raise ClientClosedError("this client was closed while the call waited") from None
+
+    def wake(self) -> None:
+        """End all waits: the client is closed."""
+        waits, self.waits = self.waits, set()
+        for wait in waits:
+            wait.reschedule(0.0)
+        for pace in self.paces.values():
+            pace.wake()
 
     def pace(self, call: Call[Any]) -> Pace:
         """What all calls of the same operation share."""
@@ -143,7 +179,11 @@ class Queue:
             if self.limiter is None:
                 await self._connect(call, pace)
             try:
-                signature = await self.signer.sign(call.latest)
+                if callable(self.signer.who):
+                    async with self.while_open():
+                        signature = await self.signer.sign(call.latest)
+                else:
+                    signature = await self.signer.sign(call.latest)
             except BaseException:
                 self.leave(call)
                 raise
@@ -190,8 +230,9 @@ class Queue:
             if not pace.permit:
                 await self._limit(call, pace, self.limiter)
                 continue
-            with pace.queueing.wait("connection", call.now):
-                await self.session.slots.acquire()
+            async with self.while_open():
+                with pace.queueing.wait("connection", call.now):
+                    await self.session.slots.acquire()
             if pace.wait(call.now()) <= 0:
                 pace.permit = False
                 return
@@ -211,8 +252,9 @@ class Queue:
         )
 
     async def _limit(self, call: Call[Any], pace: Pace, limiter: RateLimiter) -> None:
-        with pace.queueing.wait("limiter", call.now), of_the_caller("the rate limiter"):
-            await limiter.acquire(call.endpoint.path)
+        async with self.while_open():
+            with pace.queueing.wait("limiter", call.now), of_the_caller("the rate limiter"):
+                await limiter.acquire(call.endpoint.path)
         pace.permit = True
 
     async def _connect(self, call: Call[Any], pace: Pace) -> None:
@@ -228,7 +270,8 @@ class Queue:
     async def _wait_for_connection(self, call: Call[Any]) -> None:
         since = call.now()
         with self.tally.wait("connection"):
-            await self.session.slots.acquire()
+            async with self.while_open():
+                await self.session.slots.acquire()
         call.postpone(call.now() - since)
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    import contextvars
+    from collections.abc import Awaitable, Callable, Iterator
 
 T = TypeVar("T")
 
@@ -38,12 +40,74 @@ async def ended(future: asyncio.Future[Any]) -> None:
         raise interruption
 
 
-async def finish(work: Awaitable[T]) -> T:
-    """Run something to its end in a task and return its result; raise a cancellation only after that."""
-    future = asyncio.ensure_future(work)
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())  # a cancellation outweighs it
-    await ended(future)
+async def finish(work: Callable[[], Awaitable[T]]) -> T:
+    """Call a function in a task, and return its result; raise a cancellation of the caller only after that.
+
+    Code that shuts down by cancelling all tasks cancels that one as well. The function is then called again,
+    so it must be safe to repeat.
+    """
+    interruption: asyncio.CancelledError | None = None
+    while True:
+        future = asyncio.ensure_future(work())
+        try:
+            await ended(future)
+        except asyncio.CancelledError as error:
+            interruption = error
+        if not future.cancelled():
+            break
+    if interruption is not None:
+        future.exception()  # the cancellation outweighs it
+        raise interruption
     return future.result()
+
+
+class Wait:
+    """A future-like object: a task that waits for it waits for another future, which it doesn't cancel.
+
+    `asyncio.shield` does the same with a future of its own, and takes a turn of the event loop longer. The
+    result is that of the other future, which what waits for that one asks for itself.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_callbacks", "_cancelled", "_future")
+
+    def __init__(self, future: asyncio.Future[Any] | Wait) -> None:
+        future._asyncio_future_blocking = False  # noqa: SLF001  # as a task does with what is yielded to it
+        self._asyncio_future_blocking = True
+        self._future = future
+        self._callbacks: dict[Callable[[Any], object], tuple[Callable[[Any], object], Any]] = {}
+        self._cancelled: asyncio.CancelledError | None = None
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._future.get_loop()
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def add_done_callback(
+        self, wake: Callable[[Any], object], *, context: contextvars.Context | None = None
+    ) -> None:
+        callback = partial(self._wake, wake)
+        self._callbacks[wake] = callback, context
+        self._future.add_done_callback(callback, context=context)
+
+    def remove_done_callback(self, wake: Callable[[Any], object]) -> int:
+        callback, _ = self._callbacks.pop(wake, (wake, None))
+        return self._future.remove_done_callback(callback)
+
+    def cancel(self, msg: object = None) -> bool:
+        waiting = dict(self._callbacks)
+        removed = [waiting[wake] for wake in waiting if self.remove_done_callback(wake)]
+        self._cancelled = asyncio.CancelledError(*(() if msg is None else (msg,)))
+        for callback, context in removed:
+            self.get_loop().call_soon(callback, None, context=context)
+        return bool(removed)
+
+    def result(self) -> None:
+        if self._cancelled is not None:
+            raise self._cancelled
+
+    def _wake(self, wake: Callable[[Any], object], _: object) -> None:
+        wake(self)
 
 
 class Drains:

@@ -23,9 +23,9 @@ from aiohttp.connector import Connection
 from attrs import define, field, frozen
 from yarl import URL
 
-if TYPE_CHECKING:
-    import contextvars
+from plaid_relay_async.cancellation import Wait
 
+if TYPE_CHECKING:
     from aiohttp.client_reqrep import ConnectionKey
 
 T = TypeVar("T")
@@ -190,38 +190,6 @@ class _Payload(aiohttp.BytesPayload):
         await writer.write(self._body.data)  # all of it, which is what the length says
 
 
-class _Wait:
-    """A future-like object: a task that waits for it waits for another future, which it does not cancel.
-
-    `asyncio.shield` does the same with a future of its own, and takes a turn of the event loop longer.
-
-    Attributes:
-        cancelled: the arguments of the task's cancellation, if there was one.
-    """
-
-    __slots__ = ("_asyncio_future_blocking", "_context", "_future", "_wake", "cancelled", "get_loop")
-
-    def __init__(self, future: asyncio.Future[Any]) -> None:
-        future._asyncio_future_blocking = False  # noqa: SLF001  # as a task does with what is yielded to it
-        self._asyncio_future_blocking = True
-        self._future = future
-        self.get_loop = future.get_loop
-        self.cancelled: tuple[Any, ...] | None = None
-
-    def add_done_callback(self, wake: Callable[[Any], object], *, context: contextvars.Context) -> None:
-        self._wake, self._context = wake, context
-        self._future.add_done_callback(wake, context=context)
-
-    def cancel(self, msg: object = None) -> bool:
-        self.cancelled = () if msg is None else (msg,)
-        if not self._future.remove_done_callback(self._wake):
-            return False
-        instead = self.get_loop().create_future()
-        instead.cancel(msg)
-        self.get_loop().call_soon(self._wake, instead, context=self._context)
-        return True
-
-
 @types.coroutine
 def _posted(work: Coroutine[Any, None, T], body: Body) -> Generator[Any, None, T]:
     """Run a session's `post`, which closes its connection as soon as a cancellation reaches it."""
@@ -229,12 +197,11 @@ def _posted(work: Coroutine[Any, None, T], body: Body) -> Generator[Any, None, T
         # It yields a future, or nothing where it only lets others run.
         waited: asyncio.Future[Any] | None = work.send(None)
         while body.cancelled is None:
-            wait = waited and _Wait(waited)
             try:
-                yield wait
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the future raises it again
-                body.cancelled = wait.cancelled if wait else error.args
-            if body.cancelled is None:
+                yield waited and Wait(waited)
+            except asyncio.CancelledError as error:
+                body.cancelled = error.args
+            else:
                 waited = work.send(None)
         while body.left and body.may_have_more():
             with contextlib.suppress(asyncio.CancelledError):
@@ -246,7 +213,7 @@ def _posted(work: Coroutine[Any, None, T], body: Body) -> Generator[Any, None, T
         # A future is cancelled immediately, so that nothing arrives in between; only a task takes its time.
         while waited is not None and waited.cancel() and not waited.done():
             with contextlib.suppress(asyncio.CancelledError):
-                yield _Wait(waited)
+                yield Wait(waited)
         return cast("T", (yield from work))
     except StopIteration as end:
         return cast("T", end.value)

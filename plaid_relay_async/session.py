@@ -166,7 +166,7 @@ class SessionManager:
         self._state = State.CLOSED
         self.watch.close()
         if self._owned and self._session is not None:
-            await finish(self._session.close())
+            await finish(self._session.close)
 
     @property
     def slots(self) -> asyncio.Semaphore:

@@ -34,7 +34,7 @@ MAP = {
     "config": Room(("errors",), ("attrs", "yarl")),
     "codec": Room(("errors", "models"), ("attrs", "cattrs")),
     "watch": Room(),
-    "exchange": Room((), ("aiohttp", "attrs", "yarl")),
+    "exchange": Room(("cancellation",), ("aiohttp", "attrs", "yarl")),
     "session": Room(("cancellation", "config", "errors", "watch", "exchange"), ("aiohttp",)),
     "transport": Room(
         ("cancellation", "config", "errors", "codec", "models", "watch", "exchange", "session"),
@@ -45,7 +45,7 @@ MAP = {
     "client": Room(CORE, ("aiohttp", "attrs")),
     "limits": Room(("config", "errors"), ("attrs", "redis")),
     "journal": Room(
-        ("config", "errors", "models", "outcomes", "batch"),
+        ("cancellation", "config", "errors", "models", "outcomes", "batch"),
         ("attrs", "cryptography", "filelock", "sqlalchemy"),
     ),
     "simulator": Room((), ("aiohttp", "attrs")),

@@ -7,6 +7,7 @@ import contextlib
 import ssl
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -214,9 +215,9 @@ async def test_what_is_finished_has_its_result_or_its_error():
             raise error
         return "done"
 
-    assert await finish(work(None)) == "done"
+    assert await finish(partial(work, None)) == "done"
     with pytest.raises(ZeroDivisionError):
-        await finish(work(ZeroDivisionError()))
+        await finish(partial(work, ZeroDivisionError()))
 
 
 async def test_a_cancellation_outweighs_the_error_of_what_is_finished():
@@ -228,7 +229,7 @@ async def test_a_cancellation_outweighs_the_error_of_what_is_finished():
         await go.wait()
         raise ZeroDivisionError
 
-    task = asyncio.create_task(finish(work()))
+    task = asyncio.create_task(finish(work))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.sleep(0)
@@ -258,7 +259,7 @@ import asyncio, sys
 from plaid_relay_async.cancellation import finish
 
 async def main():
-    task = asyncio.create_task(finish(asyncio.sleep(0.1, "finished")))
+    task = asyncio.create_task(finish(lambda: asyncio.sleep(0.1, "finished")))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
@@ -736,3 +737,40 @@ async def test_what_has_happened_when_a_cancellation_arrives_is_kept():
     task.cancel()
     await asyncio.wait([task])
     assert (task.cancelled(), results) == (True, ["response"])
+
+
+# ------------------------------------------------------------------------------- the journal and files
+
+
+@pytest.mark.may_block
+@pytest.mark.parametrize("opened", [True, False])
+async def test_a_journal_that_is_cancelled_closes_to_its_end(plaid, client, tmp_path, opened):
+    """In a cancelled AnyIO scope too: the worker has ended, and no lock file is left."""
+    journal = Journal(tmp_path / "relay.db", key=KEY)
+    with anyio.CancelScope() as scope:
+        if opened:
+            await journal.open()
+            await client.relay.create([plaid.add_report()], "partner", journal=journal)
+            assert [*tmp_path.glob("*.lock")]
+            scope.cancel()
+            await journal.close()
+        else:
+            scope.cancel()
+            await journal.open()
+    assert [*tmp_path.glob("*.lock")] == []
+    with pytest.raises(JournalError, match="isn't open"):
+        await journal.runs()
+    async with Journal(tmp_path / "relay.db", key=KEY) as journal:
+        assert [status.counts for status in await journal.runs()] == [{"created": 1}] * opened
+
+
+async def test_a_download_in_a_cancelled_scope_leaves_no_file(plaid, client, tmp_path):
+    """What was written is removed before the cancellation is raised, under AnyIO too."""
+    made = await client.relay.create([plaid.add_report()], OWNER.client_id)
+    path = "/credit/relay/pdf/get"
+    plaid.fail(Fault(path=path, stall=60, when="after"))
+    with anyio.CancelScope() as scope:
+        asyncio.get_running_loop().create_task(once_sent(plaid, path, scope.cancel))
+        await client.relay.download_pdf(made.relay_token, tmp_path / "report.pdf")
+    assert scope.cancelled_caught
+    assert [*tmp_path.iterdir()] == []

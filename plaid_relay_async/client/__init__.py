@@ -163,7 +163,7 @@ class RelayClient:
         """
         if self._session.shut():
             self._transport.wake()
-            await finish(self._close())
+            await finish(self._close)
 
     async def _close(self) -> None:
         await self._transport.drains.all(self._drain)

@@ -13,11 +13,11 @@ from attrs import define
 from sqlalchemy import exists, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from plaid_relay_async.cancellation import finish
 from plaid_relay_async.config import check_seconds
 from plaid_relay_async.errors import ConfigurationError, Hidden, JournalError, sealed, sealed_init
 from plaid_relay_async.journal.database import Database, Line, telling
 from plaid_relay_async.journal.decisions import OnExisting, Policy
-from plaid_relay_async.journal.groups import finish
 from plaid_relay_async.journal.holders import Holders
 from plaid_relay_async.journal.keys import Digests, Keyring, keyring
 from plaid_relay_async.journal.recording import Creation, Recorder, Removal, Unrecorded

@@ -115,22 +115,3 @@ def _fail(done: asyncio.Future[R], error: Exception) -> None:
     if not done.done():
         done.set_exception(error)
         done.exception()  # not everybody waits
-
-
-async def finish(work: Callable[[], Awaitable[None]]) -> None:
-    """Run a coroutine function to its end, and raise a cancellation of the caller only then.
-
-    It runs in a task of its own, and is called again if that task is cancelled, so it must be safe to repeat.
-    """
-    cancelled: asyncio.CancelledError | None = None
-    running = asyncio.ensure_future(work())
-    while not running.done():
-        try:
-            await asyncio.wait([running])
-        except asyncio.CancelledError as error:
-            cancelled = error
-        if running.cancelled():
-            running = asyncio.ensure_future(work())
-    running.result()
-    if cancelled is not None:
-        raise cancelled

@@ -4,59 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from plaid_relay_async.cancellation import shield
+from plaid_relay_async.cancellation import Wait, shield
 
 if TYPE_CHECKING:
-    import contextvars
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Coroutine, Generator
 
     from plaid_relay_async.cancellation import Drains
 
 T = TypeVar("T")
-
-
-class _Wait:
-    """A future-like object: a task that waits for it waits for another future, which it doesn't cancel.
-
-    `asyncio.shield` does the same with a future of its own, and takes a turn of the event loop longer.
-    """
-
-    __slots__ = ("_asyncio_future_blocking", "_callbacks", "_cancelled", "_future")
-
-    def __init__(self, future: asyncio.Future[Any]) -> None:
-        future._asyncio_future_blocking = False  # noqa: SLF001  # as a task does with what is yielded to it
-        self._asyncio_future_blocking = True
-        self._future = future
-        self._callbacks: list[tuple[Callable[[Any], object], contextvars.Context | None]] = []
-        self._cancelled: tuple[Any, ...] | None = None
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        return self._future.get_loop()
-
-    def add_done_callback(
-        self, wake: Callable[[Any], object], *, context: contextvars.Context | None = None
-    ) -> None:
-        callback = partial(self._wake, wake)
-        self._callbacks.append((callback, context))
-        self._future.add_done_callback(callback, context=context)
-
-    def cancel(self, msg: object = None) -> bool:
-        if not sum(self._future.remove_done_callback(callback) for callback, _ in self._callbacks):
-            return False
-        self._cancelled = () if msg is None else (msg,)
-        for callback, context in self._callbacks:
-            self.get_loop().call_soon(callback, None, context=context)
-        return True
-
-    def result(self) -> None:
-        if self._cancelled is not None:
-            raise asyncio.CancelledError(*self._cancelled)
-
-    def _wake(self, wake: Callable[[Any], object], _: object) -> None:
-        wake(self)
 
 
 class InFlight(Protocol):
@@ -122,7 +79,7 @@ class Draining(Generic[T]):
                     error = yield from self._wait_on(waited, None)
                     continue
                 try:
-                    error = yield waited and _Wait(waited)
+                    error = yield waited and Wait(waited)
                 except asyncio.CancelledError as cancelled:
                     error = yield from self._wait_on(waited, cancelled)
         except StopIteration as end:
@@ -144,7 +101,7 @@ class Draining(Generic[T]):
         while error is None or self._keep(error):
             try:
                 with shield():
-                    yield waited and _Wait(waited)
+                    yield waited and Wait(waited)
             except asyncio.CancelledError as another:
                 error = another
             else:
@@ -154,7 +111,7 @@ class Draining(Generic[T]):
         # A future is cancelled immediately, and a task takes its time.
         while not waited.done():
             with shield(), contextlib.suppress(asyncio.CancelledError):
-                yield _Wait(waited)
+                yield Wait(waited)
         return None
 
     def _keep(self, error: asyncio.CancelledError) -> bool:

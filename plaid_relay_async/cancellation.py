@@ -69,6 +69,7 @@ class Wait:
     """
 
     __slots__ = ("_asyncio_future_blocking", "_callbacks", "_cancelled", "_future")
+    _asyncio_future_blocking: bool
 
     def __init__(self, future: asyncio.Future[Any] | Wait) -> None:
         future._asyncio_future_blocking = False  # noqa: SLF001  # as a task does with what is yielded to it
@@ -78,23 +79,28 @@ class Wait:
         self._cancelled: asyncio.CancelledError | None = None
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop of the other future."""
         return self._future.get_loop()
 
     def done(self) -> bool:
+        """Return whether the other future is done."""
         return self._future.done()
 
     def add_done_callback(
         self, wake: Callable[[Any], object], *, context: contextvars.Context | None = None
     ) -> None:
+        """Call a function once the other future is done, or this object is cancelled."""
         callback = partial(self._wake, wake)
         self._callbacks[wake] = callback, context
         self._future.add_done_callback(callback, context=context)
 
     def remove_done_callback(self, wake: Callable[[Any], object]) -> int:
+        """Remove a callback, and return how often it was registered."""
         callback, _ = self._callbacks.pop(wake, (wake, None))
         return self._future.remove_done_callback(callback)
 
     def cancel(self, msg: object = None) -> bool:
+        """Cancel this object and not the other future; return whether anything waited for it."""
         waiting = dict(self._callbacks)
         removed = [waiting[wake] for wake in waiting if self.remove_done_callback(wake)]
         self._cancelled = asyncio.CancelledError(*(() if msg is None else (msg,)))
@@ -103,6 +109,7 @@ class Wait:
         return bool(removed)
 
     def result(self) -> None:
+        """Raise the cancellation, if this object was cancelled."""
         if self._cancelled is not None:
             raise self._cancelled
 

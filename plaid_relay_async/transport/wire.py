@@ -77,16 +77,19 @@ async def send(exchange: Exchange, attempt: Attempt) -> Answer:
     whole = False
     try:
         with attempt.span as span:
-            span.allow(attempt.connect)
-            response = await exchange.post(attempt.to, body)
             try:
-                answer = Answer(response.status, response.headers)
-                await _receive(response, answer, attempt, body)
-                whole = True
+                span.allow(attempt.connect)
+                response = await exchange.post(attempt.to, body)
+                try:
+                    answer = Answer(response.status, response.headers)
+                    await _receive(response, answer, attempt, body)
+                    whole = True
+                except BaseException:
+                    response.close()
+                    raise
+            finally:
+                # Also after an error: it must not take the place of the cancellation.
                 body.end()
-            except BaseException:
-                response.close()
-                raise
     except BaseException as error:
         problem = _told(error, attempt.replay, left=body.left)
         if answer is not None and not whole:

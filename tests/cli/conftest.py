@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from attrs import frozen
+from processes import SIGNALS
 
 from plaid_relay_async.cli import main
 from plaid_relay_async.cli.signals import signals
@@ -42,8 +43,13 @@ def running(plaid: Simulator) -> Iterator[Simulator]:
 
 @contextmanager
 def own_handlers() -> Iterator[None]:
-    """Put pytest's handlers back: the command leaves signals ignored, for its process is about to end."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    """Begin with no signal ignored, as the tests may run in the background, and put pytest's handlers back.
+
+    The command leaves signals ignored, for its process is about to end.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aiohttp import web
 
+from plaid_relay_async.cancellation import shield
 from plaid_relay_async.config import (
     CredentialsSource,
     Environment,
@@ -183,8 +184,12 @@ class Gateway:
         self._callers.look_again()
 
     async def close(self) -> None:
-        """Take no more calls, let those in flight end, for `drain` seconds at most, and close."""
-        await self._open.aclose()
+        """Take no more calls, let those in flight end, for `drain` seconds at most, and close.
+
+        A cancellation of the task cuts what is in flight; that of an AnyIO scope is raised after the close.
+        """
+        with shield():
+            await self._open.aclose()
 
     @property
     def url(self) -> str:

@@ -99,6 +99,8 @@ class Draining(Generic[T]):
     ) -> Generator[Any, None, asyncio.CancelledError | None]:
         """Wait for what the attempt waits for, and return the error to raise there."""
         while error is None or self._keep(error):
+            if waited is not None and waited.done():
+                return None
             try:
                 with shield():
                     yield waited and Wait(waited)

@@ -12,6 +12,7 @@ import sys
 import time
 
 import aiohttp
+import anyio
 import pytest
 import trustme
 from support import QUICK
@@ -445,6 +446,22 @@ async def test_an_audit_line_is_one_line_whatever_plaid_sends(upstream, caplog):
     lines = [r.getMessage() for r in caplog.records if r.name.endswith(".audit")]
     assert all(line.isascii() and line.isprintable() for line in lines)
     assert [json.loads(line)["request_id"] for line in lines] == [text[:64] for text in odd]
+
+
+async def test_a_gateway_that_closes_in_a_cancelled_scope_drains(upstream):
+    """A call in flight gets its response, though AnyIO cancels the close at each await."""
+    upstream.fail(Fault(latency=0.3, when="after"))
+    record, key = new_key("lender")
+    gateway = Gateway([record], upstream=upstream.url, credentials=SETS, drain=30)
+    await gateway.start()
+    async with calling(gateway, key) as client:
+        call = asyncio.create_task(client.relay.create([REPORT], "partner"))
+        while not upstream.counts:
+            await asyncio.sleep(0.01)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await gateway.close()
+        assert (await call).relay_token == upstream.ledger[0]["relay_token"]
 
 
 async def test_a_call_that_takes_too_long_is_cut(upstream, caplog):

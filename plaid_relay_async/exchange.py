@@ -191,7 +191,7 @@ class _Payload(aiohttp.BytesPayload):
 
 
 @types.coroutine
-def _posted(work: Coroutine[Any, None, T], body: Body) -> Generator[Any, None, T]:
+def _posted(work: Generator[Any, None, T], body: Body) -> Generator[Any, None, T]:
     """Run a session's `post`, which closes its connection as soon as a cancellation reaches it."""
     try:
         # It yields a future, or nothing where it only lets others run.
@@ -243,7 +243,7 @@ class Ordinary:
             raise_for_status=False,
             auto_decompress=True,
         )
-        response = await _posted(work, body)
+        response = await _posted(work.__await__(), body)
         if not body.left:  # so what came answers something else
             response.close()
             raise aiohttp.ClientConnectionError

@@ -8,6 +8,7 @@ import os
 import warnings
 import weakref
 from asyncio import sslproto
+from functools import partial
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -16,7 +17,7 @@ from plaid_relay_async.cancellation import finish
 from plaid_relay_async.config import check_count, check_proxy, check_tls, check_type
 from plaid_relay_async.errors import ClientClosedError, ConfigurationError
 from plaid_relay_async.exchange import Direct, Exchange, Ordinary
-from plaid_relay_async.watch import Watch
+from plaid_relay_async.watch import TURNS, Watch
 
 if TYPE_CHECKING:
     import ssl as tls
@@ -166,7 +167,7 @@ class SessionManager:
         self._state = State.CLOSED
         self.watch.close()
         if self._owned and self._session is not None:
-            await finish(self._session.close)
+            await finish(partial(_close, self._session))
 
     @property
     def slots(self) -> asyncio.Semaphore:
@@ -220,6 +221,13 @@ class SessionManager:
                 source=self,
                 stacklevel=2,
             )
+
+
+async def _close(session: aiohttp.ClientSession) -> None:
+    # What has arrived for calls that are in flight is processed first: some turns of the loop do for that.
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+    await session.close()
 
 
 def _unmap_reads() -> None:

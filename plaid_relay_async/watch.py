@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
-# Turns of the event loop between a look and an end. A loop that was held up, or a process that was stopped,
-# finds its timers due before it has read its sockets; a new connection is ready some turns after that.
-_TURNS: Final = 20
+# Turns of the event loop in which it processes what has arrived. A loop that was held up, or a process
+# that was stopped, finds its timers due before it has read its sockets; a connection that was made
+# meanwhile is ready some turns later.
+TURNS: Final = 20
 
 
 class Watch:
@@ -60,7 +61,7 @@ class Watch:
     def _look(self) -> None:
         self._due, now = math.inf, self.loop.time()
         late = [span for span in self._spans if span.until <= now]
-        self._process(late, _TURNS)
+        self._process(late, TURNS)
         self.look_by(min((span.until for span in self._spans.difference(late)), default=math.inf))
 
     def _process(self, late: list[Span], turns: int) -> None:

@@ -137,6 +137,18 @@ async def test_a_server_that_never_stops_sending_does_not_hold_a_cancellation_up
     assert dict(batch.result.counts) == {"unknown": 1}
 
 
+@WAYS
+@EACH
+async def test_a_token_that_has_arrived_is_returned_though_the_client_is_closed(direct, tls):
+    """A client that is closed while a call is in flight processes what has arrived before it closes the pool."""
+    async with holding(tls=tls) as (server, settings):
+        async with RelayClient(OWNER, direct=direct, **settings) as client:
+            task = asyncio.create_task(client.relay.create(["t"], "p"))
+            (request,) = await server.received(1)
+            request.answer()
+        assert (await task).relay_token == token("p")
+
+
 # ---------------------------------------------------------------------------- a session that takes its time
 
 

@@ -163,9 +163,9 @@ class Body:
         return self._turns <= _MIN_TURNS or (self._protocol.is_connected() and _used[self._protocol]())
 
     def end(self) -> None:
-        """Raise a cancellation that has not taken effect yet: everything is processed."""
+        """Raise the cancellation, if there was one: everything is processed, or has failed."""
         if self.cancelled is not None:
-            raise asyncio.CancelledError(*self.cancelled)
+            raise asyncio.CancelledError(*self.cancelled) from None
 
 
 def _result_now(coroutine: Coroutine[Any, None, T], otherwise: BaseException) -> T:
@@ -214,7 +214,7 @@ def _posted(work: Generator[Any, None, T], body: Body) -> Generator[Any, None, T
         while waited is not None and waited.cancel() and not waited.done():
             with contextlib.suppress(asyncio.CancelledError):
                 yield Wait(waited)
-        return cast("T", (yield from work))
+        return (yield from work)
     except StopIteration as end:
         return cast("T", end.value)
     finally:

@@ -90,6 +90,25 @@ async def test_a_cancellation_that_nothing_precedes_ends_a_call(direct):
 
 
 @WAYS
+@pytest.mark.parametrize("data", [b"", HEAD + BODY[:8]], ids=["closed", "cut"])
+async def test_a_response_that_breaks_off_does_not_undo_the_cancellation(direct, data):
+    """The call ends as cancelled, although its connection was lost in the same moment: nothing more is sent."""
+    async with (
+        holding(tls=False) as (server, settings),
+        RelayClient(OWNER, direct=direct, **settings) as client,
+    ):
+        batch = client.relay.create_many(RelayCreateRequest.fan_out(["t"], ["p", "q"]), concurrency=1)
+        task = asyncio.ensure_future(batch)
+        (request,) = await server.received(1)
+        request.answer(data)
+        request.writer.close()
+        end(batch)
+        await asyncio.wait([task], timeout=5)
+        assert len(server.requests) == 1
+        assert dict(batch.result.counts) == {"unknown": 1}
+
+
+@WAYS
 async def test_a_call_that_is_cancelled_again_and_again_takes_its_response(direct):
     """Cancellations in each turn of the loop, as those of an AnyIO scope, count as one."""
     async with (

@@ -77,19 +77,18 @@ async def send(exchange: Exchange, attempt: Attempt) -> Answer:
     whole = False
     try:
         with attempt.span as span:
+            span.allow(attempt.connect)
             try:
-                span.allow(attempt.connect)
                 response = await exchange.post(attempt.to, body)
                 try:
                     answer = Answer(response.status, response.headers)
                     await _receive(response, answer, attempt, body)
-                    whole = True
                 except BaseException:
                     response.close()
                     raise
+                whole = True
             finally:
-                # Also after an error: it must not take the place of the cancellation.
-                body.end()
+                body.end()  # whatever the response was
     except BaseException as error:
         problem = _told(error, attempt.replay, left=body.left)
         if answer is not None and not whole:

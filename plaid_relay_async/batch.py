@@ -169,11 +169,17 @@ class Caller:
         host: of Plaid's API, or whatever stands in its place.
         client_id: gives the client id, or `None` where a gateway has it; may raise `NotSentError`.
         seconds: that a request may be under way; `None` for no limit.
+        former_host: the host as it was typed, by which earlier releases named it.
+        retry_unknown: in place of the journal's setting, if it isn't `None`.
+        retry_failed: the same.
     """
 
     host: str
     client_id: Callable[[], Awaitable[str | None]]
     seconds: float | None
+    former_host: str | None = None
+    retry_unknown: bool | None = None
+    retry_failed: bool | None = None
 
 
 async def _no_client_id() -> None:
@@ -684,7 +690,8 @@ class Batch(Generic[S]):
         except _HaltedError:
             flight.outcome = flight.interrupted()
         except TakenError:
-            flight.outcome = None
+            # If an earlier attempt may have been executed, that is recorded before the pair is entered again.
+            flight.outcome = None if flight.doubt is None else flight.ended(flight.doubt)
         except PlaidRelayError as error:
             flight.outcome = flight.ended(error)
         except BaseException as error:
@@ -705,6 +712,7 @@ class Batch(Generic[S]):
                 entry.leave()
             if not flight.taken:
                 return
+            flight.busy = False
 
     async def _fly_entered(self, flight: _Flight[S], entry: Entry) -> None:
         try:

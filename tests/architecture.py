@@ -38,7 +38,7 @@ MAP = {
     "session": Room(("cancellation", "config", "errors", "watch", "exchange"), ("aiohttp",)),
     "transport": Room(
         ("cancellation", "config", "errors", "codec", "models", "watch", "exchange", "session"),
-        ("aiohttp", "attrs", "backoff"),
+        ("aiohttp", "attrs", "backoff", "yarl"),
     ),
     "outcomes": Room(("errors", "models"), ("attrs",)),
     "batch": Room(("cancellation", "errors", "models", "outcomes"), ("attrs",)),

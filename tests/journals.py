@@ -8,7 +8,9 @@ import sqlite3
 from collections import Counter
 from contextlib import aclosing, asynccontextmanager, closing
 
+import aiohttp
 import pytest
+from attrs import define, field
 
 from plaid_relay_async import RelayCreateRequest
 from plaid_relay_async.journal import Journal
@@ -47,6 +49,31 @@ async def given_up_before_it_left(path, batch):
         other.execute("COMMIT")
     with pytest.raises(asyncio.CancelledError):
         await hurried
+
+
+@define(eq=False)
+class HeldBack:
+    """Responses that have arrived, and are held back from their client until the gate is opened."""
+
+    session: aiohttp.ClientSession = field(init=False)
+    gate: asyncio.Event = field(factory=asyncio.Event)
+    held: asyncio.Event = field(factory=asyncio.Event)
+
+    async def hold(self, *_):
+        self.held.set()
+        await self.gate.wait()
+
+
+@asynccontextmanager
+async def held_back():
+    """Yield a session whose responses are held back."""
+    responses, trace = HeldBack(), aiohttp.TraceConfig()
+    trace.on_request_end.append(responses.hold)
+    async with aiohttp.ClientSession(trace_configs=[trace]) as responses.session:
+        try:
+            yield responses
+        finally:
+            responses.gate.set()
 
 
 async def create(client, report, url, run, count=1, **settings):

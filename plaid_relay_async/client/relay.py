@@ -63,6 +63,8 @@ class Relay(Operations):
         *,
         webhook: str | None = None,
         journal: AnyJournal | None = None,
+        retry_unknown: bool | None = None,
+        retry_failed: bool | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[RelayCreateResponse]:
@@ -79,23 +81,33 @@ class Relay(Operations):
             webhook: an http(s) URL to which Plaid tells that the partner fetched the report.
             journal: gives the token that it has for the pair, or has the call written down. While somebody
                 else is at the same pair, the call waits for what comes of that.
+            retry_unknown: create again if the journal doesn't know whether the pair has a token; there may
+                be two then. `None` takes the journal's setting.
+            retry_failed: create again if the journal has a failure that it would return. `None` takes the
+                journal's setting.
             timeout: seconds for the whole call, all attempts together; waiting for others isn't counted.
             retry: in place of the client's policy.
 
         Raises:
+            ConfigurationError: `retry_unknown` or `retry_failed` is given without a journal.
             InvalidRequestError: an argument can't pass (`sent` is False), or Plaid refused it.
             OutcomeUnknownError: there may be a token that nobody holds.
             JournalError: the journal can't be read or written; nothing was begun that isn't on record.
             PlaidRelayError: there is no token; see the class.
         """
         request = RelayCreateRequest(report_tokens, secondary_client_id, webhook)
+        retries = {"retry_unknown": retry_unknown, "retry_failed": retry_failed}
         if journal is not None:
-            one = self._batch(batch.CREATE, codec.RELAY_CREATE, [request], timeout, retry, **_one(journal))
+            settings = _one(journal) | {"retries": retries}
+            one = self._batch(batch.CREATE, codec.RELAY_CREATE, [request], timeout, retry, **settings)
             return self._response_of(
                 codec.RELAY_CREATE.path,
                 one,
                 lambda made: RelayCreateResponse(made.relay_token, made.request_id),
             )
+        for name, value in retries.items():
+            if value is not None:
+                raise ConfigurationError(f"{name}= needs journal=, whose record it is about")
         return self._transport.call(codec.RELAY_CREATE, request, timeout=timeout, retry=retry)
 
     @sealed
@@ -375,13 +387,17 @@ class Relay(Operations):
         requests: Iterable[Any] | AsyncIterable[Any],
         timeout: float | None,
         retry: RetryPolicy | None,
+        *,
+        retries: dict[str, bool | None] | None = None,
         **settings: Any,
     ) -> Batch[Any]:
         def call(request: object, permit: Permit) -> Call[Any]:
             return self._transport.call(endpoint, request, timeout=timeout, retry=retry, permit=permit)
 
         total, _ = self._transport.checked(timeout, retry)
-        caller = Caller(self._transport.host, partial(self._transport.client_id, total), total)
+        host, former_host = self._transport.host, self._transport.host_as_typed
+        client_id = partial(self._transport.client_id, total)
+        caller = Caller(host, client_id, total, former_host, **(retries or {}))
         drains = self._transport.drains
         return Batch(operation, requests, call, caller=caller, drain=self._drain, drains=drains, **settings)
 

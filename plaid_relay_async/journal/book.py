@@ -83,7 +83,9 @@ class Journal:
             client id, it has to be given.
         on_existing: what happens to a pair that has a token from another run: `"reuse"` serves it,
             `"refuse"` fails, `"create"` makes another.
-        retry_unknown: create again where nobody can tell whether there is a token; there may be two then.
+        retry_unknown: create again if it is unknown whether there is a token; there may be two then.
+        retry_failed: create again if Plaid refused the request, once the reason is fixed. A failure that may
+            pass by itself is tried again in any case.
         lease: seconds after which others take this process for dead if it isn't heard of; for PostgreSQL.
 
     Raises:
@@ -99,6 +101,7 @@ class Journal:
         namespace: str | None = None,
         on_existing: OnExisting = "reuse",
         retry_unknown: bool = False,
+        retry_failed: bool = False,
         lease: float = 30.0,
     ) -> None:
         if on_existing not in {"reuse", "refuse", "create"}:
@@ -115,6 +118,7 @@ class Journal:
         self._namespace = namespace
         self._on_existing: OnExisting = on_existing
         self._retry_unknown = retry_unknown
+        self._retry_failed = retry_failed
         self._lease = float(lease)
         self._long = max(_LEASES * self._lease, self._database.limit)
         self._opened: _Opened | None = None
@@ -231,15 +235,21 @@ class Journal:
         recorder = await self._recorder(caller)
         if isinstance(request, RelayRemoveRequest):
             return await recorder.removal(request)
-        return await recorder.creation(request, self._namespace or await self._namespace_of(caller))
+        namespace, former = await self._namespaces_of(caller)
+        policy = recorder.policy.adapted(retry_unknown=caller.retry_unknown, retry_failed=caller.retry_failed)
+        return await recorder.creation(request, policy, namespace, former)
 
-    async def _namespace_of(self, caller: Caller) -> str:
+    async def _namespaces_of(self, caller: Caller) -> tuple[str, str | None]:
+        """Return the namespace, and that of earlier releases if it was another."""
+        if self._namespace is not None:
+            return self._namespace, None
         client_id = await caller.client_id()
         if client_id is None:
             raise ConfigurationError(
                 "behind a gateway, which has the client id, a journal needs a namespace=: name the owner"
             )
-        return f"{caller.host} {client_id}"
+        former = None if caller.former_host in {None, caller.host} else f"{caller.former_host} {client_id}"
+        return f"{caller.host} {client_id}", former
 
     async def _recorder(self, caller: Caller) -> Recorder:
         seconds = _UNBOUNDED if caller.seconds is None else caller.seconds
@@ -269,7 +279,7 @@ class Journal:
         run_id = await self._database.write(state.holders.line, work, self._lease)
         holder = await state.holders.join(run_id, self._lease, request_seconds)
         writer = Writer(self._database, state.holders, holder, run_id=run_id, patience=self._lease, seal=seal)
-        policy = Policy(run_id, self._on_existing, self._retry_unknown)
+        policy = Policy(run_id, self._on_existing, self._retry_unknown, self._retry_failed)
         return Recorder(writer, state.digests, self._keyring, policy)
 
     # -------------------------------------------------------------------------------------------- afterwards
@@ -388,7 +398,7 @@ class Journal:
     def _replace(self, changes: Hidden[list[dict[str, Any]]], connection: Connection) -> int:
         if not changes.reveal():
             return 0
-        replace = Statements(self._database.kind).replace
+        replace = statements(self._database.kind).replace
         return connection.execute(replace, rows(changes.reveal())).rowcount
 
     async def _write(self, work: Callable[[Connection], T]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal, TypeAlias
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from plaid_relay_async import errors
 from plaid_relay_async.errors import (
@@ -18,6 +18,7 @@ from plaid_relay_async.journal.schema import State
 
 FREE: Final = (State.ACCEPTED, State.FAILED, State.ELSEWHERE)
 DOUBTFUL: Final = (State.BEGUN, State.UNKNOWN)
+ISSUED: Final = (State.CREATED, State.REMOVING)
 
 OnExisting: TypeAlias = Literal["reuse", "refuse", "create"]
 
@@ -49,6 +50,11 @@ class Row:
     def free(self) -> bool:
         """Whether no attempt of it can have made a token, so that it may be begun, or be told as another."""
         return self.state in FREE
+
+    @property
+    def issued(self) -> bool:
+        """Whether it has a token that may be valid: it counts until its removal is confirmed."""
+        return self.state in ISSUED
 
     @property
     def doubtful(self) -> bool:
@@ -110,9 +116,15 @@ class Serve:
 
 @frozen
 class Refuse:
-    """There is a token, and there is to be no second one."""
+    """There is a token, and there is to be no second one.
+
+    Attributes:
+        why: what is known of that token.
+        advice: what to do about it.
+    """
 
     why: str
+    advice: str = 'A run that has made no token for this pair makes another with on_existing="create".'
 
 
 @frozen
@@ -130,6 +142,12 @@ class Policy:
     run_id: int
     on_existing: OnExisting
     retry_unknown: bool
+    retry_failed: bool = False
+
+    def adapted(self, **settings: bool | None) -> Policy:
+        """Return the policy for a call with settings of its own; `None` leaves one as it is."""
+        changes: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        return evolve(self, **changes)
 
 
 def decide(own: Row | None, claim: Row | None, policy: Policy, *, alive: bool, late: bool) -> Decision:
@@ -146,50 +164,47 @@ def decide(own: Row | None, claim: Row | None, policy: Policy, *, alive: bool, l
         return Serve(own)  # with or without the claim: it may have come late, when another run had gone on
     if alive:
         return Wait()
-    if claim is not None:
-        return _on_claim(own, claim, policy, late=late)
-    return Begin() if own is None else _on_own(own, policy)
-
-
-def _on_own(own: Row, policy: Policy) -> Decision:
-    if own.state is State.FAILED:
-        return Begin(own) if can_pass(own.problem()) else Serve(own)
-    if own.doubtful and not policy.retry_unknown:
-        return Serve(own)
-    return Begin(own) if own.free else Begin(retire=(own,))
-
-
-def _on_claim(own: Row | None, claim: Row, policy: Policy, *, late: bool) -> Decision:
-    if claim.state is State.CREATED:
+    if claim is not None and claim.issued and not _may_be_second(own, claim, policy):
         return _on_token(own, claim, policy)
-    if claim.doubtful:
-        if not policy.retry_unknown:
-            return Serve(claim)
-        if late:
-            return Wait()
-    return _in_place_of(own, claim, policy)
-
-
-def _on_token(own: Row | None, claim: Row, policy: Policy) -> Decision:
-    elsewhere = claim.run_id != policy.run_id
-    if elsewhere and policy.on_existing == "create":
-        return _in_place_of(own, claim, policy)
-    if claim.token is None:
-        return Refuse("this pair has a relay token that was forgotten: the journal can't give it")
-    if elsewhere and policy.on_existing == "refuse":
-        return Refuse("this pair has a relay token from another run")
-    return Serve(claim)
-
-
-def _in_place_of(own: Row | None, claim: Row, policy: Policy) -> Begin | Serve:
-    """Begin with the run's own row, if it has one that isn't done with; what has the claim makes way."""
-    if own is not None and own.doubtful and not policy.retry_unknown:
+    doubt = next((row for row in (claim, own) if row is not None and row.doubtful), None)
+    if doubt is not None and (late or not policy.retry_unknown):
+        return Wait() if policy.retry_unknown else Serve(doubt)
+    if own is not None and own.state is State.FAILED and doubt is None and not _may_retry(own, policy):
         return Serve(own)
-    if own is None or own.id == claim.id:
-        return Begin(retire=(claim,))
-    if own.free:
-        return Begin(own, retire=(claim,))
-    return Begin(retire=(claim, own))
+    return _begin(own, claim)
+
+
+def _may_be_second(own: Row | None, token: Row, policy: Policy) -> bool:
+    """Return whether the run may make a token beside that one: it is another run's, and the run has none."""
+    has_its_own = own is not None and own.issued
+    return token.run_id != policy.run_id and policy.on_existing == "create" and not has_its_own
+
+
+def _on_token(own: Row | None, token: Row, policy: Policy) -> Serve | Refuse:
+    if token.run_id != policy.run_id:
+        if policy.on_existing == "refuse":
+            return Refuse("this pair has a relay token from another run")
+        if policy.on_existing == "create" and own is not None:
+            token = own  # which can't be served, but counts
+    if token.state is State.REMOVING:
+        return Refuse(
+            "a removal of this pair's relay token has an unknown outcome: the token may still be valid",
+            advice="Remove it again, which is safe; after that, a new one can be created.",
+        )
+    if token.token is None:
+        return Refuse("this pair has a relay token that was forgotten: the journal can't return it")
+    return Serve(token)
+
+
+def _may_retry(failed: Row, policy: Policy) -> bool:
+    return policy.retry_failed or can_pass(failed.problem())
+
+
+def _begin(own: Row | None, claim: Row | None) -> Begin:
+    """Begin with the run's own row, if nothing has come of it; what else there is makes way."""
+    row = own if own is not None and own.free else None
+    retired = {each.id: each for each in (claim, own) if each is not None and each is not row}
+    return Begin(row, retire=tuple(retired.values()))
 
 
 # -------------------------------------------------------------------------------------------- what is told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,7 @@ from plaid_relay_async.batch import REMOVE, TakenError
 from plaid_relay_async.errors import DuplicateRequestError, Hidden, JournalError, OutcomeUnknownError
 from plaid_relay_async.journal import decisions
 from plaid_relay_async.journal.database import closed
-from plaid_relay_async.journal.decisions import Policy, Refuse, Row, Wait, decide, facts_of
+from plaid_relay_async.journal.decisions import Policy, Refuse, Row, Serve, Wait, decide, facts_of
 from plaid_relay_async.journal.holders import Moment
 from plaid_relay_async.journal.keys import Digests, Keyring
 from plaid_relay_async.journal.schema import State
@@ -26,6 +27,7 @@ from plaid_relay_async.journal.writing import (
     End,
     EndRemoval,
     Found,
+    Rename,
     Writer,
     accepted,
     ended,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 E = TypeVar("E", bound="_Entered")
+_logger = logging.getLogger("plaid_relay_async.journal")
 _LOOK_AGAIN = (0.02, 1.0)  # seconds, at first and at most
 _NEWS = 100
 
@@ -54,10 +57,21 @@ class Recorder:
     _keeper: asyncio.Task[None] | None = field(default=None, init=False)
     _new: int = field(default=0, init=False)
 
-    async def creation(self, request: RelayCreateRequest, namespace: str) -> Creation:
-        """Enter a creation, once nobody else is at its pair."""
-        pair = self.digests.pair(namespace, request.report_tokens, request.secondary_client_id)
-        return await self._in_turn(pair, lambda: self._creation(request, pair))
+    async def creation(
+        self, request: RelayCreateRequest, policy: Policy, namespace: str, former: str | None
+    ) -> Creation:
+        """Enter a creation, once nobody else is at its pair.
+
+        Args:
+            request: what is to be created.
+            policy: the caller's.
+            namespace: of its pair.
+            former: the namespace by which earlier releases named the pair, if that was another.
+        """
+        partner = request.secondary_client_id
+        pair = self.digests.pair(namespace, request.report_tokens, partner)
+        former_pair = None if former is None else self.digests.pair(former, request.report_tokens, partner)
+        return await self._in_turn(pair, lambda: self._creation(request, policy, pair, former_pair))
 
     async def removal(self, request: RelayRemoveRequest) -> Removal | Unrecorded:
         """Enter the removal of a token, once nobody else is at its pair, if the journal knows of it."""
@@ -136,9 +150,18 @@ class Recorder:
                 await self.writer.catch_up()
         await self.writer.close(settled=not self._in_flight)
 
-    async def _creation(self, request: RelayCreateRequest, pair: str) -> Creation | None:
-        found = await self._look_up(pair)
-        decision = decide(found.own, found.claim, self.policy, alive=found.alive, late=found.late)
+    async def _creation(
+        self, request: RelayCreateRequest, policy: Policy, pair: str, former_pair: str | None
+    ) -> Creation | None:
+        found = await (self._look_up(pair) if former_pair is None else self.writer.look_up(pair))
+        decision = decide(found.own, found.claim, policy, alive=found.alive, late=found.late)
+        if former_pair is not None:
+            former = await self.writer.look_up(former_pair)
+            if _have_both_a_token(found, former):
+                decision = _decide_on_two(found, former, request.secondary_client_id)
+            elif former.own is not None or former.claim is not None:
+                await self.writer.note(Rename(former_pair, pair))
+                return None
         if isinstance(decision, Wait):
             return None
         if isinstance(decision, decisions.Begin):
@@ -149,7 +172,7 @@ class Recorder:
             doubt = next((row.doubt() for row in decision.retire if row.doubtful), None)
             return Creation(self, pair, Begin(values, decision.retire), accept, doubt=doubt)
         if isinstance(decision, Refuse):
-            return Creation(self, pair, known=await self._refused(request, pair, found.own, decision.why))
+            return Creation(self, pair, known=await self._refused(request, pair, found.own, decision))
         await self._note_elsewhere(request, pair, found.own, decision.row)
         return Creation(self, pair, known=self._served(request, decision.row))
 
@@ -191,8 +214,10 @@ class Recorder:
             return Failed(error=row.problem(), **facts)
         return Unknown(error=row.doubt(), **facts)
 
-    async def _refused(self, request: RelayCreateRequest, pair: str, own: Row | None, why: str) -> Failed:
-        error = DuplicateRequestError(why, advice='on_existing="create" makes another.')
+    async def _refused(
+        self, request: RelayCreateRequest, pair: str, own: Row | None, refusal: Refuse
+    ) -> Failed:
+        error = DuplicateRequestError(refusal.why, advice=refusal.advice)
         noted = own is None or own.free
         if noted:
             values = self.writer.values(pair, request.secondary_client_id, own)
@@ -212,6 +237,22 @@ class Recorder:
         facts: dict[str, Any] = {"attempts": 0, "elapsed": 0.0, "request_id": None, "journalled": True}
         known = Removed(request=request, response=RelayRemoveResponse.gone(), **facts)
         return Removal(self, found.own.pair, BeginRemoval(found.own), known)
+
+
+def _have_both_a_token(found: Found, former: Found) -> bool:
+    return all(
+        any(row is not None and row.issued for row in (each.own, each.claim)) for each in (found, former)
+    )
+
+
+def _decide_on_two(found: Found, former: Found, partner: str) -> Serve | Refuse:
+    """Decide on a pair with two tokens under two names: they are never merged, and one of them has to go."""
+    why = "this pair has two relay tokens, recorded under two spellings of the host"
+    _logger.warning("partner %s: %s", partner, why)
+    for own in (found.own, former.own):
+        if own is not None and own.state is State.CREATED and own.token is not None:
+            return Serve(own)
+    return Refuse(why, advice="Remove one of them: the records of the journal's runs have both.")
 
 
 @define(eq=False, repr=False)

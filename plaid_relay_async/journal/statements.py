@@ -6,6 +6,7 @@ would let go of the interpreter's lock and wait to have it back, behind a busy e
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    union,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -37,7 +39,7 @@ from plaid_relay_async.journal.schema import State, entries, now
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import FromClause
+    from sqlalchemy import ColumnClause, FromClause
 
 _NEW = ("id", "run_id", "pair", "partner", "holder_id", "attempts")
 NOBODY: Final = 0
@@ -51,7 +53,7 @@ def rows(values: Sequence[Any]) -> dict[str, str]:
 
 
 class Statements:
-    """For one kind of database.
+    """For one kind of database; `statements` returns the same for each journal.
 
     Attributes:
         accept: puts rows in, but for those of which the run has one already.
@@ -64,6 +66,9 @@ class Statements:
         look_up: gives the rows with the claim on pairs, and those current in the run.
         find: gives the rows of tokens, by their digests.
         replace: stores tokens anew, where they are still stored as they were read.
+        named: returns the rows that have, had or may have a claim on pairs by their former names, and those
+            current in the run, with the pairs' names of today.
+        rename: names the pairs of rows; afterwards the claim has to be settled.
     """
 
     def __init__(self, kind: str) -> None:
@@ -86,6 +91,8 @@ class Statements:
             entries.c.token_digest.is_not(None), entries.c.token_digest.in_(select(given.c.token_digest))
         )
         self.replace: Final = self._replace()
+        self.named: Final = self._named()
+        self.rename: Final = self._rename()
 
     @staticmethod
     def _as_seen() -> Any:
@@ -93,7 +100,7 @@ class Statements:
         holder: Any = bindparam("seen_holder")
         return and_(entries.c.id == bindparam("row"), entries.c.state == state, entries.c.holder_id == holder)
 
-    def _given(self, *columns: Column[Any]) -> FromClause:
+    def _given(self, *columns: ColumnClause[Any]) -> FromClause:
         parameter = bindparam("rows", type_=Text)
         if self._in_sqlite:
             each = func.json_each(parameter).table_valued("value")
@@ -161,10 +168,20 @@ class Statements:
     def _pairs(self) -> Any:
         given = self._given(entries.c.id)
         concerned = entries.alias("concerned")
-        return select(concerned.c.pair).where(concerned.c.id.in_(select(given.c.id))).distinct()
+        settled = and_(concerned.c.state == State.CREATED, concerned.c.claim == true())
+        return (
+            select(concerned.c.pair).where(concerned.c.id.in_(select(given.c.id)), not_(settled)).distinct()
+        )
 
     def _give_up(self) -> Any:
-        kept = entries.c.state.in_((State.CREATED, State.BEGUN))
+        # An intent has the claim as long as there is no token: whether its worker is alive isn't known here.
+        token = entries.alias("token")
+        has_token = exists(
+            select(1)
+            .where(token.c.pair == entries.c.pair, token.c.state == State.CREATED)
+            .where(token.c.claim == false(), token.c.begun_at.is_not(None))
+        )
+        kept = or_(entries.c.state == State.CREATED, and_(entries.c.state == State.BEGUN, not_(has_token)))
         return (
             update(entries)
             .where(entries.c.pair.in_(self._pairs()), entries.c.claim == true(), not_(kept))
@@ -201,3 +218,28 @@ class Statements:
         given = self._given(entries.c.id, Column("old", Text), Column("new", Text))
         same = and_(entries.c.id == given.c.id, entries.c.token == given.c.old)
         return update(entries).where(same).values(token=given.c.new)
+
+    def _named(self) -> Any:
+        given = self._given(column("former", Text()), entries.c.pair)
+        of_them = select(entries.c.id, given.c.pair).join(given, entries.c.pair == given.c.former)
+        current = and_(entries.c.current == true(), entries.c.run_id == bindparam("run"))
+        had_it = and_(entries.c.claim == false(), entries.c.begun_at.is_not(None))
+        # Each part is served by an index, as none of the whole would be.
+        return union(*(of_them.where(part) for part in (entries.c.claim == true(), had_it, current)))
+
+    def _rename(self) -> Any:
+        given = self._given(entries.c.id, entries.c.pair)
+        other = entries.alias("other")
+        has_another = exists(
+            select(1).where(
+                other.c.run_id == entries.c.run_id, other.c.pair == given.c.pair, other.c.current == true()
+            )
+        )
+        return (
+            update(entries)
+            .where(entries.c.id == given.c.id)
+            .values(pair=given.c.pair, claim=False, current=and_(entries.c.current, not_(has_another)))
+        )
+
+
+statements = functools.cache(Statements)

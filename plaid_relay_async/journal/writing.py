@@ -15,7 +15,7 @@ from plaid_relay_async.journal.database import closed
 from plaid_relay_async.journal.decisions import Row
 from plaid_relay_async.journal.groups import Groups
 from plaid_relay_async.journal.schema import State, now
-from plaid_relay_async.journal.statements import NOBODY, Statements, rows
+from plaid_relay_async.journal.statements import NOBODY, rows, statements
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -88,7 +88,15 @@ class EndRemoval:
     state: State
 
 
-Note: TypeAlias = Accept | Begin | End | BeginRemoval | EndRemoval
+@frozen(eq=False, repr=False)
+class Rename:
+    """A pair that an earlier release recorded under another name gets the name that it has today."""
+
+    former: str
+    pair: str
+
+
+Note: TypeAlias = Accept | Begin | End | BeginRemoval | EndRemoval | Rename
 Answer: TypeAlias = float | JournalError | None
 """To a beginning: the seconds that the lease has left, or why it may not be; None if somebody was quicker."""
 
@@ -119,7 +127,7 @@ class Writer:
         seal: Callable[[str], dict[str, str]],
     ) -> None:
         self._database = database
-        self._statements = Statements(database.kind)
+        self._statements = statements(database.kind)
         self._holders = holders
         self._holder = holder
         self._run_id = run_id
@@ -285,13 +293,13 @@ class Writer:
             own | {"id": note.row, "state": note.state} for note in notes if isinstance(note, EndRemoval)
         ]
         begun = [note for note in notes if isinstance(note, Begin | BeginRemoval)]
+        renamed = [{"former": note.former, "pair": note.pair} for note in notes if isinstance(note, Rename)]
 
         def work(connection: Connection) -> list[Answer]:
             # With SQLite in a thread: it takes its time, and gives up the interpreter's lock on the way.
             sealed = [self._columns(note) for note in ended]
-            # Where others may have gone on, because a lease has lapsed, a token may come late.
-            moved = [each for each in sealed if self.leased or each["state"] is not State.CREATED]
-            pairs = [{"id": each["id"]} for each in (*moved, *removed)]
+            moved = self._rename(connection, renamed) if renamed else []
+            pairs = [{"id": each["id"]} for each in (*sealed, *removed, *moved)]
             changes = [(do.accept, accepted), (do.end, sealed), (do.remove, removed)]
             for statement, values in (*changes, *((settle, pairs) for settle in do.settle)):
                 if values:
@@ -301,6 +309,13 @@ class Writer:
 
         # What failed for as long as that before gets one attempt: others wait behind it.
         return await self._database.write(line, work, 0.0 if self._failing else self._patience)
+
+    def _rename(self, connection: Connection, names: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rename pairs, and return the rows that were renamed."""
+        found = connection.execute(self._statements.named, rows(names) | {"run": self._run_id})
+        moved = [dict(row) for row in found.mappings()]
+        connection.execute(self._statements.rename, rows(moved))
+        return moved
 
     def _columns(self, note: End) -> dict[str, Any]:
         sealed = {} if note.token is None else self._seal(note.token.reveal())
@@ -340,9 +355,7 @@ def _one(result: CursorResult[Any]) -> None:
 
 
 def _is_at_work(row: Row) -> bool:
-    return row.holder_id != NOBODY and (
-        row.state is State.REMOVING or (row.claim and row.state is State.BEGUN)
-    )
+    return row.holder_id != NOBODY and row.state in (State.REMOVING, State.BEGUN)
 
 
 def _at_work(found: Iterable[Row | None]) -> set[int]:
@@ -350,15 +363,15 @@ def _at_work(found: Iterable[Row | None]) -> set[int]:
 
 
 def _found(own: Row | None, claim: Row | None, alive: Alive, at: float) -> Found:
+    living = not alive.living.isdisjoint(_at_work((own, claim)))
+    return Found(own, claim, living, late=any(_is_late(row, alive, at) for row in (own, claim)))
+
+
+def _is_late(row: Row | None, alive: Alive, at: float) -> bool:
     # Only a lease that lapsed leaves it open whether its holder's request is still in flight.
-    patience = alive.patience.get(claim.holder_id) if claim is not None else None
-    late = (
-        claim is not None
-        and claim.state is State.BEGUN
-        and patience is not None
-        and at - (claim.begun_at or 0.0) < patience
-    )
-    return Found(own, claim, alive=not alive.living.isdisjoint(_at_work((own, claim))), late=late)
+    if row is None or row.state is not State.BEGUN or row.holder_id not in alive.patience:
+        return False
+    return at - (row.begun_at or 0.0) < alive.patience[row.holder_id]
 
 
 def _has_happened(note: Note) -> bool:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import backoff
 from attrs import frozen
+from yarl import URL
 
 from plaid_relay_async import codec
 from plaid_relay_async.codec import Answer, Endpoint, Replay
@@ -220,7 +221,12 @@ class Transport:
 
     @property
     def host(self) -> str:
-        """The host, and the port where one is named, that calls go to."""
+        """The host that calls go to, with its port unless it is the default one, in its normal spelling."""
+        return URL(self._base_url).host_port_subcomponent or self.host_as_typed
+
+    @property
+    def host_as_typed(self) -> str:
+        """The same as it stands in the base URL."""
         return urlsplit(self._base_url).netloc
 
     def wake(self) -> None:

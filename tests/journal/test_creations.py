@@ -15,6 +15,7 @@ from journals import (
     all_of,
     create,
     given_up_before_it_left,
+    held_back,
     of_the_ledger,
     requests,
 )
@@ -23,6 +24,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from support import OWNER, QUICK, Noting, program
 
 from plaid_relay_async import (
+    ConfigurationError,
     DuplicateRequestError,
     InvalidRequestError,
     JournalError,
@@ -607,3 +609,189 @@ async def test_words_of_a_server_that_no_database_takes(plaid, client, report, u
         assert result.counts == {"created": 2, "failed": 1}
         (record,) = await all_of(journal, "x", outcomes={"failed"})
     assert (record.error_code, record.request_id) == (r"A\x00B", r"r\x00\udfff")
+
+
+# ------------------------------------------------------------------------------------ how a host is spelled
+
+
+def spelled(plaid, host):
+    """A client whose base URL names the simulator's host in that way."""
+    return RelayClient(OWNER, base_url=f"http://{host}:{plaid.url.rpartition(':')[2]}", retry=QUICK)
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "LocalHost"])
+async def test_a_host_is_the_same_however_it_is_spelled(plaid, report, url, host):
+    """Another spelling makes no other pair of one that has a token."""
+    tokens = set()
+    for each in ("localhost", host):
+        async with spelled(plaid, each) as client, Journal(url, run=each, key=KEY) as journal:
+            tokens.add((await client.relay.create([report], "p", journal=journal)).relay_token)
+    assert len(tokens) == len(plaid.ledger) == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "normal"),
+    [
+        ("https://Production.Plaid.com", "production.plaid.com"),
+        ("https://production.plaid.com:443", "production.plaid.com"),
+        ("https://production.plaid.com.", "production.plaid.com"),
+        ("https://bücher.example:8443", "xn--bcher-kva.example:8443"),
+        ("https://BÜCHER.example", "xn--bcher-kva.example"),
+        ("http://127.0.0.1:80", "127.0.0.1"),
+        ("http://[::1]:8080", "[::1]:8080"),
+    ],
+)
+def test_the_normal_spelling_of_a_host(typed, normal):
+    """Lower case, IDNA, and neither the scheme's own port nor a trailing dot."""
+    transport = RelayClient(OWNER, base_url=typed).relay._transport
+    assert transport.host == normal
+    assert transport.host_as_typed == typed.partition("//")[2]
+
+
+async def recorded_as_typed(client, report, url, run, partners, **settings):
+    """Create as an earlier release did, which took the host as it was typed."""
+    namespace = f"LOCALHOST:{client.relay._transport.host.rpartition(':')[2]} {OWNER.client_id}"
+    async with Journal(url, run=run, key=KEY, namespace=namespace, **settings) as journal:
+        requests = RelayCreateRequest.fan_out([report], partners)
+        return await client.relay.create_many(requests, journal=journal)
+
+
+async def test_what_was_recorded_under_another_spelling_is_found(plaid, report, url):
+    """Tokens, doubts and failures are those of the pair, and stay so when the host is spelled in its normal way."""
+    plaid.fail(Fault(path=CREATE, secondary_client_id="unknown", status=500, when="after"))
+    plaid.fail(Fault(path=CREATE, secondary_client_id="failed", status=400))
+    partners = ["made", "unknown", "failed"]
+    async with spelled(plaid, "LOCALHOST") as client:
+        first = await recorded_as_typed(client, report, url, "x", partners)
+        plaid.heal()
+        sent = len(plaid.requests)
+        for host in ("LOCALHOST", "localhost"):
+            async with spelled(plaid, host) as again, Journal(url, run="x", key=KEY) as journal:
+                requests = RelayCreateRequest.fan_out([report], partners)
+                result = await again.relay.create_many(requests, journal=journal)
+                assert (await journal.status("x")).counts == {"created": 1, "unknown": 1, "failed": 1}
+            assert result.counts == {"created": 1, "unknown": 1, "failed": 1}
+            assert result.created[0].relay_token == first.created[0].relay_token
+    assert len(plaid.requests) == sent
+
+
+async def test_a_doubt_under_another_spelling_outlives_the_token_of_its_retry(plaid, report, url):
+    """It is the pair's own: once that token is removed, the pair is unknown again."""
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with spelled(plaid, "LOCALHOST") as client:
+        await recorded_as_typed(client, report, url, "x", ["p"])
+        plaid.heal()
+        async with Journal(url, run="y", key=KEY, retry_unknown=True) as journal:
+            made = await client.relay.create([report], "p", journal=journal)
+            await client.relay.remove(made.relay_token, journal=journal)
+            with pytest.raises(OutcomeUnknownError):
+                await client.relay.create([report], "p", journal=journal, retry_unknown=False)
+    assert of_the_ledger(plaid) == {"p": 2}
+
+
+async def test_a_row_of_the_run_under_each_spelling_leaves_one_current(plaid, report, url):
+    """A failure under the former spelling makes way for what the run has under the normal one."""
+    plaid.fail(Fault(path=CREATE, status=400))
+    async with spelled(plaid, "localhost") as client, Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create_many([RelayCreateRequest([report], "p")], journal=journal)
+        await recorded_as_typed(client, report, url, "x", ["p"])
+    plaid.heal()
+    async with spelled(plaid, "LOCALHOST") as client, Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal, retry_failed=True)
+        assert (await journal.status("x")).counts == {"created": 1}
+    assert len(plaid.ledger) == 1
+
+
+async def test_two_tokens_under_two_spellings_are_reported_and_not_merged(plaid, report, url, caplog):
+    """Each run is served its own, others are refused, until one of the tokens is removed."""
+    async with spelled(plaid, "localhost") as client:
+        async with Journal(url, run="x", key=KEY) as journal:
+            one = await client.relay.create([report], "p", journal=journal)
+        two = (await recorded_as_typed(client, report, url, "y", ["p"])).created[0]
+    async with spelled(plaid, "LOCALHOST") as client:
+        for run, own in (("x", one), ("y", two)):
+            async with Journal(url, run=run, key=KEY) as journal:
+                served = await client.relay.create([report], "p", journal=journal)
+                assert served.relay_token == own.relay_token
+        assert "partner p: this pair has two relay tokens" in caplog.text
+        async with Journal(url, run="z", key=KEY, on_existing="create", retry_unknown=True) as journal:
+            with pytest.raises(DuplicateRequestError, match="two spellings of the host"):
+                await client.relay.create([report], "p", journal=journal)
+            await client.relay.remove(two.relay_token, journal=journal)
+        async with Journal(url, run="z", key=KEY) as journal:
+            served = await client.relay.create([report], "p", journal=journal)
+    assert served.relay_token == one.relay_token
+    assert len(plaid.ledger) == 2
+    assert one.relay_token not in caplog.text
+
+
+# -------------------------------------------------------------------------------- the options of one call
+
+
+async def test_a_single_call_may_retry(plaid, client, report, url):
+    """In place of the journal's setting, either way; without a journal there is nothing that they could mean."""
+    plaid.fail(Fault(path=CREATE, secondary_client_id="unknown", status=500, when="after"))
+    plaid.fail(Fault(path=CREATE, secondary_client_id="failed", status=400))
+    kinds = {
+        "retry_unknown": ("unknown", OutcomeUnknownError),
+        "retry_failed": ("failed", InvalidRequestError),
+    }
+    async with Journal(url, run="x", key=KEY) as journal:
+        for partner, error in kinds.values():
+            with pytest.raises(error):
+                await client.relay.create([report], partner, journal=journal)
+        plaid.heal()
+    async with Journal(url, run="x", key=KEY, retry_unknown=True, retry_failed=True) as journal:
+        for option, (partner, error) in kinds.items():
+            with pytest.raises(error):
+                await client.relay.create([report], partner, journal=journal, **{option: False})
+    async with Journal(url, run="x", key=KEY) as journal:
+        for option, (partner, _) in kinds.items():
+            assert await client.relay.create([report], partner, journal=journal, **{option: True})
+            with pytest.raises(ConfigurationError, match=f"{option}= needs journal="):
+                client.relay.create([report], partner, **{option: True})
+    assert of_the_ledger(plaid) == {"unknown": 2, "failed": 1}
+
+
+# ------------------------------------------------------------------------------------------ a late token
+
+
+async def test_a_late_token_stops_a_retry_between_its_attempts(plaid, client, report, tmp_path):
+    """It is served; that an attempt of the retry may have made another stays on record."""
+    path = tmp_path / "relay.db"
+    arrived = asyncio.Event()
+
+    class SecondAttempt:
+        attempts = 0
+
+        async def acquire(self, _):
+            self.attempts += 1
+            if self.attempts == 2:
+                await arrived.wait()
+
+    async with (
+        held_back() as responses,
+        RelayClient(OWNER, base_url=plaid.url, session=responses.session) as late,
+        RelayClient(OWNER, base_url=plaid.url, rate_limiter=SecondAttempt()) as retrying,
+        Journal(path, run="x", key=KEY) as x,
+        Journal(path, run="y", key=KEY, retry_unknown=True) as y,
+    ):
+        first = asyncio.ensure_future(late.relay.create([report], "p", journal=x))
+        await responses.held.wait()
+        for lock in tmp_path.glob("*.lock"):  # others take its worker for dead then
+            lock.unlink()
+        plaid.fail(Fault(path=CREATE, status=500, when="after"))
+        always = evolve(QUICK, replay="always")
+        second = asyncio.ensure_future(retrying.relay.create([report], "p", journal=y, retry=always))
+        while len(plaid.ledger) < 2:
+            await asyncio.sleep(0.005)
+        responses.gate.set()
+        token = (await first).relay_token
+        plaid.heal()
+        arrived.set()
+        assert (await second).relay_token == token
+        assert (await y.status("y")).counts == {"unknown": 1}
+        await client.relay.remove(token, journal=x)
+        with pytest.raises(OutcomeUnknownError):
+            await client.relay.create([report], "p", journal=x)
+    assert of_the_ledger(plaid) == {"p": 2}

@@ -273,7 +273,7 @@ async def test_a_late_token_and_a_new_claim_at_once(plaid, client, report, postg
         await journal._state.recorder.writer.note(late)
         await blocking
         found = await postgres.execute("SELECT state, claim FROM relay_entries ORDER BY state")
-    assert found == [("begun", True), ("created", False)]
+    assert found == [("begun", False), ("created", True)]
 
 
 async def test_a_server_that_is_killed_and_comes_back(plaid, client, report, postgres):

@@ -61,12 +61,14 @@ OWN = row(State.UNKNOWN)
             False,
             Begin(retire=(OTHERS, evolve(OWN, claim=False))),
         ),
-        (None, row(State.REMOVING, run=2), False, False, False, "retire claim"),
+        (None, row(State.REMOVING, run=2), False, False, False, "refuse"),
+        (None, row(State.REMOVING), True, False, False, "refuse"),
         (None, row(State.REMOVING, run=2), False, True, False, Wait()),
         (row(State.REMOVING, claim=False), row(State.CREATED, run=2), False, True, False, Wait()),
         (row(State.BEGUN, claim=False), None, False, False, False, "serve own"),
         (row(State.BEGUN, claim=False), None, True, False, False, "retire own"),
-        (row(State.BEGUN, claim=False), row(State.REMOVING, run=2), False, False, False, "serve own"),
+        (row(State.BEGUN, claim=False), row(State.REMOVING, run=2), False, False, False, "refuse"),
+        (row(State.BEGUN, claim=False), row(State.CREATED, number=2), True, False, True, "serve claim"),
         (row(State.REMOVED, claim=False), None, False, False, False, "retire own"),
     ],
 )
@@ -79,8 +81,11 @@ def test_what_may_be_done_about_a_pair(own, claim, retry, alive, late, decision)
         "retire claim": Begin(retire=(claim,)),
         "go on with own": Begin(own),
     }
-    wanted = known.get(decision, decision) if isinstance(decision, str) else decision
-    assert decide(own, claim, Policy(1, "reuse", retry), alive=alive, late=late) == wanted
+    reached = decide(own, claim, Policy(1, "reuse", retry), alive=alive, late=late)
+    if decision == "refuse":
+        assert isinstance(reached, Refuse)
+    else:
+        assert reached == (known[decision] if isinstance(decision, str) else decision)
 
 
 @pytest.mark.parametrize("own", [evolve(OWN, claim=False), row(State.BEGUN, claim=False)])
@@ -93,8 +98,37 @@ def test_a_doubt_of_ones_own_is_not_passed_over_for_another_token(own):
     assert decide(own, others, policy, alive=False, late=False) == Begin(retire=(others, own))
 
 
-def test_a_token_that_is_gone_is_refused():
-    """Nothing can be served of it, and no second one is made unasked."""
-    gone = row(State.CREATED, run=2, token=None)
-    assert isinstance(decide(None, gone, Policy(1, "reuse", False), alive=False, late=False), Refuse)
-    assert decide(None, gone, Policy(1, "create", False), alive=False, late=False) == Begin(retire=(gone,))
+def decided(own, claim, on_existing="reuse", *, retry_unknown=False, retry_failed=False, late=False):
+    policy = Policy(1, on_existing, retry_unknown, retry_failed)
+    return decide(own, claim, policy, alive=False, late=late)
+
+
+@pytest.mark.parametrize("state", [State.CREATED, State.REMOVING], ids=["forgotten", "removal unknown"])
+def test_a_token_that_cannot_be_served_counts_until_its_removal_is_confirmed(state):
+    """It is refused to its run whatever is set, and to another run until on_existing="create"."""
+    gone, others = row(state, token=None), row(State.CREATED, run=2, number=2)
+    for settings in ({}, {"retry_unknown": True, "retry_failed": True}):
+        for on_existing in ("reuse", "refuse", "create"):
+            assert isinstance(decided(gone, gone, on_existing, **settings), Refuse)
+        assert isinstance(decided(None, evolve(gone, run_id=2), **settings), Refuse)
+        assert isinstance(decided(evolve(gone, claim=False), others, "create", **settings), Refuse)
+    assert decided(None, evolve(gone, run_id=2), "create") == Begin(retire=(evolve(gone, run_id=2),))
+    assert decided(evolve(gone, claim=False), others) == Serve(others)
+
+
+def test_a_doubt_of_the_run_that_may_be_in_flight_is_waited_for():
+    """Also where another run's token has the claim."""
+    own, others = row(State.BEGUN, claim=False), row(State.CREATED, run=2, number=2)
+    assert decided(own, others, "create", retry_unknown=True, late=True) == Wait()
+    assert decided(own, others, "create", retry_unknown=True) == Begin(retire=(others, own))
+
+
+def test_a_failure_is_served_until_retry_failed():
+    """One that can't pass is begun again with it alone, unless the pair is in doubt."""
+    failed = row(State.FAILED, error="InvalidRequestError", claim=False)
+    others = row(State.CREATED, run=2, number=2)
+    assert decided(failed, None) == decided(failed, others, "create") == Serve(failed)
+    assert decided(failed, None, retry_failed=True) == Begin(failed)
+    assert decided(failed, others, "create", retry_failed=True) == Begin(failed, retire=(others,))
+    assert decided(failed, OTHERS, retry_failed=True) == Serve(OTHERS)
+    assert decided(failed, OTHERS, retry_unknown=True) == Begin(failed, retire=(OTHERS,))

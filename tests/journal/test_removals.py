@@ -143,6 +143,54 @@ async def test_a_removal_whose_repeat_is_refused(plaid, client, report, url):
         assert (await client.relay.remove(made.relay_token, journal=journal)).removed
 
 
+async def test_a_token_counts_until_its_removal_is_confirmed(plaid, client, report, url):
+    """After a removal whose outcome is unknown nothing is created, until it is repeated, or another run insists."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        made = await client.relay.create([report], "p0", journal=journal)
+        plaid.fail(Fault(path=REMOVE, status=500, when="before"))
+        with pytest.raises(OutcomeUnknownError):
+            await client.relay.remove(made.relay_token, journal=journal)
+        plaid.heal()
+        for retries in ({}, {"retry_unknown": True, "retry_failed": True}):
+            with pytest.raises(DuplicateRequestError, match=r"unknown outcome.*Remove it again"):
+                await client.relay.create([report], "p0", journal=journal, **retries)
+    for settings in ({}, {"retry_unknown": True}, {"on_existing": "refuse"}):
+        assert (await create(client, report, url, "y", **settings))[0].counts == {"failed": 1}
+    assert len(plaid.ledger) == 1
+    async with Journal(url, run="x", key=KEY) as journal:
+        assert (await client.relay.remove(made.relay_token, journal=journal)).removed
+    assert (await create(client, report, url, "y"))[0].counts == {"created": 1}
+    assert [entry["removed"] for entry in plaid.ledger] == [True, False]
+
+
+async def test_another_run_may_create_beside_a_token_whose_removal_is_unknown(plaid, client, report, url):
+    """With on_existing="create", which accepts two tokens; if the removal is refused later, both are valid."""
+    first, _ = await create(client, report, url, "x")
+    plaid.fail(Fault(path=REMOVE, status=500, when="before"))
+    async with Journal(url, run="x", key=KEY) as journal:
+        token = first.created[0].relay_token
+        assert (await client.relay.remove_many([token], journal=journal)).counts == {"unknown": 1}
+        plaid.heal()
+    assert (await create(client, report, url, "x", on_existing="create"))[0].counts == {"failed": 1}
+    assert (await create(client, report, url, "y", on_existing="create"))[0].counts == {"created": 1}
+    assert len(plaid.ledger) == 2
+
+
+async def test_a_run_makes_no_second_token_for_one_that_it_forgot(plaid, client, report, url):
+    """Whatever on_existing is, and whether another run has made a token or not; another run may make one."""
+    await create(client, report, url, "x")
+    async with Journal(url, run="x", key=KEY) as journal:
+        assert await journal.forget("x") == 1
+    for _ in range(2):
+        result, _ = await create(client, report, url, "x", on_existing="create")
+        assert result.counts == {"failed": 1}
+        assert "forgotten" in str(result.failed[0].error)
+        assert (await create(client, report, url, "y", on_existing="create"))[0].counts == {"created": 1}
+    other, _ = await create(client, report, url, "x")
+    assert other.created[0].relay_token == plaid.ledger[-1]["relay_token"]
+    assert len(plaid.ledger) == 2
+
+
 async def test_forgotten_tokens_are_gone_and_counted(plaid, client, report, url):
     """The pair isn't created again by accident."""
     async with Journal(url, run="x", key=KEY) as journal:

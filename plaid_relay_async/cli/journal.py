@@ -18,8 +18,9 @@ from plaid_relay_async.cli.output import COLUMNS, open_output, told
 from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.status import Exit, UsageError, say, shown
 from plaid_relay_async.cli.words import confirmed, read_word
-from plaid_relay_async.errors import JournalError
+from plaid_relay_async.errors import InvalidRequestError, JournalError
 from plaid_relay_async.models import RelayRemoveRequest
+from plaid_relay_async.outcomes import Failed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -61,7 +62,8 @@ class Recording:
         journal: where it lies; without, there is none.
         run: the name of the run.
         on_existing: what happens to a pair that has a token from another run.
-        retry_unknown: whether it is created again where nobody can tell.
+        retry_unknown: whether pairs whose outcome is unknown are created again.
+        retry_failed: whether pairs that Plaid refused are created again.
         key_file: holds its keys.
         lease: seconds.
     """
@@ -76,7 +78,16 @@ class Recording:
     ] = "reuse"
     retry_unknown: Annotated[
         bool,
-        Parameter(negative="", help="Create again where nobody can tell; there may be two tokens then."),
+        Parameter(
+            negative="",
+            help="Create again the pairs whose outcome is unknown; each may have two tokens then.",
+        ),
+    ] = False
+    retry_failed: Annotated[
+        bool,
+        Parameter(
+            negative="", help="Create again the pairs that Plaid refused, once the reason is fixed there."
+        ),
     ] = False
     key_file: KeyFile = None
     lease: Annotated[
@@ -102,6 +113,7 @@ class Recording:
             key=self.key_file,
             on_existing=self.on_existing,
             retry_unknown=self.retry_unknown,
+            retry_failed=self.retry_failed,
             lease=self.lease,
         )
 
@@ -257,11 +269,13 @@ class Held:
 
     Attributes:
         partners: the partner of each token, by the request that removes it.
+        malformed: the lines of tokens that can't be sent, because they contain white space, for example.
         forgotten: how many more tokens there are that the journal can't give any more.
         unknown: for how many pairs nobody can tell whether there is one.
     """
 
     partners: dict[RelayRemoveRequest, str] = field(factory=dict)
+    malformed: list[dict[str, Any]] = field(factory=list)
     forgotten: int = 0
     unknown: int = 0
 
@@ -284,10 +298,17 @@ class Held:
                 case "created", None:
                     held.forgotten += 1
                 case "created", str(token):
-                    held.partners[RelayRemoveRequest(token)] = record.secondary_client_id
+                    held._take(token, record.secondary_client_id)  # its own
                 case "unknown", _:
                     held.unknown += 1
         return held
+
+    def _take(self, token: str, partner: str) -> None:
+        try:
+            self.partners[RelayRemoveRequest(token)] = partner
+        except InvalidRequestError as error:
+            failed = Failed(request=None, error=error, attempts=0, elapsed=0.0, request_id=None)
+            self.malformed.append(told(failed, partner))
 
 
 @define(eq=False)
@@ -306,8 +327,17 @@ class Revoke(Run):
     def _line(self, outcome: Any) -> dict[str, Any]:
         return told(outcome, self.held.partners[getattr(outcome, "request", outcome)])
 
+    async def _write_rest(self, result: BatchResult[Any]) -> None:
+        await super()._write_rest(result)
+        for line in self.held.malformed:
+            self._put(line)
+            await self.output.settle()
+
     def _explain(self, result: BatchResult[Any]) -> None:
         super()._explain(result)
+        if self.held.malformed:
+            malformed = len(self.held.malformed)
+            self.board.say(f"malformed, so that only Plaid's own API can remove them: {malformed:,}")
         if self.held.forgotten:
             self.board.say(f"forgotten, so that it stays valid: {self.held.forgotten:,}")
         if self.held.unknown:

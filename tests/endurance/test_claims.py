@@ -1,0 +1,595 @@
+"""Any history of one pair of report and partner, against a model of what each run may do, and the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tempfile
+from collections import Counter
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+from attrs import define, evolve, field
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from journals import CREATE, KEY, REMOVE, HeldBack, held_back
+from support import OWNER, QUICK
+from workers import workers
+
+from plaid_relay_async import (
+    Created,
+    DuplicateRequestError,
+    Failed,
+    RelayClient,
+    RelayCreateRequest,
+    Unknown,
+)
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.simulator import Fault, Simulator
+
+pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600)]
+SHORT = evolve(QUICK, max_pause=0.001)
+ONCE = evolve(SHORT, attempts=1)
+HISTORIES = 200  # in one world: later ones would wait for what the simulator and the journal keep
+WITHIN = 60  # seconds for one step, which takes milliseconds: what takes longer hangs
+FAULTS = {
+    "made": None,
+    "refused": {"status": 400},
+    "busy": {"status": 503, "body": {"error_code": "PLANNED_MAINTENANCE"}},
+    "lost before": {"status": 500, "when": "before"},
+    "lost after": {"status": 500, "when": "after"},
+}
+RUNS, PARTNERS = ["a", "b", "c"], ["p", "q"]
+
+runs, partners, faults = (st.sampled_from(names) for names in (RUNS, PARTNERS, [*FAULTS]))
+flags = st.booleans()
+policies = st.builds(
+    lambda on_existing, unknown, failed: {
+        "on_existing": on_existing,
+        "retry_unknown": unknown,
+        "retry_failed": failed,
+    },
+    st.sampled_from(["reuse", "reuse", "refuse", "create"]),
+    flags,
+    flags,
+)
+PLAIN = {"on_existing": "reuse", "retry_unknown": False, "retry_failed": False}
+RETRY = PLAIN | {"retry_unknown": True}
+ANOTHER = PLAIN | {"on_existing": "create"}
+which = st.integers(0, 3)
+short_steps = st.one_of(
+    st.tuples(st.just("create"), runs, policies, faults),
+    st.tuples(st.just("remove"), which, faults),
+    st.tuples(st.just("kill creation"), runs, partners, policies, st.sampled_from(["before", "after"])),
+    st.tuples(st.just("kill removal"), which, st.sampled_from(["before", "after"])),
+    st.tuples(st.just("forget"), runs),
+)
+between = st.lists(short_steps, max_size=2)
+ends = st.sampled_from(["lapsed", "ended"])
+# A declined attempt would be repeated once its response is delivered, when its fault is over.
+late_faults = st.sampled_from([name for name in FAULTS if name != "busy"])
+steps = st.one_of(
+    short_steps,
+    st.tuples(st.just("late creation"), runs, partners, policies, late_faults, ends, between),
+    st.tuples(st.just("late removal"), which, late_faults, ends, between),
+)
+
+
+# --------------------------------------------------------------------------------------------- the model
+
+
+@define(eq=False)
+class Attempt:
+    """A creation whose request was sent.
+
+    Attributes:
+        run: that sent it.
+        state: `created`, `removing`, `removed`, `failed` or `unknown`.
+        token: that its run received.
+        forgotten: whether the journal no longer has the token.
+        final: whether it is a failure that is only repeated with `retry_failed`; `None` for either.
+    """
+
+    run: str
+    state: str
+    token: str | None = None
+    forgotten: bool = False
+    final: bool | None = False
+
+
+def expected(attempts, run, policy):
+    """Return the ways in which a creation may go: `sent`, `created`, `unknown`, `refused` or `failed`."""
+    own = next((each for each in reversed(attempts) if each.run == run), None)
+    of = {
+        state: [each for each in attempts if each.state == state]
+        for state in Counter(e.state for e in attempts)
+    }
+    tokens, removing, doubts = (of.get(state, []) for state in ("created", "removing", "unknown"))
+    issued = own is not None and own.state in {"created", "removing"}
+    if own in tokens and not own.forgotten:
+        return {"created"}
+    if tokens:
+        return expected_beside(tokens, own, run, policy, issued=issued)
+    if doubts:
+        return {"sent"} if policy["retry_unknown"] else {"unknown"}
+    if removing:
+        elsewhere = policy["on_existing"] == "create" and not issued
+        return (
+            {"sent"}
+            if elsewhere and all(each.run != run for each in removing)
+            else {"refused", *(["sent"] if elsewhere else [])}
+        )
+    if own is not None and own.state == "failed" and not policy["retry_failed"]:
+        return {True: {"failed"}, False: {"sent"}, None: {"failed", "sent"}}[own.final]
+    return {"sent"}
+
+
+def expected_beside(tokens, own, run, policy, *, issued):
+    """Return the same where the pair has a token that this run can't return as its own."""
+    elsewhere = any(each.run != run for each in tokens)
+    here = any(each.run == run for each in tokens)
+    ways = set()
+    if policy["on_existing"] != "refuse" or here:
+        ways |= {"created"} if policy["on_existing"] == "reuse" or here else set()
+        ways |= {"refused"} if any(each.forgotten for each in tokens) else set()
+    if elsewhere and policy["on_existing"] == "refuse":
+        ways.add("refused")
+    if elsewhere and policy["on_existing"] == "create":
+        if issued:
+            ways.add("refused")
+        elif own is not None and own.state == "unknown" and not policy["retry_unknown"]:
+            ways.add("unknown")
+        elif (
+            own is not None
+            and own.state == "failed"
+            and own.final is not False
+            and not policy["retry_failed"]
+        ):
+            ways |= {"failed", "sent"} if own.final is None else {"failed"}
+        else:
+            ways.add("sent")
+    return ways
+
+
+def kind_of(outcome):
+    if isinstance(outcome, Failed):
+        return "refused" if isinstance(outcome.error, DuplicateRequestError) else "failed"
+    return type(outcome).__name__.lower()
+
+
+# ----------------------------------------------------------------------------------------------- the world
+
+
+@define(eq=False)
+class World:
+    """A journal, a simulator, and what the model knows of each pair.
+
+    Attributes:
+        clients: that of each run; one spells the host in another way.
+        responses: to the late client.
+        dead: makes all workers of the journal seem dead to others, though one may be alive.
+        workers: real ones, which are killed.
+        reader: the journal, opened by one that creates nothing.
+        number: of the history.
+        opened: the runs that the journal has of it.
+        pairs: the attempts for each partner.
+    """
+
+    url: str
+    reader: Journal
+    plaid: Simulator
+    clients: dict
+    late_client: RelayClient
+    responses: HeldBack
+    dead: object
+    workers: object
+    report: str
+    number: int = 0
+    opened: set = field(init=False)
+    pairs: dict = field(init=False)
+    running: asyncio.Future = field(init=False)
+
+    async def live(self, steps):
+        """Live through a history."""
+        self.number += 1
+        self.opened, self.pairs = set(), {partner: [] for partner in PARTNERS}
+        for step in steps:
+            await self.take(step)
+        self.check_ledger()
+
+    async def take(self, step):
+        name, *words = step
+        async with asyncio.timeout(WITHIN):
+            await getattr(self, name.replace(" ", "_"))(*words)
+            await self.check_records()
+
+    def fail(self, path, fault):
+        if FAULTS[fault]:
+            self.plaid.fail(Fault(path=path, **FAULTS[fault]))
+
+    def named(self, name):
+        """The name of a run or partner in this history: each has its own, in one journal."""
+        return f"{name}-{self.number}"
+
+    def journal(self, run, policy):
+        self.opened.add(run)
+        return {"url": self.url, "run": self.named(run), "key": KEY, **policy}
+
+    # -------------------------------------------------------------------------------------- in good order
+
+    async def create(self, run, policy, fault):
+        """Create for both partners at once."""
+        self.fail(CREATE, fault)
+        sent = len(self.plaid.requests)
+        async with Journal(**self.journal(run, policy)) as journal:
+            fanned = RelayCreateRequest.fan_out([self.report], map(self.named, PARTNERS))
+            result = await self.clients[run].relay.create_many(
+                fanned, journal=journal, retry=SHORT, concurrency=2
+            )
+        self.plaid.heal()
+        left = {request.secondary_client_id for request in self.plaid.requests[sent:]}
+        outcomes = [*result.created, *result.failed, *result.unknown]
+        assert len(outcomes) == len(PARTNERS)
+        for outcome in outcomes:
+            named = outcome.request.secondary_client_id
+            partner = next(each for each in PARTNERS if self.named(each) == named)
+            self.hold(partner, run, policy, fault, outcome, sent=named in left)
+
+    def hold(self, partner, run, policy, fault, outcome, *, sent):
+        """Hold an outcome to the model."""
+        attempts = self.pairs[partner]
+        ways = expected(attempts, run, policy)
+        if fault == "busy" and not sent and "sent" in ways and kind_of(outcome) in {"failed", "unknown"}:
+            sent = True  # or would have been, but for the pause that another's attempt met with
+        assert ("sent" if sent else kind_of(outcome)) in ways
+        if sent:
+            attempts.append(self.attempt(attempts, run, fault, outcome))
+            return
+        if isinstance(outcome, Created):
+            assert outcome.relay_token in {each.token for each in attempts if each.state == "created"}
+        self.served(attempts, run)
+
+    def served(self, attempts, run):
+        """What was served from elsewhere, or refused, may stand in the place of the run's failure."""
+        own = next((each for each in reversed(attempts) if each.run == run), None)
+        if own is not None and own.state == "failed" and own.final:
+            own.final = None
+
+    def attempt(self, attempts, run, fault, outcome):
+        made = fault == "made"
+        assert isinstance(outcome, Created) == made
+        if fault.startswith("lost"):
+            assert isinstance(outcome, Unknown)
+        if isinstance(outcome, Unknown):
+            in_doubt = any(each.state == "unknown" for each in attempts)
+            assert in_doubt or fault.startswith("lost")
+        token = outcome.relay_token if made else None
+        state = type(outcome).__name__.lower()
+        return Attempt(run, state, token, final=fault == "refused")
+
+    def known(self, number):
+        """One of the tokens whose removal isn't confirmed."""
+        tokens = [
+            each
+            for attempts in self.pairs.values()
+            for each in attempts
+            if each.state in {"created", "removing"}
+        ]
+        return tokens[number % len(tokens)] if tokens else None
+
+    async def remove(self, number, fault):
+        attempt = self.known(number)
+        if attempt is None:
+            return
+        self.fail(REMOVE, fault)
+        async with Journal(self.url, key=KEY) as journal:
+            await self.clients["a"].relay.remove_many(
+                [attempt.token], journal=journal, retry=SHORT, concurrency=1
+            )
+        self.plaid.heal()
+        self.removed(attempt, fault)
+
+    def removed(self, attempt, fault):
+        if fault == "made":
+            attempt.state = "removed"
+        elif fault.startswith("lost"):
+            attempt.state = "removing"
+
+    async def forget(self, run):
+        if run not in self.opened:
+            return
+        await self.reader.forget(self.named(run))
+        for attempt in itertools.chain(*self.pairs.values()):
+            attempt.forgotten |= attempt.run == run and attempt.state in {"created", "removing"}
+
+    # ------------------------------------------------------------------------------------- workers that die
+
+    async def kill_creation(self, run, partner, policy, when):
+        attempts = self.pairs[partner]
+        ways = expected(attempts, run, policy)
+        arguments = [[self.report], self.named(partner)]
+        sent = await self._killed(CREATE, when, self.journal(run, policy), "create", arguments)
+        assert "sent" in ways if sent else ways - {"sent"}
+        if sent:
+            attempts.append(Attempt(run, "unknown"))
+        else:
+            self.served(attempts, run)
+
+    async def kill_removal(self, number, when):
+        attempt = self.known(number)
+        if attempt is None:
+            return
+        assert await self._killed(REMOVE, when, {"url": self.url, "key": KEY}, "remove", [attempt.token])
+        attempt.state = "removing"
+
+    async def _killed(self, path, when, journal, operation, arguments):
+        self.plaid.fail(Fault(path=path, latency=1000.0, when=when))
+        sent = await self.workers.kill_in_flight(
+            self.plaid,
+            base_url=spelled(self.plaid, "localhost"),
+            journal=journal,
+            operation=operation,
+            arguments=arguments,
+        )
+        self.plaid.heal()
+        await self.dead("lapsed")
+        return sent
+
+    # ----------------------------------------------------------- workers that seem dead, and have an outcome
+
+    async def late_creation(self, run, partner, policy, fault, end, steps):
+        attempts = self.pairs[partner]
+        ways = expected(attempts, run, policy)
+        async with Journal(**self.journal(run, policy)) as journal:
+            requests = [RelayCreateRequest([self.report], self.named(partner))]
+            batch = self.late_client.relay.create_many(requests, journal=journal, retry=ONCE, concurrency=1)
+            if await self._begun(CREATE, fault, batch):
+                assert "sent" in ways
+                doubts = any(each.state == "unknown" for each in attempts)
+                attempt = Attempt(run, "unknown")
+                attempts.append(attempt)
+                result = await self._late(end, steps)
+                (outcome,) = [*result.created, *result.failed, *result.unknown]
+                others = [Attempt(run, "unknown")] if doubts else []
+                late = self.attempt(others, run, fault, outcome)
+                attempt.state, attempt.token, attempt.final = late.state, late.token, late.final
+            else:
+                result = await self.running
+                (outcome,) = [*result.created, *result.failed, *result.unknown]
+                self.hold(partner, run, policy, fault, outcome, sent=False)
+
+    async def late_removal(self, number, fault, end, steps):
+        attempt = self.known(number)
+        if attempt is None:
+            return
+        state = attempt.state
+        async with Journal(self.url, key=KEY) as journal:
+            batch = self.late_client.relay.remove_many(
+                [attempt.token], journal=journal, retry=ONCE, concurrency=1
+            )
+            assert await self._begun(REMOVE, fault, batch)
+            attempt.state = "removing"
+            # Nothing removes the same token meanwhile: whose outcome counts then isn't what this is about.
+            await self._late(end, [each for each in steps if "remov" not in each[0]])
+            attempt.state = state
+            self.removed(attempt, fault)
+
+    async def _begun(self, path, fault, batch):
+        """Start a batch of one, and return whether its request was sent; its response is held back then."""
+        self.fail(path, fault)
+        self.responses.gate.clear()
+        self.responses.held.clear()
+        self.running = asyncio.ensure_future(collected(batch))
+        waiting = asyncio.create_task(self.responses.held.wait())
+        await asyncio.wait([self.running, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        self.plaid.heal()
+        return self.responses.held.is_set()
+
+    async def _late(self, end, steps):
+        await self.dead(end)
+        for step in steps:
+            await self.take(step)
+        self.responses.gate.set()
+        return await self.running
+
+    # ----------------------------------------------------------------------------------------- what is recorded
+
+    async def check_records(self):
+        """Each token that is valid is in the records of its run, and a pair without one is unknown if it is in doubt."""
+        records = [record for run in self.opened async for record in self.reader.records(self.named(run))]
+        for partner, attempts in self.pairs.items():
+            told = [record for record in records if record.secondary_client_id == self.named(partner)]
+            tokens = {each.token for each in attempts if each.state == "created" and not each.forgotten}
+            assert {record.relay_token for record in told} >= tokens
+            if not tokens and any(each.state == "unknown" for each in attempts):
+                assert "unknown" in {record.outcome for record in told}
+
+    def check_ledger(self):
+        """No token was made but those that a run received, and one for each attempt that is in doubt."""
+        attempts = [each for attempts in self.pairs.values() for each in attempts]
+        received = {each.token for each in attempts if each.token is not None}
+        names = {*map(self.named, PARTNERS)}
+        made = {line["relay_token"] for line in self.plaid.ledger if line["secondary_client_id"] in names}
+        assert received <= made
+        assert len(made) <= len(received) + sum(each.state == "unknown" for each in attempts)
+
+
+async def collected(batch):
+    return await batch
+
+
+@asynccontextmanager
+async def world(url, dead, workers):
+    async with (
+        Simulator() as plaid,
+        RelayClient(OWNER, base_url=spelled(plaid, "localhost"), retry=SHORT) as client,
+        RelayClient(OWNER, base_url=spelled(plaid, "LOCALHOST"), retry=SHORT) as other,
+        held_back() as responses,
+        RelayClient(
+            OWNER, base_url=spelled(plaid, "localhost"), retry=ONCE, session=responses.session
+        ) as late_client,
+        Journal(url, key=KEY) as reader,
+    ):
+        report, clients = plaid.add_report(), {"a": client, "b": client, "c": other}
+        yield World(url, reader, plaid, clients, late_client, responses, dead, workers, report)
+
+
+def spelled(plaid, host):
+    return plaid.url.replace("127.0.0.1", host)
+
+
+@define(eq=False)
+class Worlds:
+    """Lets many histories be lived in one world, until one of them fails.
+
+    Attributes:
+        make: creates a world.
+    """
+
+    make: object
+    runner: asyncio.Runner
+    _stack: AsyncExitStack | None = None
+    _world: World | None = None
+
+    def live(self, steps):
+        self.runner.run(self._live(steps))
+
+    async def _live(self, steps):
+        if self._stack is None:
+            self._stack = AsyncExitStack()
+            self._world = await self._stack.enter_async_context(self.make())
+        try:
+            await self._world.live(steps)
+        except BaseException:
+            await self._close()
+            raise
+        if self._world.number == HISTORIES:
+            await self._close()
+
+    async def _close(self):
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            await stack.aclose()
+
+    def close(self):
+        self.runner.run(self._close())
+
+
+@contextmanager
+def worlds(make):
+    with asyncio.Runner() as runner:
+        opened = Worlds(make, runner)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+# ------------------------------------------------------------------------------------------------ histories
+
+REFUSED_REMOVAL = [
+    ("kill creation", "a", "p", PLAIN, "before"),
+    ("create", "a", RETRY, "made"),
+    ("remove", 0, "refused"),
+    ("create", "b", PLAIN, "made"),
+    ("create", "b", RETRY, "made"),
+]
+LATE_TOKEN = [
+    (
+        *("late creation", "a", "p", PLAIN, "made", "lapsed"),
+        [("kill creation", "a", "p", RETRY, "before")],
+    ),
+    ("create", "a", PLAIN, "made"),
+    ("create", "b", RETRY, "made"),
+]
+UNKNOWN_REMOVAL = [
+    ("create", "a", PLAIN, "made"),
+    ("remove", 0, "lost before"),
+    ("create", "a", RETRY, "made"),
+    ("create", "b", PLAIN, "made"),
+    ("create", "b", ANOTHER, "made"),
+]
+FORGOTTEN = [
+    ("create", "a", PLAIN, "made"),
+    ("forget", "a"),
+    ("create", "a", ANOTHER, "made"),
+    ("create", "b", ANOTHER, "made"),
+    ("create", "a", ANOTHER, "made"),
+]
+ANOTHER_SPELLING = [
+    ("create", "a", PLAIN, "made"),
+    ("create", "c", PLAIN, "made"),
+]
+REFUSED_RETRY = [
+    ("create", "a", RETRY, "lost after"),
+    ("create", "b", RETRY, "refused"),
+    ("create", "c", PLAIN, "made"),
+]
+
+
+FOUND_BEFORE = (
+    REFUSED_REMOVAL,
+    LATE_TOKEN,
+    UNKNOWN_REMOVAL,
+    FORGOTTEN,
+    ANOTHER_SPELLING,
+    REFUSED_RETRY,
+)
+
+
+def histories(make, examples):
+    """Live that many histories, and those in which a fault was found once."""
+    with worlds(make) as opened:
+        configured(opened.live, examples)
+
+
+def configured(live, examples):
+    def check(steps):
+        live(steps)
+
+    for each in FOUND_BEFORE:
+        check = example(each)(check)
+    health = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+    configuration = settings(max_examples=examples, deadline=None, suppress_health_check=health)
+    configuration(given(st.lists(steps, min_size=1, max_size=8))(check))()
+
+
+@pytest.fixture(scope="module")
+def forked():
+    with workers() as opened:
+        yield opened
+
+
+def test_one_truth_for_each_pair(size, forked):
+    """On SQLite, no history of a pair hides a valid token or a doubt, or makes a token that wasn't asked for."""
+
+    @asynccontextmanager
+    async def make():
+        with tempfile.TemporaryDirectory() as folder:
+
+            async def dead(_):
+                for lock in Path(folder).glob("*.lock"):  # noqa: ASYNC240
+                    lock.unlink()
+
+            async with world(f"{folder}/relay.db", dead, forked) as opened:
+                yield opened
+
+    histories(make, size(40, 10_000))
+
+
+def test_one_truth_for_each_pair_on_a_server(size, forked, postgres):
+    """The same on PostgreSQL."""
+    seem_dead = {"lapsed": "expires_at = 0, request_seconds = 0", "ended": "ended = true"}
+
+    async def dead(end):
+        await postgres.execute(f"UPDATE relay_holders SET {seem_dead[end]}")
+
+    @asynccontextmanager
+    async def make():
+        await postgres.fresh()
+        async with world(postgres.url, dead, forked) as opened:
+            yield opened
+
+    histories(make, size(5, 1_000))

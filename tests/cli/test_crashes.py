@@ -20,6 +20,7 @@ PARTNERS = 60
 CONCURRENCY = 5
 KILLS = 6  # at most
 LEASE = 1.0  # seconds
+LONGEST = 10.0  # seconds for one creation, for which --retry-unknown waits as well
 # Each of them may leave one pair unknown.
 IN_DOUBT = (
     Fault(path=CREATE, rate=0.05, times=2, close=True, when="after"),
@@ -58,8 +59,8 @@ class Story:
         assert len(partners) == len(requests)
         return partners
 
-    def life(self):
-        return self.spawn(*self.words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    def life(self, *words):
+        return self.spawn(*self.words, *words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     def killed(self, process, longest):
         """Kill a life at a random moment, of those after its first request but for one in five."""
@@ -106,6 +107,20 @@ class Story:
         assert len(unknown) <= self.kills * CONCURRENCY + sum(fault.times for fault in IN_DOUBT)
         return unknown
 
+    def resumed(self, run):
+        """Resume with --retry-unknown until all are created: each pair that was unknown has one more token at most."""
+        unknown, made = self.check(run), Counter(each["secondary_client_id"] for each in self.plaid.ledger)
+        for _ in range(8):
+            process = self.life("--retry-unknown")
+            process.communicate(timeout=60)
+            if process.returncode == 0:
+                break
+        assert process.returncode == 0
+        now = Counter(each["secondary_client_id"] for each in self.plaid.ledger)
+        assert {partner for partner in now if now[partner] > made[partner]} <= unknown
+        tokens = {line["secondary_client_id"]: line["relay_token"] for line in run("export", "crash").lines}
+        assert tokens == {each["secondary_client_id"]: each["relay_token"] for each in self.plaid.ledger}
+
 
 @pytest.fixture
 def story(start, spawn, partners, monkeypatch):
@@ -118,7 +133,8 @@ def story(start, spawn, partners, monkeypatch):
         plaid = start(latency=0.015, seed=seed)
         plaid.fail(*IN_DOUBT, *NO_DOUBT)
         words = ("bulk", path, "--report-token", REPORT, "--run", "crash", "--concurrency", CONCURRENCY)
-        return Story(plaid, spawn, (*words, "--lease", LEASE), random.Random(seed))
+        limits = ("--lease", LEASE, "--timeout", LONGEST)
+        return Story(plaid, spawn, (*words, *limits), random.Random(seed))
 
     return story
 
@@ -130,6 +146,7 @@ def test_killed_until_it_is_done(story, run, tmp_path, seed):
         told.killed(told.life(), 0.25)
     status = told.to_the_end(run)
     assert status == (3 if told.check(run) else 0)
+    told.resumed(run)
 
 
 def test_killed_with_its_server(story, run, postgres, seed):
@@ -145,6 +162,7 @@ def test_killed_with_its_server(story, run, postgres, seed):
         told.killed(process, 0.25)
     status = told.to_the_end(run)
     assert status == (3 if told.check(run) else 0)
+    told.resumed(run)
 
 
 def test_stopped_beyond_its_lease(story, run, postgres, seed):
@@ -162,6 +180,7 @@ def test_stopped_beyond_its_lease(story, run, postgres, seed):
     assert {each.communicate(timeout=40) and each.returncode for each in (first, second)} <= {0, 1, 3}
     status = told.to_the_end(run)
     assert status == (3 if told.check(run) else 0)
+    told.resumed(run)
 
 
 @pytest.mark.timeout(900)

@@ -23,7 +23,7 @@ from plaid_relay_async.journal.keys import Digests, Keyring, keyring
 from plaid_relay_async.journal.recording import Creation, Recorder, Removal, Unrecorded
 from plaid_relay_async.journal.records import PAGE, Record, RunStatus, page_of, record, status_of
 from plaid_relay_async.journal.schema import entries, journals, now, prepare, runs
-from plaid_relay_async.journal.statements import Statements, rows
+from plaid_relay_async.journal.statements import rows, statements
 from plaid_relay_async.journal.writing import Writer
 from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
 

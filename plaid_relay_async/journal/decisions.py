@@ -20,6 +20,8 @@ FREE: Final = (State.ACCEPTED, State.FAILED, State.ELSEWHERE)
 DOUBTFUL: Final = (State.BEGUN, State.UNKNOWN)
 ISSUED: Final = (State.CREATED, State.REMOVING)
 
+_FINAL: Final = (InvalidRequestError, AssetReportError)
+
 OnExisting: TypeAlias = Literal["reuse", "refuse", "create"]
 
 
@@ -64,16 +66,25 @@ class Row:
     def problem(self) -> PlaidRelayError:
         """Give the error that it ended with, as far as it was written down."""
         cls: type[PlaidRelayError] = getattr(errors, self.error or "", PlaidRelayError)
-        return cls(f"the journal has it as {self.state.value}", **self._facts(cls))
+        facts = self._facts(cls)
+        if issubclass(cls, _FINAL):
+            facts["advice"] = (
+                "Once the reason is fixed, create again with retry_failed=True (--retry-failed)."
+            )
+        return cls(f"recorded as {self.state.value} in the journal", **facts)
 
     def doubt(self) -> OutcomeUnknownError:
         """Give the error of one of which nobody can tell."""
-        told = (
-            "the journal has it as unknown"
+        reason = (
+            "recorded as unknown in the journal"
             if self.error
-            else "it was begun, and nobody lived to tell the end"
+            else "the process stopped before recording an outcome"
         )
-        return OutcomeUnknownError(told, **self._facts(OutcomeUnknownError))
+        advice = (
+            "There may be a token that no one holds. Create again with retry_unknown=True (--retry-unknown) "
+            "and accept that there may be two, or ask Plaid's support."
+        )
+        return OutcomeUnknownError(reason, **self._facts(OutcomeUnknownError), advice=advice)
 
     def _facts(self, cls: type[PlaidRelayError]) -> dict[str, Any]:
         names = ("status", "error_type", "error_code", "request_id", "attempts")
@@ -88,7 +99,7 @@ def facts_of(error: PlaidRelayError) -> dict[str, Any]:
 
 def can_pass(error: PlaidRelayError) -> bool:
     """Tell whether the same creation may fare better another time."""
-    return not isinstance(error, InvalidRequestError | AssetReportError)
+    return not isinstance(error, _FINAL)
 
 
 # ------------------------------------------------------------------------------------------ the decisions

@@ -150,7 +150,7 @@ async def test_what_is_given_up_is_unknown_on_record(plaid, report, url):
         plaid.heal()
         await asyncio.sleep(0.05)
         assert (await journal.status("default")).counts == {"unknown": 2}
-        with pytest.raises(OutcomeUnknownError, match="the journal has it as unknown"):
+        with pytest.raises(OutcomeUnknownError, match=r"recorded as unknown in the journal.*--retry-unknown"):
             await client.relay.create([report], "p0", journal=journal)
 
 
@@ -227,7 +227,7 @@ async def test_a_killed_process_leaves_unknowns(plaid, client, report, url):
             plaid.heal()
             result = await waiting
             assert result.counts == {"created": 1, "unknown": 3}
-            assert "nobody lived to tell" in str(result.unknown[0].error)
+            assert "stopped before recording an outcome" in str(result.unknown[0].error)
             assert (await journal.status("x")).error_codes == {"OutcomeUnknownError": 3}
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import tempfile
 from collections import Counter, defaultdict
 from typing import Any
 
+import pytest
 from attrs import define, field
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from journals import KEY
 from support import OWNER, Noting
 
 from plaid_relay_async import (
@@ -35,6 +38,7 @@ from plaid_relay_async import (
     Timeouts,
 )
 from plaid_relay_async.batch import Batch
+from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault, Simulator
 
 CREATE, REFRESH, REMOVE = "/credit/relay/create", "/credit/relay/refresh", "/credit/relay/remove"
@@ -99,6 +103,7 @@ class Job:
     task: asyncio.Task[Any] = field(init=False)
     batch: Batch[Any] | None = None
     journal: Notes | None = None
+    recorded: bool = False
     taken: list[Any] = field(factory=list)
     seen: list[Any] = field(factory=list)
     told: list[Any] = field(factory=list)
@@ -127,6 +132,7 @@ class Machine(RuleBasedStateMachine):
     """Starts calls and batches, cancels, breaks and closes them, and compares what they say with the ledger."""
 
     jobs = Bundle("jobs")
+    server: str | None = None  # the URL of the journal, in place of a file of SQLite
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,8 +144,13 @@ class Machine(RuleBasedStateMachine):
         self.late: list[Any] = []
         self.trouble: AssertionError | None = None
 
-    @initialize()
-    def set_up(self) -> None:
+    @initialize(retry=st.booleans())
+    def set_up(self, *, retry: bool) -> None:
+        self.retry = retry
+        self.folder = tempfile.TemporaryDirectory()
+        self.recording = {"url": self.server or f"{self.folder.name}/relay.db", "run": "r", "key": KEY}
+        self.real = Journal(**self.recording)
+        self.run(self.real.open())
         self.plaid = Simulator()
         self.run(self.plaid.start())
         self.report = self.plaid.add_report()
@@ -241,7 +252,7 @@ class Machine(RuleBasedStateMachine):
         path=st.sampled_from([CREATE, CREATE, REFRESH, REMOVE]),
         count=st.integers(1, 8),
         source=st.sampled_from(["iterable", "async", "breaks"]),
-        journal=st.builds(Notes) | st.none(),
+        journal=st.builds(Notes) | st.sampled_from([None, "real"]),
     )
     def await_batch(self, **how: Any) -> Any:
         job = self._batch(**how)
@@ -256,7 +267,7 @@ class Machine(RuleBasedStateMachine):
         path=st.sampled_from([CREATE, CREATE, REFRESH, REMOVE]),
         count=st.integers(1, 8),
         source=st.sampled_from(["iterable", "async", "breaks"]),
-        journal=st.builds(Notes) | st.none(),
+        journal=st.builds(Notes) | st.sampled_from([None, "real"]),
         after=st.integers(1, 6),
         ending=st.sampled_from(["exhaust", "break", "raise"]),
         pace=st.sampled_from([0, 0.002]),
@@ -293,11 +304,14 @@ class Machine(RuleBasedStateMachine):
             return list(itertools.islice(self.partners, count))
         return [self.shared.pop() for _ in range(min(count, len(self.shared)))]
 
-    def _batch(self, path: str, count: int, source: str, journal: Notes | None) -> Job:
+    def _batch(self, path: str, count: int, source: str, journal: Notes | str | None) -> Job:
         job, relay, keys = Job(path), self.client.relay, self._take(path, count)
         rows = list(RelayCreateRequest.fan_out([self.report], keys)) if path == CREATE else keys
         how = {"concurrency": 4, "on_outcome": job.told.append}
-        if path == CREATE and journal is not None:
+        job.recorded = path == CREATE and journal == "real"
+        if job.recorded:
+            how["journal"] = self.real
+        elif path == CREATE and isinstance(journal, Notes):
             how["journal"] = job.journal = journal
         make = {CREATE: relay.create_many, REFRESH: relay.refresh_many, REMOVE: relay.remove_many}[path]
         given = taking(rows, job.taken, breaks=source == "breaks")
@@ -401,13 +415,37 @@ class Machine(RuleBasedStateMachine):
         assert not late or not (await asyncio.wait(late, timeout=10))[1], "something hangs"
         for client in self.clients:
             await client.close()
-        await self.plaid.close()
+        await self.real.close()
         self.everything_agrees_with_the_ledger()
         if self.trouble is not None:
             raise self.trouble
+        async with asyncio.timeout(60):
+            await self._resume()
+        await self.plaid.close()
+        self.folder.cleanup()
         assert {client._session.slots._value for client in self.clients} == {CONNECTIONS}
         await steps(3)
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    async def _resume(self) -> None:
+        """Create again for all pairs on record: only what had no token and is in no doubt, or is to be retried, is sent."""
+        partners = [key_of(request) for job in self.started if job.recorded for request in job.taken]
+        sent = len(self.plaid.requests)
+        async with (
+            RelayClient(OWNER, base_url=self.plaid.url, retry=RETRY) as client,
+            Journal(**self.recording, retry_unknown=self.retry) as journal,
+        ):
+            known = [record async for record in journal.records("r")] if await journal.runs() else []
+            wanted = RelayCreateRequest.fan_out([self.report], partners)
+            result = await client.relay.create_many(wanted, journal=journal)
+        tokens = {outcome.request.secondary_client_id: outcome.relay_token for outcome in result.created}
+        left = Counter(each.secondary_client_id for each in self.plaid.requests[sent:])
+        for record in known:
+            if record.outcome == "created":
+                assert tokens[record.secondary_client_id] == record.relay_token
+            if record.outcome == "created" or (record.outcome == "unknown" and not self.retry):
+                assert not left[record.secondary_client_id]
+        assert not (self.retry and result.unknown)
 
 
 def check_outcome(outcome: Any, done: list[Any]) -> None:
@@ -438,12 +476,31 @@ async def later(rows: Any) -> Any:
         await asyncio.sleep(0)
 
 
+@pytest.mark.may_block
 def test_nothing_is_lost_or_doubled_whatever_is_done_in_whatever_order(rounds):
     """Calls and batches may be cancelled, left and closed at any moment: what they say agrees with the ledger."""
+    run(Machine, 20 + rounds)
+
+
+@pytest.mark.may_block
+def test_nothing_is_lost_or_doubled_with_a_journal_on_a_server(rounds, postgres):
+    """The same with a journal in PostgreSQL."""
+
+    class OnServer(Machine):
+        server = postgres.url
+
+        def __init__(self) -> None:
+            asyncio.run(postgres.fresh())
+            super().__init__()
+
+    run(OnServer, 2 + rounds)
+
+
+def run(machine, examples):
     run_state_machine_as_test(
-        Machine,
+        machine,
         settings=settings(
-            max_examples=20 + rounds,
+            max_examples=examples,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

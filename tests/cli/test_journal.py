@@ -350,7 +350,7 @@ def test_create_takes_the_options_of_a_retry(plaid, run, book, option):
 
 
 def test_revoke_while_somebody_creates(start, run, spawn, partners, book):
-    """It would leave behind what is made meanwhile: status 1, and nothing is removed."""
+    """It would leave behind what is made meanwhile: status 1, and nothing is removed until that process has ended."""
     plaid = start(latency=1.0)
     process = spawn("bulk", partners(40), "--report-token", REPORT, "--run", "nov", "--concurrency", 10)
     while not plaid.requests:
@@ -358,6 +358,9 @@ def test_revoke_while_somebody_creates(start, run, spawn, partners, book):
     done = run("revoke", "nov", "--yes")
     assert (done.status, "somebody creates for the run 'nov'" in done.err) == (1, True)
     process.kill()
+    process.wait()
+    done = run("revoke", "nov", "--yes")
+    assert (done.status, "there may be a token to remove: 10" in done.err) == (3, True)
 
 
 def test_keys_change(plaid, run, partners, book, tmp_path, monkeypatch):

@@ -191,6 +191,17 @@ async def test_a_run_makes_no_second_token_for_one_that_it_forgot(plaid, client,
     assert len(plaid.ledger) == 2
 
 
+async def test_a_run_is_forgotten_once_its_workers_have_ended(plaid, client, report, url):
+    """Until then it is refused, and the error says what to wait for."""
+    async with Journal(url, run="x", key=KEY) as working, Journal(url, key=KEY) as journal:
+        await client.relay.create([report], "p", journal=working)
+        with pytest.raises(JournalError, match=r"works on the run 'x'.*Wait until that has ended"):
+            await journal.forget("x")
+        await working.close()
+        assert await journal.forget("x") == 1
+    assert not plaid.ledger[0]["removed"]
+
+
 async def test_forgotten_tokens_are_gone_and_counted(plaid, client, report, url):
     """The pair isn't created again by accident."""
     async with Journal(url, run="x", key=KEY) as journal:

@@ -756,10 +756,12 @@ async def test_a_single_call_may_retry(plaid, client, report, url):
 # ------------------------------------------------------------------------------------------ a late token
 
 
-async def test_a_late_token_stops_a_retry_between_its_attempts(plaid, client, report, tmp_path):
-    """It is served; that an attempt of the retry may have made another stays on record."""
+async def test_a_doubt_stays_on_record_if_a_token_takes_the_claim_between_two_attempts(
+    plaid, report, tmp_path
+):
+    """A removal is refused late: the second attempt isn't sent, and the first one is still in doubt."""
     path = tmp_path / "relay.db"
-    arrived = asyncio.Event()
+    refused = asyncio.Event()
 
     class SecondAttempt:
         attempts = 0
@@ -767,31 +769,33 @@ async def test_a_late_token_stops_a_retry_between_its_attempts(plaid, client, re
         async def acquire(self, _):
             self.attempts += 1
             if self.attempts == 2:
-                await arrived.wait()
+                await refused.wait()
 
     async with (
         held_back() as responses,
+        RelayClient(OWNER, base_url=plaid.url) as client,
         RelayClient(OWNER, base_url=plaid.url, session=responses.session) as late,
-        RelayClient(OWNER, base_url=plaid.url, rate_limiter=SecondAttempt()) as retrying,
+        RelayClient(OWNER, base_url=plaid.url, rate_limiter=SecondAttempt()) as repeating,
         Journal(path, run="x", key=KEY) as x,
-        Journal(path, run="y", key=KEY, retry_unknown=True) as y,
+        Journal(path, run="y", key=KEY, on_existing="create") as y,
     ):
-        first = asyncio.ensure_future(late.relay.create([report], "p", journal=x))
+        made = await client.relay.create([report], "p", journal=x)
+        plaid.fail(Fault(path=REMOVE, status=400))
+        removal = asyncio.ensure_future(late.relay.remove(made.relay_token, journal=x))
         await responses.held.wait()
         for lock in tmp_path.glob("*.lock"):  # others take its worker for dead then
             lock.unlink()
-        plaid.fail(Fault(path=CREATE, status=500, when="after"))
+        plaid.fail(Fault(path=CREATE, status=500, when="after", times=1))
         always = evolve(QUICK, replay="always")
-        second = asyncio.ensure_future(retrying.relay.create([report], "p", journal=y, retry=always))
+        creation = asyncio.ensure_future(repeating.relay.create([report], "p", journal=y, retry=always))
         while len(plaid.ledger) < 2:
             await asyncio.sleep(0.005)
         responses.gate.set()
-        token = (await first).relay_token
-        plaid.heal()
-        arrived.set()
-        assert (await second).relay_token == token
-        assert (await y.status("y")).counts == {"unknown": 1}
-        await client.relay.remove(token, journal=x)
+        with pytest.raises(InvalidRequestError):
+            await removal
+        refused.set()
         with pytest.raises(OutcomeUnknownError):
-            await client.relay.create([report], "p", journal=x)
+            await creation
+        assert (await y.status("y")).counts == {"unknown": 1}
+        assert (await client.relay.create([report], "p", journal=x)).relay_token == made.relay_token
     assert of_the_ledger(plaid) == {"p": 2}

@@ -57,7 +57,7 @@ class Run:
     async def start(self, *, retry):
         self.began, self.outcomes, self.retried = len(self.plaid.requests), await self.recorded(), retry
         words = ["bulk", self.file, "--report-token", REPORT, "--journal", self.url, "--run", "r"]
-        words += ["--concurrency", "20", "--lease", "1", "--timeout", "5"]
+        words += ["--concurrency", "50", "--lease", "1", "--timeout", "5"]
         environment = os.environ | {
             "PLAID_BASE_URL": self.plaid.url,
             "PLAID_CLIENT_ID": "owner",
@@ -130,7 +130,7 @@ async def lived(url, folder, partners, seed):
     names = [f"p{number}" for number in range(partners)]
     file = folder / "partners.csv"
     file.write_text("secondary_client_id\n" + "".join(f"{name}\n" for name in names))
-    async with Simulator(reports=[REPORT], generating=0.0, latency=0.01, seed=seed) as plaid:
+    async with Simulator(reports=[REPORT], generating=0.0, latency=0.004, seed=seed) as plaid:
         plaid.fail(*faults(partners))
         run = Run(plaid, url, str(file), names, random.Random(seed))
         kills = run.chance.randint(1, KILLS)

@@ -42,7 +42,8 @@ FAULTS = {
 }
 RUNS, PARTNERS = ["a", "b", "c"], ["p", "q"]
 
-runs, partners, faults = (st.sampled_from(names) for names in (RUNS, PARTNERS, [*FAULTS]))
+# What goes well is what most faults need before and after them.
+runs, partners, faults = (st.sampled_from(names) for names in (RUNS, PARTNERS, ["made", "made", *FAULTS]))
 flags = st.booleans()
 policies = st.builds(
     lambda on_existing, unknown, failed: {
@@ -58,8 +59,10 @@ PLAIN = {"on_existing": "reuse", "retry_unknown": False, "retry_failed": False}
 RETRY = PLAIN | {"retry_unknown": True}
 ANOTHER = PLAIN | {"on_existing": "create"}
 which = st.integers(0, 3)
+creations = st.tuples(st.just("create"), runs, policies, faults)
 short_steps = st.one_of(
-    st.tuples(st.just("create"), runs, policies, faults),
+    creations,
+    creations,
     st.tuples(st.just("remove"), which, faults),
     st.tuples(st.just("kill creation"), runs, partners, policies, st.sampled_from(["before", "after"])),
     st.tuples(st.just("kill removal"), which, st.sampled_from(["before", "after"])),
@@ -553,7 +556,7 @@ def configured(live, examples):
         check = example(each)(check)
     health = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     configuration = settings(max_examples=examples, deadline=None, suppress_health_check=health)
-    configuration(given(st.lists(steps, min_size=1, max_size=8))(check))()
+    configuration(given(st.lists(steps, min_size=3, max_size=8))(check))()
 
 
 @pytest.fixture(scope="module")

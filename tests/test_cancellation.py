@@ -417,7 +417,7 @@ async def test_a_call_that_is_cancelled_before_it_is_sent_has_no_outcome(plaid):
 async def test_a_call_that_is_cancelled_between_two_attempts_reports_the_first(plaid, fault, replay, kind):
     """Nothing is in flight then, so it is cancelled immediately; what the attempt has shown is its outcome."""
     plaid.fail(fault)
-    retry = RetryPolicy(replay=replay, backoff=1e5, max_backoff=1e5, max_pause=1e6)
+    retry = RetryPolicy(replay=replay, backoff=100.0, max_backoff=100.0, max_pause=1e6)
     async with listening(plaid, retry=retry) as (client, late):
         task = asyncio.ensure_future(client.relay.create([plaid.add_report()], "partner"))
         while not client.statistics().retries:
@@ -583,7 +583,7 @@ class Hanging:
         ({"rate_limiter": Hanging()}, None, lambda numbers: numbers.queued == 2),
         ({"credentials": hang}, None, lambda numbers: True),
         (
-            {"retry": RetryPolicy(backoff=1e5, max_backoff=1e5, max_pause=1e6)},
+            {"retry": RetryPolicy(backoff=100.0, max_backoff=100.0, max_pause=1e6)},
             Fault(path=GET, status=500),
             lambda numbers: sum(numbers.retries.values()) == 2,
         ),
@@ -654,7 +654,7 @@ async def test_a_timeout_of_the_limiter_is_its_own(plaid):
 async def test_a_call_whose_client_is_closed_plans_no_further_attempt(plaid):
     """It fails with what its last attempt met, and doesn't wait for the next."""
     plaid.fail(Fault(path=GET, stall=60))
-    retry = RetryPolicy(backoff=1e5, max_backoff=1e5, max_pause=1e6)
+    retry = RetryPolicy(backoff=100.0, max_backoff=100.0, max_pause=1e6)
     async with RelayClient(OWNER, base_url=plaid.url, retry=retry) as client:
         task = asyncio.ensure_future(client.relay.get("token"))
         await once_sent(plaid, GET, lambda: None)

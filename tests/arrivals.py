@@ -44,11 +44,15 @@ class Request:
     reset: bool | None = None
 
     def answer(self, data: bytes | None = None) -> None:
-        connection = self.writer.get_extra_info("socket")
-        self.missed = self.writer.is_closing() or bool(select.select([connection], [], [], 0)[0])
-        # asyncio hands to the socket what it can right here, and the loopback device delivers immediately.
-        self.writer.write(response(self.partner) if data is None else data)
+        self.missed = self.writer.is_closing() or self._is_readable()
+        if not self.missed:
+            # asyncio hands to the socket what it can right here, and the loopback device delivers immediately.
+            self.writer.write(response(self.partner) if data is None else data)
         self.answered = asyncio.get_running_loop().time()
+
+    def _is_readable(self) -> bool:
+        # The client sends nothing before its response, so this can only be the end of the connection.
+        return bool(select.select([self.writer.get_extra_info("socket")], [], [], 0)[0])
 
 
 @define(eq=False)

@@ -99,9 +99,9 @@ async def test_a_token_behind_a_cancelled_group(plaid, client, report, tmp_path)
 async def test_a_lease_outlives_a_cancellation_of_all_tasks(plaid, client, report, postgres):
     """It is renewed as before, at whichever moment they are cancelled."""
     await postgres.fresh()
+    before = asyncio.all_tasks()
     async with Journal(postgres.url, run="x", key=KEY, lease=2) as journal:
         await client.relay.create([report], "p", journal=journal)
-        before = asyncio.all_tasks()
         for _ in range(30):
             cancel_all(before)
             await asyncio.sleep(0.1)

@@ -142,6 +142,8 @@ class Interruption:
 
     async def tokens(self):
         async with Journal(self.url, run=self.run, key=KEY) as journal:
+            if self.run not in {run.name for run in await journal.runs()}:
+                return set()  # it was interrupted before it took up anything
             return {record.relay_token for record in await all_of(journal, self.run)}
 
 

@@ -25,10 +25,12 @@ class Groups(Generic[T, R]):
     Args:
         see_to: returns the result for each item of a group, in their order. It is called again for the same
             group if its task is cancelled, so it must be safe to repeat.
+        detached: whether an item is seen to even if its future was cancelled.
     """
 
-    def __init__(self, see_to: Callable[[list[T]], Awaitable[list[R]]]) -> None:
+    def __init__(self, see_to: Callable[[list[T]], Awaitable[list[R]]], *, detached: bool) -> None:
         self._see_to = see_to
+        self._detached = detached
         self._waiting: _Group[T, R] = []
         self._running: asyncio.Task[None] | None = None
         self._in_a_row = 0
@@ -36,10 +38,7 @@ class Groups(Generic[T, R]):
         self._stopped: Callable[[], Exception] | None = None
 
     def put(self, item: T) -> asyncio.Future[R]:
-        """Add an item; return a future that is done once the item was seen to, and fails if its group does.
-
-        The item is seen to even if the future is cancelled.
-        """
+        """Add an item; return a future that is done once it was seen to, and fails if its group does."""
         done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         if self._stopped is not None:
             _fail(done, self._stopped())
@@ -77,6 +76,8 @@ class Groups(Generic[T, R]):
     def _ended(self, _running: asyncio.Task[None]) -> None:
         self._running = None
         self._in_a_row //= 2  # a moment without any is no sign of leisure yet
+        if not self._detached:
+            self._waiting = [each for each in self._waiting if not each[1].done()]
         if self._stopped is not None:
             waiting, self._waiting = self._waiting, []
             for _, done in waiting:

@@ -139,9 +139,9 @@ class Writer:
         self._failing = False
         self.closing = False
         # Each has a connection of its own, for one transaction at a time.
-        self._notes: Groups[Note, Answer] = Groups(partial(self._write, database.line()))
-        self._pairs: Groups[str, Found] = Groups(partial(self._look_up, database.line()))
-        self._tokens: Groups[str, Found] = Groups(partial(self._find, database.line()))
+        self._notes: Groups[Note, Answer] = Groups(partial(self._write, database.line()), detached=True)
+        self._pairs: Groups[str, Found] = Groups(partial(self._look_up, database.line()), detached=False)
+        self._tokens: Groups[str, Found] = Groups(partial(self._find, database.line()), detached=False)
 
     @property
     def leased(self) -> bool:

@@ -177,13 +177,16 @@ def test_what_was_received_is_recorded(plaid, tmp_path, kind, request, size):
 
 
 def test_a_journal_that_is_never_closed(plaid, tmp_path, size):
-    """What was received is recorded, though only the end of `asyncio.run` waits for it."""
+    """What was received is recorded, though only the end of `asyncio.run` waits for it, and no task is left."""
     url = str(tmp_path / "relay.db")
     chance = random.Random(19)
     for number in range(size(4, 100)):
         one = Interruption(plaid, url, f"run-{number}", chance.randrange(28), chance.randrange(60))
         journal = Journal(url, run=one.run, key=KEY)
-        asyncio.run(one.nothing_is_closed(journal))
+        with asyncio.Runner() as runner:
+            runner.run(one.nothing_is_closed(journal))
+            loop = runner.get_loop()
+        assert not asyncio.all_tasks(loop)
         kept = asyncio.run(one.tokens())
         asyncio.run(journal.close())
         assert one.received <= kept, one

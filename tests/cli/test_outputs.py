@@ -400,8 +400,15 @@ def test_a_token_that_nothing_takes(plaid, tmp_path):
     assert plaid.ledger[0]["relay_token"] not in done.stdout + done.stderr
 
 
-def test_a_token_that_the_journal_has(pipe):
-    """It isn't lost if no rescue file can be made, and the message says how to have it."""
+@pytest.mark.parametrize(
+    ("journalled", "message"),
+    [
+        (True, "the journal has them, too: plaid-relay export"),
+        (False, "a relay token is lost: no folder takes a rescue file"),
+    ],
+)
+def test_a_token_that_only_the_journal_may_have(pipe, journalled, message):
+    """Without a rescue file it is lost, unless the journal has it; the message says so."""
 
     class Full(Rescue):
         def store(self, row):
@@ -410,12 +417,9 @@ def test_a_token_that_the_journal_has(pipe):
     reading, writing = pipe
     reading.close()
     output = Output(io.FileIO(writing.fileno(), "w", closefd=False), as_csv=False, rescue=Full())
-    output.write(LINE, journalled=True)
-    assert not output.lost
-    assert output.report() == [
-        "not written: created p (request_id r1)",
-        "the journal has them, too: plaid-relay export",
-    ]
+    output.write(LINE, journalled=journalled)
+    assert output.lost is not journalled
+    assert output.report() == ["not written: created p (request_id r1)", message]
 
 
 def test_a_run_with_a_journal_and_a_closed_pipe(plaid, run, partners, tmp_path, spawn, rescued):

@@ -126,7 +126,10 @@ async def test_nothing_that_is_unsent_shows_a_secret(clean_logs):
 
 async def test_a_cancelled_call_shows_no_secret(clean_logs):
     """A CancelledError's traceback goes through our frames, too."""
-    async with Simulator(reports=[REPORT]) as plaid, RelayClient(WHO, base_url=plaid.url) as client:
+    async with (
+        Simulator(reports=[REPORT]) as plaid,
+        RelayClient(WHO, base_url=plaid.url, timeouts=Timeouts(drain=0.1)) as client,
+    ):
         plaid.fail(Fault(path=CREATE, stall=30))
         for call in (
             lambda: client.relay.create([REPORT], "p"),

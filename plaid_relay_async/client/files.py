@@ -8,11 +8,10 @@ import errno
 import os
 import secrets
 import threading
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plaid_relay_async.cancellation import finish
+from plaid_relay_async.cancellation import shield
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.models import PdfFile
 
@@ -202,5 +201,6 @@ async def download(
         pdf = await transport.call(endpoint, request, timeout=timeout, retry=retry, into=sink)
         await sink.publish()
     finally:
-        await finish(partial(asyncio.to_thread, part.give_up))
+        with shield():
+            await _in_a_thread(part.give_up)
     return PdfFile(path, part.size, pdf.request_id)

@@ -121,4 +121,4 @@ async def holding(*, tls: bool) -> AsyncIterator[tuple[Holding, dict[str, Any]]]
 def end(batch: Batch[Any]) -> None:
     """Cancel a batch's calls in flight, as the end of its drain does."""
     assert batch._runner is not None
-    batch._runner.cancel()
+    batch.abandon()

@@ -87,6 +87,7 @@ async def send(exchange: Exchange, attempt: Attempt) -> Answer:
                     response.close()
                     raise
                 whole = True
+                return answer
             finally:
                 body.end()  # whatever the response was
     except BaseException as error:
@@ -96,8 +97,6 @@ async def send(exchange: Exchange, attempt: Attempt) -> Answer:
         if not ordinary(error):
             attempt.broken_off(answer, problem)
             raise
-    else:
-        return answer
     if answer is not None:
         return answer
     try:

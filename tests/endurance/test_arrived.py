@@ -107,7 +107,7 @@ async def test_every_token_whose_bytes_had_arrived_is_reported(scenario, tls, di
     timeouts = Timeouts(
         drain=SECONDS if scenario is drained else 30, slow_read=SECONDS if scenario is timed_out else 30
     )
-    for seed in range(size(1, 17)):
+    for seed in range(size(1, 19)):
         chance = random.Random(seed)
         async with (
             holding(tls=tls) as (server, settings),

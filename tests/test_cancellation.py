@@ -395,7 +395,8 @@ async def test_a_call_that_is_cancelled_before_it_is_sent_has_no_outcome(plaid):
         task.cancel()
         await asyncio.wait([task])
         assert (task.cancelled(), late) == (True, [])
-    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    accepted: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda reader, writer: accepted.append(writer), "127.0.0.1", 0)
     context = ssl.create_default_context()
     address = f"https://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
     async with silent, listening(plaid, base_url=address, ssl=context) as (client, late):
@@ -405,6 +406,8 @@ async def test_a_call_that_is_cancelled_before_it_is_sent_has_no_outcome(plaid):
         await asyncio.wait([task])
         assert (task.cancelled(), late) == (True, [])
         assert client.statistics().attempts == {"cancelled": 1}
+        for writer in accepted:
+            writer.transport.abort()
 
 
 @pytest.mark.parametrize(

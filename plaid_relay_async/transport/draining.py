@@ -50,6 +50,7 @@ class Draining(Generic[T]):
         "_expiring",
         "_seconds",
         "_task",
+        "_timer",
         "_work",
         "interruption",
     )
@@ -65,6 +66,7 @@ class Draining(Generic[T]):
         self._drain: contextlib.ExitStack | None = None
         self._expired = self._expiring = False
         self._task: asyncio.Task[Any]
+        self._timer: asyncio.TimerHandle | None = None
 
     def __await__(self) -> Generator[Any, None, T]:
         """Run the attempt to its end, or to the end of the drain."""
@@ -89,8 +91,6 @@ class Draining(Generic[T]):
             work.close()
             if self._drain is not None:
                 self._drain.close()
-            if self._expiring:
-                task.uncancel()
             if task.cancelling() <= before:
                 self.interruption = None  # it came from within the attempt, as a timeout in a middleware does
 
@@ -110,6 +110,8 @@ class Draining(Generic[T]):
                 return None
         if waited is None or not waited.cancel():
             return error
+        if self._timer is not None:
+            self._timer.cancel()
         # A future is cancelled immediately, and a task takes its time.
         while not waited.done():
             with shield(), contextlib.suppress(asyncio.CancelledError):
@@ -126,7 +128,8 @@ class Draining(Generic[T]):
         if self.interruption is None:
             self._drain = contextlib.ExitStack()
             self._drain.enter_context(self._drains.one())
-            self._drain.callback(asyncio.get_running_loop().call_later(self._seconds, self._expire).cancel)
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
+            self._drain.callback(self._timer.cancel)
         self.interruption = error
         return True
 

@@ -24,6 +24,7 @@ from plaid_relay_async.cli.rescue import Rescue
 from plaid_relay_async.cli.rows import FileRows
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.status import UsageError, shown
+from plaid_relay_async.errors import printable
 from plaid_relay_async.simulator import Fault
 
 CREATE = "/credit/relay/create"
@@ -146,7 +147,7 @@ def test_an_error_code_in_the_table(plaid, run, partners, code):
     plaid.fail(Fault(status=400, body={"error_code": code, "error_type": "INVALID_INPUT"}))
     done = run("bulk", partners(1), "--report-token", REPORT)
     assert done.status == 1
-    assert [line["error_code"] for line in done.lines] == [code]
+    assert [line["error_code"] for line in done.lines] == [printable(code)]
     assert shown(code)[:60] in done.err
     assert "\x1b" not in done.err
     assert len(done.err) < 10_000

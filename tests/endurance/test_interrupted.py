@@ -50,7 +50,12 @@ class Content:
     received: set[str]
 
     async def readany(self):
-        piece = await self.content.readany()
+        return self.noted(await self.content.readany())
+
+    def read_nowait(self):
+        return self.noted(self.content.read_nowait())
+
+    def noted(self, piece):
         self.received.update(token.decode() for token in TOKEN.findall(piece))
         return piece
 

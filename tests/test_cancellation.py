@@ -203,6 +203,25 @@ async def test_a_cancellation_of_the_task_during_a_drain_is_not_taken_for_one_of
     assert batch.result.counts == {"created": 1}
 
 
+@pytest.mark.parametrize("direct", [True, False])
+async def test_a_scope_of_anyio_catches_the_cancellation_of_a_call_that_connects(direct):
+    """A call whose connection isn't made yet ends as any other `await`, and reports nothing."""
+    late: list[object] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        scope.cancel()
+        await reader.read()  # the handshake isn't answered
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, RelayClient(OWNER, base_url=url, direct=direct, on_late_outcome=late.append) as client:
+        with anyio.CancelScope() as scope:
+            await client.relay.create(["report"], "partner")
+    assert scope.cancelled_caught
+    assert late == []
+
+
 # ---------------------------------------------------------------------------------------------- the helper
 
 

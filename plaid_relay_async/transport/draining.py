@@ -108,7 +108,8 @@ class Draining(Generic[T]):
                 error = another
             else:
                 return None
-        if waited is None or not waited.cancel():
+        # With its arguments, by which an AnyIO scope recognizes its own.
+        if waited is None or not waited.cancel(*error.args):
             return error
         if self._timer is not None:
             self._timer.cancel()

@@ -357,7 +357,13 @@ class Journal:
                     f"somebody works on the run {run!r}", advice="Wait until that has ended, or end it."
                 )
             held = (entries.c.run_id == run_id) & entries.c.token.is_not(None)
-            return connection.execute(update(entries).where(held).values(token=None)).rowcount
+            deleted = connection.execute(update(entries).where(held).values(token=None)).rowcount
+            do = statements(self._database.kind)
+            superseded = connection.execute(do.superseded, {"run": run_id}).scalars()
+            pairs = rows([{"id": row} for row in superseded])
+            for settle in do.settle:
+                connection.execute(settle, pairs)
+            return deleted
 
         many = await self._write(work)
         await self._database.clear_log(self._state.line)

@@ -62,6 +62,7 @@ class Statements:
         removing: has the holder remove the token of one row, if that is as it was seen.
         remove: writes down what became of the removals of the holder's.
         settle: two statements; after them the claim on the pairs of rows is where it belongs.
+        superseded: returns the rows of a run whose token was forgotten, while their pair has another one.
         retire: takes claim and currency from one row, if it is as it was seen.
         look_up: gives the rows with the claim on pairs, and those current in the run.
         find: gives the rows of tokens, by their digests.
@@ -80,6 +81,9 @@ class Statements:
         self.removing: Final = self._removing()
         self.remove: Final = self._remove()
         self.settle: Final = (self._give_up(), self._inherit())
+        self.superseded: Final = select(entries.c.id).where(
+            entries.c.run_id == bindparam("run"), entries.c.claim == true(), self._superseded()
+        )
         self.retire: Final = (
             update(entries)
             .where(self._as_seen())
@@ -168,23 +172,37 @@ class Statements:
     def _pairs(self) -> Any:
         given = self._given(entries.c.id)
         concerned = entries.alias("concerned")
-        settled = and_(concerned.c.state == State.CREATED, concerned.c.claim == true())
+        settled = and_(
+            concerned.c.state == State.CREATED, concerned.c.claim == true(), concerned.c.token.is_not(None)
+        )
         return (
             select(concerned.c.pair).where(concerned.c.id.in_(select(given.c.id)), not_(settled)).distinct()
         )
 
+    @staticmethod
+    def _another_token() -> Any:
+        """Return a query of the other tokens of a pair, for the row that has the claim, and its table."""
+        token = entries.alias("token")
+        others = select(token.c.id).where(token.c.pair == entries.c.pair, token.c.state == State.CREATED)
+        return others.where(token.c.claim == false(), token.c.begun_at.is_not(None)), token
+
+    def _superseded(self) -> Any:
+        """Return whether a row's token was forgotten, and its pair has another one that can be served."""
+        others, token = self._another_token()
+        forgotten = and_(entries.c.state == State.CREATED, entries.c.token.is_(None))
+        return and_(forgotten, exists(others.where(token.c.token.is_not(None))))
+
     def _give_up(self) -> Any:
         # An intent has the claim as long as there is no token: whether its worker is alive isn't known here.
-        token = entries.alias("token")
-        has_token = exists(
-            select(1)
-            .where(token.c.pair == entries.c.pair, token.c.state == State.CREATED)
-            .where(token.c.claim == false(), token.c.begun_at.is_not(None))
+        others, _ = self._another_token()
+        gives_up = or_(
+            entries.c.state.not_in((State.CREATED, State.BEGUN)),
+            and_(entries.c.state == State.BEGUN, exists(others)),
+            self._superseded(),
         )
-        kept = or_(entries.c.state == State.CREATED, and_(entries.c.state == State.BEGUN, not_(has_token)))
         return (
             update(entries)
-            .where(entries.c.pair.in_(self._pairs()), entries.c.claim == true(), not_(kept))
+            .where(entries.c.pair.in_(self._pairs()), entries.c.claim == true(), gives_up)
             .values(claim=False)
         )
 
@@ -192,8 +210,14 @@ class Statements:
         pairs = self._pairs().subquery("pairs")
         heir, other = entries.alias("heir"), entries.alias("other")
         unclaimed = not_(exists(select(1).where(other.c.pair == pairs.c.pair, other.c.claim == true())))
-        # A token tells most, and a doubt more than a token that may be gone.
-        rank = case((heir.c.state == State.CREATED, 1), (heir.c.state == State.REMOVING, 3), else_=2)
+        # A token that can be served comes first, then one that was forgotten, a doubt, one that may be gone.
+        is_token = heir.c.state == State.CREATED
+        rank = case(
+            (and_(is_token, heir.c.token.is_not(None)), 1),
+            (is_token, 2),
+            (heir.c.state == State.REMOVING, 4),
+            else_=3,
+        )
         best = (
             select(heir.c.id)
             .where(heir.c.pair == pairs.c.pair, heir.c.claim == false(), heir.c.begun_at.is_not(None))

@@ -133,8 +133,10 @@ def expected_beside(tokens, own, run, policy, *, issued):
     elsewhere = any(each.run != run for each in tokens)
     here = any(each.run == run for each in tokens)
     ways = set()
+    if policy["on_existing"] == "reuse":
+        return {"created"} if any(not each.forgotten for each in tokens) else {"refused"}
     if policy["on_existing"] != "refuse" or here:
-        ways |= {"created"} if policy["on_existing"] == "reuse" or here else set()
+        ways |= {"created"} if here else set()
         ways |= {"refused"} if any(each.forgotten for each in tokens) else set()
     if elsewhere and policy["on_existing"] == "refuse":
         ways.add("refused")

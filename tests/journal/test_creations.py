@@ -392,6 +392,25 @@ async def test_a_token_that_comes_late_is_kept_beside_another(plaid, client, rep
         assert [record.relay_token for record in await all_of(y, "y")] == [other.relay_token]
 
 
+async def test_a_token_that_comes_late_is_served_in_place_of_a_forgotten_one(plaid, client, report, url):
+    """Other runs were refused before it came, as the journal couldn't return the pair's token."""
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(url, run="x", key=KEY) as x:
+        await client.relay.create_many(requests(report, 1), journal=x)
+        plaid.heal()
+        recorder = x._state.recorder
+        asked = text("SELECT pair FROM relay_entries")
+        (pair,) = await x._write(lambda connection: connection.execute(asked).scalars().all())
+        mine = (await recorder.writer.look_up(pair)).own
+        await create(client, report, url, "y", retry_unknown=True)
+        assert await x.forget("y") == 1
+        assert (await create(client, report, url, "z"))[0].counts == {"failed": 1}
+        late = plaid.ledger[0]["relay_token"]
+        await recorder.writer.note(ended(mine.id, State.CREATED, token=Hidden(late)))
+        assert (await create(client, report, url, "z"))[0].created[0].relay_token == late
+    assert len(plaid.ledger) == 2
+
+
 async def test_a_token_that_comes_late_outweighs_an_unknown(plaid, client, report, postgres):
     """Where the attempt that took its place is unknown, everybody is served the token."""
     await postgres.fresh()

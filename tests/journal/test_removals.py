@@ -191,6 +191,34 @@ async def test_a_run_makes_no_second_token_for_one_that_it_forgot(plaid, client,
     assert len(plaid.ledger) == 2
 
 
+async def test_a_token_is_served_although_a_newer_one_was_forgotten(plaid, client, report, url):
+    """The claim passes to a token that the journal can return; after its removal the forgotten one counts again."""
+    first, _ = await create(client, report, url, "x")
+    await create(client, report, url, "y", on_existing="create")
+    async with Journal(url, key=KEY) as journal:
+        assert await journal.forget("y") == 1
+    served, _ = await create(client, report, url, "z")
+    assert [each.relay_token for each in served.created] == [first.created[0].relay_token]
+    async with Journal(url, run="x", key=KEY) as journal:
+        assert (await client.relay.remove(first.created[0].relay_token, journal=journal)).removed
+    refused, _ = await create(client, report, url, "z")
+    assert "forgotten" in str(refused.failed[0].error)
+    assert len(plaid.ledger) == 2
+
+
+async def test_the_claim_of_a_removed_token_passes_to_one_that_can_be_served(plaid, client, report, url):
+    """Of two other tokens, the older one is served if the newer one was forgotten."""
+    first, _ = await create(client, report, url, "x")
+    await create(client, report, url, "y", on_existing="create")
+    third, _ = await create(client, report, url, "v", on_existing="create")
+    async with Journal(url, key=KEY) as journal:
+        assert await journal.forget("y") == 1
+        assert (await client.relay.remove(third.created[0].relay_token, journal=journal)).removed
+    served, _ = await create(client, report, url, "z")
+    assert [each.relay_token for each in served.created] == [first.created[0].relay_token]
+    assert len(plaid.ledger) == 3
+
+
 async def test_a_run_is_forgotten_once_its_workers_have_ended(plaid, client, report, url):
     """Until then it is refused, and the error says what to wait for."""
     async with Journal(url, run="x", key=KEY) as working, Journal(url, key=KEY) as journal:

@@ -1,0 +1,271 @@
+"""The way out that each refusal of the gateway names: each test sees the refusal, does that, and succeeds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+from by_hand import CREATE, CREATION, REMOVE, request
+from fort import SECRETS, fort
+from support import OWNER, PARTNER
+from yarl import URL
+
+from plaid_relay_async import (
+    AuthenticationError,
+    OutcomeUnknownError,
+    PlaidServerError,
+    RateLimitError,
+    RelayClient,
+    RetryPolicy,
+    Timeouts,
+)
+from plaid_relay_async.gateway import Gateway, KeyFile, new_key
+from plaid_relay_async.gateway.refusals import REASONS
+from plaid_relay_async.limits import RateLimit
+from plaid_relay_async.simulator import Fault, Simulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+REPORT = "assets-sandbox-1111"
+ONCE = RetryPolicy(attempts=1)
+
+
+@pytest.fixture
+async def plaid() -> AsyncIterator[Simulator]:
+    async with Simulator(reports=[REPORT], generating=0.0) as simulator:
+        yield simulator
+
+
+@contextlib.asynccontextmanager
+async def calling(keys, upstream, key, **options) -> AsyncIterator[tuple[RelayClient, str]]:
+    """Yield a client of a gateway, which makes one attempt for each call, and the gateway's address."""
+    settings = {"upstream": upstream, "credentials": {"default": OWNER}} | options
+    async with (
+        Gateway(keys, **settings) as gateway,
+        RelayClient(gateway_key=key, base_url=gateway.url, retry=ONCE) as client,
+    ):
+        yield client, gateway.url
+
+
+# ----------------------------------------------------------------------------------------- send it correctly
+
+
+def large():
+    return CREATION | {"x": "x" * 2**20}
+
+
+REFUSED = {
+    "UNAUTHORIZED_KEY": lambda keys: request(key=keys["lender"][:-1]),
+    "UNAUTHORIZED_OPERATION": lambda keys: request(key=keys["remover"]),
+    "PARTNER_NOT_ALLOWED": lambda keys: request(
+        CREATE, CREATION | {"secondary_client_id": "p3"}, key=keys["bound"]
+    ),
+    "UNAUTHORIZED_CREDENTIALS": lambda keys: request(key=keys["lost"]),
+    "HOST_NOT_ALLOWED": lambda keys: request(key=keys["lender"], host="gateway.example"),
+    "ORIGIN_NOT_ALLOWED": lambda keys: request(
+        CREATE, CREATION, "Origin: https://page.example", key=keys["lender"]
+    ),
+    "NOT_FOUND": lambda keys: request(f"{CREATE}?x=1", key=keys["lender"]),
+    "METHOD_NOT_ALLOWED": lambda keys: request(key=keys["lender"], method="GET"),
+    "INVALID_HTTP": lambda keys: request(key=keys["lender"]).replace(b"HTTP/1.1", b"HTTP/one"),
+    "INVALID_HEADERS": lambda keys: request(CREATE, CREATION, "Expect: another", key=keys["lender"]),
+    "INVALID_BODY": lambda keys: request(CREATE, b"[]", key=keys["lender"]),
+    "UNSUPPORTED_MEDIA_TYPE": lambda keys: request(key=keys["lender"], kind="text/plain"),
+    "BODY_TOO_LARGE": lambda keys: request(CREATE, large(), key=keys["lender"]),
+    "BODY_TIMEOUT": lambda keys: request(key=keys["lender"])[:-5],
+}
+WAITED_FOR = {"RATE_LIMIT", "BUSY", "UPSTREAM_UNREACHABLE", "UPSTREAM_LOST", "UPSTREAM_TIMEOUT"}
+NO_WAY_OUT = {"CALLER_GONE", "INTERNAL_ERROR"}  # in the audit log alone; an outcome that is unknown
+
+
+@pytest.mark.parametrize("code", REFUSED)
+async def test_a_refused_request_is_answered_once_it_is_correct(code):
+    """As `suggested_action` describes it: with a good key, the gateway's own name, one JSON object and so on."""
+    async with fort(patience=1.0) as held:
+        refused = await held.one(REFUSED[code](held.keys))
+        assert refused.code == code
+        assert refused.json["suggested_action"]
+        held.assert_nothing_came()
+        assert (await held.one(request(key=held.keys["lender"]))).status == 200
+
+
+def test_each_refusal_has_its_test():
+    """No reason of the gateway's is without one here, unless there is nothing to do about it."""
+    assert {*REFUSED, *WAITED_FOR, *NO_WAY_OUT} == {reason.code for reason in REASONS}
+
+
+# ------------------------------------------------------------------------------------- ask who runs the gateway
+
+
+@pytest.mark.may_block
+@pytest.mark.parametrize(
+    ("bound", "code"),
+    [
+        (None, "UNAUTHORIZED_KEY"),
+        ({"operations": [REMOVE]}, "UNAUTHORIZED_OPERATION"),
+        ({"partners": ["another"]}, "PARTNER_NOT_ALLOWED"),
+    ],
+)
+async def test_a_caller_that_may_not_gets_another_key(tmp_path, plaid, bound, code):
+    """Within a second or so a running gateway admits a key that is added for the operation and the partner."""
+    keys = KeyFile(tmp_path / "keys.json")
+    held = new_key("nobody")[1] if bound is None else keys.add("ann", **bound)
+    async with calling(keys, plaid.url, held) as (client, url):
+        with pytest.raises(AuthenticationError) as caught:
+            await client.relay.create([REPORT], "p")
+        assert caught.value.error_code == code
+        assert "key" in caught.value.advice
+        added = keys.add("ann-2", operations=[CREATE], partners=["p"])
+        await asyncio.sleep(1.5)
+        async with RelayClient(gateway_key=added, base_url=url, retry=ONCE) as again:
+            made = await again.relay.create([REPORT], "p")
+    assert [entry["relay_token"] for entry in plaid.ledger] == [made.relay_token]
+
+
+async def test_a_set_of_credentials_that_is_missing_is_added(plaid):
+    """The same key works once the gateway is started with the set that the key is bound to."""
+    record, key = new_key("ann", credentials="acme-bank")
+    async with calling([record], plaid.url, key) as (client, _):
+        with pytest.raises(AuthenticationError, match="give it that set of credentials"):
+            await client.relay.create([REPORT], "p")
+    async with calling([record], plaid.url, key, credentials={"acme-bank": OWNER}) as (client, _):
+        assert await client.relay.create([REPORT], "p")
+
+
+async def test_a_name_that_the_gateway_does_not_answer_to_is_added():
+    """Once it is started with that name, the same request is answered."""
+    record, key = new_key("ann")
+    wanted = request(key=key, host="gateway.example")
+    async with fort() as held:
+        refused = await held.one(wanted)
+        assert (refused.code, "--name" in refused.json["suggested_action"]) == ("HOST_NOT_ALLOWED", True)
+        options = {"upstream": held.upstream.url, "credentials": SECRETS, "names": ["gateway.example"]}
+        async with Gateway([record], **options) as gateway:
+            first, held.gateway = held.gateway, gateway
+            assert (await held.one(wanted)).status == 200
+            held.gateway = first
+
+
+@pytest.mark.may_block
+async def test_a_file_of_keys_that_others_may_read_is_closed_to_them(tmp_path, plaid, caplog):
+    """A running gateway admits callers again after the chmod that its log asks for."""
+    keys = KeyFile(tmp_path / "keys.json")
+    key = keys.add("ann")
+    async with calling(keys, plaid.url, key) as (client, _):
+        keys.path.chmod(0o644)
+        await asyncio.sleep(1.5)
+        with pytest.raises(AuthenticationError):
+            await client.relay.create([REPORT], "p")
+        assert "chmod 600" in caplog.text
+        keys.path.chmod(0o600)
+        await asyncio.sleep(1.5)
+        assert await client.relay.create([REPORT], "p")
+
+
+@pytest.mark.may_block
+async def test_a_key_is_rotated(tmp_path, plaid):
+    """A second key is added and handed over, and the first one revoked: no call fails on the way."""
+    keys = KeyFile(tmp_path / "keys.json")
+    old = keys.add("nightly-job")
+    async with calling(keys, plaid.url, old) as (client, url):
+        new = keys.add("nightly-job-2")
+        await asyncio.sleep(1.5)
+        await client.relay.create([REPORT], "p")
+        async with RelayClient(gateway_key=new, base_url=url, retry=ONCE) as again:
+            await again.relay.create([REPORT], "q")
+            keys.revoke("nightly-job")
+            await asyncio.sleep(1.5)
+            await again.relay.create([REPORT], "r")
+        with pytest.raises(AuthenticationError):
+            await client.relay.create([REPORT], "s")
+    assert [entry["secondary_client_id"] for entry in plaid.ledger] == ["p", "q", "r"]
+
+
+async def test_plaids_secret_is_rotated():
+    """The gateway is started again with the new secret; the callers' keys stay as they are."""
+    record, key = new_key("ann")
+    async with Simulator(clients={"owner": "new-secret"}, reports=[REPORT]) as plaid:
+        old, new = OWNER, type(OWNER)("owner", "new-secret")
+        async with calling([record], plaid.url, key, credentials={"default": old}) as (client, _):
+            with pytest.raises(AuthenticationError, match="INVALID_API_KEYS"):
+                await client.relay.create([REPORT], "p")
+        async with calling([record], plaid.url, key, credentials={"default": new}) as (client, _):
+            assert await client.relay.create([REPORT], "p")
+
+
+# ------------------------------------------------------------------------------------------------ wait, and repeat
+
+
+async def test_a_rate_that_is_used_up_is_waited_for(plaid):
+    """After `Retry-After` the same call succeeds."""
+    record, key = new_key("ann", rate=RateLimit(1, 1.0))
+    async with calling([record], plaid.url, key) as (client, _):
+        await client.relay.create([REPORT], "p")
+        with pytest.raises(RateLimitError, match="Wait as long as Retry-After says") as caught:
+            await client.relay.create([REPORT], "q", timeout=0.5)
+        assert caught.value.error_code == "RATE_LIMIT"
+        await asyncio.sleep(caught.value.retry_after)
+        await client.relay.create([REPORT], "q")
+    assert len(plaid.ledger) == 2
+
+
+async def test_a_busy_gateway_is_waited_for(plaid):
+    """After `Retry-After`, and once a call in flight has ended, the same call succeeds."""
+    record, key = new_key("ann")
+    plaid.fail(Fault(path=CREATE, latency=1.5, times=1))
+    async with calling([record], plaid.url, key, upstream_connections=1, patience=0.3) as (client, _):
+        first = asyncio.ensure_future(client.relay.create([REPORT], "p"))
+        while not plaid.counts[CREATE]:
+            await asyncio.sleep(0.01)
+        with pytest.raises(RateLimitError, match="Wait as long as Retry-After says") as caught:
+            await client.relay.create([REPORT], "q")
+        assert (caught.value.error_code, caught.value.retry_after) == ("BUSY", 1)
+        await asyncio.gather(first, asyncio.sleep(caught.value.retry_after))
+        await client.relay.create([REPORT], "q")
+    assert len(plaid.ledger) == 2
+
+
+async def test_a_gateway_that_reaches_no_upstream_is_called_again():
+    """Nothing was sent to Plaid: the same creation succeeds once Plaid can be reached, and makes one token."""
+    record, key = new_key("ann")
+    async with Simulator() as closed:
+        address = closed.url
+    async with calling([record], address, key) as (client, _):
+        with pytest.raises(PlaidServerError, match="safe to try again") as caught:
+            await client.relay.create([REPORT], "p")
+        assert caught.value.error_code == "UPSTREAM_UNREACHABLE"
+        async with Simulator(port=URL(address).port, reports=[REPORT]) as plaid:
+            await asyncio.sleep(caught.value.retry_after or 0)
+            assert await client.relay.create([REPORT], "p", timeout=30)
+            assert len(plaid.ledger) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [(Fault(close=True), "UPSTREAM_LOST"), (Fault(stall=5), "UPSTREAM_TIMEOUT")],
+    ids=["lost", "timeout"],
+)
+async def test_a_response_that_the_gateway_lost(plaid, fault, code):
+    """A read is repeated and succeeds; a creation is unknown, and is created again by decision."""
+    record, key = new_key("ann", credentials="partner")
+    owner, owners_key = new_key("ben")
+    short = Timeouts(read=0.3, slow_read=0.3)
+    sets = {"default": OWNER, "partner": PARTNER}
+    async with (
+        calling([record, owner], plaid.url, key, credentials=sets, timeouts=short) as (partner, url),
+        RelayClient(gateway_key=owners_key, base_url=url, retry=ONCE) as lender,
+    ):
+        made = await lender.relay.create([REPORT], PARTNER.client_id)
+        plaid.fail(fault)
+        with pytest.raises(PlaidServerError, match="repeat what only reads") as caught:
+            await partner.relay.get(made.relay_token)
+        assert caught.value.error_code == code
+        with pytest.raises(OutcomeUnknownError) as unknown:
+            await lender.relay.create([REPORT], "q")
+        assert unknown.value.error_code == code
+        plaid.heal()
+        assert (await partner.relay.get(made.relay_token)).report
+        assert await lender.relay.create([REPORT], "q")

@@ -3,10 +3,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 import traceback
+from pathlib import Path
 
 import aiohttp
 import pytest
 
+import plaid_relay_async
 from plaid_relay_async import ConfigurationError, Credentials, Environment, RelayClient, RetryPolicy, Timeouts
 from plaid_relay_async.config import GatewayKey, check_proxy, check_tls, resolve_base_url, resolve_identity
 from plaid_relay_async.exchange import Direct
@@ -112,11 +114,8 @@ def test_an_address_is_refused_when_the_client_is_created(url):
     with pytest.raises(ConfigurationError) as caught:
         RelayClient(gateway_key="the-key-of-a-caller", base_url=url)
     report = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-    ours = [
-        frame
-        for frame in report.stack
-        if "plaid_relay_async" in frame.filename and "/tests/" not in frame.filename
-    ]
+    package = str(Path(plaid_relay_async.__file__).parent)
+    ours = [frame for frame in report.stack if frame.filename.startswith(package)]
     assert ours
     assert "the-key-of-a-caller" not in str([frame.locals for frame in ours])
 

@@ -53,11 +53,13 @@ class _Opened:
     """What there is while a journal is open.
 
     Attributes:
+        loop: the event loop in which it was opened.
         recorder: once something was entered.
         seconds: that others know a request of the recorder's may be under way for.
         closing: once it is being closed, the moment after which no call is waited for.
     """
 
+    loop: asyncio.AbstractEventLoop
     digests: Digests
     holders: Holders
     line: Line
@@ -68,7 +70,7 @@ class _Opened:
 
 @sealed_init
 class Journal:
-    """A durable record of creations, in SQLite or PostgreSQL; use it with `async with`.
+    """A durable record of creations, in SQLite or PostgreSQL; use it with `async with`, in one event loop.
 
     Pass it as `journal=` to `client.relay.create`, `create_many`, `remove` and `remove_many`. A pair of
     report and partner for which it has a token is served from it, and none is begun twice, whoever asks.
@@ -162,7 +164,10 @@ class Journal:
             await self._database.check(line)
             stored = await line.run(work, self._long)
         self._opened = _Opened(
-            Digests(self._keyring.open(stored)), Holders(self._database, self._database.line()), line
+            asyncio.get_running_loop(),
+            Digests(self._keyring.open(stored)),
+            Holders(self._database, self._database.line()),
+            line,
         )
         if not self._keyring.is_up_to_date(stored):
             await self._wrap(stored)
@@ -219,6 +224,13 @@ class Journal:
             )
         return self._opened
 
+    def _check_loop(self) -> None:
+        # Not in `_state`, which threads that run transactions use as well.
+        if self._state.loop is not asyncio.get_running_loop():
+            raise JournalError(
+                "the journal was opened in another event loop", advice="Open one in each event loop."
+            )
+
     # -------------------------------------------------------------------------------- for clients and batches
 
     async def enter(
@@ -230,8 +242,9 @@ class Journal:
 
         Raises:
             ConfigurationError: it has no namespace.
-            JournalError: it can't be read or written.
+            JournalError: it can't be read or written, or was opened in another event loop.
         """
+        self._check_loop()
         recorder = await self._recorder(caller)
         if isinstance(request, RelayRemoveRequest):
             return await recorder.removal(request)
@@ -408,6 +421,7 @@ class Journal:
         return connection.execute(replace, rows(changes.reveal())).rowcount
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
+        self._check_loop()
         return await self._database.write(self._state.line, work, self._lease, self._long)
 
 

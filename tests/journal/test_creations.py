@@ -818,3 +818,20 @@ async def test_a_doubt_stays_on_record_if_a_token_takes_the_claim_between_two_at
         assert (await y.status("y")).counts == {"unknown": 1}
         assert (await client.relay.create([report], "p", journal=x)).relay_token == made.relay_token
     assert of_the_ledger(plaid) == {"p": 2}
+
+
+async def test_a_journal_belongs_to_the_event_loop_that_opened_it(plaid, client, report, url):
+    """A call in another loop fails before anything is sent, and the journal goes on in its own."""
+
+    async def elsewhere() -> None:
+        async with RelayClient(OWNER, base_url=plaid.url) as other:
+            with pytest.raises(JournalError, match="another event loop"):
+                await other.relay.create([report], "first", journal=journal)
+            with pytest.raises(JournalError, match="another event loop"):
+                await journal.runs()
+
+    async with Journal(url, run="x", key=KEY) as journal:
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        assert plaid.counts[CREATE] == 0
+        made = await client.relay.create([report], "first", journal=journal)
+    assert [entry["relay_token"] for entry in plaid.ledger] == [made.relay_token]

@@ -308,7 +308,7 @@ async def test_a_group_whose_waiters_have_gone(tmp_path):
             raise OSError
         return items
 
-    groups = Groups(see_to)
+    groups = Groups(see_to, detached=True)
     gone = groups.put("gone")
     gone.cancel()
     await groups.drain()

@@ -52,11 +52,13 @@ from plaid_relay_async.errors import (
     PlaidRelayError,
 )
 from plaid_relay_async.models import RelayCreateRequest
+from plaid_relay_async.outcomes import Failed, Refreshed, Removed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from plaid_relay_async.models import RelayRemoveResponse
+    from plaid_relay_async.outcomes import LateOutcome
 
 _HELP = """\
 Share Plaid Asset Reports with partners: a relay token for each, and an honest outcome for every one.
@@ -249,10 +251,11 @@ def fetch(
 @app.command
 def refresh(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeout = None) -> Exit:
     """Have a report that was shared with you made anew."""
-    client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
+    late: list[LateOutcome] = []
+    client, token = _client(base_url, timeout, late=late), read_token(relay_token, "RELAY_TOKEN")
     file = standard_output()
     try:
-        answer = _call(client, lambda: client.relay.refresh(token))
+        answer = _settle(client, lambda: client.relay.refresh(token), late)
     except KeyboardInterrupt:
         say("interrupted: nobody can tell whether the report is being made anew")
         return Exit.UNKNOWN
@@ -270,7 +273,8 @@ def remove(
     timeout: Timeout = None,
 ) -> Exit:
     """Take a relay token back; a journal that knows it doesn't serve it any more."""
-    client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
+    late: list[LateOutcome] = []
+    client, token = _client(base_url, timeout, late=late), read_token(relay_token, "RELAY_TOKEN")
     told_to = None if journal is None else Existing(journal, key_file).made()
     file = standard_output()
 
@@ -279,7 +283,7 @@ def remove(
             return await client.relay.remove(token, journal=told_to)
 
     try:
-        answer = _call(client, removal)
+        answer = _settle(client, removal, late)
     except KeyboardInterrupt:
         say("interrupted: nobody can tell whether it was removed; remove it again to be sure")
         return Exit.UNKNOWN
@@ -349,7 +353,13 @@ def demo() -> Exit:
 # -------------------------------------------------------------------------------- what they have in common
 
 
-def _client(base_url: str | None, timeout: float | None, connections: int = 1) -> RelayClient:
+def _client(
+    base_url: str | None,
+    timeout: float | None,
+    connections: int = 1,
+    *,
+    late: list[LateOutcome] | None = None,
+) -> RelayClient:
     if timeout is not None and not 0 < timeout < math.inf:
         raise UsageError("--timeout: must be a number of seconds above 0")
     if connections < 1:
@@ -357,7 +367,12 @@ def _client(base_url: str | None, timeout: float | None, connections: int = 1) -
     if (most := most_connections()) is not None and connections > most:
         raise UsageError(f"--concurrency: this shell allows {most} connections at most; raise ulimit -n")
     timeouts = Timeouts() if timeout is None else Timeouts(total=timeout)
-    return RelayClient(base_url=base_url, timeouts=timeouts, connections=max(100, connections))
+    return RelayClient(
+        base_url=base_url,
+        timeouts=timeouts,
+        connections=max(100, connections),
+        on_late_outcome=None if late is None else late.append,
+    )
 
 
 def _report_token(word: str) -> str:
@@ -399,6 +414,29 @@ def _call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> Any:
             return await operation()
 
     return signals.run(call())
+
+
+def _settle(client: RelayClient, operation: Callable[[], Awaitable[Any]], late: list[LateOutcome]) -> Any:
+    """Make a call that changes something: if a signal comes while it is in flight, its response still counts.
+
+    Args:
+        client: of the call.
+        operation: makes it.
+        late: where the client stores the outcome of a call that was interrupted.
+
+    Raises:
+        PlaidRelayError: it failed.
+        KeyboardInterrupt: a signal came, and the outcome is unknown.
+    """
+    try:
+        return _call(client, operation)
+    except KeyboardInterrupt:
+        match late:
+            case [Refreshed() | Removed() as outcome]:
+                return outcome.response
+            case [Failed(error=error)]:
+                raise error from None
+        raise
 
 
 # --------------------------------------------------------------------------------------- from words to exit

@@ -184,11 +184,27 @@ def test_refresh_unknown(plaid, shared, run):
     assert run("refresh", shared).status == 3
 
 
-def test_interrupted_calls(plaid, shared, run, signal_when):
-    """An interrupted read fails; the outcome of an interrupted refresh is unknown."""
-    plaid.fail(Fault(latency=5.0))
+def test_interrupted_calls(plaid, shared, run, signal_when, monkeypatch):
+    """An interrupted read fails; the response of an interrupted refresh or removal is waited for, and printed."""
+    plaid.fail(Fault(latency=1.0))
     signal_when(lambda: plaid.counts["/credit/relay/get"])
     assert run("get", shared).status == 1
+    signal_when(lambda: plaid.counts["/credit/relay/refresh"])
+    done = run("refresh", shared)
+    assert (done.status, json.loads(done.out)["relay_token"]) == (0, plaid.ledger[-1]["relay_token"])
+    assert done.err == ""
+    monkeypatch.setenv("PLAID_CLIENT_ID", "owner")
+    signal_when(lambda: plaid.counts["/credit/relay/remove"] == 1)
+    done = run("remove", shared)
+    assert (done.status, json.loads(done.out)["removed"]) == (0, True)
+    signal_when(lambda: plaid.counts["/credit/relay/remove"] == 2)
+    done = run("remove", shared)
+    assert (done.status, "INVALID_RELAY_TOKEN" in done.err) == (1, True)
+
+
+def test_an_interrupted_call_without_a_response(plaid, shared, run, signal_when):
+    """Its outcome is unknown, and the command says what to do."""
+    plaid.fail(Fault(latency=0.5, close=True))
     signal_when(lambda: plaid.counts["/credit/relay/refresh"])
     done = run("refresh", shared)
     assert (done.status, "nobody can tell" in done.err) == (3, True)

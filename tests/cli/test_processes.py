@@ -244,11 +244,11 @@ def shared_token(start):
 
 
 @pytest.mark.parametrize(
-    ("word", "status", "told"), [("get", 1, "interrupted"), ("remove", 3, "nobody can tell")]
+    ("word", "status", "told"), [("get", 1, "interrupted"), ("remove", 1, "INVALID_RELAY_TOKEN")]
 )
 def test_a_single_call_that_is_told_to_end(start, spawn, word, status, told):
-    """SIGTERM is heard like Ctrl-C; of a removal that was sent nobody can tell."""
-    plaid = start(latency=5.0)
+    """SIGTERM is handled like Ctrl-C: a read ends, and the response to a removal is waited for."""
+    plaid = start(latency=2.0)
     process = spawn(word, "credit-relay-sandbox-1")
     while not plaid.requests:
         time.sleep(0.01)

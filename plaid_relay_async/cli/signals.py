@@ -91,7 +91,10 @@ class Signals:
         except asyncio.CancelledError:
             self._interrupt()
         finally:
-            main.close()  # if it was never started, Python would warn about it
+            # If it was never started, Python would warn about it. A third signal leaves it in its cleanup,
+            # which may need a loop.
+            with contextlib.suppress(RuntimeError):
+                main.close()
 
     async def _cancellable(self, main: Coroutine[Any, Any, _T]) -> _T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()

@@ -77,6 +77,28 @@ def test_a_second_signal_does_not_wait_for_the_cleanup():
         signals.run(work())
 
 
+def test_a_third_signal_does_not_wait_for_the_end_of_all_tasks():
+    """It ends a cleanup that goes on although its task was cancelled again, whatever that does without a loop."""
+
+    async def work():
+        loop = asyncio.get_running_loop()
+        loop.call_soon(send, signal.SIGINT)
+        try:
+            await asyncio.sleep(30)
+        finally:
+            loop.call_soon(send, signal.SIGINT)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(30)
+            loop.call_soon(send, signal.SIGINT)
+            try:
+                await asyncio.sleep(30)
+            finally:
+                asyncio.get_running_loop()
+
+    with Signals() as signals, pytest.raises(KeyboardInterrupt):
+        signals.run(work())
+
+
 def test_signals_that_come_early():
     """A signal that arrives just before a function is registered for signals calls that function."""
     calls = []

@@ -169,7 +169,7 @@ class Caller:
         host: of Plaid's API, or whatever stands in its place.
         client_id: gives the client id, or `None` where a gateway has it; may raise `NotSentError`.
         seconds: that a request may be under way; `None` for no limit.
-        former_host: the host as it was typed, by which earlier releases named it.
+        former_host: the host as it was typed, which earlier releases used.
         retry_unknown: in place of the journal's setting, if it isn't `None`.
         retry_failed: the same.
     """
@@ -357,7 +357,7 @@ class _Input:
     """Gives requests one by one, from either kind of iterable; `None` at the end.
 
     Attributes:
-        reader: the task that waits for an async iterable. To cancel it would close an async generator.
+        reader: the task that waits for an async iterable. Cancelling it would close an async generator.
     """
 
     def __init__(

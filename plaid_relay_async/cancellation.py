@@ -1,8 +1,8 @@
 """Waits that finish although their task is cancelled; the cancellation is raised afterwards.
 
 asyncio cancels a task once for each `cancel()`. AnyIO, on which Starlette and FastAPI are built, cancels it
-again at every `await` until its cancel scope is left. To catch those would keep a CPU busy; AnyIO's own
-shield stops them.
+again at every `await` until its cancel scope is left. Catching those in a loop would keep a CPU busy;
+AnyIO's own shield stops them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ async def ended(future: asyncio.Future[Any]) -> None:
             try:
                 await asyncio.wait([future])
             except asyncio.CancelledError as error:
-                # The last one: an AnyIO scope must not take a later cancellation of the task for its own.
+                # Keep the last one: a scope that began the drain would otherwise also swallow a later
+                # cancellation of the task.
                 interruption = error
     if interruption is not None:
         raise interruption
@@ -43,7 +44,7 @@ async def ended(future: asyncio.Future[Any]) -> None:
 async def finish(work: Callable[[], Awaitable[T]]) -> T:
     """Call a function in a task, and return its result; raise a cancellation of the caller only after that.
 
-    Code that shuts down by cancelling all tasks cancels that one as well. The function is then called again,
+    Code that shuts down by cancelling all tasks cancels that task as well. The function is then called again,
     so it must be safe to repeat.
     """
     interruption: asyncio.CancelledError | None = None
@@ -62,10 +63,10 @@ async def finish(work: Callable[[], Awaitable[T]]) -> T:
 
 
 class Wait:
-    """A future-like object: a task that waits for it waits for another future, which it doesn't cancel.
+    """A future-like object that is done when another future is. Cancelling it doesn't cancel that future.
 
-    `asyncio.shield` does the same with a future of its own, and takes a turn of the event loop longer. The
-    result is that of the other future, which what waits for that one asks for itself.
+    `asyncio.shield` does the same with a future of its own, which takes one more turn of the event loop. The
+    result of the other future isn't passed on: the code that awaits that future retrieves it.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_callbacks", "_cancelled", "_future")

@@ -98,7 +98,7 @@ class Timeouts:
         total: for one call with all its attempts and waits; `None` for no limit. In a batch, pauses that
             Plaid asked for aren't counted. A creation that has waited leaves only while half of this time is
             left for the answer, or `slow_read` if that is less.
-        drain: for the calls in flight when a batch is left early, or a call cancelled.
+        drain: for the calls in flight when a batch is left early or a call is cancelled.
         idle: for which a connection is kept that nobody uses. Shorter than the server's own time for that, so
             that a request seldom meets a connection that the server is closing: nobody could tell what became
             of it.
@@ -173,7 +173,7 @@ _NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 
 
 def _parsed(url: object) -> URL | None:
-    """Return a URL of http or https, or `None` if it isn't one, or one that parsers may read differently."""
+    """Return a parsed http(s) URL, or `None` if it isn't one or parsers may read it differently."""
     if not isinstance(url, str) or not url.isprintable() or " " in url or "\\" in url:
         return None
     try:

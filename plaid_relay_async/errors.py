@@ -115,7 +115,7 @@ class DuplicateRequestError(PlaidRelayError):
 class NotSentError(PlaidRelayError, ConnectionError):
     """The request never left: no connection, no name, no TLS, no leave to send, or no time for a response.
 
-    With `sent` True an earlier attempt of the call was sent. It was not carried out, or it was a read.
+    If `sent` is True, an earlier attempt of the call was sent, and was a read or wasn't carried out.
 
     Attributes:
         errno: the operating system's number, where there is one.

@@ -101,13 +101,13 @@ class Body:
     A server can't act on a call without its body, so one whose body wasn't handed over was never sent.
 
     From that moment on, a cancellation takes effect only when everything that has arrived is processed: the
-    bytes in the socket, and a response that was read in the same turn of the event loop. Cancellations that
-    follow in the meantime, such as those of an AnyIO scope, are part of it.
+    bytes in the socket, and a response that was read in the same turn of the event loop. Further
+    cancellations until then, such as those of an AnyIO scope, count as the same one.
 
     Attributes:
         data: its bytes, JSON.
         leaves: called just before that moment; it may raise.
-        left: whether it came.
+        left: whether the body was handed over.
         cancelled: the arguments of a cancellation that has not taken effect yet.
     """
 
@@ -122,7 +122,7 @@ class Body:
         """Say that it is about to be written.
 
         Raises:
-            aiohttp.ClientConnectionError: it had better not be, on this connection.
+            aiohttp.ClientConnectionError: this connection must not be used.
             TimeoutError: its time is up.
         """
         # A connection on which something arrived unasked would give it as the answer to this request: mostly
@@ -139,7 +139,7 @@ class Body:
         self.left = True
 
     async def next(self, read: Callable[[], Coroutine[Any, None, T]]) -> T:
-        """Return what is read next of the response; a cancellation is raised only if nothing has arrived."""
+        """Return what is read next of the response; raise a cancellation only if nothing more has arrived."""
         if self.cancelled is None:
             try:
                 return await read()
@@ -155,15 +155,15 @@ class Body:
                 await asyncio.sleep(0)
 
     def may_have_more(self) -> bool:
-        """Check, in each turn of the loop after a cancellation, whether to wait for another one."""
+        """Return whether to wait another turn of the event loop; called in each turn after a cancellation."""
         self._turns += 1
         if self._turns > _MAX_TURNS:
             return False
-        # A connection that is closed has no bytes, and the number of its socket may be another one's.
+        # A closed connection has no bytes, and the number of its socket may be another one's by now.
         return self._turns <= _MIN_TURNS or (self._protocol.is_connected() and _used[self._protocol]())
 
     def end(self) -> None:
-        """Raise the cancellation, if there was one: everything is processed, or has failed."""
+        """Raise the cancellation, if there was one, now that everything is processed or has failed."""
         if self.cancelled is not None:
             raise asyncio.CancelledError(*self.cancelled) from None
 
@@ -192,9 +192,12 @@ class _Payload(aiohttp.BytesPayload):
 
 @types.coroutine
 def _posted(work: Generator[Any, None, T], body: Body) -> Generator[Any, None, T]:
-    """Run a session's `post`, which closes its connection as soon as a cancellation reaches it."""
+    """Run a session's `post`, and keep a cancellation from it until what has arrived is read.
+
+    A `post` closes its connection as soon as a cancellation reaches it.
+    """
     try:
-        # It yields a future, or nothing where it only lets others run.
+        # It yields a future, or None to let other tasks run.
         waited: asyncio.Future[Any] | None = work.send(None)
         while body.cancelled is None:
             try:
@@ -210,7 +213,7 @@ def _posted(work: Generator[Any, None, T], body: Body) -> Generator[Any, None, T
                 waited = work.send(None)
         if waited is None or waited.done():
             yield work.throw(asyncio.CancelledError(*body.cancelled))
-        # A future is cancelled immediately, so that nothing arrives in between; only a task takes its time.
+        # A future is cancelled immediately, so that nothing arrives in between; a task may take some turns.
         while waited is not None and waited.cancel() and not waited.done():
             with contextlib.suppress(asyncio.CancelledError):
                 yield Wait(waited)

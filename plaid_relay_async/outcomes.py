@@ -75,7 +75,7 @@ class Removed(Settled[RelayRemoveRequest]):
 
 @frozen(kw_only=True)
 class Completed(Settled[Any]):
-    """A call was carried out for which there is no batch, such as `client.asset_report.create`.
+    """A call of an operation that has no batch, such as `client.asset_report.create`, was carried out.
 
     Only `RelayClient(on_late_outcome=...)` receives it. `response` is what the call would have returned.
     """

@@ -224,7 +224,7 @@ class SessionManager:
 
 
 async def _close(session: aiohttp.ClientSession) -> None:
-    # What has arrived for calls that are in flight is processed first: some turns of the loop do for that.
+    # Some turns of the event loop let the calls in flight process what has arrived for them.
     for _ in range(TURNS):
         await asyncio.sleep(0)
     await session.close()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
-# Turns of the event loop in which it processes what has arrived. A loop that was held up, or a process
-# that was stopped, finds its timers due before it has read its sockets; a connection that was made
-# meanwhile is ready some turns later.
+# Turns of the event loop in which it processes what has arrived. A loop that was blocked, or a process that
+# was stopped, finds its timers due before it has read its sockets; a connection that was made meanwhile is
+# ready some turns later.
 TURNS: Final = 20
 
 
@@ -65,7 +65,7 @@ class Watch:
         self.look_by(min((span.until for span in self._spans.difference(late)), default=math.inf))
 
     def _process(self, late: list[Span], turns: int) -> None:
-        """Let the loop process what has arrived, and put off what is late by that."""
+        """Let the loop process what has arrived, for a number of turns, and then end what is late."""
         if turns:
             self.loop.call_soon(self._process, late, turns - 1)
         else:
@@ -105,10 +105,10 @@ class Span:
         self._watch.look_by(self.until)
 
     def start(self, seconds: float) -> None:
-        """Allow the same to what starts only now, if the deadline has not passed.
+        """Allow as `allow` does, for what starts only now.
 
         Raises:
-            TimeoutError: it has, while the loop was held up.
+            TimeoutError: the deadline passed while the event loop was blocked.
         """
         self.allow(seconds)
         if self.until == self._deadline <= self._watch.loop.time():

@@ -176,7 +176,7 @@ async def test_a_timeout_is_kept_while_a_report_is_decoded():
         asyncio.get_running_loop().set_default_executor(executor)
         try:
             async with serving(handle) as (url, _), RelayClient(OWNER, base_url=url) as client:
-                with pytest.raises(ReadTimeoutError, match="while it was read") as caught:
+                with pytest.raises(ReadTimeoutError, match="while it was decoded") as caught:
                     await client.asset_report.get("t", timeout=1)
         finally:
             go.set()

@@ -43,7 +43,7 @@ class _Closed(io.TextIOBase):
     """A standard stream that the caller closed: it has no descriptor, and drops what is written."""
 
     def write(self, text: str, /) -> int:
-        """Drop it."""
+        """Drop the text."""
         return len(text)
 
 
@@ -56,7 +56,7 @@ def _open_standard_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, _Closed())
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name may not be of the locale's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # the locale may lack a name's characters
 
 
 def _flushed(status: int) -> int:

@@ -257,7 +257,7 @@ def refresh(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Ti
     try:
         answer = _settle(client, lambda: client.relay.refresh(token), late)
     except KeyboardInterrupt:
-        say("interrupted: nobody can tell whether the report is being made anew")
+        say("interrupted: the outcome of the refresh is unknown")
         return Exit.UNKNOWN
     return deliver(file, to_json(answer, indent=2) + b"\n", to_json(answer) + b"\n")
 
@@ -285,7 +285,7 @@ def remove(
     try:
         answer = _settle(client, removal, late)
     except KeyboardInterrupt:
-        say("interrupted: nobody can tell whether it was removed; remove it again to be sure")
+        say("interrupted: the outcome of the removal is unknown; removing the token again is safe")
         return Exit.UNKNOWN
     told = evolve(answer, additional_properties={**answer.additional_properties, "inferred": answer.inferred})
     put(file, to_json(told, indent=2) + b"\n")

@@ -92,7 +92,7 @@ class Board:
         return f"{now.done}{of} done, {now.failed} failed, {now.unknown} unknown, {rate(now)}"
 
     def say(self, text: str) -> None:
-        """Put lines on standard error, above the bar if there is one."""
+        """Write lines to standard error, above the bar if there is one."""
         self._console.print(shown_lines(text), markup=False, highlight=False, soft_wrap=True)
 
     def show(self, tally: Tally) -> None:

@@ -34,14 +34,13 @@ from plaid_relay_async.limits import RateLimit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_HELP = """\
-Let others call Plaid without holding its secret: each with a key of its own.
-
-Plaid's credentials come from the environment: PLAID_CLIENT_ID and PLAID_SECRET are the set `default`; the set
-`acme-bank` is PLAID_CLIENT_ID_ACME_BANK and PLAID_SECRET_ACME_BANK. The first SIGINT or SIGTERM lets the
-calls in flight end, a second one cuts them. SIGHUP reloads the certificate and the keys, and
-reopens the audit file.
-"""
+_HELP = (
+    "Run a reverse proxy that adds Plaid credentials: each caller has a key of its own.\n\n"
+    "Plaid's credentials come from the environment: PLAID_CLIENT_ID and PLAID_SECRET are the set `default`; "
+    "the set `acme-bank` is PLAID_CLIENT_ID_ACME_BANK and PLAID_SECRET_ACME_BANK.\n\n"
+    "The first SIGINT or SIGTERM lets the calls in flight end, a second one cuts them off. SIGHUP reloads "
+    "the certificate and the keys, and reopens the audit file."
+)
 
 gateway = App(name="gateway", help=_HELP)
 keys = App(name="keys", help="Say who may call the gateway; it takes notice within a second.")
@@ -161,7 +160,7 @@ def add(
     rate: Annotated[str | None, Parameter(help="COUNT/SECONDS; so many calls, at most.")] = None,
     keys: KeysFile = None,
 ) -> Exit:
-    """Make a key, and print it, alone and this once."""
+    """Create a key; it is shown only once."""
     output, file = standard_output(), KeyFile(keys or _usual_file())
     try:
         with _plainly():

@@ -269,9 +269,9 @@ class Held:
 
     Attributes:
         partners: the partner of each token, by the request that removes it.
-        malformed: the lines of tokens that can't be sent, because they contain white space, for example.
+        malformed: the lines of tokens that can't be sent, for example because they contain white space.
         forgotten: how many more tokens there are that the journal can't give any more.
-        unknown: for how many pairs nobody can tell whether there is one.
+        unknown: for how many pairs the outcome is unknown.
     """
 
     partners: dict[RelayRemoveRequest, str] = field(factory=dict)
@@ -337,7 +337,7 @@ class Revoke(Run):
         super()._explain(result)
         if self.held.malformed:
             malformed = len(self.held.malformed)
-            self.board.say(f"malformed, so that only Plaid's own API can remove them: {malformed:,}")
+            self.board.say(f"malformed tokens, which need a direct call of Plaid's API: {malformed:,}")
         if self.held.forgotten:
             self.board.say(f"forgotten, so that it stays valid: {self.held.forgotten:,}")
         if self.held.unknown:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 COLUMNS = ("outcome", "secondary_client_id", "relay_token", "request_id", "error_code", "attempts")
-_LOST = "a relay token is lost: no folder takes a rescue file"
+_LOST = "a relay token is lost: no rescue file could be written"
 _PIPE_SIZE = 1024 * 1024  # bytes; the largest pipe that a user may have on Linux
 _PAUSES = (0.001, 0.05)  # seconds between two looks at a full pipe, at first and at most
 
@@ -147,7 +147,7 @@ class Output:
             self._give_up(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
 
     def report(self) -> list[str]:
-        """Return what became of the lines that could not be written; no token is in it."""
+        """Return what to say about outcomes that could not be written, without a token."""
         lines = []
         if self._rescued and self._rescue is not None:
             paths = " and ".join(map(str, self._rescue.paths))
@@ -163,7 +163,7 @@ class Output:
         return lines
 
     def _push(self) -> bool:
-        """Write what there is room for, and return whether that was anything."""
+        """Write as much as there is room for, and return whether anything was written."""
         written = False
         try:
             while self._waiting and self.trouble is None and self._has_room() and self._write_some():
@@ -221,7 +221,7 @@ class Output:
 
 
 class _Pipe:
-    """What is behind an output that isn't a regular file: the lines that its reader may not have read yet."""
+    """The lines that the reader of an output, such as a pipe, may not have read yet."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
@@ -301,12 +301,12 @@ def open_output(
     append: bool = False,
     rescuing: bool = True,
 ) -> Iterator[Output]:
-    """Open an output, and report in the end what it didn't take.
+    """Yield an output, and report in the end what could not be written to it.
 
     A new file that is still empty after an error is deleted.
 
     Args:
-        path: a file's, `.csv` for CSV and anything else for JSON Lines, or `-` for standard output.
+        path: of a file, `.csv` for CSV and anything else for JSON Lines, or `-` for standard output.
         append: add to the file if there is one.
         rescuing: whether what can't be written goes to a rescue file; otherwise it is stored elsewhere.
 
@@ -341,10 +341,10 @@ def open_output(
 
 
 def standard_output() -> io.FileIO:
-    """Return standard output, without a buffer: what is written has left.
+    """Return standard output without a buffer, so that what is written has left the process.
 
     Raises:
-        UsageError: it isn't open, or not to write.
+        UsageError: it isn't open for writing.
     """
     try:
         sys.stdout.flush()
@@ -426,12 +426,12 @@ def _open_again(path: str) -> io.FileIO:
     return file
 
 
-# A quoted field of CSV; what closes it is missing if the text ends before.
+# A quoted field of CSV; the group is empty if the text ends before the closing quote.
 _QUOTED = re.compile(rb'(?:\A|[,\r\n])"[^"]*+(?:""[^"]*+)*+("?)')
 
 
 def _start_fresh_line(file: io.FileIO, path: str) -> None:
-    """End a last line that is torn, so that the next one is a record of its own."""
+    """End a torn last line, so that the next line is a record of its own."""
     if not _holds_something(file):
         return
     size = file.seek(-min(4, file.tell()), os.SEEK_END)
@@ -456,7 +456,7 @@ def _ends_within_quotes(lines: Iterable[bytes]) -> bool:
     within = False
     for line in lines:
         if b'"' in line:
-            # A field that began on an earlier line goes on: with its quote, it is one that begins here.
+            # If a field continues from an earlier line, a quote in front makes it one that begins here.
             for quoted in _QUOTED.finditer(b'"' + line if within else line):
                 within = not quoted[1]
     return within

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Rescue:
-    """Stores rows on disk: beside the output, else in the user's state directory, else with temporary files.
+    """A store for rows: beside the output, else in the user's state directory, else with temporary files.
 
     Args:
         beside: the output, if that is a regular file.
@@ -30,7 +30,7 @@ class Rescue:
 
     @cached_property
     def _files(self) -> list[_RescueFile]:
-        # Not before it is needed: to find the folder for temporary files, one is written there.
+        # Not before they are needed: finding the folder for temporary files writes one there.
         folders = [] if self._beside is None else [self._beside.absolute().parent]
         folders.append(user_state_path("plaid_relay_async", appauthor=False))
         with contextlib.suppress(OSError):
@@ -43,7 +43,7 @@ class Rescue:
         return [file.path for file in self._files if file.size]
 
     def store(self, row: bytes) -> bool:
-        """Return whether the row is on disk; if not, no folder takes it."""
+        """Store a row, and return whether it is on disk; if not, no folder could take it."""
         return any(file.store(row) for file in self._files)
 
     def __enter__(self) -> Self:
@@ -86,7 +86,7 @@ class _RescueFile:
         os.fsync(file.fileno())
 
     def _shrink(self) -> None:
-        """Take back a part of a row, and the file, if it holds no other."""
+        """Remove a row that was written in part, and the file if it holds no other row."""
         if self._file is None:
             return
         with contextlib.suppress(OSError):

@@ -86,8 +86,8 @@ class Certificate:
     def __init__(self, chain: Path, key: Path) -> None:
         self._chain, self._key = chain, key
         self._newest = self.context = self._loaded()
-        # A context that is in use is never loaded into: should its key not fit, no handshake would succeed
-        # any more, and if the new key is of another kind, OpenSSL keeps the old certificate beside it.
+        # A context that is in use is never changed: if the new key didn't match, every handshake would fail,
+        # and if it were of another kind, OpenSSL would keep the old certificate beside the new one.
         self.context.sni_callback = self._use_newest
 
     def reload(self) -> None:
@@ -119,7 +119,7 @@ class Certificate:
 
 
 class AuditFile(logging.Handler):
-    """Appends each line as a whole, or not at all; and says so once, for as long as that can't be done.
+    """A handler that appends each line as a whole or not at all, and reports a failure once while it lasts.
 
     Raises:
         UsageError: the file can't be opened, or its permissions are too open.
@@ -132,14 +132,13 @@ class AuditFile(logging.Handler):
         self._failing = False
 
     def reload(self) -> None:
-        """Open the file again by its path: it may have been renamed, and a new one be wanted.
+        """Reopen the file by its path, because a log rotation may have renamed it.
 
         Raises:
             UsageError: it can't be opened, or its permissions are too open; lines go on into the old file.
         """
-        if not stat.S_ISREG(
-            os.fstat(self._file.fileno()).st_mode
-        ):  # to open a pipe would wait for its reader
+        # Opening a pipe again would wait for its reader.
+        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
             return
         file = _opened(self._path)
         self.acquire()
@@ -168,7 +167,7 @@ class AuditFile(logging.Handler):
 
 @contextlib.contextmanager
 def audit_log(file: AuditFile | None) -> Iterator[None]:
-    """Send the audit lines to a file, or to standard error, and close it in the end."""
+    """Send the audit lines to a file, or to standard error, and close the file in the end."""
     handler = logging.StreamHandler(StandardError()) if file is None else file
     before = _AUDIT.level, _AUDIT.propagate
     _AUDIT.setLevel(logging.INFO)
@@ -203,13 +202,13 @@ async def serve(
     greeting: Callable[[], str],
     reloaded: Sequence[Certificate | AuditFile] | None = None,
 ) -> Exit:
-    """Listen, tell where, and stop at a signal once the calls in flight have ended; a second one cuts them.
+    """Listen, and stop at a signal once the calls in flight have ended; a second signal cuts them off.
 
     Args:
         gateway: not started yet.
-        signals: those to heed.
-        greeting: gives what to put on standard output once it listens.
-        reloaded: what SIGHUP reloads, beside the keys; without it, SIGHUP stops the gateway.
+        signals: those of the process.
+        greeting: returns what to print on standard output once it listens.
+        reloaded: what SIGHUP reloads in addition to the keys; without it, SIGHUP stops the gateway.
 
     Raises:
         UsageError: the address can't be had.
@@ -244,7 +243,7 @@ async def _until_stopped(gateway: Gateway, stops: asyncio.Queue[None]) -> Exit:
     if not cut:
         closing.result()  # what went wrong in it
         return Exit.DONE
-    say("plaid-relay: calls in flight were cut: nobody can tell what became of them")
+    say("plaid-relay: calls in flight were cut off: their outcome is unknown")
     return Exit.FAILED
 
 

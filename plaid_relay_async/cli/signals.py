@@ -18,7 +18,7 @@ _HANDLED = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, _HANG_UP)))
 
 
 class Signals:
-    """Handles signals as a context manager; outside of the main thread it handles none.
+    """A context manager that handles signals; outside of the main thread it handles none.
 
     A signal raises KeyboardInterrupt, except in `run` and in `told`. Once `told` or the context manager has
     ended, signals are ignored: the results are known, and must not lose their exit status.
@@ -101,7 +101,7 @@ class Signals:
         assert task is not None  # noqa: S101  # a coroutine runs in one
 
         def cancel() -> None:
-            if self._react == self._interrupt:  # otherwise `told` was entered, and has been informed
+            if self._react == self._interrupt:  # otherwise `told` was entered, and reacts
                 task.cancel()
 
         def react() -> None:
@@ -117,7 +117,7 @@ class Signals:
 
     @contextlib.contextmanager
     def told(self, react: Callable[[], object], reload: Callable[[], object] | None = None) -> Iterator[None]:
-        """Have the running loop call a function for each signal, those that came before included.
+        """Call a function in the running event loop for each signal, including those that came before.
 
         Args:
             react: for each request to stop.
@@ -138,7 +138,7 @@ class Signals:
             self._reload = None
 
     def reload_on_hang_up(self) -> None:
-        """Let SIGHUP request a reload from now on, and not the end; also if it was ignored at the start."""
+        """Let SIGHUP request a reload instead of a stop from now on, even if it was ignored at the start."""
         if _HANG_UP is not None:  # pragma: no branch  # Windows has none
             _handle(_HANG_UP, self._reload_requested)
 
@@ -158,4 +158,4 @@ def _handle(number: int, handler: Any) -> None:
 
 
 signals = Signals()
-"""Those of this process."""
+"""The signals of this process."""

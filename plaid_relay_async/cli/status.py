@@ -70,7 +70,7 @@ def shown_lines(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Write lines on standard error."""
+    """Write lines to standard error."""
     StandardError().write(f"{shown_lines(text)}\n")
 
 

@@ -159,7 +159,7 @@ class RelayClient:
 
         No call starts any more, and those that wait, such as for a rate limiter or for their next attempt,
         fail with `ClientClosedError`. Drains that are in progress are waited for, for `Timeouts.drain` at
-        most. What is in flight otherwise is cut off. A cancellation is raised after all that.
+        most. Other calls in flight are cut off. A cancellation is raised once the client is closed.
         """
         if self._session.shut():
             self._transport.wake()

@@ -180,7 +180,7 @@ def file_at(path: str | os.PathLike[str]) -> Path:
     except (TypeError, UnicodeEncodeError):
         usable = False
     if not usable:
-        raise ConfigurationError("path must name a file, and hold no character that a name can't have")
+        raise ConfigurationError("path must name a file, without characters that a file name can't contain")
     return Path(path)
 
 

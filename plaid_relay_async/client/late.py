@@ -27,7 +27,7 @@ _OTHER: Final = batch.Operation(object, Completed)
 
 
 class LateOutcomes:
-    """Passes late outcomes to the caller's function or, without one, logs them.
+    """The recipient of late outcomes: the caller's function or, without one, the log.
 
     Raises:
         ConfigurationError: it isn't a plain function.
@@ -48,13 +48,13 @@ class LateOutcomes:
         attempts: int,
         elapsed: float,
     ) -> None:
-        """Take the response or error of a call without a journal."""
+        """Pass on the outcome of a call without a journal, from its response or error."""
         operation = _OPERATIONS.get(endpoint.path, _OTHER)
         outcome = operation.outcome(request, known, attempts=attempts, elapsed=elapsed)
         self.take(endpoint.path, outcome)
 
     def take(self, path: str, outcome: LateOutcome) -> None:
-        """Take an outcome."""
+        """Pass an outcome to the function, or log it."""
         if self._callback is None:
             if not outcome.journalled:
                 _log(path, outcome, "pass RelayClient(on_late_outcome=...) to receive it")

@@ -79,10 +79,10 @@ class Relay(Operations):
             report_tokens: one asset report token, in a list.
             secondary_client_id: the partner's client id at Plaid.
             webhook: an http(s) URL to which Plaid tells that the partner fetched the report.
-            journal: gives the token that it has for the pair, or has the call written down. While somebody
-                else is at the same pair, the call waits for what comes of that.
-            retry_unknown: create again if the journal doesn't know whether the pair has a token; there may
-                be two then. `None` takes the journal's setting.
+            journal: returns the token that it has for the pair, or records the call. While another call is
+                in progress for the same pair, this one waits for its outcome.
+            retry_unknown: create again if the journal doesn't know whether the pair has a token; it may then
+                have two. `None` takes the journal's setting.
             retry_failed: create again if the journal has a failure that it would return. `None` takes the
                 journal's setting.
             timeout: seconds for the whole call, all attempts together; waiting for others isn't counted.
@@ -91,8 +91,8 @@ class Relay(Operations):
         Raises:
             ConfigurationError: `retry_unknown` or `retry_failed` is given without a journal.
             InvalidRequestError: an argument can't pass (`sent` is False), or Plaid refused it.
-            OutcomeUnknownError: there may be a token that nobody holds.
-            JournalError: the journal can't be read or written; nothing was begun that isn't on record.
+            OutcomeUnknownError: there may be a token that no one holds.
+            JournalError: the journal can't be read or written; nothing was sent that isn't on record.
             PlaidRelayError: there is no token; see the class.
         """
         request = RelayCreateRequest(report_tokens, secondary_client_id, webhook)
@@ -107,7 +107,7 @@ class Relay(Operations):
             )
         for name, value in retries.items():
             if value is not None:
-                raise ConfigurationError(f"{name}= needs journal=, whose record it is about")
+                raise ConfigurationError(f"{name}= needs journal=")
         return self._transport.call(codec.RELAY_CREATE, request, timeout=timeout, retry=retry)
 
     @sealed
@@ -402,7 +402,7 @@ class Relay(Operations):
         return Batch(operation, requests, call, caller=caller, drain=self._drain, drains=drains, **settings)
 
     async def _response_of(self, path: str, one: Batch[Any], response: Callable[[Any], R]) -> R:
-        """Make one call with a journal: a batch of one, which fails where a batch would wait."""
+        """Make one call with a journal: a batch of one, which fails where a longer one would wait."""
         trouble = None
         try:
             result = await one
@@ -412,7 +412,7 @@ class Relay(Operations):
             for outcome in [*one.result.succeeded, *one.result.failed, *one.result.unknown]:
                 self._late.take(path, outcome)
             raise
-        # What became of the call is the caller's, also if the journal can't take it.
+        # The caller receives the outcome even if the journal can't record it.
         if result.succeeded:
             return response(result.succeeded[0])
         bad: list[Failed | Unknown] = [*result.failed, *result.unknown]

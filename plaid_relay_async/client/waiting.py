@@ -53,7 +53,7 @@ async def poll(
         ask: makes one attempt, within as many seconds as it is given.
         seconds: for all of it.
         patience: how many attempts may come to nothing, one after the other, before that is an error.
-        max_pause: the longest delay of the server's to keep, in seconds, as in `RetryPolicy`.
+        max_pause: the longest delay, in seconds, that the server may ask for, as in `RetryPolicy`.
         clock: the time in seconds, which only grows.
         sleep: waits for so many seconds.
 

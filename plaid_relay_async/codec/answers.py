@@ -113,7 +113,7 @@ def request_id_of(answer: Answer) -> str | None:
 
 
 def _string_in(name: str, body: bytes | bytearray) -> str | None:
-    # Possessive, so that a string without an end is read once, and nothing is kept to go back to.
+    # Possessive, so that a string without an end is read once, and no positions are kept to backtrack to.
     found = re.search(rb'"%s"\s*+:\s*+("(?=[^"])[^"\\]*+(?:\\.[^"\\]*+)*+")' % name.encode(), body)
     if found is None:
         return None

@@ -164,7 +164,7 @@ def _record_with_places(cls: Any, converter: cattrs.Converter) -> Callable[[Any,
 
 
 class _MisfitError(Exception):
-    """Says what is wrong with JSON, and where, and nothing of its content."""
+    """An error that says what is wrong with JSON, and where, without its content."""
 
     def __init__(self, problem: str, path: str) -> None:
         super().__init__(problem)
@@ -173,7 +173,7 @@ class _MisfitError(Exception):
 
 
 def _located(hook: Callable[[Any, Any], Any], value: Any, cls: Any, place: str) -> Any:
-    """Structure a value, or say where it doesn't fit: the first such place ends all of it."""
+    """Structure a value; the first place where one doesn't fit ends everything, and is in the error."""
     try:
         return hook(value, cls)
     except _MisfitError as error:
@@ -230,7 +230,7 @@ _SCALARS: Final = (str, int, bool, Decimal)
 
 
 def _make_converter(*, says_where: bool) -> cattrs.Converter:
-    # That of cattrs collects an error for each value that is wrong, however many there are.
+    # Detailed validation by cattrs would collect an error for each wrong value, however many there are.
     converter = cattrs.Converter(detailed_validation=False, unstruct_collection_overrides={tuple: list})
     for cls in (str, int, bool):
         converter.register_structure_hook(cls, _exactly(cls))

@@ -59,8 +59,8 @@ class Callers:
             self.keys, self.trouble = (), "the gateway is closing"
 
     def look_again(self) -> None:
-        """Have the next look read the file, even if it hasn't changed."""
-        # There is one reader: a second one could be slower, and put back the keys of an earlier file.
+        """Let the next look read the file even if it seems unchanged."""
+        # There is only one reader: a second, slower one could put back the keys of an earlier file.
         self._stamp = object()
 
     async def look(self) -> None:

@@ -234,10 +234,10 @@ class KeyFile:
         rate: RateLimit | None = None,
         hand_over: Callable[[str], object] | None = None,
     ) -> str:
-        """Make a key, and keep its record; the arguments are those of `new_key`, but for `hand_over`.
+        """Create a key, and store its record; the arguments are those of `new_key`, and `hand_over`.
 
-        That is called with the key before it can be used. If it raises, no key was added, so that none is in
-        use that was never shown.
+        `hand_over` is called with the key before the key can be used. If it raises, no key is added, so that
+        no key is in use that was never shown.
 
         Returns:
             The key itself, which nobody can be told a second time.

@@ -184,9 +184,9 @@ class Gateway:
         self._callers.look_again()
 
     async def close(self) -> None:
-        """Take no more calls, let those in flight end, for `drain` seconds at most, and close.
+        """Accept no more calls, let those in flight end, for `drain` seconds at most, and close.
 
-        A cancellation of the task cuts what is in flight; that of an AnyIO scope is raised after the close.
+        A cancellation by asyncio cuts off the calls in flight; one by an AnyIO scope is raised afterwards.
         """
         with shield():
             await self._open.aclose()

@@ -87,8 +87,8 @@ class Journal:
             `"refuse"` fails, `"create"` makes another.
         retry_unknown: create again if it is unknown whether there is a token; there may be two then.
         retry_failed: create again if Plaid refused the request, once the reason is fixed. A failure that may
-            pass by itself is tried again in any case.
-        lease: seconds after which others take this process for dead if it isn't heard of; for PostgreSQL.
+            pass by itself is attempted again in any case.
+        lease: seconds without a renewal after which other processes consider this one dead; for PostgreSQL.
 
     Raises:
         ConfigurationError: an argument or PLAID_RELAY_KEY can't be used; it is named.
@@ -141,7 +141,7 @@ class Journal:
 
         Raises:
             JournalError: it can't be read or written, or a later release made it.
-            ConfigurationError: its key is another, others may read the file, or the database isn't in UTF8.
+            ConfigurationError: its key is another, others may read the file, or the encoding isn't UTF8.
         """
         if self._opened is not None:
             raise JournalError("the journal is open already")
@@ -188,9 +188,9 @@ class Journal:
     async def close(self) -> None:
         """Write everything that is known, and close the journal; `async with` does it.
 
-        More than once is harmless.
-        Nothing is begun any more. Calls in flight are waited for as long as the lease; an outcome that comes
-        later is delivered with `journalled=False`. A cancellation is raised once the journal is closed.
+        No further call begins. Calls in flight are waited for as long as the lease; an outcome that arrives
+        later has `journalled=False`. A cancellation is raised once the journal is closed. Closing it more
+        than once is harmless.
         """
         if self._opened is not None and self._opened.closing is None:
             bound = max(self._lease, self._database.limit)
@@ -253,7 +253,7 @@ class Journal:
         return await recorder.creation(request, policy, namespace, former)
 
     async def _namespaces_of(self, caller: Caller) -> tuple[str, str | None]:
-        """Return the namespace, and that of earlier releases if it was another."""
+        """Return the namespace, and that of earlier releases if it was a different one."""
         if self._namespace is not None:
             return self._namespace, None
         client_id = await caller.client_id()
@@ -359,8 +359,8 @@ class Journal:
         """Delete the tokens of a run, keep everything else, and give how many; none can be removed then.
 
         Raises:
-            JournalError: somebody works on the run, there is no such run, the journal can't be written, or a
-                file of SQLite may still contain the tokens, which the message names.
+            JournalError: a process is working on the run, there is no such run, the journal can't be written,
+                or a file of SQLite, which the message names, may still contain the tokens.
         """
 
         def work(connection: Connection) -> int:
@@ -388,8 +388,8 @@ class Journal:
         Once it is done, and each process has the first key, the other keys may go.
 
         Raises:
-            JournalError: the journal can't be read or written, or a file of SQLite may still contain what was
-                encrypted with another key, which the message names.
+            JournalError: the journal can't be read or written, or a file of SQLite, which the message names,
+                may still contain what was encrypted with another key.
         """
         last: int | None = -1
         count = 0
@@ -405,7 +405,7 @@ class Journal:
 
     @sealed
     def _encrypted_again(self, page: Hidden[list[Any]]) -> tuple[int | None, Hidden[list[dict[str, Any]]]]:
-        """Return the last row of a page, unless no row follows it, and what has to be stored anew."""
+        """Return the last row of a page, or `None` if no page follows, and the changes to store."""
         found = page.reveal()
         changes = [
             {"id": row.id, "old": row.token, "new": self._keyring.lock(self._keyring.open(row.token))}

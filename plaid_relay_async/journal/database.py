@@ -59,14 +59,14 @@ _LIMITS: Final = text(
 _CHECKPOINT_WITHIN = 5.0  # seconds in which SQLite's log has to be cleared
 _CHECKPOINT_WAIT = 100  # milliseconds for which clearing it may hold back others at a time
 _ENCODINGS = text("SELECT current_setting('server_encoding'), current_setting('client_encoding')")
-# That an open journal holds: two for what it knows of itself, three for what it writes and looks up.
+# That an open journal holds: one for its own methods, one for leases, three for writing and looking up.
 _CONNECTIONS = 5
 _PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1}
 
 
 @contextlib.contextmanager
 def telling(path: Path | None) -> Iterator[None]:
-    """Raise `JournalError` for an error of the database, which SQLite has in this file, or of a file."""
+    """Raise `JournalError` for an error of a file or of the database; the path is that of SQLite's file."""
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
@@ -99,7 +99,7 @@ def _passes(error: Exception) -> bool:
     if error.connection_invalidated:
         return True
     state = getattr(error.orig, "sqlstate", None)
-    if state is None:  # it never came to a session
+    if state is None:  # there was no session
         return isinstance(error, OperationalError | InterfaceError)
     return str(state).startswith(_PASSING)
 
@@ -200,8 +200,8 @@ class _ThreadLine:
 class _AsyncLine:
     """A connection of an `AsyncEngine`.
 
-    Each transaction is a task of its own. One that overruns, or whose caller is cancelled, is left behind
-    with its connection: a driver may wait for the server even while it is cancelled.
+    Each transaction is a task of its own. One that overruns, or whose caller is cancelled, is abandoned with
+    its connection, because a driver may wait for the server even when it is cancelled.
     """
 
     def __init__(self, engine: AsyncEngine, limit: float, *, sqlite: bool) -> None:
@@ -248,7 +248,7 @@ class _AsyncLine:
                 self._connection = None
             raise
         finally:
-            if self._connection is not connection:  # it failed, or was left behind
+            if self._connection is not connection:  # it failed, or was abandoned
                 await _discard(connection)
 
     async def _connect(self) -> AsyncConnection:
@@ -264,7 +264,7 @@ class _AsyncLine:
         return connection
 
     def _abandon(self) -> None:
-        """Leave the transaction behind, and its connection, unless it has ended."""
+        """Abandon the transaction and its connection, unless it has ended."""
         running, self._running = self._running, None
         if running is None or running.done():
             return
@@ -285,7 +285,7 @@ class _AsyncLine:
 
 
 def _retrieved(running: asyncio.Future[Any]) -> None:
-    """Retrieve an exception that may have come after everyone stopped waiting."""
+    """Retrieve an exception that no caller waits for any more, so that asyncio doesn't report it."""
     if not running.cancelled():
         running.exception()
 
@@ -302,9 +302,9 @@ async def _discard(connection: AsyncConnection) -> None:
 
 
 def _severed(connection: AsyncConnection) -> bool:
-    """Shut down the socket of a connection, so that whatever waits for the server fails now.
+    """Shut down the socket of a connection, so that a wait for the server fails immediately.
 
-    Return whether the driver has shown its socket, as psycopg does.
+    Return whether that was possible: only some drivers, such as psycopg, expose their socket.
     """
     with contextlib.suppress(SQLAlchemyError, OSError, AttributeError):
         driver: Any = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]
@@ -324,7 +324,7 @@ def _with_pragmas(connection: Connection) -> Connection:
     try:
         for name, value in _PRAGMAS.items():
             connection.exec_driver_sql(f"PRAGMA {name}={value}").close()
-            # SQLite doesn't fail if it can't have it so, as in a file system without shared memory.
+            # SQLite reports no error if it can't apply one, as on a file system without shared memory.
             if (actual := connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()) != value:
                 raise JournalError(
                     f"SQLite can't set {name} to {value} for the journal, it stays {actual}",
@@ -338,7 +338,7 @@ def _with_pragmas(connection: Connection) -> Connection:
 
 
 class Database:
-    """An engine of one's own, or the caller's.
+    """The journal's own engine, or the caller's.
 
     Args:
         url: the path of a file, a URL, or an engine.
@@ -346,7 +346,7 @@ class Database:
 
     Attributes:
         path: the file, where it is SQLite.
-        limit: seconds that one attempt may take; with SQLite there is one.
+        limit: seconds that one attempt may take; with SQLite there is only one.
     """
 
     def __init__(self, url: str | os.PathLike[str] | AsyncEngine, lease: float) -> None:
@@ -389,7 +389,7 @@ class Database:
             raise ConfigurationError(needed) from None
 
     def _settings(self) -> dict[str, Any]:
-        """Return the settings by which libpq notices a server that is gone; those of the URL come first."""
+        """Return settings that let libpq notice a server that is gone; those in the URL take precedence."""
         seconds = max(1, int(self.limit))
         settings = {
             "connect_timeout": max(2, seconds // 2),  # so that there is time for a second host
@@ -403,17 +403,17 @@ class Database:
         return {**chosen, "client_encoding": "utf8"}  # whatever PGCLIENTENCODING says: any text has to arrive
 
     async def check(self, line: Line) -> None:
-        """Check that any text can be stored: one that can't would take its whole group with it.
+        """Check that any text can be stored: one that can't would fail its whole group of writes.
 
         Raises:
             ConfigurationError: the database, or the caller's connections to it, aren't in UTF8.
         """
         if self.path is not None:
-            return  # SQLite converts between all that it has.
+            return  # SQLite converts between its encodings.
         try:
             server, client = await line.run(lambda connection: connection.execute(_ENCODINGS).one())
         except TypeError:
-            # psycopg returns bytes then, and SQLAlchemy can't read the server's version from them.
+            # For SQL_ASCII psycopg returns bytes, from which SQLAlchemy can't read the server's version.
             server = client = "SQL_ASCII"
         if (server, client) != ("UTF8", "UTF8"):
             raise ConfigurationError(
@@ -446,7 +446,7 @@ class Database:
     ) -> T:
         """Run the work in one transaction, and return its result.
 
-        On PostgreSQL an error that passes, such as a lost connection, is followed by another attempt, for
+        On PostgreSQL a temporary error, such as a lost connection, is followed by another attempt, for
         `patience` seconds. So the work may be done twice: the connection may be lost after a commit.
 
         Args:
@@ -495,7 +495,7 @@ class Database:
 
 def _cleared(connection: Connection) -> bool:
     patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
-    # This one holds back no other connection; the next one lets none write while it waits for readers.
+    # This checkpoint blocks no other connection; the next one lets none write while it waits for readers.
     connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").close()
     connection.exec_driver_sql(f"PRAGMA busy_timeout={_CHECKPOINT_WAIT}").close()
     try:

@@ -64,7 +64,7 @@ class Row:
         return self.state in DOUBTFUL
 
     def problem(self) -> PlaidRelayError:
-        """Give the error that it ended with, as far as it was written down."""
+        """Return the error that it ended with, as far as it was recorded."""
         cls: type[PlaidRelayError] = getattr(errors, self.error or "", PlaidRelayError)
         facts = self._facts(cls)
         if issubclass(cls, _FINAL):
@@ -74,7 +74,7 @@ class Row:
         return cls(f"recorded as {self.state.value} in the journal", **facts)
 
     def doubt(self) -> OutcomeUnknownError:
-        """Give the error of one of which nobody can tell."""
+        """Return the error of an attempt whose outcome is unknown."""
         reason = (
             "recorded as unknown in the journal"
             if self.error
@@ -98,7 +98,7 @@ def facts_of(error: PlaidRelayError) -> dict[str, Any]:
 
 
 def can_pass(error: PlaidRelayError) -> bool:
-    """Tell whether the same creation may fare better another time."""
+    """Return whether the same creation may succeed another time."""
     return not isinstance(error, _FINAL)
 
 
@@ -186,7 +186,7 @@ def decide(own: Row | None, claim: Row | None, policy: Policy, *, alive: bool, l
 
 
 def _may_be_second(own: Row | None, token: Row, policy: Policy) -> bool:
-    """Return whether the run may make a token beside that one: it is another run's, and the run has none."""
+    """Return whether the run may create another token: that one is another run's, and it has none itself."""
     has_its_own = own is not None and own.issued
     return token.run_id != policy.run_id and policy.on_existing == "create" and not has_its_own
 
@@ -212,7 +212,7 @@ def _may_retry(failed: Row, policy: Policy) -> bool:
 
 
 def _begin(own: Row | None, claim: Row | None) -> Begin:
-    """Begin with the run's own row, if nothing has come of it; what else there is makes way."""
+    """Return the decision to begin, with the run's own row if that is free; other rows are retired."""
     row = own if own is not None and own.free else None
     retired = {each.id: each for each in (claim, own) if each is not None and each is not row}
     return Begin(row, retire=tuple(retired.values()))

@@ -25,7 +25,7 @@ class Groups(Generic[T, R]):
     Args:
         see_to: returns the result for each item of a group, in their order. It is called again for the same
             group if its task is cancelled, so it must be safe to repeat.
-        detached: whether an item is seen to even if its future was cancelled.
+        detached: whether an item is processed even if its future was cancelled.
     """
 
     def __init__(self, see_to: Callable[[list[T]], Awaitable[list[R]]], *, detached: bool) -> None:
@@ -38,7 +38,7 @@ class Groups(Generic[T, R]):
         self._stopped: Callable[[], Exception] | None = None
 
     def put(self, item: T) -> asyncio.Future[R]:
-        """Add an item; return a future that is done once it was seen to, and fails if its group does."""
+        """Add an item; return a future that is done once it was processed, and fails if its group does."""
         done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         if self._stopped is not None:
             _fail(done, self._stopped())
@@ -50,16 +50,16 @@ class Groups(Generic[T, R]):
 
     @property
     def idle(self) -> bool:
-        """Whether every item was seen to."""
+        """Whether every item was processed."""
         return self._running is None
 
     async def drain(self) -> None:
-        """Wait until every item was seen to."""
+        """Wait until every item was processed."""
         while self._running is not None:
             await asyncio.wait([self._running])
 
     def stop(self, error: Callable[[], Exception]) -> None:
-        """Fail every item that wasn't seen to yet, and every later one.
+        """Fail every item that wasn't processed yet, and every later one.
 
         Args:
             error: creates the exception, one for each item.
@@ -70,12 +70,12 @@ class Groups(Generic[T, R]):
 
     def _start(self) -> None:
         self._running = asyncio.create_task(self._run())
-        # A task that is cancelled before its first step runs no code of its own, so this isn't its last line.
+        # A callback, because a task that is cancelled before its first step runs none of its own code.
         self._running.add_done_callback(self._ended)
 
     def _ended(self, _running: asyncio.Task[None]) -> None:
         self._running = None
-        self._in_a_row //= 2  # a moment without any is no sign of leisure yet
+        self._in_a_row //= 2  # a moment without any doesn't mean that few will come
         if not self._detached:
             self._waiting = [each for each in self._waiting if not each[1].done()]
         if self._stopped is not None:
@@ -87,7 +87,7 @@ class Groups(Generic[T, R]):
 
     async def _run(self) -> None:
         while self._waiting:
-            # While the database fails, one more attempt has to do for all that wait: each takes its time.
+            # While the database fails, one attempt serves all that wait, because each may take long.
             most = len(self._waiting) if self._failing else _SMALL if self._in_a_row < _MANY else _LARGE
             group, self._waiting = self._waiting[:most], self._waiting[most:]
             self._in_a_row += 1

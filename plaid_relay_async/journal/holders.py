@@ -104,7 +104,7 @@ class Holder:
             connection.execute(lock)
             connection.execute(renew)
 
-        with contextlib.suppress(JournalError):  # whoever begins something is told
+        with contextlib.suppress(JournalError):  # a call that begins something meets the error
             await self._database.write(self._line, work, lease)
 
     def left(self, connection: Connection) -> float:
@@ -125,11 +125,11 @@ class Holder:
         await self._database.write(self._line, lambda connection: connection.execute(longer).close(), 0.0)
 
     async def end(self, *, settled: bool) -> None:
-        """Let others know that nothing more comes from here. It may be cancelled, and called again.
+        """Show other processes that this one has ended. It may be cancelled, and called again.
 
         Args:
-            settled: whether nothing is in flight. Otherwise only the lease runs out, for then others wait
-                until the last response may have come.
+            settled: whether nothing is in flight. Otherwise the lease is left to run out, so that others wait
+                until no response can arrive any more.
         """
         self._ending = True
         if self._next_beat is not None:
@@ -142,7 +142,7 @@ class Holder:
             connection.execute(update(holders).where(holders.c.id == self.id).values(ended=True))
 
         if settled or self.lease is None:
-            with contextlib.suppress(JournalError):  # its lock, or its lease, tells as well
+            with contextlib.suppress(JournalError):  # its lock, or its lease, shows it as well
                 await self._database.write(self._line, work, 0.0)
         await _let_go(self._lock)
 
@@ -179,7 +179,7 @@ def _is_held(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
-        return False  # A process that is alive has its file.
+        return False  # The file of a live process exists.
     except OSError as error:
         raise JournalError(
             f"{path}: this lock file shows whether a process is still using the journal, and it can't be "

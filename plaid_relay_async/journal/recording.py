@@ -60,7 +60,7 @@ class Recorder:
     async def creation(
         self, request: RelayCreateRequest, policy: Policy, namespace: str, former: str | None
     ) -> Creation:
-        """Enter a creation, once nobody else is at its pair.
+        """Enter a creation, once no other call is in progress for its pair.
 
         Args:
             request: what is to be created.
@@ -144,7 +144,7 @@ class Recorder:
             until: the moment, by the event loop's clock, after which nothing is waited for.
         """
         self.writer.halt()
-        with contextlib.suppress(TimeoutError, JournalError):  # whoever it concerns is told
+        with contextlib.suppress(TimeoutError, JournalError):  # the calls concerned meet the error
             async with asyncio.timeout_at(until):
                 await self._settled()
                 await self.writer.catch_up()
@@ -246,7 +246,7 @@ def _have_both_a_token(found: Found, former: Found) -> bool:
 
 
 def _decide_on_two(found: Found, former: Found, partner: str) -> Serve | Refuse:
-    """Decide on a pair with two tokens under two names: they are never merged, and one of them has to go."""
+    """Return the decision on a pair that has a token under each of two names, which are never merged."""
     why = "this pair has two relay tokens, recorded under two spellings of the host"
     _logger.warning("partner %s: %s", partner, why)
     for own in (found.own, former.own):

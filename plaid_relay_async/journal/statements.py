@@ -53,7 +53,7 @@ def rows(values: Sequence[Any]) -> dict[str, str]:
 
 
 class Statements:
-    """For one kind of database; `statements` returns the same for each journal.
+    """The statements for one kind of database; `statements` returns the same object for each journal.
 
     Attributes:
         accept: puts rows in, but for those of which the run has one already.
@@ -66,10 +66,10 @@ class Statements:
         retire: takes claim and currency from one row, if it is as it was seen.
         look_up: gives the rows with the claim on pairs, and those current in the run.
         find: gives the rows of tokens, by their digests.
-        replace: stores tokens anew, where they are still stored as they were read.
+        replace: stores new forms of tokens, unless they have changed since they were read.
         named: returns the rows that have, had or may have a claim on pairs by their former names, and those
-            current in the run, with the pairs' names of today.
-        rename: names the pairs of rows; afterwards the claim has to be settled.
+            current in the run, with the present names of the pairs.
+        rename: renames the pairs of rows; afterwards their claims have to be settled.
     """
 
     def __init__(self, kind: str) -> None:
@@ -248,7 +248,7 @@ class Statements:
         of_them = select(entries.c.id, given.c.pair).join(given, entries.c.pair == given.c.former)
         current = and_(entries.c.current == true(), entries.c.run_id == bindparam("run"))
         had_it = and_(entries.c.claim == false(), entries.c.begun_at.is_not(None))
-        # Each part is served by an index, as none of the whole would be.
+        # Each part uses an index; a single query for all of them would use none.
         return union(*(of_them.where(part) for part in (entries.c.claim == true(), had_it, current)))
 
     def _rename(self) -> Any:

@@ -90,7 +90,7 @@ class EndRemoval:
 
 @frozen(eq=False, repr=False)
 class Rename:
-    """A pair that an earlier release recorded under another name gets the name that it has today."""
+    """A pair that an earlier release recorded under another name gets its present name."""
 
     former: str
     pair: str
@@ -208,7 +208,9 @@ class Writer:
         self._tokens.stop(closed)
 
     async def close(self, *, settled: bool) -> None:
-        """Write nothing more, and let others know. It may be cancelled, and called again.
+        """Write nothing more, and show other processes that this one has ended.
+
+        It may be cancelled, and called again.
 
         Args:
             settled: whether nothing is in flight.
@@ -307,7 +309,7 @@ class Writer:
             answer = self._begin(connection, begun) if begun else None
             return [answer if isinstance(note, Begin | BeginRemoval) else None for note in notes]
 
-        # What failed for as long as that before gets one attempt: others wait behind it.
+        # After a failure that lasted that long there is one attempt: others wait behind it.
         return await self._database.write(line, work, 0.0 if self._failing else self._patience)
 
     def _rename(self, connection: Connection, names: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -368,7 +370,7 @@ def _found(own: Row | None, claim: Row | None, alive: Alive, at: float) -> Found
 
 
 def _is_late(row: Row | None, alive: Alive, at: float) -> bool:
-    # Only a lease that lapsed leaves it open whether its holder's request is still in flight.
+    # Only after a lapsed lease is it unknown whether the request is still in flight.
     if row is None or row.state is not State.BEGUN or row.holder_id not in alive.patience:
         return False
     return at - (row.begun_at or 0.0) < alive.patience[row.holder_id]
@@ -390,7 +392,7 @@ def ended(number: int, state: State, token: Hidden[str] | None = None, **facts: 
 
 
 def _storable(text: str) -> str:
-    """Escape what no database takes, and a server may send: the whole group would fail with it."""
+    """Escape what a server may send and no database stores: the whole group would fail with it."""
     if text.isascii() and "\0" not in text:
         return text
     return text.encode(errors="backslashreplace").decode().replace("\0", r"\x00")

@@ -36,7 +36,7 @@ def check_text(name: str, value: object) -> None:
         raise refuse(f"{name} is empty")
     if not value.isascii() and printable(value) != value:
         raise refuse(
-            f"{name} holds a lone surrogate, as from bytes that were decoded with the wrong encoding"
+            f"{name} holds a lone surrogate, perhaps from bytes that were decoded with the wrong encoding"
         )
 
 

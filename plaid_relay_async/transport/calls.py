@@ -151,8 +151,8 @@ class Transport:
 
         Raises:
             PlaidRelayError: see `plaid_relay_async.errors`; `attempts` says how many were made.
-            CancelledError: the task was cancelled. Without a permit, an attempt that has left is waited for
-                before that, unless it is a read; `on_late` is called if any has left.
+            CancelledError: the task was cancelled. Without a permit, and unless it is a read, an attempt that
+                has left is waited for first, and `on_late` receives the outcome.
         """
         self._session.check()
         total, policy = self.checked(timeout, retry)
@@ -183,14 +183,14 @@ class Transport:
     def _raise_interruption(self, call: Call[Any], started: float) -> NoReturn:
         known, call.known = call.known, None
         interruption, call.interruption = call.interruption, None
-        assert interruption is not None  # noqa: S101  # the caller has seen to that
+        assert interruption is not None  # noqa: S101  # the caller checks that
         try:
             if call.sent and call.permit is None and call.endpoint.replay is not Replay.HARMLESS:
                 elapsed = call.now() - started
                 self._on_late(call.endpoint, call.request, known, attempts=call.attempts, elapsed=elapsed)
             raise interruption
         finally:
-            del known, interruption  # their tracebacks have this frame, which would keep them in a circle
+            del known, interruption  # their tracebacks hold this frame, so they would form a reference cycle
 
     def _spare(self, endpoint: Endpoint[Any, Any], total: float | None) -> float:
         # A creation that leaves when its time is nearly up is unknown for nothing: it had better not leave.
@@ -340,7 +340,7 @@ class Transport:
     def _break_off(
         self, call: Call[Any], signature: Signature, answer: Answer | None, problem: PlaidRelayError
     ) -> None:
-        """Keep what is known of a call that is cancelled in the middle of an attempt, or tell its batch."""
+        """Keep what is known about a call that is cancelled during an attempt, or pass it to its batch."""
         if call.permit is None and call.endpoint.replay is Replay.HARMLESS:
             return
         known: Any = problem
@@ -434,7 +434,7 @@ async def _in_a_thread(read: Callable[[], R], deadline: float | None) -> R:
     except TimeoutError as error:
         if isinstance(error, PlaidRelayError):  # what the response means
             raise
-    raise ReadTimeoutError("the response arrived, and time ran out while it was read")
+    raise ReadTimeoutError("the response arrived, and time ran out while it was decoded")
 
 
 def _check_callables(on_retry: object, rate_limiter: object) -> None:

@@ -1,4 +1,4 @@
-"""Keeps an attempt going although its task is cancelled, for no longer than a drain lasts."""
+"""An attempt that continues although its task is cancelled, for as long as a drain may last."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ T = TypeVar("T")
 
 
 class InFlight(Protocol):
-    """Something that is sent."""
+    """What a drain has to know about an attempt."""
 
     @property
     def in_flight(self) -> bool:
-        """Whether it has left, and its time is not over."""
+        """Whether it has left, and its time is not up."""
         ...
 
 
 class Draining(Generic[T]):
-    """Awaits an attempt. Once it has left, a cancellation of the task is kept until the attempt has ended.
+    """An awaitable that runs an attempt, and keeps a cancellation of the task until a sent attempt has ended.
 
     It runs in the task of its caller, as a `yield from` would: a task for each attempt would take longer, and
     a program that cancels all of its tasks would cancel that one as well.
 
     Args:
         work: makes the attempt.
-        attempt: whether it is `in_flight` decides whether a cancellation is kept. When its time is over, the
-            watch cancels the task as well.
+        attempt: cancellations are kept while it is `in_flight`. When its time is up, the watch cancels the
+            task as well, and that cancellation isn't kept.
         seconds: from the first cancellation to the end of the drain, when the attempt is cancelled.
-        drains: those of the client.
+        drains: the client's drains, of which this may become one.
 
     Attributes:
-        interruption: the cancellation that was kept, which the caller has to raise in the end.
+        interruption: the cancellation that was kept. The caller has to raise it in the end.
     """
 
     __slots__ = (
@@ -92,12 +92,12 @@ class Draining(Generic[T]):
             if self._drain is not None:
                 self._drain.close()
             if task.cancelling() <= before:
-                self.interruption = None  # it came from within the attempt, as a timeout in a middleware does
+                self.interruption = None  # it came from inside the attempt, as from a middleware's timeout
 
     def _wait_on(
         self, waited: asyncio.Future[Any] | None, error: asyncio.CancelledError | None
     ) -> Generator[Any, None, asyncio.CancelledError | None]:
-        """Wait for what the attempt waits for, and return the error to raise there."""
+        """Wait for what the attempt waits for, and return the error to raise in it."""
         while error is None or self._keep(error):
             if waited is not None and waited.done():
                 return None
@@ -113,7 +113,7 @@ class Draining(Generic[T]):
             return error
         if self._timer is not None:
             self._timer.cancel()
-        # A future is cancelled immediately, and a task takes its time.
+        # A future is cancelled immediately; a task may take some turns of the event loop.
         while not waited.done():
             with shield(), contextlib.suppress(asyncio.CancelledError):
                 yield Wait(waited)
@@ -121,7 +121,7 @@ class Draining(Generic[T]):
 
     def _keep(self, error: asyncio.CancelledError) -> bool:
         if self._expiring:
-            # Before the attempt sees it: a timeout within the attempt looks whether the task is cancelled.
+            # Done before the attempt goes on: a timeout inside it checks whether the task is being cancelled.
             self._expiring = False
             self._task.uncancel()
         if self._expired or not self._attempt.in_flight:

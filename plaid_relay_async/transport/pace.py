@@ -105,7 +105,7 @@ class _Refusal:
 
 @define(eq=False)
 class Queueing:
-    """The seconds that the head of a line has waited for something other than the server, by what that was.
+    """The seconds that the head of a line has waited for anything but the server, by what it waited for.
 
     Each call in the line waits for it as well, and none of it counts against a deadline.
     """
@@ -147,7 +147,7 @@ class Pace:
         streak: how many pauses those were.
         refused_at: when the server last refused; a turn that was given before that is void.
         waiting: how many are in line.
-        queueing: what the head of the line has waited for, apart from the server.
+        queueing: how long the head of the line has waited for anything but the server.
         permit: whether the rate limiter has granted a permit that no attempt has used yet.
     """
 

@@ -45,7 +45,7 @@ class Call(Generic[R]):
         gave_up: the server's pauses became longer than the policy admits.
         perhaps_done: the error of an attempt that may have been carried out.
         known: the response or error of the last attempt, as far as one is known.
-        sleep: surrounds its waits between attempts.
+        sleep: the timeout around its waits between attempts, which closing the client ends.
         interruption: the cancellation that was kept until the attempt had ended.
     """
 
@@ -133,7 +133,7 @@ class Queue:
 
     @contextlib.asynccontextmanager
     async def while_open(self) -> AsyncIterator[asyncio.Timeout]:
-        """Surround a wait, which ends when the client is closed.
+        """Yield a timeout around a wait, which ends when the client is closed.
 
         Raises:
             ClientClosedError: it is closed.
@@ -189,7 +189,7 @@ class Queue:
                 raise
             if pace.is_news(call.turn):
                 return signature
-            # A pause began meanwhile. One permit outlasts it: with more of them, a burst would follow.
+            # A pause began meanwhile. One permit is kept across it: more of them would lead to a burst.
             pace.permit = self.limiter is not None
             self.leave(call)
 
@@ -275,7 +275,7 @@ class Queue:
         call.postpone(call.now() - since)
 
 
-# Seconds between two looks at a call whose time is nearly up while it waits for something that doesn't count.
+# Seconds between two checks of a call whose time is nearly up, but doesn't run while it waits.
 _GRAIN = 0.01
 
 
@@ -283,7 +283,7 @@ _GRAIN = 0.01
 class _Stay:
     """A call's stay in the line of its operation.
 
-    All of it is queueing for a patient call. For another one, only what isn't the server's doing is.
+    For a patient call all of it is queueing; for any other call, the waits for the server aren't.
     """
 
     call: Call[Any]
@@ -305,7 +305,7 @@ class _Stay:
 
     @contextlib.asynccontextmanager
     async def timeout(self) -> AsyncIterator[None]:
-        """End in a TimeoutError when the call has no time left; queueing moves that moment."""
+        """Raise TimeoutError when the call has no time left; queueing postpones that moment."""
         if self.call.patient or self.call.deadline is None:
             yield
             return

@@ -49,7 +49,7 @@ class Statistics:
     waits: Mapping[str, float] = field(converter=_read_only)
 
     def __reduce__(self) -> tuple[Callable[[], Statistics], tuple[()]]:
-        # A read-only mapping can't be pickled, nor copied in depth.
+        # A read-only mapping can be neither pickled nor deep-copied.
         values: dict[str, Any] = {a.name: getattr(self, a.name) for a in fields(type(self))}
         for name, value in values.items():
             values[name] = dict(value) if isinstance(value, Mapping) else value
@@ -81,7 +81,7 @@ class Tally:
 
     @contextlib.contextmanager
     def line(self, queueing: Queueing) -> Iterator[None]:
-        """Count a call in line: it waits for what the head waits for, and the rest is the server's pause."""
+        """Count the wait of a call in line: what the head waits for, and the rest as the server's pause."""
         clock = asyncio.get_running_loop().time
         since = clock()
         before = queueing.seconds(since)

@@ -28,7 +28,7 @@ from plaid_relay_async.watch import Span
 
 # Of what is zipped, half an answer can't be read, and a creation's is short.
 PLAIN: Final = {"Accept-Encoding": "identity"}
-# Bytes of a response that isn't a report, at most. It takes a hundred or so.
+# The most bytes of a response that isn't a report, which has a hundred or so.
 SHORT: Final = 1024 * 1024
 
 

@@ -207,7 +207,7 @@ def test_an_interrupted_call_without_a_response(plaid, shared, run, signal_when)
     plaid.fail(Fault(latency=0.5, close=True))
     signal_when(lambda: plaid.counts["/credit/relay/refresh"])
     done = run("refresh", shared)
-    assert (done.status, "nobody can tell" in done.err) == (3, True)
+    assert (done.status, "outcome of the refresh is unknown" in done.err) == (3, True)
 
 
 def test_no_such_relay_token(plaid, run):

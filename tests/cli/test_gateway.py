@@ -167,7 +167,7 @@ def test_what_is_told_of_a_command_names_no_value(run):
 
 
 def test_a_key_that_cannot_be_printed(spawn, file):
-    """It isn't created, and the command says so."""
+    """A key that can't be printed isn't created, and the command says so."""
     reading, writing = os.pipe()
     os.close(reading)
     process = spawn("gateway", "keys", "add", "ann", stdout=writing)
@@ -475,7 +475,7 @@ def test_a_second_signal_cuts(gateway, key, plaid):
     code, _, err = ended(process, signal.SIGINT)
     calling.join()
     assert (code, len(lost)) == (1, 1)
-    assert "nobody can tell what became of them" in err
+    assert "their outcome is unknown" in err
     assert "Traceback" not in err
 
 
@@ -547,7 +547,7 @@ def write_certificate(authority, folder, **settings):
 
 @pytest.mark.parametrize("number", [(), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)])
 def test_a_hang_up_reloads_the_certificate(gateway, key, plaid, home, number):
-    """After SIGHUP new connections get the new certificate, also of another kind of key; a call in flight is answered."""
+    """After SIGHUP, new connections get the new certificate, even with another kind of key, and no call is lost."""
     authority, context = trustme.CA(), ssl.create_default_context()
     authority.configure_trust(context)
     first = write_certificate(authority, home)
@@ -615,7 +615,7 @@ def test_a_hang_up_reopens_the_audit_file(gateway, key, plaid, home):
 
 
 def test_an_audit_file_that_can_not_be_reopened(gateway, key, home):
-    """A new file that others may read isn't used: lines go on into the old one, and standard error says so."""
+    """A new file that others may read isn't used: lines go to the old one, and standard error says so."""
     audit, old = home / "audit", home / "audit.1"
     process, url = gateway("--audit", audit)
     audit.rename(old)

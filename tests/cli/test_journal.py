@@ -312,20 +312,20 @@ def test_revoke_tells_of_unknown_pairs(plaid, run, partners, book):
 
 
 def test_revoke_reports_a_malformed_token_and_removes_the_others(plaid, run, partners, book):
-    """A token that Plaid issued with a space in it can't be sent: its row is failed, status 1."""
+    """A token with a space in it can't be sent: its row is failed, and the exit status is 1."""
     body = {"relay_token": "credit-relay sandbox", "request_id": "r"}
     plaid.fail(Fault(path=CREATE, secondary_client_id="p1", status=200, body=body))
     assert bulk(run, partners(3)).status == 0
     done = run("revoke", "nov", "--yes")
     assert (done.status, done.count("removed"), done.count("failed")) == (1, 2, 1)
     assert [line["secondary_client_id"] for line in done.lines if line["outcome"] == "failed"] == ["p1"]
-    assert "malformed, so that only Plaid's own API can remove them: 1" in done.err
+    assert "malformed tokens, which need a direct call of Plaid's API: 1" in done.err
     assert "credit-relay sandbox" not in done.out + done.err
     assert [entry["removed"] for entry in plaid.ledger] == [True, True]
 
 
 def test_what_plaid_refused_is_created_with_retry_failed(plaid, run, partners, book):
-    """The same command again reports it as failed without another request, until --retry-failed."""
+    """A repeated command reports a refusal as failed without sending it, until --retry-failed is given."""
     plaid.fail(Fault(secondary_client_id="p1", status=400))
     assert bulk(run, partners(3)).status == 1
     plaid.heal()
@@ -339,7 +339,7 @@ def test_what_plaid_refused_is_created_with_retry_failed(plaid, run, partners, b
 
 @pytest.mark.parametrize("option", ["--retry-unknown", "--retry-failed"])
 def test_create_takes_the_options_of_a_retry(plaid, run, book, option):
-    """For one partner, as bulk does for many."""
+    """`create` takes --retry-unknown and --retry-failed, as `bulk` does."""
     lost = {"close": True, "when": "after"} if option == "--retry-unknown" else {"status": 400}
     plaid.fail(Fault(path=CREATE, **lost))
     words = ("create", "--report-token", REPORT, "--partner", "p", "--run", "nov")
@@ -350,7 +350,7 @@ def test_create_takes_the_options_of_a_retry(plaid, run, book, option):
 
 
 def test_revoke_while_somebody_creates(start, run, spawn, partners, book):
-    """It would leave behind what is made meanwhile: status 1, and nothing is removed until that process has ended."""
+    """`revoke` removes nothing, with status 1, until the process that works on the run has ended."""
     plaid = start(latency=1.0)
     process = spawn("bulk", partners(40), "--report-token", REPORT, "--run", "nov", "--concurrency", 10)
     while not plaid.requests:

@@ -107,7 +107,7 @@ def later():
 
 @pytest.mark.parametrize("partner", ["p0", "p30"])
 def test_a_lone_surrogate_in_csv(plaid, run, partners, tmp_path, partner):
-    """It is escaped, early in a run and later, and no row is lost by it."""
+    """A lone surrogate is escaped, early in a run and later, and no row is lost because of it."""
     out = tmp_path / "out.csv"
     answers(plaid, partner, "\ud800")
     done = run("bulk", partners(60), "--report-token", REPORT, "--output", out, "--concurrency", 3)
@@ -124,7 +124,7 @@ def test_a_lone_surrogate_in_csv(plaid, run, partners, tmp_path, partner):
 
 @pytest.mark.parametrize("text", ["a\rb", "a\r\nb", "a\nb", "\0", '"', ",", "\x1b[2J", "\x85\u2028", ""])
 def test_any_other_string_in_csv(plaid, run, partners, tmp_path, text):
-    """It is read back as it was sent, and the rows after it are records of their own."""
+    """Any other string is read back as it was sent, and the rows after it are records of their own."""
     out = tmp_path / "out.csv"
     answers(plaid, "p0", text)
     assert run("bulk", partners(3), "--report-token", REPORT, "--output", out, "--concurrency", 1).status == 0
@@ -143,7 +143,7 @@ def test_the_output_of_bulk_is_an_input_however_long_its_cells_are(plaid, run, p
 
 @pytest.mark.parametrize("code", ["[/nope]", "[red]x", ":smile:", "\x1b[2J", "\ud800", "a\nb", "x" * 500_000])
 def test_an_error_code_in_the_table(plaid, run, partners, code):
-    """It is shown as it is, but for what a terminal acts on, and a long one is shortened."""
+    """An error code isn't read as markup, its control characters are escaped, and a long one is cut."""
     plaid.fail(Fault(status=400, body={"error_code": code, "error_type": "INVALID_INPUT"}))
     done = run("bulk", partners(1), "--report-token", REPORT)
     assert done.status == 1
@@ -162,7 +162,7 @@ def test_a_message_on_a_terminal(plaid, run):
 
 
 def test_the_status_of_a_run_on_a_terminal(plaid, run, tmp_path):
-    """The same for what a journal has recorded."""
+    """What a server's recorded error contains can't control the terminal either."""
     plaid.fail(
         Fault(status=500, body={"error_code": "[/x]", "error_type": "API_ERROR", "request_id": "\x1b[2J\nr"})
     )
@@ -222,7 +222,7 @@ def test_names_that_the_locale_cannot_represent(plaid, run, partners, tmp_path, 
     ],
 )
 def test_a_closed_standard_output(plaid, partners, tmp_path, words, closed):
-    """It is refused before anything is sent, or a key is created."""
+    """A closed standard output is refused before anything is sent or a key is created."""
     partners(1)
     (tmp_path / "tokens.txt").write_text("credit-relay-sandbox-1\n")
     done = shell(f"{' '.join(COMMAND)} {words} {closed}", cwd=tmp_path)
@@ -233,7 +233,7 @@ def test_a_closed_standard_output(plaid, partners, tmp_path, words, closed):
 
 @pytest.mark.parametrize("words", [f"bulk - --report-token {REPORT}", "remove -"])
 def test_a_closed_standard_input(plaid, words):
-    """It is no empty input."""
+    """A closed standard input is an error, not an empty input."""
     done = shell(f"{' '.join(COMMAND)} {words} <&-")
     assert (done.returncode, "isn't open" in done.stderr) == (2, True), done.stderr
 
@@ -250,7 +250,7 @@ def test_what_is_only_shown_needs_no_standard_output(plaid, run, tmp_path):
 
 
 def test_an_unexpected_error_in_the_output(tmp_path, rescued):
-    """What can't be formatted is rescued, with all that comes later."""
+    """An outcome that can't be formatted is rescued, with all that come later."""
     path = tmp_path / "out.jsonl"
     with open_output(str(path)) as output:
         output.write(LINE)
@@ -264,7 +264,7 @@ def test_an_unexpected_error_in_the_output(tmp_path, rescued):
 
 
 async def test_a_bug_in_the_output_ends_a_run(start, tmp_path, rescued):
-    """It is raised once all that was created is stored."""
+    """An unexpected error of the output is raised once all that was created is stored."""
     plaid = start(latency=0.05)
 
     class Broken(Run):
@@ -281,7 +281,7 @@ async def test_a_bug_in_the_output_ends_a_run(start, tmp_path, rescued):
 
 
 def test_what_waits_is_rescued_whatever_ends_the_command(rescued, pipe):
-    """Also where nothing was wrong with the output."""
+    """Outcomes that wait for a reader are rescued even if the output itself has not failed."""
     _, writing = pipe
     fill(writing)
 
@@ -297,7 +297,7 @@ def test_what_waits_is_rescued_whatever_ends_the_command(rescued, pipe):
 
 @pytest.mark.parametrize("read", [0, 1, 3])
 def test_what_a_reader_left_unread(rescued, pipe, read):
-    """It is rescued if the reader goes away before the command ends; a reader that has read all may go."""
+    """Unread outcomes are rescued if the reader exits before the command does; nothing is if all were read."""
     reading, writing = pipe
     with Rescue() as rescue:
         output = Output(io.FileIO(writing.fileno(), "w", closefd=False), as_csv=False, rescue=rescue)
@@ -314,7 +314,7 @@ def test_what_a_reader_left_unread(rescued, pipe, read):
 
 
 def test_a_terminal_that_was_closed(rescued):
-    """What it may have shown is rescued."""
+    """What a closed terminal may not have shown is rescued."""
     screen, terminal = pty.openpty()
     with Rescue() as rescue, io.FileIO(terminal, "w") as file:
         output = Output(file, as_csv=False, rescue=rescue)
@@ -338,7 +338,7 @@ def test_lines_that_must_have_been_read_are_not_kept(pipe):
 
 
 def test_a_long_line_and_a_reader_that_never_comes(plaid, spawn, partners, rescued):
-    """It doesn't block the command: a second signal ends it."""
+    """A long line without a reader doesn't block the command: a second signal ends it."""
     answers(plaid, "p0", "x" * 1_000_000)
     process = spawn("bulk", partners(1), "--report-token", REPORT)
     while not plaid.requests:
@@ -352,7 +352,7 @@ def test_a_long_line_and_a_reader_that_never_comes(plaid, spawn, partners, rescu
 
 
 def test_a_long_line_and_a_slow_reader(plaid, spawn, partners):
-    """It arrives whole."""
+    """A long line reaches a slow reader as a whole."""
     answers(plaid, "p0", "x" * 900_000)
     process = spawn("bulk", partners(1), "--report-token", REPORT)
     time.sleep(0.5)
@@ -361,7 +361,7 @@ def test_a_long_line_and_a_slow_reader(plaid, spawn, partners):
 
 
 def test_the_folders_of_a_rescue_file(tmp_path, rescued):
-    """When one takes no more, the next one is taken; a row that none takes leaves no empty file, nor ends it."""
+    """If a folder takes no more rows, the next one is used; a row that can't be stored leaves no empty file."""
     row, long = (json.dumps(LINE | {"request_id": "x" * size}).encode() + b"\n" for size in (1, 2000))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Rescue(tmp_path / "out.csv") as rescue:
@@ -405,11 +405,11 @@ def test_a_token_that_nothing_takes(plaid, tmp_path):
     ("journalled", "message"),
     [
         (True, "the journal has them, too: plaid-relay export"),
-        (False, "a relay token is lost: no folder takes a rescue file"),
+        (False, "a relay token is lost: no rescue file could be written"),
     ],
 )
 def test_a_token_that_only_the_journal_may_have(pipe, journalled, message):
-    """Without a rescue file it is lost, unless the journal has it; the message says so."""
+    """Without a rescue file a token is lost unless the journal has it, and the message says which."""
 
     class Full(Rescue):
         def store(self, row):
@@ -424,7 +424,7 @@ def test_a_token_that_only_the_journal_may_have(pipe, journalled, message):
 
 
 def test_a_run_with_a_journal_and_a_closed_pipe(plaid, run, partners, tmp_path, spawn, rescued):
-    """Each token is rescued, and the message names the journal."""
+    """Each token is rescued, and the message says that the journal has it too."""
     words = ("--journal", tmp_path / "relay.db")
     reading, writing = os.pipe()
     os.close(reading)
@@ -439,7 +439,7 @@ def test_a_run_with_a_journal_and_a_closed_pipe(plaid, run, partners, tmp_path, 
 
 
 def test_an_export_to_a_closed_pipe_rescues_nothing(plaid, run, partners, tmp_path, spawn, rescued):
-    """All of it is in the journal."""
+    """An export rescues nothing, because all of it is in the journal."""
     words = ("--journal", tmp_path / "relay.db")
     assert run("bulk", partners(5), "--report-token", REPORT, *words, "--run", "r").status == 0
     reading, writing = os.pipe()
@@ -461,7 +461,7 @@ def refreshed(plaid):
 
 
 def test_a_refresh_into_a_closed_pipe(refreshed, spawn, rescued):
-    """Its new token is rescued."""
+    """The new token of a refresh is rescued if the output is a closed pipe."""
     reading, writing = os.pipe()
     os.close(reading)
     process = spawn("refresh", "token", stdout=writing)
@@ -475,7 +475,7 @@ def test_a_refresh_into_a_closed_pipe(refreshed, spawn, rescued):
 def test_a_refresh_that_is_interrupted_while_it_is_not_read(
     refreshed, run, rescued, pipe, later, monkeypatch
 ):
-    """The same."""
+    """The new token of a refresh is rescued if a signal ends the wait for a reader."""
     _, writing = pipe
     fill(writing)
     monkeypatch.setattr(sys, "stdout", writing)
@@ -517,7 +517,7 @@ WHOLE = HEADER + 'created,a,t,"two\nlines, and a ""quote""",,1\n'
     ],
 )
 def test_append_to_csv_that_is_torn(plaid, run, partners, tmp_path, content, torn):
-    """New rows are records of their own, wherever the last one was torn; what is whole isn't touched."""
+    """Wherever the last row was torn, new rows are records of their own; a whole file isn't changed."""
     out = tmp_path / "out.csv"
     out.touch(0o600)
     content = content.encode() if isinstance(content, str) else content
@@ -563,7 +563,7 @@ def test_a_named_pipe_that_no_process_reads(plaid, run, partners, tmp_path, late
 
 
 def test_a_socket_is_no_output(plaid, run, partners, tmp_path):
-    """It is refused, and not waited for."""
+    """A socket as an output is refused, and not waited for."""
     import socket
 
     with socket.socket(socket.AF_UNIX) as listening:

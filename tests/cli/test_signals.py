@@ -37,7 +37,7 @@ def send(number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_outside_of_the_event_loop(number):
-    """Each of the signals raises KeyboardInterrupt, and none does once the command has ended."""
+    """Each signal raises KeyboardInterrupt until the command has ended, and none does afterwards."""
     with pytest.raises(KeyboardInterrupt), Signals() as signals:
         send(number)
     assert signals.interrupted
@@ -46,7 +46,7 @@ def test_a_signal_outside_of_the_event_loop(number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_cancels_the_coroutine(number):
-    """A signal cancels what runs, whose cleanup runs to its end."""
+    """A signal cancels the running coroutine, whose cleanup runs to its end."""
     steps = []
 
     async def work():
@@ -100,7 +100,7 @@ def test_a_third_signal_does_not_wait_for_the_end_of_all_tasks():
 
 
 def test_signals_that_come_early():
-    """A signal that arrives just before a function is registered for signals calls that function."""
+    """A signal just before a reaction is registered leads to that reaction."""
     calls = []
 
     async def listen(signals):
@@ -188,10 +188,11 @@ def test_a_hang_up_that_requests_a_reload():
 
 
 @pytest.mark.parametrize(
-    ("word", "status", "text"), [("get", 1, "interrupted"), ("remove", 3, "nobody can tell")]
+    ("word", "status", "text"),
+    [("get", 1, "interrupted"), ("remove", 3, "the outcome of the removal is unknown")],
 )
 def test_a_single_call_with_sigint_ignored(start, spawn, word, status, text):
-    """In the background of a script, where SIGINT is ignored, SIGTERM ends a single call all the same."""
+    """SIGTERM ends a single call even if SIGINT is ignored, as in the background of a script."""
     plaid = start(latency=60.0)
     with ignored(signal.SIGINT, signal.SIGHUP):
         process = spawn(word, "credit-relay-sandbox-1")
@@ -204,7 +205,7 @@ def test_a_single_call_with_sigint_ignored(start, spawn, word, status, text):
 
 
 def test_a_terminal_that_closes(start, partners, tmp_path):
-    """A batch whose terminal closes sends nothing more, waits for what is in flight, and writes an outcome of each row."""
+    """When its terminal closes, a batch sends nothing more, drains, and writes an outcome for each row."""
     plaid = start(latency=0.3)
     out = tmp_path / "out.jsonl"
     words = ["bulk", str(partners(100)), "--report-token", REPORT, "--output", str(out), "--concurrency", "5"]
@@ -274,7 +275,7 @@ def test_a_journal_that_does_not_open(plaid, spawn, partners, silent, number):
 
 
 def test_a_reader_that_has_stopped_reading(plaid, spawn, tmp_path):
-    """A command whose output waits for its reader ends at a signal, though it holds text that wasn't written."""
+    """A signal ends a command that waits for its reader, even if some text wasn't written."""
     file = KeyFile(tmp_path / "keys.json")
     file.add("ann", partners=[f"partner-{number:05}" for number in range(10_000)])
     with ignored():
@@ -310,7 +311,7 @@ def waits_in(pid, name):
 
 
 def test_a_reader_that_never_reads(plaid, spawn, tmp_path, full):
-    """A command that has done its work and waits for the reader of its last text ends at a signal, with 1."""
+    """A signal ends, with status 1, a command whose work is done and whose last text isn't read."""
     file = KeyFile(tmp_path / "keys.json")
     file.add("ann")
     with ignored():
@@ -321,7 +322,7 @@ def test_a_reader_that_never_reads(plaid, spawn, tmp_path, full):
 
 
 def test_the_last_text_waits_for_its_reader(full, signal_when, monkeypatch):
-    """A signal that comes while the last text waits to be flushed changes the exit status to 1, and drops the text."""
+    """A signal during the last flush changes the exit status to 1, and drops the text."""
     with os.fdopen(os.dup(full), "w") as file, signals:
         monkeypatch.setattr(sys, "stdout", file)
         file.write("text")
@@ -330,7 +331,7 @@ def test_the_last_text_waits_for_its_reader(full, signal_when, monkeypatch):
 
 
 def test_a_key_that_waits_for_its_reader(plaid, spawn, tmp_path, full):
-    """A signal while a new key waits to be printed leaves no key that is in use and was never shown."""
+    """A signal while a new key waits to be printed leaves no key in use that was never shown."""
     file = KeyFile(tmp_path / "keys.json")
     with ignored():
         process = spawn("gateway", "keys", "add", "ann", "--keys", file.path, stdout=full)
@@ -342,7 +343,7 @@ def test_a_key_that_waits_for_its_reader(plaid, spawn, tmp_path, full):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_pipe_without_a_reader(plaid, spawn, partners, tmp_path, number):
-    """A batch that waits for somebody to open the pipe of its output ends at a signal; nothing was sent."""
+    """A signal ends a batch that waits for a reader to open its output pipe; nothing was sent."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with ignored():

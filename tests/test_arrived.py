@@ -46,7 +46,7 @@ async def cancelled_with(data, *, direct, tls, turns=0):
 @EACH
 @pytest.mark.parametrize("turns", range(5))
 async def test_a_token_that_has_arrived_is_reported_though_its_call_is_cancelled(direct, tls, turns):
-    """Whether it still lies in the socket, or in the process, at the moment of the cancellation."""
+    """A token is reported that is still in the socket, or in the process, at the cancellation."""
     result = await cancelled_with(WHOLE, direct=direct, tls=tls, turns=turns)
     assert [created.relay_token for created in result.created] == [token("p")]
 
@@ -75,7 +75,7 @@ async def test_a_part_of_a_response_means_what_it_says(direct, data, outcome):
 
 @WAYS
 async def test_a_response_of_many_pieces_is_processed_to_its_end(direct):
-    """However many reads of the socket that takes, with a buffer for TLS that is far too small."""
+    """A response is read to its end even if a far too small TLS buffer needs many reads."""
     padding = b'{"padding": "' + b"x" * 50_000 + b'", "relay_token": "T-1"}'
     data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(padding), padding)
     result = await cancelled_with(data, direct=direct, tls=True)
@@ -84,7 +84,7 @@ async def test_a_response_of_many_pieces_is_processed_to_its_end(direct):
 
 @WAYS
 async def test_a_cancellation_that_nothing_precedes_ends_a_call(direct):
-    """Without a response, a call that is cancelled ends as unknown, and later bytes find nothing to reach."""
+    """A call that is cancelled without a response ends as unknown, and bytes that come later are ignored."""
     result = await cancelled_with(b"", direct=direct, tls=False)
     assert isinstance(result.unknown[0].error, OutcomeUnknownError)
 
@@ -131,7 +131,7 @@ async def test_a_call_that_is_cancelled_again_and_again_takes_its_response(direc
 @WAYS
 @EACH
 async def test_a_server_that_never_stops_sending_does_not_hold_a_cancellation_up(direct, tls):
-    """What follows on and on is given up after a number of turns of the event loop."""
+    """An endless response delays a cancellation by a limited number of turns of the event loop."""
     flood = True
 
     async def pour(request):
@@ -186,7 +186,7 @@ def posted(post):
 
 
 async def test_a_session_that_only_lets_others_run_is_cancelled():
-    """As long as the request has not left, immediately."""
+    """Before the request has left, a cancellation takes effect immediately."""
     seen = []
 
     async def post():
@@ -205,7 +205,7 @@ async def test_a_session_that_only_lets_others_run_is_cancelled():
 
 
 async def test_a_session_may_clean_up_when_it_is_cancelled():
-    """What it waits for meanwhile is waited for, and further cancellations reach it as well."""
+    """A session's cleanup is waited for, and further cancellations reach it."""
     seen = []
 
     async def connect():

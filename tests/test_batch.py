@@ -384,7 +384,7 @@ async def test_cancelled_an_awaited_batch_drains_and_its_result_stays(plaid, cli
 
 @pytest.mark.parametrize("cancellations", [2, 3, 5])
 async def test_further_cancellations_do_not_end_a_drain(plaid, client, cancellations):
-    """However often a batch is cancelled while it drains, it waits for what is in flight, and is cancelled then."""
+    """However often a draining batch is cancelled, it waits for the calls in flight, and is cancelled then."""
     plaid.fail(Fault(path=CREATE, when="after", latency=0.3))
     batch = client.relay.create_many(requests(plaid, 20), concurrency=10)
 
@@ -452,7 +452,7 @@ async def test_a_batch_can_be_abandoned_while_it_runs(plaid, client, streamed):
 
 
 async def test_a_batch_that_is_abandoned_before_it_starts_sends_nothing(plaid, client):
-    """It ends at once, and the input is still there."""
+    """A batch that is abandoned before its start ends immediately, and its input isn't read."""
     rows = requests(plaid, 3)
     batch = client.relay.create_many(rows)
     batch.abandon()

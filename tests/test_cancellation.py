@@ -182,7 +182,7 @@ async def test_timeouts_and_groups_around_a_drain_work_as_usual(plaid, client):
 
 
 async def test_a_cancellation_of_the_task_during_a_drain_is_not_taken_for_one_of_anyio(plaid, client):
-    """A scope ends its own cancellation only: the task's is raised beyond it."""
+    """A scope swallows only its own cancellation; the task's is raised beyond it."""
     plaid.fail(Fault(path=CREATE, when="after", latency=0.3))
     batch = client.relay.create_many([RelayCreateRequest([plaid.add_report()], "partner")])
     passed = []
@@ -402,7 +402,7 @@ async def test_the_operations_whose_outcome_is_reported(plaid):
 
 
 async def test_a_call_that_is_cancelled_before_it_is_sent_has_no_outcome(plaid):
-    """It is cancelled immediately: while it waits for a limiter, and while it connects."""
+    """A call is cancelled immediately while it waits for a limiter, and while it connects."""
 
     class Closed:
         async def acquire(self, endpoint: str) -> None:
@@ -437,7 +437,7 @@ async def test_a_call_that_is_cancelled_before_it_is_sent_has_no_outcome(plaid):
     ],
 )
 async def test_a_call_that_is_cancelled_between_two_attempts_reports_the_first(plaid, fault, replay, kind):
-    """Nothing is in flight then, so it is cancelled immediately; what the attempt has shown is its outcome."""
+    """A call between two attempts is cancelled immediately, with the outcome of the first."""
     plaid.fail(fault)
     retry = RetryPolicy(replay=replay, backoff=100.0, max_backoff=100.0, max_pause=1e6)
     async with listening(plaid, retry=retry) as (client, late):
@@ -522,7 +522,7 @@ def test_the_callback_is_a_plain_function(callback):
 @pytest.mark.may_block
 @pytest.mark.parametrize("breaks", [False, True])
 async def test_a_late_outcome_of_a_call_with_a_journal(plaid, tmp_path, caplog, breaks):
-    """It is reported too, as journalled or not, and logged only if the journal doesn't hold it."""
+    """A late outcome is reported as journalled or not, and logged only if the journal doesn't have it."""
 
     class Broken(Noting):
         async def begin(self, request) -> None: ...
@@ -572,7 +572,7 @@ async def test_close_waits_for_drains(plaid):
 
 
 async def test_close_waits_for_drains_no_longer_than_a_drain_lasts(plaid):
-    """A drain that waits for the close itself, here by an input that closes the client, ends."""
+    """A drain that waits for `close()` itself, by an input that closes the client, ends."""
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     async with listening(plaid, timeouts=Timeouts(drain=0.2)) as (client, _):
 
@@ -662,7 +662,7 @@ async def test_close_ends_a_wait_for_a_report_and_for_the_client_id(plaid, clien
 
 
 async def test_a_timeout_of_the_limiter_is_its_own(plaid):
-    """A TimeoutError out of the caller's code isn't taken for the end of the client."""
+    """A TimeoutError from the caller's code isn't taken for the closing of the client."""
 
     class Late:
         async def acquire(self, endpoint: str) -> None:
@@ -674,7 +674,7 @@ async def test_a_timeout_of_the_limiter_is_its_own(plaid):
 
 
 async def test_a_call_whose_client_is_closed_plans_no_further_attempt(plaid):
-    """It fails with what its last attempt met, and doesn't wait for the next."""
+    """A call of a closed client fails with the error of its last attempt, without another one."""
     plaid.fail(Fault(path=GET, stall=60))
     retry = RetryPolicy(backoff=100.0, max_backoff=100.0, max_pause=1e6)
     async with RelayClient(OWNER, base_url=plaid.url, retry=retry) as client:
@@ -704,7 +704,7 @@ async def drained(work, *, in_flight: bool) -> str:
 
 @pytest.mark.parametrize("in_flight", [False, True])
 async def test_an_attempt_that_only_lets_others_run_drains_too(in_flight):
-    """A turn of the event loop without a future is kept or cancelled like a wait."""
+    """An attempt that yields to the event loop without a future drains like one that waits."""
     ended = []
 
     async def work() -> None:
@@ -722,7 +722,7 @@ async def test_an_attempt_that_only_lets_others_run_drains_too(in_flight):
 
 
 async def test_an_attempt_that_is_cancelled_waits_for_its_own_task_to_end():
-    """A task that it awaits is cancelled, and may take its time, whatever else cancels the call."""
+    """A task that the attempt awaits is cancelled, and its end is waited for."""
     ended = []
 
     async def slow() -> None:
@@ -767,7 +767,7 @@ async def test_what_has_happened_when_a_cancellation_arrives_is_kept():
 @pytest.mark.may_block
 @pytest.mark.parametrize("opened", [True, False])
 async def test_a_journal_that_is_cancelled_closes_to_its_end(plaid, client, tmp_path, opened):
-    """In a cancelled AnyIO scope too: the worker has ended, and no lock file is left."""
+    """A journal closes even in a cancelled AnyIO scope: its worker has ended, and no lock file is left."""
     journal = Journal(tmp_path / "relay.db", key=KEY)
     with anyio.CancelScope() as scope:
         if opened:

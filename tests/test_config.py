@@ -125,7 +125,7 @@ def test_an_address_is_refused_when_the_client_is_created(url):
     ["proxy.example:3128", "socks5://h", "http://user:hush@h\\evil", "http://\ud800", "http://h:0", 5],
 )
 def test_a_proxy_that_is_no_url_is_refused_when_the_client_is_created(proxy):
-    """It may hold a password, so it is not shown."""
+    """An invalid proxy URL is refused without being shown, because it may hold a password."""
     with pytest.raises(ConfigurationError, match=r"^proxy must be a URL") as caught:
         RelayClient(Credentials("a", "b"), proxy=proxy)
     assert "hush" not in str(caught.value)

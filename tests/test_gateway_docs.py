@@ -247,7 +247,7 @@ def audited(shell, folder):
 
 
 def refused(process):
-    """Have a call refused, of which the audit log has a line."""
+    """Make a call that is refused, so that the audit log has a line."""
     url = re.match("listening on (.*)", process.stdout.readline())[1]
     process.stdout.readline()  # of the metrics
     host, port = url.removeprefix("http://").split(":")

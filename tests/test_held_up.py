@@ -99,14 +99,14 @@ async def created_by_a_loop_that_is_late(timeouts, requests):
 
 
 async def test_a_connection_that_was_made_in_time_is_used_by_a_loop_that_is_late():
-    """What has arrived of the handshake is processed before the time for connecting is up."""
+    """What has arrived of a handshake is processed before the connect timeout is applied."""
     requests = []
     assert await created_by_a_loop_that_is_late(Timeouts(connect=0.8), requests) == "T-1"
     assert len(requests) == 1
 
 
 async def test_a_request_does_not_leave_after_its_deadline():
-    """A connection that is ready only then is not used: the outcome could only be unknown."""
+    """A connection that is ready only after the deadline isn't used: the outcome could only be unknown."""
     requests = []
     with pytest.raises(NotSentError, match="time ran out"):
         await created_by_a_loop_that_is_late(Timeouts(total=0.8), requests)

@@ -428,7 +428,7 @@ class Machine(RuleBasedStateMachine):
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     async def _resume(self) -> None:
-        """Create again for all pairs on record: only what had no token and is in no doubt, or is to be retried, is sent."""
+        """Create again for all pairs on record; check that only what may be sent was sent."""
         partners = [key_of(request) for job in self.started if job.recorded for request in job.taken]
         sent = len(self.plaid.requests)
         async with (
@@ -484,7 +484,7 @@ def test_nothing_is_lost_or_doubled_whatever_is_done_in_whatever_order(rounds):
 
 @pytest.mark.may_block
 def test_nothing_is_lost_or_doubled_with_a_journal_on_a_server(rounds, postgres):
-    """The same with a journal in PostgreSQL."""
+    """Nothing is lost or doubled with a journal in PostgreSQL."""
 
     class OnServer(Machine):
         server = postgres.url

@@ -149,7 +149,7 @@ async def cancel(batch: Batch, enough: int, *, abandoned: bool = False) -> None:
 
 
 async def cancel_and_abandon(batch: Batch, enough: int) -> None:
-    """Doesn't wait for what is in flight."""
+    """Cancel the task, and don't wait for the calls in flight."""
     await cancel(batch, enough, abandoned=True)
 
 

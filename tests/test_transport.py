@@ -760,7 +760,7 @@ def test_credentials_that_arrive_late_leave_the_request_unsent(seconds):
 
 @pytest.mark.may_block  # the mistake that is meant
 def test_credentials_that_block_the_loop_leave_the_request_unsent():
-    """The time that is left is looked at again when the credentials are there, whatever they did meanwhile."""
+    """The remaining time is checked again after the credentials, even if fetching them blocked the loop."""
 
     async def blocking() -> Credentials:
         time.sleep(0.6)  # noqa: ASYNC251  # the same
@@ -786,7 +786,7 @@ async def test_a_journal_that_is_slow_leaves_the_request_unsent(plaid, client):
             await asyncio.sleep(0.6)
 
         async def end(self, outcome: object) -> None:
-            """Nothing is kept."""
+            """Record nothing."""
 
     with pytest.raises(NotSentError, match="the journal took so long") as caught:
         await client.relay.create([plaid.add_report()], "p", timeout=1, journal=Slow())

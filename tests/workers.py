@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @define(eq=False)
 class Workers:
-    """Forks a worker for one call with a journal, and kills it as soon as its request is in flight."""
+    """A source of worker processes, each of which makes one call with a journal and is killed in flight."""
 
     _process: subprocess.Popen[str] = field(init=False)
 
@@ -58,7 +58,7 @@ class Workers:
 
 @contextlib.contextmanager
 def workers() -> Iterator[Workers]:
-    """Yield what forks workers."""
+    """Yield a source of workers."""
     opened = Workers()
     try:
         yield opened

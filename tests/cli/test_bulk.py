@@ -424,7 +424,7 @@ def test_output_after_a_bug(tmp_path, written):
 
 
 def test_closed_pipe(start, run, partners, stdout, rescued):
-    """What is in flight drains, and what the reader did not read is rescued; no token is on standard error."""
+    """Calls in flight drain, and what the reader did not read is rescued; no token is on standard error."""
     reading = stdout()
     plaid = start(latency=0.02)
     read = []
@@ -484,7 +484,7 @@ def test_slow_reader(start, run, partners, stdout):
 
 
 def test_reader_that_never_comes(start, run, partners, stdout, interrupt, rescued):
-    """A second interrupt stops waiting for it, and what it didn't take is rescued."""
+    """A second interrupt ends the wait for a reader, and what was not written is rescued."""
     reading = stdout()
     plaid = start()
     fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)

@@ -23,7 +23,7 @@ EACH = pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 
 
 def around(moment, chance):
-    """A time close to a moment, or surely before it, however busy the machine is."""
+    """Return a time close to a moment, or well before it, however busy the machine is."""
     return moment + (chance.uniform(-0.008, 0.004) if chance.random() < 0.9 else -0.1)
 
 
@@ -34,7 +34,7 @@ def hold_up(moment, chance):
 
 
 async def drained(client, requests, server, chance):
-    """Around the end of the drain, which begins after the task is cancelled."""
+    """Place responses around the end of the drain, which begins after the task is cancelled."""
     loop = asyncio.get_running_loop()
     batch = client.relay.create_many(requests)
     task = asyncio.ensure_future(batch)
@@ -49,7 +49,7 @@ async def drained(client, requests, server, chance):
 
 
 async def ended(client, requests, server, chance):
-    """Around the moment at which the batch is ended without a drain, for some right before it."""
+    """Place responses around the moment at which the batch is ended without a drain."""
     loop, moments = asyncio.get_running_loop(), {}
 
     def strike():
@@ -84,7 +84,7 @@ class Begun(Noting):
 
 
 async def timed_out(client, requests, server, chance):
-    """Around the read timeout of each call, which begins after its attempt does."""
+    """Place responses around the read timeout of each call."""
     loop, journal = asyncio.get_running_loop(), Begun()
     batch = client.relay.create_many(requests, journal=journal)
     task = asyncio.ensure_future(batch)
@@ -102,7 +102,7 @@ async def timed_out(client, requests, server, chance):
 @pytest.mark.parametrize("scenario", [drained, ended, timed_out], ids=["drain", "end", "timeout"])
 @pytest.mark.timeout(1_200)
 async def test_every_token_whose_bytes_had_arrived_is_reported(scenario, tls, direct, size):
-    """What was written before the moment is created, and so is what the process has read at any time."""
+    """A token that was sent before the moment, or that the process has read at any time, is created."""
     counts: Counter[tuple[bool, bool]] = Counter()
     timeouts = Timeouts(
         drain=SECONDS if scenario is drained else 30, slow_read=SECONDS if scenario is timed_out else 30
@@ -168,7 +168,7 @@ asyncio.run(main(*json.loads(sys.argv[1])))
 
 
 async def stopped(limit, *, calls, direct, tls):
-    """What a process reports that was stopped for longer than a timeout, while its responses arrived."""
+    """Return what a process reports that was stopped for longer than a timeout, while its responses arrived."""
     seconds, authority = 4.0, AUTHORITY.cert_pem.bytes().decode() if tls else ""
     async with holding(tls=tls) as (server, settings):
         arguments = json.dumps([calls, seconds, settings["base_url"], authority, direct, limit])

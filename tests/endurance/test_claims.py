@@ -242,7 +242,7 @@ class World:
             self.hold(partner, run, policy, fault, outcome, sent=named in left)
 
     def hold(self, partner, run, policy, fault, outcome, *, sent):
-        """Hold an outcome to the model."""
+        """Compare an outcome with the model."""
         attempts = self.pairs[partner]
         ways = expected(attempts, run, policy)
         if fault == "busy" and not sent and "sent" in ways and kind_of(outcome) in {"failed", "unknown"}:
@@ -447,7 +447,7 @@ def spelled(plaid, host):
 
 @define(eq=False)
 class Worlds:
-    """Lets many histories be lived in one world, until one of them fails.
+    """A source of worlds: many histories share one, until one of them fails.
 
     Attributes:
         make: creates a world.
@@ -585,7 +585,7 @@ def test_one_truth_for_each_pair(size, forked):
 
 
 def test_one_truth_for_each_pair_on_a_server(size, forked, postgres):
-    """The same on PostgreSQL."""
+    """On PostgreSQL, no history of a pair hides a valid token or a doubt, or makes one that wasn't asked for."""
     seem_dead = {"lapsed": "expires_at = 0, request_seconds = 0", "ended": "ended = true"}
 
     async def dead(end):

@@ -87,7 +87,7 @@ async def serving(service: Service):
 @pytest.mark.may_block
 @pytest.mark.parametrize("path", ["one", "many"])
 async def test_a_visitor_who_leaves_takes_no_token_along(size, path):
-    """A disconnect cancels the handler at a random moment of its calls; each token of the ledger is received."""
+    """A disconnect cancels the handler at a random moment, and each token in the ledger is received."""
     chance = random.Random(7)
     received: list[str] = []
     late: list[object] = []

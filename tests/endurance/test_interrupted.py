@@ -182,7 +182,7 @@ def test_what_was_received_is_recorded(plaid, tmp_path, kind, request, size):
 
 
 def test_a_journal_that_is_never_closed(plaid, tmp_path, size):
-    """What was received is recorded, though only the end of `asyncio.run` waits for it, and no task is left."""
+    """What was received is recorded even if only the end of `asyncio.run` waits for it; no task is left."""
     url = str(tmp_path / "relay.db")
     chance = random.Random(19)
     for number in range(size(4, 100)):

@@ -136,7 +136,7 @@ def served() -> Iterator[Any]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A folder in which little can be written, and the words before a command for which that is so."""
+    """A folder on a disk that is nearly full, and the command prefix under which that holds."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
@@ -159,7 +159,7 @@ def rows_in(content: bytes) -> list[dict[str, Any]]:
 
 
 def in_csv(token: str) -> str:
-    """What CSV has for a token: what UTF-8 can't represent is escaped."""
+    """Return what CSV has for a token: what UTF-8 can't represent is escaped."""
     return token.encode(errors="backslashreplace").decode()
 
 

@@ -103,7 +103,7 @@ class Run:
         return outcomes
 
     async def check(self):
-        """Hold the requests of a process to what was recorded when it was started: no other was allowed."""
+        """Compare the requests of a process with what was recorded when it was started: no other was allowed."""
         requests = [each for each in self.plaid.requests[self.began :] if each.status not in DECLINED]
         sent = Counter(each.secondary_client_id for each in requests)
         assert set(sent.values()) <= {1}
@@ -152,7 +152,7 @@ async def test_killed_and_resumed_until_all_are_created(size, tmp_path):
 
 
 async def test_killed_and_resumed_on_a_server(size, tmp_path, postgres):
-    """The same on PostgreSQL."""
+    """On PostgreSQL, it ends, and only requests were sent that --retry-unknown allows."""
     for seed in range(size(1, 20)):
         await postgres.fresh()
         assert await lived(postgres.url, tmp_path, size(60, 5_000), seed) > 1

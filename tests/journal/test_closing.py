@@ -49,7 +49,7 @@ async def outcomes_of(journal, run="x"):
 
 @pytest.mark.parametrize("state", [inspect.CORO_CREATED, inspect.CORO_SUSPENDED])
 async def test_a_cancelled_group_is_repeated(plaid, client, report, url, state):
-    """Each response that had come is recorded, later creations work, and close() ends."""
+    """When all tasks are cancelled, each response that had come is recorded, and `close()` ends."""
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "first", journal=journal)
         before = asyncio.all_tasks()
@@ -76,7 +76,7 @@ async def test_a_cancelled_group_is_repeated(plaid, client, report, url, state):
 
 
 async def test_a_token_behind_a_cancelled_group(plaid, client, report, tmp_path):
-    """A token waits to be written while another process has the file, and all tasks are cancelled: it is written."""
+    """A token that waits behind another process's write is recorded even if all tasks are cancelled."""
     path = tmp_path / "relay.db"
     async with Journal(path, run="x", key=KEY) as journal:
         await client.relay.create([report], "first", journal=journal)
@@ -97,7 +97,7 @@ async def test_a_token_behind_a_cancelled_group(plaid, client, report, tmp_path)
 
 
 async def test_a_lease_outlives_a_cancellation_of_all_tasks(plaid, client, report, postgres):
-    """It is renewed as before, at whichever moment they are cancelled."""
+    """The lease is renewed as before, at whichever moment all tasks are cancelled."""
     await postgres.fresh()
     before = asyncio.all_tasks()
     async with Journal(postgres.url, run="x", key=KEY, lease=2) as journal:
@@ -113,7 +113,7 @@ async def test_a_lease_outlives_a_cancellation_of_all_tasks(plaid, client, repor
 
 
 async def test_close_waits_for_a_call_in_flight(plaid, client, report, url):
-    """Its outcome is recorded, and nothing more is begun."""
+    """The outcome of a call in flight is recorded, and no further call begins."""
     plaid.fail(Fault(path=CREATE, latency=0.5, when="after"))
     journal = Journal(url, run="x", key=KEY)
     await journal.open()
@@ -131,7 +131,7 @@ async def test_close_waits_for_a_call_in_flight(plaid, client, report, url):
 
 
 async def test_close_under_a_removal(plaid, client, report, url):
-    """What a removal has come to is recorded as well."""
+    """The outcome of a removal in flight is recorded as well."""
     journal = Journal(url, run="x", key=KEY)
     await journal.open()
     made = await client.relay.create([report], "p", journal=journal)
@@ -145,7 +145,7 @@ async def test_close_under_a_removal(plaid, client, report, url):
 
 
 async def test_an_outcome_that_comes_after_close(plaid, client, report, postgres):
-    """It is delivered with `journalled=False`, and until it may have come, no other process takes its pair."""
+    """A late outcome has `journalled=False`, and no other process takes its pair until it may have come."""
     await postgres.fresh()
     plaid.fail(Fault(path=CREATE, latency=8, when="after", times=1))
     journal = Journal(postgres.url, run="x", key=KEY, lease=1)
@@ -166,7 +166,7 @@ async def test_an_outcome_that_comes_after_close(plaid, client, report, postgres
 
 
 async def test_a_call_that_waits_for_its_next_attempt_is_not_waited_for_forever(plaid, client, report, url):
-    """Nothing of it is in flight, and it isn't begun again once the journal is being closed."""
+    """A call between two attempts isn't in flight, and isn't begun again while the journal closes."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
     journal = Journal(url, run="x", key=KEY)
     await journal.open()
@@ -184,7 +184,7 @@ async def test_a_call_that_waits_for_its_next_attempt_is_not_waited_for_forever(
 
 @pytest.mark.parametrize("times", [1, 3])
 async def test_close_is_cancelled(plaid, client, report, tmp_path, times):
-    """It closes the journal all the same: another process doesn't wait for what was never sent."""
+    """A cancelled `close()` closes the journal: no process waits for what was never sent."""
     path = tmp_path / "relay.db"
     journal = Journal(path, run="x", key=KEY)
     await journal.open()
@@ -250,7 +250,7 @@ async def test_close_under_a_call_that_enters(plaid, client, report, postgres):
 
 
 async def test_a_journal_that_was_closed_can_be_opened_again(client, report, url):
-    """It serves what it had."""
+    """A journal that is opened again serves the tokens that it had."""
     journal = Journal(url, run="x", key=KEY)
     made = []
     for _ in range(2):

@@ -232,7 +232,7 @@ async def test_a_killed_process_leaves_unknowns(plaid, client, report, url):
 
 
 async def test_what_a_killed_process_left_unknown_is_created_again_with_retry_unknown(plaid, report, url):
-    """Once its requests can't be under way any more, each of its pairs gets a token, and nothing hangs."""
+    """Once its requests can't be in flight any more, each pair gets a token, and nothing hangs."""
     plaid.fail(*(Fault(path=CREATE, secondary_client_id=f"p{n}", latency=30) for n in range(3)))
     async with program(RUN, plaid.url, url, report, KEY, "1", "1") as process:
         while len(plaid.requests) < 3:
@@ -250,7 +250,7 @@ async def test_what_a_killed_process_left_unknown_is_created_again_with_retry_un
 async def test_what_an_ended_process_left_unknown_is_created_again_with_retry_unknown(
     plaid, client, report, url
 ):
-    """Nothing is waited for: a worker that has ended has no request under way."""
+    """Nothing is waited for: a worker that has ended has no request in flight."""
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
@@ -298,7 +298,7 @@ async def test_what_waits_for_its_turn_is_not_attempted(plaid, report, url):
 
 
 async def test_a_timeout_is_kept_while_the_credentials_hang(plaid, report, url):
-    """A journal that waits for the client id waits no longer than the call may take, and nothing is sent."""
+    """A journal waits for the client id no longer than the call may take, and nothing is sent."""
 
     async def never():
         await asyncio.Event().wait()
@@ -620,7 +620,7 @@ async def test_whoever_dies_while_it_is_asked_for_is_looked_at_anew(plaid, clien
 
 
 async def test_words_of_a_server_that_no_database_takes(plaid, client, report, url):
-    """They are stored as escapes, and nothing else is lost with them."""
+    """Characters that no database stores are recorded as escapes, and nothing else is lost with them."""
     odd = {"error_type": "\ud800", "error_code": "A\0B", "request_id": "r\0\udfff"}
     plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=400, body=odd))
     async with Journal(url, run="x", key=KEY) as journal:
@@ -634,7 +634,7 @@ async def test_words_of_a_server_that_no_database_takes(plaid, client, report, u
 
 
 def spelled(plaid, host):
-    """A client whose base URL names the simulator's host in that way."""
+    """Return a client whose base URL spells the simulator's host in that way."""
     return RelayClient(OWNER, base_url=f"http://{host}:{plaid.url.rpartition(':')[2]}", retry=QUICK)
 
 
@@ -661,7 +661,7 @@ async def test_a_host_is_the_same_however_it_is_spelled(plaid, report, url, host
     ],
 )
 def test_the_normal_spelling_of_a_host(typed, normal):
-    """Lower case, IDNA, and neither the scheme's own port nor a trailing dot."""
+    """The normal spelling is in lower case and IDNA, without the scheme's own port and a trailing dot."""
     transport = RelayClient(OWNER, base_url=typed).relay._transport
     assert transport.host == normal
     assert transport.host_as_typed == typed.partition("//")[2]
@@ -676,7 +676,7 @@ async def recorded_as_typed(client, report, url, run, partners, **settings):
 
 
 async def test_what_was_recorded_under_another_spelling_is_found(plaid, report, url):
-    """Tokens, doubts and failures are those of the pair, and stay so when the host is spelled in its normal way."""
+    """Tokens, doubts and failures are found, and stay when the host is spelled in its normal way."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="unknown", status=500, when="after"))
     plaid.fail(Fault(path=CREATE, secondary_client_id="failed", status=400))
     partners = ["made", "unknown", "failed"]
@@ -695,7 +695,7 @@ async def test_what_was_recorded_under_another_spelling_is_found(plaid, report, 
 
 
 async def test_a_doubt_under_another_spelling_outlives_the_token_of_its_retry(plaid, report, url):
-    """It is the pair's own: once that token is removed, the pair is unknown again."""
+    """Once the token of the retry is removed, the pair is unknown again."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with spelled(plaid, "LOCALHOST") as client:
         await recorded_as_typed(client, report, url, "x", ["p"])
@@ -709,7 +709,7 @@ async def test_a_doubt_under_another_spelling_outlives_the_token_of_its_retry(pl
 
 
 async def test_a_row_of_the_run_under_each_spelling_leaves_one_current(plaid, report, url):
-    """A failure under the former spelling makes way for what the run has under the normal one."""
+    """A failure under the former spelling is replaced by what the run has under the normal one."""
     plaid.fail(Fault(path=CREATE, status=400))
     async with spelled(plaid, "localhost") as client, Journal(url, run="x", key=KEY) as journal:
         await client.relay.create_many([RelayCreateRequest([report], "p")], journal=journal)
@@ -722,7 +722,7 @@ async def test_a_row_of_the_run_under_each_spelling_leaves_one_current(plaid, re
 
 
 async def test_two_tokens_under_two_spellings_are_reported_and_not_merged(plaid, report, url, caplog):
-    """Each run is served its own, others are refused, until one of the tokens is removed."""
+    """Each run gets its own token, and other runs are refused until one of the two is removed."""
     async with spelled(plaid, "localhost") as client:
         async with Journal(url, run="x", key=KEY) as journal:
             one = await client.relay.create([report], "p", journal=journal)
@@ -748,7 +748,7 @@ async def test_two_tokens_under_two_spellings_are_reported_and_not_merged(plaid,
 
 
 async def test_a_single_call_may_retry(plaid, client, report, url):
-    """In place of the journal's setting, either way; without a journal there is nothing that they could mean."""
+    """A call's options replace the journal's settings; without a journal they are refused."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="unknown", status=500, when="after"))
     plaid.fail(Fault(path=CREATE, secondary_client_id="failed", status=400))
     kinds = {
@@ -778,7 +778,7 @@ async def test_a_single_call_may_retry(plaid, client, report, url):
 async def test_a_doubt_stays_on_record_if_a_token_takes_the_claim_between_two_attempts(
     plaid, report, tmp_path
 ):
-    """A removal is refused late: the second attempt isn't sent, and the first one is still in doubt."""
+    """When a removal is refused late, the second attempt isn't sent, and the first one stays in doubt."""
     path = tmp_path / "relay.db"
     refused = asyncio.Event()
 

@@ -105,7 +105,7 @@ def decided(own, claim, on_existing="reuse", *, retry_unknown=False, retry_faile
 
 @pytest.mark.parametrize("state", [State.CREATED, State.REMOVING], ids=["forgotten", "removal unknown"])
 def test_a_token_that_cannot_be_served_counts_until_its_removal_is_confirmed(state):
-    """It is refused to its run whatever is set, and to another run until on_existing="create"."""
+    """Its own run is refused in any case, and another run unless on_existing="create" is set."""
     gone, others = row(state, token=None), row(State.CREATED, run=2, number=2)
     for settings in ({}, {"retry_unknown": True, "retry_failed": True}):
         for on_existing in ("reuse", "refuse", "create"):
@@ -117,14 +117,14 @@ def test_a_token_that_cannot_be_served_counts_until_its_removal_is_confirmed(sta
 
 
 def test_a_doubt_of_the_run_that_may_be_in_flight_is_waited_for():
-    """Also where another run's token has the claim."""
+    """A doubt of the run is waited for even if another run's token has the claim."""
     own, others = row(State.BEGUN, claim=False), row(State.CREATED, run=2, number=2)
     assert decided(own, others, "create", retry_unknown=True, late=True) == Wait()
     assert decided(own, others, "create", retry_unknown=True) == Begin(retire=(others, own))
 
 
 def test_a_failure_is_served_until_retry_failed():
-    """One that can't pass is begun again with it alone, unless the pair is in doubt."""
+    """A final failure is begun again only with retry_failed, unless the pair is in doubt."""
     failed = row(State.FAILED, error="InvalidRequestError", claim=False)
     others = row(State.CREATED, run=2, number=2)
     assert decided(failed, None) == decided(failed, others, "create") == Serve(failed)

@@ -56,7 +56,7 @@ async def holds_any_text(plaid, client, report, url):
 
 
 async def test_an_error_in_any_text_is_kept(plaid, client, report, url):
-    """It takes nothing else of its group with it."""
+    """An error message in any script is recorded, and so is everything else in its group."""
     await holds_any_text(plaid, client, report, url)
 
 
@@ -74,14 +74,14 @@ async def test_a_file_in_utf_16(plaid, client, report, tmp_path):
 
 @pytest.mark.parametrize("partner", ["\ud800", "a\ud800b"])
 def test_a_partner_that_no_database_holds(report, partner):
-    """It is refused before a journal sees it."""
+    """A partner id with a lone surrogate is refused before a journal sees it."""
     with pytest.raises(InvalidRequestError):
         RelayCreateRequest([report], partner)
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 async def test_a_server_in_another_encoding_is_refused(database, encoding):
-    """The error names the encoding, and nothing was created in it."""
+    """Opening a journal in another encoding fails with its name, and creates nothing."""
     url = await database(encoding)
     with pytest.raises(ConfigurationError, match=f"{encoding}.*UTF8"):
         await Journal(url, key=KEY).open()
@@ -99,7 +99,7 @@ async def test_a_callers_connections_in_another_encoding_are_refused(postgres, e
 
 
 async def test_the_environments_client_encoding_does_not_matter(plaid, client, report, postgres, monkeypatch):
-    """A journal that makes its connections itself chooses it."""
+    """A connection that the journal opens uses UTF8, whatever PGCLIENTENCODING says."""
     await postgres.fresh()
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
     await holds_any_text(plaid, client, report, postgres.url)

@@ -33,7 +33,7 @@ def engine(url):
     ],
 )
 async def test_a_journal_holds_five_connections(client, report, engine, pool):
-    """A pool of five is enough for all that it does, and so is one without a limit; it returns them on closing."""
+    """A pool of five suffices, and so does one without a limit; closing returns all of them."""
     callers = engine(**pool)
     async with Journal(callers, run="x", key=KEY) as journal:
         result = await client.relay.create_many(requests(report, 20), journal=journal)
@@ -59,7 +59,7 @@ async def test_a_journal_holds_five_connections(client, report, engine, pool):
     ],
 )
 async def test_a_pool_with_too_few_is_refused(engine, pool):
-    """Otherwise the journal would wait for a connection that it holds itself, or share one between transactions."""
+    """A pool that can't have five connections is refused when the journal is created."""
     with pytest.raises(
         ConfigurationError, match=r"holds 5 connections while it is open, and the engine's .*Pool"
     ):

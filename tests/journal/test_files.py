@@ -57,7 +57,7 @@ async def how(client, report, path, request):
 
 
 async def test_no_file_contains_a_token_afterwards(path, how):
-    """Also while other connections are open, as long as they don't read at that moment."""
+    """No file contains a removed token, even if other connections are open that aren't reading."""
     tokens = stored(path)
     with closing(sqlite3.connect(path)) as other:
         other.execute("SELECT count(*) FROM relay_entries").fetchone()
@@ -91,7 +91,7 @@ async def test_a_reader_that_ends_is_waited_for(path, how):
 
 
 async def test_a_first_key_leaves_nothing_unencrypted(client, report, path):
-    """Neither tokens nor the key of the pairs' names, in no file, while the journal is still open."""
+    """Once a key is used, no file contains a token or the key of the pairs' names in plain text."""
     async with Journal(path, run="x") as journal:
         await client.relay.create_many(requests(report, 3), journal=journal)
     tokens = [token.removeprefix("clear:") for token in stored(path)]
@@ -105,7 +105,7 @@ async def test_a_first_key_leaves_nothing_unencrypted(client, report, path):
 
 @pytest.mark.parametrize("callers", [False, True])
 async def test_a_setting_that_sqlite_does_not_take_is_an_error(path, callers):
-    """Without a write-ahead log, deleted tokens would stay in files that nothing clears."""
+    """A file on which SQLite can't keep a write-ahead log is refused."""
     address = f"sqlite+aiosqlite:///file:{path}?vfs=unix-dotfile&uri=true"
     engine = create_async_engine(address)
     with pytest.raises(JournalError, match=r"can't set journal_mode to wal for the journal, it stays delete"):
@@ -114,7 +114,7 @@ async def test_a_setting_that_sqlite_does_not_take_is_an_error(path, callers):
 
 
 async def test_an_error_of_the_database_names_the_file(path):
-    """Also where its folder can't be written, or it is no database."""
+    """An error names the file if it is no database, and if its folder can't be written."""
     missing = path.parent / "missing" / "relay.db"
     with pytest.raises(JournalError, match="No such file or directory") as caught:
         await Journal(missing, key=KEY).open()

@@ -144,7 +144,7 @@ async def test_a_removal_whose_repeat_is_refused(plaid, client, report, url):
 
 
 async def test_a_token_counts_until_its_removal_is_confirmed(plaid, client, report, url):
-    """After a removal whose outcome is unknown nothing is created, until it is repeated, or another run insists."""
+    """After a removal with an unknown outcome nothing is created until the removal is repeated."""
     async with Journal(url, run="x", key=KEY) as journal:
         made = await client.relay.create([report], "p0", journal=journal)
         plaid.fail(Fault(path=REMOVE, status=500, when="before"))
@@ -164,7 +164,7 @@ async def test_a_token_counts_until_its_removal_is_confirmed(plaid, client, repo
 
 
 async def test_another_run_may_create_beside_a_token_whose_removal_is_unknown(plaid, client, report, url):
-    """With on_existing="create", which accepts two tokens; if the removal is refused later, both are valid."""
+    """With on_existing="create" another run may create; if the removal is refused later, both tokens are valid."""
     first, _ = await create(client, report, url, "x")
     plaid.fail(Fault(path=REMOVE, status=500, when="before"))
     async with Journal(url, run="x", key=KEY) as journal:
@@ -177,7 +177,7 @@ async def test_another_run_may_create_beside_a_token_whose_removal_is_unknown(pl
 
 
 async def test_a_run_makes_no_second_token_for_one_that_it_forgot(plaid, client, report, url):
-    """Whatever on_existing is, and whether another run has made a token or not; another run may make one."""
+    """A run creates no second token for one that it forgot, whatever on_existing is; another run may."""
     await create(client, report, url, "x")
     async with Journal(url, run="x", key=KEY) as journal:
         assert await journal.forget("x") == 1
@@ -220,7 +220,7 @@ async def test_the_claim_of_a_removed_token_passes_to_one_that_can_be_served(pla
 
 
 async def test_a_run_is_forgotten_once_its_workers_have_ended(plaid, client, report, url):
-    """Until then it is refused, and the error says what to wait for."""
+    """Until its workers have ended, a run isn't forgotten, and the error says what to wait for."""
     async with Journal(url, run="x", key=KEY) as working, Journal(url, key=KEY) as journal:
         await client.relay.create([report], "p", journal=working)
         with pytest.raises(JournalError, match=r"works on the run 'x'.*Wait until that has ended"):

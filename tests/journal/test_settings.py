@@ -201,7 +201,7 @@ async def test_credentials_that_cannot_be_had_fail_their_request_alone(plaid, re
 
 
 async def test_a_file_that_others_may_read_is_refused(tmp_path):
-    """Tokens would lie in it; after the chmod that the error asks for, it opens."""
+    """A file with permissions that are too open is refused; after the chmod that the error names, it opens."""
     path = tmp_path / "relay.db"
     path.touch(mode=0o644)
     with pytest.raises(ConfigurationError, match="chmod 600 first"):

@@ -110,7 +110,7 @@ async def test_a_server_that_is_silent_before_a_call(plaid, client, report, gate
 
 
 async def test_a_server_that_falls_silent_under_a_batch(plaid, client, report, gate, postgres):
-    """What comes is delivered, though it can't be recorded; nothing more is sent."""
+    """A response that arrives is returned even if it can't be recorded; nothing more is sent."""
     plaid.fail(Fault(path=CREATE, latency=0.5, when="after"))
     journal = Journal(gate.url, run="x", key=KEY, lease=LEASE)
     await journal.open()
@@ -131,7 +131,7 @@ async def test_a_server_that_falls_silent_under_a_batch(plaid, client, report, g
 
 
 async def test_a_server_that_is_silent_from_the_start(gate):
-    """Opening fails."""
+    """Opening a journal on a server that doesn't respond fails."""
     gate.shut()
     async with within(BOUND):
         with pytest.raises(JournalError, match=r"took longer than|timeout expired"):
@@ -139,7 +139,7 @@ async def test_a_server_that_is_silent_from_the_start(gate):
 
 
 async def test_a_server_that_is_silent_while_the_journal_is_closed(plaid, client, report, gate):
-    """Closing ends, also for a call in flight and for another task that reads the journal."""
+    """Closing ends, even with a call in flight and another task that reads the journal."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="q", latency=1))
     journal = Journal(gate.url, run="x", key=KEY, lease=LEASE)
     await journal.open()
@@ -160,7 +160,7 @@ async def test_a_server_that_is_silent_while_the_journal_is_closed(plaid, client
 
 
 async def test_connections_that_are_dropped_silently(plaid, client, report, gate):
-    """New ones take their place: a batch and the lease go on."""
+    """New connections replace those that were dropped, and a batch and the lease continue."""
     plaid.fail(Fault(path=CREATE, latency=0.05))
     async with Journal(gate.url, run="x", key=KEY, lease=9) as journal:
         await client.relay.create([report], "p", journal=journal)
@@ -176,7 +176,7 @@ async def test_connections_that_are_dropped_silently(plaid, client, report, gate
 
 
 async def test_a_reader_that_is_cancelled_in_front_of_a_silent_server(gate):
-    """It ends at once, and its connection isn't used again."""
+    """A cancelled read ends immediately, and its connection isn't used again."""
     async with Journal(gate.url, key=KEY, lease=9) as journal:
         assert await journal.runs() == []
         gate.drop()
@@ -190,7 +190,7 @@ async def test_a_reader_that_is_cancelled_in_front_of_a_silent_server(gate):
 
 
 async def test_a_lock_that_is_held(plaid, client, report, postgres):
-    """A call that can't have it in time fails, and the server doesn't go on waiting for it."""
+    """A call that doesn't get a lock in time fails, and the server stops waiting for it, too."""
     await postgres.fresh()
     async with Journal(postgres.url, run="x", key=KEY, lease=LEASE) as journal:
         await client.relay.create([report], "p", journal=journal)
@@ -238,7 +238,7 @@ async def test_a_refusal_that_passes(plaid, client, report, postgres, state):
 
 
 async def test_a_refusal_that_stays(plaid, client, report, postgres):
-    """It isn't repeated: the call fails with the reason, and sends nothing."""
+    """A permanent error isn't repeated: the call fails with the reason, and sends nothing."""
     await postgres.fresh()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
@@ -251,7 +251,7 @@ async def test_a_refusal_that_stays(plaid, client, report, postgres):
 
 
 async def refuse(postgres, state, times):
-    """Have the server refuse the next rows, with this SQLSTATE."""
+    """Let the server refuse the next rows with this SQLSTATE."""
     await postgres.execute(
         "CREATE SEQUENCE refusals",
         f"""
@@ -265,7 +265,7 @@ async def refuse(postgres, state, times):
 
 
 async def test_a_server_that_is_read_only_for_a_moment(plaid, client, report, postgres):
-    """A failover: connections are ended, new ones can only read, and later they can write again."""
+    """A batch survives a failover: connections end, new ones are read-only, and later they can write."""
     await postgres.fresh()
     writable = "SET default_transaction_read_only = off"
     plaid.fail(Fault(path=CREATE, latency=0.02))
@@ -329,7 +329,7 @@ async def test_a_file_that_stays_locked(plaid, client, report, tmp_path):
 
 
 async def test_a_disk_that_hangs(client, report, tmp_path):
-    """A call fails after its time limit; what comes later is written in order once the disk is back."""
+    """A call fails after its time limit; what comes later is written in order once the disk responds."""
     hanging = threading.Event()
     async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
@@ -344,7 +344,7 @@ async def test_a_disk_that_hangs(client, report, tmp_path):
 
 
 async def test_a_disk_that_hangs_while_the_journal_is_closed(tmp_path):
-    """Closing doesn't wait for it for longer than the time limit."""
+    """Closing waits for the disk no longer than the time limit."""
     hanging = threading.Event()
     url = f"sqlite:///{tmp_path / 'relay.db'}?timeout=0.1"
     journal = Journal(url, key=KEY, lease=0.5)
@@ -384,7 +384,7 @@ async def test_an_engine_of_the_callers_for_a_file_that_is_no_database(tmp_path)
 
 
 async def test_a_driver_that_shows_no_socket(client, report, tmp_path):
-    """A transaction that is cancelled is left behind, and the next one has another connection."""
+    """A cancelled transaction is abandoned, and the next one has another connection."""
     path = tmp_path / "relay.db"
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     async with Journal(engine, run="x", key=KEY) as journal:
@@ -403,6 +403,6 @@ async def test_a_driver_that_shows_no_socket(client, report, tmp_path):
 
 
 def test_a_timeout_that_is_no_number(tmp_path):
-    """It is refused when the journal is made."""
+    """A timeout that isn't a number is refused when the journal is created."""
     with pytest.raises(ConfigurationError, match="timeout in the journal's address"):
         Journal(f"sqlite:///{tmp_path / 'relay.db'}?timeout=soon", key=KEY)

@@ -187,7 +187,7 @@ class Statements:
         return others.where(token.c.claim == false(), token.c.begun_at.is_not(None)), token
 
     def _superseded(self) -> Any:
-        """Return whether a row's token was forgotten, and its pair has another one that can be served."""
+        """Return the condition that a row's token was forgotten, and its pair has one that can be served."""
         others, token = self._another_token()
         forgotten = and_(entries.c.state == State.CREATED, entries.c.token.is_(None))
         return and_(forgotten, exists(others.where(token.c.token.is_not(None))))

@@ -56,7 +56,7 @@ async def shared(client, report):
 
 
 async def test_not_sent_call_again():
-    """Once something listens at the address, the same call succeeds; nothing was created before."""
+    """The same call succeeds once a server listens at the address; nothing was created before."""
     async with Simulator() as closed:
         port = URL(closed.url).port
     async with RelayClient(OWNER, base_url=f"http://127.0.0.1:{port}", retry=QUICK) as client:
@@ -107,7 +107,7 @@ async def test_a_server_in_trouble_try_a_creation_later(plaid, client, report):
 
 
 async def test_a_rate_limit_wait_for_retry_after(plaid, client, report):
-    """A call before that is refused without being sent, and says how long is left; after it the call succeeds."""
+    """A call during the pause fails unsent with the remaining seconds; after the pause the call succeeds."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "2"}, times=1))
     with pytest.raises(RateLimitError, match="Wait as long as retry_after says") as caught:
         await client.relay.create([report], "p", timeout=0.5)
@@ -137,7 +137,7 @@ async def test_wrong_credentials_correct_the_secret():
 
 
 async def test_wrong_credentials_of_a_callable_that_returns_the_new_secret():
-    """The same client succeeds, since each attempt has what the callable returns, in a batch too."""
+    """The same client succeeds, because the callable is called for each attempt, in a batch too."""
     vault = {"plaid": OLD}
 
     async def credentials():
@@ -160,7 +160,7 @@ async def test_wrong_credentials_of_a_callable_that_returns_the_new_secret():
 
 
 async def test_an_operation_that_is_not_enabled_ask_plaid(plaid, client, report):
-    """Once Plaid has enabled it, the same call succeeds."""
+    """Once Plaid has enabled the operation, the same call succeeds."""
     body = {"error_type": "INVALID_INPUT", "error_code": "UNAUTHORIZED_ROUTE_ACCESS"}
     plaid.fail(Fault(path=CREATE, status=400, body=body))
     with pytest.raises(AuthenticationError, match="ask Plaid to enable"):
@@ -181,7 +181,7 @@ async def test_an_invalid_request_fix_it(plaid, client, report):
 
 
 async def test_a_wrong_setting_fix_the_one_that_is_named(plaid, report, monkeypatch):
-    """The client is created once the argument and the variable are right."""
+    """Once the named argument and environment variable are correct, the client is created."""
     with pytest.raises(ConfigurationError, match="base_url"):
         RelayClient(OWNER, base_url="plaid")
     for name in ("PLAID_CLIENT_ID", "PLAID_SECRET", "PLAID_ENV"):
@@ -214,7 +214,7 @@ async def test_a_redirect_correct_base_url(plaid, report):
 
 
 async def test_a_report_that_is_too_long_raise_the_limit(plaid, client, shared):
-    """A client with a larger `max_response_bytes` reads it."""
+    """A client with a larger `max_response_bytes` reads the report."""
     async with RelayClient(PARTNER, base_url=plaid.url, max_response_bytes=2_000) as small:
         with pytest.raises(ResponseDecodeError, match=r"RelayClient\(max_response_bytes=...\)"):
             await small.relay.get(shared)
@@ -223,7 +223,7 @@ async def test_a_report_that_is_too_long_raise_the_limit(plaid, client, shared):
 
 
 async def test_a_stored_record_that_cannot_be_read_use_its_class(client, report):
-    """It is read with the class that it was written from."""
+    """A stored record is read with the class that it was written from."""
     made = await client.relay.create([report], "p")
     stored = to_json(made)
     with pytest.raises(ResponseDecodeError, match="Read it with the class that it was written from"):
@@ -300,7 +300,7 @@ async def test_an_unreadable_token_reveal_the_body(plaid, client, report):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_an_unknown_removal_remove_again(plaid, client, partner, shared, when):
-    """Afterwards it is gone: this call removes it, or is told that there is no such token."""
+    """The second removal removes the token, or is told that there is no such token."""
     plaid.fail(Fault(path=REMOVE, close=True, when=when, times=1))
     once = RetryPolicy(attempts=1)
     [unknown] = (await client.relay.remove_many([shared], retry=once)).unknown
@@ -315,7 +315,7 @@ async def test_an_unknown_removal_remove_again(plaid, client, partner, shared, w
 
 
 async def test_a_token_that_plaid_did_not_remove_remove_again(plaid, client, partner, shared):
-    """Until then it opens the report, and no longer afterwards; a batch reports it as failed, a call as not removed."""
+    """The token opens the report until it is removed again; a batch reports it as failed."""
     plaid.fail(Fault(path=REMOVE, status=200, body={"removed": False, "request_id": "r"}))
     assert not (await client.relay.remove(shared)).removed
     [failed] = (await client.relay.remove_many([shared])).failed
@@ -331,7 +331,7 @@ async def test_a_token_that_plaid_did_not_remove_remove_again(plaid, client, par
 
 
 async def test_a_duplicate_allow_duplicates(plaid, client, report):
-    """The first one has the outcome; with allow_duplicates=True there are two tokens."""
+    """The first of two equal requests has the outcome; with allow_duplicates=True there are two tokens."""
     twice = [RelayCreateRequest([report], "p")] * 2
     result = await client.relay.create_many(twice)
     assert result.counts == {"created": 1, "failed": 1}
@@ -382,7 +382,7 @@ async def test_a_read_of_a_batch_that_was_left_read_again(plaid, partner, shared
 
 
 async def test_not_attempted_requests_go_into_the_next_batch(plaid, client, report):
-    """After a pause that was too long, what failed and the rest are created once it is over."""
+    """Once a pause that was too long is over, the failed and unattempted requests are created."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
     patience = RetryPolicy(backoff=0.001, max_pause=0.5)
     requests = iter(RelayCreateRequest.fan_out([report], [f"p{n}" for n in range(10)]))

@@ -83,7 +83,7 @@ NO_WAY_OUT = {"CALLER_GONE", "INTERNAL_ERROR"}  # in the audit log alone; an out
 
 @pytest.mark.parametrize("code", REFUSED)
 async def test_a_refused_request_is_answered_once_it_is_correct(code):
-    """As `suggested_action` describes it: with a good key, the gateway's own name, one JSON object and so on."""
+    """A request is answered once it is changed as its `suggested_action` describes."""
     async with fort(patience=1.0) as held:
         refused = await held.one(REFUSED[code](held.keys))
         assert refused.code == code
@@ -93,7 +93,7 @@ async def test_a_refused_request_is_answered_once_it_is_correct(code):
 
 
 def test_each_refusal_has_its_test():
-    """No reason of the gateway's is without one here, unless there is nothing to do about it."""
+    """Each reason for a refusal is tested here, unless nothing can be done about it."""
     assert {*REFUSED, *WAITED_FOR, *NO_WAY_OUT} == {reason.code for reason in REASONS}
 
 
@@ -136,7 +136,7 @@ async def test_a_set_of_credentials_that_is_missing_is_added(plaid):
 
 
 async def test_a_name_that_the_gateway_does_not_answer_to_is_added():
-    """Once it is started with that name, the same request is answered."""
+    """Once the gateway is started with that host name, the same request is answered."""
     record, key = new_key("ann")
     wanted = request(key=key, host="gateway.example")
     async with fort() as held:

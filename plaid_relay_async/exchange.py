@@ -196,27 +196,31 @@ def _posted(work: Generator[Any, None, T], body: Body) -> Generator[Any, None, T
 
     A `post` closes its connection as soon as a cancellation reaches it.
     """
+    # What the post waits for: a future, or None to let other tasks run. It is None whenever the post goes on,
+    # because a traceback with locals quotes the error of a future, which may quote the request.
+    waited: asyncio.Future[Any] | None = None
     try:
-        # It yields a future, or None to let other tasks run.
-        waited: asyncio.Future[Any] | None = work.send(None)
         while body.cancelled is None:
+            waited = None
+            waited = work.send(None)
             try:
                 yield waited and Wait(waited)
             except asyncio.CancelledError as error:
                 body.cancelled = error.args
-            else:
-                waited = work.send(None)
         while body.left and body.may_have_more():
             with contextlib.suppress(asyncio.CancelledError):
                 yield
             if waited is None or waited.done():
+                waited = None
                 waited = work.send(None)
         if waited is None or waited.done():
+            waited = None
             yield work.throw(asyncio.CancelledError(*body.cancelled))
         # A future is cancelled immediately, so that nothing arrives in between; a task may take some turns.
         while waited is not None and waited.cancel() and not waited.done():
             with contextlib.suppress(asyncio.CancelledError):
                 yield Wait(waited)
+        waited = None
         return (yield from work)
     except StopIteration as end:
         return cast("T", end.value)

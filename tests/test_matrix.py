@@ -237,13 +237,15 @@ QUICK_ROWS = {
 
 @pytest.mark.parametrize("row", QUICK_ROWS.values(), ids=QUICK_ROWS)
 async def test_by_a_session_of_aiohttps_own_each_cell_is_the_same(row):
-    """What is known of a fault doesn't depend on how the request was sent."""
+    """What is known of a fault doesn't depend on how the request was sent, and no secret shows."""
     seen = {
         operation: await struck(row, OPERATIONS[operation], direct=False) for operation in ("create", "get")
     }
     assert {operation: cell(seen[operation], operation) for operation in seen} == {
         operation: getattr(row, operation) for operation in seen
     }
+    for each in seen.values():
+        assert_told(row, each)
 
 
 def assert_told(row: Row, seen: Seen) -> None:

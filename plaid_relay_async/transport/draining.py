@@ -76,6 +76,8 @@ class Draining(Generic[T]):
         error: BaseException | None = None
         try:
             while True:
+                # A traceback with locals quotes the error of a future, which may quote the request.
+                waited = None
                 waited = work.send(None) if error is None else work.throw(error)
                 if self.interruption is not None:
                     error = yield from self._wait_on(waited, None)

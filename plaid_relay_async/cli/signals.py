@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+import socket
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 if TYPE_CHECKING:
@@ -109,11 +111,12 @@ class Signals:
             loop.call_soon_threadsafe(cancel)
 
         self._react = react
-        try:
-            return await main
-        finally:
-            if self._react is react:
-                self._react = self._interrupt
+        with _waking(loop):
+            try:
+                return await main
+            finally:
+                if self._react is react:
+                    self._react = self._interrupt
 
     @contextlib.contextmanager
     def told(self, react: Callable[[], object], reload: Callable[[], object] | None = None) -> Iterator[None]:
@@ -155,6 +158,33 @@ def _ignore() -> None:
 def _handle(number: int, handler: Any) -> None:
     with contextlib.suppress(ValueError):  # outside of the main thread handlers can't be set
         signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _waking(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Let each signal wake the event loop.
+
+    A handler runs only once the main thread continues. A signal that another thread receives, or that arrives
+    just before the loop begins to wait, doesn't end that wait by itself.
+    """
+    if os.name == "nt":  # pragma: no cover  # there the loop does this itself
+        yield
+        return
+    reading, writing = socket.socketpair()
+    with reading, writing:
+        reading.setblocking(False)
+        writing.setblocking(False)
+        try:
+            before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        except ValueError:  # outside of the main thread, which handles no signals
+            yield
+            return
+        loop.add_reader(reading, reading.recv, 4096)
+        try:
+            yield
+        finally:
+            loop.remove_reader(reading)
+            signal.set_wakeup_fd(before)
 
 
 signals = Signals()

@@ -62,6 +62,38 @@ def test_a_signal_cancels_the_coroutine(number):
     assert steps == ["cleaned up"]
 
 
+def test_a_signal_that_another_thread_receives():
+    """The waiting event loop wakes, though the signal doesn't interrupt the wait of its thread."""
+
+    def receive():
+        time.sleep(0.2)  # the event loop waits by then
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    async def work():
+        asyncio.get_running_loop().call_soon(threading.Thread(target=receive).start)
+        await asyncio.Event().wait()
+
+    with Signals() as signals, pytest.raises(KeyboardInterrupt):
+        signals.run(work())
+    assert signals.interrupted
+
+
+def test_a_command_outside_of_the_main_thread():
+    """It runs, and leaves signals to the program around it."""
+    results = []
+
+    def command():
+        with Signals() as signals:
+            results.append(signals.run(asyncio.sleep(0, "done")))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=command)
+    thread.start()
+    thread.join()
+    assert results == ["done"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_second_signal_does_not_wait_for_the_cleanup():
     """A cleanup that hangs is ended by a second signal."""
 

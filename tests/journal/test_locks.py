@@ -32,6 +32,7 @@ async def main(address, report, path, key, forks):
         async with Journal(path, run="killed", key=key) as journal:
             await client.relay.create([report], "first", journal=journal)
             if forks and os.fork() == 0:
+                os.write(1, b"forked")
                 os.read(0, 1)  # until the test closes the pipe
                 os._exit(0)
             await client.relay.create([report], "in-flight", journal=journal)
@@ -72,10 +73,18 @@ def path():
 async def in_flight(plaid, report, path, *, forks=""):
     """A worker of its own process, as the user of the tests, with one creation in flight."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="in-flight", latency=600))
+    reading, writing = os.pipe()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WORKER, plaid.url, report, path, KEY, forks, stdin=asyncio.subprocess.PIPE
+        sys.executable,
+        *("-c", WORKER, plaid.url, report, path, KEY, forks),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=writing,
     )
+    os.close(writing)
     try:
+        if forks:  # the child has released what it inherited by then
+            assert await asyncio.to_thread(os.read, reading, 6) == b"forked"
+        os.close(reading)
         while len(plaid.requests) < 2:
             assert process.returncode is None
             await asyncio.sleep(0.01)

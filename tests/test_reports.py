@@ -15,8 +15,11 @@ from test_transport import read_request, serving
 from plaid_relay_async import (
     AssetReportGetResponse,
     AssetReportUser,
+    ReadTimeoutError,
     RelayClient,
     ResponseDecodeError,
+    RetryPolicy,
+    Timeouts,
     from_json,
     models,
     structure,
@@ -59,6 +62,22 @@ async def test_a_long_report_is_read_in_a_thread_and_a_short_one_in_the_loop(thr
         got = await client.asset_report.get("t")
     assert got.raw.reveal() == body
     assert threads.submitted == jobs
+
+
+async def test_a_long_report_that_stops_in_the_middle_is_a_read_timeout(threads):
+    """What arrived is decoded in a thread, and the error says that the rest of it did not arrive in time."""
+    body = report_bytes(3_000)
+
+    async def handle(reader, writer):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body[:-1]))
+        await asyncio.sleep(60)
+
+    timeouts = Timeouts(slow_read=0.2)
+    async with serving(handle) as (url, _), RelayClient(OWNER, base_url=url, timeouts=timeouts) as client:
+        with pytest.raises(ReadTimeoutError):
+            await client.asset_report.get("t", retry=RetryPolicy(attempts=1))
+    assert threads.submitted == 1
 
 
 async def test_an_error_in_a_long_report_comes_out_of_the_thread(plaid, client):

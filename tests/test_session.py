@@ -23,6 +23,7 @@ from plaid_relay_async import (
     RetryPolicy,
     Timeouts,
 )
+from plaid_relay_async.session import SessionManager
 from plaid_relay_async.simulator import Fault
 
 if TYPE_CHECKING:
@@ -52,6 +53,16 @@ async def test_a_closed_client_stays_closed(plaid):
         await client.relay.remove("t")
     with pytest.raises(ClientClosedError, match="make a new one"):
         await client.open()
+
+
+async def test_a_pool_is_closed_once():
+    """A session manager that is closed again does nothing."""
+    manager = SessionManager()
+    await manager.open()
+    await manager.close()
+    assert not manager.shut()
+    await manager.close()
+    assert not manager.is_open
 
 
 async def test_a_client_is_opened_once(plaid):

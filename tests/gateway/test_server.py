@@ -384,29 +384,66 @@ async def test_an_audit_line_for_each_call(upstream, caplog):
     ]
 
 
-async def test_a_bug_is_unknown(upstream, caplog):
-    """Should the gateway itself break, its answer says that nobody can tell, and its log quotes nothing."""
+class Broken(logging.Handler):
+    def emit(self, record):
+        raise RuntimeError("canary")
 
-    class Broken(logging.Handler):
-        def emit(self, record):
-            raise RuntimeError("canary")
 
-    record, _key = new_key("lender")
-    log, broken = logging.getLogger("plaid_relay_async.gateway.audit"), Broken()
+@contextlib.contextmanager
+def breaking(name):
+    """A gateway in which each line that this logger gets ends in a bug."""
+    log, broken = logging.getLogger(name), Broken()
     log.addHandler(broken)
-    caplog.set_level(logging.INFO)
     try:
+        yield
+    finally:
+        log.removeHandler(broken)
+
+
+async def test_a_bug_is_unknown(upstream, caplog):
+    """After a bug in the gateway the outcome of the call is unknown, and the log quotes nothing."""
+    record, _key = new_key("lender")
+    caplog.set_level(logging.INFO)
+    with breaking("plaid_relay_async.gateway.audit"):
         async with (
             Gateway([record], upstream=upstream.url, credentials=SETS) as gateway,
             calling(gateway, "no-key") as client,
         ):
             with pytest.raises(OutcomeUnknownError) as unknown:
                 await client.relay.create([REPORT], "partner")
-    finally:
-        log.removeHandler(broken)
     assert unknown.value.error_code == "INTERNAL_ERROR"
     assert "a request ended in RuntimeError" in caplog.text
     assert "canary" not in caplog.text
+
+
+async def test_the_audit_of_a_bug(caplog):
+    """The line of a call that ended in a bug has its status and code."""
+    record, key = new_key("lender")
+    caplog.set_level(logging.INFO, logger="plaid_relay_async.gateway.audit")
+    with breaking("plaid_relay_async.gateway.forward"):
+        async with (
+            Gateway([record], upstream="http://127.0.0.1:1", credentials=SETS) as gateway,
+            calling(gateway, key) as client,
+        ):
+            with pytest.raises(OutcomeUnknownError, match="INTERNAL_ERROR"):
+                await client.relay.create([REPORT], "partner")
+    (line,) = [json.loads(r.getMessage()) for r in caplog.records if r.name.endswith(".audit")]
+    assert (line["status"], line["error_code"], line["delivered"]) == (500, "INTERNAL_ERROR", False)
+
+
+async def test_a_bug_after_the_response_has_begun(upstream, caplog):
+    """The token has reached the caller, and the connection is closed."""
+    record, key = new_key("lender")
+    caplog.set_level(logging.INFO)
+    with breaking("plaid_relay_async.gateway.audit"):
+        async with (
+            Gateway([record], upstream=upstream.url, credentials=SETS) as gateway,
+            calling(gateway, key) as client,
+        ):
+            made = await client.relay.create([REPORT], "partner")
+            assert made.relay_token == upstream.ledger[0]["relay_token"]
+            while "a request ended in RuntimeError" not in caplog.text:
+                await asyncio.sleep(0.01)
 
 
 # ---------------------------------------------------------------------------------------------- and how it ends

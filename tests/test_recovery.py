@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from clock import run_virtually
 from support import OWNER, PARTNER, QUICK
 from yarl import URL
 
@@ -35,7 +36,7 @@ from plaid_relay_async import (
     to_json,
 )
 from plaid_relay_async.models import RelayCreateResponse, RelayRemoveResponse
-from plaid_relay_async.simulator import Fault, Simulator
+from plaid_relay_async.simulator import Fault, Limit, Simulator
 
 CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"
 OLD, NEW = Credentials("owner", "old-secret"), Credentials("owner", "new-secret")
@@ -106,19 +107,49 @@ async def test_a_server_in_trouble_try_a_creation_later(plaid, client, report):
     assert [entry["relay_token"] for entry in plaid.ledger] == [made.relay_token]
 
 
-async def test_a_rate_limit_wait_for_retry_after(plaid, client, report):
+def test_a_rate_limit_wait_for_retry_after():
     """A call during the pause fails unsent with the remaining seconds; after the pause the call succeeds."""
-    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "2"}, times=1))
-    with pytest.raises(RateLimitError, match="Wait as long as retry_after says") as caught:
-        await client.relay.create([report], "p", timeout=0.5)
-    assert (caught.value.status, caught.value.retry_after) == (429, 2)
-    with pytest.raises(RateLimitError) as early:
-        await client.relay.create([report], "p", timeout=0.5)
-    assert 0 < early.value.retry_after <= 2
-    assert (early.value.sent, plaid.counts[CREATE]) == (False, 1)
-    await asyncio.sleep(early.value.retry_after)
-    made = await client.relay.create([report], "p", timeout=0.5)
-    assert [entry["relay_token"] for entry in plaid.ledger] == [made.relay_token]
+    fault = Fault(path=CREATE, status=429, headers={"Retry-After": "30"}, times=1)
+
+    async def main():
+        async with (
+            Simulator(reports=["report"], faults=[fault]) as plaid,
+            RelayClient(OWNER, base_url=plaid.url) as client,
+        ):
+            with pytest.raises(RateLimitError, match="Wait as long as retry_after says") as caught:
+                await client.relay.create(["report"], "p", timeout=10)
+            assert (caught.value.status, caught.value.retry_after) == (429, 30)
+            await asyncio.sleep(5)
+            with pytest.raises(RateLimitError) as early:
+                await client.relay.create(["report"], "p", timeout=10)
+            assert early.value.retry_after == pytest.approx(25, abs=1)
+            assert (early.value.sent, plaid.counts[CREATE]) == (False, 1)
+            await asyncio.sleep(early.value.retry_after)
+            made = await client.relay.create(["report"], "p", timeout=10)
+            assert [entry["relay_token"] for entry in plaid.ledger] == [made.relay_token]
+
+    run_virtually(main())
+
+
+def test_a_rate_limit_without_retry_after_wait_a_minute():
+    """The call succeeds after a minute if the server doesn't say how long to wait."""
+
+    async def main():
+        limit = Limit(CREATE, count=1, per=60, retry_after=False)
+        clock = asyncio.get_running_loop().time
+        async with (
+            Simulator(reports=["report"], limits=[limit], clock=clock) as plaid,
+            RelayClient(OWNER, base_url=plaid.url) as client,
+        ):
+            await client.relay.create(["report"], "p")
+            with pytest.raises(RateLimitError, match=r"\(or a minute\)") as caught:
+                await client.relay.create(["report"], "q")
+            assert (caught.value.status, caught.value.attempts) == (429, 4)
+            await asyncio.sleep(60)
+            await client.relay.create(["report"], "q")
+            assert len(plaid.ledger) == 2
+
+    run_virtually(main())
 
 
 # -------------------------------------------------------------------------------------- fix it, then call again
@@ -235,10 +266,11 @@ async def test_a_stored_record_that_cannot_be_read_use_its_class(client, report)
 
 
 async def test_a_report_that_is_not_ready_ask_again():
-    """A moment later the same call returns the report."""
+    """The same call returns the report once the simulator's clock has passed the time of generation."""
+    now = [0.0]
     async with (
-        Simulator(clients={"owner": "s"}, generating=0.5) as plaid,
-        RelayClient(Credentials("owner", "s"), base_url=plaid.url, retry=QUICK) as owner,
+        Simulator(generating=5.0, clock=lambda: now[0]) as plaid,
+        RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as owner,
     ):
         item = await owner.item.exchange_public_token(
             (await owner.sandbox.create_public_token()).public_token
@@ -246,7 +278,7 @@ async def test_a_report_that_is_not_ready_ask_again():
         made = await owner.asset_report.create([item.access_token], 30)
         with pytest.raises(ReportNotReadyError, match="ask again in a few seconds"):
             await owner.asset_report.get(made.asset_report_token)
-        await asyncio.sleep(0.6)
+        now[0] = 6.0
         assert (await owner.asset_report.get(made.asset_report_token)).report
 
 

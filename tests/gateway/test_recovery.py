@@ -201,7 +201,7 @@ async def test_plaids_secret_is_rotated():
 
 async def test_a_rate_that_is_used_up_is_waited_for(plaid):
     """After `Retry-After` the same call succeeds."""
-    record, key = new_key("ann", rate=RateLimit(1, 1.0))
+    record, key = new_key("ann", rate=RateLimit(1, 3.0))
     async with calling([record], plaid.url, key) as (client, _):
         await client.relay.create([REPORT], "p")
         with pytest.raises(RateLimitError, match="Wait as long as Retry-After says") as caught:

@@ -315,7 +315,7 @@ def test_a_removal_that_was_interrupted_remove_it_again(plaid, run, shared, sign
     plaid.fail(Fault(path=REMOVE, latency=1.0, close=True, times=1))
     signal_when(lambda: plaid.counts[REMOVE])
     interrupted = run("remove", f"@{shared}")
-    assert (interrupted.status, "remove it again to be sure" in interrupted.err) == (3, True)
+    assert (interrupted.status, "removing the token again is safe" in interrupted.err) == (3, True)
     assert run("remove", f"@{shared}").status == 0
     assert run("get", f"@{shared}").status == 1
 

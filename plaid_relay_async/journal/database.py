@@ -210,6 +210,7 @@ class _AsyncLine:
         self._sqlite = sqlite
         self._connection: AsyncConnection | None = None
         self._running: asyncio.Future[Any] | None = None
+        self._abandoned: set[asyncio.Future[Any]] = set()
         self._busy = asyncio.Lock()
         self._closed = False
 
@@ -268,6 +269,8 @@ class _AsyncLine:
         running, self._running = self._running, None
         if running is None or running.done():
             return
+        self._abandoned.add(running)
+        running.add_done_callback(self._abandoned.discard)
         connection, self._connection = self._connection, None
         if connection is None or not _severed(connection):
             running.cancel()
@@ -282,6 +285,9 @@ class _AsyncLine:
             with contextlib.suppress(SQLAlchemyError, TimeoutError):  # it may be lost
                 async with asyncio.timeout(self._limit):
                     await connection.close()
+        if self._abandoned:
+            # aiosqlite waits forever if its connection is being closed while the event loop ends.
+            await asyncio.wait(self._abandoned, timeout=_SHORTEST)
 
 
 def _retrieved(running: asyncio.Future[Any]) -> None:

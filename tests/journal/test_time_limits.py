@@ -384,7 +384,7 @@ async def test_an_engine_of_the_callers_for_a_file_that_is_no_database(tmp_path)
 
 
 async def test_a_driver_that_shows_no_socket(client, report, tmp_path):
-    """A cancelled transaction is abandoned, and the next one has another connection."""
+    """A cancelled transaction is abandoned, and closing the journal waits until its connection is closed."""
     path = tmp_path / "relay.db"
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     async with Journal(engine, run="x", key=KEY) as journal:
@@ -399,6 +399,7 @@ async def test_a_driver_that_shows_no_socket(client, report, tmp_path):
                 await forgetting
             other.execute("COMMIT")
         assert await journal.forget("x") == 1
+    assert "_transaction" not in str(asyncio.all_tasks())
     await engine.dispose()
 
 

@@ -275,7 +275,13 @@ class Transport:
             signature = await self._queue.enter(call)
             try:
                 if call.permit is not None:
-                    await _begin(call, call.permit)
+                    latest = math.inf if call.latest is None else call.latest
+                    in_time = call.now() < latest
+                    await call.permit.begin()
+                    if in_time and call.now() >= latest:
+                        raise NotSentError(
+                            "the journal took so long that too little time was left for a response"
+                        )
                 answer = await self._send(call, signature)
             finally:
                 self._queue.leave(call)
@@ -418,13 +424,6 @@ class Transport:
             self._on_retry(told)
         except Exception as broken:  # as with the limiter
             raise call.verdict(error) from broken
-
-
-async def _begin(call: Call[Any], permit: Permit) -> None:
-    in_time = call.has_time_for(0.0)
-    await permit.begin()
-    if in_time and not call.has_time_for(0.0):
-        raise NotSentError("the journal took so long that too little time was left for a response")
 
 
 async def _in_a_thread(read: Callable[[], R], deadline: float | None) -> R:

@@ -177,7 +177,10 @@ class Queue:
                 await self._line_up(call, pace)
             call.turn = pace.leave(call.now())
             if self.limiter is None:
-                await self._connect(call, pace)
+                if self.session.slots.locked():
+                    await self._wait_for_connection(call, pace)
+                else:
+                    await self.session.slots.acquire()  # without a wait, so that it can't be cancelled
             try:
                 if callable(self.signer.who):
                     async with self.while_open():
@@ -257,21 +260,15 @@ class Queue:
                 await limiter.acquire(call.endpoint.path)
         pace.permit = True
 
-    async def _connect(self, call: Call[Any], pace: Pace) -> None:
+    async def _wait_for_connection(self, call: Call[Any], pace: Pace) -> None:
+        since = call.now()
         try:
-            if self.session.slots.locked():
-                await self._wait_for_connection(call)
-            else:
-                await self.session.slots.acquire()
+            with self.tally.wait("connection"):
+                async with self.while_open():
+                    await self.session.slots.acquire()
         except BaseException:
             pace.over(call.now(), call.turn)
             raise
-
-    async def _wait_for_connection(self, call: Call[Any]) -> None:
-        since = call.now()
-        with self.tally.wait("connection"):
-            async with self.while_open():
-                await self.session.slots.acquire()
         call.postpone(call.now() - since)
 
 

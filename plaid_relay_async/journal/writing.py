@@ -231,6 +231,12 @@ class Writer:
                 return [Row(**row) for row in connection.execute(self._statements.look_up, asked).mappings()]
 
             found, alive = self._holders.seen(connection, look, _at_work)
+            dead = [{"id": row.id} for row in found if row.claim and _is_left_by_the_dead(row, alive)]
+            if dead:
+                # A creation beside a token took the claim from it, and ended without passing it back.
+                for settle in self._statements.settle:
+                    connection.execute(settle, rows(dead))
+                found, alive = self._holders.seen(connection, look, _at_work)
             at = float(connection.execute(select(now())).scalar_one()) if alive.patience else 0.0
             own = {row.pair: row for row in found if row.current and row.run_id == self._run_id}
             claims = {row.pair: row for row in found if row.claim}
@@ -367,6 +373,10 @@ def _at_work(found: Iterable[Row | None]) -> set[int]:
 def _found(own: Row | None, claim: Row | None, alive: Alive, at: float) -> Found:
     living = not alive.living.isdisjoint(_at_work((own, claim)))
     return Found(own, claim, living, late=any(_is_late(row, alive, at) for row in (own, claim)))
+
+
+def _is_left_by_the_dead(row: Row, alive: Alive) -> bool:
+    return row.state is State.BEGUN and row.holder_id not in alive.living
 
 
 def _is_late(row: Row | None, alive: Alive, at: float) -> bool:

@@ -528,6 +528,12 @@ ANOTHER_SPELLING = [
     ("create", "a", PLAIN, "made"),
     ("create", "c", PLAIN, "made"),
 ]
+KILLED_BESIDE_A_TOKEN = [
+    ("create", "a", PLAIN, "made"),
+    ("kill creation", "b", "p", ANOTHER, "before"),
+    ("create", "c", RETRY, "made"),
+    ("create", "b", PLAIN, "made"),
+]
 REFUSED_RETRY = [
     ("create", "a", RETRY, "lost after"),
     ("create", "b", RETRY, "refused"),
@@ -541,6 +547,7 @@ FOUND_BEFORE = (
     UNKNOWN_REMOVAL,
     FORGOTTEN,
     ANOTHER_SPELLING,
+    KILLED_BESIDE_A_TOKEN,
     REFUSED_RETRY,
 )
 

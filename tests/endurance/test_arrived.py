@@ -167,9 +167,12 @@ asyncio.run(main(*json.loads(sys.argv[1])))
 """
 
 
-async def stopped(limit, *, calls, direct, tls):
-    """Return what a process reports that was stopped for longer than a timeout, while its responses arrived."""
-    seconds, authority = 4.0, AUTHORITY.cert_pem.bytes().decode() if tls else ""
+async def stopped(limit, seconds, *, calls, direct, tls):
+    """Return what a process reports that was stopped for longer than a timeout, while its responses arrived.
+
+    The timeout has to be longer than a busy machine takes to connect.
+    """
+    authority = AUTHORITY.cert_pem.bytes().decode() if tls else ""
     async with holding(tls=tls) as (server, settings):
         arguments = json.dumps([calls, seconds, settings["base_url"], authority, direct, limit])
         async with program(STOPPED, arguments) as process:
@@ -193,7 +196,7 @@ async def test_a_process_that_was_stopped_reads_before_it_applies_a_timeout(size
     ways = list(itertools.product(("read", "total", "drain"), (True, False), (False, True)))
     results = await asyncio.gather(
         *[
-            stopped(limit, calls=40, direct=direct, tls=tls)
+            stopped(limit, size(10, 20), calls=40, direct=direct, tls=tls)
             for limit, direct, tls in ways[:: size(5, 1)]  # the sample has each limit, and each way
         ]
     )

@@ -26,6 +26,7 @@ from plaid_relay_async.errors import (
     RateLimitError,
     ReadTimeoutError,
     ReportNotReadyError,
+    RequestValidationError,
     ResponseDecodeError,
 )
 from plaid_relay_async.models import (
@@ -125,6 +126,7 @@ __all__ = [
     "RelayRemoveResponse",
     "Removed",
     "ReportNotReadyError",
+    "RequestValidationError",
     "ResponseDecodeError",
     "Retry",
     "RetryPolicy",

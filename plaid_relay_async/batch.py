@@ -22,12 +22,12 @@ from plaid_relay_async.errors import (
     ConnectionLostError,
     DuplicateRequestError,
     Ending,
-    InvalidRequestError,
     NotSentError,
     OutcomeUnknownError,
     PlaidAPIError,
     PlaidRelayError,
     RateLimitError,
+    RequestValidationError,
     ResponseDecodeError,
     concerns_everyone,
     ending_of,
@@ -375,7 +375,7 @@ class _Input:
         self.reader: asyncio.Task[Any] | None = None
         self._now: Iterator[Any] = iter(())
         if isinstance(source, str | bytes):
-            raise _refusal(f"{self._name} must be an iterable, not one string: write [it]")
+            raise RequestValidationError.of(self._name, "must be an iterable, not one string: write [it]")
         if isinstance(source, AsyncIterable):
             self._later = aiter(source)
         else:
@@ -401,16 +401,13 @@ class _Input:
         if isinstance(item, self._record):
             return item
         if self._make is None:
-            raise _refusal(f"{place} must be a {self._record.__name__}, not {type(item).__name__}")
+            wrong = f"must be a {self._record.__name__}, not {type(item).__name__}"
+            raise RequestValidationError.of(place, wrong)
         try:
             return self._make(item)
-        except InvalidRequestError as error:
-            _, _, wrong = error.args[0].partition(" ")
-        raise _refusal(f"{place} {wrong}")
-
-
-def _refusal(problem: str) -> InvalidRequestError:
-    return InvalidRequestError(problem, sent=False)
+        except RequestValidationError as error:
+            wrong = error.problem
+        raise RequestValidationError.of(place, wrong)
 
 
 class _Met:

@@ -39,9 +39,12 @@ class Environment(enum.StrEnum):
 
 def _header_value(_: object, attribute: Attribute[str], value: object) -> None:
     if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{attribute.name} must be a string that isn't empty")
-    if not (value.isascii() and value.isprintable()) or " " in value:
-        raise ConfigurationError(f"{attribute.name} holds white space or characters that no header can carry")
+        problem = "must be a string that isn't empty"
+    elif not (value.isascii() and value.isprintable()) or " " in value:
+        problem = "holds white space or characters that no header can carry"
+    else:
+        return
+    raise ConfigurationError(f"{attribute.name} {problem}", field=attribute.name, problem=problem)
 
 
 @sealed_init

@@ -3,7 +3,8 @@
 .. code-block:: text
 
     PlaidRelayError
-    ├── ConfigurationError       the client was set up wrongly: mend it (also a ValueError)
+    ├── ConfigurationError       the client was set up wrongly: fix the setting (also a ValueError)
+    ├── RequestValidationError   a field of a request is invalid: fix it; nothing was sent (also a ValueError)
     ├── ClientClosedError        the client isn't open: open it (also a RuntimeError)
     ├── DuplicateRequestError    the same pair was met before in this batch: drop it
     ├── NotSentError             nothing left this machine: try again (also a ConnectionError)
@@ -14,7 +15,7 @@
     ├── JournalError             the journal can't be opened, read or written: mend it, run it again
     ├── ResponseDecodeError      Plaid answered something that can't be read: report it
     └── PlaidAPIError            Plaid answered with an error
-        ├── InvalidRequestError  mend the request (also a ValueError)
+        ├── InvalidRequestError  fix the request
         ├── AuthenticationError  mend the credentials or ask Plaid for access
         ├── RateLimitError       wait
         ├── ReportNotReadyError  wait for the report
@@ -30,7 +31,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import functools
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,9 +96,34 @@ _TOLD = ("attempts", "status", "error_type", "error_code", "request_id", "retry_
 
 
 class ConfigurationError(PlaidRelayError, ValueError):
-    """The client was set up in a way that can't work or isn't safe. Nothing was sent."""
+    """The client was set up in a way that can't work or isn't safe. Nothing was sent.
 
-    advice = "Mend the argument or the environment variable that is named."
+    Attributes:
+        field: the name of the invalid field of a record such as `Credentials`, or `None`.
+        problem: what is wrong with that field, or `None`.
+    """
+
+    field: str | None = None
+    problem: str | None = None
+    advice = "Fix the argument or the environment variable that is named."
+
+
+class RequestValidationError(PlaidRelayError, ValueError):
+    """A request is invalid. This package rejected it, and nothing was sent.
+
+    Attributes:
+        field: the name of the invalid field, with its place in a list, such as `report_tokens[0]`.
+        problem: what is wrong with it, such as `is empty`; it quotes no value.
+    """
+
+    field: str = ""
+    problem: str = ""
+    advice = "Fix the field that is named."
+
+    @classmethod
+    def of(cls, field: str, problem: str) -> Self:
+        """Return the error for a field and its problem, which together form the message."""
+        return cls(f"{field} {problem}", field=field, problem=problem)
 
 
 class ClientClosedError(PlaidRelayError, RuntimeError):
@@ -235,13 +261,13 @@ class PlaidAPIError(PlaidRelayError):
     retry_after: float | None = None
 
 
-class InvalidRequestError(PlaidAPIError, ValueError):
-    """The request can't pass as it stands: a field, a token or an operation is wrong.
+class InvalidRequestError(PlaidAPIError):
+    """Plaid rejected the request: a field, a token or an operation is invalid.
 
-    Plaid said so, or, with `sent` False, this package did before anything was sent.
+    What this package rejects before sending is a `RequestValidationError`.
     """
 
-    advice = "Mend the request; the same one will be refused again."
+    advice = "Fix the request: Plaid will reject the same one again."
 
 
 class AuthenticationError(PlaidAPIError):

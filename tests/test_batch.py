@@ -27,6 +27,7 @@ from plaid_relay_async import (
     RelayClient,
     RelayCreateRequest,
     RelayCreateResponse,
+    RequestValidationError,
     RetryPolicy,
     Timeouts,
     Unknown,
@@ -923,7 +924,7 @@ async def test_requests_that_fail_at_once_do_not_hold_the_loop(plaid):
     """A batch that never has to wait for anything can be cancelled all the same."""
 
     async def create(request, permit):
-        raise InvalidRequestError("x", sent=False)
+        raise RequestValidationError("x")
 
     report = plaid.add_report()
     endless = (RelayCreateRequest([report], f"p{n}") for n in itertools.count())

@@ -6,7 +6,14 @@ from datetime import date
 import pytest
 from support import OWNER, PARTNER, QUICK
 
-from plaid_relay_async import InvalidRequestError, RelayClient, RelayCreateRequest, client, models
+from plaid_relay_async import (
+    InvalidRequestError,
+    RelayClient,
+    RelayCreateRequest,
+    RequestValidationError,
+    client,
+    models,
+)
 from plaid_relay_async.simulator import Fault, Simulator
 
 NAMESPACES = (
@@ -142,8 +149,8 @@ def test_every_operation_takes_a_timeout_and_a_policy_and_says_what_it_does(meth
 
 async def test_bad_input_is_refused_before_anything_is_sent(plaid, client):
     """What can't pass is refused by the name of its field, at once, with nothing on the wire."""
-    with pytest.raises(InvalidRequestError, match="report_tokens is empty"):
+    with pytest.raises(RequestValidationError, match="report_tokens is empty"):
         client.relay.create([], "p")
-    with pytest.raises(InvalidRequestError, match="relay_token is empty"):
+    with pytest.raises(RequestValidationError, match="relay_token is empty"):
         client.relay.get("")
     assert not plaid.requests

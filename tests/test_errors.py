@@ -23,6 +23,7 @@ from plaid_relay_async.errors import (
     RateLimitError,
     ReadTimeoutError,
     ReportNotReadyError,
+    RequestValidationError,
     class_for,
 )
 from plaid_relay_async.simulator import Fault
@@ -128,8 +129,16 @@ def test_the_tree_fits_into_pythons_own():
     """Handlers for Python's built-in errors catch ours where they mean the same."""
     assert issubclass(NotSentError, ConnectionError)
     assert issubclass(ReadTimeoutError, TimeoutError)
-    assert issubclass(InvalidRequestError, ValueError)
+    assert issubclass(RequestValidationError, ValueError)
+    assert not issubclass(InvalidRequestError, ValueError)  # what Plaid said isn't the caller's exception
     assert NotSentError("no", errno=111).errno == 111
+
+
+def test_a_validation_error_survives_pickling():
+    """A worker process can hand the error on with its field and problem."""
+    error = pickle.loads(pickle.dumps(RequestValidationError.of("report_tokens[0]", "is empty")))
+    assert (error.field, error.problem) == ("report_tokens[0]", "is empty")
+    assert str(error) == "report_tokens[0] is empty [not sent] Fix the field that is named."
 
 
 def test_a_fact_that_the_class_lacks_is_a_mistake():

@@ -35,6 +35,7 @@ from plaid_relay_async import (
     RelayRefreshRequest,
     RelayRemoveRequest,
     Removed,
+    RequestValidationError,
     ResponseDecodeError,
     RetryPolicy,
     Timeouts,
@@ -167,7 +168,7 @@ async def test_a_request_has_its_own_settings(plaid, client, partner):
 @pytest.mark.parametrize("name", [*MANY, "create_many"])
 async def test_a_lone_string_is_no_input(client, name):
     """It would be read letter by letter; it is refused at once."""
-    with pytest.raises(InvalidRequestError, match="not one string") as caught:
+    with pytest.raises(RequestValidationError, match="not one string") as caught:
         getattr(client.relay, name)("credit-relay-sandbox-1")
     assert caught.value.sent is False
     assert "credit-relay" not in str(caught.value)
@@ -175,9 +176,9 @@ async def test_a_lone_string_is_no_input(client, name):
 
 async def test_what_goes_with_each_token_is_checked_at_once(client):
     """Not at the first token, which may come late, and not under that token's name."""
-    with pytest.raises(InvalidRequestError, match="include_insights must be True or False"):
+    with pytest.raises(RequestValidationError, match="include_insights must be True or False"):
         client.relay.get_many([], include_insights=1)
-    with pytest.raises(InvalidRequestError, match="webhook must be an http"):
+    with pytest.raises(RequestValidationError, match="webhook must be an http"):
         client.relay.refresh_many([], webhook="nowhere")
     with pytest.raises(ConfigurationError, match="concurrency"):
         client.relay.remove_many([], concurrency=0)
@@ -195,8 +196,9 @@ async def test_a_token_that_cannot_pass_ends_the_batch(plaid, client, partner, b
     with pytest.raises(BatchStoppedError) as caught:
         await partner.relay.get_many(rows, concurrency=1)
     cause = caught.value.__cause__
-    assert isinstance(cause, InvalidRequestError)
-    assert f"relay_tokens[3] {problem}" in str(cause)
+    assert isinstance(cause, RequestValidationError)
+    assert cause.field == "relay_tokens[3]"
+    assert cause.problem.startswith(problem)
     assert len(caught.value.result.succeeded) == 3
     assert list(rows) == tokens
 

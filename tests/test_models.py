@@ -10,7 +10,7 @@ from attrs import fields, has
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaid_relay_async import InvalidRequestError, RelayCreateRequest, models
+from plaid_relay_async import RelayCreateRequest, RequestValidationError, models
 from plaid_relay_async.codec import encode
 from plaid_relay_async.errors import Hidden
 
@@ -46,10 +46,12 @@ TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
     ],
 )
 def test_a_bad_creation_is_refused_by_the_name_of_its_field(arguments, problem):
-    """What Plaid would refuse, or nobody means, is refused before it is sent, and without showing a token."""
-    with pytest.raises(InvalidRequestError) as caught:
+    """An invalid request is rejected before it is sent; the error names the field and shows no token."""
+    with pytest.raises(RequestValidationError) as caught:
         RelayCreateRequest(*arguments)
     assert problem in str(caught.value)
+    assert f"{caught.value.field} {caught.value.problem}" == caught.value.args[0]
+    assert caught.value.field.partition("[")[0] in {"report_tokens", "secondary_client_id", "webhook"}
     assert "[not sent]" in str(caught.value)
     assert TOKEN not in repr(caught.value)
 
@@ -129,7 +131,7 @@ def test_a_bad_creation_is_refused_by_the_name_of_its_field(arguments, problem):
 )
 def test_other_requests_are_checked_as_well(make, problem):
     """Each request names the field that can't pass."""
-    with pytest.raises(InvalidRequestError) as caught:
+    with pytest.raises(RequestValidationError) as caught:
         make()
     assert problem in str(caught.value)
 
@@ -173,7 +175,7 @@ def test_what_slipped_into_a_request_is_refused_without_showing_it():
     )
     for slipped in (object(), float("nan"), deep(100_000)):
         user.additional_properties["x"] = slipped
-        with pytest.raises(InvalidRequestError, match="can't be written as JSON") as caught:
+        with pytest.raises(RequestValidationError, match="can't be written as JSON") as caught:
             encode(request, Hidden({"secret": "canary"}))
         frames = [f.f_code.co_name for f, _ in traceback.walk_tb(caught.value.__traceback__)]
         assert frames == ["test_what_slipped_into_a_request_is_refused_without_showing_it", "call"]
@@ -234,11 +236,11 @@ def test_fan_out_is_lazy():
 
 def test_fan_out_checks_what_all_share_at_once():
     """A bad report token doesn't wait for the first partner, and a string isn't taken for a list of partners."""
-    with pytest.raises(InvalidRequestError, match="report_tokens is empty"):
+    with pytest.raises(RequestValidationError, match="report_tokens is empty"):
         RelayCreateRequest.fan_out([], ["a"])
-    with pytest.raises(InvalidRequestError, match="not one string"):
+    with pytest.raises(RequestValidationError, match="not one string"):
         RelayCreateRequest.fan_out([TOKEN], "abc")
-    with pytest.raises(InvalidRequestError, match="secondary_client_id is empty"):
+    with pytest.raises(RequestValidationError, match="secondary_client_id is empty"):
         list(RelayCreateRequest.fan_out([TOKEN], ["a", ""]))
 
 

@@ -29,6 +29,7 @@ from plaid_relay_async import (
     RelayClient,
     RelayCreateRequest,
     ReportNotReadyError,
+    RequestValidationError,
     ResponseDecodeError,
     RetryPolicy,
     Timeouts,
@@ -202,7 +203,7 @@ async def test_an_operation_that_is_not_enabled_ask_plaid(plaid, client, report)
 
 async def test_an_invalid_request_fix_it(plaid, client, report):
     """Plaid's refusal and that of the package name what is wrong; the corrected request succeeds."""
-    with pytest.raises(InvalidRequestError, match="secondary_client_id") as caught:
+    with pytest.raises(RequestValidationError, match="secondary_client_id") as caught:
         await client.relay.create([report], "")
     assert caught.value.sent is False
     with pytest.raises(InvalidRequestError, match="INVALID_ASSET_REPORT_TOKEN"):

@@ -13,11 +13,11 @@ from plaid_relay_async import (
     BatchStoppedError,
     ConfigurationError,
     Credentials,
-    InvalidRequestError,
     PlaidRelayError,
     RateLimitError,
     RelayClient,
     RelayCreateRequest,
+    RequestValidationError,
     RetryPolicy,
     Timeouts,
     models,
@@ -171,7 +171,7 @@ async def test_a_cancelled_call_shows_no_secret(clean_logs):
 )
 def test_bad_input_is_refused_without_showing_it(mistake):
     """A refusal before anything is sent shows the name of the field, and neither its value nor its neighbours."""
-    with pytest.raises(InvalidRequestError) as caught:
+    with pytest.raises(RequestValidationError) as caught:
         mistake(RelayClient(WHO))
     assert_shows_nothing(caught.value)
 

@@ -20,7 +20,7 @@ from specification import Schema, Specification, of_mid_2026
 
 from plaid_relay_async import codec, models
 from plaid_relay_async.codec import ENDPOINTS, Answer
-from plaid_relay_async.errors import Hidden, InvalidRequestError, ResponseDecodeError
+from plaid_relay_async.errors import Hidden, RequestValidationError, ResponseDecodeError
 
 CODE = described()
 ANSWERS = sorted(
@@ -627,7 +627,7 @@ def test_what_the_document_does_not_take_is_refused_by_name(record, documents):
             inner = spec.resolved(spec.resolved(schema)["properties"][name])
             nothing = [] if field.shape.nullable else [None]
             for value in [*refused_values(f"{record}.{name}", field.shape, inner), *nothing]:
-                with pytest.raises(InvalidRequestError, match=rf"^{name}\b"):
+                with pytest.raises(RequestValidationError, match=rf"^{name}\b"):
                     cls_of(record)(**{**smallest(record), name: value})
 
 

@@ -47,9 +47,9 @@ from plaid_relay_async.codec import to_json
 from plaid_relay_async.config import RetryPolicy, Timeouts, __version__
 from plaid_relay_async.errors import (
     ConfigurationError,
-    InvalidRequestError,
     OutcomeUnknownError,
     PlaidRelayError,
+    RequestValidationError,
 )
 from plaid_relay_async.models import RelayCreateRequest
 from plaid_relay_async.outcomes import Failed, Refreshed, Removed
@@ -382,8 +382,8 @@ def _report_token(word: str) -> str:
 def _request(report_token: str, partner: str, webhook: str | None) -> RelayCreateRequest:
     try:
         return RelayCreateRequest((report_token,), partner, webhook)
-    except InvalidRequestError as error:
-        field, _, wrong = error.args[0].partition(" ")
+    except RequestValidationError as error:
+        field, wrong = error.field, error.problem
     option = {"secondary_client_id": "--partner", "webhook": "--webhook"}.get(field, "--report-token")
     raise UsageError(f"{option}: {wrong}")
 
@@ -478,10 +478,7 @@ def _without_values(text: str, words: Sequence[str]) -> str:
 def _status_of(error: PlaidRelayError) -> Exit:
     if isinstance(error, OutcomeUnknownError):
         return Exit.UNKNOWN
-    wrong_usage = isinstance(error, ConfigurationError) or (
-        isinstance(error, InvalidRequestError) and not error.sent
-    )
-    return Exit.USAGE if wrong_usage else Exit.FAILED
+    return Exit.USAGE if isinstance(error, ConfigurationError | RequestValidationError) else Exit.FAILED
 
 
 def _bug(error: Exception) -> str:

@@ -18,7 +18,7 @@ from plaid_relay_async.cli.output import COLUMNS, open_output, told
 from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.status import Exit, UsageError, say, shown
 from plaid_relay_async.cli.words import confirmed, read_word
-from plaid_relay_async.errors import InvalidRequestError, JournalError
+from plaid_relay_async.errors import JournalError, RequestValidationError
 from plaid_relay_async.models import RelayRemoveRequest
 from plaid_relay_async.outcomes import Failed
 
@@ -306,7 +306,7 @@ class Held:
     def _take(self, token: str, partner: str) -> None:
         try:
             self.partners[RelayRemoveRequest(token)] = partner
-        except InvalidRequestError as error:
+        except RequestValidationError as error:
             failed = Failed(request=None, error=error, attempts=0, elapsed=0.0, request_id=None)
             self.malformed.append(told(failed, partner))
 

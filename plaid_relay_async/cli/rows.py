@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar
 from attrs import define, field, frozen
 
 from plaid_relay_async.cli.status import UsageError
-from plaid_relay_async.errors import InvalidRequestError
+from plaid_relay_async.errors import RequestValidationError
 from plaid_relay_async.models import RelayCreateRequest
 
 if TYPE_CHECKING:
@@ -276,8 +276,8 @@ def _creation(report_token: str | None, _: int | str, row: Cells) -> RelayCreate
         return f"{_PARTNER}: is missing"
     try:
         return RelayCreateRequest(tokens, row[_PARTNER], row.get("webhook"))
-    except InvalidRequestError as error:
-        field, _, wrong = error.args[0].partition(" ")
+    except RequestValidationError as error:
+        field, wrong = error.field, error.problem
     if field.startswith("report_tokens") and "report_tokens" not in row:
         field = "report_token"
     return f"{field}: {wrong}"
@@ -315,8 +315,8 @@ def _shared(make: Callable[[str], object], line: int | str, row: Cells) -> Share
         return "relay_token: is missing"
     try:
         return Shared(line, make(row["relay_token"]))
-    except InvalidRequestError as error:
-        _, _, wrong = error.args[0].partition(" ")
+    except RequestValidationError as error:
+        wrong = error.problem
     return f"relay_token: {wrong}"
 
 

@@ -62,8 +62,8 @@ def _credentials(name: str) -> Credentials:
     try:
         return Credentials(*(os.environ[variable] for variable in variables(name)))
     except ConfigurationError as error:
-        which, _, wrong = error.args[0].partition(" ")
-    raise UsageError(f"{variables(name)[which == 'secret']} {wrong}")
+        field, wrong = error.field, error.problem
+    raise UsageError(f"{variables(name)[field == 'secret']} {wrong}")
 
 
 # ------------------------------------------------------------------------------------------- the certificate

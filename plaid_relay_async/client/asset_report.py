@@ -70,7 +70,8 @@ class AssetReports(Operations):
             retry: in place of the client's policy.
 
         Raises:
-            InvalidRequestError: an argument can't pass (`sent` is False), or Plaid refused it.
+            RequestValidationError: an argument is invalid.
+            InvalidRequestError: Plaid rejected the request.
             ItemError: an Item can't be read as it is.
             OutcomeUnknownError: there may be a report that nobody holds the token of.
             PlaidRelayError: there is none; see the class.

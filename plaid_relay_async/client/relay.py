@@ -90,7 +90,8 @@ class Relay(Operations):
 
         Raises:
             ConfigurationError: `retry_unknown` or `retry_failed` is given without a journal.
-            InvalidRequestError: an argument can't pass (`sent` is False), or Plaid refused it.
+            RequestValidationError: an argument is invalid.
+            InvalidRequestError: Plaid rejected the request.
             OutcomeUnknownError: there may be a token that no one holds.
             JournalError: the journal can't be read or written; nothing was sent that isn't on record.
             PlaidRelayError: there is no token; see the class.
@@ -193,7 +194,7 @@ class Relay(Operations):
 
         Raises:
             ConfigurationError: a setting can't be used, or a callback is async.
-            InvalidRequestError: `relay_tokens` is one string, or `include_insights` no flag.
+            RequestValidationError: `relay_tokens` is one string, or `include_insights` no flag.
             BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
                 the result.
         """
@@ -238,7 +239,7 @@ class Relay(Operations):
 
         Raises:
             ConfigurationError: a setting can't be used, or a callback is async.
-            InvalidRequestError: `relay_tokens` is one string.
+            RequestValidationError: `relay_tokens` is one string.
             BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
                 the result.
         """
@@ -289,7 +290,7 @@ class Relay(Operations):
 
         Raises:
             ConfigurationError: a setting can't be used, or a callback is async.
-            InvalidRequestError: `relay_tokens` is one string, or `webhook` can't pass.
+            RequestValidationError: `relay_tokens` is one string, or `webhook` can't pass.
             BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
                 the result.
         """
@@ -340,7 +341,7 @@ class Relay(Operations):
 
         Raises:
             ConfigurationError: a setting can't be used, or a callback is async.
-            InvalidRequestError: `relay_tokens` is one string.
+            RequestValidationError: `relay_tokens` is one string.
             BatchStoppedError: in the end, if the input, the journal or a callback raised, or a token can't
                 pass; it has the result.
         """

@@ -18,7 +18,7 @@ from attrs import NOTHING, Attribute, field, fields, make_class, resolve_types
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from plaid_relay_async import models
-from plaid_relay_async.errors import Hidden, InvalidRequestError, ResponseDecodeError, sealed
+from plaid_relay_async.errors import Hidden, RequestValidationError, ResponseDecodeError, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -361,7 +361,7 @@ def encode(record: object, more: Hidden[dict[str, str]]) -> bytes:
     """Turn a request into the body of an HTTP request, with what goes beside its fields.
 
     Raises:
-        InvalidRequestError: somebody has put into it what JSON doesn't have.
+        RequestValidationError: a field holds a value that JSON doesn't have.
     """
     try:
         plain = {**_converter.unstructure(record), **more.reveal()}
@@ -371,7 +371,7 @@ def encode(record: object, more: Hidden[dict[str, str]]) -> bytes:
             return _text(plain, separators=_COMPACT).encode()
     except (TypeError, RecursionError) as error:
         problem = type(error).__name__
-    raise InvalidRequestError(f"the request can't be written as JSON ({problem})", sent=False)
+    raise RequestValidationError.of("the request", f"can't be written as JSON ({problem})")
 
 
 # -------------------------------------------------------------------------------------- for the user's use

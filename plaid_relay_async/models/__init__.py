@@ -1,8 +1,8 @@
 """What goes to Plaid and what comes back, as frozen records.
 
-Requests are checked when they are made: a bad one raises `InvalidRequestError`, which names the field, before
-anything is sent. Tokens show in no repr. Answers keep the fields that this package doesn't know in
-`additional_properties`, since Plaid adds fields at any time (https://plaid.com/docs/api/versioning/).
+Requests are checked when they are made: an invalid one raises `RequestValidationError`, which names the
+field, before anything is sent. Tokens show in no repr. Responses keep the fields that this package doesn't
+know in `additional_properties`, since Plaid adds fields at any time (https://plaid.com/docs/api/versioning/).
 
 The records of reports and of Items are loaded when one of them is asked for: who creates tokens doesn't pay
 for them.

@@ -16,6 +16,7 @@ from plaid_relay_async.models.fields import (
     check_json,
     check_text,
     flag,
+    invalid,
     is_a,
     is_days,
     is_flag,
@@ -23,7 +24,6 @@ from plaid_relay_async.models.fields import (
     is_url,
     is_word,
     option,
-    refuse,
     unknown_fields,
 )
 from plaid_relay_async.models.relay import RemoveResponse
@@ -65,7 +65,7 @@ class AssetReportUser:
 def _is_user(_: object, attribute: Attribute[Any], value: object) -> None:
     # As a part of an answer a user is what Plaid sent; here it is what somebody means to send.
     if not isinstance(value, AssetReportUser):
-        raise refuse(f"{attribute.name} must be of type AssetReportUser, not {type(value).__name__}")
+        raise invalid(attribute.name, f"must be of type AssetReportUser, not {type(value).__name__}")
     for told in fields(AssetReportUser):
         name, word = f"{attribute.name}.{told.name}", getattr(value, told.name)
         if told.name != "additional_properties":
@@ -74,7 +74,7 @@ def _is_user(_: object, attribute: Attribute[Any], value: object) -> None:
         elif isinstance(word, dict):
             _check_depth(name, word)
         else:
-            raise refuse(f"{name} must be a dict, not {type(word).__name__}")
+            raise invalid(name, f"must be a dict, not {type(word).__name__}")
 
 
 def _check_depth(name: str, value: object) -> None:
@@ -84,7 +84,7 @@ def _check_depth(name: str, value: object) -> None:
     except RecursionError:
         too_deep = True
     if too_deep:
-        raise refuse(f"{name} is nested too deeply")
+        raise invalid(name, "is nested too deeply")
 
 
 @sealed_init
@@ -183,7 +183,7 @@ class AssetReportGetRequest:
 
     def __attrs_post_init__(self) -> None:
         if self.asset_report_token is None and self.user_token is None:
-            raise refuse("asset_report_token is missing: pass it, or a user_token")
+            raise invalid("asset_report_token", "is missing: pass it, or a user_token")
 
 
 @sealed_init

@@ -9,35 +9,32 @@ from urllib.parse import urlsplit
 
 from attrs import Attribute, field, fields, has, validators
 
-from plaid_relay_async.errors import InvalidRequestError, printable
+from plaid_relay_async.errors import RequestValidationError, printable
 
 Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
 
 # ------------------------------------------------------------------------------------------ of requests
 
 
-def refuse(problem: str) -> InvalidRequestError:
-    """Give the error for a request that can't pass; nothing was sent."""
-    return InvalidRequestError(problem, sent=False)
+invalid = RequestValidationError.of
 
 
 def check_word(name: str, value: object) -> None:
-    """Raise `InvalidRequestError` unless the value is a token, an id or a name as Plaid has them."""
+    """Raise `RequestValidationError` unless the value is a token, an id or a name as Plaid has them."""
     check_text(name, value)
     if " " in cast("str", value) or not cast("str", value).isprintable():
-        raise refuse(f"{name} holds white space or control characters: strip it")
+        raise invalid(name, "holds white space or control characters: strip it")
 
 
 def check_text(name: str, value: object) -> None:
-    """Raise `InvalidRequestError` unless the value is a string that isn't empty, and is Unicode text."""
+    """Raise `RequestValidationError` unless the value is a string that isn't empty, and is Unicode text."""
     if not isinstance(value, str):
-        raise refuse(f"{name} must be a string, not {type(value).__name__}")
+        raise invalid(name, f"must be a string, not {type(value).__name__}")
     if not value:
-        raise refuse(f"{name} is empty")
+        raise invalid(name, "is empty")
     if not value.isascii() and printable(value) != value:
-        raise refuse(
-            f"{name} holds a lone surrogate, perhaps from bytes that were decoded with the wrong encoding"
-        )
+        problem = "holds a lone surrogate, perhaps from bytes that were decoded with the wrong encoding"
+        raise invalid(name, problem)
 
 
 def is_word(_: object, attribute: Attribute[str], value: object) -> None:
@@ -51,7 +48,7 @@ def is_text(most: int | None = None) -> Validator:
     def check(_: object, attribute: Attribute[str], value: object) -> None:
         check_text(attribute.name, value)
         if most is not None and len(cast("str", value)) > most:
-            raise refuse(f"{attribute.name} has more than {most} characters")
+            raise invalid(attribute.name, f"has more than {most} characters")
 
     return check
 
@@ -71,9 +68,9 @@ def as_optional_tuple(value: Iterable[str] | None) -> tuple[str, ...] | None:
 def are_words(_: object, attribute: Attribute[Any], value: object) -> None:
     """A tuple of words, at least one."""
     if not isinstance(value, tuple):
-        raise refuse(f"{attribute.name} must be a list of strings, not {type(value).__name__}: write [it]")
+        raise invalid(attribute.name, f"must be a list of strings, not {type(value).__name__}: write [it]")
     if not value:
-        raise refuse(f"{attribute.name} is empty")
+        raise invalid(attribute.name, "is empty")
     for index, word in enumerate(value):
         check_word(f"{attribute.name}[{index}]", word)
 
@@ -81,9 +78,9 @@ def are_words(_: object, attribute: Attribute[Any], value: object) -> None:
 def one_of_each_type(_: object, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
     """Plaid takes one token of each report type, and the asset report is the only type so far."""
     if len(set(value)) < len(value):
-        raise refuse(f"{attribute.name} holds the same token twice")
+        raise invalid(attribute.name, "holds the same token twice")
     if sum(token.startswith("assets-") for token in value) > 1:
-        raise refuse(f"{attribute.name} holds two asset report tokens: a relay token shares one")
+        raise invalid(attribute.name, "holds two asset report tokens: a relay token shares one")
 
 
 def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
@@ -96,13 +93,13 @@ def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
     except ValueError:
         usable = False
     if not usable:
-        raise refuse(f"{attribute.name} must be an http(s) URL")
+        raise invalid(attribute.name, "must be an http(s) URL")
 
 
 def is_flag(_: object, attribute: Attribute[bool], value: object) -> None:
     """`True` or `False`."""
     if not isinstance(value, bool):
-        raise refuse(f"{attribute.name} must be True or False, not {type(value).__name__}")
+        raise invalid(attribute.name, f"must be True or False, not {type(value).__name__}")
 
 
 def is_days(least: int, most: int) -> Validator:
@@ -110,7 +107,7 @@ def is_days(least: int, most: int) -> Validator:
 
     def check(_: object, attribute: Attribute[Any], value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise refuse(f"{attribute.name} must be a whole number from {least} to {most}")
+            raise invalid(attribute.name, f"must be a whole number from {least} to {most}")
 
     return check
 
@@ -120,7 +117,7 @@ def at_most(most: int, things: str) -> Validator:
 
     def check(_: object, attribute: Attribute[Any], value: tuple[object, ...]) -> None:
         if len(value) > most:
-            raise refuse(f"{attribute.name} holds {len(value)} {things}, of at most {most}")
+            raise invalid(attribute.name, f"holds {len(value)} {things}, of at most {most}")
 
     return check
 
@@ -130,13 +127,13 @@ def is_a(cls: type) -> Validator:
 
     def check(_: object, attribute: Attribute[Any], value: object) -> None:
         if type(value) is not cls:
-            raise refuse(f"{attribute.name} must be of type {cls.__name__}, not {type(value).__name__}")
+            raise invalid(attribute.name, f"must be of type {cls.__name__}, not {type(value).__name__}")
 
     return check
 
 
 def check_json(name: str, value: object) -> None:
-    """Raise `InvalidRequestError` unless JSON can hold the value; a Decimal counts as a number."""
+    """Raise `RequestValidationError` unless JSON can hold the value; a Decimal counts as a number."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             check_text(f"a name in {name}", key)
@@ -146,15 +143,15 @@ def check_json(name: str, value: object) -> None:
             check_json(f"{name}[{index}]", inner)
     elif isinstance(value, float | Decimal):
         if not Decimal(value).is_finite():
-            raise refuse(f"{name} must be a finite number")
+            raise invalid(name, "must be a finite number")
     elif not isinstance(value, str | int | None):
-        raise refuse(f"{name} must be something that JSON has, not {type(value).__name__}")
+        raise invalid(name, f"must be something that JSON has, not {type(value).__name__}")
 
 
 def is_asset(_: object, attribute: Attribute[str], value: object) -> None:
     """The only type of report that Plaid relays."""
     if value != "asset":
-        raise refuse(f"{attribute.name} must be 'asset', the only type that Plaid relays")
+        raise invalid(attribute.name, "must be 'asset', the only type that Plaid relays")
 
 
 def option(validator: Validator, *, repr: bool = True) -> Any:  # noqa: A002  # attrs' own name for it

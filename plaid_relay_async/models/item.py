@@ -12,6 +12,7 @@ from plaid_relay_async.models.fields import (
     are_words,
     as_optional_tuple,
     as_tuple,
+    invalid,
     is_a,
     is_days,
     is_text,
@@ -19,7 +20,6 @@ from plaid_relay_async.models.fields import (
     is_word,
     null,
     option,
-    refuse,
     unknown_fields,
 )
 
@@ -84,9 +84,9 @@ class ItemRemoveResponse:
 
 
 def check_order(start_date: date, end_date: date) -> None:
-    """Raise `InvalidRequestError` if the end is before the start."""
+    """Raise `RequestValidationError` if the end is before the start."""
     if end_date < start_date:
-        raise refuse("end_date is before start_date")
+        raise invalid("end_date", "is before start_date")
 
 
 @sealed_init

@@ -12,11 +12,11 @@ from plaid_relay_async.models.fields import (
     as_tuple,
     check_word,
     flag,
+    invalid,
     is_url,
     is_word,
     one_of_each_type,
     option,
-    refuse,
     report_type,
     unknown_fields,
 )
@@ -36,7 +36,7 @@ class RelayCreateRequest:
         webhook: where Plaid tells that the partner fetched the report; an http(s) URL.
 
     Raises:
-        InvalidRequestError: a field can't pass; it is named, and nothing was sent.
+        RequestValidationError: a field is invalid; it is named, and nothing was sent.
     """
 
     report_tokens: tuple[str, ...] = field(
@@ -58,10 +58,12 @@ class RelayCreateRequest:
             webhook: the same for each of them.
 
         Raises:
-            InvalidRequestError: the tokens or the webhook can't pass: at once; a partner: when it is met.
+            RequestValidationError: the tokens or the webhook are invalid; for a partner, when it is reached.
         """
         if isinstance(secondary_client_ids, str):
-            raise refuse("secondary_client_ids must be an iterable of strings, not one string: write [it]")
+            raise invalid(
+                "secondary_client_ids", "must be an iterable of strings, not one string: write [it]"
+            )
         first = cls(report_tokens, "checked-when-met", webhook)
         shared = {a.name: getattr(first, a.name) for a in fields(cls)}
 

@@ -11,7 +11,7 @@ from attrs import NOTHING, fields_dict
 
 from plaid_relay_async import RelayClient, models
 from plaid_relay_async.codec import ENDPOINTS
-from plaid_relay_async.errors import Ending, InvalidRequestError, class_for, ending_of
+from plaid_relay_async.errors import Ending, RequestValidationError, class_for, ending_of
 from plaid_relay_async.gateway.refusals import CALLER_GONE, REASONS
 
 OPERATIONS = "import('/console/operations.js').then((module) => module.OPERATIONS)"
@@ -145,7 +145,7 @@ def accepted(record, operation, asked, value):
             models.AssetReportRefreshOptions(**{asked["name"]: value})
         else:
             record(**given | {asked["name"]: [value] if asked.get("list") else value})
-    except InvalidRequestError:
+    except RequestValidationError:
         return False
     return True
 

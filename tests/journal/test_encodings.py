@@ -10,7 +10,7 @@ from journals import CREATE, KEY, all_of, requests
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from plaid_relay_async import ConfigurationError, RelayCreateRequest
-from plaid_relay_async.errors import InvalidRequestError
+from plaid_relay_async.errors import RequestValidationError
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
 
@@ -75,7 +75,7 @@ async def test_a_file_in_utf_16(plaid, client, report, tmp_path):
 @pytest.mark.parametrize("partner", ["\ud800", "a\ud800b"])
 def test_a_partner_that_no_database_holds(report, partner):
     """A partner id with a lone surrogate is refused before a journal sees it."""
-    with pytest.raises(InvalidRequestError):
+    with pytest.raises(RequestValidationError):
         RelayCreateRequest([report], partner)
 
 

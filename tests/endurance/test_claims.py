@@ -117,15 +117,16 @@ def expected(attempts, run, policy):
     if doubts:
         return {"sent"} if policy["retry_unknown"] else {"unknown"}
     if removing:
-        elsewhere = policy["on_existing"] == "create" and not issued
-        return (
-            {"sent"}
-            if elsewhere and all(each.run != run for each in removing)
-            else {"refused", *(["sent"] if elsewhere else [])}
-        )
-    if own is not None and own.state == "failed" and not policy["retry_failed"]:
-        return {True: {"failed"}, False: {"sent"}, None: {"failed", "sent"}}[own.final]
-    return {"sent"}
+        begins = beginning(own, policy) if policy["on_existing"] == "create" and not issued else set()
+        return begins if begins and all(each.run != run for each in removing) else {"refused", *begins}
+    return beginning(own, policy)
+
+
+def beginning(own, policy):
+    """Return the same where only a failure of the run itself may be served instead."""
+    if own is None or own.state != "failed" or policy["retry_failed"]:
+        return {"sent"}
+    return {True: {"failed"}, False: {"sent"}, None: {"failed", "sent"}}[own.final]
 
 
 def expected_beside(tokens, own, run, policy, *, issued):
@@ -145,15 +146,8 @@ def expected_beside(tokens, own, run, policy, *, issued):
             ways.add("refused")
         elif own is not None and own.state == "unknown" and not policy["retry_unknown"]:
             ways.add("unknown")
-        elif (
-            own is not None
-            and own.state == "failed"
-            and own.final is not False
-            and not policy["retry_failed"]
-        ):
-            ways |= {"failed", "sent"} if own.final is None else {"failed"}
         else:
-            ways.add("sent")
+            ways |= beginning(own, policy)
     return ways
 
 
@@ -528,6 +522,12 @@ ANOTHER_SPELLING = [
     ("create", "a", PLAIN, "made"),
     ("create", "c", PLAIN, "made"),
 ]
+FAILED_BESIDE_A_REMOVAL = [
+    ("create", "a", PLAIN, "made"),
+    ("create", "b", ANOTHER, "refused"),
+    ("remove", 0, "lost before"),
+    ("create", "b", ANOTHER, "made"),
+]
 KILLED_BESIDE_A_TOKEN = [
     ("create", "a", PLAIN, "made"),
     ("kill creation", "b", "p", ANOTHER, "before"),
@@ -547,6 +547,7 @@ FOUND_BEFORE = (
     UNKNOWN_REMOVAL,
     FORGOTTEN,
     ANOTHER_SPELLING,
+    FAILED_BESIDE_A_REMOVAL,
     KILLED_BESIDE_A_TOKEN,
     REFUSED_RETRY,
 )

@@ -590,7 +590,7 @@ def test_one_truth_for_each_pair(size, forked):
             async with world(f"{folder}/relay.db", dead, forked) as opened:
                 yield opened
 
-    histories(make, size(40, 10_000))
+    histories(make, size(20, 10_000))
 
 
 def test_one_truth_for_each_pair_on_a_server(size, forked, postgres):
@@ -606,4 +606,4 @@ def test_one_truth_for_each_pair_on_a_server(size, forked, postgres):
         async with world(postgres.url, dead, forked) as opened:
             yield opened
 
-    histories(make, size(5, 1_000))
+    histories(make, size(2, 1_000))

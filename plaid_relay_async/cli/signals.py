@@ -89,7 +89,10 @@ class Signals:
             KeyboardInterrupt: a signal has ended it.
         """
         try:
-            return asyncio.run(self._cancellable(main))
+            with _wakeup_socket() as woken, asyncio.Runner() as runner:
+                if woken is not None:
+                    runner.get_loop().add_reader(woken, woken.recv, 4096)
+                return runner.run(self._cancellable(main))
         except asyncio.CancelledError:
             self._interrupt()
         finally:
@@ -111,12 +114,11 @@ class Signals:
             loop.call_soon_threadsafe(cancel)
 
         self._react = react
-        with _waking(loop):
-            try:
-                return await main
-            finally:
-                if self._react is react:
-                    self._react = self._interrupt
+        try:
+            return await main
+        finally:
+            if self._react is react:
+                self._react = self._interrupt
 
     @contextlib.contextmanager
     def told(self, react: Callable[[], object], reload: Callable[[], object] | None = None) -> Iterator[None]:
@@ -161,14 +163,14 @@ def _handle(number: int, handler: Any) -> None:
 
 
 @contextlib.contextmanager
-def _waking(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """Let each signal wake the event loop.
+def _wakeup_socket() -> Iterator[socket.socket | None]:
+    """Yield a socket that becomes readable at each signal, or None outside of the main thread.
 
     A handler runs only once the main thread continues. A signal that another thread receives, or that arrives
-    just before the loop begins to wait, doesn't end that wait by itself.
+    just before the event loop begins to wait, doesn't end that wait by itself.
     """
     if os.name == "nt":  # pragma: no cover  # there the loop does this itself
-        yield
+        yield None
         return
     reading, writing = socket.socketpair()
     with reading, writing:
@@ -177,13 +179,11 @@ def _waking(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         try:
             before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
         except ValueError:  # outside of the main thread, which handles no signals
-            yield
+            yield None
             return
-        loop.add_reader(reading, reading.recv, 4096)
         try:
-            yield
+            yield reading
         finally:
-            loop.remove_reader(reading)
             signal.set_wakeup_fd(before)
 
 

@@ -6,6 +6,7 @@ import enum
 import ipaddress
 import os
 import re
+import socket
 import ssl as tls
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeAlias
@@ -35,6 +36,12 @@ class Environment(enum.StrEnum):
     def base_url(self) -> str:
         """The address of Plaid's API."""
         return f"https://{self.value}.plaid.com"
+
+    @classmethod
+    def at(cls, base_url: str) -> Environment | None:
+        """Return the environment whose host a URL names, in any spelling; `None` if it names another."""
+        host = normal_host(URL(base_url).raw_host or "")
+        return next((each for each in cls if URL(each.base_url).raw_host == host), None)
 
 
 def _header_value(_: object, attribute: Attribute[str], value: object) -> None:
@@ -162,17 +169,42 @@ class RetryPolicy:
     replay: Literal["safe", "always"] = field(default="safe", validator=_replay)
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether a name or an address leads to this machine itself."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
+
+
+def normal_host(host: str) -> str:
+    """Return the one spelling that stands for all spellings of a host; compare no others.
+
+    A name is returned in lower-case ASCII (IDNA) and without the dot at its end, an IP address in its usual
+    form: `127.1`, `0x7f.1` and `::ffff:127.0.0.1` are `127.0.0.1`, as they are to the system's resolver.
+
+    Args:
+        host: a name or an address, without brackets and port.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    # yarl maps the name as aiohttp does when it connects.
+    name = (URL.build(scheme="http", host=host).raw_host or "").removesuffix(".")
+    if ":" in name:
+        address = ipaddress.IPv6Address(name)
+        return str(address.ipv4_mapped or address)
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return socket.inet_ntoa(socket.inet_aton(name))
+    except OSError:
+        pass
+    if not _NAME.fullmatch(name):
+        raise ValueError("not a host")
+    return name
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or an address leads to this machine itself."""
+    try:
+        name = normal_host(host)
+        return f".{name}".endswith(".localhost") or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
-
-
-_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 
 
 def _parsed(url: object) -> URL | None:
@@ -182,7 +214,7 @@ def _parsed(url: object) -> URL | None:
     try:
         parsed, parts = URL(url), urlsplit(url)
         host = parsed.raw_host or ""
-        named = ipaddress.IPv6Address(host) if "[" in parts.netloc else _NAME.fullmatch(host)
+        named = ipaddress.IPv6Address(host) if "[" in parts.netloc else normal_host(host)
         usable = named and parsed.scheme in {"http", "https"} and parts.port != 0
     except ValueError:
         return None

@@ -10,7 +10,15 @@ import pytest
 
 import plaid_relay_async
 from plaid_relay_async import ConfigurationError, Credentials, Environment, RelayClient, RetryPolicy, Timeouts
-from plaid_relay_async.config import GatewayKey, check_proxy, check_tls, resolve_base_url, resolve_identity
+from plaid_relay_async.config import (
+    GatewayKey,
+    check_proxy,
+    check_tls,
+    is_loopback,
+    normal_host,
+    resolve_base_url,
+    resolve_identity,
+)
 from plaid_relay_async.exchange import Direct
 
 VARIABLES = ("PLAID_CLIENT_ID", "PLAID_SECRET", "PLAID_ENV", "PLAID_BASE_URL")
@@ -83,11 +91,88 @@ def test_an_address_that_is_wrong_or_unsafe_is_refused(url, problem):
 
 
 @pytest.mark.parametrize(
-    "url", ["http://localhost:1", "http://x.localhost", "http://[::1]:5", "http://127.8.0.1"]
+    "url",
+    [
+        "http://localhost:1",
+        "http://LocalHost.",
+        "http://x.localhost",
+        "http://[::1]:5",
+        "http://127.8.0.1",
+        "http://127.1",
+        "http://0x7f.1",
+        "http://2130706433",
+        "http://\uff11\uff12\uff17.0.0.1",
+        "http://[::ffff:127.0.0.1]",
+    ],
 )
 def test_loopback_may_be_plain(url):
     """Whatever stays on this machine needs no TLS."""
     assert resolve_base_url(url, None) == url
+
+
+PRODUCTION = [
+    "https://production.plaid.com",
+    "https://production.plaid.com:443",
+    "https://Production.plaid.com",
+    "HTTPS://PRODUCTION.PLAID.COM.",
+    "https://production.plaid.com.:443/v1",
+    "https://\uff50roduction.plaid.com",
+    "https://\uff30\uff32\uff2f\uff24\uff35\uff23\uff34\uff29\uff2f\uff2e.plaid\u3002com",
+]
+
+
+@pytest.mark.parametrize("url", PRODUCTION)
+def test_production_is_recognized_however_it_is_typed(url):
+    """A port, upper case, a dot at the end, full-width letters and dots: it is the same host."""
+    assert Environment.at(resolve_base_url(url, None)) is Environment.PRODUCTION
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://%70roduction.plaid.com", "https://production%2eplaid.com", "https://produc\xadtion.plaid.com"],
+)
+def test_a_host_that_programs_read_differently_is_refused(url):
+    """A host in percent-encoding, or with an invisible character, isn't an address at all."""
+    with pytest.raises(ConfigurationError, match="name a host"):
+        resolve_base_url(url, None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://sandbox.plaid.com/", "https://production.plaid.com.example", "http://127.0.0.1:5", "https://h"],
+)
+def test_another_host_is_not_production(url):
+    """A host that only begins or ends alike is another one."""
+    assert Environment.at(url) is not Environment.PRODUCTION
+
+
+@pytest.mark.parametrize(
+    ("host", "normal"),
+    [
+        ("Plaid.Example.", "plaid.example"),
+        ("b\xfccher.example", "xn--bcher-kva.example"),
+        ("XN--BCHER-KVA.example", "xn--bcher-kva.example"),
+        ("127.1", "127.0.0.1"),
+        ("0X7F.1", "127.0.0.1"),
+        ("0177.0.0.1", "127.0.0.1"),
+        ("::FFFF:10.0.0.1", "10.0.0.1"),
+        ("0:0:0:0:0:0:0:1", "::1"),
+        ("2001:DB8::1", "2001:db8::1"),
+    ],
+)
+def test_a_host_has_one_normal_spelling(host, normal):
+    """All spellings of a host have the same normal one, which is its own."""
+    assert normal_host(host) == normal_host(normal) == normal
+
+
+@pytest.mark.parametrize(
+    "host", ["", ".", "a b", "a/b", "a:80", "x@y", "a..b", "[::1]", "%61", "a" * 64, "1::2::3"]
+)
+def test_what_is_no_host_has_no_spelling(host):
+    """Text that no host can be is refused, and isn't loopback."""
+    with pytest.raises(ValueError, match=r"."):
+        normal_host(host)
+    assert not is_loopback(host)
 
 
 @pytest.mark.parametrize(

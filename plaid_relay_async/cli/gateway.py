@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import math
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
-from urllib.parse import urlsplit
 
 from cyclopts import App, Parameter
 from platformdirs import user_config_path
@@ -26,7 +23,7 @@ from plaid_relay_async.cli.serving import (
 )
 from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say
-from plaid_relay_async.config import Environment, check_base_url, is_loopback
+from plaid_relay_async.config import Environment, check_base_url, is_loopback, normal_host
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.gateway import KNOWN, RELAY, Gateway, Key, KeyFile
 from plaid_relay_async.limits import RateLimit
@@ -229,10 +226,9 @@ def _upstream(url: str | None, environment: Environment) -> str:
     if url is None:
         return environment.base_url
     address = check_base_url(url, name="--upstream")
-    host = (urlsplit(address).hostname or "").rstrip(".")
-    for other in set(Environment) - {environment}:
-        if host == urlsplit(other.base_url).hostname:
-            raise UsageError(f"--upstream: is Plaid's {other}: say --environment {other} if that is meant")
+    named = Environment.at(address)
+    if named not in {None, environment}:
+        raise UsageError(f"--upstream: is Plaid's {named}: say --environment {named} if that is meant")
     return address
 
 
@@ -246,11 +242,10 @@ def _certificate(chain: Path | None, key: Path | None) -> Certificate | None:
 
 def _host(name: str) -> str:
     try:
-        return str(ipaddress.ip_address(name))
+        return normal_host(name)
     except ValueError:
-        if re.fullmatch("[A-Za-z0-9._-]+", name):
-            return name
-    raise UsageError("--name: must be a host's name, without scheme and port")
+        problem = "--name: must be a host's name, without scheme and port"
+    raise UsageError(problem)
 
 
 def _operations(paths: Sequence[str] | None) -> Sequence[str]:

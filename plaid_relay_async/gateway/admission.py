@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import frozen
 
 from plaid_relay_async.codec import ENDPOINTS, RELAY_CREATE, Endpoint
-from plaid_relay_async.config import is_loopback
+from plaid_relay_async.config import is_loopback, normal_host
 from plaid_relay_async.errors import Hidden
 from plaid_relay_async.gateway import refusals
 from plaid_relay_async.gateway.keys import find_key
@@ -60,13 +60,16 @@ def check_host(request: web.BaseRequest, names: Collection[str]) -> None:
         RefusedError: HOST_NOT_ALLOWED.
     """
     name = _host_in(",".join(request.headers.getall("Host", [])))
-    if not (is_loopback(name) or name in names):
+    if name is None or not (is_loopback(name) or name in names):
         raise RefusedError(refusals.HOST_NOT_ALLOWED)
 
 
-def _host_in(host: str) -> str:
+def _host_in(host: str) -> str | None:
     found = _HOST.fullmatch(host)
-    return found[1].strip("[]").lower() if found else ""
+    try:
+        return normal_host(found[1].strip("[]")) if found else None
+    except ValueError:
+        return None
 
 
 def check_origin(request: web.BaseRequest) -> None:

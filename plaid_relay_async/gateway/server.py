@@ -20,6 +20,7 @@ from plaid_relay_async.config import (
     check_base_url,
     check_count,
     is_loopback,
+    normal_host,
     resolve_identity,
 )
 from plaid_relay_async.errors import ConfigurationError, Hidden, sealed_init
@@ -113,7 +114,7 @@ class Gateway:
         self._signers = _signers(credentials)
         self._operations = _checked(operations)
         self._address = (host, port)
-        self._names = frozenset(name.lower() for name in (host, *names))
+        self._names = _names(host, names)
         self._ssl = ssl
         self._console = console
         self._metrics_port = metrics_port
@@ -215,7 +216,7 @@ class Gateway:
         return self._ports[which]
 
     def _settings(self) -> bytes:
-        environment = next((e.value for e in Environment if e.base_url == self._upstream_url), None)
+        environment = Environment.at(self._upstream_url)
         served = [path for path in KNOWN if path in self._operations]
         return json.dumps({"environment": environment, "operations": served, "version": __version__}).encode()
 
@@ -341,6 +342,15 @@ class Gateway:
 def _port_of(server: asyncio.Server) -> int:
     port: int = server.sockets[0].getsockname()[1]
     return port
+
+
+def _names(host: str, names: Iterable[str]) -> frozenset[str]:
+    with contextlib.suppress(ValueError):  # such as "", which is every interface and stands in no Host header
+        names = (normal_host(host), *names)
+    try:
+        return frozenset(normal_host(name) for name in names)
+    except (ValueError, TypeError):
+        raise ConfigurationError("names must be names of hosts, without scheme and port") from None
 
 
 def _signers(credentials: Mapping[str, CredentialsSource] | None) -> dict[str, Signer]:

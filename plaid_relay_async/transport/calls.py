@@ -25,6 +25,7 @@ from plaid_relay_async.config import (
     RetryPolicy,
     check_count,
     check_type,
+    normal_host,
 )
 from plaid_relay_async.errors import (
     ConfigurationError,
@@ -222,7 +223,9 @@ class Transport:
     @property
     def host(self) -> str:
         """The host that calls go to, with its port unless it is the default one, in its normal spelling."""
-        return URL(self._base_url).host_port_subcomponent or self.host_as_typed
+        url = URL(self._base_url)
+        normal = URL.build(scheme=url.scheme, host=normal_host(url.raw_host or ""), port=url.explicit_port)
+        return normal.host_port_subcomponent or self.host_as_typed
 
     @property
     def host_as_typed(self) -> str:

@@ -238,10 +238,20 @@ def test_a_gateway_that_is_not_run(run, words, problem):
     assert "canary-token" not in done.err
 
 
-def test_production_is_not_had_from_the_environment(run, monkeypatch):
-    """PLAID_ENV=production doesn't make the gateway's upstream production."""
+@pytest.mark.parametrize(
+    "upstream",
+    [
+        "https://production.plaid.com",
+        "https://production.plaid.com:443/",
+        "https://Production.plaid.com.",
+        "https://\uff50roduction.plaid.com",
+    ],
+)
+def test_production_is_not_had_from_the_environment(run, monkeypatch, upstream):
+    """PLAID_ENV=production doesn't make the gateway's upstream production, however that is typed."""
     monkeypatch.setenv("PLAID_ENV", "production")
-    assert run("gateway", "--upstream", "https://production.plaid.com").status == 2
+    done = run("gateway", "--upstream", upstream)
+    assert (done.status, "say --environment production" in done.err) == (2, True)
 
 
 def test_more_connections_than_the_shell_allows():

@@ -110,6 +110,7 @@ STRANGERS = [
     "10.0.0.1:PORT",
     "127.0.0.1:PORT\x00",
     "*",
+    "a..b",
     "localhost:PORTx",
     "xn--localhost",
 ]
@@ -134,19 +135,33 @@ async def test_a_request_without_a_host_is_refused(held):
     held.assert_nothing_came()
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:PORT", "localhost:PORT", "LOCALHOST:PORT", "[::1]:PORT"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1:PORT",
+        "localhost:PORT",
+        "LOCALHOST:PORT",
+        "localhost.:PORT",
+        "[::1]:PORT",
+        "[::ffff:127.0.0.1]",
+        "127.1",
+        "0x7f.1",
+    ],
+)
 async def test_loopback_by_any_of_its_names_is_answered(held, host):
-    """Upper case makes no difference."""
+    """The spelling makes no difference."""
     said = host.replace("PORT", port_of(held))
     assert (await held.one(request(host=said, key=held.keys["lender"]))).status == 200
 
 
 async def test_a_gateway_answers_to_the_names_it_is_given():
     """And still to no other."""
-    async with fort(names=["gateway.example"]) as held:
+    async with fort(names=["Gateway.example.", "b\xfccher.example"]) as held:
         for host, status in (
             ("gateway.example", 200),
             ("Gateway.Example:443", 200),
+            ("gateway.example.", 200),
+            ("xn--bcher-kva.example", 200),
             ("x.gateway.example", 421),
         ):
             answer = await held.one(request(host=host, key=held.keys["lender"]))

@@ -71,6 +71,8 @@ async def browsing():
         ({"drain": "soon"}, "drain must be"),
         ({"drain": float("inf")}, "drain must be"),
         ({"drain": True}, "drain must be"),
+        ({"names": ["gateway.example:443"]}, "names must be names of hosts"),
+        ({"names": [5]}, "names must be names of hosts"),
         ({"credentials": {"default": "secret"}}, "credentials must be Credentials"),
         ({"keys": ["plaid-gateway-key"]}, "each of keys must be a Key"),
     ],
@@ -102,6 +104,16 @@ async def test_the_sandbox_unless_told():
         _, _, text = await ask(f"{gateway.url}/console/settings.json")
     told = json.loads(text)
     assert (told["environment"], told["operations"]) == ("sandbox", list(RELAY))
+
+
+@pytest.mark.parametrize(
+    "upstream", ["https://production.plaid.com:443", "https://\uff50roduction.plaid.com."]
+)
+async def test_the_page_recognizes_production(upstream):
+    """The page says that calls go to production, however its address was typed."""
+    async with Gateway([], credentials=SETS, upstream=upstream) as gateway, browsing() as ask:
+        _, _, text = await ask(f"{gateway.url}/console/settings.json")
+    assert json.loads(text)["environment"] == "production"
 
 
 async def test_it_is_started_once():

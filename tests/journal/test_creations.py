@@ -658,6 +658,7 @@ async def test_a_host_is_the_same_however_it_is_spelled(plaid, report, url, host
         ("https://BÜCHER.example", "xn--bcher-kva.example"),
         ("http://127.0.0.1:80", "127.0.0.1"),
         ("http://[::1]:8080", "[::1]:8080"),
+        ("http://127.1:8080", "127.0.0.1:8080"),
     ],
 )
 def test_the_normal_spelling_of_a_host(typed, normal):

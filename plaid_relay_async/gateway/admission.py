@@ -12,7 +12,7 @@ from plaid_relay_async.codec import ENDPOINTS, RELAY_CREATE, Endpoint
 from plaid_relay_async.config import is_loopback, normal_host
 from plaid_relay_async.errors import Hidden
 from plaid_relay_async.gateway import refusals
-from plaid_relay_async.gateway.keys import find_key
+from plaid_relay_async.gateway.keys import find_key, unique_members
 from plaid_relay_async.gateway.refusals import RefusedError
 
 if TYPE_CHECKING:
@@ -134,7 +134,9 @@ def read(body: Hidden[bytes]) -> Sent:
         RefusedError: INVALID_BODY.
     """
     try:
-        fields = json.loads(body.reveal().decode(), object_pairs_hook=_each_once, parse_constant=_no_constant)
+        fields = json.loads(
+            body.reveal().decode(), object_pairs_hook=unique_members, parse_constant=_no_constant
+        )
         secret, _ = fields.pop("secret", None), fields.pop("client_id", None)
         partner = fields.get("secondary_client_id")
         plain = Hidden(json.dumps(fields, allow_nan=False).encode())
@@ -142,13 +144,6 @@ def read(body: Hidden[bytes]) -> Sent:
         raise RefusedError(refusals.INVALID_BODY) from None
     key = None if secret is None else Hidden(secret if isinstance(secret, str) else "")
     return Sent(key, plain, partner if isinstance(partner, str) else None)
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name comes twice")
-    return found
 
 
 def _no_constant(_: str) -> None:

@@ -184,10 +184,10 @@ def _digest(key: str) -> str:
 
 
 class KeyFile:
-    """Keys in a file of one's own: JSON, 0600.
+    """Keys in a private file: JSON, mode 0600.
 
     Args:
-        path: of the file; it and its folder need not be there.
+        path: of the file, or of a symbolic link to it; neither it nor its folder has to exist.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -245,7 +245,7 @@ class KeyFile:
         Raises:
             ConfigurationError: the name is taken, an argument is wrong, or the file can't be used.
         """
-        with self._locked():
+        with self._locked() as path:
             there = self.read()
             record, key = new_key(
                 name, credentials=credentials, operations=operations, partners=partners, rate=rate
@@ -254,7 +254,7 @@ class KeyFile:
                 raise ConfigurationError(f"the name {name} is taken: revoke that key, or take another name")
             if hand_over is not None:
                 hand_over(key)
-            self._write((*there, record))
+            self._write(path, (*there, record))
         return key
 
     def revoke(self, name: str) -> None:
@@ -263,31 +263,33 @@ class KeyFile:
         Raises:
             ConfigurationError: there is none of that name, or the file can't be used.
         """
-        with self._locked():
+        with self._locked() as path:
             there = self.read()
             left = tuple(key for key in there if key.name != name)
             if len(left) == len(there):
                 raise ConfigurationError(f"there is no key of that name in {self.path}")
-            self._write(left)
+            self._write(path, left)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep others from writing meanwhile."""
+    def _locked(self) -> Iterator[Path]:
+        """Keep other processes from writing meanwhile, and yield the path of the file itself."""
+        # To replace a symbolic link would leave its file as it was, and each name would have its own lock.
+        path = Path(os.path.realpath(self.path))
         with contextlib.ExitStack() as stack:
             try:
-                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                stack.enter_context(_lock(self.path.with_name(f".{self.path.name}.lock")))
-                problem = None
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                stack.enter_context(_lock(path.with_name(f".{path.name}.lock")))
+                problem = "it has more than one name (hard links)" if _names_of(path) > 1 else None
             except OSError as error:
                 problem = error.strerror
             if problem is not None:
                 raise ConfigurationError(f"{self.path} can't be written: {problem}")
-            yield
+            yield path
 
-    def _write(self, keys: tuple[Key, ...]) -> None:
+    def _write(self, path: Path, keys: tuple[Key, ...]) -> None:
         whole = json.dumps({"version": _VERSION, "keys": [_as_json(key) for key in keys]}, indent=2)
         try:
-            _replace(self.path, f"{whole}\n")
+            _replace(path, f"{whole}\n")
         except OSError as error:
             problem = error.strerror
         else:
@@ -297,7 +299,9 @@ class KeyFile:
 
     def _parsed(self, text: str) -> tuple[Key, ...]:
         try:
-            whole = json.loads(text)
+            whole = json.loads(text, object_pairs_hook=unique_members)
+        except DuplicateMemberError:
+            raise ConfigurationError(f"{self.path}: an object has two members of the same name") from None
         except (ValueError, RecursionError):
             whole = None
         if not isinstance(whole, dict) or set(whole) != {"version", "keys"}:
@@ -320,6 +324,22 @@ class KeyFile:
         except ConfigurationError as error:
             problem = error.args[0]
         raise ConfigurationError(f"{self.path}: $.keys[{number}]: {problem}")
+
+
+class DuplicateMemberError(ValueError):
+    """A JSON object has two members of the same name."""
+
+
+def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object from its members: an `object_pairs_hook`.
+
+    Raises:
+        DuplicateMemberError: two have the same name, of which each reader may take another one.
+    """
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise DuplicateMemberError
+    return members
 
 
 def _as_json(key: Key) -> dict[str, Any]:
@@ -384,6 +404,13 @@ def _check_owner(path: Path, found: os.stat_result) -> None:
         raise ConfigurationError(f"{path} must belong to the user who runs this")
     if found.st_mode & 0o077:
         raise ConfigurationError(f"{path} must be nobody else's to read or write: chmod 600 {path}")
+
+
+def _names_of(path: Path) -> int:
+    try:
+        return path.stat().st_nlink
+    except FileNotFoundError:
+        return 0
 
 
 def _replace(path: Path, text: str) -> None:

@@ -174,6 +174,44 @@ def test_a_name_is_taken_once(file):
         file.revoke("ben")
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["to a file", "to nothing yet"])
+def test_a_symbolic_link_stays_one(tmp_path, there):
+    """Through a link, also through one to a link, keys are added to the file itself and revoked in it."""
+    file, link, other = (
+        KeyFile(tmp_path / name) for name in ("keys.json", "link.json", "elsewhere/link.json")
+    )
+    other.path.parent.mkdir()
+    link.path.symlink_to("keys.json")
+    other.path.symlink_to(link.path)
+    if there:
+        file.add("ann")
+    key = other.add("ben")
+    assert find_key(file.read(), key) is not None
+    assert file.stamp() == link.stamp() == other.stamp()
+    link.revoke("ben")
+    assert find_key(file.read(), key) is None
+    assert (link.path.is_symlink(), other.path.is_symlink(), file.path.is_symlink()) == (True, True, False)
+    assert [path.name for path in tmp_path.rglob("*.lock")] == [".keys.json.lock"]
+
+
+def test_a_link_that_leads_nowhere(tmp_path):
+    """A link to itself is told with the system's words."""
+    file = KeyFile(tmp_path / "keys.json")
+    file.path.symlink_to(file.path)
+    with pytest.raises(ConfigurationError, match="can't be written: Too many levels of symbolic links"):
+        file.add("ann")
+
+
+def test_a_file_with_two_names_of_its_own(file):
+    """A file with a hard link is read and not replaced: its other name would keep a key that was revoked."""
+    key = file.add("ann")
+    os.link(file.path, file.path.with_name("other.json"))
+    for act in (lambda: file.add("ben"), lambda: file.revoke("ann")):
+        with pytest.raises(ConfigurationError, match="more than one name"):
+            act()
+    assert find_key(file.read(), key) is not None
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o610, 0o666])
 def test_a_file_that_others_may_use(file, mode):
     """A file that anybody else may read or write is refused, for reading and for writing, and left as it is."""
@@ -277,6 +315,8 @@ def spoilt(**changes):
         ({"version": 2, "keys": []}, r"\$\.version must be 1"),
         ({"version": 1, "keys": {}}, r"\$\.keys must be a list"),
         ({"version": 1, "keys": ["ann"]}, r"\$\.keys\[0\]: a key must have the fields"),
+        (b'{"version": 1, "keys": [{"name": "ann", "name": "ben"}]}', "two members of the same name"),
+        (b'{"version": 1, "keys": [], "keys": []}', "two members of the same name"),
         (spoilt(partners=...), r"\$\.keys\[0\]: a key must have the fields"),
         (spoilt(admin=True), r"\$\.keys\[0\]: a key must have the fields"),
         (spoilt(name=5), r"\$\.keys\[0\]: name must be"),
@@ -308,11 +348,14 @@ ADD = "import sys; from plaid_relay_async.gateway.keys import KeyFile; print(Key
 
 
 def test_two_who_add_at_once(file):
-    """Keys that several processes add at the same time are all there afterwards."""
-    names = [f"caller-{number}" for number in range(3)]
+    """Keys that several processes add at the same time, by several names of the file, are all there afterwards."""
+    names = [f"caller-{number}" for number in range(4)]
+    file.path.parent.mkdir(mode=0o700)
+    link = file.path.with_name("link.json")
+    link.symlink_to(file.path)
     processes = [
-        subprocess.Popen([sys.executable, "-c", ADD, file.path, name], stdout=subprocess.PIPE, text=True)
-        for name in names
+        subprocess.Popen([sys.executable, "-c", ADD, path, name], stdout=subprocess.PIPE, text=True)
+        for name, path in zip(names, (file.path, link) * 2, strict=True)
     ]
     made = {
         name: process.communicate(timeout=30)[0].strip()

@@ -50,7 +50,7 @@ MAP = {
     ),
     "simulator": Room((), ("aiohttp", "attrs")),
     "gateway": Room(
-        ("cancellation", "config", "errors", "codec", "session", "transport", "limits"),
+        ("cancellation", "config", "errors", "codec", "models", "session", "transport", "limits"),
         ("aiohttp", "attrs", "prometheus_client"),
     ),
     "cli": Room(

@@ -43,6 +43,13 @@ TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
         (([TOKEN], "p\0"), "secondary_client_id holds white space or control characters"),
         ((["t\udcff"], "p"), "report_tokens[0] holds a lone surrogate"),
         (([TOKEN], "p", 5), "webhook must be a string"),
+        (
+            ([TOKEN], "p;https://lender.example/relay"),
+            "secondary_client_id holds a quote, a comma or a semicolon",
+        ),
+        ((["assets-1,assets-2"], "p"), "report_tokens[0] holds a quote, a comma or a semicolon"),
+        (([TOKEN], "p", "https://a.example,https://b.example"), "webhook must be an http(s) URL"),
+        (([TOKEN], "p", 'https://a.example/relay"'), "webhook must be an http(s) URL"),
     ],
 )
 def test_a_bad_creation_is_refused_by_the_name_of_its_field(arguments, problem):
@@ -240,11 +247,61 @@ def test_fan_out_checks_what_all_share_at_once():
         RelayCreateRequest.fan_out([], ["a"])
     with pytest.raises(RequestValidationError, match="not one string"):
         RelayCreateRequest.fan_out([TOKEN], "abc")
-    with pytest.raises(RequestValidationError, match="secondary_client_id is empty"):
-        list(RelayCreateRequest.fan_out([TOKEN], ["a", ""]))
 
 
-WORD = st.text(st.characters(exclude_categories=("Z", "C")), min_size=1)
+@pytest.mark.parametrize(("partner", "problem"), [("", "is empty"), ("b,c", "holds a quote, a comma")])
+def test_fan_out_names_the_place_of_a_partner(partner, problem):
+    """The error of a partner has its index, as that of a token has, and those before it have their requests."""
+    requests = RelayCreateRequest.fan_out([TOKEN], ["a", partner])
+    assert next(requests).secondary_client_id == "a"
+    with pytest.raises(RequestValidationError) as caught:
+        next(requests)
+    assert caught.value.field == "secondary_client_ids[1]"
+    assert caught.value.problem.startswith(problem)
+
+
+WHITESPACE = " \t\n\v\f\r\x1c\x1f\x85\xa0\u1680\u2003\u2028\u2029\u202f\u205f\u3000"
+CONTROLS = "\0\x01\x1b\x7f\x80\x9f\xad\u200b\u200e\u202e\u2060\ufeff\U000e0041"
+DELIMITERS = ",;\"'\u00ab\u00bb\u2018\u2019\u201a\u201c\u201d\u201e\u2039\u203a\u300c\uff02\uff07"
+
+
+@pytest.mark.parametrize("character", [*WHITESPACE, *CONTROLS, *DELIMITERS])
+@pytest.mark.parametrize("form", ["{}id", "i{}d", "id{}"])
+def test_a_partner_that_was_misread_is_rejected(character, form):
+    """Whitespace, control and formatting characters, quotes and delimiters show that no single id was read."""
+    problem = "holds a quote" if character in DELIMITERS else "holds white space or control characters"
+    with pytest.raises(RequestValidationError) as caught:
+        RelayCreateRequest([TOKEN], form.format(character))
+    assert caught.value.field == "secondary_client_id"
+    assert caught.value.problem.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "partner",
+    [
+        "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in DELIMITERS),
+        *("5f3a9c2e1b7d4a0011223344", "=1+1", "@file", "-x", "5.00E+23", "a|b", "a\\b", "ünïcode", "客户"),
+        *("\ue000", "\U0010ffff", "\u0378"),  # private, no character, not assigned yet
+    ],
+)
+def test_any_other_partner_is_accepted(partner):
+    """Plaid may change its identifiers: no more is rejected."""
+    assert RelayCreateRequest([TOKEN], partner).secondary_client_id == partner
+    assert next(RelayCreateRequest.fan_out([TOKEN], [partner])).secondary_client_id == partner
+
+
+@pytest.mark.parametrize("url", ["https://a.example/x,y;z'", "https://a.example:8443/?a=1&b=%22"])
+def test_a_webhook_may_have_what_a_url_may_have(url):
+    """In a path or a query, delimiters and the apostrophe are part of the URL."""
+    assert RelayCreateRequest([TOKEN], "p", url).webhook == url
+
+
+WORD = st.text(
+    st.characters(
+        exclude_categories=("Z", "Cc", "Cf", "Cs", "Pi", "Pf", "Ps", "Pe"), exclude_characters=DELIMITERS
+    ),
+    min_size=1,
+)
 
 
 @given(token=WORD.filter(lambda t: not t.startswith("assets-")), partner=WORD)

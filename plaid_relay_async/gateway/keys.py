@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import Attribute, field, fields_dict, frozen
 
 from plaid_relay_async.codec import ENDPOINTS
-from plaid_relay_async.errors import ConfigurationError, sealed, sealed_init
+from plaid_relay_async.errors import ConfigurationError, RequestValidationError, sealed, sealed_init
 from plaid_relay_async.limits import RateLimit
+from plaid_relay_async.models.fields import check_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,9 +70,14 @@ def _known(_: object, __: object, paths: frozenset[str]) -> None:
 
 
 def _words(_: object, __: object, partners: frozenset[str] | None) -> None:
-    for partner in partners or ():
-        if not partner or " " in partner or not partner.isprintable():
-            raise ConfigurationError("partners must be without white space, and none may be empty")
+    try:
+        for partner in partners or ():
+            check_word("one of the partners", partner)
+    except RequestValidationError as error:
+        problem = f"{error.field} {error.problem}"
+    else:
+        return
+    raise ConfigurationError(problem)
 
 
 def _rate(_: object, attribute: Attribute[Any], value: object) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, TypeAlias, cast
+from unicodedata import category
 from urllib.parse import urlsplit
 
 from attrs import Attribute, field, fields, has, validators
@@ -18,11 +20,32 @@ Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
 
 invalid = RequestValidationError.of
 
+# Unicode's Quotation_Mark characters, without the apostrophe, which a URL may have (RFC 3986).
+_QUOTES = (
+    '"\u00ab\u00bb\u2018-\u201f\u2039\u203a\u2e42\u300c-\u300f\u301d-\u301f'
+    "\ufe41-\ufe44\uff02\uff07\uff62\uff63"
+)
+_QUOTE = re.compile(f"[{_QUOTES}]")
+_DELIMITER = re.compile(f"[{_QUOTES}',;]")
+_PLAIN = re.compile(r"[!#-&(-+\--:<-~]+")  # the ASCII characters that an identifier may have
+
 
 def check_word(name: str, value: object) -> None:
-    """Raise `RequestValidationError` unless the value is a token, an id or a name as Plaid has them."""
+    """Raise `RequestValidationError` unless the value can be one identifier, token or name of Plaid's.
+
+    Plaid doesn't publish of which characters these consist, and may change that. So only what shows that a
+    value was misread is rejected: whitespace, control and formatting characters, quotes, `,` and `;`.
+    """
+    if isinstance(value, str) and _PLAIN.fullmatch(value):
+        return
+    _check_visible(name, value)
+    if _DELIMITER.search(cast("str", value)):
+        raise invalid(name, "holds a quote, a comma or a semicolon: pass one identifier, without quotes")
+
+
+def _check_visible(name: str, value: object) -> None:
     check_text(name, value)
-    if " " in cast("str", value) or not cast("str", value).isprintable():
+    if any(character.isspace() or category(character) in {"Cc", "Cf"} for character in cast("str", value)):
         raise invalid(name, "holds white space or control characters: strip it")
 
 
@@ -85,11 +108,13 @@ def one_of_each_type(_: object, attribute: Attribute[Any], value: tuple[str, ...
 
 def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
     """An http(s) URL."""
-    check_word(attribute.name, value)
+    _check_visible(attribute.name, value)
     try:
         parts = urlsplit(str(value))
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
         usable &= "\\" not in str(value)  # some parsers take it for a slash
+        # Two URLs in one value, or a URL in quotes.
+        usable &= not (_DELIMITER.search(parts.hostname or "") or _QUOTE.search(str(value)))
     except ValueError:
         usable = False
     if not usable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Self
 
 from attrs import field, fields, frozen, validators
@@ -32,7 +33,8 @@ class RelayCreateRequest:
 
     Attributes:
         report_tokens: one asset report token, as `/asset_report/create` gave it, in a list.
-        secondary_client_id: the partner, by its client id at Plaid.
+        secondary_client_id: the partner, by its client id at Plaid: without whitespace, control characters,
+            quotes, `,` and `;`.
         webhook: where Plaid tells that the partner fetched the report; an http(s) URL.
 
     Raises:
@@ -58,7 +60,8 @@ class RelayCreateRequest:
             webhook: the same for each of them.
 
         Raises:
-            RequestValidationError: the tokens or the webhook are invalid; for a partner, when it is reached.
+            RequestValidationError: the tokens or the webhook are invalid. For a partner it is raised when
+                that is reached, with the field `secondary_client_ids[n]`, counted from 0.
         """
         if isinstance(secondary_client_ids, str):
             raise invalid(
@@ -68,16 +71,16 @@ class RelayCreateRequest:
         shared = {a.name: getattr(first, a.name) for a in fields(cls)}
 
         @sealed
-        def request_for(partner: str) -> RelayCreateRequest:
+        def request_for(index: int, partner: str) -> RelayCreateRequest:
             # What all of them share was checked once, and isn't again for each.
-            check_word("secondary_client_id", partner)
+            check_word(f"secondary_client_ids[{index}]", partner)
             request = object.__new__(cls)
             for name, value in shared.items():
                 object.__setattr__(request, name, value)
             object.__setattr__(request, "secondary_client_id", partner)
             return request
 
-        return map(request_for, secondary_client_ids)
+        return map(request_for, itertools.count(), secondary_client_ids)
 
 
 @sealed_init

@@ -141,7 +141,7 @@ def test_list_and_revoke(run, file):
         (["an canary-token"], "name must be 1 to 64"),
         (["ann", "--credentials", "canary_token"], "credentials must be the name of a set"),
         (["ann", "--operation", "/canary-token"], "--operation: must be all, or a path"),
-        (["ann", "--partner", "canary-token x"], "partners must be without white space"),
+        (["ann", "--partner", "canary-token x"], "one of the partners holds white space"),
         (["ann", "--rate", "canary-token"], "--rate: must be of the form COUNT/SECONDS"),
         (["ann", "--rate", "0/5"], "--rate: must be of the form COUNT/SECONDS"),
         (["ann", "--rate", "5"], "--rate: must be of the form COUNT/SECONDS"),

@@ -1,0 +1,91 @@
+"""Which identifiers of partners the command accepts from a file or the command line.
+
+`RelayCreateRequest` rejects what no identifier contains. A list of partners has often been through a
+spreadsheet, and a creation can't be undone, so the command also rejects what was probably meant as something
+else. The console's list follows the same rules.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_LEADING = ("=", "@", "'", "+", "-")
+_NUMBER = re.compile(
+    r"[0-9]+([.,][0-9]*)?[eE][+-][0-9]+"  # 5.00E+23; without a sign it may be hexadecimal, such as 5e23
+    r"|[0-9]+[.,][0-9]+"  # 12.0
+    r"|[0-9]{1,3}([.,][0-9]{3})+([.,][0-9]+)?"  # 1.234.567,00
+)
+# A plural has its own `s?`: each text matches in one way only, or a long one would take exponential time.
+_HEADING = re.compile(
+    r"((secondary|plaid|external|relay|partner|client|customer|lender|borrower|recipient|company|companie"
+    r"|organi[sz]ation|bank|institution|user|account|report|kunde|kunden|kreditgeber|empfänger|empfaenger|firma"
+    r"|firmen|id|identifier|key|code|name|no|nr|number|nummer|token|value|webhook)s?)+"
+    r"|(sub|grand)?totals?|sum|summe|gesamt|gesamtsumme|count|anzahl"
+    r"|null|nil|none|nan|undefined|true|false|n/?a|#n/a|#null!|#ref!|#name\?|#value!|#div/0!|#num!"
+)
+
+
+class Shape(enum.IntEnum):
+    """The smallest alphabet that an identifier is written in; each contains those before it."""
+
+    DIGITS = 0
+    HEXADECIMAL = 1
+    ALPHANUMERIC = 2
+    PUNCTUATED = 3  # also `-`, `_` and `.`
+    OTHER = 4
+
+
+_ALPHABETS = {
+    Shape.DIGITS: re.compile(r"[0-9]*"),
+    Shape.HEXADECIMAL: re.compile(r"[0-9A-Fa-f]*"),
+    Shape.ALPHANUMERIC: re.compile(r"[0-9A-Za-z]*"),
+    Shape.PUNCTUATED: re.compile(r"[0-9A-Za-z._-]*"),
+}
+
+
+def shape_of(identifier: str) -> Shape:
+    """Return the shape of an identifier, whatever its length."""
+    matching = (shape for shape, pattern in _ALPHABETS.items() if pattern.fullmatch(identifier))
+    return next(matching, Shape.OTHER)
+
+
+def common_shape(counts: Mapping[Shape, int]) -> Shape:
+    """Return the smallest alphabet in which at least nine in ten identifiers of a list are written.
+
+    The others are odd. `Shape.OTHER` is common to every list.
+
+    Args:
+        counts: how many identifiers have each shape.
+    """
+    most = sum(counts.values()) * 9
+    return next(
+        s for s in Shape if 10 * sum(counts.get(within, 0) for within in Shape if within <= s) >= most
+    )
+
+
+def normalized(name: str) -> str:
+    """Return the name of a column without its case, spaces, `-` and `_`."""
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+def is_heading(text: str) -> bool:
+    """Return whether a cell reads as a column's name, a total, or a placeholder for a missing value."""
+    return _HEADING.fullmatch(normalized(text)) is not None
+
+
+def oddity_of(identifier: str) -> str | None:
+    """Return why an identifier was probably meant as something else, or `None`."""
+    if identifier.startswith(_LEADING):
+        return f"begins with {identifier[0]}"
+    if _NUMBER.fullmatch(identifier):
+        return "is a number as a spreadsheet formats it"
+    if "|" in identifier:
+        return "contains the delimiter |"
+    if is_heading(identifier):
+        return "is a heading, a total, or a placeholder for a missing value"
+    return None

@@ -31,6 +31,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import functools
+import re
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 
 if TYPE_CHECKING:
@@ -83,7 +84,35 @@ class PlaidRelayError(Exception):
 
     def __str__(self) -> str:
         told = (f"{name}={value}" for name in _TOLD if (value := getattr(self, name, None)))
-        return printable(f"{self.args[0]} [{', '.join((_SENT[self.sent], *told))}] {self.advice}")
+        return displayed(f"{self.args[0]} [{', '.join((_SENT[self.sent], *told))}] {self.advice}")
+
+
+_BEYOND_ASCII = re.compile(r"[^ -~]")
+# Python counts these as printable, and a terminal displays nothing for them: fillers, joiners, variation
+# selectors, and the empty Braille pattern.
+_FILLERS = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+
+
+def displayed(text: str) -> str:
+    """Return a text as one line in which each character that isn't visible is a backslash sequence.
+
+    It is for texts from servers, files and the command line that a person will read. A terminal acts on
+    control characters, a line break or a bidirectional override makes a text look like another one, and no
+    encoding can write a lone surrogate.
+    """
+    return _BEYOND_ASCII.sub(_displayed, text)
+
+
+def _displayed(character: re.Match[str]) -> str:
+    one = character[0]
+    return one if is_visible(one) else one.encode("unicode_escape").decode()
+
+
+def is_visible(character: str) -> bool:
+    """Return whether a terminal displays a character, and doesn't act on it."""
+    return character.isprintable() and _FILLERS.match(character) is None
 
 
 def printable(text: str) -> str:

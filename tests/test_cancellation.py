@@ -498,6 +498,14 @@ async def test_without_a_callback_a_late_outcome_is_logged(plaid, client, caplog
     assert entry["relay_token"] not in caplog.text
 
 
+async def test_the_log_of_a_late_outcome_is_one_line(plaid, client, caplog):
+    """A request id that a server made up can't add a line to the log, or act on a terminal."""
+    body = {"relay_token": "credit-relay-late", "request_id": "r\nERROR root: \x1b[2J"}
+    plaid.fail(Fault(path=CREATE, status=200, body=body, latency=0.1))
+    await cancelled_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+    assert r"request_id=r\nERROR root: \x1b[2J;" in said(caplog)
+
+
 @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
 async def test_a_callback_that_raises_does_not_take_the_cancellation_away(plaid, caplog, error):
     """The outcome is logged in its place, with the class of the error and without its text."""

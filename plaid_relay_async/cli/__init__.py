@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from plaid_relay_async.cli.signals import signals
+from plaid_relay_async.cli.status import LastResort
 
 __all__ = ["main"]
 
@@ -34,6 +36,8 @@ def main(words: Sequence[str] | None = None) -> int:
         with signals:
             return run(words)
     _open_standard_streams()
+    logging.lastResort = LastResort(logging.WARNING)
+    logging.captureWarnings(capture=True)
     with signals:
         status = run(sys.argv[1:])
         return _flushed(status)

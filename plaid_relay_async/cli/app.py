@@ -447,23 +447,24 @@ def run(words: Sequence[str]) -> int:
     try:
         return app(words, exit_on_error=False, print_error=False, result_action="return_value") or Exit.DONE
     except CycloptsError as error:
-        text, status = f"{_without_values(str(error), words)}\nplaid-relay --help tells more", Exit.USAGE
+        lines = [*_without_values(str(error), words).split("\n"), "plaid-relay --help tells more"]
+        status = Exit.USAGE
     except KeyboardInterrupt:
-        text, status = "interrupted", Exit.FAILED
+        lines, status = ["interrupted"], Exit.FAILED
     except Exception as error:  # noqa: BLE001  # the last place where a bug can be told without what it held
-        text, status = _explained(error)
-    say(f"plaid-relay: {text}")
+        lines, status = _explained(error)
+    say(f"plaid-relay: {lines[0]}", *lines[1:])
     return status
 
 
-def _explained(error: Exception) -> tuple[str, Exit]:
+def _explained(error: Exception) -> tuple[list[str], Exit]:
     match error:
         case UsageError():
-            return "\n".join(error.args), Exit.USAGE
+            return list(error.args), Exit.USAGE
         case PlaidRelayError():
-            return f"{type(error).__name__}: {error}", _status_of(error)
+            return [f"{type(error).__name__}: {error}"], _status_of(error)
         case OSError():
-            return f"the output can't be written: {error.strerror}", Exit.FAILED
+            return [f"the output can't be written: {error.strerror}"], Exit.FAILED
     return _bug(error), Exit.BUG
 
 
@@ -481,9 +482,9 @@ def _status_of(error: PlaidRelayError) -> Exit:
     return Exit.USAGE if isinstance(error, ConfigurationError | RequestValidationError) else Exit.FAILED
 
 
-def _bug(error: Exception) -> str:
-    frames = "\n".join(
+def _bug(error: Exception) -> list[str]:
+    frames = (
         f"  {Path(frame.filename).name}:{frame.lineno} in {frame.name}"
         for frame in traceback.extract_tb(error.__traceback__)
     )
-    return f"this is a bug; please report these lines:\n{type(error).__name__}\n{frames}"
+    return ["this is a bug; please report these lines:", type(error).__name__, *frames]

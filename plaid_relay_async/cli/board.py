@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from plaid_relay_async.cli.status import StandardError, shown, shown_lines
+from plaid_relay_async.cli.status import StandardError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,9 +91,10 @@ class Board:
         of = "" if self._total is None else f" of {self._total}"
         return f"{now.done}{of} done, {now.failed} failed, {now.unknown} unknown, {rate(now)}"
 
-    def say(self, text: str) -> None:
-        """Write lines to standard error, above the bar if there is one."""
-        self._console.print(shown_lines(text), markup=False, highlight=False, soft_wrap=True)
+    def say(self, *lines: str) -> None:
+        """Write lines to standard error, each as `shown` returns it, above the bar if there is one."""
+        # In a string rich would replace markup and the names of emojis, such as `:100:` in a place.
+        self._console.print(*(Text(shown(line)) for line in lines), sep="\n", soft_wrap=True)
 
     def show(self, tally: Tally) -> None:
         """Put the closing table on standard error."""
@@ -102,12 +103,12 @@ class Board:
 
 def table(tally: Tally) -> Table:
     """Return the closing table: a row for each outcome, then one for each error code."""
+    # Cells are `Text`, because rich would read markup in a string.
     rows = Table.grid(padding=(0, 2))
     rows.add_column(no_wrap=True, overflow="ignore")
     rows.add_column(justify="right", no_wrap=True)
     for name, count in tally.counts.items():
-        rows.add_row(name, str(count), style=_COLOURS.get(name, "") if count else "")
+        rows.add_row(Text(shown(name)), str(count), style=_COLOURS.get(name, "") if count else "")
     for code, count in tally.error_codes.most_common():
-        # A string would be read as markup, and a server may send anything.
         rows.add_row(Text(shown(code)), str(count), style="dim")
     return rows

@@ -185,7 +185,7 @@ class Run:
 
     def _explain(self, result: BatchResult[Any]) -> None:
         if self.rows.problem is not None:
-            self.board.say(f"{self.rows.problem.text}\nfrom there on nothing was sent")
+            self.board.say(self.rows.problem.text, "from there on nothing was sent")
         elif (broken := self._broken()) is not None:
             self.board.say(broken)
         elif result.stopped_by is not None and not self.aloud:

@@ -169,7 +169,7 @@ def runs(*, existing: Existing) -> Exit:
         rows.add_column(title, justify="right")
     for each in existing.ask(lambda journal: journal.runs()):
         counts = (str(each.counts[kind]) for kind in (*Run.kinds, "removed", "in_flight"))
-        rows.add_row(each.name, *_times(each), *counts)
+        rows.add_row(shown(each.name), *_times(each), *counts)
     _print(rows)
     return Exit.DONE
 

@@ -50,7 +50,7 @@ def credentials_in_the_environment(needed: Iterable[str]) -> dict[str, Credentia
     missing = sorted(name for name in needed if not _is_there(name))
     if missing:
         lines = (f"  {name}: {' and '.join(variables(name))}" for name in missing)
-        raise UsageError("\n".join(("these sets of Plaid's credentials are needed: set", *lines)))
+        raise UsageError("these sets of Plaid's credentials are needed: set", *lines)
     return {name: _credentials(name) for name in names if _is_there(name)}
 
 

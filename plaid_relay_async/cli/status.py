@@ -5,11 +5,20 @@ from __future__ import annotations
 import contextlib
 import enum
 import io
+import logging
 import re
 import sys
 
+from plaid_relay_async.errors import displayed
+
 _LONGEST = 2_000  # characters of a line that is shown
-_ESCAPABLE = re.compile(r"[^ -~]")
+# Only Plaid's tokens and secrets, and keys of the gateway, look like this. The name of a file or a run may
+# well contain `-production-`.
+_WORD = re.compile(r"[\w-]++")
+_SECRET = re.compile(
+    r"-(?:sandbox|production|development)-(?:[0-9a-f]{8}-[0-9a-f]{4}|[0-9A-Za-z]{16})"
+    r"|\Aplaid-gateway-[\w-]{16}|\A[0-9a-f]{30}\Z"
+)
 _OTHER_FILES = 32  # that the command itself has open
 
 
@@ -28,10 +37,14 @@ class UsageError(Exception):
 
 
 class StandardError(io.TextIOBase):
-    """Standard error as it is now. That nobody reads it any more is no reason to break off a batch."""
+    """Standard error as it is now. A batch goes on if nothing reads it any more."""
 
-    encoding = "utf-8"
-    errors = "replace"
+    errors = "backslashreplace"
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # it is constant in typeshed
+        """The name of the encoding; rich draws a bar with ASCII where it isn't a Unicode encoding."""
+        return sys.stderr.encoding or "ascii"
 
     def write(self, text: str, /) -> int:
         """Write, if that is possible."""
@@ -45,33 +58,38 @@ class StandardError(io.TextIOBase):
             sys.stderr.flush()
 
     def isatty(self) -> bool:
-        """Whether a person may be looking."""
+        """Return whether a person may be looking."""
         return sys.stderr.isatty()
 
 
 def shown(text: str) -> str:
-    """Return a line in which every character is escaped that a terminal may act on, or can't display.
+    """Return a line for people: nothing in it acts on a terminal, and no token or secret is repeated.
 
-    A server's strings are shown this way: they may hold control sequences, and be of any length.
+    All that is written to standard error passes here, and what a table on standard output quotes. A name, an
+    identifier or a server's text may contain anything and be of any length, and a token may have been typed
+    in the place of a file name.
     """
-    line = text[:_LONGEST]
-    more = "" if len(line) == len(text) else f"[... {len(text) - len(line):,} more characters]"
-    return _ESCAPABLE.sub(_escaped, line) + more
+    line = _WORD.sub(_without_secret, text)
+    if len(line) > _LONGEST:
+        line = f"{line[:_LONGEST]}[... {len(line) - _LONGEST:,} more characters]"
+    return displayed(line)
 
 
-def _escaped(character: re.Match[str]) -> str:
-    one = character[0]
-    return one if one.isprintable() else one.encode("unicode_escape").decode()
+def _without_secret(word: re.Match[str]) -> str:
+    return "[hidden]" if _SECRET.search(word[0]) else word[0]
 
 
-def shown_lines(text: str) -> str:
-    """Return a text of several lines, each as `shown` returns it."""
-    return "\n".join(map(shown, text.split("\n")))
+class LastResort(logging.Handler):
+    """Writes the log records that no other handler takes to standard error, as `say` does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, which may have several lines."""
+        say(*self.format(record).split("\n"))
 
 
-def say(text: str) -> None:
-    """Write lines to standard error."""
-    StandardError().write(f"{shown_lines(text)}\n")
+def say(*lines: str) -> None:
+    """Write lines to standard error, each as `shown` returns it."""
+    StandardError().write("".join(f"{shown(line)}\n" for line in lines))
 
 
 def most_connections() -> int | None:

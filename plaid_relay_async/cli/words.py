@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from plaid_relay_async.cli.status import StandardError, UsageError, say
+from plaid_relay_async.cli.status import StandardError, UsageError, say, shown
 
 
 def read_word(word: str, name: str) -> str:
@@ -49,7 +49,7 @@ def confirmed(question: str, *, yes: bool) -> bool:
         return True
     if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError("--yes: is needed where nobody can be asked")
-    StandardError().write(f"{question} [y/N] ")
+    StandardError().write(f"{shown(question)} [y/N] ")
     StandardError().flush()
     if sys.stdin.readline().strip().lower() in {"y", "yes"}:
         return True

@@ -8,7 +8,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from plaid_relay_async import batch, codec
-from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.errors import ConfigurationError, displayed
 from plaid_relay_async.outcomes import Completed
 
 if TYPE_CHECKING:
@@ -73,6 +73,6 @@ def _log(path: str, outcome: LateOutcome, remark: str) -> None:
         path,
         type(outcome).__name__.lower(),
         getattr(outcome.request, "secondary_client_id", None),
-        outcome.request_id,
+        outcome.request_id and displayed(outcome.request_id),
         remark,
     )

@@ -1,0 +1,153 @@
+"""What a person's terminal is given: nothing that it acts on, and no token that was typed in the wrong place."""
+
+import io
+import logging
+import sys
+import uuid
+
+import pytest
+from rich.console import Console
+from rich.progress_bar import ProgressBar
+
+from plaid_relay_async.cli.board import Board
+from plaid_relay_async.cli.status import LastResort, StandardError, say, shown
+from plaid_relay_async.errors import NotSentError, displayed
+from plaid_relay_async.gateway import new_key
+from plaid_relay_async.simulator import Fault
+
+REPORT = "assets-sandbox-1111"
+
+HOSTILE = {
+    "escape sequence": ("\x1b[2J", r"\x1b[2J"),
+    "title": ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+    "hyperlink": ("\x1b]8;;https://evil.example\x1b\\x", r"\x1b]8;;https://evil.example\x1b\x"),
+    "C1 control": ("\x9b2J", r"\x9b2J"),
+    "carriage return": ("real\rfake", r"real\rfake"),
+    "line break": ("x\nplaid-relay: reloaded", r"x\nplaid-relay: reloaded"),
+    "line separator": ("x\u2028y\x85z", r"x\u2028y\x85z"),
+    "backspace and delete": ("a\b\x7f", r"a\x08\x7f"),
+    "bidirectional override": ("txt\u202egpj", r"txt\u202egpj"),
+    "bidirectional isolate": ("a\u2066b\u2069", r"a\u2066b\u2069"),
+    "zero width": ("p\u200b1\u200d\ufeff", r"p\u200b1\u200d\ufeff"),
+    "soft hyphen": ("p\xad1", r"p\xad1"),
+    "filler": ("p\u3164\u115f\u034f", r"p\u3164\u115f\u034f"),
+    "variation selector": ("p\ufe0f\U000e0100", r"p\ufe0f\U000e0100"),
+    "tag": ("p\U000e0041", r"p\U000e0041"),
+    "space that isn't one": ("p\xa0\u2007\u2800", r"p\xa0\u2007\u2800"),
+    "lone surrogate": ("\ud800x", r"\ud800x"),
+    "private use": ("\ue000", r"\ue000"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_a_terminal_would_act_on(name):
+    """Each character that isn't visible is displayed as a backslash sequence."""
+    text, escaped = HOSTILE[name]
+    assert displayed(text) == shown(text) == escaped
+
+
+@pytest.mark.parametrize(
+    "text", ["plain ASCII ~", "żółw, Zürich, Ω, 日本語, 한국어, العربية", "e\u0301 👍", r"C:\dir", ""]
+)
+def test_what_a_person_reads(text):
+    """Letters and signs of all languages are displayed as they are."""
+    assert displayed(text) == shown(text) == text
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_text_of_an_error(name):
+    """An error's text is one line that a terminal or a log can take, whatever a server has sent."""
+    text, escaped = HOSTILE[name]
+    assert escaped in str(NotSentError(text))
+    assert str(NotSentError("x", errno=None)).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text", ["[/x]", "[link=https://evil.example]x[/link]", "[red]x", ":smile:", "x:100:7: y"]
+)
+def test_rich_reads_no_markup(capfd, text):
+    """What is said beside a progress bar isn't read as rich's markup or as the name of an emoji."""
+    Board(None).say(text, "second line")
+    assert capfd.readouterr().err == f"{text}\nsecond line\n"
+
+
+@pytest.mark.parametrize(
+    "code", ["[/x]", "[link=https://evil.example]", *(text for text, _ in HOSTILE.values())]
+)
+def test_an_error_code_in_a_table(plaid, run, partners, code):
+    """A server's error code is displayed in the table, and doesn't end the command with a bug."""
+    plaid.fail(Fault(status=400, body={"error_code": code, "error_type": "INVALID_INPUT"}))
+    done = run("bulk", partners(1), "--report-token", REPORT)
+    assert done.status == 1
+    assert displayed(code) in done.err
+    assert all(line.isprintable() for line in done.err.split("\n"))
+
+
+def test_the_name_of_a_run_in_a_table(plaid, run, tmp_path):
+    """`runs` displays names: no markup, no emoji, and fillers as escapes."""
+    words = ("--journal", tmp_path / "relay.db")
+    for name in ("[/x]", ":smile:", "p\u3164"):
+        assert run("create", "--report-token", REPORT, "--partner", "p", *words, "--run", name).status == 0
+    assert {line.split()[0] for line in run("runs", *words).out.splitlines()[1:]} == {
+        "[/x]",
+        ":smile:",
+        r"p\u3164",
+    }
+
+
+TOKENS = [
+    f"access-sandbox-{uuid.UUID(int=7)}",
+    f"assets-production-{uuid.UUID(int=7)}",
+    "credit-relay-production-3TAU2CWVYBDVRHUCAAAI27ULU4",
+    new_key("lender", credentials="default")[1],
+    "0123456789abcdef0123456789abcd",
+]
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_no_token_on_standard_error(capfd, token):
+    """What only a token, a secret or a key looks like is hidden in all that is said, wherever it comes from."""
+    say(f"{token}: no such file", f"/tmp/{token}.csv", f"{token}\x1b[m")
+    Board(None).say(f"no run {token!r}")
+    assert capfd.readouterr().err.splitlines() == [
+        "[hidden]: no such file",
+        "/tmp/[hidden].csv",
+        r"[hidden]\x1b[m",
+        "no run '[hidden]'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nightly-production-2026-11-29", "relay-sandbox-outcomes.jsonl", "5f3a9c2e1b7d4a0011223344", "n" * 30],
+)
+def test_a_name_that_is_no_token(name):
+    """The name of a file, of a run or of a partner is shown."""
+    assert shown(name) == name
+
+
+def test_a_long_line_is_cut():
+    """A line is cut, and a token at the cut isn't shown in part."""
+    assert shown("x" * 3_000) == "x" * 2_000 + "[... 1,000 more characters]"
+    assert "access" not in shown(" " * 1_990 + TOKENS[0])
+
+
+def test_log_records_that_no_handler_takes(capfd):
+    """A warning in the log is displayed as any other line on standard error."""
+    record = logging.LogRecord("x", logging.WARNING, __file__, 1, "a\x1b[2J %s\nb", (TOKENS[0],), None)
+    LastResort().handle(record)
+    assert capfd.readouterr().err == "a\\x1b[2J [hidden]\nb\n"
+
+
+@pytest.mark.parametrize(("encoding", "bar"), [("ascii", "-"), ("utf-8", "━")])
+def test_a_bar_on_a_terminal_that_lacks_its_characters(monkeypatch, encoding, bar):
+    """The progress bar is drawn with characters that the terminal has."""
+    written = io.BytesIO()
+    monkeypatch.setattr(
+        sys, "stderr", io.TextIOWrapper(written, encoding=encoding, errors="backslashreplace")
+    )
+    assert StandardError().encoding == encoding
+    Console(file=StandardError(), force_terminal=True).print(ProgressBar(completed=50, width=10))
+    sys.stderr.flush()
+    assert bar in written.getvalue().decode()
+    assert "\\u" not in written.getvalue().decode()

@@ -269,7 +269,9 @@ def resolve_base_url(base_url: str | None, environment: Environment | str | None
         return Environment(name).base_url
     except ValueError:
         known = " or ".join(Environment)
-        raise ConfigurationError(f"environment (PLAID_ENV) must be {known}, not {name!r}") from None
+        # A secret may stand in the wrong variable; it isn't a word of letters alone.
+        wrong = f", not {name!r}" if name.isalpha() else ""
+        raise ConfigurationError(f"environment (PLAID_ENV) must be {known}{wrong}") from None
 
 
 def resolve_identity(credentials: CredentialsSource | None, gateway_key: str | None) -> Identity:

@@ -198,6 +198,8 @@ def pdf(
     client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
     if output == "-":
         file = standard_output()
+        if file.isatty():
+            raise UsageError("--output: a PDF can't be shown on a terminal; name a file, or use a pipe")
         put(file, _call(client, lambda: client.relay.get_pdf(token)).content)
         return Exit.DONE
     try:

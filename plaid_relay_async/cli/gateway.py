@@ -158,6 +158,10 @@ def add(
     keys: KeysFile = None,
 ) -> Exit:
     """Create a key; it is shown only once."""
+    if shown(name) != name:
+        raise UsageError(
+            "NAME: is the caller's, which the audit log shows; a token or a key doesn't go there"
+        )
     output, file = standard_output(), KeyFile(keys or _usual_file())
     try:
         with _plainly():

@@ -23,7 +23,7 @@ from attrs import field, frozen
 from plaid_relay_async.cli.rescue import Rescue
 from plaid_relay_async.cli.status import Exit, UsageError, say
 from plaid_relay_async.client.files import PartFile
-from plaid_relay_async.errors import Hidden, reason_of
+from plaid_relay_async.errors import Hidden, is_visible, reason_of
 from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class Output:
 
     def _encoded(self, line: _Line) -> bytes:
         if not self._as_csv:
-            return json.dumps(line.fields).encode() + b"\n"
+            return _for_reader(self._file, json.dumps(line.fields).encode() + b"\n")
         header = _as_csv(line.fields) if self._needs_header else b""
         return header + _as_csv(line.fields.values())
 
@@ -269,12 +269,12 @@ def _as_csv(cells: Iterable[Any]) -> bytes:
 
 
 def put(file: io.FileIO, data: bytes) -> None:
-    """Write all of it, or, where the file allows that, nothing.
+    """Write all of it, or, where the file allows that, nothing; on a terminal, only what is visible.
 
     Raises:
         OSError: it can't be written.
     """
-    written = 0
+    data, written = _for_reader(file, data), 0
     try:
         while written < len(data):
             # Where the other end asked not to be waited for, nothing is written while its pipe is full.
@@ -283,6 +283,24 @@ def put(file: io.FileIO, data: bytes) -> None:
         with contextlib.suppress(OSError):  # a pipe can't take back what it was given
             file.truncate(file.seek(0, os.SEEK_END) - written)
         raise
+
+
+_BEYOND_ASCII = re.compile(r"\r(?!\n)|[^\t\n\r -~]")
+
+
+def _for_reader(file: io.FileIO, data: bytes) -> bytes:
+    """Return the data; for a terminal, JSON's own escapes replace what isn't visible."""
+    if not file.isatty():
+        return data
+    return _BEYOND_ASCII.sub(_as_json_escape, data.decode(errors="backslashreplace")).encode()
+
+
+def _as_json_escape(character: re.Match[str]) -> str:
+    return (
+        character[0]
+        if is_visible(character[0])
+        else json.dumps(character[0])[1:-1].replace("\x7f", "\\u007f")
+    )
 
 
 def _wait_for_room(file: io.FileIO) -> int:

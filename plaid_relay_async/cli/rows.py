@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar
 from attrs import define, field, frozen
 
 from plaid_relay_async.cli.status import UsageError
+from plaid_relay_async.codec import looks_like_a_token
 from plaid_relay_async.errors import RequestValidationError
 from plaid_relay_async.models import RelayCreateRequest
 
@@ -340,6 +341,8 @@ class Source:
             file = io.FileIO(sys.stdin.fileno(), closefd=False) if path == "-" else io.FileIO(path)
             self._start = file.tell() if file.seekable() else None
         except (OSError, ValueError) as error:
+            if looks_like_a_token(path):
+                raise UsageError("INPUT: is a token; it has to be a file, or - for standard input") from None
             reason = getattr(error, "strerror", None) or "isn't open"
             raise UsageError(f"{self.name}: {reason}") from None
         self._stream = io.BufferedReader(file)

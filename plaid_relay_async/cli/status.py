@@ -17,7 +17,7 @@ _LONGEST = 2_000  # characters of a line that is shown
 _WORD = re.compile(r"[\w-]++")
 _SECRET = re.compile(
     r"-(?:sandbox|production|development)-(?:[0-9a-f]{8}-[0-9a-f]{4}|[0-9A-Za-z]{16})"
-    r"|\Aplaid-gateway-[\w-]{16}|\A[0-9a-f]{30}\Z"
+    r"|\A-*plaid-gateway-[\w-]{16}|\A-*[0-9a-f]{30}\Z"
 )
 _OTHER_FILES = 32  # that the command itself has open
 

@@ -1,8 +1,12 @@
 """What a person's terminal is given: nothing that it acts on, and no token that was typed in the wrong place."""
 
 import io
+import json
 import logging
+import os
+import pty
 import sys
+import tty
 import uuid
 
 import pytest
@@ -10,9 +14,10 @@ from rich.console import Console
 from rich.progress_bar import ProgressBar
 
 from plaid_relay_async.cli.board import Board
+from plaid_relay_async.cli.output import Output, put
 from plaid_relay_async.cli.status import LastResort, StandardError, say, shown
 from plaid_relay_async.errors import NotSentError, displayed
-from plaid_relay_async.gateway import new_key
+from plaid_relay_async.gateway.keys import KEY_PREFIX
 from plaid_relay_async.simulator import Fault
 
 REPORT = "assets-sandbox-1111"
@@ -99,7 +104,7 @@ TOKENS = [
     f"access-sandbox-{uuid.UUID(int=7)}",
     f"assets-production-{uuid.UUID(int=7)}",
     "credit-relay-production-3TAU2CWVYBDVRHUCAAAI27ULU4",
-    new_key("lender", credentials="default")[1],
+    f"{KEY_PREFIX}{'B-7_' * 10}",
     "0123456789abcdef0123456789abcd",
 ]
 
@@ -151,3 +156,126 @@ def test_a_bar_on_a_terminal_that_lacks_its_characters(monkeypatch, encoding, ba
     sys.stderr.flush()
     assert bar in written.getvalue().decode()
     assert "\\u" not in written.getvalue().decode()
+
+
+# -------------------------------------------------------------------------- tokens in the wrong place
+
+
+@pytest.mark.parametrize("token", [REPORT, *TOKENS])
+@pytest.mark.parametrize("words", [["bulk", "{}", "--report-token", "x"], ["fetch", "{}", "--dir", "{dir}"]])
+def test_a_token_in_place_of_a_file(plaid, run, tmp_path, token, words):
+    """The message doesn't repeat it, and nothing is sent."""
+    done = run(*(word.format(token, dir=tmp_path) for word in words))
+    assert done.status == 2
+    assert token not in done.out + done.err
+    assert ("INPUT: is a token" in done.err) or ("[hidden]: No such file" in done.err)
+    assert not plaid.requests
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["{}"],
+        ["--{}"],
+        ["--x={}"],
+        ["get", "a", "{}"],
+        ["get", "--", "-{}", "a"],
+        ["bulk", "x", "--concurrency", "{}'x\"y\\z"],
+        ["bulk", "x", "--concurrency={}\n\x1b[m"],
+        ["fetch", "x", "--dir", "y", "--format", "{}"],
+        ["gateway", "{}"],
+        ["gateway", "keys", "{}"],
+        ["gateway", "keys", "add", "{}"],
+        ["gateway", "--audit", "{}/x"],
+        ["gateway", "--upstream", "https://u:{}@plaid.example"],
+        ["simulate", "--client", "{}"],
+        ["status", "x", "--journal", "{}"],
+        ["runs", "--journal", "x", "--key-file", "{}"],
+        ["pdf", "x", "--output", "{}/y"],
+    ],
+)
+def test_a_token_in_place_of_any_word(plaid, run, tmp_path, monkeypatch, words):
+    """No message repeats it, whichever part of the command rejects it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for token in TOKENS:
+        done = run(*(word.format(token) for word in words))
+        assert done.status in {1, 2}
+        assert token not in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    "variable", ["PLAID_ENV", "PLAID_BASE_URL", "PLAID_RELAY_KEY", "PLAID_RELAY_JOURNAL"]
+)
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_secret_in_the_wrong_variable(plaid, run, monkeypatch, tmp_path, variable, token):
+    """Neither the command nor the text of the error repeats the value of a variable."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLAID_RELAY_JOURNAL", "relay.db")
+    if variable == "PLAID_ENV":
+        monkeypatch.delenv("PLAID_BASE_URL")
+    monkeypatch.setenv(variable, token)
+    done = run("create", "--report-token", REPORT, "--partner", "p", "--run", "r")
+    assert token not in done.err
+
+
+# ------------------------------------------------------------------------------ JSON on a terminal
+
+
+@pytest.fixture
+def terminal():
+    """A terminal, and a function that returns what it was given."""
+    screen, terminal = pty.openpty()
+    tty.setraw(terminal)
+    with os.fdopen(screen, "rb", buffering=0) as reader, io.FileIO(terminal, "w") as file:
+        yield file, lambda: reader.read(65_536)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_json_on_a_terminal(terminal, name):
+    """A response is displayed as JSON of the same value, in which a terminal acts on nothing."""
+    text, _ = HOSTILE[name]
+    value = {"name": [text, "Zürich 日本語"]}
+    file, displayed_bytes = terminal
+    raw = json.dumps(value, ensure_ascii="lone" in name, indent=2).encode()
+    put(file, raw + b"\r\n")
+    written = displayed_bytes()
+    assert json.loads(written) == value
+    assert all(line.isprintable() for line in written.decode().replace("\r\n", "\n").split("\n"))
+
+
+def test_bytes_that_are_no_text_on_a_terminal(terminal):
+    """A control character of eight bits is escaped too."""
+    file, displayed_bytes = terminal
+    put(file, b"\x9b2J")
+    assert displayed_bytes() == rb"\x9b2J"
+
+
+def test_outcomes_on_a_terminal(terminal):
+    """Each outcome's line is as safe."""
+    file, displayed_bytes = terminal
+    output = Output(file, as_csv=False)
+    output.write({"outcome": "failed", "secondary_client_id": "p\x7f\x1b", "request_id": None})
+    assert (
+        displayed_bytes()
+        == rb'{"outcome": "failed", "secondary_client_id": "p\u007f\u001b", "request_id": null}' + b"\n"
+    )
+
+
+def test_json_in_a_file_is_exact(tmp_path):
+    """What isn't shown to a person stays as it is, to the byte."""
+    path = tmp_path / "x.json"
+    with io.FileIO(path, "w") as file:
+        put(file, b"\x9b\xff\r\x1b")
+    assert path.read_bytes() == b"\x9b\xff\r\x1b"
+
+
+def test_a_pdf_on_a_terminal(plaid, spawn):
+    """It is refused before anything is sent."""
+    screen, terminal = pty.openpty()
+    process = spawn("pdf", "credit-relay-x", "--output", "-", stdout=terminal)
+    _, errors = process.communicate(timeout=60)
+    os.close(terminal)
+    os.close(screen)
+    assert (process.returncode, "a PDF can't be shown on a terminal" in errors) == (2, True)
+    assert not plaid.requests

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from attrs import frozen
+from processes import reset_signals
 from sybil import Sybil
 from sybil.evaluators.python import pad
 from sybil.parsers.myst import CodeBlockParser
@@ -37,6 +38,12 @@ class Page:
     runner: asyncio.Runner
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _signals() -> None:
+    """Let tests, and the servers that they share, start with no signal ignored or blocked."""
+    reset_signals()
+
+
 @contextlib.contextmanager
 def _in_a_thread() -> Iterator[Simulator]:
     """A running simulator with an event loop of its own: an example may hold the main thread."""
@@ -45,7 +52,7 @@ def _in_a_thread() -> Iterator[Simulator]:
     thread.start()
 
     def there(work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, loop).result(timeout=10)
+        asyncio.run_coroutine_threadsafe(work, loop).result(timeout=60)
 
     simulator = Simulator()
     try:

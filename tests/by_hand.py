@@ -17,7 +17,7 @@ CREATE, GET, PDF, REFRESH, REMOVE = (
     f"/credit/relay/{each}" for each in ("create", "get", "pdf/get", "refresh", "remove")
 )
 CREATION = {"report_tokens": ["assets-sandbox-x"], "secondary_client_id": "p1"}
-PATIENCE = 15.0
+PATIENCE = 60.0
 HERE = "@here@"
 
 

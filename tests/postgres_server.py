@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from attrs import define, field
 
-PATIENCE = 30  # seconds
+PATIENCE = 60
 
 
 def _free_port() -> int:

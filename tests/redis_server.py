@@ -12,7 +12,7 @@ from attrs import define
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as NoRedisError
 
-PATIENCE = 20  # seconds
+PATIENCE = 60
 
 
 def _free_port() -> int:

@@ -103,7 +103,7 @@ async def test_a_response_that_breaks_off_does_not_undo_the_cancellation(direct,
         request.answer(data)
         request.writer.close()
         end(batch)
-        await asyncio.wait([task], timeout=5)
+        await asyncio.wait([task], timeout=60)
         assert len(server.requests) == 1
         assert dict(batch.result.counts) == {"unknown": 1}
 

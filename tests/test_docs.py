@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from attrs import fields_dict
+from processes import running_beside
 
 import plaid_relay_async
 from plaid_relay_async import Credentials, PlaidRelayError, RelayClient, RetryPolicy, Timeouts
@@ -198,15 +199,11 @@ async def shell(plaid, tmp_path):
     }
 
     async def run(line: str) -> tuple[int | None, str]:
-        process = await asyncio.create_subprocess_shell(
-            line,
-            cwd=tmp_path,
-            env=os.environ | surroundings,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        told, _ = await process.communicate()
-        return process.returncode, told.decode()
+        pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
+        environment = os.environ | surroundings
+        async with running_beside("sh", "-c", line, cwd=tmp_path, env=environment, **pipes) as process:
+            text, _ = await process.communicate()
+        return process.returncode, text.decode()
 
     return run
 
@@ -241,14 +238,14 @@ async def test_every_example_of_the_command_works(name, shell):
 async def test_a_page_can_be_pasted_at_the_prompt(name, tmp_path):
     """The examples of a page can be pasted, one after the other, into `python -m asyncio`."""
     blocks = re.findall(r"^```python\n(.*?)^```", page(name), re.MULTILINE | re.DOTALL)
-    process = await asyncio.create_subprocess_exec(
+    async with running_beside(
         *(sys.executable, "-m", "asyncio"),
         cwd=tmp_path,
         env=os.environ | {"PLAID_CLIENT_ID": "owner", "PLAID_SECRET": "secret", "PYTHON_BASIC_REPL": "1"},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-    )
-    told, _ = await process.communicate("\n".join(blocks).encode())
+    ) as process:
+        text, _ = await process.communicate("\n".join(blocks).encode())
     assert blocks
-    assert not re.search(r"^(Traceback|  File|\w+Error)", told.decode(), re.MULTILINE), told.decode()
+    assert not re.search(r"^(Traceback|  File|\w+Error)", text.decode(), re.MULTILINE), text.decode()

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from processes import open_files, running_beside
 from support import OWNER, QUICK
 from test_transport import read_request, serving
 
@@ -197,18 +198,16 @@ async def test_a_file_that_cant_be_written_is_the_callers_trouble(target, attemp
     """Where the disk is full the OSError comes out as it is; no half file is left, nor an open one."""
     # A process of its own: the limit, which stands for a full disk, is on all files of one.
     words = (str(Path(__file__).parent), str(target), str(attempts))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-c", FULL_DISK, *words), stdout=asyncio.subprocess.PIPE
-    )
-    told, _ = await process.communicate()
-    assert json.loads(told) == ["File too large", 0, []]
+    words = (sys.executable, "-W", "error", "-c", FULL_DISK, *words)
+    async with running_beside(*words, stdout=asyncio.subprocess.PIPE) as process:
+        text, _ = await process.communicate()
+    assert json.loads(text) == ["File too large", 0, []]
     assert list(target.parent.iterdir()) == []
 
 
 def open_part_files() -> list[str]:
     """The part files that this process has open, deleted ones too; none where the system doesn't tell."""
-    names = [os.path.realpath(link) for link in Path("/proc/self/fd").glob("*")]
-    return [name for name in names if ".part" in name]
+    return [target for target in open_files() if ".part" in target]
 
 
 async def test_a_long_pdf_takes_no_more_memory_than_a_short_one(target):

@@ -261,7 +261,6 @@ def run(*arguments: str, code: Path | None = None) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
     )
 
 

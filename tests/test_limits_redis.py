@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 
 import pytest
 import redis as redis_py
 from clock import run_virtually
+from processes import running_beside
 from redis.asyncio import Redis
 from redis_server import RedisServer
 from support import OWNER, QUICK, most_in_a_window
@@ -191,10 +193,12 @@ async def by_three_processes(server):
     """What Plaid refused of three processes' creations, whose were made, and how much of the limit was used."""
     async with Simulator(reports=["report"], limits=[Limit(CREATE, COUNT, PER)]) as plaid:
         arguments = ("-c", PROGRAM, plaid.url, server.url)
-        processes = [await asyncio.create_subprocess_exec(sys.executable, *arguments, name) for name in "abc"]
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            processes = [
+                await stack.enter_async_context(running_beside(sys.executable, *arguments, name))
+                for name in "abc"
+            ]
             first, last = [await moment_of(plaid, number) for number in (1, WINDOWS * COUNT + 1)]
-        finally:
             for process in processes:
                 process.terminate()
             await asyncio.gather(*(process.wait() for process in processes))

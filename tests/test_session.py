@@ -195,7 +195,6 @@ gc.collect()
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
     )
     assert run.returncode == 0
     assert "ResourceWarning: a RelayClient was never closed" in run.stderr

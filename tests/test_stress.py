@@ -7,11 +7,11 @@ import contextlib
 import gc
 import random
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from attrs import frozen
+from processes import open_files
 from support import OWNER, QUICK, program
 
 from plaid_relay_async import InvalidRequestError, PlaidRelayError, RelayClient, RelayCreateRequest
@@ -80,17 +80,9 @@ def is_of_the_client(kind: type) -> bool:
 
 
 def open_sockets(kinds: list[type]) -> int:
-    descriptors = Path("/proc/self/fd")
-    if not descriptors.exists():
+    if not (targets := open_files()):
         return sum(kind.__name__ == "TransportSocket" for kind in kinds)
-    return sum(is_socket(descriptor) for descriptor in descriptors.iterdir())
-
-
-def is_socket(descriptor: Path) -> bool:
-    try:
-        return str(descriptor.readlink()).startswith("socket:")
-    except FileNotFoundError:  # the one by which the folder was read
-        return False
+    return sum(target.startswith("socket:") for target in targets)
 
 
 class Load:

@@ -143,7 +143,7 @@ def signal_when() -> Iterator[Callable[..., None]]:
 
     def signal_when(ready: Callable[[], object] = listening, number: int = signal.SIGINT) -> None:
         def send() -> None:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not ready() and time.monotonic() < deadline:
                 time.sleep(0.01)
             os.kill(os.getpid(), number)

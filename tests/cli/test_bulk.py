@@ -50,7 +50,7 @@ def interrupt():
 
     def interrupt(ready, *waits, numbers=(signal.SIGINT,)):
         def send():
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not ready() and time.monotonic() < deadline:
                 time.sleep(0.01)
             for wait, number in zip(waits, itertools.cycle(numbers), strict=False):

@@ -419,4 +419,4 @@ def test_simulate_in_another_process(spawn, run, monkeypatch, partners):
     assert (done.status, done.count("created")) == (0, 50)
     time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
+    assert process.wait() == 0

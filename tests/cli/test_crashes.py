@@ -74,7 +74,7 @@ class Story:
         if process.poll() is None:
             process.kill()
             self.kills += 1
-        process.communicate(timeout=20)
+        process.communicate()
         new = self.plaid.requests[came:]
         assert self.settled() - before or all(each.status in REFUSED for each in new)
 
@@ -82,7 +82,7 @@ class Story:
         """Let it live, and again where what failed can pass; give the status of the last one."""
         for _ in range(8):
             process = self.life()
-            _, said = process.communicate(timeout=40)
+            _, said = process.communicate()
             assert process.returncode in {0, 1, 3}, said
             if all(line["outcome"] in {"created", "unknown"} for line in run("export", "crash").lines):
                 return process.returncode
@@ -112,7 +112,7 @@ class Story:
         unknown, made = self.check(run), Counter(each["secondary_client_id"] for each in self.plaid.ledger)
         for _ in range(8):
             process = self.life("--retry-unknown")
-            process.communicate(timeout=60)
+            process.communicate()
             if process.returncode == 0:
                 break
         assert process.returncode == 0
@@ -177,7 +177,7 @@ def test_stopped_beyond_its_lease(story, run, postgres, seed):
     first.send_signal(signal.SIGSTOP)
     time.sleep(2.5 * LEASE)
     first.send_signal(signal.SIGCONT)
-    assert {each.communicate(timeout=40) and each.returncode for each in (first, second)} <= {0, 1, 3}
+    assert {each.communicate() and each.returncode for each in (first, second)} <= {0, 1, 3}
     status = told.to_the_end(run)
     assert status == (3 if told.check(run) else 0)
     told.resumed(run)

@@ -396,21 +396,21 @@ def test_interrupted_and_repeated(start, spawn, tmp_path, rounds):
         wait_for_a_line(out)
         time.sleep(0.05 * number)
         process.send_signal((signal.SIGINT, signal.SIGTERM)[number % 2])
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate()
         lines = [json.loads(line) for line in out.read_text().splitlines()]
         left = any(line["outcome"] == "not_attempted" for line in lines)
         assert process.returncode == (1 if left else 0), errors
         assert sorted(line["row"] for line in lines) == list(range(1, 121))
         assert all(json.loads(file.read_text())["report"] for file in folder.iterdir())
     process = spawn(*words)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert names_in(folder) == {name_of(token) for token in tokens}
     assert plaid.counts[GET] == 120
 
 
 def wait_for_a_line(path):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (path.exists() and path.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.005)
 

@@ -58,7 +58,7 @@ def ask(url, key, path=CREATE, context=None, headers=(), **body):
     told = {"Content-Type": "application/json", "Authorization": f"Bearer {key}", **dict(headers)}
     request = urllib.request.Request(url + path, json.dumps(body).encode(), told)
     try:
-        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+        with urllib.request.urlopen(request, timeout=60, context=context) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -172,7 +172,7 @@ def test_a_key_that_cannot_be_printed(spawn, file):
     os.close(reading)
     process = spawn("gateway", "keys", "add", "ann", stdout=writing)
     os.close(writing)
-    assert process.wait(20) == 1
+    assert process.wait() == 1
     assert "the key can't be written (Broken pipe), so there is none" in process.stderr.read()
     assert file.read() == ()
 
@@ -258,7 +258,7 @@ def test_more_connections_than_the_shell_allows():
     """It is said before anything listens, with the way out."""
     command = " ".join([*COMMAND, "gateway", "--connections", "500"])
     done = subprocess.run(
-        ["sh", "-c", f"ulimit -n 256; {command}"], capture_output=True, text=True, check=False, timeout=30
+        ["sh", "-c", f"ulimit -n 256; {command}"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, "raise ulimit -n" in done.stderr) == (2, True)
 
@@ -339,7 +339,7 @@ def key(run):
 
 def ended(process, number=signal.SIGTERM):
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate()
     return process.returncode, out, err
 
 
@@ -372,25 +372,17 @@ def test_other_clients_come_in_by_the_place_of_the_secret(gateway, key, run, pla
     (home / "key").write_text(f"Authorization: Bearer {key}\n")
     body = json.dumps({"report_tokens": [REPORT], "secondary_client_id": "ben"})
     words = ["curl", "-s", "--header", f"@{home / 'key'}", "--json", body, url + CREATE]
-    answer = subprocess.run(words, capture_output=True, check=True, timeout=20)
+    answer = subprocess.run(words, capture_output=True, check=True)
     assert json.loads(answer.stdout)["relay_token"] == plaid.ledger[1]["relay_token"]
 
 
 def test_keys_take_effect_while_it_runs(gateway, run):
-    """A key that is added works, and one that is revoked doesn't, within two seconds."""
+    """A running gateway accepts a key that is added, and no longer accepts one that is revoked."""
     _, url = gateway()
     key = run("gateway", "keys", "add", "ann").out.strip()
-    assert within(2, lambda: share(url, key)[0] == 200)
+    wait_for(lambda: share(url, key)[0] == 200)
     run("gateway", "keys", "revoke", "ann")
-    assert within(2, lambda: share(url, key)[0] == 401)
-
-
-def within(seconds, holds):
-    """Tell whether it comes to be so."""
-    until = time.monotonic() + seconds
-    while not (there := holds()) and time.monotonic() < until:
-        time.sleep(0.05)
-    return there
+    wait_for(lambda: share(url, key)[0] == 401)
 
 
 def test_a_gateway_without_keys(gateway):
@@ -408,9 +400,9 @@ def test_sets_of_credentials(gateway, run, plaid, monkeypatch):
     _, url = gateway()
     key = run("gateway", "keys", "add", "ann", "--credentials", "acme-bank-2").out.strip()
     half = run("gateway", "keys", "add", "ben", "--credentials", "half").out.strip()
-    assert within(2, lambda: share(url, key)[0] == 200)
+    wait_for(lambda: share(url, key)[0] == 200)
     assert plaid.ledger[0]["client_id"] == "acme"
-    assert within(2, lambda: share(url, half)[1]["error_code"] == "UNAUTHORIZED_CREDENTIALS")
+    wait_for(lambda: share(url, half)[1]["error_code"] == "UNAUTHORIZED_CREDENTIALS")
 
 
 def test_all_that_can_be_said(gateway, run, home, certificate, plaid):
@@ -428,10 +420,10 @@ def test_all_that_can_be_said(gateway, run, home, certificate, plaid):
     assert status == 200
     for host, wanted in (("gateway.test", 200), ("elsewhere.test", 421)):
         assert share(here, key, context=context, headers={"Host": host})[0] == wanted
-    with urllib.request.urlopen(metrics, timeout=10) as answer:
+    with urllib.request.urlopen(metrics, timeout=60) as answer:
         assert b'plaid_gateway_calls_total{caller="ann"' in answer.read()
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(f"{here}/", timeout=10, context=context)
+        urllib.request.urlopen(f"{here}/", timeout=60, context=context)
     caught.value.close()
     assert caught.value.code == 404
     assert ended(process)[0] == 0
@@ -453,14 +445,14 @@ def test_a_signal_lets_calls_in_flight_end(gateway, key, plaid):
     answers = []
     calling = threading.Thread(target=lambda: answers.append(share(url, key)))
     calling.start()
-    assert within(5, lambda: plaid.requests)
+    wait_for(lambda: plaid.requests)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     with pytest.raises(urllib.error.URLError):
         share(url, key)
     calling.join()
     assert answers[0][0] == 200
-    process.communicate(timeout=10)
+    process.communicate()
     assert process.returncode == 0
 
 
@@ -478,7 +470,7 @@ def test_a_second_signal_cuts(gateway, key, plaid):
 
     calling = threading.Thread(target=call)
     calling.start()
-    assert within(5, lambda: plaid.requests)
+    wait_for(lambda: plaid.requests)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert process.poll() is None
@@ -543,7 +535,7 @@ def hang_up(process):
 def served_certificate(url, context):
     """Return the certificate that a new connection is served."""
     host, port = url.removeprefix("https://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as plain:
+    with socket.create_connection((host, int(port)), timeout=60) as plain:
         with context.wrap_socket(plain, server_hostname=host) as connection:
             return connection.getpeercert(binary_form=True)
 
@@ -658,7 +650,7 @@ def test_a_hang_up_while_the_gateway_closes(gateway, key, plaid):
         process.send_signal(number)
     calling.join()
     assert answers[0][0] == 200
-    assert process.wait(30) == 0
+    assert process.wait() == 0
 
 
 # console
@@ -694,7 +686,7 @@ async def test_a_console_and_our_client(console):
     async with aiohttp.ClientSession() as browser, browser.get(f"{address}/") as page:
         assert page.status == 200
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 0
+    assert process.wait() == 0
 
 
 def test_a_console_that_can_not_listen(run, plaid):

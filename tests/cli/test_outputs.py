@@ -56,9 +56,7 @@ def answers(plaid, partner, request_id, token="credit-relay-strange"):
 
 
 def shell(line, **settings):
-    return subprocess.run(
-        ["sh", "-c", line], capture_output=True, text=True, check=False, timeout=50, **settings
-    )
+    return subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, **settings)
 
 
 @pytest.fixture
@@ -88,7 +86,7 @@ def later():
 
     def later(ready, act):
         def wait():
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not ready() and time.monotonic() < deadline:
                 time.sleep(0.01)
             time.sleep(1)
@@ -196,7 +194,7 @@ def test_names_that_the_locale_cannot_represent(plaid, run, partners, tmp_path, 
     def shows(*words):
         environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
         command = [sys.executable, "-m", "plaid_relay_async.cli", *words]
-        return subprocess.run(command, env=environment, capture_output=True, check=False, timeout=50)
+        return subprocess.run(command, env=environment, capture_output=True, check=False)
 
     assert shows("status", "żółw", *words).stdout.count(rb"\u017c") == 1
     assert shows("runs", *words).stdout.count(rb"\u017c") == 1
@@ -346,7 +344,7 @@ def test_a_long_line_and_a_reader_that_never_comes(plaid, spawn, partners, rescu
     for _ in range(2):
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 1
+    assert process.wait() == 1
     (row,) = rescued()
     assert (row["relay_token"], len(row["request_id"])) == ("credit-relay-strange", 1_000_000)
 
@@ -357,7 +355,7 @@ def test_a_long_line_and_a_slow_reader(plaid, spawn, partners):
     process = spawn("bulk", partners(1), "--report-token", REPORT)
     time.sleep(0.5)
     assert len(json.loads(process.stdout.read())["request_id"]) == 900_000
-    assert process.wait(20) == 0
+    assert process.wait() == 0
 
 
 def test_the_folders_of_a_rescue_file(tmp_path, rescued):
@@ -432,7 +430,7 @@ def test_a_run_with_a_journal_and_a_closed_pipe(plaid, run, partners, tmp_path, 
     process = spawn(*command, stdout=writing)
     os.close(writing)
     errors = process.stderr.read()
-    assert process.wait(20) == 1
+    assert process.wait() == 1
     assert "the journal has them, too: plaid-relay export" in errors
     assert {row["relay_token"] for row in rescued()} == set(ledger(plaid).values()) != set()
     assert {line["relay_token"] for line in run("export", "r", *words).lines} >= set(ledger(plaid).values())
@@ -447,7 +445,7 @@ def test_an_export_to_a_closed_pipe_rescues_nothing(plaid, run, partners, tmp_pa
     process = spawn("export", "r", *words, stdout=writing)
     os.close(writing)
     assert "the output can't be written: Broken pipe" in process.stderr.read()
-    assert process.wait(20) == 1
+    assert process.wait() == 1
     assert rescued() == []
 
 
@@ -467,7 +465,7 @@ def test_a_refresh_into_a_closed_pipe(refreshed, spawn, rescued):
     process = spawn("refresh", "token", stdout=writing)
     os.close(writing)
     errors = process.stderr.read()
-    assert process.wait(20) == 1
+    assert process.wait() == 1
     assert "the output can't be written: Broken pipe\nrescued: the response, in " in errors
     assert [row["relay_token"] for row in rescued()] == ["credit-relay-new"]
 

@@ -103,7 +103,7 @@ def status_of(url, key, partner="p"):
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     body = json.dumps({"report_tokens": [REPORT], "secondary_client_id": partner}).encode()
     try:
-        with urllib.request.urlopen(urllib.request.Request(url + CREATE, body, headers), timeout=10) as done:
+        with urllib.request.urlopen(urllib.request.Request(url + CREATE, body, headers), timeout=60) as done:
             return done.status
     except urllib.error.HTTPError as error:
         with error:
@@ -116,7 +116,7 @@ def test_an_audit_file_that_others_may_read_chmod_600(gateway, run, tmp_path):
     audit.touch()
     audit.chmod(0o644)
     process, _ = gateway()
-    assert process.wait(20) == 2
+    assert process.wait() == 2
     assert "chmod 600" in process.stderr.read()
     audit.chmod(0o600)
     key = run("gateway", "keys", "add", "ann").out.strip()
@@ -151,7 +151,7 @@ def test_credentials_that_a_key_needs_set_the_variables(gateway, run, monkeypatc
     """The message names them; with them the gateway starts, and serves the key."""
     key = run("gateway", "keys", "add", "ann", "--credentials", "acme").out.strip()
     process, _ = gateway()
-    assert process.wait(20) == 2
+    assert process.wait() == 2
     assert "acme: PLAID_CLIENT_ID_ACME and PLAID_SECRET_ACME" in process.stderr.read()
     monkeypatch.setenv("PLAID_CLIENT_ID_ACME", "acme")
     monkeypatch.setenv("PLAID_SECRET_ACME", "secret")
@@ -174,7 +174,7 @@ def test_a_key_that_could_not_be_printed_add_it_again(spawn, run, tmp_path, monk
     os.close(reading)
     process = spawn("gateway", "keys", "add", "ann", stdout=writing)
     os.close(writing)
-    assert process.wait(20) == 1
+    assert process.wait() == 1
     assert "so there is none" in process.stderr.read()
     assert run("gateway", "keys", "add", "ann").out.startswith("plaid-gateway-")
 
@@ -224,14 +224,14 @@ def test_too_many_connections_for_the_shell_raise_ulimit(plaid, spawn, partners)
         process = spawn(*command)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert process.wait(30) == 2
+    assert process.wait() == 2
     assert "raise ulimit -n" in process.stderr.read()
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
     try:
         process = spawn(*command)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert process.wait(30) == 0
+    assert process.wait() == 0
     assert len(plaid.ledger) == 3
 
 
@@ -282,7 +282,7 @@ def test_a_rescue_file_is_an_input_of_fetch(plaid, run, spawn, tmp_path, rescued
     os.close(reading)
     process = spawn("bulk", path, stdout=writing)
     os.close(writing)
-    assert process.wait(30) == 1
+    assert process.wait() == 1
     place = next(line for line in process.stderr.read().splitlines() if line.startswith("rescued: "))
     file = place.rpartition(", in ")[2]
     assert {row["relay_token"] for row in rescued()} == {entry["relay_token"] for entry in plaid.ledger}

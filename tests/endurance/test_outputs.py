@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from attrs import define, field
+from processes import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from postgres_server import PostgresServer
@@ -141,8 +143,10 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
     if os.geteuid() == 0 and subprocess.run(mount, check=False).returncode == 0:
-        yield folder, []
-        subprocess.run(["umount", folder], check=True)
+        try:
+            yield folder, []
+        finally:
+            subprocess.run(["umount", folder], check=True)
     else:
         # Only root may mount: no file of the process may have more than 8 blocks, wherever it is.
         yield folder, ["sh", "-c", 'ulimit -f 8; exec "$@"', "sh"]
@@ -201,9 +205,9 @@ def test_every_string_through_every_output(
             recorded = ["--journal", _fresh(request.getfixturevalue("postgres"))]
         words += [*recorded, "--run", "r"]
 
-    def command(*words: Any) -> subprocess.Popen[bytes]:
+    def command(*words: Any) -> AbstractContextManager[subprocess.Popen[bytes]]:
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([*map(str, words)], env=environment, **pipes)
+        return running([*map(str, words)], env=environment, **pipes)
 
     with command(*limit, *COMMAND, *words) as process, (tmp_path / "errors").open("wb") as errors:
         assert process.stdout is not None

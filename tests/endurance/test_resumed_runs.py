@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import sys
@@ -11,6 +12,7 @@ from collections import Counter, defaultdict
 import pytest
 from attrs import define, field
 from journals import CREATE, KEY
+from processes import running_beside
 
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault, Simulator
@@ -54,7 +56,9 @@ class Run:
     outcomes: dict[str, set[str]] = field(factory=dict)
     retried: bool = False
 
-    async def start(self, *, retry):
+    @contextlib.asynccontextmanager
+    async def started(self, *, retry):
+        """Start a process, and yield it."""
         self.began, self.outcomes, self.retried = len(self.plaid.requests), await self.recorded(), retry
         words = ["bulk", self.file, "--report-token", REPORT, "--journal", self.url, "--run", "r"]
         words += ["--concurrency", "50", "--lease", "1", "--timeout", "5"]
@@ -64,31 +68,31 @@ class Run:
             "PLAID_SECRET": "secret-of-the-owner",
             "PLAID_RELAY_KEY": KEY,
         }
-        return await asyncio.create_subprocess_exec(
+        async with running_beside(
             *(sys.executable, "-Im", "plaid_relay_async.cli", *words, *["--retry-unknown"] * retry),
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
-        )
+        ) as process:
+            yield process
 
     async def killed(self):
         """Start a process, and kill it at a random moment after its first request."""
-        process = await self.start(retry=self.chance.random() < 0.5)
-        ended = asyncio.ensure_future(process.wait())
-        async with asyncio.timeout(WITHIN):
-            while len(self.plaid.requests) == self.began and not ended.done():
-                await asyncio.sleep(0.005)
-        await asyncio.wait([ended], timeout=self.chance.uniform(0, 0.0005 * len(self.partners)))
-        if not ended.done():
-            process.kill()
-        await ended
+        async with self.started(retry=self.chance.random() < 0.5) as process:
+            ended = asyncio.ensure_future(process.wait())
+            async with asyncio.timeout(WITHIN):
+                while len(self.plaid.requests) == self.began and not ended.done():
+                    await asyncio.sleep(0.005)
+            await asyncio.wait([ended], timeout=self.chance.uniform(0, 0.0005 * len(self.partners)))
+            if not ended.done():
+                process.kill()
+            await ended
         await self.check()
 
     async def finished(self):
         """Start a process with --retry-unknown, and return whether every pair has a token once it has ended."""
-        process = await self.start(retry=True)
-        async with asyncio.timeout(WITHIN):
+        async with self.started(retry=True) as process, asyncio.timeout(WITHIN):
             status = await process.wait()
         await self.check()
         assert status in {0, 1, 3}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-import signal
 import sqlite3
 import sys
 from collections import Counter
@@ -12,6 +12,7 @@ from contextlib import closing
 
 import pytest
 from journals import KEY, OTHER_KEY, all_of
+from processes import running_beside
 
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.journal.keys import keyring
@@ -52,10 +53,9 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def program(source, *arguments):
+def program(source, *arguments):
     pipe = asyncio.subprocess.PIPE
-    words = (sys.executable, "-c", source, *map(str, arguments))
-    return await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe)
+    return running_beside(sys.executable, "-c", source, *map(str, arguments), stdin=pipe, stdout=pipe)
 
 
 async def filled(path, count):
@@ -86,16 +86,20 @@ async def test_others_create_beside_a_rotation(plaid, report, tmp_path, size):
     path, count = tmp_path / "relay.db", size(5_000, 200_000)
     await filled(path, count)
     keys = f"{OTHER_KEY},{KEY}"
-    creators = [await program(CREATOR, plaid.url, report, path, keys, run) for run in ("x", "y")]
-    for creator in creators:
-        assert await creator.stdout.readline() == b"ready\n"
-    rotation = await program(ROTATION, path, keys)
-    assert await rotation.stdout.readline() == b"ready\n"
-    before = Counter(line["secondary_client_id"][0] for line in plaid.ledger)
-    written, _ = await rotation.communicate()
-    beside = Counter(line["secondary_client_id"][0] for line in plaid.ledger) - before
-    for creator in creators:
-        await creator.communicate(b"")
+    async with contextlib.AsyncExitStack() as stack:
+        creators = [
+            await stack.enter_async_context(program(CREATOR, plaid.url, report, path, keys, run))
+            for run in ("x", "y")
+        ]
+        for creator in creators:
+            assert await creator.stdout.readline() == b"ready\n"
+        rotation = await stack.enter_async_context(program(ROTATION, path, keys))
+        assert await rotation.stdout.readline() == b"ready\n"
+        before = Counter(line["secondary_client_id"][0] for line in plaid.ledger)
+        written, _ = await rotation.communicate()
+        beside = Counter(line["secondary_client_id"][0] for line in plaid.ledger) - before
+        for creator in creators:
+            await creator.communicate(b"")
     assert [creator.returncode for creator in creators] == [0, 0]
     assert int(written) >= count
     assert beside.total() > 6 * count / PAGE
@@ -107,12 +111,10 @@ async def test_a_rotation_that_is_killed_is_done_again(tmp_path, size):
     await filled(path, count)
     keys = f"{OTHER_KEY},{KEY}"
     for seed in range(size(2, 20)):
-        rotation = await program(ROTATION, path, keys)
         until = min(count, rotated(path) + random.Random(seed).randint(1, max(1, count // 10)))
-        while rotated(path) < until and rotation.returncode is None:
-            await asyncio.sleep(0)
-        rotation.send_signal(signal.SIGKILL) if rotation.returncode is None else None
-        await rotation.communicate()
+        async with program(ROTATION, path, keys) as rotation:
+            while rotated(path) < until and rotation.returncode is None:
+                await asyncio.sleep(0)
         async with Journal(path, key=keys) as journal:
             tokens = {record.relay_token for record in await all_of(journal, "large")}
         assert tokens == {f"token-{n}" for n in range(1, count + 1)}

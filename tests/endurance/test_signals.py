@@ -13,10 +13,8 @@ import shutil
 import signal
 import socket
 import ssl
-import struct
 import subprocess
 import sys
-import termios
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 from cryptography.fernet import Fernet
-from processes import SIGNALS, ignored, wait_for
+from processes import SIGNALS, ignored, running_beside, unread, wait_for
 
 from plaid_relay_async import RelayClient, RelayCreateRequest
 from plaid_relay_async.cli.app import app
@@ -100,7 +98,7 @@ class Stage:
         (self.folder / "partners.csv").write_text("".join(f"p{number}\n" for number in range(ROWS)))
         words = ["bulk", self.folder / "partners.csv", "--report-token", REPORT, "--journal"]
         words += [self.folder / "journal.db", "--run", "r", "--output", self.folder / "tokens.jsonl"]
-        subprocess.run([*COMMAND, *map(str, words)], check=True, timeout=60, capture_output=True)
+        subprocess.run([*COMMAND, *map(str, words)], check=True, capture_output=True)
 
     def begin(self, command: str) -> tuple[subprocess.Popen[str], Callable[[], object]]:
         """Start a command, and return it with what says that it waits for something."""
@@ -153,16 +151,12 @@ class Stage:
         if command.endswith("list"):  # it waits for a reader of its output
             KeyFile(path).add("ann", partners=[f"partner-{number:05}" for number in range(10_000)])
             process = self._start(command, "--keys", path)
-            return process, lambda: _unread(process) >= 65536
+            return process, lambda: unread(process.stdout) >= 65536
         # The others wait for the lock of the file, which is held until the tests have ended.
         file = self.stack.enter_context((folder / ".keys.json.lock").open("w"))
         fcntl.flock(file, fcntl.LOCK_EX)
         process = self._start(command, "ann", "--keys", path)
         return process, lambda: re.search(rf"-> .* {process.pid} ", Path("/proc/locks").read_text())
-
-
-def _unread(process: subprocess.Popen[str]) -> int:
-    return struct.unpack("i", fcntl.ioctl(process.stdout, termios.FIONREAD, bytes(4)))[0]
 
 
 @contextlib.contextmanager
@@ -249,8 +243,8 @@ def test_signals_to_a_command(stage, size, command):
                     effect = DOCUMENTED[command][signal.SIGTERM]
                     process.send_signal(signal.SIGTERM)
                 if command != "gateway keys list":  # whose output isn't read
-                    process.communicate(timeout=60)
-                assert (process.wait(60), case) == (int(effect), case)
+                    process.communicate()
+                assert (process.wait(), case) == (int(effect), case)
             finally:
                 process.kill()
 
@@ -277,10 +271,10 @@ async def test_reloads_under_load(tmp_path, size, monkeypatch):
         renew()
         words = ["--upstream", plaid.url, "--keys", tmp_path / "keys.json", "--audit", audit]
         words += ["--tls-certificate", certificate, "--tls-key", tmp_path / "key.pem"]
-        process = await asyncio.create_subprocess_exec(
-            *COMMAND, "gateway", *map(str, words), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = await stack.enter_async_context(
+            running_beside(*COMMAND, "gateway", *map(str, words), **pipes)
         )
-        stack.callback(_ended, process)
         url = (await process.stdout.readline()).decode().split()[-1]
 
         def client() -> RelayClient:
@@ -319,9 +313,3 @@ async def test_reloads_under_load(tmp_path, size, monkeypatch):
     assert len(plaid.ledger) == calls
     lines = [line for path in tmp_path.glob("audit.*") for line in path.read_text().splitlines()]
     assert [json.loads(line)["status"] for line in lines] == [200] * calls
-
-
-def _ended(process: asyncio.subprocess.Process) -> None:
-    """End a process that a failure has left running."""
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()

@@ -64,7 +64,7 @@ async def test_a_slow_head_is_given_up(pieces):
     """Who doesn't send a request in time loses the connection, however busily."""
     async with fort(**HASTY) as held:
         began = asyncio.get_running_loop().time()
-        await held.ask(*pieces, pause=0.02, patience=5)
+        await held.ask(*pieces, pause=0.02, patience=60)
         assert asyncio.get_running_loop().time() - began < 3
         held.assert_nothing_came()
 
@@ -81,7 +81,7 @@ async def test_a_slow_body_is_given_up(frame, drips, place):
             start = start.replace(f"Authorization: Bearer {key}\r\n".encode(), b"")
         whole = b"".join(b"1\r\n%c\r\n" % each for each in BODY) if "chunked" in frame else BODY
         drops = [whole[n : n + 6] for n in range(0, 480, 6)] if drips else [whole[:12]]
-        answers = await held.ask(start, *drops, pause=0.05, patience=5)
+        answers = await held.ask(start, *drops, pause=0.05, patience=60)
         assert [(each.status, each.code) for each in answers] == [(408, "BODY_TIMEOUT")]
         held.assert_nothing_came()
 
@@ -95,7 +95,7 @@ async def test_a_second_head_may_not_be_slow_either():
         await opened.say(request(key=held.keys["lender"], last=False))
         assert (await opened.answer()).status == 200
         await opened.say(b"POST /cr")
-        assert await opened.rest(5) == b""
+        assert await opened.rest(60) == b""
         held.assert_nothing_came(but=2)
 
 
@@ -103,7 +103,7 @@ async def test_a_second_head_may_not_be_slow_either():
 async def test_a_huge_body_is_refused_before_it_is_sent(length):
     """Its Content-Length tells; nobody waits for the rest."""
     async with fort(**HASTY) as held:
-        answers = await held.ask(opening(held.keys["lender"], f"Content-Length: {length}"), patience=5)
+        answers = await held.ask(opening(held.keys["lender"], f"Content-Length: {length}"), patience=60)
         assert [(each.status, each.code) for each in answers] == [(413, "BODY_TOO_LARGE")]
         held.assert_nothing_came()
 
@@ -121,7 +121,7 @@ async def test_a_body_without_an_end_is_cut_off(held, frame, key):
         async with line(held.gateway.url) as opened:
             with contextlib.suppress(ConnectionError):
                 opened.writer.write(start.replace(HERE.encode(), b"127.0.0.1"))
-                async with asyncio.timeout(8):
+                async with asyncio.timeout(60):
                     while True:
                         opened.writer.write(chunk)
                         await opened.writer.drain()
@@ -158,7 +158,7 @@ async def test_a_head_without_an_end_is_cut_off(name):
         with flat(2 * MEGABYTE):
             async with line(held.gateway.url) as opened:
                 with contextlib.suppress(ConnectionError, TimeoutError):
-                    async with asyncio.timeout(8):
+                    async with asyncio.timeout(60):
                         for piece in HEADS[name]:
                             opened.writer.write(piece)
                             await opened.writer.drain()
@@ -171,7 +171,7 @@ async def test_the_port_of_metrics_has_its_bounds_as_well(said):
     async with Gateway([], credentials=SECRETS, metrics_port=0, **HASTY) as gateway:
         async with line(gateway.metrics_url) as opened:
             await opened.say(said)
-            assert await opened.rest(5) == b""
+            assert await opened.rest(60) == b""
 
 
 async def test_idle_connections_keep_nobody_out():
@@ -180,7 +180,7 @@ async def test_idle_connections_keep_nobody_out():
         idle = [await stack.enter_async_context(line(held.gateway.url)) for _ in range(1_000)]
         for _ in range(5):
             assert (await held.call()).status == 200
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await asyncio.gather(*(each.rest() for each in idle))
         held.assert_nothing_came(but=5)
 
@@ -232,7 +232,7 @@ async def test_a_caller_that_leaves_in_the_middle_of_its_body_is_forgotten(held,
         async with line(held.gateway.url) as opened:
             await opened.say(opening(held.keys["lender"], frame) + b"1\r\n{")
             await asyncio.sleep(0.02)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(held.gateway._listener):
             await asyncio.sleep(0.01)
     held.assert_nothing_came()
@@ -300,7 +300,7 @@ async def test_a_slow_reader_of_a_long_answer_holds_no_memory():
                 await asyncio.sleep(0.3)
                 for _ in range(3):
                     assert (await held.call()).status == 200
-                async with asyncio.timeout(20):  # and those are given up: what they held comes back
+                async with asyncio.timeout(60):  # and those are given up: what they held comes back
                     while held.gateway._upstream.in_flight or len(held.gateway._listener):
                         await asyncio.sleep(0.05)
 
@@ -321,7 +321,7 @@ async def test_an_answer_without_an_end_is_read_by_who_reads_it():
                             read += len(piece)
                             if read > 80 * MEGABYTE:
                                 break
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while held.upstream.connections:
                 await asyncio.sleep(0.02)
         held.upstream.says = held.upstream.created

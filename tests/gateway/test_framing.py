@@ -413,7 +413,7 @@ async def test_a_request_with_any_edits_harms_nothing():
 
         for first in range(0, len(drawn), 50):
             sent = [bent(*each) for each in drawn[first : first + 50]]
-            asked = (held.ask(each, patience=5) for each in sent)
+            asked = (held.ask(each, patience=60) for each in sent)
             for said, came in zip(sent, await asyncio.gather(*asked, return_exceptions=True), strict=True):
                 # An answer may be cut off by the next request's refusal; a gateway that is gone would show below.
                 # Half a head that came along with a request is kept for as long as a connection may be idle.

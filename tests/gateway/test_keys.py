@@ -15,6 +15,7 @@ import pytest
 from canaries import frames_of_ours
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import running
 
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.gateway.keys import KNOWN, RELAY, Key, KeyFile, find_key, new_key
@@ -354,14 +355,14 @@ def test_two_who_add_at_once(file):
     file.path.parent.mkdir(mode=0o700)
     link = file.path.with_name("link.json")
     link.symlink_to(file.path)
-    processes = [
-        subprocess.Popen([sys.executable, "-c", ADD, path, name], stdout=subprocess.PIPE, text=True)
-        for name, path in zip(names, (file.path, link) * 2, strict=True)
-    ]
-    made = {
-        name: process.communicate(timeout=30)[0].strip()
-        for name, process in zip(names, processes, strict=True)
-    }
+    with contextlib.ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(
+                running([sys.executable, "-c", ADD, path, name], stdout=subprocess.PIPE, text=True)
+            )
+            for name, path in zip(names, (file.path, link) * 2, strict=True)
+        }
+        made = {name: process.communicate()[0].strip() for name, process in processes.items()}
     read = file.read()
     assert {name: find_key(read, key).name for name, key in made.items()} == {name: name for name in names}
 
@@ -387,9 +388,7 @@ def test_killed_between_two_steps(file):
     """Wherever the process is killed, the file is the old one or the new one, and can be added to."""
     kept = file.add("ann")
     for step in range(1, 20):
-        run = subprocess.run(
-            [sys.executable, "-c", KILLED, file.path, str(step)], check=False, timeout=30, env={}
-        )
+        run = subprocess.run([sys.executable, "-c", KILLED, file.path, str(step)], check=False, env={})
         read = file.read()
         assert find_key(read, kept) is not None
         assert [key.name for key in read] in (["ann"], ["ann", "ben"])

@@ -213,7 +213,7 @@ async def test_a_caller_that_goes_before_the_answer_is_told_in_the_audit(caplog)
             async with line(gateway.url) as opened:
                 await opened.say(request(CREATE, CREATION, key=secret))
                 await asyncio.sleep(0.1)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while not caplog.records:
                     await asyncio.sleep(0.01)
     (told,) = [json.loads(each.message) for each in caplog.records]

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, closing
 
 import pytest
 from journals import CREATE, KEY
+from processes import running_beside
 
 from plaid_relay_async import BatchStoppedError, Created, JournalError, RelayCreateRequest, Unknown
 from plaid_relay_async.journal import Journal
@@ -76,8 +77,10 @@ def small_disk(tmp_path):
 
     if os.geteuid() != 0 or mount("size=1m"):
         pytest.skip("only root may mount a small disk; test_a_file_that_may_not_grow does the same without")
-    yield folder, lambda: mount("remount,size=64m")
-    subprocess.run(["umount", folder], check=True)
+    try:
+        yield folder, lambda: mount("remount,size=64m")
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 async def test_a_full_disk(plaid, client, report, small_disk):
@@ -121,12 +124,10 @@ asyncio.run(main(*sys.argv[1:]))
 async def test_a_file_that_may_not_grow(plaid, client, report, tmp_path):
     """The same for whoever has a limit on the size of files, as a quota has it."""
     path, partners = tmp_path / "relay.db", some(4_000)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", GROWN, plaid.url, report, path, KEY),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    tokens, error = await process.communicate()
+    words = (sys.executable, "-c", GROWN, plaid.url, report, path, KEY)
+    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
+    async with running_beside(*words, **pipes) as process:
+        tokens, error = await process.communicate()
     assert b"the journal can't be read or written" in error
     assert 0 < len(plaid.ledger) < 4_000
     told = await check(plaid, path, [], [])
@@ -218,10 +219,8 @@ async def test_locks_of_the_dead_are_cleared_away(plaid, client, report, tmp_pat
     """The next one to work on the file does so; those of the living stay."""
     path = tmp_path / "relay.db"
     for _ in range(2):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", KILLED, plaid.url, report, path, KEY
-        )
-        assert await process.wait() == -signal.SIGKILL
+        async with running_beside(sys.executable, "-c", KILLED, plaid.url, report, path, KEY) as process:
+            assert await process.wait() == -signal.SIGKILL
     async with Journal(path, run="living", key=KEY) as living:
         await client.relay.create([report], "q", journal=living)
         (mine,) = locks(path)

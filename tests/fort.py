@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,13 @@ class Fort:
             assert who in [(each.client_id, each.secret) for each in SECRETS.values()]
             assert not {"authorization", "cookie", "origin", "transfer-encoding"} & set(names)
             assert not any(key.encode() in came for key in self.keys.values())
+
+
+async def until_keys(gateway: Gateway, *names: str) -> None:
+    """Wait until a gateway has noticed that its file has the keys of these names, and no other."""
+    async with asyncio.timeout(60):
+        while {key.name for key in gateway._callers.keys} != set(names):
+            await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager

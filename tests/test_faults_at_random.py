@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
     from plaid_relay_async import Credentials
 
-# A 429 among the first answers of a batch teaches it a low rate, to which it keeps.
-pytestmark = pytest.mark.timeout(180)
-
 REPORT = "assets-sandbox-at-random"
 STRUCK = 0.2  # of all attempts
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from attrs.exceptions import FrozenInstanceError
+from processes import wait_beside
 from support import OWNER, QUICK
 
 from plaid_relay_async import (
@@ -74,7 +75,7 @@ async def test_an_attempt_whose_report_is_given_up_while_it_is_read_is_counted(p
     """A long report is read in a thread; the attempt was made, though nobody waits for the record any more."""
     busy, only = threading.Event(), ThreadPoolExecutor(1)
     asyncio.get_running_loop().set_default_executor(only)
-    only.submit(busy.wait, 5)
+    only.submit(busy.wait, 60)
     plaid.fail(Fault(path=GET, status=200, body=" " * 300_000))
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as client:
         reading = asyncio.create_task(client.relay.get("t"))
@@ -103,17 +104,16 @@ async def test_waits_are_counted_by_what_was_waited_for(plaid):
         OWNER, base_url=plaid.url, rate_limiter=Slow(), connections=1, retry=RetryPolicy(backoff=0.2)
     ) as client:
         await client.relay.create([report], "p")
-        plaid.fail(Fault(path=CREATE, latency=0.1))
+        plaid.fail(Fault(path=CREATE, latency=0.2))
         two = [client.relay.create([report], "q"), client.relay.get("t")]
         running = [asyncio.create_task(each) for each in two]
-        await asyncio.sleep(0.05)
-        assert client.statistics().queued == 1
+        await wait_beside(lambda: client.statistics().queued == 1)
         await asyncio.gather(*running, return_exceptions=True)
         waits = client.statistics().waits
     assert waits["pause"] >= 0.9  # a pause runs from when the answer came
     assert waits["limiter"] >= 0.08
-    assert 0.03 < waits["connection"] < 0.2
-    assert 0 < waits["backoff"] <= 0.2
+    assert waits["connection"] > 0.03
+    assert waits["backoff"] > 0
 
 
 async def test_a_snapshot_no_longer_changes(plaid, client):

@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
+from processes import wait_beside
 from support import OWNER, PARTNER, QUICK
 
 from plaid_relay_async import Created, Credentials, PlaidRelayError, RelayClient, RelayCreateRequest
@@ -174,11 +175,11 @@ async def test_closing_the_gateway_lets_a_call_end(plaid):
     gateway = Gateway([key], upstream=plaid.url, credentials={"default": OWNER})
     await gateway.start()
     async with RelayClient(gateway_key=secret, base_url=gateway.url, retry=QUICK) as client:
-        plaid.fail(Fault(latency=0.4))
+        plaid.fail(Fault(latency=2.0))
         call = asyncio.ensure_future(client.relay.create([REPORT], "p"))
-        await asyncio.sleep(0.15)
+        await wait_beside(lambda: plaid.requests)
         closing = asyncio.ensure_future(gateway.close())
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # it begins to close
         with pytest.raises(PlaidRelayError) as caught:
             await client.relay.create([REPORT], "late")
         assert caught.value.sent is False

@@ -7,11 +7,13 @@ import contextlib
 import gc
 import itertools
 import json
+import resource
 import tracemalloc
 
 import pytest
 from by_hand import CREATE, CREATION, GET, HERE, exchange, head, line, page, request
 from fort import SECRETS, fort
+from processes import wait_beside
 
 from plaid_relay_async import Timeouts
 from plaid_relay_async.gateway import Gateway
@@ -52,10 +54,10 @@ SLOW = {
     "half a request line": [b"POST /cre"],
     "half the head": [b"POST /credit/relay/create HTTP/1.1\r\nHost: x\r\nX-"],
     "a byte at a time": [
-        bytes([each]) for each in b"POST /credit/relay/create HTTP/1.1\r\nHost: 127.0.0.1\r\n" * 3
+        bytes([each]) for each in b"POST /credit/relay/create HTTP/1.1\r\nHost: 127.0.0.1\r\n" * 30
     ],
-    "a header at a time": [b"POST /credit/relay/create HTTP/1.1\r\n", *[b"X-More: and more\r\n"] * 90],
-    "empty lines": [b"\r\n"] * 100,
+    "a header at a time": [b"POST /credit/relay/create HTTP/1.1\r\n", *[b"X-M: a\r\n"] * 900],
+    "empty lines": [b"\r\n"] * 1000,
 }
 
 
@@ -65,7 +67,7 @@ async def test_a_slow_head_is_given_up(pieces):
     async with fort(**HASTY) as held:
         began = asyncio.get_running_loop().time()
         await held.ask(*pieces, pause=0.02, patience=60)
-        assert asyncio.get_running_loop().time() - began < 3
+        assert asyncio.get_running_loop().time() - began < 15  # all of it takes longer
         held.assert_nothing_came()
 
 
@@ -175,9 +177,13 @@ async def test_the_port_of_metrics_has_its_bounds_as_well(said):
 
 
 async def test_idle_connections_keep_nobody_out():
-    """A thousand that say nothing are given up in time, and each good call meanwhile passes."""
-    async with fort(patience=2.0, connections=500) as held, contextlib.AsyncExitStack() as stack:
-        idle = [await stack.enter_async_context(line(held.gateway.url)) for _ in range(1_000)]
+    """Twice as many as are allowed say nothing and are given up, and each good call meanwhile passes."""
+    count = 1_000 if resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 4_096 else 300
+    async with (
+        fort(patience=2.0, connections=count // 2) as held,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        idle = [await stack.enter_async_context(line(held.gateway.url)) for _ in range(count)]
         for _ in range(5):
             assert (await held.call()).status == 200
         async with asyncio.timeout(60):
@@ -217,9 +223,9 @@ async def test_callers_in_the_middle_of_a_body_keep_nobody_out():
 async def test_good_calls_in_flight_give_way_to_nobody():
     """With every connection in the middle of a call a further one is closed, and those go on."""
     async with fort(connections=5) as held:
-        held.upstream.says, held.upstream.pause = lambda came: [b"", *held.upstream.created(came)], 0.4
+        held.upstream.says, held.upstream.pause = lambda came: [b"", *held.upstream.created(came)], 2.0
         calls = [asyncio.ensure_future(held.call()) for _ in range(5)]
-        await asyncio.sleep(0.2)
+        await wait_beside(lambda: len(held.upstream.requests) == 5)
         assert await held.ask(request(key=held.keys["lender"])) == []
         assert [each.status for each in await asyncio.gather(*calls)] == [200] * 5
         held.assert_nothing_came(but=5)
@@ -262,17 +268,20 @@ async def test_calls_beyond_the_upstreams_connections_wait_or_are_told_to():
 async def test_nothing_is_sent_for_a_caller_that_has_left_the_line(audit):
     """Who goes while its call waits for a connection to the upstream would never hold what it made."""
     async with fort(upstream_connections=1) as held:
-        held.upstream.says, held.upstream.pause = lambda came: [b"", *held.upstream.created(came)], 0.5
+        held.upstream.says, held.upstream.pause = lambda came: [b"", *held.upstream.created(came)], 2.0
         first = asyncio.ensure_future(held.call())
-        await asyncio.sleep(0.1)
+        await wait_beside(lambda: held.upstream.requests)
         async with line(held.gateway.url) as opened:
             await opened.say(request(key=held.keys["lender"]))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.2)  # it waits for the connection
         assert (await first).status == 200
-        await asyncio.sleep(0.1)
+
+        def lines():
+            return [json.loads(each.getMessage()) for each in audit.records if each.name.endswith("audit")]
+
+        await wait_beside(lambda: len(lines()) == 2)
         held.assert_nothing_came(but=1)
-        told = [json.loads(each.getMessage()) for each in audit.records if each.name.endswith("audit")]
-        assert [(each["error_code"], each["delivered"]) for each in told] == [
+        assert [(each["error_code"], each["delivered"]) for each in lines()] == [
             (None, True),
             ("CALLER_GONE", False),
         ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from by_hand import CREATE, CREATION, REMOVE, request
-from fort import SECRETS, fort
+from fort import SECRETS, fort, until_keys
 from support import OWNER, PARTNER
 from yarl import URL
 
@@ -40,14 +40,14 @@ async def plaid() -> AsyncIterator[Simulator]:
 
 
 @contextlib.asynccontextmanager
-async def calling(keys, upstream, key, **options) -> AsyncIterator[tuple[RelayClient, str]]:
-    """Yield a client of a gateway, which makes one attempt for each call, and the gateway's address."""
+async def calling(keys, upstream, key, **options) -> AsyncIterator[tuple[RelayClient, Gateway]]:
+    """Yield a client of a gateway, which makes one attempt for each call, and the gateway."""
     settings = {"upstream": upstream, "credentials": {"default": OWNER}} | options
     async with (
         Gateway(keys, **settings) as gateway,
         RelayClient(gateway_key=key, base_url=gateway.url, retry=ONCE) as client,
     ):
-        yield client, gateway.url
+        yield client, gateway
 
 
 # ----------------------------------------------------------------------------------------- send it correctly
@@ -110,17 +110,17 @@ def test_each_refusal_has_its_test():
     ],
 )
 async def test_a_caller_that_may_not_gets_another_key(tmp_path, plaid, bound, code):
-    """Within a second or so a running gateway admits a key that is added for the operation and the partner."""
+    """A running gateway accepts a key that is added for the operation and the partner."""
     keys = KeyFile(tmp_path / "keys.json")
     held = new_key("nobody")[1] if bound is None else keys.add("ann", **bound)
-    async with calling(keys, plaid.url, held) as (client, url):
+    async with calling(keys, plaid.url, held) as (client, gateway):
         with pytest.raises(AuthenticationError) as caught:
             await client.relay.create([REPORT], "p")
         assert caught.value.error_code == code
         assert "key" in caught.value.advice
         added = keys.add("ann-2", operations=[CREATE], partners=["p"])
-        await asyncio.sleep(1.5)
-        async with RelayClient(gateway_key=added, base_url=url, retry=ONCE) as again:
+        await until_keys(gateway, *(key.name for key in keys.read()))
+        async with RelayClient(gateway_key=added, base_url=gateway.url, retry=ONCE) as again:
             made = await again.relay.create([REPORT], "p")
     assert [entry["relay_token"] for entry in plaid.ledger] == [made.relay_token]
 
@@ -154,14 +154,14 @@ async def test_a_file_of_keys_that_others_may_read_is_closed_to_them(tmp_path, p
     """A running gateway admits callers again after the chmod that its log asks for."""
     keys = KeyFile(tmp_path / "keys.json")
     key = keys.add("ann")
-    async with calling(keys, plaid.url, key) as (client, _):
+    async with calling(keys, plaid.url, key) as (client, gateway):
         keys.path.chmod(0o644)
-        await asyncio.sleep(1.5)
+        await until_keys(gateway)
         with pytest.raises(AuthenticationError):
             await client.relay.create([REPORT], "p")
         assert "chmod 600" in caplog.text
         keys.path.chmod(0o600)
-        await asyncio.sleep(1.5)
+        await until_keys(gateway, "ann")
         assert await client.relay.create([REPORT], "p")
 
 
@@ -170,14 +170,14 @@ async def test_a_key_is_rotated(tmp_path, plaid):
     """A second key is added and handed over, and the first one revoked: no call fails on the way."""
     keys = KeyFile(tmp_path / "keys.json")
     old = keys.add("nightly-job")
-    async with calling(keys, plaid.url, old) as (client, url):
+    async with calling(keys, plaid.url, old) as (client, gateway):
         new = keys.add("nightly-job-2")
-        await asyncio.sleep(1.5)
+        await until_keys(gateway, "nightly-job", "nightly-job-2")
         await client.relay.create([REPORT], "p")
-        async with RelayClient(gateway_key=new, base_url=url, retry=ONCE) as again:
+        async with RelayClient(gateway_key=new, base_url=gateway.url, retry=ONCE) as again:
             await again.relay.create([REPORT], "q")
             keys.revoke("nightly-job")
-            await asyncio.sleep(1.5)
+            await until_keys(gateway, "nightly-job-2")
             await again.relay.create([REPORT], "r")
         with pytest.raises(AuthenticationError):
             await client.relay.create([REPORT], "s")
@@ -255,8 +255,8 @@ async def test_a_response_that_the_gateway_lost(plaid, fault, code):
     short = Timeouts(read=0.3, slow_read=0.3)
     sets = {"default": OWNER, "partner": PARTNER}
     async with (
-        calling([record, owner], plaid.url, key, credentials=sets, timeouts=short) as (partner, url),
-        RelayClient(gateway_key=owners_key, base_url=url, retry=ONCE) as lender,
+        calling([record, owner], plaid.url, key, credentials=sets, timeouts=short) as (partner, gateway),
+        RelayClient(gateway_key=owners_key, base_url=gateway.url, retry=ONCE) as lender,
     ):
         made = await lender.relay.create([REPORT], PARTNER.client_id)
         plaid.fail(fault)

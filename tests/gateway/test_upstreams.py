@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from by_hand import CREATE, CREATION, GET, PDF, answers_in, head, line, page, request
 from fort import fort
+from processes import wait_beside
 from recorder import Recorder
 
 from plaid_relay_async import Timeouts
@@ -75,7 +76,7 @@ async def test_an_answer_that_breaks_off_ends_in_a_reset_for_who_has_no_framing(
         asked = request(GET, {"relay_token": "x"}, key=held.keys["lender"]).replace(b"HTTP/1.1", b"HTTP/1.0")
         await opened.say(asked)
         with pytest.raises(ConnectionResetError):
-            await asyncio.wait_for(opened.reader.read(), 5)
+            await asyncio.wait_for(opened.reader.read(), 60)
 
 
 LONG = {
@@ -327,10 +328,8 @@ async def test_a_caller_that_leaves_costs_its_call_alone():
                 await opened.say(
                     request(CREATE, CREATION | {"secondary_client_id": f"gone{n}"}, key=held.keys["lender"])
                 )
-                await asyncio.sleep(0.02)
-        async with asyncio.timeout(60):
-            while held.gateway._upstream.in_flight:
-                await asyncio.sleep(0.01)
+                await wait_beside(lambda: len(held.upstream.requests) == n + 1)  # noqa: B023
+        await wait_beside(lambda: not held.gateway._upstream.in_flight)
         tokens = [(await held.call()).json["relay_token"] for _ in range(5)]
         assert tokens == [f"credit-relay-sandbox-{n}" for n in range(11, 16)]
         held.assert_nothing_came(but=15)

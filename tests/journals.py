@@ -40,7 +40,7 @@ async def given_up_before_it_left(path, batch):
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         hurried = asyncio.ensure_future(batch)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)  # it waits for the file
         hurried.cancel()
         await asyncio.sleep(0.05)
         batch.abandon()

@@ -8,11 +8,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from attrs import define
+from processes import wait_beside
 
 from plaid_relay_async import Credentials, RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from plaid_relay_async.batch import Caller
 
@@ -24,6 +25,22 @@ QUICK = RetryPolicy(backoff=0.001, max_backoff=0.002)
 def most_in_a_window(moments, per):
     """The most moments that a half-open window of this length holds, wherever it begins."""
     return max(sum(start <= moment < start + per for moment in moments) for start in moments)
+
+
+@contextlib.asynccontextmanager
+async def timeout_once(ready: Callable[[], object]) -> AsyncIterator[None]:
+    """Raise TimeoutError in the block once a condition holds, as `asyncio.timeout` does after a time."""
+    async with asyncio.timeout(None) as limit:
+
+        async def expire() -> None:
+            await wait_beside(ready)
+            limit.reschedule(asyncio.get_running_loop().time())
+
+        expiring = asyncio.create_task(expire())
+        try:
+            yield
+        finally:
+            expiring.cancel()
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,8 @@ import tracemalloc
 import warnings
 
 import pytest
-from support import OWNER, QUICK, Noting
+from processes import wait_beside
+from support import OWNER, QUICK, Noting, timeout_once
 
 from plaid_relay_async import (
     BatchStoppedError,
@@ -345,7 +346,7 @@ async def test_a_drain_that_takes_too_long_leaves_unknowns(plaid):
             async for outcome in outcomes:
                 if outcome.request.secondary_client_id == "partner-4":
                     break
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
     (unknown,) = outcomes.result.unknown
     assert unknown.request.secondary_client_id == "partner-1"
     assert unknown.attempts == 1
@@ -424,7 +425,7 @@ async def test_an_abandoned_drain_does_not_wait(plaid, client, times):
         batch.abandon()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert len(batch.result.unknown) == 10
     assert_nothing_lost(plaid, held(batch.result))
 
@@ -532,7 +533,7 @@ async def test_an_input_that_gives_nothing_is_waited_for_as_long_as_a_drain_last
         await waiting.wait()
         batch.abandon()
         await running
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
     assert ended == ["left", "stopped", "abandoned"]
 
 
@@ -541,7 +542,7 @@ async def test_a_batch_within_a_timeout(plaid, client):
     plaid.fail(Fault(path=CREATE, latency=0.02))
     batch = client.relay.create_many(requests(plaid, 10_000), concurrency=10)
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1):
+        async with timeout_once(lambda: plaid.counts[CREATE] > 20):
             await batch
     assert batch.result.created
     assert_nothing_lost(plaid, held(batch.result))
@@ -554,12 +555,12 @@ async def test_what_waits_for_a_pause_is_dropped_and_not_unknown(plaid, client):
     task = asyncio.create_task(batch._collect())
     while plaid.counts[CREATE] < 4:
         await asyncio.sleep(0.001)
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)  # the responses arrive
     began = time.monotonic()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert (len(batch.result.failed), batch.result.unknown, len(plaid.ledger)) == (4, [], 0)
     assert all(isinstance(o.error, RateLimitError) for o in batch.result.failed)
 
@@ -729,10 +730,10 @@ async def test_shared_errors_with_successes_between_do_not_stop_it(plaid):
 async def test_pauses_are_queueing(plaid):
     """In a batch, refusals for now count against neither the attempts nor the time of a request."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=30))
-    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "3"}, times=1))
     impatient = RetryPolicy(attempts=1, backoff=0.001, max_backoff=0.002)
     async with RelayClient(OWNER, base_url=plaid.url, retry=impatient) as client:
-        result = await client.relay.create_many(requests(plaid, 5), concurrency=2, timeout=0.5)
+        result = await client.relay.create_many(requests(plaid, 5), concurrency=2, timeout=2)
     assert len(result.created) == 5
     assert max(o.attempts for o in result.created) > 5
 
@@ -950,16 +951,19 @@ async def test_a_token_that_arrived_before_the_end_of_the_drain_is_created(repla
         await reader.readuntil(b"}")
         writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"relay_token": "T-1", ')
         await writer.drain()
+        written.set()
         await reader.read()
         writer.close()
 
+    written = asyncio.Event()
     server = await asyncio.start_server(slow, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     timeouts, policy = Timeouts(drain=0.1), RetryPolicy(replay=replay)
     async with server, RelayClient(OWNER, base_url=url, timeouts=timeouts, retry=policy) as client:
         rows = RelayCreateRequest.fan_out(["t"], ["p"])
         async with client.relay.create_many(rows) as outcomes:
-            await asyncio.sleep(0.1)
+            await written.wait()
+            await asyncio.sleep(0.1)  # it arrives
     (made,) = outcomes.result.created
     assert made.relay_token == "T-1"
 
@@ -972,14 +976,17 @@ async def test_a_status_that_arrived_before_the_end_of_the_drain_tells(status, k
         await reader.readuntil(b"}")
         writer.write(b"HTTP/1.1 %d Oh\r\nContent-Length: 100\r\n\r\n{" % status)
         await writer.drain()
+        written.set()
         await reader.read()
         writer.close()
 
+    written = asyncio.Event()
     server = await asyncio.start_server(slow, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server, RelayClient(OWNER, base_url=url, timeouts=Timeouts(drain=0.1)) as client:
         async with client.relay.create_many(RelayCreateRequest.fan_out(["t"], ["p"])) as outcomes:
-            await asyncio.sleep(0.1)
+            await written.wait()
+            await asyncio.sleep(0.1)  # it arrives
     (outcome,) = getattr(outcomes.result, kind)
     assert outcome.error.status == status
 
@@ -1004,9 +1011,7 @@ async def test_what_may_be_done_stays_unknown_whatever_comes_next(plaid, client)
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     always = RetryPolicy(replay="always", backoff=250, max_backoff=250)  # of which a part is waited
     async with client.relay.create_many(requests(plaid, 1), retry=always) as outcomes:
-        while not plaid.requests or plaid.requests[0].status is None:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.05)
+        await wait_beside(lambda: client.statistics().retries)
     (unknown,) = outcomes.result.unknown
     assert (unknown.error.status, unknown.request_id) == (500, plaid.ledger[0]["request_id"])
 
@@ -1144,7 +1149,8 @@ async def test_a_token_that_waits_for_its_record_when_time_is_up_is_kept(plaid, 
             await asyncio.Event().wait()
 
     async with hurried.relay.create_many(requests(plaid), journal=Stuck(), concurrency=3) as outcomes:
-        await asyncio.sleep(0.1)
+        await wait_beside(lambda: len(plaid.ledger) == 3)
+        await asyncio.sleep(0.1)  # the responses arrive
     assert [o.journalled for o in outcomes.result.created] == [False] * 3
     assert_nothing_lost(plaid, held(outcomes.result))
 

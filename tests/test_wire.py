@@ -64,14 +64,17 @@ async def test_a_stray_answer_that_comes_late_is_nobodys(direct):
         await writer.drain()
         await asyncio.sleep(0.02)
         writer.write(answer(relay_token="stray"))
+        written.set()
         await reader.read()
 
+    written = asyncio.Event()
     async with (
         serving(late) as (url, connections),
         RelayClient(OWNER, base_url=url, retry=QUICK, direct=direct) as client,
     ):
         assert (await client.relay.create(["t"], "p")).relay_token == "T-1"
-        await asyncio.sleep(0.05)
+        await written.wait()
+        await asyncio.sleep(0.05)  # it arrives
         assert (await client.relay.create(["t"], "q")).relay_token == "T-2"
         assert client.statistics().attempts == {"answered": 2, "not_sent": 1}
 
@@ -85,12 +88,14 @@ async def test_a_stray_answer_is_not_sent_even_for_the_last_attempt():
         await writer.drain()
         await asyncio.sleep(0.02)
         writer.write(answer(relay_token="stray"))
+        written.set()
         await reader.read()
 
-    once = RetryPolicy(attempts=1)
+    written, once = asyncio.Event(), RetryPolicy(attempts=1)
     async with serving(late) as (url, _), RelayClient(OWNER, base_url=url, retry=once) as client:
         await client.relay.create(["t"], "p")
-        await asyncio.sleep(0.05)
+        await written.wait()
+        await asyncio.sleep(0.05)  # it arrives
         with pytest.raises(NotSentError, match="never left"):
             await client.relay.create(["t"], "q")
 
@@ -178,10 +183,10 @@ async def test_an_idle_connection_is_given_up_in_time():
             writer.write(answer(relay_token="T"))
             await writer.drain()
 
-    timeouts = Timeouts(idle=0.1)
+    timeouts = Timeouts(idle=1)
     async with serving(willing) as (url, connections):
         async with RelayClient(OWNER, base_url=url, timeouts=timeouts) as client:
-            for pause, opened in ((0, 1), (0.5, 1), (0, 2)):
+            for pause, opened in ((0, 1), (1.5, 1), (0, 2)):
                 await client.relay.create(["t"], "p")
                 assert len(connections) == opened
                 await asyncio.sleep(pause)

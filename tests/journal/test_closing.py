@@ -100,9 +100,9 @@ async def test_a_lease_outlives_a_cancellation_of_all_tasks(plaid, client, repor
     """The lease is renewed as before, at whichever moment all tasks are cancelled."""
     await postgres.fresh()
     before = asyncio.all_tasks()
-    async with Journal(postgres.url, run="x", key=KEY, lease=2) as journal:
+    async with Journal(postgres.url, run="x", key=KEY, lease=4) as journal:
         await client.relay.create([report], "p", journal=journal)
-        for _ in range(30):
+        for _ in range(50):
             cancel_all(before)
             await asyncio.sleep(0.1)
         await client.relay.create([report], "q", journal=journal)
@@ -114,7 +114,7 @@ async def test_a_lease_outlives_a_cancellation_of_all_tasks(plaid, client, repor
 
 async def test_close_waits_for_a_call_in_flight(plaid, client, report, url):
     """The outcome of a call in flight is recorded, and no further call begins."""
-    plaid.fail(Fault(path=CREATE, latency=0.5, when="after"))
+    plaid.fail(Fault(path=CREATE, latency=1.5, when="after"))
     journal = Journal(url, run="x", key=KEY)
     await journal.open()
     batch = client.relay.create_many(requests(report, 5), journal=journal, concurrency=2)
@@ -135,7 +135,7 @@ async def test_close_under_a_removal(plaid, client, report, url):
     journal = Journal(url, run="x", key=KEY)
     await journal.open()
     made = await client.relay.create([report], "p", journal=journal)
-    plaid.fail(Fault(path=REMOVE, latency=0.3, when="after"))
+    plaid.fail(Fault(path=REMOVE, latency=1.0, when="after"))
     running = asyncio.ensure_future(client.relay.remove(made.relay_token, journal=journal))
     await arrived(plaid, 2)
     await journal.close()

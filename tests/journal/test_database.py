@@ -77,7 +77,7 @@ async def test_a_file_that_cannot_be_written(plaid, client, report, tmp_path, wo
 async def test_a_file_that_is_locked_on_the_way(plaid, client, report, tmp_path):
     """The batch stops, nothing is begun that isn't on record, and what had come is the caller's."""
     path = tmp_path / "relay.db"
-    plaid.fail(Fault(path=CREATE, latency=0.3))
+    plaid.fail(Fault(path=CREATE, latency=1.0))
     async with Journal(f"sqlite:///{path}?timeout=0.2", key=KEY) as journal:
         batch = client.relay.create_many(requests(report, 10), journal=journal, concurrency=2)
         running = asyncio.ensure_future(batch)
@@ -110,7 +110,7 @@ async def locked_as_it_comes(plaid, client, report, path, partner, journal, *, s
 async def test_what_could_not_be_written_is_written_later(plaid, client, report, tmp_path):
     """By itself, so that others who wait for the pair go on though nothing more happens here, and on closing."""
     path = tmp_path / "relay.db"
-    plaid.fail(Fault(path=CREATE, latency=0.3))
+    plaid.fail(Fault(path=CREATE, latency=1.0))
     async with Journal(path, run="y", key=KEY) as y:
         for partner, meanwhile in (("p0", True), ("p1", False)):
             async with Journal(f"sqlite:///{path}?timeout=0.1", run="x", key=KEY) as x:
@@ -129,7 +129,7 @@ async def test_what_could_not_be_written_is_written_later(plaid, client, report,
 async def test_what_cannot_be_written_at_all_is_unknown_afterwards(plaid, client, report, tmp_path):
     """Closing doesn't fail for it: whoever it concerned was told."""
     path = tmp_path / "relay.db"
-    plaid.fail(Fault(path=CREATE, latency=0.3))
+    plaid.fail(Fault(path=CREATE, latency=1.0))
     with ExitStack() as stack:
         async with Journal(f"sqlite:///{path}?timeout=0.1", run="x", key=KEY) as journal:
             await locked_as_it_comes(plaid, client, report, path, "p", journal, stack=stack)
@@ -208,7 +208,7 @@ async def test_a_lease_that_lapsed_begins_nothing_and_brings_its_token(plaid, cl
     """Whoever was held up may bring what it had in flight, and no more; others don't wait for it for ever."""
     await postgres.fresh()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
-        plaid.fail(Fault(path=CREATE, latency=0.3))
+        plaid.fail(Fault(path=CREATE, latency=1.0))
         late = asyncio.ensure_future(client.relay.create([report], "p", journal=journal))
         while not plaid.requests:
             await asyncio.sleep(0.005)
@@ -226,9 +226,9 @@ async def test_a_lease_that_lapsed_begins_nothing_and_brings_its_token(plaid, cl
 async def test_a_lease_is_renewed(plaid, client, report, postgres):
     """As long as the process runs, it goes on."""
     await postgres.fresh()
-    async with Journal(postgres.url, run="x", key=KEY, lease=2) as journal:
+    async with Journal(postgres.url, run="x", key=KEY, lease=4) as journal:
         await client.relay.create([report], "p", journal=journal)
-        await asyncio.sleep(3)
+        await asyncio.sleep(5)
         await client.relay.create([report], "q", journal=journal)
     assert len(plaid.ledger) == 2
 
@@ -238,11 +238,11 @@ async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, rep
     await postgres.fresh()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
-        await postgres.execute("UPDATE relay_holders SET expires_at = expires_at - 28.5")
+        await postgres.execute("UPDATE relay_holders SET expires_at = expires_at - 27")
         held = "SELECT 1 FROM pg_locks WHERE mode = 'ShareLock' AND granted"
         blocking = asyncio.create_task(
             postgres.execute(
-                "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(3)", "COMMIT"
+                "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(4)", "COMMIT"
             )
         )
         while not await postgres.execute(f"{held} AND relation = 'relay_entries'::regclass"):

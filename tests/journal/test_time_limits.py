@@ -300,7 +300,7 @@ async def test_a_session_that_idled_in_a_transaction(postgres):
         if not states:
             connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 50")
             states.append("idle")
-            time.sleep(0.5)
+            time.sleep(2)
         connection.exec_driver_sql("SELECT 1").close()
         states.append("done")
 

@@ -117,7 +117,7 @@ async def test_stall_ends_when_its_time_is_up(ask, plaid):
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_latency_alone(ask, plaid, when, arrived):
     """The wait is before or after the request is acted upon; the answer is the usual one."""
-    plaid.fail(Fault(latency=0.05, when=when))
+    plaid.fail(Fault(latency=0.3, when=when))
     answering = asyncio.create_task(ask(CREATE, GOOD))
     await arrived(1)
     await asyncio.sleep(0.01)

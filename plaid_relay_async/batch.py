@@ -8,6 +8,7 @@ left knows of each request whether it can be dropped, or has to be waited for.
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import warnings
 from collections import deque
@@ -30,6 +31,7 @@ from plaid_relay_async.errors import (
     RequestValidationError,
     ResponseDecodeError,
     concerns_everyone,
+    concerns_report,
     ending_of,
     ordinary,
     sealed,
@@ -59,8 +61,10 @@ if TYPE_CHECKING:
 Q = TypeVar("Q")
 T = TypeVar("T")
 
-# After so many errors that every request would meet alike, and no success between, a batch stops.
+# After this number of errors that every request would meet, and no success in between, a batch stops. That
+# number of errors of a report stops the requests for that report.
 SHARED_ERRORS: Final = 3
+_REPORTS: Final = 256  # whose errors are counted at the same time
 
 Requests: TypeAlias = Iterable[RelayCreateRequest] | AsyncIterable[RelayCreateRequest]
 Tokens: TypeAlias = Iterable[str | Q] | AsyncIterable[str | Q]
@@ -78,6 +82,7 @@ class Operation:
         success: makes the outcome of a call that did it, from `response=` and what all outcomes have.
         same: gives the words of a request that make it the same as another.
         duplicate: says of a request that it is such another.
+        report: returns the tokens of a request's report, where several requests have the same report.
         reads: it changes nothing, so that nothing of it is ever unknown; what it reads may be large.
         advice: what to do about an unknown, if that isn't what the error says.
     """
@@ -86,6 +91,7 @@ class Operation:
     success: Callable[..., Any]
     same: Callable[[Any], tuple[str, ...]] = lambda request: (request.relay_token,)
     duplicate: str = "this relay token came before"
+    report: Callable[[Any], tuple[str, ...]] | None = None
     reads: bool = False
     advice: str = OutcomeUnknownError.advice
 
@@ -144,12 +150,16 @@ def _removed(*, response: Any, **facts: Any) -> Removed | Failed:
     return Failed(error=error, **facts)
 
 
+def _report(request: RelayCreateRequest) -> tuple[str, ...]:
+    return tuple(sorted(request.report_tokens))
+
+
 def _report_and_partner(request: RelayCreateRequest) -> tuple[str, ...]:
-    return (*sorted(request.report_tokens), request.secondary_client_id)
+    return (*_report(request), request.secondary_client_id)
 
 
 CREATE: Final = Operation(
-    RelayCreateRequest, _created, _report_and_partner, "this pair of report and partner came before"
+    RelayCreateRequest, _created, _report_and_partner, "this pair of report and partner came before", _report
 )
 GET: Final = Operation(RelayGetRequest, Fetched, reads=True)
 GET_PDF: Final = Operation(RelayPdfGetRequest, Fetched, reads=True)
@@ -216,7 +226,10 @@ class Entry(Protocol):
         ...
 
     def end(self, outcome: Any) -> Awaitable[object]:
-        """This is what became of the call. What it gives is done once that can't be lost."""
+        """Record the outcome, or with `None` that the request is not attempted; it is durable once awaited.
+
+        With `None` the awaitable may raise `TakenError`.
+        """
         ...
 
     def leave(self) -> None:
@@ -236,7 +249,7 @@ class AnyJournal(Protocol):
 
 
 class _HaltedError(Exception):
-    """The batch takes back its leave to send."""
+    """The request must not be sent: the batch, or its report, is stopped."""
 
 
 @define(eq=False, repr=False)
@@ -252,6 +265,7 @@ class _Flight(Generic[S]):
         patient: whether the server's pauses count against neither time nor attempts.
         entry: the journal's, if there is a journal.
         taken: somebody else has begun the same.
+        stopped: its report is stopped, so it isn't sent, or not again.
     """
 
     batch: Batch[S]
@@ -266,7 +280,13 @@ class _Flight(Generic[S]):
     patient: bool = True
     entry: Entry | None = None
     taken: bool = False
+    stopped: bool = False
     outcome: S | Failed | Unknown | None = None
+
+    @property
+    def to_record(self) -> S | Failed | Unknown | None:
+        """The outcome for the journal: `None` if the request stays unattempted, for its report is stopped."""
+        return None if self.stopped and self.doubt is None else self.outcome
 
     @property
     def doubted(self) -> bool:
@@ -276,7 +296,7 @@ class _Flight(Generic[S]):
         return self.doubt or (None if self.entry is None else self.entry.doubt)
 
     async def begin(self) -> None:
-        self._check()
+        self.check()
         self.busy = True
         if self.entry is not None:
             await self._journal_begins(self.entry)
@@ -299,7 +319,7 @@ class _Flight(Generic[S]):
         self._attempt_ended(error)
         if not spared and ending_of(error) is Ending.UNKNOWN:
             self.doubt = error
-        self._check()
+        self.check()
 
     def broken_off(self, known: Any) -> None:
         if not isinstance(known, PlaidRelayError):
@@ -314,8 +334,13 @@ class _Flight(Generic[S]):
         self.last = error
         self.busy = self.begun = False
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise `_HaltedError` if nothing may be sent for the request."""
         if self.batch.halted:
+            raise _HaltedError
+        cause = self.batch.stopped_report(self.request)
+        if cause is not None:
+            self.stopped, self.last = True, _not_sent_because_of(cause, self.attempts)
             raise _HaltedError
 
     def succeeded(self, response: Any) -> S:
@@ -345,6 +370,15 @@ class _Flight(Generic[S]):
         if self.begun:
             self.last = self.batch.operation.dropped(self.attempts)
         return None if self.last is None else self.ended(self.last)
+
+
+def _not_sent_because_of(cause: PlaidRelayError, attempts: int) -> PlaidRelayError:
+    """Return the error of a request that isn't sent, because others for its report ended with `cause`."""
+    error = copy.copy(cause)
+    error.args = (f"not sent after {SHARED_ERRORS} errors of the same report: {cause.args[0]}",)
+    error.sent, error.attempts = attempts > 0, attempts
+    vars(error).pop("request_id", None)  # of another request
+    return error
 
 
 Call: TypeAlias = "Callable[[Any, _Flight[S]], Awaitable[Any]]"
@@ -418,13 +452,45 @@ class _Met:
         self._seen: set[bytes] = set()
 
     def before(self, request: object) -> bool:
-        # 15 bytes: with one more, each digest would take the next size of CPython's allocator.
-        words = "\0".join(self._same(request))
-        digest = hashlib.blake2b(words.encode(), digest_size=15).digest()
+        digest = _digest(self._same(request))
         if digest in self._seen:
             return True
         self._seen.add(digest)
         return False
+
+
+def _digest(words: tuple[str, ...]) -> bytes:
+    # 15 bytes: with one more, each digest would take the next size of CPython's allocator.
+    return hashlib.blake2b("\0".join(words).encode(), digest_size=15).digest()
+
+
+class _Reports:
+    """Counts the errors of each report, for the reports that had one last, and without holding a token."""
+
+    def __init__(self, report: Callable[[Any], tuple[str, ...]]) -> None:
+        self._report = report
+        self._errors: dict[bytes, tuple[int, PlaidRelayError]] = {}
+
+    def count(self, request: object, error: PlaidRelayError) -> None:
+        """Count an error of the request's report."""
+        digest = _digest(self._report(request))
+        count, _ = self._errors.pop(digest, (0, error))
+        # A copy has no traceback, which would hold on to responses.
+        self._errors[digest] = (count + 1, copy.copy(error))
+        if len(self._errors) > _REPORTS:
+            del self._errors[next(iter(self._errors))]
+
+    def clear(self, request: object) -> None:
+        """Forget the errors of the request's report, because a request for it succeeded."""
+        if self._errors:
+            self._errors.pop(_digest(self._report(request)), None)
+
+    def stopped(self, request: object) -> PlaidRelayError | None:
+        """Return the error that stops the requests for this one's report, or `None`."""
+        if not self._errors:
+            return None
+        count, error = self._errors.get(_digest(self._report(request)), (0, None))
+        return error if count >= SHARED_ERRORS else None
 
 
 # -------------------------------------------------------------------------------------------- the batch
@@ -490,6 +556,7 @@ class Batch(Generic[S]):
         self.now: Callable[[], float] = float  # before it starts, no time goes by
         self._started = 0.0
         self._shared_errors = 0
+        self._reports = None if operation.report is None else _Reports(operation.report)
         self._trouble: BaseException | None = None
 
     # ------------------------------------------------------------------------------- the two ways of use
@@ -679,10 +746,11 @@ class Batch(Generic[S]):
             if flight.outcome is None:
                 self.result.not_attempted.append(flight.request)
             else:
-                self._deliver(flight.outcome, flight.last)
+                self._deliver(flight.outcome, None if flight.stopped else flight.last)
 
     async def _fly(self, flight: _Flight[S]) -> None:
         try:
+            flight.check()
             flight.outcome = flight.succeeded(await self._call(flight.request, flight))
         except _HaltedError:
             flight.outcome = flight.interrupted()
@@ -715,11 +783,11 @@ class Batch(Generic[S]):
         try:
             await self._fly(flight)
         except BaseException:
-            if flight.outcome is not None:  # nobody waits here any more, but it must not be lost
-                self._meanwhile(entry.end(flight.outcome))
+            if flight.to_record is not None:  # no task waits here any more, but it must not be lost
+                self._meanwhile(entry.end(flight.to_record))
             raise
         if flight.outcome is not None:
-            await self._record(flight, entry, flight.outcome)
+            await self._record(flight, entry)
 
     async def _enter(self, flight: _Flight[S], journal: AnyJournal) -> Entry | None:
         try:
@@ -732,16 +800,20 @@ class Batch(Generic[S]):
             self.fail(error)
         return None
 
-    async def _record(self, flight: _Flight[S], entry: Entry, outcome: S | Failed | Unknown) -> None:
+    async def _record(self, flight: _Flight[S], entry: Entry) -> None:
         flight.busy = True
+        outcome = flight.to_record
         try:
             await entry.end(outcome)
+        except TakenError:
+            flight.taken, flight.stopped, flight.last, flight.outcome = True, False, None, None
         except BaseException as error:
             if not ordinary(error):
                 raise
             self.fail(error)  # the outcome is handed on all the same
         else:
-            flight.outcome = evolve(outcome, journalled=entry.kept)
+            if outcome is not None:
+                flight.outcome = evolve(outcome, journalled=entry.kept)
 
     def _meanwhile(self, work: Awaitable[object]) -> None:
         task = asyncio.ensure_future(work)
@@ -763,14 +835,23 @@ class Batch(Generic[S]):
             self._tell(self._on_progress, self.progress)
 
     def _weigh(self, outcome: S | Failed | Unknown, met: PlaidRelayError | None) -> None:
-        """Stop where going on would only give every request the error that this one met."""
+        """Stop the batch, or the requests for a report, if all others would only meet the same error."""
         if not isinstance(outcome, Failed | Unknown):
-            self._shared_errors = 0
+            if outcome.attempts:  # one that the journal knows shows nothing of today's requests
+                self._shared_errors = 0
+                if self._reports is not None:
+                    self._reports.clear(outcome.request)
         elif met is not None:
+            if self._reports is not None and concerns_report(met):
+                self._reports.count(outcome.request, met)
             self._shared_errors += concerns_everyone(met)
             gave_up = isinstance(met, RateLimitError) and met.gave_up_waiting
             if gave_up or self._shared_errors >= SHARED_ERRORS:
                 self.halt(met)
+
+    def stopped_report(self, request: object) -> PlaidRelayError | None:
+        """Return the error that stops the requests for this one's report, or `None`."""
+        return None if self._reports is None else self._reports.stopped(request)
 
     def _tell(self, callback: Callable[[T], object], news: T) -> None:
         try:

@@ -514,3 +514,10 @@ def concerns_everyone(error: PlaidRelayError) -> bool:
     return isinstance(error, PlaidAPIError) and (
         error.error_code in _SHARED_CODES or (error.error_code or "").startswith("UNAUTHORIZED_")
     )
+
+
+def concerns_report(error: PlaidRelayError) -> bool:
+    """Return whether every other creation for the same report would meet this error as well."""
+    if isinstance(error, AssetReportError | ReportNotReadyError):
+        return True
+    return isinstance(error, PlaidAPIError) and error.error_code == "INVALID_ASSET_REPORT_TOKEN"

@@ -727,6 +727,151 @@ async def test_shared_errors_with_successes_between_do_not_stop_it(plaid):
     assert result.stopped_by is None
 
 
+def of_three_reports(plaid: Simulator, count: int, wrong: str = "assets-sandbox-mistyped"):
+    """Requests for two good reports and a wrong one, in turn."""
+    reports = (plaid.add_report(), wrong, plaid.add_report())
+    for partner in partners(count):
+        for report in reports:
+            yield RelayCreateRequest([report], partner)
+
+
+async def test_an_error_of_a_report_stops_the_requests_for_that_report(plaid, client):
+    """After the first few the rest of them fail unsent, with the same error; the other reports are all shared."""
+    async with client.relay.create_many(of_three_reports(plaid, 200), concurrency=10) as batch:
+        outcomes = [outcome async for outcome in batch]
+    wrong = [each for each in outcomes if each.request.report_tokens == ("assets-sandbox-mistyped",)]
+    unsent = [each for each in wrong if not each.attempts]
+    assert len(outcomes) == 600
+    assert batch.result.counts == {"created": 400, "failed": 200}
+    assert batch.result.error_codes == {"INVALID_ASSET_REPORT_TOKEN": 200}
+    assert (batch.result.stopped_by, batch.result.not_attempted) == (None, [])
+    assert 3 <= 200 - len(unsent) <= 3 + 10
+    assert len(plaid.requests) == 400 + 200 - len(unsent)
+    for each in unsent:
+        assert isinstance(each.error, InvalidRequestError)
+        assert (each.error.sent, each.error.attempts, each.error.status) == (False, 0, 400)
+        assert each.request_id is each.error.request_id is None
+        assert "not sent after 3 errors of the same report: Plaid answered INVALID_ASSET" in str(each.error)
+        assert "mistyped" not in str(each.error)
+    assert len({id(each.error) for each in unsent}) == len(unsent)
+
+
+@pytest.mark.parametrize(
+    ("body", "stops"),
+    [
+        ({"error_type": "INVALID_INPUT", "error_code": "INVALID_ASSET_REPORT_TOKEN"}, True),
+        ({"error_type": "ASSET_REPORT_ERROR", "error_code": "PRODUCT_NOT_READY"}, True),
+        ({"error_type": "ASSET_REPORT_ERROR", "error_code": "DATA_UNAVAILABLE"}, True),
+        ({"error_type": "ASSETS_ERROR", "error_code": "OF_TOMORROW"}, True),
+        ({"error_type": "ITEM_ERROR", "error_code": "PRODUCT_NOT_READY"}, False),
+        ({"error_type": "INVALID_INPUT", "error_code": "INVALID_RELAY_TOKEN"}, False),
+        ({"error_type": "INVALID_REQUEST", "error_code": "INVALID_FIELD"}, False),
+    ],
+)
+async def test_which_errors_are_those_of_a_report(plaid, client, body, stops):
+    """A report that Plaid doesn't know, or can't provide, is the same for each partner; a partner's fault isn't."""
+    plaid.fail(Fault(path=CREATE, status=400, body=body))
+    result = await client.relay.create_many(requests(plaid, 20), concurrency=1)
+    assert result.counts == {"failed": 20}
+    assert len(plaid.requests) == (3 if stops else 20)
+
+
+async def test_a_success_shows_that_an_error_is_not_the_reports(plaid, client):
+    """Errors of a report with successes in between stop nothing."""
+    body = {"error_type": "ASSET_REPORT_ERROR", "error_code": "PRODUCT_NOT_READY"}
+    for number in (0, 1, 3, 4, 6, 7):
+        plaid.fail(Fault(path=CREATE, status=400, body=body, secondary_client_id=f"partner-{number}"))
+    result = await client.relay.create_many(requests(plaid, 20), concurrency=1)
+    assert result.counts == {"created": 14, "failed": 6}
+    assert len(plaid.requests) == 20
+
+
+async def test_a_report_goes_on_if_a_request_in_flight_succeeds():
+    """A report that becomes ready while others fail is no longer stopped."""
+    unsent, ready = asyncio.Event(), asyncio.Event()
+
+    async def create(request, permit):
+        await permit.begin()
+        if request.secondary_client_id in {"partner-1", "partner-2", "partner-3"}:
+            raise InvalidRequestError("no", status=400, error_code="INVALID_ASSET_REPORT_TOKEN")
+        await unsent.wait()
+        return RelayCreateResponse("token")
+
+    async def rows():
+        for partner in partners(5):
+            yield RelayCreateRequest(["report"], partner)
+        await ready.wait()
+        yield RelayCreateRequest(["report"], "partner-5")
+
+    def count(outcome):
+        if isinstance(outcome, Created):
+            ready.set()
+        elif not outcome.attempts:
+            unsent.set()
+
+    result = await Batch(CREATIONS, rows(), create, concurrency=2, drain=1, on_outcome=count)
+    assert [each.request.secondary_client_id for each in result.created] == ["partner-0", "partner-5"]
+    assert [each.attempts for each in result.failed] == [1, 1, 1, 0]
+
+
+async def test_several_reports_of_one_request_are_stopped_together(plaid, client):
+    """Which of them is wrong isn't known, so requests with one of them alone go on; their order is no matter."""
+    orders = (["good", "wrong"], ["wrong", "good"])
+    both = [RelayCreateRequest(tokens, f"p{n}") for n in range(10) for tokens in orders]
+    alone = RelayCreateRequest.fan_out([plaid.add_report("good")], partners(10))
+    plaid.fail(Fault(path=CREATE, status=400, body={"error_code": "INVALID_ASSET_REPORT_TOKEN"}, times=3))
+    result = await client.relay.create_many([*both, *alone], concurrency=1, allow_duplicates=True)
+    assert result.counts == {"created": 10, "failed": 20}
+    assert len(plaid.requests) == 3 + 10
+
+
+@pytest.mark.parametrize(
+    ("error", "spared", "kind"),
+    [
+        (RateLimitError("later", status=429), True, Failed),
+        (OutcomeUnknownError("lost"), False, Unknown),
+    ],
+    ids=["refused", "in doubt"],
+)
+async def test_a_call_that_is_about_to_leave_again_stays_if_its_report_is_stopped(error, spared, kind):
+    """One that was refused for now fails with the report's error; one that may be done stays unknown."""
+    stopped, ended = asyncio.Event(), []
+
+    async def create(request, permit):
+        await permit.begin()
+        if request.secondary_client_id == "partner-0":
+            await stopped.wait()
+            permit.again(error, spared=spared)
+        raise InvalidRequestError("no", status=400, error_code="INVALID_ASSET_REPORT_TOKEN")
+
+    def count(outcome):
+        ended.append(outcome)
+        if len(ended) == 3:
+            stopped.set()
+
+    rows = RelayCreateRequest.fan_out(["report"], partners(4))
+    await Batch(CREATIONS, rows, create, concurrency=2, drain=1, on_outcome=count)
+    (last,) = [each for each in ended if each.request.secondary_client_id == "partner-0"]
+    assert (type(last), last.attempts, last.error.sent) == (kind, 1, True)
+    assert "not sent after 3 errors" in str(last.error if kind is Failed else last.error.__cause__)
+
+
+async def test_the_memory_of_stopped_reports_is_bounded():
+    """Of very many wrong reports the last ones are remembered, without their tokens."""
+
+    async def create(request, permit):
+        await permit.begin()
+        raise InvalidRequestError("no", status=400, error_code="INVALID_ASSET_REPORT_TOKEN")
+
+    wrong = [RelayCreateRequest([f"report-{n}"], f"p{partner}") for n in range(600) for partner in range(3)]
+    batch = Batch(CREATIONS, wrong, create, concurrency=1, drain=1)
+    assert (await batch).counts == {"failed": 1800}
+    assert len(batch._reports._errors) == 256
+    assert batch.stopped_report(RelayCreateRequest(["report-0"], "p")) is None
+    assert batch.stopped_report(RelayCreateRequest(["report-599"], "p")).status == 400
+    assert "report-599" not in repr(batch._reports._errors)
+
+
 async def test_pauses_are_queueing(plaid):
     """In a batch, refusals for now count against neither the attempts nor the time of a request."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=30))

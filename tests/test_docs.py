@@ -18,7 +18,7 @@ from processes import running_beside
 import plaid_relay_async
 from plaid_relay_async import Credentials, PlaidRelayError, RelayClient, RetryPolicy, Timeouts
 from plaid_relay_async.client import AssetReports, Items, Relay, Sandbox, WebhookVerificationKeys
-from plaid_relay_async.errors import concerns_everyone
+from plaid_relay_async.errors import class_for, concerns_everyone, concerns_report
 from plaid_relay_async.limits import PLAID_PRODUCTION, PLAID_SANDBOX, RateLimit
 from plaid_relay_async.simulator import Fault, Limit
 
@@ -107,6 +107,22 @@ def test_the_errors_that_all_share_are_those_of_the_page(code):
     """The codes that batch.md says stop a batch are those that do."""
     assert code.partition("ENVIRONMENT")[0] in section(page("docs/batch.md"), "Errors that all share")
     assert concerns_everyone(plaid_relay_async.PlaidAPIError("it", error_code=code))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"error_code": "INVALID_ASSET_REPORT_TOKEN", "error_type": "INVALID_INPUT"},
+        {"error_code": "PRODUCT_NOT_READY", "error_type": "ASSET_REPORT_ERROR"},
+        {"error_code": "OF_TOMORROW", "error_type": "ASSET_REPORT_ERROR"},
+        {"error_code": "OF_TOMORROW", "error_type": "ASSETS_ERROR"},
+    ],
+)
+def test_the_errors_of_a_report_are_those_of_the_page(facts):
+    """The codes and types that batch.md says stop a report's requests are those that do."""
+    told = section(page("docs/batch.md"), "Errors that all share")
+    assert facts["error_type" if facts["error_code"] == "OF_TOMORROW" else "error_code"] in told
+    assert concerns_report(class_for(**facts, status=400)("it", **facts))
 
 
 @pytest.mark.parametrize(("heading", "cls"), [("Faults", Fault), ("Limits", Limit)])

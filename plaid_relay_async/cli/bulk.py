@@ -17,7 +17,14 @@ from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.status import Exit
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.config import RetryPolicy
-from plaid_relay_async.errors import BatchStoppedError, ConfigurationError, JournalError, PlaidRelayError
+from plaid_relay_async.errors import (
+    BatchStoppedError,
+    ConfigurationError,
+    JournalError,
+    PlaidRelayError,
+    concerns_report,
+    reason_of,
+)
 from plaid_relay_async.outcomes import Failed, Unknown
 
 if TYPE_CHECKING:
@@ -61,6 +68,8 @@ class Run:
     _journal_trouble: PlaidRelayError | None = field(default=None, init=False)
     _counts: Counter[str] = field(factory=Counter, init=False)
     _error_codes: Counter[str] = field(factory=Counter, init=False)
+    _unsent: Counter[str] = field(factory=Counter, init=False)  # by the code that stopped their report
+    _causes: dict[str, PlaidRelayError] = field(factory=dict, init=False)
 
     async def __call__(self) -> Tally:
         """Send, write down, and tell what was out of the ordinary; the table is the caller's to show.
@@ -134,7 +143,11 @@ class Run:
 
     def _write(self, outcome: Any) -> None:
         self._put(self._line(outcome), journalled=outcome.journalled)
-        if self.aloud and isinstance(outcome, Failed | Unknown):
+        if (cause := _stopped_by(outcome)) is not None:
+            code = reason_of(cause)
+            self._unsent[code] += 1
+            self._causes.setdefault(code, cause)
+        elif self.aloud and isinstance(outcome, Failed | Unknown):
             self.board.say(str(outcome.error))
         if self._broken() is not None:
             raise BrokenOutputError
@@ -190,6 +203,8 @@ class Run:
             self.board.say(broken)
         elif result.stopped_by is not None and not self.aloud:
             self.board.say(f"stopped early, for all would meet this: {result.stopped_by}")
+        for code, count in self._unsent.items():
+            self.board.say(f"{count} of the requests: {self._causes[code]}")
         if not self.rows.ended:
             self.board.say("the input was not read to its end")
 
@@ -201,6 +216,14 @@ class Run:
             return Exit.USAGE
         partly = tally.counts["failed"] or tally.counts["not_attempted"] or not self.rows.ended
         return Exit.FAILED if partly or self._broken() is not None else Exit.DONE
+
+
+def _stopped_by(outcome: object) -> PlaidRelayError | None:
+    """Return the error of the report for which a request wasn't sent; `None` if that isn't so."""
+    if not isinstance(outcome, Failed | Unknown) or outcome.attempts:
+        return None
+    error = outcome.error if isinstance(outcome, Failed) else outcome.error.__cause__
+    return error if isinstance(error, PlaidRelayError) and not error.sent and concerns_report(error) else None
 
 
 def _trouble_of(sending: asyncio.Task[None]) -> PlaidRelayError | None:

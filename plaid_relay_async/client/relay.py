@@ -128,6 +128,7 @@ class Relay(Operations):
 
         Await what this gives for a `BatchResult`, or stream the outcomes as they come with `async with` and
         `async for`. Keep a reference to it if the task may be cancelled: its `result` then has what there is.
+        After three errors of a report, without a success in between, the rest of its requests fail unsent.
 
         Args:
             requests: any iterable or async iterable, read as it is needed; see `RelayCreateRequest.fan_out`.

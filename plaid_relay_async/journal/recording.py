@@ -167,10 +167,10 @@ class Recorder:
         if isinstance(decision, decisions.Begin):
             values = self.writer.values(pair, request.secondary_client_id, decision.row)
             accept = accepted(values)
-            if decision.row is None:
-                self.writer.note(accept)
+            noted = self.writer.note(accept) if decision.row is None else None
             doubt = next((row.doubt() for row in decision.retire if row.doubtful), None)
-            return Creation(self, pair, Begin(values, decision.retire), accept, doubt=doubt)
+            begin = Begin(values, decision.retire)
+            return Creation(self, pair, begin, accept, noted, doubt=doubt, guessed=found is NOTHING)
         if isinstance(decision, Refuse):
             return Creation(self, pair, known=await self._refused(request, pair, found.own, decision))
         await self._note_elsewhere(request, pair, found.own, decision.row)
@@ -320,13 +320,17 @@ class Creation(_Entered):
 
     Attributes:
         known: what became of it, if that is known; it has no beginning then.
+        noted: the write of `accept`, if its row is new.
         doubt: the error of the attempt that makes way for it.
+        guessed: whether its pair was taken to be new without a look-up.
     """
 
     beginning: Begin | None = None
     accept: Accept | None = None
+    noted: asyncio.Future[Answer] | None = None
     known: Outcome | None = None
     doubt: OutcomeUnknownError | None = None
+    guessed: bool = False
 
     async def begin(self) -> None:
         """Return once it is on record that an attempt is about to leave; for the errors see `_begin`."""
@@ -335,8 +339,10 @@ class Creation(_Entered):
         self.accept.begun = True
         await self._begin(self.beginning)
 
-    def end(self, outcome: Outcome) -> Awaitable[object]:
-        """Take what became of it; what this gives is done once it is durable."""
+    def end(self, outcome: Outcome | None) -> Awaitable[object]:
+        """Record the outcome, or with `None` that it is not attempted; it is durable once awaited."""
+        if outcome is None:
+            return self._not_attempted()
         facts: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
         if isinstance(outcome, Created):
             state = State.CREATED
@@ -345,6 +351,20 @@ class Creation(_Entered):
             state = State.FAILED if isinstance(outcome, Failed) else State.UNKNOWN
             facts |= facts_of(outcome.error)
         return self._ended(self._end(state, **facts))
+
+    async def _not_attempted(self) -> None:
+        """Return once it is on record as accepted.
+
+        Raises:
+            TakenError: its pair wasn't looked up, so that it isn't known whether it has an outcome.
+            JournalError: it can't be written.
+        """
+        assert self.accept is not None  # noqa: S101  # what is known needs no attempt
+        if self.guessed and not self.accept.begun:
+            self.accept.begun = True  # not to be written: it is entered again
+            raise self.recorder.taken()
+        if self.noted is not None:
+            await self.noted
 
     def _end(self, state: State, **facts: Any) -> End:
         assert self.beginning is not None  # noqa: S101

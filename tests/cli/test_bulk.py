@@ -244,6 +244,27 @@ def test_an_error_that_all_share(plaid, run, partners):
     assert {line["attempts"] for line in done.lines if line["outcome"] == "not_attempted"} == {0}
 
 
+def test_an_error_of_a_report(plaid, run, tmp_path):
+    """Its requests stop after the first few and fail unsent, the cause is told once, and other reports go on."""
+    reports = [plaid.add_report(), "assets-sandbox-mistyped", plaid.add_report()]
+    rows = tmp_path / "in.csv"
+    lines = [f"{report},p{n}\n" for n in range(100) for report in reports]
+    rows.write_text("report_token,secondary_client_id\n" + "".join(lines))
+    done = run("bulk", rows, "--concurrency", 5)
+    unsent = [line for line in done.lines if (line["outcome"], line["attempts"]) == ("failed", 0)]
+    assert done.status == 1
+    assert (done.count("created"), done.count("failed"), done.count("not_attempted")) == (200, 100, 0)
+    assert len(plaid.ledger) == 200
+    assert len(plaid.requests) == 300 - len(unsent) <= 200 + 3 + 5
+    assert {(line["error_code"], line["request_id"]) for line in unsent} == {
+        ("INVALID_ASSET_REPORT_TOKEN", None)
+    }
+    told = f"{len(unsent)} of the requests: not sent after 3 errors of the same report: Plaid answered INVALID_ASSET"
+    assert done.err.count(told) == 1
+    assert "all would meet this" not in done.err
+    assert "mistyped" not in done.err
+
+
 def test_bad_rows_of_a_file(plaid, run, tmp_path):
     """All are named before anything is sent, and no output is made."""
     rows, out = tmp_path / "in.csv", tmp_path / "out"

@@ -522,6 +522,63 @@ async def test_unknowns_that_all_meet_the_same_error_stop_the_batch(plaid, clien
         assert (await journal.status("x")).counts == {"unknown": 30}
 
 
+NOT_READY = {"error_type": "ASSET_REPORT_ERROR", "error_code": "PRODUCT_NOT_READY"}
+
+
+async def test_what_a_report_stopped_is_sent_by_a_resumed_run(plaid, client, report, url):
+    """Its requests stay unattempted on record, and are sent once the report is ready; others are served."""
+    plaid.fail(Fault(path=CREATE, status=400, body=NOT_READY))
+    async with Journal(url, run="x", key=KEY) as journal:
+        stopped = await client.relay.create_many(requests(report, 30), journal=journal, concurrency=2)
+        counts = (await journal.status("x")).counts
+    unsent = [each for each in stopped.failed if not each.attempts]
+    assert stopped.counts == {"failed": 30}
+    assert counts == {"failed": 30 - len(unsent), "not_attempted": len(unsent)}
+    assert 30 - len(unsent) == len(plaid.requests) <= 5
+    assert not any(each.journalled for each in unsent)
+    async with Journal(url, run="x", key=KEY) as journal:
+        again = await client.relay.create_many(requests(report, 30), journal=journal, concurrency=2)
+        assert (again.counts, (await journal.status("x")).counts) == ({"failed": 30}, counts)
+    plaid.heal()
+    resumed, status = await create(client, report, url, "x", count=30)
+    assert resumed.counts == status.counts == {"created": 30}
+    assert len(plaid.ledger) == 30
+
+
+async def test_a_stopped_report_takes_no_token_from_those_who_have_one(plaid, client, report, url):
+    """What the journal knows is served, even behind very many that are new, and hides no error of the report."""
+    rows = [*requests(report, 250)]
+    known = [*rows[1:20:2], *rows[-20:]]
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.create_many(known, journal=journal)
+        sent = len(plaid.requests)
+        plaid.fail(Fault(path=CREATE, status=400, body=NOT_READY))
+        result = await client.relay.create_many(rows, journal=journal, concurrency=1)
+        assert len(plaid.requests) == sent + 3
+        assert result.counts == {"created": 30, "failed": 220}
+        assert {each.request.secondary_client_id for each in result.created} == {
+            each.secondary_client_id for each in known
+        }
+        assert (await journal.status("x")).counts == {"created": 30, "failed": 3, "not_attempted": 217}
+
+
+async def test_unknowns_whose_report_is_stopped_stay_unknown(plaid, client, report, url):
+    """With `retry_unknown`, those that aren't sent are told and kept as unknown, with the error as their cause."""
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
+        await client.relay.create_many(requests(report, 30), journal=journal)
+        plaid.heal()
+        plaid.fail(Fault(path=CREATE, status=400, body=NOT_READY))
+        sent = len(plaid.requests)
+        result = await client.relay.create_many(requests(report, 30), journal=journal, concurrency=2)
+        assert result.counts == (await journal.status("x")).counts == {"unknown": 30}
+        assert len(plaid.requests) <= sent + 5
+        assert {each.error.__cause__.error_code for each in result.unknown} == {"PRODUCT_NOT_READY"}
+        plaid.heal()
+        result = await client.relay.create_many(requests(report, 30), journal=journal)
+        assert result.counts == (await journal.status("x")).counts == {"created": 30}
+
+
 @pytest.mark.parametrize("run", ["x", "y"], ids=["the same run", "another run"])
 async def test_an_unknown_outlives_a_retry_that_never_left(plaid, client, report, tmp_path, run):
     """Its beginning is taken back, and the doubt of the attempt before it stays."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from typing import TYPE_CHECKING
-from urllib.parse import urlencode
 
 from plaid_relay_async.cli.serving import serve
 from plaid_relay_async.config import Credentials
@@ -48,10 +47,8 @@ async def show(port: int, signals: Signals) -> Exit:
         )
 
         def greeting() -> str:
-            # What stands behind the # stays in the browser.
-            opened_with = urlencode({"key": owners_key, "report_token": report_token})
             return (
-                f"console: {gateway.url}/#{opened_with}\n"
+                f"console: {gateway.console_link(key=owners_key, report_token=report_token)}\n"
                 f"owner's key: {owners_key}\n"
                 f"partner's key: {partners_key}\n"
                 f"secondary_client_id: {_PARTNER}\n"

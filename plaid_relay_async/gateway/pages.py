@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Final
 
-from attrs import frozen
+from attrs import define, field, frozen
+
+from plaid_relay_async.errors import Hidden
+from plaid_relay_async.gateway.refusals import NO_STORE
 
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -18,6 +24,8 @@ _HEADERS: Final = {
     "Cache-Control": "no-cache",
     "Server": "plaid-relay",
 }
+HANDOVER: Final = "/console/handover.json"
+_CODE_SECONDS: Final = 300.0
 _KINDS: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
@@ -44,3 +52,35 @@ def load() -> dict[str, Page]:
 def settings(body: bytes) -> Page:
     """Give what the page asks for about this gateway."""
     return Page(body, {**_HEADERS, "Content-Type": "application/json"})
+
+
+@define(eq=False, repr=False)
+class Handovers:
+    """Keys and tokens that the page fetches with a one-time code, so that its address contains none of them.
+
+    A browser writes each address into its history on disk, where it stays if the page takes a part of it out.
+    A code that was used, or has expired, is of no use to a reader of that history.
+    """
+
+    now: Callable[[], float] = time.monotonic
+    _pending: dict[bytes, tuple[float, Hidden[bytes]]] = field(factory=dict)
+
+    def issue(self, values: Mapping[str, str]) -> str:
+        """Return a code that can be exchanged for the values once, within 300 seconds."""
+        code = secrets.token_urlsafe(32)
+        self._pending[json.dumps(code).encode()] = (
+            self.now() + _CODE_SECONDS,
+            Hidden(json.dumps(values).encode()),
+        )
+        return code
+
+    def exchange(self, body: Hidden[bytes]) -> Page | None:
+        """Return the values for a code, a JSON string, and use it up; None if no such code is valid."""
+        presented = body.reveal()
+        for code, (expires, values) in list(self._pending.items()):
+            if self.now() >= expires:
+                del self._pending[code]
+            elif secrets.compare_digest(code, presented):
+                del self._pending[code]
+                return Page(values.reveal(), {**_HEADERS, "Content-Type": "application/json", **NO_STORE})
+        return None

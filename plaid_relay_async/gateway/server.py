@@ -124,6 +124,7 @@ class Gateway:
         self._patience = patience
         self._drain = drain
         self._pages: dict[str, pages.Page] = {}
+        self._handovers = pages.Handovers()
         self._listener: Listener | None = None
         self._metrics: Metrics | None = None
         if metrics_port is not None:
@@ -201,6 +202,23 @@ class Gateway:
         """
         return f"{'https' if self._ssl else 'http'}://{_bracketed(self._address[0])}:{self._port(0)}"
 
+    def console_link(self, **values: str) -> str:
+        """Return an address that opens the console with a key and tokens filled in, once, within 5 minutes.
+
+        The address has a one-time code in place of them, because browsers keep addresses on disk.
+
+        Args:
+            **values: `key`, `report_token` and `relay_token`.
+
+        Raises:
+            RuntimeError: the gateway doesn't listen yet.
+            ConfigurationError: it has no console, or listens on another address than loopback's.
+        """
+        url = self.url
+        if not self._console or not is_loopback(self._address[0]):
+            raise ConfigurationError("a link to the console needs the console, on a loopback address")
+        return f"{url}/#code={self._handovers.issue(values)}"
+
     @property
     def metrics_url(self) -> str | None:
         """Where Prometheus finds its metrics, if anywhere.
@@ -225,6 +243,8 @@ class Gateway:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.method in {"GET", "HEAD"} and (response := self._page(request)) is not None:
             return response
+        if request.raw_path == pages.HANDOVER and request.method == "POST":
+            return await self._hand_over(request)
         entry = Entry()
         try:
             return await self._call(request, entry)
@@ -250,6 +270,22 @@ class Gateway:
             admission.check_host(request, self._names)
         except RefusedError as refused:
             return refusals.answer_of(refused.reason, request_id())
+        return web.Response(body=page.body, headers=page.headers)
+
+    async def _hand_over(self, request: web.BaseRequest) -> web.Response:
+        """Answer a page that has a one-time code."""
+        try:
+            admission.check_host(request, self._names)
+            admission.check_origin(request)
+            admission.check_form(request)
+            page = self._handovers.exchange(await self._body(request))
+            if page is None:
+                raise RefusedError(refusals.NOT_FOUND)
+        except RefusedError as refused:
+            response = refusals.answer_of(refused.reason, request_id())
+            if refused.ends:
+                response.force_close()
+            return response
         return web.Response(body=page.body, headers=page.headers)
 
     async def _call(self, request: web.BaseRequest, entry: Entry) -> web.StreamResponse:

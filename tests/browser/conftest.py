@@ -74,11 +74,10 @@ class Console:
     trouble: list[str] = field(factory=list)
 
     async def open(self, caller: str | None = "owner", **secrets: str) -> Page:
-        """Open the page, with a key and tokens in its address."""
-        brought = ({} if caller is None else {"key": self.keys[caller]}) | secrets
-        fragment = "&".join(f"{name}={value}" for name, value in brought.items())
+        """Open the page by a link with a one-time code for a key and tokens."""
+        values = ({} if caller is None else {"key": self.keys[caller]}) | secrets
         await self.page.goto("about:blank")
-        await self.page.goto(f"{self.gateway.url}/#{fragment}")
+        await self.page.goto(self.gateway.console_link(**values) if values else self.gateway.url)
         await self.page.locator("#start").wait_for(state="hidden")
         return self.page
 

@@ -113,17 +113,56 @@ async def test_the_key_is_remembered_only_if_asked_for(shown):
     assert await page.locator("#key").input_value() == ""
 
 
-async def test_secrets_in_the_address_are_taken_out_of_it(shown):
-    """A key and tokens behind # fill the form in, and are gone from the address and the history."""
+async def test_a_link_with_a_one_time_code_fills_the_form_in(shown):
+    """No address that the browser sees has the key or a token, and a code works once, also in an open page."""
+    addresses = []
+    shown.page.on("framenavigated", lambda frame: addresses.append(frame.url))
     page = await shown.open("owner", report_token="assets-sandbox-canary-1")
     assert page.url == f"{shown.gateway.url}/"
+    assert await page.locator("#key").input_value() == shown.keys["owner"]
     assert await page.locator("#input-report_tokens").input_value() == "assets-sandbox-canary-1"
-    await page.evaluate("location.hash = 'relay_token=credit-relay-sandbox-canary-2'")
+    link = shown.gateway.console_link(relay_token="credit-relay-sandbox-canary-2")
+    await page.evaluate("(hash) => (location.hash = hash)", link.partition("#")[2])
     await shown.choose("/credit/relay/get")
-    assert await page.locator("#input-relay_token").input_value() == "credit-relay-sandbox-canary-2"
+    await page.wait_for_function("document.getElementById('input-relay_token').value.endsWith('canary-2')")
     assert page.url == f"{shown.gateway.url}/"
-    await page.go_back()
-    assert CANARY not in page.url
+    await page.evaluate("(hash) => (location.hash = hash)", link.partition("#")[2])
+    await page.locator("#key-wrong").wait_for()
+    assert "was used before or has expired" in await page.locator("#key-wrong").inner_text()
+    assert await page.locator("#key").input_value() == shown.keys["owner"]
+    for address in addresses:
+        assert CANARY not in address
+        assert shown.keys["owner"] not in address
+    assert any("#code=" in address for address in addresses)
+
+
+async def test_a_key_in_the_address_is_not_taken(shown):
+    """An address with a key or a token in it is no longer a way to fill the form in."""
+    page = await shown.open(None)
+    await page.goto("about:blank")
+    await page.goto(f"{shown.gateway.url}/#key={shown.keys['owner']}&report_token=assets-sandbox-canary-1")
+    await page.locator("#start").wait_for(state="hidden")
+    assert await page.locator("#key").input_value() == ""
+    assert await page.locator("#input-report_tokens").input_value() == ""
+
+
+@pytest.mark.parametrize("link", ["#code=", "#code=wrong", "#code=%22%5C"])
+async def test_a_link_that_is_not_valid(shown, link):
+    """The page works without it, and says what to do."""
+    page = await shown.open(None)
+    await page.goto("about:blank")
+    await page.goto(f"{shown.gateway.url}/{link}")
+    await page.locator("#start").wait_for(state="hidden")
+    assert "was used before or has expired" in await page.locator("#key-wrong").inner_text()
+    assert await page.locator("#title").inner_text() == "Share a report"
+
+
+async def test_a_link_to_a_gateway_that_has_gone(shown):
+    """An exchange that fails on the way is told as a code that isn't valid."""
+    page = await shown.open(None)
+    await page.route("**/console/handover.json", lambda route: route.abort())
+    await page.evaluate("location.hash = 'code=x'")
+    await page.locator("#key-wrong").wait_for()
 
 
 async def test_the_page_shows_what_its_gateway_serves(consoles):
@@ -152,7 +191,13 @@ async def test_storage_that_holds_rubbish_is_passed_over(shown):
         "{",
         "null",
         "[]",
+        "5",
+        '"text"',
         '{"path": 5, "inputs": {"/credit/relay/create": 7}, "language": "x", "address": {}}',
+        '{"path": {}, "inputs": null, "language": ["python"], "address": 5}',
+        '{"inputs": {"/credit/relay/create": {"secondary_client_id": true, "webhook": {}, "unknown": "x"}}}',
+        '{"inputs": {"/credit/relay/create": {"secondary_client_id": 5, "webhook": ["x"]}}, "address": "%"}',
+        '{"inputs": {"__proto__": {"webhook": true}}, "path": "constructor", "language": "toString"}',
     ):
         await page.evaluate("(text) => localStorage.setItem('plaid-relay-console', text)", rubbish)
         await page.reload()

@@ -16,7 +16,6 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import parse_qs
 
 import aiohttp
 import pytest
@@ -667,8 +666,15 @@ def console(spawn):
 async def test_a_console_and_our_client(console):
     """The owner's key creates and removes, the partner's reads and refreshes, and neither does more."""
     process, printed = console
-    address, _, fragment = printed["console"].partition("/#")
-    assert parse_qs(fragment) == {"key": [printed["owner's key"]], "report_token": [printed["report token"]]}
+    address, _, code = printed["console"].partition("/#code=")
+    async with (
+        aiohttp.ClientSession() as browser,
+        browser.post(f"{address}/console/handover.json", json=code) as response,
+    ):
+        assert await response.json() == {
+            "key": printed["owner's key"],
+            "report_token": printed["report token"],
+        }
     quick = {"base_url": address, "timeouts": Timeouts(total=20)}
     async with (
         RelayClient(gateway_key=printed["owner's key"], **quick) as owner,
@@ -701,4 +707,4 @@ def test_a_console_in_this_process(run, signal_when):
     done = run("console")
     assert done.status == 0
     assert len(set(KEY.findall(done.out))) == 2
-    assert re.search(r"^console: http://127\.0\.0\.1:\d+/#key=", done.out)
+    assert re.search(r"^console: http://127\.0\.0\.1:\d+/#code=[\w-]{43}$", done.out, re.MULTILINE)

@@ -1,13 +1,13 @@
 // The page: what it begins with, its operations, and which of them is shown.
 
 import * as connection from "./connection.js";
-import { byId, h } from "./dom.js";
+import { byId, h, showProblem } from "./dom.js";
 import * as many from "./many.js";
 import * as one from "./one.js";
 import { OPERATIONS, operationOf } from "./operations.js";
 import { LANGUAGES } from "./snippets.js";
 import { save, state } from "./state.js";
-import { recall, recallKey, takeFromAddress } from "./storage.js";
+import { recall, recallKey, takeCode } from "./storage.js";
 
 const RELAY = OPERATIONS.filter(({ group }) => group === "Relay").map(({ path }) => path);
 const SECRETS = { report_token: "REPORT_TOKEN", relay_token: "RELAY_TOKEN" };
@@ -56,12 +56,36 @@ function show(path) {
   else one.show(path);
 }
 
-// Gives whether there was anything.
-function bring() {
-  const { key, ...tokens } = takeFromAddress(["key", ...Object.keys(SECRETS)]);
-  state.key = key ?? state.key;
-  for (const [name, token] of Object.entries(tokens)) state.secrets[SECRETS[name]] = token;
-  return key !== undefined || Object.keys(tokens).length > 0;
+async function exchange(code) {
+  try {
+    const response = await fetch("/console/handover.json", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(code),
+      cache: "no-store",
+      credentials: "omit",
+    });
+    return response.ok ? await response.json() : null;
+  } catch {
+    return null;
+  }
+}
+
+// Fill in the key and the tokens for which the address has a one-time code, and return whether there were any.
+async function bring() {
+  const code = takeCode();
+  if (code === null) return false;
+  const brought = await exchange(code);
+  if (brought === null) {
+    showProblem(byId("key"), "The link", "was used before or has expired: enter the key here");
+    return false;
+  }
+  state.key = brought.key ?? state.key;
+  for (const [name, variable] of Object.entries(SECRETS)) {
+    state.secrets[variable] = brought[name] ?? state.secrets[variable];
+  }
+  connection.showKey();
+  return true;
 }
 
 async function start() {
@@ -73,8 +97,8 @@ async function start() {
     inputs: kept.inputs,
     language,
   });
-  bring();
   connection.prepare(one.showCode);
+  await bring();
   const { environment, operations, version } = await settings();
   state.served = OPERATIONS.filter(({ path }) => operations.includes(path));
   state.environment = environment;
@@ -93,10 +117,8 @@ async function start() {
   show(known ? kept.path : state.served[0].path);
 }
 
-window.addEventListener("hashchange", () => {
-  if (!bring()) return;
-  connection.showKey();
-  show(state.path);
+window.addEventListener("hashchange", async () => {
+  if (await bring()) show(state.path);
 });
 window.addEventListener("beforeunload", (event) => {
   if ([...state.unsaved].some((lost) => lost())) event.preventDefault();

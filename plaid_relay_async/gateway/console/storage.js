@@ -17,12 +17,11 @@ function attempt(work, otherwise) {
 /** What was kept: address, path, language, and inputs by path and name. */
 export function recall(operations) {
   const kept = attempt(() => JSON.parse(localStorage.getItem(PLAIN)), {});
-  const text = (value) => (typeof value === "string" ? value : undefined);
   return {
     address: text(kept.address),
     path: text(kept.path),
     language: text(kept.language),
-    inputs: plainInputs(operations, kept.inputs ?? {}),
+    inputs: plainInputs(operations, kept.inputs),
   };
 }
 
@@ -32,13 +31,16 @@ export function keep(operations, { address, path, language, inputs }) {
   attempt(() => localStorage.setItem(PLAIN, JSON.stringify(kept)));
 }
 
+// A value of another type than the page writes, as another version of it may have done, counts as none.
+const text = (value) => (typeof value === "string" ? value : undefined);
+
 function plainInputs(operations, inputs) {
   const plain = {};
   for (const { path, inputs: known } of operations) {
-    for (const { name, env } of known) {
-      const value = inputs[path]?.[name];
-      const may = value === true || (typeof value === "string" && value && !looksSecret(value));
-      if (!env && may) (plain[path] ??= {})[name] = value;
+    for (const { name, kind, env } of known) {
+      const value = inputs?.[path]?.[name];
+      const fits = kind === "flag" ? value === true : text(value) && !looksSecret(value);
+      if (!env && fits) (plain[path] ??= {})[name] = value;
     }
   }
   return plain;
@@ -48,10 +50,9 @@ export const recallKey = () => attempt(() => sessionStorage.getItem(KEY), null);
 export const keepKey = (key) => attempt(() => sessionStorage.setItem(KEY, key));
 export const forgetKey = () => attempt(() => sessionStorage.removeItem(KEY));
 
-/** Take what the address brought, such as #key=...&report_token=..., out of it and out of the history. */
-export function takeFromAddress(names) {
-  const brought = new URLSearchParams(location.hash.slice(1));
-  const found = names.filter((name) => brought.has(name)).map((name) => [name, brought.get(name)]);
-  if (found.length) history.replaceState(null, "", location.pathname);
-  return Object.fromEntries(found);
+/** The one-time code that the address brought as #code=..., which is taken out of it; null without one. */
+export function takeCode() {
+  const code = new URLSearchParams(location.hash.slice(1)).get("code");
+  if (code !== null) history.replaceState(null, "", location.pathname);
+  return code;
 }

@@ -205,6 +205,24 @@ async def test_curl_writes_no_answer_over_another(modules, shell, tmp_path):
     assert kept.read_bytes() == answer
 
 
+async def test_curl_takes_an_address_and_values_to_the_letter(modules, tmp_path):
+    """Braces and brackets don't make several requests, and a value is never a file, an option or a command."""
+    endings = ["/{a,b}", "/[1-3]", "/it's", "/$HOME`id`!!", "/-X/@x"]
+    values = ["@/etc/passwd", "-d", "!!", "!x", "%0a%1", "<x", ">x"]
+    async with Recorder() as upstream:
+        codes = []
+        for ending in endings:
+            codes += await snippets(modules, "curl", "/item/remove", [{}], upstream.url + ending)
+        inputs = [{"reason_code": "OTHER", "reason_note": value} for value in values]
+        codes += await snippets(modules, "curl", "/item/remove", inputs, upstream.url)
+        await run_code("curl", codes, tmp_path)
+        targets = [each.split(b" ")[1].decode() for each in upstream.requests]
+        notes = [upstream.body(number)["reason_note"] for number in range(len(endings), len(codes))]
+    assert targets == [f"{ending}/item/remove" for ending in endings] + ["/item/remove"] * len(values)
+    assert notes == values
+    assert "!!" not in codes[len(endings) + 2]
+
+
 async def body_of(modules, path, filled):
     """What the page itself would send."""
     return await modules.evaluate(

@@ -2,28 +2,34 @@
 
 import { h } from "./dom.js";
 
+// A string without its last quote. One that isn't closed goes to the end of the text: otherwise each quote in it
+// would begin another search for the end, and the time would grow with the square of the length.
+const begun = (quote) => String.raw`${quote}[^${quote}\\]*(?:\\[^][^${quote}\\]*)*`;
+const DOUBLE = `${begun('"')}"?`;
+const TEMPLATE = `${begun("`")}\`?`;
+
 const RULES = {
   python: [
     ["comment", /#.*/y],
-    ["string", /f?"(?:\\.|[^"\\])*"/y],
+    ["string", new RegExp(`f?${DOUBLE}`, "y")],
     ["keyword", /\b(?:import|from|async|await|def|with|as|for|in|match|case|None|True|False|return)\b/y],
     ["number", /\b\d[\w.]*/y],
   ],
   curl: [
     ["comment", /#.*/y],
-    ["string", /'[^']*'|"(?:\\.|[^"\\])*"/y],
+    ["string", new RegExp(`'[^']*'?|${DOUBLE}`, "y")],
     ["keyword", /\b(?:curl|umask)\b|--[\w-]+/y],
     ["name", /\$\{?\w+/y],
   ],
   typescript: [
     ["comment", /\/\/.*/y],
-    ["string", /"(?:\\.|[^"\\])*"|`(?:\\.|[^`\\])*`/y],
+    ["string", new RegExp(`${DOUBLE}|${TEMPLATE}`, "y")],
     ["keyword", /\b(?:import|from|const|await|as|if|throw|new|true|false)\b/y],
     ["number", /\b\d[\w.]*/y],
   ],
   json: [
-    ["name", /"(?:\\.|[^"\\])*"(?=:)/y],
-    ["string", /"(?:\\.|[^"\\])*"/y],
+    ["name", new RegExp(`${begun('"')}"(?=:)`, "y")],
+    ["string", new RegExp(DOUBLE, "y")],
     ["keyword", /\b(?:true|false|null)\b/y],
     ["number", /-?\d[\d.eE+-]*/y],
   ],
@@ -57,14 +63,16 @@ function wordAt(language, text, at) {
   return null;
 }
 
-const PIECES = /"(?:\\.|[^"\\])*"|[{}[\],:]|[^\s{}[\],:"]+/g;
+const PIECES = new RegExp(String.raw`${DOUBLE}|[{}[\],:]|[^\s{}[\],:"]+`, "g");
+
+const DEEPEST = 40; // levels that are indented: of a response that nests 100,000, the rest would fill the memory
 
 /** JSON with line breaks; each number and string stays as it came, for money is decimal. */
 export function laidOut(json) {
   let depth = 0;
   let empty = false;
   const out = [];
-  const line = () => `\n${"  ".repeat(depth)}`;
+  const line = () => `\n${"  ".repeat(Math.min(depth, DEEPEST))}`;
   for (const [piece] of json.matchAll(PIECES)) {
     if (piece === "}" || piece === "]") {
       depth -= 1;

@@ -244,7 +244,8 @@ function inHereJson(value, depth = 0) {
     return value.list ? `["$${value.name}"]` : `"$${value.name}"`;
   }
   if (Array.isArray(value)) return `[${value.map((each) => inHereJson(each)).join(", ")}]`;
-  if (typeof value === "string") return inHere(quoteJson(value));
+  // At its prompt an older shell may take an exclamation mark for a command of its history.
+  if (typeof value === "string") return inHere(quoteJson(value).replaceAll("!", "\\u0021"));
   if (typeof value !== "object") return String(value);
   const pad = " ".repeat(depth + 2);
   const lines = Object.entries(value).map(
@@ -263,7 +264,7 @@ function curl(operation, values, address) {
 umask 077
 set -C
 curl ${quoteShell(address + operation.path)} \\
-  --silent --show-error --write-out '%{stderr}%{http_code}\\n' \\
+  --globoff --silent --show-error --write-out '%{stderr}%{http_code}\\n' \\
   --header @/dev/fd/3 --header 'Content-Type: application/json' \\
   --data-binary @- 3<<KEY <<BODY >${operation.pdf ? "report.pdf" : "answer.json"}
 Authorization: Bearer $PLAID_GATEWAY_KEY
@@ -347,5 +348,5 @@ export const LANGUAGES = [
  */
 export function snippet(language, operation, values, address) {
   const { write } = LANGUAGES.find(({ name }) => name === language) ?? LANGUAGES[0];
-  return write(operation, values, address.replace(/\/+$/, ""));
+  return write(operation, values, address.replace(/(?<!\/)\/+$/, ""));
 }

@@ -1,0 +1,107 @@
+"""Texts with colours: all of the text is there, and the time grows with its length."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+LANGUAGES = ("python", "bulk", "curl", "typescript", "json")
+MEASURE = """async ([language, piece, tail, count]) => {
+  const { coloured, laidOut, withoutTokens } = await import("/console/render.js");
+  const { tokensIn } = await import("/console/call.js");
+  const timed = (count) => {
+    const text = piece.repeat(count) + tail;
+    let best = Infinity;
+    for (let round = 0; round < 3; round += 1) {
+      const begun = performance.now();
+      if (language) coloured(language, text);
+      laidOut(text);
+      withoutTokens(text);
+      tokensIn({ text, json: null });
+      best = Math.min(best, performance.now() - begun);
+    }
+    return best;
+  };
+  timed(count);
+  return [timed(count), timed(100 * count)];
+}"""
+
+
+QUOTES = [(r"\"", ""), (r"\"", "\\"), ("\\'", ""), ("\\`", ""), ("\\", '"')]
+# What becomes many elements is measured without these: their number makes the browser slow in other ways.
+OTHERS = [(r"x\"\"y: ", "\n"), ('"relay_token":  "', ""), ('"relay_token" ', ":"), ("[{", "")]
+
+
+@pytest.mark.parametrize(
+    ("language", "piece", "tail"),
+    [
+        *((language, *text) for language in LANGUAGES for text in QUOTES),
+        *((None, *text) for text in OTHERS),
+    ],
+)
+async def test_the_time_grows_with_the_length(modules, language, piece, tail):
+    """A hundred times as much takes less than a thousand times as long: no search begins anew at each quote."""
+    once, hundred_times = await modules.evaluate(MEASURE, [language, piece, tail, 500])
+    assert hundred_times < 1_000 * max(once, 1)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '"',
+        '"open',
+        "'open",
+        "`open",
+        '"a\\',
+        '"a\\"',
+        '"a": "b"',
+        '"a:b',
+        "x \"a\\\nb\" 'c' `d\n`e",
+        'f"{x}" # it\'s',
+        "// it's\n/* `",
+    ],
+)
+async def test_all_of_a_text_is_there(modules, language, text):
+    """Colours change nothing of a text."""
+    shown = await modules.evaluate(
+        """async ([language, text]) => {
+          const { coloured } = await import("/console/render.js");
+          return coloured(language, text).map((node) => node.textContent ?? node).join("");
+        }""",
+        [language, text],
+    )
+    assert shown == text
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [('{"a": "b:c"}', ['"a"']), ('{"a\\"": 1}', ['"a\\""']), ('"a:b', []), ('{"a": "b', ['"a"'])],
+)
+async def test_names_in_json(modules, text, names):
+    """A name is a whole string before a colon."""
+    found = await modules.evaluate(
+        """async (text) => {
+          const { coloured } = await import("/console/render.js");
+          return coloured("json", text).filter((node) => node.className === "c-name").map((n) => n.textContent);
+        }""",
+        text,
+    )
+    assert found == names
+
+
+async def test_an_answer_that_is_nothing_but_quotes(shown):
+    """A response with 50,000 escaped quotes is shown at once, also where the page cuts it."""
+    message = '"' * 50_000
+    page = await shown.open("owner", report_token="assets-sandbox-canary-1")
+    await page.route(
+        "**/credit/relay/create",
+        lambda route: route.fulfill(
+            status=400, content_type="application/json", body=json.dumps({"error_message": message})
+        ),
+    )
+    await shown.fill(secondary_client_id="partner")
+    assert await shown.send()
+    assert await page.locator("#answer pre").inner_text()

@@ -11,15 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from attrs import evolve
+from attrs import evolve, frozen
 from cyclopts import App, CycloptsError, Parameter
 
 from plaid_relay_async.cli.board import Board
 from plaid_relay_async.cli.bulk import Run
+from plaid_relay_async.cli.cells import DELIMITERS, Columns, Reading
 from plaid_relay_async.cli.console import show
 from plaid_relay_async.cli.demo import demonstrate
 from plaid_relay_async.cli.fetch import Fetch, Store, reading
 from plaid_relay_async.cli.gateway import gateway, keys
+from plaid_relay_async.cli.identifiers import oddity_of
 from plaid_relay_async.cli.journal import (
     Existing,
     Held,
@@ -40,7 +42,8 @@ from plaid_relay_async.cli.output import deliver, open_output, put, standard_out
 from plaid_relay_async.cli.rows import FileRows, Form, PipedRows, Source, creations, shared
 from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.simulate import read_clients, serve
-from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say
+from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say, shown_lines
+from plaid_relay_async.cli.survey import Survey
 from plaid_relay_async.cli.words import confirmed, read_token
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.codec import to_json
@@ -111,6 +114,57 @@ Where: TypeAlias = Annotated[
 ]
 Append: TypeAlias = Annotated[bool, Parameter(negative="", help="Add to the output if it is there.")]
 Concurrency: TypeAlias = Annotated[int, Parameter(help="So many calls at once.")]
+AllowOddIDs: TypeAlias = Annotated[
+    bool,
+    Parameter(
+        name="--allow-odd-ids",
+        negative="",
+        help="Accept partner IDs that look like a formula, a number or a heading, or unlike the others.",
+    ),
+]
+
+
+@Parameter(name="*")
+@frozen
+class Layout:
+    """How the command reads INPUT.
+
+    Attributes:
+        delimiter: of CSV.
+        column: `COLUMN=NAME` for each column that has another name in the input.
+        no_header: whether the first line is a row even if it looks like a header.
+    """
+
+    delimiter: Annotated[
+        str | None,
+        Parameter(
+            allow_leading_hyphen=True,
+            help="The delimiter of CSV: a comma, semicolon, | or tab. Default: recognized from the header.",
+        ),
+    ] = None
+    column: Annotated[
+        tuple[str, ...],
+        Parameter(negative="", help="COLUMN=NAME: the input's name of a column. May be repeated."),
+    ] = ()
+    no_header: Annotated[
+        bool, Parameter(negative="", help="The input is a list without a header: the first line is a row.")
+    ] = False
+
+    def reading(self, columns: Columns) -> Reading:
+        """Return it, checked.
+
+        Raises:
+            UsageError: an option isn't valid.
+        """
+        delimiter = {"tab": "\t", r"\t": "\t"}.get(self.delimiter or "", self.delimiter)
+        if delimiter is not None and delimiter not in DELIMITERS:
+            raise UsageError(f"--delimiter: must be one of {' '.join(DELIMITERS.values())}")
+        mapped = dict(word.partition("=")[::2] for word in self.column)
+        if not all(column in columns.names and name.strip() for column, name in mapped.items()):
+            raise UsageError(f"--column: must be COLUMN=NAME, with one of {', '.join(columns.names)}")
+        if mapped and self.no_header:
+            raise UsageError("--column: doesn't go with --no-header")
+        return Reading(delimiter, mapped, header=not self.no_header)
 
 
 # ---------------------------------------------------------------------------------------- the commands
@@ -130,6 +184,19 @@ def bulk(
     /,
     *,
     report_token: OptionalReportToken = None,
+    layout: Layout = Layout(),
+    allow_odd_ids: AllowOddIDs = False,
+    stream: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="Send the rows of a pipe as they come, without comparing them with each other first.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        Parameter(negative="", help="Check the whole input, print what would be sent, and send nothing."),
+    ] = False,
     output: Where = "-",
     append: Append = False,
     concurrency: Concurrency = 50,
@@ -144,17 +211,27 @@ def bulk(
     """
     if source == report_token == "-":
         raise UsageError("standard input can't be both INPUT and --report-token")
+    if stream and dry_run:
+        raise UsageError("--dry-run: doesn't go with --stream")
     token = None if report_token is None else _report_token(report_token)
     client, journal = _client(base_url, timeout, concurrency), recording.journal_to_write()
     run = partial(Run, client, concurrency=concurrency, journal=journal)
-    return _for_each_row(source, creations(token), run, output, append=append)
+    form = creations(token, allow_odd=allow_odd_ids)
+    survey = Survey(allow_odd=allow_odd_ids, pairs=set() if dry_run else None)
+    with Source(source, layout.reading(form.columns), stream=stream) as rows:
+        if dry_run:
+            return _dry_run(rows, form, survey)
+        return _for_each_row(rows, form, run, output, append=append, survey=survey)
 
 
 @app.command
 def create(
     *,
     report_token: ReportToken,
-    partner: Annotated[str, Parameter(help="The partner: its secondary_client_id.")],
+    partner: Annotated[
+        str, Parameter(allow_leading_hyphen=True, help="The partner: its secondary_client_id.")
+    ],
+    allow_odd_ids: AllowOddIDs = False,
     webhook: Annotated[str | None, Parameter(help="Where Plaid tells that the partner fetched it.")] = None,
     output: Where = "-",
     recording: Recording = Recording(),  # noqa: B008  # frozen
@@ -162,6 +239,8 @@ def create(
     timeout: Timeout = None,
 ) -> Exit:
     """Create one relay token, and write down its outcome as bulk does."""
+    if not allow_odd_ids and (oddity := oddity_of(partner)) is not None:
+        raise UsageError(f"--partner: {oddity}; --allow-odd-ids accepts it")
     client, journal = _client(base_url, timeout), recording.journal_to_write()
     request = _request(read_token(report_token, "--report-token"), partner, webhook)
     # A pause that Plaid asks for is queueing to a batch, but for a single call it has to fit its time.
@@ -229,6 +308,7 @@ def fetch(
         Literal["json", "pdf"], Parameter(name="--format", help="What to fetch: json or pdf.")
     ] = "json",
     insights: Annotated[bool, Parameter(negative="", help="With categories and merchants.")] = False,
+    layout: Layout = Layout(),
     output: Where = "-",
     append: Append = False,
     concurrency: Concurrency = 50,
@@ -247,7 +327,8 @@ def fetch(
     store.prepare()
     form = shared(reading(kind, insights=insights))
     run = partial(Fetch, client, concurrency=concurrency, store=store)
-    return _for_each_row(source, form, run, output, append=append)
+    with Source(source, layout.reading(form.columns)) as rows:
+        return _for_each_row(rows, form, run, output, append=append)
 
 
 @app.command
@@ -391,12 +472,42 @@ def _request(report_token: str, partner: str, webhook: str | None) -> RelayCreat
 
 
 def _for_each_row(
-    source: str, form: Form[Any], make: Callable[..., Run], output: str, *, append: bool
+    source: Source,
+    form: Form[Any],
+    make: Callable[..., Run],
+    output: str,
+    *,
+    append: bool,
+    survey: Survey | None = None,
 ) -> Exit:
-    with Source(source) as rows:
-        if rows.is_also(output):
-            raise UsageError(f"{output}: is the input, too")
-        return _carry_out(make, rows.rows(form), output, append=append)
+    if source.is_also(output):
+        raise UsageError(f"{output}: is the input, too")
+    rows = source.rows(form, survey)
+    if isinstance(rows, FileRows) and survey is not None:
+        _say_unknown(source)
+    status = _carry_out(make, rows, output, append=append)
+    if isinstance(rows, PipedRows) and survey is not None:
+        _say_unknown(source)
+    return status
+
+
+def _say_unknown(source: Source) -> None:
+    if source.table is not None and source.table.unknown:
+        say(f"unknown columns are ignored: {', '.join(source.table.unknown)}")
+
+
+def _dry_run(source: Source, form: Form[Any], survey: Survey) -> Exit:
+    file, problem = standard_output(), None
+    try:
+        source.rows(form, survey)
+    except UsageError as error:
+        problem = error
+    if source.table is not None:
+        put(file, shown_lines("\n".join(survey.summary(source.table))).encode() + b"\n")
+    if problem is not None:
+        raise problem
+    say("nothing was sent")
+    return Exit.DONE
 
 
 def _carry_out(

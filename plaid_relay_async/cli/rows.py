@@ -1,26 +1,27 @@
-"""The input: rows of CSV or JSON Lines become requests, and what is wrong is named by its place."""
+"""The input: its rows become requests, and each problem is named by its place."""
 
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
-import csv
-import difflib
 import io
 import itertools
-import json
 import os
+import shutil
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
+from plaid_relay_async.cli.cells import Cells, Columns, Place, Reading, Table, UnreadableError
+from plaid_relay_async.cli.identifiers import oddity_of
 from plaid_relay_async.cli.status import UsageError
+from plaid_relay_async.cli.survey import Survey
 from plaid_relay_async.codec import looks_like_a_token
 from plaid_relay_async.errors import RequestValidationError
 from plaid_relay_async.models import RelayCreateRequest
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PARTNER = "secondary_client_id"
-_MOST_PROBLEMS = 20
 _READ_AHEAD = 64
-_LONGEST_CELL = 64 * 1024 * 1024  # no string of a response is longer, so `bulk` writes no longer one
 
 
 @frozen
@@ -43,229 +42,59 @@ class Problem:
     text: str
 
 
-Cells: TypeAlias = dict[str, Any]
-_Row: TypeAlias = "tuple[int | str, Cells | str]"
-"""A line's number, or line and column, and the cells by name or what is wrong with them."""
-
-
 @frozen
 class Form(Generic[T]):
     """What the rows of an input are.
 
     Attributes:
-        columns: the names that mean something; others are somebody's own.
-        key: the column that no row is without.
-        bare: what a value of that column is called, standing alone.
-        alone: whether a CSV of such values will do.
-        headers: above a list of bare values, a header of somebody's own and no such value.
-        make: gives what a row asks for, or what is wrong with it from the column's name on, or `None` if it
-            is none of ours; the line on which the row begins goes with its cells.
+        columns: those that have a meaning; others are ignored.
+        make: returns what a row asks for, or what is wrong with it from the column's name on, or `None` if it
+            is to be passed over; takes the place where the row begins, and its cells.
     """
 
-    columns: tuple[str, ...]
-    key: str
-    bare: str
-    alone: bool
-    headers: frozenset[str]
-    make: Callable[[int | str, Cells], T | str | None]
+    columns: Columns
+    make: Callable[[Place, Cells], T | str | None]
 
 
 class BadInputError(Exception):
-    """A row can't pass; the rows know which."""
+    """A row isn't valid; the rows know which."""
 
 
-class _UnreadableError(Exception):
-    """From here on the input can't be read; the arguments are the place within it and the reason."""
-
-
-# ------------------------------------------------------------------------------------------- the lines
-
-
-@define
-class _Lines:
-    """The lines of an input as text, counted; one can be put back."""
-
-    raw: Iterator[bytes]
-    number: int = 0
-    back: str | None = None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str:
-        self.number += 1
-        if self.back is not None:
-            line, self.back = self.back, None
-            return line
-        raw = next(self.raw)
-        if self.number == 1:
-            raw = raw.removeprefix(codecs.BOM_UTF8)
-        try:
-            return raw.decode()
-        except UnicodeDecodeError as error:
-            raise _UnreadableError(f"{self.number}:{error.start + 1}: isn't UTF-8") from None
-
-    def first(self) -> str:
-        """Give the first line that isn't blank, which stays to be read."""
-        for line in self:
-            if line.strip():
-                self.back = line
-                self.number -= 1
-                return line
-        return ""
-
-
-def parse(raw: Iterable[bytes], name: str, form: Form[T]) -> Iterator[T | Problem]:
-    """Give what each row of an input asks for, or what is wrong.
-
-    Args:
-        raw: the input's lines.
-        name: what to call it; the end tells CSV from JSON Lines, or else the first line does.
-        form: what the rows are.
-    """
-    lines = _Lines(iter(raw))
+def parse(table: Table, form: Form[T]) -> Iterator[tuple[Place, T | Problem]]:
+    """Yield where each row of an input begins, and what it asks for or what is wrong with it."""
     try:
-        as_json = _is_json(name, lines.first(), form)
-        for line, cells in _json_rows(lines, form) if as_json else _csv_rows(lines, form):
-            made = cells if isinstance(cells, str) else form.make(line, cells)
-            if made is not None:
-                yield Problem(f"{name}:{line}: {made}") if isinstance(made, str) else made
-    except _UnreadableError as error:
-        yield Problem(f"{name}:{error}")
+        for place, cells in table:
+            made = cells if isinstance(cells, str) else form.make(place, cells)
+            if isinstance(made, str):
+                yield place, Problem(f"{table.name}:{place}: {made}{table.hint(place)}")
+            elif made is not None:
+                yield place, made
+    except UnreadableError as error:
+        yield "", Problem(f"{table.name}:{error}")
     except OSError as error:
-        yield Problem(f"{name}: can't be read: {error.strerror}")
-
-
-def _is_json(name: str, first: str, form: Form[Any]) -> bool:
-    if name.endswith((".jsonl", ".ndjson", ".json")):
-        return True
-    first = first.strip()
-    if name.endswith(".csv") or not first.startswith('"'):
-        return not name.endswith(".csv") and first.startswith(("{", "["))
-    try:
-        return json.loads(first) not in form.columns
-    except ValueError:
-        return False
-
-
-# ------------------------------------------------------------------------------------------ JSON Lines
-
-
-def _json_rows(lines: _Lines, form: Form[Any]) -> Iterator[_Row]:
-    for line in lines:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.rstrip())
-        except json.JSONDecodeError as error:
-            yield f"{lines.number}:{error.colno}", f"isn't JSON: {error.msg}"
-        except (ValueError, RecursionError):
-            yield lines.number, "isn't JSON that can be read"
-        else:
-            yield lines.number, _json_cells(row, form)
-
-
-def _json_cells(row: Any, form: Form[Any]) -> Cells | str:
-    if isinstance(row, str):
-        return {form.key: row}
-    if not isinstance(row, dict):
-        return f"must be an object with {form.key}, or {form.bare} as a string"
-    return _mistyped(row, form.columns) or {name: value for name, value in row.items() if value is not None}
-
-
-def _mistyped(names: Iterable[str], columns: tuple[str, ...]) -> str | None:
-    """Say which name is nearly a column's. Others are somebody's own, and no matter."""
-    for name in names:
-        if name not in columns and (
-            meant := difflib.get_close_matches(name.lower(), columns, n=1, cutoff=0.8)
-        ):
-            return f"{name}: isn't a column; {meant[0]} is"
-    return None
-
-
-# ------------------------------------------------------------------------------------------------- CSV
-
-
-def _csv_cells(lines: _Lines) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(lines, strict=True)
-    while True:
-        line = lines.number + 1
-        try:
-            cells = [cell.strip() for cell in next(reader)]
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise _UnreadableError(f"{line}: isn't CSV: {error}") from None
-        if any(cells):
-            yield line, cells
-
-
-def _csv_rows(lines: _Lines, form: Form[Any]) -> Iterator[_Row]:
-    rows = _csv_cells(lines)
-    for line, cells in rows:
-        header = _header(line, cells, form)
-        if header != cells:
-            yield line, _by_column(header, cells, form)
-        for number, row in rows:
-            yield number, _by_column(header, row, form)
-
-
-def _header(line: int, cells: list[str], form: Form[Any]) -> list[str]:
-    """Give the header, which is the first row unless that is already a value of the key's column, alone."""
-    alone = form.alone and len(cells) == 1
-    problem = _mistyped(cells, form.columns)
-    if problem is None and alone and cells[0].lower() in form.headers:
-        problem = f"{cells[0]}: isn't a column; {form.key} is"
-    if problem is None and alone and cells[0] not in form.columns:
-        return [form.key]
-    if problem is None and form.key not in cells:
-        problem = f"{form.key}: isn't in the header; the columns are {', '.join(form.columns)}"
-    if problem is None and any(cells.count(name) > 1 for name in form.columns):
-        problem = "the header has a column twice"
-    if problem is not None:
-        raise _UnreadableError(f"{line}: {problem}")
-    return cells
-
-
-def _by_column(header: list[str], cells: list[str], form: Form[Any]) -> Cells | str:
-    if len(cells) > len(header):
-        return f"column {len(header) + 1}: is one too many: the header has {len(header)}"
-    row = {form.key: "", **{name: cell for name, cell in zip(header, cells, strict=False) if cell}}
-    return _with_list(row) if "report_tokens" in form.columns else row
-
-
-def _with_list(row: Cells) -> Cells | str:
-    if row.get("report_tokens", "").startswith("["):
-        try:
-            row["report_tokens"] = json.loads(row["report_tokens"])
-        except (ValueError, RecursionError):
-            return "report_tokens: isn't a JSON list"
-    elif "report_tokens" in row:
-        row["report_tokens"] = [row["report_tokens"]]
-    return row
+        yield "", Problem(f"{table.name}: can't be read: {error.strerror}")
 
 
 # -------------------------------------------------------------------------------- what a row asks for
 
 
-def creations(report_token: str | None) -> Form[RelayCreateRequest]:
-    """Rows of which each asks for a relay token.
+def creations(report_token: str | None, *, allow_odd: bool = False) -> Form[RelayCreateRequest]:
+    """Return the form of rows of which each asks for a relay token.
 
     Args:
-        report_token: for rows without one; with it, a list of partners will do.
+        report_token: for rows without one; with it, a list of partners is enough.
+        allow_odd: whether identifiers are accepted that were probably meant as something else.
     """
-    return Form(
-        columns=("report_token", "report_tokens", _PARTNER, "webhook"),
+    columns = Columns(
+        ("report_token", "report_tokens", _PARTNER, "webhook"),
         key=_PARTNER,
-        bare="a partner's id",
+        value="a partner's id",
         alone=report_token is not None,
-        headers=frozenset({"client", "client_id", "id", "name", "partner", "partner_id", "partners"}),
-        make=partial(_creation, report_token),
     )
+    return Form(columns, partial(_creation, report_token, allow_odd=allow_odd))
 
 
-def _creation(report_token: str | None, _: int | str, row: Cells) -> RelayCreateRequest | str:
+def _creation(report_token: str | None, _: Place, row: Cells, *, allow_odd: bool) -> RelayCreateRequest | str:
     if "report_token" in row and "report_tokens" in row:
         return "report_tokens: stands beside report_token; give one of the two"
     tokens: Any = [report_token]
@@ -276,9 +105,12 @@ def _creation(report_token: str | None, _: int | str, row: Cells) -> RelayCreate
     if _PARTNER not in row:
         return f"{_PARTNER}: is missing"
     try:
-        return RelayCreateRequest(tokens, row[_PARTNER], row.get("webhook"))
+        request = RelayCreateRequest(tokens, row[_PARTNER], row.get("webhook"))
     except RequestValidationError as error:
         field, wrong = error.field, error.problem
+    else:
+        oddity = None if allow_odd else oddity_of(request.secondary_client_id)
+        return request if oddity is None else f"{_PARTNER}: {oddity}; --allow-odd-ids accepts it"
     if field.startswith("report_tokens") and "report_tokens" not in row:
         field = "report_token"
     return f"{field}: {wrong}"
@@ -288,27 +120,21 @@ def _creation(report_token: str | None, _: int | str, row: Cells) -> RelayCreate
 class Shared:
     """A row of what was shared with a partner: the line on which it begins, and the request to read it."""
 
-    line: int | str
+    line: Place
     request: Any = field(repr=False)
 
 
 def shared(make: Callable[[str], object]) -> Form[Shared]:
-    """Rows of which each has a relay token; what `bulk` writes will do.
+    """Return the form of rows of which each has a relay token, such as the output of `bulk`.
 
     Args:
         make: turns a relay token into a request.
     """
-    return Form(
-        columns=("relay_token",),
-        key="relay_token",
-        bare="a relay token",
-        alone=True,
-        headers=frozenset({"relay", "token", "tokens"}),
-        make=partial(_shared, make),
-    )
+    columns = Columns(("relay_token", "outcome"), key="relay_token", value="a relay token", alone=True)
+    return Form(columns, partial(_shared, make))
 
 
-def _shared(make: Callable[[str], object], line: int | str, row: Cells) -> Shared | str | None:
+def _shared(make: Callable[[str], object], line: Place, row: Cells) -> Shared | str | None:
     brought_one = row.get("outcome") in (None, "", "created")  # a tuple: JSON may have a list there
     if not row.get("relay_token") and not brought_one:
         return None
@@ -325,18 +151,30 @@ def _shared(make: Callable[[str], object], line: int | str, row: Cells) -> Share
 
 
 class Source:
-    """An input, opened once, so that what is checked is what is sent."""
+    """An input, opened once, so that what is checked is what is sent.
 
-    def __init__(self, path: str) -> None:
+    Attributes:
+        name: the path, or what to call standard input.
+        table: how the rows are recognized, once they are being read.
+    """
+
+    def __init__(self, path: str, reading: Reading | None = None, *, stream: bool = True) -> None:
         """Open it.
 
         Args:
-            path: a file's, or `-` for standard input.
+            path: of a file, or `-` for standard input.
+            reading: what the command line says about it.
+            stream: whether the rows of a pipe are checked as they come; otherwise a pipe is first copied into
+                a private file without a name.
 
         Raises:
-            UsageError: it can't be opened.
+            UsageError: it can't be opened or copied.
         """
         self.name = "<stdin>" if path == "-" else path
+        self._reading = reading or Reading()
+        self._piped: PipedRows[Any] | None = None
+        self.table: Table | None = None
+        self._stream: io.BufferedReader | io.BufferedRandom
         try:
             file = io.FileIO(sys.stdin.fileno(), closefd=False) if path == "-" else io.FileIO(path)
             self._start = file.tell() if file.seekable() else None
@@ -346,7 +184,10 @@ class Source:
             reason = getattr(error, "strerror", None) or "isn't open"
             raise UsageError(f"{self.name}: {reason}") from None
         self._stream = io.BufferedReader(file)
-        self._piped: PipedRows[Any] | None = None
+        if self._start is None and not stream:
+            with self._stream as pipe:
+                self._stream = self._copy_of(pipe)
+            self._start = 0
 
     def __enter__(self) -> Self:
         return self
@@ -358,21 +199,51 @@ class Source:
         if self._piped is None or self._piped.ended:
             self._stream.close()
 
-    def rows(self, form: Form[Any]) -> FileRows[Any] | PipedRows[Any]:
-        """Check a file as a whole, and give its rows; those of a pipe are checked as they come.
+    def _copy_of(self, pipe: io.BufferedReader) -> io.BufferedRandom:
+        try:
+            with contextlib.ExitStack() as stack:
+                file = stack.enter_context(tempfile.TemporaryFile())  # 0600
+                shutil.copyfileobj(pipe, file)
+                file.flush()
+                stack.pop_all()
+        except OSError as error:
+            way_out = "TMPDIR names another directory, --stream needs none"
+            raise UsageError(
+                f"{self.name}: can't be copied for the check: {error.strerror}; {way_out}"
+            ) from None
+        return file
+
+    def rows(self, form: Form[Any], survey: Survey | None = None) -> FileRows[Any] | PipedRows[Any]:
+        """Check a file as a whole, and return its rows; those of a pipe are checked as they come.
+
+        Args:
+            form: what the rows are.
+            survey: counts the rows of a file.
 
         Raises:
-            UsageError: some rows can't pass; they are named.
+            UsageError: some rows aren't valid, or differ from the others; they are named.
         """
+        self.table = self._open(form)
+        parsed = parse(self.table, form)
         if self._start is None:
-            self._piped = PipedRows(parse(self._stream, self.name, form))
+            self._piped = PipedRows(made for _, made in parsed)
             return self._piped
-        total = _check(self._parse_again(form))
+        survey = survey or Survey()
+        for place, made in parsed:
+            if isinstance(made, Problem):
+                survey.add_problem(made.text)
+            elif isinstance(made, RelayCreateRequest):
+                survey.add(place, made.secondary_client_id, made.report_tokens)
+            else:
+                survey.rows += 1
+        if problems := list(survey.problems(self.table)):
+            raise UsageError(*problems, "nothing was sent")
         # No further than was checked, though the file may grow meanwhile.
-        return FileRows(itertools.islice(self._parse_again(form), total), total)
+        rows = (made for _, made in parse(self._open(form), form))
+        return FileRows(itertools.islice(rows, survey.rows), survey.rows)
 
     def is_also(self, path: str) -> bool:
-        """Tell whether a path leads to this very file."""
+        """Return whether a path leads to this very file."""
         try:
             return self._start is not None and os.path.samestat(
                 os.fstat(self._stream.fileno()), Path(path).stat()
@@ -380,23 +251,10 @@ class Source:
         except OSError:
             return False
 
-    def _parse_again(self, form: Form[Any]) -> Iterator[Any]:
-        self._stream.seek(self._start or 0)
-        return parse(self._stream, self.name, form)
-
-
-def _check(rows: Iterator[object]) -> int:
-    total, problems = 0, []
-    for row in rows:
-        total += 1
-        if isinstance(row, Problem):
-            problems.append(row.text)
-        if len(problems) == _MOST_PROBLEMS:
-            problems.append("and perhaps more")
-            break
-    if problems:
-        raise UsageError(*problems, "nothing was sent")
-    return total
+    def _open(self, form: Form[Any]) -> Table:
+        if self._start is not None:
+            self._stream.seek(self._start)
+        return Table(self._stream, self.name, form.columns, self._reading)
 
 
 # ------------------------------------------------------------------------------- the rows, for a batch

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import resource
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from plaid_relay_async.cli.cells import Reading, Table
 from plaid_relay_async.cli.rows import Problem, parse, shared
 from plaid_relay_async.models import RelayGetRequest
 from plaid_relay_async.simulator import Fault
@@ -196,10 +198,11 @@ def test_csv_and_append(plaid, run, given, tmp_path):
 
 
 def read(text, name="in.csv"):
-    lines = text.encode().splitlines(keepends=True)
+    form = shared(RelayGetRequest)
+    table = Table(io.BufferedReader(io.BytesIO(text.encode())), name, form.columns, Reading())
     return [
         row.text if isinstance(row, Problem) else (row.line, row.request.relay_token)
-        for row in parse(iter(lines), name, shared(RelayGetRequest))
+        for _, row in parse(table, form)
     ]
 
 
@@ -210,7 +213,7 @@ def read(text, name="in.csv"):
         ("-", "t1\nt2\n", [(1, "t1"), (2, "t2")]),
         ("in.csv", "relay_token\nt1\n\nt2\n", [(2, "t1"), (4, "t2")]),
         ("in.csv", "name,relay_token,report_tokens\nAnn,t1,[\n", [(2, "t1")]),
-        ("-", '"t1"\n{"relay_token": "t2", "note": 5}\n', [(1, "t1"), (2, "t2")]),
+        ("in.jsonl", '"t1"\n{"relay_token": "t2", "note": 5}\n', [(1, "t1"), (2, "t2")]),
         (
             "in.csv",
             "outcome,relay_token\nfailed,\nunknown,\ncreated,t1\nnot_attempted,\nfailed,t2\n",
@@ -228,8 +231,8 @@ def test_forms(name, text, rows):
     ("name", "text", "problem"),
     [
         ("in.csv", "outcome,relay_token\ncreated,\n", "in.csv:2: relay_token: is empty"),
-        ("in.csv", "relay_tokens\nt\n", "in.csv:1: relay_tokens: isn't a column; relay_token is"),
-        ("in.csv", "token\nt\n", "in.csv:1: token: isn't a column; relay_token is"),
+        ("in.csv", "relay_tokens\nt\n", "in.csv:1: unknown column relay_tokens; did you mean relay_token?"),
+        ("in.csv", "token\nt\n", "in.csv:1: relay_token: isn't in the header; the columns are relay_token"),
         ("in.csv", "a,b\n", "in.csv:1: relay_token: isn't in the header; the columns are relay_token"),
         ("in.csv", "t1\nt 2\n", "in.csv:2: relay_token: holds white space"),
         ("-", '{"outcome": "created"}\n', "-:1: relay_token: is missing"),

@@ -78,7 +78,7 @@ def test_closed_pipe(start, spawn, partners, rescued):
 
 def test_open_pipe_and_signal(plaid, spawn):
     """A process that waits for rows ends at once when it is told to."""
-    process = spawn("bulk", "-", "--report-token", REPORT)
+    process = spawn("bulk", "-", "--stream", "--report-token", REPORT)
     process.stdin.write("p1\np2\n")
     process.stdin.flush()
     assert {json.loads(process.stdout.readline())["secondary_client_id"] for _ in range(2)} == {"p1", "p2"}

@@ -1,23 +1,31 @@
 """What the input may look like, and how what is wrong with it is named."""
 
+import io
 import json
 
 import pytest
 
+from plaid_relay_async.cli.cells import Reading, Table
 from plaid_relay_async.cli.rows import Problem, creations, parse
 
 TOKEN = "assets-sandbox-all"
 
 
-def read(text, name="in.csv", token=TOKEN):
+def opened(text, name="in.csv", columns=None, **reading):
     raw = text if isinstance(text, bytes) else text.encode()
-    return list(parse(iter(raw.splitlines(keepends=True)), name, creations(token)))
+    columns = columns or creations(TOKEN).columns
+    return Table(io.BufferedReader(io.BytesIO(raw)), name, columns, Reading(**reading))
 
 
-def told(text, name="in.csv", token=TOKEN):
+def read(text, name="in.csv", token=TOKEN, **reading):
+    form = creations(token)
+    return [made for _, made in parse(opened(text, name, form.columns, **reading), form)]
+
+
+def told(text, name="in.csv", token=TOKEN, **reading):
     return [
         row.text if isinstance(row, Problem) else (*row.report_tokens, row.secondary_client_id, row.webhook)
-        for row in read(text, name, token)
+        for row in read(text, name, token, **reading)
     ]
 
 
@@ -65,9 +73,8 @@ def test_forms(name, text, rows):
     ("name", "text", "problem"),
     [
         ("in.csv", "name,webhook\n", "in.csv:1: secondary_client_id: isn't in the header; the columns are"),
-        ("in.csv", "secondary_client_id,webook\n", "in.csv:1: webook: isn't a column; webhook is"),
-        ("in.csv", "Secondary_Client_ID\n", "in.csv:1: Secondary_Client_ID: isn't a column; secondary_cl"),
-        ("in.csv", "secondary_client_id,webhook,webhook\n", "in.csv:1: the header has a column twice"),
+        ("in.csv", "secondary_client_id,webook\n", "in.csv:1: unknown column webook; did you mean webhook?"),
+        ("in.csv", "secondary_client_id,webhook,webhook\n", "in.csv:1: webhook: occurs twice"),
         ("in.csv", "a\nb,c\n", "in.csv:2: column 2: is one too many: the header has 1"),
         ("in.csv", "secondary_client_id,webhook\na,nowhere\n", "in.csv:2: webhook: must be an http(s) URL"),
         ("in.csv", "secondary_client_id,name\n,Ann\n", "in.csv:2: secondary_client_id: is empty"),
@@ -91,7 +98,7 @@ def test_forms(name, text, rows):
         ("in.json", "[" * 100_000, "in.json:1: isn't JSON that can be read"),
         ("-", "[1]\n", "-:1: must be an object with secondary_client_id"),
         ("-", '"a\n', "-:1: isn't CSV: "),
-        ("-", '{"secondary_client": "a"}\n', "-:1: secondary_client: isn't a column; secondary_client_id is"),
+        ("-", '{"secondary_client": "a"}\n', "-:1: unknown column secondary_client; did you"),
         ("-", '{"webhook": null}\n', "-:1: secondary_client_id: is missing"),
         ("-", '{"secondary_client_id": 7}\n', "-:1: secondary_client_id: must be a string, not int"),
         ("-", '{"secondary_client_id": "a", "report_tokens": "t"}\n', "-:1: report_tokens: must be a list"),
@@ -106,11 +113,12 @@ def test_problems(name, text, problem):
 
 
 def test_json_goes_on_after_a_bad_line():
-    """Each bad line is named."""
-    assert told('{\n"a"\n{\n', "x.jsonl") == [
-        "x.jsonl:1:2: isn't JSON: Expecting property name enclosed in double quotes",
+    """Each bad line of JSON Lines is named."""
+    assert told('"a"\n{\n\n"b"\n{"": 1, "": 2}\n', "x.jsonl") == [
         (TOKEN, "a", None),
-        "x.jsonl:3:2: isn't JSON: Expecting property name enclosed in double quotes",
+        "x.jsonl:2:2: isn't JSON: Expecting property name enclosed in double quotes",
+        (TOKEN, "b", None),
+        "x.jsonl:5: isn't JSON that can be read: a name occurs twice in an object",
     ]
 
 
@@ -138,10 +146,217 @@ def test_no_token_is_quoted():
 def test_an_input_that_fails():
     """An error of the system in the middle is named, too."""
 
-    def lines():
-        yield b"a\n"
-        raise OSError(5, "Input/output error")
+    class Failing(io.RawIOBase):
+        def __init__(self):
+            self.pieces = [b"a\n"]
 
-    assert list(parse(lines(), "in.csv", creations(TOKEN)))[-1] == Problem(
-        "in.csv: can't be read: Input/output error"
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            if not self.pieces:
+                raise OSError(5, "Input/output error")
+            piece = self.pieces.pop()
+            buffer[: len(piece)] = piece
+            return len(piece)
+
+    form = creations(TOKEN)
+    with io.BufferedReader(Failing()) as stream:
+        rows = [made for _, made in parse(Table(stream, "in.csv", form.columns, Reading()), form)]
+    assert rows[-1] == Problem("in.csv: can't be read: Input/output error")
+
+
+# Real inputs
+
+IDS = ["5f3a9c2e1b7d4a0011223344", "60aa17b2c9d84f0055667788", "123456789012345678901234"]
+EXPECTED = [(TOKEN, identifier, None) for identifier in IDS]
+TABLE = "Name;Secondary Client ID;Land\n" + "".join(f"Bänk; {identifier};DE\n" for identifier in IDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "delimiter", "unknown"),
+    [
+        (TABLE, ";", ["Name", "Land"]),
+        ("\ufeff\ufeff" + TABLE.replace("\n", "\r\n"), ";", ["Name", "Land"]),
+        (TABLE.replace("\n", "\r"), ";", ["Name", "Land"]),
+        (TABLE.replace(";", "\t"), "\t", ["Name", "Land"]),
+        (TABLE.replace(";", "|"), "|", ["Name", "Land"]),
+        (TABLE.replace(";", ","), ",", ["Name", "Land"]),
+        (TABLE.encode("utf-16"), ";", ["Name", "Land"]),
+        (("\ufeff" + TABLE).encode("utf-16-be"), ";", ["Name", "Land"]),
+        ("\n;;;\n" + TABLE.replace(";DE\n", ";DE;;\n\n;;\n"), ";", ["Name", "Land"]),
+        ("sep=;\n" + TABLE, ";", ["Name", "Land"]),
+        ('"sep=;"\r\n' + TABLE, ";", ["Name", "Land"]),
+        ("sep=;;;\n" + "\n".join(IDS), None, []),
+        ("SEP=\t\n" + TABLE.replace(";", "\t"), "\t", ["Name", "Land"]),
+        (TABLE.replace("Name", "Name, first"), ";", ["Name, first", "Land"]),
+        (TABLE.replace("Land", '"Land\noder;Staat"'), ";", ["Land\noder;Staat"]),
+        (TABLE.replace("Secondary Client ID", "secondary-clientId"), ";", ["Name", "Land"]),
+        (TABLE.replace("Bänk", "B" * 200_000), ";", ["Name", "Land"]),
+        ("\r".join(IDS), None, []),
+        ("\n".join(IDS), None, []),
+    ],
+)
+def test_real_tables(text, delimiter, unknown):
+    """Delimiters, line ends, encodings, byte order marks, blank rows, sep= and large cells are recognized."""
+    table = opened(text, "in.txt")
+    assert [cells["secondary_client_id"] for _, cells in table] == IDS
+    assert table.delimiter == delimiter
+    assert set(unknown) <= set(table.unknown)
+
+
+@pytest.mark.parametrize(
+    ("text", "reading", "problem"),
+    [
+        (b"Name;secondary_client_id\nB\xe4nk;a\n", {}, "in.csv:2:2: isn't UTF-8; save the file as CSV UTF-8"),
+        (TABLE.encode("utf-16")[:-1], {}, "in.csv:4: isn't UTF-16"),
+        (
+            TABLE.encode("utf-16")[:-2] + b"\x00\xd8\x00\x00",
+            {},
+            "in.csv:1: isn't UTF-16, from here or a later",
+        ),
+        (TABLE.encode("utf-16-le"), {}, "in.csv:1: isn't text, or UTF-16 without a byte order mark"),
+        ("sep=:\n" + TABLE, {}, "in.csv:1: sep= isn't followed by a delimiter; use --delimiter"),
+        (TABLE, {"delimiter": ","}, "in.csv:1: secondary_client_id: isn't in the header"),
+        ('"Name;a\nb\n', {}, "in.csv:1: isn't CSV: "),
+        ('secondary_client_id;"a"b;\n', {"delimiter": ";"}, "in.csv:1: isn't CSV: "),
+        ("secondary_client_id;Secondary Client ID\n", {}, "in.csv:1: secondary_client_id: occurs twice"),
+        (
+            TABLE,
+            {"mapped": {"webhook": "Hook"}},
+            "in.csv:1: --column webhook: the input has no column of that",
+        ),
+        (
+            "\n".join(IDS),
+            {"mapped": {"secondary_client_id": "x"}},
+            "in.csv:1: --column secondary_client_id: the",
+        ),
+        (TABLE, {"header": False}, "in.csv:1: --no-header goes with a list of secondary_client_id alone"),
+        ("Lenders\nx\n", {"header": False}, "in.csv:1: secondary_client_id: is a heading"),
+        ("partner_id;webhook\n", {}, "in.csv:1: secondary_client_id: isn't in the header"),
+        ("Partner 7\nx\n", {}, "in.csv:1: secondary_client_id: holds white space"),
+        (f"{IDS[0]}\nTOTAL\n", {}, "in.csv:2: secondary_client_id: is a heading, a total"),
+        (f'="{IDS[0]}"\n', {}, "in.csv:1: secondary_client_id: "),
+        (f"'{IDS[0]}\n", {}, "in.csv:1: secondary_client_id: "),
+        ("5.00E+23\n", {}, "in.csv:1: secondary_client_id: is a number as a spreadsheet formats it; --allow"),
+        (f"secondary_client_id\n{IDS[0]}|x\n", {}, "in.csv:2: secondary_client_id: contains the delimiter |"),
+    ],
+)
+def test_misread_tables(text, reading, problem):
+    """What isn't certain to be read as it was meant is an error with its line and the way out."""
+    (found,) = [row for row in told(text, **reading) if isinstance(row, str)]
+    assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["partnerId", "Lenders", "client-id", "Partner ID", "Kunden", "id", '"Client ID"', "PARTNER_NAME"],
+)
+def test_headings_are_no_partners(header):
+    """A header with another name is never sent; the error names the option that maps it."""
+    (problem,) = told(f"{header}\n{IDS[0]}\n", "-")
+    name = header.strip('"')
+    name = f'"{name}"' if " " in name else name
+    assert problem.endswith(f"--column secondary_client_id={name}")
+
+
+@pytest.mark.parametrize("header", ["secondaryClientId", "Secondary Client ID", "SECONDARY-CLIENT-ID"])
+def test_spellings_of_a_header(header):
+    """Case, spaces, hyphens and underscores don't matter."""
+    assert told(f"{header}\n{IDS[0]}\n") == EXPECTED[:1]
+
+
+def test_a_header_with_another_name():
+    """`--column` maps it, spelled in any way; a column of ours with the usual name is then an unknown one."""
+    text = f"partner-id,secondary_client_id,Hook\n{IDS[0]},7,https://x.example\n"
+    mapped = {"secondary_client_id": "Partner ID", "webhook": "hook"}
+    assert told(text, mapped=mapped) == [(TOKEN, IDS[0], "https://x.example")]
+
+
+def test_no_header():
+    """With it, even a first line that looks like no other is a row."""
+    assert told(f"acme\n{IDS[0]}\n", header=False) == [(TOKEN, "acme", None), *EXPECTED[:1]]
+
+
+def test_no_header_needs_a_report_token():
+    """Without one for all rows, a list of partners isn't enough."""
+    (problem,) = told("a\n", token=None, header=False)
+    assert "--no-header goes with a list of secondary_client_id alone, and needs --report-token" in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(IDS),
+        json.dumps(IDS, indent=2),
+        json.dumps([{"secondary_client_id": identifier} for identifier in IDS], indent=4),
+        "\n\n".join(json.dumps({"secondaryClientId": identifier}, indent=2) for identifier in IDS),
+        json.dumps([{"secondary_client_id": IDS[0]}]) + json.dumps(IDS[1:]),
+        json.dumps(IDS, indent=2).replace("\n", "\r\n"),
+        json.dumps(IDS).encode("utf-16"),
+        "".join(json.dumps({"Secondary-Client-Id": identifier}) + "\r" for identifier in IDS),
+        f'{{"secondary_client_id": "{IDS[0]}"}} {{"secondary_client_id": "{IDS[1]}"}}\n"{IDS[2]}"',
+    ],
+)
+@pytest.mark.parametrize("name", ["in.json", "IN.JSONL"])
+def test_json_documents(name, text):
+    """An array, pretty-printed JSON and several values in a row are read like JSON Lines."""
+    assert told(text, name) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[\n  "a",\n  7\n]', "-:3: must be an object with secondary_client_id"),
+        ('\n[\n  "a",\n]', "-:4:1: isn't JSON: Expecting value"),
+        ('[\n  "a"\n  "b"\n]', "-:3:3: isn't JSON: Expecting ',' delimiter"),
+        ('[\n  "a",\n  "b"', "-:3:6: isn't JSON: Expecting ',' delimiter"),
+        ('[\n  "a"\n', "-:3:1: isn't JSON: Expecting ',' delimiter"),
+        ("[", "-:1:2: isn't JSON"),
+        (
+            '{\n"secondary_client_id": "a",\n"secondary_client_id": "b"}',
+            "-:1: isn't JSON that can be read: a name",
+        ),
+        ('{"secondary_client_id": "a", "secondaryClientId": "b"}', "-:1: secondary_client_id: occurs twice"),
+    ],
+)
+def test_problems_of_json_documents(text, problem):
+    """They are named by their line; a document that breaks off isn't sent in part."""
+    assert next(row for row in told(text, "-") if isinstance(row, str)).startswith(problem)
+
+
+def test_an_empty_array():
+    """There is nothing to send."""
+    assert told("[ ]", "-") == []
+
+
+def test_a_column_that_no_object_has():
+    """A mapped name that never occurs was probably mistyped."""
+    text = json.dumps({"secondary_client_id": IDS[0], "hook": "https://x.example"})
+    assert told(text, "-", mapped={"webhook": "Hok"})[-1].startswith(
+        "-:1: --column webhook: the input has no"
     )
+
+
+def test_what_is_too_large_for_memory():
+    """A document above the limit is to be converted to JSON Lines, and a line above it isn't read to its end."""
+    large = io.BufferedReader(io.BytesIO(b"{\n" + b" " * 65 * 1024 * 1024))
+    (problem,) = [
+        made for _, made in parse(Table(large, "-", creations(TOKEN).columns, Reading()), creations(TOKEN))
+    ]
+    assert "the line is too long; write one row a line (CSV or JSON Lines)" in problem.text
+    large = io.BufferedReader(io.BytesIO(b"{\n" + (b" " * 1024 * 1024 + b"\n") * 65))
+    (problem,) = [
+        made
+        for _, made in parse(Table(large, "a.json", creations(TOKEN).columns, Reading()), creations(TOKEN))
+    ]
+    assert "convert it to JSON Lines" in problem.text
+
+
+def test_very_many_unknown_columns():
+    """Their names are kept up to a limit."""
+    table = opened(
+        "".join(json.dumps({"secondary_client_id": "a", f"x{n}": 1}) + "\n" for n in range(1100)), "-"
+    )
+    assert len(list(table)) == 1100
+    assert len(table.unknown) == 1000

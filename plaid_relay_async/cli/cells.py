@@ -1,0 +1,433 @@
+"""Reads CSV, JSON Lines or JSON into rows of named cells; each problem is named by its place."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import difflib
+import io
+import json
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, Self, TypeAlias
+
+from attrs import define, field, frozen
+
+from plaid_relay_async.cli.identifiers import is_heading, normalized
+
+DELIMITERS = {",": ",", ";": ";", "|": "|", "\t": "tab"}
+_SEP = re.compile(r'"?sep=(.?)[,;|\t]*"?[ \r\n]*', re.IGNORECASE)
+_BLANK = " \t\r\n,;|"
+_BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_NOT_DECODED = re.compile("[\udc80-\udcff]")
+_LONGEST = 64 * 1024 * 1024  # characters of a line, a cell or a document; `bulk` writes no longer cell
+_MOST_UNKNOWN = 1000
+_JSON_SPACE = (" ", "\t", "\r", "\n")
+
+Cells: TypeAlias = dict[str, Any]
+Place: TypeAlias = "int | str"
+"""A line's number, or `line:column`."""
+Row: TypeAlias = "tuple[Place, Cells | str]"
+"""Where a row begins, and its cells by column or what is wrong with them."""
+
+
+class UnreadableError(Exception):
+    """The input can't be read any further; the argument is the place within it and the reason."""
+
+
+@frozen
+class Columns:
+    """The columns that an input may have.
+
+    Attributes:
+        names: all of them.
+        key: the column that no row is without.
+        value: what a value of that column is called.
+        alone: whether a list of such values, without a header, is an input.
+    """
+
+    names: tuple[str, ...]
+    key: str
+    value: str
+    alone: bool
+
+
+@frozen
+class Reading:
+    """What the command line says about an input.
+
+    Attributes:
+        delimiter: of CSV; by default it is recognized from the header.
+        mapped: the name in the input of a column whose name there is another.
+        header: whether the first line may be a header.
+    """
+
+    delimiter: str | None = None
+    mapped: Mapping[str, str] = field(factory=dict)
+    header: bool = True
+
+
+# ------------------------------------------------------------------------------------------- the lines
+
+
+class _Lines:
+    """The lines of an input as text, counted; lines can be put back."""
+
+    def __init__(self, stream: io.BufferedReader | io.BufferedRandom) -> None:
+        utf16 = stream.peek(2)[:2] in _BYTE_ORDER_MARKS
+        self.number = 0
+        self._name = "UTF-16" if utf16 else "UTF-8"
+        # An escaped byte is found at its line; an error of the decoder has no line.
+        self._text = io.TextIOWrapper(stream, self._name, errors="surrogateescape", newline="")
+        self._back: list[str] = []
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = self._back.pop() if self._back else self._read()
+        self.number += 1
+        return line
+
+    def _read(self) -> str:
+        number = self.number + 1
+        try:
+            line = self._text.readline(_LONGEST)
+        except UnicodeDecodeError:
+            raise UnreadableError(f"{number}: isn't {self._name}, from here or a later line on") from None
+        if not line:
+            raise StopIteration
+        if len(line) == _LONGEST:
+            raise UnreadableError(f"{number}: the line is too long; write one row a line (CSV or JSON Lines)")
+        if number == 1:
+            line = line.lstrip("\ufeff")
+        if not line.isascii() and (byte := _NOT_DECODED.search(line)):
+            problem = f"isn't {self._name}; save the file as CSV UTF-8"
+            raise UnreadableError(f"{number}:{byte.start() + 1}: {problem}")
+        return line
+
+    def put_back(self, *lines: str) -> None:
+        """Let the last lines that were read be read again."""
+        self._back += reversed(lines)
+        self.number -= len(lines)
+
+    def first(self) -> str:
+        """Return the first line that isn't blank, and put it back."""
+        for line in self:
+            if line.strip(_BLANK):
+                if "\0" in line:
+                    raise UnreadableError(f"{self.number}: isn't text, or UTF-16 without a byte order mark")
+                self.put_back(line)
+                return line
+        return ""
+
+    def close(self) -> None:
+        """Leave the stream open."""
+        with contextlib.suppress(ValueError):  # it was closed before
+            self._text.detach()
+
+
+# ------------------------------------------------------------------------------------------- the table
+
+
+@define
+class Table:
+    """An input as rows, and how it was recognized, which is known once the rows have been read.
+
+    Attributes:
+        stream: the input from where it begins.
+        name: the end tells CSV from JSON, or else the first line does.
+        columns: those that it may have.
+        reading: what the command line says about it.
+        delimiter: of CSV with more than one column.
+        recognized: the input's own name of each column that it has.
+        unknown: the names of the columns that are ignored, without duplicates.
+        headless: where the first row of a list without a header begins.
+    """
+
+    stream: io.BufferedReader | io.BufferedRandom
+    name: str
+    columns: Columns
+    reading: Reading
+    delimiter: str | None = field(default=None, init=False)
+    recognized: dict[str, str] = field(factory=dict, init=False)
+    unknown: dict[str, None] = field(factory=dict, init=False)
+    headless: int | None = field(default=None, init=False)
+
+    def __iter__(self) -> Iterator[Row]:
+        """Yield the rows.
+
+        Raises:
+            UnreadableError: the rest can't be read.
+            OSError: the system can't read it.
+        """
+        with contextlib.closing(_Lines(self.stream)) as lines:
+            first = lines.first()
+            yield from self._json_rows(lines, first) if self._is_json(first) else self._csv_rows(lines, first)
+
+    def hint(self, place: Place) -> str:
+        """Return what may be wrong with an invalid row at that place beside its cells."""
+        if place != self.headless:
+            return ""
+        return f"; if this is a header, --column {self.columns.key}=NAME says which column it is"
+
+    def _is_json(self, first: str) -> bool:
+        name = self.name.lower()
+        if name.endswith((".jsonl", ".ndjson", ".json")):
+            return True
+        return not name.endswith(".csv") and first.lstrip().startswith(("{", "["))
+
+    def _matched(self, names: Iterable[str]) -> dict[str, str] | str:
+        """Return the column of each name that is one, or say which name is ambiguous."""
+        mapped = self.reading.mapped
+        wanted = {normalized(mapped.get(column, column)): column for column in self.columns.names}
+        matched: dict[str, str] = {}
+        others = []
+        for name in names:
+            column = wanted.get(normalized(name))
+            if column is None:
+                others.append(name)
+            elif column in matched.values() or name in matched:
+                return f"{column}: occurs twice"
+            else:
+                matched[name] = column
+        missing = tuple(column for column in self.columns.names if column not in matched.values())
+        for name in filter(None, others):
+            if meant := _near(name, missing):
+                return f"unknown column {name}; did you mean {meant}?"
+            if len(self.unknown) < _MOST_UNKNOWN:
+                self.unknown[name] = None
+        self.recognized.update({column: name for name, column in matched.items()})
+        return matched
+
+    def _check_mapped(self, line: int) -> None:
+        for column in self.reading.mapped:
+            if column not in self.recognized:
+                raise UnreadableError(f"{line}: --column {column}: the input has no column of that name")
+
+    # -------------------------------------------------------------------------------------------- JSON
+
+    def _json_rows(self, lines: _Lines, first: str) -> Iterator[Row]:
+        try:
+            is_line = not isinstance(_decoder.decode(first), list)
+        except (ValueError, RecursionError):
+            is_line = False
+        yield from (_json_lines if is_line else _json_document)(lines, self._json_cells)
+        self._check_mapped(lines.number)
+
+    def _json_cells(self, row: Any) -> Cells | str:
+        key = self.columns.key
+        if isinstance(row, str):
+            return {key: row}
+        if not isinstance(row, dict):
+            return f"must be an object with {key}, or {self.columns.value} as a string"
+        matched = self._matched(row)
+        if isinstance(matched, str):
+            return matched
+        return {column: row[name] for name, column in matched.items() if row[name] is not None}
+
+    # --------------------------------------------------------------------------------------------- CSV
+
+    def _csv_rows(self, lines: _Lines, first: str) -> Iterator[Row]:
+        csv.field_size_limit(_LONGEST)
+        delimiter = self.reading.delimiter
+        if sep := _SEP.fullmatch(first):
+            next(lines)
+            if delimiter is None and sep[1] not in DELIMITERS:
+                raise UnreadableError(f"{lines.number}: sep= isn't followed by a delimiter; use --delimiter")
+            delimiter = delimiter or sep[1]
+        delimiter = delimiter or self._delimiter(lines)
+        header: list[str | None] | None = None
+        for line, cells in _csv_cells(lines, delimiter):
+            if header is None:
+                self.delimiter = delimiter if len(cells) > 1 else None
+                header = self._header(line, cells)
+                if self.headless is None:
+                    continue
+            yield line, _by_column(header, cells, self.columns.key)
+
+    def _delimiter(self, lines: _Lines) -> str:
+        """Return the delimiter with which the first row has the key's column, or else the most columns.
+
+        `csv.Sniffer` guesses from how often a character occurs, and finds one in a list of identifiers.
+        """
+        rows = {delimiter: _first_row(lines, delimiter) for delimiter in DELIMITERS}
+        key = self.columns.key
+        name = normalized(self.reading.mapped.get(key, key))
+        return max(rows, key=lambda each: (name in map(normalized, rows[each]), len(rows[each])))
+
+    def _header(self, line: int, cells: list[str]) -> list[str | None]:
+        """Return the column of each cell in the first row, which is a header or the first of a list."""
+        key = self.columns.key
+        if not self.reading.header:
+            if len(cells) > 1 or not self.columns.alone:
+                needed = "" if self.columns.alone else ", and needs --report-token"
+                raise UnreadableError(f"{line}: --no-header goes with a list of {key} alone{needed}")
+            self.headless = line
+            return [key]
+        matched = self._matched(cells)
+        if isinstance(matched, str):
+            raise UnreadableError(f"{line}: {matched}")
+        self._check_mapped(line)
+        if key not in self.recognized:
+            is_list = self.columns.alone and len(cells) == 1 and not set(cells[0]) & set(DELIMITERS)
+            if not is_list or is_heading(cells[0]):
+                raise UnreadableError(f"{line}: {self._no_header(cells)}")
+            self.unknown.clear()
+            self.headless = line
+            return [key]
+        return [matched.get(cell) for cell in cells]
+
+    def _no_header(self, cells: list[str]) -> str:
+        key = self.columns.key
+        name = cells[0] if len(cells) == 1 and is_heading(cells[0]) else "NAME"  # no token is repeated
+        way_out = f"map another name with --column {key}=" + (f'"{name}"' if " " in name else name)
+        return f"{key}: isn't in the header; the columns are {', '.join(self.columns.names)}; {way_out}"
+
+
+@lru_cache(maxsize=1024)
+def _near(name: str, columns: tuple[str, ...]) -> str | None:
+    """Return the column that a name is nearly."""
+    by_name = {normalized(column): column for column in columns}
+    near = difflib.get_close_matches(normalized(name), by_name, n=1, cutoff=0.8)
+    return by_name[near[0]] if near else None
+
+
+# -------------------------------------------------------------------------------------------------- CSV
+
+
+def _csv_cells(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        line = lines.number + 1
+        try:
+            cells = [_value(cell) for cell in next(reader)]
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UnreadableError(f"{line}: isn't CSV: {error}") from None
+        if any(cells):
+            yield line, cells
+
+
+def _value(cell: str) -> str:
+    """Return the value that the text of a cell stands for."""
+    return cell.strip()
+
+
+def _first_row(lines: _Lines, delimiter: str) -> list[str]:
+    """Return the cells of the first row, none if it isn't CSV with this delimiter; its lines are put back."""
+    taken: list[str] = []
+
+    def taking() -> Iterator[str]:
+        for line in lines:
+            taken.append(line)
+            yield line
+
+    try:
+        return next(csv.reader(taking(), delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        return []
+    finally:
+        lines.put_back(*taken)
+
+
+def _by_column(header: list[str | None], cells: list[str], key: str) -> Cells | str:
+    if any(cells[len(header) :]):
+        return f"column {len(header) + 1}: is one too many: the header has {len(header)}"
+    row: Cells = {column: cell for column, cell in zip(header, cells, strict=False) if column and cell}
+    if "report_tokens" in row:
+        return _with_list({key: "", **row})
+    return {key: "", **row}
+
+
+def _with_list(row: Cells) -> Cells | str:
+    text = row["report_tokens"]
+    try:
+        row["report_tokens"] = json.loads(text) if text.startswith("[") else [text]
+    except (ValueError, RecursionError):
+        return "report_tokens: isn't a JSON list"
+    return row
+
+
+# ------------------------------------------------------------------------------------------------- JSON
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a name occurs twice in an object")
+    return members
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _json_lines(lines: _Lines, cells_of: Callable[[Any], Cells | str]) -> Iterator[Row]:
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            value = _decoder.decode(line.rstrip())
+        except json.JSONDecodeError as error:
+            yield f"{lines.number}:{error.colno}", f"isn't JSON: {error.msg}"
+        except (ValueError, RecursionError) as error:
+            yield lines.number, f"isn't JSON that can be read: {error}"
+        else:
+            yield lines.number, cells_of(value)
+
+
+def _json_document(lines: _Lines, cells_of: Callable[[Any], Cells | str]) -> Iterator[Row]:
+    """Yield the values of JSON that isn't one value a line, those of an array one by one."""
+    text, skipped = io.StringIO(), lines.number
+    for line in lines:
+        text.write(line.replace("\r\n", "\n").replace("\r", "\n"))
+        if text.tell() > _LONGEST:
+            problem = "is too large for JSON that isn't one object a line; convert it to JSON Lines"
+            raise UnreadableError(f"{lines.number}: {problem}")
+    document, number, counted = text.getvalue(), skipped + 1, 0
+    try:
+        for start, value in _values(document):
+            number, counted = number + document.count("\n", counted, start), start
+            yield number, cells_of(value)
+    except json.JSONDecodeError as error:
+        raise UnreadableError(f"{skipped + error.lineno}:{error.colno}: isn't JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError(f"{number}: isn't JSON that can be read: {error}") from None
+
+
+def _values(document: str) -> Iterator[tuple[int, Any]]:
+    """Yield where each value begins, and the value; they may follow each other, as `jq` prints them."""
+    position = _after_space(document, 0)
+    while position < len(document):
+        if document[position] == "[":
+            position = yield from _elements(document, position)
+        else:
+            value, end = _decoder.raw_decode(document, position)
+            yield position, value
+            position = end
+        position = _after_space(document, position)
+
+
+def _elements(document: str, position: int) -> Generator[tuple[int, Any], None, int]:
+    """Yield the elements of an array, and return where it ends."""
+    position = _after_space(document, position + 1)
+    if document.startswith("]", position):
+        return position + 1
+    while True:
+        value, end = _decoder.raw_decode(document, position)
+        yield position, value
+        position = _after_space(document, end)
+        if document.startswith("]", position):
+            return position + 1
+        if not document.startswith(",", position):
+            raise json.JSONDecodeError("Expecting ',' delimiter", document, position)
+        position = _after_space(document, position + 1)
+
+
+def _after_space(document: str, position: int) -> int:
+    while document[position : position + 1] in _JSON_SPACE:
+        position += 1
+    return position

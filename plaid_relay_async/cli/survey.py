@@ -1,0 +1,160 @@
+"""What a whole input consists of, found out before anything is sent."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from plaid_relay_async.cli.cells import DELIMITERS, Place
+from plaid_relay_async.cli.identifiers import Shape, common_shape, shape_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from plaid_relay_async.cli.cells import Table
+
+_MOST_NAMED = 20
+_DESCRIPTIONS = {
+    Shape.DIGITS: "digits alone",
+    Shape.HEXADECIMAL: "hexadecimal",
+    Shape.ALPHANUMERIC: "letters and digits alone",
+    Shape.PUNCTUATED: "letters, digits, -, _ and . alone",
+}
+
+
+@define
+class Places:
+    """How many rows there are of a kind, and where the first of them begin."""
+
+    count: int = 0
+    first: list[Place] = field(factory=list)
+
+    def add(self, place: Place) -> None:
+        """Count a row."""
+        self.count += 1
+        if len(self.first) < _MOST_NAMED:
+            self.first.append(place)
+
+    def __str__(self) -> str:
+        if not self.count:
+            return "0"
+        more = ", ..." if self.count > len(self.first) else ""
+        name = "line" if self.count == 1 else "lines"
+        return f"{self.count:,} ({name} {', '.join(map(str, self.first))}{more})"
+
+
+@define
+class Survey:
+    """Counts the rows of an input, and compares their identifiers.
+
+    Memory is bounded, unless pairs are counted.
+
+    Attributes:
+        allow_odd: whether identifiers are accepted whose shape nine in ten don't have.
+        pairs: hashes of the pairs met before, to count duplicates; `None` counts none.
+        rows: how many there are, with those that aren't valid.
+        first: the first partner.
+        last: the last partner.
+        partners: hashes of the partners met before, if pairs are counted.
+        duplicates: the rows whose pair was met before.
+    """
+
+    allow_odd: bool = False
+    pairs: set[bytes] | None = None
+    rows: int = field(default=0, init=False)
+    first: str | None = field(default=None, init=False)
+    last: str | None = field(default=None, init=False)
+    partners: set[bytes] = field(factory=set, init=False)
+    duplicates: Places = field(factory=Places, init=False)
+    _problems: list[str] = field(factory=list, init=False)
+    _invalid: int = field(default=0, init=False)
+    _shapes: dict[Shape, Places] = field(factory=lambda: {shape: Places() for shape in Shape}, init=False)
+
+    def add_problem(self, text: str) -> None:
+        """Count a row that isn't valid."""
+        self.rows += 1
+        self._invalid += 1
+        if len(self._problems) < _MOST_NAMED:
+            self._problems.append(text)
+
+    def add(self, place: Place, partner: str, report_tokens: Sequence[str]) -> None:
+        """Count a creation."""
+        self.rows += 1
+        self.first, self.last = self.first or partner, partner
+        self._shapes[shape_of(partner)].add(place)
+        if self.pairs is None:
+            return
+        pair = _hash(partner, *report_tokens)
+        if pair in self.pairs:
+            self.duplicates.add(place)
+        self.pairs.add(pair)
+        self.partners.add(_hash(partner))
+
+    def odd(self) -> Places:
+        """Return the rows whose partner doesn't have the shape that nine in ten have."""
+        return self._outside(common_shape(self._counts()))
+
+    def problems(self, table: Table) -> Iterator[str]:
+        """Yield what has to be fixed before anything is sent, a line each."""
+        yield from self._problems
+        if self._invalid > len(self._problems):
+            yield f"and {self._invalid - len(self._problems):,} more"
+        yield from self._no_header(table)
+        odd = self.odd()
+        if odd.count and not self.allow_odd:
+            shape = _DESCRIPTIONS[common_shape(self._counts())]
+            for place in odd.first:
+                problem = f"nine in ten rows are {shape}, and this one isn't; --allow-odd-ids accepts it"
+                yield f"{table.name}:{place}: {table.columns.key}: {problem}"
+            if odd.count > len(odd.first):
+                yield f"and {odd.count - len(odd.first):,} more like these"
+
+    def summary(self, table: Table) -> list[str]:
+        """Return what the input consists of and how it was recognized, a line each; counts pairs."""
+        columns = [
+            column if column == name else f"{column} ({name})" for column, name in table.recognized.items()
+        ]
+        if table.headless is not None:
+            columns = [f"{table.columns.key} (no header)"]
+        facts = {
+            "rows": f"{self.rows:,}",
+            "not valid": f"{self._invalid:,}",
+            "partners": f"{len(self.partners):,}",
+            "first": self.first,
+            "last": self.last,
+            "duplicates": str(self.duplicates),
+            "odd rows": str(self.odd()),
+            "delimiter": DELIMITERS.get(table.delimiter or ""),
+            "columns": ", ".join(columns),
+            "unknown columns": ", ".join(table.unknown),
+        }
+        return [f"{name + ':':16} {fact or 'none'}" for name, fact in facts.items()]
+
+    def _no_header(self, table: Table) -> Iterator[str]:
+        """Yield what is wrong with the first row of a list without a header, and don't count that row."""
+        headless = (shape for shape, places in self._shapes.items() if table.headless in places.first)
+        shape = next(headless, None)
+        if shape is None:
+            return
+        others = self._counts()
+        others[shape] -= 1
+        if others.total() and shape > common_shape(others):
+            self._shapes[shape].count -= 1
+            del self._shapes[shape].first[0]
+            way_out = f"if it is a header, --column {table.columns.key}=NAME; otherwise --no-header"
+            yield f"{table.name}:{table.headless}: has another shape than the rows below it: {way_out}"
+
+    def _counts(self) -> Counter[Shape]:
+        return Counter({shape: places.count for shape, places in self._shapes.items()})
+
+    def _outside(self, common: Shape) -> Places:
+        odd = [places for shape, places in self._shapes.items() if shape > common]
+        first = sorted((place for places in odd for place in places.first), key=int)
+        return Places(sum(places.count for places in odd), first[:_MOST_NAMED])
+
+
+def _hash(*words: str) -> bytes:
+    return hashlib.blake2b("\0".join(words).encode(errors="surrogatepass"), digest_size=16).digest()

@@ -1,0 +1,280 @@
+"""What `bulk` and `create` make of real inputs: one that may have been misread is never sent."""
+
+import os
+import random
+import stat
+import threading
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from plaid_relay_async.cli.identifiers import Shape, shape_of
+from plaid_relay_async.cli.rows import Source, creations
+from plaid_relay_async.cli.status import UsageError
+
+REPORT = "assets-sandbox-1111"
+CHOICES = random.Random(5)
+IDS = [f"{CHOICES.getrandbits(96):024x}" for _ in range(20)]
+EXCEL = "\ufeffName;Secondary Client ID;Land\r\n" + "".join(f"Bank; {each};DE\r\n" for each in IDS)
+
+
+def partners(plaid):
+    return sorted(entry["secondary_client_id"] for entry in plaid.ledger)
+
+
+@pytest.fixture
+def bulk(run, tmp_path):
+    """Run `bulk` on an input of this text."""
+
+    def bulk(text, *words):
+        path = tmp_path / "in.txt"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return run("bulk", path, "--report-token", REPORT, *words)
+
+    return bulk
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (EXCEL, []),
+        ("sep=;\n" + EXCEL.removeprefix("\ufeff"), []),
+        (EXCEL.replace(";", "\t"), ["--delimiter", "tab"]),
+        (EXCEL.removeprefix("\ufeff").encode("utf-16"), []),
+        (EXCEL.replace("\r\n", "\r"), []),
+        (EXCEL.replace("Secondary Client ID", "Partner ID"), ["--column", "secondary_client_id=partner_id"]),
+        ("\n".join(IDS), []),
+        ("\n".join(["12", *IDS[1:], IDS[0]]).replace("12\n", ""), ["--no-header"]),
+    ],
+    ids=["excel", "sep", "tab", "utf-16", "cr", "partner-id", "list", "no-header"],
+)
+def test_files_that_are_sent(plaid, bulk, text, words):
+    """Each partner gets a token, whatever program has written the file."""
+    dry = bulk(text, *words, "--dry-run")
+    assert (dry.status, len(plaid.requests)) == (0, 0)
+    done = bulk(text, *words)
+    assert done.status == 0
+    assert partners(plaid) == sorted(IDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        (EXCEL + "Summe;;20\r\n", ["in.txt:22: secondary_client_id: is empty"]),
+        (EXCEL + ";Summe;20\r\n", ["in.txt:22: secondary_client_id: is a heading, a total"]),
+        (EXCEL.replace("Secondary Client ID", "Partner ID"), ["in.txt:1: secondary_client_id: isn't in the"]),
+        (
+            "\n".join([*IDS, "Sparkasse"]),
+            ["in.txt:21: secondary_client_id: nine in ten rows are hexadecimal"],
+        ),
+        (
+            "\n".join(["Sparkasse", *IDS, "acme"]),
+            ["in.txt:1: has another shape than", "in.txt:22: secondary_cl"],
+        ),
+        (
+            "\n".join(["acme-1", *IDS, "a1-2"]),
+            ["in.txt:1: has another shape than", "in.txt:22: secondary_cl"],
+        ),
+        (
+            f"Sparkasse\n{IDS[0]}\n",
+            ["in.txt:1: has another shape than the rows below it: if it is a header, --co"],
+        ),
+        (
+            "partner_id;webhook\n5f3a9c2e1b7d4a0011223344;https://x.example\n",
+            ["in.txt:1: secondary_client_id: is"],
+        ),
+    ],
+    ids=["total", "total-id", "partner-id", "one-odd", "two-odd", "two-kinds", "header", "issue"],
+)
+def test_files_that_are_refused(plaid, bulk, text, problems):
+    """Each row is named, by both runs, and nothing is sent."""
+    for words in ([], ["--dry-run"]):
+        done = bulk(text, *words)
+        assert (done.status, len(plaid.requests)) == (2, 0)
+        assert done.err.count("in.txt:") == len(problems)
+        for problem in problems:
+            assert problem in done.err
+        assert done.err.endswith("nothing was sent\n")
+
+
+def test_odd_rows_that_are_accepted(plaid, bulk):
+    """`--allow-odd-ids` sends odd rows and odd identifiers, and only those."""
+    text = "secondary_client_id\n" + "\n".join([*IDS, "Sparkasse", "=abc", "TOTAL"])
+    assert bulk(text, "--allow-odd-ids").status == 0
+    assert partners(plaid) == sorted([*IDS, "Sparkasse", "=abc", "TOTAL"])
+
+
+def test_very_many_odd_rows(plaid, bulk):
+    """The first twenty are named."""
+    done = bulk("\n".join([*(f"{n:x}" for n in range(1000)), *("x" * n for n in range(1, 31))]))
+    assert (done.status, done.err.count("in.txt:"), len(plaid.requests)) == (2, 20, 0)
+    assert "in.txt:1001: " in done.err
+    assert "in.txt:1020: " in done.err
+    assert "and 10 more like these" in done.err
+
+
+def test_dry_run(plaid, bulk, tmp_path):
+    """It prints what would be sent and how the file was recognized, and neither connects nor makes a file."""
+    text = EXCEL + f"Bank;{IDS[0]};\x1b[31m\r\n"
+    words = ("--journal", tmp_path / "relay.db", "--run", "r", "--output", tmp_path / "out")
+    done = bulk(text, "--dry-run", *words)
+    assert done.status == 0
+    facts = dict(line.split(":", 1) for line in done.out.splitlines())
+    assert {name: fact.strip() for name, fact in facts.items()} == {
+        "rows": "21",
+        "not valid": "0",
+        "partners": "20",
+        "first": IDS[0],
+        "last": IDS[0],
+        "duplicates": "1 (line 22)",
+        "odd rows": "0",
+        "delimiter": ";",
+        "columns": "secondary_client_id (Secondary Client ID)",
+        "unknown columns": "Name, Land",
+    }
+    assert done.err == "nothing was sent\n"
+    assert not plaid.requests
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+def test_dry_run_of_a_list(bulk, plaid):
+    """A list has no header; many duplicates are counted, and the first are named."""
+    done = bulk("\n".join(IDS * 3), "--dry-run")
+    assert "columns:         secondary_client_id (no header)\n" in done.out
+    assert "duplicates:      40 (lines 21, 22, " in done.out
+    assert ", 40, ...)" in done.out
+    assert not plaid.requests
+
+
+def test_dry_run_of_nothing(bulk, plaid):
+    """An empty input is valid."""
+    assert bulk("", "--dry-run").out.startswith("rows:            0\n")
+    assert not plaid.requests
+
+
+def test_unknown_columns_are_reported_once(bulk, run, stdin, plaid):
+    """On standard error, before anything is sent or after the end of a pipe."""
+    text = "Name,secondary_client_id\nA,p1\nB,p2\n"
+    assert bulk(text).err.count("unknown columns are ignored: Name\n") == 1
+    stdin(text.replace("p", "q"))
+    done = run("bulk", "-", "--stream", "--report-token", REPORT)
+    assert done.err.count("unknown columns are ignored: Name\n") == 1
+    assert partners(plaid) == ["p1", "p2", "q1", "q2"]
+
+
+# Pipes
+
+
+def test_a_pipe_is_checked_as_a_whole(plaid, run, stdin):
+    """Nothing of it is sent if a row is odd; `--stream` sends it row by row without that check."""
+    text = "\n".join([*IDS, "Sparkasse"])
+    stdin(text)
+    done = run("bulk", "-", "--report-token", REPORT)
+    assert (done.status, len(plaid.requests)) == (2, 0)
+    assert "<stdin>:21: secondary_client_id: nine in ten rows are hexadecimal" in done.err
+    stdin(text)
+    assert run("bulk", "-", "--stream", "--report-token", REPORT).status == 0
+    assert len(plaid.ledger) == 21
+
+
+def test_a_pipe_is_copied_into_a_private_file(tmp_path, monkeypatch):
+    """It has mode 0600 and no name, and its rows can be read twice."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("p1\np2\n",))
+    writer.start()
+    with Source(str(tmp_path / "pipe"), stream=False) as source:
+        writer.join()
+        assert stat.S_IMODE(os.fstat(source._stream.fileno()).st_mode) == 0o600
+        assert list((tmp_path / "temporary").iterdir()) == []
+        assert [row.secondary_client_id for row in source.rows(creations(REPORT))] == ["p1", "p2"]
+
+
+def test_a_pipe_that_cannot_be_copied(tmp_path, monkeypatch):
+    """The reason and the way out are named."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("p1\n",))
+    writer.start()
+    with pytest.raises(UsageError, match=r"can't be copied for the check: No such file.*TMPDIR.*--stream"):
+        Source(str(tmp_path / "pipe"), stream=False)
+    writer.join()
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--delimiter", "x"], "--delimiter: must be one of , ; | tab"),
+        (["--column", "partner=x"], "--column: must be COLUMN=NAME, with one of report_token, "),
+        (["--column", "webhook="], "--column: must be COLUMN=NAME"),
+        (["--column", "webhook"], "--column: must be COLUMN=NAME"),
+        (["--column", "webhook=Hook", "--no-header"], "--column: doesn't go with --no-header"),
+        (["--stream", "--dry-run"], "--dry-run: doesn't go with --stream"),
+    ],
+)
+def test_options_that_are_refused(bulk, plaid, words, problem):
+    """The option is named, and nothing is sent."""
+    done = bulk("p1\n", *words)
+    assert (done.status, problem in done.err, len(plaid.requests)) == (2, True, 0)
+
+
+def test_two_mapped_columns(bulk, plaid):
+    """`--column` may be repeated."""
+    words = ("--column", "secondary_client_id=Partner", "--column", "webhook=Callback URL")
+    assert bulk("Partner|Callback URL\np1|https://x.example\n", *words).status == 0
+    assert partners(plaid) == ["p1"]
+
+
+@pytest.mark.parametrize("partner", ["@file", "=x", "'x", "+x", "-x", "5.00E+23", "secondary_client_id"])
+def test_create_with_an_odd_partner(plaid, run, partner):
+    """A forgotten file and what a spreadsheet makes of an identifier need `--allow-odd-ids`."""
+    words = ("create", "--report-token", REPORT, f"--partner={partner}")
+    done = run(*words)
+    assert (done.status, "--partner: " in done.err, len(plaid.requests)) == (2, True, 0)
+    assert "--allow-odd-ids accepts it" in done.err
+
+
+def test_create_with_an_odd_partner_that_is_meant(plaid, run):
+    """With `--allow-odd-ids` it is sent."""
+    words = ("--report-token", REPORT, "--partner", "@acme", "--allow-odd-ids")
+    assert run("create", *words).status == 0
+    assert partners(plaid) == ["@acme"]
+
+
+# Lists of identifiers
+
+
+def checked(folder, identifiers):
+    path = folder / "list.txt"
+    path.write_text("".join(f"{identifier}\n" for identifier in identifiers))
+    with Source(str(path)) as source:
+        return [request.secondary_client_id for request in source.rows(creations(REPORT))]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_hexadecimal_identifiers(tmp_path, seed):
+    """Ten thousand of them are never stopped, with and without some that are all digits."""
+    choices = random.Random(seed)
+    identifiers = [f"{choices.getrandbits(96):024x}" for _ in range(10_000)]
+    identifiers += [f"{choices.randrange(10**24):024}" for _ in range(seed)]
+    choices.shuffle(identifiers)
+    assert checked(tmp_path, identifiers) == identifiers
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.lists(st.from_regex(r"[0-9]{0,22}[a-f][0-9a-f]", fullmatch=True), min_size=1, unique=True), st.data()
+)
+def test_a_list_of_one_shape_is_never_stopped(tmp_path, identifiers, data):
+    """Nor is one with a few identifiers of a smaller alphabet after the first."""
+    digits = st.lists(st.from_regex("[0-9]{24}", fullmatch=True), max_size=8 * len(identifiers), unique=True)
+    every = [identifiers[0], *data.draw(st.permutations([*identifiers[1:], *data.draw(digits)]))]
+    count = sum(shape_of(each) is Shape.DIGITS for each in every)
+    if 10 * count >= 9 * (len(every) - 1):
+        every = identifiers  # nine in ten that follow are digits alone: the first one is odd
+    assert checked(tmp_path, every) == every

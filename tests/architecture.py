@@ -46,7 +46,7 @@ MAP = {
     "limits": Room(("config", "errors"), ("attrs", "redis")),
     "journal": Room(
         ("cancellation", "config", "errors", "models", "outcomes", "batch"),
-        ("attrs", "cryptography", "filelock", "sqlalchemy"),
+        ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
     "simulator": Room((), ("aiohttp", "attrs")),
     "gateway": Room(

@@ -9,8 +9,10 @@ from collections import Counter
 from contextlib import aclosing, asynccontextmanager, closing
 
 import aiohttp
+import aiosqlite
 import pytest
 from attrs import define, field
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from plaid_relay_async import RelayCreateRequest
 from plaid_relay_async.journal import Journal
@@ -27,6 +29,13 @@ def requests(report, count=10):
 
 def of_the_ledger(plaid):
     return Counter(line["secondary_client_id"] for line in plaid.ledger)
+
+
+def opening(path, uri):
+    """An engine for a path, which opens a URI of SQLite."""
+    return create_async_engine(
+        f"sqlite+aiosqlite:///{path}", async_creator=lambda: aiosqlite.connect(uri, uri=True)
+    )
 
 
 async def all_of(journal, run, **wanted):

@@ -77,6 +77,7 @@ class Journal:
 
     Args:
         url: the path of a file, a URL of SQLite or PostgreSQL, or an `AsyncEngine`, which stays the caller's.
+            A path is resolved immediately, with its symbolic links.
         run: the name under which creations are written down.
         key: a Fernet key, or several, or the `Path` of a file (0600) that holds them, which is read at once:
             the first one encrypts, all of them decrypt; commas separate several in one string. Without,
@@ -91,7 +92,8 @@ class Journal:
         lease: seconds without a renewal after which other processes consider this one dead; for PostgreSQL.
 
     Raises:
-        ConfigurationError: an argument or PLAID_RELAY_KEY can't be used; it is named.
+        ConfigurationError: an argument or PLAID_RELAY_KEY can't be used, or the address may have been meant
+            in another way; the message says why.
     """
 
     def __init__(
@@ -128,7 +130,7 @@ class Journal:
 
     @property
     def path(self) -> Path | None:
-        """The file in which it lies; `None` for PostgreSQL."""
+        """The file that it is stored in, without symbolic links; `None` for PostgreSQL."""
         return self._database.path
 
     def __repr__(self) -> str:
@@ -141,7 +143,8 @@ class Journal:
 
         Raises:
             JournalError: it can't be read or written, or a later release made it.
-            ConfigurationError: its key is another, others may read the file, or the encoding isn't UTF8.
+            ConfigurationError: its key is another, other users may read the file, an option of the URL is
+                invalid, or the encoding isn't UTF8.
         """
         if self._opened is not None:
             raise JournalError("the journal is open already")

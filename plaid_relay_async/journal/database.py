@@ -6,16 +6,13 @@ import asyncio
 import contextlib
 import os
 import socket
-import stat
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
-from urllib.parse import urlsplit
 
 from sqlalchemy import URL, Connection, Engine, create_engine, text
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -28,14 +25,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool, StaticPool
 
-from plaid_relay_async.errors import ConfigurationError, JournalError, sealed
+from plaid_relay_async.errors import ConfigurationError, JournalError
+from plaid_relay_async.journal.address import address_of, check_arguments, check_files, create_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 
-_LOCKED_FOR = 10.0  # seconds that a writer waits for another one, in SQLite
 _ATTEMPTS = 3  # that fit into a lease: one on a silently dropped connection must leave time for others
 _SHORTEST = 2.0  # seconds that an attempt may take in any case, connecting included
 _AGAIN_AFTER = 0.2  # seconds
@@ -51,16 +48,23 @@ _PASSING: Final = (
     "57014",  # a statement took too long
     "57P0",  # the server shuts down, starts, or ended the connection
 )
-# For one transaction, so that they work behind PgBouncer, which refuses to start a session with them.
+# For one transaction: PgBouncer refuses to start a session with them, and may give the next transaction to
+# another session of the server.
 _LIMITS: Final = text(
     "SELECT set_config('statement_timeout', :limit, true), set_config('lock_timeout', :limit, true),"
     " set_config('idle_in_transaction_session_timeout', :limit, true)"
 )
+_LONGEST_LIMIT = 2**31 - 1  # milliseconds; the server accepts no more
+_LONGEST_KEEPALIVE = 32_767  # seconds; Linux accepts no more
 _CHECKPOINT_WITHIN = 5.0  # seconds in which SQLite's log has to be cleared
 _CHECKPOINT_WAIT = 100  # milliseconds for which clearing it may hold back others at a time
 _ENCODINGS = text("SELECT current_setting('server_encoding'), current_setting('client_encoding')")
 # That an open journal holds: one for its own methods, one for leases, three for writing and looking up.
 _CONNECTIONS = 5
+# A name needn't be UTF-8, and a value of bytes is in the encoding of the database.
+_OPENED_FILE = (
+    "SELECT CAST(file AS BLOB), encoding FROM pragma_database_list, pragma_encoding WHERE name = 'main'"
+)
 _PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1}
 
 
@@ -112,26 +116,6 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
-@sealed
-def _parsed(url: str | os.PathLike[str]) -> URL:
-    text = os.fspath(url)
-    try:
-        parsed = make_url(text) if "://" in text else URL.create("sqlite", database=text)
-    except (ArgumentError, ValueError):
-        raise ConfigurationError("the journal's address is neither a path nor a URL of a database") from None
-    drivers = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
-    return parsed.set(drivername=drivers.get(parsed.get_backend_name(), parsed.drivername))
-
-
-def _path(url: URL) -> Path | None:
-    """Give the file of a database of SQLite."""
-    name = url.database or ""
-    if name.startswith("file:"):
-        name = urlsplit(name).path
-    in_memory = name in {"", ":memory:"} or url.query.get("mode") == "memory"
-    return None if in_memory else Path(name).absolute()
-
-
 def _check_pool(pool: Pool) -> None:
     if isinstance(pool, StaticPool | AssertionPool):
         most = 1
@@ -152,9 +136,10 @@ class _ThreadLine:
     A driver that is asynchronous does so for each call to it, and there are eight in a transaction.
     """
 
-    def __init__(self, engine: Engine, limit: float) -> None:
+    def __init__(self, engine: Engine, limit: float, path: Path) -> None:
         self._engine = engine
         self._limit = limit
+        self._path = path
         self._thread = ThreadPoolExecutor(1, "plaid_relay_async.journal")
         self._connection: Connection | None = None
         self._closed = False
@@ -177,7 +162,7 @@ class _ThreadLine:
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         if self._connection is None:
-            self._connection = _with_pragmas(self._engine.connect())
+            self._connection = _with_pragmas(self._engine.connect(), self._path)
         try:
             with self._connection.begin():
                 return work(self._connection)
@@ -204,10 +189,10 @@ class _AsyncLine:
     its connection, because a driver may wait for the server even when it is cancelled.
     """
 
-    def __init__(self, engine: AsyncEngine, limit: float, *, sqlite: bool) -> None:
+    def __init__(self, engine: AsyncEngine, limit: float, path: Path | None) -> None:
         self._engine = engine
         self._limit = limit
-        self._sqlite = sqlite
+        self._path = path
         self._connection: AsyncConnection | None = None
         self._running: asyncio.Future[Any] | None = None
         self._abandoned: set[asyncio.Future[Any]] = set()
@@ -239,8 +224,9 @@ class _AsyncLine:
         connection = self._connection
         try:
             async with connection.begin():
-                if not self._sqlite:
-                    await connection.execute(_LIMITS, {"limit": str(int(seconds * 1000))})
+                if self._path is None:
+                    limit = min(int(seconds * 1000), _LONGEST_LIMIT)
+                    await connection.execute(_LIMITS, {"limit": str(limit)})
                 return await connection.run_sync(work)
         except IntegrityError:
             raise
@@ -255,8 +241,8 @@ class _AsyncLine:
     async def _connect(self) -> AsyncConnection:
         connection = await self._engine.connect()
         try:
-            if self._sqlite:
-                await connection.run_sync(_with_pragmas)
+            if self._path is not None:
+                await connection.run_sync(_with_pragmas, self._path)
             else:  # whatever the engine has: what others commit has to be seen within a transaction
                 await connection.execution_options(isolation_level="READ COMMITTED")
         except BaseException:
@@ -326,8 +312,16 @@ def _severed(connection: AsyncConnection) -> bool:
 Line: TypeAlias = _ThreadLine | _AsyncLine
 
 
-def _with_pragmas(connection: Connection) -> Connection:
+def _with_pragmas(connection: Connection, path: Path) -> Connection:
+    """Check and set up a connection to SQLite, and return it; close it if that isn't possible."""
     try:
+        name, encoding = connection.exec_driver_sql(_OPENED_FILE).one()
+        opened = name.decode(encoding, "surrogateescape")
+        if not opened or not Path(opened).samefile(path):
+            raise ConfigurationError(
+                f"the journal's file is {path}, and SQLite has opened {opened or 'none'}"
+            )
+        check_files(path)
         for name, value in _PRAGMAS.items():
             connection.exec_driver_sql(f"PRAGMA {name}={value}").close()
             # SQLite reports no error if it can't apply one, as on a file system without shared memory.
@@ -357,14 +351,10 @@ class Database:
 
     def __init__(self, url: str | os.PathLike[str] | AsyncEngine, lease: float) -> None:
         self._callers = url if isinstance(url, AsyncEngine) else None
-        self._url = url.url if isinstance(url, AsyncEngine) else _parsed(url)
-        self.kind: Final = self._url.get_backend_name()
-        self.path: Final = _path(self._url) if self.kind == "sqlite" else None
-        if self.kind not in {"sqlite", "postgresql"}:
-            raise ConfigurationError(f"a journal lies in SQLite or PostgreSQL, not in {self.kind}")
-        if self.kind == "sqlite" and self.path is None:
-            raise ConfigurationError("a journal in memory would survive nothing: give the path of a file")
-        in_sqlite = _locked_for(self._url) + lease
+        self._address = address_of(url)
+        self.kind: Final = self._address.kind
+        self.path: Final = self._address.path
+        in_sqlite = self._address.wait + lease
         self.limit: Final = in_sqlite if self.kind == "sqlite" else max(lease / _ATTEMPTS, _SHORTEST)
         if self._callers is not None:
             _check_pool(self._callers.pool)
@@ -372,31 +362,39 @@ class Database:
         self._engine: Engine | AsyncEngine | None = None
 
     async def open(self) -> None:
-        """See to the file, and make the engine.
+        """Create the file if it doesn't exist, and create the engine.
 
         Raises:
-            ConfigurationError: others may read it, or the database's driver isn't there.
-            JournalError: it can't be made.
+            ConfigurationError: the file or an option of the URL can't be used, or the driver isn't installed.
+            JournalError: the file can't be created.
         """
         if self.path is not None:
             with telling(self.path):
-                await asyncio.to_thread(_see_to, self.path)
+                await asyncio.to_thread(create_file, self.path)
         self._engine = self._callers or self._made()
 
     def _made(self) -> Engine | AsyncEngine:
         if self.path is not None:
-            waits = {} if "timeout" in self._url.query else {"timeout": _LOCKED_FOR}
-            settings = {"check_same_thread": False, **waits}
-            return create_engine(self._url, hide_parameters=True, connect_args=settings)
+            # SQLite itself must not create the file: others could read that one.
+            url = URL.create("sqlite", database=self.path.as_uri(), query={"mode": "rw", "uri": "true"})
+            settings = {"check_same_thread": False, "timeout": self._address.wait}
+            return create_engine(url, hide_parameters=True, connect_args=settings)
+        settings = self._settings()
         try:
-            return create_async_engine(self._url, hide_parameters=True, connect_args=self._settings())
+            engine = create_async_engine(self._address.url, hide_parameters=True, connect_args=settings)
+            _, arguments = engine.dialect.create_connect_args(engine.url)
         except ModuleNotFoundError as error:
             needed = f"the journal needs {error.name}: pip install 'plaid_relay_async[postgres]'"
             raise ConfigurationError(needed) from None
+        except ArgumentError as error:  # such as a port for each of several hosts
+            raise ConfigurationError(f"the journal's address can't be used: {_reason(error)}") from None
+        arguments.pop("context", None)  # SQLAlchemy's own
+        check_arguments({**arguments, **settings})
+        return engine
 
     def _settings(self) -> dict[str, Any]:
         """Return settings that let libpq notice a server that is gone; those in the URL take precedence."""
-        seconds = max(1, int(self.limit))
+        seconds = min(max(1, int(self.limit)), _LONGEST_KEEPALIVE)
         settings = {
             "connect_timeout": max(2, seconds // 2),  # so that there is time for a second host
             "keepalives": 1,
@@ -405,7 +403,8 @@ class Database:
             "keepalives_count": 3,
             "tcp_user_timeout": seconds * 1000,
         }
-        chosen = {name: value for name, value in settings.items() if name not in self._url.query}
+        query = self._address.url.query
+        chosen = {name: query.get(name, value) for name, value in settings.items()}
         return {**chosen, "client_encoding": "utf8"}  # whatever PGCLIENTENCODING says: any text has to arrive
 
     async def check(self, line: Line) -> None:
@@ -431,9 +430,10 @@ class Database:
         """Give a connection for one user, who has it for as long as the database is open."""
         assert self._engine is not None  # noqa: S101  # it is open
         if isinstance(self._engine, AsyncEngine):
-            self._lines.append(_AsyncLine(self._engine, self.limit, sqlite=self.path is not None))
+            self._lines.append(_AsyncLine(self._engine, self.limit, self.path))
         else:
-            self._lines.append(_ThreadLine(self._engine, self.limit))
+            assert self.path is not None  # noqa: S101  # only SQLite has such an engine
+            self._lines.append(_ThreadLine(self._engine, self.limit, self.path))
         return self._lines[-1]
 
     async def close(self) -> None:
@@ -509,23 +509,3 @@ def _cleared(connection: Connection) -> bool:
     finally:
         connection.exec_driver_sql(f"PRAGMA busy_timeout={patience}").close()
     return not busy
-
-
-def _locked_for(url: URL) -> float:
-    """Return the seconds for which SQLite waits for a lock."""
-    try:
-        return float(str(url.query.get("timeout", _LOCKED_FOR)))
-    except ValueError:
-        raise ConfigurationError("timeout in the journal's address must be a number of seconds") from None
-
-
-def _see_to(path: Path) -> None:
-    """Make the file, so that nobody else may ever have read it; or look at the one that is there."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        mode = path.stat().st_mode
-        if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
-            raise ConfigurationError(
-                f"{path}: others may read it, and tokens would lie in it; chmod 600 first"
-            ) from None

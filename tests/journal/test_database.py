@@ -8,7 +8,7 @@ import sqlite3
 from contextlib import ExitStack, closing
 
 import pytest
-from journals import CREATE, KEY, all_of, of_the_ledger, requests
+from journals import CREATE, KEY, all_of, of_the_ledger, opening, requests
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from support import OWNER
@@ -58,18 +58,21 @@ async def test_a_corrupt_file(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
-    [("mode=ro&uri=true", "readonly database"), ("timeout=0.2&uri=true", "database is locked")],
+    ("open_it", "told"),
+    [
+        (lambda path: opening(path, f"{path.as_uri()}?mode=ro"), "readonly database"),
+        (lambda path: f"sqlite:///{path}?timeout=0.2", "database is locked"),
+    ],
 )
-async def test_a_file_that_cannot_be_written(plaid, client, report, tmp_path, words, told):
-    """Whether it is read-only or somebody else has it: that is told, and nothing is sent."""
+async def test_a_file_that_cannot_be_written(plaid, client, report, tmp_path, open_it, told):
+    """A journal that is read-only, or that another connection has locked, is an error, and nothing is sent."""
     path = tmp_path / "relay.db"
     async with Journal(path, key=KEY):
         pass
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(JournalError, match=told):
-            async with Journal(f"sqlite:///file:{path}?{words}", key=KEY) as journal:
+            async with Journal(open_it(path), key=KEY) as journal:
                 await client.relay.create([report], "p", journal=journal)
     assert not plaid.requests
 

@@ -7,8 +7,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from journals import KEY, OTHER_KEY, requests
-from sqlalchemy.ext.asyncio import create_async_engine
+from journals import KEY, OTHER_KEY, opening, requests
 
 from plaid_relay_async import JournalError
 from plaid_relay_async.journal import Journal
@@ -103,13 +102,11 @@ async def test_a_first_key_leaves_nothing_unencrypted(client, report, path):
         assert left(path, [*tokens, *keys]) == []
 
 
-@pytest.mark.parametrize("callers", [False, True])
-async def test_a_setting_that_sqlite_does_not_take_is_an_error(path, callers):
+async def test_a_setting_that_sqlite_does_not_take_is_an_error(path):
     """A file on which SQLite can't keep a write-ahead log is refused."""
-    address = f"sqlite+aiosqlite:///file:{path}?vfs=unix-dotfile&uri=true"
-    engine = create_async_engine(address)
+    engine = opening(path, f"{path.as_uri()}?vfs=unix-dotfile")
     with pytest.raises(JournalError, match=r"can't set journal_mode to wal for the journal, it stays delete"):
-        await Journal(engine if callers else address, key=KEY).open()
+        await Journal(engine, key=KEY).open()
     await engine.dispose()
 
 

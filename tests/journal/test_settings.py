@@ -124,7 +124,6 @@ async def test_a_path_with_marks_of_a_url(tmp_path, name):
         ("://", {}, "neither a path nor a URL"),
         ("sqlite://", {}, "in memory would survive nothing"),
         (create_async_engine("sqlite+aiosqlite://"), {}, "in memory would survive nothing"),
-        ("sqlite:///file:x?mode=memory&uri=true", {}, "in memory would survive nothing"),
         ("x.db", {"run": ""}, "run must be a string"),
         ("x.db", {"namespace": 3}, "namespace must be a string"),
         ("x.db", {"lease": 0}, "lease must be a number of seconds above 0"),
@@ -198,17 +197,6 @@ async def test_credentials_that_cannot_be_had_fail_their_request_alone(plaid, re
         result = await client.relay.create_many(requests(report, 3), journal=journal, concurrency=1)
     assert result.counts == {"created": 2, "failed": 1}
     assert isinstance(result.failed[0].error, NotSentError)
-
-
-async def test_a_file_that_others_may_read_is_refused(tmp_path):
-    """A file with permissions that are too open is refused; after the chmod that the error names, it opens."""
-    path = tmp_path / "relay.db"
-    path.touch(mode=0o644)
-    with pytest.raises(ConfigurationError, match="chmod 600 first"):
-        await Journal(path, key=KEY).open()
-    path.chmod(0o600)
-    async with Journal(path, key=KEY) as journal:
-        assert await journal.runs() == []
 
 
 async def test_a_journal_is_opened_once_and_used_while_it_is_open(client, report, url):

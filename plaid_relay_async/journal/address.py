@@ -1,0 +1,299 @@
+"""Where a journal is stored: an address, checked before anything is opened, and the files of SQLite."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, unquote_to_bytes
+
+from attrs import frozen
+from sqlalchemy import URL
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from plaid_relay_async.errors import ConfigurationError, sealed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_WAIT = 10.0  # seconds for which SQLite waits for a lock
+_LONGEST_WAIT = 2_000_000.0  # seconds; SQLite counts milliseconds in 32 bits
+_LARGEST_PORT = 65_535
+_LARGEST_INTEGER = 2**31 - 1  # of an option of libpq
+# Those that libpq reads once it is about to connect.
+_INTEGERS = (
+    "connect_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+)
+# Connection words of libpq, such as "host=db dbname=relay".
+_LIBPQ_WORDS: Final = re.compile(
+    r"(^|\s)(host|hostaddr|port|dbname|user|password|passfile|service|options|connect_timeout|client_encoding"
+    r"|(fallback_)?application_name|target_session_attrs|ssl\w+)\s*="
+)
+_SCHEME: Final = re.compile(r"[A-Za-z][\w+.-]+:")  # one letter is a drive of Windows
+_FORMS = "the path of a file, sqlite:///FILE or postgresql://USER@HOST:PORT/DATABASE"
+# libpq checks options before it parses the server's address. This one can't be parsed: nothing is connected.
+_NO_ADDRESS = "no-address"
+_SIDE_FILES = ("-wal", "-shm", "-journal")
+
+
+@frozen(repr=False)
+class Address:
+    """Where a journal is stored.
+
+    Attributes:
+        kind: "sqlite" or "postgresql".
+        url: the URL of a PostgreSQL database.
+        path: the file of SQLite, without symbolic links, so that all of its names lead to the same locks.
+        wait: seconds for which SQLite waits for a lock.
+    """
+
+    kind: str
+    url: URL
+    path: Path | None = None
+    wait: float = 0.0
+
+
+@sealed
+def address_of(where: str | os.PathLike[str] | AsyncEngine) -> Address:
+    """Return the address that a path, a URL or an engine stands for.
+
+    Raises:
+        ConfigurationError: it is none, or may have been meant as another one.
+    """
+    if isinstance(where, AsyncEngine):
+        return _of_engine(where.url)
+    if not isinstance(where, str | os.PathLike):
+        raise ConfigurationError(f"a journal needs {_FORMS}, or an AsyncEngine of SQLAlchemy")
+    text = os.fsdecode(where)
+    scheme, separator, rest = text.partition("://")
+    if not separator or not scheme.replace("+", "").isalnum():
+        _check_path(text)
+        return _in_file(text)
+    if _kind(scheme) == "sqlite":
+        return _of_sqlite(rest)
+    return _of_postgresql(rest)
+
+
+def _kind(scheme: str) -> str:
+    """Return which database the scheme of a URL names, with its driver, which may be another one."""
+    kind, _, driver = scheme.lower().partition("+")
+    # SQLCipher, for example, would encrypt the file, and isn't what opens it here.
+    if kind == "sqlite" and driver in {"", "pysqlite", "aiosqlite"}:
+        return kind
+    if kind in {"postgres", "postgresql"}:
+        return "postgresql"
+    raise ConfigurationError(f"a journal is stored in SQLite or PostgreSQL, not in {scheme}")
+
+
+def _check_path(text: str) -> None:
+    if _LIBPQ_WORDS.search(text):
+        raise ConfigurationError(
+            "the journal's address consists of connection words of libpq: write it as a URL, "
+            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE?OPTION=VALUE; for a file of this name, give its "
+            "absolute path"
+        )
+    if _SCHEME.match(text) or "://" in text:
+        raise ConfigurationError(
+            f"the journal's address is neither a path nor a URL of a database: it must be {_FORMS}; "
+            "for a file whose name begins like a URL, give its absolute path"
+        )
+
+
+def _in_file(name: str, wait: float = _WAIT) -> Address:
+    if name in {"", ":memory:"}:
+        raise ConfigurationError("a journal in memory would survive nothing: give the path of a file")
+    try:
+        path = os.path.realpath(name)
+    except ValueError:  # a NUL, or a character that no name of a file can have
+        raise ConfigurationError("the journal's address isn't a path that a file can have") from None
+    return Address("sqlite", URL.create("sqlite"), Path(path), wait)
+
+
+def _of_sqlite(rest: str) -> Address:
+    name, _, _ = rest.partition("?")
+    query = _parsed(f"sqlite://{rest}").query
+    if name and not name.startswith("/"):
+        raise ConfigurationError(
+            "a URL of SQLite has three slashes before the path of the file: sqlite:///FILE"
+        )
+    # SQLAlchemy decodes it in some releases only.
+    name = os.fsdecode(unquote_to_bytes(os.fsencode(name[1:])))
+    if name.startswith("file:"):
+        raise ConfigurationError(
+            f"the journal's address must not hold a file: URI of SQLite; it must be {_FORMS}"
+        )
+    unknown = sorted(set(query) - {"timeout"})
+    if unknown:
+        raise ConfigurationError(
+            f"{unknown[0]} in the journal's address isn't possible: SQLite has no option here but timeout"
+        )
+    return _in_file(name, _wait(query))
+
+
+def _of_engine(url: URL) -> Address:
+    kind = _kind(url.drivername)
+    if kind == "postgresql":
+        return Address(kind, url)
+    name = url.database or ""
+    if name.startswith("file:") or "uri" in url.query:
+        raise ConfigurationError(
+            "the engine of a journal in SQLite needs the path of its file, not a file: URI"
+        )
+    return _in_file(name, _wait(url.query))
+
+
+def _wait(query: Mapping[str, Any]) -> float:
+    try:
+        wait = float(query.get("timeout", _WAIT))
+    except (TypeError, ValueError):  # TypeError: it is there twice
+        wait = -1.0
+    if not 0 <= wait <= _LONGEST_WAIT:
+        raise ConfigurationError("timeout in the journal's address must be a number of seconds, given once")
+    return wait
+
+
+def _parsed(text: str) -> URL:
+    try:
+        return make_url(text)
+    except (ArgumentError, ValueError):
+        pass
+    raise ConfigurationError(
+        f"the journal's address is neither a path nor a URL of a database: it must be {_FORMS}"
+    )
+
+
+def _of_postgresql(rest: str) -> Address:
+    url = _parsed(f"postgresql+psycopg://{rest}")
+    host = unquote(url.host or "")  # as libpq does, for the folder of a socket
+    if "\0" in unquote(rest):
+        raise ConfigurationError("the journal's address must not contain NUL")
+    login = 0 if url.username is None else 1
+    if "@" in host or rest.partition("?")[0].count("@") > login:
+        # Otherwise the error that the host doesn't exist would quote a part of the password.
+        raise ConfigurationError(
+            "the journal's address has more than one @, or a / in the user: in the user, the password and "
+            "the database, write @ as %40 and / as %2F"
+        )
+    if url.port is not None:
+        _check_port(url.port)
+    given = {
+        "host": host,
+        "port": url.port,
+        "user": url.username,
+        "password": url.password,
+        "dbname": url.database,
+    }
+    for name, value in url.query.items():
+        if given.get(name) or (not isinstance(value, str) and name not in {"host", "port"}):
+            raise ConfigurationError(f"{name} is given twice in the journal's address")
+    return Address("postgresql", url.set(host=host))
+
+
+@sealed
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check the arguments of a connection to PostgreSQL, by their names in libpq; nothing is connected.
+
+    Raises:
+        ConfigurationError: there is no such argument, or its value is invalid.
+    """
+    for name in _INTEGERS:
+        if not _is_integer(arguments[name], -_LARGEST_INTEGER, _LARGEST_INTEGER):
+            raise ConfigurationError(f"{name} in the journal's address must be an integer")
+    for port in filter(None, str(arguments.get("port", "")).split(",")):
+        _check_port(port)
+    for name, is_valid in (("host", _is_host), ("hostaddr", _is_address)):
+        if not all(map(is_valid, filter(None, arguments.get(name, "").split(",")))):
+            raise ConfigurationError(f"the {name} in the journal's address is invalid")
+    problem = _problem_of({**arguments, "host": "", "hostaddr": _NO_ADDRESS, "port": ""})
+    if problem is not None:
+        raise ConfigurationError(f"the journal's address can't be used: {problem}")
+
+
+def _check_port(port: object) -> None:
+    if not _is_integer(port, 1, _LARGEST_PORT):
+        raise ConfigurationError("the port in the journal's address must be a number from 1 to 65535")
+
+
+def _is_integer(value: object, least: int, greatest: int) -> bool:
+    try:
+        return least <= int(str(value)) <= greatest
+    except ValueError:
+        return False
+
+
+def _is_host(name: str) -> bool:
+    try:
+        return name.startswith("/") or bool(name.encode("idna"))
+    except UnicodeError:
+        return False
+
+
+def _is_address(address: str) -> bool:
+    try:
+        return bool(ip_address(address))
+    except ValueError:
+        return False
+
+
+def _problem_of(arguments: Mapping[str, Any]) -> str | None:
+    """Return what libpq finds wrong with arguments that lead nowhere."""
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import make_conninfo
+    from psycopg.pq import PGconn
+
+    try:
+        probe = PGconn.connect(make_conninfo(**arguments).encode())
+    except ProgrammingError as error:  # such as an option that doesn't exist
+        return str(error).strip()
+    except ValueError:
+        return "it isn't text"
+    try:
+        problem = probe.error_message.decode(errors="replace").strip()
+    finally:
+        probe.finish()
+    return None if _NO_ADDRESS in problem else problem
+
+
+def create_file(path: Path) -> None:
+    """Create the file of a journal, readable by its owner alone; check it if it exists.
+
+    Raises:
+        ConfigurationError: the file can't be used; the message says why.
+        OSError: it can't be created.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    check_files(path)
+
+
+def check_files(path: Path) -> None:
+    """Check the file of a journal, and what SQLite has beside it.
+
+    Raises:
+        ConfigurationError: other users may read one of them, or it isn't a regular file with one name.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigurationError(f"{path}: a journal needs a regular file")
+    if status.st_nlink > 1:
+        raise ConfigurationError(
+            f"{path}: the file has another name (a hard link), under which SQLite and the journal would see "
+            "neither its log nor its locks; remove that name, or copy the file and use the copy"
+        )
+    files = [path, *(path.with_name(path.name + suffix) for suffix in _SIDE_FILES)]
+    for each in files if os.name == "posix" else ():
+        if each.exists() and each.stat().st_mode & 0o077:
+            raise ConfigurationError(
+                f"{each}: file permissions are too open, and tokens may be stored in it; chmod 600 first"
+            )

@@ -18,6 +18,7 @@ from plaid_relay_async.simulator import Simulator
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from pgbouncer_server import PgBouncer
     from postgres_server import PostgresServer
 
 # The official client is tested in a nox session of its own, where it is installed; so are Schemathesis and the console.
@@ -80,6 +81,20 @@ def postgres() -> Iterator[PostgresServer]:
         thread.submit(lambda: asyncio.run(server.make())).result()
         yield server
         thread.submit(lambda: asyncio.run(server.remove())).result()
+
+
+@pytest.fixture
+async def pgbouncer(postgres: PostgresServer) -> AsyncIterator[PgBouncer]:
+    """A PgBouncer that pools the transactions on a fresh database."""
+    from pgbouncer_server import PgBouncer
+
+    await postgres.fresh()
+    pooler = PgBouncer(postgres)
+    try:
+        await pooler.start()
+        yield pooler
+    finally:
+        await pooler.remove()
 
 
 @pytest.fixture

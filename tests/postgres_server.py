@@ -20,7 +20,7 @@ from attrs import define, field
 PATIENCE = 60
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
@@ -34,7 +34,7 @@ class PostgresServer:
     """
 
     folder: Path = field(factory=lambda: Path(tempfile.mkdtemp(prefix="postgres-")))
-    port: int = field(factory=_free_port)
+    port: int = field(factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property

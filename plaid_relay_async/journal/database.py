@@ -194,6 +194,7 @@ class _AsyncLine:
         self._limit = limit
         self._path = path
         self._connection: AsyncConnection | None = None
+        self._prepare_threshold: int | None = None  # of the connection, before it was this one's
         self._running: asyncio.Future[Any] | None = None
         self._abandoned: set[asyncio.Future[Any]] = set()
         self._busy = asyncio.Lock()
@@ -245,6 +246,7 @@ class _AsyncLine:
                 await connection.run_sync(_with_pragmas, self._path)
             else:  # whatever the engine has: what others commit has to be seen within a transaction
                 await connection.execution_options(isolation_level="READ COMMITTED")
+                self._prepare_threshold = _set_prepare_threshold(connection, None)
         except BaseException:
             await _discard(connection)
             raise
@@ -270,6 +272,7 @@ class _AsyncLine:
         if connection is not None:
             with contextlib.suppress(SQLAlchemyError, TimeoutError):  # it may be lost
                 async with asyncio.timeout(self._limit):
+                    _set_prepare_threshold(connection, self._prepare_threshold)
                     await connection.close()
         if self._abandoned:
             # aiosqlite waits forever if its connection is being closed while the event loop ends.
@@ -291,6 +294,19 @@ async def _discard(connection: AsyncConnection) -> None:
     with contextlib.suppress(SQLAlchemyError):
         await connection.invalidate()
         await connection.close()
+
+
+def _set_prepare_threshold(connection: AsyncConnection, threshold: int | None) -> int | None:
+    """Set after how many executions psycopg prepares a statement, and return the former number.
+
+    Behind PgBouncer, the next transaction may have a server that doesn't know the statement, or has another
+    one of that name: a journal's connections prepare none.
+    """
+    former: int | None = None
+    with contextlib.suppress(SQLAlchemyError, AttributeError):  # it is lost, or no connection of psycopg
+        driver: Any = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]
+        former, driver.prepare_threshold = driver.prepare_threshold, threshold
+    return former
 
 
 def _severed(connection: AsyncConnection) -> bool:

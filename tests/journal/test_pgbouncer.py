@@ -1,0 +1,104 @@
+"""A journal behind PgBouncer, which gives each transaction whichever connection to PostgreSQL is free."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from journals import KEY, all_of, create, of_the_ledger, requests
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from plaid_relay_async.journal import Journal
+
+pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
+
+
+async def test_a_whole_life(plaid, client, report, pgbouncer):
+    """Two journals create, look up, remove, rotate and forget, far more often than psycopg would prepare after."""
+    async with (
+        Journal(pgbouncer.url, run="x", key=KEY) as one,
+        Journal(pgbouncer.url, run="y", key=KEY) as two,
+    ):
+        results = await asyncio.gather(
+            *(client.relay.create_many(requests(report, 100), journal=journal) for journal in (one, two))
+        )
+        assert [result.counts for result in results] == [{"created": 100}, {"created": 100}]
+        for outcome in results[0].created[:10]:
+            assert (await client.relay.remove(outcome.relay_token, journal=two)).removed
+        assert len(await all_of(one, "x")) == 100
+        assert await one.rotate() == 0
+        assert set(of_the_ledger(plaid).values()) == {1}
+    async with Journal(pgbouncer.url, key=KEY) as journal:
+        await journal.forget("x")
+        assert not any(record.relay_token for record in await all_of(journal, "x") if record.own)
+
+
+async def test_a_callers_engine(client, report, pgbouncer, postgres):
+    """The journal prepares no statement on an engine's connections, and leaves that setting as it was."""
+    engine = create_async_engine(pgbouncer.url.replace("postgresql:", "postgresql+psycopg:"))
+    async with Journal(engine, run="x", key=KEY) as journal:
+        result = await client.relay.create_many(requests(report, 100), journal=journal)
+        assert result.counts == {"created": 100}
+    async with engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver.prepare_threshold == 5
+    await engine.dispose()
+
+
+async def test_no_statement_is_prepared(client, report, postgres):
+    """Also without a pooler, a session has no prepared statement after many transactions."""
+    await postgres.fresh()
+    async with Journal(postgres.url, run="x", key=KEY) as journal:
+        await client.relay.create_many(requests(report, 100), journal=journal)
+        for _ in range(10):
+            await journal.runs()
+        asked = text("SELECT count(*) FROM pg_prepared_statements")
+        assert await journal._write(lambda connection: connection.execute(asked).scalar_one()) == 0
+
+
+@pytest.mark.parametrize("which", ["pooler", "server"])
+async def test_a_restart(plaid, client, report, pgbouncer, postgres, which):
+    """A call waits for a pooler, or for the server behind it, that was killed and comes back."""
+    killed = pgbouncer if which == "pooler" else postgres
+    async with Journal(pgbouncer.url, run="x", key=KEY, lease=30) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        await killed.kill()
+        waiting = asyncio.ensure_future(client.relay.create([report], "q", journal=journal))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        await killed.start()
+        await waiting
+    assert of_the_ledger(plaid) == {"p": 1, "q": 1}
+
+
+async def test_sessions_that_the_pooler_ends(plaid, client, report, pgbouncer):
+    """A client that PgBouncer disconnects between two transactions connects anew."""
+    async with Journal(pgbouncer.url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        await pgbouncer.command("KILL postgres")
+        await pgbouncer.command("RESUME postgres")
+        await client.relay.create([report], "q", journal=journal)
+        assert (await journal.status("x")).counts == {"created": 2}
+    assert of_the_ledger(plaid) == {"p": 1, "q": 1}
+
+
+async def test_a_commit_in_doubt(plaid, client, report, pgbouncer, postgres):
+    """A server process that ends during a transaction (08P01, "server conn crashed?") is a lost connection."""
+    async with Journal(pgbouncer.url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        blocking = asyncio.create_task(
+            postgres.execute(
+                "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(2)", "COMMIT"
+            )
+        )
+        waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%relay_entries%'"
+        creating = asyncio.ensure_future(client.relay.create([report], "q", journal=journal))
+        while not await postgres.execute(f"SELECT 1 {waiting}"):
+            await asyncio.sleep(0.01)
+        await postgres.execute(f"SELECT pg_terminate_backend(pid) {waiting}")
+        await creating
+        await blocking
+    assert of_the_ledger(plaid) == {"p": 1, "q": 1}
+    result, status = await create(client, report, pgbouncer.url, "x")
+    assert (result.counts, status.counts) == ({"created": 1}, {"created": 3})

@@ -10,13 +10,14 @@ from email.utils import format_datetime
 from types import MappingProxyType
 
 import pytest
-from attrs import evolve
+from attrs import evolve, fields_dict, resolve_types
 from attrs.exceptions import FrozenInstanceError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plaid_relay_async import codec, models
 from plaid_relay_async.codec import ENDPOINTS, Answer, Replay, read
+from plaid_relay_async.codec.records import _WORDS, _in_words, names_of
 from plaid_relay_async.errors import (
     ConnectionLostError,
     Hidden,
@@ -265,6 +266,50 @@ def test_a_wrong_type_is_an_error_with_its_place(path, value, where):
     assert where in str(caught.value)
     assert caught.value.request_id == ("q1" if path != "request_id" else None)
     assert b"report" in caught.value.body.reveal()
+
+
+ACCOUNT = "report/items/0/accounts/0"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("report/asset_report_id", "a string"),
+        (f"{ACCOUNT}/type", "a string"),
+        (f"{ACCOUNT}/subtype", "a string or null"),
+        (f"{ACCOUNT}/official_name", "a string or null"),
+        ("report/days_requested", "a number"),
+        ("warnings/0/cause/status", "an integer or null"),
+        (f"{ACCOUNT}/transactions/0/amount", "a number"),
+        (f"{ACCOUNT}/balances/available", "a number or null"),
+        (f"{ACCOUNT}/transactions/0/pending", "a boolean"),
+        (f"{ACCOUNT}/historical_balances/0/date", "a date"),
+        ("report/date_generated", "a date and time"),
+        (f"{ACCOUNT}/balances/last_updated_datetime", "a date and time or null"),
+        ("report/items", "a list"),
+        ("report/user", "an object"),
+        ("report", "an object"),
+        (f"{ACCOUNT}/transactions/0/location", "an object or null"),
+    ],
+)
+def test_a_wrong_type_is_named_as_json_names_it(path, expected):
+    """The message says what was expected in words of JSON, not of Python; a null is no exception to that."""
+    wrong = "canary" if "object" in expected or "list" in expected else ["canary"]
+    for value in (wrong, *([] if "null" in expected else [None])):
+        with pytest.raises(ResponseDecodeError) as caught:
+            get(spoil(path, value))
+        assert caught.value.args[0] == f"expected {expected} at {caught.value.path}"
+
+
+def test_every_type_of_a_record_has_words():
+    """No message names a type of Python: each field is a list, an object, or one of the known words."""
+    for cls in vars(models).values():
+        if not models.is_record(cls):
+            continue
+        resolve_types(cls)
+        for name in names_of(cls) - {"content", "path", "raw"}:
+            words = _in_words(fields_dict(cls)[name].type)
+            assert words.removesuffix(" or null") in {*_WORDS.values(), "a list", "an object"}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import random
 import time
 
@@ -243,6 +244,27 @@ async def test_errors_that_all_share_stop_every_batch(plaid, client):
         assert (len(result.failed), result.stopped_by.error_code) == (3, "INVALID_API_KEYS")
     with pytest.raises(ExceptionGroup, match="3 failed, 0 unknown"):
         result.raise_for_failures()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_report_that_cannot_be_decoded_is_in_its_outcome(plaid, client, streamed):
+    """Its bytes are in the error, as those of `get` are, hidden; its place is, too."""
+    tokens = await shared(client, plaid, 3)
+    body = json.dumps({"report": {"asset_report_id": None}, "warnings": [], "request_id": "q"})
+    plaid.fail(Fault(path=GET, status=200, body=body))
+    async with RelayClient(PARTNER, base_url=plaid.url) as partner:
+        with pytest.raises(ResponseDecodeError) as caught:
+            await partner.relay.get(tokens[0])
+        if streamed:
+            async with partner.relay.get_many(tokens) as outcomes:
+                failed = [outcome async for outcome in outcomes]
+        else:
+            failed = (await partner.relay.get_many(tokens)).failed
+    for error in [caught.value, *(outcome.error for outcome in failed)]:
+        assert error.body.reveal() == body.encode()
+        assert (error.path, error.request_id) == ("$.report.asset_report_id", "q")
+        assert "asset_report_id" not in repr(error.body)
+    assert len(failed) == 3
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from plaid_relay_async.cli.bulk import Run
 from plaid_relay_async.cli.cells import DELIMITERS, Columns, Reading
 from plaid_relay_async.cli.console import show
 from plaid_relay_async.cli.demo import demonstrate
-from plaid_relay_async.cli.fetch import Fetch, Store, reading
+from plaid_relay_async.cli.fetch import Fetch, Store, reading, report_in
 from plaid_relay_async.cli.gateway import gateway, keys
 from plaid_relay_async.cli.identifiers import oddity_of
 from plaid_relay_async.cli.journal import (
@@ -53,6 +53,7 @@ from plaid_relay_async.errors import (
     OutcomeUnknownError,
     PlaidRelayError,
     RequestValidationError,
+    ResponseDecodeError,
 )
 from plaid_relay_async.models import RelayCreateRequest
 from plaid_relay_async.outcomes import Failed, Refreshed, Removed
@@ -111,6 +112,9 @@ Where: TypeAlias = Annotated[
         allow_leading_hyphen=True,
         help="Where outcomes go: a new file (.csv for CSV, else JSON Lines), or - for standard output.",
     ),
+]
+Strict: TypeAlias = Annotated[
+    bool, Parameter(negative="", help="Reject a report that differs from Plaid's specification.")
 ]
 Append: TypeAlias = Annotated[bool, Parameter(negative="", help="Add to the output if it is there.")]
 Concurrency: TypeAlias = Annotated[int, Parameter(help="So many calls at once.")]
@@ -253,11 +257,26 @@ def create(
 
 
 @app.command
-def get(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeout = None) -> Exit:
-    """Read a report that was shared with you, as JSON."""
+def get(
+    relay_token: RelayToken,
+    /,
+    *,
+    strict: Strict = False,
+    base_url: BaseURL = None,
+    timeout: Timeout = None,
+) -> Exit:
+    """Read a report that was shared with you, as JSON.
+
+    A report that differs from Plaid's specification is printed as Plaid sent it, with status 1.
+    """
     client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
     file = standard_output()
-    answer = _call(client, lambda: client.relay.get(token))
+    try:
+        answer = _call(client, lambda: client.relay.get(token))
+    except ResponseDecodeError as error:
+        if not strict and (report := report_in(error)) is not None:
+            put(file, report)
+        raise
     put(file, to_json(answer, indent=2) + b"\n")
     return Exit.DONE
 
@@ -309,6 +328,7 @@ def fetch(
     ] = "json",
     insights: Annotated[bool, Parameter(negative="", help="With categories and merchants.")] = False,
     layout: Layout = Layout(),
+    strict: Strict = False,
     output: Where = "-",
     append: Append = False,
     concurrency: Concurrency = 50,
@@ -317,7 +337,8 @@ def fetch(
 ) -> Exit:
     """Read all reports that were shared with you, and store each in a file of its own.
 
-    A report whose file is there already isn't fetched again. Ctrl-C stops sending and waits for the calls in
+    A report whose file is there already isn't fetched again. One that differs from Plaid's specification is
+    stored as Plaid sent it, with status 1. Ctrl-C stops sending and waits for the calls in
     flight; a second one gives them up.
     """
     if insights and kind == "pdf":
@@ -326,7 +347,7 @@ def fetch(
     store = Store(folder, "insights.json" if insights else kind)
     store.prepare()
     form = shared(reading(kind, insights=insights))
-    run = partial(Fetch, client, concurrency=concurrency, store=store)
+    run = partial(Fetch, client, concurrency=concurrency, store=store, strict=strict)
     with Source(source, layout.reading(form.columns)) as rows:
         return _for_each_row(rows, form, run, output, append=append)
 

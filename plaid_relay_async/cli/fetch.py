@@ -14,7 +14,8 @@ from attrs import define, field
 
 from plaid_relay_async.cli.bulk import Run
 from plaid_relay_async.cli.output import write_new
-from plaid_relay_async.errors import DuplicateRequestError, reason_of
+from plaid_relay_async.cli.status import Exit
+from plaid_relay_async.errors import DuplicateRequestError, ResponseDecodeError, reason_of
 from plaid_relay_async.models import PdfResponse, RelayGetRequest, RelayPdfGetRequest
 from plaid_relay_async.outcomes import Failed, Fetched, Unknown
 
@@ -22,15 +23,31 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from plaid_relay_async.batch import Batch
+    from plaid_relay_async.cli.board import Tally
     from plaid_relay_async.models import AssetReportGetResponse
+    from plaid_relay_async.outcomes import BatchResult
 
-COLUMNS = ("outcome", "row", "file", "asset_report_id", "request_id", "error_code", "attempts")
+COLUMNS = (
+    "outcome",
+    "row",
+    "file",
+    "asset_report_id",
+    "request_id",
+    "error_code",
+    "attempts",
+    "decode_error",
+)
 _DIGITS = 24  # of 64: two of a billion tokens share a name once in 10^11 times
 
 
 def reading(kind: str, *, insights: bool) -> Callable[[str], RelayGetRequest | RelayPdfGetRequest]:
     """Give what turns a relay token into a request for `"json"` or `"pdf"`."""
     return RelayPdfGetRequest if kind == "pdf" else partial(RelayGetRequest, include_insights=insights)
+
+
+def report_in(error: ResponseDecodeError) -> bytes | None:
+    """Return the response, if it has a report of which only a part isn't what Plaid's specification says."""
+    return None if error.body is None or error.path in {"$", "$.report"} else error.body.reveal()
 
 
 @define(eq=False)
@@ -89,6 +106,8 @@ class Fetch(Run):
     kinds: ClassVar[tuple[str, ...]] = ("fetched", "already_there", "failed", "not_attempted")
 
     store: Store = field(kw_only=True)
+    strict: bool = field(default=False, kw_only=True)  # store nothing that can't be decoded
+    _undecoded: int = field(default=0, init=False)
     _lines: dict[int, int | str] = field(factory=dict, init=False)  # by the id of a request that is alive
 
     def _batch(self) -> Batch[Any]:
@@ -116,21 +135,33 @@ class Fetch(Run):
     def _line(self, outcome: Any) -> dict[str, Any]:
         match outcome:
             case Fetched():
-                return self._stored(outcome)
+                return self._stored(
+                    outcome, _content(outcome.response), asset_report_id=_id_of(outcome.response)
+                )
+            case Failed(error=ResponseDecodeError() as error):
+                return self._undecodable(outcome, error)
             case Failed() | Unknown():
                 code = reason_of(outcome.error)
                 return self._told("failed", outcome.request, outcome, error_code=code)
             case request:
                 return self._told("not_attempted", request)
 
-    def _stored(self, outcome: Fetched[Any]) -> dict[str, Any]:
+    def _undecodable(self, outcome: Failed, error: ResponseDecodeError) -> dict[str, Any]:
+        facts = {"error_code": reason_of(error), "decode_error": error.path}
+        content = None if self.strict else report_in(error)
+        if content is None:
+            return self._told("failed", outcome.request, outcome, **facts)
+        line = self._stored(outcome, content, **facts)
+        self._undecoded += line["outcome"] == "fetched"
+        return line
+
+    def _stored(self, outcome: Fetched[Any] | Failed, content: bytes, **facts: Any) -> dict[str, Any]:
         path = self.store.path(outcome.request.relay_token)
-        report_id = None
-        if not isinstance(outcome.response, PdfResponse):
-            report_id = outcome.response.report.asset_report_id
-        told = partial(self._told, request=outcome.request, outcome=outcome, asset_report_id=report_id)
+        told: Callable[..., dict[str, Any]] = partial(
+            self._told, request=outcome.request, outcome=outcome, **facts
+        )
         try:
-            write_new(path, _content(outcome.response))
+            write_new(path, content)
         except FileExistsError:  # of another run
             return told("already_there", file=path)
         except OSError as error:
@@ -149,6 +180,23 @@ class Fetch(Run):
         if trouble is None:
             return super()._broken()
         return f"{self.store.folder} takes no more: {trouble.strerror}"
+
+    def _explain(self, result: BatchResult[Any]) -> None:
+        super()._explain(result)
+        if self._undecoded:
+            self.board.say(
+                "stored as Plaid sent them, because they differ from its specification: "
+                f"{self._undecoded}; decode_error says where: please report that to this package"
+            )
+
+    def status(self, tally: Tally) -> Exit:
+        """Return the exit status: a report that can't be decoded is there, and isn't in good order."""
+        status = super().status(tally)
+        return Exit.FAILED if self._undecoded and status is Exit.DONE else status
+
+
+def _id_of(response: AssetReportGetResponse | PdfResponse) -> str | None:
+    return None if isinstance(response, PdfResponse) else response.report.asset_report_id
 
 
 def _content(response: AssetReportGetResponse | PdfResponse) -> bytes:

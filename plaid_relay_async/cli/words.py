@@ -9,7 +9,7 @@ from plaid_relay_async.cli.status import StandardError, UsageError, say, shown
 
 
 def read_word(word: str, name: str) -> str:
-    """Give what `@FILE` holds, or a word as it is.
+    """Return what `@FILE` holds, without a byte order mark, or a word as it is.
 
     Raises:
         UsageError: the file can't be read.
@@ -18,7 +18,7 @@ def read_word(word: str, name: str) -> str:
 
 
 def read_token(word: str, name: str) -> str:
-    """Give the token that a word is, or that lies in `@FILE`, or that comes from standard input, for `-`.
+    """Return a token: the word itself, or what `@FILE` holds, or standard input for `-`.
 
     Raises:
         UsageError: it can't be read, or looks like an option.
@@ -36,7 +36,7 @@ def _read(path: str | None, name: str) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or ("isn't text" if path else "isn't open")
         raise UsageError(f"{name}: can't be read: {reason}") from None
-    return text.strip()
+    return text.removeprefix("\ufeff").strip()
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

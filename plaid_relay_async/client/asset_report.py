@@ -117,7 +117,7 @@ class AssetReports(Operations):
         Raises:
             ReportNotReadyError: the report is still being generated; see `wait_until_ready`.
             AssetReportError: it couldn't be generated; see `causes`.
-            ResponseDecodeError: the answer isn't a report.
+            ResponseDecodeError: the response isn't what Plaid specifies; its `body` has the bytes.
             PlaidRelayError: see the class.
         """
         request = AssetReportGetRequest(
@@ -156,7 +156,7 @@ class AssetReports(Operations):
         Raises:
             ReportNotReadyError: there is no time to ask again, and the report is still being generated.
             AssetReportError: it couldn't be generated, and waiting won't mend that; see `causes`.
-            ResponseDecodeError: the answer isn't a report.
+            ResponseDecodeError: the response isn't what Plaid specifies; its `body` has the bytes.
             PlaidRelayError: see the class.
         """
         request = AssetReportGetRequest(

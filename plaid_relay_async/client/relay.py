@@ -178,7 +178,8 @@ class Relay(Operations):
         https://plaid.com/docs/api/products/assets/#creditrelayget for each of them. It is used as
         `create_many` is. Streamed, at most `concurrency` reports are in memory besides the one that the loop
         has, under way or read; awaited, all of them are. No outcome is an `Unknown`: a read that is lost is a
-        `Failed`, and can be made again.
+        `Failed`, and can be made again. A report that isn't what Plaid specifies is a `Failed` as well, whose
+        error has its bytes.
 
         Args:
             relay_tokens: any iterable or async iterable, read as it is needed, of relay tokens or of
@@ -442,7 +443,7 @@ class Relay(Operations):
         Raises:
             ReportNotReadyError: the report is still being generated; see `wait_until_ready`.
             AssetReportError: it couldn't be generated.
-            ResponseDecodeError: the answer isn't a report.
+            ResponseDecodeError: the response isn't what Plaid specifies; its `body` has the bytes.
             PlaidRelayError: see the class.
         """
         request = RelayGetRequest(relay_token, include_insights=include_insights)
@@ -471,7 +472,7 @@ class Relay(Operations):
         Raises:
             ReportNotReadyError: there is no time to ask again, and the report is still being generated.
             AssetReportError: it couldn't be generated, and waiting won't mend that.
-            ResponseDecodeError: the answer isn't a report.
+            ResponseDecodeError: the response isn't what Plaid specifies; its `body` has the bytes.
             PlaidRelayError: see the class.
         """
         request = RelayGetRequest(relay_token, include_insights=include_insights)

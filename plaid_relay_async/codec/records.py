@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 
 import cattrs
 from attrs import NOTHING, Attribute, field, fields, make_class, resolve_types
@@ -180,8 +180,28 @@ def _located(hook: Callable[[Any, Any], Any], value: Any, cls: Any, place: str) 
         error.path = place + error.path
         raise
     except (TypeError, ValueError, ArithmeticError):
-        expected = getattr(cls, "__name__", repr(cls))
-    raise _MisfitError(f"invalid value for type, expected {expected}", place)
+        expected = _in_words(cls)
+    raise _MisfitError(f"expected {expected}", place)
+
+
+_WORDS: Final = {
+    str: "a string",
+    int: "an integer",
+    bool: "a boolean",
+    Decimal: "a number",
+    date: "a date",
+    datetime: "a date and time",
+}
+
+
+def _in_words(cls: Any) -> str:
+    """Return what JSON has for a type, such as "a string or null"."""
+    if get_origin(cls) is Annotated:
+        return _in_words(get_args(cls)[0])
+    if _is_optional(cls):
+        [inner] = (arg for arg in get_args(cls) if arg is not NoneType)
+        return f"{_in_words(inner)} or null"
+    return "a list" if _is_tuple(cls) else _WORDS.get(cls, "an object")
 
 
 def _thawed(cls: Any) -> Any:

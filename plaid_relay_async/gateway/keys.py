@@ -400,7 +400,7 @@ def _read_private(path: Path) -> str:
         if not stat.S_ISREG(found.st_mode):
             raise ConfigurationError(f"{path} isn't a regular file")
         _check_owner(path, found)
-        return file.read().decode(errors="replace")
+        return file.read().decode("utf-8-sig", errors="replace")
 
 
 def _check_owner(path: Path, found: os.stat_result) -> None:

@@ -113,7 +113,7 @@ def _split(text: str | bytes) -> list[str]:
 
 def _in_file(path: Path) -> list[str]:
     try:
-        mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
+        mode, text = path.stat().st_mode, path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "isn't text"
         raise ConfigurationError(f"{path}: the key can't be read: {reason}") from None

@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from requesting import post
 
 from plaid_relay_async.cli import app, main
 from plaid_relay_async.simulator import Fault
@@ -113,7 +114,48 @@ def test_a_token_that_is_no_text(plaid, run, tmp_path):
     assert (done.status, "isn't text" in done.err) == (2, True)
 
 
+MARK = "\ufeff"
+
+
+def test_a_byte_order_mark_before_a_token(plaid, run, tmp_path, stdin):
+    """An editor of Windows puts one into a file: it isn't part of the token, from a file or from standard input."""
+    file = tmp_path / "token"
+    file.write_text(f"{MARK}{REPORT}\r\n", encoding="utf-8")
+    assert run("create", "--report-token", f"@{file}", "--partner", "p").status == 0
+    stdin(f"{MARK}{REPORT}\n")
+    assert run("create", "--report-token", "-", "--partner", "q").status == 0
+    assert [entry["secondary_client_id"] for entry in plaid.ledger] == ["p", "q"]
+
+
 # get, pdf, refresh, remove
+
+
+def spoil(plaid, token):
+    """Have the simulator send a null where Plaid's specification doesn't allow it; return the response."""
+    body = json.loads(post(plaid, "/credit/relay/get", {"relay_token": token, "report_type": "asset"}, "ann"))
+    body["report"]["items"][0]["accounts"][0]["name"] = None
+    text = json.dumps(body, indent=3) + " \n"
+    plaid.fail(Fault(path="/credit/relay/get", status=200, body=text))
+    return text
+
+
+def test_get_prints_a_report_that_cannot_be_decoded(plaid, shared, run):
+    """It belongs to the user: what Plaid sent, byte for byte; the error has the JSON path, and status 1."""
+    text = spoil(plaid, shared)
+    done = run("get", shared)
+    assert (done.status, done.out) == (1, text)
+    assert "expected a string at $.report.items[0].accounts[0].name" in done.err
+    strict = run("get", shared, "--strict")
+    assert (strict.status, strict.out, strict.err) == (1, "", done.err)
+
+
+@pytest.mark.parametrize("body", ["<html>", "", "[]", '{"request_id": "q"}', '{"report": null}'])
+def test_get_prints_nothing_that_is_no_report(plaid, shared, run, body):
+    """A page of a proxy or an object without a report isn't one."""
+    plaid.fail(Fault(path="/credit/relay/get", status=200, body=body))
+    done = run("get", shared)
+    assert (done.status, done.out) == (1, "")
+    assert "ResponseDecodeError" in done.err
 
 
 def test_get(shared, run):

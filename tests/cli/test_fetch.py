@@ -9,10 +9,10 @@ import signal
 import stat
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from requesting import post
 
 from plaid_relay_async.cli.cells import Reading, Table
 from plaid_relay_async.cli.rows import Problem, parse, shared
@@ -21,20 +21,7 @@ from plaid_relay_async.simulator import Fault
 
 GET, PDF = "/credit/relay/get", "/credit/relay/pdf/get"
 REPORT = "assets-sandbox-1111"
-KEYS = ["outcome", "row", "file", "asset_report_id", "request_id", "error_code", "attempts"]
-
-
-def post(plaid, path, body):
-    """What the simulator answers, as it is."""
-    headers = {
-        "PLAID-CLIENT-ID": "owner",
-        "PLAID-SECRET": "secret",
-        "Plaid-Version": "2020-09-14",
-        "Content-Type": "application/json",
-    }
-    asked = urllib.request.Request(plaid.url + path, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(asked) as answer:
-        return answer.read().decode()
+KEYS = ["outcome", "row", "file", "asset_report_id", "request_id", "error_code", "attempts", "decode_error"]
 
 
 def share(plaid, count):
@@ -94,6 +81,50 @@ def test_each_report_has_its_file(plaid, run, given, tmp_path):
     names = ("fetched", "already_there", "failed", "not_attempted")
     assert [done.count(name) for name in names] == [30, 0, 0, 0]
     assert "credit-relay" not in done.err + done.out
+
+
+def test_reports_that_cannot_be_decoded(plaid, run, given, tmp_path):
+    """They are stored as Plaid sent them, their rows have the JSON path, and the status is 1."""
+    path, tokens = given(3)
+    asked = {"relay_token": tokens[0], "report_type": "asset"}
+    body = json.loads(post(plaid, GET, asked))
+    body["report"]["items"][0]["accounts"][0]["name"] = None
+    text = json.dumps(body, indent=3)
+    plaid.fail(Fault(path=GET, status=200, body=text, times=2))
+    strict = run("fetch", path, "--dir", tmp_path / "strict", "--concurrency", 1, "--strict")
+    where = "$.report.items[0].accounts[0].name"
+    assert strict.status == 1
+    assert [(line["outcome"], line["decode_error"]) for line in strict.lines] == [
+        *[("failed", where)] * 2,
+        ("fetched", None),
+    ]
+    assert names_in(tmp_path / "strict") == {name_of(tokens[2])}
+    plaid.fail(Fault(path=GET, status=200, body=text, times=2))
+    done = run("fetch", path, "--dir", tmp_path / "reports", "--concurrency", 1)
+    assert done.status == 1
+    assert [(line["outcome"], line["error_code"], line["decode_error"]) for line in done.lines] == [
+        *[("fetched", "ResponseDecodeError", where)] * 2,
+        ("fetched", None, None),
+    ]
+    assert (done.count("fetched"), done.count("failed"), done.count("ResponseDecodeError")) == (3, 0, 2)
+    assert "they differ from its specification: 2;" in done.err
+    for token, line in zip(tokens[:2], done.lines, strict=False):
+        assert line["file"] == str(tmp_path / "reports" / name_of(token))
+        assert Path(line["file"]).read_bytes() == text.encode()
+    assert stat.S_IMODE((tmp_path / "reports" / name_of(tokens[0])).stat().st_mode) == 0o600
+    again = run("fetch", path, "--dir", tmp_path / "reports")
+    assert (again.status, outcomes(again)) == (0, ["already_there"] * 3)
+
+
+def test_what_is_no_report_is_not_stored(plaid, run, given, tmp_path):
+    """A page of a proxy, or an answer without a report, is an error with its place, and makes no file."""
+    path, _ = given(2)
+    plaid.fail(Fault(path=GET, status=200, body="<html>", times=1))
+    plaid.fail(Fault(path=GET, status=200, body={"request_id": "q"}, times=1))
+    done = run("fetch", path, "--dir", tmp_path / "reports", "--concurrency", 1)
+    assert (done.status, outcomes(done)) == (1, ["failed"] * 2)
+    assert {line["decode_error"] for line in done.lines} == {"$", "$.report"}
+    assert names_in(tmp_path / "reports") == set()
 
 
 def report_in(text):

@@ -372,7 +372,7 @@ def test_keys_change(plaid, run, partners, book, tmp_path, monkeypatch):
     file.write_text(f"{new}\n{old}\n")
     monkeypatch.delenv("PLAID_RELAY_KEY")
     assert "encrypted anew: 3" in run("rotate", "--key-file", file).err
-    file.write_text(f"{new}\n")
+    file.write_text(f"\ufeff{new}\n", encoding="utf-8")  # with a byte order mark
     assert bulk(run, partners(3), "--key-file", file).status == 0
     monkeypatch.setenv("PLAID_RELAY_KEY", old)
     wrong = run("export", "nov")
@@ -441,9 +441,9 @@ def test_what_cannot_pass(plaid, run, partners, book, words, status, told):
 
 
 def test_an_address_in_a_file(plaid, run, partners, book, tmp_path):
-    """`@FILE` keeps a password off the list of processes."""
+    """`@FILE` keeps a password off the list of processes; a byte order mark isn't part of the address."""
     address = tmp_path / "address"
-    address.write_text(f"{book}\n")
+    address.write_text(f"\ufeff{book}\n", encoding="utf-8")  # with a byte order mark
     assert bulk(run, partners(1), "--journal", f"@{address}").status == 0
     assert run("status", "nov").status == 0
 

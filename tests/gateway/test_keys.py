@@ -247,6 +247,15 @@ def test_what_is_no_file(tmp_path):
             KeyFile(path).read()
 
 
+def test_a_byte_order_mark_is_no_part_of_the_keys(tmp_path):
+    """An editor of Windows may put one before them."""
+    file = KeyFile(tmp_path / "keys.json")
+    file.add("ann")
+    written = file.path.read_bytes()
+    file.path.write_bytes(b"\xef\xbb\xbf" + written)
+    assert [key.name for key in file.read()] == ["ann"]
+
+
 def test_a_place_that_can_not_be(tmp_path):
     """A folder that can't be made is told with the system's words, and such a place has a stamp, too."""
     (tmp_path / "file").write_text("")

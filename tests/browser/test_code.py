@@ -112,7 +112,7 @@ async def run_code(language: str, codes: list[str], folder) -> str:
     names = []
     for number, code in enumerate(codes):
         file = folder / str(number) / f"shown.{ending}"
-        file.parent.mkdir()
+        file.parent.mkdir(exist_ok=True)
         file.write_text(code, encoding="utf-8", newline="")
         names.append(str(file))
     if language == "curl":
@@ -182,13 +182,47 @@ async def test_the_code_of_every_operation_asks_for_the_same(modules, language, 
             assert asked == [body], path
     assert "canary" not in told
     made = [file for file in tmp_path.rglob("*") if file.suffix in {".json", ".csv", ".pdf"}]
-    assert made or language == "typescript"
     assert all(file.stat().st_mode & 0o077 == 0 for file in made)
+    for number, path in enumerate(codes):
+        kept = "".join(file.read_text() for file in made if file.parent == tmp_path / str(number))
+        assert KEPT[path] in kept if path in KEPT else "request-" in kept + told, (language, path)
+
+
+# What is in a file once the code has run; of other operations the request id is there, or is printed.
+KEPT = {
+    "/credit/relay/create": "canary-relay-new",
+    "/credit/relay/get": '"report"',
+    "/credit/relay/pdf/get": "%PDF-1.7",
+    "/credit/relay/refresh": "canary-relay-new",
+    "/asset_report/create": "canary-report-new",
+    "/asset_report/get": '"report"',
+    "/asset_report/pdf/get": "%PDF-1.7",
+    "/asset_report/refresh": "canary-report-new",
+    "/asset_report/filter": "canary-report-new",
+    "/item/public_token/exchange": "canary-access-new",
+    "/sandbox/public_token/create": "canary-public-new",
+}
 
 
 def without_false(body):
     """The package says of a switch that it is off; the page leaves it out."""
     return {name: value for name, value in body.items() if value is not False}
+
+
+@pytest.mark.parametrize("language", ["python", "typescript"])
+async def test_no_code_writes_an_answer_over_another(modules, language, tmp_path):
+    """Where an answer lies already nothing is sent: it may be all that there is of a token."""
+    async with Recorder() as upstream:
+        upstream.says = answer_of
+        [code] = await snippets(modules, language, "/credit/relay/create", [{}], upstream.url)
+        await run_code(language, [code], tmp_path)
+        kept = tmp_path / "0" / "answer.json"
+        answer = kept.read_bytes()
+        assert b"canary-relay-new" in answer
+        with pytest.raises(AssertionError, match=r"answer\.json"):
+            await run_code(language, [code], tmp_path)
+        assert len(upstream.requests) == 1
+    assert kept.read_bytes() == answer
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
@@ -239,9 +273,9 @@ async def body_of(modules, path, filled):
 def answer_of(request: bytes):
     """An answer that fits the operation, with a secret in each place where there is one."""
     path = request.split(b" ")[1].decode()
+    number = "2" if b"canary-relay-2" in request else "1"
     if path.endswith("pdf/get"):
         head = "Content-Type: application/pdf\r\nPlaid-Request-ID: id-{}\r\nContent-Length: 15\r\n\r\n%PDF-1.7\n%%EOF\n"
-        number = "2" if b"canary-relay-2" in request else "1"
         return [("HTTP/1.1 200 OK\r\n" + head.format(number)).encode()]
     told = {
         "relay_token": "canary-relay-new",
@@ -252,7 +286,7 @@ def answer_of(request: bytes):
         "public_token": "canary-public-new",
         "removed": True,
         "webhook_fired": True,
-        "request_id": "request-id",
+        "request_id": f"request-{number}",
         "key": {
             "alg": "ES256",
             "kid": "id",
@@ -346,5 +380,7 @@ async def test_the_python_code_runs_in_a_fresh_environment(shown, tmp_path, requ
         assert shown.plaid.ledger[number]["secondary_client_id"] == "partner"
         assert shown.plaid.ledger[number]["relay_token"] not in told
         assert ("RelayCreateResponse", "succeeded=1")[number] in told
+    one = json.loads((tmp_path / "answer.json").read_text(encoding="utf-8"))
+    assert one["relay_token"] == shown.plaid.ledger[0]["relay_token"]
     kept = (tmp_path / "relay-tokens.csv").read_text(encoding="utf-8")
     assert kept.strip() == f"partner,{shown.plaid.ledger[1]['relay_token']}"

@@ -199,12 +199,14 @@ async def test_a_pause_that_is_too_long_ends_the_run(shown):
         ("wrong", "UNAUTHORIZED_KEY", "Check the key at the top"),
         ("owner", "INVALID_API_KEYS", "Whoever runs the gateway"),
         ("owner", "PRODUCT_NOT_READY", "send again in a moment"),
+        ("owner", "DATA_UNAVAILABLE", "repair that Item"),
     ],
 )
 async def test_an_error_that_all_would_meet_stops_the_run(shown, caller, code, way):
     """A key that isn't known, or credentials or a report that Plaid refuses, don't make five hundred errors."""
     shown.keys["wrong"] = "plaid-gateway-unknown"
-    shown.plaid.fail(Fault(status=400, body={"error_code": code}))
+    body = {"error_code": code} | ({"error_type": "ASSET_REPORT_ERROR"} if code == "DATA_UNAVAILABLE" else {})
+    shown.plaid.fail(Fault(status=400, body=body))
     page = await ready(shown, partners(500), caller)
     await run(shown)
     rows = await download(shown)

@@ -131,7 +131,8 @@ export class Run {
       this.paused = 0;
     }
     this.settle(row, { done: "created", refused: "failed", unknown: "unknown" }[ending]);
-    if (ending === "refused" && concernsEveryone(row.errorCode)) this.stop(row.errorCode);
+    if (ending === "refused" && concernsEveryone(row.errorCode, textIn(reply, "error_type")))
+      this.stop(row.errorCode);
     return true;
   }
 

@@ -120,6 +120,7 @@ const CODES = {
 const LASTING = new Set(["CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"]);
 const SHARED =
   /^(UNAUTHORIZED_.*|INVALID_API_KEYS|CREDITS_EXHAUSTED|(HOST|ORIGIN)_NOT_ALLOWED|INVALID_ASSET_REPORT_TOKEN|PRODUCT_NOT_READY)$/;
+const OF_REPORT = /^(ASSET_REPORT_ERROR|ASSETS_ERROR)$/; // types of errors
 const SURELY_NOT = new Set(["API_ERROR PLANNED_MAINTENANCE", "GATEWAY_ERROR UPSTREAM_UNREACHABLE"]);
 
 /** What an error means, and the way out: sentences, or nothing for a code that isn't known. */
@@ -129,7 +130,7 @@ export const wayOutOf = (code) => (CODES[code] ?? []).join(" ");
 export const thingOf = ({ makes }) => `${/^[aeiou]/.test(makes) ? "an" : "a"} ${makes}`;
 
 /** Tell whether an error would meet every other row of a list, too: it has one report for all of them. */
-export const concernsEveryone = (code) => SHARED.test(code ?? "");
+export const concernsEveryone = (code, type) => SHARED.test(code ?? "") || OF_REPORT.test(type ?? "");
 
 /**
  * How an attempt ended, as far as it tells what Plaid did.

@@ -85,12 +85,12 @@ function call(head, parts, tail, depth) {
   return `${" ".repeat(depth)}${head}(\n${inner}${" ".repeat(depth)})${tail}`;
 }
 
-const client = (address, tail) =>
+const client = (address, depth) =>
   call(
     "async with RelayClient",
     [`base_url=${quotePython(address)}`, `gateway_key=${env("PLAID_GATEWAY_KEY")}`],
-    tail,
-    4,
+    " as client:",
+    depth,
   );
 
 function pythonArguments(operation, values) {
@@ -104,34 +104,42 @@ function pythonArguments(operation, values) {
   return parts;
 }
 
-// What the last lines do with an answer, by the method that gave it: never print a token.
+// The name of a response by the method that returns it, and what is printed of it. A response with a token or a
+// report goes into a file; a token is never printed.
+const REPORT_OF = (name) => `${name}.report.asset_report_id, len(${name}.report.items)`;
 const PYTHON_ENDS = {
-  "relay.create": ["made", "# made.relay_token is a secret: keep it.", "made"],
-  "relay.download_pdf": ["saved", null, "saved"],
-  "asset_report.download_pdf": ["saved", null, "saved"],
-  "relay.get": ["shared", null, "shared.report.asset_report_id, len(shared.report.items)"],
-  "relay.refresh": ["fresh", "# fresh.relay_token is a bearer secret: keep it.", "fresh"],
-  "asset_report.get": ["own", null, "own.report.asset_report_id, len(own.report.items)"],
-  "asset_report.create": ["made", "# made.asset_report_token is a secret: keep it.", "made"],
-  "asset_report.refresh": ["made", "# made.asset_report_token is a secret: keep it.", "made"],
-  "asset_report.filter": ["made", "# made.asset_report_token is a secret: keep it.", "made"],
-  "item.exchange_public_token": ["linked", "# linked.access_token is a secret: keep it.", "linked"],
-  "sandbox.create_public_token": ["made", "# made.public_token is what to exchange next.", "made"],
+  "relay.create": { name: "made", kept: true },
+  "relay.download_pdf": { name: "saved" },
+  "asset_report.download_pdf": { name: "saved" },
+  "relay.get": { name: "shared", kept: true, shown: REPORT_OF("shared") },
+  "relay.refresh": { name: "fresh", kept: true },
+  "asset_report.get": { name: "own", kept: true, shown: REPORT_OF("own") },
+  "asset_report.create": { name: "made", kept: true },
+  "asset_report.refresh": { name: "made", kept: true },
+  "asset_report.filter": { name: "made", kept: true },
+  "item.exchange_public_token": { name: "linked", kept: true },
+  "sandbox.create_public_token": { name: "made", kept: true },
 };
 
 function python(operation, values, address) {
-  const [name, note, shown] = PYTHON_ENDS[operation.python] ?? ["answer", null, "answer"];
+  const { name, kept = false, shown = name } = PYTHON_ENDS[operation.python] ?? { name: "answer" };
+  const depth = kept ? 8 : 4;
   const named = `${name} = await client.${operation.python}`;
+  const sent = `${client(address, depth)}
+${call(named, pythonArguments(operation, values), "", depth + 4)}`;
+  const saved = `    # Nothing is sent if this file exists: it may hold a token.
+    with open("answer.json", "xb", opener=private) as file:
+${sent}
+        file.write(to_json(${name}))`;
   return `import asyncio
 import os
 
-from plaid_relay_async import RelayClient
+from plaid_relay_async import RelayClient${kept ? ", to_json" : ""}
 
-
+${kept ? PRIVATE : ""}
 async def main() -> None:
-${client(address, " as client:")}
-${call(named, pythonArguments(operation, values), "", 8)}
-${note ? `    ${note}\n` : ""}    print(${shown})
+${kept ? saved : sent}
+    print(${shown})
 
 
 asyncio.run(main())
@@ -149,7 +157,11 @@ const BATCHES = {
   "relay.get_many": {
     outcome: "Fetched",
     holding: "response=shared",
-    keep: ["print(shared.report.asset_report_id, len(shared.report.items))"],
+    json: true,
+    keep: [
+      'with open(f"{shared.request_id}.json", "xb", opener=private) as file:',
+      "    file.write(to_json(shared))",
+    ],
   },
   "relay.get_pdf_many": {
     outcome: "Fetched",
@@ -170,7 +182,7 @@ const BATCHES = {
 
 function pythonBulk(operation, values, address) {
   if (!operation.many) return null;
-  const { outcome, holding, file, keep } = BATCHES[operation.many];
+  const { outcome, holding, file, json, keep } = BATCHES[operation.many];
   const creates = operation.many === "relay.create_many";
   const names = [
     outcome,
@@ -178,6 +190,7 @@ function pythonBulk(operation, values, address) {
     "RelayClient",
     ...(creates ? ["RelayCreateRequest"] : []),
     "Unknown",
+    ...(json ? ["to_json"] : []),
   ].sort();
   const lines = batch(operation, values, address, file ? 8 : 4);
   const loop = `${lines}
@@ -196,7 +209,7 @@ ${file ? "import csv\n" : ""}import os
 
 from plaid_relay_async import ${names.join(", ")}
 
-${file || operation.pdf ? PRIVATE : ""}
+${file || json || operation.pdf ? PRIVATE : ""}
 async def main() -> None:
 ${inputOf(operation, values)}
 ${indent(whole, 4)}
@@ -289,20 +302,6 @@ function inScript(value, depth) {
   return `{\n${lines.join("")}${" ".repeat(depth)}}`;
 }
 
-// What is done with an answer that is none of an error.
-function endInScript({ pdf, gives }) {
-  if (pdf) {
-    return `await writeFile("report.pdf", new Uint8Array(await answer.arrayBuffer()), { mode: 0o600 });
-console.log(answer.status, answer.headers.get("Plaid-Request-ID"));
-`;
-  }
-  const secret = gives ? `// told.${gives} is a secret: keep it.\n` : "";
-  const fields = [...(gives ? [gives] : []), "request_id"].map((name) => `${name}: string`).join("; ");
-  return `const told = (await answer.json()) as { ${fields} };
-${secret}console.log(answer.status, told.request_id);
-`;
-}
-
 function typescript(operation, values, address) {
   const body = bodyOf(operation, leafOf(values));
   const names = variablesOf(operation, values);
@@ -310,13 +309,16 @@ function typescript(operation, values, address) {
     operation.replay === "CREATES"
       ? "// After a 5xx, or no answer, nobody can tell what was made: don't simply repeat it.\n"
       : "";
-  return `${operation.pdf ? 'import { writeFile } from "node:fs/promises";\n' : ""}import { env } from "node:process";
+  return `import { open } from "node:fs/promises";
+import { env } from "node:process";
 
 const { ${names.join(", ")} } = env;
 if (${names.map((name) => `!${name}`).join(" || ")}) {
   throw new Error("set ${names.join(" and ")}");
 }
 
+// Nothing is sent if this file exists: it may hold a token.
+const file = await open("${operation.pdf ? "report.pdf" : "answer.json"}", "wx", 0o600);
 ${careful}const answer = await fetch(${quoteJson(address + operation.path)}, {
   method: "POST",
   redirect: "error",
@@ -329,7 +331,10 @@ ${careful}const answer = await fetch(${quoteJson(address + operation.path)}, {
 if (!answer.ok) {
   throw new Error(\`\${answer.status} \${await answer.text()}\`);
 }
-${endInScript(operation)}`;
+await file.writeFile(new Uint8Array(await answer.arrayBuffer()));
+await file.close();
+console.log(answer.status);
+`;
 }
 
 // ------------------------------------------------------------------------------------------ all of them

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeAlias
 
 from attrs import define, field, frozen
 
+from plaid_relay_async.cli.formulas import restore
 from plaid_relay_async.cli.identifiers import is_heading, normalized
 
 DELIMITERS = {",": ",", ";": ";", "|": "|", "\t": "tab"}
@@ -303,7 +304,7 @@ def _csv_cells(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]
     while True:
         line = lines.number + 1
         try:
-            cells = [_value(cell) for cell in next(reader)]
+            cells = [cell.strip() for cell in next(reader)]
         except StopIteration:
             return
         except csv.Error as error:
@@ -312,9 +313,9 @@ def _csv_cells(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]
             yield line, cells
 
 
-def _value(cell: str) -> str:
-    """Return the value that the text of a cell stands for."""
-    return cell.strip()
+def _value(column: str, cell: str) -> str:
+    """Return the value that a cell was written for: in an output, tokens are as they were."""
+    return cell if "token" in column else restore(cell)
 
 
 def _first_row(lines: _Lines, delimiter: str) -> list[str]:
@@ -337,7 +338,8 @@ def _first_row(lines: _Lines, delimiter: str) -> list[str]:
 def _by_column(header: list[str | None], cells: list[str], key: str) -> Cells | str:
     if any(cells[len(header) :]):
         return f"column {len(header) + 1}: is one too many: the header has {len(header)}"
-    row: Cells = {column: cell for column, cell in zip(header, cells, strict=False) if column and cell}
+    named = zip(header, cells, strict=False)
+    row: Cells = {column: _value(column, cell) for column, cell in named if column and cell}
     if "report_tokens" in row:
         return _with_list({key: "", **row})
     return {key: "", **row}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import field, frozen
 
+from plaid_relay_async.cli.formulas import neutralize
 from plaid_relay_async.cli.rescue import Rescue
 from plaid_relay_async.cli.status import Exit, UsageError, say
 from plaid_relay_async.client.files import PartFile
@@ -217,7 +218,7 @@ class Output:
         if not self._as_csv:
             return _for_reader(self._file, json.dumps(line.fields).encode() + b"\n")
         header = _as_csv(line.fields) if self._needs_header else b""
-        return header + _as_csv(line.fields.values())
+        return header + _as_csv(_cell(*field) for field in line.fields.items())
 
 
 class _Pipe:
@@ -259,6 +260,10 @@ class _Pipe:
         if not stat.S_ISFIFO(os.fstat(self._file.fileno()).st_mode):
             return _PIPE_SIZE  # what a terminal or a socket has shown or sent isn't known
         return int.from_bytes(fcntl.ioctl(self._file, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _cell(column: str, value: Any) -> Any:
+    return neutralize(value) if isinstance(value, str) and column != "relay_token" else value
 
 
 def _as_csv(cells: Iterable[Any]) -> bytes:

@@ -1,0 +1,112 @@
+"""What the command writes as CSV is text to a spreadsheet, and the original to the command."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plaid_relay_async.cli.cells import Reading, Table
+from plaid_relay_async.cli.formulas import neutralize, restore
+from plaid_relay_async.cli.output import COLUMNS, open_output
+from plaid_relay_async.cli.rows import creations, parse, shared
+from plaid_relay_async.simulator import Fault
+
+CREATE = "/credit/relay/create"
+REPORT = "assets-sandbox-1111"
+CELLS = json.loads(Path(__file__).parents[1].joinpath("cells.json").read_text("utf-8"))
+SIGNS = "=+-@\uff1d\uff0b\uff0d\uff20"
+CONTROLS = "\t\r\n"
+BEGINNINGS = st.lists(st.sampled_from(f"'{SIGNS}{CONTROLS}"), max_size=4).map("".join)
+TEXTS = st.builds(str.__add__, BEGINNINGS, st.text(st.characters(codec="utf-8")))
+IDENTIFIERS = st.builds(
+    str.__add__,
+    st.lists(st.sampled_from(SIGNS), max_size=3).map("".join),
+    st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z", "P"]), min_size=1),
+)
+
+
+@pytest.mark.parametrize("case", CELLS)
+def test_a_cell_is_text_to_a_spreadsheet(case):
+    """A text that would be a formula, in full-width characters as well, gets an apostrophe in front."""
+    assert neutralize(case["text"]) == case["cell"]
+    assert restore(case["cell"]) == case["text"]
+
+
+@given(TEXTS)
+def test_any_text_is_restored(text):
+    """Each text is read back as it was, also one that begins with an apostrophe."""
+    assert restore(neutralize(text)) == text
+    assert neutralize(text)[:1] not in {*SIGNS, *CONTROLS}
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out.csv"
+
+
+def written(out, lines):
+    """The rows that the command writes for outcomes, as a spreadsheet reads them."""
+    out.unlink(missing_ok=True)
+    with open_output(str(out), rescuing=False) as output:
+        for line in lines:
+            output.write(dict.fromkeys(COLUMNS) | line)
+    with out.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, strict=True))
+
+
+def read(text, form):
+    """What the rows of a file ask for."""
+    table = Table(io.BufferedReader(io.BytesIO(text)), "in.csv", form.columns, Reading())
+    return [made for _, made in parse(table, form)]
+
+
+@given(texts=st.lists(TEXTS, min_size=1, max_size=5))
+def test_any_text_is_written_and_read_back(tmp_path_factory, texts):
+    """Whatever an error code, a request id or a partner holds, its cell is no formula and holds the text."""
+    columns = ("secondary_client_id", "request_id", "error_code")
+    out = tmp_path_factory.mktemp("texts") / "out.csv"
+    rows = written(out, [dict.fromkeys(columns, text) for text in texts])
+    assert [[restore(row[name]) for name in columns] for row in rows] == [[text] * 3 for text in texts]
+
+
+@given(partners=st.lists(IDENTIFIERS, min_size=1, max_size=5))
+def test_an_output_is_an_input(tmp_path_factory, partners):
+    """The partners of an output are those of the input that it is given as, in a header's column or alone."""
+    out = tmp_path_factory.mktemp("partners") / "out.csv"
+    written(out, [{"outcome": "failed", "secondary_client_id": partner} for partner in partners])
+    rows = list(csv.reader(io.StringIO(out.read_text("utf-8"), newline="")))
+    alone = "".join(f"{row[1]}\n" for row in rows).encode()
+    for text in (out.read_bytes(), alone):
+        requests = read(text, creations(REPORT, allow_odd=True))
+        assert [request.secondary_client_id for request in requests] == partners
+
+
+@given(token=st.builds(str.__add__, st.just("'=") | st.just("@"), IDENTIFIERS))
+def test_a_token_is_never_changed(tmp_path_factory, token):
+    """A relay token is written and read as it is, whatever it begins with."""
+    out = tmp_path_factory.mktemp("tokens") / "out.csv"
+    (row,) = written(out, [{"outcome": "created", "relay_token": token}])
+    assert row["relay_token"] == token
+    (row,) = read(out.read_bytes(), shared(str))
+    assert row.request == token
+
+
+def test_outcomes_are_no_formulas(plaid, run, out, tmp_path):
+    """`bulk` and `export` write the same cells; a server's error code is one, too. JSON Lines has the original."""
+    plaid.fail(Fault(path=CREATE, status=400, body={"error_code": "=HYPERLINK(A1)", "request_id": "+1"}))
+    rows = tmp_path / "in.jsonl"
+    rows.write_text('"a"\n', encoding="utf-8")
+    journal = ("--journal", tmp_path / "relay.db")
+    assert run("bulk", rows, "--report-token", REPORT, "--output", out, *journal, "--run", "r").status == 1
+    exported = tmp_path / "exported.csv"
+    assert run("export", "r", *journal, "--output", exported).status == 0
+    for path in (out, exported):
+        with path.open(newline="", encoding="utf-8") as file:
+            (row,) = csv.DictReader(file, strict=True)
+        assert (row["error_code"], row["request_id"]) == ("'=HYPERLINK(A1)", "'+1")
+    (line,) = run("export", "r", *journal).lines
+    assert (line["error_code"], line["request_id"]) == ("=HYPERLINK(A1)", "+1")

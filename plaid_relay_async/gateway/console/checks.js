@@ -1,25 +1,31 @@
 // The rules of the package's request records (plaid_relay_async/models/fields.py), so that what passes here passes
 // there. Each gives what is wrong in words that follow the name, or null.
 
-// White space and what can't be seen, as Python's str.isprintable has it.
-const UNSEEN = /[\p{Z}\p{C}]/u;
+const UNSEEN = /[\p{Z}\p{Cc}\p{Cf}\p{Cs}]/u;
+const QUOTE = /(?!')\p{Quotation_Mark}/u;
+const DELIMITER = /[\p{Quotation_Mark},;]/u;
 const SECRET =
   /(?<=^|[\s=,;"'])(plaid-gateway|(assets|credit-relay|access|public)-(sandbox|production|development))-/im;
 
 /** Tell whether a value is, or holds, what has the form of a token or a key. */
 export const looksSecret = (value) => SECRET.test(value);
 
-export function word(value) {
+function text(value) {
   if (!value) return "is empty";
   return UNSEEN.test(value) ? "has a space or an invisible character in it" : null;
 }
 
+export function word(value) {
+  return text(value) ?? (DELIMITER.test(value) ? "has a quote, a comma or a semicolon in it" : null);
+}
+
 export function url(value) {
-  const wrong = word(value);
+  const wrong = text(value);
   if (wrong) return wrong;
-  const whole = /^https?:\/\/[^/?#\\]/i.test(value) && URL.canParse(value);
+  const whole = /^https?:\/\/[^/?#\\]/i.test(value) && !QUOTE.test(value) && URL.canParse(value);
+  const { hostname, port } = new URL(whole ? value : "null:");
   // A port that is the scheme's own isn't kept by URL, and so isn't 0.
-  return whole && new URL(value).hostname && new URL(value).port !== "0" ? null : "must be an http(s) URL";
+  return hostname && !DELIMITER.test(hostname) && port !== "0" ? null : "must be an http(s) URL";
 }
 
 function days(value, input) {

@@ -16,7 +16,7 @@ const MOST_PROBLEMS = 50;
 const LONG = 2_000; // characters; a browser's own way to paste takes a second for a thousand lines, and minutes for ten
 const SHOWN = ["all", "created", "failed", "unknown", "not attempted", "waiting"];
 
-let list = { partners: [], problems: [] };
+let list = { partners: [], problems: [], unknown: [] };
 let typed = null; // the timer of the check after a pause in typing
 let unreadable = null; // the problem with the file chosen last, until something else takes its place
 let run = null;
@@ -73,6 +73,7 @@ function prepareFields() {
   byId("many-webhook").addEventListener("input", () => mark("many-webhook"));
   byId("concurrency").addEventListener("input", () => mark("concurrency"));
   byId("leave-out").addEventListener("change", showList);
+  byId("allow-odd").addEventListener("change", checkAloud);
 }
 
 const CHECKS = {
@@ -102,6 +103,7 @@ function prepareDrop() {
     if (text.length < LONG) return;
     event.preventDefault();
     area.setRangeText(text, area.selectionStart, area.selectionEnd, "end");
+    byId("allow-odd").checked = false; // it was said of another list
     unreadable = null;
     checkAloud();
   });
@@ -123,18 +125,28 @@ function prepareDrop() {
 async function read(file) {
   if (!file) return;
   try {
-    const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
-    byId("partners").value = text;
+    byId("partners").value = decoded(await file.arrayBuffer());
+    byId("allow-odd").checked = false; // it was said of another list
     unreadable = null;
   } catch {
-    unreadable = { line: 1, text: `${file.name} isn’t UTF-8 text` };
+    unreadable = { line: 1, text: `${file.name} isn’t UTF-8 or UTF-16 text` };
   }
   checkAloud();
 }
 
+function decoded(buffer) {
+  const [first, second] = new Uint8Array(buffer.slice(0, 2));
+  const encoding = { 0xfffe: "utf-16le", 0xfeff: "utf-16be" }[(first << 8) | second] ?? "utf-8";
+  const text = new TextDecoder(encoding, { fatal: true }).decode(buffer);
+  if (text.includes("\0")) throw new TypeError("it is UTF-16 without a byte order mark, or no text");
+  return text;
+}
+
 function check() {
   clearTimeout(typed);
-  list = unreadable ? { partners: [], problems: [unreadable] } : partnersOf(byId("partners").value);
+  list = unreadable
+    ? { partners: [], problems: [unreadable], unknown: [] }
+    : partnersOf(byId("partners").value, byId("allow-odd").checked);
   showList();
 }
 
@@ -149,12 +161,11 @@ function checkAloud() {
 const counted = (count, thing) => `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
 
 function showList() {
-  const { partners, problems } = list;
+  const { partners, problems, unknown } = list;
   const some = partners.length + problems.length > 0;
-  const text = some
-    ? `${counted(partners.length, "partner")}${problems.length ? `, ${counted(problems.length, "line")} to correct` : ""}`
-    : "";
-  byId("partners-count").textContent = text;
+  const wrong = problems.length ? `, ${counted(problems.length, "line")} to correct` : "";
+  const ignored = unknown.length ? `, ignored columns: ${unknown.join(", ")}` : "";
+  byId("partners-count").textContent = some ? counted(partners.length, "partner") + wrong + ignored : "";
   const lines = problems
     .slice(0, MOST_PROBLEMS)
     .map((each) => h("li", { class: "wrong" }, `Line ${each.line}: ${each.text}`));
@@ -165,6 +176,7 @@ function showList() {
       ? h("ul", { class: "problems", tabindex: "0", "aria-label": "Lines to correct" }, ...lines)
       : "",
   );
+  byId("allow-odd-here").hidden = !byId("allow-odd").checked && !problems.some(({ odd }) => odd);
   byId("leave-out-here").hidden = !problems.length || !partners.length;
   byId("leave-out-text").textContent = `Leave out ${problems.length === 1 ? "that line" : "those lines"}`;
   const tokens = partners.length ? counted(partners.length, "relay token") : "relay tokens";
@@ -242,8 +254,7 @@ function showRunning(now) {
   byId("many-run").hidden = now;
   byId("many-stop").hidden = !now;
   byId("many-stop").textContent = "Stop";
-  byId("leave-out").disabled = now;
-  for (const id of ["partners", "many-token", "many-webhook", "concurrency", "file"]) byId(id).disabled = now;
+  for (const id of ["leave-out", "allow-odd", "partners", "many-token", "many-webhook", "concurrency", "file"]) byId(id).disabled = now;
   byId("many-download").disabled = now;
   draw();
   // The button that was pressed is gone; whoever is elsewhere by now stays there.

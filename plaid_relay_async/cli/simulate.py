@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from plaid_relay_async.cli.status import Exit, UsageError
+from plaid_relay_async.errors import displayed
 from plaid_relay_async.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ async def serve(port: int, clients: dict[str, str] | None, reports: Sequence[str
     except (OSError, OverflowError) as error:
         raise UsageError(f"--port {port}: {getattr(error, 'strerror', None) or error}") from None
     report_token = reports[0] if reports else plaid.add_report()
-    sys.stdout.write(f"listening on {plaid.url}\nreport token: {report_token}\n")
+    sys.stdout.write(f"listening on {plaid.url}\nreport token: {displayed(report_token)}\n")
     sys.stdout.flush()
     stopped = asyncio.Event()
     try:

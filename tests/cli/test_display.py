@@ -279,3 +279,10 @@ def test_a_pdf_on_a_terminal(plaid, spawn):
     os.close(screen)
     assert (process.returncode, "a PDF can't be shown on a terminal" in errors) == (2, True)
     assert not plaid.requests
+
+
+def test_a_report_token_that_the_simulator_was_given(spawn):
+    """The simulator prints it without what a terminal would act on."""
+    process = spawn("simulate", "--report", "a\x1b[2Jb")
+    assert process.stdout.readline().startswith("listening on ")
+    assert process.stdout.readline() == r"report token: a\x1b[2Jb" + "\n"

@@ -513,7 +513,7 @@ def _for_each_row(
 
 
 def _say_unknown(source: Source) -> None:
-    if source.table is not None and source.table.unknown:
+    if source.table.unknown:
         say(f"unknown columns are ignored: {', '.join(source.table.unknown)}")
 
 
@@ -523,8 +523,7 @@ def _dry_run(source: Source, form: Form[Any], survey: Survey) -> Exit:
         source.rows(form, survey)
     except UsageError as error:
         problem = error
-    if source.table is not None:
-        put(file, shown_lines("\n".join(survey.summary(source.table))).encode() + b"\n")
+    put(file, shown_lines("\n".join(survey.summary(source.table))).encode() + b"\n")
     if problem is not None:
         raise problem
     say("nothing was sent")

@@ -269,6 +269,8 @@ class Table:
             self.headless = line
             return [key]
         matched = self._matched(cells)
+        if key not in self.recognized:
+            self.unknown.clear()  # without a header, these are values, and there may be a token among them
         if isinstance(matched, str):
             raise UnreadableError(f"{line}: {matched}")
         self._check_mapped(line)
@@ -276,7 +278,6 @@ class Table:
             is_list = self.columns.alone and len(cells) == 1 and not set(cells[0]) & set(DELIMITERS)
             if not is_list or is_heading(cells[0]):
                 raise UnreadableError(f"{line}: {self._no_header(cells)}")
-            self.unknown.clear()
             self.headless = line
             return [key]
         return [matched.get(cell) for cell in cells]

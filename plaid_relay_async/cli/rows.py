@@ -155,7 +155,7 @@ class Source:
 
     Attributes:
         name: the path, or what to call standard input.
-        table: how the rows are recognized, once they are being read.
+        table: how the rows are recognized, once `rows` was called.
     """
 
     def __init__(self, path: str, reading: Reading | None = None, *, stream: bool = True) -> None:
@@ -173,7 +173,7 @@ class Source:
         self.name = "<stdin>" if path == "-" else path
         self._reading = reading or Reading()
         self._piped: PipedRows[Any] | None = None
-        self.table: Table | None = None
+        self.table: Table
         self._stream: io.BufferedReader | io.BufferedRandom
         try:
             file = io.FileIO(sys.stdin.fileno(), closefd=False) if path == "-" else io.FileIO(path)

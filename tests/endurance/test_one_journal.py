@@ -1,0 +1,163 @@
+"""Two processes at once on one journal: through PgBouncer, and through two paths to one file of SQLite."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections import Counter, defaultdict
+
+import pytest
+from attrs import define
+from journals import CREATE, KEY
+
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.simulator import Fault, Simulator
+
+pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600)]
+REPORT = "assets-sandbox-1111"
+WITHIN = 900  # seconds for a process
+ROUNDS = 20  # at most: what takes more doesn't terminate
+DECLINED = {400, 429}
+
+
+def faults(partners):
+    """A few of each hundred creations: lost before or after they are carried out, cut, or declined."""
+    some = max(2, partners // 50)
+    return (
+        Fault(path=CREATE, rate=0.05, times=some, close=True, when="after"),
+        Fault(path=CREATE, rate=0.05, times=some, close=True),
+        Fault(path=CREATE, rate=0.05, times=some, truncate=20),
+        Fault(path=CREATE, rate=0.05, times=some, status=500, when="after"),
+        Fault(path=CREATE, rate=0.05, times=some, status=429),
+        Fault(path=CREATE, rate=0.05, times=some, status=400, body={"error_type": "ITEM_ERROR"}),
+    )
+
+
+@define
+class Proof:
+    """A run over all partners in two processes, each with its own address of the one journal."""
+
+    plaid: Simulator
+    addresses: tuple[str, str]
+    file: str
+    partners: list[str]
+
+    async def work(self, address, *words):
+        """Run one process to its end, and return its exit status."""
+        environment = os.environ | {
+            "PLAID_BASE_URL": self.plaid.url,
+            "PLAID_CLIENT_ID": "owner",
+            "PLAID_SECRET": "secret-of-the-owner",
+            "PLAID_RELAY_KEY": KEY,
+        }
+        options = ("--report-token", REPORT, "--journal", address, "--run", "r")
+        options += ("--concurrency", "50", "--lease", "10")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-Im", "plaid_relay_async.cli", "bulk", self.file, *options, *words),
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(WITHIN):
+            _, messages = await process.communicate()
+        assert process.returncode in {0, 1, 3}, messages.decode()
+        return process.returncode
+
+    async def both(self, disturb, *words):
+        """Run both processes at once, and disturb them; return their exit statuses."""
+        sent = len(self.plaid.requests)
+        working = asyncio.gather(*(self.work(address, *words) for address in self.addresses))
+        while len(self.plaid.requests) < sent + 2 and not working.done():
+            await asyncio.sleep(0.005)
+        if not working.done():
+            await disturb()
+        return await working
+
+    async def records(self):
+        """The outcome and the token of each partner, as either address has them."""
+        found = []
+        for address in self.addresses:
+            async with Journal(address, key=KEY) as journal:
+                found.append(
+                    {r.secondary_client_id: (r.outcome, r.relay_token) async for r in journal.records("r")}
+                )
+        assert found[0] == found[1]
+        assert sorted(found[0]) == sorted(self.partners)
+        return found[0]
+
+    def issued(self):
+        """The tokens of each partner, in the order in which the simulator issued them."""
+        tokens = defaultdict(list)
+        for entry in self.plaid.ledger:
+            tokens[entry["secondary_client_id"]].append(entry["relay_token"])
+        return tokens
+
+    async def check_the_first_round(self):
+        """Nothing was sent twice, and each token that was issued is recorded, unless its response was lost."""
+        sent = [each for each in self.plaid.requests if each.status not in DECLINED]
+        assert max(Counter(each.secondary_client_id for each in sent).values()) == 1
+        issued = self.issued()
+        for partner, (outcome, token) in (await self.records()).items():
+            match outcome:
+                case "created":
+                    assert issued[partner] == [token]
+                case "unknown":
+                    assert len(issued[partner]) <= 1
+                case _:
+                    assert (outcome, issued[partner]) == ("failed", [])
+
+    async def finish(self, disturb):
+        """Retry what is left until no pair is, and check that only pairs in doubt have a second token."""
+        doubts = Counter()
+        for _ in range(ROUNDS):
+            doubts.update(
+                name for name, (outcome, _) in (await self.records()).items() if outcome == "unknown"
+            )
+            if await self.both(disturb, "--retry-unknown", "--retry-failed") == [0, 0]:
+                break
+        issued = self.issued()
+        for partner, (outcome, token) in (await self.records()).items():
+            assert (outcome, issued[partner][-1]) == ("created", token)
+            assert len(issued[partner]) <= 1 + doubts[partner]
+        return doubts
+
+
+async def prove(partners, folder, addresses, disturb):
+    names = [f"p{number}" for number in range(partners)]
+    file = folder / "partners.csv"
+    file.write_text("secondary_client_id\n" + "".join(f"{name}\n" for name in names))
+    async with Simulator(reports=[REPORT], generating=0.0, latency=0.004, seed=7) as plaid:
+        plaid.fail(*faults(partners))
+        proof = Proof(plaid, addresses, str(file), names)
+        await proof.both(disturb)
+        await proof.check_the_first_round()
+        doubts = await proof.finish(disturb)
+        print(  # noqa: T201  # with -s, the size of the proof
+            f"{partners:,} pairs, {len(plaid.requests):,} requests, {len(plaid.ledger):,} tokens issued, "
+            f"{len(doubts):,} pairs were in doubt"
+        )
+
+
+async def test_through_pgbouncer(size, tmp_path, pgbouncer):
+    """Two processes finish a run in transaction mode, although the pooler is restarted meanwhile."""
+
+    async def restart():
+        await pgbouncer.kill()
+        await pgbouncer.start()
+
+    await prove(size(60, 3_000), tmp_path, (pgbouncer.url, pgbouncer.url), restart)
+
+
+async def test_through_two_paths(size, tmp_path):
+    """Two processes finish a run in one file that each of them knows by another path."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "folder").symlink_to(tmp_path / "real")
+    (tmp_path / "link.db").symlink_to(tmp_path / "folder" / "relay.db")
+
+    async def look():
+        assert {each.name for each in tmp_path.iterdir()} == {"real", "folder", "link.db", "partners.csv"}
+
+    addresses = (str(tmp_path / "real" / "relay.db"), f"sqlite:///{tmp_path / 'link.db'}")
+    await prove(size(60, 3_000), tmp_path, addresses, look)

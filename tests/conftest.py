@@ -121,7 +121,8 @@ def every_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 @pytest.fixture
-def clean_logs(every_log: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """Nothing that any logger says at DEBUG, asyncio's debug mode included, may hold a canary."""
+async def clean_logs(every_log: pytest.LogCaptureFixture) -> AsyncIterator[pytest.LogCaptureFixture]:
+    """Check that nothing that any logger says at DEBUG, asyncio's debug mode included, has a canary."""
+    asyncio.get_running_loop().set_debug(True)
     yield every_log
     assert_clean("\n".join(logging.Formatter().format(record) for record in every_log.records))

@@ -221,7 +221,6 @@ def assert_promises_kept(row: Row, operation: str, seen: Seen) -> None:
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 async def test_each_cell_is_as_it_is_written(clean_logs, row):
     """What the caller gets, what reached the server, what was made: as by hand, and no secret shows."""
-    asyncio.get_running_loop().set_debug(True)
     came = await asyncio.gather(*(struck(row, OPERATIONS[operation]) for operation in COLUMNS))
     cells = {operation: cell(seen, operation) for operation, seen in zip(COLUMNS, came, strict=True)}
     assert cells == {operation: getattr(row, operation) for operation in COLUMNS}

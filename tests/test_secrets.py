@@ -54,7 +54,6 @@ ECHO = {
 @pytest.mark.parametrize("path", [CREATE, GET, REMOVE])
 async def test_no_error_shows_a_secret(clean_logs, where, fault, path):
     """Whatever a server does, quoting the request included: text, repr, attributes, traceback and locals are clean."""
-    asyncio.get_running_loop().set_debug(True)
     timeouts = Timeouts(read=0.05, slow_read=0.05, total=2)
     async with (
         Simulator(clients={"owner": SECRET}, reports=[REPORT]) as plaid,
@@ -253,7 +252,6 @@ async def test_no_batch_of_tokens_shows_one(clean_logs):
 
 async def test_logs_are_clean_when_all_goes_well(clean_logs):
     """With every logger at DEBUG and asyncio in debug mode, a run that succeeds says nothing secret."""
-    asyncio.get_running_loop().set_debug(True)
     async with Simulator(reports=[REPORT]) as plaid, RelayClient(WHO, base_url=plaid.url) as client:
         plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=2))
         await client.relay.create_many(RelayCreateRequest.fan_out([REPORT], map(str, range(20))))

@@ -29,7 +29,7 @@ def test_hours_pass_in_no_time():
     ends, now = run_virtually(main())
     assert ends == pytest.approx([0.25, 3600, 7200])
     assert now == pytest.approx(7300)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_what_is_on_its_way_through_a_socket_arrives_first():

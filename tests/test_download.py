@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from processes import open_files, running_beside
+from processes import open_files, running_beside, wait_beside
 from support import OWNER, QUICK
 from test_transport import read_request, serving
 
@@ -82,9 +82,9 @@ async def test_a_file_that_is_there_is_left_alone(plaid, partner, relay_token, t
 
 async def test_a_file_that_comes_meanwhile_is_left_alone(plaid, partner, relay_token, target):
     """Somebody else's file of that name stays as it is, and the PDF isn't left beside it."""
-    plaid.fail(Fault(path=PDF, latency=0.1))
+    plaid.fail(Fault(path=PDF, latency=0.5))
     saving = asyncio.ensure_future(partner.relay.download_pdf(relay_token, target))
-    await asyncio.sleep(0.05)
+    await wait_beside(lambda: plaid.counts[PDF])
     target.write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError):
         await saving
@@ -129,9 +129,8 @@ async def test_a_cancelled_download_leaves_no_file(plaid, partner, relay_token, 
         await asyncio.sleep(delay)
         saving.cancel()
         await asyncio.wait([saving])
-        await asyncio.sleep(0.05)
         target.unlink(missing_ok=True)
-        assert list(target.parent.iterdir()) == []
+        await wait_beside(lambda: not list(target.parent.iterdir()))
 
 
 def whole_pdf(middle: bytes) -> bytes:

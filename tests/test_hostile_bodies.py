@@ -177,7 +177,7 @@ async def test_a_timeout_is_kept_while_a_report_is_decoded():
         try:
             async with serving(handle) as (url, _), RelayClient(OWNER, base_url=url) as client:
                 with pytest.raises(ReadTimeoutError, match="while it was decoded") as caught:
-                    await client.asset_report.get("t", timeout=1)
+                    await client.asset_report.get("t", timeout=2)
         finally:
             go.set()
     assert (caught.value.sent, caught.value.attempts) == (True, 1)
@@ -195,5 +195,5 @@ async def test_a_long_report_that_breaks_off_by_a_timeout_says_so():
 
     async with serving(handle) as (url, _), RelayClient(OWNER, base_url=url) as client:
         with pytest.raises(ReadTimeoutError, match="time ran out") as caught:
-            await client.asset_report.get("t", timeout=1.5)
+            await client.asset_report.get("t", timeout=3)
     assert caught.value.sent

@@ -176,7 +176,7 @@ async def test_a_failed_report_is_told_from_one_that_takes_long(plaid, client):
         await client.asset_report.wait_until_ready(token, timeout=0.5)
     assert plaid.counts[GET] == 2
     with pytest.raises(ReportNotReadyError) as caught:
-        await client.asset_report.wait_until_ready(token, timeout=1.5)
+        await client.asset_report.wait_until_ready(token, timeout=1.9)
     assert caught.value.attempts == plaid.counts[GET] - 2 == 2
 
 

@@ -383,12 +383,12 @@ def test_first_signal_drains(start, run, partners, interrupt):
 
 def test_second_signal_cancels(start, run, partners, interrupt):
     """What is in flight is given up, at once, and listed as unknown; a third changes nothing."""
-    plaid = start(latency=5.0)
+    plaid = start(latency=60.0)
     numbers = (signal.SIGINT, signal.SIGINT, signal.SIGTERM)
     interrupt(lambda: plaid.counts[CREATE] >= 5, 0.05, 0.2, 0, numbers=numbers)
     began = time.monotonic()
     done = run("bulk", partners(20), "--report-token", REPORT, "--concurrency", 5)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 30
     assert done.status == 3
     assert "stopping at once: 0 done, 5 in flight are given up" in done.err
     assert (done.count("unknown"), done.count("not_attempted")) == (5, 15)
@@ -401,7 +401,7 @@ def test_signal_while_all_wait(plaid, run, partners, interrupt):
     interrupt(lambda: plaid.counts[CREATE] >= 1, 0.3)
     began = time.monotonic()
     done = run("bulk", partners(20), "--report-token", REPORT, "--concurrency", 5)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert done.status == 1
     assert len(done.lines) == 20
     assert {line["outcome"] for line in done.lines} == {"created", "failed", "not_attempted"}

@@ -439,14 +439,14 @@ def test_plain_http_behind_a_proxy(gateway, key):
 
 def test_a_signal_lets_calls_in_flight_end(gateway, key, plaid):
     """After SIGTERM nobody gets in, a call in flight has its answer, and the status is 0."""
-    plaid.fail(Fault(latency=1.0))
+    plaid.fail(Fault(latency=3.0))
     process, url = gateway()
     answers = []
     calling = threading.Thread(target=lambda: answers.append(share(url, key)))
     calling.start()
     wait_for(lambda: plaid.requests)
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
+    time.sleep(1)  # it has taken notice
     with pytest.raises(urllib.error.URLError):
         share(url, key)
     calling.join()
@@ -457,7 +457,7 @@ def test_a_signal_lets_calls_in_flight_end(gateway, key, plaid):
 
 def test_a_second_signal_cuts(gateway, key, plaid):
     """A second signal doesn't wait for calls in flight; their callers see a connection that is lost."""
-    plaid.fail(Fault(latency=20.0))
+    plaid.fail(Fault(latency=60.0))
     process, url = gateway()
     lost = []
 
@@ -471,7 +471,7 @@ def test_a_second_signal_cuts(gateway, key, plaid):
     calling.start()
     wait_for(lambda: plaid.requests)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    time.sleep(1)  # it has taken notice
     assert process.poll() is None
     code, _, err = ended(process, signal.SIGINT)
     calling.join()

@@ -78,9 +78,11 @@ def postgres() -> Iterator[PostgresServer]:
 
     server = PostgresServer()
     with ThreadPoolExecutor(1) as thread:  # pytest may have a loop in this one
-        thread.submit(lambda: asyncio.run(server.make())).result()
-        yield server
-        thread.submit(lambda: asyncio.run(server.remove())).result()
+        try:
+            thread.submit(lambda: asyncio.run(server.make())).result()
+            yield server
+        finally:
+            thread.submit(lambda: asyncio.run(server.remove())).result()
 
 
 @pytest.fixture

@@ -29,9 +29,11 @@ CREATE, GET = "/credit/relay/create", "/asset_report/get"
 @pytest.fixture
 async def server(tmp_path):
     server = RedisServer(tmp_path)
-    await server.start()
-    yield server
-    await server.stop()
+    try:
+        await server.start()
+        yield server
+    finally:
+        await server.stop()
 
 
 @pytest.fixture

@@ -43,6 +43,12 @@ async def all_of(journal, run, **wanted):
         return [record async for record in records]
 
 
+async def expiry(postgres):
+    """Return when the lease of the only worker expires."""
+    ((moment,),) = await postgres.execute("SELECT expires_at FROM relay_holders")
+    return moment
+
+
 @asynccontextmanager
 async def given_up_before_it_left(path, batch):
     """Somebody else has the file as the batch begins, and lets go of it once nobody waits any more."""

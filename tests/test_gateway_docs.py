@@ -338,10 +338,17 @@ def test_the_container(shell, tmp_path):
 NGINX_COMMAND = [NGINX, "-q", "-e", "stderr"]
 
 
-def nginx_settings(folder, gateway="127.0.0.1:8484", port=0):
+def free_port():
+    """Return a port that is free now, for a program that doesn't say which one it has taken."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def nginx_settings(folder, port, gateway="127.0.0.1:8484"):
     """The page's settings with ports, certificates and folders of the test's own."""
     text = block("nginx").replace("127.0.0.1:8484", gateway)
-    text = text.replace("listen 443 ssl", f"listen 127.0.0.1:{port or 443} ssl")
+    text = text.replace("listen 443 ssl", f"listen 127.0.0.1:{port} ssl")
     text = text.replace("/etc/ssl/plaid-gateway.pem", f"{folder}/certificate.pem")
     text = text.replace("/etc/ssl/private/plaid-gateway.key", f"{folder}/key.pem")
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -381,7 +388,7 @@ def test_the_settings_for_nginx():
 def test_nginx_takes_the_settings(certificate, tmp_path):
     """Nginx finds nothing wrong with the settings."""
     tested = subprocess.run(
-        [*NGINX_COMMAND, "-t", "-c", nginx_settings(tmp_path), "-p", tmp_path],
+        [*NGINX_COMMAND, "-t", "-c", nginx_settings(tmp_path, free_port()), "-p", tmp_path],
         capture_output=True,
         text=True,
         check=False,
@@ -392,10 +399,8 @@ def test_nginx_takes_the_settings(certificate, tmp_path):
 @contextlib.contextmanager
 def nginx(folder, gateway):
     """Run nginx on a free port, which has to be guessed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [*NGINX_COMMAND, "-c", nginx_settings(folder, gateway, port), "-p", folder]
+    port = free_port()
+    words = [*NGINX_COMMAND, "-c", nginx_settings(folder, port, gateway), "-p", folder]
 
     def serves():
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):

@@ -7,6 +7,7 @@ import contextlib
 import ssl
 from typing import TYPE_CHECKING, Any
 
+import trustme
 from attrs import define
 from by_hand import CREATE, REMOVE, Answer, exchange, request
 from recorder import Recorder
@@ -78,6 +79,15 @@ async def until_keys(gateway: Gateway, *names: str) -> None:
     async with asyncio.timeout(60):
         while {key.name for key in gateway._callers.keys} != set(names):
             await asyncio.sleep(0.01)
+
+
+def certified() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The TLS context of a server on 127.0.0.1, and one that trusts it."""
+    authority = trustme.CA()
+    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    authority.configure_trust(ours)
+    return theirs, ours
 
 
 @contextlib.asynccontextmanager

@@ -265,8 +265,8 @@ def _operations(paths: Sequence[str] | None) -> Sequence[str]:
 def _connections(count: int) -> int:
     if count < 1:
         raise UsageError("--connections: must be a whole number from 1")
-    # Those to Plaid come on top.
-    if (most := most_connections()) is not None and count > (most := most - 100):
+    # Those to Plaid come on top, and those that are accepted before others are closed for them.
+    if (most := most_connections()) is not None and count > (most := most - 250):
         raise UsageError(f"--connections: this shell allows {max(0, most)} at most; raise ulimit -n")
     return count
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import HttpVersion11, web
-from attrs import define, frozen
+from attrs import define
 
 from plaid_relay_async.codec import Answer, Endpoint, Replay, request_id_of
 from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, Timeouts
@@ -23,6 +23,7 @@ from plaid_relay_async.errors import (
     ReadTimeoutError,
 )
 from plaid_relay_async.gateway import refusals
+from plaid_relay_async.gateway.audit import Entry
 from plaid_relay_async.gateway.mask import Mask
 from plaid_relay_async.gateway.refusals import NO_STORE, RefusedError
 from plaid_relay_async.transport import MAX_RESPONSE_BYTES
@@ -51,16 +52,6 @@ _RESET: Final = struct.pack("ii", 1, 0)
 _CHANGED: Final = {"Transfer-Encoding", "Content-Encoding"}
 
 
-@frozen
-class Ending:
-    """How a forwarded call ended: what is known of Plaid's answer, and whether the caller took it."""
-
-    response: web.StreamResponse
-    request_id: str | None
-    lost: bool
-    delivered: bool
-
-
 @define(eq=False)
 class _Downstream:
     """Takes the answer, and hands it to the caller; one that goes, or takes too long, is given up.
@@ -72,6 +63,7 @@ class _Downstream:
     request: web.BaseRequest
     patience: float
     mask: Mask
+    entry: Entry
     response: web.StreamResponse | None = None
     gone: bool = False
 
@@ -83,25 +75,28 @@ class _Downstream:
         self.response = web.StreamResponse(status=answer.status, headers=headers)
         if "Content-Length" in answer.headers and not any(name in answer.headers for name in _CHANGED):
             self.response.content_length = int(answer.headers["Content-Length"])
+        self.entry.status = answer.status
         await self._within_patience(partial(self.response.prepare, self.request))
         return True
 
     async def write(self, piece: Hidden[bytes]) -> None:
         response = self.response
         assert response is not None  # noqa: S101  # an answer begins before its body
-        if (shown := self.mask.over(piece)).reveal():
+        if not self.gone and (shown := self.mask.over(piece)).reveal():
             await self._within_patience(lambda: response.write(shown.reveal()))
 
-    async def end(self, answer: Answer) -> Ending:
+    async def end(self, answer: Answer) -> web.StreamResponse:
         """Close the framing of a whole answer; where it isn't whole, the connection."""
-        response = self.response
+        response, entry = self.response, self.entry
         assert response is not None  # noqa: S101  # as above
+        entry.request_id = self.mask.over_all(request_id_of(answer) or "") or None
         if answer.lost is None:
             await self._within_patience(lambda: response.write_eof(self.mask.rest().reveal()))
+            entry.delivered = not self.gone
         else:
+            entry.error_code = refusals.UPSTREAM_LOST.code
             self._hang_up()
-        request_id = self.mask.over_all(request_id_of(answer) or "") or None
-        return Ending(response, request_id, answer.lost is not None, not self.gone)
+        return response
 
     async def _within_patience(self, send: Callable[[], Awaitable[Any]]) -> None:
         if self.gone:
@@ -109,6 +104,8 @@ class _Downstream:
         try:
             async with asyncio.timeout(self.patience):
                 await send()
+            # A wait for a connection that was closed meanwhile ends as if all had been taken.
+            self.gone = self.request.transport is None or self.request.transport.is_closing()
         except (ConnectionError, TimeoutError):
             self.gone = True
             if (transport := self.request.transport) is not None:
@@ -143,9 +140,14 @@ class Upstream:
         self.in_flight = 0
 
     async def forward(
-        self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, request: web.BaseRequest
-    ) -> Ending:
-        """Make one attempt, and pass its answer on.
+        self,
+        endpoint: Endpoint[Any, Any],
+        body: Hidden[bytes],
+        signer: Signer,
+        request: web.BaseRequest,
+        entry: Entry,
+    ) -> web.StreamResponse:
+        """Make one attempt, and pass its answer on; what is known of that is noted in the entry.
 
         Raises:
             RefusedError: BUSY, CALLER_GONE, UPSTREAM_UNREACHABLE, UPSTREAM_LOST, UPSTREAM_TIMEOUT.
@@ -158,16 +160,21 @@ class Upstream:
             raise RefusedError(refusals.BUSY) from None
         self.in_flight += 1
         try:
-            return await self._attempt(endpoint, body, signer, request)
+            return await self._attempt(endpoint, body, signer, request, entry)
         finally:
             self.in_flight -= 1
             slots.release()
 
     async def _attempt(
-        self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, request: web.BaseRequest
-    ) -> Ending:
+        self,
+        endpoint: Endpoint[Any, Any],
+        body: Hidden[bytes],
+        signer: Signer,
+        request: web.BaseRequest,
+        entry: Entry,
+    ) -> web.StreamResponse:
         try:
-            downstream, attempt = await self._signed(endpoint, body, signer, request)
+            downstream, attempt = await self._signed(endpoint, body, signer, request, entry)
             answer = await send(self._session.get(), attempt)
             if downstream.response is None:  # a status that is no answer
                 assert answer.lost is not None  # noqa: S101  # so it was taken for lost
@@ -185,13 +192,18 @@ class Upstream:
         raise RefusedError(reason)
 
     async def _signed(
-        self, endpoint: Endpoint[Any, Any], body: Hidden[bytes], signer: Signer, request: web.BaseRequest
+        self,
+        endpoint: Endpoint[Any, Any],
+        body: Hidden[bytes],
+        signer: Signer,
+        request: web.BaseRequest,
+        entry: Entry,
     ) -> tuple[_Downstream, Attempt]:
         now, total = asyncio.get_running_loop().time(), self._timeouts.total
         signature = await signer.sign(now + min(self._patience, total or math.inf))
         if request.transport is None:  # while this waited; nobody would hold what it made
             raise RefusedError(refusals.CALLER_GONE)
-        downstream = _Downstream(request, self._patience, Mask(signature.secret))
+        downstream = _Downstream(request, self._patience, Mask(signature.secret), entry)
         asked = _passed_on(request.headers, _UP)
         plain = PLAIN if endpoint.replay is Replay.CREATES else {}
         attempt = Attempt(

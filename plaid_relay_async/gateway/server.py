@@ -159,13 +159,15 @@ class Gateway:
         async with contextlib.AsyncExitStack() as opening:
             await self._session.open()
             opening.push_async_callback(self._session.close)
-            self._listener = Listener(self._answer, most=self._connections, patience=self._patience)
+            self._listener = Listener(
+                self._answer, most=self._connections, patience=self._patience, ssl=self._ssl
+            )
             if self._metrics_port is not None:
                 await self._serve_metrics(opening, self._metrics_port)
             if self._console:
                 self._pages = await asyncio.to_thread(pages.load)
                 self._pages["/console/settings.json"] = pages.settings(self._settings())
-            server = await opening.enter_async_context(self._listener.listening(*self._address, self._ssl))
+            server = await opening.enter_async_context(self._listener.listening(*self._address))
             self._ports.insert(0, _port_of(server))
             watch = asyncio.create_task(self._callers.watch())
             opening.callback(watch.cancel)
@@ -248,9 +250,6 @@ class Gateway:
         entry = Entry()
         try:
             return await self._call(request, entry)
-        except Exception:
-            entry.status, entry.error_code = refusals.INTERNAL_ERROR.status, refusals.INTERNAL_ERROR.code
-            raise
         finally:
             entry.tell()
             if self._metrics is not None:
@@ -289,16 +288,24 @@ class Gateway:
         return web.Response(body=page.body, headers=page.headers)
 
     async def _call(self, request: web.BaseRequest, entry: Entry) -> web.StreamResponse:
+        assert self._listener is not None  # noqa: S101  # it was started
         try:
             return await self._forward(request, entry)
-        except RefusedError as refused:
+        except RefusedError as error:
             # A name that outlived this block would keep exception, frames and body in a circle.
-            entry.status, entry.error_code = refused.reason.status, refused.reason.code
-            entry.request_id, entry.delivered = request_id(), request.transport is not None
-            response = refusals.answer_of(refused.reason, entry.request_id, refused.headers)
-            if refused.ends:
-                response.force_close()
-            return response
+            reason, headers, ends = error.reason, error.headers, error.ends
+        except Exception as error:
+            if entry.status is not None:  # an answer of Plaid's has begun: it ends without its end
+                entry.error_code = refusals.INTERNAL_ERROR.code
+                raise
+            _log.error("a request ended in %s", type(error).__name__)
+            reason, headers, ends = refusals.INTERNAL_ERROR, {}, True
+        entry.status, entry.error_code, entry.request_id = reason.status, reason.code, request_id()
+        response = refusals.answer_of(reason, entry.request_id, headers)
+        if ends:
+            response.force_close()
+        entry.delivered = await self._listener.deliver(request, response)
+        return response
 
     async def _forward(self, request: web.BaseRequest, entry: Entry) -> web.StreamResponse:
         admission.check_host(request, self._names)
@@ -311,33 +318,33 @@ class Gateway:
         if signer is None:
             raise RefusedError(refusals.UNAUTHORIZED_CREDENTIALS)
         self._callers.take(key)
-        ended = await self._upstream.forward(endpoint, body, signer, request)
-        entry.status, entry.request_id, entry.delivered = (
-            ended.response.status,
-            ended.request_id,
-            ended.delivered,
-        )
-        if ended.lost:
-            entry.error_code = refusals.UPSTREAM_LOST.code
-        return ended.response
+        return await self._upstream.forward(endpoint, body, signer, request, entry)
 
     async def _admit(
         self, request: web.BaseRequest, endpoint: Endpoint[Any, Any], entry: Entry
     ) -> tuple[Key, Hidden[bytes]]:
         presented = admission.key_in(request)
         if presented is not None:  # so nobody's body is read who is refused by it
-            self._admitted(presented, endpoint, entry)
+            self._admitted(request, presented, endpoint, entry)
         sent = admission.read(await self._body(request))
         # A key may have been revoked meanwhile.
-        key = self._admitted(sent.key if presented is None else presented, endpoint, entry)
+        key = self._admitted(request, sent.key if presented is None else presented, endpoint, entry)
         if endpoint.path == RELAY[0]:
             entry.partner = sent.partner
         admission.check_leave(key, endpoint, sent.partner)
         return key, sent.body
 
-    def _admitted(self, presented: Hidden[str] | None, endpoint: Endpoint[Any, Any], entry: Entry) -> Key:
+    def _admitted(
+        self,
+        request: web.BaseRequest,
+        presented: Hidden[str] | None,
+        endpoint: Endpoint[Any, Any],
+        entry: Entry,
+    ) -> Key:
         key = admission.caller_of(self._callers.keys, presented)
         entry.caller = key.name
+        assert self._listener is not None  # noqa: S101  # it was started
+        self._listener.know(request.protocol)
         if endpoint.path not in self._operations:
             raise RefusedError(refusals.UNAUTHORIZED_OPERATION)
         return key
@@ -353,7 +360,7 @@ class Gateway:
         body, content = Hidden(bytearray()), request.content
         try:
             async with asyncio.timeout(self._patience):
-                with self._listener.awaiting_body(request.protocol):
+                with self._listener.awaiting(request.protocol):
                     while not content.at_eof():
                         body.reveal().extend(await content.readany())
                         if len(body.reveal()) > _LARGEST_BODY:

@@ -7,16 +7,21 @@ import contextlib
 import gc
 import itertools
 import json
+import os
 import resource
+import socket
 import tracemalloc
+import types
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from by_hand import CREATE, CREATION, GET, HERE, exchange, head, line, page, request
-from fort import SECRETS, fort
+from fort import SECRETS, certified, fort
 from processes import wait_beside
 
 from plaid_relay_async import Timeouts
-from plaid_relay_async.gateway import Gateway
+from plaid_relay_async.gateway import Gateway, new_key
 
 BODY = json.dumps(CREATION).encode()
 HASTY = {"patience": 0.4}
@@ -218,6 +223,76 @@ async def test_callers_in_the_middle_of_a_body_keep_nobody_out():
             await each.say(opening(key, "Content-Length: 100"))
         assert (await held.call()).status == 200
         held.assert_nothing_came(but=1)
+
+
+PAGE = request("/console/operations.js", b"", method="GET", kind=None, last=False)
+
+
+def descriptors(gateway) -> int:
+    """How many sockets of this process are the gateway's ends of its callers' connections."""
+    found = 0
+    for name in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            number = os.dup(int(name.name))
+            try:
+                with socket.socket(fileno=number) as opened:
+                    opened.getpeername()
+                    found += opened.getsockname()[1] == urlsplit(gateway.url).port
+                number = -1
+            finally:
+                if number >= 0:
+                    os.close(number)
+    return found
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+async def test_callers_that_read_nothing_hold_no_more_connections_than_there_may_be(secure):
+    """Each asks for megabytes of the page and takes none: one that goes frees its socket, and good calls pass."""
+    trusting = None
+    options = {"connections": 10, "patience": 60.0}
+    if secure:
+        options["ssl"], trusting = certified()
+    async with fort(**options, trusting=trusting) as held, contextlib.AsyncExitStack() as stack:
+        for _ in range(30):
+            opened = await stack.enter_async_context(line(held.gateway.url, limit=1, ssl=trusting))
+            await opened.say(PAGE * 600)
+            assert descriptors(held.gateway) <= 11  # one may have been aborted just now
+        assert len(held.gateway._listener) <= 11
+        for _ in range(3):
+            assert (await held.call()).status == 200
+        assert descriptors(held.gateway) <= 11
+
+
+async def test_a_caller_that_does_not_take_the_page_is_given_up():
+    """It has as long for it as for a request; the socket is closed then, whatever it has not taken."""
+    async with fort(**HASTY) as held, line(held.gateway.url, limit=1) as opened:
+        await opened.say(PAGE * 600)
+        async with asyncio.timeout(10):
+            while not descriptors(held.gateway):
+                await asyncio.sleep(0.01)
+            while descriptors(held.gateway):
+                await asyncio.sleep(0.05)
+        assert len(held.gateway._listener) == 0
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+async def test_nothing_stays_open_of_a_gateway_that_closes(secure):
+    """Callers that read nothing, say nothing, or don't agree on TLS lose their sockets with the gateway."""
+    options, trusting = {"drain": 0.1, "patience": 60.0}, None
+    if secure:
+        options["ssl"], trusting = certified()
+    record, _ = new_key("nobody")
+    async with contextlib.AsyncExitStack() as stack:
+        async with Gateway([record], credentials=SECRETS, **options) as gateway:
+            for number in range(6):
+                context = trusting if number % 2 else None
+                opened = await stack.enter_async_context(line(gateway.url, limit=1, ssl=context))
+                await opened.say(PAGE * 600 if context is trusting else b"")
+            async with asyncio.timeout(10):
+                while descriptors(gateway) < 6:
+                    await asyncio.sleep(0.01)
+            port = gateway.url
+        assert descriptors(types.SimpleNamespace(url=port)) == 0
 
 
 async def test_good_calls_in_flight_give_way_to_nobody():

@@ -412,14 +412,14 @@ def breaking(name):
         log.removeHandler(broken)
 
 
-async def test_a_bug_is_unknown(upstream, caplog):
+async def test_a_bug_is_unknown(caplog):
     """After a bug in the gateway the outcome of the call is unknown, and the log quotes nothing."""
-    record, _key = new_key("lender")
+    record, key = new_key("lender")
     caplog.set_level(logging.INFO)
-    with breaking("plaid_relay_async.gateway.audit"):
+    with breaking("plaid_relay_async.gateway.forward"):
         async with (
-            Gateway([record], upstream=upstream.url, credentials=SETS) as gateway,
-            calling(gateway, "no-key") as client,
+            Gateway([record], upstream="http://127.0.0.1:1", credentials=SETS) as gateway,
+            calling(gateway, key) as client,
         ):
             with pytest.raises(OutcomeUnknownError) as unknown:
                 await client.relay.create([REPORT], "partner")
@@ -429,7 +429,7 @@ async def test_a_bug_is_unknown(upstream, caplog):
 
 
 async def test_the_audit_of_a_bug(caplog):
-    """The line of a call that ended in a bug has its status and code."""
+    """The line of a call that ended in a bug has its status, its code and the id that the caller got."""
     record, key = new_key("lender")
     caplog.set_level(logging.INFO, logger="plaid_relay_async.gateway.audit")
     with breaking("plaid_relay_async.gateway.forward"):
@@ -437,10 +437,11 @@ async def test_the_audit_of_a_bug(caplog):
             Gateway([record], upstream="http://127.0.0.1:1", credentials=SETS) as gateway,
             calling(gateway, key) as client,
         ):
-            with pytest.raises(OutcomeUnknownError, match="INTERNAL_ERROR"):
+            with pytest.raises(OutcomeUnknownError, match="INTERNAL_ERROR") as unknown:
                 await client.relay.create([REPORT], "partner")
     (line,) = [json.loads(r.getMessage()) for r in caplog.records if r.name.endswith(".audit")]
-    assert (line["status"], line["error_code"], line["delivered"]) == (500, "INTERNAL_ERROR", False)
+    assert (line["status"], line["error_code"], line["delivered"]) == (500, "INTERNAL_ERROR", True)
+    assert line["request_id"] == unknown.value.request_id
 
 
 async def test_a_bug_after_the_response_has_begun(upstream, caplog):

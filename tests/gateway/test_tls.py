@@ -7,9 +7,8 @@ import ssl
 from typing import TYPE_CHECKING
 
 import pytest
-import trustme
 from by_hand import answers_in, exchange, line, request
-from fort import fort
+from fort import certified, fort
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,10 +19,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 async def tls() -> AsyncIterator[tuple[Fort, ssl.SSLContext]]:
     """A gateway with a certificate for localhost, and a context that trusts it; it still serves in the end."""
-    authority = trustme.CA()
-    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
-    authority.configure_trust(ours)
+    theirs, ours = certified()
     async with fort(connections=50, patience=1.0, ssl=theirs, trusting=ours) as held:
         yield held, ours
 
@@ -52,6 +48,7 @@ async def test_handshakes_that_never_come_keep_nobody_out(tls):
             await opened.say(b"\x16\x03\x01\x02\x00\x01"[: number % 7])
         for _ in range(3):
             assert [each.status for each in await ask(held, ours)] == [200]
+        assert len(held.gateway._listener) <= 50  # those that don't agree on TLS are counted as well
         assert await opened.rest(60) == b""  # it is given up in time
 
 

@@ -85,12 +85,12 @@ def test_every_answer_is_told():
 
 @pytest.mark.parametrize("reason", REASONS, ids=lambda reason: reason.code)
 def test_what_is_unknown_is_told(reason):
-    """Of a creation, the three answers that gateway.md calls unknown are so to our client, and no other."""
+    """Of a creation, the four answers that gateway.md calls unknown are so to our client, and no other."""
     answered = answer_of(reason, "gateway-1")
     answer = Answer(reason.status, answered.headers, bytearray(answered.body))
     with pytest.raises(PlaidRelayError) as caught:
         read(RELAY_CREATE, answer, RelayCreateRequest(("report",), "partner"), Hidden("key"))
-    unknown = reason.code in {"INTERNAL_ERROR", "UPSTREAM_LOST", "UPSTREAM_TIMEOUT"}
+    unknown = reason.code in {"INTERNAL_ERROR", "UPSTREAM_LOST", "UPSTREAM_ENCODING", "UPSTREAM_TIMEOUT"}
     assert (ending_of(caught.value) is Ending.UNKNOWN) == unknown
     assert caught.value.advice == reason.action or unknown
     assert f"`{reason.code}`" in section("What callers see")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
 from plaid_relay_async.codec import ENDPOINTS, RELAY_CREATE, Endpoint
+from plaid_relay_async.codec.records import names_of
 from plaid_relay_async.config import is_loopback, normal_host
 from plaid_relay_async.errors import Hidden
 from plaid_relay_async.gateway import refusals
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from plaid_relay_async.gateway.keys import Key
 
+_KNOWN: Final = frozenset({"client_id", "secret"}).union(*(names_of(each.request) for each in ENDPOINTS))
 _BY_PATH: Final = {endpoint.path: endpoint for endpoint in ENDPOINTS}
 # Of two that differ the next server may take the other one.
 _ONCE: Final = frozenset(
@@ -131,12 +134,14 @@ def read(body: Hidden[bytes]) -> Sent:
     What is checked here is what Plaid reads: of a name that comes twice it might take the other value.
 
     Raises:
-        RefusedError: INVALID_BODY.
+        RefusedError: INVALID_BODY, AMBIGUOUS_MEMBER.
     """
     try:
         fields = json.loads(
             body.reveal().decode(), object_pairs_hook=unique_members, parse_constant=_no_constant
         )
+        if any(_folded(name) in _KNOWN and _folded(name) != name for name in fields):
+            raise RefusedError(refusals.AMBIGUOUS_MEMBER)
         secret, _ = fields.pop("secret", None), fields.pop("client_id", None)
         partner = fields.get("secondary_client_id")
         plain = Hidden(json.dumps(fields, allow_nan=False).encode())
@@ -144,6 +149,11 @@ def read(body: Hidden[bytes]) -> Sent:
         raise RefusedError(refusals.INVALID_BODY) from None
     key = None if secret is None else Hidden(secret if isinstance(secret, str) else "")
     return Sent(key, plain, partner if isinstance(partner, str) else None)
+
+
+def _folded(name: str) -> str:
+    # A server that ignores case, or normalizes, would read the member that wasn't checked.
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 def _no_constant(_: str) -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 import socket
 import struct
+import zlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +31,7 @@ from plaid_relay_async.transport import MAX_RESPONSE_BYTES
 from plaid_relay_async.transport.wire import PLAIN, Attempt, send
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
     from plaid_relay_async.errors import PlaidRelayError
     from plaid_relay_async.session import SessionManager
@@ -50,6 +51,9 @@ _DOWN: Final = (
 _RESET: Final = struct.pack("ii", 1, 0)
 # With one of these the length on this side is another one, or isn't known: what is zipped is passed on plain.
 _CHANGED: Final = {"Transfer-Encoding", "Content-Encoding"}
+# What aiohttp decodes; in anything else the secret could be quoted unseen.
+_DECODED: Final = {"", "identity", "gzip", "deflate", "br", "zstd"}
+_PIECE: Final = 256 * 1024
 
 
 @define(eq=False)
@@ -66,10 +70,14 @@ class _Downstream:
     entry: Entry
     response: web.StreamResponse | None = None
     gone: bool = False
+    undecodable: bool = False
+    unzip: Any = None
+    unzipped: int = 0
 
     async def begin(self, answer: Answer) -> bool:
         if answer.status < 200:
             raise ConnectionResetError("an answer that is none ends what was agreed on this connection")
+        self._decode(answer)
         asked = _passed_on(answer.headers, _DOWN)
         headers = {**NO_STORE, **{name: self.mask.over_all(value) for name, value in asked.items()}}
         self.response = web.StreamResponse(status=answer.status, headers=headers)
@@ -82,15 +90,39 @@ class _Downstream:
     async def write(self, piece: Hidden[bytes]) -> None:
         response = self.response
         assert response is not None  # noqa: S101  # an answer begins before its body
-        if not self.gone and (shown := self.mask.over(piece)).reveal():
-            await self._within_patience(lambda: response.write(shown.reveal()))
+        for plain in self._unzipped(piece):
+            if not self.gone and (shown := self.mask.over(plain)).reveal():
+                await self._within_patience(partial(response.write, shown.reveal()))
+
+    def _decode(self, answer: Answer) -> None:
+        """Prepare to decode what aiohttp doesn't, or refuse it."""
+        headers: Any = answer.headers
+        encoding = ",".join(headers.getall("Content-Encoding", [])).strip().lower()
+        if encoding == "x-gzip":  # the same as gzip, by RFC 9110
+            self.unzip = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        elif encoding not in _DECODED or headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+            self.undecodable = True
+            raise ConnectionResetError("nothing of it can be shown")
+
+    def _unzipped(self, piece: Hidden[bytes]) -> Iterator[Hidden[bytes]]:
+        if self.unzip is None:
+            yield piece
+            return
+        left = piece.reveal()
+        while left:
+            plain = Hidden(self.unzip.decompress(left, _PIECE))
+            left = self.unzip.unconsumed_tail
+            self.unzipped += len(plain.reveal())
+            if self.unzip.unused_data or self.unzipped > MAX_RESPONSE_BYTES:
+                raise ConnectionResetError("it doesn't end where it should")
+            yield plain
 
     async def end(self, answer: Answer) -> web.StreamResponse:
         """Close the framing of a whole answer; where it isn't whole, the connection."""
         response, entry = self.response, self.entry
         assert response is not None  # noqa: S101  # as above
         entry.request_id = self.mask.over_all(request_id_of(answer) or "") or None
-        if answer.lost is None:
+        if answer.lost is None and (self.unzip is None or self.unzip.eof):
             await self._within_patience(lambda: response.write_eof(self.mask.rest().reveal()))
             entry.delivered = not self.gone
         else:
@@ -178,6 +210,9 @@ class Upstream:
             answer = await send(self._session.get(), attempt)
             if downstream.response is None:  # a status that is no answer
                 assert answer.lost is not None  # noqa: S101  # so it was taken for lost
+                if downstream.undecodable:
+                    _log.warning("%s: the Content-Encoding of the response is unknown", endpoint.path)
+                    raise RefusedError(refusals.UPSTREAM_ENCODING)
                 raise answer.lost
         # ConfigurationError where the credentials' source gave something else.
         except (NotSentError, ConfigurationError) as error:

@@ -94,6 +94,12 @@ INVALID_BODY: Final = Reason(
     "the body isn't a JSON object in UTF-8 in which each name comes once",
     "Send one, with plain numbers.",
 )
+AMBIGUOUS_MEMBER: Final = Reason(
+    400,
+    "AMBIGUOUS_MEMBER",
+    "a member's name is another spelling of one that Plaid knows",
+    "Write the names of members as Plaid's documentation does, such as secondary_client_id.",
+)
 UNSUPPORTED_MEDIA_TYPE: Final = Reason(
     415,
     "UNSUPPORTED_MEDIA_TYPE",
@@ -140,6 +146,12 @@ UPSTREAM_LOST: Final = Reason(
     "the gateway sent the request to Plaid, and no answer came back",
     "It may have been carried out: repeat what only reads, and treat what makes something as unknown.",
 )
+UPSTREAM_ENCODING: Final = Reason(
+    502,
+    "UPSTREAM_ENCODING",
+    "the gateway sent the request to Plaid, and can't decode the Content-Encoding of the response",
+    "It may have been carried out: repeat what only reads, and treat what makes something as unknown.",
+)
 UPSTREAM_TIMEOUT: Final = Reason(
     504,
     "UPSTREAM_TIMEOUT",
@@ -159,6 +171,7 @@ REASONS: Final[tuple[Reason, ...]] = (
     INVALID_HTTP,
     INVALID_HEADERS,
     INVALID_BODY,
+    AMBIGUOUS_MEMBER,
     UNSUPPORTED_MEDIA_TYPE,
     BODY_TOO_LARGE,
     BODY_TIMEOUT,
@@ -168,6 +181,7 @@ REASONS: Final[tuple[Reason, ...]] = (
     INTERNAL_ERROR,
     UPSTREAM_UNREACHABLE,
     UPSTREAM_LOST,
+    UPSTREAM_ENCODING,
     UPSTREAM_TIMEOUT,
 )
 

@@ -205,3 +205,30 @@ async def test_a_mebibyte_is_taken_and_a_byte_more_is_not(frame):
             assert answers[0].status == status
             assert answers[0].code == (None if status == 200 else "BODY_TOO_LARGE")
             held.assert_nothing_came(but=status == 200)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Secondary_Client_Id",
+        "SECONDARY_CLIENT_ID",
+        "\u017fecondary_client_id",
+        "\uff53econdary_client_id",
+        "\u017fecret",
+        "CLIENT_ID",
+        "client\uff3fid",
+        "Report_Tokens",
+        "Options",
+    ],
+)
+async def test_another_spelling_of_a_known_member_is_refused(held, name):
+    """A server that ignores case, or normalizes, would read a partner or a secret that wasn't checked."""
+    for body in ({name: "other"} | CREATION, CREATION | {name: "other"}):
+        answer = await held.call(body=body)
+        assert (answer.status, answer.code) == (400, "AMBIGUOUS_MEMBER")
+    held.assert_nothing_came()
+
+
+async def test_unknown_members_may_be_written_in_any_way(held):
+    """Plaid may add members at any time."""
+    assert (await held.call(body=CREATION | {"New_Member": 1, "\u017f": 2})).status == 200

@@ -73,11 +73,21 @@ REFUSED = {
     "INVALID_HTTP": lambda keys: request(key=keys["lender"]).replace(b"HTTP/1.1", b"HTTP/one"),
     "INVALID_HEADERS": lambda keys: request(CREATE, CREATION, "Expect: another", key=keys["lender"]),
     "INVALID_BODY": lambda keys: request(CREATE, b"[]", key=keys["lender"]),
+    "AMBIGUOUS_MEMBER": lambda keys: request(
+        CREATE, {"Secondary_Client_Id": "p2"} | CREATION, key=keys["lender"]
+    ),
     "UNSUPPORTED_MEDIA_TYPE": lambda keys: request(key=keys["lender"], kind="text/plain"),
     "BODY_TOO_LARGE": lambda keys: request(CREATE, large(), key=keys["lender"]),
     "BODY_TIMEOUT": lambda keys: request(key=keys["lender"])[:-5],
 }
-WAITED_FOR = {"RATE_LIMIT", "BUSY", "UPSTREAM_UNREACHABLE", "UPSTREAM_LOST", "UPSTREAM_TIMEOUT"}
+WAITED_FOR = {
+    "RATE_LIMIT",
+    "BUSY",
+    "UPSTREAM_UNREACHABLE",
+    "UPSTREAM_LOST",
+    "UPSTREAM_ENCODING",
+    "UPSTREAM_TIMEOUT",
+}
 NO_WAY_OUT = {"CALLER_GONE", "INTERNAL_ERROR"}  # in the audit log alone; an outcome that is unknown
 
 
@@ -245,8 +255,12 @@ async def test_a_gateway_that_reaches_no_upstream_is_called_again():
 
 @pytest.mark.parametrize(
     ("fault", "code"),
-    [(Fault(close=True), "UPSTREAM_LOST"), (Fault(stall=5), "UPSTREAM_TIMEOUT")],
-    ids=["lost", "timeout"],
+    [
+        (Fault(close=True), "UPSTREAM_LOST"),
+        (Fault(headers={"Content-Encoding": "unknown"}, status=200, body={}), "UPSTREAM_ENCODING"),
+        (Fault(stall=5), "UPSTREAM_TIMEOUT"),
+    ],
+    ids=["lost", "encoding", "timeout"],
 )
 async def test_a_response_that_the_gateway_lost(plaid, fault, code):
     """A read is repeated and succeeds; a creation is unknown, and is created again by decision."""

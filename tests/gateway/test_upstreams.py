@@ -318,6 +318,50 @@ async def test_a_gzip_bomb_of_the_upstreams_is_bounded(held):
         tracemalloc.stop()
 
 
+QUOTED = b'{"relay_token": "t", "x": "canary-upstream-of-the-owner", "request_id": "r"}'
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Content-Encoding: gzip, gzip"],
+        ["Content-Encoding: gzip", "Content-Encoding: gzip"],
+        ["Content-Encoding: identity, gzip"],
+        ["Content-Encoding: compress"],
+        ["Content-Encoding: unknown"],
+    ],
+)
+async def test_an_answer_that_can_not_be_decoded_is_not_passed_on(held, audit, lines):
+    """It could quote the secret; the call may have been carried out, and the audit says that nothing is known."""
+    held.upstream.says = lambda _: [page(200, gzip.compress(gzip.compress(QUOTED)), *lines)]
+    answer = await held.call()
+    assert (answer.status, answer.code) == (502, "UPSTREAM_ENCODING")
+    told = json.loads(audit.records[-1].getMessage())
+    assert (told["status"], told["error_code"], told["delivered"]) == (502, "UPSTREAM_ENCODING", True)
+
+
+@pytest.mark.parametrize("size", [7, 100_000])
+async def test_x_gzip_is_gzip(held, size):
+    """The older name of gzip is decoded, and the secret in it redacted."""
+    zipped = page(200, gzip.compress(QUOTED), "Content-Encoding: x-gzip")
+    held.upstream.says = lambda _: [zipped[n : n + size] for n in range(0, len(zipped), size)]
+    answer = await held.call()
+    assert (answer.status, answer.whole) == (200, True)
+    assert answer.body == QUOTED.replace(b"canary-upstream-of-the-owner", b"*" * 28)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [gzip.compress(QUOTED)[:-9], gzip.compress(QUOTED) + b"more", b"no gzip"],
+    ids=["cut", "more", "none"],
+)
+async def test_x_gzip_that_is_not_whole_looks_broken_off(held, body):
+    """What can't be decoded to its end isn't a whole answer."""
+    held.upstream.says = lambda _: [page(200, body, "Content-Encoding: x-gzip")]
+    answer = await held.call()
+    assert (answer.status, answer.whole) == (200, False)
+
+
 async def test_a_caller_that_leaves_costs_its_call_alone():
     """The upstream's connection comes back, or is closed; nothing of that answer reaches another."""
     async with fort(**HASTY) as held:

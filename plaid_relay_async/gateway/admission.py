@@ -7,6 +7,7 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING, Any, Final
 
+from aiohttp import HttpVersion11
 from attrs import frozen
 
 from plaid_relay_async.codec import ENDPOINTS, RELAY_CREATE, Endpoint
@@ -45,6 +46,7 @@ _ONCE: Final = frozenset(
 _ONLY: Final = {"transfer-encoding": "chunked", "expect": "100-continue"}
 # A name or an address, and a port: no more, for what else stands there may be read in two ways.
 _HOST: Final = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
+_ABSOLUTE: Final = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 
 
 @frozen
@@ -56,13 +58,38 @@ class Sent:
     partner: str | None
 
 
-def check_host(request: web.BaseRequest, names: Collection[str]) -> None:
-    """Refuse a Host that isn't ours: a page elsewhere may have its own name lead to this address.
+@frozen
+class Target:
+    """What a request is for.
+
+    Attributes:
+        host: with its port, as it was sent.
+        path: with its query, as it was sent.
+    """
+
+    host: str
+    path: str
+
+
+def target_of(request: web.BaseRequest) -> Target:
+    """Return what a request is for: a target in absolute form has the host, and Host counts in no other form.
+
+    RFC 9112 3.2.2 requires servers to accept that form, and 3.2 a Host beside it from HTTP/1.1 on.
+    """
+    hosts = request.headers.getall("Host", [])
+    absolute = _ABSOLUTE.fullmatch(request.raw_path)
+    if absolute is not None and (hosts or request.version < HttpVersion11):
+        return Target(absolute[1], absolute[2] or "/")
+    return Target(",".join(hosts), request.raw_path)
+
+
+def check_host(target: Target, names: Collection[str]) -> None:
+    """Refuse a host that isn't ours: a page elsewhere may have its own name lead to this address.
 
     Raises:
         RefusedError: HOST_NOT_ALLOWED.
     """
-    name = _host_in(",".join(request.headers.getall("Host", [])))
+    name = _host_in(target.host)
     if name is None or not (is_loopback(name) or name in names):
         raise RefusedError(refusals.HOST_NOT_ALLOWED)
 
@@ -75,7 +102,7 @@ def _host_in(host: str) -> str | None:
         return None
 
 
-def check_origin(request: web.BaseRequest) -> None:
+def check_origin(request: web.BaseRequest, target: Target) -> None:
     """Refuse what a page of another origin has a browser send.
 
     Raises:
@@ -84,7 +111,7 @@ def check_origin(request: web.BaseRequest) -> None:
     headers = request.headers
     origin = headers.get("Origin")
     # Behind a proxy that ends TLS the schemes differ, and the host is the same.
-    foreign = origin is not None and origin.lower().partition("://")[2] != headers.get("Host", "").lower()
+    foreign = origin is not None and origin.lower().partition("://")[2] != target.host.lower()
     if foreign or headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
         raise RefusedError(refusals.ORIGIN_NOT_ALLOWED)
 

@@ -9,7 +9,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any, Self
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from plaid_relay_async.cancellation import shield
 from plaid_relay_async.config import (
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from plaid_relay_async.codec import Endpoint
+    from plaid_relay_async.gateway.admission import Target
 
 _log = logging.getLogger(__name__)
 
@@ -243,39 +244,40 @@ class Gateway:
     # ------------------------------------------------------------------------------------ one request
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        if request.method in {"GET", "HEAD"} and (response := self._page(request)) is not None:
+        target = admission.target_of(request)
+        if request.method in {"GET", "HEAD"} and (response := self._page(target)) is not None:
             return response
-        if request.raw_path == pages.HANDOVER and request.method == "POST":
-            return await self._hand_over(request)
+        if target.path == pages.HANDOVER and request.method == "POST":
+            return await self._hand_over(request, target)
         entry = Entry()
         try:
-            return await self._call(request, entry)
+            return await self._call(request, target, entry)
         finally:
             entry.tell()
             if self._metrics is not None:
                 self._metrics.count(entry)
 
-    def _page(self, request: web.BaseRequest) -> web.Response | None:
-        if request.raw_path == "/healthz":
+    def _page(self, target: Target) -> web.Response | None:
+        if target.path == "/healthz":
             return web.Response(text="ok", headers=refusals.NO_STORE)
-        if request.raw_path == "/readyz":
+        if target.path == "/readyz":
             ready = self._callers.trouble is None
             text = "ready" if ready else "not ready"
             return web.Response(text=text, status=200 if ready else 503, headers=refusals.NO_STORE)
-        page = self._pages.get(request.raw_path)
+        page = self._pages.get(target.path)
         if page is None:
             return None
         try:
-            admission.check_host(request, self._names)
+            admission.check_host(target, self._names)
         except RefusedError as refused:
             return refusals.answer_of(refused.reason, request_id())
         return web.Response(body=page.body, headers=page.headers)
 
-    async def _hand_over(self, request: web.BaseRequest) -> web.Response:
+    async def _hand_over(self, request: web.BaseRequest, target: Target) -> web.Response:
         """Answer a page that has a one-time code."""
         try:
-            admission.check_host(request, self._names)
-            admission.check_origin(request)
+            admission.check_host(target, self._names)
+            admission.check_origin(request, target)
             admission.check_form(request)
             page = self._handovers.exchange(await self._body(request))
             if page is None:
@@ -287,10 +289,10 @@ class Gateway:
             return response
         return web.Response(body=page.body, headers=page.headers)
 
-    async def _call(self, request: web.BaseRequest, entry: Entry) -> web.StreamResponse:
+    async def _call(self, request: web.BaseRequest, target: Target, entry: Entry) -> web.StreamResponse:
         assert self._listener is not None  # noqa: S101  # it was started
         try:
-            return await self._forward(request, entry)
+            return await self._forward(request, target, entry)
         except RefusedError as error:
             # A name that outlived this block would keep exception, frames and body in a circle.
             reason, headers, ends = error.reason, error.headers, error.ends
@@ -307,11 +309,11 @@ class Gateway:
         entry.delivered = await self._listener.deliver(request, response)
         return response
 
-    async def _forward(self, request: web.BaseRequest, entry: Entry) -> web.StreamResponse:
-        admission.check_host(request, self._names)
-        endpoint = admission.endpoint_at(request.method, request.raw_path)
+    async def _forward(self, request: web.BaseRequest, target: Target, entry: Entry) -> web.StreamResponse:
+        admission.check_host(target, self._names)
+        endpoint = admission.endpoint_at(request.method, target.path)
         entry.operation = endpoint.path
-        admission.check_origin(request)
+        admission.check_origin(request, target)
         admission.check_form(request)
         key, body = await self._admit(request, endpoint, entry)
         signer = self._signers.get(key.credentials)
@@ -353,7 +355,8 @@ class Gateway:
         too_large = RefusedError(refusals.BODY_TOO_LARGE, ends=True)
         if (request.content_length or 0) > _LARGEST_BODY:
             raise too_large
-        if "Expect" in request.headers:  # the caller waits for leave; aiohttp has its router give it
+        # The caller waits for leave; aiohttp has its router give it. HTTP/1.0 has no interim responses.
+        if "Expect" in request.headers and request.version >= HttpVersion11:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         assert self._listener is not None  # noqa: S101  # it was started
@@ -374,10 +377,11 @@ class Gateway:
     async def _answer_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         assert self._metrics is not None  # noqa: S101  # it is served with them alone
         try:
-            admission.check_host(request, ())
+            target = admission.target_of(request)
+            admission.check_host(target, ())
         except RefusedError as refused:
             return refusals.answer_of(refused.reason, request_id())
-        if request.raw_path != "/metrics":
+        if target.path != "/metrics":
             return refusals.answer_of(refusals.NOT_FOUND, request_id())
         return web.Response(body=self._metrics.page(), headers={"Content-Type": "text/plain; version=0.0.4"})
 

@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from by_hand import CREATE, CREATION, HERE, REMOVE, chunked, head, line, request
+from by_hand import CREATE, CREATION, HERE, REMOVE, answers_in, chunked, head, line, request
 from fort import fort
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -287,6 +287,15 @@ async def test_a_caller_that_asks_first_is_told_to_go_on(held, expect):
         assert (await opened.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
         await opened.say(body)
         assert (await opened.answer()).status == 200
+    assert "expect" not in dict(held.upstream.fields())
+
+
+async def test_a_caller_of_http_1_0_is_not_told_to_go_on(held):
+    """RFC 9110 10.1.1: it has no interim responses, and its expectation is ignored."""
+    whole = request(CREATE, CREATION, "Expect: 100-continue", key=held.keys["lender"])
+    async with line(held.gateway.url) as opened:
+        await opened.say(whole.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"))
+        assert [each.status for each in answers_in(await opened.rest())] == [200]
     assert "expect" not in dict(held.upstream.fields())
 
 

@@ -207,7 +207,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _parsed(url: object) -> URL | None:
+def parsed_url(url: object) -> URL | None:
     """Return a parsed http(s) URL, or `None` if it isn't one or parsers may read it differently."""
     if not isinstance(url, str) or not url.isprintable() or " " in url or "\\" in url:
         return None
@@ -228,7 +228,7 @@ def check_base_url(url: str, *, name: str = "base_url") -> str:
         ConfigurationError: it isn't an http(s) URL, has more than scheme, host, port and path, or is plain
             http to anywhere but a loopback address.
     """
-    parsed = _parsed(url)
+    parsed = parsed_url(url)
     if parsed is None:
         raise ConfigurationError(
             f"{name} must start with https:// and name a host, "
@@ -241,17 +241,6 @@ def check_base_url(url: str, *, name: str = "base_url") -> str:
             f"{name} is plain http to {parsed.raw_host}: credentials go over https, or to loopback"
         )
     return url.rstrip("/")
-
-
-def check_proxy(url: str | None) -> str | None:
-    """Return the URL of a proxy, which may hold its user and password.
-
-    Raises:
-        ConfigurationError: it isn't an http(s) URL.
-    """
-    if url is not None and _parsed(url) is None:
-        raise ConfigurationError("proxy must be a URL such as http://user:password@host:3128")
-    return url
 
 
 def resolve_base_url(base_url: str | None, environment: Environment | str | None) -> str:

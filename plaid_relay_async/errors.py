@@ -174,8 +174,10 @@ class NotSentError(PlaidRelayError, ConnectionError):
 
     Attributes:
         errno: the operating system's number, where there is one.
+        shared: whether every other request would fail in the same way: TLS failed, or the proxy did.
     """
 
+    shared: bool = False
     advice = "Nothing was carried out, so it is safe to try again."
 
 
@@ -508,9 +510,11 @@ def ordinary(error: BaseException) -> bool:
 
 
 def concerns_everyone(error: PlaidRelayError) -> bool:
-    """Tell whether every other request of a batch would meet this error as well."""
+    """Return whether every other request of a batch would meet this error as well."""
     if isinstance(error, ClientClosedError | ConfigurationError):
         return True
+    if isinstance(error, NotSentError):
+        return error.shared
     return isinstance(error, PlaidAPIError) and (
         error.error_code in _SHARED_CODES or (error.error_code or "").startswith("UNAUTHORIZED_")
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import re
 import select
 import types
 import weakref
@@ -60,6 +61,11 @@ class Response(Protocol):
 class Exchange(Protocol):
     """Sends requests and gives responses."""
 
+    @property
+    def proxy(self) -> str | None:
+        """The address of the proxy, without its user and password, if one is used and known."""
+        ...
+
     def address(self, url: str, headers: Mapping[str, str]) -> Any:
         """Make what `post` needs of a request besides its body; it may be used again."""
         ...
@@ -80,6 +86,28 @@ class Exchange(Protocol):
 # buffers a response takes some dozens of turns.
 _MIN_TURNS: Final = 3
 _MAX_TURNS: Final = 1_000
+
+# Turns in which the loop reads an alert from a new connection and ends that connection.
+_SETTLING_TURNS: Final = 8
+
+# Alerts by which a server rejects the client's certificate, or the lack of one. In TLS 1.3 they arrive when
+# the client considers the handshake complete (RFC 8446, 4.4.2.4 and 6.2) and may have sent a request already;
+# the server reads no request before it has authenticated the client. Other alerts prove nothing: a server may
+# send close_notify, internal_error, decrypt_error or bad_record_mac after it has acted on a request.
+_REJECTIONS: Final = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE",
+    "SSLV3_ALERT_NO_CERTIFICATE",
+    "SSLV3_ALERT_BAD_CERTIFICATE",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+    "TLSV1_ALERT_UNKNOWN_CA",
+    "TLSV1_ALERT_ACCESS_DENIED",
+}
+
+_OPENSSL: Final = re.compile(r"\[SSL: (\w+)\]")
 
 _used: weakref.WeakKeyDictionary[asyncio.BaseProtocol, Callable[[], bool]] = weakref.WeakKeyDictionary()
 
@@ -109,34 +137,42 @@ class Body:
         leaves: called just before that moment; it may raise.
         left: whether the body was handed over.
         cancelled: the arguments of a cancellation that has not taken effect yet.
+        may_be_rejected: whether it left as the first request of a connection on which the server may still
+            reject the TLS handshake.
     """
 
     data: bytes = field(repr=False)
     leaves: Callable[[], None]
     left: bool = False
     cancelled: tuple[Any, ...] | None = None
+    may_be_rejected: bool = field(default=False, init=False)
     _protocol: Any = field(default=None, init=False, repr=False)
     _turns: int = field(default=0, init=False, repr=False)
 
-    def leave(self, protocol: Any) -> None:
-        """Say that it is about to be written.
+    async def leave(self, protocol: Any) -> None:
+        """Check the connection; the body is written next, before anything else happens.
 
         Raises:
             aiohttp.ClientConnectionError: this connection must not be used.
             TimeoutError: its time is up.
         """
+        is_new = not protocol.should_close and protocol not in _used
+        if is_new:
+            await _settle(protocol)
         # A connection on which something arrived unasked would give it as the answer to this request: mostly
-        # it is the server's goodbye; on a new one there may be what ends the handshake of TLS.
+        # it is the server's goodbye.
         if protocol.should_close:
-            raise aiohttp.ClientConnectionError
-        has_news = _used.get(protocol)
-        if has_news is None:
-            _used[protocol] = _news_of(protocol.transport)
-        elif has_news():
+            raise aiohttp.ClientConnectionError from protocol.exception()
+        if not is_new and _used[protocol]():
             raise aiohttp.ClientConnectionError
         self.leaves()
+        self.may_be_rejected = is_new and not self.left and _is_rejectable(protocol.transport)
         self._protocol = protocol
         self.left = True
+
+    def was_rejected(self, error: BaseException) -> bool:
+        """Return whether an error proves that the server rejected the handshake and read no request."""
+        return self.may_be_rejected and tls_reason(error) in _REJECTIONS
 
     async def next(self, read: Callable[[], Coroutine[Any, None, T]]) -> T:
         """Return what is read next of the response; raise a cancellation only if nothing more has arrived."""
@@ -168,6 +204,29 @@ class Body:
             raise asyncio.CancelledError(*self.cancelled) from None
 
 
+async def _settle(protocol: Any) -> None:
+    """Wait until the loop has read what ends a new connection's handshake: session tickets, or an alert."""
+    has_news = _used[protocol] = _news_of(protocol.transport)
+    for _ in range(_SETTLING_TURNS if has_news() else 0):
+        await asyncio.sleep(0)
+
+
+def _is_rejectable(transport: asyncio.Transport) -> bool:
+    tls = transport.get_extra_info("ssl_object")
+    # With post-handshake authentication, a server may have read the request before it rejects a certificate.
+    return tls is not None and tls.version() == "TLSv1.3" and not tls.context.post_handshake_auth
+
+
+def tls_reason(error: BaseException | None) -> str | None:
+    """Return OpenSSL's name for what ended a connection, such as `WRONG_VERSION_NUMBER`, if TLS did."""
+    while error is not None:
+        # In the text, because aiohttp passes that on and drops the SSLError in some cases.
+        if isinstance(error, OSError) and (match := _OPENSSL.match(str(error.strerror))):
+            return match[1]
+        error = error.__cause__
+    return None
+
+
 def _result_now(coroutine: Coroutine[Any, None, T], otherwise: BaseException) -> T:
     """Return the result of a coroutine that does not have to wait; raise an error inside one that does."""
     try:
@@ -186,7 +245,7 @@ class _Payload(aiohttp.BytesPayload):
         self._body = body
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:  # noqa: ARG002
-        self._body.leave(writer.protocol)
+        await self._body.leave(writer.protocol)
         await writer.write(self._body.data)  # all of it, which is what the length says
 
 
@@ -233,10 +292,11 @@ class Ordinary:
     """By a session's own `post`: with its proxies, traces, middlewares and cookies."""
 
     session: aiohttp.ClientSession
+    proxy: str | None = None
 
     def address(self, url: str, headers: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
         """Put the two together."""
-        return url, headers
+        return url, {"Content-Type": "application/json", **headers}  # a session may have another one
 
     async def post(self, to: tuple[str, Mapping[str, str]], body: Body) -> Response:
         """Send a request, and wait for the head of its response."""
@@ -296,6 +356,7 @@ class Direct:
 
     connector: aiohttp.BaseConnector
     loop: asyncio.AbstractEventLoop
+    proxy: None = field(default=None, init=False)
 
     @staticmethod
     def fits(*, connector: type = aiohttp.BaseConnector, handler: type = ResponseHandler) -> bool:
@@ -321,7 +382,7 @@ class Direct:
         try:
             protocol: Any = connection.protocol
             protocol.set_response_params(read_until_eof=True, auto_decompress=True)
-            body.leave(protocol)
+            await body.leave(protocol)
             protocol.transport.write(b"%s%d\r\n\r\n%s" % (to.head, len(body.data), body.data))
             message, content = await body.next(protocol.read)
             while 100 <= message.code < 200 and message.code != 101:

@@ -10,18 +10,21 @@ import weakref
 from asyncio import sslproto
 from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.helpers import basicauth_from_netrc, netrc_from_env
 
 from plaid_relay_async.cancellation import finish
-from plaid_relay_async.config import check_count, check_proxy, check_tls, check_type
+from plaid_relay_async.config import check_count, check_tls, check_type
 from plaid_relay_async.errors import ClientClosedError, ConfigurationError
 from plaid_relay_async.exchange import Direct, Exchange, Ordinary
+from plaid_relay_async.proxies import resolve_proxy
 from plaid_relay_async.watch import TURNS, Watch
 
 if TYPE_CHECKING:
     import ssl as tls
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 
 class State(enum.Enum):
@@ -53,11 +56,12 @@ class SessionManager:
 
     Args:
         session: the caller's session; its TLS, proxy and cookie settings are the caller's, too.
+        base_url: the address that is called.
         connections: how many an owned pool holds at most; further calls queue before they ask it.
         idle: seconds after which an owned pool closes a connection that nobody uses.
         ssl: a context with one's own CA bundle, for an owned pool.
         proxy: a proxy's URL, for an owned pool.
-        trust_env: whether an owned pool takes proxies from the environment, and passwords from `.netrc`.
+        trust_env: whether an owned pool takes its proxy from the environment.
         direct: whether an owned pool without a proxy is used without aiohttp's `ClientSession`.
         tls_buffer: bytes that asyncio sets aside for reading from each TLS connection, in place of its own
             number.
@@ -78,6 +82,7 @@ class SessionManager:
         self,
         session: aiohttp.ClientSession | None = None,
         *,
+        base_url: str,
         connections: int = 100,
         idle: float = 15.0,
         ssl: tls.SSLContext | None = None,
@@ -99,9 +104,10 @@ class SessionManager:
         self._connections: int | None = connections
         self._idle = idle
         self._ssl = check_tls(ssl)
-        self._proxy = check_proxy(proxy)
-        self._trust_env = trust_env
-        self._direct = direct and session is None and proxy is None and not trust_env
+        self._host = urlsplit(base_url).hostname or ""
+        # Resolved once, and not by aiohttp: it would look for each request, and send what `.netrc` has.
+        self._proxy = resolve_proxy(base_url, proxy, trust_env=trust_env)
+        self._direct = direct and session is None and self._proxy is None
         self._tls_buffer = tls_buffer
         self._state = State.NEW
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,6 +119,7 @@ class SessionManager:
 
         Raises:
             ClientClosedError: it was opened before, or the borrowed session is closed.
+            ConfigurationError: the borrowed session would send a login from `.netrc`.
         """
         if self._state is State.OPEN:
             raise ClientClosedError("this client is open already: one `async with` is enough")
@@ -123,6 +130,7 @@ class SessionManager:
         elif self._session.closed:
             raise ClientClosedError("the aiohttp session that this client borrowed is closed")
         else:
+            await _check_netrc(self._session, self._host)
             self._connections, self._slots = _slots_of(self._session)
         _unmap_reads()
         if self._tls_buffer is not None:
@@ -140,14 +148,13 @@ class SessionManager:
                 limit=self._connections or 0, keepalive_timeout=self._idle, ssl=self._ssl or True
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
-            proxy=self._proxy,
-            trust_env=self._trust_env,
+            proxy=None if self._proxy is None else self._proxy.url.reveal(),
         )
 
     def _exchange_of(self, session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -> Exchange:
         if self._direct and session.connector is not None and Direct.fits():
             return Direct(session.connector, loop)
-        return Ordinary(session)
+        return Ordinary(session, None if self._proxy is None else self._proxy.address)
 
     def shut(self) -> bool:
         """Let no more calls start, and return whether there is something to close."""
@@ -240,6 +247,43 @@ def _set_tls_buffer(size: int) -> None:
     # Not documented, and asked for each connection that is made; without it the option does nothing.
     if hasattr(sslproto.SSLProtocol, "max_size"):  # pragma: no branch  # so it is in all Pythons so far
         sslproto.SSLProtocol.max_size = size
+
+
+def check_lent(session: aiohttp.ClientSession, headers: Collection[str]) -> None:
+    """Check that a borrowed session sends no credentials beside those of the client.
+
+    Args:
+        session: the caller's session.
+        headers: the names of the headers in which the client sends its credentials.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    if session.auth is not None and "Authorization" in headers:
+        raise ConfigurationError(
+            "the session that you lend has auth=, and a gateway_key needs the header Authorization: "
+            "lend a session without auth="
+        )
+    for name in ("PLAID-CLIENT-ID", "PLAID-SECRET"):
+        if name in session.headers and name not in headers:
+            raise ConfigurationError(
+                f"the session that you lend sends a header {name} beside the client's own credentials: "
+                "lend a session without it"
+            )
+
+
+async def _check_netrc(session: aiohttp.ClientSession, host: str) -> None:
+    if not session.trust_env or session.auth is not None:
+        return
+    try:
+        await asyncio.to_thread(lambda: basicauth_from_netrc(netrc_from_env(), host))
+    except LookupError:
+        return
+    raise ConfigurationError(
+        f"the session that you lend has trust_env=True, and .netrc has a login for {host} (or for every "
+        "host), which aiohttp would send there as Authorization: lend a session with proxy= instead of "
+        "trust_env, or remove that entry"
+    )
 
 
 def _slots_of(session: aiohttp.ClientSession) -> tuple[int | None, asyncio.Semaphore]:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 PACKAGE = "plaid_relay_async"
 CORE = (
-    *("errors", "cancellation", "models", "config", "codec", "watch", "exchange", "session", "transport"),
-    *("outcomes", "batch"),
+    *("errors", "cancellation", "models", "config", "codec", "watch", "exchange", "proxies", "session"),
+    *("transport", "outcomes", "batch"),
 )
 
 
@@ -35,7 +35,8 @@ MAP = {
     "codec": Room(("errors", "models"), ("attrs", "cattrs")),
     "watch": Room(),
     "exchange": Room(("cancellation",), ("aiohttp", "attrs", "yarl")),
-    "session": Room(("cancellation", "config", "errors", "watch", "exchange"), ("aiohttp",)),
+    "proxies": Room(("config", "errors"), ("attrs", "yarl")),
+    "session": Room(("cancellation", "config", "errors", "watch", "exchange", "proxies"), ("aiohttp",)),
     "transport": Room(
         ("cancellation", "config", "errors", "codec", "models", "watch", "exchange", "session"),
         ("aiohttp", "attrs", "backoff", "yarl"),

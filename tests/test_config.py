@@ -12,7 +12,6 @@ import plaid_relay_async
 from plaid_relay_async import ConfigurationError, Credentials, Environment, RelayClient, RetryPolicy, Timeouts
 from plaid_relay_async.config import (
     GatewayKey,
-    check_proxy,
     check_tls,
     is_loopback,
     normal_host,
@@ -207,14 +206,13 @@ def test_an_address_is_refused_when_the_client_is_created(url):
 
 @pytest.mark.parametrize(
     "proxy",
-    ["proxy.example:3128", "socks5://h", "http://user:hush@h\\evil", "http://\ud800", "http://h:0", 5],
+    ["proxy.example:port", "http://user:hush@h\\evil", "http://\ud800", "http://h:0", 0, 5],
 )
 def test_a_proxy_that_is_no_url_is_refused_when_the_client_is_created(proxy):
     """An invalid proxy URL is refused without being shown, because it may hold a password."""
     with pytest.raises(ConfigurationError, match=r"^proxy must be a URL") as caught:
         RelayClient(Credentials("a", "b"), proxy=proxy)
     assert "hush" not in str(caught.value)
-    assert check_proxy("http://user:p%40ss@proxy.example:3128") == "http://user:p%40ss@proxy.example:3128"
 
 
 def test_an_unknown_environment_is_named(monkeypatch):

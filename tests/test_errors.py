@@ -27,7 +27,7 @@ from plaid_relay_async.errors import (
     class_for,
 )
 from plaid_relay_async.simulator import Fault
-from plaid_relay_async.transport import wire
+from plaid_relay_async.transport import causes
 
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, PlaidRelayError)]
 
@@ -81,7 +81,7 @@ def test_each_of_aiohttps_exceptions_has_words():
         "WSServerHandshakeError": "WebSockets",
         "ClientError": "the root",
     }
-    phrased = tuple(cls for cls, _ in wire._PHRASES)
+    phrased = tuple(cls for cls, _ in causes._PHRASES)
     wordless = {
         cls.__name__
         for _, cls in inspect.getmembers(aiohttp, inspect.isclass)

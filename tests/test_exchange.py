@@ -29,10 +29,10 @@ def way(client: RelayClient) -> type:
 
 
 async def test_an_own_pool_is_used_directly_and_all_else_by_a_session():
-    """A proxy, the environment and a borrowed session need what aiohttp's session does; `direct=False` asks for it."""
+    """A proxy and a borrowed session need what aiohttp's session does; `direct=False` asks for it."""
     async with RelayClient(OWNER) as client:
         assert way(client) is Direct
-    for more in ({"direct": False}, {"proxy": "http://127.0.0.1:9"}, {"trust_env": True}):
+    for more in ({"direct": False}, {"proxy": "http://127.0.0.1:9"}):
         async with RelayClient(OWNER, **more) as client:
             assert way(client) is Ordinary
     async with aiohttp.ClientSession() as session, RelayClient(OWNER, session=session) as client:
@@ -158,12 +158,12 @@ async def test_a_body_does_not_leave_on_what_the_loop_has_not_read_yet():
         theirs, _ = server.accept()
         with theirs:
             connected = Connected(writer.transport)
-            Body(b"{}", lambda: None).leave(connected)
+            await Body(b"{}", lambda: None).leave(connected)
             theirs.sendall(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
             select.select([writer.get_extra_info("socket")], [], [], 10)
             body = Body(b"{}", lambda: None)
             with pytest.raises(aiohttp.ClientConnectionError):
-                body.leave(connected)
+                await body.leave(connected)
             assert not body.left
             writer.close()
 

@@ -18,6 +18,7 @@ from support import OWNER, QUICK
 from plaid_relay_async import (
     ClientClosedError,
     ConfigurationError,
+    InvalidRequestError,
     NotSentError,
     RelayClient,
     RetryPolicy,
@@ -57,7 +58,7 @@ async def test_a_closed_client_stays_closed(plaid):
 
 async def test_a_pool_is_closed_once():
     """A session manager that is closed again does nothing."""
-    manager = SessionManager()
+    manager = SessionManager(base_url="https://sandbox.plaid.com")
     await manager.open()
     await manager.close()
     assert not manager.shut()
@@ -260,7 +261,7 @@ async def test_a_server_that_nobody_vouches_for_gets_nothing():
     authority.configure_trust(ours)
     async with echoing(theirs) as (url, came, _):
         async with RelayClient(OWNER, base_url=url, retry=ONCE) as client:
-            with pytest.raises(NotSentError, match="certificate isn't trusted"):
+            with pytest.raises(NotSentError, match=r"the certificate of .* isn't trusted"):
                 await client.relay.remove("t")
         assert came == []
         async with RelayClient(OWNER, base_url=url, retry=ONCE, ssl=ours) as client:
@@ -304,19 +305,96 @@ async def test_every_request_says_who_we_are(echo):
     assert body == b'{"relay_token":"t"}'
 
 
-async def test_a_proxy_is_used(echo):
-    """With a proxy, plain requests go to it in full."""
-    url, came, _ = echo
-    async with RelayClient(OWNER, base_url="http://127.0.0.1:9", proxy=url, retry=QUICK) as client:
-        await client.relay.remove("t")
-    assert came[0][0].endswith("/credit/relay/remove")
+# --------------------------------------------------------------------------- what a borrowed session adds
 
 
-@pytest.mark.may_block  # aiohttp reads .netrc, some releases inside of the loop
-async def test_a_proxy_of_the_environment_is_used_when_asked_for(echo, monkeypatch):
-    """`trust_env` takes the proxy from the environment, as aiohttp does; without, it is left alone."""
+async def test_auth_of_a_borrowed_session_does_not_go_with_a_gateway_key():
+    """Both need the same header: an error when the client is made, before a call is tried."""
+    with pytest.warns(DeprecationWarning, match="auth"):
+        session = aiohttp.ClientSession(auth=aiohttp.BasicAuth("me", "canary-password"))
+    async with session:
+        with pytest.raises(ConfigurationError, match=r"has auth=.*lend a session without auth=") as caught:
+            RelayClient(gateway_key="key", session=session)
+        assert "canary" not in str(caught.value)
+        RelayClient(OWNER, session=session)
+
+
+@pytest.mark.parametrize("name", ["PLAID-CLIENT-ID", "plaid-secret"])
+async def test_credentials_of_a_borrowed_session_do_not_go_beside_others(echo, name):
+    """Two lenders' credentials in one request are refused; where the client's replace them, it goes on."""
     url, came, _ = echo
-    monkeypatch.setenv("http_proxy", url)
-    async with RelayClient(OWNER, base_url="http://plaid.localhost:9", trust_env=True, retry=QUICK) as client:
-        await client.relay.remove("t")
-    assert len(came) == 1
+    async with aiohttp.ClientSession(headers={name: "canary-value"}) as session:
+        for who in ({"gateway_key": "key"}, {"credentials": OWNER, "credentials_in": "body"}):
+            with pytest.raises(ConfigurationError, match="beside the client's own credentials") as caught:
+                RelayClient(**who, session=session)
+            assert "canary" not in str(caught.value)
+        async with RelayClient(OWNER, base_url=url, session=session) as client:
+            await client.relay.remove("t")
+    assert "canary-value" not in str(came)
+
+
+@pytest.mark.may_block  # aiohttp reads .netrc
+@pytest.mark.parametrize(
+    "login", ["default login me password canary-word", "machine 127.0.0.1 login a password b"]
+)
+@pytest.mark.parametrize(
+    "who", [{"credentials": OWNER}, {"gateway_key": "key"}], ids=["credentials", "gateway_key"]
+)
+async def test_a_borrowed_session_must_not_send_a_login_of_netrc(echo, monkeypatch, tmp_path, login, who):
+    """With trust_env aiohttp would send it to the server: refused when the client is opened, by its name."""
+    url, came, _ = echo
+    (tmp_path / "netrc").write_text(f"{login}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    async with aiohttp.ClientSession(trust_env=True) as session:
+        with pytest.raises(ConfigurationError, match=r"\.netrc has a login for 127\.0\.0\.1") as caught:
+            await RelayClient(**who, base_url=url, session=session).open()
+        assert "canary" not in str(caught.value)
+        (tmp_path / "netrc").write_text("machine proxy.example login me password word\n")
+        async with RelayClient(**who, base_url=url, session=session) as client:
+            await client.relay.remove("t")
+            assert [headers.get("Authorization") for _, headers, _ in came] == [
+                "Bearer key" if "gateway_key" in who else None
+            ]
+
+
+@pytest.mark.may_block  # aiohttp reads .netrc
+async def test_a_contradiction_that_comes_later_is_raised_once(echo, monkeypatch, tmp_path):
+    """A `.netrc` that gets a login while the client is open: one error, no repetition, and nothing is sent."""
+    url, came, _ = echo
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("machine elsewhere.example login me password word\n")
+    async with (
+        aiohttp.ClientSession(trust_env=True) as session,
+        RelayClient(gateway_key="key", base_url=url, session=session, retry=QUICK) as client,
+    ):
+        (tmp_path / "netrc").write_text("default login me password canary-word\n")
+        with pytest.raises(ConfigurationError, match=r"auth=, a login in \.netrc") as caught:
+            await client.relay.remove("t")
+    assert (caught.value.attempts, came) == (1, [])
+    assert "canary" not in str(caught.value)
+
+
+async def test_other_settings_of_a_borrowed_session_change_no_call(echo):
+    """Its base_url, its way with errors, its default Content-Type and the like don't reach the client's calls."""
+    url, came, told = echo
+    settings = {
+        "base_url": "https://elsewhere.example/",
+        "raise_for_status": True,
+        "auto_decompress": False,
+        "json_serialize": repr,
+        "read_bufsize": 64,
+        "requote_redirect_url": False,
+        "headers": {"Content-Type": "text/plain", "Authorization": "Basic x"},
+        "skip_auto_headers": ["Content-Type"],
+        "timeout": aiohttp.ClientTimeout(total=0.001),
+    }
+    async with aiohttp.ClientSession(**settings) as session:
+        async with RelayClient(gateway_key="key", base_url=url, session=session, retry=ONCE) as client:
+            assert (await client.relay.remove("t")).removed
+            told.update(status=400)
+            with pytest.raises(InvalidRequestError):
+                await client.relay.remove("t")
+    for _, headers, body in came:
+        assert (headers["Content-Type"], headers["Authorization"]) == ("application/json", "Bearer key")
+        assert body == b'{"relay_token":"t"}'

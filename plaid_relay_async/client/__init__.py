@@ -21,7 +21,7 @@ from plaid_relay_async.config import (
     resolve_identity,
 )
 from plaid_relay_async.errors import ConfigurationError, sealed_init
-from plaid_relay_async.session import SessionManager
+from plaid_relay_async.session import SessionManager, check_lent
 from plaid_relay_async.transport import (
     MAX_RESPONSE_BYTES,
     RateLimiter,
@@ -69,8 +69,10 @@ class RelayClient:
         max_response_bytes: longer answers aren't read to their end; what can be long is a report.
         connections: how many connections an owned pool holds at most.
         ssl: an `ssl.SSLContext`, such as one with your own CA bundle.
-        proxy: a proxy's URL.
-        trust_env: take a proxy from the environment, as aiohttp does.
+        proxy: the URL of an HTTP proxy, which may hold a user and a password; an empty string for none,
+            whatever the environment says. Loopback addresses are always called directly.
+        trust_env: whether the environment may name the proxy, by HTTPS_PROXY or ALL_PROXY, and hosts to call
+            without one, by NO_PROXY. A `.netrc` isn't read.
         direct: use an owned pool, where it has no proxy, without aiohttp's `ClientSession`, by methods that
             are public but not documented. By the session each call takes two fifths longer.
         tls_buffer: bytes that asyncio sets aside for reading from each TLS connection, in place of its 256
@@ -118,8 +120,12 @@ class RelayClient:
         late = LateOutcomes(on_late_outcome)
         self._drain = timeouts.drain
         self._base_url = resolve_base_url(base_url, environment)
+        signer = Signer(resolve_identity(credentials, gateway_key), credentials_in)
+        if session is not None:
+            check_lent(session, signer.headers)
         self._session = SessionManager(
             session,
+            base_url=self._base_url,
             connections=connections,
             idle=timeouts.idle,
             ssl=ssl,
@@ -131,7 +137,7 @@ class RelayClient:
         self._transport = transport = Transport(
             self._session,
             base_url=self._base_url,
-            signer=Signer(resolve_identity(credentials, gateway_key), credentials_in),
+            signer=signer,
             timeouts=timeouts,
             retry=retry,
             rate_limiter=rate_limiter,
@@ -151,6 +157,7 @@ class RelayClient:
 
         Raises:
             ClientClosedError: it was opened before.
+            ConfigurationError: the borrowed session would send a login from `.netrc`.
         """
         await self._session.open()
 

@@ -73,6 +73,8 @@ class Gateway:
         connections: of callers, at once. If there are more, the one goes that has been idle for longest.
         upstream_connections: to Plaid.
         upstream_ssl: a context with one's own CA bundle.
+        upstream_proxy: the URL of an HTTP proxy to Plaid, as `proxy` of `RelayClient`.
+        trust_env: whether the environment may name that proxy, as with `RelayClient`.
         timeouts: of an attempt at Plaid.
         patience: seconds for a caller to send its request, and to take each piece of an answer.
         drain: seconds that calls in flight are given when it closes.
@@ -98,6 +100,8 @@ class Gateway:
         connections: int = 500,
         upstream_connections: int = 100,
         upstream_ssl: tls.SSLContext | None = None,
+        upstream_proxy: str | None = None,
+        trust_env: bool = False,
         timeouts: Timeouts | None = None,
         patience: float = 10.0,
         drain: float = 30.0,
@@ -120,7 +124,14 @@ class Gateway:
         self._console = console
         self._metrics_port = metrics_port
         self._connections = connections
-        self._session = SessionManager(connections=upstream_connections, idle=timeouts.idle, ssl=upstream_ssl)
+        self._session = SessionManager(
+            base_url=self._upstream_url,
+            connections=upstream_connections,
+            idle=timeouts.idle,
+            ssl=upstream_ssl,
+            proxy=upstream_proxy,
+            trust_env=trust_env,
+        )
         self._upstream = Upstream(self._session, self._upstream_url, timeouts, patience)
         self._patience = patience
         self._drain = drain

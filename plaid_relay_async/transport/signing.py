@@ -48,6 +48,13 @@ class Signer:
     credentials_in: Literal["headers", "body"]
     _same: Signature | None = field(default=None, init=False)
 
+    @property
+    def headers(self) -> frozenset[str]:
+        """The names of the headers that have the credentials."""
+        if isinstance(self.who, GatewayKey):
+            return frozenset({"Authorization"})
+        return frozenset({"PLAID-CLIENT-ID", "PLAID-SECRET"} if self.credentials_in == "headers" else ())
+
     async def sign(self, deadline: float | None) -> Signature:
         """Fetch the credentials if they have to be, and make a signature of them.
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-import aiohttp
 from attrs import define, field
 
 from plaid_relay_async.codec import Answer, Replay
 from plaid_relay_async.errors import (
+    ConfigurationError,
     ConnectionLostError,
     Hidden,
     NotSentError,
@@ -23,6 +22,7 @@ from plaid_relay_async.errors import (
     ordinary,
 )
 from plaid_relay_async.exchange import Body, Exchange, Response
+from plaid_relay_async.transport.causes import cause_of
 from plaid_relay_async.transport.protocols import Sink
 from plaid_relay_async.watch import Span
 
@@ -91,7 +91,8 @@ async def send(exchange: Exchange, attempt: Attempt) -> Answer:
             finally:
                 body.end()  # whatever the response was
     except BaseException as error:
-        problem = _told(error, attempt.replay, left=body.left)
+        left = body.left and not (answer is None and body.was_rejected(error))
+        problem = _told(error, attempt.replay, left=left, proxy=exchange.proxy)
         if answer is not None and not whole:
             answer.lost = problem
         if not ordinary(error):
@@ -131,36 +132,25 @@ async def _receive(response: Response, answer: Answer, attempt: Attempt, body: B
         attempt.span.allow(attempt.read)
 
 
-# What happened, in words of our own: the texts of aiohttp's errors may name a proxy and its password.
-_PHRASES: tuple[tuple[type[BaseException], str], ...] = (
-    (aiohttp.ClientConnectorCertificateError, "the server's certificate isn't trusted"),
-    (aiohttp.ClientSSLError, "TLS failed"),
-    (aiohttp.ClientConnectorDNSError, "the name isn't known"),
-    (aiohttp.ClientProxyConnectionError, "the proxy can't be reached"),
-    (aiohttp.ClientHttpProxyError, "the proxy refused"),
-    (asyncio.CancelledError, "the call was cancelled"),
-    (TimeoutError, "time ran out"),
-    (aiohttp.ServerDisconnectedError, "the connection was closed before an answer came"),
-    (aiohttp.ClientConnectorError, "no connection can be made"),
-    (aiohttp.ClientOSError, "the connection failed"),
-    (OSError, "the connection failed"),
-    (aiohttp.ClientPayloadError, "the answer broke off"),
-    (aiohttp.ClientResponseError, "the answer isn't HTTP"),
-    (aiohttp.http.HttpProcessingError, "the answer isn't HTTP"),
-    (aiohttp.ClientConnectionError, "the connection failed"),
-)
-
-
 _TOO_LONG = "If it is a report, let it be longer by RelayClient(max_response_bytes=...)."
 
 
-def _told(error: BaseException, replay: Replay, *, left: bool) -> PlaidRelayError:
-    """Say what an error means for the attempt that it ended: the one place that does."""
-    phrase = next((words for cls, words in _PHRASES if isinstance(error, cls)), "the request failed")
-    text = f"{phrase} ({type(error).__name__})"
+def _told(error: BaseException, replay: Replay, *, left: bool, proxy: str | None) -> PlaidRelayError:
+    """Return what an error means for the attempt that it ended: the one place that decides it."""
+    cause = cause_of(error, proxied=proxy is not None)
+    text = f"{cause.phrase} ({type(error).__name__})"
     errno = getattr(error, "errno", None)
+    if not left and type(error) is ValueError:
+        return ConfigurationError(
+            "the session that this client borrowed refuses its requests (ValueError): auth=, a login in "
+            ".netrc or a default header contradicts the client's credentials"
+        )
     if not left:
-        return NotSentError(f"the request never left: {text}", errno=errno)
+        way = "" if proxy is None else f"; proxy: {proxy}"
+        advice = {} if cause.advice is None else {"advice": f"{NotSentError.advice} {cause.advice}"}
+        return NotSentError(
+            f"the request never left: {text}{way}", errno=errno, shared=cause.shared, **advice
+        )
     if isinstance(error, _TooLongError):
         return ResponseDecodeError(f"the answer is longer than {error.args[0]} bytes", advice=_TOO_LONG)
     if replay is Replay.CREATES:

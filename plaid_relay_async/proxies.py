@@ -1,0 +1,97 @@
+"""Through which proxy an address is called: an argument, or the environment as curl and pip read it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+from attrs import field, frozen
+from yarl import URL
+
+from plaid_relay_async.config import is_loopback, parsed_url
+from plaid_relay_async.errors import ConfigurationError, Hidden
+
+# As curl has it: the first one that is set counts, even if it is empty. HTTP_PROXY isn't among them: calls go
+# over https, or to loopback. So a CGI program's callers can't choose the proxy by a header `Proxy`.
+_VARIABLES: Final = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+_EXCEPTIONS: Final = ("no_proxy", "NO_PROXY")
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+@frozen
+class Proxy:
+    """An HTTP proxy.
+
+    Attributes:
+        address: such as `http://proxy.internal:3128`, without user and password.
+        url: with them.
+    """
+
+    address: str
+    url: Hidden[URL] = field(repr=False)
+
+    @classmethod
+    def at(cls, url: object, name: str) -> Self:
+        """Return the proxy at a URL; without a scheme it is http.
+
+        Raises:
+            ConfigurationError: it isn't the URL of an HTTP proxy; `name` says where it came from.
+        """
+        whole = f"http://{url}" if isinstance(url, str) and "://" not in url else url
+        if isinstance(whole, str) and whole.lower().startswith("socks"):
+            raise ConfigurationError(
+                f"{name} is a SOCKS proxy, which isn't supported: use an HTTP proxy, or lend a session whose "
+                "connector speaks SOCKS"
+            )
+        parsed = parsed_url(whole)
+        if parsed is None:
+            raise ConfigurationError(f"{name} must be a URL such as http://user:password@host:3128")
+        with_login = parsed.origin().with_user(parsed.user).with_password(parsed.password)
+        return cls(f"{parsed.scheme}://{parsed.host_port_subcomponent}", Hidden(with_login))
+
+
+def resolve_proxy(base_url: str, proxy: str | None, *, trust_env: bool) -> Proxy | None:
+    """Return the proxy for an address: the argument, or one from the environment, or none for loopback.
+
+    Args:
+        base_url: the address that is called.
+        proxy: the proxy's URL; an empty string means none, whatever the environment says.
+        trust_env: whether the environment counts; NO_PROXY then holds for the argument, too.
+
+    Raises:
+        ConfigurationError: the URL isn't that of an HTTP proxy.
+    """
+    chosen = None if proxy is None or proxy == "" else Proxy.at(proxy, "proxy")
+    parts = urlsplit(base_url)
+    host = (parts.hostname or "").rstrip(".")
+    if is_loopback(host):
+        return None
+    if trust_env and _is_excepted(host, parts.port or _DEFAULT_PORTS[parts.scheme]):
+        return None
+    if proxy is not None or not trust_env:
+        return chosen
+    variable = next((name for name in _VARIABLES if name in os.environ), None)
+    url = "" if variable is None else os.environ[variable].strip()
+    return Proxy.at(url, variable or "") if url else None
+
+
+def _is_excepted(host: str, port: int) -> bool:
+    """Return whether NO_PROXY lists a host: its name or domain, its address or network, or `*`."""
+    variable = next((name for name in _EXCEPTIONS if name in os.environ), None)
+    entries = "" if variable is None else os.environ[variable].replace(",", " ").lower().split()
+    return any(_covers(entry, host, port) for entry in entries)
+
+
+def _covers(entry: str, host: str, port: int) -> bool:
+    if entry == "*":
+        return True
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
+    except ValueError:  # one of them is a name, or the entry has a port
+        name, colon, number = entry.rpartition(":")
+    if colon and number.isdecimal():
+        return int(number) == port and _covers(name, host, port)
+    domain = entry.removeprefix("*").strip(".")
+    return bool(domain) and f".{host}".endswith(f".{domain}")

@@ -1,0 +1,114 @@
+"""Why an attempt failed, in words of our own: aiohttp's may name a proxy and its password."""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import ssl
+from typing import Final
+
+import aiohttp
+from attrs import frozen
+
+from plaid_relay_async.exchange import tls_reason
+
+
+@frozen
+class Cause:
+    """Why an attempt failed.
+
+    Attributes:
+        phrase: what happened.
+        advice: the way out, unless there is nothing to say but to try again.
+        shared: whether every other request would fail in the same way.
+    """
+
+    phrase: str
+    advice: str | None = None
+    shared: bool = False
+
+
+_PHRASES: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (asyncio.CancelledError, "the call was cancelled"),
+    (TimeoutError, "time ran out"),
+    (aiohttp.ServerDisconnectedError, "the connection was closed before an answer came"),
+    (aiohttp.ClientConnectorError, "no connection can be made"),
+    (aiohttp.ClientOSError, "the connection failed"),
+    (OSError, "the connection failed"),
+    (aiohttp.ClientPayloadError, "the answer broke off"),
+    (aiohttp.ClientResponseError, "the answer isn't HTTP"),
+    (aiohttp.http.HttpProcessingError, "the answer isn't HTTP"),
+    (aiohttp.ClientConnectionError, "the connection failed"),
+)
+
+_CHECK_PROXY: Final = (
+    "Check the proxy's URL, and ask its operator to let the host through. NO_PROXY=host, or an empty proxy, "
+    "goes without."
+)
+_CHECK_TLS: Final = "Check the address, and what intercepts TLS on the way to it."
+_TRUST: Final = (
+    "To trust an authority of your own, set SSL_CERT_FILE to a file that has it, or pass "
+    "ssl=ssl.create_default_context(cafile=...)."
+)
+_CLIENT_CERTIFICATE: Final = (
+    "The server wants a client certificate that it trusts: pass ssl= with a context that has loaded one "
+    "(load_cert_chain)."
+)
+_OTHER_NAME: Final = "Call the server by a name that its certificate has."
+_STRICT: Final = (
+    "Python 3.13 and later reject such certificates: have it issued anew, or pass ssl= with a context "
+    "without ssl.VERIFY_X509_STRICT."
+)
+
+# By OpenSSL's X509_V_ERR_ numbers, which are part of its ABI.
+_BY_VERIFICATION: Final = {
+    9: "Check this machine's clock.",
+    10: "The server's certificate has to be renewed; check this machine's clock, too.",
+    62: _OTHER_NAME,
+    64: _OTHER_NAME,
+    **dict.fromkeys(range(79, 95), _STRICT),
+}
+_BY_REASON: Final = {
+    "WRONG_VERSION_NUMBER": "What listens there doesn't speak TLS: check the scheme and the port.",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "The two have no version of TLS in common.",
+    "UNSUPPORTED_PROTOCOL": "The two have no version of TLS in common.",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": _CLIENT_CERTIFICATE,
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": f"The two have no cipher in common, or: {_CLIENT_CERTIFICATE}",
+    "SSLV3_ALERT_BAD_CERTIFICATE": _CLIENT_CERTIFICATE,
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": _CLIENT_CERTIFICATE,
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": _CLIENT_CERTIFICATE,
+    "TLSV1_ALERT_UNKNOWN_CA": _CLIENT_CERTIFICATE,
+}
+
+
+def cause_of(error: BaseException, *, proxied: bool) -> Cause:
+    """Return why an attempt ended in an error; `proxied` says whether it went to a known proxy."""
+    if (reason := tls_reason(error)) is not None:
+        return _tls_failure(error, reason)
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return _refusal(error.status)
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return Cause("the proxy can't be reached", _CHECK_PROXY, shared=True)
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        # With a proxy it is the proxy's name: the proxy itself resolves that of the server.
+        return Cause(f"the name {error.host} isn't known", _CHECK_PROXY if proxied else None, shared=proxied)
+    return Cause(next((words for cls, words in _PHRASES if isinstance(error, cls)), "the request failed"))
+
+
+def _tls_failure(error: BaseException, reason: str) -> Cause:
+    server = f"{error.host}:{error.port}" if isinstance(error, aiohttp.ClientConnectorError) else "the server"
+    failure = getattr(error, "certificate_error", None)
+    if isinstance(failure, ssl.SSLCertVerificationError):
+        problem = failure.verify_message.rstrip(".")
+        advice = _BY_VERIFICATION.get(failure.verify_code, _TRUST)
+        return Cause(f"the certificate of {server} isn't trusted: {problem}", advice, shared=True)
+    words = reason.replace("_", " ").lower()
+    return Cause(f"TLS with {server} failed: {words}", _BY_REASON.get(reason, _CHECK_TLS), shared=True)
+
+
+def _refusal(status: int) -> Cause:
+    phrase = f"the proxy answered {status}"
+    if status == http.HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        advice = "Put the proxy's user and password, percent-encoded, into its URL."
+        return Cause(f"{phrase}: it wants a user and a password, or others", advice, shared=True)
+    return Cause(phrase, _CHECK_PROXY, shared=True)

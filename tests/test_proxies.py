@@ -1,0 +1,331 @@
+"""Calls by way of a proxy: which one is used, what it sees, and what a refusal means."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+from connecting import ConnectProxy
+from support import OWNER, QUICK
+from test_session import echoing
+
+from plaid_relay_async import (
+    ConfigurationError,
+    NotSentError,
+    PlaidServerError,
+    RelayClient,
+    RelayCreateRequest,
+    RetryPolicy,
+)
+from plaid_relay_async.exchange import Ordinary
+from plaid_relay_async.gateway import Gateway
+from plaid_relay_async.gateway.keys import new_key
+from plaid_relay_async.proxies import resolve_proxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+PLAID = "https://plaid.example"
+SECRET = "canary-of-the-proxy"
+VARIABLES = (
+    "https_proxy",
+    "HTTPS_PROXY",
+    "http_proxy",
+    "HTTP_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def chosen(base_url: str = PLAID, proxy: str | None = None, *, trust_env: bool = True) -> str | None:
+    found = resolve_proxy(base_url, proxy, trust_env=trust_env)
+    return found and found.address
+
+
+# --------------------------------------------------------------------------------- which one is used
+
+
+@pytest.mark.parametrize(
+    ("variables", "address"),
+    [
+        ({}, None),
+        ({"HTTPS_PROXY": "http://a:1"}, "http://a:1"),
+        ({"https_proxy": "http://a:1", "HTTPS_PROXY": "http://b:2"}, "http://a:1"),
+        ({"https_proxy": "", "HTTPS_PROXY": "http://b:2"}, None),
+        ({"HTTPS_PROXY": "", "ALL_PROXY": "http://b:2"}, None),
+        ({"ALL_PROXY": "http://b:2"}, "http://b:2"),
+        ({"all_proxy": "http://a:1", "ALL_PROXY": "http://b:2"}, "http://a:1"),
+        ({"HTTPS_PROXY": "http://a:1", "ALL_PROXY": "socks5://b:2"}, "http://a:1"),
+        ({"HTTP_PROXY": "http://a:1", "http_proxy": "http://a:1"}, None),
+        ({"HTTPS_PROXY": "proxy.internal:3128"}, "http://proxy.internal:3128"),
+        ({"HTTPS_PROXY": " http://a:1/ "}, "http://a:1"),
+        ({"HTTPS_PROXY": "https://User:pass%40word@[fd00::1]:3128"}, "https://[fd00::1]:3128"),
+    ],
+)
+def test_the_environment_is_read_as_curl_reads_it(monkeypatch, variables, address):
+    """The lower-case variable comes first, an empty one means none, and HTTP_PROXY isn't for https."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert chosen() == address
+    assert chosen(trust_env=False) is None
+
+
+@pytest.mark.parametrize(
+    ("exceptions", "url", "direct"),
+    [
+        ("plaid.example", PLAID, True),
+        ("PLAID.Example.", PLAID, True),
+        ("plaid.example", "https://plaid.example.", True),
+        ("example", PLAID, True),
+        (".example", PLAID, True),
+        ("*.example", PLAID, True),
+        (".plaid.example", PLAID, True),
+        ("aid.example", PLAID, False),
+        ("other, plaid.example", PLAID, True),
+        ("other plaid.example", PLAID, True),
+        ("plaid.example:443", PLAID, True),
+        ("plaid.example:8443", PLAID, False),
+        ("plaid.example:8443", "https://plaid.example:8443", True),
+        ("*", PLAID, True),
+        ("*:8443", PLAID, False),
+        (", ,.", PLAID, False),
+        ("", PLAID, False),
+        ("10.0.0.0/8", "https://10.1.2.3", True),
+        ("10.0.0.0/8", "https://11.1.2.3", False),
+        ("10.1.2.3/8", "https://10.9.9.9:8443", True),
+        ("10.1.2.3", "https://10.1.2.3", True),
+        ("10.1.2.3:443", "https://10.1.2.3", True),
+        ("10.1.2.3:444", "https://10.1.2.3", False),
+        ("10.0.0.0/8", PLAID, False),
+        ("fd00::/8", "https://[fd00::1]", True),
+        ("[fd00::1]:443", "https://[fd00::1]", True),
+        ("fd00::/8", "https://10.1.2.3", False),
+    ],
+)
+def test_hosts_in_no_proxy_are_called_directly(monkeypatch, exceptions, url, direct):
+    """By name, domain, port, address or network, or all of them; the option --proxy isn't above it."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://a:1")
+    monkeypatch.setenv("NO_PROXY", exceptions)
+    assert chosen(url) == (None if direct else "http://a:1")
+    assert chosen(url, "http://b:2") == (None if direct else "http://b:2")
+    assert chosen(url, "http://b:2", trust_env=False) == "http://b:2"
+
+
+def test_the_lower_case_no_proxy_comes_first(monkeypatch):
+    """As the other variables, also if it is empty."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://a:1")
+    monkeypatch.setenv("NO_PROXY", "*")
+    assert chosen() is None
+    monkeypatch.setenv("no_proxy", "")
+    assert chosen() == "http://a:1"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8080", "http://localhost:1", "https://[::1]", "https://localhost."]
+)
+def test_loopback_is_never_called_through_a_proxy(monkeypatch, url):
+    """Neither by the environment nor by an argument: credentials would leave the machine in plain text."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://a:1")
+    assert chosen(url) is None
+    assert chosen(url, "http://b:2") is None
+
+
+def test_an_empty_argument_means_no_proxy(monkeypatch):
+    """Whatever the environment says."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://a:1")
+    assert chosen(proxy="") is None
+
+
+@pytest.mark.parametrize("scheme", ["socks4", "socks5", "socks5h", "SOCKS5"])
+def test_a_socks_proxy_is_refused_with_the_way_out(monkeypatch, scheme):
+    """It isn't supported, and the error names the variable."""
+    with pytest.raises(ConfigurationError, match=r"proxy is a SOCKS proxy, .*use an HTTP proxy"):
+        chosen(proxy=f"{scheme}://me:{SECRET}@a:1")
+    monkeypatch.setenv("ALL_PROXY", f"{scheme}://me:{SECRET}@a:1")
+    with pytest.raises(ConfigurationError, match="ALL_PROXY is a SOCKS proxy") as caught:
+        chosen()
+    assert SECRET not in str(caught.value)
+    assert chosen("http://127.0.0.1:1") is None  # it isn't needed there
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://a:1", "http://", "http://a:x", f"http://me:{SECRET}@a b:1", "http://a:0"]
+)
+def test_what_is_no_proxy_is_refused(monkeypatch, url):
+    """By the name of the setting, and without its value."""
+    with pytest.raises(ConfigurationError, match="proxy must be a URL") as caught:
+        RelayClient(OWNER, base_url=PLAID, proxy=url)
+    assert SECRET not in str(caught.value)
+    monkeypatch.setenv("HTTPS_PROXY", url)
+    with pytest.raises(ConfigurationError, match="HTTPS_PROXY must be a URL"):
+        RelayClient(OWNER, base_url=PLAID, trust_env=True)
+
+
+def test_a_proxy_shows_no_password():
+    """Its address is for messages; the URL is hidden."""
+    proxy = resolve_proxy(PLAID, f"http://me:{SECRET}@a:1", trust_env=False)
+    assert SECRET not in repr(proxy)
+    assert (proxy.url.reveal().user, proxy.url.reveal().password) == ("me", SECRET)
+
+
+# -------------------------------------------------------------------------------------- what it sees
+
+
+@contextlib.asynccontextmanager
+async def behind_a_proxy(
+    status: int = 200, *, tls: bool = False
+) -> AsyncIterator[tuple[ConnectProxy, str, ssl.SSLContext, list]]:
+    """A server for plaid.example, a proxy that leads there, the proxy's URL, and a context that trusts both."""
+    authority, ours = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(ours)
+    theirs, proxies = (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) for _ in range(2))
+    authority.issue_cert("plaid.example").configure_cert(theirs)
+    authority.issue_cert("127.0.0.1").configure_cert(proxies)
+    async with echoing(theirs) as (url, came, _):
+        async with ConnectProxy(int(url.rpartition(":")[2]), status, proxies if tls else None) as proxy:
+            yield proxy, f"{'https' if tls else 'http'}://me:{SECRET}@127.0.0.1:{proxy.port}", ours, came
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+async def test_calls_go_through_a_tunnel(clean_logs, tls):
+    """The proxy sees its own user, the host, and nothing of the call."""
+    async with (
+        behind_a_proxy(tls=tls) as (proxy, url, ours, came),
+        RelayClient(OWNER, base_url=PLAID, proxy=url, ssl=ours, retry=QUICK) as client,
+    ):
+        assert (await client.relay.remove("t")).removed
+        assert (await client.relay.remove("t")).removed
+        assert SECRET not in repr(client)
+    assert [path for path, *_ in came] == ["/credit/relay/remove"] * 2
+    (head,) = proxy.heads
+    assert head.startswith(b"CONNECT plaid.example:443 HTTP/1.1\r\n")
+    assert b"Proxy-Authorization: Basic " in head
+    assert OWNER.secret.encode() not in head
+    assert b"proxy-authorization" not in str(came).lower().encode()
+
+
+async def test_a_proxy_of_the_environment_is_used_when_asked_for(monkeypatch):
+    """`trust_env` takes it, and no `.netrc`; without, the environment is left alone."""
+    async with behind_a_proxy() as (proxy, url, ours, _):
+        monkeypatch.setenv("HTTPS_PROXY", url)
+        async with RelayClient(OWNER, base_url=PLAID, trust_env=True, ssl=ours, retry=QUICK) as client:
+            assert (await client.relay.remove("t")).removed
+            assert type(client._session.get()) is Ordinary
+        assert len(proxy.heads) == 1
+        async with RelayClient(OWNER, base_url="https://plaid.invalid", ssl=ours, retry=QUICK) as client:
+            with pytest.raises(NotSentError, match=r"the name plaid\.invalid isn't known"):
+                await client.relay.remove("t")
+        assert len(proxy.heads) == 1
+
+
+@pytest.mark.parametrize("login", ["default login eve password", "machine plaid.example login eve password"])
+@pytest.mark.parametrize(
+    "who", [{"credentials": OWNER}, {"gateway_key": "key"}], ids=["credentials", "gateway_key"]
+)
+async def test_no_login_of_netrc_is_sent(monkeypatch, tmp_path, login, who):
+    """A login that `.netrc` has for the server, or for every server, stays there, and disturbs no call."""
+    (tmp_path / "netrc").write_text(f"{login} {SECRET}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    async with behind_a_proxy() as (_, url, ours, came):
+        monkeypatch.setenv("HTTPS_PROXY", url)
+        async with RelayClient(**who, base_url=PLAID, trust_env=True, ssl=ours, retry=QUICK) as client:
+            assert (await client.relay.remove("t")).removed
+    ((_, headers, _),) = came
+    assert headers.get("Authorization") == ("Bearer key" if "gateway_key" in who else None)
+
+
+# --------------------------------------------------------------------------------- when it refuses
+
+
+@pytest.mark.parametrize(
+    ("status", "way_out"),
+    [(407, "percent-encoded"), (403, "ask its operator"), (502, "ask its operator"), (503, "NO_PROXY")],
+)
+async def test_a_refusal_of_a_proxy_stops_a_batch(clean_logs, status, way_out):
+    """Nothing was sent, the error names the proxy without its password, and the batch ends after the first few."""
+    async with (
+        behind_a_proxy(status) as (proxy, url, ours, came),
+        RelayClient(OWNER, base_url=PLAID, proxy=url, ssl=ours, retry=QUICK) as client,
+    ):
+        requests = RelayCreateRequest.fan_out(["t"], [f"p{n}" for n in range(100)])
+        result = await client.relay.create_many(requests, concurrency=2)
+    assert came == []
+    assert not result.unknown
+    assert len(result.failed) < 10
+    error = result.failed[0].error
+    assert isinstance(error, NotSentError)
+    assert error.shared
+    assert f"the proxy answered {status}" in str(error)
+    assert f"proxy: http://127.0.0.1:{proxy.port}" in str(error)
+    assert way_out in str(error)
+    assert SECRET not in str(error)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "proxy.invalid"])
+async def test_a_proxy_that_is_not_there_stops_a_batch(host):
+    """Its address is in the error, and the way out."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    async with RelayClient(OWNER, base_url=PLAID, proxy=f"http://{host}:{port}", retry=QUICK) as client:
+        requests = RelayCreateRequest.fan_out(["t"], [f"p{n}" for n in range(100)])
+        result = await client.relay.create_many(requests, concurrency=2)
+    assert len(result.failed) < 10
+    error = result.failed[0].error
+    assert (type(error), error.shared) == (NotSentError, True)
+    assert f"proxy: http://{host}:{port}" in str(error)
+    assert "Check the proxy's URL" in str(error)
+
+
+async def test_a_proxy_with_a_certificate_that_is_not_trusted_is_named():
+    """By its own host and port, which aren't the server's."""
+    async with (
+        behind_a_proxy(tls=True) as (proxy, url, _, _),
+        RelayClient(OWNER, base_url=PLAID, proxy=url, retry=QUICK) as client,
+    ):
+        with pytest.raises(NotSentError, match=rf"certificate of 127\.0\.0\.1:{proxy.port} isn't trusted"):
+            await client.relay.remove("t")
+        assert proxy.heads == []
+
+
+async def test_a_gateway_calls_plaid_through_a_proxy(monkeypatch):
+    """By its own argument, or by the environment if that is asked for."""
+    key, word = new_key("lender")
+    async with behind_a_proxy() as (proxy, url, ours, came):
+        settings = {"upstream": PLAID, "upstream_ssl": ours, "credentials": {"default": OWNER}}
+        by_argument = Gateway([key], **settings, upstream_proxy=url)
+        monkeypatch.setenv("HTTPS_PROXY", url)
+        for gateway in (by_argument, Gateway([key], **settings, trust_env=True)):
+            async with gateway, RelayClient(gateway_key=word, base_url=gateway.url, trust_env=True) as client:
+                assert (await client.relay.remove("t")).removed
+    assert len(came) == len(proxy.heads) == 2
+
+
+async def test_a_gateway_that_a_proxy_refuses_says_that_nothing_was_sent(caplog):
+    """To its callers, and why in its own log."""
+    key, word = new_key("lender")
+    async with behind_a_proxy(403) as (proxy, url, ours, _):
+        settings = {"upstream": PLAID, "upstream_ssl": ours, "credentials": {"default": OWNER}}
+        async with (
+            Gateway([key], **settings, upstream_proxy=url) as gateway,
+            RelayClient(gateway_key=word, base_url=gateway.url, retry=RetryPolicy(attempts=1)) as client,
+        ):
+            with pytest.raises(PlaidServerError) as caught:
+                await client.relay.create(["t"], "p")
+    assert caught.value.error_code == "UPSTREAM_UNREACHABLE"
+    assert f"the proxy answered 403 (ClientHttpProxyError); proxy: http://127.0.0.1:{proxy.port}" in (
+        caplog.text
+    )
+    assert SECRET not in caplog.text

@@ -42,9 +42,9 @@ from plaid_relay_async.cli.output import deliver, open_output, put, standard_out
 from plaid_relay_async.cli.rows import FileRows, Form, PipedRows, Source, creations, shared
 from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.simulate import read_clients, serve
-from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say, shown_lines
+from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say, shown
 from plaid_relay_async.cli.survey import Survey
-from plaid_relay_async.cli.words import confirmed, read_token
+from plaid_relay_async.cli.words import Proxy, confirmed, read_token, read_word
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.codec import to_json
 from plaid_relay_async.config import RetryPolicy, Timeouts, __version__
@@ -68,8 +68,8 @@ _HELP = """\
 Share Plaid Asset Reports with partners: a relay token for each, and an honest outcome for every one.
 
 PLAID_CLIENT_ID and PLAID_SECRET say who calls, PLAID_ENV (sandbox unless said otherwise) or PLAID_BASE_URL
-where. Wherever a token is asked for, @FILE reads it from a file and - from standard input, which keeps it off
-the list of processes.
+where, HTTPS_PROXY and NO_PROXY by which proxy. Wherever a token is asked for, @FILE reads it from a file and
+- from standard input, which keeps it off the list of processes.
 
 Exit status: 0 all done, 1 some failed, 2 wrong usage or input, 3 some unknown, 70 a bug.
 """
@@ -206,6 +206,7 @@ def bulk(
     concurrency: Concurrency = 50,
     recording: Recording = Recording(),  # noqa: B008  # frozen
     base_url: BaseURL = None,
+    proxy: Proxy = None,
     timeout: Timeout = None,
 ) -> Exit:
     """Create a relay token for each row of a file, and write down an outcome for each.
@@ -218,7 +219,7 @@ def bulk(
     if stream and dry_run:
         raise UsageError("--dry-run: doesn't go with --stream")
     token = None if report_token is None else _report_token(report_token)
-    client, journal = _client(base_url, timeout, concurrency), recording.journal_to_write()
+    client, journal = _client(base_url, proxy, timeout, concurrency), recording.journal_to_write()
     run = partial(Run, client, concurrency=concurrency, journal=journal)
     form = creations(token, allow_odd=allow_odd_ids)
     survey = Survey(allow_odd=allow_odd_ids, pairs=set() if dry_run else None)
@@ -240,12 +241,13 @@ def create(
     output: Where = "-",
     recording: Recording = Recording(),  # noqa: B008  # frozen
     base_url: BaseURL = None,
+    proxy: Proxy = None,
     timeout: Timeout = None,
 ) -> Exit:
     """Create one relay token, and write down its outcome as bulk does."""
     if not allow_odd_ids and (oddity := oddity_of(partner)) is not None:
         raise UsageError(f"--partner: {oddity}; --allow-odd-ids accepts it")
-    client, journal = _client(base_url, timeout), recording.journal_to_write()
+    client, journal = _client(base_url, proxy, timeout), recording.journal_to_write()
     request = _request(read_token(report_token, "--report-token"), partner, webhook)
     # A pause that Plaid asks for is queueing to a batch, but for a single call it has to fit its time.
     retry = RetryPolicy(max_pause=timeout or RetryPolicy().max_pause)
@@ -263,13 +265,14 @@ def get(
     *,
     strict: Strict = False,
     base_url: BaseURL = None,
+    proxy: Proxy = None,
     timeout: Timeout = None,
 ) -> Exit:
     """Read a report that was shared with you, as JSON.
 
     A report that differs from Plaid's specification is printed as Plaid sent it, with status 1.
     """
-    client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
+    client, token = _client(base_url, proxy, timeout), read_token(relay_token, "RELAY_TOKEN")
     file = standard_output()
     try:
         answer = _call(client, lambda: client.relay.get(token))
@@ -290,10 +293,11 @@ def pdf(
         str, Parameter(allow_leading_hyphen=True, help="A new file, or - for standard output.")
     ],
     base_url: BaseURL = None,
+    proxy: Proxy = None,
     timeout: Timeout = None,
 ) -> Exit:
     """Read a report that was shared with you, as a PDF."""
-    client, token = _client(base_url, timeout), read_token(relay_token, "RELAY_TOKEN")
+    client, token = _client(base_url, proxy, timeout), read_token(relay_token, "RELAY_TOKEN")
     if output == "-":
         file = standard_output()
         if file.isatty():
@@ -333,6 +337,7 @@ def fetch(
     append: Append = False,
     concurrency: Concurrency = 50,
     base_url: BaseURL = None,
+    proxy: Proxy = None,
     timeout: Timeout = None,
 ) -> Exit:
     """Read all reports that were shared with you, and store each in a file of its own.
@@ -343,7 +348,7 @@ def fetch(
     """
     if insights and kind == "pdf":
         raise UsageError("--insights: goes with --format json")
-    client = _client(base_url, timeout, concurrency)
+    client = _client(base_url, proxy, timeout, concurrency)
     store = Store(folder, "insights.json" if insights else kind)
     store.prepare()
     form = shared(reading(kind, insights=insights))
@@ -353,10 +358,12 @@ def fetch(
 
 
 @app.command
-def refresh(relay_token: RelayToken, /, *, base_url: BaseURL = None, timeout: Timeout = None) -> Exit:
+def refresh(
+    relay_token: RelayToken, /, *, base_url: BaseURL = None, proxy: Proxy = None, timeout: Timeout = None
+) -> Exit:
     """Have a report that was shared with you made anew."""
     late: list[LateOutcome] = []
-    client, token = _client(base_url, timeout, late=late), read_token(relay_token, "RELAY_TOKEN")
+    client, token = _client(base_url, proxy, timeout, late=late), read_token(relay_token, "RELAY_TOKEN")
     file = standard_output()
     try:
         answer = _settle(client, lambda: client.relay.refresh(token), late)
@@ -374,11 +381,12 @@ def remove(
     journal: OptionalJournal = None,
     key_file: KeyFile = None,
     base_url: BaseURL = None,
+    proxy: Proxy = None,
     timeout: Timeout = None,
 ) -> Exit:
     """Take a relay token back; a journal that knows it doesn't serve it any more."""
     late: list[LateOutcome] = []
-    client, token = _client(base_url, timeout, late=late), read_token(relay_token, "RELAY_TOKEN")
+    client, token = _client(base_url, proxy, timeout, late=late), read_token(relay_token, "RELAY_TOKEN")
     told_to = None if journal is None else Existing(journal, key_file).made()
     file = standard_output()
 
@@ -408,6 +416,7 @@ def revoke(
     append: Append = False,
     concurrency: Concurrency = 50,
     base_url: BaseURL = None,
+    proxy: Proxy = None,
     timeout: Timeout = None,
 ) -> Exit:
     """Take back the relay tokens that a run made, and write down an outcome for each.
@@ -415,7 +424,7 @@ def revoke(
     What was cut short goes on when it is given again. Ctrl-C stops sending and waits for the calls in flight;
     a second one gives them up.
     """
-    client, journal = _client(base_url, timeout, concurrency), existing.made(name)
+    client, journal = _client(base_url, proxy, timeout, concurrency), existing.made(name)
     held = ask(journal, lambda opened: Held.of(opened, name, partner))
     question = f"Relay tokens of the run {name!r}: {len(held.partners):,}. Remove them?"
     if held.partners and not confirmed(question, yes=yes):
@@ -459,6 +468,7 @@ def demo() -> Exit:
 
 def _client(
     base_url: str | None,
+    proxy: str | None,
     timeout: float | None,
     connections: int = 1,
     *,
@@ -475,6 +485,8 @@ def _client(
         base_url=base_url,
         timeouts=timeouts,
         connections=max(100, connections),
+        proxy=None if proxy is None else read_word(proxy, "--proxy"),
+        trust_env=True,
         on_late_outcome=None if late is None else late.append,
     )
 
@@ -523,7 +535,7 @@ def _dry_run(source: Source, form: Form[Any], survey: Survey) -> Exit:
         source.rows(form, survey)
     except UsageError as error:
         problem = error
-    put(file, shown_lines("\n".join(survey.summary(source.table))).encode() + b"\n")
+    put(file, "".join(f"{shown(line)}\n" for line in survey.summary(source.table)).encode())
     if problem is not None:
         raise problem
     say("nothing was sent")

@@ -23,6 +23,7 @@ from plaid_relay_async.cli.serving import (
 )
 from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say, shown
+from plaid_relay_async.cli.words import Proxy, read_word
 from plaid_relay_async.config import Environment, check_base_url, is_loopback, normal_host
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.gateway import KNOWN, RELAY, Gateway, Key, KeyFile
@@ -71,6 +72,7 @@ def run(
         Literal["sandbox", "production"], Parameter(help="Plaid's; PLAID_ENV isn't looked at.")
     ] = "sandbox",
     listen: Annotated[str, Parameter(help="The address to listen on.")] = "127.0.0.1",
+    proxy: Proxy = None,
     name: Annotated[
         list[str] | None,
         Parameter(
@@ -111,7 +113,7 @@ def run(
         )
     key_file = KeyFile(keys or _usual_file())
     with _plainly():
-        proxy = Gateway(
+        running = Gateway(
             key_file,
             upstream=_upstream(upstream, Environment(environment)),
             credentials=credentials_in_the_environment(_sets_of(key_file.read())),
@@ -124,17 +126,19 @@ def run(
             console=not no_console,
             metrics_port=metrics_port,
             connections=_connections(connections),
+            upstream_proxy=None if proxy is None else read_word(proxy, "--proxy"),
+            trust_env=True,
             drain=drain,
         )
 
     def greeting() -> str:
-        metrics = proxy.metrics_url
-        return f"listening on {proxy.url}\n" + ("" if metrics is None else f"metrics on {metrics}\n")
+        metrics = running.metrics_url
+        return f"listening on {running.url}\n" + ("" if metrics is None else f"metrics on {metrics}\n")
 
     file = None if audit is None else AuditFile(audit)
     with audit_log(file):
         reloaded = [each for each in (certificate, file) if each is not None]
-        return signals.run(serve(proxy, signals, greeting, reloaded))
+        return signals.run(serve(running, signals, greeting, reloaded))
 
 
 @keys.command

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from cyclopts import Parameter
 
 from plaid_relay_async.cli.status import StandardError, UsageError, say, shown
+
+Proxy: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        help="URL of an HTTP proxy, in place of HTTPS_PROXY; @FILE reads it, for one with a password. "
+        "An empty value uses none."
+    ),
+]
 
 
 def read_word(word: str, name: str) -> str:

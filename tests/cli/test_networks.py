@@ -1,0 +1,115 @@
+"""The command in a company's network: which proxy it takes, and what it says if that refuses."""
+
+import os
+import socketserver
+import threading
+
+import pytest
+
+REPORT = "assets-sandbox-1111"
+PASSWORD = "canary-of-the-proxy"
+PLAID = "https://plaid.example"
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PLAID_BASE_URL", PLAID)
+    monkeypatch.setenv("PLAID_CLIENT_ID", "owner")
+    monkeypatch.setenv("PLAID_SECRET", "canary-secret-7d1f")
+    monkeypatch.delenv("PLAID_ENV", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def proxy():
+    """A proxy that wants another password, and the requests that it received."""
+    heads = []
+
+    class Refusing(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            heads.append(self.rfile.readline())
+            while self.rfile.readline().strip():
+                continue
+            self.wfile.write(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}", heads
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("bulk", "partners.txt", "--report-token", REPORT),
+        ("create", "--report-token", REPORT, "--partner", "ann"),
+        ("get", "token"),
+        ("pdf", "token", "--output", "-"),
+        ("fetch", "tokens.txt", "--dir", "reports"),
+        ("refresh", "token"),
+        ("remove", "token"),
+        ("revoke", "nov", "--journal", "journal.db"),
+        ("gateway",),
+    ],
+    ids=lambda words: words[0],
+)
+def test_each_command_that_calls_takes_a_proxy(run, monkeypatch, words):
+    """From the environment or from --proxy; one that can't be used is wrong usage, and shows no password."""
+    done = run(*words, "--proxy", f"socks5://me:{PASSWORD}@127.0.0.1:9")
+    assert (done.status, done.out) == (2, "")
+    assert "proxy is a SOCKS proxy" in done.err
+    monkeypatch.setenv("HTTPS_PROXY", f"ftp://me:{PASSWORD}@127.0.0.1:9")
+    done = run(*words)
+    assert (done.status, done.out) == (2, "")
+    assert "HTTPS_PROXY must be a URL such as" in done.err
+    assert PASSWORD not in done.err
+
+
+@pytest.mark.parametrize("by", ["HTTPS_PROXY", "--proxy"])
+def test_a_proxy_that_refuses_is_named(proxy, run, monkeypatch, by):
+    """With the way out, and without its password; --proxy comes before the environment."""
+    address, heads = proxy
+    url = f"http://me:{PASSWORD}@{address}"
+    monkeypatch.setenv("HTTPS_PROXY", url if by == "HTTPS_PROXY" else "http://127.0.0.1:9")
+    done = run("get", "token", *(["--proxy", url] if by == "--proxy" else []))
+    assert done.status == 1
+    assert "the proxy answered 407: it wants a user and a password, or others" in done.err
+    assert f"; proxy: http://{address} [not sent" in done.err
+    assert "percent-encoded" in done.err
+    assert PASSWORD not in done.err
+    assert {tuple(head.split()[:2]) for head in heads} == {(b"CONNECT", b"plaid.example:443")}
+
+
+def test_a_proxy_with_a_password_is_read_from_a_file(proxy, run, tmp_path):
+    """So that no process list shows it."""
+    address, heads = proxy
+    (tmp_path / "proxy").write_text(f"http://me:{PASSWORD}@{address}\n")
+    done = run("get", "token", "--proxy", f"@{tmp_path / 'proxy'}")
+    assert (done.status, PASSWORD in done.err) == (1, False)
+    assert heads
+
+
+def test_this_machine_is_never_called_through_a_proxy(plaid, run, monkeypatch):
+    """A simulator or a gateway on loopback is called directly, whatever the environment and the option say."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    words = ("create", "--report-token", REPORT, "--partner")
+    assert run(*words, "ann").status == 0
+    assert run(*words, "bob", "--proxy", "http://127.0.0.1:9").status == 0
+
+
+@pytest.mark.parametrize("without", ["NO_PROXY", "--proxy"])
+def test_a_host_can_be_called_without_the_proxy(proxy, run, monkeypatch, without):
+    """By NO_PROXY, or by an empty --proxy."""
+    _, heads = proxy
+    monkeypatch.setenv("PLAID_BASE_URL", "https://plaid.invalid")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy[0]}")
+    more = ["--proxy", ""] if without == "--proxy" else []
+    monkeypatch.setenv("NO_PROXY", ".invalid" if without == "NO_PROXY" else "")
+    done = run("get", "token", *more)
+    assert (done.status, heads) == (1, [])
+    assert "the name plaid.invalid isn't known" in done.err

@@ -51,8 +51,7 @@ class Proof:
             "PLAID_SECRET": "secret-of-the-owner",
             "PLAID_RELAY_KEY": KEY,
         }
-        options = ("--report-token", REPORT, "--journal", address, "--run", "r")
-        options += ("--concurrency", "50", "--lease", "10")
+        options = ("--report-token", REPORT, "--journal", address, "--run", "r", "--concurrency", "50")
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-Im", "plaid_relay_async.cli", "bulk", self.file, *options, *words),
             env=environment,

@@ -163,7 +163,7 @@ class Layout:
         delimiter = {"tab": "\t", r"\t": "\t"}.get(self.delimiter or "", self.delimiter)
         if delimiter is not None and delimiter not in DELIMITERS:
             raise UsageError(f"--delimiter: must be one of {' '.join(DELIMITERS.values())}")
-        mapped = dict(word.partition("=")[::2] for word in self.column)
+        mapped = {column: name for column, _, name in (word.partition("=") for word in self.column)}
         if not all(column in columns.names and name.strip() for column, name in mapped.items()):
             raise UsageError(f"--column: must be COLUMN=NAME, with one of {', '.join(columns.names)}")
         if mapped and self.no_header:

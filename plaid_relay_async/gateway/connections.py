@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import fcntl
 import logging
 import secrets
+import socket
+import termios
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from attrs import define
 
 from plaid_relay_async.gateway import refusals
 
@@ -22,6 +26,13 @@ _log = logging.getLogger(__name__)
 _KEPT = 75.0  # seconds for which an idle connection is kept; longer than the usual clients keep theirs
 _LINGERS = 2.0  # seconds for the rest of a request that was refused to arrive, so that the answer is read
 _CUT = 0.5  # seconds for what is cut to notice
+_GRACE = 1.0  # seconds for which no connection is aborted for another one: for its caller's request to arrive
+_UNSENT = 65_536  # bytes that the system queues for a caller that doesn't read; otherwise it queues megabytes
+_MOMENT = 0.05  # seconds after which it is checked again whether there is room
+_RETRY = 1.0  # seconds until the next try after the system could not accept, as asyncio has it
+_QUEUE = (
+    4096  # callers that the system lets wait, as far as net.core.somaxconn allows; it ignores further ones
+)
 _LONGEST_LINE = 8190  # bytes, of the request line and of each header, as aiohttp and Apache have it
 
 
@@ -35,12 +46,11 @@ class _Connection(web.RequestHandler):
         self._handshake: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin with a connection that was accepted, unless there are too many."""
+        """Begin with a connection that was accepted."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  # nothing else is listened for
         # So that whoever waits for a drain knows that all was handed to the system.
         transport.set_write_buffer_limits(high=0)
-        if not self._listener.accept(self, transport):
-            return
+        self._listener.add(self, transport)
         if self._listener.ssl is None:
             super().connection_made(transport)
         else:
@@ -109,38 +119,86 @@ def request_id() -> str:
 
 
 class _Stage(enum.IntEnum):
-    """What a connection is at; of two of the same standing the lower one gives way to a new one."""
+    """The state of a connection; of two with the same standing, the lower one is aborted first."""
 
-    OWING = 1
-    """Its caller is waited for: to agree on TLS, to send a request or the rest of one, or to take what the
-    gateway answers by itself. Nothing was carried out for it that its caller doesn't know of."""
-    IDLE = 2
-    BUSY = 3
-    """It gives way to no other."""
+    TAKING = 1
+    """Its caller has yet to receive a response of the gateway's own."""
+    OWING = 2
+    """Its caller has yet to finish the TLS handshake, or a request."""
+    IDLE = 3
+    BUSY = 4
+    """A call is in flight: it is never aborted for another connection."""
+    GONE = 5
+    """It was aborted; its socket is closed within a few turns of the event loop."""
 
 
 class _Standing(enum.IntEnum):
-    """Whose a connection is; the lowest gives way to a new one."""
+    """What is known of a connection's caller; the lowest is aborted first."""
 
     STRANGER = 0
-    """It was answered, and showed no key."""
+    """It got a response, and showed no key."""
     NEW = 1
     KNOWN = 2
-    """A key was shown on it: it goes after all others."""
+    """It showed a key."""
+
+
+@define(eq=False)
+class _State:
+    """What the listener knows of one connection.
+
+    Attributes:
+        transport: aborts it.
+        since: when it was accepted; once a key was shown, when its stage began.
+        standing: whether it showed a key.
+        stage: what it waits for.
+        timer: aborts it when its caller takes too long.
+    """
+
+    transport: asyncio.Transport
+    since: float
+    standing: _Standing = _Standing.NEW
+    stage: _Stage = _Stage.OWING
+    timer: asyncio.TimerHandle | None = None
+
+    def enter(self, stage: _Stage, now: float) -> None:
+        """Move to a stage, without a time limit."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self.stage is not _Stage.GONE:
+            self.stage = stage
+        if self.standing is _Standing.KNOWN:
+            self.since = now
+
+    def abort(self) -> None:
+        """Close the socket without waiting until the peer has received what was sent."""
+        self.enter(_Stage.GONE, self.since)
+        self.transport.abort()
+
+    def waits_since(self, latest: float) -> bool:
+        """Return whether it waits for its caller, and has done so since a time or before."""
+        return self.stage < _Stage.BUSY and self.since <= latest
+
+
+def _has_unread(transport: asyncio.Transport) -> bool:
+    """Return whether bytes have arrived that the event loop hasn't read yet."""
+    number: int = transport.get_extra_info("socket").fileno()  # negative once it is closed
+    return number >= 0 and any(fcntl.ioctl(number, termios.FIONREAD, bytes(4)))
 
 
 class Listener(web.Server):
-    """aiohttp's server with bounds: of too many connections one goes, by its standing, its stage and its age.
+    """aiohttp's server with a limit on connections, and on the time that a caller may take.
 
-    A connection counts from the moment at which it is accepted until its socket is closed. One that has to go
-    is aborted: to close it would wait until its peer has taken what was sent.
+    A connection counts from when it is accepted until its socket is closed. While there are as many as there
+    may be, further callers wait in the system's queue, and nothing of their requests is lost. For each one a
+    connection is aborted that has waited for its own caller for a second: by standing, stage and age.
 
     Args:
-        handler: takes a request and returns its answer.
-        most: connections at once.
-        patience: seconds for the head of a request, from its first byte, or from the connection's beginning;
-            for the handshake of TLS; and to take an answer of the gateway's own. Half a head that came with
-            the request before it has the time of an idle connection, because it can't be recognized.
+        handler: takes a request and returns its response.
+        most: connections at the same time.
+        patience: seconds for the head of a request, from its first byte, or from the start of the connection;
+            for the TLS handshake; and to receive a response of the gateway's own. Half a head that arrives
+            with the request before it has the time of an idle connection, because it can't be recognized.
         ssl: the context with its certificate.
     """
 
@@ -157,17 +215,14 @@ class Listener(web.Server):
         self._most = most
         self.patience = patience
         self.ssl = ssl
-        self._transports: dict[web.RequestHandler, asyncio.Transport] = {}
-        # In the order in which they came to be so; what was aborted isn't there any more.
-        self._stages: dict[web.RequestHandler, _Stage] = {}
-        self._timers: dict[web.RequestHandler, asyncio.TimerHandle] = {}
-        self._standings: dict[web.RequestHandler, _Standing] = {}
+        self._states: dict[web.RequestHandler, _State] = {}
+        self._accepting: dict[socket.socket, asyncio.Task[None]] = {}
         self._under_way = 0
         self._calm = asyncio.Event()
         self._calm.set()
 
     def __call__(self) -> web.RequestHandler:
-        """Make the handler of one more connection."""
+        """Create the handler of one more connection."""
         return _Connection(
             self,
             loop=asyncio.get_running_loop(),
@@ -180,70 +235,90 @@ class Listener(web.Server):
         )
 
     def __len__(self) -> int:
-        """How many connections there are."""
-        return len(self._transports)
+        """Return how many connections there are."""
+        return len(self._states)
 
-    def accept(self, handler: web.RequestHandler, transport: asyncio.Transport) -> bool:
-        """Take a connection in, and another one's place if need be; return whether there is room."""
-        self._transports[handler] = transport
-        self._standings[handler] = _Standing.NEW
-        if len(self._stages) >= self._most:
-            yielding = (other for other, stage in self._stages.items() if stage is not _Stage.BUSY)
-            self._abort(min(yielding, key=self._rank, default=handler))
-        if transport.is_closing():
-            return False
+    def add(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Count a connection that was accepted."""
+        self._states[handler] = _State(transport, asyncio.get_running_loop().time())
         self.await_caller(handler)
-        return True
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """Forget a connection."""
         super().connection_lost(handler, exc)
         self.forget(handler)
 
-    def _rank(self, handler: web.RequestHandler) -> tuple[_Standing, _Stage]:
-        return self._standings[handler], self._stages[handler]
-
     def know(self, handler: web.RequestHandler) -> None:
-        """Have a connection on which a key was shown give way after all those on which none was."""
-        self._standings[handler] = _Standing.KNOWN
+        """Prefer a connection on which a key was shown to those on which none was."""
+        with contextlib.suppress(KeyError):  # it is closed
+            self._states[handler].standing = _Standing.KNOWN
 
     def forget(self, handler: web.RequestHandler) -> None:
         """Count a connection no longer."""
-        self._leave(handler)
-        self._standings.pop(handler, None)
-        self._transports.pop(handler, None)
+        self._enter(handler, _Stage.GONE)
+        self._states.pop(handler, None)
 
     def heard(self, handler: web.RequestHandler) -> None:
-        """Give a connection that begins to say something its time for it."""
-        if self._stages.get(handler) is _Stage.IDLE:
+        """Start the time limit of a request, if this is its beginning."""
+        state = self._states.get(handler)
+        if state is not None and state.stage is _Stage.IDLE:
             self.await_caller(handler)
 
-    def await_caller(self, handler: web.RequestHandler) -> None:
-        """Give the caller its time, after which the connection is aborted."""
-        if self._enter(handler, _Stage.OWING):
-            self._timers[handler] = asyncio.get_running_loop().call_later(self.patience, self._abort, handler)
+    def await_caller(self, handler: web.RequestHandler, stage: _Stage = _Stage.OWING) -> None:
+        """Start the time limit of a caller, after which the connection is aborted."""
+        if state := self._enter(handler, stage):
+            state.timer = asyncio.get_running_loop().call_later(self.patience, state.abort)
 
-    def _enter(self, handler: web.RequestHandler, stage: _Stage) -> bool:
-        """Have a connection at a stage; return whether it is still there."""
-        self._leave(handler)
-        if there := handler in self._transports:
-            self._stages[handler] = stage
-        return there
+    def _enter(self, handler: web.RequestHandler, stage: _Stage) -> _State | None:
+        """Move a connection to a stage, unless it is closed."""
+        if state := self._states.get(handler):
+            state.enter(stage, asyncio.get_running_loop().time())
+        return state
 
-    def _leave(self, handler: web.RequestHandler) -> None:
-        self._stages.pop(handler, None)
-        if timer := self._timers.pop(handler, None):
-            timer.cancel()
+    async def _accept(self, listening: socket.socket) -> None:
+        """Accept callers, one after the other, as there is room for them."""
+        while True:
+            try:
+                await self._accept_one(listening)
+            except OSError as error:  # such as too many open files, which would be raised again immediately
+                _log.warning("no connection can be accepted: %s", error.strerror)
+                await asyncio.sleep(_RETRY)
 
-    def _abort(self, handler: web.RequestHandler) -> None:
-        self._leave(handler)
-        self._transports[handler].abort()
+    async def _accept_one(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        accepted, _ = await loop.sock_accept(listening)
+        try:
+            await self._make_room()
+            await loop.connect_accepted_socket(self, accepted)
+        except BaseException:
+            accepted.close()
+            raise
+
+    async def _make_room(self) -> None:
+        """Wait until one more connection is allowed, and abort another one for it if one may go."""
+        while len(self._states) >= self._most:
+            going = any(state.stage is _Stage.GONE for state in self._states.values())
+            if going or self._abort_one():
+                await asyncio.sleep(0)  # its socket is closed in the next turns
+            else:
+                await asyncio.sleep(_MOMENT)
+
+    def _abort_one(self) -> bool:
+        """Abort the connection that is first to go, and return whether there was one."""
+        latest = asyncio.get_running_loop().time() - _GRACE
+        waiting = [state for state in self._states.values() if state.waits_since(latest)]
+        for state in sorted(waiting, key=_rank):
+            # A caller that doesn't receive its responses may have sent anything behind them.
+            if state.stage is _Stage.TAKING or not _has_unread(state.transport):
+                state.abort()
+                return True
+        return False
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         handler = request.protocol
-        self._enter(handler, _Stage.BUSY)
-        if self._standings.get(handler) is _Standing.NEW:
-            self._standings[handler] = _Standing.STRANGER
+        state = self._enter(handler, _Stage.BUSY)
+        if state is not None and state.standing is _Standing.NEW:
+            state.standing = _Standing.STRANGER
         self._under_way += 1
         self._calm.clear()
         try:
@@ -265,7 +340,7 @@ class Listener(web.Server):
         The connection gives way to a new one meanwhile, and is aborted if the caller takes too long.
         """
         with contextlib.suppress(ConnectionError), self.awaiting(request.protocol):
-            self.await_caller(request.protocol)
+            self.await_caller(request.protocol, _Stage.TAKING)
             await response.prepare(request)
             await response.write_eof()
         return request.transport is not None and not request.transport.is_closing()
@@ -280,29 +355,51 @@ class Listener(web.Server):
             self._enter(handler, _Stage.BUSY)
 
     @contextlib.asynccontextmanager
-    async def listening(self, host: str, port: int) -> AsyncIterator[asyncio.Server]:
-        """Take connections, and close them all in the end.
+    async def listening(self, host: str, port: int) -> AsyncIterator[int]:
+        """Accept connections at the port that this yields, and close them all in the end.
 
         Raises:
             OSError: the address can't be had.
         """
-        server = await asyncio.get_running_loop().create_server(self, host, port)
+        server = await asyncio.get_running_loop().create_server(self, host, port, start_serving=False)
         try:
-            yield server
+            with contextlib.closing(server):  # asyncio resolves and binds; it would accept without a limit
+                for bound in server.sockets:
+                    listening = bound.dup()
+                    self._accepting[listening] = asyncio.create_task(self._accept(listening))
+                    # The sockets that it accepts inherit this.
+                    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+                    listening.listen(_QUEUE)
+                port_chosen: int = server.sockets[0].getsockname()[1]
+            yield port_chosen
         finally:
-            server.close()
+            await self._stop()
             await self.shutdown(_CUT)
-            while self._transports:
-                for transport in self._transports.values():
-                    transport.abort()
+            while self._states:
+                for state in self._states.values():
+                    state.abort()
                 await asyncio.sleep(0)
 
+    async def _stop(self) -> None:
+        """Accept no more connections."""
+        tasks = list(self._accepting.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        while self._accepting:
+            self._accepting.popitem()[0].close()
+
     async def drain(self, seconds: float) -> None:
-        """Close what is idle, and wait until what is under way has ended, for so long at most."""
+        """Accept no more, close idle connections, and wait for the calls in flight, for so long at most."""
+        await self._stop()
         self.pre_shutdown()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._calm.wait()
+
+
+def _rank(state: _State) -> tuple[_Standing, _Stage, float]:
+    return state.standing, state.stage, state.since
 
 
 def _is_open(handler: web.RequestHandler) -> bool:

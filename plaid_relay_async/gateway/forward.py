@@ -236,7 +236,7 @@ class Upstream:
     ) -> tuple[_Downstream, Attempt]:
         now, total = asyncio.get_running_loop().time(), self._timeouts.total
         signature = await signer.sign(now + min(self._patience, total or math.inf))
-        if request.transport is None:  # while this waited; nobody would hold what it made
+        if request.transport is None or request.transport.is_closing():  # no caller would get the token
             raise RefusedError(refusals.CALLER_GONE)
         downstream = _Downstream(request, self._patience, Mask(signature.secret), entry)
         asked = _passed_on(request.headers, _UP)

@@ -70,7 +70,8 @@ class Gateway:
         plain_http: whether it may do without on another address than loopback's, behind a proxy that has one.
         console: whether it serves the page on which operations can be tried.
         metrics_port: for Prometheus, on 127.0.0.1; 0 takes a free one.
-        connections: of callers, at once. If there are more, the one goes that has been idle for longest.
+        connections: of callers, at the same time. Further callers wait until one is closed; one that has been
+            idle for a second is closed for them.
         upstream_connections: to Plaid.
         upstream_ssl: a context with one's own CA bundle.
         upstream_proxy: the URL of an HTTP proxy to Plaid, as `proxy` of `RelayClient`.
@@ -179,20 +180,18 @@ class Gateway:
             if self._console:
                 self._pages = await asyncio.to_thread(pages.load)
                 self._pages["/console/settings.json"] = pages.settings(self._settings())
-            server = await opening.enter_async_context(self._listener.listening(*self._address))
-            self._ports.insert(0, _port_of(server))
+            self._ports.insert(0, await opening.enter_async_context(self._listener.listening(*self._address)))
             watch = asyncio.create_task(self._callers.watch())
             opening.callback(watch.cancel)
             self._open = opening.pop_all()
-            self._open.push_async_callback(self._stop, server, self._listener)
+            self._open.push_async_callback(self._stop, self._listener)
 
     async def _serve_metrics(self, opening: contextlib.AsyncExitStack, port: int) -> None:
         listener = Listener(self._answer_metrics, most=_SCRAPERS, patience=self._patience)
-        self._ports.append(_port_of(await opening.enter_async_context(listener.listening("127.0.0.1", port))))
+        self._ports.append(await opening.enter_async_context(listener.listening("127.0.0.1", port)))
 
-    async def _stop(self, server: asyncio.Server, listener: Listener) -> None:
+    async def _stop(self, listener: Listener) -> None:
         self._callers.trouble = "the gateway is closing"
-        server.close()
         await listener.drain(self._drain)
 
     def reload(self) -> None:
@@ -395,11 +394,6 @@ class Gateway:
         if target.path != "/metrics":
             return refusals.answer_of(refusals.NOT_FOUND, request_id())
         return web.Response(body=self._metrics.page(), headers={"Content-Type": "text/plain; version=0.0.4"})
-
-
-def _port_of(server: asyncio.Server) -> int:
-    port: int = server.sockets[0].getsockname()[1]
-    return port
 
 
 def _names(host: str, names: Iterable[str]) -> frozenset[str]:

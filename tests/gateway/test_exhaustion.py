@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import gc
 import itertools
 import json
 import os
 import resource
 import socket
+import sys
+import termios
 import tracemalloc
 import types
 from pathlib import Path
@@ -19,6 +22,7 @@ import pytest
 from by_hand import CREATE, CREATION, GET, HERE, exchange, head, line, page, request
 from fort import SECRETS, certified, fort
 from processes import wait_beside
+from recorder import Recorder
 
 from plaid_relay_async import Timeouts
 from plaid_relay_async.gateway import Gateway, new_key
@@ -263,6 +267,21 @@ async def test_callers_that_read_nothing_hold_no_more_connections_than_there_may
         assert descriptors(held.gateway) <= 11
 
 
+async def test_little_is_queued_for_a_caller_that_reads_nothing():
+    """The system holds some pages for it, not the megabytes that it would take from a program at once."""
+    async with fort(patience=60.0) as held, line(held.gateway.url, limit=1) as opened:
+        await opened.say(PAGE * 600)
+        await wait_beside(lambda: [state.stage for state in held.gateway._listener._states.values()] == [1])
+        (state,) = held.gateway._listener._states.values()
+        queued, before = 0, -1
+        while queued != before:
+            before = queued
+            await asyncio.sleep(0.2)
+            number = state.transport.get_extra_info("socket").fileno()
+            queued = int.from_bytes(fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        assert 0 < queued < 200_000
+
+
 async def test_a_caller_that_does_not_take_the_page_is_given_up():
     """It has as long for it as for a request; the socket is closed then, whatever it has not taken."""
     async with fort(**HASTY) as held, line(held.gateway.url, limit=1) as opened:
@@ -296,14 +315,95 @@ async def test_nothing_stays_open_of_a_gateway_that_closes(secure):
 
 
 async def test_good_calls_in_flight_give_way_to_nobody():
-    """With every connection in the middle of a call a further one is closed, and those go on."""
+    """With every connection in the middle of a call a further caller waits, and is served after those."""
     async with fort(connections=5) as held:
-        held.upstream.says, held.upstream.pause = lambda came: [b"", *held.upstream.created(came)], 2.0
+        held.upstream.says, held.upstream.pause = lambda came: [b"", *held.upstream.created(came)], 0.5
         calls = [asyncio.ensure_future(held.call()) for _ in range(5)]
         await wait_beside(lambda: len(held.upstream.requests) == 5)
-        assert await held.ask(request(key=held.keys["lender"])) == []
-        assert [each.status for each in await asyncio.gather(*calls)] == [200] * 5
-        held.assert_nothing_came(but=5)
+        further = asyncio.ensure_future(held.call())
+        assert [each.status for each in await asyncio.gather(*calls, further)] == [200] * 6
+        held.assert_nothing_came(but=6)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+async def test_a_burst_of_new_callers_is_served(secure):
+    """Many times as many as there may be connect at the same time: each waits for its turn, and none is cut off."""
+    theirs, trusting = certified() if secure else (None, None)
+    async with fort(connections=3, ssl=theirs, trusting=trusting) as held:
+        answers = await asyncio.gather(*(held.call() for _ in range(40)))
+        assert [each.status for each in answers] == [200] * 40
+        held.assert_nothing_came(but=40)
+
+
+async def test_a_request_that_has_arrived_is_not_cut_off():
+    """An idle connection isn't closed for a new caller once bytes of a request lie in its socket."""
+    async with fort(connections=1) as held, line(held.gateway.url) as idle:
+        await idle.say(request(key=held.keys["lender"], last=False))
+        assert (await idle.answer()).status == 200
+        await asyncio.sleep(1.2)  # it may be closed now
+        with socket.socket() as caller:
+            caller.setblocking(False)
+            place = urlsplit(held.gateway.url)
+            caller.connect_ex((place.hostname, place.port))
+            await asyncio.sleep(0)
+            # The loop has looked for what can be read in this turn, and accepts the caller in the next one.
+            idle.writer.write(
+                request(key=held.keys["lender"], last=False).replace(HERE.encode(), b"127.0.0.1")
+            )
+            assert (await idle.answer()).status == 200
+        held.assert_nothing_came(but=2)
+
+
+async def test_nothing_is_sent_for_a_caller_that_left_while_the_gateway_was_full():
+    """Its request was waiting in the system's queue, with the end of its connection behind it."""
+    async with fort(connections=1) as held:
+        held.upstream.says, held.upstream.pause = lambda came: [b"", *held.upstream.created(came)], 0.5
+        first = asyncio.ensure_future(held.call())
+        await wait_beside(lambda: held.upstream.requests)
+        for _ in range(2):  # one is accepted, and waits; the other isn't
+            async with line(held.gateway.url) as opened:
+                opened.writer.write(request(key=held.keys["lender"]).replace(HERE.encode(), b"127.0.0.1"))
+                opened.writer.write_eof()
+        assert (await first).status == 200
+        assert (await held.call()).status == 200
+        held.assert_nothing_came(but=2)
+
+
+async def test_a_caller_that_waits_is_closed_with_the_gateway():
+    """A full gateway that closes carries nothing out for those whom it hasn't served."""
+    async with Recorder() as upstream, contextlib.AsyncExitStack() as stack:
+        upstream.says, upstream.pause = lambda came: [b"", *upstream.created(came)], 60.0
+        record, key = new_key("lender")
+        options = {"upstream": upstream.url, "credentials": SECRETS, "connections": 1, "drain": 0.1}
+        async with Gateway([record], **options) as gateway:
+            callers = [await stack.enter_async_context(line(gateway.url)) for _ in range(3)]
+            await callers[0].say(request(key=key))
+            await wait_beside(lambda: upstream.requests)
+            for each in callers[1:]:
+                await each.say(request(key=key))
+        assert [await each.rest() for each in callers] == [b""] * 3
+        assert len(upstream.requests) == 1
+
+
+async def test_a_process_out_of_descriptors_accepts_later(caplog):
+    """Callers wait until it may open files again; a line in the log says why."""
+    async with fort() as held:
+        caller = socket.socket()
+        before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with caller:
+            caller.setblocking(False)
+            await held.call()
+            free = os.dup(caller.fileno())
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, most))
+            try:
+                place = urlsplit(held.gateway.url)
+                caller.connect_ex((place.hostname, place.port))
+                await wait_beside(lambda: "no connection can be accepted: Too many open files" in caplog.text)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+            assert (await held.call()).status == 200
+        held.assert_nothing_came(but=2)
 
 
 @pytest.mark.parametrize("frame", ["Content-Length: 100", "Transfer-Encoding: chunked"])

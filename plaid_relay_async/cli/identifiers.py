@@ -11,10 +11,14 @@ import enum
 import re
 from typing import TYPE_CHECKING
 
+from plaid_relay_async.codec import looks_like_a_token
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_LEADING = ("=", "@", "'", "+", "-")
+# The first five are those of a spreadsheet; the others begin a comment, a tag, an item of a list, or a path.
+_LEADING = ("=", "@", "'", "+", "-", "#", "<", "*", "/")
+_PARTS = {"|": "contains the delimiter |", "://": "is a URL"}
 _NUMBER = re.compile(
     r"[0-9]+([.,][0-9]*)?[eE][+-][0-9]+"  # 5.00E+23; without a sign it may be hexadecimal, such as 5e23
     r"|[0-9]+[.,][0-9]+"  # 12.0
@@ -80,12 +84,12 @@ def is_heading(text: str) -> bool:
 
 def oddity_of(identifier: str) -> str | None:
     """Return why an identifier was probably meant as something else, or `None`."""
+    if looks_like_a_token(identifier):
+        return "is a token of Plaid's"
+    if is_heading(identifier):
+        return "is a heading, a total, or a placeholder for a missing value"
     if identifier.startswith(_LEADING):
         return f"begins with {identifier[0]}"
     if _NUMBER.fullmatch(identifier):
         return "is a number as a spreadsheet formats it"
-    if "|" in identifier:
-        return "contains the delimiter |"
-    if is_heading(identifier):
-        return "is a heading, a total, or a placeholder for a missing value"
-    return None
+    return next((oddity for part, oddity in _PARTS.items() if part in identifier), None)

@@ -103,6 +103,12 @@ async def test_identifiers_are_judged_as_the_command_judges_them(modules):
         "\ue000",
         "\u3000",
         "\xad",
+        "assets-sandbox-1",
+        "#5f3a",
+        "//5f3a",
+        "<td>5f3a</td>",
+        "*5f3a",
+        "https://lender.example",
         "ſub",
     ]
     told = await modules.evaluate(

@@ -22,6 +22,9 @@ SHAPES = st.lists(st.sampled_from(Shape), min_size=1, max_size=300)
         ("'5f3a9c2e1b7d4a0011223344", "begins with '"),
         ("+491234", "begins with +"),
         ("-1", "begins with -"),
+        *((marked, "begins with") for marked in ("#5f3a", "//5f3a", "<td>5f3a</td>", "*5f3a")),
+        ("https://lender.example/relay", "is a URL"),
+        ("credit-relay-production-5f3a9c2e", "is a token"),
         *((number, "is a number") for number in ("5.00E+23", "5,00E+23", "5E+23", "1.5e-7", "12.0", "0,5")),
         *((number, "is a number") for number in ("1.234.567", "1,234,567.00", "1.234")),
         ("a|b", "contains the delimiter |"),
@@ -37,7 +40,10 @@ SHAPES = st.lists(st.sampled_from(Shape), min_size=1, max_size=300)
     ],
 )
 def test_oddities(identifier, oddity):
-    """What a spreadsheet makes of an identifier, a heading, a total and a forgotten file are named."""
+    """What a spreadsheet makes of an identifier, a heading, a total and a forgotten file are named.
+
+    So is what another list has: a comment, a tag, a bullet, a URL, or a token.
+    """
     assert oddity_of(identifier).startswith(oddity)
 
 

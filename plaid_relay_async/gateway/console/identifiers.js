@@ -1,6 +1,7 @@
 // The rules of the command for identifiers in a list (plaid_relay_async/cli/identifiers.py). tests/lists.json holds both.
 
 const NUMBER = /^([0-9]+([.,][0-9]*)?[eE][+-][0-9]+|[0-9]+[.,][0-9]+|[0-9]{1,3}([.,][0-9]{3})+([.,][0-9]+)?)$/;
+const TOKEN = /[a-z-]-(sandbox|production|development)-[\p{L}\p{N}_-]/u;
 // A plural has its own `s?`: each text matches in one way only, or a long one would take exponential time.
 const HEADING = new RegExp(
   "^(((secondary|plaid|external|relay|partner|client|customer|lender|borrower|recipient|company|companie" +
@@ -46,8 +47,10 @@ export const isHeading = (text) => HEADING.test(normalized(text));
 
 /** Why an identifier was probably meant as something else, or null. */
 export function oddityOf(identifier) {
-  if (/^[=@'+-]/.test(identifier)) return `begins with ${identifier[0]}`;
+  if (TOKEN.test(identifier)) return "is a token of Plaid's";
+  if (isHeading(identifier)) return "is a heading, a total, or a placeholder for a missing value";
+  if (/^[=@'+#<*/-]/.test(identifier)) return `begins with ${identifier[0]}`;
   if (NUMBER.test(identifier)) return "is a number as a spreadsheet formats it";
   if (identifier.includes("|")) return "contains the delimiter |";
-  return isHeading(identifier) ? "is a heading, a total, or a placeholder for a missing value" : null;
+  return identifier.includes("://") ? "is a URL" : null;
 }

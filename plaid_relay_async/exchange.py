@@ -147,28 +147,36 @@ class Body:
     cancelled: tuple[Any, ...] | None = None
     may_be_rejected: bool = field(default=False, init=False)
     _protocol: Any = field(default=None, init=False, repr=False)
+    _new: Any = field(default=None, init=False, repr=False)
     _turns: int = field(default=0, init=False, repr=False)
 
-    async def leave(self, protocol: Any) -> None:
-        """Check the connection; the body is written next, before anything else happens.
+    def leave(self, protocol: Any) -> bool:
+        """Check the connection, and return True: the body is written next, before anything else happens.
+
+        Return False if the connection is new and has unread bytes: `settle`, and call this again.
 
         Raises:
             aiohttp.ClientConnectionError: this connection must not be used.
             TimeoutError: its time is up.
         """
-        is_new = not protocol.should_close and protocol not in _used
-        if is_new:
-            await _settle(protocol)
         # A connection on which something arrived unasked would give it as the answer to this request: mostly
         # it is the server's goodbye.
         if protocol.should_close:
             raise aiohttp.ClientConnectionError from protocol.exception()
-        if not is_new and _used[protocol]():
+        has_news = _used.get(protocol)
+        if has_news is None:
+            self._new, has_news = protocol, _news_of(protocol.transport)
+            _used[protocol] = has_news
+            if has_news():
+                return False
+        elif protocol is not self._new and has_news():
             raise aiohttp.ClientConnectionError
         self.leaves()
-        self.may_be_rejected = is_new and not self.left and _is_rejectable(protocol.transport)
-        self._protocol = protocol
+        is_first = protocol is self._new and not self.left
+        self.may_be_rejected = is_first and _is_rejectable(protocol.transport)
+        self._protocol, self._new = protocol, None
         self.left = True
+        return True
 
     def was_rejected(self, error: BaseException) -> bool:
         """Return whether an error proves that the server rejected the handshake and read no request."""
@@ -204,10 +212,9 @@ class Body:
             raise asyncio.CancelledError(*self.cancelled) from None
 
 
-async def _settle(protocol: Any) -> None:
+async def settle() -> None:
     """Wait until the loop has read what ends a new connection's handshake: session tickets, or an alert."""
-    has_news = _used[protocol] = _news_of(protocol.transport)
-    for _ in range(_SETTLING_TURNS if has_news() else 0):
+    for _ in range(_SETTLING_TURNS):
         await asyncio.sleep(0)
 
 
@@ -245,7 +252,9 @@ class _Payload(aiohttp.BytesPayload):
         self._body = body
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:  # noqa: ARG002
-        await self._body.leave(writer.protocol)
+        if not self._body.leave(writer.protocol):
+            await settle()
+            self._body.leave(writer.protocol)
         await writer.write(self._body.data)  # all of it, which is what the length says
 
 
@@ -382,7 +391,9 @@ class Direct:
         try:
             protocol: Any = connection.protocol
             protocol.set_response_params(read_until_eof=True, auto_decompress=True)
-            await body.leave(protocol)
+            if not body.leave(protocol):
+                await settle()
+                body.leave(protocol)
             protocol.transport.write(b"%s%d\r\n\r\n%s" % (to.head, len(body.data), body.data))
             message, content = await body.next(protocol.read)
             while 100 <= message.code < 200 and message.code != 101:

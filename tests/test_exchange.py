@@ -158,12 +158,12 @@ async def test_a_body_does_not_leave_on_what_the_loop_has_not_read_yet():
         theirs, _ = server.accept()
         with theirs:
             connected = Connected(writer.transport)
-            await Body(b"{}", lambda: None).leave(connected)
+            assert Body(b"{}", lambda: None).leave(connected)
             theirs.sendall(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
             select.select([writer.get_extra_info("socket")], [], [], 10)
             body = Body(b"{}", lambda: None)
             with pytest.raises(aiohttp.ClientConnectionError):
-                await body.leave(connected)
+                body.leave(connected)
             assert not body.left
             writer.close()
 

@@ -104,7 +104,7 @@ async def test_a_body_is_not_handed_to_a_connection_that_is_to_be_closed():
     """Which of aiohttp's steps comes first depends on the Python; the body itself looks before it leaves."""
     body = Body(b"{}", lambda: None)
     with pytest.raises(aiohttp.ClientConnectionError):
-        await body.leave(SimpleNamespace(should_close=True, exception=lambda: None))
+        body.leave(SimpleNamespace(should_close=True, exception=lambda: None))
     assert body.left is False
 
 

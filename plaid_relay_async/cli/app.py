@@ -65,11 +65,11 @@ if TYPE_CHECKING:
     from plaid_relay_async.outcomes import LateOutcome
 
 _HELP = """\
-Share Plaid Asset Reports with partners: a relay token for each, and an honest outcome for every one.
+Share Plaid Asset Reports with partners: one relay token and one recorded outcome for each partner.
 
-PLAID_CLIENT_ID and PLAID_SECRET say who calls, PLAID_ENV (sandbox unless said otherwise) or PLAID_BASE_URL
-where, HTTPS_PROXY and NO_PROXY by which proxy. Wherever a token is asked for, @FILE reads it from a file and
-- from standard input, which keeps it off the list of processes.
+PLAID_CLIENT_ID and PLAID_SECRET are the credentials. PLAID_ENV (default: sandbox) or PLAID_BASE_URL selects \
+the address to call, and HTTPS_PROXY and NO_PROXY the proxy. Wherever a token is needed, @FILE reads it from \
+a file and - from standard input, so that it doesn't appear in the list of processes.
 
 Exit status: 0 all done, 1 some failed, 2 wrong usage or input, 3 some unknown, 70 a bug.
 """
@@ -92,38 +92,39 @@ OptionalReportToken: TypeAlias = Annotated[
     str | None,
     Parameter(
         allow_leading_hyphen=True,
-        help="The asset_report_token, @FILE, or -, for rows without one; bare partner ids will do then.",
+        help="Report token for rows without one, @FILE, or -; a plain list of partner IDs is then enough.",
     ),
 ]
 RelayToken: TypeAlias = Annotated[
     str, Parameter(allow_leading_hyphen=True, help="The relay token, @FILE, or -.")
 ]
 BaseURL: TypeAlias = Annotated[
-    str | None, Parameter(name="--base-url", help="Where to call, in place of PLAID_BASE_URL and PLAID_ENV.")
+    str | None,
+    Parameter(name="--base-url", help="Address to call, in place of PLAID_BASE_URL and PLAID_ENV."),
 ]
 Timeout: TypeAlias = Annotated[
     float | None,
-    Parameter(help="Seconds for one call, all its attempts; 300 unless said otherwise."),
+    Parameter(help="Seconds for one call with all its attempts. Default: 300."),
 ]
 Where: TypeAlias = Annotated[
     str,
     Parameter(
         name="--output",
         allow_leading_hyphen=True,
-        help="Where outcomes go: a new file (.csv for CSV, else JSON Lines), or - for standard output.",
+        help="Output of the outcomes: a new file (.csv for CSV, else JSON Lines), or - for standard output.",
     ),
 ]
 Strict: TypeAlias = Annotated[
     bool, Parameter(negative="", help="Reject a report that differs from Plaid's specification.")
 ]
-Append: TypeAlias = Annotated[bool, Parameter(negative="", help="Add to the output if it is there.")]
-Concurrency: TypeAlias = Annotated[int, Parameter(help="So many calls at once.")]
+Append: TypeAlias = Annotated[bool, Parameter(negative="", help="Add to the output if it exists.")]
+Concurrency: TypeAlias = Annotated[int, Parameter(help="Maximum number of concurrent calls.")]
 AllowOddIDs: TypeAlias = Annotated[
     bool,
     Parameter(
         name="--allow-odd-ids",
         negative="",
-        help="Accept partner IDs that look like a formula, a number or a heading, or unlike the others.",
+        help="Accept partner IDs that look like a formula, a number or a heading, or differ from the rest.",
     ),
 ]
 
@@ -131,11 +132,11 @@ AllowOddIDs: TypeAlias = Annotated[
 @Parameter(name="*")
 @frozen
 class Layout:
-    """How the command reads INPUT.
+    """The options that say how to read INPUT.
 
     Attributes:
-        delimiter: of CSV.
-        column: `COLUMN=NAME` for each column that has another name in the input.
+        delimiter: the delimiter of CSV; `None` to recognize it from the header.
+        column: `COLUMN=NAME` for each column that has a different name in the input.
         no_header: whether the first line is a row even if it looks like a header.
     """
 
@@ -143,22 +144,25 @@ class Layout:
         str | None,
         Parameter(
             allow_leading_hyphen=True,
-            help="The delimiter of CSV: a comma, semicolon, | or tab. Default: recognized from the header.",
+            help="Delimiter of CSV: a comma, semicolon, | or tab. Default: recognized from the header.",
         ),
     ] = None
     column: Annotated[
         tuple[str, ...],
-        Parameter(negative="", help="COLUMN=NAME: the input's name of a column. May be repeated."),
+        Parameter(
+            negative="", help="COLUMN=NAME: read COLUMN from the column NAME of the input. May be repeated."
+        ),
     ] = ()
     no_header: Annotated[
-        bool, Parameter(negative="", help="The input is a list without a header: the first line is a row.")
+        bool,
+        Parameter(negative="", help="The input is a list without a header: read the first line as a row."),
     ] = False
 
     def reading(self, columns: Columns) -> Reading:
-        """Return it, checked.
+        """Return the checked options.
 
         Raises:
-            UsageError: an option isn't valid.
+            UsageError: an option is invalid.
         """
         delimiter = {"tab": "\t", r"\t": "\t"}.get(self.delimiter or "", self.delimiter)
         if delimiter is not None and delimiter not in DELIMITERS:
@@ -167,7 +171,7 @@ class Layout:
         if not all(column in columns.names and name.strip() for column, name in mapped.items()):
             raise UsageError(f"--column: must be COLUMN=NAME, with one of {', '.join(columns.names)}")
         if mapped and self.no_header:
-            raise UsageError("--column: doesn't go with --no-header")
+            raise UsageError("--column: can't be used with --no-header")
         return Reading(delimiter, mapped, header=not self.no_header)
 
 
@@ -181,7 +185,7 @@ def bulk(
         Parameter(
             name="INPUT",
             allow_leading_hyphen=True,
-            help="CSV with a header, JSON Lines, or -; columns: report_token or report_tokens, "
+            help="CSV with a header, JSON, or -; columns: report_token or report_tokens, "
             "secondary_client_id, webhook.",
         ),
     ],
@@ -194,7 +198,7 @@ def bulk(
         bool,
         Parameter(
             negative="",
-            help="Send the rows of a pipe as they come, without comparing them with each other first.",
+            help="Send the rows of a pipe as they arrive, without comparing them with each other first.",
         ),
     ] = False,
     dry_run: Annotated[
@@ -209,15 +213,15 @@ def bulk(
     proxy: Proxy = None,
     timeout: Timeout = None,
 ) -> Exit:
-    """Create a relay token for each row of a file, and write down an outcome for each.
+    """Create a relay token for each row of a file, and write an outcome for each.
 
-    With --journal and --run, the same command again goes on with a run that was cut short. Ctrl-C stops
-    sending and waits for the calls in flight; a second one gives them up.
+    With --journal and --run, repeat the command to resume an interrupted run.
+    Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
     """
     if source == report_token == "-":
         raise UsageError("standard input can't be both INPUT and --report-token")
     if stream and dry_run:
-        raise UsageError("--dry-run: doesn't go with --stream")
+        raise UsageError("--dry-run: can't be used with --stream")
     token = None if report_token is None else _report_token(report_token)
     client, journal = _client(base_url, proxy, timeout, concurrency), recording.journal_to_write()
     run = partial(Run, client, concurrency=concurrency, journal=journal)
@@ -233,18 +237,18 @@ def bulk(
 def create(
     *,
     report_token: ReportToken,
-    partner: Annotated[
-        str, Parameter(allow_leading_hyphen=True, help="The partner: its secondary_client_id.")
-    ],
+    partner: Annotated[str, Parameter(allow_leading_hyphen=True, help="secondary_client_id of the partner.")],
     allow_odd_ids: AllowOddIDs = False,
-    webhook: Annotated[str | None, Parameter(help="Where Plaid tells that the partner fetched it.")] = None,
+    webhook: Annotated[
+        str | None, Parameter(help="URL that Plaid calls when the partner retrieves the report.")
+    ] = None,
     output: Where = "-",
     recording: Recording = Recording(),  # noqa: B008  # frozen
     base_url: BaseURL = None,
     proxy: Proxy = None,
     timeout: Timeout = None,
 ) -> Exit:
-    """Create one relay token, and write down its outcome as bulk does."""
+    """Create one relay token, and write its outcome as bulk does."""
     if not allow_odd_ids and (oddity := oddity_of(partner)) is not None:
         raise UsageError(f"--partner: {oddity}; --allow-odd-ids accepts it")
     client, journal = _client(base_url, proxy, timeout), recording.journal_to_write()
@@ -318,19 +322,20 @@ def fetch(
         Parameter(
             name="INPUT",
             allow_leading_hyphen=True,
-            help="CSV with a header, JSON Lines, or -; column: relay_token. Bare tokens, one a line, and the "
-            "output of bulk will do.",
+            help="CSV with a header, JSON, or -; column: relay_token. A list of tokens, one a line, and the "
+            "output of bulk are accepted, too.",
         ),
     ],
     /,
     *,
     folder: Annotated[
-        Path, Parameter(name="--dir", help="Where the reports go, a file each; made if it isn't there.")
+        Path,
+        Parameter(name="--dir", help="Folder for the reports, one file each; created if it doesn't exist."),
     ],
     kind: Annotated[
         Literal["json", "pdf"], Parameter(name="--format", help="What to fetch: json or pdf.")
     ] = "json",
-    insights: Annotated[bool, Parameter(negative="", help="With categories and merchants.")] = False,
+    insights: Annotated[bool, Parameter(negative="", help="Include categories and merchants.")] = False,
     layout: Layout = Layout(),
     strict: Strict = False,
     output: Where = "-",
@@ -342,9 +347,9 @@ def fetch(
 ) -> Exit:
     """Read all reports that were shared with you, and store each in a file of its own.
 
-    A report whose file is there already isn't fetched again. One that differs from Plaid's specification is
-    stored as Plaid sent it, with status 1. Ctrl-C stops sending and waits for the calls in
-    flight; a second one gives them up.
+    A report whose file exists isn't fetched again.
+    A report that differs from Plaid's specification is stored as Plaid sent it, with status 1.
+    Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
     """
     if insights and kind == "pdf":
         raise UsageError("--insights: goes with --format json")
@@ -361,7 +366,7 @@ def fetch(
 def refresh(
     relay_token: RelayToken, /, *, base_url: BaseURL = None, proxy: Proxy = None, timeout: Timeout = None
 ) -> Exit:
-    """Have a report that was shared with you made anew."""
+    """Refresh a report that was shared with you."""
     late: list[LateOutcome] = []
     client, token = _client(base_url, proxy, timeout, late=late), read_token(relay_token, "RELAY_TOKEN")
     file = standard_output()
@@ -384,7 +389,7 @@ def remove(
     proxy: Proxy = None,
     timeout: Timeout = None,
 ) -> Exit:
-    """Take a relay token back; a journal that knows it doesn't serve it any more."""
+    """Revoke one relay token; a journal that has it doesn't return it any more."""
     late: list[LateOutcome] = []
     client, token = _client(base_url, proxy, timeout, late=late), read_token(relay_token, "RELAY_TOKEN")
     told_to = None if journal is None else Existing(journal, key_file).made()
@@ -419,10 +424,10 @@ def revoke(
     proxy: Proxy = None,
     timeout: Timeout = None,
 ) -> Exit:
-    """Take back the relay tokens that a run made, and write down an outcome for each.
+    """Revoke the relay tokens that a run created, and write an outcome for each.
 
-    What was cut short goes on when it is given again. Ctrl-C stops sending and waits for the calls in flight;
-    a second one gives them up.
+    Repeat the command to resume it after an interruption.
+    Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
     """
     client, journal = _client(base_url, proxy, timeout, concurrency), existing.made(name)
     held = ask(journal, lambda opened: Held.of(opened, name, partner))
@@ -437,7 +442,7 @@ def revoke(
 @app.command
 def simulate(
     *,
-    port: Annotated[int, Parameter(help="To listen on; 0 takes a free one.")] = 0,
+    port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0,
     client: Annotated[
         list[str] | None,
         Parameter(negative="", help="ID:SECRET; take these credentials alone, not any. May be repeated."),
@@ -447,13 +452,13 @@ def simulate(
         Parameter(negative="", help="A report token, ready from the start. May be repeated."),
     ] = None,
 ) -> Exit:
-    """Be a Plaid of your own, on 127.0.0.1, until Ctrl-C."""
+    """Run a local Plaid simulator until interrupted."""
     return signals.run(serve(port, read_clients(client or ()), report or (), signals))
 
 
 @app.command
-def console(*, port: Annotated[int, Parameter(help="To listen on; 0 takes a free one.")] = 0) -> Exit:
-    """Try a gateway's page on a Plaid of your own, on 127.0.0.1, until Ctrl-C."""
+def console(*, port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0) -> Exit:
+    """Show the gateway's page on a local Plaid simulator until interrupted."""
     return signals.run(show(port, signals))
 
 
@@ -592,7 +597,7 @@ def run(words: Sequence[str]) -> int:
     try:
         return app(words, exit_on_error=False, print_error=False, result_action="return_value") or Exit.DONE
     except CycloptsError as error:
-        lines = [*_without_values(str(error), words).split("\n"), "plaid-relay --help tells more"]
+        lines = [*_without_values(str(error), words).split("\n"), "see plaid-relay --help"]
         status = Exit.USAGE
     except KeyboardInterrupt:
         lines, status = ["interrupted"], Exit.FAILED

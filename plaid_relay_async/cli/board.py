@@ -93,7 +93,7 @@ class Board:
 
     def say(self, *lines: str) -> None:
         """Write lines to standard error, each as `shown` returns it, above the bar if there is one."""
-        # In a string rich would replace markup and the names of emojis, such as `:100:` in a place.
+        # In a string, rich would replace markup and emoji names, such as `:100:` in a line number.
         self._console.print(*(Text(shown(line)) for line in lines), sep="\n", soft_wrap=True)
 
     def show(self, tally: Tally) -> None:

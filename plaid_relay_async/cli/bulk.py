@@ -204,7 +204,7 @@ class Run:
         elif result.stopped_by is not None and not self.aloud:
             self.board.say(f"stopped early, for all would meet this: {result.stopped_by}")
         for code, count in self._unsent.items():
-            self.board.say(f"{count} of the requests: {self._causes[code]}")
+            self.board.say(f"{count} requests: {self._causes[code]}")
         if not self.rows.ended:
             self.board.say("the input was not read to its end")
 
@@ -219,7 +219,7 @@ class Run:
 
 
 def _stopped_by(outcome: object) -> PlaidRelayError | None:
-    """Return the error of the report for which a request wasn't sent; `None` if that isn't so."""
+    """Return the error of the report because of which a request wasn't sent, or `None`."""
     if not isinstance(outcome, Failed | Unknown) or outcome.attempts:
         return None
     error = outcome.error if isinstance(outcome, Failed) else outcome.error.__cause__

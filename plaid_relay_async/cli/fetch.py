@@ -46,7 +46,7 @@ def reading(kind: str, *, insights: bool) -> Callable[[str], RelayGetRequest | R
 
 
 def report_in(error: ResponseDecodeError) -> bytes | None:
-    """Return the response, if it has a report of which only a part isn't what Plaid's specification says."""
+    """Return the response if it contains a report of which only a part differs from Plaid's specification."""
     return None if error.body is None or error.path in {"$", "$.report"} else error.body.reveal()
 
 
@@ -186,11 +186,11 @@ class Fetch(Run):
         if self._undecoded:
             self.board.say(
                 "stored as Plaid sent them, because they differ from its specification: "
-                f"{self._undecoded}; decode_error says where: please report that to this package"
+                f"{self._undecoded}; please report the path in decode_error to the project"
             )
 
     def status(self, tally: Tally) -> Exit:
-        """Return the exit status: a report that can't be decoded is there, and isn't in good order."""
+        """Return the exit status, which isn't 0 if a report was stored that can't be decoded."""
         status = super().status(tally)
         return Exit.FAILED if self._undecoded and status is Exit.DONE else status
 

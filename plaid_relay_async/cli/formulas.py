@@ -1,22 +1,22 @@
-"""Cells of CSV that a spreadsheet would execute as a formula, and how they are written as text.
+"""Writes CSV cells so that no spreadsheet executes them as formulas, and restores their text.
 
-An apostrophe in front makes a spreadsheet take a cell for text. A text that has apostrophes in front of such
-a beginning gets one more, so that each text can be restored from its cell. Relay tokens are never changed.
+A leading apostrophe makes a spreadsheet read a cell as text. A text that already has apostrophes before such
+a character gets one more, so that every text can be restored from its cell. Relay tokens are never changed.
 """
 
 from __future__ import annotations
 
 import re
 
-# Those of https://owasp.org/www-community/attacks/CSV_Injection, full-width forms included.
+# The characters listed at https://owasp.org/www-community/attacks/CSV_Injection, full-width forms included.
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def neutralize(text: str) -> str:
-    """Return the cell for a text, which no spreadsheet executes."""
+    """Return a CSV cell for a text that no spreadsheet executes as a formula."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 
 def restore(cell: str) -> str:
-    """Return the text that a cell was written for."""
+    """Return the original text of a cell."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

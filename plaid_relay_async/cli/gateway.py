@@ -41,7 +41,7 @@ _HELP = (
 )
 
 gateway = App(name="gateway", help=_HELP)
-keys = App(name="keys", help="Say who may call the gateway; it takes notice within a second.")
+keys = App(name="keys", help="Manage caller keys; changes apply within a second.")
 gateway.command(keys)
 
 KeysFile: TypeAlias = Annotated[
@@ -64,19 +64,21 @@ Operations: TypeAlias = Annotated[
 @gateway.default
 def run(
     *,
-    port: Annotated[int, Parameter(help="To listen on; 0 takes a free one.")] = 0,
+    port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0,
     upstream: Annotated[
-        str | None, Parameter(help="Plaid's address, in place of the environment's own.")
+        str | None, Parameter(help="Address of Plaid, in place of the environment's.")
     ] = None,
     environment: Annotated[
-        Literal["sandbox", "production"], Parameter(help="Plaid's; PLAID_ENV isn't looked at.")
+        Literal["sandbox", "production"], Parameter(help="Plaid's environment; PLAID_ENV isn't used.")
     ] = "sandbox",
     listen: Annotated[str, Parameter(help="The address to listen on.")] = "127.0.0.1",
     proxy: Proxy = None,
     name: Annotated[
         list[str] | None,
         Parameter(
-            negative="", json_list=False, help="A host name by which callers know it. May be repeated."
+            negative="",
+            json_list=False,
+            help="Host name by which callers reach the gateway. May be repeated.",
         ),
     ] = None,
     tls_certificate: Annotated[
@@ -85,7 +87,7 @@ def run(
     tls_key: Annotated[Path | None, Parameter(help="PEM file of the certificate's key.")] = None,
     plain_http: Annotated[
         bool,
-        Parameter(negative="", help="Go without TLS on another address: behind a proxy that ends it."),
+        Parameter(negative="", help="Allow plain http on other addresses: behind a TLS-terminating proxy."),
     ] = False,
     operation: Operations = None,
     keys: KeysFile = None,
@@ -93,13 +95,15 @@ def run(
         Path | None, Parameter(help="A file to append a line to for each call; standard error by default.")
     ] = None,
     metrics_port: Annotated[
-        int | None, Parameter(help="Of 127.0.0.1, for Prometheus; 0 takes a free one.")
+        int | None, Parameter(help="Port on 127.0.0.1 for Prometheus; 0 picks a free port.")
     ] = None,
     no_console: Annotated[
         bool, Parameter(negative="", help="Leave out the page on which operations can be tried.")
     ] = False,
-    connections: Annotated[int, Parameter(help="So many connections of callers at once.")] = 500,
-    drain: Annotated[float, Parameter(help="Seconds that calls in flight are given in the end.")] = 30.0,
+    connections: Annotated[int, Parameter(help="Maximum number of concurrent connections of callers.")] = 500,
+    drain: Annotated[
+        float, Parameter(help="Seconds to wait for calls in flight when the gateway stops.")
+    ] = 30.0,
 ) -> Exit:
     """Forward calls to Plaid, and add its credentials, until SIGINT or SIGTERM; SIGHUP reloads."""
     signals.reload_on_hang_up()
@@ -108,8 +112,8 @@ def run(
     certificate = _certificate(tls_certificate, tls_key)
     if certificate is None and not plain_http and not is_loopback(listen):
         raise UsageError(
-            f"--listen: keys and reports would go over plain http on {listen}; give --tls-certificate and "
-            "--tls-key, or --plain-http behind a proxy that ends TLS"
+            f"--listen: keys and reports would go over plain http on {listen}; use --tls-certificate and "
+            "--tls-key, or --plain-http behind a TLS-terminating proxy"
         )
     key_file = KeyFile(keys or _usual_file())
     with _plainly():
@@ -164,7 +168,7 @@ def add(
     """Create a key; it is shown only once."""
     if shown(name) != name:
         raise UsageError(
-            "NAME: is the caller's, which the audit log shows; a token or a key doesn't go there"
+            "NAME: is a name for the caller, which the audit log shows; it must not be a token or a key"
         )
     output, file = standard_output(), KeyFile(keys or _usual_file())
     try:
@@ -269,7 +273,7 @@ def _operations(paths: Sequence[str] | None) -> Sequence[str]:
 def _connections(count: int) -> int:
     if count < 1:
         raise UsageError("--connections: must be a whole number from 1")
-    # Those to Plaid come on top, and those that are accepted before others are closed for them.
+    # Connections to Plaid need descriptors as well, and so do new connections until old ones are closed.
     if (most := most_connections()) is not None and count > (most := most - 250):
         raise UsageError(f"--connections: this shell allows {max(0, most)} at most; raise ulimit -n")
     return count

@@ -1,8 +1,8 @@
-"""Which identifiers of partners the command accepts from a file or the command line.
+"""Checks the partner identifiers that the command reads from a file or from its options.
 
-`RelayCreateRequest` rejects what no identifier contains. A list of partners has often been through a
-spreadsheet, and a creation can't be undone, so the command also rejects what was probably meant as something
-else. The console's list follows the same rules.
+`RelayCreateRequest` rejects characters that no identifier contains. A list of partners has often been edited
+in a spreadsheet, and a creation can't be undone, so the command also rejects values that are probably not
+identifiers. The console's list follows the same rules.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HEADING = re.compile(
 
 
 class Shape(enum.IntEnum):
-    """The smallest alphabet that an identifier is written in; each contains those before it."""
+    """The smallest alphabet that contains all characters of an identifier; each includes the previous one."""
 
     DIGITS = 0
     HEXADECIMAL = 1
@@ -53,18 +53,18 @@ _ALPHABETS = {
 
 
 def shape_of(identifier: str) -> Shape:
-    """Return the shape of an identifier, whatever its length."""
+    """Return the shape of an identifier, which doesn't depend on its length."""
     matching = (shape for shape, pattern in _ALPHABETS.items() if pattern.fullmatch(identifier))
     return next(matching, Shape.OTHER)
 
 
 def common_shape(counts: Mapping[Shape, int]) -> Shape:
-    """Return the smallest alphabet in which at least nine in ten identifiers of a list are written.
+    """Return the smallest shape that covers at least nine in ten identifiers of a list.
 
-    The others are odd. `Shape.OTHER` is common to every list.
+    The other identifiers are odd. `Shape.OTHER` covers every identifier.
 
     Args:
-        counts: how many identifiers have each shape.
+        counts: the number of identifiers of each shape.
     """
     most = sum(counts.values()) * 9
     return next(
@@ -73,7 +73,7 @@ def common_shape(counts: Mapping[Shape, int]) -> Shape:
 
 
 def normalized(name: str) -> str:
-    """Return the name of a column without its case, spaces, `-` and `_`."""
+    """Return a column name in lower case, without spaces, `-` and `_`."""
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
@@ -83,7 +83,7 @@ def is_heading(text: str) -> bool:
 
 
 def oddity_of(identifier: str) -> str | None:
-    """Return why an identifier was probably meant as something else, or `None`."""
+    """Return why a value is probably not an identifier, or `None`."""
     if looks_like_a_token(identifier):
         return "is a token of Plaid's"
     if is_heading(identifier):

@@ -38,8 +38,8 @@ KeyFile: TypeAlias = Annotated[
     Path | None,
     Parameter(help="A file (0600) with the journal's key, or several, in place of PLAID_RELAY_KEY."),
 ]
-Name: TypeAlias = Annotated[str, Parameter(help="The run's, as it was given to bulk.")]
-Yes: TypeAlias = Annotated[bool, Parameter(negative="", help="Without being asked.")]
+Name: TypeAlias = Annotated[str, Parameter(help="Run name, as passed to bulk.")]
+Yes: TypeAlias = Annotated[bool, Parameter(negative="", help="Skip the confirmation prompt.")]
 
 
 # ---------------------------------------------------------------------------------------- where it lies
@@ -69,9 +69,7 @@ class Recording:
     """
 
     journal: OptionalJournal = None
-    run: Annotated[
-        str | None, Parameter(help="Its name in the journal: the same name goes on with the same run.")
-    ] = None
+    run: Annotated[str | None, Parameter(help="Run name; reuse it to resume.")] = None
     on_existing: Annotated[
         Literal["reuse", "refuse", "create"],
         Parameter(help="What happens to a pair that has a relay token from another run."),
@@ -80,7 +78,7 @@ class Recording:
         bool,
         Parameter(
             negative="",
-            help="Create again the pairs whose outcome is unknown; each may have two tokens then.",
+            help="Create again the pairs whose outcome is unknown; each may then have two tokens.",
         ),
     ] = False
     retry_failed: Annotated[
@@ -91,7 +89,7 @@ class Recording:
     ] = False
     key_file: KeyFile = None
     lease: Annotated[
-        float, Parameter(help="Seconds after which others take this process for dead, with PostgreSQL.")
+        float, Parameter(help="Seconds after which other processes consider this one dead, with PostgreSQL.")
     ] = 30.0
 
     def journal_to_write(self) -> Journal | None:
@@ -103,10 +101,10 @@ class Recording:
         """
         if self.journal is None:
             if self != Recording():
-                raise UsageError("--journal: is needed for --run and what else is said of a journal")
+                raise UsageError("--journal: is needed for --run and the other options of a journal")
             return None
         if self.run is None:
-            raise UsageError("--run: has to name the run in the journal; the same name goes on with it")
+            raise UsageError("--run: must name the run in the journal; reuse the name to resume it")
         return _journal(
             read_word(self.journal, "--journal"),
             run=self.run,

@@ -37,13 +37,13 @@ class UsageError(Exception):
 
 
 class StandardError(io.TextIOBase):
-    """Standard error as it is now. A batch goes on if nothing reads it any more."""
+    """The current standard error. A batch continues if no process reads it any more."""
 
     errors = "backslashreplace"
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # it is constant in typeshed
-        """The name of the encoding; rich draws a bar with ASCII where it isn't a Unicode encoding."""
+        """The name of the encoding; rich draws a bar in ASCII unless it is a Unicode encoding."""
         return sys.stderr.encoding or "ascii"
 
     def write(self, text: str, /) -> int:
@@ -58,16 +58,16 @@ class StandardError(io.TextIOBase):
             sys.stderr.flush()
 
     def isatty(self) -> bool:
-        """Return whether a person may be looking."""
+        """Return whether standard error is a terminal."""
         return sys.stderr.isatty()
 
 
 def shown(text: str) -> str:
-    """Return a line for people: nothing in it acts on a terminal, and no token or secret is repeated.
+    """Return a line that is safe to display: without terminal control characters, tokens and secrets.
 
-    All that is written to standard error passes here, and what a table on standard output quotes. A name, an
-    identifier or a server's text may contain anything and be of any length, and a token may have been typed
-    in the place of a file name.
+    Everything that is written to standard error passes through here, as do values in tables on standard
+    output. A name, an identifier or a server's text may contain anything and have any length, and a token may
+    have been typed in place of a file name.
     """
     line = _WORD.sub(_without_secret, text)
     if len(line) > _LONGEST:
@@ -80,10 +80,10 @@ def _without_secret(word: re.Match[str]) -> str:
 
 
 class LastResort(logging.Handler):
-    """Writes the log records that no other handler takes to standard error, as `say` does."""
+    """Writes log records to standard error, as `say` does, if no other handler is configured."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, which may have several lines."""
+        """Write a record of one or more lines."""
         say(*self.format(record).split("\n"))
 
 

@@ -1,4 +1,4 @@
-"""What a whole input consists of, found out before anything is sent."""
+"""Counts and compares the rows of a whole input before anything is sent."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 _MOST_NAMED = 20
 _DESCRIPTIONS = {
-    Shape.DIGITS: "digits alone",
+    Shape.DIGITS: "digits only",
     Shape.HEXADECIMAL: "hexadecimal",
-    Shape.ALPHANUMERIC: "letters and digits alone",
-    Shape.PUNCTUATED: "letters, digits, -, _ and . alone",
+    Shape.ALPHANUMERIC: "letters and digits only",
+    Shape.PUNCTUATED: "letters, digits, -, _ and . only",
 }
 
 
 @define
 class Places:
-    """How many rows there are of a kind, and where the first of them begin."""
+    """The number of rows of a kind, and the places of the first of them."""
 
     count: int = 0
     first: list[Place] = field(factory=list)
@@ -48,18 +48,18 @@ class Places:
 
 @define
 class Survey:
-    """Counts the rows of an input, and compares their identifiers.
+    """Counts the rows of an input, and compares the shapes of their identifiers.
 
-    Memory is bounded, unless pairs are counted.
+    Memory is bounded unless `pairs` is a set.
 
     Attributes:
-        allow_odd: whether identifiers are accepted whose shape nine in ten don't have.
-        pairs: hashes of the pairs met before, to count duplicates; `None` counts none.
-        rows: how many there are, with those that aren't valid.
+        allow_odd: whether an identifier may have a different shape than nine in ten of the others.
+        pairs: hashes of the pairs that were counted, to recognize duplicates; `None` to count none.
+        rows: the number of rows, including invalid ones.
         first: the first partner.
         last: the last partner.
-        partners: hashes of the partners met before, if pairs are counted.
-        duplicates: the rows whose pair was met before.
+        partners: hashes of the partners that were counted, if duplicates are recognized.
+        duplicates: the rows whose pair is also in an earlier row.
     """
 
     allow_odd: bool = False
@@ -74,7 +74,7 @@ class Survey:
     _shapes: dict[Shape, Places] = field(factory=lambda: {shape: Places() for shape in Shape}, init=False)
 
     def add_problem(self, text: str) -> None:
-        """Count a row that isn't valid."""
+        """Count an invalid row."""
         self.rows += 1
         self._invalid += 1
         if len(self._problems) < _MOST_NAMED:
@@ -94,11 +94,11 @@ class Survey:
         self.partners.add(_hash(partner))
 
     def odd(self) -> Places:
-        """Return the rows whose partner doesn't have the shape that nine in ten have."""
+        """Return the rows whose partner has a different shape than nine in ten of the others."""
         return self._outside(common_shape(self._counts()))
 
     def problems(self, table: Table) -> Iterator[str]:
-        """Yield what has to be fixed before anything is sent, a line each."""
+        """Yield one line for each problem that must be fixed before anything is sent."""
         yield from self._problems
         if self._invalid > len(self._problems):
             yield f"and {self._invalid - len(self._problems):,} more"
@@ -113,7 +113,7 @@ class Survey:
                 yield f"and {odd.count - len(odd.first):,} more like these"
 
     def summary(self, table: Table) -> list[str]:
-        """Return what the input consists of and how it was recognized, a line each; counts pairs."""
+        """Return lines that describe the input and how it was read; requires `pairs`."""
         columns = [
             column if column == name else f"{column} ({name})" for column, name in table.recognized.items()
         ]
@@ -121,7 +121,7 @@ class Survey:
             columns = [f"{table.columns.key} (no header)"]
         facts = {
             "rows": f"{self.rows:,}",
-            "not valid": f"{self._invalid:,}",
+            "invalid": f"{self._invalid:,}",
             "partners": f"{len(self.partners):,}",
             "first": self.first,
             "last": self.last,
@@ -134,7 +134,7 @@ class Survey:
         return [f"{name + ':':16} {fact or 'none'}" for name, fact in facts.items()]
 
     def _no_header(self, table: Table) -> Iterator[str]:
-        """Yield what is wrong with the first row of a list without a header, and don't count that row."""
+        """Yield the problem of a first row that may be a header, and exclude that row from the counts."""
         headless = (shape for shape, places in self._shapes.items() if table.headless in places.first)
         shape = next(headless, None)
         if shape is None:
@@ -144,8 +144,11 @@ class Survey:
         if others.total() and shape > common_shape(others):
             self._shapes[shape].count -= 1
             del self._shapes[shape].first[0]
-            way_out = f"if it is a header, --column {table.columns.key}=NAME; otherwise --no-header"
-            yield f"{table.name}:{table.headless}: has another shape than the rows below it: {way_out}"
+            problem = (
+                "uses other characters than the rows below it: "
+                f"use --column {table.columns.key}=NAME if it is a header, or --no-header if it isn't"
+            )
+            yield f"{table.name}:{table.headless}: {problem}"
 
     def _counts(self) -> Counter[Shape]:
         return Counter({shape: places.count for shape, places in self._shapes.items()})

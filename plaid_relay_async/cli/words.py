@@ -13,8 +13,8 @@ from plaid_relay_async.cli.status import StandardError, UsageError, say, shown
 Proxy: TypeAlias = Annotated[
     str | None,
     Parameter(
-        help="URL of an HTTP proxy, in place of HTTPS_PROXY; @FILE reads it, for one with a password. "
-        "An empty value uses none."
+        help="URL of an HTTP proxy, in place of HTTPS_PROXY. @FILE reads it from a file, for a URL with a "
+        "password. An empty value means no proxy."
     ),
 ]
 

@@ -259,7 +259,7 @@ def test_an_error_of_a_report(plaid, run, tmp_path):
     assert {(line["error_code"], line["request_id"]) for line in unsent} == {
         ("INVALID_ASSET_REPORT_TOKEN", None)
     }
-    told = f"{len(unsent)} of the requests: not sent after 3 errors of the same report: Plaid answered INVALID_ASSET"
+    told = f"{len(unsent)} requests: not sent after 3 errors of the same report: Plaid answered INVALID_ASSET"
     assert done.err.count(told) == 1
     assert "all would meet this" not in done.err
     assert "mistyped" not in done.err

@@ -92,7 +92,7 @@ def test_create_does_not_wait_longer_than_its_time(plaid, run):
             ["--report-token", "@no-such-file", "--partner", "p"],
             "--report-token: can't be read: No such file",
         ),
-        (["--report-token", "--partner", "p"], "--help tells more"),
+        (["--report-token", "--partner", "p"], "see plaid-relay --help"),
         (["--report-token", "-x", "--partner", "p"], "--report-token: a token doesn't begin with a hyphen"),
         (["--report-token", "a", "--partner", "p", "--timeout", "0"], "--timeout: must be a number"),
         (["--report-token", "a", "--partner", "p", "--timeout", "nan"], "--timeout: must be a number"),

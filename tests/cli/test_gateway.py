@@ -144,8 +144,8 @@ def test_list_and_revoke(run, file):
         (["ann", "--rate", "canary-token"], "--rate: must be of the form COUNT/SECONDS"),
         (["ann", "--rate", "0/5"], "--rate: must be of the form COUNT/SECONDS"),
         (["ann", "--rate", "5"], "--rate: must be of the form COUNT/SECONDS"),
-        (["ann", "canary-token"], "plaid-relay --help tells more"),
-        ([], "plaid-relay --help tells more"),
+        (["ann", "canary-token"], "see plaid-relay --help"),
+        ([], "see plaid-relay --help"),
     ],
 )
 def test_keys_add_used_wrongly(run, file, words, problem):
@@ -210,9 +210,9 @@ def certificate(home):
             "say --environment sandbox",
         ),
         (["--upstream", "http://plaid.example"], "--upstream is plain http to plaid.example"),
-        (["--environment", "development"], "plaid-relay --help tells more"),
-        (["--listen", "0.0.0.0"], "give --tls-certificate and --tls-key, or --plain-http"),
-        (["--listen", "::"], "give --tls-certificate and --tls-key, or --plain-http"),
+        (["--environment", "development"], "see plaid-relay --help"),
+        (["--listen", "0.0.0.0"], "use --tls-certificate and --tls-key, or --plain-http"),
+        (["--listen", "::"], "use --tls-certificate and --tls-key, or --plain-http"),
         (["--port", "99999"], "can't listen: bind(): port must be 0-65535"),
         (["--listen", "192.0.2.1", "--plain-http"], "can't listen: "),
         (["--listen", "a" * 64, "--plain-http"], "can't listen: "),
@@ -226,7 +226,7 @@ def certificate(home):
         (["--tls-certificate", "x"], "--tls-certificate and --tls-key go together"),
         (["--tls-key", "x"], "--tls-certificate and --tls-key go together"),
         (["--tls-certificate", "x", "--tls-key", "x"], "can't be read: No such file"),
-        (["--secret", "canary-token"], "plaid-relay --help tells more"),
+        (["--secret", "canary-token"], "see plaid-relay --help"),
     ],
 )
 def test_a_gateway_that_is_not_run(run, words, problem):

@@ -69,15 +69,15 @@ def test_files_that_are_sent(plaid, bulk, text, words):
         ),
         (
             "\n".join(["Sparkasse", *IDS, "acme"]),
-            ["in.txt:1: has another shape than", "in.txt:22: secondary_cl"],
+            ["in.txt:1: uses other characters than", "in.txt:22: secondary_cl"],
         ),
         (
             "\n".join(["acme-1", *IDS, "a1-2"]),
-            ["in.txt:1: has another shape than", "in.txt:22: secondary_cl"],
+            ["in.txt:1: uses other characters than", "in.txt:22: secondary_cl"],
         ),
         (
             f"Sparkasse\n{IDS[0]}\n",
-            ["in.txt:1: has another shape than the rows below it: if it is a header, --co"],
+            ["in.txt:1: uses other characters than the rows below it: use --column second"],
         ),
         (
             "partner_id;webhook\n5f3a9c2e1b7d4a0011223344;https://x.example\n",
@@ -122,7 +122,7 @@ def test_dry_run(plaid, bulk, tmp_path):
     facts = dict(line.split(":", 1) for line in done.out.splitlines())
     assert {name: fact.strip() for name, fact in facts.items()} == {
         "rows": "21",
-        "not valid": "0",
+        "invalid": "0",
         "partners": "20",
         "first": IDS[0],
         "last": IDS[0],
@@ -212,8 +212,8 @@ def test_a_pipe_that_cannot_be_copied(tmp_path, monkeypatch, stdin):
         (["--column", "partner=x"], "--column: must be COLUMN=NAME, with one of report_token, "),
         (["--column", "webhook="], "--column: must be COLUMN=NAME"),
         (["--column", "webhook"], "--column: must be COLUMN=NAME"),
-        (["--column", "webhook=Hook", "--no-header"], "--column: doesn't go with --no-header"),
-        (["--stream", "--dry-run"], "--dry-run: doesn't go with --stream"),
+        (["--column", "webhook=Hook", "--no-header"], "--column: can't be used with --no-header"),
+        (["--stream", "--dry-run"], "--dry-run: can't be used with --stream"),
     ],
 )
 def test_options_that_are_refused(bulk, plaid, words, problem):

@@ -388,7 +388,7 @@ def test_keys_change(plaid, run, partners, book, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
-        (("bulk", "PARTNERS", "--report-token", REPORT), 2, "--run: has to name the run"),
+        (("bulk", "PARTNERS", "--report-token", REPORT), 2, "--run: must name the run"),
         (
             ("bulk", "PARTNERS", "--report-token", REPORT, "--run", ""),
             2,

@@ -139,7 +139,7 @@ function setOddApart(list, headless) {
       list.partners.shift();
       list.problems.push({
         line: first.line,
-        text: "has another shape than the rows below it: it may be a header",
+        text: "uses other characters than the rows below it: it may be a header",
         odd: true,
       });
     }

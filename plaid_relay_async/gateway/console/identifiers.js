@@ -1,4 +1,4 @@
-// The rules of the command for identifiers in a list (plaid_relay_async/cli/identifiers.py). tests/lists.json holds both.
+// The rules for identifiers in a list, the same as in plaid_relay_async/cli/identifiers.py. tests/lists.json tests both.
 
 const NUMBER = /^([0-9]+([.,][0-9]*)?[eE][+-][0-9]+|[0-9]+[.,][0-9]+|[0-9]{1,3}([.,][0-9]{3})+([.,][0-9]+)?)$/;
 const TOKEN = /[a-z-]-(sandbox|production|development)-[\p{L}\p{N}_-]/u;
@@ -10,13 +10,13 @@ const HEADING = new RegExp(
     "|(sub|grand)?totals?|sum|summe|gesamt|gesamtsumme|count|anzahl" +
     "|null|nil|none|nan|undefined|true|false|n/?a|#n/a|#null!|#ref!|#name\\?|#value!|#div/0!|#num!)$",
 );
-// Each alphabet contains those before it; whatever matches none has the shape behind them.
+// Each alphabet contains those before it; an identifier that matches none has the next number.
 const ALPHABETS = [/^[0-9]*$/, /^[0-9A-Fa-f]*$/, /^[0-9A-Za-z]*$/, /^[0-9A-Za-z._-]*$/];
 const DESCRIPTIONS = [
-  "digits alone",
+  "digits only",
   "hexadecimal",
-  "letters and digits alone",
-  "letters, digits, -, _ and . alone",
+  "letters and digits only",
+  "letters, digits, -, _ and . only",
 ];
 
 /** The shape of an identifier: the smallest alphabet that it is written in, as a number. */
@@ -36,7 +36,7 @@ export function commonShape(shapes) {
   });
 }
 
-/** What nine in ten have that an odd one hasn't. */
+/** What a shape is called in a message. */
 export const describe = (shape) => DESCRIPTIONS[shape];
 
 /** The name of a column without its case, spaces, `-` and `_`. */

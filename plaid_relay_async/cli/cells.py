@@ -1,4 +1,4 @@
-"""Reads CSV, JSON Lines or JSON into rows of named cells; each problem is named by its place."""
+"""Reads CSV, JSON Lines or JSON into rows of named cells, and reports each problem with its line."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _SEP = re.compile(r'"?sep=(.?)[,;|\t]*"?[ \r\n]*', re.IGNORECASE)
 _BLANK = " \t\r\n,;|"
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NOT_DECODED = re.compile("[\udc80-\udcff]")
-_LONGEST = 64 * 1024 * 1024  # characters of a line, a cell or a document; `bulk` writes no longer cell
+_LONGEST = 64 * 1024 * 1024  # characters of a line, a cell or a document; `bulk` writes shorter cells
 _MOST_UNKNOWN = 1000
 _JSON_SPACE = (" ", "\t", "\r", "\n")
 
 Cells: TypeAlias = dict[str, Any]
 Place: TypeAlias = "int | str"
-"""A line's number, or `line:column`."""
+"""A line number, or `line:column`."""
 Row: TypeAlias = "tuple[Place, Cells | str]"
-"""Where a row begins, and its cells by column or what is wrong with them."""
+"""The place where a row begins, and its cells by column, or the problem with them."""
 
 
 class UnreadableError(Exception):
-    """The input can't be read any further; the argument is the place within it and the reason."""
+    """The rest of the input can't be read; the argument is the place and the reason."""
 
 
 @frozen
@@ -43,10 +43,10 @@ class Columns:
     """The columns that an input may have.
 
     Attributes:
-        names: all of them.
-        key: the column that no row is without.
-        value: what a value of that column is called.
-        alone: whether a list of such values, without a header, is an input.
+        names: the names of all columns.
+        key: the column that every row must have.
+        value: the term for a value of that column in messages.
+        alone: whether a list of such values without a header is accepted.
     """
 
     names: tuple[str, ...]
@@ -57,11 +57,11 @@ class Columns:
 
 @frozen
 class Reading:
-    """What the command line says about an input.
+    """The options that say how to read an input.
 
     Attributes:
-        delimiter: of CSV; by default it is recognized from the header.
-        mapped: the name in the input of a column whose name there is another.
+        delimiter: the delimiter of CSV; `None` to recognize it from the header.
+        mapped: by column, its name in the input where that is different.
         header: whether the first line may be a header.
     """
 
@@ -74,13 +74,13 @@ class Reading:
 
 
 class _Lines:
-    """The lines of an input as text, counted; lines can be put back."""
+    """Reads an input as text, line by line, and counts the lines; lines can be put back."""
 
     def __init__(self, stream: io.BufferedReader | io.BufferedRandom) -> None:
         utf16 = stream.peek(2)[:2] in _BYTE_ORDER_MARKS
         self.number = 0
         self._name = "UTF-16" if utf16 else "UTF-8"
-        # An escaped byte is found at its line; an error of the decoder has no line.
+        # A byte that is escaped can be reported with its line; an error of the decoder has no line.
         self._text = io.TextIOWrapper(stream, self._name, errors="surrogateescape", newline="")
         self._back: list[str] = []
 
@@ -110,12 +110,12 @@ class _Lines:
         return line
 
     def put_back(self, *lines: str) -> None:
-        """Let the last lines that were read be read again."""
+        """Put back the lines that were read last, so that they are read again."""
         self._back += reversed(lines)
         self.number -= len(lines)
 
     def first(self) -> str:
-        """Return the first line that isn't blank, and put it back."""
+        """Return the next line that isn't blank, and put it back."""
         for line in self:
             if line.strip(_BLANK):
                 if "\0" in line:
@@ -125,7 +125,7 @@ class _Lines:
         return ""
 
     def close(self) -> None:
-        """Leave the stream open."""
+        """Detach from the stream, and leave it open."""
         with contextlib.suppress(ValueError):  # it was closed before
             self._text.detach()
 
@@ -135,17 +135,17 @@ class _Lines:
 
 @define
 class Table:
-    """An input as rows, and how it was recognized, which is known once the rows have been read.
+    """Yields the rows of an input. How it was recognized is known once the rows have been read.
 
     Attributes:
-        stream: the input from where it begins.
-        name: the end tells CSV from JSON, or else the first line does.
-        columns: those that it may have.
-        reading: what the command line says about it.
-        delimiter: of CSV with more than one column.
-        recognized: the input's own name of each column that it has.
+        stream: the input, at its beginning.
+        name: the name of the input; its suffix, or otherwise the first line, selects CSV or JSON.
+        columns: the columns that the input may have.
+        reading: the options that say how to read it.
+        delimiter: the delimiter of CSV with more than one column.
+        recognized: by column, its name in the input.
         unknown: the names of the columns that are ignored, without duplicates.
-        headless: where the first row of a list without a header begins.
+        headless: the line of the first row of a list without a header.
     """
 
     stream: io.BufferedReader | io.BufferedRandom
@@ -161,15 +161,15 @@ class Table:
         """Yield the rows.
 
         Raises:
-            UnreadableError: the rest can't be read.
-            OSError: the system can't read it.
+            UnreadableError: the rest of the input can't be read.
+            OSError: reading from the stream failed.
         """
         with contextlib.closing(_Lines(self.stream)) as lines:
             first = lines.first()
             yield from self._json_rows(lines, first) if self._is_json(first) else self._csv_rows(lines, first)
 
     def hint(self, place: Place) -> str:
-        """Return what may be wrong with an invalid row at that place beside its cells."""
+        """Return an additional hint for an invalid row, if it is the first one of a list without a header."""
         if place != self.headless:
             return ""
         return f"; if this is a header, --column {self.columns.key}=NAME says which column it is"
@@ -181,7 +181,7 @@ class Table:
         return not name.endswith(".csv") and first.lstrip().startswith(("{", "["))
 
     def _matched(self, names: Iterable[str]) -> dict[str, str] | str:
-        """Return the column of each name that is one, or say which name is ambiguous."""
+        """Return the column for each name that is one, or the problem with the names."""
         mapped = self.reading.mapped
         wanted = {normalized(mapped.get(column, column)): column for column in self.columns.names}
         matched: dict[str, str] = {}
@@ -250,9 +250,9 @@ class Table:
             yield line, _by_column(header, cells, self.columns.key)
 
     def _delimiter(self, lines: _Lines) -> str:
-        """Return the delimiter with which the first row has the key's column, or else the most columns.
+        """Return the delimiter with which the first row has the key column, or otherwise the most columns.
 
-        `csv.Sniffer` guesses from how often a character occurs, and finds one in a list of identifiers.
+        `csv.Sniffer` counts characters, and would find a delimiter in a list of identifiers.
         """
         rows = {delimiter: _first_row(lines, delimiter) for delimiter in DELIMITERS}
         key = self.columns.key
@@ -260,7 +260,7 @@ class Table:
         return max(rows, key=lambda each: (name in map(normalized, rows[each]), len(rows[each])))
 
     def _header(self, line: int, cells: list[str]) -> list[str | None]:
-        """Return the column of each cell in the first row, which is a header or the first of a list."""
+        """Return the column of each cell, from a first row that is a header or belongs to a list."""
         key = self.columns.key
         if not self.reading.header:
             if len(cells) > 1 or not self.columns.alone:
@@ -270,7 +270,7 @@ class Table:
             return [key]
         matched = self._matched(cells)
         if key not in self.recognized:
-            self.unknown.clear()  # without a header, these are values, and there may be a token among them
+            self.unknown.clear()  # without a header these are values, and one may be a token
         if isinstance(matched, str):
             raise UnreadableError(f"{line}: {matched}")
         self._check_mapped(line)
@@ -284,14 +284,14 @@ class Table:
 
     def _no_header(self, cells: list[str]) -> str:
         key = self.columns.key
-        name = cells[0] if len(cells) == 1 and is_heading(cells[0]) else "NAME"  # no token is repeated
+        name = cells[0] if len(cells) == 1 and is_heading(cells[0]) else "NAME"  # it might be a token
         way_out = f"map another name with --column {key}=" + (f'"{name}"' if " " in name else name)
         return f"{key}: isn't in the header; the columns are {', '.join(self.columns.names)}; {way_out}"
 
 
 @lru_cache(maxsize=1024)
 def _near(name: str, columns: tuple[str, ...]) -> str | None:
-    """Return the column that a name is nearly."""
+    """Return the column whose name is similar to a name, or `None`."""
     by_name = {normalized(column): column for column in columns}
     near = difflib.get_close_matches(normalized(name), by_name, n=1, cutoff=0.8)
     return by_name[near[0]] if near else None
@@ -315,12 +315,12 @@ def _csv_cells(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]
 
 
 def _value(column: str, cell: str) -> str:
-    """Return the value that a cell was written for: in an output, tokens are as they were."""
+    """Return the original value of a cell; outputs contain tokens unchanged."""
     return cell if "token" in column else restore(cell)
 
 
 def _first_row(lines: _Lines, delimiter: str) -> list[str]:
-    """Return the cells of the first row, none if it isn't CSV with this delimiter; its lines are put back."""
+    """Return the cells of the first row, and put its lines back; none if it isn't CSV with this delimiter."""
     taken: list[str] = []
 
     def taking() -> Iterator[str]:
@@ -383,7 +383,7 @@ def _json_lines(lines: _Lines, cells_of: Callable[[Any], Cells | str]) -> Iterat
 
 
 def _json_document(lines: _Lines, cells_of: Callable[[Any], Cells | str]) -> Iterator[Row]:
-    """Yield the values of JSON that isn't one value a line, those of an array one by one."""
+    """Yield the values of JSON that isn't one value per line; of an array, its elements."""
     text, skipped = io.StringIO(), lines.number
     for line in lines:
         text.write(line.replace("\r\n", "\n").replace("\r", "\n"))
@@ -402,7 +402,7 @@ def _json_document(lines: _Lines, cells_of: Callable[[Any], Cells | str]) -> Ite
 
 
 def _values(document: str) -> Iterator[tuple[int, Any]]:
-    """Yield where each value begins, and the value; they may follow each other, as `jq` prints them."""
+    """Yield each value and where it begins; values may follow each other, as `jq` prints them."""
     position = _after_space(document, 0)
     while position < len(document):
         if document[position] == "[":

@@ -1,4 +1,4 @@
-"""The input: its rows become requests, and each problem is named by its place."""
+"""Turns the rows of an input into requests, and reports each problem with its line."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ _READ_AHEAD = 64
 
 @frozen
 class Problem:
-    """What is wrong with the input, and where; holds no value from it that might be a token."""
+    """A problem with the input and its place. The text contains no value that might be a token."""
 
     text: str
 
 
 @frozen
 class Form(Generic[T]):
-    """What the rows of an input are.
+    """The kind of rows that an input has.
 
     Attributes:
-        columns: those that have a meaning; others are ignored.
-        make: returns what a row asks for, or what is wrong with it from the column's name on, or `None` if it
-            is to be passed over; takes the place where the row begins, and its cells.
+        columns: the columns that are read; others are ignored.
+        make: takes the place where a row begins and its cells. Returns the request, or the problem with the
+            row, beginning with the name of the column, or `None` to skip the row.
     """
 
     columns: Columns
@@ -57,11 +57,11 @@ class Form(Generic[T]):
 
 
 class BadInputError(Exception):
-    """A row isn't valid; the rows know which."""
+    """A row is invalid; the `problem` of the rows says which."""
 
 
 def parse(table: Table, form: Form[T]) -> Iterator[tuple[Place, T | Problem]]:
-    """Yield where each row of an input begins, and what it asks for or what is wrong with it."""
+    """Yield the place where each row of an input begins, and its request or its problem."""
     try:
         for place, cells in table:
             made = cells if isinstance(cells, str) else form.make(place, cells)
@@ -79,11 +79,11 @@ def parse(table: Table, form: Form[T]) -> Iterator[tuple[Place, T | Problem]]:
 
 
 def creations(report_token: str | None, *, allow_odd: bool = False) -> Form[RelayCreateRequest]:
-    """Return the form of rows of which each asks for a relay token.
+    """Return the form of rows that each create a relay token.
 
     Args:
-        report_token: for rows without one; with it, a list of partners is enough.
-        allow_odd: whether identifiers are accepted that were probably meant as something else.
+        report_token: the report token of rows without one; with it, a list of partners is enough.
+        allow_odd: whether values are accepted that are probably not identifiers.
     """
     columns = Columns(
         ("report_token", "report_tokens", _PARTNER, "webhook"),
@@ -118,14 +118,14 @@ def _creation(report_token: str | None, _: Place, row: Cells, *, allow_odd: bool
 
 @frozen
 class Shared:
-    """A row of what was shared with a partner: the line on which it begins, and the request to read it."""
+    """A row for a report that was shared with a partner: its first line, and the request to read it."""
 
     line: Place
     request: Any = field(repr=False)
 
 
 def shared(make: Callable[[str], object]) -> Form[Shared]:
-    """Return the form of rows of which each has a relay token, such as the output of `bulk`.
+    """Return the form of rows that each have a relay token, such as the output of `bulk`.
 
     Args:
         make: turns a relay token into a request.
@@ -151,24 +151,24 @@ def _shared(make: Callable[[str], object], line: Place, row: Cells) -> Shared | 
 
 
 class Source:
-    """An input, opened once, so that what is checked is what is sent.
+    """An input that is opened once, so that the rows that are sent are those that were checked.
 
     Attributes:
-        name: the path, or what to call standard input.
-        table: how the rows are recognized, once `rows` was called.
+        name: the path, or `<stdin>`.
+        table: how the input is recognized; set by `rows`.
     """
 
     def __init__(self, path: str, reading: Reading | None = None, *, stream: bool = True) -> None:
-        """Open it.
+        """Open the input.
 
         Args:
-            path: of a file, or `-` for standard input.
-            reading: what the command line says about it.
-            stream: whether the rows of a pipe are checked as they come; otherwise a pipe is first copied into
-                a private file without a name.
+            path: the path of a file, or `-` for standard input.
+            reading: the options that say how to read it.
+            stream: whether the rows of a pipe are checked as they arrive; otherwise a pipe is first copied
+                into a private file without a name.
 
         Raises:
-            UsageError: it can't be opened or copied.
+            UsageError: the input can't be opened or copied.
         """
         self.name = "<stdin>" if path == "-" else path
         self._reading = reading or Reading()
@@ -195,7 +195,7 @@ class Source:
     def __exit__(
         self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        # A thread may still wait for a pipe, which nothing can end; the system closes that in time.
+        # A thread may still be reading from the pipe, and can't be interrupted; the pipe is closed at exit.
         if self._piped is None or self._piped.ended:
             self._stream.close()
 
@@ -214,14 +214,14 @@ class Source:
         return file
 
     def rows(self, form: Form[Any], survey: Survey | None = None) -> FileRows[Any] | PipedRows[Any]:
-        """Check a file as a whole, and return its rows; those of a pipe are checked as they come.
+        """Check a whole file, and return its rows; the rows of a pipe are checked as they arrive.
 
         Args:
-            form: what the rows are.
-            survey: counts the rows of a file.
+            form: the kind of rows.
+            survey: counts and compares the rows of a file.
 
         Raises:
-            UsageError: some rows aren't valid, or differ from the others; they are named.
+            UsageError: some rows are invalid, or differ from the others; the message has their lines.
         """
         self.table = self._open(form)
         parsed = parse(self.table, form)
@@ -238,12 +238,12 @@ class Source:
                 survey.rows += 1
         if problems := list(survey.problems(self.table)):
             raise UsageError(*problems, "nothing was sent")
-        # No further than was checked, though the file may grow meanwhile.
+        # Read no more rows than were checked: the file may have grown meanwhile.
         rows = (made for _, made in parse(self._open(form), form))
         return FileRows(itertools.islice(rows, survey.rows), survey.rows)
 
     def is_also(self, path: str) -> bool:
-        """Return whether a path leads to this very file."""
+        """Return whether a path leads to the same file."""
         try:
             return self._start is not None and os.path.samestat(
                 os.fstat(self._stream.fileno()), Path(path).stat()
@@ -261,12 +261,12 @@ class Source:
 
 
 class FileRows(Generic[T]):
-    """The rows of a file, or of a list: at hand, however long it is.
+    """Iterates over the rows of a file or a list, without waiting.
 
     Attributes:
-        total: how many there are.
-        problem: the one that ended them, if one did.
-        ended: whether they were read to their end, or to that problem.
+        total: the number of rows.
+        problem: the problem that ended the iteration, if any.
+        ended: whether the input was read to its end, or to that problem.
     """
 
     def __init__(self, parsed: Iterator[T | Problem], total: int) -> None:
@@ -288,11 +288,11 @@ class FileRows(Generic[T]):
         return parsed
 
     def close(self) -> None:
-        """Nobody wants to wait for more; there is nothing to wait for."""
+        """Do nothing: reading a file doesn't wait."""
 
 
 class PipedRows(Generic[T]):
-    """The rows of a pipe, as they come; a thread waits for them. Attributes as for `FileRows`."""
+    """Iterates over the rows of a pipe as a thread reads them. The attributes are those of `FileRows`."""
 
     def __init__(self, parsed: Iterator[T | Problem]) -> None:
         self.total: int | None = None
@@ -309,7 +309,7 @@ class PipedRows(Generic[T]):
 
     async def __anext__(self) -> T:
         if self._thread is None:
-            # Not one of the loop's own threads: at its end the loop would wait for those.
+            # A thread of its own, because the loop waits for the threads of its executor when it closes.
             loop = asyncio.get_running_loop()
             self._thread = threading.Thread(target=self._read, args=(loop,), daemon=True)
             self._thread.start()
@@ -332,7 +332,7 @@ class PipedRows(Generic[T]):
         raise parsed
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has gone, and nobody wants the rest
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the rest isn't needed
             while True:
                 parsed = self._next()
                 self._room.acquire()
@@ -343,10 +343,10 @@ class PipedRows(Generic[T]):
     def _next(self) -> T | Problem | Exception:
         try:
             return next(self._parsed)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is raised where the rows are awaited
+        except Exception as error:  # noqa: BLE001  # it is raised where the rows are awaited
             return error
 
     def close(self) -> None:
-        """Nobody wants to wait for more: what has been read is given, and then it ends."""
+        """Stop waiting for more rows: the iteration ends after the rows that were read."""
         self._closed = True
         self._queue.put_nowait(None)

@@ -135,6 +135,8 @@ class Survey:
 
     def _no_header(self, table: Table) -> Iterator[str]:
         """Yield the problem of a first row that may be a header, and exclude that row from the counts."""
+        if not table.reading.header:
+            return
         headless = (shape for shape, places in self._shapes.items() if table.headless in places.first)
         shape = next(headless, None)
         if shape is None:

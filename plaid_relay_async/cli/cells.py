@@ -23,7 +23,8 @@ _SEP = re.compile(r'"?sep=(.?)[,;|\t]*"?[ \r\n]*', re.IGNORECASE)
 _BLANK = " \t\r\n,;|"
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NOT_DECODED = re.compile("[\udc80-\udcff]")
-_LONGEST = 64 * 1024 * 1024  # characters of a line, a cell or a document; `bulk` writes shorter cells
+_LONGEST = 64 * 1024 * 1024  # characters of a row or a document; `bulk` writes shorter cells
+_LONGEST_HEADER = 1024 * 1024
 _MOST_UNKNOWN = 1000
 _JSON_SPACE = (" ", "\t", "\r", "\n")
 
@@ -301,17 +302,37 @@ def _near(name: str, columns: tuple[str, ...]) -> str | None:
 
 
 def _csv_cells(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    longest = _LONGEST_HEADER
     while True:
         line = lines.number + 1
         try:
-            cells = [cell.strip() for cell in next(reader)]
-        except StopIteration:
-            return
+            cells = _row(lines, delimiter, longest)
         except csv.Error as error:
             raise UnreadableError(f"{line}: isn't CSV: {error}") from None
+        if cells is None:
+            return
         if any(cells):
             yield line, cells
+            longest = _LONGEST
+
+
+def _row(lines: Iterable[str], delimiter: str, longest: int) -> list[str] | None:
+    """Return the cells of the next row, or `None` at the end.
+
+    Raises:
+        csv.Error: it isn't CSV, or has more characters, as where a quote isn't closed.
+    """
+
+    def bounded() -> Iterator[str]:
+        size = 0
+        for line in lines:
+            size += len(line)
+            if size > longest:
+                raise csv.Error(f"a row of more than {longest:,} characters; is a quote not closed?")
+            yield line
+
+    row = next(csv.reader(bounded(), delimiter=delimiter, strict=True), None)
+    return None if row is None else [cell.strip() for cell in row]
 
 
 def _value(column: str, cell: str) -> str:
@@ -329,7 +350,7 @@ def _first_row(lines: _Lines, delimiter: str) -> list[str]:
             yield line
 
     try:
-        return next(csv.reader(taking(), delimiter=delimiter, strict=True), [])
+        return _row(taking(), delimiter, _LONGEST_HEADER) or []
     except csv.Error:
         return []
     finally:

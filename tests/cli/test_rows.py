@@ -338,6 +338,27 @@ def test_a_column_that_no_object_has():
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('"' + "ab\n" * 400_000, "-:1: isn't CSV: a row of more than 1,048,576 characters; is a quote not"),
+        ('secondary_client_id;"' + "a\n" * 600_000, "-:1: unknown column"),
+        (
+            "secondary_client_id,x\n" + '5f3a,"' + f"{'x' * 1_000_000}\n" * 70,
+            "-:2: isn't CSV: a row of more than 67,108,864 characters; is a quote not closed?",
+        ),
+        (
+            "secondary_client_id,x\n5f3a" + f',"{"x" * 8_000_000}\n"' * 9,
+            "-:2: isn't CSV: a row of more than 67,108,864 characters; is a quote not closed?",
+        ),
+    ],
+    ids=["header", "other-delimiter", "row", "cells"],
+)
+def test_a_row_is_bounded(text, problem):
+    """A quote that isn't closed, or a row of endless cells, is an error before it takes all memory."""
+    assert told(text, "-")[-1].startswith(problem)
+
+
 def test_what_is_too_large_for_memory():
     """A document above the limit is to be converted to JSON Lines, and a line above it isn't read to its end."""
     large = io.BufferedReader(io.BytesIO(b"{\n" + b" " * 65 * 1024 * 1024))

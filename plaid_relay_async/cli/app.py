@@ -519,7 +519,8 @@ def _for_each_row(
     survey: Survey | None = None,
 ) -> Exit:
     if source.is_also(output):
-        raise UsageError(f"{output}: is the input, too")
+        name = "standard output" if output == "-" else output
+        raise UsageError(f"{name}: is the input, too")
     rows = source.rows(form, survey)
     if isinstance(rows, FileRows) and survey is not None:
         _say_unknown(source)

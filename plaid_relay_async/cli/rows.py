@@ -8,6 +8,7 @@ import io
 import itertools
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import threading
@@ -243,13 +244,12 @@ class Source:
         return FileRows(itertools.islice(rows, survey.rows), survey.rows)
 
     def is_also(self, path: str) -> bool:
-        """Return whether a path leads to the same file."""
+        """Return whether an output's path, or standard output for `-`, leads to this very file."""
         try:
-            return self._start is not None and os.path.samestat(
-                os.fstat(self._stream.fileno()), Path(path).stat()
-            )
-        except OSError:
+            other = os.fstat(sys.stdout.fileno()) if path == "-" else Path(path).stat()
+        except (OSError, ValueError):  # it doesn't exist, or isn't open
             return False
+        return stat.S_ISREG(other.st_mode) and os.path.samestat(os.fstat(self._stream.fileno()), other)
 
     def _open(self, form: Form[Any]) -> Table:
         if self._start is not None:

@@ -544,13 +544,20 @@ def test_the_output_belongs_to_one_run(plaid, run, partners, tmp_path):
     assert (done.status, "another run writes into it" in done.err, len(plaid.ledger)) == (2, True, 0)
 
 
-def test_the_input_is_not_the_output(plaid, run, tmp_path):
-    """What is written would be read as rows."""
+def test_the_input_is_not_the_output(plaid, run, tmp_path, monkeypatch):
+    """What is written would be read as rows, also from standard output that is appended to the input."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text('"p1"\n')
     rows.chmod(0o600)
     done = run("bulk", rows, "--report-token", REPORT, "--output", rows, "--append")
     assert (done.status, "is the input, too" in done.err, len(plaid.ledger)) == (2, True, 0)
+    with rows.open("a") as appended:
+        monkeypatch.setattr(sys, "stdout", appended)
+        done = run("bulk", rows, "--report-token", REPORT)
+    assert (done.status, len(plaid.ledger), rows.read_text()) == (2, 0, '"p1"\n')
+    assert "standard output: is the input, too" in done.err
+    appended.close()
+    assert run("bulk", rows, "--report-token", REPORT).status == 2  # it is closed
 
 
 def test_a_file_that_grows_is_sent_as_it_was_checked(plaid, tmp_path):

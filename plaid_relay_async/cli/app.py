@@ -167,7 +167,11 @@ class Layout:
         delimiter = {"tab": "\t", r"\t": "\t"}.get(self.delimiter or "", self.delimiter)
         if delimiter is not None and delimiter not in DELIMITERS:
             raise UsageError(f"--delimiter: must be one of {' '.join(DELIMITERS.values())}")
-        mapped = {column: name for column, _, name in (word.partition("=") for word in self.column)}
+        mapped: dict[str, str] = {}
+        for column, _, name in (word.partition("=") for word in self.column):
+            if column in mapped:
+                raise UsageError(f"--column: {column} is given twice")
+            mapped[column] = name
         if not all(column in columns.names and name.strip() for column, name in mapped.items()):
             raise UsageError(f"--column: must be COLUMN=NAME, with one of {', '.join(columns.names)}")
         if mapped and self.no_header:

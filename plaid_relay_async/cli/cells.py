@@ -30,7 +30,7 @@ _JSON_SPACE = (" ", "\t", "\r", "\n")
 
 Cells: TypeAlias = dict[str, Any]
 Place: TypeAlias = "int | str"
-"""A line number, or `line:column`."""
+"""A line number, or `line:column` of a problem within it or of a further value of JSON on it."""
 Row: TypeAlias = "tuple[Place, Cells | str]"
 """The place where a row begins, and its cells by column, or the problem with them."""
 
@@ -411,11 +411,15 @@ def _json_document(lines: _Lines, cells_of: Callable[[Any], Cells | str]) -> Ite
         if text.tell() > _LONGEST:
             problem = "is too large for JSON that isn't one object a line; convert it to JSON Lines"
             raise UnreadableError(f"{lines.number}: {problem}")
-    document, number, counted = text.getvalue(), skipped + 1, 0
+    document, number, line_start = text.getvalue(), skipped + 1, 0
+    previous: int | None = None
     try:
         for start, value in _values(document):
-            number, counted = number + document.count("\n", counted, start), start
-            yield number, cells_of(value)
+            if breaks := document.count("\n", previous or 0, start):
+                number, line_start = number + breaks, document.rfind("\n", 0, start) + 1
+            is_first = breaks or previous is None
+            previous = start
+            yield number if is_first else f"{number}:{start - line_start + 1}", cells_of(value)
     except json.JSONDecodeError as error:
         raise UnreadableError(f"{skipped + error.lineno}:{error.colno}: isn't JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:

@@ -157,8 +157,12 @@ class Survey:
 
     def _outside(self, common: Shape) -> Places:
         odd = [places for shape, places in self._shapes.items() if shape > common]
-        first = sorted((place for places in odd for place in places.first), key=int)
+        first = sorted((place for places in odd for place in places.first), key=_position)
         return Places(sum(places.count for places in odd), first[:_MOST_NAMED])
+
+
+def _position(place: Place) -> list[int]:
+    return [int(number) for number in str(place).split(":")]
 
 
 def _hash(*words: str) -> bytes:

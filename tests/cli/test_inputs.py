@@ -104,6 +104,16 @@ def test_odd_rows_that_are_accepted(plaid, bulk):
     assert partners(plaid) == sorted([*IDS, "Sparkasse", "=abc", "TOTAL"])
 
 
+def test_odd_rows_of_an_array(plaid, bulk):
+    """They are named in order by line and column, if they share a line."""
+    done = bulk(str([*IDS, "Sparkasse", "b-1"]).replace("'", '"'))
+    assert (done.status, len(plaid.requests)) == (2, 0)
+    assert [line.split(": ")[-3].rpartition("in.txt:")[2] for line in done.err.splitlines()[:2]] == [
+        "1:562",
+        "1:575",
+    ]
+
+
 def test_very_many_odd_rows(plaid, bulk):
     """The first twenty are named."""
     done = bulk("\n".join([*(f"{n:x}" for n in range(1000)), *("x" * n for n in range(1, 31))]))
@@ -212,6 +222,7 @@ def test_a_pipe_that_cannot_be_copied(tmp_path, monkeypatch, stdin):
         (["--column", "partner=x"], "--column: must be COLUMN=NAME, with one of report_token, "),
         (["--column", "webhook="], "--column: must be COLUMN=NAME"),
         (["--column", "webhook"], "--column: must be COLUMN=NAME"),
+        (["--column", "webhook=a", "--column", "webhook=b"], "--column: webhook is given twice"),
         (["--column", "webhook=Hook", "--no-header"], "--column: can't be used with --no-header"),
         (["--stream", "--dry-run"], "--dry-run: can't be used with --stream"),
     ],

@@ -325,6 +325,16 @@ def test_problems_of_json_documents(text, problem):
     assert next(row for row in told(text, "-") if isinstance(row, str)).startswith(problem)
 
 
+def test_values_on_one_line_are_named_by_column():
+    """An array without line breaks has each invalid member named by its column."""
+    text = '["p1", 5,\n6, "TOTAL"]'
+    assert [row.partition(": ")[0] for row in told(text, "-") if isinstance(row, str)] == [
+        "-:1:8",
+        "-:2",
+        "-:2:4",
+    ]
+
+
 def test_an_empty_array():
     """There is nothing to send."""
     assert told("[ ]", "-") == []

@@ -171,7 +171,7 @@ class Table:
 
     def hint(self, place: Place) -> str:
         """Return an additional hint for an invalid row, if it is the first one of a list without a header."""
-        if place != self.headless:
+        if place != self.headless or not self.reading.header:
             return ""
         return f"; if this is a header, --column {self.columns.key}=NAME says which column it is"
 

@@ -276,6 +276,9 @@ def test_a_header_with_another_name():
 def test_no_header():
     """With it, even a first line that looks like no other is a row."""
     assert told(f"acme\n{IDS[0]}\n", header=False) == [(TOKEN, "acme", None), *EXPECTED[:1]]
+    assert told("=a\n", header=False) == [
+        "in.csv:1: secondary_client_id: begins with =; --allow-odd-ids accepts it"
+    ]
 
 
 def test_no_header_needs_a_report_token():

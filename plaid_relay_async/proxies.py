@@ -5,19 +5,17 @@ from __future__ import annotations
 import ipaddress
 import os
 from typing import Final, Self
-from urllib.parse import urlsplit
 
 from attrs import field, frozen
 from yarl import URL
 
-from plaid_relay_async.config import is_loopback, parsed_url
+from plaid_relay_async.config import is_loopback, normal_host, parsed_url
 from plaid_relay_async.errors import ConfigurationError, Hidden
 
 # As curl has it: the first one that is set counts, even if it is empty. HTTP_PROXY isn't among them: calls go
 # over https, or to loopback. So a CGI program's callers can't choose the proxy by a header `Proxy`.
 _VARIABLES: Final = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 _EXCEPTIONS: Final = ("no_proxy", "NO_PROXY")
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 @frozen
@@ -46,10 +44,27 @@ class Proxy:
                 "connector speaks SOCKS"
             )
         parsed = parsed_url(whole)
-        if parsed is None:
-            raise ConfigurationError(f"{name} must be a URL such as http://user:password@host:3128")
+        # A password with a slash that isn't percent-encoded ends the host: what follows stands in the path.
+        if parsed is None or parsed.raw_path_qs not in {"", "/"} or parsed.raw_fragment:
+            raise ConfigurationError(
+                f"{name} must be a URL such as http://user:password@host:3128, with nothing after the port"
+            )
+        if not _is_sendable(parsed.user or "", parsed.password or ""):
+            raise ConfigurationError(
+                f"{name} has a user with a colon, or a user or password with characters beyond Latin-1, "
+                "which can't be sent to a proxy"
+            )
         with_login = parsed.origin().with_user(parsed.user).with_password(parsed.password)
         return cls(f"{parsed.scheme}://{parsed.host_port_subcomponent}", Hidden(with_login))
+
+
+def _is_sendable(user: str, password: str) -> bool:
+    # As aiohttp encodes them for the proxy (RFC 7617).
+    try:
+        (user + password).encode("latin-1")
+    except UnicodeEncodeError:
+        return False
+    return ":" not in user
 
 
 def resolve_proxy(base_url: str, proxy: str | None, *, trust_env: bool) -> Proxy | None:
@@ -64,17 +79,17 @@ def resolve_proxy(base_url: str, proxy: str | None, *, trust_env: bool) -> Proxy
         ConfigurationError: the URL isn't that of an HTTP proxy.
     """
     chosen = None if proxy is None or proxy == "" else Proxy.at(proxy, "proxy")
-    parts = urlsplit(base_url)
-    host = (parts.hostname or "").rstrip(".")
+    url = URL(base_url)
+    host = normal_host(url.raw_host or "")
     if is_loopback(host):
         return None
-    if trust_env and _is_excepted(host, parts.port or _DEFAULT_PORTS[parts.scheme]):
+    if trust_env and _is_excepted(host, url.port or 0):
         return None
     if proxy is not None or not trust_env:
         return chosen
     variable = next((name for name in _VARIABLES if name in os.environ), None)
-    url = "" if variable is None else os.environ[variable].strip()
-    return Proxy.at(url, variable or "") if url else None
+    value = "" if variable is None else os.environ[variable].strip()
+    return Proxy.at(value, variable or "") if value else None
 
 
 def _is_excepted(host: str, port: int) -> bool:
@@ -93,5 +108,8 @@ def _covers(entry: str, host: str, port: int) -> bool:
         name, colon, number = entry.rpartition(":")
     if colon and number.isdecimal():
         return int(number) == port and _covers(name, host, port)
-    domain = entry.removeprefix("*").strip(".")
-    return bool(domain) and f".{host}".endswith(f".{domain}")
+    try:
+        domain = normal_host(entry.removeprefix("*").strip("."))
+    except ValueError:  # such as an empty one
+        return False
+    return f".{host}".endswith(f".{domain}")

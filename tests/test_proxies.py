@@ -112,6 +112,12 @@ def test_the_environment_is_read_as_curl_reads_it(monkeypatch, variables, addres
         ("fd00::/8", "https://[fd00::1]", True),
         ("[fd00::1]:443", "https://[fd00::1]", True),
         ("fd00::/8", "https://10.1.2.3", False),
+        # In any spelling, as they are called.
+        ("10.0.0.0/8", "https://10.1", True),
+        ("10.0.0.0/8", "https://[::ffff:10.1.2.3]", True),
+        ("0x0a.1", "https://10.0.0.1", True),
+        ("bücher.example", "https://xn--bcher-kva.example", True),
+        ("plaid.example", "https://\uff50laid.example", True),
     ],
 )
 def test_hosts_in_no_proxy_are_called_directly(monkeypatch, exceptions, url, direct):
@@ -161,16 +167,36 @@ def test_a_socks_proxy_is_refused_with_the_way_out(monkeypatch, scheme):
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://a:1", "http://", "http://a:x", f"http://me:{SECRET}@a b:1", "http://a:0"]
+    "url",
+    [
+        "ftp://a:1",
+        "http://",
+        "http://a:x",
+        f"http://me:{SECRET}@a b:1",
+        "http://a:0",
+        f"http:/me:{SECRET}@a:1",
+        f"http://me:12/{SECRET}@a:1",
+        f"http://me:12?{SECRET}@a:1",
+        f"http://me:12#{SECRET}@a:1",
+    ],
 )
 def test_what_is_no_proxy_is_refused(monkeypatch, url):
-    """By the name of the setting, and without its value."""
+    """By the name of the setting, and without its value; a password that ends the host isn't a path."""
     with pytest.raises(ConfigurationError, match="proxy must be a URL") as caught:
         RelayClient(OWNER, base_url=PLAID, proxy=url)
     assert SECRET not in str(caught.value)
     monkeypatch.setenv("HTTPS_PROXY", url)
     with pytest.raises(ConfigurationError, match="HTTPS_PROXY must be a URL"):
         RelayClient(OWNER, base_url=PLAID, trust_env=True)
+
+
+@pytest.mark.parametrize("login", [f"me:{SECRET}\u20ac", f"m\u20ac:{SECRET}", f"m%3Ae:{SECRET}"])
+def test_a_login_that_no_header_can_carry_is_refused(login):
+    """Each call would fail otherwise, and be repeated."""
+    with pytest.raises(ConfigurationError, match="proxy has a user with a colon, or") as caught:
+        RelayClient(OWNER, base_url=PLAID, proxy=f"http://{login}@a:1")
+    assert SECRET not in str(caught.value)
+    assert chosen(proxy=f"http://mé:{SECRET}:%C3%A9@a:1") == "http://a:1"
 
 
 def test_a_proxy_shows_no_password():

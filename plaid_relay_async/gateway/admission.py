@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
     from plaid_relay_async.gateway.keys import Key
 
+
+def _folded(name: str) -> str:
+    # A server that ignores case, separators or invisible characters, normalizes, or ends a name at a NUL,
+    # would read the member that wasn't checked.
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return re.sub(r"[\W_]+", "", folded)
+
+
 _KNOWN: Final = frozenset({"client_id", "secret"}).union(*(names_of(each.request) for each in ENDPOINTS))
+_KNOWN_FOLDED: Final = frozenset(map(_folded, _KNOWN))
 _BY_PATH: Final = {endpoint.path: endpoint for endpoint in ENDPOINTS}
 # Of two that differ the next server may take the other one.
 _ONCE: Final = frozenset(
@@ -167,7 +176,7 @@ def read(body: Hidden[bytes]) -> Sent:
         fields = json.loads(
             body.reveal().decode(), object_pairs_hook=unique_members, parse_constant=_no_constant
         )
-        if any(_folded(name) in _KNOWN and _folded(name) != name for name in fields):
+        if any(name not in _KNOWN and _folded(name) in _KNOWN_FOLDED for name in fields):
             raise RefusedError(refusals.AMBIGUOUS_MEMBER)
         secret, _ = fields.pop("secret", None), fields.pop("client_id", None)
         partner = fields.get("secondary_client_id")
@@ -176,11 +185,6 @@ def read(body: Hidden[bytes]) -> Sent:
         raise RefusedError(refusals.INVALID_BODY) from None
     key = None if secret is None else Hidden(secret if isinstance(secret, str) else "")
     return Sent(key, plain, partner if isinstance(partner, str) else None)
-
-
-def _folded(name: str) -> str:
-    # A server that ignores case, or normalizes, would read the member that wasn't checked.
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 def _no_constant(_: str) -> None:

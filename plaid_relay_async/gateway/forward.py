@@ -73,6 +73,7 @@ class _Downstream:
     undecodable: bool = False
     unzip: Any = None
     unzipped: int = 0
+    received: bool = False
 
     async def begin(self, answer: Answer) -> bool:
         if answer.status < 200:
@@ -90,6 +91,7 @@ class _Downstream:
     async def write(self, piece: Hidden[bytes]) -> None:
         response = self.response
         assert response is not None  # noqa: S101  # an answer begins before its body
+        self.received |= bool(piece.reveal())
         for plain in self._unzipped(piece):
             if not self.gone and (shown := self.mask.over(plain)).reveal():
                 await self._within_patience(partial(response.write, shown.reveal()))
@@ -122,7 +124,9 @@ class _Downstream:
         response, entry = self.response, self.entry
         assert response is not None  # noqa: S101  # as above
         entry.request_id = self.mask.over_all(request_id_of(answer) or "") or None
-        if answer.lost is None and (self.unzip is None or self.unzip.eof):
+        # A body without a byte, such as that of a 204, isn't compressed, whatever its header says.
+        is_whole = self.unzip is None or self.unzip.eof or not self.received
+        if answer.lost is None and is_whole:
             await self._within_patience(lambda: response.write_eof(self.mask.rest().reveal()))
             entry.delivered = not self.gone
         else:

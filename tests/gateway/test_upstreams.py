@@ -350,6 +350,16 @@ async def test_x_gzip_is_gzip(held, size):
     assert answer.body == QUOTED.replace(b"canary-upstream-of-the-owner", b"*" * 28)
 
 
+async def test_an_empty_body_is_whole_whatever_its_encoding(held, audit):
+    """A 429 without a body is a 429 to the caller, and not an answer that was lost."""
+    for encoding in ("x-gzip", "gzip"):
+        held.upstream.says = lambda _: [page(429, b"", f"Content-Encoding: {encoding}")]  # noqa: B023
+        answer = await held.call()
+        assert (answer.status, answer.whole, answer.body) == (429, True, b"")
+        told = json.loads(audit.records[-1].getMessage())
+        assert (told["error_code"], told["delivered"]) == (None, True)
+
+
 @pytest.mark.parametrize(
     "body",
     [gzip.compress(QUOTED)[:-9], gzip.compress(QUOTED) + b"more", b"no gzip"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import os
 import warnings
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp.helpers import basicauth_from_netrc, netrc_from_env
+from aiohttp.helpers import basicauth_from_netrc, get_env_proxy_for_url, netrc_from_env
+from yarl import URL
 
 from plaid_relay_async.cancellation import finish
-from plaid_relay_async.config import check_count, check_tls, check_type
+from plaid_relay_async.config import check_count, check_tls, check_type, is_loopback
 from plaid_relay_async.errors import ClientClosedError, ConfigurationError
 from plaid_relay_async.exchange import Direct, Exchange, Ordinary
 from plaid_relay_async.proxies import resolve_proxy
@@ -104,7 +106,7 @@ class SessionManager:
         self._connections: int | None = connections
         self._idle = idle
         self._ssl = check_tls(ssl)
-        self._host = urlsplit(base_url).hostname or ""
+        self._base_url = base_url
         # Resolved once, and not by aiohttp: it would look for each request, and send what `.netrc` has.
         self._proxy = resolve_proxy(base_url, proxy, trust_env=trust_env)
         self._direct = direct and session is None and self._proxy is None
@@ -119,7 +121,8 @@ class SessionManager:
 
         Raises:
             ClientClosedError: it was opened before, or the borrowed session is closed.
-            ConfigurationError: the borrowed session would send a login from `.netrc`.
+            ConfigurationError: the borrowed session would send a login from `.netrc`, or send plain http to a
+                proxy on another machine.
         """
         if self._state is State.OPEN:
             raise ClientClosedError("this client is open already: one `async with` is enough")
@@ -130,7 +133,8 @@ class SessionManager:
         elif self._session.closed:
             raise ClientClosedError("the aiohttp session that this client borrowed is closed")
         else:
-            await _check_netrc(self._session, self._host)
+            await _check_plain_http(self._session, URL(self._base_url))
+            await _check_netrc(self._session, urlsplit(self._base_url).hostname or "")
             self._connections, self._slots = _slots_of(self._session)
         _unmap_reads()
         if self._tls_buffer is not None:
@@ -270,6 +274,21 @@ def check_lent(session: aiohttp.ClientSession, headers: Collection[str]) -> None
                 f"the session that you lend sends a header {name} beside the client's own credentials: "
                 "lend a session without it"
             )
+
+
+async def _check_plain_http(session: aiohttp.ClientSession, url: URL) -> None:
+    # To loopback, the one place where plain http may go; a proxy would get the credentials instead.
+    if url.scheme != "http":
+        return
+    proxy = getattr(session, "_default_proxy", None)
+    if proxy is None and session.trust_env:
+        with contextlib.suppress(LookupError):
+            proxy, _ = await asyncio.to_thread(get_env_proxy_for_url, url)
+    if proxy is not None and not is_loopback(URL(proxy).raw_host or ""):
+        raise ConfigurationError(
+            f"the session that you lend would send plain http for {url.raw_host} to a proxy, which could "
+            "read the credentials: lend a session without proxy=, or add the host to NO_PROXY"
+        )
 
 
 async def _check_netrc(session: aiohttp.ClientSession, host: str) -> None:

@@ -36,7 +36,9 @@ MAP = {
     "watch": Room(),
     "exchange": Room(("cancellation",), ("aiohttp", "attrs", "yarl")),
     "proxies": Room(("config", "errors"), ("attrs", "yarl")),
-    "session": Room(("cancellation", "config", "errors", "watch", "exchange", "proxies"), ("aiohttp",)),
+    "session": Room(
+        ("cancellation", "config", "errors", "watch", "exchange", "proxies"), ("aiohttp", "yarl")
+    ),
     "transport": Room(
         ("cancellation", "config", "errors", "codec", "models", "watch", "exchange", "session"),
         ("aiohttp", "attrs", "backoff", "yarl"),

@@ -334,6 +334,33 @@ async def test_credentials_of_a_borrowed_session_do_not_go_beside_others(echo, n
 
 
 @pytest.mark.may_block  # aiohttp reads .netrc
+@pytest.mark.parametrize("where", ["argument", "environment"])
+async def test_a_borrowed_session_must_not_send_plain_http_to_a_proxy(echo, monkeypatch, where):
+    """Plain http goes to loopback alone: a proxy elsewhere would read the secret and the tokens."""
+    url, _, _ = echo
+    for name in ("http_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def opened(proxy: str, base_url: str = url) -> None:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        lent = {"trust_env": True} if where == "environment" else {"proxy": proxy}
+        async with (
+            aiohttp.ClientSession(**lent) as session,
+            RelayClient(OWNER, base_url=base_url, session=session),
+        ):
+            assert not session.closed
+
+    with pytest.raises(ConfigurationError, match=r"plain http for 127\.0\.0\.1 to a proxy") as caught:
+        await opened("http://me:canary-word@192.0.2.1:3128")
+    assert "canary" not in str(caught.value)
+    await opened("http://127.0.0.1:3128")
+    await opened("http://192.0.2.1:3128", "https://sandbox.plaid.com")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    if where == "environment":
+        await opened("http://192.0.2.1:3128")
+
+
+@pytest.mark.may_block  # aiohttp reads .netrc
 @pytest.mark.parametrize(
     "login", ["default login me password canary-word", "machine 127.0.0.1 login a password b"]
 )

@@ -41,6 +41,10 @@ const CODES = {
   ],
   INTERNAL_ERROR: ["The gateway failed by a bug of its own.", ""],
   INVALID_BODY: ["The request isn’t a JSON object.", "Reload this page; if it stays, report it."],
+  AMBIGUOUS_MEMBER: [
+    "The request has a member whose name is another spelling of one that Plaid knows.",
+    "Reload this page; if it stays, report it.",
+  ],
   UNSUPPORTED_MEDIA_TYPE: [
     "The request isn’t plain JSON.",
     "Something on the way changes requests: ask whoever runs it.",
@@ -54,6 +58,7 @@ const CODES = {
     "Nothing was sent to Plaid, so it is safe to send it again later.",
   ],
   UPSTREAM_LOST: ["The gateway’s connection to Plaid was lost.", ""],
+  UPSTREAM_ENCODING: ["Plaid’s response has an encoding that the gateway can’t decode.", ""],
   UPSTREAM_TIMEOUT: ["Plaid didn’t answer the gateway in time.", ""],
   // Plaid's.
   INVALID_API_KEYS: [

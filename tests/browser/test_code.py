@@ -150,11 +150,11 @@ async def test_any_text_survives_in_the_code(modules, language, tmp_path):
 async def test_the_code_of_every_operation_asks_for_the_same(modules, language, tmp_path):
     """For each operation the code sends what the page itself would send, with tokens of the environment."""
     filled = {
-        "secondary_client_id": "partner's",
+        "secondary_client_id": "partner$2",
         "webhook": "https://lender.example/?a=1&b=$2",
         "include_insights": True,
         "days_requested": "61",
-        "client_report_id": "a “name”",
+        "client_report_id": "a “name”, it's mine",
         "account_ids_to_exclude": "one\ntwo\n",
         "institution_id": "ins_1",
         "initial_products": "assets\ntransactions",

@@ -8,6 +8,7 @@ import enum
 import fcntl
 import logging
 import secrets
+import select
 import socket
 import termios
 from typing import TYPE_CHECKING, Any
@@ -180,6 +181,16 @@ class _State:
         return self.stage < _Stage.BUSY and self.since <= latest
 
 
+def _has_left(accepted: socket.socket, *, half: bool) -> bool:
+    """Return whether a caller reset its connection while it waited, or, with `half`, closed its side of it.
+
+    A caller that closes its side may wait for the response to plain HTTP; no TLS handshake can follow.
+    """
+    poll = select.poll()
+    poll.register(accepted, select.POLLRDHUP if half else 0)  # a reset is always reported
+    return bool(poll.poll(0))
+
+
 def _has_unread(transport: asyncio.Transport) -> bool:
     """Return whether bytes have arrived that the event loop hasn't read yet."""
     number: int = transport.get_extra_info("socket").fileno()  # negative once it is closed
@@ -287,6 +298,9 @@ class Listener(web.Server):
     async def _accept_one(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         accepted, _ = await loop.sock_accept(listening)
+        if _has_left(accepted, half=self.ssl is not None):
+            accepted.close()
+            return
         try:
             await self._make_room()
             await loop.connect_accepted_socket(self, accepted)

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import socket
+import struct
 import sys
 import termios
 import tracemalloc
@@ -366,6 +367,30 @@ async def test_nothing_is_sent_for_a_caller_that_left_while_the_gateway_was_full
                 opened.writer.write_eof()
         assert (await first).status == 200
         assert (await held.call()).status == 200
+        held.assert_nothing_came(but=2)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+async def test_no_connection_is_closed_for_a_caller_that_has_left(secure):
+    """A full gateway keeps an idle connection if the new caller reset its own, or closed it before TLS."""
+    theirs, trusting = certified() if secure else (None, None)
+    async with (
+        fort(connections=1, ssl=theirs, trusting=trusting) as held,
+        line(held.gateway.url, ssl=trusting) as idle,
+    ):
+        await idle.say(request(key=held.keys["lender"], last=False))
+        assert (await idle.answer()).status == 200
+        await asyncio.sleep(1.2)  # it may be closed now
+        place = urlsplit(held.gateway.url)
+        for _ in range(3):
+            with socket.socket() as caller:
+                if not secure:
+                    caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                caller.setblocking(False)
+                caller.connect_ex((place.hostname, place.port))
+        await asyncio.sleep(0.2)
+        await idle.say(request(key=held.keys["lender"], last=False))
+        assert (await idle.answer()).status == 200
         held.assert_nothing_came(but=2)
 
 

@@ -31,11 +31,26 @@ def of_the_ledger(plaid):
     return Counter(line["secondary_client_id"] for line in plaid.ledger)
 
 
-def opening(path, uri):
-    """An engine for a path, which opens a URI of SQLite."""
-    return create_async_engine(
-        f"sqlite+aiosqlite:///{path}", async_creator=lambda: aiosqlite.connect(uri, uri=True)
-    )
+@asynccontextmanager
+async def opening(path, uri):
+    """Open an engine for a path that opens a URI of SQLite; wait until its connections are closed.
+
+    SQLAlchemy doesn't wait for the threads of connections that it invalidates, and aiosqlite warns about a
+    connection that is garbage before its thread has closed it.
+    """
+    connections = []
+
+    def connect():
+        connections.append(aiosqlite.connect(uri, uri=True))
+        return connections[-1]
+
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", async_creator=connect)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+        while any(connection._connection is not None for connection in connections):
+            await asyncio.sleep(0.01)
 
 
 async def all_of(journal, run, **wanted):

@@ -25,7 +25,7 @@ from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say, shown
 from plaid_relay_async.cli.words import Proxy, read_word
 from plaid_relay_async.config import Environment, check_base_url, is_loopback, normal_host
-from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.errors import ConfigurationError, displayed
 from plaid_relay_async.gateway import KNOWN, RELAY, Gateway, Key, KeyFile
 from plaid_relay_async.limits import RateLimit
 
@@ -196,7 +196,7 @@ def show(*, keys: KeysFile = None) -> Exit:
         rows.add_column(title, overflow="fold")
     with _plainly():
         for key in KeyFile(keys or _usual_file()).read():
-            rows.add_row(*map(shown, _row(key)))
+            rows.add_row(*map(displayed, _row(key)))  # a list of partners is printed in full
     Console(file=sys.stdout, highlight=False, markup=False, emoji=False).print(rows)
     return Exit.DONE
 

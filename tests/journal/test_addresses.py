@@ -217,12 +217,11 @@ async def test_a_hard_link(client, report, folder):
 async def test_an_engine_that_opens_another_file(folder, uri):
     """An engine must open the file that its URL names: that one is checked, and has the locks."""
     path = folder / "relay.db"
-    engine = opening(path, f"file:{folder / uri}" if uri.endswith("db") else uri)
     with closing(sqlite3.connect(folder / "other.db")) as other:
         other.execute("CREATE TABLE t (a)")
-    with pytest.raises(ConfigurationError, match=r"SQLite has opened (none|.*other)"):
-        await Journal(engine, key=KEY).open()
-    await engine.dispose()
+    async with opening(path, f"file:{folder / uri}" if uri.endswith("db") else uri) as engine:
+        with pytest.raises(ConfigurationError, match=r"SQLite has opened (none|.*other)"):
+            await Journal(engine, key=KEY).open()
     assert path.stat().st_size == 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 
 import pytest
 from journals import CREATE, KEY, all_of, expiry, of_the_ledger, opening, requests
@@ -58,22 +58,24 @@ async def test_a_corrupt_file(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("open_it", "told"),
+    ("address_of", "problem"),
     [
         (lambda path: opening(path, f"{path.as_uri()}?mode=ro"), "readonly database"),
-        (lambda path: f"sqlite:///{path}?timeout=0.2", "database is locked"),
+        (lambda path: nullcontext(f"sqlite:///{path}?timeout=0.2"), "database is locked"),
     ],
+    ids=["read-only", "locked"],
 )
-async def test_a_file_that_cannot_be_written(plaid, client, report, tmp_path, open_it, told):
+async def test_a_file_that_cannot_be_written(plaid, client, report, tmp_path, address_of, problem):
     """A journal that is read-only, or that another connection has locked, is an error, and nothing is sent."""
     path = tmp_path / "relay.db"
     async with Journal(path, key=KEY):
         pass
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(JournalError, match=told):
-            async with Journal(open_it(path), key=KEY) as journal:
-                await client.relay.create([report], "p", journal=journal)
+        async with address_of(path) as address:
+            with pytest.raises(JournalError, match=problem):
+                async with Journal(address, key=KEY) as journal:
+                    await client.relay.create([report], "p", journal=journal)
     assert not plaid.requests
 
 

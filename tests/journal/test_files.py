@@ -104,10 +104,10 @@ async def test_a_first_key_leaves_nothing_unencrypted(client, report, path):
 
 async def test_a_setting_that_sqlite_does_not_take_is_an_error(path):
     """A file on which SQLite can't keep a write-ahead log is refused."""
-    engine = opening(path, f"{path.as_uri()}?vfs=unix-dotfile")
-    with pytest.raises(JournalError, match=r"can't set journal_mode to wal for the journal, it stays delete"):
-        await Journal(engine, key=KEY).open()
-    await engine.dispose()
+    problem = r"can't set journal_mode to wal for the journal, it stays delete"
+    async with opening(path, f"{path.as_uri()}?vfs=unix-dotfile") as engine:
+        with pytest.raises(JournalError, match=problem):
+            await Journal(engine, key=KEY).open()
 
 
 async def test_an_error_of_the_database_names_the_file(path):

@@ -112,8 +112,8 @@ _OPENSSL: Final = re.compile(r"\[SSL: (\w+)\]")
 _used: weakref.WeakKeyDictionary[asyncio.BaseProtocol, Callable[[], bool]] = weakref.WeakKeyDictionary()
 
 
-def _news_of(transport: asyncio.Transport) -> Callable[[], bool]:
-    """Give what tells whether something has arrived that the event loop hasn't seen yet."""
+def unread_check(transport: asyncio.Transport) -> Callable[[], bool]:
+    """Return a function that checks whether the socket has unread bytes, or the end of its input."""
     connection = transport.get_extra_info("socket")
     if not hasattr(select, "poll"):  # pragma: no cover  # Windows
         return lambda: bool(select.select([connection], [], [], 0)[0])
@@ -165,7 +165,7 @@ class Body:
             raise aiohttp.ClientConnectionError from protocol.exception()
         has_news = _used.get(protocol)
         if has_news is None:
-            self._new, has_news = protocol, _news_of(protocol.transport)
+            self._new, has_news = protocol, unread_check(protocol.transport)
             _used[protocol] = has_news
             if has_news():
                 return False

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import fcntl
 import logging
 import secrets
 import select
 import socket
-import termios
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from attrs import define
 
+from plaid_relay_async.exchange import unread_check
 from plaid_relay_async.gateway import refusals
 
 if TYPE_CHECKING:
@@ -193,8 +192,7 @@ def _has_left(accepted: socket.socket, *, half: bool) -> bool:
 
 def _has_unread(transport: asyncio.Transport) -> bool:
     """Return whether bytes have arrived that the event loop hasn't read yet."""
-    number: int = transport.get_extra_info("socket").fileno()  # negative once it is closed
-    return number >= 0 and any(fcntl.ioctl(number, termios.FIONREAD, bytes(4)))
+    return not transport.is_closing() and unread_check(transport)()
 
 
 class Listener(web.Server):
@@ -382,7 +380,8 @@ class Listener(web.Server):
                     listening = bound.dup()
                     self._accepting[listening] = asyncio.create_task(self._accept(listening))
                     # The sockets that it accepts inherit this.
-                    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+                    with contextlib.suppress(AttributeError):  # Windows has no such option
+                        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
                     listening.listen(_QUEUE)
                 port_chosen: int = server.sockets[0].getsockname()[1]
             yield port_chosen

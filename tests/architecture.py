@@ -53,7 +53,7 @@ MAP = {
     ),
     "simulator": Room((), ("aiohttp", "attrs")),
     "gateway": Room(
-        ("cancellation", "config", "errors", "codec", "models", "session", "transport", "limits"),
+        ("cancellation", "config", "errors", "exchange", "codec", "models", "session", "transport", "limits"),
         ("aiohttp", "attrs", "prometheus_client"),
     ),
     "cli": Room(

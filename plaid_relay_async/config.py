@@ -39,7 +39,7 @@ class Environment(enum.StrEnum):
 
     @classmethod
     def at(cls, base_url: str) -> Environment | None:
-        """Return the environment whose host a URL names, in any spelling; `None` if it names another."""
+        """Return the environment whose host a URL names in any spelling, or `None`."""
         host = normal_host(URL(base_url).raw_host or "")
         return next((each for each in cls if URL(each.base_url).raw_host == host), None)
 
@@ -173,7 +173,7 @@ _NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
 
 def normal_host(host: str) -> str:
-    """Return the one spelling that stands for all spellings of a host; compare no others.
+    """Return the normal spelling of a host; compare hosts only in this form.
 
     A name is returned in lower-case ASCII (IDNA) and without the dot at its end, an IP address in its usual
     form: `127.1`, `0x7f.1` and `::ffff:127.0.0.1` are `127.0.0.1`, as they are to the system's resolver.
@@ -258,7 +258,7 @@ def resolve_base_url(base_url: str | None, environment: Environment | str | None
         return Environment(name).base_url
     except ValueError:
         known = " or ".join(Environment)
-        # A secret may stand in the wrong variable; it isn't a word of letters alone.
+        # A secret may have been put into the wrong variable; a name that consists of letters isn't one.
         wrong = f", not {name!r}" if name.isalpha() else ""
         raise ConfigurationError(f"environment (PLAID_ENV) must be {known}{wrong}") from None
 

@@ -88,19 +88,19 @@ class PlaidRelayError(Exception):
 
 
 _BEYOND_ASCII = re.compile(r"[^ -~]")
-# Python counts these as printable, and a terminal displays nothing for them: fillers, joiners, variation
-# selectors, and the empty Braille pattern.
+# Characters that are printable for Python but invisible on a terminal: fillers, joiners, variation selectors,
+# and the empty Braille pattern.
 _FILLERS = re.compile(
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
 
 def displayed(text: str) -> str:
-    """Return a text as one line in which each character that isn't visible is a backslash sequence.
+    """Return a text as one line, with a backslash escape for each character that isn't visible.
 
-    It is for texts from servers, files and the command line that a person will read. A terminal acts on
-    control characters, a line break or a bidirectional override makes a text look like another one, and no
-    encoding can write a lone surrogate.
+    Use it to display texts from servers, files and the command line. A terminal acts on control characters, a
+    line break or a bidirectional override makes a text look like another one, and no encoding can represent a
+    lone surrogate.
     """
     return _BEYOND_ASCII.sub(_displayed, text)
 
@@ -174,7 +174,7 @@ class NotSentError(PlaidRelayError, ConnectionError):
 
     Attributes:
         errno: the operating system's number, where there is one.
-        shared: whether every other request would fail in the same way: TLS failed, or the proxy did.
+        shared: whether every other request would fail in the same way, because of TLS or the proxy.
     """
 
     shared: bool = False
@@ -510,7 +510,7 @@ def ordinary(error: BaseException) -> bool:
 
 
 def concerns_everyone(error: PlaidRelayError) -> bool:
-    """Return whether every other request of a batch would meet this error as well."""
+    """Return whether every other request of a batch would get this error as well."""
     if isinstance(error, ClientClosedError | ConfigurationError):
         return True
     if isinstance(error, NotSentError):
@@ -521,7 +521,7 @@ def concerns_everyone(error: PlaidRelayError) -> bool:
 
 
 def concerns_report(error: PlaidRelayError) -> bool:
-    """Return whether every other creation for the same report would meet this error as well."""
+    """Return whether every other creation for the same report would get this error as well."""
     if isinstance(error, AssetReportError | ReportNotReadyError):
         return True
     return isinstance(error, PlaidAPIError) and error.error_code == "INVALID_ASSET_REPORT_TOKEN"

@@ -1,4 +1,4 @@
-"""Through which proxy an address is called: an argument, or the environment as curl and pip read it."""
+"""Selects the proxy for an address, from an argument or from the environment as curl and pip read it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from yarl import URL
 from plaid_relay_async.config import is_loopback, normal_host, parsed_url
 from plaid_relay_async.errors import ConfigurationError, Hidden
 
-# As curl has it: the first one that is set counts, even if it is empty. HTTP_PROXY isn't among them: calls go
-# over https, or to loopback. So a CGI program's callers can't choose the proxy by a header `Proxy`.
+# As in curl, the first variable that is set counts, even if it is empty. HTTP_PROXY isn't read, because calls
+# use https or go to loopback, and because in a CGI program a request header `Proxy` would set it.
 _VARIABLES: Final = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 _EXCEPTIONS: Final = ("no_proxy", "NO_PROXY")
 
@@ -23,8 +23,8 @@ class Proxy:
     """An HTTP proxy.
 
     Attributes:
-        address: such as `http://proxy.internal:3128`, without user and password.
-        url: with them.
+        address: the URL without user and password, such as `http://proxy.internal:3128`.
+        url: the complete URL.
     """
 
     address: str
@@ -32,16 +32,16 @@ class Proxy:
 
     @classmethod
     def at(cls, url: object, name: str) -> Self:
-        """Return the proxy at a URL; without a scheme it is http.
+        """Return the proxy at a URL; the default scheme is http.
 
         Raises:
-            ConfigurationError: it isn't the URL of an HTTP proxy; `name` says where it came from.
+            ConfigurationError: it isn't the URL of an HTTP proxy; the message names its source, `name`.
         """
         whole = f"http://{url}" if isinstance(url, str) and "://" not in url else url
         if isinstance(whole, str) and whole.lower().startswith("socks"):
             raise ConfigurationError(
-                f"{name} is a SOCKS proxy, which isn't supported: use an HTTP proxy, or lend a session whose "
-                "connector speaks SOCKS"
+                f"{name} is a SOCKS proxy, which isn't supported: use an HTTP proxy, or pass a session whose "
+                "connector supports SOCKS"
             )
         parsed = parsed_url(whole)
         # A password with a slash that isn't percent-encoded ends the host: what follows stands in the path.
@@ -68,12 +68,12 @@ def _is_sendable(user: str, password: str) -> bool:
 
 
 def resolve_proxy(base_url: str, proxy: str | None, *, trust_env: bool) -> Proxy | None:
-    """Return the proxy for an address: the argument, or one from the environment, or none for loopback.
+    """Return the proxy for an address, from the argument or the environment; `None` for loopback.
 
     Args:
         base_url: the address that is called.
-        proxy: the proxy's URL; an empty string means none, whatever the environment says.
-        trust_env: whether the environment counts; NO_PROXY then holds for the argument, too.
+        proxy: the proxy's URL; an empty string means no proxy, even if the environment names one.
+        trust_env: whether the environment is read; NO_PROXY then also applies to the argument.
 
     Raises:
         ConfigurationError: the URL isn't that of an HTTP proxy.
@@ -93,7 +93,7 @@ def resolve_proxy(base_url: str, proxy: str | None, *, trust_env: bool) -> Proxy
 
 
 def _is_excepted(host: str, port: int) -> bool:
-    """Return whether NO_PROXY lists a host: its name or domain, its address or network, or `*`."""
+    """Return whether NO_PROXY lists the host, its domain, its address or network, or `*`."""
     variable = next((name for name in _EXCEPTIONS if name in os.environ), None)
     entries = "" if variable is None else os.environ[variable].replace(",", " ").lower().split()
     return any(_covers(entry, host, port) for entry in entries)
@@ -104,7 +104,7 @@ def _covers(entry: str, host: str, port: int) -> bool:
         return True
     try:
         return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
-    except ValueError:  # one of them is a name, or the entry has a port
+    except ValueError:  # the host or the entry is a name, or the entry has a port
         name, colon, number = entry.rpartition(":")
     if colon and number.isdecimal():
         return int(number) == port and _covers(name, host, port)

@@ -58,12 +58,12 @@ class SessionManager:
 
     Args:
         session: the caller's session; its TLS, proxy and cookie settings are the caller's, too.
-        base_url: the address that is called.
+        base_url: the address to call.
         connections: how many an owned pool holds at most; further calls queue before they ask it.
         idle: seconds after which an owned pool closes a connection that nobody uses.
         ssl: a context with one's own CA bundle, for an owned pool.
         proxy: a proxy's URL, for an owned pool.
-        trust_env: whether an owned pool takes its proxy from the environment.
+        trust_env: whether an owned pool reads its proxy from the environment.
         direct: whether an owned pool without a proxy is used without aiohttp's `ClientSession`.
         tls_buffer: bytes that asyncio sets aside for reading from each TLS connection, in place of its own
             number.
@@ -107,7 +107,8 @@ class SessionManager:
         self._idle = idle
         self._ssl = check_tls(ssl)
         self._base_url = base_url
-        # Resolved once, and not by aiohttp: it would look for each request, and send what `.netrc` has.
+        # Resolved once, and not by aiohttp: it would read the environment for each request, and send logins
+        # from `.netrc`.
         self._proxy = resolve_proxy(base_url, proxy, trust_env=trust_env)
         self._direct = direct and session is None and self._proxy is None
         self._tls_buffer = tls_buffer
@@ -254,25 +255,25 @@ def _set_tls_buffer(size: int) -> None:
 
 
 def check_lent(session: aiohttp.ClientSession, headers: Collection[str]) -> None:
-    """Check that a borrowed session sends no credentials beside those of the client.
+    """Check that a borrowed session sends no credentials in addition to the client's.
 
     Args:
         session: the caller's session.
         headers: the names of the headers in which the client sends its credentials.
 
     Raises:
-        ConfigurationError: it does.
+        ConfigurationError: the session sends other credentials.
     """
     if session.auth is not None and "Authorization" in headers:
         raise ConfigurationError(
-            "the session that you lend has auth=, and a gateway_key needs the header Authorization: "
-            "lend a session without auth="
+            "the borrowed session has auth=, and a gateway_key needs the header Authorization: "
+            "pass a session without auth="
         )
     for name in ("PLAID-CLIENT-ID", "PLAID-SECRET"):
         if name in session.headers and name not in headers:
             raise ConfigurationError(
-                f"the session that you lend sends a header {name} beside the client's own credentials: "
-                "lend a session without it"
+                f"the borrowed session sends a header {name} in addition to the client's own credentials: "
+                "pass a session without that header"
             )
 
 
@@ -299,9 +300,9 @@ async def _check_netrc(session: aiohttp.ClientSession, host: str) -> None:
     except LookupError:
         return
     raise ConfigurationError(
-        f"the session that you lend has trust_env=True, and .netrc has a login for {host} (or for every "
-        "host), which aiohttp would send there as Authorization: lend a session with proxy= instead of "
-        "trust_env, or remove that entry"
+        f"the borrowed session has trust_env=True, and .netrc has a login for {host} (or for every host), "
+        "which aiohttp would send there as Authorization: pass a session with proxy= instead of trust_env, "
+        "or remove that entry"
     )
 
 

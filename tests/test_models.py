@@ -45,9 +45,9 @@ TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
         (([TOKEN], "p", 5), "webhook must be a string"),
         (
             ([TOKEN], "p;https://lender.example/relay"),
-            "secondary_client_id holds a quote, a comma or a semicolon",
+            "secondary_client_id contains a quote, a comma or a semicolon",
         ),
-        ((["assets-1,assets-2"], "p"), "report_tokens[0] holds a quote, a comma or a semicolon"),
+        ((["assets-1,assets-2"], "p"), "report_tokens[0] contains a quote, a comma or a semicolon"),
         (([TOKEN], "p", "https://a.example,https://b.example"), "webhook must be an http(s) URL"),
         (([TOKEN], "p", 'https://a.example/relay"'), "webhook must be an http(s) URL"),
     ],
@@ -249,7 +249,7 @@ def test_fan_out_checks_what_all_share_at_once():
         RelayCreateRequest.fan_out([TOKEN], "abc")
 
 
-@pytest.mark.parametrize(("partner", "problem"), [("", "is empty"), ("b,c", "holds a quote, a comma")])
+@pytest.mark.parametrize(("partner", "problem"), [("", "is empty"), ("b,c", "contains a quote, a comma")])
 def test_fan_out_names_the_place_of_a_partner(partner, problem):
     """The error of a partner has its index, as that of a token has, and those before it have their requests."""
     requests = RelayCreateRequest.fan_out([TOKEN], ["a", partner])
@@ -269,7 +269,7 @@ DELIMITERS = ",;\"'\u00ab\u00bb\u2018\u2019\u201a\u201c\u201d\u201e\u2039\u203a\
 @pytest.mark.parametrize("form", ["{}id", "i{}d", "id{}"])
 def test_a_partner_that_was_misread_is_rejected(character, form):
     """Whitespace, control and formatting characters, quotes and delimiters show that no single id was read."""
-    problem = "holds a quote" if character in DELIMITERS else "holds white space or control characters"
+    problem = "contains a quote" if character in DELIMITERS else "holds white space or control characters"
     with pytest.raises(RequestValidationError) as caught:
         RelayCreateRequest([TOKEN], form.format(character))
     assert caught.value.field == "secondary_client_id"

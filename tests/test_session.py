@@ -313,7 +313,7 @@ async def test_auth_of_a_borrowed_session_does_not_go_with_a_gateway_key():
     with pytest.warns(DeprecationWarning, match="auth"):
         session = aiohttp.ClientSession(auth=aiohttp.BasicAuth("me", "canary-password"))
     async with session:
-        with pytest.raises(ConfigurationError, match=r"has auth=.*lend a session without auth=") as caught:
+        with pytest.raises(ConfigurationError, match=r"has auth=.*pass a session without auth=") as caught:
             RelayClient(gateway_key="key", session=session)
         assert "canary" not in str(caught.value)
         RelayClient(OWNER, session=session)
@@ -325,7 +325,9 @@ async def test_credentials_of_a_borrowed_session_do_not_go_beside_others(echo, n
     url, came, _ = echo
     async with aiohttp.ClientSession(headers={name: "canary-value"}) as session:
         for who in ({"gateway_key": "key"}, {"credentials": OWNER, "credentials_in": "body"}):
-            with pytest.raises(ConfigurationError, match="beside the client's own credentials") as caught:
+            with pytest.raises(
+                ConfigurationError, match="in addition to the client's own credentials"
+            ) as caught:
                 RelayClient(**who, session=session)
             assert "canary" not in str(caught.value)
         async with RelayClient(OWNER, base_url=url, session=session) as client:

@@ -128,7 +128,11 @@ def load(theirs: ssl.SSLContext, folder: Path, certificate: x509.Certificate, ke
     [
         (of_no_known_authority, "unable to get local issuer certificate", "SSL_CERT_FILE .*ssl="),
         (self_signed, "self-signed certificate", "SSL_CERT_FILE .*ssl="),
-        (of_another_host, "certificate is not valid for '127.0.0.1'", "by a name that its certificate has"),
+        (
+            of_another_host,
+            "certificate is not valid for '127.0.0.1'",
+            "by a name that its certificate contains",
+        ),
         (expired, "certificate has expired", "has to be renewed"),
         (not_yet_valid, "certificate is not yet valid", "machine's clock"),
         (without_key_identifier, "Missing Authority Key Identifier", "ssl.VERIFY_X509_STRICT"),

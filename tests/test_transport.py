@@ -255,7 +255,7 @@ async def test_tls_that_fails_never_left():
     async with serving(gibberish) as (url, _):
         address = url.replace("http://", "https://")
         async with RelayClient(OWNER, base_url=address, retry=RetryPolicy(attempts=1)) as client:
-            with pytest.raises(NotSentError, match=r"TLS with 127\.0\.0\.1:\d+ failed: .*doesn't speak TLS"):
+            with pytest.raises(NotSentError, match=r"TLS with 127\.0\.0\.1:\d+ failed: .*doesn't use TLS"):
                 await client.relay.create(["t"], "p")
 
 

@@ -1,4 +1,4 @@
-"""Where a journal is stored: an address, checked before anything is opened, and the files of SQLite."""
+"""Checks the address of a journal before anything is opened, and the files of SQLite."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WAIT = 10.0  # seconds for which SQLite waits for a lock
 _LONGEST_WAIT = 2_000_000.0  # seconds; SQLite counts milliseconds in 32 bits
 _LARGEST_PORT = 65_535
 _LARGEST_INTEGER = 2**31 - 1  # of an option of libpq
-# Those that libpq reads once it is about to connect.
+# Options that libpq parses only when it connects.
 _INTEGERS = (
     "connect_timeout",
     "keepalives",
@@ -35,14 +35,14 @@ _INTEGERS = (
     "keepalives_count",
     "tcp_user_timeout",
 )
-# Connection words of libpq, such as "host=db dbname=relay".
+# A connection string of libpq, such as "host=db dbname=relay".
 _LIBPQ_WORDS: Final = re.compile(
     r"(^|\s)(host|hostaddr|port|dbname|user|password|passfile|service|options|connect_timeout|client_encoding"
     r"|(fallback_)?application_name|target_session_attrs|ssl\w+)\s*="
 )
 _SCHEME: Final = re.compile(r"[A-Za-z][\w+.-]+:")  # one letter is a drive of Windows
 _FORMS = "the path of a file, sqlite:///FILE or postgresql://USER@HOST:PORT/DATABASE"
-# libpq checks options before it parses the server's address. This one can't be parsed: nothing is connected.
+# libpq checks options before it parses the server's address. This one is invalid, so libpq doesn't connect.
 _NO_ADDRESS = "no-address"
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 
@@ -54,7 +54,7 @@ class Address:
     Attributes:
         kind: "sqlite" or "postgresql".
         url: the URL of a PostgreSQL database.
-        path: the file of SQLite, without symbolic links, so that all of its names lead to the same locks.
+        path: the file of SQLite with symbolic links resolved, so that all paths to it share its locks.
         wait: seconds for which SQLite waits for a lock.
     """
 
@@ -66,10 +66,10 @@ class Address:
 
 @sealed
 def address_of(where: str | os.PathLike[str] | AsyncEngine) -> Address:
-    """Return the address that a path, a URL or an engine stands for.
+    """Return the address that a path, a URL or an engine describes.
 
     Raises:
-        ConfigurationError: it is none, or may have been meant as another one.
+        ConfigurationError: it is invalid or ambiguous.
     """
     if isinstance(where, AsyncEngine):
         return _of_engine(where.url)
@@ -86,9 +86,9 @@ def address_of(where: str | os.PathLike[str] | AsyncEngine) -> Address:
 
 
 def _kind(scheme: str) -> str:
-    """Return which database the scheme of a URL names, with its driver, which may be another one."""
+    """Return the database that the scheme of a URL names; its driver needn't be the one that is used."""
     kind, _, driver = scheme.lower().partition("+")
-    # SQLCipher, for example, would encrypt the file, and isn't what opens it here.
+    # A driver such as SQLCipher would encrypt the file, and isn't used here.
     if kind == "sqlite" and driver in {"", "pysqlite", "aiosqlite"}:
         return kind
     if kind in {"postgres", "postgresql"}:
@@ -99,24 +99,24 @@ def _kind(scheme: str) -> str:
 def _check_path(text: str) -> None:
     if _LIBPQ_WORDS.search(text):
         raise ConfigurationError(
-            "the journal's address consists of connection words of libpq: write it as a URL, "
-            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE?OPTION=VALUE; for a file of this name, give its "
+            "the journal's address is a connection string of libpq: write it as a URL, "
+            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE?OPTION=VALUE; for a file of this name, use its "
             "absolute path"
         )
     if _SCHEME.match(text) or "://" in text:
         raise ConfigurationError(
             f"the journal's address is neither a path nor a URL of a database: it must be {_FORMS}; "
-            "for a file whose name begins like a URL, give its absolute path"
+            "for a file whose name begins like a URL, use its absolute path"
         )
 
 
 def _in_file(name: str, wait: float = _WAIT) -> Address:
     if name in {"", ":memory:"}:
-        raise ConfigurationError("a journal in memory would survive nothing: give the path of a file")
+        raise ConfigurationError("a journal can't be stored in memory: pass the path of a file")
     try:
         path = os.path.realpath(name)
-    except ValueError:  # a NUL, or a character that no name of a file can have
-        raise ConfigurationError("the journal's address isn't a path that a file can have") from None
+    except ValueError:  # a NUL, or a character that no file name can contain
+        raise ConfigurationError("the journal's address isn't a valid path") from None
     return Address("sqlite", URL.create("sqlite"), Path(path), wait)
 
 
@@ -131,12 +131,12 @@ def _of_sqlite(rest: str) -> Address:
     name = os.fsdecode(unquote_to_bytes(os.fsencode(name[1:])))
     if name.startswith("file:"):
         raise ConfigurationError(
-            f"the journal's address must not hold a file: URI of SQLite; it must be {_FORMS}"
+            f"the journal's address must not contain a file: URI of SQLite; it must be {_FORMS}"
         )
     unknown = sorted(set(query) - {"timeout"})
     if unknown:
         raise ConfigurationError(
-            f"{unknown[0]} in the journal's address isn't possible: SQLite has no option here but timeout"
+            f"{unknown[0]} in the journal's address isn't supported: for SQLite, timeout is the only option"
         )
     return _in_file(name, _wait(query))
 
@@ -156,10 +156,10 @@ def _of_engine(url: URL) -> Address:
 def _wait(query: Mapping[str, Any]) -> float:
     try:
         wait = float(query.get("timeout", _WAIT))
-    except (TypeError, ValueError):  # TypeError: it is there twice
+    except (TypeError, ValueError):  # TypeError: the option occurs twice
         wait = -1.0
     if not 0 <= wait <= _LONGEST_WAIT:
-        raise ConfigurationError("timeout in the journal's address must be a number of seconds, given once")
+        raise ConfigurationError("timeout in the journal's address must be one number of seconds")
     return wait
 
 
@@ -180,7 +180,7 @@ def _of_postgresql(rest: str) -> Address:
         raise ConfigurationError("the journal's address must not contain NUL")
     login = 0 if url.username is None else 1
     if "@" in host or rest.partition("?")[0].count("@") > login:
-        # Otherwise the error that the host doesn't exist would quote a part of the password.
+        # The error about an unknown host would otherwise quote a part of the password.
         raise ConfigurationError(
             "the journal's address has more than one @, or a / in the user: in the user, the password and "
             "the database, write @ as %40 and / as %2F"
@@ -196,16 +196,16 @@ def _of_postgresql(rest: str) -> Address:
     }
     for name, value in url.query.items():
         if given.get(name) or (not isinstance(value, str) and name not in {"host", "port"}):
-            raise ConfigurationError(f"{name} is given twice in the journal's address")
+            raise ConfigurationError(f"{name} occurs twice in the journal's address")
     return Address("postgresql", url.set(host=host))
 
 
 @sealed
 def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Check the arguments of a connection to PostgreSQL, by their names in libpq; nothing is connected.
+    """Check the arguments of a connection to PostgreSQL, by their names in libpq, without connecting.
 
     Raises:
-        ConfigurationError: there is no such argument, or its value is invalid.
+        ConfigurationError: an argument is unknown, or its value is invalid.
     """
     for name in _INTEGERS:
         if not _is_integer(arguments[name], -_LARGEST_INTEGER, _LARGEST_INTEGER):
@@ -247,14 +247,14 @@ def _is_address(address: str) -> bool:
 
 
 def _problem_of(arguments: Mapping[str, Any]) -> str | None:
-    """Return what libpq finds wrong with arguments that lead nowhere."""
+    """Return libpq's error for arguments without a usable server address, or `None` if only that is wrong."""
     from psycopg import ProgrammingError
     from psycopg.conninfo import make_conninfo
     from psycopg.pq import PGconn
 
     try:
         probe = PGconn.connect(make_conninfo(**arguments).encode())
-    except ProgrammingError as error:  # such as an option that doesn't exist
+    except ProgrammingError as error:  # for example, an unknown option
         return str(error).strip()
     except ValueError:
         return "it isn't text"
@@ -266,7 +266,7 @@ def _problem_of(arguments: Mapping[str, Any]) -> str | None:
 
 
 def create_file(path: Path) -> None:
-    """Create the file of a journal, readable by its owner alone; check it if it exists.
+    """Create the file of a journal with mode 0600, or check the existing one.
 
     Raises:
         ConfigurationError: the file can't be used; the message says why.
@@ -278,7 +278,7 @@ def create_file(path: Path) -> None:
 
 
 def check_files(path: Path) -> None:
-    """Check the file of a journal, and what SQLite has beside it.
+    """Check the file of a journal, and the files that SQLite creates beside it.
 
     Raises:
         ConfigurationError: other users may read one of them, or it isn't a regular file with one name.

@@ -33,14 +33,14 @@ _PLAIN = re.compile(r"[!#-&(-+\--:<-~]+")  # the ASCII characters that an identi
 def check_word(name: str, value: object) -> None:
     """Raise `RequestValidationError` unless the value can be one identifier, token or name of Plaid's.
 
-    Plaid doesn't publish of which characters these consist, and may change that. So only what shows that a
-    value was misread is rejected: whitespace, control and formatting characters, quotes, `,` and `;`.
+    Plaid doesn't publish which characters these consist of, and may change them. So only characters that show
+    that a value was misread are rejected: whitespace, control and formatting characters, quotes, `,` and `;`.
     """
     if isinstance(value, str) and _PLAIN.fullmatch(value):
         return
     _check_visible(name, value)
     if _DELIMITER.search(cast("str", value)):
-        raise invalid(name, "holds a quote, a comma or a semicolon: pass one identifier, without quotes")
+        raise invalid(name, "contains a quote, a comma or a semicolon: pass one identifier, without quotes")
 
 
 def _check_visible(name: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Why an attempt failed, in words of our own: aiohttp's may name a proxy and its password."""
+"""Explains why an attempt failed, without aiohttp's texts, which may contain a proxy's password."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Cause:
     """Why an attempt failed.
 
     Attributes:
-        phrase: what happened.
-        advice: the way out, unless there is nothing to say but to try again.
+        phrase: the reason.
+        advice: what to do about it, if there is more to do than to try again.
         shared: whether every other request would fail in the same way.
     """
 
@@ -42,38 +42,38 @@ _PHRASES: Final[tuple[tuple[type[BaseException], str], ...]] = (
 )
 
 _CHECK_PROXY: Final = (
-    "Check the proxy's URL, and ask its operator to let the host through. NO_PROXY=host, or an empty proxy, "
-    "goes without."
+    "Check the proxy's URL, and ask its operator to allow the host. NO_PROXY=host, or an empty proxy URL, "
+    "bypasses the proxy."
 )
-_CHECK_TLS: Final = "Check the address, and what intercepts TLS on the way to it."
+_CHECK_TLS: Final = "Check the address, and whether an intermediary intercepts TLS."
 _TRUST: Final = (
-    "To trust an authority of your own, set SSL_CERT_FILE to a file that has it, or pass "
+    "To trust your own certificate authority, set SSL_CERT_FILE to a file that contains it, or pass "
     "ssl=ssl.create_default_context(cafile=...)."
 )
 _CLIENT_CERTIFICATE: Final = (
-    "The server wants a client certificate that it trusts: pass ssl= with a context that has loaded one "
+    "The server requires a client certificate that it trusts: pass ssl= with a context that has one "
     "(load_cert_chain)."
 )
-_OTHER_NAME: Final = "Call the server by a name that its certificate has."
+_OTHER_NAME: Final = "Call the server by a name that its certificate contains."
 _STRICT: Final = (
-    "Python 3.13 and later reject such certificates: have it issued anew, or pass ssl= with a context "
+    "Python 3.13 and later reject such certificates: have a new one issued, or pass ssl= with a context "
     "without ssl.VERIFY_X509_STRICT."
 )
 
 # By OpenSSL's X509_V_ERR_ numbers, which are part of its ABI.
 _BY_VERIFICATION: Final = {
     9: "Check this machine's clock.",
-    10: "The server's certificate has to be renewed; check this machine's clock, too.",
+    10: "The server's certificate has to be renewed, or this machine's clock is wrong.",
     62: _OTHER_NAME,
     64: _OTHER_NAME,
     **dict.fromkeys(range(79, 95), _STRICT),
 }
 _BY_REASON: Final = {
-    "WRONG_VERSION_NUMBER": "What listens there doesn't speak TLS: check the scheme and the port.",
-    "TLSV1_ALERT_PROTOCOL_VERSION": "The two have no version of TLS in common.",
-    "UNSUPPORTED_PROTOCOL": "The two have no version of TLS in common.",
+    "WRONG_VERSION_NUMBER": "The server doesn't use TLS on this port: check the scheme and the port.",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "Client and server have no version of TLS in common.",
+    "UNSUPPORTED_PROTOCOL": "Client and server have no version of TLS in common.",
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": _CLIENT_CERTIFICATE,
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": f"The two have no cipher in common, or: {_CLIENT_CERTIFICATE}",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": f"Client and server have no cipher in common, or: {_CLIENT_CERTIFICATE}",
     "SSLV3_ALERT_BAD_CERTIFICATE": _CLIENT_CERTIFICATE,
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": _CLIENT_CERTIFICATE,
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": _CLIENT_CERTIFICATE,
@@ -82,7 +82,7 @@ _BY_REASON: Final = {
 
 
 def cause_of(error: BaseException, *, proxied: bool) -> Cause:
-    """Return why an attempt ended in an error; `proxied` says whether it went to a known proxy."""
+    """Return why an attempt ended in an error; `proxied` is whether it used a known proxy."""
     if (reason := tls_reason(error)) is not None:
         return _tls_failure(error, reason)
     if isinstance(error, aiohttp.ClientHttpProxyError):
@@ -90,7 +90,7 @@ def cause_of(error: BaseException, *, proxied: bool) -> Cause:
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return Cause("the proxy can't be reached", _CHECK_PROXY, shared=True)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        # With a proxy it is the proxy's name: the proxy itself resolves that of the server.
+        # With a proxy, this is the proxy's name; the proxy itself resolves the server's name.
         return Cause(f"the name {error.host} isn't known", _CHECK_PROXY if proxied else None, shared=proxied)
     return Cause(next((words for cls, words in _PHRASES if isinstance(error, cls)), "the request failed"))
 
@@ -110,5 +110,5 @@ def _refusal(status: int) -> Cause:
     phrase = f"the proxy answered {status}"
     if status == http.HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         advice = "Put the proxy's user and password, percent-encoded, into its URL."
-        return Cause(f"{phrase}: it wants a user and a password, or others", advice, shared=True)
+        return Cause(f"{phrase}: the user or the password is missing or wrong", advice, shared=True)
     return Cause(phrase, _CHECK_PROXY, shared=True)

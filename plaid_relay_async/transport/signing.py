@@ -50,7 +50,7 @@ class Signer:
 
     @property
     def headers(self) -> frozenset[str]:
-        """The names of the headers that have the credentials."""
+        """The names of the headers that contain the credentials."""
         if isinstance(self.who, GatewayKey):
             return frozenset({"Authorization"})
         return frozenset({"PLAID-CLIENT-ID", "PLAID-SECRET"} if self.credentials_in == "headers" else ())

@@ -142,8 +142,8 @@ def _told(error: BaseException, replay: Replay, *, left: bool, proxy: str | None
     errno = getattr(error, "errno", None)
     if not left and type(error) is ValueError:
         return ConfigurationError(
-            "the session that this client borrowed refuses its requests (ValueError): auth=, a login in "
-            ".netrc or a default header contradicts the client's credentials"
+            "the borrowed session refuses the client's requests (ValueError): auth=, a login in .netrc or a "
+            "default header conflicts with the client's credentials"
         )
     if not left:
         way = "" if proxy is None else f"; proxy: {proxy}"

@@ -77,7 +77,7 @@ def test_a_proxy_that_refuses_is_named(proxy, run, monkeypatch, by):
     monkeypatch.setenv("HTTPS_PROXY", url if by == "HTTPS_PROXY" else "http://127.0.0.1:9")
     done = run("get", "token", *(["--proxy", url] if by == "--proxy" else []))
     assert done.status == 1
-    assert "the proxy answered 407: it wants a user and a password, or others" in done.err
+    assert "the proxy answered 407: the user or the password is missing or wrong" in done.err
     assert f"; proxy: http://{address} [not sent" in done.err
     assert "percent-encoded" in done.err
     assert PASSWORD not in done.err

@@ -98,7 +98,7 @@ def test_a_key_is_found_by_nothing_else(names, other):
         ({"partners": ()}, "partners must be a collection"),
         ({"partners": 5}, "partners must be a collection"),
         ({"partners": ["a b"]}, "one of the partners holds white space"),
-        ({"partners": ["a,b"]}, "one of the partners holds a quote, a comma or a semicolon"),
+        ({"partners": ["a,b"]}, "one of the partners contains a quote, a comma or a semicolon"),
         ({"partners": [""]}, "one of the partners is empty"),
         ({"rate": 5}, "rate must be a RateLimit"),
     ],

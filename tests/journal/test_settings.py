@@ -122,8 +122,8 @@ async def test_a_path_with_marks_of_a_url(tmp_path, name):
     [
         ("mysql://h/d", {}, "SQLite or PostgreSQL, not in mysql"),
         ("://", {}, "neither a path nor a URL"),
-        ("sqlite://", {}, "in memory would survive nothing"),
-        (create_async_engine("sqlite+aiosqlite://"), {}, "in memory would survive nothing"),
+        ("sqlite://", {}, "can't be stored in memory"),
+        (create_async_engine("sqlite+aiosqlite://"), {}, "can't be stored in memory"),
         ("x.db", {"run": ""}, "run must be a string"),
         ("x.db", {"namespace": 3}, "namespace must be a string"),
         ("x.db", {"lease": 0}, "lease must be a number of seconds above 0"),

@@ -150,7 +150,9 @@ class Layout:
     column: Annotated[
         tuple[str, ...],
         Parameter(
-            negative="", help="COLUMN=NAME: read COLUMN from the column NAME of the input. May be repeated."
+            negative="",
+            show_default=False,
+            help="COLUMN=NAME: read COLUMN from the column NAME of the input. May be repeated.",
         ),
     ] = ()
     no_header: Annotated[

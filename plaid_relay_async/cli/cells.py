@@ -205,9 +205,9 @@ class Table:
         return matched
 
     def _check_mapped(self, line: int) -> None:
-        for column in self.reading.mapped:
+        for column, name in self.reading.mapped.items():
             if column not in self.recognized:
-                raise UnreadableError(f"{line}: --column {column}: the input has no column of that name")
+                raise UnreadableError(f"{line}: --column {column}: the input has no column {name}")
 
     # -------------------------------------------------------------------------------------------- JSON
 
@@ -266,7 +266,7 @@ class Table:
         if not self.reading.header:
             if len(cells) > 1 or not self.columns.alone:
                 needed = "" if self.columns.alone else ", and needs --report-token"
-                raise UnreadableError(f"{line}: --no-header goes with a list of {key} alone{needed}")
+                raise UnreadableError(f"{line}: --no-header requires a list of {key} alone{needed}")
             self.headless = line
             return [key]
         matched = self._matched(cells)
@@ -359,7 +359,7 @@ def _first_row(lines: _Lines, delimiter: str) -> list[str]:
 
 def _by_column(header: list[str | None], cells: list[str], key: str) -> Cells | str:
     if any(cells[len(header) :]):
-        return f"column {len(header) + 1}: is one too many: the header has {len(header)}"
+        return f"column {len(header) + 1}: has no name: the number of columns in the header is {len(header)}"
     named = zip(header, cells, strict=False)
     row: Cells = {column: _value(column, cell) for column, cell in named if column and cell}
     if "report_tokens" in row:

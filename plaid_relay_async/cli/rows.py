@@ -97,12 +97,12 @@ def creations(report_token: str | None, *, allow_odd: bool = False) -> Form[Rela
 
 def _creation(report_token: str | None, _: Place, row: Cells, *, allow_odd: bool) -> RelayCreateRequest | str:
     if "report_token" in row and "report_tokens" in row:
-        return "report_tokens: stands beside report_token; give one of the two"
+        return "report_tokens: can't be used with report_token; use one of the two"
     tokens: Any = [report_token]
     if "report_token" in row or "report_tokens" in row:
         tokens = row.get("report_tokens", [row.get("report_token")])
     elif report_token is None:
-        return "report_token: is missing; give it here, or --report-token for all rows"
+        return "report_token: is missing; add that column, or pass --report-token for all rows"
     if _PARTNER not in row:
         return f"{_PARTNER}: is missing"
     try:
@@ -181,7 +181,9 @@ class Source:
             self._start = file.tell() if file.seekable() else None
         except (OSError, ValueError) as error:
             if looks_like_a_token(path):
-                raise UsageError("INPUT: is a token; it has to be a file, or - for standard input") from None
+                raise UsageError(
+                    "INPUT: is a token; pass a file name, or - for standard input"
+                ) from None
             reason = getattr(error, "strerror", None) or "isn't open"
             raise UsageError(f"{self.name}: {reason}") from None
         self._stream = io.BufferedReader(file)

@@ -75,7 +75,7 @@ def test_forms(name, text, rows):
         ("in.csv", "name,webhook\n", "in.csv:1: secondary_client_id: isn't in the header; the columns are"),
         ("in.csv", "secondary_client_id,webook\n", "in.csv:1: unknown column webook; did you mean webhook?"),
         ("in.csv", "secondary_client_id,webhook,webhook\n", "in.csv:1: webhook: occurs twice"),
-        ("in.csv", "a\nb,c\n", "in.csv:2: column 2: is one too many: the header has 1"),
+        ("in.csv", "a\nb,c\n", "in.csv:2: column 2: has no name: the number of columns in the header is 1"),
         ("in.csv", "secondary_client_id,webhook\na,nowhere\n", "in.csv:2: webhook: must be an http(s) URL"),
         ("in.csv", "secondary_client_id,name\n,Ann\n", "in.csv:2: secondary_client_id: is empty"),
         (
@@ -89,7 +89,7 @@ def test_forms(name, text, rows):
         (
             "in.csv",
             "secondary_client_id,report_token,report_tokens\na,t1,t1\n",
-            "in.csv:2: report_tokens: stands beside report_token; give one of the two",
+            "in.csv:2: report_tokens: can't be used with report_token; use one of the two",
         ),
         ("in.csv", 'secondary_client_id\n"a\nb\n', "in.csv:2: isn't CSV: "),
         ("in.csv", b"secondary_client_id\na\xff\n", "in.csv:2:2: isn't UTF-8"),
@@ -126,7 +126,7 @@ def test_without_a_report_token():
     """Then each row must have one, and a list of bare ids won't do."""
     assert told("secondary_client_id,report_token\na,t\nb,\n", token=None) == [
         ("t", "a", None),
-        "in.csv:3: report_token: is missing; give it here, or --report-token for all rows",
+        "in.csv:3: report_token: is missing; add that column, or pass --report-token for all rows",
     ]
     assert told("a\nb\n", token=None)[0].startswith("in.csv:1: secondary_client_id: isn't in the header")
 
@@ -224,14 +224,14 @@ def test_real_tables(text, delimiter, unknown):
         (
             TABLE,
             {"mapped": {"webhook": "Hook"}},
-            "in.csv:1: --column webhook: the input has no column of that",
+            "in.csv:1: --column webhook: the input has no column Hook",
         ),
         (
             "\n".join(IDS),
             {"mapped": {"secondary_client_id": "x"}},
             "in.csv:1: --column secondary_client_id: the",
         ),
-        (TABLE, {"header": False}, "in.csv:1: --no-header goes with a list of secondary_client_id alone"),
+        (TABLE, {"header": False}, "in.csv:1: --no-header requires a list of secondary_client_id alone"),
         ("Lenders\nx\n", {"header": False}, "in.csv:1: secondary_client_id: is a heading"),
         ("partner_id;webhook\n", {}, "in.csv:1: secondary_client_id: isn't in the header"),
         ("Partner 7\nx\n", {}, "in.csv:1: secondary_client_id: holds white space"),
@@ -284,7 +284,7 @@ def test_no_header():
 def test_no_header_needs_a_report_token():
     """Without one for all rows, a list of partners isn't enough."""
     (problem,) = told("a\n", token=None, header=False)
-    assert "--no-header goes with a list of secondary_client_id alone, and needs --report-token" in problem
+    assert "--no-header requires a list of secondary_client_id alone, and needs --report-token" in problem
 
 
 @pytest.mark.parametrize(

@@ -181,9 +181,7 @@ class Source:
             self._start = file.tell() if file.seekable() else None
         except (OSError, ValueError) as error:
             if looks_like_a_token(path):
-                raise UsageError(
-                    "INPUT: is a token; pass a file name, or - for standard input"
-                ) from None
+                raise UsageError("INPUT: is a token; pass a file name, or - for standard input") from None
             reason = getattr(error, "strerror", None) or "isn't open"
             raise UsageError(f"{self.name}: {reason}") from None
         self._stream = io.BufferedReader(file)

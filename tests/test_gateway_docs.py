@@ -235,8 +235,8 @@ def audited(shell, folder):
     return shell(f"{on_a_free_port(command, folder)} {option.replace('/var/log/plaid-gateway', str(folder))}")
 
 
-def refused(process):
-    """Make a call that is refused, so that the audit log has a line."""
+def refused(process, folder):
+    """Return a function that makes a call that is refused, and waits for the line in the audit log."""
     url = re.match("listening on (.*)", process.stdout.readline())[1]
     process.stdout.readline()  # of the metrics
     host, port = url.removeprefix("http://").split(":")
@@ -247,6 +247,8 @@ def refused(process):
         with connection.getresponse() as answer:
             assert answer.status == 401
         connection.close()
+        # The line follows once the response was delivered.
+        wait_for(lambda: (folder / "audit.jsonl").read_text().endswith("\n"))
 
     return call
 
@@ -262,7 +264,7 @@ def test_a_rotation_of_the_audit_log(shell, tmp_path):
     assert path.startswith(f"/var/log/{folder}/")
     audit = tmp_path / Path(path).name
     with audited(shell, tmp_path) as process:
-        call = refused(process)
+        call = refused(process, tmp_path)
         call()
         audit.rename(tmp_path / "rotated")
         subprocess.run(shlex.split(reload_of(process)), check=True)
@@ -279,7 +281,7 @@ def test_logrotate_takes_the_settings(shell, tmp_path):
     settings = file_of("/etc/logrotate.d/plaid-gateway").replace("/var/log/plaid-gateway", str(tmp_path))
     settings = re.sub(r"^ *su .*\n", "", settings, flags=re.MULTILINE)
     with audited(shell, tmp_path) as process:
-        call = refused(process)
+        call = refused(process, tmp_path)
         call()
         (tmp_path / "logrotate.conf").write_text(
             settings.replace("systemctl reload plaid-gateway", reload_of(process))

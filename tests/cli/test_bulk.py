@@ -14,6 +14,7 @@ import threading
 import time
 
 import pytest
+from processes import wait_for
 
 from plaid_relay_async import RelayClient, RelayCreateRequest
 from plaid_relay_async.cli.board import Board
@@ -291,10 +292,15 @@ def test_a_file_that_changes_meanwhile(plaid, start, run, partners):
     """A row that goes bad after the check ends the batch, as it would in a pipe."""
     plaid = start(latency=0.02)
     path = partners(5000)
-    timer = threading.Timer(0.3, lambda: path.write_text("secondary_client_id\n" + "bad row\n" * 20_000))
-    timer.start()
+
+    def change():
+        wait_for(lambda: ledger(plaid))
+        path.write_text("secondary_client_id\n" + "bad row\n" * 20_000)
+
+    thread = threading.Thread(target=change)
+    thread.start()
     done = run("bulk", path, "--report-token", REPORT, "--concurrency", 5)
-    timer.join()
+    thread.join()
     assert done.status == 2
     assert "white space" in done.err
     assert tokens(done.lines) == ledger(plaid)

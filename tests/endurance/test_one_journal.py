@@ -42,6 +42,7 @@ class Proof:
     addresses: tuple[str, str]
     file: str
     partners: list[str]
+    lease: int
 
     async def work(self, address, *words):
         """Run one process to its end, and return its exit status."""
@@ -52,6 +53,7 @@ class Proof:
             "PLAID_RELAY_KEY": KEY,
         }
         options = ("--report-token", REPORT, "--journal", address, "--run", "r", "--concurrency", "50")
+        options += ("--lease", str(self.lease))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-Im", "plaid_relay_async.cli", "bulk", self.file, *options, *words),
             env=environment,
@@ -123,13 +125,13 @@ class Proof:
         return doubts
 
 
-async def prove(partners, folder, addresses, disturb):
+async def prove(partners, lease, folder, addresses, disturb):
     names = [f"p{number}" for number in range(partners)]
     file = folder / "partners.csv"
     file.write_text("secondary_client_id\n" + "".join(f"{name}\n" for name in names))
     async with Simulator(reports=[REPORT], generating=0.0, latency=0.004, seed=7) as plaid:
         plaid.fail(*faults(partners))
-        proof = Proof(plaid, addresses, str(file), names)
+        proof = Proof(plaid, addresses, str(file), names, lease)
         await proof.both(disturb)
         await proof.check_the_first_round()
         doubts = await proof.finish(disturb)
@@ -146,7 +148,7 @@ async def test_through_pgbouncer(size, tmp_path, pgbouncer):
         await pgbouncer.kill()
         await pgbouncer.start()
 
-    await prove(size(60, 3_000), tmp_path, (pgbouncer.url, pgbouncer.url), restart)
+    await prove(size(60, 3_000), size(4, 30), tmp_path, (pgbouncer.url, pgbouncer.url), restart)
 
 
 async def test_through_two_paths(size, tmp_path):
@@ -159,4 +161,4 @@ async def test_through_two_paths(size, tmp_path):
         assert {each.name for each in tmp_path.iterdir()} == {"real", "folder", "link.db", "partners.csv"}
 
     addresses = (str(tmp_path / "real" / "relay.db"), f"sqlite:///{tmp_path / 'link.db'}")
-    await prove(size(60, 3_000), tmp_path, addresses, look)
+    await prove(size(60, 3_000), size(4, 30), tmp_path, addresses, look)

@@ -36,8 +36,9 @@ async def locked(path):
 
 
 async def arrived(plaid, count):
-    while len(plaid.requests) < count:
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(60):
+        while len(plaid.requests) < count:
+            await asyncio.sleep(0.005)
 
 
 async def outcomes_of(journal, run="x"):
@@ -149,8 +150,8 @@ async def test_close_under_a_removal(plaid, client, report, url):
 async def test_an_outcome_that_comes_after_close(plaid, client, report, postgres):
     """A late outcome has `journalled=False`, and no other process takes its pair until it may have come."""
     await postgres.fresh()
-    plaid.fail(Fault(path=CREATE, latency=8, when="after", times=1))
-    journal = Journal(postgres.url, run="x", key=KEY, lease=1)
+    plaid.fail(Fault(path=CREATE, latency=15, when="after", times=1))
+    journal = Journal(postgres.url, run="x", key=KEY, lease=3)
     await journal.open()
     batch = client.relay.create_many(requests(report, 1), journal=journal)
     running = asyncio.ensure_future(batch)
@@ -163,7 +164,7 @@ async def test_an_outcome_that_comes_after_close(plaid, client, report, postgres
         await running
     assert isinstance(stopped.value.__cause__, JournalError)
     assert [outcome.journalled for outcome in batch.result.created] == [False]
-    async with Journal(postgres.url, run="x", key=KEY, lease=1) as journal:
+    async with Journal(postgres.url, run="x", key=KEY, lease=3) as journal:
         assert await outcomes_of(journal) == {"p0": "unknown"}
 
 

@@ -238,7 +238,7 @@ STALLS = (
         "done 1 1", "late 4", "late 4", "done 1 1", "late 2 1", settings=LESS_HASTY),
     Row("one byte at a time, within the deadline", every(dripping(0.02)),
         "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1", settings=FIVE_SECONDS),
-    Row("one byte at a time, beyond the deadline", every(dripping(0.1)),
+    Row("one byte at a time, beyond the deadline", every(dripping(0.4)),
         "unknown 1 1", "late 1", "late 1", "unknown 1 1", "late 1 1", settings=HALF_A_SECOND),
 )
 

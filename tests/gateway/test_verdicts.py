@@ -177,7 +177,7 @@ async def struck(row: Row, hasty: str, operation: str) -> tuple[Any, int]:
     series = itertools.chain(row.faults, itertools.repeat(row.faults[-1]))
     client = {} if hasty == "gateway" else dict(row.settings)
     if client == HALF_A_SECOND:  # twenty servers share this loop, so that it may pass before a call leaves
-        client = {"timeouts": Timeouts(total=2)}
+        client = {"timeouts": Timeouts(total=3)}
     timeouts = row.settings["timeouts"] if hasty == "gateway" else Timeouts(connect=0.5, read=8, slow_read=8)
     gateway = {"timeouts": timeouts}
     if row.server in UPSTREAMS:

@@ -245,11 +245,12 @@ async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, rep
     await postgres.fresh()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
-        await postgres.execute("UPDATE relay_holders SET expires_at = expires_at - 22")
+        # The lease has five seconds left, and the transaction ends in seven, before the next heartbeat.
+        await postgres.execute("UPDATE relay_holders SET expires_at = expires_at - 25")
         held = "SELECT 1 FROM pg_locks WHERE mode = 'ShareLock' AND granted"
         blocking = asyncio.create_task(
             postgres.execute(
-                "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(10)", "COMMIT"
+                "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(7)", "COMMIT"
             )
         )
         while not await postgres.execute(f"{held} AND relation = 'relay_entries'::regclass"):

@@ -16,11 +16,24 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from plaid_relay_async import RelayCreateRequest
 from plaid_relay_async.journal import Journal
+from plaid_relay_async.simulator import Fault
 
 # The same each time, for they are in the names of tests.
 KEY, OTHER_KEY, THIRD_KEY = (base64.urlsafe_b64encode(bytes([each]) * 32).decode() for each in b"abc")
 CREATE = "/credit/relay/create"
 REMOVE = "/credit/relay/remove"
+
+
+def some_faults(times):
+    """Return faults that lose a number of creations before or after they are executed, cut, or decline them."""
+    return (
+        Fault(path=CREATE, rate=0.05, times=times, close=True, when="after"),
+        Fault(path=CREATE, rate=0.05, times=times, close=True),
+        Fault(path=CREATE, rate=0.05, times=times, truncate=20),
+        Fault(path=CREATE, rate=0.05, times=times, status=500, when="after"),
+        Fault(path=CREATE, rate=0.05, times=times, status=429),
+        Fault(path=CREATE, rate=0.05, times=times, status=400, body={"error_type": "ITEM_ERROR"}),
+    )
 
 
 def requests(report, count=10):

@@ -48,7 +48,7 @@ class _Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin with a connection that was accepted."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  # nothing else is listened for
-        # So that whoever waits for a drain knows that all was handed to the system.
+        # A write is then drained only once the system has taken all of it.
         transport.set_write_buffer_limits(high=0)
         self._listener.add(self, transport)
         if self._listener.ssl is None:
@@ -349,7 +349,7 @@ class Listener(web.Server):
     async def deliver(self, request: web.BaseRequest, response: web.StreamResponse) -> bool:
         """Send a response, unless it was sent, and return whether the system took all of it for its caller.
 
-        The connection gives way to a new one meanwhile, and is aborted if the caller takes too long.
+        Meanwhile it may be closed for a further caller. It is aborted if its own caller takes too long.
         """
         with contextlib.suppress(ConnectionError), self.awaiting(request.protocol):
             self.await_caller(request.protocol, _Stage.TAKING)
@@ -359,7 +359,7 @@ class Listener(web.Server):
 
     @contextlib.contextmanager
     def awaiting(self, handler: web.RequestHandler) -> Iterator[None]:
-        """Have a connection whose caller is waited for give way to a new one meanwhile."""
+        """Let a connection be closed for a further caller while it waits for its own."""
         self._enter(handler, _Stage.OWING)
         try:
             yield

@@ -307,8 +307,8 @@ class Gateway:
             # A name that outlived this block would keep exception, frames and body in a circle.
             reason, headers, ends = error.reason, error.headers, error.ends
         except Exception as error:
-            # Plaid's response has begun, and is cut off. No test finds such a bug.
-            if entry.status is not None:  # pragma: no cover
+            # Plaid's response has begun, and is cut off.
+            if entry.status is not None:  # pragma: no cover  # a bug that no test knows how to cause
                 entry.error_code = refusals.INTERNAL_ERROR.code
                 raise
             _log.error("a request ended in %s", type(error).__name__)
@@ -366,7 +366,7 @@ class Gateway:
         too_large = RefusedError(refusals.BODY_TOO_LARGE, ends=True)
         if (request.content_length or 0) > _LARGEST_BODY:
             raise too_large
-        # The caller waits for leave; aiohttp has its router give it. HTTP/1.0 has no interim responses.
+        # The caller waits for 100 Continue, which only aiohttp's router sends. HTTP/1.0 has none.
         if "Expect" in request.headers and request.version >= HttpVersion11:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0

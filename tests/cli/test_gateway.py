@@ -12,7 +12,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -437,16 +436,26 @@ def test_plain_http_behind_a_proxy(gateway, key):
     assert share(url.replace("0.0.0.0", "127.0.0.1"), key)[0] == 200
 
 
+def accepts(url):
+    """Return whether a server accepts connections."""
+    host, port = url.removeprefix("http://").split(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=60).close()
+    except ConnectionError:
+        return False
+    return True
+
+
 def test_a_signal_lets_calls_in_flight_end(gateway, key, plaid):
     """After SIGTERM nobody gets in, a call in flight has its answer, and the status is 0."""
-    plaid.fail(Fault(latency=3.0))
+    plaid.fail(Fault(latency=5.0))
     process, url = gateway()
     answers = []
     calling = threading.Thread(target=lambda: answers.append(share(url, key)))
     calling.start()
     wait_for(lambda: plaid.requests)
     process.send_signal(signal.SIGTERM)
-    time.sleep(1)  # it has taken notice
+    wait_for(lambda: not accepts(url))
     with pytest.raises(urllib.error.URLError):
         share(url, key)
     calling.join()
@@ -471,7 +480,7 @@ def test_a_second_signal_cuts(gateway, key, plaid):
     calling.start()
     wait_for(lambda: plaid.requests)
     process.send_signal(signal.SIGINT)
-    time.sleep(1)  # it has taken notice
+    wait_for(lambda: not accepts(url))
     assert process.poll() is None
     code, _, err = ended(process, signal.SIGINT)
     calling.join()

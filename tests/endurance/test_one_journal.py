@@ -9,29 +9,16 @@ from collections import Counter, defaultdict
 
 import pytest
 from attrs import define
-from journals import CREATE, KEY
+from journals import KEY, some_faults
 
 from plaid_relay_async.journal import Journal
-from plaid_relay_async.simulator import Fault, Simulator
+from plaid_relay_async.simulator import Simulator
 
 pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600)]
 REPORT = "assets-sandbox-1111"
 WITHIN = 900  # seconds for a process
 ROUNDS = 20  # at most: what takes more doesn't terminate
 DECLINED = {400, 429}
-
-
-def faults(partners):
-    """A few of each hundred creations: lost before or after they are carried out, cut, or declined."""
-    some = max(2, partners // 50)
-    return (
-        Fault(path=CREATE, rate=0.05, times=some, close=True, when="after"),
-        Fault(path=CREATE, rate=0.05, times=some, close=True),
-        Fault(path=CREATE, rate=0.05, times=some, truncate=20),
-        Fault(path=CREATE, rate=0.05, times=some, status=500, when="after"),
-        Fault(path=CREATE, rate=0.05, times=some, status=429),
-        Fault(path=CREATE, rate=0.05, times=some, status=400, body={"error_type": "ITEM_ERROR"}),
-    )
 
 
 @define
@@ -130,7 +117,7 @@ async def prove(partners, lease, folder, addresses, disturb):
     file = folder / "partners.csv"
     file.write_text("secondary_client_id\n" + "".join(f"{name}\n" for name in names))
     async with Simulator(reports=[REPORT], generating=0.0, latency=0.004, seed=7) as plaid:
-        plaid.fail(*faults(partners))
+        plaid.fail(*some_faults(max(2, partners // 50)))
         proof = Proof(plaid, addresses, str(file), names, lease)
         await proof.both(disturb)
         await proof.check_the_first_round()

@@ -11,11 +11,11 @@ from collections import Counter, defaultdict
 
 import pytest
 from attrs import define, field
-from journals import CREATE, KEY
+from journals import KEY, some_faults
 from processes import running_beside
 
 from plaid_relay_async.journal import Journal
-from plaid_relay_async.simulator import Fault, Simulator
+from plaid_relay_async.simulator import Simulator
 
 pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600)]
 REPORT = "assets-sandbox-1111"
@@ -23,19 +23,6 @@ KILLS = 5  # at most
 LIVES = 20  # at most, of a run: what takes more doesn't terminate
 WITHIN = 300  # seconds for one of them
 DECLINED = {400, 429}
-
-
-def faults(partners):
-    """A few of each hundred creations: lost before or after they are carried out, cut, or declined."""
-    some = max(1, partners // 100)
-    return (
-        Fault(path=CREATE, rate=0.05, times=some, close=True, when="after"),
-        Fault(path=CREATE, rate=0.05, times=some, close=True),
-        Fault(path=CREATE, rate=0.05, times=some, truncate=20),
-        Fault(path=CREATE, rate=0.05, times=some, status=500, when="after"),
-        Fault(path=CREATE, rate=0.05, times=some, status=429),
-        Fault(path=CREATE, rate=0.05, times=some, status=400, body={"error_type": "ITEM_ERROR"}),
-    )
 
 
 @define
@@ -135,7 +122,7 @@ async def lived(url, folder, partners, seed):
     file = folder / "partners.csv"
     file.write_text("secondary_client_id\n" + "".join(f"{name}\n" for name in names))
     async with Simulator(reports=[REPORT], generating=0.0, latency=0.004, seed=seed) as plaid:
-        plaid.fail(*faults(partners))
+        plaid.fail(*some_faults(max(1, partners // 100)))
         run = Run(plaid, url, str(file), names, random.Random(seed))
         kills = run.chance.randint(1, KILLS)
         for _ in range(kills):

@@ -65,16 +65,17 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def full_size(session: nox.Session) -> None:
-    """Run sized tests at full size, and tests of life cycles, all in development mode."""
+    """Run the tests that take long, sized tests at full size, and in development mode those of life cycles."""
     session.install(".[all]", *group("tests"))
     sized = [f"tests/test_{name}.py" for name in ("errors", "end_to_end", "batch", "machine", "stress")]
     against = [f"tests/test_{name}.py" for name in ("specification", "drift")]
     size = ("--partners", "10000", "--rounds", "50", "--timeout", "900")
-    session.run(*DEVELOPMENT, "-m", "pytest", *sized, *against, *size, *session.posargs)
+    session.run(*DEVELOPMENT, "-m", "pytest", "-m", "", *sized, *against, *size, *session.posargs)
     # Where asyncio's debug mode may find most. It triples the time of a test, so `tests` runs without it.
     names = ("cancellation", "exchange", "life_cycle", "session", "transport", "watch")
     lives = [*(f"tests/test_{name}.py" for name in names), "tests/journal/test_closing.py"]
     session.run(*DEVELOPMENT, "-m", "pytest", *lives, *side_by_side(session, DEVELOPMENT))
+    session.run(*ISOLATED, "-m", "pytest", "-m", "full_size", *side_by_side(session))
 
 
 @nox.session
@@ -82,14 +83,14 @@ def crash(session: nox.Session) -> None:
     """Kill bulk runs with a journal at random moments, and their database: two hundred of each kind."""
     session.install(".[all]", *group("tests"))
     size = ("--rounds", "200", "--partners", "100000")
-    session.run(*DEVELOPMENT, "-m", "pytest", "tests/cli/test_crashes.py", *size, *session.posargs)
+    session.run(*DEVELOPMENT, "-m", "pytest", "-m", "", "tests/cli/test_crashes.py", *size, *session.posargs)
 
 
 @nox.session
 def endurance(session: nox.Session) -> None:
-    """Run the long proofs at their full size; `tests` runs a sample of each."""
+    """Run the long proofs at their full size; `full_size` runs a sample of each."""
     session.install(".[all]", *group("tests"))
-    size = ("--endurance", "--timeout", "7200")
+    size = ("-m", "", "--endurance", "--timeout", "7200")
     session.run(*DEVELOPMENT, "-m", "pytest", *size, *(session.posargs or ["tests/endurance"]))
 
 
@@ -107,7 +108,7 @@ def minimums(session: nox.Session) -> None:
     every = [*PYPROJECT["project"]["dependencies"], *(line for extra in extras.values() for line in extra)]
     stated = [line for line in every if not line.startswith("plaid_relay_async")]
     session.install(".[all]", *group("tests"), *(line.replace(">=", "==") for line in stated))
-    session.run("python", "-Im", "pytest", *session.posargs)
+    session.run(*ISOLATED, "-m", "pytest", *(session.posargs or side_by_side(session)))
 
 
 @nox.session

@@ -7,19 +7,28 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from attrs import define
 from processes import wait_beside
 
 from plaid_relay_async import Credentials, RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from plaid_relay_async.batch import Caller
 
 OWNER = Credentials("owner", "secret-of-the-owner")
 PARTNER = Credentials("partner", "secret-of-the-partner")
 QUICK = RetryPolicy(backoff=0.001, max_backoff=0.002)
+
+
+def sampled(values: Iterable[Any], *, step: int) -> list[Any]:
+    """Return the parameters of a test, of which `tests` runs each `step`-th and `full_size` the others."""
+    return [
+        value if number % step == 0 else pytest.param(value, marks=pytest.mark.full_size)
+        for number, value in enumerate(values)
+    ]
 
 
 def most_in_a_window(moments, per):

@@ -510,7 +510,10 @@ async def test_what_plaid_didnt_remove_has_failed(plaid, client):
 # ---------------------------------------------------------------------------------------------- memory
 
 
-@pytest.mark.parametrize(("name", "path"), [("get_many", GET), ("get_pdf_many", PDF)])
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [pytest.param("get_many", GET, marks=pytest.mark.full_size), ("get_pdf_many", PDF)],
+)
 async def test_a_slow_loop_holds_no_more_reports_than_the_concurrency(plaid, client, partner, name, path):
     """Under way or unread, there are so many at most; and no more is asked for than that."""
     tokens = await shared(client, plaid, 40)

@@ -145,6 +145,7 @@ async def cancel_and_abandon(batch: Batch, enough: int) -> None:
     await cancel(batch, enough, abandoned=True)
 
 
+@pytest.mark.full_size
 @pytest.mark.timeout(300)
 async def test_many_creations_leave_the_process_as_they_found_it(pytestconfig):
     """With faults and cancellations, no socket, task or object stays behind."""

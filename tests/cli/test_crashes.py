@@ -14,6 +14,8 @@ from cryptography.fernet import Fernet
 
 from plaid_relay_async.simulator import Fault
 
+pytestmark = pytest.mark.full_size
+
 CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
 PARTNERS = 60

@@ -416,6 +416,7 @@ def test_an_output_that_takes_no_more(plaid, run, given, tmp_path, rescued):
 # In a process of its own
 
 
+@pytest.mark.full_size
 @pytest.mark.timeout(300)
 def test_interrupted_and_repeated(start, spawn, tmp_path, rounds):
     """Stopped at any moment there are whole files alone; repeated, all is there and nothing was fetched twice."""

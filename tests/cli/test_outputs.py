@@ -181,7 +181,7 @@ def test_a_journal_escapes_what_a_database_does_not_take(plaid, run, tmp_path):
     assert [line["request_id"] for line in run("export", "r", *words).lines] == [r"a\x00\ud800é"]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.full_size)])
 def test_names_that_the_locale_cannot_represent(plaid, run, partners, tmp_path, encoding):
     """`status`, `export` and `keys list` escape them."""
     plaid.fail(Fault(status=500))

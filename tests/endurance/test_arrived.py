@@ -16,6 +16,8 @@ from support import OWNER, Noting, program
 
 from plaid_relay_async import RelayClient, RelayCreateRequest, Timeouts
 
+pytestmark = pytest.mark.full_size
+
 CALLS = 50
 SECONDS = 0.25  # of a drain and of a read timeout
 WAYS = pytest.mark.parametrize("direct", [True, False], ids=["directly", "by a session"])

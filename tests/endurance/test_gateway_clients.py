@@ -22,6 +22,8 @@ from plaid_relay_async.simulator import Simulator
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+pytestmark = pytest.mark.full_size
+
 REPORT = "assets-sandbox-1111"
 COMMAND = [sys.executable, "-m", "plaid_relay_async.cli"]
 # A process may have no more open files than 1,024.
@@ -200,4 +202,5 @@ async def test_clients_that_take_all_and_give_nothing(tmp_path, monkeypatch, siz
     assert len(plaid.ledger) == 1 + 2 * calls
     # One that waits for room, those that are just being closed, and up to a hundred to Plaid.
     assert most[0] <= before[0] + connections + 10 + 100
-    assert most[1] <= before[1] + 32 + connections // 4
+    # With TLS, asyncio has a buffer of 256 KiB for each connection.
+    assert most[1] <= before[1] + 32 + connections // (2 if secure else 4)

@@ -14,7 +14,7 @@ from journals import KEY, some_faults
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Simulator
 
-pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600)]
+pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600), pytest.mark.full_size]
 REPORT = "assets-sandbox-1111"
 WITHIN = 900  # seconds for a process
 ROUNDS = 20  # at most: what takes more doesn't terminate

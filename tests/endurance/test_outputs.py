@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from postgres_server import PostgresServer
 
+pytestmark = pytest.mark.full_size
+
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 DISK = "64k"
 STRINGS = [

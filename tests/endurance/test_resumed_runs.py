@@ -17,7 +17,7 @@ from processes import running_beside
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Simulator
 
-pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600)]
+pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600), pytest.mark.full_size]
 REPORT = "assets-sandbox-1111"
 KILLS = 5  # at most
 LIVES = 20  # at most, of a run: what takes more doesn't terminate

@@ -17,7 +17,7 @@ from processes import running_beside
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.journal.keys import keyring
 
-pytestmark = [pytest.mark.may_block, pytest.mark.timeout(1800)]  # SQLAlchemy's own
+pytestmark = [pytest.mark.may_block, pytest.mark.timeout(1800), pytest.mark.full_size]  # SQLAlchemy's own
 
 PAGE = 500  # tokens that are written in one transaction
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matrix import COLUMNS, HALF_A_SECOND, HASTY, LESS_HASTY, SECTIONS, Row, limited, maintenance
 from proxy import PASS, Fault, Proxy
-from support import OWNER, QUICK
+from support import OWNER, QUICK, sampled
 
 from plaid_relay_async import (
     Credentials,
@@ -170,6 +170,8 @@ CASES = [
     for hasty in (["client", "gateway"] if row.settings in (HASTY, LESS_HASTY) else ["client"])
 ]
 AT_ONCE = 4
+# How many bytes lie between two cuts.
+EVERY_BYTE = [10, pytest.param(1, marks=pytest.mark.full_size)]
 
 
 async def struck(row: Row, hasty: str, operation: str) -> tuple[Any, int]:
@@ -187,7 +189,7 @@ async def struck(row: Row, hasty: str, operation: str) -> tuple[Any, int]:
         return end, MADE.get(operation, lambda _: 0)(built.plaid)
 
 
-@pytest.mark.parametrize("first", range(0, len(CASES), AT_ONCE))
+@pytest.mark.parametrize("first", sampled(range(0, len(CASES), AT_ONCE), step=5))
 async def test_a_fault_reads_as_it_does_directly_or_weaker(clean_logs, first):
     """For each fault, and whoever loses patience first: the verdict is the direct one, or says less."""
     async with asyncio.TaskGroup() as group:
@@ -206,7 +208,8 @@ async def assert_no_bolder(row: Row, hasty: str) -> None:
             assert end.retry_after == pytest.approx(row.told, abs=1)
 
 
-async def test_a_creation_cut_at_every_byte_is_made_or_unknown(clean_logs):
+@pytest.mark.parametrize("step", EVERY_BYTE)
+async def test_a_creation_cut_at_every_byte_is_made_or_unknown(clean_logs, step):
     """Wherever the answer ends: a token that came whole is the ledger's, and all else is unknown."""
     cut = 0
 
@@ -216,7 +219,7 @@ async def test_a_creation_cut_at_every_byte_is_made_or_unknown(clean_logs):
     unread = {"created": 0, "unknown": 0}
     async with through(choose, client={}) as built:
         client = built.clients["owner"]
-        for cut in range(420):
+        for cut in range(0, 420, step):
             try:
                 made = await client.relay.create([REPORT], f"p{cut}")
             except OutcomeUnknownError as error:
@@ -225,11 +228,12 @@ async def test_a_creation_cut_at_every_byte_is_made_or_unknown(clean_logs):
             else:
                 assert made.relay_token == built.plaid.ledger[-1]["relay_token"]
                 unread["created"] += 1
-            assert len(built.plaid.ledger) == cut + 2
-    assert min(unread.values()) > 50
+            assert len(built.plaid.ledger) == cut // step + 2
+    assert min(unread.values()) > 50 // step
 
 
-async def test_a_refresh_cut_at_every_byte_in_chunks_is_made_or_unknown(clean_logs):
+@pytest.mark.parametrize("step", EVERY_BYTE)
+async def test_a_refresh_cut_at_every_byte_in_chunks_is_made_or_unknown(clean_logs, step):
     """The same for an answer in chunks, and with a reset at its end."""
     cut = 0
 
@@ -241,14 +245,14 @@ async def test_a_refresh_cut_at_every_byte_in_chunks_is_made_or_unknown(clean_lo
         return [whole[:cut]]
 
     async with through(lambda: Fault(AFTER, pieces, "close"), client={}) as built:
-        for cut in range(0, 520, 3):
+        for cut in range(0, 520, 3 * step):
             try:
                 fresh = await built.clients["partner"].relay.refresh(built.token)
             except OutcomeUnknownError as error:
                 assert_shows_nothing(error)
             else:
                 assert fresh.relay_token == built.token
-            assert len(built.plaid.refreshes) == cut // 3 + 1
+            assert len(built.plaid.refreshes) == cut // (3 * step) + 1
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@pytest.mark.full_size
 async def test_a_file_that_may_not_grow(plaid, client, report, tmp_path):
     """The same for whoever has a limit on the size of files, as a quota has it."""
     path, partners = tmp_path / "relay.db", some(4_000)
@@ -296,6 +297,7 @@ class Cutter:
                 await writer.drain()
 
 
+@pytest.mark.full_size
 @pytest.mark.parametrize("answered", [False, True], ids=["before the server", "before the answer"])
 async def test_a_connection_that_is_cut_at_each_point(plaid, client, report, postgres, answered, rounds):
     """It is taken up again and all is created; while the journal is opened, the reason is told and nothing is sent."""
@@ -352,6 +354,7 @@ async def test_connections_that_are_ended_at_random_moments(plaid, client, repor
     assert {record.outcome for record in told.values()} == {"created"}
 
 
+@pytest.mark.full_size
 async def test_a_server_that_stays_away(plaid, client, report, postgres):
     """Nothing more is begun, and what was in flight is handed over, though the journal can't take it."""
     await postgres.fresh()

@@ -65,7 +65,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def full_size(session: nox.Session) -> None:
-    """Run the tests that take long, sized tests at full size, and in development mode those of life cycles."""
+    """Run long tests, sized tests at full size, and tests of life cycles in development mode."""
     session.install(".[all]", *group("tests"))
     sized = [f"tests/test_{name}.py" for name in ("errors", "end_to_end", "batch", "machine", "stress")]
     against = [f"tests/test_{name}.py" for name in ("specification", "drift")]

@@ -39,13 +39,13 @@ class Page:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _signals() -> None:
+def _reset_signals() -> None:
     """Let tests, and the servers that they share, start with no signal ignored or blocked."""
     reset_signals()
 
 
 @contextlib.contextmanager
-def _in_a_thread() -> Iterator[Simulator]:
+def _simulator_in_thread() -> Iterator[Simulator]:
     """A running simulator with an event loop of its own: an example may hold the main thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="simulator")
@@ -70,7 +70,7 @@ def _in_a_thread() -> Iterator[Simulator]:
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
     """A simulator and an event loop for one page, and the environment that leads to the simulator."""
-    with _in_a_thread() as plaid, asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
+    with _simulator_in_thread() as plaid, asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLAID_CLIENT_ID", "owner")
         patch.setenv("PLAID_SECRET", "secret-of-the-owner")
         patch.setenv("PLAID_BASE_URL", plaid.url)

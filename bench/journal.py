@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cryptography.fernet import Fernet
-from lab import MissingError, build_server, median_of, server, table, told_by
+from harness import MissingError, build_server, format_median, json_output_of, print_table, server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WITHOUT, CLEAR, ENCRYPTED = "no journal", "in clear", "encrypted"
+WITHOUT, UNENCRYPTED, ENCRYPTED = "no journal", "in clear", "encrypted"
 KEY = Fernet.generate_key().decode()
 CONCURRENCY = 100
 LATENCIES = {0: 20_000, 50: 10_000}  # by ms, how many creations; so that the start weighs little
@@ -35,7 +35,7 @@ def create(kind: str, url: str, partners: int, path: Path, *, first: int = 0) ->
     settings = {"BENCH_JOURNAL": str(path), "BENCH_FROM": str(first)}
     settings["PLAID_RELAY_KEY"] = KEY if kind == ENCRYPTED else ""
     # Of no core of its own: with a journal it has a second thread.
-    return told_by([sys.executable, "-m", peer, *words], environment=settings, timeout=900)
+    return json_output_of([sys.executable, "-m", peer, *words], environment=settings, timeout=900)
 
 
 def rate(result: Result) -> float:
@@ -44,7 +44,7 @@ def rate(result: Result) -> float:
 
 def rows_of_rates(url: str, latency: int, partners: int, rounds: int, folder: Path) -> Iterator[list[object]]:
     """Measure in turn, and give a row for each kind."""
-    kinds = (WITHOUT, CLEAR, ENCRYPTED)
+    kinds = (WITHOUT, UNENCRYPTED, ENCRYPTED)
     found: dict[str, list[Result]] = {kind: [] for kind in kinds}
     for turn in range(rounds):
         for kind in kinds[turn % 3 :] + kinds[: turn % 3]:
@@ -54,11 +54,11 @@ def rows_of_rates(url: str, latency: int, partners: int, rounds: int, folder: Pa
         rates = [rate(each) for each in results]
         cpu = [each["cpu"] / each["created"] * 1e6 for each in results]
         ratios = [one / rate(other) for one, other in zip(rates, found[WITHOUT], strict=True)]
-        ratio = "" if kind == WITHOUT else median_of(ratios)
-        yield [latency, kind, median_of(rates, 0), ratio, median_of(cpu, 0)]
+        ratio = "" if kind == WITHOUT else format_median(ratios)
+        yield [latency, kind, format_median(rates, 0), ratio, format_median(cpu, 0)]
 
 
-def row_of_a_long_one(url: str, rows: int, folder: Path) -> list[object]:
+def row_for_long_journal(url: str, rows: int, folder: Path) -> list[object]:
     """Make a long journal in the way of everybody, and go on with it."""
     path = folder / "long.db"
     create(ENCRYPTED, url, rows, path)
@@ -89,10 +89,10 @@ def main() -> None:
             with server(built, latency) as url:
                 number = 300 if asked.quick else partners
                 rows.extend(rows_of_rates(url, latency, number, asked.rounds, folder))
-        table(heads, rows, words=2)
+        print_table(heads, rows, words=2)
         with server(built) as url:
             heads = ["rows", "file, MB", "open, serve 1,000 and create 1,000, s", "peak of the process, MB"]
-            table(heads, [row_of_a_long_one(url, asked.rows, folder)], words=0)
+            print_table(heads, [row_for_long_journal(url, asked.rows, folder)], words=0)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 import attrs
 import cattrs
 import pydantic
-from lab import latenesses
+from harness import loop_delays
 from plaid.api_client import ApiClient
 from plaid.model.asset_report_get_response import AssetReportGetResponse as PlaidPythons
 
 from plaid_relay_async import AssetReportGetResponse, Credentials, RelayClient, models
-from plaid_relay_async.codec.records import record_of
+from plaid_relay_async.codec.records import decode_record
 from plaid_relay_async.simulator import report_bytes
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ SIZES = {
 # ------------------------------------------------------------------------------------------- the readers
 
 
-def bare_cattrs() -> Callable[[bytes], Any]:
+def bare_cattrs_reader() -> Callable[[bytes], Any]:
     """Cattrs as it comes, into the same records: floats for money, lax types, unknown fields dropped."""
     converter = cattrs.Converter()
     converter.register_structure_hook(Decimal, lambda value, _: float(value))
@@ -55,7 +55,7 @@ def bare_cattrs() -> Callable[[bytes], Any]:
     return lambda body: converter.structure(json.loads(body), AssetReportGetResponse)
 
 
-def pydantics() -> Callable[[bytes], Any]:
+def pydantic_reader() -> Callable[[bytes], Any]:
     """Pydantic, with models of the same fields: strict, Decimal, unknown fields kept."""
     made: dict[type, type[pydantic.BaseModel]] = {}
 
@@ -84,7 +84,7 @@ def pydantics() -> Callable[[bytes], Any]:
     return model(AssetReportGetResponse).model_validate_json
 
 
-def plaid_pythons() -> Callable[[bytes], Any]:
+def plaid_python_reader() -> Callable[[bytes], Any]:
     """Plaid's own client for Python, from the bytes on."""
 
     class Response:
@@ -98,10 +98,10 @@ def plaid_pythons() -> Callable[[bytes], Any]:
 def readers() -> dict[str, Callable[[bytes], Any]]:
     return {
         "json alone": json.loads,
-        BARE: bare_cattrs(),
-        OURS: lambda body: record_of(body, AssetReportGetResponse),
-        "pydantic": pydantics(),
-        OFFICIAL: plaid_pythons(),
+        BARE: bare_cattrs_reader(),
+        OURS: lambda body: decode_record(body, AssetReportGetResponse),
+        "pydantic": pydantic_reader(),
+        OFFICIAL: plaid_python_reader(),
     }
 
 
@@ -128,7 +128,7 @@ def peak(read: Callable[[bytes], Any], body: bytes) -> int:
         tracemalloc.stop()
 
 
-def table_of_readers(rounds: int) -> None:
+def print_reader_table(rounds: int) -> None:
     every = readers()
     print("| report | bytes | reader | ms | of bare cattrs | of plaid-python | peak, bodies |")
     print("|---|---:|---|---:|---:|---:|---:|")
@@ -182,11 +182,11 @@ async def server() -> AsyncIterator[str]:
         await process.wait()
 
 
-async def table_of_the_loop(rounds: int) -> None:
+async def print_loop_table(rounds: int) -> None:
     body = report_bytes(8_000, insights=True, days=365)
 
     async def in_the_loop() -> None:
-        record_of(body, AssetReportGetResponse)
+        decode_record(body, AssetReportGetResponse)
 
     print("\n| while 8 MB are read | held up at most, ms: median of rounds | worst |")
     print("|---|---:|---:|")
@@ -195,7 +195,7 @@ async def table_of_the_loop(rounds: int) -> None:
             ("by `client.relay.get`", lambda: client.relay.get("t")),
             ("in the loop itself", in_the_loop),
         ):
-            most = [max(await latenesses(asyncio.ensure_future(read()))) * 1000 for _ in range(rounds)]
+            most = [max(await loop_delays(asyncio.ensure_future(read()))) * 1000 for _ in range(rounds)]
             print(f"| {name} | {statistics.median(most):.0f} | {max(most):.0f} |")
 
 
@@ -205,8 +205,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round, only to see that it runs")
     asked = parser.parse_args()
     rounds = 1 if asked.quick else asked.rounds
-    table_of_readers(rounds)
-    asyncio.run(table_of_the_loop(rounds))
+    print_reader_table(rounds)
+    asyncio.run(print_loop_table(rounds))
 
 
 if __name__ == "__main__":

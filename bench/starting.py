@@ -16,16 +16,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab import (
+from harness import (
     ENVIRONMENT,
     MissingError,
     build_server,
-    median_of,
-    of_the_cores,
+    client_core,
+    describe_cores,
+    format_median,
     on_core,
-    our_core,
+    print_table,
     server,
-    table,
 )
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ atexit.register(_report)
 NOTHING, AIOHTTP, OURS = "pass", "import aiohttp", "import plaid_relay_async"
 IMPORTS = (NOTHING, AIOHTTP, OURS, "import httpx", "import plaid.api.plaid_api")
 # What a process's figures are held against, where that isn't a process that does nothing.
-ABOVE = {OURS: AIOHTTP}
+COMPARED_TO = {OURS: AIOHTTP}
 CREDENTIALS = {"PLAID_CLIENT_ID": "bench", "PLAID_SECRET": "b" * 30}
 
 Figures = tuple[float, float, float]
 
 
-def command(*words: object) -> str:
+def command_program(*words: object) -> str:
     """Give the program that `plaid-relay` is, with these words."""
     return (
         "import sys; from plaid_relay_async.cli import main; "
@@ -62,16 +62,16 @@ def programs(folder: Path, url: str) -> dict[str, str]:
         "report_token,secondary_client_id\nassets-sandbox-1,ce5bd328dcd34123456\n", encoding="ascii"
     )
     return {f"python -c {each!r}": each for each in IMPORTS} | {
-        "plaid-relay --version": command("--version"),
-        "plaid-relay --help": command("--help"),
-        "plaid-relay bulk, of one row": command("bulk", rows, "--base-url", url),
+        "plaid-relay --version": command_program("--version"),
+        "plaid-relay --help": command_program("--help"),
+        "plaid-relay bulk, of one row": command_program("bulk", rows, "--base-url", url),
     }
 
 
-def started(program: str, where: Path) -> Figures:
+def run_program(program: str, where: Path) -> Figures:
     """Run a program from its start to its end; give its CPU time and time in ms, and its peak in MB."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    with on_core(our_core()):
+    with on_core(client_core()):
         done = subprocess.run(  # noqa: S603  # the bench's own program
             [sys.executable, "-c", REPORT.format(where=str(where)) + program],
             env=ENVIRONMENT | CREDENTIALS,
@@ -91,26 +91,26 @@ def started(program: str, where: Path) -> Figures:
 def measure(every: dict[str, str], where: Path, rounds: int) -> dict[str, list[Figures]]:
     found: dict[str, list[Figures]] = {name: [] for name in every}
     for program in every.values():
-        started(program, where)  # so that each file was read and compiled before
+        run_program(program, where)  # so that each file was read and compiled before
     for turn in range(rounds):
         names = list(every)
         for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
-            found[name].append(started(every[name], where))
+            found[name].append(run_program(every[name], where))
     return found
 
 
 def rows(every: dict[str, str], found: dict[str, list[Figures]]) -> Iterator[list[str]]:
     names = {program: name for name, program in every.items()}
     for name, program in every.items():
-        floor = names[ABOVE.get(program, NOTHING)]
+        floor = names[COMPARED_TO.get(program, NOTHING)]
         row = [f"`{name}`"]
         for which, digits in ((0, 0), (1, 0), (2, 1)):
-            row.append(median_of([each[which] for each in found[name]], digits))
+            row.append(format_median([each[which] for each in found[name]], digits))
         row.append("" if name == floor else f"`{floor}`")
         for which, digits in ((0, 0), (2, 1)):
             pairs = zip(found[name], found[floor], strict=True)
             more = [each[which] - less[which] for each, less in pairs]
-            row.append("" if name == floor else median_of(more, digits))
+            row.append("" if name == floor else format_median(more, digits))
         yield row
 
 
@@ -118,9 +118,9 @@ def compare(folder: Path, rounds: int) -> None:
     with server(build_server(folder)) as url:
         every = programs(folder, url)
         found = measure(every, folder / "peak", rounds)
-    print(f"{of_the_cores()}\n")
+    print(f"{describe_cores()}\n")
     heads = ["process", "CPU, ms", "time, ms", "peak, MB", "above", "CPU, ms", "peak, MB"]
-    table(heads, rows(every, found))
+    print_table(heads, rows(every, found))
 
 
 def main() -> None:

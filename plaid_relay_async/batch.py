@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeAlias
 
 from attrs import define, evolve, frozen
 
-from plaid_relay_async.cancellation import Drains, ended
+from plaid_relay_async.cancellation import DrainTracker, wait_until_done
 from plaid_relay_async.errors import (
     BatchStoppedError,
+    Certainty,
     ConnectionLostError,
     DuplicateRequestError,
-    Ending,
     NotSentError,
     OutcomeUnknownError,
     PlaidAPIError,
@@ -30,11 +30,11 @@ from plaid_relay_async.errors import (
     RateLimitError,
     RequestValidationError,
     ResponseDecodeError,
-    concerns_everyone,
-    concerns_report,
-    ending_of,
-    ordinary,
-    sealed,
+    affects_all_requests,
+    affects_report,
+    certainty_of,
+    is_ordinary_error,
+    strip_traceback,
 )
 from plaid_relay_async.models import (
     RelayCreateRequest,
@@ -63,8 +63,8 @@ T = TypeVar("T")
 
 # After this number of errors that every request would meet, and no success in between, a batch stops. That
 # number of errors of a report stops the requests for that report.
-SHARED_ERRORS: Final = 3
-_REPORTS: Final = 256  # whose errors are counted at the same time
+SHARED_ERROR_LIMIT: Final = 3
+_MAX_TRACKED_REPORTS: Final = 256  # whose errors are counted at the same time
 
 Requests: TypeAlias = Iterable[RelayCreateRequest] | AsyncIterable[RelayCreateRequest]
 Tokens: TypeAlias = Iterable[str | Q] | AsyncIterable[str | Q]
@@ -74,7 +74,7 @@ Tokens: TypeAlias = Iterable[str | Q] | AsyncIterable[str | Q]
 
 
 @frozen
-class Operation:
+class BatchOperation:
     """What a batch has to know of what its calls do.
 
     Attributes:
@@ -87,61 +87,63 @@ class Operation:
         advice: what to do about an unknown, if that isn't what the error says.
     """
 
-    request: type[Any]
-    success: Callable[..., Any]
-    same: Callable[[Any], tuple[str, ...]] = lambda request: (request.relay_token,)
-    duplicate: str = "this relay token came before"
-    report: Callable[[Any], tuple[str, ...]] | None = None
-    reads: bool = False
+    request_type: type[Any]
+    build_success: Callable[..., Any]
+    duplicate_key: Callable[[Any], tuple[str, ...]] = lambda request: (request.relay_token,)
+    duplicate_message: str = "this relay token came before"
+    report_key: Callable[[Any], tuple[str, ...]] | None = None
+    is_safe: bool = False
     advice: str = OutcomeUnknownError.advice
 
-    def outcome(self, request: object, known: Any, *, attempts: int, elapsed: float) -> Any:
+    def build_outcome(self, request: object, result: Any, *, attempts: int, elapsed: float) -> Any:
         """Return the outcome of a call from its response or error."""
-        error = self.verdict(known) if isinstance(known, PlaidRelayError) else None
+        error = self.outcome_error(result) if isinstance(result, PlaidRelayError) else None
         facts: dict[str, Any] = {
             "request": request,
             "attempts": attempts,
             "elapsed": elapsed,
-            "request_id": getattr(known if error is None else error, "request_id", None),
+            "request_id": getattr(result if error is None else error, "request_id", None),
         }
         if error is None:
-            return self.success(response=known, **facts)
+            return self.build_success(response=result, **facts)
         if isinstance(error, OutcomeUnknownError):
             return Unknown(error=error, **facts)
         return Failed(error=error, **facts)
 
-    def dropped(self, attempts: int) -> PlaidRelayError:
+    def abandoned_error(self, attempts: int) -> PlaidRelayError:
         """Give the error of a call that was given up in the middle of an attempt, without a word of it."""
-        return self._open("the batch was left before an answer came", attempts=attempts)
+        return self._lost_response_error("the batch was left before an answer came", attempts=attempts)
 
-    def unforeseen(self, error: BaseException) -> PlaidRelayError:
+    def unexpected_error(self, error: BaseException) -> PlaidRelayError:
         """Give the error of a call that ended in a bug, of whoever."""
-        told = self._open(f"{type(error).__name__} was raised in the middle of the call", sent=None)
+        told = self._lost_response_error(
+            f"{type(error).__name__} was raised in the middle of the call", sent=None
+        )
         told.__cause__ = error
         return told
 
-    def verdict(self, error: PlaidRelayError) -> PlaidRelayError:
+    def outcome_error(self, error: PlaidRelayError) -> PlaidRelayError:
         """Turn an error that leaves open whether the call was carried out into one that says so."""
         # A success that can't be read is one all the same.
-        left_open = ending_of(error) is Ending.UNKNOWN or isinstance(error, ResponseDecodeError)
-        if self.reads or not left_open or isinstance(error, OutcomeUnknownError):
+        left_open = certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
+        if self.is_safe or not left_open or isinstance(error, OutcomeUnknownError):
             return error
         facts = {name: fact for name, fact in vars(error).items() if hasattr(OutcomeUnknownError, name)}
-        unknown = self._open(str(error.args[0]), **facts)
+        unknown = self._lost_response_error(str(error.args[0]), **facts)
         unknown.__cause__ = error
         return unknown
 
-    def _open(self, message: str, **facts: Any) -> PlaidRelayError:
-        if self.reads:
+    def _lost_response_error(self, message: str, **facts: Any) -> PlaidRelayError:
+        if self.is_safe:
             return ConnectionLostError(message, **facts)
         return OutcomeUnknownError(message, **facts | {"advice": self.advice})
 
 
-def _created(*, response: Any, **facts: Any) -> Created:
+def _build_created(*, response: Any, **facts: Any) -> Created:
     return Created(relay_token=response.relay_token, **facts)
 
 
-def _removed(*, response: Any, **facts: Any) -> Removed | Failed:
+def _build_removed(*, response: Any, **facts: Any) -> Removed | Failed:
     if response.removed:
         return Removed(response=response, **facts)
     said = {"status": 200, "request_id": response.request_id, "attempts": facts["attempts"]}
@@ -150,29 +152,29 @@ def _removed(*, response: Any, **facts: Any) -> Removed | Failed:
     return Failed(error=error, **facts)
 
 
-def _report(request: RelayCreateRequest) -> tuple[str, ...]:
+def _report_key(request: RelayCreateRequest) -> tuple[str, ...]:
     return tuple(sorted(request.report_tokens))
 
 
-def _report_and_partner(request: RelayCreateRequest) -> tuple[str, ...]:
-    return (*_report(request), request.secondary_client_id)
+def _pair_key(request: RelayCreateRequest) -> tuple[str, ...]:
+    return (*_report_key(request), request.secondary_client_id)
 
 
-CREATE: Final = Operation(
-    RelayCreateRequest, _created, _report_and_partner, "this pair of report and partner came before", _report
+CREATE: Final = BatchOperation(
+    RelayCreateRequest, _build_created, _pair_key, "this pair of report and partner came before", _report_key
 )
-GET: Final = Operation(RelayGetRequest, Fetched, reads=True)
-GET_PDF: Final = Operation(RelayPdfGetRequest, Fetched, reads=True)
-REFRESH: Final = Operation(RelayRefreshRequest, Refreshed)
-REMOVE: Final = Operation(
+GET: Final = BatchOperation(RelayGetRequest, Fetched, is_safe=True)
+GET_PDF: Final = BatchOperation(RelayPdfGetRequest, Fetched, is_safe=True)
+REFRESH: Final = BatchOperation(RelayRefreshRequest, Refreshed)
+REMOVE: Final = BatchOperation(
     RelayRemoveRequest,
-    _removed,
+    _build_removed,
     advice="It may have been removed. Remove it again, which is safe: told that there is none, it is gone.",
 )
 
 
 @frozen(eq=False, repr=False)
-class Caller:
+class CallContext:
     """Who has a journal write something down.
 
     Attributes:
@@ -185,9 +187,9 @@ class Caller:
     """
 
     host: str
-    client_id: Callable[[], Awaitable[str | None]]
-    seconds: float | None
-    former_host: str | None = None
+    get_client_id: Callable[[], Awaitable[str | None]]
+    max_request_seconds: float | None
+    legacy_host: str | None = None
     retry_unknown: bool | None = None
     retry_failed: bool | None = None
 
@@ -196,43 +198,43 @@ async def _no_client_id() -> None:
     """Stand in for a client id where there is no journal to ask for it."""
 
 
-NOBODY: Final = Caller("", _no_client_id, None)
+NO_CONTEXT: Final = CallContext("", _no_client_id, None)
 
 
-class TakenError(Exception):
+class LostRaceError(Exception):
     """Somebody else has begun the same in the meantime: enter it anew."""
 
 
-class Entry(Protocol):
+class CallRecorder(Protocol):
     """One call in a journal."""
 
     @property
-    def known(self) -> Any:
+    def recorded_outcome(self) -> Any:
         """The outcome, if the journal has it already; nothing is sent then."""
         ...
 
     @property
-    def doubt(self) -> OutcomeUnknownError | None:
+    def earlier_doubt(self) -> OutcomeUnknownError | None:
         """The error of an earlier attempt of it, if one was begun of which nobody knows the end."""
         ...
 
     @property
-    def kept(self) -> bool:
+    def journalled(self) -> bool:
         """Whether what becomes of it is written down."""
         ...
 
-    async def begin(self) -> None:
+    async def record_intent(self) -> None:
         """An attempt is about to leave. Returns once that can't be lost; may raise `TakenError`."""
         ...
 
-    def end(self, outcome: Any) -> Awaitable[object]:
+    def record_outcome(self, outcome: Any) -> Awaitable[object]:
         """Record the outcome, or with `None` that the request is not attempted; it is durable once awaited.
 
         With `None` the awaitable may raise `TakenError`.
         """
         ...
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """The call is over, with or without an outcome."""
         ...
 
@@ -240,7 +242,7 @@ class Entry(Protocol):
 class AnyJournal(Protocol):
     """A durable record of creations and removals; `plaid_relay_async.journal.Journal` is one."""
 
-    async def enter(self, request: Any, caller: Caller) -> Entry:
+    async def acquire_recorder(self, request: Any, context: CallContext) -> CallRecorder:
         """A request was taken up. May wait while somebody else is at the same."""
         ...
 
@@ -248,12 +250,12 @@ class AnyJournal(Protocol):
 # ------------------------------------------------------------------------------------------- one flight
 
 
-class _HaltedError(Exception):
+class _SendingStoppedError(Exception):
     """The request must not be sent: the batch, or its report, is stopped."""
 
 
 @define(eq=False, repr=False)
-class _Flight(Generic[S]):
+class _BatchCall(Generic[S]):
     """One request on its way, and the permit that goes with its call.
 
     Attributes:
@@ -270,124 +272,124 @@ class _Flight(Generic[S]):
 
     batch: Batch[S]
     request: Any
-    started: float
+    started_at: float
     attempts: int = 0
-    busy: bool = False
-    begun: bool = False
-    last: PlaidRelayError | None = None
-    doubt: PlaidRelayError | None = None
-    made: Any = None
-    patient: bool = True
-    entry: Entry | None = None
-    taken: bool = False
-    stopped: bool = False
+    must_drain: bool = False
+    in_flight: bool = False
+    last_error: PlaidRelayError | None = None
+    in_doubt_error: PlaidRelayError | None = None
+    received_response: Any = None
+    bulk: bool = True
+    recorder: CallRecorder | None = None
+    lost_race: bool = False
+    report_stopped: bool = False
     outcome: S | Failed | Unknown | None = None
 
     @property
-    def to_record(self) -> S | Failed | Unknown | None:
+    def outcome_to_record(self) -> S | Failed | Unknown | None:
         """The outcome for the journal: `None` if the request stays unattempted, for its report is stopped."""
-        return None if self.stopped and self.doubt is None else self.outcome
+        return None if self.report_stopped and self.in_doubt_error is None else self.outcome
 
     @property
-    def doubted(self) -> bool:
-        return self._left_open() is not None
+    def in_doubt(self) -> bool:
+        return self._find_in_doubt_error() is not None
 
-    def _left_open(self) -> PlaidRelayError | None:
-        return self.doubt or (None if self.entry is None else self.entry.doubt)
+    def _find_in_doubt_error(self) -> PlaidRelayError | None:
+        return self.in_doubt_error or (None if self.recorder is None else self.recorder.earlier_doubt)
 
-    async def begin(self) -> None:
-        self.check()
-        self.busy = True
-        if self.entry is not None:
-            await self._journal_begins(self.entry)
+    async def start_attempt(self) -> None:
+        self.check_may_send()
+        self.must_drain = True
+        if self.recorder is not None:
+            await self._record_intent(self.recorder)
         self.attempts += 1
-        self.begun = True
+        self.in_flight = True
 
-    async def _journal_begins(self, entry: Entry) -> None:
+    async def _record_intent(self, recorder: CallRecorder) -> None:
         try:
-            await entry.begin()
-        except TakenError:
-            self.busy, self.taken = False, True
+            await recorder.record_intent()
+        except LostRaceError:
+            self.must_drain, self.lost_race = False, True
             raise
         except BaseException as error:
-            if not ordinary(error):
+            if not is_ordinary_error(error):
                 raise
-            self.batch.fail(error)  # without a record, nothing may leave
-            raise _HaltedError from None
+            self.batch.stop_with_error(error)  # without a record, nothing may leave
+            raise _SendingStoppedError from None
 
-    def again(self, error: PlaidRelayError, *, spared: bool) -> None:
-        self._attempt_ended(error)
-        if not spared and ending_of(error) is Ending.UNKNOWN:
-            self.doubt = error
-        self.check()
+    def prepare_retry(self, error: PlaidRelayError, *, never_executed: bool) -> None:
+        self._end_attempt(error)
+        if not never_executed and certainty_of(error) is Certainty.IN_DOUBT:
+            self.in_doubt_error = error
+        self.check_may_send()
 
-    def broken_off(self, known: Any) -> None:
-        if not isinstance(known, PlaidRelayError):
-            self.made = known
-        elif isinstance(known, NotSentError):
+    def attempt_interrupted(self, result: Any) -> None:
+        if not isinstance(result, PlaidRelayError):
+            self.received_response = result
+        elif isinstance(result, NotSentError):
             self.attempts -= 1
-            self._attempt_ended(self.last)
+            self._end_attempt(self.last_error)
         else:
-            self._attempt_ended(known)
+            self._end_attempt(result)
 
-    def _attempt_ended(self, error: PlaidRelayError | None) -> None:
-        self.last = error
-        self.busy = self.begun = False
+    def _end_attempt(self, error: PlaidRelayError | None) -> None:
+        self.last_error = error
+        self.must_drain = self.in_flight = False
 
-    def check(self) -> None:
+    def check_may_send(self) -> None:
         """Raise `_HaltedError` if nothing may be sent for the request."""
-        if self.batch.halted:
-            raise _HaltedError
-        cause = self.batch.stopped_report(self.request)
+        if self.batch.sending_stopped:
+            raise _SendingStoppedError
+        cause = self.batch.stopping_error(self.request)
         if cause is not None:
-            self.stopped, self.last = True, _not_sent_because_of(cause, self.attempts)
-            raise _HaltedError
+            self.report_stopped, self.last_error = True, _stopped_report_error(cause, self.attempts)
+            raise _SendingStoppedError
 
-    def succeeded(self, response: Any) -> S:
-        outcome: S = self._outcome(response)
+    def success_outcome(self, response: Any) -> S:
+        outcome: S = self._build_outcome(response)
         return outcome
 
-    def ended(self, error: PlaidRelayError) -> Failed | Unknown:
+    def error_outcome(self, error: PlaidRelayError) -> Failed | Unknown:
         """What an error makes of it; an attempt that may have been carried out outweighs what came later."""
-        self.last = error
-        doubt = self._left_open()
-        if doubt is not None and ending_of(error) is not Ending.UNKNOWN:
+        self.last_error = error
+        doubt = self._find_in_doubt_error()
+        if doubt is not None and certainty_of(error) is not Certainty.IN_DOUBT:
             doubt.__cause__ = doubt.__cause__ or error
             doubt.attempts = self.attempts
             error = doubt
-        outcome: Failed | Unknown = self._outcome(error)
+        outcome: Failed | Unknown = self._build_outcome(error)
         return outcome
 
-    def _outcome(self, known: Any) -> Any:
-        elapsed = self.batch.now() - self.started
+    def _build_outcome(self, result: Any) -> Any:
+        elapsed = self.batch.now() - self.started_at
         operation = self.batch.operation
-        return operation.outcome(self.request, known, attempts=self.attempts, elapsed=elapsed)
+        return operation.build_outcome(self.request, result, attempts=self.attempts, elapsed=elapsed)
 
-    def interrupted(self) -> S | Failed | Unknown | None:
+    def interrupted_outcome(self) -> S | Failed | Unknown | None:
         """What became of it when it was dropped: nothing, if no attempt had left."""
-        if self.made is not None:
-            return self.succeeded(self.made)
-        if self.begun:
-            self.last = self.batch.operation.dropped(self.attempts)
-        return None if self.last is None else self.ended(self.last)
+        if self.received_response is not None:
+            return self.success_outcome(self.received_response)
+        if self.in_flight:
+            self.last_error = self.batch.operation.abandoned_error(self.attempts)
+        return None if self.last_error is None else self.error_outcome(self.last_error)
 
 
-def _not_sent_because_of(cause: PlaidRelayError, attempts: int) -> PlaidRelayError:
+def _stopped_report_error(cause: PlaidRelayError, attempts: int) -> PlaidRelayError:
     """Return the error of a request that isn't sent, because others for its report ended with `cause`."""
     error = copy.copy(cause)
-    error.args = (f"not sent after {SHARED_ERRORS} errors of the same report: {cause.args[0]}",)
+    error.args = (f"not sent after {SHARED_ERROR_LIMIT} errors of the same report: {cause.args[0]}",)
     error.sent, error.attempts = attempts > 0, attempts
     vars(error).pop("request_id", None)  # of another request
     return error
 
 
-Call: TypeAlias = "Callable[[Any, _Flight[S]], Awaitable[Any]]"
+CallFunction: TypeAlias = "Callable[[Any, _BatchCall[S]], Awaitable[Any]]"
 
 
 # -------------------------------------------------------------------------------------------- the input
 
 
-class _Input:
+class _RequestReader:
     """Gives requests one by one, from either kind of iterable; `None` at the end.
 
     Attributes:
@@ -397,100 +399,100 @@ class _Input:
     def __init__(
         self,
         source: Iterable[Any] | AsyncIterable[Any],
-        record: type[Any],
-        make: Callable[[Any], Any] | None,
+        request_type: type[Any],
+        request_from_token: Callable[[Any], Any] | None,
     ) -> None:
-        self._record = record
-        self._make = make
-        self._name = "requests" if make is None else "relay_tokens"
-        self._taken = 0
+        self._request_type = request_type
+        self._request_from_token = request_from_token
+        self._name = "requests" if request_from_token is None else "relay_tokens"
+        self._read_count = 0
         self._lock = asyncio.Lock()
-        self._later: AsyncIterator[Any] | None = None
+        self._async_iterator: AsyncIterator[Any] | None = None
         self.reader: asyncio.Task[Any] | None = None
-        self._now: Iterator[Any] = iter(())
+        self._iterator: Iterator[Any] = iter(())
         if isinstance(source, str | bytes):
             raise RequestValidationError.of(self._name, "must be an iterable, not one string: write [it]")
         if isinstance(source, AsyncIterable):
-            self._later = aiter(source)
+            self._async_iterator = aiter(source)
         else:
-            self._now = iter(source)
+            self._iterator = iter(source)
 
-    async def take(self) -> Any:
+    async def read_next(self) -> Any:
         try:
-            if self._later is None:
-                return self._read(next(self._now))
+            if self._async_iterator is None:
+                return self._to_request(next(self._iterator))
             async with self._lock:
                 self.reader = asyncio.current_task()
                 try:
-                    return self._read(await anext(self._later))
+                    return self._to_request(await anext(self._async_iterator))
                 finally:
                     self.reader = None
         except (StopIteration, StopAsyncIteration):
             return None
 
-    @sealed
-    def _read(self, item: Any) -> Any:
-        place = f"{self._name}[{self._taken}]"
-        self._taken += 1
-        if isinstance(item, self._record):
+    @strip_traceback
+    def _to_request(self, item: Any) -> Any:
+        place = f"{self._name}[{self._read_count}]"
+        self._read_count += 1
+        if isinstance(item, self._request_type):
             return item
-        if self._make is None:
-            wrong = f"must be a {self._record.__name__}, not {type(item).__name__}"
+        if self._request_from_token is None:
+            wrong = f"must be a {self._request_type.__name__}, not {type(item).__name__}"
             raise RequestValidationError.of(place, wrong)
         try:
-            return self._make(item)
+            return self._request_from_token(item)
         except RequestValidationError as error:
             wrong = error.problem
         raise RequestValidationError.of(place, wrong)
 
 
-class _Met:
+class _DuplicateFilter:
     """Remembers what makes requests the same, in some 100 bytes each and without holding a token."""
 
-    def __init__(self, same: Callable[[Any], tuple[str, ...]]) -> None:
-        self._same = same
+    def __init__(self, key: Callable[[Any], tuple[str, ...]]) -> None:
+        self._key = key
         self._seen: set[bytes] = set()
 
-    def before(self, request: object) -> bool:
-        digest = _digest(self._same(request))
+    def is_duplicate(self, request: object) -> bool:
+        digest = _hash_key(self._key(request))
         if digest in self._seen:
             return True
         self._seen.add(digest)
         return False
 
 
-def _digest(words: tuple[str, ...]) -> bytes:
+def _hash_key(key: tuple[str, ...]) -> bytes:
     # 15 bytes: with one more, each digest would take the next size of CPython's allocator.
-    return hashlib.blake2b("\0".join(words).encode(), digest_size=15).digest()
+    return hashlib.blake2b("\0".join(key).encode(), digest_size=15).digest()
 
 
-class _Reports:
+class _ReportErrors:
     """Counts the errors of each report, for the reports that had one last, and without holding a token."""
 
-    def __init__(self, report: Callable[[Any], tuple[str, ...]]) -> None:
-        self._report = report
+    def __init__(self, report_key: Callable[[Any], tuple[str, ...]]) -> None:
+        self._report_key = report_key
         self._errors: dict[bytes, tuple[int, PlaidRelayError]] = {}
 
-    def count(self, request: object, error: PlaidRelayError) -> None:
+    def record_error(self, request: object, error: PlaidRelayError) -> None:
         """Count an error of the request's report."""
-        digest = _digest(self._report(request))
+        digest = _hash_key(self._report_key(request))
         count, _ = self._errors.pop(digest, (0, error))
         # A copy has no traceback, which would hold on to responses.
         self._errors[digest] = (count + 1, copy.copy(error))
-        if len(self._errors) > _REPORTS:
+        if len(self._errors) > _MAX_TRACKED_REPORTS:
             del self._errors[next(iter(self._errors))]
 
     def clear(self, request: object) -> None:
         """Forget the errors of the request's report, because a request for it succeeded."""
         if self._errors:
-            self._errors.pop(_digest(self._report(request)), None)
+            self._errors.pop(_hash_key(self._report_key(request)), None)
 
-    def stopped(self, request: object) -> PlaidRelayError | None:
+    def stopping_error(self, request: object) -> PlaidRelayError | None:
         """Return the error that stops the requests for this one's report, or `None`."""
         if not self._errors:
             return None
-        count, error = self._errors.get(_digest(self._report(request)), (0, None))
-        return error if count >= SHARED_ERRORS else None
+        count, error = self._errors.get(_hash_key(self._report_key(request)), (0, None))
+        return error if count >= SHARED_ERROR_LIMIT else None
 
 
 # -------------------------------------------------------------------------------------------- the batch
@@ -514,64 +516,64 @@ class Batch(Generic[S]):
 
     def __init__(
         self,
-        operation: Operation,
+        operation: BatchOperation,
         requests: Iterable[Any] | AsyncIterable[Any],
-        call: Call[S],
+        call: CallFunction[S],
         *,
         concurrency: int,
-        drain: float,
-        drains: Drains | None = None,
-        make: Callable[[Any], Any] | None = None,
+        drain_timeout: float,
+        drains: DrainTracker | None = None,
+        request_from_token: Callable[[Any], Any] | None = None,
         journal: AnyJournal | None = None,
-        caller: Caller = NOBODY,
-        patient: bool = True,
+        context: CallContext = NO_CONTEXT,
+        bulk: bool = True,
         on_outcome: Callable[[S | Failed | Unknown], object] | None = None,
         on_progress: Callable[[Progress], object] | None = None,
         allow_duplicates: bool = False,
     ) -> None:
         self.operation: Final = operation
-        self.patient: Final = patient
+        self.bulk: Final = bulk
         self.result: Final[BatchResult[S]] = BatchResult()
-        self.halted = False
+        self.sending_stopped = False
         self._journal = journal
-        self._caller = caller
-        self._unwatched: set[asyncio.Future[object]] = set()
-        self._source = _Input(requests, operation.request, make)
+        self._context = context
+        self._background_tasks: set[asyncio.Future[object]] = set()
+        self._source = _RequestReader(requests, operation.request_type, request_from_token)
         self._call = call
         self._concurrency = concurrency
-        self._drain = drain
-        self._drains = Drains() if drains is None else drains
-        self._last_read: asyncio.TimerHandle | None = None
+        self._drain_timeout = drain_timeout
+        self._drains = DrainTracker() if drains is None else drains
+        self._reader_timeout: asyncio.TimerHandle | None = None
         self._on_outcome = on_outcome
         self._on_progress = on_progress
-        self._met = None if allow_duplicates else _Met(operation.same)
-        self._unread: deque[S | Failed | Unknown] = deque()
-        self._news = asyncio.Event()
+        self._duplicates = None if allow_duplicates else _DuplicateFilter(operation.duplicate_key)
+        self._unread_outcomes: deque[S | Failed | Unknown] = deque()
+        self._stream_changed = asyncio.Event()
         # For what is in flight and what is unread, together. A report may take up megabytes.
-        self._room = asyncio.Semaphore(concurrency if operation.reads else 2 * concurrency)
-        self._workers: dict[asyncio.Task[None], _Flight[S] | None] = {}
+        self._capacity = asyncio.Semaphore(concurrency if operation.is_safe else 2 * concurrency)
+        self._senders: dict[asyncio.Task[None], _BatchCall[S] | None] = {}
         self._runner: asyncio.Task[None] | None = None
         self._streamed = False
-        self._taken = 0
+        self._requests_read = 0
         self.now: Callable[[], float] = float  # before it starts, no time goes by
-        self._started = 0.0
-        self._shared_errors = 0
-        self._reports = None if operation.report is None else _Reports(operation.report)
-        self._trouble: BaseException | None = None
+        self._started_at = 0.0
+        self._shared_error_count = 0
+        self._report_errors = None if operation.report_key is None else _ReportErrors(operation.report_key)
+        self._error: BaseException | None = None
 
     # ------------------------------------------------------------------------------- the two ways of use
 
     def __await__(self) -> Generator[None, None, BatchResult[S]]:
         """Run the batch to its end and give its result."""
-        return self._collect().__await__()
+        return self._run_to_result().__await__()
 
-    async def _collect(self) -> BatchResult[S]:
+    async def _run_to_result(self) -> BatchResult[S]:
         runner = self._start(streamed=False)
         try:
             await asyncio.wait([runner])
         finally:
-            await self._leave()
-        self._raise_trouble()
+            await self._stop_and_drain()
+        self._raise_error()
         return self.result
 
     async def __aenter__(self) -> Self:
@@ -582,13 +584,13 @@ class Batch(Generic[S]):
         self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         try:
-            await self._leave()
+            await self._stop_and_drain()
         finally:
             self._streamed = False
-            while self._unread:
-                self.result.hold(self._unread.popleft())
+            while self._unread_outcomes:
+                self.result.add_outcome(self._unread_outcomes.popleft())
         if error is None:
-            self._raise_trouble()
+            self._raise_error()
 
     def __aiter__(self) -> Self:
         return self
@@ -596,14 +598,14 @@ class Batch(Generic[S]):
     async def __anext__(self) -> S | Failed | Unknown:
         if not self._streamed or self._runner is None:
             raise RuntimeError("stream inside of `async with ... as outcomes:`")
-        while not self._unread:
+        while not self._unread_outcomes:
             if self._runner.done():
-                self._raise_trouble()
+                self._raise_error()
                 raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
-        self._room.release()
-        return self._unread.popleft()
+            self._stream_changed.clear()
+            await self._stream_changed.wait()
+        self._capacity.release()
+        return self._unread_outcomes.popleft()
 
     def __del__(self) -> None:
         if getattr(self, "_runner", self) is None:
@@ -618,37 +620,37 @@ class Batch(Generic[S]):
             raise RuntimeError("this batch was run before: make another")
         self._streamed = streamed
         self.now = asyncio.get_running_loop().time
-        self._started = self.now()
+        self._started_at = self.now()
         self._runner = asyncio.create_task(self._run())
-        self._runner.add_done_callback(self._finished)
+        self._runner.add_done_callback(self._on_runner_done)
         return self._runner
 
     async def _run(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._concurrency):
-                    group.create_task(self._work())
+                    group.create_task(self._run_sender())
         finally:
             # A callback of this task would be too late for a loop that reads on as the task ends.
-            self.result.elapsed = self.now() - self._started
+            self.result.elapsed = self.now() - self._started_at
 
-    def _finished(self, runner: asyncio.Task[None]) -> None:
-        if self._last_read is not None:
-            self._last_read.cancel()
+    def _on_runner_done(self, runner: asyncio.Task[None]) -> None:
+        if self._reader_timeout is not None:
+            self._reader_timeout.cancel()
         if not runner.cancelled():
-            self._trouble = self._trouble or runner.exception()
-        self._news.set()
+            self._error = self._error or runner.exception()
+        self._stream_changed.set()
 
-    async def _leave(self) -> None:
+    async def _stop_and_drain(self) -> None:
         """Stop sending, and wait for what is in flight until the drain is over or abandoned."""
         runner = self._runner
         if runner is None or runner.done():
             return
-        self.halt(None)
-        end = asyncio.get_running_loop().call_later(self._drain, self.abandon)
+        self.stop_sending(None)
+        end = asyncio.get_running_loop().call_later(self._drain_timeout, self.abandon)
         try:
-            with self._drains.one():
-                await ended(runner)
+            with self._drains.track():
+                await wait_until_done(runner)
         finally:
             end.cancel()
 
@@ -660,31 +662,33 @@ class Batch(Generic[S]):
         the event loop of the batch. It may be called at any time and more than once; a batch that wasn't
         started yet sends nothing.
         """
-        self.halt(None)
+        self.stop_sending(None)
         if self._runner is not None:
             self._runner.cancel()
 
-    def halt(self, why: BaseException | None) -> None:
+    def stop_sending(self, reason: BaseException | None) -> None:
         """Send nothing more, and cancel the workers that have nothing in flight. For the batch's own flights.
 
         A worker that waits for the input is in flight as well, for the drain time: cancelling it would close
         an async generator, and the rest of the input would be lost.
         """
-        self.result.stopped_by = self.result.stopped_by or why
-        self.halted = True
-        for worker, flight in self._workers.items():
+        self.result.stopped_by = self.result.stopped_by or reason
+        self.sending_stopped = True
+        for worker, flight in self._senders.items():
             if worker is self._source.reader:
-                self._last_read = self._last_read or worker.get_loop().call_later(self._drain, worker.cancel)
-            elif worker is not asyncio.current_task() and (flight is None or not flight.busy):
+                self._reader_timeout = self._reader_timeout or worker.get_loop().call_later(
+                    self._drain_timeout, worker.cancel
+                )
+            elif worker is not asyncio.current_task() and (flight is None or not flight.must_drain):
                 worker.cancel()
 
-    def fail(self, trouble: BaseException) -> None:
+    def stop_with_error(self, error: BaseException) -> None:
         """Stop because of an error that isn't a request's: it is raised once all is in."""
-        self._trouble = self._trouble or trouble
-        self.halt(trouble)
+        self._error = self._error or error
+        self.stop_sending(error)
 
-    def _raise_trouble(self) -> None:
-        trouble, self._trouble = self._trouble, None
+    def _raise_error(self) -> None:
+        trouble, self._error = self._error, None
         if trouble is not None:
             where = "its input, its journal or a callback"
             raise BatchStoppedError(
@@ -693,171 +697,171 @@ class Batch(Generic[S]):
 
     # ---------------------------------------------------------------------------------------- the workers
 
-    async def _work(self) -> None:
+    async def _run_sender(self) -> None:
         worker = asyncio.current_task()
         assert worker is not None  # noqa: S101  # a coroutine of a TaskGroup runs in a task
-        self._workers[worker] = None
+        self._senders[worker] = None
         try:
-            while (request := await self._take()) is not None:
-                if self.halted:  # while this worker waited for the input
+            while (request := await self._next_request()) is not None:
+                if self.sending_stopped:  # while this worker waited for the input
                     self.result.not_attempted.append(request)
                     break
-                if not await self._serve(worker, request):
+                if not await self._process_request(worker, request):
                     await asyncio.sleep(0)  # what fails without waiting for anything must not hold the loop
         finally:
-            del self._workers[worker]
+            del self._senders[worker]
 
-    async def _take(self) -> Any:
-        if self.halted:
+    async def _next_request(self) -> Any:
+        if self.sending_stopped:
             return None  # and doesn't wait for room: nobody may read any more
-        await self._room.acquire()
+        await self._capacity.acquire()
         try:
-            request = await self._source.take()
+            request = await self._source.read_next()
         except BaseException as error:
-            if not ordinary(error):
+            if not is_ordinary_error(error):
                 raise
-            self.fail(error)  # the caller's own: it is raised to the caller in the end
+            self.stop_with_error(error)  # the caller's own: it is raised to the caller in the end
             request = None
         if request is None:
-            self._room.release()
+            self._capacity.release()
             return None
-        self._taken += 1
+        self._requests_read += 1
         return request
 
-    async def _serve(self, worker: asyncio.Task[None], request: object) -> bool:
+    async def _process_request(self, sender: asyncio.Task[None], request: object) -> bool:
         """See to one request, and tell whether its call did what it was for."""
         # The flight's name ends with this frame: a worker that waits for its next request keeps no report.
-        flight = self._workers[worker] = _Flight(self, request, self.now(), patient=self.patient)
-        await self._settle(flight)
-        self._workers[worker] = None
+        flight = self._senders[sender] = _BatchCall(self, request, self.now(), bulk=self.bulk)
+        await self._process_call(flight)
+        self._senders[sender] = None
         return not isinstance(flight.outcome, Failed | Unknown | None)
 
-    async def _settle(self, flight: _Flight[S]) -> None:
-        if self._met is not None and self._met.before(flight.request):
-            flight.outcome = flight.ended(DuplicateRequestError(self.operation.duplicate))
-            self._deliver(flight.outcome, flight.last)
+    async def _process_call(self, call: _BatchCall[S]) -> None:
+        if self._duplicates is not None and self._duplicates.is_duplicate(call.request):
+            call.outcome = call.error_outcome(DuplicateRequestError(self.operation.duplicate_message))
+            self._deliver_outcome(call.outcome, call.last_error)
             return
         try:
             if self._journal is None:
-                await self._fly(flight)
+                await self._send_call(call)
             else:
-                await self._fly_on_record(flight, self._journal)
+                await self._send_with_journal(call, self._journal)
         finally:
-            if flight.outcome is None:
-                self.result.not_attempted.append(flight.request)
+            if call.outcome is None:
+                self.result.not_attempted.append(call.request)
             else:
-                self._deliver(flight.outcome, None if flight.stopped else flight.last)
+                self._deliver_outcome(call.outcome, None if call.report_stopped else call.last_error)
 
-    async def _fly(self, flight: _Flight[S]) -> None:
+    async def _send_call(self, call: _BatchCall[S]) -> None:
         try:
-            flight.check()
-            flight.outcome = flight.succeeded(await self._call(flight.request, flight))
-        except _HaltedError:
-            flight.outcome = flight.interrupted()
-        except TakenError:
+            call.check_may_send()
+            call.outcome = call.success_outcome(await self._call(call.request, call))
+        except _SendingStoppedError:
+            call.outcome = call.interrupted_outcome()
+        except LostRaceError:
             # If an earlier attempt may have been executed, that is recorded before the pair is entered again.
-            flight.outcome = None if flight.doubt is None else flight.ended(flight.doubt)
+            call.outcome = None if call.in_doubt_error is None else call.error_outcome(call.in_doubt_error)
         except PlaidRelayError as error:
-            flight.outcome = flight.ended(error)
+            call.outcome = call.error_outcome(error)
         except BaseException as error:
-            if not ordinary(error):
-                flight.outcome = flight.interrupted()
+            if not is_ordinary_error(error):
+                call.outcome = call.interrupted_outcome()
                 raise
-            flight.outcome = flight.ended(self.operation.unforeseen(error))
+            call.outcome = call.error_outcome(self.operation.unexpected_error(error))
 
-    async def _fly_on_record(self, flight: _Flight[S], journal: AnyJournal) -> None:
-        while (entry := await self._enter(flight, journal)) is not None:
-            flight.entry, flight.taken = entry, False
+    async def _send_with_journal(self, call: _BatchCall[S], journal: AnyJournal) -> None:
+        while (entry := await self._acquire_recorder(call, journal)) is not None:
+            call.recorder, call.lost_race = entry, False
             try:
-                if entry.known is not None:
-                    flight.outcome = evolve(entry.known, elapsed=self.now() - flight.started)
+                if entry.recorded_outcome is not None:
+                    call.outcome = evolve(entry.recorded_outcome, elapsed=self.now() - call.started_at)
                 else:
-                    await self._fly_entered(flight, entry)
+                    await self._send_and_record(call, entry)
             finally:
-                entry.leave()
-            if not flight.taken:
+                entry.release()
+            if not call.lost_race:
                 return
-            flight.busy = False
+            call.must_drain = False
 
-    async def _fly_entered(self, flight: _Flight[S], entry: Entry) -> None:
+    async def _send_and_record(self, call: _BatchCall[S], recorder: CallRecorder) -> None:
         try:
-            await self._fly(flight)
+            await self._send_call(call)
         except BaseException:
-            if flight.to_record is not None:  # no task waits here any more, but it must not be lost
-                self._meanwhile(entry.end(flight.to_record))
+            if call.outcome_to_record is not None:  # no task waits here any more, but it must not be lost
+                self._run_in_background(recorder.record_outcome(call.outcome_to_record))
             raise
-        if flight.outcome is not None:
-            await self._record(flight, entry)
+        if call.outcome is not None:
+            await self._record_outcome(call, recorder)
 
-    async def _enter(self, flight: _Flight[S], journal: AnyJournal) -> Entry | None:
+    async def _acquire_recorder(self, call: _BatchCall[S], journal: AnyJournal) -> CallRecorder | None:
         try:
-            return await journal.enter(flight.request, self._caller)
+            return await journal.acquire_recorder(call.request, self._context)
         except NotSentError as error:  # the source of the credentials has none
-            flight.outcome = flight.ended(error)
+            call.outcome = call.error_outcome(error)
         except BaseException as error:
-            if not ordinary(error):
+            if not is_ordinary_error(error):
                 raise
-            self.fail(error)
+            self.stop_with_error(error)
         return None
 
-    async def _record(self, flight: _Flight[S], entry: Entry) -> None:
-        flight.busy = True
-        outcome = flight.to_record
+    async def _record_outcome(self, call: _BatchCall[S], recorder: CallRecorder) -> None:
+        call.must_drain = True
+        outcome = call.outcome_to_record
         try:
-            await entry.end(outcome)
-        except TakenError:
-            flight.taken, flight.stopped, flight.last, flight.outcome = True, False, None, None
+            await recorder.record_outcome(outcome)
+        except LostRaceError:
+            call.lost_race, call.report_stopped, call.last_error, call.outcome = True, False, None, None
         except BaseException as error:
-            if not ordinary(error):
+            if not is_ordinary_error(error):
                 raise
-            self.fail(error)  # the outcome is handed on all the same
+            self.stop_with_error(error)  # the outcome is handed on all the same
         else:
             if outcome is not None:
-                flight.outcome = evolve(outcome, journalled=entry.kept)
+                call.outcome = evolve(outcome, journalled=recorder.journalled)
 
-    def _meanwhile(self, work: Awaitable[object]) -> None:
+    def _run_in_background(self, work: Awaitable[object]) -> None:
         task = asyncio.ensure_future(work)
-        self._unwatched.add(task)
-        task.add_done_callback(self._unwatched.discard)
+        self._background_tasks.add(task)
+        task.add_done_callback(self._background_tasks.discard)
 
-    def _deliver(self, outcome: S | Failed | Unknown, met: PlaidRelayError | None) -> None:
-        self.result.count(outcome)
+    def _deliver_outcome(self, outcome: S | Failed | Unknown, error: PlaidRelayError | None) -> None:
+        self.result.count_outcome(outcome)
         if self._streamed:
-            self._unread.append(outcome)
-            self._news.set()
+            self._unread_outcomes.append(outcome)
+            self._stream_changed.set()
         else:
-            self.result.hold(outcome)
-            self._room.release()
-        self._weigh(outcome, met)
+            self.result.add_outcome(outcome)
+            self._capacity.release()
+        self._check_stop_conditions(outcome, error)
         if self._on_outcome is not None:
-            self._tell(self._on_outcome, outcome)
+            self._run_callback(self._on_outcome, outcome)
         if self._on_progress is not None:
-            self._tell(self._on_progress, self.progress)
+            self._run_callback(self._on_progress, self.progress)
 
-    def _weigh(self, outcome: S | Failed | Unknown, met: PlaidRelayError | None) -> None:
+    def _check_stop_conditions(self, outcome: S | Failed | Unknown, error: PlaidRelayError | None) -> None:
         """Stop the batch, or the requests for a report, if all others would only meet the same error."""
         if not isinstance(outcome, Failed | Unknown):
             if outcome.attempts:  # one that the journal knows shows nothing of today's requests
-                self._shared_errors = 0
-                if self._reports is not None:
-                    self._reports.clear(outcome.request)
-        elif met is not None:
-            if self._reports is not None and concerns_report(met):
-                self._reports.count(outcome.request, met)
-            self._shared_errors += concerns_everyone(met)
-            gave_up = isinstance(met, RateLimitError) and met.gave_up_waiting
-            if gave_up or self._shared_errors >= SHARED_ERRORS:
-                self.halt(met)
+                self._shared_error_count = 0
+                if self._report_errors is not None:
+                    self._report_errors.clear(outcome.request)
+        elif error is not None:
+            if self._report_errors is not None and affects_report(error):
+                self._report_errors.record_error(outcome.request, error)
+            self._shared_error_count += affects_all_requests(error)
+            gave_up = isinstance(error, RateLimitError) and error.exceeds_max_pause
+            if gave_up or self._shared_error_count >= SHARED_ERROR_LIMIT:
+                self.stop_sending(error)
 
-    def stopped_report(self, request: object) -> PlaidRelayError | None:
+    def stopping_error(self, request: object) -> PlaidRelayError | None:
         """Return the error that stops the requests for this one's report, or `None`."""
-        return None if self._reports is None else self._reports.stopped(request)
+        return None if self._report_errors is None else self._report_errors.stopping_error(request)
 
-    def _tell(self, callback: Callable[[T], object], news: T) -> None:
+    def _run_callback(self, callback: Callable[[T], object], argument: T) -> None:
         try:
-            callback(news)
+            callback(argument)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # raised to the caller in the end
-            self.fail(error)
+            self.stop_with_error(error)
 
     @property
     def progress(self) -> Progress:
@@ -865,10 +869,10 @@ class Batch(Generic[S]):
         counts, left = self.result.counts, len(self.result.not_attempted)
         done, failed, unknown = counts.total(), counts["failed"], counts["unknown"]
         return Progress(
-            taken=self._taken,
+            taken=self._requests_read,
             succeeded=done - failed - unknown,
             failed=failed,
             unknown=unknown,
-            in_flight=self._taken - done - left,
-            elapsed=self.now() - self._started,
+            in_flight=self._requests_read - done - left,
+            elapsed=self.now() - self._started_at,
         )

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def shield() -> contextlib.AbstractContextManager[object]:
+def shield_from_anyio() -> contextlib.AbstractContextManager[object]:
     """Return a context manager that keeps AnyIO's cancellations out, if AnyIO is loaded."""
     scope: Any = getattr(sys.modules.get("anyio"), "CancelScope", None)
     return contextlib.nullcontext() if scope is None else scope(shield=True)
 
 
-async def ended(future: asyncio.Future[Any]) -> None:
+async def wait_until_done(future: asyncio.Future[Any]) -> None:
     """Wait until a future is done, whatever its result; raise a cancellation of this task only then."""
     interruption: asyncio.CancelledError | None = None
-    with shield():
+    with shield_from_anyio():
         while not future.done():
             try:
                 await asyncio.wait([future])
@@ -41,7 +41,7 @@ async def ended(future: asyncio.Future[Any]) -> None:
         raise interruption
 
 
-async def finish(work: Callable[[], Awaitable[T]]) -> T:
+async def run_to_completion(work: Callable[[], Awaitable[T]]) -> T:
     """Call a function in a task, and return its result; raise a cancellation of the caller only after that.
 
     Code that shuts down by cancelling all tasks cancels that task as well. The function is then called again,
@@ -51,7 +51,7 @@ async def finish(work: Callable[[], Awaitable[T]]) -> T:
     while True:
         future = asyncio.ensure_future(work())
         try:
-            await ended(future)
+            await wait_until_done(future)
         except asyncio.CancelledError as error:
             interruption = error
         if not future.cancelled():
@@ -62,7 +62,7 @@ async def finish(work: Callable[[], Awaitable[T]]) -> T:
     return future.result()
 
 
-class Wait:
+class ShieldedFuture:
     """A future-like object that is done when another future is. Cancelling it doesn't cancel that future.
 
     `asyncio.shield` does the same with a future of its own, which takes one more turn of the event loop. The
@@ -72,7 +72,7 @@ class Wait:
     __slots__ = ("_asyncio_future_blocking", "_callbacks", "_cancelled", "_future")
     _asyncio_future_blocking: bool
 
-    def __init__(self, future: asyncio.Future[Any] | Wait) -> None:
+    def __init__(self, future: asyncio.Future[Any] | ShieldedFuture) -> None:
         future._asyncio_future_blocking = False  # noqa: SLF001  # as a task does with what is yielded to it
         self._asyncio_future_blocking = True
         self._future = future
@@ -91,7 +91,7 @@ class Wait:
         self, wake: Callable[[Any], object], *, context: contextvars.Context | None = None
     ) -> None:
         """Call a function once the other future is done, or this object is cancelled."""
-        callback = partial(self._wake, wake)
+        callback = partial(self._run_callback, wake)
         self._callbacks[wake] = callback, context
         self._future.add_done_callback(callback, context=context)
 
@@ -114,32 +114,32 @@ class Wait:
         if self._cancelled is not None:
             raise self._cancelled
 
-    def _wake(self, wake: Callable[[Any], object], _: object) -> None:
+    def _run_callback(self, wake: Callable[[Any], object], _: object) -> None:
         wake(self)
 
 
-class Drains:
+class DrainTracker:
     """The drains of a client that are in progress."""
 
     def __init__(self) -> None:
         self._count = 0
-        self._none = asyncio.Event()
-        self._none.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
+    def track(self) -> Iterator[None]:
         """Count a drain while it is in progress."""
         self._count += 1
-        self._none.clear()
+        self._idle.clear()
         try:
             yield
         finally:
             self._count -= 1
             if not self._count:
-                self._none.set()
+                self._idle.set()
 
-    async def all(self, seconds: float) -> None:
+    async def wait_all(self, seconds: float) -> None:
         """Wait until none is in progress, for a number of seconds at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._none.wait()
+                await self._idle.wait()

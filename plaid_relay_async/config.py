@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from attrs import Attribute, evolve, field, frozen
 from yarl import URL
 
-from plaid_relay_async.errors import ConfigurationError, sealed_init
+from plaid_relay_async.errors import ConfigurationError, strip_init_traceback
 
 __version__ = "0.1.0"
 
@@ -38,13 +38,13 @@ class Environment(enum.StrEnum):
         return f"https://{self.value}.plaid.com"
 
     @classmethod
-    def at(cls, base_url: str) -> Environment | None:
+    def from_url(cls, base_url: str) -> Environment | None:
         """Return the environment whose host a URL names in any spelling, or `None`."""
-        host = normal_host(URL(base_url).raw_host or "")
+        host = normalize_host(URL(base_url).raw_host or "")
         return next((each for each in cls if URL(each.base_url).raw_host == host), None)
 
 
-def _header_value(_: object, attribute: Attribute[str], value: object) -> None:
+def _validate_header_value(_: object, attribute: Attribute[str], value: object) -> None:
     if not isinstance(value, str) or not value:
         problem = "must be a string that isn't empty"
     elif not (value.isascii() and value.isprintable()) or " " in value:
@@ -54,7 +54,7 @@ def _header_value(_: object, attribute: Attribute[str], value: object) -> None:
     raise ConfigurationError(f"{attribute.name} {problem}", field=attribute.name, problem=problem)
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class Credentials:
     """A client id and its secret, of one environment; the secret shows in no repr.
@@ -63,16 +63,16 @@ class Credentials:
         ConfigurationError: one of them is empty or can't be sent as a header.
     """
 
-    client_id: str = field(validator=_header_value)
-    secret: str = field(validator=_header_value, repr=False)
+    client_id: str = field(validator=_validate_header_value)
+    secret: str = field(validator=_validate_header_value, repr=False)
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class GatewayKey:
     """What a gateway knows its caller by; it shows in no repr."""
 
-    gateway_key: str = field(validator=_header_value, repr=False)
+    gateway_key: str = field(validator=_validate_header_value, repr=False)
 
 
 CredentialsSource: TypeAlias = Credentials | Callable[[], Awaitable[Credentials]]
@@ -86,13 +86,13 @@ def check_seconds(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be a number of seconds above 0, not {value!r}")
 
 
-def _seconds(_: object, attribute: Attribute[Any], value: object) -> None:
+def _validate_seconds(_: object, attribute: Attribute[Any], value: object) -> None:
     check_seconds(attribute.name, value)
 
 
-def _seconds_or_none(timeouts: object, attribute: Attribute[Any], value: object) -> None:
+def _validate_optional_seconds(timeouts: object, attribute: Attribute[Any], value: object) -> None:
     if value is not None:
-        _seconds(timeouts, attribute, value)
+        _validate_seconds(timeouts, attribute, value)
 
 
 @frozen(kw_only=True)
@@ -114,14 +114,14 @@ class Timeouts:
             of it.
     """
 
-    connect: float = field(default=5.0, validator=_seconds)
-    read: float = field(default=30.0, validator=_seconds)
-    slow_read: float = field(default=120.0, validator=_seconds)
-    total: float | None = field(default=300.0, validator=_seconds_or_none)
-    drain: float = field(default=10.0, validator=_seconds)
-    idle: float = field(default=15.0, validator=_seconds)
+    connect: float = field(default=5.0, validator=_validate_seconds)
+    read: float = field(default=30.0, validator=_validate_seconds)
+    slow_read: float = field(default=120.0, validator=_validate_seconds)
+    total: float | None = field(default=300.0, validator=_validate_optional_seconds)
+    drain: float = field(default=10.0, validator=_validate_seconds)
+    idle: float = field(default=15.0, validator=_validate_seconds)
 
-    def within(self, total: float | None) -> Timeouts:
+    def with_total(self, total: float | None) -> Timeouts:
         """The same, with another total where one is given."""
         return self if total is None else evolve(self, total=total)
 
@@ -138,11 +138,11 @@ def check_type(name: str, value: object, cls: type) -> None:
         raise ConfigurationError(f"{name} must be a {cls.__name__}, not {type(value).__name__}")
 
 
-def _at_least_one(_: object, attribute: Attribute[int], value: object) -> None:
+def _validate_count(_: object, attribute: Attribute[int], value: object) -> None:
     check_count(attribute.name, value)
 
 
-def _replay(_: object, __: object, value: object) -> None:
+def _validate_replay(_: object, __: object, value: object) -> None:
     if value not in {"safe", "always"}:
         raise ConfigurationError(f"replay must be 'safe' or 'always', not {value!r}")
 
@@ -162,17 +162,17 @@ class RetryPolicy:
             after a lost answer, too, and so may make a second token.
     """
 
-    attempts: int = field(default=4, validator=_at_least_one)
-    backoff: float = field(default=0.5, validator=_seconds)
-    max_backoff: float = field(default=8.0, validator=_seconds)
-    max_pause: float = field(default=300.0, validator=_seconds)
-    replay: Literal["safe", "always"] = field(default="safe", validator=_replay)
+    attempts: int = field(default=4, validator=_validate_count)
+    backoff: float = field(default=0.5, validator=_validate_seconds)
+    max_backoff: float = field(default=8.0, validator=_validate_seconds)
+    max_pause: float = field(default=300.0, validator=_validate_seconds)
+    replay: Literal["safe", "always"] = field(default="safe", validator=_validate_replay)
 
 
-_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
+_HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
 
-def normal_host(host: str) -> str:
+def normalize_host(host: str) -> str:
     """Return the normal spelling of a host; compare hosts only in this form.
 
     A name is returned in lower-case ASCII (IDNA) and without the dot at its end, an IP address in its usual
@@ -193,7 +193,7 @@ def normal_host(host: str) -> str:
         return socket.inet_ntoa(socket.inet_aton(name))
     except OSError:
         pass
-    if not _NAME.fullmatch(name):
+    if not _HOST_NAME.fullmatch(name):
         raise ValueError("not a host")
     return name
 
@@ -201,20 +201,20 @@ def normal_host(host: str) -> str:
 def is_loopback(host: str) -> bool:
     """Return whether a name or an address leads to this machine itself."""
     try:
-        name = normal_host(host)
+        name = normalize_host(host)
         return f".{name}".endswith(".localhost") or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
 
 
-def parsed_url(url: object) -> URL | None:
+def parse_url(url: object) -> URL | None:
     """Return a parsed http(s) URL, or `None` if it isn't one or parsers may read it differently."""
     if not isinstance(url, str) or not url.isprintable() or " " in url or "\\" in url:
         return None
     try:
         parsed, parts = URL(url), urlsplit(url)
         host = parsed.raw_host or ""
-        named = ipaddress.IPv6Address(host) if "[" in parts.netloc else normal_host(host)
+        named = ipaddress.IPv6Address(host) if "[" in parts.netloc else normalize_host(host)
         usable = named and parsed.scheme in {"http", "https"} and parts.port != 0
     except ValueError:
         return None
@@ -228,7 +228,7 @@ def check_base_url(url: str, *, name: str = "base_url") -> str:
         ConfigurationError: it isn't an http(s) URL, has more than scheme, host, port and path, or is plain
             http to anywhere but a loopback address.
     """
-    parsed = parsed_url(url)
+    parsed = parse_url(url)
     if parsed is None:
         raise ConfigurationError(
             f"{name} must start with https:// and name a host, "

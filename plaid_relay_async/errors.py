@@ -83,45 +83,55 @@ class PlaidRelayError(Exception):
             setattr(self, name, value)
 
     def __str__(self) -> str:
-        told = (f"{name}={value}" for name in _TOLD if (value := getattr(self, name, None)))
-        return displayed(f"{self.args[0]} [{', '.join((_SENT[self.sent], *told))}] {self.advice}")
+        told = (f"{name}={value}" for name in _DISPLAYED_FIELDS if (value := getattr(self, name, None)))
+        return escape_unprintable(
+            f"{self.args[0]} [{', '.join((_SENT_LABELS[self.sent], *told))}] {self.advice}"
+        )
 
 
-_BEYOND_ASCII = re.compile(r"[^ -~]")
+_NOT_PRINTABLE_ASCII = re.compile(r"[^ -~]")
 # Characters that are printable for Python but invisible on a terminal: fillers, joiners, variation selectors,
 # and the empty Braille pattern.
-_FILLERS = re.compile(
+_INVISIBLE_CHARACTERS = re.compile(
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
 
-def displayed(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Return a text as one line, with a backslash escape for each character that isn't visible.
 
     Use it to display texts from servers, files and the command line. A terminal acts on control characters, a
     line break or a bidirectional override makes a text look like another one, and no encoding can represent a
     lone surrogate.
     """
-    return _BEYOND_ASCII.sub(_displayed, text)
+    return _NOT_PRINTABLE_ASCII.sub(_escape_character, text)
 
 
-def _displayed(character: re.Match[str]) -> str:
+def _escape_character(character: re.Match[str]) -> str:
     one = character[0]
     return one if is_visible(one) else one.encode("unicode_escape").decode()
 
 
 def is_visible(character: str) -> bool:
     """Return whether a terminal displays a character, and doesn't act on it."""
-    return character.isprintable() and _FILLERS.match(character) is None
+    return character.isprintable() and _INVISIBLE_CHARACTERS.match(character) is None
 
 
-def printable(text: str) -> str:
+def escape_surrogates(text: str) -> str:
     """Return the text with each lone surrogate, which no encoding can write, as a backslash sequence."""
     return text.encode(errors="backslashreplace").decode()
 
 
-_SENT = {True: "sent", False: "not sent", None: "perhaps sent"}
-_TOLD = ("attempts", "status", "error_type", "error_code", "request_id", "retry_after", "documentation_url")
+_SENT_LABELS = {True: "sent", False: "not sent", None: "perhaps sent"}
+_DISPLAYED_FIELDS = (
+    "attempts",
+    "status",
+    "error_type",
+    "error_code",
+    "request_id",
+    "retry_after",
+    "documentation_url",
+)
 
 
 class ConfigurationError(PlaidRelayError, ValueError):
@@ -319,10 +329,10 @@ class RateLimitError(PlaidAPIError):
     Attributes:
         retry_after: seconds to wait, where the server said or the client knows; a call before that will be
             refused again.
-        gave_up_waiting: the pauses that were asked for are longer than the retry policy's `max_pause`.
+        exceeds_max_pause: the pauses that were asked for are longer than the retry policy's `max_pause`.
     """
 
-    gave_up_waiting: bool = False
+    exceeds_max_pause: bool = False
     advice = "Wait as long as retry_after says (or a minute) before the next call of this operation."
 
 
@@ -350,7 +360,7 @@ class PlaidServerError(PlaidAPIError):
     advice = "Try again later; https://status.plaid.com says when."
 
 
-def sealed(function: Callable[P, T]) -> Callable[P, T]:
+def strip_traceback(function: Callable[P, T]) -> Callable[P, T]:
     """Keep secrets out of a rendered traceback: drop the frames that held them as plain arguments."""
 
     @functools.wraps(function)
@@ -366,9 +376,9 @@ def sealed(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def sealed_init(cls: type[T]) -> type[T]:
+def strip_init_traceback(cls: type[T]) -> type[T]:
     """The same for the making of a record."""
-    cls.__init__ = sealed(cls.__init__)  # type: ignore[method-assign]  # the one attribute that attrs wrote itself
+    cls.__init__ = strip_traceback(cls.__init__)  # type: ignore[method-assign]  # the one attribute that attrs wrote itself
     return cls
 
 
@@ -447,12 +457,12 @@ _SHARED_CODES = frozenset(
 )
 # Who says of a 503 that nothing was carried out: Plaid, and our own gateway, from where nothing left. Another
 # box on the way may say anything.
-_NOT_NOW = frozenset({("API_ERROR", "PLANNED_MAINTENANCE"), ("GATEWAY_ERROR", "UPSTREAM_UNREACHABLE")})
+_DECLINED_CODES = frozenset({("API_ERROR", "PLANNED_MAINTENANCE"), ("GATEWAY_ERROR", "UPSTREAM_UNREACHABLE")})
 # 429s that no waiting mends (https://plaid.com/docs/errors/rate-limit-exceeded/).
-_LASTING_LIMITS = frozenset({"CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"})
+_PERMANENT_LIMITS = frozenset({"CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"})
 
 
-def class_for(error_type: str | None, error_code: str | None, status: int) -> type[PlaidAPIError]:
+def error_class_for(error_type: str | None, error_code: str | None, status: int) -> type[PlaidAPIError]:
     """Choose the exception for an error answer: by code, then by type, then by HTTP status."""
     by_pair = _BY_TYPE_AND_CODE.get((error_type or "", error_code or ""))
     found = by_pair or _BY_CODE.get(error_code or "") or _BY_TYPE.get(error_type or "")
@@ -463,20 +473,20 @@ def class_for(error_type: str | None, error_code: str | None, status: int) -> ty
     return _BY_STATUS.get(status, InvalidRequestError if status >= 400 else PlaidAPIError)
 
 
-class Ending(enum.StrEnum):
+class Certainty(enum.StrEnum):
     """How one attempt ended, as far as it tells what Plaid did."""
 
     NOT_SENT = "not_sent"
     """Nothing left this machine."""
-    REFUSED = "refused"
+    DECLINED = "refused"
     """Nothing was carried out, and a later try may pass: a 429, or a word from `_NOT_NOW`."""
-    ANSWERED = "answered"
+    DEFINITIVE = "answered"
     """Plaid's answer tells: done, or a final no."""
-    UNKNOWN = "unknown"
+    IN_DOUBT = "unknown"
     """It may have been carried out."""
 
 
-def ending_of(error: PlaidRelayError) -> Ending:
+def certainty_of(error: PlaidRelayError) -> Certainty:
     """Tell how the attempt ended that an error speaks of.
 
     HTTP and Plaid both say of a 3xx and a 4xx that nothing was carried out; Plaid says so of what it refused
@@ -485,16 +495,18 @@ def ending_of(error: PlaidRelayError) -> Ending:
     """
     if not isinstance(error, PlaidAPIError):
         if isinstance(error, OutcomeUnknownError | ConnectionLostError):
-            return Ending.UNKNOWN
+            return Certainty.IN_DOUBT
         # An earlier attempt of the same call may have been sent.
-        return Ending.ANSWERED if error.sent and not isinstance(error, NotSentError) else Ending.NOT_SENT
+        return (
+            Certainty.DEFINITIVE if error.sent and not isinstance(error, NotSentError) else Certainty.NOT_SENT
+        )
     if not error.sent:
-        return Ending.NOT_SENT
-    not_now = (error.error_type, error.error_code) in _NOT_NOW
-    if not_now or (error.status == 429 and error.error_code not in _LASTING_LIMITS):
-        return Ending.REFUSED
+        return Certainty.NOT_SENT
+    not_now = (error.error_type, error.error_code) in _DECLINED_CODES
+    if not_now or (error.status == 429 and error.error_code not in _PERMANENT_LIMITS):
+        return Certainty.DECLINED
     tells = 300 <= (error.status or 300) < 500 and not isinstance(error, PlaidServerError)
-    return Ending.ANSWERED if tells else Ending.UNKNOWN
+    return Certainty.DEFINITIVE if tells else Certainty.IN_DOUBT
 
 
 def reason_of(error: PlaidRelayError) -> str:
@@ -502,14 +514,14 @@ def reason_of(error: PlaidRelayError) -> str:
     return getattr(error, "error_code", None) or type(error).__name__
 
 
-def ordinary(error: BaseException) -> bool:
+def is_ordinary_error(error: BaseException) -> bool:
     """Tell an error from what ends a task; a CancelledError that nobody asked this task for is an error."""
     task = asyncio.current_task()
     stray = isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
     return stray or isinstance(error, Exception)
 
 
-def concerns_everyone(error: PlaidRelayError) -> bool:
+def affects_all_requests(error: PlaidRelayError) -> bool:
     """Return whether every other request of a batch would get this error as well."""
     if isinstance(error, ClientClosedError | ConfigurationError):
         return True
@@ -520,7 +532,7 @@ def concerns_everyone(error: PlaidRelayError) -> bool:
     )
 
 
-def concerns_report(error: PlaidRelayError) -> bool:
+def affects_report(error: PlaidRelayError) -> bool:
     """Return whether every other creation for the same report would get this error as well."""
     if isinstance(error, AssetReportError | ReportNotReadyError):
         return True

@@ -24,7 +24,7 @@ from aiohttp.connector import Connection
 from attrs import define, field, frozen
 from yarl import URL
 
-from plaid_relay_async.cancellation import Wait
+from plaid_relay_async.cancellation import ShieldedFuture
 
 if TYPE_CHECKING:
     from aiohttp.client_reqrep import ConnectionKey
@@ -66,11 +66,11 @@ class Exchange(Protocol):
         """The address of the proxy, without its user and password, if one is used and known."""
         ...
 
-    def address(self, url: str, headers: Mapping[str, str]) -> Any:
+    def prepare(self, url: str, headers: Mapping[str, str]) -> Any:
         """Make what `post` needs of a request besides its body; it may be used again."""
         ...
 
-    async def post(self, to: Any, body: Body) -> Response:
+    async def post(self, prepared: Any, body: RequestBody) -> Response:
         """Send a request, and wait for the head of its response; redirects aren't followed.
 
         Raises:
@@ -84,17 +84,17 @@ class Exchange(Protocol):
 # In turns of the event loop. On some platforms a loop delivers what it has read a turn or two later. The
 # maximum bounds how long a server that never stops sending can delay a cancellation; with the smallest of TLS
 # buffers a response takes some dozens of turns.
-_MIN_TURNS: Final = 3
-_MAX_TURNS: Final = 1_000
+_MIN_ITERATIONS: Final = 3
+_MAX_ITERATIONS: Final = 1_000
 
 # Turns in which the loop reads an alert from a new connection and ends that connection.
-_SETTLING_TURNS: Final = 8
+_HANDSHAKE_ITERATIONS: Final = 8
 
 # Alerts by which a server rejects the client's certificate, or the lack of one. In TLS 1.3 they arrive when
 # the client considers the handshake complete (RFC 8446, 4.4.2.4 and 6.2) and may have sent a request already;
 # the server reads no request before it has authenticated the client. Other alerts prove nothing: a server may
 # send close_notify, internal_error, decrypt_error or bad_record_mac after it has acted on a request.
-_REJECTIONS: Final = {
+_CERTIFICATE_ALERTS: Final = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED",
     "SSLV3_ALERT_HANDSHAKE_FAILURE",
     "SSLV3_ALERT_NO_CERTIFICATE",
@@ -107,9 +107,11 @@ _REJECTIONS: Final = {
     "TLSV1_ALERT_ACCESS_DENIED",
 }
 
-_OPENSSL: Final = re.compile(r"\[SSL: (\w+)\]")
+_OPENSSL_REASON: Final = re.compile(r"\[SSL: (\w+)\]")
 
-_used: weakref.WeakKeyDictionary[asyncio.BaseProtocol, Callable[[], bool]] = weakref.WeakKeyDictionary()
+_unread_checks: weakref.WeakKeyDictionary[asyncio.BaseProtocol, Callable[[], bool]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def unread_check(transport: asyncio.Transport) -> Callable[[], bool]:
@@ -123,7 +125,7 @@ def unread_check(transport: asyncio.Transport) -> Callable[[], bool]:
 
 
 @define(eq=False)
-class Body:
+class RequestBody:
     """A request's body; it notes the moment at which it is handed to the network.
 
     A server can't act on a call without its body, so one whose body wasn't handed over was never sent.
@@ -142,15 +144,15 @@ class Body:
     """
 
     data: bytes = field(repr=False)
-    leaves: Callable[[], None]
-    left: bool = False
-    cancelled: tuple[Any, ...] | None = None
+    on_send: Callable[[], None]
+    sent: bool = False
+    deferred_cancellation: tuple[Any, ...] | None = None
     may_be_rejected: bool = field(default=False, init=False)
     _protocol: Any = field(default=None, init=False, repr=False)
-    _new: Any = field(default=None, init=False, repr=False)
-    _turns: int = field(default=0, init=False, repr=False)
+    _new_protocol: Any = field(default=None, init=False, repr=False)
+    _iterations: int = field(default=0, init=False, repr=False)
 
-    def leave(self, protocol: Any) -> bool:
+    def begin_send(self, protocol: Any) -> bool:
         """Check the connection, and return True: the body is written next, before anything else happens.
 
         Return False if the connection is new and has unread bytes: `settle`, and call this again.
@@ -163,35 +165,35 @@ class Body:
         # it is the server's goodbye.
         if protocol.should_close:
             raise aiohttp.ClientConnectionError from protocol.exception()
-        has_news = _used.get(protocol)
+        has_news = _unread_checks.get(protocol)
         if has_news is None:
-            self._new, has_news = protocol, unread_check(protocol.transport)
-            _used[protocol] = has_news
+            self._new_protocol, has_news = protocol, unread_check(protocol.transport)
+            _unread_checks[protocol] = has_news
             if has_news():
                 return False
-        elif protocol is not self._new and has_news():
+        elif protocol is not self._new_protocol and has_news():
             raise aiohttp.ClientConnectionError
-        self.leaves()
-        is_first = protocol is self._new and not self.left
+        self.on_send()
+        is_first = protocol is self._new_protocol and not self.sent
         self.may_be_rejected = is_first and _is_rejectable(protocol.transport)
-        self._protocol, self._new = protocol, None
-        self.left = True
+        self._protocol, self._new_protocol = protocol, None
+        self.sent = True
         return True
 
     def was_rejected(self, error: BaseException) -> bool:
         """Return whether an error proves that the server rejected the handshake and read no request."""
-        return self.may_be_rejected and tls_reason(error) in _REJECTIONS
+        return self.may_be_rejected and tls_reason(error) in _CERTIFICATE_ALERTS
 
-    async def next(self, read: Callable[[], Coroutine[Any, None, T]]) -> T:
+    async def read_next(self, read: Callable[[], Coroutine[Any, None, T]]) -> T:
         """Return what is read next of the response; raise a cancellation only if nothing more has arrived."""
-        if self.cancelled is None:
+        if self.deferred_cancellation is None:
             try:
                 return await read()
             except asyncio.CancelledError as error:
-                self.cancelled = error.args
+                self.deferred_cancellation = error.args
         while True:
             try:
-                return _result_now(read(), asyncio.CancelledError(*self.cancelled))
+                return _immediate_result(read(), asyncio.CancelledError(*self.deferred_cancellation))
             except asyncio.CancelledError:
                 if not self.may_have_more():
                     raise
@@ -200,21 +202,23 @@ class Body:
 
     def may_have_more(self) -> bool:
         """Return whether to wait another turn of the event loop; called in each turn after a cancellation."""
-        self._turns += 1
-        if self._turns > _MAX_TURNS:
+        self._iterations += 1
+        if self._iterations > _MAX_ITERATIONS:
             return False
         # A closed connection has no bytes, and the number of its socket may be another one's by now.
-        return self._turns <= _MIN_TURNS or (self._protocol.is_connected() and _used[self._protocol]())
+        return self._iterations <= _MIN_ITERATIONS or (
+            self._protocol.is_connected() and _unread_checks[self._protocol]()
+        )
 
-    def end(self) -> None:
+    def raise_cancellation(self) -> None:
         """Raise the cancellation, if there was one, now that everything is processed or has failed."""
-        if self.cancelled is not None:
-            raise asyncio.CancelledError(*self.cancelled) from None
+        if self.deferred_cancellation is not None:
+            raise asyncio.CancelledError(*self.deferred_cancellation) from None
 
 
-async def settle() -> None:
+async def finish_handshake() -> None:
     """Wait until the loop has read what ends a new connection's handshake: session tickets, or an alert."""
-    for _ in range(_SETTLING_TURNS):
+    for _ in range(_HANDSHAKE_ITERATIONS):
         await asyncio.sleep(0)
 
 
@@ -228,38 +232,38 @@ def tls_reason(error: BaseException | None) -> str | None:
     """Return OpenSSL's name for what ended a connection, such as `WRONG_VERSION_NUMBER`, if TLS did."""
     while error is not None:
         # In the text, because aiohttp passes that on and drops the SSLError in some cases.
-        if isinstance(error, OSError) and (match := _OPENSSL.match(str(error.strerror))):
+        if isinstance(error, OSError) and (match := _OPENSSL_REASON.match(str(error.strerror))):
             return match[1]
         error = error.__cause__
     return None
 
 
-def _result_now(coroutine: Coroutine[Any, None, T], otherwise: BaseException) -> T:
+def _immediate_result(coroutine: Coroutine[Any, None, T], error: BaseException) -> T:
     """Return the result of a coroutine that does not have to wait; raise an error inside one that does."""
     try:
         coroutine.send(None)
     except StopIteration as end:
         return cast("T", end.value)
-    return cast("T", coroutine.throw(otherwise))  # which raises it
+    return cast("T", coroutine.throw(error))  # which raises it
 
 
 # ---------------------------------------------------------------------------------------- by a session
 
 
 class _Payload(aiohttp.BytesPayload):
-    def __init__(self, body: Body) -> None:
+    def __init__(self, body: RequestBody) -> None:
         super().__init__(body.data, content_type="application/json")
         self._body = body
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:  # noqa: ARG002
-        if not self._body.leave(writer.protocol):
-            await settle()
-            self._body.leave(writer.protocol)
+        if not self._body.begin_send(writer.protocol):
+            await finish_handshake()
+            self._body.begin_send(writer.protocol)
         await writer.write(self._body.data)  # all of it, which is what the length says
 
 
 @types.coroutine
-def _posted(work: Generator[Any, None, T], body: Body) -> Generator[Any, None, T]:
+def _delay_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Generator[Any, None, T]:
     """Run a session's `post`, and keep a cancellation from it until what has arrived is read.
 
     A `post` closes its connection as soon as a cancellation reaches it.
@@ -268,14 +272,14 @@ def _posted(work: Generator[Any, None, T], body: Body) -> Generator[Any, None, T
     # because a traceback with locals quotes the error of a future, which may quote the request.
     waited: asyncio.Future[Any] | None = None
     try:
-        while body.cancelled is None:
+        while body.deferred_cancellation is None:
             waited = None
             waited = work.send(None)
             try:
-                yield waited and Wait(waited)
+                yield waited and ShieldedFuture(waited)
             except asyncio.CancelledError as error:
-                body.cancelled = error.args
-        while body.left and body.may_have_more():
+                body.deferred_cancellation = error.args
+        while body.sent and body.may_have_more():
             with contextlib.suppress(asyncio.CancelledError):
                 yield
             if waited is None or waited.done():
@@ -283,11 +287,11 @@ def _posted(work: Generator[Any, None, T], body: Body) -> Generator[Any, None, T
                 waited = work.send(None)
         if waited is None or waited.done():
             waited = None
-            yield work.throw(asyncio.CancelledError(*body.cancelled))
+            yield work.throw(asyncio.CancelledError(*body.deferred_cancellation))
         # A future is cancelled immediately, so that nothing arrives in between; a task may take some turns.
         while waited is not None and waited.cancel() and not waited.done():
             with contextlib.suppress(asyncio.CancelledError):
-                yield Wait(waited)
+                yield ShieldedFuture(waited)
         waited = None
         return (yield from work)
     except StopIteration as end:
@@ -297,19 +301,19 @@ def _posted(work: Generator[Any, None, T], body: Body) -> Generator[Any, None, T
 
 
 @frozen
-class Ordinary:
+class SessionExchange:
     """By a session's own `post`: with its proxies, traces, middlewares and cookies."""
 
     session: aiohttp.ClientSession
     proxy: str | None = None
 
-    def address(self, url: str, headers: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
+    def prepare(self, url: str, headers: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
         """Put the two together."""
         return url, {"Content-Type": "application/json", **headers}  # a session may have another one
 
-    async def post(self, to: tuple[str, Mapping[str, str]], body: Body) -> Response:
+    async def post(self, prepared: tuple[str, Mapping[str, str]], body: RequestBody) -> Response:
         """Send a request, and wait for the head of its response."""
-        url, headers = to
+        url, headers = prepared
         work = self.session.post(
             url,
             data=_Payload(body),
@@ -319,8 +323,8 @@ class Ordinary:
             raise_for_status=False,
             auto_decompress=True,
         )
-        response = await _posted(work.__await__(), body)
-        if not body.left:  # so what came answers something else
+        response = await _delay_cancellation(work.__await__(), body)
+        if not body.sent:  # so what came answers something else
             response.close()
             raise aiohttp.ClientConnectionError
         return cast("Response", response)
@@ -329,7 +333,7 @@ class Ordinary:
 # -------------------------------------------------------------------------------------------- directly
 
 
-class _Request(aiohttp.ClientRequest):
+class _CachedKeyRequest(aiohttp.ClientRequest):
     _key: ConnectionKey | None = None
 
     # aiohttp asks for it each time that one is sent.
@@ -341,8 +345,8 @@ class _Request(aiohttp.ClientRequest):
 
 
 @frozen
-class _Address:
-    request: _Request
+class _PreparedRequest:
+    request: _CachedKeyRequest
     head: bytes = field(repr=False)
 
 
@@ -360,7 +364,7 @@ class _DirectResponse:
 
 
 @frozen
-class Direct:
+class DirectExchange:
     """Over a connection of a pool, without a session; for a pool without proxies."""
 
     connector: aiohttp.BaseConnector
@@ -368,44 +372,44 @@ class Direct:
     proxy: None = field(default=None, init=False)
 
     @staticmethod
-    def fits(*, connector: type = aiohttp.BaseConnector, handler: type = ResponseHandler) -> bool:
+    def is_supported(*, connector: type = aiohttp.BaseConnector, handler: type = ResponseHandler) -> bool:
         """Tell whether this release of aiohttp has what is used here."""
         connect = inspect.signature(connector.connect).parameters.keys()  # type: ignore[attr-defined]
         respond = inspect.signature(handler.set_response_params).parameters.keys()  # type: ignore[attr-defined]
         named = {"read_until_eof", "auto_decompress"}
         return connect == {"self", "req", "traces", "timeout"} and respond >= named
 
-    def address(self, url: str, headers: Mapping[str, str]) -> _Address:
+    def prepare(self, url: str, headers: Mapping[str, str]) -> _PreparedRequest:
         """Make a request of aiohttp's, and write down its head but for the length."""
         json = {"Content-Type": "application/json", **headers}
-        request = _Request("POST", URL(url), headers=json, loop=self.loop)
+        request = _CachedKeyRequest("POST", URL(url), headers=json, loop=self.loop)
         lines = [f"{name}: {value}" for name, value in request.headers.items() if name != "Content-Length"]
         lines = [f"POST {request.url.raw_path_qs} HTTP/1.1", *lines, "Content-Length: "]
         if any("\r" in line or "\n" in line for line in lines):
             raise ValueError("a header holds a line break")
-        return _Address(request, "\r\n".join(lines).encode())
+        return _PreparedRequest(request, "\r\n".join(lines).encode())
 
-    async def post(self, to: _Address, body: Body) -> Response:
+    async def post(self, prepared: _PreparedRequest, body: RequestBody) -> Response:
         """Send a request, and wait for the head of its response."""
-        connection = await self.connector.connect(to.request, traces=[], timeout=_NO_TIMEOUT)
+        connection = await self.connector.connect(prepared.request, traces=[], timeout=_NO_TIMEOUT)
         try:
             protocol: Any = connection.protocol
             protocol.set_response_params(read_until_eof=True, auto_decompress=True)
-            if not body.leave(protocol):
-                await settle()
-                body.leave(protocol)
-            protocol.transport.write(b"%s%d\r\n\r\n%s" % (to.head, len(body.data), body.data))
-            message, content = await body.next(protocol.read)
+            if not body.begin_send(protocol):
+                await finish_handshake()
+                body.begin_send(protocol)
+            protocol.transport.write(b"%s%d\r\n\r\n%s" % (prepared.head, len(body.data), body.data))
+            message, content = await body.read_next(protocol.read)
             while 100 <= message.code < 200 and message.code != 101:
-                message, content = await body.next(protocol.read)
+                message, content = await body.read_next(protocol.read)
         except BaseException:
             connection.close()
             raise
-        content.on_eof(lambda: _give_back(connection))
+        content.on_eof(lambda: _release_connection(connection))
         return _DirectResponse(message.code, message.headers, content, connection)
 
 
-def _give_back(connection: Connection) -> None:
+def _release_connection(connection: Connection) -> None:
     if connection.transport is not None and connection.transport.get_write_buffer_size():
         connection.close()  # it was answered before all of it had left
     connection.release()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeGuard
 from attrs import Attribute, field, frozen
 
 from plaid_relay_async.config import check_count, check_type
-from plaid_relay_async.errors import ConfigurationError, NotSentError, sealed_init
+from plaid_relay_async.errors import ConfigurationError, NotSentError, strip_init_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 # A thirtieth costs 3 % of the rate: 2 s of a minute, which a new connection and a lost packet fit in.
-_SLACK = 1 / 30
+_SLACK_FRACTION = 1 / 30
 # For a Redis that doesn't answer; in the URL, `socket_timeout` says otherwise.
-_REDIS_TIMEOUT = 5.0
+_REDIS_TIMEOUT_SECONDS = 5.0
 
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and value < inf
 
 
-def _count(_: object, attribute: Attribute[int], value: object) -> None:
+def _validate_limit_count(_: object, attribute: Attribute[int], value: object) -> None:
     check_count(attribute.name, value)
 
 
-def _per(_: object, attribute: Attribute[float], value: object) -> None:
+def _validate_period(_: object, attribute: Attribute[float], value: object) -> None:
     if not _is_number(value) or value <= 0:
         raise ConfigurationError(f"{attribute.name} must be a number of seconds above 0, not {value!r}")
 
@@ -52,8 +52,8 @@ class RateLimit:
         ConfigurationError: `count` isn't a whole number from 1, or `per` isn't above 0.
     """
 
-    count: int = field(validator=_count)
-    per: float = field(default=60.0, validator=_per)
+    count: int = field(validator=_validate_limit_count)
+    per: float = field(default=60.0, validator=_validate_period)
 
 
 # https://plaid.com/docs/errors/rate-limit-exceeded/, as of 2026-03-07: those of a whole client. Plaid says
@@ -90,10 +90,10 @@ class _Limiter(ABC):
         self._slack = slack
         self._loop: asyncio.AbstractEventLoop | None = None
         # One in a line asks and sleeps, the others wait for their turn: a thousand of them cost nothing.
-        self._lines = {endpoint: asyncio.Lock() for endpoint in self._limits}
+        self._queues = {endpoint: asyncio.Lock() for endpoint in self._limits}
 
-    def _window(self, limit: RateLimit) -> float:
-        return limit.per + (limit.per * _SLACK if self._slack is None else self._slack)
+    def _window_seconds(self, limit: RateLimit) -> float:
+        return limit.per + (limit.per * _SLACK_FRACTION if self._slack is None else self._slack)
 
     async def acquire(self, endpoint: str, /) -> None:
         """Wait until one more attempt at the endpoint may be made; in the order of asking.
@@ -105,8 +105,8 @@ class _Limiter(ABC):
         limit = self._limits.get(endpoint)
         if limit is None:
             return
-        async with self._lines[endpoint]:
-            while (wait := await self._ask(endpoint, limit)) > 0:  # noqa: ASYNC110  # time is what it waits for
+        async with self._queues[endpoint]:
+            while (wait := await self._try_acquire(endpoint, limit)) > 0:  # noqa: ASYNC110  # time is what it waits for
                 await asyncio.sleep(wait)
 
     def _check_loop(self) -> None:
@@ -117,7 +117,7 @@ class _Limiter(ABC):
             raise ConfigurationError("this limiter belongs to another event loop: make one for each")
 
     @abstractmethod
-    async def _ask(self, endpoint: str, limit: RateLimit) -> float:
+    async def _try_acquire(self, endpoint: str, limit: RateLimit) -> float:
         """Take a grant and give 0, or give the seconds until there may be one."""
 
 
@@ -135,9 +135,11 @@ class InProcessLimiter(_Limiter):
 
     def __init__(self, limits: Mapping[str, RateLimit], *, slack: float | None = None) -> None:
         super().__init__(limits, slack)
-        self._granted = {endpoint: deque[float](maxlen=limit.count) for endpoint, limit in limits.items()}
+        self._permit_times = {
+            endpoint: deque[float](maxlen=limit.count) for endpoint, limit in limits.items()
+        }
 
-    def take(self, endpoint: str) -> float:
+    def try_acquire(self, endpoint: str) -> float:
         """Take a grant and give 0, or give the seconds until there may be one: for who doesn't wait in line.
 
         Raises:
@@ -145,14 +147,14 @@ class InProcessLimiter(_Limiter):
         """
         self._check_loop()
         limit = self._limits.get(endpoint)
-        return 0.0 if limit is None else self._take(endpoint, limit)
+        return 0.0 if limit is None else self._take_permit(endpoint, limit)
 
-    async def _ask(self, endpoint: str, limit: RateLimit) -> float:
-        return self._take(endpoint, limit)
+    async def _try_acquire(self, endpoint: str, limit: RateLimit) -> float:
+        return self._take_permit(endpoint, limit)
 
-    def _take(self, endpoint: str, limit: RateLimit) -> float:
-        granted, now = self._granted[endpoint], asyncio.get_running_loop().time()
-        if len(granted) == limit.count and (wait := granted[0] + self._window(limit) - now) > 0:
+    def _take_permit(self, endpoint: str, limit: RateLimit) -> float:
+        granted, now = self._permit_times[endpoint], asyncio.get_running_loop().time()
+        if len(granted) == limit.count and (wait := granted[0] + self._window_seconds(limit) - now) > 0:
             return wait
         granted.append(now)
         return 0.0
@@ -160,7 +162,7 @@ class InProcessLimiter(_Limiter):
 
 # By the clock of Redis, read where the grant is taken: those of the clients may differ, and a time that is
 # read before the script runs may be older than the last grant. In microseconds, which a double holds exactly.
-_TAKE = """
+_TAKE_PERMIT = """
 local time, window, count = redis.call('TIME'), tonumber(ARGV[1]), tonumber(ARGV[2])
 local now = time[1] * 1000000 + time[2]
 local oldest = redis.call('LINDEX', KEYS[1], -count)
@@ -174,7 +176,7 @@ return 0
 """
 
 
-@sealed_init
+@strip_init_traceback
 class RedisLimiter(_Limiter):
     """Keeps limits among all processes that share a Redis of version 5 or newer, by the clock of Redis.
 
@@ -200,17 +202,17 @@ class RedisLimiter(_Limiter):
     ) -> None:
         super().__init__(limits, slack)
         self._owned = isinstance(redis, str)
-        self._redis = _opened(redis) if isinstance(redis, str) else redis
+        self._redis = _redis_from_url(redis) if isinstance(redis, str) else redis
         if not hasattr(self._redis, "aclose"):  # as the clients that aren't for asyncio
             raise ConfigurationError(f"redis must be a redis.asyncio.Redis, not {type(redis).__name__}")
-        self._take = self._redis.register_script(_TAKE)
+        self._take_permit = self._redis.register_script(_TAKE_PERMIT)
         self._name = name
 
-    async def _ask(self, endpoint: str, limit: RateLimit) -> float:
-        window = round(self._window(limit) * 1e6)
+    async def _try_acquire(self, endpoint: str, limit: RateLimit) -> float:
+        window = round(self._window_seconds(limit) * 1e6)
         try:
             key = f"plaid_relay_async:{self._name}:{endpoint}"
-            return float(await self._take(keys=[key], args=[window, limit.count])) / 1e6
+            return float(await self._take_permit(keys=[key], args=[window, limit.count])) / 1e6
         except Exception as error:  # noqa: BLE001  # whatever it is; its text may name the server and a user
             problem = type(error).__name__
         raise NotSentError(f"Redis, which keeps the rate limit, couldn't be asked ({problem})")
@@ -229,7 +231,7 @@ class RedisLimiter(_Limiter):
             await self._redis.aclose()
 
 
-def _opened(url: str) -> Redis:
+def _redis_from_url(url: str) -> Redis:
     try:
         from redis.asyncio import Redis
     except ImportError:
@@ -237,7 +239,9 @@ def _opened(url: str) -> Redis:
             "RedisLimiter needs the extra: pip install 'plaid_relay_async[redis]'"
         ) from None
     try:
-        return Redis.from_url(url, socket_timeout=_REDIS_TIMEOUT, socket_connect_timeout=_REDIS_TIMEOUT)
+        return Redis.from_url(
+            url, socket_timeout=_REDIS_TIMEOUT_SECONDS, socket_connect_timeout=_REDIS_TIMEOUT_SECONDS
+        )
     except (ValueError, TypeError):
         problem = "redis isn't the URL of one, such as redis://host:6379/0"
     raise ConfigurationError(problem)

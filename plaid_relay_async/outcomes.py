@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 Q = TypeVar("Q")
 R = TypeVar("R", bound="AssetReportGetResponse | PdfResponse")
-S = TypeVar("S", bound="Settled[Any]")
+S = TypeVar("S", bound="BaseOutcome[Any]")
 
 
 @frozen(kw_only=True)
-class Settled(Generic[Q]):
+class BaseOutcome(Generic[Q]):
     """What all outcomes have.
 
     Attributes:
@@ -46,35 +46,35 @@ class Settled(Generic[Q]):
 
 
 @frozen(kw_only=True)
-class Created(Settled[RelayCreateRequest]):
+class Created(BaseOutcome[RelayCreateRequest]):
     """Plaid made the relay token: `relay_token`, a bearer secret for the request's partner."""
 
     relay_token: str = field(repr=False)
 
 
 @frozen(kw_only=True)
-class Fetched(Settled[RelayGetRequest | RelayPdfGetRequest], Generic[R]):
+class Fetched(BaseOutcome[RelayGetRequest | RelayPdfGetRequest], Generic[R]):
     """A report was read: `response` is what `get` or `get_pdf` would have given."""
 
     response: R
 
 
 @frozen(kw_only=True)
-class Refreshed(Settled[RelayRefreshRequest]):
+class Refreshed(BaseOutcome[RelayRefreshRequest]):
     """A report is being made anew: `response` names it."""
 
     response: RelayRefreshResponse
 
 
 @frozen(kw_only=True)
-class Removed(Settled[RelayRemoveRequest]):
+class Removed(BaseOutcome[RelayRemoveRequest]):
     """Plaid took the relay token back: `response` has its word, or says that it is inferred."""
 
     response: RelayRemoveResponse
 
 
 @frozen(kw_only=True)
-class Completed(Settled[Any]):
+class Completed(BaseOutcome[Any]):
     """A call of an operation that has no batch, such as `client.asset_report.create`, was carried out.
 
     Only `RelayClient(on_late_outcome=...)` receives it. `response` is what the call would have returned.
@@ -84,14 +84,14 @@ class Completed(Settled[Any]):
 
 
 @frozen(kw_only=True)
-class Failed(Settled[Any]):
+class Failed(BaseOutcome[Any]):
     """Nothing came of it, for nothing was sent, Plaid refused, or a read got lost: `error` says why."""
 
     error: PlaidRelayError
 
 
 @frozen(kw_only=True)
-class Unknown(Settled[Any]):
+class Unknown(BaseOutcome[Any]):
     """An attempt may have been carried out, and no answer tells: `error` has all that is known."""
 
     error: OutcomeUnknownError
@@ -176,13 +176,13 @@ class BatchResult(Generic[S]):
             unknown = self.counts["unknown"]
             raise ExceptionGroup(f"{bad - unknown} failed, {unknown} unknown: {self!r}", errors)
 
-    def count(self, outcome: S | Failed | Unknown) -> None:
+    def count_outcome(self, outcome: S | Failed | Unknown) -> None:
         """Count an outcome."""
         self.counts[type(outcome).__name__.lower()] += 1
         if isinstance(outcome, Failed | Unknown):
             self.error_codes[reason_of(outcome.error)] += 1
 
-    def hold(self, outcome: S | Failed | Unknown) -> None:
+    def add_outcome(self, outcome: S | Failed | Unknown) -> None:
         """Put a counted outcome into its list."""
         if isinstance(outcome, Failed):
             self.failed.append(outcome)

@@ -9,13 +9,13 @@ from typing import Final, Self
 from attrs import field, frozen
 from yarl import URL
 
-from plaid_relay_async.config import is_loopback, normal_host, parsed_url
+from plaid_relay_async.config import is_loopback, normalize_host, parse_url
 from plaid_relay_async.errors import ConfigurationError, Hidden
 
 # As in curl, the first variable that is set counts, even if it is empty. HTTP_PROXY isn't read, because calls
 # use https or go to loopback, and because in a CGI program a request header `Proxy` would set it.
-_VARIABLES: Final = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-_EXCEPTIONS: Final = ("no_proxy", "NO_PROXY")
+_PROXY_VARIABLES: Final = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+_NO_PROXY_VARIABLES: Final = ("no_proxy", "NO_PROXY")
 
 
 @frozen
@@ -31,7 +31,7 @@ class Proxy:
     url: Hidden[URL] = field(repr=False)
 
     @classmethod
-    def at(cls, url: object, name: str) -> Self:
+    def from_url(cls, url: object, name: str) -> Self:
         """Return the proxy at a URL; the default scheme is http.
 
         Raises:
@@ -43,7 +43,7 @@ class Proxy:
                 f"{name} is a SOCKS proxy, which isn't supported: use an HTTP proxy, or pass a session whose "
                 "connector supports SOCKS"
             )
-        parsed = parsed_url(whole)
+        parsed = parse_url(whole)
         # A password with a slash that isn't percent-encoded ends the host: what follows stands in the path.
         if parsed is None or parsed.raw_path_qs not in {"", "/"} or parsed.raw_fragment:
             raise ConfigurationError(
@@ -78,28 +78,28 @@ def resolve_proxy(base_url: str, proxy: str | None, *, trust_env: bool) -> Proxy
     Raises:
         ConfigurationError: the URL isn't that of an HTTP proxy.
     """
-    chosen = None if proxy is None or proxy == "" else Proxy.at(proxy, "proxy")
+    chosen = None if proxy is None or proxy == "" else Proxy.from_url(proxy, "proxy")
     url = URL(base_url)
-    host = normal_host(url.raw_host or "")
+    host = normalize_host(url.raw_host or "")
     if is_loopback(host):
         return None
-    if trust_env and _is_excepted(host, url.port or 0):
+    if trust_env and _is_exempt(host, url.port or 0):
         return None
     if proxy is not None or not trust_env:
         return chosen
-    variable = next((name for name in _VARIABLES if name in os.environ), None)
+    variable = next((name for name in _PROXY_VARIABLES if name in os.environ), None)
     value = "" if variable is None else os.environ[variable].strip()
-    return Proxy.at(value, variable or "") if value else None
+    return Proxy.from_url(value, variable or "") if value else None
 
 
-def _is_excepted(host: str, port: int) -> bool:
+def _is_exempt(host: str, port: int) -> bool:
     """Return whether NO_PROXY lists the host, its domain, its address or network, or `*`."""
-    variable = next((name for name in _EXCEPTIONS if name in os.environ), None)
+    variable = next((name for name in _NO_PROXY_VARIABLES if name in os.environ), None)
     entries = "" if variable is None else os.environ[variable].replace(",", " ").lower().split()
-    return any(_covers(entry, host, port) for entry in entries)
+    return any(_entry_matches(entry, host, port) for entry in entries)
 
 
-def _covers(entry: str, host: str, port: int) -> bool:
+def _entry_matches(entry: str, host: str, port: int) -> bool:
     if entry == "*":
         return True
     try:
@@ -107,9 +107,9 @@ def _covers(entry: str, host: str, port: int) -> bool:
     except ValueError:  # the host or the entry is a name, or the entry has a port
         name, colon, number = entry.rpartition(":")
     if colon and number.isdecimal():
-        return int(number) == port and _covers(name, host, port)
+        return int(number) == port and _entry_matches(name, host, port)
     try:
-        domain = normal_host(entry.removeprefix("*").strip("."))
+        domain = normalize_host(entry.removeprefix("*").strip("."))
     except ValueError:  # such as an empty one
         return False
     return f".{host}".endswith(f".{domain}")

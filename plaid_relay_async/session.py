@@ -17,19 +17,19 @@ import aiohttp
 from aiohttp.helpers import basicauth_from_netrc, get_env_proxy_for_url, netrc_from_env
 from yarl import URL
 
-from plaid_relay_async.cancellation import finish
+from plaid_relay_async.cancellation import run_to_completion
 from plaid_relay_async.config import check_count, check_tls, check_type, is_loopback
+from plaid_relay_async.deadlines import GRACE_ITERATIONS, DeadlineTimer
 from plaid_relay_async.errors import ClientClosedError, ConfigurationError
-from plaid_relay_async.exchange import Direct, Exchange, Ordinary
+from plaid_relay_async.exchange import DirectExchange, Exchange, SessionExchange
 from plaid_relay_async.proxies import resolve_proxy
-from plaid_relay_async.watch import TURNS, Watch
 
 if TYPE_CHECKING:
     import ssl as tls
     from collections.abc import Callable, Collection
 
 
-class State(enum.Enum):
+class SessionState(enum.Enum):
     """A client's life: it is opened once and closed once."""
 
     NEW = "not open yet"
@@ -38,19 +38,21 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-_forks = 0
+_fork_count = 0
 
 
 def _count_fork() -> None:
-    global _forks  # noqa: PLW0603  # there is one process, and to ask for its id takes a system call
-    _forks += 1
+    global _fork_count  # noqa: PLW0603  # there is one process, and to ask for its id takes a system call
+    _fork_count += 1
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no forks
     os.register_at_fork(after_in_child=_count_fork)
 
 # Borrowed pools may be shared by several clients, which then have to share the count of connections, too.
-_borrowed: weakref.WeakKeyDictionary[aiohttp.BaseConnector, asyncio.Semaphore] = weakref.WeakKeyDictionary()
+_borrowed_slots: weakref.WeakKeyDictionary[aiohttp.BaseConnector, asyncio.Semaphore] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class SessionManager:
@@ -77,7 +79,7 @@ class SessionManager:
     """
 
     now: Callable[[], float]
-    watch: Watch
+    deadline_timer: DeadlineTimer
     _exchange: Exchange
 
     def __init__(
@@ -112,9 +114,9 @@ class SessionManager:
         self._proxy = resolve_proxy(base_url, proxy, trust_env=trust_env)
         self._direct = direct and session is None and self._proxy is None
         self._tls_buffer = tls_buffer
-        self._state = State.NEW
+        self._state = SessionState.NEW
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._forks = 0
+        self._fork_count_at_open = 0
         self._slots = asyncio.Semaphore(connections)
 
     async def open(self) -> None:
@@ -125,29 +127,29 @@ class SessionManager:
             ConfigurationError: the borrowed session would send a login from `.netrc`, or send plain http to a
                 proxy on another machine.
         """
-        if self._state is State.OPEN:
+        if self._state is SessionState.OPEN:
             raise ClientClosedError("this client is open already: one `async with` is enough")
-        if self._state in {State.CLOSING, State.CLOSED}:
+        if self._state in {SessionState.CLOSING, SessionState.CLOSED}:
             raise ClientClosedError("this client was closed: a closed client stays closed, make a new one")
         if self._session is None:
-            self._session = self._make()
+            self._session = self._create_session()
         elif self._session.closed:
             raise ClientClosedError("the aiohttp session that this client borrowed is closed")
         else:
             await _check_plain_http(self._session, URL(self._base_url))
             await _check_netrc(self._session, urlsplit(self._base_url).hostname or "")
-            self._connections, self._slots = _slots_of(self._session)
-        _unmap_reads()
+            self._connections, self._slots = _slots_for(self._session)
+        _raise_mmap_threshold()
         if self._tls_buffer is not None:
             _set_tls_buffer(self._tls_buffer)
-        self._loop, self._forks = asyncio.get_running_loop(), _forks
+        self._loop, self._fork_count_at_open = asyncio.get_running_loop(), _fork_count
         # Asked for once: before Python 3.12 each time takes a system call.
         self.now = self._loop.time
-        self.watch = Watch(self._loop)
-        self._exchange = self._exchange_of(self._session, self._loop)
-        self._state = State.OPEN
+        self.deadline_timer = DeadlineTimer(self._loop)
+        self._exchange = self._create_exchange(self._session, self._loop)
+        self._state = SessionState.OPEN
 
-    def _make(self) -> aiohttp.ClientSession:
+    def _create_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=self._connections or 0, keepalive_timeout=self._idle, ssl=self._ssl or True
@@ -156,30 +158,30 @@ class SessionManager:
             proxy=None if self._proxy is None else self._proxy.url.reveal(),
         )
 
-    def _exchange_of(self, session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -> Exchange:
-        if self._direct and session.connector is not None and Direct.fits():
-            return Direct(session.connector, loop)
-        return Ordinary(session, None if self._proxy is None else self._proxy.address)
+    def _create_exchange(self, session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -> Exchange:
+        if self._direct and session.connector is not None and DirectExchange.is_supported():
+            return DirectExchange(session.connector, loop)
+        return SessionExchange(session, None if self._proxy is None else self._proxy.address)
 
-    def shut(self) -> bool:
+    def start_closing(self) -> bool:
         """Let no more calls start, and return whether there is something to close."""
-        if self._state is State.OPEN and not self._is_forked:
-            self._state = State.CLOSING
-        elif self._state is not State.CLOSING:
-            self._state = State.CLOSED
-        return self._state is State.CLOSING
+        if self._state is SessionState.OPEN and not self._is_forked:
+            self._state = SessionState.CLOSING
+        elif self._state is not SessionState.CLOSING:
+            self._state = SessionState.CLOSED
+        return self._state is SessionState.CLOSING
 
     async def close(self) -> None:
         """Close an owned pool; a borrowed one stays open. More than once is harmless.
 
         A cancellation is raised once the pool is closed.
         """
-        if not self.shut():
+        if not self.start_closing():
             return
-        self._state = State.CLOSED
-        self.watch.close()
+        self._state = SessionState.CLOSED
+        self.deadline_timer.close()
         if self._owned and self._session is not None:
-            await finish(partial(_close, self._session))
+            await run_to_completion(partial(_close_session, self._session))
 
     @property
     def slots(self) -> asyncio.Semaphore:
@@ -194,39 +196,39 @@ class SessionManager:
     @property
     def _is_forked(self) -> bool:
         # The sockets are the parent's as well: whatever is sent on them would get in its way.
-        return self._forks != _forks
+        return self._fork_count_at_open != _fork_count
 
     @property
     def is_open(self) -> bool:
         """Whether calls may start."""
-        return self._state is State.OPEN
+        return self._state is SessionState.OPEN
 
-    def check(self) -> None:
+    def check_usable(self) -> None:
         """See that it may be used here.
 
         Raises:
             ClientClosedError: it isn't open, or not in this event loop and process.
         """
-        self.get()
+        self.get_exchange()
         if self._is_forked:
             raise ClientClosedError("this client was opened in another process: open one after the fork")
         if self._loop is not asyncio.get_running_loop():
             raise ClientClosedError("this client was opened in another event loop: open one in each loop")
 
-    def get(self) -> Exchange:
+    def get_exchange(self) -> Exchange:
         """Give what sends requests, while it is open.
 
         Raises:
             ClientClosedError: it isn't.
         """
-        if self._state is not State.OPEN or self._session is None:
+        if self._state is not SessionState.OPEN or self._session is None:
             raise ClientClosedError(f"this client is {self._state.value}")
         if self._session.closed:
             raise ClientClosedError("the aiohttp session that this client borrowed was closed meanwhile")
         return self._exchange
 
     def __del__(self) -> None:
-        if getattr(self, "_state", None) is State.OPEN and self._owned and not self._is_forked:
+        if getattr(self, "_state", None) is SessionState.OPEN and self._owned and not self._is_forked:
             warnings.warn(
                 "a RelayClient was never closed: use `async with`, or await its close()",
                 ResourceWarning,
@@ -235,14 +237,14 @@ class SessionManager:
             )
 
 
-async def _close(session: aiohttp.ClientSession) -> None:
+async def _close_session(session: aiohttp.ClientSession) -> None:
     # Some turns of the event loop let the calls in flight process what has arrived for them.
-    for _ in range(TURNS):
+    for _ in range(GRACE_ITERATIONS):
         await asyncio.sleep(0)
     await session.close()
 
 
-def _unmap_reads() -> None:
+def _raise_mmap_threshold() -> None:
     # asyncio reads into 256 KB at a time. glibc maps so much memory for each read, and unmaps it after, until
     # something larger was let go of once; from then on it takes it from the heap.
     bytes(1024 * 1024)
@@ -254,7 +256,7 @@ def _set_tls_buffer(size: int) -> None:
         sslproto.SSLProtocol.max_size = size
 
 
-def check_lent(session: aiohttp.ClientSession, headers: Collection[str]) -> None:
+def check_borrowed_session(session: aiohttp.ClientSession, headers: Collection[str]) -> None:
     """Check that a borrowed session sends no credentials in addition to the client's.
 
     Args:
@@ -306,10 +308,10 @@ async def _check_netrc(session: aiohttp.ClientSession, host: str) -> None:
     )
 
 
-def _slots_of(session: aiohttp.ClientSession) -> tuple[int | None, asyncio.Semaphore]:
+def _slots_for(session: aiohttp.ClientSession) -> tuple[int | None, asyncio.Semaphore]:
     connector = session.connector
     limits = [] if connector is None else [connector.limit, connector.limit_per_host]
     if connector is None or not any(limits):
         return None, asyncio.Semaphore(2**31)
     limit = min(filter(None, limits))
-    return limit, _borrowed.setdefault(connector, asyncio.Semaphore(limit))
+    return limit, _borrowed_slots.setdefault(connector, asyncio.Semaphore(limit))

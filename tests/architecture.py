@@ -20,7 +20,7 @@ CORE = (
 
 
 @dataclass(frozen=True)
-class Room:
+class AllowedImports:
     """What a module, or a subpackage as a whole, may import."""
 
     package: tuple[str, ...] = ()
@@ -28,43 +28,43 @@ class Room:
 
 
 MAP = {
-    "errors": Room(),
-    "cancellation": Room(),
-    "models": Room(("errors",), ("attrs",)),
-    "config": Room(("errors",), ("attrs", "yarl")),
-    "codec": Room(("errors", "models"), ("attrs", "cattrs")),
-    "watch": Room(),
-    "exchange": Room(("cancellation",), ("aiohttp", "attrs", "yarl")),
-    "proxies": Room(("config", "errors"), ("attrs", "yarl")),
-    "session": Room(
+    "errors": AllowedImports(),
+    "cancellation": AllowedImports(),
+    "models": AllowedImports(("errors",), ("attrs",)),
+    "config": AllowedImports(("errors",), ("attrs", "yarl")),
+    "codec": AllowedImports(("errors", "models"), ("attrs", "cattrs")),
+    "watch": AllowedImports(),
+    "exchange": AllowedImports(("cancellation",), ("aiohttp", "attrs", "yarl")),
+    "proxies": AllowedImports(("config", "errors"), ("attrs", "yarl")),
+    "session": AllowedImports(
         ("cancellation", "config", "errors", "watch", "exchange", "proxies"), ("aiohttp", "yarl")
     ),
-    "transport": Room(
+    "transport": AllowedImports(
         ("cancellation", "config", "errors", "codec", "models", "watch", "exchange", "session"),
         ("aiohttp", "attrs", "backoff", "yarl"),
     ),
-    "outcomes": Room(("errors", "models"), ("attrs",)),
-    "batch": Room(("cancellation", "errors", "models", "outcomes"), ("attrs",)),
-    "client": Room(CORE, ("aiohttp", "attrs")),
-    "limits": Room(("config", "errors"), ("attrs", "redis")),
-    "journal": Room(
+    "outcomes": AllowedImports(("errors", "models"), ("attrs",)),
+    "batch": AllowedImports(("cancellation", "errors", "models", "outcomes"), ("attrs",)),
+    "client": AllowedImports(CORE, ("aiohttp", "attrs")),
+    "limits": AllowedImports(("config", "errors"), ("attrs", "redis")),
+    "journal": AllowedImports(
         ("cancellation", "config", "errors", "models", "outcomes", "batch"),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
-    "simulator": Room((), ("aiohttp", "attrs")),
-    "gateway": Room(
+    "simulator": AllowedImports((), ("aiohttp", "attrs")),
+    "gateway": AllowedImports(
         ("cancellation", "config", "errors", "exchange", "codec", "models", "session", "transport", "limits"),
         ("aiohttp", "attrs", "prometheus_client"),
     ),
-    "cli": Room(
+    "cli": AllowedImports(
         (*CORE, "client", "limits", "journal", "simulator", "gateway", "__init__"),
         ("aiohttp", "attrs", "cyclopts", "platformdirs", "rich"),
     ),
-    "__init__": Room((*CORE, "client")),
+    "__init__": AllowedImports((*CORE, "client")),
 }
 
 # What a plain `import plaid_relay_async` leaves alone.
-LAZY = (
+LAZY_MODULES = (
     "anyio",
     "aiohttp.web",
     "cyclopts",
@@ -86,7 +86,7 @@ LAZY = (
 
 
 @dataclass
-class Tree:
+class SourceTree:
     """The package's modules under a folder, with what each imports."""
 
     root: Path
@@ -95,10 +95,10 @@ class Tree:
     def __post_init__(self) -> None:
         for path in sorted(self.root.rglob("*.py")):
             parts = path.relative_to(self.root).with_suffix("").parts
-            self.imports[".".join(parts)] = set(_imported(path, parts))
+            self.imports[".".join(parts)] = set(_imports_of(path, parts))
 
 
-def _imported(path: Path, parts: tuple[str, ...]) -> list[str]:
+def _imports_of(path: Path, parts: tuple[str, ...]) -> list[str]:
     found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -111,11 +111,11 @@ def _imported(path: Path, parts: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _room(module: str) -> str:
+def _part(module: str) -> str:
     return module.split(".", maxsplit=1)[0]
 
 
-def _target(tree: Tree, imported: str) -> str:
+def _target(tree: SourceTree, imported: str) -> str:
     """The module of the package that an import reaches: itself, or the one that has the name."""
     inside = imported.removeprefix(PACKAGE).strip(".")
     for candidate in (inside, f"{inside}.__init__".strip(".")):
@@ -124,25 +124,25 @@ def _target(tree: Tree, imported: str) -> str:
     return _target(tree, imported.rpartition(".")[0])
 
 
-def against_the_map(tree: Tree) -> list[str]:
+def map_violations(tree: SourceTree) -> list[str]:
     """Imports that the map doesn't allow, and modules that it doesn't know."""
-    problems = [f"unknown module {name}" for name in tree.imports if _room(name) not in MAP]
+    problems = [f"unknown module {name}" for name in tree.imports if _part(name) not in MAP]
     for module, imported in tree.imports.items():
-        allowed = MAP.get(_room(module), Room())
+        allowed = MAP.get(_part(module), AllowedImports())
         for name in sorted(imported):
             top = name.split(".")[0]
             if top == PACKAGE:
-                target = _room(_target(tree, name))
-                if target not in {_room(module), *allowed.package}:
+                target = _part(_target(tree, name))
+                if target not in {_part(module), *allowed.package}:
                     problems.append(f"{module} imports {target}")
             elif top not in sys.stdlib_module_names and top not in allowed.third_party:
                 problems.append(f"{module} imports {top}")
     return problems
 
 
-def circles(tree: Tree) -> list[str]:
+def import_cycles(tree: SourceTree) -> list[str]:
     """Modules that import each other."""
-    graph = {module: _modules_in(tree, module) for module in tree.imports}
+    graph = {module: _imported_modules(tree, module) for module in tree.imports}
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -150,13 +150,13 @@ def circles(tree: Tree) -> list[str]:
     return []
 
 
-def _modules_in(tree: Tree, module: str) -> set[str]:
+def _imported_modules(tree: SourceTree, module: str) -> set[str]:
     ours = (name for name in tree.imports[module] if name.split(".")[0] == PACKAGE)
     return {target for name in ours if (target := _target(tree, name)) != module}
 
 
-def loaded_too_early(folder: Path) -> list[str]:
+def eager_imports(folder: Path) -> list[str]:
     """What `import plaid_relay_async`, as it lies in the folder, loads and should not."""
     program = f"import sys; sys.path.insert(0, {str(folder)!r}); import {PACKAGE}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-Ic", program], capture_output=True, text=True, check=True, env={})
-    return sorted(set(LAZY) & set(run.stdout.split()))
+    return sorted(set(LAZY_MODULES) & set(run.stdout.split()))

@@ -8,17 +8,19 @@ import traceback
 from plaid_relay_async import Credentials
 
 SECRET = "canary-0f8b7c1d-secret"
-REPORT = "assets-sandbox-canary-5a1e"
-WHO = Credentials("owner", SECRET)
-PLANTED = re.compile(r"canary-\w+|assets-sandbox-\S+|credit-relay-sandbox-\S+|(access|public)-sandbox-\S+")
+REPORT_TOKEN = "assets-sandbox-canary-5a1e"
+CREDENTIALS = Credentials("owner", SECRET)
+CANARY_PATTERN = re.compile(
+    r"canary-\w+|assets-sandbox-\S+|credit-relay-sandbox-\S+|(access|public)-sandbox-\S+"
+)
 
 
-def assert_clean(text: str, *, but: str = "") -> None:
-    found = PLANTED.search(text.replace(but, "") if but else text)
+def assert_no_canary(text: str, *, allowed: str = "") -> None:
+    found = CANARY_PATTERN.search(text.replace(allowed, "") if allowed else text)
     assert found is None, f"a canary got out: …{text[max(0, found.start() - 200) : found.end()]}"
 
 
-def frames_of_ours(error: BaseException) -> str:
+def package_frames(error: BaseException) -> str:
     """The package's frames of a rendered traceback, with the repr of every local, through the whole chain."""
     shown, chain = [], [error]
     while chain:
@@ -33,7 +35,7 @@ def frames_of_ours(error: BaseException) -> str:
     return "\n".join(shown)
 
 
-def assert_shows_nothing(error: BaseException) -> None:
-    assert_clean(f"{error} {error!r} {error.args} {vars(error)}")
-    assert_clean("".join(traceback.format_exception(error)))
-    assert_clean(frames_of_ours(error))
+def assert_error_is_clean(error: BaseException) -> None:
+    assert_no_canary(f"{error} {error!r} {error.args} {vars(error)}")
+    assert_no_canary("".join(traceback.format_exception(error)))
+    assert_no_canary(package_frames(error))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from blockbuster import blockbuster_ctx
-from canaries import assert_clean
+from canaries import assert_no_canary
 from specification import Specification
 from support import OWNER, PARTNER, QUICK
 
@@ -79,7 +79,7 @@ def postgres() -> Iterator[PostgresServer]:
     server = PostgresServer()
     with ThreadPoolExecutor(1) as thread:  # pytest may have a loop in this one
         try:
-            thread.submit(lambda: asyncio.run(server.make())).result()
+            thread.submit(lambda: asyncio.run(server.create_cluster())).result()
             yield server
         finally:
             thread.submit(lambda: asyncio.run(server.remove())).result()
@@ -90,7 +90,7 @@ async def pgbouncer(postgres: PostgresServer) -> AsyncIterator[PgBouncer]:
     """A PgBouncer that pools the transactions on a fresh database."""
     from pgbouncer_server import PgBouncer
 
-    await postgres.fresh()
+    await postgres.reset()
     pooler = PgBouncer(postgres)
     try:
         await pooler.start()
@@ -110,7 +110,7 @@ def openapi(request: pytest.FixtureRequest) -> Specification:
     path = request.config.getoption("--specification")
     if path is None:
         pytest.skip("needs --specification PATH, the path of Plaid's OpenAPI document")
-    return Specification.at(path)
+    return Specification.load(path)
 
 
 @pytest.fixture
@@ -127,4 +127,4 @@ async def clean_logs(every_log: pytest.LogCaptureFixture) -> AsyncIterator[pytes
     """Check that nothing that any logger says at DEBUG, asyncio's debug mode included, has a canary."""
     asyncio.get_running_loop().set_debug(True)
     yield every_log
-    assert_clean("\n".join(logging.Formatter().format(record) for record in every_log.records))
+    assert_no_canary("\n".join(logging.Formatter().format(record) for record in every_log.records))

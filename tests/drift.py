@@ -59,7 +59,7 @@ class Field:
     default: object = None
 
     @property
-    def left_out(self) -> bool:
+    def omitted_by_default(self) -> bool:
         """Whether it isn't written while it has its default."""
         return not self.required and not self.always_sent and self.default in {None, False}
 
@@ -77,7 +77,7 @@ class Operation:
     """The names of the records of an operation's request and answer; no answer's where that is a file."""
 
     request: str
-    answer: str | None
+    response: str | None
 
 
 @frozen
@@ -114,7 +114,7 @@ _KINDS: Final = {
 }
 
 
-def described() -> Description:
+def describe_code() -> Description:
     """Describe the endpoint table and every record that can be reached from it."""
     records: dict[str, Record] = {}
     operations = {
@@ -127,13 +127,13 @@ def described() -> Description:
     return Description(operations, records)
 
 
-def reached(description: Description, record: str) -> Iterator[str]:
+def reachable_records(description: Description, record: str) -> Iterator[str]:
     """Give the names of a record and of all those in it."""
     yield record
     for each in description.records[record].fields.values():
         inner = (each.shape.items or each.shape).record
         if inner:
-            yield from reached(description, inner)
+            yield from reachable_records(description, inner)
 
 
 def _describe(cls: type, records: dict[str, Record]) -> str:
@@ -185,7 +185,7 @@ class Kind(enum.StrEnum):
     NO_OPERATION = "isn't in the document"
     NOT_SERVED = "is in the document, and this package doesn't have it"
     NOT_POSTED = "isn't a POST in the document"
-    OTHER_ANSWER = "answers a file on one side, and JSON on the other"
+    OTHER_RESPONSE = "answers a file on one side, and JSON on the other"
     OTHER_REQUEST = "takes no JSON in the document"
     NO_FIELD = "is in the document, and the record doesn't have it"
     UNKNOWN_FIELD = "isn't in the document"
@@ -194,8 +194,8 @@ class Kind(enum.StrEnum):
     STRICT = "may be absent or null in the document; the record insists on it"
     NOT_ALWAYS_SENT = "is always there, null or not, in the document; the record leaves it out: see null()"
     ALWAYS_SENT = "may be absent in the document; the record always writes it: see null()"
-    LEFT_OUT = "is required by the document; the record may leave it out"
-    INSISTS = "is optional in the document; the record requires it"
+    OMITTED = "is required by the document; the record may leave it out"
+    REQUIRED = "is optional in the document; the record requires it"
     OTHER_DEFAULT = "is left out while it is False; the document's default is another"
     OTHER_TYPE = "has another type"
     ELEMENTS_LAX = "has no null in it in the document; the record's may be None"
@@ -204,7 +204,7 @@ class Kind(enum.StrEnum):
     NEEDLESS_CONSTANTS = "has constants; the document lists no values"
     NO_CONSTANT = "is a value in the document; no constant names it"
     UNKNOWN_CONSTANT = "is a constant; the document doesn't have the value"
-    NOT_UNDERSTOOD = "has something that this check doesn't understand"
+    NOT_SUPPORTED = "has something that this check doesn't understand"
     STALE = "is in ALLOWED, and no longer applies"
 
 
@@ -233,7 +233,7 @@ FAMILIES: Final = (
     "/webhook_verification_key/",
 )
 
-_UNDERSTOOD: Final = frozenset(
+_SUPPORTED_KEYS: Final = frozenset(
     {
         "type",
         "format",
@@ -251,124 +251,126 @@ _UNDERSTOOD: Final = frozenset(
 
 
 @frozen(eq=False)
-class _Walk:
+class _Comparison:
     """One way through the code and the document, side by side."""
 
     spec: Specification
     description: Description
-    found: dict[Difference, None] = field(factory=dict)
-    met: dict[tuple[str, int, bool], Schema] = field(factory=dict)
+    differences: dict[Difference, None] = field(factory=dict)
+    compared_schemas: dict[tuple[str, int, bool], Schema] = field(factory=dict)
 
-    def operations(self) -> None:
+    def compare_operations(self) -> None:
         for path in self.spec.paths:
             if path.startswith(FAMILIES) and path not in self.description.operations:
-                self.note(path, Kind.NOT_SERVED)
+                self.add(path, Kind.NOT_SERVED)
         for path, operation in self.description.operations.items():
             if path not in self.spec.paths:
-                self.note(path, Kind.NO_OPERATION)
+                self.add(path, Kind.NO_OPERATION)
             elif "post" not in self.spec.paths[path]:
-                self.note(path, Kind.NOT_POSTED)
+                self.add(path, Kind.NOT_POSTED)
             else:
-                self.operation(path, operation)
+                self.compare_operation(path, operation)
 
-    def operation(self, path: str, operation: Operation) -> None:
-        request, answer = self.spec.request(path), self.spec.answer(path)
+    def compare_operation(self, path: str, operation: Operation) -> None:
+        request, answer = self.spec.request_schema(path), self.spec.response_schema(path)
         if request is None:
-            self.note(path, Kind.OTHER_REQUEST)
+            self.add(path, Kind.OTHER_REQUEST)
         else:
-            self.record(operation.request, request, is_answer=False)
-        if (answer is None) != (operation.answer is None):
-            self.note(path, Kind.OTHER_ANSWER)
-        elif answer is not None and operation.answer is not None:
-            self.record(operation.answer, answer, is_answer=True)
+            self.compare_record(operation.request, request, is_response=False)
+        if (answer is None) != (operation.response is None):
+            self.add(path, Kind.OTHER_RESPONSE)
+        elif answer is not None and operation.response is not None:
+            self.compare_record(operation.response, answer, is_response=True)
 
-    def record(self, name: str, schema: Schema, *, is_answer: bool) -> None:
-        schema = self.understood(name, schema)
-        if (name, id(schema), is_answer) in self.met:
+    def compare_record(self, name: str, schema: Schema, *, is_response: bool) -> None:
+        schema = self.resolve(name, schema)
+        if (name, id(schema), is_response) in self.compared_schemas:
             return
-        self.met[name, id(schema), is_answer] = schema
+        self.compared_schemas[name, id(schema), is_response] = schema
         ours, theirs = self.description.records[name], schema.get("properties", {})
-        if not ours.keeps_unknown and (is_answer or schema.get("additionalProperties")):
-            self.note(name, Kind.UNKNOWN_DROPPED)
+        if not ours.keeps_unknown and (is_response or schema.get("additionalProperties")):
+            self.add(name, Kind.UNKNOWN_DROPPED)
         for each in ours.fields.keys() - theirs.keys():
-            self.note(f"{name}.{each}", Kind.UNKNOWN_FIELD)
-        for each in theirs.keys() - (set() if is_answer else CREDENTIALS):
+            self.add(f"{name}.{each}", Kind.UNKNOWN_FIELD)
+        for each in theirs.keys() - (set() if is_response else CREDENTIALS):
             if each in ours.fields:
-                self.field(f"{name}.{each}", ours.fields[each], schema, is_answer=is_answer)
+                self.field(f"{name}.{each}", ours.fields[each], schema, is_answer=is_response)
             else:
-                self.note(f"{name}.{each}", Kind.NO_FIELD)
+                self.add(f"{name}.{each}", Kind.NO_FIELD)
 
     def field(self, where: str, ours: Field, parent: Schema, *, is_answer: bool) -> None:
         name = where.rpartition(".")[2]
-        schema = self.understood(where, parent["properties"][name])
+        schema = self.resolve(where, parent["properties"][name])
         required = name in parent.get("required", ())
         if is_answer:
-            self.presence(where, ours, required=required, nullable=is_nullable(schema))
+            self.compare_presence(where, ours, required=required, nullable=is_nullable(schema))
         else:
-            self.sending(where, ours, schema, required=required)
-        self.shape(where, ours.shape, schema, is_answer=is_answer)
+            self.compare_request_field(where, ours, schema, required=required)
+        self.compare_shape(where, ours.shape, schema, is_response=is_answer)
 
-    def presence(self, where: str, ours: Field, *, required: bool, nullable: bool) -> None:
+    def compare_presence(self, where: str, ours: Field, *, required: bool, nullable: bool) -> None:
         sure = required and not nullable
         if sure and (ours.shape.nullable or not ours.required):
-            self.note(where, Kind.LAX)
+            self.add(where, Kind.LAX)
         if not sure and (ours.required or not ours.shape.nullable):
-            self.note(where, Kind.STRICT)
-        if required and nullable and ours.left_out:
-            self.note(where, Kind.NOT_ALWAYS_SENT)
+            self.add(where, Kind.STRICT)
+        if required and nullable and ours.omitted_by_default:
+            self.add(where, Kind.NOT_ALWAYS_SENT)
         if ours.always_sent and not required:
-            self.note(where, Kind.ALWAYS_SENT)
+            self.add(where, Kind.ALWAYS_SENT)
 
-    def sending(self, where: str, ours: Field, schema: Schema, *, required: bool) -> None:
-        if required and ours.left_out:
-            self.note(where, Kind.LEFT_OUT)
+    def compare_request_field(self, where: str, ours: Field, schema: Schema, *, required: bool) -> None:
+        if required and ours.omitted_by_default:
+            self.add(where, Kind.OMITTED)
         if not required and ours.required:
-            self.note(where, Kind.INSISTS)
-        if ours.left_out and ours.default is False and schema.get("default") is not False:
-            self.note(where, Kind.OTHER_DEFAULT)
+            self.add(where, Kind.REQUIRED)
+        if ours.omitted_by_default and ours.default is False and schema.get("default") is not False:
+            self.add(where, Kind.OTHER_DEFAULT)
 
-    def shape(self, where: str, ours: Shape, schema: Schema, *, is_answer: bool) -> None:
+    def compare_shape(self, where: str, ours: Shape, schema: Schema, *, is_response: bool) -> None:
         kind = kind_of(schema)
         if kind != ours.kind:
-            self.note(where, Kind.OTHER_TYPE, f"{kind} in the document, {ours.kind} in the record")
+            self.add(where, Kind.OTHER_TYPE, f"{kind} in the document, {ours.kind} in the record")
         elif ours.items is not None:
-            self.elements(f"{where}[]", ours.items, schema, is_answer=is_answer)
+            self.compare_elements(f"{where}[]", ours.items, schema, is_response=is_response)
         elif kind == "object":
-            self.record(ours.record, schema, is_answer=is_answer)
+            self.compare_record(ours.record, schema, is_response=is_response)
         else:
-            self.values(where, ours.values, {value for value in schema.get("enum", ()) if value is not None})
+            self.compare_values(
+                where, ours.values, {value for value in schema.get("enum", ()) if value is not None}
+            )
 
-    def elements(self, where: str, ours: Shape, schema: Schema, *, is_answer: bool) -> None:
-        inner = self.understood(where, schema.get("items", {}))
+    def compare_elements(self, where: str, ours: Shape, schema: Schema, *, is_response: bool) -> None:
+        inner = self.resolve(where, schema.get("items", {}))
         if ours.kind == kind_of(inner) == "anything":
             return
         if ours.nullable and not is_nullable(inner):
-            self.note(where, Kind.ELEMENTS_LAX)
+            self.add(where, Kind.ELEMENTS_LAX)
         if is_nullable(inner) and not ours.nullable:
-            self.note(where, Kind.ELEMENTS_STRICT)
-        self.shape(where, ours, inner, is_answer=is_answer)
+            self.add(where, Kind.ELEMENTS_STRICT)
+        self.compare_shape(where, ours, inner, is_response=is_response)
 
-    def values(self, where: str, ours: frozenset[str] | None, theirs: set[str]) -> None:
+    def compare_values(self, where: str, ours: frozenset[str] | None, theirs: set[str]) -> None:
         if ours is None:
             if theirs:
-                self.note(where, Kind.NO_CONSTANTS)
+                self.add(where, Kind.NO_CONSTANTS)
         elif not theirs:
-            self.note(where, Kind.NEEDLESS_CONSTANTS)
+            self.add(where, Kind.NEEDLESS_CONSTANTS)
         else:
             for value in sorted(theirs - ours):
-                self.note(f"{where}={value}", Kind.NO_CONSTANT)
+                self.add(f"{where}={value}", Kind.NO_CONSTANT)
             for value in sorted(ours - theirs):
-                self.note(f"{where}={value}", Kind.UNKNOWN_CONSTANT)
+                self.add(f"{where}={value}", Kind.UNKNOWN_CONSTANT)
 
-    def understood(self, where: str, schema: Schema) -> Schema:
-        schema = self.spec.resolved(schema)
-        for key in schema.keys() - _UNDERSTOOD:
+    def resolve(self, where: str, schema: Schema) -> Schema:
+        schema = self.spec.resolve(schema)
+        for key in schema.keys() - _SUPPORTED_KEYS:
             if not key.startswith("x-"):
-                self.note(where, Kind.NOT_UNDERSTOOD, key)
+                self.add(where, Kind.NOT_SUPPORTED, key)
         return schema
 
-    def note(self, where: str, kind: Kind, detail: str = "") -> None:
-        self.found[Difference(where, kind, detail)] = None
+    def add(self, where: str, kind: Kind, detail: str = "") -> None:
+        self.differences[Difference(where, kind, detail)] = None
 
 
 def is_nullable(schema: Schema) -> bool:
@@ -385,20 +387,24 @@ def kind_of(schema: Schema) -> str:
     return schema["format"] if schema.get("format") in {"date", "date-time", "binary"} else str(kind)
 
 
-def compared(
-    spec: Specification, description: Description, *, is_answer: bool
+def compared_schemas(
+    spec: Specification, description: Description, *, is_response: bool
 ) -> Iterator[tuple[str, Schema]]:
     """Give each record that was found in the document, with the schema that it was compared with."""
-    walk = _Walk(spec, description)
-    walk.operations()
-    return ((name, schema) for (name, _, answers), schema in walk.met.items() if answers is is_answer)
+    walk = _Comparison(spec, description)
+    walk.compare_operations()
+    return (
+        (name, schema)
+        for (name, _, answers), schema in walk.compared_schemas.items()
+        if answers is is_response
+    )
 
 
-def differences(spec: Specification, description: Description) -> list[Difference]:
+def find_differences(spec: Specification, description: Description) -> list[Difference]:
     """Give all differences, meant or not, in the order of their places."""
-    walk = _Walk(spec, description)
-    walk.operations()
-    return sorted(walk.found, key=str)
+    walk = _Comparison(spec, description)
+    walk.compare_operations()
+    return sorted(walk.differences, key=str)
 
 
 # ---------------------------------------------------------------------------------- those that are meant
@@ -417,7 +423,7 @@ class Documents(enum.Enum):
     OLDER = "older"
     NEWER = "newer"
 
-    def may(self, spec: Specification) -> bool:
+    def may_apply(self, spec: Specification) -> bool:
         """Whether it may apply to the document."""
         return {
             Documents.ALL: True,
@@ -426,7 +432,7 @@ class Documents(enum.Enum):
             Documents.NEWER: spec.version > _OLDER,
         }[self]
 
-    def must(self, spec: Specification) -> bool:
+    def must_apply(self, spec: Specification) -> bool:
         """Whether it has to apply to the document, or else is stale."""
         return {
             Documents.ALL: True,
@@ -450,33 +456,33 @@ class Allowed:
 
     where: str
     kind: Kind
-    why: str
+    reason: str
     documents: Documents = Documents.ALL
     operation: str | None = None
 
-    def may(self, spec: Specification) -> bool:
+    def may_apply(self, spec: Specification) -> bool:
         """Whether it may apply to the document."""
-        return self.documents.may(spec) and (self.operation is None or self.operation in spec.paths)
+        return self.documents.may_apply(spec) and (self.operation is None or self.operation in spec.paths)
 
     def covers(self, difference: Difference) -> bool:
         """Whether the difference is this one."""
         return (difference.where, difference.kind) == (self.where, self.kind)
 
 
-def _each(
+def _allow_each(
     where: str, ends: Iterable[str], kind: Kind, why: str, documents: Documents = Documents.ALL
 ) -> Iterable[Allowed]:
     return (Allowed(f"{where}{end}", kind, why, documents) for end in ends)
 
 
-_SALVAGED = "`None` where an answer was damaged and only its token could be read"
+_RECOVERED = "`None` where an answer was damaged and only its token could be read"
 _INFERRED = "ours: a repeated removal was told that there is nothing to remove"
 _OF_AN_INFERRED = "`None` where the removal is inferred, and no answer was one of success"
 _NOT_IN_EXCERPT = "an excerpt made for relays and reports needn't have it; Plaid's whole document does"
 _MOVED = "Plaid moved it from investment transactions to holdings in mid-2026: reports of both ages are read"
 
 ALLOWED: Final = (
-    *_each(
+    *_allow_each(
         "/asset_report/audit_copy/",
         ("create", "get", "pdf/get", "remove"),
         Kind.NOT_SERVED,
@@ -490,8 +496,8 @@ ALLOWED: Final = (
     Allowed("AssetReportRemoveResponse.inferred", Kind.UNKNOWN_FIELD, _INFERRED),
     Allowed("ItemRemoveResponse.inferred", Kind.UNKNOWN_FIELD, _INFERRED, operation="/item/remove"),
     # Where we are more lenient than the document.
-    Allowed("RelayCreateResponse.request_id", Kind.LAX, _SALVAGED),
-    Allowed("RelayRefreshResponse.request_id", Kind.LAX, _SALVAGED),
+    Allowed("RelayCreateResponse.request_id", Kind.LAX, _RECOVERED),
+    Allowed("RelayRefreshResponse.request_id", Kind.LAX, _RECOVERED),
     Allowed("RelayRemoveResponse.request_id", Kind.LAX, _OF_AN_INFERRED),
     Allowed("AssetReportRemoveResponse.request_id", Kind.LAX, _OF_AN_INFERRED),
     Allowed("ItemRemoveResponse.request_id", Kind.LAX, _OF_AN_INFERRED, operation="/item/remove"),
@@ -508,7 +514,7 @@ ALLOWED: Final = (
     # Where we are stricter.
     Allowed(
         "AssetReportCreateRequest.access_tokens",
-        Kind.INSISTS,
+        Kind.REQUIRED,
         "a report of no Items can't be made; the document has it optional for users of another product",
     ),
     # What changed in mid-2026: fields.
@@ -531,17 +537,17 @@ ALLOWED: Final = (
         Documents.NEWER,
     ),
     Allowed("AssetReportInvestmentHolding.tax_lots", Kind.UNKNOWN_FIELD, "new in mid-2026", Documents.OLDER),
-    *_each(
+    *_allow_each(
         "AssetReportInvestmentHolding.vested_",
         ("quantity", "value"),
         Kind.UNKNOWN_FIELD,
         _MOVED,
         Documents.OLDER,
     ),
-    *_each(
+    *_allow_each(
         "AssetReportInvestmentTransaction.vested_", ("quantity", "value"), Kind.LAX, _MOVED, Documents.OLDER
     ),
-    *_each(
+    *_allow_each(
         "AssetReportInvestmentTransaction.vested_",
         ("quantity", "value"),
         Kind.UNKNOWN_FIELD,
@@ -556,7 +562,7 @@ ALLOWED: Final = (
         "/sandbox/item/fire_webhook",
     ),
     # What changed in mid-2026: values.
-    *_each(
+    *_allow_each(
         "AssetReportWarning.warning_code=BANK_INCOME_INSIGHTS_",
         (
             "INCOMPLETE",
@@ -575,21 +581,21 @@ ALLOWED: Final = (
         "a string of mid-2026, beside the null that it means",
         Documents.OLDER,
     ),
-    *_each(
+    *_allow_each(
         "AccountAssets.subtype=",
         ("commercial line of credit", "home equity loan", "prediction market"),
         Kind.UNKNOWN_CONSTANT,
         "new in mid-2026",
         Documents.OLDER,
     ),
-    *_each(
+    *_allow_each(
         "SandboxPublicTokenCreateRequest.initial_products[]=",
         ("cra_home_lending", "cra_qualify"),
         Kind.UNKNOWN_CONSTANT,
         "new in mid-2026",
         Documents.OLDER,
     ),
-    *_each(
+    *_allow_each(
         "Cause.error_type=",
         (
             "ASSETS_ERROR",
@@ -613,7 +619,7 @@ ALLOWED: Final = (
         "new in mid-2026",
         Documents.OLDER,
     ),
-    *_each(
+    *_allow_each(
         "AssetReportInvestmentTransaction.subtype=",
         ("fund fee", "loan payment", "rebalance"),
         Kind.UNKNOWN_CONSTANT,
@@ -623,18 +629,18 @@ ALLOWED: Final = (
 )
 
 
-def drift(
+def find_drift(
     spec: Specification, description: Description, allowed: Sequence[Allowed] = ALLOWED
 ) -> list[Difference]:
     """Give the differences that aren't meant, and what is allowed without need."""
-    found = differences(spec, description)
-    ours = [each for each in allowed if each.may(spec)]
+    found = find_differences(spec, description)
+    ours = [each for each in allowed if each.may_apply(spec)]
     meant = {difference: [each for each in ours if each.covers(difference)] for difference in found}
     used = {each for several in meant.values() for each in several}
     stale = [
         Difference(each.where, Kind.STALE, each.kind.value)
         for each in ours
-        if each not in used and each.documents.must(spec)
+        if each not in used and each.documents.must_apply(spec)
     ]
     return [difference for difference in found if not meant[difference]] + stale
 
@@ -642,8 +648,8 @@ def drift(
 def main(arguments: Sequence[str]) -> int:
     """Print the drift of the document whose path is given; see the module's docstring for the result."""
     try:
-        spec = Specification.at(_path(arguments))
-        found = drift(spec, described())
+        spec = Specification.load(_path(arguments))
+        found = find_drift(spec, describe_code())
         version = ".".join(map(str, spec.version))
     except UnreadableError as error:
         sys.stderr.write(f"{error}\n")

@@ -12,7 +12,7 @@ import os
 import random
 import sys
 
-from proxy import read_message
+from fault_proxy import read_message
 
 
 async def main(port: int, path: str) -> None:

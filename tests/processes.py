@@ -33,7 +33,7 @@ def reset_signals() -> None:
 
 
 @contextlib.contextmanager
-def ignored(*numbers: int) -> Iterator[None]:
+def ignoring_signals(*numbers: int) -> Iterator[None]:
     """Let processes that are started meanwhile begin with these signals ignored, and with no other of them."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
@@ -47,9 +47,9 @@ def ignored(*numbers: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running(words: Any, **settings: Any) -> Iterator[subprocess.Popen[Any]]:
+def running_process(command: Any, **settings: Any) -> Iterator[subprocess.Popen[Any]]:
     """Run a program, which is killed if it is still running at the end of the block, whatever ends the block."""
-    with subprocess.Popen(words, **settings) as process:
+    with subprocess.Popen(command, **settings) as process:
         try:
             yield process
         finally:
@@ -57,9 +57,9 @@ def running(words: Any, **settings: Any) -> Iterator[subprocess.Popen[Any]]:
 
 
 @contextlib.asynccontextmanager
-async def running_beside(*words: Any, **settings: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running_process_async(*command: Any, **settings: Any) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a program beside the event loop; it is killed as in `running`."""
-    process = await asyncio.create_subprocess_exec(*words, **settings)
+    process = await asyncio.create_subprocess_exec(*command, **settings)
     try:
         yield process
     finally:
@@ -68,18 +68,18 @@ async def running_beside(*words: Any, **settings: Any) -> AsyncIterator[asyncio.
         await process.communicate()
 
 
-def wait_for(ready: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
-    while not ready():
+    while not condition():
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.01)
 
 
-async def wait_beside(ready: Callable[[], object], seconds: float = 60) -> None:
+async def wait_until_async(condition: Callable[[], object], seconds: float = 60) -> None:
     """Wait until a condition holds, and let the event loop run meanwhile."""
     async with asyncio.timeout(seconds):
-        while not ready():
+        while not condition():
             await asyncio.sleep(0.002)
 
 
@@ -92,7 +92,7 @@ def open_files(pid: int | str = "self") -> list[str]:
     return targets
 
 
-def waits_in(pid: int, name: str) -> Callable[[], bool]:
+def waits_in_kernel(pid: int, name: str) -> Callable[[], bool]:
     """Return a function that checks whether a process waits in a function of the kernel.
 
     A kernel may not show it; then the function waits for a while.
@@ -105,6 +105,6 @@ def waits_in(pid: int, name: str) -> Callable[[], bool]:
     return waits
 
 
-def unread(pipe: Any) -> int:
+def unread_bytes(pipe: Any) -> int:
     """Return how many bytes a pipe holds."""
     return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]

@@ -6,14 +6,14 @@ import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
-from by_hand import fields_of, page
-from proxy import Fault, Proxy
+from fault_proxy import FaultProxy, WireFault
+from raw_http import build_response, header_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 
-class Recorder(Proxy):
+class Recorder(FaultProxy):
     """Listens on a free port of 127.0.0.1.
 
     Attributes:
@@ -24,7 +24,7 @@ class Recorder(Proxy):
     """
 
     def __init__(self) -> None:
-        super().__init__(0, lambda: Fault(False, self._answer, self.then, pause=self.pause))
+        super().__init__(0, lambda: WireFault(False, self._answer, self.then, pause=self.pause))
         self.requests: list[bytes] = []
         self.says: Callable[[bytes], Iterable[bytes]] = self.created
         self.then: Any = "keep"
@@ -44,11 +44,11 @@ class Recorder(Proxy):
         """What Plaid answers to a creation, with another token each time."""
         number = next(self._numbers)
         made = {"relay_token": f"credit-relay-sandbox-{number}", "request_id": f"request{number}"}
-        return [page(200, json.dumps(made).encode())]
+        return [build_response(200, json.dumps(made).encode())]
 
     def fields(self, number: int = -1) -> list[tuple[str, str]]:
         """The header fields of a request."""
-        return fields_of(self.requests[number])
+        return header_fields(self.requests[number])
 
     def body(self, number: int = -1) -> Any:
         """The body of a request, which has to be JSON that any parser takes."""

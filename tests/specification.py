@@ -42,7 +42,7 @@ class Specification:
     _resolved: dict[int, Schema] = field(factory=dict, init=False, repr=False)
 
     @classmethod
-    def at(cls, path: str | Path) -> Specification:
+    def load(cls, path: str | Path) -> Specification:
         """Read a YAML or JSON file.
 
         Raises:
@@ -75,13 +75,13 @@ class Specification:
         paths: Mapping[str, Any] = self.document["paths"]
         return paths
 
-    def request(self, path: str) -> Schema | None:
+    def request_schema(self, path: str) -> Schema | None:
         """Give the schema of what an operation takes as JSON."""
-        return _of_json(self.paths[path]["post"].get("requestBody", {}))
+        return _json_schema(self.paths[path]["post"].get("requestBody", {}))
 
-    def answer(self, path: str) -> Schema | None:
+    def response_schema(self, path: str) -> Schema | None:
         """Give the schema of what an operation answers in JSON; `None` for a file."""
-        return _of_json(self.paths[path]["post"].get("responses", {}).get("200", {}))
+        return _json_schema(self.paths[path]["post"].get("responses", {}).get("200", {}))
 
     def examples(self, path: str) -> Iterator[Any]:
         """Give the document's own examples of an operation's answers."""
@@ -89,17 +89,17 @@ class Specification:
             for example in content.get("examples", {}).values():
                 yield example["value"]
 
-    def resolved(self, schema: Schema) -> Schema:
+    def resolve(self, schema: Schema) -> Schema:
         """Give a schema with what its `$ref` and `allOf` lead to in their place.
 
         Plaid says `nullable` on one side of a reference or on the other. The outermost word counts; where a
         schema is made of others and says nothing itself, it is nullable if all of them are.
         """
         if id(schema) not in self._resolved:
-            self._resolved[id(schema)] = self._merged(self._followed(schema))
+            self._resolved[id(schema)] = self._merge_all_of(self._follow_reference(schema))
         return self._resolved[id(schema)]
 
-    def _followed(self, schema: Schema) -> Schema:
+    def _follow_reference(self, schema: Schema) -> Schema:
         if "$ref" not in schema:
             return schema
         target: Any = self.document
@@ -108,10 +108,10 @@ class Specification:
                 raise UnreadableError(f"{schema['$ref']} leads nowhere")
             target = target[step]
         beside = {key: value for key, value in schema.items() if key != "$ref"}
-        return {**self.resolved(target), **beside}
+        return {**self.resolve(target), **beside}
 
-    def _merged(self, schema: Schema) -> Schema:
-        parts = [self.resolved(part) for part in schema.get("allOf", ())]
+    def _merge_all_of(self, schema: Schema) -> Schema:
+        parts = [self.resolve(part) for part in schema.get("allOf", ())]
         if not parts:
             return schema
         own = {key: value for key, value in schema.items() if key != "allOf"}
@@ -125,12 +125,12 @@ class Specification:
         return merged
 
 
-def _of_json(body: Mapping[str, Any]) -> Schema | None:
+def _json_schema(body: Mapping[str, Any]) -> Schema | None:
     schema: Schema | None = body.get("content", {}).get("application/json", {}).get("schema")
     return schema
 
 
-def copied(spec: Specification) -> dict[str, Any]:
+def copy_document(spec: Specification) -> dict[str, Any]:
     """Give a copy of the document, to be changed."""
     return copy.deepcopy(dict(spec.document))
 
@@ -141,9 +141,9 @@ def copied(spec: Specification) -> dict[str, Any]:
 _VERSION = "2020-09-14_1.778.0"
 
 
-def of_mid_2026(spec: Specification) -> Specification:
+def as_of_mid_2026(spec: Specification) -> Specification:
     """Give the document as Plaid changed it until 1.778.0, with the operations that an excerpt may lack."""
-    document = copied(spec)
+    document = copy_document(spec)
     schemas = document["components"]["schemas"]
     if spec.version < (1, 778, 0):
         document["info"]["version"] = _VERSION
@@ -201,16 +201,16 @@ _CHANGED_VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def _object(optional: tuple[str, ...] = (), *, is_answer: bool = False, **properties: Schema) -> Schema:
+def _object(optional: tuple[str, ...] = (), *, is_response: bool = False, **properties: Schema) -> Schema:
     required = [name for name in properties if name not in optional]
     schema: Schema = {"type": "object", "required": required, "properties": properties}
-    return {**schema, "additionalProperties": True} if is_answer else schema
+    return {**schema, "additionalProperties": True} if is_response else schema
 
 
-def _operation(request: Schema, answer: Schema) -> Schema:
+def _operation(request: Schema, response: Schema) -> Schema:
     return {
         "requestBody": {"content": {"application/json": {"schema": request}}},
-        "responses": {"200": {"content": {"application/json": {"schema": answer}}}},
+        "responses": {"200": {"content": {"application/json": {"schema": response}}}},
     }
 
 
@@ -224,7 +224,7 @@ _TAX_LOT = _object(
     cost_basis=_AMOUNT,
     current_value=_AMOUNT,
     position_type={"type": "string", "enum": [None, "LONG", "SHORT"], "nullable": True},
-    is_answer=True,
+    is_response=True,
 )
 _REASONS = [
     *(None, "FRAUD_FIRST_PARTY", "FRAUD_FALSE_IDENTITY", "FRAUD_ABUSE", "FRAUD_OTHER"),
@@ -249,7 +249,7 @@ _OTHER_OPERATIONS = {
             reason_code={"type": "string", "enum": _REASONS, "nullable": True},
             reason_note={"type": "string", "maxLength": 512, "nullable": True},
         ),
-        _object(request_id=_STRING, is_answer=True),
+        _object(request_id=_STRING, is_response=True),
     ),
     "/sandbox/item/fire_webhook": (
         _object(
@@ -261,6 +261,6 @@ _OTHER_OPERATIONS = {
             webhook_type={"type": "string", "enum": _WEBHOOK_TYPES},
             options=_object(("new_transactions",), new_transactions={"type": "integer"}),
         ),
-        _object(webhook_fired={"type": "boolean"}, request_id=_STRING, is_answer=True),
+        _object(webhook_fired={"type": "boolean"}, request_id=_STRING, is_response=True),
     ),
 }

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from attrs import define
-from processes import wait_beside
+from processes import wait_until_async
 
 from plaid_relay_async import Credentials, RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from plaid_relay_async.batch import Caller
+    from plaid_relay_async.batch import CallContext
 
 OWNER = Credentials("owner", "secret-of-the-owner")
 PARTNER = Credentials("partner", "secret-of-the-partner")
@@ -31,18 +31,18 @@ def sampled(values: Iterable[Any], *, step: int) -> list[Any]:
     ]
 
 
-def most_in_a_window(moments, per):
+def max_in_window(moments, length):
     """The most moments that a half-open window of this length holds, wherever it begins."""
-    return max(sum(start <= moment < start + per for moment in moments) for start in moments)
+    return max(sum(start <= moment < start + length for moment in moments) for start in moments)
 
 
 @contextlib.asynccontextmanager
-async def timeout_once(ready: Callable[[], object]) -> AsyncIterator[None]:
+async def timeout_when(condition: Callable[[], object]) -> AsyncIterator[None]:
     """Raise TimeoutError in the block once a condition holds, as `asyncio.timeout` does after a time."""
     async with asyncio.timeout(None) as limit:
 
         async def expire() -> None:
-            await wait_beside(ready)
+            await wait_until_async(condition)
             limit.reschedule(asyncio.get_running_loop().time())
 
         expiring = asyncio.create_task(expire())
@@ -53,7 +53,7 @@ async def timeout_once(ready: Callable[[], object]) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def program(source: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def python_process(source: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """A program in Python's development mode, where every warning is shown."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -70,26 +70,26 @@ async def program(source: str, *arguments: str) -> AsyncIterator[asyncio.subproc
             await process.wait()
 
 
-class Noting:
-    """A journal for a subclass with two methods: `begin(request)` and `end(outcome)`."""
+class RecordingJournal:
+    """A journal for a subclass with two methods: `record_intent(request)` and `record_outcome(outcome)`."""
 
-    async def enter(self, request: Any, caller: Caller) -> NotedEntry:
-        return NotedEntry(self, request)
+    async def acquire_recorder(self, request: Any, context: CallContext) -> ForwardingRecorder:
+        return ForwardingRecorder(self, request)
 
 
 @define
-class NotedEntry:
+class ForwardingRecorder:
     journal: Any
     request: Any
-    known: Any = None
-    doubt: Any = None
-    kept: bool = True
+    recorded_outcome: Any = None
+    earlier_doubt: Any = None
+    journalled: bool = True
 
-    async def begin(self) -> None:
-        await self.journal.begin(self.request)
+    async def record_intent(self) -> None:
+        await self.journal.record_intent(self.request)
 
-    async def end(self, outcome: Any) -> None:
-        await self.journal.end(outcome)
+    async def record_outcome(self, outcome: Any) -> None:
+        await self.journal.record_outcome(outcome)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Nobody waits for it."""

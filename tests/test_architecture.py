@@ -22,23 +22,23 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "plaid_relay_async"
 
 
-def spoil(path: Path, line: str) -> None:
+def append_line(path: Path, line: str) -> None:
     path.write_text(f"{path.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
 
 
 def test_the_code_keeps_to_the_map():
     """Each module imports what the map allows it, and the map knows each module."""
-    assert architecture.against_the_map(architecture.Tree(INSTALLED)) == []
+    assert architecture.map_violations(architecture.SourceTree(INSTALLED)) == []
 
 
 def test_there_is_no_circle():
     """No module imports, by whatever way round, itself."""
-    assert architecture.circles(architecture.Tree(INSTALLED)) == []
+    assert architecture.import_cycles(architecture.SourceTree(INSTALLED)) == []
 
 
 def test_the_package_alone_loads_no_extra():
     """`import plaid_relay_async` loads neither aiohttp.web nor an extra nor a part of its own that needs one."""
-    assert architecture.loaded_too_early(INSTALLED.parent) == []
+    assert architecture.eager_imports(INSTALLED.parent) == []
 
 
 @pytest.mark.parametrize(
@@ -62,32 +62,32 @@ def test_the_package_alone_loads_no_extra():
 def test_an_import_against_the_map_is_found(copy: Path, module: str, line: str, problem: str):
     """An arrow that isn't on the map is named, however the import is written."""
     whole = copy / module / "__init__.py"
-    spoil(whole if whole.is_file() else copy / f"{module}.py", line)
-    assert problem in architecture.against_the_map(architecture.Tree(copy))
+    append_line(whole if whole.is_file() else copy / f"{module}.py", line)
+    assert problem in architecture.map_violations(architecture.SourceTree(copy))
 
 
 def test_an_unknown_module_is_found(copy: Path):
     """A module that the map doesn't know is named."""
     (copy / "utils.py").write_text("", encoding="utf-8")
-    assert architecture.against_the_map(architecture.Tree(copy)) == ["unknown module utils"]
+    assert architecture.map_violations(architecture.SourceTree(copy)) == ["unknown module utils"]
 
 
 def test_a_circle_is_found(copy: Path):
     """A circle is named, also one inside a part of the package."""
-    spoil(copy / "errors.py", "from plaid_relay_async import client")
-    assert "errors" in architecture.circles(architecture.Tree(copy))[0]
+    append_line(copy / "errors.py", "from plaid_relay_async import client")
+    assert "errors" in architecture.import_cycles(architecture.SourceTree(copy))[0]
     (copy / "cli").mkdir(exist_ok=True)
     (copy / "cli" / "one.py").write_text("from plaid_relay_async.cli import two", encoding="utf-8")
     (copy / "cli" / "two.py").write_text("from .one import x", encoding="utf-8")
     shutil.copy(INSTALLED / "errors.py", copy / "errors.py")
-    assert "cli.two" in architecture.circles(architecture.Tree(copy))[0]
+    assert "cli.two" in architecture.import_cycles(architecture.SourceTree(copy))[0]
 
 
 @pytest.mark.parametrize("module", ["aiohttp.web", "rich", "plaid_relay_async.simulator"])
 def test_an_early_import_is_found(copy: Path, module: str):
     """An extra, or aiohttp.web, that the plain import loads is named."""
-    spoil(copy / "__init__.py", f"import {module}")
-    assert module in architecture.loaded_too_early(copy.parent)
+    append_line(copy / "__init__.py", f"import {module}")
+    assert module in architecture.eager_imports(copy.parent)
 
 
 def test_the_page_shows_the_map(request: pytest.FixtureRequest):

@@ -10,8 +10,8 @@ import tracemalloc
 import warnings
 
 import pytest
-from processes import wait_beside
-from support import OWNER, QUICK, Noting, timeout_once
+from processes import wait_until_async
+from support import OWNER, QUICK, RecordingJournal, timeout_when
 
 from plaid_relay_async import (
     BatchStoppedError,
@@ -34,7 +34,7 @@ from plaid_relay_async import (
     Unknown,
 )
 from plaid_relay_async.batch import CREATE as CREATIONS
-from plaid_relay_async.batch import Batch, _Met
+from plaid_relay_async.batch import Batch, _DuplicateFilter
 from plaid_relay_async.simulator import Fault, Simulator
 
 CREATE = "/credit/relay/create"
@@ -113,7 +113,7 @@ async def test_a_stream_that_has_ended_has_its_time():
             return RelayCreateResponse("token")
 
         rows = RelayCreateRequest.fan_out(["report"], partners(3))
-        async with Batch(CREATIONS, rows, create, concurrency=concurrency, drain=1) as outcomes:
+        async with Batch(CREATIONS, rows, create, concurrency=concurrency, drain_timeout=1) as outcomes:
             async for _ in outcomes:
                 await pause(reading)
         assert outcomes.result.elapsed > 0
@@ -222,7 +222,7 @@ async def test_no_more_calls_than_the_concurrency_are_under_way(plaid):
         under_way -= 1
         return RelayCreateResponse(f"token-{request.secondary_client_id}")
 
-    result = await Batch(CREATIONS, requests(plaid, 100), create, concurrency=7, drain=1)
+    result = await Batch(CREATIONS, requests(plaid, 100), create, concurrency=7, drain_timeout=1)
     assert most == 7
     assert len(result.created) == 100
 
@@ -251,11 +251,11 @@ async def test_duplicates_may_be_allowed(plaid, client):
 
 def test_remembering_a_pair_takes_little():
     """At most 128 bytes a request, whatever the length of its token and its partner's id."""
-    pairs, count = _Met(CREATIONS.same), 40_000
+    pairs, count = _DuplicateFilter(CREATIONS.duplicate_key), 40_000
     tracemalloc.start()
     try:
         for number in range(count):
-            assert not pairs.before(
+            assert not pairs.is_duplicate(
                 RelayCreateRequest(["assets-sandbox-" + "x" * 100], f"partner-{number:050}")
             )
         gc.collect()
@@ -263,7 +263,7 @@ def test_remembering_a_pair_takes_little():
     finally:
         tracemalloc.stop()
     assert peak / count <= 128
-    assert pairs.before(RelayCreateRequest(["assets-sandbox-" + "x" * 100], f"partner-{5:050}"))
+    assert pairs.is_duplicate(RelayCreateRequest(["assets-sandbox-" + "x" * 100], f"partner-{5:050}"))
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -360,7 +360,7 @@ async def test_a_call_that_tells_nothing_of_its_end_is_unknown(plaid):
         await permit.begin()
         await asyncio.Event().wait()
 
-    async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain=0.02) as outcomes:
+    async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain_timeout=0.02) as outcomes:
         await asyncio.sleep(0.01)
     (unknown,) = outcomes.result.unknown
     assert "the batch was left" in str(unknown.error)
@@ -542,7 +542,7 @@ async def test_a_batch_within_a_timeout(plaid, client):
     plaid.fail(Fault(path=CREATE, latency=0.02))
     batch = client.relay.create_many(requests(plaid, 10_000), concurrency=10)
     with pytest.raises(TimeoutError):
-        async with timeout_once(lambda: plaid.counts[CREATE] > 20):
+        async with timeout_when(lambda: plaid.counts[CREATE] > 20):
             await batch
     assert batch.result.created
     assert_nothing_lost(plaid, held(batch.result))
@@ -608,7 +608,7 @@ async def test_a_refused_call_that_is_about_to_leave_again_stays(plaid):
         permit.again(RateLimitError("no", status=429), spared=True)
         raise AssertionError("again() forbids the next attempt")
 
-    async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain=5) as outcomes:
+    async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain_timeout=5) as outcomes:
         await told.wait()
     (failed,) = outcomes.result.failed
     assert isinstance(failed.error, RateLimitError)
@@ -625,7 +625,7 @@ async def test_a_call_that_comes_late_to_its_permit_stays(plaid):
         except asyncio.CancelledError:
             await permit.begin()
 
-    async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain=5) as outcomes:
+    async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain_timeout=5) as outcomes:
         await waiting.wait()
     assert len(outcomes.result.not_attempted) == 1
 
@@ -809,7 +809,7 @@ async def test_a_report_goes_on_if_a_request_in_flight_succeeds():
         elif not outcome.attempts:
             unsent.set()
 
-    result = await Batch(CREATIONS, rows(), create, concurrency=2, drain=1, on_outcome=count)
+    result = await Batch(CREATIONS, rows(), create, concurrency=2, drain_timeout=1, on_outcome=count)
     assert [each.request.secondary_client_id for each in result.created] == ["partner-0", "partner-5"]
     assert [each.attempts for each in result.failed] == [1, 1, 1, 0]
 
@@ -850,7 +850,7 @@ async def test_a_call_that_is_about_to_leave_again_stays_if_its_report_is_stoppe
             stopped.set()
 
     rows = RelayCreateRequest.fan_out(["report"], partners(4))
-    await Batch(CREATIONS, rows, create, concurrency=2, drain=1, on_outcome=count)
+    await Batch(CREATIONS, rows, create, concurrency=2, drain_timeout=1, on_outcome=count)
     (last,) = [each for each in ended if each.request.secondary_client_id == "partner-0"]
     assert (type(last), last.attempts, last.error.sent) == (kind, 1, True)
     assert "not sent after 3 errors" in str(last.error if kind is Failed else last.error.__cause__)
@@ -864,12 +864,12 @@ async def test_the_memory_of_stopped_reports_is_bounded():
         raise InvalidRequestError("no", status=400, error_code="INVALID_ASSET_REPORT_TOKEN")
 
     wrong = [RelayCreateRequest([f"report-{n}"], f"p{partner}") for n in range(600) for partner in range(3)]
-    batch = Batch(CREATIONS, wrong, create, concurrency=1, drain=1)
+    batch = Batch(CREATIONS, wrong, create, concurrency=1, drain_timeout=1)
     assert (await batch).counts == {"failed": 1800}
-    assert len(batch._reports._errors) == 256
-    assert batch.stopped_report(RelayCreateRequest(["report-0"], "p")) is None
-    assert batch.stopped_report(RelayCreateRequest(["report-599"], "p")).status == 400
-    assert "report-599" not in repr(batch._reports._errors)
+    assert len(batch._report_errors._errors) == 256
+    assert batch.stopping_error(RelayCreateRequest(["report-0"], "p")) is None
+    assert batch.stopping_error(RelayCreateRequest(["report-599"], "p")).status == 400
+    assert "report-599" not in repr(batch._report_errors._errors)
 
 
 async def test_pauses_are_queueing(plaid):
@@ -908,7 +908,7 @@ async def test_a_pause_that_is_too_long_ends_the_batch(plaid, client):
     result = await client.relay.create_many(rows, concurrency=1)
     (failed,) = result.failed
     assert isinstance(failed.error, RateLimitError)
-    assert (failed.error.retry_after, failed.error.gave_up_waiting) == (301.0, True)
+    assert (failed.error.retry_after, failed.error.exceeds_max_pause) == (301.0, True)
     assert result.stopped_by is failed.error
     assert len(list(rows)) == 99
     again = await client.relay.create_many(requests(plaid, 100), concurrency=1)
@@ -1014,10 +1014,10 @@ async def test_a_cancellation_that_nobody_asked_for_loses_nothing(plaid, place):
         async def acquire(self, endpoint: str) -> None:
             raise asyncio.CancelledError
 
-        async def begin(self, request: RelayCreateRequest) -> None:
+        async def record_intent(self, request: RelayCreateRequest) -> None:
             self._raise("begin")
 
-        async def end(self, outcome) -> None:
+        async def record_outcome(self, outcome) -> None:
             self._raise("end")
 
         def _raise(self, where: str) -> None:
@@ -1076,7 +1076,7 @@ async def test_requests_that_fail_at_once_do_not_hold_the_loop(plaid):
     endless = (RelayCreateRequest([report], f"p{n}") for n in itertools.count())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await Batch(CREATIONS, endless, create, concurrency=3, drain=1)
+            await Batch(CREATIONS, endless, create, concurrency=3, drain_timeout=1)
 
 
 async def test_a_nothing_among_the_requests_is_named(plaid, client):
@@ -1157,13 +1157,13 @@ async def test_what_may_be_done_stays_unknown_whatever_comes_next(plaid, client)
     # A wait that doesn't fit into the call's time ends it; 30 seconds, of which a random part is waited, fit.
     always = RetryPolicy(replay="always", backoff=30, max_backoff=30)
     async with client.relay.create_many(requests(plaid, 1), retry=always) as outcomes:
-        await wait_beside(lambda: client.statistics().retries)
+        await wait_until_async(lambda: client.statistics().retries)
     (unknown,) = outcomes.result.unknown
     assert (unknown.error.status, unknown.request_id) == (500, plaid.ledger[0]["request_id"])
 
     class OnceOnly(Notes):
-        async def begin(self, request: RelayCreateRequest) -> None:
-            await super().begin(request)
+        async def record_intent(self, request: RelayCreateRequest) -> None:
+            await super().record_intent(request)
             self._begin = 1
 
     always = RetryPolicy(replay="always", backoff=0.001)
@@ -1182,7 +1182,7 @@ async def test_a_bug_in_the_middle_of_a_call_is_unknown(plaid):
             raise ZeroDivisionError
         return RelayCreateResponse("token")
 
-    result = await Batch(CREATIONS, requests(plaid, 3), create, concurrency=1, drain=1)
+    result = await Batch(CREATIONS, requests(plaid, 3), create, concurrency=1, drain_timeout=1)
     (unknown,) = result.unknown
     assert isinstance(unknown.error.__cause__, ZeroDivisionError)
     assert len(result.created) == 2
@@ -1199,18 +1199,18 @@ async def test_what_never_left_is_failed():
 # ------------------------------------------------------------------------------------------ the journal
 
 
-class Notes(Noting):
+class Notes(RecordingJournal):
     """A journal in memory, which may break."""
 
     def __init__(self, *, breaks_at_begin: int = -1, breaks_at_end: int = -1) -> None:
         self.lines: list[tuple[str, str]] = []
         self._begin, self._end = breaks_at_begin, breaks_at_end
 
-    async def begin(self, request: RelayCreateRequest) -> None:
+    async def record_intent(self, request: RelayCreateRequest) -> None:
         await asyncio.sleep(0)
         self._write("begun", request.secondary_client_id, self._begin)
 
-    async def end(self, outcome) -> None:
+    async def record_outcome(self, outcome) -> None:
         await asyncio.sleep(0)
         self._write(type(outcome).__name__, outcome.request.secondary_client_id, self._end)
 
@@ -1264,9 +1264,9 @@ async def test_what_is_on_record_as_begun_is_sent(plaid, client):
     """A batch that is left while its journal writes a beginning sends that request, and ends it."""
 
     class Slow(Notes):
-        async def begin(self, request: RelayCreateRequest) -> None:
+        async def record_intent(self, request: RelayCreateRequest) -> None:
             await asyncio.sleep(0.02)
-            await super().begin(request)
+            await super().record_intent(request)
 
     notes = Slow()
     async with client.relay.create_many(requests(plaid), journal=notes, concurrency=3) as outcomes:
@@ -1279,7 +1279,7 @@ async def test_what_waits_for_its_record_when_time_is_up_was_never_sent(plaid, h
     """Nothing leaves before it is on record, so nothing is unknown."""
 
     class Stuck(Notes):
-        async def begin(self, request: RelayCreateRequest) -> None:
+        async def record_intent(self, request: RelayCreateRequest) -> None:
             await asyncio.Event().wait()
 
     async with hurried.relay.create_many(requests(plaid), journal=Stuck(), concurrency=3) as outcomes:
@@ -1291,11 +1291,11 @@ async def test_a_token_that_waits_for_its_record_when_time_is_up_is_kept(plaid, 
     """It is handed on, marked as not journalled."""
 
     class Stuck(Notes):
-        async def end(self, outcome) -> None:
+        async def record_outcome(self, outcome) -> None:
             await asyncio.Event().wait()
 
     async with hurried.relay.create_many(requests(plaid), journal=Stuck(), concurrency=3) as outcomes:
-        await wait_beside(lambda: len(plaid.ledger) == 3)
+        await wait_until_async(lambda: len(plaid.ledger) == 3)
         await asyncio.sleep(0.1)  # the responses arrive
     assert [o.journalled for o in outcomes.result.created] == [False] * 3
     assert_nothing_lost(plaid, held(outcomes.result))

@@ -13,9 +13,9 @@ from typing import Any
 import aiohttp
 import anyio
 import pytest
-from journals import KEY
-from processes import wait_beside
-from support import OWNER, QUICK, Noting, program, timeout_once
+from journal_support import KEY
+from processes import wait_until_async
+from support import OWNER, QUICK, RecordingJournal, python_process, timeout_when
 
 from plaid_relay_async import (
     ClientClosedError,
@@ -35,7 +35,7 @@ from plaid_relay_async import (
     Timeouts,
     Unknown,
 )
-from plaid_relay_async.cancellation import Drains, finish
+from plaid_relay_async.cancellation import DrainTracker, run_to_completion
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
 from plaid_relay_async.transport.draining import Draining
@@ -164,7 +164,7 @@ async def test_timeouts_and_groups_around_a_drain_work_as_usual(plaid, client):
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     report = plaid.add_report()
     with pytest.raises(TimeoutError):
-        async with timeout_once(lambda: plaid.counts[CREATE]):
+        async with timeout_when(lambda: plaid.counts[CREATE]):
             with anyio.move_on_after(60):
                 async with asyncio.timeout(60):
                     await client.relay.create_many([RelayCreateRequest([report], "in-timeouts")])
@@ -234,9 +234,9 @@ async def test_what_is_finished_has_its_result_or_its_error():
             raise error
         return "done"
 
-    assert await finish(partial(work, None)) == "done"
+    assert await run_to_completion(partial(work, None)) == "done"
     with pytest.raises(ZeroDivisionError):
-        await finish(partial(work, ZeroDivisionError()))
+        await run_to_completion(partial(work, ZeroDivisionError()))
 
 
 async def test_a_cancellation_outweighs_the_error_of_what_is_finished():
@@ -248,7 +248,7 @@ async def test_a_cancellation_outweighs_the_error_of_what_is_finished():
         await go.wait()
         raise ZeroDivisionError
 
-    task = asyncio.create_task(finish(work))
+    task = asyncio.create_task(run_to_completion(work))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.sleep(0)
@@ -261,13 +261,13 @@ async def test_a_cancellation_outweighs_the_error_of_what_is_finished():
 
 async def test_drains_are_waited_for_with_a_bound():
     """Waiting ends when none is in progress any more, or when the time is over."""
-    drains = Drains()
-    await drains.all(60)
-    with drains.one():
-        await drains.all(0.01)
-        with drains.one():
+    drains = DrainTracker()
+    await drains.wait_all(60)
+    with drains.track():
+        await drains.wait_all(0.01)
+        with drains.track():
             pass
-        waiting = asyncio.create_task(drains.all(60))
+        waiting = asyncio.create_task(drains.wait_all(60))
         await asyncio.sleep(0)
         assert not waiting.done()
     await waiting
@@ -290,7 +290,7 @@ asyncio.run(main())
 
 async def test_anyio_is_not_needed():
     """Without AnyIO in the process, a wait finishes as well, and AnyIO isn't imported for it."""
-    async with program(ALONE) as running, asyncio.timeout(30):
+    async with python_process(ALONE) as running, asyncio.timeout(30):
         output, _ = await running.communicate()
     assert "anyio" in sys.modules
     assert output.decode().split() == ["True", "False"]
@@ -420,7 +420,7 @@ async def test_a_call_that_is_cancelled_before_it_is_sent_has_no_outcome(plaid):
     address = f"https://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
     async with silent, listening(plaid, base_url=address, ssl=context) as (client, late):
         task = asyncio.ensure_future(client.relay.create([plaid.add_report()], "partner"))
-        await wait_beside(lambda: accepted)
+        await wait_until_async(lambda: accepted)
         task.cancel()
         await asyncio.wait([task])
         assert (task.cancelled(), late) == (True, [])
@@ -532,10 +532,10 @@ def test_the_callback_is_a_plain_function(callback):
 async def test_a_late_outcome_of_a_call_with_a_journal(plaid, tmp_path, caplog, breaks):
     """A late outcome is reported as journalled or not, and logged only if the journal doesn't have it."""
 
-    class Broken(Noting):
-        async def begin(self, request) -> None: ...
+    class Broken(RecordingJournal):
+        async def record_intent(self, request) -> None: ...
 
-        async def end(self, outcome) -> None:
+        async def record_outcome(self, outcome) -> None:
             if breaks:
                 raise JournalError("the disk is full")
 
@@ -648,9 +648,9 @@ async def test_close_ends_a_wait_for_a_report_and_for_the_client_id(plaid, clien
         Fault(path=GET, status=400, body={"error_code": "PRODUCT_NOT_READY"}, headers={"Retry-After": "60"})
     )
 
-    class Asking(Noting):
-        async def enter(self, request, caller):
-            await caller.client_id()
+    class Asking(RecordingJournal):
+        async def acquire_recorder(self, request, context):
+            await context.get_client_id()
 
     async with (
         RelayClient(OWNER, base_url=plaid.url) as polling,
@@ -702,12 +702,12 @@ class Sent:
 
 
 async def drained(work, *, in_flight: bool) -> str:
-    draining = Draining(work, Sent(in_flight=in_flight), 10, Drains())
+    draining = Draining(work, Sent(in_flight=in_flight), 10, DrainTracker())
     try:
         return await draining
     finally:
-        if draining.interruption is not None:
-            raise draining.interruption
+        if draining.deferred_cancellation is not None:
+            raise draining.deferred_cancellation
 
 
 @pytest.mark.parametrize("in_flight", [False, True])

@@ -36,7 +36,7 @@ async def test_a_report_goes_from_the_bank_to_the_partner_and_back(where):
     """The whole way: item, report, relay token, the partner's reading, refresh, removal."""
     async with (
         Simulator(
-            clients={OWNER.client_id: OWNER.secret, PARTNER.client_id: PARTNER.secret}, generating=0
+            clients={OWNER.client_id: OWNER.secret, PARTNER.client_id: PARTNER.secret}, generation_delay=0
         ) as plaid,
         RelayClient(OWNER, base_url=plaid.url, credentials_in=where, retry=QUICK) as owner,
         RelayClient(PARTNER, base_url=plaid.url, credentials_in=where, retry=QUICK) as partner,
@@ -64,7 +64,10 @@ async def test_a_report_goes_from_the_bank_to_the_partner_and_back(where):
 
 async def test_a_report_is_refreshed_filtered_printed_and_removed():
     """What the owner can do with a report of its own, and with the Item that it was made of."""
-    async with Simulator(generating=0) as plaid, RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as owner:
+    async with (
+        Simulator(generation_delay=0) as plaid,
+        RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as owner,
+    ):
         options = models.SandboxPublicTokenCreateOptions(
             webhook="https://example.com/hook",
             transactions=models.SandboxTransactions(start_date=date(2026, 1, 1), end_date=date(2026, 2, 1)),

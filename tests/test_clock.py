@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from clock import run_virtually
+from virtual_clock import run_virtually
 
 
 def test_hours_pass_in_no_time():

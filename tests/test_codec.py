@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaid_relay_async import codec, models
-from plaid_relay_async.codec import ENDPOINTS, Answer, Replay, read
-from plaid_relay_async.codec.records import _WORDS, _in_words, names_of
+from plaid_relay_async.codec import ENDPOINTS, Idempotency, RawResponse, read_response
+from plaid_relay_async.codec.records import _JSON_TYPE_NAMES, _json_type_name, plaid_field_names
 from plaid_relay_async.errors import (
     ConnectionLostError,
     Hidden,
@@ -37,20 +37,20 @@ SECRET = Hidden("canary-secret")
 
 def answer(
     body: bytes | str | dict | list, status: int = 200, *, cut_off: bool = False, **headers: str
-) -> Answer:
+) -> RawResponse:
     if isinstance(body, dict | list):
         body = json.dumps(body)
     raw = bytearray(body.encode() if isinstance(body, str) else body)
     lost = ConnectionLostError("the answer broke off") if cut_off else None
-    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw, lost)
+    return RawResponse(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw, lost)
 
 
 def create(*args, **kwargs):
-    return read(codec.RELAY_CREATE, answer(*args, **kwargs), CREATE, SECRET)
+    return read_response(codec.RELAY_CREATE, answer(*args, **kwargs), CREATE, SECRET)
 
 
 def get(*args, **kwargs):
-    return read(codec.RELAY_GET, answer(*args, **kwargs), GET, SECRET)
+    return read_response(codec.RELAY_GET, answer(*args, **kwargs), GET, SECRET)
 
 
 CAUSE = {
@@ -127,26 +127,26 @@ REPORT = {
 
 def test_a_request_holds_what_was_asked_and_no_more():
     """Options that weren't given aren't sent, required fields are, whatever their default."""
-    assert json.loads(codec.encode(CREATE, Hidden({}))) == {
+    assert json.loads(codec.encode_request(CREATE, Hidden({}))) == {
         "report_tokens": [REPORT_TOKEN],
         "secondary_client_id": "partner",
     }
     hooked = models.RelayCreateRequest([REPORT_TOKEN], "p", "https://example.com/h")
-    assert json.loads(codec.encode(hooked, Hidden({"client_id": "me"}))) == {
+    assert json.loads(codec.encode_request(hooked, Hidden({"client_id": "me"}))) == {
         "report_tokens": [REPORT_TOKEN],
         "secondary_client_id": "p",
         "webhook": "https://example.com/h",
         "client_id": "me",
     }
-    assert json.loads(codec.encode(GET, Hidden({}))) == {
+    assert json.loads(codec.encode_request(GET, Hidden({}))) == {
         "relay_token": GET.relay_token,
         "report_type": "asset",
     }
     insights = models.RelayGetRequest("t", include_insights=True)
-    assert json.loads(codec.encode(insights, Hidden({})))["include_insights"] is True
+    assert json.loads(codec.encode_request(insights, Hidden({})))["include_insights"] is True
     options = models.AssetReportCreateOptions(client_report_id="mine")
     report = models.AssetReportCreateRequest(["a"], 0, options=options)
-    assert json.loads(codec.encode(report, Hidden({}))) == {
+    assert json.loads(codec.encode_request(report, Hidden({}))) == {
         "access_tokens": ["a"],
         "days_requested": 0,
         "options": {"client_report_id": "mine"},
@@ -156,9 +156,9 @@ def test_a_request_holds_what_was_asked_and_no_more():
 def test_each_operation_stands_in_the_table_once():
     """Paths are unique, and what makes something is never said to be harmless."""
     assert len({endpoint.path for endpoint in ENDPOINTS}) == len(ENDPOINTS)
-    creating = {e.path for e in ENDPOINTS if e.replay is Replay.CREATES}
+    creating = {e.path for e in ENDPOINTS if e.idempotency is Idempotency.NON_IDEMPOTENT}
     assert {"/credit/relay/create", "/credit/relay/refresh", "/asset_report/create"} <= creating
-    assert {e.path for e in ENDPOINTS if e.replay is Replay.IDEMPOTENT} == {
+    assert {e.path for e in ENDPOINTS if e.idempotency is Idempotency.IDEMPOTENT} == {
         "/asset_report/remove",
         "/credit/relay/remove",
         "/item/remove",
@@ -307,9 +307,9 @@ def test_every_type_of_a_record_has_words():
         if not models.is_record(cls):
             continue
         resolve_types(cls)
-        for name in names_of(cls) - {"content", "path", "raw"}:
-            words = _in_words(fields_dict(cls)[name].type)
-            assert words.removesuffix(" or null") in {*_WORDS.values(), "a list", "an object"}
+        for name in plaid_field_names(cls) - {"content", "path", "raw"}:
+            words = _json_type_name(fields_dict(cls)[name].type)
+            assert words.removesuffix(" or null") in {*_JSON_TYPE_NAMES.values(), "a list", "an object"}
 
 
 @pytest.mark.parametrize(
@@ -402,10 +402,10 @@ def test_a_pdf_is_its_bytes():
     """A PDF comes as it is, with the request id of its header; anything else isn't one."""
     pdf = models.RelayPdfGetRequest("t")
     whole = b"%PDF-1.7 ... %%EOF\r\n"
-    got = read(codec.RELAY_PDF_GET, answer(whole, Plaid_Request_ID="q9"), pdf, SECRET)
+    got = read_response(codec.RELAY_PDF_GET, answer(whole, Plaid_Request_ID="q9"), pdf, SECRET)
     assert (got.content, got.request_id) == (whole, "q9")
     with pytest.raises(ResponseDecodeError, match="isn't a PDF") as caught:
-        read(codec.RELAY_PDF_GET, answer(b'{"request_id": "q8"}'), pdf, SECRET)
+        read_response(codec.RELAY_PDF_GET, answer(b'{"request_id": "q8"}'), pdf, SECRET)
     assert caught.value.request_id == "q8"
 
 
@@ -414,7 +414,7 @@ def test_a_pdf_without_its_end_is_none(body):
     """A PDF ends with %%EOF, or nearly so; one that was cut off before has the request id of its header."""
     pdf = models.RelayPdfGetRequest("t")
     with pytest.raises(ResponseDecodeError, match="isn't whole") as caught:
-        read(codec.RELAY_PDF_GET, answer(body, Plaid_Request_ID="q9"), pdf, SECRET)
+        read_response(codec.RELAY_PDF_GET, answer(body, Plaid_Request_ID="q9"), pdf, SECRET)
     assert caught.value.request_id == "q9"
 
 
@@ -493,7 +493,7 @@ def test_other_creations_are_salvaged_no_further():
     """An asset report needs its token and its id: without one of them its outcome is unknown."""
     request = models.AssetReportCreateRequest(["a"], 5)
     with pytest.raises(OutcomeUnknownError):
-        read(codec.ASSET_REPORT_CREATE, answer({"asset_report_token": "x"}), request, SECRET)
+        read_response(codec.ASSET_REPORT_CREATE, answer({"asset_report_token": "x"}), request, SECRET)
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -575,7 +575,7 @@ def test_a_code_is_one_whatever_a_person_is_called():
     request = models.AssetReportCreateRequest(["access-sandbox-1"], 5, options=options)
     body = error_body("ITEM_ERROR", "ITEM_LOGIN_REQUIRED", error_message="of ITEM, 123-45-6789")
     with pytest.raises(ItemError) as caught:
-        read(codec.ASSET_REPORT_CREATE, answer(body, 400), request, SECRET)
+        read_response(codec.ASSET_REPORT_CREATE, answer(body, 400), request, SECRET)
     assert (caught.value.error_code, caught.value.error_message) == (
         "ITEM_LOGIN_REQUIRED",
         "of [hidden], [hidden]",
@@ -620,7 +620,7 @@ def test_a_server_that_quotes_the_request_gives_nothing_away():
 )
 def test_a_delay_in_seconds(value, seconds):
     """A number is seconds, and what isn't one is as good as nothing."""
-    assert codec.retry_after({"Retry-After": value}) == seconds
+    assert codec.parse_retry_after({"Retry-After": value}) == seconds
 
 
 def test_a_delay_as_a_date_is_held_against_the_servers_clock():
@@ -628,23 +628,27 @@ def test_a_delay_as_a_date_is_held_against_the_servers_clock():
     then = datetime(2020, 1, 1, tzinfo=UTC)
     headers = {"Retry-After": format_datetime(then, usegmt=True)}
     assert (
-        codec.retry_after(headers | {"Date": format_datetime(then - timedelta(seconds=90), usegmt=True)})
+        codec.parse_retry_after(
+            headers | {"Date": format_datetime(then - timedelta(seconds=90), usegmt=True)}
+        )
         == 90.0
     )
-    assert codec.retry_after(headers | {"Date": "Wed, 01 Jan 2020 00:01:00 -0000"}) == 0.0
-    assert codec.retry_after(headers) == 0.0
+    assert codec.parse_retry_after(headers | {"Date": "Wed, 01 Jan 2020 00:01:00 -0000"}) == 0.0
+    assert codec.parse_retry_after(headers) == 0.0
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=50), usegmt=True)
-    assert 40 < codec.retry_after({"Retry-After": soon}) <= 50
+    assert 40 < codec.parse_retry_after({"Retry-After": soon}) <= 50
 
 
 def test_which_refusals_mean_that_a_token_is_gone():
     """Plaid's code for a relay token that isn't there isn't published; its siblings' pattern is taken."""
     gone = PlaidAPIError("x", error_type="INVALID_INPUT", error_code="INVALID_RELAY_TOKEN")
     other = PlaidAPIError("x", error_type="INVALID_INPUT", error_code="INVALID_API_KEYS")
-    assert codec.says_no_such_token(gone)
-    assert not codec.says_no_such_token(other)
-    assert not codec.says_no_such_token(PlaidAPIError("x", status=400))
-    assert codec.says_no_such_token(PlaidAPIError("x", error_type="ITEM_ERROR", error_code="ITEM_NOT_FOUND"))
+    assert codec.is_unknown_token_error(gone)
+    assert not codec.is_unknown_token_error(other)
+    assert not codec.is_unknown_token_error(PlaidAPIError("x", status=400))
+    assert codec.is_unknown_token_error(
+        PlaidAPIError("x", error_type="ITEM_ERROR", error_code="ITEM_NOT_FOUND")
+    )
 
 
 # ------------------------------------------------------------------------------ records as JSON, and back

@@ -14,11 +14,11 @@ from plaid_relay_async.config import (
     GatewayKey,
     check_tls,
     is_loopback,
-    normal_host,
+    normalize_host,
     resolve_base_url,
     resolve_identity,
 )
-from plaid_relay_async.exchange import Direct
+from plaid_relay_async.exchange import DirectExchange
 
 VARIABLES = ("PLAID_CLIENT_ID", "PLAID_SECRET", "PLAID_ENV", "PLAID_BASE_URL")
 
@@ -123,7 +123,7 @@ PRODUCTION = [
 @pytest.mark.parametrize("url", PRODUCTION)
 def test_production_is_recognized_however_it_is_typed(url):
     """A port, upper case, a dot at the end, full-width letters and dots: it is the same host."""
-    assert Environment.at(resolve_base_url(url, None)) is Environment.PRODUCTION
+    assert Environment.from_url(resolve_base_url(url, None)) is Environment.PRODUCTION
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_host_that_programs_read_differently_is_refused(url):
 )
 def test_another_host_is_not_production(url):
     """A host that only begins or ends alike is another one."""
-    assert Environment.at(url) is not Environment.PRODUCTION
+    assert Environment.from_url(url) is not Environment.PRODUCTION
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_another_host_is_not_production(url):
 )
 def test_a_host_has_one_normal_spelling(host, normal):
     """All spellings of a host have the same normal one, which is its own."""
-    assert normal_host(host) == normal_host(normal) == normal
+    assert normalize_host(host) == normalize_host(normal) == normal
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_host_has_one_normal_spelling(host, normal):
 def test_what_is_no_host_has_no_spelling(host):
     """Text that no host can be is refused, and isn't loopback."""
     with pytest.raises(ValueError, match=r"."):
-        normal_host(host)
+        normalize_host(host)
     assert not is_loopback(host)
 
 
@@ -187,7 +187,7 @@ async def test_an_address_that_is_accepted_can_be_sent_to(url):
     """No request fails because of an address that the client has accepted."""
     address = resolve_base_url(url, None) + "/credit/relay/create"
     async with aiohttp.TCPConnector() as connector:
-        to = Direct(connector, asyncio.get_running_loop()).address(address, {})
+        to = DirectExchange(connector, asyncio.get_running_loop()).prepare(address, {})
     assert to.head.startswith(b"POST /")
     assert b"/credit/relay/create HTTP/1.1\r\n" in to.head
 
@@ -274,8 +274,8 @@ def test_a_number_that_makes_no_sense_is_refused(make, name):
 
 def test_a_total_may_be_given_for_one_call():
     """A call's own timeout replaces the total and nothing else; no total is no limit."""
-    assert Timeouts(read=7).within(3) == Timeouts(read=7, total=3)
-    assert Timeouts().within(None) == Timeouts()
+    assert Timeouts(read=7).with_total(3) == Timeouts(read=7, total=3)
+    assert Timeouts().with_total(None) == Timeouts()
     assert Timeouts(total=None).total is None
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from attrs import fields_dict
-from processes import running_beside
+from processes import running_process_async
 
 import plaid_relay_async
 from plaid_relay_async import Credentials, PlaidRelayError, RelayClient, RetryPolicy, Timeouts
 from plaid_relay_async.client import AssetReports, Items, Relay, Sandbox, WebhookVerificationKeys
-from plaid_relay_async.errors import class_for, concerns_everyone, concerns_report
+from plaid_relay_async.errors import affects_all_requests, affects_report, error_class_for
 from plaid_relay_async.limits import PLAID_PRODUCTION, PLAID_SANDBOX, RateLimit
 from plaid_relay_async.simulator import Fault, Limit
 
@@ -30,7 +30,7 @@ def page(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def section(text: str, heading: str) -> str:
+def section_of(text: str, heading: str) -> str:
     return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
@@ -38,7 +38,7 @@ def defaults(cls: type) -> dict[str, object]:
     return {name: attribute.default for name, attribute in fields_dict(cls).items()}
 
 
-def argument(function: object, name: str) -> dict[str, object]:
+def default_of_argument(function: object, name: str) -> dict[str, object]:
     return {name: inspect.signature(function).parameters[name].default}
 
 
@@ -49,16 +49,16 @@ def argument(function: object, name: str) -> dict[str, object]:
         ("Retries", defaults(RetryPolicy)),
         (
             "How much at once",
-            argument(RelayClient.__init__, "connections")
-            | argument(RelayClient.__init__, "max_response_bytes")
-            | argument(Relay.create_many, "concurrency"),
+            default_of_argument(RelayClient.__init__, "connections")
+            | default_of_argument(RelayClient.__init__, "max_response_bytes")
+            | default_of_argument(Relay.create_many, "concurrency"),
         ),
     ],
 )
 def test_every_default_is_told_as_it_is(heading, told):
     """settings.md lists each default of the settings, with the code's own value."""
     rows = re.findall(
-        r"^\| `(\w+)` \| (\S+) \| .+ \|$", section(page("docs/settings.md"), heading), re.MULTILINE
+        r"^\| `(\w+)` \| (\S+) \| .+ \|$", section_of(page("docs/settings.md"), heading), re.MULTILINE
     )
     assert {name: literal_eval(value) for name, value in rows} == told
 
@@ -105,8 +105,8 @@ def test_the_errors_that_are_plaids_come_last():
 @pytest.mark.parametrize("code", ["INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "CREDITS_EXHAUSTED"])
 def test_the_errors_that_all_share_are_those_of_the_page(code):
     """The codes that batch.md says stop a batch are those that do."""
-    assert code.partition("ENVIRONMENT")[0] in section(page("docs/batch.md"), "Errors that all share")
-    assert concerns_everyone(plaid_relay_async.PlaidAPIError("it", error_code=code))
+    assert code.partition("ENVIRONMENT")[0] in section_of(page("docs/batch.md"), "Errors that all share")
+    assert affects_all_requests(plaid_relay_async.PlaidAPIError("it", error_code=code))
 
 
 @pytest.mark.parametrize(
@@ -120,15 +120,17 @@ def test_the_errors_that_all_share_are_those_of_the_page(code):
 )
 def test_the_errors_of_a_report_are_those_of_the_page(facts):
     """The codes and types that batch.md says stop a report's requests are those that do."""
-    told = section(page("docs/batch.md"), "Errors that all share")
+    told = section_of(page("docs/batch.md"), "Errors that all share")
     assert facts["error_type" if facts["error_code"] == "OF_TOMORROW" else "error_code"] in told
-    assert concerns_report(class_for(**facts, status=400)("it", **facts))
+    assert affects_report(error_class_for(**facts, status=400)("it", **facts))
 
 
 @pytest.mark.parametrize(("heading", "cls"), [("Faults", Fault), ("Limits", Limit)])
 def test_every_part_of_a_fault_and_a_limit_is_told(heading, cls):
     """simulator.md has each field of `Fault` and of `Limit` in a table."""
-    table = "\n".join(re.findall(r"^\| (`.+?) \|", section(page("docs/simulator.md"), heading), re.MULTILINE))
+    table = "\n".join(
+        re.findall(r"^\| (`.+?) \|", section_of(page("docs/simulator.md"), heading), re.MULTILINE)
+    )
     assert set(re.findall(r"`(\w+)`", table)) == set(fields_dict(cls))
 
 
@@ -217,7 +219,7 @@ async def shell(plaid, tmp_path):
     async def run(line: str) -> tuple[int | None, str]:
         pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
         environment = os.environ | surroundings
-        async with running_beside("sh", "-c", line, cwd=tmp_path, env=environment, **pipes) as process:
+        async with running_process_async("sh", "-c", line, cwd=tmp_path, env=environment, **pipes) as process:
             text, _ = await process.communicate()
         return process.returncode, text.decode()
 
@@ -254,7 +256,7 @@ async def test_every_example_of_the_command_works(name, shell):
 async def test_a_page_can_be_pasted_at_the_prompt(name, tmp_path):
     """The examples of a page can be pasted, one after the other, into `python -m asyncio`."""
     blocks = re.findall(r"^```python\n(.*?)^```", page(name), re.MULTILINE | re.DOTALL)
-    async with running_beside(
+    async with running_process_async(
         *(sys.executable, "-m", "asyncio"),
         cwd=tmp_path,
         env=os.environ | {"PLAID_CLIENT_ID": "owner", "PLAID_SECRET": "secret", "PYTHON_BASIC_REPL": "1"},

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from processes import open_files, running_beside, wait_beside
+from processes import open_files, running_process_async, wait_until_async
 from support import OWNER, QUICK
 from test_transport import read_request, serving
 
@@ -84,7 +84,7 @@ async def test_a_file_that_comes_meanwhile_is_left_alone(plaid, partner, relay_t
     """Somebody else's file of that name stays as it is, and the PDF isn't left beside it."""
     plaid.fail(Fault(path=PDF, latency=0.5))
     saving = asyncio.ensure_future(partner.relay.download_pdf(relay_token, target))
-    await wait_beside(lambda: plaid.counts[PDF])
+    await wait_until_async(lambda: plaid.counts[PDF])
     target.write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError):
         await saving
@@ -130,7 +130,7 @@ async def test_a_cancelled_download_leaves_no_file(plaid, partner, relay_token, 
         saving.cancel()
         await asyncio.wait([saving])
         target.unlink(missing_ok=True)
-        await wait_beside(lambda: not list(target.parent.iterdir()))
+        await wait_until_async(lambda: not list(target.parent.iterdir()))
 
 
 def whole_pdf(middle: bytes) -> bytes:
@@ -198,7 +198,7 @@ async def test_a_file_that_cant_be_written_is_the_callers_trouble(target, attemp
     # A process of its own: the limit, which stands for a full disk, is on all files of one.
     words = (str(Path(__file__).parent), str(target), str(attempts))
     words = (sys.executable, "-W", "error", "-c", FULL_DISK, *words)
-    async with running_beside(*words, stdout=asyncio.subprocess.PIPE) as process:
+    async with running_process_async(*words, stdout=asyncio.subprocess.PIPE) as process:
         text, _ = await process.communicate()
     assert json.loads(text) == ["File too large", 0, []]
     assert list(target.parent.iterdir()) == []
@@ -270,7 +270,7 @@ def test_a_file_system_without_links_will_do(target):
                 part.publish()
         else:
             part.publish()
-        part.give_up()
+        part.discard()
     assert target.read_bytes() == b"whole"
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert sorted(path.name for path in target.parent.iterdir()) == ["report.pdf", "taken.pdf"]
@@ -287,7 +287,7 @@ def test_a_name_that_was_reserved_for_nothing_is_free_again(target):
     part.open()
     with pytest.raises(FileNotFoundError):
         part.publish()
-    part.give_up()
+    part.discard()
     assert list(target.parent.iterdir()) == []
 
 
@@ -301,7 +301,7 @@ def test_what_fails_for_another_reason_is_raised(target):
     part.open()
     with pytest.raises(OSError, match="No space left"):
         part.publish()
-    part.give_up()
+    part.discard()
     assert list(target.parent.iterdir()) == []
 
 
@@ -312,7 +312,7 @@ def test_a_file_is_closed_before_it_gets_its_name(target):
     os.close(part._file.fileno())  # now closing it fails, as it may on a file system of the network
     with pytest.raises(OSError, match="Bad file descriptor"):
         part.publish()
-    part.give_up()
+    part.discard()
     assert list(target.parent.iterdir()) == []
 
 
@@ -327,15 +327,15 @@ def test_no_frame_shows_what_is_written(target):
     assert "JOHN DOE" not in repr(frames)
     with pytest.raises(OSError, match="Bad file descriptor"):
         part._file.close()
-    part.give_up()
+    part.discard()
 
 
 def test_a_file_that_is_given_up_before_it_is_made_is_never_made(target):
     """Whoever is cancelled while a thread waits for its turn leaves nothing behind."""
     part = PartFile(target)
-    part.give_up()
+    part.discard()
     part.open()
-    part.begin()
+    part.restart()
     part.write(Hidden(b"x"))
     part.publish()
     assert list(target.parent.iterdir()) == []
@@ -346,7 +346,7 @@ def test_who_gives_a_file_up_waits_for_who_is_at_it(target):
     part = PartFile(target)
     part.open()
     with part._lock:  # as a thread that is at it has it
-        giving_up = threading.Thread(target=part.give_up)
+        giving_up = threading.Thread(target=part.discard)
         giving_up.start()
         giving_up.join(0.05)
         assert giving_up.is_alive()

@@ -11,12 +11,23 @@ from pathlib import Path
 import drift
 import pytest
 from attrs import evolve
-from drift import ALLOWED, Allowed, Description, Documents, Field, Kind, Operation, Record, Shape, described
-from specification import Specification, UnreadableError, copied, of_mid_2026
+from drift import (
+    ALLOWED,
+    Allowed,
+    Description,
+    Documents,
+    Field,
+    Kind,
+    Operation,
+    Record,
+    Shape,
+    describe_code,
+)
+from specification import Specification, UnreadableError, as_of_mid_2026, copy_document
 
 import plaid_relay_async
 
-CODE = described()
+CODE = describe_code()
 OURS = ("AssetReportGetResponse.raw", *(f"{name}.inferred" for name in CODE.records if "Remove" in name))
 FIELDS = [(record, name) for record in CODE.records for name in CODE.records[record].fields]
 PLAIDS = [(record, name) for record, name in FIELDS if f"{record}.{name}" not in OURS]
@@ -26,7 +37,10 @@ NEVER_NULL = {each.where for each in ALLOWED if each.kind is Kind.LAX}
 
 
 ANSWERS = {
-    name for each in CODE.operations.values() if each.answer for name in drift.reached(CODE, each.answer)
+    name
+    for each in CODE.operations.values()
+    if each.response
+    for name in drift.reachable_records(CODE, each.response)
 }
 
 NULLABLE = [
@@ -44,7 +58,7 @@ LISTS = [
 
 @pytest.fixture(scope="module")
 def newer(openapi: Specification) -> Specification:
-    return of_mid_2026(openapi)
+    return as_of_mid_2026(openapi)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +75,9 @@ def found(openapi: Specification, newer: Specification):
 @pytest.fixture(scope="module")
 def told_by(openapi: Specification, newer: Specification):
     """Which of the two documents tells of a record: the given one, if it does."""
-    told = {name for side in (False, True) for name, _ in drift.compared(openapi, CODE, is_answer=side)}
+    told = {
+        name for side in (False, True) for name, _ in drift.compared_schemas(openapi, CODE, is_response=side)
+    }
     return lambda record: openapi if record in told else newer
 
 
@@ -73,7 +89,7 @@ def changed(record: str, name: str, to: Field | None) -> Description:
 
 
 def named(spec: Specification, description: Description) -> set[str]:
-    return {difference.where for difference in drift.drift(spec, description)}
+    return {difference.where for difference in drift.find_drift(spec, description)}
 
 
 def flipped(field: Field) -> Field:
@@ -92,12 +108,12 @@ def retyped(shape: Shape) -> Shape:
 
 def test_the_records_are_plaids(openapi):
     """Nothing is different from the document but for what is meant, and all that is meant is needed."""
-    assert drift.drift(openapi, CODE) == []
+    assert drift.find_drift(openapi, CODE) == []
 
 
 def test_the_records_are_plaids_of_mid_2026(newer):
     """The same records read what Plaid changed since, and the other half of the exceptions is for that."""
-    assert drift.drift(newer, CODE) == []
+    assert drift.find_drift(newer, CODE) == []
 
 
 def test_a_field_that_is_missing_is_named(told_by):
@@ -179,7 +195,7 @@ def test_an_operation_that_is_missing_is_named(path, newer):
     """An operation that the code or the document lacks is drift."""
     fewer = {name: operation for name, operation in CODE.operations.items() if name != path}
     assert path in named(newer, evolve(CODE, operations=fewer))
-    document = copied(newer)
+    document = copy_document(newer)
     del document["paths"][path]
     found = named(Specification(document), CODE)
     missing_from_an_excerpt = {"/item/remove", "/sandbox/item/fire_webhook"}
@@ -191,46 +207,46 @@ def test_an_operation_that_is_missing_is_named(path, newer):
 @pytest.mark.parametrize("path", CODE.operations)
 def test_an_operation_that_answers_otherwise_is_named(path, newer):
     """JSON for a file, a file for JSON, a request without JSON and another method than POST are drift."""
-    document = copied(newer)
+    document = copy_document(newer)
     operation = document["paths"][path]["post"]
-    is_file = CODE.operations[path].answer is None
+    is_file = CODE.operations[path].response is None
     content = {"application/json": {"schema": {"type": "object"}}} if is_file else {"application/pdf": {}}
     operation["responses"]["200"]["content"] = content
     del operation["requestBody"]
-    found = drift.drift(Specification(document), CODE)
-    assert {d.kind for d in found if d.where == path} == {Kind.OTHER_ANSWER, Kind.OTHER_REQUEST}
+    found = drift.find_drift(Specification(document), CODE)
+    assert {d.kind for d in found if d.where == path} == {Kind.OTHER_RESPONSE, Kind.OTHER_REQUEST}
     document["paths"][path] = {"get": operation}
-    assert drift.Difference(path, Kind.NOT_POSTED) in drift.drift(Specification(document), CODE)
+    assert drift.Difference(path, Kind.NOT_POSTED) in drift.find_drift(Specification(document), CODE)
 
 
 def test_an_exception_that_is_not_needed_is_named(openapi, newer):
     """The list of what is meant holds nothing that no longer is so."""
     needless = Allowed("AssetReport.user", Kind.NO_FIELD, "a test")
-    assert drift.drift(openapi, CODE, (*ALLOWED, needless)) == [
+    assert drift.find_drift(openapi, CODE, (*ALLOWED, needless)) == [
         drift.Difference("AssetReport.user", Kind.STALE, Kind.NO_FIELD.value)
     ]
     older = evolve(needless, documents=Documents.OLDER)
     assert named(openapi, CODE) == set()
-    assert drift.drift(openapi, CODE, (*ALLOWED, older)) != []
-    assert drift.drift(newer, CODE, (*ALLOWED, older)) == []
+    assert drift.find_drift(openapi, CODE, (*ALLOWED, older)) != []
+    assert drift.find_drift(newer, CODE, (*ALLOWED, older)) == []
     since = evolve(needless, documents=Documents.NEWER)
-    assert drift.drift(openapi, CODE, (*ALLOWED, since)) == []
-    assert drift.drift(newer, CODE, (*ALLOWED, since)) != []
+    assert drift.find_drift(openapi, CODE, (*ALLOWED, since)) == []
+    assert drift.find_drift(newer, CODE, (*ALLOWED, since)) != []
 
 
 def test_every_exception_is_needed(openapi, newer):
     """Each difference that is meant is drift in one of the two documents once it isn't allowed."""
     for number, each in enumerate(ALLOWED):
         allowed = [*ALLOWED[:number], *ALLOWED[number + 1 :]]
-        found = {*drift.drift(openapi, CODE, allowed), *drift.drift(newer, CODE, allowed)}
+        found = {*drift.find_drift(openapi, CODE, allowed), *drift.find_drift(newer, CODE, allowed)}
         assert {(one.where, one.kind) for one in found} == {(each.where, each.kind)}
-        assert len(each.why) > 10
+        assert len(each.reason) > 10
 
 
 def test_a_document_in_between_may_have_either(openapi, newer):
     """Plaid changed one thing after the other, and what is told of both ends may apply in between."""
     for spec in (openapi, newer):
-        document = copied(spec)
+        document = copy_document(spec)
         document["info"]["version"] = "2020-09-14_1.710.0"
         assert named(Specification(document), CODE) == set()
 
@@ -238,7 +254,7 @@ def test_a_document_in_between_may_have_either(openapi, newer):
 def test_what_an_excerpt_lacks_is_checked_where_it_is(openapi, newer):
     """An older document may have the operations that an excerpt lacks, and a newer one may lack them."""
     lacking = ("/item/remove", "/sandbox/item/fire_webhook")
-    older, newest = copied(openapi), copied(newer)
+    older, newest = copy_document(openapi), copy_document(newer)
     for path in lacking:
         older["paths"][path] = newest["paths"].pop(path)
     assert named(Specification(older), CODE) == {"SandboxItemFireWebhookRequest.options"}
@@ -467,9 +483,9 @@ DOCUMENT = {
 
 
 def lines_after(change) -> list[str]:
-    document = copied(Specification(DOCUMENT))
+    document = copy_document(Specification(DOCUMENT))
     change(document["components"]["schemas"])
-    return [str(line) for line in drift.drift(Specification(document), NAMED, ())]
+    return [str(line) for line in drift.find_drift(Specification(document), NAMED, ())]
 
 
 def put(schema: str, *steps: object, to: object):

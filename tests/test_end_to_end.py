@@ -25,7 +25,7 @@ SHELL = {"PLAID_CLIENT_ID": "owner", "PLAID_SECRET": "secret-of-the-owner", "PAT
 
 
 @contextlib.contextmanager
-def simulating() -> Iterator[tuple[str, str]]:
+def running_simulator() -> Iterator[tuple[str, str]]:
     """`plaid-relay simulate` in a process of its own: its address and a ready report token."""
     command = [*COMMAND, "simulate", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=SHELL) as process:
@@ -47,11 +47,11 @@ def fetch(url: str, body: object = None) -> str:
         return answer.read().decode()
 
 
-def lines(text: str) -> list[dict]:
+def json_lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def bulk(folder: Path, count: int, *more: str) -> subprocess.CompletedProcess[str]:
+def run_bulk(folder: Path, count: int, *more: str) -> subprocess.CompletedProcess[str]:
     partners = folder / f"{count}.csv"
     partners.write_text(
         "secondary_client_id\n" + "".join(f"partner-{n}\n" for n in range(count)), encoding="utf-8"
@@ -60,7 +60,7 @@ def bulk(folder: Path, count: int, *more: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, check=False, env=SHELL)
 
 
-def told(run: subprocess.CompletedProcess[str]) -> dict[str, int]:
+def printed_counts(run: subprocess.CompletedProcess[str]) -> dict[str, int]:
     """The closing table: each outcome's name beside its count."""
     rows = (line.split() for line in (run.stdout + run.stderr).splitlines())
     names = {"created", "failed", "unknown", "not_attempted"}
@@ -76,17 +76,17 @@ def count(request: pytest.FixtureRequest) -> int:
 def test_each_partner_gets_its_token(tmp_path: Path, count: int):
     """Thousands of partners in a file: a token for each, its own, and the ledger holds exactly those."""
     output = tmp_path / "out.jsonl"
-    with simulating() as (url, report):
-        run = bulk(tmp_path, count, "--base-url", url, "--report-token", report, "--output", str(output))
-        ledger = lines(fetch(f"{url}/_simulator/ledger"))
+    with running_simulator() as (url, report):
+        run = run_bulk(tmp_path, count, "--base-url", url, "--report-token", report, "--output", str(output))
+        ledger = json_lines(fetch(f"{url}/_simulator/ledger"))
     assert run.returncode == 0, run.stderr
-    written = lines(output.read_text(encoding="utf-8"))
+    written = json_lines(output.read_text(encoding="utf-8"))
     assert {o["relay_token"]: o["secondary_client_id"] for o in written} == {
         entry["relay_token"]: entry["secondary_client_id"] for entry in ledger
     }
     assert sorted(o["secondary_client_id"] for o in written) == sorted(f"partner-{n}" for n in range(count))
     assert {o["outcome"] for o in written} == {"created"}
-    assert told(run)["created"] == count
+    assert printed_counts(run)["created"] == count
     assert output.stat().st_mode & 0o777 == 0o600
     assert "credit-relay-" not in run.stdout + run.stderr
 
@@ -105,11 +105,11 @@ def test_each_partner_has_one_outcome_under_faults(tmp_path: Path, count: int):
         {"close": True, "when": "after"},
     ]
     faults = [{"path": CREATE, "rate": 0.05 / len(ways), **way} for way in ways]
-    with simulating() as (url, report):
+    with running_simulator() as (url, report):
         fetch(f"{url}/_simulator/faults", {"faults": faults})
-        run = bulk(tmp_path, count, "--base-url", url, "--report-token", report, "--output", str(output))
-        ledger = lines(fetch(f"{url}/_simulator/ledger"))
-    written = {o["secondary_client_id"]: o for o in lines(output.read_text(encoding="utf-8"))}
+        run = run_bulk(tmp_path, count, "--base-url", url, "--report-token", report, "--output", str(output))
+        ledger = json_lines(fetch(f"{url}/_simulator/ledger"))
+    written = {o["secondary_client_id"]: o for o in json_lines(output.read_text(encoding="utf-8"))}
     outcomes = Counter(o["outcome"] for o in written.values())
     assert len(written) == len(output.read_text(encoding="utf-8").splitlines()) == count
     assert run.returncode == 3, run.stderr
@@ -117,7 +117,7 @@ def test_each_partner_has_one_outcome_under_faults(tmp_path: Path, count: int):
         "created",
         "unknown",
     }  # so a 429 ended as created, and only a lost answer didn't
-    assert told(run) == {"failed": 0, "not_attempted": 0, **outcomes}
+    assert printed_counts(run) == {"failed": 0, "not_attempted": 0, **outcomes}
     tokens = {o["relay_token"] for o in written.values() if o["outcome"] == "created"}
     beyond = Counter(e["secondary_client_id"] for e in ledger if e["relay_token"] not in tokens)
     assert tokens <= {e["relay_token"] for e in ledger}
@@ -130,7 +130,7 @@ def test_each_partner_has_one_outcome_under_faults(tmp_path: Path, count: int):
 def test_memory_hardly_grows_with_the_number_of_partners(tmp_path: Path, count: int):
     """Ten times the partners, and the peak stays within what it takes to know the pairs again."""
     peaks = {}
-    with simulating() as (url, report):
+    with running_simulator() as (url, report):
         for partners in (2_000, 20 * count):
             options = (
                 "--base-url",
@@ -140,11 +140,11 @@ def test_memory_hardly_grows_with_the_number_of_partners(tmp_path: Path, count: 
                 "--output",
                 f"{tmp_path}/{partners}.jsonl",
             )
-            peaks[partners] = peak_of(tmp_path, partners, options)
+            peaks[partners] = peak_memory(tmp_path, partners, options)
     assert peaks[20 * count] - peaks[2_000] < 30 * 1024, peaks
 
 
-def peak_of(folder: Path, partners: int, options: tuple[str, ...]) -> int:
+def peak_memory(folder: Path, partners: int, options: tuple[str, ...]) -> int:
     """The peak resident size in KiB of one bulk run, of a process that has no other children."""
     program = (
         "import resource, subprocess, sys;"

@@ -24,7 +24,7 @@ from plaid_relay_async.errors import (
     ReadTimeoutError,
     ReportNotReadyError,
     RequestValidationError,
-    class_for,
+    error_class_for,
 )
 from plaid_relay_async.simulator import Fault
 from plaid_relay_async.transport import causes
@@ -58,7 +58,7 @@ CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issu
 )
 def test_the_class_is_chosen_by_code_then_type_then_status(error_type, error_code, status, cls):
     """An error's class follows Plaid's code first, its type next and the HTTP status last."""
-    assert class_for(error_type, error_code, status) is cls
+    assert error_class_for(error_type, error_code, status) is cls
 
 
 def test_each_type_of_the_specification_is_in_the_table(openapi):

@@ -16,7 +16,7 @@ from test_session import echoing
 from test_transport import read_request, serving
 
 from plaid_relay_async import ConfigurationError, OutcomeUnknownError, RelayClient
-from plaid_relay_async.exchange import Body, Direct, Ordinary
+from plaid_relay_async.exchange import DirectExchange, RequestBody, SessionExchange
 from plaid_relay_async.simulator import Simulator
 
 TOKEN = b'{"relay_token": "T-1", "request_id": "q"}'
@@ -25,18 +25,18 @@ BOTH = pytest.mark.parametrize("direct", [True, False], ids=["directly", "by a s
 
 
 def way(client: RelayClient) -> type:
-    return type(client._session.get())
+    return type(client._session.get_exchange())
 
 
 async def test_an_own_pool_is_used_directly_and_all_else_by_a_session():
     """A proxy and a borrowed session need what aiohttp's session does; `direct=False` asks for it."""
     async with RelayClient(OWNER) as client:
-        assert way(client) is Direct
+        assert way(client) is DirectExchange
     for more in ({"direct": False}, {"proxy": "http://127.0.0.1:9"}):
         async with RelayClient(OWNER, **more) as client:
-            assert way(client) is Ordinary
+            assert way(client) is SessionExchange
     async with aiohttp.ClientSession() as session, RelayClient(OWNER, session=session) as client:
-        assert way(client) is Ordinary
+        assert way(client) is SessionExchange
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ async def test_both_send_the_same_head():
 async def test_a_header_that_would_be_two_is_refused():
     """A line break in a header would smuggle another one in."""
     async with aiohttp.TCPConnector() as connector:
-        exchange = Direct(connector, asyncio.get_running_loop())
+        exchange = DirectExchange(connector, asyncio.get_running_loop())
         with pytest.raises(ValueError, match="line break"):
-            exchange.address("http://127.0.0.1", {"User-Agent": "a\r\nPLAID-SECRET: b"})
+            exchange.prepare("http://127.0.0.1", {"User-Agent": "a\r\nPLAID-SECRET: b"})
 
 
 @BOTH
@@ -134,10 +134,10 @@ async def test_a_connection_with_a_rest_of_the_request_is_not_used_again():
         await asyncio.sleep(10)
 
     async with serving(hasty) as (url, seen), aiohttp.TCPConnector() as connector:
-        exchange = Direct(connector, asyncio.get_running_loop())
-        to = exchange.address(url, {})
+        exchange = DirectExchange(connector, asyncio.get_running_loop())
+        to = exchange.prepare(url, {})
         for _ in range(2):
-            response = await exchange.post(to, Body(b" " * 50_000_000, lambda: None))
+            response = await exchange.post(to, RequestBody(b" " * 50_000_000, lambda: None))
             assert await response.content.read() == TOKEN
         assert len(seen) == 2
 
@@ -158,13 +158,13 @@ async def test_a_body_does_not_leave_on_what_the_loop_has_not_read_yet():
         theirs, _ = server.accept()
         with theirs:
             connected = Connected(writer.transport)
-            assert Body(b"{}", lambda: None).leave(connected)
+            assert RequestBody(b"{}", lambda: None).begin_send(connected)
             theirs.sendall(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
             select.select([writer.get_extra_info("socket")], [], [], 10)
-            body = Body(b"{}", lambda: None)
+            body = RequestBody(b"{}", lambda: None)
             with pytest.raises(aiohttp.ClientConnectionError):
-                body.leave(connected)
-            assert not body.left
+                body.begin_send(connected)
+            assert not body.sent
             writer.close()
 
 
@@ -177,9 +177,9 @@ async def test_other_releases_of_aiohttp_are_recognized():
     class Handler:
         def set_response_params(self, *, read_until_eof): ...
 
-    assert Direct.fits()
-    assert not Direct.fits(connector=Connector)
-    assert not Direct.fits(handler=Handler)
+    assert DirectExchange.is_supported()
+    assert not DirectExchange.is_supported(connector=Connector)
+    assert not DirectExchange.is_supported(handler=Handler)
 
 
 async def test_less_may_be_set_aside_for_each_connection_of_tls():

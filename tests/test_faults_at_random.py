@@ -8,8 +8,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from matrix import FIVE_SECONDS, HALF_A_SECOND, NO_DEADLINE, SECTIONS, Row
-from proxy import PASS, Fault, Proxy
+from fault_proxy import PASS, FaultProxy, WireFault
+from matrix import FIVE_SECONDS, HALF_A_SECOND, NO_DEADLINE, SECTIONS, FaultRow
 from support import OWNER, PARTNER, QUICK
 
 from plaid_relay_async import (
@@ -34,13 +34,13 @@ REPORT = "assets-sandbox-at-random"
 STRUCK = 0.2  # of all attempts
 
 
-def may_come_often(row: Row) -> bool:
+def may_come_often(row: FaultRow) -> bool:
     """Whether a row strikes single attempts, and neither ends a batch nor takes seconds or megabytes."""
-    long = row.waits or row.settings in (FIVE_SECONDS, HALF_A_SECOND, NO_DEADLINE)
+    long = row.min_seconds or row.settings in (FIVE_SECONDS, HALF_A_SECOND, NO_DEADLINE)
     return row.server == "http" and not long and not row.name.startswith(("100 MB", "429 CREDITS_EXHAUSTED"))
 
 
-def takes_time(section: str, row: Row) -> bool:
+def takes_time(section: str, row: FaultRow) -> bool:
     """Whether one that is struck waits, or everybody does; that is drawn seldom."""
     return section in {"Stalls and slowness", "Limits"} or "PLANNED_MAINTENANCE" in row.name
 
@@ -64,12 +64,12 @@ async def struck(plaid: Simulator, seed: int, who: Credentials) -> AsyncIterator
     """A client whose attempts meet faults as the seed has it."""
     draw = random.Random(seed)
 
-    def choose() -> Fault:
+    def choose() -> WireFault:
         return draw.choice(FAULTS) if draw.random() < STRUCK else PASS
 
     settings = {"timeouts": Timeouts(read=0.3, slow_read=0.3), "retry": QUICK, "max_response_bytes": 2**20}
     async with (
-        Proxy(int(plaid.url.rpartition(":")[2]), choose) as proxy,
+        FaultProxy(int(plaid.url.rpartition(":")[2]), choose) as proxy,
         RelayClient(who, base_url=f"http://127.0.0.1:{proxy.port}", **settings) as client,
     ):
         yield client

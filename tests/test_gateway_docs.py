@@ -22,7 +22,7 @@ from typing import get_type_hints
 import pytest
 import trustme
 from cyclopts import Parameter
-from processes import running, wait_for
+from processes import running_process, wait_until
 
 import plaid_relay_async
 from plaid_relay_async import (
@@ -35,13 +35,13 @@ from plaid_relay_async import (
     Timeouts,
 )
 from plaid_relay_async.cli import gateway as commands
-from plaid_relay_async.cli.serving import variables
-from plaid_relay_async.codec import RELAY_CREATE, Answer, read
-from plaid_relay_async.errors import Ending, Hidden, ending_of
+from plaid_relay_async.cli.serving import variable_names
+from plaid_relay_async.codec import RELAY_CREATE, RawResponse, read_response
+from plaid_relay_async.errors import Certainty, Hidden, certainty_of
 from plaid_relay_async.gateway import Gateway, connections, new_key
-from plaid_relay_async.gateway.audit import Entry
+from plaid_relay_async.gateway.audit import AuditRecord
+from plaid_relay_async.gateway.error_responses import ERROR_REASONS, error_response
 from plaid_relay_async.gateway.metrics import Metrics
-from plaid_relay_async.gateway.refusals import REASONS, answer_of
 from plaid_relay_async.simulator import Fault, Simulator
 
 ROOT = Path(__file__).parent.parent
@@ -80,18 +80,18 @@ def file_of(path):
 def test_every_answer_is_told():
     """gateway.md lists each answer of the gateway's own, with its status."""
     told = [(int(status), code.strip("`")) for status, code in rows("What callers see", 2)]
-    assert sorted(told) == sorted((reason.status, reason.code) for reason in REASONS)
+    assert sorted(told) == sorted((reason.status, reason.code) for reason in ERROR_REASONS)
 
 
-@pytest.mark.parametrize("reason", REASONS, ids=lambda reason: reason.code)
+@pytest.mark.parametrize("reason", ERROR_REASONS, ids=lambda reason: reason.code)
 def test_what_is_unknown_is_told(reason):
     """Of a creation, the four answers that gateway.md calls unknown are so to our client, and no other."""
-    answered = answer_of(reason, "gateway-1")
-    answer = Answer(reason.status, answered.headers, bytearray(answered.body))
+    answered = error_response(reason, "gateway-1")
+    answer = RawResponse(reason.status, answered.headers, bytearray(answered.body))
     with pytest.raises(PlaidRelayError) as caught:
-        read(RELAY_CREATE, answer, RelayCreateRequest(("report",), "partner"), Hidden("key"))
+        read_response(RELAY_CREATE, answer, RelayCreateRequest(("report",), "partner"), Hidden("key"))
     unknown = reason.code in {"INTERNAL_ERROR", "UPSTREAM_LOST", "UPSTREAM_ENCODING", "UPSTREAM_TIMEOUT"}
-    assert (ending_of(caught.value) is Ending.UNKNOWN) == unknown
+    assert (certainty_of(caught.value) is Certainty.IN_DOUBT) == unknown
     assert caught.value.advice == reason.action or unknown
     assert f"`{reason.code}`" in section("What callers see")
 
@@ -111,7 +111,7 @@ def options(function):
 
 @pytest.mark.parametrize(
     ("heading", "command", "elsewhere"),
-    [("Starting it", commands.run, {}), ("Keys", commands.add, {"--keys": ""})],
+    [("Starting it", commands.run_gateway, {}), ("Keys", commands.add, {"--keys": ""})],
 )
 def test_every_option_is_told(heading, command, elsewhere):
     """gateway.md lists each option with its default."""
@@ -131,13 +131,13 @@ def test_every_command_is_told():
 def test_the_variables_are_told():
     """The variables of each set in gateway.md are those that the command looks at."""
     for name, told in rows("Sets of credentials", 2):
-        assert told == ", ".join(f"`{variable}`" for variable in variables(name.strip("`")))
+        assert told == ", ".join(f"`{variable}`" for variable in variable_names(name.strip("`")))
 
 
 def test_every_field_of_the_audit_log_is_told(caplog):
     """gateway.md lists the fields of an audit line, in their order."""
     caplog.set_level(logging.INFO)
-    Entry().tell()
+    AuditRecord().write()
     told = [
         name.strip("`") for name, *_ in rows("Health, metrics and the audit log", 1) if "plaid_" not in name
     ]
@@ -147,8 +147,8 @@ def test_every_field_of_the_audit_log_is_told(caplog):
 def test_every_metric_is_told():
     """gateway.md lists the metrics and their labels."""
     metrics = Metrics(lambda: 0, lambda: 0)
-    metrics.count(Entry())
-    page, told = metrics.page().decode(), set()
+    metrics.count_call(AuditRecord())
+    page, told = metrics.render_text().decode(), set()
     for name, labels in rows("Health, metrics and the audit log", 2):
         if name.startswith("`plaid_"):
             line = re.search(rf"^{name.strip('`')}(?:_count)?(?:{{(.*)}})? ", page, re.MULTILINE)
@@ -178,7 +178,7 @@ def shell(tmp_path):
     def run(line):
         environment = os.environ | surroundings
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return running(["sh", "-c", f"exec {line}"], cwd=tmp_path, env=environment, **pipes)
+        return running_process(["sh", "-c", f"exec {line}"], cwd=tmp_path, env=environment, **pipes)
 
     return run
 
@@ -248,7 +248,7 @@ def refused(process, folder):
             assert answer.status == 401
         connection.close()
         # The line follows once the response was delivered.
-        wait_for(lambda: (folder / "audit.jsonl").read_text().endswith("\n"))
+        wait_until(lambda: (folder / "audit.jsonl").read_text().endswith("\n"))
 
     return call
 
@@ -382,7 +382,7 @@ def test_the_settings_for_nginx():
     assert seconds("proxy_read_timeout") > times.connect + times.slow_read
     assert f"{times.connect + times.slow_read:.0f} s for which the gateway waits" in block("nginx")
     assert re.search(r"\n    keepalive_timeout 60s;", block("nginx"))
-    assert connections._KEPT > 60
+    assert connections._KEEPALIVE_SECONDS > 60
     assert "proxy_next_upstream off;" in block("nginx")
 
 
@@ -408,8 +408,8 @@ def nginx(folder, gateway):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
             return True
 
-    with running(words, stderr=subprocess.DEVNULL):
-        wait_for(serves)
+    with running_process(words, stderr=subprocess.DEVNULL):
+        wait_until(serves)
         yield port
 
 
@@ -426,7 +426,7 @@ async def test_a_gateway_behind_nginx(certificate, tmp_path):
             [record],
             upstream=plaid.url,
             credentials={"default": Credentials("ann", "secret")},
-            names=["plaid-gateway.internal.example", "localhost"],
+            allowed_hosts=["plaid-gateway.internal.example", "localhost"],
         ) as gateway,
     ):
         with nginx(tmp_path, gateway.url.removeprefix("http://")) as port:
@@ -442,7 +442,7 @@ async def test_a_gateway_behind_nginx(certificate, tmp_path):
                     plaid.fail(fault)
                     with pytest.raises(OutcomeUnknownError):
                         await client.relay.create(["report"], f"ben-{number}")
-                    plaid.heal()
+                    plaid.clear_faults()
     assert plaid.counts[RELAY_CREATE.path] == 3
 
 

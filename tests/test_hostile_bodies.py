@@ -75,9 +75,9 @@ def cost(endpoint: codec.Endpoint, request: object, status: int, body: bytes) ->
 
     def read() -> None:
         with pytest.raises(PlaidRelayError) as caught:
-            codec.read(endpoint, codec.Answer(status, {}, bytearray(body)), request, SECRET)
+            codec.read_response(endpoint, codec.RawResponse(status, {}, bytearray(body)), request, SECRET)
         if isinstance(caught.value, InvalidRequestError):
-            codec.says_no_such_token(caught.value)
+            codec.is_unknown_token_error(caught.value)
 
     before = time.process_time()
     read()
@@ -112,7 +112,7 @@ def test_the_first_error_is_the_one_that_is_reported():
     """Of many errors the first has its place in the message, and no other."""
     body = b'{"request_id": "q", "warnings": [{}, {}, 5], "report": 6}'
     with pytest.raises(ResponseDecodeError) as caught:
-        codec.read(codec.RELAY_GET, codec.Answer(200, {}, bytearray(body)), GET, SECRET)
+        codec.read_response(codec.RELAY_GET, codec.RawResponse(200, {}, bytearray(body)), GET, SECRET)
     assert re.fullmatch(r"\$\.(report|warnings\[0\]\.\w+)", caught.value.path)
 
 
@@ -130,7 +130,7 @@ def test_what_looks_like_a_token_is_hidden(text, shown):
     """A word with the form of Plaid's tokens is taken out of an error's message, and the rest stays."""
     body = bytearray(json.dumps({"error_code": "X", "error_message": text}).encode())
     with pytest.raises(InvalidRequestError) as caught:
-        codec.read(codec.RELAY_CREATE, codec.Answer(400, {}, body), CREATE, SECRET)
+        codec.read_response(codec.RELAY_CREATE, codec.RawResponse(400, {}, body), CREATE, SECRET)
     assert caught.value.error_message == shown
 
 

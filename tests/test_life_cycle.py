@@ -8,8 +8,8 @@ import itertools
 import os
 
 import pytest
-from steps import Watch
-from support import OWNER, QUICK, program, timeout_once
+from cancel_points import CancelPoint
+from support import OWNER, QUICK, python_process, timeout_when
 
 from plaid_relay_async import (
     ClientClosedError,
@@ -107,10 +107,10 @@ async def every_moment(plaid, run, check, *, faults, late, warm, whole=False):
             clients.append(client)
             if warm:
                 await client.relay.create([plaid.add_report()], f"warms-{number}")
-            watch = await once(plaid, client, await run(client), faults, Watch(number, late, whole))
+            watch = await once(plaid, client, await run(client), faults, CancelPoint(number, late, whole))
             await check(watch)
             assert_nothing_is_held(client)
-            if not watch.struck:
+            if not watch.reached:
                 break
         assert len(clients) > 3
         # All at once, for the pause may be over only after a second.
@@ -120,7 +120,7 @@ async def every_moment(plaid, run, check, *, faults, late, warm, whole=False):
             assert_nothing_is_held(client)
 
 
-async def once(plaid, client, work, faults, watch) -> Watch:
+async def once(plaid, client, work, faults, watch) -> CancelPoint:
     plaid.fail(*faults)
     task = watch.start(work)
     await asyncio.wait([task], timeout=60)
@@ -219,7 +219,7 @@ async def test_a_call_within_a_timeout_leaves_its_task_as_it_was(plaid):
             plaid.fail(Fault(stall=30, times=1))
             sent = len(plaid.requests)
             with pytest.raises(TimeoutError):
-                async with timeout_once(lambda: len(plaid.requests) > sent):  # noqa: B023
+                async with timeout_when(lambda: len(plaid.requests) > sent):  # noqa: B023
                     await call()
             assert asyncio.current_task().cancelling() == 0
             await call()
@@ -405,7 +405,7 @@ async def test_a_loop_that_ends_with_calls_in_flight_ends_quietly(plaid, tmp_pat
     plaid.add_report("report")
     plaid.fail(Fault(stall=30, when="after"))
     async with (
-        program(IN_FLIGHT, plaid.url, str(tmp_path / "report.pdf"), how) as running,
+        python_process(IN_FLIGHT, plaid.url, str(tmp_path / "report.pdf"), how) as running,
         asyncio.timeout(30),
     ):
         while plaid.counts.total() < 13:
@@ -469,7 +469,7 @@ with asyncio.Runner() as runner:
 async def test_a_fork_cannot_use_its_parents_client_nor_harm_it(plaid, way):
     """In the child it says where it was opened; the parent goes on with the connection that it had."""
     plaid.add_report("report")
-    async with program(FORKED, plaid.url, way) as running, asyncio.timeout(30):
+    async with python_process(FORKED, plaid.url, way) as running, asyncio.timeout(30):
         output, _ = await running.communicate()
     (said,) = output.decode().splitlines()
     assert "another process" in said

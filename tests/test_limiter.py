@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from clock import run_virtually
-from limiter import ABOVE, CASES, LATENCY, TEN, measure, measure_above
-from rate import CREATE
-from support import OWNER, most_in_a_window
+from limiter_harness import CASES, CASES_ABOVE_LIMIT, LATENCY, TEN, measure, measure_above
+from rate_harness import CREATE
+from support import OWNER, max_in_window
+from virtual_clock import run_virtually
 
 from plaid_relay_async import (
     Credentials,
@@ -37,8 +37,8 @@ def test_a_single_429_costs_the_calls_at_the_limiter_no_permit(name, count, limi
     assert run.created == count
     assert run.permits == run.attempts == count + 1 + len(faults)
     assert run.seconds < 21.5
-    assert run.longest < 2.5
-    assert run.single < 2.5
+    assert run.longest_gap < 2.5
+    assert run.single_seconds < 2.5
 
 
 def test_the_delay_of_the_server_is_kept_and_no_burst_follows():
@@ -48,10 +48,10 @@ def test_the_delay_of_the_server_is_kept_and_no_burst_follows():
     first, second, *_ = sorted(moment for moment in run.arrivals if moment > 1)
     assert first >= 5 + LATENCY
     assert second >= first + LATENCY
-    assert most_in_a_window(run.arrivals, 2.0 - 1e-6) <= 10 + 1
+    assert max_in_window(run.arrivals, 2.0 - 1e-6) <= 10 + 1
 
 
-@pytest.mark.parametrize(("allowed", "count", "per", "seconds"), ABOVE)
+@pytest.mark.parametrize(("allowed", "count", "per", "seconds"), CASES_ABOVE_LIMIT)
 def test_a_limiter_above_the_servers_limit_costs_no_creations(allowed, count, per, seconds):
     """With a limiter slightly above the server's limit, as many are created as without one."""
     server = Limit(CREATE, allowed, per)

@@ -8,10 +8,10 @@ import math
 from collections.abc import Mapping
 
 import pytest
-from clock import run_virtually
 from hypothesis import given
 from hypothesis import strategies as st
-from support import most_in_a_window
+from support import max_in_window
+from virtual_clock import run_virtually
 
 from plaid_relay_async import ConfigurationError
 from plaid_relay_async.limits import (
@@ -55,7 +55,7 @@ def test_no_window_holds_more_than_the_limit(visitors, count, per, slack):
     moments = run_virtually(granted(limiter, [*visitors, (0.0, None)]))
     assert len(moments) > sum(patience is None for _, patience in visitors)
     window = per + (per / 30 if slack is None else slack)
-    assert most_in_a_window(moments, window - 1e-6) <= count
+    assert max_in_window(moments, window - 1e-6) <= count
 
 
 def test_nearly_all_of_the_limit_is_used():
@@ -108,8 +108,8 @@ def test_who_does_not_wait_is_told_how_long_it_would_take():
         limiter, told = InProcessLimiter({CREATE: RateLimit(2, 10)}, slack=0.0), []
         for moment in (0, 4, 5, 10.5, 11):
             await asyncio.sleep(moment - asyncio.get_running_loop().time())
-            told.append(limiter.take(CREATE))
-        return [*map(round, told), limiter.take("/elsewhere")]
+            told.append(limiter.try_acquire(CREATE))
+        return [*map(round, told), limiter.try_acquire("/elsewhere")]
 
     assert run_virtually(main()) == [0, 0, 5, 0, 3, 0]
 

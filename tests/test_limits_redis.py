@@ -9,12 +9,12 @@ import sys
 
 import pytest
 import redis as redis_py
-from clock import run_virtually
-from processes import running_beside
+from processes import running_process_async
 from redis.asyncio import Redis
 from redis_server import RedisServer
-from support import OWNER, QUICK, most_in_a_window
-from test_secrets import SECRET, assert_clean, assert_shows_nothing
+from support import OWNER, QUICK, max_in_window
+from test_secrets import SECRET, assert_error_is_clean, assert_no_canary
+from virtual_clock import run_virtually
 
 from plaid_relay_async import ConfigurationError, NotSentError, RelayClient
 from plaid_relay_async.limits import RateLimit, RedisLimiter
@@ -89,7 +89,7 @@ async def test_the_clock_that_counts_is_that_of_redis(server, redis):
 
     passed, moments = await asyncio.to_thread(run_virtually, racing())
     assert passed > 10
-    assert most_in_a_window(moments, 0.5) <= 4
+    assert max_in_window(moments, 0.5) <= 4
     assert moments[-1] - moments[0] >= 1
 
 
@@ -130,15 +130,15 @@ async def test_the_password_of_redis_shows_nowhere(tmp_path, every_log):
     try:
         async with RedisLimiter({CREATE: RateLimit(10)}, server.url) as limiter:
             await limiter.acquire(CREATE)
-            assert_clean(f"{limiter!r} {vars(limiter)!r}")
+            assert_no_canary(f"{limiter!r} {vars(limiter)!r}")
         wrong = server.url.replace(SECRET, f"{SECRET}-wrong")
         async with RedisLimiter({CREATE: RateLimit(10)}, wrong) as limiter:
             with pytest.raises(NotSentError) as caught:
                 await limiter.acquire(CREATE)
-            assert_shows_nothing(caught.value)
+            assert_error_is_clean(caught.value)
     finally:
         await server.stop()
-    assert_clean("\n".join(record.getMessage() for record in every_log.records))
+    assert_no_canary("\n".join(record.getMessage() for record in every_log.records))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_url_that_is_none_is_refused_without_showing_it(url):
     """A password may be in it."""
     with pytest.raises(ConfigurationError, match="redis isn't the URL of one") as caught:
         RedisLimiter({}, url)
-    assert_shows_nothing(caught.value)
+    assert_error_is_clean(caught.value)
 
 
 def test_a_client_that_is_not_for_asyncio_is_refused():
@@ -197,7 +197,7 @@ async def by_three_processes(server):
         arguments = ("-c", PROGRAM, plaid.url, server.url)
         async with contextlib.AsyncExitStack() as stack:
             processes = [
-                await stack.enter_async_context(running_beside(sys.executable, *arguments, name))
+                await stack.enter_async_context(running_process_async(sys.executable, *arguments, name))
                 for name in "abc"
             ]
             first, last = [await moment_of(plaid, number) for number in (1, WINDOWS * COUNT + 1)]
@@ -205,7 +205,7 @@ async def by_three_processes(server):
                 process.terminate()
             await asyncio.gather(*(process.wait() for process in processes))
         partners = {entry["secondary_client_id"].partition("-")[0] for entry in plaid.ledger}
-    return plaid.refused, partners, WINDOWS * PER / (last - first)
+    return plaid.rate_limited, partners, WINDOWS * PER / (last - first)
 
 
 async def test_three_processes_keep_one_limit(server):

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 from attrs import frozen
-from canaries import REPORT, SECRET, assert_clean, assert_shows_nothing
-from matrix import COLUMNS, PAGE, SECTIONS, Row, page_with_tables
-from proxy import PASS, Proxy
+from canaries import REPORT_TOKEN, SECRET, assert_error_is_clean, assert_no_canary
+from fault_proxy import PASS, FaultProxy
+from matrix import PAGE, SECTIONS, FaultRow, page_with_tables
 from support import QUICK
 
 from plaid_relay_async import (
@@ -65,7 +65,7 @@ class Operation:
 OPERATIONS = {
     "create": Operation(
         OWNER,
-        lambda client, _: client.relay.create([REPORT], "another"),
+        lambda client, _: client.relay.create([REPORT_TOKEN], "another"),
         lambda plaid: len(plaid.ledger) - 1,
         lambda answer, plaid: answer.relay_token == plaid.ledger[1]["relay_token"],
     ),
@@ -154,13 +154,13 @@ def contexts(server: str) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]
 
 @contextlib.asynccontextmanager
 async def between(
-    row: Row, plaid: Simulator, who: Credentials, **more: Any
-) -> AsyncIterator[tuple[Proxy, RelayClient]]:
+    row: FaultRow, plaid: Simulator, who: Credentials, **more: Any
+) -> AsyncIterator[tuple[FaultProxy, RelayClient]]:
     """A proxy that deals out a row's faults, and a client of it."""
     theirs, ours = contexts(row.server)
-    series = itertools.chain([PASS] * row.warm, row.faults, itertools.repeat(row.faults[-1]))
+    series = itertools.chain([PASS] * row.reuses_connection, row.faults, itertools.repeat(row.faults[-1]))
     port = int(plaid.url.rpartition(":")[2])
-    async with Proxy(port, lambda: next(series), theirs) as proxy:
+    async with FaultProxy(port, lambda: next(series), theirs) as proxy:
         with nobody() as closed:
             urls = {
                 "http": f"http://127.0.0.1:{proxy.port}",
@@ -173,17 +173,17 @@ async def between(
                 yield proxy, client
 
 
-async def struck(row: Row, operation: Operation, **more: Any) -> Seen:
+async def struck(row: FaultRow, operation: Operation, **more: Any) -> Seen:
     """Let a row's faults strike one call."""
-    async with Simulator(clients={"owner": SECRET, "partner": SECRET}, reports=[REPORT]) as plaid:
+    async with Simulator(clients={"owner": SECRET, "partner": SECRET}, reports=[REPORT_TOKEN]) as plaid:
         async with RelayClient(OWNER, base_url=plaid.url) as owner:
-            token = (await owner.relay.create([REPORT], "partner")).relay_token
+            token = (await owner.relay.create([REPORT_TOKEN], "partner")).relay_token
         async with between(row, plaid, operation.who, **more) as (proxy, client):
-            if row.warm:
+            if row.reuses_connection:
                 with pytest.raises(InvalidRequestError):
                     await client.webhook_verification_key.get("of-nobody")
-                proxy.heard = 0
-            if row.dying:
+                proxy.attempts = 0
+            if row.server_closes:
                 proxy.hang_up()
             began = time.monotonic()
             try:
@@ -192,7 +192,7 @@ async def struck(row: Row, operation: Operation, **more: Any) -> Seen:
                 end = error
             seconds = time.monotonic() - began
         right = isinstance(end, PlaidRelayError) or operation.right(end, plaid)
-        return Seen(end, proxy.heard, operation.made(plaid), right, seconds)
+        return Seen(end, proxy.attempts, operation.made(plaid), right, seconds)
 
 
 def cell(seen: Seen, operation: str) -> str:
@@ -201,11 +201,11 @@ def cell(seen: Seen, operation: str) -> str:
     return f"{word_for(seen.end)} {seen.heard}{made}"
 
 
-def assert_promises_kept(row: Row, operation: str, seen: Seen) -> None:
+def assert_promises_kept(row: FaultRow, operation: str, seen: Seen) -> None:
     """What must hold whatever is written in the cell."""
     failed = isinstance(seen.end, PlaidRelayError)
-    refusals_only = all(fault.refuses or fault is PASS for fault in row.faults)
-    surely_not = row.server not in {"http", "TLS"} or (refusals_only and not row.dying)
+    refusals_only = all(fault.declines or fault is PASS for fault in row.faults)
+    surely_not = row.server not in {"http", "TLS"} or (refusals_only and not row.server_closes)
     assert seen.made <= 1, "nothing is made twice"
     assert seen.right, "what the caller gets is what Plaid made"
     assert failed or operation in READS or seen.made == 1, "what is said to be done was done"
@@ -231,16 +231,18 @@ LONG = {name for name, row in ROWS.items() if row.name == "100 without an end"}
 )
 async def test_each_cell_is_as_it_is_written(clean_logs, row):
     """What the caller gets, what reached the server, what was made: as by hand, and no secret shows."""
-    came = await asyncio.gather(*(struck(row, OPERATIONS[operation]) for operation in COLUMNS))
-    cells = {operation: cell(seen, operation) for operation, seen in zip(COLUMNS, came, strict=True)}
-    assert cells == {operation: getattr(row, operation) for operation in COLUMNS}
-    for operation, seen in zip(COLUMNS, came, strict=True):
+    came = await asyncio.gather(*(struck(row, OPERATIONS[operation]) for operation in OPERATIONS))
+    cells = {operation: cell(seen, operation) for operation, seen in zip(OPERATIONS, came, strict=True)}
+    assert cells == {operation: getattr(row, operation) for operation in OPERATIONS}
+    for operation, seen in zip(OPERATIONS, came, strict=True):
         assert_promises_kept(row, operation, seen)
         assert_told(row, seen)
 
 
 QUICK_ROWS = {
-    name: row for name, row in ROWS.items() if not row.settings and not row.waits and row.server == "http"
+    name: row
+    for name, row in ROWS.items()
+    if not row.settings and not row.min_seconds and row.server == "http"
 }
 
 
@@ -257,14 +259,14 @@ async def test_by_a_session_of_aiohttps_own_each_cell_is_the_same(row):
         assert_told(row, each)
 
 
-def assert_told(row: Row, seen: Seen) -> None:
+def assert_told(row: FaultRow, seen: Seen) -> None:
     """The server's delay is waited in full or handed on, and nothing that is secret shows."""
-    assert seen.seconds >= row.waits
+    assert seen.seconds >= row.min_seconds
     if isinstance(seen.end, PlaidRelayError):
-        assert_shows_nothing(seen.end)
-        assert row.told is None or seen.end.retry_after == pytest.approx(row.told, abs=0.5)
+        assert_error_is_clean(seen.end)
+        assert row.retry_after is None or seen.end.retry_after == pytest.approx(row.retry_after, abs=0.5)
     else:
-        assert_clean(repr(seen.end))
+        assert_no_canary(repr(seen.end))
 
 
 def test_the_page_shows_the_matrix():
@@ -275,6 +277,6 @@ def test_the_page_shows_the_matrix():
 
 def test_the_page_explains_each_word():
     """The legend of docs/faults.md has the words of the cells, and no other."""
-    used = {getattr(row, column).split()[0] for row in ROWS.values() for column in COLUMNS}
+    used = {getattr(row, column).split()[0] for row in ROWS.values() for column in OPERATIONS}
     legend = re.findall(r"^\| \*\*(\w+)\*\* \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(legend) == sorted(used)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaid_relay_async import RelayCreateRequest, RequestValidationError, models
-from plaid_relay_async.codec import encode
+from plaid_relay_async.codec import encode_request
 from plaid_relay_async.errors import Hidden
 
 TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
@@ -164,7 +164,7 @@ def test_whatever_json_has_may_be_told_of_a_person():
     request = models.AssetReportCreateRequest(
         ["a"], 5, options=told(email="a@b.c", additional_properties=mine)
     )
-    body = encode(request, Hidden({"client_id": "me"}))
+    body = encode_request(request, Hidden({"client_id": "me"}))
     sent = json.loads(body, parse_float=Decimal)
     assert sent["options"]["user"] == {
         "email": "a@b.c",
@@ -183,7 +183,7 @@ def test_what_slipped_into_a_request_is_refused_without_showing_it():
     for slipped in (object(), float("nan"), deep(100_000)):
         user.additional_properties["x"] = slipped
         with pytest.raises(RequestValidationError, match="can't be written as JSON") as caught:
-            encode(request, Hidden({"secret": "canary"}))
+            encode_request(request, Hidden({"secret": "canary"}))
         frames = [f.f_code.co_name for f, _ in traceback.walk_tb(caught.value.__traceback__)]
         assert frames == ["test_what_slipped_into_a_request_is_refused_without_showing_it", "call"]
 
@@ -197,7 +197,7 @@ def test_a_test_item_may_have_an_open_end():
 def test_a_user_token_will_do_for_a_report():
     """The latest report of a user is asked for by the user's token, without the report's."""
     request = models.AssetReportGetRequest(user_token="user-sandbox-1")
-    assert json.loads(encode(request, Hidden({}))) == {"user_token": "user-sandbox-1"}
+    assert json.loads(encode_request(request, Hidden({}))) == {"user_token": "user-sandbox-1"}
 
 
 def test_what_mustnt_be_shown_is_found_in_nested_records():

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import open_files, running, running_beside
+from processes import open_files, running_process, running_process_async
 
 RESET = """
 import signal
@@ -39,7 +39,7 @@ def test_signals_that_were_ignored_or_blocked_at_the_start():
 
 def test_a_process_ends_with_its_block():
     """A test that fails leaves no process, which would fail the next one."""
-    with pytest.raises(ZeroDivisionError), running(SLEEP) as process:
+    with pytest.raises(ZeroDivisionError), running_process(SLEEP) as process:
         1 / 0  # noqa: B018
     assert process.returncode < 0
 
@@ -48,7 +48,7 @@ async def test_a_process_beside_the_event_loop_ends_with_its_block():
     """The same for asyncio's processes, with all of their pipes."""
     pipe = asyncio.subprocess.PIPE
     with pytest.raises(ZeroDivisionError):
-        async with running_beside(*SLEEP, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        async with running_process_async(*SLEEP, stdin=pipe, stdout=pipe, stderr=pipe) as process:
             1 / 0  # noqa: B018
     assert process.returncode < 0
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trustme
-from connecting import ConnectProxy
+from connect_proxy import ConnectProxy
 from support import OWNER, QUICK
 from test_session import echoing
 
@@ -21,7 +21,7 @@ from plaid_relay_async import (
     RelayCreateRequest,
     RetryPolicy,
 )
-from plaid_relay_async.exchange import Ordinary
+from plaid_relay_async.exchange import SessionExchange
 from plaid_relay_async.gateway import Gateway
 from plaid_relay_async.gateway.keys import new_key
 from plaid_relay_async.proxies import resolve_proxy
@@ -248,7 +248,7 @@ async def test_a_proxy_of_the_environment_is_used_when_asked_for(monkeypatch):
         monkeypatch.setenv("HTTPS_PROXY", url)
         async with RelayClient(OWNER, base_url=PLAID, trust_env=True, ssl=ours, retry=QUICK) as client:
             assert (await client.relay.remove("t")).removed
-            assert type(client._session.get()) is Ordinary
+            assert type(client._session.get_exchange()) is SessionExchange
         assert len(proxy.heads) == 1
         async with RelayClient(OWNER, base_url="https://plaid.invalid", ssl=ours, retry=QUICK) as client:
             with pytest.raises(NotSentError, match=r"the name plaid\.invalid isn't known"):

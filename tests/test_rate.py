@@ -6,9 +6,9 @@ import asyncio
 import random
 
 import pytest
-from clock import run_virtually
-from rate import CONDITIONS, CREATE, Condition, measure
+from rate_harness import CONDITIONS, CREATE, Condition, measure
 from support import OWNER
+from virtual_clock import run_virtually
 
 from plaid_relay_async import RelayClient
 from plaid_relay_async.limits import PLAID_PRODUCTION, InProcessLimiter, RateLimit
@@ -62,7 +62,7 @@ def test_the_presets_keep_a_client_from_being_refused():
         ):
             began = loop.time()
             await asyncio.gather(*(client.asset_report.get_pdf("report") for _ in range(175)))
-            assert not plaid.refused
+            assert not plaid.rate_limited
             return loop.time() - began
 
     assert 180 < run_virtually(main()) < 195

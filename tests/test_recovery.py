@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from clock import run_virtually
 from support import OWNER, PARTNER, QUICK
+from virtual_clock import run_virtually
 from yarl import URL
 
 from plaid_relay_async import (
@@ -270,7 +270,7 @@ async def test_a_report_that_is_not_ready_ask_again():
     """The same call returns the report once the simulator's clock has passed the time of generation."""
     now = [0.0]
     async with (
-        Simulator(generating=5.0, clock=lambda: now[0]) as plaid,
+        Simulator(generation_delay=5.0, clock=lambda: now[0]) as plaid,
         RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as owner,
     ):
         item = await owner.item.exchange_public_token(
@@ -421,7 +421,7 @@ async def test_not_attempted_requests_go_into_the_next_batch(plaid, client, repo
     requests = iter(RelayCreateRequest.fan_out([report], [f"p{n}" for n in range(10)]))
     result = await client.relay.create_many(requests, concurrency=1, retry=patience)
     [failed] = result.failed
-    assert failed.error.gave_up_waiting
+    assert failed.error.exceeds_max_pause
     await asyncio.sleep(failed.error.retry_after)
     outcomes = await client.relay.create_many([failed.request, *result.not_attempted, *requests])
     assert {type(each) for each in outcomes.created} == {Created}

@@ -164,7 +164,7 @@ async def test_transactions_of_all_accounts_come_one_by_one(plaid, client):
 async def test_what_the_owner_told_of_a_person_is_in_the_report():
     """The user comes back as told, fields of one's own included, and shows in no repr."""
     told = AssetReportUser(first_name="Anna", ssn="111-22-1234", additional_properties={"loan": "L-1"})
-    async with Simulator(generating=0) as plaid, RelayClient(OWNER, base_url=plaid.url) as client:
+    async with Simulator(generation_delay=0) as plaid, RelayClient(OWNER, base_url=plaid.url) as client:
         public = await client.sandbox.create_public_token()
         item = await client.item.exchange_public_token(public.public_token)
         made = await client.asset_report.create([item.access_token], 30, user=told)

@@ -6,7 +6,7 @@ import asyncio
 import traceback
 
 import pytest
-from canaries import REPORT, SECRET, WHO, assert_clean, assert_shows_nothing
+from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_error_is_clean, assert_no_canary
 from support import QUICK
 
 from plaid_relay_async import (
@@ -22,13 +22,13 @@ from plaid_relay_async import (
     Timeouts,
     models,
 )
-from plaid_relay_async.errors import sealed
+from plaid_relay_async.errors import strip_traceback
 from plaid_relay_async.simulator import Fault, Simulator
 
 CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"
 
 ECHO = {
-    "error_message": f"{SECRET} and {REPORT} and credit-relay-sandbox-x",
+    "error_message": f"{SECRET} and {REPORT_TOKEN} and credit-relay-sandbox-x",
     "error_code": "X",
     "error_type": "Y",
 }
@@ -40,11 +40,11 @@ ECHO = {
     [
         {"status": 400, "body": ECHO},
         {"status": 500, "body": ECHO, "when": "after"},
-        {"status": 500, "body": f"<html>{SECRET} {REPORT}</html>"},
+        {"status": 500, "body": f"<html>{SECRET} {REPORT_TOKEN}</html>"},
         {"status": 429, "body": ECHO},
         {"status": 302, "headers": {"Location": f"http://127.0.0.1:9/{SECRET}"}},
-        {"status": 200, "body": [REPORT, SECRET], "when": "after"},
-        {"status": 200, "body": {"relay_token": ["credit-relay-sandbox-x"], "removed": REPORT}},
+        {"status": 200, "body": [REPORT_TOKEN, SECRET], "when": "after"},
+        {"status": 200, "body": {"relay_token": ["credit-relay-sandbox-x"], "removed": REPORT_TOKEN}},
         {"close": True, "when": "after"},
         {"truncate": 10},
         {"stall": 30, "when": "after"},
@@ -56,34 +56,34 @@ async def test_no_error_shows_a_secret(clean_logs, where, fault, path):
     """Whatever a server does, quoting the request included: text, repr, attributes, traceback and locals are clean."""
     timeouts = Timeouts(read=0.05, slow_read=0.05, total=2)
     async with (
-        Simulator(clients={"owner": SECRET}, reports=[REPORT]) as plaid,
+        Simulator(clients={"owner": SECRET}, reports=[REPORT_TOKEN]) as plaid,
         RelayClient(
-            WHO,
+            CREDENTIALS,
             base_url=plaid.url,
             credentials_in=where,
             timeouts=timeouts,
             retry=RetryPolicy(attempts=2, backoff=0.001),
         ) as client,
     ):
-        made = await client.relay.create([REPORT], "owner")
+        made = await client.relay.create([REPORT_TOKEN], "owner")
         plaid.fail(Fault(path=path, **fault))
         call = {
-            CREATE: lambda: client.relay.create([REPORT], "p"),
+            CREATE: lambda: client.relay.create([REPORT_TOKEN], "p"),
             GET: lambda: client.relay.get(made.relay_token),
             REMOVE: lambda: client.relay.remove(made.relay_token),
         }[path]
         with pytest.raises(PlaidRelayError) as caught:
             await call()
-        assert_shows_nothing(caught.value)
+        assert_error_is_clean(caught.value)
 
 
 @pytest.mark.parametrize(
     "fault",
     [
         {"status": 400, "body": ECHO},
-        {"status": 200, "body": f"%PDF-1.4 {REPORT} {SECRET}"},
-        {"status": 200, "body": {"report": [REPORT], "request_id": SECRET}},
-        {"status": 200, "body": {"report": {"items": [{"item_id": [REPORT] * 9_000}]}}},
+        {"status": 200, "body": f"%PDF-1.4 {REPORT_TOKEN} {SECRET}"},
+        {"status": 200, "body": {"report": [REPORT_TOKEN], "request_id": SECRET}},
+        {"status": 200, "body": {"report": {"items": [{"item_id": [REPORT_TOKEN] * 9_000}]}}},
         {"truncate": 10},
         {"stall": 30, "when": "after"},
     ],
@@ -93,20 +93,20 @@ async def test_neither_waiting_nor_saving_shows_a_secret(clean_logs, fault, tmp_
     """What goes through a thread, a file or a loop of attempts is kept as well as a plain call."""
     timeouts = Timeouts(read=0.05, slow_read=0.05, total=2)
     async with (
-        Simulator(clients={"owner": SECRET}, reports=[REPORT]) as plaid,
-        RelayClient(WHO, base_url=plaid.url, timeouts=timeouts, retry=QUICK) as client,
+        Simulator(clients={"owner": SECRET}, reports=[REPORT_TOKEN]) as plaid,
+        RelayClient(CREDENTIALS, base_url=plaid.url, timeouts=timeouts, retry=QUICK) as client,
     ):
-        made = await client.relay.create([REPORT], "owner")
+        made = await client.relay.create([REPORT_TOKEN], "owner")
         plaid.fail(Fault(**fault))
         for call in (
             lambda: client.relay.wait_until_ready(made.relay_token, timeout=0.4),
             lambda: client.relay.download_pdf(made.relay_token, tmp_path / "x.pdf"),
-            lambda: client.asset_report.wait_until_ready(REPORT, timeout=0.4),
-            lambda: client.asset_report.download_pdf(REPORT, tmp_path / "x.pdf"),
+            lambda: client.asset_report.wait_until_ready(REPORT_TOKEN, timeout=0.4),
+            lambda: client.asset_report.download_pdf(REPORT_TOKEN, tmp_path / "x.pdf"),
         ):
             with pytest.raises(PlaidRelayError) as caught:
                 await call()
-            assert_shows_nothing(caught.value)
+            assert_error_is_clean(caught.value)
 
 
 async def test_nothing_that_is_unsent_shows_a_secret(clean_logs):
@@ -117,22 +117,24 @@ async def test_nothing_that_is_unsent_shows_a_secret(clean_logs):
             raise ZeroDivisionError
 
     for more in ({}, {"rate_limiter": Broken()}, {"proxy": f"http://user:{SECRET}@127.0.0.1:9"}):
-        async with RelayClient(WHO, base_url="http://127.0.0.1:9", retry=QUICK, **more) as client:
+        async with RelayClient(CREDENTIALS, base_url="http://127.0.0.1:9", retry=QUICK, **more) as client:
             with pytest.raises(PlaidRelayError) as caught:
-                await client.relay.create([REPORT], "p")
-            assert_shows_nothing(caught.value)
+                await client.relay.create([REPORT_TOKEN], "p")
+            assert_error_is_clean(caught.value)
 
 
 async def test_a_cancelled_call_shows_no_secret(clean_logs):
     """A CancelledError's traceback goes through our frames, too."""
     async with (
-        Simulator(reports=[REPORT]) as plaid,
-        RelayClient(WHO, base_url=plaid.url, timeouts=Timeouts(drain=0.1)) as client,
+        Simulator(reports=[REPORT_TOKEN]) as plaid,
+        RelayClient(CREDENTIALS, base_url=plaid.url, timeouts=Timeouts(drain=0.1)) as client,
     ):
         plaid.fail(Fault(path=CREATE, stall=30))
         for call in (
-            lambda: client.relay.create([REPORT], "p"),
-            lambda: client.relay.create_many(RelayCreateRequest.fan_out([REPORT], ["p"]))._collect(),
+            lambda: client.relay.create([REPORT_TOKEN], "p"),
+            lambda: client.relay.create_many(
+                RelayCreateRequest.fan_out([REPORT_TOKEN], ["p"])
+            )._run_to_result(),
         ):
             task = asyncio.ensure_future(call())
             await asyncio.sleep(0.05)
@@ -141,38 +143,38 @@ async def test_a_cancelled_call_shows_no_secret(clean_logs):
             task.cancel()
             with pytest.raises(asyncio.CancelledError) as caught:
                 await task
-            assert_shows_nothing(caught.value)
+            assert_error_is_clean(caught.value)
 
 
 @pytest.mark.parametrize(
     "mistake",
     [
-        lambda client: client.relay.create([REPORT], ""),
-        lambda client: client.relay.create([REPORT, REPORT + "2"], "p"),
-        lambda client: client.relay.create(REPORT, "p"),
-        lambda client: client.relay.create([REPORT], "p", webhook="nowhere"),
-        lambda client: client.relay.get(f" {REPORT}"),
-        lambda client: client.relay.refresh(REPORT, webhook="nowhere"),
-        lambda client: client.asset_report.create([REPORT], -1),
-        lambda client: client.item.exchange_public_token(f"{REPORT}\n"),
-        lambda client: client.item.remove(REPORT, reason_note=""),
-        lambda client: client.asset_report.get(REPORT, days_to_include=800),
-        lambda client: client.asset_report.wait_until_ready(REPORT, days_to_include=800),
-        lambda client: client.asset_report.download_pdf(REPORT, "x.pdf", days_to_include=800),
-        lambda client: client.asset_report.refresh(REPORT, webhook="nowhere"),
-        lambda client: client.asset_report.filter(REPORT, []),
-        lambda client: client.sandbox.fire_webhook(REPORT, ""),
-        lambda client: RelayCreateRequest([REPORT], ""),
-        lambda client: models.AssetReportCreateRequest([REPORT], 800),
-        lambda client: list(RelayCreateRequest.fan_out([REPORT], [""])),
-        lambda client: RelayCreateRequest.fan_out([REPORT], [], webhook="nowhere"),
+        lambda client: client.relay.create([REPORT_TOKEN], ""),
+        lambda client: client.relay.create([REPORT_TOKEN, REPORT_TOKEN + "2"], "p"),
+        lambda client: client.relay.create(REPORT_TOKEN, "p"),
+        lambda client: client.relay.create([REPORT_TOKEN], "p", webhook="nowhere"),
+        lambda client: client.relay.get(f" {REPORT_TOKEN}"),
+        lambda client: client.relay.refresh(REPORT_TOKEN, webhook="nowhere"),
+        lambda client: client.asset_report.create([REPORT_TOKEN], -1),
+        lambda client: client.item.exchange_public_token(f"{REPORT_TOKEN}\n"),
+        lambda client: client.item.remove(REPORT_TOKEN, reason_note=""),
+        lambda client: client.asset_report.get(REPORT_TOKEN, days_to_include=800),
+        lambda client: client.asset_report.wait_until_ready(REPORT_TOKEN, days_to_include=800),
+        lambda client: client.asset_report.download_pdf(REPORT_TOKEN, "x.pdf", days_to_include=800),
+        lambda client: client.asset_report.refresh(REPORT_TOKEN, webhook="nowhere"),
+        lambda client: client.asset_report.filter(REPORT_TOKEN, []),
+        lambda client: client.sandbox.fire_webhook(REPORT_TOKEN, ""),
+        lambda client: RelayCreateRequest([REPORT_TOKEN], ""),
+        lambda client: models.AssetReportCreateRequest([REPORT_TOKEN], 800),
+        lambda client: list(RelayCreateRequest.fan_out([REPORT_TOKEN], [""])),
+        lambda client: RelayCreateRequest.fan_out([REPORT_TOKEN], [], webhook="nowhere"),
     ],
 )
 def test_bad_input_is_refused_without_showing_it(mistake):
     """A refusal before anything is sent shows the name of the field, and neither its value nor its neighbours."""
     with pytest.raises(RequestValidationError) as caught:
-        mistake(RelayClient(WHO))
-    assert_shows_nothing(caught.value)
+        mistake(RelayClient(CREDENTIALS))
+    assert_error_is_clean(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -181,86 +183,103 @@ def test_bad_input_is_refused_without_showing_it(mistake):
         lambda: Credentials("owner", f"{SECRET}\n"),
         lambda: Credentials("", SECRET),
         lambda: RelayClient(gateway_key=f"{SECRET} "),
-        lambda: RelayClient(WHO, gateway_key=SECRET),
-        lambda: RelayClient(WHO, base_url=f"https://user:{SECRET}@plaid.example"),
-        lambda: RelayClient(WHO, base_url=f"ftp://{SECRET}"),
+        lambda: RelayClient(CREDENTIALS, gateway_key=SECRET),
+        lambda: RelayClient(CREDENTIALS, base_url=f"https://user:{SECRET}@plaid.example"),
+        lambda: RelayClient(CREDENTIALS, base_url=f"ftp://{SECRET}"),
     ],
 )
 def test_bad_settings_are_refused_without_showing_them(mistake):
     """The same for what a client is made with."""
     with pytest.raises(ConfigurationError) as caught:
         mistake()
-    assert_shows_nothing(caught.value)
+    assert_error_is_clean(caught.value)
 
 
 @pytest.mark.parametrize(
     "mistake",
     [
-        lambda: RelayClient(WHO).relay.remove(REPORT, colour="red"),
+        lambda: RelayClient(CREDENTIALS).relay.remove(REPORT_TOKEN, colour="red"),
         lambda: RelayClient(gateway_key=SECRET, colour="red"),
         lambda: Credentials("owner", SECRET, "colour"),
-        lambda: RelayCreateRequest([REPORT], "p", colour="red"),
+        lambda: RelayCreateRequest([REPORT_TOKEN], "p", colour="red"),
     ],
 )
 def test_a_misspelt_argument_shows_none_of_the_others(mistake):
     """A TypeError from Python itself comes out of frames that hold no secret."""
     with pytest.raises(TypeError) as caught:
         mistake()
-    assert_shows_nothing(caught.value)
+    assert_error_is_clean(caught.value)
 
 
 async def test_no_repr_shows_a_secret(clean_logs):
     """Clients, requests, answers, outcomes, results and settings can be printed."""
     async with (
-        Simulator(reports=[REPORT]) as plaid,
-        RelayClient(WHO, base_url=plaid.url) as client,
+        Simulator(reports=[REPORT_TOKEN]) as plaid,
+        RelayClient(CREDENTIALS, base_url=plaid.url) as client,
         RelayClient(gateway_key=SECRET, base_url=plaid.url) as through,
     ):
         plaid.fail(Fault(path=CREATE, secondary_client_id="lost", close=True))
-        batch = client.relay.create_many(RelayCreateRequest.fan_out([REPORT], ["a", "lost", "a"]))
+        batch = client.relay.create_many(RelayCreateRequest.fan_out([REPORT_TOKEN], ["a", "lost", "a"]))
         result = await batch
-        made = await client.relay.create([REPORT], "owner")
+        made = await client.relay.create([REPORT_TOKEN], "owner")
         shared = await client.relay.get(made.relay_token)
-        things = [WHO, client, through, client.relay, batch, result, made, shared, plaid, *plaid.requests]
+        things = [
+            CREDENTIALS,
+            client,
+            through,
+            client.relay,
+            batch,
+            result,
+            made,
+            shared,
+            plaid,
+            *plaid.requests,
+        ]
         things += [*result.created, *result.failed, *result.unknown, vars(client), vars(client._session)]
         public = await client.sandbox.create_public_token()
         item = await client.item.exchange_public_token(public.public_token)
         things += [public, item, await client.asset_report.create([item.access_token], 5)]
-        assert_clean("\n".join(map(repr, things)))
+        assert_no_canary("\n".join(map(repr, things)))
         assert result.created[0].relay_token == plaid.ledger[0]["relay_token"]
 
 
 async def test_no_batch_of_tokens_shows_one(clean_logs):
     """Tokens as the input: what can't pass, what is unknown and what is lost, result and all, are clean."""
-    async with Simulator(reports=[REPORT]) as plaid, RelayClient(WHO, base_url=plaid.url) as client:
-        made = [(await client.relay.create([REPORT], "owner")).relay_token for _ in range(2)]
+    async with (
+        Simulator(reports=[REPORT_TOKEN]) as plaid,
+        RelayClient(CREDENTIALS, base_url=plaid.url) as client,
+    ):
+        made = [(await client.relay.create([REPORT_TOKEN], "owner")).relay_token for _ in range(2)]
         plaid.fail(Fault(status=500, body=ECHO, when="after"))
         for many in (client.relay.remove_many, client.relay.refresh_many, client.relay.get_many):
             batch = many([*made, f"{made[0]} {SECRET}"], retry=RetryPolicy(attempts=1), concurrency=1)
             with pytest.raises(BatchStoppedError) as caught:
                 await batch
-            assert_shows_nothing(caught.value)
+            assert_error_is_clean(caught.value)
             outcomes = [*batch.result.failed, *batch.result.unknown]
             assert len(outcomes) == 2
             for outcome in outcomes:
-                assert_shows_nothing(outcome.error)
-            assert_clean("\n".join(map(repr, [batch, batch.result, *outcomes])))
+                assert_error_is_clean(outcome.error)
+            assert_no_canary("\n".join(map(repr, [batch, batch.result, *outcomes])))
             with pytest.raises(PlaidRelayError) as caught:
                 many(made[0])
-            assert_shows_nothing(caught.value)
+            assert_error_is_clean(caught.value)
 
 
 async def test_logs_are_clean_when_all_goes_well(clean_logs):
     """With every logger at DEBUG and asyncio in debug mode, a run that succeeds says nothing secret."""
-    async with Simulator(reports=[REPORT]) as plaid, RelayClient(WHO, base_url=plaid.url) as client:
+    async with (
+        Simulator(reports=[REPORT_TOKEN]) as plaid,
+        RelayClient(CREDENTIALS, base_url=plaid.url) as client,
+    ):
         plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=2))
-        await client.relay.create_many(RelayCreateRequest.fan_out([REPORT], map(str, range(20))))
+        await client.relay.create_many(RelayCreateRequest.fan_out([REPORT_TOKEN], map(str, range(20))))
 
 
 def test_sealing_hands_on_what_is_no_error_of_ours():
     """A sealed function gives its value and leaves other exceptions alone."""
 
-    @sealed
+    @strip_traceback
     def divide(a: int, b: int) -> float:
         if b == 1:
             raise RateLimitError("x")

@@ -61,7 +61,7 @@ async def test_a_pool_is_closed_once():
     manager = SessionManager(base_url="https://sandbox.plaid.com")
     await manager.open()
     await manager.close()
-    assert not manager.shut()
+    assert not manager.start_closing()
     await manager.close()
     assert not manager.is_open
 

@@ -13,21 +13,28 @@ import drift
 import jsonschema
 import pytest
 from attrs import frozen
-from drift import ALLOWED, CREDENTIALS, Kind, Shape, described
+from drift import ALLOWED, CREDENTIALS, Kind, Shape, describe_code
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from specification import Schema, Specification, of_mid_2026
+from specification import Schema, Specification, as_of_mid_2026
 
 from plaid_relay_async import codec, models
-from plaid_relay_async.codec import ENDPOINTS, Answer
+from plaid_relay_async.codec import ENDPOINTS, RawResponse
 from plaid_relay_async.errors import Hidden, RequestValidationError, ResponseDecodeError
 
-CODE = described()
+CODE = describe_code()
 ANSWERS = sorted(
-    {n for each in CODE.operations.values() if each.answer for n in drift.reached(CODE, each.answer)}
+    {
+        n
+        for each in CODE.operations.values()
+        if each.response
+        for n in drift.reachable_records(CODE, each.response)
+    }
 )
-REQUESTS = sorted({n for each in CODE.operations.values() for n in drift.reached(CODE, each.request)})
-WHOLE = sorted({each.answer for each in CODE.operations.values() if each.answer})
+REQUESTS = sorted(
+    {n for each in CODE.operations.values() for n in drift.reachable_records(CODE, each.request)}
+)
+WHOLE = sorted({each.response for each in CODE.operations.values() if each.response})
 DEEP = 9  # deeper than any answer
 OUR_NAMES = {name for record in CODE.records.values() for name in record.fields}
 
@@ -140,7 +147,7 @@ class Maker:
 
     def value(self, schema: Schema, depth: int) -> st.SearchStrategy[Any]:
         """Anything that fits a schema; at depth 0 the objects in it have their required fields alone."""
-        schema = self.spec.resolved(schema)
+        schema = self.spec.resolve(schema)
         some = self.not_null(schema, depth)
         return st.none() | some if drift.is_nullable(schema) else some
 
@@ -175,7 +182,7 @@ class Maker:
 @pytest.fixture(scope="session")
 def documents(openapi: Specification) -> list[Specification]:
     """Plaid's document as it was given, and as it is since mid-2026."""
-    return [openapi, of_mid_2026(openapi)]
+    return [openapi, as_of_mid_2026(openapi)]
 
 
 def schemas_of(
@@ -184,7 +191,7 @@ def schemas_of(
     found = [
         (spec, schema)
         for spec in documents
-        for name, schema in drift.compared(spec, CODE, is_answer=is_answer)
+        for name, schema in drift.compared_schemas(spec, CODE, is_response=is_answer)
         if name == record
     ]
     assert found, f"no document has {record}"
@@ -198,7 +205,7 @@ def fields_of(schemas: list[tuple[Specification, Schema]]) -> set[str]:
 
 def lost(spec: Specification, schema: Schema, sent: Any, got: Any, place: str = "$") -> list[str]:
     """Where something of what was sent isn't in what was got; absent and null fields are alike."""
-    schema = spec.resolved(schema)
+    schema = spec.resolve(schema)
     if sent is None or got is None:
         return [] if sent is got else [place]
     kind = drift.kind_of(schema)
@@ -265,12 +272,14 @@ def test_plaids_own_examples_are_read_and_written(openapi):
     for path, endpoint in endpoints.items():
         for example in openapi.examples(path):
             text = json.dumps(example)
-            record = CODE.operations[path].answer
+            record = CODE.operations[path].response
             check_round_trip(openapi, openapi.answer(path), text, record)
-            answer = Answer(200, {}, bytearray(text.encode()))
-            assert codec.read(endpoint, answer, None, Hidden("")) == codec.from_json(text, cls_of(record))
+            answer = RawResponse(200, {}, bytearray(text.encode()))
+            assert codec.read_response(endpoint, answer, None, Hidden("")) == codec.from_json(
+                text, cls_of(record)
+            )
             read.add(path)
-    assert endpoints.keys() - read == {path for path in endpoints if CODE.operations[path].answer is None}
+    assert endpoints.keys() - read == {path for path in endpoints if CODE.operations[path].response is None}
 
 
 @pytest.mark.parametrize("record", ANSWERS)
@@ -484,7 +493,7 @@ class Asker:
     spec: Specification
 
     def arguments(self, record: str, schema: Schema) -> st.SearchStrategy[dict[str, Any]]:
-        properties = self.spec.resolved(schema)["properties"]
+        properties = self.spec.resolve(schema)["properties"]
         fields = CODE.records[record].fields
         made = {
             name: self.argument(f"{record}.{name}", fields[name].shape, properties[name]) for name in fields
@@ -498,7 +507,7 @@ class Asker:
         return known.map(in_order)
 
     def argument(self, where: str, shape: Shape, schema: Schema) -> st.SearchStrategy[Any]:
-        schema = self.spec.resolved(schema)
+        schema = self.spec.resolve(schema)
         if shape.kind == "array":
             element = self.argument(where, shape.items, schema["items"])
             some = st.lists(element, min_size=1, max_size=3)
@@ -535,7 +544,7 @@ def words_of(schema: Schema) -> st.SearchStrategy[str]:
 
 def checked_by(spec: Specification, schema: Schema) -> Schema:
     """The schema as JSON schema has it: null is a type, and what isn't mentioned is refused."""
-    schema = dict(spec.resolved(schema))
+    schema = dict(spec.resolve(schema))
     if "properties" in schema:
         schema["properties"] = {name: checked_by(spec, inner) for name, inner in schema["properties"].items()}
         schema.setdefault("additionalProperties", False)
@@ -552,10 +561,12 @@ def plain(record: str, given: dict[str, Any]) -> dict[str, Any]:
     asked = {
         name: value
         for name, value in given.items()
-        if not (fields[name].left_out and value is fields[name].default)
+        if not (fields[name].omitted_by_default and value is fields[name].default)
     }
     always = {
-        name: field.default for name, field in fields.items() if not field.required and not field.left_out
+        name: field.default
+        for name, field in fields.items()
+        if not field.required and not field.omitted_by_default
     }
     return always | {name: plain_value(fields[name].shape, value) for name, value in asked.items()}
 
@@ -586,7 +597,7 @@ def test_a_request_is_what_the_document_takes(endpoint, documents):
         number = data.draw(st.integers(0, len(found) - 1))
         given = data.draw(made[number])
         beside = dict.fromkeys(CREDENTIALS, "x")
-        sent = json.loads(codec.encode(endpoint.request(**given), Hidden(beside)))
+        sent = json.loads(codec.encode_request(endpoint.request(**given), Hidden(beside)))
         checks[number].validate(sent)
         assert sent == plain(record, given) | beside
 
@@ -631,7 +642,7 @@ def test_what_the_document_does_not_take_is_refused_by_name(record, documents):
     cls_of(record)(**smallest(record))
     for spec, schema in schemas_of(documents, record, is_answer=False):
         for name, field in CODE.records[record].fields.items():
-            inner = spec.resolved(spec.resolved(schema)["properties"][name])
+            inner = spec.resolve(spec.resolve(schema)["properties"][name])
             nothing = [] if field.shape.nullable else [None]
             for value in [*refused_values(f"{record}.{name}", field.shape, inner), *nothing]:
                 with pytest.raises(RequestValidationError, match=rf"^{name}\b"):
@@ -643,7 +654,7 @@ def test_the_exceptions_for_requests_are_needed(documents):
     for where in NARROWER:
         record, _, name = where.partition(".")
         for spec, schema in schemas_of(documents, record, is_answer=False):
-            assert not {"minimum", "maximum"} & spec.resolved(schema)["properties"][name].keys()
+            assert not {"minimum", "maximum"} & spec.resolve(schema)["properties"][name].keys()
     assert models.AssetReportUser(ssn=5).ssn == 5
     assert {"AssetReportUser"} == UNCHECKED
-    assert any(each.kind is Kind.INSISTS for each in ALLOWED)
+    assert any(each.kind is Kind.REQUIRED for each in ALLOWED)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from attrs.exceptions import FrozenInstanceError
-from processes import wait_beside
+from processes import wait_until_async
 from support import OWNER, QUICK
 
 from plaid_relay_async import (
@@ -107,7 +107,7 @@ async def test_waits_are_counted_by_what_was_waited_for(plaid):
         plaid.fail(Fault(path=CREATE, latency=0.2))
         two = [client.relay.create([report], "q"), client.relay.get("t")]
         running = [asyncio.create_task(each) for each in two]
-        await wait_beside(lambda: client.statistics().queued == 1)
+        await wait_until_async(lambda: client.statistics().queued == 1)
         await asyncio.gather(*running, return_exceptions=True)
         waits = client.statistics().waits
     assert waits["pause"] >= 0.9  # a pause runs from when the answer came

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from attrs import frozen
 from processes import open_files
-from support import OWNER, QUICK, program
+from support import OWNER, QUICK, python_process
 
 from plaid_relay_async import InvalidRequestError, PlaidRelayError, RelayClient, RelayCreateRequest
 
@@ -150,7 +150,7 @@ async def cancel_and_abandon(batch: Batch, enough: int) -> None:
 async def test_many_creations_leave_the_process_as_they_found_it(pytestconfig):
     """With faults and cancellations, no socket, task or object stays behind."""
     count = pytestconfig.getoption("--partners")
-    async with program(SIMULATOR) as simulator:
+    async with python_process(SIMULATOR) as simulator:
         url = (await simulator.stdout.readline()).decode().strip()
         settings = {"retry": QUICK, "connections": CONNECTIONS, "on_late_outcome": lambda outcome: None}
         async with RelayClient(OWNER, base_url=url, **settings) as client:

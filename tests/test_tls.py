@@ -20,7 +20,7 @@ from support import OWNER, QUICK
 from test_session import echoing
 
 from plaid_relay_async import NotSentError, OutcomeUnknownError, RelayClient, RelayCreateRequest, RetryPolicy
-from plaid_relay_async.exchange import Body, settle
+from plaid_relay_async.exchange import RequestBody, finish_handshake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -286,15 +286,15 @@ async def test_an_alert_proves_something_only_at_the_end_of_a_handshake(reason, 
             traces=[],
             timeout=aiohttp.ClientTimeout(),
         )
-        first, again = Body(b"{}", lambda: None), Body(b"{}", lambda: None)
-        if not first.leave(connection.protocol):
-            await settle()
-            assert first.leave(connection.protocol)
+        first, again = RequestBody(b"{}", lambda: None), RequestBody(b"{}", lambda: None)
+        if not first.begin_send(connection.protocol):
+            await finish_handshake()
+            assert first.begin_send(connection.protocol)
         assert first.was_rejected(error) is (proves and version is ssl.TLSVersion.TLSv1_3)
         assert not first.was_rejected(ConnectionResetError(104, "Connection reset by peer"))
-        assert again.leave(connection.protocol)
+        assert again.begin_send(connection.protocol)
         assert not again.was_rejected(error)
         # A middleware of a borrowed session may send a request twice.
-        assert first.leave(connection.protocol)
+        assert first.begin_send(connection.protocol)
         assert not first.was_rejected(error)
         connection.close()

@@ -6,8 +6,8 @@ import socket
 import time
 
 import pytest
-from clock import run_virtually
-from support import OWNER, QUICK, Noting
+from support import OWNER, QUICK, RecordingJournal
+from virtual_clock import run_virtually
 
 from plaid_relay_async import (
     AuthenticationError,
@@ -193,7 +193,7 @@ async def test_a_limiter_that_breaks_when_it_is_told_does_no_harm(plaid, headers
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
         assert (caught.value.attempts, caught.value.sent) == (1, True)
         # The pause is kept all the same.
-        assert client._transport._queue.paces[CREATE].streak == 1
+        assert client._transport._admission.throttles[CREATE].pause_count == 1
 
 
 async def test_a_refresh_is_as_careful_as_a_creation(plaid, client, partner):
@@ -781,11 +781,11 @@ def test_credentials_that_block_the_loop_leave_the_request_unsent():
 async def test_a_journal_that_is_slow_leaves_the_request_unsent(plaid, client):
     """A creation isn't sent when the journal leaves too little time for the response."""
 
-    class Slow(Noting):
-        async def begin(self, request: object) -> None:
+    class Slow(RecordingJournal):
+        async def record_intent(self, request: object) -> None:
             await asyncio.sleep(0.6)
 
-        async def end(self, outcome: object) -> None:
+        async def record_outcome(self, outcome: object) -> None:
             """Record nothing."""
 
     with pytest.raises(NotSentError, match="the journal took so long") as caught:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import aiohttp
 import pytest
-from support import OWNER, QUICK, Noting
+from support import OWNER, QUICK, RecordingJournal
 from test_exchange import BOTH
 from test_transport import read_request, serving
 
@@ -22,7 +22,7 @@ from plaid_relay_async import (
     RetryPolicy,
     Timeouts,
 )
-from plaid_relay_async.exchange import Body
+from plaid_relay_async.exchange import RequestBody
 
 CREATE = "/credit/relay/create"
 
@@ -102,24 +102,24 @@ async def test_a_stray_answer_is_not_sent_even_for_the_last_attempt():
 
 async def test_a_body_is_not_handed_to_a_connection_that_is_to_be_closed():
     """Which of aiohttp's steps comes first depends on the Python; the body itself looks before it leaves."""
-    body = Body(b"{}", lambda: None)
+    body = RequestBody(b"{}", lambda: None)
     with pytest.raises(aiohttp.ClientConnectionError):
-        body.leave(SimpleNamespace(should_close=True, exception=lambda: None))
-    assert body.left is False
+        body.begin_send(SimpleNamespace(should_close=True, exception=lambda: None))
+    assert body.sent is False
 
 
 async def test_a_creation_is_not_begun_when_its_time_is_up(plaid):
     """An attempt that could only run out of time isn't made: it would be unknown for nothing."""
     report = plaid.add_report()
 
-    class Slow(Noting):
+    class Slow(RecordingJournal):
         begun = 0
 
-        async def begin(self, request: RelayCreateRequest) -> None:
+        async def record_intent(self, request: RelayCreateRequest) -> None:
             self.begun += 1
             await asyncio.sleep(0.05)
 
-        async def end(self, outcome: object) -> None: ...
+        async def record_outcome(self, outcome: object) -> None: ...
 
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as client:
         await client.relay.create([report], "warm")

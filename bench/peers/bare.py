@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import aiohttp
-from peers.common import HEADERS, PATH, Asked, Meter, accompanied, body_for, run
+from peers.common import HEADERS, PATH, Meter, Options, body_for, run, run_with_probe
 
 
-async def create_all(asked: Asked, meter: Meter) -> None:
+async def create_all(asked: Options, meter: Meter) -> None:
     room = asyncio.Semaphore(asked.concurrency)
     connector = aiohttp.TCPConnector(limit=asked.connections, ssl=asked.tls or True)
     async with aiohttp.ClientSession(asked.url, headers=HEADERS, connector=connector) as session:
@@ -22,13 +22,13 @@ async def create_all(asked: Asked, meter: Meter) -> None:
         async def in_turn(partner: str) -> str:
             async with room:
                 token = await create(partner)
-            meter.got(token)
+            meter.count_token(token)
             return token
 
         async def bulk() -> None:
-            await asyncio.gather(*(in_turn(partner) for partner in asked.ids()))
+            await asyncio.gather(*(in_turn(partner) for partner in asked.partner_ids()))
 
-        await accompanied(asked, meter, bulk, lambda: create("f" * 24))
+        await run_with_probe(asked, meter, bulk, lambda: create("f" * 24))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab import latenesses
+from harness import loop_delays
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -30,11 +30,11 @@ CLIENT_ID, SECRET = "bench", "b" * 30
 HEADERS = {"PLAID-CLIENT-ID": CLIENT_ID, "PLAID-SECRET": SECRET, "Plaid-Version": "2020-09-14"}
 REPORT = "assets-sandbox-6f12f5bb-22dd-4855-b918-f47ec439198a"
 # As often as a web service beside the bulk run creates for somebody, in seconds.
-PACE = 0.005
+CALL_INTERVAL = 0.005
 
 
 @dataclass
-class Asked:
+class Options:
     """What the command line says; `tls` is None where the URL is plain."""
 
     url: str
@@ -49,7 +49,7 @@ class Asked:
     tls_buffer: int | None
     tls: ssl.SSLContext | None
 
-    def ids(self) -> Iterator[str]:
+    def partner_ids(self) -> Iterator[str]:
         """Give the partners' ids one by one: a list of them would count as the client's memory."""
         return (f"{number:024x}" for number in range(self.partners))
 
@@ -58,7 +58,7 @@ def body_for(partner: str) -> dict[str, Any]:
     return {"report_tokens": [REPORT], "secondary_client_id": partner}
 
 
-def asked() -> Asked:
+def parse_options() -> Options:
     parser = argparse.ArgumentParser()
     parser.add_argument("--url", required=True)
     parser.add_argument("--partners", type=int, default=0)
@@ -75,7 +75,7 @@ def asked() -> Asked:
     authority = said.pop("ca")
     said["tls"] = ssl.create_default_context(cafile=authority) if authority else None
     said["connections"] = said["connections"] or said["concurrency"]
-    return Asked(**said)
+    return Options(**said)
 
 
 # ------------------------------------------------------------------------------------------- the measure
@@ -87,32 +87,32 @@ class Meter:
 
     only_first: bool
     created: int = 0
-    began: float = field(default_factory=time.perf_counter)
-    used: float = field(default_factory=time.process_time)
-    memory: int = field(default_factory=lambda: kilobytes("VmRSS"))
+    started: float = field(default_factory=time.perf_counter)
+    cpu_before: float = field(default_factory=time.process_time)
+    memory_before: int = field(default_factory=lambda: memory_kilobytes("VmRSS"))
     first: float | None = None
     beside: list[float] = field(default_factory=list)
 
-    def got(self, token: str) -> None:
+    def count_token(self, token: str) -> None:
         """Count one."""
         self.created += token.startswith("credit-relay-")
         if self.first is None:
-            self.first = time.perf_counter() - self.began
+            self.first = time.perf_counter() - self.started
             if self.only_first:
-                self.tell()
+                self.print_result()
                 os._exit(0)  # what comes after it is of no interest, nor how long it takes to give it up
 
-    def tell(self) -> None:
+    def print_result(self) -> None:
         """Print what it took until now."""
-        wall, cpu = time.perf_counter() - self.began, time.process_time() - self.used
-        peak = kilobytes("VmHWM")
+        wall, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu_before
+        peak = memory_kilobytes("VmHWM")
         told = {"wall": wall, "cpu": cpu, "created": self.created, "first": self.first}
-        memory = {"peak_kb": peak, "growth_kb": peak - self.memory}
+        memory = {"peak_kb": peak, "growth_kb": peak - self.memory_before}
         beside = [round(each, 6) for each in self.beside]
         print(json.dumps(told | memory | {"beside": beside}), flush=True)
 
 
-def kilobytes(name: str) -> int:
+def memory_kilobytes(name: str) -> int:
     """Read one of the kernel's figures; `ru_maxrss` would count what the parent had before the exec."""
     found = re.search(
         rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE
@@ -121,7 +121,7 @@ def kilobytes(name: str) -> int:
     return int(found[1])
 
 
-def measured(asked: Asked, work: Callable[[Meter], object]) -> None:
+def measure(asked: Options, work: Callable[[Meter], object]) -> None:
     """Do the work, and print what it took, once it is sure that there is a token for each partner."""
     gc.collect()
     with contextlib.suppress(OSError):  # without it, the peak may be the imports'
@@ -129,7 +129,7 @@ def measured(asked: Asked, work: Callable[[Meter], object]) -> None:
     meter = Meter(asked.first)
     work(meter)
     assert meter.created == asked.partners, f"{meter.created} tokens for {asked.partners} partners"
-    meter.tell()
+    meter.print_result()
 
 
 # ------------------------------------------------------------------------------------- what runs beside
@@ -147,13 +147,13 @@ async def call_times(work: asyncio.Future[Any], call: Callable[[], Awaitable[obj
     async with asyncio.TaskGroup() as group:
         while not work.done():
             group.create_task(one(turn))
-            turn += PACE
+            turn += CALL_INTERVAL
             await asyncio.sleep(turn - time.perf_counter())
     return times
 
 
-async def accompanied(
-    asked: Asked,
+async def run_with_probe(
+    asked: Options,
     meter: Meter,
     bulk: Callable[[], Coroutine[Any, Any, None]],
     call: Callable[[], Awaitable[object]],
@@ -163,11 +163,11 @@ async def accompanied(
         await bulk()
         return
     work = asyncio.ensure_future(asyncio.sleep(asked.idle) if asked.idle else bulk())
-    meter.beside = await (latenesses(work) if asked.beside == "loop" else call_times(work, call))
+    meter.beside = await (loop_delays(work) if asked.beside == "loop" else call_times(work, call))
     await work
 
 
-def run(create_all: Callable[[Asked, Meter], Coroutine[Any, Any, None]]) -> None:
+def run(create_all: Callable[[Options, Meter], Coroutine[Any, Any, None]]) -> None:
     """Run a client that is made for asyncio."""
-    wanted = asked()
-    measured(wanted, lambda meter: asyncio.run(create_all(wanted, meter)))
+    wanted = parse_options()
+    measure(wanted, lambda meter: asyncio.run(create_all(wanted, meter)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from peers.common import CLIENT_ID, REPORT, SECRET, Asked, Meter, run
+from peers.common import CLIENT_ID, REPORT, SECRET, Meter, Options, run
 
 from plaid_relay_async import Created, Credentials, RelayClient, RelayCreateRequest
 from plaid_relay_async.journal import Journal
 
 
-async def create_all(asked: Asked, meter: Meter) -> None:
+async def create_all(asked: Options, meter: Meter) -> None:
     first = int(os.environ["BENCH_FROM"])
     partners = (f"{number:024x}" for number in range(first, first + asked.partners))
     requests = RelayCreateRequest.fan_out([REPORT], partners)
@@ -20,7 +20,7 @@ async def create_all(asked: Asked, meter: Meter) -> None:
         async with batch as outcomes:
             async for outcome in outcomes:
                 assert isinstance(outcome, Created), outcome
-                meter.got(outcome.relay_token)
+                meter.count_token(outcome.relay_token)
 
 
 if __name__ == "__main__":

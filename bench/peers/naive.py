@@ -8,7 +8,7 @@ import aiohttp
 import attrs
 import backoff
 import cattrs
-from peers.common import HEADERS, PATH, REPORT, Asked, Meter, accompanied, run
+from peers.common import HEADERS, PATH, REPORT, Meter, Options, run, run_with_probe
 
 
 @attrs.define
@@ -28,7 +28,7 @@ class CreateResponse:
     request_id: str
 
 
-async def create_all(asked: Asked, meter: Meter) -> None:
+async def create_all(asked: Options, meter: Meter) -> None:
     converter = cattrs.Converter(omit_if_default=True)
     room = asyncio.Semaphore(asked.concurrency)
     connector = aiohttp.TCPConnector(limit=asked.connections, ssl=asked.tls or True)
@@ -48,13 +48,13 @@ async def create_all(asked: Asked, meter: Meter) -> None:
         async def in_turn(partner: str) -> CreateResponse:
             async with room:
                 created = await create(CreateRequest([REPORT], partner))
-            meter.got(created.relay_token)
+            meter.count_token(created.relay_token)
             return created
 
         async def bulk() -> None:
-            await asyncio.gather(*(in_turn(partner) for partner in asked.ids()))
+            await asyncio.gather(*(in_turn(partner) for partner in asked.partner_ids()))
 
-        await accompanied(asked, meter, bulk, lambda: create(CreateRequest([REPORT], "f" * 24)))
+        await run_with_probe(asked, meter, bulk, lambda: create(CreateRequest([REPORT], "f" * 24)))
 
 
 if __name__ == "__main__":

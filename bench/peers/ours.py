@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from peers.common import CLIENT_ID, REPORT, SECRET, Asked, Meter, accompanied, run
+from peers.common import CLIENT_ID, REPORT, SECRET, Meter, Options, run, run_with_probe
 
 from plaid_relay_async import Created, Credentials, RelayClient, RelayCreateRequest
 
 
-async def create_all(asked: Asked, meter: Meter) -> None:
+async def create_all(asked: Options, meter: Meter) -> None:
     credentials = Credentials(CLIENT_ID, SECRET)
     async with RelayClient(
         credentials,
@@ -19,20 +19,20 @@ async def create_all(asked: Asked, meter: Meter) -> None:
 
         async def bulk() -> None:
             batch = client.relay.create_many(
-                RelayCreateRequest.fan_out([REPORT], asked.ids()),
+                RelayCreateRequest.fan_out([REPORT], asked.partner_ids()),
                 concurrency=asked.concurrency,
                 allow_duplicates=asked.duplicates,
             )
             if asked.awaited:
                 for created in (await batch).created:
-                    meter.got(created.relay_token)
+                    meter.count_token(created.relay_token)
                 return
             async with batch as outcomes:
                 async for outcome in outcomes:
                     assert isinstance(outcome, Created), outcome
-                    meter.got(outcome.relay_token)
+                    meter.count_token(outcome.relay_token)
 
-        await accompanied(asked, meter, bulk, lambda: client.relay.create([REPORT], "f" * 24))
+        await run_with_probe(asked, meter, bulk, lambda: client.relay.create([REPORT], "f" * 24))
 
 
 if __name__ == "__main__":

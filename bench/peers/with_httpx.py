@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import httpx
-from peers.common import HEADERS, PATH, Asked, Meter, accompanied, body_for, run
+from peers.common import HEADERS, PATH, Meter, Options, body_for, run, run_with_probe
 
 
-async def create_all(asked: Asked, meter: Meter) -> None:
+async def create_all(asked: Options, meter: Meter) -> None:
     room = asyncio.Semaphore(asked.concurrency)
     limits = httpx.Limits(max_connections=asked.connections, max_keepalive_connections=asked.connections)
     async with httpx.AsyncClient(
@@ -23,13 +23,13 @@ async def create_all(asked: Asked, meter: Meter) -> None:
         async def in_turn(partner: str) -> str:
             async with room:
                 token = await create(partner)
-            meter.got(token)
+            meter.count_token(token)
             return token
 
         async def bulk() -> None:
-            await asyncio.gather(*(in_turn(partner) for partner in asked.ids()))
+            await asyncio.gather(*(in_turn(partner) for partner in asked.partner_ids()))
 
-        await accompanied(asked, meter, bulk, lambda: create("f" * 24))
+        await run_with_probe(asked, meter, bulk, lambda: create("f" * 24))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import plaid
-from peers.common import CLIENT_ID, REPORT, SECRET, Asked, Meter, asked, measured
+from peers.common import CLIENT_ID, REPORT, SECRET, Meter, Options, measure, parse_options
 from plaid.api.plaid_api import PlaidApi
 from plaid.model.credit_relay_create_request import CreditRelayCreateRequest
 
 
-def create_all(asked: Asked, meter: Meter) -> None:
+def create_all(asked: Options, meter: Meter) -> None:
     keys = {"clientId": CLIENT_ID, "secret": SECRET, "plaidVersion": "2020-09-14"}
     configuration = plaid.Configuration(host=asked.url, api_key=keys)
     # It would keep five connections for each core, and open a new one for every other call.
@@ -23,10 +23,10 @@ def create_all(asked: Asked, meter: Meter) -> None:
         return token
 
     with ThreadPoolExecutor(asked.concurrency) as pool:
-        for token in pool.map(create, asked.ids()):
-            meter.got(token)
+        for token in pool.map(create, asked.partner_ids()):
+            meter.count_token(token)
 
 
 if __name__ == "__main__":
-    wanted = asked()
-    measured(wanted, lambda meter: create_all(wanted, meter))
+    wanted = parse_options()
+    measure(wanted, lambda meter: create_all(wanted, meter))

@@ -7,15 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 
+from plaid_relay_async.cli.messages import FallbackLogHandler
 from plaid_relay_async.cli.signals import signals
-from plaid_relay_async.cli.status import LastResort
 
 __all__ = ["main"]
 
-_EXTRA = {"cyclopts", "platformdirs", "rich"}
+_EXTRA_PACKAGES = {"cyclopts", "platformdirs", "rich"}
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
@@ -25,25 +25,25 @@ def main(words: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 some failed, 2 wrong usage or input, 3 some unknown, 70 a bug.
     """
     try:
-        from plaid_relay_async.cli.app import run
+        from plaid_relay_async.cli.app import run_command
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
+        if (error.name or "").partition(".")[0] not in _EXTRA_PACKAGES:
             raise
         needed = "plaid-relay needs cyclopts, platformdirs and rich: pip install 'plaid_relay_async[cli]'"
         sys.stderr.write(f"{needed}\n")
         return 2
-    if words is not None:
+    if argv is not None:
         with signals:
-            return run(words)
+            return run_command(argv)
     _open_standard_streams()
-    logging.lastResort = LastResort(logging.WARNING)
+    logging.lastResort = FallbackLogHandler(logging.WARNING)
     logging.captureWarnings(capture=True)
     with signals:
-        status = run(sys.argv[1:])
-        return _flushed(status)
+        status = run_command(sys.argv[1:])
+        return _flush_streams(status)
 
 
-class _Closed(io.TextIOBase):
+class _ClosedStream(io.TextIOBase):
     """A standard stream that the caller closed: it has no descriptor, and drops what is written."""
 
     def write(self, text: str, /) -> int:
@@ -58,12 +58,12 @@ def _open_standard_streams() -> None:
     os.close(nowhere)
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, _Closed())
+            setattr(sys, name, _ClosedStream())
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the locale may lack a name's characters
 
 
-def _flushed(status: int) -> int:
+def _flush_streams(status: int) -> int:
     """Flush the standard streams, and return the exit status: a reader that is gone doesn't change it."""
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -14,37 +14,44 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from attrs import evolve, frozen
 from cyclopts import App, CycloptsError, Parameter
 
-from plaid_relay_async.cli.board import Board
-from plaid_relay_async.cli.bulk import Run
-from plaid_relay_async.cli.cells import DELIMITERS, Columns, Reading
-from plaid_relay_async.cli.console import show
-from plaid_relay_async.cli.demo import demonstrate
-from plaid_relay_async.cli.fetch import Fetch, Store, reading, report_in
+from plaid_relay_async.cli.arguments import ProxyOption, confirm, read_token, read_value
+from plaid_relay_async.cli.bulk import BatchRunner
+from plaid_relay_async.cli.cells import DELIMITERS, Columns, InputFormat
+from plaid_relay_async.cli.console import run_console
+from plaid_relay_async.cli.demo import run_demo
+from plaid_relay_async.cli.fetch import FetchRunner, ReportStore, request_factory, undecoded_report
 from plaid_relay_async.cli.gateway import gateway, keys
 from plaid_relay_async.cli.identifiers import oddity_of
 from plaid_relay_async.cli.journal import (
-    Existing,
-    Held,
-    KeyFile,
-    Name,
-    OptionalJournal,
-    Recording,
-    Revoke,
-    Yes,
-    ask,
+    ExistingJournal,
+    JournalOptions,
+    KeyFileOption,
+    OptionalJournalURL,
+    RevokeRunner,
+    RunName,
+    SkipConfirmation,
+    TokensToRevoke,
     export,
     forget,
     rotate,
+    run_query,
     runs,
     status,
 )
-from plaid_relay_async.cli.output import deliver, open_output, put, standard_output
-from plaid_relay_async.cli.rows import FileRows, Form, PipedRows, Source, creations, shared
+from plaid_relay_async.cli.messages import ExitStatus, UsageError, max_connections, print_message, sanitize
+from plaid_relay_async.cli.output import open_output, open_stdout, write_all, write_token_response
+from plaid_relay_async.cli.progress import ProgressDisplay
+from plaid_relay_async.cli.rows import (
+    FileRows,
+    InputSource,
+    PipedRows,
+    RowForm,
+    creation_form,
+    shared_report_form,
+)
 from plaid_relay_async.cli.signals import signals
-from plaid_relay_async.cli.simulate import read_clients, serve
-from plaid_relay_async.cli.status import Exit, UsageError, most_connections, say, shown
-from plaid_relay_async.cli.survey import Survey
-from plaid_relay_async.cli.words import Proxy, confirmed, read_token, read_word
+from plaid_relay_async.cli.simulate import parse_clients, serve_simulator
+from plaid_relay_async.cli.survey import InputSurvey
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.codec import to_json
 from plaid_relay_async.config import RetryPolicy, Timeouts, __version__
@@ -106,7 +113,7 @@ Timeout: TypeAlias = Annotated[
     float | None,
     Parameter(help="Seconds for one call with all its attempts. Default: 300."),
 ]
-Where: TypeAlias = Annotated[
+OutputPath: TypeAlias = Annotated[
     str,
     Parameter(
         name="--output",
@@ -131,7 +138,7 @@ AllowOddIDs: TypeAlias = Annotated[
 
 @Parameter(name="*")
 @frozen
-class Layout:
+class InputOptions:
     """The options that say how to read INPUT.
 
     Attributes:
@@ -160,7 +167,7 @@ class Layout:
         Parameter(negative="", help="The input is a list without a header: read the first line as a row."),
     ] = False
 
-    def reading(self, columns: Columns) -> Reading:
+    def input_format(self, columns: Columns) -> InputFormat:
         """Return the checked options.
 
         Raises:
@@ -178,7 +185,7 @@ class Layout:
             raise UsageError(f"--column: must be COLUMN=NAME, with one of {', '.join(columns.names)}")
         if mapped and self.no_header:
             raise UsageError("--column: can't be used with --no-header")
-        return Reading(delimiter, mapped, header=not self.no_header)
+        return InputFormat(delimiter, mapped, may_have_header=not self.no_header)
 
 
 # ---------------------------------------------------------------------------------------- the commands
@@ -198,7 +205,7 @@ def bulk(
     /,
     *,
     report_token: OptionalReportToken = None,
-    layout: Layout = Layout(),
+    input_options: InputOptions = InputOptions(),
     allow_odd_ids: AllowOddIDs = False,
     stream: Annotated[
         bool,
@@ -211,14 +218,14 @@ def bulk(
         bool,
         Parameter(negative="", help="Check the whole input, print what would be sent, and send nothing."),
     ] = False,
-    output: Where = "-",
+    output: OutputPath = "-",
     append: Append = False,
     concurrency: Concurrency = 50,
-    recording: Recording = Recording(),  # noqa: B008  # frozen
+    journal_options: JournalOptions = JournalOptions(),  # noqa: B008  # frozen
     base_url: BaseURL = None,
-    proxy: Proxy = None,
+    proxy: ProxyOption = None,
     timeout: Timeout = None,
-) -> Exit:
+) -> ExitStatus:
     """Create a relay token for each row of a file, and write an outcome for each.
 
     With --journal and --run, repeat the command to resume an interrupted run.
@@ -228,15 +235,15 @@ def bulk(
         raise UsageError("standard input can't be both INPUT and --report-token")
     if stream and dry_run:
         raise UsageError("--dry-run: can't be used with --stream")
-    token = None if report_token is None else _report_token(report_token)
-    client, journal = _client(base_url, proxy, timeout, concurrency), recording.journal_to_write()
-    run = partial(Run, client, concurrency=concurrency, journal=journal)
-    form = creations(token, allow_odd=allow_odd_ids)
-    survey = Survey(allow_odd=allow_odd_ids, pairs=set() if dry_run else None)
-    with Source(source, layout.reading(form.columns), stream=stream) as rows:
+    token = None if report_token is None else _read_report_token(report_token)
+    client, journal = _build_client(base_url, proxy, timeout, concurrency), journal_options.build_journal()
+    run = partial(BatchRunner, client, concurrency=concurrency, journal=journal)
+    form = creation_form(token, allow_odd=allow_odd_ids)
+    survey = InputSurvey(allow_odd=allow_odd_ids, pairs=set() if dry_run else None)
+    with InputSource(source, input_options.input_format(form.columns), stream=stream) as rows:
         if dry_run:
             return _dry_run(rows, form, survey)
-        return _for_each_row(rows, form, run, output, append=append, survey=survey)
+        return _run_input(rows, form, run, output, append=append, survey=survey)
 
 
 @app.command
@@ -248,24 +255,26 @@ def create(
     webhook: Annotated[
         str | None, Parameter(help="URL that Plaid calls when the partner retrieves the report.")
     ] = None,
-    output: Where = "-",
-    recording: Recording = Recording(),  # noqa: B008  # frozen
+    output: OutputPath = "-",
+    journal_options: JournalOptions = JournalOptions(),  # noqa: B008  # frozen
     base_url: BaseURL = None,
-    proxy: Proxy = None,
+    proxy: ProxyOption = None,
     timeout: Timeout = None,
-) -> Exit:
+) -> ExitStatus:
     """Create one relay token, and write its outcome as bulk does."""
     if not allow_odd_ids and (oddity := oddity_of(partner)) is not None:
         raise UsageError(f"--partner: {oddity}; --allow-odd-ids accepts it")
-    client, journal = _client(base_url, proxy, timeout), recording.journal_to_write()
-    request = _request(read_token(report_token, "--report-token"), partner, webhook)
+    client, journal = _build_client(base_url, proxy, timeout), journal_options.build_journal()
+    request = _build_request(read_token(report_token, "--report-token"), partner, webhook)
     # A pause that Plaid asks for is queueing to a batch, but for a single call it has to fit its time.
     retry = RetryPolicy(max_pause=timeout or RetryPolicy().max_pause)
     with open_output(output) as sink:
         rows = FileRows(iter([request]), 1)
-        board = Board(1, bar=False)
-        run = Run(client, rows, sink, board, signals, 1, retry=retry, journal=journal, aloud=True)
-        return run.status(signals.run(run()))
+        board = ProgressDisplay(1, bar=False)
+        run = BatchRunner(
+            client, rows, sink, board, signals, 1, retry=retry, journal=journal, print_errors=True
+        )
+        return run.exit_status(signals.run(run()))
 
 
 @app.command
@@ -275,23 +284,23 @@ def get(
     *,
     strict: Strict = False,
     base_url: BaseURL = None,
-    proxy: Proxy = None,
+    proxy: ProxyOption = None,
     timeout: Timeout = None,
-) -> Exit:
+) -> ExitStatus:
     """Read a report that was shared with you, as JSON.
 
     A report that differs from Plaid's specification is printed as Plaid sent it, with status 1.
     """
-    client, token = _client(base_url, proxy, timeout), read_token(relay_token, "RELAY_TOKEN")
-    file = standard_output()
+    client, token = _build_client(base_url, proxy, timeout), read_token(relay_token, "RELAY_TOKEN")
+    file = open_stdout()
     try:
-        answer = _call(client, lambda: client.relay.get(token))
+        answer = _run_call(client, lambda: client.relay.get(token))
     except ResponseDecodeError as error:
-        if not strict and (report := report_in(error)) is not None:
-            put(file, report)
+        if not strict and (report := undecoded_report(error)) is not None:
+            write_all(file, report)
         raise
-    put(file, to_json(answer, indent=2) + b"\n")
-    return Exit.DONE
+    write_all(file, to_json(answer, indent=2) + b"\n")
+    return ExitStatus.DONE
 
 
 @app.command
@@ -303,22 +312,22 @@ def pdf(
         str, Parameter(allow_leading_hyphen=True, help="A new file, or - for standard output.")
     ],
     base_url: BaseURL = None,
-    proxy: Proxy = None,
+    proxy: ProxyOption = None,
     timeout: Timeout = None,
-) -> Exit:
+) -> ExitStatus:
     """Read a report that was shared with you, as a PDF."""
-    client, token = _client(base_url, proxy, timeout), read_token(relay_token, "RELAY_TOKEN")
+    client, token = _build_client(base_url, proxy, timeout), read_token(relay_token, "RELAY_TOKEN")
     if output == "-":
-        file = standard_output()
+        file = open_stdout()
         if file.isatty():
             raise UsageError("--output: a PDF can't be shown on a terminal; name a file, or use a pipe")
-        put(file, _call(client, lambda: client.relay.get_pdf(token)).content)
-        return Exit.DONE
+        write_all(file, _run_call(client, lambda: client.relay.get_pdf(token)).content)
+        return ExitStatus.DONE
     try:
-        _call(client, lambda: client.relay.download_pdf(token, output))
+        _run_call(client, lambda: client.relay.download_pdf(token, output))
     except FileExistsError:
         raise UsageError(f"{output}: is there already") from None
-    return Exit.DONE
+    return ExitStatus.DONE
 
 
 @app.command
@@ -342,15 +351,15 @@ def fetch(
         Literal["json", "pdf"], Parameter(name="--format", help="What to fetch: json or pdf.")
     ] = "json",
     insights: Annotated[bool, Parameter(negative="", help="Include categories and merchants.")] = False,
-    layout: Layout = Layout(),
+    input_options: InputOptions = InputOptions(),
     strict: Strict = False,
-    output: Where = "-",
+    output: OutputPath = "-",
     append: Append = False,
     concurrency: Concurrency = 50,
     base_url: BaseURL = None,
-    proxy: Proxy = None,
+    proxy: ProxyOption = None,
     timeout: Timeout = None,
-) -> Exit:
+) -> ExitStatus:
     """Read all reports that were shared with you, and store each in a file of its own.
 
     A report whose file exists isn't fetched again.
@@ -359,29 +368,37 @@ def fetch(
     """
     if insights and kind == "pdf":
         raise UsageError("--insights: goes with --format json")
-    client = _client(base_url, proxy, timeout, concurrency)
-    store = Store(folder, "insights.json" if insights else kind)
+    client = _build_client(base_url, proxy, timeout, concurrency)
+    store = ReportStore(folder, "insights.json" if insights else kind)
     store.prepare()
-    form = shared(reading(kind, insights=insights))
-    run = partial(Fetch, client, concurrency=concurrency, store=store, strict=strict)
-    with Source(source, layout.reading(form.columns)) as rows:
-        return _for_each_row(rows, form, run, output, append=append)
+    form = shared_report_form(request_factory(kind, insights=insights))
+    run = partial(FetchRunner, client, concurrency=concurrency, store=store, strict=strict)
+    with InputSource(source, input_options.input_format(form.columns)) as rows:
+        return _run_input(rows, form, run, output, append=append)
 
 
 @app.command
 def refresh(
-    relay_token: RelayToken, /, *, base_url: BaseURL = None, proxy: Proxy = None, timeout: Timeout = None
-) -> Exit:
+    relay_token: RelayToken,
+    /,
+    *,
+    base_url: BaseURL = None,
+    proxy: ProxyOption = None,
+    timeout: Timeout = None,
+) -> ExitStatus:
     """Refresh a report that was shared with you."""
     late: list[LateOutcome] = []
-    client, token = _client(base_url, proxy, timeout, late=late), read_token(relay_token, "RELAY_TOKEN")
-    file = standard_output()
+    client, token = (
+        _build_client(base_url, proxy, timeout, late_outcomes=late),
+        read_token(relay_token, "RELAY_TOKEN"),
+    )
+    file = open_stdout()
     try:
-        answer = _settle(client, lambda: client.relay.refresh(token), late)
+        answer = _run_write_call(client, lambda: client.relay.refresh(token), late)
     except KeyboardInterrupt:
-        say("interrupted: the outcome of the refresh is unknown")
-        return Exit.UNKNOWN
-    return deliver(file, to_json(answer, indent=2) + b"\n", to_json(answer) + b"\n")
+        print_message("interrupted: the outcome of the refresh is unknown")
+        return ExitStatus.UNKNOWN
+    return write_token_response(file, to_json(answer, indent=2) + b"\n", to_json(answer) + b"\n")
 
 
 @app.command
@@ -389,60 +406,66 @@ def remove(
     relay_token: RelayToken,
     /,
     *,
-    journal: OptionalJournal = None,
-    key_file: KeyFile = None,
+    journal: OptionalJournalURL = None,
+    key_file: KeyFileOption = None,
     base_url: BaseURL = None,
-    proxy: Proxy = None,
+    proxy: ProxyOption = None,
     timeout: Timeout = None,
-) -> Exit:
+) -> ExitStatus:
     """Revoke one relay token; a journal that has it doesn't return it any more."""
     late: list[LateOutcome] = []
-    client, token = _client(base_url, proxy, timeout, late=late), read_token(relay_token, "RELAY_TOKEN")
-    told_to = None if journal is None else Existing(journal, key_file).made()
-    file = standard_output()
+    client, token = (
+        _build_client(base_url, proxy, timeout, late_outcomes=late),
+        read_token(relay_token, "RELAY_TOKEN"),
+    )
+    told_to = None if journal is None else ExistingJournal(journal, key_file).build_journal()
+    file = open_stdout()
 
     async def removal() -> RelayRemoveResponse:
         async with told_to or contextlib.nullcontext():
             return await client.relay.remove(token, journal=told_to)
 
     try:
-        answer = _settle(client, removal, late)
+        answer = _run_write_call(client, removal, late)
     except KeyboardInterrupt:
-        say("interrupted: the outcome of the removal is unknown; removing the token again is safe")
-        return Exit.UNKNOWN
+        print_message("interrupted: the outcome of the removal is unknown; removing the token again is safe")
+        return ExitStatus.UNKNOWN
     told = evolve(answer, additional_properties={**answer.additional_properties, "inferred": answer.inferred})
-    put(file, to_json(told, indent=2) + b"\n")
-    return Exit.DONE if answer.removed else Exit.FAILED
+    write_all(file, to_json(told, indent=2) + b"\n")
+    return ExitStatus.DONE if answer.removed else ExitStatus.FAILED
 
 
 @app.command
 def revoke(
-    name: Name,
+    name: RunName,
     /,
     *,
-    existing: Existing,
+    existing_journal: ExistingJournal,
     partner: Annotated[str | None, Parameter(help="Those of this secondary_client_id alone.")] = None,
-    yes: Yes = False,
-    output: Where = "-",
+    yes: SkipConfirmation = False,
+    output: OutputPath = "-",
     append: Append = False,
     concurrency: Concurrency = 50,
     base_url: BaseURL = None,
-    proxy: Proxy = None,
+    proxy: ProxyOption = None,
     timeout: Timeout = None,
-) -> Exit:
+) -> ExitStatus:
     """Revoke the relay tokens that a run created, and write an outcome for each.
 
     Repeat the command to resume it after an interruption.
     Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
     """
-    client, journal = _client(base_url, proxy, timeout, concurrency), existing.made(name)
-    held = ask(journal, lambda opened: Held.of(opened, name, partner))
+    client, journal = (
+        _build_client(base_url, proxy, timeout, concurrency),
+        existing_journal.build_journal(name),
+    )
+    held = run_query(journal, lambda opened: TokensToRevoke.read(opened, name, partner))
     question = f"Relay tokens of the run {name!r}: {len(held.partners):,}. Remove them?"
-    if held.partners and not confirmed(question, yes=yes):
-        return Exit.FAILED
+    if held.partners and not confirm(question, yes=yes):
+        return ExitStatus.FAILED
     rows = FileRows(iter(held.partners), len(held.partners))
-    run = partial(Revoke, client, concurrency=concurrency, journal=journal, held=held)
-    return _carry_out(run, rows, output, append=append)
+    run = partial(RevokeRunner, client, concurrency=concurrency, journal=journal, tokens=held)
+    return _run_batch(run, rows, output, append=append)
 
 
 @app.command
@@ -457,56 +480,58 @@ def simulate(
         list[str] | None,
         Parameter(negative="", help="A report token, ready from the start. May be repeated."),
     ] = None,
-) -> Exit:
+) -> ExitStatus:
     """Run a local Plaid simulator until interrupted."""
-    return signals.run(serve(port, read_clients(client or ()), report or (), signals))
+    return signals.run(serve_simulator(port, parse_clients(client or ()), report or (), signals))
 
 
 @app.command
-def console(*, port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0) -> Exit:
+def console(
+    *, port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0
+) -> ExitStatus:
     """Show the gateway's page on a local Plaid simulator until interrupted."""
-    return signals.run(show(port, signals))
+    return signals.run(run_console(port, signals))
 
 
 @app.command
-def demo() -> Exit:
+def demo() -> ExitStatus:
     """Show the main job on a simulator: several hundred partners, some refusals, one lost answer."""
-    return signals.run(demonstrate(signals))
+    return signals.run(run_demo(signals))
 
 
 # -------------------------------------------------------------------------------- what they have in common
 
 
-def _client(
+def _build_client(
     base_url: str | None,
     proxy: str | None,
     timeout: float | None,
-    connections: int = 1,
+    concurrency: int = 1,
     *,
-    late: list[LateOutcome] | None = None,
+    late_outcomes: list[LateOutcome] | None = None,
 ) -> RelayClient:
     if timeout is not None and not 0 < timeout < math.inf:
         raise UsageError("--timeout: must be a number of seconds above 0")
-    if connections < 1:
+    if concurrency < 1:
         raise UsageError("--concurrency: must be a whole number from 1")
-    if (most := most_connections()) is not None and connections > most:
+    if (most := max_connections()) is not None and concurrency > most:
         raise UsageError(f"--concurrency: this shell allows {most} connections at most; raise ulimit -n")
     timeouts = Timeouts() if timeout is None else Timeouts(total=timeout)
     return RelayClient(
         base_url=base_url,
         timeouts=timeouts,
-        connections=max(100, connections),
-        proxy=None if proxy is None else read_word(proxy, "--proxy"),
+        connections=max(100, concurrency),
+        proxy=None if proxy is None else read_value(proxy, "--proxy"),
         trust_env=True,
-        on_late_outcome=None if late is None else late.append,
+        on_late_outcome=None if late_outcomes is None else late_outcomes.append,
     )
 
 
-def _report_token(word: str) -> str:
-    return _request(read_token(word, "--report-token"), "any-partner", None).report_tokens[0]
+def _read_report_token(word: str) -> str:
+    return _build_request(read_token(word, "--report-token"), "any-partner", None).report_tokens[0]
 
 
-def _request(report_token: str, partner: str, webhook: str | None) -> RelayCreateRequest:
+def _build_request(report_token: str, partner: str, webhook: str | None) -> RelayCreateRequest:
     try:
         return RelayCreateRequest((report_token,), partner, webhook)
     except RequestValidationError as error:
@@ -515,57 +540,61 @@ def _request(report_token: str, partner: str, webhook: str | None) -> RelayCreat
     raise UsageError(f"{option}: {wrong}")
 
 
-def _for_each_row(
-    source: Source,
-    form: Form[Any],
-    make: Callable[..., Run],
+def _run_input(
+    source: InputSource,
+    form: RowForm[Any],
+    create_runner: Callable[..., BatchRunner],
     output: str,
     *,
     append: bool,
-    survey: Survey | None = None,
-) -> Exit:
-    if source.is_also(output):
+    survey: InputSurvey | None = None,
+) -> ExitStatus:
+    if source.is_same_file(output):
         name = "standard output" if output == "-" else output
         raise UsageError(f"{name}: is the input, too")
     rows = source.rows(form, survey)
     if isinstance(rows, FileRows) and survey is not None:
-        _say_unknown(source)
-    status = _carry_out(make, rows, output, append=append)
+        _report_unknown_columns(source)
+    status = _run_batch(create_runner, rows, output, append=append)
     if isinstance(rows, PipedRows) and survey is not None:
-        _say_unknown(source)
+        _report_unknown_columns(source)
     return status
 
 
-def _say_unknown(source: Source) -> None:
+def _report_unknown_columns(source: InputSource) -> None:
     if source.table.unknown:
-        say(f"unknown columns are ignored: {', '.join(source.table.unknown)}")
+        print_message(f"unknown columns are ignored: {', '.join(source.table.unknown)}")
 
 
-def _dry_run(source: Source, form: Form[Any], survey: Survey) -> Exit:
-    file, problem = standard_output(), None
+def _dry_run(source: InputSource, form: RowForm[Any], survey: InputSurvey) -> ExitStatus:
+    file, problem = open_stdout(), None
     try:
         source.rows(form, survey)
     except UsageError as error:
         problem = error
-    put(file, "".join(f"{shown(line)}\n" for line in survey.summary(source.table)).encode())
+    write_all(file, "".join(f"{sanitize(line)}\n" for line in survey.summary(source.table)).encode())
     if problem is not None:
         raise problem
-    say("nothing was sent")
-    return Exit.DONE
+    print_message("nothing was sent")
+    return ExitStatus.DONE
 
 
-def _carry_out(
-    make: Callable[..., Run], rows: FileRows[Any] | PipedRows[Any], output: str, *, append: bool
-) -> Exit:
+def _run_batch(
+    create_runner: Callable[..., BatchRunner],
+    rows: FileRows[Any] | PipedRows[Any],
+    output: str,
+    *,
+    append: bool,
+) -> ExitStatus:
     with open_output(output, append=append) as sink:
-        board = Board(rows.total, bar=not (output == "-" and sys.stdout.isatty()))
-        run = make(rows, sink, board, signals)
+        board = ProgressDisplay(rows.total, bar=not (output == "-" and sys.stdout.isatty()))
+        run = create_runner(rows, sink, board, signals)
         tally = signals.run(run())
-    board.show(tally)
-    return run.status(tally)
+    board.show_totals(tally)
+    return run.exit_status(tally)
 
 
-def _call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> Any:
+def _run_call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> Any:
     async def call() -> Any:
         async with client:
             return await operation()
@@ -573,7 +602,9 @@ def _call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> Any:
     return signals.run(call())
 
 
-def _settle(client: RelayClient, operation: Callable[[], Awaitable[Any]], late: list[LateOutcome]) -> Any:
+def _run_write_call(
+    client: RelayClient, operation: Callable[[], Awaitable[Any]], late_outcomes: list[LateOutcome]
+) -> Any:
     """Make a call that changes something: if a signal comes while it is in flight, its response still counts.
 
     Args:
@@ -586,9 +617,9 @@ def _settle(client: RelayClient, operation: Callable[[], Awaitable[Any]], late: 
         KeyboardInterrupt: a signal came, and the outcome is unknown.
     """
     try:
-        return _call(client, operation)
+        return _run_call(client, operation)
     except KeyboardInterrupt:
-        match late:
+        match late_outcomes:
             case [Refreshed() | Removed() as outcome]:
                 return outcome.response
             case [Failed(error=error)]:
@@ -599,47 +630,53 @@ def _settle(client: RelayClient, operation: Callable[[], Awaitable[Any]], late: 
 # --------------------------------------------------------------------------------------- from words to exit
 
 
-def run(words: Sequence[str]) -> int:
+def run_command(argv: Sequence[str]) -> int:
     """Run the command, and give its exit status."""
     try:
-        return app(words, exit_on_error=False, print_error=False, result_action="return_value") or Exit.DONE
+        return (
+            app(argv, exit_on_error=False, print_error=False, result_action="return_value") or ExitStatus.DONE
+        )
     except CycloptsError as error:
-        lines = [*_without_values(str(error), words).split("\n"), "see plaid-relay --help"]
-        status = Exit.USAGE
+        lines = [*_redact_values(str(error), argv).split("\n"), "see plaid-relay --help"]
+        status = ExitStatus.USAGE
     except KeyboardInterrupt:
-        lines, status = ["interrupted"], Exit.FAILED
+        lines, status = ["interrupted"], ExitStatus.FAILED
     except Exception as error:  # noqa: BLE001  # the last place where a bug can be told without what it held
-        lines, status = _explained(error)
-    say(f"plaid-relay: {lines[0]}", *lines[1:])
+        lines, status = _describe_error(error)
+    print_message(f"plaid-relay: {lines[0]}", *lines[1:])
     return status
 
 
-def _explained(error: Exception) -> tuple[list[str], Exit]:
+def _describe_error(error: Exception) -> tuple[list[str], ExitStatus]:
     match error:
         case UsageError():
-            return list(error.args), Exit.USAGE
+            return list(error.args), ExitStatus.USAGE
         case PlaidRelayError():
-            return [f"{type(error).__name__}: {error}"], _status_of(error)
+            return [f"{type(error).__name__}: {error}"], _exit_status_of(error)
         case OSError():
-            return [f"the output can't be written: {error.strerror}"], Exit.FAILED
-    return _bug(error), Exit.BUG
+            return [f"the output can't be written: {error.strerror}"], ExitStatus.FAILED
+    return _describe_bug(error), ExitStatus.BUG
 
 
-def _without_values(text: str, words: Sequence[str]) -> str:
+def _redact_values(text: str, argv: Sequence[str]) -> str:
     """Take out of a message of cyclopts what was typed, but for names: a token may be among it."""
-    values = {word.partition("=")[2] if word.startswith("-") else word for word in words}
+    values = {word.partition("=")[2] if word.startswith("-") else word for word in argv}
     for value in sorted(values - {"", *app, *gateway, *keys}, key=len, reverse=True):
         text = re.sub(rf"(?<![\w-]){re.escape(value)}(?![\w-])", "[...]", text)
     return text
 
 
-def _status_of(error: PlaidRelayError) -> Exit:
+def _exit_status_of(error: PlaidRelayError) -> ExitStatus:
     if isinstance(error, OutcomeUnknownError):
-        return Exit.UNKNOWN
-    return Exit.USAGE if isinstance(error, ConfigurationError | RequestValidationError) else Exit.FAILED
+        return ExitStatus.UNKNOWN
+    return (
+        ExitStatus.USAGE
+        if isinstance(error, ConfigurationError | RequestValidationError)
+        else ExitStatus.FAILED
+    )
 
 
-def _bug(error: Exception) -> list[str]:
+def _describe_bug(error: Exception) -> list[str]:
     frames = (
         f"  {Path(frame.filename).name}:{frame.lineno} in {frame.name}"
         for frame in traceback.extract_tb(error.__traceback__)

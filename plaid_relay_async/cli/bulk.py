@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import define, evolve, field
 
-from plaid_relay_async.cli.board import Board, Tally
-from plaid_relay_async.cli.output import BrokenOutputError, Sink, reason_for, told
+from plaid_relay_async.cli.messages import ExitStatus
+from plaid_relay_async.cli.output import BrokenOutputError, OutcomeWriter, failure_reason, outcome_fields
+from plaid_relay_async.cli.progress import OutcomeCounts, ProgressDisplay
 from plaid_relay_async.cli.rows import BadInputError, FileRows, PipedRows
 from plaid_relay_async.cli.signals import Signals
-from plaid_relay_async.cli.status import Exit
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.config import RetryPolicy
 from plaid_relay_async.errors import (
@@ -22,7 +22,7 @@ from plaid_relay_async.errors import (
     ConfigurationError,
     JournalError,
     PlaidRelayError,
-    concerns_report,
+    affects_report,
     reason_of,
 )
 from plaid_relay_async.outcomes import Failed, Unknown
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @define(eq=False)
-class Run:
+class BatchRunner:
     """One batch, of creations unless a subclass says otherwise, from its first row to its table.
 
     Attributes:
@@ -52,26 +52,28 @@ class Run:
         aloud: whether the text of each error is told.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("created", "failed", "unknown", "not_attempted")
+    outcome_kinds: ClassVar[tuple[str, ...]] = ("created", "failed", "unknown", "not_attempted")
 
     client: RelayClient
     rows: FileRows[Any] | PipedRows[Any]
-    output: Sink
-    board: Board
+    output: OutcomeWriter
+    display: ProgressDisplay
     signals: Signals
     concurrency: int
     retry: RetryPolicy | None = None
     journal: Journal | None = None
-    aloud: bool = False
+    print_errors: bool = False
     _interruptions: int = 0
     _draining: bool = False
-    _journal_trouble: PlaidRelayError | None = field(default=None, init=False)
+    _journal_error: PlaidRelayError | None = field(default=None, init=False)
     _counts: Counter[str] = field(factory=Counter, init=False)
     _error_codes: Counter[str] = field(factory=Counter, init=False)
-    _unsent: Counter[str] = field(factory=Counter, init=False)  # by the code that stopped their report
-    _causes: dict[str, PlaidRelayError] = field(factory=dict, init=False)
+    _unsent_by_code: Counter[str] = field(
+        factory=Counter, init=False
+    )  # by the code that stopped their report
+    _error_by_code: dict[str, PlaidRelayError] = field(factory=dict, init=False)
 
-    async def __call__(self) -> Tally:
+    async def __call__(self) -> OutcomeCounts:
         """Send, write down, and tell what was out of the ordinary; the table is the caller's to show.
 
         Raises:
@@ -80,60 +82,64 @@ class Run:
             Exception: a bug; what was created until then is in the output.
         """
         async with self.journal or contextlib.nullcontext(), self.client:
-            batch = self._batch()
-            sending = asyncio.create_task(self._send(batch))
-            with self.signals.told(partial(self._interrupt, batch, sending)):
-                following = asyncio.create_task(self.board.follow(partial(self._progress, batch)))
+            batch = self._create_batch()
+            sending = asyncio.create_task(self._send_all(batch))
+            with self.signals.handled_by(partial(self._on_signal, batch, sending)):
+                following = asyncio.create_task(
+                    self.display.show_progress(partial(self._written_progress, batch))
+                )
                 await asyncio.wait([sending])
                 following.cancel()
                 await asyncio.wait([following])
-                self._journal_trouble = _trouble_of(sending)
-                await self._write_rest(batch.result)
-        self._explain(batch.result)
-        if self.output.trouble is not None and not isinstance(self.output.trouble, OSError):
-            raise self.output.trouble
-        return Tally(Counter({kind: self._counts[kind] for kind in self.kinds}), self._error_codes)
+                self._journal_error = _journal_error_of(sending)
+                await self._write_remaining(batch.result)
+        self._print_explanations(batch.result)
+        if self.output.error is not None and not isinstance(self.output.error, OSError):
+            raise self.output.error
+        return OutcomeCounts(
+            Counter({kind: self._counts[kind] for kind in self.outcome_kinds}), self._error_codes
+        )
 
     # --------------------------------------------------------------------------- what a subclass may change
 
-    def _batch(self) -> Batch[Any]:
+    def _create_batch(self) -> Batch[Any]:
         """Give the batch, which tells `_write` of each outcome."""
         return self.client.relay.create_many(
-            self._requests(),
+            self._iter_requests(),
             concurrency=self.concurrency,
             journal=self.journal,
             retry=self.retry,
-            on_outcome=self._write,
+            on_outcome=self._on_outcome,
         )
 
-    async def _requests(self) -> AsyncIterator[Any]:
+    async def _iter_requests(self) -> AsyncIterator[Any]:
         """Give the requests of the rows that are left."""
-        async for row in self._rows_left():
+        async for row in self._remaining_rows():
             yield row
 
-    def _line(self, outcome: Any) -> dict[str, Any]:
+    def _output_fields(self, outcome: Any) -> dict[str, Any]:
         """Give the fields of an outcome's line; a bare request is one that was not attempted."""
         request = getattr(outcome, "request", outcome)
-        return told(outcome, request.secondary_client_id)
+        return outcome_fields(outcome, request.secondary_client_id)
 
-    def _broken(self) -> str | None:
+    def _output_problem(self) -> str | None:
         """Say why no more can be written down."""
-        if self.output.trouble is not None:
-            return f"the output takes no more: {reason_for(self.output.trouble)}"
-        return None if self._journal_trouble is None else str(self._journal_trouble)
+        if self.output.error is not None:
+            return f"the output takes no more: {failure_reason(self.output.error)}"
+        return None if self._journal_error is None else str(self._journal_error)
 
     # ---------------------------------------------------------------------------------------- on the way
 
-    async def _send(self, batch: Batch[Any]) -> None:
+    async def _send_all(self, batch: Batch[Any]) -> None:
         async with batch as outcomes:
             async for _ in outcomes:  # each was written before it came here
-                await self.output.settle()
-                if self.output.trouble is not None:
+                await self.output.drain()
+                if self.output.error is not None:
                     self.rows.close()  # a drain would wait for the next row of a pipe
                     break
             self._draining = True
 
-    async def _rows_left(self) -> AsyncIterator[Any]:
+    async def _remaining_rows(self) -> AsyncIterator[Any]:
         if isinstance(self.rows, PipedRows):
             async for row in self.rows:
                 yield row
@@ -141,92 +147,94 @@ class Run:
             for row in self.rows:
                 yield row
 
-    def _write(self, outcome: Any) -> None:
-        self._put(self._line(outcome), journalled=outcome.journalled)
-        if (cause := _stopped_by(outcome)) is not None:
+    def _on_outcome(self, outcome: Any) -> None:
+        self._write_line(self._output_fields(outcome), journalled=outcome.journalled)
+        if (cause := _shared_report_error(outcome)) is not None:
             code = reason_of(cause)
-            self._unsent[code] += 1
-            self._causes.setdefault(code, cause)
-        elif self.aloud and isinstance(outcome, Failed | Unknown):
-            self.board.say(str(outcome.error))
-        if self._broken() is not None:
+            self._unsent_by_code[code] += 1
+            self._error_by_code.setdefault(code, cause)
+        elif self.print_errors and isinstance(outcome, Failed | Unknown):
+            self.display.print_message(str(outcome.error))
+        if self._output_problem() is not None:
             raise BrokenOutputError
 
-    def _put(self, line: dict[str, Any], *, journalled: bool = False) -> None:
-        self._counts[line["outcome"]] += 1
-        if line["error_code"] is not None:
-            self._error_codes[line["error_code"]] += 1
-        self.output.write(line, journalled=journalled)
+    def _write_line(self, fields: dict[str, Any], *, journalled: bool = False) -> None:
+        self._counts[fields["outcome"]] += 1
+        if fields["error_code"] is not None:
+            self._error_codes[fields["error_code"]] += 1
+        self.output.write(fields, journalled=journalled)
 
-    def _progress(self, batch: Batch[Any]) -> Progress:
+    def _written_progress(self, batch: Batch[Any]) -> Progress:
         """Where the batch stands by what is written: a row may have its outcome without it."""
         failed, unknown = self._counts["failed"], self._counts["unknown"]
         succeeded = self._counts.total() - failed - unknown
         return evolve(batch.progress, succeeded=succeeded, failed=failed, unknown=unknown)
 
-    def _interrupt(self, batch: Batch[Any], sending: asyncio.Task[None]) -> None:
+    def _on_signal(self, batch: Batch[Any], sending: asyncio.Task[None]) -> None:
         self._interruptions += 1
         self.rows.close()
-        now = self._progress(batch)
+        now = self._written_progress(batch)
         if self._interruptions == 1:
-            self.board.say(
+            self.display.print_message(
                 f"stopping: {now.done} done, {now.in_flight} in flight; press Ctrl-C again to stop at once"
             )
             if not self._draining:
                 sending.cancel()
         elif self._interruptions == 2:
-            self.board.say(f"stopping at once: {now.done} done, {now.in_flight} in flight are given up")
-            self.output.hurry()
+            self.display.print_message(
+                f"stopping at once: {now.done} done, {now.in_flight} in flight are given up"
+            )
+            self.output.stop_waiting()
             batch.abandon()
 
     # ----------------------------------------------------------------------------------------- afterwards
 
-    async def _write_rest(self, result: BatchResult[Any]) -> None:
+    async def _write_remaining(self, result: BatchResult[Any]) -> None:
         """Write down what was not attempted: what the batch gave back, and what nobody has read yet."""
         for request in result.not_attempted:
-            await self._write_unsent(request)
-        if self.output.trouble is not None:
+            await self._write_not_attempted(request)
+        if self.output.error is not None:
             self.rows.close()
         with contextlib.suppress(BadInputError):  # the rows know which
-            async for request in self._requests():
-                await self._write_unsent(request)
-        await self.output.settle()
+            async for request in self._iter_requests():
+                await self._write_not_attempted(request)
+        await self.output.drain()
 
-    async def _write_unsent(self, request: object) -> None:
-        self._put(self._line(request))
-        await self.output.settle()
+    async def _write_not_attempted(self, request: object) -> None:
+        self._write_line(self._output_fields(request))
+        await self.output.drain()
 
-    def _explain(self, result: BatchResult[Any]) -> None:
+    def _print_explanations(self, result: BatchResult[Any]) -> None:
         if self.rows.problem is not None:
-            self.board.say(self.rows.problem.text, "from there on nothing was sent")
-        elif (broken := self._broken()) is not None:
-            self.board.say(broken)
-        elif result.stopped_by is not None and not self.aloud:
-            self.board.say(f"stopped early, for all would meet this: {result.stopped_by}")
-        for code, count in self._unsent.items():
-            self.board.say(f"{count} requests: {self._causes[code]}")
-        if not self.rows.ended:
-            self.board.say("the input was not read to its end")
+            self.display.print_message(self.rows.problem.text, "from there on nothing was sent")
+        elif (broken := self._output_problem()) is not None:
+            self.display.print_message(broken)
+        elif result.stopped_by is not None and not self.print_errors:
+            self.display.print_message(f"stopped early, for all would meet this: {result.stopped_by}")
+        for code, count in self._unsent_by_code.items():
+            self.display.print_message(f"{count} requests: {self._error_by_code[code]}")
+        if not self.rows.exhausted:
+            self.display.print_message("the input was not read to its end")
 
-    def status(self, tally: Tally) -> Exit:
+    def exit_status(self, counts: OutcomeCounts) -> ExitStatus:
         """Give the exit status that a batch deserves."""
-        if tally.counts["unknown"] or self.output.lost:
-            return Exit.UNKNOWN
+        if counts.by_outcome["unknown"] or self.output.token_lost:
+            return ExitStatus.UNKNOWN
         if self.rows.problem is not None:
-            return Exit.USAGE
-        partly = tally.counts["failed"] or tally.counts["not_attempted"] or not self.rows.ended
-        return Exit.FAILED if partly or self._broken() is not None else Exit.DONE
+            return ExitStatus.USAGE
+        partly = counts.by_outcome["failed"] or counts.by_outcome["not_attempted"] or not self.rows.exhausted
+        return ExitStatus.FAILED if partly or self._output_problem() is not None else ExitStatus.DONE
 
 
-def _stopped_by(outcome: object) -> PlaidRelayError | None:
+def _shared_report_error(outcome: object) -> PlaidRelayError | None:
     """Return the error of the report because of which a request wasn't sent, or `None`."""
     if not isinstance(outcome, Failed | Unknown) or outcome.attempts:
         return None
     error = outcome.error if isinstance(outcome, Failed) else outcome.error.__cause__
-    return error if isinstance(error, PlaidRelayError) and not error.sent and concerns_report(error) else None
+    return error if isinstance(error, PlaidRelayError) and not error.sent and affects_report(error) else None
 
 
-def _trouble_of(sending: asyncio.Task[None]) -> PlaidRelayError | None:
+def _journal_error_of(sending: asyncio.Task[None]) -> PlaidRelayError | None:
     """Give what ended it on the journal's side, and raise what isn't foreseen.
 
     Our own interruption is, and a row or an output that can't pass.

@@ -16,22 +16,22 @@ from typing import Any, Self, TypeAlias
 from attrs import define, field, frozen
 
 from plaid_relay_async.cli.formulas import restore
-from plaid_relay_async.cli.identifiers import is_heading, normalized
+from plaid_relay_async.cli.identifiers import is_heading, normalize_name
 
 DELIMITERS = {",": ",", ";": ";", "|": "|", "\t": "tab"}
-_SEP = re.compile(r'"?sep=(.?)[,;|\t]*"?[ \r\n]*', re.IGNORECASE)
+_SEP_LINE = re.compile(r'"?sep=(.?)[,;|\t]*"?[ \r\n]*', re.IGNORECASE)
 _BLANK = " \t\r\n,;|"
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NOT_DECODED = re.compile("[\udc80-\udcff]")
-_LONGEST = 64 * 1024 * 1024  # characters of a row or a document; `bulk` writes shorter cells
-_LONGEST_HEADER = 1024 * 1024
-_MOST_UNKNOWN = 1000
+_MAX_LENGTH = 64 * 1024 * 1024  # characters of a row or a document; `bulk` writes shorter cells
+_MAX_HEADER_LENGTH = 1024 * 1024
+_MAX_UNKNOWN_COLUMNS = 1000
 _JSON_SPACE = (" ", "\t", "\r", "\n")
 
 Cells: TypeAlias = dict[str, Any]
 Place: TypeAlias = "int | str"
 """A line number, or `line:column` of a problem within it or of a further value of JSON on it."""
-Row: TypeAlias = "tuple[Place, Cells | str]"
+ParsedRow: TypeAlias = "tuple[Place, Cells | str]"
 """The place where a row begins, and its cells by column, or the problem with them."""
 
 
@@ -52,12 +52,12 @@ class Columns:
 
     names: tuple[str, ...]
     key: str
-    value: str
-    alone: bool
+    value_term: str
+    list_allowed: bool
 
 
 @frozen
-class Reading:
+class InputFormat:
     """The options that say how to read an input.
 
     Attributes:
@@ -67,55 +67,55 @@ class Reading:
     """
 
     delimiter: str | None = None
-    mapped: Mapping[str, str] = field(factory=dict)
-    header: bool = True
+    column_names: Mapping[str, str] = field(factory=dict)
+    may_have_header: bool = True
 
 
 # ------------------------------------------------------------------------------------------- the lines
 
 
-class _Lines:
+class _LineReader:
     """Reads an input as text, line by line, and counts the lines; lines can be put back."""
 
     def __init__(self, stream: io.BufferedReader | io.BufferedRandom) -> None:
         utf16 = stream.peek(2)[:2] in _BYTE_ORDER_MARKS
         self.number = 0
-        self._name = "UTF-16" if utf16 else "UTF-8"
+        self._encoding = "UTF-16" if utf16 else "UTF-8"
         # A byte that is escaped can be reported with its line; an error of the decoder has no line.
-        self._text = io.TextIOWrapper(stream, self._name, errors="surrogateescape", newline="")
-        self._back: list[str] = []
+        self._text = io.TextIOWrapper(stream, self._encoding, errors="surrogateescape", newline="")
+        self._pushed_back: list[str] = []
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> str:
-        line = self._back.pop() if self._back else self._read()
+        line = self._pushed_back.pop() if self._pushed_back else self._read()
         self.number += 1
         return line
 
     def _read(self) -> str:
         number = self.number + 1
         try:
-            line = self._text.readline(_LONGEST)
+            line = self._text.readline(_MAX_LENGTH)
         except UnicodeDecodeError:
-            raise UnreadableError(f"{number}: isn't {self._name}, from here or a later line on") from None
+            raise UnreadableError(f"{number}: isn't {self._encoding}, from here or a later line on") from None
         if not line:
             raise StopIteration
-        if len(line) == _LONGEST:
+        if len(line) == _MAX_LENGTH:
             raise UnreadableError(f"{number}: the line is too long; write one row a line (CSV or JSON Lines)")
         if number == 1:
             line = line.lstrip("\ufeff")
         if not line.isascii() and (byte := _NOT_DECODED.search(line)):
-            problem = f"isn't {self._name}; save the file as CSV UTF-8"
+            problem = f"isn't {self._encoding}; save the file as CSV UTF-8"
             raise UnreadableError(f"{number}:{byte.start() + 1}: {problem}")
         return line
 
     def put_back(self, *lines: str) -> None:
         """Put back the lines that were read last, so that they are read again."""
-        self._back += reversed(lines)
+        self._pushed_back += reversed(lines)
         self.number -= len(lines)
 
-    def first(self) -> str:
+    def peek_line(self) -> str:
         """Return the next line that isn't blank, and put it back."""
         for line in self:
             if line.strip(_BLANK):
@@ -135,7 +135,7 @@ class _Lines:
 
 
 @define
-class Table:
+class InputTable:
     """Yields the rows of an input. How it was recognized is known once the rows have been read.
 
     Attributes:
@@ -152,26 +152,26 @@ class Table:
     stream: io.BufferedReader | io.BufferedRandom
     name: str
     columns: Columns
-    reading: Reading
+    input_format: InputFormat
     delimiter: str | None = field(default=None, init=False)
     recognized: dict[str, str] = field(factory=dict, init=False)
     unknown: dict[str, None] = field(factory=dict, init=False)
-    headless: int | None = field(default=None, init=False)
+    headerless_line: int | None = field(default=None, init=False)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[ParsedRow]:
         """Yield the rows.
 
         Raises:
             UnreadableError: the rest of the input can't be read.
             OSError: reading from the stream failed.
         """
-        with contextlib.closing(_Lines(self.stream)) as lines:
-            first = lines.first()
+        with contextlib.closing(_LineReader(self.stream)) as lines:
+            first = lines.peek_line()
             yield from self._json_rows(lines, first) if self._is_json(first) else self._csv_rows(lines, first)
 
-    def hint(self, place: Place) -> str:
+    def header_hint(self, place: Place) -> str:
         """Return an additional hint for an invalid row, if it is the first one of a list without a header."""
-        if place != self.headless or not self.reading.header:
+        if place != self.headerless_line or not self.input_format.may_have_header:
             return ""
         return f"; if this is a header, --column {self.columns.key}=NAME says which column it is"
 
@@ -181,14 +181,14 @@ class Table:
             return True
         return not name.endswith(".csv") and first.lstrip().startswith(("{", "["))
 
-    def _matched(self, names: Iterable[str]) -> dict[str, str] | str:
+    def _match_columns(self, names: Iterable[str]) -> dict[str, str] | str:
         """Return the column for each name that is one, or the problem with the names."""
-        mapped = self.reading.mapped
-        wanted = {normalized(mapped.get(column, column)): column for column in self.columns.names}
+        mapped = self.input_format.column_names
+        wanted = {normalize_name(mapped.get(column, column)): column for column in self.columns.names}
         matched: dict[str, str] = {}
         others = []
         for name in names:
-            column = wanted.get(normalized(name))
+            column = wanted.get(normalize_name(name))
             if column is None:
                 others.append(name)
             elif column in matched.values() or name in matched:
@@ -197,93 +197,93 @@ class Table:
                 matched[name] = column
         missing = tuple(column for column in self.columns.names if column not in matched.values())
         for name in filter(None, others):
-            if meant := _near(name, missing):
+            if meant := _similar_column(name, missing):
                 return f"unknown column {name}; did you mean {meant}?"
-            if len(self.unknown) < _MOST_UNKNOWN:
+            if len(self.unknown) < _MAX_UNKNOWN_COLUMNS:
                 self.unknown[name] = None
         self.recognized.update({column: name for name, column in matched.items()})
         return matched
 
-    def _check_mapped(self, line: int) -> None:
-        for column, name in self.reading.mapped.items():
+    def _check_column_names(self, line: int) -> None:
+        for column, name in self.input_format.column_names.items():
             if column not in self.recognized:
                 raise UnreadableError(f"{line}: --column {column}: the input has no column {name}")
 
     # -------------------------------------------------------------------------------------------- JSON
 
-    def _json_rows(self, lines: _Lines, first: str) -> Iterator[Row]:
+    def _json_rows(self, lines: _LineReader, first: str) -> Iterator[ParsedRow]:
         try:
-            is_line = not isinstance(_decoder.decode(first), list)
+            is_line = not isinstance(_json_decoder.decode(first), list)
         except (ValueError, RecursionError):
             is_line = False
         yield from (_json_lines if is_line else _json_document)(lines, self._json_cells)
-        self._check_mapped(lines.number)
+        self._check_column_names(lines.number)
 
     def _json_cells(self, row: Any) -> Cells | str:
         key = self.columns.key
         if isinstance(row, str):
             return {key: row}
         if not isinstance(row, dict):
-            return f"must be an object with {key}, or {self.columns.value} as a string"
-        matched = self._matched(row)
+            return f"must be an object with {key}, or {self.columns.value_term} as a string"
+        matched = self._match_columns(row)
         if isinstance(matched, str):
             return matched
         return {column: row[name] for name, column in matched.items() if row[name] is not None}
 
     # --------------------------------------------------------------------------------------------- CSV
 
-    def _csv_rows(self, lines: _Lines, first: str) -> Iterator[Row]:
-        csv.field_size_limit(_LONGEST)
-        delimiter = self.reading.delimiter
-        if sep := _SEP.fullmatch(first):
+    def _csv_rows(self, lines: _LineReader, first: str) -> Iterator[ParsedRow]:
+        csv.field_size_limit(_MAX_LENGTH)
+        delimiter = self.input_format.delimiter
+        if sep := _SEP_LINE.fullmatch(first):
             next(lines)
             if delimiter is None and sep[1] not in DELIMITERS:
                 raise UnreadableError(f"{lines.number}: sep= isn't followed by a delimiter; use --delimiter")
             delimiter = delimiter or sep[1]
-        delimiter = delimiter or self._delimiter(lines)
+        delimiter = delimiter or self._detect_delimiter(lines)
         header: list[str | None] | None = None
-        for line, cells in _csv_cells(lines, delimiter):
+        for line, cells in _parse_csv(lines, delimiter):
             if header is None:
                 self.delimiter = delimiter if len(cells) > 1 else None
-                header = self._header(line, cells)
-                if self.headless is None:
+                header = self._read_header(line, cells)
+                if self.headerless_line is None:
                     continue
-            yield line, _by_column(header, cells, self.columns.key)
+            yield line, _cells_by_column(header, cells, self.columns.key)
 
-    def _delimiter(self, lines: _Lines) -> str:
+    def _detect_delimiter(self, lines: _LineReader) -> str:
         """Return the delimiter with which the first row has the key column, or otherwise the most columns.
 
         `csv.Sniffer` counts characters, and would find a delimiter in a list of identifiers.
         """
-        rows = {delimiter: _first_row(lines, delimiter) for delimiter in DELIMITERS}
+        rows = {delimiter: _peek_row(lines, delimiter) for delimiter in DELIMITERS}
         key = self.columns.key
-        name = normalized(self.reading.mapped.get(key, key))
-        return max(rows, key=lambda each: (name in map(normalized, rows[each]), len(rows[each])))
+        name = normalize_name(self.input_format.column_names.get(key, key))
+        return max(rows, key=lambda each: (name in map(normalize_name, rows[each]), len(rows[each])))
 
-    def _header(self, line: int, cells: list[str]) -> list[str | None]:
+    def _read_header(self, line: int, cells: list[str]) -> list[str | None]:
         """Return the column of each cell, from a first row that is a header or belongs to a list."""
         key = self.columns.key
-        if not self.reading.header:
-            if len(cells) > 1 or not self.columns.alone:
-                needed = "" if self.columns.alone else ", and needs --report-token"
+        if not self.input_format.may_have_header:
+            if len(cells) > 1 or not self.columns.list_allowed:
+                needed = "" if self.columns.list_allowed else ", and needs --report-token"
                 raise UnreadableError(f"{line}: --no-header requires a list of {key} alone{needed}")
-            self.headless = line
+            self.headerless_line = line
             return [key]
-        matched = self._matched(cells)
+        matched = self._match_columns(cells)
         if key not in self.recognized:
             self.unknown.clear()  # without a header these are values, and one may be a token
         if isinstance(matched, str):
             raise UnreadableError(f"{line}: {matched}")
-        self._check_mapped(line)
+        self._check_column_names(line)
         if key not in self.recognized:
-            is_list = self.columns.alone and len(cells) == 1 and not set(cells[0]) & set(DELIMITERS)
+            is_list = self.columns.list_allowed and len(cells) == 1 and not set(cells[0]) & set(DELIMITERS)
             if not is_list or is_heading(cells[0]):
-                raise UnreadableError(f"{line}: {self._no_header(cells)}")
-            self.headless = line
+                raise UnreadableError(f"{line}: {self._missing_header_problem(cells)}")
+            self.headerless_line = line
             return [key]
         return [matched.get(cell) for cell in cells]
 
-    def _no_header(self, cells: list[str]) -> str:
+    def _missing_header_problem(self, cells: list[str]) -> str:
         key = self.columns.key
         name = cells[0] if len(cells) == 1 and is_heading(cells[0]) else "NAME"  # it might be a token
         way_out = f"map another name with --column {key}=" + (f'"{name}"' if " " in name else name)
@@ -291,32 +291,32 @@ class Table:
 
 
 @lru_cache(maxsize=1024)
-def _near(name: str, columns: tuple[str, ...]) -> str | None:
+def _similar_column(name: str, columns: tuple[str, ...]) -> str | None:
     """Return the column whose name is similar to a name, or `None`."""
-    by_name = {normalized(column): column for column in columns}
-    near = difflib.get_close_matches(normalized(name), by_name, n=1, cutoff=0.8)
+    by_name = {normalize_name(column): column for column in columns}
+    near = difflib.get_close_matches(normalize_name(name), by_name, n=1, cutoff=0.8)
     return by_name[near[0]] if near else None
 
 
 # -------------------------------------------------------------------------------------------------- CSV
 
 
-def _csv_cells(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    longest = _LONGEST_HEADER
+def _parse_csv(lines: _LineReader, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    longest = _MAX_HEADER_LENGTH
     while True:
         line = lines.number + 1
         try:
-            cells = _row(lines, delimiter, longest)
+            cells = _read_row(lines, delimiter, longest)
         except csv.Error as error:
             raise UnreadableError(f"{line}: isn't CSV: {error}") from None
         if cells is None:
             return
         if any(cells):
             yield line, cells
-            longest = _LONGEST
+            longest = _MAX_LENGTH
 
 
-def _row(lines: Iterable[str], delimiter: str, longest: int) -> list[str] | None:
+def _read_row(lines: Iterable[str], delimiter: str, longest: int) -> list[str] | None:
     """Return the cells of the next row, or `None` at the end.
 
     Raises:
@@ -335,12 +335,12 @@ def _row(lines: Iterable[str], delimiter: str, longest: int) -> list[str] | None
     return None if row is None else [cell.strip() for cell in row]
 
 
-def _value(column: str, cell: str) -> str:
+def _cell_value(column: str, cell: str) -> str:
     """Return the original value of a cell; outputs contain tokens unchanged."""
     return cell if "token" in column else restore(cell)
 
 
-def _first_row(lines: _Lines, delimiter: str) -> list[str]:
+def _peek_row(lines: _LineReader, delimiter: str) -> list[str]:
     """Return the cells of the first row, and put its lines back; none if it isn't CSV with this delimiter."""
     taken: list[str] = []
 
@@ -350,24 +350,24 @@ def _first_row(lines: _Lines, delimiter: str) -> list[str]:
             yield line
 
     try:
-        return _row(taking(), delimiter, _LONGEST_HEADER) or []
+        return _read_row(taking(), delimiter, _MAX_HEADER_LENGTH) or []
     except csv.Error:
         return []
     finally:
         lines.put_back(*taken)
 
 
-def _by_column(header: list[str | None], cells: list[str], key: str) -> Cells | str:
+def _cells_by_column(header: list[str | None], cells: list[str], key: str) -> Cells | str:
     if any(cells[len(header) :]):
         return f"column {len(header) + 1}: has no name: the number of columns in the header is {len(header)}"
     named = zip(header, cells, strict=False)
-    row: Cells = {column: _value(column, cell) for column, cell in named if column and cell}
+    row: Cells = {column: _cell_value(column, cell) for column, cell in named if column and cell}
     if "report_tokens" in row:
-        return _with_list({key: "", **row})
+        return _parse_report_tokens({key: "", **row})
     return {key: "", **row}
 
 
-def _with_list(row: Cells) -> Cells | str:
+def _parse_report_tokens(row: Cells) -> Cells | str:
     text = row["report_tokens"]
     try:
         row["report_tokens"] = json.loads(text) if text.startswith("[") else [text]
@@ -379,22 +379,22 @@ def _with_list(row: Cells) -> Cells | str:
 # ------------------------------------------------------------------------------------------------- JSON
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
         raise ValueError("a name occurs twice in an object")
     return members
 
 
-_decoder = json.JSONDecoder(object_pairs_hook=_object)
+_json_decoder = json.JSONDecoder(object_pairs_hook=_unique_members)
 
 
-def _json_lines(lines: _Lines, cells_of: Callable[[Any], Cells | str]) -> Iterator[Row]:
+def _json_lines(lines: _LineReader, cells_of: Callable[[Any], Cells | str]) -> Iterator[ParsedRow]:
     for line in lines:
         if not line.strip():
             continue
         try:
-            value = _decoder.decode(line.rstrip())
+            value = _json_decoder.decode(line.rstrip())
         except json.JSONDecodeError as error:
             yield f"{lines.number}:{error.colno}", f"isn't JSON: {error.msg}"
         except (ValueError, RecursionError) as error:
@@ -403,18 +403,18 @@ def _json_lines(lines: _Lines, cells_of: Callable[[Any], Cells | str]) -> Iterat
             yield lines.number, cells_of(value)
 
 
-def _json_document(lines: _Lines, cells_of: Callable[[Any], Cells | str]) -> Iterator[Row]:
+def _json_document(lines: _LineReader, cells_of: Callable[[Any], Cells | str]) -> Iterator[ParsedRow]:
     """Yield the values of JSON that isn't one value per line; of an array, its elements."""
     text, skipped = io.StringIO(), lines.number
     for line in lines:
         text.write(line.replace("\r\n", "\n").replace("\r", "\n"))
-        if text.tell() > _LONGEST:
+        if text.tell() > _MAX_LENGTH:
             problem = "is too large for JSON that isn't one object a line; convert it to JSON Lines"
             raise UnreadableError(f"{lines.number}: {problem}")
     document, number, line_start = text.getvalue(), skipped + 1, 0
     previous: int | None = None
     try:
-        for start, value in _values(document):
+        for start, value in _json_values(document):
             if breaks := document.count("\n", previous or 0, start):
                 number, line_start = number + breaks, document.rfind("\n", 0, start) + 1
             is_first = breaks or previous is None
@@ -426,36 +426,36 @@ def _json_document(lines: _Lines, cells_of: Callable[[Any], Cells | str]) -> Ite
         raise UnreadableError(f"{number}: isn't JSON that can be read: {error}") from None
 
 
-def _values(document: str) -> Iterator[tuple[int, Any]]:
+def _json_values(document: str) -> Iterator[tuple[int, Any]]:
     """Yield each value and where it begins; values may follow each other, as `jq` prints them."""
-    position = _after_space(document, 0)
+    position = _skip_space(document, 0)
     while position < len(document):
         if document[position] == "[":
-            position = yield from _elements(document, position)
+            position = yield from _array_elements(document, position)
         else:
-            value, end = _decoder.raw_decode(document, position)
+            value, end = _json_decoder.raw_decode(document, position)
             yield position, value
             position = end
-        position = _after_space(document, position)
+        position = _skip_space(document, position)
 
 
-def _elements(document: str, position: int) -> Generator[tuple[int, Any], None, int]:
+def _array_elements(document: str, position: int) -> Generator[tuple[int, Any], None, int]:
     """Yield the elements of an array, and return where it ends."""
-    position = _after_space(document, position + 1)
+    position = _skip_space(document, position + 1)
     if document.startswith("]", position):
         return position + 1
     while True:
-        value, end = _decoder.raw_decode(document, position)
+        value, end = _json_decoder.raw_decode(document, position)
         yield position, value
-        position = _after_space(document, end)
+        position = _skip_space(document, end)
         if document.startswith("]", position):
             return position + 1
         if not document.startswith(",", position):
             raise json.JSONDecodeError("Expecting ',' delimiter", document, position)
-        position = _after_space(document, position + 1)
+        position = _skip_space(document, position + 1)
 
 
-def _after_space(document: str, position: int) -> int:
+def _skip_space(document: str, position: int) -> int:
     while document[position : position + 1] in _JSON_SPACE:
         position += 1
     return position

@@ -5,45 +5,45 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from plaid_relay_async.cli.serving import serve
+from plaid_relay_async.cli.serving import serve_gateway
 from plaid_relay_async.config import Credentials
-from plaid_relay_async.gateway import KNOWN, RELAY, Gateway, new_key
+from plaid_relay_async.gateway import ALL_OPERATIONS, RELAY_OPERATIONS, Gateway, new_key
 from plaid_relay_async.simulator import Simulator
 
 if TYPE_CHECKING:
+    from plaid_relay_async.cli.messages import ExitStatus
     from plaid_relay_async.cli.signals import Signals
-    from plaid_relay_async.cli.status import Exit
 
-_OWNER = "console-owner"
-_PARTNER = "console-partner"
-_FOR_PARTNERS = [path for path in RELAY if path.rpartition("/")[2] in {"get", "refresh"}]
+_LENDER_ID = "console-owner"
+_PARTNER_ID = "console-partner"
+_PARTNER_OPERATIONS = [path for path in RELAY_OPERATIONS if path.rpartition("/")[2] in {"get", "refresh"}]
 # Enough for a person, and for a machine that allows a process 256 files.
-_CONNECTIONS = 100
-_DRAIN = 2.0  # seconds
+_MAX_CONNECTIONS = 100
+_DRAIN_SECONDS = 2.0  # seconds
 
 
-async def show(port: int, signals: Signals) -> Exit:
+async def run_console(port: int, signals: Signals) -> ExitStatus:
     """Start a simulator and a gateway to it, and print what it takes to try the page and any client.
 
     Raises:
         UsageError: the port can't be had.
     """
-    clients = {name: secrets.token_hex(15) for name in (_OWNER, _PARTNER)}
-    owner, owners_key = new_key("owner", credentials="owner", operations=KNOWN)
-    partner, partners_key = new_key("partner", credentials="partner", operations=_FOR_PARTNERS)
+    clients = {name: secrets.token_hex(15) for name in (_LENDER_ID, _PARTNER_ID)}
+    owner, owners_key = new_key("owner", credentials="owner", operations=ALL_OPERATIONS)
+    partner, partners_key = new_key("partner", credentials="partner", operations=_PARTNER_OPERATIONS)
     async with Simulator(clients=clients) as plaid:
         report_token = plaid.add_report()
         gateway = Gateway(
             [owner, partner],
             upstream=plaid.url,
             credentials={
-                "owner": Credentials(_OWNER, clients[_OWNER]),
-                "partner": Credentials(_PARTNER, clients[_PARTNER]),
+                "owner": Credentials(_LENDER_ID, clients[_LENDER_ID]),
+                "partner": Credentials(_PARTNER_ID, clients[_PARTNER_ID]),
             },
-            operations=KNOWN,
+            operations=ALL_OPERATIONS,
             port=port,
-            connections=_CONNECTIONS,
-            drain=_DRAIN,
+            connections=_MAX_CONNECTIONS,
+            drain=_DRAIN_SECONDS,
         )
 
         def greeting() -> str:
@@ -51,8 +51,8 @@ async def show(port: int, signals: Signals) -> Exit:
                 f"console: {gateway.console_link(key=owners_key, report_token=report_token)}\n"
                 f"owner's key: {owners_key}\n"
                 f"partner's key: {partners_key}\n"
-                f"secondary_client_id: {_PARTNER}\n"
+                f"secondary_client_id: {_PARTNER_ID}\n"
                 f"report token: {report_token}\n"
             )
 
-        return await serve(gateway, signals, greeting)
+        return await serve_gateway(gateway, signals, greeting)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import define, field
 
-from plaid_relay_async.cli.bulk import Run
-from plaid_relay_async.cli.output import write_new
-from plaid_relay_async.cli.status import Exit
+from plaid_relay_async.cli.bulk import BatchRunner
+from plaid_relay_async.cli.messages import ExitStatus
+from plaid_relay_async.cli.output import write_new_file
 from plaid_relay_async.errors import DuplicateRequestError, ResponseDecodeError, reason_of
 from plaid_relay_async.models import PdfResponse, RelayGetRequest, RelayPdfGetRequest
 from plaid_relay_async.outcomes import Failed, Fetched, Unknown
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from plaid_relay_async.batch import Batch
-    from plaid_relay_async.cli.board import Tally
+    from plaid_relay_async.cli.progress import OutcomeCounts
     from plaid_relay_async.models import AssetReportGetResponse
     from plaid_relay_async.outcomes import BatchResult
 
-COLUMNS = (
+FETCH_COLUMNS = (
     "outcome",
     "row",
     "file",
@@ -37,21 +37,21 @@ COLUMNS = (
     "attempts",
     "decode_error",
 )
-_DIGITS = 24  # of 64: two of a billion tokens share a name once in 10^11 times
+_NAME_DIGITS = 24  # of 64: two of a billion tokens share a name once in 10^11 times
 
 
-def reading(kind: str, *, insights: bool) -> Callable[[str], RelayGetRequest | RelayPdfGetRequest]:
+def request_factory(kind: str, *, insights: bool) -> Callable[[str], RelayGetRequest | RelayPdfGetRequest]:
     """Give what turns a relay token into a request for `"json"` or `"pdf"`."""
     return RelayPdfGetRequest if kind == "pdf" else partial(RelayGetRequest, include_insights=insights)
 
 
-def report_in(error: ResponseDecodeError) -> bytes | None:
+def undecoded_report(error: ResponseDecodeError) -> bytes | None:
     """Return the response if it contains a report of which only a part differs from Plaid's specification."""
     return None if error.body is None or error.path in {"$", "$.report"} else error.body.reveal()
 
 
 @define(eq=False)
-class Store:
+class ReportStore:
     """A folder of reports, one file for each relay token, by a name that says nothing of the token.
 
     Attributes:
@@ -61,9 +61,9 @@ class Store:
     """
 
     folder: Path
-    kind: str
-    trouble: OSError | None = None
-    _met: set[str] = field(factory=set, init=False)
+    suffix: str
+    error: OSError | None = None
+    _seen_digests: set[str] = field(factory=set, init=False)
 
     def prepare(self) -> None:
         """Make the folder, if it isn't there, and make sure that a file can be made in it.
@@ -78,128 +78,141 @@ class Store:
         except OSError as error:
             raise OSError(error.errno, f"{self.folder}: {error.strerror}") from None
 
-    def path(self, relay_token: str) -> str:
+    def path_of(self, relay_token: str) -> str:
         """Give the file of a relay token."""
-        return str(self.folder / f"{_digest(relay_token)}.{self.kind}")
+        return str(self.folder / f"{_token_digest(relay_token)}.{self.suffix}")
 
-    def met(self, relay_token: str) -> bool:
+    def check_duplicate(self, relay_token: str) -> bool:
         """Tell whether the token was asked for before."""
-        digest = _digest(relay_token)
-        if digest in self._met:
+        digest = _token_digest(relay_token)
+        if digest in self._seen_digests:
             return True
-        self._met.add(digest)
+        self._seen_digests.add(digest)
         return False
 
-    def holds(self, relay_token: str) -> bool:
+    def contains(self, relay_token: str) -> bool:
         """Tell whether that file is there; it is so as a whole only."""
-        return os.path.lexists(self.path(relay_token))
+        return os.path.lexists(self.path_of(relay_token))
 
 
-def _digest(relay_token: str) -> str:
-    return hashlib.sha256(relay_token.encode()).hexdigest()[:_DIGITS]
+def _token_digest(relay_token: str) -> str:
+    return hashlib.sha256(relay_token.encode()).hexdigest()[:_NAME_DIGITS]
 
 
 @define(eq=False)
-class Fetch(Run):
+class FetchRunner(BatchRunner):
     """A batch of reads; each report is in its file before its outcome is told."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("fetched", "already_there", "failed", "not_attempted")
+    outcome_kinds: ClassVar[tuple[str, ...]] = ("fetched", "already_there", "failed", "not_attempted")
 
-    store: Store = field(kw_only=True)
+    store: ReportStore = field(kw_only=True)
     strict: bool = field(default=False, kw_only=True)  # store nothing that can't be decoded
-    _undecoded: int = field(default=0, init=False)
-    _lines: dict[int, int | str] = field(factory=dict, init=False)  # by the id of a request that is alive
+    _undecoded_count: int = field(default=0, init=False)
+    _line_by_request: dict[int, int | str] = field(
+        factory=dict, init=False
+    )  # by the id of a request that is alive
 
-    def _batch(self) -> Batch[Any]:
-        many = self.client.relay.get_pdf_many if self.store.kind == "pdf" else self.client.relay.get_many
+    def _create_batch(self) -> Batch[Any]:
+        many = self.client.relay.get_pdf_many if self.store.suffix == "pdf" else self.client.relay.get_many
         # Tokens that come twice are told apart below, whether or not the first one has its file already.
         return many(
-            self._requests(), concurrency=self.concurrency, on_outcome=self._write, allow_duplicates=True
+            self._iter_requests(),
+            concurrency=self.concurrency,
+            on_outcome=self._on_outcome,
+            allow_duplicates=True,
         )
 
-    async def _requests(self) -> AsyncIterator[Any]:
+    async def _iter_requests(self) -> AsyncIterator[Any]:
         """Pass over what was fetched before, which has its outcome at once."""
-        async for row in self._rows_left():
+        async for row in self._remaining_rows():
             request = row.request
-            self._lines[id(request)] = row.line
-            if self.store.met(request.relay_token):
-                self._put(self._told("failed", request, error_code=DuplicateRequestError.__name__))
-            elif self.store.holds(request.relay_token):
-                self._put(self._told("already_there", request, file=self.store.path(request.relay_token)))
+            self._line_by_request[id(request)] = row.line
+            if self.store.check_duplicate(request.relay_token):
+                self._write_line(
+                    self._fetch_fields("failed", request, error_code=DuplicateRequestError.__name__)
+                )
+            elif self.store.contains(request.relay_token):
+                self._write_line(
+                    self._fetch_fields("already_there", request, file=self.store.path_of(request.relay_token))
+                )
             else:
                 yield request
                 continue
-            await self.output.settle()
+            await self.output.drain()
             await asyncio.sleep(0)  # many of them in a row must not hold the loop
 
-    def _line(self, outcome: Any) -> dict[str, Any]:
+    def _output_fields(self, outcome: Any) -> dict[str, Any]:
         match outcome:
             case Fetched():
-                return self._stored(
-                    outcome, _content(outcome.response), asset_report_id=_id_of(outcome.response)
+                return self._store_report(
+                    outcome, _report_content(outcome.response), asset_report_id=_report_id(outcome.response)
                 )
             case Failed(error=ResponseDecodeError() as error):
-                return self._undecodable(outcome, error)
+                return self._store_undecoded(outcome, error)
             case Failed() | Unknown():
                 code = reason_of(outcome.error)
-                return self._told("failed", outcome.request, outcome, error_code=code)
+                return self._fetch_fields("failed", outcome.request, outcome, error_code=code)
             case request:
-                return self._told("not_attempted", request)
+                return self._fetch_fields("not_attempted", request)
 
-    def _undecodable(self, outcome: Failed, error: ResponseDecodeError) -> dict[str, Any]:
+    def _store_undecoded(self, outcome: Failed, error: ResponseDecodeError) -> dict[str, Any]:
         facts = {"error_code": reason_of(error), "decode_error": error.path}
-        content = None if self.strict else report_in(error)
+        content = None if self.strict else undecoded_report(error)
         if content is None:
-            return self._told("failed", outcome.request, outcome, **facts)
-        line = self._stored(outcome, content, **facts)
-        self._undecoded += line["outcome"] == "fetched"
+            return self._fetch_fields("failed", outcome.request, outcome, **facts)
+        line = self._store_report(outcome, content, **facts)
+        self._undecoded_count += line["outcome"] == "fetched"
         return line
 
-    def _stored(self, outcome: Fetched[Any] | Failed, content: bytes, **facts: Any) -> dict[str, Any]:
-        path = self.store.path(outcome.request.relay_token)
+    def _store_report(self, outcome: Fetched[Any] | Failed, content: bytes, **facts: Any) -> dict[str, Any]:
+        path = self.store.path_of(outcome.request.relay_token)
         told: Callable[..., dict[str, Any]] = partial(
-            self._told, request=outcome.request, outcome=outcome, **facts
+            self._fetch_fields, request=outcome.request, outcome=outcome, **facts
         )
         try:
-            write_new(path, content)
+            write_new_file(path, content)
         except FileExistsError:  # of another run
             return told("already_there", file=path)
         except OSError as error:
-            self.store.trouble = error
+            self.store.error = error
             return told("failed", error_code=type(error).__name__)
         return told("fetched", file=path)
 
-    def _told(self, kind: str, request: object, outcome: Any = None, **facts: Any) -> dict[str, Any]:
-        line = dict.fromkeys(COLUMNS) | {"outcome": kind, "row": self._lines.pop(id(request)), "attempts": 0}
+    def _fetch_fields(self, kind: str, request: object, outcome: Any = None, **facts: Any) -> dict[str, Any]:
+        line = dict.fromkeys(FETCH_COLUMNS) | {
+            "outcome": kind,
+            "row": self._line_by_request.pop(id(request)),
+            "attempts": 0,
+        }
         if outcome is not None:
             line |= {"request_id": outcome.request_id, "attempts": outcome.attempts}
         return line | facts
 
-    def _broken(self) -> str | None:
-        trouble = self.store.trouble
+    def _output_problem(self) -> str | None:
+        trouble = self.store.error
         if trouble is None:
-            return super()._broken()
+            return super()._output_problem()
         return f"{self.store.folder} takes no more: {trouble.strerror}"
 
-    def _explain(self, result: BatchResult[Any]) -> None:
-        super()._explain(result)
-        if self._undecoded:
-            self.board.say(
+    def _print_explanations(self, result: BatchResult[Any]) -> None:
+        super()._print_explanations(result)
+        if self._undecoded_count:
+            self.display.print_message(
                 "stored as Plaid sent them, because they differ from its specification: "
-                f"{self._undecoded}; please report the path in decode_error to the project"
+                f"{self._undecoded_count}; please report the path in decode_error to the project"
             )
 
-    def status(self, tally: Tally) -> Exit:
+    def exit_status(self, counts: OutcomeCounts) -> ExitStatus:
         """Return the exit status, which isn't 0 if a report was stored that can't be decoded."""
-        status = super().status(tally)
-        return Exit.FAILED if self._undecoded and status is Exit.DONE else status
+        status = super().exit_status(counts)
+        return ExitStatus.FAILED if self._undecoded_count and status is ExitStatus.DONE else status
 
 
-def _id_of(response: AssetReportGetResponse | PdfResponse) -> str | None:
+def _report_id(response: AssetReportGetResponse | PdfResponse) -> str | None:
     return None if isinstance(response, PdfResponse) else response.report.asset_report_id
 
 
-def _content(response: AssetReportGetResponse | PdfResponse) -> bytes:
+def _report_content(response: AssetReportGetResponse | PdfResponse) -> bytes:
     if isinstance(response, PdfResponse):
         return response.content
     assert response.raw is not None  # noqa: S101  # it was read from Plaid

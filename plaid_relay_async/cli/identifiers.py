@@ -11,14 +11,14 @@ import enum
 import re
 from typing import TYPE_CHECKING
 
-from plaid_relay_async.codec import looks_like_a_token
+from plaid_relay_async.codec import contains_token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # The first five are those of a spreadsheet; the others begin a comment, a tag, an item of a list, or a path.
-_LEADING = ("=", "@", "'", "+", "-", "#", "<", "*", "/")
-_PARTS = {"|": "contains the delimiter |", "://": "is a URL"}
+_ODD_PREFIXES = ("=", "@", "'", "+", "-", "#", "<", "*", "/")
+_ODD_SUBSTRINGS = {"|": "contains the delimiter |", "://": "is a URL"}
 _NUMBER = re.compile(
     r"[0-9]+([.,][0-9]*)?[eE][+-][0-9]+"  # 5.00E+23; without a sign it may be hexadecimal, such as 5e23
     r"|[0-9]+[.,][0-9]+"  # 12.0
@@ -72,24 +72,24 @@ def common_shape(counts: Mapping[Shape, int]) -> Shape:
     )
 
 
-def normalized(name: str) -> str:
+def normalize_name(name: str) -> str:
     """Return a column name in lower case, without spaces, `-` and `_`."""
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
 def is_heading(text: str) -> bool:
     """Return whether a cell reads as a column's name, a total, or a placeholder for a missing value."""
-    return _HEADING.fullmatch(normalized(text)) is not None
+    return _HEADING.fullmatch(normalize_name(text)) is not None
 
 
 def oddity_of(identifier: str) -> str | None:
     """Return why a value is probably not an identifier, or `None`."""
-    if looks_like_a_token(identifier):
+    if contains_token(identifier):
         return "is a token of Plaid's"
     if is_heading(identifier):
         return "is a heading, a total, or a placeholder for a missing value"
-    if identifier.startswith(_LEADING):
+    if identifier.startswith(_ODD_PREFIXES):
         return f"begins with {identifier[0]}"
     if _NUMBER.fullmatch(identifier):
         return "is a number as a spreadsheet formats it"
-    return next((oddity for part, oddity in _PARTS.items() if part in identifier), None)
+    return next((oddity for part, oddity in _ODD_SUBSTRINGS.items() if part in identifier), None)

@@ -12,12 +12,12 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from plaid_relay_async.cli.board import Tally, table
-from plaid_relay_async.cli.bulk import Run
-from plaid_relay_async.cli.output import COLUMNS, open_output, told
+from plaid_relay_async.cli.arguments import confirm, read_value
+from plaid_relay_async.cli.bulk import BatchRunner
+from plaid_relay_async.cli.messages import ExitStatus, UsageError, print_message, sanitize
+from plaid_relay_async.cli.output import OUTCOME_COLUMNS, open_output, outcome_fields
+from plaid_relay_async.cli.progress import OutcomeCounts, totals_table
 from plaid_relay_async.cli.signals import signals
-from plaid_relay_async.cli.status import Exit, UsageError, say, shown
-from plaid_relay_async.cli.words import confirmed, read_word
 from plaid_relay_async.errors import JournalError, RequestValidationError
 from plaid_relay_async.models import RelayRemoveRequest
 from plaid_relay_async.outcomes import Failed
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from plaid_relay_async.journal import Journal, Record, RunStatus
     from plaid_relay_async.outcomes import BatchResult
 
-_URL = Parameter(
+_JOURNAL_URL = Parameter(
     env_var="PLAID_RELAY_JOURNAL",
     help="The journal: a file of SQLite, or a URL of PostgreSQL; @FILE reads it, for one with a password.",
 )
-OptionalJournal: TypeAlias = Annotated[str | None, _URL]
-KeyFile: TypeAlias = Annotated[
+OptionalJournalURL: TypeAlias = Annotated[str | None, _JOURNAL_URL]
+KeyFileOption: TypeAlias = Annotated[
     Path | None,
     Parameter(help="A file (0600) with the journal's key, or several, in place of PLAID_RELAY_KEY."),
 ]
-Name: TypeAlias = Annotated[str, Parameter(help="Run name, as passed to bulk.")]
-Yes: TypeAlias = Annotated[bool, Parameter(negative="", help="Skip the confirmation prompt.")]
+RunName: TypeAlias = Annotated[str, Parameter(help="Run name, as passed to bulk.")]
+SkipConfirmation: TypeAlias = Annotated[bool, Parameter(negative="", help="Skip the confirmation prompt.")]
 
 
 # ---------------------------------------------------------------------------------------- where it lies
 
 
-def _journal(url: str, **settings: Any) -> Journal:
+def _build_journal(url: str, **settings: Any) -> Journal:
     try:
         from plaid_relay_async.journal import Journal
     except ModuleNotFoundError as error:
@@ -55,7 +55,7 @@ def _journal(url: str, **settings: Any) -> Journal:
 
 @Parameter(name="*")
 @frozen
-class Recording:
+class JournalOptions:
     """What is told to commands that create, if they are to keep a journal.
 
     Attributes:
@@ -68,7 +68,7 @@ class Recording:
         lease: seconds.
     """
 
-    journal: OptionalJournal = None
+    journal: OptionalJournalURL = None
     run: Annotated[str | None, Parameter(help="Run name; reuse it to resume.")] = None
     on_existing: Annotated[
         Literal["reuse", "refuse", "create"],
@@ -87,12 +87,12 @@ class Recording:
             negative="", help="Create again the pairs that Plaid refused, once the reason is fixed there."
         ),
     ] = False
-    key_file: KeyFile = None
+    key_file: KeyFileOption = None
     lease: Annotated[
         float, Parameter(help="Seconds after which other processes consider this one dead, with PostgreSQL.")
     ] = 30.0
 
-    def journal_to_write(self) -> Journal | None:
+    def build_journal(self) -> Journal | None:
         """Give the journal, not open yet, if there is to be one.
 
         Raises:
@@ -100,13 +100,13 @@ class Recording:
             ConfigurationError: one of them can't be used.
         """
         if self.journal is None:
-            if self != Recording():
+            if self != JournalOptions():
                 raise UsageError("--journal: is needed for --run and the other options of a journal")
             return None
         if self.run is None:
             raise UsageError("--run: must name the run in the journal; reuse the name to resume it")
-        return _journal(
-            read_word(self.journal, "--journal"),
+        return _build_journal(
+            read_value(self.journal, "--journal"),
             run=self.run,
             key=self.key_file,
             on_existing=self.on_existing,
@@ -118,7 +118,7 @@ class Recording:
 
 @Parameter(name="*")
 @frozen
-class Existing:
+class ExistingJournal:
     """A journal that is there.
 
     Attributes:
@@ -126,32 +126,32 @@ class Existing:
         key_file: holds its keys.
     """
 
-    journal: Annotated[str, _URL]
-    key_file: KeyFile = None
+    journal: Annotated[str, _JOURNAL_URL]
+    key_file: KeyFileOption = None
 
-    def made(self, run: str = "default") -> Journal:
+    def build_journal(self, run: str = "default") -> Journal:
         """Give it, not open yet; nobody looks into a new one, and so none is made.
 
         Raises:
             UsageError: there is none, or its extra isn't there.
             ConfigurationError: its key can't be used.
         """
-        journal = _journal(read_word(self.journal, "--journal"), run=run, key=self.key_file)
+        journal = _build_journal(read_value(self.journal, "--journal"), run=run, key=self.key_file)
         if journal.path is not None and not journal.path.exists():
             raise UsageError("--journal: there is no such file")
         return journal
 
-    def ask(self, question: Callable[[Journal], Awaitable[Any]]) -> Any:
+    def run_query(self, query: Callable[[Journal], Awaitable[Any]]) -> Any:
         """Open it, and give what it answers."""
-        return ask(self.made(), question)
+        return run_query(self.build_journal(), query)
 
 
-def ask(journal: Journal, question: Callable[[Journal], Awaitable[Any]]) -> Any:
+def run_query(journal: Journal, query: Callable[[Journal], Awaitable[Any]]) -> Any:
     """Open a journal for as long as it takes to answer, and give the answer."""
 
     async def asked() -> Any:
         async with journal:
-            return await question(journal)
+            return await query(journal)
 
     return signals.run(asked())
 
@@ -159,20 +159,20 @@ def ask(journal: Journal, question: Callable[[Journal], Awaitable[Any]]) -> Any:
 # --------------------------------------------------------------------------------------------- to be asked
 
 
-def runs(*, existing: Existing) -> Exit:
+def runs(*, existing_journal: ExistingJournal) -> ExitStatus:
     """List the runs of a journal."""
     rows = Table(box=None, pad_edge=False)
     rows.add_column("run", overflow="fold")
-    for title in ("started", "last", *Run.kinds, "removed", "in_flight"):
+    for title in ("started", "last", *BatchRunner.outcome_kinds, "removed", "in_flight"):
         rows.add_column(title, justify="right")
-    for each in existing.ask(lambda journal: journal.runs()):
-        counts = (str(each.counts[kind]) for kind in (*Run.kinds, "removed", "in_flight"))
-        rows.add_row(shown(each.name), *_times(each), *counts)
-    _print(rows)
-    return Exit.DONE
+    for each in existing_journal.run_query(lambda journal: journal.runs()):
+        counts = (str(each.counts[kind]) for kind in (*BatchRunner.outcome_kinds, "removed", "in_flight"))
+        rows.add_row(sanitize(each.name), *_format_times(each), *counts)
+    _print_wide(rows)
+    return ExitStatus.DONE
 
 
-def status(name: Name, /, *, existing: Existing) -> Exit:
+def status(name: RunName, /, *, existing_journal: ExistingJournal) -> ExitStatus:
     """Tell where a run stands: counts, rate, errors by their code, and the partners of which nobody can tell.
 
     Its exit status is what bulk's would be: 0 if all have a token, 1 if some haven't, 3 if some are unknown.
@@ -182,42 +182,42 @@ def status(name: Name, /, *, existing: Existing) -> Exit:
         found = await journal.status(name)
         return found, [record async for record in journal.records(name, outcomes={"unknown"})]
 
-    found, unknown = existing.ask(asked)
-    started, last = _times(found)
-    rows = table(Tally(_shown(found), found.error_codes))
-    _print(f"started {started}, last outcome {last or 'none yet'}, {found.rate:,.0f}/s", rows)
+    found, unknown = existing_journal.run_query(asked)
+    started, last = _format_times(found)
+    rows = totals_table(OutcomeCounts(_ordered_counts(found), found.error_codes))
+    _print_wide(f"started {started}, last outcome {last or 'none yet'}, {found.rate:,.0f}/s", rows)
     for record in unknown:
         facts = filter(None, (record.error_code, record.request_id))
-        sys.stdout.write(shown(f"unknown: {record.secondary_client_id} ({', '.join(facts)})") + "\n")
-    return _deserved(found)
+        sys.stdout.write(sanitize(f"unknown: {record.secondary_client_id} ({', '.join(facts)})") + "\n")
+    return _run_exit_status(found)
 
 
-def _shown(found: RunStatus) -> Counter[str]:
+def _ordered_counts(run_status: RunStatus) -> Counter[str]:
     """Give the counts, those first that there always are."""
-    return Counter(dict.fromkeys(Run.kinds, 0) | dict(sorted(found.counts.items())))
+    return Counter(dict.fromkeys(BatchRunner.outcome_kinds, 0) | dict(sorted(run_status.counts.items())))
 
 
-def _deserved(found: RunStatus) -> Exit:
-    if found.counts["unknown"]:
-        return Exit.UNKNOWN
-    return Exit.FAILED if found.counts.total() > found.counts["created"] else Exit.DONE
+def _run_exit_status(run_status: RunStatus) -> ExitStatus:
+    if run_status.counts["unknown"]:
+        return ExitStatus.UNKNOWN
+    return ExitStatus.FAILED if run_status.counts.total() > run_status.counts["created"] else ExitStatus.DONE
 
 
-def _times(found: RunStatus) -> tuple[str, str]:
-    last = "" if found.last_at is None else f"{found.last_at:%Y-%m-%dT%H:%M:%SZ}"
-    return f"{found.started_at:%Y-%m-%dT%H:%M:%SZ}", last
+def _format_times(run_status: RunStatus) -> tuple[str, str]:
+    last = "" if run_status.last_at is None else f"{run_status.last_at:%Y-%m-%dT%H:%M:%SZ}"
+    return f"{run_status.started_at:%Y-%m-%dT%H:%M:%SZ}", last
 
 
-def _print(*shown: object) -> None:
+def _print_wide(*shown: object) -> None:
     # Wider than any terminal: what is cut off or wrapped is of no use to a script.
     Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=1000).print(*shown, sep="\n")
 
 
 def export(
-    name: Name,
+    name: RunName,
     /,
     *,
-    existing: Existing,
+    existing_journal: ExistingJournal,
     output: Annotated[
         str,
         Parameter(
@@ -225,44 +225,46 @@ def export(
             help="A new file (.csv for CSV, else JSON Lines), or - for standard output.",
         ),
     ] = "-",
-) -> Exit:
+) -> ExitStatus:
     """Write down what a journal has of each pair of a run, in the shape of bulk's output."""
 
     async def asked(journal: Journal) -> None:
         async for record in journal.records(name):
-            sink.write({column: getattr(record, column) for column in COLUMNS})
-            await sink.settle()
-            if sink.trouble is not None:
-                raise sink.trouble
+            sink.write({column: getattr(record, column) for column in OUTCOME_COLUMNS})
+            await sink.drain()
+            if sink.error is not None:
+                raise sink.error
 
-    with open_output(output, rescuing=False) as sink:
-        existing.ask(asked)
-    return Exit.DONE
+    with open_output(output, use_rescue=False) as sink:
+        existing_journal.run_query(asked)
+    return ExitStatus.DONE
 
 
 # ------------------------------------------------------------------------------------------- to be changed
 
 
-def forget(name: Name, /, *, existing: Existing, yes: Yes = False) -> Exit:
+def forget(
+    name: RunName, /, *, existing_journal: ExistingJournal, yes: SkipConfirmation = False
+) -> ExitStatus:
     """Delete the relay tokens of a run from the journal, and keep what became of each pair.
 
     They go on to open their reports, and nothing here can remove them any more: revoke does that.
     """
     question = f"Delete the tokens of the run {name!r}? They stay valid, and can't be revoked any more."
-    if not confirmed(question, yes=yes):
-        return Exit.FAILED
-    say(f"deleted: {existing.ask(lambda journal: journal.forget(name)):,}")
-    return Exit.DONE
+    if not confirm(question, yes=yes):
+        return ExitStatus.FAILED
+    print_message(f"deleted: {existing_journal.run_query(lambda journal: journal.forget(name)):,}")
+    return ExitStatus.DONE
 
 
-def rotate(*, existing: Existing) -> Exit:
+def rotate(*, existing_journal: ExistingJournal) -> ExitStatus:
     """Encrypt all with the first of the journal's keys; once it is done, the others may go."""
-    say(f"encrypted anew: {existing.ask(lambda journal: journal.rotate()):,}")
-    return Exit.DONE
+    print_message(f"encrypted anew: {existing_journal.run_query(lambda journal: journal.rotate()):,}")
+    return ExitStatus.DONE
 
 
 @define(eq=False, repr=False)
-class Held:
+class TokensToRevoke:
     """What a run holds that is to be taken back.
 
     Attributes:
@@ -278,7 +280,7 @@ class Held:
     unknown: int = 0
 
     @classmethod
-    async def of(cls, journal: Journal, run: str, partner: str | None) -> Self:
+    async def read(cls, journal: Journal, run: str, partner: str | None) -> Self:
         """Gather the tokens that a run made; those of other runs aren't its own to take back.
 
         Raises:
@@ -296,52 +298,65 @@ class Held:
                 case "created", None:
                     held.forgotten += 1
                 case "created", str(token):
-                    held._take(token, record.secondary_client_id)  # its own
+                    held._add(token, record.secondary_client_id)  # its own
                 case "unknown", _:
                     held.unknown += 1
         return held
 
-    def _take(self, token: str, partner: str) -> None:
+    def _add(self, token: str, partner: str) -> None:
         try:
             self.partners[RelayRemoveRequest(token)] = partner
         except RequestValidationError as error:
             failed = Failed(request=None, error=error, attempts=0, elapsed=0.0, request_id=None)
-            self.malformed.append(told(failed, partner))
+            self.malformed.append(outcome_fields(failed, partner))
 
 
 @define(eq=False)
-class Revoke(Run):
+class RevokeRunner(BatchRunner):
     """A batch of removals."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("removed", "failed", "unknown", "not_attempted")
+    outcome_kinds: ClassVar[tuple[str, ...]] = ("removed", "failed", "unknown", "not_attempted")
 
-    held: Held = field(kw_only=True)
+    tokens: TokensToRevoke = field(kw_only=True)
 
-    def _batch(self) -> Batch[Any]:
+    def _create_batch(self) -> Batch[Any]:
         return self.client.relay.remove_many(
-            self._requests(), concurrency=self.concurrency, journal=self.journal, on_outcome=self._write
+            self._iter_requests(),
+            concurrency=self.concurrency,
+            journal=self.journal,
+            on_outcome=self._on_outcome,
         )
 
-    def _line(self, outcome: Any) -> dict[str, Any]:
-        return told(outcome, self.held.partners[getattr(outcome, "request", outcome)])
+    def _output_fields(self, outcome: Any) -> dict[str, Any]:
+        return outcome_fields(outcome, self.tokens.partners[getattr(outcome, "request", outcome)])
 
-    async def _write_rest(self, result: BatchResult[Any]) -> None:
-        await super()._write_rest(result)
-        for line in self.held.malformed:
-            self._put(line)
-            await self.output.settle()
+    async def _write_remaining(self, result: BatchResult[Any]) -> None:
+        await super()._write_remaining(result)
+        for line in self.tokens.malformed:
+            self._write_line(line)
+            await self.output.drain()
 
-    def _explain(self, result: BatchResult[Any]) -> None:
-        super()._explain(result)
-        if self.held.malformed:
-            malformed = len(self.held.malformed)
-            self.board.say(f"malformed tokens, which need a direct call of Plaid's API: {malformed:,}")
-        if self.held.forgotten:
-            self.board.say(f"forgotten, so that it stays valid: {self.held.forgotten:,}")
-        if self.held.unknown:
-            self.board.say(f"unknown, so that there may be a token to remove: {self.held.unknown:,}")
+    def _print_explanations(self, result: BatchResult[Any]) -> None:
+        super()._print_explanations(result)
+        if self.tokens.malformed:
+            malformed = len(self.tokens.malformed)
+            self.display.print_message(
+                f"malformed tokens, which need a direct call of Plaid's API: {malformed:,}"
+            )
+        if self.tokens.forgotten:
+            self.display.print_message(f"forgotten, so that it stays valid: {self.tokens.forgotten:,}")
+        if self.tokens.unknown:
+            self.display.print_message(
+                f"unknown, so that there may be a token to remove: {self.tokens.unknown:,}"
+            )
 
-    def status(self, tally: Tally) -> Exit:
+    def exit_status(self, counts: OutcomeCounts) -> ExitStatus:
         """Give the exit status: what can't be taken back counts as well."""
-        left = Exit.UNKNOWN if self.held.unknown else Exit.FAILED if self.held.forgotten else Exit.DONE
-        return max(super().status(tally), left)
+        left = (
+            ExitStatus.UNKNOWN
+            if self.tokens.unknown
+            else ExitStatus.FAILED
+            if self.tokens.forgotten
+            else ExitStatus.DONE
+        )
+        return max(super().exit_status(counts), left)

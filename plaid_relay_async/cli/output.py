@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import field, frozen
 
 from plaid_relay_async.cli.formulas import neutralize
+from plaid_relay_async.cli.messages import ExitStatus, UsageError, print_message
 from plaid_relay_async.cli.rescue import Rescue
-from plaid_relay_async.cli.status import Exit, UsageError, say
 from plaid_relay_async.client.files import PartFile
 from plaid_relay_async.errors import Hidden, is_visible, reason_of
 from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-COLUMNS = ("outcome", "secondary_client_id", "relay_token", "request_id", "error_code", "attempts")
-_LOST = "a relay token is lost: no rescue file could be written"
-_PIPE_SIZE = 1024 * 1024  # bytes; the largest pipe that a user may have on Linux
-_PAUSES = (0.001, 0.05)  # seconds between two looks at a full pipe, at first and at most
+OUTCOME_COLUMNS = ("outcome", "secondary_client_id", "relay_token", "request_id", "error_code", "attempts")
+_TOKEN_LOST = "a relay token is lost: no rescue file could be written"  # noqa: S105  # a message
+_MAX_PIPE_SIZE = 1024 * 1024  # bytes; the largest pipe that a user may have on Linux
+_POLL_SECONDS = (0.001, 0.05)  # seconds between two looks at a full pipe, at first and at most
 
 
 class BrokenOutputError(Exception):
     """An outcome could not be written; the output knows which."""
 
 
-def told(outcome: object, partner: str) -> dict[str, Any]:
+def outcome_fields(outcome: object, partner: str) -> dict[str, Any]:
     """Give the fields of an outcome's line; what is no outcome was not attempted."""
     if not isinstance(outcome, Created | Removed | Failed | Unknown):
         values: tuple[Any, ...] = ("not_attempted", partner, None, None, None, 0)
@@ -54,10 +54,10 @@ def told(outcome: object, partner: str) -> dict[str, Any]:
             reason_of(outcome.error) if isinstance(outcome, Failed | Unknown) else None,
             outcome.attempts,
         )
-    return dict(zip(COLUMNS, values, strict=True))
+    return dict(zip(OUTCOME_COLUMNS, values, strict=True))
 
 
-class Sink(Protocol):
+class OutcomeWriter(Protocol):
     """Takes outcomes.
 
     Attributes:
@@ -65,24 +65,24 @@ class Sink(Protocol):
         lost: whether a relay token was created that is stored nowhere.
     """
 
-    trouble: Exception | None
-    lost: bool
+    error: Exception | None
+    token_lost: bool
 
-    def write(self, line: dict[str, Any], *, journalled: bool = False) -> None:
+    def write(self, fields: dict[str, Any], *, journalled: bool = False) -> None:
         """Take the fields of one outcome's line, and whether the journal holds that outcome."""
         ...
 
-    async def settle(self) -> None:
+    async def drain(self) -> None:
         """Wait until the reader has made room for all that was taken."""
         ...
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """Wait no more."""
         ...
 
 
 @frozen(eq=False)
-class _Line:
+class _OutcomeLine:
     """One outcome's line, which may hold a token."""
 
     fields: dict[str, Any] = field(repr=False)
@@ -106,145 +106,151 @@ class Output:
     """
 
     def __init__(self, file: io.FileIO, *, as_csv: bool, rescue: Rescue | None = None) -> None:
-        self.trouble: Exception | None = None
-        self.lost = False
+        self.error: Exception | None = None
+        self.token_lost = False
         self._file = file
         self._as_csv = as_csv
-        self._needs_header = as_csv and not _holds_something(file)
+        self._needs_header = as_csv and not _has_content(file)
         self._may_block = os.name == "posix" and not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        self._patient = True
-        self._waiting: deque[_Line] = deque()
-        self._first = b""  # the first one that waits, once a part of it was written
-        self._written = 0
-        self._pipe = _Pipe(file) if self._may_block else None
+        self._may_wait = True
+        self._pending: deque[_OutcomeLine] = deque()
+        self._partial = b""  # the first one that waits, once a part of it was written
+        self._partial_written = 0
+        self._unread_lines = _UnreadLines(file) if self._may_block else None
         self._rescue = rescue
-        self._rescued: Counter[bool] = Counter()  # by whether the journal holds them
-        self._unwritten: list[_Line] = []
-        self._unsent = 0
+        self._rescued_counts: Counter[bool] = Counter()  # by whether the journal holds them
+        self._unwritten: list[_OutcomeLine] = []
+        self._unwritten_not_attempted = 0
 
-    def write(self, line: dict[str, Any], *, journalled: bool = False) -> None:
+    def write(self, fields: dict[str, Any], *, journalled: bool = False) -> None:
         """Write a line, or keep it until there is room, or rescue it."""
-        self._waiting.append(_Line(line, journalled))
-        self._push()
+        self._pending.append(_OutcomeLine(fields, journalled))
+        self._write_pending()
 
-    async def settle(self) -> None:
+    async def drain(self) -> None:
         """Wait until the reader has made room for all that was taken."""
-        pause, longest = _PAUSES
-        while self._waiting and self._patient:
+        pause, longest = _POLL_SECONDS
+        while self._pending and self._may_wait:
             await asyncio.sleep(pause)
-            pause = _PAUSES[0] if self._push() else min(2 * pause, longest)
+            pause = _POLL_SECONDS[0] if self._write_pending() else min(2 * pause, longest)
         self.close()
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """Wait no more."""
-        self._patient = False
+        self._may_wait = False
 
     def close(self) -> None:
         """Rescue what still waits for room, and what a reader that has gone away left unread."""
-        self._push()
-        if self._waiting:
-            self._give_up(BlockingIOError(errno.EAGAIN, "it isn't being read"))
-        elif self.trouble is None and self._pipe is not None and self._pipe.was_left():
-            self._give_up(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
+        self._write_pending()
+        if self._pending:
+            self._switch_to_rescue(BlockingIOError(errno.EAGAIN, "it isn't being read"))
+        elif (
+            self.error is None and self._unread_lines is not None and self._unread_lines.closed_with_unread()
+        ):
+            self._switch_to_rescue(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
 
     def report(self) -> list[str]:
         """Return what to say about outcomes that could not be written, without a token."""
         lines = []
-        if self._rescued and self._rescue is not None:
+        if self._rescued_counts and self._rescue is not None:
             paths = " and ".join(map(str, self._rescue.paths))
-            count = f"{self._rescued.total():,} outcomes"
+            count = f"{self._rescued_counts.total():,} outcomes"
             lines.append(f"rescued: {count} that may be missing from the output, in {paths}")
         lines += [f"not written: {line}" for line in self._unwritten]
-        if self.lost:
-            lines.append(_LOST)
-        if self._rescued[True] or any(line.journalled for line in self._unwritten):
+        if self.token_lost:
+            lines.append(_TOKEN_LOST)
+        if self._rescued_counts[True] or any(line.journalled for line in self._unwritten):
             lines.append("the journal has them, too: plaid-relay export")
-        if self._unsent:
-            lines.append(f"not written: not_attempted: {self._unsent} more")
+        if self._unwritten_not_attempted:
+            lines.append(f"not written: not_attempted: {self._unwritten_not_attempted} more")
         return lines
 
-    def _push(self) -> bool:
+    def _write_pending(self) -> bool:
         """Write as much as there is room for, and return whether anything was written."""
         written = False
         try:
-            while self._waiting and self.trouble is None and self._has_room() and self._write_some():
+            while self._pending and self.error is None and self._is_writable() and self._write_chunk():
                 written = True
         except Exception as error:  # noqa: BLE001  # no outcome may be lost because of an unexpected error
-            self._give_up(error)
-        if self.trouble is not None:
-            self._give_up(self.trouble)
+            self._switch_to_rescue(error)
+        if self.error is not None:
+            self._switch_to_rescue(self.error)
         return written
 
-    def _has_room(self) -> bool:
-        return self._pipe is None or bool(select.select([], [self._file], [], 0)[1])
+    def _is_writable(self) -> bool:
+        return self._unread_lines is None or bool(select.select([], [self._file], [], 0)[1])
 
-    def _write_some(self) -> int:
-        self._first = self._first or self._encoded(self._waiting[0])
-        if self._pipe is None:
-            put(self._file, self._first)
-            written = len(self._first)
+    def _write_chunk(self) -> int:
+        self._partial = self._partial or self._encode(self._pending[0])
+        if self._unread_lines is None:
+            write_all(self._file, self._partial)
+            written = len(self._partial)
         else:
             # A pipe with room takes this much without blocking.
-            piece = memoryview(self._first)[self._written : self._written + select.PIPE_BUF]
+            piece = memoryview(self._partial)[self._partial_written : self._partial_written + select.PIPE_BUF]
             written = self._file.write(piece) or 0
-        self._written += written
-        if self._written == len(self._first):
-            line = self._waiting.popleft()
-            if self._pipe is not None:
-                self._pipe.add(line, self._written)
+        self._partial_written += written
+        if self._partial_written == len(self._partial):
+            line = self._pending.popleft()
+            if self._unread_lines is not None:
+                self._unread_lines.add(line, self._partial_written)
             self._needs_header = False
-            self._first, self._written = b"", 0
+            self._partial, self._partial_written = b"", 0
         return written
 
-    def _give_up(self, trouble: Exception) -> None:
-        self.trouble = trouble
-        unread = self._pipe.take() if self._pipe is not None and self._pipe.was_left() else []
-        lines = [*unread, *self._waiting]
-        self._waiting.clear()
+    def _switch_to_rescue(self, error: Exception) -> None:
+        self.error = error
+        unread = (
+            self._unread_lines.take_unread()
+            if self._unread_lines is not None and self._unread_lines.closed_with_unread()
+            else []
+        )
+        lines = [*unread, *self._pending]
+        self._pending.clear()
         if self._rescue is not None:
             for line in lines:
-                self._save(line, self._rescue)
+                self._rescue_line(line, self._rescue)
 
-    def _save(self, line: _Line, rescue: Rescue) -> None:
+    def _rescue_line(self, line: _OutcomeLine, rescue: Rescue) -> None:
         if line.fields["outcome"] == "not_attempted":
-            self._unsent += 1
+            self._unwritten_not_attempted += 1
         elif rescue.store(json.dumps(line.fields, default=repr).encode() + b"\n"):
-            self._rescued[line.journalled] += 1
+            self._rescued_counts[line.journalled] += 1
         else:
             self._unwritten.append(line)
-            self.lost = self.lost or (line.fields["outcome"] == "created" and not line.journalled)
+            self.token_lost = self.token_lost or (line.fields["outcome"] == "created" and not line.journalled)
 
-    def _encoded(self, line: _Line) -> bytes:
+    def _encode(self, line: _OutcomeLine) -> bytes:
         if not self._as_csv:
-            return _for_reader(self._file, json.dumps(line.fields).encode() + b"\n")
-        header = _as_csv(line.fields) if self._needs_header else b""
-        return header + _as_csv(_cell(*field) for field in line.fields.items())
+            return _escape_for_terminal(self._file, json.dumps(line.fields).encode() + b"\n")
+        header = _csv_row(line.fields) if self._needs_header else b""
+        return header + _csv_row(_csv_cell(*field) for field in line.fields.items())
 
 
-class _Pipe:
+class _UnreadLines:
     """The lines that the reader of an output, such as a pipe, may not have read yet."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
-        self._lines: deque[tuple[_Line, int]] = deque()
+        self._lines: deque[tuple[_OutcomeLine, int]] = deque()
         self._size = 0
 
-    def add(self, line: _Line, size: int) -> None:
+    def add(self, line: _OutcomeLine, size: int) -> None:
         """Keep a line that was written, and forget those that must have been read to make room for it."""
         self._lines.append((line, size))
         self._size += size
-        self._trim(_PIPE_SIZE)
+        self._trim(_MAX_PIPE_SIZE)
 
-    def was_left(self) -> bool:
+    def closed_with_unread(self) -> bool:
         """Return whether the reader has gone away and left something unread."""
         poll = select.poll()
         poll.register(self._file, 0)
         gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-        return gone and bool(self._lines) and self._unread() > 0
+        return gone and bool(self._lines) and self._unread_size() > 0
 
-    def take(self) -> list[_Line]:
+    def take_unread(self) -> list[_OutcomeLine]:
         """Return the lines that weren't read to their end, and keep none of them."""
-        self._trim(self._unread())
+        self._trim(self._unread_size())
         lines = [line for line, _ in self._lines]
         self._lines.clear()
         return lines
@@ -253,54 +259,54 @@ class _Pipe:
         while self._lines and self._size - self._lines[0][1] >= size:
             self._size -= self._lines.popleft()[1]
 
-    def _unread(self) -> int:
+    def _unread_size(self) -> int:
         import fcntl
         import termios
 
         if not stat.S_ISFIFO(os.fstat(self._file.fileno()).st_mode):
-            return _PIPE_SIZE  # what a terminal or a socket has shown or sent isn't known
+            return _MAX_PIPE_SIZE  # what a terminal or a socket has shown or sent isn't known
         return int.from_bytes(fcntl.ioctl(self._file, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def _cell(column: str, value: Any) -> Any:
+def _csv_cell(column: str, value: Any) -> Any:
     return neutralize(value) if isinstance(value, str) and column != "relay_token" else value
 
 
-def _as_csv(cells: Iterable[Any]) -> bytes:
+def _csv_row(cells: Iterable[Any]) -> bytes:
     text = io.StringIO()
     # Before Python 3.13 a line break is quoted only if the line terminator has that character.
     csv.writer(text, lineterminator="\r\n").writerow(cells)
     return text.getvalue().removesuffix("\r\n").encode(errors="backslashreplace") + b"\n"
 
 
-def put(file: io.FileIO, data: bytes) -> None:
+def write_all(file: io.FileIO, data: bytes) -> None:
     """Write all of it, or, where the file allows that, nothing; on a terminal, only what is visible.
 
     Raises:
         OSError: it can't be written.
     """
-    data, written = _for_reader(file, data), 0
+    data, written = _escape_for_terminal(file, data), 0
     try:
         while written < len(data):
             # Where the other end asked not to be waited for, nothing is written while its pipe is full.
-            written += file.write(data[written:]) or _wait_for_room(file)
+            written += file.write(data[written:]) or _wait_until_writable(file)
     except OSError:
         with contextlib.suppress(OSError):  # a pipe can't take back what it was given
             file.truncate(file.seek(0, os.SEEK_END) - written)
         raise
 
 
-_BEYOND_ASCII = re.compile(r"\r(?!\n)|[^\t\n\r -~]")
+_CHECKED_ON_TERMINAL = re.compile(r"\r(?!\n)|[^\t\n\r -~]")
 
 
-def _for_reader(file: io.FileIO, data: bytes) -> bytes:
+def _escape_for_terminal(file: io.FileIO, data: bytes) -> bytes:
     """Return the data; for a terminal, JSON's own escapes replace what isn't visible."""
     if not file.isatty():
         return data
-    return _BEYOND_ASCII.sub(_as_json_escape, data.decode(errors="backslashreplace")).encode()
+    return _CHECKED_ON_TERMINAL.sub(_json_escape, data.decode(errors="backslashreplace")).encode()
 
 
-def _as_json_escape(character: re.Match[str]) -> str:
+def _json_escape(character: re.Match[str]) -> str:
     return (
         character[0]
         if is_visible(character[0])
@@ -308,12 +314,12 @@ def _as_json_escape(character: re.Match[str]) -> str:
     )
 
 
-def _wait_for_room(file: io.FileIO) -> int:
+def _wait_until_writable(file: io.FileIO) -> int:
     select.select([], [file], [])
     return 0
 
 
-def _holds_something(file: io.FileIO) -> bool:
+def _has_content(file: io.FileIO) -> bool:
     return file.seekable() and file.seek(0, os.SEEK_END) > 0
 
 
@@ -322,7 +328,7 @@ def open_output(
     path: str,
     *,
     append: bool = False,
-    rescuing: bool = True,
+    use_rescue: bool = True,
 ) -> Iterator[Output]:
     """Yield an output, and report in the end what could not be written to it.
 
@@ -340,30 +346,30 @@ def open_output(
     with contextlib.ExitStack() as stack:
         new = False
         if path == "-":
-            file = standard_output()
+            file = open_stdout()
         else:
-            file, new = _open(path, append=append)
+            file, new = _open_file(path, append=append)
             stack.enter_context(file)
-            _claim(file, path)
+            _lock_file(file, path)
             if not new:
-                _start_fresh_line(file, path)
+                _complete_last_line(file, path)
         regular = path != "-" and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        rescue = stack.enter_context(Rescue(Path(path) if regular else None)) if rescuing else None
+        rescue = stack.enter_context(Rescue(Path(path) if regular else None)) if use_rescue else None
         output = Output(file, as_csv=path.endswith(".csv"), rescue=rescue)
         try:
             yield output
         except BaseException:
             output.close()
-            if new and not _holds_something(file):
+            if new and not _has_content(file):
                 Path(path).unlink(missing_ok=True)
             raise
         finally:
             output.close()
             for line in output.report():
-                say(line)
+                print_message(line)
 
 
-def standard_output() -> io.FileIO:
+def open_stdout() -> io.FileIO:
     """Return standard output without a buffer, so that what is written has left the process.
 
     Raises:
@@ -378,7 +384,7 @@ def standard_output() -> io.FileIO:
     return file
 
 
-def deliver(file: io.FileIO, response: bytes, row: bytes) -> Exit:
+def write_token_response(file: io.FileIO, response: bytes, row: bytes) -> ExitStatus:
     """Write a response that holds a new token, and return the exit status; if it can't be written, rescue it.
 
     Args:
@@ -387,22 +393,22 @@ def deliver(file: io.FileIO, response: bytes, row: bytes) -> Exit:
         row: the same as one line, for the rescue file.
     """
     try:
-        put(file, response)
+        write_all(file, response)
     except (OSError, KeyboardInterrupt) as error:
-        say(f"plaid-relay: the output can't be written: {reason_for(error)}")
+        print_message(f"plaid-relay: the output can't be written: {failure_reason(error)}")
         with Rescue() as rescue:
             stored = rescue.store(row)
-        say(f"rescued: the response, in {rescue.paths[0]}" if stored else _LOST)
-        return Exit.FAILED if stored else Exit.UNKNOWN
-    return Exit.DONE
+        print_message(f"rescued: the response, in {rescue.paths[0]}" if stored else _TOKEN_LOST)
+        return ExitStatus.FAILED if stored else ExitStatus.UNKNOWN
+    return ExitStatus.DONE
 
 
-def reason_for(error: BaseException) -> str:
+def failure_reason(error: BaseException) -> str:
     """Return why something could not be written, in a few words without a value."""
     return getattr(error, "strerror", None) or type(error).__name__
 
 
-def _open(path: str, *, append: bool) -> tuple[io.FileIO, bool]:
+def _open_file(path: str, *, append: bool) -> tuple[io.FileIO, bool]:
     try:
         return _open_new(path), True
     except FileExistsError:
@@ -411,12 +417,12 @@ def _open(path: str, *, append: bool) -> tuple[io.FileIO, bool]:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     try:
-        return _open_again(path), False
+        return _open_existing(path), False
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
 
 
-def _claim(file: io.FileIO, path: str) -> None:
+def _lock_file(file: io.FileIO, path: str) -> None:
     """Keep the file from others: two runs that write into it would spoil each other's lines."""
     try:
         import fcntl
@@ -431,17 +437,17 @@ def _claim(file: io.FileIO, path: str) -> None:
 
 
 def _open_new(path: str) -> io.FileIO:
-    return io.FileIO(path, "x", opener=_private)
+    return io.FileIO(path, "x", opener=_private_opener)
 
 
-def _private(path: str, flags: int) -> int:
+def _private_opener(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_APPEND, 0o600)
 
 
-def _open_again(path: str) -> io.FileIO:
+def _open_existing(path: str) -> io.FileIO:
     # Opening a named pipe waits for its reader, until a signal raises KeyboardInterrupt. The pipe is opened
     # to write alone: a process that opens it to read as well is a reader of it.
-    file = io.FileIO(path, "a+" if Path(path).is_file() else "w", opener=_private)
+    file = io.FileIO(path, "a+" if Path(path).is_file() else "w", opener=_private_opener)
     mode = os.fstat(file.fileno()).st_mode
     if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
         file.close()
@@ -450,12 +456,12 @@ def _open_again(path: str) -> io.FileIO:
 
 
 # A quoted field of CSV; the group is empty if the text ends before the closing quote.
-_QUOTED = re.compile(rb'(?:\A|[,\r\n])"[^"]*+(?:""[^"]*+)*+("?)')
+_QUOTED_FIELD = re.compile(rb'(?:\A|[,\r\n])"[^"]*+(?:""[^"]*+)*+("?)')
 
 
-def _start_fresh_line(file: io.FileIO, path: str) -> None:
+def _complete_last_line(file: io.FileIO, path: str) -> None:
     """End a torn last line, so that the next line is a record of its own."""
-    if not _holds_something(file):
+    if not _has_content(file):
         return
     size = file.seek(-min(4, file.tell()), os.SEEK_END)
     tail = file.read()
@@ -469,9 +475,9 @@ def _start_fresh_line(file: io.FileIO, path: str) -> None:
     within_quotes = path.endswith(".csv") and _ends_within_quotes(lines)
     lines.detach()  # or the file would be closed with it
     if within_quotes:
-        put(file, b'"\n')
+        write_all(file, b'"\n')
     elif not tail.endswith(b"\n"):
-        put(file, b"\n")
+        write_all(file, b"\n")
 
 
 def _ends_within_quotes(lines: Iterable[bytes]) -> bool:
@@ -480,12 +486,12 @@ def _ends_within_quotes(lines: Iterable[bytes]) -> bool:
     for line in lines:
         if b'"' in line:
             # If a field continues from an earlier line, a quote in front makes it one that begins here.
-            for quoted in _QUOTED.finditer(b'"' + line if within else line):
+            for quoted in _QUOTED_FIELD.finditer(b'"' + line if within else line):
                 within = not quoted[1]
     return within
 
 
-def write_new(path: str, content: bytes) -> None:
+def write_new_file(path: str, content: bytes) -> None:
     """Make a file of one's own that is there as a whole or not at all.
 
     Raises:
@@ -498,30 +504,30 @@ def write_new(path: str, content: bytes) -> None:
         part.write(Hidden(content))
         part.publish()
     finally:
-        part.give_up()
+        part.discard()
 
 
-class Kept:
+class MemoryOutput:
     """Keeps outcomes in memory, for the demonstration."""
 
-    trouble: Exception | None = None
-    lost = False
+    error: Exception | None = None
+    token_lost = False
 
     def __init__(self) -> None:
         self.by_outcome: Counter[str] = Counter()
         self.tokens: dict[str, str] = {}
         self.unknown: list[str] = []
 
-    def write(self, line: dict[str, Any], *, journalled: bool = False) -> None:  # noqa: ARG002
+    def write(self, fields: dict[str, Any], *, journalled: bool = False) -> None:  # noqa: ARG002
         """Keep what the demonstration compares with the ledger."""
-        self.by_outcome[line["outcome"]] += 1
-        if line["outcome"] == "created":
-            self.tokens[line["secondary_client_id"]] = line["relay_token"]
-        if line["outcome"] == "unknown":
-            self.unknown.append(line["secondary_client_id"])
+        self.by_outcome[fields["outcome"]] += 1
+        if fields["outcome"] == "created":
+            self.tokens[fields["secondary_client_id"]] = fields["relay_token"]
+        if fields["outcome"] == "unknown":
+            self.unknown.append(fields["secondary_client_id"])
 
-    async def settle(self) -> None:
+    async def drain(self) -> None:
         """Wait for nobody."""
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """Wait for nobody."""

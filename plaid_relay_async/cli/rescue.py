@@ -71,7 +71,7 @@ class _RescueFile:
         try:
             if self._file is None:
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._file = io.FileIO(self.path, "x", opener=_private)
+                self._file = io.FileIO(self.path, "x", opener=_open_private)
             self._append(self._file, row)
         except OSError:
             self._shrink()
@@ -103,5 +103,5 @@ class _RescueFile:
             self._file = None
 
 
-def _private(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_APPEND, 0o600)

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from attrs import field, frozen
 
-from plaid_relay_async.cli.cells import Cells, Columns, Place, Reading, Table, UnreadableError
+from plaid_relay_async.cli.cells import Cells, Columns, InputFormat, InputTable, Place, UnreadableError
 from plaid_relay_async.cli.identifiers import oddity_of
-from plaid_relay_async.cli.status import UsageError
-from plaid_relay_async.cli.survey import Survey
-from plaid_relay_async.codec import looks_like_a_token
+from plaid_relay_async.cli.messages import UsageError
+from plaid_relay_async.cli.survey import InputSurvey
+from plaid_relay_async.codec import contains_token
 from plaid_relay_async.errors import RequestValidationError
 from plaid_relay_async.models import RelayCreateRequest
 
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PARTNER = "secondary_client_id"
-_READ_AHEAD = 64
+_PARTNER_COLUMN = "secondary_client_id"
+_MAX_READ_AHEAD = 64
 
 
 @frozen
-class Problem:
+class InputProblem:
     """A problem with the input and its place. The text contains no value that might be a token."""
 
     text: str
 
 
 @frozen
-class Form(Generic[T]):
+class RowForm(Generic[T]):
     """The kind of rows that an input has.
 
     Attributes:
@@ -54,32 +54,32 @@ class Form(Generic[T]):
     """
 
     columns: Columns
-    make: Callable[[Place, Cells], T | str | None]
+    parse_row: Callable[[Place, Cells], T | str | None]
 
 
 class BadInputError(Exception):
     """A row is invalid; the `problem` of the rows says which."""
 
 
-def parse(table: Table, form: Form[T]) -> Iterator[tuple[Place, T | Problem]]:
+def parse_rows(table: InputTable, form: RowForm[T]) -> Iterator[tuple[Place, T | InputProblem]]:
     """Yield the place where each row of an input begins, and its request or its problem."""
     try:
         for place, cells in table:
-            made = cells if isinstance(cells, str) else form.make(place, cells)
+            made = cells if isinstance(cells, str) else form.parse_row(place, cells)
             if isinstance(made, str):
-                yield place, Problem(f"{table.name}:{place}: {made}{table.hint(place)}")
+                yield place, InputProblem(f"{table.name}:{place}: {made}{table.header_hint(place)}")
             elif made is not None:
                 yield place, made
     except UnreadableError as error:
-        yield "", Problem(f"{table.name}:{error}")
+        yield "", InputProblem(f"{table.name}:{error}")
     except OSError as error:
-        yield "", Problem(f"{table.name}: can't be read: {error.strerror}")
+        yield "", InputProblem(f"{table.name}: can't be read: {error.strerror}")
 
 
 # -------------------------------------------------------------------------------- what a row asks for
 
 
-def creations(report_token: str | None, *, allow_odd: bool = False) -> Form[RelayCreateRequest]:
+def creation_form(report_token: str | None, *, allow_odd: bool = False) -> RowForm[RelayCreateRequest]:
     """Return the form of rows that each create a relay token.
 
     Args:
@@ -87,15 +87,17 @@ def creations(report_token: str | None, *, allow_odd: bool = False) -> Form[Rela
         allow_odd: whether values are accepted that are probably not identifiers.
     """
     columns = Columns(
-        ("report_token", "report_tokens", _PARTNER, "webhook"),
-        key=_PARTNER,
-        value="a partner's id",
-        alone=report_token is not None,
+        ("report_token", "report_tokens", _PARTNER_COLUMN, "webhook"),
+        key=_PARTNER_COLUMN,
+        value_term="a partner's id",
+        list_allowed=report_token is not None,
     )
-    return Form(columns, partial(_creation, report_token, allow_odd=allow_odd))
+    return RowForm(columns, partial(_parse_creation, report_token, allow_odd=allow_odd))
 
 
-def _creation(report_token: str | None, _: Place, row: Cells, *, allow_odd: bool) -> RelayCreateRequest | str:
+def _parse_creation(
+    report_token: str | None, _: Place, row: Cells, *, allow_odd: bool
+) -> RelayCreateRequest | str:
     if "report_token" in row and "report_tokens" in row:
         return "report_tokens: can't be used with report_token; use one of the two"
     tokens: Any = [report_token]
@@ -103,46 +105,50 @@ def _creation(report_token: str | None, _: Place, row: Cells, *, allow_odd: bool
         tokens = row.get("report_tokens", [row.get("report_token")])
     elif report_token is None:
         return "report_token: is missing; add that column, or pass --report-token for all rows"
-    if _PARTNER not in row:
-        return f"{_PARTNER}: is missing"
+    if _PARTNER_COLUMN not in row:
+        return f"{_PARTNER_COLUMN}: is missing"
     try:
-        request = RelayCreateRequest(tokens, row[_PARTNER], row.get("webhook"))
+        request = RelayCreateRequest(tokens, row[_PARTNER_COLUMN], row.get("webhook"))
     except RequestValidationError as error:
         field, wrong = error.field, error.problem
     else:
         oddity = None if allow_odd else oddity_of(request.secondary_client_id)
-        return request if oddity is None else f"{_PARTNER}: {oddity}; --allow-odd-ids accepts it"
+        return request if oddity is None else f"{_PARTNER_COLUMN}: {oddity}; --allow-odd-ids accepts it"
     if field.startswith("report_tokens") and "report_tokens" not in row:
         field = "report_token"
     return f"{field}: {wrong}"
 
 
 @frozen
-class Shared:
+class SharedReportRow:
     """A row for a report that was shared with a partner: its first line, and the request to read it."""
 
     line: Place
     request: Any = field(repr=False)
 
 
-def shared(make: Callable[[str], object]) -> Form[Shared]:
+def shared_report_form(build_request: Callable[[str], object]) -> RowForm[SharedReportRow]:
     """Return the form of rows that each have a relay token, such as the output of `bulk`.
 
     Args:
         make: turns a relay token into a request.
     """
-    columns = Columns(("relay_token", "outcome"), key="relay_token", value="a relay token", alone=True)
-    return Form(columns, partial(_shared, make))
+    columns = Columns(
+        ("relay_token", "outcome"), key="relay_token", value_term="a relay token", list_allowed=True
+    )
+    return RowForm(columns, partial(_parse_shared_report, build_request))
 
 
-def _shared(make: Callable[[str], object], line: Place, row: Cells) -> Shared | str | None:
+def _parse_shared_report(
+    build_request: Callable[[str], object], line: Place, row: Cells
+) -> SharedReportRow | str | None:
     brought_one = row.get("outcome") in (None, "", "created")  # a tuple: JSON may have a list there
     if not row.get("relay_token") and not brought_one:
         return None
     if "relay_token" not in row:
         return "relay_token: is missing"
     try:
-        return Shared(line, make(row["relay_token"]))
+        return SharedReportRow(line, build_request(row["relay_token"]))
     except RequestValidationError as error:
         wrong = error.problem
     return f"relay_token: {wrong}"
@@ -151,7 +157,7 @@ def _shared(make: Callable[[str], object], line: Place, row: Cells) -> Shared | 
 # ----------------------------------------------------------------------------------------- the source
 
 
-class Source:
+class InputSource:
     """An input that is opened once, so that the rows that are sent are those that were checked.
 
     Attributes:
@@ -159,7 +165,7 @@ class Source:
         table: how the input is recognized; set by `rows`.
     """
 
-    def __init__(self, path: str, reading: Reading | None = None, *, stream: bool = True) -> None:
+    def __init__(self, path: str, reading: InputFormat | None = None, *, stream: bool = True) -> None:
         """Open the input.
 
         Args:
@@ -172,22 +178,22 @@ class Source:
             UsageError: the input can't be opened or copied.
         """
         self.name = "<stdin>" if path == "-" else path
-        self._reading = reading or Reading()
-        self._piped: PipedRows[Any] | None = None
-        self.table: Table
+        self._input_format = reading or InputFormat()
+        self._piped_rows: PipedRows[Any] | None = None
+        self.table: InputTable
         self._stream: io.BufferedReader | io.BufferedRandom
         try:
             file = io.FileIO(sys.stdin.fileno(), closefd=False) if path == "-" else io.FileIO(path)
             self._start = file.tell() if file.seekable() else None
         except (OSError, ValueError) as error:
-            if looks_like_a_token(path):
+            if contains_token(path):
                 raise UsageError("INPUT: is a token; pass a file name, or - for standard input") from None
             reason = getattr(error, "strerror", None) or "isn't open"
             raise UsageError(f"{self.name}: {reason}") from None
         self._stream = io.BufferedReader(file)
         if self._start is None and not stream:
             with self._stream as pipe:
-                self._stream = self._copy_of(pipe)
+                self._stream = self._copy_to_file(pipe)
             self._start = 0
 
     def __enter__(self) -> Self:
@@ -197,10 +203,10 @@ class Source:
         self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         # A thread may still be reading from the pipe, and can't be interrupted; the pipe is closed at exit.
-        if self._piped is None or self._piped.ended:
+        if self._piped_rows is None or self._piped_rows.exhausted:
             self._stream.close()
 
-    def _copy_of(self, pipe: io.BufferedReader) -> io.BufferedRandom:
+    def _copy_to_file(self, pipe: io.BufferedReader) -> io.BufferedRandom:
         try:
             with contextlib.ExitStack() as stack:
                 file = stack.enter_context(tempfile.TemporaryFile())  # 0600
@@ -214,7 +220,7 @@ class Source:
             ) from None
         return file
 
-    def rows(self, form: Form[Any], survey: Survey | None = None) -> FileRows[Any] | PipedRows[Any]:
+    def rows(self, form: RowForm[Any], survey: InputSurvey | None = None) -> FileRows[Any] | PipedRows[Any]:
         """Check a whole file, and return its rows; the rows of a pipe are checked as they arrive.
 
         Args:
@@ -224,14 +230,14 @@ class Source:
         Raises:
             UsageError: some rows are invalid, or differ from the others; the message has their lines.
         """
-        self.table = self._open(form)
-        parsed = parse(self.table, form)
+        self.table = self._open_table(form)
+        parsed = parse_rows(self.table, form)
         if self._start is None:
-            self._piped = PipedRows(made for _, made in parsed)
-            return self._piped
-        survey = survey or Survey()
+            self._piped_rows = PipedRows(made for _, made in parsed)
+            return self._piped_rows
+        survey = survey or InputSurvey()
         for place, made in parsed:
-            if isinstance(made, Problem):
+            if isinstance(made, InputProblem):
                 survey.add_problem(made.text)
             elif isinstance(made, RelayCreateRequest):
                 survey.add(place, made.secondary_client_id, made.report_tokens)
@@ -240,10 +246,10 @@ class Source:
         if problems := list(survey.problems(self.table)):
             raise UsageError(*problems, "nothing was sent")
         # Read no more rows than were checked: the file may have grown meanwhile.
-        rows = (made for _, made in parse(self._open(form), form))
+        rows = (made for _, made in parse_rows(self._open_table(form), form))
         return FileRows(itertools.islice(rows, survey.rows), survey.rows)
 
-    def is_also(self, path: str) -> bool:
+    def is_same_file(self, path: str) -> bool:
         """Return whether an output's path, or standard output for `-`, leads to this very file."""
         try:
             other = os.fstat(sys.stdout.fileno()) if path == "-" else Path(path).stat()
@@ -251,10 +257,10 @@ class Source:
             return False
         return stat.S_ISREG(other.st_mode) and os.path.samestat(os.fstat(self._stream.fileno()), other)
 
-    def _open(self, form: Form[Any]) -> Table:
+    def _open_table(self, form: RowForm[Any]) -> InputTable:
         if self._start is not None:
             self._stream.seek(self._start)
-        return Table(self._stream, self.name, form.columns, self._reading)
+        return InputTable(self._stream, self.name, form.columns, self._input_format)
 
 
 # ------------------------------------------------------------------------------- the rows, for a batch
@@ -269,10 +275,10 @@ class FileRows(Generic[T]):
         ended: whether the input was read to its end, or to that problem.
     """
 
-    def __init__(self, parsed: Iterator[T | Problem], total: int) -> None:
+    def __init__(self, parsed: Iterator[T | InputProblem], total: int) -> None:
         self.total: int | None = total
-        self.problem: Problem | None = None
-        self.ended = True
+        self.problem: InputProblem | None = None
+        self.exhausted = True
         self._parsed = parsed
 
     def __iter__(self) -> Self:
@@ -282,7 +288,7 @@ class FileRows(Generic[T]):
         if self.problem is not None:
             raise StopIteration
         parsed = next(self._parsed)
-        if isinstance(parsed, Problem):
+        if isinstance(parsed, InputProblem):
             self.problem = parsed
             raise BadInputError
         return parsed
@@ -294,14 +300,14 @@ class FileRows(Generic[T]):
 class PipedRows(Generic[T]):
     """Iterates over the rows of a pipe as a thread reads them. The attributes are those of `FileRows`."""
 
-    def __init__(self, parsed: Iterator[T | Problem]) -> None:
+    def __init__(self, parsed: Iterator[T | InputProblem]) -> None:
         self.total: int | None = None
-        self.problem: Problem | None = None
-        self.ended = False
+        self.problem: InputProblem | None = None
+        self.exhausted = False
         self._parsed = parsed
         self._closed = False
-        self._queue: asyncio.Queue[T | Problem | Exception | None] = asyncio.Queue()
-        self._room = threading.Semaphore(_READ_AHEAD)
+        self._queue: asyncio.Queue[T | InputProblem | Exception | None] = asyncio.Queue()
+        self._free_slots = threading.Semaphore(_MAX_READ_AHEAD)
         self._thread: threading.Thread | None = None
 
     def __aiter__(self) -> Self:
@@ -311,36 +317,36 @@ class PipedRows(Generic[T]):
         if self._thread is None:
             # A thread of its own, because the loop waits for the threads of its executor when it closes.
             loop = asyncio.get_running_loop()
-            self._thread = threading.Thread(target=self._read, args=(loop,), daemon=True)
+            self._thread = threading.Thread(target=self._read_in_thread, args=(loop,), daemon=True)
             self._thread.start()
-        while not (self.ended or (self._closed and self._queue.empty())):
+        while not (self.exhausted or (self._closed and self._queue.empty())):
             parsed = await self._queue.get()
             if parsed is not None:
-                self._room.release()
-                return self._checked(parsed)
+                self._free_slots.release()
+                return self._unwrap(parsed)
         raise StopAsyncIteration
 
-    def _checked(self, parsed: T | Problem | Exception) -> T:
-        if not isinstance(parsed, Problem | Exception):
+    def _unwrap(self, parsed: T | InputProblem | Exception) -> T:
+        if not isinstance(parsed, InputProblem | Exception):
             return parsed
-        self.ended = True
-        if isinstance(parsed, Problem):
+        self.exhausted = True
+        if isinstance(parsed, InputProblem):
             self.problem = parsed
             raise BadInputError
         if isinstance(parsed, StopIteration):
             raise StopAsyncIteration
         raise parsed
 
-    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _read_in_thread(self, loop: asyncio.AbstractEventLoop) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and the rest isn't needed
             while True:
-                parsed = self._next()
-                self._room.acquire()
+                parsed = self._next_parsed()
+                self._free_slots.acquire()
                 loop.call_soon_threadsafe(self._queue.put_nowait, parsed)
-                if isinstance(parsed, Problem | Exception):
+                if isinstance(parsed, InputProblem | Exception):
                     return
 
-    def _next(self) -> T | Problem | Exception:
+    def _next_parsed(self) -> T | InputProblem | Exception:
         try:
             return next(self._parsed)
         except Exception as error:  # noqa: BLE001  # it is raised where the rows are awaited

@@ -13,8 +13,8 @@ import stat
 import sys
 from typing import TYPE_CHECKING
 
-from plaid_relay_async.cli.output import put
-from plaid_relay_async.cli.status import Exit, StandardError, UsageError, say
+from plaid_relay_async.cli.messages import ExitStatus, StderrWriter, UsageError, print_message
+from plaid_relay_async.cli.output import write_all
 from plaid_relay_async.config import Credentials
 from plaid_relay_async.errors import ConfigurationError
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from plaid_relay_async.cli.signals import Signals
     from plaid_relay_async.gateway import Gateway
 
-_AUDIT = logging.getLogger("plaid_relay_async.gateway.audit")
+_AUDIT_LOGGER = logging.getLogger("plaid_relay_async.gateway.audit")
 # A name in small letters and the end of a variable in capitals lead to each other, and to nothing else.
-_SET = re.compile("PLAID_CLIENT_ID_([A-Z0-9]+(?:_[A-Z0-9]+)*)")
+_CLIENT_ID_VARIABLE = re.compile("PLAID_CLIENT_ID_([A-Z0-9]+(?:_[A-Z0-9]+)*)")
 
 
-def variables(name: str) -> tuple[str, str]:
+def variable_names(name: str) -> tuple[str, str]:
     """Give the environment variables of a set of credentials: of its client id and of its secret."""
     end = "" if name == "default" else "_" + name.upper().replace("-", "_")
     return f"PLAID_CLIENT_ID{end}", f"PLAID_SECRET{end}"
 
 
-def credentials_in_the_environment(needed: Iterable[str]) -> dict[str, Credentials]:
+def credentials_from_environment(required: Iterable[str]) -> dict[str, Credentials]:
     """Give all sets of credentials that the environment has, by name.
 
     Args:
@@ -45,25 +45,25 @@ def credentials_in_the_environment(needed: Iterable[str]) -> dict[str, Credentia
     Raises:
         UsageError: one of these isn't there as a whole, or can't be sent.
     """
-    ends = (found[1] for name in sorted(os.environ) if (found := _SET.fullmatch(name)))
+    ends = (found[1] for name in sorted(os.environ) if (found := _CLIENT_ID_VARIABLE.fullmatch(name)))
     names = dict.fromkeys(("default", *(end.lower().replace("_", "-") for end in ends)))
-    missing = sorted(name for name in needed if not _is_there(name))
+    missing = sorted(name for name in required if not _is_configured(name))
     if missing:
-        lines = (f"  {name}: {' and '.join(variables(name))}" for name in missing)
+        lines = (f"  {name}: {' and '.join(variable_names(name))}" for name in missing)
         raise UsageError("these sets of Plaid's credentials are needed: set", *lines)
-    return {name: _credentials(name) for name in names if _is_there(name)}
+    return {name: _read_credentials(name) for name in names if _is_configured(name)}
 
 
-def _is_there(name: str) -> bool:
-    return all(os.environ.get(variable) for variable in variables(name))
+def _is_configured(name: str) -> bool:
+    return all(os.environ.get(variable) for variable in variable_names(name))
 
 
-def _credentials(name: str) -> Credentials:
+def _read_credentials(name: str) -> Credentials:
     try:
-        return Credentials(*(os.environ[variable] for variable in variables(name)))
+        return Credentials(*(os.environ[variable] for variable in variable_names(name)))
     except ConfigurationError as error:
         field, wrong = error.field, error.problem
-    raise UsageError(f"{variables(name)[field == 'secret']} {wrong}")
+    raise UsageError(f"{variable_names(name)[field == 'secret']} {wrong}")
 
 
 # ------------------------------------------------------------------------------------------- the certificate
@@ -85,10 +85,10 @@ class Certificate:
 
     def __init__(self, chain: Path, key: Path) -> None:
         self._chain, self._key = chain, key
-        self._newest = self.context = self._loaded()
+        self._current_context = self.context = self._load_context()
         # A context that is in use is never changed: if the new key didn't match, every handshake would fail,
         # and if it were of another kind, OpenSSL would keep the old certificate beside the new one.
-        self.context.sni_callback = self._use_newest
+        self.context.sni_callback = self._use_current_context
 
     def reload(self) -> None:
         """Read the files again.
@@ -96,12 +96,14 @@ class Certificate:
         Raises:
             UsageError: they can't be used; the certificate stays what it was.
         """
-        self._newest = self._loaded()
+        self._current_context = self._load_context()
 
-    def _use_newest(self, connection: tls.SSLObject, _name: str | None, _context: tls.SSLContext) -> None:
-        connection.context = self._newest
+    def _use_current_context(
+        self, connection: tls.SSLObject, _name: str | None, _context: tls.SSLContext
+    ) -> None:
+        connection.context = self._current_context
 
-    def _loaded(self) -> tls.SSLContext:
+    def _load_context(self) -> tls.SSLContext:
         context = tls.create_default_context(tls.Purpose.CLIENT_AUTH)
         try:
             # Without a password OpenSSL would prompt for one.
@@ -128,7 +130,7 @@ class AuditFile(logging.Handler):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self._file = _opened(path)
+        self._file = _open_audit_file(path)
         self._failing = False
 
     def reload(self) -> None:
@@ -140,7 +142,7 @@ class AuditFile(logging.Handler):
         # Opening a pipe again would wait for its reader.
         if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
             return
-        file = _opened(self._path)
+        file = _open_audit_file(self._path)
         self.acquire()
         try:
             file, self._file = self._file, file
@@ -156,10 +158,10 @@ class AuditFile(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""
         try:
-            put(self._file, f"{self.format(record)}\n".encode())
+            write_all(self._file, f"{self.format(record)}\n".encode())
         except OSError as error:
             if not self._failing:
-                say(f"plaid-relay: the audit log can't be written: {error.strerror}")
+                print_message(f"plaid-relay: the audit log can't be written: {error.strerror}")
             self._failing = True
         else:
             self._failing = False
@@ -168,20 +170,20 @@ class AuditFile(logging.Handler):
 @contextlib.contextmanager
 def audit_log(file: AuditFile | None) -> Iterator[None]:
     """Send the audit lines to a file, or to standard error, and close the file in the end."""
-    handler = logging.StreamHandler(StandardError()) if file is None else file
-    before = _AUDIT.level, _AUDIT.propagate
-    _AUDIT.setLevel(logging.INFO)
-    _AUDIT.propagate = False
-    _AUDIT.addHandler(handler)
+    handler = logging.StreamHandler(StderrWriter()) if file is None else file
+    before = _AUDIT_LOGGER.level, _AUDIT_LOGGER.propagate
+    _AUDIT_LOGGER.setLevel(logging.INFO)
+    _AUDIT_LOGGER.propagate = False
+    _AUDIT_LOGGER.addHandler(handler)
     try:
         yield
     finally:
-        _AUDIT.removeHandler(handler)
-        _AUDIT.level, _AUDIT.propagate = before
+        _AUDIT_LOGGER.removeHandler(handler)
+        _AUDIT_LOGGER.level, _AUDIT_LOGGER.propagate = before
         handler.close()
 
 
-def _opened(path: Path) -> io.FileIO:
+def _open_audit_file(path: Path) -> io.FileIO:
     try:
         file = io.FileIO(path, "a", opener=lambda name, flags: os.open(name, flags, 0o600))
     except OSError as error:
@@ -196,12 +198,12 @@ def _opened(path: Path) -> io.FileIO:
 # ------------------------------------------------------------------------------------------------- signals
 
 
-async def serve(
+async def serve_gateway(
     gateway: Gateway,
     signals: Signals,
     greeting: Callable[[], str],
-    reloaded: Sequence[Certificate | AuditFile] | None = None,
-) -> Exit:
+    reloadables: Sequence[Certificate | AuditFile] | None = None,
+) -> ExitStatus:
     """Listen, and stop at a signal once the calls in flight have ended; a second signal cuts them off.
 
     Args:
@@ -219,19 +221,19 @@ async def serve(
         raise UsageError(f"can't listen: {getattr(error, 'strerror', None) or error}") from None
     stops: asyncio.Queue[None] = asyncio.Queue()
     hang_ups: asyncio.Queue[None] = asyncio.Queue()
-    reloading = asyncio.ensure_future(_reload_at_each(hang_ups, gateway, reloaded or ()))
+    reloading = asyncio.ensure_future(_reload_on_sighup(hang_ups, gateway, reloadables or ()))
     try:
         sys.stdout.write(greeting())
         sys.stdout.flush()
-        reload = None if reloaded is None else lambda: hang_ups.put_nowait(None)
-        with signals.told(lambda: stops.put_nowait(None), reload):
-            return await _until_stopped(gateway, stops)
+        reload = None if reloadables is None else lambda: hang_ups.put_nowait(None)
+        with signals.handled_by(lambda: stops.put_nowait(None), reload):
+            return await _wait_for_stop(gateway, stops)
     finally:
         reloading.cancel()
         await gateway.close()
 
 
-async def _until_stopped(gateway: Gateway, stops: asyncio.Queue[None]) -> Exit:
+async def _wait_for_stop(gateway: Gateway, stops: asyncio.Queue[None]) -> ExitStatus:
     await stops.get()
     closing = asyncio.ensure_future(gateway.close())
     again = asyncio.ensure_future(stops.get())
@@ -242,24 +244,24 @@ async def _until_stopped(gateway: Gateway, stops: asyncio.Queue[None]) -> Exit:
     await asyncio.wait({closing})
     if not cut:
         closing.result()  # what went wrong in it
-        return Exit.DONE
-    say("plaid-relay: calls in flight were cut off: their outcome is unknown")
-    return Exit.FAILED
+        return ExitStatus.DONE
+    print_message("plaid-relay: calls in flight were cut off: their outcome is unknown")
+    return ExitStatus.FAILED
 
 
-async def _reload_at_each(
-    hang_ups: asyncio.Queue[None], gateway: Gateway, reloaded: Sequence[Certificate | AuditFile]
+async def _reload_on_sighup(
+    hang_ups: asyncio.Queue[None], gateway: Gateway, reloadables: Sequence[Certificate | AuditFile]
 ) -> None:
     """Reload at each SIGHUP; what can't be reloaded stays as it was, and is reported."""
     while True:
         await hang_ups.get()
         gateway.reload()
         failed = False
-        for each in reloaded:
+        for each in reloadables:
             try:
                 await asyncio.to_thread(each.reload)
             except (UsageError, OSError) as error:
                 failed = True
-                say(f"plaid-relay: error: not reloaded, the previous one stays in use: {error}")
+                print_message(f"plaid-relay: error: not reloaded, the previous one stays in use: {error}")
         if not failed:
-            say("plaid-relay: reloaded")
+            print_message("plaid-relay: reloaded")

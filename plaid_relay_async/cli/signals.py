@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
-_HANDLED = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, _HANG_UP)))
+_SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
+_HANDLED_SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, _SIGHUP)))
 
 
 class Signals:
@@ -41,41 +41,41 @@ class Signals:
 
     def _reset(self) -> None:
         self.interrupted = False
-        self._stops = 0
+        self._stop_requests = 0
         self._hung_up = False
-        self._react: Callable[[], object] = self._interrupt
+        self._on_stop: Callable[[], object] = self._raise_interrupt
         self._reload_due = False
-        self._reload: Callable[[], object] | None = None
+        self._on_reload: Callable[[], object] | None = None
 
     def __enter__(self) -> Self:
         self._reset()
-        for number in _HANDLED:
+        for number in _HANDLED_SIGNALS:
             if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
-                _handle(number, self._came)
+                _set_handler(number, self._receive_signal)
         return self
 
     def __exit__(
         self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._react = _ignore
-        for number in _HANDLED:
-            _handle(number, signal.SIG_IGN)
+        self._on_stop = _ignore_signal
+        for number in _HANDLED_SIGNALS:
+            _set_handler(number, signal.SIG_IGN)
 
     @property
-    def count(self) -> int:
+    def stop_count(self) -> int:
         """How often the command was asked to stop."""
-        return max(self._stops, self._hung_up)
+        return max(self._stop_requests, self._hung_up)
 
-    def _came(self, number: int, _frame: object) -> None:
-        before = self.count
-        if number == _HANG_UP:
+    def _receive_signal(self, number: int, _frame: object) -> None:
+        before = self.stop_count
+        if number == _SIGHUP:
             self._hung_up = True
         else:
-            self._stops += 1
-        if self.count > before:
-            self._react()
+            self._stop_requests += 1
+        if self.stop_count > before:
+            self._on_stop()
 
-    def _interrupt(self) -> NoReturn:
+    def _raise_interrupt(self) -> NoReturn:
         self.interrupted = True
         raise KeyboardInterrupt
 
@@ -92,36 +92,38 @@ class Signals:
             with _wakeup_socket() as woken, asyncio.Runner() as runner:
                 if woken is not None:
                     runner.get_loop().add_reader(woken, woken.recv, 4096)
-                return runner.run(self._cancellable(main))
+                return runner.run(self._run_cancellable(main))
         except asyncio.CancelledError:
-            self._interrupt()
+            self._raise_interrupt()
         finally:
             # If it was never started, Python would warn about it. A third signal leaves it in its cleanup,
             # which may need a loop.
             with contextlib.suppress(RuntimeError):
                 main.close()
 
-    async def _cancellable(self, main: Coroutine[Any, Any, _T]) -> _T:
+    async def _run_cancellable(self, main: Coroutine[Any, Any, _T]) -> _T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None  # noqa: S101  # a coroutine runs in one
 
         def cancel() -> None:
-            if self._react == self._interrupt:  # otherwise `told` was entered, and reacts
+            if self._on_stop == self._raise_interrupt:  # otherwise `told` was entered, and reacts
                 task.cancel()
 
         def react() -> None:
-            self._react = self._interrupt
+            self._on_stop = self._raise_interrupt
             loop.call_soon_threadsafe(cancel)
 
-        self._react = react
+        self._on_stop = react
         try:
             return await main
         finally:
-            if self._react is react:
-                self._react = self._interrupt
+            if self._on_stop is react:
+                self._on_stop = self._raise_interrupt
 
     @contextlib.contextmanager
-    def told(self, react: Callable[[], object], reload: Callable[[], object] | None = None) -> Iterator[None]:
+    def handled_by(
+        self, on_stop: Callable[[], object], on_reload: Callable[[], object] | None = None
+    ) -> Iterator[None]:
         """Call a function in the running event loop for each signal, including those that came before.
 
         Args:
@@ -129,35 +131,35 @@ class Signals:
             reload: for SIGHUP after `reload_on_hang_up`.
         """
         loop = asyncio.get_running_loop()
-        self._react = lambda: loop.call_soon_threadsafe(react)
-        for _ in range(self.count):
-            loop.call_soon(react)
-        if reload is not None:
-            self._reload = lambda: loop.call_soon_threadsafe(reload)
+        self._on_stop = lambda: loop.call_soon_threadsafe(on_stop)
+        for _ in range(self.stop_count):
+            loop.call_soon(on_stop)
+        if on_reload is not None:
+            self._on_reload = lambda: loop.call_soon_threadsafe(on_reload)
             if self._reload_due:
-                loop.call_soon(reload)
+                loop.call_soon(on_reload)
         try:
             yield
         finally:
-            self._react = _ignore
-            self._reload = None
+            self._on_stop = _ignore_signal
+            self._on_reload = None
 
-    def reload_on_hang_up(self) -> None:
+    def reload_on_sighup(self) -> None:
         """Let SIGHUP request a reload instead of a stop from now on, even if it was ignored at the start."""
-        if _HANG_UP is not None:  # pragma: no branch  # Windows has none
-            _handle(_HANG_UP, self._reload_requested)
+        if _SIGHUP is not None:  # pragma: no branch  # Windows has none
+            _set_handler(_SIGHUP, self._receive_reload)
 
-    def _reload_requested(self, _number: int, _frame: object) -> None:
+    def _receive_reload(self, _number: int, _frame: object) -> None:
         self._reload_due = True
-        if self._reload is not None:
-            self._reload()
+        if self._on_reload is not None:
+            self._on_reload()
 
 
-def _ignore() -> None:
+def _ignore_signal() -> None:
     """Ignore a signal."""
 
 
-def _handle(number: int, handler: Any) -> None:
+def _set_handler(number: int, handler: Any) -> None:
     with contextlib.suppress(ValueError):  # outside of the main thread handlers can't be set
         signal.signal(number, handler)
 

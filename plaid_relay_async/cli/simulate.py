@@ -6,8 +6,8 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING
 
-from plaid_relay_async.cli.status import Exit, UsageError
-from plaid_relay_async.errors import displayed
+from plaid_relay_async.cli.messages import ExitStatus, UsageError
+from plaid_relay_async.errors import escape_unprintable
 from plaid_relay_async.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from plaid_relay_async.cli.signals import Signals
 
 
-def read_clients(pairs: Sequence[str]) -> dict[str, str] | None:
+def parse_clients(pairs: Sequence[str]) -> dict[str, str] | None:
     """Give the secret of each client id; `None` takes any.
 
     Raises:
@@ -31,7 +31,9 @@ def read_clients(pairs: Sequence[str]) -> dict[str, str] | None:
     return clients or None
 
 
-async def serve(port: int, clients: dict[str, str] | None, reports: Sequence[str], signals: Signals) -> Exit:
+async def serve_simulator(
+    port: int, clients: dict[str, str] | None, reports: Sequence[str], signals: Signals
+) -> ExitStatus:
     """Listen on 127.0.0.1, tell where, and stop at the first signal.
 
     Raises:
@@ -43,12 +45,12 @@ async def serve(port: int, clients: dict[str, str] | None, reports: Sequence[str
     except (OSError, OverflowError) as error:
         raise UsageError(f"--port {port}: {getattr(error, 'strerror', None) or error}") from None
     report_token = reports[0] if reports else plaid.add_report()
-    sys.stdout.write(f"listening on {plaid.url}\nreport token: {displayed(report_token)}\n")
+    sys.stdout.write(f"listening on {plaid.url}\nreport token: {escape_unprintable(report_token)}\n")
     sys.stdout.flush()
     stopped = asyncio.Event()
     try:
-        with signals.told(stopped.set):
+        with signals.handled_by(stopped.set):
             await stopped.wait()
     finally:
         await plaid.close()
-    return Exit.DONE
+    return ExitStatus.DONE

@@ -14,10 +14,10 @@ from plaid_relay_async.cli.identifiers import Shape, common_shape, shape_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from plaid_relay_async.cli.cells import Table
+    from plaid_relay_async.cli.cells import InputTable
 
-_MOST_NAMED = 20
-_DESCRIPTIONS = {
+_MAX_LISTED = 20
+_SHAPE_DESCRIPTIONS = {
     Shape.DIGITS: "digits only",
     Shape.HEXADECIMAL: "hexadecimal",
     Shape.ALPHANUMERIC: "letters and digits only",
@@ -26,7 +26,7 @@ _DESCRIPTIONS = {
 
 
 @define
-class Places:
+class RowPlaces:
     """The number of rows of a kind, and the places of the first of them."""
 
     count: int = 0
@@ -35,7 +35,7 @@ class Places:
     def add(self, place: Place) -> None:
         """Count a row."""
         self.count += 1
-        if len(self.first) < _MOST_NAMED:
+        if len(self.first) < _MAX_LISTED:
             self.first.append(place)
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class Places:
 
 
 @define
-class Survey:
+class InputSurvey:
     """Counts the rows of an input, and compares the shapes of their identifiers.
 
     Memory is bounded unless `pairs` is a set.
@@ -68,16 +68,18 @@ class Survey:
     first: str | None = field(default=None, init=False)
     last: str | None = field(default=None, init=False)
     partners: set[bytes] = field(factory=set, init=False)
-    duplicates: Places = field(factory=Places, init=False)
+    duplicates: RowPlaces = field(factory=RowPlaces, init=False)
     _problems: list[str] = field(factory=list, init=False)
     _invalid: int = field(default=0, init=False)
-    _shapes: dict[Shape, Places] = field(factory=lambda: {shape: Places() for shape in Shape}, init=False)
+    _shapes: dict[Shape, RowPlaces] = field(
+        factory=lambda: {shape: RowPlaces() for shape in Shape}, init=False
+    )
 
     def add_problem(self, text: str) -> None:
         """Count an invalid row."""
         self.rows += 1
         self._invalid += 1
-        if len(self._problems) < _MOST_NAMED:
+        if len(self._problems) < _MAX_LISTED:
             self._problems.append(text)
 
     def add(self, place: Place, partner: str, report_tokens: Sequence[str]) -> None:
@@ -87,37 +89,37 @@ class Survey:
         self._shapes[shape_of(partner)].add(place)
         if self.pairs is None:
             return
-        pair = _hash(partner, *report_tokens)
+        pair = _pair_hash(partner, *report_tokens)
         if pair in self.pairs:
             self.duplicates.add(place)
         self.pairs.add(pair)
-        self.partners.add(_hash(partner))
+        self.partners.add(_pair_hash(partner))
 
-    def odd(self) -> Places:
+    def odd_rows(self) -> RowPlaces:
         """Return the rows whose partner has a different shape than nine in ten of the others."""
-        return self._outside(common_shape(self._counts()))
+        return self._rows_outside(common_shape(self._shape_counts()))
 
-    def problems(self, table: Table) -> Iterator[str]:
+    def problems(self, table: InputTable) -> Iterator[str]:
         """Yield one line for each problem that must be fixed before anything is sent."""
         yield from self._problems
         if self._invalid > len(self._problems):
             yield f"and {self._invalid - len(self._problems):,} more"
-        yield from self._no_header(table)
-        odd = self.odd()
+        yield from self._header_problems(table)
+        odd = self.odd_rows()
         if odd.count and not self.allow_odd:
-            shape = _DESCRIPTIONS[common_shape(self._counts())]
+            shape = _SHAPE_DESCRIPTIONS[common_shape(self._shape_counts())]
             for place in odd.first:
                 problem = f"nine in ten rows are {shape}, and this one isn't; --allow-odd-ids accepts it"
                 yield f"{table.name}:{place}: {table.columns.key}: {problem}"
             if odd.count > len(odd.first):
                 yield f"and {odd.count - len(odd.first):,} more like these"
 
-    def summary(self, table: Table) -> list[str]:
+    def summary(self, table: InputTable) -> list[str]:
         """Return lines that describe the input and how it was read; requires `pairs`."""
         columns = [
             column if column == name else f"{column} ({name})" for column, name in table.recognized.items()
         ]
-        if table.headless is not None:
+        if table.headerless_line is not None:
             columns = [f"{table.columns.key} (no header)"]
         facts = {
             "rows": f"{self.rows:,}",
@@ -126,22 +128,22 @@ class Survey:
             "first": self.first,
             "last": self.last,
             "duplicates": str(self.duplicates),
-            "odd rows": str(self.odd()),
+            "odd rows": str(self.odd_rows()),
             "delimiter": DELIMITERS.get(table.delimiter or ""),
             "columns": ", ".join(columns),
             "unknown columns": ", ".join(table.unknown),
         }
         return [f"{name + ':':16} {fact or 'none'}" for name, fact in facts.items()]
 
-    def _no_header(self, table: Table) -> Iterator[str]:
+    def _header_problems(self, table: InputTable) -> Iterator[str]:
         """Yield the problem of a first row that may be a header, and exclude that row from the counts."""
-        if not table.reading.header:
+        if not table.input_format.may_have_header:
             return
-        headless = (shape for shape, places in self._shapes.items() if table.headless in places.first)
+        headless = (shape for shape, places in self._shapes.items() if table.headerless_line in places.first)
         shape = next(headless, None)
         if shape is None:
             return
-        others = self._counts()
+        others = self._shape_counts()
         others[shape] -= 1
         if others.total() and shape > common_shape(others):
             self._shapes[shape].count -= 1
@@ -150,20 +152,20 @@ class Survey:
                 "uses other characters than the rows below it: "
                 f"use --column {table.columns.key}=NAME if it is a header, or --no-header if it isn't"
             )
-            yield f"{table.name}:{table.headless}: {problem}"
+            yield f"{table.name}:{table.headerless_line}: {problem}"
 
-    def _counts(self) -> Counter[Shape]:
+    def _shape_counts(self) -> Counter[Shape]:
         return Counter({shape: places.count for shape, places in self._shapes.items()})
 
-    def _outside(self, common: Shape) -> Places:
+    def _rows_outside(self, common: Shape) -> RowPlaces:
         odd = [places for shape, places in self._shapes.items() if shape > common]
-        first = sorted((place for places in odd for place in places.first), key=_position)
-        return Places(sum(places.count for places in odd), first[:_MOST_NAMED])
+        first = sorted((place for places in odd for place in places.first), key=_sort_key)
+        return RowPlaces(sum(places.count for places in odd), first[:_MAX_LISTED])
 
 
-def _position(place: Place) -> list[int]:
+def _sort_key(place: Place) -> list[int]:
     return [int(number) for number in str(place).split(":")]
 
 
-def _hash(*words: str) -> bytes:
+def _pair_hash(*words: str) -> bytes:
     return hashlib.blake2b("\0".join(words).encode(errors="surrogatepass"), digest_size=16).digest()

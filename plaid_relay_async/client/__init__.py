@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Self
 
-from plaid_relay_async.cancellation import Drains, finish
+from plaid_relay_async.cancellation import DrainTracker, run_to_completion
 from plaid_relay_async.client.asset_report import AssetReports
 from plaid_relay_async.client.item import Items
-from plaid_relay_async.client.late import LateOutcomes
+from plaid_relay_async.client.late_outcomes import LateOutcomes
 from plaid_relay_async.client.relay import Relay
 from plaid_relay_async.client.sandbox import Sandbox
 from plaid_relay_async.client.webhook_verification_key import WebhookVerificationKeys
@@ -20,13 +20,13 @@ from plaid_relay_async.config import (
     resolve_base_url,
     resolve_identity,
 )
-from plaid_relay_async.errors import ConfigurationError, sealed_init
-from plaid_relay_async.session import SessionManager, check_lent
+from plaid_relay_async.errors import ConfigurationError, strip_init_traceback
+from plaid_relay_async.session import SessionManager, check_borrowed_session
 from plaid_relay_async.transport import (
     MAX_RESPONSE_BYTES,
+    Authenticator,
     RateLimiter,
     Retry,
-    Signer,
     Statistics,
     Transport,
 )
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["AssetReports", "Items", "Relay", "RelayClient", "Sandbox", "WebhookVerificationKeys"]
 
 
-@sealed_init
+@strip_init_traceback
 class RelayClient:
     """A client of Plaid's credit relay.
 
@@ -120,9 +120,9 @@ class RelayClient:
         late = LateOutcomes(on_late_outcome)
         self._drain = timeouts.drain
         self._base_url = resolve_base_url(base_url, environment)
-        signer = Signer(resolve_identity(credentials, gateway_key), credentials_in)
+        signer = Authenticator(resolve_identity(credentials, gateway_key), credentials_in)
         if session is not None:
-            check_lent(session, signer.headers)
+            check_borrowed_session(session, signer.headers)
         self._session = SessionManager(
             session,
             base_url=self._base_url,
@@ -137,12 +137,12 @@ class RelayClient:
         self._transport = transport = Transport(
             self._session,
             base_url=self._base_url,
-            signer=signer,
+            authenticator=signer,
             timeouts=timeouts,
             retry=retry,
             rate_limiter=rate_limiter,
-            drains=Drains(),
-            on_late=late.of_call,
+            drains=DrainTracker(),
+            on_late_outcome=late.report_call,
             on_retry=on_retry,
             max_response_bytes=max_response_bytes,
         )
@@ -168,12 +168,12 @@ class RelayClient:
         fail with `ClientClosedError`. Drains that are in progress are waited for, for `Timeouts.drain` at
         most. Other calls in flight are cut off. A cancellation is raised once the client is closed.
         """
-        if self._session.shut():
-            self._transport.wake()
-            await finish(self._close)
+        if self._session.start_closing():
+            self._transport.end_waits()
+            await run_to_completion(self._close)
 
     async def _close(self) -> None:
-        await self._transport.drains.all(self._drain)
+        await self._transport.drains.wait_all(self._drain)
         await self._session.close()
 
     def statistics(self) -> Statistics:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plaid_relay_async import codec
-from plaid_relay_async.client.files import download, file_at
-from plaid_relay_async.client.operations import Call, Operations
-from plaid_relay_async.client.waiting import until_ready
-from plaid_relay_async.errors import sealed
+from plaid_relay_async.client.files import checked_file_path, download_to_file
+from plaid_relay_async.client.operations import Call, Namespace
+from plaid_relay_async.client.polling import poll_until_ready
+from plaid_relay_async.errors import strip_traceback
 from plaid_relay_async.models import (
     AssetReportCreateOptions,
     AssetReportCreateRequest,
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from plaid_relay_async.models import AssetReportGetResponse, AssetReportUser, PdfFile, PdfResponse
 
 
-class AssetReports(Operations):
+class AssetReports(Namespace):
     """`client.asset_report`: the reports to share."""
 
-    @sealed
+    @strip_traceback
     def create(
         self,
         access_tokens: Iterable[str],
@@ -89,7 +89,7 @@ class AssetReports(Operations):
         request = AssetReportCreateRequest(access_tokens, days_requested, options=given)
         return self._transport.call(codec.ASSET_REPORT_CREATE, request, timeout=timeout, retry=retry)
 
-    @sealed
+    @strip_traceback
     def get(
         self,
         asset_report_token: str | None = None,
@@ -125,11 +125,11 @@ class AssetReports(Operations):
             user_token=user_token,
             include_insights=include_insights,
             fast_report=fast_report,
-            options=_days(days_to_include),
+            options=_days_option(days_to_include),
         )
         return self._transport.call(codec.ASSET_REPORT_GET, request, timeout=timeout, retry=retry)
 
-    @sealed
+    @strip_traceback
     def wait_until_ready(
         self,
         asset_report_token: str,
@@ -163,11 +163,13 @@ class AssetReports(Operations):
             asset_report_token,
             include_insights=include_insights,
             fast_report=fast_report,
-            options=_days(days_to_include),
+            options=_days_option(days_to_include),
         )
-        return until_ready(self._transport, codec.ASSET_REPORT_GET, request, timeout=timeout, retry=retry)
+        return poll_until_ready(
+            self._transport, codec.ASSET_REPORT_GET, request, timeout=timeout, retry=retry
+        )
 
-    @sealed
+    @strip_traceback
     def get_pdf(
         self,
         asset_report_token: str,
@@ -192,10 +194,10 @@ class AssetReports(Operations):
             ResponseDecodeError: the answer isn't a PDF, or not a whole one.
             PlaidRelayError: see the class.
         """
-        request = AssetReportPdfGetRequest(asset_report_token, options=_days(days_to_include))
+        request = AssetReportPdfGetRequest(asset_report_token, options=_days_option(days_to_include))
         return self._transport.call(codec.ASSET_REPORT_PDF_GET, request, timeout=timeout, retry=retry)
 
-    @sealed
+    @strip_traceback
     def download_pdf(
         self,
         asset_report_token: str,
@@ -225,12 +227,17 @@ class AssetReports(Operations):
             ResponseDecodeError: the answer isn't a PDF, or not a whole one.
             PlaidRelayError: see the class.
         """
-        request = AssetReportPdfGetRequest(asset_report_token, options=_days(days_to_include))
-        return download(
-            self._transport, codec.ASSET_REPORT_PDF_GET, request, file_at(path), timeout=timeout, retry=retry
+        request = AssetReportPdfGetRequest(asset_report_token, options=_days_option(days_to_include))
+        return download_to_file(
+            self._transport,
+            codec.ASSET_REPORT_PDF_GET,
+            request,
+            checked_file_path(path),
+            timeout=timeout,
+            retry=retry,
         )
 
-    @sealed
+    @strip_traceback
     def refresh(
         self,
         asset_report_token: str,
@@ -265,7 +272,7 @@ class AssetReports(Operations):
         request = AssetReportRefreshRequest(asset_report_token, days_requested=days_requested, options=given)
         return self._transport.call(codec.ASSET_REPORT_REFRESH, request, timeout=timeout, retry=retry)
 
-    @sealed
+    @strip_traceback
     def filter(
         self,
         asset_report_token: str,
@@ -291,7 +298,7 @@ class AssetReports(Operations):
         request = AssetReportFilterRequest(asset_report_token, account_ids_to_exclude)
         return self._transport.call(codec.ASSET_REPORT_FILTER, request, timeout=timeout, retry=retry)
 
-    @sealed
+    @strip_traceback
     def remove(
         self, asset_report_token: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
     ) -> Call[AssetReportRemoveResponse]:
@@ -315,5 +322,5 @@ class AssetReports(Operations):
         return self._transport.call(codec.ASSET_REPORT_REMOVE, request, timeout=timeout, retry=retry)
 
 
-def _days(days_to_include: int | None) -> DaysToInclude | None:
+def _days_option(days_to_include: int | None) -> DaysToInclude | None:
     return None if days_to_include is None else DaysToInclude(days_to_include=days_to_include)

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plaid_relay_async.cancellation import shield
+from plaid_relay_async.cancellation import shield_from_anyio
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.models import PdfFile
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Awaitable, Callable
 
-    from plaid_relay_async.codec import Answer, Endpoint
+    from plaid_relay_async.codec import Endpoint, RawResponse
     from plaid_relay_async.config import RetryPolicy
     from plaid_relay_async.errors import Hidden
     from plaid_relay_async.models import PdfResponse
     from plaid_relay_async.transport import Transport
 
 # What says that a file system has no links: exFAT, and some that are mounted from elsewhere.
-_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_HARD_LINK_ERRORS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 class PartFile:
@@ -44,7 +44,7 @@ class PartFile:
         self._link = link
         self._lock = threading.Lock()
         self._file: io.FileIO | None = None
-        self._given_up = False
+        self._discarded = False
 
     def open(self) -> None:
         """Make the file.
@@ -54,15 +54,15 @@ class PartFile:
             OSError: it can't be made.
         """
         with self._lock:
-            if self._given_up:
+            if self._discarded:
                 return
             with contextlib.suppress(FileNotFoundError):
                 self._path.lstat()  # raises also where no file can have that name
                 raise FileExistsError(errno.EEXIST, "is there already", str(self._path))
             # Path.open takes no opener, and the file must be private from its first moment.
-            self._file = open(self._part, "xb", buffering=0, opener=_private)  # noqa: SIM115
+            self._file = open(self._part, "xb", buffering=0, opener=_open_owner_only)  # noqa: SIM115
 
-    def begin(self) -> None:
+    def restart(self) -> None:
         """Forget what was written.
 
         Raises:
@@ -73,14 +73,14 @@ class PartFile:
             if self._file is not None:
                 self._file.truncate(self._file.seek(0))
 
-    def write(self, piece: Hidden[bytes]) -> None:
+    def write(self, chunk: Hidden[bytes]) -> None:
         """Write the next piece.
 
         Raises:
             OSError: it can't be written.
         """
         with self._lock:
-            left = memoryview(piece.reveal())
+            left = memoryview(chunk.reveal())
             self.size += len(left)
             while left and self._file is not None:
                 left = left[self._file.write(left) :]
@@ -93,40 +93,40 @@ class PartFile:
             OSError: that can't be done, or the file couldn't be written to its end.
         """
         with self._lock:
-            if self._file is None or self._given_up:
+            if self._file is None or self._discarded:
                 return
             self._file.close()
             # A link, unlike a renaming, never takes the place of another file.
             try:
                 self._link(self._part, self._path)
             except OSError as error:
-                if error.errno not in _NO_LINKS:
+                if error.errno not in _NO_HARD_LINK_ERRORS:
                     raise
                 self._rename()
 
     def _rename(self) -> None:
-        os.close(_private(str(self._path), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        os.close(_open_owner_only(str(self._path), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         try:
             self._part.replace(self._path)
         except BaseException:
             self._path.unlink(missing_ok=True)
             raise
 
-    def give_up(self) -> None:
+    def discard(self) -> None:
         """Close the file, and take away what isn't published."""
         with self._lock:
-            self._given_up = True
+            self._discarded = True
             if self._file is not None:
                 with contextlib.suppress(OSError):
                     self._file.close()
                 self._part.unlink(missing_ok=True)
 
 
-def _private(path: str, flags: int) -> int:
+def _open_owner_only(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-class _Sink:
+class _PartFileWriter:
     """Writes a body into a part file, each piece in a thread.
 
     What prevents that is no trouble with Plaid: it is kept until `publish`.
@@ -134,33 +134,33 @@ class _Sink:
 
     def __init__(self, part: PartFile) -> None:
         self._part = part
-        self._trouble: OSError | None = None
+        self._error: OSError | None = None
 
-    async def begin(self, answer: Answer) -> bool:
-        if not 200 <= answer.status < 300:
+    async def start_response(self, response: RawResponse) -> bool:
+        if not 200 <= response.status < 300:
             return False
-        await self._attempt(self._part.begin)
+        await self._run_unless_failed(self._part.restart)
         return True
 
-    async def write(self, piece: Hidden[bytes]) -> None:
-        await self._attempt(lambda: self._part.write(piece))
+    async def write(self, chunk: Hidden[bytes]) -> None:
+        await self._run_unless_failed(lambda: self._part.write(chunk))
 
-    async def _attempt(self, act: Callable[[], None]) -> None:
-        if self._trouble is not None:
+    async def _run_unless_failed(self, act: Callable[[], None]) -> None:
+        if self._error is not None:
             return
         try:
-            await _in_a_thread(act)
+            await _run_in_thread(act)
         except OSError as error:
-            self._trouble = error
+            self._error = error
 
     async def publish(self) -> None:
-        trouble, self._trouble = self._trouble, None  # or its traceback would keep all of this alive
+        trouble, self._error = self._error, None  # or its traceback would keep all of this alive
         if trouble is not None:
             raise trouble
-        await _in_a_thread(self._part.publish)
+        await _run_in_thread(self._part.publish)
 
 
-def _in_a_thread(act: Callable[[], None]) -> Awaitable[None]:
+def _run_in_thread(act: Callable[[], None]) -> Awaitable[None]:
     # Once begun it ends, also where its waiter is cancelled; so nothing is left behind. What it raises then
     # is nobody's business any more.
     ending = asyncio.ensure_future(asyncio.to_thread(act))
@@ -168,7 +168,7 @@ def _in_a_thread(act: Callable[[], None]) -> Awaitable[None]:
     return asyncio.shield(ending)
 
 
-def file_at(path: str | os.PathLike[str]) -> Path:
+def checked_file_path(path: str | os.PathLike[str]) -> Path:
     """Return the path.
 
     Raises:
@@ -184,7 +184,7 @@ def file_at(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-async def download(
+async def download_to_file(
     transport: Transport,
     endpoint: Endpoint[Any, PdfResponse],
     request: object,
@@ -195,12 +195,12 @@ async def download(
 ) -> PdfFile:
     """Make the call and have its PDF written to the path as it arrives."""
     part = PartFile(path)
-    sink = _Sink(part)
+    sink = _PartFileWriter(part)
     try:
-        await _in_a_thread(part.open)
-        pdf = await transport.call(endpoint, request, timeout=timeout, retry=retry, into=sink)
+        await _run_in_thread(part.open)
+        pdf = await transport.call(endpoint, request, timeout=timeout, retry=retry, body_writer=sink)
         await sink.publish()
     finally:
-        with shield():
-            await _in_a_thread(part.give_up)
+        with shield_from_anyio():
+            await _run_in_thread(part.discard)
     return PdfFile(path, part.size, pdf.request_id)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plaid_relay_async import codec, models
-from plaid_relay_async.client.operations import Call, Operations
-from plaid_relay_async.errors import sealed
+from plaid_relay_async.client.operations import Call, Namespace
+from plaid_relay_async.errors import strip_traceback
 
 if TYPE_CHECKING:
     from plaid_relay_async.config import RetryPolicy
     from plaid_relay_async.models import ItemPublicTokenExchangeResponse, ItemRemoveResponse
 
 
-class Items(Operations):
+class Items(Namespace):
     """`client.item`: connections to a bank."""
 
-    @sealed
+    @strip_traceback
     def exchange_public_token(
         self, public_token: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
     ) -> Call[ItemPublicTokenExchangeResponse]:
@@ -37,7 +37,7 @@ class Items(Operations):
         request = models.ItemPublicTokenExchangeRequest(public_token)
         return self._transport.call(codec.ITEM_PUBLIC_TOKEN_EXCHANGE, request, timeout=timeout, retry=retry)
 
-    @sealed
+    @strip_traceback
     def remove(
         self,
         access_token: str,

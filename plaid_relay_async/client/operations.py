@@ -15,7 +15,7 @@ T = TypeVar("T")
 Call: TypeAlias = Coroutine[Any, Any, T]
 
 
-class Operations:
+class Namespace:
     """A namespace: methods that make a request and hand it to the transport."""
 
     def __init__(self, transport: Transport) -> None:

@@ -8,12 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from plaid_relay_async import batch, codec
-from plaid_relay_async.batch import Batch, Caller
-from plaid_relay_async.client.files import download, file_at
-from plaid_relay_async.client.operations import Call, Operations
-from plaid_relay_async.client.waiting import until_ready
+from plaid_relay_async.batch import Batch, CallContext
+from plaid_relay_async.client.files import checked_file_path, download_to_file
+from plaid_relay_async.client.operations import Call, Namespace
+from plaid_relay_async.client.polling import poll_until_ready
 from plaid_relay_async.config import RetryPolicy, Timeouts, check_count
-from plaid_relay_async.errors import BatchStoppedError, ConfigurationError, sealed
+from plaid_relay_async.errors import BatchStoppedError, ConfigurationError, strip_traceback
 from plaid_relay_async.models import (
     RelayCreateRequest,
     RelayCreateResponse,
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterable, Callable, Iterable
 
-    from plaid_relay_async.batch import AnyJournal, Operation, Requests, Tokens
-    from plaid_relay_async.client.late import LateOutcomes
+    from plaid_relay_async.batch import AnyJournal, BatchOperation, Requests, Tokens
+    from plaid_relay_async.client.late_outcomes import LateOutcomes
     from plaid_relay_async.models import AssetReportGetResponse, PdfFile, PdfResponse
     from plaid_relay_async.outcomes import (
         Created,
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
         Removed,
         Unknown,
     )
-    from plaid_relay_async.transport import Permit, Transport
+    from plaid_relay_async.transport import AttemptGate, Transport
 
 R = TypeVar("R")
 
 
-class Relay(Operations):
+class Relay(Namespace):
     """`client.relay`: share reports, and read what was shared."""
 
     def __init__(self, transport: Transport, timeouts: Timeouts, late: LateOutcomes) -> None:
@@ -55,7 +55,7 @@ class Relay(Operations):
         self._late = late
         self._drain = timeouts.drain
 
-    @sealed
+    @strip_traceback
     def create(
         self,
         report_tokens: Iterable[str],
@@ -99,9 +99,9 @@ class Relay(Operations):
         request = RelayCreateRequest(report_tokens, secondary_client_id, webhook)
         retries = {"retry_unknown": retry_unknown, "retry_failed": retry_failed}
         if journal is not None:
-            settings = _one(journal) | {"retries": retries}
+            settings = _single_call_settings(journal) | {"retries": retries}
             one = self._batch(batch.CREATE, codec.RELAY_CREATE, [request], timeout, retry, **settings)
-            return self._response_of(
+            return self._single_response(
                 codec.RELAY_CREATE.path,
                 one,
                 lambda made: RelayCreateResponse(made.relay_token, made.request_id),
@@ -111,7 +111,7 @@ class Relay(Operations):
                 raise ConfigurationError(f"{name}= needs journal=")
         return self._transport.call(codec.RELAY_CREATE, request, timeout=timeout, retry=retry)
 
-    @sealed
+    @strip_traceback
     def create_many(
         self,
         requests: Requests,
@@ -147,7 +147,7 @@ class Relay(Operations):
             ConfigurationError: a setting can't be used, or a callback is async.
             BatchStoppedError: in the end, if the input, the journal or a callback raised; it has the result.
         """
-        return self._many(
+        return self._checked_batch(
             batch.CREATE,
             codec.RELAY_CREATE,
             requests,
@@ -160,7 +160,7 @@ class Relay(Operations):
             retry=retry,
         )
 
-    @sealed
+    @strip_traceback
     def get_many(
         self,
         relay_tokens: Tokens[RelayGetRequest],
@@ -200,7 +200,7 @@ class Relay(Operations):
             BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
                 the result.
         """
-        return self._many(
+        return self._checked_batch(
             batch.GET,
             codec.RELAY_GET,
             relay_tokens,
@@ -213,7 +213,7 @@ class Relay(Operations):
             retry=retry,
         )
 
-    @sealed
+    @strip_traceback
     def get_pdf_many(
         self,
         relay_tokens: Tokens[RelayPdfGetRequest],
@@ -245,7 +245,7 @@ class Relay(Operations):
             BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
                 the result.
         """
-        return self._many(
+        return self._checked_batch(
             batch.GET_PDF,
             codec.RELAY_PDF_GET,
             relay_tokens,
@@ -258,7 +258,7 @@ class Relay(Operations):
             retry=retry,
         )
 
-    @sealed
+    @strip_traceback
     def refresh_many(
         self,
         relay_tokens: Tokens[RelayRefreshRequest],
@@ -296,7 +296,7 @@ class Relay(Operations):
             BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
                 the result.
         """
-        return self._many(
+        return self._checked_batch(
             batch.REFRESH,
             codec.RELAY_REFRESH,
             relay_tokens,
@@ -309,7 +309,7 @@ class Relay(Operations):
             retry=retry,
         )
 
-    @sealed
+    @strip_traceback
     def remove_many(
         self,
         relay_tokens: Tokens[RelayRemoveRequest],
@@ -347,7 +347,7 @@ class Relay(Operations):
             BatchStoppedError: in the end, if the input, the journal or a callback raised, or a token can't
                 pass; it has the result.
         """
-        return self._many(
+        return self._checked_batch(
             batch.REMOVE,
             codec.RELAY_REMOVE,
             relay_tokens,
@@ -361,9 +361,9 @@ class Relay(Operations):
             retry=retry,
         )
 
-    def _many(
+    def _checked_batch(
         self,
-        operation: Operation,
+        operation: BatchOperation,
         endpoint: codec.Endpoint[Any, Any],
         requests: Iterable[Any] | AsyncIterable[Any],
         make: Callable[[str], object] | None = None,
@@ -374,7 +374,7 @@ class Relay(Operations):
     ) -> Batch[Any]:
         """Make a batch of calls, once its settings have passed; `make` turns a relay token into a request."""
         check_count("concurrency", settings["concurrency"])
-        self._transport.checked(timeout, retry)
+        self._transport.resolve_settings(timeout, retry)
         callbacks = (settings["on_outcome"], settings["on_progress"])
         if any(map(inspect.iscoroutinefunction, callbacks)):
             raise ConfigurationError("on_outcome and on_progress must be plain functions, not async ones")
@@ -385,7 +385,7 @@ class Relay(Operations):
 
     def _batch(
         self,
-        operation: Operation,
+        operation: BatchOperation,
         endpoint: codec.Endpoint[Any, Any],
         requests: Iterable[Any] | AsyncIterable[Any],
         timeout: float | None,
@@ -394,26 +394,28 @@ class Relay(Operations):
         retries: dict[str, bool | None] | None = None,
         **settings: Any,
     ) -> Batch[Any]:
-        def call(request: object, permit: Permit) -> Call[Any]:
-            return self._transport.call(endpoint, request, timeout=timeout, retry=retry, permit=permit)
+        def call(request: object, permit: AttemptGate) -> Call[Any]:
+            return self._transport.call(endpoint, request, timeout=timeout, retry=retry, gate=permit)
 
-        total, _ = self._transport.checked(timeout, retry)
+        total, _ = self._transport.resolve_settings(timeout, retry)
         host, former_host = self._transport.host, self._transport.host_as_typed
         client_id = partial(self._transport.client_id, total)
-        caller = Caller(host, client_id, total, former_host, **(retries or {}))
+        caller = CallContext(host, client_id, total, former_host, **(retries or {}))
         drains = self._transport.drains
-        return Batch(operation, requests, call, caller=caller, drain=self._drain, drains=drains, **settings)
+        return Batch(
+            operation, requests, call, context=caller, drain_timeout=self._drain, drains=drains, **settings
+        )
 
-    async def _response_of(self, path: str, one: Batch[Any], response: Callable[[Any], R]) -> R:
+    async def _single_response(self, path: str, single: Batch[Any], response: Callable[[Any], R]) -> R:
         """Make one call with a journal: a batch of one, which fails where a longer one would wait."""
         trouble = None
         try:
-            result = await one
+            result = await single
         except BatchStoppedError as stopped:
             result, trouble = stopped.result, stopped.__cause__
         except asyncio.CancelledError:
-            for outcome in [*one.result.succeeded, *one.result.failed, *one.result.unknown]:
-                self._late.take(path, outcome)
+            for outcome in [*single.result.succeeded, *single.result.failed, *single.result.unknown]:
+                self._late.report(path, outcome)
             raise
         # The caller receives the outcome even if the journal can't record it.
         if result.succeeded:
@@ -421,7 +423,7 @@ class Relay(Operations):
         bad: list[Failed | Unknown] = [*result.failed, *result.unknown]
         raise bad[0].error if bad or trouble is None else trouble
 
-    @sealed
+    @strip_traceback
     def get(
         self,
         relay_token: str,
@@ -449,7 +451,7 @@ class Relay(Operations):
         request = RelayGetRequest(relay_token, include_insights=include_insights)
         return self._transport.call(codec.RELAY_GET, request, timeout=timeout, retry=retry)
 
-    @sealed
+    @strip_traceback
     def wait_until_ready(
         self,
         relay_token: str,
@@ -476,9 +478,9 @@ class Relay(Operations):
             PlaidRelayError: see the class.
         """
         request = RelayGetRequest(relay_token, include_insights=include_insights)
-        return until_ready(self._transport, codec.RELAY_GET, request, timeout=timeout, retry=retry)
+        return poll_until_ready(self._transport, codec.RELAY_GET, request, timeout=timeout, retry=retry)
 
-    @sealed
+    @strip_traceback
     def get_pdf(
         self, relay_token: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
     ) -> Call[PdfResponse]:
@@ -500,7 +502,7 @@ class Relay(Operations):
         request = RelayPdfGetRequest(relay_token)
         return self._transport.call(codec.RELAY_PDF_GET, request, timeout=timeout, retry=retry)
 
-    @sealed
+    @strip_traceback
     def download_pdf(
         self,
         relay_token: str,
@@ -529,11 +531,16 @@ class Relay(Operations):
             PlaidRelayError: see the class.
         """
         request = RelayPdfGetRequest(relay_token)
-        return download(
-            self._transport, codec.RELAY_PDF_GET, request, file_at(path), timeout=timeout, retry=retry
+        return download_to_file(
+            self._transport,
+            codec.RELAY_PDF_GET,
+            request,
+            checked_file_path(path),
+            timeout=timeout,
+            retry=retry,
         )
 
-    @sealed
+    @strip_traceback
     def refresh(
         self,
         relay_token: str,
@@ -560,7 +567,7 @@ class Relay(Operations):
         request = RelayRefreshRequest(relay_token, webhook=webhook)
         return self._transport.call(codec.RELAY_REFRESH, request, timeout=timeout, retry=retry)
 
-    @sealed
+    @strip_traceback
     def remove(
         self,
         relay_token: str,
@@ -587,10 +594,12 @@ class Relay(Operations):
         """
         request = RelayRemoveRequest(relay_token)
         if journal is not None:
-            one = self._batch(batch.REMOVE, codec.RELAY_REMOVE, [request], timeout, retry, **_one(journal))
-            return self._response_of(codec.RELAY_REMOVE.path, one, lambda gone: gone.response)
+            one = self._batch(
+                batch.REMOVE, codec.RELAY_REMOVE, [request], timeout, retry, **_single_call_settings(journal)
+            )
+            return self._single_response(codec.RELAY_REMOVE.path, one, lambda gone: gone.response)
         return self._transport.call(codec.RELAY_REMOVE, request, timeout=timeout, retry=retry)
 
 
-def _one(journal: AnyJournal) -> dict[str, Any]:
+def _single_call_settings(journal: AnyJournal) -> dict[str, Any]:
     return {"journal": journal, "concurrency": 1, "patient": False}

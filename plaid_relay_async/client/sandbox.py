@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plaid_relay_async import codec, models
-from plaid_relay_async.client.operations import Call, Operations
-from plaid_relay_async.errors import sealed
+from plaid_relay_async.client.operations import Call, Namespace
+from plaid_relay_async.errors import strip_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     )
 
 
-class Sandbox(Operations):
+class Sandbox(Namespace):
     """`client.sandbox`: test data, in the sandbox alone."""
 
-    @sealed
+    @strip_traceback
     def create_public_token(
         self,
         institution_id: str = "ins_109508",
@@ -57,7 +57,7 @@ class Sandbox(Operations):
         )
         return self._transport.call(codec.SANDBOX_PUBLIC_TOKEN_CREATE, request, timeout=timeout, retry=retry)
 
-    @sealed
+    @strip_traceback
     def fire_webhook(
         self,
         access_token: str,

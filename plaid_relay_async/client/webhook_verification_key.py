@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plaid_relay_async import codec, models
-from plaid_relay_async.client.operations import Call, Operations
-from plaid_relay_async.errors import sealed
+from plaid_relay_async.client.operations import Call, Namespace
+from plaid_relay_async.errors import strip_traceback
 
 if TYPE_CHECKING:
     from plaid_relay_async.config import RetryPolicy
     from plaid_relay_async.models import WebhookVerificationKeyGetResponse
 
 
-class WebhookVerificationKeys(Operations):
+class WebhookVerificationKeys(Namespace):
     """`client.webhook_verification_key`: the keys that webhooks are signed with."""
 
-    @sealed
+    @strip_traceback
     def get(
         self, key_id: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
     ) -> Call[WebhookVerificationKeyGetResponse]:

@@ -4,14 +4,6 @@ Here stands the endpoint table, and here is decided what an answer means. Whethe
 attempt is decided in `transport`.
 """
 
-from plaid_relay_async.codec.answers import (
-    Answer,
-    looks_like_a_token,
-    read,
-    request_id_of,
-    retry_after,
-    says_no_such_token,
-)
 from plaid_relay_async.codec.endpoints import (
     ASSET_REPORT_CREATE,
     ASSET_REPORT_FILTER,
@@ -31,9 +23,17 @@ from plaid_relay_async.codec.endpoints import (
     SANDBOX_PUBLIC_TOKEN_CREATE,
     WEBHOOK_VERIFICATION_KEY_GET,
     Endpoint,
-    Replay,
+    Idempotency,
 )
-from plaid_relay_async.codec.records import encode, from_json, structure, to_json, unstructure
+from plaid_relay_async.codec.records import encode_request, from_json, structure, to_json, unstructure
+from plaid_relay_async.codec.responses import (
+    RawResponse,
+    contains_token,
+    is_unknown_token_error,
+    parse_retry_after,
+    read_response,
+    request_id_of,
+)
 
 __all__ = [
     "ASSET_REPORT_CREATE",
@@ -53,16 +53,16 @@ __all__ = [
     "SANDBOX_ITEM_FIRE_WEBHOOK",
     "SANDBOX_PUBLIC_TOKEN_CREATE",
     "WEBHOOK_VERIFICATION_KEY_GET",
-    "Answer",
     "Endpoint",
-    "Replay",
-    "encode",
+    "Idempotency",
+    "RawResponse",
+    "contains_token",
+    "encode_request",
     "from_json",
-    "looks_like_a_token",
-    "read",
+    "is_unknown_token_error",
+    "parse_retry_after",
+    "read_response",
     "request_id_of",
-    "retry_after",
-    "says_no_such_token",
     "structure",
     "to_json",
     "unstructure",

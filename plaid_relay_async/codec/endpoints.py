@@ -14,12 +14,12 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 
-class Replay(enum.Enum):
+class Idempotency(enum.Enum):
     """What a second attempt would do, once the first may have been carried out."""
 
-    HARMLESS = "a read: it may be repeated"
+    SAFE = "a read: it may be repeated"
     IDEMPOTENT = "it may be repeated, and the repeat may be told that there is nothing left to do"
-    CREATES = "a second one would make a second thing: it may not be repeated"
+    NON_IDEMPOTENT = "a second one would make a second thing: it may not be repeated"
 
 
 @frozen
@@ -31,132 +31,132 @@ class Endpoint(Generic[Q, R]):
 
     path: str
     # Functions, for many records are loaded when the first of them is wanted.
-    asks: Callable[[], type[Q]] = field(repr=False)
-    answer: Callable[[], type[R]] = field(repr=False)
-    replay: Replay
+    load_request: Callable[[], type[Q]] = field(repr=False)
+    load_response: Callable[[], type[R]] = field(repr=False)
+    idempotency: Idempotency
     slow: bool = False
-    report: bool = False
+    returns_report: bool = False
 
     @property
     def request(self) -> type[Q]:
         """The record of what is asked."""
-        return self.asks()
+        return self.load_request()
 
     @property
     def response(self) -> type[R]:
         """The record of its answer."""
-        return self.answer()
+        return self.load_response()
 
 
 RELAY_CREATE: Final = Endpoint(
     "/credit/relay/create",
     lambda: models.RelayCreateRequest,
     lambda: models.RelayCreateResponse,
-    Replay.CREATES,
+    Idempotency.NON_IDEMPOTENT,
     slow=True,
 )
 RELAY_GET: Final = Endpoint(
     "/credit/relay/get",
     lambda: models.RelayGetRequest,
     lambda: models.AssetReportGetResponse,
-    Replay.HARMLESS,
+    Idempotency.SAFE,
     slow=True,
-    report=True,
+    returns_report=True,
 )
 RELAY_PDF_GET: Final = Endpoint(
     "/credit/relay/pdf/get",
     lambda: models.RelayPdfGetRequest,
     lambda: models.PdfResponse,
-    Replay.HARMLESS,
+    Idempotency.SAFE,
     slow=True,
-    report=True,
+    returns_report=True,
 )
 RELAY_REFRESH: Final = Endpoint(
     "/credit/relay/refresh",
     lambda: models.RelayRefreshRequest,
     lambda: models.RelayRefreshResponse,
-    Replay.CREATES,
+    Idempotency.NON_IDEMPOTENT,
     slow=True,
 )
 RELAY_REMOVE: Final = Endpoint(
     "/credit/relay/remove",
     lambda: models.RelayRemoveRequest,
     lambda: models.RelayRemoveResponse,
-    Replay.IDEMPOTENT,
+    Idempotency.IDEMPOTENT,
 )
 ASSET_REPORT_CREATE: Final = Endpoint(
     "/asset_report/create",
     lambda: models.AssetReportCreateRequest,
     lambda: models.AssetReportCreateResponse,
-    Replay.CREATES,
+    Idempotency.NON_IDEMPOTENT,
     slow=True,
 )
 ASSET_REPORT_GET: Final = Endpoint(
     "/asset_report/get",
     lambda: models.AssetReportGetRequest,
     lambda: models.AssetReportGetResponse,
-    Replay.HARMLESS,
+    Idempotency.SAFE,
     slow=True,
-    report=True,
+    returns_report=True,
 )
 ASSET_REPORT_PDF_GET: Final = Endpoint(
     "/asset_report/pdf/get",
     lambda: models.AssetReportPdfGetRequest,
     lambda: models.PdfResponse,
-    Replay.HARMLESS,
+    Idempotency.SAFE,
     slow=True,
-    report=True,
+    returns_report=True,
 )
 ASSET_REPORT_REFRESH: Final = Endpoint(
     "/asset_report/refresh",
     lambda: models.AssetReportRefreshRequest,
     lambda: models.AssetReportRefreshResponse,
-    Replay.CREATES,
+    Idempotency.NON_IDEMPOTENT,
     slow=True,
 )
 ASSET_REPORT_FILTER: Final = Endpoint(
     "/asset_report/filter",
     lambda: models.AssetReportFilterRequest,
     lambda: models.AssetReportFilterResponse,
-    Replay.CREATES,
+    Idempotency.NON_IDEMPOTENT,
     slow=True,
 )
 ASSET_REPORT_REMOVE: Final = Endpoint(
     "/asset_report/remove",
     lambda: models.AssetReportRemoveRequest,
     lambda: models.AssetReportRemoveResponse,
-    Replay.IDEMPOTENT,
+    Idempotency.IDEMPOTENT,
 )
 # Whether a public token can be exchanged twice isn't published, so a lost exchange is not repeated.
 ITEM_PUBLIC_TOKEN_EXCHANGE: Final = Endpoint(
     "/item/public_token/exchange",
     lambda: models.ItemPublicTokenExchangeRequest,
     lambda: models.ItemPublicTokenExchangeResponse,
-    Replay.CREATES,
+    Idempotency.NON_IDEMPOTENT,
 )
 ITEM_REMOVE: Final = Endpoint(
     "/item/remove",
     lambda: models.ItemRemoveRequest,
     lambda: models.ItemRemoveResponse,
-    Replay.IDEMPOTENT,
+    Idempotency.IDEMPOTENT,
 )
 SANDBOX_PUBLIC_TOKEN_CREATE: Final = Endpoint(
     "/sandbox/public_token/create",
     lambda: models.SandboxPublicTokenCreateRequest,
     lambda: models.SandboxPublicTokenCreateResponse,
-    Replay.CREATES,
+    Idempotency.NON_IDEMPOTENT,
 )
 SANDBOX_ITEM_FIRE_WEBHOOK: Final = Endpoint(
     "/sandbox/item/fire_webhook",
     lambda: models.SandboxItemFireWebhookRequest,
     lambda: models.SandboxItemFireWebhookResponse,
-    Replay.CREATES,
+    Idempotency.NON_IDEMPOTENT,
 )
 WEBHOOK_VERIFICATION_KEY_GET: Final = Endpoint(
     "/webhook_verification_key/get",
     lambda: models.WebhookVerificationKeyGetRequest,
     lambda: models.WebhookVerificationKeyGetResponse,
-    Replay.HARMLESS,
+    Idempotency.SAFE,
 )
 
 ENDPOINTS: Final[tuple[Endpoint[Any, Any], ...]] = (

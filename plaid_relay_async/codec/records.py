@@ -18,7 +18,7 @@ from attrs import NOTHING, Attribute, field, fields, make_class, resolve_types
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from plaid_relay_async import models
-from plaid_relay_async.errors import Hidden, RequestValidationError, ResponseDecodeError, sealed
+from plaid_relay_async.errors import Hidden, RequestValidationError, ResponseDecodeError, strip_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,21 +28,21 @@ T = TypeVar("T")
 # -------------------------------------------------------------------------------------- the converters
 
 # As RFC 3339 has them; Python reads other forms, too.
-_DAY: Final = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_TIME: Final = re.compile(
-    _DAY.pattern + r"[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})?"
+_DATE_FORMAT: Final = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_DATETIME_FORMAT: Final = re.compile(
+    _DATE_FORMAT.pattern + r"[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})?"
 )
 
 
 @functools.lru_cache(maxsize=4096)
-def _day(text: str) -> date:
+def _parse_date(text: str) -> date:
     # A report has a date in each of thousands of records, and few different ones.
-    if not _DAY.fullmatch(text):
+    if not _DATE_FORMAT.fullmatch(text):
         raise ValueError("expected a date")
     return date.fromisoformat(text)
 
 
-def _exactly(cls: type) -> Callable[[Any, Any], Any]:
+def _exact_type_hook(cls: type) -> Callable[[Any, Any], Any]:
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not cls:
             raise TypeError(f"expected {cls.__name__}")
@@ -51,7 +51,7 @@ def _exactly(cls: type) -> Callable[[Any, Any], Any]:
     return structure
 
 
-def _decimal(value: Any, _: Any) -> Decimal:
+def _structure_decimal(value: Any, _: Any) -> Decimal:
     if type(value) is Decimal:
         return value
     if type(value) is int:
@@ -59,12 +59,12 @@ def _decimal(value: Any, _: Any) -> Decimal:
     raise TypeError("expected a number")
 
 
-def _date(value: Any, _: Any) -> date:
-    return _day(value)
+def _structure_date(value: Any, _: Any) -> date:
+    return _parse_date(value)
 
 
-def _datetime(value: Any, _: Any) -> datetime:
-    if not _TIME.fullmatch(value):
+def _structure_datetime(value: Any, _: Any) -> datetime:
+    if not _DATETIME_FORMAT.fullmatch(value):
         raise ValueError("expected a time")
     moment = datetime.fromisoformat(value.upper())  # Python has no small letters there
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -86,7 +86,7 @@ def _structure_optional(cls: Any, converter: cattrs.Converter) -> Callable[[Any,
 
 
 def _structure_tuple(
-    cls: Any, converter: cattrs.Converter, *, says_where: bool
+    cls: Any, converter: cattrs.Converter, *, with_paths: bool
 ) -> Callable[[Any, Any], tuple[Any, ...]]:
     inner = get_args(cls)[0]
     base = converter.get_structure_hook(inner)
@@ -104,28 +104,30 @@ def _structure_tuple(
     def structure_with_places(value: Any, _: Any) -> tuple[Any, ...]:
         if type(value) is not list:
             raise TypeError("expected a list")
-        return tuple(_located(base, each, inner, f"[{index}]") for index, each in enumerate(value))
+        return tuple(_structure_at(base, each, inner, f"[{index}]") for index, each in enumerate(value))
 
-    return structure_with_places if says_where else structure
+    return structure_with_places if with_paths else structure
 
 
-def names_of(cls: type) -> frozenset[str]:
+def plaid_field_names(cls: type) -> frozenset[str]:
     """Give the names of the fields that are Plaid's."""
     return frozenset(
-        a.name for a in fields(cls) if a.name != "additional_properties" and models.OURS not in a.metadata
+        a.name
+        for a in fields(cls)
+        if a.name != "additional_properties" and models.CLIENT_SIDE not in a.metadata
     )
 
 
 def _structure_record(
-    cls: Any, converter: cattrs.Converter, *, says_where: bool
+    cls: Any, converter: cattrs.Converter, *, with_paths: bool
 ) -> Callable[[Any, Any], Any]:
-    known = names_of(cls)
+    known = plaid_field_names(cls)
     keeps_others = any(a.name == "additional_properties" for a in fields(cls))
-    made = cls if says_where else _thawed(cls)
+    made = cls if with_paths else _mutable_twin(cls)
     left_out = {a.name: override(omit=True) for a in fields(cls) if a.name not in known}
     base: Callable[[Any, Any], Any] = (
-        _record_with_places(cls, converter)
-        if says_where
+        _structure_record_with_paths(cls, converter)
+        if with_paths
         else make_dict_structure_fn(made, converter, **left_out)  # type: ignore[arg-type]  # each is an override
     )
     knows_all = known.issuperset
@@ -146,24 +148,26 @@ def _structure_record(
     return structure
 
 
-def _record_with_places(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+def _structure_record_with_paths(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     resolve_types(cls)
-    known = [(a, converter.get_structure_hook(a.type)) for a in fields(cls) if a.name in names_of(cls)]
+    known = [
+        (a, converter.get_structure_hook(a.type)) for a in fields(cls) if a.name in plaid_field_names(cls)
+    ]
 
     def structure(value: Any, _: Any) -> Any:
         made = {}
         for attribute, hook in known:
             place = f".{attribute.name}"
             if attribute.name in value:
-                made[attribute.name] = _located(hook, value[attribute.name], attribute.type, place)
+                made[attribute.name] = _structure_at(hook, value[attribute.name], attribute.type, place)
             elif attribute.default is NOTHING:
-                raise _MisfitError("required field missing", place)
+                raise _StructureError("required field missing", place)
         return cls(**made)
 
     return structure
 
 
-class _MisfitError(Exception):
+class _StructureError(Exception):
     """An error that says what is wrong with JSON, and where, without its content."""
 
     def __init__(self, problem: str, path: str) -> None:
@@ -172,19 +176,19 @@ class _MisfitError(Exception):
         self.path = path
 
 
-def _located(hook: Callable[[Any, Any], Any], value: Any, cls: Any, place: str) -> Any:
+def _structure_at(hook: Callable[[Any, Any], Any], value: Any, cls: Any, path: str) -> Any:
     """Structure a value; the first place where one doesn't fit ends everything, and is in the error."""
     try:
         return hook(value, cls)
-    except _MisfitError as error:
-        error.path = place + error.path
+    except _StructureError as error:
+        error.path = path + error.path
         raise
     except (TypeError, ValueError, ArithmeticError):
-        expected = _in_words(cls)
-    raise _MisfitError(f"expected {expected}", place)
+        expected = _json_type_name(cls)
+    raise _StructureError(f"expected {expected}", path)
 
 
-_WORDS: Final = {
+_JSON_TYPE_NAMES: Final = {
     str: "a string",
     int: "an integer",
     bool: "a boolean",
@@ -194,17 +198,17 @@ _WORDS: Final = {
 }
 
 
-def _in_words(cls: Any) -> str:
+def _json_type_name(cls: Any) -> str:
     """Return what JSON has for a type, such as "a string or null"."""
     if get_origin(cls) is Annotated:
-        return _in_words(get_args(cls)[0])
+        return _json_type_name(get_args(cls)[0])
     if _is_optional(cls):
         [inner] = (arg for arg in get_args(cls) if arg is not NoneType)
-        return f"{_in_words(inner)} or null"
-    return "a list" if _is_tuple(cls) else _WORDS.get(cls, "an object")
+        return f"{_json_type_name(inner)} or null"
+    return "a list" if _is_tuple(cls) else _JSON_TYPE_NAMES.get(cls, "an object")
 
 
-def _thawed(cls: Any) -> Any:
+def _mutable_twin(cls: Any) -> Any:
     """Give a class with the same fields that isn't frozen, or the class itself where that can't be.
 
     A frozen record costs attrs a call for each of its fields, in all a third of the time that it takes to
@@ -224,7 +228,7 @@ def _omitted_if_default(attribute: Attribute[Any]) -> bool:
 
 
 def _unstructure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any], dict[str, Any]]:
-    known = names_of(cls)
+    known = plaid_field_names(cls)
     how = {
         a.name: override(omit=True) if a.name not in known else override(omit_if_default=True)
         for a in fields(cls)
@@ -249,23 +253,23 @@ def _is_tuple(cls: Any) -> bool:
 _SCALARS: Final = (str, int, bool, Decimal)
 
 
-def _make_converter(*, says_where: bool) -> cattrs.Converter:
+def _make_converter(*, with_paths: bool) -> cattrs.Converter:
     # Detailed validation by cattrs would collect an error for each wrong value, however many there are.
     converter = cattrs.Converter(detailed_validation=False, unstruct_collection_overrides={tuple: list})
     for cls in (str, int, bool):
-        converter.register_structure_hook(cls, _exactly(cls))
-    converter.register_structure_hook(Decimal, _decimal)
-    converter.register_structure_hook(date, _date)
-    converter.register_structure_hook(datetime, _datetime)
+        converter.register_structure_hook(cls, _exact_type_hook(cls))
+    converter.register_structure_hook(Decimal, _structure_decimal)
+    converter.register_structure_hook(date, _structure_date)
+    converter.register_structure_hook(datetime, _structure_datetime)
     converter.register_unstructure_hook(date, date.isoformat)
-    converter.register_unstructure_hook(datetime, _timestamp)
+    converter.register_unstructure_hook(datetime, _format_datetime)
     converter.register_structure_hook_factory(_is_optional, _structure_optional)
 
     def structure_tuple(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], tuple[Any, ...]]:
-        return _structure_tuple(cls, converter, says_where=says_where)
+        return _structure_tuple(cls, converter, with_paths=with_paths)
 
     def structure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
-        return _structure_record(cls, converter, says_where=says_where)
+        return _structure_record(cls, converter, with_paths=with_paths)
 
     converter.register_structure_hook_factory(_is_tuple, structure_tuple)
     converter.register_structure_hook_factory(models.is_record, structure_record)
@@ -273,61 +277,63 @@ def _make_converter(*, says_where: bool) -> cattrs.Converter:
     return converter
 
 
-def _timestamp(moment: datetime) -> str:
+def _format_datetime(moment: datetime) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
-_converter: Final = _make_converter(says_where=False)
+_converter: Final = _make_converter(with_paths=False)
 # To keep track of the place costs a third of the time, so it is kept only once something is wrong.
-_explaining_converter: Final = _make_converter(says_where=True)
+_diagnostic_converter: Final = _make_converter(with_paths=True)
 
 
 # ------------------------------------------------------------------------------------------- from bytes
 
 
-def _no_constant(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} isn't a number in JSON")
 
 
-def _number(text: str) -> Decimal:
+def _parse_decimal(text: str) -> Decimal:
     # Being a function of Python, it lets other threads in while a long report is parsed; the type wouldn't.
     return Decimal(text)
 
 
 # To make one for each answer takes longer than to parse a short one.
-_decoder: Final = json.JSONDecoder(parse_float=_number, parse_constant=_no_constant)
+_decimal_decoder: Final = json.JSONDecoder(parse_float=_parse_decimal, parse_constant=_reject_constant)
 
 
-def _parse(body: bytes | bytearray | str) -> Any:
+def _parse_json(body: bytes | bytearray | str) -> Any:
     if isinstance(body, str):
-        return _decoder.decode(body)
+        return _decimal_decoder.decode(body)
     plain = body.startswith(b"{") and not body.startswith(b"{\0")
-    return _decoder.decode(body.decode("utf-8" if plain else json.detect_encoding(body), "surrogatepass"))
+    return _decimal_decoder.decode(
+        body.decode("utf-8" if plain else json.detect_encoding(body), "surrogatepass")
+    )
 
 
-def record_of(body: bytes | bytearray | str, cls: type[T]) -> T:
+def decode_record(body: bytes | bytearray | str, cls: type[T]) -> T:
     """Turn JSON into a record.
 
     Raises:
         DECODE_ERRORS: it can't be; `explained` puts it in words.
     """
-    return _structured(lambda: _parse(body), cls)
+    return _structure_parsed(lambda: _parse_json(body), cls)
 
 
-def _structured(parsed: Callable[[], Any], cls: type[T]) -> T:
+def _structure_parsed(parse: Callable[[], Any], cls: type[T]) -> T:
     try:
-        return _converter.structure(parsed(), cls)
+        return _converter.structure(parse(), cls)
     except (KeyError, TypeError, ValueError, ArithmeticError):
         # What was parsed has been taken apart, so it is had once more.
-        return _explaining_converter.structure(parsed(), cls)
+        return _diagnostic_converter.structure(parse(), cls)
 
 
-DECODE_ERRORS: Final = (_MisfitError, ValueError, TypeError, ArithmeticError, RecursionError)
+DECODE_ERRORS: Final = (_StructureError, ValueError, TypeError, ArithmeticError, RecursionError)
 
 
-def explained(error: BaseException) -> tuple[str, str]:
+def describe_decode_error(error: BaseException) -> tuple[str, str]:
     """Give what is wrong and its place in the JSON; nothing of the JSON's content is in it."""
-    if isinstance(error, _MisfitError):
+    if isinstance(error, _StructureError):
         return error.problem, f"${error.path}"
     if isinstance(error, json.JSONDecodeError):
         where = "is empty" if not error.doc.strip() else f"isn't JSON ({error.msg}, character {error.pos})"
@@ -343,7 +349,7 @@ def explained(error: BaseException) -> tuple[str, str]:
 # --------------------------------------------------------------------------------------------- and back
 
 
-def _text(value: Any, **how: Any) -> str:
+def _dump_json(value: Any, **options: Any) -> str:
     """Write JSON, with each Decimal as the very number that it is."""
     # The standard library writes no Decimal, and a float would lose digits. So each is written as a string
     # with a mark that nobody can foresee, and the marks and quotes are taken away again.
@@ -357,38 +363,40 @@ def _text(value: Any, **how: Any) -> str:
         return f"{marks[0]}{number}"
 
     try:
-        text = json.dumps(value, default=marked, allow_nan=False, **how)
+        text = json.dumps(value, default=marked, allow_nan=False, **options)
     except ValueError:  # it may quote the number
         raise TypeError("a number can't be written as JSON") from None
     return re.sub(f'"{marks[0]}([^"]*)"', r"\1", text) if marks else text
 
 
-class _NotPlainError(Exception):
+class _UnsupportedValueError(Exception):
     """There is something that JSON doesn't have, such as a Decimal."""
 
 
-def _not_plain(_value: object) -> None:
-    raise _NotPlainError
+def _reject_value(_value: object) -> None:
+    raise _UnsupportedValueError
 
 
-_COMPACT: Final = (",", ":")
+_COMPACT_SEPARATORS: Final = (",", ":")
 # Made once, as the decoder is; what it can't write goes the longer way.
-_encoder: Final = json.JSONEncoder(separators=_COMPACT, allow_nan=False, default=_not_plain)
+_json_encoder: Final = json.JSONEncoder(
+    separators=_COMPACT_SEPARATORS, allow_nan=False, default=_reject_value
+)
 
 
-@sealed
-def encode(record: object, more: Hidden[dict[str, str]]) -> bytes:
+@strip_traceback
+def encode_request(record: object, extra_fields: Hidden[dict[str, str]]) -> bytes:
     """Turn a request into the body of an HTTP request, with what goes beside its fields.
 
     Raises:
         RequestValidationError: a field holds a value that JSON doesn't have.
     """
     try:
-        plain = {**_converter.unstructure(record), **more.reveal()}
+        plain = {**_converter.unstructure(record), **extra_fields.reveal()}
         try:
-            return _encoder.encode(plain).encode()
-        except (_NotPlainError, ValueError):
-            return _text(plain, separators=_COMPACT).encode()
+            return _json_encoder.encode(plain).encode()
+        except (_UnsupportedValueError, ValueError):
+            return _dump_json(plain, separators=_COMPACT_SEPARATORS).encode()
     except (TypeError, RecursionError) as error:
         problem = type(error).__name__
     raise RequestValidationError.of("the request", f"can't be written as JSON ({problem})")
@@ -396,7 +404,9 @@ def encode(record: object, more: Hidden[dict[str, str]]) -> bytes:
 
 # -------------------------------------------------------------------------------------- for the user's use
 
-_STORED: Final = "Read it with the class that it was written from, and see whether it was changed since."
+_STORED_RECORD_ADVICE: Final = (
+    "Read it with the class that it was written from, and see whether it was changed since."
+)
 
 
 def to_json(record: object, *, indent: int | None = None) -> bytes:
@@ -409,10 +419,10 @@ def to_json(record: object, *, indent: int | None = None) -> bytes:
     Raises:
         TypeError: it isn't one of this package's records, is a PDF, or holds what JSON doesn't have.
     """
-    return _text(_plain(record), indent=indent).encode()
+    return _dump_json(_unstructure_checked(record), indent=indent).encode()
 
 
-@sealed
+@strip_traceback
 def from_json(data: bytes | str, cls: type[T]) -> T:
     """Read a record that `to_json` wrote, or the body of an answer of Plaid's.
 
@@ -424,10 +434,10 @@ def from_json(data: bytes | str, cls: type[T]) -> T:
         ResponseDecodeError: it isn't such a record; `path` says where.
     """
     try:
-        return record_of(data, cls)
+        return decode_record(data, cls)
     except DECODE_ERRORS as error:
-        problem, path = explained(error)
-    raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=False, advice=_STORED)
+        problem, path = describe_decode_error(error)
+    raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=False, advice=_STORED_RECORD_ADVICE)
 
 
 def unstructure(record: object) -> dict[str, Any]:
@@ -439,11 +449,11 @@ def unstructure(record: object) -> dict[str, Any]:
     Raises:
         TypeError: it isn't one of this package's records, or it is a PDF.
     """
-    plain: dict[str, Any] = _with_floats(_plain(record))
+    plain: dict[str, Any] = _decimals_to_floats(_unstructure_checked(record))
     return plain
 
 
-@sealed
+@strip_traceback
 def structure(plain: Mapping[str, Any], cls: type[T]) -> T:
     """Turn what `unstructure` gave into the same record again.
 
@@ -451,24 +461,24 @@ def structure(plain: Mapping[str, Any], cls: type[T]) -> T:
         ResponseDecodeError: it isn't such a record; `path` says where.
     """
     try:
-        return _structured(lambda: _without_floats(plain), cls)
+        return _structure_parsed(lambda: _floats_to_decimals(plain), cls)
     except DECODE_ERRORS as error:
-        problem, path = explained(error)
-    raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=False, advice=_STORED)
+        problem, path = describe_decode_error(error)
+    raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=False, advice=_STORED_RECORD_ADVICE)
 
 
-def _plain(record: object) -> dict[str, Any]:
+def _unstructure_checked(record: object) -> dict[str, Any]:
     if not models.is_record(type(record)) or isinstance(record, models.PdfResponse | models.PdfFile):
         raise TypeError(f"{type(record).__name__} isn't a record that can be written as JSON")
     plain: dict[str, Any] = _converter.unstructure(record)
     return plain
 
 
-def _with_floats(value: Any) -> Any:
+def _decimals_to_floats(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _with_floats(inner) for name, inner in value.items()}
+        return {name: _decimals_to_floats(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_with_floats(inner) for inner in value]
+        return [_decimals_to_floats(inner) for inner in value]
     if not isinstance(value, Decimal):
         return value
     if value.as_tuple().exponent == 0:
@@ -477,12 +487,12 @@ def _with_floats(value: Any) -> Any:
     return nearest if Decimal(repr(nearest)) == value else value
 
 
-def _without_floats(value: Any) -> Any:
+def _floats_to_decimals(value: Any) -> Any:
     # Also in fields that no record knows: what was a Decimal there is one again.
     if isinstance(value, Mapping):
-        return {name: _without_floats(inner) for name, inner in value.items()}
+        return {name: _floats_to_decimals(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_without_floats(inner) for inner in value]
+        return [_floats_to_decimals(inner) for inner in value]
     if type(value) is float and not math.isfinite(value):
         raise ValueError("expected a number")
     return Decimal(repr(value)) if type(value) is float else value

@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 
 from attrs import define, field
 
-from plaid_relay_async.codec import looks_like_a_token
+from plaid_relay_async.codec import contains_token
 from plaid_relay_async.gateway.keys import KEY_PREFIX
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-_LONGEST_PARTNER = 64  # characters; Plaid's ids have 24
+_MAX_IDENTIFIER_LENGTH = 64  # characters; Plaid's ids have 24
 
 
 @define(eq=False)
-class Entry:
+class AuditRecord:
     """What is told of a call, filled in as it goes on.
 
     Attributes:
@@ -38,32 +38,32 @@ class Entry:
     error_code: str | None = None
     request_id: str | None = None
     delivered: bool = False
-    began: float = field(factory=time.monotonic)
+    started_at: float = field(factory=time.monotonic)
 
     @property
     def seconds(self) -> float:
         """Since it came in."""
-        return time.monotonic() - self.began
+        return time.monotonic() - self.started_at
 
-    def tell(self) -> None:
+    def write(self) -> None:
         """Write the line, as JSON."""
         told = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "caller": self.caller,
             "operation": self.operation,
-            "partner": _shown(self.partner),
+            "partner": _redact_identifier(self.partner),
             "status": self.status,
             "error_code": self.error_code,
-            "request_id": _shown(self.request_id),
+            "request_id": _redact_identifier(self.request_id),
             "seconds": round(self.seconds, 3),
             "delivered": self.delivered,
         }
-        log.info("%s", json.dumps(told))
+        _log.info("%s", json.dumps(told))
 
 
-def _shown(word: str | None) -> str | None:
+def _redact_identifier(identifier: str | None) -> str | None:
     """Give an id that a caller or a server chose, unless it may be something else."""
-    if word is None:
+    if identifier is None:
         return None
-    secret = looks_like_a_token(word) or KEY_PREFIX in word
-    return "[hidden]" if secret else word[:_LONGEST_PARTNER]
+    secret = contains_token(identifier) or KEY_PREFIX in identifier
+    return "[hidden]" if secret else identifier[:_MAX_IDENTIFIER_LENGTH]

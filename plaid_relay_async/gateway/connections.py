@@ -15,7 +15,7 @@ from aiohttp import web
 from attrs import define
 
 from plaid_relay_async.exchange import unread_check
-from plaid_relay_async.gateway import refusals
+from plaid_relay_async.gateway import error_responses
 
 if TYPE_CHECKING:
     import ssl as tls
@@ -23,17 +23,25 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_KEPT = 75.0  # seconds for which an idle connection is kept; longer than the usual clients keep theirs
-_LINGERS = 2.0  # seconds for the rest of a request that was refused to arrive, so that the answer is read
-_CUT = 0.5  # seconds for what is cut to notice
-_GRACE = 1.0  # seconds for which no connection is aborted for another one: for its caller's request to arrive
-_UNSENT = 65_536  # bytes that the system queues for a caller that doesn't read; otherwise it queues megabytes
-_MOMENT = 0.05  # seconds after which it is checked again whether there is room
-_RETRY = 1.0  # seconds until the next try after the system could not accept, as asyncio has it
-_QUEUE = (
+_KEEPALIVE_SECONDS = (
+    75.0  # seconds for which an idle connection is kept; longer than the usual clients keep theirs
+)
+_LINGER_SECONDS = (
+    2.0  # seconds for the rest of a request that was refused to arrive, so that the answer is read
+)
+_SHUTDOWN_SECONDS = 0.5  # seconds for what is cut to notice
+_GRACE_SECONDS = (
+    1.0  # seconds for which no connection is aborted for another one: for its caller's request to arrive
+)
+_MAX_UNSENT_BYTES = (
+    65_536  # bytes that the system queues for a caller that doesn't read; otherwise it queues megabytes
+)
+_CAPACITY_POLL_SECONDS = 0.05  # seconds after which it is checked again whether there is room
+_ACCEPT_RETRY_SECONDS = 1.0  # seconds until the next try after the system could not accept, as asyncio has it
+_BACKLOG = (
     4096  # callers that the system lets wait, as far as net.core.somaxconn allows; it ignores further ones
 )
-_LONGEST_LINE = 8190  # bytes, of the request line and of each header, as aiohttp and Apache have it
+_MAX_LINE_BYTES = 8190  # bytes, of the request line and of each header, as aiohttp and Apache have it
 
 
 class _Connection(web.RequestHandler):
@@ -42,7 +50,7 @@ class _Connection(web.RequestHandler):
     def __init__(self, listener: Listener, **settings: Any) -> None:
         super().__init__(listener, **settings)
         self._listener = listener
-        self._early = bytearray()
+        self._early_data = bytearray()
         self._handshake: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -50,15 +58,15 @@ class _Connection(web.RequestHandler):
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  # nothing else is listened for
         # A write is then drained only once the system has taken all of it.
         transport.set_write_buffer_limits(high=0)
-        self._listener.add(self, transport)
+        self._listener.add_connection(self, transport)
         if self._listener.ssl is None:
             super().connection_made(transport)
         else:
-            self._handshake = asyncio.create_task(self._secure(transport, self._listener.ssl))
+            self._handshake = asyncio.create_task(self._start_tls(transport, self._listener.ssl))
 
-    async def _secure(self, transport: asyncio.Transport, ssl: tls.SSLContext) -> None:
+    async def _start_tls(self, transport: asyncio.Transport, ssl: tls.SSLContext) -> None:
         """Agree on TLS. asyncio's server would do so before it says that there is a connection to count."""
-        patience = max(self._listener.patience, 0.001)
+        patience = max(self._listener.caller_timeout, 0.001)
         secured = None
         with contextlib.suppress(OSError):
             secured = await asyncio.get_running_loop().start_tls(
@@ -72,20 +80,20 @@ class _Connection(web.RequestHandler):
         self._handshake = None
         if secured is None or secured.is_closing():
             transport.abort()
-            self._listener.forget(self)
+            self._listener.remove_connection(self)
             return
         secured.set_write_buffer_limits(high=0)
         super().connection_made(secured)
-        if self._early:
-            super().data_received(bytes(self._early))
-            self._early.clear()
+        if self._early_data:
+            super().data_received(bytes(self._early_data))
+            self._early_data.clear()
 
     def data_received(self, data: bytes) -> None:
         """Take what came."""
         if self._handshake is not None:  # it came along with the end of the handshake
-            self._early += data
+            self._early_data += data
             return
-        self._listener.heard(self)
+        self._listener.note_data(self)
         super().data_received(data)
 
     def handle_error(
@@ -100,10 +108,10 @@ class _Connection(web.RequestHandler):
         _log.log(logging.ERROR if bug else logging.INFO, "a request ended in %s", type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionResetError("an answer has begun already")
-        reason = refusals.INTERNAL_ERROR if bug else refusals.INVALID_HTTP
-        response = refusals.answer_of(reason, request_id())
+        reason = error_responses.INTERNAL_ERROR if bug else error_responses.INVALID_HTTP
+        response = error_responses.error_response(reason, new_request_id())
         response.force_close()
-        self._listener.await_caller(self)
+        self._listener.start_caller_timeout(self)
         return response
 
     def log_exception(  # pragma: no cover  # aiohttp before 3.14 comes here, from what follows an upgrade
@@ -113,7 +121,7 @@ class _Connection(web.RequestHandler):
         _log.error("a connection ended in %s", type(exc_info).__name__)
 
 
-def request_id() -> str:
+def new_request_id() -> str:
     """Give an id for an answer of the gateway's own."""
     return f"gateway-{secrets.token_hex(8)}"
 
@@ -121,29 +129,29 @@ def request_id() -> str:
 class _Stage(enum.IntEnum):
     """The state of a connection; of two with the same standing, the lower one is aborted first."""
 
-    TAKING = 1
+    WRITING = 1
     """Its caller has yet to receive a response of the gateway's own."""
-    OWING = 2
+    READING = 2
     """Its caller has yet to finish the TLS handshake, or a request."""
     IDLE = 3
-    BUSY = 4
+    HANDLING = 4
     """A call is in flight: it is never aborted for another connection."""
-    GONE = 5
+    ABORTED = 5
     """It was aborted; its socket is closed within a few turns of the event loop."""
 
 
-class _Standing(enum.IntEnum):
+class _TrustLevel(enum.IntEnum):
     """What is known of a connection's caller; the lowest is aborted first."""
 
-    STRANGER = 0
+    UNAUTHENTICATED = 0
     """It got a response, and showed no key."""
     NEW = 1
-    KNOWN = 2
+    AUTHENTICATED = 2
     """It showed a key."""
 
 
 @define(eq=False)
-class _State:
+class _ConnectionState:
     """What the listener knows of one connection.
 
     Attributes:
@@ -156,41 +164,41 @@ class _State:
 
     transport: asyncio.Transport
     since: float
-    standing: _Standing = _Standing.NEW
-    stage: _Stage = _Stage.OWING
+    trust: _TrustLevel = _TrustLevel.NEW
+    stage: _Stage = _Stage.READING
     timer: asyncio.TimerHandle | None = None
 
-    def enter(self, stage: _Stage, now: float) -> None:
+    def set_stage(self, stage: _Stage, now: float) -> None:
         """Move to a stage, without a time limit."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        if self.stage is not _Stage.GONE:
+        if self.stage is not _Stage.ABORTED:
             self.stage = stage
-        if self.standing is _Standing.KNOWN:
+        if self.trust is _TrustLevel.AUTHENTICATED:
             self.since = now
 
     def abort(self) -> None:
         """Close the socket without waiting until the peer has received what was sent."""
-        self.enter(_Stage.GONE, self.since)
+        self.set_stage(_Stage.ABORTED, self.since)
         self.transport.abort()
 
-    def waits_since(self, latest: float) -> bool:
+    def has_waited_since(self, moment: float) -> bool:
         """Return whether it waits for its caller, and has done so since a time or before."""
-        return self.stage < _Stage.BUSY and self.since <= latest
+        return self.stage < _Stage.HANDLING and self.since <= moment
 
 
-def _has_left(accepted: socket.socket, *, half: bool) -> bool:
+def _has_disconnected(accepted: socket.socket, *, half_close: bool) -> bool:
     """Return whether a caller reset its connection while it waited, or, with `half`, closed its side of it.
 
     A caller that closes its side may wait for the response to plain HTTP; no TLS handshake can follow.
     """
     poll = select.poll()
-    poll.register(accepted, select.POLLRDHUP if half else 0)  # a reset is always reported
+    poll.register(accepted, select.POLLRDHUP if half_close else 0)  # a reset is always reported
     return bool(poll.poll(0))
 
 
-def _has_unread(transport: asyncio.Transport) -> bool:
+def _has_unread_data(transport: asyncio.Transport) -> bool:
     """Return whether bytes have arrived that the event loop hasn't read yet."""
     return not transport.is_closing() and unread_check(transport)()
 
@@ -215,30 +223,30 @@ class Listener(web.Server):
         self,
         handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
         *,
-        most: int,
-        patience: float,
+        max_connections: int,
+        caller_timeout: float,
         ssl: tls.SSLContext | None = None,
     ) -> None:
-        super().__init__(self._answer)
-        self._answered_by = handler
-        self._most = most
-        self.patience = patience
+        super().__init__(self._handle_request)
+        self._handler = handler
+        self._max_connections = max_connections
+        self.caller_timeout = caller_timeout
         self.ssl = ssl
-        self._states: dict[web.RequestHandler, _State] = {}
+        self._states: dict[web.RequestHandler, _ConnectionState] = {}
         self._accepting: dict[socket.socket, asyncio.Task[None]] = {}
-        self._under_way = 0
-        self._calm = asyncio.Event()
-        self._calm.set()
+        self._in_flight = 0
+        self._drained = asyncio.Event()
+        self._drained.set()
 
     def __call__(self) -> web.RequestHandler:
         """Create the handler of one more connection."""
         return _Connection(
             self,
             loop=asyncio.get_running_loop(),
-            keepalive_timeout=_KEPT,
-            lingering_time=min(_LINGERS, self.patience),
-            max_line_size=_LONGEST_LINE,
-            max_field_size=_LONGEST_LINE,
+            keepalive_timeout=_KEEPALIVE_SECONDS,
+            lingering_time=min(_LINGER_SECONDS, self.caller_timeout),
+            max_line_size=_MAX_LINE_BYTES,
+            max_field_size=_MAX_LINE_BYTES,
             auto_decompress=False,
             access_log=None,
         )
@@ -247,127 +255,127 @@ class Listener(web.Server):
         """Return how many connections there are."""
         return len(self._states)
 
-    def add(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+    def add_connection(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         """Count a connection that was accepted."""
-        self._states[handler] = _State(transport, asyncio.get_running_loop().time())
-        self.await_caller(handler)
+        self._states[handler] = _ConnectionState(transport, asyncio.get_running_loop().time())
+        self.start_caller_timeout(handler)
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """Forget a connection."""
         super().connection_lost(handler, exc)
-        self.forget(handler)
+        self.remove_connection(handler)
 
-    def know(self, handler: web.RequestHandler) -> None:
+    def mark_authenticated(self, handler: web.RequestHandler) -> None:
         """Prefer a connection on which a key was shown to those on which none was."""
         with contextlib.suppress(KeyError):  # it is closed
-            self._states[handler].standing = _Standing.KNOWN
+            self._states[handler].trust = _TrustLevel.AUTHENTICATED
 
-    def forget(self, handler: web.RequestHandler) -> None:
+    def remove_connection(self, handler: web.RequestHandler) -> None:
         """Count a connection no longer."""
-        self._enter(handler, _Stage.GONE)
+        self._set_stage(handler, _Stage.ABORTED)
         self._states.pop(handler, None)
 
-    def heard(self, handler: web.RequestHandler) -> None:
+    def note_data(self, handler: web.RequestHandler) -> None:
         """Start the time limit of a request, if this is its beginning."""
         state = self._states.get(handler)
         if state is not None and state.stage is _Stage.IDLE:
-            self.await_caller(handler)
+            self.start_caller_timeout(handler)
 
-    def await_caller(self, handler: web.RequestHandler, stage: _Stage = _Stage.OWING) -> None:
+    def start_caller_timeout(self, handler: web.RequestHandler, stage: _Stage = _Stage.READING) -> None:
         """Start the time limit of a caller, after which the connection is aborted."""
-        if state := self._enter(handler, stage):
-            state.timer = asyncio.get_running_loop().call_later(self.patience, state.abort)
+        if state := self._set_stage(handler, stage):
+            state.timer = asyncio.get_running_loop().call_later(self.caller_timeout, state.abort)
 
-    def _enter(self, handler: web.RequestHandler, stage: _Stage) -> _State | None:
+    def _set_stage(self, handler: web.RequestHandler, stage: _Stage) -> _ConnectionState | None:
         """Move a connection to a stage, unless it is closed."""
         if state := self._states.get(handler):
-            state.enter(stage, asyncio.get_running_loop().time())
+            state.set_stage(stage, asyncio.get_running_loop().time())
         return state
 
-    async def _accept(self, listening: socket.socket) -> None:
+    async def _accept_loop(self, listening: socket.socket) -> None:
         """Accept callers, one after the other, as there is room for them."""
         while True:
             try:
                 await self._accept_one(listening)
             except OSError as error:  # such as too many open files, which would be raised again immediately
                 _log.warning("no connection can be accepted: %s", error.strerror)
-                await asyncio.sleep(_RETRY)
+                await asyncio.sleep(_ACCEPT_RETRY_SECONDS)
 
     async def _accept_one(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         accepted, _ = await loop.sock_accept(listening)
-        if _has_left(accepted, half=self.ssl is not None):
+        if _has_disconnected(accepted, half_close=self.ssl is not None):
             accepted.close()
             return
         try:
-            await self._make_room()
+            await self._wait_for_capacity()
             await loop.connect_accepted_socket(self, accepted)
         except BaseException:
             accepted.close()
             raise
 
-    async def _make_room(self) -> None:
+    async def _wait_for_capacity(self) -> None:
         """Wait until one more connection is allowed, and abort another one for it if one may go."""
-        while len(self._states) >= self._most:
-            going = any(state.stage is _Stage.GONE for state in self._states.values())
-            if going or self._abort_one():
+        while len(self._states) >= self._max_connections:
+            going = any(state.stage is _Stage.ABORTED for state in self._states.values())
+            if going or self._evict_one():
                 await asyncio.sleep(0)  # its socket is closed in the next turns
             else:
-                await asyncio.sleep(_MOMENT)
+                await asyncio.sleep(_CAPACITY_POLL_SECONDS)
 
-    def _abort_one(self) -> bool:
+    def _evict_one(self) -> bool:
         """Abort the connection that is first to go, and return whether there was one."""
-        latest = asyncio.get_running_loop().time() - _GRACE
-        waiting = [state for state in self._states.values() if state.waits_since(latest)]
-        for state in sorted(waiting, key=_rank):
+        latest = asyncio.get_running_loop().time() - _GRACE_SECONDS
+        waiting = [state for state in self._states.values() if state.has_waited_since(latest)]
+        for state in sorted(waiting, key=_eviction_order):
             # A caller that doesn't receive its responses may have sent anything behind them.
-            if state.stage is _Stage.TAKING or not _has_unread(state.transport):
+            if state.stage is _Stage.WRITING or not _has_unread_data(state.transport):
                 state.abort()
                 return True
         return False
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle_request(self, request: web.BaseRequest) -> web.StreamResponse:
         handler = request.protocol
-        state = self._enter(handler, _Stage.BUSY)
-        if state is not None and state.standing is _Standing.NEW:
-            state.standing = _Standing.STRANGER
-        self._under_way += 1
-        self._calm.clear()
+        state = self._set_stage(handler, _Stage.HANDLING)
+        if state is not None and state.trust is _TrustLevel.NEW:
+            state.trust = _TrustLevel.UNAUTHENTICATED
+        self._in_flight += 1
+        self._drained.clear()
         try:
-            response = await self._answered_by(request)
-            await self.deliver(request, response)
+            response = await self._handler(request)
+            await self.send_response(request, response)
             return response
         finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._calm.set()
-            if _is_open(handler):
-                self._enter(handler, _Stage.IDLE)
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._drained.set()
+            if _is_connected(handler):
+                self._set_stage(handler, _Stage.IDLE)
             else:  # it is closed once its caller has taken what was sent
-                self.await_caller(handler)
+                self.start_caller_timeout(handler)
 
-    async def deliver(self, request: web.BaseRequest, response: web.StreamResponse) -> bool:
+    async def send_response(self, request: web.BaseRequest, response: web.StreamResponse) -> bool:
         """Send a response, unless it was sent, and return whether the system took all of it for its caller.
 
         Meanwhile it may be closed for a further caller. It is aborted if its own caller takes too long.
         """
-        with contextlib.suppress(ConnectionError), self.awaiting(request.protocol):
-            self.await_caller(request.protocol, _Stage.TAKING)
+        with contextlib.suppress(ConnectionError), self.waiting_for_caller(request.protocol):
+            self.start_caller_timeout(request.protocol, _Stage.WRITING)
             await response.prepare(request)
             await response.write_eof()
         return request.transport is not None and not request.transport.is_closing()
 
     @contextlib.contextmanager
-    def awaiting(self, handler: web.RequestHandler) -> Iterator[None]:
+    def waiting_for_caller(self, handler: web.RequestHandler) -> Iterator[None]:
         """Let a connection be closed for a further caller while it waits for its own."""
-        self._enter(handler, _Stage.OWING)
+        self._set_stage(handler, _Stage.READING)
         try:
             yield
         finally:
-            self._enter(handler, _Stage.BUSY)
+            self._set_stage(handler, _Stage.HANDLING)
 
     @contextlib.asynccontextmanager
-    async def listening(self, host: str, port: int) -> AsyncIterator[int]:
+    async def listen_on(self, host: str, port: int) -> AsyncIterator[int]:
         """Accept connections at the port that this yields, and close them all in the end.
 
         Raises:
@@ -378,22 +386,22 @@ class Listener(web.Server):
             with contextlib.closing(server):  # asyncio resolves and binds; it would accept without a limit
                 for bound in server.sockets:
                     listening = bound.dup()
-                    self._accepting[listening] = asyncio.create_task(self._accept(listening))
+                    self._accepting[listening] = asyncio.create_task(self._accept_loop(listening))
                     # The sockets that it accepts inherit this.
                     with contextlib.suppress(AttributeError):  # Windows has no such option
-                        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
-                    listening.listen(_QUEUE)
+                        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT_BYTES)
+                    listening.listen(_BACKLOG)
                 port_chosen: int = server.sockets[0].getsockname()[1]
             yield port_chosen
         finally:
-            await self._stop()
-            await self.shutdown(_CUT)
+            await self._stop_accepting()
+            await self.shutdown(_SHUTDOWN_SECONDS)
             while self._states:
                 for state in self._states.values():
                     state.abort()
                 await asyncio.sleep(0)
 
-    async def _stop(self) -> None:
+    async def _stop_accepting(self) -> None:
         """Accept no more connections."""
         tasks = list(self._accepting.values())
         for task in tasks:
@@ -404,16 +412,16 @@ class Listener(web.Server):
 
     async def drain(self, seconds: float) -> None:
         """Accept no more, close idle connections, and wait for the calls in flight, for so long at most."""
-        await self._stop()
+        await self._stop_accepting()
         self.pre_shutdown()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._calm.wait()
+                await self._drained.wait()
 
 
-def _rank(state: _State) -> tuple[_Standing, _Stage, float]:
-    return state.standing, state.stage, state.since
+def _eviction_order(state: _ConnectionState) -> tuple[_TrustLevel, _Stage, float]:
+    return state.trust, state.stage, state.since
 
 
-def _is_open(handler: web.RequestHandler) -> bool:
+def _is_connected(handler: web.RequestHandler) -> bool:
     return handler.transport is not None and not handler.transport.is_closing()

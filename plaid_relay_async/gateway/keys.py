@@ -18,61 +18,70 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import Attribute, field, fields_dict, frozen
 
 from plaid_relay_async.codec import ENDPOINTS
-from plaid_relay_async.errors import ConfigurationError, RequestValidationError, sealed, sealed_init
+from plaid_relay_async.errors import (
+    ConfigurationError,
+    RequestValidationError,
+    strip_init_traceback,
+    strip_traceback,
+)
 from plaid_relay_async.limits import RateLimit
-from plaid_relay_async.models.fields import check_word
+from plaid_relay_async.models.fields import check_identifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-KNOWN: Final[tuple[str, ...]] = tuple(endpoint.path for endpoint in ENDPOINTS)
+ALL_OPERATIONS: Final[tuple[str, ...]] = tuple(endpoint.path for endpoint in ENDPOINTS)
 """The paths of all operations that a gateway can serve."""
-RELAY: Final[tuple[str, ...]] = tuple(path for path in KNOWN if path.startswith("/credit/relay/"))
+RELAY_OPERATIONS: Final[tuple[str, ...]] = tuple(
+    path for path in ALL_OPERATIONS if path.startswith("/credit/relay/")
+)
 """Those of the relay alone."""
 
 # So that a key that got out is found by those who look for secrets.
 KEY_PREFIX: Final = "plaid-gateway-"
 _KEY_BYTES: Final = 32
-_VERSION: Final = 1
+_FILE_VERSION: Final = 1
 
 # ------------------------------------------------------------------------------------------------ one key
 
 
-def _of_form(pattern: str, told: str) -> Any:
+def _pattern_validator(pattern: str, description: str) -> Any:
     form = re.compile(pattern)
 
     def check(_: object, attribute: Attribute[str], value: object) -> None:
         if not isinstance(value, str) or not form.fullmatch(value):
-            raise ConfigurationError(f"{attribute.name} must be {told}")
+            raise ConfigurationError(f"{attribute.name} must be {description}")
 
     return check
 
 
-def _several(what: str, values: Iterable[str]) -> frozenset[str]:
+def _string_set(name: str, values: Iterable[str]) -> frozenset[str]:
     # A string would be taken for its letters.
     names = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
     if not names or not all(isinstance(name, str) for name in names):
-        raise ConfigurationError(f"{what} must be a collection of strings that isn't empty")
+        raise ConfigurationError(f"{name} must be a collection of strings that isn't empty")
     return frozenset(names)
 
 
-def _operations(paths: Iterable[str]) -> frozenset[str]:
-    return _several("operations", paths)
+def _operation_set(paths: Iterable[str]) -> frozenset[str]:
+    return _string_set("operations", paths)
 
 
-def _partners(partners: Iterable[str] | None) -> frozenset[str] | None:
-    return None if partners is None else _several("partners", partners)
+def _partner_set(partners: Iterable[str] | None) -> frozenset[str] | None:
+    return None if partners is None else _string_set("partners", partners)
 
 
-def _known(_: object, __: object, paths: frozenset[str]) -> None:
-    if not paths <= set(KNOWN):
-        raise ConfigurationError("operations must be paths of Plaid's operations, such as " + RELAY[0])
+def _check_operations(_: object, __: object, paths: frozenset[str]) -> None:
+    if not paths <= set(ALL_OPERATIONS):
+        raise ConfigurationError(
+            "operations must be paths of Plaid's operations, such as " + RELAY_OPERATIONS[0]
+        )
 
 
-def _words(_: object, __: object, partners: frozenset[str] | None) -> None:
+def _check_partners(_: object, __: object, partners: frozenset[str] | None) -> None:
     try:
         for partner in partners or ():
-            check_word("one of the partners", partner)
+            check_identifier("one of the partners", partner)
     except RequestValidationError as error:
         problem = f"{error.field} {error.problem}"
     else:
@@ -80,21 +89,21 @@ def _words(_: object, __: object, partners: frozenset[str] | None) -> None:
     raise ConfigurationError(problem)
 
 
-def _rate(_: object, attribute: Attribute[Any], value: object) -> None:
+def _check_rate(_: object, attribute: Attribute[Any], value: object) -> None:
     if value is not None and not isinstance(value, RateLimit):
         raise ConfigurationError(f"{attribute.name} must be a RateLimit or None")
 
 
-def _utc(_: object, attribute: Attribute[Any], value: object) -> None:
+def _check_utc(_: object, attribute: Attribute[Any], value: object) -> None:
     if not isinstance(value, datetime) or value.utcoffset() != timedelta():
         raise ConfigurationError(f"{attribute.name} must be a time in UTC, with its time zone")
 
 
-def _now() -> datetime:
+def _creation_time() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class Key:
     """A caller of a gateway, and what its key is bound to. The key itself isn't in it.
@@ -114,28 +123,32 @@ class Key:
     """
 
     name: str = field(
-        validator=_of_form("[A-Za-z0-9._-]{1,64}", "1 to 64 letters of ASCII, digits, '.', '_' or '-'")
+        validator=_pattern_validator(
+            "[A-Za-z0-9._-]{1,64}", "1 to 64 letters of ASCII, digits, '.', '_' or '-'"
+        )
     )
-    digest: str = field(repr=False, validator=_of_form("[0-9a-f]{64}", "a SHA-256 in hex"))
+    digest: str = field(repr=False, validator=_pattern_validator("[0-9a-f]{64}", "a SHA-256 in hex"))
     credentials: str = field(
         default="default",
-        validator=_of_form(
+        validator=_pattern_validator(
             "(?=.{1,64}$)[a-z0-9]+(-[a-z0-9]+)*",
             "the name of a set: at most 64 small letters and digits, in words joined by '-'",
         ),
     )
-    operations: frozenset[str] = field(default=frozenset(RELAY), converter=_operations, validator=_known)
-    partners: frozenset[str] | None = field(default=None, converter=_partners, validator=_words)
-    rate: RateLimit | None = field(default=None, validator=_rate)
-    created: datetime = field(factory=_now, validator=_utc)
+    operations: frozenset[str] = field(
+        default=frozenset(RELAY_OPERATIONS), converter=_operation_set, validator=_check_operations
+    )
+    partners: frozenset[str] | None = field(default=None, converter=_partner_set, validator=_check_partners)
+    rate: RateLimit | None = field(default=None, validator=_check_rate)
+    created: datetime = field(factory=_creation_time, validator=_check_utc)
 
 
-@sealed
+@strip_traceback
 def new_key(
     name: str,
     *,
     credentials: str = "default",
-    operations: Iterable[str] = RELAY,
+    operations: Iterable[str] = RELAY_OPERATIONS,
     partners: Iterable[str] | None = None,
     rate: RateLimit | None = None,
 ) -> tuple[Key, str]:
@@ -157,7 +170,7 @@ def new_key(
     key = KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     record = Key(
         name=name,
-        digest=_digest(key),
+        digest=_key_digest(key),
         credentials=credentials,
         operations=operations,
         partners=partners,
@@ -173,14 +186,14 @@ def find_key(keys: Iterable[Key], presented: str) -> Key | None:
         keys: all that there are; each is compared, whichever fits.
         presented: what a caller says is its key, whatever that holds.
     """
-    digest, found = _digest(presented), None
+    digest, found = _key_digest(presented), None
     for key in keys:
         if hmac.compare_digest(key.digest, digest):
             found = key
     return found
 
 
-def _digest(key: str) -> str:
+def _key_digest(key: str) -> str:
     # Not salted and not slow, for there is no dictionary of 256 random bits. What a header or JSON holds
     # may be half a character, which only this way has bytes.
     return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
@@ -216,10 +229,10 @@ class KeyFile:
         except OSError as error:
             problem = f"can't be read: {error.strerror}"
         else:
-            return self._parsed(text)
+            return self._parse_keys(text)
         raise ConfigurationError(f"{self.path} {problem}")
 
-    def stamp(self) -> object:
+    def read_fingerprint(self) -> object:
         """Give something that stays equal for as long as the file is the same; `None` where there is none."""
         try:
             now = self.path.stat()
@@ -229,16 +242,16 @@ class KeyFile:
             return error.errno
         return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_mode, now.st_uid
 
-    @sealed
+    @strip_traceback
     def add(
         self,
         name: str,
         *,
         credentials: str = "default",
-        operations: Iterable[str] = RELAY,
+        operations: Iterable[str] = RELAY_OPERATIONS,
         partners: Iterable[str] | None = None,
         rate: RateLimit | None = None,
-        hand_over: Callable[[str], object] | None = None,
+        show_key: Callable[[str], object] | None = None,
     ) -> str:
         """Create a key, and store its record; the arguments are those of `new_key`, and `hand_over`.
 
@@ -251,15 +264,15 @@ class KeyFile:
         Raises:
             ConfigurationError: the name is taken, an argument is wrong, or the file can't be used.
         """
-        with self._locked() as path:
+        with self._write_lock() as path:
             there = self.read()
             record, key = new_key(
                 name, credentials=credentials, operations=operations, partners=partners, rate=rate
             )
             if any(other.name == name for other in there):
                 raise ConfigurationError(f"the name {name} is taken: revoke that key, or take another name")
-            if hand_over is not None:
-                hand_over(key)
+            if show_key is not None:
+                show_key(key)
             self._write(path, (*there, record))
         return key
 
@@ -269,7 +282,7 @@ class KeyFile:
         Raises:
             ConfigurationError: there is none of that name, or the file can't be used.
         """
-        with self._locked() as path:
+        with self._write_lock() as path:
             there = self.read()
             left = tuple(key for key in there if key.name != name)
             if len(left) == len(there):
@@ -277,15 +290,15 @@ class KeyFile:
             self._write(path, left)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[Path]:
+    def _write_lock(self) -> Iterator[Path]:
         """Keep other processes from writing meanwhile, and yield the path of the file itself."""
         # To replace a symbolic link would leave its file as it was, and each name would have its own lock.
         path = Path(os.path.realpath(self.path))
         with contextlib.ExitStack() as stack:
             try:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                stack.enter_context(_lock(path.with_name(f".{path.name}.lock")))
-                problem = "it has more than one name (hard links)" if _names_of(path) > 1 else None
+                stack.enter_context(_exclusive_lock(path.with_name(f".{path.name}.lock")))
+                problem = "it has more than one name (hard links)" if _link_count(path) > 1 else None
             except OSError as error:
                 problem = error.strerror
             if problem is not None:
@@ -293,9 +306,9 @@ class KeyFile:
             yield path
 
     def _write(self, path: Path, keys: tuple[Key, ...]) -> None:
-        whole = json.dumps({"version": _VERSION, "keys": [_as_json(key) for key in keys]}, indent=2)
+        whole = json.dumps({"version": _FILE_VERSION, "keys": [_key_to_json(key) for key in keys]}, indent=2)
         try:
-            _replace(path, f"{whole}\n")
+            _replace_atomically(path, f"{whole}\n")
         except OSError as error:
             problem = error.strerror
         else:
@@ -303,7 +316,7 @@ class KeyFile:
         # Not inside of `except`: the chain would lead to the frame of `add`, which holds the key.
         raise ConfigurationError(f"{self.path} can't be written: {problem}")
 
-    def _parsed(self, text: str) -> tuple[Key, ...]:
+    def _parse_keys(self, text: str) -> tuple[Key, ...]:
         try:
             whole = json.loads(text, object_pairs_hook=unique_members)
         except DuplicateMemberError:
@@ -312,24 +325,24 @@ class KeyFile:
             whole = None
         if not isinstance(whole, dict) or set(whole) != {"version", "keys"}:
             raise ConfigurationError(f"{self.path} isn't a file of keys: JSON with `version` and `keys`")
-        if whole["version"] != _VERSION:
+        if whole["version"] != _FILE_VERSION:
             raise ConfigurationError(
-                f"{self.path}: $.version must be {_VERSION}; a newer release may read it"
+                f"{self.path}: $.version must be {_FILE_VERSION}; a newer release may read it"
             )
         if not isinstance(whole["keys"], list):
             raise ConfigurationError(f"{self.path}: $.keys must be a list")
-        keys = tuple(self._key(number, entry) for number, entry in enumerate(whole["keys"]))
+        keys = tuple(self._parse_key(number, entry) for number, entry in enumerate(whole["keys"]))
         for what in ("name", "digest"):
             if len({getattr(key, what) for key in keys}) < len(keys):
                 raise ConfigurationError(f"{self.path}: $.keys has the same {what} twice")
         return keys
 
-    def _key(self, number: int, entry: object) -> Key:
+    def _parse_key(self, index: int, entry: object) -> Key:
         try:
-            return _from_json(entry)
+            return _key_from_json(entry)
         except ConfigurationError as error:
             problem = error.args[0]
-        raise ConfigurationError(f"{self.path}: $.keys[{number}]: {problem}")
+        raise ConfigurationError(f"{self.path}: $.keys[{index}]: {problem}")
 
 
 class DuplicateMemberError(ValueError):
@@ -348,23 +361,23 @@ def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def _as_json(key: Key) -> dict[str, Any]:
+def _key_to_json(key: Key) -> dict[str, Any]:
     return {
         "name": key.name,
         "digest": key.digest,
         "credentials": key.credentials,
-        "operations": [path for path in KNOWN if path in key.operations],
+        "operations": [path for path in ALL_OPERATIONS if path in key.operations],
         "partners": None if key.partners is None else sorted(key.partners),
         "rate": None if key.rate is None else {"count": key.rate.count, "per": key.rate.per},
         "created": key.created.isoformat().replace("+00:00", "Z"),
     }
 
 
-def _from_json(entry: object) -> Key:
+def _key_from_json(entry: object) -> Key:
     # Each field has to be there: one that was lost must not give a key more than it had.
-    values = _fields_of(entry, Key, "a key")
+    values = _exact_fields(entry, Key, "a key")
     if values["rate"] is not None:
-        values["rate"] = RateLimit(**_fields_of(values["rate"], RateLimit, "rate"))
+        values["rate"] = RateLimit(**_exact_fields(values["rate"], RateLimit, "rate"))
     try:
         values["created"] = datetime.fromisoformat(values["created"])
     except (TypeError, ValueError):
@@ -372,17 +385,17 @@ def _from_json(entry: object) -> Key:
     return Key(**values)
 
 
-def _fields_of(entry: object, cls: type, what: str) -> dict[str, Any]:
+def _exact_fields(entry: object, cls: type, description: str) -> dict[str, Any]:
     names = list(fields_dict(cls))
     if not isinstance(entry, dict) or set(entry) != {*names}:
-        raise ConfigurationError(f"{what} must have the fields {', '.join(names)}, and no other")
+        raise ConfigurationError(f"{description} must have the fields {', '.join(names)}, and no other")
     return dict(entry)
 
 
 # ------------------------------------------------------------------------------------------ private files
 
 
-def _private(path: str, flags: int) -> int:
+def _owner_only_opener(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
@@ -403,28 +416,28 @@ def _read_private(path: Path) -> str:
         return file.read().decode("utf-8-sig", errors="replace")
 
 
-def _check_owner(path: Path, found: os.stat_result) -> None:
+def _check_owner(path: Path, status: os.stat_result) -> None:
     if os.name != "posix":  # pragma: no cover  # where others are kept out by other means
         return
-    if found.st_uid != os.geteuid():
+    if status.st_uid != os.geteuid():
         raise ConfigurationError(f"{path} must belong to the user who runs this")
-    if found.st_mode & 0o077:
+    if status.st_mode & 0o077:
         raise ConfigurationError(f"{path} must be nobody else's to read or write: chmod 600 {path}")
 
 
-def _names_of(path: Path) -> int:
+def _link_count(path: Path) -> int:
     try:
         return path.stat().st_nlink
     except FileNotFoundError:
         return 0
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace_atomically(path: Path, text: str) -> None:
     """Write a file so that there is always the old one or the new one, whole."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         # Path.open takes no opener, and the file must be private from its first moment.
-        with open(part, "x", encoding="utf-8", opener=_private) as file:
+        with open(part, "x", encoding="utf-8", opener=_owner_only_opener) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -432,13 +445,13 @@ def _replace(path: Path, text: str) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    _keep_the_name(path.parent)
+    _sync_folder(path.parent)
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _exclusive_lock(path: Path) -> Iterator[None]:
     # A file of its own: the one that it is for gets another in its place.
-    with open(path, "a", opener=_private) as file:
+    with open(path, "a", opener=_owner_only_opener) as file:
         try:
             import fcntl
         except ModuleNotFoundError:  # pragma: no cover  # where there are no such locks
@@ -448,7 +461,7 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _keep_the_name(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Have the renaming itself on the disk."""
     if os.name != "posix":  # pragma: no cover  # where a folder can't be opened
         return

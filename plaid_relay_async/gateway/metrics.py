@@ -14,7 +14,7 @@ except ModuleNotFoundError:  # it comes with the extra
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from plaid_relay_async.gateway.audit import Entry
+    from plaid_relay_async.gateway.audit import AuditRecord
 
 
 class Metrics:
@@ -52,12 +52,12 @@ class Metrics:
         ):
             prometheus_client.Gauge(name, text, registry=registry).set_function(count)
 
-    def count(self, entry: Entry) -> None:
+    def count_call(self, record: AuditRecord) -> None:
         """Count a call that has ended."""
-        operation = entry.operation or ""
-        self._calls.labels(entry.caller or "", operation, entry.status or "", entry.error_code or "").inc()
-        self._seconds.labels(operation).observe(entry.seconds)
+        operation = record.operation or ""
+        self._calls.labels(record.caller or "", operation, record.status or "", record.error_code or "").inc()
+        self._seconds.labels(operation).observe(record.seconds)
 
-    def page(self) -> bytes:
+    def render_text(self) -> bytes:
         """Give all as Prometheus reads it."""
         return self._generate(self._registry)

@@ -12,9 +12,9 @@ from typing import Final
 from attrs import define, field, frozen
 
 from plaid_relay_async.errors import Hidden
-from plaid_relay_async.gateway.refusals import NO_STORE
+from plaid_relay_async.gateway.error_responses import NO_STORE
 
-_HEADERS: Final = {
+_PAGE_HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -24,9 +24,14 @@ _HEADERS: Final = {
     "Cache-Control": "no-cache",
     "Server": "plaid-relay",
 }
-HANDOVER: Final = "/console/handover.json"
+HANDOVER_PATH: Final = "/console/handover.json"
 _CODE_SECONDS: Final = 300.0
-_KINDS: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+_CONTENT_TYPES: Final = {
+    "html": "text/html",
+    "css": "text/css",
+    "js": "text/javascript",
+    "svg": "image/svg+xml",
+}
 
 
 @frozen
@@ -37,25 +42,27 @@ class Page:
     headers: Mapping[str, str]
 
 
-def load() -> dict[str, Page]:
+def load_pages() -> dict[str, Page]:
     """Give the console's files by their paths."""
     there = {file.name: file for file in (files("plaid_relay_async.gateway") / "console").iterdir()}
-    kinds = {name: _KINDS[end] for name in there if (end := name.rpartition(".")[2]) in _KINDS}
+    kinds = {
+        name: _CONTENT_TYPES[end] for name in there if (end := name.rpartition(".")[2]) in _CONTENT_TYPES
+    }
     return {
         "/" if name == "index.html" else f"/console/{name}": Page(
-            there[name].read_bytes(), {**_HEADERS, "Content-Type": f"{kind}; charset=utf-8"}
+            there[name].read_bytes(), {**_PAGE_HEADERS, "Content-Type": f"{kind}; charset=utf-8"}
         )
         for name, kind in kinds.items()
     }
 
 
-def settings(body: bytes) -> Page:
+def settings_page(body: bytes) -> Page:
     """Give what the page asks for about this gateway."""
-    return Page(body, {**_HEADERS, "Content-Type": "application/json"})
+    return Page(body, {**_PAGE_HEADERS, "Content-Type": "application/json"})
 
 
 @define(eq=False, repr=False)
-class Handovers:
+class OneTimeCodes:
     """Keys and tokens that the page fetches with a one-time code, so that its address contains none of them.
 
     A browser writes each address into its history on disk, where it stays if the page takes a part of it out.
@@ -82,5 +89,7 @@ class Handovers:
                 del self._pending[code]
             elif secrets.compare_digest(code, presented):
                 del self._pending[code]
-                return Page(values.reveal(), {**_HEADERS, "Content-Type": "application/json", **NO_STORE})
+                return Page(
+                    values.reveal(), {**_PAGE_HEADERS, "Content-Type": "application/json", **NO_STORE}
+                )
         return None

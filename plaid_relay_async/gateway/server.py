@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aiohttp import HttpVersion11, web
 
-from plaid_relay_async.cancellation import shield
+from plaid_relay_async.cancellation import shield_from_anyio
 from plaid_relay_async.config import (
     CredentialsSource,
     Environment,
@@ -20,20 +20,20 @@ from plaid_relay_async.config import (
     check_base_url,
     check_count,
     is_loopback,
-    normal_host,
+    normalize_host,
     resolve_identity,
 )
-from plaid_relay_async.errors import ConfigurationError, Hidden, sealed_init
-from plaid_relay_async.gateway import admission, pages, refusals
-from plaid_relay_async.gateway.audit import Entry
+from plaid_relay_async.errors import ConfigurationError, Hidden, strip_init_traceback
+from plaid_relay_async.gateway import access_control, error_responses, pages
+from plaid_relay_async.gateway.audit import AuditRecord
 from plaid_relay_async.gateway.callers import Callers
-from plaid_relay_async.gateway.connections import Listener, request_id
+from plaid_relay_async.gateway.connections import Listener, new_request_id
+from plaid_relay_async.gateway.error_responses import GatewayError
 from plaid_relay_async.gateway.forward import Upstream
-from plaid_relay_async.gateway.keys import KNOWN, RELAY, Key, KeyFile
+from plaid_relay_async.gateway.keys import ALL_OPERATIONS, RELAY_OPERATIONS, Key, KeyFile
 from plaid_relay_async.gateway.metrics import Metrics
-from plaid_relay_async.gateway.refusals import RefusedError
 from plaid_relay_async.session import SessionManager
-from plaid_relay_async.transport import Signer
+from plaid_relay_async.transport import Authenticator
 
 if TYPE_CHECKING:
     import ssl as tls
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from plaid_relay_async.codec import Endpoint
-    from plaid_relay_async.gateway.admission import Target
+    from plaid_relay_async.gateway.access_control import RequestTarget
 
 _log = logging.getLogger(__name__)
 
-_LARGEST_BODY = 1024 * 1024
-_SCRAPERS = 20  # connections at once to the port of metrics
+_MAX_BODY_BYTES = 1024 * 1024
+_MAX_METRICS_CONNECTIONS = 20  # connections at once to the port of metrics
 
 
-@sealed_init
+@strip_init_traceback
 class Gateway:
     """Forwards Plaid's operations, one attempt for one request, with credentials that its callers don't see.
 
@@ -90,10 +90,10 @@ class Gateway:
         *,
         upstream: str | None = None,
         credentials: Mapping[str, CredentialsSource] | None = None,
-        operations: Iterable[str] = RELAY,
+        operations: Iterable[str] = RELAY_OPERATIONS,
         host: str = "127.0.0.1",
         port: int = 0,
-        names: Iterable[str] = (),
+        allowed_hosts: Iterable[str] = (),
         ssl: tls.SSLContext | None = None,
         plain_http: bool = False,
         console: bool = True,
@@ -104,12 +104,12 @@ class Gateway:
         upstream_proxy: str | None = None,
         trust_env: bool = False,
         timeouts: Timeouts | None = None,
-        patience: float = 10.0,
+        caller_timeout: float = 10.0,
         drain: float = 30.0,
     ) -> None:
         check_count("connections", connections)
         timeouts = timeouts or Timeouts()
-        _check_seconds(patience=patience, drain=drain)
+        _check_seconds(patience=caller_timeout, drain=drain)
         if ssl is None and not plain_http and not is_loopback(host):
             raise ConfigurationError(
                 f"keys and reports would go over plain http on {host}: pass ssl, or plain_http=True behind a "
@@ -117,10 +117,10 @@ class Gateway:
             )
         self._callers = Callers(keys)
         self._upstream_url = check_base_url(upstream or Environment.SANDBOX.base_url, name="upstream")
-        self._signers = _signers(credentials)
-        self._operations = _checked(operations)
+        self._authenticators = _create_authenticators(credentials)
+        self._operations = _served_operations(operations)
         self._address = (host, port)
-        self._names = _names(host, names)
+        self._allowed_hosts = _normalize_hosts(host, allowed_hosts)
         self._ssl = ssl
         self._console = console
         self._metrics_port = metrics_port
@@ -133,17 +133,17 @@ class Gateway:
             proxy=upstream_proxy,
             trust_env=trust_env,
         )
-        self._upstream = Upstream(self._session, self._upstream_url, timeouts, patience)
-        self._patience = patience
+        self._upstream = Upstream(self._session, self._upstream_url, timeouts, caller_timeout)
+        self._caller_timeout = caller_timeout
         self._drain = drain
         self._pages: dict[str, pages.Page] = {}
-        self._handovers = pages.Handovers()
+        self._one_time_codes = pages.OneTimeCodes()
         self._listener: Listener | None = None
         self._metrics: Metrics | None = None
         if metrics_port is not None:
             self._metrics = Metrics(lambda: self._upstream.in_flight, lambda: len(self._listener or ()))
         self._ports: list[int] = []
-        self._open = contextlib.AsyncExitStack()
+        self._resources = contextlib.AsyncExitStack()
 
     def __repr__(self) -> str:
         return f"<Gateway to {self._upstream_url}>"
@@ -167,44 +167,51 @@ class Gateway:
         """
         if self._listener is not None:
             raise RuntimeError("this gateway was started before: make a new one")
-        await self._callers.look()
-        self._callers.check()
+        await self._callers.reload_if_changed()
+        self._callers.check_ready()
         async with contextlib.AsyncExitStack() as opening:
             await self._session.open()
             opening.push_async_callback(self._session.close)
             self._listener = Listener(
-                self._answer, most=self._connections, patience=self._patience, ssl=self._ssl
+                self._handle_request,
+                max_connections=self._connections,
+                caller_timeout=self._caller_timeout,
+                ssl=self._ssl,
             )
             if self._metrics_port is not None:
                 await self._serve_metrics(opening, self._metrics_port)
             if self._console:
-                self._pages = await asyncio.to_thread(pages.load)
-                self._pages["/console/settings.json"] = pages.settings(self._settings())
-            self._ports.insert(0, await opening.enter_async_context(self._listener.listening(*self._address)))
-            watch = asyncio.create_task(self._callers.watch())
+                self._pages = await asyncio.to_thread(pages.load_pages)
+                self._pages["/console/settings.json"] = pages.settings_page(self._settings_json())
+            self._ports.insert(0, await opening.enter_async_context(self._listener.listen_on(*self._address)))
+            watch = asyncio.create_task(self._callers.watch_file())
             opening.callback(watch.cancel)
-            self._open = opening.pop_all()
-            self._open.push_async_callback(self._stop, self._listener)
+            self._resources = opening.pop_all()
+            self._resources.push_async_callback(self._stop_serving, self._listener)
 
     async def _serve_metrics(self, opening: contextlib.AsyncExitStack, port: int) -> None:
-        listener = Listener(self._answer_metrics, most=_SCRAPERS, patience=self._patience)
-        self._ports.append(await opening.enter_async_context(listener.listening("127.0.0.1", port)))
+        listener = Listener(
+            self._handle_metrics_request,
+            max_connections=_MAX_METRICS_CONNECTIONS,
+            caller_timeout=self._caller_timeout,
+        )
+        self._ports.append(await opening.enter_async_context(listener.listen_on("127.0.0.1", port)))
 
-    async def _stop(self, listener: Listener) -> None:
-        self._callers.trouble = "the gateway is closing"
+    async def _stop_serving(self, listener: Listener) -> None:
+        self._callers.problem = "the gateway is closing"
         await listener.drain(self._drain)
 
     def reload(self) -> None:
         """Read the file of keys again, within half a second, even if it looks unchanged."""
-        self._callers.look_again()
+        self._callers.request_reload()
 
     async def close(self) -> None:
         """Accept no more calls, let those in flight end, for `drain` seconds at most, and close.
 
         A cancellation by asyncio cuts off the calls in flight; one by an AnyIO scope is raised afterwards.
         """
-        with shield():
-            await self._open.aclose()
+        with shield_from_anyio():
+            await self._resources.aclose()
 
     @property
     def url(self) -> str:
@@ -213,7 +220,7 @@ class Gateway:
         Raises:
             RuntimeError: it doesn't yet.
         """
-        return f"{'https' if self._ssl else 'http'}://{_bracketed(self._address[0])}:{self._port(0)}"
+        return f"{'https' if self._ssl else 'http'}://{_url_host(self._address[0])}:{self._listening_port(0)}"
 
     def console_link(self, **values: str) -> str:
         """Return an address that opens the console with a key and tokens filled in, once, within 5 minutes.
@@ -230,7 +237,7 @@ class Gateway:
         url = self.url
         if not self._console or not is_loopback(self._address[0]):
             raise ConfigurationError("a link to the console needs the console, on a loopback address")
-        return f"{url}/#code={self._handovers.issue(values)}"
+        return f"{url}/#code={self._one_time_codes.issue(values)}"
 
     @property
     def metrics_url(self) -> str | None:
@@ -239,132 +246,136 @@ class Gateway:
         Raises:
             RuntimeError: it doesn't listen yet.
         """
-        return None if self._metrics_port is None else f"http://127.0.0.1:{self._port(1)}/metrics"
+        return None if self._metrics_port is None else f"http://127.0.0.1:{self._listening_port(1)}/metrics"
 
-    def _port(self, which: int) -> int:
+    def _listening_port(self, which: int) -> int:
         if not self._ports:
             raise RuntimeError("this gateway isn't started: use `async with`, or await its start()")
         return self._ports[which]
 
-    def _settings(self) -> bytes:
-        environment = Environment.at(self._upstream_url)
-        served = [path for path in KNOWN if path in self._operations]
+    def _settings_json(self) -> bytes:
+        environment = Environment.from_url(self._upstream_url)
+        served = [path for path in ALL_OPERATIONS if path in self._operations]
         return json.dumps({"environment": environment, "operations": served, "version": __version__}).encode()
 
     # ------------------------------------------------------------------------------------ one request
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        target = admission.target_of(request)
-        if request.method in {"GET", "HEAD"} and (response := self._page(target)) is not None:
+    async def _handle_request(self, request: web.BaseRequest) -> web.StreamResponse:
+        target = access_control.request_target(request)
+        if request.method in {"GET", "HEAD"} and (response := self._find_page(target)) is not None:
             return response
-        if target.path == pages.HANDOVER and request.method == "POST":
-            return await self._hand_over(request, target)
-        entry = Entry()
+        if target.path == pages.HANDOVER_PATH and request.method == "POST":
+            return await self._exchange_code(request, target)
+        entry = AuditRecord()
         try:
-            return await self._call(request, target, entry)
+            return await self._handle_call(request, target, entry)
         finally:
-            entry.tell()
+            entry.write()
             if self._metrics is not None:
-                self._metrics.count(entry)
+                self._metrics.count_call(entry)
 
-    def _page(self, target: Target) -> web.Response | None:
+    def _find_page(self, target: RequestTarget) -> web.Response | None:
         if target.path == "/healthz":
-            return web.Response(text="ok", headers=refusals.NO_STORE)
+            return web.Response(text="ok", headers=error_responses.NO_STORE)
         if target.path == "/readyz":
-            ready = self._callers.trouble is None
+            ready = self._callers.problem is None
             text = "ready" if ready else "not ready"
-            return web.Response(text=text, status=200 if ready else 503, headers=refusals.NO_STORE)
+            return web.Response(text=text, status=200 if ready else 503, headers=error_responses.NO_STORE)
         page = self._pages.get(target.path)
         if page is None:
             return None
         try:
-            admission.check_host(target, self._names)
-        except RefusedError as refused:
-            return refusals.answer_of(refused.reason, request_id())
+            access_control.check_host(target, self._allowed_hosts)
+        except GatewayError as refused:
+            return error_responses.error_response(refused.reason, new_request_id())
         return web.Response(body=page.body, headers=page.headers)
 
-    async def _hand_over(self, request: web.BaseRequest, target: Target) -> web.Response:
+    async def _exchange_code(self, request: web.BaseRequest, target: RequestTarget) -> web.Response:
         """Answer a page that has a one-time code."""
         try:
-            admission.check_host(target, self._names)
-            admission.check_origin(request, target)
-            admission.check_form(request)
-            page = self._handovers.exchange(await self._body(request))
+            access_control.check_host(target, self._allowed_hosts)
+            access_control.check_origin(request, target)
+            access_control.check_headers(request)
+            page = self._one_time_codes.exchange(await self._read_body(request))
             if page is None:
-                raise RefusedError(refusals.NOT_FOUND)
-        except RefusedError as refused:
-            response = refusals.answer_of(refused.reason, request_id())
-            if refused.ends:
+                raise GatewayError(error_responses.NOT_FOUND)
+        except GatewayError as refused:
+            response = error_responses.error_response(refused.reason, new_request_id())
+            if refused.closes_connection:
                 response.force_close()
             return response
         return web.Response(body=page.body, headers=page.headers)
 
-    async def _call(self, request: web.BaseRequest, target: Target, entry: Entry) -> web.StreamResponse:
+    async def _handle_call(
+        self, request: web.BaseRequest, target: RequestTarget, entry: AuditRecord
+    ) -> web.StreamResponse:
         assert self._listener is not None  # noqa: S101  # it was started
         try:
-            return await self._forward(request, target, entry)
-        except RefusedError as error:
+            return await self._forward_call(request, target, entry)
+        except GatewayError as error:
             # A name that outlived this block would keep exception, frames and body in a circle.
-            reason, headers, ends = error.reason, error.headers, error.ends
+            reason, headers, ends = error.reason, error.headers, error.closes_connection
         except Exception as error:
             # Plaid's response has begun, and is cut off.
             if entry.status is not None:  # pragma: no cover  # a bug that no test knows how to cause
-                entry.error_code = refusals.INTERNAL_ERROR.code
+                entry.error_code = error_responses.INTERNAL_ERROR.code
                 raise
             _log.error("a request ended in %s", type(error).__name__)
-            reason, headers, ends = refusals.INTERNAL_ERROR, {}, True
-        entry.status, entry.error_code, entry.request_id = reason.status, reason.code, request_id()
-        response = refusals.answer_of(reason, entry.request_id, headers)
+            reason, headers, ends = error_responses.INTERNAL_ERROR, {}, True
+        entry.status, entry.error_code, entry.request_id = reason.status, reason.code, new_request_id()
+        response = error_responses.error_response(reason, entry.request_id, headers)
         if ends:
             response.force_close()
-        entry.delivered = await self._listener.deliver(request, response)
+        entry.delivered = await self._listener.send_response(request, response)
         return response
 
-    async def _forward(self, request: web.BaseRequest, target: Target, entry: Entry) -> web.StreamResponse:
-        admission.check_host(target, self._names)
-        endpoint = admission.endpoint_at(request.method, target.path)
+    async def _forward_call(
+        self, request: web.BaseRequest, target: RequestTarget, entry: AuditRecord
+    ) -> web.StreamResponse:
+        access_control.check_host(target, self._allowed_hosts)
+        endpoint = access_control.find_endpoint(request.method, target.path)
         entry.operation = endpoint.path
-        admission.check_origin(request, target)
-        admission.check_form(request)
-        key, body = await self._admit(request, endpoint, entry)
-        signer = self._signers.get(key.credentials)
+        access_control.check_origin(request, target)
+        access_control.check_headers(request)
+        key, body = await self._authorize(request, endpoint, entry)
+        signer = self._authenticators.get(key.credentials)
         if signer is None:
-            raise RefusedError(refusals.UNAUTHORIZED_CREDENTIALS)
-        self._callers.take(key)
+            raise GatewayError(error_responses.UNAUTHORIZED_CREDENTIALS)
+        self._callers.acquire_permit(key)
         return await self._upstream.forward(endpoint, body, signer, request, entry)
 
-    async def _admit(
-        self, request: web.BaseRequest, endpoint: Endpoint[Any, Any], entry: Entry
+    async def _authorize(
+        self, request: web.BaseRequest, endpoint: Endpoint[Any, Any], entry: AuditRecord
     ) -> tuple[Key, Hidden[bytes]]:
-        presented = admission.key_in(request)
+        presented = access_control.key_from_headers(request)
         if presented is not None:  # so nobody's body is read who is refused by it
-            self._admitted(request, presented, endpoint, entry)
-        sent = admission.read(await self._body(request))
+            self._authenticate(request, presented, endpoint, entry)
+        sent = access_control.parse_body(await self._read_body(request))
         # A key may have been revoked meanwhile.
-        key = self._admitted(request, sent.key if presented is None else presented, endpoint, entry)
-        if endpoint.path == RELAY[0]:
+        key = self._authenticate(request, sent.key if presented is None else presented, endpoint, entry)
+        if endpoint.path == RELAY_OPERATIONS[0]:
             entry.partner = sent.partner
-        admission.check_leave(key, endpoint, sent.partner)
+        access_control.authorize_call(key, endpoint, sent.partner)
         return key, sent.body
 
-    def _admitted(
+    def _authenticate(
         self,
         request: web.BaseRequest,
         presented: Hidden[str] | None,
         endpoint: Endpoint[Any, Any],
-        entry: Entry,
+        entry: AuditRecord,
     ) -> Key:
-        key = admission.caller_of(self._callers.keys, presented)
+        key = access_control.authenticate_key(self._callers.keys, presented)
         entry.caller = key.name
         assert self._listener is not None  # noqa: S101  # it was started
-        self._listener.know(request.protocol)
+        self._listener.mark_authenticated(request.protocol)
         if endpoint.path not in self._operations:
-            raise RefusedError(refusals.UNAUTHORIZED_OPERATION)
+            raise GatewayError(error_responses.UNAUTHORIZED_OPERATION)
         return key
 
-    async def _body(self, request: web.BaseRequest) -> Hidden[bytes]:
-        too_large = RefusedError(refusals.BODY_TOO_LARGE, ends=True)
-        if (request.content_length or 0) > _LARGEST_BODY:
+    async def _read_body(self, request: web.BaseRequest) -> Hidden[bytes]:
+        too_large = GatewayError(error_responses.BODY_TOO_LARGE, closes_connection=True)
+        if (request.content_length or 0) > _MAX_BODY_BYTES:
             raise too_large
         # The caller waits for 100 Continue, which only aiohttp's router sends. HTTP/1.0 has none.
         if "Expect" in request.headers and request.version >= HttpVersion11:
@@ -373,56 +384,58 @@ class Gateway:
         assert self._listener is not None  # noqa: S101  # it was started
         body, content = Hidden(bytearray()), request.content
         try:
-            async with asyncio.timeout(self._patience):
-                with self._listener.awaiting(request.protocol):
+            async with asyncio.timeout(self._caller_timeout):
+                with self._listener.waiting_for_caller(request.protocol):
                     while not content.at_eof():
                         body.reveal().extend(await content.readany())
-                        if len(body.reveal()) > _LARGEST_BODY:
+                        if len(body.reveal()) > _MAX_BODY_BYTES:
                             raise too_large
         except TimeoutError:
-            raise RefusedError(refusals.BODY_TIMEOUT, ends=True) from None
+            raise GatewayError(error_responses.BODY_TIMEOUT, closes_connection=True) from None
         except (web.RequestPayloadError, ConnectionError):  # it broke off, or its framing did
-            raise RefusedError(refusals.INVALID_HTTP, ends=True) from None
+            raise GatewayError(error_responses.INVALID_HTTP, closes_connection=True) from None
         return Hidden(bytes(body.reveal()))
 
-    async def _answer_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle_metrics_request(self, request: web.BaseRequest) -> web.StreamResponse:
         assert self._metrics is not None  # noqa: S101  # it is served with them alone
         try:
-            target = admission.target_of(request)
-            admission.check_host(target, ())
-        except RefusedError as refused:
-            return refusals.answer_of(refused.reason, request_id())
+            target = access_control.request_target(request)
+            access_control.check_host(target, ())
+        except GatewayError as refused:
+            return error_responses.error_response(refused.reason, new_request_id())
         if target.path != "/metrics":
-            return refusals.answer_of(refusals.NOT_FOUND, request_id())
-        return web.Response(body=self._metrics.page(), headers={"Content-Type": "text/plain; version=0.0.4"})
+            return error_responses.error_response(error_responses.NOT_FOUND, new_request_id())
+        return web.Response(
+            body=self._metrics.render_text(), headers={"Content-Type": "text/plain; version=0.0.4"}
+        )
 
 
-def _names(host: str, names: Iterable[str]) -> frozenset[str]:
+def _normalize_hosts(host: str, names: Iterable[str]) -> frozenset[str]:
     with contextlib.suppress(ValueError):  # such as "", which is every interface and stands in no Host header
-        names = (normal_host(host), *names)
+        names = (normalize_host(host), *names)
     try:
-        return frozenset(normal_host(name) for name in names)
+        return frozenset(normalize_host(name) for name in names)
     except (ValueError, TypeError):
         raise ConfigurationError("names must be names of hosts, without scheme and port") from None
 
 
-def _signers(credentials: Mapping[str, CredentialsSource] | None) -> dict[str, Signer]:
+def _create_authenticators(credentials: Mapping[str, CredentialsSource] | None) -> dict[str, Authenticator]:
     given = {"default": None} if credentials is None else credentials
-    return {name: Signer(resolve_identity(who, None), "headers") for name, who in given.items()}
+    return {name: Authenticator(resolve_identity(who, None), "headers") for name, who in given.items()}
 
 
-def _checked(operations: Iterable[str]) -> frozenset[str]:
+def _served_operations(operations: Iterable[str]) -> frozenset[str]:
     served = frozenset(operations)
-    if unknown := served - set(KNOWN):
-        raise ConfigurationError(f"operations must be of {', '.join(KNOWN)}, not {min(unknown)!r}")
+    if unknown := served - set(ALL_OPERATIONS):
+        raise ConfigurationError(f"operations must be of {', '.join(ALL_OPERATIONS)}, not {min(unknown)!r}")
     return served
 
 
-def _check_seconds(**given: object) -> None:
-    for name, value in given.items():
+def _check_seconds(**durations: object) -> None:
+    for name, value in durations.items():
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
             raise ConfigurationError(f"{name} must be a number of seconds from 0, not {value!r}")
 
 
-def _bracketed(host: str) -> str:
+def _url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host

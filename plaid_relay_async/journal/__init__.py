@@ -4,7 +4,7 @@
 """
 
 try:
-    from plaid_relay_async.journal.book import Journal
+    from plaid_relay_async.journal.journal import Journal
     from plaid_relay_async.journal.records import Record, RunStatus
     from plaid_relay_async.journal.schema import metadata
 except ModuleNotFoundError as error:

@@ -17,15 +17,15 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from plaid_relay_async.errors import ConfigurationError, sealed
+from plaid_relay_async.errors import ConfigurationError, strip_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_WAIT = 10.0  # seconds for which SQLite waits for a lock
-_LONGEST_WAIT = 2_000_000.0  # seconds; SQLite counts milliseconds in 32 bits
-_LARGEST_PORT = 65_535
-_LARGEST_INTEGER = 2**31 - 1  # of an option of libpq
+_BUSY_TIMEOUT = 10.0  # seconds for which SQLite waits for a lock
+_MAX_BUSY_TIMEOUT = 2_000_000.0  # seconds; SQLite counts milliseconds in 32 bits
+_MAX_PORT = 65_535
+_MAX_INTEGER = 2**31 - 1  # of an option of libpq
 # Options that libpq parses only when it connects.
 _INTEGERS = (
     "connect_timeout",
@@ -36,14 +36,14 @@ _INTEGERS = (
     "tcp_user_timeout",
 )
 # A connection string of libpq, such as "host=db dbname=relay".
-_LIBPQ_WORDS: Final = re.compile(
+_LIBPQ_DSN: Final = re.compile(
     r"(^|\s)(host|hostaddr|port|dbname|user|password|passfile|service|options|connect_timeout|client_encoding"
     r"|(fallback_)?application_name|target_session_attrs|ssl\w+)\s*="
 )
 _SCHEME: Final = re.compile(r"[A-Za-z][\w+.-]+:")  # one letter is a drive of Windows
-_FORMS = "the path of a file, sqlite:///FILE or postgresql://USER@HOST:PORT/DATABASE"
+_ADDRESS_FORMS = "the path of a file, sqlite:///FILE or postgresql://USER@HOST:PORT/DATABASE"
 # libpq checks options before it parses the server's address. This one is invalid, so libpq doesn't connect.
-_NO_ADDRESS = "no-address"
+_INVALID_HOSTADDR = "no-address"
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 
 
@@ -61,31 +61,31 @@ class Address:
     kind: str
     url: URL
     path: Path | None = None
-    wait: float = 0.0
+    busy_timeout: float = 0.0
 
 
-@sealed
-def address_of(where: str | os.PathLike[str] | AsyncEngine) -> Address:
+@strip_traceback
+def parse_address(where: str | os.PathLike[str] | AsyncEngine) -> Address:
     """Return the address that a path, a URL or an engine describes.
 
     Raises:
         ConfigurationError: it is invalid or ambiguous.
     """
     if isinstance(where, AsyncEngine):
-        return _of_engine(where.url)
+        return _engine_address(where.url)
     if not isinstance(where, str | os.PathLike):
-        raise ConfigurationError(f"a journal needs {_FORMS}, or an AsyncEngine of SQLAlchemy")
+        raise ConfigurationError(f"a journal needs {_ADDRESS_FORMS}, or an AsyncEngine of SQLAlchemy")
     text = os.fsdecode(where)
     scheme, separator, rest = text.partition("://")
     if not separator or not scheme.replace("+", "").isalnum():
         _check_path(text)
-        return _in_file(text)
-    if _kind(scheme) == "sqlite":
-        return _of_sqlite(rest)
-    return _of_postgresql(rest)
+        return _file_address(text)
+    if _database_kind(scheme) == "sqlite":
+        return _sqlite_address(rest)
+    return _postgresql_address(rest)
 
 
-def _kind(scheme: str) -> str:
+def _database_kind(scheme: str) -> str:
     """Return the database that the scheme of a URL names; its driver needn't be the one that is used."""
     kind, _, driver = scheme.lower().partition("+")
     # A driver such as SQLCipher would encrypt the file, and isn't used here.
@@ -97,7 +97,7 @@ def _kind(scheme: str) -> str:
 
 
 def _check_path(text: str) -> None:
-    if _LIBPQ_WORDS.search(text):
+    if _LIBPQ_DSN.search(text):
         raise ConfigurationError(
             "the journal's address is a connection string of libpq: write it as a URL, "
             "postgresql://USER:PASSWORD@HOST:PORT/DATABASE?OPTION=VALUE; for a file of this name, use its "
@@ -105,12 +105,12 @@ def _check_path(text: str) -> None:
         )
     if _SCHEME.match(text) or "://" in text:
         raise ConfigurationError(
-            f"the journal's address is neither a path nor a URL of a database: it must be {_FORMS}; "
+            f"the journal's address is neither a path nor a URL of a database: it must be {_ADDRESS_FORMS}; "
             "for a file whose name begins like a URL, use its absolute path"
         )
 
 
-def _in_file(name: str, wait: float = _WAIT) -> Address:
+def _file_address(name: str, wait: float = _BUSY_TIMEOUT) -> Address:
     if name in {"", ":memory:"}:
         raise ConfigurationError("a journal can't be stored in memory: pass the path of a file")
     try:
@@ -120,9 +120,9 @@ def _in_file(name: str, wait: float = _WAIT) -> Address:
     return Address("sqlite", URL.create("sqlite"), Path(path), wait)
 
 
-def _of_sqlite(rest: str) -> Address:
+def _sqlite_address(rest: str) -> Address:
     name, _, _ = rest.partition("?")
-    query = _parsed(f"sqlite://{rest}").query
+    query = _parse_url(f"sqlite://{rest}").query
     if name and not name.startswith("/"):
         raise ConfigurationError(
             "a URL of SQLite has three slashes before the path of the file: sqlite:///FILE"
@@ -131,18 +131,18 @@ def _of_sqlite(rest: str) -> Address:
     name = os.fsdecode(unquote_to_bytes(os.fsencode(name[1:])))
     if name.startswith("file:"):
         raise ConfigurationError(
-            f"the journal's address must not contain a file: URI of SQLite; it must be {_FORMS}"
+            f"the journal's address must not contain a file: URI of SQLite; it must be {_ADDRESS_FORMS}"
         )
     unknown = sorted(set(query) - {"timeout"})
     if unknown:
         raise ConfigurationError(
             f"{unknown[0]} in the journal's address isn't supported: for SQLite, timeout is the only option"
         )
-    return _in_file(name, _wait(query))
+    return _file_address(name, _parse_busy_timeout(query))
 
 
-def _of_engine(url: URL) -> Address:
-    kind = _kind(url.drivername)
+def _engine_address(url: URL) -> Address:
+    kind = _database_kind(url.drivername)
     if kind == "postgresql":
         return Address(kind, url)
     name = url.database or ""
@@ -150,31 +150,31 @@ def _of_engine(url: URL) -> Address:
         raise ConfigurationError(
             "the engine of a journal in SQLite needs the path of its file, not a file: URI"
         )
-    return _in_file(name, _wait(url.query))
+    return _file_address(name, _parse_busy_timeout(url.query))
 
 
-def _wait(query: Mapping[str, Any]) -> float:
+def _parse_busy_timeout(query: Mapping[str, Any]) -> float:
     try:
-        wait = float(query.get("timeout", _WAIT))
+        wait = float(query.get("timeout", _BUSY_TIMEOUT))
     except (TypeError, ValueError):  # TypeError: the option occurs twice
         wait = -1.0
-    if not 0 <= wait <= _LONGEST_WAIT:
+    if not 0 <= wait <= _MAX_BUSY_TIMEOUT:
         raise ConfigurationError("timeout in the journal's address must be one number of seconds")
     return wait
 
 
-def _parsed(text: str) -> URL:
+def _parse_url(text: str) -> URL:
     try:
         return make_url(text)
     except (ArgumentError, ValueError):
         pass
     raise ConfigurationError(
-        f"the journal's address is neither a path nor a URL of a database: it must be {_FORMS}"
+        f"the journal's address is neither a path nor a URL of a database: it must be {_ADDRESS_FORMS}"
     )
 
 
-def _of_postgresql(rest: str) -> Address:
-    url = _parsed(f"postgresql+psycopg://{rest}")
+def _postgresql_address(rest: str) -> Address:
+    url = _parse_url(f"postgresql+psycopg://{rest}")
     host = unquote(url.host or "")  # as libpq does, for the folder of a socket
     if "\0" in unquote(rest):
         raise ConfigurationError("the journal's address must not contain NUL")
@@ -200,7 +200,7 @@ def _of_postgresql(rest: str) -> Address:
     return Address("postgresql", url.set(host=host))
 
 
-@sealed
+@strip_traceback
 def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Check the arguments of a connection to PostgreSQL, by their names in libpq, without connecting.
 
@@ -208,26 +208,26 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         ConfigurationError: an argument is unknown, or its value is invalid.
     """
     for name in _INTEGERS:
-        if not _is_integer(arguments[name], -_LARGEST_INTEGER, _LARGEST_INTEGER):
+        if not _is_integer(arguments[name], -_MAX_INTEGER, _MAX_INTEGER):
             raise ConfigurationError(f"{name} in the journal's address must be an integer")
     for port in filter(None, str(arguments.get("port", "")).split(",")):
         _check_port(port)
     for name, is_valid in (("host", _is_host), ("hostaddr", _is_address)):
         if not all(map(is_valid, filter(None, arguments.get(name, "").split(",")))):
             raise ConfigurationError(f"the {name} in the journal's address is invalid")
-    problem = _problem_of({**arguments, "host": "", "hostaddr": _NO_ADDRESS, "port": ""})
+    problem = _libpq_error({**arguments, "host": "", "hostaddr": _INVALID_HOSTADDR, "port": ""})
     if problem is not None:
         raise ConfigurationError(f"the journal's address can't be used: {problem}")
 
 
 def _check_port(port: object) -> None:
-    if not _is_integer(port, 1, _LARGEST_PORT):
+    if not _is_integer(port, 1, _MAX_PORT):
         raise ConfigurationError("the port in the journal's address must be a number from 1 to 65535")
 
 
-def _is_integer(value: object, least: int, greatest: int) -> bool:
+def _is_integer(value: object, minimum: int, maximum: int) -> bool:
     try:
-        return least <= int(str(value)) <= greatest
+        return minimum <= int(str(value)) <= maximum
     except ValueError:
         return False
 
@@ -246,7 +246,7 @@ def _is_address(address: str) -> bool:
         return False
 
 
-def _problem_of(arguments: Mapping[str, Any]) -> str | None:
+def _libpq_error(arguments: Mapping[str, Any]) -> str | None:
     """Return libpq's error for arguments without a usable server address, or `None` if only that is wrong."""
     from psycopg import ProgrammingError
     from psycopg.conninfo import make_conninfo
@@ -262,7 +262,7 @@ def _problem_of(arguments: Mapping[str, Any]) -> str | None:
         problem = probe.error_message.decode(errors="replace").strip()
     finally:
         probe.finish()
-    return None if _NO_ADDRESS in problem else problem
+    return None if _INVALID_HOSTADDR in problem else problem
 
 
 def create_file(path: Path) -> None:

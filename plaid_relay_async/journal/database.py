@@ -26,18 +26,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool, StaticPool
 
 from plaid_relay_async.errors import ConfigurationError, JournalError
-from plaid_relay_async.journal.address import address_of, check_arguments, check_files, create_file
+from plaid_relay_async.journal.address import check_arguments, check_files, create_file, parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 
-_ATTEMPTS = 3  # that fit into a lease: one on a silently dropped connection must leave time for others
-_SHORTEST = 2.0  # seconds that an attempt may take in any case, connecting included
-_AGAIN_AFTER = 0.2  # seconds
+_ATTEMPTS_PER_LEASE = (
+    3  # that fit into a lease: one on a silently dropped connection must leave time for others
+)
+_MIN_ATTEMPT_SECONDS = 2.0  # seconds that an attempt may take in any case, connecting included
+_RETRY_DELAY = 0.2  # seconds
 # The beginnings of the SQLSTATEs after which the same transaction may succeed a moment later.
-_PASSING: Final = (
+_TRANSIENT_SQLSTATES: Final = (
     "08",  # the connection was lost, or refused
     "25006",  # read-only, as a server is while it fails over
     "25P03",  # idle for too long in a transaction
@@ -50,45 +52,45 @@ _PASSING: Final = (
 )
 # For one transaction: PgBouncer refuses to start a session with them, and may give the next transaction to
 # another session of the server.
-_LIMITS: Final = text(
+_SET_TIMEOUTS: Final = text(
     "SELECT set_config('statement_timeout', :limit, true), set_config('lock_timeout', :limit, true),"
     " set_config('idle_in_transaction_session_timeout', :limit, true)"
 )
-_LONGEST_LIMIT = 2**31 - 1  # milliseconds; the server accepts no more
-_LONGEST_KEEPALIVE = 32_767  # seconds; Linux accepts no more
-_CHECKPOINT_WITHIN = 5.0  # seconds in which SQLite's log has to be cleared
-_CHECKPOINT_WAIT = 100  # milliseconds for which clearing it may hold back others at a time
-_ENCODINGS = text("SELECT current_setting('server_encoding'), current_setting('client_encoding')")
+_MAX_TIMEOUT_MS = 2**31 - 1  # milliseconds; the server accepts no more
+_MAX_KEEPALIVE = 32_767  # seconds; Linux accepts no more
+_CHECKPOINT_TIMEOUT = 5.0  # seconds in which SQLite's log has to be cleared
+_CHECKPOINT_BUSY_MS = 100  # milliseconds for which clearing it may hold back others at a time
+_SELECT_ENCODINGS = text("SELECT current_setting('server_encoding'), current_setting('client_encoding')")
 # That an open journal holds: one for its own methods, one for leases, three for writing and looking up.
-_CONNECTIONS = 5
+_CONNECTIONS_PER_JOURNAL = 5
 # A name needn't be UTF-8, and a value of bytes is in the encoding of the database.
-_OPENED_FILE = (
+_SELECT_OPENED_FILE = (
     "SELECT CAST(file AS BLOB), encoding FROM pragma_database_list, pragma_encoding WHERE name = 'main'"
 )
 _PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1}
 
 
 @contextlib.contextmanager
-def telling(path: Path | None) -> Iterator[None]:
+def journal_errors(path: Path | None) -> Iterator[None]:
     """Raise `JournalError` for an error of a file or of the database; the path is that of SQLite's file."""
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
-        problem = told(error, path)
+        problem = to_journal_error(error, path)
     else:
         return
     raise problem
 
 
-def told(error: Exception, path: Path | None) -> JournalError:
+def to_journal_error(error: Exception, path: Path | None) -> JournalError:
     """Return the error that says why, without what was written, and names the file."""
     if isinstance(error, OSError) and error.filename is not None:
         path = error.filename
     where = "" if path is None else f" ({path})"
-    return JournalError(f"the journal can't be read or written: {_reason(error)}{where}")
+    return JournalError(f"the journal can't be read or written: {_safe_reason(error)}{where}")
 
 
-def closed() -> JournalError:
+def closed_error() -> JournalError:
     """Return the error of a call that came while the journal was closed, or after that."""
     return JournalError(
         "the journal was closed in the meantime",
@@ -96,7 +98,7 @@ def closed() -> JournalError:
     )
 
 
-def _passes(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Return whether the same transaction may succeed on another connection, or a moment later."""
     if not isinstance(error, DBAPIError):
         return isinstance(error, OSError | PoolTimeoutError)
@@ -105,10 +107,10 @@ def _passes(error: Exception) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     if state is None:  # there was no session
         return isinstance(error, OperationalError | InterfaceError)
-    return str(state).startswith(_PASSING)
+    return str(state).startswith(_TRANSIENT_SQLSTATES)
 
 
-def _reason(error: Exception) -> str:
+def _safe_reason(error: Exception) -> str:
     if isinstance(error, DBAPIError):
         # The whole of it may quote the values of a row.
         told = str(error.orig).partition("\n")[0].partition(" with text ")[0]
@@ -123,14 +125,14 @@ def _check_pool(pool: Pool) -> None:
         most = pool.size() + pool._max_overflow  # noqa: SLF001
     else:
         return
-    if most < _CONNECTIONS:
+    if most < _CONNECTIONS_PER_JOURNAL:
         raise ConfigurationError(
-            f"a journal holds {_CONNECTIONS} connections while it is open, and the engine's "
+            f"a journal holds {_CONNECTIONS_PER_JOURNAL} connections while it is open, and the engine's "
             f"{type(pool).__name__} has {most} at most: raise its pool_size or max_overflow, or use NullPool"
         )
 
 
-class _ThreadLine:
+class _ThreadConnection:
     """A connection to a file of SQLite: a whole transaction at a time goes to a thread.
 
     A driver that is asynchronous does so for each call to it, and there are eight in a transaction.
@@ -140,16 +142,16 @@ class _ThreadLine:
         self._engine = engine
         self._limit = limit
         self._path = path
-        self._thread = ThreadPoolExecutor(1, "plaid_relay_async.journal")
+        self._executor = ThreadPoolExecutor(1, "plaid_relay_async.journal")
         self._connection: Connection | None = None
         self._closed = False
 
     async def run(self, work: Callable[[Connection], T], limit: float | None = None) -> T:
         seconds = self._limit if limit is None else limit
         if self._closed:
-            raise closed()
-        running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
-        running.add_done_callback(_retrieved)
+            raise closed_error()
+        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, work)
+        running.add_done_callback(_retrieve_exception)
         try:
             await asyncio.wait([running], timeout=seconds)
         finally:
@@ -157,12 +159,12 @@ class _ThreadLine:
                 # A thread can't be stopped. What comes next queues behind it, so the order stays.
                 running.cancel()
         if running.cancelled():
-            raise _overran(seconds)
+            raise _timeout_error(seconds)
         return running.result()
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         if self._connection is None:
-            self._connection = _with_pragmas(self._engine.connect(), self._path)
+            self._connection = _set_up_sqlite(self._engine.connect(), self._path)
         try:
             with self._connection.begin():
                 return work(self._connection)
@@ -177,12 +179,12 @@ class _ThreadLine:
 
     async def close(self) -> None:
         self._closed = True
-        closing = asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        closing = asyncio.get_running_loop().run_in_executor(self._executor, self._close)
         await asyncio.wait([closing], timeout=self._limit)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-class _AsyncLine:
+class _TaskConnection:
     """A connection of an `AsyncEngine`.
 
     Each transaction is a task of its own. One that overruns, or whose caller is cancelled, is abandoned with
@@ -197,24 +199,24 @@ class _AsyncLine:
         self._prepare_threshold: int | None = None  # of the connection, before it was this one's
         self._running: asyncio.Future[Any] | None = None
         self._abandoned: set[asyncio.Future[Any]] = set()
-        self._busy = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._closed = False
 
     async def run(self, work: Callable[[Connection], T], limit: float | None = None) -> T:
         seconds = self._limit if limit is None else limit
         try:
-            async with asyncio.timeout(seconds), self._busy:
+            async with asyncio.timeout(seconds), self._lock:
                 if self._closed:
-                    raise closed()
+                    raise closed_error()
                 running = asyncio.ensure_future(self._transaction(work, seconds))
                 self._running = running
-                running.add_done_callback(_retrieved)
+                running.add_done_callback(_retrieve_exception)
                 try:
                     await asyncio.wait([running])
                 finally:
                     self._abandon()
         except TimeoutError:
-            raise _overran(seconds) from None
+            raise _timeout_error(seconds) from None
         if running.cancelled():
             raise ConnectionAbortedError("the transaction was cancelled")
         return running.result()
@@ -226,8 +228,8 @@ class _AsyncLine:
         try:
             async with connection.begin():
                 if self._path is None:
-                    limit = min(int(seconds * 1000), _LONGEST_LIMIT)
-                    await connection.execute(_LIMITS, {"limit": str(limit)})
+                    limit = min(int(seconds * 1000), _MAX_TIMEOUT_MS)
+                    await connection.execute(_SET_TIMEOUTS, {"limit": str(limit)})
                 return await connection.run_sync(work)
         except IntegrityError:
             raise
@@ -243,7 +245,7 @@ class _AsyncLine:
         connection = await self._engine.connect()
         try:
             if self._path is not None:
-                await connection.run_sync(_with_pragmas, self._path)
+                await connection.run_sync(_set_up_sqlite, self._path)
             else:  # whatever the engine has: what others commit has to be seen within a transaction
                 await connection.execution_options(isolation_level="READ COMMITTED")
                 self._prepare_threshold = _set_prepare_threshold(connection, None)
@@ -260,7 +262,7 @@ class _AsyncLine:
         self._abandoned.add(running)
         running.add_done_callback(self._abandoned.discard)
         connection, self._connection = self._connection, None
-        if connection is None or not _severed(connection):
+        if connection is None or not _shut_down_socket(connection):
             running.cancel()
             # At the first cancellation psycopg asks the server to cancel the query, and waits for that.
             asyncio.get_running_loop().call_later(self._limit, running.cancel)
@@ -276,16 +278,16 @@ class _AsyncLine:
                     await connection.close()
         if self._abandoned:
             # aiosqlite waits forever if its connection is being closed while the event loop ends.
-            await asyncio.wait(self._abandoned, timeout=_SHORTEST)
+            await asyncio.wait(self._abandoned, timeout=_MIN_ATTEMPT_SECONDS)
 
 
-def _retrieved(running: asyncio.Future[Any]) -> None:
+def _retrieve_exception(running: asyncio.Future[Any]) -> None:
     """Retrieve an exception that no caller waits for any more, so that asyncio doesn't report it."""
     if not running.cancelled():
         running.exception()
 
 
-def _overran(seconds: float) -> TimeoutError:
+def _timeout_error(seconds: float) -> TimeoutError:
     return TimeoutError(f"the database took longer than {seconds:g} s")
 
 
@@ -309,7 +311,7 @@ def _set_prepare_threshold(connection: AsyncConnection, threshold: int | None) -
     return former
 
 
-def _severed(connection: AsyncConnection) -> bool:
+def _shut_down_socket(connection: AsyncConnection) -> bool:
     """Shut down the socket of a connection, so that a wait for the server fails immediately.
 
     Return whether that was possible: only some drivers, such as psycopg, expose their socket.
@@ -325,13 +327,13 @@ def _severed(connection: AsyncConnection) -> bool:
 
 
 # One connection, for one transaction at a time, durable when `run` returns; it is made anew when it was lost.
-Line: TypeAlias = _ThreadLine | _AsyncLine
+JournalConnection: TypeAlias = _ThreadConnection | _TaskConnection
 
 
-def _with_pragmas(connection: Connection, path: Path) -> Connection:
+def _set_up_sqlite(connection: Connection, path: Path) -> Connection:
     """Check and set up a connection to SQLite, and return it; close it if that isn't possible."""
     try:
-        name, encoding = connection.exec_driver_sql(_OPENED_FILE).one()
+        name, encoding = connection.exec_driver_sql(_SELECT_OPENED_FILE).one()
         opened = name.decode(encoding, "surrogateescape")
         if not opened or not Path(opened).samefile(path):
             raise ConfigurationError(
@@ -367,15 +369,17 @@ class Database:
     """
 
     def __init__(self, url: str | os.PathLike[str] | AsyncEngine, lease: float) -> None:
-        self._callers = url if isinstance(url, AsyncEngine) else None
-        self._address = address_of(url)
+        self._caller_engine = url if isinstance(url, AsyncEngine) else None
+        self._address = parse_address(url)
         self.kind: Final = self._address.kind
         self.path: Final = self._address.path
-        in_sqlite = self._address.wait + lease
-        self.limit: Final = in_sqlite if self.kind == "sqlite" else max(lease / _ATTEMPTS, _SHORTEST)
-        if self._callers is not None:
-            _check_pool(self._callers.pool)
-        self._lines: list[Line] = []
+        in_sqlite = self._address.busy_timeout + lease
+        self.attempt_seconds: Final = (
+            in_sqlite if self.kind == "sqlite" else max(lease / _ATTEMPTS_PER_LEASE, _MIN_ATTEMPT_SECONDS)
+        )
+        if self._caller_engine is not None:
+            _check_pool(self._caller_engine.pool)
+        self._connections: list[JournalConnection] = []
         self._engine: Engine | AsyncEngine | None = None
 
     async def open(self) -> None:
@@ -386,17 +390,17 @@ class Database:
             JournalError: the file can't be created.
         """
         if self.path is not None:
-            with telling(self.path):
+            with journal_errors(self.path):
                 await asyncio.to_thread(create_file, self.path)
-        self._engine = self._callers or self._made()
+        self._engine = self._caller_engine or self._create_engine()
 
-    def _made(self) -> Engine | AsyncEngine:
+    def _create_engine(self) -> Engine | AsyncEngine:
         if self.path is not None:
             # SQLite itself must not create the file: others could read that one.
             url = URL.create("sqlite", database=self.path.as_uri(), query={"mode": "rw", "uri": "true"})
-            settings = {"check_same_thread": False, "timeout": self._address.wait}
+            settings = {"check_same_thread": False, "timeout": self._address.busy_timeout}
             return create_engine(url, hide_parameters=True, connect_args=settings)
-        settings = self._settings()
+        settings = self._keepalive_settings()
         try:
             engine = create_async_engine(self._address.url, hide_parameters=True, connect_args=settings)
             _, arguments = engine.dialect.create_connect_args(engine.url)
@@ -404,14 +408,14 @@ class Database:
             needed = f"the journal needs {error.name}: pip install 'plaid_relay_async[postgres]'"
             raise ConfigurationError(needed) from None
         except ArgumentError as error:  # such as a port for each of several hosts
-            raise ConfigurationError(f"the journal's address can't be used: {_reason(error)}") from None
+            raise ConfigurationError(f"the journal's address can't be used: {_safe_reason(error)}") from None
         arguments.pop("context", None)  # SQLAlchemy's own
         check_arguments({**arguments, **settings})
         return engine
 
-    def _settings(self) -> dict[str, Any]:
+    def _keepalive_settings(self) -> dict[str, Any]:
         """Return settings that let libpq notice a server that is gone; those in the URL take precedence."""
-        seconds = min(max(1, int(self.limit)), _LONGEST_KEEPALIVE)
+        seconds = min(max(1, int(self.attempt_seconds)), _MAX_KEEPALIVE)
         settings = {
             "connect_timeout": max(2, seconds // 2),  # so that there is time for a second host
             "keepalives": 1,
@@ -424,7 +428,7 @@ class Database:
         chosen = {name: query.get(name, value) for name, value in settings.items()}
         return {**chosen, "client_encoding": "utf8"}  # whatever PGCLIENTENCODING says: any text has to arrive
 
-    async def check(self, line: Line) -> None:
+    async def check_encoding(self, line: JournalConnection) -> None:
         """Check that any text can be stored: one that can't would fail its whole group of writes.
 
         Raises:
@@ -433,7 +437,7 @@ class Database:
         if self.path is not None:
             return  # SQLite converts between its encodings.
         try:
-            server, client = await line.run(lambda connection: connection.execute(_ENCODINGS).one())
+            server, client = await line.run(lambda connection: connection.execute(_SELECT_ENCODINGS).one())
         except TypeError:
             # For SQL_ASCII psycopg returns bytes, from which SQLAlchemy can't read the server's version.
             server = client = "SQL_ASCII"
@@ -443,29 +447,33 @@ class Database:
                 f"server_encoding is {server}, client_encoding is {client}"
             )
 
-    def line(self) -> Line:
+    def new_connection(self) -> JournalConnection:
         """Give a connection for one user, who has it for as long as the database is open."""
         assert self._engine is not None  # noqa: S101  # it is open
         if isinstance(self._engine, AsyncEngine):
-            self._lines.append(_AsyncLine(self._engine, self.limit, self.path))
+            self._connections.append(_TaskConnection(self._engine, self.attempt_seconds, self.path))
         else:
             assert self.path is not None  # noqa: S101  # only SQLite has such an engine
-            self._lines.append(_ThreadLine(self._engine, self.limit, self.path))
-        return self._lines[-1]
+            self._connections.append(_ThreadConnection(self._engine, self.attempt_seconds, self.path))
+        return self._connections[-1]
 
     async def close(self) -> None:
         """Close all connections, each within `limit`. It may be cancelled, and called again."""
-        await asyncio.gather(*(line.close() for line in self._lines))
+        await asyncio.gather(*(line.close() for line in self._connections))
         engine = self._engine
         if isinstance(engine, Engine):
             engine.dispose()
-        elif engine is not None and engine is not self._callers:
+        elif engine is not None and engine is not self._caller_engine:
             await engine.dispose()
-        self._lines.clear()
+        self._connections.clear()
         self._engine = None
 
-    async def write(
-        self, line: Line, work: Callable[[Connection], T], patience: float, limit: float | None = None
+    async def run_transaction(
+        self,
+        connection: JournalConnection,
+        work: Callable[[Connection], T],
+        retry_seconds: float,
+        limit: float | None = None,
     ) -> T:
         """Run the work in one transaction, and return its result.
 
@@ -482,20 +490,20 @@ class Database:
             JournalError: it can't be done.
             IntegrityError: another process was first.
         """
-        until = time.monotonic() + patience
+        until = time.monotonic() + retry_seconds
         while True:
             try:
-                return await line.run(work, limit)
+                return await connection.run(work, limit)
             except IntegrityError:
                 raise
             except (SQLAlchemyError, OSError) as error:
-                problem = told(error, self.path)
-                passes = self.path is None and _passes(error)
+                problem = to_journal_error(error, self.path)
+                passes = self.path is None and _is_transient(error)
             if not passes or time.monotonic() > until:
                 raise problem
-            await asyncio.sleep(_AGAIN_AFTER)
+            await asyncio.sleep(_RETRY_DELAY)
 
-    async def clear_log(self, line: Line) -> None:
+    async def truncate_wal(self, line: JournalConnection) -> None:
         """Remove from SQLite's log what was deleted or overwritten; PostgreSQL has no such file.
 
         Raises:
@@ -504,8 +512,8 @@ class Database:
         """
         if self.path is None:
             return
-        until = time.monotonic() + _CHECKPOINT_WITHIN
-        while not await self.write(line, _cleared, 0.0):
+        until = time.monotonic() + _CHECKPOINT_TIMEOUT
+        while not await self.run_transaction(line, _checkpoint_wal, 0.0):
             if time.monotonic() > until:
                 raise JournalError(
                     f"{self.path}-wal: this file may still contain the tokens that were deleted or encrypted "
@@ -513,14 +521,14 @@ class Database:
                     advice="Close that connection, such as a backup or a sqlite3 prompt, and do it again: "
                     "that clears the file.",
                 )
-            await asyncio.sleep(_AGAIN_AFTER)
+            await asyncio.sleep(_RETRY_DELAY)
 
 
-def _cleared(connection: Connection) -> bool:
+def _checkpoint_wal(connection: Connection) -> bool:
     patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
     # This checkpoint blocks no other connection; the next one lets none write while it waits for readers.
     connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").close()
-    connection.exec_driver_sql(f"PRAGMA busy_timeout={_CHECKPOINT_WAIT}").close()
+    connection.exec_driver_sql(f"PRAGMA busy_timeout={_CHECKPOINT_BUSY_MS}").close()
     try:
         busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one()
     finally:

@@ -10,16 +10,16 @@ from attrs import field, frozen
 from sqlalchemy import and_, case, func, or_, select
 
 from plaid_relay_async.errors import OutcomeUnknownError
-from plaid_relay_async.journal.decisions import Row, code_of, outcome_of
-from plaid_relay_async.journal.schema import State, entries
+from plaid_relay_async.journal.decisions import Row, error_code_of, outcome_name
+from plaid_relay_async.journal.schema import CreationState, entries
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import Connection
 
-    from plaid_relay_async.journal.holders import Holders
-    from plaid_relay_async.journal.keys import Keyring
+    from plaid_relay_async.journal.encryption import Keyring
+    from plaid_relay_async.journal.workers import WorkerRegistry
 
 PAGE = 1000
 
@@ -70,26 +70,29 @@ class RunStatus:
 
 
 # A creation whose claim another run has is what that one is.
-_claim = entries.alias("claim")
-_joined = entries.outerjoin(
-    _claim, and_(entries.c.state == State.ELSEWHERE, _claim.c.pair == entries.c.pair, _claim.c.claim)
+_holding = entries.alias("claim")
+_entries_with_holding = entries.outerjoin(
+    _holding,
+    and_(
+        entries.c.state == CreationState.HELD_ELSEWHERE, _holding.c.pair == entries.c.pair, _holding.c.claim
+    ),
 )
 # Beside the current rows, those that hold a token, or have held one, and an unknown that has the claim again.
-_shown = or_(
+_visible = or_(
     entries.c.current,
     entries.c.claim,
-    entries.c.state.in_((State.CREATED, State.REMOVING, State.REMOVED)),
+    entries.c.state.in_((CreationState.CREATED, CreationState.REMOVING, CreationState.REMOVED)),
 )
 
 
-def page_of(
-    connection: Connection, holders: Holders, run_id: int, after: int, partner: str | None
+def read_page(
+    connection: Connection, registry: WorkerRegistry, run_id: int, after: int, partner: str | None
 ) -> list[tuple[Row, Row, bool]]:
     """Give the next rows of a run, each with the row that it is told as, and whether its holder is alive."""
     asked = (
-        select(entries, *(column.label(f"claim_{column.name}") for column in _claim.c))
-        .select_from(_joined)
-        .where(entries.c.run_id == run_id, entries.c.id > after, _shown)
+        select(entries, *(column.label(f"claim_{column.name}") for column in _holding.c))
+        .select_from(_entries_with_holding)
+        .where(entries.c.run_id == run_id, entries.c.id > after, _visible)
         .order_by(entries.c.id)
         .limit(PAGE)
     )
@@ -97,45 +100,45 @@ def page_of(
         asked = asked.where(entries.c.partner == partner)
 
     def look() -> list[tuple[Row, Row]]:
-        return [_told_as(each) for each in connection.execute(asked).mappings()]
+        return [_with_holding_row(each) for each in connection.execute(asked).mappings()]
 
     def holders_in(pairs: list[tuple[Row, Row]]) -> set[int]:
-        return {told.holder_id for _, told in pairs if told.state is State.BEGUN}
+        return {told.holder_id for _, told in pairs if told.state is CreationState.INTENT}
 
-    rows, alive = holders.seen(connection, look, holders_in)
-    return [(row, told, told.holder_id in alive.living) for row, told in rows]
-
-
-def _told_as(found: Any) -> tuple[Row, Row]:
-    row = _row(found, "")
-    return row, row if found["claim_id"] is None else _row(found, "claim_")
+    rows, alive = registry.read_with_liveness(connection, look, holders_in)
+    return [(row, told, told.holder_id in alive.live_ids) for row, told in rows]
 
 
-def _row(found: Any, prefix: str) -> Row:
+def _with_holding_row(found: Any) -> tuple[Row, Row]:
+    row = _to_row(found, "")
+    return row, row if found["claim_id"] is None else _to_row(found, "claim_")
+
+
+def _to_row(found: Any, prefix: str) -> Row:
     return Row(**{column.name: found[prefix + column.name] for column in entries.c})
 
 
-def record(row: Row, keyring: Keyring, *, own: bool, alive: bool) -> Record:
+def to_record(row: Row, keyring: Keyring, *, own: bool, alive: bool) -> Record:
     """Turn a row into what it tells."""
-    outcome = outcome_of(row.state, alive=alive)
+    outcome = outcome_name(row.state, alive=alive)
     return Record(
         outcome=outcome,
         secondary_client_id=row.partner,
-        relay_token=None if row.token is None else keyring.open(row.token),
+        relay_token=None if row.token is None else keyring.decrypt(row.token),
         request_id=row.request_id,
-        error_code=code_of(row, outcome),
+        error_code=error_code_of(row, outcome),
         attempts=row.attempts,
         own=own,
     )
 
 
-def status_of(connection: Connection, holders: Holders, run: Any) -> RunStatus:
+def read_status(connection: Connection, registry: WorkerRegistry, run: Any) -> RunStatus:
     """Count what there is of a run, which is a row of the table of runs."""
     state, holder, error, code = (
-        func.coalesce(_claim.c[name], entries.c[name])
+        func.coalesce(_holding.c[name], entries.c[name])
         for name in ("state", "holder_id", "error", "error_code")
     )
-    whose = case((state == State.BEGUN, holder), else_=0)  # of what is done it doesn't matter
+    whose = case((state == CreationState.INTENT, holder), else_=0)  # of what is done it doesn't matter
     asked = (
         select(
             state.label("state"),
@@ -146,8 +149,8 @@ def status_of(connection: Connection, holders: Holders, run: Any) -> RunStatus:
             func.min(entries.c.begun_at).label("first"),
             func.max(entries.c.ended_at).label("last"),
         )
-        .select_from(_joined)
-        .where(entries.c.run_id == run.id, _shown)
+        .select_from(_entries_with_holding)
+        .where(entries.c.run_id == run.id, _visible)
         .group_by(state, whose, func.coalesce(code, error))
     )
 
@@ -155,27 +158,27 @@ def status_of(connection: Connection, holders: Holders, run: Any) -> RunStatus:
         return connection.execute(asked).all()
 
     def holders_in(found: Sequence[Any]) -> set[int]:
-        return {row.holder_id for row in found if row.state == State.BEGUN}
+        return {row.holder_id for row in found if row.state == CreationState.INTENT}
 
-    found, alive = holders.seen(connection, look, holders_in)
+    found, alive = registry.read_with_liveness(connection, look, holders_in)
     counts: Counter[str] = Counter()
     error_codes: Counter[str] = Counter()
     for row in found:
-        outcome = outcome_of(State(row.state), alive=row.holder_id in alive.living)
+        outcome = outcome_name(CreationState(row.state), alive=row.holder_id in alive.live_ids)
         counts[outcome] += row.many
         if outcome in {"failed", "unknown"}:
             error_codes[row.code or OutcomeUnknownError.__name__] += row.many
     return RunStatus(
         name=run.name,
-        started_at=_time(run.started_at),
-        last_at=max((_time(row.last) for row in found if row.last is not None), default=None),
+        started_at=_to_datetime(run.started_at),
+        last_at=max((_to_datetime(row.last) for row in found if row.last is not None), default=None),
         counts=counts,
         error_codes=error_codes,
-        rate=_rate(found),
+        rate=_outcome_rate(found),
     )
 
 
-def _rate(found: Sequence[Any]) -> float:
+def _outcome_rate(found: Sequence[Any]) -> float:
     begun = [row.first for row in found if row.first is not None]
     ended = [row.last for row in found if row.last is not None]
     if not begun or not ended or max(ended) <= min(begun):
@@ -183,5 +186,5 @@ def _rate(found: Sequence[Any]) -> float:
     return float(sum(row.ended for row in found) / (max(ended) - min(begun)))
 
 
-def _time(seconds: float) -> dt.datetime:
+def _to_datetime(seconds: float) -> dt.datetime:
     return dt.datetime.fromtimestamp(seconds, dt.UTC)

@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-class State(enum.StrEnum):
+class CreationState(enum.StrEnum):
     """Where one creation stands."""
 
     ACCEPTED = "accepted"
     """Taken up; nothing was sent."""
-    BEGUN = "begun"
+    INTENT = "begun"
     """An attempt may be under way; if its holder is dead, nobody can tell what became of it."""
     CREATED = "created"
     FAILED = "failed"
     UNKNOWN = "unknown"
-    ELSEWHERE = "elsewhere"
+    HELD_ELSEWHERE = "elsewhere"
     """Another run has the claim on the pair: what became of that is what became of this."""
     REMOVING = "removing"
     """The token is being removed, and may be gone."""
@@ -57,17 +57,17 @@ class now(FunctionElement[float]):  # noqa: N801  # it stands where a function o
 
 
 @compiles(now)
-def _now(_element: object, _compiler: object, **_: Any) -> str:
+def _compile_now(_element: object, _compiler: object, **_: Any) -> str:
     return "extract(epoch FROM clock_timestamp())::double precision"
 
 
 @compiles(now, "sqlite")
-def _now_in_sqlite(_element: object, _compiler: object, **_: Any) -> str:
+def _compile_now_in_sqlite(_element: object, _compiler: object, **_: Any) -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
 metadata: Final = MetaData()
-_Counted = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up no other type by itself
+_AutoIncrement = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up no other type by itself
 
 journals: Final = Table(
     "relay_journal",
@@ -80,16 +80,16 @@ journals: Final = Table(
 runs: Final = Table(
     "relay_runs",
     metadata,
-    Column("id", _Counted, primary_key=True),
+    Column("id", _AutoIncrement, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("started_at", Float, nullable=False),
 )
 
 # Each opening that creates is a holder of its own: its number is never used again, and so tells who is meant.
-holders: Final = Table(
+workers: Final = Table(
     "relay_holders",
     metadata,
-    Column("id", _Counted, primary_key=True),
+    Column("id", _AutoIncrement, primary_key=True),
     Column("run_id", BigInteger, nullable=False),
     Column("lock", Text),  # the name of its lock, where the operating system tells whether it is alive
     Column("expires_at", Float),  # or the end of its lease
@@ -122,21 +122,21 @@ entries: Final = Table(
 )
 
 
-def _partial(name: str, *columns: Column[Any], where: Any, unique: bool) -> None:
+def _partial_index(name: str, *columns: Column[Any], where: Any, unique: bool) -> None:
     Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
 
 
 # The conditions are spelt as the queries' are: otherwise SQLite doesn't see that the indexes serve them.
 # One row of all runs has the claim on a pair; one row of each run is the current one of a pair.
-_partial("relay_entries_claim", entries.c.pair, where=entries.c.claim == true(), unique=True)
-_partial(
+_partial_index("relay_entries_claim", entries.c.pair, where=entries.c.claim == true(), unique=True)
+_partial_index(
     "relay_entries_current", entries.c.run_id, entries.c.pair, where=entries.c.current == true(), unique=True
 )
-_partial(
+_partial_index(
     "relay_entries_token", entries.c.token_digest, where=entries.c.token_digest.is_not(None), unique=False
 )
 # Those that had the claim on a pair once, and may have it again.
-_partial(
+_partial_index(
     "relay_entries_heirs",
     entries.c.pair,
     where=and_(entries.c.claim == false(), entries.c.begun_at.is_not(None)),
@@ -148,7 +148,7 @@ Index("relay_entries_run", entries.c.run_id, entries.c.id)
 MIGRATIONS: Final[tuple[Callable[[Connection], object], ...]] = ()
 
 
-def prepare(
+def create_or_migrate(
     connection: Connection, pair_key: str, migrations: Sequence[Callable[[Connection], object]] = MIGRATIONS
 ) -> str:
     """Make the tables if they aren't there, or bring them up to date, and give the pair key as it is stored.

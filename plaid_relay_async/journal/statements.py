@@ -33,21 +33,30 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from plaid_relay_async.journal.decisions import DOUBTFUL, FREE
-from plaid_relay_async.journal.schema import State, entries, now
+from plaid_relay_async.journal.decisions import IN_DOUBT, STARTABLE
+from plaid_relay_async.journal.schema import CreationState, entries, now
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import ColumnClause, FromClause
 
-_NEW = ("id", "run_id", "pair", "partner", "holder_id", "attempts")
-NOBODY: Final = 0
-_HEIRS = (State.CREATED, State.REMOVING, *DOUBTFUL)
-_TOLD = ("attempts", "request_id", "error", "error_type", "error_code", "status", "token", "token_digest")
+_NEW_ROW_COLUMNS = ("id", "run_id", "pair", "partner", "holder_id", "attempts")
+NO_WORKER: Final = 0
+_HOLDING_STATES = (CreationState.CREATED, CreationState.REMOVING, *IN_DOUBT)
+_OUTCOME_COLUMNS = (
+    "attempts",
+    "request_id",
+    "error",
+    "error_type",
+    "error_code",
+    "status",
+    "token",
+    "token_digest",
+)
 
 
-def rows(values: Sequence[Any]) -> dict[str, str]:
+def rows_parameter(values: Sequence[Any]) -> dict[str, str]:
     """Give rows as the statements' parameter."""
     return {"rows": json.dumps(values)}
 
@@ -75,36 +84,36 @@ class Statements:
     def __init__(self, kind: str) -> None:
         self._in_sqlite = kind == "sqlite"
         self._insert: Any = sqlite.insert if self._in_sqlite else postgresql.insert
-        self.accept: Final = self._accept()
-        self.begin: Final = self._begin()
-        self.end: Final = self._end()
-        self.removing: Final = self._removing()
-        self.remove: Final = self._remove()
-        self.settle: Final = (self._give_up(), self._inherit())
-        self.superseded: Final = select(entries.c.id).where(
-            entries.c.run_id == bindparam("run"), entries.c.claim == true(), self._superseded()
+        self.insert_accepted: Final = self._insert_accepted()
+        self.upsert_intents: Final = self._upsert_intents()
+        self.update_outcomes: Final = self._update_outcomes()
+        self.update_removal_intent: Final = self._update_removal_intent()
+        self.update_removal_outcomes: Final = self._update_removal_outcomes()
+        self.reassign_holding: Final = (self._release_holding(), self._assign_holding())
+        self.select_superseded: Final = select(entries.c.id).where(
+            entries.c.run_id == bindparam("run"), entries.c.claim == true(), self._is_superseded()
         )
-        self.retire: Final = (
+        self.retire_row: Final = (
             update(entries)
-            .where(self._as_seen())
+            .where(self._is_unchanged())
             .values(claim=False, current=and_(entries.c.current, entries.c.run_id != bindparam("run")))
         )
-        self.look_up: Final = self._look_up()
-        given = self._given(entries.c.token_digest)
-        self.find: Final = select(entries).where(
+        self.select_pairs: Final = self._select_pairs()
+        given = self._input_rows(entries.c.token_digest)
+        self.select_by_digest: Final = select(entries).where(
             entries.c.token_digest.is_not(None), entries.c.token_digest.in_(select(given.c.token_digest))
         )
-        self.replace: Final = self._replace()
-        self.named: Final = self._named()
-        self.rename: Final = self._rename()
+        self.replace_tokens: Final = self._replace_tokens()
+        self.select_former_pairs: Final = self._select_former_pairs()
+        self.rename_pairs: Final = self._rename_pairs()
 
     @staticmethod
-    def _as_seen() -> Any:
+    def _is_unchanged() -> Any:
         state: Any = bindparam("seen")
         holder: Any = bindparam("seen_holder")
         return and_(entries.c.id == bindparam("row"), entries.c.state == state, entries.c.holder_id == holder)
 
-    def _given(self, *columns: ColumnClause[Any]) -> FromClause:
+    def _input_rows(self, *columns: ColumnClause[Any]) -> FromClause:
         parameter = bindparam("rows", type_=Text)
         if self._in_sqlite:
             each = func.json_each(parameter).table_valued("value")
@@ -117,142 +126,160 @@ class Statements:
         given = func.json_to_recordset(cast(parameter, JSON)).table_valued(*typed, name="given")
         return given.render_derived(with_types=True)
 
-    def _accept(self) -> Any:
-        names = (*_NEW, "state")
-        given = self._given(*(entries.c[name] for name in names))
+    def _insert_accepted(self) -> Any:
+        names = (*_NEW_ROW_COLUMNS, "state")
+        given = self._input_rows(*(entries.c[name] for name in names))
         new = select(*(given.c[name] for name in names), true(), literal(value=False)).where(true())
         return self._insert(entries).from_select([*names, "current", "claim"], new).on_conflict_do_nothing()
 
-    def _begin(self) -> Any:
-        given = self._given(*(entries.c[name] for name in _NEW))
-        new = select(*(given.c[name] for name in _NEW), literal(State.BEGUN.value), true(), true(), now())
+    def _upsert_intents(self) -> Any:
+        given = self._input_rows(*(entries.c[name] for name in _NEW_ROW_COLUMNS))
+        new = select(
+            *(given.c[name] for name in _NEW_ROW_COLUMNS),
+            literal(CreationState.INTENT.value),
+            true(),
+            true(),
+            now(),
+        )
         made = self._insert(entries).from_select(
-            [*_NEW, "state", "current", "claim", "begun_at"], new.where(true())
+            [*_NEW_ROW_COLUMNS, "state", "current", "claim", "begun_at"], new.where(true())
         )
         taken = {name: made.excluded[name] for name in ("state", "claim", "begun_at", "holder_id")}
-        cleared = dict.fromkeys(("ended_at", *(name for name in _TOLD if name != "attempts")), null())
-        again = and_(entries.c.state == State.BEGUN, entries.c.holder_id == made.excluded.holder_id)
-        may = or_(again, *(entries.c.state == state for state in FREE))
+        cleared = dict.fromkeys(
+            ("ended_at", *(name for name in _OUTCOME_COLUMNS if name != "attempts")), null()
+        )
+        again = and_(entries.c.state == CreationState.INTENT, entries.c.holder_id == made.excluded.holder_id)
+        may = or_(again, *(entries.c.state == state for state in STARTABLE))
         upsert = made.on_conflict_do_update(index_elements=["id"], set_=taken | cleared, where=may)
         return upsert.execution_options(preserve_rowcount=True)
 
-    def _end(self) -> Any:
-        names = ("state", *_TOLD)
-        given = self._given(entries.c.id, entries.c.holder_id, *(entries.c[name] for name in names))
+    def _update_outcomes(self) -> Any:
+        names = ("state", *_OUTCOME_COLUMNS)
+        given = self._input_rows(entries.c.id, entries.c.holder_id, *(entries.c[name] for name in names))
         # What is written a second time may find that others have gone on meanwhile.
-        own = and_(entries.c.holder_id == given.c.holder_id, entries.c.state.in_(DOUBTFUL))
-        free = and_(entries.c.state.in_(FREE), given.c.state != State.ACCEPTED)
+        own = and_(entries.c.holder_id == given.c.holder_id, entries.c.state.in_(IN_DOUBT))
+        free = and_(entries.c.state.in_(STARTABLE), given.c.state != CreationState.ACCEPTED)
         told = {name: given.c[name] for name in names}
         return (
             update(entries).where(entries.c.id == given.c.id, or_(own, free)).values(ended_at=now(), **told)
         )
 
-    def _removing(self) -> Any:
+    def _update_removal_intent(self) -> Any:
         holder: Any = bindparam("holder")
         again = and_(
-            entries.c.id == bindparam("row"), entries.c.state == State.REMOVING, entries.c.holder_id == holder
+            entries.c.id == bindparam("row"),
+            entries.c.state == CreationState.REMOVING,
+            entries.c.holder_id == holder,
         )
         return (
             update(entries)
-            .where(or_(self._as_seen(), again))
-            .values(state=State.REMOVING.value, holder_id=holder)
+            .where(or_(self._is_unchanged(), again))
+            .values(state=CreationState.REMOVING.value, holder_id=holder)
         )
 
-    def _remove(self) -> Any:
-        given = self._given(entries.c.id, entries.c.state, entries.c.holder_id)
+    def _update_removal_outcomes(self) -> Any:
+        given = self._input_rows(entries.c.id, entries.c.state, entries.c.holder_id)
         # Of what is gone, nobody needs to know the token any more.
-        token = case((given.c.state == State.REMOVED, null()), else_=entries.c.token)
+        token = case((given.c.state == CreationState.REMOVED, null()), else_=entries.c.token)
         return (
             update(entries)
             .where(entries.c.id == given.c.id, entries.c.holder_id == given.c.holder_id)
-            .where(entries.c.state == State.REMOVING)
-            .values(state=given.c.state, holder_id=NOBODY, token=token)
+            .where(entries.c.state == CreationState.REMOVING)
+            .values(state=given.c.state, holder_id=NO_WORKER, token=token)
         )
 
-    def _pairs(self) -> Any:
-        given = self._given(entries.c.id)
+    def _unsettled_pairs(self) -> Any:
+        given = self._input_rows(entries.c.id)
         concerned = entries.alias("concerned")
         settled = and_(
-            concerned.c.state == State.CREATED, concerned.c.claim == true(), concerned.c.token.is_not(None)
+            concerned.c.state == CreationState.CREATED,
+            concerned.c.claim == true(),
+            concerned.c.token.is_not(None),
         )
         return (
             select(concerned.c.pair).where(concerned.c.id.in_(select(given.c.id)), not_(settled)).distinct()
         )
 
     @staticmethod
-    def _another_token() -> Any:
+    def _other_tokens() -> Any:
         """Return a query of the other tokens of a pair, for the row that has the claim, and its table."""
         token = entries.alias("token")
-        others = select(token.c.id).where(token.c.pair == entries.c.pair, token.c.state == State.CREATED)
+        others = select(token.c.id).where(
+            token.c.pair == entries.c.pair, token.c.state == CreationState.CREATED
+        )
         return others.where(token.c.claim == false(), token.c.begun_at.is_not(None)), token
 
-    def _superseded(self) -> Any:
+    def _is_superseded(self) -> Any:
         """Return the condition that a row's token was forgotten, and its pair has one that can be served."""
-        others, token = self._another_token()
-        forgotten = and_(entries.c.state == State.CREATED, entries.c.token.is_(None))
+        others, token = self._other_tokens()
+        forgotten = and_(entries.c.state == CreationState.CREATED, entries.c.token.is_(None))
         return and_(forgotten, exists(others.where(token.c.token.is_not(None))))
 
-    def _give_up(self) -> Any:
+    def _release_holding(self) -> Any:
         # An intent has the claim as long as there is no token: whether its worker is alive isn't known here.
-        others, _ = self._another_token()
+        others, _ = self._other_tokens()
         gives_up = or_(
-            entries.c.state.not_in((State.CREATED, State.BEGUN)),
-            and_(entries.c.state == State.BEGUN, exists(others)),
-            self._superseded(),
+            entries.c.state.not_in((CreationState.CREATED, CreationState.INTENT)),
+            and_(entries.c.state == CreationState.INTENT, exists(others)),
+            self._is_superseded(),
         )
         return (
             update(entries)
-            .where(entries.c.pair.in_(self._pairs()), entries.c.claim == true(), gives_up)
+            .where(entries.c.pair.in_(self._unsettled_pairs()), entries.c.claim == true(), gives_up)
             .values(claim=False)
         )
 
-    def _inherit(self) -> Any:
-        pairs = self._pairs().subquery("pairs")
+    def _assign_holding(self) -> Any:
+        pairs = self._unsettled_pairs().subquery("pairs")
         heir, other = entries.alias("heir"), entries.alias("other")
         unclaimed = not_(exists(select(1).where(other.c.pair == pairs.c.pair, other.c.claim == true())))
         # A token that can be served comes first, then one that was forgotten, a doubt, one that may be gone.
-        is_token = heir.c.state == State.CREATED
+        is_token = heir.c.state == CreationState.CREATED
         rank = case(
             (and_(is_token, heir.c.token.is_not(None)), 1),
             (is_token, 2),
-            (heir.c.state == State.REMOVING, 4),
+            (heir.c.state == CreationState.REMOVING, 4),
             else_=3,
         )
         best = (
             select(heir.c.id)
             .where(heir.c.pair == pairs.c.pair, heir.c.claim == false(), heir.c.begun_at.is_not(None))
-            .where(heir.c.state.in_(_HEIRS))
+            .where(heir.c.state.in_(_HOLDING_STATES))
             .order_by(rank, heir.c.begun_at.desc(), heir.c.id.desc())
             .limit(1)
             .scalar_subquery()
         )
         heirs = select(best).select_from(pairs).where(unclaimed)
         # Its state again: that may have changed while the row was locked.
-        return update(entries).where(entries.c.id.in_(heirs), entries.c.state.in_(_HEIRS)).values(claim=True)
+        return (
+            update(entries)
+            .where(entries.c.id.in_(heirs), entries.c.state.in_(_HOLDING_STATES))
+            .values(claim=True)
+        )
 
-    def _look_up(self) -> Any:
-        given = self._given(entries.c.pair)
+    def _select_pairs(self) -> Any:
+        given = self._input_rows(entries.c.pair)
         of_them = entries.c.pair.in_(select(given.c.pair))
         current = and_(entries.c.current, entries.c.run_id == bindparam("run"))
         return (
             select(entries).where(of_them, entries.c.claim).union_all(select(entries).where(of_them, current))
         )
 
-    def _replace(self) -> Any:
-        given = self._given(entries.c.id, Column("old", Text), Column("new", Text))
+    def _replace_tokens(self) -> Any:
+        given = self._input_rows(entries.c.id, Column("old", Text), Column("new", Text))
         same = and_(entries.c.id == given.c.id, entries.c.token == given.c.old)
         return update(entries).where(same).values(token=given.c.new)
 
-    def _named(self) -> Any:
-        given = self._given(column("former", Text()), entries.c.pair)
+    def _select_former_pairs(self) -> Any:
+        given = self._input_rows(column("former", Text()), entries.c.pair)
         of_them = select(entries.c.id, given.c.pair).join(given, entries.c.pair == given.c.former)
         current = and_(entries.c.current == true(), entries.c.run_id == bindparam("run"))
         had_it = and_(entries.c.claim == false(), entries.c.begun_at.is_not(None))
         # Each part uses an index; a single query for all of them would use none.
         return union(*(of_them.where(part) for part in (entries.c.claim == true(), had_it, current)))
 
-    def _rename(self) -> Any:
-        given = self._given(entries.c.id, entries.c.pair)
+    def _rename_pairs(self) -> Any:
+        given = self._input_rows(entries.c.id, entries.c.pair)
         other = entries.alias("other")
         has_another = exists(
             select(1).where(
@@ -266,4 +293,4 @@ class Statements:
         )
 
 
-statements = functools.cache(Statements)
+statements_for = functools.cache(Statements)

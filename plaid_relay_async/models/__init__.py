@@ -33,7 +33,7 @@ from plaid_relay_async.models.asset_report import (
     PdfFile,
     PdfResponse,
 )
-from plaid_relay_async.models.fields import ALWAYS_SENT, OURS, secrets_in
+from plaid_relay_async.models.fields import ALWAYS_SENT, CLIENT_SIDE, secrets_in
 from plaid_relay_async.models.relay import (
     RelayCreateRequest,
     RelayCreateResponse,
@@ -132,7 +132,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALWAYS_SENT",
-    "OURS",
+    "CLIENT_SIDE",
     "AccountAssets",
     "AccountInsights",
     "AccountSubtype",
@@ -237,12 +237,12 @@ __all__ = [
 ]
 
 # The first has most of what may be asked for, for it imports the two behind it.
-_LATE: Final = ("report", "insights", "values", "item")
+_LAZY_MODULES: Final = ("report", "insights", "values", "item")
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        modules = (importlib.import_module(f"{__name__}.{module}") for module in _LATE)
+        modules = (importlib.import_module(f"{__name__}.{module}") for module in _LAZY_MODULES)
         found = globals()[name] = next(getattr(m, name) for m in modules if hasattr(m, name))
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,28 +7,28 @@ from typing import Any
 
 from attrs import Attribute, field, fields, frozen, validators
 
-from plaid_relay_async.errors import sealed_init
+from plaid_relay_async.errors import strip_init_traceback
 from plaid_relay_async.models.fields import (
-    are_words,
+    are_identifiers,
     as_optional_tuple,
     as_tuple,
-    at_most,
-    check_json,
+    boolean_field,
+    check_json_value,
     check_text,
-    flag,
+    has_type,
     invalid,
-    is_a,
-    is_days,
-    is_flag,
+    is_boolean,
+    is_identifier,
     is_text,
     is_url,
-    is_word,
-    option,
+    is_whole_number,
+    max_items,
+    optional_field,
     unknown_fields,
 )
 from plaid_relay_async.models.relay import RemoveResponse
 
-_DAYS = is_days(0, 731)
+_is_report_days = is_whole_number(0, 731)
 
 
 @frozen(kw_only=True)
@@ -72,22 +72,22 @@ def _is_user(_: object, attribute: Attribute[Any], value: object) -> None:
             if word is not None:
                 check_text(name, word)
         elif isinstance(word, dict):
-            _check_depth(name, word)
+            _check_nested_json(name, word)
         else:
             raise invalid(name, f"must be a dict, not {type(word).__name__}")
 
 
-def _check_depth(name: str, value: object) -> None:
+def _check_nested_json(name: str, value: object) -> None:
     too_deep = False
     try:
-        check_json(name, value)
+        check_json_value(name, value)
     except RecursionError:
         too_deep = True
     if too_deep:
         raise invalid(name, "is nested too deeply")
 
 
-@sealed_init
+@strip_init_traceback
 @frozen(kw_only=True)
 class AssetReportCreateOptions:
     """What may be asked of a new report.
@@ -102,32 +102,32 @@ class AssetReportCreateOptions:
         products: deprecated by Plaid; see `add_ons`.
     """
 
-    client_report_id: str | None = option(is_text())
-    webhook: str | None = option(is_url)
+    client_report_id: str | None = optional_field(is_text())
+    webhook: str | None = optional_field(is_url)
     add_ons: tuple[str, ...] | None = field(
-        default=None, converter=as_optional_tuple, validator=validators.optional(are_words)
+        default=None, converter=as_optional_tuple, validator=validators.optional(are_identifiers)
     )
-    user: AssetReportUser | None = option(_is_user)
-    require_all_items: bool | None = option(is_flag)
-    include_fast_report: bool | None = option(is_flag)
+    user: AssetReportUser | None = optional_field(_is_user)
+    require_all_items: bool | None = optional_field(is_boolean)
+    include_fast_report: bool | None = optional_field(is_boolean)
     products: tuple[str, ...] | None = field(
-        default=None, converter=as_optional_tuple, validator=validators.optional(are_words)
+        default=None, converter=as_optional_tuple, validator=validators.optional(are_identifiers)
     )
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class AssetReportCreateRequest:
     """Have a report made of 1 to 99 Items, over 0 to 731 days."""
 
     access_tokens: tuple[str, ...] = field(
-        converter=as_tuple, validator=[are_words, at_most(99, "access tokens")], repr=False
+        converter=as_tuple, validator=[are_identifiers, max_items(99, "access tokens")], repr=False
     )
-    days_requested: int = field(validator=_DAYS)
-    options: AssetReportCreateOptions | None = option(is_a(AssetReportCreateOptions))
+    days_requested: int = field(validator=_is_report_days)
+    options: AssetReportCreateOptions | None = optional_field(has_type(AssetReportCreateOptions))
 
 
-@sealed_init
+@strip_init_traceback
 @frozen(kw_only=True)
 class AssetReportRefreshOptions:
     """What may be asked of a report made anew; what isn't given stays as it was.
@@ -138,69 +138,71 @@ class AssetReportRefreshOptions:
         user: whom it is about.
     """
 
-    client_report_id: str | None = option(is_text())
-    webhook: str | None = option(is_url)
-    user: AssetReportUser | None = option(_is_user)
+    client_report_id: str | None = optional_field(is_text())
+    webhook: str | None = optional_field(is_url)
+    user: AssetReportUser | None = optional_field(_is_user)
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class AssetReportRefreshRequest:
     """Have a report of one's own made anew, as another report."""
 
-    asset_report_token: str = field(validator=is_word, repr=False)
-    days_requested: int | None = option(_DAYS)
-    options: AssetReportRefreshOptions | None = option(is_a(AssetReportRefreshOptions))
+    asset_report_token: str = field(validator=is_identifier, repr=False)
+    days_requested: int | None = optional_field(_is_report_days)
+    options: AssetReportRefreshOptions | None = optional_field(has_type(AssetReportRefreshOptions))
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class AssetReportFilterRequest:
     """Have a report of one's own copied without some of its accounts, as another report."""
 
-    asset_report_token: str = field(validator=is_word, repr=False)
-    account_ids_to_exclude: tuple[str, ...] = field(converter=as_tuple, validator=are_words)
+    asset_report_token: str = field(validator=is_identifier, repr=False)
+    account_ids_to_exclude: tuple[str, ...] = field(converter=as_tuple, validator=are_identifiers)
 
 
-@sealed_init
+@strip_init_traceback
 @frozen(kw_only=True)
 class DaysToInclude:
     """Attributes: `days_to_include`, of the report's days, the last 0 to 731."""
 
-    days_to_include: int | None = option(_DAYS)
+    days_to_include: int | None = optional_field(_is_report_days)
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class AssetReportGetRequest:
     """Read a report of one's own: by its token, or the latest of a user by the user's token."""
 
-    asset_report_token: str | None = field(default=None, validator=validators.optional(is_word), repr=False)
-    user_token: str | None = option(is_word, repr=False)
-    include_insights: bool = flag()
-    fast_report: bool = flag()
-    options: DaysToInclude | None = option(is_a(DaysToInclude))
+    asset_report_token: str | None = field(
+        default=None, validator=validators.optional(is_identifier), repr=False
+    )
+    user_token: str | None = optional_field(is_identifier, repr=False)
+    include_insights: bool = boolean_field()
+    fast_report: bool = boolean_field()
+    options: DaysToInclude | None = optional_field(has_type(DaysToInclude))
 
     def __attrs_post_init__(self) -> None:
         if self.asset_report_token is None and self.user_token is None:
             raise invalid("asset_report_token", "is missing: pass it, or a user_token")
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class AssetReportPdfGetRequest:
     """Read a report of one's own, as a PDF."""
 
-    asset_report_token: str = field(validator=is_word, repr=False)
-    options: DaysToInclude | None = option(is_a(DaysToInclude))
+    asset_report_token: str = field(validator=is_identifier, repr=False)
+    options: DaysToInclude | None = optional_field(has_type(DaysToInclude))
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class AssetReportRemoveRequest:
     """Take a report's token back."""
 
-    asset_report_token: str = field(validator=is_word, repr=False)
+    asset_report_token: str = field(validator=is_identifier, repr=False)
 
 
 # --------------------------------------------------------------------------------------------- answers

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from attrs import Attribute, field, fields, has, validators
 
-from plaid_relay_async.errors import RequestValidationError, printable
+from plaid_relay_async.errors import RequestValidationError, escape_surrogates
 
 Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
 
@@ -27,23 +27,23 @@ _QUOTES = (
 )
 _QUOTE = re.compile(f"[{_QUOTES}]")
 _DELIMITER = re.compile(f"[{_QUOTES}',;]")
-_PLAIN = re.compile(r"[!#-&(-+\--:<-~]+")  # the ASCII characters that an identifier may have
+_ASCII_IDENTIFIER = re.compile(r"[!#-&(-+\--:<-~]+")  # the ASCII characters that an identifier may have
 
 
-def check_word(name: str, value: object) -> None:
+def check_identifier(name: str, value: object) -> None:
     """Raise `RequestValidationError` unless the value can be one identifier, token or name of Plaid's.
 
     Plaid doesn't publish which characters these consist of, and may change them. So only characters that show
     that a value was misread are rejected: whitespace, control and formatting characters, quotes, `,` and `;`.
     """
-    if isinstance(value, str) and _PLAIN.fullmatch(value):
+    if isinstance(value, str) and _ASCII_IDENTIFIER.fullmatch(value):
         return
-    _check_visible(name, value)
+    _check_no_whitespace(name, value)
     if _DELIMITER.search(cast("str", value)):
         raise invalid(name, "contains a quote, a comma or a semicolon: pass one identifier, without quotes")
 
 
-def _check_visible(name: str, value: object) -> None:
+def _check_no_whitespace(name: str, value: object) -> None:
     check_text(name, value)
     if any(character.isspace() or category(character) in {"Cc", "Cf"} for character in cast("str", value)):
         raise invalid(name, "holds white space or control characters: strip it")
@@ -55,23 +55,23 @@ def check_text(name: str, value: object) -> None:
         raise invalid(name, f"must be a string, not {type(value).__name__}")
     if not value:
         raise invalid(name, "is empty")
-    if not value.isascii() and printable(value) != value:
+    if not value.isascii() and escape_surrogates(value) != value:
         problem = "holds a lone surrogate, perhaps from bytes that were decoded with the wrong encoding"
         raise invalid(name, problem)
 
 
-def is_word(_: object, attribute: Attribute[str], value: object) -> None:
+def is_identifier(_: object, attribute: Attribute[str], value: object) -> None:
     """A token, an id or a name of Plaid's."""
-    check_word(attribute.name, value)
+    check_identifier(attribute.name, value)
 
 
-def is_text(most: int | None = None) -> Validator:
+def is_text(max_length: int | None = None) -> Validator:
     """Words of a person's, at most so many characters of them."""
 
     def check(_: object, attribute: Attribute[str], value: object) -> None:
         check_text(attribute.name, value)
-        if most is not None and len(cast("str", value)) > most:
-            raise invalid(attribute.name, f"has more than {most} characters")
+        if max_length is not None and len(cast("str", value)) > max_length:
+            raise invalid(attribute.name, f"has more than {max_length} characters")
 
     return check
 
@@ -88,17 +88,17 @@ def as_optional_tuple(value: Iterable[str] | None) -> tuple[str, ...] | None:
     return None if value is None else as_tuple(value)
 
 
-def are_words(_: object, attribute: Attribute[Any], value: object) -> None:
+def are_identifiers(_: object, attribute: Attribute[Any], value: object) -> None:
     """A tuple of words, at least one."""
     if not isinstance(value, tuple):
         raise invalid(attribute.name, f"must be a list of strings, not {type(value).__name__}: write [it]")
     if not value:
         raise invalid(attribute.name, "is empty")
     for index, word in enumerate(value):
-        check_word(f"{attribute.name}[{index}]", word)
+        check_identifier(f"{attribute.name}[{index}]", word)
 
 
-def one_of_each_type(_: object, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+def one_token_per_report_type(_: object, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
     """Plaid takes one token of each report type, and the asset report is the only type so far."""
     if len(set(value)) < len(value):
         raise invalid(attribute.name, "holds the same token twice")
@@ -108,7 +108,7 @@ def one_of_each_type(_: object, attribute: Attribute[Any], value: tuple[str, ...
 
 def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
     """An http(s) URL."""
-    _check_visible(attribute.name, value)
+    _check_no_whitespace(attribute.name, value)
     try:
         parts = urlsplit(str(value))
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -121,33 +121,33 @@ def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
         raise invalid(attribute.name, "must be an http(s) URL")
 
 
-def is_flag(_: object, attribute: Attribute[bool], value: object) -> None:
+def is_boolean(_: object, attribute: Attribute[bool], value: object) -> None:
     """`True` or `False`."""
     if not isinstance(value, bool):
         raise invalid(attribute.name, f"must be True or False, not {type(value).__name__}")
 
 
-def is_days(least: int, most: int) -> Validator:
+def is_whole_number(minimum: int, maximum: int) -> Validator:
     """A whole number within bounds."""
 
     def check(_: object, attribute: Attribute[Any], value: object) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise invalid(attribute.name, f"must be a whole number from {least} to {most}")
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+            raise invalid(attribute.name, f"must be a whole number from {minimum} to {maximum}")
 
     return check
 
 
-def at_most(most: int, things: str) -> Validator:
+def max_items(limit: int, noun: str) -> Validator:
     """A tuple of at most so many."""
 
     def check(_: object, attribute: Attribute[Any], value: tuple[object, ...]) -> None:
-        if len(value) > most:
-            raise invalid(attribute.name, f"holds {len(value)} {things}, of at most {most}")
+        if len(value) > limit:
+            raise invalid(attribute.name, f"holds {len(value)} {noun}, of at most {limit}")
 
     return check
 
 
-def is_a(cls: type) -> Validator:
+def has_type(cls: type) -> Validator:
     """A record, or a date."""
 
     def check(_: object, attribute: Attribute[Any], value: object) -> None:
@@ -157,15 +157,15 @@ def is_a(cls: type) -> Validator:
     return check
 
 
-def check_json(name: str, value: object) -> None:
+def check_json_value(name: str, value: object) -> None:
     """Raise `RequestValidationError` unless JSON can hold the value; a Decimal counts as a number."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             check_text(f"a name in {name}", key)
-            check_json(f"{name}.{key}", inner)
+            check_json_value(f"{name}.{key}", inner)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            check_json(f"{name}[{index}]", inner)
+            check_json_value(f"{name}[{index}]", inner)
     elif isinstance(value, float | Decimal):
         if not Decimal(value).is_finite():
             raise invalid(name, "must be a finite number")
@@ -173,25 +173,25 @@ def check_json(name: str, value: object) -> None:
         raise invalid(name, f"must be something that JSON has, not {type(value).__name__}")
 
 
-def is_asset(_: object, attribute: Attribute[str], value: object) -> None:
+def is_report_type(_: object, attribute: Attribute[str], value: object) -> None:
     """The only type of report that Plaid relays."""
     if value != "asset":
         raise invalid(attribute.name, "must be 'asset', the only type that Plaid relays")
 
 
-def option(validator: Validator, *, repr: bool = True) -> Any:  # noqa: A002  # attrs' own name for it
+def optional_field(validator: Validator, *, repr: bool = True) -> Any:  # noqa: A002  # attrs' own name for it
     """Declare an option of a request: checked where it is given, and left out where it isn't."""
     return field(default=None, validator=validators.optional(validator), kw_only=True, repr=repr)
 
 
-def flag() -> Any:
+def boolean_field() -> Any:
     """Declare a switch of a request, off unless said otherwise."""
-    return field(default=False, validator=is_flag, kw_only=True)
+    return field(default=False, validator=is_boolean, kw_only=True)
 
 
 def report_type() -> Any:
     """Declare what is relayed."""
-    return field(default="asset", validator=is_asset, kw_only=True)
+    return field(default="asset", validator=is_report_type, kw_only=True)
 
 
 def secrets_in(record: Any) -> Iterator[str]:
@@ -209,7 +209,7 @@ def secrets_in(record: Any) -> Iterator[str]:
 ALWAYS_SENT = "always sent"
 
 
-def null(*, repr: bool = True) -> Any:  # noqa: A002  # attrs' own name for it
+def nullable_field(*, repr: bool = True) -> Any:  # noqa: A002  # attrs' own name for it
     """Declare a field that Plaid always sends and that may be null; where it is missing, it reads as null."""
     return field(default=None, repr=repr, metadata={ALWAYS_SENT: True})
 
@@ -219,9 +219,9 @@ def unknown_fields() -> Any:
     return field(factory=dict, repr=False, kw_only=True, hash=False)
 
 
-OURS = "ours"
+CLIENT_SIDE = "ours"
 
 
-def ours() -> Any:
+def client_side_field() -> Any:
     """Declare a field that doesn't come from Plaid's JSON and isn't compared."""
-    return field(default=None, repr=False, eq=False, kw_only=True, metadata={OURS: True})
+    return field(default=None, repr=False, eq=False, kw_only=True, metadata={CLIENT_SIDE: True})

@@ -7,31 +7,31 @@ from typing import Any, Self
 
 from attrs import field, frozen, validators
 
-from plaid_relay_async.errors import sealed_init
+from plaid_relay_async.errors import strip_init_traceback
 from plaid_relay_async.models.fields import (
-    are_words,
+    are_identifiers,
     as_optional_tuple,
     as_tuple,
+    has_type,
     invalid,
-    is_a,
-    is_days,
+    is_identifier,
     is_text,
     is_url,
-    is_word,
-    null,
-    option,
+    is_whole_number,
+    nullable_field,
+    optional_field,
     unknown_fields,
 )
 
 # ---------------------------------------------------------------------------------------------- items
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class ItemPublicTokenExchangeRequest:
     """Turn a public token into an access token."""
 
-    public_token: str = field(validator=is_word, repr=False)
+    public_token: str = field(validator=is_identifier, repr=False)
 
 
 @frozen
@@ -44,7 +44,7 @@ class ItemPublicTokenExchangeResponse:
     additional_properties: dict[str, Any] = unknown_fields()
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class ItemRemoveRequest:
     """Take an Item's access token back.
@@ -55,9 +55,9 @@ class ItemRemoveRequest:
         reason_note: why, in words, at most 512 characters.
     """
 
-    access_token: str = field(validator=is_word, repr=False)
-    reason_code: str | None = option(is_word)
-    reason_note: str | None = option(is_text(most=512))
+    access_token: str = field(validator=is_identifier, repr=False)
+    reason_code: str | None = optional_field(is_identifier)
+    reason_note: str | None = optional_field(is_text(max_length=512))
 
 
 @frozen
@@ -75,7 +75,7 @@ class ItemRemoveResponse:
     additional_properties: dict[str, Any] = unknown_fields()
 
     @classmethod
-    def gone(cls) -> Self:
+    def already_removed(cls) -> Self:
         """Give the answer for what is known to be gone, though nobody said so of this call."""
         return cls(inferred=True)
 
@@ -83,58 +83,58 @@ class ItemRemoveResponse:
 # -------------------------------------------------------------------------------------------- sandbox
 
 
-def check_order(start_date: date, end_date: date) -> None:
+def check_date_order(start_date: date, end_date: date) -> None:
     """Raise `RequestValidationError` if the end is before the start."""
     if end_date < start_date:
         raise invalid("end_date", "is before start_date")
 
 
-@sealed_init
+@strip_init_traceback
 @frozen(kw_only=True)
 class SandboxTransactions:
     """How far back a test Item's transactions go: between two dates, or 1 to 730 days."""
 
-    start_date: date | None = option(is_a(date))
-    end_date: date | None = option(is_a(date))
-    days_requested: int | None = option(is_days(1, 730))
+    start_date: date | None = optional_field(has_type(date))
+    end_date: date | None = optional_field(has_type(date))
+    days_requested: int | None = optional_field(is_whole_number(1, 730))
 
     def __attrs_post_init__(self) -> None:
         if self.start_date is not None and self.end_date is not None:
-            check_order(self.start_date, self.end_date)
+            check_date_order(self.start_date, self.end_date)
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class SandboxStatements:
     """From when to when a test Item has statements."""
 
-    start_date: date = field(validator=is_a(date))
-    end_date: date = field(validator=is_a(date))
+    start_date: date = field(validator=has_type(date))
+    end_date: date = field(validator=has_type(date))
 
     def __attrs_post_init__(self) -> None:
-        check_order(self.start_date, self.end_date)
+        check_date_order(self.start_date, self.end_date)
 
 
-@sealed_init
+@strip_init_traceback
 @frozen(kw_only=True)
 class SandboxBankIncome:
     """Attributes: `days_requested`, the days of a test Item's bank income, 1 to 731."""
 
-    days_requested: int | None = option(is_days(1, 731))
+    days_requested: int | None = optional_field(is_whole_number(1, 731))
 
 
-@sealed_init
+@strip_init_traceback
 @frozen(kw_only=True)
 class SandboxIncomeVerification:
     """Where a test Item's income is read from: `IncomeSourceType.BANK` or `.PAYROLL`."""
 
     income_source_types: tuple[str, ...] | None = field(
-        default=None, converter=as_optional_tuple, validator=validators.optional(are_words)
+        default=None, converter=as_optional_tuple, validator=validators.optional(are_identifiers)
     )
-    bank_income: SandboxBankIncome | None = option(is_a(SandboxBankIncome))
+    bank_income: SandboxBankIncome | None = optional_field(has_type(SandboxBankIncome))
 
 
-@sealed_init
+@strip_init_traceback
 @frozen(kw_only=True)
 class SandboxPublicTokenCreateOptions:
     """What may be asked of a test Item.
@@ -148,24 +148,28 @@ class SandboxPublicTokenCreateOptions:
         income_verification: where income is read from.
     """
 
-    webhook: str | None = option(is_url)
-    override_username: str | None = option(is_text())
-    override_password: str | None = option(is_text(), repr=False)
-    transactions: SandboxTransactions | None = option(is_a(SandboxTransactions))
-    statements: SandboxStatements | None = option(is_a(SandboxStatements))
-    income_verification: SandboxIncomeVerification | None = option(is_a(SandboxIncomeVerification))
+    webhook: str | None = optional_field(is_url)
+    override_username: str | None = optional_field(is_text())
+    override_password: str | None = optional_field(is_text(), repr=False)
+    transactions: SandboxTransactions | None = optional_field(has_type(SandboxTransactions))
+    statements: SandboxStatements | None = optional_field(has_type(SandboxStatements))
+    income_verification: SandboxIncomeVerification | None = optional_field(
+        has_type(SandboxIncomeVerification)
+    )
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class SandboxPublicTokenCreateRequest:
     """Make a test Item in the sandbox."""
 
-    institution_id: str = field(validator=is_word)
-    initial_products: tuple[str, ...] = field(converter=as_tuple, validator=are_words)
-    options: SandboxPublicTokenCreateOptions | None = option(is_a(SandboxPublicTokenCreateOptions))
-    user_token: str | None = option(is_word, repr=False)
-    user_id: str | None = option(is_word)
+    institution_id: str = field(validator=is_identifier)
+    initial_products: tuple[str, ...] = field(converter=as_tuple, validator=are_identifiers)
+    options: SandboxPublicTokenCreateOptions | None = optional_field(
+        has_type(SandboxPublicTokenCreateOptions)
+    )
+    user_token: str | None = optional_field(is_identifier, repr=False)
+    user_id: str | None = optional_field(is_identifier)
 
 
 @frozen
@@ -177,7 +181,7 @@ class SandboxPublicTokenCreateResponse:
     additional_properties: dict[str, Any] = unknown_fields()
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class SandboxItemFireWebhookRequest:
     """Have the sandbox send a webhook to the one that an Item was made with.
@@ -188,9 +192,9 @@ class SandboxItemFireWebhookRequest:
         webhook_type: such as `WebhookType.ASSETS`.
     """
 
-    access_token: str = field(validator=is_word, repr=False)
-    webhook_code: str = field(validator=is_word)
-    webhook_type: str | None = option(is_word)
+    access_token: str = field(validator=is_identifier, repr=False)
+    webhook_code: str = field(validator=is_identifier)
+    webhook_type: str | None = optional_field(is_identifier)
 
 
 @frozen
@@ -205,12 +209,12 @@ class SandboxItemFireWebhookResponse:
 # --------------------------------------------------------------------------------------- webhooks' keys
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class WebhookVerificationKeyGetRequest:
     """Ask for the key that a webhook is signed with, by the `kid` of its JWT's header."""
 
-    key_id: str = field(validator=is_word)
+    key_id: str = field(validator=is_identifier)
 
 
 @frozen
@@ -238,7 +242,7 @@ class JWKPublicKey:
     y: str
     use: str
     created_at: int
-    expired_at: int | None = null()
+    expired_at: int | None = nullable_field()
     additional_properties: dict[str, Any] = unknown_fields()
 
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 from attrs import field, fields, frozen, validators
 
-from plaid_relay_async.errors import sealed, sealed_init
+from plaid_relay_async.errors import strip_init_traceback, strip_traceback
 from plaid_relay_async.models.fields import (
-    are_words,
+    are_identifiers,
     as_tuple,
-    check_word,
-    flag,
+    boolean_field,
+    check_identifier,
     invalid,
+    is_identifier,
     is_url,
-    is_word,
-    one_of_each_type,
-    option,
+    one_token_per_report_type,
+    optional_field,
     report_type,
     unknown_fields,
 )
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class RelayCreateRequest:
     """Share a report with one partner. See https://plaid.com/docs/api/products/assets/#creditrelaycreate.
@@ -42,13 +42,13 @@ class RelayCreateRequest:
     """
 
     report_tokens: tuple[str, ...] = field(
-        converter=as_tuple, validator=[are_words, one_of_each_type], repr=False
+        converter=as_tuple, validator=[are_identifiers, one_token_per_report_type], repr=False
     )
-    secondary_client_id: str = field(validator=is_word)
+    secondary_client_id: str = field(validator=is_identifier)
     webhook: str | None = field(default=None, validator=validators.optional(is_url))
 
     @classmethod
-    @sealed
+    @strip_traceback
     def fan_out(
         cls, report_tokens: Iterable[str], secondary_client_ids: Iterable[str], *, webhook: str | None = None
     ) -> Iterator[RelayCreateRequest]:
@@ -70,10 +70,10 @@ class RelayCreateRequest:
         first = cls(report_tokens, "checked-when-met", webhook)
         shared = {a.name: getattr(first, a.name) for a in fields(cls)}
 
-        @sealed
+        @strip_traceback
         def request_for(index: int, partner: str) -> RelayCreateRequest:
             # What all of them share was checked once, and isn't again for each.
-            check_word(f"secondary_client_ids[{index}]", partner)
+            check_identifier(f"secondary_client_ids[{index}]", partner)
             request = object.__new__(cls)
             for name, value in shared.items():
                 object.__setattr__(request, name, value)
@@ -83,41 +83,41 @@ class RelayCreateRequest:
         return map(request_for, itertools.count(), secondary_client_ids)
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class RelayGetRequest:
     """Read a report that was shared with you."""
 
-    relay_token: str = field(validator=is_word, repr=False)
-    include_insights: bool = flag()
+    relay_token: str = field(validator=is_identifier, repr=False)
+    include_insights: bool = boolean_field()
     report_type: str = report_type()
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class RelayPdfGetRequest:
     """Read a report that was shared with you, as a PDF."""
 
-    relay_token: str = field(validator=is_word, repr=False)
+    relay_token: str = field(validator=is_identifier, repr=False)
     report_type: str = report_type()
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class RelayRefreshRequest:
     """Have a report that was shared with you made anew."""
 
-    relay_token: str = field(validator=is_word, repr=False)
-    webhook: str | None = option(is_url)
+    relay_token: str = field(validator=is_identifier, repr=False)
+    webhook: str | None = optional_field(is_url)
     report_type: str = report_type()
 
 
-@sealed_init
+@strip_init_traceback
 @frozen
 class RelayRemoveRequest:
     """Take a relay token back."""
 
-    relay_token: str = field(validator=is_word, repr=False)
+    relay_token: str = field(validator=is_identifier, repr=False)
 
 
 @frozen
@@ -170,7 +170,7 @@ class RemoveResponse:
     additional_properties: dict[str, Any] = unknown_fields()
 
     @classmethod
-    def gone(cls) -> Self:
+    def already_removed(cls) -> Self:
         """Give the answer for what is known to be gone, though nobody said so of this call."""
         return cls(removed=True, inferred=True)
 

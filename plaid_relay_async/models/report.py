@@ -17,7 +17,7 @@ from attrs import field, frozen
 from plaid_relay_async.errors import Hidden
 from plaid_relay_async.models import values
 from plaid_relay_async.models.asset_report import AssetReportUser
-from plaid_relay_async.models.fields import null, ours, unknown_fields
+from plaid_relay_async.models.fields import client_side_field, nullable_field, unknown_fields
 from plaid_relay_async.models.insights import AccountInsights
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ class CreditCategory:
 class Location:
     """Where a transaction took place, shown in no repr; `lat` and `lon` are in degrees."""
 
-    address: str | None = null(repr=False)
-    city: str | None = null(repr=False)
-    region: str | None = null(repr=False)
-    postal_code: str | None = null(repr=False)
-    country: str | None = null(repr=False)
-    lat: Decimal | None = null(repr=False)
-    lon: Decimal | None = null(repr=False)
-    store_number: str | None = null(repr=False)
+    address: str | None = nullable_field(repr=False)
+    city: str | None = nullable_field(repr=False)
+    region: str | None = nullable_field(repr=False)
+    postal_code: str | None = nullable_field(repr=False)
+    country: str | None = nullable_field(repr=False)
+    lat: Decimal | None = nullable_field(repr=False)
+    lon: Decimal | None = nullable_field(repr=False)
+    store_number: str | None = nullable_field(repr=False)
     additional_properties: dict[str, Any] = unknown_fields()
 
 
@@ -57,14 +57,14 @@ class Location:
 class PaymentMeta:
     """What is known of a transfer between banks, shown in no repr."""
 
-    reference_number: str | None = null(repr=False)
-    ppd_id: str | None = null(repr=False)
-    payee: str | None = null(repr=False)
-    by_order_of: str | None = null(repr=False)
-    payer: str | None = null(repr=False)
-    payment_method: str | None = null(repr=False)
-    payment_processor: str | None = null(repr=False)
-    reason: str | None = null(repr=False)
+    reference_number: str | None = nullable_field(repr=False)
+    ppd_id: str | None = nullable_field(repr=False)
+    payee: str | None = nullable_field(repr=False)
+    by_order_of: str | None = nullable_field(repr=False)
+    payer: str | None = nullable_field(repr=False)
+    payment_method: str | None = nullable_field(repr=False)
+    payment_processor: str | None = nullable_field(repr=False)
+    reason: str | None = nullable_field(repr=False)
     additional_properties: dict[str, Any] = unknown_fields()
 
 
@@ -102,9 +102,9 @@ class AssetReportTransaction:
     amount: Decimal
     date: day
     pending: bool
-    iso_currency_code: str | None = null()
-    unofficial_currency_code: str | None = null()
-    original_description: str | None = null(repr=False)
+    iso_currency_code: str | None = nullable_field()
+    unofficial_currency_code: str | None = nullable_field()
+    original_description: str | None = nullable_field(repr=False)
     category: tuple[str, ...] | None = None
     category_id: str | None = None
     credit_category: CreditCategory | None = None
@@ -128,13 +128,13 @@ class AssetReportTransaction:
 class HoldingTaxLot:
     """A part of a holding that was bought at one time."""
 
-    institution_lot_id: str | None = null()
-    original_purchase_datetime: datetime | None = null()
-    quantity: Decimal | None = null()
-    purchase_price: Decimal | None = null()
-    cost_basis: Decimal | None = null()
-    current_value: Decimal | None = null()
-    position_type: Annotated[str | None, values.TaxLotPositionType] = null()
+    institution_lot_id: str | None = nullable_field()
+    original_purchase_datetime: datetime | None = nullable_field()
+    quantity: Decimal | None = nullable_field()
+    purchase_price: Decimal | None = nullable_field()
+    cost_basis: Decimal | None = nullable_field()
+    current_value: Decimal | None = nullable_field()
+    position_type: Annotated[str | None, values.TaxLotPositionType] = nullable_field()
     additional_properties: dict[str, Any] = unknown_fields()
 
 
@@ -164,9 +164,9 @@ class AssetReportInvestmentHolding:
     institution_price: Decimal
     institution_value: Decimal
     quantity: Decimal
-    ticker_symbol: str | None = null()
-    iso_currency_code: str | None = null()
-    unofficial_currency_code: str | None = null()
+    ticker_symbol: str | None = nullable_field()
+    iso_currency_code: str | None = nullable_field()
+    unofficial_currency_code: str | None = nullable_field()
     institution_price_as_of: day | None = None
     cost_basis: Decimal | None = None
     vested_quantity: Decimal | None = None
@@ -180,9 +180,9 @@ class AssetReportInvestmentSecurity:
     """What may be held: a share, a fund, a bond."""
 
     security_id: str
-    name: str | None = null()
-    ticker_symbol: str | None = null()
-    type: str | None = null()
+    name: str | None = nullable_field()
+    ticker_symbol: str | None = nullable_field()
+    type: str | None = nullable_field()
     additional_properties: dict[str, Any] = unknown_fields()
 
 
@@ -218,10 +218,10 @@ class AssetReportInvestmentTransaction:
     price: Decimal
     type: Annotated[str, values.InvestmentTransactionType]
     subtype: Annotated[str, values.InvestmentTransactionSubtype]
-    security_id: str | None = null()
-    fees: Decimal | None = null()
-    iso_currency_code: str | None = null()
-    unofficial_currency_code: str | None = null()
+    security_id: str | None = nullable_field()
+    fees: Decimal | None = nullable_field()
+    iso_currency_code: str | None = nullable_field()
+    unofficial_currency_code: str | None = nullable_field()
     vested_quantity: Decimal | None = None
     vested_value: Decimal | None = None
     additional_properties: dict[str, Any] = unknown_fields()
@@ -264,11 +264,11 @@ class Email:
 class AddressData:
     """The parts of a postal address, shown in no repr."""
 
-    city: str | None = null(repr=False)
-    region: str | None = null(repr=False)
-    street: str | None = null(repr=False)
-    postal_code: str | None = null(repr=False)
-    country: str | None = null(repr=False)
+    city: str | None = nullable_field(repr=False)
+    region: str | None = nullable_field(repr=False)
+    street: str | None = nullable_field(repr=False)
+    postal_code: str | None = nullable_field(repr=False)
+    country: str | None = nullable_field(repr=False)
     additional_properties: dict[str, Any] = unknown_fields()
 
 
@@ -301,8 +301,8 @@ class HistoricalBalance:
 
     date: day
     current: Decimal
-    iso_currency_code: str | None = null()
-    unofficial_currency_code: str | None = null()
+    iso_currency_code: str | None = nullable_field()
+    unofficial_currency_code: str | None = nullable_field()
     additional_properties: dict[str, Any] = unknown_fields()
 
 
@@ -321,12 +321,12 @@ class AssetReportAccountBalance:
         additional_properties: what else Plaid sent.
     """
 
-    available: Decimal | None = null()
-    current: Decimal | None = null()
-    limit: Decimal | None = null()
-    margin_loan_amount: Decimal | None = null()
-    iso_currency_code: str | None = null()
-    unofficial_currency_code: str | None = null()
+    available: Decimal | None = nullable_field()
+    current: Decimal | None = nullable_field()
+    limit: Decimal | None = nullable_field()
+    margin_loan_amount: Decimal | None = nullable_field()
+    iso_currency_code: str | None = nullable_field()
+    unofficial_currency_code: str | None = nullable_field()
     last_updated_datetime: datetime | None = None
     additional_properties: dict[str, Any] = unknown_fields()
 
@@ -363,9 +363,9 @@ class AccountAssets:
     transactions: tuple[AssetReportTransaction, ...] = field(repr=False)
     owners: tuple[Owner, ...] = field(repr=False)
     historical_balances: tuple[HistoricalBalance, ...] = field(repr=False)
-    mask: str | None = null(repr=False)
-    official_name: str | None = null(repr=False)
-    subtype: Annotated[str | None, values.AccountSubtype] = null()
+    mask: str | None = nullable_field(repr=False)
+    official_name: str | None = nullable_field(repr=False)
+    subtype: Annotated[str | None, values.AccountSubtype] = nullable_field()
     ownership_type: Annotated[str | None, values.OwnershipType] = None
     verification_status: Annotated[str | None, values.VerificationStatus] = None
     persistent_account_id: str | None = field(default=None, repr=False)
@@ -398,7 +398,7 @@ class AssetReport:
     days_requested: Decimal
     user: AssetReportUser = field(repr=False)
     items: tuple[AssetReportItem, ...] = field(repr=False)
-    client_report_id: str | None = null()
+    client_report_id: str | None = nullable_field()
     insights: AccountInsights | None = field(default=None, repr=False)
     additional_properties: dict[str, Any] = unknown_fields()
 
@@ -436,8 +436,8 @@ class Cause:
 
     error_type: Annotated[str, values.ErrorType]
     error_code: str
-    error_message: str | None = null()
-    display_message: str | None = null()
+    error_message: str | None = nullable_field()
+    display_message: str | None = nullable_field()
     item_id: str | None = None
     error_code_reason: str | None = None
     request_id: str | None = None
@@ -456,7 +456,7 @@ class AssetReportWarning:
 
     warning_type: str
     warning_code: Annotated[str, values.WarningCode]
-    cause: Cause | None = null()
+    cause: Cause | None = nullable_field()
     additional_properties: dict[str, Any] = unknown_fields()
 
 
@@ -476,4 +476,4 @@ class AssetReportGetResponse:
     warnings: tuple[AssetReportWarning, ...]
     request_id: str
     additional_properties: dict[str, Any] = unknown_fields()
-    raw: Hidden[bytes] | None = ours()
+    raw: Hidden[bytes] | None = client_side_field()

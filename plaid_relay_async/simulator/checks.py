@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 from attrs import evolve, frozen
 
-from plaid_relay_async.simulator.problems import Refusal
+from plaid_relay_async.simulator.api_errors import ApiError
 
-_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_DATE_PATTERN = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 Check: TypeAlias = Callable[[str, Any], None]
 
-VERSIONS = frozenset({"2020-09-14", "2019-05-29", "2018-05-22", "2017-03-08"})
+API_VERSIONS = frozenset({"2020-09-14", "2019-05-29", "2018-05-22", "2017-03-08"})
 """https://plaid.com/docs/api/versioning/"""
 
 
@@ -45,25 +45,25 @@ def nullable(field: Field) -> Field:
     return evolve(field, nullable=True)
 
 
-def _refuse(name: str, wanted: str) -> Refusal:
-    return Refusal("INVALID_FIELD", f"{name} must be {wanted}")
+def _invalid_field(name: str, wanted: str) -> ApiError:
+    return ApiError("INVALID_FIELD", f"{name} must be {wanted}")
 
 
-def text(*, most: int | None = None, empty: bool = False) -> Field:
+def string(*, max_length: int | None = None, allow_empty: bool = False) -> Field:
     """A string that is not empty, unless it may be, of at most `most` characters."""
 
     def check(name: str, value: Any) -> None:
-        if not isinstance(value, str) or not (value or empty):
-            raise _refuse(name, "a string" if empty else "a non-empty string")
-        if most is not None and len(value) > most:
-            raise _refuse(name, f"of at most {most} characters")
+        if not isinstance(value, str) or not (value or allow_empty):
+            raise _invalid_field(name, "a string" if allow_empty else "a non-empty string")
+        if max_length is not None and len(value) > max_length:
+            raise _invalid_field(name, f"of at most {max_length} characters")
 
     return Field(check)
 
 
-def _check_flag(name: str, value: Any) -> None:
+def _check_boolean(name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise _refuse(name, "a boolean")
+        raise _invalid_field(name, "a boolean")
 
 
 def _check_url(name: str, value: Any) -> None:
@@ -73,39 +73,42 @@ def _check_url(name: str, value: Any) -> None:
     except ValueError:  # such as an unclosed bracket
         whole = False
     if not whole:
-        raise _refuse(name, "an http or https URL")
+        raise _invalid_field(name, "an http or https URL")
 
 
-def _check_day(name: str, value: Any) -> None:
+def _check_date(name: str, value: Any) -> None:
     try:
         # Which alone would take 20260630 and 2026-W27-2 too, from Python 3.11 on.
-        good = _DAY.fullmatch(value) and date.fromisoformat(value)
+        good = _DATE_PATTERN.fullmatch(value) and date.fromisoformat(value)
     except (TypeError, ValueError):
         good = None
     if not good:
-        raise _refuse(name, "a date such as 2026-06-30")
+        raise _invalid_field(name, "a date such as 2026-06-30")
 
 
-def _check_url_or_nothing(name: str, value: Any) -> None:
+def _check_url_or_empty(name: str, value: Any) -> None:
     if value != "":
         _check_url(name, value)
 
 
-FLAG = Field(_check_flag)
+BOOLEAN = Field(_check_boolean)
 URL = Field(_check_url)
-URL_OR_NOTHING = Field(_check_url_or_nothing)
-DAY = Field(_check_day)
+URL_OR_EMPTY = Field(_check_url_or_empty)
+DATE = Field(_check_date)
 
 
-def whole(low: float = -math.inf, high: float = math.inf) -> Field:
+def integer(minimum: float = -math.inf, maximum: float = math.inf) -> Field:
     """An integer in the given bounds, both included."""
-    least, most = f" from {low}" if low > -math.inf else "", f" to {high}" if high < math.inf else ""
+    least, most = (
+        f" from {minimum}" if minimum > -math.inf else "",
+        f" to {maximum}" if maximum < math.inf else "",
+    )
     wanted = f"an integer{least}{most}"
 
     def check(name: str, value: Any) -> None:
         # To Python a boolean is an integer, to JSON it is not.
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise _refuse(name, wanted)
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise _invalid_field(name, wanted)
 
     return Field(check)
 
@@ -115,33 +118,33 @@ def one_of(*values: str) -> Field:
 
     def check(name: str, value: Any) -> None:
         if value not in values:
-            raise _refuse(name, f"one of: {', '.join(values)}")
+            raise _invalid_field(name, f"one of: {', '.join(values)}")
 
     return Field(check)
 
 
-def many(field: Field, least: int = 0, most: int | None = None) -> Field:
+def list_of(field: Field, min_length: int = 0, max_length: int | None = None) -> Field:
     """A list of values that each pass the field's own check."""
 
     def check(name: str, value: Any) -> None:
         if not isinstance(value, list):
-            raise _refuse(name, "a list")
-        if len(value) < least:
-            raise _refuse(name, f"a list of at least {least}")
-        if most is not None and len(value) > most:
-            raise _refuse(name, f"a list of at most {most}")
+            raise _invalid_field(name, "a list")
+        if len(value) < min_length:
+            raise _invalid_field(name, f"a list of at least {min_length}")
+        if max_length is not None and len(value) > max_length:
+            raise _invalid_field(name, f"a list of at most {max_length}")
         for place, entry in enumerate(value):
             field.check(f"{name}[{place}]", entry)
 
     return Field(check)
 
 
-def shape(fields: Fields, *, closed: bool = True) -> Field:
+def json_object(fields: Fields, *, closed: bool = True) -> Field:
     """An object with fields of its own, and others too unless it is closed."""
 
     def check(name: str, value: Any) -> None:
         if not isinstance(value, dict):
-            raise _refuse(name, "an object")
+            raise _invalid_field(name, "an object")
         known = value if closed else {key: value[key] for key in value if key in fields}
         check_fields(fields, known, within=f"{name}.")
 
@@ -152,10 +155,10 @@ def check_fields(fields: Fields, body: Mapping[str, Any], *, within: str = "") -
     """Refuse a body that lacks a field, has one too many, or holds a value that is not allowed."""
     missing = [within + name for name, field in fields.items() if field.required and name not in body]
     if missing:
-        raise Refusal("MISSING_FIELDS", f"the following required fields are missing: {', '.join(missing)}")
+        raise ApiError("MISSING_FIELDS", f"the following required fields are missing: {', '.join(missing)}")
     extra = [within + name for name in body if name not in fields]
     if extra:
-        raise Refusal(
+        raise ApiError(
             "UNKNOWN_FIELDS", f"the following fields are not recognized by this endpoint: {', '.join(extra)}"
         )
     for name, value in body.items():
@@ -175,11 +178,11 @@ def check_credentials(client_id: Any, secret: Any, clients: Mapping[str, str] | 
     given = {"client_id": client_id, "secret": secret}
     missing = [name for name, value in given.items() if value is None or value == ""]
     if missing:
-        raise Refusal("MISSING_FIELDS", f"the following required fields are missing: {', '.join(missing)}")
+        raise ApiError("MISSING_FIELDS", f"the following required fields are missing: {', '.join(missing)}")
     for name, value in given.items():
-        text().check(name, value)
+        string().check(name, value)
     if clients is not None and clients.get(client_id) != secret:
-        raise Refusal("INVALID_API_KEYS")
+        raise ApiError("INVALID_API_KEYS")
     return str(client_id)
 
 
@@ -189,5 +192,5 @@ def check_version(version: str | None) -> None:
     That Plaid answers INCOMPATIBLE_API_VERSION to it is our choice: what it does is not published. Without
     the header Plaid takes the Dashboard's default, so that is fine.
     """
-    if version is not None and version not in VERSIONS:
-        raise Refusal("INCOMPATIBLE_API_VERSION")
+    if version is not None and version not in API_VERSIONS:
+        raise ApiError("INCOMPATIBLE_API_VERSION")

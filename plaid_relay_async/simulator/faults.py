@@ -9,15 +9,15 @@ from typing import Any
 
 from attrs import Attribute, define, field, fields, frozen
 
-OWN_PATHS = "/_simulator/"
+CONTROL_PREFIX = "/_simulator/"
 """Paths under this are the simulator's own: no fault strikes them."""
 
 _EFFECTS = ("status", "close", "truncate", "stall")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, 5.6.2
-_FRAMING = frozenset({"content-length", "transfer-encoding", "connection"})
+_FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "connection"})
 
 
-def _number(wanted: str, low: float, high: float, *, whole: bool = False) -> Any:
+def _number_between(wanted: str, low: float, high: float, *, whole: bool = False) -> Any:
     kinds = int if whole else (int, float)
 
     def check(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
@@ -33,7 +33,7 @@ def check_path(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
     """Raise ValueError unless it is None, or may be one of Plaid's paths."""
     if value is None:
         return
-    if not isinstance(value, str) or not value.startswith("/") or value.startswith(OWN_PATHS):
+    if not isinstance(value, str) or not value.startswith("/") or value.startswith(CONTROL_PREFIX):
         raise ValueError(
             f"{attribute.name}: must be one of Plaid's paths, such as /credit/relay/create, or null"
         )
@@ -69,7 +69,7 @@ def _check_headers(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
 
 
 def _is_header(name: object, value: object) -> bool:
-    named = isinstance(name, str) and _HEADER_NAME.fullmatch(name) and name.lower() not in _FRAMING
+    named = isinstance(name, str) and _HEADER_NAME.fullmatch(name) and name.lower() not in _FRAMING_HEADERS
     return bool(named) and isinstance(value, str) and value.isprintable()
 
 
@@ -100,20 +100,20 @@ class Fault:
     secondary_client_id: str | None = field(default=None, validator=_check_partner)
     when: str = field(default="before", validator=_check_when)
     times: int | None = field(
-        default=None, validator=_number("an integer from 0, or null", 0, math.inf, whole=True)
+        default=None, validator=_number_between("an integer from 0, or null", 0, math.inf, whole=True)
     )
-    rate: float = field(default=1.0, validator=_number("a number from 0 to 1", 0, 1))
+    rate: float = field(default=1.0, validator=_number_between("a number from 0 to 1", 0, 1))
     status: int | None = field(
-        default=None, validator=_number("an integer from 200 to 599", 200, 599, whole=True)
+        default=None, validator=_number_between("an integer from 200 to 599", 200, 599, whole=True)
     )
     body: Any = field(default=None, repr=False, validator=_check_json)  # may hold a token
     headers: Mapping[str, str] = field(factory=dict, repr=False, validator=_check_headers)
     close: bool = field(default=False, validator=_check_close)
     truncate: int | None = field(
-        default=None, validator=_number("a count of bytes from 0", 0, math.inf, whole=True)
+        default=None, validator=_number_between("a count of bytes from 0", 0, math.inf, whole=True)
     )
-    stall: float | None = field(default=None, validator=_number("seconds from 0 to 1e6", 0, 1e6))
-    latency: float | None = field(default=None, validator=_number("seconds from 0 to 1e6", 0, 1e6))
+    stall: float | None = field(default=None, validator=_number_between("seconds from 0 to 1e6", 0, 1e6))
+    latency: float | None = field(default=None, validator=_number_between("seconds from 0 to 1e6", 0, 1e6))
 
     def __attrs_post_init__(self) -> None:
         # By identity: `false` and null count as not given, but 0 is a fine count of bytes.
@@ -129,7 +129,7 @@ class Fault:
         if self.status is None and self.headers:
             raise ValueError("headers: goes only with status")
 
-    def is_for(self, path: str, partner: object) -> bool:
+    def matches(self, path: str, partner: object) -> bool:
         """Whether a request to this path, naming this partner, may be struck."""
         if self.path is not None and self.path != path:
             return False
@@ -141,7 +141,7 @@ class _Rule:
     fault: Fault
     struck: int = 0
 
-    def strikes(self, draw: Random) -> bool:
+    def try_apply(self, draw: Random) -> bool:
         if self.fault.times is not None and self.struck >= self.fault.times:
             return False
         struck = draw.random() < self.fault.rate
@@ -149,7 +149,7 @@ class _Rule:
         return struck
 
 
-class Script:
+class FaultScript:
     """The rules in force, in order; the first that matches and strikes wins.
 
     Args:
@@ -157,7 +157,7 @@ class Script:
     """
 
     def __init__(self, seed: int) -> None:
-        self._draw = Random(seed)
+        self._rng = Random(seed)
         self._rules: list[_Rule] = []
 
     def add(self, faults: Iterable[Fault]) -> None:
@@ -168,15 +168,15 @@ class Script:
         """Drop all rules."""
         self._rules.clear()
 
-    def strike(self, path: str, partner: object) -> Fault | None:
+    def next_fault(self, path: str, partner: object) -> Fault | None:
         """The fault that befalls this request, if one does; it is counted."""
         for rule in self._rules:
-            if rule.fault.is_for(path, partner) and rule.strikes(self._draw):
+            if rule.fault.matches(path, partner) and rule.try_apply(self._rng):
                 return rule.fault
         return None
 
 
-def read_faults(script: object) -> list[Fault]:
+def parse_faults(script: object) -> list[Fault]:
     """The rules in a script as JSON, `{"faults": [{"path": ..., "status": 429}, ...]}`.
 
     Raises:
@@ -184,11 +184,11 @@ def read_faults(script: object) -> list[Fault]:
     """
     match script:
         case {"faults": list() as rules, **more} if not more:
-            return [_read_fault(f"faults[{place}]", rule) for place, rule in enumerate(rules)]
+            return [_parse_fault(f"faults[{place}]", rule) for place, rule in enumerate(rules)]
     raise ValueError('the script must be an object such as {"faults": [{"status": 429}]}')
 
 
-def _read_fault(where: str, rule: object) -> Fault:
+def _parse_fault(where: str, rule: object) -> Fault:
     allowed = [attribute.name for attribute in fields(Fault)]
     if not isinstance(rule, dict):
         raise ValueError(f"{where}: must be an object with some of: {', '.join(allowed)}")  # noqa: TRY004  as above

@@ -6,7 +6,7 @@ from random import Random
 
 from attrs import frozen
 
-from plaid_relay_async.simulator.outline import Account, Json, Outline, identifier, instant
+from plaid_relay_async.simulator.outline import Account, Json, Outline, format_timestamp, random_identifier
 
 
 @frozen
@@ -34,13 +34,13 @@ class _Lot:
     price: float
 
 
-def investments(account: Account, outline: Outline) -> Json:
+def generate_investments(account: Account, outline: Outline) -> Json:
     """Holdings, the securities in them, and trades; fields of older and of newer documents of Plaid's."""
     draw = Random(f"{account.seed}:investments")
     securities = _COINS if account.kind.currency[1] else _SECURITIES
-    lots = [_Lot(security, identifier(draw), round(draw.uniform(5, 90), 3)) for security in securities]
+    lots = [_Lot(security, random_identifier(draw), round(draw.uniform(5, 90), 3)) for security in securities]
     trades = [trade for lot in lots for trade in _trades(draw, account, outline, lot)]
-    since = outline.day(outline.shown)
+    since = outline.iso_date(outline.days_shown)
     return {
         "holdings": [_holding(draw, account, outline, lot) for lot in lots],
         "securities": [_security(lot) for lot in lots],
@@ -70,7 +70,7 @@ def _holding(draw: Random, account: Account, outline: Outline, lot: _Lot) -> Jso
         "account_id": account.account_id,
         "cost_basis": cost if named else None,  # 1.697.4 of Plaid's document has it, 1.778.0 no longer
         "institution_price": lot.price,
-        "institution_price_as_of": outline.day(1) if named else None,
+        "institution_price_as_of": outline.iso_date(1) if named else None,
         "institution_value": round(quantity * lot.price, 4),
         "quantity": quantity,
         "security_id": lot.security_id,
@@ -79,7 +79,7 @@ def _holding(draw: Random, account: Account, outline: Outline, lot: _Lot) -> Jso
         "tax_lots": [_tax_lot(draw, outline, quantity, lot.price, cost)] if named else [],
         "vested_quantity": round(quantity / 2, 4) if vests else None,
         "vested_value": round(quantity / 2 * lot.price, 4) if vests else None,
-        **account.kind.currencies(),
+        **account.kind.currency_fields(),
     }
 
 
@@ -87,8 +87,10 @@ def _tax_lot(draw: Random, outline: Outline, quantity: float, price: float, cost
     return {
         "cost_basis": cost,
         "current_value": round(quantity * price, 4),
-        "institution_lot_id": identifier(draw)[:12],
-        "original_purchase_datetime": instant(outline.generated - timedelta(days=draw.randrange(1, 4000))),
+        "institution_lot_id": random_identifier(draw)[:12],
+        "original_purchase_datetime": format_timestamp(
+            outline.generated - timedelta(days=draw.randrange(1, 4000))
+        ),
         "position_type": "LONG",
         "purchase_price": round(cost / quantity, 4),
         "quantity": quantity,
@@ -102,9 +104,9 @@ def _trades(draw: Random, account: Account, outline: Outline, lot: _Lot) -> Iter
         yield {
             "account_id": account.account_id,
             "amount": -amount if kind in {"sell", "cash"} else amount,
-            "date": outline.day(draw.randrange(outline.days)),
+            "date": outline.iso_date(draw.randrange(outline.days)),
             "fees": round(draw.uniform(0, 5), 2) if kind == "sell" else None,
-            "investment_transaction_id": identifier(draw),
+            "investment_transaction_id": random_identifier(draw),
             "name": f"{subtype.upper()} {lot.security.name or 'UNNAMED SECURITY'}",
             "price": lot.price if quantity else 0.0,
             "quantity": -quantity if kind == "sell" else quantity,
@@ -114,5 +116,5 @@ def _trades(draw: Random, account: Account, outline: Outline, lot: _Lot) -> Iter
             # 1.697.4 requires these, 1.778.0 has them no longer.
             "vested_quantity": 0.0,
             "vested_value": 0.0,
-            **account.kind.currencies(),
+            **account.kind.currency_fields(),
         }

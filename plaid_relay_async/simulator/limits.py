@@ -25,7 +25,7 @@ def _check_window(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
         raise ValueError(f"{attribute.name}: must be 'sliding' or 'fixed'")
 
 
-def _check_flag(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
+def _check_retry_after(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"{attribute.name}: must be true or false")  # noqa: TRY004  one error for a bad limit
 
@@ -48,52 +48,52 @@ class Limit:
     count: int = field(default=50, validator=_check_count)
     per: float = field(default=60.0, validator=_check_per)
     window: str = field(default="sliding", validator=_check_window)
-    retry_after: bool = field(default=True, validator=_check_flag)
+    retry_after: bool = field(default=True, validator=_check_retry_after)
 
 
 class _Window(Protocol):
-    def wait(self, now: float) -> float:
+    def seconds_to_wait(self, now: float) -> float:
         """Seconds until there is room; 0 if there is."""
         ...
 
-    def enter(self, now: float) -> None:
+    def count_request(self, now: float) -> None:
         """Count one request."""
         ...
 
 
 @define
-class _Sliding:
+class _SlidingWindow:
     limit: Limit
     entered: deque[float] = field(factory=deque)
 
-    def wait(self, now: float) -> float:
+    def seconds_to_wait(self, now: float) -> float:
         while self.entered and self.entered[0] + self.limit.per <= now:
             self.entered.popleft()
         return 0.0 if len(self.entered) < self.limit.count else self.entered[0] + self.limit.per - now
 
-    def enter(self, now: float) -> None:
+    def count_request(self, now: float) -> None:
         self.entered.append(now)
 
 
 @define
-class _Fixed:
+class _FixedWindow:
     limit: Limit
     ends: float = -math.inf
     entered: int = 0
 
-    def wait(self, now: float) -> float:
+    def seconds_to_wait(self, now: float) -> float:
         if now >= self.ends:
             self.ends, self.entered = (now // self.limit.per + 1) * self.limit.per, 0
         return 0.0 if self.entered < self.limit.count else self.ends - now
 
-    def enter(self, now: float) -> None:  # noqa: ARG002  a fixed window counts and keeps no times
+    def count_request(self, now: float) -> None:  # noqa: ARG002  a fixed window counts and keeps no times
         self.entered += 1
 
 
-_WINDOWS: Mapping[str, Callable[[Limit], _Window]] = {"sliding": _Sliding, "fixed": _Fixed}
+_WINDOWS: Mapping[str, Callable[[Limit], _Window]] = {"sliding": _SlidingWindow, "fixed": _FixedWindow}
 
 
-class OverLimitError(Exception):
+class RateLimitedError(Exception):
     """A request is one too many.
 
     Args:
@@ -105,7 +105,7 @@ class OverLimitError(Exception):
         self.headers = {} if wait is None else {"Retry-After": str(math.ceil(wait))}
 
 
-class Gate:
+class RequestLimiter:
     """All limits, and what was let through.
 
     Args:
@@ -118,7 +118,7 @@ class Gate:
         self._clock = clock
         self._windows: dict[tuple[str, str | None], list[_Window]] = {}
 
-    def enter(self, path: str, client_id: str | None) -> None:
+    def admit(self, path: str, client_id: str | None) -> None:
         """Let a request through and count it.
 
         Raises:
@@ -127,15 +127,15 @@ class Gate:
         limits = [limit for limit in self._limits if limit.path in (None, path)]
         if not limits:
             return
-        now, windows = self._clock(), self._windows_of(limits, path, client_id)
-        waits = [window.wait(now) for window in windows]
+        now, windows = self._clock(), self._windows_for(limits, path, client_id)
+        waits = [window.seconds_to_wait(now) for window in windows]
         if any(waits):
             told = [wait for limit, wait in zip(limits, waits, strict=True) if wait and limit.retry_after]
-            raise OverLimitError(max(told, default=None))
+            raise RateLimitedError(max(told, default=None))
         for window in windows:
-            window.enter(now)
+            window.count_request(now)
 
-    def _windows_of(self, limits: Iterable[Limit], path: str, client_id: str | None) -> list[_Window]:
+    def _windows_for(self, limits: Iterable[Limit], path: str, client_id: str | None) -> list[_Window]:
         if (path, client_id) not in self._windows:
             self._windows[path, client_id] = [_WINDOWS[limit.window](limit) for limit in limits]
         return self._windows[path, client_id]

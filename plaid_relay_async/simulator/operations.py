@@ -10,27 +10,27 @@ from typing import Any, TypeAlias
 from attrs import field, frozen
 
 from plaid_relay_async.simulator import samples, webhooks
+from plaid_relay_async.simulator.api_errors import ApiError
 from plaid_relay_async.simulator.checks import (
-    DAY,
-    FLAG,
+    BOOLEAN,
+    DATE,
     URL,
-    URL_OR_NOTHING,
+    URL_OR_EMPTY,
     Fields,
-    many,
+    integer,
+    json_object,
+    list_of,
     nullable,
     one_of,
     required,
-    shape,
-    text,
-    whole,
+    string,
 )
 from plaid_relay_async.simulator.outline import USER_FIELDS, Outline
-from plaid_relay_async.simulator.problems import Refusal
 from plaid_relay_async.simulator.world import Report, ReportOptions, World
 
 
 @frozen
-class Ask:
+class OperationRequest:
     """One request that has passed the checks."""
 
     world: World
@@ -47,35 +47,37 @@ class Ask:
 
 
 @frozen
-class Draft:
+class PendingReport:
     """An answer with a report, still to be written: a big one takes a while."""
 
     outline: Outline
     insights: bool
 
 
-Answer: TypeAlias = dict[str, Any] | bytes | Draft
-Act: TypeAlias = Callable[[Ask], Answer]
+OperationResult: TypeAlias = dict[str, Any] | bytes | PendingReport
+Handler: TypeAlias = Callable[[OperationRequest], OperationResult]
 
 
 def _with_credentials(fields: Fields) -> Fields:
     # A header may hold them instead; what the body says must be of the right type all the same.
-    return {**fields, "client_id": _WORDS, "secret": _WORDS}
+    return {**fields, "client_id": _ANY_STRING, "secret": _ANY_STRING}
 
 
-_WORDS = text(empty=True)  # Plaid's schemas bound no string from below; an empty token is none all the same
+_ANY_STRING = string(
+    allow_empty=True
+)  # Plaid's schemas bound no string from below; an empty token is none all the same
 
 
 @frozen
 class Operation:
     """What an endpoint's body must hold, credentials aside, and what the endpoint does."""
 
-    act: Act
+    handler: Handler
     fields: Fields = field(converter=_with_credentials)
 
 
-def _public_token_create(ask: Ask) -> Answer:
-    token = ask.world.link(
+def _public_token_create(ask: OperationRequest) -> OperationResult:
+    token = ask.world.create_public_token(
         ask.client_id,
         ask["institution_id"],
         ask["initial_products"],
@@ -85,21 +87,21 @@ def _public_token_create(ask: Ask) -> Answer:
     return {"public_token": token}
 
 
-def _public_token_exchange(ask: Ask) -> Answer:
-    item = ask.world.exchange(ask.client_id, ask["public_token"])
+def _public_token_exchange(ask: OperationRequest) -> OperationResult:
+    item = ask.world.exchange_public_token(ask.client_id, ask["public_token"])
     return {"access_token": item.access_token, "item_id": item.linked.item_id}
 
 
-def _item_remove(ask: Ask) -> Answer:
+def _item_remove(ask: OperationRequest) -> OperationResult:
     ask.world.remove_item(ask.client_id, ask["access_token"])
     return {}
 
 
-def _fire_webhook(ask: Ask) -> Answer:
-    item = ask.world.item(ask.client_id, ask["access_token"])
-    webhook_type = webhooks.type_of(ask["webhook_code"], ask["webhook_type"])
+def _fire_webhook(ask: OperationRequest) -> OperationResult:
+    item = ask.world.get_item(ask.client_id, ask["access_token"])
+    webhook_type = webhooks.resolve_type(ask["webhook_code"], ask["webhook_type"])
     if item.webhook is None:
-        raise Refusal("SANDBOX_WEBHOOK_INVALID")
+        raise ApiError("SANDBOX_WEBHOOK_INVALID")
     webhooks.check_product(webhook_type, item.products)
     fired = {
         "webhook_type": webhook_type,
@@ -112,11 +114,11 @@ def _fire_webhook(ask: Ask) -> Answer:
     return {"webhook_fired": True}
 
 
-def _webhook_key_get(ask: Ask) -> Answer:
-    return {"key": webhooks.key_of(ask["key_id"])}
+def _webhook_key_get(ask: OperationRequest) -> OperationResult:
+    return {"key": webhooks.find_public_key(ask["key_id"])}
 
 
-def _report_create(ask: Ask) -> Answer:
+def _report_create(ask: OperationRequest) -> OperationResult:
     asked = ask.options()
     # `products` and `include_fast_report` are what the two add-ons were called before.
     extras = {*asked.get("add_ons", ()), *asked.get("products", ())}
@@ -127,82 +129,82 @@ def _report_create(ask: Ask) -> Answer:
         fast_assets="fast_assets" in extras or bool(asked.get("include_fast_report")),
         require_all_items=asked.get("require_all_items") is not False,
     )
-    return _named(
+    return _report_identifiers(
         *ask.world.create_report(ask.client_id, ask["access_tokens"], ask["days_requested"], options)
     )
 
 
-def _named(token: str, report: Report) -> Answer:
+def _report_identifiers(token: str, report: Report) -> OperationResult:
     return {"asset_report_token": token, "asset_report_id": report.outline.report_id}
 
 
-def _report_refresh(ask: Ask) -> Answer:
-    return _named(
+def _report_refresh(ask: OperationRequest) -> OperationResult:
+    return _report_identifiers(
         *ask.world.refresh_report(
             ask.client_id, ask["asset_report_token"], ask["days_requested"], ask.options()
         )
     )
 
 
-def _report_filter(ask: Ask) -> Answer:
-    return _named(
+def _report_filter(ask: OperationRequest) -> OperationResult:
+    return _report_identifiers(
         *ask.world.filter_report(ask.client_id, ask["asset_report_token"], ask["account_ids_to_exclude"])
     )
 
 
-def _report_get(ask: Ask) -> Answer:
+def _report_get(ask: OperationRequest) -> OperationResult:
     report = _own_report(ask)
-    outline = ask.world.fast(report) if ask["fast_report"] else ask.world.ready(report)
-    return Draft(outline.including(_days_to_include(ask)), bool(ask["include_insights"]))
+    outline = ask.world.fast_outline(report) if ask["fast_report"] else ask.world.ready_outline(report)
+    return PendingReport(outline.with_days_to_include(_days_to_include(ask)), bool(ask["include_insights"]))
 
 
-def _own_report(ask: Ask) -> Report:
+def _own_report(ask: OperationRequest) -> Report:
     """By its token, or else as the user's latest; with both the token counts, which is our choice."""
     if ask["asset_report_token"] is not None:
-        return ask.world.report(ask.client_id, ask["asset_report_token"])
+        return ask.world.get_report(ask.client_id, ask["asset_report_token"])
     if ask["user_token"] is not None:
-        return ask.world.report_of_user(ask.client_id, ask["user_token"])
-    raise Refusal("MISSING_FIELDS", "the following required fields are missing: asset_report_token")
+        return ask.world.latest_report_of_user(ask.client_id, ask["user_token"])
+    raise ApiError("MISSING_FIELDS", "the following required fields are missing: asset_report_token")
 
 
-def _days_to_include(ask: Ask) -> int | None:
+def _days_to_include(ask: OperationRequest) -> int | None:
     return ask.options().get("days_to_include")
 
 
-def _report_pdf_get(ask: Ask) -> Answer:
-    outline = ask.world.ready(ask.world.report(ask.client_id, ask["asset_report_token"]))
-    return samples.pdf_of(outline.including(_days_to_include(ask)))
+def _report_pdf_get(ask: OperationRequest) -> OperationResult:
+    outline = ask.world.ready_outline(ask.world.get_report(ask.client_id, ask["asset_report_token"]))
+    return samples.render_report_pdf(outline.with_days_to_include(_days_to_include(ask)))
 
 
-def _report_remove(ask: Ask) -> Answer:
+def _report_remove(ask: OperationRequest) -> OperationResult:
     ask.world.remove_report(ask.client_id, ask["asset_report_token"])
     return {"removed": True}
 
 
-def _relay_create(ask: Ask) -> Answer:
+def _relay_create(ask: OperationRequest) -> OperationResult:
     [report_token] = ask["report_tokens"]
     partner = ask["secondary_client_id"]
     return {"relay_token": ask.world.create_relay(ask.client_id, report_token, partner, ask.request_id)}
 
 
-def _shared_outline(ask: Ask) -> Outline:
-    return ask.world.ready(ask.world.shared(ask.client_id, ask["relay_token"]).report)
+def _shared_outline(ask: OperationRequest) -> Outline:
+    return ask.world.ready_outline(ask.world.get_relay_token(ask.client_id, ask["relay_token"]).report)
 
 
-def _relay_get(ask: Ask) -> Answer:
-    return Draft(_shared_outline(ask), bool(ask["include_insights"]))
+def _relay_get(ask: OperationRequest) -> OperationResult:
+    return PendingReport(_shared_outline(ask), bool(ask["include_insights"]))
 
 
-def _relay_pdf_get(ask: Ask) -> Answer:
-    return samples.pdf_of(_shared_outline(ask))
+def _relay_pdf_get(ask: OperationRequest) -> OperationResult:
+    return samples.render_report_pdf(_shared_outline(ask))
 
 
-def _relay_refresh(ask: Ask) -> Answer:
-    fresh = ask.world.refresh(ask.client_id, ask["relay_token"])
+def _relay_refresh(ask: OperationRequest) -> OperationResult:
+    fresh = ask.world.refresh_relay(ask.client_id, ask["relay_token"])
     return {"relay_token": ask["relay_token"], "asset_report_id": fresh}
 
 
-def _relay_remove(ask: Ask) -> Answer:
+def _relay_remove(ask: OperationRequest) -> OperationResult:
     ask.world.remove_relay(ask.client_id, ask["relay_token"])
     return {"removed": True}
 
@@ -219,44 +221,44 @@ _PRODUCTS = one_of(
     "protect_linked_bank", "protect_transactions",
 )
 # fmt: on
-_SANDBOX_OPTIONS = shape(
+_SANDBOX_OPTIONS = json_object(
     {
         "webhook": URL,
-        "override_username": nullable(_WORDS),
-        "override_password": nullable(_WORDS),
+        "override_username": nullable(_ANY_STRING),
+        "override_password": nullable(_ANY_STRING),
         "transactions": nullable(
-            shape({"start_date": DAY, "end_date": DAY, "days_requested": whole(1, 730)})
+            json_object({"start_date": DATE, "end_date": DATE, "days_requested": integer(1, 730)})
         ),
-        "statements": nullable(shape({"start_date": required(DAY), "end_date": required(DAY)})),
-        "income_verification": shape(
+        "statements": nullable(json_object({"start_date": required(DATE), "end_date": required(DATE)})),
+        "income_verification": json_object(
             {
-                "income_source_types": many(one_of("bank", "payroll")),
-                "bank_income": shape({"days_requested": whole()}),
+                "income_source_types": list_of(one_of("bank", "payroll")),
+                "bank_income": json_object({"days_requested": integer()}),
             }
         ),
     }
 )
-_DAYS = whole(0, 731)
-_DAYS_TO_INCLUDE = shape({"days_to_include": nullable(_DAYS)})
-_REPORT_OPTIONS = shape(
+_REPORT_DAYS = integer(0, 731)
+_DAYS_TO_INCLUDE = json_object({"days_to_include": nullable(_REPORT_DAYS)})
+_REPORT_OPTIONS = json_object(
     {
-        "client_report_id": nullable(_WORDS),
+        "client_report_id": nullable(_ANY_STRING),
         "webhook": nullable(URL),
-        "include_fast_report": nullable(FLAG),
-        "products": many(_WORDS),
-        "add_ons": many(one_of("investments", "fast_assets")),
+        "include_fast_report": nullable(BOOLEAN),
+        "products": list_of(_ANY_STRING),
+        "add_ons": list_of(one_of("investments", "fast_assets")),
         # The one object of a request that Plaid's schema leaves open to further fields.
-        "user": shape(dict.fromkeys(USER_FIELDS, nullable(_WORDS)), closed=False),
-        "require_all_items": nullable(FLAG),
+        "user": json_object(dict.fromkeys(USER_FIELDS, nullable(_ANY_STRING)), closed=False),
+        "require_all_items": nullable(BOOLEAN),
     }
 )
 # Here, and here alone, "" has a meaning: "Submit an empty string for any previously-populated fields you
 # would like set as empty."
-_REFRESH_OPTIONS = shape(
+_REFRESH_OPTIONS = json_object(
     {
-        "client_report_id": nullable(_WORDS),
-        "webhook": nullable(URL_OR_NOTHING),
-        "user": shape(dict.fromkeys(USER_FIELDS, nullable(_WORDS)), closed=False),
+        "client_report_id": nullable(_ANY_STRING),
+        "webhook": nullable(URL_OR_EMPTY),
+        "user": json_object(dict.fromkeys(USER_FIELDS, nullable(_ANY_STRING)), closed=False),
     }
 )
 _REASONS = one_of(
@@ -267,7 +269,7 @@ _REASONS = one_of(
     "CONNECTION_IS_NON_FUNCTIONAL",
     "OTHER",
 )
-_TOKEN = required(text())
+_REQUIRED_STRING = required(string())
 # The docs' samples say "assets", the schema's one value is "asset". What Plaid makes of the former is not
 # published: refusing it is our choice.
 _REPORT_TYPE = required(one_of("asset"))
@@ -276,38 +278,38 @@ OPERATIONS: Mapping[str, Operation] = {
     "/sandbox/public_token/create": Operation(
         _public_token_create,
         {
-            "institution_id": _TOKEN,
-            "initial_products": required(many(_PRODUCTS, least=1)),
+            "institution_id": _REQUIRED_STRING,
+            "initial_products": required(list_of(_PRODUCTS, min_length=1)),
             "options": _SANDBOX_OPTIONS,
-            "user_token": _WORDS,
-            "user_id": _WORDS,
+            "user_token": _ANY_STRING,
+            "user_id": _ANY_STRING,
         },
     ),
-    "/item/public_token/exchange": Operation(_public_token_exchange, {"public_token": _TOKEN}),
+    "/item/public_token/exchange": Operation(_public_token_exchange, {"public_token": _REQUIRED_STRING}),
     "/item/remove": Operation(
         _item_remove,
         {
-            "access_token": _TOKEN,
+            "access_token": _REQUIRED_STRING,
             "reason_code": nullable(_REASONS),
-            "reason_note": nullable(text(most=512, empty=True)),
+            "reason_note": nullable(string(max_length=512, allow_empty=True)),
         },
     ),
     "/sandbox/item/fire_webhook": Operation(
         _fire_webhook,
         {
-            "access_token": _TOKEN,
+            "access_token": _REQUIRED_STRING,
             "webhook_code": required(one_of(*webhooks.WEBHOOK_CODES)),
             "webhook_type": one_of(*webhooks.WEBHOOK_TYPES),
-            "options": shape({"new_transactions": whole(0, math.inf)}),
+            "options": json_object({"new_transactions": integer(0, math.inf)}),
         },
     ),
-    "/webhook_verification_key/get": Operation(_webhook_key_get, {"key_id": _TOKEN}),
+    "/webhook_verification_key/get": Operation(_webhook_key_get, {"key_id": _REQUIRED_STRING}),
     "/asset_report/create": Operation(
         _report_create,
         {
             # Optional in the schema, but there is no report without an Item.
-            "access_tokens": required(many(text(), least=1, most=99)),
-            "days_requested": required(_DAYS),
+            "access_tokens": required(list_of(string(), min_length=1, max_length=99)),
+            "days_requested": required(_REPORT_DAYS),
             "options": _REPORT_OPTIONS,
         },
     ),
@@ -315,39 +317,48 @@ OPERATIONS: Mapping[str, Operation] = {
         _report_get,
         {
             # One of the two must be there; the schema requires neither.
-            "asset_report_token": text(),
-            "user_token": _WORDS,
-            "include_insights": FLAG,
-            "fast_report": FLAG,
+            "asset_report_token": string(),
+            "user_token": _ANY_STRING,
+            "include_insights": BOOLEAN,
+            "fast_report": BOOLEAN,
             "options": _DAYS_TO_INCLUDE,
         },
     ),
     "/asset_report/pdf/get": Operation(
-        _report_pdf_get, {"asset_report_token": _TOKEN, "options": _DAYS_TO_INCLUDE}
+        _report_pdf_get, {"asset_report_token": _REQUIRED_STRING, "options": _DAYS_TO_INCLUDE}
     ),
     "/asset_report/refresh": Operation(
         _report_refresh,
-        {"asset_report_token": _TOKEN, "days_requested": nullable(_DAYS), "options": _REFRESH_OPTIONS},
+        {
+            "asset_report_token": _REQUIRED_STRING,
+            "days_requested": nullable(_REPORT_DAYS),
+            "options": _REFRESH_OPTIONS,
+        },
     ),
     "/asset_report/filter": Operation(
-        _report_filter, {"asset_report_token": _TOKEN, "account_ids_to_exclude": required(many(text()))}
+        _report_filter,
+        {"asset_report_token": _REQUIRED_STRING, "account_ids_to_exclude": required(list_of(string()))},
     ),
-    "/asset_report/remove": Operation(_report_remove, {"asset_report_token": _TOKEN}),
+    "/asset_report/remove": Operation(_report_remove, {"asset_report_token": _REQUIRED_STRING}),
     "/credit/relay/create": Operation(
         _relay_create,
         {
             # At most one token of each report type, and the Asset Report is the only type.
-            "report_tokens": required(many(text(), least=1, most=1)),
-            "secondary_client_id": _TOKEN,
+            "report_tokens": required(list_of(string(), min_length=1, max_length=1)),
+            "secondary_client_id": _REQUIRED_STRING,
             "webhook": nullable(URL),
         },
     ),
     "/credit/relay/get": Operation(
-        _relay_get, {"relay_token": _TOKEN, "report_type": _REPORT_TYPE, "include_insights": FLAG}
+        _relay_get,
+        {"relay_token": _REQUIRED_STRING, "report_type": _REPORT_TYPE, "include_insights": BOOLEAN},
     ),
-    "/credit/relay/pdf/get": Operation(_relay_pdf_get, {"relay_token": _TOKEN, "report_type": _REPORT_TYPE}),
+    "/credit/relay/pdf/get": Operation(
+        _relay_pdf_get, {"relay_token": _REQUIRED_STRING, "report_type": _REPORT_TYPE}
+    ),
     "/credit/relay/refresh": Operation(
-        _relay_refresh, {"relay_token": _TOKEN, "report_type": _REPORT_TYPE, "webhook": nullable(URL)}
+        _relay_refresh,
+        {"relay_token": _REQUIRED_STRING, "report_type": _REPORT_TYPE, "webhook": nullable(URL)},
     ),
-    "/credit/relay/remove": Operation(_relay_remove, {"relay_token": _TOKEN}),
+    "/credit/relay/remove": Operation(_relay_remove, {"relay_token": _REQUIRED_STRING}),
 }

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-_LINES = 46  # that fit on a page
+_LINES_PER_PAGE = 46  # that fit on a page
 
 
-def typeset(lines: Sequence[str]) -> bytes:
+def render_pdf(lines: Sequence[str]) -> bytes:
     """A PDF of these lines, which a reader of PDFs can show."""
-    pages = [lines[start : start + _LINES] for start in range(0, len(lines), _LINES)]
+    pages = [lines[start : start + _LINES_PER_PAGE] for start in range(0, len(lines), _LINES_PER_PAGE)]
     numbers = range(5, 5 + 2 * len(pages), 2)  # of the pages; the content of each follows it
     kids = b" ".join(b"%d 0 R" % number for number in numbers)
     objects = [
@@ -17,26 +17,26 @@ def typeset(lines: Sequence[str]) -> bytes:
         b"<< /Font << /F1 3 0 R >> >>",
     ]
     for number, page in zip(numbers, pages, strict=True):
-        objects += [_page(number + 1), _content(page)]
-    return _bound(objects)
+        objects += [_page_object(number + 1), _content_stream(page)]
+    return _pdf_file(objects)
 
 
-def _page(content: int) -> bytes:
+def _page_object(content: int) -> bytes:
     place = b"/Parent 2 0 R /MediaBox [0 0 595 842] /Resources 4 0 R"
     return b"<< /Type /Page %s /Contents %d 0 R >>" % (place, content)
 
 
-def _content(lines: Iterable[str]) -> bytes:
-    shown = "".join(f"({_escaped(line)}) Tj T*\n" for line in lines)
+def _content_stream(lines: Iterable[str]) -> bytes:
+    shown = "".join(f"({_escape(line)}) Tj T*\n" for line in lines)
     stream = f"BT /F1 11 Tf 16 TL 56 786 Td\n{shown}ET".encode("latin-1", "replace")
     return b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream)
 
 
-def _escaped(line: str) -> str:
+def _escape(line: str) -> str:
     return line.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)")
 
 
-def _bound(objects: Iterable[bytes]) -> bytes:
+def _pdf_file(objects: Iterable[bytes]) -> bytes:
     """A PDF file of these objects, with the table that says where each begins (ISO 32000-1, 7.5)."""
     file = bytearray(b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n")
     table = [b"0000000000 65535 f \n"]

@@ -8,20 +8,20 @@ from random import Random
 from attrs import frozen
 
 from plaid_relay_async.simulator import activity, holdings, pdf
+from plaid_relay_async.simulator.api_errors import item_cause
 from plaid_relay_async.simulator.insights import insights as lending_insights
 from plaid_relay_async.simulator.outline import (
-    MOST_TRANSACTIONS,
+    MAX_TRANSACTIONS,
     USER_FIELDS,
     Account,
+    BankLogin,
     Json,
-    Linked,
     Outline,
-    instant,
-    report_id,
+    format_timestamp,
+    report_id_from_seed,
 )
-from plaid_relay_async.simulator.problems import cause
 
-_AT_ONCE = 500
+_RECORDS_PER_PIECE = 500
 """Records in one piece of JSON: writing a piece holds up every other thread."""
 
 # Plaid's official test institutions; any other gets a name made of its id.
@@ -35,7 +35,7 @@ _BANKS = {
 
 
 @frozen
-class _Told:
+class _RenderedAccount:
     """An account of a report, and what the insights of the whole report need of it."""
 
     content: Json
@@ -60,108 +60,114 @@ def report_bytes(
     Raises:
         ValueError: There can be no such report.
     """
-    if not 0 <= transactions <= MOST_TRANSACTIONS:
-        raise ValueError(f"transactions: must be from 0 to {MOST_TRANSACTIONS:,}")
+    if not 0 <= transactions <= MAX_TRANSACTIONS:
+        raise ValueError(f"transactions: must be from 0 to {MAX_TRANSACTIONS:,}")
     if not 1 <= days <= 731:
         raise ValueError("days: must be from 1 to 731")
     name = f"{seed}:sample"
     outline = Outline(
         seed=name,
-        report_id=report_id(name),
+        report_id=report_id_from_seed(name),
         generated=datetime(2026, 6, 30, 12, tzinfo=UTC),
         days=days,
-        items=(Linked(report_id(f"{name}:item"), "ins_109508", name),),
+        items=(BankLogin(report_id_from_seed(f"{name}:item"), "ins_109508", name),),
         investments=investments,
         transactions=transactions,
     )
-    return written(outline, insights=insights, request_id="m8MDnv9okwxFNBV")
+    return render_body(outline, insights=insights, request_id="m8MDnv9okwxFNBV")
 
 
-def written(outline: Outline, *, insights: bool, request_id: str) -> bytes:
+def render_body(outline: Outline, *, insights: bool, request_id: str) -> bytes:
     """The body of an answer with the report, in JSON."""
-    return closed(opened(outline, insights=insights), request_id)
+    return finish_body(render_unfinished_body(outline, insights=insights), request_id)
 
 
-def closed(body: bytes, request_id: str) -> bytes:
+def finish_body(body: bytes, request_id: str) -> bytes:
     """A body from `opened`, with the id that each answer has of its own."""
     return b'%s, "request_id": %s}' % (body, json.dumps(request_id).encode())
 
 
-def opened(outline: Outline, *, insights: bool) -> bytes:
+def render_unfinished_body(outline: Outline, *, insights: bool) -> bytes:
     """The body of an answer with the report, up to its request_id.
 
     It is put together of small pieces: one call for all of a big report would hold up the event loop from
     another thread too.
     """
-    pieces = ['{"report": ', *_pieces_of_report(outline, insights=insights)]
+    pieces = ['{"report": ', *_report_pieces(outline, insights=insights)]
     pieces += [', "warnings": ', json.dumps(_warnings(outline))]
     return "".join(pieces).encode()
 
 
-def _pieces_of_report(outline: Outline, *, insights: bool) -> Iterator[str]:
+def _report_pieces(outline: Outline, *, insights: bool) -> Iterator[str]:
     head: Json = {
         "asset_report_id": outline.report_id,
         "client_report_id": outline.client_report_id,
-        "date_generated": instant(outline.generated),
+        "date_generated": format_timestamp(outline.generated),
         "days_requested": outline.days,
         "user": dict(zip(USER_FIELDS, outline.user, strict=True)),
     }
-    told = [_account(outline, account, insights=insights) for account in outline.accounts()]
-    by_item: dict[str, list[_Told]] = {item.item_id: [] for item in outline.items}
+    told = [_render_account(outline, account, insights=insights) for account in outline.accounts()]
+    by_item: dict[str, list[_RenderedAccount]] = {item.item_id: [] for item in outline.items}
     for account, one in zip(outline.accounts(), told, strict=True):
         by_item[account.item.item_id].append(one)
     if insights and not outline.fast:
         everything = [entry for one in told for entry in one.transactions]
         head["insights"] = lending_insights(outline, everything, [one.balances for one in told])
-    items = [
-        _piece_of_item(outline, item, by_item[item.item_id], insights=insights) for item in outline.items
-    ]
-    yield _with(head, "items", items)
+    items = [_item_piece(outline, item, by_item[item.item_id], insights=insights) for item in outline.items]
+    yield _with_list(head, "items", items)
 
 
-def _piece_of_item(outline: Outline, item: Linked, accounts: Iterable[_Told], *, insights: bool) -> str:
+def _item_piece(
+    outline: Outline, item: BankLogin, accounts: Iterable[_RenderedAccount], *, insights: bool
+) -> str:
     ago = Random(f"{outline.seed}:{item.item_id}").randrange(3600)
     head = {
-        "date_last_updated": instant(outline.generated - timedelta(seconds=ago)),
+        "date_last_updated": format_timestamp(outline.generated - timedelta(seconds=ago)),
         "institution_id": item.institution_id,
         "institution_name": _BANKS.get(item.institution_id, f"Bank {item.institution_id[4:]}"),
         "item_id": item.item_id,
     }
-    return _with(head, "accounts", (_piece_of_account(one, insights=insights) for one in accounts))
+    return _with_list(head, "accounts", (_account_piece(one, insights=insights) for one in accounts))
 
 
-def _piece_of_account(told: _Told, *, insights: bool) -> str:
-    shown = told.transactions if insights else [activity.plain(entry) for entry in told.transactions]
-    slices = (shown[start : start + _AT_ONCE] for start in range(0, len(shown), _AT_ONCE))
-    return _with(told.content, "transactions", (json.dumps(entries)[1:-1] for entries in slices))
+def _account_piece(told: _RenderedAccount, *, insights: bool) -> str:
+    shown = (
+        told.transactions if insights else [activity.without_insights(entry) for entry in told.transactions]
+    )
+    slices = (shown[start : start + _RECORDS_PER_PIECE] for start in range(0, len(shown), _RECORDS_PER_PIECE))
+    return _with_list(told.content, "transactions", (json.dumps(entries)[1:-1] for entries in slices))
 
 
-def _with(head: Json, name: str, pieces: Iterable[str]) -> str:
+def _with_list(head: Json, name: str, pieces: Iterable[str]) -> str:
     """An object of JSON, with one list more that is JSON already."""
     return f'{json.dumps(head)[:-1]}, "{name}": [{", ".join(pieces)}]}}'
 
 
-def _account(outline: Outline, account: Account, *, insights: bool) -> _Told:
-    units = _balance(account) * activity.UNITS // 100
-    entries = [] if outline.fast else list(activity.transactions(account, outline))
-    past = [] if outline.fast else list(activity.history(account, outline, units, entries))
-    since = outline.day(outline.shown)
+def _render_account(outline: Outline, account: Account, *, insights: bool) -> _RenderedAccount:
+    units = _balance_cents(account) * activity.UNITS_PER_DOLLAR // 100
+    entries = [] if outline.fast else list(activity.generate_transactions(account, outline))
+    past = [] if outline.fast else list(activity.balance_history(account, outline, units, entries))
+    since = outline.iso_date(outline.days_shown)
     entries = [entry for entry in entries if entry["date"] > since]
     past = [balance for balance in past if balance["date"] > since]
     content = {
-        **_identity(account),
-        "balances": _balances(outline, account),
+        **_account_identity(account),
+        "balances": _balance_fields(outline, account),
         "days_available": outline.days,
         "historical_balances": past,
     }
-    if account.kind.account_type == "investment" and account.item.has("investments") and not outline.fast:
-        content["investments"] = holdings.investments(account, outline)
+    if (
+        account.kind.account_type == "investment"
+        and account.item.has_part("investments")
+        and not outline.fast
+    ):
+        content["investments"] = holdings.generate_investments(account, outline)
     if insights and entries:
         content["account_insights"] = lending_insights(outline, entries, [past])
-    return _Told(content, entries, past)
+    return _RenderedAccount(content, entries, past)
 
 
-def _identity(account: Account) -> Json:
+def _account_identity(account: Account) -> Json:
     """What stays the same in each report of the Item."""
     draw = Random(f"{account.item.seed}:{account.kind.name}")
     kind = account.kind
@@ -170,7 +176,7 @@ def _identity(account: Account) -> Json:
         "mask": f"{draw.randrange(10_000):04}",
         "name": kind.name,
         "official_name": kind.official_name,
-        "owners": _owners(account.item) if account.item.has("owners") else [],
+        "owners": _owners(account.item) if account.item.has_part("owners") else [],
         "ownership_type": draw.choice((None, "individual", "joint")),
         "subtype": kind.subtype,
         "type": kind.account_type,
@@ -178,30 +184,30 @@ def _identity(account: Account) -> Json:
     # Plaid gives both for some accounts alone, and leaves them out elsewhere.
     if kind.account_type == "depository" and draw.random() < 0.5:
         told["verification_status"] = "automatically_verified"
-        told["persistent_account_id"] = report_id(account.account_id).replace("-", "")
+        told["persistent_account_id"] = report_id_from_seed(account.account_id).replace("-", "")
     return told
 
 
-def _balance(account: Account) -> int:
+def _balance_cents(account: Account) -> int:
     """In cents."""
-    return Random(f"{account.seed}:balance").randrange(account.kind.low, account.kind.high)
+    return Random(f"{account.seed}:balance").randrange(account.kind.min_balance, account.kind.max_balance)
 
 
-def _balances(outline: Outline, account: Account) -> Json:
-    kind, cents = account.kind, _balance(account)
+def _balance_fields(outline: Outline, account: Account) -> Json:
+    kind, cents = account.kind, _balance_cents(account)
     available: dict[str, int | None] = {"depository": cents, "credit": (kind.limit or 0) - cents}
     shown = available.get(kind.account_type)
     return {
         "available": None if shown is None else shown / 100,
         "current": cents / 100,
-        "last_updated_datetime": instant(outline.generated) if kind.spends else None,
+        "last_updated_datetime": format_timestamp(outline.generated) if kind.lists_transactions else None,
         "limit": None if kind.limit is None else kind.limit / 100,
         "margin_loan_amount": 0.0 if kind.subtype == "brokerage" else None,
-        **kind.currencies(),
+        **kind.currency_fields(),
     }
 
 
-def _owners(item: Linked) -> list[Json]:
+def _owners(item: BankLogin) -> list[Json]:
     """Those of a login are the same for each of its accounts: one, or two."""
     draw = Random(f"{item.seed}:owners")
     last = draw.choice(("Charleson", "Okafor", "Lind"))
@@ -232,34 +238,34 @@ def _owner(draw: Random, first: str, last: str) -> Json:
 
 def _warnings(outline: Outline) -> list[Json]:
     """One for each part that an Item lacks, with the reason."""
-    lacks: Sequence[tuple[Linked, str, str]] = [
+    lacks: Sequence[tuple[BankLogin, str, str]] = [
         (item, part, code) for item in outline.items for part, code in item.lacks
     ]
     return [
         {
-            "cause": cause(code, item.item_id),
+            "cause": item_cause(code, item.item_id),
             "warning_code": f"{part.upper()}_UNAVAILABLE",
             "warning_type": "ASSET_REPORT_WARNING",
         }
         for item, part, code in lacks
-        if _is_asked_for(outline, part)
+        if _is_requested(outline, part)
     ]
 
 
-def _is_asked_for(outline: Outline, part: str) -> bool:
+def _is_requested(outline: Outline, part: str) -> bool:
     return part == "owners" or (not outline.fast and (part != "investments" or outline.investments))
 
 
-def pdf_of(outline: Outline) -> bytes:
+def render_report_pdf(outline: Outline) -> bytes:
     """The report as a PDF: an account a line, with its balance."""
-    lines = [f"Asset Report {outline.report_id}", f"Generated {instant(outline.generated)}", ""]
+    lines = [f"Asset Report {outline.report_id}", f"Generated {format_timestamp(outline.generated)}", ""]
     shown = ""
     for account in outline.accounts():
         bank = account.item.institution_id
         if account.item.item_id != shown:
             lines.append(_BANKS.get(bank, f"Bank {bank[4:]}"))
             shown = account.item.item_id
-        identity, current = _identity(account), _balance(account) / 100
+        identity, current = _account_identity(account), _balance_cents(account) / 100
         currency = account.kind.currency[0] or account.kind.currency[1]
         lines.append(f"    {identity['name']}  ...{identity['mask']}  {currency} {current:,.2f}")
-    return pdf.typeset(lines)
+    return pdf.render_pdf(lines)

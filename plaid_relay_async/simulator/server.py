@@ -16,26 +16,31 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from attrs import define, evolve, field, frozen
 
-from plaid_relay_async.simulator.checks import VERSIONS, check_credentials, check_fields, check_version
-from plaid_relay_async.simulator.faults import OWN_PATHS, Fault, Script, read_faults
-from plaid_relay_async.simulator.limits import Gate, Limit, OverLimitError
-from plaid_relay_async.simulator.operations import OPERATIONS, Answer, Ask, Draft
-from plaid_relay_async.simulator.problems import Refusal, fitting
-from plaid_relay_async.simulator.samples import closed, opened
+from plaid_relay_async.simulator.api_errors import ApiError, error_for_status
+from plaid_relay_async.simulator.checks import API_VERSIONS, check_credentials, check_fields, check_version
+from plaid_relay_async.simulator.faults import CONTROL_PREFIX, Fault, FaultScript, parse_faults
+from plaid_relay_async.simulator.limits import Limit, RateLimitedError, RequestLimiter
+from plaid_relay_async.simulator.operations import (
+    OPERATIONS,
+    OperationRequest,
+    OperationResult,
+    PendingReport,
+)
+from plaid_relay_async.simulator.samples import finish_body, render_unfinished_body
 from plaid_relay_async.simulator.world import Ledger, World
 
-_REMEMBERED = 10_000
-_CLOSING_SECONDS = 0.4  # aiohttp waits this long twice: for a handler to end, and for it to be cancelled
-_GZIP_FROM = 1_000  # bytes
+_MAX_RECORDED_REQUESTS = 10_000
+_SHUTDOWN_TIMEOUT = 0.4  # aiohttp waits this long twice: for a handler to end, and for it to be cancelled
+_GZIP_MIN_BYTES = 1_000  # bytes
 # What is bigger is made in a thread, so as not to hold up the event loop: so many records take up to 40 ms to
 # write, and so many bytes 5 ms to zip.
-_THREAD_FROM_RECORDS = 1_000
-_THREAD_FROM_BYTES = 500_000
-_KEPT_BODIES = 4  # of such reports, for whoever asks again
+_THREAD_MIN_RECORDS = 1_000
+_THREAD_MIN_BYTES = 500_000
+_CACHED_BODIES = 4  # of such reports, for whoever asks again
 
 
 @frozen
-class Received:
+class ReceivedRequest:
     """One request to Plaid's paths, as it came and as it ended.
 
     Attributes:
@@ -52,13 +57,13 @@ class Received:
     client_id: str | None
     secondary_client_id: str | None
     request_id: str
-    acted: bool = False
+    executed: bool = False
     status: int | None = None
     headers: Mapping[str, str] = field(factory=dict, repr=False)
 
 
 @frozen
-class _Call:
+class _ParsedRequest:
     """One request to Plaid's paths, read to its end."""
 
     number: int
@@ -67,7 +72,7 @@ class _Call:
     # None where the body is no JSON object
     body: dict[str, Any] | None = field(repr=False)
 
-    def said(self, name: str, header: str) -> Any:
+    def credential(self, name: str, header: str) -> Any:
         """A credential, of the header first: which of two that differ Plaid takes is not published."""
         return self.request.headers.get(header) or (self.body or {}).get(name)
 
@@ -77,11 +82,11 @@ class _Call:
 
     @property
     def client_id(self) -> str | None:
-        said = self.said("client_id", "PLAID-CLIENT-ID")
+        said = self.credential("client_id", "PLAID-CLIENT-ID")
         return said if isinstance(said, str) else None
 
-    def received(self) -> Received:
-        return Received(
+    def to_received_request(self) -> ReceivedRequest:
+        return ReceivedRequest(
             path=self.request.path,
             client_id=self.client_id,
             secondary_client_id=self.partner if isinstance(self.partner, str) else None,
@@ -91,7 +96,7 @@ class _Call:
 
 
 @define
-class _Page:
+class _Response:
     """An answer, not sent yet."""
 
     status: int
@@ -102,23 +107,23 @@ class _Page:
 _JSON = {"Content-Type": "application/json"}
 
 
-def _json(status: int, content: object) -> _Page:
-    return _Page(status, json.dumps(content).encode(), dict(_JSON))
+def _json_response(status: int, content: object) -> _Response:
+    return _Response(status, json.dumps(content).encode(), dict(_JSON))
 
 
-def _scripted(fault: Fault, status: int, request_id: str) -> _Page:
+def _fault_response(fault: Fault, status: int, request_id: str) -> _Response:
     """The answer that a fault asks for."""
     headers = {name.title(): value for name, value in fault.headers.items()}
     code = fault.body.get("error_code") if isinstance(fault.body, dict) else None
-    full = fitting(status, code).body(request_id)
+    full = error_for_status(status, code).body(request_id)
     if isinstance(fault.body, str):
-        return _Page(status, fault.body.encode(errors="replace"), {"Content-Type": "text/html"} | headers)
+        return _Response(status, fault.body.encode(errors="replace"), {"Content-Type": "text/html"} | headers)
     if fault.body is None and status < 400:
-        return _Page(status, b"", headers)
+        return _Response(status, b"", headers)
     content = full if fault.body is None else fault.body
     if isinstance(content, dict) and content.keys() & {"error_code", "error_type"}:
         content = full | content
-    page = _json(status, content)
+    page = _json_response(status, content)
     page.headers |= headers
     return page
 
@@ -163,7 +168,7 @@ class Simulator:
         port: int = 0,
         clients: Mapping[str, str] | None = None,
         reports: Iterable[str] = (),
-        generating: float = 0.5,
+        generation_delay: float = 0.5,
         faults: Iterable[Fault] = (),
         limits: Iterable[Limit] = (),
         seed: int = 0,
@@ -174,17 +179,19 @@ class Simulator:
         self._port = port
         self._clients = None if clients is None else dict(clients)
         self._latency = latency
-        self._world = World(generating=generating, transactions=transactions, seed=seed, clock=clock)
-        self._opened = lru_cache(_KEPT_BODIES)(opened)
-        self._script = Script(seed)
+        self._world = World(
+            generation_delay=generation_delay, transactions=transactions, seed=seed, clock=clock
+        )
+        self._cached_body = lru_cache(_CACHED_BODIES)(render_unfinished_body)
+        self._script = FaultScript(seed)
         self._script.add(faults)
-        self._gate = Gate(limits, clock)
-        self._numbers = itertools.count()
-        self._received: dict[int, Received] = {}
+        self._limiter = RequestLimiter(limits, clock)
+        self._request_numbers = itertools.count()
+        self._received: dict[int, ReceivedRequest] = {}
         self._runner: web.ServerRunner | None = None
         self._closing = asyncio.Event()
         self.counts: Counter[str] = Counter()
-        self.refused: Counter[str] = Counter()
+        self.rate_limited: Counter[str] = Counter()
         for token in reports:
             self._world.add_report(token)
 
@@ -208,7 +215,7 @@ class Simulator:
             raise RuntimeError("this simulator has been started already")
         self._closing = asyncio.Event()
         runner = web.ServerRunner(
-            web.Server(self._answer, access_log=None), shutdown_timeout=_CLOSING_SECONDS
+            web.Server(self._serve_request, access_log=None), shutdown_timeout=_SHUTDOWN_TIMEOUT
         )
         await runner.setup()
         try:
@@ -247,7 +254,7 @@ class Simulator:
         return tuple(self._world.refreshes)
 
     @property
-    def requests(self) -> Sequence[Received]:
+    def requests(self) -> Sequence[ReceivedRequest]:
         """The last 10,000 requests to Plaid's paths, in the order in which they arrived."""
         return tuple(self._received.values())
 
@@ -304,125 +311,131 @@ class Simulator:
         """
         self._world.break_item(access_token, error_code, part)
 
-    def mend_item(self, access_token: str) -> None:
+    def repair_item(self, access_token: str) -> None:
         """Let all be well again with an Item, for the reports still to come.
 
         Raises:
             ValueError: There is no such Item.
         """
-        self._world.mend_item(access_token)
+        self._world.repair_item(access_token)
 
     def fail(self, *faults: Fault) -> None:
         """Add rules to the script, behind those in force."""
         self._script.add(faults)
 
-    def heal(self) -> None:
+    def clear_faults(self) -> None:
         """Drop all rules."""
         self._script.clear()
 
     # One request
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _serve_request(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await self._route(request)
         except ConnectionError:  # the client hung up, or we close: aiohttp would log it as an error
-            return _cut(request)
+            return _close_connection(request)
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         if not _is_loopback(request.headers.get("Host", "")):
-            return await _reply(request, _json(403, {"error": "the Host header must name this machine"}))
-        if request.path.startswith(OWN_PATHS):
-            return await self._answer_own(request)
-        call = self._receive(request, await request.read())
+            return await _send_response(
+                request, _json_response(403, {"error": "the Host header must name this machine"})
+            )
+        if request.path.startswith(CONTROL_PREFIX):
+            return await self._route_control(request)
+        call = self._record_request(request, await request.read())
         await self._pause(self._latency() if callable(self._latency) else self._latency)
         try:
-            self._gate.enter(request.path, call.client_id)
-        except OverLimitError as over:
-            return await self._turn_away(call, over)
-        return await self._handle(call, self._script.strike(request.path, call.partner))
+            self._limiter.admit(request.path, call.client_id)
+        except RateLimitedError as over:
+            return await self._reject_over_limit(call, over)
+        return await self._handle(call, self._script.next_fault(request.path, call.partner))
 
-    def _receive(self, request: web.BaseRequest, raw: bytes) -> _Call:
-        number = next(self._numbers)
+    def _record_request(self, request: web.BaseRequest, raw: bytes) -> _ParsedRequest:
+        number = next(self._request_numbers)
         self.counts[request.path] += 1
-        call = _Call(number, self._world.request_id(), request, _parsed(raw))
-        self._received[number] = call.received()
-        self._received.pop(number - _REMEMBERED, None)
+        call = _ParsedRequest(number, self._world.new_request_id(), request, _parse_object(raw))
+        self._received[number] = call.to_received_request()
+        self._received.pop(number - _MAX_RECORDED_REQUESTS, None)
         return call
 
-    async def _turn_away(self, call: _Call, over: OverLimitError) -> web.StreamResponse:
-        self.refused[call.request.path] += 1
-        refusal = Refusal("RATE_LIMIT")
-        page = _json(refusal.status, refusal.body(call.request_id))
+    async def _reject_over_limit(self, call: _ParsedRequest, over: RateLimitedError) -> web.StreamResponse:
+        self.rate_limited[call.request.path] += 1
+        refusal = ApiError("RATE_LIMIT")
+        page = _json_response(refusal.status, refusal.body(call.request_id))
         page.headers |= over.headers
-        return await self._finish(call, page)
+        return await self._respond(call, page)
 
-    async def _handle(self, call: _Call, fault: Fault | None) -> web.StreamResponse:
+    async def _handle(self, call: _ParsedRequest, fault: Fault | None) -> web.StreamResponse:
         if fault is None:
-            return await self._finish(call, await self._act(call))
+            return await self._respond(call, await self._execute(call))
         if fault.truncate is not None or fault.when == "after":
-            page = await self._act(call)
+            page = await self._execute(call)
             await self._pause(fault.latency)
         else:
             await self._pause(fault.latency)
             page = None
-        return await self._strike(call, fault, page)
+        return await self._apply_fault(call, fault, page)
 
-    async def _strike(self, call: _Call, fault: Fault, page: _Page | None) -> web.StreamResponse:
+    async def _apply_fault(
+        self, call: _ParsedRequest, fault: Fault, page: _Response | None
+    ) -> web.StreamResponse:
         if fault.status is not None:
-            return await self._finish(call, _scripted(fault, fault.status, call.request_id))
+            return await self._respond(call, _fault_response(fault, fault.status, call.request_id))
         if fault.truncate is not None and page is not None:
-            return await _truncate(call.request, page, fault.truncate)
+            return await _send_truncated(call.request, page, fault.truncate)
         if fault.close or fault.stall is not None:
             await self._pause(fault.stall)
-            return _cut(call.request)
-        return await self._finish(call, page or await self._act(call))
+            return _close_connection(call.request)
+        return await self._respond(call, page or await self._execute(call))
 
-    async def _act(self, call: _Call) -> _Page:
+    async def _execute(self, call: _ParsedRequest) -> _Response:
         """Check a request, and carry it out if it stands."""
         try:
-            content = self._perform(call)
-        except Refusal as refusal:
-            return _json(refusal.status, refusal.body(call.request_id))
-        self._note(call, acted=True)
-        if isinstance(content, Draft):
-            return _Page(200, await self._written(content, call.request_id), dict(_JSON))
+            content = self._run_operation(call)
+        except ApiError as refusal:
+            return _json_response(refusal.status, refusal.body(call.request_id))
+        self._update_record(call, executed=True)
+        if isinstance(content, PendingReport):
+            return _Response(200, await self._report_body(content, call.request_id), dict(_JSON))
         if isinstance(content, bytes):
             # Only here the id is in a header: there is no body to hold it.
-            return _Page(
+            return _Response(
                 200, content, {"Content-Type": "application/pdf", "Plaid-Request-ID": call.request_id}
             )
         content["request_id"] = call.request_id
-        return _json(200, content)
+        return _json_response(200, content)
 
-    async def _written(self, draft: Draft, request_id: str) -> bytes:
-        if draft.outline.size < _THREAD_FROM_RECORDS:
-            return closed(opened(draft.outline, insights=draft.insights), request_id)
-        body = await asyncio.to_thread(self._opened, draft.outline, insights=draft.insights)
-        return closed(body, request_id)
+    async def _report_body(self, draft: PendingReport, request_id: str) -> bytes:
+        if draft.outline.record_count < _THREAD_MIN_RECORDS:
+            return finish_body(render_unfinished_body(draft.outline, insights=draft.insights), request_id)
+        body = await asyncio.to_thread(self._cached_body, draft.outline, insights=draft.insights)
+        return finish_body(body, request_id)
 
-    def _perform(self, call: _Call) -> Answer:
+    def _run_operation(self, call: _ParsedRequest) -> OperationResult:
         request = call.request
         operation = OPERATIONS.get(request.path)
         if operation is None or request.method != "POST":
-            raise Refusal("NOT_FOUND")
+            raise ApiError("NOT_FOUND")
         if request.content_type != "application/json":
-            raise Refusal("INVALID_HEADERS")
+            raise ApiError("INVALID_HEADERS")
         if call.body is None:
-            raise Refusal("INVALID_BODY")
+            raise ApiError("INVALID_BODY")
         client_id = check_credentials(
-            call.said("client_id", "PLAID-CLIENT-ID"), call.said("secret", "PLAID-SECRET"), self._clients
+            call.credential("client_id", "PLAID-CLIENT-ID"),
+            call.credential("secret", "PLAID-SECRET"),
+            self._clients,
         )
         check_version(request.headers.get("Plaid-Version"))
         check_fields(operation.fields, call.body)
-        return operation.act(Ask(self._world, client_id, call.request_id, call.body))
+        return operation.handler(OperationRequest(self._world, client_id, call.request_id, call.body))
 
-    def _note(self, call: _Call, **changes: Any) -> None:
+    def _update_record(self, call: _ParsedRequest, **changes: Any) -> None:
         if call.number in self._received:
             self._received[call.number] = evolve(self._received[call.number], **changes)
 
-    async def _finish(self, call: _Call, page: _Page) -> web.StreamResponse:
-        self._note(call, status=page.status)
-        return await _reply(call.request, page)
+    async def _respond(self, call: _ParsedRequest, page: _Response) -> web.StreamResponse:
+        self._update_record(call, status=page.status)
+        return await _send_response(call.request, page)
 
     async def _pause(self, seconds: float | None) -> None:
         """Wait; if the simulator closes meanwhile, the request ends there and is not acted upon."""
@@ -437,23 +450,23 @@ class Simulator:
 
     # Its own two paths
 
-    async def _answer_own(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _route_control(self, request: web.BaseRequest) -> web.StreamResponse:
         match request.method, request.path:
             case "GET", "/_simulator/ledger":
                 return await self._send_ledger(request)
             case "POST", "/_simulator/faults":
-                return await _reply(request, self._replace_script(await request.read()))
+                return await _send_response(request, self._replace_script(await request.read()))
         error = "there are GET /_simulator/ledger and POST /_simulator/faults"
-        return await _reply(request, _json(404, {"error": error}))
+        return await _send_response(request, _json_response(404, {"error": error}))
 
-    def _replace_script(self, raw: bytes) -> _Page:
+    def _replace_script(self, raw: bytes) -> _Response:
         try:
-            faults = read_faults(_parsed(raw))
+            faults = parse_faults(_parse_object(raw))
         except ValueError as error:
-            return _json(400, {"error": str(error)})
+            return _json_response(400, {"error": str(error)})
         self._script.clear()
         self._script.add(faults)
-        return _json(200, {"faults": len(faults)})
+        return _json_response(200, {"faults": len(faults)})
 
     async def _send_ledger(self, request: web.BaseRequest) -> web.StreamResponse:
         """JSON Lines, a thousand at a time, of the tokens that there are when it is asked for."""
@@ -467,7 +480,7 @@ class Simulator:
         return answer
 
 
-def _parsed(raw: bytes) -> dict[str, Any] | None:
+def _parse_object(raw: bytes) -> dict[str, Any] | None:
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):  # bytes that are no UTF-8 included, and a thousand brackets
@@ -475,38 +488,38 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
     return body if isinstance(body, dict) else None
 
 
-async def _dress(request: web.BaseRequest, page: _Page) -> None:
+async def _prepare_response(request: web.BaseRequest, page: _Response) -> None:
     """Add what the request's headers call for; Plaid echoes the version, and zips where that is taken."""
     version = request.headers.get("Plaid-Version")
-    if version in VERSIONS:
+    if version in API_VERSIONS:
         page.headers["Plaid-Version"] = version
-    if len(page.body) >= _GZIP_FROM and "gzip" in request.headers.get("Accept-Encoding", ""):
-        if len(page.body) < _THREAD_FROM_BYTES:
-            page.body = _zipped(page.body)
+    if len(page.body) >= _GZIP_MIN_BYTES and "gzip" in request.headers.get("Accept-Encoding", ""):
+        if len(page.body) < _THREAD_MIN_BYTES:
+            page.body = _gzip(page.body)
         else:
-            page.body = await asyncio.to_thread(_zipped, page.body)
+            page.body = await asyncio.to_thread(_gzip, page.body)
         page.headers["Content-Encoding"] = "gzip"
 
 
-def _zipped(body: bytes) -> bytes:
+def _gzip(body: bytes) -> bytes:
     return gzip.compress(body, compresslevel=1, mtime=0)
 
 
-async def _reply(request: web.BaseRequest, page: _Page) -> web.Response:
-    await _dress(request, page)
+async def _send_response(request: web.BaseRequest, page: _Response) -> web.Response:
+    await _prepare_response(request, page)
     return web.Response(status=page.status, body=page.body, headers=page.headers)
 
 
-async def _truncate(request: web.BaseRequest, page: _Page, length: int) -> web.StreamResponse:
-    await _dress(request, page)
+async def _send_truncated(request: web.BaseRequest, page: _Response, length: int) -> web.StreamResponse:
+    await _prepare_response(request, page)
     answer = web.StreamResponse(status=page.status, headers=page.headers)
     answer.content_length = len(page.body)
     await answer.prepare(request)
     await answer.write(page.body[:length])
-    return _cut(request)
+    return _close_connection(request)
 
 
-def _cut(request: web.BaseRequest) -> web.StreamResponse:
+def _close_connection(request: web.BaseRequest) -> web.StreamResponse:
     """Close the connection, once what is written has left; the answer that aiohttp wants goes nowhere."""
     if request.transport is not None:
         request.transport.close()

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from plaid_relay_async.simulator.problems import Refusal
+from plaid_relay_async.simulator.api_errors import ApiError
 
 KEY_ID = "6c5516e1-92dc-479e-a8ff-5a51992e0001"
 """The sandbox's, by which Plaid's own libraries test the look-up."""
 
 # A point of P-256, so that a library for keys takes it. Its private number is the SHA-256 of KEY_ID, for
 # whoever wants to sign a webhook for a test: this key protects nothing.
-_KEY: Mapping[str, Any] = {
+_PUBLIC_KEY: Mapping[str, Any] = {
     "alg": "ES256",
     "created_at": 1560466150,
     "crv": "P-256",
@@ -24,7 +24,7 @@ _KEY: Mapping[str, Any] = {
 
 
 # fmt: off
-_TYPES = {
+_TYPE_BY_CODE = {
     "AUTHORIZATION_GRANTED": "ITEM", "ERROR": "ASSETS", "LOGIN_REPAIRED": "ITEM",
     "NEW_ACCOUNTS_AVAILABLE": "ITEM", "PENDING_DISCONNECT": "ITEM", "PRODUCT_READY": "ASSETS",
     "RECURRING_TRANSACTIONS_UPDATE": "TRANSACTIONS",
@@ -34,10 +34,10 @@ _TYPES = {
     "DEFAULT_UPDATE": "TRANSACTIONS",
 }
 # fmt: on
-WEBHOOK_CODES = tuple(_TYPES)
+WEBHOOK_CODES = tuple(_TYPE_BY_CODE)
 
 # Which product an Item must have for a webhook of a type.
-_PRODUCTS = {
+_PRODUCT_BY_TYPE = {
     "ASSETS": "assets",
     "AUTH": "auth",
     "HOLDINGS": "investments",
@@ -46,30 +46,30 @@ _PRODUCTS = {
     "LIABILITIES": "liabilities",
     "TRANSACTIONS": "transactions",
 }
-WEBHOOK_TYPES = ("ITEM", *_PRODUCTS)
+WEBHOOK_TYPES = ("ITEM", *_PRODUCT_BY_TYPE)
 
 
-def key_of(key_id: str) -> dict[str, Any]:
+def find_public_key(key_id: str) -> dict[str, Any]:
     """The public key of an id, as a JSON Web Key."""
     if key_id != KEY_ID:
-        raise Refusal("INVALID_WEBHOOK_VERIFICATION_KEY_ID")
-    return dict(_KEY)
+        raise ApiError("INVALID_WEBHOOK_VERIFICATION_KEY_ID")
+    return dict(_PUBLIC_KEY)
 
 
-def type_of(code: str, told: str | None) -> str:
+def resolve_type(code: str, requested_type: str | None) -> str:
     """The type of a webhook; only DEFAULT_UPDATE has one for several, and takes the one that is told.
 
     That a type told for another code is passed over is our choice.
     """
-    if code != "DEFAULT_UPDATE" or told is None:
-        return _TYPES[code]
-    if told in {"ITEM", "ASSETS"}:
-        raise Refusal("INVALID_FIELD", "webhook_type must be one of a product that has DEFAULT_UPDATE")
-    return told
+    if code != "DEFAULT_UPDATE" or requested_type is None:
+        return _TYPE_BY_CODE[code]
+    if requested_type in {"ITEM", "ASSETS"}:
+        raise ApiError("INVALID_FIELD", "webhook_type must be one of a product that has DEFAULT_UPDATE")
+    return requested_type
 
 
 def check_product(webhook_type: str, products: frozenset[str]) -> None:
     """Refuse a webhook for which the Item lacks the product."""
-    wanted = _PRODUCTS.get(webhook_type)
+    wanted = _PRODUCT_BY_TYPE.get(webhook_type)
     if wanted is not None and wanted not in products:
-        raise Refusal("SANDBOX_PRODUCT_NOT_ENABLED")
+        raise ApiError("SANDBOX_PRODUCT_NOT_ENABLED")

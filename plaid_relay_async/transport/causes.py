@@ -14,7 +14,7 @@ from plaid_relay_async.exchange import tls_reason
 
 
 @frozen
-class Cause:
+class FailureCause:
     """Why an attempt failed.
 
     Attributes:
@@ -41,74 +41,80 @@ _PHRASES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (aiohttp.ClientConnectionError, "the connection failed"),
 )
 
-_CHECK_PROXY: Final = (
+_PROXY_ADVICE: Final = (
     "Check the proxy's URL, and ask its operator to allow the host. NO_PROXY=host, or an empty proxy URL, "
     "bypasses the proxy."
 )
-_CHECK_TLS: Final = "Check the address, and whether an intermediary intercepts TLS."
-_TRUST: Final = (
+_TLS_ADVICE: Final = "Check the address, and whether an intermediary intercepts TLS."
+_TRUST_ADVICE: Final = (
     "To trust your own certificate authority, set SSL_CERT_FILE to a file that contains it, or pass "
     "ssl=ssl.create_default_context(cafile=...)."
 )
-_CLIENT_CERTIFICATE: Final = (
+_CLIENT_CERTIFICATE_ADVICE: Final = (
     "The server requires a client certificate that it trusts: pass ssl= with a context that has one "
     "(load_cert_chain)."
 )
-_OTHER_NAME: Final = "Call the server by a name that its certificate contains."
-_STRICT: Final = (
+_OTHER_NAME_ADVICE: Final = "Call the server by a name that its certificate contains."
+_STRICT_ADVICE: Final = (
     "Python 3.13 and later reject such certificates: have a new one issued, or pass ssl= with a context "
     "without ssl.VERIFY_X509_STRICT."
 )
 
 # By OpenSSL's X509_V_ERR_ numbers, which are part of its ABI.
-_BY_VERIFICATION: Final = {
+_ADVICE_BY_VERIFY_CODE: Final = {
     9: "Check this machine's clock.",
     10: "The server's certificate has to be renewed, or this machine's clock is wrong.",
-    62: _OTHER_NAME,
-    64: _OTHER_NAME,
-    **dict.fromkeys(range(79, 95), _STRICT),
+    62: _OTHER_NAME_ADVICE,
+    64: _OTHER_NAME_ADVICE,
+    **dict.fromkeys(range(79, 95), _STRICT_ADVICE),
 }
-_BY_REASON: Final = {
+_ADVICE_BY_TLS_REASON: Final = {
     "WRONG_VERSION_NUMBER": "The server doesn't use TLS on this port: check the scheme and the port.",
     "TLSV1_ALERT_PROTOCOL_VERSION": "Client and server have no version of TLS in common.",
     "UNSUPPORTED_PROTOCOL": "Client and server have no version of TLS in common.",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": _CLIENT_CERTIFICATE,
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": f"Client and server have no cipher in common, or: {_CLIENT_CERTIFICATE}",
-    "SSLV3_ALERT_BAD_CERTIFICATE": _CLIENT_CERTIFICATE,
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": _CLIENT_CERTIFICATE,
-    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": _CLIENT_CERTIFICATE,
-    "TLSV1_ALERT_UNKNOWN_CA": _CLIENT_CERTIFICATE,
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": _CLIENT_CERTIFICATE_ADVICE,
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": f"Client and server have no cipher in common, or: {_CLIENT_CERTIFICATE_ADVICE}",
+    "SSLV3_ALERT_BAD_CERTIFICATE": _CLIENT_CERTIFICATE_ADVICE,
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": _CLIENT_CERTIFICATE_ADVICE,
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": _CLIENT_CERTIFICATE_ADVICE,
+    "TLSV1_ALERT_UNKNOWN_CA": _CLIENT_CERTIFICATE_ADVICE,
 }
 
 
-def cause_of(error: BaseException, *, proxied: bool) -> Cause:
+def failure_cause(error: BaseException, *, proxied: bool) -> FailureCause:
     """Return why an attempt ended in an error; `proxied` is whether it used a known proxy."""
     if (reason := tls_reason(error)) is not None:
         return _tls_failure(error, reason)
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return _refusal(error.status)
+        return _proxy_failure(error.status)
     if isinstance(error, aiohttp.ClientProxyConnectionError):
-        return Cause("the proxy can't be reached", _CHECK_PROXY, shared=True)
+        return FailureCause("the proxy can't be reached", _PROXY_ADVICE, shared=True)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         # With a proxy, this is the proxy's name; the proxy itself resolves the server's name.
-        return Cause(f"the name {error.host} isn't known", _CHECK_PROXY if proxied else None, shared=proxied)
-    return Cause(next((words for cls, words in _PHRASES if isinstance(error, cls)), "the request failed"))
+        return FailureCause(
+            f"the name {error.host} isn't known", _PROXY_ADVICE if proxied else None, shared=proxied
+        )
+    return FailureCause(
+        next((words for cls, words in _PHRASES if isinstance(error, cls)), "the request failed")
+    )
 
 
-def _tls_failure(error: BaseException, reason: str) -> Cause:
+def _tls_failure(error: BaseException, reason: str) -> FailureCause:
     server = f"{error.host}:{error.port}" if isinstance(error, aiohttp.ClientConnectorError) else "the server"
     failure = getattr(error, "certificate_error", None)
     if isinstance(failure, ssl.SSLCertVerificationError):
         problem = failure.verify_message.rstrip(".")
-        advice = _BY_VERIFICATION.get(failure.verify_code, _TRUST)
-        return Cause(f"the certificate of {server} isn't trusted: {problem}", advice, shared=True)
+        advice = _ADVICE_BY_VERIFY_CODE.get(failure.verify_code, _TRUST_ADVICE)
+        return FailureCause(f"the certificate of {server} isn't trusted: {problem}", advice, shared=True)
     words = reason.replace("_", " ").lower()
-    return Cause(f"TLS with {server} failed: {words}", _BY_REASON.get(reason, _CHECK_TLS), shared=True)
+    return FailureCause(
+        f"TLS with {server} failed: {words}", _ADVICE_BY_TLS_REASON.get(reason, _TLS_ADVICE), shared=True
+    )
 
 
-def _refusal(status: int) -> Cause:
+def _proxy_failure(status: int) -> FailureCause:
     phrase = f"the proxy answered {status}"
     if status == http.HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         advice = "Put the proxy's user and password, percent-encoded, into its URL."
-        return Cause(f"{phrase}: the user or the password is missing or wrong", advice, shared=True)
-    return Cause(phrase, _CHECK_PROXY, shared=True)
+        return FailureCause(f"{phrase}: the user or the password is missing or wrong", advice, shared=True)
+    return FailureCause(phrase, _PROXY_ADVICE, shared=True)

@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from plaid_relay_async.cancellation import Wait, shield
+from plaid_relay_async.cancellation import ShieldedFuture, shield_from_anyio
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
 
-    from plaid_relay_async.cancellation import Drains
+    from plaid_relay_async.cancellation import DrainTracker
 
 T = TypeVar("T")
 
 
-class InFlight(Protocol):
+class Drainable(Protocol):
     """What a drain has to know about an attempt."""
 
     @property
@@ -52,13 +52,13 @@ class Draining(Generic[T]):
         "_task",
         "_timer",
         "_work",
-        "interruption",
+        "deferred_cancellation",
     )
 
     def __init__(
-        self, work: Coroutine[Any, None, T], attempt: InFlight, seconds: float, drains: Drains
+        self, work: Coroutine[Any, None, T], attempt: Drainable, seconds: float, drains: DrainTracker
     ) -> None:
-        self.interruption: asyncio.CancelledError | None = None
+        self.deferred_cancellation: asyncio.CancelledError | None = None
         self._work = work
         self._attempt = attempt
         self._seconds = seconds
@@ -79,11 +79,11 @@ class Draining(Generic[T]):
                 # A traceback with locals quotes the error of a future, which may quote the request.
                 waited = None
                 waited = work.send(None) if error is None else work.throw(error)
-                if self.interruption is not None:
+                if self.deferred_cancellation is not None:
                     error = yield from self._wait_on(waited, None)
                     continue
                 try:
-                    error = yield waited and Wait(waited)
+                    error = yield waited and ShieldedFuture(waited)
                 except asyncio.CancelledError as cancelled:
                     error = yield from self._wait_on(waited, cancelled)
         except StopIteration as end:
@@ -94,18 +94,20 @@ class Draining(Generic[T]):
             if self._drain is not None:
                 self._drain.close()
             if task.cancelling() <= before:
-                self.interruption = None  # it came from inside the attempt, as from a middleware's timeout
+                self.deferred_cancellation = (
+                    None  # it came from inside the attempt, as from a middleware's timeout
+                )
 
     def _wait_on(
         self, waited: asyncio.Future[Any] | None, error: asyncio.CancelledError | None
     ) -> Generator[Any, None, asyncio.CancelledError | None]:
         """Wait for what the attempt waits for, and return the error to raise in it."""
-        while error is None or self._keep(error):
+        while error is None or self._defer(error):
             if waited is not None and waited.done():
                 return None
             try:
-                with shield():
-                    yield waited and Wait(waited)
+                with shield_from_anyio():
+                    yield waited and ShieldedFuture(waited)
             except asyncio.CancelledError as another:
                 error = another
             else:
@@ -117,23 +119,23 @@ class Draining(Generic[T]):
             self._timer.cancel()
         # A future is cancelled immediately; a task may take some turns of the event loop.
         while not waited.done():
-            with shield(), contextlib.suppress(asyncio.CancelledError):
-                yield Wait(waited)
+            with shield_from_anyio(), contextlib.suppress(asyncio.CancelledError):
+                yield ShieldedFuture(waited)
         return None
 
-    def _keep(self, error: asyncio.CancelledError) -> bool:
+    def _defer(self, error: asyncio.CancelledError) -> bool:
         if self._expiring:
             # Done before the attempt goes on: a timeout inside it checks whether the task is being cancelled.
             self._expiring = False
             self._task.uncancel()
         if self._expired or not self._attempt.in_flight:
             return False
-        if self.interruption is None:
+        if self.deferred_cancellation is None:
             self._drain = contextlib.ExitStack()
-            self._drain.enter_context(self._drains.one())
+            self._drain.enter_context(self._drains.track())
             self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
             self._drain.callback(self._timer.cancel)
-        self.interruption = error
+        self.deferred_cancellation = error
         return True
 
     def _expire(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from plaid_relay_async.codec import Answer
+    from plaid_relay_async.codec import RawResponse
     from plaid_relay_async.errors import Hidden, PlaidRelayError
 
 
@@ -25,46 +25,46 @@ class RateLimiter(Protocol):
         ...
 
 
-class Permit(Protocol):
+class AttemptGate(Protocol):
     """What a batch gives to a call that it makes: leave to send, and an ear for what became of an attempt.
 
     Attributes:
         patient: whether pauses are queueing, and count against neither time nor attempts.
     """
 
-    patient: bool
+    bulk: bool
 
     @property
-    def doubted(self) -> bool:
+    def in_doubt(self) -> bool:
         """Whether the call was begun before, in another life, and nobody knows what became of that."""
         ...
 
-    async def begin(self) -> None:
+    async def start_attempt(self) -> None:
         """An attempt is about to leave. May raise to forbid it."""
         ...
 
-    def again(self, error: PlaidRelayError, *, spared: bool) -> None:
+    def prepare_retry(self, error: PlaidRelayError, *, never_executed: bool) -> None:
         """The attempt ended so, and another is planned. May raise to forbid that.
 
         `spared` says that no attempt so far can have been carried out.
         """
         ...
 
-    def broken_off(self, known: Any) -> None:
+    def attempt_interrupted(self, result: Any) -> None:
         """The call is being cancelled in the middle of an attempt: here is its response, or an error."""
         ...
 
 
-class Sink(Protocol):
+class BodyWriter(Protocol):
     """Takes a body piece by piece."""
 
-    async def begin(self, answer: Answer) -> bool:
+    async def start_response(self, response: RawResponse) -> bool:
         """An answer begins, of which there are status and headers: tell whether its body is wanted here.
 
         What an attempt before gave is worth nothing.
         """
         ...
 
-    async def write(self, piece: Hidden[bytes]) -> None:
+    async def write(self, chunk: Hidden[bytes]) -> None:
         """Take the next piece."""
         ...

@@ -15,7 +15,7 @@ from attrs import define, field, fields, frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from plaid_relay_async.transport.pace import Queueing
+    from plaid_relay_async.transport.throttle import QueueingTime
 
 
 def _read_only(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -57,7 +57,7 @@ class Statistics:
 
 
 @define(eq=False)
-class Tally:
+class Counters:
     """The counters behind `Statistics`."""
 
     attempts: Counter[str] = field(factory=Counter)
@@ -68,7 +68,7 @@ class Tally:
     queued: int = 0
 
     @contextlib.contextmanager
-    def wait(self, what: str) -> Iterator[None]:
+    def count_wait(self, reason: str) -> Iterator[None]:
         """A call waits for something."""
         clock = asyncio.get_running_loop().time
         since = clock()
@@ -77,14 +77,14 @@ class Tally:
             yield
         finally:
             self.queued -= 1
-            self.waits[what] += clock() - since
+            self.waits[reason] += clock() - since
 
     @contextlib.contextmanager
-    def line(self, queueing: Queueing) -> Iterator[None]:
+    def count_queue_wait(self, queueing_time: QueueingTime) -> Iterator[None]:
         """Count the wait of a call in line: what the head waits for, and the rest as the server's pause."""
         clock = asyncio.get_running_loop().time
         since = clock()
-        before = queueing.seconds(since)
+        before = queueing_time.by_reason(since)
         self.queued += 1
         try:
             yield
@@ -92,7 +92,7 @@ class Tally:
             self.queued -= 1
             now = clock()
             pause = now - since
-            for what, seconds in queueing.seconds(now).items():
+            for what, seconds in queueing_time.by_reason(now).items():
                 waited = seconds - before.get(what, 0.0)
                 self.waits[what] += waited
                 pause -= waited

@@ -18,7 +18,7 @@ from attrs import define, field
 from playwright.async_api import Page, async_playwright
 
 from plaid_relay_async import Credentials
-from plaid_relay_async.gateway import KNOWN, Gateway
+from plaid_relay_async.gateway import ALL_OPERATIONS, Gateway
 from plaid_relay_async.gateway.keys import new_key
 from plaid_relay_async.limits import RateLimit
 from plaid_relay_async.simulator import Simulator
@@ -34,8 +34,8 @@ CREDENTIALS = {
     "partner": Credentials("partner", "canary-secret-of-the-partner"),
 }
 CALLERS: dict[str, dict[str, Any]] = {
-    "owner": {"operations": KNOWN},
-    "partner": {"credentials": "partner", "operations": KNOWN},
+    "owner": {"operations": ALL_OPERATIONS},
+    "partner": {"credentials": "partner", "operations": ALL_OPERATIONS},
     "bound": {"partners": ["partner"]},
     "reader": {"operations": ["/credit/relay/get"]},
     "lost": {"credentials": "nowhere"},
@@ -71,7 +71,7 @@ class Console:
     plaid: Simulator
     gateway: Gateway
     keys: dict[str, str]
-    trouble: list[str] = field(factory=list)
+    problems: list[str] = field(factory=list)
 
     async def open(self, caller: str | None = "owner", **secrets: str) -> Page:
         """Open the page by a link with a one-time code for a key and tokens."""
@@ -81,7 +81,7 @@ class Console:
         await self.page.locator("#start").wait_for(state="hidden")
         return self.page
 
-    async def choose(self, path: str) -> None:
+    async def choose_operation(self, path: str) -> None:
         """Go to an operation, or to `many`."""
         await self.page.locator(f'#operations button[data-path="{path}"]').click()
 
@@ -89,35 +89,35 @@ class Console:
         for name, value in inputs.items():
             await self.page.locator(f"#input-{name}").fill(value)
 
-    async def send(self) -> str:
+    async def send_request(self) -> str:
         """Send, and give the headline of what came of it."""
         await self.page.locator("#send").click()
         await self.page.locator("#sending").wait_for(state="hidden")
         return await self.page.locator("#answer .title").inner_text()
 
-    async def code(self, language: str) -> str:
+    async def code_text(self, language: str) -> str:
         """The code that is shown."""
         await self.page.locator(f"#tab-{language}").click()
         return await self.page.locator("#code").text_content() or ""
 
-    def watch(self) -> None:
+    def record_problems(self) -> None:
         """Note whatever a clean page doesn't do."""
 
         def said(message: Any) -> None:
             # A browser writes down each answer that is an error; what was asked for is none.
             if not (message.type == "error" and message.text.startswith("Failed to load resource")):
-                self.trouble.append(f"{message.type}: {message.text}")
+                self.problems.append(f"{message.type}: {message.text}")
 
         def asked(request: Any) -> None:
             if not request.url.startswith((self.gateway.url, "data:", "blob:", "about:")):
-                self.trouble.append(f"request to {request.url}")
+                self.problems.append(f"request to {request.url}")
 
         self.page.on("console", said)
-        self.page.on("pageerror", lambda error: self.trouble.append(f"error: {error}"))
+        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
         self.page.on("request", asked)
 
 
-def _executable() -> str:
+def _browser_executable() -> str:
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         told = f"needs a browser: one of {', '.join(BROWSERS)}"
@@ -131,13 +131,15 @@ def _executable() -> str:
 async def browser() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         # Chromium's sandbox needs rights that a container seldom has; all that is loaded is our own.
-        launched = await playwright.chromium.launch(executable_path=_executable(), args=["--no-sandbox"])
+        launched = await playwright.chromium.launch(
+            executable_path=_browser_executable(), args=["--no-sandbox"]
+        )
         yield launched
         await launched.close()
 
 
 @contextlib.asynccontextmanager
-async def console(
+async def running_console(
     browser: Browser, *, gateway: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Console]:
     """A console in a profile of its own, with options of its gateway's and of the browser context's."""
@@ -146,7 +148,7 @@ async def console(
         Simulator(clients={each.client_id: each.secret for each in CREDENTIALS.values()}) as plaid,
         Gateway(
             [key for key, _ in made.values()],
-            **{"upstream": plaid.url, "credentials": CREDENTIALS, "operations": KNOWN, "drain": 1}
+            **{"upstream": plaid.url, "credentials": CREDENTIALS, "operations": ALL_OPERATIONS, "drain": 1}
             | (gateway or {}),
         ) as started,
         await browser.new_context(**{"viewport": {"width": 1360, "height": 900}} | options) as context,
@@ -156,26 +158,26 @@ async def console(
         shown = Console(
             await context.new_page(), plaid, started, {name: key for name, (_, key) in made.items()}
         )
-        shown.watch()
+        shown.record_problems()
         yield shown
-        assert shown.trouble == []
+        assert shown.problems == []
 
 
 @pytest.fixture
 def consoles(browser: Browser) -> Callable[..., contextlib.AbstractAsyncContextManager[Console]]:
     """Opens consoles; see `console`."""
-    return partial(console, browser)
+    return partial(running_console, browser)
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")
 async def modules(browser: Browser) -> AsyncIterator[Page]:
     """A page whose modules can be imported, for what they do without the page; all tests share it."""
-    async with console(browser) as opened:
+    async with running_console(browser) as opened:
         yield await opened.open()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def shown(browser: Browser) -> AsyncIterator[Console]:
     """A console on a wide screen."""
-    async with console(browser) as opened:
+    async with running_console(browser) as opened:
         yield opened

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from recorder import Recorder
 
-from plaid_relay_async.gateway import KNOWN
+from plaid_relay_async.gateway import ALL_OPERATIONS
 
 LANGUAGES = ("python", "bulk", "curl", "typescript")
 TOKENS = {
@@ -163,7 +163,10 @@ async def test_the_code_of_every_operation_asks_for_the_same(modules, language, 
     }
     async with Recorder() as upstream:
         upstream.says = answer_of
-        codes = {path: (await snippets(modules, language, path, [filled], upstream.url))[0] for path in KNOWN}
+        codes = {
+            path: (await snippets(modules, language, path, [filled], upstream.url))[0]
+            for path in ALL_OPERATIONS
+        }
         for path in [path for path, code in codes.items() if code is None]:
             assert not path.startswith("/credit/relay")
             del codes[path]

@@ -15,8 +15,8 @@ import pytest
 
 from plaid_relay_async import RelayCreateRequest, RequestValidationError
 from plaid_relay_async.cli.identifiers import is_heading, oddity_of, shape_of
-from plaid_relay_async.cli.output import COLUMNS
-from plaid_relay_async.codec.answers import retry_after
+from plaid_relay_async.cli.output import OUTCOME_COLUMNS
+from plaid_relay_async.codec.responses import parse_retry_after
 from plaid_relay_async.simulator import Fault
 
 CREATE = "/credit/relay/create"
@@ -233,7 +233,7 @@ async def test_of_five_hundred_partners_ten_are_refused(shown):
     assert told == "500 of 500: 489 created, 10 failed, 1 unknown"
     assert "may exist that nobody holds" in await page.locator("#verdict").inner_text()
     rows = await download(shown)
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == OUTCOME_COLUMNS
     assert [row["secondary_client_id"] for row in rows] == [f"partner-{number}" for number in range(500)]
     ledger = {entry["secondary_client_id"]: entry for entry in shown.plaid.ledger}
     for row in rows:
@@ -485,7 +485,7 @@ async def test_a_delay_is_read_as_the_client_reads_it(modules):
         }""",
         answers,
     )
-    assert read == [retry_after(each) for each in answers]
+    assert read == [parse_retry_after(each) for each in answers]
 
 
 async def test_an_answer_of_anything_has_its_outcome(shown):

@@ -11,8 +11,8 @@ from attrs import NOTHING, fields_dict
 
 from plaid_relay_async import RelayClient, models
 from plaid_relay_async.codec import ENDPOINTS
-from plaid_relay_async.errors import Ending, RequestValidationError, class_for, ending_of
-from plaid_relay_async.gateway.refusals import CALLER_GONE, REASONS
+from plaid_relay_async.errors import Certainty, RequestValidationError, certainty_of, error_class_for
+from plaid_relay_async.gateway.error_responses import CALLER_GONE, ERROR_REASONS
 
 OPERATIONS = "import('/console/operations.js').then((module) => module.OPERATIONS)"
 
@@ -25,7 +25,7 @@ async def operations(modules):
 async def test_the_page_has_every_operation(operations):
     """The page knows the operations of the endpoint table, and what a second attempt at each would do."""
     assert {(each["path"], each["replay"]) for each in operations} == {
-        (endpoint.path, endpoint.replay.name) for endpoint in ENDPOINTS
+        (endpoint.path, endpoint.idempotency.name) for endpoint in ENDPOINTS
     }
     assert [each["group"] == "Relay" for each in operations] == [True] * 5 + [False] * 11
 
@@ -152,7 +152,7 @@ def accepted(record, operation, asked, value):
 
 async def test_every_refusal_of_the_gateway_is_explained(modules):
     """The page has words of its own for each answer of the gateway's that there is somebody to read."""
-    reasons = [each for each in REASONS if each is not CALLER_GONE]
+    reasons = [each for each in ERROR_REASONS if each is not CALLER_GONE]
     told = await modules.evaluate(
         """async (reasons) => {
           const { explain } = await import('/console/explain.js');
@@ -199,7 +199,7 @@ async def test_the_page_reads_an_answer_as_the_client_does(modules):
         ANSWERS,
     )
     assert endings == [kind for *_, kind in ANSWERS]
-    names = {Ending.REFUSED: "later", Ending.ANSWERED: "refused", Ending.UNKNOWN: "unknown"}
+    names = {Certainty.DECLINED: "later", Certainty.DEFINITIVE: "refused", Certainty.IN_DOUBT: "unknown"}
     for status, error_type, error_code, kind in ANSWERS:
         facts = {"status": status, "error_type": error_type, "error_code": error_code}
-        assert names[ending_of(class_for(error_type, error_code, status)("it", **facts))] == kind
+        assert names[certainty_of(error_class_for(error_type, error_code, status)("it", **facts))] == kind

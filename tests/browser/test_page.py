@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from PIL import Image
 
-from plaid_relay_async.gateway import KNOWN, RELAY
+from plaid_relay_async.gateway import ALL_OPERATIONS, RELAY_OPERATIONS
 from plaid_relay_async.simulator import Fault
 
 CANARY = "canary"
@@ -40,7 +40,7 @@ async def use_it_all(shown):
     )
     await shown.fill(secondary_client_id="partner", webhook="https://lender.example/relay")
     await shown.send()
-    for path in KNOWN:
+    for path in ALL_OPERATIONS:
         await shown.choose(path)
         for field in await page.locator("#inputs input.masked, #inputs textarea.masked").all():
             await field.fill(f"access-sandbox-canary-{path[-3:]}")
@@ -177,7 +177,9 @@ async def test_the_page_shows_what_its_gateway_serves(consoles):
     async with consoles() as shown:
         page = await shown.open()
         assert await page.locator("#environment").inner_text() == "Not Plaid itself"
-    async with consoles(gateway={"upstream": "https://production.plaid.com", "operations": RELAY}) as shown:
+    async with consoles(
+        gateway={"upstream": "https://production.plaid.com", "operations": RELAY_OPERATIONS}
+    ) as shown:
         page = await shown.open()
         assert await page.locator("#operations button").count() == 6
         assert await page.locator("#environment").inner_text() == "Production"
@@ -378,7 +380,7 @@ async def test_the_screenshots_of_the_documents(consoles, request):
     folder = request.config.getoption("--screenshots", None)
     if folder is None:
         pytest.skip("needs --screenshots FOLDER, where the documents' pictures go")
-    relay = {"operations": RELAY}
+    relay = {"operations": RELAY_OPERATIONS}
     async with consoles(gateway=relay, viewport={"width": 1240, "height": 850}) as shown:
         page = await shown.open("owner", report_token=shown.plaid.add_report())
         await page.locator("#address").fill("https://relay.lender.example")

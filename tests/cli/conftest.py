@@ -139,7 +139,7 @@ def signal_when() -> Iterator[Callable[..., None]]:
     threads = []
 
     def listening() -> bool:
-        return signals._react.__qualname__.startswith("Signals.told")
+        return signals._on_stop.__qualname__.startswith("Signals.told")
 
     def signal_when(ready: Callable[[], object] = listening, number: int = signal.SIGINT) -> None:
         def send() -> None:

@@ -14,13 +14,13 @@ import threading
 import time
 
 import pytest
-from processes import wait_for
+from processes import wait_until
 
 from plaid_relay_async import RelayClient, RelayCreateRequest
-from plaid_relay_async.cli.board import Board
-from plaid_relay_async.cli.bulk import Run
+from plaid_relay_async.cli.bulk import BatchRunner
 from plaid_relay_async.cli.output import open_output
-from plaid_relay_async.cli.rows import PipedRows, Source, creations
+from plaid_relay_async.cli.progress import ProgressDisplay
+from plaid_relay_async.cli.rows import InputSource, PipedRows, creation_form
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.simulator import Fault
 
@@ -294,7 +294,7 @@ def test_a_file_that_changes_meanwhile(plaid, start, run, partners):
     path = partners(5000)
 
     def change():
-        wait_for(lambda: ledger(plaid))
+        wait_until(lambda: ledger(plaid))
         path.write_text("secondary_client_id\n" + "bad row\n" * 20_000)
 
     thread = threading.Thread(target=change)
@@ -426,7 +426,7 @@ async def test_rows_that_raise(start, tmp_path):
         raise LookupError("a bug")
 
     with open_output(str(tmp_path / "out")) as output, Signals() as signals:
-        run = Run(RelayClient(), PipedRows(rows()), output, Board(None), signals, 1)
+        run = BatchRunner(RelayClient(), PipedRows(rows()), output, ProgressDisplay(None), signals, 1)
         with pytest.raises(LookupError, match="a bug"):
             await run()
     assert [line["secondary_client_id"] for line in read(tmp_path / "out")] == ["p1"]
@@ -570,8 +570,8 @@ def test_a_file_that_grows_is_sent_as_it_was_checked(plaid, tmp_path):
     """Rows that come after the check were never checked."""
     path = tmp_path / "rows.csv"
     path.write_text("p1\np2\n")
-    with Source(str(path)) as source:
-        rows = source.rows(creations(REPORT))
+    with InputSource(str(path)) as source:
+        rows = source.rows(creation_form(REPORT))
         with path.open("a") as file:
             file.write("p3\na,b,c\n")
         assert [row.secondary_client_id for row in rows] == ["p1", "p2"]

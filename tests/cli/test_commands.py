@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from requesting import post
+from simulator_http import post
 
 from plaid_relay_async.cli import app, main
 from plaid_relay_async.simulator import Fault

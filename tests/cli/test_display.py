@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 from rich.progress_bar import ProgressBar
 
-from plaid_relay_async.cli.board import Board
-from plaid_relay_async.cli.output import Output, put
-from plaid_relay_async.cli.status import LastResort, StandardError, say, shown
-from plaid_relay_async.errors import NotSentError, displayed
+from plaid_relay_async.cli.messages import FallbackLogHandler, StderrWriter, print_message, sanitize
+from plaid_relay_async.cli.output import Output, write_all
+from plaid_relay_async.cli.progress import ProgressDisplay
+from plaid_relay_async.errors import NotSentError, escape_unprintable
 from plaid_relay_async.gateway.keys import KEY_PREFIX
 from plaid_relay_async.simulator import Fault
 
@@ -48,7 +48,7 @@ HOSTILE = {
 def test_what_a_terminal_would_act_on(name):
     """Each character that isn't visible is displayed as a backslash sequence."""
     text, escaped = HOSTILE[name]
-    assert displayed(text) == shown(text) == escaped
+    assert escape_unprintable(text) == sanitize(text) == escaped
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_what_a_terminal_would_act_on(name):
 )
 def test_what_a_person_reads(text):
     """Letters and signs of all languages are displayed as they are."""
-    assert displayed(text) == shown(text) == text
+    assert escape_unprintable(text) == sanitize(text) == text
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -72,7 +72,7 @@ def test_the_text_of_an_error(name):
 )
 def test_rich_reads_no_markup(capfd, text):
     """What is said beside a progress bar isn't read as rich's markup or as the name of an emoji."""
-    Board(None).say(text, "second line")
+    ProgressDisplay(None).print_message(text, "second line")
     assert capfd.readouterr().err == f"{text}\nsecond line\n"
 
 
@@ -84,7 +84,7 @@ def test_an_error_code_in_a_table(plaid, run, partners, code):
     plaid.fail(Fault(status=400, body={"error_code": code, "error_type": "INVALID_INPUT"}))
     done = run("bulk", partners(1), "--report-token", REPORT)
     assert done.status == 1
-    assert displayed(code) in done.err
+    assert escape_unprintable(code) in done.err
     assert all(line.isprintable() for line in done.err.split("\n"))
 
 
@@ -112,8 +112,8 @@ TOKENS = [
 @pytest.mark.parametrize("token", TOKENS)
 def test_no_token_on_standard_error(capfd, token):
     """What only a token, a secret or a key looks like is hidden in all that is said, wherever it comes from."""
-    say(f"{token}: no such file", f"/tmp/{token}.csv", f"{token}\x1b[m")
-    Board(None).say(f"no run {token!r}")
+    print_message(f"{token}: no such file", f"/tmp/{token}.csv", f"{token}\x1b[m")
+    ProgressDisplay(None).print_message(f"no run {token!r}")
     assert capfd.readouterr().err.splitlines() == [
         "[hidden]: no such file",
         "/tmp/[hidden].csv",
@@ -128,19 +128,19 @@ def test_no_token_on_standard_error(capfd, token):
 )
 def test_a_name_that_is_no_token(name):
     """The name of a file, of a run or of a partner is shown."""
-    assert shown(name) == name
+    assert sanitize(name) == name
 
 
 def test_a_long_line_is_cut():
     """A line is cut, and a token at the cut isn't shown in part."""
-    assert shown("x" * 3_000) == "x" * 2_000 + "[... 1,000 more characters]"
-    assert "access" not in shown(" " * 1_990 + TOKENS[0])
+    assert sanitize("x" * 3_000) == "x" * 2_000 + "[... 1,000 more characters]"
+    assert "access" not in sanitize(" " * 1_990 + TOKENS[0])
 
 
 def test_log_records_that_no_handler_takes(capfd):
     """A warning in the log is displayed as any other line on standard error."""
     record = logging.LogRecord("x", logging.WARNING, __file__, 1, "a\x1b[2J %s\nb", (TOKENS[0],), None)
-    LastResort().handle(record)
+    FallbackLogHandler().handle(record)
     assert capfd.readouterr().err == "a\\x1b[2J [hidden]\nb\n"
 
 
@@ -151,8 +151,8 @@ def test_a_bar_on_a_terminal_that_lacks_its_characters(monkeypatch, encoding, ba
     monkeypatch.setattr(
         sys, "stderr", io.TextIOWrapper(written, encoding=encoding, errors="backslashreplace")
     )
-    assert StandardError().encoding == encoding
-    Console(file=StandardError(), force_terminal=True).print(ProgressBar(completed=50, width=10))
+    assert StderrWriter().encoding == encoding
+    Console(file=StderrWriter(), force_terminal=True).print(ProgressBar(completed=50, width=10))
     sys.stderr.flush()
     assert bar in written.getvalue().decode()
     assert "\\u" not in written.getvalue().decode()
@@ -238,7 +238,7 @@ def test_json_on_a_terminal(terminal, name):
     value = {"name": [text, "Zürich 日本語"]}
     file, displayed_bytes = terminal
     raw = json.dumps(value, ensure_ascii="lone" in name, indent=2).encode()
-    put(file, raw + b"\r\n")
+    write_all(file, raw + b"\r\n")
     written = displayed_bytes()
     assert json.loads(written) == value
     assert all(line.isprintable() for line in written.decode().replace("\r\n", "\n").split("\n"))
@@ -247,7 +247,7 @@ def test_json_on_a_terminal(terminal, name):
 def test_bytes_that_are_no_text_on_a_terminal(terminal):
     """A control character of eight bits is escaped too."""
     file, displayed_bytes = terminal
-    put(file, b"\x9b2J")
+    write_all(file, b"\x9b2J")
     assert displayed_bytes() == rb"\x9b2J"
 
 
@@ -266,7 +266,7 @@ def test_json_in_a_file_is_exact(tmp_path):
     """What isn't shown to a person stays as it is, to the byte."""
     path = tmp_path / "x.json"
     with io.FileIO(path, "w") as file:
-        put(file, b"\x9b\xff\r\x1b")
+        write_all(file, b"\x9b\xff\r\x1b")
     assert path.read_bytes() == b"\x9b\xff\r\x1b"
 
 

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from requesting import post
+from simulator_http import post
 
-from plaid_relay_async.cli.cells import Reading, Table
-from plaid_relay_async.cli.rows import Problem, parse, shared
+from plaid_relay_async.cli.cells import InputFormat, InputTable
+from plaid_relay_async.cli.rows import InputProblem, parse_rows, shared_report_form
 from plaid_relay_async.models import RelayGetRequest
 from plaid_relay_async.simulator import Fault
 
@@ -229,11 +229,11 @@ def test_csv_and_append(plaid, run, given, tmp_path):
 
 
 def read(text, name="in.csv"):
-    form = shared(RelayGetRequest)
-    table = Table(io.BufferedReader(io.BytesIO(text.encode())), name, form.columns, Reading())
+    form = shared_report_form(RelayGetRequest)
+    table = InputTable(io.BufferedReader(io.BytesIO(text.encode())), name, form.columns, InputFormat())
     return [
-        row.text if isinstance(row, Problem) else (row.line, row.request.relay_token)
-        for _, row in parse(table, form)
+        row.text if isinstance(row, InputProblem) else (row.line, row.request.relay_token)
+        for _, row in parse_rows(table, form)
     ]
 
 

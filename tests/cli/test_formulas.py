@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaid_relay_async.cli.cells import Reading, Table
+from plaid_relay_async.cli.cells import InputFormat, InputTable
 from plaid_relay_async.cli.formulas import neutralize, restore
-from plaid_relay_async.cli.output import COLUMNS, open_output
-from plaid_relay_async.cli.rows import creations, parse, shared
+from plaid_relay_async.cli.output import OUTCOME_COLUMNS, open_output
+from plaid_relay_async.cli.rows import creation_form, parse_rows, shared_report_form
 from plaid_relay_async.simulator import Fault
 
 CREATE = "/credit/relay/create"
@@ -51,17 +51,17 @@ def out(tmp_path):
 def written(out, lines):
     """The rows that the command writes for outcomes, as a spreadsheet reads them."""
     out.unlink(missing_ok=True)
-    with open_output(str(out), rescuing=False) as output:
+    with open_output(str(out), use_rescue=False) as output:
         for line in lines:
-            output.write(dict.fromkeys(COLUMNS) | line)
+            output.write(dict.fromkeys(OUTCOME_COLUMNS) | line)
     with out.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file, strict=True))
 
 
 def read(text, form):
     """What the rows of a file ask for."""
-    table = Table(io.BufferedReader(io.BytesIO(text)), "in.csv", form.columns, Reading())
-    return [made for _, made in parse(table, form)]
+    table = InputTable(io.BufferedReader(io.BytesIO(text)), "in.csv", form.columns, InputFormat())
+    return [made for _, made in parse_rows(table, form)]
 
 
 @given(texts=st.lists(TEXTS, min_size=1, max_size=5))
@@ -81,7 +81,7 @@ def test_an_output_is_an_input(tmp_path_factory, partners):
     rows = list(csv.reader(io.StringIO(out.read_text("utf-8"), newline="")))
     alone = "".join(f"{row[1]}\n" for row in rows).encode()
     for text in (out.read_bytes(), alone):
-        requests = read(text, creations(REPORT, allow_odd=True))
+        requests = read(text, creation_form(REPORT, allow_odd=True))
         assert [request.secondary_client_id for request in requests] == partners
 
 
@@ -91,7 +91,7 @@ def test_a_token_is_never_changed(tmp_path_factory, token):
     out = tmp_path_factory.mktemp("tokens") / "out.csv"
     (row,) = written(out, [{"outcome": "created", "relay_token": token}])
     assert row["relay_token"] == token
-    (row,) = read(out.read_bytes(), shared(str))
+    (row,) = read(out.read_bytes(), shared_report_form(str))
     assert row.request == token
 
 

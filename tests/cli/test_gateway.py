@@ -20,10 +20,10 @@ import aiohttp
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
-from processes import ignored, wait_for
+from processes import ignoring_signals, wait_until
 
 from plaid_relay_async import AuthenticationError, RelayClient, Timeouts
-from plaid_relay_async.gateway import RELAY, KeyFile
+from plaid_relay_async.gateway import RELAY_OPERATIONS, KeyFile
 from plaid_relay_async.gateway.keys import find_key
 from plaid_relay_async.limits import RateLimit
 from plaid_relay_async.simulator import Fault
@@ -87,7 +87,7 @@ def test_a_key_is_printed_alone_and_once(run, file):
     assert (key.name, key.credentials, key.operations, key.partners, key.rate) == (
         "ann",
         "default",
-        frozenset(RELAY),
+        frozenset(RELAY_OPERATIONS),
         None,
         None,
     )
@@ -378,9 +378,9 @@ def test_keys_take_effect_while_it_runs(gateway, run):
     """A running gateway accepts a key that is added, and no longer accepts one that is revoked."""
     _, url = gateway()
     key = run("gateway", "keys", "add", "ann").out.strip()
-    wait_for(lambda: share(url, key)[0] == 200)
+    wait_until(lambda: share(url, key)[0] == 200)
     run("gateway", "keys", "revoke", "ann")
-    wait_for(lambda: share(url, key)[0] == 401)
+    wait_until(lambda: share(url, key)[0] == 401)
 
 
 def test_a_gateway_without_keys(gateway):
@@ -398,9 +398,9 @@ def test_sets_of_credentials(gateway, run, plaid, monkeypatch):
     _, url = gateway()
     key = run("gateway", "keys", "add", "ann", "--credentials", "acme-bank-2").out.strip()
     half = run("gateway", "keys", "add", "ben", "--credentials", "half").out.strip()
-    wait_for(lambda: share(url, key)[0] == 200)
+    wait_until(lambda: share(url, key)[0] == 200)
     assert plaid.ledger[0]["client_id"] == "acme"
-    wait_for(lambda: share(url, half)[1]["error_code"] == "UNAUTHORIZED_CREDENTIALS")
+    wait_until(lambda: share(url, half)[1]["error_code"] == "UNAUTHORIZED_CREDENTIALS")
 
 
 def test_all_that_can_be_said(gateway, run, home, certificate, plaid):
@@ -453,9 +453,9 @@ def test_a_signal_lets_calls_in_flight_end(gateway, key, plaid):
     answers = []
     calling = threading.Thread(target=lambda: answers.append(share(url, key)))
     calling.start()
-    wait_for(lambda: plaid.requests)
+    wait_until(lambda: plaid.requests)
     process.send_signal(signal.SIGTERM)
-    wait_for(lambda: not accepts(url))
+    wait_until(lambda: not accepts(url))
     with pytest.raises(urllib.error.URLError):
         share(url, key)
     calling.join()
@@ -478,9 +478,9 @@ def test_a_second_signal_cuts(gateway, key, plaid):
 
     calling = threading.Thread(target=call)
     calling.start()
-    wait_for(lambda: plaid.requests)
+    wait_until(lambda: plaid.requests)
     process.send_signal(signal.SIGINT)
-    wait_for(lambda: not accepts(url))
+    wait_until(lambda: not accepts(url))
     assert process.poll() is None
     code, _, err = ended(process, signal.SIGINT)
     calling.join()
@@ -562,14 +562,14 @@ def test_a_hang_up_reloads_the_certificate(gateway, key, plaid, home, number):
     authority.configure_trust(context)
     first = write_certificate(authority, home)
     words = ["--tls-certificate", home / "certificate.pem", "--tls-key", home / "key.pem"]
-    with ignored(*number):
+    with ignoring_signals(*number):
         process, url = gateway(*words)
     assert served_certificate(url, context) == first
     plaid.fail(Fault(latency=1.5, times=1))
     answers = []
     calling = threading.Thread(target=lambda: answers.append(share(url, key, context=context)))
     calling.start()
-    wait_for(lambda: plaid.requests)
+    wait_until(lambda: plaid.requests)
     second = write_certificate(authority, home, key_type=trustme.KeyType.RSA)
     assert hang_up(process) == "plaid-relay: reloaded\n"
     assert served_certificate(url, context) == second != first
@@ -610,7 +610,7 @@ def test_a_hang_up_reopens_the_audit_file(gateway, key, plaid, home):
     answers = []
     calling = threading.Thread(target=lambda: answers.append(share(url, key, partner="ben")))
     calling.start()
-    wait_for(lambda: plaid.counts[CREATE] == 2)
+    wait_until(lambda: plaid.counts[CREATE] == 2)
     audit.rename(old)
     assert share(url, key, partner="carl")[0] == 200
     assert hang_up(process) == "plaid-relay: reloaded\n"
@@ -653,7 +653,7 @@ def test_a_hang_up_while_the_gateway_closes(gateway, key, plaid):
     answers = []
     calling = threading.Thread(target=lambda: answers.append(share(url, key)))
     calling.start()
-    wait_for(lambda: plaid.requests)
+    wait_until(lambda: plaid.requests)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
         process.send_signal(number)
     calling.join()

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plaid_relay_async.cli.identifiers import Shape, shape_of
-from plaid_relay_async.cli.rows import Source, creations
-from plaid_relay_async.cli.status import UsageError
+from plaid_relay_async.cli.messages import UsageError
+from plaid_relay_async.cli.rows import InputSource, creation_form
 
 REPORT = "assets-sandbox-1111"
 CHOICES = random.Random(5)
@@ -198,10 +198,10 @@ def test_a_pipe_is_copied_into_a_private_file(tmp_path, monkeypatch, stdin):
     """It has mode 0600 and no name, and its rows can be read twice."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     stdin("p1\np2\n")
-    with Source("-", stream=False) as source:
+    with InputSource("-", stream=False) as source:
         assert stat.S_IMODE(os.fstat(source._stream.fileno()).st_mode) == 0o600
         assert list(tmp_path.iterdir()) == []
-        assert [row.secondary_client_id for row in source.rows(creations(REPORT))] == ["p1", "p2"]
+        assert [row.secondary_client_id for row in source.rows(creation_form(REPORT))] == ["p1", "p2"]
 
 
 def test_a_pipe_that_cannot_be_copied(tmp_path, monkeypatch, stdin):
@@ -209,7 +209,7 @@ def test_a_pipe_that_cannot_be_copied(tmp_path, monkeypatch, stdin):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     stdin("p1\n")
     with pytest.raises(UsageError, match=r"can't be copied for the check: No such file.*TMPDIR.*--stream"):
-        Source("-", stream=False)
+        InputSource("-", stream=False)
 
 
 # Options
@@ -262,8 +262,8 @@ def test_create_with_an_odd_partner_that_is_meant(plaid, run):
 def checked(folder, identifiers):
     path = folder / "list.txt"
     path.write_text("".join(f"{identifier}\n" for identifier in identifiers))
-    with Source(str(path)) as source:
-        return [request.secondary_client_id for request in source.rows(creations(REPORT))]
+    with InputSource(str(path)) as source:
+        return [request.secondary_client_id for request in source.rows(creation_form(REPORT))]
 
 
 @pytest.mark.parametrize("seed", range(3))

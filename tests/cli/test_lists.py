@@ -1,4 +1,4 @@
-"""Lists of partners, as the command reads them; the console's page reads the same (tests/browser/test_many.py)."""
+"""Lists of partners, as the command reads them; the console's page reads the same (tests/browser/test_batch_operations.py)."""
 
 import json
 import re
@@ -6,18 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from plaid_relay_async.cli.rows import Source, creations
-from plaid_relay_async.cli.status import UsageError
-from plaid_relay_async.cli.survey import Survey
+from plaid_relay_async.cli.messages import UsageError
+from plaid_relay_async.cli.rows import InputSource, creation_form
+from plaid_relay_async.cli.survey import InputSurvey
 
 LISTS = json.loads(Path(__file__).parents[1].joinpath("lists.json").read_text("utf-8"))
 
 
 def read(path, *, allow_odd):
     """The partners of a file and no line, or `None` and the lines that are refused."""
-    with Source(str(path)) as source:
+    with InputSource(str(path)) as source:
         try:
-            rows = source.rows(creations("assets-1", allow_odd=allow_odd), Survey(allow_odd=allow_odd))
+            rows = source.rows(
+                creation_form("assets-1", allow_odd=allow_odd), InputSurvey(allow_odd=allow_odd)
+            )
         except UsageError as error:
             return None, sorted({int(line) for line in re.findall(r"list\.csv:(\d+)", str(error.args))})
         return [request.secondary_client_id for request in rows], []

@@ -17,14 +17,14 @@ import time
 import pytest
 
 from plaid_relay_async import RelayClient, RelayCreateRequest
-from plaid_relay_async.cli.board import Board
-from plaid_relay_async.cli.bulk import Run
+from plaid_relay_async.cli.bulk import BatchRunner
+from plaid_relay_async.cli.messages import UsageError, sanitize
 from plaid_relay_async.cli.output import Output, open_output
+from plaid_relay_async.cli.progress import ProgressDisplay
 from plaid_relay_async.cli.rescue import Rescue
 from plaid_relay_async.cli.rows import FileRows
 from plaid_relay_async.cli.signals import Signals
-from plaid_relay_async.cli.status import UsageError, shown
-from plaid_relay_async.errors import printable
+from plaid_relay_async.errors import escape_surrogates
 from plaid_relay_async.simulator import Fault
 
 CREATE = "/credit/relay/create"
@@ -145,8 +145,8 @@ def test_an_error_code_in_the_table(plaid, run, partners, code):
     plaid.fail(Fault(status=400, body={"error_code": code, "error_type": "INVALID_INPUT"}))
     done = run("bulk", partners(1), "--report-token", REPORT)
     assert done.status == 1
-    assert [line["error_code"] for line in done.lines] == [printable(code)]
-    assert shown(code)[:60] in done.err
+    assert [line["error_code"] for line in done.lines] == [escape_surrogates(code)]
+    assert sanitize(code)[:60] in done.err
     assert "\x1b" not in done.err
     assert len(done.err) < 10_000
 
@@ -255,7 +255,7 @@ def test_an_unexpected_error_in_the_output(tmp_path, rescued):
         output.write(LINE | {"request_id": io})
         output.write(LINE | {"relay_token": "credit-relay-3"})
         output.write(LINE | {"outcome": "not_attempted"})
-    assert isinstance(output.trouble, TypeError)
+    assert isinstance(output.error, TypeError)
     assert json.loads(path.read_text()) == LINE
     assert rescued(tmp_path) == [LINE | {"request_id": repr(io)}, LINE | {"relay_token": "credit-relay-3"}]
     assert "not written: not_attempted: 1 more" in output.report()
@@ -265,13 +265,13 @@ async def test_a_bug_in_the_output_ends_a_run(start, tmp_path, rescued):
     """An unexpected error of the output is raised once all that was created is stored."""
     plaid = start(latency=0.05)
 
-    class Broken(Run):
+    class Broken(BatchRunner):
         def _line(self, outcome):
-            return super()._line(outcome) | {"attempts": io}
+            return super()._output_fields(outcome) | {"attempts": io}
 
     requests = RelayCreateRequest.fan_out([REPORT], [f"p{n}" for n in range(20)])
     with open_output(str(tmp_path / "out")) as output, Signals() as signals:
-        run = Broken(RelayClient(), FileRows(iter(requests), 20), output, Board(None), signals, 3)
+        run = Broken(RelayClient(), FileRows(iter(requests), 20), output, ProgressDisplay(None), signals, 3)
         with pytest.raises(TypeError):
             await run()
     assert {row["relay_token"] for row in rescued(tmp_path)} == set(ledger(plaid).values())
@@ -302,12 +302,12 @@ def test_what_a_reader_left_unread(rescued, pipe, read):
         for number in range(3):
             output.write(LINE | {"attempts": number})
         output.close()
-        assert output.trouble is None
+        assert output.error is None
         size = len(json.dumps(LINE)) + 1
         assert len(reading.read(size * read)) == size * read
         reading.close()
         output.close()
-    assert (output.trouble is None) == (read == 3)
+    assert (output.error is None) == (read == 3)
     assert [row["attempts"] for row in rescued()] == [0, 1, 2][read:]
 
 
@@ -320,7 +320,7 @@ def test_a_terminal_that_was_closed(rescued):
         os.close(screen)
         output.write(LINE)
     assert len(rescued()) == 2
-    assert output.trouble is not None
+    assert output.error is not None
 
 
 def test_lines_that_must_have_been_read_are_not_kept(pipe):
@@ -331,8 +331,8 @@ def test_lines_that_must_have_been_read_are_not_kept(pipe):
     for _ in range(40):
         output.write(line)
         assert reading.read(100_000)
-    assert output._pipe is not None
-    assert len(output._pipe._lines) < 20
+    assert output._unread_lines is not None
+    assert len(output._unread_lines._lines) < 20
 
 
 def test_a_long_line_and_a_reader_that_never_comes(plaid, spawn, partners, rescued):
@@ -417,7 +417,7 @@ def test_a_token_that_only_the_journal_may_have(pipe, journalled, message):
     reading.close()
     output = Output(io.FileIO(writing.fileno(), "w", closefd=False), as_csv=False, rescue=Full())
     output.write(LINE, journalled=journalled)
-    assert output.lost is not journalled
+    assert output.token_lost is not journalled
     assert output.report() == ["not written: created p (request_id r1)", message]
 
 

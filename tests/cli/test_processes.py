@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from processes import running, unread, wait_for, waits_in
+from processes import running_process, unread_bytes, wait_until, waits_in_kernel
 
 from plaid_relay_async.simulator import Fault
 
@@ -90,7 +90,7 @@ def test_open_pipe_and_signal(plaid, spawn):
 def on_a_terminal(words, **settings):
     """Run with standard error on a terminal, and return the exit status and what the terminal shows."""
     screen, terminal = pty.openpty()
-    with running([*COMMAND, *map(str, words)], stderr=terminal, **settings) as process:
+    with running_process([*COMMAND, *map(str, words)], stderr=terminal, **settings) as process:
         os.close(terminal)
         shown = b""
         with contextlib.suppress(OSError):  # the terminal's other end was closed
@@ -129,7 +129,7 @@ def test_no_bar_among_outcomes(plaid, partners, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     screen, terminal = pty.openpty()
     words = ("bulk", partners(3), "--report-token", REPORT)
-    with running([*COMMAND, *map(str, words)], stderr=terminal, stdout=terminal) as process:
+    with running_process([*COMMAND, *map(str, words)], stderr=terminal, stdout=terminal) as process:
         os.close(terminal)
         shown = b""
         with contextlib.suppress(OSError):
@@ -188,7 +188,7 @@ def test_a_pipe_with_a_name(plaid, spawn, partners, tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     process = spawn("bulk", partners(20), "--report-token", REPORT, "--output", pipe, "--append")
-    wait_for(waits_in(process.pid, "wait_for_partner"))
+    wait_until(waits_in_kernel(process.pid, "wait_for_partner"))
     assert len(lines_of(pipe)) == len(plaid.ledger) == 20
     assert process.wait() == 0
 
@@ -198,9 +198,9 @@ def test_a_pipe_that_does_not_wait(start, shared_token, tmp_path):
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     words = [*COMMAND, "get", shared_token]
-    with running(words, stdout=writing, env=os.environ | {"PLAID_CLIENT_ID": "ann"}) as process:
+    with running_process(words, stdout=writing, env=os.environ | {"PLAID_CLIENT_ID": "ann"}) as process:
         os.close(writing)
-        wait_for(lambda: unread(reading) >= 65536)  # the pipe is full
+        wait_until(lambda: unread_bytes(reading) >= 65536)  # the pipe is full
         with os.fdopen(reading, "rb") as file:
             content = file.read()
         assert process.wait() == 0
@@ -238,7 +238,7 @@ def test_a_single_call_that_is_told_to_end(start, spawn, word, status, told):
     """SIGTERM is handled like Ctrl-C: a read ends, and the response to a removal is waited for."""
     plaid = start(latency=2.0)
     process = spawn(word, "credit-relay-sandbox-1")
-    wait_for(lambda: plaid.requests)
+    wait_until(lambda: plaid.requests)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
     assert (process.returncode, told in errors) == (status, True)

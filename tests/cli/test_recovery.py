@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 from cryptography.fernet import Fernet
-from processes import wait_for
+from processes import wait_until
 
 from plaid_relay_async.cli.output import open_output
 from plaid_relay_async.simulator import Fault
@@ -122,7 +122,7 @@ def test_an_audit_file_that_others_may_read_chmod_600(gateway, run, tmp_path):
     key = run("gateway", "keys", "add", "ann").out.strip()
     _, url = gateway()
     assert status_of(url, key) == 200
-    wait_for(audit.read_text)
+    wait_until(audit.read_text)
 
 
 def test_an_audit_file_that_was_not_reopened_chmod_600_and_reload(gateway, run, tmp_path):
@@ -141,7 +141,7 @@ def test_an_audit_file_that_was_not_reopened_chmod_600_and_reload(gateway, run, 
     while "plaid-relay: reloaded" not in (line := process.stderr.readline()):
         assert line
     assert status_of(url, key) == 200
-    wait_for(audit.read_text)
+    wait_until(audit.read_text)
 
 
 # ------------------------------------------------------------------------------------------------ the gateway
@@ -164,7 +164,7 @@ def test_no_caller_has_a_key_add_one(gateway, run):
     process, url = gateway()
     assert "plaid-relay gateway keys add NAME" in process.stderr.readline()
     key = run("gateway", "keys", "add", "ann").out.strip()
-    wait_for(lambda: status_of(url, key) == 200)
+    wait_until(lambda: status_of(url, key) == 200)
 
 
 def test_a_key_that_could_not_be_printed_add_it_again(spawn, run, tmp_path, monkeypatch):

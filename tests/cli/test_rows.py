@@ -5,26 +5,28 @@ import json
 
 import pytest
 
-from plaid_relay_async.cli.cells import Reading, Table
-from plaid_relay_async.cli.rows import Problem, creations, parse
+from plaid_relay_async.cli.cells import InputFormat, InputTable
+from plaid_relay_async.cli.rows import InputProblem, creation_form, parse_rows
 
 TOKEN = "assets-sandbox-all"
 
 
 def opened(text, name="in.csv", columns=None, **reading):
     raw = text if isinstance(text, bytes) else text.encode()
-    columns = columns or creations(TOKEN).columns
-    return Table(io.BufferedReader(io.BytesIO(raw)), name, columns, Reading(**reading))
+    columns = columns or creation_form(TOKEN).columns
+    return InputTable(io.BufferedReader(io.BytesIO(raw)), name, columns, InputFormat(**reading))
 
 
 def read(text, name="in.csv", token=TOKEN, **reading):
-    form = creations(token)
-    return [made for _, made in parse(opened(text, name, form.columns, **reading), form)]
+    form = creation_form(token)
+    return [made for _, made in parse_rows(opened(text, name, form.columns, **reading), form)]
 
 
 def told(text, name="in.csv", token=TOKEN, **reading):
     return [
-        row.text if isinstance(row, Problem) else (*row.report_tokens, row.secondary_client_id, row.webhook)
+        row.text
+        if isinstance(row, InputProblem)
+        else (*row.report_tokens, row.secondary_client_id, row.webhook)
         for row in read(text, name, token, **reading)
     ]
 
@@ -139,7 +141,7 @@ def test_no_token_is_quoted():
         {"report_token": "assets-sandbox-x", "secondary_client_id": ""},
     ]
     problems = read("\n".join(map(json.dumps, bad)), "x.jsonl")
-    assert all(isinstance(problem, Problem) for problem in problems)
+    assert all(isinstance(problem, InputProblem) for problem in problems)
     assert "assets-sandbox" not in repr(problems)
 
 
@@ -160,10 +162,12 @@ def test_an_input_that_fails():
             buffer[: len(piece)] = piece
             return len(piece)
 
-    form = creations(TOKEN)
+    form = creation_form(TOKEN)
     with io.BufferedReader(Failing()) as stream:
-        rows = [made for _, made in parse(Table(stream, "in.csv", form.columns, Reading()), form)]
-    assert rows[-1] == Problem("in.csv: can't be read: Input/output error")
+        rows = [
+            made for _, made in parse_rows(InputTable(stream, "in.csv", form.columns, InputFormat()), form)
+        ]
+    assert rows[-1] == InputProblem("in.csv: can't be read: Input/output error")
 
 
 # Real inputs
@@ -376,13 +380,18 @@ def test_what_is_too_large_for_memory():
     """A document above the limit is to be converted to JSON Lines, and a line above it isn't read to its end."""
     large = io.BufferedReader(io.BytesIO(b"{\n" + b" " * 65 * 1024 * 1024))
     (problem,) = [
-        made for _, made in parse(Table(large, "-", creations(TOKEN).columns, Reading()), creations(TOKEN))
+        made
+        for _, made in parse_rows(
+            InputTable(large, "-", creation_form(TOKEN).columns, InputFormat()), creation_form(TOKEN)
+        )
     ]
     assert "the line is too long; write one row a line (CSV or JSON Lines)" in problem.text
     large = io.BufferedReader(io.BytesIO(b"{\n" + (b" " * 1024 * 1024 + b"\n") * 65))
     (problem,) = [
         made
-        for _, made in parse(Table(large, "a.json", creations(TOKEN).columns, Reading()), creations(TOKEN))
+        for _, made in parse_rows(
+            InputTable(large, "a.json", creation_form(TOKEN).columns, InputFormat()), creation_form(TOKEN)
+        )
     ]
     assert "convert it to JSON Lines" in problem.text
 

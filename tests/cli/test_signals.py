@@ -12,9 +12,9 @@ import threading
 import time
 
 import pytest
-from processes import ignored, running, unread, wait_for, waits_in
+from processes import ignoring_signals, running_process, unread_bytes, wait_until, waits_in_kernel
 
-from plaid_relay_async.cli import _flushed
+from plaid_relay_async.cli import _flush_streams
 from plaid_relay_async.cli.signals import Signals, signals
 from plaid_relay_async.gateway import KeyFile
 
@@ -176,7 +176,7 @@ def test_a_hang_up_is_never_the_second_request(numbers, requests):
 
     with Signals() as signals:
         signals.run(listen(signals))
-    assert (len(calls), signals.count) == (requests, requests)
+    assert (len(calls), signals.stop_count) == (requests, requests)
 
 
 def test_what_was_ignored_stays_ignored():
@@ -186,7 +186,7 @@ def test_what_was_ignored_stays_ignored():
     with Signals() as signals:
         send(signal.SIGINT)
         send(signal.SIGHUP)
-        assert signals.count == 0
+        assert signals.stop_count == 0
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGTERM)
 
@@ -205,10 +205,10 @@ def test_a_hang_up_that_requests_a_reload():
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with Signals() as signals:
-        signals.reload_on_hang_up()
+        signals.reload_on_sighup()
         send(signal.SIGHUP)
         signals.run(listen(signals))
-    assert (calls, signals.count) == (["reload", "reload"], 0)
+    assert (calls, signals.stop_count) == (["reload", "reload"], 0)
 
 
 # The command
@@ -221,9 +221,9 @@ def test_a_hang_up_that_requests_a_reload():
 def test_a_single_call_with_sigint_ignored(start, spawn, word, status, text):
     """SIGTERM ends a single call even if SIGINT is ignored, as in the background of a script."""
     plaid = start(latency=60.0)
-    with ignored(signal.SIGINT, signal.SIGHUP):
+    with ignoring_signals(signal.SIGINT, signal.SIGHUP):
         process = spawn(word, "credit-relay-sandbox-1")
-    wait_for(lambda: plaid.requests)
+    wait_until(lambda: plaid.requests)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
@@ -241,12 +241,12 @@ def test_a_terminal_that_closes(start, partners, tmp_path):
     shell = ["sh", "-c", 'exec "$@" <"$0"', os.ttyname(terminal)]
     command = [*shell, *COMMAND, *words]
     with contextlib.ExitStack() as stack:
-        with ignored():
+        with ignoring_signals():
             process = stack.enter_context(
-                running(command, stdout=terminal, stderr=terminal, start_new_session=True)
+                running_process(command, stdout=terminal, stderr=terminal, start_new_session=True)
             )
         os.close(terminal)
-        wait_for(lambda: plaid.counts[CREATE] >= 5)
+        wait_until(lambda: plaid.counts[CREATE] >= 5)
         os.close(screen)
         assert process.wait() == 1
     lines = [json.loads(line) for line in out.read_text().splitlines()]
@@ -259,9 +259,9 @@ def test_a_terminal_that_closes(start, partners, tmp_path):
 def test_nohup(start, spawn, partners):
     """A batch that was started with SIGHUP ignored isn't stopped by SIGHUP."""
     plaid = start(latency=0.1)
-    with ignored(signal.SIGHUP):
+    with ignoring_signals(signal.SIGHUP):
         process = spawn("bulk", partners(20), "--report-token", REPORT, "--concurrency", 5)
-    wait_for(lambda: plaid.counts[CREATE] >= 5)
+    wait_until(lambda: plaid.counts[CREATE] >= 5)
     process.send_signal(signal.SIGHUP)
     out, _ = process.communicate()
     assert (process.returncode, out.count('"created"')) == (0, 20)
@@ -294,9 +294,9 @@ def test_a_journal_that_does_not_open(plaid, spawn, partners, silent, number):
     """While a batch waits for its journal, a signal ends it; nothing was sent."""
     url, connections = silent
     words = ("bulk", partners(3), "--report-token", REPORT, "--journal", url, "--run", "r")
-    with ignored():
+    with ignoring_signals():
         process = spawn(*words)
-    wait_for(lambda: connections)
+    wait_until(lambda: connections)
     process.send_signal(number)
     out, errors = process.communicate()
     assert (process.returncode, out, "interrupted" in errors) == (1, "", True)
@@ -307,9 +307,9 @@ def test_a_reader_that_has_stopped_reading(plaid, spawn, tmp_path):
     """A signal ends a command that waits for its reader, even if some text wasn't written."""
     file = KeyFile(tmp_path / "keys.json")
     file.add("ann", partners=[f"partner-{number:05}" for number in range(10_000)])
-    with ignored():
+    with ignoring_signals():
         process = spawn("gateway", "keys", "list", "--keys", file.path)
-    wait_for(lambda: unread(process.stdout) >= 65536)
+    wait_until(lambda: unread_bytes(process.stdout) >= 65536)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 1
     assert process.stderr.read() == "plaid-relay: interrupted\n"
@@ -333,9 +333,9 @@ def test_a_reader_that_never_reads(plaid, spawn, tmp_path, full):
     """A signal ends, with status 1, a command whose work is done and whose last text isn't read."""
     file = KeyFile(tmp_path / "keys.json")
     file.add("ann")
-    with ignored():
+    with ignoring_signals():
         process = spawn("gateway", "keys", "list", "--keys", file.path, stdout=full)
-    wait_for(waits_in(process.pid, "pipe_write"))
+    wait_until(waits_in_kernel(process.pid, "pipe_write"))
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 1
 
@@ -345,16 +345,16 @@ def test_the_last_text_waits_for_its_reader(full, signal_when, monkeypatch):
     with os.fdopen(os.dup(full), "w") as file, signals:
         monkeypatch.setattr(sys, "stdout", file)
         file.write("text")
-        signal_when(waits_in(os.getpid(), "pipe_write"))
-        assert _flushed(0) == 1
+        signal_when(waits_in_kernel(os.getpid(), "pipe_write"))
+        assert _flush_streams(0) == 1
 
 
 def test_a_key_that_waits_for_its_reader(plaid, spawn, tmp_path, full):
     """A signal while a new key waits to be printed leaves no key in use that was never shown."""
     file = KeyFile(tmp_path / "keys.json")
-    with ignored():
+    with ignoring_signals():
         process = spawn("gateway", "keys", "add", "ann", "--keys", file.path, stdout=full)
-    wait_for(waits_in(process.pid, "pipe_write"))
+    wait_until(waits_in_kernel(process.pid, "pipe_write"))
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 1
     assert file.read() == ()
@@ -365,9 +365,9 @@ def test_a_pipe_without_a_reader(plaid, spawn, partners, tmp_path, number):
     """A signal ends a batch that waits for a reader to open its output pipe; nothing was sent."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with ignored():
+    with ignoring_signals():
         process = spawn("bulk", partners(3), "--report-token", REPORT, "--output", pipe, "--append")
-    wait_for(waits_in(process.pid, "wait_for_partner"))
+    wait_until(waits_in_kernel(process.pid, "wait_for_partner"))
     process.send_signal(number)
     _, errors = process.communicate()
     assert (process.returncode, errors) == (1, "plaid-relay: interrupted\n")

@@ -11,8 +11,8 @@ import time
 from collections import Counter
 
 import pytest
-from arrivals import AUTHORITY, end, holding, token
-from support import OWNER, Noting, program
+from manual_server import AUTHORITY, end_drain, manual_server, token_for
+from support import OWNER, RecordingJournal, python_process
 
 from plaid_relay_async import RelayClient, RelayCreateRequest, Timeouts
 
@@ -20,22 +20,22 @@ pytestmark = pytest.mark.full_size
 
 CALLS = 50
 SECONDS = 0.25  # of a drain and of a read timeout
-WAYS = pytest.mark.parametrize("direct", [True, False], ids=["directly", "by a session"])
-EACH = pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+SESSIONS = pytest.mark.parametrize("direct", [True, False], ids=["directly", "by a session"])
+PLAIN_AND_TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 
 
-def around(moment, chance):
+def moment_around(moment, chance):
     """Return a time close to a moment, or well before it, however busy the machine is."""
     return moment + (chance.uniform(-0.008, 0.004) if chance.random() < 0.9 else -0.1)
 
 
-def hold_up(moment, chance):
+def block_loop(moment, chance):
     """Block the event loop across a moment, behind what is due before it, in every other round."""
     if chance.random() < 0.5:
         asyncio.get_running_loop().call_at(moment - 0.002, time.sleep, 0.006)
 
 
-async def drained(client, requests, server, chance):
+async def respond_around_drain_end(client, requests, server, chance):
     """Place responses around the end of the drain, which begins after the task is cancelled."""
     loop = asyncio.get_running_loop()
     batch = client.relay.create_many(requests)
@@ -44,13 +44,13 @@ async def drained(client, requests, server, chance):
     moment = loop.time() + SECONDS
     task.cancel()
     for request in held:
-        loop.call_at(around(moment, chance), request.answer)
-    hold_up(moment, chance)
+        loop.call_at(moment_around(moment, chance), request.answer)
+    block_loop(moment, chance)
     await asyncio.wait([task])
     return batch.result, dict.fromkeys((request.partner for request in held), moment)
 
 
-async def ended(client, requests, server, chance):
+async def respond_around_abandon(client, requests, server, chance):
     """Place responses around the moment at which the batch is ended without a drain."""
     loop, moments = asyncio.get_running_loop(), {}
 
@@ -59,79 +59,86 @@ async def ended(client, requests, server, chance):
             if request.answered is None:
                 request.answer()
         moments.update(dict.fromkeys((request.partner for request in held), loop.time()))
-        end(batch)
+        end_drain(batch)
 
     batch = client.relay.create_many(requests)
     task = asyncio.ensure_future(batch)
     held = await server.received(CALLS)
     moment = loop.time() + 0.1
     for request in held:
-        loop.call_at(around(moment, chance), lambda request=request: request.answered or request.answer())
-    hold_up(moment, chance)
+        loop.call_at(
+            moment_around(moment, chance), lambda request=request: request.answered or request.answer()
+        )
+    block_loop(moment, chance)
     loop.call_at(moment, strike)
     await asyncio.wait([task])
     return batch.result, moments
 
 
-class Begun(Noting):
+class AttemptTimes(RecordingJournal):
     """A journal that notes when each attempt is about to leave."""
 
     def __init__(self) -> None:
         self.times: dict[str, float] = {}
 
-    async def begin(self, request: RelayCreateRequest) -> None:
+    async def record_intent(self, request: RelayCreateRequest) -> None:
         self.times[request.secondary_client_id] = asyncio.get_running_loop().time()
 
-    async def end(self, outcome: object) -> None: ...
+    async def record_outcome(self, outcome: object) -> None: ...
 
 
-async def timed_out(client, requests, server, chance):
+async def respond_around_timeout(client, requests, server, chance):
     """Place responses around the read timeout of each call."""
-    loop, journal = asyncio.get_running_loop(), Begun()
+    loop, journal = asyncio.get_running_loop(), AttemptTimes()
     batch = client.relay.create_many(requests, journal=journal)
     task = asyncio.ensure_future(batch)
     held = await server.received(CALLS)
     moments = {partner: begun + SECONDS for partner, begun in journal.times.items()}
     for request in held:
-        loop.call_at(around(moments[request.partner], chance), request.answer)
-    hold_up(moments[held[CALLS // 2].partner], chance)
+        loop.call_at(moment_around(moments[request.partner], chance), request.answer)
+    block_loop(moments[held[CALLS // 2].partner], chance)
     await asyncio.wait([task])
     return batch.result, moments
 
 
-@WAYS
-@EACH
-@pytest.mark.parametrize("scenario", [drained, ended, timed_out], ids=["drain", "end", "timeout"])
+@SESSIONS
+@PLAIN_AND_TLS
+@pytest.mark.parametrize(
+    "scenario",
+    [respond_around_drain_end, respond_around_abandon, respond_around_timeout],
+    ids=["drain", "end", "timeout"],
+)
 @pytest.mark.timeout(1_200)
 async def test_every_token_whose_bytes_had_arrived_is_reported(scenario, tls, direct, size):
     """A token that was sent before the moment, or that the process has read at any time, is created."""
     counts: Counter[tuple[bool, bool]] = Counter()
     timeouts = Timeouts(
-        drain=SECONDS if scenario is drained else 30, slow_read=SECONDS if scenario is timed_out else 30
+        drain=SECONDS if scenario is respond_around_drain_end else 30,
+        slow_read=SECONDS if scenario is respond_around_timeout else 30,
     )
     for seed in range(size(1, 19)):
         chance = random.Random(seed)
         async with (
-            holding(tls=tls) as (server, settings),
+            manual_server(tls=tls) as (server, settings),
             RelayClient(OWNER, direct=direct, timeouts=timeouts, **settings) as client,
         ):
             partners = [f"partner-{number}" for number in range(CALLS)]
-            server.holds = False  # the connections are made first
+            server.holds_responses = False  # the connections are made first
             await client.relay.create_many(RelayCreateRequest.fan_out(["warm"], partners))
-            server.holds = True
+            server.holds_responses = True
             requests = RelayCreateRequest.fan_out(["t"], partners)
             result, moments = await scenario(client, requests, server, chance)
             created = {outcome.request.secondary_client_id: outcome.relay_token for outcome in result.created}
-            assert all(relay_token == token(partner) for partner, relay_token in created.items())
+            assert all(relay_token == token_for(partner) for partner, relay_token in created.items())
             for request in server.requests:
                 reported = request.partner in created
-                while request.answered is None or (request.reset is None and not reported):
+                while request.responded_at is None or (request.reset_by_client is None and not reported):
                     await asyncio.sleep(0.001)  # the rest is written, and the connections are closed
-                if request.missed:
+                if request.client_gone:
                     continue
-                before = request.answered < moments[request.partner]
+                before = request.responded_at < moments[request.partner]
                 # To close a connection with unread bytes resets it. With TLS, some are read after the end.
-                was_read = request.reset is False and not tls
+                was_read = request.reset_by_client is False and not tls
                 assert reported or not (before or was_read), f"seed {seed}: {request}"
                 counts[before, reported] += 1
     print(  # noqa: T201  # the figures of the proof
@@ -141,7 +148,7 @@ async def test_every_token_whose_bytes_had_arrived_is_reported(scenario, tls, di
     assert counts[True, True]
 
 
-STOPPED = """
+STOPPED_PROGRAM = """
 import asyncio, json, ssl, sys
 from plaid_relay_async import Credentials, RelayClient, RelayCreateRequest, Timeouts
 
@@ -169,22 +176,22 @@ asyncio.run(main(*json.loads(sys.argv[1])))
 """
 
 
-async def stopped(limit, seconds, *, calls, direct, tls):
+async def counts_of_stopped_process(limit, seconds, *, calls, direct, tls):
     """Return what a process reports that was stopped for longer than a timeout, while its responses arrived.
 
     The timeout has to be longer than a busy machine takes to connect.
     """
     authority = AUTHORITY.cert_pem.bytes().decode() if tls else ""
-    async with holding(tls=tls) as (server, settings):
+    async with manual_server(tls=tls) as (server, settings):
         arguments = json.dumps([calls, seconds, settings["base_url"], authority, direct, limit])
-        async with program(STOPPED, arguments) as process:
-            held = await server.received(calls)
+        async with python_process(STOPPED_PROGRAM, arguments) as process:
+            held = await server.wait_for_requests(calls)
             process.stdin.write(b"\n")
             while await process.stdout.readline() != b"ready\n":
                 pass  # asyncio's debug mode writes about what is slow
             process.send_signal(signal.SIGSTOP)
             for request in held:
-                request.answer()
+                request.respond()
             await asyncio.sleep(seconds + 0.5)
             process.send_signal(signal.SIGCONT)
             printed, _ = await process.communicate()
@@ -198,7 +205,7 @@ async def test_a_process_that_was_stopped_reads_before_it_applies_a_timeout(size
     ways = list(itertools.product(("read", "total", "drain"), (True, False), (False, True)))
     results = await asyncio.gather(
         *[
-            stopped(limit, size(10, 20), calls=40, direct=direct, tls=tls)
+            counts_of_stopped_process(limit, size(10, 20), calls=40, direct=direct, tls=tls)
             for limit, direct, tls in ways[:: size(5, 1)]  # the sample has each limit, and each way
         ]
     )

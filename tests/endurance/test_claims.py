@@ -13,9 +13,9 @@ import pytest
 from attrs import define, evolve, field
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from journals import CREATE, KEY, REMOVE, HeldBack, held_back
+from journal_support import CREATE, KEY, REMOVE, ResponseGate, gated_responses
 from support import OWNER, QUICK
-from workers import workers
+from worker_processes import worker_processes
 
 from plaid_relay_async import (
     Created,
@@ -180,7 +180,7 @@ class World:
     plaid: Simulator
     clients: dict
     late_client: RelayClient
-    responses: HeldBack
+    responses: ResponseGate
     dead: object
     workers: object
     report: str
@@ -226,7 +226,7 @@ class World:
             result = await self.clients[run].relay.create_many(
                 fanned, journal=journal, retry=SHORT, concurrency=2
             )
-        self.plaid.heal()
+        self.plaid.clear_faults()
         left = {request.secondary_client_id for request in self.plaid.requests[sent:]}
         outcomes = [*result.created, *result.failed, *result.unknown]
         assert len(outcomes) == len(PARTNERS)
@@ -286,7 +286,7 @@ class World:
             await self.clients["a"].relay.remove_many(
                 [attempt.token], journal=journal, retry=SHORT, concurrency=1
             )
-        self.plaid.heal()
+        self.plaid.clear_faults()
         self.removed(attempt, fault)
 
     def removed(self, attempt, fault):
@@ -331,7 +331,7 @@ class World:
             operation=operation,
             arguments=arguments,
         )
-        self.plaid.heal()
+        self.plaid.clear_faults()
         await self.dead("lapsed")
         return sent
 
@@ -383,7 +383,7 @@ class World:
         waiting = asyncio.create_task(self.responses.held.wait())
         await asyncio.wait([self.running, waiting], return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
-        self.plaid.heal()
+        self.plaid.clear_faults()
         return self.responses.held.is_set()
 
     async def _late(self, end, steps):
@@ -426,7 +426,7 @@ async def world(url, dead, workers):
         Simulator() as plaid,
         RelayClient(OWNER, base_url=spelled(plaid, "localhost"), retry=SHORT) as client,
         RelayClient(OWNER, base_url=spelled(plaid, "LOCALHOST"), retry=SHORT) as other,
-        held_back() as responses,
+        gated_responses() as responses,
         RelayClient(
             OWNER, base_url=spelled(plaid, "localhost"), retry=ONCE, session=responses.session
         ) as late_client,
@@ -572,7 +572,7 @@ def configured(live, examples):
 
 @pytest.fixture(scope="module")
 def forked():
-    with workers() as opened:
+    with worker_processes() as opened:
         yield opened
 
 

@@ -26,11 +26,11 @@ class Service:
 
     def __init__(self, client: RelayClient, report: str, received: list[str]) -> None:
         self.client, self.report, self.received = client, report, received
-        self.busy = 0
+        self.active = 0
 
     async def one(self, request: Request, name: str) -> dict[str, str]:
         """Create one token, in a scope that is cancelled when the visitor leaves."""
-        with self.at_work():
+        with self.handling():
             async with anyio.create_task_group() as group:
                 group.start_soon(self.watch, request, group.cancel_scope)
                 response = await self.client.relay.create([self.report], name)
@@ -51,7 +51,7 @@ class Service:
         batch = self.client.relay.create_many(
             RelayCreateRequest.fan_out([self.report], partners), concurrency=5
         )
-        with self.at_work():
+        with self.handling():
             try:
                 async with batch as outcomes:
                     async for outcome in outcomes:
@@ -62,16 +62,16 @@ class Service:
                 assert not batch.result.unknown
 
     @contextlib.contextmanager
-    def at_work(self):
-        self.busy += 1
+    def handling(self):
+        self.active += 1
         try:
             yield
         finally:
-            self.busy -= 1
+            self.active -= 1
 
 
 @contextlib.asynccontextmanager
-async def serving(service: Service):
+async def serve(service: Service):
     app = FastAPI()
     app.get("/one/{name}")(service.one)
     app.get("/many/{name}")(service.many)
@@ -104,7 +104,7 @@ async def test_a_visitor_who_leaves_takes_no_token_along(size, path):
         ) as client,
     ):
         service = Service(client, "report", received)
-        async with serving(service) as port:
+        async with serve(service) as port:
             for number in range(count):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(f"GET /{path}/{number} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -115,7 +115,7 @@ async def test_a_visitor_who_leaves_takes_no_token_along(size, path):
                     await reader.readline()
                 await asyncio.sleep(chance.uniform(0, 0.03))
                 writer.transport.abort()
-                while service.busy:
+                while service.active:
                     await asyncio.sleep(0.001)
         received += [outcome.relay_token for outcome in late]
         assert sorted(received) == sorted(entry["relay_token"] for entry in plaid.ledger)

@@ -12,7 +12,7 @@ import time
 import aiohttp
 import pytest
 from attrs import define, field
-from journals import CREATE, KEY, all_of, requests
+from journal_support import CREATE, KEY, creation_requests, read_records
 from support import OWNER, QUICK
 
 from plaid_relay_async import RelayClient
@@ -101,7 +101,7 @@ class Interruption:
 
     async def batch(self, journal):
         async with self.client() as client:
-            fanned = requests(self.plaid.add_report(), 30)
+            fanned = creation_requests(self.plaid.add_report(), 30)
             batch = client.relay.create_many(fanned, journal=journal, concurrency=10)
             try:
                 await batch
@@ -149,7 +149,7 @@ class Interruption:
         async with Journal(self.url, run=self.run, key=KEY) as journal:
             if self.run not in {run.name for run in await journal.runs()}:
                 return set()  # it was interrupted before it took up anything
-            return {record.relay_token for record in await all_of(journal, self.run)}
+            return {record.relay_token for record in await read_records(journal, self.run)}
 
 
 def interrupted(plaid, url, chance, number):

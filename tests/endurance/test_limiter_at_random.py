@@ -6,21 +6,21 @@ import asyncio
 import random
 
 import pytest
-from clock import run_virtually
-from rate import CREATE
-from support import OWNER, most_in_a_window
+from rate_harness import CREATE
+from support import OWNER, max_in_window
+from virtual_clock import run_virtually
 
 from plaid_relay_async import RateLimitError, RelayClient, RelayCreateRequest, RetryPolicy
 from plaid_relay_async.limits import InProcessLimiter, RateLimit
 from plaid_relay_async.simulator import Fault, Simulator
 
 LIMIT = RateLimit(10, 2.0)
-MOMENT = 0.01  # seconds that an attempt may take from the client to the simulator
+MAX_TRANSIT = 0.01  # seconds that an attempt may take from the client to the simulator
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.full_size]
 
 
-class Watching(InProcessLimiter):
+class ObservedLimiter(InProcessLimiter):
     """Counts permits, and notes each 429: when it came, and until when the server asked to wait."""
 
     def __init__(self) -> None:
@@ -37,10 +37,10 @@ class Watching(InProcessLimiter):
         self.pauses.append((now, now + (retry_after or 0.0)))
 
 
-async def history(seed: int) -> None:
+async def run_scenario(seed: int) -> None:
     choices, loop = random.Random(seed), asyncio.get_running_loop()
     random.seed(seed)
-    limiter, arrivals = Watching(), []
+    limiter, arrivals = ObservedLimiter(), []
 
     def latency() -> float:
         arrivals.append(loop.time())
@@ -83,13 +83,13 @@ async def history(seed: int) -> None:
         assert len(arrivals) == plaid.counts[CREATE]
         assert limiter.permits - len(arrivals) in {0, 1}  # one may be kept for the next attempt
     for since, until in limiter.pauses:
-        assert not [moment for moment in arrivals if since + MOMENT < moment < until - MOMENT]
+        assert not [moment for moment in arrivals if since + MAX_TRANSIT < moment < until - MAX_TRANSIT]
     # A permit may be kept across each pause.
-    kept = most_in_a_window([since for since, _ in limiter.pauses], 2.0) if limiter.pauses else 0
-    assert most_in_a_window(arrivals, 2.0 - MOMENT) <= LIMIT.count + kept
+    kept = max_in_window([since for since, _ in limiter.pauses], 2.0) if limiter.pauses else 0
+    assert max_in_window(arrivals, 2.0 - MAX_TRANSIT) <= LIMIT.count + kept
 
 
 def test_refusals_at_random_moments_cost_no_permit(size):
     """Batches and single calls behind a limiter meet a 429 now and then, and each permit leads to an attempt."""
     for seed in range(size(10, 1_000)):
-        run_virtually(history(seed))
+        run_virtually(run_scenario(seed))

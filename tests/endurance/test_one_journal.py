@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 
 import pytest
 from attrs import define
-from journals import KEY, some_faults
+from journal_support import KEY, random_faults
 
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Simulator
@@ -116,8 +116,8 @@ async def prove(partners, lease, folder, addresses, disturb):
     names = [f"p{number}" for number in range(partners)]
     file = folder / "partners.csv"
     file.write_text("secondary_client_id\n" + "".join(f"{name}\n" for name in names))
-    async with Simulator(reports=[REPORT], generating=0.0, latency=0.004, seed=7) as plaid:
-        plaid.fail(*some_faults(max(2, partners // 50)))
+    async with Simulator(reports=[REPORT], generation_delay=0.0, latency=0.004, seed=7) as plaid:
+        plaid.fail(*random_faults(max(2, partners // 50)))
         proof = Proof(plaid, addresses, str(file), names, lease)
         await proof.both(disturb)
         await proof.check_the_first_round()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from attrs import define, field
-from processes import running
+from processes import running_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,7 +209,7 @@ def test_every_string_through_every_output(
 
     def command(*words: Any) -> AbstractContextManager[subprocess.Popen[bytes]]:
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return running([*map(str, words)], env=environment, **pipes)
+        return running_process([*map(str, words)], env=environment, **pipes)
 
     with command(*limit, *COMMAND, *words) as process, (tmp_path / "errors").open("wb") as errors:
         assert process.stdout is not None
@@ -251,5 +251,5 @@ def test_every_string_through_every_output(
 
 
 def _fresh(server: PostgresServer) -> str:
-    asyncio.run(server.fresh())
+    asyncio.run(server.reset())
     return server.url

@@ -11,8 +11,8 @@ from collections import Counter, defaultdict
 
 import pytest
 from attrs import define, field
-from journals import KEY, some_faults
-from processes import running_beside
+from journal_support import KEY, random_faults
+from processes import running_process_async
 
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Simulator
@@ -55,7 +55,7 @@ class Run:
             "PLAID_SECRET": "secret-of-the-owner",
             "PLAID_RELAY_KEY": KEY,
         }
-        async with running_beside(
+        async with running_process_async(
             *(sys.executable, "-Im", "plaid_relay_async.cli", *words, *["--retry-unknown"] * retry),
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
@@ -121,8 +121,8 @@ async def lived(url, folder, partners, seed):
     names = [f"p{number}" for number in range(partners)]
     file = folder / "partners.csv"
     file.write_text("secondary_client_id\n" + "".join(f"{name}\n" for name in names))
-    async with Simulator(reports=[REPORT], generating=0.0, latency=0.004, seed=seed) as plaid:
-        plaid.fail(*some_faults(max(1, partners // 100)))
+    async with Simulator(reports=[REPORT], generation_delay=0.0, latency=0.004, seed=seed) as plaid:
+        plaid.fail(*random_faults(max(1, partners // 100)))
         run = Run(plaid, url, str(file), names, random.Random(seed))
         kills = run.chance.randint(1, KILLS)
         for _ in range(kills):

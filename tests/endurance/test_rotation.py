@@ -11,11 +11,11 @@ from collections import Counter
 from contextlib import closing
 
 import pytest
-from journals import KEY, OTHER_KEY, all_of
-from processes import running_beside
+from journal_support import KEY, OTHER_KEY, read_records
+from processes import running_process_async
 
 from plaid_relay_async.journal import Journal
-from plaid_relay_async.journal.keys import keyring
+from plaid_relay_async.journal.encryption import load_keyring
 
 pytestmark = [pytest.mark.may_block, pytest.mark.timeout(1800), pytest.mark.full_size]  # SQLAlchemy's own
 
@@ -55,27 +55,27 @@ asyncio.run(main(*sys.argv[1:]))
 
 def program(source, *arguments):
     pipe = asyncio.subprocess.PIPE
-    return running_beside(sys.executable, "-c", source, *map(str, arguments), stdin=pipe, stdout=pipe)
+    return running_process_async(sys.executable, "-c", source, *map(str, arguments), stdin=pipe, stdout=pipe)
 
 
 async def filled(path, count):
     """A journal with a run of many tokens, encrypted with the first key."""
     async with Journal(path, key=KEY):
         pass
-    ring = keyring(KEY)
+    ring = load_keyring(KEY)
     columns = "id, run_id, pair, partner, state, current, claim, holder_id, attempts, token"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("INSERT INTO relay_runs (name, started_at) VALUES ('large', 0)")
         connection.executemany(
             f"INSERT INTO relay_entries ({columns}) VALUES (?, 1, ?, ?, 'created', 1, 1, 0, 1, ?)",
-            ((n, f"{n:x}", f"p{n}", ring.lock(f"token-{n}")) for n in range(1, count + 1)),
+            ((n, f"{n:x}", f"p{n}", ring.encrypt(f"token-{n}")) for n in range(1, count + 1)),
         )
         connection.commit()
 
 
 def rotated(path):
     """The number of tokens that only the new key decrypts."""
-    ring = keyring(OTHER_KEY)
+    ring = load_keyring(OTHER_KEY)
     with closing(sqlite3.connect(path)) as connection:
         tokens = [token for (token,) in connection.execute("SELECT token FROM relay_entries")]
     return sum(ring.is_up_to_date(token) for token in tokens)
@@ -116,7 +116,7 @@ async def test_a_rotation_that_is_killed_is_done_again(tmp_path, size):
             while rotated(path) < until and rotation.returncode is None:
                 await asyncio.sleep(0)
         async with Journal(path, key=keys) as journal:
-            tokens = {record.relay_token for record in await all_of(journal, "large")}
+            tokens = {record.relay_token for record in await read_records(journal, "large")}
         assert tokens == {f"token-{n}" for n in range(1, count + 1)}
     async with Journal(path, key=keys) as journal:
         await journal.rotate()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 from cryptography.fernet import Fernet
-from processes import SIGNALS, ignored, running_beside, unread, wait_for
+from processes import SIGNALS, ignoring_signals, running_process_async, unread_bytes, wait_until
 
 from plaid_relay_async import RelayClient, RelayCreateRequest
 from plaid_relay_async.cli.app import app
@@ -104,7 +104,7 @@ class Stage:
 
     def begin(self, command: str) -> tuple[subprocess.Popen[str], Callable[[], object]]:
         """Start a command, and return it with what says that it waits for something."""
-        self.plaid.heal()
+        self.plaid.clear_faults()
         number = next(self.numbers)
         url = f"postgresql://user@127.0.0.1:{self.database.getsockname()[1]}/database"
         journal = ["--journal", url]
@@ -153,7 +153,7 @@ class Stage:
         if command.endswith("list"):  # it waits for a reader of its output
             KeyFile(path).add("ann", partners=[f"partner-{number:05}" for number in range(10_000)])
             process = self._start(command, "--keys", path)
-            return process, lambda: unread(process.stdout) >= 65536
+            return process, lambda: unread_bytes(process.stdout) >= 65536
         # The others wait for the lock of the file, which is held until the tests have ended.
         file = self.stack.enter_context((folder / ".keys.json.lock").open("w"))
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -202,7 +202,7 @@ def accepting(server: socket.socket) -> Iterator[list[socket.socket]]:
 def stage(tmp_path_factory) -> Iterator[Stage]:
     """A simulator, a database that never answers, and an environment that leads to nothing else."""
     folder = tmp_path_factory.mktemp("signals")
-    plaid = Simulator(reports=[REPORT], generating=0.0)
+    plaid = Simulator(reports=[REPORT], generation_delay=0.0)
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name in [name for name in os.environ if name.startswith("PLAID_")]:
@@ -228,12 +228,12 @@ def test_signals_to_a_command(stage, size, command):
     for offset in range(size(1, len(CASES))):
         number, at_start = CASES[(first + offset) % len(CASES)]
         effect = DOCUMENTED[command][number]
-        with ignored(*at_start):
+        with ignoring_signals(*at_start):
             process, waits = stage.begin(command)
         case = f"{signal.Signals(number).name}, ignored: {[each.name for each in at_start]}"
         with process:
             try:
-                wait_for(waits)
+                wait_until(waits)
                 process.send_signal(number)
                 if effect == "reloads":
                     line = process.stderr.readline()
@@ -275,7 +275,7 @@ async def test_reloads_under_load(tmp_path, size, monkeypatch):
         words += ["--tls-certificate", certificate, "--tls-key", tmp_path / "key.pem"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = await stack.enter_async_context(
-            running_beside(*COMMAND, "gateway", *map(str, words), **pipes)
+            running_process_async(*COMMAND, "gateway", *map(str, words), **pipes)
         )
         url = (await process.stdout.readline()).decode().split()[-1]
 

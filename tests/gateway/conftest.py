@@ -6,18 +6,18 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
-from fort import fort
+from gateway_setup import running_gateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from fort import Fort
+    from gateway_setup import GatewaySetup
 
 
 @pytest.fixture
-async def held() -> AsyncIterator[Fort]:
+async def held() -> AsyncIterator[GatewaySetup]:
     """A gateway as it comes, which still serves in the end."""
-    async with fort() as built:
+    async with running_gateway() as built:
         yield built
 
 

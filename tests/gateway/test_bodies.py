@@ -7,12 +7,12 @@ import json
 import zlib
 
 import pytest
-from by_hand import CREATE, CREATION, HERE, chunked, head, request
-from fort import fort
+from gateway_setup import running_gateway
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_http import CREATE, CREATE_BODY, HOST_PLACEHOLDER, build_head, build_request, encode_chunks
 
-GOOD = json.dumps(CREATION)
+GOOD = json.dumps(CREATE_BODY)
 NO_OBJECT = {
     "nothing": b"",
     "blanks": b"  \r\n ",
@@ -66,7 +66,7 @@ async def test_what_is_not_one_json_object_is_refused(held, body):
     assert (answer.status, answer.code) == (400, "INVALID_BODY")
     assert answer.json["error_message"]
     assert answer.json["suggested_action"]
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1e400", "1" * 400 + ".5", "1e99999999999"])
@@ -77,7 +77,7 @@ async def test_a_number_beyond_floats_is_refused_or_kept(held, number):
     if answer.status == 200:
         assert number.encode() in held.upstream.requests[-1]
     else:
-        held.assert_nothing_came()
+        held.assert_upstream_requests()
 
 
 async def test_a_lone_surrogate_harms_nothing(held):
@@ -147,9 +147,9 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS, ids=repr)
 async def test_only_json_is_taken(held, kind):
     """A page elsewhere can send these three kinds without asking first, and so none but JSON is taken."""
-    answer = await held.one(request(kind=kind, key=held.keys["lender"]))
+    answer = await held.one(build_request(content_type=kind, key=held.keys["lender"]))
     assert (answer.status, answer.code) == (415, "UNSUPPORTED_MEDIA_TYPE")
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ async def test_only_json_is_taken(held, kind):
 )
 async def test_json_may_name_its_charset(held, kind):
     """What Plaid's clients send passes."""
-    assert (await held.one(request(kind=kind, key=held.keys["lender"]))).status == 200
+    assert (await held.one(build_request(content_type=kind, key=held.keys["lender"]))).status == 200
 
 
 ZIPPED = {
@@ -174,10 +174,10 @@ ZIPPED = {
 async def test_nothing_that_is_zipped_is_taken(held, encoding):
     """Where nothing is unzipped no bomb goes off."""
     answer = await held.one(
-        request(CREATE, ZIPPED[encoding], f"Content-Encoding: {encoding}", key=held.keys["lender"])
+        build_request(CREATE, ZIPPED[encoding], f"Content-Encoding: {encoding}", key=held.keys["lender"])
     )
     assert (answer.status, answer.code) == (415, "UNSUPPORTED_MEDIA_TYPE")
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 async def test_a_bomb_does_not_go_off(held):
@@ -185,26 +185,32 @@ async def test_a_bomb_does_not_go_off(held):
     zipper = zlib.compressobj(wbits=31)
     piece = b" " * 2**20
     bomb = b"".join(zipper.compress(piece) for _ in range(200)) + zipper.flush()
-    answer = await held.one(request(CREATE, bomb, "Content-Encoding: gzip", key=held.keys["lender"]))
+    answer = await held.one(build_request(CREATE, bomb, "Content-Encoding: gzip", key=held.keys["lender"]))
     assert answer.status == 415
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 @pytest.mark.parametrize("frame", ["length", "chunks"])
 async def test_a_mebibyte_is_taken_and_a_byte_more_is_not(frame):
     """The bound is to the byte, and by the bytes that came."""
     for size, status in ((2**20, 200), (2**20 + 1, 413)):
-        async with fort() as held:
+        async with running_gateway() as held:
             body = GOOD.encode() + b" " * (size - len(GOOD))
             if frame == "length":
-                answers = await held.ask(request(body=body, key=held.keys["lender"]))
+                answers = await held.exchange(build_request(body=body, key=held.keys["lender"]))
             else:
-                lines = [f"Host: {HERE}", "Content-Type: application/json", "Transfer-Encoding: chunked"]
+                lines = [
+                    f"Host: {HOST_PLACEHOLDER}",
+                    "Content-Type: application/json",
+                    "Transfer-Encoding: chunked",
+                ]
                 lines += [f"Authorization: Bearer {held.keys['lender']}", "Connection: close"]
-                answers = await held.ask(head(f"POST {CREATE} HTTP/1.1", *lines), chunked(body))
+                answers = await held.exchange(
+                    build_head(f"POST {CREATE} HTTP/1.1", *lines), encode_chunks(body)
+                )
             assert answers[0].status == status
-            assert answers[0].code == (None if status == 200 else "BODY_TOO_LARGE")
-            held.assert_nothing_came(but=status == 200)
+            assert answers[0].error_code == (None if status == 200 else "BODY_TOO_LARGE")
+            held.assert_upstream_requests(count=status == 200)
 
 
 @pytest.mark.parametrize(
@@ -229,12 +235,12 @@ async def test_a_mebibyte_is_taken_and_a_byte_more_is_not(frame):
 )
 async def test_another_spelling_of_a_known_member_is_refused(held, name):
     """A server that reads names less strictly would find a partner or a secret that wasn't checked."""
-    for body in ({name: "other"} | CREATION, CREATION | {name: "other"}):
+    for body in ({name: "other"} | CREATE_BODY, CREATE_BODY | {name: "other"}):
         answer = await held.call(body=body)
         assert (answer.status, answer.code) == (400, "AMBIGUOUS_MEMBER")
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 async def test_unknown_members_may_be_written_in_any_way(held):
     """Plaid may add members at any time."""
-    assert (await held.call(body=CREATION | {"New_Member": 1, "\u017f": 2})).status == 200
+    assert (await held.call(body=CREATE_BODY | {"New_Member": 1, "\u017f": 2})).status == 200

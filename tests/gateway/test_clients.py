@@ -7,12 +7,12 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
-from processes import wait_beside
+from processes import wait_until_async
 from support import OWNER, PARTNER, QUICK
 
 from plaid_relay_async import Created, Credentials, PlaidRelayError, RelayClient, RelayCreateRequest
 from plaid_relay_async.errors import AuthenticationError, InvalidRequestError
-from plaid_relay_async.gateway import KNOWN, Gateway, Key, new_key
+from plaid_relay_async.gateway import ALL_OPERATIONS, Gateway, Key, new_key
 from plaid_relay_async.limits import RateLimit
 from plaid_relay_async.models import SandboxPublicTokenCreateOptions
 from plaid_relay_async.simulator import Fault, Simulator
@@ -34,7 +34,7 @@ PLACES = {
 
 @pytest.fixture
 async def plaid() -> AsyncIterator[Simulator]:
-    async with Simulator(clients=CLIENTS, reports=[REPORT], generating=0.05) as simulator:
+    async with Simulator(clients=CLIENTS, reports=[REPORT], generation_delay=0.05) as simulator:
         yield simulator
 
 
@@ -91,7 +91,7 @@ async def test_a_batch_through_the_gateway(plaid, place):
 
 async def test_every_operation_through_the_gateway(plaid):
     """A gateway that is told to serves all that the client knows, from the login to the removal of the Item."""
-    async with clients(plaid, "as a gateway key", operations=KNOWN) as (owner, partner):
+    async with clients(plaid, "as a gateway key", operations=ALL_OPERATIONS) as (owner, partner):
         options = SandboxPublicTokenCreateOptions(webhook="https://lender.example/plaid")
         public = await owner.sandbox.create_public_token(options=options)
         item = await owner.item.exchange_public_token(public.public_token)
@@ -109,7 +109,7 @@ async def test_every_operation_through_the_gateway(plaid):
         assert (await owner.relay.remove(relay.relay_token)).removed
         assert (await owner.asset_report.remove(made.asset_report_token)).removed
         assert await owner.item.remove(item.access_token)
-    assert plaid.counts.keys() == set(KNOWN) - {"/credit/relay/refresh"}
+    assert plaid.counts.keys() == set(ALL_OPERATIONS) - {"/credit/relay/refresh"}
 
 
 async def test_a_big_report_arrives_whole(plaid):
@@ -177,7 +177,7 @@ async def test_closing_the_gateway_lets_a_call_end(plaid):
     async with RelayClient(gateway_key=secret, base_url=gateway.url, retry=QUICK) as client:
         plaid.fail(Fault(latency=2.0))
         call = asyncio.ensure_future(client.relay.create([REPORT], "p"))
-        await wait_beside(lambda: plaid.requests)
+        await wait_until_async(lambda: plaid.requests)
         closing = asyncio.ensure_future(gateway.close())
         await asyncio.sleep(0.05)  # it begins to close
         with pytest.raises(PlaidRelayError) as caught:

@@ -8,32 +8,42 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from by_hand import CREATE, CREATION, HERE, REMOVE, answers_in, chunked, head, line, request
-from fort import fort
+from gateway_setup import running_gateway
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_http import (
+    CREATE,
+    CREATE_BODY,
+    HOST_PLACEHOLDER,
+    REMOVE,
+    build_head,
+    build_request,
+    encode_chunks,
+    parse_responses,
+    raw_connection,
+)
 
 if TYPE_CHECKING:
-    from fort import Fort
+    from gateway_setup import GatewaySetup
 
-BODY = json.dumps(CREATION).encode()
+BODY = json.dumps(CREATE_BODY).encode()
 
 
 def start(key: str, *lines: str, path: str = CREATE, method: str = "POST") -> bytes:
     """The head of a call, without anything that frames its body."""
-    return head(
+    return build_head(
         f"{method} {path} HTTP/1.1",
-        f"Host: {HERE}",
+        f"Host: {HOST_PLACEHOLDER}",
         f"Authorization: Bearer {key}",
         "Content-Type: application/json",
         *lines,
     )
 
 
-def hidden(held: Fort) -> bytes:
+def hidden(held: GatewaySetup) -> bytes:
     """A whole good request, for where none is looked for."""
     host = held.gateway.url.partition("://")[2]
-    return request(REMOVE, {"relay_token": "hidden"}, key=held.keys["lender"], host=host)
+    return build_request(REMOVE, {"relay_token": "hidden"}, key=held.keys["lender"], host=host)
 
 
 LENGTH = f"Content-Length: {len(BODY)}"
@@ -93,11 +103,11 @@ FRAMES = {
 async def test_framing_that_can_be_read_in_two_ways_is_refused(held, lines, length):
     """One answer of 4xx, the end of the connection, and nothing of it has left; what stood behind it neither."""
     key = held.keys["lender"]
-    body = BODY if length == "by length" else chunked(BODY)
+    body = BODY if length == "by length" else encode_chunks(BODY)
     answers = await held.ask(start(key, *lines), body, hidden(held))
     assert len(answers) == 1
     assert 400 <= answers[0].status < 500 or answers[0].status == 501
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\r\n", b"\n\r"])
@@ -105,17 +115,17 @@ async def test_framing_that_can_be_read_in_two_ways_is_refused(held, lines, leng
 async def test_lines_end_with_both_characters(held, end, whole):
     """A head of which a line, or each, ends with anything but CR LF is no request."""
     key = held.keys["lender"]
-    came = request(key=key)
+    came = build_request(key=key)
     came = came.replace(b"\r\n", end) if whole else came.replace(b"\r\n", end, 1)
-    async with line(held.gateway.url) as opened:
-        await opened.say(came, hidden(held))
+    async with raw_connection(held.gateway.url) as opened:
+        await opened.send(came, hidden(held))
         # With lines that end in CR alone the head may never end.
         try:
-            came = await opened.rest(1.0)
+            came = await opened.read_to_end(1.0)
         except TimeoutError:
             came = b"HTTP/1.1 400 "
     assert came.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 ")) or not came
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 SIZE = b"%x" % len(BODY)
@@ -146,23 +156,23 @@ async def test_broken_chunks_are_refused(held, chunks):
     key = held.keys["lender"]
     answers = await held.ask(start(key, CHUNKED), chunks, hidden(held))
     assert [each.status for each in answers] in ([400], [])
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 async def test_whole_chunks_are_a_body(held):
     """Chunks, with an extension or in small pieces, arrive as one body with a length."""
     key = held.keys["lender"]
     for body in (
-        chunked(BODY),
-        chunked(*(bytes([each]) for each in BODY)),
+        encode_chunks(BODY),
+        encode_chunks(*(bytes([each]) for each in BODY)),
         b"%s;name=value\r\n%s\r\n0\r\n\r\n" % (SIZE.upper(), BODY),
         b"000%s\r\n%s\r\n000\r\n\r\n" % (SIZE, BODY),
     ):
         answer = await held.one(start(key, "Transfer-Encoding: Chunked", "Connection: close"), body)
         assert answer.status == 200
-        assert held.upstream.body() == CREATION
+        assert held.upstream.body() == CREATE_BODY
         assert dict(held.upstream.fields())["content-length"]
-    held.assert_nothing_came(but=4)
+    held.assert_upstream_requests(count=4)
 
 
 async def test_trailers_are_no_headers(held):
@@ -170,10 +180,10 @@ async def test_trailers_are_no_headers(held):
     trailers = (
         f"PLAID-SECRET: {held.keys['lender']}\r\nAuthorization: Bearer x\r\nPlaid-Version: 1\r\n\r\n".encode()
     )
-    body = chunked(BODY)[:-2] + trailers
+    body = encode_chunks(BODY)[:-2] + trailers
     answers = await held.ask(start("x", CHUNKED, "Connection: close", "Trailer: PLAID-SECRET"), body)
     assert [each.status for each in answers] in ([401], [400])
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
     answers = await held.ask(start(held.keys["lender"], CHUNKED, "Connection: close"), body)
     assert [each.status for each in answers] in ([200], [400])
     for number, _ in enumerate(held.upstream.requests):
@@ -191,7 +201,7 @@ REFUSALS = {
     "another kind": lambda key: start(key).replace(b"application/json", b"text/plain"),
     "an encoding": lambda key: start(key, "Content-Encoding: gzip"),
     "another's Origin": lambda key: start(key, "Origin: https://evil.example"),
-    "another's Host": lambda key: start(key).replace(HERE.encode(), b"evil.example"),
+    "another's Host": lambda key: start(key).replace(HOST_PLACEHOLDER.encode(), b"evil.example"),
     "two keys": lambda key: start(key, "Authorization: Bearer x"),
     "no JSON": start,
 }
@@ -203,7 +213,7 @@ async def test_the_body_of_a_refused_request_is_no_request(held, refused):
     ways = itertools.product(["length", "chunks", "expect"], [1, 2])
     for came in await asyncio.gather(*(_hiding(held, refused, *way) for way in ways)):
         assert b"relay_token" not in came
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 async def _hiding(held, refused, framing, pieces) -> bytes:
@@ -212,13 +222,13 @@ async def _hiding(held, refused, framing, pieces) -> bytes:
     inner = hidden(held)
     frame = CHUNKED if framing == "chunks" else f"Content-Length: {len(inner)}"
     lines = [frame, *(["Expect: 100-continue"] if framing == "expect" else [])]
-    opening = refused(key)[:-2] + head(*lines)
-    body = chunked(inner) if framing == "chunks" else inner
+    opening = refused(key)[:-2] + build_head(*lines)
+    body = encode_chunks(inner) if framing == "chunks" else inner
     sent = [opening, body] if pieces == 2 else [opening + body]
-    async with line(held.gateway.url) as opened:
-        await opened.say(*sent, pause=0.02)
+    async with raw_connection(held.gateway.url) as opened:
+        await opened.send(*sent, pause=0.02)
         try:
-            return await opened.rest(0.3)
+            return await opened.read_to_end(0.3)
         except TimeoutError:
             return b""
 
@@ -226,16 +236,18 @@ async def _hiding(held, refused, framing, pieces) -> bytes:
 async def test_a_request_in_the_length_of_a_good_one_is_its_body(held):
     """Bytes within Content-Length are the body, whatever they look like."""
     key = held.keys["lender"]
-    answer = await held.one(request(CREATE, hidden(held), key=key))
+    answer = await held.one(build_request(CREATE, hidden(held), key=key))
     assert (answer.status, answer.code) == (400, "INVALID_BODY")
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 async def test_pipelined_requests_are_answered_in_order(held):
     """Two good requests in one packet are two, once each."""
     key = held.keys["lender"]
-    first = request(CREATE, CREATION | {"secondary_client_id": "a"}, key=key, last=False)
-    answers = await held.ask(first + request(CREATE, CREATION | {"secondary_client_id": "b"}, key=key))
+    first = build_request(CREATE, CREATE_BODY | {"secondary_client_id": "a"}, key=key, close=False)
+    answers = await held.ask(
+        first + build_request(CREATE, CREATE_BODY | {"secondary_client_id": "b"}, key=key)
+    )
     assert [each.status for each in answers] == [200, 200]
     assert [held.upstream.body(n)["secondary_client_id"] for n in (0, 1)] == ["a", "b"]
     tokens = [each.json["relay_token"] for each in answers]
@@ -245,20 +257,20 @@ async def test_pipelined_requests_are_answered_in_order(held):
 async def test_each_request_on_a_connection_needs_its_own_key(held):
     """What was shown for one request counts for no other on the same connection."""
     key = held.keys["lender"]
-    answers = await held.ask(request(key=key, last=False) + request(CREATE))
+    answers = await held.ask(build_request(key=key, close=False) + build_request(CREATE))
     assert [each.status for each in answers] == [200, 401]
-    held.assert_nothing_came(but=1)
+    held.assert_upstream_requests(count=1)
 
 
 TWICE = {
-    "Host": f"Host: {HERE}",
+    "Host": f"Host: {HOST_PLACEHOLDER}",
     "Authorization": "Authorization: Bearer KEY",
     "PLAID-SECRET": "PLAID-SECRET: KEY",
     "PLAID-CLIENT-ID": "PLAID-CLIENT-ID: me",
     "Plaid-Version": "Plaid-Version: 2020-09-14",
     "Content-Type": "Content-Type: application/json",
     "Content-Encoding": "Content-Encoding: identity",
-    "Origin": f"Origin: http://{HERE}",
+    "Origin": f"Origin: http://{HOST_PLACEHOLDER}",
 }
 
 
@@ -271,39 +283,39 @@ async def test_a_header_that_counts_comes_once(held, name, change):
     again = change(again.partition(":")[0]) + ":" + again.partition(":")[2]
     there = {"Host", "Content-Type", "Authorization"}
     more = [again] if name in there else [again, TWICE[name].replace("KEY", key)]
-    answer = await held.one(request(CREATE, CREATION, *more, key=key))
+    answer = await held.one(build_request(CREATE, CREATE_BODY, *more, key=key))
     assert answer.status == 400
     assert answer.code in {"INVALID_HEADERS", "INVALID_HTTP"}
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 @pytest.mark.parametrize("expect", ["100-continue", "100-Continue"])
 async def test_a_caller_that_asks_first_is_told_to_go_on(held, expect):
     """Expect is answered by the gateway, and not passed on."""
-    async with line(held.gateway.url) as opened:
-        whole = request(CREATE, CREATION, f"Expect: {expect}", key=held.keys["lender"])
+    async with raw_connection(held.gateway.url) as opened:
+        whole = build_request(CREATE, CREATE_BODY, f"Expect: {expect}", key=held.keys["lender"])
         opening, _, body = whole.partition(b"\r\n\r\n")
-        await opened.say(opening + b"\r\n\r\n")
+        await opened.send(opening + b"\r\n\r\n")
         assert (await opened.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
-        await opened.say(body)
-        assert (await opened.answer()).status == 200
+        await opened.send(body)
+        assert (await opened.read_response()).status == 200
     assert "expect" not in dict(held.upstream.fields())
 
 
 async def test_a_caller_of_http_1_0_is_not_told_to_go_on(held):
     """RFC 9110 10.1.1: it has no interim responses, and its expectation is ignored."""
-    whole = request(CREATE, CREATION, "Expect: 100-continue", key=held.keys["lender"])
-    async with line(held.gateway.url) as opened:
-        await opened.say(whole.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"))
-        assert [each.status for each in answers_in(await opened.rest())] == [200]
+    whole = build_request(CREATE, CREATE_BODY, "Expect: 100-continue", key=held.keys["lender"])
+    async with raw_connection(held.gateway.url) as opened:
+        await opened.send(whole.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"))
+        assert [each.status for each in parse_responses(await opened.read_to_end())] == [200]
     assert "expect" not in dict(held.upstream.fields())
 
 
 async def test_a_caller_that_expects_something_else_is_refused(held):
     """An expectation that nobody can meet isn't passed over in silence, nor passed on."""
-    answer = await held.one(request(CREATE, CREATION, "Expect: more", key=held.keys["lender"]))
+    answer = await held.one(build_request(CREATE, CREATE_BODY, "Expect: more", key=held.keys["lender"]))
     assert 400 <= answer.status < 500
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 @pytest.mark.parametrize(
@@ -311,7 +323,7 @@ async def test_a_caller_that_expects_something_else_is_refused(held):
 )
 async def test_a_caller_names_no_header_away(held, hop):
     """What Connection names is dropped by a proxy; the gateway's own headers aren't the caller's to name."""
-    answer = await held.one(request(CREATE, CREATION, hop, key=held.keys["lender"], last=False))
+    answer = await held.one(build_request(CREATE, CREATE_BODY, hop, key=held.keys["lender"], close=False))
     assert answer.status == 200
     assert dict(held.upstream.fields())["plaid-secret"] == "canary-upstream-of-the-owner"
 
@@ -348,7 +360,7 @@ async def test_a_callers_other_headers_stay_behind(held):
     taken = ["Accept: text/x", "Plaid-Version: 2020-09-14", "User-Agent: tests/1"]
     assert (
         await held.one(
-            request(CREATE, CREATION, *HOP, *taken, "Accept-Encoding: br", key=held.keys["lender"])
+            build_request(CREATE, CREATE_BODY, *HOP, *taken, "Accept-Encoding: br", key=held.keys["lender"])
         )
     ).status == 200
     fields = dict(held.upstream.fields())
@@ -406,15 +418,15 @@ async def test_a_request_with_any_edits_harms_nothing():
 
     drawn: list[Any] = []
     draw()
-    async with fort(patience=0.3) as held:
+    async with running_gateway(patience=0.3) as held:
         host = held.gateway.url.partition("://")[2]
         key = held.keys["bound"]
 
         def bent(edits, in_chunks) -> bytes:
-            came = bytearray(request(key=key, host=host) + hidden(held))
+            came = bytearray(build_request(key=key, host=host) + hidden(held))
             if in_chunks:
-                start_of_it = start(key, CHUNKED).replace(HERE.encode(), host.encode())
-                came = bytearray(start_of_it + chunked(BODY) + request(key=key, host=host))
+                start_of_it = start(key, CHUNKED).replace(HOST_PLACEHOLDER.encode(), host.encode())
+                came = bytearray(start_of_it + encode_chunks(BODY) + build_request(key=key, host=host))
             for place, length, piece in edits:
                 at = int(place * len(came))
                 came[at : at + length] = piece
@@ -422,7 +434,7 @@ async def test_a_request_with_any_edits_harms_nothing():
 
         for first in range(0, len(drawn), 50):
             sent = [bent(*each) for each in drawn[first : first + 50]]
-            asked = (held.ask(each, patience=60) for each in sent)
+            asked = (held.exchange(each, seconds=60) for each in sent)
             for said, came in zip(sent, await asyncio.gather(*asked, return_exceptions=True), strict=True):
                 # An answer may be cut off by the next request's refusal; a gateway that is gone would show below.
                 # Half a head that came along with a request is kept for as long as a connection may be idle.

@@ -12,13 +12,13 @@ import sys
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from canaries import frames_of_ours
+from canaries import package_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import running
+from processes import running_process
 
 from plaid_relay_async.errors import ConfigurationError
-from plaid_relay_async.gateway.keys import KNOWN, RELAY, Key, KeyFile, find_key, new_key
+from plaid_relay_async.gateway.keys import ALL_OPERATIONS, RELAY_OPERATIONS, Key, KeyFile, find_key, new_key
 from plaid_relay_async.limits import RateLimit
 
 NAMES = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=64)
@@ -27,7 +27,7 @@ BINDINGS = st.fixed_dictionaries(
     {},
     optional={
         "credentials": st.from_regex("[a-z0-9]{1,20}(-[a-z0-9]{1,20}){0,2}", fullmatch=True),
-        "operations": st.sets(st.sampled_from(KNOWN), min_size=1),
+        "operations": st.sets(st.sampled_from(ALL_OPERATIONS), min_size=1),
         "partners": st.none() | st.sets(WORDS, min_size=1),
         "rate": st.none() | st.builds(RateLimit, st.integers(1), st.integers(1) | st.floats(0.001, 1e9)),
     },
@@ -92,7 +92,7 @@ def test_a_key_is_found_by_nothing_else(names, other):
         ({"credentials": "acme_bank"}, "credentials must be the name of a set"),
         ({"credentials": "a" * 65}, "credentials must be the name of a set"),
         ({"operations": ()}, "operations must be a collection"),
-        ({"operations": RELAY[0]}, "operations must be a collection"),
+        ({"operations": RELAY_OPERATIONS[0]}, "operations must be a collection"),
         ({"operations": [1]}, "operations must be a collection"),
         ({"operations": ["/credit/relay/"]}, "operations must be paths"),
         ({"partners": ()}, "partners must be a collection"),
@@ -107,7 +107,7 @@ def test_a_key_that_can_not_be(wrong, problem):
     """What it is bound to is checked, by name."""
     with pytest.raises(ConfigurationError, match=problem) as caught:
         new_key(**{"name": "ann"} | wrong)
-    assert "plaid-gateway-" not in frames_of_ours(caught.value)
+    assert "plaid-gateway-" not in package_frames(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_symbolic_link_stays_one(tmp_path, there):
         file.add("ann")
     key = other.add("ben")
     assert find_key(file.read(), key) is not None
-    assert file.stamp() == link.stamp() == other.stamp()
+    assert file.read_fingerprint() == link.read_fingerprint() == other.read_fingerprint()
     link.revoke("ben")
     assert find_key(file.read(), key) is None
     assert (link.path.is_symlink(), other.path.is_symlink(), file.path.is_symlink()) == (True, True, False)
@@ -265,7 +265,7 @@ def test_a_place_that_can_not_be(tmp_path):
             ConfigurationError, match=r"keys\.json can't be (read|written): (Not a directory|File exists)"
         ):
             act()
-    assert file.stamp() not in {None, KeyFile(tmp_path / "file").stamp()}
+    assert file.read_fingerprint() not in {None, KeyFile(tmp_path / "file").read_fingerprint()}
 
 
 @contextlib.contextmanager
@@ -285,7 +285,7 @@ def test_a_file_that_can_not_be_written(file):
     before = file.path.read_bytes()
     with no_room(), pytest.raises(ConfigurationError, match="can't be written: File too large") as caught:
         file.add("ben")
-    assert "plaid-gateway-" not in frames_of_ours(caught.value)
+    assert "plaid-gateway-" not in package_frames(caught.value)
     assert file.path.read_bytes() == before
     assert not list(file.path.parent.glob("*.part"))
 
@@ -307,7 +307,7 @@ def spoilt(**changes):
         "name": "ann",
         "digest": "0" * 64,
         "credentials": "default",
-        "operations": [RELAY[0]],
+        "operations": [RELAY_OPERATIONS[0]],
         "partners": None,
         "rate": None,
         "created": "2026-01-01T00:00:00Z",
@@ -367,7 +367,7 @@ def test_two_who_add_at_once(file):
     with contextlib.ExitStack() as stack:
         processes = {
             name: stack.enter_context(
-                running([sys.executable, "-c", ADD, path, name], stdout=subprocess.PIPE, text=True)
+                running_process([sys.executable, "-c", ADD, path, name], stdout=subprocess.PIPE, text=True)
             )
             for name, path in zip(names, (file.path, link) * 2, strict=True)
         }

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from by_hand import CREATE, CREATION, line, request
-from processes import wait_beside
+from processes import wait_until_async
+from raw_http import CREATE, CREATE_BODY, build_request, raw_connection
 from recorder import Recorder
 from support import OWNER
 
@@ -211,10 +211,10 @@ async def test_a_caller_that_goes_before_the_answer_is_told_in_the_audit(caplog)
     async with Recorder() as upstream:
         upstream.says, upstream.pause = lambda came: [b"", *upstream.created(came)], 1.0
         async with Gateway([key], upstream=upstream.url, credentials={"default": OWNER}) as gateway:
-            async with line(gateway.url) as opened:
-                await opened.say(request(CREATE, CREATION, key=secret))
-                await wait_beside(lambda: upstream.requests)
-            await wait_beside(lambda: caplog.records)
+            async with raw_connection(gateway.url) as opened:
+                await opened.send(build_request(CREATE, CREATE_BODY, key=secret))
+                await wait_until_async(lambda: upstream.requests)
+            await wait_until_async(lambda: caplog.records)
     (told,) = [json.loads(each.message) for each in caplog.records]
     assert (told["delivered"], told["request_id"], told["partner"]) == (False, "request1", "p1")
     assert len(upstream.requests) == 1

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
-from by_hand import CREATE, CREATION, HERE, head, line, request
+from raw_http import CREATE, CREATE_BODY, HOST_PLACEHOLDER, build_head, build_request, raw_connection
 
 TRICKS = [
     "//credit/relay/create",
@@ -83,50 +83,56 @@ TRICKS = [
 @pytest.mark.parametrize("path", TRICKS)
 async def test_a_path_is_an_operation_to_the_byte_or_not_at_all(held, path):
     """Whatever another server might read as an operation is not found here, or isn't HTTP."""
-    answers = await held.ask(request(path, key=held.keys["lender"]))
+    answers = await held.ask(build_request(path, key=held.keys["lender"]))
     assert [each.status for each in answers] in ([404], [400], [405], [421])
     assert answers[0].code in {"NOT_FOUND", "METHOD_NOT_ALLOWED", "HOST_NOT_ALLOWED", "INVALID_HTTP"}
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "HTTP"])
-@pytest.mark.parametrize("host", [HERE, "evil.example"])
+@pytest.mark.parametrize("host", [HOST_PLACEHOLDER, "evil.example"])
 async def test_a_target_in_absolute_form_is_accepted(held, scheme, host):
     """Whatever the Host beside it: RFC 9112 3.2.2 has the host taken from the target."""
-    answer = await held.one(request(f"{scheme}://{HERE}{CREATE}", key=held.keys["lender"], host=host))
+    answer = await held.one(
+        build_request(f"{scheme}://{HOST_PLACEHOLDER}{CREATE}", key=held.keys["lender"], host=host)
+    )
     assert answer.status == 200
     assert held.upstream.requests[0].startswith(f"POST {CREATE} HTTP/1.1\r\n".encode())
-    held.assert_nothing_came(but=1)
+    held.assert_upstream_requests(count=1)
 
 
 async def test_the_host_of_a_target_in_absolute_form_is_checked(held):
     """A Host that is the gateway's opens nothing for a target that is somebody else's."""
     for scheme in ("http", "https"):
-        answer = await held.one(request(f"{scheme}://evil.example{CREATE}", key=held.keys["lender"]))
+        answer = await held.one(build_request(f"{scheme}://evil.example{CREATE}", key=held.keys["lender"]))
         assert (answer.status, answer.code) == (421, "HOST_NOT_ALLOWED")
-        answer = await held.one(request(f"{scheme}://evil.example/", b"", method="GET", kind=None))
+        answer = await held.one(
+            build_request(f"{scheme}://evil.example/", b"", method="GET", content_type=None)
+        )
         assert (answer.status, answer.code) == (421, "HOST_NOT_ALLOWED")
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 async def test_the_origin_is_compared_with_the_host_of_the_target(held):
     """A page's origin that equals the Host alone is another one."""
-    target, key = f"http://{HERE}{CREATE}", held.keys["lender"]
+    target, key = f"http://{HOST_PLACEHOLDER}{CREATE}", held.keys["lender"]
     answer = await held.one(
-        request(target, CREATION, "Origin: http://evil.example", key=key, host="evil.example")
+        build_request(target, CREATE_BODY, "Origin: http://evil.example", key=key, host="evil.example")
     )
     assert (answer.status, answer.code) == (403, "ORIGIN_NOT_ALLOWED")
-    held.assert_nothing_came()
-    answer = await held.one(request(target, CREATION, f"Origin: http://{HERE}", key=key, host="evil.example"))
+    held.assert_upstream_requests()
+    answer = await held.one(
+        build_request(target, CREATE_BODY, f"Origin: http://{HOST_PLACEHOLDER}", key=key, host="evil.example")
+    )
     assert answer.status == 200
 
 
 async def test_http_1_1_needs_a_host_beside_a_target_in_absolute_form(held):
     """HTTP/1.0 has none."""
-    whole = request(f"http://{HERE}{CREATE}", key=held.keys["lender"], host=None)
+    whole = build_request(f"http://{HOST_PLACEHOLDER}{CREATE}", key=held.keys["lender"], host=None)
     answer = await held.one(whole)
     assert answer.code in {"HOST_NOT_ALLOWED", "INVALID_HTTP"}  # releases of aiohttp differ
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
     answer = await held.one(whole.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"))
     assert answer.status == 200
 
@@ -134,7 +140,9 @@ async def test_http_1_1_needs_a_host_beside_a_target_in_absolute_form(held):
 @pytest.mark.parametrize("path", ["", "/", "/console/settings.json", "/healthz", "/readyz"])
 async def test_pages_are_given_for_a_target_in_absolute_form(held, path):
     """The page, its files and the probes, as for a path."""
-    answer = await held.one(request(f"http://{HERE}{path}", b"", method="GET", kind=None))
+    answer = await held.one(
+        build_request(f"http://{HOST_PLACEHOLDER}{path}", b"", method="GET", content_type=None)
+    )
     assert answer.status == 200
 
 
@@ -142,10 +150,10 @@ async def test_pages_are_given_for_a_target_in_absolute_form(held, path):
 @pytest.mark.parametrize("start", ["", "/console/x/../..", "/console"])
 async def test_no_file_but_the_consoles_is_given(held, start, path):
     """The gateway serves its page, and nothing that lies beside it."""
-    answers = await held.ask(request(start + path, b"", method="GET", kind=None))
+    answers = await held.ask(build_request(start + path, b"", method="GET", content_type=None))
     assert all(each.status in {400, 404, 403} for each in answers)
     assert not any(b"import" in each.body for each in answers)
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "QUERY", "post", "Post"]
@@ -156,8 +164,10 @@ METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIN
 async def test_an_operation_is_called_by_post_alone(held, method, override):
     """Another method gets a 405 that names the right one, whatever a header says in its place."""
     more = ["X-HTTP-Method-Override: POST", "X-Method-Override: POST"] if override else []
-    answers = await held.ask(request(CREATE, CREATION, *more, key=held.keys["lender"], method=method))
-    held.assert_nothing_came()
+    answers = await held.ask(
+        build_request(CREATE, CREATE_BODY, *more, key=held.keys["lender"], method=method)
+    )
+    held.assert_upstream_requests()
     if method in {"post", "Post"} and answers and answers[0].status == 400:
         return  # methods are case-sensitive, and a parser may know no such one
     assert answers[0].status == 405
@@ -195,13 +205,13 @@ async def test_an_operation_is_called_by_post_alone(held, method, override):
 )
 async def test_no_strange_request_line_gets_through(held, start):
     """Tunnels, other versions and broken lines are refused, and what comes behind them isn't a request."""
-    inner = request(key=held.keys["lender"])
-    lines = (f"Host: {HERE}", f"Authorization: Bearer {held.keys['lender']}", "Connection: close")
+    inner = build_request(key=held.keys["lender"])
+    lines = (f"Host: {HOST_PLACEHOLDER}", f"Authorization: Bearer {held.keys['lender']}", "Connection: close")
     more = ("Content-Type: application/json", "Content-Length: 2")
-    answers = await held.ask(head(start, *lines, *more) + b"{}" + inner)
+    answers = await held.ask(build_head(start, *lines, *more) + b"{}" + inner)
     assert len(answers) <= 1
     assert all(each.status >= 400 for each in answers) or start.startswith("GET /")
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +221,7 @@ async def test_what_is_not_http_ends_the_connection(held, first):
     """TLS, zeros and empty lines on the port make no request."""
     answers = await held.ask(first, b"\xff" * 20_000)
     assert all(each.status == 400 for each in answers)
-    held.assert_nothing_came()
+    held.assert_upstream_requests()
 
 
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket", "TLS/1.0"])
@@ -219,11 +229,11 @@ async def test_no_upgrade_is_made(held, upgrade):
     """An offer to speak something else is neither taken nor passed on."""
     lines = ["Connection: Upgrade, HTTP2-Settings", f"Upgrade: {upgrade}", "HTTP2-Settings: AAMAAABkAAQAAP__"]
     lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13"]
-    async with line(held.gateway.url) as opened:
-        await opened.say(request(CREATE, CREATION, *lines, key=held.keys["lender"], last=False))
+    async with raw_connection(held.gateway.url) as opened:
+        await opened.send(build_request(CREATE, CREATE_BODY, *lines, key=held.keys["lender"], close=False))
         # Older releases of aiohttp hang up where the body comes behind an offer of WebSockets.
         with contextlib.suppress(asyncio.IncompleteReadError):
-            assert (await opened.answer()).status != 101
+            assert (await opened.read_response()).status != 101
     for number, _ in enumerate(held.upstream.requests):
         assert "upgrade" not in dict(held.upstream.fields(number))
         assert "http2-settings" not in dict(held.upstream.fields(number))
@@ -232,7 +242,13 @@ async def test_no_upgrade_is_made(held, upgrade):
 async def test_http_1_0_is_served_and_closed(held):
     """A caller of the last century gets its answer, and then the end."""
     body = b'{"report_tokens": ["r"], "secondary_client_id": "p1"}'
-    lines = (f"Host: {HERE}", f"Authorization: Bearer {held.keys['lender']}", f"Content-Length: {len(body)}")
-    answer = await held.one(head(f"POST {CREATE} HTTP/1.0", *lines, "Content-Type: application/json") + body)
+    lines = (
+        f"Host: {HOST_PLACEHOLDER}",
+        f"Authorization: Bearer {held.keys['lender']}",
+        f"Content-Length: {len(body)}",
+    )
+    answer = await held.one(
+        build_head(f"POST {CREATE} HTTP/1.0", *lines, "Content-Type: application/json") + body
+    )
     assert answer.status == 200
     assert len(held.upstream.requests) == 1

@@ -7,8 +7,8 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
-from by_hand import CREATE, CREATION, REMOVE, request
-from fort import SECRETS, fort, until_keys
+from gateway_setup import UPSTREAM_CREDENTIALS, running_gateway, wait_for_keys
+from raw_http import CREATE, CREATE_BODY, REMOVE, build_request
 from support import OWNER, PARTNER
 from yarl import URL
 
@@ -22,7 +22,7 @@ from plaid_relay_async import (
     Timeouts,
 )
 from plaid_relay_async.gateway import Gateway, KeyFile, new_key
-from plaid_relay_async.gateway.refusals import REASONS
+from plaid_relay_async.gateway.error_responses import ERROR_REASONS
 from plaid_relay_async.limits import RateLimit
 from plaid_relay_async.simulator import Fault, Simulator
 
@@ -35,7 +35,7 @@ ONCE = RetryPolicy(attempts=1)
 
 @pytest.fixture
 async def plaid() -> AsyncIterator[Simulator]:
-    async with Simulator(reports=[REPORT], generating=0.0) as simulator:
+    async with Simulator(reports=[REPORT], generation_delay=0.0) as simulator:
         yield simulator
 
 
@@ -54,31 +54,31 @@ async def calling(keys, upstream, key, **options) -> AsyncIterator[tuple[RelayCl
 
 
 def large():
-    return CREATION | {"x": "x" * 2**20}
+    return CREATE_BODY | {"x": "x" * 2**20}
 
 
 REFUSED = {
-    "UNAUTHORIZED_KEY": lambda keys: request(key=keys["lender"][:-1]),
-    "UNAUTHORIZED_OPERATION": lambda keys: request(key=keys["remover"]),
-    "PARTNER_NOT_ALLOWED": lambda keys: request(
-        CREATE, CREATION | {"secondary_client_id": "p3"}, key=keys["bound"]
+    "UNAUTHORIZED_KEY": lambda keys: build_request(key=keys["lender"][:-1]),
+    "UNAUTHORIZED_OPERATION": lambda keys: build_request(key=keys["remover"]),
+    "PARTNER_NOT_ALLOWED": lambda keys: build_request(
+        CREATE, CREATE_BODY | {"secondary_client_id": "p3"}, key=keys["bound"]
     ),
-    "UNAUTHORIZED_CREDENTIALS": lambda keys: request(key=keys["lost"]),
-    "HOST_NOT_ALLOWED": lambda keys: request(key=keys["lender"], host="gateway.example"),
-    "ORIGIN_NOT_ALLOWED": lambda keys: request(
-        CREATE, CREATION, "Origin: https://page.example", key=keys["lender"]
+    "UNAUTHORIZED_CREDENTIALS": lambda keys: build_request(key=keys["lost"]),
+    "HOST_NOT_ALLOWED": lambda keys: build_request(key=keys["lender"], host="gateway.example"),
+    "ORIGIN_NOT_ALLOWED": lambda keys: build_request(
+        CREATE, CREATE_BODY, "Origin: https://page.example", key=keys["lender"]
     ),
-    "NOT_FOUND": lambda keys: request(f"{CREATE}?x=1", key=keys["lender"]),
-    "METHOD_NOT_ALLOWED": lambda keys: request(key=keys["lender"], method="GET"),
-    "INVALID_HTTP": lambda keys: request(key=keys["lender"]).replace(b"HTTP/1.1", b"HTTP/one"),
-    "INVALID_HEADERS": lambda keys: request(CREATE, CREATION, "Expect: another", key=keys["lender"]),
-    "INVALID_BODY": lambda keys: request(CREATE, b"[]", key=keys["lender"]),
-    "AMBIGUOUS_MEMBER": lambda keys: request(
-        CREATE, {"Secondary_Client_Id": "p2"} | CREATION, key=keys["lender"]
+    "NOT_FOUND": lambda keys: build_request(f"{CREATE}?x=1", key=keys["lender"]),
+    "METHOD_NOT_ALLOWED": lambda keys: build_request(key=keys["lender"], method="GET"),
+    "INVALID_HTTP": lambda keys: build_request(key=keys["lender"]).replace(b"HTTP/1.1", b"HTTP/one"),
+    "INVALID_HEADERS": lambda keys: build_request(CREATE, CREATE_BODY, "Expect: another", key=keys["lender"]),
+    "INVALID_BODY": lambda keys: build_request(CREATE, b"[]", key=keys["lender"]),
+    "AMBIGUOUS_MEMBER": lambda keys: build_request(
+        CREATE, {"Secondary_Client_Id": "p2"} | CREATE_BODY, key=keys["lender"]
     ),
-    "UNSUPPORTED_MEDIA_TYPE": lambda keys: request(key=keys["lender"], kind="text/plain"),
-    "BODY_TOO_LARGE": lambda keys: request(CREATE, large(), key=keys["lender"]),
-    "BODY_TIMEOUT": lambda keys: request(key=keys["lender"])[:-5],
+    "UNSUPPORTED_MEDIA_TYPE": lambda keys: build_request(key=keys["lender"], content_type="text/plain"),
+    "BODY_TOO_LARGE": lambda keys: build_request(CREATE, large(), key=keys["lender"]),
+    "BODY_TIMEOUT": lambda keys: build_request(key=keys["lender"])[:-5],
 }
 WAITED_FOR = {
     "RATE_LIMIT",
@@ -94,17 +94,17 @@ NO_WAY_OUT = {"CALLER_GONE", "INTERNAL_ERROR"}  # in the audit log alone; an out
 @pytest.mark.parametrize("code", REFUSED)
 async def test_a_refused_request_is_answered_once_it_is_correct(code):
     """A request is answered once it is changed as its `suggested_action` describes."""
-    async with fort(patience=1.0) as held:
-        refused = await held.one(REFUSED[code](held.keys))
-        assert refused.code == code
+    async with running_gateway(patience=1.0) as held:
+        refused = await held.exchange_one(REFUSED[code](held.keys))
+        assert refused.error_code == code
         assert refused.json["suggested_action"]
-        held.assert_nothing_came()
-        assert (await held.one(request(key=held.keys["lender"]))).status == 200
+        held.assert_upstream_requests()
+        assert (await held.exchange_one(build_request(key=held.keys["lender"]))).status == 200
 
 
 def test_each_refusal_has_its_test():
     """Each reason for a refusal is tested here, unless nothing can be done about it."""
-    assert {*REFUSED, *WAITED_FOR, *NO_WAY_OUT} == {reason.code for reason in REASONS}
+    assert {*REFUSED, *WAITED_FOR, *NO_WAY_OUT} == {reason.code for reason in ERROR_REASONS}
 
 
 # ------------------------------------------------------------------------------------- ask who runs the gateway
@@ -129,7 +129,7 @@ async def test_a_caller_that_may_not_gets_another_key(tmp_path, plaid, bound, co
         assert caught.value.error_code == code
         assert "key" in caught.value.advice
         added = keys.add("ann-2", operations=[CREATE], partners=["p"])
-        await until_keys(gateway, *(key.name for key in keys.read()))
+        await wait_for_keys(gateway, *(key.name for key in keys.read()))
         async with RelayClient(gateway_key=added, base_url=gateway.url, retry=ONCE) as again:
             made = await again.relay.create([REPORT], "p")
     assert [entry["relay_token"] for entry in plaid.ledger] == [made.relay_token]
@@ -148,14 +148,21 @@ async def test_a_set_of_credentials_that_is_missing_is_added(plaid):
 async def test_a_name_that_the_gateway_does_not_answer_to_is_added():
     """Once the gateway is started with that host name, the same request is answered."""
     record, key = new_key("ann")
-    wanted = request(key=key, host="gateway.example")
-    async with fort() as held:
-        refused = await held.one(wanted)
-        assert (refused.code, "--name" in refused.json["suggested_action"]) == ("HOST_NOT_ALLOWED", True)
-        options = {"upstream": held.upstream.url, "credentials": SECRETS, "names": ["gateway.example"]}
+    wanted = build_request(key=key, host="gateway.example")
+    async with running_gateway() as held:
+        refused = await held.exchange_one(wanted)
+        assert (refused.error_code, "--name" in refused.json["suggested_action"]) == (
+            "HOST_NOT_ALLOWED",
+            True,
+        )
+        options = {
+            "upstream": held.upstream.url,
+            "credentials": UPSTREAM_CREDENTIALS,
+            "names": ["gateway.example"],
+        }
         async with Gateway([record], **options) as gateway:
             first, held.gateway = held.gateway, gateway
-            assert (await held.one(wanted)).status == 200
+            assert (await held.exchange_one(wanted)).status == 200
             held.gateway = first
 
 
@@ -166,12 +173,12 @@ async def test_a_file_of_keys_that_others_may_read_is_closed_to_them(tmp_path, p
     key = keys.add("ann")
     async with calling(keys, plaid.url, key) as (client, gateway):
         keys.path.chmod(0o644)
-        await until_keys(gateway)
+        await wait_for_keys(gateway)
         with pytest.raises(AuthenticationError):
             await client.relay.create([REPORT], "p")
         assert "chmod 600" in caplog.text
         keys.path.chmod(0o600)
-        await until_keys(gateway, "ann")
+        await wait_for_keys(gateway, "ann")
         assert await client.relay.create([REPORT], "p")
 
 
@@ -182,12 +189,12 @@ async def test_a_key_is_rotated(tmp_path, plaid):
     old = keys.add("nightly-job")
     async with calling(keys, plaid.url, old) as (client, gateway):
         new = keys.add("nightly-job-2")
-        await until_keys(gateway, "nightly-job", "nightly-job-2")
+        await wait_for_keys(gateway, "nightly-job", "nightly-job-2")
         await client.relay.create([REPORT], "p")
         async with RelayClient(gateway_key=new, base_url=gateway.url, retry=ONCE) as again:
             await again.relay.create([REPORT], "q")
             keys.revoke("nightly-job")
-            await until_keys(gateway, "nightly-job-2")
+            await wait_for_keys(gateway, "nightly-job-2")
             await again.relay.create([REPORT], "r")
         with pytest.raises(AuthenticationError):
             await client.relay.create([REPORT], "s")

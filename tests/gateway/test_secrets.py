@@ -16,10 +16,10 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from by_hand import CREATE, CREATION, GET, REMOVE, line, page, request
-from canaries import frames_of_ours
-from fort import SECRETS, fort
+from canaries import package_frames
+from gateway_setup import UPSTREAM_CREDENTIALS, running_gateway
 from processes import open_files
+from raw_http import CREATE, CREATE_BODY, GET, REMOVE, build_request, build_response, raw_connection
 
 from plaid_relay_async import Credentials, PlaidRelayError, RelayClient, RetryPolicy, Timeouts
 from plaid_relay_async.errors import ConfigurationError
@@ -51,41 +51,51 @@ def everything_said(every_log):
     for record in every_log.records:
         assert_clean(repr(record.args))
         if record.exc_info and record.exc_info[1] is not None:
-            assert_clean(frames_of_ours(record.exc_info[1]))
+            assert_clean(package_frames(record.exc_info[1]))
 
 
 PROVOCATIONS = {
-    "a good call": lambda key: request(key=key),
-    "a bad key": lambda key: request(key=key[:-2] + "zz"),
-    "a bad key in a header": lambda key: request(CREATE, CREATION, f"PLAID-SECRET: {key}x"),
-    "a bad key in the body": lambda key: request(CREATE, CREATION | {"secret": f"{key}x"}),
-    "a key in the path": lambda key: request(f"/{key}/credit/relay/create?secret={key}", key=key),
-    "a key as the method": lambda key: request(key=key, method=key.upper()),
-    "a key as a broken header": lambda key: request(CREATE, CREATION, f"{key}\0{key}: x", key=key),
-    "a key as a header's name": lambda key: request(CREATE, CREATION, f"{key} {key}", key=key),
-    "a key in Host": lambda key: request(key=key, host=key),
-    "a key in Origin": lambda key: request(CREATE, CREATION, f"Origin: https://{key}.example", key=key),
-    "a key as Content-Type": lambda key: request(key=key, kind=f"application/{key}"),
-    "a key as Content-Length": lambda key: request(CREATE, CREATION, f"Content-Length: {key}", key=key),
-    "a key as Transfer-Encoding": lambda key: request(CREATE, CREATION, f"Transfer-Encoding: {key}", key=key),
-    "a key as the partner": lambda key: request(CREATE, CREATION | {"secondary_client_id": key}, key=key),
-    "a token as the partner": lambda key: request(
-        CREATE, CREATION | {"secondary_client_id": REPORT}, key=key
+    "a good call": lambda key: build_request(key=key),
+    "a bad key": lambda key: build_request(key=key[:-2] + "zz"),
+    "a bad key in a header": lambda key: build_request(CREATE, CREATE_BODY, f"PLAID-SECRET: {key}x"),
+    "a bad key in the body": lambda key: build_request(CREATE, CREATE_BODY | {"secret": f"{key}x"}),
+    "a key in the path": lambda key: build_request(f"/{key}/credit/relay/create?secret={key}", key=key),
+    "a key as the method": lambda key: build_request(key=key, method=key.upper()),
+    "a key as a broken header": lambda key: build_request(CREATE, CREATE_BODY, f"{key}\0{key}: x", key=key),
+    "a key as a header's name": lambda key: build_request(CREATE, CREATE_BODY, f"{key} {key}", key=key),
+    "a key in Host": lambda key: build_request(key=key, host=key),
+    "a key in Origin": lambda key: build_request(
+        CREATE, CREATE_BODY, f"Origin: https://{key}.example", key=key
     ),
-    "a key in broken JSON": lambda key: request(CREATE, f'{{"secret": "{key}"'.encode(), key=key),
-    "a key twice in JSON": lambda key: request(CREATE, f'{{"{key}": 1, "{key}": 2}}'.encode(), key=key),
-    "a key as JSON's constant": lambda key: request(CREATE, f'{{"a": {key}}}'.encode(), key=key),
-    "a key as User-Agent": lambda key: request(CREATE, CREATION, f"User-Agent: {key}", key=key),
-    "a key as Expect": lambda key: request(CREATE, CREATION, f"Expect: {key}", key=key),
-    "a key as Upgrade": lambda key: request(
-        CREATE, CREATION, f"Upgrade: {key}", "Connection: upgrade", key=key
+    "a key as Content-Type": lambda key: build_request(key=key, content_type=f"application/{key}"),
+    "a key as Content-Length": lambda key: build_request(
+        CREATE, CREATE_BODY, f"Content-Length: {key}", key=key
+    ),
+    "a key as Transfer-Encoding": lambda key: build_request(
+        CREATE, CREATE_BODY, f"Transfer-Encoding: {key}", key=key
+    ),
+    "a key as the partner": lambda key: build_request(
+        CREATE, CREATE_BODY | {"secondary_client_id": key}, key=key
+    ),
+    "a token as the partner": lambda key: build_request(
+        CREATE, CREATE_BODY | {"secondary_client_id": REPORT}, key=key
+    ),
+    "a key in broken JSON": lambda key: build_request(CREATE, f'{{"secret": "{key}"'.encode(), key=key),
+    "a key twice in JSON": lambda key: build_request(CREATE, f'{{"{key}": 1, "{key}": 2}}'.encode(), key=key),
+    "a key as JSON's constant": lambda key: build_request(CREATE, f'{{"a": {key}}}'.encode(), key=key),
+    "a key as User-Agent": lambda key: build_request(CREATE, CREATE_BODY, f"User-Agent: {key}", key=key),
+    "a key as Expect": lambda key: build_request(CREATE, CREATE_BODY, f"Expect: {key}", key=key),
+    "a key as Upgrade": lambda key: build_request(
+        CREATE, CREATE_BODY, f"Upgrade: {key}", "Connection: upgrade", key=key
     ),
     "a key and no HTTP": lambda key: f"{key} {key}\r\n\r\n".encode(),
     "a key as a chunk": lambda key: (
-        request(CREATE, b"", "Transfer-Encoding: chunked", key=key).replace(b"Content-Length: 0\r\n", b"")
+        build_request(CREATE, b"", "Transfer-Encoding: chunked", key=key).replace(
+            b"Content-Length: 0\r\n", b""
+        )
         + f"{key}\r\n".encode()
     ),
-    "a key as a page": lambda key: request(f"/console/{key}", b"", method="GET", kind=None),
+    "a key as a page": lambda key: build_request(f"/console/{key}", b"", method="GET", content_type=None),
 }
 
 
@@ -93,11 +103,11 @@ PROVOCATIONS = {
 async def test_no_request_gets_a_secret_into_a_log_or_an_answer(everything_said, provocation):
     """Wherever a caller puts its key or a token: no log has it, and no answer of the gateway's own quotes it."""
     asyncio.get_running_loop().set_debug(True)
-    async with fort(patience=0.5) as held:
-        answers = await held.ask(provocation(held.keys["lender"]))
+    async with running_gateway(patience=0.5) as held:
+        answers = await held.exchange(provocation(held.keys["lender"]))
         for answer in answers:
             assert_clean(str(answer.headers))
-            if answer.code is not None:
+            if answer.error_code is not None:
                 assert_clean(answer.body.decode())
         held.upstream.requests.clear()
 
@@ -145,7 +155,7 @@ async def test_no_fault_gets_a_secret_into_a_log(everything_said, fault, path):
             error = caught.value
             assert_clean(f"{error} {error!r} {error.args} {vars(error)}")
             assert_clean("".join(traceback.format_exception(error)))
-            assert_clean(frames_of_ours(error))
+            assert_clean(package_frames(error))
             async with aiohttp.ClientSession() as session, session.get(gateway.metrics_url) as metrics:
                 said = await metrics.text()
             assert "plaid_gateway_calls_total" in said
@@ -155,14 +165,14 @@ async def test_no_fault_gets_a_secret_into_a_log(everything_said, fault, path):
 
 async def test_an_audit_line_is_told_for_each_call_and_is_clean(everything_said):
     """Who, which operation, which partner, what came of it, how long it took; and no more."""
-    async with fort() as held:
+    async with running_gateway() as held:
         await held.call()
-        await held.call(CREATE, "bound", body=CREATION | {"secondary_client_id": "other"})
-        await held.one(request(key="plaid-gateway-of-nobody"))
+        await held.call(CREATE, "bound", body=CREATE_BODY | {"secondary_client_id": "other"})
+        await held.exchange_one(build_request(key="plaid-gateway-of-nobody"))
         await held.call("/nowhere")
-        await held.call(CREATE, body=CREATION | {"secondary_client_id": held.keys["lender"]})
-        await held.call(CREATE, body=CREATION | {"secondary_client_id": 7})
-        await held.call(CREATE, body=CREATION | {"secondary_client_id": 'x\n{"caller": "forged"}'})
+        await held.call(CREATE, body=CREATE_BODY | {"secondary_client_id": held.keys["lender"]})
+        await held.call(CREATE, body=CREATE_BODY | {"secondary_client_id": 7})
+        await held.call(CREATE, body=CREATE_BODY | {"secondary_client_id": 'x\n{"caller": "forged"}'})
         held.upstream.says, held.upstream.then = (lambda _: []), "close"
         await held.call()
         held.upstream.requests.clear()  # a partner goes on as it was named
@@ -206,11 +216,16 @@ async def test_an_audit_line_is_told_for_each_call_and_is_clean(everything_said)
 async def test_what_is_public_can_be_printed():
     """Gateways, keys, key files and their parts show neither key, nor digest, nor secret."""
     key, secret = new_key("one")
-    async with fort(metrics_port=0) as held:
+    async with running_gateway(metrics_port=0) as held:
         things = [held.gateway, key, vars(held.gateway), *vars(held.gateway).values()]
         shown = " ".join(map(repr, things)) + " ".join(map(str, things))
         assert_clean(shown)
-        for known in (secret, key.digest, *held.keys.values(), *(each.secret for each in SECRETS.values())):
+        for known in (
+            secret,
+            key.digest,
+            *held.keys.values(),
+            *(each.secret for each in UPSTREAM_CREDENTIALS.values()),
+        ):
             assert known not in shown
 
 
@@ -234,7 +249,7 @@ def test_a_mistake_in_the_settings_shows_no_secret(mistake):
         mistake("canary-secret-0123456789")
     except (ConfigurationError, TypeError) as error:
         assert_clean("".join(traceback.format_exception(error)).replace('mistake("canary', ""))
-        assert_clean(frames_of_ours(error))
+        assert_clean(package_frames(error))
 
 
 def test_a_key_record_holds_no_key(tmp_path):
@@ -300,15 +315,15 @@ async def test_the_tracebacks_of_a_gateway_that_is_cut_off_are_clean(everything_
     asyncio.get_running_loop().set_debug(True)
     errors = io.StringIO()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.write(f"{context!r}\n"))
-    async with fort() as held:
+    async with running_gateway() as held:
         async with contextlib.AsyncExitStack() as stack:
             key, secret = new_key("two")
             held.upstream.then, held.upstream.says = "stall", lambda _: []
-            other = Gateway([key], upstream=held.upstream.url, credentials=SECRETS, drain=0.1)
+            other = Gateway([key], upstream=held.upstream.url, credentials=UPSTREAM_CREDENTIALS, drain=0.1)
             await other.start()
             for _ in range(3):
-                opened = await stack.enter_async_context(line(other.url))
-                await opened.say(request(key=secret))
+                opened = await stack.enter_async_context(raw_connection(other.url))
+                await opened.send(build_request(key=secret))
             await asyncio.sleep(0.1)
             tasks = "".join(map(repr, asyncio.all_tasks()))
             await other.close()
@@ -320,6 +335,8 @@ async def test_the_tracebacks_of_a_gateway_that_is_cut_off_are_clean(everything_
 
 async def test_a_token_of_an_answer_is_in_the_answer_alone(everything_said):
     """A relay token goes to its caller, and into nothing else."""
-    async with fort() as held:
-        held.upstream.says = lambda _: [page(200, b'{"relay_token": "credit-relay-sandbox-canary"}')]
+    async with running_gateway() as held:
+        held.upstream.says = lambda _: [
+            build_response(200, b'{"relay_token": "credit-relay-sandbox-canary"}')
+        ]
         assert (await held.call()).json["relay_token"] == "credit-relay-sandbox-canary"

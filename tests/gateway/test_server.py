@@ -24,7 +24,7 @@ from plaid_relay_async.errors import (
     OutcomeUnknownError,
     RateLimitError,
 )
-from plaid_relay_async.gateway import KNOWN, RELAY, Gateway, KeyFile, new_key
+from plaid_relay_async.gateway import ALL_OPERATIONS, RELAY_OPERATIONS, Gateway, KeyFile, new_key
 from plaid_relay_async.limits import RateLimit
 from plaid_relay_async.simulator import Fault, Simulator
 
@@ -103,7 +103,7 @@ async def test_the_sandbox_unless_told():
     async with gateway, browsing() as ask:
         _, _, text = await ask(f"{gateway.url}/console/settings.json")
     told = json.loads(text)
-    assert (told["environment"], told["operations"]) == ("sandbox", list(RELAY))
+    assert (told["environment"], told["operations"]) == ("sandbox", list(RELAY_OPERATIONS))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,10 @@ async def test_tls(upstream):
 
 async def test_other_names(upstream):
     """It answers to the names that it was told of, in whatever case, and to no other."""
-    async with Gateway([], credentials=SETS, names=["Relay.Lender.Example"]) as gateway, browsing() as ask:
+    async with (
+        Gateway([], credentials=SETS, allowed_hosts=["Relay.Lender.Example"]) as gateway,
+        browsing() as ask,
+    ):
         for host, status in (
             ("relay.lender.example", 200),
             ("RELAY.lender.example:443", 200),
@@ -277,7 +280,10 @@ async def test_operations(upstream):
     record, key = new_key("lender", operations=["/credit/relay/create", "/asset_report/get"])
     async with (
         Gateway(
-            [record], upstream=upstream.url, credentials=SETS, operations={*KNOWN} - {"/asset_report/get"}
+            [record],
+            upstream=upstream.url,
+            credentials=SETS,
+            operations={*ALL_OPERATIONS} - {"/asset_report/get"},
         ) as gateway,
         calling(gateway, key) as client,
     ):

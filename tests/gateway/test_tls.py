@@ -7,36 +7,36 @@ import ssl
 from typing import TYPE_CHECKING
 
 import pytest
-from by_hand import answers_in, exchange, line, request
-from fort import certified, fort
+from gateway_setup import running_gateway, tls_contexts
+from raw_http import build_request, exchange, parse_responses, raw_connection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from fort import Fort
+    from gateway_setup import GatewaySetup
 
 
 @pytest.fixture
-async def tls() -> AsyncIterator[tuple[Fort, ssl.SSLContext]]:
+async def tls() -> AsyncIterator[tuple[GatewaySetup, ssl.SSLContext]]:
     """A gateway with a certificate for localhost, and a context that trusts it; it still serves in the end."""
-    theirs, ours = certified()
-    async with fort(connections=50, patience=1.0, ssl=theirs, trusting=ours) as held:
+    theirs, ours = tls_contexts()
+    async with running_gateway(connections=50, patience=1.0, ssl=theirs, trusting=ours) as held:
         yield held, ours
 
 
-async def ask(held: Fort, ours: ssl.SSLContext, *pieces: bytes):
+async def ask(held: GatewaySetup, ours: ssl.SSLContext, *pieces: bytes):
     """Send a good request, or this, over TLS."""
-    async with line(held.gateway.url, ssl=ours) as opened:
-        await opened.say(*(pieces or [request(key=held.keys["lender"])]))
-        return answers_in(await opened.rest())
+    async with raw_connection(held.gateway.url, ssl=ours) as opened:
+        await opened.send(*(pieces or [build_request(key=held.keys["lender"])]))
+        return parse_responses(await opened.read_to_end())
 
 
 async def test_plain_http_is_not_answered_with_tls_on(tls):
     """A key that is sent in the clear opens nothing."""
     held, _ = tls
     assert held.gateway.url.startswith("https://")
-    assert await exchange(held.gateway.url, request(key=held.keys["lender"])) == []
-    held.assert_nothing_came()
+    assert await exchange(held.gateway.url, build_request(key=held.keys["lender"])) == []
+    held.assert_upstream_requests()
 
 
 async def test_handshakes_that_never_come_keep_nobody_out(tls):
@@ -44,12 +44,12 @@ async def test_handshakes_that_never_come_keep_nobody_out(tls):
     held, ours = tls
     async with contextlib.AsyncExitStack() as stack:
         for number in range(300):
-            opened = await stack.enter_async_context(line(held.gateway.url))
-            await opened.say(b"\x16\x03\x01\x02\x00\x01"[: number % 7])
+            opened = await stack.enter_async_context(raw_connection(held.gateway.url))
+            await opened.send(b"\x16\x03\x01\x02\x00\x01"[: number % 7])
         for _ in range(3):
             assert [each.status for each in await ask(held, ours)] == [200]
         assert len(held.gateway._listener) <= 50  # those that don't agree on TLS are counted as well
-        assert await opened.rest(60) == b""  # it is given up in time
+        assert await opened.read_to_end(60) == b""  # it is given up in time
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,25 @@ import tracemalloc
 
 import aiohttp
 import pytest
-from by_hand import CREATE, CREATION, GET, PDF, answers_in, head, line, page, request
-from fort import fort
-from processes import wait_beside
+from gateway_setup import running_gateway
+from processes import wait_until_async
+from raw_http import (
+    CREATE,
+    CREATE_BODY,
+    GET,
+    PDF,
+    build_head,
+    build_request,
+    build_response,
+    parse_responses,
+    raw_connection,
+)
 from recorder import Recorder
 
 from plaid_relay_async import Timeouts
 
 MADE = json.dumps({"relay_token": "credit-relay-sandbox-mine", "request_id": "r"}).encode()
-STRAY = page(200, b'{"relay_token": "credit-relay-sandbox-of-another", "request_id": "stray"}')
+STRAY = build_response(200, b'{"relay_token": "credit-relay-sandbox-of-another", "request_id": "stray"}')
 HASTY = {"timeouts": Timeouts(connect=1, read=0.4, slow_read=0.4)}
 
 
@@ -31,24 +41,26 @@ async def test_no_redirect_is_followed(held, status, where):
     """The credentials go nowhere but to the upstream, and its Location goes to nobody."""
     async with Recorder() as elsewhere:
         location = where.replace("PORT", str(elsewhere.port))
-        held.upstream.says = lambda _: [page(status, b"", f"Location: {location}", "Refresh: 0; url=x")]
+        held.upstream.says = lambda _: [
+            build_response(status, b"", f"Location: {location}", "Refresh: 0; url=x")
+        ]
         answer = await held.call()
         assert answer.status == status
         assert "Location" not in answer.headers
         assert "Refresh" not in answer.headers
-        assert not elsewhere.heard
-    held.assert_nothing_came(but=1)
+        assert not elsewhere.attempts
+    held.assert_upstream_requests(count=1)
 
 
 SHORT = {
-    "a length": lambda body: [page(200, body + b" " * 50)[:-50]],
-    "a length, in two packets": lambda body: [page(200, body + b" " * 50)[:-60], body[-10:]],
-    "a chunk": lambda body: [head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked") + b"ff\r\n" + body],
+    "a length": lambda body: [build_response(200, body + b" " * 50)[:-50]],
+    "a length, in two packets": lambda body: [build_response(200, body + b" " * 50)[:-60], body[-10:]],
+    "a chunk": lambda body: [build_head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked") + b"ff\r\n" + body],
     "no last chunk": lambda body: [
-        head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked") + b"%x\r\n%s\r\n" % (len(body), body)
+        build_head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked") + b"%x\r\n%s\r\n" % (len(body), body)
     ],
     "gzip": lambda body: [
-        page(200, gzip.compress(body * 30, mtime=0), "Content-Encoding: gzip")[:-20],
+        build_response(200, gzip.compress(body * 30, mtime=0), "Content-Encoding: gzip")[:-20],
     ],
 }
 
@@ -58,36 +70,44 @@ SHORT = {
 @pytest.mark.parametrize("path", [CREATE, GET, PDF])
 async def test_an_answer_that_breaks_off_looks_broken_off(says, then, path):
     """It is passed on as far as it came, and the caller's connection ends without the end of its framing."""
-    async with fort(**HASTY) as held:
+    async with running_gateway(**HASTY) as held:
         held.upstream.says, held.upstream.then, held.upstream.pause = lambda _: says(MADE), then, 0.02
-        answers = await held.ask(request(path, {"relay_token": "x"}, key=held.keys["lender"], last=False))
+        answers = await held.exchange(
+            build_request(path, {"relay_token": "x"}, key=held.keys["lender"], close=False)
+        )
         assert len(answers) == 1
         if answers[0].status == 200:
-            assert not answers[0].whole
+            assert not answers[0].complete
             assert answers[0].body.startswith(b'{"relay_token"') or then == "reset" or "gzip" in str(says)
         else:  # nothing of it had come through
-            assert (answers[0].status, answers[0].code) in {(502, "UPSTREAM_LOST"), (504, "UPSTREAM_TIMEOUT")}
+            assert (answers[0].status, answers[0].error_code) in {
+                (502, "UPSTREAM_LOST"),
+                (504, "UPSTREAM_TIMEOUT"),
+            }
 
 
 async def test_an_answer_that_breaks_off_ends_in_a_reset_for_who_has_no_framing():
     """To a caller of HTTP/1.0 the end of a connection is the end of an answer, so it mustn't look like one."""
-    async with fort(**HASTY) as held, line(held.gateway.url) as opened:
+    async with running_gateway(**HASTY) as held, raw_connection(held.gateway.url) as opened:
         held.upstream.says, held.upstream.then = lambda _: SHORT["a chunk"](MADE), "close"
-        asked = request(GET, {"relay_token": "x"}, key=held.keys["lender"]).replace(b"HTTP/1.1", b"HTTP/1.0")
-        await opened.say(asked)
+        asked = build_request(GET, {"relay_token": "x"}, key=held.keys["lender"]).replace(
+            b"HTTP/1.1", b"HTTP/1.0"
+        )
+        await opened.send(asked)
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(opened.reader.read(), 60)
 
 
 LONG = {
-    "a stray answer behind the length": page(200, MADE) + STRAY,
-    "bytes behind the length": page(200, MADE) + b'{"relay_token": "credit-relay-sandbox-of-another"}',
-    "a length of nothing": page(200, b"") + MADE,
-    "a stray answer behind the chunks": head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked")
+    "a stray answer behind the length": build_response(200, MADE) + STRAY,
+    "bytes behind the length": build_response(200, MADE)
+    + b'{"relay_token": "credit-relay-sandbox-of-another"}',
+    "a length of nothing": build_response(200, b"") + MADE,
+    "a stray answer behind the chunks": build_head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked")
     + b"%x\r\n%s\r\n0\r\n\r\n" % (len(MADE), MADE)
     + STRAY,
-    "a body where there is none": head("HTTP/1.1 204 No Content") + STRAY,
-    "a body behind 304": head("HTTP/1.1 304 Not Modified", "Content-Length: 5") + STRAY,
+    "a body where there is none": build_head("HTTP/1.1 204 No Content") + STRAY,
+    "a body behind 304": build_head("HTTP/1.1 304 Not Modified", "Content-Length: 5") + STRAY,
 }
 
 
@@ -98,20 +118,20 @@ async def test_what_comes_behind_an_answer_reaches_nobody(held, came, later, del
     cut = came.find(b"HTTP", 5)
     pieces = [came[:cut], came[cut:]] if later and cut > 0 else [came]
     held.upstream.says, held.upstream.pause = lambda _: pieces, later
-    async with line(held.gateway.url) as first, line(held.gateway.url) as second:
-        await first.say(request(key=held.keys["lender"], last=False))
-        one = answers_in((await _some(first)) or b"HTTP/1.1 502 x\r\nContent-Length: 0\r\n\r\n")[0]
+    async with raw_connection(held.gateway.url) as first, raw_connection(held.gateway.url) as second:
+        await first.send(build_request(key=held.keys["lender"], close=False))
+        one = parse_responses((await _some(first)) or b"HTTP/1.1 502 x\r\nContent-Length: 0\r\n\r\n")[0]
         assert b"of-another" not in one.body
         held.upstream.says, held.upstream.pause = held.upstream.created, 0.0
         await asyncio.sleep(delay + (later and 0.15))
         for opened in (first, second, second):
-            await opened.say(request(key=held.keys["lender"], last=False))
+            await opened.send(build_request(key=held.keys["lender"], close=False))
             came_back = await _some(opened)
             assert b"of-another" not in came_back
-            for answer in answers_in(
+            for answer in parse_responses(
                 came_back
             ):  # what couldn't leave on such a connection is told as not sent
-                assert answer.status == 200 or answer.code == "UPSTREAM_UNREACHABLE"
+                assert answer.status == 200 or answer.error_code == "UPSTREAM_UNREACHABLE"
 
 
 async def _some(opened) -> bytes:
@@ -147,33 +167,35 @@ CUT_UP = {
     ),
     "not HTTP": lambda: [b"220 mail.example ESMTP\r\n"],
     "HTTP/2": lambda: [b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + bytes(18)],
-    "two lengths": lambda: [head("HTTP/1.1 200 OK", "Content-Length: 5", "Content-Length: 6") + b"123456"],
+    "two lengths": lambda: [
+        build_head("HTTP/1.1 200 OK", "Content-Length: 5", "Content-Length: 6") + b"123456"
+    ],
     "both lengths": lambda: [
-        head("HTTP/1.1 200 OK", "Content-Length: 5", "Transfer-Encoding: chunked")
+        build_head("HTTP/1.1 200 OK", "Content-Length: 5", "Transfer-Encoding: chunked")
         + b"5\r\n12345\r\n0\r\n\r\n"
     ],
-    "a negative length": lambda: [head("HTTP/1.1 200 OK", "Content-Length: -5") + b"12345"],
-    "a length that is none": lambda: [head("HTTP/1.1 200 OK", "Content-Length: five") + b"12345"],
-    "101": lambda: [head("HTTP/1.1 101 Switching Protocols", "Upgrade: h2c", "Connection: Upgrade")],
+    "a negative length": lambda: [build_head("HTTP/1.1 200 OK", "Content-Length: -5") + b"12345"],
+    "a length that is none": lambda: [build_head("HTTP/1.1 200 OK", "Content-Length: five") + b"12345"],
+    "101": lambda: [build_head("HTTP/1.1 101 Switching Protocols", "Upgrade: h2c", "Connection: Upgrade")],
     "100 without an end": lambda: itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n" * 50, 5_000),
     "103 without an end": lambda: itertools.repeat(
         b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 50, 5_000
     ),
     "nothing": list,
-    "a NUL in a header": lambda: [page(200, MADE, "X: a\0b")],
-    "a header that is folded": lambda: [page(200, MADE, "Content-Type: a/b;\r\n x=1")],
+    "a NUL in a header": lambda: [build_response(200, MADE, "X: a\0b")],
+    "a header that is folded": lambda: [build_response(200, MADE, "Content-Type: a/b;\r\n x=1")],
 }
 
 
 @pytest.mark.parametrize("says", CUT_UP.values(), ids=CUT_UP)
 async def test_an_answer_that_is_no_http_is_lost(says):
     """What can't be read for certain is told as lost, which is unknown, and never as a refusal or a success."""
-    async with fort(**HASTY) as held:
+    async with running_gateway(**HASTY) as held:
         held.upstream.says, held.upstream.then = lambda _: says(), "close"
-        answers = await held.ask(request(key=held.keys["lender"]))
+        answers = await held.exchange(build_request(key=held.keys["lender"]))
         assert len(answers) <= 1
         for answer in answers:
-            told = (answer.status, answer.code)
+            told = (answer.status, answer.error_code)
             assert told in {(502, "UPSTREAM_LOST"), (504, "UPSTREAM_TIMEOUT")} or answer.body in {
                 MADE,
                 b"12345",
@@ -185,7 +207,7 @@ async def test_an_answer_that_is_no_http_is_lost(says):
 )
 async def test_what_comes_before_an_answer_is_passed_over(held, prelude):
     """Interim answers are the upstream's and the gateway's affair."""
-    held.upstream.says = lambda _: [prelude + page(200, MADE)]
+    held.upstream.says = lambda _: [prelude + build_response(200, MADE)]
     answer = await held.call()
     assert (answer.status, answer.body) == (200, MADE)
 
@@ -230,7 +252,9 @@ KEPT = {
 @pytest.mark.parametrize("status", [200, 400, 429, 500])
 async def test_an_upstreams_other_headers_stay_behind(held, status):
     """What a caller needs of an answer's headers comes down as it was; all else doesn't."""
-    held.upstream.says = lambda _: [page(status, MADE, *DOWN, *(f"{k}: {v}" for k, v in KEPT.items()))]
+    held.upstream.says = lambda _: [
+        build_response(status, MADE, *DOWN, *(f"{k}: {v}" for k, v in KEPT.items()))
+    ]
     answer = await held.call()
     assert (answer.status, answer.body) == (status, MADE)
     assert {name: answer.headers.get_all(name) for name in KEPT} == {k: [v] for k, v in KEPT.items()}
@@ -251,9 +275,9 @@ async def test_an_upstreams_other_headers_stay_behind(held, status):
 @pytest.mark.parametrize("code", [b"\r\nX-Injected: 1", b"\nX-Injected: 1", b"\x00", b"\xff"])
 async def test_no_header_of_the_upstream_splits_the_answer(held, code):
     """A value that would end its line doesn't come down."""
-    raw = page(400, b"{}", "Plaid-Request-ID: abcMARK").replace(b"MARK", code)
+    raw = build_response(400, b"{}", "Plaid-Request-ID: abcMARK").replace(b"MARK", code)
     held.upstream.says = lambda _: [raw]
-    (answer,) = await held.ask(request(key=held.keys["lender"]))
+    (answer,) = await held.ask(build_request(key=held.keys["lender"]))
     assert "X-Injected" not in answer.headers
 
 
@@ -266,7 +290,9 @@ async def test_a_quoted_secret_comes_down_to_nobody(held, caplog, status, size):
     def quoting(came):
         said = " ".join(came.decode("latin-1").split()).replace('"', "'")
         told = {"error_type": "API_ERROR", "error_code": said, "error_message": said, "request_id": said}
-        whole = page(status, json.dumps(told).encode(), f"Plaid-Request-ID: {said}", f"Retry-After: {said}")
+        whole = build_response(
+            status, json.dumps(told).encode(), f"Plaid-Request-ID: {said}", f"Retry-After: {said}"
+        )
         return [whole[n : n + size] for n in range(0, len(whole), size)]
 
     held.upstream.says = quoting
@@ -284,11 +310,14 @@ async def test_the_bytes_of_an_answer_are_the_upstreams(held):
     body = bytes(range(256)) * 999
     nearly = b"canary-upstream-of-the-own" * 99
     for says in (
-        [page(200, nearly)],
-        [page(200, body)],
-        [page(200, body)[:100], page(200, body)[100:]],
-        [head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked"), b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)],
-        [page(200, gzip.compress(body), "Content-Encoding: gzip")],
+        [build_response(200, nearly)],
+        [build_response(200, body)],
+        [build_response(200, body)[:100], build_response(200, body)[100:]],
+        [
+            build_head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked"),
+            b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body),
+        ],
+        [build_response(200, gzip.compress(body), "Content-Encoding: gzip")],
     ):
         held.upstream.says = lambda _, says=says: says
         answer = await held.call(PDF)
@@ -301,12 +330,14 @@ async def test_a_gzip_bomb_of_the_upstreams_is_bounded(held):
     """300 MB in a few hundred KB neither fill the memory nor hold the gateway up for long."""
     bomb = gzip.compress(b" " * (300 * 2**20), compresslevel=9)
     held.upstream.says = lambda came: (
-        [page(200, bomb, "Content-Encoding: gzip")] if b"/get" in came else held.upstream.created(came)
+        [build_response(200, bomb, "Content-Encoding: gzip")]
+        if b"/get" in came
+        else held.upstream.created(came)
     )
     tracemalloc.start()
     try:
-        async with line(held.gateway.url) as opened:
-            await opened.say(request(GET, {"relay_token": "x"}, key=held.keys["lender"]))
+        async with raw_connection(held.gateway.url) as opened:
+            await opened.send(build_request(GET, {"relay_token": "x"}, key=held.keys["lender"]))
             for _ in range(3):
                 assert (await held.call()).status == 200
             while await opened.reader.read(2**20):
@@ -333,7 +364,7 @@ QUOTED = b'{"relay_token": "t", "x": "canary-upstream-of-the-owner", "request_id
 )
 async def test_an_answer_that_can_not_be_decoded_is_not_passed_on(held, audit, lines):
     """It could quote the secret; the call may have been carried out, and the audit says that nothing is known."""
-    held.upstream.says = lambda _: [page(200, gzip.compress(gzip.compress(QUOTED)), *lines)]
+    held.upstream.says = lambda _: [build_response(200, gzip.compress(gzip.compress(QUOTED)), *lines)]
     answer = await held.call()
     assert (answer.status, answer.code) == (502, "UPSTREAM_ENCODING")
     told = json.loads(audit.records[-1].getMessage())
@@ -343,7 +374,7 @@ async def test_an_answer_that_can_not_be_decoded_is_not_passed_on(held, audit, l
 @pytest.mark.parametrize("size", [7, 100_000])
 async def test_x_gzip_is_gzip(held, size):
     """The older name of gzip is decoded, and the secret in it redacted."""
-    zipped = page(200, gzip.compress(QUOTED), "Content-Encoding: x-gzip")
+    zipped = build_response(200, gzip.compress(QUOTED), "Content-Encoding: x-gzip")
     held.upstream.says = lambda _: [zipped[n : n + size] for n in range(0, len(zipped), size)]
     answer = await held.call()
     assert (answer.status, answer.whole) == (200, True)
@@ -353,7 +384,7 @@ async def test_x_gzip_is_gzip(held, size):
 async def test_an_empty_body_is_whole_whatever_its_encoding(held, audit):
     """A 429 without a body is a 429 to the caller, and not an answer that was lost."""
     for encoding in ("x-gzip", "gzip"):
-        held.upstream.says = lambda _: [page(429, b"", f"Content-Encoding: {encoding}")]  # noqa: B023
+        held.upstream.says = lambda _: [build_response(429, b"", f"Content-Encoding: {encoding}")]  # noqa: B023
         answer = await held.call()
         assert (answer.status, answer.whole, answer.body) == (429, True, b"")
         told = json.loads(audit.records[-1].getMessage())
@@ -367,23 +398,25 @@ async def test_an_empty_body_is_whole_whatever_its_encoding(held, audit):
 )
 async def test_x_gzip_that_is_not_whole_looks_broken_off(held, body):
     """What can't be decoded to its end isn't a whole answer."""
-    held.upstream.says = lambda _: [page(200, body, "Content-Encoding: x-gzip")]
+    held.upstream.says = lambda _: [build_response(200, body, "Content-Encoding: x-gzip")]
     answer = await held.call()
     assert (answer.status, answer.whole) == (200, False)
 
 
 async def test_a_caller_that_leaves_costs_its_call_alone():
     """The upstream's connection comes back, or is closed; nothing of that answer reaches another."""
-    async with fort(**HASTY) as held:
+    async with running_gateway(**HASTY) as held:
         for n in range(10):
             held.upstream.says = lambda came: [b"", *held.upstream.created(came)]
             held.upstream.pause = 0.05
-            async with line(held.gateway.url) as opened:
-                await opened.say(
-                    request(CREATE, CREATION | {"secondary_client_id": f"gone{n}"}, key=held.keys["lender"])
+            async with raw_connection(held.gateway.url) as opened:
+                await opened.send(
+                    build_request(
+                        CREATE, CREATE_BODY | {"secondary_client_id": f"gone{n}"}, key=held.keys["lender"]
+                    )
                 )
-                await wait_beside(lambda: len(held.upstream.requests) == n + 1)  # noqa: B023
-        await wait_beside(lambda: not held.gateway._upstream.in_flight)
+                await wait_until_async(lambda: len(held.upstream.requests) == n + 1)  # noqa: B023
+        await wait_until_async(lambda: not held.gateway._upstream.in_flight)
         tokens = [(await held.call()).json["relay_token"] for _ in range(5)]
         assert tokens == [f"credit-relay-sandbox-{n}" for n in range(11, 16)]
-        held.assert_nothing_came(but=15)
+        held.assert_upstream_requests(count=15)

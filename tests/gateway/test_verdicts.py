@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from attrs import frozen
-from canaries import REPORT, SECRET, assert_clean, assert_shows_nothing
-from faults import AFTER, page
+from canaries import REPORT_TOKEN, SECRET, assert_error_is_clean, assert_no_canary
+from fault_proxy import PASS, FaultProxy, WireFault
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from matrix import COLUMNS, HALF_A_SECOND, HASTY, LESS_HASTY, SECTIONS, Row, limited, maintenance
-from proxy import PASS, Fault, Proxy
+from matrix import (
+    HALF_A_SECOND,
+    OPERATIONS,
+    READ_TIMEOUT,
+    SECTIONS,
+    SHORT_READ_TIMEOUT,
+    FaultRow,
+    maintenance,
+    rate_limited,
+)
 from support import OWNER, QUICK, sampled
+from wire_faults import AFTER, build_response
 
 from plaid_relay_async import (
     Credentials,
@@ -29,7 +38,7 @@ from plaid_relay_async import (
     RetryPolicy,
     Timeouts,
 )
-from plaid_relay_async.errors import Ending, ending_of
+from plaid_relay_async.errors import Certainty, certainty_of
 from plaid_relay_async.gateway import Gateway
 from plaid_relay_async.gateway.keys import new_key
 from plaid_relay_async.simulator import Simulator
@@ -40,7 +49,7 @@ if TYPE_CHECKING:
 CREDENTIALS = {each: Credentials(each, SECRET) for each in ("owner", "partner")}
 READS, CREATING = {"get", "get_pdf"}, {"create", "refresh"}
 CALLS = {
-    "create": ("owner", lambda client, _: client.relay.create([REPORT], "another")),
+    "create": ("owner", lambda client, _: client.relay.create([REPORT_TOKEN], "another")),
     "get": ("partner", lambda client, token: client.relay.get(token)),
     "get_pdf": ("partner", lambda client, token: client.relay.get_pdf(token)),
     "refresh": ("partner", lambda client, token: client.relay.refresh(token)),
@@ -58,7 +67,7 @@ class Through:
     """A client behind a gateway behind a proxy that fails, and the simulator's books."""
 
     plaid: Simulator
-    proxy: Proxy
+    proxy: FaultProxy
     gateway: Gateway
     clients: dict[str, RelayClient]
     token: str
@@ -68,10 +77,10 @@ class Through:
 async def through(choose: Any, *, client: dict[str, Any], **gateway: Any) -> AsyncIterator[Through]:
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        plaid = await enter(Simulator(clients=dict.fromkeys(CREDENTIALS, SECRET), reports=[REPORT]))
+        plaid = await enter(Simulator(clients=dict.fromkeys(CREDENTIALS, SECRET), reports=[REPORT_TOKEN]))
         async with RelayClient(CREDENTIALS["owner"], base_url=plaid.url) as owner:
-            token = (await owner.relay.create([REPORT], "partner")).relay_token
-        proxy = await enter(Proxy(int(plaid.url.rpartition(":")[2]), choose))
+            token = (await owner.relay.create([REPORT_TOKEN], "partner")).relay_token
+        proxy = await enter(FaultProxy(int(plaid.url.rpartition(":")[2]), choose))
         made = {name: new_key(name, credentials=name) for name in CREDENTIALS}
         # What its caller has given up need not be waited for.
         upstream = {"upstream": f"http://127.0.0.1:{proxy.port}", "drain": 0.1} | gateway
@@ -103,13 +112,13 @@ def assert_honest(operation: str, end: Any, made: int, *, surely_not: bool) -> N
         )
         assert not (surely_not and isinstance(end, OutcomeUnknownError)), "what wasn't is not unknown"
     if failed and operation == "remove" and made:
-        assert ending_of(end) is not Ending.ANSWERED or end.sent, (
+        assert certainty_of(end) is not Certainty.DEFINITIVE or end.sent, (
             "a removal that was carried out is no refusal"
         )
     if failed:
-        assert_shows_nothing(end)
+        assert_error_is_clean(end)
     else:
-        assert_clean(repr(end))
+        assert_no_canary(repr(end))
 
 
 # What the client is told directly, and what it may be told through a gateway beside that. A gateway that reads a
@@ -149,9 +158,9 @@ def word_for(end: Any) -> str:
     return "inferred" if getattr(end, "inferred", False) else "done"
 
 
-def fits(row: Row) -> bool:
+def fits(row: FaultRow) -> bool:
     """Whether a row is about an upstream over plain http, and takes no minutes."""
-    return row.server in {"http", "nobody", "no name"} and not row.dying and not row.warm
+    return row.server in {"http", "nobody", "no name"} and not row.server_closes and not row.reuses_connection
 
 
 ROWS = {
@@ -167,14 +176,14 @@ UPSTREAMS = {"nobody": "http://127.0.0.1:1", "no name": "https://plaid.invalid"}
 CASES = [
     (name, row, hasty)
     for name, row in ROWS.items()
-    for hasty in (["client", "gateway"] if row.settings in (HASTY, LESS_HASTY) else ["client"])
+    for hasty in (["client", "gateway"] if row.settings in (SHORT_READ_TIMEOUT, READ_TIMEOUT) else ["client"])
 ]
 AT_ONCE = 4
 # How many bytes lie between two cuts.
 EVERY_BYTE = [10, pytest.param(1, marks=pytest.mark.full_size)]
 
 
-async def struck(row: Row, hasty: str, operation: str) -> tuple[Any, int]:
+async def struck(row: FaultRow, hasty: str, operation: str) -> tuple[Any, int]:
     """What the caller gets of a fault, and how often the operation was carried out."""
     series = itertools.chain(row.faults, itertools.repeat(row.faults[-1]))
     client = {} if hasty == "gateway" else dict(row.settings)
@@ -197,15 +206,15 @@ async def test_a_fault_reads_as_it_does_directly_or_weaker(clean_logs, first):
             group.create_task(assert_no_bolder(row, hasty), name=f"{name}, {hasty}")
 
 
-async def assert_no_bolder(row: Row, hasty: str) -> None:
-    refusals_only = all(fault.refuses or fault is PASS for fault in row.faults)
-    came = await asyncio.gather(*(struck(row, hasty, operation) for operation in COLUMNS))
-    for operation, (end, made) in zip(COLUMNS, came, strict=True):
+async def assert_no_bolder(row: FaultRow, hasty: str) -> None:
+    refusals_only = all(fault.declines or fault is PASS for fault in row.faults)
+    came = await asyncio.gather(*(struck(row, hasty, operation) for operation in OPERATIONS))
+    for operation, (end, made) in zip(OPERATIONS, came, strict=True):
         assert_honest(operation, end, made, surely_not=refusals_only)
         direct, seen = getattr(row, operation).split()[0], word_for(end)
         assert seen == direct or seen in WEAKER[direct], (row.name, hasty, operation, direct, seen, end)
-        if row.told is not None and isinstance(end, PlaidRelayError) and hasattr(end, "retry_after"):
-            assert end.retry_after == pytest.approx(row.told, abs=1)
+        if row.retry_after is not None and isinstance(end, PlaidRelayError) and hasattr(end, "retry_after"):
+            assert end.retry_after == pytest.approx(row.retry_after, abs=1)
 
 
 @pytest.mark.parametrize("step", EVERY_BYTE)
@@ -213,17 +222,17 @@ async def test_a_creation_cut_at_every_byte_is_made_or_unknown(clean_logs, step)
     """Wherever the answer ends: a token that came whole is the ledger's, and all else is unknown."""
     cut = 0
 
-    def choose() -> Fault:
-        return Fault(AFTER, lambda _, answer: [answer[:cut]], "close")
+    def choose() -> WireFault:
+        return WireFault(AFTER, lambda _, answer: [answer[:cut]], "close")
 
     unread = {"created": 0, "unknown": 0}
     async with through(choose, client={}) as built:
         client = built.clients["owner"]
         for cut in range(0, 420, step):
             try:
-                made = await client.relay.create([REPORT], f"p{cut}")
+                made = await client.relay.create([REPORT_TOKEN], f"p{cut}")
             except OutcomeUnknownError as error:
-                assert_shows_nothing(error)
+                assert_error_is_clean(error)
                 unread["unknown"] += 1
             else:
                 assert made.relay_token == built.plaid.ledger[-1]["relay_token"]
@@ -244,12 +253,12 @@ async def test_a_refresh_cut_at_every_byte_in_chunks_is_made_or_unknown(clean_lo
         whole += b"".join(b"7\r\n%s\r\n" % body[n : n + 7] for n in range(0, len(body) - 7, 7))
         return [whole[:cut]]
 
-    async with through(lambda: Fault(AFTER, pieces, "close"), client={}) as built:
+    async with through(lambda: WireFault(AFTER, pieces, "close"), client={}) as built:
         for cut in range(0, 520, 3 * step):
             try:
                 fresh = await built.clients["partner"].relay.refresh(built.token)
             except OutcomeUnknownError as error:
-                assert_shows_nothing(error)
+                assert_error_is_clean(error)
             else:
                 assert fresh.relay_token == built.token
             assert len(built.plaid.refreshes) == cut // (3 * step) + 1
@@ -265,7 +274,7 @@ async def test_a_refresh_cut_at_every_byte_in_chunks_is_made_or_unknown(clean_lo
 async def test_the_servers_delay_comes_through(lines):
     """Retry-After arrives as it was sent, with the Date that it is held against."""
     client = {"timeouts": Timeouts(total=5)}
-    for fault, error in ((limited(*lines), RateLimitError), (maintenance(*lines), PlaidServerError)):
+    for fault, error in ((rate_limited(*lines), RateLimitError), (maintenance(*lines), PlaidServerError)):
         async with through(lambda fault=fault: fault, client=client) as built:
             end = await ended(built, "create")
             assert (type(end), end.retry_after, end.sent) == (error, pytest.approx(60), True)
@@ -280,7 +289,7 @@ async def test_a_call_that_could_not_leave_the_gateway_is_repeated():
         end = await ended(built, "create")
         assert not isinstance(end, OutcomeUnknownError)
         assert (end.error_code, end.status, end.attempts) == ("UPSTREAM_UNREACHABLE", 503, 3)
-        assert ending_of(end) is Ending.REFUSED
+        assert certainty_of(end) is Certainty.DECLINED
         built.proxy._server = await asyncio.start_server(built.proxy._accept, "127.0.0.1", port)
         assert (await ended(built, "create")).relay_token == built.plaid.ledger[-1]["relay_token"]
 
@@ -296,17 +305,17 @@ async def test_credentials_that_cannot_be_had_send_nothing(source):
             await asyncio.sleep(30)
 
     key, secret = new_key("one")
-    async with Simulator(reports=[REPORT]) as plaid:
+    async with Simulator(reports=[REPORT_TOKEN]) as plaid:
         options = {"upstream": plaid.url, "timeouts": Timeouts(total=0.3)}
         async with (
             Gateway([key], credentials={"default": fails}, **options) as gateway,
             RelayClient(gateway_key=secret, base_url=gateway.url, retry=RetryPolicy(attempts=1)) as client,
         ):
             with pytest.raises(PlaidRelayError) as caught:
-                await client.relay.create([REPORT], "p")
+                await client.relay.create([REPORT_TOKEN], "p")
         assert not isinstance(caught.value, OutcomeUnknownError)
         assert not plaid.requests
-        assert_shows_nothing(caught.value)
+        assert_error_is_clean(caught.value)
 
 
 ANSWERS = st.sampled_from(
@@ -339,30 +348,30 @@ async def test_any_answer_reads_through_the_gateway_as_it_does_directly(clean_lo
     ):
         for status, code, acts, as_html, cut in drawn:
             body: Any = "<html>no</html>" if as_html else {"error_type": "API_ERROR", "error_code": code}
-            said = page(200, body).replace(b"200 OK", f"{status} Whatever".encode())
-            current = Fault(acts, lambda *_, said=said, cut=cut: [said[:cut]], "close")
+            said = build_response(200, body).replace(b"200 OK", f"{status} Whatever".encode())
+            current = WireFault(acts, lambda *_, said=said, cut=cut: [said[:cut]], "close")
             endings = []
             for client in (direct, built.clients["owner"]):
                 try:
-                    await client.relay.create([REPORT], "p")
+                    await client.relay.create([REPORT_TOKEN], "p")
                 except PlaidRelayError as error:
-                    endings.append(ending_of(error))
+                    endings.append(certainty_of(error))
                 else:
                     endings.append(None)
-            assert endings[1] in {endings[0], Ending.UNKNOWN}, (status, code, acts, as_html, cut, endings)
+            assert endings[1] in {endings[0], Certainty.IN_DOUBT}, (status, code, acts, as_html, cut, endings)
 
 
 async def test_nothing_is_unknown_that_the_gateway_refused():
     """The gateway's own refusals of a creation say that nothing was carried out, and name the way out."""
     key, secret = new_key("one", partners=["p"], operations=["/credit/relay/create"])
-    async with Simulator(reports=[REPORT]) as plaid:
+    async with Simulator(reports=[REPORT_TOKEN]) as plaid:
         async with Gateway([key], upstream=plaid.url, credentials={"default": OWNER}) as gateway:
             for gateway_key, partner in (("plaid-gateway-of-nobody", "p"), (secret, "q")):
                 async with RelayClient(gateway_key=gateway_key, base_url=gateway.url) as client:
                     with pytest.raises(PlaidRelayError) as caught:
-                        await client.relay.create([REPORT], partner)
+                        await client.relay.create([REPORT_TOKEN], partner)
                     error = caught.value
-                    assert ending_of(error) is Ending.ANSWERED
+                    assert certainty_of(error) is Certainty.DEFINITIVE
                     assert error.error_type == "GATEWAY_ERROR"
                     assert error.suggested_action
         assert not plaid.requests
@@ -387,11 +396,11 @@ async def test_a_batch_through_faults_at_random_agrees_with_the_ledger(rounds):
     for seed in range(rounds):
         draw = random.Random(seed)
 
-        def choose(draw=draw) -> Fault:
+        def choose(draw=draw) -> WireFault:
             return draw.choice(AT_RANDOM) if draw.random() < 0.2 else PASS
 
         async with through(choose, client={}, **timeouts) as built:
-            requests = RelayCreateRequest.fan_out([REPORT], [f"p{n}" for n in range(300)])
+            requests = RelayCreateRequest.fan_out([REPORT_TOKEN], [f"p{n}" for n in range(300)])
             result = await built.clients["owner"].relay.create_many(requests)
         entries = built.plaid.ledger[1:]
         tokens = {entry["secondary_client_id"]: entry["relay_token"] for entry in entries}

@@ -8,7 +8,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from journals import CREATE, KEY, opening, requests
+from journal_support import CREATE, KEY, creation_requests, engine_for_uri
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -164,8 +164,8 @@ async def test_a_file_that_is_gone_once_it_was_checked(folder):
     await database.open()
     path.unlink()
     with pytest.raises(JournalError, match="unable to open database file"):
-        await database.write(
-            database.line(), lambda connection: connection.exec_driver_sql("SELECT 1").close(), 0
+        await database.run_transaction(
+            database.new_connection(), lambda connection: connection.exec_driver_sql("SELECT 1").close(), 0
         )
     await database.close()
     assert list(folder.iterdir()) == []
@@ -178,8 +178,8 @@ async def test_permissions_that_were_widened_once_it_was_checked(folder):
     await database.open()
     path.chmod(0o644)
     with pytest.raises(ConfigurationError, match="too open"):
-        await database.write(
-            database.line(), lambda connection: connection.exec_driver_sql("SELECT 1").close(), 0
+        await database.run_transaction(
+            database.new_connection(), lambda connection: connection.exec_driver_sql("SELECT 1").close(), 0
         )
     await database.close()
     assert path.stat().st_size == 0
@@ -204,7 +204,7 @@ async def test_a_hard_link(client, report, folder):
     """A second name for the file, which would have another log and other locks, is refused under both names."""
     path, link = folder / "relay.db", folder / "link.db"
     async with Journal(path, key=KEY) as journal:
-        await client.relay.create_many(requests(report, 3), journal=journal)
+        await client.relay.create_many(creation_requests(report, 3), journal=journal)
     link.hardlink_to(path)
     for name in (path, link):
         await refused(name, "another name")
@@ -219,7 +219,7 @@ async def test_an_engine_that_opens_another_file(folder, uri):
     path = folder / "relay.db"
     with closing(sqlite3.connect(folder / "other.db")) as other:
         other.execute("CREATE TABLE t (a)")
-    async with opening(path, f"file:{folder / uri}" if uri.endswith("db") else uri) as engine:
+    async with engine_for_uri(path, f"file:{folder / uri}" if uri.endswith("db") else uri) as engine:
         with pytest.raises(ConfigurationError, match=r"SQLite has opened (none|.*other)"):
             await Journal(engine, key=KEY).open()
     assert path.stat().st_size == 0

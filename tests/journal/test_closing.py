@@ -8,7 +8,15 @@ import sqlite3
 from contextlib import asynccontextmanager, closing
 
 import pytest
-from journals import CREATE, KEY, REMOVE, all_of, expiry, of_the_ledger, requests
+from journal_support import (
+    CREATE,
+    KEY,
+    REMOVE,
+    creation_requests,
+    lease_expiry,
+    read_records,
+    tokens_per_partner,
+)
 
 from plaid_relay_async import BatchStoppedError, JournalError
 from plaid_relay_async.journal import Journal
@@ -42,7 +50,7 @@ async def arrived(plaid, count):
 
 
 async def outcomes_of(journal, run="x"):
-    return {record.secondary_client_id: record.outcome for record in await all_of(journal, run)}
+    return {record.secondary_client_id: record.outcome for record in await read_records(journal, run)}
 
 
 # ------------------------------------------------------------------------------------- all tasks cancelled
@@ -54,7 +62,7 @@ async def test_a_cancelled_group_is_repeated(plaid, client, report, url, state):
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "first", journal=journal)
         before = asyncio.all_tasks()
-        batch = client.relay.create_many(requests(report, 100), journal=journal, concurrency=10)
+        batch = client.relay.create_many(creation_requests(report, 100), journal=journal, concurrency=10)
         running = asyncio.ensure_future(batch)
 
         def writing():
@@ -68,12 +76,12 @@ async def test_a_cancelled_group_is_repeated(plaid, client, report, url, state):
         assert running.cancelled()
         made = await client.relay.create([report], "later", journal=journal)
     async with Journal(url, run="x", key=KEY) as journal:
-        kept = {record.relay_token for record in await all_of(journal, "x")}
+        kept = {record.relay_token for record in await read_records(journal, "x")}
         outcomes = await outcomes_of(journal)
     assert made.relay_token in kept
     assert {outcome.relay_token for outcome in batch.result.created} <= kept
     begun = {partner for partner, outcome in outcomes.items() if outcome in {"created", "unknown"}}
-    assert set(of_the_ledger(plaid)) <= begun
+    assert set(tokens_per_partner(plaid)) <= begun
 
 
 async def test_a_token_behind_a_cancelled_group(plaid, client, report, tmp_path):
@@ -94,7 +102,7 @@ async def test_a_token_behind_a_cancelled_group(plaid, client, report, tmp_path)
         await asyncio.wait(calls)
     async with Journal(path, run="x", key=KEY) as journal:
         assert await outcomes_of(journal) == {"first": "created", "p0": "created", "p1": "not_attempted"}
-    assert of_the_ledger(plaid) == {"first": 1, "p0": 1}
+    assert tokens_per_partner(plaid) == {"first": 1, "p0": 1}
 
 
 async def test_a_lease_outlives_a_cancellation_of_all_tasks(plaid, client, report, postgres):
@@ -107,7 +115,7 @@ async def test_a_lease_outlives_a_cancellation_of_all_tasks(plaid, client, repor
         while len(moments) < 3:
             cancel_all(before)
             await asyncio.sleep(1)  # a busy machine has time for a heartbeat between two cancellations
-            moments.add(await expiry(postgres))
+            moments.add(await lease_expiry(postgres))
         await client.relay.create([report], "q", journal=journal)
     assert len(plaid.ledger) == 2
 
@@ -120,7 +128,7 @@ async def test_close_waits_for_a_call_in_flight(plaid, client, report, url):
     plaid.fail(Fault(path=CREATE, latency=1.5, when="after"))
     journal = Journal(url, run="x", key=KEY)
     await journal.open()
-    batch = client.relay.create_many(requests(report, 5), journal=journal, concurrency=2)
+    batch = client.relay.create_many(creation_requests(report, 5), journal=journal, concurrency=2)
     running = asyncio.ensure_future(batch)
     await arrived(plaid, 2)
     await asyncio.gather(journal.close(), journal.close())
@@ -153,7 +161,7 @@ async def test_an_outcome_that_comes_after_close(plaid, client, report, postgres
     plaid.fail(Fault(path=CREATE, latency=15, when="after", times=1))
     journal = Journal(postgres.url, run="x", key=KEY, lease=3)
     await journal.open()
-    batch = client.relay.create_many(requests(report, 1), journal=journal)
+    batch = client.relay.create_many(creation_requests(report, 1), journal=journal)
     running = asyncio.ensure_future(batch)
     await arrived(plaid, 1)
     await journal.close()
@@ -173,7 +181,7 @@ async def test_a_call_that_waits_for_its_next_attempt_is_not_waited_for_forever(
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
     journal = Journal(url, run="x", key=KEY)
     await journal.open()
-    batch = client.relay.create_many(requests(report, 1), journal=journal)
+    batch = client.relay.create_many(creation_requests(report, 1), journal=journal)
     running = asyncio.ensure_future(batch)
     await arrived(plaid, 1)
     await asyncio.sleep(0.2)
@@ -182,7 +190,9 @@ async def test_a_call_that_waits_for_its_next_attempt_is_not_waited_for_forever(
         await running
     assert len(plaid.requests) == 1
     async with Journal(url, run="x", key=KEY) as journal:
-        assert (await client.relay.create_many(requests(report, 1), journal=journal)).counts == {"created": 1}
+        assert (await client.relay.create_many(creation_requests(report, 1), journal=journal)).counts == {
+            "created": 1
+        }
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -208,8 +218,10 @@ async def test_close_is_cancelled(plaid, client, report, tmp_path, times):
     await asyncio.wait(calls)
     assert list(tmp_path.glob("*.lock")) == []
     async with Journal(path, run="x", key=KEY) as journal:
-        assert (await client.relay.create_many(requests(report, 2), journal=journal)).counts == {"created": 2}
-    assert of_the_ledger(plaid) == {"first": 1, "p0": 1, "p1": 1}
+        assert (await client.relay.create_many(creation_requests(report, 2), journal=journal)).counts == {
+            "created": 2
+        }
+    assert tokens_per_partner(plaid) == {"first": 1, "p0": 1, "p1": 1}
 
 
 async def test_all_tasks_are_cancelled_while_it_closes(plaid, client, report, url):

@@ -7,21 +7,21 @@ from collections import Counter
 
 import pytest
 from attrs import evolve
-from journals import (
+from journal_support import (
     CREATE,
     KEY,
     OTHER_KEY,
     REMOVE,
-    all_of,
-    create,
-    given_up_before_it_left,
-    held_back,
-    of_the_ledger,
-    requests,
+    cancelled_before_sending,
+    create_in_run,
+    creation_requests,
+    gated_responses,
+    read_records,
+    tokens_per_partner,
 )
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
-from support import OWNER, QUICK, Noting, program
+from support import OWNER, QUICK, RecordingJournal, python_process
 
 from plaid_relay_async import (
     ConfigurationError,
@@ -35,9 +35,9 @@ from plaid_relay_async import (
 )
 from plaid_relay_async.errors import Hidden
 from plaid_relay_async.journal import Journal, schema
-from plaid_relay_async.journal.schema import State
-from plaid_relay_async.journal.writing import Begin as Beginning
-from plaid_relay_async.journal.writing import BeginRemoval, ended
+from plaid_relay_async.journal.schema import CreationState
+from plaid_relay_async.journal.writer import RecordIntent as Beginning
+from plaid_relay_async.journal.writer import RecordRemovalIntent, outcome_command
 from plaid_relay_async.simulator import Fault
 
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
@@ -64,18 +64,18 @@ asyncio.run(main())
 async def test_what_is_created_is_on_record_and_served(plaid, client, report, url):
     """The same run again, or another, gets the tokens that there are, and nothing is sent."""
     async with Journal(url, run="x", key=KEY) as journal:
-        made = await client.relay.create_many(requests(report), journal=journal)
-        again = await client.relay.create_many(requests(report), journal=journal)
+        made = await client.relay.create_many(creation_requests(report), journal=journal)
+        again = await client.relay.create_many(creation_requests(report), journal=journal)
     async with Journal(url, run="y", key=KEY) as journal:
-        other = await client.relay.create_many(requests(report, 11), journal=journal)
+        other = await client.relay.create_many(creation_requests(report, 11), journal=journal)
         x, y = await journal.runs()
-        records = await all_of(journal, "y")
-        (only,) = await all_of(journal, "y", partner="p3", outcomes={"created"})
+        records = await read_records(journal, "y")
+        (only,) = await read_records(journal, "y", partner="p3", outcomes={"created"})
     tokens = {o.request.secondary_client_id: o.relay_token for o in made.created}
     assert all(o.journalled for o in [*made.created, *again.created, *other.created])
     assert {o.request.secondary_client_id: o.relay_token for o in again.created} == tokens
     assert {o.attempts for o in again.created} == {0}
-    assert of_the_ledger(plaid) == {f"p{n}": 1 for n in range(11)}
+    assert tokens_per_partner(plaid) == {f"p{n}": 1 for n in range(11)}
     assert (x.name, x.counts, y.counts) == ("x", {"created": 10}, {"created": 11})
     assert x.rate > 0
     assert x.started_at <= x.last_at
@@ -110,12 +110,12 @@ async def test_two_runs_over_the_same_pairs_make_each_once(plaid, client, report
     async with Journal(url, run="a", key=KEY) as one, Journal(url, run="a", key=KEY) as two:
         results = await asyncio.gather(
             *(
-                client.relay.create_many(requests(report, 300), journal=journal, concurrency=30)
+                client.relay.create_many(creation_requests(report, 300), journal=journal, concurrency=30)
                 for journal in (one, two)
             )
         )
     assert [result.counts["created"] for result in results] == [300, 300]
-    assert set(of_the_ledger(plaid).values()) == {1}
+    assert set(tokens_per_partner(plaid).values()) == {1}
 
 
 async def test_a_cancelled_call_is_waited_for_and_kept(plaid, client, report, url):
@@ -138,7 +138,7 @@ async def test_what_is_given_up_is_unknown_on_record(plaid, report, url):
     """An abandoned drain doesn't wait; what was in flight is unknown, and what had arrived is kept."""
     plaid.fail(Fault(path=CREATE, latency=5))
     async with RelayClient(OWNER, base_url=plaid.url) as client, Journal(url, key=KEY) as journal:
-        batch = client.relay.create_many(requests(report, 2), journal=journal)
+        batch = client.relay.create_many(creation_requests(report, 2), journal=journal)
         running = asyncio.ensure_future(batch)
         while len(plaid.requests) < 2:
             await asyncio.sleep(0.005)
@@ -165,7 +165,7 @@ async def test_a_pair_with_a_token_from_another_run(plaid, client, report, url, 
     async with Journal(url, run="y", key=KEY, on_existing=on_existing) as journal:
         for _ in range(2):
             result = await client.relay.create_many([RelayCreateRequest([report], "p")], journal=journal)
-        (record,) = await all_of(journal, "y")
+        (record,) = await read_records(journal, "y")
     assert len(plaid.ledger) == made
     if on_existing == "refuse":
         assert isinstance(result.failed[0].error, DuplicateRequestError)
@@ -181,10 +181,10 @@ async def test_what_failed_for_good_is_served_and_what_can_pass_is_tried_again(p
     plaid.fail(Fault(path=CREATE, secondary_client_id="p1", status=503, body=down))
     async with Journal(url, run="x", key=KEY) as journal:
         short = evolve(QUICK, max_pause=0.001)
-        await client.relay.create_many(requests(report, 2), journal=journal, retry=short)
+        await client.relay.create_many(creation_requests(report, 2), journal=journal, retry=short)
         plaid.heal()
         sent = len(plaid.requests)
-        result = await client.relay.create_many(requests(report, 2), journal=journal)
+        result = await client.relay.create_many(creation_requests(report, 2), journal=journal)
     assert isinstance(result.failed[0].error, InvalidRequestError)
     assert result.failed[0].journalled
     assert [o.request.secondary_client_id for o in result.created] == ["p1"]
@@ -195,32 +195,40 @@ async def test_unknown_stays_unknown_until_it_is_to_be_tried_again(plaid, client
     """Another run's unknown is never taken for absent; with retry_unknown there may be two tokens."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY) as journal:
-        await client.relay.create_many(requests(report, 1), journal=journal)
+        await client.relay.create_many(creation_requests(report, 1), journal=journal)
         plaid.heal()
-        assert (await client.relay.create_many(requests(report, 1), journal=journal)).counts == {"unknown": 1}
-        (record,) = await all_of(journal, "x")
+        assert (await client.relay.create_many(creation_requests(report, 1), journal=journal)).counts == {
+            "unknown": 1
+        }
+        (record,) = await read_records(journal, "x")
         assert (record.outcome, record.error_code) == ("unknown", "INTERNAL_SERVER_ERROR")
     async with Journal(url, run="y", key=KEY) as journal:
-        assert (await client.relay.create_many(requests(report, 1), journal=journal)).counts == {"unknown": 1}
+        assert (await client.relay.create_many(creation_requests(report, 1), journal=journal)).counts == {
+            "unknown": 1
+        }
         assert (await journal.status("y")).error_codes == {"INTERNAL_SERVER_ERROR": 1}
     async with Journal(url, run="y", key=KEY, retry_unknown=True) as journal:
-        assert (await client.relay.create_many(requests(report, 1), journal=journal)).counts == {"created": 1}
+        assert (await client.relay.create_many(creation_requests(report, 1), journal=journal)).counts == {
+            "created": 1
+        }
         assert (await journal.status("y")).counts == {"created": 1}
-    assert of_the_ledger(plaid) == {"p0": 2}
+    assert tokens_per_partner(plaid) == {"p0": 2}
 
 
 async def test_a_killed_process_leaves_unknowns(plaid, client, report, url):
     """What it had begun is in flight while it may live, and unknown once it surely doesn't."""
     for partner in ("p0", "p1", "p2"):
         plaid.fail(Fault(path=CREATE, secondary_client_id=partner, latency=30))
-    async with program(RUN, plaid.url, url, report, KEY, "60", "4") as process:
+    async with python_process(RUN, plaid.url, url, report, KEY, "60", "4") as process:
         while len(plaid.requests) < 3:
             await asyncio.sleep(0.01)
         async with Journal(url, run="x", key=KEY, lease=4) as journal:
             assert (await journal.status("x")).counts == {"in_flight": 3}
             with pytest.raises(JournalError, match="somebody works on the run 'x'"):
                 await journal.forget("x")
-            waiting = asyncio.ensure_future(client.relay.create_many(requests(report, 4), journal=journal))
+            waiting = asyncio.ensure_future(
+                client.relay.create_many(creation_requests(report, 4), journal=journal)
+            )
             await asyncio.sleep(0.1)
             process.kill()
             await process.wait()
@@ -234,7 +242,7 @@ async def test_a_killed_process_leaves_unknowns(plaid, client, report, url):
 async def test_what_a_killed_process_left_unknown_is_created_again_with_retry_unknown(plaid, report, url):
     """Once its requests can't be in flight any more, each pair gets a token, and nothing hangs."""
     plaid.fail(*(Fault(path=CREATE, secondary_client_id=f"p{n}", latency=30) for n in range(3)))
-    async with program(RUN, plaid.url, url, report, KEY, "1", "1") as process:
+    async with python_process(RUN, plaid.url, url, report, KEY, "1", "1") as process:
         while len(plaid.requests) < 3:
             await asyncio.sleep(0.01)
         process.kill()
@@ -242,9 +250,9 @@ async def test_what_a_killed_process_left_unknown_is_created_again_with_retry_un
     plaid.heal()
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal, asyncio.timeout(30):
-            result = await client.relay.create_many(requests(report, 4), journal=journal)
+            result = await client.relay.create_many(creation_requests(report, 4), journal=journal)
     assert result.counts == {"created": 4}
-    assert of_the_ledger(plaid) == {f"p{n}": 1 for n in range(4)}
+    assert tokens_per_partner(plaid) == {f"p{n}": 1 for n in range(4)}
 
 
 async def test_what_an_ended_process_left_unknown_is_created_again_with_retry_unknown(
@@ -255,10 +263,10 @@ async def test_what_an_ended_process_left_unknown_is_created_again_with_retry_un
         await client.relay.create([report], "p", journal=journal)
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
         begun = schema.entries.update().values(state="begun", token=None)
-        await journal._write(lambda connection: connection.execute(begun).close())
+        await journal._run_transaction(lambda connection: connection.execute(begun).close())
         async with asyncio.timeout(30):
             assert await client.relay.create([report], "p", journal=journal)
-    assert of_the_ledger(plaid) == {"p": 2}
+    assert tokens_per_partner(plaid) == {"p": 2}
 
 
 async def test_what_another_run_made_meanwhile_is_told_as_such(plaid, client, report, url):
@@ -267,13 +275,13 @@ async def test_what_another_run_made_meanwhile_is_told_as_such(plaid, client, re
     plaid.fail(Fault(path=CREATE, status=503, body=down))
     async with Journal(url, run="y", key=KEY) as y, Journal(url, run="x", key=KEY) as x:
         short = evolve(QUICK, max_pause=0.001)
-        await client.relay.create_many(requests(report, 1), journal=y, retry=short)
+        await client.relay.create_many(creation_requests(report, 1), journal=y, retry=short)
         plaid.heal()
         await asyncio.sleep(0.01)
         made = await client.relay.create([report], "p0", journal=x)
         for _ in range(2):
             assert (await client.relay.create([report], "p0", journal=y)).relay_token == made.relay_token
-        (record,) = await all_of(y, "y")
+        (record,) = await read_records(y, "y")
     assert (record.outcome, record.own) == ("created", False)
 
 
@@ -286,8 +294,12 @@ async def test_what_waits_for_its_turn_is_not_attempted(plaid, report, url):
 
     async with RelayClient(OWNER, base_url=plaid.url, rate_limiter=Closed()) as client:
         async with Journal(url, run="x", key=KEY) as journal:
-            first = asyncio.ensure_future(client.relay.create_many(requests(report, 1), journal=journal))
-            second = asyncio.ensure_future(client.relay.create_many(requests(report, 1), journal=journal))
+            first = asyncio.ensure_future(
+                client.relay.create_many(creation_requests(report, 1), journal=journal)
+            )
+            second = asyncio.ensure_future(
+                client.relay.create_many(creation_requests(report, 1), journal=journal)
+            )
             while not await journal.runs() or not (await journal.status("x")).counts:
                 await asyncio.sleep(0.01)
             assert (await journal.status("x")).counts == {"not_attempted": 1}
@@ -310,7 +322,7 @@ async def test_a_timeout_is_kept_while_the_credentials_hang(plaid, report, url):
         with pytest.raises(NotSentError, match="source of the credentials raised TimeoutError"):
             async with asyncio.timeout(30):
                 await client.relay.create([report], "p", journal=journal, timeout=0.3)
-        result = await client.relay.create_many(requests(report, 2), journal=journal, timeout=0.3)
+        result = await client.relay.create_many(creation_requests(report, 2), journal=journal, timeout=0.3)
     assert (len(result.failed), plaid.counts[CREATE]) == (2, 0)
     assert not any(outcome.error.sent for outcome in result.failed)
 
@@ -321,7 +333,7 @@ async def test_whoever_ended_in_good_order_is_not_waited_for(plaid, client, repo
         await client.relay.create([report], "p", journal=journal)
     async with Journal(url, run="x", key=KEY) as journal:
         begun = schema.entries.update().values(state="begun", token=None)
-        await journal._write(lambda connection: connection.execute(begun).close())
+        await journal._run_transaction(lambda connection: connection.execute(begun).close())
         assert (await journal.status("x")).counts == {"unknown": 1}
         with pytest.raises(OutcomeUnknownError):
             await client.relay.create([report], "p", journal=journal)
@@ -330,9 +342,9 @@ async def test_whoever_ended_in_good_order_is_not_waited_for(plaid, client, repo
 async def test_a_long_run_is_told_page_by_page(plaid, client, report, tmp_path):
     """No record is left out, or told twice; keys rotate page by page, too."""
     async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
-        await client.relay.create_many(requests(report, 1_050), journal=journal, concurrency=100)
-        partners = [record.secondary_client_id for record in await all_of(journal, "x")]
-        assert await all_of(journal, "x", outcomes={"failed"}) == []
+        await client.relay.create_many(creation_requests(report, 1_050), journal=journal, concurrency=100)
+        partners = [record.secondary_client_id for record in await read_records(journal, "x")]
+        assert await read_records(journal, "x", outcomes={"failed"}) == []
     assert Counter(partners) == {f"p{n}": 1 for n in range(1_050)}
     async with Journal(tmp_path / "relay.db", key=[OTHER_KEY, KEY]) as journal:
         assert await journal.rotate() == 1_050
@@ -343,14 +355,14 @@ async def test_what_was_cancelled_before_it_left_can_be_begun_again(plaid, clien
     path = tmp_path / "relay.db"
     async with Journal(path, run="x", key=KEY) as journal:
         await client.relay.create([report], "first", journal=journal)
-        async with given_up_before_it_left(
-            path, client.relay.create_many(requests(report, 3), journal=journal)
+        async with cancelled_before_sending(
+            path, client.relay.create_many(creation_requests(report, 3), journal=journal)
         ):
             pass
         assert len(plaid.requests) == 1
-        result = await client.relay.create_many(requests(report, 3), journal=journal)
+        result = await client.relay.create_many(creation_requests(report, 3), journal=journal)
         assert result.counts == {"created": 3}
-    assert set(of_the_ledger(plaid).values()) == {1}
+    assert set(tokens_per_partner(plaid).values()) == {1}
 
 
 async def test_what_never_left_is_taken_back_before_the_next_may_begin(plaid, client, report, tmp_path):
@@ -359,10 +371,12 @@ async def test_what_never_left_is_taken_back_before_the_next_may_begin(plaid, cl
     plaid.fail(Fault(path=CREATE, status=503, body={"error_code": "PLANNED_MAINTENANCE"}))
     short = evolve(QUICK, max_pause=0.001)
     async with Journal(path, run="x", key=KEY) as x, Journal(path, run="y", key=KEY) as y:
-        await client.relay.create_many(requests(report, 1), journal=x, retry=short)
+        await client.relay.create_many(creation_requests(report, 1), journal=x, retry=short)
         plaid.heal()
         plaid.fail(Fault(path=CREATE, latency=0.3))
-        async with given_up_before_it_left(path, client.relay.create_many(requests(report, 1), journal=x)):
+        async with cancelled_before_sending(
+            path, client.relay.create_many(creation_requests(report, 1), journal=x)
+        ):
             sent = len(plaid.requests)
             following = asyncio.ensure_future(client.relay.create([report], "p0", journal=x))
             await asyncio.sleep(0.1)
@@ -378,36 +392,36 @@ async def test_a_token_that_comes_late_is_kept_beside_another(plaid, client, rep
     """Its run has it, and serves it, though another run has gone on and has one too."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY, retry_unknown=True) as y:
-        await client.relay.create_many(requests(report, 1), journal=x)
+        await client.relay.create_many(creation_requests(report, 1), journal=x)
         plaid.heal()
-        recorder = x._state.recorder
+        recorder = x._open_resources.coordinator
         asked = text("SELECT pair FROM relay_entries")
-        (pair,) = await x._write(lambda connection: connection.execute(asked).scalars().all())
-        mine = (await recorder.writer.look_up(pair)).own
+        (pair,) = await x._run_transaction(lambda connection: connection.execute(asked).scalars().all())
+        mine = (await recorder.writer.look_up_pair(pair)).own
         other = await client.relay.create([report], "p0", journal=y)
         late = plaid.ledger[0]["relay_token"]
-        await recorder.writer.note(ended(mine.id, State.CREATED, token=Hidden(late)))
+        await recorder.writer.submit(outcome_command(mine.id, CreationState.CREATED, token=Hidden(late)))
         assert (await client.relay.create([report], "p0", journal=x)).relay_token == late != other.relay_token
-        assert [record.relay_token for record in await all_of(x, "x")] == [late]
-        assert [record.relay_token for record in await all_of(y, "y")] == [other.relay_token]
+        assert [record.relay_token for record in await read_records(x, "x")] == [late]
+        assert [record.relay_token for record in await read_records(y, "y")] == [other.relay_token]
 
 
 async def test_a_token_that_comes_late_is_served_in_place_of_a_forgotten_one(plaid, client, report, url):
     """Other runs were refused before it came, as the journal couldn't return the pair's token."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY) as x:
-        await client.relay.create_many(requests(report, 1), journal=x)
+        await client.relay.create_many(creation_requests(report, 1), journal=x)
         plaid.heal()
-        recorder = x._state.recorder
+        recorder = x._open_resources.coordinator
         asked = text("SELECT pair FROM relay_entries")
-        (pair,) = await x._write(lambda connection: connection.execute(asked).scalars().all())
-        mine = (await recorder.writer.look_up(pair)).own
-        await create(client, report, url, "y", retry_unknown=True)
+        (pair,) = await x._run_transaction(lambda connection: connection.execute(asked).scalars().all())
+        mine = (await recorder.writer.look_up_pair(pair)).own
+        await create_in_run(client, report, url, "y", retry_unknown=True)
         assert await x.forget("y") == 1
-        assert (await create(client, report, url, "z"))[0].counts == {"failed": 1}
+        assert (await create_in_run(client, report, url, "z"))[0].counts == {"failed": 1}
         late = plaid.ledger[0]["relay_token"]
-        await recorder.writer.note(ended(mine.id, State.CREATED, token=Hidden(late)))
-        assert (await create(client, report, url, "z"))[0].created[0].relay_token == late
+        await recorder.writer.submit(outcome_command(mine.id, CreationState.CREATED, token=Hidden(late)))
+        assert (await create_in_run(client, report, url, "z"))[0].created[0].relay_token == late
     assert len(plaid.ledger) == 2
 
 
@@ -416,17 +430,17 @@ async def test_a_token_that_comes_late_outweighs_an_unknown(plaid, client, repor
     await postgres.fresh()
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(postgres.url, run="x", key=KEY) as x:
-        await client.relay.create_many(requests(report, 1), journal=x)
-        recorder = x._state.recorder
+        await client.relay.create_many(creation_requests(report, 1), journal=x)
+        recorder = x._open_resources.coordinator
         ((pair,),) = await postgres.execute("SELECT pair FROM relay_entries")
-        mine = (await recorder.writer.look_up(pair)).own
-        again, _ = await create(client, report, postgres.url, "y", retry_unknown=True)
+        mine = (await recorder.writer.look_up_pair(pair)).own
+        again, _ = await create_in_run(client, report, postgres.url, "y", retry_unknown=True)
         assert again.counts == {"unknown": 1}
         plaid.heal()
         late = plaid.ledger[0]["relay_token"]
-        await recorder.writer.note(ended(mine.id, State.CREATED, token=Hidden(late)))
+        await recorder.writer.submit(outcome_command(mine.id, CreationState.CREATED, token=Hidden(late)))
         for run in ("y", "z"):
-            assert (await create(client, report, postgres.url, run))[0].created[0].relay_token == late
+            assert (await create_in_run(client, report, postgres.url, run))[0].created[0].relay_token == late
     assert len(plaid.ledger) == 2
 
 
@@ -434,7 +448,7 @@ async def test_an_unknown_stays_on_record_where_another_run_went_on(plaid, clien
     """The run is served the other's token; of its own attempt nobody can tell, as before."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY, retry_unknown=True) as y:
-        await client.relay.create_many(requests(report, 1), journal=x)
+        await client.relay.create_many(creation_requests(report, 1), journal=x)
         plaid.heal()
         other = await client.relay.create([report], "p0", journal=y)
         assert (await client.relay.create([report], "p0", journal=x)).relay_token == other.relay_token
@@ -444,12 +458,12 @@ async def test_an_unknown_stays_on_record_where_another_run_went_on(plaid, clien
 async def test_a_token_that_the_journal_does_not_take_is_the_callers(plaid, client, report):
     """A single call gives it; one that couldn't be begun raises the journal's error."""
 
-    class Broken(Noting):
-        async def begin(self, request):
+    class Broken(RecordingJournal):
+        async def record_intent(self, request):
             if request.secondary_client_id == "q":
                 raise JournalError("no")
 
-        async def end(self, outcome):
+        async def record_outcome(self, outcome):
             raise JournalError("full")
 
     made = await client.relay.create([report], "p", journal=Broken())
@@ -465,14 +479,14 @@ async def test_whoever_comes_second_is_told_so(client, report, url):
     """A row that isn't as it was seen, and one that isn't free, can't be begun."""
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
-        writer = journal._state.recorder.writer
+        writer = journal._open_resources.coordinator.writer
         asked = text("SELECT pair FROM relay_entries")
-        (pair,) = await journal._write(lambda connection: connection.execute(asked).scalars().all())
-        found = (await writer.look_up(pair)).claim
-        seen = evolve(found, state=State.UNKNOWN)
-        assert await writer.note(Beginning(writer.values(pair, "p", None), (seen,))) is None
-        assert await writer.note(Beginning(writer.values(pair, "p", found))) is None
-        assert await writer.note(BeginRemoval(evolve(found, holder_id=0))) is None
+        (pair,) = await journal._run_transaction(lambda connection: connection.execute(asked).scalars().all())
+        found = (await writer.look_up_pair(pair)).holding
+        seen = evolve(found, state=CreationState.UNKNOWN)
+        assert await writer.submit(Beginning(writer.row_values(pair, "p", None), (seen,))) is None
+        assert await writer.submit(Beginning(writer.row_values(pair, "p", found))) is None
+        assert await writer.submit(RecordRemovalIntent(evolve(found, holder_id=0))) is None
         assert (await journal.status("x")).counts == {"created": 1}
 
 
@@ -482,7 +496,7 @@ async def test_whoever_comes_second_is_told_so(client, report, url):
 async def unknown_in(client, plaid, report, url, run):
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run=run, key=KEY) as journal:
-        result = await client.relay.create_many(requests(report, 1), journal=journal)
+        result = await client.relay.create_many(creation_requests(report, 1), journal=journal)
     assert result.counts == {"unknown": 1}
     plaid.heal()
 
@@ -496,13 +510,13 @@ async def test_an_unknown_outlives_a_retry_that_fails(plaid, client, report, url
     plaid.fail(Fault(path=CREATE, status=status, body=down))
     async with Journal(url, run=run, key=KEY, retry_unknown=True) as journal:
         short = evolve(QUICK, max_pause=0.001)
-        retried = await client.relay.create_many(requests(report, 1), journal=journal, retry=short)
+        retried = await client.relay.create_many(creation_requests(report, 1), journal=journal, retry=short)
         assert (await journal.status(run)).counts == {"unknown": 1}
     assert retried.counts == {"unknown": 1}
     assert retried.unknown[0].error.__cause__.status == status
     plaid.heal()
     for later in (run, "z"):
-        assert (await create(client, report, url, later))[0].counts == {"unknown": 1}
+        assert (await create_in_run(client, report, url, later))[0].counts == {"unknown": 1}
     assert len(plaid.ledger) == 1
 
 
@@ -510,12 +524,12 @@ async def test_unknowns_that_all_meet_the_same_error_stop_the_batch(plaid, clien
     """As new ones do: the error that was met counts, not the one that is told."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
-        await client.relay.create_many(requests(report, 30), journal=journal)
+        await client.relay.create_many(creation_requests(report, 30), journal=journal)
         plaid.heal()
         code = {"error_type": "INVALID_INPUT", "error_code": "INVALID_API_KEYS"}
         plaid.fail(Fault(path=CREATE, status=400, body=code))
         sent = len(plaid.requests)
-        result = await client.relay.create_many(requests(report, 30), journal=journal, concurrency=2)
+        result = await client.relay.create_many(creation_requests(report, 30), journal=journal, concurrency=2)
         assert result.counts["unknown"] < 6
         assert len(plaid.requests) < sent + 6
         assert result.stopped_by.error_code == "INVALID_API_KEYS"
@@ -529,7 +543,9 @@ async def test_what_a_report_stopped_is_sent_by_a_resumed_run(plaid, client, rep
     """Its requests stay unattempted on record, and are sent once the report is ready; others are served."""
     plaid.fail(Fault(path=CREATE, status=400, body=NOT_READY))
     async with Journal(url, run="x", key=KEY) as journal:
-        stopped = await client.relay.create_many(requests(report, 30), journal=journal, concurrency=2)
+        stopped = await client.relay.create_many(
+            creation_requests(report, 30), journal=journal, concurrency=2
+        )
         counts = (await journal.status("x")).counts
     unsent = [each for each in stopped.failed if not each.attempts]
     assert stopped.counts == {"failed": 30}
@@ -537,17 +553,17 @@ async def test_what_a_report_stopped_is_sent_by_a_resumed_run(plaid, client, rep
     assert 30 - len(unsent) == len(plaid.requests) <= 5
     assert not any(each.journalled for each in unsent)
     async with Journal(url, run="x", key=KEY) as journal:
-        again = await client.relay.create_many(requests(report, 30), journal=journal, concurrency=2)
+        again = await client.relay.create_many(creation_requests(report, 30), journal=journal, concurrency=2)
         assert (again.counts, (await journal.status("x")).counts) == ({"failed": 30}, counts)
     plaid.heal()
-    resumed, status = await create(client, report, url, "x", count=30)
+    resumed, status = await create_in_run(client, report, url, "x", count=30)
     assert resumed.counts == status.counts == {"created": 30}
     assert len(plaid.ledger) == 30
 
 
 async def test_a_stopped_report_takes_no_token_from_those_who_have_one(plaid, client, report, url):
     """What the journal knows is served, even behind very many that are new, and hides no error of the report."""
-    rows = [*requests(report, 250)]
+    rows = [*creation_requests(report, 250)]
     known = [*rows[1:20:2], *rows[-20:]]
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create_many(known, journal=journal)
@@ -566,16 +582,16 @@ async def test_unknowns_whose_report_is_stopped_stay_unknown(plaid, client, repo
     """With `retry_unknown`, those that aren't sent are told and kept as unknown, with the error as their cause."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
-        await client.relay.create_many(requests(report, 30), journal=journal)
+        await client.relay.create_many(creation_requests(report, 30), journal=journal)
         plaid.heal()
         plaid.fail(Fault(path=CREATE, status=400, body=NOT_READY))
         sent = len(plaid.requests)
-        result = await client.relay.create_many(requests(report, 30), journal=journal, concurrency=2)
+        result = await client.relay.create_many(creation_requests(report, 30), journal=journal, concurrency=2)
         assert result.counts == (await journal.status("x")).counts == {"unknown": 30}
         assert len(plaid.requests) <= sent + 5
         assert {each.error.__cause__.error_code for each in result.unknown} == {"PRODUCT_NOT_READY"}
         plaid.heal()
-        result = await client.relay.create_many(requests(report, 30), journal=journal)
+        result = await client.relay.create_many(creation_requests(report, 30), journal=journal)
         assert result.counts == (await journal.status("x")).counts == {"created": 30}
 
 
@@ -586,15 +602,15 @@ async def test_an_unknown_outlives_a_retry_that_never_left(plaid, client, report
     await unknown_in(client, plaid, report, path, "x")
     async with Journal(path, run=run, key=KEY, retry_unknown=True) as journal:
         await client.relay.create([report], "another", journal=journal)
-        async with given_up_before_it_left(
-            path, client.relay.create_many(requests(report, 1), journal=journal)
+        async with cancelled_before_sending(
+            path, client.relay.create_many(creation_requests(report, 1), journal=journal)
         ):
             pass
     for later in (run, "z"):
-        result, status = await create(client, report, path, later)
+        result, status = await create_in_run(client, report, path, later)
         assert result.counts == {"unknown": 1}
         assert status.counts["unknown"] == 1
-    assert of_the_ledger(plaid) == {"p0": 1, "another": 1}
+    assert tokens_per_partner(plaid) == {"p0": 1, "another": 1}
 
 
 async def test_an_unknown_outlives_the_token_of_its_retry(plaid, client, report, url):
@@ -606,31 +622,37 @@ async def test_an_unknown_outlives_the_token_of_its_retry(plaid, client, report,
         with pytest.raises(OutcomeUnknownError):
             await client.relay.remove(made.relay_token, journal=journal)
         plaid.heal()
-        assert (await create(client, report, url, "z"))[0].counts == {"unknown": 1}
+        assert (await create_in_run(client, report, url, "z"))[0].counts == {"unknown": 1}
         assert (await client.relay.remove(made.relay_token, journal=journal)).removed
-        assert sorted(r.outcome for r in await all_of(journal, "x")) == ["removed", "unknown"]
-    assert (await create(client, report, url, "x"))[0].counts == {"unknown": 1}
+        assert sorted(r.outcome for r in await read_records(journal, "x")) == ["removed", "unknown"]
+    assert (await create_in_run(client, report, url, "x"))[0].counts == {"unknown": 1}
     assert len(plaid.ledger) == 2
 
 
 async def test_tokens_outlive_others_that_were_to_be_made(plaid, client, report, url):
     """Where those fail, are unknown or are removed, the first ones are there to be served, and to be refused."""
-    first, _ = await create(client, report, url, "x", 5)
-    assert (await create(client, report, url, "served", 5))[0].counts == {"created": 5}
+    first, _ = await create_in_run(client, report, url, "x", 5)
+    assert (await create_in_run(client, report, url, "served", 5))[0].counts == {"created": 5}
     plaid.fail(Fault(path=CREATE, status=400))
-    assert (await create(client, report, url, "failing", 5, on_existing="create"))[0].counts == {"failed": 5}
+    assert (await create_in_run(client, report, url, "failing", 5, on_existing="create"))[0].counts == {
+        "failed": 5
+    }
     plaid.heal()
     plaid.fail(Fault(path=CREATE, status=500, when="before"))
-    assert (await create(client, report, url, "unsure", 5, on_existing="create"))[0].counts == {"unknown": 5}
+    assert (await create_in_run(client, report, url, "unsure", 5, on_existing="create"))[0].counts == {
+        "unknown": 5
+    }
     plaid.heal()
     async with Journal(url, run="removing", key=KEY, on_existing="create") as journal:
-        made = await client.relay.create_many(requests(report, 5), journal=journal)
+        made = await client.relay.create_many(creation_requests(report, 5), journal=journal)
         tokens = [outcome.relay_token for outcome in made.created]
         assert (await client.relay.remove_many(tokens, journal=journal)).counts == {"removed": 5}
         assert (await journal.status("served")).counts == {"created": 5}
-    assert (await create(client, report, url, "unsure", 5, on_existing="create"))[0].counts == {"unknown": 5}
-    assert (await create(client, report, url, "y", 5, on_existing="refuse"))[0].counts == {"failed": 5}
-    last, status = await create(client, report, url, "z", 5)
+    assert (await create_in_run(client, report, url, "unsure", 5, on_existing="create"))[0].counts == {
+        "unknown": 5
+    }
+    assert (await create_in_run(client, report, url, "y", 5, on_existing="refuse"))[0].counts == {"failed": 5}
+    last, status = await create_in_run(client, report, url, "z", 5)
     assert {o.relay_token for o in last.created} == {o.relay_token for o in first.created}
     assert status.counts == {"created": 5}
     assert len(plaid.ledger) == 10
@@ -641,13 +663,13 @@ async def test_an_end_that_is_written_twice_changes_nothing_that_came_between(pl
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="x", key=KEY) as y:
         plaid.fail(Fault(path=CREATE, status=503, body={"error_code": "PLANNED_MAINTENANCE"}))
         short = evolve(QUICK, max_pause=0.001)
-        await client.relay.create_many(requests(report, 1), journal=x, retry=short)
+        await client.relay.create_many(creation_requests(report, 1), journal=x, retry=short)
         plaid.heal()
         asked = text("SELECT id FROM relay_entries")
-        (number,) = await x._write(lambda connection: connection.execute(asked).scalars().all())
+        (number,) = await x._run_transaction(lambda connection: connection.execute(asked).scalars().all())
         made = await client.relay.create([report], "p0", journal=y)
-        await x._state.recorder.writer.note(ended(number, State.FAILED))
-        await x._state.recorder.writer.note(ended(number, State.UNKNOWN))
+        await x._open_resources.coordinator.writer.submit(outcome_command(number, CreationState.FAILED))
+        await x._open_resources.coordinator.writer.submit(outcome_command(number, CreationState.UNKNOWN))
         assert (await client.relay.create([report], "p0", journal=x)).relay_token == made.relay_token
 
 
@@ -655,10 +677,10 @@ async def test_whoever_dies_while_it_is_asked_for_is_looked_at_anew(plaid, clien
     """What it wrote between the question what there is and the question whether it lives is seen."""
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY) as y:
         await client.relay.create([report], "p0", journal=x)
-        holders, holder = y._state.holders, x._state.recorder.writer._holder
+        holders, holder = y._open_resources.registry, x._open_resources.coordinator.writer._worker
         asked = text("SELECT state FROM relay_entries")
         begun = text("UPDATE relay_entries SET state = 'begun'")
-        await y._write(lambda connection: connection.execute(begun).close())
+        await y._run_transaction(lambda connection: connection.execute(begun).close())
         seen = []
 
         def work(connection):
@@ -667,13 +689,15 @@ async def test_whoever_dies_while_it_is_asked_for_is_looked_at_anew(plaid, clien
                 if len(seen) == 1:
                     done = text("UPDATE relay_entries SET state = 'created'")
                     connection.execute(done)
-                    connection.execute(schema.holders.update().values(ended=True))
+                    connection.execute(schema.workers.update().values(ended=True))
                 return seen[-1]
 
-            return holders.seen(connection, look, lambda state: {holder.id} if state == "begun" else set())
+            return holders.read_with_liveness(
+                connection, look, lambda state: {holder.id} if state == "begun" else set()
+            )
 
-        told, alive = await y._write(work)
-        assert (seen, told, alive.living) == (["begun", "created"], "created", frozenset())
+        told, alive = await y._run_transaction(work)
+        assert (seen, told, alive.live_ids) == (["begun", "created"], "created", frozenset())
 
 
 async def test_words_of_a_server_that_no_database_takes(plaid, client, report, url):
@@ -681,9 +705,9 @@ async def test_words_of_a_server_that_no_database_takes(plaid, client, report, u
     odd = {"error_type": "\ud800", "error_code": "A\0B", "request_id": "r\0\udfff"}
     plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=400, body=odd))
     async with Journal(url, run="x", key=KEY) as journal:
-        result = await client.relay.create_many(requests(report, 3), journal=journal)
+        result = await client.relay.create_many(creation_requests(report, 3), journal=journal)
         assert result.counts == {"created": 2, "failed": 1}
-        (record,) = await all_of(journal, "x", outcomes={"failed"})
+        (record,) = await read_records(journal, "x", outcomes={"failed"})
     assert (record.error_code, record.request_id) == (r"A\x00B", r"r\x00\udfff")
 
 
@@ -763,7 +787,7 @@ async def test_a_doubt_under_another_spelling_outlives_the_token_of_its_retry(pl
             await client.relay.remove(made.relay_token, journal=journal)
             with pytest.raises(OutcomeUnknownError):
                 await client.relay.create([report], "p", journal=journal, retry_unknown=False)
-    assert of_the_ledger(plaid) == {"p": 2}
+    assert tokens_per_partner(plaid) == {"p": 2}
 
 
 async def test_a_row_of_the_run_under_each_spelling_leaves_one_current(plaid, report, url):
@@ -827,7 +851,7 @@ async def test_a_single_call_may_retry(plaid, client, report, url):
             assert await client.relay.create([report], partner, journal=journal, **{option: True})
             with pytest.raises(ConfigurationError, match=f"{option}= needs journal="):
                 client.relay.create([report], partner, **{option: True})
-    assert of_the_ledger(plaid) == {"unknown": 2, "failed": 1}
+    assert tokens_per_partner(plaid) == {"unknown": 2, "failed": 1}
 
 
 # ------------------------------------------------------------------------------------------ a late token
@@ -849,7 +873,7 @@ async def test_a_doubt_stays_on_record_if_a_token_takes_the_claim_between_two_at
                 await refused.wait()
 
     async with (
-        held_back() as responses,
+        gated_responses() as responses,
         RelayClient(OWNER, base_url=plaid.url) as client,
         RelayClient(OWNER, base_url=plaid.url, session=responses.session) as late,
         RelayClient(OWNER, base_url=plaid.url, rate_limiter=SecondAttempt()) as repeating,
@@ -875,7 +899,7 @@ async def test_a_doubt_stays_on_record_if_a_token_takes_the_claim_between_two_at
             await creation
         assert (await y.status("y")).counts == {"unknown": 1}
         assert (await client.relay.create([report], "p", journal=x)).relay_token == made.relay_token
-    assert of_the_ledger(plaid) == {"p": 2}
+    assert tokens_per_partner(plaid) == {"p": 2}
 
 
 async def test_a_journal_belongs_to_the_event_loop_that_opened_it(plaid, client, report, url):

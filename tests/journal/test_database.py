@@ -8,7 +8,15 @@ import sqlite3
 from contextlib import ExitStack, closing, nullcontext
 
 import pytest
-from journals import CREATE, KEY, all_of, expiry, of_the_ledger, opening, requests
+from journal_support import (
+    CREATE,
+    KEY,
+    creation_requests,
+    engine_for_uri,
+    lease_expiry,
+    read_records,
+    tokens_per_partner,
+)
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from support import OWNER
@@ -16,9 +24,9 @@ from support import OWNER
 from plaid_relay_async import BatchStoppedError, JournalError, RelayClient, Timeouts
 from plaid_relay_async.errors import Hidden
 from plaid_relay_async.journal import Journal, schema
-from plaid_relay_async.journal.groups import Groups
-from plaid_relay_async.journal.schema import State
-from plaid_relay_async.journal.writing import ended
+from plaid_relay_async.journal.group_commit import GroupExecutor
+from plaid_relay_async.journal.schema import CreationState
+from plaid_relay_async.journal.writer import outcome_command
 from plaid_relay_async.simulator import Fault
 
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
@@ -27,7 +35,9 @@ pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 async def test_a_later_release_made_it(url):
     """It is left alone."""
     async with Journal(url, key=KEY) as journal:
-        await journal._write(lambda c: c.execute(schema.journals.update().values(version=99)).close())
+        await journal._run_transaction(
+            lambda c: c.execute(schema.journals.update().values(version=99)).close()
+        )
     with pytest.raises(JournalError, match="version 99 of its tables"):
         await Journal(url, key=KEY).open()
 
@@ -38,10 +48,10 @@ def test_an_earlier_release_made_it(tmp_path):
     done = []
     steps = [lambda _: done.append("two"), lambda _: done.append("three")]
     with engine.begin() as connection:
-        assert schema.prepare(connection, "key") == "key"
+        assert schema.create_or_migrate(connection, "key") == "key"
     for _ in range(2):
         with engine.begin() as connection:
-            assert schema.prepare(connection, "another", steps) == "key"
+            assert schema.create_or_migrate(connection, "another", steps) == "key"
     assert done == ["two", "three"]
     engine.dispose()
 
@@ -60,7 +70,7 @@ async def test_a_corrupt_file(tmp_path, content):
 @pytest.mark.parametrize(
     ("address_of", "problem"),
     [
-        (lambda path: opening(path, f"{path.as_uri()}?mode=ro"), "readonly database"),
+        (lambda path: engine_for_uri(path, f"{path.as_uri()}?mode=ro"), "readonly database"),
         (lambda path: nullcontext(f"sqlite:///{path}?timeout=0.2"), "database is locked"),
     ],
     ids=["read-only", "locked"],
@@ -84,7 +94,7 @@ async def test_a_file_that_is_locked_on_the_way(plaid, client, report, tmp_path)
     path = tmp_path / "relay.db"
     plaid.fail(Fault(path=CREATE, latency=1.0))
     async with Journal(f"sqlite:///{path}?timeout=0.2", key=KEY) as journal:
-        batch = client.relay.create_many(requests(report, 10), journal=journal, concurrency=2)
+        batch = client.relay.create_many(creation_requests(report, 10), journal=journal, concurrency=2)
         running = asyncio.ensure_future(batch)
         while len(plaid.requests) < 2:
             await asyncio.sleep(0.005)
@@ -94,7 +104,7 @@ async def test_a_file_that_is_locked_on_the_way(plaid, client, report, tmp_path)
                 await running
         assert (await journal.status("default")).counts["in_flight"] == 2
         sent = len(plaid.requests)
-        again = await client.relay.create_many(requests(report, 2), journal=journal)
+        again = await client.relay.create_many(creation_requests(report, 2), journal=journal)
         assert (again.counts, len(plaid.requests)) == ({"created": 2}, sent)
     assert {o.relay_token for o in batch.result.created} == {line["relay_token"] for line in plaid.ledger}
     assert [o.journalled for o in batch.result.created] == [False, False]
@@ -128,7 +138,7 @@ async def test_what_could_not_be_written_is_written_later(plaid, client, report,
                     assert served.relay_token == made.relay_token
         served = await client.relay.create([report], partner, journal=y)
         assert served.relay_token == made.relay_token
-    assert of_the_ledger(plaid) == {"p0": 1, "p1": 1}
+    assert tokens_per_partner(plaid) == {"p0": 1, "p1": 1}
 
 
 async def test_what_cannot_be_written_at_all_is_unknown_afterwards(plaid, client, report, tmp_path):
@@ -149,7 +159,9 @@ async def test_the_longest_request_counts(plaid, report, url):
         for total, longest in ((5.0, 5.0), (9.0, 9.0), (3.0, 9.0)):
             async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(total=total)) as client:
                 await client.relay.create([report], f"p{total}", journal=journal)
-            (known,) = await journal._write(lambda connection: connection.execute(asked).scalars().all())
+            (known,) = await journal._run_transaction(
+                lambda connection: connection.execute(asked).scalars().all()
+            )
             assert known == longest
 
 
@@ -158,9 +170,9 @@ async def test_a_value_that_cannot_be_read_is_not_quoted(client, report, tmp_pat
     async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         broken = text("UPDATE relay_entries SET token = CAST('canary' || x'ff' AS TEXT)")
-        await journal._write(lambda connection: connection.execute(broken).close())
+        await journal._run_transaction(lambda connection: connection.execute(broken).close())
         with pytest.raises(JournalError, match="Could not decode to UTF-8") as caught:
-            await all_of(journal, "x")
+            await read_records(journal, "x")
     assert "canary" not in str(caught.value)
 
 
@@ -171,7 +183,7 @@ async def test_a_callers_engine_on_a_server_sees_what_others_commit(postgres):
     engine = create_async_engine(address, isolation_level="REPEATABLE READ")
     asked = text("SHOW transaction_isolation")
     async with Journal(engine, key=KEY) as journal:
-        assert await journal._write(lambda c: c.execute(asked).scalar_one()) == "read committed"
+        assert await journal._run_transaction(lambda c: c.execute(asked).scalar_one()) == "read committed"
     async with engine.connect() as connection:
         assert (await connection.execute(asked)).scalar_one() == "repeatable read"
     await engine.dispose()
@@ -192,10 +204,10 @@ async def test_a_full_disk_stops_the_run_and_loses_no_token(plaid, client, repor
         with engine.begin() as connection:
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         engine.dispose()
-        writer = journal._state.recorder.writer
-        line = writer._notes._see_to.args[0]
+        writer = journal._open_resources.coordinator.writer
+        line = writer._commands._process.args[0]
         await line.run(lambda c: c.exec_driver_sql(f"PRAGMA max_page_count={pages + 2}").close())
-        batch = client.relay.create_many(requests(report, 500), journal=journal, concurrency=5)
+        batch = client.relay.create_many(creation_requests(report, 500), journal=journal, concurrency=5)
         with pytest.raises(BatchStoppedError) as caught:
             await batch
         assert isinstance(caught.value.__cause__, JournalError)
@@ -206,7 +218,7 @@ async def test_a_full_disk_stops_the_run_and_loses_no_token(plaid, client, repor
     with sqlite3.connect(path) as connection:
         on_record = {row[0] for row in connection.execute("SELECT partner FROM relay_entries")}
     connection.close()
-    assert set(of_the_ledger(plaid)) <= on_record
+    assert set(tokens_per_partner(plaid)) <= on_record
 
 
 async def test_a_lease_that_lapsed_begins_nothing_and_brings_its_token(plaid, client, report, postgres):
@@ -225,7 +237,7 @@ async def test_a_lease_that_lapsed_begins_nothing_and_brings_its_token(plaid, cl
             # It waits for the time that the request may take, too, and is served what came meanwhile.
             made = await client.relay.create([report], "p", journal=other)
         assert made.relay_token == (await late).relay_token
-    assert of_the_ledger(plaid) == {"p": 1}
+    assert tokens_per_partner(plaid) == {"p": 1}
 
 
 async def test_a_lease_is_renewed(plaid, client, report, postgres):
@@ -233,8 +245,8 @@ async def test_a_lease_is_renewed(plaid, client, report, postgres):
     await postgres.fresh()
     async with Journal(postgres.url, run="x", key=KEY, lease=12) as journal:
         await client.relay.create([report], "p", journal=journal)
-        before = await expiry(postgres)
-        while await expiry(postgres) == before:
+        before = await lease_expiry(postgres)
+        while await lease_expiry(postgres) == before:
             await asyncio.sleep(0.1)
         await client.relay.create([report], "q", journal=journal)
     assert len(plaid.ledger) == 2
@@ -258,7 +270,7 @@ async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, rep
         with pytest.raises(JournalError, match="the lease on the journal lapsed"):
             await client.relay.create([report], "q", journal=journal)
         await blocking
-    assert of_the_ledger(plaid) == {"p": 1}
+    assert tokens_per_partner(plaid) == {"p": 1}
     async with Journal(postgres.url, key=KEY) as journal:
         assert (await journal.status("x")).counts == {"created": 1, "not_attempted": 1}
 
@@ -277,8 +289,8 @@ async def test_a_late_token_and_a_new_claim_at_once(plaid, client, report, postg
         sleeping = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(1)' AND state = 'active'"
         while not await postgres.execute(sleeping):
             await asyncio.sleep(0.01)
-        late = ended(number, State.CREATED, token=Hidden("late"))
-        await journal._state.recorder.writer.note(late)
+        late = outcome_command(number, CreationState.CREATED, token=Hidden("late"))
+        await journal._open_resources.coordinator.writer.submit(late)
         await blocking
         found = await postgres.execute("SELECT state, claim FROM relay_entries ORDER BY state")
     assert found == [("begun", False), ("created", True)]
@@ -295,14 +307,14 @@ async def test_a_server_that_is_killed_and_comes_back(plaid, client, report, pos
         assert not waiting.done()
         await postgres.start()
         await waiting
-    assert of_the_ledger(plaid) == {"p": 1, "q": 1}
+    assert tokens_per_partner(plaid) == {"p": 1, "q": 1}
     async with Journal(postgres.url, run="x", key=KEY, lease=2) as journal:
         await client.relay.create([report], "r", journal=journal)
         await postgres.kill()
         with pytest.raises(JournalError, match="can't be read or written"):
             await client.relay.create([report], "s", journal=journal)
     await postgres.start()
-    assert "s" not in of_the_ledger(plaid)
+    assert "s" not in tokens_per_partner(plaid)
 
 
 async def test_a_group_whose_waiters_have_gone(tmp_path):
@@ -316,11 +328,11 @@ async def test_a_group_whose_waiters_have_gone(tmp_path):
             raise OSError
         return items
 
-    groups = Groups(see_to, detached=True)
-    gone = groups.put("gone")
+    groups = GroupExecutor(see_to, process_cancelled=True)
+    gone = groups.submit("gone")
     gone.cancel()
     await groups.drain()
-    bad, lost = groups.put("bad"), groups.put("lost")
+    bad, lost = groups.submit("bad"), groups.submit("lost")
     lost.cancel()
     await groups.drain()
     assert seen == ["gone", "bad", "lost"]

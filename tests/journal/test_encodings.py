@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from journals import CREATE, KEY, all_of, requests
+from journal_support import CREATE, KEY, creation_requests, read_records
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from plaid_relay_async import ConfigurationError, RelayCreateRequest
@@ -44,12 +44,12 @@ async def holds_any_text(plaid, client, report, url):
         plaid.fail(Fault(path=CREATE, secondary_client_id=partner, status=400, body=body))
     async with Journal(url, run="é日\U0001f600", key=KEY) as journal:
         result = await client.relay.create_many(
-            [*RelayCreateRequest.fan_out([report], partners), *requests(report, 5)],
+            [*RelayCreateRequest.fan_out([report], partners), *creation_requests(report, 5)],
             journal=journal,
         )
         assert result.counts == {"created": 5, "failed": len(TEXTS)}
         assert all(outcome.journalled for outcome in (*result.created, *result.failed))
-        records = await all_of(journal, "é日\U0001f600")
+        records = await read_records(journal, "é日\U0001f600")
     assert {record.relay_token for record in records} - {None} == {
         outcome.relay_token for outcome in result.created
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from journals import KEY, all_of, requests
+from journal_support import KEY, creation_requests, read_records
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AssertionPool, AsyncAdaptedQueuePool, NullPool, StaticPool
 
@@ -36,10 +36,10 @@ async def test_a_journal_holds_five_connections(client, report, engine, pool):
     """A pool of five suffices, and so does one without a limit; closing returns all of them."""
     callers = engine(**pool)
     async with Journal(callers, run="x", key=KEY) as journal:
-        result = await client.relay.create_many(requests(report, 20), journal=journal)
+        result = await client.relay.create_many(creation_requests(report, 20), journal=journal)
         assert result.counts == {"created": 20}
         assert await journal.rotate() == 0
-        assert len(await all_of(journal, "x")) == 20
+        assert len(await read_records(journal, "x")) == 20
         gone = await client.relay.remove(result.created[0].relay_token, journal=journal)
         assert gone.removed
         if isinstance(callers.pool, AsyncAdaptedQueuePool):

@@ -14,8 +14,8 @@ from collections import Counter
 from contextlib import asynccontextmanager, closing
 
 import pytest
-from journals import CREATE, KEY
-from processes import running_beside
+from journal_support import CREATE, KEY
+from processes import running_process_async
 
 from plaid_relay_async import BatchStoppedError, Created, JournalError, RelayCreateRequest, Unknown
 from plaid_relay_async.journal import Journal
@@ -127,7 +127,7 @@ async def test_a_file_that_may_not_grow(plaid, client, report, tmp_path):
     path, partners = tmp_path / "relay.db", some(4_000)
     words = (sys.executable, "-c", GROWN, plaid.url, report, path, KEY)
     pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
-    async with running_beside(*words, **pipes) as process:
+    async with running_process_async(*words, **pipes) as process:
         tokens, error = await process.communicate()
     assert b"the journal can't be read or written" in error
     assert 0 < len(plaid.ledger) < 4_000
@@ -220,7 +220,9 @@ async def test_locks_of_the_dead_are_cleared_away(plaid, client, report, tmp_pat
     """The next one to work on the file does so; those of the living stay."""
     path = tmp_path / "relay.db"
     for _ in range(2):
-        async with running_beside(sys.executable, "-c", KILLED, plaid.url, report, path, KEY) as process:
+        async with running_process_async(
+            sys.executable, "-c", KILLED, plaid.url, report, path, KEY
+        ) as process:
             assert await process.wait() == -signal.SIGKILL
     async with Journal(path, run="living", key=KEY) as living:
         await client.relay.create([report], "q", journal=living)

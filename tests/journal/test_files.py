@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from journals import KEY, OTHER_KEY, opening, requests
+from journal_support import KEY, OTHER_KEY, creation_requests, engine_for_uri
 
 from plaid_relay_async import JournalError
 from plaid_relay_async.journal import Journal
@@ -51,7 +51,7 @@ async def change(how, path):
 @pytest.fixture(params=[DELETE, REWRITE])
 async def how(client, report, path, request):
     async with Journal(path, run="x", key=KEY) as journal:
-        await client.relay.create_many(requests(report, 20), journal=journal)
+        await client.relay.create_many(creation_requests(report, 20), journal=journal)
     return request.param
 
 
@@ -92,7 +92,7 @@ async def test_a_reader_that_ends_is_waited_for(path, how):
 async def test_a_first_key_leaves_nothing_unencrypted(client, report, path):
     """Once a key is used, no file contains a token or the key of the pairs' names in plain text."""
     async with Journal(path, run="x") as journal:
-        await client.relay.create_many(requests(report, 3), journal=journal)
+        await client.relay.create_many(creation_requests(report, 3), journal=journal)
     tokens = [token.removeprefix("clear:") for token in stored(path)]
     with closing(sqlite3.connect(path)) as connection:
         ((pair_key,),) = connection.execute("SELECT pair_key FROM relay_journal")
@@ -105,7 +105,7 @@ async def test_a_first_key_leaves_nothing_unencrypted(client, report, path):
 async def test_a_setting_that_sqlite_does_not_take_is_an_error(path):
     """A file on which SQLite can't keep a write-ahead log is refused."""
     problem = r"can't set journal_mode to wal for the journal, it stays delete"
-    async with opening(path, f"{path.as_uri()}?vfs=unix-dotfile") as engine:
+    async with engine_for_uri(path, f"{path.as_uri()}?vfs=unix-dotfile") as engine:
         with pytest.raises(JournalError, match=problem):
             await Journal(engine, key=KEY).open()
 

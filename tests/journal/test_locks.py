@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
-from journals import CREATE, KEY, all_of
+from journal_support import CREATE, KEY, read_records
 
 from plaid_relay_async import JournalError, OutcomeUnknownError
 from plaid_relay_async.journal import Journal
@@ -139,7 +139,7 @@ async def test_a_lock_file_that_cannot_be_opened_stops_only_what_depends_on_it(p
                 client.relay.create([report], "in-flight", journal=journal),
                 journal.status("killed"),
                 journal.forget("killed"),
-                all_of(journal, "killed"),
+                read_records(journal, "killed"),
             ):
                 with pytest.raises(JournalError, match=r"can't be opened: Permission denied") as caught:
                     await refused

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from journals import KEY, all_of, create, of_the_ledger, requests
+from journal_support import KEY, create_in_run, creation_requests, read_records, tokens_per_partner
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -21,24 +21,27 @@ async def test_a_whole_life(plaid, client, report, pgbouncer):
         Journal(pgbouncer.url, run="y", key=KEY) as two,
     ):
         results = await asyncio.gather(
-            *(client.relay.create_many(requests(report, 100), journal=journal) for journal in (one, two))
+            *(
+                client.relay.create_many(creation_requests(report, 100), journal=journal)
+                for journal in (one, two)
+            )
         )
         assert [result.counts for result in results] == [{"created": 100}, {"created": 100}]
         for outcome in results[0].created[:10]:
             assert (await client.relay.remove(outcome.relay_token, journal=two)).removed
-        assert len(await all_of(one, "x")) == 100
+        assert len(await read_records(one, "x")) == 100
         assert await one.rotate() == 0
-        assert set(of_the_ledger(plaid).values()) == {1}
+        assert set(tokens_per_partner(plaid).values()) == {1}
     async with Journal(pgbouncer.url, key=KEY) as journal:
         await journal.forget("x")
-        assert not any(record.relay_token for record in await all_of(journal, "x") if record.own)
+        assert not any(record.relay_token for record in await read_records(journal, "x") if record.own)
 
 
 async def test_a_callers_engine(client, report, pgbouncer, postgres):
     """The journal prepares no statement on an engine's connections, and leaves that setting as it was."""
     engine = create_async_engine(pgbouncer.url.replace("postgresql:", "postgresql+psycopg:"))
     async with Journal(engine, run="x", key=KEY) as journal:
-        result = await client.relay.create_many(requests(report, 100), journal=journal)
+        result = await client.relay.create_many(creation_requests(report, 100), journal=journal)
         assert result.counts == {"created": 100}
     async with engine.connect() as connection:
         driver = (await connection.get_raw_connection()).driver_connection
@@ -50,11 +53,11 @@ async def test_no_statement_is_prepared(client, report, postgres):
     """Also without a pooler, a session has no prepared statement after many transactions."""
     await postgres.fresh()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
-        await client.relay.create_many(requests(report, 100), journal=journal)
+        await client.relay.create_many(creation_requests(report, 100), journal=journal)
         for _ in range(10):
             await journal.runs()
         asked = text("SELECT count(*) FROM pg_prepared_statements")
-        assert await journal._write(lambda connection: connection.execute(asked).scalar_one()) == 0
+        assert await journal._run_transaction(lambda connection: connection.execute(asked).scalar_one()) == 0
 
 
 @pytest.mark.parametrize("which", ["pooler", "server"])
@@ -69,7 +72,7 @@ async def test_a_restart(plaid, client, report, pgbouncer, postgres, which):
         assert not waiting.done()
         await killed.start()
         await waiting
-    assert of_the_ledger(plaid) == {"p": 1, "q": 1}
+    assert tokens_per_partner(plaid) == {"p": 1, "q": 1}
 
 
 async def test_sessions_that_the_pooler_ends(plaid, client, report, pgbouncer):
@@ -80,7 +83,7 @@ async def test_sessions_that_the_pooler_ends(plaid, client, report, pgbouncer):
         await pgbouncer.command("RESUME postgres")
         await client.relay.create([report], "q", journal=journal)
         assert (await journal.status("x")).counts == {"created": 2}
-    assert of_the_ledger(plaid) == {"p": 1, "q": 1}
+    assert tokens_per_partner(plaid) == {"p": 1, "q": 1}
 
 
 async def test_a_commit_in_doubt(plaid, client, report, pgbouncer, postgres):
@@ -99,6 +102,6 @@ async def test_a_commit_in_doubt(plaid, client, report, pgbouncer, postgres):
         await postgres.execute(f"SELECT pg_terminate_backend(pid) {waiting}")
         await creating
         await blocking
-    assert of_the_ledger(plaid) == {"p": 1, "q": 1}
-    result, status = await create(client, report, pgbouncer.url, "x")
+    assert tokens_per_partner(plaid) == {"p": 1, "q": 1}
+    result, status = await create_in_run(client, report, pgbouncer.url, "x")
     assert (result.counts, status.counts) == ({"created": 1}, {"created": 3})

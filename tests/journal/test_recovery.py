@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from journals import CREATE, KEY, of_the_ledger, requests
+from journal_support import CREATE, KEY, creation_requests, tokens_per_partner
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, StaticPool
 
@@ -20,7 +20,9 @@ async def test_a_lease_that_lapsed_run_it_again(plaid, client, report, postgres)
     """The same run goes on from where it was: each partner has one token in the end."""
     await postgres.fresh()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
-        async with client.relay.create_many(requests(report, 50), journal=journal, concurrency=2) as batch:
+        async with client.relay.create_many(
+            creation_requests(report, 50), journal=journal, concurrency=2
+        ) as batch:
             with pytest.raises(BatchStoppedError) as caught:
                 async for _ in batch:
                     await postgres.execute("UPDATE relay_holders SET expires_at = 0")
@@ -28,9 +30,9 @@ async def test_a_lease_that_lapsed_run_it_again(plaid, client, report, postgres)
         assert "Run it again: it goes on from where it was" in str(caught.value.__cause__)
         assert 0 < len(plaid.ledger) < 50
     async with Journal(postgres.url, run="x", key=KEY) as journal:
-        result = await client.relay.create_many(requests(report, 50), journal=journal)
+        result = await client.relay.create_many(creation_requests(report, 50), journal=journal)
     assert result.counts == {"created": 50}
-    assert set(of_the_ledger(plaid).values()) == {1}
+    assert set(tokens_per_partner(plaid).values()) == {1}
 
 
 async def test_an_unknown_pair_share_a_new_report(plaid, client, report, url):

@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from journals import KEY, REMOVE, all_of, create, given_up_before_it_left, requests
+from journal_support import (
+    KEY,
+    REMOVE,
+    cancelled_before_sending,
+    create_in_run,
+    creation_requests,
+    read_records,
+)
 
 from plaid_relay_async import DuplicateRequestError, InvalidRequestError, JournalError, OutcomeUnknownError
 from plaid_relay_async.journal import Journal
@@ -29,15 +36,15 @@ async def test_a_removed_token_is_not_served(plaid, client, report, url):
 
 async def test_a_refusal_that_is_not_on_record_says_so(plaid, client, report, url):
     """Of a run whose own token was removed, it is that which stays on record."""
-    first, _ = await create(client, report, url, "x")
+    first, _ = await create_in_run(client, report, url, "x")
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.remove(first.created[0].relay_token, journal=journal)
-    await create(client, report, url, "y")
-    refused, status = await create(client, report, url, "x", on_existing="refuse")
+    await create_in_run(client, report, url, "y")
+    refused, status = await create_in_run(client, report, url, "x", on_existing="refuse")
     assert isinstance(refused.failed[0].error, DuplicateRequestError)
     assert not refused.failed[0].journalled
     assert status.counts == {"removed": 1}
-    again, _ = await create(client, report, url, "z", on_existing="refuse")
+    again, _ = await create_in_run(client, report, url, "z", on_existing="refuse")
     assert again.failed[0].journalled
     assert len(plaid.ledger) == 2
 
@@ -54,7 +61,7 @@ async def test_a_removal_that_nobody_knows_the_end_of(plaid, client, report, url
         with pytest.raises(OutcomeUnknownError):
             await client.relay.remove(made.relay_token, journal=journal)
         plaid.heal()
-        assert [r.outcome for r in await all_of(journal, "x")] == ["created"]
+        assert [r.outcome for r in await read_records(journal, "x")] == ["created"]
         result = await client.relay.remove_many([made.relay_token], journal=journal)
         assert result.succeeded[0].response.inferred
         assert (await journal.status("x")).counts == {"removed": 1}
@@ -74,7 +81,7 @@ async def test_a_removal_that_never_left_leaves_the_token(plaid, client, report,
     path = tmp_path / "relay.db"
     async with Journal(path, run="x", key=KEY) as journal:
         made = await client.relay.create([report], "p", journal=journal)
-        async with given_up_before_it_left(
+        async with cancelled_before_sending(
             path, client.relay.remove_many([made.relay_token], journal=journal)
         ):
             pass
@@ -155,66 +162,68 @@ async def test_a_token_counts_until_its_removal_is_confirmed(plaid, client, repo
             with pytest.raises(DuplicateRequestError, match=r"unknown outcome.*Remove it again"):
                 await client.relay.create([report], "p0", journal=journal, **retries)
     for settings in ({}, {"retry_unknown": True}, {"on_existing": "refuse"}):
-        assert (await create(client, report, url, "y", **settings))[0].counts == {"failed": 1}
+        assert (await create_in_run(client, report, url, "y", **settings))[0].counts == {"failed": 1}
     assert len(plaid.ledger) == 1
     async with Journal(url, run="x", key=KEY) as journal:
         assert (await client.relay.remove(made.relay_token, journal=journal)).removed
-    assert (await create(client, report, url, "y"))[0].counts == {"created": 1}
+    assert (await create_in_run(client, report, url, "y"))[0].counts == {"created": 1}
     assert [entry["removed"] for entry in plaid.ledger] == [True, False]
 
 
 async def test_another_run_may_create_beside_a_token_whose_removal_is_unknown(plaid, client, report, url):
     """With on_existing="create" another run may create; if the removal is refused later, both tokens are valid."""
-    first, _ = await create(client, report, url, "x")
+    first, _ = await create_in_run(client, report, url, "x")
     plaid.fail(Fault(path=REMOVE, status=500, when="before"))
     async with Journal(url, run="x", key=KEY) as journal:
         token = first.created[0].relay_token
         assert (await client.relay.remove_many([token], journal=journal)).counts == {"unknown": 1}
         plaid.heal()
-    assert (await create(client, report, url, "x", on_existing="create"))[0].counts == {"failed": 1}
-    assert (await create(client, report, url, "y", on_existing="create"))[0].counts == {"created": 1}
+    assert (await create_in_run(client, report, url, "x", on_existing="create"))[0].counts == {"failed": 1}
+    assert (await create_in_run(client, report, url, "y", on_existing="create"))[0].counts == {"created": 1}
     assert len(plaid.ledger) == 2
 
 
 async def test_a_run_makes_no_second_token_for_one_that_it_forgot(plaid, client, report, url):
     """A run creates no second token for one that it forgot, whatever on_existing is; another run may."""
-    await create(client, report, url, "x")
+    await create_in_run(client, report, url, "x")
     async with Journal(url, run="x", key=KEY) as journal:
         assert await journal.forget("x") == 1
     for _ in range(2):
-        result, _ = await create(client, report, url, "x", on_existing="create")
+        result, _ = await create_in_run(client, report, url, "x", on_existing="create")
         assert result.counts == {"failed": 1}
         assert "forgotten" in str(result.failed[0].error)
-        assert (await create(client, report, url, "y", on_existing="create"))[0].counts == {"created": 1}
-    other, _ = await create(client, report, url, "x")
+        assert (await create_in_run(client, report, url, "y", on_existing="create"))[0].counts == {
+            "created": 1
+        }
+    other, _ = await create_in_run(client, report, url, "x")
     assert other.created[0].relay_token == plaid.ledger[-1]["relay_token"]
     assert len(plaid.ledger) == 2
 
 
 async def test_a_token_is_served_although_a_newer_one_was_forgotten(plaid, client, report, url):
     """The claim passes to a token that the journal can return; after its removal the forgotten one counts again."""
-    first, _ = await create(client, report, url, "x")
-    await create(client, report, url, "y", on_existing="create")
+    first, _ = await create_in_run(client, report, url, "x")
+    await create_in_run(client, report, url, "y", on_existing="create")
     async with Journal(url, key=KEY) as journal:
         assert await journal.forget("y") == 1
-    served, _ = await create(client, report, url, "z")
+    served, _ = await create_in_run(client, report, url, "z")
     assert [each.relay_token for each in served.created] == [first.created[0].relay_token]
     async with Journal(url, run="x", key=KEY) as journal:
         assert (await client.relay.remove(first.created[0].relay_token, journal=journal)).removed
-    refused, _ = await create(client, report, url, "z")
+    refused, _ = await create_in_run(client, report, url, "z")
     assert "forgotten" in str(refused.failed[0].error)
     assert len(plaid.ledger) == 2
 
 
 async def test_the_claim_of_a_removed_token_passes_to_one_that_can_be_served(plaid, client, report, url):
     """Of two other tokens, the older one is served if the newer one was forgotten."""
-    first, _ = await create(client, report, url, "x")
-    await create(client, report, url, "y", on_existing="create")
-    third, _ = await create(client, report, url, "v", on_existing="create")
+    first, _ = await create_in_run(client, report, url, "x")
+    await create_in_run(client, report, url, "y", on_existing="create")
+    third, _ = await create_in_run(client, report, url, "v", on_existing="create")
     async with Journal(url, key=KEY) as journal:
         assert await journal.forget("y") == 1
         assert (await client.relay.remove(third.created[0].relay_token, journal=journal)).removed
-    served, _ = await create(client, report, url, "z")
+    served, _ = await create_in_run(client, report, url, "z")
     assert [each.relay_token for each in served.created] == [first.created[0].relay_token]
     assert len(plaid.ledger) == 3
 
@@ -233,10 +242,12 @@ async def test_a_run_is_forgotten_once_its_workers_have_ended(plaid, client, rep
 async def test_forgotten_tokens_are_gone_and_counted(plaid, client, report, url):
     """The pair isn't created again by accident."""
     async with Journal(url, run="x", key=KEY) as journal:
-        await client.relay.create_many(requests(report, 3), journal=journal)
+        await client.relay.create_many(creation_requests(report, 3), journal=journal)
     async with Journal(url, run="x", key=KEY) as journal:
         assert await journal.forget("x") == 3
-        assert [(r.outcome, r.relay_token) for r in await all_of(journal, "x")] == [("created", None)] * 3
-        result = await client.relay.create_many(requests(report, 3), journal=journal)
+        assert [(r.outcome, r.relay_token) for r in await read_records(journal, "x")] == [
+            ("created", None)
+        ] * 3
+        result = await client.relay.create_many(creation_requests(report, 3), journal=journal)
         assert {type(o.error) for o in result.failed} == {DuplicateRequestError}
     assert len(plaid.ledger) == 3

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from cryptography.fernet import Fernet
-from journals import CREATE, KEY, OTHER_KEY, THIRD_KEY, all_of, requests
+from journal_support import CREATE, KEY, OTHER_KEY, THIRD_KEY, creation_requests, read_records
 from sqlalchemy.ext.asyncio import create_async_engine
-from support import OWNER, program
+from support import OWNER, python_process
 
 from plaid_relay_async import ConfigurationError, JournalError, NotSentError, RelayClient
 from plaid_relay_async.journal import Journal, schema
@@ -21,7 +21,7 @@ async def test_no_secret_lies_in_the_file(plaid, client, report, tmp_path):
     """Neither token nor report nor secret, log included; and nobody else may read any of it."""
     path = tmp_path / "relay.db"
     async with Journal(path, key=KEY) as journal:
-        made = await client.relay.create_many(requests(report, 50), journal=journal)
+        made = await client.relay.create_many(creation_requests(report, 50), journal=journal)
         written = b"".join(each.read_bytes() for each in tmp_path.iterdir())
         assert {each.stat().st_mode & 0o077 for each in tmp_path.iterdir()} == {0}
     secrets = [o.relay_token for o in made.created] + [report, OWNER.secret, KEY]
@@ -37,24 +37,26 @@ async def test_a_token_is_whatever_plaid_says(plaid, client, report, url, key, t
     plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=200, body=said))
     async with Journal(url, run="x", key=key) as journal:
         for _ in range(2):
-            result = await client.relay.create_many(requests(report, 3), journal=journal)
+            result = await client.relay.create_many(creation_requests(report, 3), journal=journal)
             assert result.counts == {"created": 3}
             assert token in {outcome.relay_token for outcome in result.created}
-        assert token in {record.relay_token for record in await all_of(journal, "x")}
+        assert token in {record.relay_token for record in await read_records(journal, "x")}
         assert (await client.relay.create([report], "p0", journal=journal)).relay_token == token
 
 
 async def test_keys_rotate(plaid, client, report, url, monkeypatch):
     """No pair looks new under a new key; once rotated, the old key may go. Two keys stand in the variable."""
     async with Journal(url, key=KEY) as journal:
-        await client.relay.create_many(requests(report, 3), journal=journal)
+        await client.relay.create_many(creation_requests(report, 3), journal=journal)
     monkeypatch.setenv("PLAID_RELAY_KEY", f"{OTHER_KEY}, {KEY}")
     async with Journal(url) as journal:
-        assert (await client.relay.create_many(requests(report, 3), journal=journal)).counts == {"created": 3}
+        assert (await client.relay.create_many(creation_requests(report, 3), journal=journal)).counts == {
+            "created": 3
+        }
         assert await journal.rotate() == 3
         assert await journal.rotate() == 0
     async with Journal(url, key=[OTHER_KEY]) as journal:
-        assert all(record.relay_token for record in await all_of(journal, "default"))
+        assert all(record.relay_token for record in await read_records(journal, "default"))
     monkeypatch.delenv("PLAID_RELAY_KEY")
     for wrong, words in ((KEY, "doesn't open this journal"), (None, "is encrypted: give its key")):
         with pytest.raises(ConfigurationError, match=words):
@@ -70,7 +72,7 @@ async def test_a_key_that_comes_later_leaves_nothing_in_clear(plaid, client, rep
     assert "the journal has no key" in caplog.text
     assert made.relay_token.encode() in path.read_bytes()
     async with Journal(path, key=KEY) as journal:
-        assert [record.relay_token for record in await all_of(journal, "default")] == [made.relay_token]
+        assert [record.relay_token for record in await read_records(journal, "default")] == [made.relay_token]
         assert made.relay_token.encode() not in b"".join(each.read_bytes() for each in tmp_path.iterdir())
 
 
@@ -78,19 +80,23 @@ async def test_a_key_whose_first_use_was_cut_short(plaid, client, report, tmp_pa
     """The next opening does the rest: no token stays in clear."""
     path = tmp_path / "relay.db"
     async with Journal(path) as journal:
-        made = await client.relay.create_many(requests(report, 2), journal=journal)
+        made = await client.relay.create_many(creation_requests(report, 2), journal=journal)
         broken = schema.entries.update().where(schema.entries.c.partner == "p1")
         strange = Fernet(Fernet.generate_key()).encrypt(b"t").decode()
-        await journal._write(lambda connection: connection.execute(broken.values(token=strange)).close())
+        await journal._run_transaction(
+            lambda connection: connection.execute(broken.values(token=strange)).close()
+        )
     journal = Journal(path, key=KEY)
     for _ in range(2):
         with pytest.raises(ConfigurationError, match="doesn't open this journal"):
             await journal.open()
     async with Journal(path) as clear:
         token = f"clear:{made.created[1].relay_token}"
-        await clear._write(lambda connection: connection.execute(broken.values(token=token)).close())
+        await clear._run_transaction(
+            lambda connection: connection.execute(broken.values(token=token)).close()
+        )
     async with journal:
-        assert {record.relay_token for record in await all_of(journal, "default")} == {
+        assert {record.relay_token for record in await read_records(journal, "default")} == {
             outcome.relay_token for outcome in made.created
         }
         written = b"".join(each.read_bytes() for each in tmp_path.iterdir())
@@ -194,7 +200,7 @@ async def test_credentials_that_cannot_be_had_fail_their_request_alone(plaid, re
         RelayClient(source, base_url=plaid.url) as client,
         Journal(tmp_path / "r.db", key=KEY) as journal,
     ):
-        result = await client.relay.create_many(requests(report, 3), journal=journal, concurrency=1)
+        result = await client.relay.create_many(creation_requests(report, 3), journal=journal, concurrency=1)
     assert result.counts == {"created": 2, "failed": 1}
     assert isinstance(result.failed[0].error, NotSentError)
 
@@ -212,7 +218,7 @@ async def test_a_journal_is_opened_once_and_used_while_it_is_open(client, report
             with pytest.raises(JournalError, match="has no run '"):
                 await journal.status(none)
         with pytest.raises(ConfigurationError, match="partner must be a string"):
-            await all_of(journal, "x", partner="\ud800")
+            await read_records(journal, "x", partner="\ud800")
         assert await journal.runs() == []
     await journal.close()
 
@@ -227,6 +233,6 @@ async def test_a_journal_is_opened_once_and_used_while_it_is_open(client, report
 async def test_a_missing_extra_is_named(missing, action, told):
     """What is to be installed stands in the error."""
     source = f"import asyncio, sys; sys.modules[{missing!r}] = None\n"
-    async with program(f"{source}from plaid_relay_async.journal import Journal\n{action}") as process:
+    async with python_process(f"{source}from plaid_relay_async.journal import Journal\n{action}") as process:
         said, _ = await process.communicate()
     assert told in said.decode()

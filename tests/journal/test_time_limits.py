@@ -10,7 +10,7 @@ import time
 from contextlib import asynccontextmanager, closing
 
 import pytest
-from journals import CREATE, KEY, all_of, of_the_ledger, requests
+from journal_support import CREATE, KEY, creation_requests, read_records, tokens_per_partner
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from plaid_relay_async import BatchStoppedError, ConfigurationError, JournalError
@@ -114,7 +114,7 @@ async def test_a_server_that_falls_silent_under_a_batch(plaid, client, report, g
     plaid.fail(Fault(path=CREATE, latency=0.5, when="after"))
     journal = Journal(gate.url, run="x", key=KEY, lease=LEASE)
     await journal.open()
-    batch = client.relay.create_many(requests(report, 100), journal=journal, concurrency=40)
+    batch = client.relay.create_many(creation_requests(report, 100), journal=journal, concurrency=40)
     running = asyncio.ensure_future(batch)
     while len(plaid.requests) < 40:
         await asyncio.sleep(0.01)
@@ -156,7 +156,7 @@ async def test_a_server_that_is_silent_while_the_journal_is_closed(plaid, client
         with pytest.raises(JournalError):
             await reading
         await asyncio.wait([calling])
-    assert of_the_ledger(plaid) == {"p": 1, "q": 1}
+    assert tokens_per_partner(plaid) == {"p": 1, "q": 1}
 
 
 async def test_connections_that_are_dropped_silently(plaid, client, report, gate):
@@ -164,7 +164,7 @@ async def test_connections_that_are_dropped_silently(plaid, client, report, gate
     plaid.fail(Fault(path=CREATE, latency=0.05))
     async with Journal(gate.url, run="x", key=KEY, lease=9) as journal:
         await client.relay.create([report], "p", journal=journal)
-        batch = client.relay.create_many(requests(report, 100), journal=journal, concurrency=10)
+        batch = client.relay.create_many(creation_requests(report, 100), journal=journal, concurrency=10)
         running = asyncio.ensure_future(batch)
         while len(plaid.requests) < 30:
             await asyncio.sleep(0.01)
@@ -206,7 +206,7 @@ async def test_a_lock_that_is_held(plaid, client, report, postgres):
             await asyncio.sleep(0.05)
         assert not holding.done()
         await holding
-    assert of_the_ledger(plaid) == {"p": 1}
+    assert tokens_per_partner(plaid) == {"p": 1}
 
 
 async def test_a_transaction_that_something_cancels_is_repeated(client, report, postgres):
@@ -233,7 +233,9 @@ async def test_a_refusal_that_passes(plaid, client, report, postgres, state):
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         await refuse(postgres, state, times=3)
-        assert (await client.relay.create_many(requests(report), journal=journal)).counts == {"created": 10}
+        assert (await client.relay.create_many(creation_requests(report), journal=journal)).counts == {
+            "created": 10
+        }
     assert len(plaid.ledger) == 11
 
 
@@ -272,7 +274,7 @@ async def test_a_server_that_is_read_only_for_a_moment(plaid, client, report, po
     try:
         async with Journal(postgres.url, run="x", key=KEY) as journal:
             running = asyncio.ensure_future(
-                client.relay.create_many(requests(report, 100), journal=journal, concurrency=5)
+                client.relay.create_many(creation_requests(report, 100), journal=journal, concurrency=5)
             )
             while len(plaid.requests) < 20:
                 await asyncio.sleep(0.01)
@@ -285,7 +287,7 @@ async def test_a_server_that_is_read_only_for_a_moment(plaid, client, report, po
             assert not running.done()
             await postgres.execute(writable, "ALTER DATABASE postgres RESET default_transaction_read_only")
             assert (await running).counts == {"created": 100}
-            assert len(await all_of(journal, "x")) == 100
+            assert len(await read_records(journal, "x")) == 100
     finally:
         await postgres.execute(writable, "ALTER DATABASE postgres RESET default_transaction_read_only")
     assert len(plaid.ledger) == 100
@@ -305,7 +307,7 @@ async def test_a_session_that_idled_in_a_transaction(postgres):
         states.append("done")
 
     async with Journal(postgres.url, key=KEY) as journal:
-        await journal._write(work)
+        await journal._run_transaction(work)
     assert states == ["idle", "done"]
 
 
@@ -333,9 +335,9 @@ async def test_a_disk_that_hangs(client, report, tmp_path):
     hanging = threading.Event()
     async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
-        database, line = journal._database, journal._state.line
+        database, line = journal._database, journal._open_resources.connection
         with pytest.raises(JournalError, match=r"took longer than 0\.1 s"):
-            await database.write(line, lambda connection: hanging.wait(BOUND), 0.0, 0.1)
+            await database.run_transaction(line, lambda connection: hanging.wait(BOUND), 0.0, 0.1)
         reading = asyncio.ensure_future(journal.runs())
         await asyncio.sleep(0.1)
         assert not reading.done()
@@ -349,14 +351,16 @@ async def test_a_disk_that_hangs_while_the_journal_is_closed(tmp_path):
     url = f"sqlite:///{tmp_path / 'relay.db'}?timeout=0.1"
     journal = Journal(url, key=KEY, lease=0.5)
     await journal.open()
-    database, line = journal._database, journal._state.line
-    writing = asyncio.ensure_future(database.write(line, lambda connection: hanging.wait(BOUND), 0.0, BOUND))
+    database, line = journal._database, journal._open_resources.connection
+    writing = asyncio.ensure_future(
+        database.run_transaction(line, lambda connection: hanging.wait(BOUND), 0.0, BOUND)
+    )
     await asyncio.sleep(0.1)
     async with within(BOUND):
         await journal.close()
     assert not writing.done()
     with pytest.raises(JournalError, match="closed in the meantime"):
-        await database.write(line, lambda connection: None, 0.0)
+        await database.run_transaction(line, lambda connection: None, 0.0)
     hanging.set()
     await writing
 
@@ -366,10 +370,10 @@ async def test_a_transaction_that_comes_after_the_end(postgres):
     await postgres.fresh()
     journal = Journal(postgres.url, key=KEY)
     await journal.open()
-    database, line = journal._database, journal._state.line
+    database, line = journal._database, journal._open_resources.connection
     await journal.close()
     with pytest.raises(JournalError, match="closed in the meantime"):
-        await database.write(line, lambda connection: None, 0.0)
+        await database.run_transaction(line, lambda connection: None, 0.0)
 
 
 async def test_an_engine_of_the_callers_for_a_file_that_is_no_database(tmp_path):

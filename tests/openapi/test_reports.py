@@ -5,8 +5,8 @@ import json
 import pytest
 
 from plaid_relay_async.simulator import report_bytes
-from plaid_relay_async.simulator.outline import PARTS
-from plaid_relay_async.simulator.samples import opened
+from plaid_relay_async.simulator.outline import REPORT_PARTS
+from plaid_relay_async.simulator.samples import render_unfinished_body
 from plaid_relay_async.simulator.world import World
 
 # Properties of Plaid's that the simulator leaves out, each with the reason.
@@ -26,10 +26,10 @@ def bodies():
     """Reports of several seeds, of all kinds."""
     for seed in range(8):
         yield json.loads(report_bytes(300, seed=seed, insights=True, investments=True))
-    world = World(generating=0, transactions=None, seed=0, clock=lambda: 0.0)
-    for token in (world.add_report(investments=True, missing=[part]) for part in PARTS):
-        outline = world.ready(world.report("anyone", token))
-        yield json.loads(opened(outline, insights=False) + b"}")
+    world = World(generation_delay=0, transactions=None, seed=0, clock=lambda: 0.0)
+    for token in (world.add_report(investments=True, missing=[part]) for part in REPORT_PARTS):
+        outline = world.ready_outline(world.get_report("anyone", token))
+        yield json.loads(render_unfinished_body(outline, insights=False) + b"}")
 
 
 class Walk:

@@ -56,7 +56,7 @@ def plaid():
     thread.start()
 
     async def start():
-        running = Simulator(clients={"both": "secret-of-both"}, reports=["ready"], generating=0)
+        running = Simulator(clients={"both": "secret-of-both"}, reports=["ready"], generation_delay=0)
         await running.start()
         return running
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from plaid_relay_async import Credentials
-from plaid_relay_async.gateway import KNOWN, Gateway, new_key
+from plaid_relay_async.gateway import ALL_OPERATIONS, Gateway, new_key
 from plaid_relay_async.simulator import Simulator
 from plaid_relay_async.simulator.operations import OPERATIONS
 
@@ -30,12 +30,12 @@ async def directly(plaid: Simulator) -> AsyncIterator[dict[str, str]]:
 @contextlib.asynccontextmanager
 async def through_a_gateway(plaid: Simulator) -> AsyncIterator[dict[str, str]]:
     """What it is told of a gateway before the simulator."""
-    made = {who: new_key(who, credentials=who, operations=KNOWN) for who in CLIENTS}
+    made = {who: new_key(who, credentials=who, operations=ALL_OPERATIONS) for who in CLIENTS}
     async with Gateway(
         [key for key, _ in made.values()],
         upstream=plaid.url,
         credentials={who: Credentials(who, secret) for who, secret in CLIENTS.items()},
-        operations=KNOWN,
+        operations=ALL_OPERATIONS,
     ) as gateway:
         secrets = {f"{who.upper()}_SECRET": key for who, (_, key) in made.items()}
         yield {"PLAID_BASE_URL": gateway.url, "WRONG_SECRET": "UNAUTHORIZED_KEY"} | secrets
@@ -46,7 +46,7 @@ async def run(installed: Path) -> int:
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     failed = 0
     for way in (directly, through_a_gateway):
-        async with Simulator(clients=CLIENTS, generating=0.05) as plaid:
+        async with Simulator(clients=CLIENTS, generation_delay=0.05) as plaid:
             async with way(plaid) as told:
                 environment = kept | told | {"NODE_PATH": str(installed / "node_modules")}
                 node = await asyncio.create_subprocess_exec("node", "--test", str(SCRIPT), env=environment)

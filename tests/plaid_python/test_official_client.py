@@ -40,7 +40,7 @@ from plaid.model.webhook_type import WebhookType
 from plaid.model.webhook_verification_key_get_request import WebhookVerificationKeyGetRequest
 
 from plaid_relay_async import Credentials
-from plaid_relay_async.gateway import KNOWN, RELAY, Gateway, new_key
+from plaid_relay_async.gateway import ALL_OPERATIONS, RELAY_OPERATIONS, Gateway, new_key
 from plaid_relay_async.simulator import Fault, Simulator
 from plaid_relay_async.simulator.operations import OPERATIONS
 
@@ -70,7 +70,7 @@ def running(loop: asyncio.AbstractEventLoop, server: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def simulator(loop: asyncio.AbstractEventLoop) -> Iterator[Simulator]:
-    with running(loop, Simulator(clients=dict((OWNER, PARTNER)), generating=0.05)) as simulator:
+    with running(loop, Simulator(clients=dict((OWNER, PARTNER)), generation_delay=0.05)) as simulator:
         yield simulator
 
 
@@ -98,7 +98,7 @@ def way(
     if request.param == "directly":
         yield simulator, OWNER, PARTNER
     else:
-        with gateway(loop, simulator, KNOWN) as all_three:
+        with gateway(loop, simulator, ALL_OPERATIONS) as all_three:
             yield all_three
 
 
@@ -317,7 +317,7 @@ def test_relay_with_gateway_keys_alone(loop, simulator, place):
     """With a gateway as it comes the owner's key creates and removes, the partner's reads and refreshes."""
     asset, report_token = ReportType("asset"), simulator.add_report()
     with (
-        gateway(loop, simulator, RELAY) as (server, as_owner, as_partner),
+        gateway(loop, simulator, RELAY_OPERATIONS) as (server, as_owner, as_partner),
         official(server, as_owner, place=place) as (owner, ours),
         official(server, as_partner, place=place) as (partner, theirs),
         official(simulator, PARTNER, place=place) as (direct, theirs_too),
@@ -352,7 +352,7 @@ def test_relay_with_gateway_keys_alone(loop, simulator, place):
 def test_a_secret_that_is_no_key_is_refused(loop, simulator, place):
     """Plaid's own secret opens no gateway; the official client's user reads why."""
     with (
-        gateway(loop, simulator, RELAY) as (server, _, _),
+        gateway(loop, simulator, RELAY_OPERATIONS) as (server, _, _),
         official(server, OWNER, place=place) as (owner, ours),
         pytest.raises(plaid.ApiException) as caught,
     ):

@@ -98,7 +98,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.fixture
 async def plaid(clock: Clock) -> AsyncIterator[Simulator]:
-    async with Simulator(clients=CLIENTS, reports=["ready"], generating=10, clock=clock) as plaid:
+    async with Simulator(clients=CLIENTS, reports=["ready"], generation_delay=10, clock=clock) as plaid:
         yield plaid
 
 

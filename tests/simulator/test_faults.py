@@ -68,7 +68,7 @@ async def test_before_and_after(ask, plaid, when, minted, effect):
             await ask(CREATE, GOOD)
     assert len(plaid.ledger) == minted
     [received] = plaid.requests
-    assert received.acted is bool(minted)
+    assert received.executed is bool(minted)
     assert received.status == effect.get("status")
 
 
@@ -82,7 +82,7 @@ async def test_after_a_request_that_is_refused_anyway(ask, plaid, effect):
         with pytest.raises((aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)):
             await ask(CREATE, BAD)
     assert len(plaid.ledger) == 0
-    assert plaid.requests[0].acted is False
+    assert plaid.requests[0].executed is False
 
 
 @pytest.mark.parametrize("length", [0, 10])
@@ -101,7 +101,7 @@ async def test_truncate(plaid, session, length):
     )
     assert int(answer.headers["Content-Length"]) == len(whole)
     assert whole.encode().startswith(got)
-    assert plaid.requests[0].acted is True
+    assert plaid.requests[0].executed is True
     assert plaid.requests[0].status is None
 
 

@@ -225,7 +225,7 @@ async def test_item_that_is_broken_already(ask, plaid):
             "options": {"require_all_items": needed},
         }
         assert (await ask(CREATE, body)).refusal == (400, "ITEM_ERROR", "ITEM_LOCKED")
-    plaid.mend_item(access_token)
+    plaid.repair_item(access_token)
     assert (await ask(CREATE, body)).status == 200
 
 
@@ -310,7 +310,7 @@ async def test_part_that_breaks(ask, plaid, clock, part, emptied):
             assert account[emptied] == []
         else:
             assert "investments" not in account
-    plaid.mend_item(tokens[0])
+    plaid.repair_item(tokens[0])
     body = {"asset_report_token": made["asset_report_token"]}
     filtered = (await ask(FILTER, body | {"account_ids_to_exclude": []})).json["asset_report_token"]
     fresh = (await ask(REFRESH, {"asset_report_token": filtered})).json["asset_report_token"]
@@ -336,7 +336,7 @@ async def test_breaking_what_there_is_not(ask, plaid, arguments, named):
     with pytest.raises(ValueError, match=f"^{named}: "):
         plaid.break_item(**own | arguments)
     with pytest.raises(ValueError, match=r"^access_token: "):
-        plaid.mend_item("access-sandbox-0")
+        plaid.repair_item("access-sandbox-0")
 
 
 async def test_an_item_named_twice(ask, clock, read):
@@ -352,7 +352,7 @@ async def test_an_item_named_twice(ask, clock, read):
 
 async def test_reports_of_a_chosen_size(asking):
     """So many transactions, shared out among the accounts of all Items that have any."""
-    async with Simulator(transactions=100, generating=0, clients={"owner": "owner-secret"}) as plaid:
+    async with Simulator(transactions=100, generation_delay=0, clients={"owner": "owner-secret"}) as plaid:
         ask = asking(plaid)
         tokens = [await ask.access_token() for _ in range(2)]
         made = (await ask(CREATE, {"access_tokens": tokens, "days_requested": 30})).json
@@ -431,7 +431,7 @@ async def test_same_seed_same_amounts(asking):
     """The reports that the same requests make hold the same amounts and owners, though tokens and ids differ."""
 
     async def made():
-        async with Simulator(seed=3, generating=0, clients={"owner": "owner-secret"}) as plaid:
+        async with Simulator(seed=3, generation_delay=0, clients={"owner": "owner-secret"}) as plaid:
             ask = asking(plaid)
             token = (await ask.report())["asset_report_token"]
             report = (await ask(GET, {"asset_report_token": token})).json["report"]

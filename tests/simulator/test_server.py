@@ -7,7 +7,7 @@ import time
 
 import aiohttp
 import pytest
-from processes import wait_beside
+from processes import wait_until_async
 
 from plaid_relay_async import simulator
 from plaid_relay_async.simulator import Fault, Simulator
@@ -90,7 +90,7 @@ async def test_close_is_prompt_for_a_stall(asking):
         async with Simulator() as plaid:
             plaid.fail(Fault(stall=1e6))
             stalled = asyncio.create_task(asking(plaid)(CREATE, GOOD))
-            await wait_beside(lambda: plaid.requests)
+            await wait_until_async(lambda: plaid.requests)
             began = time.monotonic()
             await plaid.close()
             durations.append(time.monotonic() - began)
@@ -124,11 +124,11 @@ async def test_requests_are_noted_in_order(plaid, ask):
     await ask("/credit/relay/get", {"secondary_client_id": 5})
     first, second, third = plaid.requests
     assert (first.path, first.client_id, first.secondary_client_id) == (CREATE, "owner", "partner")
-    assert (first.acted, first.status, first.headers["x-trace"]) == (True, 200, "7")
+    assert (first.executed, first.status, first.headers["x-trace"]) == (True, 200, "7")
     assert first.request_id == plaid.ledger[0]["request_id"]
     assert (second.path, second.client_id, second.secondary_client_id) == ("/nowhere", None, None)
-    assert (second.acted, second.status) == (False, 404)
-    assert (third.secondary_client_id, third.acted, third.status) == (None, False, 400)
+    assert (second.executed, second.status) == (False, 404)
+    assert (third.secondary_client_id, third.executed, third.status) == (None, False, 400)
     assert plaid.counts == {CREATE: 1, "/nowhere": 1, "/credit/relay/get": 1}
 
 

@@ -1,0 +1,68 @@
+"""Words of the command line that say where something is, and questions to whoever typed them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from cyclopts import Parameter
+
+from plaid_relay_async.cli.messages import StderrWriter, UsageError, print_message, sanitize
+
+ProxyOption: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        help="URL of an HTTP proxy, in place of HTTPS_PROXY. @FILE reads it from a file, for a URL with a "
+        "password. An empty value means no proxy."
+    ),
+]
+
+
+def read_value(value: str, name: str) -> str:
+    """Return what `@FILE` holds, without a byte order mark, or a word as it is.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+    return _read_text(value[1:], name) if value.startswith("@") else value
+
+
+def read_token(value: str, name: str) -> str:
+    """Return a token: the word itself, or what `@FILE` holds, or standard input for `-`.
+
+    Raises:
+        UsageError: it can't be read, or looks like an option.
+    """
+    if value == "-":
+        return _read_text(None, name)
+    if value.startswith("-"):
+        raise UsageError(f"{name}: a token doesn't begin with a hyphen; is this an option?")
+    return read_value(value, name)
+
+
+def _read_text(path: str | None, name: str) -> str:
+    try:
+        text = sys.stdin.read() if path is None else Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or ("isn't text" if path else "isn't open")
+        raise UsageError(f"{name}: can't be read: {reason}") from None
+    return text.removeprefix("\ufeff").strip()
+
+
+def confirm(question: str, *, yes: bool) -> bool:
+    """Ask on the terminal, unless it was answered on the command line.
+
+    Raises:
+        UsageError: nobody is there to be asked.
+    """
+    if yes:
+        return True
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError("--yes: is needed where nobody can be asked")
+    StderrWriter().write(f"{sanitize(question)} [y/N] ")
+    StderrWriter().flush()
+    if sys.stdin.readline().strip().lower() in {"y", "yes"}:
+        return True
+    print_message("nothing was done")
+    return False

@@ -1,0 +1,102 @@
+"""What the command says about itself: on standard error, and as its exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import io
+import logging
+import re
+import sys
+
+from plaid_relay_async.errors import escape_unprintable
+
+_MAX_LINE_LENGTH = 2_000  # characters of a line that is shown
+# Only Plaid's tokens and secrets, and keys of the gateway, look like this. The name of a file or a run may
+# well contain `-production-`.
+_WORD_PATTERN = re.compile(r"[\w-]++")
+_SECRET_PATTERN = re.compile(
+    r"-(?:sandbox|production|development)-(?:[0-9a-f]{8}-[0-9a-f]{4}|[0-9A-Za-z]{16})"
+    r"|\A-*plaid-gateway-[\w-]{16}|\A-*[0-9a-f]{30}\Z"
+)
+_RESERVED_DESCRIPTORS = 32  # that the command itself has open
+
+
+class ExitStatus(enum.IntEnum):
+    """The command's exit status."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    UNKNOWN = 3
+    BUG = 70
+
+
+class UsageError(Exception):
+    """The command line or the input is wrong; each argument is a line of what to say about it."""
+
+
+class StderrWriter(io.TextIOBase):
+    """The current standard error. A batch continues if no process reads it any more."""
+
+    errors = "backslashreplace"
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # it is constant in typeshed
+        """The name of the encoding; rich draws a bar in ASCII unless it is a Unicode encoding."""
+        return sys.stderr.encoding or "ascii"
+
+    def write(self, text: str, /) -> int:
+        """Write, if that is possible."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if that is possible."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        """Return whether standard error is a terminal."""
+        return sys.stderr.isatty()
+
+
+def sanitize(text: str) -> str:
+    """Return a line that is safe to display: without terminal control characters, tokens and secrets.
+
+    Everything that is written to standard error passes through here, as do values in tables on standard
+    output. A name, an identifier or a server's text may contain anything and have any length, and a token may
+    have been typed in place of a file name.
+    """
+    line = _WORD_PATTERN.sub(_redact_word, text)
+    if len(line) > _MAX_LINE_LENGTH:
+        line = f"{line[:_MAX_LINE_LENGTH]}[... {len(line) - _MAX_LINE_LENGTH:,} more characters]"
+    return escape_unprintable(line)
+
+
+def _redact_word(word: re.Match[str]) -> str:
+    return "[hidden]" if _SECRET_PATTERN.search(word[0]) else word[0]
+
+
+class FallbackLogHandler(logging.Handler):
+    """Writes log records to standard error, as `say` does, if no other handler is configured."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record of one or more lines."""
+        print_message(*self.format(record).split("\n"))
+
+
+def print_message(*lines: str) -> None:
+    """Write lines to standard error, each as `shown` returns it."""
+    StderrWriter().write("".join(f"{sanitize(line)}\n" for line in lines))
+
+
+def max_connections() -> int | None:
+    """Give how many connections this process may have, beside the files that it has open anyway."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # pragma: no cover  # where there are no such limits
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else max(1, limit - _RESERVED_DESCRIPTORS)

@@ -1,0 +1,114 @@
+"""Shows a batch as it goes, and its table at the end; on a terminal with a bar, else in plain lines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import IO, TYPE_CHECKING, cast
+
+from attrs import frozen
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from plaid_relay_async.cli.messages import StderrWriter, sanitize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from plaid_relay_async.outcomes import Progress
+
+_BAR_SECONDS = 0.1
+_LINE_SECONDS = 2.0
+_COLOURS = {"created": "green", "fetched": "green", "failed": "red", "unknown": "yellow"}
+
+
+@frozen
+class OutcomeCounts:
+    """How many outcomes of each kind there were, in the table's order, and how many of each error code."""
+
+    by_outcome: Counter[str]
+    by_error_code: Counter[str]
+
+
+def format_rate(progress: Progress) -> str:
+    """Give outcomes a second."""
+    return f"{progress.done / progress.elapsed:,.0f}/s" if progress.elapsed else "0/s"
+
+
+class ProgressDisplay:
+    """Standard error, for people.
+
+    Args:
+        total: how many outcomes there will be; `None` where nobody knows yet.
+        bar: whether a bar may be shown, if standard error is a terminal.
+    """
+
+    def __init__(self, total: int | None, *, bar: bool = True) -> None:
+        self._total = total
+        self._console = Console(file=cast("IO[str]", StderrWriter()))
+        self._has_bar = bar and self._console.is_terminal
+
+    async def show_progress(self, progress: Callable[[], Progress]) -> None:
+        """Show where a batch stands, until cancelled."""
+        if self._has_bar:
+            await self._show_bar(progress)
+        while True:
+            await asyncio.sleep(_LINE_SECONDS)
+            self.print_message(self._progress_line(progress()))
+
+    async def _show_bar(self, progress: Callable[[], Progress]) -> None:
+        counts = "{task.completed} done, {task.fields[failed]} failed, {task.fields[unknown]} unknown"
+        columns = (BarColumn(), TextColumn(counts + "  {task.fields[rate]}"), TimeRemainingColumn())
+        with Bar(
+            *columns,
+            console=self._console,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ) as bar:
+            bar.add_task("", total=self._total, failed=0, unknown=0, rate="")
+            try:
+                while True:
+                    self._update_bar(bar, progress())
+                    await asyncio.sleep(_BAR_SECONDS)
+            finally:
+                self._update_bar(bar, progress())
+
+    def _update_bar(self, bar: Bar, now: Progress) -> None:
+        bar.update(
+            bar.task_ids[0],
+            completed=now.done,
+            failed=now.failed,
+            unknown=now.unknown,
+            rate=format_rate(now),
+            refresh=True,
+        )
+
+    def _progress_line(self, now: Progress) -> str:
+        of = "" if self._total is None else f" of {self._total}"
+        return f"{now.done}{of} done, {now.failed} failed, {now.unknown} unknown, {format_rate(now)}"
+
+    def print_message(self, *lines: str) -> None:
+        """Write lines to standard error, each as `shown` returns it, above the bar if there is one."""
+        # In a string, rich would replace markup and emoji names, such as `:100:` in a line number.
+        self._console.print(*(Text(sanitize(line)) for line in lines), sep="\n", soft_wrap=True)
+
+    def show_totals(self, counts: OutcomeCounts) -> None:
+        """Put the closing table on standard error."""
+        self._console.print(totals_table(counts))
+
+
+def totals_table(counts: OutcomeCounts) -> Table:
+    """Return the closing table: a row for each outcome, then one for each error code."""
+    # Cells are `Text`, because rich would read markup in a string.
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(no_wrap=True, overflow="ignore")
+    rows.add_column(justify="right", no_wrap=True)
+    for name, count in counts.by_outcome.items():
+        rows.add_row(Text(sanitize(name)), str(count), style=_COLOURS.get(name, "") if count else "")
+    for code, count in counts.by_error_code.most_common():
+        rows.add_row(Text(sanitize(code)), str(count), style="dim")
+    return rows

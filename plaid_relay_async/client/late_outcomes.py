@@ -1,0 +1,78 @@
+"""Outcomes that are known only after the task of their call was cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from plaid_relay_async import batch, codec
+from plaid_relay_async.errors import ConfigurationError, escape_unprintable
+from plaid_relay_async.outcomes import Completed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from plaid_relay_async.outcomes import LateOutcome
+
+_logger = logging.getLogger("plaid_relay_async")
+
+_OPERATIONS_BY_PATH: Final = {
+    codec.RELAY_CREATE.path: batch.CREATE,
+    codec.RELAY_REFRESH.path: batch.REFRESH,
+    codec.RELAY_REMOVE.path: batch.REMOVE,
+}
+_OTHER_OPERATION: Final = batch.BatchOperation(object, Completed)
+
+
+class LateOutcomes:
+    """The recipient of late outcomes: the caller's function or, without one, the log.
+
+    Raises:
+        ConfigurationError: it isn't a plain function.
+    """
+
+    def __init__(self, callback: Callable[[LateOutcome], object] | None) -> None:
+        is_plain = callable(callback) and not inspect.iscoroutinefunction(callback)
+        if callback is not None and not is_plain:
+            raise ConfigurationError("on_late_outcome must be a plain function, not an async one")
+        self._callback = callback
+
+    def report_call(
+        self,
+        endpoint: codec.Endpoint[Any, Any],
+        request: object,
+        result: Any,
+        *,
+        attempts: int,
+        elapsed: float,
+    ) -> None:
+        """Pass on the outcome of a call without a journal, from its response or error."""
+        operation = _OPERATIONS_BY_PATH.get(endpoint.path, _OTHER_OPERATION)
+        outcome = operation.build_outcome(request, result, attempts=attempts, elapsed=elapsed)
+        self.report(endpoint.path, outcome)
+
+    def report(self, path: str, outcome: LateOutcome) -> None:
+        """Pass an outcome to the function, or log it."""
+        if self._callback is None:
+            if not outcome.journalled:
+                _log_outcome(path, outcome, "pass RelayClient(on_late_outcome=...) to receive it")
+            return
+        try:
+            self._callback(outcome)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the cancellation goes on
+            # By its class alone: its text may hold a token.
+            _log_outcome(path, outcome, f"on_late_outcome raised {type(error).__name__}")
+
+
+def _log_outcome(path: str, outcome: LateOutcome, remark: str) -> None:
+    _logger.warning(
+        "the task of a call was cancelled, and its outcome arrived later: %s, outcome=%s, partner=%s, "
+        "request_id=%s; %s",
+        path,
+        type(outcome).__name__.lower(),
+        getattr(outcome.request, "secondary_client_id", None),
+        outcome.request_id and escape_unprintable(outcome.request_id),
+        remark,
+    )

@@ -1,0 +1,199 @@
+"""Plaid's refusals: a status, a type, a code and a sentence for each, and the body that carries them.
+
+Statuses and codes: https://plaid.com/docs/errors/. The sentences are ours: Plaid declares its own unsafe for
+programmatic use.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+
+_DOCUMENTATION_URL = "https://plaid.com/docs/?ref=error#"
+
+
+@frozen
+class _ErrorKind:
+    status: int
+    error_type: str
+    message: str
+
+
+def _error_kinds(status: int, error_type: str, messages: Mapping[str, str]) -> Mapping[str, _ErrorKind]:
+    return {code: _ErrorKind(status, error_type, message) for code, message in messages.items()}
+
+
+_KIND_BY_CODE: Mapping[str, _ErrorKind] = {
+    **_error_kinds(
+        404,
+        "INVALID_REQUEST",
+        {
+            "NOT_FOUND": "there is no such endpoint, or it does not take this method",
+            "NO_LONGER_AVAILABLE": "this endpoint is no longer there",
+        },
+    ),
+    **_error_kinds(
+        400,
+        "INVALID_REQUEST",
+        {
+            "INVALID_HEADERS": "the Content-Type header must be application/json",
+            "INVALID_BODY": "the body must be one JSON object",
+            # The code is listed among INVALID_REQUEST; which versions it is given for is our reading.
+            "INCOMPATIBLE_API_VERSION": "the Plaid-Version header names no known version",
+            "MISSING_FIELDS": "required fields are missing",
+            "UNKNOWN_FIELDS": "the body holds fields that this endpoint does not know",
+            "INVALID_FIELD": "a field holds a value that is not allowed",
+            "INVALID_CONFIGURATION": "this client is not set up for the endpoint",
+            "SANDBOX_ONLY": "this endpoint is there in the sandbox alone",
+        },
+    ),
+    **_error_kinds(
+        400,
+        "INVALID_INPUT",
+        {
+            "INVALID_API_KEYS": "invalid client_id or secret provided",
+            "UNAUTHORIZED_ENVIRONMENT": "this client may not use this environment",
+            "UNAUTHORIZED_ROUTE_ACCESS": "this client may not use this endpoint",
+            "INVALID_PRODUCT": "this client may not use this product",
+            "INVALID_INSTITUTION": "there is no institution of this institution_id",
+            "INVALID_PUBLIC_TOKEN": "the public_token is unknown, or has expired",
+            "INVALID_ACCESS_TOKEN": "the access_token is unknown, or was removed",
+            "INVALID_ASSET_REPORT_TOKEN": "the asset_report_token is unknown, or was removed",
+            # Plaid publishes no code for a relay token that is unknown, removed or another's: ours.
+            "INVALID_RELAY_TOKEN": "the relay_token is unknown, was removed, or is not yours",
+            "INVALID_AUDIT_COPY_TOKEN": "the audit_copy_token is unknown, or was removed",
+            "INVALID_WEBHOOK_VERIFICATION_KEY_ID": "there is no key of this key_id in this environment",
+            "ADDITIONAL_CONSENT_REQUIRED": "the user has not consented to this product",
+            "USER_PERMISSION_REVOKED": "the user has revoked the access",
+        },
+    ),
+    **_error_kinds(
+        400,
+        "ASSET_REPORT_ERROR",
+        {
+            "PRODUCT_NOT_READY": (
+                "the report is still being generated: ask again later, or provide a webhook"
+            ),
+            "PRODUCT_NOT_ENABLED": ("an Item of this report was not initialised with the product 'assets'"),
+            "DATA_UNAVAILABLE": "the data of an Item could not be had: causes tells of which, and why",
+            "ASSET_REPORT_GENERATION_FAILED": (
+                "asset report is too large to be generated, try again with a shorter date range"
+            ),
+            "INVALID_PARENT": "the original of this report is missing, or was removed",
+            "INSIGHTS_NOT_ENABLED": "this client may not have reports with insights",
+            "INSIGHTS_PREVIOUSLY_NOT_ENABLED": (
+                "this client might not have reports with insights when this one was made"
+            ),
+            "DATA_QUALITY_CHECK_FAILED": "what the institution gave is of poor quality",
+        },
+    ),
+    **_error_kinds(
+        400,
+        "ITEM_ERROR",
+        {
+            "ITEM_LOGIN_REQUIRED": "the login details of this Item have changed",
+            "ITEM_LOCKED": "the account at the institution is locked",
+            "ITEM_NOT_FOUND": "the Item is unknown, or was removed",
+            "ITEM_NOT_SUPPORTED": "this Item is not supported",
+            "ITEM_CONCURRENTLY_DELETED": "this Item was removed meanwhile",
+            "NO_ACCOUNTS": "there are no accounts for this Item",
+            "PRODUCTS_NOT_SUPPORTED": "this institution does not support the product",
+        },
+    ),
+    **_error_kinds(
+        400,
+        "INSTITUTION_ERROR",
+        {
+            "INSTITUTION_DOWN": "this institution is not available at the moment",
+            "INSTITUTION_NOT_RESPONDING": "this institution does not respond at the moment",
+            "INSTITUTION_NOT_AVAILABLE": "this institution is not available at the moment",
+            "INSTITUTION_NO_LONGER_SUPPORTED": "this institution is no longer supported",
+            "UNSUPPORTED_RESPONSE": "what the institution answers is not supported",
+        },
+    ),
+    **_error_kinds(
+        400,
+        "SANDBOX_ERROR",
+        {
+            "SANDBOX_PRODUCT_NOT_ENABLED": "the Item was not initialised with the product of this webhook",
+            "SANDBOX_WEBHOOK_INVALID": "this Item has no webhook",
+        },
+    ),
+    **_error_kinds(
+        429,
+        "RATE_LIMIT_EXCEEDED",
+        {
+            "RATE_LIMIT": "too many requests for this endpoint, please try again later",
+            "INSTITUTION_RATE_LIMIT": "too many requests for this institution",
+            "CREDITS_EXHAUSTED": "the free allocation is used up",
+            "TRIAL_CONNECTION_LIMIT": "the number of Items of a trial is used up",
+        },
+    ),
+    **_error_kinds(500, "API_ERROR", {"INTERNAL_SERVER_ERROR": "an unexpected error occurred"}),
+    **_error_kinds(503, "API_ERROR", {"PLANNED_MAINTENANCE": "the API is down for planned maintenance"}),
+}
+
+ITEM_ERROR_CODES = frozenset(
+    code for code, kind in _KIND_BY_CODE.items() if kind.error_type in {"ITEM_ERROR", "INSTITUTION_ERROR"}
+)
+"""What may be wrong with an Item."""
+
+_CODE_BY_STATUS: Mapping[int, str] = {404: "NOT_FOUND", 429: "RATE_LIMIT", 503: "PLANNED_MAINTENANCE"}
+
+_ANCHORS: Mapping[str, str] = {
+    # Recorded from the sandbox; that the others follow the same pattern is ours.
+    "ASSET_REPORT_ERROR": "asset-report-errors-and-warnings",
+    "RATE_LIMIT_EXCEEDED": "rate-limit-exceeded-errors",
+}
+
+
+class ApiError(Exception):
+    """A request that Plaid would refuse.
+
+    Args:
+        code: Plaid's `error_code`.
+        message: What is wrong; without it, the code's own sentence.
+        causes: The error of each Item that is to blame; only where the type is ASSET_REPORT_ERROR.
+    """
+
+    def __init__(self, code: str, message: str | None = None, causes: Sequence[Any] = ()) -> None:
+        kind = _KIND_BY_CODE[code]
+        super().__init__(code)
+        self.status = kind.status
+        self.error_type = kind.error_type
+        self.error_code = code
+        self.error_message = message or kind.message
+        self.causes = causes
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """Every field of Plaid's error body, in its recorded order."""
+        anchor = _ANCHORS.get(self.error_type) or f"{self.error_type.lower().replace('_', '-')}-errors"
+        causes = {"causes": list(self.causes)} if self.causes else {}
+        return causes | {
+            "display_message": None,
+            "documentation_url": _DOCUMENTATION_URL + anchor,
+            "error_code": self.error_code,
+            "error_message": self.error_message,
+            "error_type": self.error_type,
+            "request_id": request_id,
+            "suggested_action": None,
+        }
+
+
+def item_cause(code: str, item_id: str) -> dict[str, Any]:
+    """What was wrong with an Item, as `causes` and warnings tell it."""
+    kind = _KIND_BY_CODE[code]
+    return {
+        "display_message": None,
+        "error_code": code,
+        "error_message": kind.message,
+        "error_type": kind.error_type,
+        "item_id": item_id,
+    }
+
+
+def error_for_status(status: int, code: object = None) -> ApiError:
+    """The refusal of a known code; else the one that most likely goes with a status of 400 or more."""
+    if isinstance(code, str) and code in _KIND_BY_CODE:
+        return ApiError(code)
+    return ApiError(_CODE_BY_STATUS.get(status, "INVALID_FIELD" if status < 500 else "INTERNAL_SERVER_ERROR"))

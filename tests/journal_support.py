@@ -1,0 +1,126 @@
+"""What the tests of the journal share."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import sqlite3
+from collections import Counter
+from contextlib import aclosing, asynccontextmanager, closing
+
+import aiohttp
+import aiosqlite
+import pytest
+from attrs import define, field
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from plaid_relay_async import RelayCreateRequest
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.simulator import Fault
+
+# The same each time, for they are in the names of tests.
+KEY, OTHER_KEY, THIRD_KEY = (base64.urlsafe_b64encode(bytes([each]) * 32).decode() for each in b"abc")
+CREATE = "/credit/relay/create"
+REMOVE = "/credit/relay/remove"
+
+
+def random_faults(times):
+    """Return faults that lose a number of creations before or after they are executed, cut, or decline them."""
+    return (
+        Fault(path=CREATE, rate=0.05, times=times, close=True, when="after"),
+        Fault(path=CREATE, rate=0.05, times=times, close=True),
+        Fault(path=CREATE, rate=0.05, times=times, truncate=20),
+        Fault(path=CREATE, rate=0.05, times=times, status=500, when="after"),
+        Fault(path=CREATE, rate=0.05, times=times, status=429),
+        Fault(path=CREATE, rate=0.05, times=times, status=400, body={"error_type": "ITEM_ERROR"}),
+    )
+
+
+def creation_requests(report, count=10):
+    return RelayCreateRequest.fan_out([report], [f"p{n}" for n in range(count)])
+
+
+def tokens_per_partner(plaid):
+    return Counter(line["secondary_client_id"] for line in plaid.ledger)
+
+
+@asynccontextmanager
+async def engine_for_uri(path, uri):
+    """Open an engine for a path that opens a URI of SQLite; wait until its connections are closed.
+
+    SQLAlchemy doesn't wait for the threads of connections that it invalidates, and aiosqlite warns about a
+    connection that is garbage before its thread has closed it.
+    """
+    connections = []
+
+    def connect():
+        connections.append(aiosqlite.connect(uri, uri=True))
+        return connections[-1]
+
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", async_creator=connect)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+        while any(connection._connection is not None for connection in connections):
+            await asyncio.sleep(0.01)
+
+
+async def read_records(journal, run, **wanted):
+    async with aclosing(journal.records(run, **wanted)) as records:
+        return [record async for record in records]
+
+
+async def lease_expiry(postgres):
+    """Return when the lease of the only worker expires."""
+    ((moment,),) = await postgres.execute("SELECT expires_at FROM relay_holders")
+    return moment
+
+
+@asynccontextmanager
+async def cancelled_before_sending(path, batch):
+    """Somebody else has the file as the batch begins, and lets go of it once nobody waits any more."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        hurried = asyncio.ensure_future(batch)
+        await asyncio.sleep(0.5)  # it waits for the file
+        hurried.cancel()
+        await asyncio.sleep(0.05)
+        batch.abandon()
+        await asyncio.sleep(0.05)
+        yield
+        other.execute("COMMIT")
+    with pytest.raises(asyncio.CancelledError):
+        await hurried
+
+
+@define(eq=False)
+class ResponseGate:
+    """Responses that have arrived, and are held back from their client until the gate is opened."""
+
+    session: aiohttp.ClientSession = field(init=False)
+    gate: asyncio.Event = field(factory=asyncio.Event)
+    held: asyncio.Event = field(factory=asyncio.Event)
+
+    async def hold(self, *_):
+        self.held.set()
+        await self.gate.wait()
+
+
+@asynccontextmanager
+async def gated_responses():
+    """Yield a session whose responses are held back."""
+    responses, trace = ResponseGate(), aiohttp.TraceConfig()
+    trace.on_request_end.append(responses.hold)
+    async with aiohttp.ClientSession(trace_configs=[trace]) as responses.session:
+        try:
+            yield responses
+        finally:
+            responses.gate.set()
+
+
+async def create_in_run(client, report, url, run, count=1, **settings):
+    """Create as a run, and give the result, and what the run has become."""
+    async with Journal(url, run=run, key=KEY, **settings) as journal:
+        result = await client.relay.create_many(creation_requests(report, count), journal=journal)
+        return result, await journal.status(run)

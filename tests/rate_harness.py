@@ -1,0 +1,140 @@
+"""What a client makes of a rate limit that nobody told it: the harness, and a table of figures.
+
+`python tests/rate_harness.py --seeds 3` measures all conditions on the virtual clock and prints one line for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import random
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+from support import OWNER
+from virtual_clock import run_virtually
+
+from plaid_relay_async import RelayClient, RelayCreateRequest
+from plaid_relay_async.simulator import Limit, Simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plaid_relay_async import RateLimiter
+
+CREATE = "/credit/relay/create"
+MINUTE = 60.0
+
+
+@frozen
+class Condition:
+    """A limit, and how many seconds a request takes to reach it: always as many, or anew for each."""
+
+    window: str = "sliding"
+    count: int = 50
+    latency: float | Callable[[], float] = 0.3
+    retry_after: bool = True
+
+    def limit(self) -> Limit:
+        return Limit(CREATE, self.count, MINUTE, self.window, self.retry_after)
+
+    def __str__(self) -> str:
+        told = "Retry-After" if self.retry_after else "no Retry-After"
+        return f"{self.window}, {self.count} a minute, {self.latency} s, {told}"
+
+
+CONDITIONS = tuple(
+    Condition(*each)
+    for each in itertools.product(("sliding", "fixed"), (50, 1_000), (0.02, 0.3, 2.0), (True, False))
+)
+
+
+@frozen
+class Figures:
+    """What came of a run.
+
+    Attributes:
+        refused: of the attempts after the first minute, the share that the limit refused.
+        used: creations, as a share of what the limit allows in that time.
+        refusals: how many attempts the limit refused, from the beginning on.
+    """
+
+    refused: float
+    used: float
+    refusals: int
+
+
+def measure(
+    condition: Condition,
+    *,
+    seed: int = 0,
+    minutes: int = 10,
+    limiter: Callable[[], RateLimiter] | None = None,
+) -> Figures:
+    """Let a batch without end run into the limit for some virtual minutes.
+
+    Args:
+        condition: the limit, and the way to it.
+        seed: of the client's jitter, and of the moment in a fixed window at which the run begins.
+        minutes: how long it runs.
+        limiter: makes the client's rate limiter; by default it has none.
+    """
+    random.seed(seed)
+    return run_virtually(_run_condition(condition, minutes, limiter))
+
+
+async def _run_condition(
+    condition: Condition, minutes: int, limiter: Callable[[], RateLimiter] | None
+) -> Figures:
+    loop = asyncio.get_running_loop()
+    limits, latency = [condition.limit()], condition.latency
+    async with (
+        Simulator(reports=["report"], limits=limits, latency=latency, clock=loop.time) as plaid,
+        RelayClient(OWNER, base_url=plaid.url, rate_limiter=limiter and limiter()) as client,
+    ):
+        await asyncio.sleep(random.uniform(0, MINUTE))
+        running = asyncio.create_task(_create_without_end(client))
+        await asyncio.sleep(MINUTE)
+        early, early_refusals = len(plaid.ledger), plaid.rate_limited[CREATE]
+        await asyncio.sleep((minutes - 1) * MINUTE)
+        created, refusals = len(plaid.ledger), plaid.rate_limited[CREATE]
+        if not running.cancel():
+            await running  # it must not end by itself: here is why it did
+        await asyncio.wait([running])
+    late = refusals - early_refusals
+    return Figures(late / (late + created - early), created / (minutes * condition.count), refusals)
+
+
+async def _create_without_end(client: RelayClient) -> None:
+    requests = RelayCreateRequest.fan_out(["report"], _partners())
+    async with client.relay.create_many(requests) as outcomes:
+        async for _ in outcomes:
+            pass
+    outcomes.result.raise_for_failures()
+    raise AssertionError("the batch stopped")
+
+
+def _partners() -> Iterator[str]:
+    return (f"partner-{number}" for number in itertools.count())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure how the client keeps to limits that it isn't told.")
+    parser.add_argument("--seeds", type=int, default=3, help="how many runs of each condition")
+    parser.add_argument("--minutes", type=int, default=10, help="virtual minutes of each run")
+    parser.add_argument("--only", default="", help="only conditions whose line contains this")
+    options = parser.parse_args()
+    sys.stdout.write(f"{'worst of the seeds':48} {'refused':>8} {'used':>7}\n")
+    for condition in CONDITIONS:
+        if options.only in str(condition):
+            runs = [measure(condition, seed=seed, minutes=options.minutes) for seed in range(options.seeds)]
+            refused, used = max(run.refused for run in runs), min(run.used for run in runs)
+            sys.stdout.write(f"{condition!s:48} {refused:8.2%} {used:7.1%}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What type checkers should make of the public face; checked, and never run."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, assert_type
+
+from plaid_relay_async import (
+    AssetReport,
+    AssetReportGetResponse,
+    Batch,
+    BatchResult,
+    Created,
+    Credentials,
+    Failed,
+    Fetched,
+    Outcome,
+    OutcomeUnknownError,
+    PdfResponse,
+    PlaidRelayError,
+    Refreshed,
+    RelayClient,
+    RelayCreateRequest,
+    RelayCreateResponse,
+    RelayGetRequest,
+    RelayRefreshResponse,
+    RelayRemoveResponse,
+    Removed,
+    Unknown,
+)
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.limits import PLAID_SANDBOX, InProcessLimiter, RateLimit, RedisLimiter
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from redis.asyncio import Redis
+
+    from plaid_relay_async.batch import CallContext
+
+
+class Limiter:
+    async def acquire(self, endpoint: str) -> None: ...
+
+
+class CustomRecorder:
+    recorded_outcome = None
+    earlier_doubt = None
+    journalled = True
+
+    async def record_intent(self) -> None: ...
+    async def record_outcome(self, outcome: Outcome) -> None: ...
+    def release(self) -> None: ...
+
+
+class CustomJournal:
+    async def acquire_recorder(self, request: RelayCreateRequest, context: CallContext) -> CustomRecorder:
+        return CustomRecorder()
+
+
+async def rotating() -> Credentials:
+    return Credentials("a", "b")
+
+
+def limited(redis: Redis) -> tuple[RelayClient, ...]:
+    limits = {**PLAID_SANDBOX, "/credit/relay/create": RateLimit(100)}
+    limiters = (
+        InProcessLimiter(limits),
+        RedisLimiter(limits, redis),
+        RedisLimiter(limits, "redis://h", slack=1),
+    )
+    return tuple(RelayClient(rate_limiter=limiter) for limiter in limiters)
+
+
+async def lender_api() -> None:
+    async with RelayClient(rotating, rate_limiter=Limiter()) as client:
+        assert_type(client, RelayClient)
+        made = await client.relay.create(["t"], "p", timeout=3)
+        assert_type(made, RelayCreateResponse)
+        assert_type(made.relay_token, str)
+        assert_type(await client.relay.remove("t"), RelayRemoveResponse)
+        assert_type(await client.relay.get_pdf("t"), PdfResponse)
+        shared = await client.relay.get("t")
+        assert_type(shared.report.items[0].accounts[0].transactions[0].amount, Decimal)
+
+        requests = RelayCreateRequest.fan_out(["t"], ["p"])
+        result = await client.relay.create_many(requests, journal=CustomJournal())
+        result = await client.relay.create_many(requests, journal=Journal("relay.db"))
+        assert_type(result, BatchResult[Created])
+        assert_type(result.created, list[Created])
+        assert_type(result.succeeded[0].request, RelayCreateRequest)
+        assert_type(result.unknown, list[Unknown])
+        async with client.relay.create_many(requests) as outcomes:
+            assert_type(outcomes, Batch[Created])
+            async for outcome in outcomes:
+                assert_type(outcome, Created | Failed | Unknown)
+                assert_type(describe(outcome), str)
+
+
+async def partner_api(client: RelayClient) -> None:
+    async with client.relay.get_many(["t", RelayGetRequest("u")]) as reports:
+        async for outcome in reports:
+            assert_type(outcome, Fetched[AssetReportGetResponse] | Failed | Unknown)
+            match outcome:
+                case Fetched(response=response):
+                    assert_type(response.report, AssetReport)
+                case Failed(error=error):
+                    assert_type(error, PlaidRelayError)
+    pdfs = await client.relay.get_pdf_many(iter(["t"]))
+    assert_type(pdfs.succeeded[0].response, PdfResponse)
+    refreshed = await client.relay.refresh_many(async_tokens())
+    assert_type(refreshed.succeeded, list[Refreshed])
+    assert_type(refreshed.succeeded[0].response, RelayRefreshResponse)
+    removed = await client.relay.remove_many(["t"], on_outcome=on_outcome)
+    assert_type(removed, BatchResult[Removed])
+    assert_type(removed.succeeded[0].response, RelayRemoveResponse)
+
+
+async def async_tokens() -> AsyncIterator[str]:
+    yield "t"
+
+
+def on_outcome(outcome: Removed | Failed | Unknown) -> None: ...
+
+
+def describe(outcome: Outcome) -> str:
+    match outcome:
+        case Created(relay_token=token):
+            return assert_type(token, str)
+        case Failed(error=error):
+            return str(assert_type(error, PlaidRelayError))
+        case Unknown(error=lost):
+            return str(assert_type(lost, OutcomeUnknownError))

@@ -215,7 +215,7 @@ async def test_no_more_calls_than_the_concurrency_are_under_way(plaid):
 
     async def create(request, permit):
         nonlocal under_way, most
-        await permit.begin()
+        await permit.start_attempt()
         under_way += 1
         most = max(most, under_way)
         await asyncio.sleep(random.random() / 1000)
@@ -357,7 +357,7 @@ async def test_a_call_that_tells_nothing_of_its_end_is_unknown(plaid):
     """What began, and was given up without a word of what became of it, may have been carried out."""
 
     async def create(request, permit):
-        await permit.begin()
+        await permit.start_attempt()
         await asyncio.Event().wait()
 
     async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain_timeout=0.02) as outcomes:
@@ -552,7 +552,7 @@ async def test_what_waits_for_a_pause_is_dropped_and_not_unknown(plaid, client):
     """A call that Plaid refused, and that waits to be repeated, surely made nothing when the batch is left."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "30"}))
     batch = client.relay.create_many(requests(plaid, 20), concurrency=4)
-    task = asyncio.create_task(batch._collect())
+    task = asyncio.create_task(batch._run_to_result())
     while plaid.counts[CREATE] < 4:
         await asyncio.sleep(0.001)
     await asyncio.sleep(0.2)  # the responses arrive
@@ -602,10 +602,10 @@ async def test_a_refused_call_that_is_about_to_leave_again_stays(plaid):
     told = asyncio.Event()
 
     async def create(request, permit):
-        await permit.begin()
+        await permit.start_attempt()
         told.set()
         await asyncio.sleep(0.02)
-        permit.again(RateLimitError("no", status=429), spared=True)
+        permit.prepare_retry(RateLimitError("no", status=429), never_executed=True)
         raise AssertionError("again() forbids the next attempt")
 
     async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain_timeout=5) as outcomes:
@@ -623,7 +623,7 @@ async def test_a_call_that_comes_late_to_its_permit_stays(plaid):
         try:
             await asyncio.sleep(5)
         except asyncio.CancelledError:
-            await permit.begin()
+            await permit.start_attempt()
 
     async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain_timeout=5) as outcomes:
         await waiting.wait()
@@ -791,7 +791,7 @@ async def test_a_report_goes_on_if_a_request_in_flight_succeeds():
     unsent, ready = asyncio.Event(), asyncio.Event()
 
     async def create(request, permit):
-        await permit.begin()
+        await permit.start_attempt()
         if request.secondary_client_id in {"partner-1", "partner-2", "partner-3"}:
             raise InvalidRequestError("no", status=400, error_code="INVALID_ASSET_REPORT_TOKEN")
         await unsent.wait()
@@ -838,10 +838,10 @@ async def test_a_call_that_is_about_to_leave_again_stays_if_its_report_is_stoppe
     stopped, ended = asyncio.Event(), []
 
     async def create(request, permit):
-        await permit.begin()
+        await permit.start_attempt()
         if request.secondary_client_id == "partner-0":
             await stopped.wait()
-            permit.again(error, spared=spared)
+            permit.prepare_retry(error, never_executed=spared)
         raise InvalidRequestError("no", status=400, error_code="INVALID_ASSET_REPORT_TOKEN")
 
     def count(outcome):
@@ -860,7 +860,7 @@ async def test_the_memory_of_stopped_reports_is_bounded():
     """Of very many wrong reports the last ones are remembered, without their tokens."""
 
     async def create(request, permit):
-        await permit.begin()
+        await permit.start_attempt()
         raise InvalidRequestError("no", status=400, error_code="INVALID_ASSET_REPORT_TOKEN")
 
     wrong = [RelayCreateRequest([f"report-{n}"], f"p{partner}") for n in range(600) for partner in range(3)]
@@ -1177,7 +1177,7 @@ async def test_a_bug_in_the_middle_of_a_call_is_unknown(plaid):
     """Whatever is raised that nobody foresaw: nobody can tell what became of the call, and the others go on."""
 
     async def create(request, permit):
-        await permit.begin()
+        await permit.start_attempt()
         if request.secondary_client_id == "partner-1":
             raise ZeroDivisionError
         return RelayCreateResponse("token")

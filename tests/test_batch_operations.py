@@ -327,7 +327,7 @@ async def test_a_call_of_which_nothing_is_told(operation, request_of, outcome, e
     """Given up without a word, or ended by a bug, a read is lost and a removal unknown, with removals' advice."""
 
     async def silent(request, permit):
-        await permit.begin()
+        await permit.start_attempt()
         await asyncio.Event().wait()
 
     async def broken(request, permit):
@@ -550,7 +550,7 @@ async def test_a_loop_that_is_left_with_reports_unread_is_left_soon():
     """What is in flight is waited for, and not room for more: nobody reads any more."""
 
     async def read(request, permit):
-        await permit.begin()
+        await permit.start_attempt()
         await asyncio.sleep(0.1 if request.relay_token == "slow" else 0)
         return PdfResponse(b"%PDF-")
 

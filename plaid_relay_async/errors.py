@@ -1,29 +1,32 @@
-"""What can go wrong, one class for each decision that a caller can take.
+"""The exceptions of this package: one class for each decision that a caller can take.
 
 .. code-block:: text
 
     PlaidRelayError
-    ├── ConfigurationError       the client was set up wrongly: fix the setting (also a ValueError)
+    ├── ConfigurationError       a setting of the client is invalid: fix it (also a ValueError)
     ├── RequestValidationError   a field of a request is invalid: fix it; nothing was sent (also a ValueError)
     ├── ClientClosedError        the client isn't open: open it (also a RuntimeError)
-    ├── DuplicateRequestError    the same pair was met before in this batch: drop it
-    ├── NotSentError             nothing left this machine: try again (also a ConnectionError)
-    ├── ConnectionLostError      a read was sent and never answered: try again (also a ConnectionError)
-    │   └── ReadTimeoutError     the same, because time ran out (also a TimeoutError)
-    ├── OutcomeUnknownError      Plaid may or may not have acted: find out before you try again
+    ├── DuplicateRequestError    the same request is already in this batch: drop it
+    ├── NotSentError             the request never left: try again (also a ConnectionError)
+    ├── ConnectionLostError      an idempotent request got no response: try again (also a ConnectionError)
+    │   └── ReadTimeoutError     the same, because of a timeout (also a TimeoutError)
+    ├── OutcomeUnknownError      Plaid may have executed the request: find out before you try again
     ├── BatchStoppedError        the input, the journal or a callback raised: see its `result`
-    ├── JournalError             the journal can't be opened, read or written: mend it, run it again
-    ├── ResponseDecodeError      Plaid answered something that can't be read: report it
-    └── PlaidAPIError            Plaid answered with an error
+    ├── JournalError             the journal can't be opened, read or written: fix it, run again
+    ├── ResponseDecodeError      a success response is unreadable: report it
+    └── PlaidAPIError            the response is an error
         ├── InvalidRequestError  fix the request
-        ├── AuthenticationError  mend the credentials or ask Plaid for access
+        ├── AuthenticationError  fix the credentials, or ask Plaid for access
         ├── RateLimitError       wait
         ├── ReportNotReadyError  wait for the report
-        ├── AssetReportError     the report can't be made or read as asked
-        ├── ItemError            the person, or their bank, has to act
-        └── PlaidServerError     Plaid is in trouble: try again later
+        ├── AssetReportError     the report can't be created or returned as requested
+        ├── ItemError            the user, or the bank, has to act
+        └── PlaidServerError     Plaid has a problem: try again later
 
-No error's text, arguments or repr holds a secret or a token.
+A table decides which class an error response becomes (`error_class_for`). A second decision is what an error
+proves about the attempt that it ended (`certainty_of`); retries, outcomes and the journal depend on it.
+
+No error's text, arguments or repr contains a secret or a token.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ T = TypeVar("T")
 
 
 class Hidden(Generic[T]):
-    """Something secret: shown by `reveal()` alone, never by a repr, a log line or a traceback's locals."""
+    """A secret value that only `reveal()` returns: no repr, log line or traceback with locals shows it."""
 
     __slots__ = ("_value",)
 
@@ -50,7 +53,7 @@ class Hidden(Generic[T]):
         self._value = value
 
     def reveal(self) -> T:
-        """Give the thing itself."""
+        """Return the value."""
         return self._value
 
     def __repr__(self) -> str:
@@ -58,17 +61,20 @@ class Hidden(Generic[T]):
 
 
 class PlaidRelayError(Exception):
-    """The root of all errors of this package.
+    """The base class of all errors of this package.
 
     Args:
-        message: what happened; holds no secret.
+        message: what happened; it contains no secret.
         **facts: values for the attributes that the class declares.
 
     Attributes:
-        sent: whether a request of the call left this machine, in any attempt: `True`, `False`, or `None` if
-            that is unknown.
-        attempts: how many HTTP requests were made for the call.
+        sent: whether an HTTP request of the call left this machine, in any attempt: `True`, `False`, or
+            `None` if that is unknown.
+        attempts: the number of HTTP requests that were made for the call.
         advice: what to do about it, in a sentence.
+
+    Raises:
+        TypeError: the class doesn't declare one of the attributes.
     """
 
     sent: bool | None = False
@@ -83,10 +89,9 @@ class PlaidRelayError(Exception):
             setattr(self, name, value)
 
     def __str__(self) -> str:
-        told = (f"{name}={value}" for name in _DISPLAYED_FIELDS if (value := getattr(self, name, None)))
-        return escape_unprintable(
-            f"{self.args[0]} [{', '.join((_SENT_LABELS[self.sent], *told))}] {self.advice}"
-        )
+        fields = (f"{name}={value}" for name in _DISPLAYED_FIELDS if (value := getattr(self, name, None)))
+        details = ", ".join((_SENT_LABELS[self.sent], *fields))
+        return escape_unprintable(f"{self.args[0]} [{details}] {self.advice}")
 
 
 _NOT_PRINTABLE_ASCII = re.compile(r"[^ -~]")
@@ -108,8 +113,8 @@ def escape_unprintable(text: str) -> str:
 
 
 def _escape_character(character: re.Match[str]) -> str:
-    one = character[0]
-    return one if is_visible(one) else one.encode("unicode_escape").decode()
+    text = character[0]
+    return text if is_visible(text) else text.encode("unicode_escape").decode()
 
 
 def is_visible(character: str) -> bool:
@@ -118,7 +123,7 @@ def is_visible(character: str) -> bool:
 
 
 def escape_surrogates(text: str) -> str:
-    """Return the text with each lone surrogate, which no encoding can write, as a backslash sequence."""
+    """Return the text with a backslash escape for each lone surrogate, which no encoding can represent."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -135,7 +140,7 @@ _DISPLAYED_FIELDS = (
 
 
 class ConfigurationError(PlaidRelayError, ValueError):
-    """The client was set up in a way that can't work or isn't safe. Nothing was sent.
+    """A setting of the client is invalid or unsafe. Nothing was sent.
 
     Attributes:
         field: the name of the invalid field of a record such as `Credentials`, or `None`.
@@ -172,30 +177,31 @@ class ClientClosedError(PlaidRelayError, RuntimeError):
 
 
 class DuplicateRequestError(PlaidRelayError):
-    """The same pair of report and partner, or the same relay token, came before in this batch."""
+    """The same pair of report and partner, or the same relay token, is already in this batch."""
 
-    advice = "The first one has the outcome; pass allow_duplicates=True if two are wanted."
+    advice = "See the outcome of the first one; pass allow_duplicates=True to send both."
 
 
 class NotSentError(PlaidRelayError, ConnectionError):
-    """The request never left: no connection, no name, no TLS, no leave to send, or no time for a response.
+    """The request never left, because DNS, the connection, TLS, the rate limiter or the credentials failed.
 
-    If `sent` is True, an earlier attempt of the call was sent, and was a read or wasn't carried out.
+    Another reason is that too little time was left for a response. If `sent` is True, an earlier attempt of
+    the call was sent; it was idempotent or wasn't executed.
 
     Attributes:
-        errno: the operating system's number, where there is one.
+        errno: the operating system's error number, if there is one.
         shared: whether every other request would fail in the same way, because of TLS or the proxy.
     """
 
     shared: bool = False
-    advice = "Nothing was carried out, so it is safe to try again."
+    advice = "Nothing was executed, so it is safe to try again."
 
 
 class ConnectionLostError(PlaidRelayError, ConnectionError):
-    """The request was sent and no whole answer came; it is one that may safely be repeated.
+    """The request was sent and no complete response arrived; the operation is idempotent.
 
     Attributes:
-        errno: the operating system's number, where there is one.
+        errno: the operating system's error number, if there is one.
     """
 
     sent = True
@@ -203,21 +209,24 @@ class ConnectionLostError(PlaidRelayError, ConnectionError):
 
 
 class ReadTimeoutError(ConnectionLostError, TimeoutError):
-    """The request was sent and its answer didn't come in time; it may safely be repeated."""
+    """The request was sent and its response didn't arrive in time; the operation is idempotent."""
 
 
 class OutcomeUnknownError(PlaidRelayError):
-    """Plaid may have carried the call out, and no answer arrived that tells.
+    """Plaid may have executed the request, and no response says whether it did.
+
+    Another attempt might be executed a second time, so the call isn't repeated. `advice` says what to do.
+    Each attribute is `None` if no response arrived, or if the response doesn't contain it.
 
     Attributes:
-        status: the HTTP status of the answer, where one came.
-        error_type: Plaid's, where the answer had one.
-        error_code: Plaid's, where the answer had one.
-        error_message: Plaid's, where the answer had one.
-        request_id: Plaid's, where the answer had one; Plaid's support can look it up.
-        documentation_url: Plaid's, where the answer had one.
-        retry_after: the server's delay in seconds, where it gave one.
-        body: what arrived of a success that can't be read, hidden: a token may be in it.
+        status: the HTTP status.
+        error_type: Plaid's category of the error.
+        error_code: Plaid's code.
+        error_message: Plaid's message.
+        request_id: Plaid's identifier of the request; Plaid's support can look it up.
+        documentation_url: Plaid's page about the error.
+        retry_after: the server's delay, in seconds.
+        body: the part of an unreadable success response that arrived, hidden, because it may contain a token.
     """
 
     sent = True
@@ -230,19 +239,19 @@ class OutcomeUnknownError(PlaidRelayError):
     retry_after: float | None = None
     body: Hidden[bytes] | None = None
     advice = (
-        "It may have been carried out, and Plaid can't be asked: it neither lists nor finds what was made. "
+        "It may have been executed, and Plaid has no call that lists or finds the result. "
         "Decide: call again and accept that there may be two, or ask Plaid's support."
     )
 
 
 class ResponseDecodeError(PlaidRelayError):
-    """Plaid answered with success, and the answer isn't what its specification promises.
+    """A success response doesn't conform to Plaid's specification.
 
     Attributes:
-        path: where in the JSON it went wrong, such as `$.report.items[0].accounts`.
+        path: the place of the first problem in the JSON, such as `$.report.items[0].accounts`.
         status: the HTTP status.
-        request_id: Plaid's, where it could be read.
-        body: the answer, hidden.
+        request_id: Plaid's identifier of the request, if it could be read.
+        body: the response body, hidden.
     """
 
     sent = True
@@ -250,43 +259,41 @@ class ResponseDecodeError(PlaidRelayError):
     status: int | None = None
     request_id: str | None = None
     body: Hidden[bytes] | None = None
-    advice = "Please report it to this package, with the JSON path and without the answer."
+    advice = "Please report it to this package, with the JSON path and without the response."
 
 
 class BatchStoppedError(PlaidRelayError):
-    """A batch broke off: its input, its journal or a callback raised; that error is the `__cause__`.
+    """A batch stopped because its input, its journal or a callback raised; that error is the `__cause__`.
 
     Attributes:
-        result: the `BatchResult`, with every outcome that there was and that no loop was handed.
+        result: the `BatchResult`, with every outcome that the caller's loop hasn't received.
     """
 
     sent = None
     result: Any = None
-    advice = "What was done is in `result`; what wasn't taken from the input is still there."
+    advice = "The outcomes are in `result`; requests that weren't read are still in the input."
 
 
 class JournalError(PlaidRelayError):
-    """The journal can't be opened, read or written, or its lease lapsed. Nothing was begun without it."""
+    """The journal can't be opened, read or written, or its lease expired. No unrecorded request was sent."""
 
-    advice = (
-        "Nothing was begun that isn't on record. Mend the journal and run it again: it goes on from there."
-    )
+    advice = "No unrecorded request was sent. Fix the journal and run again: it resumes where it stopped."
 
 
 class PlaidAPIError(PlaidRelayError):
-    """Plaid, or something on the way to it, answered with an error. See https://plaid.com/docs/errors/.
+    """Plaid, or an intermediary, responded with an error. See https://plaid.com/docs/errors/.
 
     Attributes:
         status: the HTTP status.
-        error_type: Plaid's broad category, such as `INVALID_INPUT`; `None` if the answer wasn't Plaid's.
+        error_type: Plaid's broad category, such as `INVALID_INPUT`; `None` if the response isn't Plaid's.
         error_code: Plaid's code, such as `INVALID_API_KEYS`.
-        error_message: for developers; Plaid says that its wording may change.
-        display_message: for users, often `None`.
-        request_id: to be given to Plaid's support.
+        error_message: a message for developers; Plaid may change its wording.
+        display_message: a message for end users, often `None`.
+        request_id: Plaid's identifier of the request; Plaid's support can look it up.
         documentation_url: Plaid's page about the error.
         suggested_action: Plaid's advice, often `None`.
         causes: the errors of single Items, as Plaid sent them.
-        retry_after: the server's delay in seconds, where it gave one.
+        retry_after: the server's delay in seconds, or `None`.
     """
 
     sent = True
@@ -312,7 +319,7 @@ class InvalidRequestError(PlaidAPIError):
 
 
 class AuthenticationError(PlaidAPIError):
-    """Plaid doesn't take these credentials, or they don't reach this far."""
+    """The credentials are wrong, or aren't enabled for this operation."""
 
     advice = (
         "Check the client id, the secret and that the secret belongs to this environment; "
@@ -321,15 +328,15 @@ class AuthenticationError(PlaidAPIError):
 
 
 class RateLimitError(PlaidAPIError):
-    """Plaid's limit was met, or an allocation is used up (`CREDITS_EXHAUSTED`).
+    """A rate limit was exceeded, or an allocation is used up (`CREDITS_EXHAUSTED`).
 
-    Without a `status` it is the client's own word: a pause that Plaid asked for, or the rate that it was seen
-    to allow, would make this call wait longer than it may.
+    See https://plaid.com/docs/errors/rate-limit-exceeded/. If `status` is `None`, the client raised it
+    without sending the request: the pause that Plaid requested, or the adaptive rate, would make this call
+    wait longer than its timeout allows.
 
     Attributes:
-        retry_after: seconds to wait, where the server said or the client knows; a call before that will be
-            refused again.
-        exceeds_max_pause: the pauses that were asked for are longer than the retry policy's `max_pause`.
+        retry_after: seconds to wait, if they are known; a call before that will be declined again.
+        exceeds_max_pause: whether the requested pauses are longer than the retry policy's `max_pause`.
     """
 
     exceeds_max_pause: bool = False
@@ -343,48 +350,51 @@ class ReportNotReadyError(PlaidAPIError):
 
 
 class AssetReportError(PlaidAPIError):
-    """The report can't be made, or not be given as asked."""
+    """The report can't be created, or can't be returned as requested."""
 
-    advice = "See `causes` for the Items at fault; make a new report once they are mended."
+    advice = "See `causes` for the Items at fault; create a new report once they are fixed."
 
 
 class ItemError(PlaidAPIError):
-    """An Item or its institution is in a state that only the person, or the bank, can change."""
+    """An Item or its institution is in a state that only the user, or the bank, can change."""
 
-    advice = "Let the person go through Link's update mode, or try later if the bank is down."
+    advice = "Send the user through Link's update mode, or try again later if the bank is down."
 
 
 class PlaidServerError(PlaidAPIError):
-    """Plaid, or a server before it, is in trouble. The call may be repeated, or it wasn't carried out."""
+    """Plaid, or an intermediary, has a problem. The operation is idempotent, or it wasn't executed."""
 
     advice = "Try again later; https://status.plaid.com says when."
 
 
 def strip_traceback(function: Callable[P, T]) -> Callable[P, T]:
-    """Keep secrets out of a rendered traceback: drop the frames that held them as plain arguments."""
+    """Decorate a function to drop the traceback of its errors, whose frames hold secrets as plain arguments.
+
+    A traceback that is rendered with locals would otherwise show them.
+    """
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
         except PlaidRelayError as error:
-            refusal = error.with_traceback(None)
+            stripped = error.with_traceback(None)
         finally:
             del args, kwargs
-        raise refusal
+        raise stripped
 
     return call
 
 
 def strip_init_traceback(cls: type[T]) -> type[T]:
-    """The same for the making of a record."""
-    cls.__init__ = strip_traceback(cls.__init__)  # type: ignore[method-assign]  # the one attribute that attrs wrote itself
+    """Decorate a record class so that creating an instance drops the traceback as `strip_traceback` does."""
+    cls.__init__ = strip_traceback(cls.__init__)  # type: ignore[method-assign]  # attrs wrote it
     return cls
 
 
-# Which class says what, by Plaid's own advice: error_code first, then error_type, then the status
-# (https://plaid.com/docs/errors/). A type that none of this package's operations is documented to
-# give stays a plain PlaidAPIError.
+# The class of an error response, chosen as Plaid advises: by error_code first, then by error_type, then by
+# the status (https://plaid.com/docs/errors/). A type that no operation of this package is documented to
+# return stays a plain PlaidAPIError. It is listed all the same, so that a test can detect types that are new.
 _BY_TYPE_AND_CODE: dict[tuple[str, str], type[PlaidAPIError]] = {
     ("ITEM_ERROR", "PRODUCT_NOT_READY"): ItemError,
 }
@@ -451,47 +461,47 @@ _BY_STATUS: dict[int, type[PlaidAPIError]] = {
     429: RateLimitError,
 }
 
-# Errors that every partner of a batch would meet alike.
+# Errors that every other request of a batch would get, too.
 _SHARED_CODES = frozenset(
     {"INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ROUTE_ACCESS", "CREDITS_EXHAUSTED"}
 )
-# Who says of a 503 that nothing was carried out: Plaid, and our own gateway, from where nothing left. Another
-# box on the way may say anything.
+# The 503s that prove that nothing was executed: Plaid's own, and the one of this package's gateway for a
+# request that never left it. A 503 from any other intermediary proves nothing.
 _DECLINED_CODES = frozenset({("API_ERROR", "PLANNED_MAINTENANCE"), ("GATEWAY_ERROR", "UPSTREAM_UNREACHABLE")})
-# 429s that no waiting mends (https://plaid.com/docs/errors/rate-limit-exceeded/).
+# 429s that don't end by waiting (https://plaid.com/docs/errors/rate-limit-exceeded/).
 _PERMANENT_LIMITS = frozenset({"CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"})
 
 
 def error_class_for(error_type: str | None, error_code: str | None, status: int) -> type[PlaidAPIError]:
-    """Choose the exception for an error answer: by code, then by type, then by HTTP status."""
+    """Return the exception class for an error response: by code, then by type, then by HTTP status."""
     by_pair = _BY_TYPE_AND_CODE.get((error_type or "", error_code or ""))
-    found = by_pair or _BY_CODE.get(error_code or "") or _BY_TYPE.get(error_type or "")
-    if found is not None:
-        return found
+    error_class = by_pair or _BY_CODE.get(error_code or "") or _BY_TYPE.get(error_type or "")
+    if error_class is not None:
+        return error_class
     if status >= 500:
         return PlaidServerError
     return _BY_STATUS.get(status, InvalidRequestError if status >= 400 else PlaidAPIError)
 
 
 class Certainty(enum.StrEnum):
-    """How one attempt ended, as far as it tells what Plaid did."""
+    """What the end of an attempt proves about its execution."""
 
     NOT_SENT = "not_sent"
-    """Nothing left this machine."""
-    DECLINED = "refused"
-    """Nothing was carried out, and a later try may pass: a 429, or a word from `_NOT_NOW`."""
-    DEFINITIVE = "answered"
-    """Plaid's answer tells: done, or a final no."""
-    IN_DOUBT = "unknown"
-    """It may have been carried out."""
+    """The request never left this machine."""
+    DECLINED = "declined"
+    """Plaid didn't execute it, and a later attempt may succeed: a 429, or planned maintenance."""
+    DEFINITIVE = "definitive"
+    """The response is final: a success, or an error that proves that nothing was executed."""
+    IN_DOUBT = "in_doubt"
+    """The attempt may have been executed, and no response says so."""
 
 
 def certainty_of(error: PlaidRelayError) -> Certainty:
-    """Tell how the attempt ended that an error speaks of.
+    """Return what an error proves about the attempt that it ended.
 
-    HTTP and Plaid both say of a 3xx and a 4xx that nothing was carried out; Plaid says so of what it refused
-    for now, which is a 429 (but for allocations that are used up) and its own `PLANNED_MAINTENANCE`, and this
-    package's gateway of what it could not send on.
+    A redirect or a 4xx proves that nothing was executed. Plaid declines an attempt by a 429, unless an
+    allocation is used up, or by `PLANNED_MAINTENANCE`; this package's gateway declines what it couldn't
+    forward.
     """
     if not isinstance(error, PlaidAPIError):
         if isinstance(error, OutcomeUnknownError | ConnectionLostError):
@@ -502,20 +512,24 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
         )
     if not error.sent:
         return Certainty.NOT_SENT
-    not_now = (error.error_type, error.error_code) in _DECLINED_CODES
-    if not_now or (error.status == 429 and error.error_code not in _PERMANENT_LIMITS):
+    declined = (error.error_type, error.error_code) in _DECLINED_CODES
+    if declined or (error.status == 429 and error.error_code not in _PERMANENT_LIMITS):
         return Certainty.DECLINED
-    tells = 300 <= (error.status or 300) < 500 and not isinstance(error, PlaidServerError)
-    return Certainty.DEFINITIVE if tells else Certainty.IN_DOUBT
+    # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing.
+    definitive = 300 <= (error.status or 300) < 500 and not isinstance(error, PlaidServerError)
+    return Certainty.DEFINITIVE if definitive else Certainty.IN_DOUBT
 
 
 def reason_of(error: PlaidRelayError) -> str:
-    """Give Plaid's code, or else the class of the error."""
+    """Return Plaid's `error_code`, or the name of the error's class if there is none."""
     return getattr(error, "error_code", None) or type(error).__name__
 
 
 def is_ordinary_error(error: BaseException) -> bool:
-    """Tell an error from what ends a task; a CancelledError that nobody asked this task for is an error."""
+    """Return whether an exception is an error, and doesn't end the task or the process.
+
+    A `CancelledError` counts as an error if this task isn't being cancelled: some code raised it by itself.
+    """
     task = asyncio.current_task()
     stray = isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
     return stray or isinstance(error, Exception)

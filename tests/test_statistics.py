@@ -45,7 +45,7 @@ async def test_the_statistics_count_attempts_calls_and_retries(plaid, client):
     with pytest.raises(PlaidRelayError):
         await client.relay.get("no-such-token")
     told = client.statistics()
-    assert told.attempts == {"answered": 2, "refused": 1, "unknown": 2}
+    assert told.attempts == {"definitive": 2, "declined": 1, "in_doubt": 2}
     assert told.outcomes == {"succeeded": 1, "unknown": 1, "failed": 1}
     assert told.retries == {"RATE_LIMIT": 1, "ConnectionLostError": 1}
     assert sum(told.attempts.values()) == sum(plaid.counts.values())
@@ -125,7 +125,7 @@ async def test_a_snapshot_no_longer_changes(plaid, client):
     with pytest.raises(FrozenInstanceError):
         before.in_flight = 3  # type: ignore[misc]  # the mistake that is meant
     with pytest.raises(TypeError):
-        before.attempts["answered"] = 3  # type: ignore[index]  # the same
+        before.attempts["definitive"] = 3  # type: ignore[index]  # the same
 
 
 async def test_a_snapshot_can_be_pickled_and_copied(plaid, client):
@@ -136,7 +136,7 @@ async def test_a_snapshot_can_be_pickled_and_copied(plaid, client):
         assert again == snapshot
         assert again.outcomes == {"succeeded": 1}
         with pytest.raises(TypeError):
-            again.attempts["answered"] = 3
+            again.attempts["definitive"] = 3
 
 
 async def test_a_rate_is_told_once_there_is_one(plaid, client):

@@ -76,7 +76,7 @@ async def test_a_stray_answer_that_comes_late_is_nobodys(direct):
         await written.wait()
         await asyncio.sleep(0.05)  # it arrives
         assert (await client.relay.create(["t"], "q")).relay_token == "T-2"
-        assert client.statistics().attempts == {"answered": 2, "not_sent": 1}
+        assert client.statistics().attempts == {"definitive": 2, "not_sent": 1}
 
 
 async def test_a_stray_answer_is_not_sent_even_for_the_last_attempt():

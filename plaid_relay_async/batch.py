@@ -1,8 +1,16 @@
-"""The fan-out: one call for each request, a bounded number at a time, and one outcome for every one.
+"""The fan-out: one call for each request, with bounded concurrency and one outcome for every request.
 
-It knows nothing of HTTP: it is given an awaitable that makes the call, and a permit goes with each call, by
-which the call asks for leave before an attempt and tells when one surely came to nothing. So a batch that is
-left knows of each request whether it can be dropped, or has to be waited for.
+A batch knows nothing about HTTP. It calls a function that returns an awaitable for each request, and passes
+it a gate (`_BatchCall`). The transport reports to the gate before each attempt starts and after it ends. So a
+batch that stops early knows which requests can be dropped and which are in flight and must be drained.
+
+- Backpressure: a semaphore bounds the requests in flight and the unread outcomes together, so the input is
+  read no faster than outcomes are consumed.
+- Deduplication: a request that is already in the batch fails without being sent.
+- Shared errors: after a few errors that every request would get, the batch stops; after a few errors of one
+  report, the requests for that report stop.
+- Journal: the intent of each attempt is recorded before the attempt starts (a write-ahead record), and each
+  outcome before the caller receives it.
 """
 
 from __future__ import annotations
@@ -61,10 +69,11 @@ if TYPE_CHECKING:
 Q = TypeVar("Q")
 T = TypeVar("T")
 
-# After this number of errors that every request would meet, and no success in between, a batch stops. That
-# number of errors of a report stops the requests for that report.
+# A batch stops after this number of errors that every request would get, without a success in between. The
+# same number of errors of one report stops the requests for that report.
 SHARED_ERROR_LIMIT: Final = 3
-_MAX_TRACKED_REPORTS: Final = 256  # whose errors are counted at the same time
+# The errors of more reports aren't counted, so that a batch over millions of reports needs constant memory.
+_MAX_TRACKED_REPORTS: Final = 256
 
 Requests: TypeAlias = Iterable[RelayCreateRequest] | AsyncIterable[RelayCreateRequest]
 Tokens: TypeAlias = Iterable[str | Q] | AsyncIterable[str | Q]
@@ -75,28 +84,37 @@ Tokens: TypeAlias = Iterable[str | Q] | AsyncIterable[str | Q]
 
 @frozen
 class BatchOperation:
-    """What a batch has to know of what its calls do.
+    """The properties of an operation that a batch depends on.
 
     Attributes:
-        request: the class of its records.
-        success: makes the outcome of a call that did it, from `response=` and what all outcomes have.
-        same: gives the words of a request that make it the same as another.
-        duplicate: says of a request that it is such another.
-        report: returns the tokens of a request's report, where several requests have the same report.
-        reads: it changes nothing, so that nothing of it is ever unknown; what it reads may be large.
-        advice: what to do about an unknown, if that isn't what the error says.
+        request_type: the class of its requests.
+        build_success: returns the outcome of a successful call, from `response=` and the attributes that all
+            outcomes have.
+        duplicate_key: returns the strings that identify a request; requests with the same key are duplicates.
+        duplicate_message: the message of the error of a duplicate.
+        report_key: returns the tokens of a request's report, or `None` if requests don't share reports.
+        is_safe: whether the operation changes nothing. Then no outcome is ever unknown, and responses may be
+            large.
+        advice: what to do about an unknown outcome.
     """
 
     request_type: type[Any]
     build_success: Callable[..., Any]
     duplicate_key: Callable[[Any], tuple[str, ...]] = lambda request: (request.relay_token,)
-    duplicate_message: str = "this relay token came before"
+    duplicate_message: str = "this relay token is already in the batch"
     report_key: Callable[[Any], tuple[str, ...]] | None = None
     is_safe: bool = False
     advice: str = OutcomeUnknownError.advice
 
     def build_outcome(self, request: object, result: Any, *, attempts: int, elapsed: float) -> Any:
-        """Return the outcome of a call from its response or error."""
+        """Return the outcome of a call.
+
+        Args:
+            request: the request of the call.
+            result: its response, or its `PlaidRelayError`.
+            attempts: the number of HTTP requests that were made.
+            elapsed: seconds from reading the request to its end.
+        """
         error = self.outcome_error(result) if isinstance(result, PlaidRelayError) else None
         facts: dict[str, Any] = {
             "request": request,
@@ -111,22 +129,25 @@ class BatchOperation:
         return Failed(error=error, **facts)
 
     def abandoned_error(self, attempts: int) -> PlaidRelayError:
-        """Give the error of a call that was given up in the middle of an attempt, without a word of it."""
-        return self._lost_response_error("the batch was left before an answer came", attempts=attempts)
+        """Return the error of a call that was abandoned during an attempt, without a result."""
+        return self._lost_response_error("the batch ended before a response arrived", attempts=attempts)
 
     def unexpected_error(self, error: BaseException) -> PlaidRelayError:
-        """Give the error of a call that ended in a bug, of whoever."""
-        told = self._lost_response_error(
-            f"{type(error).__name__} was raised in the middle of the call", sent=None
+        """Return the error of a call that raised something other than a `PlaidRelayError`.
+
+        Whether a request was sent is unknown then, because the error may come from anywhere.
+        """
+        unexpected = self._lost_response_error(
+            f"{type(error).__name__} was raised during the call", sent=None
         )
-        told.__cause__ = error
-        return told
+        unexpected.__cause__ = error
+        return unexpected
 
     def outcome_error(self, error: PlaidRelayError) -> PlaidRelayError:
-        """Turn an error that leaves open whether the call was carried out into one that says so."""
-        # A success that can't be read is one all the same.
-        left_open = certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
-        if self.is_safe or not left_open or isinstance(error, OutcomeUnknownError):
+        """Return the error for the outcome: an `OutcomeUnknownError` if the call ended in doubt."""
+        # An unreadable success response proves that Plaid executed the request, and not what it returned.
+        in_doubt = certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
+        if self.is_safe or not in_doubt or isinstance(error, OutcomeUnknownError):
             return error
         facts = {name: fact for name, fact in vars(error).items() if hasattr(OutcomeUnknownError, name)}
         unknown = self._lost_response_error(str(error.args[0]), **facts)
@@ -146,8 +167,8 @@ def _build_created(*, response: Any, **facts: Any) -> Created:
 def _build_removed(*, response: Any, **facts: Any) -> Removed | Failed:
     if response.removed:
         return Removed(response=response, **facts)
-    said = {"status": 200, "request_id": response.request_id, "attempts": facts["attempts"]}
-    error = PlaidAPIError("Plaid answered that it didn't remove the relay token", **said)
+    details = {"status": 200, "request_id": response.request_id, "attempts": facts["attempts"]}
+    error = PlaidAPIError("Plaid's response says that the relay token wasn't removed", **details)
     error.advice = "The token still opens the report: remove it again, or ask Plaid's support."
     return Failed(error=error, **facts)
 
@@ -161,7 +182,11 @@ def _pair_key(request: RelayCreateRequest) -> tuple[str, ...]:
 
 
 CREATE: Final = BatchOperation(
-    RelayCreateRequest, _build_created, _pair_key, "this pair of report and partner came before", _report_key
+    RelayCreateRequest,
+    _build_created,
+    _pair_key,
+    "this pair of report and partner is already in the batch",
+    _report_key,
 )
 GET: Final = BatchOperation(RelayGetRequest, Fetched, is_safe=True)
 GET_PDF: Final = BatchOperation(RelayPdfGetRequest, Fetched, is_safe=True)
@@ -169,21 +194,21 @@ REFRESH: Final = BatchOperation(RelayRefreshRequest, Refreshed)
 REMOVE: Final = BatchOperation(
     RelayRemoveRequest,
     _build_removed,
-    advice="It may have been removed. Remove it again, which is safe: told that there is none, it is gone.",
+    advice="It may have been removed. Remove it again, which is safe: an unknown token has been removed.",
 )
 
 
 @frozen(eq=False, repr=False)
 class CallContext:
-    """Who has a journal write something down.
+    """The context in which a journal records calls: for which account at Plaid, and with which settings.
 
     Attributes:
-        host: of Plaid's API, or whatever stands in its place.
-        client_id: gives the client id, or `None` where a gateway has it; may raise `NotSentError`.
-        seconds: that a request may be under way; `None` for no limit.
-        former_host: the host as it was typed, which earlier releases used.
-        retry_unknown: in place of the journal's setting, if it isn't `None`.
-        retry_failed: the same.
+        host: the host of Plaid's API, or of the gateway or simulator that is called instead.
+        get_client_id: returns the client id, or `None` if a gateway adds it; may raise `NotSentError`.
+        max_request_seconds: the longest time for which a request may be in flight; `None` for no limit.
+        legacy_host: the host as it is spelled in the base URL, which earlier releases recorded.
+        retry_unknown: replaces the journal's setting, unless it is `None`.
+        retry_failed: replaces the journal's setting, unless it is `None`.
     """
 
     host: str
@@ -195,47 +220,51 @@ class CallContext:
 
 
 async def _no_client_id() -> None:
-    """Stand in for a client id where there is no journal to ask for it."""
+    """Return no client id: the placeholder for a batch without a journal, which never calls it."""
 
 
 NO_CONTEXT: Final = CallContext("", _no_client_id, None)
 
 
 class LostRaceError(Exception):
-    """Somebody else has begun the same in the meantime: enter it anew."""
+    """Another process has recorded an intent for the same pair first: acquire a new recorder."""
 
 
 class CallRecorder(Protocol):
-    """One call in a journal."""
+    """A journal's recorder of one call. It has the call's pair to itself until it is released."""
 
     @property
     def recorded_outcome(self) -> Any:
-        """The outcome, if the journal has it already; nothing is sent then."""
+        """The outcome, if the journal has one already; then nothing is sent."""
         ...
 
     @property
     def earlier_doubt(self) -> OutcomeUnknownError | None:
-        """The error of an earlier attempt of it, if one was begun of which nobody knows the end."""
+        """The error of an earlier recorded attempt that ended in doubt, or `None`."""
         ...
 
     @property
     def journalled(self) -> bool:
-        """Whether what becomes of it is written down."""
+        """Whether the journal records the outcome."""
         ...
 
     async def record_intent(self) -> None:
-        """An attempt is about to leave. Returns once that can't be lost; may raise `TakenError`."""
+        """Record that an attempt is about to start; return once the record is durable.
+
+        Raises:
+            LostRaceError: another process was first.
+        """
         ...
 
     def record_outcome(self, outcome: Any) -> Awaitable[object]:
-        """Record the outcome, or with `None` that the request is not attempted; it is durable once awaited.
+        """Record the outcome, or with `None` that nothing is attempted; it is durable once awaited.
 
-        With `None` the awaitable may raise `TakenError`.
+        With `None` the awaitable may raise `LostRaceError`.
         """
         ...
 
     def release(self) -> None:
-        """The call is over, with or without an outcome."""
+        """Release the pair: the call has ended, with or without an outcome."""
         ...
 
 
@@ -243,31 +272,33 @@ class AnyJournal(Protocol):
     """A durable record of creations and removals; `plaid_relay_async.journal.Journal` is one."""
 
     async def acquire_recorder(self, request: Any, context: CallContext) -> CallRecorder:
-        """A request was taken up. May wait while somebody else is at the same."""
+        """Return a recorder for a request; wait while another call for the same pair is in progress."""
         ...
 
 
-# ------------------------------------------------------------------------------------------- one flight
+# ------------------------------------------------------------------------------------------- one call
 
 
 class _SendingStoppedError(Exception):
-    """The request must not be sent: the batch, or its report, is stopped."""
+    """The request must not be sent, because the batch, or the requests for its report, have stopped."""
 
 
 @define(eq=False, repr=False)
 class _BatchCall(Generic[S]):
-    """One request on its way, and the permit that goes with its call.
+    """One call of a batch; the transport's `AttemptGate` for its attempts.
 
     Attributes:
-        busy: it must be waited for, and not be dropped when the batch is left.
-        begun: an attempt may be under way at Plaid.
-        last: the error of the last attempt.
-        doubt: the error of an attempt that may have been carried out.
-        made: what a call that was cancelled had received all the same.
-        patient: whether the server's pauses count against neither time nor attempts.
-        entry: the journal's, if there is a journal.
-        taken: somebody else has begun the same.
-        stopped: its report is stopped, so it isn't sent, or not again.
+        must_drain: whether the call must be waited for when the batch stops. It is True from before the
+            intent is recorded until the attempt has ended, and while its outcome is recorded. A call that
+            sleeps or queues can be cancelled.
+        in_flight: whether an attempt may have been sent and hasn't ended.
+        last_error: the error of the last attempt.
+        in_doubt_error: the error of an attempt that may have been executed.
+        received_response: the response that a call had received when it was cancelled.
+        bulk: whether waiting for a rate limit counts against neither the deadline nor the attempts.
+        recorder: the journal's recorder, if there is a journal.
+        lost_race: whether another process has recorded an intent for the same pair.
+        report_stopped: whether the requests for its report have stopped, so that it isn't sent, or not again.
     """
 
     batch: Batch[S]
@@ -287,7 +318,7 @@ class _BatchCall(Generic[S]):
 
     @property
     def outcome_to_record(self) -> S | Failed | Unknown | None:
-        """The outcome for the journal: `None` if the request stays unattempted, for its report is stopped."""
+        """The outcome for the journal: `None` if the request wasn't attempted because its report stopped."""
         return None if self.report_stopped and self.in_doubt_error is None else self.outcome
 
     @property
@@ -314,7 +345,7 @@ class _BatchCall(Generic[S]):
         except BaseException as error:
             if not is_ordinary_error(error):
                 raise
-            self.batch.stop_with_error(error)  # without a record, nothing may leave
+            self.batch.stop_with_error(error)  # an attempt without a recorded intent must not start
             raise _SendingStoppedError from None
 
     def prepare_retry(self, error: PlaidRelayError, *, never_executed: bool) -> None:
@@ -337,7 +368,7 @@ class _BatchCall(Generic[S]):
         self.must_drain = self.in_flight = False
 
     def check_may_send(self) -> None:
-        """Raise `_HaltedError` if nothing may be sent for the request."""
+        """Raise `_SendingStoppedError` if the request must not be sent."""
         if self.batch.sending_stopped:
             raise _SendingStoppedError
         cause = self.batch.stopping_error(self.request)
@@ -350,7 +381,11 @@ class _BatchCall(Generic[S]):
         return outcome
 
     def error_outcome(self, error: PlaidRelayError) -> Failed | Unknown:
-        """What an error makes of it; an attempt that may have been carried out outweighs what came later."""
+        """Return the outcome of a call that ended with an error.
+
+        If an earlier attempt may have been executed, its error takes precedence: a later attempt that was
+        rejected proves nothing about the earlier one.
+        """
         self.last_error = error
         doubt = self._find_in_doubt_error()
         if doubt is not None and certainty_of(error) is not Certainty.IN_DOUBT:
@@ -366,7 +401,7 @@ class _BatchCall(Generic[S]):
         return operation.build_outcome(self.request, result, attempts=self.attempts, elapsed=elapsed)
 
     def interrupted_outcome(self) -> S | Failed | Unknown | None:
-        """What became of it when it was dropped: nothing, if no attempt had left."""
+        """Return the outcome of a call that was cancelled, or `None` if no attempt was sent."""
         if self.received_response is not None:
             return self.success_outcome(self.received_response)
         if self.in_flight:
@@ -375,11 +410,11 @@ class _BatchCall(Generic[S]):
 
 
 def _stopped_report_error(cause: PlaidRelayError, attempts: int) -> PlaidRelayError:
-    """Return the error of a request that isn't sent, because others for its report ended with `cause`."""
+    """Return the error of a request that isn't sent because others for its report failed with `cause`."""
     error = copy.copy(cause)
     error.args = (f"not sent after {SHARED_ERROR_LIMIT} errors of the same report: {cause.args[0]}",)
     error.sent, error.attempts = attempts > 0, attempts
-    vars(error).pop("request_id", None)  # of another request
+    vars(error).pop("request_id", None)  # it identifies another request
     return error
 
 
@@ -390,10 +425,11 @@ CallFunction: TypeAlias = "Callable[[Any, _BatchCall[S]], Awaitable[Any]]"
 
 
 class _RequestReader:
-    """Gives requests one by one, from either kind of iterable; `None` at the end.
+    """Reads requests one by one, from an iterable or an async iterable.
 
     Attributes:
-        reader: the task that waits for an async iterable. Cancelling it would close an async generator.
+        reader: the task that waits for an async iterable. Cancelling it would close an async generator, and
+            the rest of the input would be lost.
     """
 
     def __init__(
@@ -411,16 +447,24 @@ class _RequestReader:
         self.reader: asyncio.Task[Any] | None = None
         self._iterator: Iterator[Any] = iter(())
         if isinstance(source, str | bytes):
-            raise RequestValidationError.of(self._name, "must be an iterable, not one string: write [it]")
+            raise RequestValidationError.of(
+                self._name, "must be an iterable, not one string: wrap it in a list"
+            )
         if isinstance(source, AsyncIterable):
             self._async_iterator = aiter(source)
         else:
             self._iterator = iter(source)
 
     async def read_next(self) -> Any:
+        """Return the next request, or `None` at the end of the input.
+
+        Raises:
+            RequestValidationError: an item is neither a request nor a valid token.
+        """
         try:
             if self._async_iterator is None:
                 return self._to_request(next(self._iterator))
+            # An async generator can't be advanced by two tasks at the same time.
             async with self._lock:
                 self.reader = asyncio.current_task()
                 try:
@@ -437,23 +481,25 @@ class _RequestReader:
         if isinstance(item, self._request_type):
             return item
         if self._request_from_token is None:
-            wrong = f"must be a {self._request_type.__name__}, not {type(item).__name__}"
-            raise RequestValidationError.of(place, wrong)
+            problem = f"must be a {self._request_type.__name__}, not {type(item).__name__}"
+            raise RequestValidationError.of(place, problem)
         try:
             return self._request_from_token(item)
         except RequestValidationError as error:
-            wrong = error.problem
-        raise RequestValidationError.of(place, wrong)
+            problem = error.problem
+        # Raised outside the handler, so that it has no context: a frame of that may hold the token.
+        raise RequestValidationError.of(place, problem)
 
 
 class _DuplicateFilter:
-    """Remembers what makes requests the same, in some 100 bytes each and without holding a token."""
+    """Detects duplicates by a digest of each request's key: about 100 bytes a request, and no tokens."""
 
     def __init__(self, key: Callable[[Any], tuple[str, ...]]) -> None:
         self._key = key
         self._seen: set[bytes] = set()
 
     def is_duplicate(self, request: object) -> bool:
+        """Return whether a request with the same key was seen before, and remember this one."""
         digest = _hash_key(self._key(request))
         if digest in self._seen:
             return True
@@ -462,12 +508,12 @@ class _DuplicateFilter:
 
 
 def _hash_key(key: tuple[str, ...]) -> bytes:
-    # 15 bytes: with one more, each digest would take the next size of CPython's allocator.
+    # With 16 bytes, each digest would need the next larger size class of CPython's allocator.
     return hashlib.blake2b("\0".join(key).encode(), digest_size=15).digest()
 
 
 class _ReportErrors:
-    """Counts the errors of each report, for the reports that had one last, and without holding a token."""
+    """Counts the errors of the reports that had one most recently, without storing their tokens."""
 
     def __init__(self, report_key: Callable[[Any], tuple[str, ...]]) -> None:
         self._report_key = report_key
@@ -477,7 +523,7 @@ class _ReportErrors:
         """Count an error of the request's report."""
         digest = _hash_key(self._report_key(request))
         count, _ = self._errors.pop(digest, (0, error))
-        # A copy has no traceback, which would hold on to responses.
+        # A copy has no traceback, whose frames would keep responses in memory.
         self._errors[digest] = (count + 1, copy.copy(error))
         if len(self._errors) > _MAX_TRACKED_REPORTS:
             del self._errors[next(iter(self._errors))]
@@ -488,7 +534,7 @@ class _ReportErrors:
             self._errors.pop(_hash_key(self._report_key(request)), None)
 
     def stopping_error(self, request: object) -> PlaidRelayError | None:
-        """Return the error that stops the requests for this one's report, or `None`."""
+        """Return the error that stops the requests for the same report, or `None`."""
         if not self._errors:
             return None
         count, error = self._errors.get(_hash_key(self._report_key(request)), (0, None))
@@ -507,11 +553,13 @@ class Batch(Generic[S]):
 
         async with client.relay.create_many(requests) as outcomes:
             async for outcome in outcomes: ...
-        outcomes.result  # what the loop did not see
+        outcomes.result  # counts, and the outcomes that the loop didn't receive
 
-    Leaving the stream early, or cancelling either form, stops new sends and drains: it waits for the calls in
-    flight, for the drain time at most, and the outcomes that arrive meanwhile are in `result`. Further
-    cancellations don't end the drain; `abandon()` does.
+    Leaving the stream early, or cancelling either form, stops sending and drains: the batch waits for the
+    calls in flight, for `Timeouts.drain` seconds at most, and outcomes that arrive meanwhile are in `result`.
+    Further cancellations don't end the drain; `abandon()` does.
+
+    The operations, such as `create_many`, create batches. A batch runs once.
     """
 
     def __init__(
@@ -549,13 +597,14 @@ class Batch(Generic[S]):
         self._duplicates = None if allow_duplicates else _DuplicateFilter(operation.duplicate_key)
         self._unread_outcomes: deque[S | Failed | Unknown] = deque()
         self._stream_changed = asyncio.Event()
-        # For what is in flight and what is unread, together. A report may take up megabytes.
+        # Backpressure: calls in flight and unread outcomes count together. A report may have megabytes, so
+        # for reads an unread outcome takes the place of a call.
         self._capacity = asyncio.Semaphore(concurrency if operation.is_safe else 2 * concurrency)
         self._senders: dict[asyncio.Task[None], _BatchCall[S] | None] = {}
         self._runner: asyncio.Task[None] | None = None
         self._streamed = False
         self._requests_read = 0
-        self.now: Callable[[], float] = float  # before it starts, no time goes by
+        self.now: Callable[[], float] = float  # returns 0.0 until the batch starts
         self._started_at = 0.0
         self._shared_error_count = 0
         self._report_errors = None if operation.report_key is None else _ReportErrors(operation.report_key)
@@ -564,7 +613,7 @@ class Batch(Generic[S]):
     # ------------------------------------------------------------------------------- the two ways of use
 
     def __await__(self) -> Generator[None, None, BatchResult[S]]:
-        """Run the batch to its end and give its result."""
+        """Run the batch to its end and return its result."""
         return self._run_to_result().__await__()
 
     async def _run_to_result(self) -> BatchResult[S]:
@@ -597,7 +646,7 @@ class Batch(Generic[S]):
 
     async def __anext__(self) -> S | Failed | Unknown:
         if not self._streamed or self._runner is None:
-            raise RuntimeError("stream inside of `async with ... as outcomes:`")
+            raise RuntimeError("iterate over a batch inside `async with ... as outcomes:`")
         while not self._unread_outcomes:
             if self._runner.done():
                 self._raise_error()
@@ -617,7 +666,7 @@ class Batch(Generic[S]):
 
     def _start(self, *, streamed: bool) -> asyncio.Task[None]:
         if self._runner is not None:
-            raise RuntimeError("this batch was run before: make another")
+            raise RuntimeError("this batch has already run: create another one")
         self._streamed = streamed
         self.now = asyncio.get_running_loop().time
         self._started_at = self.now()
@@ -631,7 +680,8 @@ class Batch(Generic[S]):
                 for _ in range(self._concurrency):
                     group.create_task(self._run_sender())
         finally:
-            # A callback of this task would be too late for a loop that reads on as the task ends.
+            # A done callback would run too late: a stream may see that the task is done before its callbacks
+            # run.
             self.result.elapsed = self.now() - self._started_at
 
     def _on_runner_done(self, runner: asyncio.Task[None]) -> None:
@@ -642,85 +692,89 @@ class Batch(Generic[S]):
         self._stream_changed.set()
 
     async def _stop_and_drain(self) -> None:
-        """Stop sending, and wait for what is in flight until the drain is over or abandoned."""
+        """Stop sending, and wait for the calls in flight until the drain ends or is abandoned."""
         runner = self._runner
         if runner is None or runner.done():
             return
         self.stop_sending(None)
-        end = asyncio.get_running_loop().call_later(self._drain_timeout, self.abandon)
+        timer = asyncio.get_running_loop().call_later(self._drain_timeout, self.abandon)
         try:
             with self._drains.track():
                 await wait_until_done(runner)
         finally:
-            end.cancel()
+            timer.cancel()
 
     def abandon(self) -> None:
         """Stop the batch without waiting for the calls in flight: their outcome is unknown.
 
-        This ends a drain early, for example when a person interrupts a program for the second time. Await
-        the batch, or leave its `async with` block, as usual; that doesn't take long any more. Call this in
-        the event loop of the batch. It may be called at any time and more than once; a batch that wasn't
-        started yet sends nothing.
+        This ends a drain early, for example when a user interrupts a program for the second time. Await the
+        batch, or leave its `async with` block, as usual; that returns soon afterwards. Call this method in
+        the event loop of the batch. It may be called at any time and more than once; a batch that hasn't
+        started sends nothing.
         """
         self.stop_sending(None)
         if self._runner is not None:
             self._runner.cancel()
 
     def stop_sending(self, reason: BaseException | None) -> None:
-        """Send nothing more, and cancel the workers that have nothing in flight. For the batch's own flights.
+        """Start no more attempts, and cancel the senders whose call doesn't have to be drained.
 
-        A worker that waits for the input is in flight as well, for the drain time: cancelling it would close
-        an async generator, and the rest of the input would be lost.
+        A sender that waits for an async input isn't cancelled until the drain time has passed: cancelling it
+        would close an async generator, and the rest of the input would be lost.
+
+        Args:
+            reason: the error because of which the batch stops, or `None` if the caller stops it.
         """
         self.result.stopped_by = self.result.stopped_by or reason
         self.sending_stopped = True
-        for worker, flight in self._senders.items():
-            if worker is self._source.reader:
-                self._reader_timeout = self._reader_timeout or worker.get_loop().call_later(
-                    self._drain_timeout, worker.cancel
+        for sender, call in self._senders.items():
+            if sender is self._source.reader:
+                self._reader_timeout = self._reader_timeout or sender.get_loop().call_later(
+                    self._drain_timeout, sender.cancel
                 )
-            elif worker is not asyncio.current_task() and (flight is None or not flight.must_drain):
-                worker.cancel()
+            elif sender is not asyncio.current_task() and (call is None or not call.must_drain):
+                sender.cancel()
 
     def stop_with_error(self, error: BaseException) -> None:
-        """Stop because of an error that isn't a request's: it is raised once all is in."""
+        """Stop because of an error that isn't a request's; it is raised once all calls have ended."""
         self._error = self._error or error
         self.stop_sending(error)
 
     def _raise_error(self) -> None:
-        trouble, self._error = self._error, None
-        if trouble is not None:
-            where = "its input, its journal or a callback"
+        error, self._error = self._error, None  # it is raised once
+        if error is not None:
+            source = "its input, its journal or a callback"
             raise BatchStoppedError(
-                f"the batch broke off, for {where} raised {type(trouble).__name__}", result=self.result
-            ) from trouble
+                f"the batch stopped because {source} raised {type(error).__name__}", result=self.result
+            ) from error
 
-    # ---------------------------------------------------------------------------------------- the workers
+    # ---------------------------------------------------------------------------------------- the senders
 
     async def _run_sender(self) -> None:
-        worker = asyncio.current_task()
-        assert worker is not None  # noqa: S101  # a coroutine of a TaskGroup runs in a task
-        self._senders[worker] = None
+        sender = asyncio.current_task()
+        assert sender is not None  # noqa: S101  # a coroutine of a TaskGroup runs in a task
+        self._senders[sender] = None
         try:
             while (request := await self._next_request()) is not None:
-                if self.sending_stopped:  # while this worker waited for the input
+                if self.sending_stopped:  # while this sender waited for the input
                     self.result.not_attempted.append(request)
                     break
-                if not await self._process_request(worker, request):
-                    await asyncio.sleep(0)  # what fails without waiting for anything must not hold the loop
+                if not await self._process_request(sender, request):
+                    # Calls that fail without waiting for anything must not block the event loop.
+                    await asyncio.sleep(0)
         finally:
-            del self._senders[worker]
+            del self._senders[sender]
 
     async def _next_request(self) -> Any:
         if self.sending_stopped:
-            return None  # and doesn't wait for room: nobody may read any more
+            return None  # without waiting for capacity: a stream that was left never releases any
         await self._capacity.acquire()
         try:
             request = await self._source.read_next()
         except BaseException as error:
             if not is_ordinary_error(error):
                 raise
-            self.stop_with_error(error)  # the caller's own: it is raised to the caller in the end
+            self.stop_with_error(error)  # the caller's iterable raised it, so the caller gets it at the end
             request = None
         if request is None:
             self._capacity.release()
@@ -729,12 +783,13 @@ class Batch(Generic[S]):
         return request
 
     async def _process_request(self, sender: asyncio.Task[None], request: object) -> bool:
-        """See to one request, and tell whether its call did what it was for."""
-        # The flight's name ends with this frame: a worker that waits for its next request keeps no report.
-        flight = self._senders[sender] = _BatchCall(self, request, self.now(), bulk=self.bulk)
-        await self._process_call(flight)
+        """Process one request, and return whether its call succeeded."""
+        # `call` is local to this frame, so a sender that waits for its next request keeps no report in
+        # memory.
+        call = self._senders[sender] = _BatchCall(self, request, self.now(), bulk=self.bulk)
+        await self._process_call(call)
         self._senders[sender] = None
-        return not isinstance(flight.outcome, Failed | Unknown | None)
+        return not isinstance(call.outcome, Failed | Unknown | None)
 
     async def _process_call(self, call: _BatchCall[S]) -> None:
         if self._duplicates is not None and self._duplicates.is_duplicate(call.request):
@@ -759,7 +814,8 @@ class Batch(Generic[S]):
         except _SendingStoppedError:
             call.outcome = call.interrupted_outcome()
         except LostRaceError:
-            # If an earlier attempt may have been executed, that is recorded before the pair is entered again.
+            # If an earlier attempt may have been executed, that is recorded before a new recorder is
+            # acquired.
             call.outcome = None if call.in_doubt_error is None else call.error_outcome(call.in_doubt_error)
         except PlaidRelayError as error:
             call.outcome = call.error_outcome(error)
@@ -770,15 +826,16 @@ class Batch(Generic[S]):
             call.outcome = call.error_outcome(self.operation.unexpected_error(error))
 
     async def _send_with_journal(self, call: _BatchCall[S], journal: AnyJournal) -> None:
-        while (entry := await self._acquire_recorder(call, journal)) is not None:
-            call.recorder, call.lost_race = entry, False
+        # A lost race means that the journal has news about the pair, so it is looked up again.
+        while (recorder := await self._acquire_recorder(call, journal)) is not None:
+            call.recorder, call.lost_race = recorder, False
             try:
-                if entry.recorded_outcome is not None:
-                    call.outcome = evolve(entry.recorded_outcome, elapsed=self.now() - call.started_at)
+                if recorder.recorded_outcome is not None:
+                    call.outcome = evolve(recorder.recorded_outcome, elapsed=self.now() - call.started_at)
                 else:
-                    await self._send_and_record(call, entry)
+                    await self._send_and_record(call, recorder)
             finally:
-                entry.release()
+                recorder.release()
             if not call.lost_race:
                 return
             call.must_drain = False
@@ -787,7 +844,9 @@ class Batch(Generic[S]):
         try:
             await self._send_call(call)
         except BaseException:
-            if call.outcome_to_record is not None:  # no task waits here any more, but it must not be lost
+            # This task is cancelled and can't wait for the journal any more, but the outcome must not be
+            # lost.
+            if call.outcome_to_record is not None:
                 self._run_in_background(recorder.record_outcome(call.outcome_to_record))
             raise
         if call.outcome is not None:
@@ -796,7 +855,7 @@ class Batch(Generic[S]):
     async def _acquire_recorder(self, call: _BatchCall[S], journal: AnyJournal) -> CallRecorder | None:
         try:
             return await journal.acquire_recorder(call.request, self._context)
-        except NotSentError as error:  # the source of the credentials has none
+        except NotSentError as error:  # the credentials, which include the client id, can't be had
             call.outcome = call.error_outcome(error)
         except BaseException as error:
             if not is_ordinary_error(error):
@@ -814,7 +873,7 @@ class Batch(Generic[S]):
         except BaseException as error:
             if not is_ordinary_error(error):
                 raise
-            self.stop_with_error(error)  # the outcome is handed on all the same
+            self.stop_with_error(error)  # the caller receives the outcome nevertheless
         else:
             if outcome is not None:
                 call.outcome = evolve(outcome, journalled=recorder.journalled)
@@ -839,9 +898,9 @@ class Batch(Generic[S]):
             self._run_callback(self._on_progress, self.progress)
 
     def _check_stop_conditions(self, outcome: S | Failed | Unknown, error: PlaidRelayError | None) -> None:
-        """Stop the batch, or the requests for a report, if all others would only meet the same error."""
+        """Stop the batch, or the requests for a report, if all others would get the same error."""
         if not isinstance(outcome, Failed | Unknown):
-            if outcome.attempts:  # one that the journal knows shows nothing of today's requests
+            if outcome.attempts:  # an outcome from the journal says nothing about the requests of this batch
                 self._shared_error_count = 0
                 if self._report_errors is not None:
                     self._report_errors.clear(outcome.request)
@@ -849,30 +908,30 @@ class Batch(Generic[S]):
             if self._report_errors is not None and affects_report(error):
                 self._report_errors.record_error(outcome.request, error)
             self._shared_error_count += affects_all_requests(error)
-            gave_up = isinstance(error, RateLimitError) and error.exceeds_max_pause
-            if gave_up or self._shared_error_count >= SHARED_ERROR_LIMIT:
+            pause_too_long = isinstance(error, RateLimitError) and error.exceeds_max_pause
+            if pause_too_long or self._shared_error_count >= SHARED_ERROR_LIMIT:
                 self.stop_sending(error)
 
     def stopping_error(self, request: object) -> PlaidRelayError | None:
-        """Return the error that stops the requests for this one's report, or `None`."""
+        """Return the error that stops the requests for the same report, or `None`."""
         return None if self._report_errors is None else self._report_errors.stopping_error(request)
 
     def _run_callback(self, callback: Callable[[T], object], argument: T) -> None:
         try:
             callback(argument)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # raised to the caller in the end
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the caller gets it at the end
             self.stop_with_error(error)
 
     @property
     def progress(self) -> Progress:
-        """Where the batch stands now."""
-        counts, left = self.result.counts, len(self.result.not_attempted)
+        """The current progress of the batch."""
+        counts, not_attempted = self.result.counts, len(self.result.not_attempted)
         done, failed, unknown = counts.total(), counts["failed"], counts["unknown"]
         return Progress(
             taken=self._requests_read,
             succeeded=done - failed - unknown,
             failed=failed,
             unknown=unknown,
-            in_flight=self._requests_read - done - left,
+            in_flight=self._requests_read - done - not_attempted,
             elapsed=self.now() - self._started_at,
         )

@@ -1,4 +1,8 @@
-"""What becomes of the calls of a batch: one outcome for each, and the result of them all."""
+"""The outcomes of calls, one for each request of a batch, and the result of a batch.
+
+An outcome is created, failed or unknown; operations other than a creation have another name for the first.
+Unknown means that the call ended in doubt: Plaid may have executed it.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +32,14 @@ S = TypeVar("S", bound="BaseOutcome[Any]")
 
 @frozen(kw_only=True)
 class BaseOutcome(Generic[Q]):
-    """What all outcomes have.
+    """The attributes that all outcomes have.
 
     Attributes:
-        request: what was asked for.
-        attempts: how many HTTP requests were made.
-        elapsed: seconds from taking up the request to its outcome, queueing included.
-        request_id: Plaid's, where an answer had one.
-        journalled: whether the journal holds this outcome.
+        request: the request.
+        attempts: the number of HTTP requests that were made; 0 if the outcome is the journal's.
+        elapsed: seconds from reading the request to its outcome, including the time in queues.
+        request_id: Plaid's identifier of the request, if a response contained one.
+        journalled: whether the outcome is recorded in the journal.
     """
 
     request: Q
@@ -47,35 +51,35 @@ class BaseOutcome(Generic[Q]):
 
 @frozen(kw_only=True)
 class Created(BaseOutcome[RelayCreateRequest]):
-    """Plaid made the relay token: `relay_token`, a bearer secret for the request's partner."""
+    """Plaid issued a relay token: `relay_token`, a bearer secret for the request's partner."""
 
     relay_token: str = field(repr=False)
 
 
 @frozen(kw_only=True)
 class Fetched(BaseOutcome[RelayGetRequest | RelayPdfGetRequest], Generic[R]):
-    """A report was read: `response` is what `get` or `get_pdf` would have given."""
+    """A report was read: `response` is what `get` or `get_pdf` would have returned."""
 
     response: R
 
 
 @frozen(kw_only=True)
 class Refreshed(BaseOutcome[RelayRefreshRequest]):
-    """A report is being made anew: `response` names it."""
+    """Plaid is generating a new version of a report: `response` identifies it."""
 
     response: RelayRefreshResponse
 
 
 @frozen(kw_only=True)
 class Removed(BaseOutcome[RelayRemoveRequest]):
-    """Plaid took the relay token back: `response` has its word, or says that it is inferred."""
+    """The relay token is removed: `response` says whether Plaid confirmed that or it is inferred."""
 
     response: RelayRemoveResponse
 
 
 @frozen(kw_only=True)
 class Completed(BaseOutcome[Any]):
-    """A call of an operation that has no batch, such as `client.asset_report.create`, was carried out.
+    """A call of an operation that has no batch, such as `client.asset_report.create`, succeeded.
 
     Only `RelayClient(on_late_outcome=...)` receives it. `response` is what the call would have returned.
     """
@@ -85,14 +89,14 @@ class Completed(BaseOutcome[Any]):
 
 @frozen(kw_only=True)
 class Failed(BaseOutcome[Any]):
-    """Nothing came of it, for nothing was sent, Plaid refused, or a read got lost: `error` says why."""
+    """The call failed and changed nothing: it wasn't sent, it was rejected, or it was a read: see `error`."""
 
     error: PlaidRelayError
 
 
 @frozen(kw_only=True)
 class Unknown(BaseOutcome[Any]):
-    """An attempt may have been carried out, and no answer tells: `error` has all that is known."""
+    """An attempt may have been executed, and no response says so: `error` has all that is known."""
 
     error: OutcomeUnknownError
 
@@ -103,7 +107,16 @@ LateOutcome: TypeAlias = Created | Refreshed | Removed | Completed | Failed | Un
 
 @frozen(kw_only=True)
 class Progress:
-    """Where a batch stands: how many requests were taken up, and what became of them."""
+    """The progress of a batch.
+
+    Attributes:
+        taken: the number of requests that were read from the input.
+        succeeded: the number of calls that succeeded.
+        failed: the number of calls that failed.
+        unknown: the number of calls whose outcome is unknown.
+        in_flight: the number of requests that were read and have no outcome yet.
+        elapsed: seconds since the start of the batch.
+    """
 
     taken: int
     succeeded: int
@@ -114,26 +127,27 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """How many have an outcome."""
+        """The number of requests that have an outcome."""
         return self.succeeded + self.failed + self.unknown
 
 
 @define(repr=False)
 class BatchResult(Generic[S]):
-    """What became of a batch.
+    """The result of a batch.
 
-    The counts are of all outcomes. The lists hold them all when the batch was awaited; when it was streamed,
-    they hold those that the loop was not handed.
+    The counts include all outcomes. If the batch was awaited, the lists hold all of them, too. If it was
+    streamed, the lists hold only those that the caller's loop hasn't received.
 
     Attributes:
-        succeeded: the outcomes of calls that did what they were for, such as `Created`.
-        failed: those of which nothing came.
-        unknown: those of which nobody can tell.
-        not_attempted: requests that were taken from the input, and of which nothing was sent.
-        stopped_by: the error that stopped the batch before its end, if one did.
-        counts: how many outcomes of each kind there were, by its name: `"created"`, `"failed"`, `"unknown"`;
+        succeeded: the outcomes of calls that succeeded, such as `Created`.
+        failed: the outcomes of calls that failed.
+        unknown: the outcomes of calls that ended in doubt.
+        not_attempted: requests that were read from the input and never sent.
+        stopped_by: the error that stopped the batch before the end of its input, or `None`.
+        counts: the number of outcomes of each kind, by name: `"created"`, `"failed"`, `"unknown"`;
             `"fetched"`, `"refreshed"` or `"removed"` in place of the first.
-        error_codes: how many outcomes had which `error_code`, or which class of error where there is none.
+        error_codes: the number of failed and unknown outcomes by `error_code`, or by the name of the error's
+            class if there is no code.
         elapsed: seconds from start to end.
     """
 
@@ -148,42 +162,42 @@ class BatchResult(Generic[S]):
 
     @property
     def created(self) -> list[S]:
-        """The same as `succeeded`, by the name that suits `create_many`."""
+        """The list `succeeded`, by a name that suits `create_many`."""
         return self.succeeded
 
     def __repr__(self) -> str:
         failed, unknown = self.counts["failed"], self.counts["unknown"]
         succeeded = self.counts.total() - failed - unknown
-        left = len(self.not_attempted)
-        return f"<BatchResult {succeeded=}, {failed=}, {unknown=}, not_attempted={left}>"
+        not_attempted = len(self.not_attempted)
+        return f"<BatchResult {succeeded=}, {failed=}, {unknown=}, {not_attempted=}>"
 
     def raise_for_failures(self) -> None:
         """Raise an `ExceptionGroup` if any outcome of the batch is failed or unknown.
 
-        Outcomes that a loop was handed are no longer held here; one error speaks for them. What wasn't
-        attempted, for the batch was left, is no failure: see `not_attempted`.
+        The group has one error for each outcome in the lists. One more error counts the outcomes that the
+        caller's loop received, which are no longer in the lists. Requests in `not_attempted` aren't failures.
 
         Raises:
-            ExceptionGroup: with the error of each outcome in the lists.
+            ExceptionGroup: an outcome is failed or unknown.
         """
-        bad = self.counts["failed"] + self.counts["unknown"]
+        total = self.counts["failed"] + self.counts["unknown"]
         errors: list[PlaidRelayError] = [*(o.error for o in self.failed), *(o.error for o in self.unknown)]
-        if bad > len(errors):
+        if total > len(errors):
             codes = ", ".join(f"{code} {count}" for code, count in self.error_codes.most_common())
-            handed = bad - len(errors)
-            errors.append(PlaidRelayError(f"{handed} were handed to the loop; all: {codes}", sent=None))
+            received = total - len(errors)
+            errors.append(PlaidRelayError(f"{received} were received by the loop; all: {codes}", sent=None))
         if errors:
             unknown = self.counts["unknown"]
-            raise ExceptionGroup(f"{bad - unknown} failed, {unknown} unknown: {self!r}", errors)
+            raise ExceptionGroup(f"{total - unknown} failed, {unknown} unknown: {self!r}", errors)
 
     def count_outcome(self, outcome: S | Failed | Unknown) -> None:
-        """Count an outcome."""
+        """Add an outcome to the counts."""
         self.counts[type(outcome).__name__.lower()] += 1
         if isinstance(outcome, Failed | Unknown):
             self.error_codes[reason_of(outcome.error)] += 1
 
     def add_outcome(self, outcome: S | Failed | Unknown) -> None:
-        """Put a counted outcome into its list."""
+        """Append a counted outcome to its list."""
         if isinstance(outcome, Failed):
             self.failed.append(outcome)
         elif isinstance(outcome, Unknown):

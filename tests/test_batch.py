@@ -173,7 +173,7 @@ async def test_failures_are_raised_as_a_group(plaid, client):
             pass
     with pytest.raises(ExceptionGroup) as caught:
         outcomes.result.raise_for_failures()
-    assert "2 were handed to the loop" in str(caught.value.exceptions[0])
+    assert "2 were received by the loop" in str(caught.value.exceptions[0])
     assert "INVALID_FIELD 1" in str(caught.value.exceptions[0])
 
 
@@ -363,7 +363,7 @@ async def test_a_call_that_tells_nothing_of_its_end_is_unknown(plaid):
     async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain_timeout=0.02) as outcomes:
         await asyncio.sleep(0.01)
     (unknown,) = outcomes.result.unknown
-    assert "the batch was left" in str(unknown.error)
+    assert "the batch ended before a response" in str(unknown.error)
 
 
 async def test_cancelled_an_awaited_batch_drains_and_its_result_stays(plaid, client):
@@ -1315,13 +1315,13 @@ async def test_a_batch_is_run_once(plaid, client):
     """A second use would send everything twice."""
     batch = client.relay.create_many(requests(plaid, 1))
     await batch
-    with pytest.raises(RuntimeError, match="was run before"):
+    with pytest.raises(RuntimeError, match="has already run"):
         await batch
-    with pytest.raises(RuntimeError, match="was run before"):
+    with pytest.raises(RuntimeError, match="has already run"):
         async with batch:
             pass
     async with client.relay.create_many(requests(plaid, 1)) as streamed:
-        with pytest.raises(RuntimeError, match="was run before"):
+        with pytest.raises(RuntimeError, match="has already run"):
             await streamed
 
 

@@ -226,7 +226,7 @@ async def test_a_token_that_comes_again_is_failed(plaid, name):
         assert (len(result.succeeded), len(result.failed)) == (1, 2)
         error = result.failed[0].error
         assert isinstance(error, DuplicateRequestError)
-        assert "this relay token came before" in str(error)
+        assert "this relay token is already in the batch" in str(error)
         before = plaid.counts.total()
         again = await many([made.relay_token] * 3, allow_duplicates=True)
         assert (len(held(again)), plaid.counts.total() - before) == (3, 3)
@@ -340,7 +340,7 @@ async def test_a_call_of_which_nothing_is_told(operation, request_of, outcome, e
     (ended,) = held(await Batch(operation, rows, broken, concurrency=1, drain_timeout=1))
     assert [type(o) for o in (silenced, ended)] == [outcome] * 2
     assert [type(o.error) for o in (silenced, ended)] == [error] * 2
-    assert "the batch was left" in str(silenced.error)
+    assert "the batch ended before a response" in str(silenced.error)
     assert isinstance(ended.error.__cause__, ZeroDivisionError)
     if outcome is Unknown:
         assert silenced.error.advice == ended.error.advice == REMOVALS.advice
@@ -394,7 +394,7 @@ async def test_a_removal_that_is_left_open_is_unknown(plaid, client, fault, caus
     assert {name: getattr(error, name) for name in facts} == facts
     assert unknown.request_id == error.request_id == getattr(error.__cause__, "request_id", None)
     assert token not in f"{unknown!r} {error} {vars(error)}"
-    plaid.heal()
+    plaid.clear_faults()
     again = await client.relay.remove_many([token])
     assert (len(again.succeeded), again.error_codes) == (0, {"INVALID_RELAY_TOKEN": 1})  # gone for sure
 

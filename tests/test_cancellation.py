@@ -132,7 +132,7 @@ async def test_a_cancelled_call_with_a_journal_drains(plaid, client, tmp_path, c
     async with Journal(tmp_path / "relay.db", key=KEY) as journal:
         plaid.fail(Fault(when="after", latency=0.3))
         await cancelled(plaid, CREATE, lambda: client.relay.create([report], "partner", journal=journal))
-        plaid.heal()
+        plaid.clear_faults()
         again = await client.relay.create([report], "partner", journal=journal)
         assert [entry["relay_token"] for entry in plaid.ledger] == [again.relay_token]
         plaid.fail(Fault(when="after", latency=0.3))
@@ -275,10 +275,10 @@ async def test_drains_are_waited_for_with_a_bound():
 
 ALONE = """
 import asyncio, sys
-from plaid_relay_async.cancellation import finish
+from plaid_relay_async.cancellation import run_to_completion
 
 async def main():
-    task = asyncio.create_task(finish(lambda: asyncio.sleep(0.1, "finished")))
+    task = asyncio.create_task(run_to_completion(lambda: asyncio.sleep(0.1, "finished")))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
@@ -323,7 +323,7 @@ async def test_a_cancelled_call_drains_and_its_outcome_is_reported(plaid, cancel
         assert (outcome.attempts, outcome.journalled) == (1, False)
         assert outcome.elapsed >= 0.3
         assert client.statistics().outcomes == {"succeeded": 1}
-        plaid.heal()
+        plaid.clear_faults()
         await client.relay.create([report], "another")
     assert asyncio.current_task().cancelling() == 0
 

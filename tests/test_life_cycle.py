@@ -125,7 +125,7 @@ async def once(plaid, client, work, faults, watch) -> CancelPoint:
     task = watch.start(work)
     await asyncio.wait([task], timeout=60)
     assert task.done(), f"cancelled at its point {watch.strike_at}, it hangs"
-    plaid.heal()
+    plaid.clear_faults()
     await settled(watch.tasks)
     return watch
 
@@ -247,7 +247,7 @@ async def test_a_sibling_that_fails_takes_calls_and_batches_with_it(plaid, momen
                 group.create_task(fail_after(moment))
         assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
         assert_nothing_is_held(client)
-        plaid.heal()
+        plaid.clear_faults()
         await create(client, plaid.add_report(), None)
     assert batch.result.unknown == []  # there was time enough to wait for them
     entries = [e for e in plaid.ledger if e["secondary_client_id"].startswith("partner-")]

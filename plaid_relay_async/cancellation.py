@@ -1,8 +1,9 @@
-"""Waits that finish although their task is cancelled; the cancellation is raised afterwards.
+"""Waits that run to completion although their task is cancelled; the cancellation is raised afterwards.
 
-asyncio cancels a task once for each `cancel()`. AnyIO, on which Starlette and FastAPI are built, cancels it
-again at every `await` until its cancel scope is left. Catching those in a loop would keep a CPU busy;
-AnyIO's own shield stops them.
+A drain needs them: a call in flight must be waited for, or its outcome would be unknown. asyncio's
+cancellation is edge-triggered: a task is cancelled once for each `cancel()`. AnyIO, on which Starlette and
+FastAPI are built, cancels it again at every `await` until its cancel scope is left (level-triggered).
+Catching these in a loop would keep a CPU busy; AnyIO's own shield stops them.
 """
 
 from __future__ import annotations
@@ -21,59 +22,60 @@ T = TypeVar("T")
 
 
 def shield_from_anyio() -> contextlib.AbstractContextManager[object]:
-    """Return a context manager that keeps AnyIO's cancellations out, if AnyIO is loaded."""
+    """Return a context manager that shields its body from AnyIO's cancellations, if AnyIO is loaded."""
     scope: Any = getattr(sys.modules.get("anyio"), "CancelScope", None)
     return contextlib.nullcontext() if scope is None else scope(shield=True)
 
 
 async def wait_until_done(future: asyncio.Future[Any]) -> None:
     """Wait until a future is done, whatever its result; raise a cancellation of this task only then."""
-    interruption: asyncio.CancelledError | None = None
+    cancellation: asyncio.CancelledError | None = None
     with shield_from_anyio():
         while not future.done():
             try:
                 await asyncio.wait([future])
             except asyncio.CancelledError as error:
-                # Keep the last one: a scope that began the drain would otherwise also swallow a later
-                # cancellation of the task.
-                interruption = error
-    if interruption is not None:
-        raise interruption
+                # Keep the last one. The AnyIO scope whose cancellation started the drain swallows its own
+                # one; if that were raised, the scope would swallow a later cancellation of the task as well.
+                cancellation = error
+    if cancellation is not None:
+        raise cancellation
 
 
 async def run_to_completion(work: Callable[[], Awaitable[T]]) -> T:
-    """Call a function in a task, and return its result; raise a cancellation of the caller only after that.
+    """Call a function in a task and return its result; raise a cancellation of the caller only after that.
 
-    Code that shuts down by cancelling all tasks cancels that task as well. The function is then called again,
-    so it must be safe to repeat.
+    Code that shuts down by cancelling all tasks, as `asyncio.run` does, cancels that task as well. The
+    function is then called again, so it must be idempotent.
     """
-    interruption: asyncio.CancelledError | None = None
+    cancellation: asyncio.CancelledError | None = None
     while True:
         future = asyncio.ensure_future(work())
         try:
             await wait_until_done(future)
         except asyncio.CancelledError as error:
-            interruption = error
+            cancellation = error
         if not future.cancelled():
             break
-    if interruption is not None:
-        future.exception()  # the cancellation outweighs it
-        raise interruption
+    if cancellation is not None:
+        # The cancellation takes precedence. Retrieving the exception stops asyncio from reporting it as lost.
+        future.exception()
+        raise cancellation
     return future.result()
 
 
 class ShieldedFuture:
     """A future-like object that is done when another future is. Cancelling it doesn't cancel that future.
 
-    `asyncio.shield` does the same with a future of its own, which takes one more turn of the event loop. The
-    result of the other future isn't passed on: the code that awaits that future retrieves it.
+    `asyncio.shield` does the same with another future, which takes one more iteration of the event loop. This
+    object doesn't pass on the result of the other future: the code that awaits that future retrieves it.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_callbacks", "_cancelled", "_future")
-    _asyncio_future_blocking: bool
+    _asyncio_future_blocking: bool  # by this attribute, a task recognizes what it can wait for
 
     def __init__(self, future: asyncio.Future[Any] | ShieldedFuture) -> None:
-        future._asyncio_future_blocking = False  # noqa: SLF001  # as a task does with what is yielded to it
+        future._asyncio_future_blocking = False  # noqa: SLF001  # as a task does with what it receives
         self._asyncio_future_blocking = True
         self._future = future
         self._callbacks: dict[Callable[[Any], object], tuple[Callable[[Any], object], Any]] = {}
@@ -96,12 +98,12 @@ class ShieldedFuture:
         self._future.add_done_callback(callback, context=context)
 
     def remove_done_callback(self, wake: Callable[[Any], object]) -> int:
-        """Remove a callback, and return how often it was registered."""
+        """Remove a callback, and return the number of times that it was registered."""
         callback, _ = self._callbacks.pop(wake, (wake, None))
         return self._future.remove_done_callback(callback)
 
     def cancel(self, msg: object = None) -> bool:
-        """Cancel this object and not the other future; return whether anything waited for it."""
+        """Cancel this object and not the other future; return whether a callback was waiting for it."""
         waiting = dict(self._callbacks)
         removed = [waiting[wake] for wake in waiting if self.remove_done_callback(wake)]
         self._cancelled = asyncio.CancelledError(*(() if msg is None else (msg,)))
@@ -119,7 +121,7 @@ class ShieldedFuture:
 
 
 class DrainTracker:
-    """The drains of a client that are in progress."""
+    """Counts the drains of a client that are in progress, so that closing the client can wait for them."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -139,7 +141,7 @@ class DrainTracker:
                 self._idle.set()
 
     async def wait_all(self, seconds: float) -> None:
-        """Wait until none is in progress, for a number of seconds at most."""
+        """Wait until no drain is in progress, for a number of seconds at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()

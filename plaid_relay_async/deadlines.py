@@ -1,4 +1,8 @@
-"""A watch over attempts, with one timer for them all: asyncio and aiohttp start one for each single wait."""
+"""Deadlines of attempts, with one event loop timer for all of them.
+
+`asyncio.timeout` and aiohttp start a timer for each wait. An attempt changes its timeout several times, to
+connect and then to read each piece of the response, so that would be several timers for each attempt.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,14 @@ from typing import TYPE_CHECKING, Final, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
-# Turns of the event loop in which it processes what has arrived. A loop that was blocked, or a process that
-# was stopped, finds its timers due before it has read its sockets; a connection that was made meanwhile is
-# ready some turns later.
+# The number of event loop iterations between the time at which a deadline is due and its effect. A loop that
+# was blocked, or a process that was stopped, runs its due timers before it reads its sockets. In these
+# iterations it processes what arrived in time; a new connection needs some of them until it is ready.
 GRACE_ITERATIONS: Final = 20
 
 
 class DeadlineTimer:
-    """Ends what is not over in time."""
+    """Cancels the tasks whose deadlines have passed, with one event loop timer for all deadlines."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -26,11 +30,15 @@ class DeadlineTimer:
         self._closed = False
 
     def create_deadline(self, deadline: float | None = None) -> Deadline:
-        """Give a span of a task that has to be over at a time of the loop's clock."""
+        """Return a deadline for a task.
+
+        Args:
+            deadline: the time by the event loop's clock at which it expires; `None` for no limit.
+        """
         return Deadline(self, math.inf if deadline is None else deadline)
 
     def close(self) -> None:
-        """Leave no timer behind, once all is over that is under way."""
+        """Stop the timer as soon as no deadline is active. Active deadlines still expire."""
         self._closed = True
         if not self._deadlines:
             self._cancel_timer()
@@ -40,19 +48,19 @@ class DeadlineTimer:
             self._timer.cancel()
         self._timer, self._timer_due = None, math.inf
 
-    def add(self, span: Deadline) -> None:
-        """Look after a span, from when it begins."""
-        self._deadlines.add(span)
-        self.check_by(span.expires_at)
+    def add(self, deadline: Deadline) -> None:
+        """Start to check a deadline."""
+        self._deadlines.add(deadline)
+        self.check_by(deadline.expires_at)
 
-    def discard(self, span: Deadline) -> None:
-        """Forget it, once it is over."""
-        self._deadlines.discard(span)
+    def discard(self, deadline: Deadline) -> None:
+        """Stop checking a deadline."""
+        self._deadlines.discard(deadline)
         if self._closed:
             self.close()
 
     def check_by(self, when: float) -> None:
-        """Look whether something is late, then at the latest."""
+        """Check the deadlines at this time at the latest, by the event loop's clock."""
         if when < self._timer_due:
             self._cancel_timer()
             self._timer_due = when
@@ -60,12 +68,14 @@ class DeadlineTimer:
 
     def _check_expired(self) -> None:
         self._timer_due, now = math.inf, self.loop.time()
-        late = [span for span in self._deadlines if span.expires_at <= now]
+        late = [deadline for deadline in self._deadlines if deadline.expires_at <= now]
         self._expire_after_iterations(late, GRACE_ITERATIONS)
-        self.check_by(min((span.expires_at for span in self._deadlines.difference(late)), default=math.inf))
+        self.check_by(
+            min((deadline.expires_at for deadline in self._deadlines.difference(late)), default=math.inf)
+        )
 
     def _expire_after_iterations(self, late: list[Deadline], iterations: int) -> None:
-        """Let the loop process what has arrived, for a number of turns, and then end what is late."""
+        """Let the loop process what has arrived for some iterations, then apply the late deadlines."""
         if iterations:
             self.loop.call_soon(self._expire_after_iterations, late, iterations - 1)
         else:
@@ -73,39 +83,42 @@ class DeadlineTimer:
 
     def _expire(self, late: list[Deadline]) -> None:
         now = self.loop.time()
-        for span in self._deadlines.intersection(late):
-            if span.expires_at <= now:
-                span.expire()
+        for deadline in self._deadlines.intersection(late):
+            # What was processed meanwhile may have ended the attempt, or postponed its deadline.
+            if deadline.expires_at <= now:
+                deadline.expire()
             else:
-                self.check_by(span.expires_at)
+                self.check_by(deadline.expires_at)
 
 
 class Deadline:
-    """A context manager that ends in a TimeoutError if it isn't over by its time, or can't begin before it.
+    """A context manager that cancels its task at a point in time, and turns that into a TimeoutError.
+
+    Entering it after that point raises the TimeoutError immediately.
 
     Attributes:
-        until: that time, by the loop's clock.
+        expires_at: the time at which it expires, by the event loop's clock.
     """
 
     __slots__ = ("_cancelling", "_deadline", "_expired", "_task", "_timer", "expires_at")
 
-    def __init__(self, watch: DeadlineTimer, deadline: float) -> None:
-        self._timer = watch
+    def __init__(self, timer: DeadlineTimer, deadline: float) -> None:
+        self._timer = timer
         self._deadline = self.expires_at = deadline
         self._expired = False
 
     @property
     def expired(self) -> bool:
-        """Whether its time is up."""
+        """Whether it has expired."""
         return self._expired
 
     def set_timeout(self, seconds: float) -> None:
-        """Let it go on for so long from now, or to its deadline if that comes before."""
+        """Expire after a number of seconds from now, or at the final deadline if that is earlier."""
         self.expires_at = min(self._deadline, self._timer.loop.time() + seconds)
         self._timer.check_by(self.expires_at)
 
     def start_phase(self, seconds: float) -> None:
-        """Allow as `allow` does, for what starts only now.
+        """Set the timeout as `set_timeout` does, for a phase that starts only now.
 
         Raises:
             TimeoutError: the deadline passed while the event loop was blocked.
@@ -115,13 +128,13 @@ class Deadline:
             raise TimeoutError
 
     def expire(self) -> None:
-        """Its time is up."""
+        """Cancel the task, because the deadline has passed."""
         self._expired, self.expires_at = True, math.inf
         self._task.cancel()
 
     def __enter__(self) -> Self:
         task = asyncio.current_task(self._timer.loop)
-        assert task is not None  # noqa: S101  # nothing else can be cancelled, and nothing else awaits
+        assert task is not None  # noqa: S101  # only a task awaits, and only a task can be cancelled
         self._task, self._cancelling = task, task.cancelling()
         if self._timer.loop.time() >= self.expires_at:
             raise TimeoutError
@@ -132,6 +145,6 @@ class Deadline:
         self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self._timer.discard(self)
-        # As in asyncio.timeout: a cancellation of somebody else's stays one.
+        # As in asyncio.timeout: a cancellation that comes from elsewhere stays a cancellation.
         if self._expired and self._task.uncancel() <= self._cancelling and cls is asyncio.CancelledError:
             raise TimeoutError from error

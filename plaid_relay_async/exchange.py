@@ -1,9 +1,12 @@
 """One request and its response, over a connection of an aiohttp pool.
 
-An `Ordinary` exchange goes by aiohttp's `ClientSession`. A `Direct` one takes a connection from the same pool
-and writes a head that was made once; aiohttp opens the connections, keeps them, and reads what comes. That
-takes seven tenths of the CPU time. It uses methods of aiohttp's that are public but not documented, and
-`Direct.fits` sees whether they are there.
+A `SessionExchange` sends requests with aiohttp's `ClientSession`. A `DirectExchange` takes a connection from
+the same pool and writes a request head that is built only once; aiohttp still opens the connections, keeps
+them alive, and parses the responses. That takes 70 % of the CPU time. It uses methods of aiohttp that are
+public but not documented; `DirectExchange.is_supported` checks that this release of aiohttp has them.
+
+Both know the exact moment at which a request is sent (`RequestBody.begin_send`). Before that moment an
+attempt is certainly not sent; after it, the attempt is in flight.
 """
 
 from __future__ import annotations
@@ -31,12 +34,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Whoever calls has a better timeout.
+# The caller's `Deadline` is the only timeout.
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 
 
 class Response(Protocol):
-    """An answer of which the head has arrived."""
+    """A response whose head has arrived."""
 
     @property
     def status(self) -> int:
@@ -45,49 +48,50 @@ class Response(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers, whatever their case."""
+        """The headers, by case-insensitive names."""
         ...
 
     @property
     def content(self) -> aiohttp.StreamReader:
-        """The body as it comes; once it is read to its end, the connection is the pool's again."""
+        """The body, as a stream. Reading it to its end returns the connection to the pool."""
         ...
 
     def close(self) -> None:
-        """Close the connection, unless the body was read to its end."""
+        """Close the connection, unless the body has been read to its end."""
         ...
 
 
 class Exchange(Protocol):
-    """Sends requests and gives responses."""
+    """Sends requests and returns responses."""
 
     @property
     def proxy(self) -> str | None:
-        """The address of the proxy, without its user and password, if one is used and known."""
+        """The address of the proxy, without user and password, if one is used and known."""
         ...
 
     def prepare(self, url: str, headers: Mapping[str, str]) -> Any:
-        """Make what `post` needs of a request besides its body; it may be used again."""
+        """Return what `post` needs of a request besides its body; it can be reused."""
         ...
 
     async def post(self, prepared: Any, body: RequestBody) -> Response:
-        """Send a request, and wait for the head of its response; redirects aren't followed.
+        """Send a request and return its response once the head has arrived; redirects aren't followed.
 
         Raises:
-            OSError, aiohttp.ClientError, aiohttp.http.HttpProcessingError: no response came.
+            OSError, aiohttp.ClientError, aiohttp.http.HttpProcessingError: no response arrived.
         """
         ...
 
 
 # ------------------------------------------------------------------------------------------- the body
 
-# In turns of the event loop. On some platforms a loop delivers what it has read a turn or two later. The
-# maximum bounds how long a server that never stops sending can delay a cancellation; with the smallest of TLS
-# buffers a response takes some dozens of turns.
+# The bounds, in iterations of the event loop, for processing what has arrived before a cancellation. On some
+# platforms a loop delivers what it has read one or two iterations later: hence the minimum. The maximum
+# bounds how long a server that never stops sending can delay a cancellation; with the smallest TLS buffer a
+# response takes some dozens of iterations.
 _MIN_ITERATIONS: Final = 3
 _MAX_ITERATIONS: Final = 1_000
 
-# Turns in which the loop reads an alert from a new connection and ends that connection.
+# The number of iterations in which the loop reads an alert from a new connection and closes that connection.
 _HANDSHAKE_ITERATIONS: Final = 8
 
 # Alerts by which a server rejects the client's certificate, or the lack of one. In TLS 1.3 they arrive when
@@ -109,6 +113,8 @@ _CERTIFICATE_ALERTS: Final = {
 
 _OPENSSL_REASON: Final = re.compile(r"\[SSL: (\w+)\]")
 
+# For each connection that has been used: the function that checks it for unread bytes. A connection without
+# an entry is new.
 _unread_checks: weakref.WeakKeyDictionary[asyncio.BaseProtocol, Callable[[], bool]] = (
     weakref.WeakKeyDictionary()
 )
@@ -126,21 +132,21 @@ def unread_check(transport: asyncio.Transport) -> Callable[[], bool]:
 
 @define(eq=False)
 class RequestBody:
-    """A request's body; it notes the moment at which it is handed to the network.
+    """A request's body, which records the moment at which it is handed to the network.
 
-    A server can't act on a call without its body, so one whose body wasn't handed over was never sent.
+    A server can't execute a call without its body. So a request whose body wasn't handed over was never sent.
 
-    From that moment on, a cancellation takes effect only when everything that has arrived is processed: the
-    bytes in the socket, and a response that was read in the same turn of the event loop. Further
+    From that moment on, a cancellation takes effect only after everything that has arrived is processed: the
+    bytes in the socket, and a response that was read in the same iteration of the event loop. Further
     cancellations until then, such as those of an AnyIO scope, count as the same one.
 
     Attributes:
-        data: its bytes, JSON.
-        leaves: called just before that moment; it may raise.
-        left: whether the body was handed over.
-        cancelled: the arguments of a cancellation that has not taken effect yet.
-        may_be_rejected: whether it left as the first request of a connection on which the server may still
-            reject the TLS handshake.
+        data: its bytes, as JSON.
+        on_send: called just before the body is handed over; it may raise to prevent that.
+        sent: whether the body was handed over.
+        deferred_cancellation: the arguments of a cancellation that hasn't taken effect yet.
+        may_be_rejected: whether it was sent as the first request of a connection on which the server may
+            still reject the TLS handshake.
     """
 
     data: bytes = field(repr=False)
@@ -153,25 +159,27 @@ class RequestBody:
     _iterations: int = field(default=0, init=False, repr=False)
 
     def begin_send(self, protocol: Any) -> bool:
-        """Check the connection, and return True: the body is written next, before anything else happens.
+        """Check the connection and mark the body as sent. The caller must write it immediately afterwards.
 
-        Return False if the connection is new and has unread bytes: `settle`, and call this again.
+        Returns:
+            False if the connection is new and has unread bytes: the body isn't marked as sent. Await
+            `finish_handshake`, and call this method again.
 
         Raises:
-            aiohttp.ClientConnectionError: this connection must not be used.
-            TimeoutError: its time is up.
+            aiohttp.ClientConnectionError: the connection must not be used.
+            TimeoutError: the deadline has passed.
         """
-        # A connection on which something arrived unasked would give it as the answer to this request: mostly
-        # it is the server's goodbye.
+        # Bytes that arrive before the request would be taken for its response. Mostly they are the server's
+        # announcement that it closes an idle connection.
         if protocol.should_close:
             raise aiohttp.ClientConnectionError from protocol.exception()
-        has_news = _unread_checks.get(protocol)
-        if has_news is None:
-            self._new_protocol, has_news = protocol, unread_check(protocol.transport)
-            _unread_checks[protocol] = has_news
-            if has_news():
+        has_unread = _unread_checks.get(protocol)
+        if has_unread is None:
+            self._new_protocol, has_unread = protocol, unread_check(protocol.transport)
+            _unread_checks[protocol] = has_unread
+            if has_unread():
                 return False
-        elif protocol is not self._new_protocol and has_news():
+        elif protocol is not self._new_protocol and has_unread():
             raise aiohttp.ClientConnectionError
         self.on_send()
         is_first = protocol is self._new_protocol and not self.sent
@@ -185,7 +193,11 @@ class RequestBody:
         return self.may_be_rejected and tls_reason(error) in _CERTIFICATE_ALERTS
 
     async def read_next(self, read: Callable[[], Coroutine[Any, None, T]]) -> T:
-        """Return what is read next of the response; raise a cancellation only if nothing more has arrived."""
+        """Read the next part of the response; raise a cancellation only after all that has arrived is read.
+
+        Args:
+            read: returns a coroutine that reads the next part; it is called again after a cancellation.
+        """
         if self.deferred_cancellation is None:
             try:
                 return await read()
@@ -201,23 +213,24 @@ class RequestBody:
                 await asyncio.sleep(0)
 
     def may_have_more(self) -> bool:
-        """Return whether to wait another turn of the event loop; called in each turn after a cancellation."""
+        """Return whether to wait for one more iteration; called in each iteration after a cancellation."""
         self._iterations += 1
         if self._iterations > _MAX_ITERATIONS:
             return False
-        # A closed connection has no bytes, and the number of its socket may be another one's by now.
+        # A closed connection has no bytes, and the file descriptor of its socket may belong to another one by
+        # now.
         return self._iterations <= _MIN_ITERATIONS or (
             self._protocol.is_connected() and _unread_checks[self._protocol]()
         )
 
     def raise_cancellation(self) -> None:
-        """Raise the cancellation, if there was one, now that everything is processed or has failed."""
+        """Raise the deferred cancellation, if there is one: everything that had arrived is processed."""
         if self.deferred_cancellation is not None:
             raise asyncio.CancelledError(*self.deferred_cancellation) from None
 
 
 async def finish_handshake() -> None:
-    """Wait until the loop has read what ends a new connection's handshake: session tickets, or an alert."""
+    """Wait until the loop has read the last messages of a TLS handshake: session tickets, or an alert."""
     for _ in range(_HANDSHAKE_ITERATIONS):
         await asyncio.sleep(0)
 
@@ -229,9 +242,9 @@ def _is_rejectable(transport: asyncio.Transport) -> bool:
 
 
 def tls_reason(error: BaseException | None) -> str | None:
-    """Return OpenSSL's name for what ended a connection, such as `WRONG_VERSION_NUMBER`, if TLS did."""
+    """Return OpenSSL's reason for which a connection ended, such as `WRONG_VERSION_NUMBER`, or `None`."""
     while error is not None:
-        # In the text, because aiohttp passes that on and drops the SSLError in some cases.
+        # It is parsed from the text, because aiohttp keeps the text and drops the SSLError in some cases.
         if isinstance(error, OSError) and (match := _OPENSSL_REASON.match(str(error.strerror))):
             return match[1]
         error = error.__cause__
@@ -239,15 +252,15 @@ def tls_reason(error: BaseException | None) -> str | None:
 
 
 def _immediate_result(coroutine: Coroutine[Any, None, T], error: BaseException) -> T:
-    """Return the result of a coroutine that does not have to wait; raise an error inside one that does."""
+    """Return the result of a coroutine that doesn't wait; raise an error inside a coroutine that does."""
     try:
         coroutine.send(None)
     except StopIteration as end:
         return cast("T", end.value)
-    return cast("T", coroutine.throw(error))  # which raises it
+    return cast("T", coroutine.throw(error))  # the coroutine raises it
 
 
-# ---------------------------------------------------------------------------------------- by a session
+# ------------------------------------------------------------------------------------ through a session
 
 
 class _Payload(aiohttp.BytesPayload):
@@ -259,17 +272,17 @@ class _Payload(aiohttp.BytesPayload):
         if not self._body.begin_send(writer.protocol):
             await finish_handshake()
             self._body.begin_send(writer.protocol)
-        await writer.write(self._body.data)  # all of it, which is what the length says
+        await writer.write(self._body.data)  # all of it, because `content_length` is its length
 
 
 @types.coroutine
 def _delay_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Generator[Any, None, T]:
-    """Run a session's `post`, and keep a cancellation from it until what has arrived is read.
+    """Run a session's `post`, and delay a cancellation until everything that has arrived is read.
 
-    A `post` closes its connection as soon as a cancellation reaches it.
+    Without the delay, `post` would close its connection as soon as the cancellation reaches it.
     """
-    # What the post waits for: a future, or None to let other tasks run. It is None whenever the post goes on,
-    # because a traceback with locals quotes the error of a future, which may quote the request.
+    # `waited` is what `post` waits for: a future, or None to let other tasks run. It is None while `post`
+    # runs, because a traceback with locals shows the error of a future, which may quote the request.
     waited: asyncio.Future[Any] | None = None
     try:
         while body.deferred_cancellation is None:
@@ -288,7 +301,7 @@ def _delay_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Gen
         if waited is None or waited.done():
             waited = None
             yield work.throw(asyncio.CancelledError(*body.deferred_cancellation))
-        # A future is cancelled immediately, so that nothing arrives in between; a task may take some turns.
+        # A future is cancelled immediately, so nothing arrives in between; a task may take some iterations.
         while waited is not None and waited.cancel() and not waited.done():
             with contextlib.suppress(asyncio.CancelledError):
                 yield ShieldedFuture(waited)
@@ -302,17 +315,18 @@ def _delay_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Gen
 
 @frozen
 class SessionExchange:
-    """By a session's own `post`: with its proxies, traces, middlewares and cookies."""
+    """Sends requests with a session's `post`, and so with its proxies, traces, middlewares and cookies."""
 
     session: aiohttp.ClientSession
     proxy: str | None = None
 
     def prepare(self, url: str, headers: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
-        """Put the two together."""
-        return url, {"Content-Type": "application/json", **headers}  # a session may have another one
+        """Return the URL and all headers of a request."""
+        # A session may have another default Content-Type.
+        return url, {"Content-Type": "application/json", **headers}
 
     async def post(self, prepared: tuple[str, Mapping[str, str]], body: RequestBody) -> Response:
-        """Send a request, and wait for the head of its response."""
+        """Send a request and return its response once the head has arrived."""
         url, headers = prepared
         work = self.session.post(
             url,
@@ -324,7 +338,7 @@ class SessionExchange:
             auto_decompress=True,
         )
         response = await _delay_cancellation(work.__await__(), body)
-        if not body.sent:  # so what came answers something else
+        if not body.sent:  # the response arrived before the request, so it isn't a response to it
             response.close()
             raise aiohttp.ClientConnectionError
         return cast("Response", response)
@@ -336,7 +350,7 @@ class SessionExchange:
 class _CachedKeyRequest(aiohttp.ClientRequest):
     _key: ConnectionKey | None = None
 
-    # aiohttp asks for it each time that one is sent.
+    # aiohttp computes the key each time that a request is sent; this class does it once.
     @property
     def connection_key(self) -> ConnectionKey:
         if self._key is None:
@@ -352,7 +366,7 @@ class _PreparedRequest:
 
 @define(eq=False, repr=False)
 class _DirectResponse:
-    """A response that came directly."""
+    """A response that was read from a connection without a session."""
 
     status: int
     headers: Mapping[str, str]
@@ -365,7 +379,7 @@ class _DirectResponse:
 
 @frozen
 class DirectExchange:
-    """Over a connection of a pool, without a session; for a pool without proxies."""
+    """Sends requests over the connections of a pool, without a session. It supports no proxies."""
 
     connector: aiohttp.BaseConnector
     loop: asyncio.AbstractEventLoop
@@ -373,24 +387,28 @@ class DirectExchange:
 
     @staticmethod
     def is_supported(*, connector: type = aiohttp.BaseConnector, handler: type = ResponseHandler) -> bool:
-        """Tell whether this release of aiohttp has what is used here."""
+        """Return whether this release of aiohttp has the methods that this class uses."""
         connect = inspect.signature(connector.connect).parameters.keys()  # type: ignore[attr-defined]
         respond = inspect.signature(handler.set_response_params).parameters.keys()  # type: ignore[attr-defined]
-        named = {"read_until_eof", "auto_decompress"}
-        return connect == {"self", "req", "traces", "timeout"} and respond >= named
+        required = {"read_until_eof", "auto_decompress"}
+        return connect == {"self", "req", "traces", "timeout"} and respond >= required
 
     def prepare(self, url: str, headers: Mapping[str, str]) -> _PreparedRequest:
-        """Make a request of aiohttp's, and write down its head but for the length."""
+        """Return an aiohttp request and its head, which lacks only the value of Content-Length.
+
+        Raises:
+            ValueError: a header contains a line break.
+        """
         json = {"Content-Type": "application/json", **headers}
         request = _CachedKeyRequest("POST", URL(url), headers=json, loop=self.loop)
         lines = [f"{name}: {value}" for name, value in request.headers.items() if name != "Content-Length"]
         lines = [f"POST {request.url.raw_path_qs} HTTP/1.1", *lines, "Content-Length: "]
         if any("\r" in line or "\n" in line for line in lines):
-            raise ValueError("a header holds a line break")
+            raise ValueError("a header contains a line break")
         return _PreparedRequest(request, "\r\n".join(lines).encode())
 
     async def post(self, prepared: _PreparedRequest, body: RequestBody) -> Response:
-        """Send a request, and wait for the head of its response."""
+        """Send a request and return its response once the head has arrived."""
         connection = await self.connector.connect(prepared.request, traces=[], timeout=_NO_TIMEOUT)
         try:
             protocol: Any = connection.protocol
@@ -400,6 +418,8 @@ class DirectExchange:
                 body.begin_send(protocol)
             protocol.transport.write(b"%s%d\r\n\r\n%s" % (prepared.head, len(body.data), body.data))
             message, content = await body.read_next(protocol.read)
+            # Interim responses (1xx) precede the final one, except for 101, which ends HTTP on the
+            # connection.
             while 100 <= message.code < 200 and message.code != 101:
                 message, content = await body.read_next(protocol.read)
         except BaseException:
@@ -411,5 +431,6 @@ class DirectExchange:
 
 def _release_connection(connection: Connection) -> None:
     if connection.transport is not None and connection.transport.get_write_buffer_size():
-        connection.close()  # it was answered before all of it had left
+        # The server responded before it had read the whole request. The rest would precede the next request.
+        connection.close()
     connection.release()

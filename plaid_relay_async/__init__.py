@@ -1,4 +1,7 @@
-"""An asyncio client for Plaid's credit relay: a relay token for each partner, and an honest outcome."""
+"""An asyncio client for Plaid's credit relay, which reports what happened to each request.
+
+See https://plaid.com/docs/api/products/assets/#creditrelaycreate.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +148,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The records of reports and of Items are loaded when the first of them is wanted.
+    # The records of reports and of Items are imported when one of them is first used, to keep the import
+    # fast.
     if name in __all__:
         return getattr(models, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

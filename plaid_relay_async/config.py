@@ -1,4 +1,4 @@
-"""Who calls, where, how long and how often: from arguments, or from the process environment."""
+"""Credentials, addresses, timeouts and the retry policy, from arguments or from environment variables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ USER_AGENT = f"plaid_relay_async/{__version__}"
 
 
 class Environment(enum.StrEnum):
-    """Plaid's environments; a secret and a token belong to one of them.
+    """Plaid's environments. A secret and a token are valid in one of them only.
 
     See https://plaid.com/docs/api/#api-host.
     """
@@ -39,7 +39,7 @@ class Environment(enum.StrEnum):
 
     @classmethod
     def from_url(cls, base_url: str) -> Environment | None:
-        """Return the environment whose host a URL names in any spelling, or `None`."""
+        """Return the environment whose host a URL has, in any spelling, or `None`."""
         host = normalize_host(URL(base_url).raw_host or "")
         return next((each for each in cls if URL(each.base_url).raw_host == host), None)
 
@@ -48,7 +48,7 @@ def _validate_header_value(_: object, attribute: Attribute[str], value: object) 
     if not isinstance(value, str) or not value:
         problem = "must be a string that isn't empty"
     elif not (value.isascii() and value.isprintable()) or " " in value:
-        problem = "holds white space or characters that no header can carry"
+        problem = "holds white space or characters that aren't allowed in a header"
     else:
         return
     raise ConfigurationError(f"{attribute.name} {problem}", field=attribute.name, problem=problem)
@@ -57,10 +57,10 @@ def _validate_header_value(_: object, attribute: Attribute[str], value: object) 
 @strip_init_traceback
 @frozen
 class Credentials:
-    """A client id and its secret, of one environment; the secret shows in no repr.
+    """A client id and its secret for one environment. A repr doesn't show the secret.
 
     Raises:
-        ConfigurationError: one of them is empty or can't be sent as a header.
+        ConfigurationError: one of them is empty, or can't be sent in a header.
     """
 
     client_id: str = field(validator=_validate_header_value)
@@ -70,7 +70,7 @@ class Credentials:
 @strip_init_traceback
 @frozen
 class GatewayKey:
-    """What a gateway knows its caller by; it shows in no repr."""
+    """The key by which a gateway authenticates its caller. A repr doesn't show it."""
 
     gateway_key: str = field(validator=_validate_header_value, repr=False)
 
@@ -80,7 +80,7 @@ Identity: TypeAlias = CredentialsSource | GatewayKey
 
 
 def check_seconds(name: str, value: object) -> None:
-    """Raise `ConfigurationError` unless the value is a number of seconds above 0, and not without end."""
+    """Raise `ConfigurationError` unless the value is a finite number of seconds above 0."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < float(str(value)) < float("inf"):
         raise ConfigurationError(f"{name} must be a number of seconds above 0, not {value!r}")
@@ -97,21 +97,23 @@ def _validate_optional_seconds(timeouts: object, attribute: Attribute[Any], valu
 
 @frozen(kw_only=True)
 class Timeouts:
-    """How long to wait, in seconds. None of them counts time spent queueing for a connection or a limiter.
+    """Timeouts in seconds. Time in a queue, for a connection or a rate limiter, counts against none of them.
 
     Attributes:
-        connect: for the name, the connection and TLS together. Nothing was sent by then, so a short wait
-            and another attempt cost nothing.
-        read: until an answer begins, and between two pieces of it, for operations that have little to do.
-        slow_read: the same for creations, refreshes and reports: answers of 85 s have been seen, and
-            giving up early on a creation makes an unknown.
+        connect: for DNS, the connection and TLS together. Nothing has been sent by then, so a short timeout
+            and another attempt are safe.
+        read: until the response starts, and between two pieces of it, for fast operations.
+        slow_read: the same for creations, refreshes and reports. Plaid has taken 85 s for some responses, and
+            a timeout of a creation makes its outcome unknown.
         total: for one call with all its attempts and waits; `None` for no limit. In a batch, pauses that
-            Plaid asked for aren't counted. A creation that has waited leaves only while half of this time is
-            left for the answer, or `slow_read` if that is less.
+            Plaid requests aren't counted. A creation that has waited is sent only while half of this time, or
+            `slow_read` if that is shorter, is left for the response.
         drain: for the calls in flight when a batch is left early or a call is cancelled.
-        idle: for which a connection is kept that nobody uses. Shorter than the server's own time for that, so
-            that a request seldom meets a connection that the server is closing: nobody could tell what became
-            of it.
+        idle: after which an unused connection is closed. It is shorter than the servers' own limit, so that a
+            request is seldom sent on a connection that the server is closing: its outcome would be unknown.
+
+    Raises:
+        ConfigurationError: a value isn't a number of seconds above 0.
     """
 
     connect: float = field(default=5.0, validator=_validate_seconds)
@@ -122,18 +124,18 @@ class Timeouts:
     idle: float = field(default=15.0, validator=_validate_seconds)
 
     def with_total(self, total: float | None) -> Timeouts:
-        """The same, with another total where one is given."""
+        """Return these timeouts with another total, unless it is `None`."""
         return self if total is None else evolve(self, total=total)
 
 
 def check_count(name: str, value: object) -> None:
-    """Raise `ConfigurationError` unless the value is a whole number from 1."""
+    """Raise `ConfigurationError` unless the value is a whole number of 1 or more."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigurationError(f"{name} must be a whole number from 1, not {value!r}")
 
 
 def check_type(name: str, value: object, cls: type) -> None:
-    """Raise `ConfigurationError` unless the value is of the class."""
+    """Raise `ConfigurationError` unless the value is an instance of the class."""
     if not isinstance(value, cls):
         raise ConfigurationError(f"{name} must be a {cls.__name__}, not {type(value).__name__}")
 
@@ -149,17 +151,21 @@ def _validate_replay(_: object, __: object, value: object) -> None:
 
 @frozen(kw_only=True)
 class RetryPolicy:
-    """When and how often a call is repeated.
+    """When and how often a call is attempted again.
 
     Attributes:
-        attempts: at most so many HTTP requests for one call. In a batch, those that Plaid refused for now
+        attempts: the maximum number of HTTP requests for one call. In a batch, attempts that Plaid declined
             (429, planned maintenance) aren't counted.
-        backoff: the first wait, in seconds; it doubles with each attempt, and a random part of it is waited.
-        max_backoff: the longest such wait, in seconds.
-        max_pause: the longest pause that a server may ask for, in seconds, alone or added up without one
-            success between. A longer one isn't shortened: the call fails with `RateLimitError`.
-        replay: `"safe"` repeats a creation only when it surely wasn't carried out. `"always"` repeats it
-            after a lost answer, too, and so may make a second token.
+        backoff: the first backoff, in seconds. It doubles with each attempt, with full jitter: the actual
+            wait is a random part of it.
+        max_backoff: the longest backoff, in seconds.
+        max_pause: the longest pause that a server may request, in seconds, alone or added up without a
+            success in between. A longer one isn't shortened: the call fails with `RateLimitError`.
+        replay: `"safe"` repeats a non-idempotent call only if no attempt can have been executed. `"always"`
+            repeats it after a lost response, too, and so may create a second token.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
     """
 
     attempts: int = field(default=4, validator=_validate_count)
@@ -175,16 +181,16 @@ _HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 def normalize_host(host: str) -> str:
     """Return the normal spelling of a host; compare hosts only in this form.
 
-    A name is returned in lower-case ASCII (IDNA) and without the dot at its end, an IP address in its usual
-    form: `127.1`, `0x7f.1` and `::ffff:127.0.0.1` are `127.0.0.1`, as they are to the system's resolver.
+    A name becomes lower-case ASCII (IDNA) without the final dot. An IP address gets its usual form: `127.1`,
+    `0x7f.1` and `::ffff:127.0.0.1` become `127.0.0.1`, as the system's resolver reads them.
 
     Args:
-        host: a name or an address, without brackets and port.
+        host: a name or an IP address, without brackets and port.
 
     Raises:
         ValueError: it is neither.
     """
-    # yarl maps the name as aiohttp does when it connects.
+    # aiohttp uses yarl, too, so the name is encoded here as it is when aiohttp connects.
     name = (URL.build(scheme="http", host=host).raw_host or "").removesuffix(".")
     if ":" in name:
         address = ipaddress.IPv6Address(name)
@@ -199,7 +205,7 @@ def normalize_host(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a name or an address leads to this machine itself."""
+    """Return whether a host is a loopback address, or a name that resolves to one."""
     try:
         name = normalize_host(host)
         return f".{name}".endswith(".localhost") or ipaddress.ip_address(name).is_loopback
@@ -222,11 +228,15 @@ def parse_url(url: object) -> URL | None:
 
 
 def check_base_url(url: str, *, name: str = "base_url") -> str:
-    """Return the address without a slash at its end.
+    """Return the URL without a slash at its end.
+
+    Args:
+        url: the URL to check.
+        name: the name of its source, for error messages.
 
     Raises:
-        ConfigurationError: it isn't an http(s) URL, has more than scheme, host, port and path, or is plain
-            http to anywhere but a loopback address.
+        ConfigurationError: it isn't an http(s) URL, it has more than a scheme, a host, a port and a path, or
+            it is plain http to an address other than loopback.
     """
     parsed = parse_url(url)
     if parsed is None:
@@ -235,19 +245,20 @@ def check_base_url(url: str, *, name: str = "base_url") -> str:
             "without spaces, backslashes or invisible characters"
         )
     if any(mark in url for mark in "@?#"):
-        raise ConfigurationError(f"{name} may hold a scheme, a host, a port and a path, nothing else")
+        raise ConfigurationError(f"{name} may contain a scheme, a host, a port and a path, nothing else")
     if parsed.scheme == "http" and not is_loopback(parsed.raw_host or ""):
         raise ConfigurationError(
-            f"{name} is plain http to {parsed.raw_host}: credentials go over https, or to loopback"
+            f"{name} is plain http to {parsed.raw_host}: use https, which protects the credentials; "
+            "only loopback addresses may use plain http"
         )
     return url.rstrip("/")
 
 
 def resolve_base_url(base_url: str | None, environment: Environment | str | None) -> str:
-    """Where to call: the arguments first, then PLAID_BASE_URL, then PLAID_ENV, then the sandbox.
+    """Return the base URL: the arguments come first, then PLAID_BASE_URL, PLAID_ENV, and the sandbox.
 
     Raises:
-        ConfigurationError: the address or the environment named isn't one.
+        ConfigurationError: the URL is invalid or unsafe, or Plaid has no environment of that name.
     """
     if base_url is not None:
         return check_base_url(base_url)
@@ -257,26 +268,26 @@ def resolve_base_url(base_url: str | None, environment: Environment | str | None
     try:
         return Environment(name).base_url
     except ValueError:
-        known = " or ".join(Environment)
-        # A secret may have been put into the wrong variable; a name that consists of letters isn't one.
-        wrong = f", not {name!r}" if name.isalpha() else ""
-        raise ConfigurationError(f"environment (PLAID_ENV) must be {known}{wrong}") from None
+        names = " or ".join(Environment)
+        # The variable may contain a secret by mistake. Only a value that consists of letters is quoted.
+        quoted = f", not {name!r}" if name.isalpha() else ""
+        raise ConfigurationError(f"environment (PLAID_ENV) must be {names}{quoted}") from None
 
 
 def resolve_identity(credentials: CredentialsSource | None, gateway_key: str | None) -> Identity:
-    """Who calls: an argument, or PLAID_CLIENT_ID and PLAID_SECRET.
+    """Return the identity of the caller, from an argument, or from PLAID_CLIENT_ID and PLAID_SECRET.
 
     Raises:
-        ConfigurationError: nothing says, or two arguments do.
+        ConfigurationError: there is none, or both arguments are set.
     """
     if gateway_key is not None and credentials is not None:
-        raise ConfigurationError("pass credentials or a gateway_key, not both: the gateway has its own")
+        raise ConfigurationError("pass credentials or a gateway_key, not both: the gateway adds credentials")
     if gateway_key is not None:
         return GatewayKey(gateway_key)
     if credentials is None:
         return _credentials_from_environment()
     if not isinstance(credentials, Credentials) and not callable(credentials):
-        raise ConfigurationError("credentials must be Credentials or an async callable that gives them")
+        raise ConfigurationError("credentials must be Credentials, or an async callable that returns them")
     return credentials
 
 
@@ -289,10 +300,10 @@ def _credentials_from_environment() -> Credentials:
 
 
 def check_tls(context: tls.SSLContext | None) -> tls.SSLContext | None:
-    """Give the context.
+    """Return the TLS context.
 
     Raises:
-        ConfigurationError: it isn't one, or doesn't verify the server.
+        ConfigurationError: it isn't an `ssl.SSLContext`, or it doesn't verify the server.
     """
     if context is None:
         return None

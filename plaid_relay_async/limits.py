@@ -1,8 +1,9 @@
-"""Rate limits that are kept beforehand, in one process or by many; and those that Plaid publishes.
+"""Client-side rate limiters, for one process or shared by many, and the rate limits that Plaid publishes.
 
-Both limiters remember the last grants at each endpoint, as many as its limit allows in a window, and give the
-next one when the oldest of them is a window old. So no window holds more, wherever it begins. A leaky bucket,
-such as aiolimiter's, lets nearly twice the count through in its first window.
+Both limiters use a sliding window log: they store the times of the latest permits of each endpoint, as many
+as its limit allows in a window, and grant the next permit when the oldest of them is a window old. So no
+window contains more permits than the limit, wherever it starts. A leaky bucket, such as aiolimiter's, allows
+nearly twice the count in its first window.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-# A thirtieth costs 3 % of the rate: 2 s of a minute, which a new connection and a lost packet fit in.
+# The default slack as a fraction of the window. It costs 3 % of the rate: 2 s of a minute, enough time for a
+# new connection and a lost packet.
 _SLACK_FRACTION = 1 / 30
-# For a Redis that doesn't answer; in the URL, `socket_timeout` says otherwise.
+# For a Redis that doesn't respond; `socket_timeout` in the URL replaces it.
 _REDIS_TIMEOUT_SECONDS = 5.0
 
 
@@ -46,18 +48,22 @@ def _validate_period(_: object, attribute: Attribute[float], value: object) -> N
 
 @frozen
 class RateLimit:
-    """So many attempts in any window of so many seconds.
+    """A maximum number of attempts in any window of a given length.
+
+    Attributes:
+        count: the number of attempts.
+        per: the length of the window, in seconds.
 
     Raises:
-        ConfigurationError: `count` isn't a whole number from 1, or `per` isn't above 0.
+        ConfigurationError: `count` isn't a whole number of 1 or more, or `per` isn't above 0.
     """
 
     count: int = field(validator=_validate_limit_count)
     per: float = field(default=60.0, validator=_validate_period)
 
 
-# https://plaid.com/docs/errors/rate-limit-exceeded/, as of 2026-03-07: those of a whole client. Plaid says
-# that they differ between customers and may change, and lists none for relay.
+# https://plaid.com/docs/errors/rate-limit-exceeded/, as of 2026-03-07: the limits for each client id. Plaid
+# says that they differ between customers and may change. It publishes none for relay.
 PLAID_PRODUCTION: Final[Mapping[str, RateLimit]] = MappingProxyType(
     {
         "/asset_report/create": RateLimit(50),
@@ -66,7 +72,7 @@ PLAID_PRODUCTION: Final[Mapping[str, RateLimit]] = MappingProxyType(
         "/asset_report/refresh": RateLimit(50),
     }
 )
-"""What Plaid publishes for production."""
+"""The rate limits that Plaid publishes for production."""
 
 PLAID_SANDBOX: Final[Mapping[str, RateLimit]] = MappingProxyType(
     {
@@ -75,7 +81,7 @@ PLAID_SANDBOX: Final[Mapping[str, RateLimit]] = MappingProxyType(
         "/asset_report/refresh": RateLimit(100),
     }
 )
-"""What Plaid publishes for the sandbox."""
+"""The rate limits that Plaid publishes for the sandbox."""
 
 
 class _Limiter(ABC):
@@ -89,17 +95,21 @@ class _Limiter(ABC):
         self._limits = dict(limits)
         self._slack = slack
         self._loop: asyncio.AbstractEventLoop | None = None
-        # One in a line asks and sleeps, the others wait for their turn: a thousand of them cost nothing.
+        # asyncio.Lock is a FIFO queue. Only its head asks for a permit and sleeps, so a thousand waiting
+        # calls cause no more work than one.
         self._queues = {endpoint: asyncio.Lock() for endpoint in self._limits}
 
     def _window_seconds(self, limit: RateLimit) -> float:
         return limit.per + (limit.per * _SLACK_FRACTION if self._slack is None else self._slack)
 
     async def acquire(self, endpoint: str, /) -> None:
-        """Wait until one more attempt at the endpoint may be made; in the order of asking.
+        """Wait for a permit for one attempt; waiting calls get their permits in order of arrival.
+
+        Args:
+            endpoint: the path, such as `/credit/relay/create`. A path without a limit never waits.
 
         Raises:
-            ConfigurationError: it was used in another event loop before.
+            ConfigurationError: the limiter was used in another event loop before.
         """
         self._check_loop()
         limit = self._limits.get(endpoint)
@@ -114,23 +124,23 @@ class _Limiter(ABC):
         if self._loop is None:
             self._loop = running
         if self._loop is not running:
-            raise ConfigurationError("this limiter belongs to another event loop: make one for each")
+            raise ConfigurationError("this limiter belongs to another event loop: create one for each loop")
 
     @abstractmethod
     async def _try_acquire(self, endpoint: str, limit: RateLimit) -> float:
-        """Take a grant and give 0, or give the seconds until there may be one."""
+        """Take a permit and return 0, or return the seconds until one may be available."""
 
 
 class InProcessLimiter(_Limiter):
-    """Keeps limits among all that use this very object, in one event loop and by its clock.
+    """A rate limiter for all clients that share this object, in one event loop and by its clock.
 
     Args:
-        limits: of each path; others pass at once.
-        slack: seconds by which its windows are longer than a limit's `per`, as some attempts take longer than
-            others to reach Plaid; by default a thirtieth of `per`.
+        limits: the limit of each path. Paths without a limit never wait.
+        slack: seconds by which windows are longer than a limit's `per`, because some attempts take longer
+            than others to reach Plaid; default: 1/30 of `per`.
 
     Raises:
-        ConfigurationError: the limits or the slack make no sense.
+        ConfigurationError: a limit or the slack is invalid.
     """
 
     def __init__(self, limits: Mapping[str, RateLimit], *, slack: float | None = None) -> None:
@@ -140,10 +150,10 @@ class InProcessLimiter(_Limiter):
         }
 
     def try_acquire(self, endpoint: str) -> float:
-        """Take a grant and give 0, or give the seconds until there may be one: for who doesn't wait in line.
+        """Take a permit and return 0, or return the seconds until one may be available, without waiting.
 
         Raises:
-            ConfigurationError: it was used in another event loop before.
+            ConfigurationError: the limiter was used in another event loop before.
         """
         self._check_loop()
         limit = self._limits.get(endpoint)
@@ -160,8 +170,9 @@ class InProcessLimiter(_Limiter):
         return 0.0
 
 
-# By the clock of Redis, read where the grant is taken: those of the clients may differ, and a time that is
-# read before the script runs may be older than the last grant. In microseconds, which a double holds exactly.
+# A permit is taken by a script, which Redis runs atomically. The clock is that of Redis, because the clients'
+# clocks may differ, and the script reads it, because a time that is read before may be older than the latest
+# permit. Times are in microseconds, which a Lua number (a double) represents exactly.
 _TAKE_PERMIT = """
 local time, window, count = redis.call('TIME'), tonumber(ARGV[1]), tonumber(ARGV[2])
 local now = time[1] * 1000000 + time[2]
@@ -178,18 +189,19 @@ return 0
 
 @strip_init_traceback
 class RedisLimiter(_Limiter):
-    """Keeps limits among all processes that share a Redis of version 5 or newer, by the clock of Redis.
+    """A rate limiter for all processes that share a Redis (version 5 or newer), by the clock of Redis.
 
     Args:
-        limits: of each path, the same in all processes; others pass at once.
-        redis: a client, which stays the caller's to close; or a URL such as `redis://:password@host:6379/0`,
-            which shows nowhere. With a URL, use the limiter as an async context manager, or await `close`.
-        name: of what is limited. Plaid counts for each client id, so give each a name of its own.
-        slack: seconds by which its windows are longer than a limit's `per`, as some attempts take longer than
-            others to reach Plaid; by default a thirtieth of `per`.
+        limits: the limit of each path, the same in all processes. Paths without a limit never wait.
+        redis: a client, which the caller closes; or a URL such as `redis://:password@host:6379/0`, which no
+            message shows. With a URL, use the limiter as an async context manager, or await `close`.
+        name: the name under which limiters share limits. Plaid counts the requests of each client id, so use
+            another name for each client id.
+        slack: seconds by which windows are longer than a limit's `per`, because some attempts take longer
+            than others to reach Plaid; default: 1/30 of `per`.
 
     Raises:
-        ConfigurationError: an argument makes no sense, or the extra `redis` isn't installed.
+        ConfigurationError: an argument is invalid, or the extra `redis` isn't installed.
     """
 
     def __init__(
@@ -203,7 +215,7 @@ class RedisLimiter(_Limiter):
         super().__init__(limits, slack)
         self._owned = isinstance(redis, str)
         self._redis = _redis_from_url(redis) if isinstance(redis, str) else redis
-        if not hasattr(self._redis, "aclose"):  # as the clients that aren't for asyncio
+        if not hasattr(self._redis, "aclose"):  # redis-py's blocking clients lack it
             raise ConfigurationError(f"redis must be a redis.asyncio.Redis, not {type(redis).__name__}")
         self._take_permit = self._redis.register_script(_TAKE_PERMIT)
         self._name = name
@@ -213,9 +225,9 @@ class RedisLimiter(_Limiter):
         try:
             key = f"plaid_relay_async:{self._name}:{endpoint}"
             return float(await self._take_permit(keys=[key], args=[window, limit.count])) / 1e6
-        except Exception as error:  # noqa: BLE001  # whatever it is; its text may name the server and a user
+        except Exception as error:  # noqa: BLE001  # of any kind; its text may name the server and a user
             problem = type(error).__name__
-        raise NotSentError(f"Redis, which keeps the rate limit, couldn't be asked ({problem})")
+        raise NotSentError(f"Redis, which stores the rate limit, is unavailable ({problem})")
 
     async def __aenter__(self) -> Self:
         return self
@@ -226,7 +238,7 @@ class RedisLimiter(_Limiter):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections to a URL; a client of the caller's stays open."""
+        """Close the connections to a URL; a client that the caller passed stays open."""
         if self._owned:
             await self._redis.aclose()
 
@@ -243,5 +255,6 @@ def _redis_from_url(url: str) -> Redis:
             url, socket_timeout=_REDIS_TIMEOUT_SECONDS, socket_connect_timeout=_REDIS_TIMEOUT_SECONDS
         )
     except (ValueError, TypeError):
-        problem = "redis isn't the URL of one, such as redis://host:6379/0"
+        problem = "redis isn't a URL of Redis, such as redis://host:6379/0"
+    # Raised outside the handler, because the text of the original error may contain the password.
     raise ConfigurationError(problem)

@@ -1,4 +1,4 @@
-"""Selects the proxy for an address, from an argument or from the environment as curl and pip read it."""
+"""Selects the proxy for an address, from an argument or from the environment, as curl and pip do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plaid_relay_async.config import is_loopback, normalize_host, parse_url
 from plaid_relay_async.errors import ConfigurationError, Hidden
 
 # As in curl, the first variable that is set counts, even if it is empty. HTTP_PROXY isn't read, because calls
-# use https or go to loopback, and because in a CGI program a request header `Proxy` would set it.
+# use https or go to loopback, and because a request header `Proxy` would set it in a CGI program.
 _PROXY_VARIABLES: Final = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 _NO_PROXY_VARIABLES: Final = ("no_proxy", "NO_PROXY")
 
@@ -34,24 +34,28 @@ class Proxy:
     def from_url(cls, url: object, name: str) -> Self:
         """Return the proxy at a URL; the default scheme is http.
 
+        Args:
+            url: the URL, which may contain a user and a password.
+            name: the name of its source, such as `HTTPS_PROXY`, for error messages.
+
         Raises:
-            ConfigurationError: it isn't the URL of an HTTP proxy; the message names its source, `name`.
+            ConfigurationError: it isn't the URL of an HTTP proxy. The message doesn't quote the URL.
         """
-        whole = f"http://{url}" if isinstance(url, str) and "://" not in url else url
-        if isinstance(whole, str) and whole.lower().startswith("socks"):
+        complete = f"http://{url}" if isinstance(url, str) and "://" not in url else url
+        if isinstance(complete, str) and complete.lower().startswith("socks"):
             raise ConfigurationError(
                 f"{name} is a SOCKS proxy, which isn't supported: use an HTTP proxy, or pass a session whose "
                 "connector supports SOCKS"
             )
-        parsed = parse_url(whole)
-        # A password with a slash that isn't percent-encoded ends the host: what follows stands in the path.
+        parsed = parse_url(complete)
+        # A slash in a password that isn't percent-encoded ends the host: the rest is parsed as the path.
         if parsed is None or parsed.raw_path_qs not in {"", "/"} or parsed.raw_fragment:
             raise ConfigurationError(
                 f"{name} must be a URL such as http://user:password@host:3128, with nothing after the port"
             )
         if not _is_sendable(parsed.user or "", parsed.password or ""):
             raise ConfigurationError(
-                f"{name} has a user with a colon, or a user or password with characters beyond Latin-1, "
+                f"{name} has a colon in the user, or characters outside Latin-1 in the user or password, "
                 "which can't be sent to a proxy"
             )
         with_login = parsed.origin().with_user(parsed.user).with_password(parsed.password)
@@ -59,7 +63,7 @@ class Proxy:
 
 
 def _is_sendable(user: str, password: str) -> bool:
-    # As aiohttp encodes them for the proxy (RFC 7617).
+    # aiohttp encodes them as Latin-1, and a colon separates them (RFC 7617).
     try:
         (user + password).encode("latin-1")
     except UnicodeEncodeError:
@@ -68,7 +72,7 @@ def _is_sendable(user: str, password: str) -> bool:
 
 
 def resolve_proxy(base_url: str, proxy: str | None, *, trust_env: bool) -> Proxy | None:
-    """Return the proxy for an address, from the argument or the environment; `None` for loopback.
+    """Return the proxy for an address, from the argument or the environment; `None` for a loopback address.
 
     Args:
         base_url: the address that is called.
@@ -78,7 +82,8 @@ def resolve_proxy(base_url: str, proxy: str | None, *, trust_env: bool) -> Proxy
     Raises:
         ConfigurationError: the URL isn't that of an HTTP proxy.
     """
-    chosen = None if proxy is None or proxy == "" else Proxy.from_url(proxy, "proxy")
+    # The argument is checked even if it doesn't apply to this address.
+    argument = None if proxy is None or proxy == "" else Proxy.from_url(proxy, "proxy")
     url = URL(base_url)
     host = normalize_host(url.raw_host or "")
     if is_loopback(host):
@@ -86,7 +91,7 @@ def resolve_proxy(base_url: str, proxy: str | None, *, trust_env: bool) -> Proxy
     if trust_env and _is_exempt(host, url.port or 0):
         return None
     if proxy is not None or not trust_env:
-        return chosen
+        return argument
     variable = next((name for name in _PROXY_VARIABLES if name in os.environ), None)
     value = "" if variable is None else os.environ[variable].strip()
     return Proxy.from_url(value, variable or "") if value else None
@@ -110,6 +115,6 @@ def _entry_matches(entry: str, host: str, port: int) -> bool:
         return int(number) == port and _entry_matches(name, host, port)
     try:
         domain = normalize_host(entry.removeprefix("*").strip("."))
-    except ValueError:  # such as an empty one
+    except ValueError:  # not a host name, such as an empty entry
         return False
     return f".{host}".endswith(f".{domain}")

@@ -1,4 +1,8 @@
-"""The session manager: one aiohttp pool, owned or borrowed, opened and closed once."""
+"""The session manager: one aiohttp connection pool, owned or borrowed, which is opened and closed once.
+
+Calls acquire a slot before they request a connection, and there are as many slots as connections. So a call
+never queues inside aiohttp, where the time would count against its timeouts.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class SessionState(enum.Enum):
-    """A client's life: it is opened once and closed once."""
+    """The states of a client, which is opened once and closed once. Messages quote the values."""
 
     NEW = "not open yet"
     OPEN = "open"
@@ -42,40 +46,40 @@ _fork_count = 0
 
 
 def _count_fork() -> None:
-    global _fork_count  # noqa: PLW0603  # there is one process, and to ask for its id takes a system call
+    global _fork_count  # noqa: PLW0603  # comparing this count is cheaper than os.getpid(), a system call
     _fork_count += 1
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no forks
     os.register_at_fork(after_in_child=_count_fork)
 
-# Borrowed pools may be shared by several clients, which then have to share the count of connections, too.
+# Several clients may borrow the same pool. They share its connections, so they share its slots.
 _borrowed_slots: weakref.WeakKeyDictionary[aiohttp.BaseConnector, asyncio.Semaphore] = (
     weakref.WeakKeyDictionary()
 )
 
 
 class SessionManager:
-    """Owns an `aiohttp.ClientSession`, or borrows the caller's and never closes it.
+    """Owns an `aiohttp.ClientSession`, or borrows the caller's session and never closes it.
 
     Args:
-        session: the caller's session; its TLS, proxy and cookie settings are the caller's, too.
+        session: the caller's session, with its TLS, proxy and cookie settings; `None` for an owned session.
         base_url: the address to call.
-        connections: how many an owned pool holds at most; further calls queue before they ask it.
-        idle: seconds after which an owned pool closes a connection that nobody uses.
-        ssl: a context with one's own CA bundle, for an owned pool.
-        proxy: a proxy's URL, for an owned pool.
+        connections: the maximum number of connections of an owned pool; further calls queue for a slot.
+        idle: seconds after which an owned pool closes an unused connection.
+        ssl: the TLS context of an owned pool, for example with a private CA bundle.
+        proxy: the URL of a proxy, for an owned pool.
         trust_env: whether an owned pool reads its proxy from the environment.
         direct: whether an owned pool without a proxy is used without aiohttp's `ClientSession`.
-        tls_buffer: bytes that asyncio sets aside for reading from each TLS connection, in place of its own
-            number.
+        tls_buffer: bytes that asyncio allocates to read from each TLS connection; `None` for asyncio's
+            default.
 
     Attributes:
-        now: gives the time by the event loop's clock, once it is open.
-        watch: ends attempts whose time is up, once it is open.
+        now: returns the time by the event loop's clock; available once the manager is open.
+        deadline_timer: the timer of the attempts' deadlines; available once the manager is open.
 
     Raises:
-        ConfigurationError: the arguments contradict each other, or the context doesn't verify.
+        ConfigurationError: the arguments contradict each other, or the TLS context doesn't verify the server.
     """
 
     now: Callable[[], float]
@@ -97,7 +101,7 @@ class SessionManager:
     ) -> None:
         if session is not None and (ssl is not None or proxy is not None or trust_env):
             raise ConfigurationError(
-                "ssl, proxy and trust_env belong to the session that you lend: set them there"
+                "ssl, proxy and trust_env are settings of the borrowed session: set them there"
             )
         check_count("connections", connections)
         check_type("direct", direct, bool)
@@ -109,8 +113,8 @@ class SessionManager:
         self._idle = idle
         self._ssl = check_tls(ssl)
         self._base_url = base_url
-        # Resolved once, and not by aiohttp: it would read the environment for each request, and send logins
-        # from `.netrc`.
+        # The proxy is resolved once, and not by aiohttp, which would read the environment for each request
+        # and send logins from `.netrc`.
         self._proxy = resolve_proxy(base_url, proxy, trust_env=trust_env)
         self._direct = direct and session is None and self._proxy is None
         self._tls_buffer = tls_buffer
@@ -123,14 +127,14 @@ class SessionManager:
         """Open the pool inside the running loop.
 
         Raises:
-            ClientClosedError: it was opened before, or the borrowed session is closed.
-            ConfigurationError: the borrowed session would send a login from `.netrc`, or send plain http to a
-                proxy on another machine.
+            ClientClosedError: it has been opened already, or the borrowed session is closed.
+            ConfigurationError: the borrowed session would send a login from `.netrc`, or would send plain
+                http to a proxy on another machine.
         """
         if self._state is SessionState.OPEN:
             raise ClientClosedError("this client is open already: one `async with` is enough")
         if self._state in {SessionState.CLOSING, SessionState.CLOSED}:
-            raise ClientClosedError("this client was closed: a closed client stays closed, make a new one")
+            raise ClientClosedError("this client was closed and can't be opened again: create a new one")
         if self._session is None:
             self._session = self._create_session()
         elif self._session.closed:
@@ -143,7 +147,7 @@ class SessionManager:
         if self._tls_buffer is not None:
             _set_tls_buffer(self._tls_buffer)
         self._loop, self._fork_count_at_open = asyncio.get_running_loop(), _fork_count
-        # Asked for once: before Python 3.12 each time takes a system call.
+        # The loop is looked up once: before Python 3.12, each lookup takes a system call.
         self.now = self._loop.time
         self.deadline_timer = DeadlineTimer(self._loop)
         self._exchange = self._create_exchange(self._session, self._loop)
@@ -164,7 +168,7 @@ class SessionManager:
         return SessionExchange(session, None if self._proxy is None else self._proxy.address)
 
     def start_closing(self) -> bool:
-        """Let no more calls start, and return whether there is something to close."""
+        """Reject new calls, and return whether there is something to close."""
         if self._state is SessionState.OPEN and not self._is_forked:
             self._state = SessionState.CLOSING
         elif self._state is not SessionState.CLOSING:
@@ -172,7 +176,7 @@ class SessionManager:
         return self._state is SessionState.CLOSING
 
     async def close(self) -> None:
-        """Close an owned pool; a borrowed one stays open. More than once is harmless.
+        """Close an owned pool; a borrowed one stays open. Closing again does nothing.
 
         A cancellation is raised once the pool is closed.
         """
@@ -185,17 +189,18 @@ class SessionManager:
 
     @property
     def slots(self) -> asyncio.Semaphore:
-        """As many as the pool has connections: whoever holds one doesn't queue in the pool."""
+        """The slots, as many as the pool has connections: a call that holds one doesn't queue in the pool."""
         return self._slots
 
     @property
     def connections(self) -> int | None:
-        """How many there may be; `None` for a borrowed pool without a limit."""
+        """The maximum number of connections; `None` for a borrowed pool without a limit."""
         return self._connections
 
     @property
     def _is_forked(self) -> bool:
-        # The sockets are the parent's as well: whatever is sent on them would get in its way.
+        # The sockets are shared with the parent process: bytes that the child sends would disturb its
+        # requests.
         return self._fork_count_at_open != _fork_count
 
     @property
@@ -204,10 +209,10 @@ class SessionManager:
         return self._state is SessionState.OPEN
 
     def check_usable(self) -> None:
-        """See that it may be used here.
+        """Check that the client may be used here.
 
         Raises:
-            ClientClosedError: it isn't open, or not in this event loop and process.
+            ClientClosedError: it isn't open, or it was opened in another event loop or process.
         """
         self.get_exchange()
         if self._is_forked:
@@ -216,15 +221,15 @@ class SessionManager:
             raise ClientClosedError("this client was opened in another event loop: open one in each loop")
 
     def get_exchange(self) -> Exchange:
-        """Give what sends requests, while it is open.
+        """Return the exchange, which sends requests.
 
         Raises:
-            ClientClosedError: it isn't.
+            ClientClosedError: the client isn't open.
         """
         if self._state is not SessionState.OPEN or self._session is None:
             raise ClientClosedError(f"this client is {self._state.value}")
         if self._session.closed:
-            raise ClientClosedError("the aiohttp session that this client borrowed was closed meanwhile")
+            raise ClientClosedError("the aiohttp session that this client borrowed has been closed")
         return self._exchange
 
     def __del__(self) -> None:
@@ -238,21 +243,22 @@ class SessionManager:
 
 
 async def _close_session(session: aiohttp.ClientSession) -> None:
-    # Some turns of the event loop let the calls in flight process what has arrived for them.
+    # In these iterations of the event loop, the calls in flight process the responses that have arrived.
     for _ in range(GRACE_ITERATIONS):
         await asyncio.sleep(0)
     await session.close()
 
 
 def _raise_mmap_threshold() -> None:
-    # asyncio reads into 256 KB at a time. glibc maps so much memory for each read, and unmaps it after, until
-    # something larger was let go of once; from then on it takes it from the heap.
+    # asyncio reads into buffers of 256 KB. By default glibc maps that much memory for each read and unmaps it
+    # afterwards. Once a larger block has been freed, glibc raises its threshold and takes such buffers from
+    # the heap.
     bytes(1024 * 1024)
 
 
 def _set_tls_buffer(size: int) -> None:
-    # Not documented, and asked for each connection that is made; without it the option does nothing.
-    if hasattr(sslproto.SSLProtocol, "max_size"):  # pragma: no branch  # so it is in all Pythons so far
+    # An undocumented class attribute, which each new connection reads. Without it, the option does nothing.
+    if hasattr(sslproto.SSLProtocol, "max_size"):  # pragma: no branch  # all Pythons so far have it
         sslproto.SSLProtocol.max_size = size
 
 
@@ -280,7 +286,8 @@ def check_borrowed_session(session: aiohttp.ClientSession, headers: Collection[s
 
 
 async def _check_plain_http(session: aiohttp.ClientSession, url: URL) -> None:
-    # To loopback, the one place where plain http may go; a proxy would get the credentials instead.
+    # Plain http is allowed only to a loopback address. A proxy elsewhere would receive the credentials
+    # unencrypted.
     if url.scheme != "http":
         return
     proxy = getattr(session, "_default_proxy", None)
@@ -289,8 +296,8 @@ async def _check_plain_http(session: aiohttp.ClientSession, url: URL) -> None:
             proxy, _ = await asyncio.to_thread(get_env_proxy_for_url, url)
     if proxy is not None and not is_loopback(URL(proxy).raw_host or ""):
         raise ConfigurationError(
-            f"the session that you lend would send plain http for {url.raw_host} to a proxy, which could "
-            "read the credentials: lend a session without proxy=, or add the host to NO_PROXY"
+            f"the borrowed session would send plain http for {url.raw_host} to a proxy, which could read "
+            "the credentials: pass a session without proxy=, or add the host to NO_PROXY"
         )
 
 
@@ -312,6 +319,6 @@ def _slots_for(session: aiohttp.ClientSession) -> tuple[int | None, asyncio.Sema
     connector = session.connector
     limits = [] if connector is None else [connector.limit, connector.limit_per_host]
     if connector is None or not any(limits):
-        return None, asyncio.Semaphore(2**31)
+        return None, asyncio.Semaphore(2**31)  # in effect unlimited
     limit = min(filter(None, limits))
     return limit, _borrowed_slots.setdefault(connector, asyncio.Semaphore(limit))

@@ -110,7 +110,7 @@ async def test_without_redis_nothing_is_sent(server, plaid):
     ):
         with pytest.raises(NotSentError, match="rate limiter") as caught:
             await client.relay.create([plaid.add_report()], "p")
-        assert "Redis, which keeps the rate limit" in str(caught.value.__cause__)
+        assert "Redis, which stores the rate limit" in str(caught.value.__cause__)
         await server.start()
         await client.relay.create([plaid.add_report()], "p")
     assert len(plaid.ledger) == 1
@@ -147,7 +147,7 @@ async def test_the_password_of_redis_shows_nowhere(tmp_path, every_log):
 )
 def test_a_url_that_is_none_is_refused_without_showing_it(url):
     """A password may be in it."""
-    with pytest.raises(ConfigurationError, match="redis isn't the URL of one") as caught:
+    with pytest.raises(ConfigurationError, match="redis isn't a URL of Redis") as caught:
         RedisLimiter({}, url)
     assert_error_is_clean(caught.value)
 

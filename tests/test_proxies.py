@@ -193,7 +193,7 @@ def test_what_is_no_proxy_is_refused(monkeypatch, url):
 @pytest.mark.parametrize("login", [f"me:{SECRET}\u20ac", f"m\u20ac:{SECRET}", f"m%3Ae:{SECRET}"])
 def test_a_login_that_no_header_can_carry_is_refused(login):
     """Each call would fail otherwise, and be repeated."""
-    with pytest.raises(ConfigurationError, match="proxy has a user with a colon, or") as caught:
+    with pytest.raises(ConfigurationError, match="proxy has a colon in the user, or") as caught:
         RelayClient(OWNER, base_url=PLAID, proxy=f"http://{login}@a:1")
     assert SECRET not in str(caught.value)
     assert chosen(proxy=f"http://mé:{SECRET}:%C3%A9@a:1") == "http://a:1"

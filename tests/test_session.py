@@ -52,7 +52,7 @@ async def test_a_closed_client_stays_closed(plaid):
     await client.close()
     with pytest.raises(ClientClosedError, match="this client is closed"):
         await client.relay.remove("t")
-    with pytest.raises(ClientClosedError, match="make a new one"):
+    with pytest.raises(ClientClosedError, match="create a new one"):
         await client.open()
 
 
@@ -130,7 +130,7 @@ async def test_a_session_that_is_closed_under_the_client_is_named(plaid):
     async with aiohttp.ClientSession() as session:
         async with RelayClient(OWNER, base_url=plaid.url, session=session) as client:
             await session.close()
-            with pytest.raises(ClientClosedError, match="closed meanwhile"):
+            with pytest.raises(ClientClosedError, match="has been closed"):
                 await client.relay.remove("t")
 
 
@@ -138,7 +138,7 @@ async def test_settings_of_the_pool_belong_to_its_owner():
     """A lent session brings its own TLS and proxy: both at once contradict each other."""
     async with aiohttp.ClientSession() as session:
         for more in ({"proxy": "http://p"}, {"trust_env": True}, {"ssl": ssl.create_default_context()}):
-            with pytest.raises(ConfigurationError, match="belong to the session that you lend"):
+            with pytest.raises(ConfigurationError, match="are settings of the borrowed session"):
                 RelayClient(OWNER, session=session, **more)
 
 

@@ -95,7 +95,7 @@ async def test_a_lost_response_call_again(plaid, shared, operation, fault, error
         with pytest.raises(error, match="again") as caught:
             await READS[operation](partner, owner, shared)
         assert caught.value.attempts == 4
-        plaid.heal()
+        plaid.clear_faults()
         assert (await READS[operation](partner, owner, shared)).request_id
 
 
@@ -197,7 +197,7 @@ async def test_an_operation_that_is_not_enabled_ask_plaid(plaid, client, report)
     plaid.fail(Fault(path=CREATE, status=400, body=body))
     with pytest.raises(AuthenticationError, match="ask Plaid to enable"):
         await client.relay.create([report], "p")
-    plaid.heal()
+    plaid.clear_faults()
     assert await client.relay.create([report], "p")
 
 
@@ -293,7 +293,7 @@ async def test_an_item_at_fault_make_a_new_report(plaid, client):
     with pytest.raises(AssetReportError, match="See `causes`") as caught:
         await client.asset_report.wait_until_ready(failed.asset_report_token, timeout=10)
     assert caught.value.causes[0]["item_id"] == item.item_id
-    plaid.heal()
+    plaid.clear_faults()
     again = await client.asset_report.create([item.access_token], 30)
     assert again.asset_report_token != failed.asset_report_token
     assert (await client.asset_report.wait_until_ready(again.asset_report_token, timeout=10)).report
@@ -305,7 +305,7 @@ async def test_a_bank_that_is_down_try_later(plaid, partner, shared):
     plaid.fail(Fault(path=GET, status=400, body=body))
     with pytest.raises(ItemError, match="try later if the bank is down"):
         await partner.relay.get(shared)
-    plaid.heal()
+    plaid.clear_faults()
     assert (await partner.relay.get(shared)).report
 
 
@@ -354,7 +354,7 @@ async def test_a_token_that_plaid_did_not_remove_remove_again(plaid, client, par
     [failed] = (await client.relay.remove_many([shared])).failed
     assert "The token still opens the report: remove it again" in str(failed.error)
     assert (await partner.relay.get(shared)).report
-    plaid.heal()
+    plaid.clear_faults()
     assert (await client.relay.remove_many([failed.request])).counts == {"removed": 1}
     with pytest.raises(InvalidRequestError):
         await partner.relay.get(shared)
@@ -410,7 +410,7 @@ async def test_a_read_of_a_batch_that_was_left_read_again(plaid, partner, shared
     await asyncio.wait([running])
     [failed] = batch.result.failed
     assert isinstance(failed.error, ConnectionLostError)
-    plaid.heal()
+    plaid.clear_faults()
     assert (await partner.relay.get_many([failed.request])).counts == {"fetched": 1}
 
 

@@ -155,7 +155,7 @@ def test_what_is_taken_behind_a_refusal_contradicts_it():
 def test_a_rate_that_nobody_needs_stays_a_number():
     """However long it rises."""
     pace = Throttle()
-    pace.rate = AdaptiveRate(1e-6, 1e-6, time=0.001)
+    pace.rate = AdaptiveRate(1e-6, 1e-6, period=0.001)
     let_through(pace, 0.0, 1000)
     assert math.isfinite(pace.rate.per_second)
 
@@ -420,7 +420,7 @@ async def test_a_deadline_ends_the_waiting_in_line(plaid):
     plaid.fail(Fault(path=CREATE, stall=5, times=1))
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         pace = client._transport._admission.throttles[CREATE]
-        async with pace.queue(patient=False):
+        async with pace.queue(bulk=False):
             began = time.monotonic()
             with pytest.raises(RateLimitError, match="longer than this call may wait"):
                 await client.relay.create([report], "p", timeout=0.1)

@@ -183,7 +183,7 @@ async def test_a_limiter_that_breaks_when_it_is_told_does_no_harm(plaid, headers
     """Plaid refused, so nothing was carried out, whatever the limiter makes of it."""
 
     class Broken(Limiter):
-        def limited(self, endpoint: str, retry_after: float | None) -> None:
+        def on_rate_limited(self, endpoint: str, retry_after: float | None) -> None:
             raise ZeroDivisionError
 
     plaid.fail(Fault(path=CREATE, status=429, headers=headers))
@@ -241,7 +241,7 @@ async def test_a_server_that_comes_up_in_between_gets_the_request_once():
 async def test_a_name_that_is_not_known_never_left():
     """DNS is a way to fail before anything is sent."""
     async with RelayClient(OWNER, base_url="https://plaid.invalid", retry=RetryPolicy(attempts=1)) as client:
-        with pytest.raises(NotSentError, match="never left"):
+        with pytest.raises(NotSentError, match="was not sent"):
             await client.relay.create(["t"], "p", timeout=20)
 
 
@@ -637,7 +637,7 @@ class Limiter:
     async def acquire(self, endpoint: str) -> None:
         self.asked.append(endpoint)
 
-    def limited(self, endpoint: str, retry_after: float | None) -> None:
+    def on_rate_limited(self, endpoint: str, retry_after: float | None) -> None:
         self.told.append((endpoint, retry_after))
 
 
@@ -718,7 +718,7 @@ async def test_credentials_may_rotate(plaid):
         return "owner:secret"  # type: ignore[return-value]  # the mistake that is meant
 
     async with RelayClient(wrong, base_url=plaid.url) as client:
-        with pytest.raises(ConfigurationError, match="credentials gave str"):
+        with pytest.raises(ConfigurationError, match="source of the credentials returned str"):
             await client.relay.create([plaid.add_report()], "p")
 
 
@@ -771,7 +771,7 @@ def test_credentials_that_block_the_loop_leave_the_request_unsent():
             Simulator(reports=["report"]) as plaid,
             RelayClient(blocking, base_url=plaid.url) as client,
         ):
-            with pytest.raises(NotSentError, match="the credentials came too late") as caught:
+            with pytest.raises(NotSentError, match="the credentials arrived too late") as caught:
                 await client.relay.create(["report"], "p", timeout=1)
             return caught.value.sent, plaid.counts[CREATE]
 

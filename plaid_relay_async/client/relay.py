@@ -381,7 +381,7 @@ class Relay(Namespace):
         if make is not None:
             make("checked-when-met")  # what goes with each token had better be wrong at once
 
-        return self._batch(operation, endpoint, requests, timeout, retry, make=make, **settings)
+        return self._batch(operation, endpoint, requests, timeout, retry, request_from_token=make, **settings)
 
     def _batch(
         self,
@@ -602,4 +602,4 @@ class Relay(Namespace):
 
 
 def _single_call_settings(journal: AnyJournal) -> dict[str, Any]:
-    return {"journal": journal, "concurrency": 1, "patient": False}
+    return {"journal": journal, "concurrency": 1, "bulk": False}

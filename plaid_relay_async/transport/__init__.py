@@ -1,4 +1,4 @@
-"""From a call to its attempts: queueing, the wire, and whether to try again."""
+"""The transport turns a call into attempts: admission, the HTTP exchange, and retries."""
 
 from plaid_relay_async.transport.authentication import Authenticator
 from plaid_relay_async.transport.calls import MAX_RESPONSE_BYTES, Retry, Transport

@@ -1,7 +1,9 @@
-"""What a call waits for before an attempt: the operation's pace, the limiter, and a connection.
+"""Admission of attempts: the waits for the operation's throttle, the rate limiter, and a connection.
 
-None of it is time spent on Plaid, so it runs no timeout down. Only what Plaid's own refusals make a call wait
-counts for one that isn't patient: it had better fail at once than answer too late.
+Concurrency is bounded here, before a connection is requested (backpressure), so no timeout of the connection
+or the response includes queueing. The waits for the rate limiter and for a connection don't count against a
+call's deadline either. The waits for Plaid's pauses and rate do, except for bulk calls: an interactive call
+that would exceed its deadline fails immediately.
 """
 
 from __future__ import annotations
@@ -32,21 +34,21 @@ R = TypeVar("R")
 
 @define(eq=False, repr=False)
 class CallState(Generic[R]):
-    """A call with all its attempts.
+    """The state of a call with all its attempts.
 
     Attributes:
-        now: gives the time by the event loop's clock.
-        spare: seconds that have to be left for the answer if it waits before an attempt.
-        tries: how often it was taken up, whether or not that led to an attempt.
-        refusals: tries that were refused for now and don't count, for the call is patient.
-        attempts: how many HTTP requests were made.
-        sent: whether one of them left; each error of the call reports it.
-        turn: the moment at which it was let go for the attempt under way.
-        gave_up: the server's pauses became longer than the policy admits.
-        perhaps_done: the error of an attempt that may have been carried out.
-        known: the response or error of the last attempt, as far as one is known.
-        sleep: the timeout around its waits between attempts, which closing the client ends.
-        interruption: the cancellation that was kept until the attempt had ended.
+        now: returns the event loop's time.
+        response_reserve: the seconds that must be left for a response when an attempt is sent.
+        rounds: the number of rounds; a round is an admission and, if it succeeds, an attempt.
+        uncounted_rounds: rounds of a bulk call that the server declined; they don't count as attempts.
+        attempts: the number of HTTP requests.
+        sent: whether one of them was sent; each error of the call reports it.
+        ticket: the ticket of the current attempt.
+        exceeds_max_pause: whether the server's pauses exceed the `max_pause` of the retry policy.
+        error_in_doubt: the error of an attempt that may have been executed.
+        last_result: the response or error of the last attempt, as far as it is known.
+        wait_scope: the timeout around the waits between attempts; closing the client makes it expire.
+        deferred_cancellation: the cancellation that was deferred until the attempt had ended.
     """
 
     endpoint: Endpoint[Any, R]
@@ -75,53 +77,54 @@ class CallState(Generic[R]):
 
     @property
     def in_doubt(self) -> bool:
-        """Whether an attempt may have been carried out, in this call or in an earlier life of it."""
+        """Whether an attempt may have been executed, by this call or by an earlier process."""
         return self.error_in_doubt is not None or (self.gate is not None and self.gate.in_doubt)
 
     @property
     def counted_rounds(self) -> int:
-        """The tries that the policy bounds."""
+        """The number of rounds that count as attempts for the retry policy."""
         return self.rounds - self.uncounted_rounds
 
     def has_time_for(self, wait: float) -> bool:
-        """Whether an attempt may follow after so many seconds."""
+        """Return whether an attempt may still be sent after a wait in seconds."""
         return wait < self.remaining
 
     @property
     def remaining(self) -> float:
-        """The seconds within which an attempt has to leave."""
+        """The seconds within which an attempt has to be sent; infinite without a deadline."""
         return math.inf if self.send_deadline is None else self.send_deadline - self.now()
 
     @property
     def send_deadline(self) -> float | None:
-        """The moment before which whoever waits has to leave."""
+        """The time before which an attempt has to be sent, or `None` without a deadline."""
         return None if self.deadline is None else self.deadline - self.response_reserve
 
     def extend_deadline(self, seconds: float) -> None:
-        """Don't count these seconds against the deadline."""
+        """Move the deadline by a number of seconds that don't count against it."""
         if self.deadline is not None:
             self.deadline += seconds
 
     def error_to_raise(self, error: PlaidRelayError) -> PlaidRelayError:
-        """What to raise: an attempt that may have been carried out outweighs what a later one was told."""
+        """Return the error to raise: an attempt in doubt outweighs the error of a later one."""
         if self.error_in_doubt is not None:
             self.error_in_doubt.attempts = self.attempts
             return self.error_in_doubt
         if self.sent:
             error.sent = True
         if self.exceeds_max_pause:
-            told = RateLimitError(str(error.args[0]), **vars(error), exceeds_max_pause=True)
-            told.__cause__ = error.__cause__
-            return told
+            exceeded = RateLimitError(str(error.args[0]), **vars(error), exceeds_max_pause=True)
+            exceeded.__cause__ = error.__cause__
+            return exceeded
         return error
 
 
 @define(eq=False, repr=False)
 class Admission:
-    """Lets attempts go, one turn for each.
+    """Admits attempts, one at a time for each operation that has to wait.
 
     Attributes:
-        waits: those that end when the client is closed; see `while_open`.
+        throttles: the throttle of each operation, by path.
+        wait_scopes: the waits that end when the client is closed; see `while_open`.
     """
 
     session: SessionManager
@@ -133,158 +136,162 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def while_open(self) -> AsyncIterator[asyncio.Timeout]:
-        """Yield a timeout around a wait, which ends when the client is closed.
+        """Yield a timeout around a wait; it expires when the client is closed.
 
         Raises:
-            ClientClosedError: it is closed.
+            ClientClosedError: the client is closed, or was closed during the wait.
         """
         self.session.get_exchange()
-        wait = asyncio.timeout(None)
+        scope = asyncio.timeout(None)
         try:
-            async with wait:
-                self.wait_scopes.add(wait)
+            async with scope:
+                self.wait_scopes.add(scope)
                 try:
-                    yield wait
+                    yield scope
                 finally:
-                    self.wait_scopes.discard(wait)
+                    self.wait_scopes.discard(scope)
         except TimeoutError:
-            if not wait.expired():
+            if not scope.expired():
                 raise
             raise ClientClosedError("this client was closed while the call waited") from None
 
     def end_waits(self) -> None:
-        """End all waits: the client is closed."""
-        waits, self.wait_scopes = self.wait_scopes, set()
-        for wait in waits:
-            wait.reschedule(0.0)
-        for pace in self.throttles.values():
-            pace.wake_head()
+        """End all waits, because the client is closed."""
+        scopes, self.wait_scopes = self.wait_scopes, set()
+        for scope in scopes:
+            scope.reschedule(0.0)
+        for throttle in self.throttles.values():
+            throttle.wake_head()
 
     def throttle_of(self, call: CallState[Any]) -> Throttle:
-        """What all calls of the same operation share."""
+        """Return the throttle that all calls of the same operation share."""
         return self.throttles[call.endpoint.path]
 
     async def admit(self, call: CallState[Any]) -> Authentication:
-        """Wait for an attempt's turn; from then on it holds a connection, until it leaves.
+        """Wait until an attempt may start; it then holds a connection slot until `release`.
 
         Raises:
-            RateLimitError: Plaid's limit makes it wait longer than it may.
+            RateLimitError: the wait for Plaid's pause or rate would take longer than the call allows.
             NotSentError: the limiter or the source of the credentials raised, or the latter took too long.
         """
-        pace = self.throttle_of(call)
+        throttle = self.throttle_of(call)
         while True:
-            if self.rate_limiter is not None or not pace.can_start(call.now()):
-                await self._wait_in_queue(call, pace)
-            call.ticket = pace.issue_ticket(call.now())
+            if self.rate_limiter is not None or not throttle.can_start(call.now()):
+                await self._wait_in_queue(call, throttle)
+            call.ticket = throttle.issue_ticket(call.now())
             if self.rate_limiter is None:
                 if self.session.slots.locked():
-                    await self._wait_for_connection(call, pace)
+                    await self._wait_for_connection(call, throttle)
                 else:
-                    await self.session.slots.acquire()  # without a wait, so that it can't be cancelled
+                    # A slot is free, so this doesn't wait, and can't be cancelled.
+                    await self.session.slots.acquire()
             try:
+                # Only a source of credentials can wait; for fixed ones the scope would cost time for nothing.
                 if callable(self.authenticator.identity):
                     async with self.while_open():
-                        signature = await self.authenticator.authenticate(call.send_deadline)
+                        authentication = await self.authenticator.authenticate(call.send_deadline)
                 else:
-                    signature = await self.authenticator.authenticate(call.send_deadline)
+                    authentication = await self.authenticator.authenticate(call.send_deadline)
             except BaseException:
                 self.release(call)
                 raise
-            if pace.is_current(call.ticket):
-                return signature
-            # A pause began meanwhile. One permit is kept across it: more of them would lead to a burst.
-            pace.has_unused_permit = self.rate_limiter is not None
+            if throttle.is_current(call.ticket):
+                return authentication
+            # A pause began in the meantime. One unused permit is kept for the first attempt after it; more
+            # would lead to a burst.
+            throttle.has_unused_permit = self.rate_limiter is not None
             self.release(call)
 
     def release(self, call: CallState[Any]) -> None:
-        """The attempt is over."""
+        """Release the connection slot of an attempt that has ended."""
         self.session.slots.release()
         self.throttle_of(call).attempt_ended(call.now(), call.ticket)
 
-    async def _wait_in_queue(self, call: CallState[Any], pace: Throttle) -> None:
-        """Wait in line for the server's pause and rate and, with a limiter, for a permit and a connection."""
-        if not pace.can_start(call.now()):
-            self._check_wait(call, pace, pace.expected_wait(call.now(), pace.calls_ahead))
-        stay = _QueueWait(call, pace)
-        with self.counters.count_queue_wait(pace.queueing_time):
+    async def _wait_in_queue(self, call: CallState[Any], throttle: Throttle) -> None:
+        """Wait in the queue for the server's pause and rate and, with a limiter, for a permit and a slot."""
+        if not throttle.can_start(call.now()):
+            self._check_wait(call, throttle, throttle.expected_wait(call.now(), throttle.calls_ahead))
+        queue_wait = _QueueWait(call, throttle)
+        with self.counters.count_queue_wait(throttle.queueing_time):
             try:
-                async with stay.timeout(), pace.queue(bulk=call.bulk):
-                    await self._wait_at_head(stay)
+                async with queue_wait.timeout(), throttle.queue(bulk=call.bulk):
+                    await self._wait_at_head(queue_wait)
             except TimeoutError:
                 raise self._wait_too_long_error(
-                    call, pace.expected_wait(call.now(), pace.calls_ahead)
+                    call, throttle.expected_wait(call.now(), throttle.calls_ahead)
                 ) from None
             finally:
-                stay.exclude_from_deadline()
+                queue_wait.exclude_from_deadline()
 
     async def _wait_at_head(self, queue_wait: _QueueWait) -> None:
-        """Wait at the head of the line.
+        """Wait at the head of the queue.
 
-        The limiter comes after the pause, and only the head of the line asks it. So there is one permit at
-        most when a pause begins, and it is kept for the first attempt that leaves after the pause.
+        The limiter comes after the pause, and only the head of the queue calls it. So there is at most one
+        unused permit when a pause begins, and it is kept for the first attempt after the pause.
         """
-        call, pace = queue_wait.call, queue_wait.throttle
+        call, throttle = queue_wait.call, queue_wait.throttle
         while True:
-            while (wait := pace.seconds_until_start(call.now())) > 0:
-                self.session.get_exchange()  # it may be closed by now
+            while (wait := throttle.seconds_until_start(call.now())) > 0:
+                self.session.get_exchange()  # raises if the client was closed during the wait
                 queue_wait.exclude_from_deadline()
-                self._check_wait(call, pace, pace.expected_wait(call.now()))
-                await pace.wait_at_head(wait)
+                self._check_wait(call, throttle, throttle.expected_wait(call.now()))
+                await throttle.wait_at_head(wait)
             if self.rate_limiter is None:
                 return
-            if not pace.has_unused_permit:
-                await self._acquire_permit(call, pace, self.rate_limiter)
+            if not throttle.has_unused_permit:
+                await self._acquire_permit(call, throttle, self.rate_limiter)
                 continue
             async with self.while_open():
-                with pace.queueing_time.measure("connection", call.now):
+                with throttle.queueing_time.measure("connection", call.now):
                     await self.session.slots.acquire()
-            if pace.seconds_until_start(call.now()) <= 0:
-                pace.has_unused_permit = False
+            if throttle.seconds_until_start(call.now()) <= 0:
+                throttle.has_unused_permit = False
                 return
             self.session.slots.release()
 
-    def _check_wait(self, call: CallState[Any], pace: Throttle, wait: float) -> None:
-        gave_up = pace.open_until - call.now() > call.policy.max_pause
-        if gave_up or not (call.bulk or call.has_time_for(wait)):
-            raise self._wait_too_long_error(call, wait, gave_up=gave_up)
+    def _check_wait(self, call: CallState[Any], throttle: Throttle, wait: float) -> None:
+        exceeds_max_pause = throttle.open_until - call.now() > call.policy.max_pause
+        if exceeds_max_pause or not (call.bulk or call.has_time_for(wait)):
+            raise self._wait_too_long_error(call, wait, exceeds_max_pause=exceeds_max_pause)
 
     def _wait_too_long_error(
-        self, call: CallState[Any], wait: float, *, gave_up: bool = False
+        self, call: CallState[Any], wait: float, *, exceeds_max_pause: bool = False
     ) -> RateLimitError:
         return RateLimitError(
             "Plaid's limit makes calls of this operation wait longer than this call may wait",
             sent=call.sent,
             retry_after=wait,
-            exceeds_max_pause=gave_up,
+            exceeds_max_pause=exceeds_max_pause,
         )
 
-    async def _acquire_permit(self, call: CallState[Any], pace: Throttle, limiter: RateLimiter) -> None:
+    async def _acquire_permit(self, call: CallState[Any], throttle: Throttle, limiter: RateLimiter) -> None:
         async with self.while_open():
-            with pace.queueing_time.measure("limiter", call.now), errors_as_not_sent("the rate limiter"):
+            with throttle.queueing_time.measure("limiter", call.now), errors_as_not_sent("the rate limiter"):
                 await limiter.acquire(call.endpoint.path)
-        pace.has_unused_permit = True
+        throttle.has_unused_permit = True
 
-    async def _wait_for_connection(self, call: CallState[Any], pace: Throttle) -> None:
-        since = call.now()
+    async def _wait_for_connection(self, call: CallState[Any], throttle: Throttle) -> None:
+        started = call.now()
         try:
             with self.counters.count_wait("connection"):
                 async with self.while_open():
                     await self.session.slots.acquire()
         except BaseException:
-            pace.attempt_ended(call.now(), call.ticket)
+            throttle.attempt_ended(call.now(), call.ticket)
             raise
-        call.extend_deadline(call.now() - since)
+        call.extend_deadline(call.now() - started)
 
 
-# Seconds between two checks of a call whose time is nearly up, but doesn't run while it waits.
+# Seconds between two checks of a call shortly before its deadline. Waits that don't count move the deadline,
+# so the first check may not be the last one.
 _CHECK_INTERVAL = 0.01
 
 
 @define(eq=False)
 class _QueueWait:
-    """A call's stay in the line of its operation.
+    """A call's wait in the queue of its operation.
 
-    For a patient call all of it is queueing; for any other call, the waits for the server aren't.
+    For a bulk call all of it is queueing; for an interactive call, the waits for the server aren't.
     """
 
     call: CallState[Any]
@@ -300,30 +307,30 @@ class _QueueWait:
         return now if self.call.bulk else self.throttle.queueing_time.total_seconds(now)
 
     def exclude_from_deadline(self) -> None:
-        """Don't count the queueing so far against the deadline."""
-        before, self._excluded_until = self._excluded_until, self._queueing_clock()
-        self.call.extend_deadline(self._excluded_until - before)
+        """Exclude the queueing so far from the deadline."""
+        excluded_before, self._excluded_until = self._excluded_until, self._queueing_clock()
+        self.call.extend_deadline(self._excluded_until - excluded_before)
 
     @contextlib.asynccontextmanager
     async def timeout(self) -> AsyncIterator[None]:
-        """Raise TimeoutError when the call has no time left; queueing postpones that moment."""
+        """Raise TimeoutError when the call has no time left; queueing moves the deadline."""
         if self.call.bulk or self.call.deadline is None:
             yield
             return
-        async with asyncio.timeout(None) as limit:
-            self._schedule_check(limit)
+        async with asyncio.timeout(None) as scope:
+            self._schedule_check(scope)
             try:
                 yield
             finally:
                 self._timer.cancel()
 
-    def _schedule_check(self, limit: asyncio.Timeout) -> None:
+    def _schedule_check(self, scope: asyncio.Timeout) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(self.call.remaining, _CHECK_INTERVAL), self._check_deadline, limit)
+        self._timer = loop.call_later(max(self.call.remaining, _CHECK_INTERVAL), self._check_deadline, scope)
 
-    def _check_deadline(self, limit: asyncio.Timeout) -> None:
+    def _check_deadline(self, scope: asyncio.Timeout) -> None:
         self.exclude_from_deadline()
         if self.call.has_time_for(0.0):
-            self._schedule_check(limit)
+            self._schedule_check(scope)
         else:
-            limit.reschedule(self.call.now())
+            scope.reschedule(self.call.now())

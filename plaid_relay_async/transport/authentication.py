@@ -1,4 +1,4 @@
-"""Credentials, as they go onto a request; they come in here, below the retries."""
+"""Credentials of an attempt. They are added below the retries, so no layer above ever holds them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 @define(eq=False, repr=False)
 class Authentication:
-    """What tells who calls: headers or fields of the body, and the secret in them.
+    """The credentials of a request, as headers or as fields of the body.
 
     Attributes:
-        to: addresses of requests with these headers, by path, for whoever makes many of them.
+        headers: the headers with credentials; empty if they are in the body.
+        fields: the fields of the body with credentials; empty if they are in the headers.
+        secret: the secret in either of them, to be redacted in errors.
+        prepared_requests: requests that were prepared with these headers, by path, for reuse.
     """
 
     headers: dict[str, str]
@@ -31,7 +34,7 @@ class Authentication:
 
 @contextlib.contextmanager
 def errors_as_not_sent(source: str) -> Iterator[None]:
-    """Whatever the caller's own code raises before an attempt: nothing was sent."""
+    """Raise the errors of the caller's own code, which runs before an attempt, as NotSentError."""
     try:
         yield
     except BaseException as error:
@@ -42,7 +45,12 @@ def errors_as_not_sent(source: str) -> Iterator[None]:
 
 @define(eq=False, repr=False)
 class Authenticator:
-    """Gives a signature for each attempt."""
+    """Adds credentials to each attempt.
+
+    Attributes:
+        identity: the credentials, their source, or a gateway key.
+        credentials_in: where Plaid's credentials go.
+    """
 
     identity: Identity
     credentials_in: Literal["headers", "body"]
@@ -56,11 +64,14 @@ class Authenticator:
         return frozenset({"PLAID-CLIENT-ID", "PLAID-SECRET"} if self.credentials_in == "headers" else ())
 
     async def authenticate(self, deadline: float | None) -> Authentication:
-        """Fetch the credentials if they have to be, and make a signature of them.
+        """Return the credentials for one attempt, from the source if there is one.
+
+        Args:
+            deadline: the event loop's time until which the source may take.
 
         Raises:
-            NotSentError: they can't be had, or not in time.
-            ConfigurationError: their source gave something else.
+            NotSentError: the source raised, or took too long.
+            ConfigurationError: the source didn't return `Credentials`.
         """
         if self._cached is not None:
             return self._cached
@@ -70,32 +81,32 @@ class Authenticator:
         return self._authentication_of(await self._fetch_credentials(self.identity, deadline))
 
     async def client_id(self, deadline: float | None) -> str | None:
-        """Return the client id, or `None` where a gateway has it. Raises as `sign` does."""
+        """Return the client ID, or `None` if a gateway adds it. Raises the errors of `authenticate`."""
         if isinstance(self.identity, GatewayKey):
             return None
-        who = (
+        credentials = (
             await self._fetch_credentials(self.identity, deadline)
             if callable(self.identity)
             else self.identity
         )
-        return _checked_credentials(who).client_id
+        return _checked_credentials(credentials).client_id
 
     async def _fetch_credentials(
         self, source: Callable[[], Awaitable[Credentials]], deadline: float | None
     ) -> object:
         with errors_as_not_sent("the source of the credentials"):
             async with asyncio.timeout_at(deadline):
-                who = await source()
-        # A source that blocks the event loop can't be interrupted.
+                credentials = await source()
+        # A source that blocks the event loop can't be interrupted, so the time is checked again.
         if deadline is not None and asyncio.get_running_loop().time() >= deadline:
-            raise NotSentError("the credentials came too late: too little time was left for a response")
-        return who
+            raise NotSentError("the credentials arrived too late: too little time was left for a response")
+        return credentials
 
     def _authentication_of(self, identity: object) -> Authentication:
-        nothing: Hidden[dict[str, str]] = Hidden({})
+        no_fields: Hidden[dict[str, str]] = Hidden({})
         if isinstance(identity, GatewayKey):
             key = Hidden(identity.gateway_key)
-            return Authentication({"Authorization": f"Bearer {key.reveal()}"}, nothing, key)
+            return Authentication({"Authorization": f"Bearer {key.reveal()}"}, no_fields, key)
         identity = _checked_credentials(identity)
         secret = Hidden(identity.secret)
         if self.credentials_in == "body":
@@ -103,11 +114,13 @@ class Authenticator:
                 {}, Hidden({"client_id": identity.client_id, "secret": identity.secret}), secret
             )
         return Authentication(
-            {"PLAID-CLIENT-ID": identity.client_id, "PLAID-SECRET": identity.secret}, nothing, secret
+            {"PLAID-CLIENT-ID": identity.client_id, "PLAID-SECRET": identity.secret}, no_fields, secret
         )
 
 
-def _checked_credentials(who: object) -> Credentials:
-    if not isinstance(who, Credentials):
-        raise ConfigurationError(f"credentials gave {type(who).__name__}, not Credentials")
-    return who
+def _checked_credentials(credentials: object) -> Credentials:
+    if not isinstance(credentials, Credentials):
+        raise ConfigurationError(
+            f"the source of the credentials returned {type(credentials).__name__}, not Credentials"
+        )
+    return credentials

@@ -1,6 +1,8 @@
-"""From a call to its attempts: queueing, the wire, and whether to try again.
+"""Calls and their attempts: admission, the HTTP exchange, and the decision whether to retry.
 
-This is the one module that knows backoff.
+A call is one use of an operation, an attempt is one HTTP request of a call. A non-idempotent call is retried
+only if no attempt can have been executed: either it was not sent, or Plaid declined it. The library `backoff`
+runs the retries, and only this module uses it.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-# From so many bytes on a report is read in a thread: a megabyte would hold the event loop for some 20 ms.
+# A report of at least this size is decoded in a thread: one megabyte would block the event loop for 20 ms.
 _LARGE_BODY_BYTES = 256 * 1024
 MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
 _COMMON_HEADERS = {"Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
@@ -64,15 +66,15 @@ _COMMON_HEADERS = {"Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
 
 @frozen(kw_only=True)
 class Retry:
-    """An attempt ended, and another one is planned. It holds no secret and no token.
+    """A planned retry, as `RelayClient(on_retry=...)` receives it. It contains no secret and no token.
 
     Attributes:
-        operation: such as `/credit/relay/create`.
-        attempts: how many were made so far.
+        operation: the path of the operation, such as `/credit/relay/create`.
+        attempts: the number of attempts so far.
         reason: Plaid's `error_code`, or the class of the error.
-        status: of the answer, where there was one.
-        request_id: Plaid's, where the answer had one.
-        wait: seconds until the next attempt at the earliest.
+        status: the HTTP status of the response, if there was one.
+        request_id: Plaid's ID of the request, if the response had one.
+        wait: the seconds until the next attempt at the earliest.
     """
 
     operation: str
@@ -86,20 +88,20 @@ class Retry:
 OnRetry: TypeAlias = Callable[[Retry], object]
 
 
-class _RetrySignal(Exception):  # noqa: N818  # not an error: it tells backoff how long to wait
+class _RetrySignal(Exception):  # noqa: N818  # not an error: it carries the wait to backoff
     def __init__(self, wait: float) -> None:
         super().__init__(wait)
         self.wait = wait
 
 
 def _waits_of_signals() -> Generator[float, Any, None]:
-    again: _RetrySignal = yield 0.0
+    signal: _RetrySignal = yield 0.0
     while True:
-        again = yield again.wait
+        signal = yield signal.wait
 
 
 class Transport:
-    """Makes calls: one method, `call`, for all operations."""
+    """The client's access to Plaid: `call` serves all operations."""
 
     def __init__(
         self,
@@ -139,30 +141,31 @@ class Transport:
         gate: AttemptGate | None = None,
         body_writer: BodyWriter | None = None,
     ) -> R:
-        """Make the call, with as many attempts as the policy and safety allow.
+        """Make a call with as many attempts as the retry policy and the operation's idempotency allow.
 
         Args:
             endpoint: the operation.
-            request: its record.
-            timeout: seconds for the whole call, in place of the client's `Timeouts.total`.
-            retry: in place of the client's policy.
-            permit: a batch's; with a patient one, the server's pauses count against neither time nor
-                attempts.
-            into: where a success's body goes as it arrives; its record then knows its two ends alone.
+            request: the operation's request record.
+            timeout: seconds for all attempts of the call; `None` means the client's `Timeouts.total`.
+            retry: the retry policy; `None` means the client's.
+            gate: the gate of a batch. If it is bulk, the server's pauses count against neither the deadline
+                nor the attempts.
+            body_writer: receives the body of a successful response as it arrives. The response then contains
+                only the start and the end of the body.
 
         Raises:
-            PlaidRelayError: see `plaid_relay_async.errors`; `attempts` says how many were made.
-            CancelledError: the task was cancelled. Without a permit, and unless it is a read, an attempt that
-                has left is waited for first, and `on_late` receives the outcome.
+            PlaidRelayError: see `plaid_relay_async.errors`; `attempts` is the number of attempts.
+            CancelledError: the task was cancelled. Without a gate, and unless the operation is safe, the call
+                first waits for an attempt in flight, and `on_late_outcome` receives the outcome.
         """
         self._session.check_usable()
         total, policy = self.resolve_settings(timeout, retry)
         now = self._session.now
         started = now()
         deadline = None if total is None else started + total
-        spare = self._response_reserve(endpoint, total)
+        reserve = self._response_reserve(endpoint, total)
         outcome = "cancelled"
-        call = CallState(endpoint, request, policy, now, gate, body_writer, deadline, spare)
+        call = CallState(endpoint, request, policy, now, gate, body_writer, deadline, reserve)
         try:
             response = await self._run_attempts(call)
             outcome = "succeeded"
@@ -170,8 +173,10 @@ class Transport:
                 return response
             call.last_result = response
         except PlaidRelayError as error:
-            lost = certainty_of(error) is Certainty.IN_DOUBT and endpoint.idempotency is not Idempotency.SAFE
-            outcome = "unknown" if lost else "failed"
+            in_doubt = (
+                certainty_of(error) is Certainty.IN_DOUBT and endpoint.idempotency is not Idempotency.SAFE
+            )
+            outcome = "unknown" if in_doubt else "failed"
             if call.deferred_cancellation is None:
                 raise
             call.last_result = error
@@ -182,21 +187,22 @@ class Transport:
         return self._raise_deferred_cancellation(call, started)
 
     def _raise_deferred_cancellation(self, call: CallState[Any], started: float) -> NoReturn:
-        known, call.last_result = call.last_result, None
-        interruption, call.deferred_cancellation = call.deferred_cancellation, None
-        assert interruption is not None  # noqa: S101  # the caller checks that
+        result, call.last_result = call.last_result, None
+        cancellation, call.deferred_cancellation = call.deferred_cancellation, None
+        assert cancellation is not None  # noqa: S101  # the caller checks that
         try:
             if call.sent and call.gate is None and call.endpoint.idempotency is not Idempotency.SAFE:
                 elapsed = call.now() - started
                 self._on_late_outcome(
-                    call.endpoint, call.request, known, attempts=call.attempts, elapsed=elapsed
+                    call.endpoint, call.request, result, attempts=call.attempts, elapsed=elapsed
                 )
-            raise interruption
+            raise cancellation
         finally:
-            del known, interruption  # their tracebacks hold this frame, so they would form a reference cycle
+            del result, cancellation  # their tracebacks hold this frame, so they would form a reference cycle
 
     def _response_reserve(self, endpoint: Endpoint[Any, Any], total: float | None) -> float:
-        # A creation that leaves when its time is nearly up is unknown for nothing: it had better not leave.
+        # A creation that is sent shortly before its deadline would probably end in doubt, so part of the time
+        # is reserved for the response.
         if total is None or endpoint.idempotency is not Idempotency.NON_IDEMPOTENT:
             return 0.0
         return min(total / 2, self._timeouts.slow_read if endpoint.slow else self._timeouts.read)
@@ -204,21 +210,21 @@ class Transport:
     def resolve_settings(
         self, timeout: float | None, retry: RetryPolicy | None
     ) -> tuple[float | None, RetryPolicy]:
-        """Give a call's own settings, or the client's in their place.
+        """Return a call's timeout in seconds and its retry policy; the client's are the defaults.
 
         Raises:
-            ConfigurationError: one of them isn't what it should be.
+            ConfigurationError: one of them is invalid.
         """
         policy = self._retry if retry is None else retry
         check_type("retry", policy, RetryPolicy)
         return self._timeouts.with_total(timeout).total, policy
 
     async def client_id(self, timeout: float | None) -> str | None:  # noqa: ASYNC109  # as in `call`
-        """Return the client id, or `None` where a gateway has it.
+        """Return the client ID, or `None` if a gateway adds it.
 
         Raises:
             NotSentError: the source of the credentials raised, or took longer than the timeout in seconds.
-            ConfigurationError: the source returned something else.
+            ConfigurationError: the source didn't return `Credentials`.
         """
         deadline = None if timeout is None else self._session.now() + timeout
         async with self._admission.while_open():
@@ -226,103 +232,110 @@ class Transport:
 
     @property
     def host(self) -> str:
-        """The host that calls go to, with its port unless it is the default one, in its normal spelling."""
+        """The host of the base URL in its normalized form, with its port unless it is the default one."""
         url = URL(self._base_url)
-        normal = URL.build(scheme=url.scheme, host=normalize_host(url.raw_host or ""), port=url.explicit_port)
-        return normal.host_port_subcomponent or self.host_as_typed
+        normalized = URL.build(
+            scheme=url.scheme, host=normalize_host(url.raw_host or ""), port=url.explicit_port
+        )
+        return normalized.host_port_subcomponent or self.host_as_typed
 
     @property
     def host_as_typed(self) -> str:
-        """The same as it stands in the base URL."""
+        """The host and the port as the base URL has them."""
         return urlsplit(self._base_url).netloc
 
     def end_waits(self) -> None:
-        """End the waits of calls, since the session is closed."""
+        """End the waits of all calls, because the client is closed."""
         self._admission.end_waits()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait between two calls.
+        """Wait for a number of seconds between two calls.
 
         Raises:
-            ClientClosedError: the client is closed.
+            ClientClosedError: the client was closed.
         """
         async with self._admission.while_open():
             await asyncio.sleep(seconds)
 
     def statistics(self) -> Statistics:
-        """Give what was done so far, and where things stand."""
-        rates = {path: pace.rate.per_second for path, pace in self._admission.throttles.items()}
-        known = {path: rate for path, rate in rates.items() if math.isfinite(rate)}
-        return self._counters.snapshot(connections=self._session.connections, rates=known)
+        """Return a snapshot of the counters, and of the state of pool and rates."""
+        rates = {path: throttle.rate.per_second for path, throttle in self._admission.throttles.items()}
+        finite_rates = {path: rate for path, rate in rates.items() if math.isfinite(rate)}
+        return self._counters.snapshot(connections=self._session.connections, rates=finite_rates)
 
-    # --------------------------------------------------------------------------------- one attempt
+    # ------------------------------------------------------------------------------------- attempts
 
     async def _run_attempts(self, call: CallState[R]) -> R:
         try:
             return await self._run_attempt(call)
-        except _RetrySignal as again:
-            waits = [again]
+        except _RetrySignal as signal:
+            waits = [signal]
         async with self._admission.while_open() as call.wait_scope:
             return await self._repeat_attempts(call, waits)
 
     @backoff.on_exception(_waits_of_signals, _RetrySignal, jitter=None, logger=None)
     async def _repeat_attempts(self, call: CallState[R], waits: list[_RetrySignal]) -> R:
-        # Most calls need one attempt, and never come here: by backoff each would take a twentieth longer.
+        # Most calls need one attempt and never get here: with backoff each of them would take 5 % longer.
         if waits:
             raise waits.pop()
         return await self._run_attempt(call)
 
     async def _run_attempt(self, call: CallState[R]) -> R:
         call.rounds += 1
-        if call.wait_scope is not None:  # what follows isn't ended by closing the client
+        if call.wait_scope is not None:  # closing the client ends waits, but not attempts
             self._admission.wait_scopes.discard(call.wait_scope)
             call.wait_scope.reschedule(None)
-        before = call.attempts
+        attempts_before = call.attempts
         try:
-            signature = await self._admission.admit(call)
+            authentication = await self._admission.admit(call)
             try:
                 if call.gate is not None:
-                    latest = math.inf if call.send_deadline is None else call.send_deadline
-                    in_time = call.now() < latest
+                    send_deadline = math.inf if call.send_deadline is None else call.send_deadline
+                    # A journal may take long to record the intent. The attempt is not sent if that used up
+                    # the time that is reserved for the response.
+                    was_in_time = call.now() < send_deadline
                     await call.gate.start_attempt()
-                    if in_time and call.now() >= latest:
+                    if was_in_time and call.now() >= send_deadline:
                         raise NotSentError(
                             "the journal took so long that too little time was left for a response"
                         )
-                answer = await self._send_attempt(call, signature)
+                raw_response = await self._send_attempt(call, authentication)
             finally:
                 self._admission.release(call)
-            read = partial(codec.read_response, call.endpoint, answer, call.request, signature.secret)
-            # A creation's token must not get lost on the way to a thread and back, and its answer is short.
-            reads_long = (
-                len(answer.body) >= _LARGE_BODY_BYTES and call.endpoint.idempotency is Idempotency.SAFE
+            decode = partial(
+                codec.read_response, call.endpoint, raw_response, call.request, authentication.secret
             )
-            response = await _decode_in_thread(read, call.deadline) if reads_long else read()
+            # Only for safe operations: a new token must not be lost if the wait for a thread is cancelled,
+            # and the responses of other operations are short.
+            in_thread = (
+                len(raw_response.body) >= _LARGE_BODY_BYTES and call.endpoint.idempotency is Idempotency.SAFE
+            )
+            response = await _decode_in_thread(decode, call.deadline) if in_thread else decode()
         except PlaidRelayError as error:
-            failure = error
+            error_of_attempt = error
         except BaseException:
-            if call.attempts > before:
+            if call.attempts > attempts_before:
                 self._counters.attempts["cancelled"] += 1
             raise
         else:
             self._count_attempt(call, Certainty.DEFINITIVE)
             return response
-        if call.attempts == before:
-            return self._retry_or_raise(call, failure, Certainty.NOT_SENT)
-        self._count_attempt(call, certainty_of(failure))
-        return self._retry_or_raise(call, failure, certainty_of(failure))
+        if call.attempts == attempts_before:
+            return self._retry_or_raise(call, error_of_attempt, Certainty.NOT_SENT)
+        self._count_attempt(call, certainty_of(error_of_attempt))
+        return self._retry_or_raise(call, error_of_attempt, certainty_of(error_of_attempt))
 
-    def _count_attempt(self, call: CallState[Any], ending: Certainty) -> None:
-        self._counters.attempts[ending.value] += 1
-        call.sent |= ending is not Certainty.NOT_SENT
-        if ending is Certainty.DEFINITIVE:
+    def _count_attempt(self, call: CallState[Any], certainty: Certainty) -> None:
+        self._counters.attempts[certainty.value] += 1
+        call.sent |= certainty is not Certainty.NOT_SENT
+        if certainty is Certainty.DEFINITIVE:
             self._admission.throttle_of(call).record_accepted(call.now(), call.ticket)
 
-    async def _send_attempt(self, call: CallState[Any], signature: Authentication) -> RawResponse:
+    async def _send_attempt(self, call: CallState[Any], authentication: Authentication) -> RawResponse:
         exchange, endpoint = self._session.get_exchange(), call.endpoint
         attempt = wire.Attempt(
-            prepared_request=self._prepare_request(exchange, endpoint, signature),
-            body=Hidden(codec.encode_request(call.request, signature.fields)),
+            prepared_request=self._prepare_request(exchange, endpoint, authentication),
+            body=Hidden(codec.encode_request(call.request, authentication.fields)),
             idempotency=endpoint.idempotency,
             connect_timeout=self._timeouts.connect,
             read_timeout=self._timeouts.slow_read if endpoint.slow else self._timeouts.read,
@@ -331,14 +344,14 @@ class Transport:
             if endpoint.returns_report
             else min(self._max_response_bytes, wire.MAX_SHORT_RESPONSE_BYTES),
             body_writer=call.body_writer,
-            on_interrupted=partial(self._attempt_interrupted, call, signature),
+            on_interrupted=partial(self._attempt_interrupted, call, authentication),
         )
         call.attempts += 1
         self._counters.in_flight += 1
         try:
             if call.gate is not None or endpoint.idempotency is Idempotency.SAFE:
                 return await wire.send_attempt(exchange, attempt)
-            # If the task is cancelled, the attempt is waited for, as a batch waits for its own.
+            # If the task is cancelled, the drain waits for the attempt, as a batch does for its attempts.
             draining = Draining(
                 wire.send_attempt(exchange, attempt), attempt, self._timeouts.drain, self.drains
             )
@@ -350,66 +363,71 @@ class Transport:
             self._counters.in_flight -= 1
 
     def _prepare_request(
-        self, exchange: Exchange, endpoint: Endpoint[Any, Any], signature: Authentication
+        self, exchange: Exchange, endpoint: Endpoint[Any, Any], authentication: Authentication
     ) -> Any:
-        if endpoint.path not in signature.prepared_requests:
-            plain = wire.IDENTITY_ENCODING if endpoint.idempotency is Idempotency.NON_IDEMPOTENT else {}
-            headers = _COMMON_HEADERS | signature.headers | plain
-            signature.prepared_requests[endpoint.path] = exchange.prepare(
+        if endpoint.path not in authentication.prepared_requests:
+            encoding = wire.IDENTITY_ENCODING if endpoint.idempotency is Idempotency.NON_IDEMPOTENT else {}
+            headers = _COMMON_HEADERS | authentication.headers | encoding
+            authentication.prepared_requests[endpoint.path] = exchange.prepare(
                 self._base_url + endpoint.path, headers
             )
-        return signature.prepared_requests[endpoint.path]
+        return authentication.prepared_requests[endpoint.path]
 
     def _attempt_interrupted(
         self,
         call: CallState[Any],
-        signature: Authentication,
-        answer: RawResponse | None,
+        authentication: Authentication,
+        response: RawResponse | None,
         problem: PlaidRelayError,
     ) -> None:
-        """Keep what is known about a call that is cancelled during an attempt, or pass it to its batch."""
+        """Keep the result of an attempt that is being cancelled, or pass it to the batch."""
         if call.gate is None and call.endpoint.idempotency is Idempotency.SAFE:
             return
-        known: Any = problem
-        if answer is not None:
+        result: Any = problem
+        if response is not None:
             try:
-                known = codec.read_response(call.endpoint, answer, call.request, signature.secret)
+                result = codec.read_response(call.endpoint, response, call.request, authentication.secret)
             except PlaidRelayError as error:
-                known = error
-        known = call.error_to_raise(known) if isinstance(known, PlaidRelayError) else known
+                result = error
+        result = call.error_to_raise(result) if isinstance(result, PlaidRelayError) else result
         if call.gate is not None:
-            call.gate.attempt_interrupted(known)
-        elif not isinstance(known, NotSentError):
-            call.last_result, call.sent = known, True
+            call.gate.attempt_interrupted(result)
+        elif not isinstance(result, NotSentError):
+            call.last_result, call.sent = result, True
 
-    # ------------------------------------------------------------------------------ and what follows
+    # -------------------------------------------------------------------------------------- retries
 
-    def _retry_or_raise(self, call: CallState[R], error: PlaidRelayError, ending: Certainty) -> R:
-        """Raise the verdict, or the wait before another attempt; a repeated removal may have its answer."""
+    def _retry_or_raise(self, call: CallState[R], error: PlaidRelayError, certainty: Certainty) -> R:
+        """Raise the error of the call, or a `_RetrySignal` if another attempt follows.
+
+        Return a response in one case only: if a removal may have been executed by an earlier attempt, and the
+        token no longer exists, the removal has succeeded.
+        """
         error.attempts = call.attempts
-        if ending is Certainty.IN_DOUBT and call.endpoint.idempotency is not Idempotency.SAFE:
+        if certainty is Certainty.IN_DOUBT and call.endpoint.idempotency is not Idempotency.SAFE:
             call.error_in_doubt = error
         elif call.in_doubt and _already_removed(call.endpoint, error):
-            gone: R = call.endpoint.response.gone()  # type: ignore[attr-defined]  # the answer to a removal has it
-            return gone
-        wait = self._wait_before_retry(call, error, ending)
+            removal: R = call.endpoint.response.already_removed()  # type: ignore[attr-defined]  # the response to a removal has it
+            return removal
+        wait = self._wait_before_retry(call, error, certainty)
         if wait is None or call.deferred_cancellation is not None or not self._session.is_open:
             raise call.error_to_raise(error)
-        if call.wait_scope is not None:
+        if call.wait_scope is not None:  # from here to the next attempt, closing the client ends the wait
             self._admission.wait_scopes.add(call.wait_scope)
+        # If the task is cancelled during the wait, this is the call's outcome.
         call.last_result = call.error_to_raise(error)
         if call.gate is not None:
             call.gate.prepare_retry(error, never_executed=call.error_in_doubt is None)
         self._report_retry(call, error, wait)
-        if ending is Certainty.DECLINED:
-            wait = 0.0  # the queue keeps it, for all calls together
+        if certainty is Certainty.DECLINED:
+            wait = 0.0  # the throttle applies it, to all calls of the operation
         self._counters.waits["backoff"] += wait
         raise _RetrySignal(wait)
 
     def _wait_before_retry(
-        self, call: CallState[Any], error: PlaidRelayError, ending: Certainty
+        self, call: CallState[Any], error: PlaidRelayError, certainty: Certainty
     ) -> float | None:
-        if ending is Certainty.DECLINED:
+        if certainty is Certainty.DECLINED:
             return self._pause_operation(call, error)
         if not _is_retryable(error, call.policy) or call.counted_rounds >= call.policy.attempts:
             return None
@@ -417,24 +435,35 @@ class Transport:
         return wait if wait <= call.policy.max_pause and call.has_time_for(wait) else None
 
     def _pause_operation(self, call: CallState[Any], error: PlaidRelayError) -> float | None:
-        """Have everybody who calls this operation wait, and tell how long this call has to, if it can."""
-        pace, limited = self._admission.throttle_of(call), getattr(error, "status", None) == 429
-        asked = getattr(error, "retry_after", None)
-        delay = pace.record_declined(
-            call.now(), call.ticket, asked, partial(_backoff_delay, call.policy), rate_limited=limited
-        )
-        call.exceeds_max_pause = max(delay, pace.total_pause) > call.policy.max_pause
-        call.uncounted_rounds += call.bulk
-        wait = pace.expected_wait(call.now(), 0 if call.bulk else pace.calls_ahead)
-        fits = call.bulk or (call.counted_rounds < call.policy.attempts and call.has_time_for(wait))
-        told = not limited or self._notify_rate_limiter(call, error, asked)
-        return wait if fits and told and not call.exceeds_max_pause else None
+        """Open the operation's circuit breaker, and report a 429 to the rate limiter.
 
-    def _notify_rate_limiter(self, call: CallState[Any], error: PlaidRelayError, asked: float | None) -> bool:
+        Return the seconds until this call may try again, or `None` if it can't wait that long.
+        """
+        throttle, rate_limited = self._admission.throttle_of(call), getattr(error, "status", None) == 429
+        retry_after = getattr(error, "retry_after", None)
+        delay = throttle.record_declined(
+            call.now(),
+            call.ticket,
+            retry_after,
+            partial(_backoff_delay, call.policy),
+            rate_limited=rate_limited,
+        )
+        call.exceeds_max_pause = max(delay, throttle.total_pause) > call.policy.max_pause
+        call.uncounted_rounds += call.bulk
+        wait = throttle.expected_wait(call.now(), 0 if call.bulk else throttle.calls_ahead)
+        fits = call.bulk or (call.counted_rounds < call.policy.attempts and call.has_time_for(wait))
+        notified = not rate_limited or self._notify_rate_limiter(call, error, retry_after)
+        return wait if fits and notified and not call.exceeds_max_pause else None
+
+    def _notify_rate_limiter(
+        self, call: CallState[Any], error: PlaidRelayError, retry_after: float | None
+    ) -> bool:
         try:
-            getattr(self._rate_limiter, "limited", _no_rate_limit_hook)(call.endpoint.path, asked)
-        except Exception as broken:  # noqa: BLE001  # the caller's own: it goes out with what Plaid said
-            error.__cause__ = broken
+            getattr(self._rate_limiter, "on_rate_limited", _no_rate_limit_hook)(
+                call.endpoint.path, retry_after
+            )
+        except Exception as hook_error:  # noqa: BLE001  # the caller's code: it becomes the cause of Plaid's error
+            error.__cause__ = hook_error
             return False
         return True
 
@@ -443,20 +472,22 @@ class Transport:
         self._counters.retries[reason] += 1
         if self._on_retry is None:
             return
-        facts = {name: getattr(error, name, None) for name in ("status", "request_id")}
-        told = Retry(operation=call.endpoint.path, attempts=call.attempts, reason=reason, wait=wait, **facts)
+        attributes = {name: getattr(error, name, None) for name in ("status", "request_id")}
+        event = Retry(
+            operation=call.endpoint.path, attempts=call.attempts, reason=reason, wait=wait, **attributes
+        )
         try:
-            self._on_retry(told)
-        except Exception as broken:  # as with the limiter
-            raise call.error_to_raise(error) from broken
+            self._on_retry(event)
+        except Exception as callback_error:  # the caller's code, as the rate limiter
+            raise call.error_to_raise(error) from callback_error
 
 
-async def _decode_in_thread(read: Callable[[], R], deadline: float | None) -> R:
+async def _decode_in_thread(decode: Callable[[], R], deadline: float | None) -> R:
     try:
         async with asyncio.timeout_at(deadline):
-            return await asyncio.to_thread(read)
+            return await asyncio.to_thread(decode)
     except TimeoutError as error:
-        if isinstance(error, PlaidRelayError):  # what the response means
+        if isinstance(error, PlaidRelayError):  # the error that the response means
             raise
     raise ReadTimeoutError("the response arrived, and time ran out while it was decoded")
 
@@ -468,8 +499,9 @@ def _check_callables(on_retry: object, rate_limiter: object) -> None:
         raise ConfigurationError("rate_limiter must have a method `async acquire(endpoint)`")
 
 
-def _backoff_delay(policy: RetryPolicy, nth: int) -> float:
-    return backoff.full_jitter(min(policy.max_backoff, policy.backoff * 2.0 ** (nth - 1)))
+def _backoff_delay(policy: RetryPolicy, number: int) -> float:
+    # Capped exponential backoff with full jitter, so that clients that failed together don't retry together.
+    return backoff.full_jitter(min(policy.max_backoff, policy.backoff * 2.0 ** (number - 1)))
 
 
 def _is_retryable(error: PlaidRelayError, policy: RetryPolicy) -> bool:
@@ -487,4 +519,4 @@ def _already_removed(endpoint: Endpoint[Any, Any], error: PlaidRelayError) -> bo
 
 
 def _no_rate_limit_hook(_endpoint: str, _retry_after: float | None) -> None:
-    """Stand in for the `limited` of a limiter that has none."""
+    """Do nothing: the default for a rate limiter without `on_rate_limited`."""

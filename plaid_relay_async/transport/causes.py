@@ -1,4 +1,4 @@
-"""Explains why an attempt failed, without aiohttp's texts, which may contain a proxy's password."""
+"""Causes of failed attempts, without the texts of aiohttp, which may contain a proxy's password."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class FailureCause:
     """Why an attempt failed.
 
     Attributes:
-        phrase: the reason.
-        advice: what to do about it, if there is more to do than to try again.
+        phrase: the reason, as part of a sentence.
+        advice: what to do about it, if there is a better remedy than to try again.
         shared: whether every other request would fail in the same way.
     """
 
@@ -31,13 +31,13 @@ class FailureCause:
 _PHRASES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (asyncio.CancelledError, "the call was cancelled"),
     (TimeoutError, "time ran out"),
-    (aiohttp.ServerDisconnectedError, "the connection was closed before an answer came"),
+    (aiohttp.ServerDisconnectedError, "the connection was closed before a response arrived"),
     (aiohttp.ClientConnectorError, "no connection can be made"),
     (aiohttp.ClientOSError, "the connection failed"),
     (OSError, "the connection failed"),
-    (aiohttp.ClientPayloadError, "the answer broke off"),
-    (aiohttp.ClientResponseError, "the answer isn't HTTP"),
-    (aiohttp.http.HttpProcessingError, "the answer isn't HTTP"),
+    (aiohttp.ClientPayloadError, "the response broke off"),
+    (aiohttp.ClientResponseError, "the response isn't HTTP"),
+    (aiohttp.http.HttpProcessingError, "the response isn't HTTP"),
     (aiohttp.ClientConnectionError, "the connection failed"),
 )
 
@@ -73,7 +73,9 @@ _ADVICE_BY_TLS_REASON: Final = {
     "TLSV1_ALERT_PROTOCOL_VERSION": "Client and server have no version of TLS in common.",
     "UNSUPPORTED_PROTOCOL": "Client and server have no version of TLS in common.",
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": _CLIENT_CERTIFICATE_ADVICE,
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": f"Client and server have no cipher in common, or: {_CLIENT_CERTIFICATE_ADVICE}",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": (
+        f"Client and server have no cipher in common, or: {_CLIENT_CERTIFICATE_ADVICE}"
+    ),
     "SSLV3_ALERT_BAD_CERTIFICATE": _CLIENT_CERTIFICATE_ADVICE,
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": _CLIENT_CERTIFICATE_ADVICE,
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": _CLIENT_CERTIFICATE_ADVICE,
@@ -95,7 +97,7 @@ def failure_cause(error: BaseException, *, proxied: bool) -> FailureCause:
             f"the name {error.host} isn't known", _PROXY_ADVICE if proxied else None, shared=proxied
         )
     return FailureCause(
-        next((words for cls, words in _PHRASES if isinstance(error, cls)), "the request failed")
+        next((phrase for cls, phrase in _PHRASES if isinstance(error, cls)), "the request failed")
     )
 
 
@@ -106,9 +108,9 @@ def _tls_failure(error: BaseException, reason: str) -> FailureCause:
         problem = failure.verify_message.rstrip(".")
         advice = _ADVICE_BY_VERIFY_CODE.get(failure.verify_code, _TRUST_ADVICE)
         return FailureCause(f"the certificate of {server} isn't trusted: {problem}", advice, shared=True)
-    words = reason.replace("_", " ").lower()
+    text = reason.replace("_", " ").lower()
     return FailureCause(
-        f"TLS with {server} failed: {words}", _ADVICE_BY_TLS_REASON.get(reason, _TLS_ADVICE), shared=True
+        f"TLS with {server} failed: {text}", _ADVICE_BY_TLS_REASON.get(reason, _TLS_ADVICE), shared=True
     )
 
 

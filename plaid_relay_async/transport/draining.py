@@ -1,4 +1,4 @@
-"""An attempt that continues although its task is cancelled, for as long as a drain may last."""
+"""Attempts that finish although their task is cancelled, within the drain timeout."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ T = TypeVar("T")
 
 
 class Drainable(Protocol):
-    """What a drain has to know about an attempt."""
+    """An attempt that a drain can wait for."""
 
     @property
     def in_flight(self) -> bool:
-        """Whether it has left, and its time is not up."""
+        """Whether the attempt was sent and its deadline has not passed."""
         ...
 
 
 class Draining(Generic[T]):
-    """An awaitable that runs an attempt, and keeps a cancellation of the task until a sent attempt has ended.
+    """An awaitable that runs an attempt, and defers a cancellation of its task while it is in flight.
 
     It runs in the task of its caller, as a `yield from` would: a task for each attempt would take longer, and
     a program that cancels all of its tasks would cancel that one as well.
 
     Args:
-        work: makes the attempt.
-        attempt: cancellations are kept while it is `in_flight`. When its time is up, the watch cancels the
-            task as well, and that cancellation isn't kept.
-        seconds: from the first cancellation to the end of the drain, when the attempt is cancelled.
-        drains: the client's drains, of which this may become one.
+        work: the coroutine that makes the attempt.
+        attempt: cancellations are deferred while it is `in_flight`. When its deadline passes, the deadline
+            timer cancels the task as well, and that cancellation isn't deferred.
+        seconds: the time from the first cancellation to the end of the drain, when the attempt is cancelled.
+        drains: the client's drains; this object registers with them while it drains.
 
     Attributes:
-        interruption: the cancellation that was kept. The caller has to raise it in the end.
+        deferred_cancellation: the cancellation that was deferred. The caller has to raise it in the end.
     """
 
     __slots__ = (
@@ -71,61 +71,59 @@ class Draining(Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         """Run the attempt to its end, or to the end of the drain."""
         work, task = self._work, asyncio.current_task()
-        assert task is not None  # noqa: S101  # as in the span of the attempt
-        self._task, before = task, task.cancelling()
+        assert task is not None  # noqa: S101  # the deadline of the attempt requires a task as well
+        self._task, cancelling_before = task, task.cancelling()
         error: BaseException | None = None
         try:
             while True:
                 # A traceback with locals quotes the error of a future, which may quote the request.
-                waited = None
-                waited = work.send(None) if error is None else work.throw(error)
+                awaited = None
+                awaited = work.send(None) if error is None else work.throw(error)
                 if self.deferred_cancellation is not None:
-                    error = yield from self._wait_on(waited, None)
+                    error = yield from self._wait_on(awaited, None)
                     continue
                 try:
-                    error = yield waited and ShieldedFuture(waited)
+                    error = yield awaited and ShieldedFuture(awaited)
                 except asyncio.CancelledError as cancelled:
-                    error = yield from self._wait_on(waited, cancelled)
-        except StopIteration as end:
-            result: T = end.value
+                    error = yield from self._wait_on(awaited, cancelled)
+        except StopIteration as stop:
+            result: T = stop.value
             return result
         finally:
             work.close()
             if self._drain is not None:
                 self._drain.close()
-            if task.cancelling() <= before:
-                self.deferred_cancellation = (
-                    None  # it came from inside the attempt, as from a middleware's timeout
-                )
+            if task.cancelling() <= cancelling_before:
+                self.deferred_cancellation = None  # it came from inside, such as a middleware's timeout
 
     def _wait_on(
-        self, waited: asyncio.Future[Any] | None, error: asyncio.CancelledError | None
+        self, awaited: asyncio.Future[Any] | None, error: asyncio.CancelledError | None
     ) -> Generator[Any, None, asyncio.CancelledError | None]:
-        """Wait for what the attempt waits for, and return the error to raise in it."""
+        """Wait for the future that the attempt waits for, and return the error to raise in the attempt."""
         while error is None or self._defer(error):
-            if waited is not None and waited.done():
+            if awaited is not None and awaited.done():
                 return None
             try:
                 with shield_from_anyio():
-                    yield waited and ShieldedFuture(waited)
+                    yield awaited and ShieldedFuture(awaited)
             except asyncio.CancelledError as another:
                 error = another
             else:
                 return None
-        # With its arguments, by which an AnyIO scope recognizes its own.
-        if waited is None or not waited.cancel(*error.args):
+        # Pass the arguments on: an AnyIO cancel scope recognizes its own cancellation by them.
+        if awaited is None or not awaited.cancel(*error.args):
             return error
         if self._timer is not None:
             self._timer.cancel()
-        # A future is cancelled immediately; a task may take some turns of the event loop.
-        while not waited.done():
+        # A future is cancelled immediately; a task may take some iterations of the event loop.
+        while not awaited.done():
             with shield_from_anyio(), contextlib.suppress(asyncio.CancelledError):
-                yield ShieldedFuture(waited)
+                yield ShieldedFuture(awaited)
         return None
 
     def _defer(self, error: asyncio.CancelledError) -> bool:
         if self._expiring:
-            # Done before the attempt goes on: a timeout inside it checks whether the task is being cancelled.
+            # Before the attempt continues: a timeout inside it checks whether the task is being cancelled.
             self._expiring = False
             self._task.uncancel()
         if self._expired or not self._attempt.in_flight:

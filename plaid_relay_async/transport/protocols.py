@@ -1,4 +1,4 @@
-"""What a transport works with and doesn't make: a limiter, a batch's permit, a place for a body."""
+"""Protocols of objects that callers pass to the transport: a rate limiter, a gate, a body writer."""
 
 from __future__ import annotations
 
@@ -12,59 +12,64 @@ if TYPE_CHECKING:
 
 
 class RateLimiter(Protocol):
-    """Anything that lets attempts through at a rate.
+    """An object that limits the rate of attempts.
 
-    A limiter may also have a plain method `limited(endpoint, retry_after)`, which is called on each 429.
+    A limiter may also have a plain method `on_rate_limited(endpoint, retry_after)`, which the client
+    calls after each 429, with the server's delay in seconds or `None`.
     """
 
     def acquire(self, endpoint: str, /) -> Awaitable[object]:
-        """Wait until one more attempt at the endpoint, such as `/credit/relay/create`, may be made.
+        """Wait until one more attempt at the endpoint, such as `/credit/relay/create`, may start.
 
-        A client calls it for one attempt of an operation at a time, and not while the server's pause lasts.
+        A client calls this for one attempt of an operation at a time, and not during a pause of the server.
         """
         ...
 
 
 class AttemptGate(Protocol):
-    """What a batch gives to a call that it makes: leave to send, and an ear for what became of an attempt.
+    """A batch's control over the attempts of one call.
+
+    The transport asks the gate before each attempt, and reports how attempts end. So the batch knows whether
+    it may drop the call, or has to wait for an attempt in flight.
 
     Attributes:
-        patient: whether pauses are queueing, and count against neither time nor attempts.
+        bulk: whether the server's pauses are queueing, and count against neither the deadline nor the
+            attempts. Bulk calls let interactive calls go first.
     """
 
     bulk: bool
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the call was begun before, in another life, and nobody knows what became of that."""
+        """Whether an earlier process started an attempt of this call and recorded no outcome."""
         ...
 
     async def start_attempt(self) -> None:
-        """An attempt is about to leave. May raise to forbid it."""
+        """Prepare for an attempt that is sent next; raise to prevent it."""
         ...
 
     def prepare_retry(self, error: PlaidRelayError, *, never_executed: bool) -> None:
-        """The attempt ended so, and another is planned. May raise to forbid that.
+        """Note that the attempt ended with an error and a retry is planned; raise to prevent the retry.
 
-        `spared` says that no attempt so far can have been carried out.
+        `never_executed` means that no attempt of the call can have been executed so far.
         """
         ...
 
     def attempt_interrupted(self, result: Any) -> None:
-        """The call is being cancelled in the middle of an attempt: here is its response, or an error."""
+        """Note the response or error of an attempt during which the call is cancelled."""
         ...
 
 
 class BodyWriter(Protocol):
-    """Takes a body piece by piece."""
+    """An object that receives the body of a response in chunks."""
 
     async def start_response(self, response: RawResponse) -> bool:
-        """An answer begins, of which there are status and headers: tell whether its body is wanted here.
+        """Return whether the body of a response, of which status and headers are known, goes to this object.
 
-        What an attempt before gave is worth nothing.
+        Discard what an earlier attempt has written.
         """
         ...
 
     async def write(self, chunk: Hidden[bytes]) -> None:
-        """Take the next piece."""
+        """Write the next chunk."""
         ...

@@ -1,4 +1,4 @@
-"""What a client has done so far, in numbers."""
+"""Statistics of a client: counters of attempts, retries, outcomes and waits."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ def _read_only(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @frozen(kw_only=True)
 class Statistics:
-    """What a client has done since it was made, and where it stands: a snapshot that no longer changes.
+    """An immutable snapshot of what a client has done since it was created, and of its current state.
 
     Attributes:
-        attempts: HTTP requests by how they ended: `"answered"`, `"refused"` (a 429 or planned maintenance),
-            `"not_sent"`, `"unknown"` (lost, or an answer that doesn't tell), `"cancelled"`.
-        retries: how often which reason led to another attempt: Plaid's `error_code`, or the error's class.
+        attempts: HTTP requests by how they ended: `"definitive"` (a response that shows the result),
+            `"declined"` (a 429 or planned maintenance), `"not_sent"`, `"in_doubt"` (no response, or one that
+            doesn't show the result), `"cancelled"`.
+        retries: retries by reason: Plaid's `error_code`, or the class of the error.
         outcomes: calls by how they ended: `"succeeded"`, `"failed"`, `"unknown"`, `"cancelled"`.
-        in_flight: attempts that are under way, each on a connection of its own.
+        in_flight: attempts in flight, each on its own connection.
         queued: calls that wait for a pause, a rate, a limiter or a connection.
-        connections: how many the pool may have; `None` for a borrowed pool without a limit.
-        rates: attempts a second, for each operation that keeps to a rate since Plaid refused some.
-        waits: seconds that calls have waited, all together, for a `"pause"` or rate of the server's, the
+        connections: the maximum number of connections of the pool; `None` for a borrowed pool without one.
+        rates: attempts per second, for each operation that keeps to an adaptive rate since a 429.
+        waits: the seconds that all calls together have waited for a `"pause"` or rate of the server's, the
             `"limiter"`, a `"connection"`, and before another attempt (`"backoff"`).
     """
 
@@ -49,7 +50,7 @@ class Statistics:
     waits: Mapping[str, float] = field(converter=_read_only)
 
     def __reduce__(self) -> tuple[Callable[[], Statistics], tuple[()]]:
-        # A read-only mapping can be neither pickled nor deep-copied.
+        # A mapping proxy can be neither pickled nor deep-copied, so dicts are passed to the constructor.
         values: dict[str, Any] = {a.name: getattr(self, a.name) for a in fields(type(self))}
         for name, value in values.items():
             values[name] = dict(value) if isinstance(value, Mapping) else value
@@ -69,37 +70,37 @@ class Counters:
 
     @contextlib.contextmanager
     def count_wait(self, reason: str) -> Iterator[None]:
-        """A call waits for something."""
+        """Count a wait of a call, and its seconds, for a reason."""
         clock = asyncio.get_running_loop().time
-        since = clock()
+        started = clock()
         self.queued += 1
         try:
             yield
         finally:
             self.queued -= 1
-            self.waits[reason] += clock() - since
+            self.waits[reason] += clock() - started
 
     @contextlib.contextmanager
     def count_queue_wait(self, queueing_time: QueueingTime) -> Iterator[None]:
-        """Count the wait of a call in line: what the head waits for, and the rest as the server's pause."""
+        """Count the wait of a call in a queue: the waits of the head by reason, the rest as a pause."""
         clock = asyncio.get_running_loop().time
-        since = clock()
-        before = queueing_time.by_reason(since)
+        started = clock()
+        waits_before = queueing_time.by_reason(started)
         self.queued += 1
         try:
             yield
         finally:
             self.queued -= 1
             now = clock()
-            pause = now - since
-            for what, seconds in queueing_time.by_reason(now).items():
-                waited = seconds - before.get(what, 0.0)
-                self.waits[what] += waited
-                pause -= waited
+            pause = now - started
+            for reason, seconds in queueing_time.by_reason(now).items():
+                wait = seconds - waits_before.get(reason, 0.0)
+                self.waits[reason] += wait
+                pause -= wait
             self.waits["pause"] += max(pause, 0.0)
 
     def snapshot(self, *, connections: int | None, rates: Mapping[str, float]) -> Statistics:
-        """Give what was counted, as a record that no longer changes."""
+        """Return the counters as an immutable snapshot."""
         return Statistics(
             attempts=self.attempts,
             retries=self.retries,

@@ -1,11 +1,15 @@
-"""When the next attempt at one operation may leave, as far as the server's refusals have taught.
+"""The throttle of one operation: a circuit breaker and an adaptive rate.
 
-Until the first 429 nothing is held back. After it there is the pause that the server asked for. Then one
-attempt at a time goes to see whether the server takes one, and from the first that it takes on the operation
-keeps to a rate: at first what the server allowed until then, and with each refusal a little less than what it
-refused, or what it allowed meanwhile. While that rate is what holds the calls up it rises, slowly at first
-and then faster and faster, until the server refuses again. What was learnt in a second is forgotten in
-seconds, what was learnt in a minute in minutes. Stray refusals teach nothing, as long as they are few.
+Until the first 429 nothing is delayed. A 429, or planned maintenance, opens the circuit breaker for the pause
+that the server requests. After the pause the breaker is half-open: one attempt at a time is sent as a probe.
+The first accepted probe closes the breaker.
+
+From then on the operation keeps to an adaptive rate, in the manner of AIMD (additive increase, multiplicative
+decrease). The first rate is what the server accepted before the 429. Each further 429 decreases it to a
+little less than the declined rate, or to what the server accepted in the meantime. While the rate delays
+calls it increases, slowly at first and then faster, until the next 429. How fast depends on the time over
+which the rate was measured: a rate that was measured within seconds grows within seconds, one that was
+measured over a minute grows within minutes. A few stray 429s don't change the rate.
 """
 
 from __future__ import annotations
@@ -21,36 +25,49 @@ from attrs import define, field
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-# Our choices, made with the simulated limits of tests/rate_harness.py.
-_DECREASE_FACTOR = 0.92  # of a rate that was refused
-_SHORT_PAUSE = 5.0  # seconds of a pause for which a rate falls by half at most
-_INCREASE_STEP = (
-    0.02  # how much the rate rises, as a part of itself: half of this in as long as it was learnt,
-)
-_INCREASE_GROWTH = 1.5  # and so many times more in each such time that follows
-_MAX_PERIOD = 60.0  # seconds of that time; Plaid's published limits are for a minute
-_PERIOD_PER_ATTEMPT = 10.0  # and for each attempt that taught it so many: one or two were chance
-_MAX_STEPS = 100  # a rate that rose so often holds nobody up
-_MEMORY_SECONDS = 300.0  # seconds after which what was let through counts for half, and pauses add up no more
-_MIN_SERVER_DELAY = 1.0  # seconds; a shorter delay of the server's is never less than our own
-_STRAY_SHARE = 0.03  # of what is let through: so many refusals may be strays,
-_MAX_STRAYS = 10  # and so many in a row
-_PROBE_INTERVAL = (
-    5.0  # seconds after which another attempt goes to see whether the pause is over, if none has ended
-)
-_IDLE_SECONDS = (
-    5.0  # seconds without an attempt, though one might leave, after which the rate is measured anew
-)
+# The values were chosen by simulation, with the rate limits of tests/rate_harness.py. Times are in seconds.
+
+# A declined rate is multiplied by this. After a pause shorter than `_SHORT_PAUSE`, the rate decreases by half
+# at most.
+_DECREASE_FACTOR = 0.92
+_SHORT_PAUSE = 5.0
+
+# The increase in the first period is half of this share of the base rate, and grows by the factor in each
+# period that follows. After the maximum number of periods the rate delays no call any more.
+_INCREASE_STEP = 0.02
+_INCREASE_GROWTH = 1.5
+_MAX_STEPS = 100
+
+# The period is the time over which the rate was measured, up to the minute of Plaid's published limits. A
+# rate of only one or two attempts may be chance, so each attempt allows for this part of the period.
+_MAX_PERIOD = 60.0
+_PERIOD_PER_ATTEMPT = 10.0
+
+# Accepted attempts older than this count for half, and pauses older than this don't add up with new ones.
+_MEMORY_SECONDS = 300.0
+
+# A shorter `Retry-After` is raised to the client's own backoff.
+_MIN_SERVER_DELAY = 1.0
+
+# The number of 429s that may be strays: this share of the accepted attempts, and at most this many in a row.
+_STRAY_SHARE = 0.03
+_MAX_STRAYS = 10
+
+# The time after which another probe is sent although the last one has not ended.
+_PROBE_INTERVAL = 5.0
+
+# After this time without an attempt, although one could have started, the measurement restarts.
+_IDLE_SECONDS = 5.0
 
 
 @define(eq=False)
 class AdaptiveRate:
-    """So many attempts a second; infinite until a refusal has taught otherwise.
+    """The rate of an operation, which increases while it delays calls and decreases after a 429.
 
     Attributes:
-        a_second: what it is now.
-        base: what it was when it was learnt; it rises from there.
-        strays: how many refusals may still be strays.
+        per_second: attempts per second; infinite until the first 429.
+        base: the rate after the last decrease, from which it increases.
+        stray_budget: the number of 429s that may still be strays.
     """
 
     per_second: float = math.inf
@@ -62,24 +79,30 @@ class AdaptiveRate:
     _accepted: float = 0.0
 
     def start_measurement(self, now: float) -> None:
-        """Count what is let through from now on."""
+        """Restart the measurement of accepted attempts."""
         self._measured_since, self._accepted = now, 0.0
 
     def count_accepted(self, now: float) -> None:
-        """One more was let through."""
+        """Count an accepted attempt."""
         self._accepted += 1
         self.stray_budget = min(self.stray_budget + _STRAY_SHARE, _MAX_STRAYS)
+        # Halving both the time and the count makes recent attempts weigh more than old ones.
         if now - self._measured_since > _MEMORY_SECONDS:
             self._measured_since, self._accepted = (self._measured_since + now) / 2, self._accepted / 2
 
     def increase(self, seconds: float) -> None:
-        """The rate has held somebody up for so long."""
+        """Increase the rate after it has delayed an attempt by a number of seconds."""
         self._delayed_seconds += seconds
         steps = min(self._delayed_seconds / self._period, _MAX_STEPS)
         self.per_second = self.base * (1 + _INCREASE_STEP * (_INCREASE_GROWTH**steps - 1))
 
     def decrease(self, declined_at: float, until: float) -> None:
-        """The server refused at the one time, and had everybody pause until the other."""
+        """Decrease the rate after a 429 at one time, and a pause until another.
+
+        The pause counts as time of the measurement, because the server accepts nothing in it: fifty attempts
+        and a pause until the end of the minute mean fifty a minute.
+        """
+        # Without an accepted attempt nothing is known about the limit: others may have used it up.
         if not self._accepted:
             return
         seconds = max(until - self._measured_since, 0.001)
@@ -92,14 +115,14 @@ class AdaptiveRate:
 
 @define(eq=False)
 class _Trip:
-    """The first of those for which everybody pauses.
+    """The declined attempt that opened the circuit breaker.
 
     Attributes:
-        at: when it came.
-        turn: that of the refused attempt.
-        limited: whether it was for a limit, and so were those that followed.
-        ours: whether the pause was our own idea, and nothing was refused after it.
-        contradicted: whether the server took an attempt that left later.
+        at: the time of the response.
+        ticket: the ticket of the declined attempt.
+        rate_limited: whether it was a 429, as were all that followed.
+        own_pause: whether the client chose the length of the pause, and no probe was declined after it.
+        contradicted: whether the server accepted an attempt that started later.
     """
 
     at: float
@@ -111,9 +134,9 @@ class _Trip:
 
 @define(eq=False)
 class QueueingTime:
-    """The seconds that the head of a line has waited for anything but the server, by what it waited for.
+    """The seconds that the head of a queue has waited for anything but the server, by reason.
 
-    Each call in the line waits for it as well, and none of it counts against a deadline.
+    All calls in the queue wait for its head, and none of this time counts against a deadline.
     """
 
     _seconds: defaultdict[str, float] = field(factory=lambda: defaultdict(float))
@@ -122,7 +145,7 @@ class QueueingTime:
 
     @contextlib.contextmanager
     def measure(self, reason: str, clock: Callable[[], float]) -> Iterator[None]:
-        """Count the time in which the head of the line waits."""
+        """Measure a wait of the head of the queue."""
         self._reason, self._since = reason, clock()
         try:
             yield
@@ -131,30 +154,32 @@ class QueueingTime:
             self._reason = None
 
     def by_reason(self, now: float) -> dict[str, float]:
-        """Return the seconds so far, including a wait that has not ended."""
+        """Return the seconds by reason, including a wait that has not ended."""
         seconds = self._seconds.copy()
         if self._reason is not None:
             seconds[self._reason] += now - self._since
         return seconds
 
     def total_seconds(self, now: float) -> float:
-        """Return the sum of these seconds."""
+        """Return the seconds for all reasons together."""
         return sum(self.by_reason(now).values())
 
 
 @define(eq=False)
 class Throttle:
-    """One operation's pause and rate; all times are the event loop's, in seconds.
+    """The circuit breaker, the adaptive rate and the queue of one operation.
+
+    All times are the event loop's, in seconds. A ticket is the time at which an attempt was admitted.
 
     Attributes:
-        rate: what it keeps to.
-        until: the end of the server's pause.
-        total: the seconds of all pauses since an attempt was last let through.
-        streak: how many pauses those were.
-        refused_at: when the server last refused; a turn that was given before that is void.
-        waiting: how many are in line.
-        queueing: how long the head of the line has waited for anything but the server.
-        permit: whether the rate limiter has granted a permit that no attempt has used yet.
+        rate: the adaptive rate.
+        open_until: the end of the server's pause; the circuit breaker is open until then.
+        total_pause: the seconds of all pauses since the last accepted attempt.
+        pause_count: the number of these pauses.
+        declined_at: the time at which the server last declined an attempt; older tickets are void.
+        queue_length: the number of calls in the queue.
+        queueing_time: the time that the head of the queue has waited for anything but the server.
+        has_unused_permit: whether the rate limiter has granted a permit that no attempt has used yet.
     """
 
     rate: AdaptiveRate = field(factory=AdaptiveRate)
@@ -174,14 +199,16 @@ class Throttle:
     _probe_ticket: float = -math.inf
     _last_activity: float = -math.inf
 
-    # ------------------------------------------------------------------------------------- the line
+    # ------------------------------------------------------------------------------------- the queue
 
     @contextlib.asynccontextmanager
     async def queue(self, *, bulk: bool) -> AsyncIterator[None]:
-        """Stand in line until one is its head; whoever is patient lets those in a hurry go first."""
+        """Wait in the queue until the call is its head; interactive calls go before bulk calls."""
         self.queue_length += 1
         self._interactive_count += not bulk
         try:
+            # Only one of the bulk calls waits for the head, so an interactive call waits for one of them at
+            # most.
             async with self._bulk_lock if bulk else contextlib.nullcontext(), self._head_lock:
                 yield
         finally:
@@ -189,38 +216,39 @@ class Throttle:
             self._interactive_count -= not bulk
 
     def can_start(self, now: float) -> bool:
-        """Whether an attempt may leave without standing in line."""
+        """Return whether an attempt may start without queueing."""
         return not self.queue_length and self.seconds_until_start(now) <= 0
 
     def seconds_until_start(self, now: float) -> float:
-        """How long the first in line has to wait."""
+        """Return the seconds until the head of the queue may start; 0 or less means immediately."""
         return max(self.open_until, self._next_start) - now
 
     @property
     def calls_ahead(self) -> int:
-        """How many go before somebody in a hurry who joins the line: one of the others is at its head."""
+        """The number of calls before an interactive call that joins now: one bulk call may be the head."""
         return self._interactive_count + (self.queue_length > self._interactive_count)
 
     def expected_wait(self, now: float, ahead: int = 0) -> float:
-        """How long somebody with so many ahead in line will wait at least, as things stand."""
+        """Return the minimum seconds that a call with a number of calls ahead will wait, as known now."""
         if self._trip is not None:
             return max(self.open_until - now, 0.0)
         return max(self.seconds_until_start(now), 0.0) + ahead / self.rate.per_second
 
     async def wait_at_head(self, seconds: float) -> None:
-        """Wait at the head of the line, until an attempt that went first is over, or to be woken."""
+        """Wait at the head of the queue for a number of seconds, or until the probe ends or `wake_head`."""
         self._wake_event.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake_event.wait()
 
     def wake_head(self) -> None:
-        """Have the head of the line look again whether to wait."""
+        """Make the head of the queue check again whether it has to wait."""
         self._wake_event.set()
 
     def issue_ticket(self, now: float) -> float:
-        """Give the first in line its turn, which is known by its moment."""
+        """Admit the head of the queue, and return its ticket, which is the current time."""
         gap = 1 / self.rate.per_second
+        # After an idle time the attempts before it say nothing about the limit.
         if now - self._last_activity > _IDLE_SECONDS + gap and self._trip is None:
             self.rate.start_measurement(now)
         if now - max(self._last_activity, self.open_until) > _MEMORY_SECONDS:
@@ -230,21 +258,25 @@ class Throttle:
             self._probe_ticket = now
             self._next_start = now + _PROBE_INTERVAL
         elif gap:
+            # The rate increases only while it is what delays the calls.
             if now < self._next_start + gap:
                 self.rate.increase(gap)
             self._next_start = max(self._next_start + gap, now)
         return now
 
-    # --------------------------------------------------------------------------------- what it is told
+    # ----------------------------------------------------------------------------- results of attempts
 
     def attempt_ended(self, now: float, ticket: float) -> None:
-        """An attempt is over: if it was the last that went first, the next may go, but for another pause."""
+        """Note that an attempt has ended: after the latest probe, the next one may start."""
         if self._trip is not None and ticket == self._probe_ticket:
             self._next_start = now
             self._wake_event.set()
 
     def is_current(self, ticket: float) -> bool:
-        """Whether the attempt with this turn left after the last refusal, and so tells more than that did."""
+        """Return whether the attempt with this ticket started after the last declined one ended.
+
+        Only then is its result newer information than that decline.
+        """
         return ticket >= self.declined_at
 
     def record_declined(
@@ -256,28 +288,29 @@ class Throttle:
         *,
         rate_limited: bool,
     ) -> float:
-        """The server refused an attempt, and everybody waits.
+        """Open the circuit breaker after the server declined an attempt.
 
         Args:
-            now: the time.
-            turn: the attempt's.
-            asked: the server's delay, if it gave one.
-            own: gives the delay if it didn't, or a very brief one, for the pause of this number.
-            limited: whether it was a 429.
+            now: the current time.
+            ticket: the attempt's ticket.
+            retry_after: the server's delay in seconds, if the response had one.
+            own_delay: returns the seconds of the nth pause if the server's delay is missing or very short.
+            rate_limited: whether the response was a 429.
 
         Returns:
-            the delay.
+            The delay in seconds.
         """
-        news = self.is_current(ticket)
+        is_current = self.is_current(ticket)
         delay = retry_after or 0.0
-        if news and delay < _MIN_SERVER_DELAY:
+        if is_current and delay < _MIN_SERVER_DELAY:
             delay = max(delay, own_delay(self.pause_count + 1))
         if now >= self.open_until:
             self.pause_count += 1
+        # Pauses that overlap count once.
         until = max(self.open_until, now + delay)
         self.total_pause += until - max(self.open_until, now)
         self.open_until, self.declined_at, self._last_activity = until, now, now
-        self._trip_breaker(_Trip(now, ticket, rate_limited, not retry_after), is_current=news)
+        self._trip_breaker(_Trip(now, ticket, rate_limited, not retry_after), is_current=is_current)
         return delay
 
     def _trip_breaker(self, trip: _Trip, *, is_current: bool) -> None:
@@ -285,19 +318,19 @@ class Throttle:
         if self._trip is None:
             self._trip = trip
             return
-        # Of a pause that is for maintenance as well, nobody knows how much is the limit's.
+        # If a pause is for maintenance as well, its length says nothing about the limit.
         self._trip.rate_limited &= trip.rate_limited
         self._trip.own_pause &= not is_current and trip.own_pause
 
     def record_accepted(self, now: float, ticket: float) -> None:
-        """The server took an attempt, whatever it answered."""
-        refusal, self._last_activity = self._trip, now
+        """Note that the server accepted an attempt, that is, responded and didn't decline it."""
+        trip, self._last_activity = self._trip, now
         if self.is_current(ticket):
             self.total_pause, self.pause_count = 0.0, 0
-            if refusal is not None:
-                self._close_breaker(now, refusal)
-        elif refusal is not None and ticket > refusal.ticket:
-            refusal.contradicted = True
+            if trip is not None:
+                self._close_breaker(now, trip)
+        elif trip is not None and ticket > trip.ticket:
+            trip.contradicted = True
         self.rate.count_accepted(now)
 
     def _close_breaker(self, now: float, trip: _Trip) -> None:
@@ -309,6 +342,7 @@ class Throttle:
         self._next_start = now + 1 / self.rate.per_second
 
     def _is_stray(self, trip: _Trip) -> bool:
-        # The server took what left behind the refused attempt, or asked for no pause and took the next one.
-        told = trip.contradicted or trip.own_pause
-        return trip.rate_limited and told and self.rate.stray_budget >= 0
+        # The server accepted an attempt that started after the declined one, or it requested no pause and
+        # accepted the next attempt.
+        accepts_more = trip.contradicted or trip.own_pause
+        return trip.rate_limited and accepts_more and self.rate.stray_budget >= 0

@@ -1,4 +1,4 @@
-"""One attempt on the wire: what went out, what came back, and whether it left at all."""
+"""One attempt: send the request, read the response, and decide what an error proves about the request."""
 
 from __future__ import annotations
 
@@ -26,25 +26,29 @@ from plaid_relay_async.exchange import Exchange, RequestBody, Response
 from plaid_relay_async.transport.causes import failure_cause
 from plaid_relay_async.transport.protocols import BodyWriter
 
-# Of what is zipped, half an answer can't be read, and a creation's is short.
+# Half of a compressed response can't be read, and the token in it would be lost. Responses with a token are
+# short, so compression would save nothing.
 IDENTITY_ENCODING: Final = {"Accept-Encoding": "identity"}
-# The most bytes of a response that isn't a report, which has a hundred or so.
+# The maximum size of a response that isn't a report; such a response has a few hundred bytes.
 MAX_SHORT_RESPONSE_BYTES: Final = 1024 * 1024
 
 
 @define(eq=False)
 class Attempt:
-    """What is to be sent, and how its answer is to be taken.
+    """A request to send, and the limits for its response.
 
     Attributes:
-        to: the address, as the exchange made it.
-        connect: seconds for a connection.
-        read: seconds until an answer begins, and between two pieces of it.
-        span: its time at the most; it ends both.
-        most: bytes that a success may have, unzipped. An error may have `SHORT`.
-        into: where the body goes that is wanted there; what isn't is kept in memory.
-        sending: the body, once there is one.
-        broken_off: told what is known of an attempt that is cancelled: its answer so far, if any, and why.
+        prepared_request: what `Exchange.prepare` returned.
+        body: the request's body.
+        idempotency: of the operation; it decides what a lost response means.
+        connect_timeout: seconds to get a connection.
+        read_timeout: seconds until the response begins, and between two chunks of it.
+        deadline: the deadline of the attempt, which ends both.
+        max_bytes: the maximum size of a successful response, uncompressed, in bytes. The body of an error may
+            have `MAX_SHORT_RESPONSE_BYTES`.
+        body_writer: receives the body if it accepts the response; otherwise the body is kept in memory.
+        on_interrupted: called if the attempt is cancelled, with the response so far, if any, and the error.
+        outgoing_body: the body while it is being sent.
     """
 
     prepared_request: Any = field(repr=False)
@@ -60,106 +64,112 @@ class Attempt:
 
     @property
     def in_flight(self) -> bool:
-        """Whether it has left, and its time is not up."""
+        """Whether the attempt was sent and its deadline has not passed."""
         return self.outgoing_body is not None and self.outgoing_body.sent and not self.deadline.expired
 
 
 async def send_attempt(exchange: Exchange, attempt: Attempt) -> RawResponse:
-    """Make one attempt, and give what came back of an answer.
+    """Make one attempt, and return its response, which may be incomplete: see `RawResponse.body_error`.
 
     Raises:
-        NotSentError: it never left, which is a fact.
-        OutcomeUnknownError: it left, nothing came back, and it is one that makes something.
-        ConnectionLostError: the same, and it may be repeated.
+        NotSentError: the request was certainly not sent.
+        OutcomeUnknownError: a non-idempotent request was sent, and no response arrived.
+        ConnectionLostError: an idempotent or safe request was sent, and no response arrived.
     """
     body = attempt.outgoing_body = RequestBody(
         attempt.body.reveal(), partial(attempt.deadline.start_phase, attempt.read_timeout)
     )
-    answer: RawResponse | None = None
-    whole = False
+    raw_response: RawResponse | None = None
+    complete = False
     try:
-        with attempt.deadline as span:
-            span.set_timeout(attempt.connect_timeout)
+        with attempt.deadline as deadline:
+            deadline.set_timeout(attempt.connect_timeout)
             try:
                 response = await exchange.post(attempt.prepared_request, body)
                 try:
-                    answer = RawResponse(response.status, response.headers)
-                    await _receive_body(response, answer, attempt, body)
+                    raw_response = RawResponse(response.status, response.headers)
+                    await _receive_body(response, raw_response, attempt, body)
                 except BaseException:
                     response.close()
                     raise
-                whole = True
-                return answer
+                complete = True
+                return raw_response
             finally:
-                body.raise_cancellation()  # whatever the response was
+                body.raise_cancellation()  # a cancellation that was deferred, whatever the response was
     except BaseException as error:
-        left = body.sent and not (answer is None and body.was_rejected(error))
-        problem = _error_for_caller(error, attempt.idempotency, sent=left, proxy=exchange.proxy)
-        if answer is not None and not whole:
-            answer.body_error = problem
+        sent = body.sent and not (raw_response is None and body.was_rejected(error))
+        # A rejected TLS handshake proves that the server read no request, even if bytes of it were written.
+        problem = _error_for_caller(error, attempt.idempotency, sent=sent, proxy=exchange.proxy)
+        if raw_response is not None and not complete:
+            raw_response.body_error = problem
         if not is_ordinary_error(error):
-            attempt.on_interrupted(answer, problem)
+            attempt.on_interrupted(raw_response, problem)
             raise
-    if answer is not None:
-        return answer
+    if raw_response is not None:
+        return raw_response
     try:
         raise problem
     finally:
-        del problem  # its traceback has this frame, which would keep it, and the body, in a circle
+        del problem  # its traceback has this frame, so they and the body would form a reference cycle
 
 
 class _ResponseTooLongError(Exception):
-    """Ends the reading of an answer."""
+    """Ends the reading of a response that exceeds its limit."""
 
 
-async def _receive_body(response: Response, answer: RawResponse, attempt: Attempt, body: RequestBody) -> None:
-    # No local name holds a piece: it would stand in a traceback that shows locals.
-    wanted = attempt.body_writer is not None and await attempt.body_writer.start_response(answer)
-    into = attempt.body_writer if wanted else None
-    most = (
-        attempt.max_bytes if 200 <= answer.status < 300 else min(attempt.max_bytes, MAX_SHORT_RESPONSE_BYTES)
+async def _receive_body(
+    response: Response, raw_response: RawResponse, attempt: Attempt, body: RequestBody
+) -> None:
+    # No local variable holds a bare chunk: a traceback that shows locals would contain it.
+    accepted = attempt.body_writer is not None and await attempt.body_writer.start_response(raw_response)
+    writer = attempt.body_writer if accepted else None
+    limit = (
+        attempt.max_bytes
+        if 200 <= raw_response.status < 300
+        else min(attempt.max_bytes, MAX_SHORT_RESPONSE_BYTES)
     )
-    left, content = most, response.content
+    remaining, content = limit, response.content
     while not content.at_eof():
-        whole = content.is_eof()  # then the rest is in memory
-        piece = Hidden(content.read_nowait() if whole else await body.read_next(content.readany))
-        left -= len(piece.reveal())
-        answer.body += piece.reveal()
-        if left < 0:
-            raise _ResponseTooLongError(most)
-        if into is not None:
+        buffered = content.is_eof()  # the rest is in memory, so that reading it doesn't wait
+        chunk = Hidden(content.read_nowait() if buffered else await body.read_next(content.readany))
+        remaining -= len(chunk.reveal())
+        raw_response.body += chunk.reveal()
+        if remaining < 0:
+            raise _ResponseTooLongError(limit)
+        if writer is not None:
+            # The time that the writer takes isn't the server's, so it doesn't count against the read timeout.
             attempt.deadline.set_timeout(math.inf)
-            await into.write(piece)
-            answer.keep_ends()
+            await writer.write(chunk)
+            raw_response.keep_ends()
         if content.at_eof():
             return
         attempt.deadline.set_timeout(attempt.read_timeout)
 
 
-_TOO_LONG_ADVICE = "If it is a report, let it be longer by RelayClient(max_response_bytes=...)."
+_TOO_LONG_ADVICE = "If it is a report, raise the limit with RelayClient(max_response_bytes=...)."
 
 
 def _error_for_caller(
     error: BaseException, idempotency: Idempotency, *, sent: bool, proxy: str | None
 ) -> PlaidRelayError:
-    """Return what an error means for the attempt that it ended: the one place that decides it."""
+    """Return the error to raise for an error that ended an attempt; all such decisions are made here."""
     cause = failure_cause(error, proxied=proxy is not None)
     text = f"{cause.phrase} ({type(error).__name__})"
     errno = getattr(error, "errno", None)
     if not sent and type(error) is ValueError:
         return ConfigurationError(
-            "the borrowed session refuses the client's requests (ValueError): auth=, a login in .netrc or a "
+            "the borrowed session rejects the client's requests (ValueError): auth=, a login in .netrc or a "
             "default header conflicts with the client's credentials"
         )
     if not sent:
-        way = "" if proxy is None else f"; proxy: {proxy}"
+        route = "" if proxy is None else f"; proxy: {proxy}"
         advice = {} if cause.advice is None else {"advice": f"{NotSentError.advice} {cause.advice}"}
         return NotSentError(
-            f"the request never left: {text}{way}", errno=errno, shared=cause.shared, **advice
+            f"the request was not sent: {text}{route}", errno=errno, shared=cause.shared, **advice
         )
     if isinstance(error, _ResponseTooLongError):
         return ResponseDecodeError(
-            f"the answer is longer than {error.args[0]} bytes", advice=_TOO_LONG_ADVICE
+            f"the response is longer than {error.args[0]} bytes", advice=_TOO_LONG_ADVICE
         )
     if idempotency is Idempotency.NON_IDEMPOTENT:
         return OutcomeUnknownError(f"the request was sent, and {text}")

@@ -32,7 +32,7 @@ class ObservedLimiter(InProcessLimiter):
         await super().acquire(endpoint)
         self.permits += 1
 
-    def limited(self, endpoint: str, retry_after: float | None) -> None:
+    def on_rate_limited(self, endpoint: str, retry_after: float | None) -> None:
         now = asyncio.get_running_loop().time()
         self.pauses.append((now, now + (retry_after or 0.0)))
 

@@ -1,4 +1,4 @@
-"""`RelayClient`: one typed method for each of Plaid's operations, in namespaces."""
+"""`RelayClient`: a typed method for each of Plaid's operations, in namespaces."""
 
 from __future__ import annotations
 
@@ -47,46 +47,47 @@ __all__ = ["AssetReports", "Items", "Relay", "RelayClient", "Sandbox", "WebhookV
 class RelayClient:
     """A client of Plaid's credit relay.
 
-    Open it with `async with`, inside the event loop that uses it, and keep it as long as you need it: it
-    holds a pool of connections.
+    Open it with `async with`, inside the event loop that uses it, and keep it open as long as you need it: it
+    has a connection pool.
 
     Args:
-        credentials: `Credentials`, or an async callable that gives them for each attempt; without,
-            PLAID_CLIENT_ID and PLAID_SECRET.
-        environment: where to call; without, PLAID_ENV, and without that the sandbox.
-        base_url: a gateway's or the simulator's address, in place of an environment's; without, and with no
-            environment named, PLAID_BASE_URL.
-        gateway_key: sent as `Authorization: Bearer` in place of credentials.
-        credentials_in: whether credentials go in `"headers"` or in the `"body"`.
-        session: an `aiohttp.ClientSession` to borrow; it stays the caller's, with its settings and cookies.
-        timeouts: how long to wait for what.
-        retry: when and how often to repeat.
-        rate_limiter: anything with `async acquire(endpoint)`.
-        on_retry: a plain function that is called with a `Retry` before each further attempt.
-        on_late_outcome: a plain function that is called with the outcome of a single call whose task was
-            cancelled after its request had left. Reads have none. Without it, a warning is logged that names
-            the operation, the partner and the request id, and no token.
-        max_response_bytes: longer answers aren't read to their end; what can be long is a report.
-        connections: how many connections an owned pool holds at most.
+        credentials: `Credentials`, or an async callable that returns them for each attempt; the default is
+            PLAID_CLIENT_ID and PLAID_SECRET from the environment.
+        environment: the environment of Plaid; the default is PLAID_ENV, or else the sandbox.
+        base_url: the URL of a gateway or simulator, instead of an environment of Plaid; the default is
+            PLAID_BASE_URL, unless `environment` is passed.
+        gateway_key: sent as `Authorization: Bearer` instead of credentials.
+        credentials_in: whether credentials are sent in the `"headers"` or in the `"body"`.
+        session: an `aiohttp.ClientSession` to borrow, with its settings and cookies. The caller closes it.
+        timeouts: the timeouts of calls and attempts.
+        retry: the retry policy.
+        rate_limiter: an object with `async acquire(endpoint)`; see `RateLimiter`.
+        on_retry: a function, not async, that is called with a `Retry` before each retry.
+        on_late_outcome: a function, not async, that is called with the outcome of a single call whose task
+            was cancelled after its request was sent, except for safe operations. The default logs a warning
+            with the operation, the partner and the request ID, and without the token.
+        max_response_bytes: the maximum size of a report, in bytes; a longer one is an error.
+        connections: the maximum number of connections of an owned pool.
         ssl: an `ssl.SSLContext`, such as one with your own CA bundle.
-        proxy: the URL of an HTTP proxy, which may hold a user and a password; an empty string for none,
-            whatever the environment says. Loopback addresses are always called directly.
-        trust_env: whether the environment may name the proxy, by HTTPS_PROXY or ALL_PROXY, and hosts to call
-            without one, by NO_PROXY. A `.netrc` isn't read.
-        direct: use an owned pool, where it has no proxy, without aiohttp's `ClientSession`, by methods that
-            are public but not documented. By the session each call takes two fifths longer.
-        tls_buffer: bytes that asyncio sets aside for reading from each TLS connection, in place of its 256
-            KB, for the whole process and for connections that are made from then on.
+        proxy: the URL of an HTTP proxy, which may contain a user and a password; an empty string means no
+            proxy, even if the environment has one. Loopback addresses are never called through a proxy.
+        trust_env: whether to take the proxy from HTTPS_PROXY or ALL_PROXY, and hosts that are called without
+            it from NO_PROXY. A `.netrc` isn't read.
+        direct: use an owned pool without a proxy directly, without aiohttp's `ClientSession`, through methods
+            that are public but not documented. With the session each call takes 40 % longer.
+        tls_buffer: the size in bytes of asyncio's read buffer for each TLS connection, instead of 256 KB. It
+            applies to all new connections of the process.
 
     Attributes:
-        relay: share reports, and read what was shared.
-        asset_report: the reports to share.
-        sandbox: test data.
-        item: connections to a bank.
-        webhook_verification_key: the keys that webhooks are signed with.
+        relay: share reports, and read shared reports.
+        asset_report: create and read reports.
+        sandbox: create test data.
+        item: connections to banks.
+        webhook_verification_key: keys that verify webhooks.
 
     Raises:
-        ConfigurationError: an argument or a variable is missing, wrong or unsafe; it is named.
+        ConfigurationError: an argument or an environment variable is missing, invalid or unsafe; the error
+            names it.
     """
 
     def __init__(
@@ -153,20 +154,21 @@ class RelayClient:
         self.webhook_verification_key = WebhookVerificationKeys(transport)
 
     async def open(self) -> None:
-        """Open the pool inside the running loop; `async with` does it.
+        """Open the connection pool inside the running event loop; `async with` does this.
 
         Raises:
-            ClientClosedError: it was opened before.
+            ClientClosedError: the client was opened before.
             ConfigurationError: the borrowed session would send a login from `.netrc`.
         """
         await self._session.open()
 
     async def close(self) -> None:
-        """Close the pool, if it is the client's own; `async with` does it. More than once is harmless.
+        """Close the connection pool, unless it is borrowed; `async with` does this.
 
-        No call starts any more, and those that wait, such as for a rate limiter or for their next attempt,
-        fail with `ClientClosedError`. Drains that are in progress are waited for, for `Timeouts.drain` at
-        most. Other calls in flight are cut off. A cancellation is raised once the client is closed.
+        After that no call starts, and calls that wait, such as for a rate limiter or for their next attempt,
+        fail with `ClientClosedError`. This method waits for drains in progress, for at most `Timeouts.drain`.
+        Other calls in flight are aborted. A cancellation of this method is raised after the client is closed.
+        Closing a closed client does nothing.
         """
         if self._session.start_closing():
             self._transport.end_waits()
@@ -177,7 +179,7 @@ class RelayClient:
         await self._session.close()
 
     def statistics(self) -> Statistics:
-        """Give what was done since the client was made, and where it stands, in numbers."""
+        """Return a snapshot of what the client has done since it was created, and of its current state."""
         return self._transport.statistics()
 
     async def __aenter__(self) -> Self:

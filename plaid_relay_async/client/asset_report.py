@@ -1,4 +1,4 @@
-"""`client.asset_report`: the reports to share."""
+"""`client.asset_report`: create, read and remove asset reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class AssetReports(Namespace):
-    """`client.asset_report`: the reports to share."""
+    """`client.asset_report`: create, read and remove asset reports."""
 
     @strip_traceback
     def create(
@@ -52,29 +52,32 @@ class AssetReports(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportCreateResponse]:
-        """Have a report made; called by its owner. It takes seconds to a minute, and may be shared before.
+        """Create a report; called by the lender.
+
+        Plaid generates it in seconds to a minute. It may be shared before that.
 
         https://plaid.com/docs/api/products/assets/#asset_reportcreate, `asset_report_create` in plaid-python.
 
         Args:
-            access_tokens: 1 to 99, one for each Item.
+            access_tokens: 1 to 99 access tokens, one for each Item.
             days_requested: days of history, 0 to 731; Plaid charges more for more than 61.
-            client_report_id: a name of your own.
-            webhook: an http(s) URL to which Plaid tells that the report is ready, or failed.
+            client_report_id: the lender's own identifier of the report.
+            webhook: an http(s) URL to which Plaid reports that the report is ready, or failed.
             add_ons: `AddOn.INVESTMENTS`, `AddOn.FAST_ASSETS`.
-            user: whom it is about.
-            require_all_items: False for a report of the Items that can be read, where some can't.
+            user: the person whom the report is about.
+            require_all_items: whether the report fails if one of the Items can't be read; False leaves such
+                Items out.
             include_fast_report: deprecated by Plaid; see `add_ons`.
             products: deprecated by Plaid; see `add_ons`.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
             RequestValidationError: an argument is invalid.
             InvalidRequestError: Plaid rejected the request.
-            ItemError: an Item can't be read as it is.
-            OutcomeUnknownError: there may be a report that nobody holds the token of.
-            PlaidRelayError: there is none; see the class.
+            ItemError: an Item can't be read in its current state.
+            OutcomeUnknownError: a report may exist whose token is lost.
+            PlaidRelayError: no report was created; see the class of the error.
         """
         options = AssetReportCreateOptions(
             client_report_id=client_report_id,
@@ -85,8 +88,8 @@ class AssetReports(Namespace):
             include_fast_report=include_fast_report,
             products=products,
         )
-        given = None if options == AssetReportCreateOptions() else options
-        request = AssetReportCreateRequest(access_tokens, days_requested, options=given)
+        options_or_none = None if options == AssetReportCreateOptions() else options
+        request = AssetReportCreateRequest(access_tokens, days_requested, options=options_or_none)
         return self._transport.call(codec.ASSET_REPORT_CREATE, request, timeout=timeout, retry=retry)
 
     @strip_traceback
@@ -101,24 +104,25 @@ class AssetReports(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportGetResponse]:
-        """Read a report of one's own; called by its owner.
+        """Read a report; called by the lender.
 
         https://plaid.com/docs/api/products/assets/#asset_reportget, `asset_report_get` in plaid-python.
 
         Args:
-            asset_report_token: as `create` gave it.
-            user_token: in its place, for the latest report of a user.
-            include_insights: with categories, merchants, and what Plaid makes of it all.
-            fast_report: the fast version, of a report made with `AddOn.FAST_ASSETS`: balances and owners.
-            days_to_include: the last days of it alone, 0 to 731.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            asset_report_token: the report's token from `create`.
+            user_token: the token of a user, instead of a report's, for the user's latest report.
+            include_insights: whether the report has categories, merchants and Plaid's insights.
+            fast_report: whether to read the fast version of a report created with `AddOn.FAST_ASSETS`, which
+                has balances and owners.
+            days_to_include: the number of most recent days to include, 0 to 731.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
             ReportNotReadyError: the report is still being generated; see `wait_until_ready`.
-            AssetReportError: it couldn't be generated; see `causes`.
-            ResponseDecodeError: the response isn't what Plaid specifies; its `body` has the bytes.
-            PlaidRelayError: see the class.
+            AssetReportError: the report couldn't be generated; see `causes`.
+            ResponseDecodeError: the response isn't what Plaid specifies; the error's `body` has the bytes.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = AssetReportGetRequest(
             asset_report_token,
@@ -140,24 +144,26 @@ class AssetReports(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportGetResponse]:
-        """Read a report of one's own, as soon as it is generated; called by its owner.
+        """Wait until a report is generated, and read it; called by the lender.
 
-        It asks after 1, 3, 6 and 10 seconds and every 5 seconds from then on, which is within the 15
-        requests a minute that Plaid allows for a report. See `get` for the page and the name.
+        It polls after 1, 3, 6 and 10 seconds, and then every 5 seconds, within Plaid's limit of 15 requests a
+        minute for one report. See `get` for Plaid's page and the name in plaid-python.
 
         Args:
-            asset_report_token: as `create` gave it.
-            include_insights: with categories, merchants, and what Plaid makes of it all.
-            fast_report: the fast version, of a report made with `AddOn.FAST_ASSETS`: balances and owners.
-            days_to_include: the last days of it alone, 0 to 731.
-            timeout: seconds for all of it, in place of the client's `Timeouts.total`.
-            retry: in place of the client's policy; `attempts` bounds how many requests may fail in a row.
+            asset_report_token: the report's token from `create`.
+            include_insights: whether the report has categories, merchants and Plaid's insights.
+            fast_report: whether to read the fast version of a report created with `AddOn.FAST_ASSETS`, which
+                has balances and owners.
+            days_to_include: the number of most recent days to include, 0 to 731.
+            timeout: seconds for all requests; the default is the client's `Timeouts.total`.
+            retry: the retry policy, whose `attempts` limits the consecutive failed requests; the default is
+                the client's.
 
         Raises:
-            ReportNotReadyError: there is no time to ask again, and the report is still being generated.
-            AssetReportError: it couldn't be generated, and waiting won't mend that; see `causes`.
-            ResponseDecodeError: the response isn't what Plaid specifies; its `body` has the bytes.
-            PlaidRelayError: see the class.
+            ReportNotReadyError: the report is still being generated, and no time is left to poll again.
+            AssetReportError: the report couldn't be generated; see `causes`.
+            ResponseDecodeError: the response isn't what Plaid specifies; the error's `body` has the bytes.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = AssetReportGetRequest(
             asset_report_token,
@@ -178,21 +184,21 @@ class AssetReports(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[PdfResponse]:
-        """Read a report of one's own, as a PDF; called by its owner. Plaid charges for each.
+        """Read a report as a PDF; called by the lender. Plaid charges for each read.
 
         https://plaid.com/docs/api/products/assets/#asset_reportpdfget, `asset_report_pdf_get` in
         plaid-python.
 
         Args:
-            asset_report_token: as `create` gave it.
-            days_to_include: the last days of it alone, 0 to 731.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            asset_report_token: the report's token from `create`.
+            days_to_include: the number of most recent days to include, 0 to 731.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
             ReportNotReadyError: the report is still being generated.
-            ResponseDecodeError: the answer isn't a PDF, or not a whole one.
-            PlaidRelayError: see the class.
+            ResponseDecodeError: the response isn't a complete PDF.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = AssetReportPdfGetRequest(asset_report_token, options=_days_option(days_to_include))
         return self._transport.call(codec.ASSET_REPORT_PDF_GET, request, timeout=timeout, retry=retry)
@@ -207,25 +213,25 @@ class AssetReports(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[PdfFile]:
-        """Save a report of one's own as a PDF, written as it arrives; called by its owner.
+        """Save a report as a PDF, written as it arrives; called by the lender.
 
-        The file is there as a whole or not at all, and nobody else may read it (mode 0600). See `get_pdf`
-        for the page and the name.
+        The file is created completely or not at all, with mode 0600. See `get_pdf` for Plaid's page and the
+        name in plaid-python.
 
         Args:
-            asset_report_token: as `create` gave it.
-            path: the file to make; there must be none of that name.
-            days_to_include: the last days of it alone, 0 to 731.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            asset_report_token: the report's token from `create`.
+            path: the file to create; it must not exist.
+            days_to_include: the number of most recent days to include, 0 to 731.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            ConfigurationError: the path names no file.
-            FileExistsError: there is such a file; nothing was sent, unless it has come meanwhile.
+            ConfigurationError: the path can't name a file.
+            FileExistsError: the file exists; nothing was sent, unless it was created during the download.
             OSError: the file can't be written.
             ReportNotReadyError: the report is still being generated.
-            ResponseDecodeError: the answer isn't a PDF, or not a whole one.
-            PlaidRelayError: see the class.
+            ResponseDecodeError: the response isn't a complete PDF.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = AssetReportPdfGetRequest(asset_report_token, options=_days_option(days_to_include))
         return download_to_file(
@@ -249,27 +255,30 @@ class AssetReports(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportRefreshResponse]:
-        """Have a report made anew, with recent data, as another report; called by its owner.
+        """Create a new report with recent data from an existing one; called by the lender.
 
         https://plaid.com/docs/api/products/assets/#asset_reportrefresh, `asset_report_refresh` in
-        plaid-python. Plaid charges for it as for a new report, and so it is repeated as carefully.
+        plaid-python. Plaid charges for it as for a new report, so it is repeated only if no attempt can have
+        been executed.
 
         Args:
-            asset_report_token: the old report's.
-            days_requested: days of history, 0 to 731; those of the old report unless told otherwise.
-            client_report_id: a name of your own; the old report's unless told otherwise.
-            webhook: an http(s) URL; the old report's unless told otherwise.
-            user: whom it is about; as told for the old report unless told otherwise.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            asset_report_token: the existing report's token.
+            days_requested: days of history, 0 to 731; the default is that of the existing report.
+            client_report_id: the lender's own identifier; the default is that of the existing report.
+            webhook: an http(s) URL; the default is that of the existing report.
+            user: the person whom the report is about; the default is that of the existing report.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            OutcomeUnknownError: there may be a report that nobody holds the token of.
-            PlaidRelayError: there is none; see the class.
+            OutcomeUnknownError: a report may exist whose token is lost.
+            PlaidRelayError: no report was created; see the class of the error.
         """
         options = AssetReportRefreshOptions(client_report_id=client_report_id, webhook=webhook, user=user)
-        given = None if options == AssetReportRefreshOptions() else options
-        request = AssetReportRefreshRequest(asset_report_token, days_requested=days_requested, options=given)
+        options_or_none = None if options == AssetReportRefreshOptions() else options
+        request = AssetReportRefreshRequest(
+            asset_report_token, days_requested=days_requested, options=options_or_none
+        )
         return self._transport.call(codec.ASSET_REPORT_REFRESH, request, timeout=timeout, retry=retry)
 
     @strip_traceback
@@ -281,19 +290,19 @@ class AssetReports(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportFilterResponse]:
-        """Have a report copied without some accounts, as another report; called by its owner.
+        """Create a copy of a report without some accounts; called by the lender.
 
         https://plaid.com/docs/api/products/assets/#asset_reportfilter, `asset_report_filter` in plaid-python.
 
         Args:
-            asset_report_token: the whole report's.
+            asset_report_token: the token of the report to copy.
             account_ids_to_exclude: at least one `account_id` of that report.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            OutcomeUnknownError: there may be a report that nobody holds the token of.
-            PlaidRelayError: there is none; see the class.
+            OutcomeUnknownError: a report may exist whose token is lost.
+            PlaidRelayError: no report was created; see the class of the error.
         """
         request = AssetReportFilterRequest(asset_report_token, account_ids_to_exclude)
         return self._transport.call(codec.ASSET_REPORT_FILTER, request, timeout=timeout, retry=retry)
@@ -302,21 +311,21 @@ class AssetReports(Namespace):
     def remove(
         self, asset_report_token: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
     ) -> Call[AssetReportRemoveResponse]:
-        """Take a report's token back; called by its owner.
+        """Remove a report and its token; called by the lender.
 
-        What becomes of relay tokens that were made of it isn't published.
+        Plaid doesn't publish what happens to relay tokens of the report.
 
         https://plaid.com/docs/api/products/assets/#asset_reportremove, `asset_report_remove` in plaid-python.
-        If an attempt got no answer and the next was told that there is no such token, the answer says
+        If the response to an attempt was lost and the next attempt finds no such token, the response has
         `removed=True, inferred=True`.
 
         Args:
-            asset_report_token: as `create` gave it.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            asset_report_token: the report's token from `create`.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            PlaidRelayError: see the class.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = AssetReportRemoveRequest(asset_report_token)
         return self._transport.call(codec.ASSET_REPORT_REMOVE, request, timeout=timeout, retry=retry)

@@ -1,4 +1,4 @@
-"""PDFs into files, as they arrive: whole or not at all, and for their owner's eyes alone."""
+"""Save PDFs to files as they arrive: completely or not at all, and with mode 0600."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from plaid_relay_async.models import PdfResponse
     from plaid_relay_async.transport import Transport
 
-# What says that a file system has no links: exFAT, and some that are mounted from elsewhere.
+# The errors of file systems without hard links, such as exFAT and some network file systems.
 _NO_HARD_LINK_ERRORS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 class PartFile:
-    """A file under way, beside the one that it will be. Its methods may be called from several threads.
+    """A file that is being written under a temporary name, in the folder of its final name. Thread-safe.
 
     Args:
-        path: where it will be.
-        link: gives a file a second name, which must be free.
+        path: the final path.
+        link: creates a hard link, as `os.link` does.
     """
 
     def __init__(self, path: Path, *, link: Callable[[Path, Path], object] = os.link) -> None:
@@ -47,26 +47,26 @@ class PartFile:
         self._discarded = False
 
     def open(self) -> None:
-        """Make the file.
+        """Create the file under its temporary name.
 
         Raises:
-            FileExistsError: there is one already under the name that it will have.
-            OSError: it can't be made.
+            FileExistsError: the final name exists.
+            OSError: the file can't be created.
         """
         with self._lock:
             if self._discarded:
                 return
             with contextlib.suppress(FileNotFoundError):
-                self._path.lstat()  # raises also where no file can have that name
-                raise FileExistsError(errno.EEXIST, "is there already", str(self._path))
-            # Path.open takes no opener, and the file must be private from its first moment.
+                self._path.lstat()  # raises also if no file can have that name
+                raise FileExistsError(errno.EEXIST, "already exists", str(self._path))
+            # Path.open takes no opener, and the file must have mode 0600 from the start.
             self._file = open(self._part, "xb", buffering=0, opener=_open_owner_only)  # noqa: SIM115
 
     def restart(self) -> None:
-        """Forget what was written.
+        """Truncate the file, to write it again from the start.
 
         Raises:
-            OSError: that can't be done.
+            OSError: it can't be truncated.
         """
         with self._lock:
             self.size = 0
@@ -74,29 +74,29 @@ class PartFile:
                 self._file.truncate(self._file.seek(0))
 
     def write(self, chunk: Hidden[bytes]) -> None:
-        """Write the next piece.
+        """Write the next chunk.
 
         Raises:
             OSError: it can't be written.
         """
         with self._lock:
-            left = memoryview(chunk.reveal())
-            self.size += len(left)
-            while left and self._file is not None:
-                left = left[self._file.write(left) :]
+            remaining = memoryview(chunk.reveal())
+            self.size += len(remaining)
+            while remaining and self._file is not None:
+                remaining = remaining[self._file.write(remaining) :]
 
     def publish(self) -> None:
-        """Give the file its name.
+        """Close the file and give it its final name.
 
         Raises:
-            FileExistsError: another has got that name meanwhile.
-            OSError: that can't be done, or the file couldn't be written to its end.
+            FileExistsError: another file with that name was created in the meantime.
+            OSError: the file can't be closed, which may report an earlier write error, or can't be renamed.
         """
         with self._lock:
             if self._file is None or self._discarded:
                 return
             self._file.close()
-            # A link, unlike a renaming, never takes the place of another file.
+            # Creating a link, unlike renaming, never replaces another file.
             try:
                 self._link(self._part, self._path)
             except OSError as error:
@@ -113,7 +113,7 @@ class PartFile:
             raise
 
     def discard(self) -> None:
-        """Close the file, and take away what isn't published."""
+        """Close the file, and delete its temporary name. A published file stays."""
         with self._lock:
             self._discarded = True
             if self._file is not None:
@@ -127,9 +127,9 @@ def _open_owner_only(path: str, flags: int) -> int:
 
 
 class _PartFileWriter:
-    """Writes a body into a part file, each piece in a thread.
+    """Writes a body to a part file, each chunk in a thread.
 
-    What prevents that is no trouble with Plaid: it is kept until `publish`.
+    An error of the file system says nothing about the attempt, so it is kept until `publish` raises it.
     """
 
     def __init__(self, part: PartFile) -> None:
@@ -145,41 +145,41 @@ class _PartFileWriter:
     async def write(self, chunk: Hidden[bytes]) -> None:
         await self._run_unless_failed(lambda: self._part.write(chunk))
 
-    async def _run_unless_failed(self, act: Callable[[], None]) -> None:
+    async def _run_unless_failed(self, function: Callable[[], None]) -> None:
         if self._error is not None:
             return
         try:
-            await _run_in_thread(act)
+            await _run_in_thread(function)
         except OSError as error:
             self._error = error
 
     async def publish(self) -> None:
-        trouble, self._error = self._error, None  # or its traceback would keep all of this alive
-        if trouble is not None:
-            raise trouble
+        error, self._error = self._error, None  # its traceback would keep this object alive
+        if error is not None:
+            raise error
         await _run_in_thread(self._part.publish)
 
 
-def _run_in_thread(act: Callable[[], None]) -> Awaitable[None]:
-    # Once begun it ends, also where its waiter is cancelled; so nothing is left behind. What it raises then
-    # is nobody's business any more.
-    ending = asyncio.ensure_future(asyncio.to_thread(act))
-    ending.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    return asyncio.shield(ending)
+def _run_in_thread(function: Callable[[], None]) -> Awaitable[None]:
+    # The function runs to its end even if the waiting task is cancelled, so no file is left behind. An error
+    # that it raises after that is retrieved and dropped.
+    future = asyncio.ensure_future(asyncio.to_thread(function))
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return asyncio.shield(future)
 
 
 def checked_file_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path.
+    """Return the path of a file.
 
     Raises:
-        ConfigurationError: no file can have that name.
+        ConfigurationError: no file can have that path.
     """
     try:
-        whole = Path(path)
-        usable = bool(whole.name) and b"\0" not in os.fsencode(whole)
+        file_path = Path(path)
+        is_valid = bool(file_path.name) and b"\0" not in os.fsencode(file_path)
     except (TypeError, UnicodeEncodeError):
-        usable = False
-    if not usable:
+        is_valid = False
+    if not is_valid:
         raise ConfigurationError("path must name a file, without characters that a file name can't contain")
     return Path(path)
 
@@ -193,13 +193,19 @@ async def download_to_file(
     timeout: float | None,  # noqa: ASYNC109  # a deadline over attempts, not around an await
     retry: RetryPolicy | None,
 ) -> PdfFile:
-    """Make the call and have its PDF written to the path as it arrives."""
+    """Make a call, and write its PDF to a new file as it arrives.
+
+    Raises:
+        FileExistsError: the path exists.
+        OSError: the file can't be written.
+        PlaidRelayError: the call failed.
+    """
     part = PartFile(path)
-    sink = _PartFileWriter(part)
+    writer = _PartFileWriter(part)
     try:
         await _run_in_thread(part.open)
-        pdf = await transport.call(endpoint, request, timeout=timeout, retry=retry, body_writer=sink)
-        await sink.publish()
+        pdf = await transport.call(endpoint, request, timeout=timeout, retry=retry, body_writer=writer)
+        await writer.publish()
     finally:
         with shield_from_anyio():
             await _run_in_thread(part.discard)

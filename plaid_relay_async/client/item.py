@@ -1,4 +1,4 @@
-"""`client.item`: connections to a bank."""
+"""`client.item`: connections to banks."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 
 class Items(Namespace):
-    """`client.item`: connections to a bank."""
+    """`client.item`: connections to banks."""
 
     @strip_traceback
     def exchange_public_token(
         self, public_token: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
     ) -> Call[ItemPublicTokenExchangeResponse]:
-        """Turn a public token, which lives 30 minutes, into an access token; called by its owner.
+        """Exchange a public token, which is valid for 30 minutes, for an access token; called by the lender.
 
         https://plaid.com/docs/api/items/#itempublic_tokenexchange, `item_public_token_exchange` in
         plaid-python.
 
         Args:
-            public_token: as Link or `client.sandbox.create_public_token` gave it.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            public_token: the token from Link or `client.sandbox.create_public_token`.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            OutcomeUnknownError: it may have been exchanged.
-            PlaidRelayError: see the class.
+            OutcomeUnknownError: the token may have been exchanged.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = models.ItemPublicTokenExchangeRequest(public_token)
         return self._transport.call(codec.ITEM_PUBLIC_TOKEN_EXCHANGE, request, timeout=timeout, retry=retry)
@@ -47,20 +47,20 @@ class Items(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[ItemRemoveResponse]:
-        """Take an Item's access token back; called by its owner. Reports that were made of it stay.
+        """Remove an Item and its access token; called by the lender. Existing reports stay.
 
-        https://plaid.com/docs/api/items/#itemremove, `item_remove` in plaid-python. If an attempt got no
-        answer and the next was told that there is no such Item, the answer says `inferred=True`.
+        https://plaid.com/docs/api/items/#itemremove, `item_remove` in plaid-python. If the response to an
+        attempt was lost and the next attempt finds no such Item, the response has `inferred=True`.
 
         Args:
-            access_token: the Item's.
-            reason_code: why, such as `ItemRemoveReason.FRAUD_OTHER`.
-            reason_note: why, in words, at most 512 characters.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            access_token: the Item's access token.
+            reason_code: the reason, such as `ItemRemoveReason.FRAUD_OTHER`.
+            reason_note: the reason as text, at most 512 characters.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            PlaidRelayError: see the class.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = models.ItemRemoveRequest(access_token, reason_code=reason_code, reason_note=reason_note)
         return self._transport.call(codec.ITEM_REMOVE, request, timeout=timeout, retry=retry)

@@ -1,4 +1,4 @@
-"""Outcomes that are known only after the task of their call was cancelled."""
+"""Late outcomes: outcomes of calls whose task was cancelled while a request was in flight."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class LateOutcomes:
     """The recipient of late outcomes: the caller's function or, without one, the log.
 
     Raises:
-        ConfigurationError: it isn't a plain function.
+        ConfigurationError: the callback is not callable, or is async.
     """
 
     def __init__(self, callback: Callable[[LateOutcome], object] | None) -> None:
-        is_plain = callable(callback) and not inspect.iscoroutinefunction(callback)
-        if callback is not None and not is_plain:
+        is_function = callable(callback) and not inspect.iscoroutinefunction(callback)
+        if callback is not None and not is_function:
             raise ConfigurationError("on_late_outcome must be a plain function, not an async one")
         self._callback = callback
 
@@ -48,21 +48,21 @@ class LateOutcomes:
         attempts: int,
         elapsed: float,
     ) -> None:
-        """Pass on the outcome of a call without a journal, from its response or error."""
+        """Report the outcome of a call without a journal, from its response or error."""
         operation = _OPERATIONS_BY_PATH.get(endpoint.path, _OTHER_OPERATION)
         outcome = operation.build_outcome(request, result, attempts=attempts, elapsed=elapsed)
         self.report(endpoint.path, outcome)
 
     def report(self, path: str, outcome: LateOutcome) -> None:
-        """Pass an outcome to the function, or log it."""
+        """Pass an outcome to the callback, or log it if there is none."""
         if self._callback is None:
             if not outcome.journalled:
                 _log_outcome(path, outcome, "pass RelayClient(on_late_outcome=...) to receive it")
             return
         try:
             self._callback(outcome)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the cancellation goes on
-            # By its class alone: its text may hold a token.
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the call's cancellation is raised next
+            # Only the class of the error: its text may contain a token.
             _log_outcome(path, outcome, f"on_late_outcome raised {type(error).__name__}")
 
 

@@ -1,4 +1,4 @@
-"""What the client's namespaces share."""
+"""The base class of the client's namespaces, and the type of their calls."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The methods of the namespaces are plain functions that give a coroutine: the frame that holds a token as an
-# argument has returned by the time that anything can go wrong on the wire, so that no traceback shows it.
+# The methods of the namespaces are plain functions that return a coroutine. The frame with a token among its
+# arguments has returned before the request is sent, so no traceback of a failed request contains it.
 Call: TypeAlias = Coroutine[Any, Any, T]
 
 
 class Namespace:
-    """A namespace: methods that make a request and hand it to the transport."""
+    """A namespace of operations: methods that create a request record and pass it to the transport."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport

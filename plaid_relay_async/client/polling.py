@@ -1,7 +1,7 @@
-"""Waiting for a report, within what Plaid allows: 15 requests a minute for one report.
+"""Polling for a report, within Plaid's limit of 15 requests a minute for one report.
 
-See https://plaid.com/docs/errors/rate-limit-exceeded/; whether a relayed report has the same limit isn't
-published, and it is treated as if it had.
+See https://plaid.com/docs/errors/rate-limit-exceeded/. Plaid doesn't publish a limit for shared reports, so
+the same limit is assumed.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-_MIN_TIMEOUT = 0.001  # seconds: a call wants some time
+_MIN_TIMEOUT = 0.001  # seconds: the timeout of a call must be above 0
 
 
 def poll_intervals() -> Iterator[float]:
-    """Give the seconds between one request and the next: most reports are ready within the first few."""
+    """Return the seconds between requests: few at first, because most reports are ready soon."""
     return itertools.chain((1.0, 2.0, 3.0, 4.0), itertools.repeat(5.0))
 
 
@@ -47,20 +47,20 @@ async def poll(
     clock: Callable[[], float],
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> R:
-    """Ask until there is a report.
+    """Send requests until one returns the report.
 
     Args:
-        ask: makes one attempt, within as many seconds as it is given.
-        seconds: for all of it.
-        patience: how many attempts may come to nothing, one after the other, before that is an error.
-        max_pause: the longest delay, in seconds, that the server may ask for, as in `RetryPolicy`.
-        clock: the time in seconds, which only grows.
-        sleep: waits for so many seconds.
+        send_request: sends one request, with a timeout in seconds.
+        seconds: the timeout for all requests and the time between them.
+        max_failures: the number of consecutive failed requests after which the last error is raised.
+        max_pause: the longest delay of the server that is waited for, in seconds, as in `RetryPolicy`.
+        clock: returns a monotonic time in seconds.
+        sleep: waits for a number of seconds.
 
     Raises:
-        ReportNotReadyError: there is no time to ask again, and the report is still being generated.
-        RateLimitError: the server asks for a longer pause than `max_pause`.
-        PlaidRelayError: it can't be had.
+        ReportNotReadyError: the report is still being generated, and there is no time for another request.
+        RateLimitError: the server requests a longer pause than `max_pause`.
+        PlaidRelayError: the report can't be read.
     """
     deadline = clock() + seconds
     attempts, failures, sent, waits = 0, 0, False, poll_intervals()
@@ -68,21 +68,22 @@ async def poll(
         try:
             return await send_request(max(deadline - clock(), _MIN_TIMEOUT))
         except PlaidRelayError as error:
-            last = error
-        attempts = last.attempts = attempts + last.attempts
-        sent = last.sent = sent or last.sent is True
-        failures = 0 if isinstance(last, ReportNotReadyError) else failures + 1
-        delay = getattr(last, "retry_after", None) or 0.0
+            failure = error
+        # The error that is raised in the end counts the attempts of all requests.
+        attempts = failure.attempts = attempts + failure.attempts
+        sent = failure.sent = sent or failure.sent is True
+        failures = 0 if isinstance(failure, ReportNotReadyError) else failures + 1
+        delay = getattr(failure, "retry_after", None) or 0.0
         wait = max(next(waits), delay)
-        too_long = delay > max_pause or getattr(last, "exceeds_max_pause", False)
-        if too_long or failures >= max_failures or not _can_poll_again(last) or clock() + wait >= deadline:
-            raise last
+        too_long = delay > max_pause or getattr(failure, "exceeds_max_pause", False)
+        if too_long or failures >= max_failures or not _can_poll_again(failure) or clock() + wait >= deadline:
+            raise failure
         await sleep(wait)
 
 
 def _can_poll_again(error: PlaidRelayError) -> bool:
-    passing = isinstance(error, NotSentError | ReportNotReadyError)
-    return passing or certainty_of(error) in {Certainty.DECLINED, Certainty.IN_DOUBT}
+    is_transient = isinstance(error, NotSentError | ReportNotReadyError)
+    return is_transient or certainty_of(error) in {Certainty.DECLINED, Certainty.IN_DOUBT}
 
 
 async def poll_until_ready(
@@ -93,16 +94,18 @@ async def poll_until_ready(
     timeout: float | None,  # noqa: ASYNC109  # a deadline over attempts, not around an await
     retry: RetryPolicy | None,
 ) -> R:
-    """Poll for the report, with every attempt at its own time, those after a failure too."""
+    """Poll for a report, each time by a call with one attempt, so that retries keep Plaid's limit as well."""
     seconds, policy = transport.resolve_settings(timeout, retry)
-    once = evolve(policy, attempts=1)
+    single_attempt = evolve(policy, attempts=1)
 
-    def ask(left: float) -> Awaitable[R]:
-        return transport.call(endpoint, request, timeout=left if seconds else None, retry=once)
+    def send_request(timeout_left: float) -> Awaitable[R]:
+        return transport.call(
+            endpoint, request, timeout=timeout_left if seconds else None, retry=single_attempt
+        )
 
     clock = asyncio.get_running_loop().time
     return await poll(
-        ask,
+        send_request,
         seconds=seconds or math.inf,
         max_failures=policy.attempts,
         max_pause=policy.max_pause,

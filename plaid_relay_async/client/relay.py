@@ -1,4 +1,4 @@
-"""`client.relay`: share reports, and read what was shared."""
+"""`client.relay`: share reports, and read shared reports."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ R = TypeVar("R")
 
 
 class Relay(Namespace):
-    """`client.relay`: share reports, and read what was shared."""
+    """`client.relay`: share reports, and read shared reports."""
 
     def __init__(self, transport: Transport, timeouts: Timeouts, late: LateOutcomes) -> None:
         super().__init__(transport)
@@ -68,42 +68,46 @@ class Relay(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[RelayCreateResponse]:
-        """Share a report with one partner; called by the report's owner.
+        """Share a report with one partner; called by the lender.
 
         https://plaid.com/docs/api/products/assets/#creditrelaycreate, `credit_relay_create` in plaid-python.
-        If the task is cancelled while the request is in flight, the response is waited for, for the client's
-        `Timeouts.drain` at most, and the outcome goes to the client's `on_late_outcome`. With a journal it is
+        If the task is cancelled while the request is in flight, the client waits for the response, for at
+        most `Timeouts.drain`, and passes the outcome to its `on_late_outcome`. With a journal the outcome is
         recorded as well: the same call again returns that token.
 
         Args:
             report_tokens: one asset report token, in a list.
-            secondary_client_id: the partner's client id at Plaid.
-            webhook: an http(s) URL to which Plaid tells that the partner fetched the report.
-            journal: returns the token that it has for the pair, or records the call. While another call is
-                in progress for the same pair, this one waits for its outcome.
-            retry_unknown: create again if the journal doesn't know whether the pair has a token; it may then
-                have two. `None` takes the journal's setting.
-            retry_failed: create again if the journal has a failure that it would return. `None` takes the
+            secondary_client_id: the partner's client ID at Plaid.
+            webhook: an http(s) URL to which Plaid reports that the partner read the report.
+            journal: a journal, which returns the token that it has recorded for the pair, or records the
+                call. While another call is in progress for the same pair, this one waits for its outcome.
+            retry_unknown: whether to create again if the journal doesn't know whether the pair has a token;
+                the pair may then have two. `None` means the journal's setting.
+            retry_failed: whether to create again if the journal has recorded a failure. `None` means the
                 journal's setting.
-            timeout: seconds for the whole call, all attempts together; waiting for others isn't counted.
-            retry: in place of the client's policy.
+            timeout: seconds for all attempts of the call, without the wait for another call of the same pair;
+                the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
+
+        Returns:
+            The relay token, to be handed to the partner.
 
         Raises:
-            ConfigurationError: `retry_unknown` or `retry_failed` is given without a journal.
+            ConfigurationError: `retry_unknown` or `retry_failed` is passed without a journal.
             RequestValidationError: an argument is invalid.
             InvalidRequestError: Plaid rejected the request.
-            OutcomeUnknownError: there may be a token that no one holds.
-            JournalError: the journal can't be read or written; nothing was sent that isn't on record.
-            PlaidRelayError: there is no token; see the class.
+            OutcomeUnknownError: a token may exist, and it is lost.
+            JournalError: the journal can't be read or written; nothing was sent that isn't recorded.
+            PlaidRelayError: no token exists; see the class of the error.
         """
         request = RelayCreateRequest(report_tokens, secondary_client_id, webhook)
         retries = {"retry_unknown": retry_unknown, "retry_failed": retry_failed}
         if journal is not None:
             settings = _single_call_settings(journal) | {"retries": retries}
-            one = self._batch(batch.CREATE, codec.RELAY_CREATE, [request], timeout, retry, **settings)
+            single = self._batch(batch.CREATE, codec.RELAY_CREATE, [request], timeout, retry, **settings)
             return self._single_response(
                 codec.RELAY_CREATE.path,
-                one,
+                single,
                 lambda made: RelayCreateResponse(made.relay_token, made.request_id),
             )
         for name, value in retries.items():
@@ -124,28 +128,31 @@ class Relay(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Batch[Created]:
-        """Create a relay token for each request, many at a time; called by the report's owner.
+        """Create a relay token for each request, concurrently; called by the lender.
 
-        Await what this gives for a `BatchResult`, or stream the outcomes as they come with `async with` and
-        `async for`. Keep a reference to it if the task may be cancelled: its `result` then has what there is.
-        After three errors of a report, without a success in between, the rest of its requests fail unsent.
+        Await the returned batch for a `BatchResult`, or stream its outcomes with `async with` and
+        `async for`. Keep a reference to it if the task may be cancelled: its `result` then has the outcomes
+        so far. After three errors of a report, without a success in between, the report's other requests fail
+        unsent.
 
         Args:
-            requests: any iterable or async iterable, read as it is needed; see `RelayCreateRequest.fan_out`.
-            concurrency: at most so many calls are under way at once, of the client's `connections`.
-            journal: serves what it has an outcome for, and has the rest written down: what is begun, before
-                it leaves, and what became of it, before anybody sees it. See `plaid_relay_async.journal`.
-            on_outcome: called with each outcome, before anybody else sees it.
-            on_progress: called with a `Progress` after each outcome.
-            allow_duplicates: create for a pair of report and partner each time that it comes. Otherwise the
-                second is a `Failed`, and some 100 bytes are kept for each request.
-            timeout: seconds for each creation, all its attempts together; pauses that Plaid asks for and
-                queueing aren't counted.
-            retry: in place of the client's policy.
+            requests: any iterable or async iterable, read on demand; see `RelayCreateRequest.fan_out`.
+            concurrency: the maximum number of concurrent calls, which share the client's `connections`.
+            journal: a journal, which returns recorded outcomes, and records the others: an intent before each
+                request is sent, and the outcome before it is delivered. See `plaid_relay_async.journal`.
+            on_outcome: a function, not async, called with each outcome before the batch delivers it.
+            on_progress: a function, not async, called with a `Progress` after each outcome.
+            allow_duplicates: whether to create a token for each request of the same pair of report and
+                partner. By default the second one is a `Failed`; to detect it takes about 100 bytes for each
+                request.
+            timeout: seconds for all attempts of one creation, without Plaid's pauses and queueing; the
+                default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            ConfigurationError: a setting can't be used, or a callback is async.
-            BatchStoppedError: in the end, if the input, the journal or a callback raised; it has the result.
+            ConfigurationError: a setting is invalid, or a callback is async.
+            BatchStoppedError: the input, the journal or a callback raised; it has the result. It is raised at
+                the end of the batch.
         """
         return self._checked_batch(
             batch.CREATE,
@@ -173,32 +180,33 @@ class Relay(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Batch[Fetched[AssetReportGetResponse]]:
-        """Read many reports that were shared with you; called by the partner, with its own credentials.
+        """Read many shared reports; called by the partner, with its own credentials.
 
-        https://plaid.com/docs/api/products/assets/#creditrelayget for each of them. It is used as
-        `create_many` is. Streamed, at most `concurrency` reports are in memory besides the one that the loop
-        has, under way or read; awaited, all of them are. No outcome is an `Unknown`: a read that is lost is a
-        `Failed`, and can be made again. A report that isn't what Plaid specifies is a `Failed` as well, whose
-        error has its bytes.
+        https://plaid.com/docs/api/products/assets/#creditrelayget for each of them. It is used like
+        `create_many`. When streamed, at most `concurrency` reports are in memory, in flight or unread, in
+        addition to the one that the loop has; when awaited, all of them are. No outcome is an `Unknown`: a
+        lost read is a `Failed`, and can be repeated. A report that can't be decoded is a `Failed` as well,
+        and its error has the bytes.
 
         Args:
-            relay_tokens: any iterable or async iterable, read as it is needed, of relay tokens or of
+            relay_tokens: any iterable or async iterable, read on demand, of relay tokens or of
                 `RelayGetRequest`.
-            include_insights: with categories and merchants; for the tokens, a request has its own.
-            concurrency: at most so many calls are under way at once, of the client's `connections`.
-            on_outcome: called with each outcome, before anybody else sees it.
-            on_progress: called with a `Progress` after each outcome.
-            allow_duplicates: read a report each time that its token comes. Otherwise the second is a
-                `Failed`, and some 100 bytes are kept for each token.
-            timeout: seconds for each report, all its attempts together; pauses that Plaid asks for and
-                queueing aren't counted.
-            retry: in place of the client's policy.
+            include_insights: whether the reports have categories and merchants; applies to tokens, as a
+                request has its own setting.
+            concurrency: the maximum number of concurrent calls, which share the client's `connections`.
+            on_outcome: a function, not async, called with each outcome before the batch delivers it.
+            on_progress: a function, not async, called with a `Progress` after each outcome.
+            allow_duplicates: whether to read the report each time that its token occurs. By default the
+                second one is a `Failed`; to detect it takes about 100 bytes for each token.
+            timeout: seconds for all attempts of one read, without Plaid's pauses and queueing; the default is
+                the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            ConfigurationError: a setting can't be used, or a callback is async.
-            RequestValidationError: `relay_tokens` is one string, or `include_insights` no flag.
-            BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
-                the result.
+            ConfigurationError: a setting is invalid, or a callback is async.
+            RequestValidationError: `relay_tokens` is a single string, or `include_insights` isn't a bool.
+            BatchStoppedError: the input or a callback raised, or a token is invalid; it has the result. It is
+                raised at the end of the batch.
         """
         return self._checked_batch(
             batch.GET,
@@ -225,25 +233,26 @@ class Relay(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Batch[Fetched[PdfResponse]]:
-        """Read many reports that were shared with you, as PDFs; called by the partner.
+        """Read many shared reports as PDFs; called by the partner.
 
-        https://plaid.com/docs/api/products/assets/#creditrelaypdfget (beta) for each of them. All else is as
-        with `get_many`, memory and errors included.
+        https://plaid.com/docs/api/products/assets/#creditrelaypdfget (beta) for each of them. The rest is the
+        same as for `get_many`, including memory and errors.
 
         Args:
             relay_tokens: any iterable or async iterable of relay tokens or of `RelayPdfGetRequest`.
-            concurrency: at most so many calls are under way at once, of the client's `connections`.
-            on_outcome: called with each outcome, before anybody else sees it.
-            on_progress: called with a `Progress` after each outcome.
-            allow_duplicates: read a report each time that its token comes.
-            timeout: seconds for each report, all its attempts together, without pauses and queueing.
-            retry: in place of the client's policy.
+            concurrency: the maximum number of concurrent calls, which share the client's `connections`.
+            on_outcome: a function, not async, called with each outcome before the batch delivers it.
+            on_progress: a function, not async, called with a `Progress` after each outcome.
+            allow_duplicates: whether to read the report each time that its token occurs.
+            timeout: seconds for all attempts of one read, without Plaid's pauses and queueing; the default is
+                the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            ConfigurationError: a setting can't be used, or a callback is async.
-            RequestValidationError: `relay_tokens` is one string.
-            BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
-                the result.
+            ConfigurationError: a setting is invalid, or a callback is async.
+            RequestValidationError: `relay_tokens` is a single string.
+            BatchStoppedError: the input or a callback raised, or a token is invalid; it has the result. It is
+                raised at the end of the batch.
         """
         return self._checked_batch(
             batch.GET_PDF,
@@ -271,30 +280,30 @@ class Relay(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Batch[Refreshed]:
-        """Have many reports made anew, with recent data; called by the partner.
+        """Refresh many shared reports with recent data; called by the partner.
 
-        https://plaid.com/docs/api/products/assets/#creditrelayrefresh for each of them. It is used as
-        `create_many` is. Each call makes a new report, so one whose answer is lost is an `Unknown`.
+        https://plaid.com/docs/api/products/assets/#creditrelayrefresh for each of them. It is used like
+        `create_many`. Each call creates a new report, so one whose response is lost is an `Unknown`.
 
         Args:
-            relay_tokens: any iterable or async iterable, read as it is needed, of relay tokens or of
+            relay_tokens: any iterable or async iterable, read on demand, of relay tokens or of
                 `RelayRefreshRequest`.
-            webhook: an http(s) URL to which Plaid tells that a new report is ready; for the tokens, a request
-                has its own.
-            concurrency: at most so many calls are under way at once, of the client's `connections`.
-            on_outcome: called with each outcome, before anybody else sees it.
-            on_progress: called with a `Progress` after each outcome.
-            allow_duplicates: make a new report each time that a token comes. Otherwise the second is a
-                `Failed`, and some 100 bytes are kept for each token.
-            timeout: seconds for each call, all its attempts together; pauses that Plaid asks for and queueing
-                aren't counted.
-            retry: in place of the client's policy.
+            webhook: an http(s) URL to which Plaid reports that a new report is ready; applies to tokens, as a
+                request has its own URL.
+            concurrency: the maximum number of concurrent calls, which share the client's `connections`.
+            on_outcome: a function, not async, called with each outcome before the batch delivers it.
+            on_progress: a function, not async, called with a `Progress` after each outcome.
+            allow_duplicates: whether to create a new report each time that a token occurs. By default the
+                second one is a `Failed`; to detect it takes about 100 bytes for each token.
+            timeout: seconds for all attempts of one refresh, without Plaid's pauses and queueing; the default
+                is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            ConfigurationError: a setting can't be used, or a callback is async.
-            RequestValidationError: `relay_tokens` is one string, or `webhook` can't pass.
-            BatchStoppedError: in the end, if the input or a callback raised, or a token can't pass; it has
-                the result.
+            ConfigurationError: a setting is invalid, or a callback is async.
+            RequestValidationError: `relay_tokens` is a single string, or `webhook` is invalid.
+            BatchStoppedError: the input or a callback raised, or a token is invalid; it has the result. It is
+                raised at the end of the batch.
         """
         return self._checked_batch(
             batch.REFRESH,
@@ -322,30 +331,30 @@ class Relay(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Batch[Removed]:
-        """Take many relay tokens back; called by the reports' owner.
+        """Revoke many relay tokens; called by the lender.
 
-        https://plaid.com/docs/api/products/assets/#creditrelayremove for each of them. It is used as
-        `create_many` is. A removal is repeated when its answer is lost. If that doesn't help, it is an
+        https://plaid.com/docs/api/products/assets/#creditrelayremove for each of them. It is used like
+        `create_many`. A removal is repeated if its response is lost. If all attempts are lost it is an
         `Unknown`, and it is safe to remove the token again.
 
         Args:
-            relay_tokens: any iterable or async iterable, read as it is needed, of relay tokens or of
+            relay_tokens: any iterable or async iterable, read on demand, of relay tokens or of
                 `RelayRemoveRequest`.
-            concurrency: at most so many calls are under way at once, of the client's `connections`.
-            journal: has it written down of the tokens that it knows: what is begun, and what is removed.
-            on_outcome: called with each outcome, before anybody else sees it.
-            on_progress: called with a `Progress` after each outcome.
-            allow_duplicates: remove a token each time that it comes. Otherwise the second is a `Failed`, and
-                some 100 bytes are kept for each token.
-            timeout: seconds for each removal, all its attempts together; pauses that Plaid asks for and
-                queueing aren't counted.
-            retry: in place of the client's policy.
+            concurrency: the maximum number of concurrent calls, which share the client's `connections`.
+            journal: a journal, which records the removal of tokens that it knows: the intent and the outcome.
+            on_outcome: a function, not async, called with each outcome before the batch delivers it.
+            on_progress: a function, not async, called with a `Progress` after each outcome.
+            allow_duplicates: whether to remove a token each time that it occurs. By default the second one is
+                a `Failed`; to detect it takes about 100 bytes for each token.
+            timeout: seconds for all attempts of one removal, without Plaid's pauses and queueing; the default
+                is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            ConfigurationError: a setting can't be used, or a callback is async.
-            RequestValidationError: `relay_tokens` is one string.
-            BatchStoppedError: in the end, if the input, the journal or a callback raised, or a token can't
-                pass; it has the result.
+            ConfigurationError: a setting is invalid, or a callback is async.
+            RequestValidationError: `relay_tokens` is a single string.
+            BatchStoppedError: the input, the journal or a callback raised, or a token is invalid; it has the
+                result. It is raised at the end of the batch.
         """
         return self._checked_batch(
             batch.REMOVE,
@@ -372,14 +381,15 @@ class Relay(Namespace):
         retry: RetryPolicy | None,
         **settings: Any,
     ) -> Batch[Any]:
-        """Make a batch of calls, once its settings have passed; `make` turns a relay token into a request."""
+        """Check the settings, and return a batch of calls; `make` returns the request for a relay token."""
         check_count("concurrency", settings["concurrency"])
         self._transport.resolve_settings(timeout, retry)
         callbacks = (settings["on_outcome"], settings["on_progress"])
         if any(map(inspect.iscoroutinefunction, callbacks)):
             raise ConfigurationError("on_outcome and on_progress must be plain functions, not async ones")
         if make is not None:
-            make("checked-when-met")  # what goes with each token had better be wrong at once
+            # Check the arguments that apply to each token now, and not when the first token is read.
+            make("placeholder-token")
 
         return self._batch(operation, endpoint, requests, timeout, retry, request_from_token=make, **settings)
 
@@ -394,34 +404,35 @@ class Relay(Namespace):
         retries: dict[str, bool | None] | None = None,
         **settings: Any,
     ) -> Batch[Any]:
-        def call(request: object, permit: AttemptGate) -> Call[Any]:
-            return self._transport.call(endpoint, request, timeout=timeout, retry=retry, gate=permit)
+        def call(request: object, gate: AttemptGate) -> Call[Any]:
+            return self._transport.call(endpoint, request, timeout=timeout, retry=retry, gate=gate)
 
         total, _ = self._transport.resolve_settings(timeout, retry)
         host, former_host = self._transport.host, self._transport.host_as_typed
         client_id = partial(self._transport.client_id, total)
-        caller = CallContext(host, client_id, total, former_host, **(retries or {}))
+        context = CallContext(host, client_id, total, former_host, **(retries or {}))
         drains = self._transport.drains
         return Batch(
-            operation, requests, call, context=caller, drain_timeout=self._drain, drains=drains, **settings
+            operation, requests, call, context=context, drain_timeout=self._drain, drains=drains, **settings
         )
 
-    async def _single_response(self, path: str, single: Batch[Any], response: Callable[[Any], R]) -> R:
-        """Make one call with a journal: a batch of one, which fails where a longer one would wait."""
-        trouble = None
+    async def _single_response(self, path: str, single: Batch[Any], to_response: Callable[[Any], R]) -> R:
+        """Run a batch of one call, and return its response; it isn't bulk, so pauses count."""
+        cause = None
         try:
             result = await single
         except BatchStoppedError as stopped:
-            result, trouble = stopped.result, stopped.__cause__
+            result, cause = stopped.result, stopped.__cause__
         except asyncio.CancelledError:
+            # The drain of the batch has ended, so its outcome is known, but no caller receives it.
             for outcome in [*single.result.succeeded, *single.result.failed, *single.result.unknown]:
                 self._late.report(path, outcome)
             raise
         # The caller receives the outcome even if the journal can't record it.
         if result.succeeded:
-            return response(result.succeeded[0])
-        bad: list[Failed | Unknown] = [*result.failed, *result.unknown]
-        raise bad[0].error if bad or trouble is None else trouble
+            return to_response(result.succeeded[0])
+        failures: list[Failed | Unknown] = [*result.failed, *result.unknown]
+        raise failures[0].error if failures or cause is None else cause
 
     @strip_traceback
     def get(
@@ -432,21 +443,21 @@ class Relay(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportGetResponse]:
-        """Read a report that was shared with you; called by the partner, with its own credentials.
+        """Read a shared report; called by the partner, with its own credentials.
 
         https://plaid.com/docs/api/products/assets/#creditrelayget, `credit_relay_get` in plaid-python.
 
         Args:
-            relay_token: as the owner handed it over.
-            include_insights: with categories, merchants, and what Plaid makes of it all.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            relay_token: the relay token from the lender.
+            include_insights: whether the report has categories, merchants and Plaid's insights.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
             ReportNotReadyError: the report is still being generated; see `wait_until_ready`.
-            AssetReportError: it couldn't be generated.
-            ResponseDecodeError: the response isn't what Plaid specifies; its `body` has the bytes.
-            PlaidRelayError: see the class.
+            AssetReportError: the report couldn't be generated.
+            ResponseDecodeError: the response isn't what Plaid specifies; the error's `body` has the bytes.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = RelayGetRequest(relay_token, include_insights=include_insights)
         return self._transport.call(codec.RELAY_GET, request, timeout=timeout, retry=retry)
@@ -460,22 +471,23 @@ class Relay(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportGetResponse]:
-        """Read a report that was shared with you, as soon as it is generated; called by the partner.
+        """Wait until a shared report is generated, and read it; called by the partner.
 
-        It asks after 1, 3, 6 and 10 seconds and every 5 seconds from then on, which is within the 15
-        requests a minute that Plaid allows for a report. See `get` for the page and the name.
+        It polls after 1, 3, 6 and 10 seconds, and then every 5 seconds, within Plaid's limit of 15 requests a
+        minute for one report. See `get` for Plaid's page and the name in plaid-python.
 
         Args:
-            relay_token: as the owner handed it over.
-            include_insights: with categories, merchants, and what Plaid makes of it all.
-            timeout: seconds for all of it, in place of the client's `Timeouts.total`.
-            retry: in place of the client's policy; `attempts` bounds how many requests may fail in a row.
+            relay_token: the relay token from the lender.
+            include_insights: whether the report has categories, merchants and Plaid's insights.
+            timeout: seconds for all requests; the default is the client's `Timeouts.total`.
+            retry: the retry policy, whose `attempts` limits the consecutive failed requests; the default is
+                the client's.
 
         Raises:
-            ReportNotReadyError: there is no time to ask again, and the report is still being generated.
-            AssetReportError: it couldn't be generated, and waiting won't mend that.
-            ResponseDecodeError: the response isn't what Plaid specifies; its `body` has the bytes.
-            PlaidRelayError: see the class.
+            ReportNotReadyError: the report is still being generated, and no time is left to poll again.
+            AssetReportError: the report couldn't be generated.
+            ResponseDecodeError: the response isn't what Plaid specifies; the error's `body` has the bytes.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = RelayGetRequest(relay_token, include_insights=include_insights)
         return poll_until_ready(self._transport, codec.RELAY_GET, request, timeout=timeout, retry=retry)
@@ -484,20 +496,20 @@ class Relay(Namespace):
     def get_pdf(
         self, relay_token: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
     ) -> Call[PdfResponse]:
-        """Read a report that was shared with you, as a PDF; called by the partner.
+        """Read a shared report as a PDF; called by the partner.
 
         https://plaid.com/docs/api/products/assets/#creditrelaypdfget (beta), `credit_relay_pdf_get` in
         plaid-python.
 
         Args:
-            relay_token: as the owner handed it over.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            relay_token: the relay token from the lender.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
             ReportNotReadyError: the report is still being generated.
-            ResponseDecodeError: the answer isn't a PDF, or not a whole one.
-            PlaidRelayError: see the class.
+            ResponseDecodeError: the response isn't a complete PDF.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = RelayPdfGetRequest(relay_token)
         return self._transport.call(codec.RELAY_PDF_GET, request, timeout=timeout, retry=retry)
@@ -511,24 +523,24 @@ class Relay(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[PdfFile]:
-        """Save a report that was shared with you as a PDF, written as it arrives; called by the partner.
+        """Save a shared report as a PDF, written as it arrives; called by the partner.
 
-        The file is there as a whole or not at all, and nobody else may read it (mode 0600). See `get_pdf`
-        for the page and the name.
+        The file is created completely or not at all, with mode 0600. See `get_pdf` for Plaid's page and the
+        name in plaid-python.
 
         Args:
-            relay_token: as the owner handed it over.
-            path: the file to make; there must be none of that name.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            relay_token: the relay token from the lender.
+            path: the file to create; it must not exist.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            ConfigurationError: the path names no file.
-            FileExistsError: there is such a file; nothing was sent, unless it has come meanwhile.
+            ConfigurationError: the path can't name a file.
+            FileExistsError: the file exists; nothing was sent, unless it was created during the download.
             OSError: the file can't be written.
             ReportNotReadyError: the report is still being generated.
-            ResponseDecodeError: the answer isn't a PDF, or not a whole one.
-            PlaidRelayError: see the class.
+            ResponseDecodeError: the response isn't a complete PDF.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = RelayPdfGetRequest(relay_token)
         return download_to_file(
@@ -549,20 +561,21 @@ class Relay(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[RelayRefreshResponse]:
-        """Have the report made anew, with recent data; called by the partner.
+        """Refresh a shared report with recent data; called by the partner.
 
         https://plaid.com/docs/api/products/assets/#creditrelayrefresh, `credit_relay_refresh` in
-        plaid-python. Each call makes a new report, and so it is repeated as carefully as `create`.
+        plaid-python. Each call creates a new report, so it is repeated only if no attempt can have been
+        executed, as with `create`.
 
         Args:
-            relay_token: as the owner handed it over.
-            webhook: an http(s) URL to which Plaid tells that the new report is ready.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            relay_token: the relay token from the lender.
+            webhook: an http(s) URL to which Plaid reports that the new report is ready.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            OutcomeUnknownError: there may be a new report.
-            PlaidRelayError: there is none; see the class.
+            OutcomeUnknownError: a new report may exist.
+            PlaidRelayError: no new report exists; see the class of the error.
         """
         request = RelayRefreshRequest(relay_token, webhook=webhook)
         return self._transport.call(codec.RELAY_REFRESH, request, timeout=timeout, retry=retry)
@@ -576,28 +589,29 @@ class Relay(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[RelayRemoveResponse]:
-        """Take a relay token back; called by the report's owner.
+        """Revoke a relay token; called by the lender.
 
         https://plaid.com/docs/api/products/assets/#creditrelayremove, `credit_relay_remove` in plaid-python.
-        If an attempt got no answer and the next was told that there is no such token, the answer says
+        If the response to an attempt was lost and the next attempt finds no such token, the response has
         `removed=True, inferred=True`.
 
         Args:
-            relay_token: as `create` gave it.
-            journal: has it written down, if it knows the token, so that it doesn't serve it any more.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            relay_token: the relay token from `create`.
+            journal: a journal, which records the removal if it knows the token, and then no longer returns
+                the token for its pair.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            JournalError: the journal can't be read or written; nothing was begun that isn't on record.
-            PlaidRelayError: see the class.
+            JournalError: the journal can't be read or written; nothing was sent that isn't recorded.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = RelayRemoveRequest(relay_token)
         if journal is not None:
-            one = self._batch(
+            single = self._batch(
                 batch.REMOVE, codec.RELAY_REMOVE, [request], timeout, retry, **_single_call_settings(journal)
             )
-            return self._single_response(codec.RELAY_REMOVE.path, one, lambda gone: gone.response)
+            return self._single_response(codec.RELAY_REMOVE.path, single, lambda removed: removed.response)
         return self._transport.call(codec.RELAY_REMOVE, request, timeout=timeout, retry=retry)
 
 

@@ -1,4 +1,4 @@
-"""`client.sandbox`: test data, in the sandbox alone."""
+"""`client.sandbox`: test data, in Plaid's sandbox only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Sandbox(Namespace):
-    """`client.sandbox`: test data, in the sandbox alone."""
+    """`client.sandbox`: test data, in Plaid's sandbox only."""
 
     @strip_traceback
     def create_public_token(
@@ -34,23 +34,23 @@ class Sandbox(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[SandboxPublicTokenCreateResponse]:
-        """Make a test Item and give its public token; called by whoever tests.
+        """Create a test Item, and return its public token.
 
         https://plaid.com/docs/api/sandbox/#sandboxpublic_tokencreate, `sandbox_public_token_create` in
         plaid-python.
 
         Args:
-            institution_id: Plaid's test bank, First Platypus Bank, unless told otherwise.
-            initial_products: what the Item is for; see `Product`.
-            options: the Item's webhook, its test user, and how much history it has.
-            user_token: of the user that it belongs to, made by `/user/create`.
-            user_id: the same, for newer users.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            institution_id: the bank; the default is Plaid's test bank, First Platypus Bank.
+            initial_products: the products of the Item; see `Product`.
+            options: the Item's webhook, its test user, and the length of its history.
+            user_token: the token of the Item's user, from `/user/create`.
+            user_id: the ID of the Item's user, for newer users.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            OutcomeUnknownError: there may be an Item that nobody holds the token of.
-            PlaidRelayError: see the class.
+            OutcomeUnknownError: an Item may exist whose token is lost.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = models.SandboxPublicTokenCreateRequest(
             institution_id, initial_products, options=options, user_token=user_token, user_id=user_id
@@ -67,22 +67,23 @@ class Sandbox(Namespace):
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[SandboxItemFireWebhookResponse]:
-        """Have a webhook sent to the address that an Item was made with; called by whoever tests.
+        """Make Plaid send a webhook to an Item's webhook URL.
 
         https://plaid.com/docs/api/sandbox/#sandboxitemfire_webhook, `sandbox_item_fire_webhook` in
-        plaid-python. Each call sends one, and so it isn't repeated after a lost answer.
+        plaid-python. Each call sends a webhook, so it isn't repeated after a lost response.
 
         Args:
-            access_token: the Item's.
-            webhook_code: such as `WebhookCode.PRODUCT_READY`.
-            webhook_type: such as `WebhookType.ASSETS`, for codes that several products have.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            access_token: the Item's access token.
+            webhook_code: the code, such as `WebhookCode.PRODUCT_READY`.
+            webhook_type: the type, such as `WebhookType.ASSETS`, for codes that several products have.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            InvalidRequestError: among others where the Item has no webhook (`SANDBOX_WEBHOOK_INVALID`).
-            OutcomeUnknownError: it may have been sent.
-            PlaidRelayError: see the class.
+            InvalidRequestError: Plaid rejected the request, for example because the Item has no webhook
+                (`SANDBOX_WEBHOOK_INVALID`).
+            OutcomeUnknownError: the webhook may have been sent.
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = models.SandboxItemFireWebhookRequest(access_token, webhook_code, webhook_type=webhook_type)
         return self._transport.call(codec.SANDBOX_ITEM_FIRE_WEBHOOK, request, timeout=timeout, retry=retry)

@@ -1,4 +1,4 @@
-"""`client.webhook_verification_key`: the keys that webhooks are signed with."""
+"""`client.webhook_verification_key`: keys that verify webhooks."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 
 class WebhookVerificationKeys(Namespace):
-    """`client.webhook_verification_key`: the keys that webhooks are signed with."""
+    """`client.webhook_verification_key`: keys that verify webhooks."""
 
     @strip_traceback
     def get(
         self, key_id: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
     ) -> Call[WebhookVerificationKeyGetResponse]:
-        """Get the public key that a webhook is signed with; called by whoever receives it.
+        """Read the public key that verifies the signature of a webhook; called by its receiver.
 
         https://plaid.com/docs/api/webhooks/webhook-verification/, `webhook_verification_key_get` in
         plaid-python. Keys belong to one environment.
 
         Args:
             key_id: the `kid` in the header of the webhook's JWT.
-            timeout: seconds for the whole call, all attempts together.
-            retry: in place of the client's policy.
+            timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
 
         Raises:
-            InvalidRequestError: there is no such key (`INVALID_WEBHOOK_VERIFICATION_KEY_ID`).
-            PlaidRelayError: see the class.
+            InvalidRequestError: the key doesn't exist (`INVALID_WEBHOOK_VERIFICATION_KEY_ID`).
+            PlaidRelayError: the call failed; see the class of the error.
         """
         request = models.WebhookVerificationKeyGetRequest(key_id)
         return self._transport.call(codec.WEBHOOK_VERIFICATION_KEY_GET, request, timeout=timeout, retry=retry)

@@ -1,7 +1,7 @@
-"""Records to bytes and bytes to records or errors, without any I/O.
+"""Encode requests to bytes and decode responses to records or errors, without any I/O.
 
-Here stands the endpoint table, and here is decided what an answer means. Whether an error is worth another
-attempt is decided in `transport`.
+The package contains the endpoint table, and decides what a response means. Whether to retry after an error is
+decided in `transport`.
 """
 
 from plaid_relay_async.codec.endpoints import (

@@ -1,4 +1,8 @@
-"""The endpoint table: every operation, and what a second attempt at it would do."""
+"""The endpoint table: every operation, with its records and its idempotency.
+
+All of Plaid's operations are POST requests, so the HTTP method doesn't show which of them may be repeated:
+this table does.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +19,29 @@ R = TypeVar("R")
 
 
 class Idempotency(enum.Enum):
-    """What a second attempt would do, once the first may have been carried out."""
+    """What a second attempt does if the first was executed, in the terms of RFC 9110, section 9.2."""
 
-    SAFE = "a read: it may be repeated"
-    IDEMPOTENT = "it may be repeated, and the repeat may be told that there is nothing left to do"
-    NON_IDEMPOTENT = "a second one would make a second thing: it may not be repeated"
+    SAFE = "it only reads, so it may be repeated"
+    IDEMPOTENT = "it may be repeated; if the first attempt was executed, the repeat finds nothing to do"
+    NON_IDEMPOTENT = "a second attempt would create a second object, so it must not be repeated"
 
 
 @frozen
 class Endpoint(Generic[Q, R]):
-    """One operation: where it is, what goes in and out, whether it may be repeated, whether it is slow.
+    """One operation.
 
-    A response that is a report may be as long as the client allows; any other one is short.
+    Attributes:
+        path: the path of its URL.
+        load_request: returns the class of its request.
+        load_response: returns the class of its response.
+        idempotency: what a second attempt does.
+        slow: whether `Timeouts.slow_read` applies to it.
+        returns_report: whether its response is a report, which may be as long as the client's
+            `max_response_bytes`; any other response is short.
     """
 
     path: str
-    # Functions, for many records are loaded when the first of them is wanted.
+    # Functions, because the modules of many records are imported on first use.
     load_request: Callable[[], type[Q]] = field(repr=False)
     load_response: Callable[[], type[R]] = field(repr=False)
     idempotency: Idempotency
@@ -39,12 +50,12 @@ class Endpoint(Generic[Q, R]):
 
     @property
     def request(self) -> type[Q]:
-        """The record of what is asked."""
+        """The class of its request."""
         return self.load_request()
 
     @property
     def response(self) -> type[R]:
-        """The record of its answer."""
+        """The class of its response."""
         return self.load_response()
 
 
@@ -127,7 +138,7 @@ ASSET_REPORT_REMOVE: Final = Endpoint(
     lambda: models.AssetReportRemoveResponse,
     Idempotency.IDEMPOTENT,
 )
-# Whether a public token can be exchanged twice isn't published, so a lost exchange is not repeated.
+# Plaid doesn't publish whether a public token can be exchanged twice, so a lost exchange is not repeated.
 ITEM_PUBLIC_TOKEN_EXCHANGE: Final = Endpoint(
     "/item/public_token/exchange",
     lambda: models.ItemPublicTokenExchangeRequest,

@@ -1,4 +1,4 @@
-"""Records to JSON and JSON to records, strictly and to the digit."""
+"""Conversion between records and JSON, with strict types and exact numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 # -------------------------------------------------------------------------------------- the converters
 
-# As RFC 3339 has them; Python reads other forms, too.
+# The forms of RFC 3339. Python's parsers accept others as well, such as 20260330.
 _DATE_FORMAT: Final = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DATETIME_FORMAT: Final = re.compile(
     _DATE_FORMAT.pattern + r"[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})?"
@@ -36,7 +36,7 @@ _DATETIME_FORMAT: Final = re.compile(
 
 @functools.lru_cache(maxsize=4096)
 def _parse_date(text: str) -> date:
-    # A report has a date in each of thousands of records, and few different ones.
+    # A report has thousands of dates, but few different ones.
     if not _DATE_FORMAT.fullmatch(text):
         raise ValueError("expected a date")
     return date.fromisoformat(text)
@@ -66,8 +66,8 @@ def _structure_date(value: Any, _: Any) -> date:
 def _structure_datetime(value: Any, _: Any) -> datetime:
     if not _DATETIME_FORMAT.fullmatch(value):
         raise ValueError("expected a time")
-    moment = datetime.fromisoformat(value.upper())  # Python has no small letters there
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    time = datetime.fromisoformat(value.upper())  # Python accepts only upper-case T and Z
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _structure_optional(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
@@ -77,6 +77,7 @@ def _structure_optional(cls: Any, converter: cattrs.Converter) -> Callable[[Any,
     def structure(value: Any, _: Any) -> Any:
         return None if value is None else base(value, inner)
 
+    # A separate function for scalars, which are most of the values: it saves a call for each of them.
     def structure_scalar(value: Any, _: Any) -> Any:
         if value is None or type(value) is inner:
             return value
@@ -94,23 +95,24 @@ def _structure_tuple(
     def structure(value: Any, _: Any) -> tuple[Any, ...]:
         if type(value) is not list:
             raise TypeError("expected a list")
-        # Taken apart as it goes, what was parsed is let go of, and the garbage collector has less to look at.
+        # Consuming the parsed list frees its elements early, so the garbage collector has fewer objects to
+        # traverse.
         value.reverse()
-        made = []
+        elements = []
         while value:
-            made.append(base(value.pop(), inner))
-        return tuple(made)
+            elements.append(base(value.pop(), inner))
+        return tuple(elements)
 
-    def structure_with_places(value: Any, _: Any) -> tuple[Any, ...]:
+    def structure_with_path(value: Any, _: Any) -> tuple[Any, ...]:
         if type(value) is not list:
             raise TypeError("expected a list")
-        return tuple(_structure_at(base, each, inner, f"[{index}]") for index, each in enumerate(value))
+        return tuple(_structure_at(base, element, inner, f"[{index}]") for index, element in enumerate(value))
 
-    return structure_with_places if with_paths else structure
+    return structure_with_path if with_paths else structure
 
 
 def plaid_field_names(cls: type) -> frozenset[str]:
-    """Give the names of the fields that are Plaid's."""
+    """Return the names of a record's fields that are Plaid's, without client-side ones."""
     return frozenset(
         a.name
         for a in fields(cls)
@@ -121,27 +123,27 @@ def plaid_field_names(cls: type) -> frozenset[str]:
 def _structure_record(
     cls: Any, converter: cattrs.Converter, *, with_paths: bool
 ) -> Callable[[Any, Any], Any]:
-    known = plaid_field_names(cls)
-    keeps_others = any(a.name == "additional_properties" for a in fields(cls))
-    made = cls if with_paths else _mutable_twin(cls)
-    left_out = {a.name: override(omit=True) for a in fields(cls) if a.name not in known}
+    field_names = plaid_field_names(cls)
+    keeps_unknown = any(a.name == "additional_properties" for a in fields(cls))
+    target = cls if with_paths else _mutable_twin(cls)
+    omitted = {a.name: override(omit=True) for a in fields(cls) if a.name not in field_names}
     base: Callable[[Any, Any], Any] = (
         _structure_record_with_paths(cls, converter)
         if with_paths
-        else make_dict_structure_fn(made, converter, **left_out)  # type: ignore[arg-type]  # each is an override
+        else make_dict_structure_fn(target, converter, **omitted)  # type: ignore[arg-type]  # each value is an override
     )
-    knows_all = known.issuperset
+    has_all_of = field_names.issuperset
 
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not dict:
             raise TypeError("expected an object")
-        others = None if knows_all(value) else {k: v for k, v in value.items() if k not in known}
-        if others and not keeps_others:
-            raise TypeError("has a field that isn't known")
-        record = base(value, made)
-        if others:
-            record.additional_properties.update(others)
-        if made is not cls:
+        unknown = None if has_all_of(value) else {k: v for k, v in value.items() if k not in field_names}
+        if unknown and not keeps_unknown:
+            raise TypeError("has an unknown field")
+        record = base(value, target)
+        if unknown:
+            record.additional_properties.update(unknown)
+        if target is not cls:
             record.__class__ = cls
         return record
 
@@ -150,25 +152,25 @@ def _structure_record(
 
 def _structure_record_with_paths(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     resolve_types(cls)
-    known = [
+    hooks = [
         (a, converter.get_structure_hook(a.type)) for a in fields(cls) if a.name in plaid_field_names(cls)
     ]
 
     def structure(value: Any, _: Any) -> Any:
-        made = {}
-        for attribute, hook in known:
-            place = f".{attribute.name}"
+        arguments = {}
+        for attribute, hook in hooks:
+            path = f".{attribute.name}"
             if attribute.name in value:
-                made[attribute.name] = _structure_at(hook, value[attribute.name], attribute.type, place)
+                arguments[attribute.name] = _structure_at(hook, value[attribute.name], attribute.type, path)
             elif attribute.default is NOTHING:
-                raise _StructureError("required field missing", place)
-        return cls(**made)
+                raise _StructureError("required field missing", path)
+        return cls(**arguments)
 
     return structure
 
 
 class _StructureError(Exception):
-    """An error that says what is wrong with JSON, and where, without its content."""
+    """An error in JSON, with its cause and its path, and without the content."""
 
     def __init__(self, problem: str, path: str) -> None:
         super().__init__(problem)
@@ -177,7 +179,7 @@ class _StructureError(Exception):
 
 
 def _structure_at(hook: Callable[[Any, Any], Any], value: Any, cls: Any, path: str) -> Any:
-    """Structure a value; the first place where one doesn't fit ends everything, and is in the error."""
+    """Structure a value; the first invalid value ends the conversion, and the error has its path."""
     try:
         return hook(value, cls)
     except _StructureError as error:
@@ -199,7 +201,7 @@ _JSON_TYPE_NAMES: Final = {
 
 
 def _json_type_name(cls: Any) -> str:
-    """Return what JSON has for a type, such as "a string or null"."""
+    """Return JSON's name for a type, such as "a string or null"."""
     if get_origin(cls) is Annotated:
         return _json_type_name(get_args(cls)[0])
     if _is_optional(cls):
@@ -209,16 +211,16 @@ def _json_type_name(cls: Any) -> str:
 
 
 def _mutable_twin(cls: Any) -> Any:
-    """Give a class with the same fields that isn't frozen, or the class itself where that can't be.
+    """Return a mutable class with the same fields, or the class itself if that isn't possible.
 
-    A frozen record costs attrs a call for each of its fields, in all a third of the time that it takes to
-    read a report. So a record is made of this class, and of its own from then on.
+    To create a frozen instance, attrs makes a call for each field, which takes a third of the time to read a
+    report. So a record is created as an instance of the mutable class, and then its `__class__` is changed.
     """
     if hasattr(cls, "__weakref__"):
         return cls
     resolve_types(cls)
-    same = {a.name: field(default=a.default, kw_only=a.kw_only, type=a.type) for a in fields(cls)}
-    return make_class(cls.__name__, same, slots=True, weakref_slot=False)
+    attributes = {a.name: field(default=a.default, kw_only=a.kw_only, type=a.type) for a in fields(cls)}
+    return make_class(cls.__name__, attributes, slots=True, weakref_slot=False)
 
 
 def _omitted_if_default(attribute: Attribute[Any]) -> bool:
@@ -228,13 +230,13 @@ def _omitted_if_default(attribute: Attribute[Any]) -> bool:
 
 
 def _unstructure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any], dict[str, Any]]:
-    known = plaid_field_names(cls)
-    how = {
-        a.name: override(omit=True) if a.name not in known else override(omit_if_default=True)
+    field_names = plaid_field_names(cls)
+    overrides = {
+        a.name: override(omit=True) if a.name not in field_names else override(omit_if_default=True)
         for a in fields(cls)
-        if a.name not in known or _omitted_if_default(a)
+        if a.name not in field_names or _omitted_if_default(a)
     }
-    base = make_dict_unstructure_fn(cls, converter, **how)  # type: ignore[arg-type]  # each one is an override
+    base = make_dict_unstructure_fn(cls, converter, **overrides)  # type: ignore[arg-type]  # each value is an override
 
     def unstructure(record: Any) -> dict[str, Any]:
         return {**base(record), **getattr(record, "additional_properties", {})}
@@ -254,7 +256,7 @@ _SCALARS: Final = (str, int, bool, Decimal)
 
 
 def _make_converter(*, with_paths: bool) -> cattrs.Converter:
-    # Detailed validation by cattrs would collect an error for each wrong value, however many there are.
+    # Detailed validation would collect an error for each invalid value, and there may be a million of them.
     converter = cattrs.Converter(detailed_validation=False, unstruct_collection_overrides={tuple: list})
     for cls in (str, int, bool):
         converter.register_structure_hook(cls, _exact_type_hook(cls))
@@ -277,16 +279,16 @@ def _make_converter(*, with_paths: bool) -> cattrs.Converter:
     return converter
 
 
-def _format_datetime(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")
+def _format_datetime(time: datetime) -> str:
+    return time.isoformat().replace("+00:00", "Z")
 
 
 _converter: Final = _make_converter(with_paths=False)
-# To keep track of the place costs a third of the time, so it is kept only once something is wrong.
+# Tracking the path takes a third of the time, so it is done only after the fast converter has failed.
 _diagnostic_converter: Final = _make_converter(with_paths=True)
 
 
-# ------------------------------------------------------------------------------------------- from bytes
+# --------------------------------------------------------------------------------------------- decoding
 
 
 def _reject_constant(name: str) -> Any:
@@ -294,28 +296,29 @@ def _reject_constant(name: str) -> Any:
 
 
 def _parse_decimal(text: str) -> Decimal:
-    # Being a function of Python, it lets other threads in while a long report is parsed; the type wouldn't.
+    # A Python function lets other threads run while a long report is parsed; the type itself would not.
     return Decimal(text)
 
 
-# To make one for each answer takes longer than to parse a short one.
+# One decoder for all responses: creating one takes longer than parsing a short response.
 _decimal_decoder: Final = json.JSONDecoder(parse_float=_parse_decimal, parse_constant=_reject_constant)
 
 
 def _parse_json(body: bytes | bytearray | str) -> Any:
     if isinstance(body, str):
         return _decimal_decoder.decode(body)
-    plain = body.startswith(b"{") and not body.startswith(b"{\0")
+    # Most bodies begin with "{" and are UTF-8, so the detection of the encoding is skipped for them.
+    is_utf8 = body.startswith(b"{") and not body.startswith(b"{\0")
     return _decimal_decoder.decode(
-        body.decode("utf-8" if plain else json.detect_encoding(body), "surrogatepass")
+        body.decode("utf-8" if is_utf8 else json.detect_encoding(body), "surrogatepass")
     )
 
 
 def decode_record(body: bytes | bytearray | str, cls: type[T]) -> T:
-    """Turn JSON into a record.
+    """Decode JSON to a record.
 
     Raises:
-        DECODE_ERRORS: it can't be; `explained` puts it in words.
+        DECODE_ERRORS: the JSON is invalid; see `describe_decode_error`.
     """
     return _structure_parsed(lambda: _parse_json(body), cls)
 
@@ -324,7 +327,7 @@ def _structure_parsed(parse: Callable[[], Any], cls: type[T]) -> T:
     try:
         return _converter.structure(parse(), cls)
     except (KeyError, TypeError, ValueError, ArithmeticError):
-        # What was parsed has been taken apart, so it is had once more.
+        # The fast converter has consumed the parsed lists, so the JSON is parsed again.
         return _diagnostic_converter.structure(parse(), cls)
 
 
@@ -332,27 +335,27 @@ DECODE_ERRORS: Final = (_StructureError, ValueError, TypeError, ArithmeticError,
 
 
 def describe_decode_error(error: BaseException) -> tuple[str, str]:
-    """Give what is wrong and its place in the JSON; nothing of the JSON's content is in it."""
+    """Return the problem and its JSON path, without any content of the JSON."""
     if isinstance(error, _StructureError):
         return error.problem, f"${error.path}"
     if isinstance(error, json.JSONDecodeError):
-        where = "is empty" if not error.doc.strip() else f"isn't JSON ({error.msg}, character {error.pos})"
-        return f"the answer {where}", "$"
+        problem = "is empty" if not error.doc.strip() else f"isn't JSON ({error.msg}, character {error.pos})"
+        return f"the response {problem}", "$"
     if isinstance(error, UnicodeDecodeError):
-        return f"the answer isn't UTF-8 (byte {error.start})", "$"
+        return f"the response isn't UTF-8 (byte {error.start})", "$"
     if isinstance(error, RecursionError):
-        return "the answer is nested too deeply", "$"
-    # The texts of others may quote the answer, and so aren't used.
-    return "not an object" if isinstance(error, TypeError) else "the answer holds no number of JSON", "$"
+        return "the response is nested too deeply", "$"
+    # The texts of other errors may quote the response, so they aren't used.
+    return "not an object" if isinstance(error, TypeError) else "the response contains an invalid number", "$"
 
 
-# --------------------------------------------------------------------------------------------- and back
+# --------------------------------------------------------------------------------------------- encoding
 
 
 def _dump_json(value: Any, **options: Any) -> str:
-    """Write JSON, with each Decimal as the very number that it is."""
-    # The standard library writes no Decimal, and a float would lose digits. So each is written as a string
-    # with a mark that nobody can foresee, and the marks and quotes are taken away again.
+    """Return JSON, with each Decimal as an exact number."""
+    # The standard library can't write a Decimal, and a float would lose digits. So each Decimal is written as
+    # a string with a random prefix that no content contains, and then prefix and quotes are removed.
     marks: list[str] = []
 
     def marked(number: Any) -> str:
@@ -370,7 +373,7 @@ def _dump_json(value: Any, **options: Any) -> str:
 
 
 class _UnsupportedValueError(Exception):
-    """There is something that JSON doesn't have, such as a Decimal."""
+    """A value that the standard library can't write as JSON, such as a Decimal."""
 
 
 def _reject_value(_value: object) -> None:
@@ -378,7 +381,7 @@ def _reject_value(_value: object) -> None:
 
 
 _COMPACT_SEPARATORS: Final = (",", ":")
-# Made once, as the decoder is; what it can't write goes the longer way.
+# One encoder for all requests, as with the decoder. Values that it can't write take the slower way.
 _json_encoder: Final = json.JSONEncoder(
     separators=_COMPACT_SEPARATORS, allow_nan=False, default=_reject_value
 )
@@ -386,10 +389,14 @@ _json_encoder: Final = json.JSONEncoder(
 
 @strip_traceback
 def encode_request(record: object, extra_fields: Hidden[dict[str, str]]) -> bytes:
-    """Turn a request into the body of an HTTP request, with what goes beside its fields.
+    """Encode a request record as the body of an HTTP request.
+
+    Args:
+        record: the request.
+        extra_fields: fields to add, such as credentials.
 
     Raises:
-        RequestValidationError: a field holds a value that JSON doesn't have.
+        RequestValidationError: a field has a value that JSON can't represent.
     """
     try:
         plain = {**_converter.unstructure(record), **extra_fields.reveal()}
@@ -402,36 +409,39 @@ def encode_request(record: object, extra_fields: Hidden[dict[str, str]]) -> byte
     raise RequestValidationError.of("the request", f"can't be written as JSON ({problem})")
 
 
-# -------------------------------------------------------------------------------------- for the user's use
+# ------------------------------------------------------------------------------------ public functions
 
 _STORED_RECORD_ADVICE: Final = (
-    "Read it with the class that it was written from, and see whether it was changed since."
+    "Read it with the class that it was written from, and check whether it was changed since."
 )
 
 
 def to_json(record: object, *, indent: int | None = None) -> bytes:
-    """Write a record as JSON, with every number to the digit that Plaid sent.
+    """Return a record as JSON, with every number exactly as Plaid sent it.
 
     Args:
-        record: an answer, or a part of one. What isn't JSON, such as `raw`, stays out.
-        indent: spaces for each level; everything in one line without.
+        record: a response, or a part of one. Client-side fields, such as `raw`, are left out.
+        indent: spaces for each level; `None` writes one line.
+
+    Returns:
+        The JSON in UTF-8.
 
     Raises:
-        TypeError: it isn't one of this package's records, is a PDF, or holds what JSON doesn't have.
+        TypeError: it isn't one of this package's records, is a PDF, or has a value that JSON can't represent.
     """
     return _dump_json(_unstructure_checked(record), indent=indent).encode()
 
 
 @strip_traceback
 def from_json(data: bytes | str, cls: type[T]) -> T:
-    """Read a record that `to_json` wrote, or the body of an answer of Plaid's.
+    """Return the record of JSON that `to_json` wrote, or of the body of one of Plaid's responses.
 
     Args:
         data: the JSON.
         cls: the record's class, such as `AssetReportGetResponse`.
 
     Raises:
-        ResponseDecodeError: it isn't such a record; `path` says where.
+        ResponseDecodeError: the JSON isn't such a record; `path` is the place.
     """
     try:
         return decode_record(data, cls)
@@ -441,10 +451,10 @@ def from_json(data: bytes | str, cls: type[T]) -> T:
 
 
 def unstructure(record: object) -> dict[str, Any]:
-    """Turn a record into dicts, lists, strings, numbers, booleans and None, as JSON has them.
+    """Return a record as dicts, lists, strings, numbers, booleans and None.
 
-    A number is an int or a float where that holds it to the digit, which is so for all that was a float
-    before Plaid wrote it down; others stay a `Decimal`. `to_json` writes those, too.
+    A number is an int or a float if that represents it exactly, as it does for all numbers that were floats
+    at Plaid; others stay a `Decimal`. `to_json` writes all of them exactly.
 
     Raises:
         TypeError: it isn't one of this package's records, or it is a PDF.
@@ -455,10 +465,14 @@ def unstructure(record: object) -> dict[str, Any]:
 
 @strip_traceback
 def structure(plain: Mapping[str, Any], cls: type[T]) -> T:
-    """Turn what `unstructure` gave into the same record again.
+    """Return the record of what `unstructure` returned.
+
+    Args:
+        plain: a mapping, such as a database row with a JSON document.
+        cls: the record's class.
 
     Raises:
-        ResponseDecodeError: it isn't such a record; `path` says where.
+        ResponseDecodeError: the mapping isn't such a record; `path` is the place.
     """
     try:
         return _structure_parsed(lambda: _floats_to_decimals(plain), cls)
@@ -488,7 +502,7 @@ def _decimals_to_floats(value: Any) -> Any:
 
 
 def _floats_to_decimals(value: Any) -> Any:
-    # Also in fields that no record knows: what was a Decimal there is one again.
+    # Unknown fields included: a number that was a Decimal there becomes one again.
     if isinstance(value, Mapping):
         return {name: _floats_to_decimals(inner) for name, inner in value.items()}
     if isinstance(value, list):

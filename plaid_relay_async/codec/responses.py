@@ -1,4 +1,4 @@
-"""What an answer means: a record, or an exception."""
+"""The meaning of a response: a record or an exception."""
 
 from __future__ import annotations
 
@@ -38,13 +38,20 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-# Readers of PDFs look for the end within so many bytes, and so do we.
+# PDF readers accept the end marker %%EOF within the last 1024 bytes, and so does this client.
 PDF_TAIL_BYTES: Final = 1024
 
 
 @define(repr=False)
 class RawResponse:
-    """What came back for one attempt; `lost` says why, where the body isn't whole."""
+    """The response to one attempt.
+
+    Attributes:
+        status: the HTTP status.
+        headers: the headers, case-insensitive.
+        body: the body as far as it was received and kept, uncompressed.
+        body_error: the error that ended the body early, or `None` if the body is complete.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -52,119 +59,121 @@ class RawResponse:
     body_error: PlaidRelayError | None = None
 
     def keep_ends(self) -> None:
-        """Forget the middle of a long body that went elsewhere: its ends tell whether it is a whole PDF."""
+        """Drop the middle of a body that a `BodyWriter` receives: its ends show whether a PDF is complete."""
         del self.body[PDF_TAIL_BYTES:-PDF_TAIL_BYTES]
 
 
-def read_response(endpoint: Endpoint[Any, R], answer: RawResponse, request: object, secret: Hidden[str]) -> R:
-    """Turn an answer into its record, or raise what it means.
+def read_response(
+    endpoint: Endpoint[Any, R], response: RawResponse, request: object, secret: Hidden[str]
+) -> R:
+    """Return the record of a response, or raise the error that the response means.
 
     Args:
-        endpoint: what was called.
-        answer: what came back.
-        request: what was sent; its tokens are taken out of what an error quotes from the server.
-        secret: the caller's, for the same reason.
+        endpoint: the operation.
+        response: the response.
+        request: the request record; its tokens are redacted in texts that an error quotes from the server.
+        secret: the caller's secret, which is redacted as well.
 
     Raises:
-        OutcomeUnknownError: Plaid may have made something, and the answer doesn't tell what.
-        PlaidAPIError: the answer says that nothing was carried out, or the call only reads.
-        ConnectionLostError: the answer to a read broke off; it is the answer's `lost`.
-        ResponseDecodeError: the answer to a read isn't what it should be.
+        OutcomeUnknownError: Plaid may have executed the request, and the response doesn't show the result.
+        PlaidAPIError: the response proves that nothing was executed, or the operation is safe.
+        ConnectionLostError: the response to an idempotent or safe request broke off; the `body_error`.
+        ResponseDecodeError: the response to an idempotent or safe request is invalid.
     """
-    if not 200 <= answer.status < 300:
-        raise _error_of_response(endpoint, answer, _secrets_of_request(request, secret))
+    if not 200 <= response.status < 300:
+        raise _error_of_response(endpoint, response, _secrets_of_request(request, secret))
     try:
-        return _read_success(endpoint, answer)
+        return _read_success(endpoint, response)
     except (ResponseDecodeError, OutcomeUnknownError) as error:
         error.request_id = _redact(error.request_id, _secrets_of_request(request, secret))
         raise
 
 
-def _read_success(endpoint: Endpoint[Any, R], answer: RawResponse) -> R:
+def _read_success(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
     if endpoint.idempotency is Idempotency.NON_IDEMPOTENT:
-        return _read_creation(endpoint, answer)
-    if answer.body_error is not None:
-        raise answer.body_error
-    return _decode_body(endpoint, answer)
+        return _read_creation(endpoint, response)
+    if response.body_error is not None:
+        raise response.body_error
+    return _decode_body(endpoint, response)
 
 
-def _read_creation(endpoint: Endpoint[Any, R], answer: RawResponse) -> R:
+def _read_creation(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
     try:
-        return _decode_body(endpoint, answer)
+        return _decode_body(endpoint, response)
     except ResponseDecodeError as error:
         problem = (
-            f"isn't whole: {answer.body_error.args[0]}"
-            if answer.body_error
+            f"is incomplete: {response.body_error.args[0]}"
+            if response.body_error
             else f"can't be read: {error.args[0]}"
         )
-    saved = _recover_token(endpoint.response, answer.body)
-    if saved is not None:
-        return saved
+    recovered = _recover_token(endpoint.response, response.body)
+    if recovered is not None:
+        return recovered
     raise OutcomeUnknownError(
-        f"Plaid answered {answer.status}, and the answer {problem}",
-        status=answer.status,
-        request_id=_find_string("request_id", answer.body),
-        body=Hidden(bytes(answer.body)),
+        f"Plaid answered {response.status}, and the response {problem}",
+        status=response.status,
+        request_id=_find_string("request_id", response.body),
+        body=Hidden(bytes(response.body)),
     )
 
 
-def _recover_token(response: type[R], body: bytes | bytearray) -> R | None:
-    # A token that can be read was made, whatever else is wrong with the answer around it.
-    if "relay_token" not in plaid_field_names(response):
+def _recover_token(record_type: type[R], body: bytes | bytearray) -> R | None:
+    # A token that can be read was issued, whatever else is wrong with the response around it.
+    if "relay_token" not in plaid_field_names(record_type):
         return None
     token = _find_string("relay_token", body)
-    return response(relay_token=token, request_id=_find_string("request_id", body)) if token else None  # type: ignore[call-arg]  # the two records that have a relay_token
+    return record_type(relay_token=token, request_id=_find_string("request_id", body)) if token else None  # type: ignore[call-arg]  # the two records that have a relay_token
 
 
 def request_id_of(response: RawResponse) -> str | None:
-    """Give Plaid's id of the request, from wherever it stands: for a PDF in the headers, else in the body."""
+    """Return Plaid's ID of the request, which is in the headers of a PDF, and in the body otherwise."""
     return response.headers.get("Plaid-Request-ID") or _find_string("request_id", response.body)
 
 
 def _find_string(name: str, body: bytes | bytearray) -> str | None:
-    # Possessive, so that a string without an end is read once, and no positions are kept to backtrack to.
-    found = re.search(rb'"%s"\s*+:\s*+("(?=[^"])[^"\\]*+(?:\\.[^"\\]*+)*+")' % name.encode(), body)
-    if found is None:
+    # Possessive quantifiers: a string without an end is scanned once, without backtracking.
+    match = re.search(rb'"%s"\s*+:\s*+("(?=[^"])[^"\\]*+(?:\\.[^"\\]*+)*+")' % name.encode(), body)
+    if match is None:
         return None
     try:
-        return str(json.loads(found[1]))
+        return str(json.loads(match[1]))
     except ValueError:
         return None
 
 
-def _decode_body(endpoint: Endpoint[Any, R], answer: RawResponse) -> R:
+def _decode_body(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
     if endpoint.response is models.PdfResponse:
-        return _read_pdf(answer)  # type: ignore[return-value]  # R is PdfResponse here
+        return _read_pdf(response)  # type: ignore[return-value]  # R is PdfResponse here
     try:
-        record = decode_record(answer.body, endpoint.response)
+        record = decode_record(response.body, endpoint.response)
     except DECODE_ERRORS as error:
         problem, path = describe_decode_error(error)
     else:
-        return _with_raw(record, answer)
+        return _with_raw(record, response)
     raise ResponseDecodeError(
         f"{problem} at {path}",
         path=path,
-        status=answer.status,
-        request_id=_find_string("request_id", answer.body),
-        body=Hidden(bytes(answer.body)),
+        status=response.status,
+        request_id=_find_string("request_id", response.body),
+        body=Hidden(bytes(response.body)),
     )
 
 
-def _with_raw(record: R, answer: RawResponse) -> R:
+def _with_raw(record: R, response: RawResponse) -> R:
     if not hasattr(record, "raw"):
         return record
-    return evolve(record, raw=Hidden(bytes(answer.body)))  # type: ignore[misc]  # the one record that has it
+    return evolve(record, raw=Hidden(bytes(response.body)))  # type: ignore[misc]  # only AssetReportGetResponse has it
 
 
-def _read_pdf(answer: RawResponse) -> models.PdfResponse:
-    if answer.body.startswith(b"%PDF-") and b"%%EOF" in answer.body[-PDF_TAIL_BYTES:]:
-        return models.PdfResponse(bytes(answer.body), answer.headers.get("Plaid-Request-ID"))
-    whole = "whole" if answer.body.startswith(b"%PDF-") else "a PDF"
+def _read_pdf(response: RawResponse) -> models.PdfResponse:
+    if response.body.startswith(b"%PDF-") and b"%%EOF" in response.body[-PDF_TAIL_BYTES:]:
+        return models.PdfResponse(bytes(response.body), response.headers.get("Plaid-Request-ID"))
+    expected = "a complete PDF" if response.body.startswith(b"%PDF-") else "a PDF"
     raise ResponseDecodeError(
-        f"the answer isn't {whole}",
-        status=answer.status,
-        request_id=request_id_of(answer),
-        body=Hidden(bytes(answer.body)),
+        f"the response isn't {expected}",
+        status=response.status,
+        request_id=request_id_of(response),
+        body=Hidden(bytes(response.body)),
     )
 
 
@@ -172,8 +181,9 @@ def _read_pdf(answer: RawResponse) -> models.PdfResponse:
 
 # Plaid's tokens are `[type]-[environment]-[id]` (https://plaid.com/docs/quickstart/glossary/).
 _TOKEN_FORMAT = re.compile(r"[a-z-]-(?:sandbox|production|development)-[\w-]")
+# If such a run contains the form of a token, the complete run is redacted.
 _TOKEN_CHARACTERS = re.compile(r"[\w-]++")
-_MIN_REDACTED_LENGTH = 4  # shorter ones, in tests alone, would be found inside of ordinary words
+_MIN_REDACTED_LENGTH = 4  # shorter secrets, which only tests have, would match inside ordinary words
 _CODE_FORMAT = re.compile("[A-Z][A-Z_]+")
 _CODE_FIELDS = ("error_type", "error_code")
 _ERROR_FIELDS = (
@@ -187,49 +197,55 @@ _ERROR_FIELDS = (
 
 
 def contains_token(text: str) -> bool:
-    """Tell whether there is something in a word that has the form of Plaid's tokens."""
+    """Return whether a text contains something with the form of Plaid's tokens."""
     return _TOKEN_FORMAT.search(text) is not None
 
 
 def _error_of_response(
-    endpoint: Endpoint[Any, Any], answer: RawResponse, secrets: Iterable[str]
+    endpoint: Endpoint[Any, Any], response: RawResponse, secrets: Iterable[str]
 ) -> PlaidRelayError:
-    facts = _error_attributes(answer, secrets)
-    cls = error_class_for(facts.get("error_type"), facts.get("error_code"), answer.status)
-    error = cls(_error_text(answer, facts), **facts)
+    attributes = _error_attributes(response, secrets)
+    cls = error_class_for(attributes.get("error_type"), attributes.get("error_code"), response.status)
+    error = cls(_error_text(response, attributes), **attributes)
     if error.error_type == "GATEWAY_ERROR" and error.suggested_action:
         error.advice = error.suggested_action
-    if 300 <= answer.status < 400:
-        error.advice = "Redirects aren't followed, for they would carry the secret elsewhere: mend base_url."
+    if 300 <= response.status < 400:
+        error.advice = "Redirects aren't followed, to keep the secret from other hosts: correct base_url."
+    # An error that proves nothing leaves a safe operation failed, but a creation in doubt.
     if endpoint.idempotency is Idempotency.NON_IDEMPOTENT and certainty_of(error) is Certainty.IN_DOUBT:
-        known = {name: facts[name] for name in facts if hasattr(OutcomeUnknownError, name)}
-        return OutcomeUnknownError(str(error.args[0]), **known)
+        unknown_attributes = {
+            name: attributes[name] for name in attributes if hasattr(OutcomeUnknownError, name)
+        }
+        return OutcomeUnknownError(str(error.args[0]), **unknown_attributes)
     return error
 
 
-def _error_attributes(answer: RawResponse, secrets: Iterable[str]) -> dict[str, Any]:
-    facts: dict[str, Any] = {"status": answer.status, "retry_after": parse_retry_after(answer.headers)}
+def _error_attributes(response: RawResponse, secrets: Iterable[str]) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "status": response.status,
+        "retry_after": parse_retry_after(response.headers),
+    }
     try:
-        said = json.loads(answer.body)
-        told = _redact(said, secrets)
+        received = json.loads(response.body)
+        redacted = _redact(received, secrets)
     except (ValueError, RecursionError):
-        return facts
-    if isinstance(told, dict):
-        # A code is no secret, even where a person's name is a part of one; and much depends on it.
-        told |= {k: said[k] for k in _CODE_FIELDS if _CODE_FORMAT.fullmatch(str(said.get(k)))}
-        facts.update({k: told[k] for k in _ERROR_FIELDS if isinstance(told.get(k), str)})
-        facts["causes"] = tuple(told["causes"]) if isinstance(told.get("causes"), list) else ()
-    return facts
+        return attributes
+    if isinstance(redacted, dict):
+        # A code is never secret, even if it contains the name of a person, and the retry decision needs it.
+        redacted |= {k: received[k] for k in _CODE_FIELDS if _CODE_FORMAT.fullmatch(str(received.get(k)))}
+        attributes.update({k: redacted[k] for k in _ERROR_FIELDS if isinstance(redacted.get(k), str)})
+        attributes["causes"] = tuple(redacted["causes"]) if isinstance(redacted.get("causes"), list) else ()
+    return attributes
 
 
 def _secrets_of_request(request: object, secret: Hidden[str]) -> list[str]:
-    """Give what a server knows of the caller and must not quote to anybody."""
-    known = (secret.reveal(), *models.secrets_in(request))
-    return [word for word in known if len(word) >= _MIN_REDACTED_LENGTH]
+    """Return the caller's secret and the secrets in the request, which a server may quote in an error."""
+    texts = (secret.reveal(), *models.secrets_in(request))
+    return [text for text in texts if len(text) >= _MIN_REDACTED_LENGTH]
 
 
 def _redact(value: Any, secrets: Iterable[str]) -> Any:
-    """Take out of JSON what must not be shown: a server may quote the request in its error."""
+    """Replace secrets in JSON by `[hidden]`, because a server may quote the request in its error."""
     if isinstance(value, dict):
         return {_redact(k, secrets): _redact(v, secrets) for k, v in value.items()}
     if isinstance(value, list):
@@ -245,46 +261,46 @@ def _redact_token(word: re.Match[str]) -> str:
     return "[hidden]" if contains_token(word[0]) else word[0]
 
 
-def _error_text(answer: RawResponse, facts: Mapping[str, Any]) -> str:
-    if "error_code" not in facts:
-        return f"the server answered {answer.status} without an error of Plaid's"
-    who = "the gateway" if facts.get("error_type") == "GATEWAY_ERROR" else "Plaid"
-    return f"{who} answered {facts['error_code']}: {facts.get('error_message') or 'no message'}"
+def _error_text(response: RawResponse, attributes: Mapping[str, Any]) -> str:
+    if "error_code" not in attributes:
+        return f"the server answered {response.status} without an error code of Plaid's"
+    server = "the gateway" if attributes.get("error_type") == "GATEWAY_ERROR" else "Plaid"
+    return f"{server} answered {attributes['error_code']}: {attributes.get('error_message') or 'no message'}"
 
 
-# A larger number would be infinity, with which no time can be calculated.
+# A larger number would become infinity, and no time can be calculated with that.
 _MAX_DELAY: Final = sys.float_info.max
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Give the delay that the server asked for, in seconds from now; `None` where it gave no usable one.
+    """Return the delay in seconds that `Retry-After` requests, or `None` if it is missing or invalid.
 
-    A date is held against the answer's own `Date`, so that the two clocks needn't agree
+    A date is compared with the response's own `Date`, so that the two clocks needn't agree
     (https://www.rfc-editor.org/rfc/rfc9110#field.retry-after).
     """
     value = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
         return min(float(value), _MAX_DELAY)
-    until, now = _parse_http_date(value), _parse_http_date(headers.get("Date", "")) or datetime.now(UTC)
-    return None if until is None else max(0.0, (until - now).total_seconds())
+    date, now = _parse_http_date(value), _parse_http_date(headers.get("Date", "")) or datetime.now(UTC)
+    return None if date is None else max(0.0, (date - now).total_seconds())
 
 
 def _parse_http_date(value: str) -> datetime | None:
     try:
-        moment = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):  # a year or an offset that datetime can't hold
+        date = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):  # a year or an offset that datetime can't represent
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 _INVALID_TOKEN_CODE = re.compile("INVALID_.*TOKEN")
 
 
 def is_unknown_token_error(error: PlaidAPIError) -> bool:
-    """Tell whether Plaid refused because it knows no such token.
+    """Return whether an error means that the token doesn't exist.
 
-    The code for a relay token isn't published; its siblings are all called `INVALID_…_TOKEN`. Of an Item that
-    was removed it may say ITEM_NOT_FOUND as well (https://plaid.com/docs/errors/item/#item_not_found).
+    Plaid's code for a relay token isn't published; the codes for other tokens are `INVALID_…_TOKEN`. For a
+    removed Item it may also be ITEM_NOT_FOUND (https://plaid.com/docs/errors/item/#item_not_found).
     """
     if error.error_code == "ITEM_NOT_FOUND":
         return True

@@ -490,7 +490,7 @@ def test_nothing_is_lost_or_doubled_with_a_journal_on_a_server(rounds, postgres)
         server = postgres.url
 
         def __init__(self) -> None:
-            asyncio.run(postgres.fresh())
+            asyncio.run(postgres.reset())
             super().__init__()
 
     run(OnServer, 2 + rounds)

@@ -153,7 +153,7 @@ def test_killed_until_it_is_done(story, run, tmp_path, seed):
 
 def test_killed_with_its_server(story, run, postgres, seed):
     """The same with PostgreSQL, which is killed, too, and comes back meanwhile."""
-    asyncio.run(postgres.fresh())
+    asyncio.run(postgres.reset())
     told = story(seed, postgres.url)
     for _ in range(told.chance.randint(1, KILLS)):
         process = told.life()
@@ -169,7 +169,7 @@ def test_killed_with_its_server(story, run, postgres, seed):
 
 def test_stopped_beyond_its_lease(story, run, postgres, seed):
     """One of two on a run sleeps while its lease lapses: it begins nothing more, and what it had begun is kept."""
-    asyncio.run(postgres.fresh())
+    asyncio.run(postgres.reset())
     told = story(seed, postgres.url)
     first = told.life()
     while not told.plaid.requests:

@@ -602,7 +602,7 @@ def test_one_truth_for_each_pair_on_a_server(size, forked, postgres):
 
     @asynccontextmanager
     async def make():
-        await postgres.fresh()
+        await postgres.reset()
         async with world(postgres.url, dead, forked) as opened:
             yield opened
 

@@ -173,7 +173,7 @@ def test_what_was_received_is_recorded(plaid, tmp_path, kind, request, size):
     url = str(tmp_path / "relay.db")
     if kind == "postgresql":
         postgres = request.getfixturevalue("postgres")
-        asyncio.run(postgres.fresh())
+        asyncio.run(postgres.reset())
         url = postgres.url
     chance = random.Random(18)
     received = sum(interrupted(plaid, url, chance, number) for number in range(size(8, 500)))

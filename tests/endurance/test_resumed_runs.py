@@ -145,5 +145,5 @@ async def test_killed_and_resumed_until_all_are_created(size, tmp_path):
 async def test_killed_and_resumed_on_a_server(size, tmp_path, postgres):
     """On PostgreSQL, it ends, and only requests were sent that --retry-unknown allows."""
     for seed in range(size(1, 20)):
-        await postgres.fresh()
+        await postgres.reset()
         assert await lived(postgres.url, tmp_path, size(60, 5_000), seed) > 1

@@ -10,7 +10,7 @@ async def url(request, tmp_path):
     if request.param == "sqlite":
         return str(tmp_path / "relay.db")
     server = request.getfixturevalue("postgres")
-    await server.fresh()
+    await server.reset()
     return server.url
 
 

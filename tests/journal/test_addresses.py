@@ -300,14 +300,14 @@ async def test_a_url_that_no_connection_can_have(folder, address, problem):
 )
 async def test_one_database_in_many_spellings(postgres, spelt):
     """Each spelling that PostgreSQL's own programs or SQLAlchemy know leads to the database."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(spelt.format(postgres.port), key=KEY) as journal:
         assert await journal.runs() == []
 
 
 async def test_an_option_that_needs_a_server_on_the_network(postgres):
     """An option that is valid is left to the server, or to what libpq was built with, to refuse."""
-    await postgres.fresh()
+    await postgres.reset()
     with pytest.raises(JournalError, match="SSL"):
         await Journal(f"{postgres.url}?sslmode=require", key=KEY).open()
     with pytest.raises(JournalError, match="GSS"):
@@ -318,6 +318,6 @@ async def test_an_option_that_needs_a_server_on_the_network(postgres):
 
 async def test_a_very_long_lease(postgres):
     """Time limits that are derived from the lease stay within what the system and the server accept."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, key=KEY, lease=1e9) as journal:
         assert await journal.runs() == []

@@ -67,7 +67,7 @@ async def test_a_cancelled_group_is_repeated(plaid, client, report, url, state):
 
         def writing():
             coroutines = [task.get_coro() for task in asyncio.all_tasks() - before]
-            groups = [each for each in coroutines if each.__qualname__ == "Groups._run"]
+            groups = [each for each in coroutines if each.__qualname__ == "GroupExecutor._run_groups"]
             return state in map(inspect.getcoroutinestate, groups)
 
         while not (len(plaid.ledger) > 1 and writing()):
@@ -107,7 +107,7 @@ async def test_a_token_behind_a_cancelled_group(plaid, client, report, tmp_path)
 
 async def test_a_lease_outlives_a_cancellation_of_all_tasks(plaid, client, report, postgres):
     """The lease is renewed as before, at whichever moment all tasks are cancelled."""
-    await postgres.fresh()
+    await postgres.reset()
     before = asyncio.all_tasks()
     async with Journal(postgres.url, run="x", key=KEY, lease=12) as journal:
         await client.relay.create([report], "p", journal=journal)
@@ -157,7 +157,7 @@ async def test_close_under_a_removal(plaid, client, report, url):
 
 async def test_an_outcome_that_comes_after_close(plaid, client, report, postgres):
     """A late outcome has `journalled=False`, and no other process takes its pair until it may have come."""
-    await postgres.fresh()
+    await postgres.reset()
     plaid.fail(Fault(path=CREATE, latency=15, when="after", times=1))
     journal = Journal(postgres.url, run="x", key=KEY, lease=3)
     await journal.open()
@@ -246,7 +246,7 @@ async def test_all_tasks_are_cancelled_while_it_closes(plaid, client, report, ur
 
 async def test_close_under_a_call_that_enters(plaid, client, report, postgres):
     """A call that still looks up its pair when the journal is closed sends nothing."""
-    await postgres.fresh()
+    await postgres.reset()
     journal = Journal(postgres.url, run="x", key=KEY)
     await journal.open()
     await client.relay.create([report], "first", journal=journal)

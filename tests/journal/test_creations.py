@@ -427,7 +427,7 @@ async def test_a_token_that_comes_late_is_served_in_place_of_a_forgotten_one(pla
 
 async def test_a_token_that_comes_late_outweighs_an_unknown(plaid, client, report, postgres):
     """Where the attempt that took its place is unknown, everybody is served the token."""
-    await postgres.fresh()
+    await postgres.reset()
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(postgres.url, run="x", key=KEY) as x:
         await client.relay.create_many(creation_requests(report, 1), journal=x)

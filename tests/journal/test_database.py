@@ -178,7 +178,7 @@ async def test_a_value_that_cannot_be_read_is_not_quoted(client, report, tmp_pat
 
 async def test_a_callers_engine_on_a_server_sees_what_others_commit(postgres):
     """Within one transaction, for what is looked at anew has to be new; the engine's own setting stays."""
-    await postgres.fresh()
+    await postgres.reset()
     address = postgres.url.replace("postgresql:", "postgresql+psycopg:")
     engine = create_async_engine(address, isolation_level="REPEATABLE READ")
     asked = text("SHOW transaction_isolation")
@@ -223,7 +223,7 @@ async def test_a_full_disk_stops_the_run_and_loses_no_token(plaid, client, repor
 
 async def test_a_lease_that_lapsed_begins_nothing_and_brings_its_token(plaid, client, report, postgres):
     """Whoever was held up may bring what it had in flight, and no more; others don't wait for it for ever."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         plaid.fail(Fault(path=CREATE, latency=1.0))
         late = asyncio.ensure_future(client.relay.create([report], "p", journal=journal))
@@ -242,7 +242,7 @@ async def test_a_lease_that_lapsed_begins_nothing_and_brings_its_token(plaid, cl
 
 async def test_a_lease_is_renewed(plaid, client, report, postgres):
     """The lease is renewed for as long as the process runs."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY, lease=12) as journal:
         await client.relay.create([report], "p", journal=journal)
         before = await lease_expiry(postgres)
@@ -254,7 +254,7 @@ async def test_a_lease_is_renewed(plaid, client, report, postgres):
 
 async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, report, postgres):
     """An intent whose transaction ends after the lease isn't sent."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         # The lease has five seconds left, and the transaction ends in seven, before the next heartbeat.
@@ -277,7 +277,7 @@ async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, rep
 
 async def test_a_late_token_and_a_new_claim_at_once(plaid, client, report, postgres):
     """Both are on record, though the database has the one wait for the other, and refuses it at first."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         await postgres.execute("UPDATE relay_entries SET claim = false, state = 'unknown', token = NULL")
@@ -298,7 +298,7 @@ async def test_a_late_token_and_a_new_claim_at_once(plaid, client, report, postg
 
 async def test_a_server_that_is_killed_and_comes_back(plaid, client, report, postgres):
     """The connection is taken up again; if the server stays away, that is told and nothing is sent."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY, lease=20) as journal:
         await client.relay.create([report], "p", journal=journal)
         await postgres.kill()

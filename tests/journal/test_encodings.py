@@ -90,7 +90,7 @@ async def test_a_server_in_another_encoding_is_refused(database, encoding):
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 async def test_a_callers_connections_in_another_encoding_are_refused(postgres, encoding):
     """The server could hold any text, and the connections couldn't transport it."""
-    await postgres.fresh()
+    await postgres.reset()
     address = postgres.url.replace("postgresql:", "postgresql+psycopg:")
     engine = create_async_engine(address, connect_args={"client_encoding": encoding})
     with pytest.raises(ConfigurationError, match=f"client_encoding is {encoding}"):
@@ -100,6 +100,6 @@ async def test_a_callers_connections_in_another_encoding_are_refused(postgres, e
 
 async def test_the_environments_client_encoding_does_not_matter(plaid, client, report, postgres, monkeypatch):
     """A connection that the journal opens uses UTF8, whatever PGCLIENTENCODING says."""
-    await postgres.fresh()
+    await postgres.reset()
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
     await holds_any_text(plaid, client, report, postgres.url)

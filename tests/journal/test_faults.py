@@ -193,7 +193,7 @@ async def test_whoever_cannot_join_leaves_no_lock(client, report, tmp_path):
 
 async def test_whoever_cannot_join_on_a_server_is_told(plaid, client, report, postgres):
     """There is no lock to be left, and nothing is sent."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, key=KEY) as journal:
         await postgres.execute("ALTER TABLE relay_holders RENAME TO gone")
         with pytest.raises(JournalError, match="relay_holders"):
@@ -303,13 +303,13 @@ class Cutter:
 @pytest.mark.parametrize("answered", [False, True], ids=["before the server", "before the answer"])
 async def test_a_connection_that_is_cut_at_each_point(plaid, client, report, postgres, answered, rounds):
     """It is taken up again and all is created; while the journal is opened, the reason is told and nothing is sent."""
-    await postgres.fresh()
+    await postgres.reset()
     cutter = Cutter(0, answered=answered)
     async with cutter.before(postgres.port) as url:
         assert (await attempt(client, report, url, some(5)))[1] is None
     reasons = []
     for at in range(1, cutter.seen + 1, max(1, 12 // rounds)):
-        await postgres.fresh()
+        await postgres.reset()
         partners, sent = some(5, f"{at}-"), len(plaid.requests)
         async with Cutter(at, answered=answered).before(postgres.port) as url:
             outcomes, error = await attempt(client, report, url, partners)
@@ -330,7 +330,7 @@ async def test_a_connection_that_is_cut_at_each_point(plaid, client, report, pos
 
 async def test_connections_that_are_ended_at_random_moments(plaid, client, report, postgres):
     """All of them, again and again, by the server: the run goes on."""
-    await postgres.fresh()
+    await postgres.reset()
     chance = random.Random(3)
     plaid.fail(Fault(path=CREATE, latency=0.02))
 
@@ -359,7 +359,7 @@ async def test_connections_that_are_ended_at_random_moments(plaid, client, repor
 @pytest.mark.full_size
 async def test_a_server_that_stays_away(plaid, client, report, postgres):
     """Nothing more is begun, and what was in flight is handed over, though the journal can't take it."""
-    await postgres.fresh()
+    await postgres.reset()
     plaid.fail(Fault(path=CREATE, latency=0.4))
     partners = some(10)
     running = asyncio.ensure_future(attempt(client, report, postgres.url, partners, lease=1))

@@ -51,7 +51,7 @@ async def test_a_callers_engine(client, report, pgbouncer, postgres):
 
 async def test_no_statement_is_prepared(client, report, postgres):
     """Also without a pooler, a session has no prepared statement after many transactions."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create_many(creation_requests(report, 100), journal=journal)
         for _ in range(10):

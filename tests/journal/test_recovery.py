@@ -18,7 +18,7 @@ pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 
 async def test_a_lease_that_lapsed_run_it_again(plaid, client, report, postgres):
     """The same run goes on from where it was: each partner has one token in the end."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         async with client.relay.create_many(
             creation_requests(report, 50), journal=journal, concurrency=2

@@ -125,7 +125,7 @@ async def test_removals_of_one_token_take_turns(plaid, client, report, url, toge
 
 async def test_whose_lease_has_lapsed_removes_nothing(plaid, client, report, postgres):
     """Others don't wait for it any more: they could make another token beside one that isn't removed."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         made = await client.relay.create([report], "p", journal=journal)
         await postgres.execute("UPDATE relay_holders SET expires_at = 0")

@@ -83,7 +83,7 @@ async def within(seconds):
 
 @pytest.fixture
 async def gate(postgres):
-    await postgres.fresh()
+    await postgres.reset()
     gate = Gate()
     async with gate.before(postgres) as gate.url:
         yield gate
@@ -191,7 +191,7 @@ async def test_a_reader_that_is_cancelled_in_front_of_a_silent_server(gate):
 
 async def test_a_lock_that_is_held(plaid, client, report, postgres):
     """A call that doesn't get a lock in time fails, and the server stops waiting for it, too."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY, lease=LEASE) as journal:
         await client.relay.create([report], "p", journal=journal)
         locking = ("BEGIN", "LOCK TABLE relay_entries IN ACCESS EXCLUSIVE MODE", "SELECT pg_sleep(12)")
@@ -211,14 +211,14 @@ async def test_a_lock_that_is_held(plaid, client, report, postgres):
 
 async def test_a_transaction_that_something_cancels_is_repeated(client, report, postgres):
     """The task of a transaction is one of the event loop's: what cancels that one alone changes nothing."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         reading = asyncio.ensure_future(journal.runs())
         cancelled = set()
         while not cancelled:
             await asyncio.sleep(0)
             tasks = asyncio.all_tasks()
-            cancelled = {each for each in tasks if "Line._transaction" in each.get_coro().__qualname__}
+            cancelled = {each for each in tasks if "_TaskConnection._transaction" in each.get_coro().__qualname__}
         cancelled.pop().cancel()
         assert await reading == []
 
@@ -229,7 +229,7 @@ async def test_a_transaction_that_something_cancels_is_repeated(client, report, 
 @pytest.mark.parametrize("state", ["25006", "25P03", "57P01", "57P05", "08006", "40P01", "55P03"])
 async def test_a_refusal_that_passes(plaid, client, report, postgres, state):
     """The transaction is repeated until it succeeds, within the lease."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         await refuse(postgres, state, times=3)
@@ -241,7 +241,7 @@ async def test_a_refusal_that_passes(plaid, client, report, postgres, state):
 
 async def test_a_refusal_that_stays(plaid, client, report, postgres):
     """A permanent error isn't repeated: the call fails with the reason, and sends nothing."""
-    await postgres.fresh()
+    await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         await refuse(postgres, "53100", times=100)
@@ -268,7 +268,7 @@ async def refuse(postgres, state, times):
 
 async def test_a_server_that_is_read_only_for_a_moment(plaid, client, report, postgres):
     """A batch survives a failover: connections end, new ones are read-only, and later they can write."""
-    await postgres.fresh()
+    await postgres.reset()
     writable = "SET default_transaction_read_only = off"
     plaid.fail(Fault(path=CREATE, latency=0.02))
     try:
@@ -295,7 +295,7 @@ async def test_a_server_that_is_read_only_for_a_moment(plaid, client, report, po
 
 async def test_a_session_that_idled_in_a_transaction(postgres):
     """The server ends it; the transaction is repeated on another connection."""
-    await postgres.fresh()
+    await postgres.reset()
     states = []
 
     def work(connection):
@@ -367,7 +367,7 @@ async def test_a_disk_that_hangs_while_the_journal_is_closed(tmp_path):
 
 async def test_a_transaction_that_comes_after_the_end(postgres):
     """A closed journal opens no connection again."""
-    await postgres.fresh()
+    await postgres.reset()
     journal = Journal(postgres.url, key=KEY)
     await journal.open()
     database, line = journal._database, journal._open_resources.connection

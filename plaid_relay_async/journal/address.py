@@ -1,4 +1,4 @@
-"""Checks the address of a journal before anything is opened, and the files of SQLite."""
+"""Parses and checks the address of a journal before anything is opened, and checks SQLite's files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from plaid_relay_async.errors import ConfigurationError, strip_traceback
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_BUSY_TIMEOUT = 10.0  # seconds for which SQLite waits for a lock
-_MAX_BUSY_TIMEOUT = 2_000_000.0  # seconds; SQLite counts milliseconds in 32 bits
+_BUSY_TIMEOUT = 10.0  # seconds to wait for a lock of SQLite
+_MAX_BUSY_TIMEOUT = 2_000_000.0  # seconds; SQLite stores milliseconds in 32 bits
 _MAX_PORT = 65_535
-_MAX_INTEGER = 2**31 - 1  # of an option of libpq
+_MAX_INTEGER = 2**31 - 1  # for an option of libpq
 # Options that libpq parses only when it connects.
 _INTEGERS = (
     "connect_timeout",
@@ -35,12 +35,12 @@ _INTEGERS = (
     "keepalives_count",
     "tcp_user_timeout",
 )
-# A connection string of libpq, such as "host=db dbname=relay".
+# Detects a connection string of libpq, such as "host=db dbname=relay".
 _LIBPQ_DSN: Final = re.compile(
     r"(^|\s)(host|hostaddr|port|dbname|user|password|passfile|service|options|connect_timeout|client_encoding"
     r"|(fallback_)?application_name|target_session_attrs|ssl\w+)\s*="
 )
-_SCHEME: Final = re.compile(r"[A-Za-z][\w+.-]+:")  # one letter is a drive of Windows
+_SCHEME: Final = re.compile(r"[A-Za-z][\w+.-]+:")  # a single letter is a drive of Windows
 _ADDRESS_FORMS = "the path of a file, sqlite:///FILE or postgresql://USER@HOST:PORT/DATABASE"
 # libpq checks options before it parses the server's address. This one is invalid, so libpq doesn't connect.
 _INVALID_HOSTADDR = "no-address"
@@ -55,7 +55,7 @@ class Address:
         kind: "sqlite" or "postgresql".
         url: the URL of a PostgreSQL database.
         path: the file of SQLite with symbolic links resolved, so that all paths to it share its locks.
-        wait: seconds for which SQLite waits for a lock.
+        busy_timeout: seconds to wait for a lock of SQLite.
     """
 
     kind: str
@@ -115,7 +115,7 @@ def _file_address(name: str, wait: float = _BUSY_TIMEOUT) -> Address:
         raise ConfigurationError("a journal can't be stored in memory: pass the path of a file")
     try:
         path = os.path.realpath(name)
-    except ValueError:  # a NUL, or a character that no file name can contain
+    except ValueError:  # NUL, or another character that isn't allowed in file names
         raise ConfigurationError("the journal's address isn't a valid path") from None
     return Address("sqlite", URL.create("sqlite"), Path(path), wait)
 
@@ -127,7 +127,7 @@ def _sqlite_address(rest: str) -> Address:
         raise ConfigurationError(
             "a URL of SQLite has three slashes before the path of the file: sqlite:///FILE"
         )
-    # SQLAlchemy decodes it in some releases only.
+    # Only some releases of SQLAlchemy decode the path.
     name = os.fsdecode(unquote_to_bytes(os.fsencode(name[1:])))
     if name.startswith("file:"):
         raise ConfigurationError(
@@ -156,7 +156,7 @@ def _engine_address(url: URL) -> Address:
 def _parse_busy_timeout(query: Mapping[str, Any]) -> float:
     try:
         wait = float(query.get("timeout", _BUSY_TIMEOUT))
-    except (TypeError, ValueError):  # TypeError: the option occurs twice
+    except (TypeError, ValueError):  # TypeError: the option occurs more than once
         wait = -1.0
     if not 0 <= wait <= _MAX_BUSY_TIMEOUT:
         raise ConfigurationError("timeout in the journal's address must be one number of seconds")
@@ -175,7 +175,7 @@ def _parse_url(text: str) -> URL:
 
 def _postgresql_address(rest: str) -> Address:
     url = _parse_url(f"postgresql+psycopg://{rest}")
-    host = unquote(url.host or "")  # as libpq does, for the folder of a socket
+    host = unquote(url.host or "")  # as in libpq, for the folder of a socket
     if "\0" in unquote(rest):
         raise ConfigurationError("the journal's address must not contain NUL")
     login = 0 if url.username is None else 1
@@ -187,7 +187,7 @@ def _postgresql_address(rest: str) -> Address:
         )
     if url.port is not None:
         _check_port(url.port)
-    given = {
+    components = {
         "host": host,
         "port": url.port,
         "user": url.username,
@@ -195,7 +195,7 @@ def _postgresql_address(rest: str) -> Address:
         "dbname": url.database,
     }
     for name, value in url.query.items():
-        if given.get(name) or (not isinstance(value, str) and name not in {"host", "port"}):
+        if components.get(name) or (not isinstance(value, str) and name not in {"host", "port"}):
             raise ConfigurationError(f"{name} occurs twice in the journal's address")
     return Address("postgresql", url.set(host=host))
 
@@ -217,7 +217,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"the {name} in the journal's address is invalid")
     problem = _libpq_error({**arguments, "host": "", "hostaddr": _INVALID_HOSTADDR, "port": ""})
     if problem is not None:
-        raise ConfigurationError(f"the journal's address can't be used: {problem}")
+        raise ConfigurationError(f"the journal's address is invalid: {problem}")
 
 
 def _check_port(port: object) -> None:
@@ -281,7 +281,8 @@ def check_files(path: Path) -> None:
     """Check the file of a journal, and the files that SQLite creates beside it.
 
     Raises:
-        ConfigurationError: other users may read one of them, or it isn't a regular file with one name.
+        ConfigurationError: other users may read one of them, or the journal isn't a regular file, or has a
+            hard link.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):

@@ -1,4 +1,8 @@
-"""The database under the journal: which it is, its connections, and its errors as ours."""
+"""The database of a journal: its engine, its connections, retries, and errors.
+
+Each transaction has a time limit and runs on a connection that the journal keeps. After a temporary error,
+such as a lost connection, a transaction is repeated, so it must be idempotent.
+"""
 
 from __future__ import annotations
 
@@ -33,37 +37,35 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ATTEMPTS_PER_LEASE = (
-    3  # that fit into a lease: one on a silently dropped connection must leave time for others
-)
-_MIN_ATTEMPT_SECONDS = 2.0  # seconds that an attempt may take in any case, connecting included
+_ATTEMPTS_PER_LEASE = 3  # an attempt on a silently dropped connection must leave time for others
+_MIN_ATTEMPT_SECONDS = 2.0  # including the time to connect
 _RETRY_DELAY = 0.2  # seconds
-# The beginnings of the SQLSTATEs after which the same transaction may succeed a moment later.
+# Prefixes of the SQLSTATEs after which the same transaction may succeed shortly afterwards.
 _TRANSIENT_SQLSTATES: Final = (
     "08",  # the connection was lost, or refused
-    "25006",  # read-only, as a server is while it fails over
-    "25P03",  # idle for too long in a transaction
-    "25P04",  # the transaction took too long
-    "40",  # a deadlock, or a conflict of transactions
+    "25006",  # read-only, as during a failover
+    "25P03",  # idle_in_transaction_session_timeout
+    "25P04",  # transaction_timeout
+    "40",  # a deadlock or a serialization failure
     "53300",  # too many connections
     "55P03",  # a lock wasn't available in time
-    "57014",  # a statement took too long
-    "57P0",  # the server shuts down, starts, or ended the connection
+    "57014",  # statement_timeout
+    "57P0",  # the server is shutting down or starting, or ended the connection
 )
-# For one transaction: PgBouncer refuses to start a session with them, and may give the next transaction to
-# another session of the server.
+# The limits are set for one transaction. PgBouncer rejects connections that set them at the start, and may
+# run the next transaction in another session of the server.
 _SET_TIMEOUTS: Final = text(
     "SELECT set_config('statement_timeout', :limit, true), set_config('lock_timeout', :limit, true),"
     " set_config('idle_in_transaction_session_timeout', :limit, true)"
 )
-_MAX_TIMEOUT_MS = 2**31 - 1  # milliseconds; the server accepts no more
-_MAX_KEEPALIVE = 32_767  # seconds; Linux accepts no more
-_CHECKPOINT_TIMEOUT = 5.0  # seconds in which SQLite's log has to be cleared
-_CHECKPOINT_BUSY_MS = 100  # milliseconds for which clearing it may hold back others at a time
+_MAX_TIMEOUT_MS = 2**31 - 1  # the limit of PostgreSQL
+_MAX_KEEPALIVE = 32_767  # seconds; the limit of Linux
+_CHECKPOINT_TIMEOUT = 5.0  # seconds to wait for readers of SQLite's write-ahead log
+_CHECKPOINT_BUSY_MS = 100  # milliseconds for which one checkpoint may block other writers
 _SELECT_ENCODINGS = text("SELECT current_setting('server_encoding'), current_setting('client_encoding')")
-# That an open journal holds: one for its own methods, one for leases, three for writing and looking up.
+# One for the journal's own methods, one for leases, and three for write commands and look-ups.
 _CONNECTIONS_PER_JOURNAL = 5
-# A name needn't be UTF-8, and a value of bytes is in the encoding of the database.
+# A file name needn't be UTF-8, so it is read as bytes. They are in the encoding of the database.
 _SELECT_OPENED_FILE = (
     "SELECT CAST(file AS BLOB), encoding FROM pragma_database_list, pragma_encoding WHERE name = 'main'"
 )
@@ -72,18 +74,23 @@ _PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1}
 
 @contextlib.contextmanager
 def journal_errors(path: Path | None) -> Iterator[None]:
-    """Raise `JournalError` for an error of a file or of the database; the path is that of SQLite's file."""
+    """Raise `JournalError` for an error of a file or of the database.
+
+    Args:
+        path: SQLite's file; `None` for PostgreSQL.
+    """
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
-        problem = to_journal_error(error, path)
+        journal_error = to_journal_error(error, path)
     else:
         return
-    raise problem
+    # It is raised outside of the handler, because the original error may contain a row's values.
+    raise journal_error
 
 
 def to_journal_error(error: Exception, path: Path | None) -> JournalError:
-    """Return the error that says why, without what was written, and names the file."""
+    """Return an error with the reason and the name of the file, and without the values of any row."""
     if isinstance(error, OSError) and error.filename is not None:
         path = error.filename
     where = "" if path is None else f" ({path})"
@@ -91,51 +98,52 @@ def to_journal_error(error: Exception, path: Path | None) -> JournalError:
 
 
 def closed_error() -> JournalError:
-    """Return the error of a call that came while the journal was closed, or after that."""
+    """Return the error of a call whose journal is being closed, or was closed."""
     return JournalError(
         "the journal was closed in the meantime",
-        advice="Close a journal once the calls that use it have ended.",
+        advice="Close a journal after the calls that use it have ended.",
     )
 
 
 def _is_transient(error: Exception) -> bool:
-    """Return whether the same transaction may succeed on another connection, or a moment later."""
+    """Return whether the same transaction may succeed on another connection, or shortly afterwards."""
     if not isinstance(error, DBAPIError):
         return isinstance(error, OSError | PoolTimeoutError)
     if error.connection_invalidated:
         return True
     state = getattr(error.orig, "sqlstate", None)
-    if state is None:  # there was no session
+    if state is None:  # the error occurred before there was a session
         return isinstance(error, OperationalError | InterfaceError)
     return str(state).startswith(_TRANSIENT_SQLSTATES)
 
 
 def _safe_reason(error: Exception) -> str:
     if isinstance(error, DBAPIError):
-        # The whole of it may quote the values of a row.
-        told = str(error.orig).partition("\n")[0].partition(" with text ")[0]
-        return told or type(error.orig).__name__
+        # Only the first line, up to the text of a value: the rest may quote the values of a row.
+        reason = str(error.orig).partition("\n")[0].partition(" with text ")[0]
+        return reason or type(error.orig).__name__
     return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
 def _check_pool(pool: Pool) -> None:
     if isinstance(pool, StaticPool | AssertionPool):
-        most = 1
+        limit = 1
     elif isinstance(pool, QueuePool) and pool._max_overflow >= 0:  # noqa: SLF001  # no method returns it
-        most = pool.size() + pool._max_overflow  # noqa: SLF001
+        limit = pool.size() + pool._max_overflow  # noqa: SLF001
     else:
         return
-    if most < _CONNECTIONS_PER_JOURNAL:
+    if limit < _CONNECTIONS_PER_JOURNAL:
         raise ConfigurationError(
             f"a journal holds {_CONNECTIONS_PER_JOURNAL} connections while it is open, and the engine's "
-            f"{type(pool).__name__} has {most} at most: raise its pool_size or max_overflow, or use NullPool"
+            f"{type(pool).__name__} allows {limit}: raise its pool_size or max_overflow, or use NullPool"
         )
 
 
 class _ThreadConnection:
-    """A connection to a file of SQLite: a whole transaction at a time goes to a thread.
+    """A connection to a file of SQLite that runs each transaction in a thread.
 
-    A driver that is asynchronous does so for each call to it, and there are eight in a transaction.
+    An asynchronous driver would switch to a thread for each of its calls, which are about eight in a
+    transaction.
     """
 
     def __init__(self, engine: Engine, limit: float, path: Path) -> None:
@@ -156,7 +164,7 @@ class _ThreadConnection:
             await asyncio.wait([running], timeout=seconds)
         finally:
             if not running.done():
-                # A thread can't be stopped. What comes next queues behind it, so the order stays.
+                # A thread can't be stopped. The next transaction queues behind it, so the order is preserved.
                 running.cancel()
         if running.cancelled():
             raise _timeout_error(seconds)
@@ -185,10 +193,10 @@ class _ThreadConnection:
 
 
 class _TaskConnection:
-    """A connection of an `AsyncEngine`.
+    """A connection of an `AsyncEngine` that runs each transaction in a task.
 
-    Each transaction is a task of its own. One that overruns, or whose caller is cancelled, is abandoned with
-    its connection, because a driver may wait for the server even when it is cancelled.
+    A transaction that exceeds its time limit, or whose caller is cancelled, is abandoned with its connection,
+    because a driver may wait for the server even when it is cancelled.
     """
 
     def __init__(self, engine: AsyncEngine, limit: float, path: Path | None) -> None:
@@ -196,7 +204,9 @@ class _TaskConnection:
         self._limit = limit
         self._path = path
         self._connection: AsyncConnection | None = None
-        self._prepare_threshold: int | None = None  # of the connection, before it was this one's
+        self._prepare_threshold: int | None = (
+            None  # the setting of the connection before the journal changed it
+        )
         self._running: asyncio.Future[Any] | None = None
         self._abandoned: set[asyncio.Future[Any]] = set()
         self._lock = asyncio.Lock()
@@ -238,7 +248,7 @@ class _TaskConnection:
                 self._connection = None
             raise
         finally:
-            if self._connection is not connection:  # it failed, or was abandoned
+            if self._connection is not connection:  # it has failed or was abandoned
                 await _discard(connection)
 
     async def _connect(self) -> AsyncConnection:
@@ -246,7 +256,9 @@ class _TaskConnection:
         try:
             if self._path is not None:
                 await connection.run_sync(_set_up_sqlite, self._path)
-            else:  # whatever the engine has: what others commit has to be seen within a transaction
+            else:
+                # The engine may have another isolation level. A transaction must see what others commit
+                # meanwhile.
                 await connection.execution_options(isolation_level="READ COMMITTED")
                 self._prepare_threshold = _set_prepare_threshold(connection, None)
         except BaseException:
@@ -255,7 +267,7 @@ class _TaskConnection:
         return connection
 
     def _abandon(self) -> None:
-        """Abandon the transaction and its connection, unless it has ended."""
+        """Abandon the transaction and its connection, unless the transaction has ended."""
         running, self._running = self._running, None
         if running is None or running.done():
             return
@@ -272,17 +284,17 @@ class _TaskConnection:
         self._abandon()
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(SQLAlchemyError, TimeoutError):  # it may be lost
+            with contextlib.suppress(SQLAlchemyError, TimeoutError):  # the connection may be lost
                 async with asyncio.timeout(self._limit):
                     _set_prepare_threshold(connection, self._prepare_threshold)
                     await connection.close()
         if self._abandoned:
-            # aiosqlite waits forever if its connection is being closed while the event loop ends.
+            # aiosqlite would wait forever if the event loop ended while it closes a connection.
             await asyncio.wait(self._abandoned, timeout=_MIN_ATTEMPT_SECONDS)
 
 
 def _retrieve_exception(running: asyncio.Future[Any]) -> None:
-    """Retrieve an exception that no caller waits for any more, so that asyncio doesn't report it."""
+    """Retrieve the exception, so that asyncio doesn't report it if no caller waits any more."""
     if not running.cancelled():
         running.exception()
 
@@ -292,20 +304,21 @@ def _timeout_error(seconds: float) -> TimeoutError:
 
 
 async def _discard(connection: AsyncConnection) -> None:
-    """Close a connection for good: one that goes back to the pool would only be used again."""
+    """Close a connection permanently, instead of returning it to the pool."""
     with contextlib.suppress(SQLAlchemyError):
         await connection.invalidate()
         await connection.close()
 
 
 def _set_prepare_threshold(connection: AsyncConnection, threshold: int | None) -> int | None:
-    """Set after how many executions psycopg prepares a statement, and return the former number.
+    """Set after how many executions psycopg prepares a statement, and return the former setting.
 
-    Behind PgBouncer, the next transaction may have a server that doesn't know the statement, or has another
-    one of that name: a journal's connections prepare none.
+    Behind PgBouncer, the next transaction may run in another session of the server, which has no prepared
+    statement of this name, or a different one. So a journal's connections prepare no statements: they set
+    `None`.
     """
     former: int | None = None
-    with contextlib.suppress(SQLAlchemyError, AttributeError):  # it is lost, or no connection of psycopg
+    with contextlib.suppress(SQLAlchemyError, AttributeError):  # the connection is lost, or isn't psycopg's
         driver: Any = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]
         former, driver.prepare_threshold = driver.prepare_threshold, threshold
     return former
@@ -319,34 +332,35 @@ def _shut_down_socket(connection: AsyncConnection) -> bool:
     with contextlib.suppress(SQLAlchemyError, OSError, AttributeError):
         driver: Any = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]
         with socket.socket(fileno=os.dup(driver.fileno())) as shared:
-            # What wasn't sent yet, such as a COMMIT, must not arrive late.
+            # Unsent bytes are discarded, because a COMMIT must not arrive late.
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             shared.shutdown(socket.SHUT_RDWR)
             return True
     return False
 
 
-# One connection, for one transaction at a time, durable when `run` returns; it is made anew when it was lost.
+# Runs one transaction at a time, which is durable when `run` returns; it connects again after the connection
+# was lost.
 JournalConnection: TypeAlias = _ThreadConnection | _TaskConnection
 
 
 def _set_up_sqlite(connection: Connection, path: Path) -> Connection:
-    """Check and set up a connection to SQLite, and return it; close it if that isn't possible."""
+    """Check and set up a connection to SQLite, and return it; close it if that fails."""
     try:
         name, encoding = connection.exec_driver_sql(_SELECT_OPENED_FILE).one()
         opened = name.decode(encoding, "surrogateescape")
         if not opened or not Path(opened).samefile(path):
             raise ConfigurationError(
-                f"the journal's file is {path}, and SQLite has opened {opened or 'none'}"
+                f"the journal's file is {path}, but SQLite has opened {opened or 'none'}"
             )
         check_files(path)
         for name, value in _PRAGMAS.items():
             connection.exec_driver_sql(f"PRAGMA {name}={value}").close()
-            # SQLite reports no error if it can't apply one, as on a file system without shared memory.
+            # SQLite reports no error if it can't apply a setting, as on a file system without shared memory.
             actual = connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
-            if actual != value:  # pragma: no branch  # in a greenlet, of which coverage loses sight
+            if actual != value:  # pragma: no branch  # in a greenlet, which coverage can't follow
                 raise JournalError(
-                    f"SQLite can't set {name} to {value} for the journal, it stays {actual}",
+                    f"SQLite can't set {name} to {value} for the journal: it is still {actual}",
                     advice="Keep the journal on a local disk.",
                 )
         connection.commit()
@@ -357,15 +371,17 @@ def _set_up_sqlite(connection: Connection, path: Path) -> Connection:
 
 
 class Database:
-    """The journal's own engine, or the caller's.
+    """The database of a journal, on its own engine or on the caller's.
 
     Args:
         url: the path of a file, a URL, or an engine.
-        lease: seconds that a write may take with all its attempts.
+        lease: seconds that a write may take, including all attempts.
 
     Attributes:
-        path: the file, where it is SQLite.
-        limit: seconds that one attempt may take; with SQLite there is only one.
+        kind: "sqlite" or "postgresql".
+        path: SQLite's file; `None` for PostgreSQL.
+        attempt_seconds: seconds that one attempt of a transaction may take. On SQLite there is only one
+            attempt.
     """
 
     def __init__(self, url: str | os.PathLike[str] | AsyncEngine, lease: float) -> None:
@@ -386,7 +402,7 @@ class Database:
         """Create the file if it doesn't exist, and create the engine.
 
         Raises:
-            ConfigurationError: the file or an option of the URL can't be used, or the driver isn't installed.
+            ConfigurationError: the file or an option of the URL is invalid, or the driver isn't installed.
             JournalError: the file can't be created.
         """
         if self.path is not None:
@@ -396,7 +412,7 @@ class Database:
 
     def _create_engine(self) -> Engine | AsyncEngine:
         if self.path is not None:
-            # SQLite itself must not create the file: others could read that one.
+            # SQLite must not create the file, because other users could read it.
             url = URL.create("sqlite", database=self.path.as_uri(), query={"mode": "rw", "uri": "true"})
             settings = {"check_same_thread": False, "timeout": self._address.busy_timeout}
             return create_engine(url, hide_parameters=True, connect_args=settings)
@@ -407,17 +423,17 @@ class Database:
         except ModuleNotFoundError as error:
             needed = f"the journal needs {error.name}: pip install 'plaid_relay_async[postgres]'"
             raise ConfigurationError(needed) from None
-        except ArgumentError as error:  # such as a port for each of several hosts
-            raise ConfigurationError(f"the journal's address can't be used: {_safe_reason(error)}") from None
+        except ArgumentError as error:  # for example, a different number of ports than of hosts
+            raise ConfigurationError(f"the journal's address is invalid: {_safe_reason(error)}") from None
         arguments.pop("context", None)  # SQLAlchemy's own
         check_arguments({**arguments, **settings})
         return engine
 
     def _keepalive_settings(self) -> dict[str, Any]:
-        """Return settings that let libpq notice a server that is gone; those in the URL take precedence."""
+        """Return settings with which libpq detects a dead server; settings in the URL take precedence."""
         seconds = min(max(1, int(self.attempt_seconds)), _MAX_KEEPALIVE)
         settings = {
-            "connect_timeout": max(2, seconds // 2),  # so that there is time for a second host
+            "connect_timeout": max(2, seconds // 2),  # leaves time for a second host
             "keepalives": 1,
             "keepalives_idle": seconds,
             "keepalives_interval": max(1, seconds // 3),
@@ -426,10 +442,13 @@ class Database:
         }
         query = self._address.url.query
         chosen = {name: query.get(name, value) for name, value in settings.items()}
-        return {**chosen, "client_encoding": "utf8"}  # whatever PGCLIENTENCODING says: any text has to arrive
+        return {
+            **chosen,
+            "client_encoding": "utf8",
+        }  # PGCLIENTENCODING may be one that can't transport any text
 
-    async def check_encoding(self, line: JournalConnection) -> None:
-        """Check that any text can be stored: one that can't would fail its whole group of writes.
+    async def check_encoding(self, connection: JournalConnection) -> None:
+        """Check that any text can be stored. Otherwise one text would fail all commands of its group.
 
         Raises:
             ConfigurationError: the database, or the caller's connections to it, aren't in UTF8.
@@ -437,18 +456,18 @@ class Database:
         if self.path is not None:
             return  # SQLite converts between its encodings.
         try:
-            server, client = await line.run(lambda connection: connection.execute(_SELECT_ENCODINGS).one())
+            server, client = await connection.run(lambda session: session.execute(_SELECT_ENCODINGS).one())
         except TypeError:
-            # For SQL_ASCII psycopg returns bytes, from which SQLAlchemy can't read the server's version.
+            # For SQL_ASCII, psycopg returns bytes, in which SQLAlchemy can't read the server's version.
             server = client = "SQL_ASCII"
         if (server, client) != ("UTF8", "UTF8"):
             raise ConfigurationError(
-                f"a journal needs a database of PostgreSQL, and connections, in the encoding UTF8: "
+                f"a journal needs a PostgreSQL database and connections in the encoding UTF8: "
                 f"server_encoding is {server}, client_encoding is {client}"
             )
 
     def new_connection(self) -> JournalConnection:
-        """Give a connection for one user, who has it for as long as the database is open."""
+        """Return a new connection for one user, which is closed with the database."""
         assert self._engine is not None  # noqa: S101  # it is open
         if isinstance(self._engine, AsyncEngine):
             self._connections.append(_TaskConnection(self._engine, self.attempt_seconds, self.path))
@@ -459,7 +478,7 @@ class Database:
 
     async def close(self) -> None:
         """Close all connections, each within `limit`. It may be cancelled, and called again."""
-        await asyncio.gather(*(line.close() for line in self._connections))
+        await asyncio.gather(*(connection.close() for connection in self._connections))
         engine = self._engine
         if isinstance(engine, Engine):
             engine.dispose()
@@ -477,60 +496,64 @@ class Database:
     ) -> T:
         """Run the work in one transaction, and return its result.
 
-        On PostgreSQL a temporary error, such as a lost connection, is followed by another attempt, for
-        `patience` seconds. So the work may be done twice: the connection may be lost after a commit.
+        On PostgreSQL it is repeated after a temporary error, such as a lost connection. The work must be
+        idempotent, because the connection may have been lost after the commit.
 
         Args:
-            line: the connection.
-            work: what to do.
-            patience: seconds after which no further attempt begins.
-            limit: seconds that one attempt may take, instead of the usual ones.
+            connection: the connection.
+            work: the function that runs in the transaction.
+            retry_seconds: seconds after which no further attempt starts.
+            limit: seconds that one attempt may take. Default: `attempt_seconds`.
 
         Raises:
-            JournalError: it can't be done.
-            IntegrityError: another process was first.
+            JournalError: the journal can't be read or written.
+            IntegrityError: the database rejected a row, because another process was first.
         """
-        until = time.monotonic() + retry_seconds
+        retry_until = time.monotonic() + retry_seconds
         while True:
             try:
                 return await connection.run(work, limit)
             except IntegrityError:
                 raise
             except (SQLAlchemyError, OSError) as error:
-                problem = to_journal_error(error, self.path)
-                passes = self.path is None and _is_transient(error)
-            if not passes or time.monotonic() > until:
-                raise problem
+                journal_error = to_journal_error(error, self.path)
+                is_transient = self.path is None and _is_transient(error)
+            if not is_transient or time.monotonic() > retry_until:
+                raise journal_error
             await asyncio.sleep(_RETRY_DELAY)
 
-    async def truncate_wal(self, line: JournalConnection) -> None:
-        """Remove from SQLite's log what was deleted or overwritten; PostgreSQL has no such file.
+    async def truncate_wal(self, connection: JournalConnection) -> None:
+        """Truncate SQLite's write-ahead log, which may contain deleted or overwritten tokens.
+
+        On PostgreSQL there is nothing to do.
 
         Raises:
-            JournalError: it is still there, because another connection reads an older state, or the journal
-                can't be written.
+            JournalError: another connection still reads an older state of the journal, or it can't be
+                written.
         """
         if self.path is None:
             return
-        until = time.monotonic() + _CHECKPOINT_TIMEOUT
-        while not await self.run_transaction(line, _checkpoint_wal, 0.0):
-            if time.monotonic() > until:
+        deadline = time.monotonic() + _CHECKPOINT_TIMEOUT
+        while not await self.run_transaction(connection, _checkpoint_wal, 0.0):
+            if time.monotonic() > deadline:
                 raise JournalError(
                     f"{self.path}-wal: this file may still contain the tokens that were deleted or encrypted "
                     "again, because another connection is reading an older state of the journal",
-                    advice="Close that connection, such as a backup or a sqlite3 prompt, and do it again: "
-                    "that clears the file.",
+                    advice="Close that connection, such as a backup or a sqlite3 prompt, and do it again "
+                    "to clear the file.",
                 )
             await asyncio.sleep(_RETRY_DELAY)
 
 
 def _checkpoint_wal(connection: Connection) -> bool:
-    patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
-    # This checkpoint blocks no other connection; the next one lets none write while it waits for readers.
+    """Return whether the write-ahead log could be copied to the database and truncated."""
+    busy_timeout = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+    # The first checkpoint blocks no other connection, and leaves little work for the second one. The second
+    # one blocks writers while it waits for readers, so its wait is short.
     connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").close()
     connection.exec_driver_sql(f"PRAGMA busy_timeout={_CHECKPOINT_BUSY_MS}").close()
     try:
         busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one()
     finally:
-        connection.exec_driver_sql(f"PRAGMA busy_timeout={patience}").close()
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={busy_timeout}").close()
     return not busy

@@ -1,4 +1,8 @@
-"""What a creation may do about its pair, by what the journal has on it: nothing here asks a database."""
+"""The decision on a creation, from the recorded state of its pair: pure functions without a database.
+
+A creation may start an attempt, be served the recorded outcome, be rejected as a duplicate, or wait. An
+attempt that is in doubt is never repeated without `retry_unknown`, because it may have created a token.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,14 @@ from plaid_relay_async.errors import (
 )
 from plaid_relay_async.journal.schema import CreationState
 
+# States after which no attempt of the row can have left a token.
 STARTABLE: Final = (CreationState.ACCEPTED, CreationState.FAILED, CreationState.HELD_ELSEWHERE)
+# States after which an attempt of the row may have created a token that isn't recorded.
 IN_DOUBT: Final = (CreationState.INTENT, CreationState.UNKNOWN)
+# States in which a recorded token may be valid.
 ISSUED: Final = (CreationState.CREATED, CreationState.REMOVING)
 
+# Plaid would respond with the same error again.
 _PERMANENT_ERRORS: Final = (InvalidRequestError, AssetReportError)
 
 OnExisting: TypeAlias = Literal["reuse", "refuse", "create"]
@@ -27,7 +35,28 @@ OnExisting: TypeAlias = Literal["reuse", "refuse", "create"]
 
 @frozen
 class Row:
-    """What the journal has of one creation; the names are those of the table's columns."""
+    """A row of the table of creations; the attributes are named as its columns.
+
+    Attributes:
+        id: the row, unique in the journal.
+        run_id: the run that it belongs to.
+        pair: the digest of report and partner.
+        partner: the partner's id at Plaid, the secondary client id.
+        state: the state of the creation.
+        current: whether it is the run's latest row for its pair; each run has one.
+        claim: whether it holds its pair; one row of all runs does.
+        holder_id: the worker that wrote it last.
+        begun_at: when its latest intent was recorded, in seconds since 1970, by the database's clock.
+        ended_at: when its outcome was recorded.
+        attempts: the number of HTTP requests.
+        request_id: Plaid's request id, if a response had one.
+        error: the name of the error's class.
+        error_type: Plaid's error_type.
+        error_code: Plaid's error_code.
+        status: the HTTP status of the error.
+        token: the relay token as it is stored, encrypted if there is a key.
+        token_digest: the digest of the relay token.
+    """
 
     id: int
     run_id: int
@@ -50,28 +79,28 @@ class Row:
 
     @property
     def startable(self) -> bool:
-        """Whether no attempt of it can have made a token, so that it may be begun, or be told as another."""
+        """Whether an attempt may start in this row, because no earlier attempt can have left a token."""
         return self.state in STARTABLE
 
     @property
     def issued(self) -> bool:
-        """Whether it has a token that may be valid: it counts until its removal is confirmed."""
+        """Whether it has a token that may be valid; a token counts until its removal is confirmed."""
         return self.state in ISSUED
 
     @property
     def in_doubt(self) -> bool:
-        """Whether it may have made a token that nobody knows; or will, if its holder is alive."""
+        """Whether an attempt may have created an unrecorded token, or may still create one."""
         return self.state in IN_DOUBT
 
     def recorded_error(self) -> PlaidRelayError:
-        """Return the error that it ended with, as far as it was recorded."""
+        """Return the error that the creation ended with, as far as it was recorded."""
         cls: type[PlaidRelayError] = getattr(errors, self.error or "", PlaidRelayError)
-        facts = self._error_fields(cls)
+        fields = self._error_fields(cls)
         if issubclass(cls, _PERMANENT_ERRORS):
-            facts["advice"] = (
+            fields["advice"] = (
                 "Once the reason is fixed, create again with retry_failed=True (--retry-failed)."
             )
-        return cls(f"recorded as {self.state.value} in the journal", **facts)
+        return cls(f"recorded as {self.state.value} in the journal", **fields)
 
     def doubt_error(self) -> OutcomeUnknownError:
         """Return the error of an attempt whose outcome is unknown."""
@@ -92,13 +121,13 @@ class Row:
 
 
 def error_columns(error: PlaidRelayError) -> dict[str, Any]:
-    """Give the columns of an error, from which `Row.problem` makes one like it."""
+    """Return the columns that store an error, from which `Row.recorded_error` restores it."""
     names = ("error_type", "error_code", "status")
     return {"error": type(error).__name__, **{name: getattr(error, name, None) for name in names}}
 
 
 def may_succeed_later(error: PlaidRelayError) -> bool:
-    """Return whether the same creation may succeed another time."""
+    """Return whether the same creation may succeed later, without a change at Plaid or by the caller."""
     return not isinstance(error, _PERMANENT_ERRORS)
 
 
@@ -107,11 +136,12 @@ def may_succeed_later(error: PlaidRelayError) -> bool:
 
 @frozen
 class StartAttempt:
-    """It may be begun.
+    """An attempt may start.
 
     Attributes:
-        row: the row that it goes on with; without, it gets a new one.
-        retire: rows that make way for it.
+        row: the run's own row, if the attempt may use it; otherwise a new row is created.
+        retire: the rows that the new attempt replaces. They lose the pair to it, and the run's own row isn't
+            current any more.
     """
 
     row: Row | None = None
@@ -120,27 +150,31 @@ class StartAttempt:
 
 @frozen
 class ServeRecorded:
-    """The journal knows what became of it: what that row says."""
+    """The recorded outcome is returned, and nothing is sent.
+
+    Attributes:
+        row: the row that has the outcome.
+    """
 
     row: Row
 
 
 @frozen
 class RejectDuplicate:
-    """There is a token, and there is to be no second one.
+    """The pair has a token that can't be returned, and must not get a second one.
 
     Attributes:
-        why: what is known of that token.
-        advice: what to do about it.
+        reason: what is known of that token.
+        advice: what the caller can do.
     """
 
     reason: str
-    advice: str = 'A run that has made no token for this pair makes another with on_existing="create".'
+    advice: str = 'Another run can create a second token for this pair, with on_existing="create".'
 
 
 @frozen
 class WaitForOther:
-    """Somebody is at it, or may have been until a moment ago."""
+    """Another call is in progress for the pair, or its request may still be in flight."""
 
 
 Decision: TypeAlias = StartAttempt | ServeRecorded | RejectDuplicate | WaitForOther
@@ -148,7 +182,14 @@ Decision: TypeAlias = StartAttempt | ServeRecorded | RejectDuplicate | WaitForOt
 
 @frozen
 class PairPolicy:
-    """What the caller wants of pairs that the journal knows."""
+    """The caller's settings for pairs that the journal already has.
+
+    Attributes:
+        run_id: the caller's run.
+        on_existing: what to do about a token from another run.
+        retry_unknown: whether to replace an attempt that is in doubt.
+        retry_failed: whether to repeat a creation that failed with a permanent error.
+    """
 
     run_id: int
     on_existing: OnExisting
@@ -156,7 +197,7 @@ class PairPolicy:
     retry_failed: bool = False
 
     def with_overrides(self, **settings: bool | None) -> PairPolicy:
-        """Return the policy for a call with settings of its own; `None` leaves one as it is."""
+        """Return the policy with some settings replaced; `None` keeps a setting."""
         changes: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         return evolve(self, **changes)
 
@@ -164,23 +205,23 @@ class PairPolicy:
 def decide(
     own: Row | None, holding: Row | None, policy: PairPolicy, *, in_progress: bool, maybe_in_flight: bool
 ) -> Decision:
-    """Decide on a pair.
+    """Decide on a creation.
 
     Args:
-        own: the current row of this run.
-        claim: the row, of whichever run, that has the claim.
-        policy: the caller's.
-        alive: whether somebody is at one of them, creating or removing.
-        late: whether a request that its holder had begun may still be under way.
+        own: the current row of this run for the pair.
+        holding: the row, of any run, that holds the pair.
+        policy: the caller's settings.
+        in_progress: whether a live worker is creating or removing a token in one of these rows.
+        maybe_in_flight: whether a request of a dead worker may still be in flight for one of these rows.
     """
+    # The row needn't hold the pair: its token may have arrived late, after another run had taken the pair.
     if own is not None and own.token is not None and own.state is CreationState.CREATED:
-        return ServeRecorded(
-            own
-        )  # with or without the claim: it may have come late, when another run had gone on
+        return ServeRecorded(own)
     if in_progress:
         return WaitForOther()
     if holding is not None and holding.issued and not _may_issue_second_token(own, holding, policy):
         return _decide_on_token(own, holding, policy)
+    # A doubt of either run counts: both attempts may have created a token.
     doubt = next((row for row in (holding, own) if row is not None and row.in_doubt), None)
     if doubt is not None and (maybe_in_flight or not policy.retry_unknown):
         return WaitForOther() if policy.retry_unknown else ServeRecorded(doubt)
@@ -195,9 +236,9 @@ def decide(
 
 
 def _may_issue_second_token(own: Row | None, token: Row, policy: PairPolicy) -> bool:
-    """Return whether the run may create another token: that one is another run's, and it has none itself."""
-    has_its_own = own is not None and own.issued
-    return token.run_id != policy.run_id and policy.on_existing == "create" and not has_its_own
+    """Return whether a run without a token may create one beside the token of another run."""
+    has_token = own is not None and own.issued
+    return token.run_id != policy.run_id and policy.on_existing == "create" and not has_token
 
 
 def _decide_on_token(own: Row | None, token: Row, policy: PairPolicy) -> ServeRecorded | RejectDuplicate:
@@ -205,7 +246,7 @@ def _decide_on_token(own: Row | None, token: Row, policy: PairPolicy) -> ServeRe
         if policy.on_existing == "refuse":
             return RejectDuplicate("this pair has a relay token from another run")
         if policy.on_existing == "create" and own is not None:
-            token = own  # which can't be served, but counts
+            token = own  # the run's own token can't be returned, but it counts
     if token.state is CreationState.REMOVING:
         return RejectDuplicate(
             "a removal of this pair's relay token has an unknown outcome: the token may still be valid",
@@ -221,29 +262,35 @@ def _may_retry(failed: Row, policy: PairPolicy) -> bool:
 
 
 def _start_attempt(own: Row | None, holding: Row | None) -> StartAttempt:
-    """Return the decision to begin, with the run's own row if that is free; other rows are retired."""
+    """Return the decision to start an attempt, in the run's own row if possible; other rows are retired."""
     row = own if own is not None and own.startable else None
+    # The same row may be the run's own and hold the pair.
     retired = {each.id: each for each in (holding, own) if each is not None and each is not row}
     return StartAttempt(row, retire=tuple(retired.values()))
 
 
-# -------------------------------------------------------------------------------------------- what is told
+# -------------------------------------------------------------------------------------------- reports
 
 
 def outcome_name(state: CreationState, *, alive: bool) -> str:
-    """Give the name of the outcome of a row."""
+    """Return the outcome that a `Record` shows for a state.
+
+    Args:
+        state: the state of a row.
+        alive: whether the row's worker is alive.
+    """
     match state:
         case CreationState.ACCEPTED | CreationState.HELD_ELSEWHERE:
             return "not_attempted"
         case CreationState.INTENT:
             return "in_flight" if alive else "unknown"
         case CreationState.REMOVING:
-            return "created"  # nobody has said that it is gone
+            return "created"  # until Plaid has confirmed the removal
     return state.value
 
 
 def error_code_of(row: Row, outcome: str) -> str | None:
-    """Give the code of the error with which a row ended."""
+    """Return the error code that a `Record` shows: Plaid's, or the name of the error's class."""
     if outcome == "unknown":
         return reason_of(row.doubt_error())
     return reason_of(row.recorded_error()) if outcome == "failed" else None

@@ -1,4 +1,8 @@
-"""What keeps the journal's secrets: keys of the caller's, and a key for pairs that the journal has itself."""
+"""Encryption of the journal's tokens, and keyed digests that name pairs and tokens.
+
+Tokens are encrypted with the caller's keys. Digests use the pair key: a random key that the journal stores,
+encrypted in the same way. So rotating the caller's keys doesn't change the names of pairs.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +23,14 @@ if TYPE_CHECKING:
 _KEY_VARIABLE = "PLAID_RELAY_KEY"
 _PLAIN_PREFIX: Final = "clear:"
 _BASE64_PREFIX: Final = "clear-base64:"
-_UTF8: Final = ("utf-8", "surrogatepass")  # a token is whatever Plaid says
+_UTF8: Final = ("utf-8", "surrogatepass")  # a token is any JSON string, so it may have lone surrogates
 _logger = logging.getLogger("plaid_relay_async.journal")
 
 
 class Keyring:
-    """Encrypts with the first of its keys, and decrypts with any.
+    """Encrypts with the first of its keys, and decrypts with any of them.
 
-    Without a key it leaves things as they are, but for a mark that says so.
+    Without a key, secrets are stored unencrypted, with a prefix that says so.
     """
 
     def __init__(self, keys: Sequence[str | bytes]) -> None:
@@ -38,43 +42,40 @@ class Keyring:
         return self._multi_fernet is not None
 
     def encrypt(self, secret: str) -> str:
-        """Give what may be stored."""
+        """Return the secret as it is stored."""
         if self._multi_fernet is not None:
             return self._multi_fernet.encrypt(secret.encode(*_UTF8)).decode()
         if secret.isprintable():
             return _PLAIN_PREFIX + secret
-        return (
-            _BASE64_PREFIX + b64encode(secret.encode(*_UTF8)).decode()
-        )  # what a database may not take as it is
+        # A database may reject characters such as NUL.
+        return _BASE64_PREFIX + b64encode(secret.encode(*_UTF8)).decode()
 
     @strip_traceback
     def decrypt(self, stored: str) -> str:
-        """Give the secret.
+        """Return the secret from its stored form.
 
         Raises:
-            ConfigurationError: there is no key that opens it.
+            ConfigurationError: no key decrypts it.
         """
         if stored.startswith(_PLAIN_PREFIX):
             return stored.removeprefix(_PLAIN_PREFIX)
         if stored.startswith(_BASE64_PREFIX):
             return b64decode(stored.removeprefix(_BASE64_PREFIX)).decode(*_UTF8)
         if self._multi_fernet is None:
-            raise ConfigurationError(f"the journal is encrypted: give its key, as key= or {_KEY_VARIABLE}")
+            raise ConfigurationError(f"the journal is encrypted: pass its key as key= or {_KEY_VARIABLE}")
         try:
             return self._multi_fernet.decrypt(stored).decode(*_UTF8)
         except InvalidToken:
             pass
-        raise ConfigurationError(
-            f"the key (key= or {_KEY_VARIABLE}) doesn't open this journal: it has another"
-        )
+        raise ConfigurationError(f"the key (key= or {_KEY_VARIABLE}) doesn't match this journal")
 
     @staticmethod
     def is_unencrypted(stored: str) -> bool:
-        """Tell whether that lies in clear."""
+        """Return whether a secret is stored unencrypted."""
         return stored.startswith((_PLAIN_PREFIX, _BASE64_PREFIX))
 
     def is_up_to_date(self, stored: str) -> bool:
-        """Tell whether that is how it would be stored today."""
+        """Return whether a secret is encrypted with the first key; always true without a key."""
         if not self._fernets:
             return True
         try:
@@ -86,31 +87,32 @@ class Keyring:
 
 @strip_traceback
 def load_keyring(keys: str | bytes | Sequence[str | bytes] | Path | None) -> Keyring:
-    """Make a keyring of an argument, of a file, or of PLAID_RELAY_KEY; commas or blanks separate several.
+    """Return a keyring from an argument, a file, or PLAID_RELAY_KEY.
+
+    Args:
+        keys: one or several Fernet keys, separated by commas or blanks in one string, or the path of a file
+            that contains them; `None` for PLAID_RELAY_KEY.
 
     Raises:
-        ConfigurationError: one of them isn't a key, the argument holds none, or the file can't be read, or
-            others may read it.
+        ConfigurationError: a key is invalid, the argument contains no key, or the file can't be read, or
+            other users may read it.
     """
     if keys is None:
-        ring = Keyring(_split_keys(os.environ.get(_KEY_VARIABLE, "")))
+        keyring = Keyring(_split_keys(os.environ.get(_KEY_VARIABLE, "")))
     elif isinstance(keys, Path):
-        ring = Keyring(_read_key_file(keys))
-    elif not (given := _split_keys(keys) if isinstance(keys, str | bytes) else keys):
-        raise ConfigurationError(f"key= holds no key: leave it away, and {_KEY_VARIABLE} is asked for")
+        keyring = Keyring(_read_key_file(keys))
+    elif not (key_list := _split_keys(keys) if isinstance(keys, str | bytes) else keys):
+        raise ConfigurationError(f"key= contains no key: omit it to use {_KEY_VARIABLE}")
     else:
-        ring = Keyring(given)
-    if not ring:
-        _logger.warning(
-            "the journal has no key (key= or %s): tokens lie in it as they are, readable by its owner alone",
-            _KEY_VARIABLE,
-        )
-    return ring
+        keyring = Keyring(key_list)
+    if not keyring:
+        _logger.warning("the journal has no key (key= or %s): tokens are stored unencrypted", _KEY_VARIABLE)
+    return keyring
 
 
 def _split_keys(text: str | bytes) -> list[str]:
-    written = text.decode(errors="replace") if isinstance(text, bytes) else text
-    return written.replace(",", " ").split()
+    decoded = text.decode(errors="replace") if isinstance(text, bytes) else text
+    return decoded.replace(",", " ").split()
 
 
 def _read_key_file(path: Path) -> list[str]:
@@ -120,9 +122,11 @@ def _read_key_file(path: Path) -> list[str]:
         reason = getattr(error, "strerror", None) or "isn't text"
         raise ConfigurationError(f"{path}: the key can't be read: {reason}") from None
     if os.name == "posix" and mode & 0o077:
-        raise ConfigurationError(f"{path}: others may read it, and the key lies in it; chmod 600 first")
+        raise ConfigurationError(
+            f"{path}: file permissions are too open, and it contains the key; chmod 600 first"
+        )
     if not (keys := _split_keys(text)):
-        raise ConfigurationError(f"{path}: holds no key")
+        raise ConfigurationError(f"{path}: contains no key")
     return keys
 
 
@@ -131,26 +135,32 @@ def _parse_key(key: object) -> Fernet:
         return Fernet(key.strip() if isinstance(key, str | bytes) else b"")
     except ValueError:
         pass
+    # It is raised outside of the handler, so that no traceback leads to the key.
     raise ConfigurationError(
         f"a key of the journal (key= or {_KEY_VARIABLE}) must be 32 random bytes in URL-safe base64, "
-        "such as cryptography's Fernet.generate_key() gives"
+        "such as cryptography's Fernet.generate_key() returns"
     )
 
 
 class Digests:
-    """Names for pairs and tokens that tell nothing to whoever doesn't have the journal's key for them."""
+    """Keyed digests that name pairs and tokens without revealing them.
+
+    Args:
+        pair_key: the journal's pair key, in hexadecimal digits.
+    """
 
     def __init__(self, pair_key: str) -> None:
         self._key = Hidden(bytes.fromhex(pair_key))
 
     def pair_digest(self, namespace: str, report_tokens: Sequence[str], partner: str) -> str:
-        """Give the name of a pair of report and partner; the order of the report's tokens is no matter."""
+        """Return the digest of a pair of report and partner; the order of the tokens doesn't matter."""
         return self._keyed_hash(b"pair", namespace, partner, *sorted(report_tokens))
 
     def token_digest(self, relay_token: str) -> str:
-        """Give the name of a relay token."""
+        """Return the digest of a relay token."""
         return self._keyed_hash(b"token", relay_token)
 
     def _keyed_hash(self, kind: bytes, *parts: str) -> str:
-        data = "".join(f"{len(word)}:{word}" for word in parts).encode(*_UTF8)
+        # The length prefixes keep different parts from having the same concatenation.
+        data = "".join(f"{len(part)}:{part}" for part in parts).encode(*_UTF8)
         return hashlib.blake2b(data, digest_size=16, key=self._key.reveal(), person=kind).hexdigest()

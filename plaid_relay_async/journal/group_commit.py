@@ -1,4 +1,8 @@
-"""Group commit: what comes while one group is under way makes the next."""
+"""Group commit: the items that arrive while one group is processed become the next group.
+
+A transaction costs the same for one row as for many, mostly for making it durable. So the rate of writes
+grows with the number of concurrent calls.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Waiters of a large group would go on all at once, and meet again at the next one. But where groups come one
-# upon the other all the time, nobody waits for longer in a large one.
-_SMALL_GROUP, _LARGE_GROUP = 24, 1024
-_GROUPS_BEFORE_LARGE = 16  # groups in a row
+# The callers of a large group all continue at the same time, and meet again in the next group, so that
+# database and callers take turns instead of working concurrently. Small groups avoid that. Under a sustained
+# load, when one group follows another without a pause, an item doesn't wait longer for one large group than
+# for several small ones.
+_SMALL_GROUP, _LARGE_GROUP = 24, 1024  # items
+_GROUPS_BEFORE_LARGE = 16  # consecutive groups
 
 _Group: TypeAlias = "list[tuple[T, asyncio.Future[R]]]"
 
 
 class GroupExecutor(Generic[T, R]):
-    """Takes items one by one, and has them seen to in groups, one group after the other.
+    """Accepts items one by one, and processes them in groups, one group at a time.
 
     Args:
-        see_to: returns the result for each item of a group, in their order. It is called again for the same
-            group if its task is cancelled, so it must be safe to repeat.
-        detached: whether an item is processed even if its future was cancelled.
+        process: returns the results of a group's items, in their order. It is called again with the same
+            group if its task is cancelled, so it must be idempotent.
+        process_cancelled: whether an item is processed even if its future was cancelled.
     """
 
     def __init__(self, process: Callable[[list[T]], Awaitable[list[R]]], *, process_cancelled: bool) -> None:
@@ -38,7 +44,7 @@ class GroupExecutor(Generic[T, R]):
         self._make_stop_error: Callable[[], Exception] | None = None
 
     def submit(self, item: T) -> asyncio.Future[R]:
-        """Add an item; return a future that is done once it was processed, and fails if its group does."""
+        """Add an item, and return a future of its result, which fails with the error of the item's group."""
         done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         if self._make_stop_error is not None:
             _set_exception(done, self._make_stop_error())
@@ -50,19 +56,19 @@ class GroupExecutor(Generic[T, R]):
 
     @property
     def idle(self) -> bool:
-        """Whether every item was processed."""
+        """Whether no item waits or is being processed."""
         return self._task is None
 
     async def drain(self) -> None:
-        """Wait until every item was processed."""
+        """Wait until each item was processed, or has failed."""
         while self._task is not None:
             await asyncio.wait([self._task])
 
     def stop(self, make_error: Callable[[], Exception]) -> None:
-        """Fail every item that wasn't processed yet, and every later one.
+        """Fail each item that wasn't processed yet, and each later one.
 
         Args:
-            error: creates the exception, one for each item.
+            make_error: returns a new exception for each item.
         """
         self._make_stop_error = make_error
         if self._task is not None:
@@ -70,44 +76,46 @@ class GroupExecutor(Generic[T, R]):
 
     def _start_task(self) -> None:
         self._task = asyncio.create_task(self._run_groups())
-        # A callback, because a task that is cancelled before its first step runs none of its own code.
+        # This is a callback, because a task that is cancelled before its first step runs none of its own
+        # code.
         self._task.add_done_callback(self._on_task_done)
 
-    def _on_task_done(self, _running: asyncio.Task[None]) -> None:
+    def _on_task_done(self, _task: asyncio.Task[None]) -> None:
         self._task = None
-        self._consecutive_groups //= 2  # a moment without any doesn't mean that few will come
+        self._consecutive_groups //= 2  # a short pause doesn't end a sustained load
         if not self._process_cancelled:
             self._pending = [each for each in self._pending if not each[1].done()]
         if self._make_stop_error is not None:
-            waiting, self._pending = self._pending, []
-            for _, done in waiting:
+            pending, self._pending = self._pending, []
+            for _, done in pending:
                 _set_exception(done, self._make_stop_error())
         elif self._pending:
             self._start_task()
 
     async def _run_groups(self) -> None:
         while self._pending:
-            # While the database fails, one attempt serves all that wait, because each may take long.
-            most = (
+            # While the database fails, all items share one attempt, because each attempt may take long.
+            size = (
                 len(self._pending)
                 if self._failing
                 else _SMALL_GROUP
                 if self._consecutive_groups < _GROUPS_BEFORE_LARGE
                 else _LARGE_GROUP
             )
-            group, self._pending = self._pending[:most], self._pending[most:]
+            group, self._pending = self._pending[:size], self._pending[size:]
             self._consecutive_groups += 1
             try:
                 await self._run_group(group)
             except asyncio.CancelledError:
-                # Code that shuts down by cancelling all tasks cancels this one too. The next task repeats it.
+                # Code that shuts down by cancelling all tasks cancels this one, too. The next task repeats
+                # the group.
                 self._pending[:0] = group
                 raise
 
     async def _run_group(self, group: _Group[T, R]) -> None:
         try:
             results = await self._process([item for item, _ in group])
-        except Exception as error:  # noqa: BLE001  # told to each who waits
+        except Exception as error:  # noqa: BLE001  # it is set on the future of each item
             self._failing = True
             for _, done in group:
                 _set_exception(done, error)
@@ -121,4 +129,4 @@ class GroupExecutor(Generic[T, R]):
 def _set_exception(done: asyncio.Future[R], error: Exception) -> None:
     if not done.done():
         done.set_exception(error)
-        done.exception()  # not everybody waits
+        done.exception()  # so that asyncio doesn't report it if no caller waits

@@ -1,4 +1,4 @@
-"""`Journal`: what a client and a batch write into, and what a person asks afterwards."""
+"""`Journal`: records the calls of clients and batches, and reports on runs afterwards."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_UNLIMITED_REQUEST_SECONDS = 3600.0  # seconds that a request may take whose client sets it no time
-_LEASES_PER_MAINTENANCE = 10  # for a transaction that isn't a call's: it may read or change millions of rows
-_TOKENS_PER_PAGE = 500  # tokens in one transaction
+_UNLIMITED_REQUEST_SECONDS = 3600.0  # for a client without a total timeout
+_LEASES_PER_MAINTENANCE = 10  # time limit of a transaction that may read or change millions of rows
+_TOKENS_PER_PAGE = 500  # re-encrypted in one transaction
 _INSERT_RUN = {
     name: dialect.insert(runs).on_conflict_do_nothing()
     for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
@@ -61,13 +61,18 @@ _INSERT_RUN = {
 
 @define(eq=False, repr=False)
 class _OpenResources:
-    """What there is while a journal is open.
+    """What an open journal holds.
 
     Attributes:
         loop: the event loop in which it was opened.
-        recorder: once something was entered.
-        seconds: that others know a request of the recorder's may be under way for.
-        closing: once it is being closed, the moment after which no call is waited for.
+        digests: names pairs and tokens.
+        registry: the workers of the journal.
+        connection: the connection for the journal's own methods.
+        coordinator: the coordinator of this process's calls, created with the first call: a journal that only
+            reads registers no worker.
+        request_seconds: seconds for which a request of this process may be in flight, as recorded.
+        close_deadline: once the journal is being closed, the time of the event loop's clock at which draining
+            stops.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -83,28 +88,29 @@ class _OpenResources:
 class Journal:
     """A durable record of creations, in SQLite or PostgreSQL; use it with `async with`, in one event loop.
 
-    Pass it as `journal=` to `client.relay.create`, `create_many`, `remove` and `remove_many`. A pair of
-    report and partner for which it has a token is served from it, and none is begun twice, whoever asks.
+    Pass it as `journal=` to `client.relay.create`, `create_many`, `remove` and `remove_many`. A creation
+    whose pair of report and partner has a recorded token returns that token, and no two processes create for
+    one pair at the same time.
 
     Args:
-        url: the path of a file, a URL of SQLite or PostgreSQL, or an `AsyncEngine`, which stays the caller's.
-            A path is resolved immediately, with its symbolic links.
-        run: the name under which creations are written down.
-        key: a Fernet key, or several, or the `Path` of a file (0600) that holds them, which is read at once:
-            the first one encrypts, all of them decrypt; commas separate several in one string. Without,
-            PLAID_RELAY_KEY; without that, tokens lie in it in clear, which is said once.
-        namespace: what sets its pairs apart, in place of host and client id; behind a gateway, which has the
-            client id, it has to be given.
-        on_existing: what happens to a pair that has a token from another run: `"reuse"` serves it,
-            `"refuse"` fails, `"create"` makes another.
-        retry_unknown: create again if it is unknown whether there is a token; there may be two then.
-        retry_failed: create again if Plaid refused the request, once the reason is fixed. A failure that may
-            pass by itself is attempted again in any case.
-        lease: seconds without a renewal after which other processes consider this one dead; for PostgreSQL.
+        url: the path of a file, a URL of SQLite or PostgreSQL, or an `AsyncEngine`, which remains the
+            caller's. A path is resolved immediately, with its symbolic links.
+        run: the run name under which creations are recorded; reuse it to resume the run.
+        key: a Fernet key, several keys, or the `Path` of a file (0600) that contains them, which is read
+            immediately. The first key encrypts, all keys decrypt; in one string, commas separate them.
+            Default: PLAID_RELAY_KEY. Without a key, tokens are stored unencrypted, and a warning is logged.
+        namespace: keeps pairs of different lenders apart. Default: the host and the client id. Required
+            behind a gateway, because the gateway has the client id.
+        on_existing: what happens to a pair that has a token from another run: `"reuse"` returns it,
+            `"refuse"` fails, `"create"` creates another one.
+        retry_unknown: create again if the outcome of an earlier attempt is unknown. The pair may then have
+            two tokens.
+        retry_failed: create again if Plaid rejected the request, once the reason is fixed. Other failures are
+            retried in any case.
+        lease: seconds without a heartbeat after which other processes consider this one dead; for PostgreSQL.
 
     Raises:
-        ConfigurationError: an argument or PLAID_RELAY_KEY can't be used, or the address may have been meant
-            in another way; the message says why.
+        ConfigurationError: an argument or PLAID_RELAY_KEY is invalid, or the address is ambiguous.
     """
 
     def __init__(
@@ -141,7 +147,7 @@ class Journal:
 
     @property
     def path(self) -> Path | None:
-        """The file that it is stored in, without symbolic links; `None` for PostgreSQL."""
+        """The file that the journal is stored in, with symbolic links resolved; `None` for PostgreSQL."""
         return self._database.path
 
     def __repr__(self) -> str:
@@ -150,11 +156,11 @@ class Journal:
     # ------------------------------------------------------------------------------------ open and close
 
     async def open(self) -> None:
-        """Open it, and make its tables if they aren't there; `async with` does it.
+        """Open the journal, and create its tables if they don't exist; `async with` does it.
 
         Raises:
-            JournalError: it can't be read or written, or a later release made it.
-            ConfigurationError: its key is another, other users may read the file, an option of the URL is
+            JournalError: the journal can't be read or written, or a later release created it.
+            ConfigurationError: the key doesn't match, other users may read the file, an option of the URL is
                 invalid, or the encoding isn't UTF8.
         """
         if self._resources is not None:
@@ -168,56 +174,60 @@ class Journal:
 
     async def _open(self) -> None:
         await self._database.open()
-        line = self._database.new_connection()
-        fresh = secrets.token_hex(32)
+        connection = self._database.new_connection()
+        new_pair_key = secrets.token_hex(32)
 
         def work(connection: Connection) -> str:
-            return create_or_migrate(connection, self._keyring.encrypt(fresh))
+            return create_or_migrate(connection, self._keyring.encrypt(new_pair_key))
 
         with journal_errors(self._database.path):
-            await self._database.check_encoding(line)
-            stored = await line.run(work, self._maintenance_seconds)
+            await self._database.check_encoding(connection)
+            pair_key = await connection.run(work, self._maintenance_seconds)
         self._resources = _OpenResources(
             asyncio.get_running_loop(),
-            Digests(self._keyring.decrypt(stored)),
+            Digests(self._keyring.decrypt(pair_key)),
             WorkerRegistry(self._database, self._database.new_connection()),
-            line,
+            connection,
         )
-        if not self._keyring.is_up_to_date(stored):
-            await self._encrypt_pair_key(stored)
+        if not self._keyring.is_up_to_date(pair_key):
+            await self._encrypt_pair_key(pair_key)
 
     async def _encrypt_pair_key(self, stored: str) -> None:
-        """Have today's key open what an older one did, and leave nothing in clear that was so."""
+        """Encrypt the pair key with the first key; if it was unencrypted, encrypt all tokens before that."""
+        # The order matters: as long as the pair key is unencrypted, the next opening knows that tokens may
+        # be.
         if Keyring.is_unencrypted(stored):
-            await self.rotate()  # first: that the pair key is in clear says that tokens may be
-        wrapped = self._keyring.encrypt(self._keyring.decrypt(stored))
+            await self.rotate()
+        encrypted = self._keyring.encrypt(self._keyring.decrypt(stored))
 
         def work(connection: Connection) -> None:
-            connection.execute(update(journals).where(journals.c.pair_key == stored).values(pair_key=wrapped))
+            connection.execute(
+                update(journals).where(journals.c.pair_key == stored).values(pair_key=encrypted)
+            )
 
         await self._run_transaction(work)
         if Keyring.is_unencrypted(stored):
             await self._database.truncate_wal(self._open_resources.connection)
 
     async def close(self) -> None:
-        """Write everything that is known, and close the journal; `async with` does it.
+        """Drain, write what is pending, and close the journal; `async with` does it.
 
-        No further call begins. Calls in flight are waited for as long as the lease; an outcome that arrives
-        later has `journalled=False`. A cancellation is raised once the journal is closed. Closing it more
-        than once is harmless.
+        No further request is sent. The journal waits for calls in flight for as long as the lease; an outcome
+        that arrives later has `journalled=False`. A cancellation is raised once the journal is closed.
+        Closing it more than once is harmless.
         """
         if self._resources is not None and self._resources.close_deadline is None:
-            bound = max(self._lease, self._database.attempt_seconds)
-            self._resources.close_deadline = asyncio.get_running_loop().time() + bound
+            drain_seconds = max(self._lease, self._database.attempt_seconds)
+            self._resources.close_deadline = asyncio.get_running_loop().time() + drain_seconds
         await run_to_completion(self._close)
 
     async def _close(self) -> None:
         async with self._lifecycle_lock:
-            opened = self._resources
-            if opened is None or opened.close_deadline is None:
+            resources = self._resources
+            if resources is None or resources.close_deadline is None:
                 return
-            if opened.coordinator is not None:
-                await opened.coordinator.close(opened.close_deadline)
+            if resources.coordinator is not None:
+                await resources.coordinator.close(resources.close_deadline)
             await self._database.close()
             self._resources = None
 
@@ -239,7 +249,7 @@ class Journal:
         return self._resources
 
     def _check_loop(self) -> None:
-        # Not in `_state`, which threads that run transactions use as well.
+        # This isn't a part of `_open_resources`, which is also used in threads that run transactions.
         if self._open_resources.loop is not asyncio.get_running_loop():
             raise JournalError(
                 "the journal was opened in another event loop", advice="Open one in each event loop."
@@ -250,97 +260,106 @@ class Journal:
     async def acquire_recorder(
         self, request: RelayCreateRequest | RelayRemoveRequest, context: CallContext
     ) -> CreationRecorder | RemovalRecorder | NullRecorder:
-        """Enter a creation or a removal; for clients and batches.
+        """Return a recorder for a creation or a removal; for clients and batches.
 
-        A creation waits while somebody else is at the same pair.
+        It waits while another call, in any process, is in progress for the same pair.
+
+        Args:
+            request: the request of the call.
+            context: the client, and the options of the call.
 
         Raises:
-            ConfigurationError: it has no namespace.
-            JournalError: it can't be read or written, or was opened in another event loop.
+            ConfigurationError: the journal needs a namespace.
+            JournalError: the journal can't be read or written, or was opened in another event loop.
+            NotSentError: the source of the credentials raised.
         """
         self._check_loop()
-        recorder = await self._get_coordinator(context)
+        coordinator = await self._get_coordinator(context)
         if isinstance(request, RelayRemoveRequest):
-            return await recorder.acquire_removal(request)
+            return await coordinator.acquire_removal(request)
         namespace, former = await self._resolve_namespaces(context)
-        policy = recorder.policy.with_overrides(
+        policy = coordinator.policy.with_overrides(
             retry_unknown=context.retry_unknown, retry_failed=context.retry_failed
         )
-        return await recorder.acquire_creation(request, policy, namespace, former)
+        return await coordinator.acquire_creation(request, policy, namespace, former)
 
-    async def _resolve_namespaces(self, caller: CallContext) -> tuple[str, str | None]:
-        """Return the namespace, and that of earlier releases if it was a different one."""
+    async def _resolve_namespaces(self, context: CallContext) -> tuple[str, str | None]:
+        """Return the namespace, and the one that earlier releases used if it was different."""
         if self._namespace is not None:
             return self._namespace, None
-        client_id = await caller.get_client_id()
+        client_id = await context.get_client_id()
         if client_id is None:
             raise ConfigurationError(
-                "behind a gateway, which has the client id, a journal needs a namespace=: name the owner"
+                "behind a gateway, which has the client id, a journal needs a namespace=: name the lender"
             )
-        former = None if caller.legacy_host in {None, caller.host} else f"{caller.legacy_host} {client_id}"
-        return f"{caller.host} {client_id}", former
+        former = None if context.legacy_host in {None, context.host} else f"{context.legacy_host} {client_id}"
+        return f"{context.host} {client_id}", former
 
-    async def _get_coordinator(self, caller: CallContext) -> CallCoordinator:
+    async def _get_coordinator(self, context: CallContext) -> CallCoordinator:
         seconds = (
-            _UNLIMITED_REQUEST_SECONDS if caller.max_request_seconds is None else caller.max_request_seconds
+            _UNLIMITED_REQUEST_SECONDS if context.max_request_seconds is None else context.max_request_seconds
         )
         if self._open_resources.coordinator is not None and seconds <= self._open_resources.request_seconds:
             return self._open_resources.coordinator
         async with self._lifecycle_lock:
-            state = self._open_resources
-            if state.coordinator is None:
-                state.coordinator = await self._create_coordinator(state, seconds)
-            elif seconds > state.request_seconds:
-                await state.coordinator.writer.set_request_seconds(seconds)
-            state.request_seconds = max(seconds, state.request_seconds)
-            return state.coordinator
+            resources = self._open_resources
+            # Another call may have created the coordinator while this one waited for the lock.
+            if resources.coordinator is None:
+                resources.coordinator = await self._create_coordinator(resources, seconds)
+            elif seconds > resources.request_seconds:
+                await resources.coordinator.writer.set_request_seconds(seconds)
+            resources.request_seconds = max(seconds, resources.request_seconds)
+            return resources.coordinator
 
-    async def _create_coordinator(self, state: _OpenResources, request_seconds: float) -> CallCoordinator:
-        run = _INSERT_RUN[self._database.kind].values(name=self._run, started_at=now())
+    async def _create_coordinator(self, resources: _OpenResources, request_seconds: float) -> CallCoordinator:
+        insert = _INSERT_RUN[self._database.kind].values(name=self._run, started_at=now())
 
         def work(connection: Connection) -> int:
-            connection.execute(run)
-            named = select(runs.c.id).where(runs.c.name == self._run)
-            return int(connection.execute(named).scalar_one())
+            connection.execute(insert)
+            query = select(runs.c.id).where(runs.c.name == self._run)
+            return int(connection.execute(query).scalar_one())
 
-        def seal(relay_token: str) -> dict[str, str]:
-            digest = state.digests.token_digest(relay_token)
+        def token_columns(relay_token: str) -> dict[str, str]:
+            digest = resources.digests.token_digest(relay_token)
             return {"token": self._keyring.encrypt(relay_token), "token_digest": digest}
 
-        run_id = await self._database.run_transaction(state.registry.connection, work, self._lease)
-        holder = await state.registry.register(run_id, self._lease, request_seconds)
+        run_id = await self._database.run_transaction(resources.registry.connection, work, self._lease)
+        worker = await resources.registry.register(run_id, self._lease, request_seconds)
         writer = Writer(
             self._database,
-            state.registry,
-            holder,
+            resources.registry,
+            worker,
             run_id=run_id,
             retry_seconds=self._lease,
-            token_columns=seal,
+            token_columns=token_columns,
         )
         policy = PairPolicy(run_id, self._on_existing, self._retry_unknown, self._retry_failed)
-        return CallCoordinator(writer, state.digests, self._keyring, policy)
+        return CallCoordinator(writer, resources.digests, self._keyring, policy)
 
-    # -------------------------------------------------------------------------------------------- afterwards
+    # -------------------------------------------------------------------------------- reports and maintenance
 
     async def runs(self) -> list[RunStatus]:
-        """Give where each run stands that has taken up anything, the oldest first.
+        """Return the status of each run that has records, the oldest run first.
 
         Raises:
-            JournalError: it can't be read.
+            JournalError: the journal can't be read.
         """
 
         def work(connection: Connection) -> list[RunStatus]:
-            any_of_it = exists(select(1).where(entries.c.run_id == runs.c.id))
-            found = connection.execute(select(runs).where(any_of_it).order_by(runs.c.id)).all()
-            return [read_status(connection, self._open_resources.registry, run) for run in found]
+            has_entries = exists(select(1).where(entries.c.run_id == runs.c.id))
+            rows = connection.execute(select(runs).where(has_entries).order_by(runs.c.id)).all()
+            return [read_status(connection, self._open_resources.registry, row) for row in rows]
 
         return await self._run_transaction(work)
 
     async def status(self, run: str) -> RunStatus:
-        """Give where a run stands.
+        """Return the status of a run.
+
+        Args:
+            run: the run name.
 
         Raises:
-            JournalError: there is no such run, or the journal can't be read.
+            JournalError: the run doesn't exist, or the journal can't be read.
         """
 
         def work(connection: Connection) -> RunStatus:
@@ -351,16 +370,16 @@ class Journal:
     async def records(
         self, run: str, *, outcomes: Collection[str] = (), partner: str | None = None
     ) -> AsyncIterator[Record]:
-        """Give what there is on each pair of a run, in the order in which they were taken up.
+        """Yield the records of a run, in the order in which its creations were accepted.
 
         Args:
-            run: its name.
-            outcomes: those that are wanted; all, without.
-            partner: the one that is wanted; all, without.
+            run: the run name.
+            outcomes: yield only records with one of these outcomes; see `Record`. Default: all.
+            partner: yield only records of this partner. Default: all.
 
         Raises:
-            ConfigurationError: `partner` isn't a word.
-            JournalError: there is no such run, or the journal can't be read.
+            ConfigurationError: `partner` is empty or has characters that aren't printable.
+            JournalError: the run doesn't exist, or the journal can't be read.
         """
         if partner is not None:
             _check_printable("partner", partner)
@@ -372,78 +391,87 @@ class Journal:
                 return read_page(connection, self._open_resources.registry, run_id, after, partner)
 
             page = await self._run_transaction(work)
-            for row, shown, alive in page:
-                told = to_record(shown, self._keyring, own=shown is row, alive=alive)
-                if not outcomes or told.outcome in outcomes:
-                    yield told
+            for row, source, alive in page:
+                record = to_record(source, self._keyring, own=source is row, alive=alive)
+                if not outcomes or record.outcome in outcomes:
+                    yield record
             if len(page) < PAGE:
                 return
             after = page[-1][0].id
 
     async def forget(self, run: str) -> int:
-        """Delete the tokens of a run, keep everything else, and give how many; none can be removed then.
+        """Delete the tokens of a run from the journal, and return their number.
+
+        Everything else stays recorded. The tokens remain valid at Plaid, and the journal can no longer return
+        or remove them.
+
+        Args:
+            run: the run name.
 
         Raises:
-            JournalError: a process is working on the run, there is no such run, the journal can't be written,
-                or a file of SQLite, which the message names, may still contain the tokens.
+            JournalError: a process is working on the run, the run doesn't exist, the journal can't be
+                written, or a file of SQLite, which the message names, may still contain the tokens.
         """
 
         def work(connection: Connection) -> int:
             run_id = _get_run(connection, run).id
             if self._open_resources.registry.live_workers_of(connection, run_id):
                 raise JournalError(
-                    f"somebody works on the run {run!r}", advice="Wait until that has ended, or end it."
+                    f"a process is working on the run {run!r}", advice="Wait until it has ended, or end it."
                 )
-            held = (entries.c.run_id == run_id) & entries.c.token.is_not(None)
-            deleted = connection.execute(update(entries).where(held).values(token=None)).rowcount
-            do = statements_for(self._database.kind)
-            superseded = connection.execute(do.select_superseded, {"run": run_id}).scalars()
+            with_token = (entries.c.run_id == run_id) & entries.c.token.is_not(None)
+            deleted = connection.execute(update(entries).where(with_token).values(token=None)).rowcount
+            statements = statements_for(self._database.kind)
+            # A pair may have another token, which other runs can be served now that this one is gone.
+            superseded = connection.execute(statements.select_superseded, {"run": run_id}).scalars()
             pairs = rows_parameter([{"id": row} for row in superseded])
-            for settle in do.reassign_holding:
-                connection.execute(settle, pairs)
+            for statement in statements.reassign_holding:
+                connection.execute(statement, pairs)
             return deleted
 
-        many = await self._run_transaction(work)
+        count = await self._run_transaction(work)
         await self._database.truncate_wal(self._open_resources.connection)
-        return many
+        return count
 
     async def rotate(self) -> int:
-        """Encrypt with the first key what lies under another, or in clear, and give how many tokens it was.
+        """Re-encrypt with the first key each token that is stored otherwise, and return their number.
 
-        Once it is done, and each process has the first key, the other keys may go.
+        Afterwards, once each process has the first key, the other keys can be removed.
 
         Raises:
             JournalError: the journal can't be read or written, or a file of SQLite, which the message names,
-                may still contain what was encrypted with another key.
+                may still contain tokens as they were stored before.
+            ConfigurationError: none of the keys decrypts a token.
         """
         last: int | None = -1
         count = 0
         while last is not None:
             page = await self._run_transaction(partial(_select_tokens, last))
-            # Decrypting and encrypting take longest: not in a transaction, and not in the event loop.
+            # Encryption takes longest, so it runs outside of transactions and of the event loop.
             last, changes = await asyncio.to_thread(self._reencrypt, page)
-            begun = time.monotonic()
+            started = time.monotonic()
             count += await self._run_transaction(partial(self._store_tokens, changes))
-            await asyncio.sleep(time.monotonic() - begun)  # Others can write for at least half of the time.
+            # Other processes can write for at least half of the time.
+            await asyncio.sleep(time.monotonic() - started)
         await self._database.truncate_wal(self._open_resources.connection)
         return count
 
     @strip_traceback
     def _reencrypt(self, page: Hidden[list[Any]]) -> tuple[int | None, Hidden[list[dict[str, Any]]]]:
-        """Return the last row of a page, or `None` if no page follows, and the changes to store."""
-        found = page.reveal()
+        """Return the id of a page's last row, or `None` if no page follows, and the changes to store."""
+        rows = page.reveal()
         changes = [
             {"id": row.id, "old": row.token, "new": self._keyring.encrypt(self._keyring.decrypt(row.token))}
-            for row in found
+            for row in rows
             if not self._keyring.is_up_to_date(row.token)
         ]
-        return found[-1].id if len(found) == _TOKENS_PER_PAGE else None, Hidden(changes)
+        return rows[-1].id if len(rows) == _TOKENS_PER_PAGE else None, Hidden(changes)
 
     def _store_tokens(self, changes: Hidden[list[dict[str, Any]]], connection: Connection) -> int:
         if not changes.reveal():
             return 0
-        replace = statements_for(self._database.kind).replace_tokens
-        return connection.execute(replace, rows_parameter(changes.reveal())).rowcount
+        statement = statements_for(self._database.kind).replace_tokens
+        return connection.execute(statement, rows_parameter(changes.reveal())).rowcount
 
     async def _run_transaction(self, work: Callable[[Connection], T]) -> T:
         self._check_loop()
@@ -454,20 +482,21 @@ class Journal:
 
 def _check_printable(name: str, value: object) -> None:
     if not isinstance(value, str) or not value.isprintable() or not value:
-        raise ConfigurationError(f"{name} must be a string that isn't empty, of characters that can be shown")
+        raise ConfigurationError(f"{name} must be a string that isn't empty and has only printable characters")
 
 
-def _select_tokens(row: int, connection: Connection) -> Hidden[list[Any]]:
-    tokens = select(entries.c.id, entries.c.token).where(entries.c.id > row, entries.c.token.is_not(None))
-    return Hidden(list(connection.execute(tokens.order_by(entries.c.id).limit(_TOKENS_PER_PAGE)).all()))
+def _select_tokens(after: int, connection: Connection) -> Hidden[list[Any]]:
+    query = select(entries.c.id, entries.c.token).where(entries.c.id > after, entries.c.token.is_not(None))
+    return Hidden(list(connection.execute(query.order_by(entries.c.id).limit(_TOKENS_PER_PAGE)).all()))
 
 
 def _get_run(connection: Connection, run: str) -> Any:
-    found = None
+    row = None
     if run.isprintable():
-        found = connection.execute(select(runs).where(runs.c.name == run)).one_or_none()
-    if found is None:
+        row = connection.execute(select(runs).where(runs.c.name == run)).one_or_none()
+    if row is None:
         raise JournalError(
-            f"the journal has no run {run!r}", advice="`await journal.runs()` gives those it has."
+            f"the journal has no run {run!r}",
+            advice="List the runs with `await journal.runs()` or `plaid-relay runs`.",
         )
-    return found
+    return row

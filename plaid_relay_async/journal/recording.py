@@ -1,4 +1,8 @@
-"""One creation, or one removal, on its way through the journal."""
+"""Recorders: what a call does with the journal, from the look-up of its pair to the recorded outcome.
+
+A recorder holds its pair, so that calls of this process take turns. The database decides between processes:
+an intent is a compare-and-set on the rows that the decision was based on.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,8 @@ from plaid_relay_async.journal.schema import CreationState
 from plaid_relay_async.journal.workers import ClockReading
 from plaid_relay_async.journal.writer import (
     EMPTY_LOOKUP,
+    IntentGranted,
+    LeaseExpired,
     PairLookup,
     RecordAccepted,
     RecordIntent,
@@ -48,13 +54,20 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound="_PairRecorder")
 _logger = logging.getLogger("plaid_relay_async.journal")
-_POLL_SECONDS = (0.02, 1.0)  # seconds, at first and at most
-_ASSUME_NEW_AFTER = 100
+_POLL_SECONDS = (0.02, 1.0)  # the first and the longest pause between two look-ups
+_ASSUME_NEW_AFTER = 100  # new pairs in a row
 
 
 @define(eq=False, repr=False)
 class CallCoordinator:
-    """Enters creations and removals for one holder."""
+    """Coordinates the calls of this process that use one opened journal.
+
+    Attributes:
+        writer: the worker's commands and look-ups.
+        digests: names pairs and tokens.
+        keyring: decrypts recorded tokens.
+        policy: the journal's settings; a call may override some of them.
+    """
 
     writer: Writer
     digests: Digests
@@ -68,13 +81,16 @@ class CallCoordinator:
     async def acquire_creation(
         self, request: RelayCreateRequest, policy: PairPolicy, namespace: str, former: str | None
     ) -> CreationRecorder:
-        """Enter a creation, once no other call is in progress for its pair.
+        """Wait until no other call is in progress for the pair, and return a recorder that holds the pair.
 
         Args:
-            request: what is to be created.
-            policy: the caller's.
-            namespace: of its pair.
-            former: the namespace by which earlier releases named the pair, if that was another.
+            request: the creation.
+            policy: the settings for this call.
+            namespace: the namespace of its pair.
+            former: the namespace in which earlier releases recorded the pair, if it was a different one.
+
+        Raises:
+            JournalError: the journal can't be read or written.
         """
         partner = request.secondary_client_id
         pair = self.digests.pair_digest(namespace, request.report_tokens, partner)
@@ -86,7 +102,14 @@ class CallCoordinator:
         )
 
     async def acquire_removal(self, request: RelayRemoveRequest) -> RemovalRecorder | NullRecorder:
-        """Enter the removal of a token, once nobody else is at its pair, if the journal knows of it."""
+        """Wait until no other call is in progress for the token's pair, and return a recorder that holds it.
+
+        Returns:
+            A recorder that records nothing if the journal doesn't have the token.
+
+        Raises:
+            JournalError: the journal can't be read or written.
+        """
         await self.writer.write_pending()
         digest = self.digests.token_digest(request.relay_token)
         row = (await self.writer.look_up_token(digest)).own
@@ -100,12 +123,13 @@ class CallCoordinator:
             await self._hold_pair(pair)
             try:
                 await self.writer.write_pending()
-                entered = await create_recorder()
+                recorder = await create_recorder()
             except BaseException:
                 self.release_pair(pair)
                 raise
-            if entered is not None:
-                return entered
+            if recorder is not None:
+                return recorder
+            # Another process has the pair. Only polling shows when it ends, or dies.
             self.release_pair(pair)
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
@@ -116,12 +140,12 @@ class CallCoordinator:
         self._held_pairs[pair] = asyncio.get_running_loop().create_future()
 
     def release_pair(self, pair: str) -> None:
-        """Let the next one of this process have the pair."""
+        """Let the next call of this process have the pair."""
         self._in_flight.discard(pair)
         self._held_pairs.pop(pair).set_result(None)
 
     def add_in_flight(self, pair: str) -> None:
-        """Count a pair as in flight until it is left.
+        """Count a pair as in flight until it is released.
 
         Raises:
             JournalError: the journal is being closed.
@@ -133,10 +157,11 @@ class CallCoordinator:
             self._drain_task = asyncio.create_task(self._keep_loop_running())
 
     async def _keep_loop_running(self) -> None:
-        """Keep the event loop running until what is in flight is recorded.
+        """Keep the event loop running until the outcome of each call in flight is recorded.
 
-        `asyncio.run` ends by cancelling all tasks and waiting for them, but not for what they start then. So
-        this task ignores its cancellation: it waits for calls that are cancelled too, and for bounded writes.
+        `asyncio.run` cancels all tasks at its end and waits for them, but not for tasks that they start then.
+        This task ignores its cancellation. It ends all the same: it waits for calls that are cancelled as
+        well, and for writes that are bounded in time.
         """
         while self._in_flight or not self.writer.idle:
             with contextlib.suppress(asyncio.CancelledError):
@@ -148,15 +173,15 @@ class CallCoordinator:
         await self.writer.drain()
 
     async def close(self, deadline: float) -> None:
-        """Begin nothing more, wait for what is in flight, and write what there is to write.
+        """Accept no further intent, drain, and deregister the worker.
 
         It may be cancelled, and called again.
 
         Args:
-            until: the moment, by the event loop's clock, after which nothing is waited for.
+            deadline: the time of the event loop's clock at which draining stops.
         """
         self.writer.stop_intents()
-        with contextlib.suppress(TimeoutError, JournalError):  # the calls concerned meet the error
+        with contextlib.suppress(TimeoutError, JournalError):  # it is raised to the calls that it concerns
             async with asyncio.timeout_at(deadline):
                 await self._drain()
                 await self.writer.write_pending()
@@ -165,53 +190,62 @@ class CallCoordinator:
     async def _create_creation_recorder(
         self, request: RelayCreateRequest, policy: PairPolicy, pair: str, former_pair: str | None
     ) -> CreationRecorder | None:
-        found = await (
+        lookup = await (
             self._look_up_or_assume_new(pair) if former_pair is None else self.writer.look_up_pair(pair)
         )
         decision = decide(
-            found.own,
-            found.holding,
+            lookup.own,
+            lookup.holding,
             policy,
-            in_progress=found.in_progress,
-            maybe_in_flight=found.maybe_in_flight,
+            in_progress=lookup.in_progress,
+            maybe_in_flight=lookup.maybe_in_flight,
         )
         if former_pair is not None:
             former = await self.writer.look_up_pair(former_pair)
-            if _both_have_tokens(found, former):
-                decision = _decide_on_two_tokens(found, former, request.secondary_client_id)
+            if _both_have_tokens(lookup, former):
+                decision = _decide_on_two_tokens(lookup, former, request.secondary_client_id)
             elif former.own is not None or former.holding is not None:
                 await self.writer.submit(RenamePair(former_pair, pair))
-                return None
+                return None  # the next look-up finds the renamed rows
         if isinstance(decision, WaitForOther):
             return None
         if isinstance(decision, decisions.StartAttempt):
             values = self.writer.row_values(pair, request.secondary_client_id, decision.row)
             accept = accepted_command(values)
-            noted = self.writer.submit(accept) if decision.row is None else None
+            # The call doesn't wait for this write: it lists the pair as not attempted until its intent
+            # replaces it.
+            accept_write = self.writer.submit(accept) if decision.row is None else None
             doubt = next((row.doubt_error() for row in decision.retire if row.in_doubt), None)
-            begin = RecordIntent(values, decision.retire)
+            intent = RecordIntent(values, decision.retire)
             return CreationRecorder(
-                self, pair, begin, accept, noted, earlier_doubt=doubt, assumed_new=found is EMPTY_LOOKUP
+                self,
+                pair,
+                intent,
+                accept,
+                accept_write,
+                earlier_doubt=doubt,
+                assumed_new=lookup is EMPTY_LOOKUP,
             )
         if isinstance(decision, RejectDuplicate):
             return CreationRecorder(
-                self, pair, recorded_outcome=await self._reject_duplicate(request, pair, found.own, decision)
+                self, pair, recorded_outcome=await self._reject_duplicate(request, pair, lookup.own, decision)
             )
-        await self._record_held_elsewhere(request, pair, found.own, decision.row)
+        await self._record_held_elsewhere(request, pair, lookup.own, decision.row)
         return CreationRecorder(self, pair, recorded_outcome=self._recorded_outcome(request, decision.row))
 
     async def _look_up_or_assume_new(self, pair: str) -> PairLookup:
-        # After so many that were new, the next is taken to be new as well: if it isn't, it can't be begun.
+        # A large new run needs no look-up for each pair: after many new pairs in a row, the next one is
+        # assumed to be new as well. If it isn't, its intent loses the race, and the call looks it up.
         if self._consecutive_new >= _ASSUME_NEW_AFTER:
             return EMPTY_LOOKUP
-        found = await self.writer.look_up_pair(pair)
+        lookup = await self.writer.look_up_pair(pair)
         self._consecutive_new = (
-            self._consecutive_new + 1 if found.own is None and found.holding is None else 0
+            self._consecutive_new + 1 if lookup.own is None and lookup.holding is None else 0
         )
-        return found
+        return lookup
 
     def lost_race_error(self) -> LostRaceError:
-        """Give the error for a pair that somebody else has begun, or that wasn't new."""
+        """Return the error for a pair that was taken or wasn't new, and look up the next new pairs."""
         self._consecutive_new = 0
         return LostRaceError()
 
@@ -241,11 +275,12 @@ class CallCoordinator:
         return Unknown(error=row.doubt_error(), **facts)
 
     async def _reject_duplicate(
-        self, request: RelayCreateRequest, pair: str, own: Row | None, refusal: RejectDuplicate
+        self, request: RelayCreateRequest, pair: str, own: Row | None, decision: RejectDuplicate
     ) -> Failed:
-        error = DuplicateRequestError(refusal.reason, advice=refusal.advice)
-        noted = own is None or own.startable
-        if noted:
+        error = DuplicateRequestError(decision.reason, advice=decision.advice)
+        # A row that says more, such as a removed token, isn't overwritten by the rejection.
+        journalled = own is None or own.startable
+        if journalled:
             values = self.writer.row_values(pair, request.secondary_client_id, own)
             if own is None:
                 self.writer.submit(accepted_command(values))
@@ -253,46 +288,48 @@ class CallCoordinator:
                 outcome_command(values["id"], CreationState.FAILED, **error_columns(error))
             )
         return Failed(
-            request=request, error=error, attempts=0, elapsed=0.0, request_id=None, journalled=noted
+            request=request, error=error, attempts=0, elapsed=0.0, request_id=None, journalled=journalled
         )
 
     async def _create_removal_recorder(
         self, request: RelayRemoveRequest, digest: str
     ) -> RemovalRecorder | None:
-        found = await self.writer.look_up_token(digest)
-        if found.in_progress or found.own is None:
+        lookup = await self.writer.look_up_token(digest)
+        if lookup.in_progress or lookup.own is None:
             return None
-        if found.own.state is not CreationState.REMOVED:
-            return RemovalRecorder(self, found.own.pair, RecordRemovalIntent(found.own))
+        if lookup.own.state is not CreationState.REMOVED:
+            return RemovalRecorder(self, lookup.own.pair, RecordRemovalIntent(lookup.own))
         facts: dict[str, Any] = {"attempts": 0, "elapsed": 0.0, "request_id": None, "journalled": True}
-        known = Removed(request=request, response=RelayRemoveResponse.already_removed(), **facts)
-        return RemovalRecorder(self, found.own.pair, RecordRemovalIntent(found.own), known)
+        outcome = Removed(request=request, response=RelayRemoveResponse.already_removed(), **facts)
+        return RemovalRecorder(self, lookup.own.pair, RecordRemovalIntent(lookup.own), outcome)
 
 
-def _both_have_tokens(found: PairLookup, former: PairLookup) -> bool:
+def _both_have_tokens(current: PairLookup, former: PairLookup) -> bool:
     return all(
-        any(row is not None and row.issued for row in (each.own, each.holding)) for each in (found, former)
+        any(row is not None and row.issued for row in (each.own, each.holding)) for each in (current, former)
     )
 
 
 def _decide_on_two_tokens(
-    found: PairLookup, former: PairLookup, partner: str
+    current: PairLookup, former: PairLookup, partner: str
 ) -> ServeRecorded | RejectDuplicate:
     """Return the decision on a pair that has a token under each of two names, which are never merged."""
-    why = "this pair has two relay tokens, recorded under two spellings of the host"
-    _logger.warning("partner %s: %s", partner, why)
-    for own in (found.own, former.own):
+    reason = "this pair has two relay tokens, recorded under two spellings of the host"
+    _logger.warning("partner %s: %s", partner, reason)
+    for own in (current.own, former.own):
         if own is not None and own.state is CreationState.CREATED and own.token is not None:
             return ServeRecorded(own)
-    return RejectDuplicate(why, advice="Remove one of them: the records of the journal's runs have both.")
+    return RejectDuplicate(reason, advice="Remove one of them: the records of the journal's runs have both.")
 
 
 @define(eq=False, repr=False)
 class _PairRecorder(ABC):
-    """What has its turn at a pair, until nothing more comes of it.
+    """Base of the recorders that hold a pair.
 
     Attributes:
-        kept: always.
+        coordinator: the coordinator of the opened journal.
+        pair: the digest of the pair.
+        journalled: whether the outcome is recorded, which is always the case here.
     """
 
     coordinator: CallCoordinator
@@ -300,61 +337,68 @@ class _PairRecorder(ABC):
     journalled: bool = field(default=True, init=False)
     _open_intent: asyncio.Future[WriteResult] | None = field(default=None, init=False)
 
-    async def _record_intent(self, note: RecordIntent | RecordRemovalIntent) -> None:
-        """Return once that is on record, and while the lease lasts.
+    async def _record_intent(self, command: RecordIntent | RecordRemovalIntent) -> None:
+        """Return once the intent is durable and the worker's lease is valid.
 
         Raises:
-            TakenError: somebody else was quicker.
-            JournalError: it can't be written, or the lease has lapsed.
+            LostRaceError: another call has taken the pair.
+            JournalError: the journal can't be written, or the lease has expired.
         """
         self.coordinator.add_in_flight(self.pair)
         while True:
             since = ClockReading() if self.coordinator.writer.has_lease else None
-            noted = self.coordinator.writer.submit(note)
-            # The first: where the next of this loop isn't granted, nothing has left on that one either.
-            self._open_intent = self._open_intent or noted
-            # Whoever is cancelled here has to know what was written all the same.
-            left = await asyncio.shield(noted)
-            if left is None:
+            write = self.coordinator.writer.submit(command)
+            # The first intent stays the open one. If it was granted and a repeat isn't, nothing was sent, and
+            # the row must still be restored.
+            self._open_intent = self._open_intent or write
+            # A caller that is cancelled here must still learn what was written, to restore the row.
+            result = await asyncio.shield(write)
+            if isinstance(result, LeaseExpired):
+                raise JournalError(
+                    "the journal lease expired: this process or its machine was suspended for too long",
+                    advice="Nothing more was sent. Run it again: the run resumes where it stopped.",
+                )
+            if not isinstance(result, IntentGranted):
                 raise self.coordinator.lost_race_error()
-            if isinstance(left, JournalError):
-                raise left
-            if isinstance(note, RecordIntent):
-                note.retire = ()
-            if since is None or since.elapsed_seconds() < left:
+            if isinstance(command, RecordIntent):
+                command.retire = ()  # a repeat must not expect the retired rows to be unchanged
+            # The commit may have taken longer than the lease had left: then the intent is written again.
+            if since is None or since.elapsed_seconds() < result.lease_remaining:
                 return
 
-    def _submit_outcome(self, note: RecordOutcome | RecordRemovalOutcome) -> Awaitable[object]:
+    def _submit_outcome(self, command: RecordOutcome | RecordRemovalOutcome) -> Awaitable[object]:
         self._open_intent = None
-        return self.coordinator.writer.submit(note)
+        return self.coordinator.writer.submit(command)
 
     @abstractmethod
     def _undo_command(self) -> RecordOutcome | RecordRemovalOutcome:
-        """Give what undoes the beginning."""
+        """Return the command that restores the row to its state before the intent."""
 
     def release(self) -> None:
-        """Nothing more comes of it here; what was begun and has no end never left."""
+        """Release the pair; an intent without an outcome was never sent, and is undone first."""
         if self._open_intent is None:
             self.coordinator.release_pair(self.pair)
         else:
             self._open_intent.add_done_callback(self._undo_and_release)
 
-    def _undo_and_release(self, noted: asyncio.Future[WriteResult]) -> None:
-        # One that failed may have been written all the same: its connection was lost before that was told.
-        if noted.exception() or isinstance(noted.result(), float):
+    def _undo_and_release(self, write: asyncio.Future[WriteResult]) -> None:
+        # A write that failed may be durable: its connection may have been lost after the commit.
+        if write.exception() or isinstance(write.result(), IntentGranted):
             self.coordinator.writer.submit(self._undo_command())
         self.coordinator.release_pair(self.pair)
 
 
 @define(eq=False, repr=False)
 class CreationRecorder(_PairRecorder):
-    """A creation that was entered: it may be begun, or it is known what became of it.
+    """Records one creation, or has its recorded outcome.
 
     Attributes:
-        known: what became of it, if that is known; it has no beginning then.
-        noted: the write of `accept`, if its row is new.
-        doubt: the error of the attempt that makes way for it.
-        guessed: whether its pair was taken to be new without a look-up.
+        intent: the intent of its attempts; `None` if there is a recorded outcome.
+        accept: the command that lists it as not attempted; `None` if there is a recorded outcome.
+        accept_write: the write of `accept`, if its row is new.
+        recorded_outcome: the outcome from the journal, if the request needs no attempt.
+        earlier_doubt: the error of an earlier attempt that is in doubt, which this one replaces.
+        assumed_new: whether its pair was assumed to be new, without a look-up.
     """
 
     intent: RecordIntent | None = None
@@ -365,14 +409,19 @@ class CreationRecorder(_PairRecorder):
     assumed_new: bool = False
 
     async def record_intent(self) -> None:
-        """Return once it is on record that an attempt is about to leave; for the errors see `_begin`."""
-        assert self.intent is not None  # noqa: S101  # what is known isn't begun
+        """Return once the intent of the next attempt is durable.
+
+        Raises:
+            LostRaceError: another call has taken the pair.
+            JournalError: the journal can't be written, or the lease has expired.
+        """
+        assert self.intent is not None  # noqa: S101  # a recorded outcome needs no attempt
         assert self.accept is not None  # noqa: S101
         self.accept.superseded = True
         await self._record_intent(self.intent)
 
     def record_outcome(self, outcome: Outcome | None) -> Awaitable[object]:
-        """Record the outcome, or with `None` that it is not attempted; it is durable once awaited."""
+        """Record the outcome, or with `None` that the request is not attempted; durable once awaited."""
         if outcome is None:
             return self._record_not_attempted()
         facts: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
@@ -385,15 +434,15 @@ class CreationRecorder(_PairRecorder):
         return self._submit_outcome(self._outcome_command(state, **facts))
 
     async def _record_not_attempted(self) -> None:
-        """Return once it is on record as accepted.
+        """Return once the creation is recorded as accepted.
 
         Raises:
-            TakenError: its pair wasn't looked up, so that it isn't known whether it has an outcome.
-            JournalError: it can't be written.
+            LostRaceError: its pair wasn't looked up, so it may have an outcome.
+            JournalError: the journal can't be written.
         """
-        assert self.accept is not None  # noqa: S101  # what is known needs no attempt
+        assert self.accept is not None  # noqa: S101  # a recorded outcome needs no attempt
         if self.assumed_new and not self.accept.superseded:
-            self.accept.superseded = True  # not to be written: it is entered again
+            self.accept.superseded = True  # not written, because the pair is looked up now
             raise self.coordinator.lost_race_error()
         if self.accept_write is not None:
             await self.accept_write
@@ -410,10 +459,11 @@ class CreationRecorder(_PairRecorder):
 
 @define(eq=False, repr=False)
 class RemovalRecorder(_PairRecorder):
-    """A removal that was entered.
+    """Records one removal, or has its recorded outcome.
 
     Attributes:
-        known: its outcome, if the token was removed before.
+        intent: the intent of its attempts.
+        recorded_outcome: the outcome, if the token was removed before.
     """
 
     intent: RecordRemovalIntent
@@ -421,17 +471,24 @@ class RemovalRecorder(_PairRecorder):
 
     @property
     def earlier_doubt(self) -> OutcomeUnknownError | None:
-        """The error of one that was begun before, by whoever."""
+        """The error of an earlier removal of the token, in any process, that is in doubt."""
         if self.intent.row.state is not CreationState.REMOVING:
             return None
-        return OutcomeUnknownError("a removal of it was begun, and its end isn't known", advice=REMOVE.advice)
+        return OutcomeUnknownError(
+            "an earlier removal of this token has an unknown outcome", advice=REMOVE.advice
+        )
 
     async def record_intent(self) -> None:
-        """Return once it is on record that the token may be gone; for the errors see `_begin`."""
+        """Return once the intent of the next attempt is durable.
+
+        Raises:
+            LostRaceError: another call has changed the token's row.
+            JournalError: the journal can't be written, or the lease has expired.
+        """
         await self._record_intent(self.intent)
 
     def record_outcome(self, outcome: Removed | Failed | Unknown) -> Awaitable[object]:
-        """Take what became of it; what this gives is done once it is durable."""
+        """Record the outcome; durable once awaited."""
         state = CreationState.REMOVING
         if isinstance(outcome, Removed):
             state = CreationState.REMOVED
@@ -444,16 +501,22 @@ class RemovalRecorder(_PairRecorder):
 
 
 class NullRecorder:
-    """The removal of a token that the journal doesn't have."""
+    """Records nothing: for the removal of a token that the journal doesn't have.
+
+    Attributes:
+        recorded_outcome: always `None`.
+        earlier_doubt: always `None`.
+        journalled: always false.
+    """
 
     recorded_outcome = earlier_doubt = None
     journalled = False
 
     async def record_intent(self) -> None:
-        """There is nothing to write down."""
+        """Do nothing."""
 
     async def record_outcome(self, outcome: Removed | Failed | Unknown) -> None:
-        """There is nothing to write down."""
+        """Do nothing."""
 
     def release(self) -> None:
-        """Nobody waits for it."""
+        """Do nothing: no pair is held."""

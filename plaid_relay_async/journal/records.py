@@ -1,4 +1,4 @@
-"""What the journal tells afterwards: of runs, and of each pair."""
+"""Reports from the journal: the records and the status of runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sqlalchemy import and_, case, func, or_, select
 from plaid_relay_async.errors import OutcomeUnknownError
 from plaid_relay_async.journal.decisions import Row, error_code_of, outcome_name
 from plaid_relay_async.journal.schema import CreationState, entries
+from plaid_relay_async.journal.statements import NO_WORKER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,22 +22,22 @@ if TYPE_CHECKING:
     from plaid_relay_async.journal.encryption import Keyring
     from plaid_relay_async.journal.workers import WorkerRegistry
 
-PAGE = 1000
+PAGE = 1000  # rows that are read in one transaction
 
 
 @frozen
 class Record:
-    """What the journal has of one pair; a pair of which a run holds several tokens has a record for each.
+    """The recorded state of one pair in a run; a pair with several tokens of the run has a record for each.
 
     Attributes:
-        outcome: `created`, `failed`, `unknown` or `removed`; `not_attempted` for what was taken up and never
-            begun, `in_flight` for what is being created right now.
+        outcome: `created`, `failed`, `unknown` or `removed`; `not_attempted` if no request was sent, and
+            `in_flight` while a process is creating.
         secondary_client_id: the partner.
-        relay_token: the token, a bearer secret; `None` where there is none, or it was removed or forgotten.
-        request_id: Plaid's, where an answer had one.
-        error_code: Plaid's, or the class of the error.
-        attempts: how many HTTP requests were made.
-        own: whether this run made it; otherwise it is served from another run.
+        relay_token: the token, a bearer secret; `None` if there is none, or it was removed or forgotten.
+        request_id: Plaid's request id, if a response had one.
+        error_code: Plaid's error_code, or the name of the error's class.
+        attempts: the number of HTTP requests.
+        own: whether this run created it; otherwise the outcome is another run's.
     """
 
     outcome: str
@@ -50,15 +51,16 @@ class Record:
 
 @frozen
 class RunStatus:
-    """Where a run stands.
+    """The status of a run.
 
     Attributes:
-        name: the run's.
-        started_at: when it was first opened.
-        last_at: when the last outcome was written down.
-        counts: how many records there are of each outcome; see `Record`.
-        error_codes: how many failed or unknown ones have which code.
-        rate: outcomes a second, from the first beginning to the last outcome, pauses between lives included.
+        name: the run name.
+        started_at: when the run was created.
+        last_at: when the last outcome was recorded; `None` if none was.
+        counts: the number of records by outcome; see `Record`.
+        error_codes: the number of failed and unknown records by error code.
+        rate: outcomes per second, from the first attempt to the last outcome, including the time between
+            processes.
     """
 
     name: str
@@ -69,15 +71,16 @@ class RunStatus:
     rate: float
 
 
-# A creation whose claim another run has is what that one is.
-_holding = entries.alias("claim")
+# A creation that another run holds has the outcome of that run's row.
+_holding = entries.alias("holding")
 _entries_with_holding = entries.outerjoin(
     _holding,
     and_(
         entries.c.state == CreationState.HELD_ELSEWHERE, _holding.c.pair == entries.c.pair, _holding.c.claim
     ),
 )
-# Beside the current rows, those that hold a token, or have held one, and an unknown that has the claim again.
+# A record is shown for each current row, and for each other row with a token, a removed token, or a pair that
+# it holds again.
 _visible = or_(
     entries.c.current,
     entries.c.claim,
@@ -88,38 +91,57 @@ _visible = or_(
 def read_page(
     connection: Connection, registry: WorkerRegistry, run_id: int, after: int, partner: str | None
 ) -> list[tuple[Row, Row, bool]]:
-    """Give the next rows of a run, each with the row that it is told as, and whether its holder is alive."""
-    asked = (
-        select(entries, *(column.label(f"claim_{column.name}") for column in _holding.c))
+    """Read the next rows of a run.
+
+    Args:
+        connection: a connection in a transaction.
+        registry: the workers of the journal.
+        run_id: the run.
+        after: the id of the last row that was read, or -1.
+        partner: read only rows of this partner, or of all if it is `None`.
+
+    Returns:
+        Up to `PAGE` rows. Each has the row with its outcome, which may be another run's, and whether the
+        worker of that row is alive.
+    """
+    query = (
+        select(entries, *(column.label(f"holding_{column.name}") for column in _holding.c))
         .select_from(_entries_with_holding)
         .where(entries.c.run_id == run_id, entries.c.id > after, _visible)
         .order_by(entries.c.id)
         .limit(PAGE)
     )
     if partner is not None:
-        asked = asked.where(entries.c.partner == partner)
+        query = query.where(entries.c.partner == partner)
 
-    def look() -> list[tuple[Row, Row]]:
-        return [_with_holding_row(each) for each in connection.execute(asked).mappings()]
+    def read() -> list[tuple[Row, Row]]:
+        return [_with_holding_row(each) for each in connection.execute(query).mappings()]
 
-    def holders_in(pairs: list[tuple[Row, Row]]) -> set[int]:
-        return {told.holder_id for _, told in pairs if told.state is CreationState.INTENT}
+    def worker_ids_in(rows: list[tuple[Row, Row]]) -> set[int]:
+        return {source.holder_id for _, source in rows if source.state is CreationState.INTENT}
 
-    rows, alive = registry.read_with_liveness(connection, look, holders_in)
-    return [(row, told, told.holder_id in alive.live_ids) for row, told in rows]
-
-
-def _with_holding_row(found: Any) -> tuple[Row, Row]:
-    row = _to_row(found, "")
-    return row, row if found["claim_id"] is None else _to_row(found, "claim_")
+    rows, liveness = registry.read_with_liveness(connection, read, worker_ids_in)
+    return [(row, source, source.holder_id in liveness.live_ids) for row, source in rows]
 
 
-def _to_row(found: Any, prefix: str) -> Row:
-    return Row(**{column.name: found[prefix + column.name] for column in entries.c})
+def _with_holding_row(columns: Any) -> tuple[Row, Row]:
+    row = _to_row(columns, "")
+    return row, row if columns["holding_id"] is None else _to_row(columns, "holding_")
+
+
+def _to_row(columns: Any, prefix: str) -> Row:
+    return Row(**{column.name: columns[prefix + column.name] for column in entries.c})
 
 
 def to_record(row: Row, keyring: Keyring, *, own: bool, alive: bool) -> Record:
-    """Turn a row into what it tells."""
+    """Return the record of a row, with its token decrypted.
+
+    Args:
+        row: the row with the outcome.
+        keyring: decrypts the token.
+        own: whether the row belongs to the run that is reported.
+        alive: whether the row's worker is alive.
+    """
     outcome = outcome_name(row.state, alive=alive)
     return Record(
         outcome=outcome,
@@ -133,57 +155,66 @@ def to_record(row: Row, keyring: Keyring, *, own: bool, alive: bool) -> Record:
 
 
 def read_status(connection: Connection, registry: WorkerRegistry, run: Any) -> RunStatus:
-    """Count what there is of a run, which is a row of the table of runs."""
-    state, holder, error, code = (
+    """Count the records of a run.
+
+    Args:
+        connection: a connection in a transaction.
+        registry: the workers of the journal.
+        run: the row of the run.
+    """
+    state, worker_id, error, code = (
         func.coalesce(_holding.c[name], entries.c[name])
         for name in ("state", "holder_id", "error", "error_code")
     )
-    whose = case((state == CreationState.INTENT, holder), else_=0)  # of what is done it doesn't matter
-    asked = (
+    # Only an intent depends on its worker. All other rows are counted together.
+    intent_worker = case((state == CreationState.INTENT, worker_id), else_=NO_WORKER)
+    query = (
         select(
             state.label("state"),
-            whose.label("holder_id"),
+            intent_worker.label("worker_id"),
             func.coalesce(code, error).label("code"),
-            func.count().label("many"),
-            func.count(entries.c.ended_at).label("ended"),
-            func.min(entries.c.begun_at).label("first"),
-            func.max(entries.c.ended_at).label("last"),
+            func.count().label("row_count"),
+            func.count(entries.c.ended_at).label("ended_count"),
+            func.min(entries.c.begun_at).label("first_begun_at"),
+            func.max(entries.c.ended_at).label("last_ended_at"),
         )
         .select_from(_entries_with_holding)
         .where(entries.c.run_id == run.id, _visible)
-        .group_by(state, whose, func.coalesce(code, error))
+        .group_by(state, intent_worker, func.coalesce(code, error))
     )
 
-    def look() -> Sequence[Any]:
-        return connection.execute(asked).all()
+    def read() -> Sequence[Any]:
+        return connection.execute(query).all()
 
-    def holders_in(found: Sequence[Any]) -> set[int]:
-        return {row.holder_id for row in found if row.state == CreationState.INTENT}
+    def worker_ids_in(rows: Sequence[Any]) -> set[int]:
+        return {row.worker_id for row in rows if row.state == CreationState.INTENT}
 
-    found, alive = registry.read_with_liveness(connection, look, holders_in)
+    rows, liveness = registry.read_with_liveness(connection, read, worker_ids_in)
     counts: Counter[str] = Counter()
     error_codes: Counter[str] = Counter()
-    for row in found:
-        outcome = outcome_name(CreationState(row.state), alive=row.holder_id in alive.live_ids)
-        counts[outcome] += row.many
+    for row in rows:
+        outcome = outcome_name(CreationState(row.state), alive=row.worker_id in liveness.live_ids)
+        counts[outcome] += row.row_count
         if outcome in {"failed", "unknown"}:
-            error_codes[row.code or OutcomeUnknownError.__name__] += row.many
+            error_codes[row.code or OutcomeUnknownError.__name__] += row.row_count
     return RunStatus(
         name=run.name,
         started_at=_to_datetime(run.started_at),
-        last_at=max((_to_datetime(row.last) for row in found if row.last is not None), default=None),
+        last_at=max(
+            (_to_datetime(row.last_ended_at) for row in rows if row.last_ended_at is not None), default=None
+        ),
         counts=counts,
         error_codes=error_codes,
-        rate=_outcome_rate(found),
+        rate=_outcome_rate(rows),
     )
 
 
-def _outcome_rate(found: Sequence[Any]) -> float:
-    begun = [row.first for row in found if row.first is not None]
-    ended = [row.last for row in found if row.last is not None]
-    if not begun or not ended or max(ended) <= min(begun):
+def _outcome_rate(rows: Sequence[Any]) -> float:
+    starts = [row.first_begun_at for row in rows if row.first_begun_at is not None]
+    ends = [row.last_ended_at for row in rows if row.last_ended_at is not None]
+    if not starts or not ends or max(ends) <= min(starts):
         return 0.0
-    return float(sum(row.ended for row in found) / (max(ended) - min(begun)))
+    return float(sum(row.ended_count for row in rows) / (max(ends) - min(starts)))
 
 
 def _to_datetime(seconds: float) -> dt.datetime:

@@ -1,4 +1,9 @@
-"""The journal's tables, and how an older journal becomes one of today's."""
+"""The journal's tables, and migrations from older versions of them.
+
+The stored names are older than the names in the code, and stay, so that existing journals can be opened: the
+table `relay_holders` has the workers, the column `holder_id` refers to a worker, and `claim` marks the row
+that holds a pair.
+"""
 
 from __future__ import annotations
 
@@ -33,24 +38,24 @@ if TYPE_CHECKING:
 
 
 class CreationState(enum.StrEnum):
-    """Where one creation stands."""
+    """The state of one creation; the values are stored."""
 
     ACCEPTED = "accepted"
-    """Taken up; nothing was sent."""
+    """Nothing was sent."""
     INTENT = "begun"
-    """An attempt may be under way; if its holder is dead, nobody can tell what became of it."""
+    """An attempt may be in flight. If its worker is dead, its outcome is unknown."""
     CREATED = "created"
     FAILED = "failed"
     UNKNOWN = "unknown"
     HELD_ELSEWHERE = "elsewhere"
-    """Another run has the claim on the pair: what became of that is what became of this."""
+    """Another run holds the pair, and its row has the outcome."""
     REMOVING = "removing"
-    """The token is being removed, and may be gone."""
+    """A removal of the token may be in flight, or has an unknown outcome. The token may be valid."""
     REMOVED = "removed"
 
 
-class now(FunctionElement[float]):  # noqa: N801  # it stands where a function of SQL stands
-    """Seconds since 1970, by the clock of whoever holds the database."""
+class now(FunctionElement[float]):  # noqa: N801  # it is used as a function of SQL
+    """Seconds since 1970, by the clock of PostgreSQL's server, or of this machine with SQLite."""
 
     type = Float()
     inherit_cache = True
@@ -67,7 +72,7 @@ def _compile_now_in_sqlite(_element: object, _compiler: object, **_: Any) -> str
 
 
 metadata: Final = MetaData()
-_AutoIncrement = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up no other type by itself
+_AutoIncrement = BigInteger().with_variant(Integer, "sqlite")  # SQLite increments no other type
 
 journals: Final = Table(
     "relay_journal",
@@ -85,14 +90,15 @@ runs: Final = Table(
     Column("started_at", Float, nullable=False),
 )
 
-# Each opening that creates is a holder of its own: its number is never used again, and so tells who is meant.
+# Each opening of the journal that writes is a new worker. Its id is a fencing token, which is never used
+# again.
 workers: Final = Table(
     "relay_holders",
     metadata,
     Column("id", _AutoIncrement, primary_key=True),
     Column("run_id", BigInteger, nullable=False),
-    Column("lock", Text),  # the name of its lock, where the operating system tells whether it is alive
-    Column("expires_at", Float),  # or the end of its lease
+    Column("lock", Text),  # the name of its lock file, on SQLite
+    Column("expires_at", Float),  # the end of its lease, on PostgreSQL
     Column("ended", Boolean, nullable=False),
     Column("request_seconds", Float, nullable=False),
     sqlite_autoincrement=True,
@@ -126,8 +132,9 @@ def _partial_index(name: str, *columns: Column[Any], where: Any, unique: bool) -
     Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
 
 
-# The conditions are spelt as the queries' are: otherwise SQLite doesn't see that the indexes serve them.
-# One row of all runs has the claim on a pair; one row of each run is the current one of a pair.
+# The conditions are written exactly as in the queries. Otherwise SQLite doesn't use the indexes. The unique
+# ones are the guarantee between processes: one row of all runs holds a pair, and one row of each run is
+# current for a pair.
 _partial_index("relay_entries_claim", entries.c.pair, where=entries.c.claim == true(), unique=True)
 _partial_index(
     "relay_entries_current", entries.c.run_id, entries.c.pair, where=entries.c.current == true(), unique=True
@@ -135,7 +142,7 @@ _partial_index(
 _partial_index(
     "relay_entries_token", entries.c.token_digest, where=entries.c.token_digest.is_not(None), unique=False
 )
-# Those that had the claim on a pair once, and may have it again.
+# Rows that have held a pair, and may hold it again.
 _partial_index(
     "relay_entries_heirs",
     entries.c.pair,
@@ -144,23 +151,25 @@ _partial_index(
 )
 Index("relay_entries_run", entries.c.run_id, entries.c.id)
 
-# What makes a journal of version n + 1 of one of version n, in order.
+# The function at index n migrates the tables from version n + 1 to version n + 2.
 MIGRATIONS: Final[tuple[Callable[[Connection], object], ...]] = ()
 
 
 def create_or_migrate(
     connection: Connection, pair_key: str, migrations: Sequence[Callable[[Connection], object]] = MIGRATIONS
 ) -> str:
-    """Make the tables if they aren't there, or bring them up to date, and give the pair key as it is stored.
+    """Create the tables if they don't exist, or migrate them, and return the pair key as it is stored.
 
     Args:
-        connection: in a transaction.
-        pair_key: for a new journal.
-        migrations: what has changed since the first version.
+        connection: a connection in a transaction.
+        pair_key: the pair key to store in a new journal.
+        migrations: a migration for each version after the first, in order.
 
     Raises:
-        JournalError: the journal was made by a later release.
+        JournalError: a later release created the journal.
     """
+    # Only one process may create or migrate the tables at a time. Any other process waits here, and then
+    # finds them.
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:
@@ -168,18 +177,18 @@ def create_or_migrate(
     newest = len(migrations) + 1
     if not inspect(connection).has_table(journals.name):
         metadata.create_all(connection)
-    found = connection.execute(journals.select()).one_or_none()
-    if found is None:
+    journal = connection.execute(journals.select()).one_or_none()
+    if journal is None:
         connection.execute(journals.insert(), {"id": 1, "version": newest, "pair_key": pair_key})
         return pair_key
-    if found.version > newest:
+    if journal.version > newest:
         raise JournalError(
-            f"the journal has version {found.version} of its tables, and this release knows {newest}",
-            advice="Install the release that made it, or a later one.",
+            f"the journal has version {journal.version} of its tables, and this release supports {newest}",
+            advice="Install the release that created it, or a later one.",
         )
-    for migrate in migrations[found.version - 1 :]:
+    for migrate in migrations[journal.version - 1 :]:
         migrate(connection)
-    if found.version < newest:
+    if journal.version < newest:
         connection.execute(journals.update().values(version=newest))
-    stored: str = found.pair_key
+    stored: str = journal.pair_key
     return stored

@@ -1,7 +1,7 @@
-"""What is asked and written for many rows at once, in one statement each.
+"""The journal's SQL: statements that read or write many rows each.
 
-The rows come as one parameter, in JSON: for each row of a statement that is made many times, SQLite's driver
-would let go of the interpreter's lock and wait to have it back, behind a busy event loop.
+The rows are passed as one JSON parameter. With `executemany`, SQLite's driver would release the GIL for each
+row, and wait for it again behind a busy event loop.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnClause, FromClause
 
 _NEW_ROW_COLUMNS = ("id", "run_id", "pair", "partner", "holder_id", "attempts")
-NO_WORKER: Final = 0
+NO_WORKER: Final = 0  # no worker has this id: ids start at 1
+# States in which a row may hold its pair.
 _HOLDING_STATES = (CreationState.CREATED, CreationState.REMOVING, *IN_DOUBT)
 _OUTCOME_COLUMNS = (
     "attempts",
@@ -57,28 +58,31 @@ _OUTCOME_COLUMNS = (
 
 
 def rows_parameter(values: Sequence[Any]) -> dict[str, str]:
-    """Give rows as the statements' parameter."""
+    """Return rows as the parameter of a statement."""
     return {"rows": json.dumps(values)}
 
 
 class Statements:
-    """The statements for one kind of database; `statements` returns the same object for each journal.
+    """The statements for one kind of database; `statements_for` returns the same object for each journal.
 
     Attributes:
-        accept: puts rows in, but for those of which the run has one already.
-        begin: puts rows in, or takes up those that are free or the holder's own; it counts them.
-        end: writes down what became of the holder's own rows, or of free ones.
-        removing: has the holder remove the token of one row, if that is as it was seen.
-        remove: writes down what became of the removals of the holder's.
-        settle: two statements; after them the claim on the pairs of rows is where it belongs.
-        superseded: returns the rows of a run whose token was forgotten, while their pair has another one.
-        retire: takes claim and currency from one row, if it is as it was seen.
-        look_up: gives the rows with the claim on pairs, and those current in the run.
-        find: gives the rows of tokens, by their digests.
-        replace: stores new forms of tokens, unless they have changed since they were read.
-        named: returns the rows that have, had or may have a claim on pairs by their former names, and those
-            current in the run, with the present names of the pairs.
-        rename: renames the pairs of rows; afterwards their claims have to be settled.
+        insert_accepted: inserts accepted rows, except for pairs of which the run has a current row.
+        upsert_intents: inserts intents, or records them in startable rows or in rows of the same worker. Its
+            row count shows whether each intent was recorded.
+        update_outcomes: records the outcomes of rows of the same worker, or of startable rows.
+        update_removal_intent: records the intent to remove one row's token, if the row is unchanged.
+        update_removal_outcomes: records the outcomes of removals by the same worker.
+        reassign_holding: two statements that let the right row hold each pair of the given rows.
+        select_superseded: selects the rows of a run whose token was forgotten while their pair has another
+            one.
+        retire_row: takes the pair from one row if the row is unchanged; a row of the run isn't current
+            afterwards.
+        select_pairs: selects the rows that hold pairs, and the run's current rows for them.
+        select_by_digest: selects the rows of tokens by the tokens' digests.
+        replace_tokens: stores re-encrypted tokens, unless they have changed since they were read.
+        select_former_pairs: selects the rows of pairs by their former names that hold, have held, or are
+            current in the run; it returns them with the pairs' current names.
+        rename_pairs: renames the pairs of rows. Afterwards `reassign_holding` must run.
     """
 
     def __init__(self, kind: str) -> None:
@@ -99,9 +103,10 @@ class Statements:
             .values(claim=False, current=and_(entries.c.current, entries.c.run_id != bindparam("run")))
         )
         self.select_pairs: Final = self._select_pairs()
-        given = self._input_rows(entries.c.token_digest)
+        digests = self._input_rows(entries.c.token_digest)
+        # The first condition is that of the partial index.
         self.select_by_digest: Final = select(entries).where(
-            entries.c.token_digest.is_not(None), entries.c.token_digest.in_(select(given.c.token_digest))
+            entries.c.token_digest.is_not(None), entries.c.token_digest.in_(select(digests.c.token_digest))
         )
         self.replace_tokens: Final = self._replace_tokens()
         self.select_former_pairs: Final = self._select_former_pairs()
@@ -109,100 +114,113 @@ class Statements:
 
     @staticmethod
     def _is_unchanged() -> Any:
-        state: Any = bindparam("seen")
-        holder: Any = bindparam("seen_holder")
-        return and_(entries.c.id == bindparam("row"), entries.c.state == state, entries.c.holder_id == holder)
+        """Return the compare-and-set condition: the row still has the state and the worker that were read."""
+        state: Any = bindparam("expected_state")
+        worker: Any = bindparam("expected_worker")
+        return and_(entries.c.id == bindparam("row"), entries.c.state == state, entries.c.holder_id == worker)
 
     def _input_rows(self, *columns: ColumnClause[Any]) -> FromClause:
+        """Return the JSON parameter as a table with these columns."""
         parameter = bindparam("rows", type_=Text)
         if self._in_sqlite:
-            each = func.json_each(parameter).table_valued("value")
+            elements = func.json_each(parameter).table_valued("value")
             fields = (
-                func.json_extract(each.c.value, f"$.{one.name}", type_=one.type).label(one.name)
-                for one in columns
+                func.json_extract(elements.c.value, f"$.{each.name}", type_=each.type).label(each.name)
+                for each in columns
             )
-            return select(*fields).subquery("given")
-        typed = [column(one.name, one.type) for one in columns]
-        given = func.json_to_recordset(cast(parameter, JSON)).table_valued(*typed, name="given")
-        return given.render_derived(with_types=True)
+            return select(*fields).subquery("input_rows")
+        typed = [column(each.name, each.type) for each in columns]
+        table = func.json_to_recordset(cast(parameter, JSON)).table_valued(*typed, name="input_rows")
+        return table.render_derived(with_types=True)
 
     def _insert_accepted(self) -> Any:
         names = (*_NEW_ROW_COLUMNS, "state")
-        given = self._input_rows(*(entries.c[name] for name in names))
-        new = select(*(given.c[name] for name in names), true(), literal(value=False)).where(true())
-        return self._insert(entries).from_select([*names, "current", "claim"], new).on_conflict_do_nothing()
+        source = self._input_rows(*(entries.c[name] for name in names))
+        # The condition keeps SQLite's parser from reading ON CONFLICT as the ON of a join.
+        new_rows = select(*(source.c[name] for name in names), true(), literal(value=False)).where(true())
+        insert = self._insert(entries).from_select([*names, "current", "claim"], new_rows)
+        return insert.on_conflict_do_nothing()
 
     def _upsert_intents(self) -> Any:
-        given = self._input_rows(*(entries.c[name] for name in _NEW_ROW_COLUMNS))
-        new = select(
-            *(given.c[name] for name in _NEW_ROW_COLUMNS),
+        source = self._input_rows(*(entries.c[name] for name in _NEW_ROW_COLUMNS))
+        new_rows = select(
+            *(source.c[name] for name in _NEW_ROW_COLUMNS),
             literal(CreationState.INTENT.value),
             true(),
             true(),
             now(),
         )
-        made = self._insert(entries).from_select(
-            [*_NEW_ROW_COLUMNS, "state", "current", "claim", "begun_at"], new.where(true())
+        insert = self._insert(entries).from_select(
+            [*_NEW_ROW_COLUMNS, "state", "current", "claim", "begun_at"], new_rows.where(true())
         )
-        taken = {name: made.excluded[name] for name in ("state", "claim", "begun_at", "holder_id")}
+        replaced = {name: insert.excluded[name] for name in ("state", "claim", "begun_at", "holder_id")}
         cleared = dict.fromkeys(
             ("ended_at", *(name for name in _OUTCOME_COLUMNS if name != "attempts")), null()
         )
-        again = and_(entries.c.state == CreationState.INTENT, entries.c.holder_id == made.excluded.holder_id)
-        may = or_(again, *(entries.c.state == state for state in STARTABLE))
-        upsert = made.on_conflict_do_update(index_elements=["id"], set_=taken | cleared, where=may)
+        # A transaction may be repeated after a commit whose confirmation was lost, so an intent of the same
+        # worker is accepted as well.
+        is_repeat = and_(
+            entries.c.state == CreationState.INTENT, entries.c.holder_id == insert.excluded.holder_id
+        )
+        is_allowed = or_(is_repeat, *(entries.c.state == state for state in STARTABLE))
+        upsert = insert.on_conflict_do_update(
+            index_elements=["id"], set_=replaced | cleared, where=is_allowed
+        )
         return upsert.execution_options(preserve_rowcount=True)
 
     def _update_outcomes(self) -> Any:
         names = ("state", *_OUTCOME_COLUMNS)
-        given = self._input_rows(entries.c.id, entries.c.holder_id, *(entries.c[name] for name in names))
-        # What is written a second time may find that others have gone on meanwhile.
-        own = and_(entries.c.holder_id == given.c.holder_id, entries.c.state.in_(IN_DOUBT))
-        free = and_(entries.c.state.in_(STARTABLE), given.c.state != CreationState.ACCEPTED)
-        told = {name: given.c[name] for name in names}
+        source = self._input_rows(entries.c.id, entries.c.holder_id, *(entries.c[name] for name in names))
+        # The fencing check: an outcome that is written late, or a second time, must not change a row that
+        # another worker has used meanwhile. A startable row has no outcome to lose, except to "not
+        # attempted".
+        is_own = and_(entries.c.holder_id == source.c.holder_id, entries.c.state.in_(IN_DOUBT))
+        is_startable = and_(entries.c.state.in_(STARTABLE), source.c.state != CreationState.ACCEPTED)
+        values = {name: source.c[name] for name in names}
         return (
-            update(entries).where(entries.c.id == given.c.id, or_(own, free)).values(ended_at=now(), **told)
+            update(entries)
+            .where(entries.c.id == source.c.id, or_(is_own, is_startable))
+            .values(ended_at=now(), **values)
         )
 
     def _update_removal_intent(self) -> Any:
-        holder: Any = bindparam("holder")
-        again = and_(
+        worker: Any = bindparam("worker")
+        is_repeat = and_(
             entries.c.id == bindparam("row"),
             entries.c.state == CreationState.REMOVING,
-            entries.c.holder_id == holder,
+            entries.c.holder_id == worker,
         )
         return (
             update(entries)
-            .where(or_(self._is_unchanged(), again))
-            .values(state=CreationState.REMOVING.value, holder_id=holder)
+            .where(or_(self._is_unchanged(), is_repeat))
+            .values(state=CreationState.REMOVING.value, holder_id=worker)
         )
 
     def _update_removal_outcomes(self) -> Any:
-        given = self._input_rows(entries.c.id, entries.c.state, entries.c.holder_id)
-        # Of what is gone, nobody needs to know the token any more.
-        token = case((given.c.state == CreationState.REMOVED, null()), else_=entries.c.token)
+        source = self._input_rows(entries.c.id, entries.c.state, entries.c.holder_id)
+        # The token of a confirmed removal isn't needed any more. Its digest stays, so that the journal
+        # recognizes it.
+        token = case((source.c.state == CreationState.REMOVED, null()), else_=entries.c.token)
         return (
             update(entries)
-            .where(entries.c.id == given.c.id, entries.c.holder_id == given.c.holder_id)
+            .where(entries.c.id == source.c.id, entries.c.holder_id == source.c.holder_id)
             .where(entries.c.state == CreationState.REMOVING)
-            .values(state=given.c.state, holder_id=NO_WORKER, token=token)
+            .values(state=source.c.state, holder_id=NO_WORKER, token=token)
         )
 
     def _unsettled_pairs(self) -> Any:
-        given = self._input_rows(entries.c.id)
-        concerned = entries.alias("concerned")
-        settled = and_(
-            concerned.c.state == CreationState.CREATED,
-            concerned.c.claim == true(),
-            concerned.c.token.is_not(None),
+        """Return a query of the pairs of the given rows whose holding row may have to change."""
+        source = self._input_rows(entries.c.id)
+        given = entries.alias("given")
+        # A token that can be returned keeps its pair.
+        is_settled = and_(
+            given.c.state == CreationState.CREATED, given.c.claim == true(), given.c.token.is_not(None)
         )
-        return (
-            select(concerned.c.pair).where(concerned.c.id.in_(select(given.c.id)), not_(settled)).distinct()
-        )
+        return select(given.c.pair).where(given.c.id.in_(select(source.c.id)), not_(is_settled)).distinct()
 
     @staticmethod
     def _other_tokens() -> Any:
-        """Return a query of the other tokens of a pair, for the row that has the claim, and its table."""
+        """Return a query of the other tokens of a pair, for the row that holds it, and the query's table."""
         token = entries.alias("token")
         others = select(token.c.id).where(
             token.c.pair == entries.c.pair, token.c.state == CreationState.CREATED
@@ -210,86 +228,96 @@ class Statements:
         return others.where(token.c.claim == false(), token.c.begun_at.is_not(None)), token
 
     def _is_superseded(self) -> Any:
-        """Return the condition that a row's token was forgotten, and its pair has one that can be served."""
+        """Return the condition that a row's token was forgotten and its pair has another one to return."""
         others, token = self._other_tokens()
         forgotten = and_(entries.c.state == CreationState.CREATED, entries.c.token.is_(None))
         return and_(forgotten, exists(others.where(token.c.token.is_not(None))))
 
     def _release_holding(self) -> Any:
-        # An intent has the claim as long as there is no token: whether its worker is alive isn't known here.
+        # An intent holds its pair as long as the pair has no token. This statement doesn't know whether the
+        # intent's worker is alive.
         others, _ = self._other_tokens()
-        gives_up = or_(
+        is_released = or_(
             entries.c.state.not_in((CreationState.CREATED, CreationState.INTENT)),
             and_(entries.c.state == CreationState.INTENT, exists(others)),
             self._is_superseded(),
         )
         return (
             update(entries)
-            .where(entries.c.pair.in_(self._unsettled_pairs()), entries.c.claim == true(), gives_up)
+            .where(entries.c.pair.in_(self._unsettled_pairs()), entries.c.claim == true(), is_released)
             .values(claim=False)
         )
 
     def _assign_holding(self) -> Any:
         pairs = self._unsettled_pairs().subquery("pairs")
-        heir, other = entries.alias("heir"), entries.alias("other")
-        unclaimed = not_(exists(select(1).where(other.c.pair == pairs.c.pair, other.c.claim == true())))
-        # A token that can be served comes first, then one that was forgotten, a doubt, one that may be gone.
-        is_token = heir.c.state == CreationState.CREATED
+        candidate, other = entries.alias("candidate"), entries.alias("other")
+        is_unheld = not_(exists(select(1).where(other.c.pair == pairs.c.pair, other.c.claim == true())))
+        # The order: a token that can be returned, a token that was forgotten, an attempt in doubt, and a
+        # token whose removal is in doubt.
+        is_token = candidate.c.state == CreationState.CREATED
         rank = case(
-            (and_(is_token, heir.c.token.is_not(None)), 1),
+            (and_(is_token, candidate.c.token.is_not(None)), 1),
             (is_token, 2),
-            (heir.c.state == CreationState.REMOVING, 4),
+            (candidate.c.state == CreationState.REMOVING, 4),
             else_=3,
         )
         best = (
-            select(heir.c.id)
-            .where(heir.c.pair == pairs.c.pair, heir.c.claim == false(), heir.c.begun_at.is_not(None))
-            .where(heir.c.state.in_(_HOLDING_STATES))
-            .order_by(rank, heir.c.begun_at.desc(), heir.c.id.desc())
+            select(candidate.c.id)
+            .where(
+                candidate.c.pair == pairs.c.pair,
+                candidate.c.claim == false(),
+                candidate.c.begun_at.is_not(None),
+            )
+            .where(candidate.c.state.in_(_HOLDING_STATES))
+            .order_by(rank, candidate.c.begun_at.desc(), candidate.c.id.desc())
             .limit(1)
             .scalar_subquery()
         )
-        heirs = select(best).select_from(pairs).where(unclaimed)
-        # Its state again: that may have changed while the row was locked.
+        chosen = select(best).select_from(pairs).where(is_unheld)
+        # The state is checked again, because it may have changed while the update waited for the row's lock.
         return (
             update(entries)
-            .where(entries.c.id.in_(heirs), entries.c.state.in_(_HOLDING_STATES))
+            .where(entries.c.id.in_(chosen), entries.c.state.in_(_HOLDING_STATES))
             .values(claim=True)
         )
 
     def _select_pairs(self) -> Any:
-        given = self._input_rows(entries.c.pair)
-        of_them = entries.c.pair.in_(select(given.c.pair))
-        current = and_(entries.c.current, entries.c.run_id == bindparam("run"))
+        source = self._input_rows(entries.c.pair)
+        is_requested = entries.c.pair.in_(select(source.c.pair))
+        is_current = and_(entries.c.current, entries.c.run_id == bindparam("run"))
         return (
-            select(entries).where(of_them, entries.c.claim).union_all(select(entries).where(of_them, current))
+            select(entries)
+            .where(is_requested, entries.c.claim)
+            .union_all(select(entries).where(is_requested, is_current))
         )
 
     def _replace_tokens(self) -> Any:
-        given = self._input_rows(entries.c.id, Column("old", Text), Column("new", Text))
-        same = and_(entries.c.id == given.c.id, entries.c.token == given.c.old)
-        return update(entries).where(same).values(token=given.c.new)
+        source = self._input_rows(entries.c.id, Column("old", Text), Column("new", Text))
+        is_unchanged = and_(entries.c.id == source.c.id, entries.c.token == source.c.old)
+        return update(entries).where(is_unchanged).values(token=source.c.new)
 
     def _select_former_pairs(self) -> Any:
-        given = self._input_rows(column("former", Text()), entries.c.pair)
-        of_them = select(entries.c.id, given.c.pair).join(given, entries.c.pair == given.c.former)
-        current = and_(entries.c.current == true(), entries.c.run_id == bindparam("run"))
-        had_it = and_(entries.c.claim == false(), entries.c.begun_at.is_not(None))
-        # Each part uses an index; a single query for all of them would use none.
-        return union(*(of_them.where(part) for part in (entries.c.claim == true(), had_it, current)))
+        source = self._input_rows(column("former", Text()), entries.c.pair)
+        renamed = select(entries.c.id, source.c.pair).join(source, entries.c.pair == source.c.former)
+        is_current = and_(entries.c.current == true(), entries.c.run_id == bindparam("run"))
+        has_held = and_(entries.c.claim == false(), entries.c.begun_at.is_not(None))
+        # Each part uses an index. A single query for all conditions would use none.
+        return union(*(renamed.where(part) for part in (entries.c.claim == true(), has_held, is_current)))
 
     def _rename_pairs(self) -> Any:
-        given = self._input_rows(entries.c.id, entries.c.pair)
+        source = self._input_rows(entries.c.id, entries.c.pair)
         other = entries.alias("other")
-        has_another = exists(
+        # The run may have a current row under the pair's current name. A run has one current row for each
+        # pair.
+        has_current = exists(
             select(1).where(
-                other.c.run_id == entries.c.run_id, other.c.pair == given.c.pair, other.c.current == true()
+                other.c.run_id == entries.c.run_id, other.c.pair == source.c.pair, other.c.current == true()
             )
         )
         return (
             update(entries)
-            .where(entries.c.id == given.c.id)
-            .values(pair=given.c.pair, claim=False, current=and_(entries.c.current, not_(has_another)))
+            .where(entries.c.id == source.c.id)
+            .values(pair=source.c.pair, claim=False, current=and_(entries.c.current, not_(has_current)))
         )
 
 

@@ -1,7 +1,11 @@
-"""Who works on a journal, and whether they are alive.
+"""The workers of a journal, and whether they are alive.
 
-On SQLite the operating system tells: each holder has a lock on a file of its own, which it lets go of when it
-dies, however it dies. On PostgreSQL a holder has a lease, by the server's clock, which it renews.
+A worker is one opening of the journal that writes. Its id is a fencing token: it is never used again, and
+each write checks it. A worker shows in one of two ways that it is alive:
+
+- On SQLite it locks a file beside the journal. The operating system releases the lock when the process ends,
+  however it ends.
+- On PostgreSQL it has a lease, by the server's clock, which its heartbeat renews.
 """
 
 from __future__ import annotations
@@ -31,33 +35,35 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_RENEWALS_PER_LEASE = 3  # in one lease
+_RENEWALS_PER_LEASE = 3  # so that one or two heartbeats may be late
 
 
 def _read_clocks() -> tuple[float, float]:
-    # A machine that sleeps stops its monotonic clock; this one goes on, and so does the wall's.
+    # Linux stops the monotonic clock while the machine is suspended, but not the boot-time clock. Where there
+    # is no such clock, the wall clock still shows the suspension.
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot is None else time.clock_gettime(boot), time.time()
 
 
 @frozen
 class ClockReading:
-    """A moment, by each clock that there is."""
+    """A point in time, read from two clocks."""
 
     clocks: tuple[float, float] = field(factory=_read_clocks)
 
     def elapsed_seconds(self) -> float:
-        """Give the seconds since, by the clock that went furthest."""
+        """Return the seconds since the reading, by the clock that has advanced more."""
         return max(new - old for new, old in zip(_read_clocks(), self.clocks, strict=True))
 
 
 @frozen
 class Liveness:
-    """Of the holders that were asked for: which are alive, and for how long others may still be waited for.
+    """Which of some workers are alive, and how long requests of the others may be in flight.
 
     Attributes:
-        living: those that may begin or end something.
-        patience: by a dead one's number, the seconds that a request of its may have been under way for.
+        live_ids: the ids of the live workers.
+        request_seconds: by the id of a worker with a lease that hasn't ended: the most seconds for which one
+            of its requests may be in flight. It matters once the lease has expired.
     """
 
     live_ids: frozenset[int]
@@ -66,7 +72,12 @@ class Liveness:
 
 @define(eq=False, repr=False)
 class Worker:
-    """This opening of the journal, as others see it."""
+    """One opening of the journal that writes, as other processes see it.
+
+    Attributes:
+        id: the fencing token; a new one for each opening.
+        lease: seconds for which the worker counts as alive after a heartbeat; `None` on SQLite.
+    """
 
     id: int
     lease: float | None
@@ -80,8 +91,9 @@ class Worker:
     def __attrs_post_init__(self) -> None:
         self._schedule_heartbeat()
 
-    def _schedule_heartbeat(self, _beating: object = None) -> None:
-        # A timer, not one long task: code that cancels all tasks would end that one, and with it the lease.
+    def _schedule_heartbeat(self, _heartbeat: object = None) -> None:
+        # A timer, and not one long task: code that cancels all tasks would end the task, and the lease with
+        # it.
         if self.lease is not None and not self._deregistering:
             loop = asyncio.get_running_loop()
             self._heartbeat_timer = loop.call_later(
@@ -102,38 +114,40 @@ class Worker:
         lock = select(workers.c.id).where(workers.c.id == self.id).with_for_update()
 
         def work(connection: Connection) -> None:
-            # What waits for a lock within an update has looked at the time before.
+            # An update that waits for a lock has evaluated now() before. So the lock is taken first.
             connection.execute(lock)
             connection.execute(renew)
 
-        with contextlib.suppress(JournalError):  # a call that begins something meets the error
+        with contextlib.suppress(JournalError):  # the next intent raises it
             await self._database.run_transaction(self._connection, work, lease)
 
     def lease_remaining(self, connection: Connection) -> float:
-        """Give the seconds that its lease has left, which stays so within this transaction."""
+        """Return the seconds that the lease has left, and lock the worker's row for this transaction."""
         if self.lease is None:
             return math.inf
         live = (workers.c.id == self.id) & (workers.c.expires_at > now()) & ~workers.c.ended
-        asked = select(workers.c.expires_at - now()).where(live).with_for_update(read=True)
-        return connection.execute(asked).scalar_one_or_none() or 0.0
+        remaining = select(workers.c.expires_at - now()).where(live).with_for_update(read=True)
+        return connection.execute(remaining).scalar_one_or_none() or 0.0
 
     async def set_request_seconds(self, request_seconds: float) -> None:
-        """Let others know that a request may be under way for longer.
+        """Record how many seconds a request of this worker may be in flight.
 
         Raises:
-            JournalError: it can't be written.
+            JournalError: the journal can't be written.
         """
-        longer = update(workers).where(workers.c.id == self.id).values(request_seconds=request_seconds)
+        statement = update(workers).where(workers.c.id == self.id).values(request_seconds=request_seconds)
         await self._database.run_transaction(
-            self._connection, lambda connection: connection.execute(longer).close(), 0.0
+            self._connection, lambda connection: connection.execute(statement).close(), 0.0
         )
 
     async def deregister(self, *, drained: bool) -> None:
-        """Show other processes that this one has ended. It may be cancelled, and called again.
+        """Stop the heartbeat, and show other processes that this worker has ended.
+
+        It may be cancelled, and called again.
 
         Args:
-            settled: whether nothing is in flight. Otherwise the lease is left to run out, so that others wait
-                until no response can arrive any more.
+            drained: whether no request is in flight. If one is, the lease is left to expire, so that other
+                processes wait until no response can arrive any more.
         """
         self._deregistering = True
         if self._heartbeat_timer is not None:
@@ -146,7 +160,7 @@ class Worker:
             connection.execute(update(workers).where(workers.c.id == self.id).values(ended=True))
 
         if drained or self.lease is None:
-            with contextlib.suppress(JournalError):  # its lock, or its lease, shows it as well
+            with contextlib.suppress(JournalError):  # its free lock, or its expired lease, shows the same
                 await self._database.run_transaction(self._connection, work, 0.0)
         await _release_lock(self._lock)
 
@@ -157,18 +171,24 @@ async def _release_lock(lock: FileLock | None) -> None:
 
 
 def _delete_and_release(lock: FileLock) -> None:
-    # Gone before it is let go of: whoever finds it afterwards has made it anew, and it tells the same.
-    with contextlib.suppress(OSError):  # one that stays tells the same as well
+    # The file is deleted before the lock is released, so that no other process can lock it in between. A
+    # missing file and a free lock both show that the worker has ended.
+    with contextlib.suppress(OSError):  # a file that stays has a free lock
         Path(lock.lock_file).unlink()
     lock.release()
 
 
 def _create_lock(path: Path, owner: int) -> FileLock:
-    """Create a lock file and hold it; root creates it for the owner of the journal."""
+    """Create a lock file for the owner of the journal, and lock it.
+
+    Args:
+        path: the lock file.
+        owner: the user id of the journal's owner, who gets the file if root creates it.
+    """
     lock = FileLock(path, timeout=0, mode=0o600, thread_local=False, fallback_to_soft=False)
     lock.acquire()
-    # Otherwise the owner couldn't check whether root's process is alive. Only root may change the owner to
-    # another user, and Windows has no such call.
+    # The owner of the journal must be able to check whether root's process is alive. Only root may change the
+    # owner of a file to another user, and Windows has no such call.
     with contextlib.suppress(OSError, AttributeError):
         os.chown(path, owner, -1)
     return lock
@@ -183,18 +203,18 @@ def _is_locked(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
-        return False  # The file of a live process exists.
+        return False  # a live process has its file
     except OSError as error:
         raise JournalError(
             f"{path}: this lock file shows whether a process is still using the journal, and it can't be "
             f"opened: {error.strerror}",
             advice="It may belong to another user, such as root. If no process of that user is using the "
-            "journal, delete the file: what its process had in flight is then unknown.",
+            "journal, delete the file: the calls that its process had in flight are then unknown.",
         ) from None
     try:
         if not lock_descriptor(descriptor, blocking=False):
             return True
-        with contextlib.suppress(OSError):  # A file that stays leads to the same answer the next time.
+        with contextlib.suppress(OSError):  # a file that stays gives the same result the next time
             path.unlink()
         return False
     finally:
@@ -203,77 +223,105 @@ def _is_locked(path: Path) -> bool:
 
 @define(eq=False, repr=False)
 class WorkerRegistry:
-    """All holders of a journal."""
+    """All workers of a journal.
+
+    Attributes:
+        database: the journal's database.
+        connection: the connection for leases.
+    """
 
     database: Database
     connection: JournalConnection
 
     async def register(self, run_id: int, lease: float, request_seconds: float) -> Worker:
-        """Become one of them.
+        """Register this process as a worker.
+
+        Args:
+            run_id: the run of its creations.
+            lease: seconds for which it counts as alive after a heartbeat; unused on SQLite.
+            request_seconds: the most seconds for which one of its requests may be in flight.
 
         Raises:
-            JournalError: the database, or the file of the lock, can't be written.
+            JournalError: the database or the lock file can't be written.
         """
         name = lock = None
         if self.database.path is not None:
             name = f"{self.database.path.name}-{secrets.token_hex(4)}.lock"
             with journal_errors(self.database.path):
-                owner = await asyncio.to_thread(self.database.path.stat)
-                lock = await asyncio.to_thread(_create_lock, self.database.path.with_name(name), owner.st_uid)
+                status = await asyncio.to_thread(self.database.path.stat)
+                lock = await asyncio.to_thread(
+                    _create_lock, self.database.path.with_name(name), status.st_uid
+                )
         expires = now() + lease if name is None else None
 
         def work(connection: Connection) -> int:
             self._mark_dead_workers(connection)
-            made = insert(workers).values(
+            statement = insert(workers).values(
                 run_id=run_id, lock=name, expires_at=expires, ended=False, request_seconds=request_seconds
             )
-            return int(connection.execute(made.returning(workers.c.id)).scalar_one())
+            return int(connection.execute(statement.returning(workers.c.id)).scalar_one())
 
         try:
-            number = await self.database.run_transaction(self.connection, work, 0.0)
+            worker_id = await self.database.run_transaction(self.connection, work, 0.0)
         except BaseException:
             await _release_lock(lock)
             raise
-        return Worker(number, None if name else lease, self.database, self.connection, lock)
+        return Worker(worker_id, None if name else lease, self.database, self.connection, lock)
 
     def _mark_dead_workers(self, connection: Connection) -> None:
-        """Have those ended whose lock says that they died, for whom nobody may ask again."""
+        """Mark workers as ended whose lock is free; otherwise their lock files might never be deleted."""
         locked = select(workers).where(workers.c.lock.is_not(None), ~workers.c.ended)
         dead = [row.id for row in connection.execute(locked).all() if self._is_surely_dead(row)]
         connection.execute(update(workers).where(workers.c.id.in_(dead)).values(ended=True))
 
     def check_liveness(self, connection: Connection, ids: Iterable[int]) -> Liveness:
-        """Ask for some of them."""
-        of_them = workers.c.id.in_(bindparam("ids", expanding=True))
-        asked = select(workers, (workers.c.expires_at > now()).label("leased")).where(of_them)
-        found = connection.execute(asked, {"ids": list(ids)}).all()
-        living = frozenset([row.id for row in found if self._is_alive(row)])
-        patience = {row.id: row.request_seconds for row in found if row.lock is None and not row.ended}
-        return Liveness(living, patience)
+        """Return which of some workers are alive.
+
+        Raises:
+            JournalError: a lock file can't be opened.
+        """
+        selected = workers.c.id.in_(bindparam("ids", expanding=True))
+        query = select(workers, (workers.c.expires_at > now()).label("leased")).where(selected)
+        rows = connection.execute(query, {"ids": list(ids)}).all()
+        live_ids = frozenset([row.id for row in rows if self._is_alive(row)])
+        request_seconds = {row.id: row.request_seconds for row in rows if row.lock is None and not row.ended}
+        return Liveness(live_ids, request_seconds)
 
     def read_with_liveness(
         self, connection: Connection, read: Callable[[], T], worker_ids_in: Callable[[T], set[int]]
     ) -> tuple[T, Liveness]:
-        """Look at something that depends on who is alive.
+        """Read rows whose meaning depends on whether their workers are alive.
 
         Args:
-            connection: for the second question.
-            look: gives what there is; asked anew where somebody has died, who may have written meanwhile.
-            holders_in: gives those on whom it depends.
+            connection: a connection in a transaction that sees what others commit.
+            read: reads the rows.
+            worker_ids_in: returns the ids of the workers on which the rows depend.
+
+        Returns:
+            The rows, and the liveness of their workers, checked before the rows were read for the last time.
+
+        Raises:
+            JournalError: a lock file can't be opened.
         """
         dead: set[int] = set()
         while True:
-            found = read()
-            ids = worker_ids_in(found)
-            alive = self.check_liveness(connection, ids) if ids else Liveness(frozenset(), {})
-            if ids - alive.live_ids <= dead:
-                return found, alive
-            dead |= ids - alive.live_ids
+            rows = read()
+            ids = worker_ids_in(rows)
+            liveness = self.check_liveness(connection, ids) if ids else Liveness(frozenset(), {})
+            if ids - liveness.live_ids <= dead:
+                return rows, liveness
+            # A worker that is dead now may have written between the read and the check. So the rows are read
+            # again, until they name no worker that has died since.
+            dead |= ids - liveness.live_ids
 
     def live_workers_of(self, connection: Connection, run_id: int) -> frozenset[int]:
-        """Give those that work on a run."""
-        asked = select(workers.c.id).where(workers.c.run_id == run_id, ~workers.c.ended)
-        ids = connection.execute(asked).scalars().all()
+        """Return the ids of the live workers of a run.
+
+        Raises:
+            JournalError: a lock file can't be opened.
+        """
+        query = select(workers.c.id).where(workers.c.run_id == run_id, ~workers.c.ended)
+        ids = connection.execute(query).scalars().all()
         return self.check_liveness(connection, ids).live_ids
 
     def _is_alive(self, row: Any) -> bool:
@@ -281,11 +329,11 @@ class WorkerRegistry:
             return False
         if row.lock is None:
             return bool(row.leased)
-        assert self.database.path is not None  # noqa: S101  # none has a lock but beside a file
+        assert self.database.path is not None  # noqa: S101  # only a worker on SQLite has a lock
         return _is_locked(self.database.path.with_name(row.lock))
 
     def _is_surely_dead(self, row: Any) -> bool:
         try:
             return not self._is_alive(row)
-        except JournalError:  # It is raised again where the answer decides about a pair.
+        except JournalError:  # it is raised again when a decision on a pair depends on it
             return False

@@ -1,4 +1,9 @@
-"""What is written about creations and removals: in groups, each in one transaction of one connection."""
+"""Write commands and look-ups of one worker.
+
+A write command is one write-ahead record: an accepted creation, an intent, or an outcome. Commands are
+written by group commit: those that arrive while one transaction runs share the next transaction. Look-ups
+share transactions in the same way, on connections of their own, so that they don't wait behind writes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from attrs import define, frozen
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from plaid_relay_async.errors import Hidden, JournalError
+from plaid_relay_async.errors import Hidden
 from plaid_relay_async.journal.database import closed_error
 from plaid_relay_async.journal.decisions import Row
 from plaid_relay_async.journal.group_commit import GroupExecutor
@@ -30,12 +35,20 @@ _REWRITE_DELAY: Final = 1.0  # seconds
 
 
 class _CompareAndSetError(Exception):
-    """Somebody else was quicker with a pair."""
+    """A row isn't in the expected state: another call has changed it since it was read."""
 
 
 @frozen
 class PairLookup:
-    """What the journal has on a pair: the row of this run, and the one with the claim; see `decide`."""
+    """The recorded state of a pair, from which `decide` makes its decision.
+
+    Attributes:
+        own: the current row of this run.
+        holding: the row, of any run, that holds the pair.
+        in_progress: whether a live worker is creating or removing a token of the pair.
+        maybe_in_flight: whether a request of a dead worker may still reach Plaid, or its response this
+            worker.
+    """
 
     own: Row | None
     holding: Row | None
@@ -48,18 +61,30 @@ EMPTY_LOOKUP: Final = PairLookup(None, None, in_progress=False, maybe_in_flight=
 
 @define(eq=False, repr=False)
 class RecordAccepted:
-    """A creation was taken up, and has this row; `begun` once that says more."""
+    """A creation was accepted, and nothing was sent yet.
+
+    Attributes:
+        values: the columns of its new row.
+        superseded: whether the command needs no write any more, because an intent for the same row follows
+            it.
+    """
 
     values: dict[str, Any]
     superseded: bool = False
 
 
+# A command that writes nothing itself: its group writes the outcomes that are still pending.
 _FLUSH: Final = RecordAccepted({}, superseded=True)
 
 
 @define(eq=False, repr=False)
 class RecordIntent:
-    """An attempt is about to leave."""
+    """An attempt is about to be sent.
+
+    Attributes:
+        values: the columns of its row.
+        retire: rows that lose the pair to it, each if it is still in the state in which it was read.
+    """
 
     values: dict[str, Any]
     retire: tuple[Row, ...] = ()
@@ -67,7 +92,12 @@ class RecordIntent:
 
 @frozen(eq=False, repr=False)
 class RecordOutcome:
-    """This is what became of a row, and the token that it has, if it has one."""
+    """A creation has ended.
+
+    Attributes:
+        values: the columns of its row that change.
+        token: the relay token that it received, if any.
+    """
 
     values: dict[str, Any]
     token: Hidden[str] | None = None
@@ -75,14 +105,23 @@ class RecordOutcome:
 
 @frozen(eq=False, repr=False)
 class RecordRemovalIntent:
-    """A removal of a row's token is about to leave."""
+    """A removal of a row's token is about to be sent.
+
+    Attributes:
+        row: the row, as it was read.
+    """
 
     row: Row
 
 
 @frozen(eq=False, repr=False)
 class RecordRemovalOutcome:
-    """A removal isn't under way any more, and this is the state of its row."""
+    """A removal has ended.
+
+    Attributes:
+        row: the id of its row.
+        state: the state that the row has now.
+    """
 
     row: int
     state: CreationState
@@ -90,7 +129,12 @@ class RecordRemovalOutcome:
 
 @frozen(eq=False, repr=False)
 class RenamePair:
-    """A pair that an earlier release recorded under another name gets its present name."""
+    """A pair that an earlier release recorded under another name gets its current name.
+
+    Attributes:
+        former: the digest of its former name.
+        pair: the digest of its current name.
+    """
 
     former: str
     pair: str
@@ -99,23 +143,48 @@ class RenamePair:
 WriteCommand: TypeAlias = (
     RecordAccepted | RecordIntent | RecordOutcome | RecordRemovalIntent | RecordRemovalOutcome | RenamePair
 )
-WriteResult: TypeAlias = float | JournalError | None
-"""To a beginning: the seconds that the lease has left, or why it may not be; None if somebody was quicker."""
+
+
+@frozen
+class IntentGranted:
+    """The intent is durable: its attempt may be sent before the lease expires.
+
+    Attributes:
+        lease_remaining: seconds that were left of the worker's lease in the transaction; infinite without
+            one.
+    """
+
+    lease_remaining: float
+
+
+@frozen
+class LeaseExpired:
+    """The worker's lease has expired: other workers may have taken over, so nothing was recorded."""
+
+
+@frozen
+class LostRace:
+    """Another call has taken the pair since it was looked up, so nothing was recorded."""
+
+
+IntentResult: TypeAlias = IntentGranted | LeaseExpired | LostRace
+WriteResult: TypeAlias = IntentResult | None
+"""The result of an intent; `None` for any other command."""
 
 
 class Writer:
-    """Writes for one holder, and looks up what there is.
+    """The commands and look-ups of one worker.
 
     Args:
-        database: where to.
-        holders: who else is at work.
-        holder: who is meant.
-        run_id: the run that creations are written down under.
-        patience: seconds for which a lost connection is taken up again.
-        seal: gives the columns that a token has.
+        database: the journal's database.
+        registry: all workers of the journal.
+        worker: the worker that writes.
+        run_id: the run of its creations.
+        retry_seconds: seconds for which a transaction is repeated after a temporary error.
+        token_columns: returns the columns in which a relay token is stored.
 
     Attributes:
-        closing: whether nothing may be begun any more.
+        closing: whether the journal is being closed, so that no intent is accepted any more.
     """
 
     def __init__(
@@ -140,7 +209,8 @@ class Writer:
         self._retry_timer: asyncio.TimerHandle | None = None
         self._failing = False
         self.closing = False
-        # Each has a connection of its own, for one transaction at a time.
+        # Each executor has its own connection, for one transaction at a time. A command is written even if
+        # its caller was cancelled, because it may say what has happened; a cancelled look-up is dropped.
         self._commands: GroupExecutor[WriteCommand, WriteResult] = GroupExecutor(
             partial(self._write_group, database.new_connection()), process_cancelled=True
         )
@@ -153,19 +223,19 @@ class Writer:
 
     @property
     def has_lease(self) -> bool:
-        """Whether what may be begun depends on the time."""
+        """Whether the worker has a lease, so that an intent is valid for a limited time."""
         return self._worker.lease is not None
 
     async def set_request_seconds(self, request_seconds: float) -> None:
-        """Let others know that a request may be under way for so long.
+        """Record how many seconds a request of this worker may be in flight.
 
         Raises:
-            JournalError: it can't be written.
+            JournalError: the journal can't be written.
         """
         await self._worker.set_request_seconds(request_seconds)
 
     def row_values(self, pair: str, partner: str, row: Row | None) -> dict[str, Any]:
-        """Give what names a row: one that is there, or a new one."""
+        """Return the columns that identify a row: the given one, or a new one with a new id."""
         if row is None:
             self._new_rows += 1
         number = self._worker.id * _ROWS_PER_WORKER + self._new_rows if row is None else row.id
@@ -179,49 +249,52 @@ class Writer:
         }
 
     def look_up_pair(self, pair: str) -> Awaitable[PairLookup]:
-        """Ask what there is on a pair."""
+        """Return an awaitable of the recorded state of a pair."""
         return self._pair_lookups.submit(pair)
 
     def look_up_token(self, digest: str) -> Awaitable[PairLookup]:
-        """Ask for the row of a token, whichever run's it is."""
+        """Return an awaitable of the row of a token, of whichever run, as `own`."""
         return self._token_lookups.submit(digest)
 
-    def submit(self, note: WriteCommand) -> asyncio.Future[WriteResult]:
-        """Have something written; what this gives is done once it is durable."""
-        return self._commands.submit(note)
+    def submit(self, command: WriteCommand) -> asyncio.Future[WriteResult]:
+        """Add a command to the next group; return a future that is done once the command is durable.
+
+        The future fails with `JournalError` if the command can't be written.
+        """
+        return self._commands.submit(command)
 
     @property
     def idle(self) -> bool:
-        """Whether everything was written, as far as it could be."""
+        """Whether no command waits or is being written."""
         return self._commands.idle
 
     async def drain(self) -> None:
-        """Wait until everything was written, as far as it could be."""
+        """Wait until each command was written, or has failed."""
         await self._commands.drain()
 
     async def write_pending(self) -> None:
-        """Write what couldn't be written before: others wait for it.
+        """Write the outcomes that couldn't be written before; other processes may wait for them.
 
         Raises:
-            JournalError: it still can't be.
+            JournalError: they still can't be written.
         """
         if self._pending:
             await self.submit(_FLUSH)
 
     def stop_intents(self) -> None:
-        """Begin and look up nothing more; what has happened is still written."""
+        """Accept no further intent or look-up; outcomes are still written, each with a single attempt."""
         self.closing = True
         self._retry_seconds = 0.0
         self._pair_lookups.stop(closed_error)
         self._token_lookups.stop(closed_error)
 
     async def close(self, *, drained: bool) -> None:
-        """Write nothing more, and show other processes that this one has ended.
+        """Stop writing, and deregister the worker.
 
         It may be cancelled, and called again.
 
         Args:
-            settled: whether nothing is in flight.
+            drained: whether no request is in flight.
         """
         self._commands.stop(closed_error)
         await self._commands.drain()
@@ -229,173 +302,188 @@ class Writer:
             self._retry_timer.cancel()
         await self._worker.deregister(drained=drained)
 
-    # ------------------------------------------------------------------------------------- to look up
+    # -------------------------------------------------------------------------------------- look-ups
 
     async def _look_up_pairs(self, connection: JournalConnection, pairs: list[str]) -> list[PairLookup]:
-        asked = rows_parameter([{"pair": pair} for pair in pairs]) | {"run": self._run_id}
+        parameters = rows_parameter([{"pair": pair} for pair in pairs]) | {"run": self._run_id}
 
         def work(connection: Connection) -> list[PairLookup]:
-            def look() -> list[Row]:
-                return [
-                    Row(**row) for row in connection.execute(self._statements.select_pairs, asked).mappings()
-                ]
+            def read() -> list[Row]:
+                result = connection.execute(self._statements.select_pairs, parameters)
+                return [Row(**row) for row in result.mappings()]
 
-            found, alive = self._registry.read_with_liveness(connection, look, _active_worker_ids)
-            dead = [{"id": row.id} for row in found if row.claim and _is_abandoned(row, alive)]
-            if dead:
-                # A creation beside a token took the claim from it, and ended without passing it back.
-                for settle in self._statements.reassign_holding:
-                    connection.execute(settle, rows_parameter(dead))
-                found, alive = self._registry.read_with_liveness(connection, look, _active_worker_ids)
-            at = float(connection.execute(select(now())).scalar_one()) if alive.request_seconds else 0.0
-            own = {row.pair: row for row in found if row.current and row.run_id == self._run_id}
-            claims = {row.pair: row for row in found if row.claim}
-            return [_to_lookup(own.get(pair), claims.get(pair), alive, at) for pair in pairs]
+            rows, liveness = self._registry.read_with_liveness(connection, read, _active_worker_ids)
+            abandoned = [{"id": row.id} for row in rows if row.claim and _is_abandoned(row, liveness)]
+            if abandoned:
+                # A creation beside an existing token took the pair from it, and its worker died. The pair
+                # goes back to the token. If there is none, the abandoned row keeps the pair, and is in doubt.
+                for statement in self._statements.reassign_holding:
+                    connection.execute(statement, rows_parameter(abandoned))
+                rows, liveness = self._registry.read_with_liveness(connection, read, _active_worker_ids)
+            # The database's clock has set `begun_at`, so only that clock can say how long ago it was.
+            time = float(connection.execute(select(now())).scalar_one()) if liveness.request_seconds else 0.0
+            own = {row.pair: row for row in rows if row.current and row.run_id == self._run_id}
+            holding = {row.pair: row for row in rows if row.claim}
+            return [_to_lookup(own.get(pair), holding.get(pair), liveness, time) for pair in pairs]
 
         return await self._database.run_transaction(connection, work, self._retry_seconds)
 
     async def _look_up_tokens(self, connection: JournalConnection, digests: list[str]) -> list[PairLookup]:
-        asked = rows_parameter([{"token_digest": digest} for digest in digests])
+        parameters = rows_parameter([{"token_digest": digest} for digest in digests])
 
         def work(connection: Connection) -> list[PairLookup]:
-            def look() -> list[Row]:
-                return [
-                    Row(**row)
-                    for row in connection.execute(self._statements.select_by_digest, asked).mappings()
-                ]
+            def read() -> list[Row]:
+                result = connection.execute(self._statements.select_by_digest, parameters)
+                return [Row(**row) for row in result.mappings()]
 
-            found, alive = self._registry.read_with_liveness(connection, look, _active_worker_ids)
-            by_digest = {row.token_digest: row for row in found}
-            return [_to_lookup(by_digest.get(digest), None, alive, 0.0) for digest in digests]
+            rows, liveness = self._registry.read_with_liveness(connection, read, _active_worker_ids)
+            by_digest = {row.token_digest: row for row in rows}
+            return [_to_lookup(by_digest.get(digest), None, liveness, 0.0) for digest in digests]
 
         return await self._database.run_transaction(connection, work, self._retry_seconds)
 
-    # --------------------------------------------------------------------------------------- to write
+    # ---------------------------------------------------------------------------------------- writes
 
     async def _write_group(
-        self, connection: JournalConnection, notes: list[WriteCommand]
+        self, connection: JournalConnection, commands: list[WriteCommand]
     ) -> list[WriteResult]:
-        owed, self._pending = self._pending, []
+        pending, self._pending = self._pending, []
         if self._retry_timer is not None:
             self._retry_timer.cancel()
         try:
-            answers = await self._write_or_split(connection, [*owed, *notes])
+            results = await self._write_or_split(connection, [*pending, *commands])
         except asyncio.CancelledError:
-            self._pending = owed  # the group itself is repeated
+            self._pending = pending  # the executor repeats the group itself
             raise
         except BaseException:
-            # What is about to leave doesn't then, but what has happened has.
-            self._pending = [note for note in (*owed, *notes) if _is_fact(note)]
+            # The caller of an intent gets the error and sends nothing. An outcome has happened, so it is kept
+            # until it can be written.
+            self._pending = [command for command in (*pending, *commands) if _is_fact(command)]
             self._retry_timer = asyncio.get_running_loop().call_later(_REWRITE_DELAY, self.submit, _FLUSH)
             self._failing = True
             raise
         self._failing = False
-        return answers[len(owed) :]
+        return results[len(pending) :]
 
     async def _write_or_split(
-        self, connection: JournalConnection, notes: list[WriteCommand]
+        self, connection: JournalConnection, commands: list[WriteCommand]
     ) -> list[WriteResult]:
+        # One lost race rolls back the transaction of all commands, so each is then written by itself.
         try:
-            return await self._write_in_transaction(connection, notes)
+            return await self._write_in_transaction(connection, commands)
         except (_CompareAndSetError, IntegrityError):
             pass
-        return [await self._write_alone(connection, note) for note in notes]
+        return [await self._write_alone(connection, command) for command in commands]
 
-    async def _write_alone(self, connection: JournalConnection, note: WriteCommand) -> WriteResult:
-        if not isinstance(note, RecordIntent | RecordRemovalIntent):
-            # Whoever got the claim as a late token came is there to be seen by now.
-            return (await self._write_in_transaction(connection, [note]))[0]
+    async def _write_alone(self, connection: JournalConnection, command: WriteCommand) -> WriteResult:
+        if not isinstance(command, RecordIntent | RecordRemovalIntent):
+            # A late token and a new intent may take the pair at the same time, which the database rejects
+            # once. By now the intent is committed, and this transaction sees it.
+            return (await self._write_in_transaction(connection, [command]))[0]
         try:
-            return (await self._write_in_transaction(connection, [note]))[0]
+            return (await self._write_in_transaction(connection, [command]))[0]
         except (_CompareAndSetError, IntegrityError):
-            return None
+            return LostRace()
 
     async def _write_in_transaction(
-        self, connection: JournalConnection, notes: list[WriteCommand]
+        self, connection: JournalConnection, commands: list[WriteCommand]
     ) -> list[WriteResult]:
-        do, own = self._statements, {"holder_id": self._worker.id}
-        accepted = [note.values for note in notes if isinstance(note, RecordAccepted) and not note.superseded]
-        ended = [note for note in notes if isinstance(note, RecordOutcome)]
-        removed = [
-            own | {"id": note.row, "state": note.state}
-            for note in notes
-            if isinstance(note, RecordRemovalOutcome)
+        statements, worker = self._statements, {"holder_id": self._worker.id}
+        accepted = [
+            command.values
+            for command in commands
+            if isinstance(command, RecordAccepted) and not command.superseded
         ]
-        begun = [note for note in notes if isinstance(note, RecordIntent | RecordRemovalIntent)]
-        renamed = [
-            {"former": note.former, "pair": note.pair} for note in notes if isinstance(note, RenamePair)
+        outcomes = [command for command in commands if isinstance(command, RecordOutcome)]
+        removals = [
+            worker | {"id": command.row, "state": command.state}
+            for command in commands
+            if isinstance(command, RecordRemovalOutcome)
+        ]
+        intents = [command for command in commands if isinstance(command, RecordIntent | RecordRemovalIntent)]
+        names = [
+            {"former": command.former, "pair": command.pair}
+            for command in commands
+            if isinstance(command, RenamePair)
         ]
 
         def work(connection: Connection) -> list[WriteResult]:
-            # With SQLite in a thread: it takes its time, and gives up the interpreter's lock on the way.
-            sealed = [self._outcome_values(note) for note in ended]
-            moved = self._rename_pairs(connection, renamed) if renamed else []
-            pairs = [{"id": each["id"]} for each in (*sealed, *removed, *moved)]
+            # Encrypting tokens takes long. With SQLite this function runs in a thread, and releases the GIL.
+            creations = [self._outcome_values(command) for command in outcomes]
+            renamed = self._rename_pairs(connection, names) if names else []
+            pairs = [{"id": each["id"]} for each in (*creations, *removals, *renamed)]
+            # Outcomes are written before intents: an intent in this group may follow on one of them.
             changes = [
-                (do.insert_accepted, accepted),
-                (do.update_outcomes, sealed),
-                (do.update_removal_outcomes, removed),
+                (statements.insert_accepted, accepted),
+                (statements.update_outcomes, creations),
+                (statements.update_removal_outcomes, removals),
             ]
-            for statement, values in (*changes, *((settle, pairs) for settle in do.reassign_holding)):
+            for statement, values in (
+                *changes,
+                *((statement, pairs) for statement in statements.reassign_holding),
+            ):
                 if values:
                     connection.execute(statement, rows_parameter(values))
-            answer = self._record_intents(connection, begun) if begun else None
+            result = self._record_intents(connection, intents) if intents else None
             return [
-                answer if isinstance(note, RecordIntent | RecordRemovalIntent) else None for note in notes
+                result if isinstance(command, RecordIntent | RecordRemovalIntent) else None
+                for command in commands
             ]
 
-        # After a failure that lasted that long there is one attempt: others wait behind it.
+        # A transaction that failed was repeated for `retry_seconds`. Until one succeeds, each gets one
+        # attempt, because all other commands wait behind it.
         return await self._database.run_transaction(
             connection, work, 0.0 if self._failing else self._retry_seconds
         )
 
     def _rename_pairs(self, connection: Connection, names: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rename pairs, and return the rows that were renamed."""
-        found = connection.execute(
+        result = connection.execute(
             self._statements.select_former_pairs, rows_parameter(names) | {"run": self._run_id}
         )
-        moved = [dict(row) for row in found.mappings()]
-        connection.execute(self._statements.rename_pairs, rows_parameter(moved))
-        return moved
+        renamed = [dict(row) for row in result.mappings()]
+        connection.execute(self._statements.rename_pairs, rows_parameter(renamed))
+        return renamed
 
-    def _outcome_values(self, note: RecordOutcome) -> dict[str, Any]:
-        sealed = {} if note.token is None else self._token_columns(note.token.reveal())
-        return note.values | sealed | {"holder_id": self._worker.id}
+    def _outcome_values(self, command: RecordOutcome) -> dict[str, Any]:
+        token = {} if command.token is None else self._token_columns(command.token.reveal())
+        return command.values | token | {"holder_id": self._worker.id}
 
     def _record_intents(
-        self, connection: Connection, notes: list[RecordIntent | RecordRemovalIntent]
-    ) -> WriteResult:
-        left = self._worker.lease_remaining(connection)
-        if left <= 0:  # pragma: no cover  # behind a switch of greenlets, which coverage loses sight of
-            return JournalError(
-                "the lease on the journal lapsed: this process, or its machine, was held up for too long",
-                advice="Nothing more was begun. Run it again: it goes on from where it was.",
-            )
-        removing = [_expected_values(note.row) for note in notes if isinstance(note, RecordRemovalIntent)]
-        for values in removing:
+        self, connection: Connection, commands: list[RecordIntent | RecordRemovalIntent]
+    ) -> IntentResult:
+        # The fencing check: a worker whose lease has expired may record outcomes, and no intent. It locks the
+        # worker's row, so that the lease stays as it is until the commit.
+        remaining = self._worker.lease_remaining(connection)
+        if remaining <= 0:  # pragma: no cover  # after a switch of greenlets, which coverage can't follow
+            return LeaseExpired()
+        removals = [
+            _expected_values(command.row) for command in commands if isinstance(command, RecordRemovalIntent)
+        ]
+        for values in removals:
             _check_one_row(
                 connection.execute(
-                    self._statements.update_removal_intent, values | {"holder": self._worker.id}
+                    self._statements.update_removal_intent, values | {"worker": self._worker.id}
                 )
             )
-        creating = [note for note in notes if isinstance(note, RecordIntent)]
-        for values in [_expected_values(row) for note in creating for row in note.retire]:
+        creations = [command for command in commands if isinstance(command, RecordIntent)]
+        for values in [_expected_values(row) for command in creations for row in command.retire]:
             _check_one_row(connection.execute(self._statements.retire_row, values | {"run": self._run_id}))
-        if creating:
-            begun = connection.execute(
-                self._statements.upsert_intents, rows_parameter([note.values for note in creating])
+        if creations:
+            result = connection.execute(
+                self._statements.upsert_intents, rows_parameter([command.values for command in creations])
             )
-            if begun.rowcount != len(creating):
+            if result.rowcount != len(creations):
                 raise _CompareAndSetError
-        if removing:
-            pairs = rows_parameter([{"id": values["row"]} for values in removing])
-            for settle in self._statements.reassign_holding:
-                connection.execute(settle, pairs)
-        return left
+        if removals:
+            pairs = rows_parameter([{"id": values["row"]} for values in removals])
+            for statement in self._statements.reassign_holding:
+                connection.execute(statement, pairs)
+        return IntentGranted(remaining)
 
 
 def _expected_values(row: Row) -> dict[str, Any]:
-    return {"row": row.id, "seen": row.state, "seen_holder": row.holder_id}
+    return {"row": row.id, "expected_state": row.state, "expected_worker": row.holder_id}
 
 
 def _check_one_row(result: CursorResult[Any]) -> None:
@@ -407,49 +495,63 @@ def _has_active_worker(row: Row) -> bool:
     return row.holder_id != NO_WORKER and row.state in (CreationState.REMOVING, CreationState.INTENT)
 
 
-def _active_worker_ids(found: Iterable[Row | None]) -> set[int]:
-    return {row.holder_id for row in found if row is not None and _has_active_worker(row)}
+def _active_worker_ids(rows: Iterable[Row | None]) -> set[int]:
+    return {row.holder_id for row in rows if row is not None and _has_active_worker(row)}
 
 
-def _to_lookup(own: Row | None, claim: Row | None, alive: Liveness, at: float) -> PairLookup:
-    living = not alive.live_ids.isdisjoint(_active_worker_ids((own, claim)))
+def _to_lookup(own: Row | None, holding: Row | None, liveness: Liveness, time: float) -> PairLookup:
+    in_progress = not liveness.live_ids.isdisjoint(_active_worker_ids((own, holding)))
     return PairLookup(
-        own, claim, living, maybe_in_flight=any(_may_be_in_flight(row, alive, at) for row in (own, claim))
+        own,
+        holding,
+        in_progress,
+        maybe_in_flight=any(_may_be_in_flight(row, liveness, time) for row in (own, holding)),
     )
 
 
-def _is_abandoned(row: Row, alive: Liveness) -> bool:
-    return row.state is CreationState.INTENT and row.holder_id not in alive.live_ids
+def _is_abandoned(row: Row, liveness: Liveness) -> bool:
+    return row.state is CreationState.INTENT and row.holder_id not in liveness.live_ids
 
 
-def _may_be_in_flight(row: Row | None, alive: Liveness, at: float) -> bool:
-    # Only after a lapsed lease is it unknown whether the request is still in flight.
-    if row is None or row.state is not CreationState.INTENT or row.holder_id not in alive.request_seconds:
+def _may_be_in_flight(row: Row | None, liveness: Liveness, time: float) -> bool:
+    # A worker that has ended, or whose lock is free, has no request in flight. Only an expired lease leaves
+    # this open: the worker may be suspended, and its request may still be executed.
+    if row is None or row.state is not CreationState.INTENT or row.holder_id not in liveness.request_seconds:
         return False
-    return at - (row.begun_at or 0.0) < alive.request_seconds[row.holder_id]
+    return time - (row.begun_at or 0.0) < liveness.request_seconds[row.holder_id]
 
 
-def _is_fact(note: WriteCommand) -> bool:
-    return isinstance(note, RecordOutcome | RecordRemovalOutcome) or (
-        isinstance(note, RecordAccepted) and not note.superseded
+def _is_fact(command: WriteCommand) -> bool:
+    return isinstance(command, RecordOutcome | RecordRemovalOutcome) or (
+        isinstance(command, RecordAccepted) and not command.superseded
     )
 
 
 def accepted_command(values: dict[str, Any], state: CreationState = CreationState.ACCEPTED) -> RecordAccepted:
-    """Give the note of a creation that was taken up."""
+    """Return the command for a creation that was accepted."""
     return RecordAccepted(values | {"state": state})
 
 
 def outcome_command(
-    number: int, state: CreationState, token: Hidden[str] | None = None, **facts: Any
+    row: int, state: CreationState, token: Hidden[str] | None = None, **columns: Any
 ) -> RecordOutcome:
-    """Give the note of what became of a row."""
-    told = {name: _escape_unstorable(fact) if isinstance(fact, str) else fact for name, fact in facts.items()}
-    return RecordOutcome({"attempts": 0, **told, "id": number, "state": state}, token)
+    """Return the command for the outcome of a creation.
+
+    Args:
+        row: the id of its row.
+        state: its new state.
+        token: its relay token, if it received one.
+        columns: the number of attempts, Plaid's request id, and the error's columns.
+    """
+    values = {
+        name: _escape_unstorable(value) if isinstance(value, str) else value
+        for name, value in columns.items()
+    }
+    return RecordOutcome({"attempts": 0, **values, "id": row, "state": state}, token)
 
 
 def _escape_unstorable(text: str) -> str:
-    """Escape what a server may send and no database stores: the whole group would fail with it."""
+    """Escape characters that a server may send and no database stores: they would fail their whole group."""
     if text.isascii() and "\0" not in text:
         return text
     return text.encode(errors="backslashreplace").decode().replace("\0", r"\x00")

@@ -158,7 +158,7 @@ def test_a_key_that_was_given_up_too_early(plaid, run, partners, book, monkeypat
     assert bulk(run, partners(3)).status == 0
     monkeypatch.setenv("PLAID_RELAY_KEY", new)
     done = bulk(run, partners(5))
-    assert (done.status, "doesn't open this journal" in done.err) == (1, True)
+    assert (done.status, "doesn't match this journal" in done.err) == (1, True)
     assert len({line["secondary_client_id"] for line in done.lines}) == len(done.lines) == 5
     monkeypatch.setenv("PLAID_RELAY_KEY", f"{new},{old}")
     assert bulk(run, partners(5)).status == 0
@@ -376,7 +376,7 @@ def test_keys_change(plaid, run, partners, book, tmp_path, monkeypatch):
     assert bulk(run, partners(3), "--key-file", file).status == 0
     monkeypatch.setenv("PLAID_RELAY_KEY", old)
     wrong = run("export", "nov")
-    assert (wrong.status, "doesn't open this journal" in wrong.err) == (2, True)
+    assert (wrong.status, "doesn't match this journal" in wrong.err) == (2, True)
     assert tokens(run("export", "nov", "--key-file", file).lines) == ledger(plaid)
     assert len(plaid.ledger) == 3
     assert {new, old} & set((wrong.err + wrong.out).split()) == set()

@@ -136,7 +136,7 @@ async def test_two_names_of_one_file(plaid, client, report, folder, other_name):
         while not plaid.requests:
             await asyncio.sleep(0.005)
         assert (await two.status("x")).counts == {"in_flight": 1}
-        with pytest.raises(JournalError, match="works on the run"):
+        with pytest.raises(JournalError, match="is working on the run"):
             await two.forget("x")
         served = await client.relay.create([report], "p0", journal=two)
         assert served.relay_token == (await creating).relay_token

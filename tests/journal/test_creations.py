@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 
 import pytest
@@ -36,8 +37,14 @@ from plaid_relay_async import (
 from plaid_relay_async.errors import Hidden
 from plaid_relay_async.journal import Journal, schema
 from plaid_relay_async.journal.schema import CreationState
-from plaid_relay_async.journal.writer import RecordIntent as Beginning
-from plaid_relay_async.journal.writer import RecordRemovalIntent, outcome_command
+from plaid_relay_async.journal.writer import (
+    IntentGranted,
+    LeaseExpired,
+    LostRace,
+    RecordIntent,
+    RecordRemovalIntent,
+    outcome_command,
+)
 from plaid_relay_async.simulator import Fault
 
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
@@ -224,7 +231,7 @@ async def test_a_killed_process_leaves_unknowns(plaid, client, report, url):
             await asyncio.sleep(0.01)
         async with Journal(url, run="x", key=KEY, lease=4) as journal:
             assert (await journal.status("x")).counts == {"in_flight": 3}
-            with pytest.raises(JournalError, match="somebody works on the run 'x'"):
+            with pytest.raises(JournalError, match="a process is working on the run 'x'"):
                 await journal.forget("x")
             waiting = asyncio.ensure_future(
                 client.relay.create_many(creation_requests(report, 4), journal=journal)
@@ -475,22 +482,51 @@ async def test_a_token_that_the_journal_does_not_take_is_the_callers(plaid, clie
         await client.relay.create([report], "q", journal=Broken())
 
 
-async def test_whoever_comes_second_is_told_so(client, report, url):
-    """A row that isn't as it was seen, and one that isn't free, can't be begun."""
+async def test_an_intent_on_a_changed_row_loses_the_race(client, report, url):
+    """An intent isn't recorded if its row, or a row that it retires, isn't in the expected state."""
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         writer = journal._open_resources.coordinator.writer
         asked = text("SELECT pair FROM relay_entries")
         (pair,) = await journal._run_transaction(lambda connection: connection.execute(asked).scalars().all())
-        found = (await writer.look_up_pair(pair)).holding
-        seen = evolve(found, state=CreationState.UNKNOWN)
-        assert await writer.submit(Beginning(writer.row_values(pair, "p", None), (seen,))) is None
-        assert await writer.submit(Beginning(writer.row_values(pair, "p", found))) is None
-        assert await writer.submit(RecordRemovalIntent(evolve(found, holder_id=0))) is None
+        row = (await writer.look_up_pair(pair)).holding
+        changed = evolve(row, state=CreationState.UNKNOWN)
+        for intent in (
+            RecordIntent(writer.row_values(pair, "p", None), (changed,)),
+            RecordIntent(writer.row_values(pair, "p", row)),
+            RecordRemovalIntent(evolve(row, holder_id=0)),
+        ):
+            assert await writer.submit(intent) == LostRace()
         assert (await journal.status("x")).counts == {"created": 1}
 
 
-# -------------------------------------------------------------------------- what takes over, and comes to nothing
+async def test_an_intent_is_granted_with_the_remaining_lease(client, report, url):
+    """A granted intent has the seconds that the lease has left: without a limit on SQLite."""
+    async with Journal(url, run="x", key=KEY, lease=20) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        writer = journal._open_resources.coordinator.writer
+        result = await writer.submit(RecordIntent(writer.row_values("pair", "q", None)))
+    assert isinstance(result, IntentGranted)
+    assert 0 < result.lease_remaining <= (20 if "://" in url else math.inf)
+    assert math.isinf(result.lease_remaining) == ("://" not in url)
+
+
+async def test_an_intent_after_the_lease_is_not_recorded(client, report, postgres):
+    """The result says that the lease has expired, and no row is written; an outcome is still recorded."""
+    await postgres.reset()
+    async with Journal(postgres.url, run="x", key=KEY) as journal:
+        await client.relay.create([report], "p", journal=journal)
+        ((row,),) = await postgres.execute("SELECT id FROM relay_entries")
+        await postgres.execute("UPDATE relay_holders SET expires_at = 0")
+        writer = journal._open_resources.coordinator.writer
+        intent = RecordIntent(writer.row_values("pair", "q", None))
+        outcome = outcome_command(row, CreationState.UNKNOWN)
+        results = await asyncio.gather(writer.submit(intent), writer.submit(outcome))
+        assert results == [LeaseExpired(), None]
+        assert await postgres.execute("SELECT count(*) FROM relay_entries") == [(1,)]
+
+
+# ----------------------------------------------------------------------- a retry that fails, and other attempts
 
 
 async def unknown_in(client, plaid, report, url, run):

@@ -231,7 +231,7 @@ async def test_a_lease_that_lapsed_begins_nothing_and_brings_its_token(plaid, cl
             await asyncio.sleep(0.005)
         await postgres.execute("UPDATE relay_holders SET expires_at = 0")
         assert (await journal.status("x")).counts == {"unknown": 1}
-        with pytest.raises(JournalError, match="the lease on the journal lapsed"):
+        with pytest.raises(JournalError, match="the journal lease expired"):
             await client.relay.create([report], "q", journal=journal)
         async with Journal(postgres.url, run="x", key=KEY, retry_unknown=True) as other:
             # It waits for the time that the request may take, too, and is served what came meanwhile.
@@ -267,7 +267,7 @@ async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, rep
         )
         while not await postgres.execute(f"{held} AND relation = 'relay_entries'::regclass"):
             await asyncio.sleep(0.01)
-        with pytest.raises(JournalError, match="the lease on the journal lapsed"):
+        with pytest.raises(JournalError, match="the journal lease expired"):
             await client.relay.create([report], "q", journal=journal)
         await blocking
     assert tokens_per_partner(plaid) == {"p": 1}

@@ -230,7 +230,7 @@ async def test_locks_of_the_dead_are_cleared_away(plaid, client, report, tmp_pat
         async with Journal(path, run="other", key=KEY) as other:
             await client.relay.create([report], "r", journal=other)
             assert len(locks(path)) == 2
-            with pytest.raises(JournalError, match="somebody works on the run"):
+            with pytest.raises(JournalError, match="a process is working on the run"):
                 await other.forget("living")
         assert locks(path) == [mine]
     assert locks(path) == []

@@ -104,7 +104,7 @@ async def test_a_first_key_leaves_nothing_unencrypted(client, report, path):
 
 async def test_a_setting_that_sqlite_does_not_take_is_an_error(path):
     """A file on which SQLite can't keep a write-ahead log is refused."""
-    problem = r"can't set journal_mode to wal for the journal, it stays delete"
+    problem = r"can't set journal_mode to wal for the journal: it is still delete"
     async with engine_for_uri(path, f"{path.as_uri()}?vfs=unix-dotfile") as engine:
         with pytest.raises(JournalError, match=problem):
             await Journal(engine, key=KEY).open()

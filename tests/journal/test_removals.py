@@ -129,7 +129,7 @@ async def test_whose_lease_has_lapsed_removes_nothing(plaid, client, report, pos
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         made = await client.relay.create([report], "p", journal=journal)
         await postgres.execute("UPDATE relay_holders SET expires_at = 0")
-        with pytest.raises(JournalError, match="the lease on the journal lapsed"):
+        with pytest.raises(JournalError, match="the journal lease expired"):
             await client.relay.remove(made.relay_token, journal=journal)
     assert len(plaid.requests) == 1
 
@@ -143,7 +143,7 @@ async def test_a_removal_whose_repeat_is_refused(plaid, client, report, url):
             await client.relay.remove(made.relay_token, journal=journal)
         plaid.heal()
         plaid.fail(Fault(path=REMOVE, status=400))
-        with pytest.raises(OutcomeUnknownError, match="a removal of it was begun") as caught:
+        with pytest.raises(OutcomeUnknownError, match="an earlier removal of this token") as caught:
             await client.relay.remove(made.relay_token, journal=journal)
         assert "Remove it again, which is safe" in str(caught.value)
         plaid.heal()
@@ -232,7 +232,7 @@ async def test_a_run_is_forgotten_once_its_workers_have_ended(plaid, client, rep
     """Until its workers have ended, a run isn't forgotten, and the error says what to wait for."""
     async with Journal(url, run="x", key=KEY) as working, Journal(url, key=KEY) as journal:
         await client.relay.create([report], "p", journal=working)
-        with pytest.raises(JournalError, match=r"works on the run 'x'.*Wait until that has ended"):
+        with pytest.raises(JournalError, match=r"is working on the run 'x'.*Wait until it has ended"):
             await journal.forget("x")
         await working.close()
         assert await journal.forget("x") == 1

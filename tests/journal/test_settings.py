@@ -58,7 +58,7 @@ async def test_keys_rotate(plaid, client, report, url, monkeypatch):
     async with Journal(url, key=[OTHER_KEY]) as journal:
         assert all(record.relay_token for record in await read_records(journal, "default"))
     monkeypatch.delenv("PLAID_RELAY_KEY")
-    for wrong, words in ((KEY, "doesn't open this journal"), (None, "is encrypted: give its key")):
+    for wrong, words in ((KEY, "doesn't match this journal"), (None, "is encrypted: pass its key")):
         with pytest.raises(ConfigurationError, match=words):
             await Journal(url, key=wrong).open()
     assert len(plaid.ledger) == 3
@@ -88,7 +88,7 @@ async def test_a_key_whose_first_use_was_cut_short(plaid, client, report, tmp_pa
         )
     journal = Journal(path, key=KEY)
     for _ in range(2):
-        with pytest.raises(ConfigurationError, match="doesn't open this journal"):
+        with pytest.raises(ConfigurationError, match="doesn't match this journal"):
             await journal.open()
     async with Journal(path) as clear:
         token = f"clear:{made.created[1].relay_token}"
@@ -137,9 +137,9 @@ async def test_a_path_with_marks_of_a_url(tmp_path, name):
         ("x.db", {"key": "short"}, "must be 32 random bytes"),
         ("x.db", {"key": [None]}, "must be 32 random bytes"),
         ("x.db", {"key": f"{KEY},short"}, "must be 32 random bytes"),
-        ("x.db", {"key": []}, "key= holds no key"),
-        ("x.db", {"key": " , "}, "key= holds no key"),
-        ("x.db", {"run": "\ud800"}, "run must be a string .* that can be shown"),
+        ("x.db", {"key": []}, "key= contains no key"),
+        ("x.db", {"key": " , "}, "key= contains no key"),
+        ("x.db", {"run": "\ud800"}, "run must be a string .* only printable characters"),
     ],
 )
 async def test_what_makes_no_sense_is_refused(words, settings, told):
@@ -153,8 +153,8 @@ async def test_what_makes_no_sense_is_refused(words, settings, told):
     [
         (0o600, KEY.encode(), None),
         (0o600, f"{THIRD_KEY},\n {KEY}\n".encode(), None),
-        (0o640, KEY.encode(), "others may read it"),
-        (0o600, b"\n", "holds no key"),
+        (0o640, KEY.encode(), "permissions are too open"),
+        (0o600, b"\n", "contains no key"),
         (0o600, b"\xff", "isn't text"),
         (None, b"", "No such file"),
     ],

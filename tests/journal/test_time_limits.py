@@ -101,7 +101,7 @@ async def test_a_server_that_is_silent_before_a_call(plaid, client, report, gate
     await client.relay.create([report], "p", journal=journal)
     gate.shut()
     async with within(BOUND):
-        with pytest.raises(JournalError, match=r"took longer than 2 s|the lease on the journal lapsed"):
+        with pytest.raises(JournalError, match=r"took longer than 2 s|the journal lease expired"):
             await client.relay.create([report], "q", journal=journal, timeout=5)
     async with within(BOUND):
         await journal.close()
@@ -218,7 +218,9 @@ async def test_a_transaction_that_something_cancels_is_repeated(client, report, 
         while not cancelled:
             await asyncio.sleep(0)
             tasks = asyncio.all_tasks()
-            cancelled = {each for each in tasks if "_TaskConnection._transaction" in each.get_coro().__qualname__}
+            cancelled = {
+                each for each in tasks if "_TaskConnection._transaction" in each.get_coro().__qualname__
+            }
         cancelled.pop().cancel()
         assert await reading == []
 

@@ -1,4 +1,7 @@
-"""A reverse proxy that adds Plaid's credentials to the calls of those who hold a key of its own."""
+"""A reverse proxy that adds Plaid's credentials to the calls of callers with a gateway key.
+
+It needs no extra, except `gateway` for Prometheus metrics.
+"""
 
 from plaid_relay_async.gateway.keys import ALL_OPERATIONS, RELAY_OPERATIONS, Key, KeyFile, new_key
 from plaid_relay_async.gateway.server import Gateway

@@ -1,4 +1,8 @@
-"""Who comes in: from a request's head and body to a caller and what may go on to Plaid; no I/O."""
+"""Access control: which request is accepted, who the caller is, and what is forwarded to Plaid.
+
+These functions do no I/O. Whatever two HTTP servers or two JSON parsers could read differently is rejected,
+because otherwise Plaid could read something else than what was checked here.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +31,18 @@ if TYPE_CHECKING:
 
 
 def _fold_name(name: str) -> str:
-    # A server that ignores case, separators or invisible characters, normalizes, or ends a name at a NUL,
-    # would read the member that wasn't checked.
+    # A server that ignores case, separators or invisible characters, that normalizes names, or that ends a
+    # name at a NUL, would accept a variant spelling as the member that was not checked.
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     return re.sub(r"[\W_]+", "", folded)
 
 
 _PLAID_MEMBERS: Final = frozenset({"client_id", "secret"}).union(
-    *(plaid_field_names(each.request) for each in ENDPOINTS)
+    *(plaid_field_names(endpoint.request) for endpoint in ENDPOINTS)
 )
 _FOLDED_MEMBERS: Final = frozenset(map(_fold_name, _PLAID_MEMBERS))
 _BY_PATH: Final = {endpoint.path: endpoint for endpoint in ENDPOINTS}
-# Of two that differ the next server may take the other one.
+# Of two such headers, the next server may use the other one.
 _SINGLE_HEADERS: Final = frozenset(
     {
         "host",
@@ -53,16 +57,22 @@ _SINGLE_HEADERS: Final = frozenset(
         "transfer-encoding",
     }
 )
-# What else may stand there aiohttp passes over, and the next server may not.
+# aiohttp ignores other values of these headers; the next server may not.
 _ONLY_VALUES: Final = {"transfer-encoding": "chunked", "expect": "100-continue"}
-# A name or an address, and a port: no more, for what else stands there may be read in two ways.
+# A name or an address, and an optional port. Anything more could be read in two ways.
 _HOST_PATTERN: Final = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 _ABSOLUTE_FORM: Final = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 
 
 @frozen
 class ParsedBody:
-    """What a caller sent, parsed: its key where that stood in the body, and what may go on to Plaid."""
+    """The body of a request.
+
+    Attributes:
+        key: the key, if the body has a `secret`.
+        body: what is forwarded to Plaid, without the caller's credentials.
+        partner: the `secondary_client_id`, if it is a string.
+    """
 
     key: Hidden[str] | None
     body: Hidden[bytes]
@@ -71,7 +81,7 @@ class ParsedBody:
 
 @frozen
 class RequestTarget:
-    """What a request is for.
+    """The host and the path of a request.
 
     Attributes:
         host: with its port, as it was sent.
@@ -83,9 +93,10 @@ class RequestTarget:
 
 
 def request_target(request: web.BaseRequest) -> RequestTarget:
-    """Return what a request is for: a target in absolute form has the host, and Host counts in no other form.
+    """Return the host and the path of a request.
 
-    RFC 9112 3.2.2 requires servers to accept that form, and 3.2 a Host beside it from HTTP/1.1 on.
+    A target in absolute form contains the host; only with other forms the Host header counts. RFC 9112 3.2.2
+    requires servers to accept that form, and 3.2 requires a Host header beside it from HTTP/1.1 on.
     """
     hosts = request.headers.getall("Host", [])
     absolute = _ABSOLUTE_FORM.fullmatch(request.raw_path)
@@ -95,10 +106,12 @@ def request_target(request: web.BaseRequest) -> RequestTarget:
 
 
 def check_host(target: RequestTarget, allowed_hosts: Collection[str]) -> None:
-    """Refuse a host that isn't ours: a page elsewhere may have its own name lead to this address.
+    """Check that the host is the gateway's.
+
+    This prevents DNS rebinding: a page of another site may resolve its own host name to this address.
 
     Raises:
-        RefusedError: HOST_NOT_ALLOWED.
+        GatewayError: HOST_NOT_ALLOWED.
     """
     name = _parse_host(target.host)
     if name is None or not (is_loopback(name) or name in allowed_hosts):
@@ -106,32 +119,32 @@ def check_host(target: RequestTarget, allowed_hosts: Collection[str]) -> None:
 
 
 def _parse_host(host: str) -> str | None:
-    found = _HOST_PATTERN.fullmatch(host)
+    match = _HOST_PATTERN.fullmatch(host)
     try:
-        return normalize_host(found[1].strip("[]")) if found else None
+        return normalize_host(match[1].strip("[]")) if match else None
     except ValueError:
         return None
 
 
 def check_origin(request: web.BaseRequest, target: RequestTarget) -> None:
-    """Refuse what a page of another origin has a browser send.
+    """Check that the request was not sent by a browser on behalf of a page of another origin.
 
     Raises:
-        RefusedError: ORIGIN_NOT_ALLOWED.
+        GatewayError: ORIGIN_NOT_ALLOWED.
     """
     headers = request.headers
     origin = headers.get("Origin")
-    # Behind a proxy that ends TLS the schemes differ, and the host is the same.
+    # Only the host is compared: behind a TLS-terminating proxy the schemes differ.
     foreign = origin is not None and origin.lower().partition("://")[2] != target.host.lower()
     if foreign or headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
         raise GatewayError(error_responses.ORIGIN_NOT_ALLOWED)
 
 
 def find_endpoint(method: str, path: str) -> Endpoint[Any, Any]:
-    """Give the operation at exactly this path.
+    """Return the operation at exactly this path.
 
     Raises:
-        RefusedError: NOT_FOUND, METHOD_NOT_ALLOWED.
+        GatewayError: NOT_FOUND, METHOD_NOT_ALLOWED.
     """
     endpoint = _BY_PATH.get(path)
     if endpoint is None:
@@ -142,22 +155,25 @@ def find_endpoint(method: str, path: str) -> Endpoint[Any, Any]:
 
 
 def check_headers(request: web.BaseRequest) -> None:
-    """Refuse what could be read in two ways, and what a form of a web page could send.
+    """Check that the headers are unambiguous, and that the body is uncompressed JSON.
+
+    An HTML form of another site can't send JSON.
 
     Raises:
-        RefusedError: INVALID_HEADERS, UNSUPPORTED_MEDIA_TYPE.
+        GatewayError: INVALID_HEADERS, UNSUPPORTED_MEDIA_TYPE.
     """
     headers = request.headers
-    twice = any(len(headers.getall(name, [])) > 1 for name in _SINGLE_HEADERS)
-    if twice or any(headers.get(name, only).lower() != only for name, only in _ONLY_VALUES.items()):
+    repeated = any(len(headers.getall(name, [])) > 1 for name in _SINGLE_HEADERS)
+    if repeated or any(headers.get(name, value).lower() != value for name, value in _ONLY_VALUES.items()):
         raise GatewayError(error_responses.INVALID_HEADERS, closes_connection=True)
-    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" or headers.get("Content-Encoding", "identity").lower() != "identity":
+    content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    encoding = headers.get("Content-Encoding", "identity").lower()
+    if content_type != "application/json" or encoding != "identity":
         raise GatewayError(error_responses.UNSUPPORTED_MEDIA_TYPE)
 
 
 def key_from_headers(request: web.BaseRequest) -> Hidden[str] | None:
-    """Give what stands in the place of a key in the headers, if anything does."""
+    """Return what a header presents as a key, or None if no header does."""
     authorization = request.headers.get("Authorization")
     if authorization is not None:
         scheme, _, key = authorization.partition(" ")
@@ -167,37 +183,39 @@ def key_from_headers(request: web.BaseRequest) -> Hidden[str] | None:
 
 
 def parse_body(body: Hidden[bytes]) -> ParsedBody:
-    """Take a body apart, and write it anew without the caller's credentials.
+    """Parse a body, and serialize it again without the caller's credentials.
 
-    What is checked here is what Plaid reads: of a name that comes twice it might take the other value.
+    Only what was parsed here is forwarded, so that Plaid reads the values that were checked.
 
     Raises:
-        RefusedError: INVALID_BODY, AMBIGUOUS_MEMBER.
+        GatewayError: INVALID_BODY, AMBIGUOUS_MEMBER.
     """
     try:
-        fields = json.loads(
+        members = json.loads(
             body.reveal().decode(), object_pairs_hook=unique_members, parse_constant=_reject_json_constant
         )
-        if any(name not in _PLAID_MEMBERS and _fold_name(name) in _FOLDED_MEMBERS for name in fields):
+        if any(name not in _PLAID_MEMBERS and _fold_name(name) in _FOLDED_MEMBERS for name in members):
             raise GatewayError(error_responses.AMBIGUOUS_MEMBER)
-        secret, _ = fields.pop("secret", None), fields.pop("client_id", None)
-        partner = fields.get("secondary_client_id")
-        plain = Hidden(json.dumps(fields, allow_nan=False).encode())
+        secret, _ = members.pop("secret", None), members.pop("client_id", None)
+        partner = members.get("secondary_client_id")
+        forwarded = Hidden(json.dumps(members, allow_nan=False).encode())
+    # AttributeError and TypeError: the body is JSON, but not an object.
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise GatewayError(error_responses.INVALID_BODY) from None
     key = None if secret is None else Hidden(secret if isinstance(secret, str) else "")
-    return ParsedBody(key, plain, partner if isinstance(partner, str) else None)
+    return ParsedBody(key, forwarded, partner if isinstance(partner, str) else None)
 
 
 def _reject_json_constant(_: str) -> None:
-    raise ValueError("not a number of JSON's")
+    # Python's parser accepts NaN and Infinity, which are not JSON.
+    raise ValueError("not a JSON number")
 
 
 def authenticate_key(keys: Iterable[Key], presented: Hidden[str] | None) -> Key:
-    """Give the caller with this key.
+    """Return the record of the key that a caller presented.
 
     Raises:
-        RefusedError: UNAUTHORIZED_KEY.
+        GatewayError: UNAUTHORIZED_KEY.
     """
     key = None if presented is None else find_key(keys, presented.reveal())
     if key is None:
@@ -206,10 +224,10 @@ def authenticate_key(keys: Iterable[Key], presented: Hidden[str] | None) -> Key:
 
 
 def authorize_call(key: Key, endpoint: Endpoint[Any, Any], partner: str | None) -> None:
-    """Refuse a call that the key isn't for.
+    """Check that a key allows the operation and the partner of a call.
 
     Raises:
-        RefusedError: UNAUTHORIZED_OPERATION, PARTNER_NOT_ALLOWED.
+        GatewayError: UNAUTHORIZED_OPERATION, PARTNER_NOT_ALLOWED.
     """
     if endpoint.path not in key.operations:
         raise GatewayError(error_responses.UNAUTHORIZED_OPERATION)

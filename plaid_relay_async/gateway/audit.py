@@ -1,4 +1,7 @@
-"""One line for each call: who, which operation, which partner, what came of it; never a token or a secret."""
+"""The audit log: a line of JSON for each call, with its caller, operation, partner and result.
+
+No line contains a token, a key or a secret.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,22 @@ from plaid_relay_async.gateway.keys import KEY_PREFIX
 
 _log = logging.getLogger(__name__)
 
-_MAX_IDENTIFIER_LENGTH = 64  # characters; Plaid's ids have 24
+_MAX_IDENTIFIER_LENGTH = 64  # characters; Plaid's identifiers have 24
 
 
 @define(eq=False)
 class AuditRecord:
-    """What is told of a call, filled in as it goes on.
+    """The facts about one call, filled in while the call proceeds.
 
     Attributes:
-        caller: the name of its key.
-        operation: its path, of a known one.
-        partner: the `secondary_client_id` that a creation names.
-        status: of the answer.
-        error_code: of the gateway's own answer, if it gave one.
-        request_id: Plaid's, or the gateway's for its own answer.
-        delivered: whether the caller was there to take the answer.
+        caller: the name of the key.
+        operation: the path, if it is an operation's.
+        partner: the `secondary_client_id` of a creation.
+        status: the HTTP status of the response.
+        error_code: the `error_code` of a response that the gateway created.
+        request_id: Plaid's, or the gateway's for a response that the gateway created.
+        delivered: whether the caller's connection took the complete response.
+        started_at: when the request arrived, by `time.monotonic`.
     """
 
     caller: str | None = None
@@ -42,12 +46,12 @@ class AuditRecord:
 
     @property
     def seconds(self) -> float:
-        """Since it came in."""
+        """The seconds since the request arrived."""
         return time.monotonic() - self.started_at
 
     def write(self) -> None:
-        """Write the line, as JSON."""
-        told = {
+        """Write the line to the log, as JSON."""
+        fields = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "caller": self.caller,
             "operation": self.operation,
@@ -58,11 +62,11 @@ class AuditRecord:
             "seconds": round(self.seconds, 3),
             "delivered": self.delivered,
         }
-        _log.info("%s", json.dumps(told))
+        _log.info("%s", json.dumps(fields))
 
 
 def _redact_identifier(identifier: str | None) -> str | None:
-    """Give an id that a caller or a server chose, unless it may be something else."""
+    """Return an identifier that a caller or a server chose, shortened; redact it if it may be a secret."""
     if identifier is None:
         return None
     secret = contains_token(identifier) or KEY_PREFIX in identifier

@@ -1,4 +1,4 @@
-"""Who may call just now: the keys, read anew as their file changes, and what is left of each one's rate."""
+"""The keys that are valid now, reloaded when their file changes, and a rate limit for each key."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FILE_POLL_SECONDS = 0.5  # seconds between two looks at the file
+_FILE_POLL_SECONDS = 0.5  # between two checks of the file
 
 
 class Callers:
-    """The keys as they are now, and what is left of each one's rate.
+    """The valid keys and their rate limits.
 
     Attributes:
-        keys: of those who may call.
-        trouble: why nobody may.
+        keys: of the callers that are admitted; empty while the file can't be used.
+        problem: why no caller is admitted, or None.
     """
 
     def __init__(self, keys: KeyFile | Iterable[Key]) -> None:
@@ -42,51 +42,60 @@ class Callers:
         self._limiters: dict[tuple[str, RateLimit], InProcessLimiter] = {}
 
     def check_ready(self) -> None:
-        """Raise `ConfigurationError` where nobody may call."""
+        """Check that callers can be admitted.
+
+        Raises:
+            ConfigurationError: the file of keys can't be used.
+        """
         if self.problem is not None:
             raise ConfigurationError(self.problem)
 
     async def watch_file(self) -> None:
-        """Look at the file for as long as this runs; without, what is revoked would go on."""
+        """Reload the file when it changes, until cancelled.
+
+        When this ends for any reason, no caller is admitted: without it, revoked keys would stay valid.
+        """
         try:
             while True:
                 await asyncio.sleep(_FILE_POLL_SECONDS)
                 await self.reload_if_changed()
         except Exception as error:
-            _log.error("nobody may call any more: looking at the keys ended in %s", type(error).__name__)
+            _log.error("no caller is admitted: checking the key file failed with %s", type(error).__name__)
             raise
         finally:
             self.keys, self.problem = (), "the gateway is closing"
 
     def request_reload(self) -> None:
-        """Let the next look read the file even if it seems unchanged."""
-        # There is only one reader: a second, slower one could put back the keys of an earlier file.
+        """Let the next check read the file even if it seems unchanged."""
+        # The file is not read here. A second, slower reader could restore the keys of an earlier version.
         self._fingerprint = object()
 
     async def reload_if_changed(self) -> None:
         """Read the file if it has changed."""
         if self._file is None:
             return
-        stamp = await asyncio.to_thread(self._file.read_fingerprint)
-        if stamp == self._fingerprint:
+        fingerprint = await asyncio.to_thread(self._file.read_fingerprint)
+        if fingerprint == self._fingerprint:
             return
-        self._fingerprint = stamp
+        # The fingerprint is taken before the file is read: a change in between is noticed by the next check.
+        self._fingerprint = fingerprint
         try:
             self.keys, self.problem = await asyncio.to_thread(self._file.read), None
         except ConfigurationError as error:
             self.keys, self.problem = (), str(error.args[0])
-            _log.error("nobody may call: %s", self.problem)
+            _log.error("no caller is admitted: %s", self.problem)
         else:
             _log.info("%d keys", len(self.keys))
 
     def acquire_permit(self, key: Key) -> None:
-        """Count a call against the key's rate.
+        """Count a call against the key's rate limit.
 
         Raises:
-            RefusedError: RATE_LIMIT.
+            GatewayError: RATE_LIMIT, with Retry-After in seconds.
         """
         if key.rate is None:
             return
+        # A limiter belongs to a name and a rate. A key that is added again with another rate starts afresh.
         limiter = self._limiters.get((key.name, key.rate))
         if limiter is None:
             limiter = self._limiters[key.name, key.rate] = InProcessLimiter({"/": key.rate}, slack=0.0)

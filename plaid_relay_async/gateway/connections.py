@@ -1,4 +1,4 @@
-"""The callers' connections, bounded in number and in how long they may say nothing."""
+"""The connections of callers, limited in number and in how long a caller may keep the gateway waiting."""
 
 from __future__ import annotations
 
@@ -23,29 +23,19 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_KEEPALIVE_SECONDS = (
-    75.0  # seconds for which an idle connection is kept; longer than the usual clients keep theirs
-)
-_LINGER_SECONDS = (
-    2.0  # seconds for the rest of a request that was refused to arrive, so that the answer is read
-)
-_SHUTDOWN_SECONDS = 0.5  # seconds for what is cut to notice
-_GRACE_SECONDS = (
-    1.0  # seconds for which no connection is aborted for another one: for its caller's request to arrive
-)
-_MAX_UNSENT_BYTES = (
-    65_536  # bytes that the system queues for a caller that doesn't read; otherwise it queues megabytes
-)
-_CAPACITY_POLL_SECONDS = 0.05  # seconds after which it is checked again whether there is room
-_ACCEPT_RETRY_SECONDS = 1.0  # seconds until the next try after the system could not accept, as asyncio has it
-_BACKLOG = (
-    4096  # callers that the system lets wait, as far as net.core.somaxconn allows; it ignores further ones
-)
-_MAX_LINE_BYTES = 8190  # bytes, of the request line and of each header, as aiohttp and Apache have it
+_KEEPALIVE_SECONDS = 75.0  # for an idle connection; longer than common clients keep theirs
+_LINGER_SECONDS = 2.0  # for the rest of a rejected request to arrive, so that its response is read
+_SHUTDOWN_SECONDS = 0.5  # for handlers that are cut off to end
+_GRACE_SECONDS = 1.0  # a younger connection is not evicted, because its request may be about to arrive
+_MAX_UNSENT_BYTES = 65_536  # that the system queues for a caller that doesn't read; its default is megabytes
+_CAPACITY_POLL_SECONDS = 0.05  # between two checks for a free connection
+_ACCEPT_RETRY_SECONDS = 1.0  # after the system could not accept a connection; as in asyncio
+_BACKLOG = 4096  # callers that the system lets wait, at most net.core.somaxconn; it ignores further ones
+_MAX_LINE_BYTES = 8190  # of the request line and of each header, as in aiohttp and Apache
 
 
 class _Connection(web.RequestHandler):
-    """One connection; what is no HTTP gets an answer, and a line in the log, that quote nothing of it."""
+    """One connection. Input that isn't HTTP gets an error response and a log line, which don't quote it."""
 
     def __init__(self, listener: Listener, **settings: Any) -> None:
         super().__init__(listener, **settings)
@@ -54,9 +44,9 @@ class _Connection(web.RequestHandler):
         self._handshake: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin with a connection that was accepted."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # nothing else is listened for
-        # A write is then drained only once the system has taken all of it.
+        """Register a connection that was accepted, and start TLS if it is configured."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # only TCP sockets are listened on
+        # With this limit, a drained write means that the system took all of it.
         transport.set_write_buffer_limits(high=0)
         self._listener.add_connection(self, transport)
         if self._listener.ssl is None:
@@ -65,8 +55,12 @@ class _Connection(web.RequestHandler):
             self._handshake = asyncio.create_task(self._start_tls(transport, self._listener.ssl))
 
     async def _start_tls(self, transport: asyncio.Transport, ssl: tls.SSLContext) -> None:
-        """Agree on TLS. asyncio's server would do so before it says that there is a connection to count."""
-        patience = max(self._listener.caller_timeout, 0.001)
+        """Perform the TLS handshake.
+
+        asyncio's server would report the connection only after the handshake. Connections in the handshake
+        would not count, and their number would not be limited.
+        """
+        timeout = max(self._listener.caller_timeout, 0.001)
         secured = None
         with contextlib.suppress(OSError):
             secured = await asyncio.get_running_loop().start_tls(
@@ -74,8 +68,8 @@ class _Connection(web.RequestHandler):
                 self,
                 ssl,
                 server_side=True,
-                ssl_handshake_timeout=patience,
-                ssl_shutdown_timeout=patience,
+                ssl_handshake_timeout=timeout,
+                ssl_shutdown_timeout=timeout,
             )
         self._handshake = None
         if secured is None or secured.is_closing():
@@ -89,8 +83,9 @@ class _Connection(web.RequestHandler):
             self._early_data.clear()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came."""
-        if self._handshake is not None:  # it came along with the end of the handshake
+        """Pass data on to the HTTP parser."""
+        # Data that arrives together with the end of the handshake is decrypted before start_tls() returns.
+        if self._handshake is not None:
             self._early_data += data
             return
         self._listener.note_data(self)
@@ -101,65 +96,66 @@ class _Connection(web.RequestHandler):
         request: web.BaseRequest,
         status: int = 500,
         exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002  # it quotes what came
+        message: str | None = None,  # noqa: ARG002  # aiohttp's message quotes the request
     ) -> web.StreamResponse:
-        """Answer a request that can't be parsed, or that met a bug."""
-        bug = status >= 500
-        _log.log(logging.ERROR if bug else logging.INFO, "a request ended in %s", type(exc).__name__)
+        """Return the response to a request that can't be parsed, or whose handling failed."""
+        unexpected = status >= 500
+        level = logging.ERROR if unexpected else logging.INFO
+        _log.log(level, "a request failed with %s", type(exc).__name__)
         if request.writer.output_size > 0:
-            raise ConnectionResetError("an answer has begun already")
-        reason = error_responses.INTERNAL_ERROR if bug else error_responses.INVALID_HTTP
+            raise ConnectionResetError("a response has already begun")
+        reason = error_responses.INTERNAL_ERROR if unexpected else error_responses.INVALID_HTTP
         response = error_responses.error_response(reason, new_request_id())
         response.force_close()
         self._listener.start_caller_timeout(self)
         return response
 
-    def log_exception(  # pragma: no cover  # aiohttp before 3.14 comes here, from what follows an upgrade
+    def log_exception(  # pragma: no cover  # only aiohttp before 3.14 calls it, for data after an upgrade
         self, *_: object, exc_info: BaseException | None = None, **__: object
     ) -> None:
-        """Tell of what ended a connection, by its class alone."""
-        _log.error("a connection ended in %s", type(exc_info).__name__)
+        """Log what ended a connection, by its class only."""
+        _log.error("a connection failed with %s", type(exc_info).__name__)
 
 
 def new_request_id() -> str:
-    """Give an id for an answer of the gateway's own."""
+    """Return an identifier for a response that the gateway creates."""
     return f"gateway-{secrets.token_hex(8)}"
 
 
 class _Stage(enum.IntEnum):
-    """The state of a connection; of two with the same standing, the lower one is aborted first."""
+    """What a connection is doing; of two with the same trust level, the lower one is evicted first."""
 
     WRITING = 1
-    """Its caller has yet to receive a response of the gateway's own."""
+    """The gateway sends a response of its own, and its caller has not yet received it."""
     READING = 2
-    """Its caller has yet to finish the TLS handshake, or a request."""
+    """The gateway waits for its caller to finish the TLS handshake, or a request."""
     IDLE = 3
     HANDLING = 4
-    """A call is in flight: it is never aborted for another connection."""
+    """A call is in flight: the connection is never evicted."""
     ABORTED = 5
-    """It was aborted; its socket is closed within a few turns of the event loop."""
+    """It was aborted; its socket is closed within a few iterations of the event loop."""
 
 
 class _TrustLevel(enum.IntEnum):
-    """What is known of a connection's caller; the lowest is aborted first."""
+    """What is known about the caller of a connection; the lowest is evicted first."""
 
     UNAUTHENTICATED = 0
-    """It got a response, and showed no key."""
+    """It has made a request without a valid key."""
     NEW = 1
     AUTHENTICATED = 2
-    """It showed a key."""
+    """It has presented a valid key."""
 
 
 @define(eq=False)
 class _ConnectionState:
-    """What the listener knows of one connection.
+    """The listener's state of one connection.
 
     Attributes:
-        transport: aborts it.
-        since: when it was accepted; once a key was shown, when its stage began.
-        standing: whether it showed a key.
-        stage: what it waits for.
-        timer: aborts it when its caller takes too long.
+        transport: of the connection, without TLS.
+        since: when it was accepted; for an authenticated caller, when its stage began.
+        trust: whether it has presented a valid key.
+        stage: what it is doing.
+        timer: aborts the connection if its caller takes too long.
     """
 
     transport: asyncio.Transport
@@ -169,12 +165,13 @@ class _ConnectionState:
     timer: asyncio.TimerHandle | None = None
 
     def set_stage(self, stage: _Stage, now: float) -> None:
-        """Move to a stage, without a time limit."""
+        """Move to a stage, without a timeout."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
         if self.stage is not _Stage.ABORTED:
             self.stage = stage
+        # Without a key, requests must not make a connection look younger than it is.
         if self.trust is _TrustLevel.AUTHENTICATED:
             self.since = now
 
@@ -184,14 +181,15 @@ class _ConnectionState:
         self.transport.abort()
 
     def has_waited_since(self, moment: float) -> bool:
-        """Return whether it waits for its caller, and has done so since a time or before."""
+        """Return whether it waits for its caller, and began to wait at a moment or before."""
         return self.stage < _Stage.HANDLING and self.since <= moment
 
 
 def _has_disconnected(accepted: socket.socket, *, half_close: bool) -> bool:
-    """Return whether a caller reset its connection while it waited, or, with `half`, closed its side of it.
+    """Return whether a caller reset its connection while it waited, or, with `half_close`, closed its side.
 
-    A caller that closes its side may wait for the response to plain HTTP; no TLS handshake can follow.
+    With plain HTTP, a caller that closed its side may still read the response. With TLS, it can't complete
+    the handshake.
     """
     poll = select.poll()
     poll.register(accepted, select.POLLRDHUP if half_close else 0)  # a reset is always reported
@@ -199,24 +197,25 @@ def _has_disconnected(accepted: socket.socket, *, half_close: bool) -> bool:
 
 
 def _has_unread_data(transport: asyncio.Transport) -> bool:
-    """Return whether bytes have arrived that the event loop hasn't read yet."""
+    """Return whether bytes have arrived that the event loop has not read yet."""
     return not transport.is_closing() and unread_check(transport)()
 
 
 class Listener(web.Server):
     """aiohttp's server with a limit on connections, and on the time that a caller may take.
 
-    A connection counts from when it is accepted until its socket is closed. While there are as many as there
-    may be, further callers wait in the system's queue, and nothing of their requests is lost. For each one a
-    connection is aborted that has waited for its own caller for a second: by standing, stage and age.
+    A connection counts from when it is accepted until its socket is closed. While the limit is reached,
+    further callers wait in the system's queue, and nothing of their requests is lost. For each of them, the
+    listener evicts a connection that has waited for its caller for a second, by trust level, stage and age.
 
     Args:
-        handler: takes a request and returns its response.
-        most: connections at the same time.
-        patience: seconds for the head of a request, from its first byte, or from the start of the connection;
-            for the TLS handshake; and to receive a response of the gateway's own. Half a head that arrives
-            with the request before it has the time of an idle connection, because it can't be recognized.
-        ssl: the context with its certificate.
+        handler: returns the response to a request.
+        max_connections: at the same time.
+        caller_timeout: seconds for the head of a request, from its first byte, or from the start of the
+            connection; for the TLS handshake; and for a caller to receive an error response or a page. An
+            incomplete head that arrives together with the previous request has the time of an idle
+            connection, because it can't be recognized.
+        ssl: the context with the certificate.
     """
 
     def __init__(
@@ -239,7 +238,7 @@ class Listener(web.Server):
         self._drained.set()
 
     def __call__(self) -> web.RequestHandler:
-        """Create the handler of one more connection."""
+        """Create the handler of a new connection."""
         return _Connection(
             self,
             loop=asyncio.get_running_loop(),
@@ -252,7 +251,7 @@ class Listener(web.Server):
         )
 
     def __len__(self) -> int:
-        """Return how many connections there are."""
+        """Return the number of connections."""
         return len(self._states)
 
     def add_connection(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
@@ -261,28 +260,28 @@ class Listener(web.Server):
         self.start_caller_timeout(handler)
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        """Forget a connection."""
+        """Remove a connection that was closed."""
         super().connection_lost(handler, exc)
         self.remove_connection(handler)
 
     def mark_authenticated(self, handler: web.RequestHandler) -> None:
-        """Prefer a connection on which a key was shown to those on which none was."""
-        with contextlib.suppress(KeyError):  # it is closed
+        """Record that a valid key was presented on a connection, which is then evicted after others."""
+        with contextlib.suppress(KeyError):  # the connection is closed
             self._states[handler].trust = _TrustLevel.AUTHENTICATED
 
     def remove_connection(self, handler: web.RequestHandler) -> None:
-        """Count a connection no longer."""
+        """Stop counting a connection."""
         self._set_stage(handler, _Stage.ABORTED)
         self._states.pop(handler, None)
 
     def note_data(self, handler: web.RequestHandler) -> None:
-        """Start the time limit of a request, if this is its beginning."""
+        """Start the timeout of a request, if these are its first bytes."""
         state = self._states.get(handler)
         if state is not None and state.stage is _Stage.IDLE:
             self.start_caller_timeout(handler)
 
     def start_caller_timeout(self, handler: web.RequestHandler, stage: _Stage = _Stage.READING) -> None:
-        """Start the time limit of a caller, after which the connection is aborted."""
+        """Start the timeout of a caller, after which the connection is aborted."""
         if state := self._set_stage(handler, stage):
             state.timer = asyncio.get_running_loop().call_later(self.caller_timeout, state.abort)
 
@@ -293,11 +292,12 @@ class Listener(web.Server):
         return state
 
     async def _accept_loop(self, listening: socket.socket) -> None:
-        """Accept callers, one after the other, as there is room for them."""
+        """Accept callers one after the other, as the limit allows."""
         while True:
             try:
                 await self._accept_one(listening)
-            except OSError as error:  # such as too many open files, which would be raised again immediately
+            # For example too many open files. Without a pause, the error would repeat in a busy loop.
+            except OSError as error:
                 _log.warning("no connection can be accepted: %s", error.strerror)
                 await asyncio.sleep(_ACCEPT_RETRY_SECONDS)
 
@@ -315,20 +315,21 @@ class Listener(web.Server):
             raise
 
     async def _wait_for_capacity(self) -> None:
-        """Wait until one more connection is allowed, and abort another one for it if one may go."""
+        """Wait until another connection is allowed, and evict one if possible."""
         while len(self._states) >= self._max_connections:
-            going = any(state.stage is _Stage.ABORTED for state in self._states.values())
-            if going or self._evict_one():
-                await asyncio.sleep(0)  # its socket is closed in the next turns
+            aborted = any(state.stage is _Stage.ABORTED for state in self._states.values())
+            if aborted or self._evict_one():
+                await asyncio.sleep(0)  # the socket is closed in the next iterations of the event loop
             else:
                 await asyncio.sleep(_CAPACITY_POLL_SECONDS)
 
     def _evict_one(self) -> bool:
-        """Abort the connection that is first to go, and return whether there was one."""
-        latest = asyncio.get_running_loop().time() - _GRACE_SECONDS
-        waiting = [state for state in self._states.values() if state.has_waited_since(latest)]
+        """Abort the first connection in the eviction order, and return whether there was one."""
+        moment = asyncio.get_running_loop().time() - _GRACE_SECONDS
+        waiting = [state for state in self._states.values() if state.has_waited_since(moment)]
         for state in sorted(waiting, key=_eviction_order):
-            # A caller that doesn't receive its responses may have sent anything behind them.
+            # Unread data is probably a request, which must not be cut off. A caller that doesn't receive its
+            # responses is evicted anyway: it may have sent any amount of data behind its request.
             if state.stage is _Stage.WRITING or not _has_unread_data(state.transport):
                 state.abort()
                 return True
@@ -351,13 +352,13 @@ class Listener(web.Server):
                 self._drained.set()
             if _is_connected(handler):
                 self._set_stage(handler, _Stage.IDLE)
-            else:  # it is closed once its caller has taken what was sent
+            else:  # it is closed once its caller has received what was sent
                 self.start_caller_timeout(handler)
 
     async def send_response(self, request: web.BaseRequest, response: web.StreamResponse) -> bool:
-        """Send a response, unless it was sent, and return whether the system took all of it for its caller.
+        """Send a response unless it was sent, and return whether the system took all of it for its caller.
 
-        Meanwhile it may be closed for a further caller. It is aborted if its own caller takes too long.
+        Until then the connection may be evicted, and it is aborted if its caller takes too long.
         """
         with contextlib.suppress(ConnectionError), self.waiting_for_caller(request.protocol):
             self.start_caller_timeout(request.protocol, _Stage.WRITING)
@@ -367,7 +368,7 @@ class Listener(web.Server):
 
     @contextlib.contextmanager
     def waiting_for_caller(self, handler: web.RequestHandler) -> Iterator[None]:
-        """Let a connection be closed for a further caller while it waits for its own."""
+        """Allow the eviction of a connection while it waits for its caller."""
         self._set_stage(handler, _Stage.READING)
         try:
             yield
@@ -376,23 +377,25 @@ class Listener(web.Server):
 
     @contextlib.asynccontextmanager
     async def listen_on(self, host: str, port: int) -> AsyncIterator[int]:
-        """Accept connections at the port that this yields, and close them all in the end.
+        """Accept connections, yield the port, and close all connections at the end.
 
         Raises:
-            OSError: the address can't be had.
+            OSError: the address can't be used.
         """
         server = await asyncio.get_running_loop().create_server(self, host, port, start_serving=False)
         try:
-            with contextlib.closing(server):  # asyncio resolves and binds; it would accept without a limit
+            # asyncio's server only resolves and binds the address. It would accept without a limit, so this
+            # class accepts on duplicates of its sockets.
+            with contextlib.closing(server):
                 for bound in server.sockets:
                     listening = bound.dup()
                     self._accepting[listening] = asyncio.create_task(self._accept_loop(listening))
-                    # The sockets that it accepts inherit this.
+                    # Accepted sockets inherit this option.
                     with contextlib.suppress(AttributeError):  # Windows has no such option
                         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT_BYTES)
                     listening.listen(_BACKLOG)
-                port_chosen: int = server.sockets[0].getsockname()[1]
-            yield port_chosen
+                bound_port: int = server.sockets[0].getsockname()[1]
+            yield bound_port
         finally:
             await self._stop_accepting()
             await self.shutdown(_SHUTDOWN_SECONDS)
@@ -402,7 +405,7 @@ class Listener(web.Server):
                 await asyncio.sleep(0)
 
     async def _stop_accepting(self) -> None:
-        """Accept no more connections."""
+        """Accept no more connections, and close the listening sockets."""
         tasks = list(self._accepting.values())
         for task in tasks:
             task.cancel()
@@ -411,7 +414,7 @@ class Listener(web.Server):
             self._accepting.popitem()[0].close()
 
     async def drain(self, seconds: float) -> None:
-        """Accept no more, close idle connections, and wait for the calls in flight, for so long at most."""
+        """Accept no more connections, close idle ones, and wait up to `seconds` for calls in flight."""
         await self._stop_accepting()
         self.pre_shutdown()
         with contextlib.suppress(TimeoutError):

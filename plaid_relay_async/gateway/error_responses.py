@@ -1,4 +1,7 @@
-"""The gateway's own answers, in the form of Plaid's errors, so that any client of Plaid's can read them."""
+"""The error responses that the gateway creates itself, in the form of Plaid's errors.
+
+Any client of Plaid can read them. Their `error_type` is GATEWAY_ERROR.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,20 @@ from aiohttp import web
 from attrs import frozen
 
 ERROR_TYPE: Final = "GATEWAY_ERROR"
-# What comes from Plaid may hold a token, and what comes from here tells who may do what.
+# Plaid's responses may contain a token, and the gateway's own say what a key allows: no cache may store them.
 NO_STORE: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "plaid-relay"}
 
 
 @frozen
 class ErrorReason:
-    """Why the gateway answers by itself.
+    """Why the gateway responds itself.
 
     Attributes:
-        status: of HTTP. A 4xx says that nothing was sent to Plaid.
-        code: in the place of Plaid's `error_code`.
+        status: the HTTP status. A 4xx means that nothing was sent to Plaid.
+        code: the `error_code`.
         message: what happened.
-        action: the way out.
-        headers: that go with it.
+        action: what to do, as the `suggested_action`.
+        headers: additional response headers.
     """
 
     status: int
@@ -36,127 +39,133 @@ class ErrorReason:
 UNAUTHORIZED_KEY: Final = ErrorReason(
     401,
     "UNAUTHORIZED_KEY",
-    "the request has no key of this gateway that is known",
-    "Send a key that `plaid-relay gateway keys add` gave: as `Authorization: Bearer`, or as Plaid's secret.",
+    "the request has no valid key of this gateway",
+    "Send a key from `plaid-relay gateway keys add` as `Authorization: Bearer`, or as Plaid's secret.",
     {"WWW-Authenticate": "Bearer"},
 )
 UNAUTHORIZED_OPERATION: Final = ErrorReason(
     403,
     "UNAUTHORIZED_OPERATION",
-    "this key, or this gateway as a whole, isn't for this operation",
-    "Ask whoever runs the gateway for a key with that operation.",
+    "this key, or this gateway, does not allow this operation",
+    "Ask the operator of the gateway for a key that allows it.",
 )
 PARTNER_NOT_ALLOWED: Final = ErrorReason(
     403,
     "PARTNER_NOT_ALLOWED",
-    "this key isn't for this secondary_client_id",
-    "Ask whoever runs the gateway for a key with that partner.",
+    "this key does not allow this secondary_client_id",
+    "Ask the operator of the gateway for a key that allows this partner.",
 )
 UNAUTHORIZED_CREDENTIALS: Final = ErrorReason(
     403,
     "UNAUTHORIZED_CREDENTIALS",
-    "the gateway lacks the Plaid credentials that this key is bound to",
-    "Ask whoever runs the gateway to give it that set of credentials.",
+    "the gateway does not have the Plaid credentials that this key is bound to",
+    "Ask the operator of the gateway to add that set of credentials.",
 )
 HOST_NOT_ALLOWED: Final = ErrorReason(
     421,
     "HOST_NOT_ALLOWED",
-    "the Host header names no host that this gateway answers to",
-    "Call it by its own name, or start it with `--name` for that one.",
+    "the Host header does not name an allowed host of this gateway",
+    "Use the gateway's own address, or start the gateway with `--name` and this host name.",
 )
 ORIGIN_NOT_ALLOWED: Final = ErrorReason(
     403,
     "ORIGIN_NOT_ALLOWED",
-    "a page of another origin made this request",
+    "a browser sent this request for a page of another origin",
     "Call the gateway from a server, or from its own page.",
 )
 NOT_FOUND: Final = ErrorReason(
     404,
     "NOT_FOUND",
-    "there is no such operation",
-    "Check the path: it is Plaid's, such as /credit/relay/create, without a query.",
+    "this path is not an operation",
+    "Check the path: it is one of Plaid's, such as /credit/relay/create, without a query.",
 )
 METHOD_NOT_ALLOWED: Final = ErrorReason(
-    405, "METHOD_NOT_ALLOWED", "operations are called by POST", "Use POST.", {"Allow": "POST"}
+    405, "METHOD_NOT_ALLOWED", "operations are called with POST", "Use POST.", {"Allow": "POST"}
 )
 INVALID_HTTP: Final = ErrorReason(
-    400, "INVALID_HTTP", "the request isn't well-formed HTTP", "Send it by a client that speaks HTTP/1.1."
+    400, "INVALID_HTTP", "the request isn't well-formed HTTP", "Send it with a client for HTTP/1.1."
 )
 INVALID_HEADERS: Final = ErrorReason(
     400,
     "INVALID_HEADERS",
-    "a header came twice, or says what nobody here can do",
-    "Send each once, and the body as it is, with its Content-Length.",
+    "a header occurs twice, or has a value that the gateway does not support",
+    "Send each header once, and send the body uncompressed with its Content-Length.",
 )
 INVALID_BODY: Final = ErrorReason(
     400,
     "INVALID_BODY",
-    "the body isn't a JSON object in UTF-8 in which each name comes once",
-    "Send one, with plain numbers.",
+    "the body isn't a JSON object in UTF-8 in which each name occurs once",
+    "Send such an object. Numbers must not be NaN or Infinity.",
 )
 AMBIGUOUS_MEMBER: Final = ErrorReason(
     400,
     "AMBIGUOUS_MEMBER",
-    "a member's name is another spelling of one that Plaid knows",
-    "Write the names of members as Plaid's documentation does, such as secondary_client_id.",
+    "the name of a member is a variant spelling of one of Plaid's",
+    "Write the names of members as in Plaid's documentation, such as secondary_client_id.",
 )
 UNSUPPORTED_MEDIA_TYPE: Final = ErrorReason(
     415,
     "UNSUPPORTED_MEDIA_TYPE",
-    "the body must be plain JSON",
+    "the body must be uncompressed JSON",
     "Send `Content-Type: application/json`, and no Content-Encoding.",
 )
 BODY_TOO_LARGE: Final = ErrorReason(
-    413, "BODY_TOO_LARGE", "the body has more than 1 MiB", "Send less: Plaid's operations need little."
+    413,
+    "BODY_TOO_LARGE",
+    "the body is larger than 1 MiB",
+    "Send a smaller body: Plaid's operations need little.",
 )
 BODY_TIMEOUT: Final = ErrorReason(
-    408, "BODY_TIMEOUT", "the body didn't arrive in time", "Send it at once, with its Content-Length."
+    408,
+    "BODY_TIMEOUT",
+    "the body did not arrive in time",
+    "Send it without pauses, with its Content-Length.",
 )
 RATE_LIMIT: Final = ErrorReason(
-    429, "RATE_LIMIT", "this key's rate is used up", "Wait as long as Retry-After says."
+    429, "RATE_LIMIT", "the rate limit of this key is exceeded", "Wait as long as Retry-After says."
 )
 BUSY: Final = ErrorReason(
     429,
     "BUSY",
-    "the gateway has as many calls under way as it may",
+    "the gateway has reached its limit of calls in flight",
     "Wait as long as Retry-After says.",
     {"Retry-After": "1"},
 )
 CALLER_GONE: Final = ErrorReason(
     499,
     "CALLER_GONE",
-    "the caller left before anything was sent to Plaid",
-    "This stands in the audit log alone: nobody was there to take the answer.",
+    "the caller disconnected before anything was sent to Plaid",
+    "This is only in the audit log, because the caller can't receive a response.",
 )
 INTERNAL_ERROR: Final = ErrorReason(
     500,
     "INTERNAL_ERROR",
-    "the gateway met a bug of its own, and can't tell whether Plaid was reached",
-    "Treat what makes something as unknown, and look into the gateway's log.",
+    "the gateway had an unexpected error, and it is unknown whether Plaid was reached",
+    "Treat the outcome of a creation as unknown, and see the gateway's log.",
 )
 UPSTREAM_UNREACHABLE: Final = ErrorReason(
     503,
     "UPSTREAM_UNREACHABLE",
-    "the gateway could send nothing to Plaid",
-    "Nothing was carried out, so it is safe to try again.",
+    "the gateway could not send anything to Plaid",
+    "Nothing was executed, so it is safe to try again.",
 )
 UPSTREAM_LOST: Final = ErrorReason(
     502,
     "UPSTREAM_LOST",
-    "the gateway sent the request to Plaid, and no answer came back",
-    "It may have been carried out: repeat what only reads, and treat what makes something as unknown.",
+    "the gateway sent the request to Plaid, and lost the response",
+    "It may have been executed. Repeat a read; treat the outcome of a creation as unknown.",
 )
 UPSTREAM_ENCODING: Final = ErrorReason(
     502,
     "UPSTREAM_ENCODING",
     "the gateway sent the request to Plaid, and can't decode the Content-Encoding of the response",
-    "It may have been carried out: repeat what only reads, and treat what makes something as unknown.",
+    "It may have been executed. Repeat a read; treat the outcome of a creation as unknown.",
 )
 UPSTREAM_TIMEOUT: Final = ErrorReason(
     504,
     "UPSTREAM_TIMEOUT",
-    "the gateway sent the request to Plaid, and no answer came in time",
-    "It may have been carried out: repeat what only reads, and treat what makes something as unknown.",
+    "the gateway sent the request to Plaid, and no response arrived in time",
+    "It may have been executed. Repeat a read; treat the outcome of a creation as unknown.",
 )
 
 ERROR_REASONS: Final[tuple[ErrorReason, ...]] = (
@@ -187,7 +196,13 @@ ERROR_REASONS: Final[tuple[ErrorReason, ...]] = (
 
 
 class GatewayError(Exception):
-    """Ends a request with an answer of the gateway's own."""
+    """Ends a request with an error response of the gateway.
+
+    Attributes:
+        reason: what to respond.
+        headers: response headers besides those of the reason.
+        closes_connection: whether the connection is closed as well. Then the rest of the request is not read.
+    """
 
     def __init__(
         self,
@@ -199,16 +214,14 @@ class GatewayError(Exception):
         super().__init__(reason.code)
         self.reason = reason
         self.headers = headers or {}
-        self.closes_connection = (
-            closes_connection  # the connection as well: the rest of the request isn't worth waiting for
-        )
+        self.closes_connection = closes_connection
 
 
 def error_response(
     reason: ErrorReason, request_id: str, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """Give the reason as an answer."""
-    told = {
+    """Return the response for a reason, as JSON in the form of Plaid's errors."""
+    content = {
         "error_type": ERROR_TYPE,
         "error_code": reason.code,
         "error_message": reason.message,
@@ -218,7 +231,7 @@ def error_response(
     }
     return web.Response(
         status=reason.status,
-        body=json.dumps(told).encode(),
+        body=json.dumps(content).encode(),
         content_type="application/json",
         headers={**NO_STORE, **reason.headers, **(headers or {})},
     )

@@ -1,4 +1,4 @@
-"""One attempt at Plaid for one request, and its answer passed on as it comes."""
+"""Forwards a call to Plaid in one attempt, and streams the response to the caller."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# The headers of the caller that are forwarded to Plaid, with their defaults.
 _REQUEST_HEADERS: Final = {"Accept": "*/*", "Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
+# The headers of Plaid's response that are forwarded to the caller. Any other one, such as a cookie or a CORS
+# header, would speak for the gateway's origin.
 _RESPONSE_HEADERS: Final = (
     "Content-Type",
     "Content-Disposition",
@@ -48,20 +51,21 @@ _RESPONSE_HEADERS: Final = (
     "Plaid-Request-ID",
     "X-Request-ID",
 )
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-# With one of these the length on this side is another one, or isn't known: what is zipped is passed on plain.
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # for SO_LINGER
+# With one of these headers, the length of the forwarded body differs or is unknown: a compressed body is
+# forwarded uncompressed.
 _REFRAMING_HEADERS: Final = {"Transfer-Encoding", "Content-Encoding"}
-# What aiohttp decodes; in anything else the secret could be quoted unseen.
+# The encodings that aiohttp decodes. In another one, the secret could be quoted unnoticed.
 _DECODABLE_ENCODINGS: Final = {"", "identity", "gzip", "deflate", "br", "zstd"}
 _CHUNK_BYTES: Final = 256 * 1024
 
 
 @define(eq=False)
 class _Downstream:
-    """Takes the answer, and hands it to the caller; one that goes, or takes too long, is given up.
+    """Writes a response to the caller; a caller that disconnects or reads too slowly gets no more of it.
 
-    What comes from Plaid is read to its end all the same: its connection is needed again, and the id of the
-    request may stand there.
+    Plaid's response is read to its end in any case: the connection to Plaid can then be reused, and the body
+    may contain the request ID for the audit log.
     """
 
     request: web.BaseRequest
@@ -76,66 +80,67 @@ class _Downstream:
     has_body: bool = False
 
     async def start_response(self, response: RawResponse) -> bool:
+        """Send status and headers to the caller, and accept the body."""
         if response.status < 200:
-            raise ConnectionResetError("an answer that is none ends what was agreed on this connection")
+            raise ConnectionResetError("an interim response ended the HTTP exchange")
         self._prepare_decoding(response)
-        asked = _forwarded_headers(response.headers, _RESPONSE_HEADERS)
-        headers = {**NO_STORE, **{name: self.mask.mask_text(value) for name, value in asked.items()}}
+        forwarded = _forwarded_headers(response.headers, _RESPONSE_HEADERS)
+        headers = {**NO_STORE, **{name: self.mask.mask_text(value) for name, value in forwarded.items()}}
         self.response = web.StreamResponse(status=response.status, headers=headers)
-        if "Content-Length" in response.headers and not any(
-            name in response.headers for name in _REFRAMING_HEADERS
-        ):
+        reframed = any(name in response.headers for name in _REFRAMING_HEADERS)
+        if "Content-Length" in response.headers and not reframed:
             self.response.content_length = int(response.headers["Content-Length"])
         self.record.status = response.status
         await self._send_in_time(partial(self.response.prepare, self.request))
         return True
 
     async def write(self, chunk: Hidden[bytes]) -> None:
+        """Send a chunk of the body, decompressed and masked."""
         response = self.response
-        assert response is not None  # noqa: S101  # an answer begins before its body
+        assert response is not None  # noqa: S101  # a response starts before its body
         self.has_body |= bool(chunk.reveal())
         for plain in self._decompress(chunk):
-            if not self.caller_gone and (shown := self.mask.mask_piece(plain)).reveal():
-                await self._send_in_time(partial(response.write, shown.reveal()))
+            if not self.caller_gone and (masked := self.mask.mask_chunk(plain)).reveal():
+                await self._send_in_time(partial(response.write, masked.reveal()))
 
     def _prepare_decoding(self, response: RawResponse) -> None:
-        """Prepare to decode what aiohttp doesn't, or refuse it."""
+        """Prepare to decode what aiohttp doesn't decode, or reject the response."""
         headers: Any = response.headers
         encoding = ",".join(headers.getall("Content-Encoding", [])).strip().lower()
-        if encoding == "x-gzip":  # the same as gzip, by RFC 9110
+        if encoding == "x-gzip":  # the same as gzip, by RFC 9110 8.4.1.3
             self.decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
         elif (
             encoding not in _DECODABLE_ENCODINGS
             or headers.get("Transfer-Encoding", "chunked").lower() != "chunked"
         ):
             self.undecodable = True
-            raise ConnectionResetError("nothing of it can be shown")
+            raise ConnectionResetError("the response can't be decoded, so none of it is forwarded")
 
     def _decompress(self, chunk: Hidden[bytes]) -> Iterator[Hidden[bytes]]:
         if self.decompressor is None:
             yield chunk
             return
-        left = chunk.reveal()
-        while left:
-            plain = Hidden(self.decompressor.decompress(left, _CHUNK_BYTES))
-            left = self.decompressor.unconsumed_tail
+        compressed = chunk.reveal()
+        while compressed:
+            plain = Hidden(self.decompressor.decompress(compressed, _CHUNK_BYTES))
+            compressed = self.decompressor.unconsumed_tail
             self.decompressed_bytes += len(plain.reveal())
             if self.decompressor.unused_data or self.decompressed_bytes > MAX_RESPONSE_BYTES:
-                raise ConnectionResetError("it doesn't end where it should")
+                raise ConnectionResetError("the body is longer than its encoding or the limit allows")
             yield plain
 
-    async def finish(self, answer: RawResponse) -> web.StreamResponse:
-        """Close the framing of a whole answer; where it isn't whole, the connection."""
-        response, entry = self.response, self.record
+    async def finish(self, raw_response: RawResponse) -> web.StreamResponse:
+        """End the body of a complete response; close the connection if the response is truncated."""
+        response, record = self.response, self.record
         assert response is not None  # noqa: S101  # as above
-        entry.request_id = self.mask.mask_text(request_id_of(answer) or "") or None
-        # A body without a byte, such as that of a 204, isn't compressed, whatever its header says.
-        is_whole = self.decompressor is None or self.decompressor.eof or not self.has_body
-        if answer.body_error is None and is_whole:
+        record.request_id = self.mask.mask_text(request_id_of(raw_response) or "") or None
+        # An empty body, such as that of a 204, is not compressed, whatever its Content-Encoding says.
+        is_complete = self.decompressor is None or self.decompressor.eof or not self.has_body
+        if raw_response.body_error is None and is_complete:
             await self._send_in_time(lambda: response.write_eof(self.mask.flush().reveal()))
-            entry.delivered = not self.caller_gone
+            record.delivered = not self.caller_gone
         else:
-            entry.error_code = error_responses.UPSTREAM_LOST.code
+            record.error_code = error_responses.UPSTREAM_LOST.code
             self._close_connection()
         return response
 
@@ -145,18 +150,18 @@ class _Downstream:
         try:
             async with asyncio.timeout(self.caller_timeout):
                 await send()
-            # A wait for a connection that was closed meanwhile ends as if all had been taken.
+            # aiohttp's wait for a connection that was closed meanwhile ends without an error.
             self.caller_gone = self.request.transport is None or self.request.transport.is_closing()
         except (ConnectionError, TimeoutError):
             self.caller_gone = True
             if (transport := self.request.transport) is not None:
-                transport.abort()  # to close would wait for it to take what it was sent
+                transport.abort()  # close() would wait until the caller has read what was sent
 
     def _close_connection(self) -> None:
         if (transport := self.request.transport) is None:
             return
         if self.request.version < HttpVersion11:
-            # There the mere end of a connection may be the end of an answer, but for a reset.
+            # In HTTP/1.0 the end of the connection is the end of a response. Only a reset shows a truncation.
             transport.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
             )
@@ -165,13 +170,16 @@ class _Downstream:
 
 
 class Upstream:
-    """Plaid, as the gateway reaches it.
+    """Sends calls to Plaid.
+
+    Attributes:
+        in_flight: the number of calls in flight.
 
     Args:
-        session: its pool, open.
-        base_url: its address.
+        session: its connection pool, open.
+        base_url: the base URL of Plaid's API.
         timeouts: of an attempt.
-        patience: seconds for which a caller may keep a piece of an answer waiting, and a call may wait for a
+        caller_timeout: seconds for a caller to receive each chunk of a response, for a call to wait for a
             connection, and for the source of the credentials.
     """
 
@@ -188,15 +196,17 @@ class Upstream:
         self,
         endpoint: Endpoint[Any, Any],
         body: Hidden[bytes],
-        signer: Authenticator,
+        authenticator: Authenticator,
         request: web.BaseRequest,
         record: AuditRecord,
     ) -> web.StreamResponse:
-        """Make one attempt, and pass its answer on; what is known of that is noted in the entry.
+        """Make one attempt, forward its response, and note the facts in the audit record.
 
         Raises:
-            RefusedError: BUSY, CALLER_GONE, UPSTREAM_UNREACHABLE, UPSTREAM_LOST, UPSTREAM_TIMEOUT.
+            GatewayError: BUSY, CALLER_GONE, UPSTREAM_UNREACHABLE, UPSTREAM_LOST, UPSTREAM_ENCODING,
+                UPSTREAM_TIMEOUT.
         """
+        # Waiting for a connection here keeps it out of the attempt's timeouts (backpressure before the pool).
         slots = self._session.slots
         try:
             async with asyncio.timeout(self._caller_timeout):
@@ -205,7 +215,7 @@ class Upstream:
             raise GatewayError(error_responses.BUSY) from None
         self.in_flight += 1
         try:
-            return await self._run_attempt(endpoint, body, signer, request, record)
+            return await self._run_attempt(endpoint, body, authenticator, request, record)
         finally:
             self.in_flight -= 1
             slots.release()
@@ -214,20 +224,20 @@ class Upstream:
         self,
         endpoint: Endpoint[Any, Any],
         body: Hidden[bytes],
-        signer: Authenticator,
+        authenticator: Authenticator,
         request: web.BaseRequest,
-        entry: AuditRecord,
+        record: AuditRecord,
     ) -> web.StreamResponse:
         try:
-            downstream, attempt = await self._prepare_attempt(endpoint, body, signer, request, entry)
-            answer = await send_attempt(self._session.get_exchange(), attempt)
-            if downstream.response is None:  # a status that is no answer
-                assert answer.body_error is not None  # noqa: S101  # so it was taken for lost
+            downstream, attempt = await self._prepare_attempt(endpoint, body, authenticator, request, record)
+            raw_response = await send_attempt(self._session.get_exchange(), attempt)
+            if downstream.response is None:  # start_response() rejected the status or the encoding
+                assert raw_response.body_error is not None  # noqa: S101  # so the body counts as lost
                 if downstream.undecodable:
                     _log.warning("%s: the Content-Encoding of the response is unknown", endpoint.path)
                     raise GatewayError(error_responses.UPSTREAM_ENCODING)
-                raise answer.body_error
-        # ConfigurationError where the credentials' source gave something else.
+                raise raw_response.body_error
+        # ConfigurationError: the source of the credentials returned something else.
         except (NotSentError, ConfigurationError) as error:
             problem, reason = error.args[0], error_responses.UPSTREAM_UNREACHABLE
         except ReadTimeoutError as error:
@@ -235,7 +245,7 @@ class Upstream:
         except ConnectionLostError as error:
             problem, reason = error.args[0], error_responses.UPSTREAM_LOST
         else:
-            return await downstream.finish(answer)
+            return await downstream.finish(raw_response)
         _log.warning("%s: %s", endpoint.path, problem)
         raise GatewayError(reason)
 
@@ -243,23 +253,27 @@ class Upstream:
         self,
         endpoint: Endpoint[Any, Any],
         body: Hidden[bytes],
-        signer: Authenticator,
+        authenticator: Authenticator,
         request: web.BaseRequest,
-        entry: AuditRecord,
+        record: AuditRecord,
     ) -> tuple[_Downstream, Attempt]:
         now, total = asyncio.get_running_loop().time(), self._timeouts.total
-        signature = await signer.authenticate(now + min(self._caller_timeout, total or math.inf))
-        if request.transport is None or request.transport.is_closing():  # no caller would get the token
+        authentication = await authenticator.authenticate(now + min(self._caller_timeout, total or math.inf))
+        # The caller could not receive the token, so nothing is sent for it.
+        if request.transport is None or request.transport.is_closing():
             raise GatewayError(error_responses.CALLER_GONE)
-        downstream = _Downstream(request, self._caller_timeout, Mask(signature.secret), entry)
-        asked = _forwarded_headers(request.headers, _REQUEST_HEADERS)
-        plain = IDENTITY_ENCODING if endpoint.idempotency is Idempotency.NON_IDEMPOTENT else {}
+        downstream = _Downstream(request, self._caller_timeout, Mask(authentication.secret), record)
+        forwarded = _forwarded_headers(request.headers, _REQUEST_HEADERS)
+        # A token in a truncated response can be recovered only if the response is not compressed.
+        encoding = IDENTITY_ENCODING if endpoint.idempotency is Idempotency.NON_IDEMPOTENT else {}
         attempt = Attempt(
             prepared_request=self._session.get_exchange().prepare(
-                self._base_url + endpoint.path, _REQUEST_HEADERS | asked | plain | signature.headers
+                self._base_url + endpoint.path,
+                _REQUEST_HEADERS | forwarded | encoding | authentication.headers,
             ),
             body=body,
-            # Nothing is repeated here, whatever it is: what a lost answer means, its caller has to say.
+            # As for a safe operation, a lost response raises ConnectionLostError: the gateway never repeats a
+            # call, and what the loss means for this operation is the caller's decision.
             idempotency=Idempotency.SAFE,
             connect_timeout=self._timeouts.connect,
             read_timeout=self._timeouts.slow_read if endpoint.slow else self._timeouts.read,
@@ -272,10 +286,10 @@ class Upstream:
 
 
 def _forwarded_headers(headers: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
-    # What no header can carry would break the request, or the answer with its token.
-    there = {name: headers[name] for name in names if name in headers}
-    return {name: value for name, value in there.items() if value.isascii() and value.isprintable()}
+    # A value that no header can carry would break the request, or the response with its token.
+    present = {name: headers[name] for name in names if name in headers}
+    return {name: value for name, value in present.items() if value.isascii() and value.isprintable()}
 
 
-def _ignore_interruption(_answer: RawResponse | None, _error: PlaidRelayError) -> None:
-    """An attempt ends so only when the gateway is cut off: its caller's connection is closed as well."""
+def _ignore_interruption(_response: RawResponse | None, _error: PlaidRelayError) -> None:
+    """Ignore a cancelled attempt: only a closing gateway cancels one, and it closes the caller's connection."""

@@ -1,4 +1,7 @@
-"""Who may call what: named keys, of which only a digest is kept."""
+"""Caller keys: named credentials of the gateway, of which only a SHA-256 digest is stored.
+
+A key is bound to a set of Plaid's credentials, to operations, to partners and to a rate limit.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,9 @@ ALL_OPERATIONS: Final[tuple[str, ...]] = tuple(endpoint.path for endpoint in END
 RELAY_OPERATIONS: Final[tuple[str, ...]] = tuple(
     path for path in ALL_OPERATIONS if path.startswith("/credit/relay/")
 )
-"""Those of the relay alone."""
+"""The paths of the relay's operations."""
 
-# So that a key that got out is found by those who look for secrets.
+# With a fixed prefix, secret scanners can find a leaked key.
 KEY_PREFIX: Final = "plaid-gateway-"
 _KEY_BYTES: Final = 32
 _FILE_VERSION: Final = 1
@@ -46,21 +49,21 @@ _FILE_VERSION: Final = 1
 
 
 def _pattern_validator(pattern: str, description: str) -> Any:
-    form = re.compile(pattern)
+    compiled = re.compile(pattern)
 
     def check(_: object, attribute: Attribute[str], value: object) -> None:
-        if not isinstance(value, str) or not form.fullmatch(value):
+        if not isinstance(value, str) or not compiled.fullmatch(value):
             raise ConfigurationError(f"{attribute.name} must be {description}")
 
     return check
 
 
 def _string_set(name: str, values: Iterable[str]) -> frozenset[str]:
-    # A string would be taken for its letters.
-    names = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
-    if not names or not all(isinstance(name, str) for name in names):
+    # A string is an iterable of its characters, which is never meant.
+    strings = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
+    if not strings or not all(isinstance(item, str) for item in strings):
         raise ConfigurationError(f"{name} must be a collection of strings that isn't empty")
-    return frozenset(names)
+    return frozenset(strings)
 
 
 def _operation_set(paths: Iterable[str]) -> frozenset[str]:
@@ -106,33 +109,31 @@ def _creation_time() -> datetime:
 @strip_init_traceback
 @frozen
 class Key:
-    """A caller of a gateway, and what its key is bound to. The key itself isn't in it.
+    """The record of a caller's key: its digest and what it is bound to. It does not contain the key.
 
     Attributes:
-        name: of the caller, in the audit log and the metrics: letters, digits, `.`, `_` and `-`, at most 64.
-        digest: the key's SHA-256, in hex; it shows in no repr.
-        credentials: the name of the set of Plaid's credentials that its calls are made with: small letters
-            and digits, in words that are joined by `-`.
+        name: of the caller, for the audit log and the metrics: 1 to 64 ASCII letters, digits, `.`, `_`, `-`.
+        digest: the key's SHA-256 in hexadecimal. The repr omits it.
+        credentials: the name of the set of Plaid's credentials that its calls use: at most 64 lower-case
+            letters and digits, in words joined by `-`.
         operations: the paths that it may call.
-        partners: the `secondary_client_id`s that its creations may name; `None` is all.
-        rate: so many calls in so many seconds, over all its operations; `None` is no limit.
-        created: when, in UTC.
+        partners: the `secondary_client_id`s that its creations may name; `None` allows all.
+        rate: its rate limit, over all operations; `None` is no limit.
+        created: when it was created, in UTC.
 
     Raises:
-        ConfigurationError: one of them isn't of that form.
+        ConfigurationError: one of the values has another form.
     """
 
     name: str = field(
-        validator=_pattern_validator(
-            "[A-Za-z0-9._-]{1,64}", "1 to 64 letters of ASCII, digits, '.', '_' or '-'"
-        )
+        validator=_pattern_validator("[A-Za-z0-9._-]{1,64}", "1 to 64 ASCII letters, digits, '.', '_' or '-'")
     )
-    digest: str = field(repr=False, validator=_pattern_validator("[0-9a-f]{64}", "a SHA-256 in hex"))
+    digest: str = field(repr=False, validator=_pattern_validator("[0-9a-f]{64}", "a SHA-256 in hexadecimal"))
     credentials: str = field(
         default="default",
         validator=_pattern_validator(
             "(?=.{1,64}$)[a-z0-9]+(-[a-z0-9]+)*",
-            "the name of a set: at most 64 small letters and digits, in words joined by '-'",
+            "the name of a set: at most 64 lower-case letters and digits, in words joined by '-'",
         ),
     )
     operations: frozenset[str] = field(
@@ -152,20 +153,20 @@ def new_key(
     partners: Iterable[str] | None = None,
     rate: RateLimit | None = None,
 ) -> tuple[Key, str]:
-    """Make a key of 256 random bits.
+    """Create a key of 256 random bits.
 
     Args:
-        name: of who calls with it.
-        credentials: the name of the set of Plaid's credentials that it stands for.
-        operations: the paths that it is good for.
-        partners: the `secondary_client_id`s that its creations may name; `None` is all.
-        rate: over all its operations.
+        name: of the caller.
+        credentials: the name of the set of Plaid's credentials that its calls use.
+        operations: the paths that it may call.
+        partners: the `secondary_client_id`s that its creations may name; `None` allows all.
+        rate: its rate limit, over all operations.
 
     Returns:
-        Its record, and the key itself, which nobody can be told a second time.
+        Its record, and the key, which can't be recovered from the record.
 
     Raises:
-        ConfigurationError: an argument is wrong, by name.
+        ConfigurationError: an argument is invalid; the message names it.
     """
     key = KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     record = Key(
@@ -180,33 +181,33 @@ def new_key(
 
 
 def find_key(keys: Iterable[Key], presented: str) -> Key | None:
-    """Give the record of a key, in a time that tells nothing of how much of it is right.
+    """Return the record of a key, in a time that reveals nothing about how much of the key is correct.
 
     Args:
-        keys: all that there are; each is compared, whichever fits.
-        presented: what a caller says is its key, whatever that holds.
+        keys: all valid keys; each is compared, also after a match.
+        presented: what a caller sent as its key; any text.
     """
-    digest, found = _key_digest(presented), None
+    digest, match = _key_digest(presented), None
     for key in keys:
         if hmac.compare_digest(key.digest, digest):
-            found = key
-    return found
+            match = key
+    return match
 
 
 def _key_digest(key: str) -> str:
-    # Not salted and not slow, for there is no dictionary of 256 random bits. What a header or JSON holds
-    # may be half a character, which only this way has bytes.
+    # A salt and a slow hash would protect guessable passwords; no dictionary contains 256 random bits.
+    # A header or JSON may contain a lone surrogate, which is encoded only with "surrogatepass".
     return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
 
 
-# ------------------------------------------------------------------------------------------- a file of them
+# ------------------------------------------------------------------------------------------- the key file
 
 
 class KeyFile:
-    """Keys in a private file: JSON, mode 0600.
+    """A file of keys: JSON, with mode 0600.
 
     Args:
-        path: of the file, or of a symbolic link to it; neither it nor its folder has to exist.
+        path: of the file, or of a symbolic link to it. Neither the file nor its folder has to exist.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -216,11 +217,11 @@ class KeyFile:
         return f"<KeyFile {self.path}>"
 
     def read(self) -> tuple[Key, ...]:
-        """Give all keys, in the order in which they were added; none where there is no file.
+        """Return all keys in the order in which they were added; none if the file does not exist.
 
         Raises:
-            ConfigurationError: others may read or write the file, it belongs to another user, or it doesn't
-                hold what it should; the file and the field are named.
+            ConfigurationError: other users can read or write the file, it belongs to another user, or its
+                content is invalid; the message names the file and the field.
         """
         try:
             text = _read_private(self.path)
@@ -233,14 +234,22 @@ class KeyFile:
         raise ConfigurationError(f"{self.path} {problem}")
 
     def read_fingerprint(self) -> object:
-        """Give something that stays equal for as long as the file is the same; `None` where there is none."""
+        """Return a value that compares equal while the file is unchanged; `None` if it does not exist."""
         try:
-            now = self.path.stat()
+            status = self.path.stat()
         except FileNotFoundError:
             return None
         except OSError as error:
             return error.errno
-        return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_mode, now.st_uid
+        # Mode and owner are included because a change of them can make the file unusable.
+        return (
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_mode,
+            status.st_uid,
+        )
 
     @strip_traceback
     def add(
@@ -253,51 +262,53 @@ class KeyFile:
         rate: RateLimit | None = None,
         show_key: Callable[[str], object] | None = None,
     ) -> str:
-        """Create a key, and store its record; the arguments are those of `new_key`, and `hand_over`.
+        """Create a key and store its record. The arguments are those of `new_key`, and `show_key`.
 
-        `hand_over` is called with the key before the key can be used. If it raises, no key is added, so that
-        no key is in use that was never shown.
+        `show_key` is called with the key before its record is stored. If it raises, no key is added, so that
+        every valid key was shown.
 
         Returns:
-            The key itself, which nobody can be told a second time.
+            The key, which can't be recovered from the file.
 
         Raises:
-            ConfigurationError: the name is taken, an argument is wrong, or the file can't be used.
+            ConfigurationError: the name is taken, an argument is invalid, or the file can't be used.
         """
         with self._write_lock() as path:
-            there = self.read()
+            keys = self.read()
             record, key = new_key(
                 name, credentials=credentials, operations=operations, partners=partners, rate=rate
             )
-            if any(other.name == name for other in there):
-                raise ConfigurationError(f"the name {name} is taken: revoke that key, or take another name")
+            if any(other.name == name for other in keys):
+                raise ConfigurationError(f"the name {name} is taken: revoke that key, or choose another name")
             if show_key is not None:
                 show_key(key)
-            self._write(path, (*there, record))
+            self._write(path, (*keys, record))
         return key
 
     def revoke(self, name: str) -> None:
-        """Take a key away.
+        """Remove a key.
 
         Raises:
-            ConfigurationError: there is none of that name, or the file can't be used.
+            ConfigurationError: no key has that name, or the file can't be used.
         """
         with self._write_lock() as path:
-            there = self.read()
-            left = tuple(key for key in there if key.name != name)
-            if len(left) == len(there):
-                raise ConfigurationError(f"there is no key of that name in {self.path}")
-            self._write(path, left)
+            keys = self.read()
+            remaining = tuple(key for key in keys if key.name != name)
+            if len(remaining) == len(keys):
+                raise ConfigurationError(f"no key in {self.path} has that name")
+            self._write(path, remaining)
 
     @contextlib.contextmanager
     def _write_lock(self) -> Iterator[Path]:
-        """Keep other processes from writing meanwhile, and yield the path of the file itself."""
-        # To replace a symbolic link would leave its file as it was, and each name would have its own lock.
+        """Prevent other processes from writing, and yield the path of the file itself."""
+        # Symbolic links are resolved first. Replacing a link would leave its target unchanged, and each name
+        # of the file would have a separate lock.
         path = Path(os.path.realpath(self.path))
         with contextlib.ExitStack() as stack:
             try:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 stack.enter_context(_exclusive_lock(path.with_name(f".{path.name}.lock")))
+                # Replacing a file with hard links would leave a revoked key under its other names.
                 problem = "it has more than one name (hard links)" if _link_count(path) > 1 else None
             except OSError as error:
                 problem = error.strerror
@@ -306,35 +317,37 @@ class KeyFile:
             yield path
 
     def _write(self, path: Path, keys: tuple[Key, ...]) -> None:
-        whole = json.dumps({"version": _FILE_VERSION, "keys": [_key_to_json(key) for key in keys]}, indent=2)
+        content = json.dumps(
+            {"version": _FILE_VERSION, "keys": [_key_to_json(key) for key in keys]}, indent=2
+        )
         try:
-            _replace_atomically(path, f"{whole}\n")
+            _replace_atomically(path, f"{content}\n")
         except OSError as error:
             problem = error.strerror
         else:
             return
-        # Not inside of `except`: the chain would lead to the frame of `add`, which holds the key.
+        # Raised outside of `except`: a chained exception would refer to the frame of `add`, which has the key.
         raise ConfigurationError(f"{self.path} can't be written: {problem}")
 
     def _parse_keys(self, text: str) -> tuple[Key, ...]:
         try:
-            whole = json.loads(text, object_pairs_hook=unique_members)
+            content = json.loads(text, object_pairs_hook=unique_members)
         except DuplicateMemberError:
             raise ConfigurationError(f"{self.path}: an object has two members of the same name") from None
         except (ValueError, RecursionError):
-            whole = None
-        if not isinstance(whole, dict) or set(whole) != {"version", "keys"}:
-            raise ConfigurationError(f"{self.path} isn't a file of keys: JSON with `version` and `keys`")
-        if whole["version"] != _FILE_VERSION:
+            content = None
+        if not isinstance(content, dict) or set(content) != {"version", "keys"}:
+            raise ConfigurationError(f"{self.path} isn't a key file: JSON with `version` and `keys`")
+        if content["version"] != _FILE_VERSION:
             raise ConfigurationError(
                 f"{self.path}: $.version must be {_FILE_VERSION}; a newer release may read it"
             )
-        if not isinstance(whole["keys"], list):
+        if not isinstance(content["keys"], list):
             raise ConfigurationError(f"{self.path}: $.keys must be a list")
-        keys = tuple(self._parse_key(number, entry) for number, entry in enumerate(whole["keys"]))
-        for what in ("name", "digest"):
-            if len({getattr(key, what) for key in keys}) < len(keys):
-                raise ConfigurationError(f"{self.path}: $.keys has the same {what} twice")
+        keys = tuple(self._parse_key(index, entry) for index, entry in enumerate(content["keys"]))
+        for name in ("name", "digest"):
+            if len({getattr(key, name) for key in keys}) < len(keys):
+                raise ConfigurationError(f"{self.path}: $.keys has the same {name} twice")
         return keys
 
     def _parse_key(self, index: int, entry: object) -> Key:
@@ -350,10 +363,10 @@ class DuplicateMemberError(ValueError):
 
 
 def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object from its members: an `object_pairs_hook`.
+    """Return a JSON object from its members, as an `object_pairs_hook` of `json.loads`.
 
     Raises:
-        DuplicateMemberError: two have the same name, of which each reader may take another one.
+        DuplicateMemberError: two members have the same name, and different parsers use different ones.
     """
     members = dict(pairs)
     if len(members) != len(pairs):
@@ -374,7 +387,7 @@ def _key_to_json(key: Key) -> dict[str, Any]:
 
 
 def _key_from_json(entry: object) -> Key:
-    # Each field has to be there: one that was lost must not give a key more than it had.
+    # Every field is required. With defaults, a field that was lost would extend what the key allows.
     values = _exact_fields(entry, Key, "a key")
     if values["rate"] is not None:
         values["rate"] = RateLimit(**_exact_fields(values["rate"], RateLimit, "rate"))
@@ -400,29 +413,29 @@ def _owner_only_opener(path: str, flags: int) -> int:
 
 
 def _read_private(path: Path) -> str:
-    """Give what a file holds that belongs to this user alone.
+    """Return the content of a file that only this user can access.
 
     Raises:
-        ConfigurationError: others may have to do with it, or it is no file.
+        ConfigurationError: other users can access it, or it isn't a regular file.
         OSError: it can't be read.
     """
-    # A pipe in its place would be waited for.
-    unwaiting = getattr(os, "O_NONBLOCK", 0)
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | unwaiting)) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+    # Without O_NONBLOCK, opening a named pipe would wait for a writer.
+    nonblocking = getattr(os, "O_NONBLOCK", 0)
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | nonblocking)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise ConfigurationError(f"{path} isn't a regular file")
-        _check_owner(path, found)
+        _check_owner(path, status)
         return file.read().decode("utf-8-sig", errors="replace")
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
-    if os.name != "posix":  # pragma: no cover  # where others are kept out by other means
+    if os.name != "posix":  # pragma: no cover  # other systems don't use modes for access control
         return
     if status.st_uid != os.geteuid():
-        raise ConfigurationError(f"{path} must belong to the user who runs this")
+        raise ConfigurationError(f"{path} must belong to the user who runs this program")
     if status.st_mode & 0o077:
-        raise ConfigurationError(f"{path} must be nobody else's to read or write: chmod 600 {path}")
+        raise ConfigurationError(f"{path}: file permissions are too open: chmod 600 {path}")
 
 
 def _link_count(path: Path) -> int:
@@ -433,10 +446,10 @@ def _link_count(path: Path) -> int:
 
 
 def _replace_atomically(path: Path, text: str) -> None:
-    """Write a file so that there is always the old one or the new one, whole."""
+    """Write a file so that readers see either the complete old content or the complete new one."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        # Path.open takes no opener, and the file must be private from its first moment.
+        # Path.open has no `opener`, which creates the file with private permissions.
         with open(part, "x", encoding="utf-8", opener=_owner_only_opener) as file:
             file.write(text)
             file.flush()
@@ -450,11 +463,11 @@ def _replace_atomically(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _exclusive_lock(path: Path) -> Iterator[None]:
-    # A file of its own: the one that it is for gets another in its place.
+    # The lock is a separate file, because the key file itself is replaced at each write.
     with open(path, "a", opener=_owner_only_opener) as file:
         try:
             import fcntl
-        except ModuleNotFoundError:  # pragma: no cover  # where there are no such locks
+        except ModuleNotFoundError:  # pragma: no cover  # Windows has no such locks
             pass
         else:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -462,11 +475,11 @@ def _exclusive_lock(path: Path) -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the renaming itself on the disk."""
-    if os.name != "posix":  # pragma: no cover  # where a folder can't be opened
+    """Write the renaming of a file to disk."""
+    if os.name != "posix":  # pragma: no cover  # other systems can't open a folder
         return
-    opened = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)

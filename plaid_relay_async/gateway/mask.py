@@ -1,4 +1,4 @@
-"""Plaid's secret stays out of what comes down, also where a server on the way quotes what it was sent."""
+"""Masks Plaid's secret in what a server sends down, in case the server quotes the request's headers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Final
 
 from plaid_relay_async.errors import Hidden
 
-# Plaid's have 30. A shorter one, of somebody's simulator, may be a word that stands in a token.
+# Plaid's secrets have 30 characters. A shorter one, of a simulator, might occur in a token by chance.
 _MIN_MASKED_LENGTH: Final = 16
 
 
 class Mask:
-    """Blots the secret out of what a server quotes, in whichever pieces it comes; the length stays."""
+    """Replaces the secret with asterisks, also where it is split over several chunks; the length stays."""
 
     def __init__(self, secret: Hidden[str]) -> None:
         long = len(secret.reveal()) >= _MIN_MASKED_LENGTH
@@ -22,19 +22,19 @@ class Mask:
         secret = self._secret.reveal()
         return Hidden(content.replace(secret, b"*" * len(secret)) if secret else content)
 
-    def mask_piece(self, piece: Hidden[bytes]) -> Hidden[bytes]:
-        """Give what may go on of what came so far, and hold back what may be the secret's beginning."""
+    def mask_chunk(self, chunk: Hidden[bytes]) -> Hidden[bytes]:
+        """Return what can be sent so far; hold back an end that may be the beginning of the secret."""
         secret = self._secret.reveal()
-        said = self._mask_bytes(self._pending.reveal() + piece.reveal()).reveal()
-        begun = next((n for n in range(len(secret) - 1, 0, -1) if said.endswith(secret[:n])), 0)
-        self._pending = Hidden(said[len(said) - begun :])
-        return Hidden(said[: len(said) - begun])
+        content = self._mask_bytes(self._pending.reveal() + chunk.reveal()).reveal()
+        held_back = next((n for n in range(len(secret) - 1, 0, -1) if content.endswith(secret[:n])), 0)
+        self._pending = Hidden(content[len(content) - held_back :])
+        return Hidden(content[: len(content) - held_back])
 
     def flush(self) -> Hidden[bytes]:
-        """Give what was held back, for it ends there."""
-        held, self._pending = self._pending, Hidden(b"")
-        return held
+        """Return what was held back, at the end of the content."""
+        pending, self._pending = self._pending, Hidden(b"")
+        return pending
 
     def mask_text(self, text: str) -> str:
-        """Return a text without the secret; half of a surrogate pair may be in it."""
+        """Return a text without the secret. The text may contain a lone surrogate."""
         return self._mask_bytes(text.encode(errors="surrogatepass")).reveal().decode(errors="surrogatepass")

@@ -1,4 +1,4 @@
-"""Counts for Prometheus, by prometheus_client; they come with the extra `gateway`."""
+"""Metrics for Prometheus, by prometheus_client, which the extra `gateway` installs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from plaid_relay_async.errors import ConfigurationError
 
 try:
     import prometheus_client
-except ModuleNotFoundError:  # it comes with the extra
+except ModuleNotFoundError:  # the extra `gateway` isn't installed
     prometheus_client = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 
 class Metrics:
-    """What one gateway counts.
+    """The metrics of one gateway.
+
+    Each gateway has a separate registry, because a program may run several.
 
     Args:
-        in_flight: gives how many calls are under way to Plaid.
-        connections: gives how many connections callers hold.
+        in_flight: returns how many calls to Plaid are in flight.
+        connections: returns how many connections of callers are open.
 
     Raises:
         ConfigurationError: the extra `gateway` isn't installed.
@@ -35,29 +37,30 @@ class Metrics:
         self._registry = registry = prometheus_client.CollectorRegistry()
         self._calls = prometheus_client.Counter(
             "plaid_gateway_calls",
-            "Calls by their end.",
+            "Completed calls.",
             ("caller", "operation", "status", "error_code"),
             registry=registry,
         )
         self._seconds = prometheus_client.Histogram(
             "plaid_gateway_seconds",
-            "How long calls took.",
+            "Duration of calls in seconds.",
             ("operation",),
             buckets=(0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
             registry=registry,
         )
         for name, text, count in (
-            ("plaid_gateway_upstream_in_flight", "Calls under way to Plaid.", in_flight),
-            ("plaid_gateway_connections", "Connections that callers hold.", connections),
+            ("plaid_gateway_upstream_in_flight", "Calls to Plaid in flight.", in_flight),
+            ("plaid_gateway_connections", "Open connections of callers.", connections),
         ):
             prometheus_client.Gauge(name, text, registry=registry).set_function(count)
 
     def count_call(self, record: AuditRecord) -> None:
         """Count a call that has ended."""
+        # Labels have only values that a stranger can't choose: each value stays in memory for good.
         operation = record.operation or ""
         self._calls.labels(record.caller or "", operation, record.status or "", record.error_code or "").inc()
         self._seconds.labels(operation).observe(record.seconds)
 
     def render_text(self) -> bytes:
-        """Give all as Prometheus reads it."""
+        """Return all metrics in Prometheus's text format."""
         return self._generate(self._registry)

@@ -1,4 +1,7 @@
-"""The console's files, as they are served: nothing from elsewhere runs in the page, or is called by it."""
+"""The files of the console and the headers they are served with.
+
+A strict Content-Security-Policy lets the page run and call nothing that another server provides.
+"""
 
 from __future__ import annotations
 
@@ -36,37 +39,39 @@ _CONTENT_TYPES: Final = {
 
 @frozen
 class Page:
-    """A file of the console."""
+    """A file of the console, or JSON for it, with its response headers."""
 
     body: bytes
     headers: Mapping[str, str]
 
 
 def load_pages() -> dict[str, Page]:
-    """Give the console's files by their paths."""
-    there = {file.name: file for file in (files("plaid_relay_async.gateway") / "console").iterdir()}
-    kinds = {
-        name: _CONTENT_TYPES[end] for name in there if (end := name.rpartition(".")[2]) in _CONTENT_TYPES
+    """Read the console's files from the package, and return them by their paths."""
+    resources = {file.name: file for file in (files("plaid_relay_async.gateway") / "console").iterdir()}
+    types = {
+        name: _CONTENT_TYPES[suffix]
+        for name in resources
+        if (suffix := name.rpartition(".")[2]) in _CONTENT_TYPES
     }
     return {
         "/" if name == "index.html" else f"/console/{name}": Page(
-            there[name].read_bytes(), {**_PAGE_HEADERS, "Content-Type": f"{kind}; charset=utf-8"}
+            resources[name].read_bytes(), {**_PAGE_HEADERS, "Content-Type": f"{content_type}; charset=utf-8"}
         )
-        for name, kind in kinds.items()
+        for name, content_type in types.items()
     }
 
 
 def settings_page(body: bytes) -> Page:
-    """Give what the page asks for about this gateway."""
+    """Return the page with the settings of this gateway, as JSON."""
     return Page(body, {**_PAGE_HEADERS, "Content-Type": "application/json"})
 
 
 @define(eq=False, repr=False)
 class OneTimeCodes:
-    """Keys and tokens that the page fetches with a one-time code, so that its address contains none of them.
+    """Keys and tokens that the console fetches with a one-time code, so that no address contains them.
 
-    A browser writes each address into its history on disk, where it stays if the page takes a part of it out.
-    A code that was used, or has expired, is of no use to a reader of that history.
+    A browser writes each address into its history on disk, even if the page then removes a part of it. A code
+    that was used or has expired is worthless to a reader of that history.
     """
 
     now: Callable[[], float] = time.monotonic
@@ -82,11 +87,12 @@ class OneTimeCodes:
         return code
 
     def exchange(self, body: Hidden[bytes]) -> Page | None:
-        """Return the values for a code, a JSON string, and use it up; None if no such code is valid."""
+        """Return the values for a code, a JSON string, and invalidate it; None if no such code is valid."""
         presented = body.reveal()
         for code, (expires, values) in list(self._pending.items()):
             if self.now() >= expires:
                 del self._pending[code]
+            # A comparison in constant time reveals nothing about a code through its duration.
             elif secrets.compare_digest(code, presented):
                 del self._pending[code]
                 return Page(

@@ -1,4 +1,4 @@
-"""The gateway: a reverse proxy that lets callers use Plaid's credentials without holding them."""
+"""The gateway's server: checks each request, forwards calls to Plaid, and serves the console and metrics."""
 
 from __future__ import annotations
 
@@ -46,42 +46,43 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 1024 * 1024
-_MAX_METRICS_CONNECTIONS = 20  # connections at once to the port of metrics
+_MAX_METRICS_CONNECTIONS = 20
 
 
 @strip_init_traceback
 class Gateway:
-    """Forwards Plaid's operations, one attempt for one request, with credentials that its callers don't see.
+    """A reverse proxy that adds Plaid's credentials to calls, so that callers don't need them.
 
-    Use it as an async context manager, or call `start` and `close`. It logs each call to
-    `plaid_relay_async.gateway.audit`, as a line of JSON.
+    It forwards each request in one attempt and repeats none. Use it as an async context manager, or call
+    `start` and `close`. It logs each call to `plaid_relay_async.gateway.audit`, as a line of JSON.
 
     Args:
-        keys: who may call. A file is read anew within a second of a change; while it can't be used, nobody
-            may.
-        upstream: the base URL of Plaid's API; the sandbox's unless told.
-        credentials: Plaid's, by the names that keys are bound to; PLAID_CLIENT_ID and PLAID_SECRET of the
-            environment as `default` unless told.
-        operations: paths that it serves; a key's own are narrowed to these.
+        keys: the keys of its callers. A key file is reloaded within a second of a change; while it can't be
+            used, no caller is admitted.
+        upstream: the base URL of Plaid's API; by default the sandbox's.
+        credentials: Plaid's credentials, by the names that keys are bound to; by default PLAID_CLIENT_ID and
+            PLAID_SECRET of the environment, as `default`.
+        operations: the paths that it serves. A key allows only those of its operations that are also served.
         host: the address to listen on.
-        port: to listen on; 0 takes a free one.
-        names: of hosts that it answers to, beside `host` and loopback's.
-        ssl: the context with its certificate.
-        plain_http: whether it may do without on another address than loopback's, behind a proxy that has one.
-        console: whether it serves the page on which operations can be tried.
-        metrics_port: for Prometheus, on 127.0.0.1; 0 takes a free one.
-        connections: of callers, at the same time. Further callers wait until one is closed; one that has been
-            idle for a second is closed for them.
-        upstream_connections: to Plaid.
-        upstream_ssl: a context with one's own CA bundle.
-        upstream_proxy: the URL of an HTTP proxy to Plaid, as `proxy` of `RelayClient`.
-        trust_env: whether the environment may name that proxy, as with `RelayClient`.
+        port: the port to listen on; 0 picks a free port.
+        allowed_hosts: host names by which callers may reach it, in addition to `host` and loopback names.
+        ssl: the TLS context with its certificate.
+        plain_http: whether plain HTTP is allowed on an address other than loopback, behind a TLS-terminating
+            proxy.
+        console: whether it serves the console, a page for calling operations by hand.
+        metrics_port: the port on 127.0.0.1 for Prometheus; 0 picks a free port, `None` serves no metrics.
+        connections: the maximum number of concurrent connections of callers. Further callers wait until one
+            is closed; one that has been idle for a second is closed for them.
+        upstream_connections: the maximum number of concurrent connections to Plaid.
+        upstream_ssl: a TLS context for Plaid, for example with another CA bundle.
+        upstream_proxy: the URL of an HTTP proxy to Plaid, like `proxy` of `RelayClient`.
+        trust_env: whether to read that proxy from the environment, like `RelayClient`.
         timeouts: of an attempt at Plaid.
-        patience: seconds for a caller to send its request, and to take each piece of an answer.
-        drain: seconds that calls in flight are given when it closes.
+        caller_timeout: seconds for a caller to send its request, and to receive each chunk of a response.
+        drain: seconds to wait for calls in flight when it closes.
 
     Raises:
-        ConfigurationError: an argument makes no sense, or isn't safe.
+        ConfigurationError: an argument is invalid or unsafe.
     """
 
     def __init__(
@@ -109,11 +110,11 @@ class Gateway:
     ) -> None:
         check_count("connections", connections)
         timeouts = timeouts or Timeouts()
-        _check_seconds(patience=caller_timeout, drain=drain)
+        _check_seconds(caller_timeout=caller_timeout, drain=drain)
         if ssl is None and not plain_http and not is_loopback(host):
             raise ConfigurationError(
-                f"keys and reports would go over plain http on {host}: pass ssl, or plain_http=True behind a "
-                "proxy that ends TLS"
+                f"keys and reports would be sent over plain http on {host}: pass ssl, or plain_http=True "
+                "behind a TLS-terminating proxy"
             )
         self._callers = Callers(keys)
         self._upstream_url = check_base_url(upstream or Environment.SANDBOX.base_url, name="upstream")
@@ -158,20 +159,21 @@ class Gateway:
         await self.close()
 
     async def start(self) -> None:
-        """Begin to listen.
+        """Start to listen.
 
         Raises:
             RuntimeError: it has been started before.
-            ConfigurationError: the file of keys can't be used, or the extra for metrics isn't installed.
-            OSError: the address can't be had.
+            ConfigurationError: the key file can't be used, or the extra for metrics isn't installed.
+            OSError: the address can't be used.
         """
         if self._listener is not None:
-            raise RuntimeError("this gateway was started before: make a new one")
+            raise RuntimeError("this gateway was started before: create a new one")
         await self._callers.reload_if_changed()
         self._callers.check_ready()
-        async with contextlib.AsyncExitStack() as opening:
+        # If a step fails, the stack closes what was opened before it.
+        async with contextlib.AsyncExitStack() as resources:
             await self._session.open()
-            opening.push_async_callback(self._session.close)
+            resources.push_async_callback(self._session.close)
             self._listener = Listener(
                 self._handle_request,
                 max_connections=self._connections,
@@ -179,60 +181,63 @@ class Gateway:
                 ssl=self._ssl,
             )
             if self._metrics_port is not None:
-                await self._serve_metrics(opening, self._metrics_port)
+                await self._serve_metrics(resources, self._metrics_port)
             if self._console:
                 self._pages = await asyncio.to_thread(pages.load_pages)
                 self._pages["/console/settings.json"] = pages.settings_page(self._settings_json())
-            self._ports.insert(0, await opening.enter_async_context(self._listener.listen_on(*self._address)))
-            watch = asyncio.create_task(self._callers.watch_file())
-            opening.callback(watch.cancel)
-            self._resources = opening.pop_all()
+            self._ports.insert(
+                0, await resources.enter_async_context(self._listener.listen_on(*self._address))
+            )
+            watcher = asyncio.create_task(self._callers.watch_file())
+            resources.callback(watcher.cancel)
+            self._resources = resources.pop_all()
             self._resources.push_async_callback(self._stop_serving, self._listener)
 
-    async def _serve_metrics(self, opening: contextlib.AsyncExitStack, port: int) -> None:
+    async def _serve_metrics(self, resources: contextlib.AsyncExitStack, port: int) -> None:
         listener = Listener(
             self._handle_metrics_request,
             max_connections=_MAX_METRICS_CONNECTIONS,
             caller_timeout=self._caller_timeout,
         )
-        self._ports.append(await opening.enter_async_context(listener.listen_on("127.0.0.1", port)))
+        self._ports.append(await resources.enter_async_context(listener.listen_on("127.0.0.1", port)))
 
     async def _stop_serving(self, listener: Listener) -> None:
         self._callers.problem = "the gateway is closing"
         await listener.drain(self._drain)
 
     def reload(self) -> None:
-        """Read the file of keys again, within half a second, even if it looks unchanged."""
+        """Reload the key file within half a second, even if it seems unchanged."""
         self._callers.request_reload()
 
     async def close(self) -> None:
-        """Accept no more calls, let those in flight end, for `drain` seconds at most, and close.
+        """Accept no more calls, wait up to `drain` seconds for those in flight, and close.
 
-        A cancellation by asyncio cuts off the calls in flight; one by an AnyIO scope is raised afterwards.
+        A cancellation by asyncio cuts off the calls in flight. A cancellation by an AnyIO scope is raised
+        afterwards.
         """
         with shield_from_anyio():
             await self._resources.aclose()
 
     @property
     def url(self) -> str:
-        """Where it listens, such as `http://127.0.0.1:8080`.
+        """The URL that it listens on, such as `http://127.0.0.1:8080`.
 
         Raises:
-            RuntimeError: it doesn't yet.
+            RuntimeError: it isn't started.
         """
         return f"{'https' if self._ssl else 'http'}://{_url_host(self._address[0])}:{self._listening_port(0)}"
 
     def console_link(self, **values: str) -> str:
-        """Return an address that opens the console with a key and tokens filled in, once, within 5 minutes.
+        """Return a URL that opens the console once, within 5 minutes, with a key and tokens filled in.
 
-        The address has a one-time code in place of them, because browsers keep addresses on disk.
+        The URL contains a one-time code instead of them, because browsers store URLs on disk.
 
         Args:
             **values: `key`, `report_token` and `relay_token`.
 
         Raises:
-            RuntimeError: the gateway doesn't listen yet.
-            ConfigurationError: it has no console, or listens on another address than loopback's.
+            RuntimeError: the gateway isn't started.
+            ConfigurationError: it has no console, or does not listen on a loopback address.
         """
         url = self.url
         if not self._console or not is_loopback(self._address[0]):
@@ -241,17 +246,19 @@ class Gateway:
 
     @property
     def metrics_url(self) -> str | None:
-        """Where Prometheus finds its metrics, if anywhere.
+        """The URL of the metrics for Prometheus, or None if it serves none.
 
         Raises:
-            RuntimeError: it doesn't listen yet.
+            RuntimeError: it isn't started.
         """
-        return None if self._metrics_port is None else f"http://127.0.0.1:{self._listening_port(1)}/metrics"
+        if self._metrics_port is None:
+            return None
+        return f"http://127.0.0.1:{self._listening_port(1)}/metrics"
 
-    def _listening_port(self, which: int) -> int:
+    def _listening_port(self, index: int) -> int:
         if not self._ports:
             raise RuntimeError("this gateway isn't started: use `async with`, or await its start()")
-        return self._ports[which]
+        return self._ports[index]
 
     def _settings_json(self) -> bytes:
         environment = Environment.from_url(self._upstream_url)
@@ -266,15 +273,16 @@ class Gateway:
             return response
         if target.path == pages.HANDOVER_PATH and request.method == "POST":
             return await self._exchange_code(request, target)
-        entry = AuditRecord()
+        record = AuditRecord()
         try:
-            return await self._handle_call(request, target, entry)
+            return await self._handle_call(request, target, record)
         finally:
-            entry.write()
+            record.write()
             if self._metrics is not None:
-                self._metrics.count_call(entry)
+                self._metrics.count_call(record)
 
     def _find_page(self, target: RequestTarget) -> web.Response | None:
+        # Health checks reveal nothing, so they are served for any Host header.
         if target.path == "/healthz":
             return web.Response(text="ok", headers=error_responses.NO_STORE)
         if target.path == "/readyz":
@@ -286,12 +294,12 @@ class Gateway:
             return None
         try:
             access_control.check_host(target, self._allowed_hosts)
-        except GatewayError as refused:
-            return error_responses.error_response(refused.reason, new_request_id())
+        except GatewayError as error:
+            return error_responses.error_response(error.reason, new_request_id())
         return web.Response(body=page.body, headers=page.headers)
 
     async def _exchange_code(self, request: web.BaseRequest, target: RequestTarget) -> web.Response:
-        """Answer a page that has a one-time code."""
+        """Return the values for a one-time code of the console."""
         try:
             access_control.check_host(target, self._allowed_hosts)
             access_control.check_origin(request, target)
@@ -299,75 +307,76 @@ class Gateway:
             page = self._one_time_codes.exchange(await self._read_body(request))
             if page is None:
                 raise GatewayError(error_responses.NOT_FOUND)
-        except GatewayError as refused:
-            response = error_responses.error_response(refused.reason, new_request_id())
-            if refused.closes_connection:
+        except GatewayError as error:
+            response = error_responses.error_response(error.reason, new_request_id())
+            if error.closes_connection:
                 response.force_close()
             return response
         return web.Response(body=page.body, headers=page.headers)
 
     async def _handle_call(
-        self, request: web.BaseRequest, target: RequestTarget, entry: AuditRecord
+        self, request: web.BaseRequest, target: RequestTarget, record: AuditRecord
     ) -> web.StreamResponse:
-        assert self._listener is not None  # noqa: S101  # it was started
+        assert self._listener is not None  # noqa: S101  # start() has created it
         try:
-            return await self._forward_call(request, target, entry)
+            return await self._forward_call(request, target, record)
         except GatewayError as error:
-            # A name that outlived this block would keep exception, frames and body in a circle.
-            reason, headers, ends = error.reason, error.headers, error.closes_connection
+            # The exception must not outlive this block: it would form a reference cycle with its frames and
+            # the body, which only the garbage collector would free.
+            reason, headers, closes = error.reason, error.headers, error.closes_connection
         except Exception as error:
-            # Plaid's response has begun, and is cut off.
-            if entry.status is not None:  # pragma: no cover  # a bug that no test knows how to cause
-                entry.error_code = error_responses.INTERNAL_ERROR.code
+            # Plaid's response has begun, so no other one can be sent. aiohttp cuts it off.
+            if record.status is not None:  # pragma: no cover  # an unexpected error that no test can cause
+                record.error_code = error_responses.INTERNAL_ERROR.code
                 raise
-            _log.error("a request ended in %s", type(error).__name__)
-            reason, headers, ends = error_responses.INTERNAL_ERROR, {}, True
-        entry.status, entry.error_code, entry.request_id = reason.status, reason.code, new_request_id()
-        response = error_responses.error_response(reason, entry.request_id, headers)
-        if ends:
+            _log.error("a request failed with %s", type(error).__name__)
+            reason, headers, closes = error_responses.INTERNAL_ERROR, {}, True
+        record.status, record.error_code, record.request_id = reason.status, reason.code, new_request_id()
+        response = error_responses.error_response(reason, record.request_id, headers)
+        if closes:
             response.force_close()
-        entry.delivered = await self._listener.send_response(request, response)
+        record.delivered = await self._listener.send_response(request, response)
         return response
 
     async def _forward_call(
-        self, request: web.BaseRequest, target: RequestTarget, entry: AuditRecord
+        self, request: web.BaseRequest, target: RequestTarget, record: AuditRecord
     ) -> web.StreamResponse:
         access_control.check_host(target, self._allowed_hosts)
         endpoint = access_control.find_endpoint(request.method, target.path)
-        entry.operation = endpoint.path
+        record.operation = endpoint.path
         access_control.check_origin(request, target)
         access_control.check_headers(request)
-        key, body = await self._authorize(request, endpoint, entry)
-        signer = self._authenticators.get(key.credentials)
-        if signer is None:
+        key, body = await self._authorize(request, endpoint, record)
+        authenticator = self._authenticators.get(key.credentials)
+        if authenticator is None:
             raise GatewayError(error_responses.UNAUTHORIZED_CREDENTIALS)
         self._callers.acquire_permit(key)
-        return await self._upstream.forward(endpoint, body, signer, request, entry)
+        return await self._upstream.forward(endpoint, body, authenticator, request, record)
 
     async def _authorize(
-        self, request: web.BaseRequest, endpoint: Endpoint[Any, Any], entry: AuditRecord
+        self, request: web.BaseRequest, endpoint: Endpoint[Any, Any], record: AuditRecord
     ) -> tuple[Key, Hidden[bytes]]:
         presented = access_control.key_from_headers(request)
-        if presented is not None:  # so nobody's body is read who is refused by it
-            self._authenticate(request, presented, endpoint, entry)
-        sent = access_control.parse_body(await self._read_body(request))
-        # A key may have been revoked meanwhile.
-        key = self._authenticate(request, sent.key if presented is None else presented, endpoint, entry)
+        if presented is not None:  # checked before the body, so that no body is read for an invalid key
+            self._authenticate(request, presented, endpoint, record)
+        parsed = access_control.parse_body(await self._read_body(request))
+        # Checked again, because the key may have been revoked while the body was read.
+        key = self._authenticate(request, parsed.key if presented is None else presented, endpoint, record)
         if endpoint.path == RELAY_OPERATIONS[0]:
-            entry.partner = sent.partner
-        access_control.authorize_call(key, endpoint, sent.partner)
-        return key, sent.body
+            record.partner = parsed.partner
+        access_control.authorize_call(key, endpoint, parsed.partner)
+        return key, parsed.body
 
     def _authenticate(
         self,
         request: web.BaseRequest,
         presented: Hidden[str] | None,
         endpoint: Endpoint[Any, Any],
-        entry: AuditRecord,
+        record: AuditRecord,
     ) -> Key:
         key = access_control.authenticate_key(self._callers.keys, presented)
-        entry.caller = key.name
-        assert self._listener is not None  # noqa: S101  # it was started
+        record.caller = key.name
+        assert self._listener is not None  # noqa: S101  # start() has created it
         self._listener.mark_authenticated(request.protocol)
         if endpoint.path not in self._operations:
             raise GatewayError(error_responses.UNAUTHORIZED_OPERATION)
@@ -377,11 +386,12 @@ class Gateway:
         too_large = GatewayError(error_responses.BODY_TOO_LARGE, closes_connection=True)
         if (request.content_length or 0) > _MAX_BODY_BYTES:
             raise too_large
-        # The caller waits for 100 Continue, which only aiohttp's router sends. HTTP/1.0 has none.
+        # The caller waits for 100 Continue, which only aiohttp's router sends. HTTP/1.0 has no interim
+        # responses.
         if "Expect" in request.headers and request.version >= HttpVersion11:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
-        assert self._listener is not None  # noqa: S101  # it was started
+        assert self._listener is not None  # noqa: S101  # start() has created it
         body, content = Hidden(bytearray()), request.content
         try:
             async with asyncio.timeout(self._caller_timeout):
@@ -392,17 +402,17 @@ class Gateway:
                             raise too_large
         except TimeoutError:
             raise GatewayError(error_responses.BODY_TIMEOUT, closes_connection=True) from None
-        except (web.RequestPayloadError, ConnectionError):  # it broke off, or its framing did
+        except (web.RequestPayloadError, ConnectionError):  # the body is truncated, or its framing is invalid
             raise GatewayError(error_responses.INVALID_HTTP, closes_connection=True) from None
         return Hidden(bytes(body.reveal()))
 
     async def _handle_metrics_request(self, request: web.BaseRequest) -> web.StreamResponse:
-        assert self._metrics is not None  # noqa: S101  # it is served with them alone
+        assert self._metrics is not None  # noqa: S101  # this port is served only with metrics
         try:
             target = access_control.request_target(request)
             access_control.check_host(target, ())
-        except GatewayError as refused:
-            return error_responses.error_response(refused.reason, new_request_id())
+        except GatewayError as error:
+            return error_responses.error_response(error.reason, new_request_id())
         if target.path != "/metrics":
             return error_responses.error_response(error_responses.NOT_FOUND, new_request_id())
         return web.Response(
@@ -410,32 +420,37 @@ class Gateway:
         )
 
 
-def _normalize_hosts(host: str, names: Iterable[str]) -> frozenset[str]:
-    with contextlib.suppress(ValueError):  # such as "", which is every interface and stands in no Host header
-        names = (normalize_host(host), *names)
+def _normalize_hosts(host: str, allowed_hosts: Iterable[str]) -> frozenset[str]:
+    # An address such as "", which means every interface, is not a host name: no Host header contains it.
+    with contextlib.suppress(ValueError):
+        allowed_hosts = (normalize_host(host), *allowed_hosts)
     try:
-        return frozenset(normalize_host(name) for name in names)
+        return frozenset(normalize_host(name) for name in allowed_hosts)
     except (ValueError, TypeError):
-        raise ConfigurationError("names must be names of hosts, without scheme and port") from None
+        raise ConfigurationError("allowed_hosts must be host names, without scheme and port") from None
 
 
 def _create_authenticators(credentials: Mapping[str, CredentialsSource] | None) -> dict[str, Authenticator]:
-    given = {"default": None} if credentials is None else credentials
-    return {name: Authenticator(resolve_identity(who, None), "headers") for name, who in given.items()}
+    sources = {"default": None} if credentials is None else credentials
+    return {
+        name: Authenticator(resolve_identity(source, None), "headers") for name, source in sources.items()
+    }
 
 
 def _served_operations(operations: Iterable[str]) -> frozenset[str]:
     served = frozenset(operations)
     if unknown := served - set(ALL_OPERATIONS):
-        raise ConfigurationError(f"operations must be of {', '.join(ALL_OPERATIONS)}, not {min(unknown)!r}")
+        raise ConfigurationError(
+            f"operations must be among {', '.join(ALL_OPERATIONS)}, not {min(unknown)!r}"
+        )
     return served
 
 
 def _check_seconds(**durations: object) -> None:
     for name, value in durations.items():
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-            raise ConfigurationError(f"{name} must be a number of seconds from 0, not {value!r}")
+            raise ConfigurationError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
 
 
 def _url_host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    return f"[{host}]" if ":" in host else host  # an IPv6 address needs brackets

@@ -1,18 +1,18 @@
-// The page: what it begins with, its operations, and which of them is shown.
+// Starts the page: loads its settings, builds the navigation, and shows an operation.
 
 import * as connection from "./connection.js";
 import { byId, h, showProblem } from "./dom.js";
-import * as many from "./many.js";
-import * as one from "./one.js";
+import * as manyView from "./many-view.js";
+import * as operationView from "./operation-view.js";
 import { OPERATIONS, operationOf } from "./operations.js";
 import { LANGUAGES } from "./snippets.js";
 import { save, state } from "./state.js";
-import { recall, recallKey, takeCode } from "./storage.js";
+import { loadKey, loadPlain, takeCode } from "./storage.js";
 
 const RELAY = OPERATIONS.filter(({ group }) => group === "Relay").map(({ path }) => path);
 const SECRETS = { report_token: "REPORT_TOKEN", relay_token: "RELAY_TOKEN" };
 
-async function settings() {
+async function loadSettings() {
   try {
     const response = await fetch("/console/settings.json", { cache: "no-store", credentials: "omit" });
     const { environment, operations, version } = await response.json();
@@ -23,13 +23,13 @@ async function settings() {
 }
 
 function prepareNavigation() {
-  const narrow = matchMedia("(max-width: 55rem)"); // as in the style: the operations are above the form then
-  const go = (path) => {
+  const narrow = matchMedia("(max-width: 55rem)"); // as in the stylesheet, which then puts the operations first
+  const select = (path) => {
     show(path);
     if (narrow.matches) byId("work").scrollIntoView();
   };
   const entry = (path, title) =>
-    h("button", { type: "button", "data-path": path, onclick: () => go(path) }, title);
+    h("button", { type: "button", "data-path": path, onclick: () => select(path) }, title);
   const groups = new Map();
   for (const { group, path, title } of state.served) {
     if (!groups.has(group)) {
@@ -49,14 +49,14 @@ function show(path) {
     if (entry.dataset.path === path) entry.setAttribute("aria-current", "true");
     else entry.removeAttribute("aria-current");
   }
-  byId("start").hidden = true;
-  byId("one").hidden = path === "many";
+  byId("loading").hidden = true;
+  byId("single").hidden = path === "many";
   byId("many").hidden = path !== "many";
-  if (path === "many") many.show();
-  else one.show(path);
+  if (path === "many") manyView.show();
+  else operationView.show(path);
 }
 
-async function exchange(code) {
+async function exchangeCode(code) {
   try {
     const response = await fetch("/console/handover.json", {
       method: "POST",
@@ -71,56 +71,56 @@ async function exchange(code) {
   }
 }
 
-// Fill in the key and the tokens for which the address has a one-time code, and return whether there were any.
-async function bring() {
+// Fill in the key and the tokens for the one-time code in the address, and return whether the code was valid.
+async function fillInFromCode() {
   const code = takeCode();
   if (code === null) return false;
-  const brought = await exchange(code);
-  if (brought === null) {
-    showProblem(byId("key"), "The link", "was used before or has expired: enter the key here");
+  const values = await exchangeCode(code);
+  if (values === null) {
+    showProblem(byId("key"), "The link", "was used before or has expired; enter the key here");
     return false;
   }
-  state.key = brought.key ?? state.key;
+  state.key = values.key ?? state.key;
   for (const [name, variable] of Object.entries(SECRETS)) {
-    state.secrets[variable] = brought[name] ?? state.secrets[variable];
+    state.secrets[variable] = values[name] ?? state.secrets[variable];
   }
   connection.showKey();
   return true;
 }
 
 async function start() {
-  const kept = recall(OPERATIONS);
-  const language = LANGUAGES.some(({ name }) => name === kept.language) ? kept.language : "python";
+  const stored = loadPlain(OPERATIONS);
+  const language = LANGUAGES.some(({ name }) => name === stored.language) ? stored.language : "python";
   Object.assign(state, {
-    key: recallKey() ?? "",
-    address: kept.address ?? "",
-    inputs: kept.inputs,
+    key: loadKey() ?? "",
+    address: stored.address ?? "",
+    inputs: stored.inputs,
     language,
   });
-  connection.prepare(one.showCode);
-  await bring();
-  const { environment, operations, version } = await settings();
+  connection.prepare(operationView.showCode);
+  await fillInFromCode();
+  const { environment, operations, version } = await loadSettings();
   state.served = OPERATIONS.filter(({ path }) => operations.includes(path));
   state.environment = environment;
   connection.showEnvironment();
   byId("version").textContent = version ? `plaid_relay_async ${version}` : "";
   prepareNavigation();
-  one.prepare(show);
-  many.prepare();
+  operationView.prepare(show);
+  manyView.prepare();
   if (!state.served.length) {
-    byId("start").textContent = "This gateway serves no operation that this page knows.";
+    byId("loading").textContent = "This gateway serves no operation that this page supports.";
     return;
   }
-  const known =
-    state.served.includes(operationOf(kept.path)) ||
-    (kept.path === "many" && operations.includes("/credit/relay/create"));
-  show(known ? kept.path : state.served[0].path);
+  const isServed =
+    state.served.includes(operationOf(stored.path)) ||
+    (stored.path === "many" && operations.includes("/credit/relay/create"));
+  show(isServed ? stored.path : state.served[0].path);
 }
 
 window.addEventListener("hashchange", async () => {
-  if (await bring()) show(state.path);
+  if (await fillInFromCode()) show(state.path);
 });
 window.addEventListener("beforeunload", (event) => {
-  if ([...state.unsaved].some((lost) => lost())) event.preventDefault();
+  if ([...state.unsaved].some((wouldLose) => wouldLose())) event.preventDefault();
 });
 await start();

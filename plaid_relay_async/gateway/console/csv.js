@@ -1,7 +1,7 @@
-// CSV in and out (RFC 4180).
+// Reads and writes CSV (RFC 4180).
 
-import { url, word } from "./checks.js";
-import { commonShape, describe, isHeading, normalized, oddityOf, shapeOf } from "./identifiers.js";
+import { problemWithIdentifier, problemWithUrl } from "./checks.js";
+import { commonShape, describeShape, isHeading, normalize, oddityOf, shapeOf } from "./identifiers.js";
 
 const CELLS = {
   ",": /("(?:[^"]|"")*"|(?!")[^,\r\n]*)(,|\r\n|\n|\r|$)/y,
@@ -11,27 +11,27 @@ const CELLS = {
 };
 
 /**
- * The rows of a text that aren't blank, each with the line on which it begins.
- * @returns rows: [{line, cells}]; problem: what ended them early, or null
+ * Parse the rows of a text, without blank ones.
+ * @returns rows: [{line, cells}], with the line on which each row begins; problem: why parsing ended early, or null
  */
-export function parse(text, delimiter = ",", most = Infinity) {
+export function parse(text, delimiter = ",", maxRows = Infinity) {
   const cell = new RegExp(CELLS[delimiter]);
   const rows = [];
   let cells = [];
   let line = 1;
-  let first = 1;
+  let firstLine = 1;
   cell.lastIndex = text.match(/^\ufeff*/)[0].length;
-  while ((cell.lastIndex < text.length || cells.length) && rows.length < most) {
-    const found = cell.exec(text);
-    if (!found)
-      return { rows, problem: { line, text: "isn’t CSV: a quote stands where none may, or isn’t closed" } };
-    const [whole, raw, end] = found;
+  while ((cell.lastIndex < text.length || cells.length) && rows.length < maxRows) {
+    const match = cell.exec(text);
+    if (!match)
+      return { rows, problem: { line, text: "isn’t valid CSV: a quote is misplaced or not closed" } };
+    const [cellText, raw, end] = match;
     cells.push((raw.startsWith('"') ? raw.slice(1, -1).replaceAll('""', '"') : raw).trim());
-    line += whole.match(/\r\n|\n|\r/g)?.length ?? 0;
+    line += cellText.match(/\r\n|\n|\r/g)?.length ?? 0;
     if (end !== delimiter) {
-      if (cells.some(Boolean)) rows.push({ line: first, cells });
+      if (cells.some(Boolean)) rows.push({ line: firstLine, cells });
       cells = [];
-      first = line;
+      firstLine = line;
     }
   }
   return { rows, problem: null };
@@ -43,97 +43,98 @@ const BLANK = /^(?:[\ufeff \t,;|]*(?:\r\n|\n|\r))*/;
 const SEP = /^\ufeff*"?sep=(.?)[,;|\t]*"? *(?:\r\n|\n|\r|$)/i;
 
 /**
- * The partners of a list: with a header, or an id a line; by the rules of the command.
- * @param allowOdd whether identifiers are accepted that were probably meant as something else
+ * Parse a list of partners: CSV with a header, or an identifier on each line. The rules are those of the command.
+ * @param allowOdd whether to accept identifiers that probably are something else
  * @returns partners: [{line, partner, webhook}]; problems: [{line, text, odd}]; unknown: the ignored columns
  */
-export function partnersOf(text, allowOdd = false) {
+export function parsePartners(text, allowOdd = false) {
   const blank = BLANK.exec(text)[0];
   const sep = SEP.exec(text.slice(blank.length));
-  const before = blank.match(/\r\n|\n|\r/g)?.length ?? 0;
-  if (sep && !(sep[1] in CELLS)) return nothing(before + 1, "sep= isn’t followed by a delimiter");
+  const skippedLines = blank.match(/\r\n|\n|\r/g)?.length ?? 0;
+  if (sep && !(sep[1] in CELLS)) return failure(skippedLines + 1, "sep= isn’t followed by a delimiter");
   const body = text.slice(blank.length + (sep?.[0].length ?? 0));
-  const { rows, problem } = parse(body, sep?.[1] ?? delimiterOf(body));
-  for (const each of problem ? [...rows, problem] : rows) each.line += before + (sep ? 1 : 0);
+  const { rows, problem } = parse(body, sep?.[1] ?? detectDelimiter(body));
+  for (const item of problem ? [...rows, problem] : rows) item.line += skippedLines + (sep ? 1 : 0);
   if (!rows.length) return { partners: [], problems: problem ? [problem] : [], unknown: [] };
-  const header = headerOf(rows[0].cells);
-  if (header.text) return nothing(rows[0].line, header.text);
+  const header = parseHeader(rows[0].cells);
+  if (header.text) return failure(rows[0].line, header.text);
   const list = { partners: [], problems: problem ? [problem] : [], unknown: header.unknown };
-  for (const { line, cells } of header.given ? rows.slice(1) : rows) {
-    const [row, wrong, odd] = checked(line, cells, header.columns, allowOdd);
-    if (wrong) list.problems.push({ line, text: wrong, odd });
+  for (const { line, cells } of header.present ? rows.slice(1) : rows) {
+    const [row, error, odd] = parseRow(line, cells, header.columns, allowOdd);
+    if (error) list.problems.push({ line, text: error, odd });
     else list.partners.push(row);
   }
-  if (!allowOdd) setOddApart(list, header.given ? null : rows[0].line);
-  setRepeatedApart(list);
-  list.problems.sort((one, other) => one.line - other.line);
+  if (!allowOdd) rejectOddRows(list, header.present ? null : rows[0].line);
+  rejectDuplicates(list);
+  list.problems.sort((first, second) => first.line - second.line);
   return list;
 }
 
-const nothing = (line, text) => ({ partners: [], problems: [{ line, text }], unknown: [] });
+const failure = (line, text) => ({ partners: [], problems: [{ line, text }], unknown: [] });
 
-/** The delimiter with which the first row has the key's column, or else the most columns. */
-function delimiterOf(text) {
+/** Return the delimiter with which the first row has the identifier's column, or else the most columns. */
+function detectDelimiter(text) {
   const ranks = Object.keys(CELLS).map((delimiter) => {
     const cells = parse(text, delimiter, 1).rows[0]?.cells ?? [];
-    return [delimiter, (cells.map(normalized).includes(normalized(KEY)) ? 1e9 : 0) + cells.length];
+    return [delimiter, (cells.map(normalize).includes(normalize(KEY)) ? 1e9 : 0) + cells.length];
   });
-  return ranks.reduce((best, each) => (each[1] > best[1] ? each : best))[0];
+  return ranks.reduce((best, rank) => (rank[1] > best[1] ? rank : best))[0];
 }
 
-function headerOf(cells) {
-  const columns = cells.map((cell) => COLUMNS.find((name) => normalized(name) === normalized(cell)) ?? null);
+function parseHeader(cells) {
+  const columns = cells.map((cell) => COLUMNS.find((name) => normalize(name) === normalize(cell)) ?? null);
   const missing = COLUMNS.filter((name) => !columns.includes(name));
   const unknown = [...new Set(cells.filter((cell, index) => cell && !columns[index]))];
-  const twice = COLUMNS.find((name) => columns.indexOf(name) !== columns.lastIndexOf(name));
-  if (twice) return { text: `${twice} occurs twice in the header` };
+  const repeated = COLUMNS.find((name) => columns.indexOf(name) !== columns.lastIndexOf(name));
+  if (repeated) return { text: `${repeated} occurs twice in the header` };
   for (const cell of unknown) {
-    const meant = missing.find((name) => similarity(normalized(cell), normalized(name)) >= 0.8);
-    if (meant) return { text: `unknown column ${cell}; did you mean ${meant}?` };
+    const suggestion = missing.find((name) => similarity(normalize(cell), normalize(name)) >= 0.8);
+    if (suggestion) return { text: `unknown column ${cell}; did you mean ${suggestion}?` };
   }
   if (columns.includes(KEY)) {
-    const token = unknown.find((cell) => /^reporttokens?$/.test(normalized(cell)));
+    const token = unknown.find((cell) => /^reporttokens?$/.test(normalize(cell)));
     return token
       ? { text: `${token} can’t be a column here: all partners get the report whose token is above` }
-      : { given: true, columns, unknown };
+      : { present: true, columns, unknown };
   }
   if (cells.length > 1 || isHeading(cells[0])) {
     return { text: `${KEY} isn’t in the header; the columns are ${COLUMNS.join(", ")}. Rename the column` };
   }
-  return { given: false, columns: [KEY], unknown: [] };
+  return { present: false, columns: [KEY], unknown: [] };
 }
 
-/** How similar two names are, from 0 to 1, by Ratcliff and Obershelp as Python's difflib has it. */
-function similarity(one, other) {
-  return (2 * matching(one, other)) / (one.length + other.length);
+/** Return how similar two names are, from 0 to 1, by Ratcliff and Obershelp as in Python's difflib. */
+function similarity(first, second) {
+  return (2 * countMatching(first, second)) / (first.length + second.length);
 }
 
-function matching(one, other) {
+function countMatching(first, second) {
   let [from, at, length] = [0, 0, 0];
-  for (let start = 0; start < one.length; start += 1)
-    while (other.includes(one.slice(start, start + length + 1)) && start + length < one.length) {
+  for (let start = 0; start < first.length; start += 1)
+    while (second.includes(first.slice(start, start + length + 1)) && start + length < first.length) {
       length += 1;
-      [from, at] = [start, other.indexOf(one.slice(start, start + length))];
+      [from, at] = [start, second.indexOf(first.slice(start, start + length))];
     }
   if (!length) return 0;
-  const left = matching(one.slice(0, from), other.slice(0, at));
-  return length + left + matching(one.slice(from + length), other.slice(at + length));
+  const before = countMatching(first.slice(0, from), second.slice(0, at));
+  return length + before + countMatching(first.slice(from + length), second.slice(at + length));
 }
 
-function checked(line, cells, columns, allowOdd) {
-  if (cells.slice(columns.length).some(Boolean)) return [null, `has ${cells.length} cells, of ${columns.length}`];
-  const [partner, webhook] = COLUMNS.map((name) => restored(cells[columns.indexOf(name)] ?? ""));
-  const wrong = word(partner);
-  if (wrong) return [null, `${KEY} ${wrong}`];
-  if (webhook && url(webhook)) return [null, `webhook ${url(webhook)}`];
+function parseRow(line, cells, columns, allowOdd) {
+  if (cells.slice(columns.length).some(Boolean))
+    return [null, `has ${cells.length} cells; expected at most ${columns.length}`];
+  const [partner, webhook] = COLUMNS.map((name) => unescapeFormula(cells[columns.indexOf(name)] ?? ""));
+  const problem = problemWithIdentifier(partner);
+  if (problem) return [null, `${KEY} ${problem}`];
+  if (webhook && problemWithUrl(webhook)) return [null, `webhook ${problemWithUrl(webhook)}`];
   const oddity = allowOdd ? null : oddityOf(partner);
   return oddity ? [null, `${KEY} ${oddity}`, true] : [{ line, partner, webhook: webhook || null }];
 }
 
-/** Make problems of the rows whose shape nine in ten don't have, and of a first row that may be a header. */
-function setOddApart(list, headless) {
+/** Turn rows whose shape differs from nine in ten rows into problems, and a first row that may be a header. */
+function rejectOddRows(list, firstLineWithoutHeader) {
   const first = list.partners[0];
-  if (first?.line === headless && list.partners.length > 1) {
+  if (first?.line === firstLineWithoutHeader && list.partners.length > 1) {
     const others = list.partners.slice(1).map(({ partner }) => shapeOf(partner));
     if (shapeOf(first.partner) > commonShape(others)) {
       list.partners.shift();
@@ -145,25 +146,25 @@ function setOddApart(list, headless) {
     }
   }
   const common = commonShape(list.partners.map(({ partner }) => shapeOf(partner)));
-  takeOut(list, ({ partner }) =>
-    shapeOf(partner) > common ? `nine in ten rows are ${describe(common)}, and this one isn’t` : null,
+  rejectRows(list, ({ partner }) =>
+    shapeOf(partner) > common ? `nine in ten rows are ${describeShape(common)}, and this one isn’t` : null,
   );
 }
 
-function setRepeatedApart(list) {
-  const seen = new Map();
-  takeOut(
+function rejectDuplicates(list) {
+  const lines = new Map();
+  rejectRows(
     list,
     ({ line, partner }) => {
-      if (seen.has(partner)) return `${partner} is on line ${seen.get(partner)} already`;
-      seen.set(partner, line);
+      if (lines.has(partner)) return `${partner} is already on line ${lines.get(partner)}`;
+      lines.set(partner, line);
       return null;
     },
     false,
   );
 }
 
-function takeOut(list, problemOf, odd = true) {
+function rejectRows(list, problemOf, odd = true) {
   list.partners = list.partners.filter((row) => {
     const text = problemOf(row);
     if (text) list.problems.push({ line: row.line, text, odd });
@@ -171,32 +172,33 @@ function takeOut(list, problemOf, odd = true) {
   });
 }
 
-// What a spreadsheet would execute as a formula gets an apostrophe in front, as in plaid_relay_async/cli/formulas.py.
+// A cell that a spreadsheet would execute as a formula is escaped by an apostrophe, as in
+// plaid_relay_async/cli/formulas.py.
 const FORMULA = /^'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/;
-export const neutralized = (text) => (FORMULA.test(text) ? `'${text}` : text);
-export const restored = (cell) => (cell.startsWith("'") && FORMULA.test(cell) ? cell.slice(1) : cell);
-const quoted = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+export const escapeFormula = (text) => (FORMULA.test(text) ? `'${text}` : text);
+export const unescapeFormula = (cell) => (cell.startsWith("'") && FORMULA.test(cell) ? cell.slice(1) : cell);
+const quote = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
 
-/** Partners as a list that `partnersOf` reads. */
+/** Return partners as CSV that `parsePartners` reads. */
 export const partnersCsv = (rows) =>
   [COLUMNS, ...rows.map(({ partner, webhook }) => [partner, webhook ?? ""])]
-    .map((cells) => `${cells.map(quoted).join(",")}\n`)
+    .map((cells) => `${cells.map(quote).join(",")}\n`)
     .join("");
 
 const OUTCOME_COLUMNS = ["outcome", KEY, "relay_token", "request_id", "error_code", "attempts"];
 
-/** Outcomes as `plaid-relay bulk` writes them; a relay token is never changed. */
+/** Return outcomes as CSV in the form of `plaid-relay bulk`. Relay tokens are never escaped. */
 export function outcomesCsv(rows) {
   const lines = rows.map((row) =>
     [
       row.outcome,
-      neutralized(row.partner),
+      escapeFormula(row.partner),
       row.relayToken ?? "",
-      neutralized(row.requestId ?? ""),
-      neutralized(row.errorCode ?? ""),
+      escapeFormula(row.requestId ?? ""),
+      escapeFormula(row.errorCode ?? ""),
       String(row.attempts),
     ]
-      .map(quoted)
+      .map(quote)
       .join(","),
   );
   return [OUTCOME_COLUMNS.join(","), ...lines, ""].join("\n");

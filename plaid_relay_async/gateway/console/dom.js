@@ -1,6 +1,6 @@
-// Makes elements. Text is text: nothing here, or anywhere on this page, reads data as HTML.
+// Creates elements. Text stays text: no code of this page parses data as HTML.
 
-/** Make an element with attributes; one that begins with `on` is a listener. */
+/** Create an element with attributes; an attribute whose name begins with `on` is an event listener. */
 export function h(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -15,86 +15,86 @@ export function h(name, attributes = {}, ...children) {
 export const byId = (id) => document.getElementById(id);
 
 /**
- * Show what is wrong with a field on the line below it, or that nothing is.
+ * Show the problem with a field on the line below it, or hide that line.
  * @param problem words that follow the name, or null
  * @returns the problem
  */
 export function showProblem(field, name, problem) {
-  const line = byId(`${field.id}-wrong`);
+  const line = byId(`${field.id}-error`);
   field.setAttribute("aria-invalid", String(Boolean(problem)));
   line.hidden = !problem;
   line.textContent = problem ? `${name} ${problem}` : "";
   return problem;
 }
 
-/** Copy a text, and say so on the button for a moment. */
+/** Copy a text to the clipboard, and show the result on the button for 1.5 seconds. */
 export async function copy(text, button) {
-  const before = (button.dataset.label ??= button.textContent);
+  const label = (button.dataset.label ??= button.textContent);
   try {
     await navigator.clipboard.writeText(text);
     button.textContent = "Copied";
   } catch {
-    button.textContent = "Couldn’t copy";
+    button.textContent = "Copying failed";
   }
-  say(button.textContent);
-  setTimeout(() => (button.textContent = before), 1500);
+  announce(button.textContent);
+  setTimeout(() => (button.textContent = label), 1500);
   return button.textContent === "Copied";
 }
 
-/** Tell a screen reader, once. */
-export function say(text) {
-  const region = byId("said");
-  // The same words again would not be read.
+/** Have a screen reader read a text once. */
+export function announce(text) {
+  const region = byId("announcement");
+  // A screen reader does not read an unchanged text again.
   region.textContent = region.textContent === text ? `${text}\u00a0` : text;
 }
 
-/** Give something to be saved as a file. */
+/** Offer content to be saved as a file. */
 export function download(content, name, type) {
   const url = URL.createObjectURL(new Blob([content], { type }));
   h("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
-/** Ask a question in a dialog; give whether the answer was to go on. */
-export function ask(title, text, go) {
+/** Ask for confirmation in a dialog, and return whether it was given. */
+export function confirm(title, text, action) {
   return new Promise((resolve) => {
     const dialog = h(
       "dialog",
-      { "aria-labelledby": "ask-title", "aria-describedby": "ask-text" },
-      h("h2", { id: "ask-title" }, title),
-      h("p", { id: "ask-text" }, text),
+      { "aria-labelledby": "dialog-title", "aria-describedby": "dialog-text" },
+      h("h2", { id: "dialog-title" }, title),
+      h("p", { id: "dialog-text" }, text),
       h(
         "form",
         { method: "dialog", class: "row" },
-        h("button", { value: "no", class: "primary", autofocus: true }, "Don’t"),
-        h("button", { value: "go", class: "danger" }, go),
+        h("button", { value: "cancel", class: "primary", autofocus: true }, "Cancel"),
+        h("button", { value: "confirm", class: "danger" }, action),
       ),
     );
     dialog.addEventListener("close", () => {
       dialog.remove();
-      resolve(dialog.returnValue === "go");
+      resolve(dialog.returnValue === "confirm");
     });
     document.body.append(dialog);
     dialog.showModal();
   });
 }
 
-/** A field for a secret, hidden until somebody asks to see it. */
+/** Create a field for a secret, which is masked until its button is pressed. */
 export function secretField(attributes, label, lines = 0) {
-  // No password field: a browser would offer to keep its content.
-  const quiet = { autocomplete: "off", spellcheck: "false", autocapitalize: "off", autocorrect: "off" };
+  // This is not a password field, because a browser would offer to store its content.
+  const plain = { autocomplete: "off", spellcheck: "false", autocapitalize: "off", autocorrect: "off" };
   const field = lines
-    ? h("textarea", { ...quiet, rows: lines, class: "masked", ...attributes })
-    : h("input", { ...quiet, type: "text", class: "masked", ...attributes });
+    ? h("textarea", { ...plain, rows: lines, class: "masked", ...attributes })
+    : h("input", { ...plain, type: "text", class: "masked", ...attributes });
   const button = h(
     "button",
     { type: "button", class: "quiet", "aria-pressed": "false", "aria-label": `Show ${label}` },
     "Show",
   );
   button.addEventListener("click", () => {
-    const hidden = field.classList.toggle("masked");
-    button.setAttribute("aria-pressed", String(!hidden));
-    button.textContent = hidden ? "Show" : "Hide";
+    const masked = field.classList.toggle("masked");
+    button.setAttribute("aria-pressed", String(!masked));
+    button.textContent = masked ? "Show" : "Hide";
   });
-  return { field, whole: h("div", { class: "beside" }, field, button) };
+  return { field, container: h("div", { class: "beside" }, field, button) };
 }

@@ -1,246 +1,259 @@
-// What an answer means: whether something was done, and the way out. The rules are those of the package's errors.
+// Explains responses: whether the call was executed, and what to do. The rules are those of the package's errors.
 
-import { isPdf, retryAfter, textIn, tokensIn } from "./call.js";
+import { isPdf, parseRetryAfter, textIn, tokensIn } from "./http.js";
 
-// error_code: [what it means, the way out]
+const REPORT_PAGE = "Reload this page. If the error persists, report it.";
+
+// error_code: [meaning, action]
 const CODES = {
-  __proto__: null, // an answer may name anything
-  // The gateway's own.
+  __proto__: null, // a response may contain any code, also the name of an inherited member
+  // Of the gateway.
   UNAUTHORIZED_KEY: [
-    "The gateway doesn’t know this key.",
-    "Check the key at the top, or ask whoever runs the gateway for one.",
+    "The gateway does not know this key.",
+    "Check the key at the top, or ask the operator of the gateway for one.",
   ],
   UNAUTHORIZED_OPERATION: [
-    "This key, or this gateway, isn’t for this operation.",
-    "Use a key that is for it; a report’s owner creates and removes, its partner reads and refreshes.",
+    "This key, or this gateway, does not allow this operation.",
+    "Use a key that allows it. The lender creates and removes; the partner reads and refreshes.",
   ],
   UNAUTHORIZED_CREDENTIALS: [
-    "The gateway lacks the Plaid credentials that this key is bound to.",
-    "Whoever runs the gateway has to give it that set of credentials, or the key another set.",
+    "The gateway does not have the Plaid credentials that this key is bound to.",
+    "The operator of the gateway has to add that set of credentials, or bind the key to another set.",
   ],
   PARTNER_NOT_ALLOWED: [
     "This key may not share with that partner.",
-    "Check secondary_client_id, or ask whoever runs the gateway to let the key name this partner.",
+    "Check secondary_client_id, or ask the operator of the gateway for a key that allows this partner.",
   ],
   HOST_NOT_ALLOWED: [
-    "The gateway doesn’t answer to the name in this page’s address.",
-    "Open the page by the address that the gateway printed, or have that name added to the gateway’s.",
+    "The gateway does not accept the host name in this page’s address.",
+    "Open the address that the gateway printed, or have the host name added to the gateway (--name).",
   ],
   ORIGIN_NOT_ALLOWED: [
-    "The request seems to come from another site’s page.",
-    "Open this page by the gateway’s own address.",
+    "The request seems to come from a page of another site.",
+    "Open this page at the gateway’s own address.",
   ],
-  METHOD_NOT_ALLOWED: ["Operations are called with POST.", "Reload this page; if it stays, report it."],
+  METHOD_NOT_ALLOWED: ["Operations are called with POST.", REPORT_PAGE],
   INVALID_HEADERS: [
-    "The gateway can’t take these headers.",
-    "Reload this page; if it stays, something on the way changes headers.",
+    "The gateway does not accept these headers.",
+    "Reload this page. If the error persists, an intermediary changes headers.",
   ],
   INVALID_HTTP: [
-    "The request isn’t well-formed.",
-    "Something on the way changes requests: ask whoever runs it.",
+    "The request is not well-formed.",
+    "An intermediary changes requests; ask its operator.",
   ],
-  INTERNAL_ERROR: ["The gateway failed by a bug of its own.", ""],
-  INVALID_BODY: ["The request isn’t a JSON object.", "Reload this page; if it stays, report it."],
+  INTERNAL_ERROR: ["The gateway had an unexpected error.", ""],
+  INVALID_BODY: ["The body of the request is not a JSON object.", REPORT_PAGE],
   AMBIGUOUS_MEMBER: [
-    "The request has a member whose name is another spelling of one that Plaid knows.",
-    "Reload this page; if it stays, report it.",
+    "The request has a member whose name is a variant spelling of one of Plaid’s.",
+    REPORT_PAGE,
   ],
   UNSUPPORTED_MEDIA_TYPE: [
-    "The request isn’t plain JSON.",
-    "Something on the way changes requests: ask whoever runs it.",
+    "The request is not uncompressed JSON.",
+    "An intermediary changes requests; ask its operator.",
   ],
-  BODY_TOO_LARGE: ["The request has more than 1 MiB.", "Send fewer tokens at once."],
-  BODY_TIMEOUT: ["The request didn’t arrive in time.", "Nothing was carried out: send it again."],
-  BUSY: ["Too much is under way at once.", "Nothing was carried out: wait, and send it again."],
-  RATE_LIMIT: ["There were too many calls.", "Nothing was carried out: wait, and send it again."],
+  BODY_TOO_LARGE: ["The body of the request is larger than 1 MiB.", "Send fewer tokens in one request."],
+  BODY_TIMEOUT: ["The request did not arrive in time.", "Nothing was executed; send it again."],
+  BUSY: ["The gateway has too many calls in flight.", "Nothing was executed; wait, and send it again."],
+  RATE_LIMIT: ["There were too many calls.", "Nothing was executed; wait, and send it again."],
   UPSTREAM_UNREACHABLE: [
-    "The gateway couldn’t reach Plaid.",
+    "The gateway could not reach Plaid.",
     "Nothing was sent to Plaid, so it is safe to send it again later.",
   ],
   UPSTREAM_LOST: ["The gateway’s connection to Plaid was lost.", ""],
-  UPSTREAM_ENCODING: ["Plaid’s response has an encoding that the gateway can’t decode.", ""],
-  UPSTREAM_TIMEOUT: ["Plaid didn’t answer the gateway in time.", ""],
-  // Plaid's.
+  UPSTREAM_ENCODING: ["Plaid’s response has an encoding that the gateway cannot decode.", ""],
+  UPSTREAM_TIMEOUT: ["Plaid did not respond to the gateway in time.", ""],
+  // Of Plaid.
   INVALID_API_KEYS: [
-    "Plaid doesn’t accept the gateway’s credentials.",
-    "Whoever runs the gateway has to correct its client id or secret; a secret belongs to one environment.",
+    "Plaid does not accept the gateway’s credentials.",
+    "The operator of the gateway has to correct its client ID or secret. A secret is valid in one environment only.",
   ],
   UNAUTHORIZED_ENVIRONMENT: [
-    "These credentials aren’t for this environment.",
+    "These credentials are not valid in this environment.",
     "Ask Plaid for access, or use the sandbox.",
   ],
   UNAUTHORIZED_ROUTE_ACCESS: [
-    "These credentials aren’t for this operation.",
-    "Ask Plaid to enable it for you.",
+    "These credentials do not allow this operation.",
+    "Ask Plaid to enable it.",
   ],
-  INVALID_PRODUCT: ["These credentials aren’t for this product.", "Ask Plaid to enable it for you."],
-  MISSING_FIELDS: ["Fields are missing in the request.", "Fill in those that Plaid names."],
+  INVALID_PRODUCT: ["These credentials do not allow this product.", "Ask Plaid to enable it."],
+  MISSING_FIELDS: ["The request lacks required fields.", "Fill in the fields that Plaid names."],
   UNKNOWN_FIELDS: [
-    "Plaid doesn’t know some fields of the request.",
-    "Reload this page; if it stays, Plaid has changed: report it.",
+    "Plaid does not know some fields of the request.",
+    "Reload this page. If the error persists, Plaid’s API has changed; report it.",
   ],
-  INVALID_FIELD: ["Plaid doesn’t accept a value in the request.", "Correct the one that Plaid names."],
+  INVALID_FIELD: ["Plaid does not accept a value in the request.", "Correct the field that Plaid names."],
   INVALID_ASSET_REPORT_TOKEN: [
-    "Plaid doesn’t know this report token, or it was removed.",
-    "Check it for missing characters; it belongs to the owner’s credentials and to one environment.",
+    "Plaid does not know this report token, or it was removed.",
+    "Check it for missing characters. It is valid with the lender’s credentials, in one environment.",
   ],
   INVALID_RELAY_TOKEN: [
-    "This relay token is unknown, was removed, or is another’s.",
-    "Read and refresh with the partner’s key; create and remove with the owner’s.",
+    "This relay token is unknown, was removed, or belongs to another partner.",
+    "Read and refresh with the partner’s key; create and remove with the lender’s.",
   ],
   INVALID_ACCESS_TOKEN: [
-    "Plaid doesn’t know this access token, or it was removed.",
-    "Check it; it belongs to one environment.",
+    "Plaid does not know this access token, or it was removed.",
+    "Check it. It is valid in one environment only.",
   ],
   INVALID_PUBLIC_TOKEN: [
-    "Plaid doesn’t know this public token.",
-    "It is good for 30 minutes, and once: create another.",
+    "Plaid does not know this public token.",
+    "It is valid once, and for 30 minutes; create another.",
   ],
   PRODUCT_NOT_READY: [
     "The report is still being generated.",
-    "It takes seconds to a minute: send again in a moment.",
+    "This takes up to a minute; send the request again in a moment.",
   ],
   ASSET_REPORT_GENERATION_FAILED: [
-    "The report couldn’t be generated.",
-    "See causes in the answer, and create a new report.",
+    "The report could not be generated.",
+    "See causes in the response, and create a new report.",
   ],
   DATA_UNAVAILABLE: [
-    "An Item’s data couldn’t be had.",
-    "See causes in the answer; repair that Item, and create a new report.",
+    "The data of an Item is not available.",
+    "See causes in the response, repair that Item, and create a new report.",
   ],
   ITEM_LOGIN_REQUIRED: [
-    "The person has to log in at the bank again.",
-    "Let them go through Link’s update mode.",
+    "The user has to log in to the bank again.",
+    "Send the user through Link’s update mode.",
   ],
-  CREDITS_EXHAUSTED: ["The free allocation is used up.", "Waiting won’t help: talk to Plaid."],
-  TRIAL_CONNECTION_LIMIT: ["The trial’s Items are used up.", "Waiting won’t help: talk to Plaid."],
+  CREDITS_EXHAUSTED: ["The free allocation is used up.", "Waiting does not help; contact Plaid."],
+  TRIAL_CONNECTION_LIMIT: ["The trial’s Items are used up.", "Waiting does not help; contact Plaid."],
   PLANNED_MAINTENANCE: [
     "Plaid is down for maintenance.",
-    "Nothing was carried out. status.plaid.com tells when it is over; then send it again.",
+    "Nothing was executed. See status.plaid.com, and send it again when the maintenance is over.",
   ],
-  INTERNAL_SERVER_ERROR: ["Plaid had an error of its own.", ""],
-  SANDBOX_ONLY: ["This operation is there in the sandbox alone.", "Use a gateway to the sandbox."],
-  NOT_FOUND: ["There is no such operation here.", "Reload this page: the gateway may have been updated."],
+  INTERNAL_SERVER_ERROR: ["Plaid had an internal error.", ""],
+  SANDBOX_ONLY: ["This operation exists in the sandbox only.", "Use a gateway to the sandbox."],
+  NOT_FOUND: [
+    "The gateway has no such operation.",
+    "Reload this page: the gateway may have been updated.",
+  ],
 };
-const LASTING = new Set(["CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"]);
+const LASTING = new Set(["CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"]); // a 429 that does not pass
 const SHARED =
   /^(UNAUTHORIZED_.*|INVALID_API_KEYS|CREDITS_EXHAUSTED|(HOST|ORIGIN)_NOT_ALLOWED|INVALID_ASSET_REPORT_TOKEN|PRODUCT_NOT_READY)$/;
-const OF_REPORT = /^(ASSET_REPORT_ERROR|ASSETS_ERROR)$/; // types of errors
-const SURELY_NOT = new Set(["API_ERROR PLANNED_MAINTENANCE", "GATEWAY_ERROR UPSTREAM_UNREACHABLE"]);
+const REPORT_ERROR_TYPES = /^(ASSET_REPORT_ERROR|ASSETS_ERROR)$/;
+// Errors of 5xx that prove that the call was not executed.
+const NOT_EXECUTED = new Set(["API_ERROR PLANNED_MAINTENANCE", "GATEWAY_ERROR UPSTREAM_UNREACHABLE"]);
 
-/** What an error means, and the way out: sentences, or nothing for a code that isn't known. */
-export const wayOutOf = (code) => (CODES[code] ?? []).join(" ");
+/** Return what an error means and what to do, or an empty text for an unknown code. */
+export const explainCode = (code) => (CODES[code] ?? []).join(" ");
 
-/** What an operation makes, such as "an access token". */
-export const thingOf = ({ makes }) => `${/^[aeiou]/.test(makes) ? "an" : "a"} ${makes}`;
+/** Return what an operation creates, with its article, such as "an access token". */
+export const createdThing = ({ creates }) => `${/^[aeiou]/.test(creates) ? "an" : "a"} ${creates}`;
 
-/** Tell whether an error would meet every other row of a list, too: it has one report for all of them. */
-export const concernsEveryone = (code, type) => SHARED.test(code ?? "") || OF_REPORT.test(type ?? "");
-
-/**
- * How an attempt ended, as far as it tells what Plaid did.
- * @returns done; refused (nothing was carried out); later (the same, and it may pass later); unknown
- */
-export function endingOf(operation, reply) {
-  if (reply.status !== null && reply.status < 300)
-    return hasWhatItShould(operation, reply) ? "done" : "unknown";
-  if (reply.redirected) return "refused";
-  if (reply.status === null) return "unknown";
-  const [type, code] = [textIn(reply, "error_type"), textIn(reply, "error_code")];
-  if (SURELY_NOT.has(`${type} ${code}`)) return "later";
-  if (reply.status === 429) return LASTING.has(code) ? "refused" : "later";
-  return reply.status < 500 && type !== "API_ERROR" ? "refused" : "unknown";
-}
-
-// What gives a token has done its work as soon as that can be read, whatever else is wrong with the answer.
-function hasWhatItShould(operation, reply) {
-  if (operation.pdf) return reply.whole && isPdf(reply);
-  if (operation.gives) return Boolean(tokensIn(reply)[operation.gives]);
-  return reply.whole && reply.json !== null;
-}
+/** Return whether every other row of a list would fail with the same error: all rows share one key and one report. */
+export const affectsAllRows = (code, type) => SHARED.test(code ?? "") || REPORT_ERROR_TYPES.test(type ?? "");
 
 /**
- * Explain an answer to a person.
- * @returns kind (done, refused, later, unknown, lost), title, texts: sentences, the way out last
+ * Return what the end of an attempt proves.
+ * @returns succeeded; definitive (not executed, and a repeat would fail again); declined (not executed, and a later
+ *   attempt may succeed); in_doubt (it may have been executed)
  */
-export function explain(operation, reply) {
-  const ending = endingOf(operation, reply);
-  const [meaning, way] = CODES[textIn(reply, "error_code")] ?? ["", ""];
-  if (ending === "done") return { kind: "done", ...whatWasDone(operation, reply) };
-  if (ending === "unknown") return unsure(operation, reply, meaning || whatCame(reply));
-  if (reply.redirected) {
+export function certaintyOf(operation, response) {
+  if (response.status !== null && response.status < 300)
+    return hasResult(operation, response) ? "succeeded" : "in_doubt";
+  if (response.redirected) return "definitive";
+  if (response.status === null) return "in_doubt";
+  const [type, code] = [textIn(response, "error_type"), textIn(response, "error_code")];
+  if (NOT_EXECUTED.has(`${type} ${code}`)) return "declined";
+  if (response.status === 429) return LASTING.has(code) ? "definitive" : "declined";
+  return response.status < 500 && type !== "API_ERROR" ? "definitive" : "in_doubt";
+}
+
+// An operation that issues a token has succeeded if the token can be read, whatever else is wrong with the response.
+function hasResult(operation, response) {
+  if (operation.pdf) return response.complete && isPdf(response);
+  if (operation.issues) return Boolean(tokensIn(response)[operation.issues]);
+  return response.complete && response.json !== null;
+}
+
+/**
+ * Explain a response.
+ * @returns kind: succeeded, definitive, declined, in_doubt (safe to repeat) or unknown (not safe to repeat);
+ *   title; texts: sentences, of which the last says what to do
+ */
+export function explain(operation, response) {
+  const certainty = certaintyOf(operation, response);
+  const [meaning, action] = CODES[textIn(response, "error_code")] ?? ["", ""];
+  if (certainty === "succeeded") return { kind: "succeeded", ...describeSuccess(operation, response) };
+  if (certainty === "in_doubt") return explainDoubt(operation, response, meaning || describeFailure(response));
+  if (response.redirected) {
     return {
-      kind: "refused",
-      title: "Not carried out",
+      kind: "definitive",
+      title: "Not executed",
       texts: [
-        "Plaid’s side answered with a redirect, which isn’t followed.",
-        "Whoever runs the gateway has to check its upstream address.",
+        "The upstream server responded with a redirect, which is not followed.",
+        "The operator of the gateway has to check its upstream address.",
       ],
     };
   }
-  const wait = retryAfter(reply.headers);
+  const seconds = parseRetryAfter(response.headers);
   return {
-    kind: ending,
-    title: ending === "later" ? "Not carried out; it may work later" : "Not carried out",
+    kind: certainty,
+    title: certainty === "declined" ? "Not executed; it may succeed later" : "Not executed",
     texts: [
-      meaning || `The answer is an error: status ${reply.status}.`,
-      saidBy(reply),
-      way || textIn(reply, "suggested_action") || "Correct the request: the same one would be refused again.",
-      wait === null ? "" : `Wait ${wait} s before the next call.`,
+      meaning || `The response is an error with status ${response.status}.`,
+      quoteMessage(response),
+      action ||
+        textIn(response, "suggested_action") ||
+        "Correct the request. The same request would fail again.",
+      seconds === null ? "" : `Wait ${seconds} s before the next call.`,
     ].filter(Boolean),
   };
 }
 
-// Plaid's own words; the gateway's are those of the table above.
-function saidBy(reply) {
-  const message = textIn(reply, "error_message");
-  return message && textIn(reply, "error_type") !== "GATEWAY_ERROR" ? `Plaid says: “${message}”.` : "";
+// Plaid's message is quoted. The gateway's own message says the same as the table above.
+function quoteMessage(response) {
+  const message = textIn(response, "error_message");
+  return message && textIn(response, "error_type") !== "GATEWAY_ERROR" ? `Plaid says: “${message}”.` : "";
 }
 
-const DONE = { HARMLESS: "Read", IDEMPOTENT: "Removed", CREATES: "Created" };
-const CUT = "The answer broke off, but the token had arrived: keep it. What else the answer said is lost.";
+const SUCCESS_TITLES = { SAFE: "Read", IDEMPOTENT: "Removed", NON_IDEMPOTENT: "Created" };
+const TRUNCATED =
+  "The response was truncated after the token. The token is valid; the rest of the response is lost.";
 
-function whatWasDone(operation, reply) {
-  const texts = reply.json || operation.pdf ? [] : [CUT];
-  if (operation.gives) texts.push("Its token is among those in hand, below.");
-  return { title: operation.makes === "webhook" ? "Sent" : DONE[operation.replay], texts };
+function describeSuccess(operation, response) {
+  const texts = response.json || operation.pdf ? [] : [TRUNCATED];
+  if (operation.issues) texts.push("Its token is under Received tokens, below.");
+  return { title: operation.creates === "webhook" ? "Sent" : SUCCESS_TITLES[operation.idempotency], texts };
 }
 
-function whatCame({ status, whole }) {
-  if (status === null) return "No answer came, and the browser can’t tell whether the request had left.";
-  if (status < 300) return whole ? "The answer isn’t what it should be." : "The answer broke off.";
-  return `The answer is status ${status}, which doesn’t tell what was done.`;
+function describeFailure({ status, complete }) {
+  if (status === null) return "No response arrived. The browser does not report whether the request was sent.";
+  if (status < 300) return complete ? "The response does not have the expected form." : "The response was truncated.";
+  return `The response has status ${status}, which does not say whether the call was executed.`;
 }
 
-// By what a second attempt would do: what it is called, and the way out.
-const UNSURE = {
-  HARMLESS: ["lost", "Lost", () => ["It is a read, so it is safe to send it again."]],
+// By idempotency: kind, title, and a function that returns what to do.
+const DOUBTS = {
+  SAFE: ["in_doubt", "No result", () => ["It is a read, so it is safe to send it again."]],
   IDEMPOTENT: [
-    "lost",
-    "Nobody can tell",
+    "in_doubt",
+    "In doubt",
     () => [
       "It may have been removed. It is safe to send it again:",
-      "if it is gone, Plaid says that there is no such token.",
+      "if it was removed, Plaid responds that there is no such token.",
     ],
   ],
-  CREATES: [
+  NON_IDEMPOTENT: [
     "unknown",
-    "Unknown: nobody can tell",
+    "Unknown",
     (operation) => [
-      `${whatMayBe(operation)}, and Plaid can’t be asked: it neither lists nor finds what was made.`,
-      "It isn’t sent again by itself. Decide: ask Plaid’s support, with the request id if there is one,",
+      `${describePossibleResult(operation)}. Plaid’s API can neither list nor look up what was created.`,
+      "The page does not repeat the call. Ask Plaid’s support, with the request ID if there is one,",
       "or send it again and accept that there may be two.",
     ],
   ],
 };
 
-function whatMayBe(operation) {
-  if (operation.makes === "webhook") return "The webhook may have been sent";
-  const thing = thingOf(operation).replace("a", "A");
-  return `${thing} may exist that nobody holds${operation.makes.endsWith("token") ? "" : " the token of"}`;
+function describePossibleResult(operation) {
+  if (operation.creates === "webhook") return "The webhook may have been sent";
+  const thing = createdThing(operation).replace("a", "A");
+  return operation.creates.endsWith("token")
+    ? `${thing} may exist that was not received`
+    : `${thing} may exist whose token was not received`;
 }
 
-function unsure(operation, reply, meaning) {
-  const [kind, title, way] = UNSURE[operation.replay];
-  return { kind, title, texts: [meaning, saidBy(reply), way(operation).join(" ")].filter(Boolean) };
+function explainDoubt(operation, response, meaning) {
+  const [kind, title, action] = DOUBTS[operation.idempotency];
+  return { kind, title, texts: [meaning, quoteMessage(response), action(operation).join(" ")].filter(Boolean) };
 }

@@ -1,12 +1,12 @@
-// Texts that are shown with colours: code, and JSON as it came.
+// Formats text for display: highlighted code, indented JSON, sizes and durations.
 
 import { h } from "./dom.js";
 
-// A string without its last quote. One that isn't closed goes to the end of the text: otherwise each quote in it
-// would begin another search for the end, and the time would grow with the square of the length.
-const begun = (quote) => String.raw`${quote}[^${quote}\\]*(?:\\[^][^${quote}\\]*)*`;
-const DOUBLE = `${begun('"')}"?`;
-const TEMPLATE = `${begun("`")}\`?`;
+// A string without its closing quote. An unclosed string extends to the end of the text: otherwise each quote in it
+// would start another search for the end, and the time would grow with the square of the length.
+const opened = (quote) => String.raw`${quote}[^${quote}\\]*(?:\\[^][^${quote}\\]*)*`;
+const DOUBLE = `${opened('"')}"?`;
+const TEMPLATE = `${opened("`")}\`?`;
 
 const RULES = {
   python: [
@@ -28,7 +28,7 @@ const RULES = {
     ["number", /\b\d[\w.]*/y],
   ],
   json: [
-    ["name", new RegExp(`${begun('"')}"(?=:)`, "y")],
+    ["name", new RegExp(`${opened('"')}"(?=:)`, "y")],
     ["string", new RegExp(DOUBLE, "y")],
     ["keyword", /\b(?:true|false|null)\b/y],
     ["number", /-?\d[\d.eE+-]*/y],
@@ -36,70 +36,70 @@ const RULES = {
 };
 RULES.bulk = RULES.python;
 
-/** A text as nodes, what has a meaning in its language in a span. */
-export function coloured(language, text) {
+/** Return a text as nodes, with a span around each token that is highlighted. */
+export function highlight(language, text) {
   const nodes = [];
   let plain = 0;
   for (let at = 0; at < text.length;) {
-    const found = wordAt(language, text, at);
-    if (!found) {
+    const match = matchAt(language, text, at);
+    if (!match) {
       at += 1;
       continue;
     }
     if (plain < at) nodes.push(text.slice(plain, at));
-    nodes.push(h("span", { class: `c-${found[0]}` }, found[1]));
-    plain = at += found[1].length;
+    nodes.push(h("span", { class: `c-${match[0]}` }, match[1]));
+    plain = at += match[1].length;
   }
   nodes.push(text.slice(plain));
   return nodes;
 }
 
-function wordAt(language, text, at) {
+function matchAt(language, text, at) {
   for (const [kind, rule] of RULES[language]) {
     rule.lastIndex = at;
-    const found = rule.exec(text);
-    if (found) return [kind, found[0]];
+    const match = rule.exec(text);
+    if (match) return [kind, match[0]];
   }
   return null;
 }
 
-const PIECES = new RegExp(String.raw`${DOUBLE}|[{}[\],:]|[^\s{}[\],:"]+`, "g");
+const JSON_TOKENS = new RegExp(String.raw`${DOUBLE}|[{}[\],:]|[^\s{}[\],:"]+`, "g");
 
-const DEEPEST = 40; // levels that are indented: of a response that nests 100,000, the rest would fill the memory
+const MAX_DEPTH = 40; // levels that are indented; the indentation of 100,000 levels would fill the memory
 
-/** JSON with line breaks; each number and string stays as it came, for money is decimal. */
-export function laidOut(json) {
+/** Indent JSON. Each number and string stays as it was sent, because amounts of money are decimals. */
+export function indentJson(json) {
   let depth = 0;
-  let empty = false;
-  const out = [];
-  const line = () => `\n${"  ".repeat(Math.min(depth, DEEPEST))}`;
-  for (const [piece] of json.matchAll(PIECES)) {
-    if (piece === "}" || piece === "]") {
+  let isEmpty = false;
+  const output = [];
+  const newLine = () => `\n${"  ".repeat(Math.min(depth, MAX_DEPTH))}`;
+  for (const [token] of json.matchAll(JSON_TOKENS)) {
+    if (token === "}" || token === "]") {
       depth -= 1;
-      out.push(empty ? piece : line() + piece);
-    } else if (piece === ",") {
-      out.push(piece, line());
-    } else if (piece === ":") {
-      out.push(": ");
+      output.push(isEmpty ? token : newLine() + token);
+    } else if (token === ",") {
+      output.push(token, newLine());
+    } else if (token === ":") {
+      output.push(": ");
     } else {
-      if (empty) out.push(line());
-      out.push(piece);
+      if (isEmpty) output.push(newLine());
+      output.push(token);
     }
-    empty = piece === "{" || piece === "[";
-    if (empty) depth += 1;
+    isEmpty = token === "{" || token === "[";
+    if (isEmpty) depth += 1;
   }
-  return out.join("");
+  return output.join("");
 }
 
-/** The same with tokens hidden. */
-export const withoutTokens = (json) =>
+/** Return JSON with its tokens masked. */
+export const maskTokens = (json) =>
   json.replace(
     /("(?:relay_token|asset_report_token|access_token|public_token)"\s*:\s*")(?:\\.|[^"\\])*/g,
     "$1••••••••",
   );
 
-/** A count of bytes for people. */
-export function sizeOf(bytes) {
+/** Return a number of bytes in a readable unit. */
+export function formatSize(bytes) {
   return bytes < 1000
     ? `${bytes} bytes`
     : bytes < 1e6
@@ -107,5 +107,5 @@ export function sizeOf(bytes) {
       : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-export const secondsOf = (seconds) =>
+export const formatSeconds = (seconds) =>
   seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(1)} s`;

@@ -1,23 +1,23 @@
-// What the page knows. Of this only what `storage` takes outlives the page.
+// The state of the page. Only what `storage` accepts outlives it.
 
-import { bodyOf, valueOf } from "./request.js";
+import { bodyOf, valueOf } from "./request-body.js";
 import { OPERATIONS } from "./operations.js";
-import { keep } from "./storage.js";
+import { savePlain } from "./storage.js";
 
 export const state = {
   key: "",
-  address: "", // for the code; empty is this page's own
+  address: "", // for the code; empty means this page's own gateway
   path: "/credit/relay/create", // of the operation that is shown, or "many"
   language: "python",
-  served: [], // operations
-  environment: undefined, // production, sandbox, null (the gateway forwards to something else), or not told
-  inputs: {}, // plain ones, by path and name
-  secrets: {}, // tokens, by the variable of the code
-  unsaved: new Set(), // functions that tell whether something would be lost by leaving
+  served: [], // the operations that the gateway serves
+  environment: undefined, // production, sandbox, null (the gateway forwards to another address), or not reported
+  inputs: {}, // inputs without secrets, by path and name
+  secrets: {}, // tokens, by the environment variable that the code reads
+  unsaved: new Set(), // functions that return whether leaving the page would lose something
 };
 
 export const addressOf = () => state.address || location.origin;
-export const save = () => keep(OPERATIONS, state);
+export const save = () => savePlain(OPERATIONS, state);
 
 export const textOf = (operation, input) =>
   input.env
@@ -29,30 +29,32 @@ export function setText(operation, input, text) {
   else (state.inputs[operation.path] ??= {})[input.name] = text;
 }
 
-/** The plain inputs of an operation by name. */
-export const plainOf = (operation) =>
+/** Return the inputs of an operation that aren't secret, by name. */
+export const plainInputsOf = (operation) =>
   Object.fromEntries(
     operation.inputs.filter(({ env }) => !env).map((input) => [input.name, textOf(operation, input)]),
   );
 
-/** The body to send, tokens and all. */
+/** Return the body to send, including tokens. */
 export const bodyToSend = (operation) =>
   bodyOf(operation, (input) => valueOf(input, textOf(operation, input)));
 
-// ------------------------------------------------------------- what a repeat would make a second time
+// ----------------------------------------------------------------------------- calls that must not be repeated
 
-const made = new Map();
+// The calls of non-idempotent operations that were made on this page: "succeeded" or "unknown". Repeating one of
+// them would create a second token or report.
+const calls = new Map();
 
-function nameOf(operation, body) {
-  // A webhook makes no other thing of it.
+function callId(operation, body) {
+  // The webhook does not change what is created.
   const { webhook, ...rest } = body;
   return JSON.stringify([operation.path, rest]);
 }
 
-/** Note that something was made, or that nobody can tell. */
-export const note = (operation, body, kind) => {
-  if (operation.replay === "CREATES") made.set(nameOf(operation, body), kind);
+/** Record that a call created something, or that its outcome is unknown. */
+export const recordCall = (operation, body, kind) => {
+  if (operation.idempotency === "NON_IDEMPOTENT") calls.set(callId(operation, body), kind);
 };
 
-/** Whether the same was made on this page: "done", "unknown", or undefined. */
-export const madeBefore = (operation, body) => made.get(nameOf(operation, body));
+/** Return the result of the same call earlier on this page: "succeeded", "unknown", or undefined. */
+export const earlierCall = (operation, body) => calls.get(callId(operation, body));

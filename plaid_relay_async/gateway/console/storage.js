@@ -1,56 +1,56 @@
-// What the browser keeps: plain inputs, never a token, and a key only for this tab, if that was asked for.
+// What the browser stores: inputs without secrets, never a token, and the key only for this tab and on request.
 
 import { looksSecret, problemWithAddress } from "./checks.js";
 
 const PLAIN = "plaid-relay-console";
 const KEY = "plaid-relay-console-key";
 
-// Storage may be switched off, full, or hold what an older page left: then the page starts afresh.
-function attempt(work, otherwise) {
+// Storage may be disabled or full, or contain values of an older page. The page then starts without them.
+function attempt(access, fallback) {
   try {
-    return work() ?? otherwise;
+    return access() ?? fallback;
   } catch {
-    return otherwise;
+    return fallback;
   }
 }
 
-/** What was kept: address, path, language, and inputs by path and name. */
-export function recall(operations) {
-  const kept = attempt(() => JSON.parse(localStorage.getItem(PLAIN)), {});
+/** Return what was stored: address, path, language, and inputs by path and name. */
+export function loadPlain(operations) {
+  const stored = attempt(() => JSON.parse(localStorage.getItem(PLAIN)), {});
   return {
-    address: text(kept.address),
-    path: text(kept.path),
-    language: text(kept.language),
-    inputs: plainInputs(operations, kept.inputs),
+    address: text(stored.address),
+    path: text(stored.path),
+    language: text(stored.language),
+    inputs: plainInputs(operations, stored.inputs),
   };
 }
 
-export function keep(operations, { address, path, language, inputs }) {
-  const kept = { path, language, inputs: plainInputs(operations, inputs) };
-  if (!problemWithAddress(address) && address !== location.origin) kept.address = address;
-  attempt(() => localStorage.setItem(PLAIN, JSON.stringify(kept)));
+export function savePlain(operations, { address, path, language, inputs }) {
+  const plain = { path, language, inputs: plainInputs(operations, inputs) };
+  if (!problemWithAddress(address) && address !== location.origin) plain.address = address;
+  attempt(() => localStorage.setItem(PLAIN, JSON.stringify(plain)));
 }
 
-// A value of another type than the page writes, as another version of it may have done, counts as none.
+// A value of another type, which another version of the page may have stored, is ignored.
 const text = (value) => (typeof value === "string" ? value : undefined);
 
-function plainInputs(operations, inputs) {
+function plainInputs(operations, values) {
   const plain = {};
-  for (const { path, inputs: known } of operations) {
-    for (const { name, kind, env } of known) {
-      const value = inputs?.[path]?.[name];
-      const fits = kind === "flag" ? value === true : text(value) && !looksSecret(value);
-      if (!env && fits) (plain[path] ??= {})[name] = value;
+  for (const { path, inputs } of operations) {
+    for (const { name, kind, env } of inputs) {
+      const value = values?.[path]?.[name];
+      const isValid = kind === "flag" ? value === true : text(value) && !looksSecret(value);
+      if (!env && isValid) (plain[path] ??= {})[name] = value;
     }
   }
   return plain;
 }
 
-export const recallKey = () => attempt(() => sessionStorage.getItem(KEY), null);
-export const keepKey = (key) => attempt(() => sessionStorage.setItem(KEY, key));
+export const loadKey = () => attempt(() => sessionStorage.getItem(KEY), null);
+export const saveKey = (key) => attempt(() => sessionStorage.setItem(KEY, key));
 export const forgetKey = () => attempt(() => sessionStorage.removeItem(KEY));
 
-/** The one-time code that the address brought as #code=..., which is taken out of it; null without one. */
+/** Return the one-time code of an address that ends with #code=..., and remove it from the address; null without one. */
 export function takeCode() {
   const code = new URLSearchParams(location.hash.slice(1)).get("code");
   if (code !== null) history.replaceState(null, "", location.pathname);

@@ -292,4 +292,4 @@ def _forwarded_headers(headers: Mapping[str, str], names: Iterable[str]) -> dict
 
 
 def _ignore_interruption(_response: RawResponse | None, _error: PlaidRelayError) -> None:
-    """Ignore a cancelled attempt: only a closing gateway cancels one, and it closes the caller's connection."""
+    """Ignore a cancelled attempt: only a closing gateway cancels one, and it also closes the connection."""

@@ -326,7 +326,7 @@ class KeyFile:
             problem = error.strerror
         else:
             return
-        # Raised outside of `except`: a chained exception would refer to the frame of `add`, which has the key.
+        # Raised outside of `except`: a chained exception would refer to the frame of `add` with the key.
         raise ConfigurationError(f"{self.path} can't be written: {problem}")
 
     def _parse_keys(self, text: str) -> tuple[Key, ...]:

@@ -1,4 +1,4 @@
-"""The command `plaid-relay`; it comes with the extra `cli`."""
+"""The command `plaid-relay`, which requires the extra `cli`."""
 
 import contextlib
 import io
@@ -19,18 +19,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        words: the command line, in place of the process's own.
+        argv: the arguments in place of those of the process. With it, the standard streams and the logging of
+            the process stay as they are.
 
     Returns:
-        The exit status: 0 done, 1 some failed, 2 wrong usage or input, 3 some unknown, 70 a bug.
+        The exit status: 0 all done, 1 some failed, 2 wrong usage or input, 3 some unknown, 70 a bug.
     """
     try:
         from plaid_relay_async.cli.app import run_command
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA_PACKAGES:
             raise
-        needed = "plaid-relay needs cyclopts, platformdirs and rich: pip install 'plaid_relay_async[cli]'"
-        sys.stderr.write(f"{needed}\n")
+        message = "plaid-relay needs cyclopts, platformdirs and rich: pip install 'plaid_relay_async[cli]'"
+        sys.stderr.write(f"{message}\n")
         return 2
     if argv is not None:
         with signals:
@@ -44,27 +45,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _ClosedStream(io.TextIOBase):
-    """A standard stream that the caller closed: it has no descriptor, and drops what is written."""
+    """Replaces a standard stream that was closed before the process started, and discards all text."""
 
     def write(self, text: str, /) -> int:
-        """Drop the text."""
+        """Discard the text."""
         return len(text)
 
 
 def _open_standard_streams() -> None:
-    """Occupy the descriptors of streams that the caller closed, so that no other file takes their place."""
-    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
+    """Open the descriptors of closed standard streams on the null device.
+
+    Otherwise the next file that is opened would have such a descriptor, and would receive the text of that
+    stream.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         continue
-    os.close(nowhere)
+    os.close(descriptor)
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, _ClosedStream())
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the locale may lack a name's characters
+        # A name may contain characters that the locale can't represent.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush_streams(status: int) -> int:
-    """Flush the standard streams, and return the exit status: a reader that is gone doesn't change it."""
+    """Flush the standard streams, and return the exit status.
+
+    A reader that has closed its end doesn't change the status. A signal changes it to 1, and discards the
+    text.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             if not signals.interrupted:
@@ -74,7 +84,8 @@ def _flush_streams(status: int) -> int:
             status = 1
         except (OSError, ValueError):
             pass
-        # Python flushes once more at its exit: it would change the status, or wait for a reader.
+        # Python flushes again when it exits. Without a reader that would fail and change the status, or
+        # block.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status

@@ -1,4 +1,4 @@
-"""Lets `python -m plaid_relay_async.cli` do what `plaid-relay` does."""
+"""Runs the command `plaid-relay` as `python -m plaid_relay_async.cli`."""
 
 import sys
 

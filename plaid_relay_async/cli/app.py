@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import sys
 import traceback
@@ -49,6 +50,7 @@ from plaid_relay_async.cli.rows import (
     creation_form,
     shared_report_form,
 )
+from plaid_relay_async.cli.serving import variable_names
 from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.simulate import parse_clients, serve_simulator
 from plaid_relay_async.cli.survey import InputSurvey
@@ -74,11 +76,11 @@ if TYPE_CHECKING:
 _HELP = """\
 Share Plaid Asset Reports with partners: one relay token and one recorded outcome for each partner.
 
-PLAID_CLIENT_ID and PLAID_SECRET are the credentials. PLAID_ENV (default: sandbox) or PLAID_BASE_URL selects \
-the address to call, and HTTPS_PROXY and NO_PROXY the proxy. Wherever a token is needed, @FILE reads it from \
-a file and - from standard input, so that it doesn't appear in the list of processes.
+Credentials are read from PLAID_CLIENT_ID and PLAID_SECRET. PLAID_ENV (default: sandbox) or PLAID_BASE_URL \
+selects the address to call; HTTPS_PROXY and NO_PROXY select the proxy. Pass a token as @FILE to read it \
+from a file, or as - to read it from standard input, so that it doesn't appear in the list of processes.
 
-Exit status: 0 all done, 1 some failed, 2 wrong usage or input, 3 some unknown, 70 a bug.
+Exit status: 0 all done, 1 some failed, 2 wrong usage or input, 3 some outcomes unknown, 70 a bug.
 """
 
 app = App(
@@ -88,50 +90,48 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-for each in (gateway, runs, status, export, forget, rotate):
-    app.command(each)
+for command in (gateway, runs, status, export, forget, rotate):
+    app.command(command)
 
 ReportToken: TypeAlias = Annotated[
     str,
-    Parameter(allow_leading_hyphen=True, help="The report to share: its asset_report_token, @FILE, or -."),
+    Parameter(allow_leading_hyphen=True, help="asset_report_token of the report to share, @FILE, or -."),
 ]
 OptionalReportToken: TypeAlias = Annotated[
     str | None,
     Parameter(
         allow_leading_hyphen=True,
-        help="Report token for rows without one, @FILE, or -; a plain list of partner IDs is then enough.",
+        help="Report token, @FILE, or -, for rows without one; a plain list of partner IDs is then enough.",
     ),
 ]
-RelayToken: TypeAlias = Annotated[
-    str, Parameter(allow_leading_hyphen=True, help="The relay token, @FILE, or -.")
-]
+RelayToken: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True, help="Relay token, @FILE, or -.")]
 BaseURL: TypeAlias = Annotated[
     str | None,
-    Parameter(name="--base-url", help="Address to call, in place of PLAID_BASE_URL and PLAID_ENV."),
+    Parameter(name="--base-url", help="Base URL, in place of PLAID_BASE_URL and PLAID_ENV."),
 ]
 Timeout: TypeAlias = Annotated[
     float | None,
-    Parameter(help="Seconds for one call with all its attempts. Default: 300."),
+    Parameter(help="Timeout in seconds for one call with all its attempts. Default: 300."),
 ]
 OutputPath: TypeAlias = Annotated[
     str,
     Parameter(
         name="--output",
         allow_leading_hyphen=True,
-        help="Output of the outcomes: a new file (.csv for CSV, else JSON Lines), or - for standard output.",
+        help="Output for the outcomes: a new file (.csv for CSV, else JSON Lines), or - for standard output.",
     ),
 ]
 Strict: TypeAlias = Annotated[
-    bool, Parameter(negative="", help="Reject a report that differs from Plaid's specification.")
+    bool, Parameter(negative="", help="Reject reports that differ from Plaid's specification.")
 ]
-Append: TypeAlias = Annotated[bool, Parameter(negative="", help="Add to the output if it exists.")]
+Append: TypeAlias = Annotated[bool, Parameter(negative="", help="Append to the output if it exists.")]
 Concurrency: TypeAlias = Annotated[int, Parameter(help="Maximum number of concurrent calls.")]
 AllowOddIDs: TypeAlias = Annotated[
     bool,
     Parameter(
         name="--allow-odd-ids",
         negative="",
-        help="Accept partner IDs that look like a formula, a number or a heading, or differ from the rest.",
+        help="Accept partner IDs that look like a formula, a number or a heading, or differ from the others.",
     ),
 ]
 
@@ -144,7 +144,7 @@ class InputOptions:
     Attributes:
         delimiter: the delimiter of CSV; `None` to recognize it from the header.
         column: `COLUMN=NAME` for each column that has a different name in the input.
-        no_header: whether the first line is a row even if it looks like a header.
+        no_header: whether the first line is a row, even if it looks like a header.
     """
 
     delimiter: Annotated[
@@ -159,7 +159,7 @@ class InputOptions:
         Parameter(
             negative="",
             show_default=False,
-            help="COLUMN=NAME: read COLUMN from the column NAME of the input. May be repeated.",
+            help="COLUMN=NAME: read COLUMN from the input's column NAME. May be repeated.",
         ),
     ] = ()
     no_header: Annotated[
@@ -176,16 +176,16 @@ class InputOptions:
         delimiter = {"tab": "\t", r"\t": "\t"}.get(self.delimiter or "", self.delimiter)
         if delimiter is not None and delimiter not in DELIMITERS:
             raise UsageError(f"--delimiter: must be one of {' '.join(DELIMITERS.values())}")
-        mapped: dict[str, str] = {}
-        for column, _, name in (word.partition("=") for word in self.column):
-            if column in mapped:
-                raise UsageError(f"--column: {column} is given twice")
-            mapped[column] = name
-        if not all(column in columns.names and name.strip() for column, name in mapped.items()):
+        column_names: dict[str, str] = {}
+        for column, _, name in (value.partition("=") for value in self.column):
+            if column in column_names:
+                raise UsageError(f"--column: {column} is mapped twice")
+            column_names[column] = name
+        if not all(column in columns.names and name.strip() for column, name in column_names.items()):
             raise UsageError(f"--column: must be COLUMN=NAME, with one of {', '.join(columns.names)}")
-        if mapped and self.no_header:
+        if column_names and self.no_header:
             raise UsageError("--column: can't be used with --no-header")
-        return InputFormat(delimiter, mapped, may_have_header=not self.no_header)
+        return InputFormat(delimiter, column_names, may_have_header=not self.no_header)
 
 
 # ---------------------------------------------------------------------------------------- the commands
@@ -216,7 +216,7 @@ def bulk(
     ] = False,
     dry_run: Annotated[
         bool,
-        Parameter(negative="", help="Check the whole input, print what would be sent, and send nothing."),
+        Parameter(negative="", help="Check all of the input, print what would be sent, and send nothing."),
     ] = False,
     output: OutputPath = "-",
     append: Append = False,
@@ -229,6 +229,7 @@ def bulk(
     """Create a relay token for each row of a file, and write an outcome for each.
 
     With --journal and --run, repeat the command to resume an interrupted run.
+
     Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
     """
     if source == report_token == "-":
@@ -266,13 +267,14 @@ def create(
         raise UsageError(f"--partner: {oddity}; --allow-odd-ids accepts it")
     client, journal = _build_client(base_url, proxy, timeout), journal_options.build_journal()
     request = _build_request(read_token(report_token, "--report-token"), partner, webhook)
-    # A pause that Plaid asks for is queueing to a batch, but for a single call it has to fit its time.
+    # In a batch, waiting for a rate limit counts against no timeout. A single call must respect its timeout,
+    # so it fails immediately if the delay that Plaid requests is longer.
     retry = RetryPolicy(max_pause=timeout or RetryPolicy().max_pause)
-    with open_output(output) as sink:
+    with open_output(output) as writer:
         rows = FileRows(iter([request]), 1)
-        board = ProgressDisplay(1, bar=False)
+        display = ProgressDisplay(1, bar=False)
         run = BatchRunner(
-            client, rows, sink, board, signals, 1, retry=retry, journal=journal, print_errors=True
+            client, rows, writer, display, signals, 1, retry=retry, journal=journal, print_errors=True
         )
         return run.exit_status(signals.run(run()))
 
@@ -287,19 +289,19 @@ def get(
     proxy: ProxyOption = None,
     timeout: Timeout = None,
 ) -> ExitStatus:
-    """Read a report that was shared with you, as JSON.
+    """Print a report that was shared with you, as JSON.
 
-    A report that differs from Plaid's specification is printed as Plaid sent it, with status 1.
+    A report that differs from Plaid's specification is printed as Plaid sent it, with exit status 1.
     """
     client, token = _build_client(base_url, proxy, timeout), read_token(relay_token, "RELAY_TOKEN")
     file = open_stdout()
     try:
-        answer = _run_call(client, lambda: client.relay.get(token))
+        response = _run_call(client, lambda: client.relay.get(token))
     except ResponseDecodeError as error:
         if not strict and (report := undecoded_report(error)) is not None:
             write_all(file, report)
         raise
-    write_all(file, to_json(answer, indent=2) + b"\n")
+    write_all(file, to_json(response, indent=2) + b"\n")
     return ExitStatus.DONE
 
 
@@ -315,18 +317,18 @@ def pdf(
     proxy: ProxyOption = None,
     timeout: Timeout = None,
 ) -> ExitStatus:
-    """Read a report that was shared with you, as a PDF."""
+    """Download a report that was shared with you, as a PDF."""
     client, token = _build_client(base_url, proxy, timeout), read_token(relay_token, "RELAY_TOKEN")
     if output == "-":
         file = open_stdout()
         if file.isatty():
-            raise UsageError("--output: a PDF can't be shown on a terminal; name a file, or use a pipe")
+            raise UsageError("--output: a PDF can't be shown on a terminal; pass a file name, or use a pipe")
         write_all(file, _run_call(client, lambda: client.relay.get_pdf(token)).content)
         return ExitStatus.DONE
     try:
         _run_call(client, lambda: client.relay.download_pdf(token, output))
     except FileExistsError:
-        raise UsageError(f"{output}: is there already") from None
+        raise UsageError(f"{output}: already exists") from None
     return ExitStatus.DONE
 
 
@@ -337,18 +339,20 @@ def fetch(
         Parameter(
             name="INPUT",
             allow_leading_hyphen=True,
-            help="CSV with a header, JSON, or -; column: relay_token. A list of tokens, one a line, and the "
-            "output of bulk are accepted, too.",
+            help="CSV with a header, JSON, or -; column: relay_token. A list of tokens, one per line, and "
+            "the output of bulk are accepted too.",
         ),
     ],
     /,
     *,
     folder: Annotated[
         Path,
-        Parameter(name="--dir", help="Folder for the reports, one file each; created if it doesn't exist."),
+        Parameter(
+            name="--dir", help="Folder for the reports, one file per report; created if it doesn't exist."
+        ),
     ],
     kind: Annotated[
-        Literal["json", "pdf"], Parameter(name="--format", help="What to fetch: json or pdf.")
+        Literal["json", "pdf"], Parameter(name="--format", help="Format of the reports.")
     ] = "json",
     insights: Annotated[bool, Parameter(negative="", help="Include categories and merchants.")] = False,
     input_options: InputOptions = InputOptions(),
@@ -360,14 +364,16 @@ def fetch(
     proxy: ProxyOption = None,
     timeout: Timeout = None,
 ) -> ExitStatus:
-    """Read all reports that were shared with you, and store each in a file of its own.
+    """Fetch all reports that were shared with you, and store each in a separate file.
 
     A report whose file exists isn't fetched again.
-    A report that differs from Plaid's specification is stored as Plaid sent it, with status 1.
+
+    A report that differs from Plaid's specification is stored as Plaid sent it, with exit status 1.
+
     Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
     """
     if insights and kind == "pdf":
-        raise UsageError("--insights: goes with --format json")
+        raise UsageError("--insights: requires --format json")
     client = _build_client(base_url, proxy, timeout, concurrency)
     store = ReportStore(folder, "insights.json" if insights else kind)
     store.prepare()
@@ -386,19 +392,19 @@ def refresh(
     proxy: ProxyOption = None,
     timeout: Timeout = None,
 ) -> ExitStatus:
-    """Refresh a report that was shared with you."""
-    late: list[LateOutcome] = []
+    """Refresh a report that was shared with you, and print the response with its new token."""
+    late_outcomes: list[LateOutcome] = []
     client, token = (
-        _build_client(base_url, proxy, timeout, late_outcomes=late),
+        _build_client(base_url, proxy, timeout, late_outcomes=late_outcomes),
         read_token(relay_token, "RELAY_TOKEN"),
     )
     file = open_stdout()
     try:
-        answer = _run_write_call(client, lambda: client.relay.refresh(token), late)
+        response = _run_write_call(client, lambda: client.relay.refresh(token), late_outcomes)
     except KeyboardInterrupt:
         print_message("interrupted: the outcome of the refresh is unknown")
         return ExitStatus.UNKNOWN
-    return write_token_response(file, to_json(answer, indent=2) + b"\n", to_json(answer) + b"\n")
+    return write_token_response(file, to_json(response, indent=2) + b"\n", to_json(response) + b"\n")
 
 
 @app.command
@@ -412,27 +418,27 @@ def remove(
     proxy: ProxyOption = None,
     timeout: Timeout = None,
 ) -> ExitStatus:
-    """Revoke one relay token; a journal that has it doesn't return it any more."""
-    late: list[LateOutcome] = []
+    """Revoke one relay token, and record that in the journal, if one is passed."""
+    late_outcomes: list[LateOutcome] = []
     client, token = (
-        _build_client(base_url, proxy, timeout, late_outcomes=late),
+        _build_client(base_url, proxy, timeout, late_outcomes=late_outcomes),
         read_token(relay_token, "RELAY_TOKEN"),
     )
-    told_to = None if journal is None else ExistingJournal(journal, key_file).build_journal()
+    recorder = None if journal is None else ExistingJournal(journal, key_file).build_journal()
     file = open_stdout()
 
     async def removal() -> RelayRemoveResponse:
-        async with told_to or contextlib.nullcontext():
-            return await client.relay.remove(token, journal=told_to)
+        async with recorder or contextlib.nullcontext():
+            return await client.relay.remove(token, journal=recorder)
 
     try:
-        answer = _run_write_call(client, removal, late)
+        response = _run_write_call(client, removal, late_outcomes)
     except KeyboardInterrupt:
         print_message("interrupted: the outcome of the removal is unknown; removing the token again is safe")
         return ExitStatus.UNKNOWN
-    told = evolve(answer, additional_properties={**answer.additional_properties, "inferred": answer.inferred})
-    write_all(file, to_json(told, indent=2) + b"\n")
-    return ExitStatus.DONE if answer.removed else ExitStatus.FAILED
+    properties = {**response.additional_properties, "inferred": response.inferred}
+    write_all(file, to_json(evolve(response, additional_properties=properties), indent=2) + b"\n")
+    return ExitStatus.DONE if response.removed else ExitStatus.FAILED
 
 
 @app.command
@@ -441,7 +447,9 @@ def revoke(
     /,
     *,
     existing_journal: ExistingJournal,
-    partner: Annotated[str | None, Parameter(help="Those of this secondary_client_id alone.")] = None,
+    partner: Annotated[
+        str | None, Parameter(help="Revoke only the tokens of this secondary_client_id.")
+    ] = None,
     yes: SkipConfirmation = False,
     output: OutputPath = "-",
     append: Append = False,
@@ -453,18 +461,19 @@ def revoke(
     """Revoke the relay tokens that a run created, and write an outcome for each.
 
     Repeat the command to resume it after an interruption.
+
     Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
     """
     client, journal = (
         _build_client(base_url, proxy, timeout, concurrency),
         existing_journal.build_journal(name),
     )
-    held = run_query(journal, lambda opened: TokensToRevoke.read(opened, name, partner))
-    question = f"Relay tokens of the run {name!r}: {len(held.partners):,}. Remove them?"
-    if held.partners and not confirm(question, yes=yes):
+    tokens = run_query(journal, lambda journal: TokensToRevoke.read(journal, name, partner))
+    question = f"Revoke the relay tokens of the run {name!r} ({len(tokens.partners):,})?"
+    if tokens.partners and not confirm(question, yes=yes):
         return ExitStatus.FAILED
-    rows = FileRows(iter(held.partners), len(held.partners))
-    run = partial(RevokeRunner, client, concurrency=concurrency, journal=journal, tokens=held)
+    rows = FileRows(iter(tokens.partners), len(tokens.partners))
+    run = partial(RevokeRunner, client, concurrency=concurrency, journal=journal, tokens=tokens)
     return _run_batch(run, rows, output, append=append)
 
 
@@ -474,11 +483,13 @@ def simulate(
     port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0,
     client: Annotated[
         list[str] | None,
-        Parameter(negative="", help="ID:SECRET; take these credentials alone, not any. May be repeated."),
+        Parameter(
+            negative="", help="ID:SECRET: accept only these credentials. Default: any. May be repeated."
+        ),
     ] = None,
     report: Annotated[
         list[str] | None,
-        Parameter(negative="", help="A report token, ready from the start. May be repeated."),
+        Parameter(negative="", help="Token of a report that is ready from the start. May be repeated."),
     ] = None,
 ) -> ExitStatus:
     """Run a local Plaid simulator until interrupted."""
@@ -489,17 +500,17 @@ def simulate(
 def console(
     *, port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0
 ) -> ExitStatus:
-    """Show the gateway's page on a local Plaid simulator until interrupted."""
+    """Serve the gateway's page on a local Plaid simulator until interrupted."""
     return signals.run(run_console(port, signals))
 
 
 @app.command
 def demo() -> ExitStatus:
-    """Show the main job on a simulator: several hundred partners, some refusals, one lost answer."""
+    """Share a report with 400 partners on a simulator that rejects some requests and loses a response."""
     return signals.run(run_demo(signals))
 
 
-# -------------------------------------------------------------------------------- what they have in common
+# ------------------------------------------------------------------------------------ shared by the commands
 
 
 def _build_client(
@@ -511,11 +522,17 @@ def _build_client(
     late_outcomes: list[LateOutcome] | None = None,
 ) -> RelayClient:
     if timeout is not None and not 0 < timeout < math.inf:
-        raise UsageError("--timeout: must be a number of seconds above 0")
+        raise UsageError("--timeout: must be a number of seconds greater than 0")
     if concurrency < 1:
-        raise UsageError("--concurrency: must be a whole number from 1")
-    if (most := max_connections()) is not None and concurrency > most:
-        raise UsageError(f"--concurrency: this shell allows {most} connections at most; raise ulimit -n")
+        raise UsageError("--concurrency: must be an integer of at least 1")
+    if (limit := max_connections()) is not None and concurrency > limit:
+        raise UsageError(f"--concurrency: this shell allows at most {limit} connections; raise ulimit -n")
+    # The client's own error tells a caller of the Python API to pass credentials; the command has no option
+    # for them.
+    missing = [name for name in variable_names("default") if not os.environ.get(name)]
+    if missing:
+        names = " and ".join(missing)
+        raise UsageError(f"no credentials: set {names} (see https://dashboard.plaid.com/developers/keys)")
     timeouts = Timeouts() if timeout is None else Timeouts(total=timeout)
     return RelayClient(
         base_url=base_url,
@@ -527,17 +544,17 @@ def _build_client(
     )
 
 
-def _read_report_token(word: str) -> str:
-    return _build_request(read_token(word, "--report-token"), "any-partner", None).report_tokens[0]
+def _read_report_token(value: str) -> str:
+    return _build_request(read_token(value, "--report-token"), "any-partner", None).report_tokens[0]
 
 
 def _build_request(report_token: str, partner: str, webhook: str | None) -> RelayCreateRequest:
     try:
         return RelayCreateRequest((report_token,), partner, webhook)
     except RequestValidationError as error:
-        field, wrong = error.field, error.problem
+        field, problem = error.field, error.problem
     option = {"secondary_client_id": "--partner", "webhook": "--webhook"}.get(field, "--report-token")
-    raise UsageError(f"{option}: {wrong}")
+    raise UsageError(f"{option}: {problem}")
 
 
 def _run_input(
@@ -551,7 +568,7 @@ def _run_input(
 ) -> ExitStatus:
     if source.is_same_file(output):
         name = "standard output" if output == "-" else output
-        raise UsageError(f"{name}: is the input, too")
+        raise UsageError(f"{name}: is also the input")
     rows = source.rows(form, survey)
     if isinstance(rows, FileRows) and survey is not None:
         _report_unknown_columns(source)
@@ -586,12 +603,12 @@ def _run_batch(
     *,
     append: bool,
 ) -> ExitStatus:
-    with open_output(output, append=append) as sink:
-        board = ProgressDisplay(rows.total, bar=not (output == "-" and sys.stdout.isatty()))
-        run = create_runner(rows, sink, board, signals)
-        tally = signals.run(run())
-    board.show_totals(tally)
-    return run.exit_status(tally)
+    with open_output(output, append=append) as writer:
+        display = ProgressDisplay(rows.total, bar=not (output == "-" and sys.stdout.isatty()))
+        run = create_runner(rows, writer, display, signals)
+        counts = signals.run(run())
+    display.show_totals(counts)
+    return run.exit_status(counts)
 
 
 def _run_call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> Any:
@@ -605,16 +622,18 @@ def _run_call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> A
 def _run_write_call(
     client: RelayClient, operation: Callable[[], Awaitable[Any]], late_outcomes: list[LateOutcome]
 ) -> Any:
-    """Make a call that changes something: if a signal comes while it is in flight, its response still counts.
+    """Make a call that isn't read-only, and return its response even if a signal interrupts it.
+
+    The client waits for the response of an interrupted call, and reports it as a late outcome.
 
     Args:
-        client: of the call.
-        operation: makes it.
-        late: where the client stores the outcome of a call that was interrupted.
+        client: the client, which is not open yet.
+        operation: makes the call.
+        late_outcomes: the list to which the client appends the outcome of an interrupted call.
 
     Raises:
-        PlaidRelayError: it failed.
-        KeyboardInterrupt: a signal came, and the outcome is unknown.
+        PlaidRelayError: the call failed.
+        KeyboardInterrupt: a signal was received, and the outcome is unknown.
     """
     try:
         return _run_call(client, operation)
@@ -627,11 +646,11 @@ def _run_write_call(
         raise
 
 
-# --------------------------------------------------------------------------------------- from words to exit
+# ------------------------------------------------------------------------------------ the exit status
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Run the command, and give its exit status."""
+    """Run the command, and return its exit status."""
     try:
         return (
             app(argv, exit_on_error=False, print_error=False, result_action="return_value") or ExitStatus.DONE
@@ -641,7 +660,7 @@ def run_command(argv: Sequence[str]) -> int:
         status = ExitStatus.USAGE
     except KeyboardInterrupt:
         lines, status = ["interrupted"], ExitStatus.FAILED
-    except Exception as error:  # noqa: BLE001  # the last place where a bug can be told without what it held
+    except Exception as error:  # noqa: BLE001  # a traceback could show a token
         lines, status = _describe_error(error)
     print_message(f"plaid-relay: {lines[0]}", *lines[1:])
     return status
@@ -659,8 +678,8 @@ def _describe_error(error: Exception) -> tuple[list[str], ExitStatus]:
 
 
 def _redact_values(text: str, argv: Sequence[str]) -> str:
-    """Take out of a message of cyclopts what was typed, but for names: a token may be among it."""
-    values = {word.partition("=")[2] if word.startswith("-") else word for word in argv}
+    """Redact the arguments in a message of cyclopts, except command names: one may be a token."""
+    values = {arg.partition("=")[2] if arg.startswith("-") else arg for arg in argv}
     for value in sorted(values - {"", *app, *gateway, *keys}, key=len, reverse=True):
         text = re.sub(rf"(?<![\w-]){re.escape(value)}(?![\w-])", "[...]", text)
     return text

@@ -1,4 +1,4 @@
-"""Words of the command line that say where something is, and questions to whoever typed them."""
+"""Arguments whose value can be read from a file or from standard input, and the confirmation prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ProxyOption: TypeAlias = Annotated[
 
 
 def read_value(value: str, name: str) -> str:
-    """Return what `@FILE` holds, without a byte order mark, or a word as it is.
+    """Return the value, or for `@FILE` the content of the file without surrounding white space.
 
     Raises:
         UsageError: the file can't be read.
@@ -29,10 +29,10 @@ def read_value(value: str, name: str) -> str:
 
 
 def read_token(value: str, name: str) -> str:
-    """Return a token: the word itself, or what `@FILE` holds, or standard input for `-`.
+    """Return a token: the value itself, for `@FILE` the content of the file, or for `-` standard input.
 
     Raises:
-        UsageError: it can't be read, or looks like an option.
+        UsageError: the token can't be read, or looks like an option.
     """
     if value == "-":
         return _read_text(None, name)
@@ -51,18 +51,22 @@ def _read_text(path: str | None, name: str) -> str:
 
 
 def confirm(question: str, *, yes: bool) -> bool:
-    """Ask on the terminal, unless it was answered on the command line.
+    """Ask a question on the terminal, and return whether the answer is yes.
+
+    Args:
+        question: the question.
+        yes: whether the user has confirmed with `--yes`; then there is no prompt.
 
     Raises:
-        UsageError: nobody is there to be asked.
+        UsageError: standard input isn't a terminal.
     """
     if yes:
         return True
     if sys.stdin is None or not sys.stdin.isatty():
-        raise UsageError("--yes: is needed where nobody can be asked")
+        raise UsageError("standard input is not a terminal: pass --yes to confirm")
     StderrWriter().write(f"{sanitize(question)} [y/N] ")
     StderrWriter().flush()
     if sys.stdin.readline().strip().lower() in {"y", "yes"}:
         return True
-    print_message("nothing was done")
+    print_message("nothing was changed")
     return False

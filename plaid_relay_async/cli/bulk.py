@@ -1,4 +1,8 @@
-"""Runs a batch for the command: every row gets an outcome, whatever comes in between."""
+"""Runs a batch for the command, and writes one outcome for each row of the input.
+
+That holds whatever ends the batch: a signal, an invalid row, an error that all requests share, or an output
+or a journal that can't be written. A row whose request was not sent is written as `not_attempted`.
+"""
 
 from __future__ import annotations
 
@@ -31,25 +35,27 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from plaid_relay_async.batch import Batch
-    from plaid_relay_async.journal import Journal  # noqa: TC004  # it comes with an extra
+    from plaid_relay_async.journal import Journal  # noqa: TC004  # requires an extra
     from plaid_relay_async.outcomes import BatchResult, Progress
 
 
 @define(eq=False)
 class BatchRunner:
-    """One batch, of creations unless a subclass says otherwise, from its first row to its table.
+    """Sends one batch of creations, writes an outcome for each row, and reports progress and problems.
+
+    Subclasses send other operations.
 
     Attributes:
-        kinds: the outcomes that there may be, as the table shows them.
-        client: not open yet.
-        rows: what to do.
-        output: takes each outcome.
-        board: tells people.
-        signals: the first drains, the second abandons the drain.
-        concurrency: so many calls at once.
-        retry: in place of the client's policy.
-        journal: not open yet, if there is one.
-        aloud: whether the text of each error is told.
+        outcome_kinds: the kinds of outcomes, in the order of the closing table.
+        client: the client, which is not open yet.
+        rows: the rows of the input.
+        output: receives each outcome.
+        display: shows progress and messages on standard error.
+        signals: the first signal starts a drain, the second one abandons it.
+        concurrency: the maximum number of concurrent calls.
+        retry: a policy in place of the client's.
+        journal: the journal, which is not open yet, or `None`.
+        print_errors: whether the text of each error is printed.
     """
 
     outcome_kinds: ClassVar[tuple[str, ...]] = ("created", "failed", "unknown", "not_attempted")
@@ -68,18 +74,20 @@ class BatchRunner:
     _journal_error: PlaidRelayError | None = field(default=None, init=False)
     _counts: Counter[str] = field(factory=Counter, init=False)
     _error_codes: Counter[str] = field(factory=Counter, init=False)
-    _unsent_by_code: Counter[str] = field(
-        factory=Counter, init=False
-    )  # by the code that stopped their report
+    # Requests that were not sent because their report has failed, by the code of that failure.
+    _unsent_by_code: Counter[str] = field(factory=Counter, init=False)
     _error_by_code: dict[str, PlaidRelayError] = field(factory=dict, init=False)
 
     async def __call__(self) -> OutcomeCounts:
-        """Send, write down, and tell what was out of the ordinary; the table is the caller's to show.
+        """Send the batch, write its outcomes, and print what a user must know; the caller shows the table.
+
+        Returns:
+            The number of outcomes of each kind.
 
         Raises:
             JournalError: the journal can't be opened; nothing was sent.
-            ConfigurationError: its key is another; nothing was sent.
-            Exception: a bug; what was created until then is in the output.
+            ConfigurationError: the journal has another key; nothing was sent.
+            Exception: a bug; the tokens that were created before it are in the output.
         """
         async with self.journal or contextlib.nullcontext(), self.client:
             batch = self._create_batch()
@@ -100,10 +108,10 @@ class BatchRunner:
             Counter({kind: self._counts[kind] for kind in self.outcome_kinds}), self._error_codes
         )
 
-    # --------------------------------------------------------------------------- what a subclass may change
+    # --------------------------------------------------------------------------- overridden by subclasses
 
     def _create_batch(self) -> Batch[Any]:
-        """Give the batch, which tells `_write` of each outcome."""
+        """Create the batch, which passes each outcome to `_on_outcome`."""
         return self.client.relay.create_many(
             self._iter_requests(),
             concurrency=self.concurrency,
@@ -113,29 +121,36 @@ class BatchRunner:
         )
 
     async def _iter_requests(self) -> AsyncIterator[Any]:
-        """Give the requests of the rows that are left."""
+        """Yield the requests of the remaining rows."""
         async for row in self._remaining_rows():
             yield row
 
     def _output_fields(self, outcome: Any) -> dict[str, Any]:
-        """Give the fields of an outcome's line; a bare request is one that was not attempted."""
+        """Return the fields of an output line.
+
+        Args:
+            outcome: an outcome, or a request that was not attempted.
+        """
         request = getattr(outcome, "request", outcome)
         return outcome_fields(outcome, request.secondary_client_id)
 
     def _output_problem(self) -> str | None:
-        """Say why no more can be written down."""
+        """Return why no further outcome can be written or recorded, or `None`."""
         if self.output.error is not None:
-            return f"the output takes no more: {failure_reason(self.output.error)}"
+            return f"the output can't be written: {failure_reason(self.output.error)}"
         return None if self._journal_error is None else str(self._journal_error)
 
-    # ---------------------------------------------------------------------------------------- on the way
+    # ----------------------------------------------------------------------------- while the batch runs
 
     async def _send_all(self, batch: Batch[Any]) -> None:
         async with batch as outcomes:
-            async for _ in outcomes:  # each was written before it came here
+            # `_on_outcome` has already written the outcome. Waiting for the output here is backpressure: the
+            # batch sends nothing more while the reader of the output is slow.
+            async for _ in outcomes:
                 await self.output.drain()
                 if self.output.error is not None:
-                    self.rows.close()  # a drain would wait for the next row of a pipe
+                    # Otherwise the batch, when it drains, would wait for the next row of a pipe.
+                    self.rows.close()
                     break
             self._draining = True
 
@@ -165,7 +180,7 @@ class BatchRunner:
         self.output.write(fields, journalled=journalled)
 
     def _written_progress(self, batch: Batch[Any]) -> Progress:
-        """Where the batch stands by what is written: a row may have its outcome without it."""
+        """Return the progress with counts of written outcomes, which include rows that needed no request."""
         failed, unknown = self._counts["failed"], self._counts["unknown"]
         succeeded = self._counts.total() - failed - unknown
         return evolve(batch.progress, succeeded=succeeded, failed=failed, unknown=unknown)
@@ -176,26 +191,28 @@ class BatchRunner:
         now = self._written_progress(batch)
         if self._interruptions == 1:
             self.display.print_message(
-                f"stopping: {now.done} done, {now.in_flight} in flight; press Ctrl-C again to stop at once"
+                f"stopping: {now.done} done, {now.in_flight} in flight; press Ctrl-C again to abandon them"
             )
+            # The cancellation leaves `async with batch`, which drains. If it drains already, it isn't
+            # interrupted.
             if not self._draining:
                 sending.cancel()
         elif self._interruptions == 2:
             self.display.print_message(
-                f"stopping at once: {now.done} done, {now.in_flight} in flight are given up"
+                f"abandoning the calls in flight: {now.done} done, {now.in_flight} abandoned"
             )
             self.output.stop_waiting()
             batch.abandon()
 
-    # ----------------------------------------------------------------------------------------- afterwards
+    # -------------------------------------------------------------------------------- after the batch
 
     async def _write_remaining(self, result: BatchResult[Any]) -> None:
-        """Write down what was not attempted: what the batch gave back, and what nobody has read yet."""
+        """Write the rows that were not attempted: those that the batch returned, and those not read yet."""
         for request in result.not_attempted:
             await self._write_not_attempted(request)
         if self.output.error is not None:
             self.rows.close()
-        with contextlib.suppress(BadInputError):  # the rows know which
+        with contextlib.suppress(BadInputError):  # `rows.problem` describes it
             async for request in self._iter_requests():
                 await self._write_not_attempted(request)
         await self.output.drain()
@@ -206,24 +223,28 @@ class BatchRunner:
 
     def _print_explanations(self, result: BatchResult[Any]) -> None:
         if self.rows.problem is not None:
-            self.display.print_message(self.rows.problem.text, "from there on nothing was sent")
-        elif (broken := self._output_problem()) is not None:
-            self.display.print_message(broken)
+            self.display.print_message(self.rows.problem.text, "no row after it was sent")
+        elif (problem := self._output_problem()) is not None:
+            self.display.print_message(problem)
         elif result.stopped_by is not None and not self.print_errors:
-            self.display.print_message(f"stopped early, for all would meet this: {result.stopped_by}")
+            self.display.print_message(
+                f"stopped early, because all requests share this error: {result.stopped_by}"
+            )
         for code, count in self._unsent_by_code.items():
             self.display.print_message(f"{count} requests: {self._error_by_code[code]}")
         if not self.rows.exhausted:
             self.display.print_message("the input was not read to its end")
 
     def exit_status(self, counts: OutcomeCounts) -> ExitStatus:
-        """Give the exit status that a batch deserves."""
+        """Return the exit status of the batch."""
         if counts.by_outcome["unknown"] or self.output.token_lost:
             return ExitStatus.UNKNOWN
         if self.rows.problem is not None:
             return ExitStatus.USAGE
-        partly = counts.by_outcome["failed"] or counts.by_outcome["not_attempted"] or not self.rows.exhausted
-        return ExitStatus.FAILED if partly or self._output_problem() is not None else ExitStatus.DONE
+        incomplete = (
+            counts.by_outcome["failed"] or counts.by_outcome["not_attempted"] or not self.rows.exhausted
+        )
+        return ExitStatus.FAILED if incomplete or self._output_problem() is not None else ExitStatus.DONE
 
 
 def _shared_report_error(outcome: object) -> PlaidRelayError | None:
@@ -235,14 +256,18 @@ def _shared_report_error(outcome: object) -> PlaidRelayError | None:
 
 
 def _journal_error_of(sending: asyncio.Task[None]) -> PlaidRelayError | None:
-    """Give what ended it on the journal's side, and raise what isn't foreseen.
+    """Return the error of the journal that ended the batch, or `None`.
 
-    Our own interruption is, and a row or an output that can't pass.
+    The command's own cancellation, an invalid row and a failed output are expected, and reported elsewhere.
+
+    Raises:
+        Exception: the batch ended with an unexpected error.
     """
     error = None if sending.cancelled() else sending.exception()
     if isinstance(error, BatchStoppedError):
         error = error.__cause__
-    if isinstance(error, JournalError | ConfigurationError):  # its keys may open some tokens, and not others
+    # A ConfigurationError appears here if the journal's keys decrypt only some of its tokens.
+    if isinstance(error, JournalError | ConfigurationError):
         return error
     if error is not None and not isinstance(error, BadInputError | BrokenOutputError):
         raise error

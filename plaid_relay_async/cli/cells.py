@@ -1,4 +1,7 @@
-"""Reads CSV, JSON Lines or JSON into rows of named cells, and reports each problem with its line."""
+"""Reads CSV, JSON Lines or JSON as rows of named cells, and reports each problem with its line.
+
+An input that may have been misread is an error, never a guess, because the requests can't be undone.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,16 @@ from attrs import define, field, frozen
 
 from plaid_relay_async.cli.formulas import restore
 from plaid_relay_async.cli.identifiers import is_heading, normalize_name
+from plaid_relay_async.codec import contains_token
 
 DELIMITERS = {",": ",", ";": ";", "|": "|", "\t": "tab"}
 _SEP_LINE = re.compile(r'"?sep=(.?)[,;|\t]*"?[ \r\n]*', re.IGNORECASE)
+# A name without digits can't be a token or a secret of Plaid's, or a key of the gateway.
+_COLUMN_NAME = re.compile(r"[^\W\d_](?:[^\W\d]|[ /.()-]){0,39}")
 _BLANK = " \t\r\n,;|"
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NOT_DECODED = re.compile("[\udc80-\udcff]")
-_MAX_LENGTH = 64 * 1024 * 1024  # characters of a row or a document; `bulk` writes shorter cells
+_MAX_LENGTH = 64 * 1024 * 1024  # characters of a row or a document; the cells that `bulk` writes are shorter
 _MAX_HEADER_LENGTH = 1024 * 1024
 _MAX_UNKNOWN_COLUMNS = 1000
 _JSON_SPACE = (" ", "\t", "\r", "\n")
@@ -46,8 +52,8 @@ class Columns:
     Attributes:
         names: the names of all columns.
         key: the column that every row must have.
-        value: the term for a value of that column in messages.
-        alone: whether a list of such values without a header is accepted.
+        value_term: the term for a value of that column in messages.
+        list_allowed: whether a list of such values without a header is accepted.
     """
 
     names: tuple[str, ...]
@@ -62,8 +68,8 @@ class InputFormat:
 
     Attributes:
         delimiter: the delimiter of CSV; `None` to recognize it from the header.
-        mapped: by column, its name in the input where that is different.
-        header: whether the first line may be a header.
+        column_names: by column, its name in the input where that is different.
+        may_have_header: whether the first line may be a header.
     """
 
     delimiter: str | None = None
@@ -142,11 +148,11 @@ class InputTable:
         stream: the input, at its beginning.
         name: the name of the input; its suffix, or otherwise the first line, selects CSV or JSON.
         columns: the columns that the input may have.
-        reading: the options that say how to read it.
+        input_format: the options that say how to read it.
         delimiter: the delimiter of CSV with more than one column.
         recognized: by column, its name in the input.
         unknown: the names of the columns that are ignored, without duplicates.
-        headless: the line of the first row of a list without a header.
+        headerless_line: the line of the first row of a list without a header.
     """
 
     stream: io.BufferedReader | io.BufferedRandom
@@ -251,9 +257,9 @@ class InputTable:
             yield line, _cells_by_column(header, cells, self.columns.key)
 
     def _detect_delimiter(self, lines: _LineReader) -> str:
-        """Return the delimiter with which the first row has the key column, or otherwise the most columns.
+        """Detect the delimiter from the first row: it yields the key column, or otherwise the most columns.
 
-        `csv.Sniffer` counts characters, and would find a delimiter in a list of identifiers.
+        `csv.Sniffer` isn't used: it counts characters, and would detect a delimiter in a list of identifiers.
         """
         rows = {delimiter: _peek_row(lines, delimiter) for delimiter in DELIMITERS}
         key = self.columns.key
@@ -285,9 +291,12 @@ class InputTable:
 
     def _missing_header_problem(self, cells: list[str]) -> str:
         key = self.columns.key
-        name = cells[0] if len(cells) == 1 and is_heading(cells[0]) else "NAME"  # it might be a token
-        way_out = f"map another name with --column {key}=" + (f'"{name}"' if " " in name else name)
-        return f"{key}: isn't in the header; the columns are {', '.join(self.columns.names)}; {way_out}"
+        # The row may be data instead of a header, so a cell is repeated only if it can't be a token.
+        named = [cell for cell in cells if _COLUMN_NAME.fullmatch(cell) and not contains_token(cell)]
+        header = f"the header has {', '.join(named)}; " if named else ""
+        name = cells[0] if len(cells) == 1 and is_heading(cells[0]) else "NAME"
+        remedy = f"map another name with --column {key}=" + (f'"{name}"' if " " in name else name)
+        return f"{key}: isn't in the header; {header}the columns are {', '.join(self.columns.names)}; {remedy}"
 
 
 @lru_cache(maxsize=1024)

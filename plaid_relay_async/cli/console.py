@@ -1,4 +1,4 @@
-"""The gateway's page on a Plaid of one's own: nothing to set up, nothing left behind."""
+"""The command `console`: the gateway's page on a local simulator, without any setup and without files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 _LENDER_ID = "console-owner"
 _PARTNER_ID = "console-partner"
 _PARTNER_OPERATIONS = [path for path in RELAY_OPERATIONS if path.rpartition("/")[2] in {"get", "refresh"}]
-# Enough for a person, and for a machine that allows a process 256 files.
+# Enough for one user, and within the limit of a machine that allows a process 256 open files.
 _MAX_CONNECTIONS = 100
 _DRAIN_SECONDS = 2.0  # seconds
 
 
 async def run_console(port: int, signals: Signals) -> ExitStatus:
-    """Start a simulator and a gateway to it, and print what it takes to try the page and any client.
+    """Run a simulator and a gateway to it until a signal, and print the keys and identifiers to try them.
 
     Raises:
-        UsageError: the port can't be had.
+        UsageError: the port isn't available.
     """
     clients = {name: secrets.token_hex(15) for name in (_LENDER_ID, _PARTNER_ID)}
     owner, owners_key = new_key("owner", credentials="owner", operations=ALL_OPERATIONS)

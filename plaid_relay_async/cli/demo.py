@@ -1,4 +1,4 @@
-"""The main job on a Plaid of one's own: nothing to set up, nothing left behind."""
+"""The command `demo`: shares one report with many partners on a local simulator, without any setup."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ _PARTNERS = [f"partner-{number:03}" for number in range(400)]
 _REJECTED_PARTNERS = _PARTNERS[40::40]
 _RATE_LIMITED_PARTNERS = _PARTNERS[100::100]
 _LOST_PARTNER = _PARTNERS[210]
-_LATENCY_SECONDS = 0.2  # seconds; a partner takes that long, so that there is something to see
+_LATENCY_SECONDS = 0.2  # long enough that the progress can be seen
 _CONCURRENCY = 25
 
 _SUMMARY = f"""\
-{len(_REJECTED_PARTNERS)} partners were refused: for them there is no token.
-Of {_LOST_PARTNER} the answer was lost: the simulator's ledger holds a token that nobody was given.
-{len(_RATE_LIMITED_PARTNERS)} were told to wait a second. They have their token, as has everybody else: the ledger agrees."""
+{len(_REJECTED_PARTNERS)} partners were rejected: they have no token.
+The response for {_LOST_PARTNER} was lost: its outcome is unknown. The simulator's ledger has a token for it.
+{len(_RATE_LIMITED_PARTNERS)} requests were rate limited, and succeeded after a second.
+All other partners have their token, and the ledger has the same tokens."""
 
 
 def _scripted_faults() -> list[Fault]:
-    refusal = {"error_code": "INVALID_FIELD", "error_message": "this partner is refused, by the script"}
+    refusal = {"error_code": "INVALID_FIELD", "error_message": "the script rejects this partner"}
     busy = {"Retry-After": "1"}
     return [
         *(
@@ -51,35 +52,39 @@ def _scripted_faults() -> list[Fault]:
 
 
 async def run_demo(signals: Signals) -> ExitStatus:
-    """Share one report with several hundred partners, some of whom meet trouble."""
+    """Share one report with several hundred partners while the simulator injects faults.
+
+    Returns:
+        `DONE` if the outcomes are those of the script, otherwise `FAILED`.
+    """
     async with Simulator(faults=_scripted_faults(), latency=_LATENCY_SECONDS) as plaid:
         report_token = plaid.add_report()
         _print_line(f"Sharing one report with {len(_PARTNERS)} partners, on a simulator at {plaid.url}.")
-        kept = MemoryOutput()
+        output = MemoryOutput()
         run = BatchRunner(
             client=RelayClient(Credentials("demo", "demo-secret"), base_url=plaid.url),
             rows=FileRows(RelayCreateRequest.fan_out([report_token], _PARTNERS), len(_PARTNERS)),
-            output=kept,
+            output=output,
             display=ProgressDisplay(len(_PARTNERS)),
             signals=signals,
             concurrency=_CONCURRENCY,
         )
-        tally = await run()
-        as_scripted = _matches_script(kept, plaid)
-    _print_line(_SUMMARY if as_scripted else "This did not go as scripted.")
-    Console(file=sys.stdout).print(totals_table(tally))
+        counts = await run()
+        as_scripted = _matches_script(output, plaid)
+    _print_line(_SUMMARY if as_scripted else "The outcomes differ from the script.")
+    Console(file=sys.stdout).print(totals_table(counts))
     return ExitStatus.DONE if as_scripted else ExitStatus.FAILED
 
 
 def _matches_script(output: MemoryOutput, plaid: Simulator) -> bool:
-    """Hold the outcomes against the simulator's own ledger, which knows each token that was ever made."""
-    made = {str(entry["secondary_client_id"]): entry["relay_token"] for entry in plaid.ledger}
-    lost = made.pop(_LOST_PARTNER, None)
+    """Return whether the outcomes match the simulator's ledger, which lists each token that was created."""
+    created = {str(entry["secondary_client_id"]): entry["relay_token"] for entry in plaid.ledger}
+    lost = created.pop(_LOST_PARTNER, None)
     return (
-        made == output.tokens
+        created == output.tokens
         and len(plaid.ledger) == len(_PARTNERS) - len(_REJECTED_PARTNERS)
         and output.unknown == [_LOST_PARTNER]
-        and output.by_outcome == {"created": len(made), "failed": len(_REJECTED_PARTNERS), "unknown": 1}
+        and output.by_outcome == {"created": len(created), "failed": len(_REJECTED_PARTNERS), "unknown": 1}
         and lost is not None
     )
 

@@ -1,4 +1,4 @@
-"""Stores what was shared with a partner: a file for each relay token."""
+"""Fetches the reports that were shared with a partner, and stores each in a file."""
 
 from __future__ import annotations
 
@@ -37,27 +37,34 @@ FETCH_COLUMNS = (
     "attempts",
     "decode_error",
 )
-_NAME_DIGITS = 24  # of 64: two of a billion tokens share a name once in 10^11 times
+# Hexadecimal digits of the 64 of a digest. The chance that any two of a billion tokens have the same name is
+# 10^-11.
+_NAME_DIGITS = 24
 
 
 def request_factory(kind: str, *, insights: bool) -> Callable[[str], RelayGetRequest | RelayPdfGetRequest]:
-    """Give what turns a relay token into a request for `"json"` or `"pdf"`."""
+    """Return a function that builds the request for a relay token.
+
+    Args:
+        kind: `"json"` or `"pdf"`.
+        insights: whether to request categories and merchants.
+    """
     return RelayPdfGetRequest if kind == "pdf" else partial(RelayGetRequest, include_insights=insights)
 
 
 def undecoded_report(error: ResponseDecodeError) -> bytes | None:
-    """Return the response if it contains a report of which only a part differs from Plaid's specification."""
+    """Return the response if it holds a report that can't be decoded, or `None` if it holds no report."""
     return None if error.body is None or error.path in {"$", "$.report"} else error.body.reveal()
 
 
 @define(eq=False)
 class ReportStore:
-    """A folder of reports, one file for each relay token, by a name that says nothing of the token.
+    """A folder of reports with one file for each relay token, named after a digest of the token.
 
     Attributes:
-        folder: where they lie.
-        kind: `json`, `insights.json` or `pdf`, which is how their names end.
-        trouble: why it takes no more.
+        folder: the folder.
+        suffix: the suffix of the files: `json`, `insights.json` or `pdf`.
+        error: the error because of which nothing more can be stored.
     """
 
     folder: Path
@@ -66,10 +73,10 @@ class ReportStore:
     _seen_digests: set[str] = field(factory=set, init=False)
 
     def prepare(self) -> None:
-        """Make the folder, if it isn't there, and make sure that a file can be made in it.
+        """Create the folder if it doesn't exist, and check that files can be created in it.
 
         Raises:
-            OSError: one of them can't be done.
+            OSError: the folder or a file in it can't be created.
         """
         try:
             if not self.folder.is_dir():
@@ -79,11 +86,11 @@ class ReportStore:
             raise OSError(error.errno, f"{self.folder}: {error.strerror}") from None
 
     def path_of(self, relay_token: str) -> str:
-        """Give the file of a relay token."""
+        """Return the path of the file of a relay token."""
         return str(self.folder / f"{_token_digest(relay_token)}.{self.suffix}")
 
     def check_duplicate(self, relay_token: str) -> bool:
-        """Tell whether the token was asked for before."""
+        """Return whether the token was checked before, and remember it."""
         digest = _token_digest(relay_token)
         if digest in self._seen_digests:
             return True
@@ -91,7 +98,7 @@ class ReportStore:
         return False
 
     def contains(self, relay_token: str) -> bool:
-        """Tell whether that file is there; it is so as a whole only."""
+        """Return whether the report of a token is stored; a file that exists is complete."""
         return os.path.lexists(self.path_of(relay_token))
 
 
@@ -101,20 +108,22 @@ def _token_digest(relay_token: str) -> str:
 
 @define(eq=False)
 class FetchRunner(BatchRunner):
-    """A batch of reads; each report is in its file before its outcome is told."""
+    """Sends a batch of reads; each report is stored before its outcome is written."""
 
     outcome_kinds: ClassVar[tuple[str, ...]] = ("fetched", "already_there", "failed", "not_attempted")
 
     store: ReportStore = field(kw_only=True)
-    strict: bool = field(default=False, kw_only=True)  # store nothing that can't be decoded
+    # Whether a report that can't be decoded is an error, and isn't stored.
+    strict: bool = field(default=False, kw_only=True)
     _undecoded_count: int = field(default=0, init=False)
-    _line_by_request: dict[int, int | str] = field(
-        factory=dict, init=False
-    )  # by the id of a request that is alive
+    # By the `id` of a request. An entry is removed with the outcome, and the batch references the request
+    # until then.
+    _line_by_request: dict[int, int | str] = field(factory=dict, init=False)
 
     def _create_batch(self) -> Batch[Any]:
         many = self.client.relay.get_pdf_many if self.store.suffix == "pdf" else self.client.relay.get_many
-        # Tokens that come twice are told apart below, whether or not the first one has its file already.
+        # `_iter_requests` detects duplicates instead, because it also knows the tokens that needed no
+        # request.
         return many(
             self._iter_requests(),
             concurrency=self.concurrency,
@@ -123,7 +132,7 @@ class FetchRunner(BatchRunner):
         )
 
     async def _iter_requests(self) -> AsyncIterator[Any]:
-        """Pass over what was fetched before, which has its outcome at once."""
+        """Yield the requests of reports that aren't stored yet; write the outcome of the other rows."""
         async for row in self._remaining_rows():
             request = row.request
             self._line_by_request[id(request)] = row.line
@@ -139,7 +148,7 @@ class FetchRunner(BatchRunner):
                 yield request
                 continue
             await self.output.drain()
-            await asyncio.sleep(0)  # many of them in a row must not hold the loop
+            await asyncio.sleep(0)  # a long sequence of such rows must not block the event loop
 
     def _output_fields(self, outcome: Any) -> dict[str, Any]:
         match outcome:
@@ -166,17 +175,17 @@ class FetchRunner(BatchRunner):
 
     def _store_report(self, outcome: Fetched[Any] | Failed, content: bytes, **facts: Any) -> dict[str, Any]:
         path = self.store.path_of(outcome.request.relay_token)
-        told: Callable[..., dict[str, Any]] = partial(
+        fields: Callable[..., dict[str, Any]] = partial(
             self._fetch_fields, request=outcome.request, outcome=outcome, **facts
         )
         try:
             write_new_file(path, content)
-        except FileExistsError:  # of another run
-            return told("already_there", file=path)
+        except FileExistsError:  # another run has stored it meanwhile
+            return fields("already_there", file=path)
         except OSError as error:
             self.store.error = error
-            return told("failed", error_code=type(error).__name__)
-        return told("fetched", file=path)
+            return fields("failed", error_code=type(error).__name__)
+        return fields("fetched", file=path)
 
     def _fetch_fields(self, kind: str, request: object, outcome: Any = None, **facts: Any) -> dict[str, Any]:
         line = dict.fromkeys(FETCH_COLUMNS) | {
@@ -189,10 +198,10 @@ class FetchRunner(BatchRunner):
         return line | facts
 
     def _output_problem(self) -> str | None:
-        trouble = self.store.error
-        if trouble is None:
+        error = self.store.error
+        if error is None:
             return super()._output_problem()
-        return f"{self.store.folder} takes no more: {trouble.strerror}"
+        return f"reports can't be written to {self.store.folder}: {error.strerror}"
 
     def _print_explanations(self, result: BatchResult[Any]) -> None:
         super()._print_explanations(result)
@@ -203,7 +212,7 @@ class FetchRunner(BatchRunner):
             )
 
     def exit_status(self, counts: OutcomeCounts) -> ExitStatus:
-        """Return the exit status, which isn't 0 if a report was stored that can't be decoded."""
+        """Return the exit status, which is not 0 if a report was stored that can't be decoded."""
         status = super().exit_status(counts)
         return ExitStatus.FAILED if self._undecoded_count and status is ExitStatus.DONE else status
 
@@ -215,6 +224,7 @@ def _report_id(response: AssetReportGetResponse | PdfResponse) -> str | None:
 def _report_content(response: AssetReportGetResponse | PdfResponse) -> bytes:
     if isinstance(response, PdfResponse):
         return response.content
-    assert response.raw is not None  # noqa: S101  # it was read from Plaid
-    # Plaid's very bytes: nothing is lost, and there is nothing to hold up the loop with.
+    assert response.raw is not None  # noqa: S101  # every response that the client decoded has it
+    # The bytes as Plaid sent them: unknown fields are kept, and encoding a large report would block the event
+    # loop.
     return response.raw.reveal()

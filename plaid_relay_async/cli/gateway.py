@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _GATEWAY_HELP = (
-    "Run a reverse proxy that adds Plaid credentials: each caller has a key of its own.\n\n"
-    "Plaid's credentials come from the environment: PLAID_CLIENT_ID and PLAID_SECRET are the set `default`; "
-    "the set `acme-bank` is PLAID_CLIENT_ID_ACME_BANK and PLAID_SECRET_ACME_BANK.\n\n"
-    "The first SIGINT or SIGTERM lets the calls in flight end, a second one cuts them off. SIGHUP reloads "
+    "Run a reverse proxy that adds Plaid credentials. Each caller has its own key.\n\n"
+    "Plaid credentials are read from the environment: PLAID_CLIENT_ID and PLAID_SECRET are the set "
+    "`default`; PLAID_CLIENT_ID_ACME_BANK and PLAID_SECRET_ACME_BANK are the set `acme-bank`.\n\n"
+    "The first SIGINT or SIGTERM waits for the calls in flight; a second one cuts them off. SIGHUP reloads "
     "the certificate and the keys, and reopens the audit file."
 )
 
@@ -47,7 +47,7 @@ gateway.command(keys)
 KeysFileOption: TypeAlias = Annotated[
     Path | None,
     Parameter(
-        name="--keys", help="The file of keys; gateway-keys.json in your configuration folder by default."
+        name="--keys", help="File with the keys. Default: gateway-keys.json in your configuration folder."
     ),
 ]
 OperationsOption: TypeAlias = Annotated[
@@ -56,7 +56,7 @@ OperationsOption: TypeAlias = Annotated[
         name="--operation",
         negative="",
         json_list=False,
-        help="A path such as /credit/relay/create, or all; the relay's five by default. May be repeated.",
+        help="A path such as /credit/relay/create, or all. Default: the relay operations. May be repeated.",
     ),
 ]
 
@@ -66,54 +66,56 @@ def run_gateway(
     *,
     port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0,
     upstream: Annotated[
-        str | None, Parameter(help="Address of Plaid, in place of the environment's.")
+        str | None, Parameter(help="Base URL of Plaid, in place of the environment's.")
     ] = None,
     environment: Annotated[
-        Literal["sandbox", "production"], Parameter(help="Plaid's environment; PLAID_ENV isn't used.")
+        Literal["sandbox", "production"], Parameter(help="Plaid environment; PLAID_ENV is ignored.")
     ] = "sandbox",
-    listen: Annotated[str, Parameter(help="The address to listen on.")] = "127.0.0.1",
+    listen: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1",
     proxy: ProxyOption = None,
     name: Annotated[
         list[str] | None,
         Parameter(
             negative="",
             json_list=False,
-            help="Host name by which callers reach the gateway. May be repeated.",
+            help="Additional host name under which callers reach the gateway. May be repeated.",
         ),
     ] = None,
     tls_certificate: Annotated[
-        Path | None, Parameter(help="PEM file of the certificate, with its chain.")
+        Path | None, Parameter(help="PEM file with the certificate and its chain.")
     ] = None,
-    tls_key: Annotated[Path | None, Parameter(help="PEM file of the certificate's key.")] = None,
+    tls_key: Annotated[Path | None, Parameter(help="PEM file with the certificate's key.")] = None,
     plain_http: Annotated[
         bool,
-        Parameter(negative="", help="Allow plain http on other addresses: behind a TLS-terminating proxy."),
+        Parameter(negative="", help="Allow plain http on other addresses, behind a TLS-terminating proxy."),
     ] = False,
     operation: OperationsOption = None,
     keys: KeysFileOption = None,
     audit: Annotated[
-        Path | None, Parameter(help="A file to append a line to for each call; standard error by default.")
+        Path | None, Parameter(help="File to append one line per call to. Default: standard error.")
     ] = None,
     metrics_port: Annotated[
-        int | None, Parameter(help="Port on 127.0.0.1 for Prometheus; 0 picks a free port.")
+        int | None, Parameter(help="Port on 127.0.0.1 for Prometheus metrics; 0 picks a free port.")
     ] = None,
     no_console: Annotated[
-        bool, Parameter(negative="", help="Leave out the page on which operations can be tried.")
+        bool, Parameter(negative="", help="Don't serve the page on which operations can be tried.")
     ] = False,
-    connections: Annotated[int, Parameter(help="Maximum number of concurrent connections of callers.")] = 500,
+    connections: Annotated[
+        int, Parameter(help="Maximum number of concurrent connections from callers.")
+    ] = 500,
     drain: Annotated[
-        float, Parameter(help="Seconds to wait for calls in flight when the gateway stops.")
+        float, Parameter(help="Seconds to wait for the calls in flight when the gateway stops.")
     ] = 30.0,
 ) -> ExitStatus:
-    """Forward calls to Plaid, and add its credentials, until SIGINT or SIGTERM; SIGHUP reloads."""
+    """Forward calls to Plaid and add its credentials, until SIGINT or SIGTERM; SIGHUP reloads."""
     signals.reload_on_sighup()
     if not 0 <= drain < math.inf:
-        raise UsageError("--drain: must be a number of seconds from 0")
+        raise UsageError("--drain: must be a number of seconds, 0 or more")
     certificate = _load_certificate(tls_certificate, tls_key)
     if certificate is None and not plain_http and not is_loopback(listen):
         raise UsageError(
-            f"--listen: keys and reports would go over plain http on {listen}; use --tls-certificate and "
-            "--tls-key, or --plain-http behind a TLS-terminating proxy"
+            f"--listen: keys and reports would be sent over plain http on {listen}; use --tls-certificate "
+            "and --tls-key, or --plain-http behind a TLS-terminating proxy"
         )
     key_file = KeyFile(keys or _default_keys_file())
     with _as_usage_error():
@@ -141,34 +143,34 @@ def run_gateway(
 
     file = None if audit is None else AuditFile(audit)
     with audit_log(file):
-        reloaded = [each for each in (certificate, file) if each is not None]
-        return signals.run(serve_gateway(running, signals, greeting, reloaded))
+        reloadables = [each for each in (certificate, file) if each is not None]
+        return signals.run(serve_gateway(running, signals, greeting, reloadables))
 
 
-@keys.command
-def add(
-    name: Annotated[str, Parameter(help="Of the caller, for the audit log.")],
+@keys.command(name="add")
+def add_key(
+    name: Annotated[str, Parameter(help="Name of the caller, used in the audit log.")],
     /,
     *,
-    credentials: Annotated[str, Parameter(help="The set of Plaid's credentials that it stands for.")] = (
-        "default"
-    ),
+    credentials: Annotated[str, Parameter(help="Set of Plaid credentials that the key uses.")] = ("default"),
     operation: OperationsOption = None,
     partner: Annotated[
         list[str] | None,
         Parameter(
             negative="",
             json_list=False,
-            help="A secondary_client_id that its creations may name; all by default. May be repeated.",
+            help="secondary_client_id that the key may share reports with. Default: all. May be repeated.",
         ),
     ] = None,
-    rate: Annotated[str | None, Parameter(help="COUNT/SECONDS; so many calls, at most.")] = None,
+    rate: Annotated[
+        str | None, Parameter(help="Rate limit of the key as COUNT/SECONDS, such as 100/60.")
+    ] = None,
     keys: KeysFileOption = None,
 ) -> ExitStatus:
     """Create a key; it is shown only once."""
     if sanitize(name) != name:
         raise UsageError(
-            "NAME: is a name for the caller, which the audit log shows; it must not be a token or a key"
+            "NAME: must be the name of the caller, which the audit log shows, not a token or a key"
         )
     output, file = open_stdout(), KeyFile(keys or _default_keys_file())
     try:
@@ -182,41 +184,42 @@ def add(
                 show_key=lambda key: write_all(output, f"{key}\n".encode()),
             )
     except OSError as error:
-        print_message(f"plaid-relay: the key can't be written ({error.strerror}), so there is none")
+        print_message(f"plaid-relay: the key can't be written ({error.strerror}), so it was not created")
         return ExitStatus.FAILED
-    print_message("This is the only time that the key is shown.")
+    print_message("The key is shown only once: store it now.")
     return ExitStatus.DONE
 
 
 @keys.command(name="list")
 def list_keys(*, keys: KeysFileOption = None) -> ExitStatus:
-    """List who has a key, and what for."""
+    """List the keys, without their values, and what each one allows."""
     rows = Table(box=None, pad_edge=False)
     for title in ("name", "credentials", "operations", "partners", "rate", "created"):
         rows.add_column(title, overflow="fold")
     with _as_usage_error():
         for key in KeyFile(keys or _default_keys_file()).read():
-            rows.add_row(*map(escape_unprintable, _key_row(key)))  # a list of partners is printed in full
+            # `sanitize` would truncate a long list of partners.
+            rows.add_row(*map(escape_unprintable, _key_row(key)))
     Console(file=sys.stdout, highlight=False, markup=False, emoji=False).print(rows)
     return ExitStatus.DONE
 
 
-@keys.command
-def revoke(
-    name: Annotated[str, Parameter(help="As it was added.")], /, *, keys: KeysFileOption = None
+@keys.command(name="revoke")
+def revoke_key(
+    name: Annotated[str, Parameter(help="Name of the caller.")], /, *, keys: KeysFileOption = None
 ) -> ExitStatus:
-    """Take a key away."""
+    """Revoke a key."""
     with _as_usage_error():
         KeyFile(keys or _default_keys_file()).revoke(name)
     return ExitStatus.DONE
 
 
-# --------------------------------------------------------------------------------------- from words to values
+# --------------------------------------------------------------------------------------- parsing of options
 
 
 @contextlib.contextmanager
 def _as_usage_error() -> Iterator[None]:
-    """Say what is wrong as of a command line, and not as of a call to Plaid."""
+    """Raise a `ConfigurationError` as a `UsageError`, without its advice for callers of the API."""
     try:
         yield
     except ConfigurationError as error:
@@ -232,7 +235,9 @@ def _default_keys_file() -> Path:
 
 def _credential_sets(callers: Sequence[Key]) -> set[str]:
     if not callers:
-        print_message("plaid-relay: nobody has a key yet: plaid-relay gateway keys add NAME")
+        print_message(
+            "plaid-relay: no caller has a key yet; to create one: plaid-relay gateway keys add NAME"
+        )
     return {caller.credentials for caller in callers} or {"default"}
 
 
@@ -240,9 +245,9 @@ def _upstream_url(url: str | None, environment: Environment) -> str:
     if url is None:
         return environment.base_url
     address = check_base_url(url, name="--upstream")
-    named = Environment.from_url(address)
-    if named not in {None, environment}:
-        raise UsageError(f"--upstream: is Plaid's {named}: say --environment {named} if that is meant")
+    actual = Environment.from_url(address)
+    if actual not in {None, environment}:
+        raise UsageError(f"--upstream: is Plaid's {actual} environment; confirm with --environment {actual}")
     return address
 
 
@@ -258,7 +263,7 @@ def _parse_host(name: str) -> str:
     try:
         return normalize_host(name)
     except ValueError:
-        problem = "--name: must be a host's name, without scheme and port"
+        problem = "--name: must be a host name, without scheme and port"
     raise UsageError(problem)
 
 
@@ -268,21 +273,21 @@ def _parse_operations(paths: Sequence[str] | None) -> Sequence[str]:
     if "all" in paths:
         return ALL_OPERATIONS
     if not set(paths) <= set(ALL_OPERATIONS):
-        raise UsageError(f"--operation: must be all, or a path of Plaid's such as {RELAY_OPERATIONS[0]}")
+        raise UsageError(f"--operation: must be all, or a path of Plaid's API such as {RELAY_OPERATIONS[0]}")
     return paths
 
 
 def _check_connections(count: int) -> int:
     if count < 1:
-        raise UsageError("--connections: must be a whole number from 1")
-    # Connections to Plaid need descriptors as well, and so do new connections until old ones are closed.
-    if (most := max_connections()) is not None and count > (most := most - 250):
-        raise UsageError(f"--connections: this shell allows {max(0, most)} at most; raise ulimit -n")
+        raise UsageError("--connections: must be an integer of at least 1")
+    # Connections to Plaid need file descriptors too, and so do new connections until old ones are closed.
+    if (limit := max_connections()) is not None and count > (limit := limit - 250):
+        raise UsageError(f"--connections: this shell allows at most {max(0, limit)}; raise ulimit -n")
     return count
 
 
-def _parse_rate_limit(word: str) -> RateLimit:
-    count, _, seconds = word.partition("/")
+def _parse_rate_limit(value: str) -> RateLimit:
+    count, _, seconds = value.partition("/")
     try:
         return RateLimit(int(count), float(seconds))
     except (ConfigurationError, ValueError):

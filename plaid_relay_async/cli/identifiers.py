@@ -16,7 +16,8 @@ from plaid_relay_async.codec import contains_token
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# The first five are those of a spreadsheet; the others begin a comment, a tag, an item of a list, or a path.
+# The first five start a formula or a protected cell of a spreadsheet; the others start a comment, a tag, an
+# item of a list, or a path.
 _ODD_PREFIXES = ("=", "@", "'", "+", "-", "#", "<", "*", "/")
 _ODD_SUBSTRINGS = {"|": "contains the delimiter |", "://": "is a URL"}
 _NUMBER = re.compile(
@@ -24,7 +25,8 @@ _NUMBER = re.compile(
     r"|[0-9]+[.,][0-9]+"  # 12.0
     r"|[0-9]{1,3}([.,][0-9]{3})+([.,][0-9]+)?"  # 1.234.567,00
 )
-# A plural has its own `s?`: each text matches in one way only, or a long one would take exponential time.
+# The plural `s?` follows the group of words, so that a text matches in one way only. If the words had their
+# own plurals, a long text would take exponential time.
 _HEADING = re.compile(
     r"((secondary|plaid|external|relay|partner|client|customer|lender|borrower|recipient|company|companie"
     r"|organi[sz]ation|bank|institution|user|account|report|kunde|kunden|kreditgeber|empfänger|empfaenger|firma"

@@ -1,4 +1,4 @@
-"""The commands that ask a journal, or change what it holds; and the journal that others write into."""
+"""The commands that read or change a journal, and the journal options of the commands that create tokens."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ if TYPE_CHECKING:
 
 _JOURNAL_URL = Parameter(
     env_var="PLAID_RELAY_JOURNAL",
-    help="The journal: a file of SQLite, or a URL of PostgreSQL; @FILE reads it, for one with a password.",
+    help="Journal: the path of an SQLite file, or a PostgreSQL URL. @FILE reads it from a file, for a URL "
+    "with a password.",
 )
 OptionalJournalURL: TypeAlias = Annotated[str | None, _JOURNAL_URL]
 KeyFileOption: TypeAlias = Annotated[
     Path | None,
-    Parameter(help="A file (0600) with the journal's key, or several, in place of PLAID_RELAY_KEY."),
+    Parameter(help="File (mode 0600) with one or more journal keys, in place of PLAID_RELAY_KEY."),
 ]
 RunName: TypeAlias = Annotated[str, Parameter(help="Run name, as passed to bulk.")]
 SkipConfirmation: TypeAlias = Annotated[bool, Parameter(negative="", help="Skip the confirmation prompt.")]
 
 
-# ---------------------------------------------------------------------------------------- where it lies
+# -------------------------------------------------------------------------------------- the options
 
 
 def _build_journal(url: str, **settings: Any) -> Journal:
@@ -56,52 +57,50 @@ def _build_journal(url: str, **settings: Any) -> Journal:
 @Parameter(name="*")
 @frozen
 class JournalOptions:
-    """What is told to commands that create, if they are to keep a journal.
+    """The journal options of commands that create relay tokens.
 
     Attributes:
-        journal: where it lies; without, there is none.
+        journal: the path or URL of the journal; without it, nothing is recorded.
         run: the name of the run.
-        on_existing: what happens to a pair that has a token from another run.
-        retry_unknown: whether pairs whose outcome is unknown are created again.
-        retry_failed: whether pairs that Plaid refused are created again.
-        key_file: holds its keys.
-        lease: seconds.
+        on_existing: how to handle a pair that has a token from another run.
+        retry_unknown: whether to create tokens again for pairs whose outcome is unknown.
+        retry_failed: whether to create tokens again for pairs that Plaid rejected.
+        key_file: the file with the journal's keys.
+        lease: the lease of this process in a PostgreSQL journal, in seconds.
     """
 
     journal: OptionalJournalURL = None
     run: Annotated[str | None, Parameter(help="Run name; reuse it to resume.")] = None
     on_existing: Annotated[
         Literal["reuse", "refuse", "create"],
-        Parameter(help="What happens to a pair that has a relay token from another run."),
+        Parameter(help="How to handle a pair that has a relay token from another run."),
     ] = "reuse"
     retry_unknown: Annotated[
         bool,
         Parameter(
             negative="",
-            help="Create again the pairs whose outcome is unknown; each may then have two tokens.",
+            help="Retry pairs whose outcome is unknown; each may then have two tokens.",
         ),
     ] = False
     retry_failed: Annotated[
         bool,
-        Parameter(
-            negative="", help="Create again the pairs that Plaid refused, once the reason is fixed there."
-        ),
+        Parameter(negative="", help="Retry pairs that Plaid rejected, once the cause is fixed at Plaid."),
     ] = False
     key_file: KeyFileOption = None
     lease: Annotated[
-        float, Parameter(help="Seconds after which other processes consider this one dead, with PostgreSQL.")
+        float, Parameter(help="PostgreSQL only: seconds after which other processes consider this one dead.")
     ] = 30.0
 
     def build_journal(self) -> Journal | None:
-        """Give the journal, not open yet, if there is to be one.
+        """Return the journal, which is not open yet, or `None` if no journal was requested.
 
         Raises:
-            UsageError: the options don't go together, or the journal's extra isn't there.
-            ConfigurationError: one of them can't be used.
+            UsageError: an option is missing, or the extra `journal` isn't installed.
+            ConfigurationError: an option is invalid.
         """
         if self.journal is None:
             if self != JournalOptions():
-                raise UsageError("--journal: is needed for --run and the other options of a journal")
+                raise UsageError("--journal: is required by --run and the other journal options")
             return None
         if self.run is None:
             raise UsageError("--run: must name the run in the journal; reuse the name to resume it")
@@ -119,44 +118,46 @@ class JournalOptions:
 @Parameter(name="*")
 @frozen
 class ExistingJournal:
-    """A journal that is there.
+    """The options of commands that need an existing journal.
 
     Attributes:
-        journal: where it lies.
-        key_file: holds its keys.
+        journal: the path or URL of the journal.
+        key_file: the file with the journal's keys.
     """
 
     journal: Annotated[str, _JOURNAL_URL]
     key_file: KeyFileOption = None
 
     def build_journal(self, run: str = "default") -> Journal:
-        """Give it, not open yet; nobody looks into a new one, and so none is made.
+        """Return the journal, which is not open yet.
+
+        A journal that doesn't exist is an error: these commands would create an empty one.
 
         Raises:
-            UsageError: there is none, or its extra isn't there.
-            ConfigurationError: its key can't be used.
+            UsageError: the file doesn't exist, or the extra `journal` isn't installed.
+            ConfigurationError: the key is invalid.
         """
         journal = _build_journal(read_value(self.journal, "--journal"), run=run, key=self.key_file)
         if journal.path is not None and not journal.path.exists():
-            raise UsageError("--journal: there is no such file")
+            raise UsageError("--journal: the file doesn't exist")
         return journal
 
     def run_query(self, query: Callable[[Journal], Awaitable[Any]]) -> Any:
-        """Open it, and give what it answers."""
+        """Open the journal, run a query, and return its result."""
         return run_query(self.build_journal(), query)
 
 
 def run_query(journal: Journal, query: Callable[[Journal], Awaitable[Any]]) -> Any:
-    """Open a journal for as long as it takes to answer, and give the answer."""
+    """Open a journal, run a query, close the journal, and return the result."""
 
-    async def asked() -> Any:
+    async def run() -> Any:
         async with journal:
             return await query(journal)
 
-    return signals.run(asked())
+    return signals.run(run())
 
 
-# --------------------------------------------------------------------------------------------- to be asked
+# ---------------------------------------------------------------------------- commands that read it
 
 
 def runs(*, existing_journal: ExistingJournal) -> ExitStatus:
@@ -173,27 +174,27 @@ def runs(*, existing_journal: ExistingJournal) -> ExitStatus:
 
 
 def status(name: RunName, /, *, existing_journal: ExistingJournal) -> ExitStatus:
-    """Tell where a run stands: counts, rate, errors by their code, and the partners of which nobody can tell.
+    """Show the state of a run: counts, rate, errors by code, and the partners whose outcome is unknown.
 
-    Its exit status is what bulk's would be: 0 if all have a token, 1 if some haven't, 3 if some are unknown.
+    Exit status, as of bulk: 0 if every pair has a token, 1 if some don't, 3 if some outcomes are unknown.
     """
 
-    async def asked(journal: Journal) -> tuple[RunStatus, list[Record]]:
-        found = await journal.status(name)
-        return found, [record async for record in journal.records(name, outcomes={"unknown"})]
+    async def query(journal: Journal) -> tuple[RunStatus, list[Record]]:
+        run_status = await journal.status(name)
+        return run_status, [record async for record in journal.records(name, outcomes={"unknown"})]
 
-    found, unknown = existing_journal.run_query(asked)
-    started, last = _format_times(found)
-    rows = totals_table(OutcomeCounts(_ordered_counts(found), found.error_codes))
-    _print_wide(f"started {started}, last outcome {last or 'none yet'}, {found.rate:,.0f}/s", rows)
+    run_status, unknown = existing_journal.run_query(query)
+    started, last = _format_times(run_status)
+    rows = totals_table(OutcomeCounts(_ordered_counts(run_status), run_status.error_codes))
+    _print_wide(f"started {started}, last outcome {last or 'none yet'}, {run_status.rate:,.0f}/s", rows)
     for record in unknown:
         facts = filter(None, (record.error_code, record.request_id))
         sys.stdout.write(sanitize(f"unknown: {record.secondary_client_id} ({', '.join(facts)})") + "\n")
-    return _run_exit_status(found)
+    return _run_exit_status(run_status)
 
 
 def _ordered_counts(run_status: RunStatus) -> Counter[str]:
-    """Give the counts, those first that there always are."""
+    """Return the counts: first the kinds that are always shown, then the others by name."""
     return Counter(dict.fromkeys(BatchRunner.outcome_kinds, 0) | dict(sorted(run_status.counts.items())))
 
 
@@ -208,9 +209,9 @@ def _format_times(run_status: RunStatus) -> tuple[str, str]:
     return f"{run_status.started_at:%Y-%m-%dT%H:%M:%SZ}", last
 
 
-def _print_wide(*shown: object) -> None:
-    # Wider than any terminal: what is cut off or wrapped is of no use to a script.
-    Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=1000).print(*shown, sep="\n")
+def _print_wide(*lines: object) -> None:
+    # Wider than any terminal, because a script can't parse values that are truncated or wrapped.
+    Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=1000).print(*lines, sep="\n")
 
 
 def export(
@@ -226,9 +227,9 @@ def export(
         ),
     ] = "-",
 ) -> ExitStatus:
-    """Write down what a journal has of each pair of a run, in the shape of bulk's output."""
+    """Export the recorded outcome of each pair of a run, in the format of bulk's output."""
 
-    async def asked(journal: Journal) -> None:
+    async def query(journal: Journal) -> None:
         async for record in journal.records(name):
             sink.write({column: getattr(record, column) for column in OUTCOME_COLUMNS})
             await sink.drain()
@@ -236,21 +237,21 @@ def export(
                 raise sink.error
 
     with open_output(output, use_rescue=False) as sink:
-        existing_journal.run_query(asked)
+        existing_journal.run_query(query)
     return ExitStatus.DONE
 
 
-# ------------------------------------------------------------------------------------------- to be changed
+# -------------------------------------------------------------------------- commands that change it
 
 
 def forget(
     name: RunName, /, *, existing_journal: ExistingJournal, yes: SkipConfirmation = False
 ) -> ExitStatus:
-    """Delete the relay tokens of a run from the journal, and keep what became of each pair.
+    """Delete the relay tokens of a run from the journal, and keep the outcome of each pair.
 
-    They go on to open their reports, and nothing here can remove them any more: revoke does that.
+    The tokens stay valid, and can no longer be revoked with this journal; to invalidate them, use revoke.
     """
-    question = f"Delete the tokens of the run {name!r}? They stay valid, and can't be revoked any more."
+    question = f"Delete the tokens of the run {name!r}? They stay valid, and can no longer be revoked."
     if not confirm(question, yes=yes):
         return ExitStatus.FAILED
     print_message(f"deleted: {existing_journal.run_query(lambda journal: journal.forget(name)):,}")
@@ -258,20 +259,21 @@ def forget(
 
 
 def rotate(*, existing_journal: ExistingJournal) -> ExitStatus:
-    """Encrypt all with the first of the journal's keys; once it is done, the others may go."""
-    print_message(f"encrypted anew: {existing_journal.run_query(lambda journal: journal.rotate()):,}")
+    """Re-encrypt the journal with the first of its keys; the others can then be removed."""
+    print_message(f"re-encrypted: {existing_journal.run_query(lambda journal: journal.rotate()):,}")
     return ExitStatus.DONE
 
 
 @define(eq=False, repr=False)
 class TokensToRevoke:
-    """What a run holds that is to be taken back.
+    """The tokens that a run created and that are still valid.
 
     Attributes:
         partners: the partner of each token, by the request that removes it.
-        malformed: the lines of tokens that can't be sent, for example because they contain white space.
-        forgotten: how many more tokens there are that the journal can't give any more.
-        unknown: for how many pairs the outcome is unknown.
+        malformed: the output lines of tokens that can't be sent, for example because they contain white
+            space.
+        forgotten: the number of tokens that were deleted from the journal.
+        unknown: the number of pairs whose outcome is unknown.
     """
 
     partners: dict[RelayRemoveRequest, str] = field(factory=dict)
@@ -281,39 +283,44 @@ class TokensToRevoke:
 
     @classmethod
     async def read(cls, journal: Journal, run: str, partner: str | None) -> Self:
-        """Gather the tokens that a run made; those of other runs aren't its own to take back.
+        """Read the tokens that a run created; tokens that it reused from other runs are excluded.
+
+        Args:
+            journal: the open journal.
+            run: the name of the run.
+            partner: the partner to read the tokens of; `None` reads those of all partners.
 
         Raises:
-            JournalError: there is no such run, or it is going on, or the journal can't be read.
+            JournalError: the run doesn't exist or is in progress, or the journal can't be read.
         """
-        held = cls()
+        tokens = cls()
         async for record in journal.records(run, partner=partner):
             if record.outcome == "in_flight":
                 raise JournalError(
-                    f"somebody creates for the run {run!r}", advice="Wait until that has ended, or end it."
+                    f"the run {run!r} is in progress", advice="Wait until it has ended, or stop it."
                 )
             if not record.own:
                 continue
             match record.outcome, record.relay_token:
                 case "created", None:
-                    held.forgotten += 1
+                    tokens.forgotten += 1
                 case "created", str(token):
-                    held._add(token, record.secondary_client_id)  # its own
+                    tokens._add(token, record.secondary_client_id)
                 case "unknown", _:
-                    held.unknown += 1
-        return held
+                    tokens.unknown += 1
+        return tokens
 
     def _add(self, token: str, partner: str) -> None:
         try:
             self.partners[RelayRemoveRequest(token)] = partner
         except RequestValidationError as error:
-            failed = Failed(request=None, error=error, attempts=0, elapsed=0.0, request_id=None)
-            self.malformed.append(outcome_fields(failed, partner))
+            outcome = Failed(request=None, error=error, attempts=0, elapsed=0.0, request_id=None)
+            self.malformed.append(outcome_fields(outcome, partner))
 
 
 @define(eq=False)
 class RevokeRunner(BatchRunner):
-    """A batch of removals."""
+    """Sends a batch of removals."""
 
     outcome_kinds: ClassVar[tuple[str, ...]] = ("removed", "failed", "unknown", "not_attempted")
 
@@ -341,22 +348,22 @@ class RevokeRunner(BatchRunner):
         if self.tokens.malformed:
             malformed = len(self.tokens.malformed)
             self.display.print_message(
-                f"malformed tokens, which need a direct call of Plaid's API: {malformed:,}"
+                f"malformed tokens, which only a direct call of Plaid's API can remove: {malformed:,}"
             )
         if self.tokens.forgotten:
-            self.display.print_message(f"forgotten, so that it stays valid: {self.tokens.forgotten:,}")
+            self.display.print_message(f"forgotten tokens, which stay valid: {self.tokens.forgotten:,}")
         if self.tokens.unknown:
             self.display.print_message(
-                f"unknown, so that there may be a token to remove: {self.tokens.unknown:,}"
+                f"unknown outcomes, each of which may have left a valid token: {self.tokens.unknown:,}"
             )
 
     def exit_status(self, counts: OutcomeCounts) -> ExitStatus:
-        """Give the exit status: what can't be taken back counts as well."""
-        left = (
+        """Return the exit status, which also reflects tokens that can't be revoked."""
+        unrevoked = (
             ExitStatus.UNKNOWN
             if self.tokens.unknown
             else ExitStatus.FAILED
             if self.tokens.forgotten
             else ExitStatus.DONE
         )
-        return max(super().exit_status(counts), left)
+        return max(super().exit_status(counts), unrevoked)

@@ -1,4 +1,4 @@
-"""What the command says about itself: on standard error, and as its exit status."""
+"""The messages of the command on standard error, and its exit status."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import sys
 from plaid_relay_async.errors import escape_unprintable
 
 _MAX_LINE_LENGTH = 2_000  # characters of a line that is shown
-# Only Plaid's tokens and secrets, and keys of the gateway, look like this. The name of a file or a run may
-# well contain `-production-`.
+# The pattern matches Plaid's tokens and secrets, and keys of the gateway, and nothing else. It is this strict
+# because the name of a file or a run may contain `-production-`.
 _WORD_PATTERN = re.compile(r"[\w-]++")
 _SECRET_PATTERN = re.compile(
     r"-(?:sandbox|production|development)-(?:[0-9a-f]{8}-[0-9a-f]{4}|[0-9A-Za-z]{16})"
     r"|\A-*plaid-gateway-[\w-]{16}|\A-*[0-9a-f]{30}\Z"
 )
-_RESERVED_DESCRIPTORS = 32  # that the command itself has open
+_RESERVED_DESCRIPTORS = 32  # for the files that the command itself opens
 
 
 class ExitStatus(enum.IntEnum):
@@ -33,7 +33,7 @@ class ExitStatus(enum.IntEnum):
 
 
 class UsageError(Exception):
-    """The command line or the input is wrong; each argument is a line of what to say about it."""
+    """The command line or the input is invalid; each argument is one line of the message."""
 
 
 class StderrWriter(io.TextIOBase):
@@ -93,10 +93,10 @@ def print_message(*lines: str) -> None:
 
 
 def max_connections() -> int | None:
-    """Give how many connections this process may have, beside the files that it has open anyway."""
+    """Return how many connections this process can open, or `None` if the number isn't limited."""
     try:
         import resource
-    except ModuleNotFoundError:  # pragma: no cover  # where there are no such limits
+    except ModuleNotFoundError:  # pragma: no cover  # Windows has no such limit
         return None
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return None if limit == resource.RLIM_INFINITY else max(1, limit - _RESERVED_DESCRIPTORS)

@@ -1,4 +1,8 @@
-"""Where outcomes and responses go: a private file, or standard output, line by line."""
+"""Writes outcomes and responses to a private file or to standard output.
+
+An outcome may hold a relay token that exists nowhere else. So an outcome that can't be written goes to a
+rescue file.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +37,21 @@ if TYPE_CHECKING:
 
 OUTCOME_COLUMNS = ("outcome", "secondary_client_id", "relay_token", "request_id", "error_code", "attempts")
 _TOKEN_LOST = "a relay token is lost: no rescue file could be written"  # noqa: S105  # a message
-_MAX_PIPE_SIZE = 1024 * 1024  # bytes; the largest pipe that a user may have on Linux
-_POLL_SECONDS = (0.001, 0.05)  # seconds between two looks at a full pipe, at first and at most
+_MAX_PIPE_SIZE = 1024 * 1024  # bytes; the default limit for users on Linux (/proc/sys/fs/pipe-max-size)
+_POLL_SECONDS = (0.001, 0.05)  # the first and the longest interval between two checks of a full pipe
 
 
 class BrokenOutputError(Exception):
-    """An outcome could not be written; the output knows which."""
+    """An outcome could not be written; `OutcomeWriter.error` has the reason."""
 
 
 def outcome_fields(outcome: object, partner: str) -> dict[str, Any]:
-    """Give the fields of an outcome's line; what is no outcome was not attempted."""
+    """Return the fields of an output line.
+
+    Args:
+        outcome: an outcome; any other object stands for a request that was not attempted.
+        partner: the `secondary_client_id`.
+    """
     if not isinstance(outcome, Created | Removed | Failed | Unknown):
         values: tuple[Any, ...] = ("not_attempted", partner, None, None, None, 0)
     else:
@@ -58,32 +67,32 @@ def outcome_fields(outcome: object, partner: str) -> dict[str, Any]:
 
 
 class OutcomeWriter(Protocol):
-    """Takes outcomes.
+    """Writes outcomes.
 
     Attributes:
-        trouble: why it takes no more.
-        lost: whether a relay token was created that is stored nowhere.
+        error: the error because of which nothing more is written, or `None`.
+        token_lost: whether a created relay token could not be stored anywhere.
     """
 
     error: Exception | None
     token_lost: bool
 
     def write(self, fields: dict[str, Any], *, journalled: bool = False) -> None:
-        """Take the fields of one outcome's line, and whether the journal holds that outcome."""
+        """Write one outcome; `journalled` says whether the journal has it too."""
         ...
 
     async def drain(self) -> None:
-        """Wait until the reader has made room for all that was taken."""
+        """Wait until all outcomes are written, or can't be."""
         ...
 
     def stop_waiting(self) -> None:
-        """Wait no more."""
+        """End the wait of `drain`, now and from now on."""
         ...
 
 
 @frozen(eq=False)
 class _OutcomeLine:
-    """One outcome's line, which may hold a token."""
+    """One outcome, which may hold a token: neither its `repr` nor its text includes the token."""
 
     fields: dict[str, Any] = field(repr=False)
     journalled: bool
@@ -94,15 +103,17 @@ class _OutcomeLine:
 
 
 class Output:
-    """Writes each outcome as a line, immediately, or as soon as the reader of a pipe makes room for it.
+    """Writes each outcome as a line, immediately or as soon as a full pipe has space again.
 
-    Waiting for that reader would block the event loop, and responses with a token in them would time out
-    meanwhile. After a failure, whatever it is, outcomes go to a rescue file.
+    A blocking write to a full pipe would block the event loop, and calls in flight would time out before
+    their response, which may hold a token, is read. So lines are queued. After any error, outcomes go to a
+    rescue file.
 
     Args:
-        file: open to write.
-        as_csv: CSV, otherwise JSON Lines.
-        rescue: takes what the file doesn't; without it, that is dropped, since it is stored elsewhere.
+        file: the output, open for writing.
+        as_csv: whether to write CSV; otherwise JSON Lines.
+        rescue: the store for outcomes that can't be written. Without it they are dropped, so it may be
+            omitted only if they are stored elsewhere.
     """
 
     def __init__(self, file: io.FileIO, *, as_csv: bool, rescue: Rescue | None = None) -> None:
@@ -114,21 +125,21 @@ class Output:
         self._may_block = os.name == "posix" and not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         self._may_wait = True
         self._pending: deque[_OutcomeLine] = deque()
-        self._partial = b""  # the first one that waits, once a part of it was written
-        self._partial_written = 0
+        self._partial = b""  # the encoded first line of `_pending` while it is being written
+        self._partial_written = 0  # bytes of it
         self._unread_lines = _UnreadLines(file) if self._may_block else None
         self._rescue = rescue
-        self._rescued_counts: Counter[bool] = Counter()  # by whether the journal holds them
+        self._rescued_counts: Counter[bool] = Counter()  # by whether the journal has them too
         self._unwritten: list[_OutcomeLine] = []
         self._unwritten_not_attempted = 0
 
     def write(self, fields: dict[str, Any], *, journalled: bool = False) -> None:
-        """Write a line, or keep it until there is room, or rescue it."""
+        """Write an outcome, or queue it while the pipe is full, or rescue it."""
         self._pending.append(_OutcomeLine(fields, journalled))
         self._write_pending()
 
     async def drain(self) -> None:
-        """Wait until the reader has made room for all that was taken."""
+        """Wait until all outcomes are written; rescue them if the reader closes the output."""
         pause, longest = _POLL_SECONDS
         while self._pending and self._may_wait:
             await asyncio.sleep(pause)
@@ -136,11 +147,11 @@ class Output:
         self.close()
 
     def stop_waiting(self) -> None:
-        """Wait no more."""
+        """End the wait of `drain`, now and from now on; outcomes that it waited for are rescued."""
         self._may_wait = False
 
     def close(self) -> None:
-        """Rescue what still waits for room, and what a reader that has gone away left unread."""
+        """Rescue outcomes that are queued, and those that a reader left unread when it closed the pipe."""
         self._write_pending()
         if self._pending:
             self._switch_to_rescue(BlockingIOError(errno.EAGAIN, "it isn't being read"))
@@ -150,7 +161,7 @@ class Output:
             self._switch_to_rescue(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
 
     def report(self) -> list[str]:
-        """Return what to say about outcomes that could not be written, without a token."""
+        """Return messages about outcomes that could not be written; they contain no token."""
         lines = []
         if self._rescued_counts and self._rescue is not None:
             paths = " and ".join(map(str, self._rescue.paths))
@@ -166,7 +177,7 @@ class Output:
         return lines
 
     def _write_pending(self) -> bool:
-        """Write as much as there is room for, and return whether anything was written."""
+        """Write as much as is possible without blocking, and return whether anything was written."""
         written = False
         try:
             while self._pending and self.error is None and self._is_writable() and self._write_chunk():
@@ -186,7 +197,7 @@ class Output:
             write_all(self._file, self._partial)
             written = len(self._partial)
         else:
-            # A pipe with room takes this much without blocking.
+            # POSIX: if a pipe is writable, a write of PIPE_BUF bytes or fewer doesn't block.
             piece = memoryview(self._partial)[self._partial_written : self._partial_written + select.PIPE_BUF]
             written = self._file.write(piece) or 0
         self._partial_written += written
@@ -228,7 +239,10 @@ class Output:
 
 
 class _UnreadLines:
-    """The lines that the reader of an output, such as a pipe, may not have read yet."""
+    """The last lines of an output that isn't a file, which its reader may not have read yet.
+
+    If the reader exits, the operating system discards what is left in the pipe. These lines are then rescued.
+    """
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
@@ -236,20 +250,20 @@ class _UnreadLines:
         self._size = 0
 
     def add(self, line: _OutcomeLine, size: int) -> None:
-        """Keep a line that was written, and forget those that must have been read to make room for it."""
+        """Add a line that was written, and drop lines that no longer fit into the pipe: they were read."""
         self._lines.append((line, size))
         self._size += size
         self._trim(_MAX_PIPE_SIZE)
 
     def closed_with_unread(self) -> bool:
-        """Return whether the reader has gone away and left something unread."""
+        """Return whether the reader has closed the output without reading all of it."""
         poll = select.poll()
         poll.register(self._file, 0)
-        gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-        return gone and bool(self._lines) and self._unread_size() > 0
+        closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+        return closed and bool(self._lines) and self._unread_size() > 0
 
     def take_unread(self) -> list[_OutcomeLine]:
-        """Return the lines that weren't read to their end, and keep none of them."""
+        """Return and forget the lines that were not completely read."""
         self._trim(self._unread_size())
         lines = [line for line, _ in self._lines]
         self._lines.clear()
@@ -264,7 +278,7 @@ class _UnreadLines:
         import termios
 
         if not stat.S_ISFIFO(os.fstat(self._file.fileno()).st_mode):
-            return _MAX_PIPE_SIZE  # what a terminal or a socket has shown or sent isn't known
+            return _MAX_PIPE_SIZE  # unknown for a terminal or a socket: assume that nothing was read
         return int.from_bytes(fcntl.ioctl(self._file, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
@@ -274,24 +288,27 @@ def _csv_cell(column: str, value: Any) -> Any:
 
 def _csv_row(cells: Iterable[Any]) -> bytes:
     text = io.StringIO()
-    # Before Python 3.13 a line break is quoted only if the line terminator has that character.
+    # Before Python 3.13, the csv module quotes a line break only if it occurs in the line terminator.
     csv.writer(text, lineterminator="\r\n").writerow(cells)
     return text.getvalue().removesuffix("\r\n").encode(errors="backslashreplace") + b"\n"
 
 
 def write_all(file: io.FileIO, data: bytes) -> None:
-    """Write all of it, or, where the file allows that, nothing; on a terminal, only what is visible.
+    """Write all of the data, or none of it if the file can be truncated.
+
+    On a terminal, invisible characters are escaped.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the data can't be written.
     """
     data, written = _escape_for_terminal(file, data), 0
     try:
         while written < len(data):
-            # Where the other end asked not to be waited for, nothing is written while its pipe is full.
+            # In non-blocking mode, which the other end of a pipe can set, a write to a full pipe returns
+            # `None`.
             written += file.write(data[written:]) or _wait_until_writable(file)
     except OSError:
-        with contextlib.suppress(OSError):  # a pipe can't take back what it was given
+        with contextlib.suppress(OSError):  # a pipe can't be truncated
             file.truncate(file.seek(0, os.SEEK_END) - written)
         raise
 
@@ -300,7 +317,7 @@ _CHECKED_ON_TERMINAL = re.compile(r"\r(?!\n)|[^\t\n\r -~]")
 
 
 def _escape_for_terminal(file: io.FileIO, data: bytes) -> bytes:
-    """Return the data; for a terminal, JSON's own escapes replace what isn't visible."""
+    """Return the data; for a terminal, with escapes of JSON in place of invisible characters."""
     if not file.isatty():
         return data
     return _CHECKED_ON_TERMINAL.sub(_json_escape, data.decode(errors="backslashreplace")).encode()
@@ -330,18 +347,19 @@ def open_output(
     append: bool = False,
     use_rescue: bool = True,
 ) -> Iterator[Output]:
-    """Yield an output, and report in the end what could not be written to it.
+    """Yield an output, and at the end report outcomes that could not be written.
 
     A new file that is still empty after an error is deleted.
 
     Args:
-        path: of a file, `.csv` for CSV and anything else for JSON Lines, or `-` for standard output.
-        append: add to the file if there is one.
-        rescuing: whether what can't be written goes to a rescue file; otherwise it is stored elsewhere.
+        path: the path of a file, which is CSV if it ends in `.csv` and otherwise JSON Lines, or `-` for
+            standard output.
+        append: whether to add to an existing file.
+        use_rescue: whether outcomes that can't be written go to a rescue file. Without it they are dropped.
 
     Raises:
-        UsageError: it can't be opened, or exists already, or its permissions are too open.
-        KeyboardInterrupt: a signal came while the reader of a named pipe was awaited.
+        UsageError: the file can't be opened, already exists, or has permissions that are too open.
+        KeyboardInterrupt: a signal was received while the output waited for the reader of a named pipe.
     """
     with contextlib.ExitStack() as stack:
         new = False
@@ -370,10 +388,10 @@ def open_output(
 
 
 def open_stdout() -> io.FileIO:
-    """Return standard output without a buffer, so that what is written has left the process.
+    """Return standard output without a buffer, so that written data survives the end of the process.
 
     Raises:
-        UsageError: it isn't open for writing.
+        UsageError: standard output isn't open for writing.
     """
     try:
         sys.stdout.flush()
@@ -385,12 +403,12 @@ def open_stdout() -> io.FileIO:
 
 
 def write_token_response(file: io.FileIO, response: bytes, row: bytes) -> ExitStatus:
-    """Write a response that holds a new token, and return the exit status; if it can't be written, rescue it.
+    """Write a response that holds a new token, or rescue it, and return the exit status.
 
     Args:
-        file: where to write.
-        response: what to write.
-        row: the same as one line, for the rescue file.
+        file: the output.
+        response: the response.
+        row: the response as one line, for the rescue file.
     """
     try:
         write_all(file, response)
@@ -404,7 +422,7 @@ def write_token_response(file: io.FileIO, response: bytes, row: bytes) -> ExitSt
 
 
 def failure_reason(error: BaseException) -> str:
-    """Return why something could not be written, in a few words without a value."""
+    """Return a short reason for a failed write; it contains no value."""
     return getattr(error, "strerror", None) or type(error).__name__
 
 
@@ -413,7 +431,7 @@ def _open_file(path: str, *, append: bool) -> tuple[io.FileIO, bool]:
         return _open_new(path), True
     except FileExistsError:
         if not append:
-            raise UsageError(f"{path}: is there already; --append adds to it") from None
+            raise UsageError(f"{path}: already exists; --append adds to it") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     try:
@@ -423,16 +441,16 @@ def _open_file(path: str, *, append: bool) -> tuple[io.FileIO, bool]:
 
 
 def _lock_file(file: io.FileIO, path: str) -> None:
-    """Keep the file from others: two runs that write into it would spoil each other's lines."""
+    """Lock the file, because two runs that write to it would mix up their lines."""
     try:
         import fcntl
-    except ModuleNotFoundError:  # pragma: no cover  # where there are no POSIX locks
+    except ModuleNotFoundError:  # pragma: no cover  # Windows has no POSIX locks
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UsageError(f"{path}: another run writes into it") from None
-    except OSError:  # pragma: no cover  # a file system without locks, which no test machine need have
+        raise UsageError(f"{path}: another run is writing to it") from None
+    except OSError:  # pragma: no cover  # a file system without locks
         return
 
 
@@ -445,13 +463,14 @@ def _private_opener(path: str, flags: int) -> int:
 
 
 def _open_existing(path: str) -> io.FileIO:
-    # Opening a named pipe waits for its reader, until a signal raises KeyboardInterrupt. The pipe is opened
-    # to write alone: a process that opens it to read as well is a reader of it.
+    # Opening a named pipe waits for its reader, until a signal raises KeyboardInterrupt. It is opened only
+    # for writing, because with reading this process would be its own reader. A file is also read, to find a
+    # torn last line.
     file = io.FileIO(path, "a+" if Path(path).is_file() else "w", opener=_private_opener)
     mode = os.fstat(file.fileno()).st_mode
     if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
         file.close()
-        raise UsageError(f"{path}: others may read it, and tokens would lie in it; chmod 600 first")
+        raise UsageError(f"{path}: file permissions are too open; run chmod 600 first")
     return file
 
 
@@ -460,7 +479,7 @@ _QUOTED_FIELD = re.compile(rb'(?:\A|[,\r\n])"[^"]*+(?:""[^"]*+)*+("?)')
 
 
 def _complete_last_line(file: io.FileIO, path: str) -> None:
-    """End a torn last line, so that the next line is a record of its own."""
+    """Terminate a last line that was torn by a crash, so that the next line is a separate record."""
     if not _has_content(file):
         return
     size = file.seek(-min(4, file.tell()), os.SEEK_END)
@@ -473,7 +492,7 @@ def _complete_last_line(file: io.FileIO, path: str) -> None:
     file.seek(0)
     lines = io.BufferedReader(file)
     within_quotes = path.endswith(".csv") and _ends_within_quotes(lines)
-    lines.detach()  # or the file would be closed with it
+    lines.detach()  # otherwise the file would be closed when `lines` is deleted
     if within_quotes:
         write_all(file, b'"\n')
     elif not tail.endswith(b"\n"):
@@ -485,18 +504,18 @@ def _ends_within_quotes(lines: Iterable[bytes]) -> bool:
     within = False
     for line in lines:
         if b'"' in line:
-            # If a field continues from an earlier line, a quote in front makes it one that begins here.
+            # If a field continues from an earlier line, a quote in front lets the pattern match its rest.
             for quoted in _QUOTED_FIELD.finditer(b'"' + line if within else line):
                 within = not quoted[1]
     return within
 
 
 def write_new_file(path: str, content: bytes) -> None:
-    """Make a file of one's own that is there as a whole or not at all.
+    """Create a private file (0600) atomically: under its name it either doesn't exist, or is complete.
 
     Raises:
-        FileExistsError: there is such a file.
-        OSError: it can't be written.
+        FileExistsError: the file already exists.
+        OSError: the file can't be written.
     """
     part = PartFile(Path(path))
     try:
@@ -508,7 +527,7 @@ def write_new_file(path: str, content: bytes) -> None:
 
 
 class MemoryOutput:
-    """Keeps outcomes in memory, for the demonstration."""
+    """An `OutcomeWriter` that keeps outcomes in memory, for the demo."""
 
     error: Exception | None = None
     token_lost = False
@@ -519,7 +538,7 @@ class MemoryOutput:
         self.unknown: list[str] = []
 
     def write(self, fields: dict[str, Any], *, journalled: bool = False) -> None:  # noqa: ARG002
-        """Keep what the demonstration compares with the ledger."""
+        """Keep what the demo compares with the simulator's ledger."""
         self.by_outcome[fields["outcome"]] += 1
         if fields["outcome"] == "created":
             self.tokens[fields["secondary_client_id"]] = fields["relay_token"]
@@ -527,7 +546,7 @@ class MemoryOutput:
             self.unknown.append(fields["secondary_client_id"])
 
     async def drain(self) -> None:
-        """Wait for nobody."""
+        """Do nothing: every write is complete."""
 
     def stop_waiting(self) -> None:
-        """Wait for nobody."""
+        """Do nothing: `drain` doesn't wait."""

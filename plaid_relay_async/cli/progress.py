@@ -1,4 +1,4 @@
-"""Shows a batch as it goes, and its table at the end; on a terminal with a bar, else in plain lines."""
+"""Shows the progress of a batch, as a bar on a terminal and otherwise as lines, and its totals as a table."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ _COLOURS = {"created": "green", "fetched": "green", "failed": "red", "unknown": 
 
 @frozen
 class OutcomeCounts:
-    """How many outcomes of each kind there were, in the table's order, and how many of each error code."""
+    """The number of outcomes of each kind, in the order of the table, and of each error code."""
 
     by_outcome: Counter[str]
     by_error_code: Counter[str]
 
 
 def format_rate(progress: Progress) -> str:
-    """Give outcomes a second."""
+    """Return the outcomes per second as text."""
     return f"{progress.done / progress.elapsed:,.0f}/s" if progress.elapsed else "0/s"
 
 
 class ProgressDisplay:
-    """Standard error, for people.
+    """Writes progress and messages to standard error.
 
     Args:
-        total: how many outcomes there will be; `None` where nobody knows yet.
-        bar: whether a bar may be shown, if standard error is a terminal.
+        total: the number of expected outcomes; `None` if it is unknown, as for a pipe.
+        bar: whether to show a bar if standard error is a terminal.
     """
 
     def __init__(self, total: int | None, *, bar: bool = True) -> None:
@@ -52,7 +52,7 @@ class ProgressDisplay:
         self._has_bar = bar and self._console.is_terminal
 
     async def show_progress(self, progress: Callable[[], Progress]) -> None:
-        """Show where a batch stands, until cancelled."""
+        """Show the progress of a batch until cancelled."""
         if self._has_bar:
             await self._show_bar(progress)
         while True:
@@ -74,7 +74,7 @@ class ProgressDisplay:
                 while True:
                     self._update_bar(bar, progress())
                     await asyncio.sleep(_BAR_SECONDS)
-            finally:
+            finally:  # the last update shows the state at the end
                 self._update_bar(bar, progress())
 
     def _update_bar(self, bar: Bar, now: Progress) -> None:
@@ -88,8 +88,8 @@ class ProgressDisplay:
         )
 
     def _progress_line(self, now: Progress) -> str:
-        of = "" if self._total is None else f" of {self._total}"
-        return f"{now.done}{of} done, {now.failed} failed, {now.unknown} unknown, {format_rate(now)}"
+        total = "" if self._total is None else f" of {self._total}"
+        return f"{now.done}{total} done, {now.failed} failed, {now.unknown} unknown, {format_rate(now)}"
 
     def print_message(self, *lines: str) -> None:
         """Write lines to standard error, each as `shown` returns it, above the bar if there is one."""
@@ -97,7 +97,7 @@ class ProgressDisplay:
         self._console.print(*(Text(sanitize(line)) for line in lines), sep="\n", soft_wrap=True)
 
     def show_totals(self, counts: OutcomeCounts) -> None:
-        """Put the closing table on standard error."""
+        """Print the closing table."""
         self._console.print(totals_table(counts))
 
 

@@ -1,4 +1,4 @@
-"""Where outcomes go that the output can't take: a private file that is created only when it is needed."""
+"""Stores outcomes that can't be written to the output, in a private file that is created on demand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Rescue:
 
     @cached_property
     def _files(self) -> list[_RescueFile]:
-        # Not before they are needed: finding the folder for temporary files writes one there.
+        # Created on first use, because `tempfile.gettempdir` writes a file to find out which folder is
+        # writable.
         folders = [] if self._beside is None else [self._beside.absolute().parent]
         folders.append(user_state_path("plaid_relay_async", appauthor=False))
         with contextlib.suppress(OSError):
@@ -39,11 +40,11 @@ class Rescue:
 
     @property
     def paths(self) -> list[Path]:
-        """The files that hold rows: one, unless a disk became full on the way."""
+        """The files that hold rows: more than one only if a folder could not store all of them."""
         return [file.path for file in self._files if file.size]
 
     def store(self, row: bytes) -> bool:
-        """Store a row, and return whether it is on disk; if not, no folder could take it."""
+        """Store a row in the first folder that can, and return whether it is on disk."""
         return any(file.store(row) for file in self._files)
 
     def __enter__(self) -> Self:
@@ -67,7 +68,7 @@ class _RescueFile:
         self._file: io.FileIO | None = None
 
     def store(self, row: bytes) -> bool:
-        """Return whether the whole row is on disk."""
+        """Write a row, and return whether all of it is on disk."""
         try:
             if self._file is None:
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

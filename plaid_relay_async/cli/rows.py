@@ -1,4 +1,4 @@
-"""Turns the rows of an input into requests, and reports each problem with its line."""
+"""Converts the rows of an input to requests, and reports each invalid row with its line."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class RowForm(Generic[T]):
 
     Attributes:
         columns: the columns that are read; others are ignored.
-        make: takes the place where a row begins and its cells. Returns the request, or the problem with the
-            row, beginning with the name of the column, or `None` to skip the row.
+        parse_row: takes the place where a row begins and its cells. Returns the request, or the problem with
+            the row, starting with the name of the column, or `None` to skip the row.
     """
 
     columns: Columns
@@ -65,18 +65,18 @@ def parse_rows(table: InputTable, form: RowForm[T]) -> Iterator[tuple[Place, T |
     """Yield the place where each row of an input begins, and its request or its problem."""
     try:
         for place, cells in table:
-            made = cells if isinstance(cells, str) else form.parse_row(place, cells)
-            if isinstance(made, str):
-                yield place, InputProblem(f"{table.name}:{place}: {made}{table.header_hint(place)}")
-            elif made is not None:
-                yield place, made
+            request = cells if isinstance(cells, str) else form.parse_row(place, cells)
+            if isinstance(request, str):
+                yield place, InputProblem(f"{table.name}:{place}: {request}{table.header_hint(place)}")
+            elif request is not None:
+                yield place, request
     except UnreadableError as error:
         yield "", InputProblem(f"{table.name}:{error}")
     except OSError as error:
         yield "", InputProblem(f"{table.name}: can't be read: {error.strerror}")
 
 
-# -------------------------------------------------------------------------------- what a row asks for
+# ---------------------------------------------------------------------------------- the kinds of rows
 
 
 def creation_form(report_token: str | None, *, allow_odd: bool = False) -> RowForm[RelayCreateRequest]:
@@ -89,7 +89,7 @@ def creation_form(report_token: str | None, *, allow_odd: bool = False) -> RowFo
     columns = Columns(
         ("report_token", "report_tokens", _PARTNER_COLUMN, "webhook"),
         key=_PARTNER_COLUMN,
-        value_term="a partner's id",
+        value_term="a partner ID",
         list_allowed=report_token is not None,
     )
     return RowForm(columns, partial(_parse_creation, report_token, allow_odd=allow_odd))
@@ -107,16 +107,17 @@ def _parse_creation(
         return "report_token: is missing; add that column, or pass --report-token for all rows"
     if _PARTNER_COLUMN not in row:
         return f"{_PARTNER_COLUMN}: is missing"
+    partner = row[_PARTNER_COLUMN]
+    # Before the checks of the record, which would report the quotes of `="..."` and not the formula.
+    if not allow_odd and isinstance(partner, str) and (oddity := oddity_of(partner)) is not None:
+        return f"{_PARTNER_COLUMN}: {oddity}; --allow-odd-ids accepts it"
     try:
-        request = RelayCreateRequest(tokens, row[_PARTNER_COLUMN], row.get("webhook"))
+        return RelayCreateRequest(tokens, partner, row.get("webhook"))
     except RequestValidationError as error:
-        field, wrong = error.field, error.problem
-    else:
-        oddity = None if allow_odd else oddity_of(request.secondary_client_id)
-        return request if oddity is None else f"{_PARTNER_COLUMN}: {oddity}; --allow-odd-ids accepts it"
+        field, problem = error.field, error.problem
     if field.startswith("report_tokens") and "report_tokens" not in row:
         field = "report_token"
-    return f"{field}: {wrong}"
+    return f"{field}: {problem}"
 
 
 @frozen
@@ -131,7 +132,7 @@ def shared_report_form(build_request: Callable[[str], object]) -> RowForm[Shared
     """Return the form of rows that each have a relay token, such as the output of `bulk`.
 
     Args:
-        make: turns a relay token into a request.
+        build_request: converts a relay token to a request.
     """
     columns = Columns(
         ("relay_token", "outcome"), key="relay_token", value_term="a relay token", list_allowed=True
@@ -142,16 +143,17 @@ def shared_report_form(build_request: Callable[[str], object]) -> RowForm[Shared
 def _parse_shared_report(
     build_request: Callable[[str], object], line: Place, row: Cells
 ) -> SharedReportRow | str | None:
-    brought_one = row.get("outcome") in (None, "", "created")  # a tuple: JSON may have a list there
-    if not row.get("relay_token") and not brought_one:
+    # The outcome may be any JSON value. A set would reject a list, which isn't hashable.
+    may_have_token = row.get("outcome") in (None, "", "created")
+    if not row.get("relay_token") and not may_have_token:
         return None
     if "relay_token" not in row:
         return "relay_token: is missing"
     try:
         return SharedReportRow(line, build_request(row["relay_token"]))
     except RequestValidationError as error:
-        wrong = error.problem
-    return f"relay_token: {wrong}"
+        problem = error.problem
+    return f"relay_token: {problem}"
 
 
 # ----------------------------------------------------------------------------------------- the source
@@ -214,14 +216,14 @@ class InputSource:
                 file.flush()
                 stack.pop_all()
         except OSError as error:
-            way_out = "TMPDIR names another directory, --stream needs none"
+            remedy = "set TMPDIR to another directory, or use --stream, which makes no copy"
             raise UsageError(
-                f"{self.name}: can't be copied for the check: {error.strerror}; {way_out}"
+                f"{self.name}: can't be copied for the check: {error.strerror}; {remedy}"
             ) from None
         return file
 
     def rows(self, form: RowForm[Any], survey: InputSurvey | None = None) -> FileRows[Any] | PipedRows[Any]:
-        """Check a whole file, and return its rows; the rows of a pipe are checked as they arrive.
+        """Check all rows of a file, and return them; the rows of a pipe are checked as they arrive.
 
         Args:
             form: the kind of rows.
@@ -233,24 +235,24 @@ class InputSource:
         self.table = self._open_table(form)
         parsed = parse_rows(self.table, form)
         if self._start is None:
-            self._piped_rows = PipedRows(made for _, made in parsed)
+            self._piped_rows = PipedRows(row for _, row in parsed)
             return self._piped_rows
         survey = survey or InputSurvey()
-        for place, made in parsed:
-            if isinstance(made, InputProblem):
-                survey.add_problem(made.text)
-            elif isinstance(made, RelayCreateRequest):
-                survey.add(place, made.secondary_client_id, made.report_tokens)
+        for place, row in parsed:
+            if isinstance(row, InputProblem):
+                survey.add_problem(row.text)
+            elif isinstance(row, RelayCreateRequest):
+                survey.add(place, row.secondary_client_id, row.report_tokens)
             else:
                 survey.rows += 1
         if problems := list(survey.problems(self.table)):
             raise UsageError(*problems, "nothing was sent")
-        # Read no more rows than were checked: the file may have grown meanwhile.
-        rows = (made for _, made in parse_rows(self._open_table(form), form))
+        # Read only as many rows as were checked, because the file may have grown meanwhile.
+        rows = (row for _, row in parse_rows(self._open_table(form), form))
         return FileRows(itertools.islice(rows, survey.rows), survey.rows)
 
     def is_same_file(self, path: str) -> bool:
-        """Return whether an output's path, or standard output for `-`, leads to this very file."""
+        """Return whether an output path, or standard output for `-`, is the same file as this input."""
         try:
             other = os.fstat(sys.stdout.fileno()) if path == "-" else Path(path).stat()
         except (OSError, ValueError):  # it doesn't exist, or isn't open
@@ -263,7 +265,7 @@ class InputSource:
         return InputTable(self._stream, self.name, form.columns, self._input_format)
 
 
-# ------------------------------------------------------------------------------- the rows, for a batch
+# ------------------------------------------------------------------------------ iteration for a batch
 
 
 class FileRows(Generic[T]):
@@ -315,7 +317,8 @@ class PipedRows(Generic[T]):
 
     async def __anext__(self) -> T:
         if self._thread is None:
-            # A thread of its own, because the loop waits for the threads of its executor when it closes.
+            # Not a thread of the loop's executor: the loop would wait for it when it closes, and so for the
+            # pipe.
             loop = asyncio.get_running_loop()
             self._thread = threading.Thread(target=self._read_in_thread, args=(loop,), daemon=True)
             self._thread.start()
@@ -338,7 +341,7 @@ class PipedRows(Generic[T]):
         raise parsed
 
     def _read_in_thread(self, loop: asyncio.AbstractEventLoop) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and the rest isn't needed
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and no rows are needed any more
             while True:
                 parsed = self._next_parsed()
                 self._free_slots.acquire()

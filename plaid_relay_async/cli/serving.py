@@ -1,4 +1,4 @@
-"""What it takes to run a gateway: Plaid's credentials, a certificate, an audit log, and signals."""
+"""Runs a gateway for the command: credentials, the certificate, the audit log, and signals."""
 
 from __future__ import annotations
 
@@ -26,31 +26,32 @@ if TYPE_CHECKING:
     from plaid_relay_async.gateway import Gateway
 
 _AUDIT_LOGGER = logging.getLogger("plaid_relay_async.gateway.audit")
-# A name in small letters and the end of a variable in capitals lead to each other, and to nothing else.
+# The name of a set of credentials is in lower case with hyphens, the suffix of its variables in upper case
+# with underscores. The pattern allows only suffixes for which that mapping is unambiguous in both directions.
 _CLIENT_ID_VARIABLE = re.compile("PLAID_CLIENT_ID_([A-Z0-9]+(?:_[A-Z0-9]+)*)")
 
 
 def variable_names(name: str) -> tuple[str, str]:
-    """Give the environment variables of a set of credentials: of its client id and of its secret."""
-    end = "" if name == "default" else "_" + name.upper().replace("-", "_")
-    return f"PLAID_CLIENT_ID{end}", f"PLAID_SECRET{end}"
+    """Return the environment variables of a set of credentials: of its client id and of its secret."""
+    suffix = "" if name == "default" else "_" + name.upper().replace("-", "_")
+    return f"PLAID_CLIENT_ID{suffix}", f"PLAID_SECRET{suffix}"
 
 
 def credentials_from_environment(required: Iterable[str]) -> dict[str, Credentials]:
-    """Give all sets of credentials that the environment has, by name.
+    """Return all complete sets of credentials in the environment, by name.
 
     Args:
-        needed: the names of those that have to be there.
+        required: the names of the sets that must be complete.
 
     Raises:
-        UsageError: one of these isn't there as a whole, or can't be sent.
+        UsageError: a required set is incomplete, or a value can't be sent.
     """
-    ends = (found[1] for name in sorted(os.environ) if (found := _CLIENT_ID_VARIABLE.fullmatch(name)))
-    names = dict.fromkeys(("default", *(end.lower().replace("_", "-") for end in ends)))
+    suffixes = (match[1] for name in sorted(os.environ) if (match := _CLIENT_ID_VARIABLE.fullmatch(name)))
+    names = dict.fromkeys(("default", *(suffix.lower().replace("_", "-") for suffix in suffixes)))
     missing = sorted(name for name in required if not _is_configured(name))
     if missing:
         lines = (f"  {name}: {' and '.join(variable_names(name))}" for name in missing)
-        raise UsageError("these sets of Plaid's credentials are needed: set", *lines)
+        raise UsageError("Plaid credentials are missing; set these environment variables:", *lines)
     return {name: _read_credentials(name) for name in names if _is_configured(name)}
 
 
@@ -62,8 +63,8 @@ def _read_credentials(name: str) -> Credentials:
     try:
         return Credentials(*(os.environ[variable] for variable in variable_names(name)))
     except ConfigurationError as error:
-        field, wrong = error.field, error.problem
-    raise UsageError(f"{variable_names(name)[field == 'secret']} {wrong}")
+        field, problem = error.field, error.problem
+    raise UsageError(f"{variable_names(name)[field == 'secret']} {problem}")
 
 
 # ------------------------------------------------------------------------------------------- the certificate
@@ -80,21 +81,21 @@ class Certificate:
         context: uses the newest certificate for each handshake.
 
     Raises:
-        UsageError: the files can't be read, or don't belong together.
+        UsageError: the files can't be read, or don't match.
     """
 
     def __init__(self, chain: Path, key: Path) -> None:
         self._chain, self._key = chain, key
         self._current_context = self.context = self._load_context()
-        # A context that is in use is never changed: if the new key didn't match, every handshake would fail,
-        # and if it were of another kind, OpenSSL would keep the old certificate beside the new one.
+        # A context that is in use is never changed. If the new key didn't match, every handshake would fail,
+        # and if it had another type, OpenSSL would keep the old certificate in addition to the new one.
         self.context.sni_callback = self._use_current_context
 
     def reload(self) -> None:
         """Read the files again.
 
         Raises:
-            UsageError: they can't be used; the certificate stays what it was.
+            UsageError: the files can't be read, or don't match; the previous certificate stays in use.
         """
         self._current_context = self._load_context()
 
@@ -109,9 +110,9 @@ class Certificate:
             # Without a password OpenSSL would prompt for one.
             context.load_cert_chain(self._chain, self._key, password="")
         except (OSError, ValueError) as error:
-            problem = "aren't a certificate and its key, without a passphrase, in PEM"
+            problem = "must be PEM files of a certificate and its key, without a passphrase"
             if not isinstance(error, tls.SSLError) and getattr(error, "strerror", None):
-                problem = f"can't be read: {error.strerror}"  # type: ignore[union-attr]  # it has one
+                problem = f"can't be read: {error.strerror}"  # type: ignore[union-attr]  # as checked above
         else:
             return context
         raise UsageError(f"--tls-certificate and --tls-key: {problem}")
@@ -121,7 +122,7 @@ class Certificate:
 
 
 class AuditFile(logging.Handler):
-    """A handler that appends each line as a whole or not at all, and reports a failure once while it lasts.
+    """A log handler that appends complete lines to a file, and reports consecutive failures once.
 
     Raises:
         UsageError: the file can't be opened, or its permissions are too open.
@@ -137,7 +138,7 @@ class AuditFile(logging.Handler):
         """Reopen the file by its path, because a log rotation may have renamed it.
 
         Raises:
-            UsageError: it can't be opened, or its permissions are too open; lines go on into the old file.
+            UsageError: it can't be opened, or its permissions are too open; the old file stays in use.
         """
         # Opening a pipe again would wait for its reader.
         if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
@@ -169,7 +170,7 @@ class AuditFile(logging.Handler):
 
 @contextlib.contextmanager
 def audit_log(file: AuditFile | None) -> Iterator[None]:
-    """Send the audit lines to a file, or to standard error, and close the file in the end."""
+    """Send audit lines to a file or to standard error; at the end, restore the logger, and close the file."""
     handler = logging.StreamHandler(StderrWriter()) if file is None else file
     before = _AUDIT_LOGGER.level, _AUDIT_LOGGER.propagate
     _AUDIT_LOGGER.setLevel(logging.INFO)
@@ -191,7 +192,7 @@ def _open_audit_file(path: Path) -> io.FileIO:
     mode = os.fstat(file.fileno()).st_mode
     if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
         file.close()
-        raise UsageError(f"--audit: {path}: others may read it; chmod 600 first")
+        raise UsageError(f"--audit: {path}: file permissions are too open; run chmod 600 first")
     return file
 
 
@@ -204,16 +205,20 @@ async def serve_gateway(
     greeting: Callable[[], str],
     reloadables: Sequence[Certificate | AuditFile] | None = None,
 ) -> ExitStatus:
-    """Listen, and stop at a signal once the calls in flight have ended; a second signal cuts them off.
+    """Run a gateway until a signal. The calls in flight are drained; a second signal cuts them off.
 
     Args:
         gateway: not started yet.
         signals: those of the process.
-        greeting: returns what to print on standard output once it listens.
-        reloaded: what SIGHUP reloads in addition to the keys; without it, SIGHUP stops the gateway.
+        greeting: returns the text to print on standard output once the gateway listens.
+        reloadables: objects that SIGHUP reloads in addition to the keys; without it, SIGHUP stops the
+            gateway.
+
+    Returns:
+        `DONE`, or `FAILED` if calls in flight were cut off.
 
     Raises:
-        UsageError: the address can't be had.
+        UsageError: the address isn't available.
     """
     try:
         await gateway.start()
@@ -236,23 +241,23 @@ async def serve_gateway(
 async def _wait_for_stop(gateway: Gateway, stops: asyncio.Queue[None]) -> ExitStatus:
     await stops.get()
     closing = asyncio.ensure_future(gateway.close())
-    again = asyncio.ensure_future(stops.get())
-    await asyncio.wait({closing, again}, return_when=asyncio.FIRST_COMPLETED)
-    cut = not closing.done()
-    again.cancel()
+    second_stop = asyncio.ensure_future(stops.get())
+    await asyncio.wait({closing, second_stop}, return_when=asyncio.FIRST_COMPLETED)
+    cut_off = not closing.done()
+    second_stop.cancel()
     closing.cancel()
     await asyncio.wait({closing})
-    if not cut:
-        closing.result()  # what went wrong in it
+    if not cut_off:
+        closing.result()  # raises the error of closing, if any
         return ExitStatus.DONE
-    print_message("plaid-relay: calls in flight were cut off: their outcome is unknown")
+    print_message("plaid-relay: calls in flight were cut off; their outcome is unknown")
     return ExitStatus.FAILED
 
 
 async def _reload_on_sighup(
     hang_ups: asyncio.Queue[None], gateway: Gateway, reloadables: Sequence[Certificate | AuditFile]
 ) -> None:
-    """Reload at each SIGHUP; what can't be reloaded stays as it was, and is reported."""
+    """Reload at each SIGHUP; report a file that can't be reloaded, and keep its previous content in use."""
     while True:
         await hang_ups.get()
         gateway.reload()

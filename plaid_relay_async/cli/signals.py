@@ -1,4 +1,4 @@
-"""What SIGINT, SIGTERM and SIGHUP do: one mechanism for all commands."""
+"""Handles SIGINT, SIGTERM and SIGHUP in the same way for all commands."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ _HANDLED_SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, _SIGHUP)))
 class Signals:
     """A context manager that handles signals; outside of the main thread it handles none.
 
-    A signal raises KeyboardInterrupt, except in `run` and in `told`. Once `told` or the context manager has
-    ended, signals are ignored: the results are known, and must not lose their exit status.
+    A signal raises KeyboardInterrupt, except in `run` and in `handled_by`. After `handled_by` or the context
+    manager has ended, signals are ignored, because the outcomes are known and the exit status must report
+    them.
 
-    What was ignored when the process started stays ignored, as `nohup` and shells expect, with the exception
-    of SIGTERM. If SIGTERM were ignored too, only SIGKILL could stop a command, and would leave the outcomes
-    of its calls in flight unknown.
+    A signal that was ignored when the process started stays ignored, as `nohup` and shells expect. SIGTERM is
+    the
+    exception: if it were ignored too, only SIGKILL could stop a command, and the outcomes of its calls in
+        flight
+    would be unknown.
 
     SIGHUP requests the same as the first of the other signals, and never counts as a second one: a terminal
     that closes may send it twice, and systemd may send it together with SIGTERM.
@@ -63,7 +66,7 @@ class Signals:
 
     @property
     def stop_count(self) -> int:
-        """How often the command was asked to stop."""
+        """The number of requests to stop."""
         return max(self._stop_requests, self._hung_up)
 
     def _receive_signal(self, number: int, _frame: object) -> None:
@@ -82,11 +85,14 @@ class Signals:
     def run(self, main: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine in a new event loop.
 
-        The first signal cancels it, and the second one doesn't wait for its cleanup. Where the coroutine is
-        inside `told`, signals do neither.
+        The first signal cancels the coroutine. A second one ends the process's wait for its cleanup. While
+        the coroutine is inside `handled_by`, signals do neither.
+
+        Returns:
+            The result of the coroutine.
 
         Raises:
-            KeyboardInterrupt: a signal has ended it.
+            KeyboardInterrupt: a signal has ended the coroutine.
         """
         try:
             with _wakeup_socket() as woken, asyncio.Runner() as runner:
@@ -96,8 +102,9 @@ class Signals:
         except asyncio.CancelledError:
             self._raise_interrupt()
         finally:
-            # If it was never started, Python would warn about it. A third signal leaves it in its cleanup,
-            # which may need a loop.
+            # Python warns about a coroutine that was never started. After a third signal the coroutine is
+            # still in its cleanup; closing it resumes the cleanup, which may need the event loop and then
+            # fails.
             with contextlib.suppress(RuntimeError):
                 main.close()
 
@@ -106,29 +113,29 @@ class Signals:
         assert task is not None  # noqa: S101  # a coroutine runs in one
 
         def cancel() -> None:
-            if self._on_stop == self._raise_interrupt:  # otherwise `told` was entered, and reacts
+            if self._on_stop == self._raise_interrupt:  # otherwise `handled_by` was entered meanwhile
                 task.cancel()
 
-        def react() -> None:
+        def request_cancel() -> None:
             self._on_stop = self._raise_interrupt
             loop.call_soon_threadsafe(cancel)
 
-        self._on_stop = react
+        self._on_stop = request_cancel
         try:
             return await main
         finally:
-            if self._on_stop is react:
+            if self._on_stop is request_cancel:
                 self._on_stop = self._raise_interrupt
 
     @contextlib.contextmanager
     def handled_by(
         self, on_stop: Callable[[], object], on_reload: Callable[[], object] | None = None
     ) -> Iterator[None]:
-        """Call a function in the running event loop for each signal, including those that came before.
+        """Call functions in the running event loop for signals, including those that were received before.
 
         Args:
-            react: for each request to stop.
-            reload: for SIGHUP after `reload_on_hang_up`.
+            on_stop: called for each request to stop.
+            on_reload: called for each SIGHUP after `reload_on_sighup`.
         """
         loop = asyncio.get_running_loop()
         self._on_stop = lambda: loop.call_soon_threadsafe(on_stop)
@@ -145,7 +152,7 @@ class Signals:
             self._on_reload = None
 
     def reload_on_sighup(self) -> None:
-        """Let SIGHUP request a reload instead of a stop from now on, even if it was ignored at the start."""
+        """Make SIGHUP request a reload instead of a stop, even if it was ignored when the process started."""
         if _SIGHUP is not None:  # pragma: no branch  # Windows has none
             _set_handler(_SIGHUP, self._receive_reload)
 
@@ -168,10 +175,11 @@ def _set_handler(number: int, handler: Any) -> None:
 def _wakeup_socket() -> Iterator[socket.socket | None]:
     """Yield a socket that becomes readable at each signal, or None outside of the main thread.
 
-    A handler runs only once the main thread continues. A signal that another thread receives, or that arrives
-    just before the event loop begins to wait, doesn't end that wait by itself.
+    Python runs a signal handler in the main thread. A signal that another thread receives, or that arrives
+    just before the event loop starts to wait, doesn't end that wait. The byte that Python writes to this
+    socket does.
     """
-    if os.name == "nt":  # pragma: no cover  # there the loop does this itself
+    if os.name == "nt":  # pragma: no cover  # asyncio sets up its own socket there
         yield None
         return
     reading, writing = socket.socketpair()

@@ -1,4 +1,4 @@
-"""The simulator as a server, until it is told to stop."""
+"""The command `simulate`: runs the simulator as a server until a signal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def parse_clients(pairs: Sequence[str]) -> dict[str, str] | None:
-    """Give the secret of each client id; `None` takes any.
+    """Return the secret of each client ID, or `None`, which accepts any credentials, if there are no pairs.
 
     Raises:
-        UsageError: one isn't of the form ID:SECRET.
+        UsageError: a pair doesn't have the form ID:SECRET.
     """
     clients: dict[str, str] = {}
     for pair in pairs:
@@ -34,10 +34,10 @@ def parse_clients(pairs: Sequence[str]) -> dict[str, str] | None:
 async def serve_simulator(
     port: int, clients: dict[str, str] | None, reports: Sequence[str], signals: Signals
 ) -> ExitStatus:
-    """Listen on 127.0.0.1, tell where, and stop at the first signal.
+    """Listen on 127.0.0.1, print the address and a report token, and stop at the first signal.
 
     Raises:
-        UsageError: the port can't be had.
+        UsageError: the port isn't available.
     """
     plaid = Simulator(port=port, clients=clients, reports=reports)
     try:

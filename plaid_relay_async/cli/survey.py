@@ -1,4 +1,4 @@
-"""Counts and compares the rows of a whole input before anything is sent."""
+"""Counts and compares all rows of an input before anything is sent."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ class InputSurvey:
         self._shapes[shape_of(partner)].add(place)
         if self.pairs is None:
             return
-        pair = _pair_hash(partner, *report_tokens)
+        pair = _digest(partner, *report_tokens)
         if pair in self.pairs:
             self.duplicates.add(place)
         self.pairs.add(pair)
-        self.partners.add(_pair_hash(partner))
+        self.partners.add(_digest(partner))
 
     def odd_rows(self) -> RowPlaces:
         """Return the rows whose partner has a different shape than nine in ten of the others."""
@@ -121,6 +121,8 @@ class InputSurvey:
         ]
         if table.headerless_line is not None:
             columns = [f"{table.columns.key} (no header)"]
+        elif self._invalid and not columns:
+            columns = ["not recognized"]
         facts = {
             "rows": f"{self.rows:,}",
             "invalid": f"{self._invalid:,}",
@@ -139,8 +141,10 @@ class InputSurvey:
         """Yield the problem of a first row that may be a header, and exclude that row from the counts."""
         if not table.input_format.may_have_header:
             return
-        headless = (shape for shape, places in self._shapes.items() if table.headerless_line in places.first)
-        shape = next(headless, None)
+        first_shapes = (
+            shape for shape, places in self._shapes.items() if table.headerless_line in places.first
+        )
+        shape = next(first_shapes, None)
         if shape is None:
             return
         others = self._shape_counts()
@@ -167,5 +171,5 @@ def _sort_key(place: Place) -> list[int]:
     return [int(number) for number in str(place).split(":")]
 
 
-def _pair_hash(*words: str) -> bytes:
+def _digest(*words: str) -> bytes:
     return hashlib.blake2b("\0".join(words).encode(errors="surrogatepass"), digest_size=16).digest()

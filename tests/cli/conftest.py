@@ -105,7 +105,7 @@ def start(monkeypatch) -> Iterator[Callable[..., Simulator]]:
 
         def start(**settings: Any) -> Simulator:
             plaid = stack.enter_context(
-                running(Simulator(**{"reports": [REPORT], "generating": 0.0} | settings))
+                running(Simulator(**{"reports": [REPORT], "generation_delay": 0.0} | settings))
             )
             monkeypatch.setenv("PLAID_BASE_URL", plaid.url)
             monkeypatch.setenv("PLAID_CLIENT_ID", "owner")
@@ -139,7 +139,7 @@ def signal_when() -> Iterator[Callable[..., None]]:
     threads = []
 
     def listening() -> bool:
-        return signals._on_stop.__qualname__.startswith("Signals.told")
+        return signals._on_stop.__qualname__.startswith("Signals.handled_by")
 
     def signal_when(ready: Callable[[], object] = listening, number: int = signal.SIGINT) -> None:
         def send() -> None:

@@ -117,7 +117,7 @@ def test_csv_and_append(plaid, run, partners, tmp_path):
     assert run(*words).status == 0
     refused = run(*words)
     assert refused.status == 2
-    assert "is there already" in refused.err
+    assert "already exists" in refused.err
     assert len(plaid.ledger) == 3
     assert run(*words, "--append").status == 0
     rows = list(csv.DictReader(out.read_text().splitlines()))
@@ -239,7 +239,7 @@ def test_an_error_that_all_share(plaid, run, partners):
     plaid.fail(Fault(status=401, body={"error_code": "INVALID_API_KEYS", "error_type": "INVALID_INPUT"}))
     done = run("bulk", partners(200), "--report-token", REPORT, "--concurrency", 2)
     assert done.status == 1
-    assert "all would meet this: Plaid answered INVALID_API_KEYS" in done.err
+    assert "because all requests share this error: Plaid answered INVALID_API_KEYS" in done.err
     assert sorted(line["secondary_client_id"] for line in done.lines) == sorted(f"p{n}" for n in range(200))
     assert done.count("not_attempted") >= 190
     assert {line["attempts"] for line in done.lines if line["outcome"] == "not_attempted"} == {0}
@@ -262,7 +262,7 @@ def test_an_error_of_a_report(plaid, run, tmp_path):
     }
     told = f"{len(unsent)} requests: not sent after 3 errors of the same report: Plaid answered INVALID_ASSET"
     assert done.err.count(told) == 1
-    assert "all would meet this" not in done.err
+    assert "all requests share this error" not in done.err
     assert "mistyped" not in done.err
 
 
@@ -396,7 +396,7 @@ def test_second_signal_cancels(start, run, partners, interrupt):
     done = run("bulk", partners(20), "--report-token", REPORT, "--concurrency", 5)
     assert time.monotonic() - began < 30
     assert done.status == 3
-    assert "stopping at once: 0 done, 5 in flight are given up" in done.err
+    assert "abandoning the calls in flight: 0 done, 5 abandoned" in done.err
     assert (done.count("unknown"), done.count("not_attempted")) == (5, 15)
     assert len(done.lines) == 20
 
@@ -464,7 +464,7 @@ def test_closed_pipe(start, run, partners, stdout, rescued):
     done = run("bulk", partners(500), "--report-token", REPORT, "--concurrency", 5)
     reader.join()
     assert done.status == 1
-    assert "the output takes no more: Broken pipe" in done.err
+    assert "the output can't be written: Broken pipe" in done.err
     lines = rescued()
     assert f"rescued: {len(lines)} outcomes" in done.err
     assert "credit-relay" not in done.err
@@ -535,7 +535,7 @@ def test_full_disk(plaid, run, partners, tmp_path, rescued):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert done.status == 1
-    assert "the output takes no more: File too large" in done.err
+    assert "the output can't be written: File too large" in done.err
     written = tokens(read(out))
     assert written.items() < ledger(plaid).items()
     assert written | tokens(rescued(tmp_path)) == ledger(plaid)
@@ -547,7 +547,7 @@ def test_the_output_belongs_to_one_run(plaid, run, partners, tmp_path):
     out = tmp_path / "out"
     with open_output(str(out)):
         done = run("bulk", partners(3), "--report-token", REPORT, "--output", out, "--append")
-    assert (done.status, "another run writes into it" in done.err, len(plaid.ledger)) == (2, True, 0)
+    assert (done.status, "another run is writing to it" in done.err, len(plaid.ledger)) == (2, True, 0)
 
 
 def test_the_input_is_not_the_output(plaid, run, tmp_path, monkeypatch):
@@ -556,12 +556,12 @@ def test_the_input_is_not_the_output(plaid, run, tmp_path, monkeypatch):
     rows.write_text('"p1"\n')
     rows.chmod(0o600)
     done = run("bulk", rows, "--report-token", REPORT, "--output", rows, "--append")
-    assert (done.status, "is the input, too" in done.err, len(plaid.ledger)) == (2, True, 0)
+    assert (done.status, "is also the input" in done.err, len(plaid.ledger)) == (2, True, 0)
     with rows.open("a") as appended:
         monkeypatch.setattr(sys, "stdout", appended)
         done = run("bulk", rows, "--report-token", REPORT)
     assert (done.status, len(plaid.ledger), rows.read_text()) == (2, 0, '"p1"\n')
-    assert "standard output: is the input, too" in done.err
+    assert "standard output: is also the input" in done.err
     appended.close()
     assert run("bulk", rows, "--report-token", REPORT).status == 2  # it is closed
 

@@ -157,7 +157,7 @@ def test_with_insights(plaid, run, given, tmp_path):
     assert '"category"' in with_them
     assert '"category"' not in without
     refused = run("fetch", path, "--dir", tmp_path / "pdf", "--insights", "--format", "pdf")
-    assert (refused.status, "--insights: goes with --format json" in refused.err) == (2, True)
+    assert (refused.status, "--insights: requires --format json" in refused.err) == (2, True)
 
 
 def test_pdfs(plaid, run, given, tmp_path):
@@ -263,8 +263,16 @@ def test_forms(name, text, rows):
     [
         ("in.csv", "outcome,relay_token\ncreated,\n", "in.csv:2: relay_token: is empty"),
         ("in.csv", "relay_tokens\nt\n", "in.csv:1: unknown column relay_tokens; did you mean relay_token?"),
-        ("in.csv", "token\nt\n", "in.csv:1: relay_token: isn't in the header; the columns are relay_token"),
-        ("in.csv", "a,b\n", "in.csv:1: relay_token: isn't in the header; the columns are relay_token"),
+        (
+            "in.csv",
+            "token\nt\n",
+            "in.csv:1: relay_token: isn't in the header; the header has token; the columns are",
+        ),
+        (
+            "in.csv",
+            "a,b\n",
+            "in.csv:1: relay_token: isn't in the header; the header has a, b; the columns are",
+        ),
         ("in.csv", "t1\nt 2\n", "in.csv:2: relay_token: holds white space"),
         ("-", '{"outcome": "created"}\n', "-:1: relay_token: is missing"),
         ("-", '{"relay_token": 7}\n', "-:1: relay_token: must be a string, not int"),
@@ -338,7 +346,10 @@ def test_an_error_that_all_share(plaid, run, given, tmp_path):
     (tmp_path / name_of(tokens[99])).write_text("kept")
     plaid.fail(Fault(status=401, body={"error_code": "INVALID_API_KEYS", "error_type": "INVALID_INPUT"}))
     done = run("fetch", path, "--dir", tmp_path, "--concurrency", 1)
-    assert (done.status, "all would meet this: Plaid answered INVALID_API_KEYS" in done.err) == (1, True)
+    assert (
+        done.status,
+        "because all requests share this error: Plaid answered INVALID_API_KEYS" in done.err,
+    ) == (1, True)
     assert sorted(line["row"] for line in done.lines) == list(range(1, 101))
     assert [done.count(n) for n in ("failed", "already_there", "not_attempted")] == [3, 1, 96]
 
@@ -375,7 +386,7 @@ def test_full_disk(plaid, run, given, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert done.status == 1
-    assert f"{folder} takes no more: File too large" in done.err
+    assert f"reports can't be written to {folder}: File too large" in done.err
     assert names_in(folder) == set()
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert sorted(line["row"] for line in lines) == list(range(1, 51))
@@ -408,7 +419,7 @@ def test_an_output_that_takes_no_more(plaid, run, given, tmp_path, rescued):
     path, tokens = given(3)
     done = run("fetch", path, "--dir", tmp_path / "reports", "--output", "/dev/full", "--append")
     assert done.status == 1
-    assert "the output takes no more: No space left on device" in done.err
+    assert "the output can't be written: No space left on device" in done.err
     assert {Path(row["file"]).name for row in rescued()} == names_in(tmp_path / "reports")
     assert names_in(tmp_path / "reports") <= {name_of(token) for token in tokens}
 

@@ -81,7 +81,7 @@ def test_a_key_is_printed_alone_and_once(run, file):
     done = run("gateway", "keys", "add", "ann")
     assert done.status == 0
     assert KEY.fullmatch(done.out.removesuffix("\n"))
-    assert done.err == "This is the only time that the key is shown.\n"
+    assert done.err == "The key is shown only once: store it now.\n"
     [key] = file.read()
     assert find_key([key], done.out.strip()) == key
     assert (key.name, key.credentials, key.operations, key.partners, key.rate) == (
@@ -171,7 +171,7 @@ def test_a_key_that_cannot_be_printed(spawn, file):
     process = spawn("gateway", "keys", "add", "ann", stdout=writing)
     os.close(writing)
     assert process.wait() == 1
-    assert "the key can't be written (Broken pipe), so there is none" in process.stderr.read()
+    assert "the key can't be written (Broken pipe), so it was not created" in process.stderr.read()
     assert file.read() == ()
 
 
@@ -202,11 +202,11 @@ def certificate(home):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["--upstream", "https://production.plaid.com"], "say --environment production"),
-        (["--upstream", "https://PRODUCTION.plaid.com./"], "say --environment production"),
+        (["--upstream", "https://production.plaid.com"], "confirm with --environment production"),
+        (["--upstream", "https://PRODUCTION.plaid.com./"], "confirm with --environment production"),
         (
             ["--upstream", "https://sandbox.plaid.com", "--environment", "production"],
-            "say --environment sandbox",
+            "confirm with --environment sandbox",
         ),
         (["--upstream", "http://plaid.example"], "--upstream is plain http to plaid.example"),
         (["--environment", "development"], "see plaid-relay --help"),
@@ -215,10 +215,10 @@ def certificate(home):
         (["--port", "99999"], "can't listen: bind(): port must be 0-65535"),
         (["--listen", "192.0.2.1", "--plain-http"], "can't listen: "),
         (["--listen", "a" * 64, "--plain-http"], "can't listen: "),
-        (["--name", "https://x.example"], "--name: must be a host's name"),
-        (["--name", "x.example:443"], "--name: must be a host's name"),
+        (["--name", "https://x.example"], "--name: must be a host name"),
+        (["--name", "x.example:443"], "--name: must be a host name"),
         (["--operation", "/credit"], "--operation: must be all, or a path"),
-        (["--connections", "0"], "--connections: must be a whole number from 1"),
+        (["--connections", "0"], "--connections: must be an integer of at least 1"),
         (["--drain", "-1"], "--drain: must be a number of seconds"),
         (["--drain", "inf"], "--drain: must be a number of seconds"),
         (["--audit", "no/such/folder"], "--audit: no/such/folder: No such file"),
@@ -249,7 +249,7 @@ def test_production_is_not_had_from_the_environment(run, monkeypatch, upstream):
     """PLAID_ENV=production doesn't make the gateway's upstream production, however that is typed."""
     monkeypatch.setenv("PLAID_ENV", "production")
     done = run("gateway", "--upstream", upstream)
-    assert (done.status, "say --environment production" in done.err) == (2, True)
+    assert (done.status, "confirm with --environment production" in done.err) == (2, True)
 
 
 def test_more_connections_than_the_shell_allows():
@@ -280,7 +280,7 @@ def test_certificates_that_can_not_be(run, certificate, home):
     (home / "sealed.pem").write_bytes(sealed)
     for key in (home / "wrong.pem", words[1], home / "sealed.pem"):
         done = run("gateway", *words[:2], "--tls-key", key)
-        assert (done.status, "aren't a certificate and its key" in done.err) == (2, True)
+        assert (done.status, "must be PEM files of a certificate and its key" in done.err) == (2, True)
 
 
 def test_missing_sets_of_credentials(run, monkeypatch):
@@ -313,7 +313,7 @@ def test_an_audit_file_that_others_may_read(run, home):
     (home / "audit").write_text("")
     (home / "audit").chmod(0o644)
     done = run("gateway", "--audit", home / "audit")
-    assert (done.status, "others may read it; chmod 600" in done.err) == (2, True)
+    assert (done.status, "run chmod 600 first" in done.err) == (2, True)
 
 
 # what is run
@@ -387,7 +387,7 @@ def test_a_gateway_without_keys(gateway):
     """A gateway that nobody has a key for runs, and says how to make one."""
     process, url = gateway()
     assert share(url, "x")[0] == 401
-    assert "nobody has a key yet: plaid-relay gateway keys add NAME" in ended(process)[2]
+    assert "no caller has a key yet; to create one: plaid-relay gateway keys add NAME" in ended(process)[2]
 
 
 def test_sets_of_credentials(gateway, run, plaid, monkeypatch):

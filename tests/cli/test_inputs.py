@@ -222,7 +222,7 @@ def test_a_pipe_that_cannot_be_copied(tmp_path, monkeypatch, stdin):
         (["--column", "partner=x"], "--column: must be COLUMN=NAME, with one of report_token, "),
         (["--column", "webhook="], "--column: must be COLUMN=NAME"),
         (["--column", "webhook"], "--column: must be COLUMN=NAME"),
-        (["--column", "webhook=a", "--column", "webhook=b"], "--column: webhook is given twice"),
+        (["--column", "webhook=a", "--column", "webhook=b"], "--column: webhook is mapped twice"),
         (["--column", "webhook=Hook", "--no-header"], "--column: can't be used with --no-header"),
         (["--stream", "--dry-run"], "--dry-run: can't be used with --stream"),
     ],

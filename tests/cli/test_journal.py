@@ -67,7 +67,7 @@ def test_the_same_command_again_goes_on(plaid, run, partners, book):
     plaid.fail(Fault(secondary_client_id="p3", status=400, body=refusal))
     first = bulk(run, partners(10))
     assert (first.status, first.count("created")) == (1, 9)
-    plaid.heal()
+    plaid.clear_faults()
     again = bulk(run, partners(12))
     assert (again.status, again.count("created")) == (0, 12)
     assert sum(line["attempts"] == 0 for line in again.lines) == 9
@@ -80,7 +80,7 @@ def test_unknown_stays_so_until_it_is_to_be_tried_again(plaid, run, partners, bo
     """Status 3 each time, without another request, until --retry-unknown."""
     plaid.fail(Fault(secondary_client_id="p1", close=True, when="after"))
     assert bulk(run, partners(3)).status == 3
-    plaid.heal()
+    plaid.clear_faults()
     assert bulk(run, partners(3)).status == 3
     assert len(plaid.ledger) == 3
     assert bulk(run, partners(3), "--retry-unknown").status == 0
@@ -251,7 +251,7 @@ def test_revoke_goes_on(plaid, run, partners, book):
     assert bulk(run, partners(4)).status == 0
     plaid.fail(Fault(path=REMOVE, close=True))
     assert run("revoke", "nov", "--yes", "--partner", "p1", "--timeout", 0.5).status == 3
-    plaid.heal()
+    plaid.clear_faults()
     one = run("revoke", "nov", "--yes", "--partner", "p1")
     assert (one.status, [line["secondary_client_id"] for line in one.lines]) == (0, ["p1"])
     assert run("revoke", "nov", "--yes").count("removed") == 3
@@ -264,7 +264,7 @@ def test_revoke_asks(plaid, run, partners, book, answer):
     answer("\n")
     declined = run("revoke", "nov")
     assert (declined.status, declined.out) == (1, "")
-    assert "Relay tokens of the run 'nov': 2. Remove them? [y/N] nothing was done" in declined.err
+    assert "Revoke the relay tokens of the run 'nov' (2)? [y/N] nothing was changed" in declined.err
     answer("yes\n")
     assert run("revoke", "nov").status == 0
 
@@ -285,7 +285,7 @@ def test_nobody_is_there_to_be_asked(plaid, run, partners, book, stdin, words):
     assert bulk(run, partners(1)).status == 0
     stdin("y\n")
     done = run(*words)
-    assert (done.status, "--yes: is needed" in done.err) == (2, True)
+    assert (done.status, "not a terminal: pass --yes to confirm" in done.err) == (2, True)
     assert run("status", "nov").status == 0
 
 
@@ -299,7 +299,7 @@ def test_forget_deletes_tokens_and_keeps_counts(plaid, run, partners, book, answ
     assert run("status", "nov").status == 0
     assert {line["relay_token"] for line in run("export", "nov").lines} == {None}
     done = run("revoke", "nov")
-    assert (done.status, "forgotten, so that it stays valid: 3" in done.err) == (1, True)
+    assert (done.status, "forgotten tokens, which stay valid: 3" in done.err) == (1, True)
 
 
 def test_revoke_tells_of_unknown_pairs(plaid, run, partners, book):
@@ -308,7 +308,7 @@ def test_revoke_tells_of_unknown_pairs(plaid, run, partners, book):
     assert bulk(run, partners(3)).status == 3
     done = run("revoke", "nov", "--yes")
     assert (done.status, done.count("removed")) == (3, 2)
-    assert "unknown, so that there may be a token to remove: 1" in done.err
+    assert "unknown outcomes, each of which may have left a valid token: 1" in done.err
 
 
 def test_revoke_reports_a_malformed_token_and_removes_the_others(plaid, run, partners, book):
@@ -319,7 +319,7 @@ def test_revoke_reports_a_malformed_token_and_removes_the_others(plaid, run, par
     done = run("revoke", "nov", "--yes")
     assert (done.status, done.count("removed"), done.count("failed")) == (1, 2, 1)
     assert [line["secondary_client_id"] for line in done.lines if line["outcome"] == "failed"] == ["p1"]
-    assert "malformed tokens, which need a direct call of Plaid's API: 1" in done.err
+    assert "malformed tokens, which only a direct call of Plaid's API can remove: 1" in done.err
     assert "credit-relay sandbox" not in done.out + done.err
     assert [entry["removed"] for entry in plaid.ledger] == [True, True]
 
@@ -328,7 +328,7 @@ def test_what_plaid_refused_is_created_with_retry_failed(plaid, run, partners, b
     """A repeated command reports a refusal as failed without sending it, until --retry-failed is given."""
     plaid.fail(Fault(secondary_client_id="p1", status=400))
     assert bulk(run, partners(3)).status == 1
-    plaid.heal()
+    plaid.clear_faults()
     sent = len(plaid.requests)
     assert bulk(run, partners(3)).status == 1
     assert len(plaid.requests) == sent
@@ -344,7 +344,7 @@ def test_create_takes_the_options_of_a_retry(plaid, run, book, option):
     plaid.fail(Fault(path=CREATE, **lost))
     words = ("create", "--report-token", REPORT, "--partner", "p", "--run", "nov")
     first = run(*words)
-    plaid.heal()
+    plaid.clear_faults()
     assert first.status == run(*words).status == (3 if option == "--retry-unknown" else 1)
     assert run(*words, option).status == 0
 
@@ -356,11 +356,11 @@ def test_revoke_while_somebody_creates(start, run, spawn, partners, book):
     while not plaid.requests:
         assert process.poll() is None
     done = run("revoke", "nov", "--yes")
-    assert (done.status, "somebody creates for the run 'nov'" in done.err) == (1, True)
+    assert (done.status, "the run 'nov' is in progress" in done.err) == (1, True)
     process.kill()
     process.wait()
     done = run("revoke", "nov", "--yes")
-    assert (done.status, "there may be a token to remove: 10" in done.err) == (3, True)
+    assert (done.status, "may have left a valid token: 10" in done.err) == (3, True)
 
 
 def test_keys_change(plaid, run, partners, book, tmp_path, monkeypatch):
@@ -371,7 +371,7 @@ def test_keys_change(plaid, run, partners, book, tmp_path, monkeypatch):
     file.touch(0o600)
     file.write_text(f"{new}\n{old}\n")
     monkeypatch.delenv("PLAID_RELAY_KEY")
-    assert "encrypted anew: 3" in run("rotate", "--key-file", file).err
+    assert "re-encrypted: 3" in run("rotate", "--key-file", file).err
     file.write_text(f"\ufeff{new}\n", encoding="utf-8")  # with a byte order mark
     assert bulk(run, partners(3), "--key-file", file).status == 0
     monkeypatch.setenv("PLAID_RELAY_KEY", old)
@@ -410,8 +410,8 @@ def test_keys_change(plaid, run, partners, book, tmp_path, monkeypatch):
             1,
             "No such file",
         ),
-        (("status", "x", "--journal", "no"), 2, "--journal: there is no such file"),
-        (("status", "x", "--journal", "sqlite:///no"), 2, "--journal: there is no such file"),
+        (("status", "x", "--journal", "no"), 2, "--journal: the file doesn't exist"),
+        (("status", "x", "--journal", "sqlite:///no"), 2, "--journal: the file doesn't exist"),
         (("status", "x", "--journal", "host=h password=canary"), 2, "write it as a URL, postgresql://USER"),
         (("status", "x", "--journal", "postgres://u:can@ary@h/d"), 2, "write @ as %40"),
         (
@@ -451,7 +451,7 @@ def test_an_address_in_a_file(plaid, run, partners, book, tmp_path):
 def test_no_journal(plaid, run, partners):
     """What is said of a journal goes with one."""
     done = bulk(run, partners(1))
-    assert (done.status, "--journal: is needed" in done.err) == (2, True)
+    assert (done.status, "--journal: is required" in done.err) == (2, True)
     assert run("runs").status == 2
     assert not plaid.requests
 

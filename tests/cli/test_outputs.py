@@ -266,7 +266,7 @@ async def test_a_bug_in_the_output_ends_a_run(start, tmp_path, rescued):
     plaid = start(latency=0.05)
 
     class Broken(BatchRunner):
-        def _line(self, outcome):
+        def _output_fields(self, outcome):
             return super()._output_fields(outcome) | {"attempts": io}
 
     requests = RelayCreateRequest.fan_out([REPORT], [f"p{n}" for n in range(20)])
@@ -539,7 +539,7 @@ def test_another_run_that_writes_is_left_alone(tmp_path):
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         with (
-            pytest.raises(UsageError, match="another run writes into it"),
+            pytest.raises(UsageError, match="another run is writing to it"),
             open_output(str(path), append=True),
         ):
             pass

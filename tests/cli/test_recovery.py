@@ -175,7 +175,7 @@ def test_a_key_that_could_not_be_printed_add_it_again(spawn, run, tmp_path, monk
     process = spawn("gateway", "keys", "add", "ann", stdout=writing)
     os.close(writing)
     assert process.wait() == 1
-    assert "so there is none" in process.stderr.read()
+    assert "so it was not created" in process.stderr.read()
     assert run("gateway", "keys", "add", "ann").out.startswith("plaid-gateway-")
 
 
@@ -187,7 +187,7 @@ def test_an_output_that_exists_append(plaid, run, partners, tmp_path):
     out = tmp_path / "out.jsonl"
     assert bulk(run, partners(1), "--output", out).status == 0
     refused = bulk(run, partners(2), "--output", out)
-    assert (refused.status, "is there already; --append adds to it" in refused.err) == (2, True)
+    assert (refused.status, "already exists; --append adds to it" in refused.err) == (2, True)
     assert len(plaid.ledger) == len(rows(out)) == 1
     assert bulk(run, partners(2), "--output", out, "--append").status == 0
     assert len(plaid.ledger) == len(rows(out)) == 3
@@ -197,7 +197,7 @@ def test_an_output_that_another_run_uses_wait_for_its_end(plaid, run, partners, 
     """The same command succeeds afterwards."""
     out = tmp_path / "out"
     with open_output(str(out)):
-        assert "another run writes into it" in bulk(run, partners(3), "--output", out, "--append").err
+        assert "another run is writing to it" in bulk(run, partners(3), "--output", out, "--append").err
     assert bulk(run, partners(3), "--output", out, "--append").status == 0
     assert {row["secondary_client_id"]: row["relay_token"] for row in rows(out)} == ledger(plaid)
 
@@ -364,7 +364,7 @@ def test_tokens_that_plaid_did_not_remove_revoke_again(plaid, run, partners, boo
     assert bulk(run, partners(3), "--run", "nov").status == 0
     plaid.fail(Fault(path=REMOVE, status=200, body={"removed": False, "request_id": "r"}))
     assert run("revoke", "nov", "--yes").count("failed") == 3
-    plaid.heal()
+    plaid.clear_faults()
     again = run("revoke", "nov", "--yes")
     assert (again.status, again.count("removed")) == (0, 3)
     assert {entry["removed"] for entry in plaid.ledger} == {True}
@@ -376,7 +376,7 @@ def test_no_terminal_pass_yes(plaid, run, partners, book, stdin, word):
     assert bulk(run, partners(1), "--run", "nov").status == 0
     stdin("")
     refused = run(word, "nov")
-    assert (refused.status, "--yes: is needed" in refused.err) == (2, True)
+    assert (refused.status, "pass --yes to confirm" in refused.err) == (2, True)
     assert run(word, "nov", "--yes").status == 0
 
 

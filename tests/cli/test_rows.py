@@ -74,7 +74,11 @@ def test_forms(name, text, rows):
 @pytest.mark.parametrize(
     ("name", "text", "problem"),
     [
-        ("in.csv", "name,webhook\n", "in.csv:1: secondary_client_id: isn't in the header; the columns are"),
+        (
+            "in.csv",
+            "name,webhook\n",
+            "in.csv:1: secondary_client_id: isn't in the header; the header has name, webhook; the columns are",
+        ),
         ("in.csv", "secondary_client_id,webook\n", "in.csv:1: unknown column webook; did you mean webhook?"),
         ("in.csv", "secondary_client_id,webhook,webhook\n", "in.csv:1: webhook: occurs twice"),
         ("in.csv", "a\nb,c\n", "in.csv:2: column 2: has no name: the number of columns in the header is 1"),
@@ -227,20 +231,24 @@ def test_real_tables(text, delimiter, unknown):
         ("secondary_client_id;Secondary Client ID\n", {}, "in.csv:1: secondary_client_id: occurs twice"),
         (
             TABLE,
-            {"mapped": {"webhook": "Hook"}},
+            {"column_names": {"webhook": "Hook"}},
             "in.csv:1: --column webhook: the input has no column Hook",
         ),
         (
             "\n".join(IDS),
-            {"mapped": {"secondary_client_id": "x"}},
+            {"column_names": {"secondary_client_id": "x"}},
             "in.csv:1: --column secondary_client_id: the",
         ),
-        (TABLE, {"header": False}, "in.csv:1: --no-header requires a list of secondary_client_id alone"),
-        ("Lenders\nx\n", {"header": False}, "in.csv:1: secondary_client_id: is a heading"),
+        (
+            TABLE,
+            {"may_have_header": False},
+            "in.csv:1: --no-header requires a list of secondary_client_id alone",
+        ),
+        ("Lenders\nx\n", {"may_have_header": False}, "in.csv:1: secondary_client_id: is a heading"),
         ("partner_id;webhook\n", {}, "in.csv:1: secondary_client_id: isn't in the header"),
         ("Partner 7\nx\n", {}, "in.csv:1: secondary_client_id: holds white space"),
         (f"{IDS[0]}\nTOTAL\n", {}, "in.csv:2: secondary_client_id: is a heading, a total"),
-        (f'="{IDS[0]}"\n', {}, "in.csv:1: secondary_client_id: "),
+        (f'="{IDS[0]}"\n', {}, "in.csv:1: secondary_client_id: begins with =; --allow-odd-ids accepts it"),
         (f"'{IDS[0]}\n", {}, "in.csv:1: secondary_client_id: "),
         ("5.00E+23\n", {}, "in.csv:1: secondary_client_id: is a number as a spreadsheet formats it; --allow"),
         (f"secondary_client_id\n{IDS[0]}|x\n", {}, "in.csv:2: secondary_client_id: contains the delimiter |"),
@@ -273,21 +281,21 @@ def test_spellings_of_a_header(header):
 def test_a_header_with_another_name():
     """`--column` maps it, spelled in any way; a column of ours with the usual name is then an unknown one."""
     text = f"partner-id,secondary_client_id,Hook\n{IDS[0]},7,https://x.example\n"
-    mapped = {"secondary_client_id": "Partner ID", "webhook": "hook"}
-    assert told(text, mapped=mapped) == [(TOKEN, IDS[0], "https://x.example")]
+    names = {"secondary_client_id": "Partner ID", "webhook": "hook"}
+    assert told(text, column_names=names) == [(TOKEN, IDS[0], "https://x.example")]
 
 
 def test_no_header():
     """With it, even a first line that looks like no other is a row."""
-    assert told(f"acme\n{IDS[0]}\n", header=False) == [(TOKEN, "acme", None), *EXPECTED[:1]]
-    assert told("=a\n", header=False) == [
+    assert told(f"acme\n{IDS[0]}\n", may_have_header=False) == [(TOKEN, "acme", None), *EXPECTED[:1]]
+    assert told("=a\n", may_have_header=False) == [
         "in.csv:1: secondary_client_id: begins with =; --allow-odd-ids accepts it"
     ]
 
 
 def test_no_header_needs_a_report_token():
     """Without one for all rows, a list of partners isn't enough."""
-    (problem,) = told("a\n", token=None, header=False)
+    (problem,) = told("a\n", token=None, may_have_header=False)
     assert "--no-header requires a list of secondary_client_id alone, and needs --report-token" in problem
 
 
@@ -350,7 +358,7 @@ def test_an_empty_array():
 def test_a_column_that_no_object_has():
     """A mapped name that never occurs was probably mistyped."""
     text = json.dumps({"secondary_client_id": IDS[0], "hook": "https://x.example"})
-    assert told(text, "-", mapped={"webhook": "Hok"})[-1].startswith(
+    assert told(text, "-", column_names={"webhook": "Hok"})[-1].startswith(
         "-:1: --column webhook: the input has no"
     )
 

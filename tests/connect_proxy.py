@@ -1,4 +1,4 @@
-"""An HTTP proxy that tunnels to one server, and refuses when it is told to."""
+"""An HTTP proxy that tunnels every CONNECT request to one server, or rejects it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ if TYPE_CHECKING:
 
 
 class ConnectProxy:
-    """Listens on a free port of 127.0.0.1, and answers CONNECT.
+    """A proxy on a free port of 127.0.0.1 that answers CONNECT requests.
 
     Args:
-        port: where every tunnel leads, whatever host was asked for.
-        status: of its answers.
-        ssl: the context with which it speaks TLS, if it does.
+        port: The port on 127.0.0.1 that every tunnel leads to, whatever host the client asks for.
+        status: The status of every response; the proxy opens a tunnel only with 200.
+        ssl: The server's TLS context if clients connect to the proxy over TLS.
 
     Attributes:
-        heads: the requests that it received.
+        heads: The request heads received.
     """
 
     def __init__(self, port: int, status: int = 200, ssl: tls.SSLContext | None = None) -> None:
         self.heads: list[bytes] = []
-        self._to = port
+        self._server_port = port
         self._status = status
         self._ssl = ssl
-        self._links: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._ssl)
@@ -36,14 +36,15 @@ class ConnectProxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        for task, writer in self._links.items():
-            task.cancel()  # perhaps before it has begun
+        for task, writer in self._connections.items():
+            # A task that is cancelled before its first step never runs `_serve`, so close its writer here.
+            task.cancel()
             writer.close()
-        await asyncio.gather(*self._links, return_exceptions=True)
+        await asyncio.gather(*self._connections, return_exceptions=True)
         await self._server.wait_closed()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._links[asyncio.ensure_future(self._serve(reader, writer))] = writer
+        self._connections[asyncio.ensure_future(self._serve(reader, writer))] = writer
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -54,18 +55,18 @@ class ConnectProxy:
         writer.close()
 
     async def _tunnel(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        to_server, from_server = await asyncio.open_connection("127.0.0.1", self._to)
-        with contextlib.closing(from_server):
-            ways = [
-                asyncio.ensure_future(_copy(reader, from_server)),
-                asyncio.ensure_future(_copy(to_server, writer)),
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
+        with contextlib.closing(server_writer):
+            directions = [
+                asyncio.ensure_future(_copy(reader, server_writer)),
+                asyncio.ensure_future(_copy(server_reader, writer)),
             ]
             try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
+                for task in directions:
+                    task.cancel()
+                await asyncio.gather(*directions, return_exceptions=True)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""A TCP proxy between client and simulator, which fails to the byte as it is told."""
+"""A TCP proxy between client and simulator that injects faults, down to the exact byte."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
     import ssl as tls
 
 
-def complete_response(_request: bytes, answer: bytes) -> Iterable[bytes]:
-    """All of what the simulator said."""
-    return [answer]
+def complete_response(_request: bytes, response: bytes) -> Iterable[bytes]:
+    """Return the simulator's response unchanged."""
+    return [response]
 
 
-def no_response(_request: bytes, _answer: bytes) -> Iterable[bytes]:
-    """Not a byte."""
+def no_response(_request: bytes, _response: bytes) -> Iterable[bytes]:
+    """Return no bytes at all."""
     return []
 
 
 @frozen
 class WireFault:
-    """What befalls one attempt.
+    """What happens to one attempt.
 
     Attributes:
-        acts: whether the request is passed on to the simulator, which then acts.
-        says: gives the bytes for the client, piece by piece, from the request and the simulator's answer; that
-            is empty where the simulator wasn't asked.
-        then: what is done to the connection afterwards. A stall ends when the client hangs up.
-        pause: seconds between two pieces.
-        reads: whether the request is read; otherwise only its first byte is seen.
-        refuses: whether it tells the client, and truly, that nothing was carried out.
+        acts: Whether the proxy passes the request on to the simulator, which then executes it.
+        response_pieces: A function that takes the request and the simulator's response, and returns the pieces to
+            send to the client. The response is empty if the simulator didn't get the request.
+        then: What happens to the connection afterwards. A stall ends when the client closes the connection.
+        pause: Seconds between two pieces.
+        reads: Whether the proxy reads the whole request; if not, it reads only the first byte.
+        declines: Whether the response says, correctly, that the request was not executed.
     """
 
     acts: bool = True
@@ -52,15 +52,15 @@ PASS = WireFault()
 
 
 class FaultProxy:
-    """Listens on a free port of 127.0.0.1.
+    """A proxy on a free port of 127.0.0.1.
 
     Args:
-        upstream: the simulator's port.
-        choose: gives the fault of the next attempt.
-        ssl: the context with which it speaks TLS, if it does.
+        upstream: The simulator's port.
+        choose: A function that returns the fault of the next attempt.
+        ssl: The server's TLS context if clients connect over TLS.
 
     Attributes:
-        heard: how many attempts reached it: HTTP requests of which it saw the first byte.
+        attempts: The number of attempts that reached the proxy: HTTP requests whose first byte it received.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class FaultProxy:
         self._upstream = upstream
         self._choose = choose
         self._ssl = ssl
-        self._links: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._ssl)
@@ -79,44 +79,45 @@ class FaultProxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        links = list(self._links)
-        for link in links:
-            link.cancel()
-        await asyncio.gather(*links, return_exceptions=True)
+        connections = list(self._connections)
+        for task in connections:
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
         await self._server.wait_closed()
 
     def hang_up(self) -> None:
-        """Close every connection now, before the client's event loop can notice."""
-        for writer in self._links.values():
+        """Close every connection immediately, before the client's event loop can notice."""
+        for writer in self._connections.values():
             writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = asyncio.current_task()
-        assert link is not None
-        self._links[link] = writer
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections[task] = writer
         try:
-            # A client that hangs up, or is gone by now, ends its connection; so does the end of the test.
+            # These are the normal ends of a connection: the client closes it, or the test is over.
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 await self._serve(reader, writer)
         finally:
-            del self._links[link]
+            del self._connections[task]
             if writer.transport.get_write_buffer_size():
-                writer.transport.abort()  # nobody reads that any more
+                writer.transport.abort()  # the client reads no more, and `close` would wait to flush
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with contextlib.AsyncExitStack() as stack:
             upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
             while first := await reader.read(1):
-                self.attempts += first == b"P"  # and not the first byte of a TLS handshake
+                # Every request is a POST; a TLS handshake to a proxy without TLS starts with another byte.
+                self.attempts += first == b"P"
                 fault = self._choose()
                 request = first + await read_message(reader) if fault.reads else b""
-                answer = b""
+                response = b""
                 if fault.acts:
                     upstream = upstream or await self._connect(stack)
                     upstream[1].write(request)
-                    answer = await read_message(upstream[0])
-                await _send_pieces(writer, fault, request, answer)
+                    response = await read_message(upstream[0])
+                await _send_pieces(writer, fault, request, response)
                 if fault.then != "keep":
                     await _finish(reader, writer, fault)
                     return
@@ -130,14 +131,16 @@ class FaultProxy:
 
 
 async def read_message(reader: asyncio.StreamReader) -> bytes:
-    """One HTTP message to its last byte; a body has a Content-Length, here."""
+    """Read one HTTP message completely; a body must have a Content-Length."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     return head + await reader.readexactly(int(length[1]) if length else 0)
 
 
-async def _send_pieces(writer: asyncio.StreamWriter, fault: WireFault, request: bytes, answer: bytes) -> None:
-    for piece in fault.response_pieces(request, answer):
+async def _send_pieces(
+    writer: asyncio.StreamWriter, fault: WireFault, request: bytes, response: bytes
+) -> None:
+    for piece in fault.response_pieces(request, response):
         writer.write(piece)
         await writer.drain()
         await asyncio.sleep(fault.pause)
@@ -147,6 +150,7 @@ async def _finish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fa
     if fault.then == "stall":
         await reader.read()
     elif fault.then == "reset":
+        # With SO_LINGER on and a time of zero, closing the socket sends RST instead of FIN.
         linger = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         writer.transport.abort()

@@ -1,7 +1,8 @@
-"""An upstream in a process of its own, whose books outlive it: `python ledger_server.py PORT BOOKS`.
+"""An upstream in a separate process, with a ledger that survives it: `python ledger_server.py PORT LEDGER`.
 
-It answers each creation with a token, once it has written partner, token and secret into the books; a kill loses
-nothing of those. It waits a little before and behind that, so that a kill meets requests at every stage.
+It responds to each creation with a token, after it has appended partner and token to the ledger file. A kill
+therefore loses no entry. The server waits for a random time, up to 20 ms, before and after it writes the entry,
+so that a kill hits requests at every stage.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from fault_proxy import read_message
 
 
 async def main(port: int, path: str) -> None:
-    books = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    draw = random.Random(port)
+    ledger = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    rng = random.Random(port)
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                came = await read_message(reader)
-                await asyncio.sleep(draw.random() * 0.02)
-                partner = json.loads(came.partition(b"\r\n\r\n")[2])["secondary_client_id"]
+                request = await read_message(reader)
+                await asyncio.sleep(rng.random() * 0.02)
+                partner = json.loads(request.partition(b"\r\n\r\n")[2])["secondary_client_id"]
                 token = f"credit-relay-sandbox-{os.urandom(8).hex()}"
-                os.write(books, f"{json.dumps([partner, token])}\n".encode())
-                await asyncio.sleep(draw.random() * 0.02)
+                os.write(ledger, f"{json.dumps([partner, token])}\n".encode())
+                await asyncio.sleep(rng.random() * 0.02)
                 body = json.dumps({"relay_token": token, "request_id": f"r{token[-8:]}"}).encode()
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
                 writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
@@ -35,9 +36,10 @@ async def main(port: int, path: str) -> None:
         except (ConnectionError, asyncio.IncompleteReadError):
             writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", port, reuse_address=True)
+    server = await asyncio.start_server(serve, "127.0.0.1", port, reuse_address=True)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
+    # The limit ends a server whose test was killed.
     await asyncio.wait_for(server.serve_forever(), 300)
 
 

@@ -1,4 +1,4 @@
-"""A server that holds its responses back until the test writes them, so that it is known what has arrived."""
+"""A server that sends a response only when the test says so: the test then knows what the client has received."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class ReceivedRequest:
     """A request that has reached the server.
 
     Attributes:
-        answered: the loop's time at which its response was written, and so lay in the client's socket.
-        missed: whether the client had closed the connection by then.
-        reset: whether the client closed the connection with unread bytes; `None` while it is open.
+        responded_at: The loop's time at which the response was written, so that it was in the client's socket.
+        client_gone: Whether the client had closed the connection by then.
+        reset_by_client: Whether the client closed the connection with unread bytes; `None` while it is open.
     """
 
     partner: str
@@ -46,18 +46,18 @@ class ReceivedRequest:
     def respond(self, data: bytes | None = None) -> None:
         self.client_gone = self.writer.is_closing() or self._is_readable()
         if not self.client_gone:
-            # asyncio hands to the socket what it can right here, and the loopback device delivers immediately.
+            # asyncio writes to the socket immediately if it can, and the loopback device delivers immediately.
             self.writer.write(response_for(self.partner) if data is None else data)
         self.responded_at = asyncio.get_running_loop().time()
 
     def _is_readable(self) -> bool:
-        # The client sends nothing before its response, so this can only be the end of the connection.
+        # The client sends nothing before it has a response, so this can only be the end of the connection.
         return bool(select.select([self.writer.get_extra_info("socket")], [], [], 0)[0])
 
 
 @define(eq=False)
 class ManualServer:
-    """The server; while `holds` is false, it answers immediately."""
+    """The server; while `holds_responses` is false, it responds immediately."""
 
     url: str = ""
     holds_responses: bool = True
@@ -65,7 +65,7 @@ class ManualServer:
     _arrived: asyncio.Event = Factory(asyncio.Event)
 
     async def wait_for_requests(self, count: int) -> list[ReceivedRequest]:
-        """Wait for the requests that are held."""
+        """Wait until `count` requests have been received, and return them."""
         while len(self.requests) < count:
             self._arrived.clear()
             await self._arrived.wait()
@@ -77,8 +77,8 @@ class ManualServer:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-                sent = json.loads(await reader.readexactly(length))
-                request = ReceivedRequest(sent["secondary_client_id"], writer)
+                body = json.loads(await reader.readexactly(length))
+                request = ReceivedRequest(body["secondary_client_id"], writer)
                 if self.holds_responses:
                     self.requests.append(request)
                     self._arrived.set()
@@ -95,7 +95,7 @@ AUTHORITY = trustme.CA()
 
 
 def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """TLS contexts of a server and of a client that trusts it."""
+    """Return the TLS contexts of a server and of a client that trusts it."""
     server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     AUTHORITY.issue_cert("127.0.0.1").configure_cert(server)
     AUTHORITY.configure_trust(client)
@@ -104,16 +104,16 @@ def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 @contextlib.asynccontextmanager
 async def manual_server(*, tls: bool) -> AsyncIterator[tuple[ManualServer, dict[str, Any]]]:
-    """Run such a server; yields it and what a client has to be created with."""
-    ours, theirs = tls_contexts() if tls else (None, None)
-    held = ManualServer()
-    server = await asyncio.start_server(held.serve, "127.0.0.1", 0, ssl=ours)
-    held.url = f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    """Run the server; yield it and the arguments of a client that connects to it."""
+    server_context, client_context = tls_contexts() if tls else (None, None)
+    manual = ManualServer()
+    server = await asyncio.start_server(manual.serve, "127.0.0.1", 0, ssl=server_context)
+    manual.url = f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
-        yield held, {"base_url": held.url, "ssl": theirs}
+        yield manual, {"base_url": manual.url, "ssl": client_context}
     finally:
         server.close()
-        for request in held.requests:
+        for request in manual.requests:
             request.writer.transport.abort()
         await asyncio.sleep(0.01)
 

@@ -1,4 +1,4 @@
-"""Processes of tests: the signals that they start with, their end, and a bounded wait for what they do."""
+"""Subprocesses of tests: the signals that they inherit, their end, and bounded waits for what they do."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _IGNORED_BY_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
 
 
 def reset_signals() -> None:
-    """Ignore and block no signal, as in a program that was started at a terminal.
+    """Stop ignoring and blocking signals, so that tests start as a program does that is started at a terminal.
 
-    A program inherits both from its parent: a shell starts what runs in the background with SIGINT ignored.
+    A process inherits ignored and blocked signals from its parent, and a shell starts a background job with
+    SIGINT ignored.
     """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in signal.valid_signals() - _IGNORED_BY_PYTHON:
@@ -34,10 +35,10 @@ def reset_signals() -> None:
 
 @contextlib.contextmanager
 def ignoring_signals(*numbers: int) -> Iterator[None]:
-    """Let processes that are started meanwhile begin with these signals ignored, and with no other of them."""
+    """Start processes in the block with exactly these of `SIGNALS` ignored."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
-        # A new program inherits what is ignored; what has a handler is reset to its default.
+        # A new program inherits an ignored signal; a signal with a handler is reset to its default.
         signal.signal(number, signal.SIG_IGN if number in numbers else signal.default_int_handler)
     try:
         yield
@@ -48,7 +49,7 @@ def ignoring_signals(*numbers: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running_process(command: Any, **settings: Any) -> Iterator[subprocess.Popen[Any]]:
-    """Run a program, which is killed if it is still running at the end of the block, whatever ends the block."""
+    """Run a program, and kill it if it is still running at the end of the block."""
     with subprocess.Popen(command, **settings) as process:
         try:
             yield process
@@ -58,7 +59,7 @@ def running_process(command: Any, **settings: Any) -> Iterator[subprocess.Popen[
 
 @contextlib.asynccontextmanager
 async def running_process_async(*command: Any, **settings: Any) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a program beside the event loop; it is killed as in `running`."""
+    """Run a program without blocking the event loop, and kill it if it still runs at the end of the block."""
     process = await asyncio.create_subprocess_exec(*command, **settings)
     try:
         yield process
@@ -69,7 +70,11 @@ async def running_process_async(*command: Any, **settings: Any) -> AsyncIterator
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until a condition holds."""
+    """Block until a condition holds.
+
+    Raises:
+        AssertionError: The condition doesn't hold after `seconds`.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it took too long"
@@ -77,17 +82,24 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 async def wait_until_async(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until a condition holds, and let the event loop run meanwhile."""
+    """Wait until a condition holds, without blocking the event loop.
+
+    Raises:
+        TimeoutError: The condition doesn't hold after `seconds`.
+    """
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.002)
 
 
 def open_files(pid: int | str = "self") -> list[str]:
-    """Return what the open descriptors of a process lead to, such as `socket:[1234]`; nothing where it isn't shown."""
+    """Return the targets of a process's open file descriptors, such as `socket:[1234]`.
+
+    The list is empty on a system without /proc.
+    """
     targets = []
     for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
-        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # it has been closed since the listing
             targets.append(str(descriptor.readlink()))
     return targets
 
@@ -95,7 +107,7 @@ def open_files(pid: int | str = "self") -> list[str]:
 def waits_in_kernel(pid: int, name: str) -> Callable[[], bool]:
     """Return a function that checks whether a process waits in a function of the kernel.
 
-    A kernel may not show it; then the function waits for a while.
+    Some kernels hide this; so after ten seconds, the check always succeeds.
     """
     deadline = time.monotonic() + 10
 
@@ -106,5 +118,5 @@ def waits_in_kernel(pid: int, name: str) -> Callable[[], bool]:
 
 
 def unread_bytes(pipe: Any) -> int:
-    """Return how many bytes a pipe holds."""
+    """Return the number of bytes in a pipe that have not been read."""
     return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]

@@ -1,4 +1,4 @@
-"""HTTP by hand: requests to the byte, and all that comes back for them."""
+"""HTTP over plain sockets: requests are built byte by byte, and every response is returned as it was received."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 CREATE, GET, PDF, REFRESH, REMOVE = (
-    f"/credit/relay/{each}" for each in ("create", "get", "pdf/get", "refresh", "remove")
+    f"/credit/relay/{name}" for name in ("create", "get", "pdf/get", "refresh", "remove")
 )
 CREATE_BODY = {"report_tokens": ["assets-sandbox-x"], "secondary_client_id": "p1"}
 TIMEOUT_SECONDS = 60.0
+# `Connection.send` replaces it with the host and port that it is connected to.
 HOST_PLACEHOLDER = "@here@"
 
 
 @frozen
 class Response:
-    """One answer as it came; `whole` is false where the connection ended before it did."""
+    """One response as it was received.
+
+    Attributes:
+        complete: False if the connection ended in the middle of the body.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -36,41 +41,42 @@ class Response:
 
     @property
     def error_code(self) -> str | None:
-        """The gateway's own error code."""
+        """The gateway's own error code; `None` for any other response."""
         try:
-            said = self.json
+            content = self.json
         except ValueError:
             return None
         return (
-            said["error_code"]
-            if isinstance(said, dict) and said.get("error_type") == "GATEWAY_ERROR"
+            content["error_code"]
+            if isinstance(content, dict) and content.get("error_type") == "GATEWAY_ERROR"
             else None
         )
 
 
 class _UnclosableStream(io.BytesIO):
-    """What several answers are read from, one behind the other."""
+    """A stand-in for a socket, from which `http.client` reads several responses one after the other."""
 
     def makefile(self, *_: object) -> _UnclosableStream:
         return self
 
     def close(self) -> None:
+        # http.client closes its file after each response; the next response is read from the same bytes.
         pass
 
 
 def parse_responses(received: bytes) -> list[Response]:
-    """The answers in what came over a connection, the last of them perhaps not whole."""
-    source, answers = _UnclosableStream(received), []
+    """Parse all bytes received on a connection; the last response may be incomplete."""
+    source, responses = _UnclosableStream(received), []
     while source.tell() < len(received):
-        response = http.client.HTTPResponse(source)  # type: ignore[arg-type]  # all that it uses of a socket
+        response = http.client.HTTPResponse(source)  # type: ignore[arg-type]  # it needs only `makefile`
         response.begin()
-        whole = True
+        complete = True
         try:
             body = response.read()
         except http.client.IncompleteRead as error:
-            body, whole = error.partial, False
-        answers.append(Response(response.status, response.headers, body, whole))
-    return answers
+            body, complete = error.partial, False
+        responses.append(Response(response.status, response.headers, body, complete))
+    return responses
 
 
 def build_head(start_line: str, *lines: str) -> bytes:
@@ -87,17 +93,17 @@ def build_request(
     content_type: str | None = "application/json",
     close: bool = True,
 ) -> bytes:
-    """A request with a Content-Length; HERE stands for the address that it is sent to.
+    """Build a request with a Content-Length.
 
     Args:
-        path: stands in the request line as it is.
-        body: bytes, or what is written as JSON.
-        *headers: more header lines.
-        key: goes as a bearer.
-        host: value of the Host header; None leaves it out.
-        method: of HTTP.
-        kind: value of Content-Type; None leaves it out.
-        last: whether it asks that the connection be closed.
+        path: The request target, sent unchanged.
+        body: Bytes, or an object to encode as JSON.
+        *headers: Additional header lines.
+        key: A bearer token for the Authorization header; `None` omits it.
+        host: The value of the Host header; `None` omits it.
+        method: The HTTP method.
+        content_type: The value of the Content-Type header; `None` omits it.
+        close: Whether to ask the server to close the connection after its response.
     """
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"Host: {host}"] if host is not None else []
@@ -108,7 +114,7 @@ def build_request(
 
 
 def encode_chunks(*chunks: bytes) -> bytes:
-    """These as chunks, with their end."""
+    """Encode a body with chunked transfer coding, including the last chunk."""
     return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
 
 
@@ -120,7 +126,7 @@ class Connection:
         self.reader, self.writer = reader, writer
 
     async def send(self, *pieces: bytes, pause: float = 0.0) -> None:
-        """Write, as far as the other side takes it."""
+        """Send the pieces, `pause` seconds apart; stop without an error if the server closes the connection."""
         with contextlib.suppress(ConnectionError):
             for piece in pieces:
                 self.writer.write(piece.replace(HOST_PLACEHOLDER.encode(), self._host))
@@ -128,34 +134,34 @@ class Connection:
                 await asyncio.sleep(pause)
 
     async def read_to_end(self, seconds: float = TIMEOUT_SECONDS) -> bytes:
-        """All that comes until the other side closes.
+        """Read until the server closes the connection.
 
         Raises:
-            TimeoutError: it doesn't.
+            TimeoutError: The connection is still open after `seconds`.
         """
-        came = bytearray()
+        received = bytearray()
         with contextlib.suppress(ConnectionError):
             async with asyncio.timeout(seconds):
                 while piece := await self.reader.read(2**16):
-                    came += piece
-        return bytes(came)
+                    received += piece
+        return bytes(received)
 
     async def read_response(self, seconds: float = TIMEOUT_SECONDS) -> Response:
-        """One answer that has a Content-Length or chunks, and leave the connection open."""
+        """Read one response with a Content-Length or a chunked body, and leave the connection open."""
         async with asyncio.timeout(seconds):
-            came = await self.reader.readuntil(b"\r\n\r\n")
-            fields = http.client.parse_headers(io.BytesIO(came.partition(b"\r\n")[2]))
+            received = await self.reader.readuntil(b"\r\n\r\n")
+            fields = http.client.parse_headers(io.BytesIO(received.partition(b"\r\n")[2]))
             if fields.get("Transfer-Encoding") == "chunked":
-                while not came.endswith(b"\r\n0\r\n\r\n"):
-                    came += await self.reader.readuntil(b"\r\n")
+                while not received.endswith(b"\r\n0\r\n\r\n"):
+                    received += await self.reader.readuntil(b"\r\n")
             else:
-                came += await self.reader.readexactly(int(fields.get("Content-Length", 0)))
-        return parse_responses(came)[0]
+                received += await self.reader.readexactly(int(fields.get("Content-Length", 0)))
+        return parse_responses(received)[0]
 
 
 @contextlib.asynccontextmanager
 async def raw_connection(url: str, **options: Any) -> AsyncIterator[Connection]:
-    """A connection to the host and port of an address."""
+    """Open a connection to the host and port of a URL; abort it at the end of the block."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, **options)
     try:
@@ -167,24 +173,25 @@ async def raw_connection(url: str, **options: Any) -> AsyncIterator[Connection]:
 async def exchange(
     url: str, *pieces: bytes, pause: float = 0.0, seconds: float = TIMEOUT_SECONDS, **options: Any
 ) -> list[Response]:
-    """Say it all on a connection of its own, and give every answer until the server closes."""
-    async with raw_connection(url, **options) as opened:
-        saying = asyncio.ensure_future(opened.send(*pieces, pause=pause))
+    """Send the pieces over a new connection, and return all responses received until the server closes it."""
+    async with raw_connection(url, **options) as connection:
+        # The server may respond, and close, before it has read everything: send and read concurrently.
+        sending = asyncio.ensure_future(connection.send(*pieces, pause=pause))
         try:
-            return parse_responses(await opened.read_to_end(seconds))
+            return parse_responses(await connection.read_to_end(seconds))
         finally:
-            saying.cancel()
-            await asyncio.gather(saying, return_exceptions=True)
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
 
 
 def build_response(status: int, body: bytes, *headers: str, reason: str = "OK") -> bytes:
-    """An answer with a Content-Length."""
+    """Build a JSON response with a Content-Length."""
     lines = ("Content-Type: application/json", f"Content-Length: {len(body)}", *headers)
     return build_head(f"HTTP/1.1 {status} {reason}", *lines) + body
 
 
 def header_fields(message: bytes) -> list[tuple[str, str]]:
-    """The header fields of a message, by their names in lower case, each as often as it is there."""
+    """Return the header fields of a message in order, with names in lower case; repeated fields stay separate."""
     lines = message.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")[1:]
-    pairs: Iterable[tuple[str, str, str]] = (each.partition(":") for each in lines)
+    pairs: Iterable[tuple[str, str, str]] = (line.partition(":") for line in lines)
     return [(name.lower(), value.strip()) for name, _, value in pairs]

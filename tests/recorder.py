@@ -38,7 +38,7 @@ class Recorder(FaultProxy):
     @property
     def connections(self) -> int:
         """How many are open."""
-        return len(self._links)
+        return len(self._connections)
 
     def created(self, _: bytes) -> Iterable[bytes]:
         """What Plaid answers to a creation, with another token each time."""

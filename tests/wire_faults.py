@@ -1,4 +1,4 @@
-"""What a network, a middle box or Plaid may do to an attempt, as faults for the proxy."""
+"""Everything that a network, an intermediary or Plaid may do to an attempt, as faults for the proxy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from fault_proxy import PASS, WireFault, no_response
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-BEFORE, AFTER = False, True  # acting
+# Values of `acts`: the fault happens before or after the simulator has executed the request.
+BEFORE, AFTER = False, True
 MEGABYTE = b" " * 2**20
 _TOKEN = re.compile(rb'"relay_token": "([^"]+)"')
 
@@ -25,11 +26,11 @@ _TOKEN = re.compile(rb'"relay_token": "([^"]+)"')
 
 
 def build_response(status: int, body: bytes | str | object = b"", *headers: str) -> bytes:
-    """An answer of its own; what isn't bytes or HTML is sent as JSON."""
+    """Build a response; a `str` body is HTML, bytes are sent unchanged, and anything else is encoded as JSON."""
     raw = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
-    kind = "text/html" if isinstance(body, str) else "application/json"
-    first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"
-    return _head(first, f"Content-Type: {kind}", f"Content-Length: {len(raw)}", *headers) + raw
+    content_type = "text/html" if isinstance(body, str) else "application/json"
+    status_line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"
+    return _head(status_line, f"Content-Type: {content_type}", f"Content-Length: {len(raw)}", *headers) + raw
 
 
 def _head(*lines: str) -> bytes:
@@ -40,26 +41,26 @@ def _ok(*headers: str) -> bytes:
     return _head("HTTP/1.1 200 OK", "Content-Type: application/json", *headers)
 
 
-def _body(answer: bytes) -> bytes:
-    return answer.partition(b"\r\n\r\n")[2]
+def _body(response: bytes) -> bytes:
+    return response.partition(b"\r\n\r\n")[2]
 
 
-def _without_length(answer: bytes) -> bytes:
-    """The head of an answer without its Content-Length and its end."""
-    return re.sub(rb"(?i)\r\ncontent-length: *\d+", b"", answer.partition(b"\r\n\r\n")[0])
+def _without_length(response: bytes) -> bytes:
+    """Return the head of a response without its Content-Length and without the empty line that ends it."""
+    return re.sub(rb"(?i)\r\ncontent-length: *\d+", b"", response.partition(b"\r\n\r\n")[0])
 
 
-def _split(body: bytes, *, behind: bool) -> int:
-    """Where to cut a body: inside of its token, or behind it; where there is none, in the middle."""
+def _split(body: bytes, *, after_token: bool) -> int:
+    """Return where to cut a body: inside its token or right after it, or in the middle if it has no token."""
     token = _TOKEN.search(body)
     if token is None:
         return len(body) // 2
-    return token.end() if behind else sum(token.span(1)) // 2
+    return token.end() if after_token else sum(token.span(1)) // 2
 
 
-def _with_token(answer: bytes) -> bytes:
-    """The beginning of a JSON object, with the token if the answer has one."""
-    token = _TOKEN.search(_body(answer))
+def _with_token(response: bytes) -> bytes:
+    """Return the start of a JSON object, with the token if the response has one."""
+    token = _TOKEN.search(_body(response))
     return b"{" + (token[0] + b", " if token else b"")
 
 
@@ -67,33 +68,33 @@ def _with_token(answer: bytes) -> bytes:
 
 
 def closed(*, acts: bool) -> WireFault:
-    """A FIN in place of an answer."""
+    """Close the connection (FIN) instead of responding."""
     return WireFault(acts, no_response, "close")
 
 
 def reset(*, acts: bool = BEFORE, reads: bool = True) -> WireFault:
-    """An RST in place of an answer."""
+    """Reset the connection (RST) instead of responding."""
     return WireFault(acts, no_response, "reset", reads=reads)
 
 
 def stalled(*, acts: bool) -> WireFault:
-    """Silence in place of an answer."""
+    """Never respond, and keep the connection open."""
     return WireFault(acts, no_response, "stall")
 
 
 def then_stalling(fault: WireFault) -> WireFault:
-    """The same bytes, and silence where the other hangs up."""
+    """Send the same bytes as another fault, but keep the connection open afterwards."""
     return evolve(fault, then="stall")
 
 
 def foreign_response(response: bytes, *, acts: bool, declines: bool = False) -> WireFault:
-    """An answer that isn't Plaid's own, whole."""
+    """Send a complete response that isn't Plaid's own."""
     return WireFault(acts, lambda *_: [response], declines=declines)
 
 
-def declined(answer: bytes) -> WireFault:
-    """An answer that says that nothing was carried out, and is right."""
-    return foreign_response(answer, acts=BEFORE, declines=True)
+def declined(response: bytes) -> WireFault:
+    """Send a response that says, correctly, that the request was not executed."""
+    return foreign_response(response, acts=BEFORE, declines=True)
 
 
 def truncated_status_line(*, acts: bool) -> WireFault:
@@ -105,34 +106,39 @@ def truncated_headers(*, acts: bool) -> WireFault:
 
 
 def truncated_body(*, after_token: bool) -> WireFault:
-    def pieces(_: bytes, answer: bytes) -> Iterable[bytes]:
-        body = _body(answer)
-        yield answer[: len(answer) - len(body) + _split(body, behind=after_token)]
+    def pieces(_: bytes, response: bytes) -> Iterable[bytes]:
+        body = _body(response)
+        yield response[: len(response) - len(body) + _split(body, after_token=after_token)]
 
     return WireFault(AFTER, pieces, "close")
 
 
 def truncated_body_without_length() -> WireFault:
-    """Nothing but the end of the connection tells where the body ends, so that half of it looks whole."""
+    """Cut a body whose end only the end of the connection marks, so that half of it looks complete."""
 
-    def pieces(_: bytes, answer: bytes) -> Iterable[bytes]:
-        body = _body(answer)
-        yield _without_length(answer) + b"\r\nConnection: close\r\n\r\n" + body[: _split(body, behind=False)]
+    def pieces(_: bytes, response: bytes) -> Iterable[bytes]:
+        body = _body(response)
+        head = _without_length(response) + b"\r\nConnection: close\r\n\r\n"
+        yield head + body[: _split(body, after_token=False)]
 
     return WireFault(AFTER, pieces, "close")
 
 
 def truncated_foreign_body() -> WireFault:
+    """Cut a body that isn't from the simulator, which never gets the request."""
     return WireFault(BEFORE, lambda *_: [_ok("Content-Length: 100") + b'{"rela'], "close")
 
 
 def truncated_chunks(*, after_token: bool, then: bytes = b"", in_one_packet: bool = True) -> WireFault:
-    """The body in chunks, cut after one of them; `then` follows in the same packet, the head is in it or not."""
+    """Send the body in chunks, and stop after one of them; `then` follows it in the same packet.
 
-    def pieces(_: bytes, answer: bytes) -> Iterable[bytes]:
-        body = _body(answer)
-        rest = _chunk(body[: _split(body, behind=after_token)]) + then
-        head = _without_length(answer) + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+    With `in_one_packet`, the packet starts with the head; without it, the head is sent separately before.
+    """
+
+    def pieces(_: bytes, response: bytes) -> Iterable[bytes]:
+        body = _body(response)
+        rest = _chunk(body[: _split(body, after_token=after_token)]) + then
+        head = _without_length(response) + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
         yield from [head + rest] if in_one_packet else [head, rest]
 
     return WireFault(AFTER, pieces, "close", pause=0.0 if in_one_packet else 0.02)
@@ -143,28 +149,30 @@ def _chunk(data: bytes) -> bytes:
 
 
 def truncated_gzip(*, after_token: bool, then: bytes = b"") -> WireFault:
-    """A body that is zipped, unasked for, and whose zipping stops in the middle or turns into garbage."""
+    """Compress the body, though the client didn't ask for it, and stop in the middle or continue with `then`."""
 
-    def pieces(_: bytes, answer: bytes) -> Iterable[bytes]:
-        body = _decompressed(answer)
-        zipper = zlib.compressobj(wbits=31)
-        half = zipper.compress(body[: _split(body, behind=after_token)]) + zipper.flush(zlib.Z_SYNC_FLUSH)
-        length = len(half) + len(then or b"the other half")
-        yield _ok(f"Content-Length: {length}", "Content-Encoding: gzip") + half + then
+    def pieces(_: bytes, response: bytes) -> Iterable[bytes]:
+        body = _decompressed(response)
+        compressor = zlib.compressobj(wbits=31)
+        start = compressor.compress(body[: _split(body, after_token=after_token)])
+        # A sync flush makes all bytes so far readable without the end of the stream.
+        start += compressor.flush(zlib.Z_SYNC_FLUSH)
+        length = len(start) + len(then or b"the other half")
+        yield _ok(f"Content-Length: {length}", "Content-Encoding: gzip") + start + then
 
     return WireFault(AFTER, pieces, "keep" if then else "close")
 
 
-def _decompressed(answer: bytes) -> bytes:
-    body = _body(answer)
+def _decompressed(response: bytes) -> bytes:
+    body = _body(response)
     return gzip.decompress(body) if body.startswith(b"\x1f\x8b") else body
 
 
 def gzip_bomb(*, token: bool) -> WireFault:
-    """Twenty megabytes in twenty kilobytes, with the token before them if there is one."""
+    """Send 20 megabytes compressed to 20 kilobytes, with the token before them if the response has one."""
 
-    def pieces(_: bytes, answer: bytes) -> Iterable[bytes]:
-        start = _with_token(answer) if token else b"{"
+    def pieces(_: bytes, response: bytes) -> Iterable[bytes]:
+        start = _with_token(response) if token else b"{"
         bomb = gzip.compress(start + 20 * MEGABYTE + b"}", compresslevel=1)
         yield _ok(f"Content-Length: {len(bomb)}", "Content-Encoding: gzip") + bomb
 
@@ -172,10 +180,10 @@ def gzip_bomb(*, token: bool) -> WireFault:
 
 
 def oversized_body(*, token: bool, megabytes: int | None = None) -> WireFault:
-    """A body of so many megabytes, or without an end, with the token before them if there is one."""
+    """Send a body of `megabytes`, or an endless one, with the token before them if the response has one."""
 
-    def pieces(_: bytes, answer: bytes) -> Iterator[bytes]:
-        start = _with_token(answer) if token else b"{"
+    def pieces(_: bytes, response: bytes) -> Iterator[bytes]:
+        start = _with_token(response) if token else b"{"
         if megabytes is None:
             yield _ok("Transfer-Encoding: chunked") + _chunk(start)
             yield from itertools.repeat(_chunk(MEGABYTE[: 2**16]))
@@ -188,7 +196,7 @@ def oversized_body(*, token: bool, megabytes: int | None = None) -> WireFault:
 
 
 def endless_head(start: bytes, line: bytes) -> WireFault:
-    """A head that goes on and on."""
+    """Send a head that never ends: `start`, and then the same line over and over."""
 
     def pieces(*_: bytes) -> Iterator[bytes]:
         yield start
@@ -198,45 +206,45 @@ def endless_head(start: bytes, line: bytes) -> WireFault:
 
 
 def prefixed_response(prefix: bytes) -> WireFault:
-    """The whole answer behind something else."""
-    return WireFault(AFTER, lambda _, answer: [prefix + answer])
+    """Send other bytes before the complete response."""
+    return WireFault(AFTER, lambda _, response: [prefix + response])
 
 
 def slow_body(pause: float) -> WireFault:
-    """The first bytes of the body come one by one."""
+    """Send the first 15 bytes of the body one by one, `pause` seconds apart."""
 
-    def pieces(_: bytes, answer: bytes) -> Iterator[bytes]:
-        start = len(answer) - len(_body(answer))
-        yield answer[:start]
-        yield from (answer[i : i + 1] for i in range(start, start + 15))
-        yield answer[start + 15 :]
+    def pieces(_: bytes, response: bytes) -> Iterator[bytes]:
+        start = len(response) - len(_body(response))
+        yield response[:start]
+        yield from (response[i : i + 1] for i in range(start, start + 15))
+        yield response[start + 15 :]
 
     return WireFault(AFTER, pieces, pause=pause)
 
 
 def unexpected_json(*, token: bool) -> WireFault:
-    """JSON that isn't what Plaid promises, whole, with the token in it if there is one."""
+    """Send complete JSON with fields of the wrong types, and with the token if the response has one."""
 
-    def pieces(_: bytes, answer: bytes) -> Iterable[bytes]:
-        start = _with_token(answer) if token else b"{"
+    def pieces(_: bytes, response: bytes) -> Iterable[bytes]:
+        start = _with_token(response) if token else b"{"
         yield build_response(200, start + b'"request_id": 7, "report": [], "removed": "yes"}')
 
     return WireFault(AFTER, pieces)
 
 
 def echoed_request(build: Callable[[str], bytes], *, acts: bool, declines: bool = False) -> WireFault:
-    """An answer that quotes the request, secret, token and all."""
+    """Send a response that quotes the request, including its secret and tokens."""
 
     def pieces(request: bytes, _: bytes) -> Iterable[bytes]:
-        said = " ".join(request.decode().split())
-        assert "PLAID-SECRET" in said
-        yield build(said)
+        text = " ".join(request.decode().split())
+        assert "PLAID-SECRET" in text
+        yield build(text)
 
     return WireFault(acts, pieces, "close", declines=declines)
 
 
 def error_quoting(text: str, code: str) -> dict[str, Any]:
-    """Plaid's error body, with a quotation in each of its fields."""
+    """Return one of Plaid's error bodies, with a quotation in each of its fields."""
     fields = ("error_message", "display_message", "request_id", "documentation_url", "suggested_action")
     return {"error_type": "INVALID_INPUT" if code != "INTERNAL_SERVER_ERROR" else "API_ERROR"} | {
         "error_code": code,
@@ -249,10 +257,10 @@ def error_quoting(text: str, code: str) -> dict[str, Any]:
 
 
 def on_every_attempt(fault: WireFault) -> tuple[WireFault, ...]:
-    """It strikes every attempt."""
+    """Inject the fault into every attempt."""
     return (fault,)
 
 
 def on_first_attempts(*faults: WireFault) -> tuple[WireFault, ...]:
-    """They strike the first attempts, one each, and then all is well."""
+    """Inject one fault into each of the first attempts; later attempts pass."""
     return (*faults, PASS)

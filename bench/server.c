@@ -1,10 +1,10 @@
-/* What the creations of the bench are sent to: it reads each POST to its end and answers all of them alike.
+/* The server of the benchmarks: it reads each POST completely and always sends the same response.
  *
  *     server [--latency MS] [--certificate FILE --key FILE]
  *
- * It prints its port, on 127.0.0.1, and ends when its standard input does, so that nothing is left behind when
- * the bench dies. One thread serves all connections, and answers one request of each at a time. TLS is there if
- * it was compiled with -DTLS -lssl -lcrypto.
+ * It prints its port on 127.0.0.1. It exits when its standard input is closed, so that no server outlives a
+ * benchmark that crashes. One thread serves all connections, and answers one request of each connection at a
+ * time. TLS needs a build with -DTLS -lssl -lcrypto.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -28,38 +28,38 @@
 #include <openssl/ssl.h>
 #endif
 
-/* A connection has the number of its descriptor. */
-enum { MOST = 8192, HELD = 8192, BACKLOG = 4096, EVENTS = 256 };
+/* Connections are indexed by their file descriptor. */
+enum { MAX_CONNECTIONS = 8192, BUFFER_SIZE = 8192, BACKLOG = 4096, MAX_EVENTS = 256 };
 
-static const char ANSWER[] = "HTTP/1.1 200 OK\r\n"
-                             "Content-Type: application/json\r\n"
-                             "Content-Length: 109\r\n"
-                             "\r\n"
-                             "{\"relay_token\": \"credit-relay-sandbox-8218d5f8-6d6d-403d-92f5-13a9afaa4398\", "
-                             "\"request_id\": \"HNTDNrA8F1shFEW\"}";
-static_assert(sizeof(ANSWER) - 1 == 72 + 109, "the length that the answer states is its body's");
+static const char RESPONSE[] = "HTTP/1.1 200 OK\r\n"
+                               "Content-Type: application/json\r\n"
+                               "Content-Length: 109\r\n"
+                               "\r\n"
+                               "{\"relay_token\": \"credit-relay-sandbox-8218d5f8-6d6d-403d-92f5-13a9afaa4398\", "
+                               "\"request_id\": \"HNTDNrA8F1shFEW\"}";
+static_assert(sizeof(RESPONSE) - 1 == 72 + 109, "Content-Length is the length of the body");
 
 struct connection {
-    size_t held;     /* bytes that were read and not understood yet */
-    size_t body;     /* bytes of the body that are still to come */
-    bool in_body;    /* the head was read to its end */
-    bool answering;  /* the next request has to wait */
-    uint32_t serial; /* tells it from others that had the same descriptor */
+    size_t buffered; /* bytes in `in` that are not processed yet */
+    size_t body;     /* bytes of the body that are still expected */
+    bool in_body;    /* the head has been read completely */
+    bool answering;  /* a response is due, so the next request has to wait */
+    uint32_t serial; /* distinguishes connections that reuse a descriptor */
 #ifdef TLS
     SSL *tls;
 #endif
-    char in[HELD + 1]; /* one more, so that there is room to end it as a string */
+    char in[BUFFER_SIZE + 1]; /* one more byte for a terminating null */
 };
 
-/* Since the latency is the same for all, the answers are due in the order in which the requests came. */
+/* All responses have the same latency, so they are due in the order in which the requests arrived. */
 struct due {
     int64_t when;
     uint32_t serial;
     int fd;
 };
 
-static struct connection connections[MOST];
-static struct due dues[MOST];
+static struct connection connections[MAX_CONNECTIONS];
+static struct due dues[MAX_CONNECTIONS];
 static size_t first_due, count_of_due;
 static int64_t latency;
 static int poller, timer, listener;
@@ -88,35 +88,35 @@ static void hang_up(int fd)
     close(fd);
 }
 
-/* Gives the count of bytes read, 0 if there are none yet, and -1 if no more will come. */
-static ssize_t receive(int fd, char *to, size_t room)
+/* Returns the number of bytes read, 0 if there are none yet, and -1 at the end of the connection. */
+static ssize_t receive(int fd, char *buffer, size_t size)
 {
     ssize_t got;
 #ifdef TLS
     SSL *tls = connections[fd].tls;
     if (tls != NULL) {
-        got = SSL_read(tls, to, (int)room);
+        got = SSL_read(tls, buffer, (int)size);
         if (got > 0)
             return got;
         return SSL_get_error(tls, (int)got) == SSL_ERROR_WANT_READ ? 0 : -1;
     }
 #endif
-    got = recv(fd, to, room, 0);
+    got = recv(fd, buffer, size, 0);
     if (got > 0)
         return got;
     return got < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : -1;
 }
 
-/* An answer that doesn't fit into the socket's empty buffer at once is one that nobody reads. */
-static bool answer(int fd)
+/* The response fits into an empty socket buffer. If it can't be sent, the client has stopped reading. */
+static bool send_response(int fd)
 {
-    int length = sizeof(ANSWER) - 1;
+    int length = sizeof(RESPONSE) - 1;
     connections[fd].answering = false;
 #ifdef TLS
     if (connections[fd].tls != NULL)
-        return SSL_write(connections[fd].tls, ANSWER, length) == length;
+        return SSL_write(connections[fd].tls, RESPONSE, length) == length;
 #endif
-    return send(fd, ANSWER, (size_t)length, MSG_NOSIGNAL) == length;
+    return send(fd, RESPONSE, (size_t)length, MSG_NOSIGNAL) == length;
 }
 
 /* ------------------------------------------------------------------------------------------- timing */
@@ -135,85 +135,85 @@ static void wake_at(int64_t when)
         err(1, "timerfd_settime");
 }
 
-static void answer_later(int fd)
+static void schedule_response(int fd)
 {
     struct due due = {.when = now() + latency, .serial = connections[fd].serial, .fd = fd};
     connections[fd].answering = true;
-    if (count_of_due == MOST)
-        errx(1, "more answers are due than there can be connections");
-    dues[(first_due + count_of_due++) % MOST] = due;
+    if (count_of_due == MAX_CONNECTIONS)
+        errx(1, "more responses are due than there can be connections");
+    dues[(first_due + count_of_due++) % MAX_CONNECTIONS] = due;
     if (count_of_due == 1)
         wake_at(due.when);
 }
 
 /* ------------------------------------------------------------------------------------------ requests */
 
-static void forget(struct connection *from, size_t bytes)
+static void discard(struct connection *from, size_t bytes)
 {
-    from->held -= bytes;
-    memmove(from->in, from->in + bytes, from->held);
+    from->buffered -= bytes;
+    memmove(from->in, from->in + bytes, from->buffered);
 }
 
-/* Gives whether the head has come; a request that isn't a POST is refused by `understand`. */
+/* Returns whether the head is complete. `process_requests` rejects a request that is not a POST. */
 static bool read_head(struct connection *from)
 {
-    char *end = memmem(from->in, from->held, "\r\n\r\n", 4);
+    char *end = memmem(from->in, from->buffered, "\r\n\r\n", 4);
     if (end == NULL)
         return false;
     *end = '\0';
     const char *stated = strcasestr(from->in, "\r\nContent-Length:");
     from->body = stated == NULL ? 0 : strtoul(stated + strlen("\r\nContent-Length:"), NULL, 10);
     from->in_body = true;
-    forget(from, (size_t)(end + 4 - from->in));
+    discard(from, (size_t)(end + 4 - from->in));
     return true;
 }
 
-/* Takes one request off what is held, and gives whether it was there as a whole. */
+/* Removes one request from the buffer, and returns whether it was complete. */
 static bool take_request(struct connection *from)
 {
     if (!from->in_body && !read_head(from))
         return false;
-    size_t here = from->body < from->held ? from->body : from->held;
-    from->body -= here;
-    forget(from, here);
+    size_t available = from->body < from->buffered ? from->body : from->buffered;
+    from->body -= available;
+    discard(from, available);
     from->in_body = from->body > 0;
     return !from->in_body;
 }
 
-/* Answers what is held, and gives whether the connection is still of use. */
-static bool understand(int fd)
+/* Responds to the buffered requests, and returns whether the connection is still usable. */
+static bool process_requests(int fd)
 {
     struct connection *from = &connections[fd];
-    while (!from->answering && from->held > 0) {
-        if (!from->in_body && strncmp(from->in, "POST ", from->held < 5 ? from->held : 5) != 0)
+    while (!from->answering && from->buffered > 0) {
+        if (!from->in_body && strncmp(from->in, "POST ", from->buffered < 5 ? from->buffered : 5) != 0)
             return false;
         if (!take_request(from))
             break;
         if (latency > 0)
-            answer_later(fd);
-        else if (!answer(fd))
+            schedule_response(fd);
+        else if (!send_response(fd))
             return false;
     }
-    return from->held < HELD;
+    return from->buffered < BUFFER_SIZE;
 }
 
-static void read_on(int fd)
+static void read_requests(int fd)
 {
     struct connection *from = &connections[fd];
     ssize_t got;
-    /* Until there is nothing more: what OpenSSL holds back, epoll doesn't know of. */
+    /* Read until nothing is left: epoll doesn't report bytes that OpenSSL has already read and buffered. */
     do {
-        got = receive(fd, from->in + from->held, HELD - from->held);
+        got = receive(fd, from->in + from->buffered, BUFFER_SIZE - from->buffered);
         if (got > 0)
-            from->held += (size_t)got;
-        if (got < 0 || !understand(fd)) {
+            from->buffered += (size_t)got;
+        if (got < 0 || !process_requests(fd)) {
             hang_up(fd);
             return;
         }
     } while (got > 0);
 }
 
-static void answer_what_is_due(void)
+static void send_due_responses(void)
 {
     uint64_t ticks;
     if (read(timer, &ticks, sizeof(ticks)) < 0 && errno != EAGAIN)
@@ -221,9 +221,9 @@ static void answer_what_is_due(void)
     int64_t moment = now();
     while (count_of_due > 0 && dues[first_due].when <= moment) {
         struct due due = dues[first_due];
-        first_due = (first_due + 1) % MOST;
+        first_due = (first_due + 1) % MAX_CONNECTIONS;
         count_of_due--;
-        if (connections[due.fd].serial == due.serial && !(answer(due.fd) && understand(due.fd)))
+        if (connections[due.fd].serial == due.serial && !(send_response(due.fd) && process_requests(due.fd)))
             hang_up(due.fd);
     }
     if (count_of_due > 0)
@@ -232,23 +232,23 @@ static void answer_what_is_due(void)
 
 /* ------------------------------------------------------------------------------------------- set-up */
 
-static void welcome(void)
+static void accept_connections(void)
 {
     int fd, yes = 1;
     while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
-        if (fd >= MOST) {
+        if (fd >= MAX_CONNECTIONS) {
             close(fd);
             continue;
         }
         struct connection *each = &connections[fd];
-        each->held = each->body = 0;
+        each->buffered = each->body = 0;
         each->in_body = each->answering = false;
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
 #ifdef TLS
         if (context != NULL) {
             each->tls = SSL_new(context);
             if (each->tls == NULL || SSL_set_fd(each->tls, fd) != 1)
-                errx(1, "OpenSSL takes no more connections");
+                errx(1, "OpenSSL can't create another connection");
             SSL_set_accept_state(each->tls);
         }
 #endif
@@ -256,16 +256,17 @@ static void welcome(void)
     }
 }
 
-static void listen_somewhere(void)
+static void listen_on_free_port(void)
 {
-    struct sockaddr_in place = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t size = sizeof(place);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof(address);
     listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (listener < 0 || bind(listener, (struct sockaddr *)&place, size) < 0 || listen(listener, BACKLOG) < 0)
+    if (listener < 0 || bind(listener, (struct sockaddr *)&address, size) < 0 ||
+        listen(listener, BACKLOG) < 0)
         err(1, "listen");
-    if (getsockname(listener, (struct sockaddr *)&place, &size) < 0)
+    if (getsockname(listener, (struct sockaddr *)&address, &size) < 0)
         err(1, "getsockname");
-    printf("%d\n", ntohs(place.sin_port));
+    printf("%d\n", ntohs(address.sin_port));
     fflush(stdout);
 }
 
@@ -279,11 +280,11 @@ static void use_tls(const char *certificate, const char *key)
     SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS);
     signal(SIGPIPE, SIG_IGN);
 #else
-    errx(1, "compiled without TLS: %s and %s are of no use", certificate, key);
+    errx(1, "compiled without TLS: can't use %s and %s", certificate, key);
 #endif
 }
 
-static void set_up(int count, char **words)
+static void parse_options(int count, char **arguments)
 {
     static const struct option OPTIONS[] = {
         {"latency", required_argument, NULL, 'l'},
@@ -292,7 +293,7 @@ static void set_up(int count, char **words)
         {0},
     };
     const char *certificate = NULL, *key = NULL;
-    for (int option; (option = getopt_long(count, words, "", OPTIONS, NULL)) != -1;) {
+    for (int option; (option = getopt_long(count, arguments, "", OPTIONS, NULL)) != -1;) {
         if (option == 'l')
             latency = (int64_t)(strtod(optarg, NULL) * 1e6);
         else if (option == 'c')
@@ -305,40 +306,40 @@ static void set_up(int count, char **words)
     if (certificate != NULL && key != NULL)
         use_tls(certificate, key);
     struct rlimit files;
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < MOST) {
-        files.rlim_cur = files.rlim_max < MOST ? files.rlim_max : MOST;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < MAX_CONNECTIONS) {
+        files.rlim_cur = files.rlim_max < MAX_CONNECTIONS ? files.rlim_max : MAX_CONNECTIONS;
         setrlimit(RLIMIT_NOFILE, &files);
     }
 }
 
-int main(int count, char **words)
+int main(int count, char **arguments)
 {
-    set_up(count, words);
+    parse_options(count, arguments);
     poller = epoll_create1(EPOLL_CLOEXEC);
     timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     if (poller < 0 || timer < 0)
         err(1, "epoll or timerfd");
-    listen_somewhere();
+    listen_on_free_port();
     watch(STDIN_FILENO);
     watch(timer);
     watch(listener);
     for (;;) {
-        struct epoll_event events[EVENTS];
-        int happened = epoll_wait(poller, events, EVENTS, -1);
-        if (happened < 0 && errno != EINTR)
+        struct epoll_event events[MAX_EVENTS];
+        int ready = epoll_wait(poller, events, MAX_EVENTS, -1);
+        if (ready < 0 && errno != EINTR)
             err(1, "epoll_wait");
-        for (int i = 0; i < happened; i++) {
+        for (int i = 0; i < ready; i++) {
             int fd = events[i].data.fd;
             if (fd == STDIN_FILENO) {
                 char ignored[256];
                 if (read(fd, ignored, sizeof(ignored)) <= 0)
                     return 0;
             } else if (fd == timer)
-                answer_what_is_due();
+                send_due_responses();
             else if (fd == listener)
-                welcome();
+                accept_connections();
             else
-                read_on(fd);
+                read_requests(fd);
         }
     }
 }

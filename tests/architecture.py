@@ -1,4 +1,4 @@
-"""The map of the package as data, and the checks that hold the code against it."""
+"""The module map of ARCHITECTURE.md as data, and functions that compare the code with it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 PACKAGE = "plaid_relay_async"
 CORE = (
-    *("errors", "cancellation", "models", "config", "codec", "watch", "exchange", "proxies", "session"),
+    *("errors", "cancellation", "models", "config", "codec", "deadlines", "exchange", "proxies", "session"),
     *("transport", "outcomes", "batch"),
 )
 
 
 @dataclass(frozen=True)
 class AllowedImports:
-    """What a module, or a subpackage as a whole, may import."""
+    """What a module, or all of a subpackage, may import."""
 
     package: tuple[str, ...] = ()
     third_party: tuple[str, ...] = ()
@@ -33,14 +33,14 @@ MAP = {
     "models": AllowedImports(("errors",), ("attrs",)),
     "config": AllowedImports(("errors",), ("attrs", "yarl")),
     "codec": AllowedImports(("errors", "models"), ("attrs", "cattrs")),
-    "watch": AllowedImports(),
+    "deadlines": AllowedImports(),
     "exchange": AllowedImports(("cancellation",), ("aiohttp", "attrs", "yarl")),
     "proxies": AllowedImports(("config", "errors"), ("attrs", "yarl")),
     "session": AllowedImports(
-        ("cancellation", "config", "errors", "watch", "exchange", "proxies"), ("aiohttp", "yarl")
+        ("cancellation", "config", "errors", "deadlines", "exchange", "proxies"), ("aiohttp", "yarl")
     ),
     "transport": AllowedImports(
-        ("cancellation", "config", "errors", "codec", "models", "watch", "exchange", "session"),
+        ("cancellation", "config", "errors", "codec", "models", "deadlines", "exchange", "session"),
         ("aiohttp", "attrs", "backoff", "yarl"),
     ),
     "outcomes": AllowedImports(("errors", "models"), ("attrs",)),
@@ -63,7 +63,7 @@ MAP = {
     "__init__": AllowedImports((*CORE, "client")),
 }
 
-# What a plain `import plaid_relay_async` leaves alone.
+# A plain `import plaid_relay_async` loads none of these.
 LAZY_MODULES = (
     "anyio",
     "aiohttp.web",
@@ -87,7 +87,7 @@ LAZY_MODULES = (
 
 @dataclass
 class SourceTree:
-    """The package's modules under a folder, with what each imports."""
+    """The package's modules in a folder, each with the names that it imports."""
 
     root: Path
     imports: dict[str, set[str]] = field(default_factory=dict)
@@ -99,24 +99,29 @@ class SourceTree:
 
 
 def _imports_of(path: Path, parts: tuple[str, ...]) -> list[str]:
-    found: list[str] = []
+    names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 base = ".".join((PACKAGE, *parts[: -node.level], *filter(None, [base])))
-            found += [f"{base}.{alias.name}" for alias in node.names]
-    return found
+            names += [f"{base}.{alias.name}" for alias in node.names]
+    return names
 
 
 def _part(module: str) -> str:
+    """Return the top-level module or subpackage, which is what the map lists."""
     return module.split(".", maxsplit=1)[0]
 
 
 def _target(tree: SourceTree, imported: str) -> str:
-    """The module of the package that an import reaches: itself, or the one that has the name."""
+    """Return the package's module that an import loads.
+
+    `from plaid_relay_async.errors import PlaidAPIError` imports the name `plaid_relay_async.errors.PlaidAPIError`;
+    its module is `errors`, so the name is shortened until it is a module.
+    """
     inside = imported.removeprefix(PACKAGE).strip(".")
     for candidate in (inside, f"{inside}.__init__".strip(".")):
         if candidate in tree.imports:
@@ -125,7 +130,7 @@ def _target(tree: SourceTree, imported: str) -> str:
 
 
 def map_violations(tree: SourceTree) -> list[str]:
-    """Imports that the map doesn't allow, and modules that it doesn't know."""
+    """Return the imports that the map doesn't allow, and the modules that it doesn't list."""
     problems = [f"unknown module {name}" for name in tree.imports if _part(name) not in MAP]
     for module, imported in tree.imports.items():
         allowed = MAP.get(_part(module), AllowedImports())
@@ -141,7 +146,7 @@ def map_violations(tree: SourceTree) -> list[str]:
 
 
 def import_cycles(tree: SourceTree) -> list[str]:
-    """Modules that import each other."""
+    """Return a cycle of modules that import each other, or nothing."""
     graph = {module: _imported_modules(tree, module) for module in tree.imports}
     try:
         graphlib.TopologicalSorter(graph).prepare()
@@ -151,12 +156,12 @@ def import_cycles(tree: SourceTree) -> list[str]:
 
 
 def _imported_modules(tree: SourceTree, module: str) -> set[str]:
-    ours = (name for name in tree.imports[module] if name.split(".")[0] == PACKAGE)
-    return {target for name in ours if (target := _target(tree, name)) != module}
+    own_imports = (name for name in tree.imports[module] if name.split(".")[0] == PACKAGE)
+    return {target for name in own_imports if (target := _target(tree, name)) != module}
 
 
 def eager_imports(folder: Path) -> list[str]:
-    """What `import plaid_relay_async`, as it lies in the folder, loads and should not."""
+    """Import the package from a folder in a new process, and return what it loads of `LAZY_MODULES`."""
     program = f"import sys; sys.path.insert(0, {str(folder)!r}); import {PACKAGE}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-Ic", program], capture_output=True, text=True, check=True, env={})
     return sorted(set(LAZY_MODULES) & set(run.stdout.split()))

@@ -1,4 +1,4 @@
-"""A gateway before an upstream that records, and what must be so after whatever was done to it."""
+"""A gateway in front of an upstream that records its requests, and the checks that hold after every test."""
 
 from __future__ import annotations
 
@@ -37,7 +37,13 @@ CALLERS: dict[str, dict[str, Any]] = {
 
 @define
 class GatewaySetup:
-    """A gateway, its upstream, the keys of its callers by their names, and whom these trust where it speaks TLS."""
+    """A running gateway and all that a test needs to call it.
+
+    Attributes:
+        upstream: The server behind the gateway.
+        keys: The callers' keys by their names in `CALLERS`.
+        client_ssl: The client's TLS context, if the gateway serves HTTPS.
+    """
 
     gateway: Gateway
     upstream: Recorder
@@ -45,70 +51,74 @@ class GatewaySetup:
     client_ssl: ssl.SSLContext | None = None
 
     async def exchange(self, *pieces: bytes, **options: Any) -> list[Response]:
-        """Send this over one connection, and give all answers."""
+        """Send the pieces over one connection, and return all responses."""
         return await exchange(self.gateway.url, *pieces, ssl=self.client_ssl, **options)
 
     async def exchange_one(self, *pieces: bytes, **options: Any) -> Response:
-        """The same where there has to be one answer, and the connection ends."""
-        (answer,) = await self.exchange(*pieces, **options)
-        return answer
+        """Send the pieces over one connection, check that it ends after one response, and return that."""
+        (response,) = await self.exchange(*pieces, **options)
+        return response
 
     async def call(self, path: str = CREATE, caller: str = "lender", **more: Any) -> Response:
-        """A good call."""
+        """Make a valid call."""
         return await self.exchange_one(build_request(path, **more, key=self.keys[caller]))
 
     def assert_upstream_requests(self, *, count: int = 0) -> None:
-        """No more than so many requests reached the upstream."""
+        """Check that exactly `count` requests reached the upstream."""
         assert len(self.upstream.requests) == count, self.upstream.requests
 
     def assert_upstream_is_clean(self) -> None:
-        """What reached the upstream are calls that it serves, with its credentials alone, and no caller's."""
-        for number, came in enumerate(self.upstream.requests):
-            assert came.split(b" ")[:2] in [[b"POST", path.encode()] for path in RELAY_OPERATIONS]
+        """Check each request to the upstream.
+
+        It calls a relay operation, has one pair of upstream credentials, no header twice, and nothing of the
+        caller's: no key, cookie, origin or transfer coding.
+        """
+        for number, request in enumerate(self.upstream.requests):
+            assert request.split(b" ")[:2] in [[b"POST", path.encode()] for path in RELAY_OPERATIONS]
             fields = self.upstream.fields(number)
             names = [name for name, _ in fields]
             assert len(names) == len(set(names))
-            who = (dict(fields)["plaid-client-id"], dict(fields)["plaid-secret"])
-            assert who in [(each.client_id, each.secret) for each in UPSTREAM_CREDENTIALS.values()]
+            pair = (dict(fields)["plaid-client-id"], dict(fields)["plaid-secret"])
+            assert pair in [(each.client_id, each.secret) for each in UPSTREAM_CREDENTIALS.values()]
             assert not {"authorization", "cookie", "origin", "transfer-encoding"} & set(names)
-            assert not any(key.encode() in came for key in self.keys.values())
+            assert not any(key.encode() in request for key in self.keys.values())
 
 
 async def wait_for_keys(gateway: Gateway, *names: str) -> None:
-    """Wait until a gateway has noticed that its file has the keys of these names, and no other."""
+    """Wait until a gateway has loaded exactly the keys with these names from its file."""
     async with asyncio.timeout(60):
         while {key.name for key in gateway._callers.keys} != set(names):
             await asyncio.sleep(0.01)
 
 
 def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """The TLS context of a server on 127.0.0.1, and one that trusts it."""
+    """Return the TLS contexts of a server on 127.0.0.1 and of a client that trusts it."""
     authority = trustme.CA()
-    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
-    authority.configure_trust(ours)
-    return theirs, ours
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(client)
+    return server, client
 
 
 @contextlib.asynccontextmanager
 async def running_gateway(
     *, client_ssl: ssl.SSLContext | None = None, **options: Any
 ) -> AsyncIterator[GatewaySetup]:
-    """A gateway that still serves, in the end, and of which the upstream has seen nothing that it mustn't."""
-    made = {name: new_key(name, **bound) for name, bound in CALLERS.items()}
-    records: Iterable[Key] = [key for key, _ in made.values()]
-    keys = {name: key for name, (_, key) in made.items()}
+    """Run a gateway; after the block, check that it still serves and that every upstream request was clean."""
+    created = {name: new_key(name, **permissions) for name, permissions in CALLERS.items()}
+    records: Iterable[Key] = [key for key, _ in created.values()]
+    keys = {name: key for name, (_, key) in created.items()}
     async with (
         Recorder() as upstream,
         Gateway(
             records, **{"upstream": upstream.url, "credentials": UPSTREAM_CREDENTIALS} | options
         ) as gateway,
     ):
-        built = GatewaySetup(gateway, upstream, keys, client_ssl)
-        yield built
+        setup = GatewaySetup(gateway, upstream, keys, client_ssl)
+        yield setup
         upstream.says, upstream.then, upstream.pause = upstream.created, "keep", 0.0
         before = len(upstream.requests)
-        answer = await built.call()
-        assert (answer.status, len(upstream.requests)) == (200, before + 1)
-        assert answer.json["relay_token"].startswith("credit-relay-sandbox-")
-        built.assert_upstream_is_clean()
+        response = await setup.call()
+        assert (response.status, len(upstream.requests)) == (200, before + 1)
+        assert response.json["relay_token"].startswith("credit-relay-sandbox-")
+        setup.assert_upstream_is_clean()

@@ -1,4 +1,4 @@
-"""What several test modules share."""
+"""Credentials, retry settings, subprocesses and a journal that several test modules use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUICK = RetryPolicy(backoff=0.001, max_backoff=0.002)
 
 
 def sampled(values: Iterable[Any], *, step: int) -> list[Any]:
-    """Return the parameters of a test, of which `tests` runs each `step`-th and `full_size` the others."""
+    """Return the parameters of a test: `tests` runs every `step`-th of them, and `full_size` the others."""
     return [
         value if number % step == 0 else pytest.param(value, marks=pytest.mark.full_size)
         for number, value in enumerate(values)
@@ -32,29 +32,29 @@ def sampled(values: Iterable[Any], *, step: int) -> list[Any]:
 
 
 def max_in_window(moments, length):
-    """The most moments that a half-open window of this length holds, wherever it begins."""
+    """Return the largest number of moments in any half-open window of `length` seconds."""
     return max(sum(start <= moment < start + length for moment in moments) for start in moments)
 
 
 @contextlib.asynccontextmanager
 async def timeout_when(condition: Callable[[], object]) -> AsyncIterator[None]:
-    """Raise TimeoutError in the block once a condition holds, as `asyncio.timeout` does after a time."""
-    async with asyncio.timeout(None) as limit:
+    """Raise TimeoutError in the block as soon as a condition holds, as `asyncio.timeout` does after a delay."""
+    async with asyncio.timeout(None) as timeout:
 
         async def expire() -> None:
             await wait_until_async(condition)
-            limit.reschedule(asyncio.get_running_loop().time())
+            timeout.reschedule(asyncio.get_running_loop().time())
 
-        expiring = asyncio.create_task(expire())
+        task = asyncio.create_task(expire())
         try:
             yield
         finally:
-            expiring.cancel()
+            task.cancel()
 
 
 @contextlib.asynccontextmanager
 async def python_process(source: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A program in Python's development mode, where every warning is shown."""
+    """Run a Python program in development mode, which shows every warning."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-X", "dev", "-c", source, *arguments),
@@ -71,7 +71,10 @@ async def python_process(source: str, *arguments: str) -> AsyncIterator[asyncio.
 
 
 class RecordingJournal:
-    """A journal for a subclass with two methods: `record_intent(request)` and `record_outcome(outcome)`."""
+    """A journal that passes each record to the methods of a subclass.
+
+    A subclass defines `record_intent(request)` and `record_outcome(outcome)`.
+    """
 
     async def acquire_recorder(self, request: Any, context: CallContext) -> ForwardingRecorder:
         return ForwardingRecorder(self, request)
@@ -92,4 +95,4 @@ class ForwardingRecorder:
         await self.journal.record_outcome(outcome)
 
     def release(self) -> None:
-        """Nobody waits for it."""
+        """Do nothing: no other call waits for the request."""

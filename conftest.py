@@ -1,9 +1,8 @@
-"""Every Python example in README.md and docs/ is run, each page against a simulator of its own.
+"""Run every Python example in README.md and docs/, each page against its own simulator.
 
-The blocks of a page share a namespace and an event loop, and may `await` at their top level as one may in
-`python -m asyncio`. PLAID_CLIENT_ID, PLAID_SECRET and PLAID_BASE_URL lead to the page's simulator. What a
-page needs and doesn't show stands in `<!-- invisible-code: python` blocks, which find that simulator as
-`page.plaid`.
+The blocks of a page share a namespace and an event loop, and may use `await` at the top level, as in
+`python -m asyncio`. PLAID_CLIENT_ID, PLAID_SECRET and PLAID_BASE_URL point to the page's simulator. Code that
+a page needs and doesn't show is in `<!-- invisible-code: python` blocks, where `page.plaid` is that simulator.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 @frozen
 class Page:
-    """What the examples of one page share beside their namespace."""
+    """The simulator and the event loop that the examples of one page share."""
 
     plaid: Simulator
     runner: asyncio.Runner
@@ -40,27 +39,27 @@ class Page:
 
 @pytest.fixture(scope="session", autouse=True)
 def _reset_signals() -> None:
-    """Let tests, and the servers that they share, start with no signal ignored or blocked."""
+    """Start tests, and the servers that they share, with no signal ignored or blocked."""
     reset_signals()
 
 
 @contextlib.contextmanager
 def _simulator_in_thread() -> Iterator[Simulator]:
-    """A running simulator with an event loop of its own: an example may hold the main thread."""
+    """Run a simulator on an event loop in another thread, because an example may block the main thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="simulator")
     thread.start()
 
-    def there(work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, loop).result(timeout=60)
+    def run_in_thread(coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout=60)
 
     simulator = Simulator()
     try:
-        there(simulator.start())
+        run_in_thread(simulator.start())
         try:
             yield simulator
         finally:
-            there(simulator.close())
+            run_in_thread(simulator.close())
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
@@ -69,7 +68,7 @@ def _simulator_in_thread() -> Iterator[Simulator]:
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
-    """A simulator and an event loop for one page, and the environment that leads to the simulator."""
+    """A simulator and an event loop for one page, with environment variables that point to the simulator."""
     with _simulator_in_thread() as plaid, asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLAID_CLIENT_ID", "owner")
         patch.setenv("PLAID_SECRET", "secret-of-the-owner")
@@ -84,9 +83,9 @@ def _evaluate(example: Example) -> None:
         source, example.path, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True, optimize=0
     )
     example.namespace.setdefault("__name__", "__main__")
-    running = eval(code, example.namespace)  # noqa: S307  # our own pages; `exec` would drop the coroutine
-    if running is not None:
-        example.namespace["page"].runner.run(running)
+    coroutine = eval(code, example.namespace)  # noqa: S307  # our own pages; `exec` would drop the coroutine
+    if coroutine is not None:
+        example.namespace["page"].runner.run(coroutine)
 
 
 pytest_collect_file = Sybil(

@@ -1,3 +1,5 @@
+"""Fixtures and options that all tests share."""
+
 from __future__ import annotations
 
 import asyncio
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from pgbouncer_server import PgBouncer
     from postgres_server import PostgresServer
 
-# The official client is tested in a nox session of its own, where it is installed; so are Schemathesis and the console.
+# Plaid's client, Schemathesis and the browser are installed only in the nox sessions that test with them.
 collect_ignore = [
     "plaid_python",
     *([] if find_spec("schemathesis") else ["openapi"]),
@@ -30,25 +32,27 @@ collect_ignore = [
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--rounds", type=int, default=3, help="how often tests with random moments are repeated")
-    parser.addoption("--partners", type=int, default=1_000, help="how many partners a bulk run in a test has")
+    parser.addoption("--rounds", type=int, default=3, help="how often tests with random timing are repeated")
+    parser.addoption("--partners", type=int, default=1_000, help="number of partners of a bulk run in a test")
     parser.addoption("--endurance", action="store_true", help="run the long proofs at their full size")
     parser.addoption(
-        "--specification", help="path of Plaid's OpenAPI document; tests against it skip without"
+        "--specification",
+        help="path of Plaid's OpenAPI document; without it, the tests that need it are skipped",
     )
 
 
 @pytest.fixture(autouse=True)
 def _no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A blocking call of the package inside of the event loop is an error.
+    """Fail a test if the package makes a blocking call inside the event loop.
 
-    The command is left out: it writes a line of a file at a time, before anything else may happen.
+    The command line's tests are excluded: the command writes each line of its output file synchronously, before
+    it continues.
     """
     if "cli" in request.path.parts or request.node.get_closest_marker("may_block"):
         yield
         return
     with blockbuster_ctx("plaid_relay_async") as detector:
-        # Where threads are measured as well, coverage locks its own data within whichever frame is running.
+        # If coverage measures threads too, it locks its own data, in any frame of the package.
         detector.functions["threading.Lock.acquire"].can_block_in("coverage/collector.py", "lock_data")
         yield
 
@@ -61,23 +65,23 @@ async def plaid() -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 async def client(plaid: Simulator) -> AsyncIterator[RelayClient]:
-    async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as opened:
-        yield opened
+    async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as relay_client:
+        yield relay_client
 
 
 @pytest.fixture
 async def partner(plaid: Simulator) -> AsyncIterator[RelayClient]:
-    async with RelayClient(PARTNER, base_url=plaid.url, retry=QUICK) as opened:
-        yield opened
+    async with RelayClient(PARTNER, base_url=plaid.url, retry=QUICK) as relay_client:
+        yield relay_client
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server for whoever makes its database `fresh` first."""
+    """A PostgreSQL server; a test calls its `reset` first for an empty database."""
     from postgres_server import PostgresServer
 
     server = PostgresServer()
-    with ThreadPoolExecutor(1) as thread:  # pytest may have a loop in this one
+    with ThreadPoolExecutor(1) as thread:  # pytest may already run an event loop in the main thread
         try:
             thread.submit(lambda: asyncio.run(server.create_cluster())).result()
             yield server
@@ -87,7 +91,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 async def pgbouncer(postgres: PostgresServer) -> AsyncIterator[PgBouncer]:
-    """A PgBouncer that pools the transactions on a fresh database."""
+    """A PgBouncer in transaction pooling mode, in front of an empty database."""
     from pgbouncer_server import PgBouncer
 
     await postgres.reset()
@@ -115,7 +119,7 @@ def openapi(request: pytest.FixtureRequest) -> Specification:
 
 @pytest.fixture
 def every_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """All loggers at DEBUG: the package's, aiohttp's, asyncio's and backoff's."""
+    """The log, with the package's, aiohttp's, asyncio's and backoff's loggers at DEBUG."""
     caplog.set_level(logging.DEBUG)
     for name in ("aiohttp", "asyncio", "backoff", "plaid_relay_async"):
         caplog.set_level(logging.DEBUG, logger=name)
@@ -124,7 +128,7 @@ def every_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 @pytest.fixture
 async def clean_logs(every_log: pytest.LogCaptureFixture) -> AsyncIterator[pytest.LogCaptureFixture]:
-    """Check that nothing that any logger says at DEBUG, asyncio's debug mode included, has a canary."""
+    """The log at DEBUG, in asyncio's debug mode; check after the test that it contains no canary."""
     asyncio.get_running_loop().set_debug(True)
     yield every_log
     assert_no_canary("\n".join(logging.Formatter().format(record) for record in every_log.records))

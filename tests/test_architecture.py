@@ -1,3 +1,5 @@
+"""The package's imports follow the module map, and its public names can be imported."""
+
 from __future__ import annotations
 
 import re
@@ -16,8 +18,8 @@ INSTALLED = Path(plaid_relay_async.__file__).parent
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """The package, to be spoilt."""
+def package_copy(tmp_path: Path) -> Path:
+    """A copy of the package that a test can change."""
     shutil.copytree(INSTALLED, tmp_path / "plaid_relay_async", ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path / "plaid_relay_async"
 
@@ -26,18 +28,18 @@ def append_line(path: Path, line: str) -> None:
     path.write_text(f"{path.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
 
 
-def test_the_code_keeps_to_the_map():
-    """Each module imports what the map allows it, and the map knows each module."""
+def test_every_import_is_allowed_by_the_map():
+    """Each module imports only what the map allows, and the map lists each module."""
     assert architecture.map_violations(architecture.SourceTree(INSTALLED)) == []
 
 
-def test_there_is_no_circle():
-    """No module imports, by whatever way round, itself."""
+def test_no_module_imports_itself():
+    """There is no import cycle, neither direct nor indirect."""
     assert architecture.import_cycles(architecture.SourceTree(INSTALLED)) == []
 
 
-def test_the_package_alone_loads_no_extra():
-    """`import plaid_relay_async` loads neither aiohttp.web nor an extra nor a part of its own that needs one."""
+def test_the_package_loads_no_extra():
+    """`import plaid_relay_async` loads neither aiohttp.web, nor an extra, nor a subpackage that needs one."""
     assert architecture.eager_imports(INSTALLED.parent) == []
 
 
@@ -49,7 +51,7 @@ def test_the_package_alone_loads_no_extra():
         ("models", "from plaid_relay_async.codec import encode", "models.__init__ imports codec"),
         ("batch", "from plaid_relay_async import transport", "batch imports transport"),
         ("session", "from . import codec", "session imports codec"),
-        ("config", "from .session import State", "config imports session"),
+        ("config", "from .session import SessionState", "config imports session"),
         ("simulator/__init__", "import plaid_relay_async.errors", "simulator.__init__ imports errors"),
         (
             "simulator/__init__",
@@ -59,77 +61,77 @@ def test_the_package_alone_loads_no_extra():
         ("batch", "def late():\n    import aiohttp", "batch imports aiohttp"),
     ],
 )
-def test_an_import_against_the_map_is_found(copy: Path, module: str, line: str, problem: str):
-    """An arrow that isn't on the map is named, however the import is written."""
-    whole = copy / module / "__init__.py"
-    append_line(whole if whole.is_file() else copy / f"{module}.py", line)
-    assert problem in architecture.map_violations(architecture.SourceTree(copy))
+def test_a_disallowed_import_is_reported(package_copy: Path, module: str, line: str, problem: str):
+    """An import that the map doesn't allow is reported, in whatever form it is written."""
+    subpackage = package_copy / module / "__init__.py"
+    append_line(subpackage if subpackage.is_file() else package_copy / f"{module}.py", line)
+    assert problem in architecture.map_violations(architecture.SourceTree(package_copy))
 
 
-def test_an_unknown_module_is_found(copy: Path):
-    """A module that the map doesn't know is named."""
-    (copy / "utils.py").write_text("", encoding="utf-8")
-    assert architecture.map_violations(architecture.SourceTree(copy)) == ["unknown module utils"]
+def test_an_unlisted_module_is_reported(package_copy: Path):
+    """A module that the map doesn't list is reported."""
+    (package_copy / "utils.py").write_text("", encoding="utf-8")
+    assert architecture.map_violations(architecture.SourceTree(package_copy)) == ["unknown module utils"]
 
 
-def test_a_circle_is_found(copy: Path):
-    """A circle is named, also one inside a part of the package."""
-    append_line(copy / "errors.py", "from plaid_relay_async import client")
-    assert "errors" in architecture.import_cycles(architecture.SourceTree(copy))[0]
-    (copy / "cli").mkdir(exist_ok=True)
-    (copy / "cli" / "one.py").write_text("from plaid_relay_async.cli import two", encoding="utf-8")
-    (copy / "cli" / "two.py").write_text("from .one import x", encoding="utf-8")
-    shutil.copy(INSTALLED / "errors.py", copy / "errors.py")
-    assert "cli.two" in architecture.import_cycles(architecture.SourceTree(copy))[0]
+def test_an_import_cycle_is_reported(package_copy: Path):
+    """A cycle is reported, also one inside a subpackage."""
+    append_line(package_copy / "errors.py", "from plaid_relay_async import client")
+    assert "errors" in architecture.import_cycles(architecture.SourceTree(package_copy))[0]
+    (package_copy / "cli").mkdir(exist_ok=True)
+    (package_copy / "cli" / "one.py").write_text("from plaid_relay_async.cli import two", encoding="utf-8")
+    (package_copy / "cli" / "two.py").write_text("from .one import x", encoding="utf-8")
+    shutil.copy(INSTALLED / "errors.py", package_copy / "errors.py")
+    assert "cli.two" in architecture.import_cycles(architecture.SourceTree(package_copy))[0]
 
 
 @pytest.mark.parametrize("module", ["aiohttp.web", "rich", "plaid_relay_async.simulator"])
-def test_an_early_import_is_found(copy: Path, module: str):
-    """An extra, or aiohttp.web, that the plain import loads is named."""
-    append_line(copy / "__init__.py", f"import {module}")
-    assert module in architecture.eager_imports(copy.parent)
+def test_an_eager_import_is_reported(package_copy: Path, module: str):
+    """An extra, or aiohttp.web, is reported if the plain import loads it."""
+    append_line(package_copy / "__init__.py", f"import {module}")
+    assert module in architecture.eager_imports(package_copy.parent)
 
 
-def test_the_page_shows_the_map(request: pytest.FixtureRequest):
+def test_architecture_md_shows_the_map(request: pytest.FixtureRequest):
     """ARCHITECTURE.md has the same table."""
     page = (request.config.rootpath / "ARCHITECTURE.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)/?` \|[^|]*\| ([^|]*) \| ([^|]*) \|$", page, re.MULTILINE)
-    shown = {
+    documented = {
         name: (set(package.split(", ")) - {"nothing"}, set(third.split(", ")) - {""})
         for name, package, third in rows
     }
     core = {*architecture.CORE, "client"}
-    told = {
+    expected = {
         name: (
-            {"all above"} if core <= {*room.package, "client"} else set(room.package),
-            set(room.third_party),
+            {"all above"} if core <= {*allowed.package, "client"} else set(allowed.package),
+            set(allowed.third_party),
         )
-        for name, room in architecture.MAP.items()
+        for name, allowed in architecture.MAP.items()
     }
-    assert shown == told
+    assert documented == expected
 
 
-def test_what_is_exported_is_named():
-    """`__all__` is what the package's namespace holds, sorted, and each public name can be imported."""
+def test_all_lists_the_public_names():
+    """`__all__` lists the public names of the package's namespace, and those loaded on first use, sorted."""
     public = {name for name in vars(plaid_relay_async) if not name.startswith("_")}
     others = {"Any", "TYPE_CHECKING"} | {
         name for name in public if getattr(plaid_relay_async, name).__class__.__name__ == "module"
     }
-    late = {
+    lazy = {
         *("AssetReport", "AssetReportGetResponse", "ItemPublicTokenExchangeResponse", "ItemRemoveResponse"),
         *("SandboxItemFireWebhookResponse", "SandboxPublicTokenCreateResponse"),
         "WebhookVerificationKeyGetResponse",
     }
-    assert set(plaid_relay_async.__all__) == (public - others) | {"__version__"} | late
+    assert set(plaid_relay_async.__all__) == (public - others) | {"__version__"} | lazy
     assert plaid_relay_async.__all__ == sorted(plaid_relay_async.__all__)
 
 
 @pytest.mark.parametrize("module", [plaid_relay_async, models])
-def test_every_name_leads_somewhere(module):
-    """Each name of `__all__` is there, whether it is loaded early or late, and others aren't."""
+def test_every_listed_name_exists(module):
+    """Each name of `__all__` exists, also if it is loaded on first use, and an unlisted name does not."""
     assert all(getattr(module, name) is not None for name in module.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
-        module.nonsense  # noqa: B018  # that it raises is the point
+        module.nonsense  # noqa: B018  # the access itself must raise
 
 
 def test_creating_tokens_loads_no_record_of_a_report():
@@ -142,8 +144,8 @@ from plaid_relay_async.simulator import Simulator
 
 async def main():
     async with Simulator() as plaid, RelayClient(Credentials("a", "b"), base_url=plaid.url) as client:
-        made = await client.relay.create([plaid.add_report()], "p")
-        await client.relay.remove(made.relay_token)
+        created = await client.relay.create([plaid.add_report()], "p")
+        await client.relay.remove(created.relay_token)
 
 asyncio.run(main())
 print(*sys.modules)

@@ -1,4 +1,4 @@
-"""What type checkers should make of the public face; checked, and never run."""
+"""The types that a type checker infers for the public API; this file is checked and never run."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class CustomJournal:
         return CustomRecorder()
 
 
-async def rotating() -> Credentials:
+async def read_credentials() -> Credentials:
     return Credentials("a", "b")
 
 
-def limited(redis: Redis) -> tuple[RelayClient, ...]:
+def clients_with_limiters(redis: Redis) -> tuple[RelayClient, ...]:
     limits = {**PLAID_SANDBOX, "/credit/relay/create": RateLimit(100)}
     limiters = (
         InProcessLimiter(limits),
@@ -73,11 +73,11 @@ def limited(redis: Redis) -> tuple[RelayClient, ...]:
 
 
 async def lender_api() -> None:
-    async with RelayClient(rotating, rate_limiter=Limiter()) as client:
+    async with RelayClient(read_credentials, rate_limiter=Limiter()) as client:
         assert_type(client, RelayClient)
-        made = await client.relay.create(["t"], "p", timeout=3)
-        assert_type(made, RelayCreateResponse)
-        assert_type(made.relay_token, str)
+        created = await client.relay.create(["t"], "p", timeout=3)
+        assert_type(created, RelayCreateResponse)
+        assert_type(created.relay_token, str)
         assert_type(await client.relay.remove("t"), RelayRemoveResponse)
         assert_type(await client.relay.get_pdf("t"), PdfResponse)
         shared = await client.relay.get("t")
@@ -129,5 +129,5 @@ def describe(outcome: Outcome) -> str:
             return assert_type(token, str)
         case Failed(error=error):
             return str(assert_type(error, PlaidRelayError))
-        case Unknown(error=lost):
-            return str(assert_type(lost, OutcomeUnknownError))
+        case Unknown(error=unknown_error):
+            return str(assert_type(unknown_error, OutcomeUnknownError))

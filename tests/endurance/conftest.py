@@ -11,6 +11,6 @@ Size = Callable[[int, int], int]
 
 @pytest.fixture(scope="session")
 def size(request: pytest.FixtureRequest) -> Size:
-    """A function that takes the size of the sample and of the whole proof, and returns the one to run."""
+    """A function that takes the sizes of the sample and of the full proof, and returns the one to run."""
     full_size = bool(request.config.getoption("--endurance"))
     return lambda sample, full: full if full_size else sample

@@ -22,14 +22,14 @@ PARTNERS = 20
 
 
 class Service:
-    """A web service that shares one report, by a single call or by a batch that it streams."""
+    """A web service that shares one report, with a single call or with a batch whose outcomes it streams."""
 
     def __init__(self, client: RelayClient, report: str, received: list[str]) -> None:
         self.client, self.report, self.received = client, report, received
         self.active = 0
 
     async def one(self, request: Request, name: str) -> dict[str, str]:
-        """Create one token, in a scope that is cancelled when the visitor leaves."""
+        """Create one token, in a cancel scope that ends when the visitor disconnects."""
         with self.handling():
             async with anyio.create_task_group() as group:
                 group.start_soon(self.watch, request, group.cancel_scope)
@@ -88,9 +88,9 @@ async def serve(service: Service):
 
 @pytest.mark.may_block
 @pytest.mark.parametrize("path", ["one", "many"])
-async def test_a_visitor_who_leaves_takes_no_token_along(size, path):
+async def test_a_disconnect_loses_no_token(size, path):
     """A disconnect cancels the handler at a random moment, and each token in the ledger is received."""
-    chance = random.Random(7)
+    rng = random.Random(7)
     received: list[str] = []
     late: list[object] = []
     count = size(5, 100)
@@ -108,12 +108,12 @@ async def test_a_visitor_who_leaves_takes_no_token_along(size, path):
             for number in range(count):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(f"GET /{path}/{number} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-                sent = len(plaid.requests)
-                while len(plaid.requests) == sent:
+                request_count = len(plaid.requests)
+                while len(plaid.requests) == request_count:
                     await asyncio.sleep(0.001)
                 if path == "many":
                     await reader.readline()
-                await asyncio.sleep(chance.uniform(0, 0.03))
+                await asyncio.sleep(rng.uniform(0, 0.03))
                 writer.transport.abort()
                 while service.active:
                     await asyncio.sleep(0.001)

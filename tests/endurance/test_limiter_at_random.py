@@ -1,4 +1,4 @@
-"""Refusals at random moments behind a rate limiter: no permit is lost, no pause is cut, no burst follows one."""
+"""Random 429 responses behind a rate limiter: no permit is lost, no pause is shortened, no burst follows one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.full_size]
 
 
 class ObservedLimiter(InProcessLimiter):
-    """Counts permits, and notes each 429: when it came, and until when the server asked to wait."""
+    """A limiter that counts permits, and records for each 429 when it came and when its pause ends."""
 
     def __init__(self) -> None:
         super().__init__({CREATE: LIMIT}, slack=0)
@@ -38,27 +38,27 @@ class ObservedLimiter(InProcessLimiter):
 
 
 async def run_scenario(seed: int) -> None:
-    choices, loop = random.Random(seed), asyncio.get_running_loop()
+    rng, loop = random.Random(seed), asyncio.get_running_loop()
     random.seed(seed)
     limiter, arrivals = ObservedLimiter(), []
 
     def latency() -> float:
         arrivals.append(loop.time())
-        return choices.uniform(0.01, 0.6)
+        return rng.uniform(0.01, 0.6)
 
-    async def refuse_at_random() -> None:
-        for refusals in range(1, 9):
-            await asyncio.sleep(choices.uniform(0.2, 8))
-            delay = choices.choice([None, "1", "2", "3"])
+    async def inject_rate_limits() -> None:
+        for count in range(1, 9):
+            await asyncio.sleep(rng.uniform(0.2, 8))
+            delay = rng.choice([None, "1", "2", "3"])
             headers = {} if delay is None else {"Retry-After": delay}
             plaid.fail(Fault(path=CREATE, status=429, times=1, headers=headers))
-            while len(limiter.pauses) < refusals:
+            while len(limiter.pauses) < count:
                 await asyncio.sleep(0.1)
 
     async def create(number: int) -> object:
-        await asyncio.sleep(choices.uniform(0, 10))
+        await asyncio.sleep(rng.uniform(0, 10))
         try:
-            return await client.relay.create(["report"], f"single-{number}", timeout=choices.uniform(2, 20))
+            return await client.relay.create(["report"], f"single-{number}", timeout=rng.uniform(2, 20))
         except RateLimitError as error:
             return error
 
@@ -68,28 +68,28 @@ async def run_scenario(seed: int) -> None:
             OWNER,
             base_url=plaid.url,
             rate_limiter=limiter,
-            connections=choices.choice([1, 5, 100]),
+            connections=rng.choice([1, 5, 100]),
             retry=RetryPolicy(backoff=0.1),
         ) as client,
     ):
-        trouble = asyncio.create_task(refuse_at_random())
+        injector = asyncio.create_task(inject_rate_limits())
         singles = asyncio.gather(*(create(number) for number in range(10)))
         rows = RelayCreateRequest.fan_out(["report"], [f"partner-{number}" for number in range(60)])
-        result = await client.relay.create_many(rows, concurrency=choices.choice([1, 20, 60]))
-        ends = await singles
-        trouble.cancel()
+        result = await client.relay.create_many(rows, concurrency=rng.choice([1, 20, 60]))
+        single_results = await singles
+        injector.cancel()
         assert len(result.created) == 60
-        assert len(plaid.ledger) == 60 + sum(not isinstance(end, RateLimitError) for end in ends)
+        assert len(plaid.ledger) == 60 + sum(not isinstance(item, RateLimitError) for item in single_results)
         assert len(arrivals) == plaid.counts[CREATE]
-        assert limiter.permits - len(arrivals) in {0, 1}  # one may be kept for the next attempt
+        assert limiter.permits - len(arrivals) in {0, 1}  # one may be reserved for the next attempt
     for since, until in limiter.pauses:
         assert not [moment for moment in arrivals if since + MAX_TRANSIT < moment < until - MAX_TRANSIT]
-    # A permit may be kept across each pause.
-    kept = max_in_window([since for since, _ in limiter.pauses], 2.0) if limiter.pauses else 0
-    assert max_in_window(arrivals, 2.0 - MAX_TRANSIT) <= LIMIT.count + kept
+    # Each pause may delay one attempt that already has its permit, so that it adds to a later window.
+    delayed = max_in_window([since for since, _ in limiter.pauses], 2.0) if limiter.pauses else 0
+    assert max_in_window(arrivals, 2.0 - MAX_TRANSIT) <= LIMIT.count + delayed
 
 
-def test_refusals_at_random_moments_cost_no_permit(size):
-    """Batches and single calls behind a limiter meet a 429 now and then, and each permit leads to an attempt."""
+def test_random_rate_limits_waste_no_permit(size):
+    """Batches and single calls behind a limiter get a 429 at random, and each permit leads to an attempt."""
     for seed in range(size(10, 1_000)):
         run_virtually(run_scenario(seed))

@@ -1,4 +1,4 @@
-"""What the documents say in tables is held against the code; their examples are run by conftest.py."""
+"""The documents' tables, links and commands agree with the code; conftest.py runs their Python examples."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def page(name: str) -> str:
 
 
 def section_of(text: str, heading: str) -> str:
+    """Return the text between a second-level heading and the next one."""
     return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
@@ -43,7 +44,7 @@ def default_of_argument(function: object, name: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("heading", "told"),
+    ("heading", "expected"),
     [
         ("Timeouts", defaults(Timeouts)),
         ("Retries", defaults(RetryPolicy)),
@@ -55,36 +56,36 @@ def default_of_argument(function: object, name: str) -> dict[str, object]:
         ),
     ],
 )
-def test_every_default_is_told_as_it_is(heading, told):
-    """settings.md lists each default of the settings, with the code's own value."""
+def test_settings_md_lists_every_default(heading, expected):
+    """settings.md lists each default of the settings with the value that the code has."""
     rows = re.findall(
         r"^\| `(\w+)` \| (\S+) \| .+ \|$", section_of(page("docs/settings.md"), heading), re.MULTILINE
     )
-    assert {name: literal_eval(value) for name, value in rows} == told
+    assert {name: literal_eval(value) for name, value in rows} == expected
 
 
-def test_every_argument_of_the_client_is_in_the_settings():
+def test_settings_md_names_every_argument_of_the_client():
     """settings.md names each argument of `RelayClient`."""
     text = page("docs/settings.md")
     for name in set(inspect.signature(RelayClient.__init__).parameters) - {"self"}:
         assert re.search(rf"\b{name}\b", text), name
 
 
-def test_every_public_name_is_in_the_reference():
-    """reference.md has an entry for each name of `__all__`, and the package has each that it gives."""
+def test_reference_md_lists_every_public_name():
+    """reference.md has an entry for each name of `__all__`, and no entry for any other."""
     entries = re.findall(r"^\s*\.\. (?:auto\w+|py:\w+):: ([\w.]+)", page("docs/reference.md"), re.MULTILINE)
-    short = {name for name in entries if "." not in name} - {
+    names = {name for name in entries if "." not in name} - {
         "plaid_relay_async",
         "result",
         "url",
         "metrics_url",
         "ledger",
     }
-    assert short == set(plaid_relay_async.__all__)
+    assert names == set(plaid_relay_async.__all__)
 
 
-def test_every_error_is_in_the_errors():
-    """errors.md tells what to do about each exception."""
+def test_errors_md_lists_every_exception():
+    """errors.md has a row for each exception of the package."""
     exceptions = {
         name
         for name, value in vars(plaid_relay_async).items()
@@ -94,17 +95,19 @@ def test_every_error_is_in_the_errors():
     assert {"PlaidRelayError", *rows} == exceptions
 
 
-def test_the_errors_that_are_plaids_come_last():
-    """errors.md says that the last eight are Plaid's answers, and they are."""
+def test_plaids_own_errors_come_last():
+    """The last eight exceptions of errors.md are those for Plaid's error responses, as the page says."""
     rows = re.findall(r"^\| `(\w+)`", page("docs/errors.md"), re.MULTILINE)
-    plaids = [issubclass(getattr(plaid_relay_async, name), plaid_relay_async.PlaidAPIError) for name in rows]
+    from_plaid = [
+        issubclass(getattr(plaid_relay_async, name), plaid_relay_async.PlaidAPIError) for name in rows
+    ]
     assert "The last eight" in page("docs/errors.md")
-    assert plaids == [False] * (len(rows) - 8) + [True] * 8
+    assert from_plaid == [False] * (len(rows) - 8) + [True] * 8
 
 
 @pytest.mark.parametrize("code", ["INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "CREDITS_EXHAUSTED"])
-def test_the_errors_that_all_share_are_those_of_the_page(code):
-    """The codes that batch.md says stop a batch are those that do."""
+def test_batch_md_lists_the_codes_that_stop_a_batch(code):
+    """batch.md lists the error codes that stop a batch."""
     assert code.partition("ENVIRONMENT")[0] in section_of(page("docs/batch.md"), "Errors that all share")
     assert affects_all_requests(plaid_relay_async.PlaidAPIError("it", error_code=code))
 
@@ -118,15 +121,15 @@ def test_the_errors_that_all_share_are_those_of_the_page(code):
         {"error_code": "OF_TOMORROW", "error_type": "ASSETS_ERROR"},
     ],
 )
-def test_the_errors_of_a_report_are_those_of_the_page(facts):
-    """The codes and types that batch.md says stop a report's requests are those that do."""
-    told = section_of(page("docs/batch.md"), "Errors that all share")
-    assert facts["error_type" if facts["error_code"] == "OF_TOMORROW" else "error_code"] in told
+def test_batch_md_lists_the_errors_that_stop_a_report(facts):
+    """batch.md lists the error codes and types that stop all requests of a report."""
+    section = section_of(page("docs/batch.md"), "Errors that all share")
+    assert facts["error_type" if facts["error_code"] == "OF_TOMORROW" else "error_code"] in section
     assert affects_report(error_class_for(**facts, status=400)("it", **facts))
 
 
 @pytest.mark.parametrize(("heading", "cls"), [("Faults", Fault), ("Limits", Limit)])
-def test_every_part_of_a_fault_and_a_limit_is_told(heading, cls):
+def test_simulator_md_lists_every_field(heading, cls):
     """simulator.md has each field of `Fault` and of `Limit` in a table."""
     table = "\n".join(
         re.findall(r"^\| (`.+?) \|", section_of(page("docs/simulator.md"), heading), re.MULTILINE)
@@ -134,28 +137,28 @@ def test_every_part_of_a_fault_and_a_limit_is_told(heading, cls):
     assert set(re.findall(r"`(\w+)`", table)) == set(fields_dict(cls))
 
 
-def test_the_limits_are_those_of_the_page():
-    """limits.md lists what the presets hold, and nothing else."""
+def test_limits_md_lists_the_presets():
+    """limits.md lists the rate limits of the presets, and no other."""
     rows = re.findall(r"^\| `(/\S+)` \| (.+) \| (.+) \|$", page("docs/limits.md"), re.MULTILINE)
     for column, preset in ((1, PLAID_PRODUCTION), (2, PLAID_SANDBOX)):
-        told = {row[0]: RateLimit(int(row[column])) for row in rows if row[column] != "not listed"}
-        assert told == preset
+        documented = {row[0]: RateLimit(int(row[column])) for row in rows if row[column] != "not listed"}
+        assert documented == preset
 
 
-def test_every_operation_is_in_the_changelog():
-    """The first version's entry names each method of the client's namespaces."""
-    entry = page("CHANGELOG.md")
+def test_the_changelog_names_every_operation():
+    """The changelog names each method of the client's namespaces."""
+    text = page("CHANGELOG.md")
     for namespace in (Relay, AssetReports, Sandbox, Items, WebhookVerificationKeys):
         for name in vars(namespace):
-            assert name.startswith("_") or name in entry, name
+            assert name.startswith("_") or name in text, name
 
 
-def test_the_instructions_of_a_creation_are_those_that_are_kept():
-    """The page on speed tells what `bench/instructions.json` keeps to compare with."""
-    kept = json.loads(page("bench/instructions.json"))["instructions"]
+def test_speed_md_shows_the_stored_instruction_counts():
+    """speed.md shows the counts that `bench/instructions.json` stores as the baseline."""
+    baseline = json.loads(page("bench/instructions.json"))["instructions"]
     rows = [
         f"| {client} | {int(partners):,} | {count:,} |"
-        for client, counts in kept.items()
+        for client, counts in baseline.items()
         for partners, count in counts.items()
     ]
     assert len(rows) == 6
@@ -163,16 +166,16 @@ def test_the_instructions_of_a_creation_are_those_that_are_kept():
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_no_link_leads_nowhere(path):
-    """A link to another page, or to a heading of one, leads to one that there is."""
+def test_no_link_is_broken(path):
+    """A relative link leads to a file that exists, and its fragment to a heading of that file."""
     text = path.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
         name, _, heading = target.partition("#")
-        there = (path.parent / name) if name else path
-        assert there.is_file(), target
+        file = (path.parent / name) if name else path
+        assert file.is_file(), target
         if heading:
             slugs = {
-                re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in headings(there)
+                re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in headings(file)
             }
             assert heading in slugs, target
 
@@ -182,8 +185,8 @@ def headings(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["demo", "tests"])
-def test_each_command_stands_once_in_the_readme(name):
-    """A machine can take the two commands from the README: each is one line in a block of its own name."""
+def test_the_readme_has_each_command_once(name):
+    """A script can extract the two commands from the README: each is one line in a code block with its name."""
     blocks = re.findall(rf"^```sh {name}\n(.+)\n```$", page("README.md"), re.MULTILINE)
     assert len(blocks) == 1
     assert blocks[0].startswith("python3 -m venv .venv && ")
@@ -191,15 +194,15 @@ def test_each_command_stands_once_in_the_readme(name):
 
 @pytest.fixture
 async def shell(plaid, tmp_path):
-    """A shell that knows `plaid-relay`, in a folder with the files that the documents speak of."""
-    both = Credentials("both", "secret-of-both")  # the owner and, for the simulator, a partner, too
+    """A function that runs a shell command in a folder with `plaid-relay` and the files of the documents."""
+    both = Credentials("both", "secret-of-both")  # a lender that the simulator also accepts as a partner
     report_token = plaid.add_report()
     async with RelayClient(both, base_url=plaid.url) as client:
-        made = await client.relay.create([report_token], "both")
+        created = await client.relay.create([report_token], "both")
     files = {
         "report-token.txt": report_token,
-        "relay-token.txt": made.relay_token,
-        "relay-tokens.txt": made.relay_token,
+        "relay-token.txt": created.relay_token,
+        "relay-tokens.txt": created.relay_token,
         "partners.csv": re.findall(
             r"^```text\n(secondary_client_id.*?)^```", page("docs/command.md"), re.MULTILINE | re.DOTALL
         )[0],
@@ -209,7 +212,7 @@ async def shell(plaid, tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     (tmp_path / "plaid-relay").chmod(0o700)
-    surroundings = {
+    variables = {
         "PLAID_BASE_URL": plaid.url,
         "PLAID_CLIENT_ID": both.client_id,
         "PLAID_SECRET": both.secret,
@@ -218,7 +221,7 @@ async def shell(plaid, tmp_path):
 
     async def run(line: str) -> tuple[int | None, str]:
         pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
-        environment = os.environ | surroundings
+        environment = os.environ | variables
         async with running_process_async("sh", "-c", line, cwd=tmp_path, env=environment, **pipes) as process:
             text, _ = await process.communicate()
         return process.returncode, text.decode()
@@ -228,19 +231,20 @@ async def shell(plaid, tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="the examples are for a POSIX shell")
 @pytest.mark.parametrize("name", ["README.md", "docs/command.md"])
-async def test_every_example_of_the_command_works(name, shell):
-    """Each line of the command that a document shows does what it says, in the document's order."""
+async def test_every_command_of_a_document_works(name, shell):
+    """Each `plaid-relay` command of a document exits with status 0, in the document's order."""
     blocks = re.findall(r"^```console\n(.*?)^```", page(name), re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in re.findall(r"^\$ (plaid-relay .*)", block, re.MULTILINE)]
     assert lines
-    # What a partner reads has to be there still, so the removals come last.
+    # The commands that read a report need its tokens, so the removals come last.
     for line in sorted(lines, key=lambda line: line.startswith(("plaid-relay remove", "plaid-relay revoke"))):
-        status, told = await shell(line)
-        assert status == 0, told
+        status, output = await shell(line)
+        assert status == 0, output
 
 
 @pytest.mark.skipif(
-    sys.version_info >= (3, 13), reason="from 3.13 on, the prompt takes several lines from a terminal alone"
+    sys.version_info >= (3, 13),
+    reason="from 3.13 on, the prompt accepts multi-line input only from a terminal",
 )
 @pytest.mark.parametrize(
     "name",

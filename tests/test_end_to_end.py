@@ -1,4 +1,4 @@
-"""The two commands in two processes, as an operator runs them."""
+"""`plaid-relay simulate` and `plaid-relay bulk` in two processes, as an operator runs them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 COMMAND = (sys.executable, "-Im", "plaid_relay_async.cli")
 CREATE = "/credit/relay/create"
-# What an operator's shell has, and nothing of the machine that runs the tests.
+# An operator's environment, without the variables of the machine that runs the tests.
 SHELL = {"PLAID_CLIENT_ID": "owner", "PLAID_SECRET": "secret-of-the-owner", "PATH": os.environ["PATH"]}
 
 
 @contextlib.contextmanager
 def running_simulator() -> Iterator[tuple[str, str]]:
-    """`plaid-relay simulate` in a process of its own: its address and a ready report token."""
+    """Run `plaid-relay simulate` in another process, and yield its URL and the token of a report that is ready."""
     command = [*COMMAND, "simulate", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=SHELL) as process:
         try:
-            printed = f"{process.stdout.readline()} {process.stdout.readline()}".split()
+            words = f"{process.stdout.readline()} {process.stdout.readline()}".split()
             yield (
-                next(word for word in printed if word.startswith("http://")),
-                next(word for word in printed if word.startswith("assets-sandbox-")),
+                next(word for word in words if word.startswith("http://")),
+                next(word for word in words if word.startswith("assets-sandbox-")),
             )
         finally:
             process.send_signal(signal.SIGTERM)
@@ -43,8 +43,8 @@ def running_simulator() -> Iterator[tuple[str, str]]:
 def fetch(url: str, body: object = None) -> str:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return answer.read().decode()
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return response.read().decode()
 
 
 def json_lines(text: str) -> list[dict]:
@@ -61,7 +61,7 @@ def run_bulk(folder: Path, count: int, *more: str) -> subprocess.CompletedProces
 
 
 def printed_counts(run: subprocess.CompletedProcess[str]) -> dict[str, int]:
-    """The closing table: each outcome's name beside its count."""
+    """Parse the summary table: the count of each outcome."""
     rows = (line.split() for line in (run.stdout + run.stderr).splitlines())
     names = {"created", "failed", "unknown", "not_attempted"}
     return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[0] in names and row[1].isdigit()}
@@ -74,7 +74,7 @@ def count(request: pytest.FixtureRequest) -> int:
 
 @pytest.mark.timeout(900)
 def test_each_partner_gets_its_token(tmp_path: Path, count: int):
-    """Thousands of partners in a file: a token for each, its own, and the ledger holds exactly those."""
+    """Each of thousands of partners in a file gets its own token, and the ledger has exactly these tokens."""
     output = tmp_path / "out.jsonl"
     with running_simulator() as (url, report):
         run = run_bulk(tmp_path, count, "--base-url", url, "--report-token", report, "--output", str(output))
@@ -93,10 +93,10 @@ def test_each_partner_gets_its_token(tmp_path: Path, count: int):
 
 @pytest.mark.timeout(900)
 def test_each_partner_has_one_outcome_under_faults(tmp_path: Path, count: int):
-    """One request in twenty goes wrong, in six ways: what can be known is known, and the rest is unknown."""
+    """One request in twenty fails, in six ways; only the outcomes of lost responses are unknown."""
     output = tmp_path / "out.jsonl"
-    # All wait for a 429, so of those there are few.
-    ways = [
+    # A 429 pauses all requests, so there are only a few.
+    variants = [
         {"status": 429, "headers": {"Retry-After": "1"}, "times": max(1, count // 1000)},
         {"status": 429, "headers": {"Retry-After": "0"}, "times": max(3, count // 200)},
         {"status": 500, "when": "before"},
@@ -104,7 +104,7 @@ def test_each_partner_has_one_outcome_under_faults(tmp_path: Path, count: int):
         {"close": True, "when": "before"},
         {"close": True, "when": "after"},
     ]
-    faults = [{"path": CREATE, "rate": 0.05 / len(ways), **way} for way in ways]
+    faults = [{"path": CREATE, "rate": 0.05 / len(variants), **variant} for variant in variants]
     with running_simulator() as (url, report):
         fetch(f"{url}/_simulator/faults", {"faults": faults})
         run = run_bulk(tmp_path, count, "--base-url", url, "--report-token", report, "--output", str(output))
@@ -116,19 +116,20 @@ def test_each_partner_has_one_outcome_under_faults(tmp_path: Path, count: int):
     assert outcomes.keys() == {
         "created",
         "unknown",
-    }  # so a 429 ended as created, and only a lost answer didn't
+    }  # a 429 is retried until the token is created; only a lost response ends as unknown
     assert printed_counts(run) == {"failed": 0, "not_attempted": 0, **outcomes}
     tokens = {o["relay_token"] for o in written.values() if o["outcome"] == "created"}
-    beyond = Counter(e["secondary_client_id"] for e in ledger if e["relay_token"] not in tokens)
+    # Plaid issued these tokens, but the responses were lost.
+    unreported = Counter(e["secondary_client_id"] for e in ledger if e["relay_token"] not in tokens)
     assert tokens <= {e["relay_token"] for e in ledger}
-    assert all(written[partner]["outcome"] == "unknown" for partner in beyond)
+    assert all(written[partner]["outcome"] == "unknown" for partner in unreported)
     assert max(Counter(e["secondary_client_id"] for e in ledger).values()) == 1
     assert any(o["attempts"] > 1 for o in written.values())
 
 
 @pytest.mark.timeout(900)
 def test_memory_hardly_grows_with_the_number_of_partners(tmp_path: Path, count: int):
-    """Ten times the partners, and the peak stays within what it takes to know the pairs again."""
+    """With ten times the partners, the peak memory grows only by what duplicate detection needs."""
     peaks = {}
     with running_simulator() as (url, report):
         for partners in (2_000, 20 * count):
@@ -145,7 +146,10 @@ def test_memory_hardly_grows_with_the_number_of_partners(tmp_path: Path, count: 
 
 
 def peak_memory(folder: Path, partners: int, options: tuple[str, ...]) -> int:
-    """The peak resident size in KiB of one bulk run, of a process that has no other children."""
+    """Return the peak resident size of one bulk run in KiB.
+
+    `RUSAGE_CHILDREN` covers all children of a process, so the run is the only child of a process of its own.
+    """
     program = (
         "import resource, subprocess, sys;"
         "code = subprocess.run(sys.argv[1:], stdout=2).returncode;"

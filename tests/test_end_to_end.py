@@ -93,7 +93,7 @@ def test_each_partner_gets_its_token(tmp_path: Path, count: int):
 
 @pytest.mark.timeout(900)
 def test_each_partner_has_one_outcome_under_faults(tmp_path: Path, count: int):
-    """One request in twenty fails, in six ways; only the outcomes of lost responses are unknown."""
+    """One request in twenty fails, in six ways; an outcome is unknown only if its attempt ended in doubt."""
     output = tmp_path / "out.jsonl"
     # A 429 pauses all requests, so there are only a few.
     variants = [
@@ -116,10 +116,10 @@ def test_each_partner_has_one_outcome_under_faults(tmp_path: Path, count: int):
     assert outcomes.keys() == {
         "created",
         "unknown",
-    }  # a 429 is retried until the token is created; only a lost response ends as unknown
+    }  # a 429 is retried until the token is created; only an attempt in doubt ends as unknown
     assert printed_counts(run) == {"failed": 0, "not_attempted": 0, **outcomes}
     tokens = {o["relay_token"] for o in written.values() if o["outcome"] == "created"}
-    # Plaid issued these tokens, but the responses were lost.
+    # Plaid issued these tokens, and no response delivered them.
     unreported = Counter(e["secondary_client_id"] for e in ledger if e["relay_token"] not in tokens)
     assert tokens <= {e["relay_token"] for e in ledger}
     assert all(written[partner]["outcome"] == "unknown" for partner in unreported)

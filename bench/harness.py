@@ -1,4 +1,4 @@
-"""What the benches share: cores of their own for who is measured, processes that end, figures and tables."""
+"""Shared parts of the benchmarks: CPU affinity, subprocesses, the server, statistics and tables."""
 
 from __future__ import annotations
 
@@ -20,28 +20,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 HERE = Path(__file__).parent
-# What is for this machine must not go through a proxy.
+# Requests to this machine must not go through a proxy.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
 class MissingError(Exception):
-    """Something that a bench needs isn't on this machine."""
+    """This machine lacks something that a benchmark needs."""
 
 
 # --------------------------------------------------------------------------------------------- the cores
 
 
 def core_pair() -> tuple[int, int] | None:
-    """Give a core for who is measured and another for the server, where there are two and a choice."""
+    """Return a core for the client and another for the server.
+
+    Returns `None` if the process may use only one core, or if the system can't set the affinity.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return None
-    ours = sorted(os.sched_getaffinity(0))
-    return (ours[0], ours[-1]) if len(ours) > 1 else None
+    available = sorted(os.sched_getaffinity(0))
+    return (available[0], available[-1]) if len(available) > 1 else None
 
 
 @contextlib.contextmanager
 def on_core(core: int | None) -> Iterator[None]:
-    """Have what is started in the block stay on one core: a child has its parent's."""
+    """Run processes that are started in the block on one core: a child inherits its parent's affinity."""
     if core is None:
         yield
         return
@@ -54,10 +57,10 @@ def on_core(core: int | None) -> Iterator[None]:
 
 
 def describe_cores() -> str:
-    """Say what the figures were measured on."""
+    """Return a sentence about the Python version and the cores that are used."""
     python = f"CPython {sys.version.partition(' ')[0]}"
     if core_pair() is None:
-        return f"{python}; client and server share their cores, for there is one only or no way to choose."
+        return f"{python}; client and server share their cores, because the process can't select two."
     return f"{python}; the client has one core to itself and the server another."
 
 
@@ -71,9 +74,13 @@ def output_of(
     timeout: float = 120,
     environment: dict[str, str] | None = None,
 ) -> str:
-    """Run a program to its end, in the bench's folder, and give what it printed; fail aloud if it fails."""
+    """Run a program in the benchmarks' folder, and return its standard output.
+
+    Raises:
+        SystemExit: The program failed; the message contains its standard error.
+    """
     with on_core(core):
-        done = subprocess.run(  # noqa: S603  # the bench's own command
+        result = subprocess.run(  # noqa: S603  # the benchmark's own command
             [str(word) for word in command],
             cwd=HERE,
             env=ENVIRONMENT | (environment or {}),
@@ -83,34 +90,34 @@ def output_of(
             timeout=timeout,
             check=False,
         )
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))}\nended with status {done.returncode}:\n{done.stderr}")
-    return done.stdout
+    if result.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\nexited with status {result.returncode}:\n{result.stderr}")
+    return result.stdout
 
 
 def json_output_of(command: Sequence[object], **settings: Any) -> dict[str, Any]:
-    """Run a program whose last line is JSON, and give that."""
-    told: dict[str, Any] = json.loads(output_of(command, **settings).splitlines()[-1])
-    return told
+    """Run a program whose last line of output is JSON, and return that object."""
+    result: dict[str, Any] = json.loads(output_of(command, **settings).splitlines()[-1])
+    return result
 
 
 @dataclass(frozen=True)
 class CompiledServer:
-    """The server, compiled."""
+    """The compiled server; `tls` is whether it was built with OpenSSL."""
 
     program: Path
     tls: bool
 
 
 def build_server(folder: Path) -> CompiledServer:
-    """Compile the server, with TLS where OpenSSL's headers are.
+    """Compile the server into a folder, with TLS if OpenSSL's headers are installed.
 
     Raises:
-        MissingError: there is no compiler, or this isn't Linux.
+        MissingError: There is no C compiler, or the system isn't Linux.
     """
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
-        raise MissingError("there is no C compiler, or no Linux, for the server that creations are sent to")
+        raise MissingError("the server needs a C compiler and Linux")
     program = folder / "server"
     plain = [compiler, "-std=c11", "-O2", "-Wall", "-Wextra", str(HERE / "server.c"), "-o", str(program)]
     with_tls = subprocess.run(  # noqa: S603  # the bench's own command
@@ -125,14 +132,17 @@ def build_server(folder: Path) -> CompiledServer:
 def server(
     built: CompiledServer, latency: float = 0, certificate: tuple[Path, Path] | None = None
 ) -> Iterator[str]:
-    """Give the URL of a server that answers after so many milliseconds; it ends with the block."""
-    scheme, more = "http", list[str]()
+    """Run the server, which responds after `latency` milliseconds, and yield its URL.
+
+    With `certificate`, the files of a certificate chain and its key, it serves HTTPS.
+    """
+    scheme, tls_options = "http", list[str]()
     if certificate is not None:
-        scheme, more = "https", ["--certificate", str(certificate[0]), "--key", str(certificate[1])]
-    command = [str(built.program), "--latency", str(latency), *more]
+        scheme, tls_options = "https", ["--certificate", str(certificate[0]), "--key", str(certificate[1])]
+    command = [str(built.program), "--latency", str(latency), *tls_options]
     pipe = subprocess.PIPE
     with on_core(server_core()):
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="ascii")  # noqa: S603  # the bench's own command
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="ascii")  # noqa: S603  # the benchmark's own command
     with process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -142,51 +152,51 @@ def server(
             process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-            process.kill()  # which does nothing to one that has ended
+            process.kill()  # no effect if the server has exited
 
 
 def client_core() -> int | None:
-    both = core_pair()
-    return both and both[0]
+    cores = core_pair()
+    return cores and cores[0]
 
 
 def server_core() -> int | None:
-    both = core_pair()
-    return both and both[1]
+    cores = core_pair()
+    return cores and cores[1]
 
 
 # -------------------------------------------------------------------------------------------- the loop
 
 
 async def loop_delays(task: asyncio.Future[Any]) -> list[float]:
-    """How late a task that sleeps a millisecond at a time is woken, while the work goes on."""
-    late = []
+    """Sleep for a millisecond at a time until a task is done; return the delay of each wake-up in seconds."""
+    delays = []
     while not task.done():
-        begin = time.perf_counter()
+        start = time.perf_counter()
         await asyncio.sleep(0.001)
-        late.append(time.perf_counter() - begin - 0.001)
-    return late
+        delays.append(time.perf_counter() - start - 0.001)
+    return delays
 
 
 # ------------------------------------------------------------------------------------------ the figures
 
 
 def quantile(values: Iterable[float], share: float) -> float:
-    """Give the smallest value that is not exceeded by so many."""
+    """Return the smallest value that is not exceeded by a `share` (0 to 1) of the values."""
     ranked = sorted(values)
     return ranked[max(math.ceil(share * len(ranked)) - 1, 0)]
 
 
 def format_median(values: Sequence[float], digits: int = 2) -> str:
-    """Give the median of the rounds, and between what they lie."""
-    middle = f"{statistics.median(values):,.{digits}f}"
+    """Format the median of the rounds, followed by the minimum and the maximum if there are several."""
+    median = f"{statistics.median(values):,.{digits}f}"
     if len(values) == 1:
-        return middle
-    return f"{middle} ({min(values):,.{digits}f}..{max(values):,.{digits}f})"
+        return median
+    return f"{median} ({min(values):,.{digits}f}..{max(values):,.{digits}f})"
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, words: int = 1) -> None:
-    """Print a table in Markdown, whose first columns hold words and the others figures."""
+    """Print a Markdown table; the first `words` columns are text, and the others are numbers."""
     print(f"| {' | '.join(heads)} |")
     print(f"|{'---|' * words}{'---:|' * (len(heads) - words)}")
     for row in rows:

@@ -1,8 +1,8 @@
-"""What the clients that are compared share: their command line, whom they create for, and what is measured.
+"""Shared parts of the compared clients: their command line, the partners, and the measurement.
 
-Each is a program, `python -m peers.NAME --url URL --partners N --concurrency N`, that creates one relay token
-for each partner and prints one line of JSON. Imports, and what a context for TLS takes to load, are over
-before the clock starts; opening the connections isn't.
+Each client is a program, `python -m peers.NAME --url URL --partners N --concurrency N`. It creates one relay
+token for each partner and prints one line of JSON. The measurement starts after all imports and after loading
+a TLS context; it includes opening the connections.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ PATH = "/credit/relay/create"
 CLIENT_ID, SECRET = "bench", "b" * 30
 HEADERS = {"PLAID-CLIENT-ID": CLIENT_ID, "PLAID-SECRET": SECRET, "Plaid-Version": "2020-09-14"}
 REPORT = "assets-sandbox-6f12f5bb-22dd-4855-b918-f47ec439198a"
-# As often as a web service beside the bulk run creates for somebody, in seconds.
+# Seconds between two single calls beside a bulk run, as a web service would make them.
 CALL_INTERVAL = 0.005
 
 
 @dataclass
 class Options:
-    """What the command line says; `tls` is None where the URL is plain."""
+    """The command line's options; `tls` is `None` for an http URL."""
 
     url: str
     partners: int
@@ -50,7 +50,7 @@ class Options:
     tls: ssl.SSLContext | None
 
     def partner_ids(self) -> Iterator[str]:
-        """Give the partners' ids one by one: a list of them would count as the client's memory."""
+        """Return the partners' IDs as an iterator, because a list would count as the client's memory."""
         return (f"{number:024x}" for number in range(self.partners))
 
 
@@ -63,27 +63,27 @@ def parse_options() -> Options:
     parser.add_argument("--url", required=True)
     parser.add_argument("--partners", type=int, default=0)
     parser.add_argument("--concurrency", type=int, default=100)
-    parser.add_argument("--connections", type=int, help="as many as calls at once, unless said otherwise")
-    parser.add_argument("--ca", help="the file of the authority that the server's certificate is from")
-    parser.add_argument("--idle", type=float, default=0, help="seconds to do nothing, in place of creating")
-    parser.add_argument("--beside", choices=("loop", "calls"), help="what to measure beside the creations")
-    parser.add_argument("--awaited", action="store_true", help="ours: as one result, not as a stream")
-    parser.add_argument("--duplicates", action="store_true", help="ours: with allow_duplicates")
-    parser.add_argument("--tls-buffer", type=int, help="ours: bytes set aside for each connection")
-    parser.add_argument("--first", action="store_true", help="end with the first token")
-    said = vars(parser.parse_args())
-    authority = said.pop("ca")
-    said["tls"] = ssl.create_default_context(cafile=authority) if authority else None
-    said["connections"] = said["connections"] or said["concurrency"]
-    return Options(**said)
+    parser.add_argument("--connections", type=int, help="default: the concurrency")
+    parser.add_argument("--ca", help="file with the certificate of the server's certificate authority")
+    parser.add_argument("--idle", type=float, default=0, help="seconds to stay idle instead of creating")
+    parser.add_argument("--beside", choices=("loop", "calls"), help="what to measure during the creations")
+    parser.add_argument("--awaited", action="store_true", help="ours: await one result instead of streaming")
+    parser.add_argument("--duplicates", action="store_true", help="ours: use allow_duplicates")
+    parser.add_argument("--tls-buffer", type=int, help="ours: buffer of each connection in bytes")
+    parser.add_argument("--first", action="store_true", help="exit after the first token")
+    values = vars(parser.parse_args())
+    authority = values.pop("ca")
+    values["tls"] = ssl.create_default_context(cafile=authority) if authority else None
+    values["connections"] = values["connections"] or values["concurrency"]
+    return Options(**values)
 
 
-# ------------------------------------------------------------------------------------------- the measure
+# --------------------------------------------------------------------------------------- the measurement
 
 
 @dataclass
 class Meter:
-    """Counts the tokens, and notes when the first one came."""
+    """A counter of tokens that also measures time and memory since its creation."""
 
     only_first: bool
     created: int = 0
@@ -94,80 +94,84 @@ class Meter:
     beside: list[float] = field(default_factory=list)
 
     def count_token(self, token: str) -> None:
-        """Count one."""
+        """Count one token, and record the time of the first one."""
         self.created += token.startswith("credit-relay-")
         if self.first is None:
             self.first = time.perf_counter() - self.started
             if self.only_first:
                 self.print_result()
-                os._exit(0)  # what comes after it is of no interest, nor how long it takes to give it up
+                os._exit(0)  # neither the other tokens nor the time to cancel their calls matter
 
     def print_result(self) -> None:
-        """Print what it took until now."""
+        """Print the measurements so far as one line of JSON."""
         wall, cpu = time.perf_counter() - self.started, time.process_time() - self.cpu_before
         peak = memory_kilobytes("VmHWM")
-        told = {"wall": wall, "cpu": cpu, "created": self.created, "first": self.first}
+        result = {"wall": wall, "cpu": cpu, "created": self.created, "first": self.first}
         memory = {"peak_kb": peak, "growth_kb": peak - self.memory_before}
         beside = [round(each, 6) for each in self.beside]
-        print(json.dumps(told | memory | {"beside": beside}), flush=True)
+        print(json.dumps(result | memory | {"beside": beside}), flush=True)
 
 
 def memory_kilobytes(name: str) -> int:
-    """Read one of the kernel's figures; `ru_maxrss` would count what the parent had before the exec."""
-    found = re.search(
+    """Read a value from /proc/self/status; `ru_maxrss` would include the parent's memory before the exec."""
+    match = re.search(
         rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE
     )
-    assert found is not None
-    return int(found[1])
+    assert match is not None
+    return int(match[1])
 
 
-def measure(asked: Options, work: Callable[[Meter], object]) -> None:
-    """Do the work, and print what it took, once it is sure that there is a token for each partner."""
+def measure(options: Options, work: Callable[[Meter], object]) -> None:
+    """Do the work, check that there is a token for each partner, and print the measurements."""
     gc.collect()
-    with contextlib.suppress(OSError):  # without it, the peak may be the imports'
+    # Writing 5 resets the peak, VmHWM; without it, the peak may be that of the imports.
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    meter = Meter(asked.first)
+    meter = Meter(options.first)
     work(meter)
-    assert meter.created == asked.partners, f"{meter.created} tokens for {asked.partners} partners"
+    assert meter.created == options.partners, f"{meter.created} tokens for {options.partners} partners"
     meter.print_result()
 
 
-# ------------------------------------------------------------------------------------- what runs beside
+# -------------------------------------------------------------------------------------------- the probes
 
 
 async def call_times(work: asyncio.Future[Any], call: Callable[[], Awaitable[object]]) -> list[float]:
-    """Make one call after another at a steady pace, and give how long after its turn each was done."""
+    """Start a call every `CALL_INTERVAL` seconds until the work is done, and return the time that each took.
+
+    The time counts from the scheduled start, so it includes the delay of a busy event loop.
+    """
     times: list[float] = []
 
-    async def one(turn: float) -> None:
+    async def measure_call(scheduled: float) -> None:
         await call()
-        times.append(time.perf_counter() - turn)
+        times.append(time.perf_counter() - scheduled)
 
-    turn = time.perf_counter()
+    scheduled = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         while not work.done():
-            group.create_task(one(turn))
-            turn += CALL_INTERVAL
-            await asyncio.sleep(turn - time.perf_counter())
+            group.create_task(measure_call(scheduled))
+            scheduled += CALL_INTERVAL
+            await asyncio.sleep(scheduled - time.perf_counter())
     return times
 
 
 async def run_with_probe(
-    asked: Options,
+    options: Options,
     meter: Meter,
     bulk: Callable[[], Coroutine[Any, Any, None]],
     call: Callable[[], Awaitable[object]],
 ) -> None:
-    """Run the bulk, or nothing, with what is to be measured beside it."""
-    if asked.beside is None:
+    """Run the bulk run, or stay idle, and run the selected probe at the same time."""
+    if options.beside is None:
         await bulk()
         return
-    work = asyncio.ensure_future(asyncio.sleep(asked.idle) if asked.idle else bulk())
-    meter.beside = await (loop_delays(work) if asked.beside == "loop" else call_times(work, call))
+    work = asyncio.ensure_future(asyncio.sleep(options.idle) if options.idle else bulk())
+    meter.beside = await (loop_delays(work) if options.beside == "loop" else call_times(work, call))
     await work
 
 
 def run(create_all: Callable[[Options, Meter], Coroutine[Any, Any, None]]) -> None:
-    """Run a client that is made for asyncio."""
-    wanted = parse_options()
-    measure(wanted, lambda meter: asyncio.run(create_all(wanted, meter)))
+    """Run a client whose function is a coroutine function."""
+    options = parse_options()
+    measure(options, lambda meter: asyncio.run(create_all(options, meter)))

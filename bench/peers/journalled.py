@@ -1,4 +1,7 @@
-"""The bench's client that is this package with a journal: BENCH_JOURNAL, from partner BENCH_FROM on."""
+"""This package with a journal as a client of the benchmark.
+
+The environment variable BENCH_JOURNAL is the journal's path, and BENCH_FROM the number of the first partner.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,15 @@ from plaid_relay_async import Created, Credentials, RelayClient, RelayCreateRequ
 from plaid_relay_async.journal import Journal
 
 
-async def create_all(asked: Options, meter: Meter) -> None:
+async def create_all(options: Options, meter: Meter) -> None:
     first = int(os.environ["BENCH_FROM"])
-    partners = (f"{number:024x}" for number in range(first, first + asked.partners))
+    partners = (f"{number:024x}" for number in range(first, first + options.partners))
     requests = RelayCreateRequest.fan_out([REPORT], partners)
-    client = RelayClient(Credentials(CLIENT_ID, SECRET), base_url=asked.url, connections=asked.connections)
+    client = RelayClient(
+        Credentials(CLIENT_ID, SECRET), base_url=options.url, connections=options.connections
+    )
     async with Journal(os.environ["BENCH_JOURNAL"], run="bench") as journal, client:
-        batch = client.relay.create_many(requests, concurrency=asked.concurrency, journal=journal)
+        batch = client.relay.create_many(requests, concurrency=options.concurrency, journal=journal)
         async with batch as outcomes:
             async for outcome in outcomes:
                 assert isinstance(outcome, Created), outcome

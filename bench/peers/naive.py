@@ -1,4 +1,4 @@
-"""Aiohttp, attrs, cattrs and backoff put together as anyone would: the four packages that ours stands on."""
+"""The four packages that this one is built on, aiohttp, attrs, cattrs and backoff, simply combined."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peers.common import HEADERS, PATH, REPORT, Meter, Options, run, run_with_pr
 
 @attrs.define
 class CreateRequest:
-    """What is sent."""
+    """The body of a request."""
 
     report_tokens: list[str]
     secondary_client_id: str
@@ -22,18 +22,18 @@ class CreateRequest:
 
 @attrs.define
 class CreateResponse:
-    """What comes back."""
+    """The body of a response."""
 
     relay_token: str
     request_id: str
 
 
-async def create_all(asked: Options, meter: Meter) -> None:
+async def create_all(options: Options, meter: Meter) -> None:
     converter = cattrs.Converter(omit_if_default=True)
-    room = asyncio.Semaphore(asked.concurrency)
-    connector = aiohttp.TCPConnector(limit=asked.connections, ssl=asked.tls or True)
+    semaphore = asyncio.Semaphore(options.concurrency)
+    connector = aiohttp.TCPConnector(limit=options.connections, ssl=options.tls or True)
     async with aiohttp.ClientSession(
-        asked.url,
+        options.url,
         headers=HEADERS,
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=60),
@@ -45,16 +45,16 @@ async def create_all(asked: Options, meter: Meter) -> None:
             async with session.post(PATH, json=converter.unstructure(request)) as response:
                 return converter.structure(await response.json(), CreateResponse)
 
-        async def in_turn(partner: str) -> CreateResponse:
-            async with room:
+        async def create_with_limit(partner: str) -> CreateResponse:
+            async with semaphore:
                 created = await create(CreateRequest([REPORT], partner))
             meter.count_token(created.relay_token)
             return created
 
         async def bulk() -> None:
-            await asyncio.gather(*(in_turn(partner) for partner in asked.partner_ids()))
+            await asyncio.gather(*(create_with_limit(partner) for partner in options.partner_ids()))
 
-        await run_with_probe(asked, meter, bulk, lambda: create(CreateRequest([REPORT], "f" * 24)))
+        await run_with_probe(options, meter, bulk, lambda: create(CreateRequest([REPORT], "f" * 24)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The bench's client that is this package."""
+"""This package as a client of the benchmark."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from peers.common import CLIENT_ID, REPORT, SECRET, Meter, Options, run, run_wit
 from plaid_relay_async import Created, Credentials, RelayClient, RelayCreateRequest
 
 
-async def create_all(asked: Options, meter: Meter) -> None:
+async def create_all(options: Options, meter: Meter) -> None:
     credentials = Credentials(CLIENT_ID, SECRET)
     async with RelayClient(
         credentials,
-        base_url=asked.url,
-        connections=asked.connections,
-        ssl=asked.tls,
-        tls_buffer=asked.tls_buffer,
+        base_url=options.url,
+        connections=options.connections,
+        ssl=options.tls,
+        tls_buffer=options.tls_buffer,
     ) as client:
 
         async def bulk() -> None:
             batch = client.relay.create_many(
-                RelayCreateRequest.fan_out([REPORT], asked.partner_ids()),
-                concurrency=asked.concurrency,
-                allow_duplicates=asked.duplicates,
+                RelayCreateRequest.fan_out([REPORT], options.partner_ids()),
+                concurrency=options.concurrency,
+                allow_duplicates=options.duplicates,
             )
-            if asked.awaited:
+            if options.awaited:
                 for created in (await batch).created:
                     meter.count_token(created.relay_token)
                 return
@@ -32,7 +32,7 @@ async def create_all(asked: Options, meter: Meter) -> None:
                     assert isinstance(outcome, Created), outcome
                     meter.count_token(outcome.relay_token)
 
-        await run_with_probe(asked, meter, bulk, lambda: client.relay.create([REPORT], "f" * 24))
+        await run_with_probe(options, meter, bulk, lambda: client.relay.create([REPORT], "f" * 24))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""httpx as people write it: a task for each partner, a semaphore, dicts, no records, no retries."""
+"""Httpx as commonly used: a task for each partner, a semaphore, dicts, no records, no retries."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import httpx
 from peers.common import HEADERS, PATH, Meter, Options, body_for, run, run_with_probe
 
 
-async def create_all(asked: Options, meter: Meter) -> None:
-    room = asyncio.Semaphore(asked.concurrency)
-    limits = httpx.Limits(max_connections=asked.connections, max_keepalive_connections=asked.connections)
+async def create_all(options: Options, meter: Meter) -> None:
+    semaphore = asyncio.Semaphore(options.concurrency)
+    limits = httpx.Limits(max_connections=options.connections, max_keepalive_connections=options.connections)
     async with httpx.AsyncClient(
-        base_url=asked.url, headers=HEADERS, limits=limits, verify=asked.tls or True, timeout=60
+        base_url=options.url, headers=HEADERS, limits=limits, verify=options.tls or True, timeout=60
     ) as client:
 
         async def create(partner: str) -> str:
@@ -20,16 +20,16 @@ async def create_all(asked: Options, meter: Meter) -> None:
             token: str = response.json()["relay_token"]
             return token
 
-        async def in_turn(partner: str) -> str:
-            async with room:
+        async def create_with_limit(partner: str) -> str:
+            async with semaphore:
                 token = await create(partner)
             meter.count_token(token)
             return token
 
         async def bulk() -> None:
-            await asyncio.gather(*(in_turn(partner) for partner in asked.partner_ids()))
+            await asyncio.gather(*(create_with_limit(partner) for partner in options.partner_ids()))
 
-        await run_with_probe(asked, meter, bulk, lambda: create("f" * 24))
+        await run_with_probe(options, meter, bulk, lambda: create("f" * 24))
 
 
 if __name__ == "__main__":

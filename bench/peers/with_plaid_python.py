@@ -1,4 +1,4 @@
-"""Plaid's own client for Python, which blocks, on as many threads as calls may be under way at once."""
+"""Plaid's own client for Python, which blocks, on one thread for each concurrent call."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from plaid.api.plaid_api import PlaidApi
 from plaid.model.credit_relay_create_request import CreditRelayCreateRequest
 
 
-def create_all(asked: Options, meter: Meter) -> None:
+def create_all(options: Options, meter: Meter) -> None:
     keys = {"clientId": CLIENT_ID, "secret": SECRET, "plaidVersion": "2020-09-14"}
-    configuration = plaid.Configuration(host=asked.url, api_key=keys)
-    # It would keep five connections for each core, and open a new one for every other call.
-    configuration.connection_pool_maxsize = asked.connections
+    configuration = plaid.Configuration(host=options.url, api_key=keys)
+    # By default, the pool keeps five connections for each core, and opens a new one for every other call.
+    configuration.connection_pool_maxsize = options.connections
     api = PlaidApi(plaid.ApiClient(configuration))
 
     def create(partner: str) -> str:
@@ -22,11 +22,11 @@ def create_all(asked: Options, meter: Meter) -> None:
         token: str = api.credit_relay_create(request).relay_token
         return token
 
-    with ThreadPoolExecutor(asked.concurrency) as pool:
-        for token in pool.map(create, asked.partner_ids()):
+    with ThreadPoolExecutor(options.concurrency) as pool:
+        for token in pool.map(create, options.partner_ids()):
             meter.count_token(token)
 
 
 if __name__ == "__main__":
-    wanted = parse_options()
-    measure(wanted, lambda meter: create_all(wanted, meter))
+    options = parse_options()
+    measure(options, lambda meter: create_all(options, meter))

@@ -1,18 +1,18 @@
-"""What creating relay tokens for many partners takes, with ours and with others, in one run: `nox -s bench`.
+"""Compare this package with other clients at creating relay tokens for many partners: `nox -s bench`.
 
-Prints tables in Markdown, of `--only` those that are named:
+Prints tables in Markdown; `--only` selects some of them:
 
-    a  rate and CPU time by latency and by how many calls are under way at once
+    a  rate and CPU time by latency and concurrency
     b  the same over TLS, and memory
     c  memory by number of partners
     d  time to the first outcome
-    e  how long a single call takes beside a bulk run
-    f  how late the event loop is beside a bulk run
+    e  duration of single calls during a bulk run
+    f  delay of the event loop during a bulk run
 
-All clients do the same work against a server in C (`server.c`), each in a process of its own, and take turns
-round by round. Bare aiohttp, which the others are held against, is measured twice in each round: its second
-run shows, in the row of its own, what a ratio is worth. A figure is the median of the rounds, with the least
-and the greatest behind it; a ratio is taken within each round.
+All clients do the same work against a server in C (`server.c`), each in its own process, and they take turns in
+each round. Ratios compare a client with bare aiohttp in the same round. Bare aiohttp runs twice in each round:
+the ratio of its second run, in a separate row, shows how accurate the ratios are. A figure is the median of the
+rounds, followed by the minimum and the maximum.
 """
 
 from __future__ import annotations
@@ -60,11 +60,12 @@ MODULES = {
 }
 PAIR = (BARE, OURS, AGAIN)
 OTHERS = (NAIVE, HTTPX, OFFICIAL, NODE)
-# Creations a second to expect at most, so that each run takes about as long.
+# The highest expected creations per second; the number of partners follows, so that runs take similar times.
 EXPECTED_RATES = {HTTPX: 800, OFFICIAL: 2_000, NODE: 1_500}
-# httpx gets slower with every connection that it holds.
+# httpx gets slower with every open connection.
 HTTPX_AT_100, HTTPX_AT_MOST = 150, 100
-# By latency and concurrency: where the figures matter most, a run is longer, so that its start weighs less.
+# Minimum number of partners in the most important cells, by latency and concurrency. In a longer run, the start
+# has less weight.
 LONGER_RUNS: dict[tuple[float, int], int] = {(0, 100): 20_000, (50, 100): 10_000}
 
 Result = dict[str, Any]
@@ -72,23 +73,23 @@ Result = dict[str, Any]
 
 @dataclass
 class Bench:
-    """How to measure, and all that was measured: a result is found again by its facts."""
+    """The settings and the results of all measurements; `results_for` finds results by their facts."""
 
     built: CompiledServer
     rounds: int
     quick: bool
-    most: int
+    max_partners: int
     node: Path | None
     results: list[Result] = field(default_factory=list)
 
-    def run(self, peer: str, url: str, *words: object, core: int | None = None, **facts: object) -> Result:
-        """Run one client, and keep what it told."""
-        found = {} if self.node is None else {"NODE_PATH": str(self.node.resolve() / "node_modules")}
-        told = json_output_of(
-            [*self._program(peer), "--url", url, *words], core=core, environment=found, timeout=900
+    def run(self, peer: str, url: str, *options: object, core: int | None = None, **facts: object) -> Result:
+        """Run one client, and store its result together with the facts."""
+        environment = {} if self.node is None else {"NODE_PATH": str(self.node.resolve() / "node_modules")}
+        output = json_output_of(
+            [*self._program(peer), "--url", url, *options], core=core, environment=environment, timeout=900
         )
-        beside = told.pop("beside")
-        result: Result = {"peer": peer, **facts, **told, "late": beside}
+        delays = output.pop("beside")
+        result: Result = {"peer": peer, **facts, **output, "late": delays}
         self.results.append(result)
         return result
 
@@ -98,22 +99,22 @@ class Bench:
         return [sys.executable, "-m", MODULES[peer]]
 
     def results_for(self, **facts: object) -> list[Result]:
-        """Give what was measured under these facts, round by round."""
+        """Return the results that have all of these facts, in the order of the rounds."""
         return [each for each in self.results if facts.items() <= each.items()]
 
     def other_peers(self, concurrency: int) -> list[str]:
-        """Give who can be measured besides ours and bare aiohttp."""
-        left_out = {NODE} if self.node is None else set()
+        """Return the clients to measure besides this package and bare aiohttp."""
+        excluded = {NODE} if self.node is None else set()
         if concurrency > HTTPX_AT_MOST:
-            left_out.add(HTTPX)
-        return [peer for peer in OTHERS if peer not in left_out]
+            excluded.add(HTTPX)
+        return [peer for peer in OTHERS if peer not in excluded]
 
 
 def round_order(others: list[str], round_number: int) -> list[str]:
-    """Give the order of a round: ours stands between the two runs of bare aiohttp, whichever comes first."""
+    """Return the order of a round: this package always runs between the two runs of bare aiohttp."""
     pair = PAIR if round_number % 2 == 0 else PAIR[::-1]
-    place = round_number % (len(others) + 1)
-    return [*others[:place], *pair, *others[place:]]
+    position = round_number % (len(others) + 1)
+    return [*others[:position], *pair, *others[position:]]
 
 
 def rate(result: Result) -> float:
@@ -129,37 +130,37 @@ def growth(result: Result) -> float:
 
 
 def ratios(bench: Bench, figure: Callable[[Result], float], peer: str, **facts: object) -> list[float]:
-    """Hold a peer's figure against that of bare aiohttp, within each round."""
-    against = {each["round"]: each for each in bench.results_for(peer=BARE, **facts)}
-    return [figure(each) / figure(against[each["round"]]) for each in bench.results_for(peer=peer, **facts)]
+    """Return the ratio of a peer's figure to that of bare aiohttp in each round."""
+    baseline = {each["round"]: each for each in bench.results_for(peer=BARE, **facts)}
+    return [figure(each) / figure(baseline[each["round"]]) for each in bench.results_for(peer=peer, **facts)]
 
 
 # ------------------------------------------------------------------------------------- rate and CPU time
 
 
 def partner_count(peer: str, latency: float, concurrency: int, seconds: float) -> int:
-    """Give how many partners keep a client busy for about so long."""
-    pace: float = (
+    """Return a number of partners for which a client takes about `seconds`; `latency` is in milliseconds."""
+    expected_rate: float = (
         HTTPX_AT_100 if peer == HTTPX and concurrency == HTTPX_AT_MOST else EXPECTED_RATES.get(peer, 6_000)
     )
     if latency:
-        pace = min(pace, concurrency / latency * 1_000)
-    return max(int(pace * seconds), 3 * concurrency)
+        expected_rate = min(expected_rate, concurrency / latency * 1_000)
+    return max(int(expected_rate * seconds), 3 * concurrency)
 
 
 def measure_cell(bench: Bench, latency: float, concurrency: int) -> None:
     with server(bench.built, latency) as url:
-        for turn in range(bench.rounds):
-            # They start slowly, and differ from bare aiohttp by more than what every other round tells.
-            others = bench.other_peers(concurrency) if turn % 2 == 0 else []
-            for peer in round_order(others, turn):
+        for round_number in range(bench.rounds):
+            # The others start slowly, and differ from bare aiohttp so much that every second round is enough.
+            others = bench.other_peers(concurrency) if round_number % 2 == 0 else []
+            for peer in round_order(others, round_number):
                 seconds = 0.1 if bench.quick else 1 if peer in PAIR else 0.7
-                number = partner_count(peer, latency, concurrency, seconds)
+                count = partner_count(peer, latency, concurrency, seconds)
                 if not bench.quick and peer in (*PAIR, NAIVE):
-                    number = max(number, LONGER_RUNS.get((latency, concurrency), 0))
-                words = ("--partners", number, "--concurrency", concurrency)
-                facts = {"table": "a", "latency": latency, "concurrency": concurrency, "round": turn}
-                bench.run(peer, url, *words, core=client_core(), **facts)
+                    count = max(count, LONGER_RUNS.get((latency, concurrency), 0))
+                options = ("--partners", count, "--concurrency", concurrency)
+                facts = {"table": "a", "latency": latency, "concurrency": concurrency, "round": round_number}
+                bench.run(peer, url, *options, core=client_core(), **facts)
 
 
 def rows_of_cell(bench: Bench, latency: float, concurrency: int) -> Iterator[list[object]]:
@@ -198,14 +199,14 @@ def table_a(bench: Bench) -> None:
 
 
 def write_certificates(folder: Path) -> tuple[tuple[Path, Path], Path]:
-    """Make a certificate for the server, and give its file, its key's, and that of who vouches for it."""
+    """Create a certificate for the server; return the files of its chain and key, and of its authority."""
     import trustme
 
     authority = trustme.CA()
-    made = authority.issue_cert("127.0.0.1")
+    leaf = authority.issue_cert("127.0.0.1")
     certificate, key, ca = (folder / name for name in ("certificate.pem", "key.pem", "ca.pem"))
-    certificate.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
-    made.private_key_pem.write_to_path(str(key))
+    certificate.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    leaf.private_key_pem.write_to_path(str(key))
     authority.cert_pem.write_to_path(str(ca))
     return (certificate, key), ca
 
@@ -221,20 +222,20 @@ def table_b(bench: Bench) -> None:
     def rows() -> Iterator[list[object]]:
         for concurrency in (100,) if bench.quick else (100, 1_000):
             with server(bench.built, 0, certificate) as url:
-                for turn in range(bench.rounds):
-                    for peer in round_order([LEAN], turn):
-                        number = 300 if bench.quick else max(5 * concurrency, 5_000)
-                        words: tuple[object, ...] = (
+                for round_number in range(bench.rounds):
+                    for peer in round_order([LEAN], round_number):
+                        count = 300 if bench.quick else max(5 * concurrency, 5_000)
+                        options: tuple[object, ...] = (
                             "--partners",
-                            number,
+                            count,
                             "--concurrency",
                             concurrency,
                             "--ca",
                             ca,
                         )
-                        words += ("--tls-buffer", 16_384) if peer == LEAN else ()
-                        facts = {"table": "b", "concurrency": concurrency, "round": turn}
-                        bench.run(peer, url, *words, core=client_core(), **facts)
+                        options += ("--tls-buffer", 16_384) if peer == LEAN else ()
+                        facts = {"table": "b", "concurrency": concurrency, "round": round_number}
+                        bench.run(peer, url, *options, core=client_core(), **facts)
             yield from rows_over_tls(bench, concurrency)
 
     heads = ["at once", "client", "creations/s", "of bare", "CPU, µs", "of bare", "memory, MB", "of bare"]
@@ -267,20 +268,20 @@ FORMS = {
 
 def table_c(bench: Bench) -> None:
     sizes = [100, 1_000] if bench.quick else [1_000, 10_000, 100_000, 1_000_000]
-    sizes = [size for size in sizes if size <= bench.most]
+    sizes = [size for size in sizes if size <= bench.max_partners]
     jobs = [
-        (peer, form, number)
-        for number in reversed(sizes)
+        (peer, form, size)
+        for size in reversed(sizes)
         for peer, form in FORMS
-        if peer == OURS or number <= 100_000
+        if peer == OURS or size <= 100_000
     ]
 
     def measure(job: tuple[str, str, int]) -> None:
-        peer, form, number = job
-        words = ("--partners", number, "--concurrency", 100, *FORMS[peer, form])
-        bench.run(peer, url, *words, table="c", form=form, partners=number)
+        peer, form, size = job
+        options = ("--partners", size, "--concurrency", 100, *FORMS[peer, form])
+        bench.run(peer, url, *options, table="c", form=form, partners=size)
 
-    # Nothing is timed, so that two may run at once.
+    # Only memory is measured, so two clients may run concurrently.
     with server(bench.built) as url, ThreadPoolExecutor(2) as pool:
         list(pool.map(measure, jobs))
     print("100 at once; the bytes are what the peak grows by for each partner more.\n")
@@ -289,13 +290,15 @@ def table_c(bench: Bench) -> None:
 
 def rows_of_memory(bench: Bench) -> Iterator[list[object]]:
     for peer, form in FORMS:
-        before: Result | None = None
+        previous: Result | None = None
         results = bench.results_for(table="c", peer=peer, form=form)
         for each in sorted(results, key=lambda result: int(result["created"])):
-            more = each["peak_kb"] - before["peak_kb"] if before else 0
-            slope = f"{round(more * 1024 / (each['created'] - before['created'])):,}" if before else ""
+            growth_kb = each["peak_kb"] - previous["peak_kb"] if previous else 0
+            slope = (
+                f"{round(growth_kb * 1024 / (each['created'] - previous['created'])):,}" if previous else ""
+            )
             yield [f"{peer}, {form}", f"{each['created']:,}", f"{each['peak_kb'] / 1024:,.1f}", slope]
-            before = each
+            previous = each
 
 
 # ------------------------------------------------------------------------------------- the first outcome
@@ -308,10 +311,10 @@ def first_outcome(result: Result) -> float:
 def table_d(bench: Bench) -> None:
     number = 1_000 if bench.quick else 100_000
     with server(bench.built) as url:
-        for turn in range(bench.rounds):
-            for peer in round_order([], turn):
-                words = ("--partners", number, "--concurrency", 100, "--first")
-                bench.run(peer, url, *words, core=client_core(), table="d", round=turn)
+        for round_number in range(bench.rounds):
+            for peer in round_order([], round_number):
+                options = ("--partners", number, "--concurrency", 100, "--first")
+                bench.run(peer, url, *options, core=client_core(), table="d", round=round_number)
 
     def rows() -> Iterator[list[object]]:
         for peer in (OURS, BARE, AGAIN):
@@ -326,7 +329,7 @@ def table_d(bench: Bench) -> None:
     print_table([f"first outcome of {number:,}, 100 at once", "ms", "of bare"], rows())
 
 
-# ------------------------------------------------------------------------- what is beside: calls, the loop
+# ------------------------------------------------------------------- probes: single calls, the event loop
 
 CREATING, NOTHING = "a bulk run", "nothing"
 
@@ -337,34 +340,34 @@ def delay_at(share: float) -> Callable[[Result], float]:
 
 def measure_with_probe(
     bench: Bench,
-    which: str,
+    table: str,
     probe: tuple[object, ...],
     *,
     concurrency: int,
     seconds: float,
     also_idle: tuple[str, ...],
 ) -> None:
-    """Measure what is beside a bulk run of so many seconds, and of some clients what is there without one."""
+    """Run a probe during a bulk run of about `seconds`, and, for the clients in `also_idle`, without one."""
     for latency in (0,) if bench.quick else (0, 50):
         with server(bench.built, latency) as url:
-            for turn in range(bench.rounds):
-                for peer in round_order([], turn):
-                    number = partner_count(peer, latency, concurrency, seconds)
-                    words = ("--partners", number, "--concurrency", concurrency, *probe)
-                    facts = {"table": which, "latency": latency, "round": turn}
-                    bench.run(peer, url, *words, core=client_core(), beside=CREATING, **facts)
+            for round_number in range(bench.rounds):
+                for peer in round_order([], round_number):
+                    count = partner_count(peer, latency, concurrency, seconds)
+                    options = ("--partners", count, "--concurrency", concurrency, *probe)
+                    facts = {"table": table, "latency": latency, "round": round_number}
+                    bench.run(peer, url, *options, core=client_core(), beside=CREATING, **facts)
                     if peer in also_idle:
                         bench.run(
                             peer, url, *probe, "--idle", seconds, core=client_core(), beside=NOTHING, **facts
                         )
 
 
-def probe_groups(bench: Bench, which: str) -> Iterator[tuple[list[object], dict[str, object]]]:
-    """Give the first words of each row of such a table, and by which facts its results are found."""
+def probe_groups(bench: Bench, table: str) -> Iterator[tuple[list[object], dict[str, object]]]:
+    """Yield the first cells of each row of a probe's table, and the facts of the row's results."""
     pairs = [(CREATING, OURS), (CREATING, BARE), (CREATING, AGAIN), (NOTHING, OURS), (NOTHING, BARE)]
-    for latency in sorted({each["latency"] for each in bench.results_for(table=which)}):
+    for latency in sorted({each["latency"] for each in bench.results_for(table=table)}):
         for beside, peer in pairs:
-            facts = {"table": which, "latency": latency, "beside": beside, "peer": peer}
+            facts = {"table": table, "latency": latency, "beside": beside, "peer": peer}
             if bench.results_for(**facts):
                 yield [latency, beside, peer], facts
 
@@ -381,13 +384,13 @@ def table_e(bench: Bench) -> None:
     def rows() -> Iterator[list[object]]:
         for row, facts in probe_groups(bench, "e"):
             results = bench.results_for(**facts)
-            late = [time for each in results for time in each["late"]]
+            times = [time for each in results for time in each["late"]]
             for share in (0.5, 0.99):
                 row.append(format_median(list(map(delay_at(share), results)), 1))
             row += [
                 ratio_to_bare(bench, delay_at(0.99), facts),
-                f"{quantile(late, 0.999) * 1_000:,.1f}",
-                f"{len(late):,}",
+                f"{quantile(times, 0.999) * 1_000:,.1f}",
+                f"{len(times):,}",
             ]
             yield row
 
@@ -427,7 +430,7 @@ TABLES = {"a": table_a, "b": table_b, "c": table_c, "d": table_d, "e": table_e, 
 
 
 def open_many_files() -> None:
-    """Let the clients have a thousand connections, where no more than a limit of habit is in the way."""
+    """Raise the soft limit of open files, as far as the hard limit allows, for a thousand connections."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -435,25 +438,25 @@ def open_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (4_096, hard))
 
 
-def measure(asked: argparse.Namespace, folder: Path) -> Bench:
+def measure(options: argparse.Namespace, folder: Path) -> Bench:
     open_many_files()
-    rounds = 1 if asked.quick else asked.rounds
-    bench = Bench(build_server(folder), rounds, asked.quick, asked.partners, asked.node)
+    rounds = 1 if options.quick else options.rounds
+    bench = Bench(build_server(folder), rounds, options.quick, options.partners, options.node)
     print(f"{describe_cores()} aiohttp {version('aiohttp')}.")
-    if asked.node is None:
-        print("Plaid's client for Node is left out: --node FOLDER says where it is installed.")
-    for name in asked.only.split(",") if asked.only else TABLES:
+    if options.node is None:
+        print("Plaid's client for Node is skipped: pass --node FOLDER, the folder where it is installed.")
+    for name in options.only.split(",") if options.only else TABLES:
         print(f"\n### {name}\n")
         TABLES[name](bench)
     return bench
 
 
 def summarize(result: Result) -> Result:
-    """Give what is kept of a result: of the times beside it, some quantiles."""
-    late = result["late"]
+    """Return a result with quantiles in place of all the times that its probe measured."""
+    times = result["late"]
     shares = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "most": 1}
     return result | {
-        "late": {name: quantile(late, share) for name, share in shares.items()} if late else None
+        "late": {name: quantile(times, share) for name, share in shares.items()} if times else None
     }
 
 
@@ -462,26 +465,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="only see that everything runs")
-    parser.add_argument("--only", help="such as a,c")
-    parser.add_argument("--partners", type=int, default=1_000_000, help="at most so many, in c")
-    parser.add_argument("--node", type=Path, help="the folder into which npm has installed plaid")
-    parser.add_argument("--json", type=Path, help="where all results go")
-    parser.add_argument("--charts", type=Path, help="the folder into which charts are drawn")
-    asked = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one short round, to check that everything runs")
+    parser.add_argument("--only", help="comma-separated letters of the tables to measure, such as a,c")
+    parser.add_argument("--partners", type=int, default=1_000_000, help="maximum partners in table c")
+    parser.add_argument("--node", type=Path, help="folder where npm has installed plaid")
+    parser.add_argument("--json", type=Path, help="file to write all results to")
+    parser.add_argument("--charts", type=Path, help="folder to write the charts to")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            bench = measure(asked, Path(folder))
+            bench = measure(options, Path(folder))
         except MissingError as missing:
             print(f"skipped: {missing}")
             return
     results = list(map(summarize, bench.results))
-    if asked.json:
-        asked.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    if asked.charts:
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    if options.charts:
         import charts
 
-        charts.draw(results, asked.charts)
+        charts.draw(results, options.charts)
 
 
 if __name__ == "__main__":

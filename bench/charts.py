@@ -1,6 +1,6 @@
-"""Draws what `creating.py --json` has kept: `python bench/charts.py RESULTS.json FOLDER`.
+"""Draw charts of the results of `creating.py --json`: `python bench/charts.py RESULTS.json FOLDER`.
 
-The same results give the same files, to the byte, so that a chart changes in the docs only if its figures do.
+The output is deterministic to the byte, so a chart in the docs changes only if its figures change.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 
 OURS, BARE, HTTPX = "plaid_relay_async", "bare aiohttp", "httpx"
-# Okabe and Ito's, which people tell apart who don't see all colours.
+# The palette of Okabe and Ito, which people with colour blindness can distinguish.
 COLOURS = {
     OURS: "#0072B2",
     BARE: "#E69F00",
@@ -72,14 +72,14 @@ def cpu(result: Result) -> float:
 
 
 def by_client(results: list[Result]) -> Figure | None:
-    """Rate and CPU time of all, at 100 calls at once and no latency."""
+    """Draw rate and CPU time of all clients, with 100 concurrent calls and no latency."""
     cell = select(results, table="a", latency=0, concurrency=100)
     peers = [peer for peer in COLOURS if select(cell, peer=peer)]
     if not peers:
         return None
-    figure, both = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
+    figure, row = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
     titles = "Creations a second (more is better)", "CPU time for each, µs (less is better)"
-    for axes, title, measure in zip(both, titles, (rate, cpu), strict=True):
+    for axes, title, measure in zip(row, titles, (rate, cpu), strict=True):
         values = [median(select(cell, peer=peer), measure) for peer in peers]
         bars(axes, peers, values)
         axes.set_title(title, fontsize=10)
@@ -89,21 +89,26 @@ def by_client(results: list[Result]) -> Figure | None:
 
 
 def bars(axes: Axes, peers: list[str], values: list[float]) -> None:
-    """Draw a bar for each; httpx's CPU time is so long that it would leave the others no room."""
-    most = max(value for peer, value in zip(peers, values, strict=True) if peer != HTTPX)
-    axes.barh(peers, [min(value, most * 1.15) for value in values], color=[COLOURS[peer] for peer in peers])
-    for place, value in enumerate(values):
-        cut = " →" if value > most * 1.15 else ""
-        axes.text(min(value, most * 1.15) + most * 0.02, place, f"{value:,.0f}{cut}", va="center", fontsize=9)
-    axes.set_xlim(0, most * 1.45)
+    """Draw a bar for each client.
+
+    The bar of httpx may be cut off and end in an arrow: its CPU time would make the other bars too short.
+    """
+    longest = max(value for peer, value in zip(peers, values, strict=True) if peer != HTTPX)
+    limit = longest * 1.15
+    axes.barh(peers, [min(value, limit) for value in values], color=[COLOURS[peer] for peer in peers])
+    for position, value in enumerate(values):
+        arrow = " →" if value > limit else ""
+        x = min(value, limit) + longest * 0.02
+        axes.text(x, position, f"{value:,.0f}{arrow}", va="center", fontsize=9)
+    axes.set_xlim(0, longest * 1.45)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.invert_yaxis() if axes.get_subplotspec().is_first_col() else None  # type: ignore[union-attr]
 
 
 def by_concurrency(results: list[Result]) -> Figure | None:
-    """Rate by how many calls are under way at once, for each latency."""
-    found = select(results, table="a")
-    latencies = sorted({each["latency"] for each in found})
+    """Draw the rate by concurrency, for each latency."""
+    selected = select(results, table="a")
+    latencies = sorted({each["latency"] for each in selected})
     if not latencies:
         return None
     figure, row = plt.subplots(
@@ -111,11 +116,17 @@ def by_concurrency(results: list[Result]) -> Figure | None:
     )
     for axes, latency in zip(row[0], latencies, strict=True):
         for peer, colour in COLOURS.items():
-            runs = select(found, latency=latency, peer=peer)
-            at = sorted({each["concurrency"] for each in runs})
-            rates = [median(select(runs, concurrency=each), rate) for each in at]
+            runs = select(selected, latency=latency, peer=peer)
+            levels = sorted({each["concurrency"] for each in runs})
+            rates = [median(select(runs, concurrency=level), rate) for level in levels]
             axes.plot(
-                at, rates, marker="o", markersize=4, color=colour, label=peer, lw=2 if peer == OURS else 1.2
+                levels,
+                rates,
+                marker="o",
+                markersize=4,
+                color=colour,
+                label=peer,
+                lw=2 if peer == OURS else 1.2,
             )
         axes.set(xscale="log", yscale="log", xlabel="calls at once", title=f"answered after {latency} ms")
         axes.grid(color="#dddddd")
@@ -128,15 +139,15 @@ def by_concurrency(results: list[Result]) -> Figure | None:
 
 
 def by_partners(results: list[Result]) -> Figure | None:
-    """The process's peak by the number of partners."""
-    found = select(results, table="c")
-    if not found:
+    """Draw the peak memory of the process by the number of partners."""
+    selected = select(results, table="c")
+    if not selected:
         return None
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     styles = {"streamed": "-", "streamed, duplicates allowed": ":", "awaited": "--"}
     for peer in (OURS, BARE):
         for form, style in styles.items():
-            runs = sorted(select(found, peer=peer, form=form), key=lambda each: int(each["created"]))
+            runs = sorted(select(selected, peer=peer, form=form), key=lambda each: int(each["created"]))
             if runs:
                 label = f"{peer}, {form}" if peer == OURS else f"{peer}, a task each"
                 xs, ys = [each["created"] for each in runs], [each["peak_kb"] / 1024 for each in runs]
@@ -152,9 +163,9 @@ def by_partners(results: list[Result]) -> Figure | None:
 
 
 def loop_delays(results: list[Result]) -> Figure | None:
-    """How late the event loop is, at the median and the 99th percentile."""
-    found = select(results, table="f")
-    latencies = sorted({each["latency"] for each in found})
+    """Draw the delay of the event loop, at the median and the 99th percentile."""
+    selected = select(results, table="f")
+    latencies = sorted({each["latency"] for each in selected})
     if not latencies:
         return None
     figure, row = plt.subplots(
@@ -163,13 +174,13 @@ def loop_delays(results: list[Result]) -> Figure | None:
     groups = [(OURS, "a bulk run"), (BARE, "a bulk run"), (BARE, "nothing")]
     names = [f"{OURS}, bulk run", f"{BARE}, bulk run", "idle loop"]
     for axes, latency in zip(row[0], latencies, strict=True):
-        for place, (peer, beside) in enumerate(groups):
-            runs = select(found, latency=latency, peer=peer, beside=beside)
+        for position, (peer, beside) in enumerate(groups):
+            runs = select(selected, latency=latency, peer=peer, beside=beside)
             colour = COLOURS[peer] if beside == "a bulk run" else "#888888"
-            for shift, name, strength in ((-0.2, "p50", 0.5), (0.2, "p99", 1.0)):
+            for shift, name, alpha in ((-0.2, "p50", 0.5), (0.2, "p99", 1.0)):
                 value = median(runs, lambda each, name=name: each["late"][name] * 1_000)  # type: ignore[misc]
-                axes.barh(place + shift, value, height=0.36, color=colour, alpha=strength)
-                axes.text(value, place + shift, f" {name} {value:.1f}", va="center", fontsize=9)
+                axes.barh(position + shift, value, height=0.36, color=colour, alpha=alpha)
+                axes.text(value, position + shift, f" {name} {value:.1f}", va="center", fontsize=9)
         axes.set(title=f"answered after {latency} ms", xlabel="ms later than asked for")
         axes.margins(x=0.3)
         axes.set_xlim(left=0)
@@ -198,10 +209,10 @@ def draw(results: list[Result], folder: Path) -> None:
 
 
 def to_svg(figure: Figure) -> str:
-    """Give the SVG, without digits that nobody can see and that take up half of it."""
-    made = io.StringIO()
-    figure.savefig(made, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", made.getvalue())
+    """Return the figure as SVG, with coordinates rounded to one digit, which halves its size."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", buffer.getvalue())
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ Prints tables in Markdown; `--only` selects some of them:
     e  duration of single calls during a bulk run
     f  delay of the event loop during a bulk run
 
-All clients do the same work against a server in C (`server.c`), each in its own process, and they take turns in
-each round. Ratios compare a client with bare aiohttp in the same round. Bare aiohttp runs twice in each round:
-the ratio of its second run, in a separate row, shows how accurate the ratios are. A figure is the median of the
-rounds, followed by the minimum and the maximum.
+All clients do the same work against a server in C (`server.c`), each in its own process, and they take turns
+in each round. Ratios compare a client with bare aiohttp in the same round. Bare aiohttp runs twice in each
+round: the ratio of its second run, in a separate row, shows how accurate the ratios are. A figure is the
+median of the rounds, followed by the minimum and the maximum.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ OTHERS = (NAIVE, HTTPX, OFFICIAL, NODE)
 EXPECTED_RATES = {HTTPX: 800, OFFICIAL: 2_000, NODE: 1_500}
 # httpx gets slower with every open connection.
 HTTPX_AT_100, HTTPX_AT_MOST = 150, 100
-# Minimum number of partners in the most important cells, by latency and concurrency. In a longer run, the start
-# has less weight.
+# Minimum number of partners in the most important cells, by latency and concurrency. In a longer run, the
+# start has less weight.
 LONGER_RUNS: dict[tuple[float, int], int] = {(0, 100): 20_000, (50, 100): 10_000}
 
 Result = dict[str, Any]
@@ -214,7 +214,7 @@ def write_certificates(folder: Path) -> tuple[tuple[Path, Path], Path]:
 def table_b(bench: Bench) -> None:
     if not bench.built.tls:
         print(
-            "TLS is left out: OpenSSL's headers aren't on this machine, so the server was built without it."
+            "TLS is skipped: the server was built without it, because OpenSSL's headers are not installed."
         )
         return
     certificate, ca = write_certificates(bench.built.program.parent)

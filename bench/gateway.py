@@ -1,11 +1,12 @@
-"""What the gateway adds to a call's time, and what nginx as the same proxy adds, in one run: `nox -s bench`.
+"""Measure the latency that the gateway adds to a call, compared with nginx as a proxy: `nox -s bench`.
 
-Prints a table in Markdown: for one caller and for twenty at once, the time of a small creation directly,
-through nginx and through the gateway, at the median and at the 99th percentile; what either adds to the
-direct one; and two ratios of the gateway to nginx: of what they add, where that can be told from the noise,
-and of the whole. All take turns, round by round, on the same machine, over connections that stay open. The
-upstream is an nginx that answers by itself. nginx adds the two headers with the credentials and no more: it
-knows neither keys nor bodies, so that the ratio is what all of the gateway's checks cost, and Python.
+Prints a table in Markdown for one caller and for twenty concurrent ones. It has the time of a small creation
+directly, through nginx and through the gateway, at the median and at the 99th percentile; the time that each
+proxy adds; and two ratios of the gateway to nginx: of the added times, unless the difference is lost in
+noise, and of the total times. The three routes take turns on the same machine, over keep-alive connections.
+The upstream is another nginx with a constant response. The nginx proxy only adds the two headers with the
+credentials and checks neither keys nor bodies. The ratio is therefore the cost of the gateway's checks and of
+Python.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
 ROUTES = ("direct", "nginx", "gateway")
 CALLERS = (1, 20)
-NOISE = 0.05  # of the direct time
+NOISE = 0.05  # fraction of the direct time
 SECRET = "b" * 30
-TOKEN = "credit-relay-sandbox-8218d5f8-6d6d-403d-92f5-13a9afaa4398"  # noqa: S105  # nobody's
+TOKEN = "credit-relay-sandbox-8218d5f8-6d6d-403d-92f5-13a9afaa4398"  # noqa: S105  # not a real token
 BODY = json.dumps(
     {"report_tokens": ["assets-sandbox-1"], "secondary_client_id": "ce5bd328dcd34123456"}
 ).encode()
@@ -103,11 +104,11 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def nginx(folder: Path, name: str, template: str, **more: object) -> AsyncIterator[int]:
-    """Give the port of an nginx with this configuration; it ends with the block."""
+async def nginx(folder: Path, name: str, template: str, **variables: object) -> AsyncIterator[int]:
+    """Run nginx with a configuration built from a template, and yield its port."""
     port = free_port()
     file = folder / f"{name}.conf"
-    values = {"folder": folder, "name": name, "port": port, "secret": SECRET, "token": TOKEN, **more}
+    values = {"folder": folder, "name": name, "port": port, "secret": SECRET, "token": TOKEN, **variables}
     file.write_text(template.format(**values), encoding="utf-8")
     program = shutil.which("nginx") or "nginx"
     arguments = ("-p", str(folder), "-c", str(file), "-e", "stderr", "-g", "daemon off;")
@@ -132,7 +133,7 @@ async def wait_until_listening(port: int) -> None:
 
 @contextlib.asynccontextmanager
 async def gateway(upstream: int) -> AsyncIterator[tuple[int, str]]:
-    """Give the port of a gateway in a process of its own, and a key for it."""
+    """Run a gateway in another process, and yield its port and a caller's key."""
     pipe = asyncio.subprocess.PIPE
     arguments = ("-c", GATEWAY, f"http://127.0.0.1:{upstream}", SECRET)
     process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdin=pipe, stdout=pipe)
@@ -150,56 +151,57 @@ async def gateway(upstream: int) -> AsyncIterator[tuple[int, str]]:
 
 
 class Caller(asyncio.Protocol):
-    """Makes one call after another on one connection, with as little of its own as there can be."""
+    """A client that makes one call after another on one connection, with as little overhead as possible."""
 
-    def __init__(self, call: bytes, times: int) -> None:
-        self._call, self._left = call, times
+    def __init__(self, request: bytes, count: int) -> None:
+        self._request, self._remaining = request, count
         self.seconds: list[float] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Make the first call."""
+        """Send the first request."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._next()
+        self._send_request()
 
-    def _next(self) -> None:
-        self._came = b""
-        self._began = time.perf_counter()
-        self._transport.write(self._call)
+    def _send_request(self) -> None:
+        self._received = b""
+        self._started = time.perf_counter()
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """Make the next one, once the answer is whole."""
-        self._came += data
-        if not self._came.endswith(b"}"):
+        """Send the next request when the response is complete."""
+        self._received += data
+        # The body is one JSON object, and no response is pipelined, so this is its last byte.
+        if not self._received.endswith(b"}"):
             return
-        self.seconds.append(time.perf_counter() - self._began)
-        assert self._came.startswith(b"HTTP/1.1 200 "), self._came
-        self._left -= 1
-        if self._left:
-            self._next()
+        self.seconds.append(time.perf_counter() - self._started)
+        assert self._received.startswith(b"HTTP/1.1 200 "), self._received
+        self._remaining -= 1
+        if self._remaining:
+            self._send_request()
         else:
             self._transport.close()
             self.done.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail, unless all calls were made."""
+        """Raise an error from `done` if the server closed the connection before the last response."""
         if not self.done.done():
-            self.done.set_exception(exc or ConnectionResetError("a server hung up"))
+            self.done.set_exception(exc or ConnectionResetError("the server closed the connection"))
 
 
 async def measure(port: int, key: str, callers: int, calls: int) -> list[float]:
-    """Give the seconds that each call took, of so many callers with so many calls altogether."""
+    """Make `calls` calls in total from `callers` concurrent callers, and return their times in seconds."""
     head = (
         f"POST /credit/relay/create HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer {key}\r\nContent-Length: {len(BODY)}\r\n\r\n"
     )
     loop = asyncio.get_running_loop()
-    made = [Caller(head.encode() + BODY, calls // callers) for _ in range(callers)]
+    clients = [Caller(head.encode() + BODY, calls // callers) for _ in range(callers)]
     async with asyncio.timeout(120):
-        await asyncio.gather(*(loop.create_connection(lambda c=c: c, "127.0.0.1", port) for c in made))
-        await asyncio.gather(*(each.done for each in made))
-    return [seconds for each in made for seconds in each.seconds]
+        await asyncio.gather(*(loop.create_connection(lambda c=c: c, "127.0.0.1", port) for c in clients))
+        await asyncio.gather(*(client.done for client in clients))
+    return [seconds for client in clients for seconds in client.seconds]
 
 
 async def compare(rounds: int, calls: int) -> None:
@@ -208,9 +210,9 @@ async def compare(rounds: int, calls: int) -> None:
         async with (
             nginx(folder, "upstream", UPSTREAM) as upstream,
             nginx(folder, "proxy", PROXY, upstream=upstream) as proxy,
-            gateway(upstream) as (own, key),
+            gateway(upstream) as (gateway_port, key),
         ):
-            ports = dict(zip(ROUTES, (upstream, proxy, own), strict=True))
+            ports = dict(zip(ROUTES, (upstream, proxy, gateway_port), strict=True))
             print("| callers | ms | direct | nginx | gateway | nginx adds | gateway adds | ratio | of all |")
             print("|---:|---|---:|---:|---:|---:|---:|---:|---:|")
             for callers in CALLERS:
@@ -218,15 +220,15 @@ async def compare(rounds: int, calls: int) -> None:
 
 
 async def print_rows(ports: dict[str, int], key: str, callers: int, rounds: int, calls: int) -> None:
-    seconds: dict[str, list[float]] = {way: [] for way in ROUTES}
-    for way in ROUTES:
-        await measure(ports[way], key, callers, 200)  # connections are made, and code is warm
-    for turn in range(rounds):
-        for way in (*ROUTES[turn % 3 :], *ROUTES[: turn % 3]):
-            seconds[way] += await measure(ports[way], key, callers, calls)
+    seconds: dict[str, list[float]] = {route: [] for route in ROUTES}
+    for route in ROUTES:
+        await measure(ports[route], key, callers, 200)  # warm up: open connections, fill caches
+    for number in range(rounds):
+        for route in (*ROUTES[number % 3 :], *ROUTES[: number % 3]):
+            seconds[route] += await measure(ports[route], key, callers, calls)
     for name, point in (("p50", 49), ("p99", 98)):
         direct, by_nginx, by_gateway = (
-            statistics.quantiles(seconds[way], n=100)[point] * 1000 for way in ROUTES
+            statistics.quantiles(seconds[route], n=100)[point] * 1000 for route in ROUTES
         )
         adds = by_nginx - direct, by_gateway - direct
         ratio = f"{adds[1] / adds[0]:.1f}" if adds[0] > NOISE * direct else "-"
@@ -239,13 +241,15 @@ async def print_rows(ports: dict[str, int], key: str, callers: int, rounds: int,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--calls", type=int, default=2_000, help="of each way in each round")
-    parser.add_argument("--quick", action="store_true", help="one round, only to see that it runs")
-    asked = parser.parse_args()
+    parser.add_argument(
+        "--calls", type=int, default=2_000, help="number of calls for each route in each round"
+    )
+    parser.add_argument("--quick", action="store_true", help="one round, to check that everything runs")
+    options = parser.parse_args()
     if shutil.which("nginx") is None:
-        print("skipped: there is no nginx to compare the gateway with")
+        print("skipped: nginx is not installed")
         return
-    asyncio.run(compare(1 if asked.quick else asked.rounds, asked.calls))
+    asyncio.run(compare(1 if options.quick else options.rounds, options.calls))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How many instructions a creation takes, ours and bare aiohttp's, as valgrind counts them: `nox -s bench`.
+"""Count the instructions of a creation with valgrind, for this package and bare aiohttp: `nox -s bench`.
 
-Unlike times, these come out the same on a machine that is busy, so that a change of a per cent is seen. The
-client alone runs under valgrind, 100 calls at once. What the runs of all sizes share, the start and the
-connections, is taken off by one of a small size. Prints a table in Markdown, beside the figures that
-`--write` has kept in `instructions.json`.
+Unlike times, instruction counts hardly depend on the load of the machine, so a change of 1 % is visible. Only
+the client runs under valgrind, with 100 concurrent calls. The count of a small run is subtracted, which
+removes the start of the process and the connections. Prints a table in Markdown that also has the baseline,
+the counts that `--write` has stored in `instructions.json`.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from harness import HERE, MissingError, build_server, output_of, print_table, se
 CLIENTS = {"plaid_relay_async": "peers.ours", "bare aiohttp": "peers.bare"}
 SMALL_RUN = 200
 BASELINE = HERE / "instructions.json"
-# Without a seed, the order of sets would differ from run to run.
+# Without a fixed seed, the order of sets differs between runs.
 SEED = {"PYTHONHASHSEED": "0"}
 
 
 def count_instructions(module: str, url: str, partners: int, log: Path) -> int:
-    """Count all the instructions of one client's run."""
-    counting = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
+    """Return the number of instructions of one run of a client."""
+    valgrind = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
     client = [sys.executable, "-m", module, "--url", url, "--partners", partners, "--concurrency", 100]
-    output_of([*counting, f"--log-file={log}", *client], environment=SEED, timeout=1_800)
-    found = re.search(r"I\s+refs:\s+([\d,]+)", log.read_text(encoding="utf-8"))
-    assert found is not None
-    return int(found[1].replace(",", ""))
+    output_of([*valgrind, f"--log-file={log}", *client], environment=SEED, timeout=1_800)
+    match = re.search(r"I\s+refs:\s+([\d,]+)", log.read_text(encoding="utf-8"))
+    assert match is not None
+    return int(match[1].replace(",", ""))
 
 
 def measure(sizes: list[int], folder: Path) -> dict[str, dict[str, int]]:
-    """Give the instructions for each creation, by client and number of partners."""
+    """Return the instructions per creation, by client and number of partners."""
     jobs = [(name, size) for size in (*reversed(sizes), SMALL_RUN) for name in CLIENTS]
-    # Nothing is timed, so that two may run at once.
+    # No times are measured, so two clients may run concurrently.
     with server(build_server(folder)) as url, ThreadPoolExecutor(2) as pool:
 
         def count(job: tuple[str, int]) -> int:
@@ -58,17 +58,17 @@ def measure(sizes: list[int], folder: Path) -> dict[str, dict[str, int]]:
     }
 
 
-def compare_to_baseline(kept: dict[str, Any], name: str, size: str, now: int) -> list[str]:
-    """Give what was kept, and the ratio of what is now to it."""
-    before = kept.get("instructions", {}).get(name, {}).get(size)
-    return ["", ""] if before is None else [f"{before:,}", f"{now / before:.3f}"]
+def compare_to_baseline(baseline: dict[str, Any], name: str, size: str, count: int) -> list[str]:
+    """Return the table's cells for the baseline and for the ratio of the new count to it."""
+    before = baseline.get("instructions", {}).get(name, {}).get(size)
+    return ["", ""] if before is None else [f"{before:,}", f"{count / before:.3f}"]
 
 
-def report(found: dict[str, dict[str, int]], kept: dict[str, Any]) -> None:
+def report(counts: dict[str, dict[str, int]], baseline: dict[str, Any]) -> None:
     versions = {"python": platform.python_version(), "aiohttp": version("aiohttp")}
     print(f"CPython {versions['python']}, aiohttp {versions['aiohttp']}; 100 at once.", end=" ")
-    if kept:
-        print(f"Kept were those of CPython {kept['python']} with aiohttp {kept['aiohttp']}.", end="")
+    if baseline:
+        print(f"Baseline: CPython {baseline['python']}, aiohttp {baseline['aiohttp']}.", end="")
     print("\n")
     heads = ["client", "partners", "instructions a creation", "of bare", "kept", "of kept"]
     print_table(
@@ -77,43 +77,47 @@ def report(found: dict[str, dict[str, int]], kept: dict[str, Any]) -> None:
             [
                 name,
                 f"{int(size):,}",
-                f"{now:,}",
-                f"{now / found['bare aiohttp'][size]:.3f}",
-                *compare_to_baseline(kept, name, size, now),
+                f"{count:,}",
+                f"{count / counts['bare aiohttp'][size]:.3f}",
+                *compare_to_baseline(baseline, name, size, count),
             ]
-            for name, sizes in found.items()
-            for size, now in sizes.items()
+            for name, sizes in counts.items()
+            for size, count in sizes.items()
         ),
     )
 
 
-def write_baseline(found: dict[str, dict[str, int]]) -> None:
-    told = {"python": platform.python_version(), "aiohttp": version("aiohttp"), "instructions": found}
-    BASELINE.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+def write_baseline(counts: dict[str, dict[str, int]]) -> None:
+    content = {"python": platform.python_version(), "aiohttp": version("aiohttp"), "instructions": counts}
+    BASELINE.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--partners", default="1000,10000", help=f"some numbers above {SMALL_RUN}")
-    parser.add_argument("--write", action="store_true", help=f"keep the figures in {BASELINE.name}")
-    parser.add_argument("--quick", action="store_true", help="not at all, for it takes a minute")
-    asked = parser.parse_args()
-    if asked.quick:
+    parser.add_argument(
+        "--partners", default="1000,10000", help=f"comma-separated numbers of partners, above {SMALL_RUN}"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help=f"store the counts in {BASELINE.name} as the baseline"
+    )
+    parser.add_argument("--quick", action="store_true", help="count nothing, because it takes a minute")
+    options = parser.parse_args()
+    if options.quick:
         print("skipped: counting instructions takes a minute")
         return
     if shutil.which("valgrind") is None:
-        print("skipped: there is no valgrind to count instructions with")
+        print("skipped: valgrind, which counts the instructions, is not installed")
         return
-    kept = json.loads(BASELINE.read_text(encoding="utf-8")) if BASELINE.exists() else {}
+    baseline = json.loads(BASELINE.read_text(encoding="utf-8")) if BASELINE.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = measure([int(size) for size in asked.partners.split(",")], Path(folder))
+            counts = measure([int(size) for size in options.partners.split(",")], Path(folder))
         except MissingError as missing:
             print(f"skipped: {missing}")
             return
-    report(found, kept)
-    if asked.write:
-        write_baseline(found)
+    report(counts, baseline)
+    if options.write:
+        write_baseline(counts)
 
 
 if __name__ == "__main__":

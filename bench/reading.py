@@ -1,8 +1,8 @@
-"""What it takes to turn a report's bytes into records, ours and others', in one run: `nox -s bench`.
+"""Compare how this package and others decode a report's bytes into records: `nox -s bench`.
 
-Prints two tables in Markdown: time and memory by size of the report, and for how long another task on the
-same event loop is held up while the longest is read. The times are CPU time of the best of some rounds, in
-which all take turns; the memory is the peak of what Python allocates, the body itself not counted.
+Prints two tables in Markdown: time and memory by size of the report, and the delay of the event loop while
+the largest report is decoded. Times are CPU times of the best of several rounds, in which the decoders take
+turns. Memory is the peak of Python's allocations without the body itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import cattrs
 import pydantic
 from harness import loop_delays
 from plaid.api_client import ApiClient
-from plaid.model.asset_report_get_response import AssetReportGetResponse as PlaidPythons
+from plaid.model.asset_report_get_response import AssetReportGetResponse as PlaidPythonResponse
 
 from plaid_relay_async import AssetReportGetResponse, Credentials, RelayClient, models
 from plaid_relay_async.codec.records import decode_record
@@ -47,7 +47,7 @@ SIZES = {
 
 
 def bare_cattrs_reader() -> Callable[[bytes], Any]:
-    """Cattrs as it comes, into the same records: floats for money, lax types, unknown fields dropped."""
+    """Use cattrs as it is for the same records: float amounts, lax types, unknown fields dropped."""
     converter = cattrs.Converter()
     converter.register_structure_hook(Decimal, lambda value, _: float(value))
     converter.register_structure_hook(date, lambda value, _: date.fromisoformat(value))
@@ -56,8 +56,8 @@ def bare_cattrs_reader() -> Callable[[bytes], Any]:
 
 
 def pydantic_reader() -> Callable[[bytes], Any]:
-    """Pydantic, with models of the same fields: strict, Decimal, unknown fields kept."""
-    made: dict[type, type[pydantic.BaseModel]] = {}
+    """Use Pydantic with models of the same fields: strict types, Decimal amounts, unknown fields kept."""
+    cache: dict[type, type[pydantic.BaseModel]] = {}
 
     def annotation(kind: Any) -> Any:
         if models.is_record(kind):
@@ -66,11 +66,11 @@ def pydantic_reader() -> Callable[[bytes], Any]:
             return kind
         inner = tuple(annotation(arg) for arg in get_args(kind) if arg is not Ellipsis)
         if get_origin(kind) is tuple:
-            return list[inner[0]]  # type: ignore[valid-type]  # made while the program runs
+            return list[inner[0]]  # type: ignore[valid-type]  # a type created at run time
         return inner[0] | None
 
     def model(record: type) -> type[pydantic.BaseModel]:
-        if record not in made:
+        if record not in cache:
             kinds = get_type_hints(record)
             fields = {
                 a.name: (annotation(kinds[a.name]), ... if a.default is attrs.NOTHING else None)
@@ -78,21 +78,21 @@ def pydantic_reader() -> Callable[[bytes], Any]:
                 if a.name not in {"additional_properties", "raw"}
             }
             config = pydantic.ConfigDict(extra="allow", strict=True)
-            made[record] = pydantic.create_model(record.__name__, __config__=config, **fields)  # type: ignore[call-overload]  # its own way to take fields
-        return made[record]
+            cache[record] = pydantic.create_model(record.__name__, __config__=config, **fields)  # type: ignore[call-overload]  # fields are untyped keywords
+        return cache[record]
 
     return model(AssetReportGetResponse).model_validate_json
 
 
 def plaid_python_reader() -> Callable[[bytes], Any]:
-    """Plaid's own client for Python, from the bytes on."""
+    """Use the decoder of plaid-python, Plaid's own client."""
 
     class Response:
         def __init__(self, body: bytes) -> None:
             self.data = body.decode()
 
     client = ApiClient()
-    return lambda body: client.deserialize(Response(body), (PlaidPythons,), True)
+    return lambda body: client.deserialize(Response(body), (PlaidPythonResponse,), True)
 
 
 def readers() -> dict[str, Callable[[bytes], Any]]:
@@ -105,17 +105,17 @@ def readers() -> dict[str, Callable[[bytes], Any]]:
     }
 
 
-# ------------------------------------------------------------------------------------------- the measure
+# --------------------------------------------------------------------------------------- the measurement
 
 
-def best_times(every: dict[str, Callable[[bytes], Any]], body: bytes, rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in every}
+def best_times(by_name: dict[str, Callable[[bytes], Any]], body: bytes, rounds: int) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in by_name}
     for _ in range(rounds):
-        for name, read in every.items():
+        for name, read in by_name.items():
             gc.collect()
-            begin = time.thread_time()
+            start = time.thread_time()
             read(body)
-            times[name].append(time.thread_time() - begin)
+            times[name].append(time.thread_time() - start)
     return {name: min(measured) for name, measured in times.items()}
 
 
@@ -129,17 +129,17 @@ def peak(read: Callable[[bytes], Any], body: bytes) -> int:
 
 
 def print_reader_table(rounds: int) -> None:
-    every = readers()
+    by_name = readers()
     print("| report | bytes | reader | ms | of bare cattrs | of plaid-python | peak, bodies |")
     print("|---|---:|---|---:|---:|---:|---:|")
-    for size, asked in SIZES.items():
-        body = report_bytes(**asked)
-        times = best_times(every, body, rounds)
-        for name, read in every.items():
-            against = [times[name] / times[BARE], times[OFFICIAL] / times[name]]
+    for size, arguments in SIZES.items():
+        body = report_bytes(**arguments)
+        times = best_times(by_name, body, rounds)
+        for name, read in by_name.items():
+            ratios = [times[name] / times[BARE], times[OFFICIAL] / times[name]]
             print(
-                f"| {size} | {len(body):,} | {name} | {times[name] * 1000:.2f} | {against[0]:.2f} "
-                f"| 1/{against[1]:.1f} | {peak(read, body) / len(body):.1f} |"
+                f"| {size} | {len(body):,} | {name} | {times[name] * 1000:.2f} | {ratios[0]:.2f} "
+                f"| 1/{ratios[1]:.1f} | {peak(read, body) / len(body):.1f} |"
             )
 
 
@@ -170,7 +170,7 @@ asyncio.run(main())
 
 @contextlib.asynccontextmanager
 async def server() -> AsyncIterator[str]:
-    """A server in a process of its own, for it would hold up the loop as well."""
+    """Run the server in another process, because it would block this event loop too; yield its URL."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", SERVER, stdin=pipe, stdout=pipe)
     assert process.stdin is not None
@@ -195,16 +195,16 @@ async def print_loop_table(rounds: int) -> None:
             ("by `client.relay.get`", lambda: client.relay.get("t")),
             ("in the loop itself", in_the_loop),
         ):
-            most = [max(await loop_delays(asyncio.ensure_future(read()))) * 1000 for _ in range(rounds)]
-            print(f"| {name} | {statistics.median(most):.0f} | {max(most):.0f} |")
+            longest = [max(await loop_delays(asyncio.ensure_future(read()))) * 1000 for _ in range(rounds)]
+            print(f"| {name} | {statistics.median(longest):.0f} | {max(longest):.0f} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="one round, only to see that it runs")
-    asked = parser.parse_args()
-    rounds = 1 if asked.quick else asked.rounds
+    parser.add_argument("--quick", action="store_true", help="one round, to check that everything runs")
+    options = parser.parse_args()
+    rounds = 1 if options.quick else options.rounds
     print_reader_table(rounds)
     asyncio.run(print_loop_table(rounds))
 

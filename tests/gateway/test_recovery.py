@@ -287,6 +287,6 @@ async def test_a_response_that_the_gateway_lost(plaid, fault, code):
         with pytest.raises(OutcomeUnknownError) as unknown:
             await lender.relay.create([REPORT], "q")
         assert unknown.value.error_code == code
-        plaid.heal()
+        plaid.clear_faults()
         assert (await partner.relay.get(made.relay_token)).report
         assert await lender.relay.create([REPORT], "q")

@@ -154,7 +154,7 @@ async def test_what_is_given_up_is_unknown_on_record(plaid, report, url):
         batch.abandon()
         with pytest.raises(asyncio.CancelledError):
             await running
-        plaid.heal()
+        plaid.clear_faults()
         while (await journal.status("default")).counts != {"unknown": 2}:
             await asyncio.sleep(0.005)
         with pytest.raises(OutcomeUnknownError, match=r"recorded as unknown in the journal.*--retry-unknown"):
@@ -189,7 +189,7 @@ async def test_what_failed_for_good_is_served_and_what_can_pass_is_tried_again(p
     async with Journal(url, run="x", key=KEY) as journal:
         short = evolve(QUICK, max_pause=0.001)
         await client.relay.create_many(creation_requests(report, 2), journal=journal, retry=short)
-        plaid.heal()
+        plaid.clear_faults()
         sent = len(plaid.requests)
         result = await client.relay.create_many(creation_requests(report, 2), journal=journal)
     assert isinstance(result.failed[0].error, InvalidRequestError)
@@ -203,7 +203,7 @@ async def test_unknown_stays_unknown_until_it_is_to_be_tried_again(plaid, client
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create_many(creation_requests(report, 1), journal=journal)
-        plaid.heal()
+        plaid.clear_faults()
         assert (await client.relay.create_many(creation_requests(report, 1), journal=journal)).counts == {
             "unknown": 1
         }
@@ -239,7 +239,7 @@ async def test_a_killed_process_leaves_unknowns(plaid, client, report, url):
             await asyncio.sleep(0.1)
             process.kill()
             await process.wait()
-            plaid.heal()
+            plaid.clear_faults()
             result = await waiting
             assert result.counts == {"created": 1, "unknown": 3}
             assert "stopped before recording an outcome" in str(result.unknown[0].error)
@@ -254,7 +254,7 @@ async def test_what_a_killed_process_left_unknown_is_created_again_with_retry_un
             await asyncio.sleep(0.01)
         process.kill()
         await process.wait()
-    plaid.heal()
+    plaid.clear_faults()
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal, asyncio.timeout(30):
             result = await client.relay.create_many(creation_requests(report, 4), journal=journal)
@@ -283,7 +283,7 @@ async def test_what_another_run_made_meanwhile_is_told_as_such(plaid, client, re
     async with Journal(url, run="y", key=KEY) as y, Journal(url, run="x", key=KEY) as x:
         short = evolve(QUICK, max_pause=0.001)
         await client.relay.create_many(creation_requests(report, 1), journal=y, retry=short)
-        plaid.heal()
+        plaid.clear_faults()
         await asyncio.sleep(0.01)
         made = await client.relay.create([report], "p0", journal=x)
         for _ in range(2):
@@ -379,7 +379,7 @@ async def test_what_never_left_is_taken_back_before_the_next_may_begin(plaid, cl
     short = evolve(QUICK, max_pause=0.001)
     async with Journal(path, run="x", key=KEY) as x, Journal(path, run="y", key=KEY) as y:
         await client.relay.create_many(creation_requests(report, 1), journal=x, retry=short)
-        plaid.heal()
+        plaid.clear_faults()
         plaid.fail(Fault(path=CREATE, latency=0.3))
         async with cancelled_before_sending(
             path, client.relay.create_many(creation_requests(report, 1), journal=x)
@@ -400,7 +400,7 @@ async def test_a_token_that_comes_late_is_kept_beside_another(plaid, client, rep
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY, retry_unknown=True) as y:
         await client.relay.create_many(creation_requests(report, 1), journal=x)
-        plaid.heal()
+        plaid.clear_faults()
         recorder = x._open_resources.coordinator
         asked = text("SELECT pair FROM relay_entries")
         (pair,) = await x._run_transaction(lambda connection: connection.execute(asked).scalars().all())
@@ -418,7 +418,7 @@ async def test_a_token_that_comes_late_is_served_in_place_of_a_forgotten_one(pla
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY) as x:
         await client.relay.create_many(creation_requests(report, 1), journal=x)
-        plaid.heal()
+        plaid.clear_faults()
         recorder = x._open_resources.coordinator
         asked = text("SELECT pair FROM relay_entries")
         (pair,) = await x._run_transaction(lambda connection: connection.execute(asked).scalars().all())
@@ -443,7 +443,7 @@ async def test_a_token_that_comes_late_outweighs_an_unknown(plaid, client, repor
         mine = (await recorder.writer.look_up_pair(pair)).own
         again, _ = await create_in_run(client, report, postgres.url, "y", retry_unknown=True)
         assert again.counts == {"unknown": 1}
-        plaid.heal()
+        plaid.clear_faults()
         late = plaid.ledger[0]["relay_token"]
         await recorder.writer.submit(outcome_command(mine.id, CreationState.CREATED, token=Hidden(late)))
         for run in ("y", "z"):
@@ -456,7 +456,7 @@ async def test_an_unknown_stays_on_record_where_another_run_went_on(plaid, clien
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY, retry_unknown=True) as y:
         await client.relay.create_many(creation_requests(report, 1), journal=x)
-        plaid.heal()
+        plaid.clear_faults()
         other = await client.relay.create([report], "p0", journal=y)
         assert (await client.relay.create([report], "p0", journal=x)).relay_token == other.relay_token
         assert (await x.status("x")).counts == {"unknown": 1}
@@ -534,7 +534,7 @@ async def unknown_in(client, plaid, report, url, run):
     async with Journal(url, run=run, key=KEY) as journal:
         result = await client.relay.create_many(creation_requests(report, 1), journal=journal)
     assert result.counts == {"unknown": 1}
-    plaid.heal()
+    plaid.clear_faults()
 
 
 @pytest.mark.parametrize("run", ["x", "y"], ids=["the same run", "another run"])
@@ -550,7 +550,7 @@ async def test_an_unknown_outlives_a_retry_that_fails(plaid, client, report, url
         assert (await journal.status(run)).counts == {"unknown": 1}
     assert retried.counts == {"unknown": 1}
     assert retried.unknown[0].error.__cause__.status == status
-    plaid.heal()
+    plaid.clear_faults()
     for later in (run, "z"):
         assert (await create_in_run(client, report, url, later))[0].counts == {"unknown": 1}
     assert len(plaid.ledger) == 1
@@ -561,7 +561,7 @@ async def test_unknowns_that_all_meet_the_same_error_stop_the_batch(plaid, clien
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
         await client.relay.create_many(creation_requests(report, 30), journal=journal)
-        plaid.heal()
+        plaid.clear_faults()
         code = {"error_type": "INVALID_INPUT", "error_code": "INVALID_API_KEYS"}
         plaid.fail(Fault(path=CREATE, status=400, body=code))
         sent = len(plaid.requests)
@@ -591,7 +591,7 @@ async def test_what_a_report_stopped_is_sent_by_a_resumed_run(plaid, client, rep
     async with Journal(url, run="x", key=KEY) as journal:
         again = await client.relay.create_many(creation_requests(report, 30), journal=journal, concurrency=2)
         assert (again.counts, (await journal.status("x")).counts) == ({"failed": 30}, counts)
-    plaid.heal()
+    plaid.clear_faults()
     resumed, status = await create_in_run(client, report, url, "x", count=30)
     assert resumed.counts == status.counts == {"created": 30}
     assert len(plaid.ledger) == 30
@@ -619,14 +619,14 @@ async def test_unknowns_whose_report_is_stopped_stay_unknown(plaid, client, repo
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
         await client.relay.create_many(creation_requests(report, 30), journal=journal)
-        plaid.heal()
+        plaid.clear_faults()
         plaid.fail(Fault(path=CREATE, status=400, body=NOT_READY))
         sent = len(plaid.requests)
         result = await client.relay.create_many(creation_requests(report, 30), journal=journal, concurrency=2)
         assert result.counts == (await journal.status("x")).counts == {"unknown": 30}
         assert len(plaid.requests) <= sent + 5
         assert {each.error.__cause__.error_code for each in result.unknown} == {"PRODUCT_NOT_READY"}
-        plaid.heal()
+        plaid.clear_faults()
         result = await client.relay.create_many(creation_requests(report, 30), journal=journal)
         assert result.counts == (await journal.status("x")).counts == {"created": 30}
 
@@ -657,7 +657,7 @@ async def test_an_unknown_outlives_the_token_of_its_retry(plaid, client, report,
         plaid.fail(Fault(path=REMOVE, status=500, when="before"))
         with pytest.raises(OutcomeUnknownError):
             await client.relay.remove(made.relay_token, journal=journal)
-        plaid.heal()
+        plaid.clear_faults()
         assert (await create_in_run(client, report, url, "z"))[0].counts == {"unknown": 1}
         assert (await client.relay.remove(made.relay_token, journal=journal)).removed
         assert sorted(r.outcome for r in await read_records(journal, "x")) == ["removed", "unknown"]
@@ -673,12 +673,12 @@ async def test_tokens_outlive_others_that_were_to_be_made(plaid, client, report,
     assert (await create_in_run(client, report, url, "failing", 5, on_existing="create"))[0].counts == {
         "failed": 5
     }
-    plaid.heal()
+    plaid.clear_faults()
     plaid.fail(Fault(path=CREATE, status=500, when="before"))
     assert (await create_in_run(client, report, url, "unsure", 5, on_existing="create"))[0].counts == {
         "unknown": 5
     }
-    plaid.heal()
+    plaid.clear_faults()
     async with Journal(url, run="removing", key=KEY, on_existing="create") as journal:
         made = await client.relay.create_many(creation_requests(report, 5), journal=journal)
         tokens = [outcome.relay_token for outcome in made.created]
@@ -700,7 +700,7 @@ async def test_an_end_that_is_written_twice_changes_nothing_that_came_between(pl
         plaid.fail(Fault(path=CREATE, status=503, body={"error_code": "PLANNED_MAINTENANCE"}))
         short = evolve(QUICK, max_pause=0.001)
         await client.relay.create_many(creation_requests(report, 1), journal=x, retry=short)
-        plaid.heal()
+        plaid.clear_faults()
         asked = text("SELECT id FROM relay_entries")
         (number,) = await x._run_transaction(lambda connection: connection.execute(asked).scalars().all())
         made = await client.relay.create([report], "p0", journal=y)
@@ -800,7 +800,7 @@ async def test_what_was_recorded_under_another_spelling_is_found(plaid, report, 
     partners = ["made", "unknown", "failed"]
     async with spelled(plaid, "LOCALHOST") as client:
         first = await recorded_as_typed(client, report, url, "x", partners)
-        plaid.heal()
+        plaid.clear_faults()
         sent = len(plaid.requests)
         for host in ("LOCALHOST", "localhost"):
             async with spelled(plaid, host) as again, Journal(url, run="x", key=KEY) as journal:
@@ -817,7 +817,7 @@ async def test_a_doubt_under_another_spelling_outlives_the_token_of_its_retry(pl
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with spelled(plaid, "LOCALHOST") as client:
         await recorded_as_typed(client, report, url, "x", ["p"])
-        plaid.heal()
+        plaid.clear_faults()
         async with Journal(url, run="y", key=KEY, retry_unknown=True) as journal:
             made = await client.relay.create([report], "p", journal=journal)
             await client.relay.remove(made.relay_token, journal=journal)
@@ -832,7 +832,7 @@ async def test_a_row_of_the_run_under_each_spelling_leaves_one_current(plaid, re
     async with spelled(plaid, "localhost") as client, Journal(url, run="x", key=KEY) as journal:
         await client.relay.create_many([RelayCreateRequest([report], "p")], journal=journal)
         await recorded_as_typed(client, report, url, "x", ["p"])
-    plaid.heal()
+    plaid.clear_faults()
     async with spelled(plaid, "LOCALHOST") as client, Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal, retry_failed=True)
         assert (await journal.status("x")).counts == {"created": 1}
@@ -877,7 +877,7 @@ async def test_a_single_call_may_retry(plaid, client, report, url):
         for partner, error in kinds.values():
             with pytest.raises(error):
                 await client.relay.create([report], partner, journal=journal)
-        plaid.heal()
+        plaid.clear_faults()
     async with Journal(url, run="x", key=KEY, retry_unknown=True, retry_failed=True) as journal:
         for option, (partner, error) in kinds.items():
             with pytest.raises(error):

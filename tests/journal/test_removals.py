@@ -56,11 +56,11 @@ async def test_a_removal_that_nobody_knows_the_end_of(plaid, client, report, url
         plaid.fail(Fault(path=REMOVE, status=400))
         with pytest.raises(InvalidRequestError):
             await client.relay.remove(made.relay_token, journal=journal)
-        plaid.heal()
+        plaid.clear_faults()
         plaid.fail(Fault(path=REMOVE, status=500, when="after"))
         with pytest.raises(OutcomeUnknownError):
             await client.relay.remove(made.relay_token, journal=journal)
-        plaid.heal()
+        plaid.clear_faults()
         assert [r.outcome for r in await read_records(journal, "x")] == ["created"]
         result = await client.relay.remove_many([made.relay_token], journal=journal)
         assert result.succeeded[0].response.inferred
@@ -116,7 +116,7 @@ async def test_removals_of_one_token_take_turns(plaid, client, report, url, toge
         plaid.fail(Fault(path=REMOVE, status=500, when="after"))
         second = client.relay.remove_many([made.relay_token], journal=x if together else y)
         assert (await second).counts == {"unknown": 1}
-        plaid.heal()
+        plaid.clear_faults()
         with pytest.raises(InvalidRequestError):
             await first
         assert (await client.relay.remove(made.relay_token, journal=y)).inferred
@@ -141,12 +141,12 @@ async def test_a_removal_whose_repeat_is_refused(plaid, client, report, url):
         plaid.fail(Fault(path=REMOVE, status=500, when="before"))
         with pytest.raises(OutcomeUnknownError):
             await client.relay.remove(made.relay_token, journal=journal)
-        plaid.heal()
+        plaid.clear_faults()
         plaid.fail(Fault(path=REMOVE, status=400))
         with pytest.raises(OutcomeUnknownError, match="an earlier removal of this token") as caught:
             await client.relay.remove(made.relay_token, journal=journal)
         assert "Remove it again, which is safe" in str(caught.value)
-        plaid.heal()
+        plaid.clear_faults()
         assert (await client.relay.remove(made.relay_token, journal=journal)).removed
 
 
@@ -157,7 +157,7 @@ async def test_a_token_counts_until_its_removal_is_confirmed(plaid, client, repo
         plaid.fail(Fault(path=REMOVE, status=500, when="before"))
         with pytest.raises(OutcomeUnknownError):
             await client.relay.remove(made.relay_token, journal=journal)
-        plaid.heal()
+        plaid.clear_faults()
         for retries in ({}, {"retry_unknown": True, "retry_failed": True}):
             with pytest.raises(DuplicateRequestError, match=r"unknown outcome.*Remove it again"):
                 await client.relay.create([report], "p0", journal=journal, **retries)
@@ -177,7 +177,7 @@ async def test_another_run_may_create_beside_a_token_whose_removal_is_unknown(pl
     async with Journal(url, run="x", key=KEY) as journal:
         token = first.created[0].relay_token
         assert (await client.relay.remove_many([token], journal=journal)).counts == {"unknown": 1}
-        plaid.heal()
+        plaid.clear_faults()
     assert (await create_in_run(client, report, url, "x", on_existing="create"))[0].counts == {"failed": 1}
     assert (await create_in_run(client, report, url, "y", on_existing="create"))[0].counts == {"created": 1}
     assert len(plaid.ledger) == 2

@@ -229,7 +229,7 @@ async def test_rate(asking):
 async def test_heal(ask, plaid):
     """All rules are dropped."""
     plaid.fail(Fault(status=500), Fault(close=True))
-    plaid.heal()
+    plaid.clear_faults()
     assert (await ask(CREATE, GOOD)).status == 200
 
 

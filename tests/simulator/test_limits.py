@@ -62,7 +62,7 @@ async def test_a_fixed_window_begins_at_a_multiple(limited, clock):
     clock.now = 120
     assert await statuses(create, 4) == [200, 200, 200, 429]
     assert (await create()).headers["Retry-After"] == "60"
-    assert (len(plaid.ledger), plaid.refused, plaid.counts[CREATE]) == (6, {CREATE: 4}, 10)
+    assert (len(plaid.ledger), plaid.rate_limited, plaid.counts[CREATE]) == (6, {CREATE: 4}, 10)
 
 
 async def test_what_is_refused_does_not_count(limited, clock):
@@ -94,7 +94,7 @@ async def test_each_client_and_each_path_has_a_count_of_its_own(limited, asking)
     assert (await create(client=None)).refusal[0] == 400
     assert (await create(client=None)).refusal == REFUSED
     assert (await ask(REMOVE, {"relay_token": "none"})).status == 400
-    assert plaid.refused == {CREATE: 2}
+    assert plaid.rate_limited == {CREATE: 2}
 
 
 async def test_a_path_without_a_limit_is_free(limited, asking):

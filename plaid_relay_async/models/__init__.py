@@ -1,11 +1,11 @@
-"""What goes to Plaid and what comes back, as frozen records.
+"""Plaid's requests and responses as frozen attrs classes, called records.
 
-Requests are checked when they are made: an invalid one raises `RequestValidationError`, which names the
-field, before anything is sent. Tokens show in no repr. Responses keep the fields that this package doesn't
-know in `additional_properties`, since Plaid adds fields at any time (https://plaid.com/docs/api/versioning/).
+A request is validated when it is created: an invalid one raises `RequestValidationError`, which names the
+field, before anything is sent. No repr shows a token. Responses keep fields that this package doesn't know in
+`additional_properties`, because Plaid adds fields at any time (https://plaid.com/docs/api/versioning/).
 
-The records of reports and of Items are loaded when one of them is asked for: who creates tokens doesn't pay
-for them.
+The records of reports and of Items are imported when one of them is first used, so that a program that only
+creates tokens doesn't spend time and memory on them.
 """
 
 from __future__ import annotations
@@ -236,18 +236,19 @@ __all__ = [
     "secrets_in",
 ]
 
-# The first has most of what may be asked for, for it imports the two behind it.
+# Searched in this order. The first comes first because it imports the next two anyway.
 _LAZY_MODULES: Final = ("report", "insights", "values", "item")
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
         modules = (importlib.import_module(f"{__name__}.{module}") for module in _LAZY_MODULES)
-        found = globals()[name] = next(getattr(m, name) for m in modules if hasattr(m, name))
-        return found
+        # Stored in the module, so that this function is called once for each name.
+        attribute = globals()[name] = next(getattr(m, name) for m in modules if hasattr(m, name))
+        return attribute
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def is_record(cls: object) -> bool:
-    """Tell whether this is one of the records of this package."""
+    """Check whether an object is one of this package's record classes."""
     return isinstance(cls, type) and has(cls) and cls.__module__.startswith(f"{__name__}.")

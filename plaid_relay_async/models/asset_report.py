@@ -1,4 +1,4 @@
-"""The records of `/asset_report/*`, but for the report itself."""
+"""Request and response records of `/asset_report/*`; the report itself is in `report`."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _is_report_days = is_whole_number(0, 731)
 
 @frozen(kw_only=True)
 class AssetReportUser:
-    """The person whom a report is about, as its owner described them; all fields are optional.
+    """The person whom a report is about, as the lender describes them; all fields are optional.
 
-    In a request none may be empty. Shown in no repr. Plaid puts it into the report as it came, fields of
-    one's own included.
+    In a request no field may be empty. No repr shows any of them. Plaid copies the user into the report
+    unchanged, including the fields in `additional_properties`.
 
     Attributes:
-        client_user_id: an id of one's own for the person.
-        first_name: with `last_name` and `ssn` needed for Fannie Mae's Day 1 Certainty.
-        middle_name: ditto.
-        last_name: ditto.
-        ssn: as `"123-45-6789"`.
+        client_user_id: the lender's own id for the person.
+        first_name: required for Fannie Mae's Day 1 Certainty, as are `last_name` and `ssn`.
+        middle_name: the middle name.
+        last_name: see `first_name`.
+        ssn: the social security number, in the form `"123-45-6789"`.
         phone_number: in E.164, such as `"+14151234567"`.
-        email: their address.
-        additional_properties: what else was told.
+        email: the email address.
+        additional_properties: further fields.
     """
 
     client_user_id: str | None = field(default=None, repr=False)
@@ -63,21 +63,24 @@ class AssetReportUser:
 
 
 def _is_user(_: object, attribute: Attribute[Any], value: object) -> None:
-    # As a part of an answer a user is what Plaid sent; here it is what somebody means to send.
+    # AssetReportUser itself has no validators, because it is also part of a response, and what Plaid sends
+    # is accepted as it is. So its fields are checked here, where it becomes part of a request.
     if not isinstance(value, AssetReportUser):
         raise invalid(attribute.name, f"must be of type AssetReportUser, not {type(value).__name__}")
-    for told in fields(AssetReportUser):
-        name, word = f"{attribute.name}.{told.name}", getattr(value, told.name)
-        if told.name != "additional_properties":
-            if word is not None:
-                check_text(name, word)
-        elif isinstance(word, dict):
-            _check_nested_json(name, word)
+    for part in fields(AssetReportUser):
+        name, content = f"{attribute.name}.{part.name}", getattr(value, part.name)
+        if part.name != "additional_properties":
+            if content is not None:
+                check_text(name, content)
+        elif isinstance(content, dict):
+            _check_nested_json(name, content)
         else:
-            raise invalid(name, f"must be a dict, not {type(word).__name__}")
+            raise invalid(name, f"must be a dict, not {type(content).__name__}")
 
 
 def _check_nested_json(name: str, value: object) -> None:
+    # Raised outside of the except block: the frames of the RecursionError hold parts of the value, and as
+    # its context they would be shown in a traceback.
     too_deep = False
     try:
         check_json_value(name, value)
@@ -90,14 +93,14 @@ def _check_nested_json(name: str, value: object) -> None:
 @strip_init_traceback
 @frozen(kw_only=True)
 class AssetReportCreateOptions:
-    """What may be asked of a new report.
+    """Options of a new report.
 
     Attributes:
-        client_report_id: a name of your own.
-        webhook: told when the report is ready; an http(s) URL.
+        client_report_id: your own id for the report.
+        webhook: the http(s) URL that Plaid calls when the report is ready.
         add_ons: `AddOn.INVESTMENTS`, `AddOn.FAST_ASSETS`.
-        user: whom it is about.
-        require_all_items: whether one Item that can't be read fails the report; Plaid does so by default.
+        user: the person whom the report is about.
+        require_all_items: whether the report fails if one of its Items can't be read; by default it does.
         include_fast_report: deprecated by Plaid; see `add_ons`.
         products: deprecated by Plaid; see `add_ons`.
     """
@@ -118,7 +121,7 @@ class AssetReportCreateOptions:
 @strip_init_traceback
 @frozen
 class AssetReportCreateRequest:
-    """Have a report made of 1 to 99 Items, over 0 to 731 days."""
+    """A request to create a report of 1 to 99 Items, over 0 to 731 days."""
 
     access_tokens: tuple[str, ...] = field(
         converter=as_tuple, validator=[are_identifiers, max_items(99, "access tokens")], repr=False
@@ -130,12 +133,12 @@ class AssetReportCreateRequest:
 @strip_init_traceback
 @frozen(kw_only=True)
 class AssetReportRefreshOptions:
-    """What may be asked of a report made anew; what isn't given stays as it was.
+    """Options of a refresh; a value that is omitted stays as it was.
 
     Attributes:
-        client_report_id: a name of your own.
-        webhook: told when the report is ready; an http(s) URL.
-        user: whom it is about.
+        client_report_id: your own id for the report.
+        webhook: the http(s) URL that Plaid calls when the report is ready.
+        user: the person whom the report is about.
     """
 
     client_report_id: str | None = optional_field(is_text())
@@ -146,7 +149,7 @@ class AssetReportRefreshOptions:
 @strip_init_traceback
 @frozen
 class AssetReportRefreshRequest:
-    """Have a report of one's own made anew, as another report."""
+    """A request to refresh a report of your own; the result is a new report."""
 
     asset_report_token: str = field(validator=is_identifier, repr=False)
     days_requested: int | None = optional_field(_is_report_days)
@@ -156,7 +159,7 @@ class AssetReportRefreshRequest:
 @strip_init_traceback
 @frozen
 class AssetReportFilterRequest:
-    """Have a report of one's own copied without some of its accounts, as another report."""
+    """A request to copy a report of your own without some of its accounts; the result is a new report."""
 
     asset_report_token: str = field(validator=is_identifier, repr=False)
     account_ids_to_exclude: tuple[str, ...] = field(converter=as_tuple, validator=are_identifiers)
@@ -165,7 +168,7 @@ class AssetReportFilterRequest:
 @strip_init_traceback
 @frozen(kw_only=True)
 class DaysToInclude:
-    """Attributes: `days_to_include`, of the report's days, the last 0 to 731."""
+    """A limit on the days to read: the report's last `days_to_include` days, from 0 to 731."""
 
     days_to_include: int | None = optional_field(_is_report_days)
 
@@ -173,7 +176,7 @@ class DaysToInclude:
 @strip_init_traceback
 @frozen
 class AssetReportGetRequest:
-    """Read a report of one's own: by its token, or the latest of a user by the user's token."""
+    """A request to read a report of your own, by its token, or a user's latest report by the user's token."""
 
     asset_report_token: str | None = field(
         default=None, validator=validators.optional(is_identifier), repr=False
@@ -191,7 +194,7 @@ class AssetReportGetRequest:
 @strip_init_traceback
 @frozen
 class AssetReportPdfGetRequest:
-    """Read a report of one's own, as a PDF."""
+    """A request to read a report of your own, as a PDF."""
 
     asset_report_token: str = field(validator=is_identifier, repr=False)
     options: DaysToInclude | None = optional_field(has_type(DaysToInclude))
@@ -200,17 +203,17 @@ class AssetReportPdfGetRequest:
 @strip_init_traceback
 @frozen
 class AssetReportRemoveRequest:
-    """Take a report's token back."""
+    """A request to revoke a report's token."""
 
     asset_report_token: str = field(validator=is_identifier, repr=False)
 
 
-# --------------------------------------------------------------------------------------------- answers
+# ------------------------------------------------------------------------------------------- responses
 
 
 @frozen
 class AssetReportCreateResponse:
-    """A report under way: a token to read and share it with, and the id that webhooks name."""
+    """A report that Plaid is generating: its token, and the id that webhooks name."""
 
     asset_report_token: str = field(repr=False)
     asset_report_id: str
@@ -220,17 +223,17 @@ class AssetReportCreateResponse:
 
 @frozen
 class AssetReportRefreshResponse(AssetReportCreateResponse):
-    """A fresh report under way: it has a token and an id of its own, and the old one stays as it was."""
+    """A refreshed report that Plaid is generating, with a new token and id; the old report doesn't change."""
 
 
 @frozen
 class AssetReportFilterResponse(AssetReportCreateResponse):
-    """A report without some accounts: it has a token and an id of its own, and the old one stays."""
+    """A filtered report that Plaid is generating, with a new token and id; the old report doesn't change."""
 
 
 @frozen
 class AssetReportRemoveResponse(RemoveResponse):
-    """A report's token taken back; see `RemoveResponse`."""
+    """The result of revoking a report's token; see `RemoveResponse`."""
 
 
 @frozen
@@ -248,11 +251,11 @@ class PdfResponse:
 
 @frozen
 class PdfFile:
-    """A report as a PDF, in a file that nobody else may read.
+    """A report as a PDF file that only its owner may read.
 
     Attributes:
         path: the file.
-        size: its bytes.
+        size: its length in bytes.
         request_id: from the `Plaid-Request-ID` header.
     """
 

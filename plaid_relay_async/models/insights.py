@@ -1,7 +1,7 @@
-"""What Plaid makes of a report's transactions: risk and affordability.
+"""Plaid's insights into a report's transactions: risk and affordability.
 
-All of it is optional. A percentage of the income is 100 for the whole of it, and -1 where there is none.
-`days_since_last_occurrence` is 0 for today. https://plaid.com/docs/api/products/assets/ tells of each.
+All fields are optional. A percentage of the income is from 0 to 100 or more, and -1 where there is no income.
+`days_since_last_occurrence` is 0 for today. See https://plaid.com/docs/api/products/assets/.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from plaid_relay_async.models.fields import unknown_fields
 
 @frozen(kw_only=True)
 class AmountWithCurrency:
-    """An amount, in the currency that one of the two codes names."""
+    """An amount in the currency of one of the two codes; the other one is null."""
 
     amount: Decimal | None = None
     iso_currency_code: str | None = None
@@ -27,12 +27,12 @@ class AmountWithCurrency:
 
 @frozen(kw_only=True)
 class MonthlyAverage(AmountWithCurrency):
-    """An amount, a month on average."""
+    """An average amount per month."""
 
 
 @frozen(kw_only=True)
 class CategoryExpenses(AmountWithCurrency):
-    """What was spent on one category: its `id` in Plaid's taxonomy for credit, and the sum."""
+    """The expenses of one category: the sum, and the category's `id` in Plaid's credit taxonomy."""
 
     id: str | None = None
     transactions_count: int | None = None
@@ -41,7 +41,7 @@ class CategoryExpenses(AmountWithCurrency):
 
 @frozen(kw_only=True)
 class MonthlySummary:
-    """What a month came to, from its first day to its last."""
+    """The total of one month, with the first and the last day that it covers."""
 
     start_date: date | None = None
     end_date: date | None = None
@@ -70,14 +70,14 @@ class BankPenaltiesIndicators(_Indicators):
 
 @frozen(kw_only=True)
 class GamblingIndicators(_Indicators):
-    """What was spent on gambling, and where: `top_merchants`."""
+    """Expenses for gambling, and the merchants with the most of them: `top_merchants`."""
 
     top_merchants: tuple[str, ...] | None = field(default=None, repr=False)
 
 
 @frozen(kw_only=True)
 class LoanDisbursementsIndicators(_Indicators):
-    """Loans that were paid out, and by whom: `top_providers`."""
+    """Loans that were paid out, and the lenders with the most of them: `top_providers`."""
 
     category_details: tuple[CategoryExpenses | None, ...] | None = field(default=None, repr=False)
     top_providers: tuple[str, ...] | None = field(default=None, repr=False)
@@ -85,7 +85,7 @@ class LoanDisbursementsIndicators(_Indicators):
 
 @frozen(kw_only=True)
 class LoanPaymentsIndicators(_Indicators):
-    """Loans that were paid back, and to whom: `top_providers`."""
+    """Loan payments, and the lenders with the most of them: `top_providers`."""
 
     category_details: tuple[CategoryExpenses | None, ...] | None = field(default=None, repr=False)
     top_providers: tuple[str, ...] | None = field(default=None, repr=False)
@@ -93,7 +93,7 @@ class LoanPaymentsIndicators(_Indicators):
 
 @frozen(kw_only=True)
 class NegativeBalanceOccurrence:
-    """A time at which the balance was below zero, its first and its last day included."""
+    """A period in which the balance was below zero; both dates are included."""
 
     start_date: date | None = None
     end_date: date | None = None
@@ -103,7 +103,7 @@ class NegativeBalanceOccurrence:
 
 @frozen(kw_only=True)
 class NegativeBalanceInsights:
-    """When and how far the balance was below zero."""
+    """The periods in which the balance was below zero, and its minimum."""
 
     days_since_last_occurrence: int | None = None
     days_with_negative_balance: int | None = None
@@ -114,7 +114,7 @@ class NegativeBalanceInsights:
 
 @frozen(kw_only=True)
 class RiskIndicators:
-    """What may foretell that a loan isn't paid back."""
+    """Signs of the risk that a loan isn't paid back."""
 
     bank_penalties: BankPenaltiesIndicators | None = None
     gambling: GamblingIndicators | None = None
@@ -129,7 +129,7 @@ class RiskIndicators:
 
 @frozen(kw_only=True)
 class OutlierTransactionsInsights:
-    """Transactions far above the usual."""
+    """Transactions with unusually large amounts."""
 
     transactions_count: int | None = None
     total_amount: AmountWithCurrency | None = None
@@ -139,7 +139,7 @@ class OutlierTransactionsInsights:
 
 @frozen(kw_only=True)
 class ExpenditureSummary(AmountWithCurrency):
-    """What was spent, and on what most."""
+    """The sum of some expenses, and their largest categories."""
 
     monthly_average: MonthlyAverage | None = None
     transactions_count: int | None = None
@@ -149,7 +149,7 @@ class ExpenditureSummary(AmountWithCurrency):
 
 @frozen(kw_only=True)
 class ExpenditureInsights:
-    """What was spent: `cash_flow` is what came in less what went out."""
+    """Expenses by kind; `cash_flow` is income minus expenses."""
 
     cash_flow: AmountWithCurrency | None = None
     total_expenditure: ExpenditureSummary | None = None
@@ -163,7 +163,7 @@ class ExpenditureInsights:
 
 @frozen(kw_only=True)
 class IncomeInsights:
-    """What came in."""
+    """Income, with and without transfers between accounts."""
 
     total_income: AmountWithCurrency | None = None
     income_excluding_transfers: AmountWithCurrency | None = None
@@ -173,7 +173,7 @@ class IncomeInsights:
 
 @frozen(kw_only=True)
 class AffordabilityInsights:
-    """What a person earns and spends."""
+    """A person's expenses and income."""
 
     expenditure: ExpenditureInsights | None = None
     income: IncomeInsights | None = None
@@ -182,7 +182,7 @@ class AffordabilityInsights:
 
 @frozen(kw_only=True)
 class AccountInsights:
-    """Insights into an account, or into all of a report's."""
+    """Insights into one account, or into all accounts of a report."""
 
     risk: RiskIndicators | None = None
     affordability: AffordabilityInsights | None = None

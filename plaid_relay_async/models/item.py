@@ -1,4 +1,4 @@
-"""The records of `/item/*`, of the sandbox and of `/webhook_verification_key/get`."""
+"""Request and response records of `/item/*`, `/sandbox/*` and `/webhook_verification_key/get`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from plaid_relay_async.models.fields import (
 @strip_init_traceback
 @frozen
 class ItemPublicTokenExchangeRequest:
-    """Turn a public token into an access token."""
+    """A request to exchange a public token for an access token."""
 
     public_token: str = field(validator=is_identifier, repr=False)
 
 
 @frozen
 class ItemPublicTokenExchangeResponse:
-    """An access token and the Item it opens."""
+    """An access token and the id of its Item."""
 
     access_token: str = field(repr=False)
     item_id: str
@@ -47,12 +47,12 @@ class ItemPublicTokenExchangeResponse:
 @strip_init_traceback
 @frozen
 class ItemRemoveRequest:
-    """Take an Item's access token back.
+    """A request to remove an Item and invalidate its access token.
 
     Attributes:
         access_token: the Item's.
-        reason_code: why, such as `ItemRemoveReason.FRAUD_OTHER`.
-        reason_note: why, in words, at most 512 characters.
+        reason_code: such as `ItemRemoveReason.FRAUD_OTHER`.
+        reason_note: the reason as text of at most 512 characters.
     """
 
     access_token: str = field(validator=is_identifier, repr=False)
@@ -62,12 +62,13 @@ class ItemRemoveRequest:
 
 @frozen
 class ItemRemoveResponse:
-    """An access token taken back.
+    """The result of removing an Item.
 
     Attributes:
         request_id: Plaid's.
-        inferred: a first attempt got no answer and the next was told that there is no such token.
-        additional_properties: what else Plaid sent.
+        inferred: whether the removal is inferred. A first attempt got no response, and Plaid answered a
+            later one that there is no such token.
+        additional_properties: other fields that Plaid sent.
     """
 
     request_id: str | None = None
@@ -76,7 +77,7 @@ class ItemRemoveResponse:
 
     @classmethod
     def already_removed(cls) -> Self:
-        """Give the answer for what is known to be gone, though nobody said so of this call."""
+        """Return the response for an Item that no longer exists, where no response says who removed it."""
         return cls(inferred=True)
 
 
@@ -92,7 +93,7 @@ def check_date_order(start_date: date, end_date: date) -> None:
 @strip_init_traceback
 @frozen(kw_only=True)
 class SandboxTransactions:
-    """How far back a test Item's transactions go: between two dates, or 1 to 730 days."""
+    """The period of a test Item's transactions: two dates, of which either is optional, or 1 to 730 days."""
 
     start_date: date | None = optional_field(has_type(date))
     end_date: date | None = optional_field(has_type(date))
@@ -106,7 +107,7 @@ class SandboxTransactions:
 @strip_init_traceback
 @frozen
 class SandboxStatements:
-    """From when to when a test Item has statements."""
+    """The first and the last day for which a test Item has statements."""
 
     start_date: date = field(validator=has_type(date))
     end_date: date = field(validator=has_type(date))
@@ -118,7 +119,7 @@ class SandboxStatements:
 @strip_init_traceback
 @frozen(kw_only=True)
 class SandboxBankIncome:
-    """Attributes: `days_requested`, the days of a test Item's bank income, 1 to 731."""
+    """The bank income of a test Item; `days_requested` is from 1 to 731."""
 
     days_requested: int | None = optional_field(is_whole_number(1, 731))
 
@@ -126,7 +127,7 @@ class SandboxBankIncome:
 @strip_init_traceback
 @frozen(kw_only=True)
 class SandboxIncomeVerification:
-    """Where a test Item's income is read from: `IncomeSourceType.BANK` or `.PAYROLL`."""
+    """The sources of a test Item's income: `IncomeSourceType.BANK` or `.PAYROLL`."""
 
     income_source_types: tuple[str, ...] | None = field(
         default=None, converter=as_optional_tuple, validator=validators.optional(are_identifiers)
@@ -137,15 +138,15 @@ class SandboxIncomeVerification:
 @strip_init_traceback
 @frozen(kw_only=True)
 class SandboxPublicTokenCreateOptions:
-    """What may be asked of a test Item.
+    """Options of a test Item.
 
     Attributes:
-        webhook: the Item's; an http(s) URL.
-        override_username: a test user, `user_good` unless said otherwise.
-        override_password: their password, or the configuration of a `user_custom`.
-        transactions: how far back they go.
-        statements: which there are.
-        income_verification: where income is read from.
+        webhook: the Item's webhook, an http(s) URL.
+        override_username: a test user; default: `user_good`.
+        override_password: the test user's password, or the configuration of a `user_custom`.
+        transactions: the period of the transactions.
+        statements: the period of the statements.
+        income_verification: the sources of income.
     """
 
     webhook: str | None = optional_field(is_url)
@@ -161,7 +162,7 @@ class SandboxPublicTokenCreateOptions:
 @strip_init_traceback
 @frozen
 class SandboxPublicTokenCreateRequest:
-    """Make a test Item in the sandbox."""
+    """A request to create a test Item in the sandbox, without Link."""
 
     institution_id: str = field(validator=is_identifier)
     initial_products: tuple[str, ...] = field(converter=as_tuple, validator=are_identifiers)
@@ -174,7 +175,7 @@ class SandboxPublicTokenCreateRequest:
 
 @frozen
 class SandboxPublicTokenCreateResponse:
-    """A public token of a test Item."""
+    """The public token of a new test Item."""
 
     public_token: str = field(repr=False)
     request_id: str
@@ -184,7 +185,7 @@ class SandboxPublicTokenCreateResponse:
 @strip_init_traceback
 @frozen
 class SandboxItemFireWebhookRequest:
-    """Have the sandbox send a webhook to the one that an Item was made with.
+    """A request that the sandbox fire a webhook to the URL that an Item was created with.
 
     Attributes:
         access_token: the Item's.
@@ -212,7 +213,7 @@ class SandboxItemFireWebhookResponse:
 @strip_init_traceback
 @frozen
 class WebhookVerificationKeyGetRequest:
-    """Ask for the key that a webhook is signed with, by the `kid` of its JWT's header."""
+    """A request for the public key of a webhook's signature, named by the `kid` in its JWT header."""
 
     key_id: str = field(validator=is_identifier)
 
@@ -224,14 +225,14 @@ class JWKPublicKey:
     Attributes:
         alg: the algorithm, `ES256`.
         kid: the key's id.
-        kty: the kind of key, `EC`.
+        kty: the key type, `EC`.
         crv: the curve, `P-256`.
         x: the point's x coordinate, big endian, in base64url.
-        y: the point's y coordinate, ditto.
-        use: what it is for, `sig`.
-        created_at: when it was made, in seconds of Unix time.
-        expired_at: when it expired, ditto; `None` while it is good.
-        additional_properties: what else Plaid sent.
+        y: the point's y coordinate, in the same form.
+        use: the key's use, `sig`.
+        created_at: the time of creation, in seconds of Unix time.
+        expired_at: the time of expiry, in seconds of Unix time; `None` while the key is valid.
+        additional_properties: other fields that Plaid sent.
     """
 
     alg: str
@@ -248,7 +249,7 @@ class JWKPublicKey:
 
 @frozen
 class WebhookVerificationKeyGetResponse:
-    """The key that a webhook is signed with."""
+    """The public key of a webhook's signature."""
 
     key: JWKPublicKey
     request_id: str

@@ -1,4 +1,4 @@
-"""The records of `/credit/relay/*`, but for the report that a relay token opens."""
+"""Request and response records of `/credit/relay/*`; the shared report itself is in `report`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from plaid_relay_async.models.fields import (
     is_url,
     one_token_per_report_type,
     optional_field,
-    report_type,
+    report_type_field,
     unknown_fields,
 )
 
@@ -29,16 +29,18 @@ if TYPE_CHECKING:
 @strip_init_traceback
 @frozen
 class RelayCreateRequest:
-    """Share a report with one partner. See https://plaid.com/docs/api/products/assets/#creditrelaycreate.
+    """A request to share a report with one partner.
+
+    See https://plaid.com/docs/api/products/assets/#creditrelaycreate.
 
     Attributes:
-        report_tokens: one asset report token, as `/asset_report/create` gave it, in a list.
-        secondary_client_id: the partner, by its client id at Plaid: without whitespace, control characters,
-            quotes, `,` and `;`.
-        webhook: where Plaid tells that the partner fetched the report; an http(s) URL.
+        report_tokens: one asset report token from `/asset_report/create`, in a list.
+        secondary_client_id: the partner's client id at Plaid, without whitespace, control characters, quotes,
+            `,` and `;`.
+        webhook: the http(s) URL that Plaid calls when the partner has fetched the report.
 
     Raises:
-        RequestValidationError: a field is invalid; it is named, and nothing was sent.
+        RequestValidationError: a field is invalid. The error names it, and nothing was sent.
     """
 
     report_tokens: tuple[str, ...] = field(
@@ -52,30 +54,31 @@ class RelayCreateRequest:
     def fan_out(
         cls, report_tokens: Iterable[str], secondary_client_ids: Iterable[str], *, webhook: str | None = None
     ) -> Iterator[RelayCreateRequest]:
-        """Give one request for each partner, lazily: a partner is read when its request is asked for.
+        """Yield one request for each partner, lazily: a partner is read when its request is needed.
 
         Args:
             report_tokens: the report to share, as a list of one token.
-            secondary_client_ids: the partners.
-            webhook: the same for each of them.
+            secondary_client_ids: the partners' client ids at Plaid.
+            webhook: an http(s) URL, used for every request.
 
         Raises:
-            RequestValidationError: the tokens or the webhook are invalid. For a partner it is raised when
-                that is reached, with the field `secondary_client_ids[n]`, counted from 0.
+            RequestValidationError: the tokens or the webhook are invalid. An invalid partner raises it when
+                the iterator reaches it; the field is then `secondary_client_ids[n]`, counted from 0.
         """
         if isinstance(secondary_client_ids, str):
             raise invalid(
-                "secondary_client_ids", "must be an iterable of strings, not one string: write [it]"
+                "secondary_client_ids", "must be an iterable of strings, not one string: wrap it in a list"
             )
-        first = cls(report_tokens, "checked-when-met", webhook)
-        shared = {a.name: getattr(first, a.name) for a in fields(cls)}
+        template = cls(report_tokens, "checked-when-read", webhook)
+        shared_values = {a.name: getattr(template, a.name) for a in fields(cls)}
 
         @strip_traceback
         def request_for(index: int, partner: str) -> RelayCreateRequest:
-            # What all of them share was checked once, and isn't again for each.
+            # The shared values were checked in the template. Only the partner is checked here, and the
+            # request is built without __init__, because a batch may have millions of partners.
             check_identifier(f"secondary_client_ids[{index}]", partner)
             request = object.__new__(cls)
-            for name, value in shared.items():
+            for name, value in shared_values.items():
                 object.__setattr__(request, name, value)
             object.__setattr__(request, "secondary_client_id", partner)
             return request
@@ -86,36 +89,36 @@ class RelayCreateRequest:
 @strip_init_traceback
 @frozen
 class RelayGetRequest:
-    """Read a report that was shared with you."""
+    """A request to read a report that was shared with you."""
 
     relay_token: str = field(validator=is_identifier, repr=False)
     include_insights: bool = boolean_field()
-    report_type: str = report_type()
+    report_type: str = report_type_field()
 
 
 @strip_init_traceback
 @frozen
 class RelayPdfGetRequest:
-    """Read a report that was shared with you, as a PDF."""
+    """A request to read a report that was shared with you, as a PDF."""
 
     relay_token: str = field(validator=is_identifier, repr=False)
-    report_type: str = report_type()
+    report_type: str = report_type_field()
 
 
 @strip_init_traceback
 @frozen
 class RelayRefreshRequest:
-    """Have a report that was shared with you made anew."""
+    """A request to refresh a report that was shared with you."""
 
     relay_token: str = field(validator=is_identifier, repr=False)
     webhook: str | None = optional_field(is_url)
-    report_type: str = report_type()
+    report_type: str = report_type_field()
 
 
 @strip_init_traceback
 @frozen
 class RelayRemoveRequest:
-    """Take a relay token back."""
+    """A request to revoke a relay token."""
 
     relay_token: str = field(validator=is_identifier, repr=False)
 
@@ -125,9 +128,9 @@ class RelayCreateResponse:
     """A relay token for one partner.
 
     Attributes:
-        relay_token: a bearer secret; hand it to the partner and keep it.
-        request_id: Plaid's; `None` if the answer was damaged and only the token could be read.
-        additional_properties: what else Plaid sent.
+        relay_token: a bearer secret. Store it, and send it to the partner.
+        request_id: Plaid's; `None` if the response was damaged and only the token could be recovered.
+        additional_properties: other fields that Plaid sent.
     """
 
     relay_token: str = field(validator=validators.min_len(1), repr=False)
@@ -137,13 +140,14 @@ class RelayCreateResponse:
 
 @frozen
 class RelayRefreshResponse:
-    """A report made anew.
+    """A refresh that Plaid has started.
 
     Attributes:
-        relay_token: whether it is another than was passed in isn't published; keep this one.
-        request_id: Plaid's; `None` if the answer was damaged and only the token could be read.
-        asset_report_id: the new report's, as its webhook names it.
-        additional_properties: what else Plaid sent.
+        relay_token: the token of the new report. Plaid doesn't publish whether it differs from the one in the
+            request; store this one.
+        request_id: Plaid's; `None` if the response was damaged and only the token could be recovered.
+        asset_report_id: the new report's id, which its webhook names.
+        additional_properties: other fields that Plaid sent.
     """
 
     relay_token: str = field(validator=validators.min_len(1), repr=False)
@@ -154,14 +158,14 @@ class RelayRefreshResponse:
 
 @frozen
 class RemoveResponse:
-    """Something taken back.
+    """The result of a removal.
 
     Attributes:
         removed: whether it was removed.
         request_id: Plaid's.
-        inferred: a first attempt got no answer and the next was told that there is no such token; so it is
-            gone, though nobody said that it was this call that removed it.
-        additional_properties: what else Plaid sent.
+        inferred: whether the removal is inferred. A first attempt got no response, and Plaid answered a
+            later one that there is no such token: it is removed, but perhaps not by this call.
+        additional_properties: other fields that Plaid sent.
     """
 
     removed: bool
@@ -171,10 +175,10 @@ class RemoveResponse:
 
     @classmethod
     def already_removed(cls) -> Self:
-        """Give the answer for what is known to be gone, though nobody said so of this call."""
+        """Return the response for a token that no longer exists, where no response says who removed it."""
         return cls(removed=True, inferred=True)
 
 
 @frozen
 class RelayRemoveResponse(RemoveResponse):
-    """A relay token taken back; see `RemoveResponse`."""
+    """The result of revoking a relay token; see `RemoveResponse`."""

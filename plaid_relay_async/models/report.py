@@ -1,8 +1,8 @@
-"""A report: items, accounts, balances, transactions, owners and investments.
+"""A report: Items, accounts, balances, transactions, owners and investments.
 
 The records are Plaid's own objects, field by field; see https://plaid.com/docs/api/products/assets/. Amounts
-are exact, in the currency that `iso_currency_code` or `unofficial_currency_code` names: one of the two is
-null. A field that may be missing or null is `None` in both cases.
+are `Decimal`, in the currency of `iso_currency_code` or `unofficial_currency_code`, of which one is null. A
+field that may be missing or null is `None` in both cases.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @frozen(weakref_slot=False)
 class CreditCategory:
-    """What a transaction was for, by Plaid's taxonomy for credit.
+    """The purpose of a transaction, in Plaid's credit taxonomy.
 
     See https://plaid.com/documents/credit-category-taxonomy.csv.
     """
@@ -40,7 +40,7 @@ class CreditCategory:
 
 @frozen(weakref_slot=False)
 class Location:
-    """Where a transaction took place, shown in no repr; `lat` and `lon` are in degrees."""
+    """The place of a transaction, shown in no repr; `lat` and `lon` are in degrees."""
 
     address: str | None = nullable_field(repr=False)
     city: str | None = nullable_field(repr=False)
@@ -55,7 +55,7 @@ class Location:
 
 @frozen(weakref_slot=False)
 class PaymentMeta:
-    """What is known of a transfer between banks, shown in no repr."""
+    """The details of a transfer between banks, shown in no repr."""
 
     reference_number: str | None = nullable_field(repr=False)
     ppd_id: str | None = nullable_field(repr=False)
@@ -73,28 +73,29 @@ class AssetReportTransaction:
     """A transaction.
 
     Attributes:
-        account_id: the account that it is of.
-        transaction_id: its own.
+        account_id: the account's id.
+        transaction_id: the transaction's id.
         amount: positive when money leaves the account.
-        date: when it was posted; while it is pending, when it occurred.
+        date: the day on which it was posted; while it is pending, the day on which it occurred.
         pending: whether it may still change.
         iso_currency_code: the currency, by ISO 4217.
-        unofficial_currency_code: the currency, where ISO has none.
-        original_description: the bank's words.
-        category: a path, with insights; so are all that follow but for `date_transacted`.
-        category_id: its id.
-        credit_category: what it was for.
-        check_number: of a check.
-        date_transacted: when it took place, as Plaid wrote it.
-        location: where, at a shop.
-        name: deprecated by Plaid: see `merchant_name` and `original_description`.
-        merchant_name: whom it was paid to.
-        payment_meta: of a transfer between banks.
-        pending_transaction_id: of the pending one that this one took the place of.
-        account_owner: of the part of an account that it is of.
+        unofficial_currency_code: the currency, where ISO has no code for it.
+        original_description: the bank's description.
+        category: a path in Plaid's taxonomy. This and the following fields, except `date_transacted`, are
+            present only in a report with insights.
+        category_id: the category's id.
+        credit_category: the purpose of the transaction.
+        check_number: the number of a check.
+        date_transacted: the date on which it took place, as Plaid wrote it.
+        location: the place of a purchase at a shop.
+        name: deprecated by Plaid; see `merchant_name` and `original_description`.
+        merchant_name: the name of the payee.
+        payment_meta: the details of a transfer between banks.
+        pending_transaction_id: the id of the pending transaction that this one replaces.
+        account_owner: the name of the sub-account's owner, where a bank lists several in one account.
         transaction_type: see `TransactionType`.
-        income_source_id: the source of income that it is of.
-        additional_properties: what else Plaid sent.
+        income_source_id: the id of the source of income.
+        additional_properties: other fields that Plaid sent.
     """
 
     account_id: str
@@ -145,18 +146,18 @@ class AssetReportInvestmentHolding:
     Attributes:
         account_id: the account that holds it.
         security_id: see `AssetReportInvestments.securities`.
-        institution_price: for one unit.
-        institution_value: of all of them.
-        quantity: how many.
-        ticker_symbol: of what is traded in public, or else a short name.
+        institution_price: the price of one unit.
+        institution_value: the value of the holding.
+        quantity: the number of units.
+        ticker_symbol: the ticker of a publicly traded security, otherwise a short name.
         iso_currency_code: the currency, by ISO 4217.
-        unofficial_currency_code: the currency, where ISO has none.
+        unofficial_currency_code: the currency, where ISO has no code for it.
         institution_price_as_of: the day of that price.
-        cost_basis: what was paid for them; reports of before mid-2026 have it.
-        vested_quantity: how many belong to the holder already; newer reports have it.
-        vested_value: what those are worth; ditto.
-        tax_lots: when they were bought; ditto.
-        additional_properties: what else Plaid sent.
+        cost_basis: the purchase price of the holding; only in reports from before mid-2026.
+        vested_quantity: the number of vested units; only in newer reports.
+        vested_value: the value of the vested units; only in newer reports.
+        tax_lots: the purchases that the holding consists of; only in newer reports.
+        additional_properties: other fields that Plaid sent.
     """
 
     account_id: str
@@ -177,7 +178,7 @@ class AssetReportInvestmentHolding:
 
 @frozen
 class AssetReportInvestmentSecurity:
-    """What may be held: a share, a fund, a bond."""
+    """A security, such as a share, a fund or a bond."""
 
     security_id: str
     name: str | None = nullable_field()
@@ -191,22 +192,22 @@ class AssetReportInvestmentTransaction:
     """A transaction of an investment account.
 
     Attributes:
-        investment_transaction_id: its own id.
-        account_id: the account that it is of.
-        date: when it was posted.
-        name: the institution's words.
-        quantity: how many units, positive when they were bought.
+        investment_transaction_id: the transaction's id.
+        account_id: the account's id.
+        date: the day on which it was posted.
+        name: the institution's description.
+        quantity: the number of units, positive for a purchase.
         amount: positive when money leaves the account.
-        price: for one unit.
+        price: the price of one unit.
         type: see `InvestmentTransactionType`.
         subtype: see `InvestmentTransactionSubtype`.
         security_id: see `AssetReportInvestments.securities`.
-        fees: in all.
+        fees: the sum of all fees.
         iso_currency_code: the currency, by ISO 4217.
-        unofficial_currency_code: the currency, where ISO has none.
-        vested_quantity: how many belong to the holder already; reports of before mid-2026 have it.
-        vested_value: what those are worth; ditto.
-        additional_properties: what else Plaid sent.
+        unofficial_currency_code: the currency, where ISO has no code for it.
+        vested_quantity: the number of vested units; only in reports from before mid-2026.
+        vested_value: the value of the vested units; only in reports from before mid-2026.
+        additional_properties: other fields that Plaid sent.
     """
 
     investment_transaction_id: str
@@ -229,7 +230,7 @@ class AssetReportInvestmentTransaction:
 
 @frozen
 class AssetReportInvestments:
-    """What an investment account holds and did; there with the add-on `investments`."""
+    """Holdings and transactions of an investment account; present with the add-on `investments`."""
 
     holdings: tuple[AssetReportInvestmentHolding, ...] | None = None
     securities: tuple[AssetReportInvestmentSecurity, ...] | None = None
@@ -283,7 +284,7 @@ class Address:
 
 @frozen
 class Owner:
-    """Whom an account belongs to, as the bank says, shown in no repr."""
+    """An owner of an account, as known to the bank, shown in no repr."""
 
     names: tuple[str, ...] = field(repr=False)
     phone_numbers: tuple[PhoneNumber, ...] = field(repr=False)
@@ -308,17 +309,17 @@ class HistoricalBalance:
 
 @frozen
 class AssetReportAccountBalance:
-    """What is in an account.
+    """The balance of an account.
 
     Attributes:
-        available: what can be withdrawn.
-        current: what is in it, or, of a credit account or a loan, what is owed.
-        limit: of credit, or of an overdraft.
-        margin_loan_amount: what was borrowed to invest.
+        available: the amount that can be withdrawn.
+        current: the balance; for a credit account or a loan, the debt.
+        limit: the limit of credit, or of an overdraft.
+        margin_loan_amount: the amount borrowed in order to invest.
         iso_currency_code: the currency, by ISO 4217.
-        unofficial_currency_code: the currency, where ISO has none.
-        last_updated_datetime: when it was so.
-        additional_properties: what else Plaid sent.
+        unofficial_currency_code: the currency, where ISO has no code for it.
+        last_updated_datetime: the time of this balance.
+        additional_properties: other fields that Plaid sent.
     """
 
     available: Decimal | None = nullable_field()
@@ -336,23 +337,23 @@ class AccountAssets:
     """An account with its history.
 
     Attributes:
-        account_id: its id, which changes when the bank's own does.
-        balances: what is in it.
-        name: the holder's name for it, or the bank's.
+        account_id: the account's id; it changes when the bank's own id changes.
+        balances: the current balance.
+        name: the name that the holder or the bank has set.
         type: see `AccountType`.
-        days_available: how many days of history there are.
-        transactions: newest first.
-        owners: whom it belongs to.
+        days_available: the number of days of history.
+        transactions: the transactions, newest first.
+        owners: the owners.
         historical_balances: the balance of each day, newest first.
-        mask: the last 2 to 4 characters of its number.
-        official_name: the bank's name for it.
+        mask: the last 2 to 4 characters of the account number.
+        official_name: the bank's official name of the account.
         subtype: see `AccountSubtype`.
         ownership_type: see `OwnershipType`.
         verification_status: see `VerificationStatus`.
-        persistent_account_id: an id that stays when the account is linked again.
-        investments: with the add-on `investments`.
-        account_insights: with insights.
-        additional_properties: what else Plaid sent.
+        persistent_account_id: an id that stays the same when the account is linked again.
+        investments: present with the add-on `investments`.
+        account_insights: present in a report with insights.
+        additional_properties: other fields that Plaid sent.
     """
 
     account_id: str
@@ -379,7 +380,7 @@ class AccountAssets:
 
 @frozen
 class AssetReportItem:
-    """One connection to a bank, with its accounts; `date_last_updated` says when the bank was read."""
+    """A login at a bank, with its accounts; `date_last_updated` is when Plaid last read the bank's data."""
 
     item_id: str
     institution_id: str
@@ -391,7 +392,7 @@ class AssetReportItem:
 
 @frozen
 class AssetReport:
-    """A person's accounts over `days_requested` days, as they were at `date_generated`."""
+    """A person's accounts over `days_requested` days, at the time `date_generated`."""
 
     asset_report_id: str
     date_generated: datetime
@@ -403,12 +404,12 @@ class AssetReport:
     additional_properties: dict[str, Any] = unknown_fields()
 
     def accounts(self) -> Iterator[AccountAssets]:
-        """Give the accounts of all Items, one by one."""
+        """Yield the accounts of all Items."""
         for item in self.items:
             yield from item.accounts
 
     def transactions(self) -> Iterator[AssetReportTransaction]:
-        """Give the transactions of all accounts, one by one: an account after the other, newest first."""
+        """Yield the transactions of all accounts: account by account, newest first within each."""
         for account in self.accounts():
             yield from account.transactions
 
@@ -420,18 +421,18 @@ class Cause:
     Attributes:
         error_type: see `ErrorType`.
         error_code: such as `ITEM_LOGIN_REQUIRED`.
-        error_message: for developers.
-        display_message: for users.
-        item_id: the Item's.
-        error_code_reason: why, of errors with OAuth.
-        request_id: of the request that met it.
+        error_message: a message for developers.
+        display_message: a message for users.
+        item_id: the Item's id.
+        error_code_reason: the reason, for OAuth errors.
+        request_id: the id of the request that failed.
         causes: further errors, as Plaid sent them.
         status: an HTTP status.
-        documentation_url: Plaid's page about it.
+        documentation_url: Plaid's page about the error.
         suggested_action: Plaid's advice.
-        required_account_subtypes: of `NO_ACCOUNTS`: what was wanted.
-        provided_account_subtypes: of `NO_ACCOUNTS`: what there was.
-        additional_properties: what else Plaid sent.
+        required_account_subtypes: for `NO_ACCOUNTS`, the subtypes that the request requires.
+        provided_account_subtypes: for `NO_ACCOUNTS`, the subtypes that the Item has.
+        additional_properties: other fields that Plaid sent.
     """
 
     error_type: Annotated[str, values.ErrorType]
@@ -452,7 +453,7 @@ class Cause:
 
 @frozen
 class AssetReportWarning:
-    """A part of the report that couldn't be had, and why; `warning_code` as in `WarningCode`."""
+    """A part that is missing from the report, and the cause; `warning_code` as in `WarningCode`."""
 
     warning_type: str
     warning_code: Annotated[str, values.WarningCode]
@@ -462,14 +463,15 @@ class AssetReportWarning:
 
 @frozen
 class AssetReportGetResponse:
-    """A report and what is missing from it.
+    """A report, and warnings about missing parts.
 
     Attributes:
         report: the report.
-        warnings: what is missing.
+        warnings: one for each missing part.
         request_id: Plaid's.
-        additional_properties: what else Plaid sent.
-        raw: the very bytes that Plaid sent, at `raw.reveal()`; `None` where it wasn't read from Plaid.
+        additional_properties: other fields that Plaid sent.
+        raw: the response body as Plaid sent it, at `raw.reveal()`; `None` if the record wasn't read from
+            Plaid.
     """
 
     report: AssetReport = field(repr=False)

@@ -1,8 +1,8 @@
-"""The values that Plaid has published for fields with a set of them, as named constants.
+"""Plaid's published enum values, as named constants.
 
-These sets are open: Plaid adds to them at any time (https://plaid.com/docs/api/versioning/). So the fields of
-the records are plain strings, and what is unknown here is as good as what is known. A member equals its
-string: `account.type == AccountType.CREDIT`.
+These enums are open: Plaid adds values at any time (https://plaid.com/docs/api/versioning/). So the fields of
+the records are plain strings, which may have values that are not listed here. A member equals its string:
+`account.type == AccountType.CREDIT`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import enum
 
 
 class AccountType(enum.StrEnum):
-    """What kind of account it is."""
+    """The type of an account. See https://plaid.com/docs/api/accounts/#account-type-schema."""
 
     INVESTMENT = "investment"
     CREDIT = "credit"
@@ -22,7 +22,7 @@ class AccountType(enum.StrEnum):
 
 
 class AccountSubtype(enum.StrEnum):
-    """What kind of its type an account is. See https://plaid.com/docs/api/accounts/#account-type-schema."""
+    """The subtype of an account. See https://plaid.com/docs/api/accounts/#account-type-schema."""
 
     PLAN_401A = "401a"
     PLAN_401K = "401k"
@@ -108,7 +108,7 @@ class AccountSubtype(enum.StrEnum):
 
 
 class VerificationStatus(enum.StrEnum):
-    """How far the verification of an account by micro-deposits or a database is."""
+    """The state of an account's verification by micro-deposits or a database."""
 
     AUTOMATICALLY_VERIFIED = "automatically_verified"
     PENDING_AUTOMATIC_VERIFICATION = "pending_automatic_verification"
@@ -120,7 +120,7 @@ class VerificationStatus(enum.StrEnum):
 
 
 class OwnershipType(enum.StrEnum):
-    """How an account is owned."""
+    """The kind of ownership of an account."""
 
     INDIVIDUAL = "individual"
     JOINT = "joint"
@@ -130,7 +130,7 @@ class OwnershipType(enum.StrEnum):
 
 
 class TransactionType(enum.StrEnum):
-    """Where a transaction was made."""
+    """The channel of a transaction."""
 
     DIGITAL = "digital"
     PLACE = "place"
@@ -139,7 +139,7 @@ class TransactionType(enum.StrEnum):
 
 
 class InvestmentTransactionType(enum.StrEnum):
-    """What an investment transaction did."""
+    """The type of an investment transaction."""
 
     BUY = "buy"
     SELL = "sell"
@@ -150,7 +150,10 @@ class InvestmentTransactionType(enum.StrEnum):
 
 
 class InvestmentTransactionSubtype(enum.StrEnum):
-    """The same in detail. See https://plaid.com/docs/api/accounts/#investment-transaction-types-schema."""
+    """The subtype of an investment transaction.
+
+    See https://plaid.com/docs/api/accounts/#investment-transaction-types-schema.
+    """
 
     ACCOUNT_FEE = "account fee"
     ADJUSTMENT = "adjustment"
@@ -210,7 +213,7 @@ class TaxLotPositionType(enum.StrEnum):
 
 
 class PhoneNumberType(enum.StrEnum):
-    """What a phone number is for."""
+    """The kind of a phone number."""
 
     HOME = "home"
     WORK = "work"
@@ -221,7 +224,7 @@ class PhoneNumberType(enum.StrEnum):
 
 
 class EmailType(enum.StrEnum):
-    """An email address's place among a person's."""
+    """The kind of an email address."""
 
     PRIMARY = "primary"
     SECONDARY = "secondary"
@@ -229,7 +232,7 @@ class EmailType(enum.StrEnum):
 
 
 class WarningCode(enum.StrEnum):
-    """What is missing from a report."""
+    """The code of a warning: the part that is missing from a report."""
 
     OWNERS_UNAVAILABLE = "OWNERS_UNAVAILABLE"
     INVESTMENTS_UNAVAILABLE = "INVESTMENTS_UNAVAILABLE"
@@ -287,20 +290,20 @@ class ErrorType(enum.StrEnum):
 
 
 class ReportType(enum.StrEnum):
-    """What can be relayed."""
+    """The type of a report that can be relayed."""
 
     ASSET = "asset"
 
 
 class AddOn(enum.StrEnum):
-    """What a report may hold beside accounts and transactions."""
+    """An optional part of a report, beside accounts and transactions."""
 
     INVESTMENTS = "investments"
     FAST_ASSETS = "fast_assets"
 
 
 class Product(enum.StrEnum):
-    """What an Item can be made for."""
+    """A Plaid product that an Item can be created with."""
 
     ASSETS = "assets"
     AUTH = "auth"
@@ -345,14 +348,14 @@ class Product(enum.StrEnum):
 
 
 class IncomeSourceType(enum.StrEnum):
-    """Where income is read from."""
+    """The source of income data."""
 
     BANK = "bank"
     PAYROLL = "payroll"
 
 
 class ItemRemoveReason(enum.StrEnum):
-    """Why an Item is removed."""
+    """The reason for the removal of an Item."""
 
     FRAUD_FIRST_PARTY = "FRAUD_FIRST_PARTY"
     FRAUD_FALSE_IDENTITY = "FRAUD_FALSE_IDENTITY"
@@ -363,7 +366,7 @@ class ItemRemoveReason(enum.StrEnum):
 
 
 class WebhookType(enum.StrEnum):
-    """What a webhook of the sandbox is about."""
+    """The type of a webhook that the sandbox can fire."""
 
     AUTH = "AUTH"
     HOLDINGS = "HOLDINGS"
@@ -376,7 +379,7 @@ class WebhookType(enum.StrEnum):
 
 
 class WebhookCode(enum.StrEnum):
-    """Which webhooks the sandbox can fire."""
+    """The code of a webhook that the sandbox can fire."""
 
     DEFAULT_UPDATE = "DEFAULT_UPDATE"
     NEW_ACCOUNTS_AVAILABLE = "NEW_ACCOUNTS_AVAILABLE"

@@ -1,4 +1,4 @@
-"""A Plaid of one's own: a real server on 127.0.0.1 that holds state, validates, and fails as told."""
+"""A simulator of Plaid's API: an HTTP server on 127.0.0.1 with state, validation and scripted faults."""
 
 from plaid_relay_async.simulator.faults import Fault
 from plaid_relay_async.simulator.limits import Limit

@@ -1,4 +1,4 @@
-"""What happens on an account: transactions, and the balance at the end of each day."""
+"""The activity on an account: transactions, and the balance at the end of each day."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -9,18 +9,17 @@ from attrs import frozen
 from plaid_relay_async.simulator.outline import USD_FIELDS, Account, Json, Outline, random_identifier
 
 UNITS_PER_DOLLAR = 10_000
-"""Money is counted in whole ten-thousandths, so that sums are exact; Plaid's numbers have decimals."""
+"""Amounts are summed as integers, in ten-thousandths of a dollar, so that sums are exact."""
 
-_UNUSUAL_SHARE = (
-    0.05  # of the amounts have more than two digits, as have been seen: money changed abroad, for one
-)
+_UNUSUAL_SHARE = 0.05  # share of the amounts with more than two decimals, as after a currency conversion
 
 
 @frozen
 class _Counterparty:
-    """Where money goes, and comes from: what the bank writes, and what Plaid makes of it with insights.
+    """A party that an account pays or is paid by: the bank's description, and what Plaid derives from it.
 
-    `low` and `high` bound the amount in cents. An expense that is `rare` comes a tenth as often.
+    `min_cents` and `max_cents` bound the amount; a negative amount is income. A `rare` party occurs a tenth
+    as often as the others.
     """
 
     description: str
@@ -29,19 +28,19 @@ class _Counterparty:
     category_id: str | None
     credit_category: tuple[str, str]
     transaction_type: str
-    low: int
-    high: int
+    min_cents: int
+    max_cents: int
     rare: bool = False
 
 
 # fmt: off
 _COUNTERPARTIES = (
-    _Counterparty("GREEN GROCER 0417 OAKLAND CA", "Green Grocer", ("Shops", "Supermarkets and Groceries"), "19047000",
-          ("FOOD_AND_DRINK", "FOOD_AND_DRINK_GROCERIES"), "place", 400, 18_000),
+    _Counterparty("GREEN GROCER 0417 OAKLAND CA", "Green Grocer", ("Shops", "Supermarkets and Groceries"),
+          "19047000", ("FOOD_AND_DRINK", "FOOD_AND_DRINK_GROCERIES"), "place", 400, 18_000),
     _Counterparty("TRAMWAY FARE*8F2K", "Tramway", ("Travel", "Public Transportation Services"), "22014000",
           ("TRANSPORTATION", "TRANSPORTATION_PUBLIC_TRANSIT"), "digital", 200, 900),
-    _Counterparty("CORNER COFFEE 12", "Corner Coffee", ("Food and Drink", "Restaurants", "Coffee Shop"), "13005043",
-          ("FOOD_AND_DRINK", "FOOD_AND_DRINK_COFFEE"), "place", 250, 1_500),
+    _Counterparty("CORNER COFFEE 12", "Corner Coffee", ("Food and Drink", "Restaurants", "Coffee Shop"),
+          "13005043", ("FOOD_AND_DRINK", "FOOD_AND_DRINK_COFFEE"), "place", 250, 1_500),
     _Counterparty("ACH CITY POWER AND LIGHT", "City Power", ("Service", "Utilities", "Electric"), "18068005",
           ("RENT_AND_UTILITIES", "RENT_AND_UTILITIES_GAS_AND_ELECTRICITY"), "special", 3_000, 22_000),
     _Counterparty("PAYROLL DEP MILLWRIGHT CO", None, ("Transfer", "Payroll"), "21009000",
@@ -65,7 +64,7 @@ _COUNTERPARTIES = (
 )
 # fmt: on
 _CARD_COUNTERPARTIES = tuple(
-    shop for shop in _COUNTERPARTIES if shop.low >= 0 and shop.description != "CHECK"
+    party for party in _COUNTERPARTIES if party.min_cents >= 0 and party.description != "CHECK"
 )
 _FIELDS_WITHOUT_INSIGHTS = (
     "account_id",
@@ -83,50 +82,50 @@ _EMPTY_PAYMENT_META: Json = dict.fromkeys(
 
 
 def generate_transactions(account: Account, outline: Outline) -> Iterator[Json]:
-    """With insights, and newest first, as Plaid lists them."""
-    draw = Random(f"{account.seed}:transactions")
+    """Yield the transactions of an account, with insights and newest first, as Plaid lists them."""
+    rng = Random(f"{account.seed}:transactions")
     days = [outline.iso_date(age) for age in range(outline.days)]
-    shops = _CARD_COUNTERPARTIES if account.kind.balance_is_debt else _COUNTERPARTIES
-    weights = list(accumulate(1 if shop.rare else 10 for shop in shops))
-    for age in sorted(draw.randrange(outline.days) for _ in range(account.transactions)):
-        [shop] = draw.choices(shops, cum_weights=weights)
-        yield _transaction(draw, account.account_id, shop, days[age], pending=age == 0)
+    parties = _CARD_COUNTERPARTIES if account.kind.balance_is_debt else _COUNTERPARTIES
+    weights = list(accumulate(1 if party.rare else 10 for party in parties))
+    for age in sorted(rng.randrange(outline.days) for _ in range(account.transactions)):
+        [party] = rng.choices(parties, cum_weights=weights)
+        yield _transaction(rng, account.account_id, party, days[age], pending=age == 0)
 
 
 def without_insights(transaction: Json) -> Json:
-    """A transaction without insights."""
+    """Return a transaction without the fields that need insights."""
     return {name: transaction[name] for name in _FIELDS_WITHOUT_INSIGHTS}
 
 
-def _transaction(draw: Random, account_id: str, shop: _Counterparty, day: str, *, pending: bool) -> Json:
-    units = draw.randrange(shop.low, shop.high) * 100
-    if draw.random() < _UNUSUAL_SHARE:
-        units += draw.randrange(1, 100)
-    primary, detailed = shop.credit_category
-    check = f"{draw.randrange(100, 9_999)}" if shop.description == "CHECK" else None
+def _transaction(rng: Random, account_id: str, party: _Counterparty, day: str, *, pending: bool) -> Json:
+    units = rng.randrange(party.min_cents, party.max_cents) * 100
+    if rng.random() < _UNUSUAL_SHARE:
+        units += rng.randrange(1, 100)
+    primary, detailed = party.credit_category
+    check = f"{rng.randrange(100, 9_999)}" if party.description == "CHECK" else None
     entry = {
         "account_id": account_id,
-        # Told by the few banks that give each holder a card.
-        "account_owner": "ALBERTA" if draw.random() < _UNUSUAL_SHARE else None,
+        # Only a few banks report which of the holders a card belongs to.
+        "account_owner": "ALBERTA" if rng.random() < _UNUSUAL_SHARE else None,
         "amount": units / UNITS_PER_DOLLAR,
-        "category": shop.category and list(shop.category),
-        "category_id": shop.category_id,
+        "category": party.category and list(party.category),
+        "category_id": party.category_id,
         "check_number": check,
         "credit_category": {"detailed": detailed, "primary": primary},
         "date": day,
-        "date_transacted": day if shop.transaction_type == "place" else None,
-        "location": _location(draw, shop),
-        "merchant_name": shop.merchant,
-        "name": shop.merchant or shop.description.title(),
-        # Null where the bank tells none.
+        "date_transacted": day if party.transaction_type == "place" else None,
+        "location": _location(rng, party),
+        "merchant_name": party.merchant,
+        "name": party.merchant or party.description.title(),
+        # Null where the bank sends no description.
         "original_description": None
-        if shop.category is None and draw.random() < _UNUSUAL_SHARE
-        else shop.description,
-        "payment_meta": _payment_meta(draw, shop),
+        if party.category is None and rng.random() < _UNUSUAL_SHARE
+        else party.description,
+        "payment_meta": _payment_meta(rng, party),
         "pending": pending,
-        "pending_transaction_id": None if pending or draw.random() < 0.8 else random_identifier(draw),
-        "transaction_id": random_identifier(draw),
-        "transaction_type": shop.transaction_type,
+        "pending_transaction_id": None if pending or rng.random() < 0.8 else random_identifier(rng),
+        "transaction_id": random_identifier(rng),
+        "transaction_type": party.transaction_type,
         **USD_FIELDS,
     }
     if primary == "INCOME":
@@ -134,50 +133,59 @@ def _transaction(draw: Random, account_id: str, shop: _Counterparty, day: str, *
     return entry
 
 
-def _location(draw: Random, shop: _Counterparty) -> Json:
-    at = shop.transaction_type == "place"
+def _location(rng: Random, party: _Counterparty) -> Json:
+    in_person = party.transaction_type == "place"
     return {
-        "address": f"{draw.randrange(1, 400)} Broadway" if at else None,
-        "city": "Oakland" if at else None,
-        "country": "US" if at else None,
-        "lat": round(37.8 + draw.random() / 100, 6) if at else None,
-        "lon": round(-122.3 + draw.random() / 100, 6) if at else None,
-        "postal_code": "94607" if at else None,
-        "region": "CA" if at else None,
-        "store_number": str(draw.randrange(1000)) if at else None,
+        "address": f"{rng.randrange(1, 400)} Broadway" if in_person else None,
+        "city": "Oakland" if in_person else None,
+        "country": "US" if in_person else None,
+        "lat": round(37.8 + rng.random() / 100, 6) if in_person else None,
+        "lon": round(-122.3 + rng.random() / 100, 6) if in_person else None,
+        "postal_code": "94607" if in_person else None,
+        "region": "CA" if in_person else None,
+        "store_number": str(rng.randrange(1000)) if in_person else None,
     }
 
 
-def _payment_meta(draw: Random, shop: _Counterparty) -> Json:
-    """All null but for a transfer between banks."""
-    if shop.transaction_type != "special":
+def _payment_meta(rng: Random, party: _Counterparty) -> Json:
+    """Return the details of a transfer between banks; for other transactions all of them are null."""
+    if party.transaction_type != "special":
         return dict(_EMPTY_PAYMENT_META)
-    told = {
-        "payee" if shop.low >= 0 else "payer": shop.merchant or shop.description.title(),
+    details = {
+        "payee" if party.min_cents >= 0 else "payer": party.merchant or party.description.title(),
         "payment_method": "ACH",
-        "payment_processor": "Zelle" if shop.description.startswith("ZELLE") else None,
-        "ppd_id": f"{draw.randrange(10**9):09}",
-        "reason": shop.category[-1] if shop.category else None,
-        "reference_number": f"{draw.randrange(10**6):06}",
-        "by_order_of": "Millwright Co" if shop.description.startswith("PAYROLL") else None,
+        "payment_processor": "Zelle" if party.description.startswith("ZELLE") else None,
+        "ppd_id": f"{rng.randrange(10**9):09}",
+        "reason": party.category[-1] if party.category else None,
+        "reference_number": f"{rng.randrange(10**6):06}",
+        "by_order_of": "Millwright Co" if party.description.startswith("PAYROLL") else None,
     }
-    return _EMPTY_PAYMENT_META | told
+    return _EMPTY_PAYMENT_META | details
 
 
 def balance_history(
     account: Account, outline: Outline, units: int, entries: Sequence[Json]
 ) -> Iterable[Json]:
-    """The balance at the end of each day, newest first: today's, with what happened later undone."""
-    moved: dict[str, int] = {}
+    """Yield the balance at the end of each day, newest first.
+
+    It starts from today's balance and reverses the transactions day by day.
+
+    Args:
+        account: The account.
+        outline: Of the report.
+        units: Today's balance.
+        entries: All transactions of the account.
+    """
+    spent: dict[str, int] = {}
     for entry in entries:
-        moved[entry["date"]] = moved.get(entry["date"], 0) + to_units(entry["amount"])
+        spent[entry["date"]] = spent.get(entry["date"], 0) + to_units(entry["amount"])
     currencies = account.kind.currency_fields()
     for age in range(outline.days):
         day = outline.iso_date(age)
         yield {"current": units / UNITS_PER_DOLLAR, "date": day, **currencies}
-        units += -moved.get(day, 0) if account.kind.balance_is_debt else moved.get(day, 0)
+        units += -spent.get(day, 0) if account.kind.balance_is_debt else spent.get(day, 0)
 
 
 def to_units(amount: float) -> int:
-    """An amount of money, counted exactly."""
+    """Convert an amount of money in dollars to an integer, in ten-thousandths."""
     return round(amount * UNITS_PER_DOLLAR)

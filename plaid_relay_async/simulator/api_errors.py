@@ -1,7 +1,7 @@
-"""Plaid's refusals: a status, a type, a code and a sentence for each, and the body that carries them.
+"""Plaid's errors: for each code the status, the type and a message, and the body of the response.
 
-Statuses and codes: https://plaid.com/docs/errors/. The sentences are ours: Plaid declares its own unsafe for
-programmatic use.
+Statuses and codes are from https://plaid.com/docs/errors/. The messages are our own: Plaid says that its
+messages may change, and that programs must not rely on them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ _KIND_BY_CODE: Mapping[str, _ErrorKind] = {
         "INVALID_REQUEST",
         {
             "NOT_FOUND": "there is no such endpoint, or it does not take this method",
-            "NO_LONGER_AVAILABLE": "this endpoint is no longer there",
+            "NO_LONGER_AVAILABLE": "this endpoint is no longer available",
         },
     ),
     **_error_kinds(
@@ -38,13 +38,13 @@ _KIND_BY_CODE: Mapping[str, _ErrorKind] = {
         {
             "INVALID_HEADERS": "the Content-Type header must be application/json",
             "INVALID_BODY": "the body must be one JSON object",
-            # The code is listed among INVALID_REQUEST; which versions it is given for is our reading.
+            # Plaid lists the code under INVALID_REQUEST. It doesn't say for which versions: our choice.
             "INCOMPATIBLE_API_VERSION": "the Plaid-Version header names no known version",
             "MISSING_FIELDS": "required fields are missing",
             "UNKNOWN_FIELDS": "the body holds fields that this endpoint does not know",
             "INVALID_FIELD": "a field holds a value that is not allowed",
             "INVALID_CONFIGURATION": "this client is not set up for the endpoint",
-            "SANDBOX_ONLY": "this endpoint is there in the sandbox alone",
+            "SANDBOX_ONLY": "this endpoint is available only in the sandbox",
         },
     ),
     **_error_kinds(
@@ -55,14 +55,15 @@ _KIND_BY_CODE: Mapping[str, _ErrorKind] = {
             "UNAUTHORIZED_ENVIRONMENT": "this client may not use this environment",
             "UNAUTHORIZED_ROUTE_ACCESS": "this client may not use this endpoint",
             "INVALID_PRODUCT": "this client may not use this product",
-            "INVALID_INSTITUTION": "there is no institution of this institution_id",
+            "INVALID_INSTITUTION": "there is no institution with this institution_id",
             "INVALID_PUBLIC_TOKEN": "the public_token is unknown, or has expired",
             "INVALID_ACCESS_TOKEN": "the access_token is unknown, or was removed",
             "INVALID_ASSET_REPORT_TOKEN": "the asset_report_token is unknown, or was removed",
-            # Plaid publishes no code for a relay token that is unknown, removed or another's: ours.
+            # Plaid publishes no code for a relay token that is unknown, removed or another client's. This
+            # one is our choice.
             "INVALID_RELAY_TOKEN": "the relay_token is unknown, was removed, or is not yours",
             "INVALID_AUDIT_COPY_TOKEN": "the audit_copy_token is unknown, or was removed",
-            "INVALID_WEBHOOK_VERIFICATION_KEY_ID": "there is no key of this key_id in this environment",
+            "INVALID_WEBHOOK_VERIFICATION_KEY_ID": "there is no key with this key_id in this environment",
             "ADDITIONAL_CONSENT_REQUIRED": "the user has not consented to this product",
             "USER_PERMISSION_REVOKED": "the user has revoked the access",
         },
@@ -72,19 +73,19 @@ _KIND_BY_CODE: Mapping[str, _ErrorKind] = {
         "ASSET_REPORT_ERROR",
         {
             "PRODUCT_NOT_READY": (
-                "the report is still being generated: ask again later, or provide a webhook"
+                "the report is still being generated: try again later, or provide a webhook"
             ),
             "PRODUCT_NOT_ENABLED": ("an Item of this report was not initialised with the product 'assets'"),
-            "DATA_UNAVAILABLE": "the data of an Item could not be had: causes tells of which, and why",
+            "DATA_UNAVAILABLE": "the data of an Item is not available: causes names the Item and the error",
             "ASSET_REPORT_GENERATION_FAILED": (
                 "asset report is too large to be generated, try again with a shorter date range"
             ),
             "INVALID_PARENT": "the original of this report is missing, or was removed",
-            "INSIGHTS_NOT_ENABLED": "this client may not have reports with insights",
+            "INSIGHTS_NOT_ENABLED": "insights are not enabled for this client",
             "INSIGHTS_PREVIOUSLY_NOT_ENABLED": (
-                "this client might not have reports with insights when this one was made"
+                "insights were not enabled for this client when the report was created"
             ),
-            "DATA_QUALITY_CHECK_FAILED": "what the institution gave is of poor quality",
+            "DATA_QUALITY_CHECK_FAILED": "the data of the institution is of poor quality",
         },
     ),
     **_error_kinds(
@@ -95,7 +96,7 @@ _KIND_BY_CODE: Mapping[str, _ErrorKind] = {
             "ITEM_LOCKED": "the account at the institution is locked",
             "ITEM_NOT_FOUND": "the Item is unknown, or was removed",
             "ITEM_NOT_SUPPORTED": "this Item is not supported",
-            "ITEM_CONCURRENTLY_DELETED": "this Item was removed meanwhile",
+            "ITEM_CONCURRENTLY_DELETED": "this Item was removed during the request",
             "NO_ACCOUNTS": "there are no accounts for this Item",
             "PRODUCTS_NOT_SUPPORTED": "this institution does not support the product",
         },
@@ -108,7 +109,7 @@ _KIND_BY_CODE: Mapping[str, _ErrorKind] = {
             "INSTITUTION_NOT_RESPONDING": "this institution does not respond at the moment",
             "INSTITUTION_NOT_AVAILABLE": "this institution is not available at the moment",
             "INSTITUTION_NO_LONGER_SUPPORTED": "this institution is no longer supported",
-            "UNSUPPORTED_RESPONSE": "what the institution answers is not supported",
+            "UNSUPPORTED_RESPONSE": "the institution's response is not supported",
         },
     ),
     **_error_kinds(
@@ -126,7 +127,7 @@ _KIND_BY_CODE: Mapping[str, _ErrorKind] = {
             "RATE_LIMIT": "too many requests for this endpoint, please try again later",
             "INSTITUTION_RATE_LIMIT": "too many requests for this institution",
             "CREDITS_EXHAUSTED": "the free allocation is used up",
-            "TRIAL_CONNECTION_LIMIT": "the number of Items of a trial is used up",
+            "TRIAL_CONNECTION_LIMIT": "the limit of Items of a trial is reached",
         },
     ),
     **_error_kinds(500, "API_ERROR", {"INTERNAL_SERVER_ERROR": "an unexpected error occurred"}),
@@ -136,24 +137,24 @@ _KIND_BY_CODE: Mapping[str, _ErrorKind] = {
 ITEM_ERROR_CODES = frozenset(
     code for code, kind in _KIND_BY_CODE.items() if kind.error_type in {"ITEM_ERROR", "INSTITUTION_ERROR"}
 )
-"""What may be wrong with an Item."""
+"""The error codes that an Item can have."""
 
 _CODE_BY_STATUS: Mapping[int, str] = {404: "NOT_FOUND", 429: "RATE_LIMIT", 503: "PLANNED_MAINTENANCE"}
 
 _ANCHORS: Mapping[str, str] = {
-    # Recorded from the sandbox; that the others follow the same pattern is ours.
+    # Recorded from the sandbox. That the other types follow the same pattern is our assumption.
     "ASSET_REPORT_ERROR": "asset-report-errors-and-warnings",
     "RATE_LIMIT_EXCEEDED": "rate-limit-exceeded-errors",
 }
 
 
 class ApiError(Exception):
-    """A request that Plaid would refuse.
+    """A request that Plaid would answer with an error.
 
     Args:
         code: Plaid's `error_code`.
-        message: What is wrong; without it, the code's own sentence.
-        causes: The error of each Item that is to blame; only where the type is ASSET_REPORT_ERROR.
+        message: The `error_message`; None is the code's default message.
+        causes: The errors of the Items that failed; only for the type ASSET_REPORT_ERROR.
     """
 
     def __init__(self, code: str, message: str | None = None, causes: Sequence[Any] = ()) -> None:
@@ -166,7 +167,7 @@ class ApiError(Exception):
         self.causes = causes
 
     def body(self, request_id: str) -> dict[str, Any]:
-        """Every field of Plaid's error body, in its recorded order."""
+        """Return the error body, with every field that Plaid sends and in the recorded order."""
         anchor = _ANCHORS.get(self.error_type) or f"{self.error_type.lower().replace('_', '-')}-errors"
         causes = {"causes": list(self.causes)} if self.causes else {}
         return causes | {
@@ -181,7 +182,7 @@ class ApiError(Exception):
 
 
 def item_cause(code: str, item_id: str) -> dict[str, Any]:
-    """What was wrong with an Item, as `causes` and warnings tell it."""
+    """Return an Item's error in the form of Plaid's `causes` and warnings."""
     kind = _KIND_BY_CODE[code]
     return {
         "display_message": None,
@@ -193,7 +194,7 @@ def item_cause(code: str, item_id: str) -> dict[str, Any]:
 
 
 def error_for_status(status: int, code: object = None) -> ApiError:
-    """The refusal of a known code; else the one that most likely goes with a status of 400 or more."""
+    """Return the error of a known code; for any other code, the most likely error for the status."""
     if isinstance(code, str) and code in _KIND_BY_CODE:
         return ApiError(code)
     return ApiError(_CODE_BY_STATUS.get(status, "INVALID_FIELD" if status < 500 else "INTERNAL_SERVER_ERROR"))

@@ -141,10 +141,10 @@ class _Rule:
     fault: Fault
     struck: int = 0
 
-    def try_apply(self, draw: Random) -> bool:
+    def try_apply(self, rng: Random) -> bool:
         if self.fault.times is not None and self.struck >= self.fault.times:
             return False
-        struck = draw.random() < self.fault.rate
+        struck = rng.random() < self.fault.rate
         self.struck += struck
         return struck
 

@@ -76,50 +76,50 @@ class Operation:
     fields: Fields = field(converter=_with_credentials)
 
 
-def _public_token_create(ask: OperationRequest) -> OperationResult:
-    token = ask.world.create_public_token(
-        ask.client_id,
-        ask["institution_id"],
-        ask["initial_products"],
-        webhook=ask.options().get("webhook"),
-        user_token=ask["user_token"],
+def _public_token_create(request: OperationRequest) -> OperationResult:
+    token = request.world.create_public_token(
+        request.client_id,
+        request["institution_id"],
+        request["initial_products"],
+        webhook=request.options().get("webhook"),
+        user_token=request["user_token"],
     )
     return {"public_token": token}
 
 
-def _public_token_exchange(ask: OperationRequest) -> OperationResult:
-    item = ask.world.exchange_public_token(ask.client_id, ask["public_token"])
-    return {"access_token": item.access_token, "item_id": item.linked.item_id}
+def _public_token_exchange(request: OperationRequest) -> OperationResult:
+    item = request.world.exchange_public_token(request.client_id, request["public_token"])
+    return {"access_token": item.access_token, "item_id": item.login.item_id}
 
 
-def _item_remove(ask: OperationRequest) -> OperationResult:
-    ask.world.remove_item(ask.client_id, ask["access_token"])
+def _item_remove(request: OperationRequest) -> OperationResult:
+    request.world.remove_item(request.client_id, request["access_token"])
     return {}
 
 
-def _fire_webhook(ask: OperationRequest) -> OperationResult:
-    item = ask.world.get_item(ask.client_id, ask["access_token"])
-    webhook_type = webhooks.resolve_type(ask["webhook_code"], ask["webhook_type"])
+def _fire_webhook(request: OperationRequest) -> OperationResult:
+    item = request.world.get_item(request.client_id, request["access_token"])
+    webhook_type = webhooks.resolve_type(request["webhook_code"], request["webhook_type"])
     if item.webhook is None:
         raise ApiError("SANDBOX_WEBHOOK_INVALID")
     webhooks.check_product(webhook_type, item.products)
     fired = {
         "webhook_type": webhook_type,
-        "webhook_code": ask["webhook_code"],
-        "item_id": item.linked.item_id,
+        "webhook_code": request["webhook_code"],
+        "item_id": item.login.item_id,
         "url": item.webhook,
-        "request_id": ask.request_id,
+        "request_id": request.request_id,
     }
-    ask.world.webhooks.append(fired)
+    request.world.webhooks.append(fired)
     return {"webhook_fired": True}
 
 
-def _webhook_key_get(ask: OperationRequest) -> OperationResult:
-    return {"key": webhooks.find_public_key(ask["key_id"])}
+def _webhook_key_get(request: OperationRequest) -> OperationResult:
+    return {"key": webhooks.find_public_key(request["key_id"])}
 
 
-def _report_create(ask: OperationRequest) -> OperationResult:
-    asked = ask.options()
+def _report_create(request: OperationRequest) -> OperationResult:
+    asked = request.options()
     # `products` and `include_fast_report` are what the two add-ons were called before.
     extras = {*asked.get("add_ons", ()), *asked.get("products", ())}
     options = ReportOptions(
@@ -130,7 +130,9 @@ def _report_create(ask: OperationRequest) -> OperationResult:
         require_all_items=asked.get("require_all_items") is not False,
     )
     return _report_identifiers(
-        *ask.world.create_report(ask.client_id, ask["access_tokens"], ask["days_requested"], options)
+        *request.world.create_report(
+            request.client_id, request["access_tokens"], request["days_requested"], options
+        )
     )
 
 
@@ -138,74 +140,88 @@ def _report_identifiers(token: str, report: Report) -> OperationResult:
     return {"asset_report_token": token, "asset_report_id": report.outline.report_id}
 
 
-def _report_refresh(ask: OperationRequest) -> OperationResult:
+def _report_refresh(request: OperationRequest) -> OperationResult:
     return _report_identifiers(
-        *ask.world.refresh_report(
-            ask.client_id, ask["asset_report_token"], ask["days_requested"], ask.options()
+        *request.world.refresh_report(
+            request.client_id, request["asset_report_token"], request["days_requested"], request.options()
         )
     )
 
 
-def _report_filter(ask: OperationRequest) -> OperationResult:
+def _report_filter(request: OperationRequest) -> OperationResult:
     return _report_identifiers(
-        *ask.world.filter_report(ask.client_id, ask["asset_report_token"], ask["account_ids_to_exclude"])
+        *request.world.filter_report(
+            request.client_id, request["asset_report_token"], request["account_ids_to_exclude"]
+        )
     )
 
 
-def _report_get(ask: OperationRequest) -> OperationResult:
-    report = _own_report(ask)
-    outline = ask.world.fast_outline(report) if ask["fast_report"] else ask.world.ready_outline(report)
-    return PendingReport(outline.with_days_to_include(_days_to_include(ask)), bool(ask["include_insights"]))
+def _report_get(request: OperationRequest) -> OperationResult:
+    report = _own_report(request)
+    outline = (
+        request.world.fast_outline(report) if request["fast_report"] else request.world.ready_outline(report)
+    )
+    return PendingReport(
+        outline.with_days_to_include(_days_to_include(request)), bool(request["include_insights"])
+    )
 
 
-def _own_report(ask: OperationRequest) -> Report:
+def _own_report(request: OperationRequest) -> Report:
     """By its token, or else as the user's latest; with both the token counts, which is our choice."""
-    if ask["asset_report_token"] is not None:
-        return ask.world.get_report(ask.client_id, ask["asset_report_token"])
-    if ask["user_token"] is not None:
-        return ask.world.latest_report_of_user(ask.client_id, ask["user_token"])
+    if request["asset_report_token"] is not None:
+        return request.world.get_report(request.client_id, request["asset_report_token"])
+    if request["user_token"] is not None:
+        return request.world.latest_report_of_user(request.client_id, request["user_token"])
     raise ApiError("MISSING_FIELDS", "the following required fields are missing: asset_report_token")
 
 
-def _days_to_include(ask: OperationRequest) -> int | None:
-    return ask.options().get("days_to_include")
+def _days_to_include(request: OperationRequest) -> int | None:
+    return request.options().get("days_to_include")
 
 
-def _report_pdf_get(ask: OperationRequest) -> OperationResult:
-    outline = ask.world.ready_outline(ask.world.get_report(ask.client_id, ask["asset_report_token"]))
-    return samples.render_report_pdf(outline.with_days_to_include(_days_to_include(ask)))
+def _report_pdf_get(request: OperationRequest) -> OperationResult:
+    outline = request.world.ready_outline(
+        request.world.get_report(request.client_id, request["asset_report_token"])
+    )
+    return samples.render_report_pdf(outline.with_days_to_include(_days_to_include(request)))
 
 
-def _report_remove(ask: OperationRequest) -> OperationResult:
-    ask.world.remove_report(ask.client_id, ask["asset_report_token"])
+def _report_remove(request: OperationRequest) -> OperationResult:
+    request.world.remove_report(request.client_id, request["asset_report_token"])
     return {"removed": True}
 
 
-def _relay_create(ask: OperationRequest) -> OperationResult:
-    [report_token] = ask["report_tokens"]
-    partner = ask["secondary_client_id"]
-    return {"relay_token": ask.world.create_relay(ask.client_id, report_token, partner, ask.request_id)}
+def _relay_create(request: OperationRequest) -> OperationResult:
+    [report_token] = request["report_tokens"]
+    partner = request["secondary_client_id"]
+    return {
+        "relay_token": request.world.create_relay(
+            request.client_id, report_token, partner, request.request_id
+        )
+    }
 
 
-def _shared_outline(ask: OperationRequest) -> Outline:
-    return ask.world.ready_outline(ask.world.get_relay_token(ask.client_id, ask["relay_token"]).report)
+def _shared_outline(request: OperationRequest) -> Outline:
+    return request.world.ready_outline(
+        request.world.get_relay_token(request.client_id, request["relay_token"]).report
+    )
 
 
-def _relay_get(ask: OperationRequest) -> OperationResult:
-    return PendingReport(_shared_outline(ask), bool(ask["include_insights"]))
+def _relay_get(request: OperationRequest) -> OperationResult:
+    return PendingReport(_shared_outline(request), bool(request["include_insights"]))
 
 
-def _relay_pdf_get(ask: OperationRequest) -> OperationResult:
-    return samples.render_report_pdf(_shared_outline(ask))
+def _relay_pdf_get(request: OperationRequest) -> OperationResult:
+    return samples.render_report_pdf(_shared_outline(request))
 
 
-def _relay_refresh(ask: OperationRequest) -> OperationResult:
-    fresh = ask.world.refresh_relay(ask.client_id, ask["relay_token"])
-    return {"relay_token": ask["relay_token"], "asset_report_id": fresh}
+def _relay_refresh(request: OperationRequest) -> OperationResult:
+    fresh = request.world.refresh_relay(request.client_id, request["relay_token"])
+    return {"relay_token": request["relay_token"], "asset_report_id": fresh}
 
 
-def _relay_remove(ask: OperationRequest) -> OperationResult:
-    ask.world.remove_relay(ask.client_id, ask["relay_token"])
+def _relay_remove(request: OperationRequest) -> OperationResult:
+    request.world.remove_relay(request.client_id, request["relay_token"])
     return {"removed": True}
 
 

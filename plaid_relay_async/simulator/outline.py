@@ -1,4 +1,8 @@
-"""What a report follows from: all that `samples` needs to write it, small enough to keep for each report."""
+"""Outlines of reports: the few values from which `samples` generates a report's content.
+
+An outline is stored instead of the content, because it is small: the same outline always leads to the same
+content.
+"""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -14,47 +18,51 @@ Json: TypeAlias = dict[str, Any]
 USER_FIELDS = ("client_user_id", "first_name", "middle_name", "last_name", "ssn", "phone_number", "email")
 
 REPORT_PARTS = ("owners", "transactions", "investments")
-"""What an Item may lack in a report, which then has a warning."""
+"""The parts of an Item that may be missing from a report, which then has a warning."""
 
 MAX_TRANSACTIONS = 15_000
-"""In one report, since 2024-11-14; more make its generation fail: https://plaid.com/docs/changelog/"""
+"""Plaid's limit for one report since 2024-11-14; with more, generation fails. https://plaid.com/docs/changelog/"""
 
 USD_FIELDS: Json = {"iso_currency_code": "USD", "unofficial_currency_code": None}
 
-_TRANSACTIONS_PER_ACCOUNT = (
-    20  # transactions of an account, unless told: a report of one Item has about sixty
-)
+_TRANSACTIONS_PER_ACCOUNT = 20  # by default; a report of one Item then has sixty
 
 
 @frozen
 class BankLogin:
-    """The bank login that an Item stands for.
+    """The bank login that an Item represents.
 
     Attributes:
-        item_id: Of the Item; the ids of its accounts follow from it.
-        institution_id: Of the bank.
-        seed: What else stays the same in each report of it: its owners, and the numbers of its accounts.
-        lacks: Each of the `PARTS` that can't be had, with the error code that says why.
+        item_id: The Item's id; the ids of its accounts are derived from it.
+        institution_id: The bank's id.
+        seed: Seed of what else is the same in each of its reports: the owners and the account numbers.
+        unavailable_parts: The `REPORT_PARTS` that are missing, each with its error code.
     """
 
     item_id: str
     institution_id: str
     seed: str = field(repr=False)
-    lacks: tuple[tuple[str, str], ...] = ()
+    unavailable_parts: tuple[tuple[str, str], ...] = ()
 
     def without_parts(self, parts: Mapping[str | None, str]) -> Self:
-        """The same, without these parts too; what is under None is not of a part."""
-        lacks = dict(self.lacks) | {part: code for part, code in parts.items() if part is not None}
-        return evolve(self, lacks=tuple(lacks.items()))
+        """Return the login without further parts.
+
+        Args:
+            parts: Error codes by part; the one under None is not about a part, and is ignored.
+        """
+        unavailable_parts = dict(self.unavailable_parts) | {
+            part: code for part, code in parts.items() if part is not None
+        }
+        return evolve(self, unavailable_parts=tuple(unavailable_parts.items()))
 
     def has_part(self, part: str) -> bool:
-        """Whether a report can have this part of it."""
-        return part not in dict(self.lacks)
+        """Check whether a report can contain this part."""
+        return part not in dict(self.unavailable_parts)
 
 
 @frozen
 class AccountKind:
-    """A kind of account: names, Plaid's type and subtype, and the range of its balance in cents."""
+    """A kind of account: names, Plaid's type and subtype, and the range of the balance in cents."""
 
     name: str
     official_name: str | None
@@ -67,29 +75,31 @@ class AccountKind:
 
     @property
     def balance_is_debt(self) -> bool:
-        """Whether its balance is what the holder owes, so that spending raises it."""
+        """Whether the balance is a debt, so that spending raises it."""
         return self.account_type == "credit"
 
     @property
     def lists_transactions(self) -> bool:
-        """Whether transactions are listed for it: those of the other kinds are not, or are investments."""
+        """Whether a report lists transactions of the account, apart from investment transactions."""
         return self.account_type in {"depository", "credit"}
 
     def currency_fields(self) -> Json:
-        """The two fields of its currency, of which Plaid sets one."""
+        """Return the two currency fields, of which one is null."""
         return dict(zip(USD_FIELDS, self.currency, strict=True))
 
 
 # fmt: off
 _BANKING = (
     AccountKind("Everyday Checking", "Everyday Current Account with Cheques", "depository", "checking",
-         40_000, 900_000),
+                40_000, 900_000),
     AccountKind("Rainy Day Savings", None, "depository", "savings", 100_000, 4_000_000),
-    AccountKind("Silver Card", "Silver Rewards Card", "credit", "credit card", 10_000, 300_000, limit=500_000),
+    AccountKind("Silver Card", "Silver Rewards Card", "credit", "credit card",
+                10_000, 300_000, limit=500_000),
     AccountKind("Student Loan", "Federal Student Loan", "loan", "student", 300_000, 6_000_000),
 )
 _INVESTING = (
-    AccountKind("Coin Purse", None, "investment", "non-custodial wallet", 10_000, 900_000, currency=(None, "BTC")),
+    AccountKind("Coin Purse", None, "investment", "non-custodial wallet",
+                10_000, 900_000, currency=(None, "BTC")),
     AccountKind("Long View", "Long View Brokerage Account", "investment", "brokerage", 500_000, 9_000_000),
 )
 # fmt: on
@@ -97,7 +107,7 @@ _INVESTING = (
 
 @frozen
 class Account:
-    """One account of a report, before anything that happened on it is told."""
+    """An account of a report, with the number of its transactions and without their content."""
 
     account_id: str
     item: BankLogin
@@ -108,68 +118,71 @@ class Account:
 
 @frozen
 class Outline:
-    """All that a report follows from.
+    """The values that determine the content of a report.
 
     Attributes:
-        seed: Two reports of the same seed hold the same amounts.
-        report_id: Its `asset_report_id`.
-        generated: When it was made; its days count back from there.
+        seed: Two reports with the same seed have the same amounts.
+        report_id: The `asset_report_id`.
+        generated_at: The time of generation; the report's days end there.
         days: The `days_requested`.
-        items: The Items in it.
-        client_report_id: As its maker named it.
-        user: As its maker told, in the order of `USER_FIELDS`.
-        investments: Whether investment accounts are in it.
-        transactions: How many there are, shared out among its accounts; None is twenty each.
-        excluded: The `account_id` of each account that was filtered out.
-        included: How many of the days to show; None is all.
-        fast: Whether it holds balances and owners alone.
+        items: The bank logins in the report.
+        client_report_id: The lender's own id for the report.
+        user: The values of `USER_FIELDS`, in that order.
+        investments: Whether the report has investment accounts.
+        transactions: Number of transactions, distributed over the accounts; None is twenty per account.
+        excluded_accounts: The `account_id` of each account that was filtered out.
+        days_to_include: The number of days to show; None is all.
+        fast: Whether this is the fast version, which has only balances and owners.
     """
 
     seed: str = field(repr=False)
     report_id: str
-    generated: datetime
+    generated_at: datetime
     days: int
     items: tuple[BankLogin, ...]
     client_report_id: str | None = None
     user: tuple[str | None, ...] = field(default=(None,) * len(USER_FIELDS), repr=False)
     investments: bool = False
     transactions: int | None = None
-    excluded: frozenset[str] = frozenset()
-    included: int | None = None
+    excluded_accounts: frozenset[str] = frozenset()
+    days_to_include: int | None = None
     fast: bool = False
 
     def with_days_to_include(self, days: int | None) -> Self:
-        """The same report, of which only the last days are shown."""
-        return evolve(self, included=days)
+        """Return the outline of the same report with only its last `days` days; None is all."""
+        return evolve(self, days_to_include=days)
 
     @property
     def days_shown(self) -> int:
-        """How many of the days to show."""
-        return self.days if self.included is None else min(self.days, self.included)
+        """The number of days to show."""
+        return self.days if self.days_to_include is None else min(self.days, self.days_to_include)
 
     @property
     def record_count(self) -> int:
-        """How many records it holds, more or less, so that a big one can be told beforehand."""
+        """The approximate number of records in the report, an estimate of the time to generate it."""
         return 0 if self.fast else self.transaction_count() + self.days * len(self.accounts())
 
     def transaction_count(self) -> int:
-        """How many transactions it holds."""
+        """Return the number of transactions."""
         return sum(account.transactions for account in self.accounts())
 
     def accounts(self) -> list[Account]:
-        """Those that were not filtered out, in order."""
+        """Return the accounts that were not filtered out, in order."""
         kinds = (*_BANKING, *_INVESTING) if self.investments else _BANKING
         shares = self._transaction_counts([(item, kind) for item in self.items for kind in kinds])
-        there = (
+        accounts = (
             Account(_account_id(item, kind), item, kind, f"{self.seed}:{number}", shares.get((item, kind), 0))
             for number, (item, kind) in enumerate((item, kind) for item in self.items for kind in kinds)
         )
-        return [account for account in there if account.account_id not in self.excluded]
+        return [account for account in accounts if account.account_id not in self.excluded_accounts]
 
     def _transaction_counts(
         self, accounts: Collection[tuple[BankLogin, AccountKind]]
     ) -> Mapping[tuple[BankLogin, AccountKind], int]:
-        """How many transactions each account gets; those of a filtered one go to no other."""
+        """Return the number of transactions of each account.
+
+        The accounts that were filtered out count too, so that a filter doesn't change the others.
+        """
         spending = [
             (item, kind)
             for item, kind in accounts
@@ -182,25 +195,28 @@ class Outline:
         return {account: each + (place < more) for place, account in enumerate(spending)}
 
     def iso_date(self, days_ago: int) -> str:
-        """The date so many days before it was made."""
-        return (self.generated - timedelta(days=days_ago)).date().isoformat()
+        """Return the date `days_ago` days before the generation, in ISO 8601."""
+        return (self.generated_at - timedelta(days=days_ago)).date().isoformat()
 
 
 def report_id_from_seed(seed: str) -> str:
-    """A report's id, which follows from its seed."""
+    """Return the report id that belongs to a seed: a UUID."""
     return str(UUID(bytes=hashlib.sha256(seed.encode()).digest()[:16], version=4))
 
 
-def random_identifier(draw: Random) -> str:
-    """Letters and digits, as Plaid's ids of accounts and transactions are."""
-    return "".join(draw.choices("abcdefghijkmnopqrstvwxyzABDEGJKLMNPQRVXZ13456789", k=37))
+def random_identifier(rng: Random) -> str:
+    """Return a random id of letters and digits, like Plaid's ids of accounts and transactions."""
+    return "".join(rng.choices("abcdefghijkmnopqrstvwxyzABDEGJKLMNPQRVXZ13456789", k=37))
 
 
 def format_timestamp(moment: datetime) -> str:
-    """A moment as Plaid writes it."""
+    """Return a time in Plaid's format."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _account_id(item: BankLogin, kind: AccountKind) -> str:
-    """The same in each report of the Item, so that a filter holds for the next report too."""
+    """Return the account's id, which is the same in each report of the Item.
+
+    So a refresh of a filtered report excludes the same accounts.
+    """
     return random_identifier(Random(f"{item.item_id}:{kind.name}"))

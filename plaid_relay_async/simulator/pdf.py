@@ -1,14 +1,15 @@
-"""Lines of text as a PDF of one page or more."""
+"""A minimal PDF writer: lines of text on pages (ISO 32000-1)."""
 
 from collections.abc import Iterable, Sequence
 
-_LINES_PER_PAGE = 46  # that fit on a page
+_LINES_PER_PAGE = 46  # of 16 points, on A4
 
 
 def render_pdf(lines: Sequence[str]) -> bytes:
-    """A PDF of these lines, which a reader of PDFs can show."""
+    """Return a PDF file with these lines, on one page or more."""
     pages = [lines[start : start + _LINES_PER_PAGE] for start in range(0, len(lines), _LINES_PER_PAGE)]
-    numbers = range(5, 5 + 2 * len(pages), 2)  # of the pages; the content of each follows it
+    # Objects 1 to 4 are listed below. Each page is an object, and the next one is its content stream.
+    numbers = range(5, 5 + 2 * len(pages), 2)
     kids = b" ".join(b"%d 0 R" % number for number in numbers)
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -21,14 +22,14 @@ def render_pdf(lines: Sequence[str]) -> bytes:
     return _pdf_file(objects)
 
 
-def _page_object(content: int) -> bytes:
-    place = b"/Parent 2 0 R /MediaBox [0 0 595 842] /Resources 4 0 R"
-    return b"<< /Type /Page %s /Contents %d 0 R >>" % (place, content)
+def _page_object(content_number: int) -> bytes:
+    attributes = b"/Parent 2 0 R /MediaBox [0 0 595 842] /Resources 4 0 R"
+    return b"<< /Type /Page %s /Contents %d 0 R >>" % (attributes, content_number)
 
 
 def _content_stream(lines: Iterable[str]) -> bytes:
-    shown = "".join(f"({_escape(line)}) Tj T*\n" for line in lines)
-    stream = f"BT /F1 11 Tf 16 TL 56 786 Td\n{shown}ET".encode("latin-1", "replace")
+    operators = "".join(f"({_escape(line)}) Tj T*\n" for line in lines)
+    stream = f"BT /F1 11 Tf 16 TL 56 786 Td\n{operators}ET".encode("latin-1", "replace")
     return b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream)
 
 
@@ -37,7 +38,7 @@ def _escape(line: str) -> str:
 
 
 def _pdf_file(objects: Iterable[bytes]) -> bytes:
-    """A PDF file of these objects, with the table that says where each begins (ISO 32000-1, 7.5)."""
+    """Return a PDF file of these objects, with a cross-reference table of their offsets (7.5)."""
     file = bytearray(b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n")
     table = [b"0000000000 65535 f \n"]
     for number, content in enumerate(objects, 1):

@@ -1,4 +1,4 @@
-"""Plausible reports, written from a seed: the same outline is the same report, to the cent."""
+"""Plausible sample reports, generated from an outline: the same outline leads to the same report."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +9,7 @@ from attrs import frozen
 
 from plaid_relay_async.simulator import activity, holdings, pdf
 from plaid_relay_async.simulator.api_errors import item_cause
-from plaid_relay_async.simulator.insights import insights as lending_insights
+from plaid_relay_async.simulator.insights import lending_insights
 from plaid_relay_async.simulator.outline import (
     MAX_TRANSACTIONS,
     USER_FIELDS,
@@ -22,9 +22,9 @@ from plaid_relay_async.simulator.outline import (
 )
 
 _RECORDS_PER_PIECE = 500
-"""Records in one piece of JSON: writing a piece holds up every other thread."""
+"""Records that are encoded in one call of json.dumps, which holds the GIL and so blocks all other threads."""
 
-# Plaid's official test institutions; any other gets a name made of its id.
+# Plaid's official test institutions. The name of any other is derived from its id.
 _BANKS = {
     "ins_109508": "First Platypus Bank",
     "ins_109509": "First Gingham Credit Union",
@@ -36,7 +36,7 @@ _BANKS = {
 
 @frozen
 class _RenderedAccount:
-    """An account of a report, and what the insights of the whole report need of it."""
+    """An account of a report, with the data for the insights into all of the report's accounts."""
 
     content: Json
     transactions: list[Json]
@@ -46,19 +46,20 @@ class _RenderedAccount:
 def report_bytes(
     transactions: int, *, days: int = 90, seed: int = 0, insights: bool = False, investments: bool = False
 ) -> bytes:
-    """The body of an answer of `/credit/relay/get`, made without a server; the same at each call.
+    """Return a response body of `/credit/relay/get`, without a server.
 
-    About 0.1 MB at 200 transactions, 1 MB at 3,400, and 8 MB at 8,000 with insights.
+    The same arguments lead to the same bytes: about 0.1 MB for 200 transactions, 1 MB for 3,400, and 8 MB for
+    8,000 with insights.
 
     Args:
-        transactions: How many it holds, at most Plaid's 15,000.
-        days: How many days it goes back, 1 to 731.
-        seed: Of what it holds.
-        insights: Whether it is a report with insights.
-        investments: Whether investment accounts are in it.
+        transactions: Number of transactions, from 0 to Plaid's maximum of 15,000.
+        days: Number of days, 1 to 731.
+        seed: Seed of the content.
+        insights: Whether the report has insights.
+        investments: Whether the report has investment accounts.
 
     Raises:
-        ValueError: There can be no such report.
+        ValueError: An argument is out of range.
     """
     if not 0 <= transactions <= MAX_TRANSACTIONS:
         raise ValueError(f"transactions: must be from 0 to {MAX_TRANSACTIONS:,}")
@@ -68,7 +69,7 @@ def report_bytes(
     outline = Outline(
         seed=name,
         report_id=report_id_from_seed(name),
-        generated=datetime(2026, 6, 30, 12, tzinfo=UTC),
+        generated_at=datetime(2026, 6, 30, 12, tzinfo=UTC),
         days=days,
         items=(BankLogin(report_id_from_seed(f"{name}:item"), "ins_109508", name),),
         investments=investments,
@@ -78,20 +79,20 @@ def report_bytes(
 
 
 def render_body(outline: Outline, *, insights: bool, request_id: str) -> bytes:
-    """The body of an answer with the report, in JSON."""
+    """Return the body of a response with the report, in JSON."""
     return finish_body(render_unfinished_body(outline, insights=insights), request_id)
 
 
 def finish_body(body: bytes, request_id: str) -> bytes:
-    """A body from `opened`, with the id that each answer has of its own."""
+    """Return a body from `render_unfinished_body`, completed with the request_id of one response."""
     return b'%s, "request_id": %s}' % (body, json.dumps(request_id).encode())
 
 
 def render_unfinished_body(outline: Outline, *, insights: bool) -> bytes:
-    """The body of an answer with the report, up to its request_id.
+    """Return the body of a response with the report, up to its request_id.
 
-    It is put together of small pieces: one call for all of a big report would hold up the event loop from
-    another thread too.
+    The body is built from small pieces. A single call of json.dumps for a big report would block the event
+    loop even if it ran in another thread, because it holds the GIL.
     """
     pieces = ['{"report": ', *_report_pieces(outline, insights=insights)]
     pieces += [', "warnings": ', json.dumps(_warnings(outline))]
@@ -102,17 +103,17 @@ def _report_pieces(outline: Outline, *, insights: bool) -> Iterator[str]:
     head: Json = {
         "asset_report_id": outline.report_id,
         "client_report_id": outline.client_report_id,
-        "date_generated": format_timestamp(outline.generated),
+        "date_generated": format_timestamp(outline.generated_at),
         "days_requested": outline.days,
         "user": dict(zip(USER_FIELDS, outline.user, strict=True)),
     }
-    told = [_render_account(outline, account, insights=insights) for account in outline.accounts()]
+    rendered = [_render_account(outline, account, insights=insights) for account in outline.accounts()]
     by_item: dict[str, list[_RenderedAccount]] = {item.item_id: [] for item in outline.items}
-    for account, one in zip(outline.accounts(), told, strict=True):
-        by_item[account.item.item_id].append(one)
+    for account, content in zip(outline.accounts(), rendered, strict=True):
+        by_item[account.item.item_id].append(content)
     if insights and not outline.fast:
-        everything = [entry for one in told for entry in one.transactions]
-        head["insights"] = lending_insights(outline, everything, [one.balances for one in told])
+        entries = [entry for account in rendered for entry in account.transactions]
+        head["insights"] = lending_insights(outline, entries, [account.balances for account in rendered])
     items = [_item_piece(outline, item, by_item[item.item_id], insights=insights) for item in outline.items]
     yield _with_list(head, "items", items)
 
@@ -122,39 +123,43 @@ def _item_piece(
 ) -> str:
     ago = Random(f"{outline.seed}:{item.item_id}").randrange(3600)
     head = {
-        "date_last_updated": format_timestamp(outline.generated - timedelta(seconds=ago)),
+        "date_last_updated": format_timestamp(outline.generated_at - timedelta(seconds=ago)),
         "institution_id": item.institution_id,
         "institution_name": _BANKS.get(item.institution_id, f"Bank {item.institution_id[4:]}"),
         "item_id": item.item_id,
     }
-    return _with_list(head, "accounts", (_account_piece(one, insights=insights) for one in accounts))
+    return _with_list(head, "accounts", (_account_piece(each, insights=insights) for each in accounts))
 
 
-def _account_piece(told: _RenderedAccount, *, insights: bool) -> str:
-    shown = (
-        told.transactions if insights else [activity.without_insights(entry) for entry in told.transactions]
+def _account_piece(account: _RenderedAccount, *, insights: bool) -> str:
+    entries = account.transactions
+    if not insights:
+        entries = [activity.without_insights(entry) for entry in entries]
+    slices = (
+        entries[start : start + _RECORDS_PER_PIECE] for start in range(0, len(entries), _RECORDS_PER_PIECE)
     )
-    slices = (shown[start : start + _RECORDS_PER_PIECE] for start in range(0, len(shown), _RECORDS_PER_PIECE))
-    return _with_list(told.content, "transactions", (json.dumps(entries)[1:-1] for entries in slices))
+    # Without the brackets of each slice, the slices form one list.
+    return _with_list(account.content, "transactions", (json.dumps(each)[1:-1] for each in slices))
 
 
 def _with_list(head: Json, name: str, pieces: Iterable[str]) -> str:
-    """An object of JSON, with one list more that is JSON already."""
+    """Return an object as JSON, with one more field: a list whose items are encoded already."""
     return f'{json.dumps(head)[:-1]}, "{name}": [{", ".join(pieces)}]}}'
 
 
 def _render_account(outline: Outline, account: Account, *, insights: bool) -> _RenderedAccount:
     units = _balance_cents(account) * activity.UNITS_PER_DOLLAR // 100
     entries = [] if outline.fast else list(activity.generate_transactions(account, outline))
-    past = [] if outline.fast else list(activity.balance_history(account, outline, units, entries))
+    balances = [] if outline.fast else list(activity.balance_history(account, outline, units, entries))
     since = outline.iso_date(outline.days_shown)
+    # The history was computed from all transactions. Only then are those before the days to show removed.
     entries = [entry for entry in entries if entry["date"] > since]
-    past = [balance for balance in past if balance["date"] > since]
+    balances = [balance for balance in balances if balance["date"] > since]
     content = {
         **_account_identity(account),
         "balances": _balance_fields(outline, account),
         "days_available": outline.days,
-        "historical_balances": past,
+        "historical_balances": balances,
     }
     if (
         account.kind.account_type == "investment"
@@ -163,33 +168,33 @@ def _render_account(outline: Outline, account: Account, *, insights: bool) -> _R
     ):
         content["investments"] = holdings.generate_investments(account, outline)
     if insights and entries:
-        content["account_insights"] = lending_insights(outline, entries, [past])
-    return _RenderedAccount(content, entries, past)
+        content["account_insights"] = lending_insights(outline, entries, [balances])
+    return _RenderedAccount(content, entries, balances)
 
 
 def _account_identity(account: Account) -> Json:
-    """What stays the same in each report of the Item."""
-    draw = Random(f"{account.item.seed}:{account.kind.name}")
+    """Return the fields of an account that are the same in each report of its Item."""
+    rng = Random(f"{account.item.seed}:{account.kind.name}")
     kind = account.kind
-    told: Json = {
+    identity: Json = {
         "account_id": account.account_id,
-        "mask": f"{draw.randrange(10_000):04}",
+        "mask": f"{rng.randrange(10_000):04}",
         "name": kind.name,
         "official_name": kind.official_name,
         "owners": _owners(account.item) if account.item.has_part("owners") else [],
-        "ownership_type": draw.choice((None, "individual", "joint")),
+        "ownership_type": rng.choice((None, "individual", "joint")),
         "subtype": kind.subtype,
         "type": kind.account_type,
     }
-    # Plaid gives both for some accounts alone, and leaves them out elsewhere.
-    if kind.account_type == "depository" and draw.random() < 0.5:
-        told["verification_status"] = "automatically_verified"
-        told["persistent_account_id"] = report_id_from_seed(account.account_id).replace("-", "")
-    return told
+    # Plaid sends these two fields only for some accounts, and omits them for the others.
+    if kind.account_type == "depository" and rng.random() < 0.5:
+        identity["verification_status"] = "automatically_verified"
+        identity["persistent_account_id"] = report_id_from_seed(account.account_id).replace("-", "")
+    return identity
 
 
 def _balance_cents(account: Account) -> int:
-    """In cents."""
+    """Return the balance of an account in cents."""
     return Random(f"{account.seed}:balance").randrange(account.kind.min_balance, account.kind.max_balance)
 
 
@@ -200,7 +205,7 @@ def _balance_fields(outline: Outline, account: Account) -> Json:
     return {
         "available": None if shown is None else shown / 100,
         "current": cents / 100,
-        "last_updated_datetime": format_timestamp(outline.generated) if kind.lists_transactions else None,
+        "last_updated_datetime": format_timestamp(outline.generated_at) if kind.lists_transactions else None,
         "limit": None if kind.limit is None else kind.limit / 100,
         "margin_loan_amount": 0.0 if kind.subtype == "brokerage" else None,
         **kind.currency_fields(),
@@ -208,18 +213,18 @@ def _balance_fields(outline: Outline, account: Account) -> Json:
 
 
 def _owners(item: BankLogin) -> list[Json]:
-    """Those of a login are the same for each of its accounts: one, or two."""
-    draw = Random(f"{item.seed}:owners")
-    last = draw.choice(("Charleson", "Okafor", "Lind"))
-    firsts = draw.sample(("Alberta", "Rowan", "Mina", "Jo"), k=draw.choice((1, 2)))
-    return [_owner(draw, first, last) for first in firsts]
+    """Return the one or two owners of a login, who are the same for each of its accounts."""
+    rng = Random(f"{item.seed}:owners")
+    last = rng.choice(("Charleson", "Okafor", "Lind"))
+    firsts = rng.sample(("Alberta", "Rowan", "Mina", "Jo"), k=rng.choice((1, 2)))
+    return [_owner(rng, first, last) for first in firsts]
 
 
-def _owner(draw: Random, first: str, last: str) -> Json:
+def _owner(rng: Random, first: str, last: str) -> Json:
     name = f"{first}.{last}".lower()
-    street, code = f"{draw.randrange(1, 9999)} Grandrose Road", f"{draw.randrange(10_000, 99_999)}"
+    street, code = f"{rng.randrange(1, 9999)} Grandrose Road", f"{rng.randrange(10_000, 99_999)}"
     home = {"city": "Malakoff", "country": "US", "postal_code": code, "region": "NY", "street": street}
-    # Null where the bank tells no more than a line.
+    # Some banks know only one line of an address; the other fields are then null.
     box = {"city": None, "country": None, "postal_code": None, "region": None, "street": "PO Box 17"}
     phones = (("home", True), ("work", False), ("mobile", False))
     return {
@@ -230,16 +235,16 @@ def _owner(draw: Random, first: str, last: str) -> Json:
         ],
         "names": [f"{first} {last}"],
         "phone_numbers": [
-            {"data": f"1555{draw.randrange(10**7):07}", "primary": primary, "type": kind}
+            {"data": f"1555{rng.randrange(10**7):07}", "primary": primary, "type": kind}
             for kind, primary in phones
         ],
     }
 
 
 def _warnings(outline: Outline) -> list[Json]:
-    """One for each part that an Item lacks, with the reason."""
-    lacks: Sequence[tuple[BankLogin, str, str]] = [
-        (item, part, code) for item in outline.items for part, code in item.lacks
+    """Return a warning for each requested part that is missing from an Item, with the cause."""
+    unavailable_parts: Sequence[tuple[BankLogin, str, str]] = [
+        (item, part, code) for item in outline.items for part, code in item.unavailable_parts
     ]
     return [
         {
@@ -247,7 +252,7 @@ def _warnings(outline: Outline) -> list[Json]:
             "warning_code": f"{part.upper()}_UNAVAILABLE",
             "warning_type": "ASSET_REPORT_WARNING",
         }
-        for item, part, code in lacks
+        for item, part, code in unavailable_parts
         if _is_requested(outline, part)
     ]
 
@@ -257,14 +262,14 @@ def _is_requested(outline: Outline, part: str) -> bool:
 
 
 def render_report_pdf(outline: Outline) -> bytes:
-    """The report as a PDF: an account a line, with its balance."""
-    lines = [f"Asset Report {outline.report_id}", f"Generated {format_timestamp(outline.generated)}", ""]
-    shown = ""
+    """Return the report as a PDF with one line for each account, grouped by bank."""
+    lines = [f"Asset Report {outline.report_id}", f"Generated {format_timestamp(outline.generated_at)}", ""]
+    previous_item_id = ""
     for account in outline.accounts():
         bank = account.item.institution_id
-        if account.item.item_id != shown:
+        if account.item.item_id != previous_item_id:
             lines.append(_BANKS.get(bank, f"Bank {bank[4:]}"))
-            shown = account.item.item_id
+            previous_item_id = account.item.item_id
         identity, current = _account_identity(account), _balance_cents(account) / 100
         currency = account.kind.currency[0] or account.kind.currency[1]
         lines.append(f"    {identity['name']}  ...{identity['mask']}  {currency} {current:,.2f}")

@@ -123,9 +123,9 @@ def _fault_response(fault: Fault, status: int, request_id: str) -> _Response:
     content = full if fault.body is None else fault.body
     if isinstance(content, dict) and content.keys() & {"error_code", "error_type"}:
         content = full | content
-    page = _json_response(status, content)
-    page.headers |= headers
-    return page
+    response = _json_response(status, content)
+    response.headers |= headers
+    return response
 
 
 @lru_cache(maxsize=64)
@@ -342,67 +342,67 @@ class Simulator:
             )
         if request.path.startswith(CONTROL_PREFIX):
             return await self._route_control(request)
-        call = self._record_request(request, await request.read())
+        parsed = self._record_request(request, await request.read())
         await self._pause(self._latency() if callable(self._latency) else self._latency)
         try:
-            self._limiter.admit(request.path, call.client_id)
+            self._limiter.admit(request.path, parsed.client_id)
         except RateLimitedError as over:
-            return await self._reject_over_limit(call, over)
-        return await self._handle(call, self._script.next_fault(request.path, call.partner))
+            return await self._reject_over_limit(parsed, over)
+        return await self._handle(parsed, self._script.next_fault(request.path, parsed.partner))
 
     def _record_request(self, request: web.BaseRequest, raw: bytes) -> _ParsedRequest:
         number = next(self._request_numbers)
         self.counts[request.path] += 1
-        call = _ParsedRequest(number, self._world.new_request_id(), request, _parse_object(raw))
-        self._received[number] = call.to_received_request()
+        parsed = _ParsedRequest(number, self._world.new_request_id(), request, _parse_object(raw))
+        self._received[number] = parsed.to_received_request()
         self._received.pop(number - _MAX_RECORDED_REQUESTS, None)
-        return call
+        return parsed
 
-    async def _reject_over_limit(self, call: _ParsedRequest, over: RateLimitedError) -> web.StreamResponse:
-        self.rate_limited[call.request.path] += 1
+    async def _reject_over_limit(self, parsed: _ParsedRequest, over: RateLimitedError) -> web.StreamResponse:
+        self.rate_limited[parsed.request.path] += 1
         refusal = ApiError("RATE_LIMIT")
-        page = _json_response(refusal.status, refusal.body(call.request_id))
-        page.headers |= over.headers
-        return await self._respond(call, page)
+        response = _json_response(refusal.status, refusal.body(parsed.request_id))
+        response.headers |= over.headers
+        return await self._respond(parsed, response)
 
-    async def _handle(self, call: _ParsedRequest, fault: Fault | None) -> web.StreamResponse:
+    async def _handle(self, parsed: _ParsedRequest, fault: Fault | None) -> web.StreamResponse:
         if fault is None:
-            return await self._respond(call, await self._execute(call))
+            return await self._respond(parsed, await self._execute(parsed))
         if fault.truncate is not None or fault.when == "after":
-            page = await self._execute(call)
+            response = await self._execute(parsed)
             await self._pause(fault.latency)
         else:
             await self._pause(fault.latency)
-            page = None
-        return await self._apply_fault(call, fault, page)
+            response = None
+        return await self._apply_fault(parsed, fault, response)
 
     async def _apply_fault(
-        self, call: _ParsedRequest, fault: Fault, page: _Response | None
+        self, parsed: _ParsedRequest, fault: Fault, response: _Response | None
     ) -> web.StreamResponse:
         if fault.status is not None:
-            return await self._respond(call, _fault_response(fault, fault.status, call.request_id))
-        if fault.truncate is not None and page is not None:
-            return await _send_truncated(call.request, page, fault.truncate)
+            return await self._respond(parsed, _fault_response(fault, fault.status, parsed.request_id))
+        if fault.truncate is not None and response is not None:
+            return await _send_truncated(parsed.request, response, fault.truncate)
         if fault.close or fault.stall is not None:
             await self._pause(fault.stall)
-            return _close_connection(call.request)
-        return await self._respond(call, page or await self._execute(call))
+            return _close_connection(parsed.request)
+        return await self._respond(parsed, response or await self._execute(parsed))
 
-    async def _execute(self, call: _ParsedRequest) -> _Response:
+    async def _execute(self, parsed: _ParsedRequest) -> _Response:
         """Check a request, and carry it out if it stands."""
         try:
-            content = self._run_operation(call)
+            content = self._run_operation(parsed)
         except ApiError as refusal:
-            return _json_response(refusal.status, refusal.body(call.request_id))
-        self._update_record(call, executed=True)
+            return _json_response(refusal.status, refusal.body(parsed.request_id))
+        self._update_record(parsed, executed=True)
         if isinstance(content, PendingReport):
-            return _Response(200, await self._report_body(content, call.request_id), dict(_JSON))
+            return _Response(200, await self._report_body(content, parsed.request_id), dict(_JSON))
         if isinstance(content, bytes):
             # Only here the id is in a header: there is no body to hold it.
             return _Response(
-                200, content, {"Content-Type": "application/pdf", "Plaid-Request-ID": call.request_id}
+                200, content, {"Content-Type": "application/pdf", "Plaid-Request-ID": parsed.request_id}
             )
-        content["request_id"] = call.request_id
+        content["request_id"] = parsed.request_id
         return _json_response(200, content)
 
     async def _report_body(self, draft: PendingReport, request_id: str) -> bytes:
@@ -411,31 +411,31 @@ class Simulator:
         body = await asyncio.to_thread(self._cached_body, draft.outline, insights=draft.insights)
         return finish_body(body, request_id)
 
-    def _run_operation(self, call: _ParsedRequest) -> OperationResult:
-        request = call.request
+    def _run_operation(self, parsed: _ParsedRequest) -> OperationResult:
+        request = parsed.request
         operation = OPERATIONS.get(request.path)
         if operation is None or request.method != "POST":
             raise ApiError("NOT_FOUND")
         if request.content_type != "application/json":
             raise ApiError("INVALID_HEADERS")
-        if call.body is None:
+        if parsed.body is None:
             raise ApiError("INVALID_BODY")
         client_id = check_credentials(
-            call.credential("client_id", "PLAID-CLIENT-ID"),
-            call.credential("secret", "PLAID-SECRET"),
+            parsed.credential("client_id", "PLAID-CLIENT-ID"),
+            parsed.credential("secret", "PLAID-SECRET"),
             self._clients,
         )
         check_version(request.headers.get("Plaid-Version"))
-        check_fields(operation.fields, call.body)
-        return operation.handler(OperationRequest(self._world, client_id, call.request_id, call.body))
+        check_fields(operation.fields, parsed.body)
+        return operation.handler(OperationRequest(self._world, client_id, parsed.request_id, parsed.body))
 
-    def _update_record(self, call: _ParsedRequest, **changes: Any) -> None:
-        if call.number in self._received:
-            self._received[call.number] = evolve(self._received[call.number], **changes)
+    def _update_record(self, parsed: _ParsedRequest, **changes: Any) -> None:
+        if parsed.number in self._received:
+            self._received[parsed.number] = evolve(self._received[parsed.number], **changes)
 
-    async def _respond(self, call: _ParsedRequest, page: _Response) -> web.StreamResponse:
-        self._update_record(call, status=page.status)
-        return await _send_response(call.request, page)
+    async def _respond(self, parsed: _ParsedRequest, response: _Response) -> web.StreamResponse:
+        self._update_record(parsed, status=response.status)
+        return await _send_response(parsed.request, response)
 
     async def _pause(self, seconds: float | None) -> None:
         """Wait; if the simulator closes meanwhile, the request ends there and is not acted upon."""
@@ -488,34 +488,34 @@ def _parse_object(raw: bytes) -> dict[str, Any] | None:
     return body if isinstance(body, dict) else None
 
 
-async def _prepare_response(request: web.BaseRequest, page: _Response) -> None:
+async def _prepare_response(request: web.BaseRequest, response: _Response) -> None:
     """Add what the request's headers call for; Plaid echoes the version, and zips where that is taken."""
     version = request.headers.get("Plaid-Version")
     if version in API_VERSIONS:
-        page.headers["Plaid-Version"] = version
-    if len(page.body) >= _GZIP_MIN_BYTES and "gzip" in request.headers.get("Accept-Encoding", ""):
-        if len(page.body) < _THREAD_MIN_BYTES:
-            page.body = _gzip(page.body)
+        response.headers["Plaid-Version"] = version
+    if len(response.body) >= _GZIP_MIN_BYTES and "gzip" in request.headers.get("Accept-Encoding", ""):
+        if len(response.body) < _THREAD_MIN_BYTES:
+            response.body = _gzip(response.body)
         else:
-            page.body = await asyncio.to_thread(_gzip, page.body)
-        page.headers["Content-Encoding"] = "gzip"
+            response.body = await asyncio.to_thread(_gzip, response.body)
+        response.headers["Content-Encoding"] = "gzip"
 
 
 def _gzip(body: bytes) -> bytes:
     return gzip.compress(body, compresslevel=1, mtime=0)
 
 
-async def _send_response(request: web.BaseRequest, page: _Response) -> web.Response:
-    await _prepare_response(request, page)
-    return web.Response(status=page.status, body=page.body, headers=page.headers)
+async def _send_response(request: web.BaseRequest, response: _Response) -> web.Response:
+    await _prepare_response(request, response)
+    return web.Response(status=response.status, body=response.body, headers=response.headers)
 
 
-async def _send_truncated(request: web.BaseRequest, page: _Response, length: int) -> web.StreamResponse:
-    await _prepare_response(request, page)
-    answer = web.StreamResponse(status=page.status, headers=page.headers)
-    answer.content_length = len(page.body)
+async def _send_truncated(request: web.BaseRequest, response: _Response, length: int) -> web.StreamResponse:
+    await _prepare_response(request, response)
+    answer = web.StreamResponse(status=response.status, headers=response.headers)
+    answer.content_length = len(response.body)
     await answer.prepare(request)
-    await answer.write(page.body[:length])
+    await answer.write(response.body[:length])
     return _close_connection(request)
 
 

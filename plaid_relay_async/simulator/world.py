@@ -1,4 +1,7 @@
-"""What this Plaid knows: items, reports and relay tokens, and who may use which. No HTTP."""
+"""The simulator's state: Items, reports and relay tokens, and the clients that may use them. No HTTP.
+
+Where Plaid doesn't publish how it behaves, a comment or docstring marks the behaviour as our choice.
+"""
 
 import itertools
 import re
@@ -28,17 +31,27 @@ _MAX_DAYS = 731
 
 
 ItemErrors: TypeAlias = Mapping[str | None, str]
-"""What is wrong with an Item: a code, under None with all of it, or with one of its parts."""
+"""The errors of an Item: an error code for each part that fails, or under None for the Item itself."""
 
 
 @define
 class Item:
-    """One bank login, and the two tokens that name it."""
+    """A bank login and its access token.
+
+    Attributes:
+        client_id: The client that created it.
+        login: The bank login.
+        products: The products that it was initialised with.
+        public_token_expires_at: When its public token expires, in seconds of the simulator's clock.
+        access_token: Its access token, which is valid once the public token has been exchanged.
+        webhook: The URL of its webhooks.
+        user_token: The token of the user that it was linked for.
+    """
 
     client_id: str
-    linked: BankLogin
+    login: BankLogin
     products: frozenset[str]
-    public_until: float
+    public_token_expires_at: float
     access_token: str = field(repr=False)
     webhook: str | None = None
     user_token: str | None = field(default=None, repr=False)
@@ -46,7 +59,7 @@ class Item:
 
 @frozen
 class GenerationTerms:
-    """What the maker of a report asked of its generation, beside what is in it."""
+    """Options of a report that affect its generation and not its content."""
 
     fast_assets: bool = False
     require_all_items: bool = True
@@ -55,28 +68,34 @@ class GenerationTerms:
 
 @define
 class Report:
-    """One version of a report; `client_id` None means that it serves every owner.
+    """One version of a report.
 
-    `fetched` says whether data is fetched for it, so that its Items may fail; `failures` holds what did, by
-    `item_id`, as `World.break_item` was told.
+    Attributes:
+        client_id: The client that may use its token; None is any client.
+        outline: The content.
+        terms: The options of its generation.
+        ready_at: When it is ready, in seconds of the simulator's clock.
+        fast_ready_at: When its fast version is ready.
+        fetches_data: Whether its generation fetches data, so that Items may fail.
+        item_errors: The errors that occurred during its generation, by `item_id`; see `World.break_item`.
     """
 
     client_id: str | None
     outline: Outline
     terms: GenerationTerms
     ready_at: float
-    fast_at: float
-    fetched: bool = True
-    failures: dict[str, ItemErrors] = field(factory=dict)
+    fast_ready_at: float
+    fetches_data: bool = True
+    item_errors: dict[str, ItemErrors] = field(factory=dict)
 
     def allows_client(self, client_id: str) -> bool:
-        """Whether this client may use its token."""
+        """Check whether this client may use the report's token."""
         return self.client_id in {None, client_id}
 
 
 @define
 class RelayToken:
-    """One relay token, and the report that it points at."""
+    """A relay token and the report that it points to."""
 
     relay_token: str = field(repr=False)
     client_id: str
@@ -86,7 +105,7 @@ class RelayToken:
     removed: bool = False
 
     def ledger_entry(self) -> dict[str, object]:
-        """Its line of the ledger."""
+        """Return the token's entry in the ledger."""
         return {
             "relay_token": self.relay_token,
             "client_id": self.client_id,
@@ -97,7 +116,7 @@ class RelayToken:
 
 
 class Ledger(Sequence[Mapping[str, object]]):
-    """Every relay token ever minted, in order; a live view that makes its entries as they are read."""
+    """All relay tokens ever issued, in order, as a live view: an entry is created when it is read."""
 
     def __init__(self, relays: list[RelayToken]) -> None:
         self._relays = relays
@@ -120,7 +139,7 @@ class Ledger(Sequence[Mapping[str, object]]):
 
 @frozen
 class ReportOptions:
-    """What the maker of a report may ask of it."""
+    """Options of a new report."""
 
     client_report_id: str | None = None
     user: Mapping[str, Any] = field(factory=dict, repr=False)
@@ -134,12 +153,12 @@ def _utc_now() -> datetime:
 
 
 def _merge_user(
-    told: Mapping[str, Any], before: Sequence[str | None] = (None,) * len(USER_FIELDS)
+    changes: Mapping[str, Any], previous: Sequence[str | None] = (None,) * len(USER_FIELDS)
 ) -> tuple[Any, ...]:
-    """Each of `USER_FIELDS`: as told, else as before; an empty one is none."""
+    """Return the values of `USER_FIELDS`: the changed ones, otherwise the previous ones; "" becomes None."""
     return tuple(
-        old if told.get(name) is None else told[name] or None
-        for name, old in zip(USER_FIELDS, before, strict=True)
+        old if changes.get(name) is None else changes[name] or None
+        for name, old in zip(USER_FIELDS, previous, strict=True)
     )
 
 
@@ -149,27 +168,33 @@ def _check_transaction_count(count: int | None) -> None:
 
 
 def _without_failed_items(report: Report) -> Outline:
-    """Without the Items that failed, if its maker can do without, and one at least did not."""
-    if not report.failures:
+    """Return the outline without the Items, and the parts of Items, that failed.
+
+    Raises:
+        ApiError: An Item failed, and either all Items are required or none is left.
+    """
+    if not report.item_errors:
         return report.outline
-    broken = {item_id: trouble[None] for item_id, trouble in report.failures.items() if None in trouble}
-    whole = [item for item in report.outline.items if item.item_id not in broken]
-    if broken and (report.terms.require_all_items or not whole):
+    failed = {item_id: errors[None] for item_id, errors in report.item_errors.items() if None in errors}
+    healthy = [item for item in report.outline.items if item.item_id not in failed]
+    if failed and (report.terms.require_all_items or not healthy):
         raise ApiError(
-            "DATA_UNAVAILABLE", causes=[item_cause(code, item_id) for item_id, code in broken.items()]
+            "DATA_UNAVAILABLE", causes=[item_cause(code, item_id) for item_id, code in failed.items()]
         )
-    items = tuple(item.without_parts(report.failures.get(item.item_id, {})) for item in whole)
+    items = tuple(item.without_parts(report.item_errors.get(item.item_id, {})) for item in healthy)
     return evolve(report.outline, items=items)
 
 
 class World:
-    """The state, and the rules of who may do what with it.
+    """The state, and the rules that say which client may do what.
+
+    A method that fails as Plaid would raises `ApiError`.
 
     Args:
-        generating: Seconds until a new report is ready.
-        transactions: How many a new report holds; None is twenty an account.
-        seed: Of what the reports hold.
-        clock: Seconds that only grow.
+        generation_delay: Seconds until a new report is ready.
+        transactions: Number of transactions in a new report; None is twenty per account.
+        seed: Seed of the reports' content.
+        clock: Returns monotonic time in seconds.
     """
 
     def __init__(
@@ -180,14 +205,15 @@ class World:
         self._transactions = transactions
         self._seed = seed
         self._clock = clock
-        # Of its own, so that no one's seeded draws are disturbed, nor disturb it.
+        # Not the module's shared generator: ids must neither depend on a program's random.seed() nor change
+        # the numbers that the program draws.
         self._rng = Random()
         self._items: dict[str, Item] = {}
         self._public_tokens: dict[str, Item] = {}
         self._reports: dict[str, Report] = {}
         self._relay_tokens: list[RelayToken] = []
         self._active_tokens: dict[str, RelayToken] = {}
-        # What is generated is numbered, so that the same requests get the same amounts from the same seed.
+        # Each report and login has a numbered seed, so that the same requests lead to the same amounts.
         self._seed_numbers = itertools.count(1)
         self._item_errors: dict[str, ItemErrors] = {}
         self.ledger = Ledger(self._relay_tokens)
@@ -195,7 +221,7 @@ class World:
         self.webhooks: list[Mapping[str, str]] = []
 
     def new_request_id(self) -> str:
-        """Fifteen letters and digits, as Plaid's are."""
+        """Return a request_id of fifteen letters and digits, like Plaid's."""
         return "".join(self._rng.choices(_ALPHABET, k=15))
 
     def _new_identifier(self) -> str:
@@ -215,15 +241,15 @@ class World:
         webhook: str | None = None,
         user_token: str | None = None,
     ) -> str:
-        """Log in to a bank, and get the public token."""
+        """Create a bank login, and return its public token."""
         if not _INSTITUTION.fullmatch(institution_id):
             raise ApiError("INVALID_INSTITUTION")
         public_token = f"public-sandbox-{uuid4()}"
         self._public_tokens[public_token] = Item(
             client_id=client_id,
-            linked=BankLogin(self._new_identifier(), institution_id, self._next_seed()),
+            login=BankLogin(self._new_identifier(), institution_id, self._next_seed()),
             products=frozenset(products),
-            public_until=self._clock() + _PUBLIC_TOKEN_SECONDS,
+            public_token_expires_at=self._clock() + _PUBLIC_TOKEN_SECONDS,
             access_token=f"access-sandbox-{uuid4()}",
             webhook=webhook,
             user_token=user_token,
@@ -231,31 +257,34 @@ class World:
         return public_token
 
     def exchange_public_token(self, client_id: str, public_token: str) -> Item:
-        """The item of a public token; until that expires, each exchange tells the same (our choice)."""
+        """Return the Item of a public token.
+
+        Until the token expires, each exchange returns the same Item (our choice).
+        """
         item = self._public_tokens.get(public_token)
-        if item is None or item.client_id != client_id or self._clock() >= item.public_until:
+        if item is None or item.client_id != client_id or self._clock() >= item.public_token_expires_at:
             raise ApiError("INVALID_PUBLIC_TOKEN")
         self._items[item.access_token] = item
         return item
 
     def get_item(self, client_id: str, access_token: str) -> Item:
-        """The item of an access token."""
+        """Return the Item of an access token."""
         item = self._items.get(access_token)
         if item is None or item.client_id != client_id:
             raise ApiError("INVALID_ACCESS_TOKEN")
         return item
 
     def remove_item(self, client_id: str, access_token: str) -> None:
-        """Invalidate an access token; existing reports stay, as Plaid says.
+        """Invalidate an access token.
 
-        That they can be refreshed too is our choice.
+        Existing reports stay valid, as Plaid documents. That they can be refreshed too is our choice.
         """
         item = self.get_item(client_id, access_token)
-        item.public_until = self._clock()
+        item.public_token_expires_at = self._clock()
         del self._items[access_token]
 
     def break_item(self, access_token: str, error_code: str, part: str | None) -> None:
-        """Let an Item fail, or one part of it, for what is generated now and from now on."""
+        """Make an Item, or one part of it, fail for reports that are not ready yet and for later ones."""
         item = self._items.get(access_token)
         if item is None:
             raise ValueError("access_token: there is no such Item")
@@ -263,7 +292,7 @@ class World:
             raise ValueError(f"error_code: must be one of: {', '.join(sorted(ITEM_ERROR_CODES))}")
         if part is not None and part not in REPORT_PARTS:
             raise ValueError(f"part: must be null or one of: {', '.join(REPORT_PARTS)}")
-        item_id = item.linked.item_id
+        item_id = item.login.item_id
         self._item_errors[item_id] = {**self._item_errors.get(item_id, {}), part: error_code}
         now = self._clock()
         for report in (*self._reports.values(), *(relay.report for relay in self._relay_tokens)):
@@ -271,32 +300,32 @@ class World:
                 self._apply_item_errors(report)
 
     def repair_item(self, access_token: str) -> None:
-        """Let all be well with an Item again."""
+        """Remove the errors of an Item."""
         item = self._items.get(access_token)
         if item is None:
             raise ValueError("access_token: there is no such Item")
-        self._item_errors.pop(item.linked.item_id, None)
+        self._item_errors.pop(item.login.item_id, None)
 
     # Reports
 
     def create_report(
         self, client_id: str, access_tokens: Sequence[str], days: int, options: ReportOptions
     ) -> tuple[str, Report]:
-        """Begin to generate a report, and get its token."""
+        """Start to generate a report, and return its token and the report."""
         items = [self.get_item(client_id, token) for token in access_tokens]
         if not all("assets" in item.products for item in items):
             raise ApiError("PRODUCT_NOT_ENABLED")
         for item in items:
-            # Whether or not all Items are required: the schema of `require_all_items` says so.
-            if None in (trouble := self._item_errors.get(item.linked.item_id, {})):
-                raise ApiError(trouble[None])
+            # This holds whether or not all Items are required, as the schema of `require_all_items` says.
+            if None in (errors := self._item_errors.get(item.login.item_id, {})):
+                raise ApiError(errors[None])
         outline = Outline(
             seed=self._next_seed(),
             report_id="",
-            generated=_utc_now(),
+            generated_at=_utc_now(),
             days=days,
-            # An Item that is named twice is in the report once (our choice).
-            items=tuple(dict.fromkeys(item.linked for item in items)),
+            # An Item that is listed twice is in the report once (our choice).
+            items=tuple(dict.fromkeys(item.login for item in items)),
             client_report_id=options.client_report_id,
             user=_merge_user(options.user),
             investments=options.investments,
@@ -315,7 +344,7 @@ class World:
         investments: bool = False,
         missing: Collection[str] = (),
     ) -> str:
-        """A report that is ready, and serves every owner."""
+        """Add a report that is ready and that every client may use, and return its token."""
         _check_transaction_count(transactions)
         if not 0 <= days <= _MAX_DAYS:
             raise ValueError(f"days: must be from 0 to {_MAX_DAYS}")
@@ -323,15 +352,22 @@ class World:
             raise ValueError(f"missing: must be of: {', '.join(REPORT_PARTS)}")
         token = token or f"assets-sandbox-{uuid4()}"
         name = f"{self._seed}:{token}"
-        # The reason is that of the specification's example.
-        lacks = tuple((part, "PRODUCTS_NOT_SUPPORTED") for part in REPORT_PARTS if part in missing)
+        # The error code is that of the example in Plaid's OpenAPI document.
+        unavailable_parts = tuple(
+            (part, "PRODUCTS_NOT_SUPPORTED") for part in REPORT_PARTS if part in missing
+        )
         outline = Outline(
             seed=name,
             report_id=report_id_from_seed(name),
-            generated=_utc_now(),
+            generated_at=_utc_now(),
             days=days,
             items=(
-                BankLogin(report_id_from_seed(f"{self._seed}:item of {token}"), "ins_109508", name, lacks),
+                BankLogin(
+                    report_id_from_seed(f"{self._seed}:item of {token}"),
+                    "ins_109508",
+                    name,
+                    unavailable_parts,
+                ),
             ),
             investments=investments,
             transactions=transactions,
@@ -343,78 +379,87 @@ class World:
     def refresh_report(
         self, client_id: str, token: str, days: int | None, changes: Mapping[str, Any]
     ) -> tuple[str, Report]:
-        """Begin to generate a new report of the same Items, with a token of its own.
+        """Start to generate a new report of the same Items, with a new token.
 
-        What isn't told anew stays as it was, and an empty string empties it, as Plaid says. Null is taken for
-        not told, which is our choice, and so is that the original need not be ready.
+        A value that is omitted stays as it was, and an empty string removes it, as Plaid documents. Our
+        choices: null counts as omitted, and the original need not be ready.
         """
         report = self.get_report(client_id, token)
         old = report.outline
-        named = changes.get("client_report_id")
+        new_id = changes.get("client_report_id")
         outline = evolve(
             old,
             seed=self._next_seed(),
-            generated=_utc_now(),
+            generated_at=_utc_now(),
             days=old.days if days is None else days,
-            client_report_id=old.client_report_id if named is None else named or None,
+            client_report_id=old.client_report_id if new_id is None else new_id or None,
             user=_merge_user(changes.get("user", {}), old.user),
         )
         return self._store_report(client_id, outline, report.terms)
 
-    def filter_report(self, client_id: str, token: str, excluded: Collection[str]) -> tuple[str, Report]:
-        """Begin to generate a new report without some accounts, with a token of its own.
+    def filter_report(
+        self, client_id: str, token: str, excluded_accounts: Collection[str]
+    ) -> tuple[str, Report]:
+        """Start to generate a copy of a report without some of its accounts, with a new token.
 
-        Our choices: the original must be ready, for before that it has no accounts to name; an account that
-        it doesn't have is an INVALID_FIELD; all of its accounts may be left out.
+        Our choices: the original must be ready, because before that its accounts are not known; an account
+        that it doesn't have is an INVALID_FIELD; all of its accounts may be excluded.
         """
         original = self.get_report(client_id, token)
-        known = {account.account_id for account in self.ready_outline(original).accounts()}
-        if not known >= set(excluded):
+        account_ids = {account.account_id for account in self.ready_outline(original).accounts()}
+        if not account_ids >= set(excluded_accounts):
             raise ApiError("INVALID_FIELD", "account_ids_to_exclude must be of accounts of the report")
-        outline = evolve(original.outline, excluded=original.outline.excluded | set(excluded))
-        new_token, report = self._store_report(client_id, outline, original.terms, fetched=False)
-        report.failures.update(original.failures)
+        outline = evolve(
+            original.outline, excluded_accounts=original.outline.excluded_accounts | set(excluded_accounts)
+        )
+        new_token, report = self._store_report(client_id, outline, original.terms, fetches_data=False)
+        report.item_errors.update(original.item_errors)
         return new_token, report
 
     def _store_report(
-        self, client_id: str, outline: Outline, terms: GenerationTerms, *, fetched: bool = True
+        self, client_id: str, outline: Outline, terms: GenerationTerms, *, fetches_data: bool = True
     ) -> tuple[str, Report]:
         token = f"assets-sandbox-{uuid4()}"
         outline = evolve(outline, report_id=report_id_from_seed(f"{self._seed}:{token}"))
-        report = self._start_generation(client_id, outline, terms, fetched=fetched)
+        report = self._start_generation(client_id, outline, terms, fetches_data=fetches_data)
         self._reports[token] = report
         return token, report
 
     def _start_generation(
-        self, client_id: str | None, outline: Outline, terms: GenerationTerms, *, fetched: bool = True
+        self, client_id: str | None, outline: Outline, terms: GenerationTerms, *, fetches_data: bool = True
     ) -> Report:
-        """Begin to generate; the fast version takes half the time (our choice)."""
+        """Start to generate a report; its fast version takes half the time (our choice)."""
         now = self._clock()
         report = Report(
-            client_id, outline, terms, now + self._generation_delay, now + self._generation_delay / 2, fetched
+            client_id,
+            outline,
+            terms,
+            now + self._generation_delay,
+            now + self._generation_delay / 2,
+            fetches_data,
         )
         self._apply_item_errors(report)
         return report
 
     def _apply_item_errors(self, report: Report) -> None:
-        """Let what is wrong with its Items befall a report."""
-        if not self._item_errors or not report.fetched:
+        """Copy the current errors of a report's Items to the report."""
+        if not self._item_errors or not report.fetches_data:
             return
         for item in report.outline.items:
-            if trouble := self._item_errors.get(item.item_id):
-                report.failures[item.item_id] = trouble
+            if errors := self._item_errors.get(item.item_id):
+                report.item_errors[item.item_id] = errors
 
     def get_report(self, client_id: str, token: str) -> Report:
-        """The report of a token, ready or not."""
+        """Return the report of a token, ready or not."""
         report = self._reports.get(token)
         if report is None or not report.allows_client(client_id):
             raise ApiError("INVALID_ASSET_REPORT_TOKEN")
         return report
 
     def latest_report_of_user(self, client_id: str, user_token: str) -> Report:
-        """The latest report with an Item that was linked for a user.
+        """Return the latest report with an Item that was linked for a user.
 
-        What Plaid answers where there is none is not published: that it is an INVALID_FIELD is our choice.
+        Plaid doesn't publish what it answers if there is none: that it is an INVALID_FIELD is our choice.
         """
         for report in reversed(self._reports.values()):
             if report.client_id == client_id and report.terms.user_token == user_token:
@@ -422,7 +467,7 @@ class World:
         raise ApiError("INVALID_FIELD", "user_token must be of a user with a report")
 
     def ready_outline(self, report: Report) -> Outline:
-        """What to write into the report, once it is ready."""
+        """Return the content of a report that is ready."""
         if self._clock() < report.ready_at:
             raise ApiError("PRODUCT_NOT_READY")
         outline = _without_failed_items(report)
@@ -431,19 +476,22 @@ class World:
         return outline
 
     def fast_outline(self, report: Report) -> Outline:
-        """The same of its fast version; where there is none, that it is INVALID_FIELD is our choice."""
+        """Return the content of a report's fast version, if that is ready.
+
+        That a report without a fast version is an INVALID_FIELD is our choice.
+        """
         if not report.terms.fast_assets:
             raise ApiError(
                 "INVALID_FIELD", "fast_report must be false for a report without the add-on fast_assets"
             )
-        if self._clock() < report.fast_at:
+        if self._clock() < report.fast_ready_at:
             raise ApiError("PRODUCT_NOT_READY")
         return evolve(_without_failed_items(report), fast=True)
 
     def remove_report(self, client_id: str, token: str) -> None:
         """Invalidate a report token.
 
-        Relay tokens made of it go on working: what Plaid does to them is not published, this is our choice.
+        Plaid doesn't publish what happens to relay tokens of the report: that they stay valid is our choice.
         """
         self.get_report(client_id, token)
         del self._reports[token]
@@ -451,10 +499,11 @@ class World:
     # Relay tokens
 
     def create_relay(self, client_id: str, report_token: str, partner: str, request_id: str) -> str:
-        """Mint a relay token: a new one each time, whoever asks. The report need not be ready yet.
+        """Issue a relay token; the report need not be ready yet.
 
-        Whether Plaid answers a second create for the same pair with a second token is not published; that it
-        lists none, and that removing one leaves the others, speaks for it.
+        Each call issues another token, also for the same report and partner. Plaid doesn't publish whether it
+        does the same. That it has no list of tokens, and that removing one leaves the others valid, suggests
+        that it does.
         """
         report = self.get_report(client_id, report_token)
         relay = RelayToken(f"credit-relay-sandbox-{uuid4()}", client_id, partner, request_id, report)
@@ -463,30 +512,30 @@ class World:
         return relay.relay_token
 
     def get_relay_token(self, partner: str, relay_token: str) -> RelayToken:
-        """The relay token, for the partner that it was made for and nobody else."""
+        """Return a relay token, if it was issued for this partner."""
         relay = self._active_tokens.get(relay_token)
         if relay is None or relay.secondary_client_id != partner:
             raise ApiError("INVALID_RELAY_TOKEN")
         return relay
 
     def refresh_relay(self, partner: str, relay_token: str) -> str:
-        """Begin a fresh version of the report behind a relay token, and get its id.
+        """Start to generate a new version of a relay token's report, and return its id.
 
-        Our choices, for nothing is published: the token stays the same and points at the fresh version from
-        now on, the owner's report token at the old one; a version still being generated may be refreshed.
+        Plaid publishes nothing about it. Our choices: the relay token stays the same and points to the new
+        version from now on; the lender's report token still points to the old one; a version that isn't
+        ready yet may be refreshed.
         """
         relay = self.get_relay_token(partner, relay_token)
-        fresh_id = report_id_from_seed(f"{self._seed}:{uuid4()}")
+        new_id = report_id_from_seed(f"{self._seed}:{uuid4()}")
         outline = evolve(
-            relay.report.outline, seed=self._next_seed(), report_id=fresh_id, generated=_utc_now()
+            relay.report.outline, seed=self._next_seed(), report_id=new_id, generated_at=_utc_now()
         )
         relay.report = self._start_generation(relay.client_id, outline, relay.report.terms)
-        fresh = relay.report.outline.report_id
-        self.refreshes.append((relay_token, fresh))
-        return fresh
+        self.refreshes.append((relay_token, new_id))
+        return new_id
 
     def remove_relay(self, client_id: str, relay_token: str) -> None:
-        """Invalidate a relay token, for its owner; a second time it is no longer known."""
+        """Invalidate a relay token of this lender; after that it is unknown."""
         relay = self._active_tokens.get(relay_token)
         if relay is None or relay.client_id != client_id:
             raise ApiError("INVALID_RELAY_TOKEN")

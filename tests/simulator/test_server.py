@@ -137,7 +137,7 @@ async def test_no_secret_in_a_repr(plaid, ask):
     await ask.report()
     relay_token = await ask.relay_token("ready")
     shown = repr(
-        [plaid, plaid.requests, plaid.ledger, plaid._world._relays, list(plaid._world._reports.values())]
+        [plaid, plaid.requests, plaid.ledger, plaid._world._relay_tokens, list(plaid._world._reports.values())]
     )
     assert relay_token not in shown
     assert "owner-secret" not in shown
@@ -147,7 +147,7 @@ async def test_no_secret_in_a_repr(plaid, ask):
 async def test_only_the_last_requests_are_kept(plaid, ask):
     """The counts know of all, the notes of the last ten thousand."""
     await ask("/nowhere")
-    plaid._numbers = iter(range(9_999, 10_001))  # as if so many had come between
+    plaid._request_numbers = iter(range(9_999, 10_001))  # as if so many had come between
     await ask(CREATE, GOOD)
     assert len(plaid.requests) == 2
     await ask(CREATE, GOOD)

@@ -100,18 +100,18 @@ WORDS = {
     NotSentError: "unsent",
     OutcomeUnknownError: "unknown",
     ConnectionLostError: "lost",
-    ReadTimeoutError: "late",
-    ResponseDecodeError: "garbled",
+    ReadTimeoutError: "timeout",
+    ResponseDecodeError: "unreadable",
     PlaidServerError: "server",
     RateLimitError: "limited",
-    InvalidRequestError: "refused",
+    InvalidRequestError: "rejected",
 }
 
 
 def word_for(end: Any) -> str:
     """Say what the caller got, in the matrix' words."""
     if type(end) is PlaidAPIError:
-        return "redirect" if 300 <= end.status < 400 else "odd"
+        return "redirect" if 300 <= end.status < 400 else "unexpected"
     if isinstance(end, PlaidRelayError):
         return WORDS[type(end)]
     return "inferred" if getattr(end, "inferred", False) else "done"

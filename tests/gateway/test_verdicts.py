@@ -126,33 +126,33 @@ def assert_honest(operation: str, end: Any, made: int, *, surely_not: bool) -> N
 # of an error, and never what it says about the creation.
 WEAKER = {
     "unsent": {"server"},
-    "lost": {"server", "late", "garbled"},
-    "late": {"server", "lost", "garbled"},
-    "garbled": {"server", "lost", "late"},
-    "odd": {"server"},
-    "server": {"late", "lost"},
+    "lost": {"server", "timeout", "unreadable"},
+    "timeout": {"server", "lost", "unreadable"},
+    "unreadable": {"server", "lost", "timeout"},
+    "unexpected": {"server"},
+    "server": {"timeout", "lost"},
     "done": {"unknown", "inferred"},
     "inferred": {"done", "server", "lost"},
     "redirect": set(),
     "limited": set(),
-    "refused": set(),
+    "rejected": set(),
     "unknown": set(),
 }
 WORDS = {
     "NotSentError": "unsent",
     "OutcomeUnknownError": "unknown",
     "ConnectionLostError": "lost",
-    "ReadTimeoutError": "late",
-    "ResponseDecodeError": "garbled",
+    "ReadTimeoutError": "timeout",
+    "ResponseDecodeError": "unreadable",
     "PlaidServerError": "server",
     "RateLimitError": "limited",
-    "InvalidRequestError": "refused",
+    "InvalidRequestError": "rejected",
 }
 
 
 def word_for(end: Any) -> str:
     if type(end).__name__ == "PlaidAPIError":
-        return "redirect" if 300 <= end.status < 400 else "odd"
+        return "redirect" if 300 <= end.status < 400 else "unexpected"
     if isinstance(end, PlaidRelayError):
         return WORDS[type(end).__name__]
     return "inferred" if getattr(end, "inferred", False) else "done"

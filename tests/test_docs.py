@@ -49,7 +49,7 @@ def default_of_argument(function: object, name: str) -> dict[str, object]:
         ("Timeouts", defaults(Timeouts)),
         ("Retries", defaults(RetryPolicy)),
         (
-            "How much at once",
+            "Concurrency and sizes",
             default_of_argument(RelayClient.__init__, "connections")
             | default_of_argument(RelayClient.__init__, "max_response_bytes")
             | default_of_argument(Relay.create_many, "concurrency"),
@@ -108,7 +108,7 @@ def test_plaids_own_errors_come_last():
 @pytest.mark.parametrize("code", ["INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "CREDITS_EXHAUSTED"])
 def test_batch_md_lists_the_codes_that_stop_a_batch(code):
     """batch.md lists the error codes that stop a batch."""
-    assert code.partition("ENVIRONMENT")[0] in section_of(page("docs/batch.md"), "Errors that all share")
+    assert code.partition("ENVIRONMENT")[0] in section_of(page("docs/batch.md"), "Shared errors")
     assert affects_all_requests(plaid_relay_async.PlaidAPIError("it", error_code=code))
 
 
@@ -123,7 +123,7 @@ def test_batch_md_lists_the_codes_that_stop_a_batch(code):
 )
 def test_batch_md_lists_the_errors_that_stop_a_report(facts):
     """batch.md lists the error codes and types that stop all requests of a report."""
-    section = section_of(page("docs/batch.md"), "Errors that all share")
+    section = section_of(page("docs/batch.md"), "Shared errors")
     assert facts["error_type" if facts["error_code"] == "OF_TOMORROW" else "error_code"] in section
     assert affects_report(error_class_for(**facts, status=400)("it", **facts))
 

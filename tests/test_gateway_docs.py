@@ -79,7 +79,7 @@ def file_of(path):
 
 def test_every_answer_is_told():
     """gateway.md lists each answer of the gateway's own, with its status."""
-    told = [(int(status), code.strip("`")) for status, code in rows("What callers see", 2)]
+    told = [(int(status), code.strip("`")) for status, code in rows("Responses of the gateway", 2)]
     assert sorted(told) == sorted((reason.status, reason.code) for reason in ERROR_REASONS)
 
 
@@ -93,7 +93,7 @@ def test_what_is_unknown_is_told(reason):
     unknown = reason.code in {"INTERNAL_ERROR", "UPSTREAM_LOST", "UPSTREAM_ENCODING", "UPSTREAM_TIMEOUT"}
     assert (certainty_of(caught.value) is Certainty.IN_DOUBT) == unknown
     assert caught.value.advice == reason.action or unknown
-    assert f"`{reason.code}`" in section("What callers see")
+    assert f"`{reason.code}`" in section("Responses of the gateway")
 
 
 def options(function):
@@ -111,7 +111,7 @@ def options(function):
 
 @pytest.mark.parametrize(
     ("heading", "command", "elsewhere"),
-    [("Starting it", commands.run_gateway, {}), ("Keys", commands.add, {"--keys": ""})],
+    [("Start the gateway", commands.run_gateway, {}), ("Keys", commands.add, {"--keys": ""})],
 )
 def test_every_option_is_told(heading, command, elsewhere):
     """gateway.md lists each option with its default."""
@@ -460,7 +460,7 @@ def test_every_test_that_is_named_is_there():
 
 def test_every_module_of_the_gateway_obliges():
     """threat-model.md says for each module of the gateway what an edit of it touches."""
-    told = "\n".join(cells[0] for cells in rows("What obliges to change this page", 1, MODEL))
+    told = "\n".join(cells[0] for cells in rows("Changes that require a review", 1, MODEL))
     modules = (INSTALLED / "gateway").rglob("*.py")
     names = {f"gateway/{path.name}" for path in modules if path.name != "__init__.py"}
     assert names <= set(re.findall(r"gateway/\w+\.py", told))

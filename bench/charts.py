@@ -78,13 +78,13 @@ def by_client(results: list[Result]) -> Figure | None:
     if not peers:
         return None
     figure, row = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
-    titles = "Creations a second (more is better)", "CPU time for each, µs (less is better)"
+    titles = "Creations per second (more is better)", "CPU time of each, µs (less is better)"
     for axes, title, measure in zip(row, titles, (rate, cpu), strict=True):
         values = [median(select(cell, peer=peer), measure) for peer in peers]
         bars(axes, peers, values)
         axes.set_title(title, fontsize=10)
         axes.locator_params(axis="x", nbins=4)
-    figure.suptitle("100 calls at once, answered at once", fontsize=11)
+    figure.suptitle("100 concurrent calls, no latency", fontsize=11)
     return figure
 
 
@@ -128,12 +128,12 @@ def by_concurrency(results: list[Result]) -> Figure | None:
                 label=peer,
                 lw=2 if peer == OURS else 1.2,
             )
-        axes.set(xscale="log", yscale="log", xlabel="calls at once", title=f"answered after {latency} ms")
+        axes.set(xscale="log", yscale="log", xlabel="concurrent calls", title=f"response time: {latency} ms")
         axes.grid(color="#dddddd")
         axes.minorticks_off()
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    row[0][0].set_ylabel("creations a second")
+    row[0][0].set_ylabel("creations per second")
     figure.legend(*row[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -181,7 +181,7 @@ def loop_delays(results: list[Result]) -> Figure | None:
                 value = median(runs, lambda each, name=name: each["late"][name] * 1_000)  # type: ignore[misc]
                 axes.barh(position + shift, value, height=0.36, color=colour, alpha=alpha)
                 axes.text(value, position + shift, f" {name} {value:.1f}", va="center", fontsize=9)
-        axes.set(title=f"answered after {latency} ms", xlabel="ms later than asked for")
+        axes.set(title=f"response time: {latency} ms", xlabel="delay, ms")
         axes.margins(x=0.3)
         axes.set_xlim(left=0)
     row[0][0].set_yticks(range(len(names)), names)

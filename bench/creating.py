@@ -190,8 +190,17 @@ def table_a(bench: Bench) -> None:
             measure_cell(bench, *cell)
             yield from rows_of_cell(bench, *cell)
 
-    heads = ["ms", "at once", "client", "creations/s", "of bare", "CPU, µs", "of bare", "of the ideal rate"]
-    print(f"httpx is left out above {HTTPX_AT_MOST} calls at once, where it takes minutes.\n")
+    heads = [
+        "ms",
+        "concurrency",
+        "client",
+        "creations/s",
+        "vs. bare",
+        "CPU, µs",
+        "vs. bare",
+        "of the ideal rate",
+    ]
+    print(f"Above {HTTPX_AT_MOST} concurrent calls there is no row for httpx, which takes minutes.\n")
     print_table(heads, rows(), words=3)
 
 
@@ -238,8 +247,17 @@ def table_b(bench: Bench) -> None:
                         bench.run(peer, url, *options, core=client_core(), **facts)
             yield from rows_over_tls(bench, concurrency)
 
-    heads = ["at once", "client", "creations/s", "of bare", "CPU, µs", "of bare", "memory, MB", "of bare"]
-    print("The memory is the process's peak, less what it had before the work.\n")
+    heads = [
+        "concurrency",
+        "client",
+        "creations/s",
+        "vs. bare",
+        "CPU, µs",
+        "vs. bare",
+        "memory, MB",
+        "vs. bare",
+    ]
+    print("The memory is the peak of the process minus its memory before the work.\n")
     print_table(heads, rows(), words=2)
 
 
@@ -284,8 +302,8 @@ def table_c(bench: Bench) -> None:
     # Only memory is measured, so two clients may run concurrently.
     with server(bench.built) as url, ThreadPoolExecutor(2) as pool:
         list(pool.map(measure, jobs))
-    print("100 at once; the bytes are what the peak grows by for each partner more.\n")
-    print_table(["client", "partners", "peak, MB", "bytes a partner"], rows_of_memory(bench))
+    print("100 concurrent calls. The last column is the growth of the peak for each additional partner.\n")
+    print_table(["client", "partners", "peak, MB", "bytes per partner"], rows_of_memory(bench))
 
 
 def rows_of_memory(bench: Bench) -> Iterator[list[object]]:
@@ -325,8 +343,8 @@ def table_d(bench: Bench) -> None:
                 "" if peer == BARE else format_median(ratios(bench, first_outcome, peer, table="d"), 3),
             ]
 
-    print("Bare aiohttp's is noted in its task: what it awaits gives them all at once, in the end.\n")
-    print_table([f"first outcome of {number:,}, 100 at once", "ms", "of bare"], rows())
+    print("Bare aiohttp gathers all results at the end; its first outcome is measured inside its task.\n")
+    print_table([f"first outcome of {number:,}, concurrency 100", "ms", "vs. bare"], rows())
 
 
 # ------------------------------------------------------------------- probes: single calls, the event loop
@@ -394,14 +412,16 @@ def table_e(bench: Bench) -> None:
             ]
             yield row
 
-    print("A call every 5 ms, from its turn to its token; the bulk run has 50 of 100 connections.\n")
+    print(
+        "A call every 5 ms, from its scheduled start to its token; the bulk run uses 50 of 100 connections.\n"
+    )
     heads = [
         "ms",
         "beside",
         "client",
         "p50, ms",
         "p99, ms",
-        "p99 of bare",
+        "p99 vs. bare",
         "p99.9 of all rounds, ms",
         "calls",
     ]
@@ -418,8 +438,8 @@ def table_f(bench: Bench) -> None:
                 row.append(format_median(list(map(delay_at(share), bench.results_for(**facts)))))
             yield [*row, ratio_to_bare(bench, delay_at(0.99), facts)]
 
-    print("How late a task is woken that sleeps a millisecond at a time; the bulk run has 100 at once.\n")
-    heads = ["ms", "beside", "client", "p50, ms", "p99, ms", "most, ms", "p99 of bare"]
+    print("The delay of a task that sleeps for a millisecond at a time; the bulk run has 100 calls.\n")
+    heads = ["ms", "beside", "client", "p50, ms", "p99, ms", "maximum, ms", "p99 vs. bare"]
     print_table(heads, rows(), words=3)
 
 

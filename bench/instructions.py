@@ -66,11 +66,11 @@ def compare_to_baseline(baseline: dict[str, Any], name: str, size: str, count: i
 
 def report(counts: dict[str, dict[str, int]], baseline: dict[str, Any]) -> None:
     versions = {"python": platform.python_version(), "aiohttp": version("aiohttp")}
-    print(f"CPython {versions['python']}, aiohttp {versions['aiohttp']}; 100 at once.", end=" ")
+    print(f"CPython {versions['python']}, aiohttp {versions['aiohttp']}; 100 concurrent calls.", end=" ")
     if baseline:
         print(f"Baseline: CPython {baseline['python']}, aiohttp {baseline['aiohttp']}.", end="")
     print("\n")
-    heads = ["client", "partners", "instructions a creation", "of bare", "kept", "of kept"]
+    heads = ["client", "partners", "instructions per creation", "vs. bare", "baseline", "vs. baseline"]
     print_table(
         heads,
         (

@@ -21,7 +21,7 @@ from harness import MissingError, build_server, format_median, json_output_of, p
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WITHOUT, UNENCRYPTED, ENCRYPTED = "no journal", "in clear", "encrypted"
+WITHOUT, UNENCRYPTED, ENCRYPTED = "no journal", "unencrypted", "encrypted"
 KEY = Fernet.generate_key().decode()
 CONCURRENCY = 100
 # Number of creations by latency in ms; so many that the start has little weight.
@@ -84,8 +84,8 @@ def main() -> None:
         except MissingError as missing:
             print(f"Nothing was measured: {missing}.")
             return
-        print(f"## A journal\n\n{CONCURRENCY} at once.\n")
-        heads = ["ms", "journal", "creations/s", "of no journal", "CPU, µs"]
+        print(f"## A journal\n\n{CONCURRENCY} concurrent calls.\n")
+        heads = ["ms", "journal", "creations/s", "vs. no journal", "CPU, µs"]
         rows: list[list[object]] = []
         for latency, partners in LATENCIES.items():
             with server(built, latency) as url:

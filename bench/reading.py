@@ -188,7 +188,7 @@ async def print_loop_table(rounds: int) -> None:
     async def in_the_loop() -> None:
         decode_record(body, AssetReportGetResponse)
 
-    print("\n| while 8 MB are read | held up at most, ms: median of rounds | worst |")
+    print("\n| while 8 MB are read | longest delay of the event loop, ms: median of rounds | worst |")
     print("|---|---:|---:|")
     async with server() as url, RelayClient(Credentials("a", "b"), base_url=url) as client:
         for name, read in (

@@ -119,7 +119,7 @@ def compare(folder: Path, rounds: int) -> None:
         by_name = programs(folder, url)
         figures = measure(by_name, folder / "peak", rounds)
     print(f"{describe_cores()}\n")
-    heads = ["process", "CPU, ms", "time, ms", "peak, MB", "above", "CPU, ms", "peak, MB"]
+    heads = ["process", "CPU, ms", "time, ms", "peak, MB", "compared with", "CPU, ms", "peak, MB"]
     print_table(heads, rows(by_name, figures))
 
 

@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages; warnings are errors there."""
+"""Configuration of Sphinx. The session `docs` treats warnings as errors."""
 
 from plaid_relay_async import __version__
 
@@ -21,7 +21,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 nitpicky = True
-# The standard library, aiohttp and redis-py are named in signatures; their pages aren't fetched for these.
+# Signatures name types of the standard library, aiohttp and redis-py. Their inventories aren't downloaded.
 nitpick_ignore_regex = [
     ("py:.*", r"(asyncio|collections|contextlib|datetime|decimal|enum|os|pathlib|ssl|tls|typing|types)\..*"),
     ("py:.*", r"aiohttp\..*"),

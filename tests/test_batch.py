@@ -40,42 +40,42 @@ from plaid_relay_async.simulator import Fault, Simulator
 CREATE = "/credit/relay/create"
 
 
-def partners(count: int) -> list[str]:
+def partner_names(count: int) -> list[str]:
     return [f"partner-{n}" for n in range(count)]
 
 
-def requests(plaid: Simulator, count: int = 20):
-    return RelayCreateRequest.fan_out([plaid.add_report()], partners(count))
+def create_requests(plaid: Simulator, count: int = 20):
+    return RelayCreateRequest.fan_out([plaid.add_report()], partner_names(count))
 
 
-def held(result) -> list:
+def all_outcomes(result) -> list:
     return [*result.created, *result.failed, *result.unknown]
 
 
-def owners_of(plaid: Simulator) -> dict[str, str]:
+def partner_by_token(plaid: Simulator) -> dict[str, str]:
     return {entry["relay_token"]: entry["secondary_client_id"] for entry in plaid.ledger}
 
 
 def assert_nothing_lost(plaid: Simulator, outcomes: list) -> None:
-    """Each token of the ledger is in an outcome for its partner, or its partner is unknown; no partner has two."""
+    """Check that each token of the ledger is in its partner's outcome, or that outcome is unknown; no partner has two."""
     tokens = {o.relay_token: o.request.secondary_client_id for o in outcomes if isinstance(o, Created)}
     unknown = {o.request.secondary_client_id for o in outcomes if isinstance(o, Unknown)}
     seen = [o.request.secondary_client_id for o in outcomes]
     assert len(seen) == len(set(seen))
-    for token, partner in owners_of(plaid).items():
+    for token, partner in partner_by_token(plaid).items():
         assert tokens.get(token) == partner or partner in unknown
-    assert tokens.keys() <= owners_of(plaid).keys()
-    assert len(set(owners_of(plaid).values())) == len(plaid.ledger)
+    assert tokens.keys() <= partner_by_token(plaid).keys()
+    assert len(set(partner_by_token(plaid).values())) == len(plaid.ledger)
 
 
 # ------------------------------------------------------------------------------------ the two ways of use
 
 
-async def test_awaited_a_batch_gives_a_token_for_each_partner(plaid, client):
-    """Every partner has the token that Plaid made for it, and the result has them all."""
-    result = await client.relay.create_many(requests(plaid, 200))
-    assert {o.relay_token: o.request.secondary_client_id for o in result.created} == owners_of(plaid)
-    assert sorted(owners_of(plaid).values()) == sorted(partners(200))
+async def test_awaiting_a_batch_returns_a_token_for_each_partner(plaid, client):
+    """Each partner has the token that Plaid issued for it, and the result contains all of them."""
+    result = await client.relay.create_many(create_requests(plaid, 200))
+    assert {o.relay_token: o.request.secondary_client_id for o in result.created} == partner_by_token(plaid)
+    assert sorted(partner_by_token(plaid).values()) == sorted(partner_names(200))
     assert (result.counts["created"], result.failed, result.unknown, result.not_attempted) == (
         200,
         [],
@@ -88,19 +88,19 @@ async def test_awaited_a_batch_gives_a_token_for_each_partner(plaid, client):
     result.raise_for_failures()
 
 
-async def test_streamed_a_batch_hands_on_each_outcome(plaid, client):
-    """The loop sees every outcome once; what it saw is counted in the result and not held there."""
+async def test_streaming_a_batch_yields_each_outcome_once(plaid, client):
+    """The loop receives every outcome once; the result counts them and doesn't store them."""
     seen = []
-    async with client.relay.create_many(requests(plaid, 200)) as outcomes:
+    async with client.relay.create_many(create_requests(plaid, 200)) as outcomes:
         async for outcome in outcomes:
             seen.append(outcome)
-    assert {o.relay_token: o.request.secondary_client_id for o in seen} == owners_of(plaid)
+    assert {o.relay_token: o.request.secondary_client_id for o in seen} == partner_by_token(plaid)
     assert len(seen) == outcomes.result.counts["created"] == 200
-    assert held(outcomes.result) == []
+    assert all_outcomes(outcomes.result) == []
 
 
-async def test_a_stream_that_has_ended_has_its_time():
-    """However slowly the loop reads: when its block has been left the result has the seconds that it took."""
+async def test_elapsed_is_set_when_a_stream_ends():
+    """The result has the elapsed seconds as soon as the block is left, however slowly the loop reads."""
 
     async def pause(steps):
         for _ in range(steps):
@@ -108,45 +108,45 @@ async def test_a_stream_that_has_ended_has_its_time():
 
     for concurrency, work, reading in itertools.product((1, 2, 3), range(6), range(9)):
 
-        async def create(request, permit, work=work):
+        async def create(request, gate, work=work):
             await pause(work)
             return RelayCreateResponse("token")
 
-        rows = RelayCreateRequest.fan_out(["report"], partners(3))
+        rows = RelayCreateRequest.fan_out(["report"], partner_names(3))
         async with Batch(CREATIONS, rows, create, concurrency=concurrency, drain_timeout=1) as outcomes:
             async for _ in outcomes:
                 await pause(reading)
         assert outcomes.result.elapsed > 0
 
 
-async def test_outcomes_come_in_the_order_in_which_they_are_known(plaid, client):
-    """A slow partner doesn't hold up the others."""
+async def test_outcomes_are_yielded_in_order_of_completion(plaid, client):
+    """A slow partner doesn't delay the others."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="partner-0", latency=0.2))
-    async with client.relay.create_many(requests(plaid, 10)) as outcomes:
+    async with client.relay.create_many(create_requests(plaid, 10)) as outcomes:
         order = [o.request.secondary_client_id async for o in outcomes]
     assert order[-1] == "partner-0"
     assert len(order) == 10
 
 
-async def test_an_outcome_tells_its_story(plaid, client):
-    """Attempts, time, request id and the request itself are with the outcome; its repr has no token."""
+async def test_an_outcome_has_its_attempts_and_request_id(plaid, client):
+    """An outcome has its attempts, time, request id and request; its repr doesn't show the token."""
     plaid.fail(Fault(path=CREATE, status=429, times=1))
-    result = await client.relay.create_many(requests(plaid, 1))
-    (made,) = result.created
-    assert (made.attempts, made.journalled) == (2, False)
-    assert made.elapsed > 0
-    assert made.request_id == plaid.ledger[0]["request_id"]
-    assert "sandbox" not in repr(made)
-    assert "partner-0" in repr(made)
+    result = await client.relay.create_many(create_requests(plaid, 1))
+    (created,) = result.created
+    assert (created.attempts, created.journalled) == (2, False)
+    assert created.elapsed > 0
+    assert created.request_id == plaid.ledger[0]["request_id"]
+    assert "sandbox" not in repr(created)
+    assert "partner-0" in repr(created)
 
 
-async def test_a_failing_partner_never_stops_the_others(plaid, client):
-    """Refused, lost and created partners stand side by side, each with its own outcome."""
+async def test_a_failing_partner_does_not_stop_the_others(plaid, client):
+    """Rejected, lost and created requests of one batch each have their own outcome."""
     plaid.fail(
         Fault(path=CREATE, secondary_client_id="partner-3", status=400),
         Fault(path=CREATE, secondary_client_id="partner-5", close=True, when="after"),
     )
-    result = await client.relay.create_many(requests(plaid))
+    result = await client.relay.create_many(create_requests(plaid))
     (failed,), (unknown,) = result.failed, result.unknown
     assert failed.request.secondary_client_id == "partner-3"
     assert isinstance(failed.error, InvalidRequestError)
@@ -155,20 +155,20 @@ async def test_a_failing_partner_never_stops_the_others(plaid, client):
     assert isinstance(unknown.error, OutcomeUnknownError)
     assert len(result.created) == 18
     assert result.error_codes == {"INVALID_FIELD": 1, "OutcomeUnknownError": 1}
-    assert_nothing_lost(plaid, held(result))
+    assert_nothing_lost(plaid, all_outcomes(result))
 
 
 async def test_failures_are_raised_as_a_group(plaid, client):
-    """Failed and unknown alike are in the group, and what a loop has seen isn't forgotten."""
+    """Failed and unknown outcomes are in the group; those that a loop received are counted."""
     plaid.fail(
         Fault(path=CREATE, secondary_client_id="partner-3", status=400),
         Fault(path=CREATE, secondary_client_id="partner-5", close=True),
     )
-    result = await client.relay.create_many(requests(plaid))
+    result = await client.relay.create_many(create_requests(plaid))
     with pytest.raises(ExceptionGroup, match="1 failed, 1 unknown") as caught:
         result.raise_for_failures()
     assert {type(error) for error in caught.value.exceptions} == {InvalidRequestError, OutcomeUnknownError}
-    async with client.relay.create_many(requests(plaid)) as outcomes:
+    async with client.relay.create_many(create_requests(plaid)) as outcomes:
         async for _ in outcomes:
             pass
     with pytest.raises(ExceptionGroup) as caught:
@@ -181,24 +181,24 @@ async def test_failures_are_raised_as_a_group(plaid, client):
 
 
 async def test_requests_may_come_from_an_async_iterable(plaid, client):
-    """A database cursor, say, is read as its rows are needed."""
+    """An async iterable, such as a database cursor, is read only as its rows are needed."""
 
     async def rows():
-        for request in requests(plaid, 30):
+        for request in create_requests(plaid, 30):
             await asyncio.sleep(0)
             yield request
 
     result = await client.relay.create_many(rows(), concurrency=4)
     assert len(result.created) == 30
-    assert_nothing_lost(plaid, held(result))
+    assert_nothing_lost(plaid, all_outcomes(result))
 
 
-async def test_the_input_is_read_no_further_than_needed(plaid, client):
-    """A stream that nobody reads stops reading its input: memory grows with concurrency."""
+async def test_backpressure_limits_how_far_the_input_is_read(plaid, client):
+    """A stream that isn't consumed stops reading its input, so memory grows only with the concurrency."""
     read = []
 
     def rows():
-        for request in requests(plaid, 500):
+        for request in create_requests(plaid, 500):
             read.append(request)
             yield request
 
@@ -206,56 +206,56 @@ async def test_the_input_is_read_no_further_than_needed(plaid, client):
         await anext(aiter(outcomes))
         await asyncio.sleep(0.2)
         assert 5 <= len(read) <= 11
-    assert len(held(outcomes.result)) + len(outcomes.result.not_attempted) == len(read) - 1
+    assert len(all_outcomes(outcomes.result)) + len(outcomes.result.not_attempted) == len(read) - 1
 
 
-async def test_no_more_calls_than_the_concurrency_are_under_way(plaid):
-    """The bound holds, and is reached."""
-    under_way, most = 0, 0
+async def test_the_concurrency_limits_the_calls_in_flight(plaid):
+    """The number of calls in flight reaches the limit and doesn't exceed it."""
+    in_flight, maximum = 0, 0
 
-    async def create(request, permit):
-        nonlocal under_way, most
-        await permit.start_attempt()
-        under_way += 1
-        most = max(most, under_way)
+    async def create(request, gate):
+        nonlocal in_flight, maximum
+        await gate.start_attempt()
+        in_flight += 1
+        maximum = max(maximum, in_flight)
         await asyncio.sleep(random.random() / 1000)
-        under_way -= 1
+        in_flight -= 1
         return RelayCreateResponse(f"token-{request.secondary_client_id}")
 
-    result = await Batch(CREATIONS, requests(plaid, 100), create, concurrency=7, drain_timeout=1)
-    assert most == 7
+    result = await Batch(CREATIONS, create_requests(plaid, 100), create, concurrency=7, drain_timeout=1)
+    assert maximum == 7
     assert len(result.created) == 100
 
 
-async def test_a_pair_that_comes_again_is_failed(plaid, client):
-    """The second of a pair is refused before it is sent; that is an outcome, and the batch goes on."""
+async def test_a_duplicate_pair_fails(plaid, client):
+    """The second request for a pair fails without being sent, and the batch continues."""
     report = plaid.add_report()
     rows = list(RelayCreateRequest.fan_out([report], ["a", "b", "a", "c"]))
     rows += RelayCreateRequest.fan_out([plaid.add_report()], ["a"])
     result = await client.relay.create_many(rows)
-    (again,) = result.failed
-    assert again.request.secondary_client_id == "a"
-    assert isinstance(again.error, DuplicateRequestError)
-    assert again.error.sent is False
-    assert again.attempts == 0
+    (duplicate,) = result.failed
+    assert duplicate.request.secondary_client_id == "a"
+    assert isinstance(duplicate.error, DuplicateRequestError)
+    assert duplicate.error.sent is False
+    assert duplicate.attempts == 0
     assert result.error_codes == {"DuplicateRequestError": 1}
     assert len(plaid.ledger) == 4
 
 
 async def test_duplicates_may_be_allowed(plaid, client):
-    """Who wants two tokens for a pair gets them."""
+    """With allow_duplicates=True, both requests for a pair are sent."""
     rows = list(RelayCreateRequest.fan_out([plaid.add_report()], ["a", "a"]))
     result = await client.relay.create_many(rows, allow_duplicates=True)
     assert len(result.created) == len(plaid.ledger) == 2
 
 
-def test_remembering_a_pair_takes_little():
-    """At most 128 bytes a request, whatever the length of its token and its partner's id."""
-    pairs, count = _DuplicateFilter(CREATIONS.duplicate_key), 40_000
+def test_deduplication_needs_little_memory():
+    """It takes at most 128 bytes a request, whatever the length of its token and its partner's id."""
+    duplicates, count = _DuplicateFilter(CREATIONS.duplicate_key), 40_000
     tracemalloc.start()
     try:
         for number in range(count):
-            assert not pairs.is_duplicate(
+            assert not duplicates.is_duplicate(
                 RelayCreateRequest(["assets-sandbox-" + "x" * 100], f"partner-{number:050}")
             )
         gc.collect()
@@ -263,16 +263,16 @@ def test_remembering_a_pair_takes_little():
     finally:
         tracemalloc.stop()
     assert peak / count <= 128
-    assert pairs.is_duplicate(RelayCreateRequest(["assets-sandbox-" + "x" * 100], f"partner-{5:050}"))
+    assert duplicates.is_duplicate(RelayCreateRequest(["assets-sandbox-" + "x" * 100], f"partner-{5:050}"))
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-async def test_an_input_that_raises_ends_the_batch_in_order(plaid, client, asynchronous):
-    """What is in flight is waited for, the error comes out as the cause, and the outcomes are with it."""
+async def test_an_input_that_raises_stops_the_batch(plaid, client, asynchronous):
+    """Calls in flight are drained, and BatchStoppedError has the error as its cause and the outcomes."""
     plaid.fail(Fault(path=CREATE, latency=0.05))
 
     def rows():
-        yield from requests(plaid, 3)
+        yield from create_requests(plaid, 3)
         raise LookupError("no row")
 
     async def later():
@@ -285,14 +285,14 @@ async def test_an_input_that_raises_ends_the_batch_in_order(plaid, client, async
     assert isinstance(caught.value.__cause__, LookupError)
     assert caught.value.result is batch.result
     assert len(batch.result.created) == 3
-    assert_nothing_lost(plaid, held(batch.result))
+    assert_nothing_lost(plaid, all_outcomes(batch.result))
 
 
-async def test_an_input_that_raises_reaches_the_loop_behind_its_outcomes(plaid, client):
-    """A stream hands on what there is before it raises."""
+async def test_an_input_that_raises_is_reported_after_the_outcomes(plaid, client):
+    """A stream yields the outcomes that it has before it raises."""
 
     def rows():
-        yield from requests(plaid, 3)
+        yield from create_requests(plaid, 3)
         raise LookupError
 
     seen = []
@@ -303,8 +303,8 @@ async def test_an_input_that_raises_reaches_the_loop_behind_its_outcomes(plaid, 
     assert len(seen) == 3
 
 
-async def test_something_else_than_a_request_is_named(plaid, client):
-    """A bare partner id isn't a request; the error says so."""
+async def test_an_item_of_another_type_is_rejected(plaid, client):
+    """A plain partner id isn't a request; the error names the expected type."""
     with pytest.raises(BatchStoppedError) as caught:
         await client.relay.create_many(["partner"])
     assert "RelayCreateRequest" in str(caught.value.__cause__)
@@ -313,63 +313,65 @@ async def test_something_else_than_a_request_is_named(plaid, client):
 # ----------------------------------------------------------------------------------- leaving early
 
 
-async def test_break_waits_for_what_is_in_flight(plaid, client):
-    """After `break` nothing new is sent, and what was under way is in the result."""
+async def test_break_drains_the_calls_in_flight(plaid, client):
+    """After `break` nothing new is sent, and the calls in flight are in the result."""
     plaid.fail(Fault(path=CREATE, latency=0.05))
-    async with client.relay.create_many(requests(plaid, 1000), concurrency=10) as outcomes:
+    async with client.relay.create_many(create_requests(plaid, 1000), concurrency=10) as outcomes:
         first = await anext(outcomes)
     sent = plaid.counts[CREATE]
-    assert_nothing_lost(plaid, [first, *held(outcomes.result)])
+    assert_nothing_lost(plaid, [first, *all_outcomes(outcomes.result)])
     assert sent == len(plaid.ledger) < 40
     await asyncio.sleep(0.1)
     assert plaid.counts[CREATE] == sent
 
 
-async def test_an_exception_in_the_loop_comes_out_as_it_is(plaid, client):
-    """The caller's own error isn't wrapped, and nothing in flight is lost."""
+async def test_an_exception_in_the_loop_is_not_wrapped(plaid, client):
+    """The caller's exception is raised unchanged, and no call in flight is lost."""
     plaid.fail(Fault(path=CREATE, latency=0.02))
     seen = []
     with pytest.raises(ZeroDivisionError):
-        async with client.relay.create_many(requests(plaid, 1000), concurrency=10) as outcomes:
+        async with client.relay.create_many(create_requests(plaid, 1000), concurrency=10) as outcomes:
             async for outcome in outcomes:
                 seen.append(outcome)
                 raise ZeroDivisionError
-    assert_nothing_lost(plaid, [*seen, *held(outcomes.result)])
+    assert_nothing_lost(plaid, [*seen, *all_outcomes(outcomes.result)])
 
 
-async def test_a_drain_that_takes_too_long_leaves_unknowns(plaid):
-    """What doesn't answer within the drain time is unknown; nothing waits for it any longer."""
+async def test_a_drain_timeout_leaves_unknown_outcomes(plaid):
+    """A call without a response within the drain time is unknown, and the batch ends."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="partner-1", stall=30, when="after"))
     async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(drain=0.1)) as client:
-        began = time.monotonic()
-        async with client.relay.create_many(requests(plaid, 5)) as outcomes:
+        started_at = time.monotonic()
+        async with client.relay.create_many(create_requests(plaid, 5)) as outcomes:
             async for outcome in outcomes:
                 if outcome.request.secondary_client_id == "partner-4":
                     break
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - started_at < 20
     (unknown,) = outcomes.result.unknown
     assert unknown.request.secondary_client_id == "partner-1"
     assert unknown.attempts == 1
     assert "the call was cancelled" in str(unknown.error)
 
 
-async def test_a_call_that_tells_nothing_of_its_end_is_unknown(plaid):
-    """What began, and was given up without a word of what became of it, may have been carried out."""
+async def test_a_call_without_a_result_is_unknown(plaid):
+    """An attempt that was started and cancelled without a result may have been executed."""
 
-    async def create(request, permit):
-        await permit.start_attempt()
+    async def create(request, gate):
+        await gate.start_attempt()
         await asyncio.Event().wait()
 
-    async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain_timeout=0.02) as outcomes:
+    async with Batch(
+        CREATIONS, create_requests(plaid, 1), create, concurrency=1, drain_timeout=0.02
+    ) as outcomes:
         await asyncio.sleep(0.01)
     (unknown,) = outcomes.result.unknown
     assert "the batch ended before a response" in str(unknown.error)
 
 
-async def test_cancelled_an_awaited_batch_drains_and_its_result_stays(plaid, client):
-    """The cancellation goes on its way; whoever kept the batch has its outcomes."""
+async def test_a_cancelled_batch_drains_and_keeps_its_result(plaid, client):
+    """The cancellation is raised, and the batch object has the outcomes."""
     plaid.fail(Fault(path=CREATE, latency=0.05))
-    batch = client.relay.create_many(requests(plaid, 1000), concurrency=10)
+    batch = client.relay.create_many(create_requests(plaid, 1000), concurrency=10)
 
     async def run() -> None:
         await batch
@@ -381,14 +383,14 @@ async def test_cancelled_an_awaited_batch_drains_and_its_result_stays(plaid, cli
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len(batch.result.created) == len(plaid.ledger)
-    assert_nothing_lost(plaid, held(batch.result))
+    assert_nothing_lost(plaid, all_outcomes(batch.result))
 
 
 @pytest.mark.parametrize("cancellations", [2, 3, 5])
 async def test_further_cancellations_do_not_end_a_drain(plaid, client, cancellations):
-    """However often a draining batch is cancelled, it waits for the calls in flight, and is cancelled then."""
+    """A draining batch waits for the calls in flight, however often it is cancelled, and is cancelled then."""
     plaid.fail(Fault(path=CREATE, when="after", latency=0.3))
-    batch = client.relay.create_many(requests(plaid, 20), concurrency=10)
+    batch = client.relay.create_many(create_requests(plaid, 20), concurrency=10)
 
     async def run() -> None:
         await batch
@@ -403,14 +405,14 @@ async def test_further_cancellations_do_not_end_a_drain(plaid, client, cancellat
         await task
     assert task.cancelling() == cancellations
     assert batch.result.counts == {"created": 10}
-    assert_nothing_lost(plaid, held(batch.result))
+    assert_nothing_lost(plaid, all_outcomes(batch.result))
 
 
 @pytest.mark.parametrize("times", [1, 2])
 async def test_an_abandoned_drain_does_not_wait(plaid, client, times):
-    """`abandon()` ends a drain: what is in flight becomes unknown, and the cancellation is raised."""
+    """`abandon()` ends a drain: calls in flight become unknown, and the cancellation is raised."""
     plaid.fail(Fault(path=CREATE, stall=30, when="after"))
-    batch = client.relay.create_many(requests(plaid, 20), concurrency=10)
+    batch = client.relay.create_many(create_requests(plaid, 20), concurrency=10)
 
     async def run() -> None:
         await batch
@@ -418,23 +420,23 @@ async def test_an_abandoned_drain_does_not_wait(plaid, client, times):
     task = asyncio.create_task(run())
     while plaid.counts[CREATE] < 10:
         await asyncio.sleep(0.001)
-    began = time.monotonic()
+    started_at = time.monotonic()
     task.cancel()
     await asyncio.sleep(0)
     for _ in range(times):
         batch.abandon()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - started_at < 20
     assert len(batch.result.unknown) == 10
-    assert_nothing_lost(plaid, held(batch.result))
+    assert_nothing_lost(plaid, all_outcomes(batch.result))
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_batch_can_be_abandoned_while_it_runs(plaid, client, streamed):
-    """Nothing more is sent, what is in flight becomes unknown, and the batch ends as if its input had ended."""
+    """Nothing more is sent, calls in flight become unknown, and the batch ends normally."""
     plaid.fail(Fault(path=CREATE, stall=30, when="after"))
-    rows, seen = requests(plaid, 20), []
+    rows, seen = create_requests(plaid, 20), []
     batch = client.relay.create_many(rows, concurrency=10)
 
     async def run() -> None:
@@ -455,7 +457,7 @@ async def test_a_batch_can_be_abandoned_while_it_runs(plaid, client, streamed):
 
 async def test_a_batch_that_is_abandoned_before_it_starts_sends_nothing(plaid, client):
     """A batch that is abandoned before its start ends immediately, and its input isn't read."""
-    rows = requests(plaid, 3)
+    rows = create_requests(plaid, 3)
     batch = client.relay.create_many(rows)
     batch.abandon()
     assert (await batch).counts == {}
@@ -464,23 +466,23 @@ async def test_a_batch_that_is_abandoned_before_it_starts_sends_nothing(plaid, c
 
 @pytest.mark.parametrize("way", ["break", "cancel", "callback"])
 async def test_the_rest_of_an_async_generator_is_available_when_the_batch_is_left(plaid, client, way):
-    """A read of the input that is in progress is waited for; its request is in `not_attempted`."""
-    asked = asyncio.Event()
+    """A read of the input that is in progress is waited for, and its request is in `not_attempted`."""
+    requested = asyncio.Event()
 
     async def rows():
-        for n, row in enumerate(requests(plaid, 100)):
+        for n, row in enumerate(create_requests(plaid, 100)):
             if n == 1:
-                asked.set()
+                requested.set()
                 await asyncio.sleep(0.05)
             yield row
 
     source = rows()
 
-    async def leave() -> None:
+    async def stop_early() -> None:
         async with client.relay.create_many(source, concurrency=2, on_outcome=raising) as outcomes:
             batches.append(outcomes)
             async for _ in outcomes:
-                await asked.wait()
+                await requested.wait()
                 if way == "break":
                     break
                 if way == "cancel":
@@ -491,148 +493,152 @@ async def test_the_rest_of_an_async_generator_is_available_when_the_batch_is_lef
             raise OSError("the disk is full")
 
     batches: list[Batch] = []
-    task = asyncio.create_task(leave())
+    task = asyncio.create_task(stop_early())
     await asyncio.wait([task])
     if way == "callback":
         assert isinstance(task.exception(), BatchStoppedError)
     else:
         assert task.cancelled() == (way == "cancel")
     rest = [row async for row in source]
-    left = [*batches[0].result.not_attempted, *rest]
-    assert [r.secondary_client_id for r in left] == partners(100)[1:]
+    unsent = [*batches[0].result.not_attempted, *rest]
+    assert [r.secondary_client_id for r in unsent] == partner_names(100)[1:]
     assert (len(rest), plaid.counts[CREATE]) == (98, 1)
 
 
-async def test_an_input_that_gives_nothing_is_waited_for_as_long_as_a_drain_lasts(plaid):
-    """After the drain time, or once the batch is abandoned, the read is cancelled, and a generator cleans up."""
-    ended, waiting = [], asyncio.Event()
+async def test_a_pending_read_of_the_input_is_cancelled_after_the_drain_time(plaid):
+    """After the drain time, or once the batch is abandoned, the read is cancelled and a generator cleans up."""
+    closed_inputs, waiting = [], asyncio.Event()
 
     async def rows(name):
         try:
-            for row in requests(plaid, 1):
+            for row in create_requests(plaid, 1):
                 yield row
             waiting.set()
             await asyncio.Event().wait()
         finally:
-            ended.append(name)
+            closed_inputs.append(name)
 
     async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(drain=0.05)) as client:
         async with client.relay.create_many(rows("left")) as outcomes:
             async for _ in outcomes:
                 break
-        assert ended == ["left"]
+        assert closed_inputs == ["left"]
         plaid.fail(Fault(path=CREATE, status=400, body={"error_code": "INVALID_API_KEYS"}))
         with pytest.raises(BatchStoppedError):
             await client.relay.create_many(rows("stopped"), on_outcome=lambda outcome: 1 / 0)
-        assert ended == ["left", "stopped"]
+        assert closed_inputs == ["left", "stopped"]
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         waiting.clear()
-        began = time.monotonic()
+        started_at = time.monotonic()
         batch = client.relay.create_many(rows("abandoned"))
         running = asyncio.ensure_future(batch)
         await waiting.wait()
         batch.abandon()
         await running
-        assert time.monotonic() - began < 20
-    assert ended == ["left", "stopped", "abandoned"]
+        assert time.monotonic() - started_at < 20
+    assert closed_inputs == ["left", "stopped", "abandoned"]
 
 
-async def test_a_batch_within_a_timeout(plaid, client):
-    """`asyncio.timeout` around a batch is a cancellation like any other."""
+async def test_a_timeout_around_a_batch_drains_it(plaid, client):
+    """`asyncio.timeout` around a batch has the effect of any other cancellation."""
     plaid.fail(Fault(path=CREATE, latency=0.02))
-    batch = client.relay.create_many(requests(plaid, 10_000), concurrency=10)
+    batch = client.relay.create_many(create_requests(plaid, 10_000), concurrency=10)
     with pytest.raises(TimeoutError):
         async with timeout_when(lambda: plaid.counts[CREATE] > 20):
             await batch
     assert batch.result.created
-    assert_nothing_lost(plaid, held(batch.result))
+    assert_nothing_lost(plaid, all_outcomes(batch.result))
 
 
-async def test_what_waits_for_a_pause_is_dropped_and_not_unknown(plaid, client):
-    """A call that Plaid refused, and that waits to be repeated, surely made nothing when the batch is left."""
+async def test_a_declined_call_that_waits_for_a_pause_fails_when_the_batch_is_left(plaid, client):
+    """A call that Plaid declined, and that waits for its next attempt, certainly wasn't executed."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "30"}))
-    batch = client.relay.create_many(requests(plaid, 20), concurrency=4)
+    batch = client.relay.create_many(create_requests(plaid, 20), concurrency=4)
     task = asyncio.create_task(batch._run_to_result())
     while plaid.counts[CREATE] < 4:
         await asyncio.sleep(0.001)
     await asyncio.sleep(0.2)  # the responses arrive
-    began = time.monotonic()
+    started_at = time.monotonic()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - started_at < 20
     assert (len(batch.result.failed), batch.result.unknown, len(plaid.ledger)) == (4, [], 0)
     assert all(isinstance(o.error, RateLimitError) for o in batch.result.failed)
 
 
-async def test_what_was_taken_and_not_sent_is_not_attempted(plaid):
-    """A request that waited for the limiter when the batch was left is given back."""
+async def test_a_request_that_waits_for_the_limiter_is_not_attempted(plaid):
+    """A request that waits for the rate limiter when the batch is left is in `not_attempted`."""
 
     class Closed:
         async def acquire(self, endpoint: str) -> None:
             await asyncio.Event().wait()
 
     async with RelayClient(OWNER, base_url=plaid.url, rate_limiter=Closed()) as client:
-        rows = requests(plaid, 20)
+        rows = create_requests(plaid, 20)
         async with client.relay.create_many(rows, concurrency=3) as outcomes:
             await asyncio.sleep(0.02)
-        assert [r.secondary_client_id for r in outcomes.result.not_attempted] == partners(3)
-        assert [r.secondary_client_id for r in rows] == partners(20)[3:]
+        assert [r.secondary_client_id for r in outcomes.result.not_attempted] == partner_names(3)
+        assert [r.secondary_client_id for r in rows] == partner_names(20)[3:]
     assert plaid.counts[CREATE] == 0
 
 
 async def test_a_batch_that_is_left_while_credentials_are_fetched_sends_nothing(plaid):
-    """A call that still waits for its secret has not been sent, and isn't."""
-    fetching, go = asyncio.Event(), asyncio.Event()
+    """A call that waits for its credentials when the batch is left isn't sent."""
+    fetching, release = asyncio.Event(), asyncio.Event()
 
-    async def slowly() -> Credentials:
+    async def fetch_slowly() -> Credentials:
         fetching.set()
-        await go.wait()
+        await release.wait()
         return OWNER
 
-    async with RelayClient(slowly, base_url=plaid.url) as client:
-        async with client.relay.create_many(requests(plaid, 5), concurrency=2) as outcomes:
+    async with RelayClient(fetch_slowly, base_url=plaid.url) as client:
+        async with client.relay.create_many(create_requests(plaid, 5), concurrency=2) as outcomes:
             await fetching.wait()
-        go.set()
+        release.set()
     assert (len(outcomes.result.not_attempted), plaid.counts[CREATE]) == (2, 0)
 
 
-async def test_a_refused_call_that_is_about_to_leave_again_stays(plaid):
-    """Left in the moment between a refusal and the next attempt, a call doesn't leave again."""
-    told = asyncio.Event()
+async def test_no_retry_starts_after_the_batch_is_left(plaid):
+    """If the batch is left between a declined attempt and the next one, there is no next one."""
+    started = asyncio.Event()
 
-    async def create(request, permit):
-        await permit.start_attempt()
-        told.set()
+    async def create(request, gate):
+        await gate.start_attempt()
+        started.set()
         await asyncio.sleep(0.02)
-        permit.prepare_retry(RateLimitError("no", status=429), never_executed=True)
-        raise AssertionError("again() forbids the next attempt")
+        gate.prepare_retry(RateLimitError("no", status=429), never_executed=True)
+        raise AssertionError("prepare_retry() forbids the next attempt")
 
-    async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain_timeout=5) as outcomes:
-        await told.wait()
+    async with Batch(
+        CREATIONS, create_requests(plaid, 1), create, concurrency=1, drain_timeout=5
+    ) as outcomes:
+        await started.wait()
     (failed,) = outcomes.result.failed
     assert isinstance(failed.error, RateLimitError)
 
 
-async def test_a_call_that_comes_late_to_its_permit_stays(plaid):
-    """Left in the moment before an attempt, a call gets no leave to send."""
+async def test_no_attempt_starts_after_the_batch_is_left(plaid):
+    """If the batch is left just before an attempt, the gate forbids it."""
     waiting = asyncio.Event()
 
-    async def create(request, permit):
+    async def create(request, gate):
         waiting.set()
         try:
             await asyncio.sleep(5)
         except asyncio.CancelledError:
-            await permit.start_attempt()
+            await gate.start_attempt()
 
-    async with Batch(CREATIONS, requests(plaid, 1), create, concurrency=1, drain_timeout=5) as outcomes:
+    async with Batch(
+        CREATIONS, create_requests(plaid, 1), create, concurrency=1, drain_timeout=5
+    ) as outcomes:
         await waiting.wait()
     assert len(outcomes.result.not_attempted) == 1
 
 
 @pytest.mark.parametrize("way", ["break", "raise", "cancel"])
-async def test_nothing_is_lost_at_whatever_moment_a_batch_is_left(way, rounds, subtests):
-    """Left at random moments, with faults on: each token is in an outcome, or its partner is unknown."""
+async def test_no_token_is_lost_whenever_a_batch_is_left(way, rounds, subtests):
+    """A batch is left at random moments, with faults: each token is in an outcome, or its partner is unknown."""
     for seed in range(rounds):
         with subtests.test(seed=seed):
             await leave_at_random(way, seed)
@@ -652,37 +658,37 @@ async def leave_at_random(way: str, seed: int) -> None:
         RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as client,
     ):
         batch = client.relay.create_many(
-            requests(plaid, 2000), concurrency=draw.choice([1, 5, 50]), on_outcome=seen.append
+            create_requests(plaid, 2000), concurrency=draw.choice([1, 5, 50]), on_outcome=seen.append
         )
         if way == "cancel":
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(moment):
                     await batch
-            handed = []
+            received = []
         else:
-            handed = await leave_the_loop(batch, way, moment)
-        outcomes = [*handed, *held(batch.result)]
+            received = await leave_the_loop(batch, way, moment)
+        outcomes = [*received, *all_outcomes(batch.result)]
         assert_nothing_lost(plaid, outcomes)
         assert sorted(map(id, seen)) == sorted(map(id, outcomes))
         assert sum(batch.result.counts.values()) == len(outcomes)
 
 
 async def leave_the_loop(batch: Batch, way: str, moment: float) -> list:
-    handed, end = [], time.monotonic() + moment
+    received, end = [], time.monotonic() + moment
     try:
         async with batch as outcomes:
             async for outcome in outcomes:
-                handed.append(outcome)
+                received.append(outcome)
                 if time.monotonic() > end:
                     if way == "break":
                         break
                     raise ZeroDivisionError
     except ZeroDivisionError:
         assert way == "raise"
-    return handed
+    return received
 
 
-# ------------------------------------------------------------------------------- errors that all share
+# -------------------------------------------------------------------------------------- shared errors
 
 
 @pytest.mark.parametrize(
@@ -693,26 +699,26 @@ async def leave_the_loop(batch: Batch, way: str, moment: float) -> list:
         {"error_type": "INVALID_INPUT", "error_code": "UNAUTHORIZED_OF_TOMORROW"},
     ],
 )
-async def test_an_error_that_all_share_stops_the_batch(plaid, client, body):
-    """After the first few, going on would only give everybody the same error; what wasn't read stays unread."""
+async def test_a_shared_error_stops_the_batch(plaid, client, body):
+    """After a few errors that every request would get, the batch stops, and the rest of the input stays unread."""
     plaid.fail(Fault(path=CREATE, status=400, body=body, latency=0.01))
-    rows = requests(plaid, 1000)
+    rows = create_requests(plaid, 1000)
     result = await client.relay.create_many(rows, concurrency=10)
     assert result.stopped_by.error_code == body["error_code"]
     assert 3 <= len(result.failed) <= 20
     assert len(list(rows)) == 1000 - len(result.failed) - len(result.not_attempted)
 
 
-async def test_used_up_credits_stop_the_batch(plaid, client):
-    """A 429 that no waiting mends stops it as well."""
+async def test_exhausted_credits_stop_the_batch(plaid, client):
+    """A 429 that doesn't end by waiting stops the batch, too."""
     plaid.fail(Fault(path=CREATE, status=429, body={"error_code": "CREDITS_EXHAUSTED"}))
-    result = await client.relay.create_many(requests(plaid, 1000), concurrency=2)
+    result = await client.relay.create_many(create_requests(plaid, 1000), concurrency=2)
     assert 3 <= len(result.failed) <= 5
     assert result.stopped_by.error_code == "CREDITS_EXHAUSTED"
 
 
-async def test_shared_errors_with_successes_between_do_not_stop_it(plaid):
-    """Credentials that fail now and then, while they are rotated, are each partner's own trouble."""
+async def test_shared_errors_with_successes_in_between_do_not_stop_the_batch(plaid):
+    """Credentials that fail now and then, while they are rotated, fail only single requests."""
     number = 0
 
     async def rotating() -> Credentials:
@@ -722,22 +728,22 @@ async def test_shared_errors_with_successes_between_do_not_stop_it(plaid):
 
     async with Simulator(clients={"owner": OWNER.secret}) as strict:
         async with RelayClient(rotating, base_url=strict.url) as client:
-            result = await client.relay.create_many(requests(strict, 20), concurrency=1)
+            result = await client.relay.create_many(create_requests(strict, 20), concurrency=1)
     assert result.counts == {"created": 10, "failed": 10}
     assert result.stopped_by is None
 
 
-def of_three_reports(plaid: Simulator, count: int, wrong: str = "assets-sandbox-mistyped"):
-    """Requests for two good reports and a wrong one, in turn."""
+def requests_for_three_reports(plaid: Simulator, count: int, wrong: str = "assets-sandbox-mistyped"):
+    """Yield requests for a good, a wrong and another good report, alternately."""
     reports = (plaid.add_report(), wrong, plaid.add_report())
-    for partner in partners(count):
+    for partner in partner_names(count):
         for report in reports:
             yield RelayCreateRequest([report], partner)
 
 
 async def test_an_error_of_a_report_stops_the_requests_for_that_report(plaid, client):
-    """After the first few the rest of them fail unsent, with the same error; the other reports are all shared."""
-    async with client.relay.create_many(of_three_reports(plaid, 200), concurrency=10) as batch:
+    """After a few errors the other requests for the report fail unsent; requests for other reports are sent."""
+    async with client.relay.create_many(requests_for_three_reports(plaid, 200), concurrency=10) as batch:
         outcomes = [outcome async for outcome in batch]
     wrong = [each for each in outcomes if each.request.report_tokens == ("assets-sandbox-mistyped",)]
     unsent = [each for each in wrong if not each.attempts]
@@ -746,7 +752,7 @@ async def test_an_error_of_a_report_stops_the_requests_for_that_report(plaid, cl
     assert batch.result.error_codes == {"INVALID_ASSET_REPORT_TOKEN": 200}
     assert (batch.result.stopped_by, batch.result.not_attempted) == (None, [])
     assert 3 <= 200 - len(unsent) <= 3 + 10
-    assert len(plaid.requests) == 400 + 200 - len(unsent)
+    assert len(plaid.create_requests) == 400 + 200 - len(unsent)
     for each in unsent:
         assert isinstance(each.error, InvalidRequestError)
         assert (each.error.sent, each.error.attempts, each.error.status) == (False, 0, 400)
@@ -768,37 +774,37 @@ async def test_an_error_of_a_report_stops_the_requests_for_that_report(plaid, cl
         ({"error_type": "INVALID_REQUEST", "error_code": "INVALID_FIELD"}, False),
     ],
 )
-async def test_which_errors_are_those_of_a_report(plaid, client, body, stops):
-    """A report that Plaid doesn't know, or can't provide, is the same for each partner; a partner's fault isn't."""
+async def test_which_errors_stop_the_requests_for_a_report(plaid, client, body, stops):
+    """An error of the report affects each partner; an error of the partner or the Item doesn't."""
     plaid.fail(Fault(path=CREATE, status=400, body=body))
-    result = await client.relay.create_many(requests(plaid, 20), concurrency=1)
+    result = await client.relay.create_many(create_requests(plaid, 20), concurrency=1)
     assert result.counts == {"failed": 20}
-    assert len(plaid.requests) == (3 if stops else 20)
+    assert len(plaid.create_requests) == (3 if stops else 20)
 
 
-async def test_a_success_shows_that_an_error_is_not_the_reports(plaid, client):
+async def test_a_success_resets_the_errors_of_a_report(plaid, client):
     """Errors of a report with successes in between stop nothing."""
     body = {"error_type": "ASSET_REPORT_ERROR", "error_code": "PRODUCT_NOT_READY"}
     for number in (0, 1, 3, 4, 6, 7):
         plaid.fail(Fault(path=CREATE, status=400, body=body, secondary_client_id=f"partner-{number}"))
-    result = await client.relay.create_many(requests(plaid, 20), concurrency=1)
+    result = await client.relay.create_many(create_requests(plaid, 20), concurrency=1)
     assert result.counts == {"created": 14, "failed": 6}
-    assert len(plaid.requests) == 20
+    assert len(plaid.create_requests) == 20
 
 
-async def test_a_report_goes_on_if_a_request_in_flight_succeeds():
-    """A report that becomes ready while others fail is no longer stopped."""
+async def test_a_report_resumes_if_a_request_in_flight_succeeds():
+    """A success after the report has stopped, as when it becomes ready, lifts the stop."""
     unsent, ready = asyncio.Event(), asyncio.Event()
 
-    async def create(request, permit):
-        await permit.start_attempt()
+    async def create(request, gate):
+        await gate.start_attempt()
         if request.secondary_client_id in {"partner-1", "partner-2", "partner-3"}:
             raise InvalidRequestError("no", status=400, error_code="INVALID_ASSET_REPORT_TOKEN")
         await unsent.wait()
         return RelayCreateResponse("token")
 
     async def rows():
-        for partner in partners(5):
+        for partner in partner_names(5):
             yield RelayCreateRequest(["report"], partner)
         await ready.wait()
         yield RelayCreateRequest(["report"], "partner-5")
@@ -815,52 +821,52 @@ async def test_a_report_goes_on_if_a_request_in_flight_succeeds():
 
 
 async def test_several_reports_of_one_request_are_stopped_together(plaid, client):
-    """Which of them is wrong isn't known, so requests with one of them alone go on; their order is no matter."""
+    """Which report is wrong isn't known, so requests with one of them alone are sent; their order doesn't matter."""
     orders = (["good", "wrong"], ["wrong", "good"])
     both = [RelayCreateRequest(tokens, f"p{n}") for n in range(10) for tokens in orders]
-    alone = RelayCreateRequest.fan_out([plaid.add_report("good")], partners(10))
+    alone = RelayCreateRequest.fan_out([plaid.add_report("good")], partner_names(10))
     plaid.fail(Fault(path=CREATE, status=400, body={"error_code": "INVALID_ASSET_REPORT_TOKEN"}, times=3))
     result = await client.relay.create_many([*both, *alone], concurrency=1, allow_duplicates=True)
     assert result.counts == {"created": 10, "failed": 20}
-    assert len(plaid.requests) == 3 + 10
+    assert len(plaid.create_requests) == 3 + 10
 
 
 @pytest.mark.parametrize(
-    ("error", "spared", "kind"),
+    ("error", "never_executed", "kind"),
     [
         (RateLimitError("later", status=429), True, Failed),
         (OutcomeUnknownError("lost"), False, Unknown),
     ],
-    ids=["refused", "in doubt"],
+    ids=["declined", "in doubt"],
 )
-async def test_a_call_that_is_about_to_leave_again_stays_if_its_report_is_stopped(error, spared, kind):
-    """One that was refused for now fails with the report's error; one that may be done stays unknown."""
-    stopped, ended = asyncio.Event(), []
+async def test_no_retry_starts_after_the_report_has_stopped(error, never_executed, kind):
+    """A declined call fails with the report's error; a call in doubt stays unknown."""
+    stopped, outcomes = asyncio.Event(), []
 
-    async def create(request, permit):
-        await permit.start_attempt()
+    async def create(request, gate):
+        await gate.start_attempt()
         if request.secondary_client_id == "partner-0":
             await stopped.wait()
-            permit.prepare_retry(error, never_executed=spared)
+            gate.prepare_retry(error, never_executed=never_executed)
         raise InvalidRequestError("no", status=400, error_code="INVALID_ASSET_REPORT_TOKEN")
 
     def count(outcome):
-        ended.append(outcome)
-        if len(ended) == 3:
+        outcomes.append(outcome)
+        if len(outcomes) == 3:
             stopped.set()
 
-    rows = RelayCreateRequest.fan_out(["report"], partners(4))
+    rows = RelayCreateRequest.fan_out(["report"], partner_names(4))
     await Batch(CREATIONS, rows, create, concurrency=2, drain_timeout=1, on_outcome=count)
-    (last,) = [each for each in ended if each.request.secondary_client_id == "partner-0"]
+    (last,) = [each for each in outcomes if each.request.secondary_client_id == "partner-0"]
     assert (type(last), last.attempts, last.error.sent) == (kind, 1, True)
     assert "not sent after 3 errors" in str(last.error if kind is Failed else last.error.__cause__)
 
 
 async def test_the_memory_of_stopped_reports_is_bounded():
-    """Of very many wrong reports the last ones are remembered, without their tokens."""
+    """Of many wrong reports only the latest ones are remembered, without their tokens."""
 
-    async def create(request, permit):
-        await permit.start_attempt()
+    async def create(request, gate):
+        await gate.start_attempt()
         raise InvalidRequestError("no", status=400, error_code="INVALID_ASSET_REPORT_TOKEN")
 
     wrong = [RelayCreateRequest([f"report-{n}"], f"p{partner}") for n in range(600) for partner in range(3)]
@@ -872,19 +878,19 @@ async def test_the_memory_of_stopped_reports_is_bounded():
     assert "report-599" not in repr(batch._report_errors._errors)
 
 
-async def test_pauses_are_queueing(plaid):
-    """In a batch, refusals for now count against neither the attempts nor the time of a request."""
+async def test_waiting_for_a_rate_limit_is_queueing(plaid):
+    """In a batch, declined attempts count against neither the attempts nor the deadline of a request."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=30))
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "3"}, times=1))
     impatient = RetryPolicy(attempts=1, backoff=0.001, max_backoff=0.002)
     async with RelayClient(OWNER, base_url=plaid.url, retry=impatient) as client:
-        result = await client.relay.create_many(requests(plaid, 5), concurrency=2, timeout=2)
+        result = await client.relay.create_many(create_requests(plaid, 5), concurrency=2, timeout=2)
     assert len(result.created) == 5
     assert max(o.attempts for o in result.created) > 5
 
 
-async def test_refusals_leave_a_request_its_attempts(plaid):
-    """After many refusals for now, a try that never left is still worth another."""
+async def test_declined_attempts_do_not_use_up_the_attempts(plaid):
+    """After many declined attempts, an attempt that wasn't sent is still repeated."""
 
     class Hiccup:
         tries = 0
@@ -897,22 +903,22 @@ async def test_refusals_leave_a_request_its_attempts(plaid):
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=4))
     policy = RetryPolicy(attempts=2, backoff=0.001)
     async with RelayClient(OWNER, base_url=plaid.url, retry=policy, rate_limiter=Hiccup()) as client:
-        result = await client.relay.create_many(requests(plaid, 1))
+        result = await client.relay.create_many(create_requests(plaid, 1))
     assert result.created[0].attempts == 5
 
 
-async def test_a_pause_that_is_too_long_ends_the_batch(plaid, client):
-    """It isn't shortened: the request fails with the delay, and the rest isn't attempted."""
+async def test_a_pause_that_is_too_long_stops_the_batch(plaid, client):
+    """The pause isn't shortened: the request fails with the delay, and the rest isn't attempted."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "301"}))
-    rows = requests(plaid, 100)
+    rows = create_requests(plaid, 100)
     result = await client.relay.create_many(rows, concurrency=1)
     (failed,) = result.failed
     assert isinstance(failed.error, RateLimitError)
     assert (failed.error.retry_after, failed.error.exceeds_max_pause) == (301.0, True)
     assert result.stopped_by is failed.error
     assert len(list(rows)) == 99
-    again = await client.relay.create_many(requests(plaid, 100), concurrency=1)
-    assert (len(again.failed), again.failed[0].attempts, plaid.counts[CREATE]) == (1, 0, 1)
+    second = await client.relay.create_many(create_requests(plaid, 100), concurrency=1)
+    assert (len(second.failed), second.failed[0].attempts, plaid.counts[CREATE]) == (1, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -928,16 +934,16 @@ async def test_a_pause_that_is_too_long_ends_the_batch(plaid, client):
     ],
     ids=["year", "offset", "date", "seconds"],
 )
-async def test_a_delay_that_no_clock_can_hold_changes_no_outcome(plaid, client, headers):
-    """Whatever a server writes into Retry-After and Date, a plain 400 is a failure."""
+async def test_an_absurd_retry_after_date_changes_no_outcome(plaid, client, headers):
+    """Whatever a server sends in Retry-After and Date, a plain 400 is a failure."""
     plaid.fail(Fault(path=CREATE, status=400, headers=headers))
-    result = await client.relay.create_many(requests(plaid, 3))
+    result = await client.relay.create_many(create_requests(plaid, 3))
     assert result.counts == {"failed": 3}
     with pytest.raises(InvalidRequestError):
         await client.relay.create([plaid.add_report()], "p")
 
 
-async def test_a_delay_in_seconds_that_is_too_large_is_as_large_as_can_be(plaid, client):
+async def test_an_absurd_retry_after_in_seconds_is_capped(plaid, client):
     """A 429 with an absurd delay fails with the largest number of seconds, and so does the next call."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "9" * 400}))
     for attempts in (1, 0):
@@ -947,13 +953,13 @@ async def test_a_delay_in_seconds_that_is_too_large_is_as_large_as_can_be(plaid,
         assert caught.value.retry_after == pytest.approx(sys.float_info.max)
 
 
-async def test_pauses_that_add_up_end_the_batch(plaid):
-    """Many short pauses without one success between are a long one; Plaid's maintenance counts alike."""
+async def test_pauses_that_add_up_stop_the_batch(plaid):
+    """Many short pauses without a success in between count as a long one; planned maintenance counts alike."""
     maintenance = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
     plaid.fail(Fault(path=CREATE, status=503, body=maintenance))
     policy = RetryPolicy(backoff=0.02, max_backoff=0.02, max_pause=0.1)
     async with RelayClient(OWNER, base_url=plaid.url, retry=policy) as client:
-        result = await client.relay.create_many(requests(plaid, 10), concurrency=2)
+        result = await client.relay.create_many(create_requests(plaid, 10), concurrency=2)
     assert isinstance(result.failed[0].error, RateLimitError)
     assert result.failed[0].error.error_code == "PLANNED_MAINTENANCE"
     assert plaid.counts[CREATE] > 5
@@ -963,11 +969,11 @@ async def test_pauses_that_add_up_end_the_batch(plaid):
 # ------------------------------------------------------------------------------------------- callbacks
 
 
-async def test_callbacks_are_told_of_each_outcome(plaid, client):
-    """`on_outcome` comes before anybody else, and progress adds up."""
+async def test_callbacks_receive_each_outcome(plaid, client):
+    """`on_outcome` is called before the loop receives the outcome, and the progress adds up."""
     seen, progress = [], []
     async with client.relay.create_many(
-        requests(plaid), on_outcome=seen.append, on_progress=progress.append
+        create_requests(plaid), on_outcome=seen.append, on_progress=progress.append
     ) as outcomes:
         async for outcome in outcomes:
             assert outcome in seen
@@ -980,23 +986,23 @@ async def test_callbacks_are_told_of_each_outcome(plaid, client):
 
 
 @pytest.mark.parametrize("callback", ["on_outcome", "on_progress"])
-async def test_a_callback_that_raises_ends_the_batch_in_order(plaid, client, callback):
-    """No outcome is lost to a broken callback."""
+async def test_a_callback_that_raises_stops_the_batch(plaid, client, callback):
+    """No outcome is lost if a callback raises."""
     plaid.fail(Fault(path=CREATE, latency=0.01))
 
     def broken(_: object) -> None:
         raise ZeroDivisionError
 
-    batch = client.relay.create_many(requests(plaid, 100), concurrency=5, **{callback: broken})
+    batch = client.relay.create_many(create_requests(plaid, 100), concurrency=5, **{callback: broken})
     with pytest.raises(BatchStoppedError) as caught:
         await batch
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert 5 <= len(batch.result.created) <= 10
-    assert_nothing_lost(plaid, held(batch.result))
+    assert_nothing_lost(plaid, all_outcomes(batch.result))
 
 
-async def test_async_callbacks_are_refused(client):
-    """They would never run."""
+async def test_async_callbacks_are_rejected(client):
+    """They would never be awaited."""
 
     async def later(_: object) -> None:
         raise AssertionError
@@ -1006,48 +1012,48 @@ async def test_async_callbacks_are_refused(client):
             client.relay.create_many([], **{name: later})
 
 
-@pytest.mark.parametrize("place", ["on_outcome", "limiter", "begin", "end", "input"])
-async def test_a_cancellation_that_nobody_asked_for_loses_nothing(plaid, place):
-    """A CancelledError out of somebody's code, with no task cancelled, is that code's error."""
+@pytest.mark.parametrize("place", ["on_outcome", "limiter", "intent", "outcome", "input"])
+async def test_a_stray_cancelled_error_loses_nothing(plaid, place):
+    """A CancelledError from the caller's code, without a cancelled task, is an error of that code."""
 
-    class Cancelled(Notes):
+    class Cancelled(BreakingJournal):
         async def acquire(self, endpoint: str) -> None:
             raise asyncio.CancelledError
 
         async def record_intent(self, request: RelayCreateRequest) -> None:
-            self._raise("begin")
+            self._raise("intent")
 
         async def record_outcome(self, outcome) -> None:
-            self._raise("end")
+            self._raise("outcome")
 
         def _raise(self, where: str) -> None:
             if where == place:
                 raise asyncio.CancelledError
 
-    def told(_: object) -> None:
+    def on_outcome(_: object) -> None:
         if place == "on_outcome":
             raise asyncio.CancelledError
 
     async def rows():
-        for number, request in enumerate(requests(plaid, 10)):
+        for number, request in enumerate(create_requests(plaid, 10)):
             if (place, number) == ("input", 4):
                 raise asyncio.CancelledError
             yield request
 
-    odd = Cancelled()
-    limiter = odd if place == "limiter" else None
+    cancelled = Cancelled()
+    limiter = cancelled if place == "limiter" else None
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=limiter) as client:
-        batch = client.relay.create_many(rows(), concurrency=2, on_outcome=told, journal=odd)
+        batch = client.relay.create_many(rows(), concurrency=2, on_outcome=on_outcome, journal=cancelled)
         if place == "limiter":
             assert len((await batch).failed) == 10
         else:
             with pytest.raises(BatchStoppedError):
                 await batch
-    assert_nothing_lost(plaid, held(batch.result))
+    assert_nothing_lost(plaid, all_outcomes(batch.result))
 
 
-async def test_a_client_that_is_closed_under_a_batch_ends_it(plaid):
-    """Every further request would fail alike, at once and without end."""
+async def test_closing_the_client_stops_its_batches(plaid):
+    """Every further request would fail in the same way, immediately and without end."""
 
     def endless():
         report = plaid.add_report()
@@ -1063,13 +1069,13 @@ async def test_a_client_that_is_closed_under_a_batch_ends_it(plaid):
             await asyncio.sleep(0.001)
     result = await running
     assert "closed" in str(result.stopped_by)
-    assert_nothing_lost(plaid, held(result))
+    assert_nothing_lost(plaid, all_outcomes(result))
 
 
-async def test_requests_that_fail_at_once_do_not_hold_the_loop(plaid):
-    """A batch that never has to wait for anything can be cancelled all the same."""
+async def test_requests_that_fail_immediately_do_not_block_the_loop(plaid):
+    """A batch that never waits for anything can still be cancelled."""
 
-    async def create(request, permit):
+    async def create(request, gate):
         raise RequestValidationError("x")
 
     report = plaid.add_report()
@@ -1079,8 +1085,8 @@ async def test_requests_that_fail_at_once_do_not_hold_the_loop(plaid):
             await Batch(CREATIONS, endless, create, concurrency=3, drain_timeout=1)
 
 
-async def test_a_nothing_among_the_requests_is_named(plaid, client):
-    """None isn't taken for the end of the input."""
+async def test_none_among_the_requests_is_rejected(plaid, client):
+    """None isn't mistaken for the end of the input."""
     report = plaid.add_report()
     rows = [RelayCreateRequest([report], "a"), None, RelayCreateRequest([report], "b")]
     with pytest.raises(BatchStoppedError) as caught:
@@ -1089,10 +1095,10 @@ async def test_a_nothing_among_the_requests_is_named(plaid, client):
 
 
 @pytest.mark.parametrize("replay", ["safe", "always"])
-async def test_a_token_that_arrived_before_the_end_of_the_drain_is_created(replay):
-    """Left while an answer is coming in, the part that came is read: a whole token is a token."""
+async def test_a_token_that_arrives_before_the_drain_ends_is_created(replay):
+    """The part of a response that arrived before the drain ended is read: a complete token is created."""
 
-    async def slow(reader, writer):
+    async def respond_slowly(reader, writer):
         await reader.readuntil(b"}")
         writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"relay_token": "T-1", ')
         await writer.drain()
@@ -1101,7 +1107,7 @@ async def test_a_token_that_arrived_before_the_end_of_the_drain_is_created(repla
         writer.close()
 
     written = asyncio.Event()
-    server = await asyncio.start_server(slow, "127.0.0.1", 0)
+    server = await asyncio.start_server(respond_slowly, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     timeouts, policy = Timeouts(drain=0.1), RetryPolicy(replay=replay)
     async with server, RelayClient(OWNER, base_url=url, timeouts=timeouts, retry=policy) as client:
@@ -1109,15 +1115,15 @@ async def test_a_token_that_arrived_before_the_end_of_the_drain_is_created(repla
         async with client.relay.create_many(rows) as outcomes:
             await written.wait()
             await asyncio.sleep(0.1)  # it arrives
-    (made,) = outcomes.result.created
-    assert made.relay_token == "T-1"
+    (created,) = outcomes.result.created
+    assert created.relay_token == "T-1"
 
 
 @pytest.mark.parametrize(("status", "kind"), [(400, "failed"), (500, "unknown")])
-async def test_a_status_that_arrived_before_the_end_of_the_drain_tells(status, kind):
-    """Left behind the status line, the status alone says whether anything was carried out."""
+async def test_a_status_that_arrives_before_the_drain_ends_decides(status, kind):
+    """Without a body, the status alone decides between failed and unknown."""
 
-    async def slow(reader, writer):
+    async def respond_slowly(reader, writer):
         await reader.readuntil(b"}")
         writer.write(b"HTTP/1.1 %d Oh\r\nContent-Length: 100\r\n\r\n{" % status)
         await writer.drain()
@@ -1126,7 +1132,7 @@ async def test_a_status_that_arrived_before_the_end_of_the_drain_tells(status, k
         writer.close()
 
     written = asyncio.Event()
-    server = await asyncio.start_server(slow, "127.0.0.1", 0)
+    server = await asyncio.start_server(respond_slowly, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server, RelayClient(OWNER, base_url=url, timeouts=Timeouts(drain=0.1)) as client:
         async with client.relay.create_many(RelayCreateRequest.fan_out(["t"], ["p"])) as outcomes:
@@ -1136,62 +1142,62 @@ async def test_a_status_that_arrived_before_the_end_of_the_drain_tells(status, k
     assert outcome.error.status == status
 
 
-async def test_what_was_still_connecting_at_the_end_of_the_drain_never_left():
-    """A handshake that nobody answers: nothing was sent, so nothing is unknown."""
+async def test_a_call_that_connects_when_the_drain_ends_is_not_attempted():
+    """If the TLS handshake isn't answered, nothing was sent, so nothing is unknown."""
 
-    async def silence(reader, writer):
+    async def stay_silent(reader, writer):
         await reader.read()
         writer.close()
 
-    server = await asyncio.start_server(silence, "127.0.0.1", 0)
+    server = await asyncio.start_server(stay_silent, "127.0.0.1", 0)
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server, RelayClient(OWNER, base_url=url, timeouts=Timeouts(drain=0.1)) as client:
         async with client.relay.create_many(RelayCreateRequest.fan_out(["t"], ["p"])) as outcomes:
             await asyncio.sleep(0.05)
-    assert (len(outcomes.result.not_attempted), held(outcomes.result)) == (1, [])
+    assert (len(outcomes.result.not_attempted), all_outcomes(outcomes.result)) == (1, [])
 
 
-async def test_what_may_be_done_stays_unknown_whatever_comes_next(plaid, client):
-    """With replay="always", a lost attempt and a next one that is forbidden leave an unknown with what was told."""
+async def test_an_attempt_in_doubt_stays_unknown_whatever_follows(plaid, client):
+    """With replay="always", an attempt in doubt and a forbidden next one leave an unknown with the first error."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     # A wait that doesn't fit into the call's time ends it; 30 seconds, of which a random part is waited, fit.
     always = RetryPolicy(replay="always", backoff=30, max_backoff=30)
-    async with client.relay.create_many(requests(plaid, 1), retry=always) as outcomes:
+    async with client.relay.create_many(create_requests(plaid, 1), retry=always) as outcomes:
         await wait_until_async(lambda: client.statistics().retries)
     (unknown,) = outcomes.result.unknown
     assert (unknown.error.status, unknown.request_id) == (500, plaid.ledger[0]["request_id"])
 
-    class OnceOnly(Notes):
+    class BreaksAtSecondIntent(BreakingJournal):
         async def record_intent(self, request: RelayCreateRequest) -> None:
             await super().record_intent(request)
-            self._begin = 1
+            self._breaks_at_intent = 1
 
     always = RetryPolicy(replay="always", backoff=0.001)
-    batch = client.relay.create_many(requests(plaid, 1), retry=always, journal=OnceOnly())
+    batch = client.relay.create_many(create_requests(plaid, 1), retry=always, journal=BreaksAtSecondIntent())
     with pytest.raises(BatchStoppedError):
         await batch
     assert len(batch.result.unknown) == 1
 
 
-async def test_a_bug_in_the_middle_of_a_call_is_unknown(plaid):
-    """Whatever is raised that nobody foresaw: nobody can tell what became of the call, and the others go on."""
+async def test_an_unexpected_error_during_a_call_is_unknown(plaid):
+    """The call may have been executed, and the other requests continue."""
 
-    async def create(request, permit):
-        await permit.start_attempt()
+    async def create(request, gate):
+        await gate.start_attempt()
         if request.secondary_client_id == "partner-1":
             raise ZeroDivisionError
         return RelayCreateResponse("token")
 
-    result = await Batch(CREATIONS, requests(plaid, 3), create, concurrency=1, drain_timeout=1)
+    result = await Batch(CREATIONS, create_requests(plaid, 3), create, concurrency=1, drain_timeout=1)
     (unknown,) = result.unknown
     assert isinstance(unknown.error.__cause__, ZeroDivisionError)
     assert len(result.created) == 2
 
 
-async def test_what_never_left_is_failed():
-    """No server at all: each partner has an outcome, and none is unknown."""
+async def test_requests_that_were_never_sent_fail():
+    """Without a server, each partner has an outcome, and none is unknown."""
     async with RelayClient(OWNER, base_url="http://127.0.0.1:9", retry=QUICK) as client:
-        result = await client.relay.create_many(RelayCreateRequest.fan_out(["t"], partners(5)))
+        result = await client.relay.create_many(RelayCreateRequest.fan_out(["t"], partner_names(5)))
     assert len(result.failed) == 5
     assert all(isinstance(o.error, NotSentError) for o in result.failed)
 
@@ -1199,141 +1205,149 @@ async def test_what_never_left_is_failed():
 # ------------------------------------------------------------------------------------------ the journal
 
 
-class Notes(RecordingJournal):
-    """A journal in memory, which may break."""
+class BreakingJournal(RecordingJournal):
+    """A journal in memory, which raises at the given number of lines."""
 
-    def __init__(self, *, breaks_at_begin: int = -1, breaks_at_end: int = -1) -> None:
+    def __init__(self, *, breaks_at_intent: int = -1, breaks_at_outcome: int = -1) -> None:
         self.lines: list[tuple[str, str]] = []
-        self._begin, self._end = breaks_at_begin, breaks_at_end
+        self._breaks_at_intent, self._breaks_at_outcome = breaks_at_intent, breaks_at_outcome
 
     async def record_intent(self, request: RelayCreateRequest) -> None:
         await asyncio.sleep(0)
-        self._write("begun", request.secondary_client_id, self._begin)
+        self._write("intent", request.secondary_client_id, self._breaks_at_intent)
 
     async def record_outcome(self, outcome) -> None:
         await asyncio.sleep(0)
-        self._write(type(outcome).__name__, outcome.request.secondary_client_id, self._end)
+        self._write(type(outcome).__name__, outcome.request.secondary_client_id, self._breaks_at_outcome)
 
-    def _write(self, what: str, partner: str, breaks_at: int) -> None:
+    def _write(self, event: str, partner: str, breaks_at: int) -> None:
         if len(self.lines) == breaks_at:
             raise OSError(28, "No space left on device")
-        self.lines.append((what, partner))
+        self.lines.append((event, partner))
 
 
-async def test_a_journal_is_written_before_and_after(plaid, client):
-    """Each attempt is on record before it leaves, and each outcome before anybody is told."""
-    notes = Notes()
+async def test_the_journal_is_written_before_and_after_each_attempt(plaid, client):
+    """Each intent is recorded before the attempt starts, and each outcome before a callback receives it."""
+    journal = BreakingJournal()
 
-    def told(outcome) -> None:
-        assert ("Created", outcome.request.secondary_client_id) in notes.lines
+    def on_outcome(outcome) -> None:
+        assert ("Created", outcome.request.secondary_client_id) in journal.lines
 
-    result = await client.relay.create_many(requests(plaid), journal=notes, on_outcome=told)
+    result = await client.relay.create_many(create_requests(plaid), journal=journal, on_outcome=on_outcome)
     assert all(o.journalled for o in result.created)
-    for partner in partners(20):
-        assert notes.lines.index(("begun", partner)) < notes.lines.index(("Created", partner))
+    for partner in partner_names(20):
+        assert journal.lines.index(("intent", partner)) < journal.lines.index(("Created", partner))
 
 
-async def test_a_journal_that_cannot_begin_keeps_the_request_here(plaid, client):
-    """Without a record nothing leaves: sending stops, the error is the cause."""
-    batch = client.relay.create_many(requests(plaid), journal=Notes(breaks_at_begin=4), concurrency=2)
+async def test_nothing_is_sent_if_the_journal_cannot_record_the_intent(plaid, client):
+    """Sending stops, and the journal's error is the cause."""
+    batch = client.relay.create_many(
+        create_requests(plaid), journal=BreakingJournal(breaks_at_intent=4), concurrency=2
+    )
     with pytest.raises(BatchStoppedError) as caught:
         await batch
     assert isinstance(caught.value.__cause__, OSError)
     assert len(batch.result.created) == len(plaid.ledger)
     assert batch.result.not_attempted
-    assert_nothing_lost(plaid, held(batch.result))
+    assert_nothing_lost(plaid, all_outcomes(batch.result))
 
 
-async def test_a_journal_that_cannot_end_loses_no_token(plaid, client):
-    """The outcome is delivered all the same, and says that it isn't in the journal."""
-    batch = client.relay.create_many(requests(plaid), journal=Notes(breaks_at_end=3), concurrency=1)
+async def test_no_token_is_lost_if_the_journal_cannot_record_the_outcome(plaid, client):
+    """The caller receives the outcome with `journalled=False`."""
+    batch = client.relay.create_many(
+        create_requests(plaid), journal=BreakingJournal(breaks_at_outcome=3), concurrency=1
+    )
     with pytest.raises(BatchStoppedError):
         await batch
     assert [o.journalled for o in batch.result.created] == [True, False]
-    assert_nothing_lost(plaid, held(batch.result))
+    assert_nothing_lost(plaid, all_outcomes(batch.result))
 
 
 @pytest.fixture
-async def hurried(plaid):
-    """A client whose batches wait a moment only for what is in flight."""
+async def short_drain_client(plaid):
+    """A client whose batches drain for a tenth of a second."""
     async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(drain=0.1)) as opened:
         yield opened
 
 
-async def test_what_is_on_record_as_begun_is_sent(plaid, client):
-    """A batch that is left while its journal writes a beginning sends that request, and ends it."""
+async def test_a_request_whose_intent_is_being_recorded_is_sent(plaid, client):
+    """A batch that is left while its journal records an intent sends that request and records its outcome."""
 
-    class Slow(Notes):
+    class Slow(BreakingJournal):
         async def record_intent(self, request: RelayCreateRequest) -> None:
             await asyncio.sleep(0.02)
             await super().record_intent(request)
 
-    notes = Slow()
-    async with client.relay.create_many(requests(plaid), journal=notes, concurrency=3) as outcomes:
+    journal = Slow()
+    async with client.relay.create_many(create_requests(plaid), journal=journal, concurrency=3) as outcomes:
         await asyncio.sleep(0.01)
     assert len(outcomes.result.created) == plaid.counts[CREATE] == 3
-    assert sorted(what for what, _ in notes.lines) == ["Created"] * 3 + ["begun"] * 3
+    assert sorted(event for event, _ in journal.lines) == ["Created"] * 3 + ["intent"] * 3
 
 
-async def test_what_waits_for_its_record_when_time_is_up_was_never_sent(plaid, hurried):
-    """Nothing leaves before it is on record, so nothing is unknown."""
+async def test_a_request_whose_intent_is_not_recorded_in_time_is_not_attempted(plaid, short_drain_client):
+    """Nothing is sent before its intent is recorded, so nothing is unknown."""
 
-    class Stuck(Notes):
+    class Stuck(BreakingJournal):
         async def record_intent(self, request: RelayCreateRequest) -> None:
             await asyncio.Event().wait()
 
-    async with hurried.relay.create_many(requests(plaid), journal=Stuck(), concurrency=3) as outcomes:
+    async with short_drain_client.relay.create_many(
+        create_requests(plaid), journal=Stuck(), concurrency=3
+    ) as outcomes:
         await asyncio.sleep(0.01)
     assert (len(outcomes.result.not_attempted), plaid.counts[CREATE]) == (3, 0)
 
 
-async def test_a_token_that_waits_for_its_record_when_time_is_up_is_kept(plaid, hurried):
-    """It is handed on, marked as not journalled."""
+async def test_a_token_that_is_not_recorded_in_time_is_returned(plaid, short_drain_client):
+    """The caller receives it with `journalled=False`."""
 
-    class Stuck(Notes):
+    class Stuck(BreakingJournal):
         async def record_outcome(self, outcome) -> None:
             await asyncio.Event().wait()
 
-    async with hurried.relay.create_many(requests(plaid), journal=Stuck(), concurrency=3) as outcomes:
+    async with short_drain_client.relay.create_many(
+        create_requests(plaid), journal=Stuck(), concurrency=3
+    ) as outcomes:
         await wait_until_async(lambda: len(plaid.ledger) == 3)
         await asyncio.sleep(0.1)  # the responses arrive
     assert [o.journalled for o in outcomes.result.created] == [False] * 3
-    assert_nothing_lost(plaid, held(outcomes.result))
+    assert_nothing_lost(plaid, all_outcomes(outcomes.result))
 
 
 # ---------------------------------------------------------------------------------------------- misuse
 
 
 @pytest.mark.parametrize("concurrency", [0, -1, 2.0, True, "5"])
-async def test_a_concurrency_that_makes_no_sense_is_refused(client, concurrency):
-    """It is refused when the batch is made, before anything is sent."""
+async def test_an_invalid_concurrency_is_rejected(client, concurrency):
+    """It is rejected when the batch is created, before anything is sent."""
     with pytest.raises(ConfigurationError, match="concurrency must be a whole number from 1"):
         client.relay.create_many([], concurrency=concurrency)
 
 
-async def test_a_batch_is_run_once(plaid, client):
-    """A second use would send everything twice."""
-    batch = client.relay.create_many(requests(plaid, 1))
+async def test_a_batch_runs_once(plaid, client):
+    """A second run would send every request again."""
+    batch = client.relay.create_many(create_requests(plaid, 1))
     await batch
     with pytest.raises(RuntimeError, match="has already run"):
         await batch
     with pytest.raises(RuntimeError, match="has already run"):
         async with batch:
             pass
-    async with client.relay.create_many(requests(plaid, 1)) as streamed:
+    async with client.relay.create_many(create_requests(plaid, 1)) as streamed:
         with pytest.raises(RuntimeError, match="has already run"):
             await streamed
 
 
-async def test_a_stream_is_read_inside_of_its_block(client):
-    """Outside of `async with` nobody would wait for what is in flight."""
+async def test_a_stream_is_read_inside_its_block(client):
+    """Outside `async with` the calls in flight would never be drained."""
     batch = client.relay.create_many([])
     with pytest.raises(RuntimeError, match="async with"):
         await anext(aiter(batch))
     await batch
 
 
-async def test_a_batch_that_nobody_runs_is_warned_of(client):
+async def test_a_batch_that_never_runs_causes_a_warning(client):
     """A forgotten `await` doesn't pass for success."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -1342,17 +1356,17 @@ async def test_a_batch_that_nobody_runs_is_warned_of(client):
     assert ["neither awaited nor streamed" in str(w.message) for w in caught] == [True]
 
 
-async def test_an_empty_batch_is_a_batch(client):
-    """No request, no outcome, no error."""
+async def test_an_empty_batch_succeeds(client):
+    """It has no outcome and no error."""
     result = await client.relay.create_many([])
-    assert (held(result), result.not_attempted) == ([], [])
+    assert (all_outcomes(result), result.not_attempted) == ([], [])
     result.raise_for_failures()
     async with client.relay.create_many(iter(())) as outcomes:
         assert [o async for o in outcomes] == []
 
 
-def test_an_outcome_is_one_of_three():
-    """The kinds of outcome have the same shape, but for the token or the error."""
+def test_outcomes_share_their_attributes():
+    """Created, Failed and Unknown differ only in the token and the error."""
     request = RelayCreateRequest(["t"], "p")
     shared = {"request": request, "attempts": 1, "elapsed": 0.1, "request_id": None}
     assert Created(relay_token="t", **shared).journalled is False

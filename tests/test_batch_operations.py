@@ -1,4 +1,4 @@
-"""What `get_many`, `get_pdf_many`, `refresh_many` and `remove_many` do beyond what all batches do."""
+"""The batches of `get_many`, `get_pdf_many`, `refresh_many` and `remove_many`, where they differ from `create_many`."""
 
 from __future__ import annotations
 
@@ -54,27 +54,27 @@ MANY = ["get_many", "get_pdf_many", "refresh_many", "remove_many"]
 ONCE = RetryPolicy(attempts=1)
 
 
-async def shared(client: RelayClient, plaid: Simulator, count: int) -> list[str]:
-    """Relay tokens for the partner of these tests, each to a report of its own."""
+async def create_tokens(client: RelayClient, plaid: Simulator, count: int) -> list[str]:
+    """Return relay tokens for the partner of these tests, each for another report."""
     requests = [RelayCreateRequest([plaid.add_report()], PARTNER.client_id) for _ in range(count)]
     result = await client.relay.create_many(requests)
     return [outcome.relay_token for outcome in result.created]
 
 
-def removed_at(plaid: Simulator) -> set[str]:
+def removed_tokens(plaid: Simulator) -> set[str]:
     return {str(entry["relay_token"]) for entry in plaid.ledger if entry["removed"]}
 
 
-def held(result) -> list:
+def all_outcomes(result) -> list:
     return [*result.succeeded, *result.failed, *result.unknown]
 
 
-# ----------------------------------------------------------------------------------------- what they do
+# ------------------------------------------------------------------------------------- the operations
 
 
 async def test_a_partner_reads_its_reports(plaid, client, partner):
-    """Awaited, there is the very report for each token that `get` gives for it."""
-    tokens = await shared(client, plaid, 20)
+    """`get_many` returns the same report for each token as `get`."""
+    tokens = await create_tokens(client, plaid, 20)
     result = await partner.relay.get_many(tokens, concurrency=4)
     read = {o.request.relay_token: o.response.report for o in result.succeeded}
     assert read == {token: (await partner.relay.get(token)).report for token in tokens}
@@ -83,9 +83,9 @@ async def test_a_partner_reads_its_reports(plaid, client, partner):
     assert {o.request_id for o in result.succeeded} == {o.response.request_id for o in result.succeeded}
 
 
-async def test_streamed_each_report_is_handed_on(plaid, client, partner):
-    """The loop sees each report once, and the result holds none of them."""
-    tokens, seen = await shared(client, plaid, 20), set()
+async def test_streaming_yields_each_report_once(plaid, client, partner):
+    """The loop receives each report once, and the result stores none of them."""
+    tokens, seen = await create_tokens(client, plaid, 20), set()
     async with partner.relay.get_many(iter(tokens), include_insights=True) as outcomes:
         async for outcome in outcomes:
             assert isinstance(outcome, Fetched)
@@ -94,12 +94,12 @@ async def test_streamed_each_report_is_handed_on(plaid, client, partner):
             assert any(transaction.category for account in accounts for transaction in account.transactions)
             assert outcome.request.relay_token not in repr(outcome)
     assert seen == set(tokens)
-    assert held(outcomes.result) == []
+    assert all_outcomes(outcomes.result) == []
 
 
 async def test_a_partner_reads_its_reports_as_pdfs(plaid, client, partner):
-    """The same for PDFs, whose request id comes in a header."""
-    tokens = await shared(client, plaid, 5)
+    """`get_pdf_many` returns PDFs; their request id is that of a response header."""
+    tokens = await create_tokens(client, plaid, 5)
     result = await partner.relay.get_pdf_many(tokens)
     assert {type(o.response) for o in result.succeeded} == {PdfResponse}
     assert all(o.response.content.startswith(b"%PDF-") for o in result.succeeded)
@@ -107,23 +107,23 @@ async def test_a_partner_reads_its_reports_as_pdfs(plaid, client, partner):
     assert {o.request_id for o in result.succeeded} == ids
 
 
-async def test_a_partner_has_its_reports_made_anew(plaid, client, partner):
-    """One new report for each token."""
-    tokens = await shared(client, plaid, 10)
+async def test_a_partner_refreshes_its_reports(plaid, client, partner):
+    """`refresh_many` starts a new report for each token."""
+    tokens = await create_tokens(client, plaid, 10)
     result = await partner.relay.refresh_many(tokens, webhook="https://partner.example/hook")
     assert all(isinstance(o, Refreshed) for o in result.succeeded)
-    made = {(o.request.relay_token, o.response.asset_report_id) for o in result.succeeded}
-    assert made == set(plaid.refreshes)
-    assert {token for token, _ in made} == set(tokens)
+    refreshed = {(o.request.relay_token, o.response.asset_report_id) for o in result.succeeded}
+    assert refreshed == set(plaid.refreshes)
+    assert {token for token, _ in refreshed} == set(tokens)
     assert {o.request.webhook for o in result.succeeded} == {"https://partner.example/hook"}
 
 
-async def test_an_owner_takes_its_tokens_back(plaid, client):
-    """Each token is gone afterwards."""
-    tokens = await shared(client, plaid, 10)
+async def test_a_lender_removes_its_tokens(plaid, client):
+    """`remove_many` removes each token."""
+    tokens = await create_tokens(client, plaid, 10)
     result = await client.relay.remove_many(tokens[:7])
     assert all(isinstance(o, Removed) and o.response.removed for o in result.succeeded)
-    assert removed_at(plaid) == set(tokens[:7])
+    assert removed_tokens(plaid) == set(tokens[:7])
     assert result.counts == {"removed": 7}
 
 
@@ -139,26 +139,26 @@ async def test_an_owner_takes_its_tokens_back(plaid, client):
         ("remove_many", RelayRemoveRequest),
     ],
 )
-async def test_requests_may_stand_in_place_of_tokens(plaid, name, record):
-    """The input may be async, and hold tokens and the operation's own requests."""
+async def test_the_input_may_contain_requests(plaid, name, record):
+    """The input may be async, and may mix tokens and requests of the operation."""
     both = Credentials("both", "secret")
     async with RelayClient(both, base_url=plaid.url, retry=QUICK) as client:
         report = plaid.add_report()
-        made = [await client.relay.create([report], "both") for _ in range(2)]
+        created = [await client.relay.create([report], "both") for _ in range(2)]
 
         async def rows():
-            yield made[0].relay_token
+            yield created[0].relay_token
             await asyncio.sleep(0)
-            yield record(made[1].relay_token)
+            yield record(created[1].relay_token)
 
         result = await getattr(client.relay, name)(rows())
-    assert {o.request.relay_token for o in result.succeeded} == {m.relay_token for m in made}
+    assert {o.request.relay_token for o in result.succeeded} == {each.relay_token for each in created}
     assert {type(o.request) for o in result.succeeded} == {record}
 
 
 async def test_a_request_has_its_own_settings(plaid, client, partner):
-    """What is said for all tokens doesn't touch a request."""
-    tokens = await shared(client, plaid, 2)
+    """The settings that apply to all tokens don't change a request."""
+    tokens = await create_tokens(client, plaid, 2)
     rows = [tokens[0], RelayGetRequest(tokens[1])]
     result = await partner.relay.get_many(rows, include_insights=True)
     assert {o.request.relay_token: o.request.include_insights for o in result.succeeded} == {
@@ -168,16 +168,16 @@ async def test_a_request_has_its_own_settings(plaid, client, partner):
 
 
 @pytest.mark.parametrize("name", [*MANY, "create_many"])
-async def test_a_lone_string_is_no_input(client, name):
-    """It would be read letter by letter; it is refused at once."""
+async def test_a_single_string_is_rejected_as_input(client, name):
+    """It would be read character by character; it is rejected immediately."""
     with pytest.raises(RequestValidationError, match="not one string") as caught:
         getattr(client.relay, name)("credit-relay-sandbox-1")
     assert caught.value.sent is False
     assert "credit-relay" not in str(caught.value)
 
 
-async def test_what_goes_with_each_token_is_checked_at_once(client):
-    """Not at the first token, which may come late, and not under that token's name."""
+async def test_settings_for_all_tokens_are_checked_immediately(client):
+    """They are checked before the first token, which may come late, and not under that token's name."""
     with pytest.raises(RequestValidationError, match="include_insights must be True or False"):
         client.relay.get_many([], include_insights=1)
     with pytest.raises(RequestValidationError, match="webhook must be an http"):
@@ -191,9 +191,9 @@ async def test_what_goes_with_each_token_is_checked_at_once(client):
 @pytest.mark.parametrize(
     ("bad", "problem"), [("a b", "holds white space"), ("", "is empty"), (None, "must be a string, not None")]
 )
-async def test_a_token_that_cannot_pass_ends_the_batch(plaid, client, partner, bad, problem):
-    """Its place is named, what was read until then is in the result, and the rest stays unread."""
-    tokens = await shared(client, plaid, 3)
+async def test_an_invalid_token_stops_the_batch(plaid, client, partner, bad, problem):
+    """The error has its index, earlier outcomes are in the result, and the rest stays unread."""
+    tokens = await create_tokens(client, plaid, 3)
     rows = iter([*tokens, bad, *tokens])
     with pytest.raises(BatchStoppedError) as caught:
         await partner.relay.get_many(rows, concurrency=1)
@@ -205,8 +205,8 @@ async def test_a_token_that_cannot_pass_ends_the_batch(plaid, client, partner, b
     assert list(rows) == tokens
 
 
-async def test_a_record_of_another_operation_is_named(client):
-    """A creation among removals is no token."""
+async def test_a_request_of_another_operation_is_rejected(client):
+    """A creation in a batch of removals isn't a token."""
     with pytest.raises(BatchStoppedError) as caught:
         await client.relay.remove_many([RelayCreateRequest(["t"], "p")])
     assert "relay_tokens[0] must be a string, not RelayCreateRequest" in str(caught.value.__cause__)
@@ -216,27 +216,27 @@ async def test_a_record_of_another_operation_is_named(client):
 
 
 @pytest.mark.parametrize("name", MANY)
-async def test_a_token_that_comes_again_is_failed(plaid, name):
-    """It isn't sent, whatever else its request says; who wants it twice may say so."""
+async def test_a_duplicate_token_fails(plaid, name):
+    """It isn't sent, whatever the other fields of its request; allow_duplicates=True sends it."""
     both = Credentials("both", "secret")
     async with RelayClient(both, base_url=plaid.url, retry=QUICK) as client:
-        made = await client.relay.create([plaid.add_report()], "both")
+        created = await client.relay.create([plaid.add_report()], "both")
         many = getattr(client.relay, name)
-        result = await many([made.relay_token] * 3)
+        result = await many([created.relay_token] * 3)
         assert (len(result.succeeded), len(result.failed)) == (1, 2)
         error = result.failed[0].error
         assert isinstance(error, DuplicateRequestError)
         assert "this relay token is already in the batch" in str(error)
         before = plaid.counts.total()
-        again = await many([made.relay_token] * 3, allow_duplicates=True)
-        assert (len(held(again)), plaid.counts.total() - before) == (3, 3)
+        allowed = await many([created.relay_token] * 3, allow_duplicates=True)
+        assert (len(all_outcomes(allowed)), plaid.counts.total() - before) == (3, 3)
 
 
 # ---------------------------------------------------------------------------------------------- faults
 
 
-async def test_errors_that_all_share_stop_every_batch(plaid, client):
-    """Wrong credentials would meet every token alike."""
+async def test_shared_errors_stop_every_kind_of_batch(plaid, client):
+    """Wrong credentials would fail every token in the same way."""
     tokens = [f"token-{n}" for n in range(100)]
     plaid.fail(Fault(status=400, body={"error_type": "INVALID_INPUT", "error_code": "INVALID_API_KEYS"}))
     for name in MANY:
@@ -247,9 +247,9 @@ async def test_errors_that_all_share_stop_every_batch(plaid, client):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_report_that_cannot_be_decoded_is_in_its_outcome(plaid, client, streamed):
-    """Its bytes are in the error, as those of `get` are, hidden; its place is, too."""
-    tokens = await shared(client, plaid, 3)
+async def test_an_undecodable_report_is_in_its_outcome(plaid, client, streamed):
+    """The error has its bytes, hidden, and the place of the problem, as the error of `get` has."""
+    tokens = await create_tokens(client, plaid, 3)
     body = json.dumps({"report": {"asset_report_id": None}, "warnings": [], "request_id": "q"})
     plaid.fail(Fault(path=GET, status=200, body=body))
     async with RelayClient(PARTNER, base_url=plaid.url) as partner:
@@ -278,8 +278,8 @@ async def test_a_report_that_cannot_be_decoded_is_in_its_outcome(plaid, client, 
     ],
 )
 async def test_a_read_that_fails_is_never_unknown(plaid, client, fault, error):
-    """A read changes nothing; whatever became of it, it can be made again."""
-    (token,) = await shared(client, plaid, 1)
+    """A read changes nothing, so it can be repeated whatever happened."""
+    (token,) = await create_tokens(client, plaid, 1)
     plaid.fail(Fault(path=GET, **fault))
     timeouts = Timeouts(slow_read=0.05)
     async with RelayClient(PARTNER, base_url=plaid.url, retry=QUICK, timeouts=timeouts) as partner:
@@ -290,9 +290,9 @@ async def test_a_read_that_fails_is_never_unknown(plaid, client, fault, error):
 
 
 @pytest.mark.parametrize("name", ["get_many", "get_pdf_many"])
-async def test_a_read_in_flight_that_is_dropped_is_failed(plaid, client, name):
-    """Left before its answer came, it is lost, and not unknown."""
-    tokens = await shared(client, plaid, 3)
+async def test_a_read_that_is_in_flight_when_the_drain_ends_fails(plaid, client, name):
+    """Without a response it is lost, and not unknown."""
+    tokens = await create_tokens(client, plaid, 3)
     plaid.fail(Fault(stall=30, when="after"))
     async with RelayClient(PARTNER, base_url=plaid.url, timeouts=Timeouts(drain=0.1)) as partner:
         async with getattr(partner.relay, name)(tokens) as outcomes:
@@ -302,12 +302,12 @@ async def test_a_read_in_flight_that_is_dropped_is_failed(plaid, client, name):
     assert outcomes.result.unknown == []
 
 
-async def test_a_read_that_waits_for_its_next_attempt_is_failed_when_the_batch_is_left(plaid, client):
-    """It has the error that it met."""
-    (token,) = await shared(client, plaid, 1)
+async def test_a_read_that_waits_for_a_retry_when_the_batch_is_left_fails(plaid, client):
+    """It fails with the error of its last attempt."""
+    (token,) = await create_tokens(client, plaid, 1)
     plaid.fail(Fault(path=GET, close=True))
-    slowly = RetryPolicy(backoff=30, max_backoff=30)
-    async with RelayClient(PARTNER, base_url=plaid.url, retry=slowly) as partner:
+    slow = RetryPolicy(backoff=30, max_backoff=30)
+    async with RelayClient(PARTNER, base_url=plaid.url, retry=slow) as partner:
         async with partner.relay.get_many([token]) as outcomes:
             while not plaid.counts[GET]:
                 await asyncio.sleep(0.001)
@@ -323,32 +323,32 @@ async def test_a_read_that_waits_for_its_next_attempt_is_failed_when_the_batch_i
         (REMOVALS, RelayRemoveRequest, Unknown, OutcomeUnknownError),
     ],
 )
-async def test_a_call_of_which_nothing_is_told(operation, request_of, outcome, error):
-    """Given up without a word, or ended by a bug, a read is lost and a removal unknown, with removals' advice."""
+async def test_the_outcome_of_a_call_without_a_result(operation, request_of, outcome, error):
+    """After a cancellation or an unexpected error, a read fails, and a removal is unknown with its own advice."""
 
-    async def silent(request, permit):
-        await permit.start_attempt()
+    async def hang(request, gate):
+        await gate.start_attempt()
         await asyncio.Event().wait()
 
-    async def broken(request, permit):
+    async def fail(request, gate):
         raise ZeroDivisionError
 
     rows = [request_of("t")]
-    async with Batch(operation, rows, silent, concurrency=1, drain_timeout=0.02) as outcomes:
+    async with Batch(operation, rows, hang, concurrency=1, drain_timeout=0.02) as outcomes:
         await asyncio.sleep(0.01)
-    (silenced,) = held(outcomes.result)
-    (ended,) = held(await Batch(operation, rows, broken, concurrency=1, drain_timeout=1))
-    assert [type(o) for o in (silenced, ended)] == [outcome] * 2
-    assert [type(o.error) for o in (silenced, ended)] == [error] * 2
-    assert "the batch ended before a response" in str(silenced.error)
-    assert isinstance(ended.error.__cause__, ZeroDivisionError)
+    (cancelled,) = all_outcomes(outcomes.result)
+    (failed,) = all_outcomes(await Batch(operation, rows, fail, concurrency=1, drain_timeout=1))
+    assert [type(o) for o in (cancelled, failed)] == [outcome] * 2
+    assert [type(o.error) for o in (cancelled, failed)] == [error] * 2
+    assert "the batch ended before a response" in str(cancelled.error)
+    assert isinstance(failed.error.__cause__, ZeroDivisionError)
     if outcome is Unknown:
-        assert silenced.error.advice == ended.error.advice == REMOVALS.advice
+        assert cancelled.error.advice == failed.error.advice == REMOVALS.advice
 
 
-async def test_a_refresh_whose_answer_is_lost_is_unknown(plaid, client, partner):
-    """There may be a new report, so nothing is repeated."""
-    tokens = await shared(client, plaid, 5)
+async def test_a_refresh_whose_response_is_lost_is_unknown(plaid, client, partner):
+    """There may be a new report, so the call isn't repeated."""
+    tokens = await create_tokens(client, plaid, 5)
     plaid.fail(Fault(path=REFRESH, close=True, when="after", times=1))
     result = await partner.relay.refresh_many(tokens)
     (unknown,) = result.unknown
@@ -359,13 +359,13 @@ async def test_a_refresh_whose_answer_is_lost_is_unknown(plaid, client, partner)
 # -------------------------------------------------------------------------------------------- removals
 
 
-async def test_a_removal_is_repeated_when_its_answer_is_lost(plaid, client):
-    """The repeat is told that the token is gone, so it is removed, by inference."""
-    tokens = await shared(client, plaid, 3)
+async def test_a_removal_is_repeated_when_its_response_is_lost(plaid, client):
+    """The response to the repeat says that the token is unknown, so its removal is inferred."""
+    tokens = await create_tokens(client, plaid, 3)
     plaid.fail(Fault(path="/credit/relay/remove", close=True, when="after", times=1))
     result = await client.relay.remove_many(tokens)
     assert sorted(o.response.inferred for o in result.succeeded) == [False, False, True]
-    assert removed_at(plaid) == set(tokens)
+    assert removed_tokens(plaid) == set(tokens)
 
 
 @pytest.mark.parametrize(
@@ -380,9 +380,9 @@ async def test_a_removal_is_repeated_when_its_answer_is_lost(plaid, client):
         ({"status": 200, "body": {"removed": "yes"}}, ResponseDecodeError, {"status": 200}),
     ],
 )
-async def test_a_removal_that_is_left_open_is_unknown(plaid, client, fault, cause, facts):
-    """It has all that is known, and says that removing it again is safe."""
-    (token,) = await shared(client, plaid, 1)
+async def test_a_removal_in_doubt_is_unknown(plaid, client, fault, cause, facts):
+    """The error has all that is known, and says that removing the token again is safe."""
+    (token,) = await create_tokens(client, plaid, 1)
     plaid.fail(Fault(path="/credit/relay/remove", when="after", **fault))
     result = await client.relay.remove_many([token], retry=ONCE)
     (unknown,) = result.unknown
@@ -396,19 +396,19 @@ async def test_a_removal_that_is_left_open_is_unknown(plaid, client, fault, caus
     assert token not in f"{unknown!r} {error} {vars(error)}"
     plaid.clear_faults()
     again = await client.relay.remove_many([token])
-    assert (len(again.succeeded), again.error_codes) == (0, {"INVALID_RELAY_TOKEN": 1})  # gone for sure
+    assert (len(again.succeeded), again.error_codes) == (0, {"INVALID_RELAY_TOKEN": 1})
 
 
-async def test_a_removal_that_is_refused_is_failed(plaid, client):
+async def test_a_rejected_removal_fails(plaid, client):
     """Nothing was removed, or there was nothing to remove."""
     result = await client.relay.remove_many(["credit-relay-sandbox-nothing"])
     (failed,) = result.failed
     assert (type(failed.error), failed.attempts) == (InvalidRequestError, 1)
 
 
-async def test_a_lost_removal_outweighs_a_refusal_after_it(plaid, client):
-    """The first attempt may have been carried out, whatever the second was told."""
-    (token,) = await shared(client, plaid, 1)
+async def test_a_lost_removal_takes_precedence_over_a_later_rejection(plaid, client):
+    """The first attempt may have been executed, whatever the response to the second one says."""
+    (token,) = await create_tokens(client, plaid, 1)
     plaid.fail(
         Fault(path="/credit/relay/remove", status=500, when="after", times=1),
         Fault(path="/credit/relay/remove", status=401, body={"error_code": "INVALID_API_KEYS"}),
@@ -420,30 +420,32 @@ async def test_a_lost_removal_outweighs_a_refusal_after_it(plaid, client):
         await client.relay.remove(token)
 
 
-async def test_a_removal_in_flight_that_is_dropped_is_unknown(plaid, client):
-    """Left before its answer came, or while it waits to be repeated: it may have been carried out."""
-    tokens = await shared(client, plaid, 2)
+async def test_a_removal_that_is_in_flight_when_the_drain_ends_is_unknown(plaid, client):
+    """It may have been executed, also if it waits for its next attempt."""
+    tokens = await create_tokens(client, plaid, 2)
     plaid.fail(
         Fault(path="/credit/relay/remove", close=True, when="after", times=1),
         Fault(path="/credit/relay/remove", stall=30),
     )
     policy = RetryPolicy(backoff=30, max_backoff=30)
-    async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(drain=0.1), retry=policy) as hurried:
-        async with hurried.relay.remove_many(tokens) as outcomes:
+    async with RelayClient(
+        OWNER, base_url=plaid.url, timeouts=Timeouts(drain=0.1), retry=policy
+    ) as short_drain_client:
+        async with short_drain_client.relay.remove_many(tokens) as outcomes:
             while plaid.counts[REMOVE] < 2:
                 await asyncio.sleep(0.001)
-            await wait_until_async(lambda: hurried.statistics().retries)
+            await wait_until_async(lambda: short_drain_client.statistics().retries)
     assert [type(o.error.__cause__) for o in outcomes.result.unknown] == [ConnectionLostError] * 2
     assert {o.error.advice for o in outcomes.result.unknown} == {REMOVALS.advice}
 
 
 async def test_a_lost_removal_stays_unknown_while_it_waits_for_a_pause(plaid, client):
-    """Refused for now after a lost attempt, and left: the lost attempt is what counts."""
-    (token,) = await shared(client, plaid, 1)
-    busy = {"Retry-After": "30"}
+    """A later declined attempt proves nothing about the lost one."""
+    (token,) = await create_tokens(client, plaid, 1)
+    headers = {"Retry-After": "30"}
     plaid.fail(
         Fault(path="/credit/relay/remove", close=True, when="after", times=1),
-        Fault(path="/credit/relay/remove", status=429, headers=busy),
+        Fault(path="/credit/relay/remove", status=429, headers=headers),
     )
     async with client.relay.remove_many([token]) as outcomes:
         while plaid.counts[REMOVE] < 2:
@@ -454,8 +456,8 @@ async def test_a_lost_removal_stays_unknown_while_it_waits_for_a_pause(plaid, cl
 
 
 @pytest.mark.parametrize("way", ["break", "cancel"])
-async def test_removals_tell_the_truth_at_whatever_moment_they_are_left(way, rounds, subtests):
-    """What is removed at Plaid is removed or unknown here, and what failed here is still there."""
+async def test_outcomes_of_removals_are_true_whenever_the_batch_is_left(way, rounds, subtests):
+    """A token that is removed at Plaid is removed or unknown here, and a token whose removal failed still exists."""
     for seed in range(rounds):
         with subtests.test(seed=seed):
             await leave_removals(way, random.Random(f"{way}-{seed}"), seed)
@@ -468,12 +470,12 @@ async def leave_removals(way: str, draw: random.Random, seed: int) -> None:
         Fault(path="/credit/relay/remove", status=500, when="after", rate=0.1),
         Fault(path="/credit/relay/remove", status=400, rate=0.05),
     ]
-    moment, handed = draw.random() * 0.2, []
+    moment, received = draw.random() * 0.2, []
     async with (
         Simulator(seed=seed, latency=draw.random() * 0.01) as plaid,
         RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as client,
     ):
-        tokens = await shared(client, plaid, 500)
+        tokens = await create_tokens(client, plaid, 500)
         plaid.fail(*faults)
         batch = client.relay.remove_many(tokens, concurrency=draw.choice([1, 5, 50]))
         if way == "cancel":
@@ -483,20 +485,20 @@ async def leave_removals(way: str, draw: random.Random, seed: int) -> None:
         else:
             async with batch as outcomes:
                 async for outcome in outcomes:
-                    handed.append(outcome)
+                    received.append(outcome)
                     if draw.random() < 0.01:
                         break
-        outcomes = [*handed, *held(batch.result)]
+        outcomes = [*received, *all_outcomes(batch.result)]
         kinds = {o.request.relay_token: type(o) for o in outcomes}
         assert len(kinds) == len(outcomes)
         for token in tokens:
-            allowed = {Removed, Unknown} if token in removed_at(plaid) else {Failed, Unknown, None}
+            allowed = {Removed, Unknown} if token in removed_tokens(plaid) else {Failed, Unknown, None}
             assert kinds.get(token) in allowed
 
 
-async def test_what_plaid_didnt_remove_has_failed(plaid, client):
-    """An answer that says that nothing was removed is no removal: the token still opens the report."""
-    tokens = await shared(client, plaid, 2)
+async def test_a_removal_that_plaid_did_not_execute_fails(plaid, client):
+    """A success response that says that nothing was removed is a failure: the token still opens the report."""
+    tokens = await create_tokens(client, plaid, 2)
     plaid.fail(
         Fault(path="/credit/relay/remove", status=200, body={"removed": False, "request_id": "q"}, times=1)
     )
@@ -514,29 +516,29 @@ async def test_what_plaid_didnt_remove_has_failed(plaid, client):
     ("name", "path"),
     [pytest.param("get_many", GET, marks=pytest.mark.full_size), ("get_pdf_many", PDF)],
 )
-async def test_a_slow_loop_holds_no_more_reports_than_the_concurrency(plaid, client, partner, name, path):
-    """Under way or unread, there are so many at most; and no more is asked for than that."""
-    tokens = await shared(client, plaid, 40)
+async def test_a_slow_loop_keeps_no_more_reports_than_the_concurrency(plaid, client, partner, name, path):
+    """Calls in flight and unread reports together don't exceed the limit, and no more are requested."""
+    tokens = await create_tokens(client, plaid, 40)
     kind = AssetReportGetResponse if name == "get_many" else PdfResponse
-    concurrency, had, most = 4, 0, 0
-    before = alive(kind)  # other tests' own
+    concurrency, received, maximum = 4, 0, 0
+    before = count_instances(kind)  # those of other tests
     async with getattr(partner.relay, name)(tokens, concurrency=concurrency) as outcomes:
         async for outcome in outcomes:
-            had += 1
-            await asyncio.sleep(0.02)  # time enough to fetch whatever there is leave for
-            assert plaid.counts[path] - had <= concurrency
+            received += 1
+            await asyncio.sleep(0.02)  # enough time to fetch whatever is allowed
+            assert plaid.counts[path] - received <= concurrency
             del outcome
-            most = max(most, alive(kind) - before)
-    assert (had, most) == (40, concurrency)
+            maximum = max(maximum, count_instances(kind) - before)
+    assert (received, maximum) == (40, concurrency)
 
 
-def alive(kind: type) -> int:
-    return sum(isinstance(thing, kind) for thing in gc.get_objects())
+def count_instances(kind: type) -> int:
+    return sum(isinstance(each, kind) for each in gc.get_objects())
 
 
-async def test_as_many_reports_are_under_way_as_may_be(plaid, client, partner):
-    """The bound is reached, too: reading isn't slower than it has to be."""
-    tokens = await shared(client, plaid, 30)
+async def test_reads_reach_the_concurrency(plaid, client, partner):
+    """The limit is reached: reading isn't slower than necessary."""
+    tokens = await create_tokens(client, plaid, 30)
     plaid.fail(Fault(path=GET, latency=0.1))
     async with partner.relay.get_many(tokens, concurrency=5) as outcomes:
         await anext(outcomes)
@@ -546,25 +548,25 @@ async def test_as_many_reports_are_under_way_as_may_be(plaid, client, partner):
     assert outcomes.result.counts == {"fetched": 30}
 
 
-async def test_a_loop_that_is_left_with_reports_unread_is_left_soon():
-    """What is in flight is waited for, and not room for more: nobody reads any more."""
+async def test_leaving_a_loop_with_unread_reports_does_not_block():
+    """Calls in flight are drained; no sender waits for capacity, which is never released again."""
 
-    async def read(request, permit):
-        await permit.start_attempt()
+    async def read(request, gate):
+        await gate.start_attempt()
         await asyncio.sleep(0.1 if request.relay_token == "slow" else 0)
         return PdfResponse(b"%PDF-")
 
     rows = [RelayGetRequest("quick"), RelayGetRequest("slow"), RelayGetRequest("never")]
-    began = time.monotonic()
+    started_at = time.monotonic()
     async with Batch(READS, rows, read, concurrency=2, drain_timeout=20) as outcomes:
         await asyncio.sleep(0.02)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - started_at < 15
     assert (outcomes.result.counts, outcomes.result.not_attempted) == ({"fetched": 2}, [])
 
 
-async def test_break_keeps_what_was_on_its_way(plaid, client, partner):
-    """After `break` the reports that still came in are in the result."""
-    tokens = await shared(client, plaid, 30)
+async def test_break_keeps_the_reports_that_arrive_in_the_drain(plaid, client, partner):
+    """After `break`, the reports that still arrive are in the result."""
+    tokens = await create_tokens(client, plaid, 30)
     plaid.fail(Fault(path=GET, latency=0.02))
     async with partner.relay.get_many(tokens, concurrency=5) as outcomes:
         async for _ in outcomes:
@@ -574,9 +576,9 @@ async def test_break_keeps_what_was_on_its_way(plaid, client, partner):
     assert counts["fetched"] == plaid.counts[GET] < 30
 
 
-async def test_a_pause_concerns_one_operation(plaid, client, partner):
-    """In a batch of reads, too, pauses are queueing."""
-    tokens = await shared(client, plaid, 5)
+async def test_pauses_are_queueing_for_reads(plaid, client, partner):
+    """Waiting for a rate limit counts against neither attempts nor deadline; a pause that is too long stops the batch."""
+    tokens = await create_tokens(client, plaid, 5)
     plaid.fail(Fault(path=GET, status=429, headers={"Retry-After": "0"}, times=8))
     result = await partner.relay.get_many(tokens, retry=RetryPolicy(attempts=1, backoff=0.001))
     assert result.counts == {"fetched": 5}
@@ -585,8 +587,8 @@ async def test_a_pause_concerns_one_operation(plaid, client, partner):
     assert isinstance(result.stopped_by, RateLimitError)
 
 
-async def test_created_is_another_name(plaid, client):
-    """`created` is `succeeded`, and can't be set."""
+async def test_created_is_an_alias_of_succeeded(plaid, client):
+    """`created` is `succeeded`, and can't be assigned."""
     result = await client.relay.create_many(RelayCreateRequest.fan_out([plaid.add_report()], ["a"]))
     assert result.created is result.succeeded
     assert isinstance(result.created[0], Created)

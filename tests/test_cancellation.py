@@ -1,4 +1,4 @@
-"""Cancelled by asyncio or by AnyIO, a call or batch drains: what was sent has an outcome."""
+"""Calls and batches that asyncio or AnyIO cancels drain: every request that was sent has an outcome."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ from plaid_relay_async.transport.draining import Draining
 CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"
 
 
-async def in_move_on_after(plaid, path, work) -> None:
+async def cancel_by_move_on_after(plaid, path, work) -> None:
     with anyio.CancelScope() as scope:
-        asyncio.get_running_loop().create_task(once_sent(plaid, path, scope.cancel))
+        asyncio.get_running_loop().create_task(act_once_sent(plaid, path, scope.cancel))
         await work()
     assert scope.cancelled_caught
 
 
-async def in_fail_after(plaid, path, work) -> None:
+async def cancel_by_fail_after(plaid, path, work) -> None:
     with pytest.raises(TimeoutError):
         with anyio.fail_after(60) as scope:
-            asyncio.get_running_loop().create_task(once_sent(plaid, path, lambda: set_deadline(scope)))
+            asyncio.get_running_loop().create_task(act_once_sent(plaid, path, lambda: set_deadline(scope)))
             await work()
 
 
@@ -61,52 +61,52 @@ def set_deadline(scope) -> None:
     scope.deadline = anyio.current_time()
 
 
-async def in_a_task_group(plaid, path, work) -> None:
+async def cancel_by_task_group(plaid, path, work) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(work)
-        await once_sent(plaid, path, group.cancel_scope.cancel)
+        await act_once_sent(plaid, path, group.cancel_scope.cancel)
 
 
-async def in_a_task_that_is_cancelled_often(plaid, path, work) -> None:
+async def cancel_task_often(plaid, path, work) -> None:
     task = asyncio.ensure_future(work())
 
     def cancel() -> None:
         for delay in range(20):
             asyncio.get_running_loop().call_later(delay / 200, task.cancel)
 
-    await once_sent(plaid, path, cancel)
+    await act_once_sent(plaid, path, cancel)
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-async def once_sent(plaid, path, act) -> None:
+async def act_once_sent(plaid, path, act) -> None:
     while not plaid.counts[path]:
         await asyncio.sleep(0.001)
     act()
 
 
-WAYS = pytest.mark.parametrize(
-    "cancelled", [in_move_on_after, in_fail_after, in_a_task_group, in_a_task_that_is_cancelled_often]
+CANCELLATIONS = pytest.mark.parametrize(
+    "cancelled", [cancel_by_move_on_after, cancel_by_fail_after, cancel_by_task_group, cancel_task_often]
 )
 
 
 # ------------------------------------------------------------------------------------------------ batches
 
 
-async def awaited(batch) -> None:
+async def await_batch(batch) -> None:
     await batch
 
 
-async def streamed(batch) -> None:
+async def stream_batch(batch) -> None:
     async with batch as outcomes:
         async for _ in outcomes:
             pytest.fail("the response arrives after the cancellation")
 
 
-@WAYS
-@pytest.mark.parametrize("form", [awaited, streamed])
+@CANCELLATIONS
+@pytest.mark.parametrize("form", [await_batch, stream_batch])
 async def test_a_cancelled_batch_drains(plaid, client, cancelled, form):
-    """A response that arrives within the drain time makes the outcome `Created`, whoever cancels."""
+    """A response that arrives within the drain time makes the outcome `Created`, however the batch is cancelled."""
     plaid.fail(Fault(path=CREATE, when="after", latency=0.3))
     batch = client.relay.create_many([RelayCreateRequest([plaid.add_report()], "partner")])
     await cancelled(plaid, CREATE, lambda: form(batch))
@@ -114,17 +114,17 @@ async def test_a_cancelled_batch_drains(plaid, client, cancelled, form):
     assert batch.result.counts == {"created": 1}
 
 
-@WAYS
+@CANCELLATIONS
 async def test_a_cancelled_batch_of_reads_drains(plaid, client, partner, cancelled):
     """Reports that are being read when the batch is cancelled are in its result."""
     made = await client.relay.create([plaid.add_report()], "partner")
     plaid.fail(Fault(path=GET, when="after", latency=0.3))
     batch = partner.relay.get_many([made.relay_token])
-    await cancelled(plaid, GET, lambda: awaited(batch))
+    await cancelled(plaid, GET, lambda: await_batch(batch))
     assert batch.result.counts == {"fetched": 1}
 
 
-@WAYS
+@CANCELLATIONS
 @pytest.mark.may_block
 async def test_a_cancelled_call_with_a_journal_drains(plaid, client, tmp_path, cancelled):
     """A creation and a removal are recorded; the same creation again returns the token."""
@@ -152,7 +152,7 @@ async def test_a_drain_uses_no_cpu_time(plaid):
             started.append(time.process_time())
 
         with anyio.CancelScope() as scope:
-            asyncio.get_running_loop().create_task(once_sent(plaid, CREATE, cancel))
+            asyncio.get_running_loop().create_task(act_once_sent(plaid, CREATE, cancel))
             await batch
         used = time.process_time() - started[0]
     assert used < 0.5
@@ -170,7 +170,7 @@ async def test_timeouts_and_groups_around_a_drain_work_as_usual(plaid, client):
                     await client.relay.create_many([RelayCreateRequest([report], "in-timeouts")])
 
     async def fail() -> None:
-        await once_sent(plaid, CREATE, lambda: None)
+        await act_once_sent(plaid, CREATE, lambda: None)
         raise ZeroDivisionError
 
     with pytest.raises(ExceptionGroup, match="unhandled errors"):
@@ -181,20 +181,20 @@ async def test_timeouts_and_groups_around_a_drain_work_as_usual(plaid, client):
     assert len(plaid.ledger) == 2
 
 
-async def test_a_cancellation_of_the_task_during_a_drain_is_not_taken_for_one_of_anyio(plaid, client):
-    """A scope swallows only its own cancellation; the task's is raised beyond it."""
+async def test_a_scope_does_not_swallow_a_cancellation_of_the_task_during_a_drain(plaid, client):
+    """A scope swallows only its own cancellation; the cancellation of the task is raised outside the scope."""
     plaid.fail(Fault(path=CREATE, when="after", latency=0.3))
     batch = client.relay.create_many([RelayCreateRequest([plaid.add_report()], "partner")])
     passed = []
 
     async def run() -> None:
         with anyio.CancelScope() as scope:
-            asyncio.get_running_loop().create_task(once_sent(plaid, CREATE, scope.cancel))
+            asyncio.get_running_loop().create_task(act_once_sent(plaid, CREATE, scope.cancel))
             await batch
         passed.append(scope)
 
     task = asyncio.create_task(run())
-    await once_sent(plaid, CREATE, lambda: None)
+    await act_once_sent(plaid, CREATE, lambda: None)
     await asyncio.sleep(0.05)
     task.cancel()
     await asyncio.wait([task])
@@ -205,7 +205,7 @@ async def test_a_cancellation_of_the_task_during_a_drain_is_not_taken_for_one_of
 
 @pytest.mark.parametrize("direct", [True, False])
 async def test_a_scope_of_anyio_catches_the_cancellation_of_a_call_that_connects(direct):
-    """A call whose connection isn't made yet ends as any other `await`, and reports nothing."""
+    """A call without a connection is cancelled like any other `await`, and reports no outcome."""
     late: list[object] = []
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -225,8 +225,8 @@ async def test_a_scope_of_anyio_catches_the_cancellation_of_a_call_that_connects
 # ---------------------------------------------------------------------------------------------- the helper
 
 
-async def test_what_is_finished_has_its_result_or_its_error():
-    """Without a cancellation, `finish` returns what its work returns, and raises what it raises."""
+async def test_run_to_completion_returns_the_result_or_raises_the_error():
+    """Without a cancellation, it returns what the function returns, and raises what it raises."""
 
     async def work(error: Exception | None) -> str:
         await asyncio.sleep(0)
@@ -239,8 +239,8 @@ async def test_what_is_finished_has_its_result_or_its_error():
         await run_to_completion(partial(work, ZeroDivisionError()))
 
 
-async def test_a_cancellation_outweighs_the_error_of_what_is_finished():
-    """The task is cancelled, and the error isn't reported as one that was never retrieved."""
+async def test_a_cancellation_takes_precedence_over_an_error():
+    """The task is cancelled, and asyncio doesn't report the error as never retrieved."""
     go, reported = asyncio.Event(), []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
 
@@ -259,8 +259,8 @@ async def test_a_cancellation_outweighs_the_error_of_what_is_finished():
     assert reported == []
 
 
-async def test_drains_are_waited_for_with_a_bound():
-    """Waiting ends when none is in progress any more, or when the time is over."""
+async def test_waiting_for_drains_has_a_timeout():
+    """Waiting ends when no drain is in progress, or after the timeout."""
     drains = DrainTracker()
     await drains.wait_all(60)
     with drains.track():
@@ -288,8 +288,8 @@ asyncio.run(main())
 """
 
 
-async def test_anyio_is_not_needed():
-    """Without AnyIO in the process, a wait finishes as well, and AnyIO isn't imported for it."""
+async def test_anyio_is_optional():
+    """Without AnyIO in the process, a wait runs to completion as well, and AnyIO isn't imported for it."""
     async with python_process(ALONE) as running, asyncio.timeout(30):
         output, _ = await running.communicate()
     assert "anyio" in sys.modules
@@ -308,7 +308,7 @@ async def listening(plaid, **settings):
         yield client, late
 
 
-@WAYS
+@CANCELLATIONS
 @pytest.mark.parametrize("direct", [True, False])
 async def test_a_cancelled_call_drains_and_its_outcome_is_reported(plaid, cancelled, direct):
     """A token that arrives after the cancellation goes to `on_late_outcome`, before the cancellation is raised."""
@@ -339,16 +339,16 @@ async def test_the_drain_of_a_call_uses_no_cpu_time(plaid):
             started.append(time.process_time())
 
         with anyio.CancelScope() as scope:
-            asyncio.get_running_loop().create_task(once_sent(plaid, CREATE, cancel))
+            asyncio.get_running_loop().create_task(act_once_sent(plaid, CREATE, cancel))
             await client.relay.create([plaid.add_report()], "partner")
         assert time.process_time() - started[0] < 0.1
         assert [type(outcome) for outcome in late] == [Unknown]
         assert scope.cancelled_caught
 
 
-async def cancelled_once_sent(plaid, path, work) -> None:
+async def cancel_once_sent(plaid, path, work) -> None:
     task = asyncio.ensure_future(work)
-    await once_sent(plaid, path, task.cancel)
+    await act_once_sent(plaid, path, task.cancel)
     await asyncio.wait([task])
     assert task.cancelled()
 
@@ -368,7 +368,7 @@ async def test_each_kind_of_outcome_is_reported(plaid, fault, kind):
     """Whatever the response says, it makes the outcome, and the call isn't repeated."""
     plaid.fail(Fault(path=CREATE, latency=0.1, when="after" if kind is not Failed else "before", **fault))
     async with listening(plaid) as (client, late):
-        await cancelled_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+        await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
     assert [type(outcome) for outcome in late] == [kind]
     assert plaid.counts[CREATE] == 1
 
@@ -392,12 +392,12 @@ async def test_the_operations_whose_outcome_is_reported(plaid):
             (REMOVE, Removed, lambda: client.relay.remove(made.relay_token)),
         ):
             plaid.counts[path] = 0
-            await cancelled_once_sent(plaid, path, make())
+            await cancel_once_sent(plaid, path, make())
             assert type(late[-1]) is kind, path
             assert late[-1].response.request_id == late[-1].request_id
         count = len(late)
         plaid.fail(Fault(path=GET, stall=60))
-        await cancelled_once_sent(plaid, GET, client.relay.get("token"))
+        await cancel_once_sent(plaid, GET, client.relay.get("token"))
         assert len(late) == count == 5
 
 
@@ -453,12 +453,12 @@ async def test_a_call_that_is_cancelled_between_two_attempts_reports_the_first(p
 
 
 async def test_the_deadline_of_a_call_ends_its_drain(plaid):
-    """`timeout=` goes on to count: when it is over, the outcome is unknown."""
+    """`timeout=` includes the drain: when it has passed, the outcome is unknown."""
     plaid.fail(Fault(path=CREATE, stall=60, when="after"))
     async with listening(plaid, timeouts=Timeouts(drain=60)) as (client, late):
         made = client.relay.create([plaid.add_report()], "partner", timeout=2)
         async with asyncio.timeout(30):
-            await cancelled_once_sent(plaid, CREATE, made)
+            await cancel_once_sent(plaid, CREATE, made)
     assert [type(outcome) for outcome in late] == [Unknown]
 
 
@@ -492,7 +492,7 @@ def said(caplog) -> str:
 async def test_without_a_callback_a_late_outcome_is_logged(plaid, client, caplog):
     """The warning names the operation, the partner and the request id, and holds no token."""
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
-    await cancelled_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+    await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
     (entry,) = plaid.ledger
     assert f"{CREATE}, outcome=created, partner=partner, request_id={entry['request_id']}" in said(caplog)
     assert entry["relay_token"] not in caplog.text
@@ -502,7 +502,7 @@ async def test_the_log_of_a_late_outcome_is_one_line(plaid, client, caplog):
     """A request id that a server made up can't add a line to the log, or act on a terminal."""
     body = {"relay_token": "credit-relay-late", "request_id": "r\nERROR root: \x1b[2J"}
     plaid.fail(Fault(path=CREATE, status=200, body=body, latency=0.1))
-    await cancelled_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+    await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
     assert r"request_id=r\nERROR root: \x1b[2J;" in said(caplog)
 
 
@@ -515,12 +515,12 @@ async def test_a_callback_that_raises_does_not_take_the_cancellation_away(plaid,
 
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     async with listening(plaid, on_late_outcome=callback) as (client, _):
-        await cancelled_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+        await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
     assert f"on_late_outcome raised {error.__name__}" in said(caplog)
     assert plaid.ledger[0]["relay_token"] not in caplog.text
 
 
-@pytest.mark.parametrize("callback", [once_sent, "print"])
+@pytest.mark.parametrize("callback", [act_once_sent, "print"])
 def test_the_callback_is_a_plain_function(callback):
     """An async function, or something that can't be called, is refused when the client is created."""
     with pytest.raises(ConfigurationError, match="on_late_outcome must be a plain function"):
@@ -542,11 +542,11 @@ async def test_a_late_outcome_of_a_call_with_a_journal(plaid, tmp_path, caplog, 
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     report = plaid.add_report()
     async with listening(plaid) as (client, late):
-        await cancelled_once_sent(plaid, CREATE, client.relay.create([report], "partner", journal=Broken()))
+        await cancel_once_sent(plaid, CREATE, client.relay.create([report], "partner", journal=Broken()))
     assert [(type(outcome), outcome.journalled) for outcome in late] == [(Created, not breaks)]
     plaid.counts.clear()
     async with listening(plaid, on_late_outcome=None) as (client, _):
-        await cancelled_once_sent(plaid, CREATE, client.relay.create([report], "another", journal=Broken()))
+        await cancel_once_sent(plaid, CREATE, client.relay.create([report], "another", journal=Broken()))
     assert ("outcome=created, partner=another" in caplog.text) == breaks
 
 
@@ -579,8 +579,8 @@ async def test_close_waits_for_drains(plaid):
     }
 
 
-async def test_close_waits_for_drains_no_longer_than_a_drain_lasts(plaid):
-    """A drain that waits for `close()` itself, by an input that closes the client, ends."""
+async def test_close_waits_for_drains_for_the_drain_time_at_most(plaid):
+    """A drain that waits for `close()` itself, because its input closes the client, ends."""
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     async with listening(plaid, timeouts=Timeouts(drain=0.2)) as (client, _):
 
@@ -622,7 +622,7 @@ class Hanging:
     ],
     ids=["limiter", "credentials", "backoff", "connection", "pause"],
 )
-async def test_close_ends_what_waits(plaid, settings, fault, waits):
+async def test_close_ends_waits(plaid, settings, fault, waits):
     """A call that waits for something other than its response fails immediately when the client is closed."""
     if fault is not None:
         plaid.fail(fault)
@@ -660,7 +660,7 @@ async def test_close_ends_a_wait_for_a_report_and_for_the_client_id(plaid, clien
             asyncio.ensure_future(polling.relay.wait_until_ready(made.relay_token)),
             asyncio.ensure_future(other.relay.create(["report"], "partner", journal=Asking())),
         ]
-        await once_sent(plaid, GET, lambda: None)
+        await act_once_sent(plaid, GET, lambda: None)
         await asyncio.sleep(0.1)
         async with asyncio.timeout(30):
             await polling.close()
@@ -669,8 +669,8 @@ async def test_close_ends_a_wait_for_a_report_and_for_the_client_id(plaid, clien
     assert {type(task.exception()) for task in tasks} == {ClientClosedError}
 
 
-async def test_a_timeout_of_the_limiter_is_its_own(plaid):
-    """A TimeoutError from the caller's code isn't taken for the closing of the client."""
+async def test_a_timeout_of_the_limiter_is_its_error(plaid):
+    """A TimeoutError from the caller's code isn't mistaken for the closing of the client."""
 
     class Late:
         async def acquire(self, endpoint: str) -> None:
@@ -687,7 +687,7 @@ async def test_a_call_whose_client_is_closed_plans_no_further_attempt(plaid):
     retry = RetryPolicy(backoff=100.0, max_backoff=100.0, max_pause=1e6)
     async with RelayClient(OWNER, base_url=plaid.url, retry=retry) as client:
         task = asyncio.ensure_future(client.relay.get("token"))
-        await once_sent(plaid, GET, lambda: None)
+        await act_once_sent(plaid, GET, lambda: None)
     async with asyncio.timeout(30):
         await asyncio.wait([task])
     assert isinstance(task.exception(), ConnectionLostError)
@@ -711,7 +711,7 @@ async def drained(work, *, in_flight: bool) -> str:
 
 
 @pytest.mark.parametrize("in_flight", [False, True])
-async def test_an_attempt_that_only_lets_others_run_drains_too(in_flight):
+async def test_an_attempt_that_yields_without_a_future_drains(in_flight):
     """An attempt that yields to the event loop without a future drains like one that waits."""
     ended = []
 
@@ -753,8 +753,8 @@ async def test_an_attempt_that_is_cancelled_waits_for_its_own_task_to_end():
     assert (task.cancelled(), ended) == (True, [True])
 
 
-async def test_what_has_happened_when_a_cancellation_arrives_is_kept():
-    """A cancellation in the same turn of the event loop doesn't take away a result."""
+async def test_a_result_is_kept_if_a_cancellation_arrives_in_the_same_iteration():
+    """A cancellation in the same iteration of the event loop doesn't discard a result."""
     future = asyncio.get_running_loop().create_future()
 
     async def work() -> str:
@@ -800,7 +800,7 @@ async def test_a_download_in_a_cancelled_scope_leaves_no_file(plaid, client, tmp
     path = "/credit/relay/pdf/get"
     plaid.fail(Fault(path=path, stall=60, when="after"))
     with anyio.CancelScope() as scope:
-        asyncio.get_running_loop().create_task(once_sent(plaid, path, scope.cancel))
+        asyncio.get_running_loop().create_task(act_once_sent(plaid, path, scope.cancel))
         await client.relay.download_pdf(made.relay_token, tmp_path / "report.pdf")
     assert scope.cancelled_caught
     assert [*tmp_path.iterdir()] == []

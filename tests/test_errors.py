@@ -57,42 +57,42 @@ CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issu
     ],
 )
 def test_the_class_is_chosen_by_code_then_type_then_status(error_type, error_code, status, cls):
-    """An error's class follows Plaid's code first, its type next and the HTTP status last."""
+    """The class of an error depends on Plaid's code first, its type next and the HTTP status last."""
     assert error_class_for(error_type, error_code, status) is cls
 
 
 def test_each_type_of_the_specification_is_in_the_table(openapi):
-    """No error_type that Plaid's specification lists is left to its status."""
+    """The table contains each error_type of Plaid's specification."""
     types = openapi.document["components"]["schemas"]["PlaidErrorType"]["enum"]
     assert set(types) <= set(errors._BY_TYPE)
 
 
-def test_each_of_aiohttps_exceptions_has_words():
-    """Whatever aiohttp raises for a request is described in words of our own."""
-    elsewhere = {
+def test_each_exception_of_aiohttp_has_a_phrase():
+    """Each exception that aiohttp raises for a request has a phrase of this package."""
+    exempt = {
         "ContentTypeError": "response.json() alone",
-        "InvalidURL": "an address is checked when the client is made",
+        "InvalidURL": "an address is checked when the client is created",
         "InvalidUrlClientError": "the same",
         "InvalidUrlRedirectClientError": "redirects aren't followed",
-        "NonHttpUrlClientError": "an address is checked when the client is made",
+        "NonHttpUrlClientError": "an address is checked when the client is created",
         "NonHttpUrlRedirectClientError": "redirects aren't followed",
         "RedirectClientError": "redirects aren't followed",
-        "UploadAbortedError": "for those who ask aiohttp for an upload's progress",
+        "UploadAbortedError": "only for uploads whose progress is observed",
         "WSServerHandshakeError": "WebSockets",
         "ClientError": "the root",
     }
-    phrased = tuple(cls for cls, _ in causes._PHRASES)
-    wordless = {
+    with_phrase = tuple(cls for cls, _ in causes._PHRASES)
+    missing = {
         cls.__name__
         for _, cls in inspect.getmembers(aiohttp, inspect.isclass)
-        if issubclass(cls, aiohttp.ClientError) and not issubclass(cls, phrased)
+        if issubclass(cls, aiohttp.ClientError) and not issubclass(cls, with_phrase)
     }
-    assert wordless <= elsewhere.keys()
+    assert missing <= exempt.keys()
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_an_error_says_whether_it_was_sent_and_what_to_do(cls):
-    """Every error's text has the message, whether the request left, and a sentence of advice."""
+    """The text of every error has the message, whether the request was sent, and a sentence of advice."""
     error = cls("what happened", sent=None, attempts=3)
     assert str(error).startswith("what happened [perhaps sent, attempts=3] ")
     assert str(error).endswith((".", "ready.", "says when."))
@@ -102,7 +102,7 @@ def test_an_error_says_whether_it_was_sent_and_what_to_do(cls):
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_an_error_survives_pickling_and_copying(cls):
-    """Task queues and process pools hand errors on by pickle."""
+    """Task queues and process pools pass errors on by pickle."""
     error = cls("what happened", sent=True, attempts=2)
     for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(twin) is cls
@@ -110,8 +110,8 @@ def test_an_error_survives_pickling_and_copying(cls):
         assert (twin.sent, twin.attempts) == (True, 2)
 
 
-def test_an_error_names_what_plaid_told():
-    """Type, code, request id, documentation and delay stand in the text."""
+def test_the_text_of_an_error_has_plaids_fields():
+    """The text contains type, code, request id, documentation and delay."""
     error = PlaidAPIError(
         "no",
         status=429,
@@ -125,38 +125,38 @@ def test_an_error_names_what_plaid_told():
         assert word in str(error)
 
 
-def test_the_tree_fits_into_pythons_own():
-    """Handlers for Python's built-in errors catch ours where they mean the same."""
+def test_errors_derive_from_builtin_classes():
+    """Handlers for Python's built-in exceptions catch the errors of this package that mean the same."""
     assert issubclass(NotSentError, ConnectionError)
     assert issubclass(ReadTimeoutError, TimeoutError)
     assert issubclass(RequestValidationError, ValueError)
-    assert not issubclass(InvalidRequestError, ValueError)  # what Plaid said isn't the caller's exception
+    assert not issubclass(InvalidRequestError, ValueError)  # a rejection by Plaid isn't an invalid argument
     assert NotSentError("no", errno=111).errno == 111
 
 
 def test_a_validation_error_survives_pickling():
-    """A worker process can hand the error on with its field and problem."""
+    """A worker process can pass on the error with its field and problem."""
     error = pickle.loads(pickle.dumps(RequestValidationError.of("report_tokens[0]", "is empty")))
     assert (error.field, error.problem) == ("report_tokens[0]", "is empty")
     assert str(error) == "report_tokens[0] is empty [not sent] Fix the field that is named."
 
 
-def test_a_fact_that_the_class_lacks_is_a_mistake():
+def test_an_unknown_attribute_is_rejected():
     """A misspelt attribute doesn't pass unnoticed."""
     with pytest.raises(TypeError, match="no attribute 'colour'"):
         OutcomeUnknownError("x", colour="red")
 
 
-def test_what_is_hidden_shows_only_when_asked():
-    """Neither the repr nor the string of a hidden thing has it."""
+def test_a_hidden_value_is_shown_only_by_reveal():
+    """Neither the repr nor the string shows the value."""
     secret = Hidden(b"credit-relay-sandbox-1")
     assert f"{secret!r} {secret}" == "<hidden> <hidden>"
     assert secret.reveal() == b"credit-relay-sandbox-1"
 
 
 @pytest.mark.parametrize("status", [200, 400, 500])
-async def test_an_error_can_be_printed_whatever_a_server_says(plaid, client, status):
-    """A lone surrogate in Plaid's words, which no encoding can write, is a backslash sequence in the error."""
+async def test_an_error_can_be_printed_whatever_a_server_sends(plaid, client, status):
+    """A lone surrogate in a response, which no encoding can represent, is escaped in the error."""
     body = {"error_code": "X", "error_message": "a\ud800b", "request_id": "r\udfff", "causes": ["\ud800"]}
     plaid.fail(Fault(path="/credit/relay/create", status=status, body=body))
     with pytest.raises(PlaidRelayError) as caught:
@@ -169,6 +169,6 @@ async def test_an_error_can_be_printed_whatever_a_server_says(plaid, client, sta
         assert error.error_message == "a\\ud800b"
 
 
-def test_an_error_of_ours_can_be_printed_too():
-    """A name that isn't text, as a file's may be, is a backslash sequence in an error's text."""
+def test_an_error_with_a_lone_surrogate_can_be_printed():
+    """A name that isn't text, such as a file's, is escaped in the text of an error."""
     assert "no \\udcff here" in str(ConfigurationError("no \udcff here"))

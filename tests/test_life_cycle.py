@@ -1,4 +1,4 @@
-"""Cancelled at every point, closed, shut down and forked: nothing stays behind, and nothing is lost."""
+"""Clients that are cancelled at every point, closed, shut down and forked: nothing leaks, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ CONNECTIONS = 2
 
 
 async def credentials() -> Credentials:
-    """A vault that takes a moment."""
+    """Return credentials after a wait, as a vault does."""
     await asyncio.sleep(0)
     return OWNER
 
 
 class Limiter:
-    """One that takes a moment, too, and counts whom it has let through."""
+    """A rate limiter that waits for one iteration of the event loop."""
 
     async def acquire(self, endpoint: str) -> None:
         await asyncio.sleep(0)
 
 
-def opened(plaid, **more) -> RelayClient:
+def open_client(plaid, **more) -> RelayClient:
     timeouts = Timeouts(drain=2)
     return RelayClient(
         credentials,
@@ -57,18 +57,18 @@ def opened(plaid, **more) -> RelayClient:
     )
 
 
-async def settled(tasks) -> None:
-    """Wait for what ends by itself: a thread at work, or a connection that is being closed."""
+async def wait_until_done(tasks) -> None:
+    """Wait for tasks that end by themselves: threads, and connections that are being closed."""
     async with asyncio.timeout(60):
         while not all(task.done() for task in tasks):
             await asyncio.sleep(0.001)
 
 
-def assert_nothing_is_held(client: RelayClient) -> None:
+def assert_no_leaks(client: RelayClient) -> None:
     assert client._session.slots._value == CONNECTIONS
     assert not client._session._session.connector._acquired
-    numbers = client.statistics()
-    assert (numbers.in_flight, numbers.queued) == (0, 0)
+    statistics = client.statistics()
+    assert (statistics.in_flight, statistics.queued) == (0, 0)
 
 
 # ---------------------------------------------------------------------------- cancelled at every point
@@ -91,47 +91,48 @@ async def download(client, token, path):
 
 
 FAULTS = {
-    "well": [],
-    "refused": [Fault(status=429, headers={"Retry-After": "0.002"}, times=1)],
+    "none": [],
+    "declined": [Fault(status=429, headers={"Retry-After": "0.002"}, times=1)],
     "lost": [Fault(close=True, when="after", times=1)],
     "cut": [Fault(truncate=90, times=1)],
 }
 
 
-async def every_moment(plaid, run, check, *, faults, late, warm, whole=False):
-    """Run it again and again, cancelled one point later each time, until it ends before that."""
+async def cancel_at_every_point(plaid, run, check, *, faults, late, warm, all_tasks=False):
+    """Run a coroutine again and again, cancelled one point later each time, until it ends before that point."""
     async with contextlib.AsyncExitStack() as stack:
         clients = []
         for number in itertools.count(1):
-            client = await stack.enter_async_context(opened(plaid))
+            client = await stack.enter_async_context(open_client(plaid))
             clients.append(client)
             if warm:
                 await client.relay.create([plaid.add_report()], f"warms-{number}")
-            watch = await once(plaid, client, await run(client), faults, CancelPoint(number, late, whole))
-            await check(watch)
-            assert_nothing_is_held(client)
-            if not watch.reached:
+            cancel_point = CancelPoint(number, late, all_tasks)
+            point = await run_once(plaid, client, await run(client), faults, cancel_point)
+            await check(point)
+            assert_no_leaks(client)
+            if not point.reached:
                 break
         assert len(clients) > 3
-        # All at once, for the pause may be over only after a second.
+        # The calls run concurrently, because the pause may last for a second.
         async with asyncio.timeout(60):
             await asyncio.gather(*[await run(client) for client in clients])
         for client in clients:
-            assert_nothing_is_held(client)
+            assert_no_leaks(client)
 
 
-async def once(plaid, client, work, faults, watch) -> CancelPoint:
+async def run_once(plaid, client, work, faults, point) -> CancelPoint:
     plaid.fail(*faults)
-    task = watch.start(work)
+    task = point.start(work)
     await asyncio.wait([task], timeout=60)
-    assert task.done(), f"cancelled at its point {watch.strike_at}, it hangs"
+    assert task.done(), f"cancelled at its point {point.number}, it hangs"
     plaid.clear_faults()
-    await settled(watch.tasks)
-    return watch
+    await wait_until_done(point.tasks)
+    return point
 
 
-def each_way(test):
-    """With the cancellation before or behind what was waited for, and with an open connection or without."""
+def in_each_way(test):
+    """Parametrize a test: cancelled before or after the awaited event, with an open connection or without, and faults."""
     for decorate in (
         pytest.mark.parametrize("late", [False, True], ids=["early", "late"]),
         pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"]),
@@ -141,22 +142,22 @@ def each_way(test):
     return test
 
 
-@each_way
+@in_each_way
 @pytest.mark.parametrize("call", [create, get, remove, download])
-async def test_a_call_that_is_cancelled_at_any_point_leaves_nothing_behind(
+async def test_a_call_that_is_cancelled_at_any_point_leaks_nothing(
     plaid, client, tmp_path, call, faults, late, warm
 ):
-    """No connection, slot, place in line, task or file is kept, and the next call goes through."""
+    """No connection, slot, ticket, task or file remains, and the next call succeeds."""
     names = (f"{number}.pdf" for number in itertools.count())
 
     async def run(under_test):
         report = plaid.add_report()
-        made = await client.relay.create([report], OWNER.client_id)
-        return call(under_test, report if call is create else made.relay_token, tmp_path / next(names))
+        created = await client.relay.create([report], OWNER.client_id)
+        return call(under_test, report if call is create else created.relay_token, tmp_path / next(names))
 
-    async def check(watch):
-        task = watch.tasks[0]
-        assert task.cancelled() or not watch.struck
+    async def check(point):
+        task = point.tasks[0]
+        assert task.cancelled() or not point.reached
         if not task.cancelled() and task.exception() is not None:
             assert (call, faults) == (create, FAULTS["lost"])
             assert isinstance(task.exception(), OutcomeUnknownError)
@@ -164,15 +165,15 @@ async def test_a_call_that_is_cancelled_at_any_point_leaves_nothing_behind(
             assert path.suffix == ".pdf"
             assert b"%%EOF" in path.read_bytes()
 
-    await every_moment(plaid, run, check, faults=faults, late=late, warm=warm)
+    await cancel_at_every_point(plaid, run, check, faults=faults, late=late, warm=warm)
 
 
-@each_way
-@pytest.mark.parametrize("whole", [False, True], ids=["batch", "loop"])
+@in_each_way
+@pytest.mark.parametrize("all_tasks", [False, True], ids=["batch", "loop"])
 async def test_a_batch_that_is_cancelled_at_any_point_accounts_for_its_request(
-    plaid, faults, late, warm, whole
+    plaid, faults, late, warm, all_tasks
 ):
-    """Wherever it is, and whether the batch is cancelled or the whole loop is: its request wasn't taken, or has an outcome that agrees with the ledger."""
+    """The request wasn't read, or has an outcome that agrees with the ledger, also if all tasks are cancelled."""
     batches, partners = [], (f"partner-{number}" for number in itertools.count())
 
     async def run(under_test):
@@ -181,7 +182,7 @@ async def test_a_batch_that_is_cancelled_at_any_point_accounts_for_its_request(
         batches.append((under_test.relay.create_many(rows, concurrency=1), request, rows))
         return collect(batches[-1][0])
 
-    async def check(watch):
+    async def check(point):
         batch, request, rows = batches[-1]
         result = batch.result
         outcomes = [*result.created, *result.failed, *result.unknown]
@@ -197,24 +198,24 @@ async def test_a_batch_that_is_cancelled_at_any_point_accounts_for_its_request(
             case _:
                 assert tokens == []
 
-    await every_moment(plaid, run, check, faults=faults, late=late, warm=warm, whole=whole)
+    await cancel_at_every_point(plaid, run, check, faults=faults, late=late, warm=warm, all_tasks=all_tasks)
 
 
 async def collect(batch):
     return await batch
 
 
-# ------------------------------------------------------------------------------------ what is beside it
+# ------------------------------------------------------------------------------- tasks, groups and timeouts
 
 
-async def test_a_call_within_a_timeout_leaves_its_task_as_it_was(plaid):
-    """`asyncio.timeout` gets its TimeoutError, and the same task goes on to make calls."""
-    async with opened(plaid) as client:
-        made = await client.relay.create([plaid.add_report()], OWNER.client_id)
+async def test_a_timeout_around_a_call_leaves_the_task_usable(plaid):
+    """`asyncio.timeout` raises its TimeoutError, and the same task continues to make calls."""
+    async with open_client(plaid) as client:
+        created = await client.relay.create([plaid.add_report()], OWNER.client_id)
         for call in (
             lambda: client.relay.create([plaid.add_report()], "partner"),
-            lambda: client.relay.get(made.relay_token),
-            lambda: client.relay.remove(made.relay_token),
+            lambda: client.relay.get(created.relay_token),
+            lambda: client.relay.remove(created.relay_token),
         ):
             plaid.fail(Fault(stall=30, times=1))
             sent = len(plaid.requests)
@@ -223,7 +224,7 @@ async def test_a_call_within_a_timeout_leaves_its_task_as_it_was(plaid):
                     await call()
             assert asyncio.current_task().cancelling() == 0
             await call()
-        assert_nothing_is_held(client)
+        assert_no_leaks(client)
 
 
 async def fail_after(seconds: float) -> None:
@@ -232,10 +233,10 @@ async def fail_after(seconds: float) -> None:
 
 
 @pytest.mark.parametrize("moment", [0, 0.001, 0.004, 0.02])
-async def test_a_sibling_that_fails_takes_calls_and_batches_with_it(plaid, moment):
-    """A failing task of the same group cancels them; what the batch was given stays in its result."""
+async def test_a_failing_task_of_a_group_cancels_calls_and_batches(plaid, moment):
+    """A failing task of the same group cancels them; the batch has the outcomes that it received."""
     plaid.fail(Fault(path=CREATE, latency=0.01))
-    async with opened(plaid) as client:
+    async with open_client(plaid) as client:
         batch = client.relay.create_many(
             RelayCreateRequest.fan_out([plaid.add_report()], [f"partner-{n}" for n in range(500)])
         )
@@ -246,16 +247,16 @@ async def test_a_sibling_that_fails_takes_calls_and_batches_with_it(plaid, momen
                     group.create_task(create(client, plaid.add_report(), None), name=f"single-{number}")
                 group.create_task(fail_after(moment))
         assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
-        assert_nothing_is_held(client)
+        assert_no_leaks(client)
         plaid.clear_faults()
         await create(client, plaid.add_report(), None)
     assert batch.result.unknown == []  # there was time enough to wait for them
     entries = [e for e in plaid.ledger if e["secondary_client_id"].startswith("partner-")]
-    assert {e["relay_token"] for e in entries} == {made.relay_token for made in batch.result.created}
+    assert {e["relay_token"] for e in entries} == {created.relay_token for created in batch.result.created}
 
 
-async def test_a_secret_that_is_fetched_for_many_is_fetched_again_when_one_of_them_is_cancelled(plaid):
-    """Calls that share the fetching of a secret don't share a cancellation."""
+async def test_a_cancelled_call_does_not_cancel_the_credentials_of_others(plaid):
+    """Calls that share one task that fetches credentials don't share a cancellation."""
     fetching: list[asyncio.Task] = []
 
     async def fetch() -> Credentials:
@@ -282,8 +283,8 @@ async def test_a_secret_that_is_fetched_for_many_is_fetched_again_when_one_of_th
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-async def test_an_input_that_its_owner_closes_has_ended(plaid, client, asynchronous):
-    """A generator that is closed under the batch gives nothing more; what was taken has its outcome."""
+async def test_an_input_that_is_closed_by_its_owner_ends_the_batch(plaid, client, asynchronous):
+    """A generator that is closed during the batch yields nothing more; requests that were read have outcomes."""
 
     def rows():
         yield from RelayCreateRequest.fan_out([plaid.add_report()], [f"partner-{n}" for n in range(50)])
@@ -297,7 +298,7 @@ async def test_an_input_that_its_owner_closes_has_ended(plaid, client, asynchron
         async for _ in outcomes:
             seen += 1
             if seen == 5:
-                await asyncio.sleep(0.02)  # the batch has no room to go on, so nobody is inside of the input
+                await asyncio.sleep(0.02)  # the batch has no capacity left, so no task reads the input
                 await source.aclose() if asynchronous else source.close()
     assert 5 <= seen == len(plaid.ledger) < 10
 
@@ -305,10 +306,10 @@ async def test_an_input_that_its_owner_closes_has_ended(plaid, client, asynchron
 # ------------------------------------------------------------------------- closed while it is in flight
 
 
-async def test_what_is_in_flight_when_the_client_is_closed_says_so(plaid):
-    """A creation that was sent is unknown and a read is lost; what still queued was never sent."""
+async def test_the_errors_of_calls_whose_client_is_closed(plaid):
+    """A creation that was sent is unknown and a read is lost; queued calls were never sent."""
     plaid.fail(Fault(stall=30, when="after"))
-    async with opened(plaid) as client:
+    async with open_client(plaid) as client:
         sent = [
             asyncio.create_task(create(client, plaid.add_report(), None)),
             asyncio.create_task(get(client, "t", None)),
@@ -327,11 +328,11 @@ async def test_what_is_in_flight_when_the_client_is_closed_says_so(plaid):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_batch_whose_client_is_closed_ends_with_what_is_known(plaid, streamed):
-    """Those in flight are unknown, and the rest isn't sent."""
+async def test_a_batch_whose_client_is_closed_ends(plaid, streamed):
+    """Requests in flight are unknown, and the others aren't sent."""
     plaid.fail(Fault(path=CREATE, stall=30, when="after"))
     rows = RelayCreateRequest.fan_out([plaid.add_report()], [f"partner-{n}" for n in range(100)])
-    async with opened(plaid) as client:
+    async with open_client(plaid) as client:
         batch, seen = client.relay.create_many(rows, concurrency=10), []
         running = asyncio.create_task(stream(batch, seen) if streamed else collect(batch))
         while len(plaid.ledger) < CONNECTIONS:
@@ -401,7 +402,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("how", ["closes", "forgets"])
 async def test_a_loop_that_ends_with_calls_in_flight_ends_quietly(plaid, tmp_path, how):
-    """`asyncio.run` cancels them: no task is left, no file, and no noise but a late outcome and a forgotten `close`."""
+    """`asyncio.run` cancels them: no task or file remains, and the output has only late outcomes and a missing `close`."""
     plaid.add_report("report")
     plaid.fail(Fault(stall=30, when="after"))
     async with (
@@ -411,16 +412,16 @@ async def test_a_loop_that_ends_with_calls_in_flight_ends_quietly(plaid, tmp_pat
         while plaid.counts.total() < 13:
             await asyncio.sleep(0.01)
         output, _ = await running.communicate(b"\n")
-    said = output.decode().splitlines()
-    assert said[0] == "<BatchResult succeeded=0, failed=0, unknown=5, not_attempted=0>"
+    lines = output.decode().splitlines()
+    assert lines[0] == "<BatchResult succeeded=0, failed=0, unknown=5, not_attempted=0>"
     assert running.returncode == 0
     assert list(tmp_path.iterdir()) == []
-    late = [line for line in said if line.startswith("the task of a call was cancelled")]
+    late = [line for line in lines if line.startswith("the task of a call was cancelled")]
     assert ["outcome=unknown, partner=single" in line for line in late] == [True]
     if how == "closes":
-        assert said[1:] == late
+        assert lines[1:] == late
     else:
-        assert sum("ResourceWarning: a RelayClient was never closed" in line for line in said) == 1
+        assert sum("ResourceWarning: a RelayClient was never closed" in line for line in lines) == 1
         for noise in (
             "Task was destroyed",
             "never retrieved",
@@ -466,12 +467,12 @@ with asyncio.Runner() as runner:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 @pytest.mark.parametrize("way", ["closes", "forgets"])
-async def test_a_fork_cannot_use_its_parents_client_nor_harm_it(plaid, way):
-    """In the child it says where it was opened; the parent goes on with the connection that it had."""
+async def test_a_forked_child_cannot_use_its_parents_client(plaid, way):
+    """The child gets an error, and the parent continues with the same connection."""
     plaid.add_report("report")
     async with python_process(FORKED, plaid.url, way) as running, asyncio.timeout(30):
         output, _ = await running.communicate()
-    (said,) = output.decode().splitlines()
-    assert "another process" in said
+    (line,) = output.decode().splitlines()
+    assert "another process" in line
     assert running.returncode == 0
     assert [entry["secondary_client_id"] for entry in plaid.ledger] == ["before", "after"]

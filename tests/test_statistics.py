@@ -1,4 +1,4 @@
-"""What a client tells about its work: a snapshot of numbers, and a word before each further attempt."""
+"""The statistics of a client, and its hook for retries."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ async def test_the_statistics_count_attempts_calls_and_retries(plaid, client):
         await client.relay.create([report], "p")
     with pytest.raises(PlaidRelayError):
         await client.relay.get("no-such-token")
-    told = client.statistics()
-    assert told.attempts == {"definitive": 2, "declined": 1, "in_doubt": 2}
-    assert told.outcomes == {"succeeded": 1, "unknown": 1, "failed": 1}
-    assert told.retries == {"RATE_LIMIT": 1, "ConnectionLostError": 1}
-    assert sum(told.attempts.values()) == sum(plaid.counts.values())
-    assert (told.in_flight, told.queued, told.connections) == (0, 0, 100)
+    statistics = client.statistics()
+    assert statistics.attempts == {"definitive": 2, "declined": 1, "in_doubt": 2}
+    assert statistics.outcomes == {"succeeded": 1, "unknown": 1, "failed": 1}
+    assert statistics.retries == {"RATE_LIMIT": 1, "ConnectionLostError": 1}
+    assert sum(statistics.attempts.values()) == sum(plaid.counts.values())
+    assert (statistics.in_flight, statistics.queued, statistics.connections) == (0, 0, 100)
 
 
-async def test_what_never_left_and_what_was_cancelled_is_counted(plaid):
-    """A connection that can't be made is an attempt; a call that is given up is neither failed nor unknown."""
+async def test_unsent_and_cancelled_attempts_are_counted(plaid):
+    """A failed connection counts as an attempt; a cancelled call is neither failed nor unknown."""
     async with RelayClient(OWNER, base_url="http://127.0.0.1:9", retry=QUICK) as client:
         with pytest.raises(PlaidRelayError):
             await client.relay.create(["t"], "p")
@@ -61,21 +61,25 @@ async def test_what_never_left_and_what_was_cancelled_is_counted(plaid):
         assert client.statistics().retries == {"NotSentError": 3}
     plaid.fail(Fault(path=CREATE, stall=30))
     async with RelayClient(OWNER, base_url=plaid.url) as client:
-        under_way = asyncio.create_task(client.relay.create([plaid.add_report()], "p"))
+        call = asyncio.create_task(client.relay.create([plaid.add_report()], "p"))
         while not plaid.requests:
             await asyncio.sleep(0.001)
         assert client.statistics().in_flight == 1
-        under_way.cancel()
-        await asyncio.wait([under_way])
-        told = client.statistics()
-    assert (told.attempts, told.outcomes, told.in_flight) == ({"cancelled": 1}, {"cancelled": 1}, 0)
+        call.cancel()
+        await asyncio.wait([call])
+        statistics = client.statistics()
+    assert (statistics.attempts, statistics.outcomes, statistics.in_flight) == (
+        {"cancelled": 1},
+        {"cancelled": 1},
+        0,
+    )
 
 
-async def test_an_attempt_whose_report_is_given_up_while_it_is_read_is_counted(plaid):
-    """A long report is read in a thread; the attempt was made, though nobody waits for the record any more."""
-    busy, only = threading.Event(), ThreadPoolExecutor(1)
-    asyncio.get_running_loop().set_default_executor(only)
-    only.submit(busy.wait, 60)
+async def test_an_attempt_that_is_cancelled_while_its_report_is_decoded_is_counted(plaid):
+    """A long report is decoded in a thread; the attempt counts as cancelled."""
+    release, executor = threading.Event(), ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(executor)
+    executor.submit(release.wait, 60)
     plaid.fail(Fault(path=GET, status=200, body=" " * 300_000))
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as client:
         reading = asyncio.create_task(client.relay.get("t"))
@@ -83,13 +87,13 @@ async def test_an_attempt_whose_report_is_given_up_while_it_is_read_is_counted(p
             await asyncio.sleep(0.001)
         reading.cancel()
         await asyncio.wait([reading])
-        busy.set()
-        told = client.statistics()
-    assert (told.attempts, told.outcomes) == ({"cancelled": 1}, {"cancelled": 1})
+        release.set()
+        statistics = client.statistics()
+    assert (statistics.attempts, statistics.outcomes) == ({"cancelled": 1}, {"cancelled": 1})
 
 
-async def test_waits_are_counted_by_what_was_waited_for(plaid):
-    """Seconds at the limiter, for a connection, for the server's pause and before a repeat, each apart."""
+async def test_waits_are_counted_by_their_reason(plaid):
+    """Seconds for the limiter, for a connection, for the server's pause and for backoff are counted separately."""
 
     class Slow:
         async def acquire(self, endpoint: str) -> None:
@@ -105,42 +109,42 @@ async def test_waits_are_counted_by_what_was_waited_for(plaid):
     ) as client:
         await client.relay.create([report], "p")
         plaid.fail(Fault(path=CREATE, latency=0.2))
-        two = [client.relay.create([report], "q"), client.relay.get("t")]
-        running = [asyncio.create_task(each) for each in two]
+        calls = [client.relay.create([report], "q"), client.relay.get("t")]
+        running = [asyncio.create_task(each) for each in calls]
         await wait_until_async(lambda: client.statistics().queued == 1)
         await asyncio.gather(*running, return_exceptions=True)
         waits = client.statistics().waits
-    assert waits["pause"] >= 0.9  # a pause runs from when the answer came
+    assert waits["pause"] >= 0.9  # a pause starts when the response arrives
     assert waits["limiter"] >= 0.08
     assert waits["connection"] > 0.03
     assert waits["backoff"] > 0
 
 
-async def test_a_snapshot_no_longer_changes(plaid, client):
-    """What was told stays as it was, and can't be written to."""
+async def test_a_snapshot_is_immutable(plaid, client):
+    """It doesn't change with later calls, and can't be modified."""
     before = client.statistics()
     await client.relay.create([plaid.add_report()], "p")
     assert before.outcomes == {}
     assert client.statistics().outcomes == {"succeeded": 1}
     with pytest.raises(FrozenInstanceError):
-        before.in_flight = 3  # type: ignore[misc]  # the mistake that is meant
+        before.in_flight = 3  # type: ignore[misc]  # a deliberate mistake
     with pytest.raises(TypeError):
-        before.attempts["definitive"] = 3  # type: ignore[index]  # the same
+        before.attempts["definitive"] = 3  # type: ignore[index]  # a deliberate mistake
 
 
 async def test_a_snapshot_can_be_pickled_and_copied(plaid, client):
-    """A copy equals the snapshot, and can't be written to either."""
+    """A copy equals the snapshot, and can't be modified either."""
     await client.relay.create([plaid.add_report()], "p")
     snapshot = client.statistics()
-    for again in (pickle.loads(pickle.dumps(snapshot)), copy.copy(snapshot), copy.deepcopy(snapshot)):
-        assert again == snapshot
-        assert again.outcomes == {"succeeded": 1}
+    for copied in (pickle.loads(pickle.dumps(snapshot)), copy.copy(snapshot), copy.deepcopy(snapshot)):
+        assert copied == snapshot
+        assert copied.outcomes == {"succeeded": 1}
         with pytest.raises(TypeError):
-            again.attempts["definitive"] = 3
+            copied.attempts["definitive"] = 3
 
 
-async def test_a_rate_is_told_once_there_is_one(plaid, client):
-    """An operation that was never refused has no rate."""
+async def test_a_rate_is_reported_once_there_is_one(plaid, client):
+    """An operation that was never declined has no rate."""
     report = plaid.add_report()
     await client.relay.create([report], "p")
     assert client.statistics().rates == {}
@@ -153,24 +157,24 @@ async def test_a_rate_is_told_once_there_is_one(plaid, client):
 # ------------------------------------------------------------------------------------------- the hook
 
 
-async def test_a_hook_is_told_of_each_further_attempt(plaid):
-    """Operation, attempts, reason, status, request id and wait; none for the attempt that is the last."""
-    told: list[Retry] = []
+async def test_on_retry_is_called_before_each_further_attempt(plaid):
+    """It receives operation, attempts, reason, status, request id and wait; it isn't called after the last attempt."""
+    retries: list[Retry] = []
     plaid.fail(
         Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1),
         Fault(path=CREATE, status=400, times=1),
     )
-    async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, on_retry=told.append) as client:
+    async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, on_retry=retries.append) as client:
         with pytest.raises(PlaidRelayError):
             await client.relay.create([plaid.add_report()], "p")
-    (retry,) = told
+    (retry,) = retries
     assert (retry.operation, retry.attempts, retry.reason, retry.status) == (CREATE, 1, "RATE_LIMIT", 429)
     assert retry.request_id == plaid.requests[0].request_id
     assert 0.9 < retry.wait <= 1
 
 
-async def test_a_hook_that_raises_ends_the_call(plaid):
-    """The error is the one that the call was about to be repeated for, and the hook's own is its cause."""
+async def test_an_on_retry_that_raises_ends_the_call(plaid):
+    """The call fails with the error for which it was about to be repeated; the hook's error is its cause."""
 
     def broken(retry: Retry) -> None:
         raise ZeroDivisionError
@@ -185,8 +189,8 @@ async def test_a_hook_that_raises_ends_the_call(plaid):
     assert isinstance(result.failed[0].error, RateLimitError)
 
 
-async def test_a_lost_creation_stays_unknown_though_the_hook_raises(plaid):
-    """What may have been carried out is not forgotten over a mistake in the hook."""
+async def test_a_lost_creation_stays_unknown_if_on_retry_raises(plaid):
+    """An error of the hook doesn't hide that the attempt may have been executed."""
 
     def broken(retry: Retry) -> None:
         raise ZeroDivisionError
@@ -207,7 +211,7 @@ async def test_a_lost_creation_stays_unknown_though_the_hook_raises(plaid):
         ({"rate_limiter": 50}, "rate_limiter must have a method"),
     ],
 )
-def test_what_cannot_be_called_is_refused_at_once(settings, words):
-    """An async hook would never be awaited, and a number of attempts a minute is no limiter."""
+def test_hooks_are_checked_when_the_client_is_created(settings, words):
+    """An async hook would never be awaited, and a number isn't a rate limiter."""
     with pytest.raises(ConfigurationError, match=words):
         RelayClient(OWNER, **settings)

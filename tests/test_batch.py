@@ -752,7 +752,7 @@ async def test_an_error_of_a_report_stops_the_requests_for_that_report(plaid, cl
     assert batch.result.error_codes == {"INVALID_ASSET_REPORT_TOKEN": 200}
     assert (batch.result.stopped_by, batch.result.not_attempted) == (None, [])
     assert 3 <= 200 - len(unsent) <= 3 + 10
-    assert len(plaid.create_requests) == 400 + 200 - len(unsent)
+    assert len(plaid.requests) == 400 + 200 - len(unsent)
     for each in unsent:
         assert isinstance(each.error, InvalidRequestError)
         assert (each.error.sent, each.error.attempts, each.error.status) == (False, 0, 400)
@@ -779,7 +779,7 @@ async def test_which_errors_stop_the_requests_for_a_report(plaid, client, body, 
     plaid.fail(Fault(path=CREATE, status=400, body=body))
     result = await client.relay.create_many(create_requests(plaid, 20), concurrency=1)
     assert result.counts == {"failed": 20}
-    assert len(plaid.create_requests) == (3 if stops else 20)
+    assert len(plaid.requests) == (3 if stops else 20)
 
 
 async def test_a_success_resets_the_errors_of_a_report(plaid, client):
@@ -789,7 +789,7 @@ async def test_a_success_resets_the_errors_of_a_report(plaid, client):
         plaid.fail(Fault(path=CREATE, status=400, body=body, secondary_client_id=f"partner-{number}"))
     result = await client.relay.create_many(create_requests(plaid, 20), concurrency=1)
     assert result.counts == {"created": 14, "failed": 6}
-    assert len(plaid.create_requests) == 20
+    assert len(plaid.requests) == 20
 
 
 async def test_a_report_resumes_if_a_request_in_flight_succeeds():
@@ -828,7 +828,7 @@ async def test_several_reports_of_one_request_are_stopped_together(plaid, client
     plaid.fail(Fault(path=CREATE, status=400, body={"error_code": "INVALID_ASSET_REPORT_TOKEN"}, times=3))
     result = await client.relay.create_many([*both, *alone], concurrency=1, allow_duplicates=True)
     assert result.counts == {"created": 10, "failed": 20}
-    assert len(plaid.create_requests) == 3 + 10
+    assert len(plaid.requests) == 3 + 10
 
 
 @pytest.mark.parametrize(

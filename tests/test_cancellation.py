@@ -110,16 +110,16 @@ async def test_a_cancelled_batch_drains(plaid, client, cancelled, form):
     plaid.fail(Fault(path=CREATE, when="after", latency=0.3))
     batch = client.relay.create_many([RelayCreateRequest([plaid.add_report()], "partner")])
     await cancelled(plaid, CREATE, lambda: form(batch))
-    assert [made.relay_token for made in batch.result.created] == [e["relay_token"] for e in plaid.ledger]
+    assert [created.relay_token for created in batch.result.created] == [e["relay_token"] for e in plaid.ledger]
     assert batch.result.counts == {"created": 1}
 
 
 @CANCELLATIONS
 async def test_a_cancelled_batch_of_reads_drains(plaid, client, partner, cancelled):
     """Reports that are being read when the batch is cancelled are in its result."""
-    made = await client.relay.create([plaid.add_report()], "partner")
+    created = await client.relay.create([plaid.add_report()], "partner")
     plaid.fail(Fault(path=GET, when="after", latency=0.3))
-    batch = partner.relay.get_many([made.relay_token])
+    batch = partner.relay.get_many([created.relay_token])
     await cancelled(plaid, GET, lambda: await_batch(batch))
     assert batch.result.counts == {"fetched": 1}
 
@@ -377,11 +377,11 @@ async def test_the_operations_whose_outcome_is_reported(plaid):
     """Every call that changes something reports its outcome; a read is cancelled immediately."""
     async with listening(plaid) as (client, late):
         report = plaid.add_report()
-        made = await client.relay.create([report], OWNER.client_id)
+        created = await client.relay.create([report], OWNER.client_id)
         item = await client.sandbox.create_public_token()
         plaid.fail(Fault(when="after", latency=0.1))
         for path, kind, make in (
-            ("/credit/relay/refresh", Refreshed, lambda: client.relay.refresh(made.relay_token)),
+            ("/credit/relay/refresh", Refreshed, lambda: client.relay.refresh(created.relay_token)),
             ("/asset_report/refresh", Completed, lambda: client.asset_report.refresh(report)),
             ("/sandbox/public_token/create", Completed, client.sandbox.create_public_token),
             (
@@ -389,7 +389,7 @@ async def test_the_operations_whose_outcome_is_reported(plaid):
                 Completed,
                 lambda: client.item.exchange_public_token(item.public_token),
             ),
-            (REMOVE, Removed, lambda: client.relay.remove(made.relay_token)),
+            (REMOVE, Removed, lambda: client.relay.remove(created.relay_token)),
         ):
             plaid.counts[path] = 0
             await cancel_once_sent(plaid, path, make())
@@ -456,9 +456,9 @@ async def test_the_deadline_of_a_call_ends_its_drain(plaid):
     """`timeout=` includes the drain: when it has passed, the outcome is unknown."""
     plaid.fail(Fault(path=CREATE, stall=60, when="after"))
     async with listening(plaid, timeouts=Timeouts(drain=60)) as (client, late):
-        made = client.relay.create([plaid.add_report()], "partner", timeout=2)
+        created = client.relay.create([plaid.add_report()], "partner", timeout=2)
         async with asyncio.timeout(30):
-            await cancel_once_sent(plaid, CREATE, made)
+            await cancel_once_sent(plaid, CREATE, created)
     assert [type(outcome) for outcome in late] == [Unknown]
 
 
@@ -483,7 +483,7 @@ async def test_a_timeout_within_a_session_is_not_a_cancellation_of_the_call(plai
 # --------------------------------------------------------------------------------- what becomes of late outcomes
 
 
-def said(caplog) -> str:
+def logged_warning(caplog) -> str:
     (record,) = [record for record in caplog.records if record.name == "plaid_relay_async"]
     assert record.levelname == "WARNING"
     return record.getMessage()
@@ -494,16 +494,16 @@ async def test_without_a_callback_a_late_outcome_is_logged(plaid, client, caplog
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
     (entry,) = plaid.ledger
-    assert f"{CREATE}, outcome=created, partner=partner, request_id={entry['request_id']}" in said(caplog)
+    assert f"{CREATE}, outcome=created, partner=partner, request_id={entry['request_id']}" in logged_warning(caplog)
     assert entry["relay_token"] not in caplog.text
 
 
 async def test_the_log_of_a_late_outcome_is_one_line(plaid, client, caplog):
-    """A request id that a server made up can't add a line to the log, or act on a terminal."""
+    """A request id that a server chose can't add a line to the log, or act on a terminal."""
     body = {"relay_token": "credit-relay-late", "request_id": "r\nERROR root: \x1b[2J"}
     plaid.fail(Fault(path=CREATE, status=200, body=body, latency=0.1))
     await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
-    assert r"request_id=r\nERROR root: \x1b[2J;" in said(caplog)
+    assert r"request_id=r\nERROR root: \x1b[2J;" in logged_warning(caplog)
 
 
 @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
@@ -516,7 +516,7 @@ async def test_a_callback_that_raises_does_not_take_the_cancellation_away(plaid,
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     async with listening(plaid, on_late_outcome=callback) as (client, _):
         await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
-    assert f"on_late_outcome raised {error.__name__}" in said(caplog)
+    assert f"on_late_outcome raised {error.__name__}" in logged_warning(caplog)
     assert plaid.ledger[0]["relay_token"] not in caplog.text
 
 
@@ -643,7 +643,7 @@ async def test_close_ends_waits(plaid, settings, fault, waits):
 
 async def test_close_ends_a_wait_for_a_report_and_for_the_client_id(plaid, client, tmp_path):
     """Neither the wait between two polls nor a journal that needs the client id outlasts the client."""
-    made = await client.relay.create([plaid.add_report()], OWNER.client_id)
+    created = await client.relay.create([plaid.add_report()], OWNER.client_id)
     plaid.fail(
         Fault(path=GET, status=400, body={"error_code": "PRODUCT_NOT_READY"}, headers={"Retry-After": "60"})
     )
@@ -657,7 +657,7 @@ async def test_close_ends_a_wait_for_a_report_and_for_the_client_id(plaid, clien
         RelayClient(hang, base_url=plaid.url) as other,
     ):
         tasks = [
-            asyncio.ensure_future(polling.relay.wait_until_ready(made.relay_token)),
+            asyncio.ensure_future(polling.relay.wait_until_ready(created.relay_token)),
             asyncio.ensure_future(other.relay.create(["report"], "partner", journal=Asking())),
         ]
         await act_once_sent(plaid, GET, lambda: None)
@@ -796,11 +796,11 @@ async def test_a_journal_that_is_cancelled_closes_to_its_end(plaid, client, tmp_
 
 async def test_a_download_in_a_cancelled_scope_leaves_no_file(plaid, client, tmp_path):
     """What was written is removed before the cancellation is raised, under AnyIO too."""
-    made = await client.relay.create([plaid.add_report()], OWNER.client_id)
+    created = await client.relay.create([plaid.add_report()], OWNER.client_id)
     path = "/credit/relay/pdf/get"
     plaid.fail(Fault(path=path, stall=60, when="after"))
     with anyio.CancelScope() as scope:
         asyncio.get_running_loop().create_task(act_once_sent(plaid, path, scope.cancel))
-        await client.relay.download_pdf(made.relay_token, tmp_path / "report.pdf")
+        await client.relay.download_pdf(created.relay_token, tmp_path / "report.pdf")
     assert scope.cancelled_caught
     assert [*tmp_path.iterdir()] == []

@@ -29,7 +29,7 @@ def _empty_environment(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_the_sandbox_unless_said_otherwise(monkeypatch):
+def test_the_precedence_of_base_urls(monkeypatch):
     """Arguments come first, then PLAID_BASE_URL, then PLAID_ENV, then the sandbox."""
     assert resolve_base_url(None, None) == "https://sandbox.plaid.com"
     monkeypatch.setenv("PLAID_ENV", "production")
@@ -82,8 +82,8 @@ def test_the_sandbox_unless_said_otherwise(monkeypatch):
         (b"https://h", "must start with https://"),
     ],
 )
-def test_an_address_that_is_wrong_or_unsafe_is_refused(url, problem):
-    """Credentials go over TLS, or to this machine, and to an address that is only an address."""
+def test_an_invalid_or_unsafe_base_url_is_rejected(url, problem):
+    """Credentials go over TLS, or to this machine, and only to an unambiguous address."""
     with pytest.raises(ConfigurationError, match="base_url") as caught:
         resolve_base_url(url, None)
     assert problem in str(caught.value)
@@ -104,8 +104,8 @@ def test_an_address_that_is_wrong_or_unsafe_is_refused(url, problem):
         "http://[::ffff:127.0.0.1]",
     ],
 )
-def test_loopback_may_be_plain(url):
-    """Whatever stays on this machine needs no TLS."""
+def test_loopback_may_use_plain_http(url):
+    """What stays on this machine needs no TLS."""
     assert resolve_base_url(url, None) == url
 
 
@@ -121,8 +121,8 @@ PRODUCTION = [
 
 
 @pytest.mark.parametrize("url", PRODUCTION)
-def test_production_is_recognized_however_it_is_typed(url):
-    """A port, upper case, a dot at the end, full-width letters and dots: it is the same host."""
+def test_production_is_recognized_in_any_spelling(url):
+    """A port, upper case, a final dot, and full-width letters and dots don't change the host."""
     assert Environment.from_url(resolve_base_url(url, None)) is Environment.PRODUCTION
 
 
@@ -130,8 +130,8 @@ def test_production_is_recognized_however_it_is_typed(url):
     "url",
     ["https://%70roduction.plaid.com", "https://production%2eplaid.com", "https://produc\xadtion.plaid.com"],
 )
-def test_a_host_that_programs_read_differently_is_refused(url):
-    """A host in percent-encoding, or with an invisible character, isn't an address at all."""
+def test_an_ambiguous_host_is_rejected(url):
+    """A host with percent-encoding or an invisible character isn't a valid address."""
     with pytest.raises(ConfigurationError, match="name a host"):
         resolve_base_url(url, None)
 
@@ -141,7 +141,7 @@ def test_a_host_that_programs_read_differently_is_refused(url):
     ["https://sandbox.plaid.com/", "https://production.plaid.com.example", "http://127.0.0.1:5", "https://h"],
 )
 def test_another_host_is_not_production(url):
-    """A host that only begins or ends alike is another one."""
+    """A host that only starts or ends in the same way is a different one."""
     assert Environment.from_url(url) is not Environment.PRODUCTION
 
 
@@ -160,15 +160,15 @@ def test_another_host_is_not_production(url):
     ],
 )
 def test_a_host_has_one_normal_spelling(host, normal):
-    """All spellings of a host have the same normal one, which is its own."""
+    """All spellings of a host have the same normal one, which is its own normal spelling."""
     assert normalize_host(host) == normalize_host(normal) == normal
 
 
 @pytest.mark.parametrize(
     "host", ["", ".", "a b", "a/b", "a:80", "x@y", "a..b", "[::1]", "%61", "a" * 64, "1::2::3"]
 )
-def test_what_is_no_host_has_no_spelling(host):
-    """Text that no host can be is refused, and isn't loopback."""
+def test_an_invalid_host_is_rejected(host):
+    """Text that can't be a host raises an error, and isn't loopback."""
     with pytest.raises(ValueError, match=r"."):
         normalize_host(host)
     assert not is_loopback(host)
@@ -183,18 +183,18 @@ def test_what_is_no_host_has_no_spelling(host):
         "HTTPS://H",
     ],
 )
-async def test_an_address_that_is_accepted_can_be_sent_to(url):
+async def test_an_accepted_address_can_be_used(url):
     """No request fails because of an address that the client has accepted."""
     address = resolve_base_url(url, None) + "/credit/relay/create"
     async with aiohttp.TCPConnector() as connector:
-        to = DirectExchange(connector, asyncio.get_running_loop()).prepare(address, {})
-    assert to.head.startswith(b"POST /")
-    assert b"/credit/relay/create HTTP/1.1\r\n" in to.head
+        prepared = DirectExchange(connector, asyncio.get_running_loop()).prepare(address, {})
+    assert prepared.head.startswith(b"POST /")
+    assert b"/credit/relay/create HTTP/1.1\r\n" in prepared.head
 
 
 @pytest.mark.parametrize("url", ["https://host\\evil.invalid", "https://\ud800", "http://h?", "http://h#"])
-def test_an_address_is_refused_when_the_client_is_created(url):
-    """The error of a wrong address shows no secret, nor do its frames."""
+def test_a_base_url_is_checked_when_the_client_is_created(url):
+    """The error of an invalid address shows no secret, nor do its frames."""
     with pytest.raises(ConfigurationError) as caught:
         RelayClient(gateway_key="the-key-of-a-caller", base_url=url)
     report = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
@@ -208,21 +208,21 @@ def test_an_address_is_refused_when_the_client_is_created(url):
     "proxy",
     ["proxy.example:port", "http://user:hush@h\\evil", "http://\ud800", "http://h:0", 0, 5],
 )
-def test_a_proxy_that_is_no_url_is_refused_when_the_client_is_created(proxy):
-    """An invalid proxy URL is refused without being shown, because it may hold a password."""
+def test_a_proxy_url_is_checked_when_the_client_is_created(proxy):
+    """An invalid proxy URL is rejected without being shown, because it may contain a password."""
     with pytest.raises(ConfigurationError, match=r"^proxy must be a URL") as caught:
         RelayClient(Credentials("a", "b"), proxy=proxy)
     assert "hush" not in str(caught.value)
 
 
-def test_an_unknown_environment_is_named(monkeypatch):
-    """Plaid's development environment is gone, and says so."""
+def test_an_unknown_environment_is_rejected(monkeypatch):
+    """The error quotes the name, such as that of Plaid's former development environment."""
     with pytest.raises(ConfigurationError, match=r"must be sandbox or production, not 'development'"):
         resolve_base_url(None, "development")
 
 
 def test_credentials_come_from_the_environment(monkeypatch):
-    """Without an argument, PLAID_CLIENT_ID and PLAID_SECRET say who calls; what is missing is named."""
+    """Without an argument, PLAID_CLIENT_ID and PLAID_SECRET are used; a missing one is named."""
     with pytest.raises(ConfigurationError, match="set PLAID_CLIENT_ID and PLAID_SECRET"):
         resolve_identity(None, None)
     monkeypatch.setenv("PLAID_CLIENT_ID", "me")
@@ -232,20 +232,20 @@ def test_credentials_come_from_the_environment(monkeypatch):
     assert resolve_identity(None, None) == Credentials("me", "hush-hush")
 
 
-def test_who_calls_is_said_once():
-    """Credentials or a gateway key, not both and nothing else."""
+def test_credentials_and_a_gateway_key_are_exclusive():
+    """Only one of them is allowed, and only of its own type."""
     assert resolve_identity(None, "key") == GatewayKey("key")
     with pytest.raises(ConfigurationError, match="not both"):
         resolve_identity(Credentials("a", "b"), "key")
     with pytest.raises(ConfigurationError, match="credentials must be"):
-        resolve_identity(("a", "b"), None)  # type: ignore[arg-type]  # the mistake that is meant
+        resolve_identity(("a", "b"), None)  # type: ignore[arg-type]  # a deliberate mistake
     with pytest.raises(ConfigurationError, match="gateway_key"):
         resolve_identity(None, "with space")
 
 
 @pytest.mark.parametrize("secret", ["", "with space", "with\nline", "schlüssel", 5])
-def test_a_secret_that_no_header_can_carry_is_refused(secret):
-    """It is refused by its name, and not shown."""
+def test_a_secret_that_cannot_be_a_header_is_rejected(secret):
+    """The error has the name of the field, and doesn't show the secret."""
     with pytest.raises(ConfigurationError, match=r"^secret ") as caught:
         Credentials("me", secret)
     assert str(secret) not in str(caught.value).replace("[not sent]", "") or secret == ""
@@ -266,21 +266,21 @@ def test_a_secret_that_no_header_can_carry_is_refused(secret):
         (lambda: RetryPolicy(replay="never"), "replay"),
     ],
 )
-def test_a_number_that_makes_no_sense_is_refused(make, name):
-    """Each setting says what it must be."""
+def test_an_invalid_number_is_rejected(make, name):
+    """The error says what the setting must be."""
     with pytest.raises(ConfigurationError, match=f"^{name} must be"):
         make()
 
 
-def test_a_total_may_be_given_for_one_call():
-    """A call's own timeout replaces the total and nothing else; no total is no limit."""
+def test_a_call_can_have_its_own_total():
+    """A call's own timeout replaces the total and nothing else; None means no limit."""
     assert Timeouts(read=7).with_total(3) == Timeouts(read=7, total=3)
     assert Timeouts().with_total(None) == Timeouts()
     assert Timeouts(total=None).total is None
 
 
 def test_tls_is_verified():
-    """A context that verifies nobody isn't taken."""
+    """A context that doesn't verify the server is rejected."""
     context = ssl.create_default_context()
     assert check_tls(context) is context
     assert check_tls(None) is None
@@ -288,13 +288,13 @@ def test_tls_is_verified():
     with pytest.raises(ConfigurationError, match="must verify"):
         check_tls(context)
     with pytest.raises(ConfigurationError, match=r"must be an ssl\.SSLContext"):
-        check_tls(False)  # type: ignore[arg-type]  # aiohttp's way to verify nothing
+        check_tls(False)  # type: ignore[arg-type]  # in aiohttp, False turns verification off
 
 
-def test_a_client_is_checked_when_it_is_made(monkeypatch):
-    """Before a loop runs, what can't work is refused."""
+def test_settings_are_checked_when_the_client_is_created(monkeypatch):
+    """Invalid settings are rejected before an event loop runs."""
     with pytest.raises(ConfigurationError, match="credentials_in"):
-        RelayClient(Credentials("a", "b"), credentials_in="cookies")  # type: ignore[arg-type]  # the mistake that is meant
+        RelayClient(Credentials("a", "b"), credentials_in="cookies")  # type: ignore[arg-type]  # a deliberate mistake
     with pytest.raises(ConfigurationError, match="connections"):
         RelayClient(Credentials("a", "b"), connections=0)
     assert repr(RelayClient(Credentials("a", "hush"))) == "<RelayClient for https://sandbox.plaid.com>"

@@ -1,4 +1,4 @@
-"""The watch that ends what isn't over in time, with one timer for all."""
+"""Deadlines of tasks, which share one timer of the event loop."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from virtual_clock import run_virtually
 from plaid_relay_async.deadlines import DeadlineTimer
 
 
-def a_watch() -> DeadlineTimer:
+def create_timer() -> DeadlineTimer:
     return DeadlineTimer(asyncio.get_running_loop())
 
 
-async def test_what_is_not_over_in_time_ends_in_a_timeout():
-    """As with asyncio's own timeout, the error is a TimeoutError, and the task isn't left as cancelled."""
-    watch = a_watch()
-    with pytest.raises(TimeoutError), watch.create_deadline(watch.loop.time() + 0.01):
+async def test_a_task_that_exceeds_its_deadline_gets_a_timeout_error():
+    """As with asyncio.timeout, the error is a TimeoutError, and the task isn't left as cancelled."""
+    timer = create_timer()
+    with pytest.raises(TimeoutError), timer.create_deadline(timer.loop.time() + 0.01):
         await asyncio.sleep(10)
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_what_begins_too_late_does_not_begin():
-    """A span whose deadline has gone by is refused before anything is done."""
-    watch, done = a_watch(), []
-    with pytest.raises(TimeoutError), watch.create_deadline(watch.loop.time()):
+async def test_an_expired_deadline_cannot_be_entered():
+    """Entering it raises a TimeoutError before the body runs."""
+    timer, done = create_timer(), []
+    with pytest.raises(TimeoutError), timer.create_deadline(timer.loop.time()):
         done.append(1)
     assert done == []
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_a_cancellation_of_somebody_elses_stays_one(late):
-    """Also where the time ran out in the same turn of the loop."""
-    watch = a_watch()
-    span = watch.create_deadline()
+async def test_another_cancellation_is_not_turned_into_a_timeout(late):
+    """This also holds if the deadline expires in the same iteration of the event loop."""
+    timer = create_timer()
+    deadline = timer.create_deadline()
 
     async def work() -> None:
-        with span:
+        with deadline:
             await asyncio.sleep(10)
 
     task = asyncio.create_task(work())
     await asyncio.sleep(0)
     if late:
-        span.expire()
+        deadline.expire()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-async def test_an_error_of_its_own_is_not_replaced():
-    """What is raised on the way out, when the time has run out, goes out as it is."""
-    watch = a_watch()
-    with pytest.raises(ValueError, match="mine"), watch.create_deadline(watch.loop.time() + 0.01):
+async def test_an_error_of_the_body_is_not_replaced():
+    """An error that the body raises after the deadline has expired is raised unchanged."""
+    timer = create_timer()
+    with pytest.raises(ValueError, match="mine"), timer.create_deadline(timer.loop.time() + 0.01):
         try:
             await asyncio.sleep(10)
         finally:
@@ -64,16 +64,16 @@ async def test_an_error_of_its_own_is_not_replaced():
 
 
 @pytest.mark.may_block
-async def test_who_is_put_off_at_the_last_moment_goes_on():
-    """A loop that was held up finds a span late, then runs what puts it off; it ends when that is over, too."""
-    watch = a_watch()
-    began = watch.loop.time()
-    watch.loop.call_at(began + 0.01, time.sleep, 0.05)
-    with pytest.raises(TimeoutError), watch.create_deadline(began + 60) as span:
-        span.set_timeout(0.02)
-        watch.loop.call_at(began + 0.03, span.set_timeout, 0.1)
+async def test_a_deadline_can_be_postponed_at_the_last_moment():
+    """A blocked loop finds a deadline late, then runs what postpones it; the new deadline applies."""
+    timer = create_timer()
+    started_at = timer.loop.time()
+    timer.loop.call_at(started_at + 0.01, time.sleep, 0.05)
+    with pytest.raises(TimeoutError), timer.create_deadline(started_at + 60) as deadline:
+        deadline.set_timeout(0.02)
+        timer.loop.call_at(started_at + 0.03, deadline.set_timeout, 0.1)
         await asyncio.sleep(10)
-    assert watch.loop.time() - began > 0.15
+    assert timer.loop.time() - started_at > 0.15
 
 
 @given(
@@ -83,34 +83,34 @@ async def test_who_is_put_off_at_the_last_moment_goes_on():
         max_size=12,
     )
 )
-def test_each_ends_at_its_own_time_and_no_other(spans):
-    """Whatever the deadlines, and however they are put off: late is who isn't done by the last one it was given."""
+def test_each_deadline_expires_at_its_own_time(tasks):
+    """A task is cancelled if, and only if, it isn't done by its latest deadline, however often that changes."""
 
     async def run(
-        watch: DeadlineTimer, deadline: int, work: int, steps: list[tuple[int, int]]
+        timer: DeadlineTimer, first_timeout: int, work: int, steps: list[tuple[int, int]]
     ) -> tuple[float, bool]:
-        began, due = watch.loop.time(), float(deadline)
+        started_at, due = timer.loop.time(), float(first_timeout)
         try:
-            with watch.create_deadline(began + 1_000) as span:
-                span.set_timeout(deadline)
-                for seconds, allowed in steps:
+            with timer.create_deadline(started_at + 1_000) as deadline:
+                deadline.set_timeout(first_timeout)
+                for seconds, timeout in steps:
                     await asyncio.sleep(seconds + 0.5)
-                    due = watch.loop.time() - began + allowed
-                    span.set_timeout(allowed)
+                    due = timer.loop.time() - started_at + timeout
+                    deadline.set_timeout(timeout)
                 await asyncio.sleep(work + 0.5)
         except TimeoutError:
-            return watch.loop.time() - began - due, True
-        return watch.loop.time() - began - due, False
+            return timer.loop.time() - started_at - due, True
+        return timer.loop.time() - started_at - due, False
 
     async def main() -> None:
-        watch = a_watch()
-        for over, late in await asyncio.gather(*(run(watch, *each) for each in spans)):
+        timer = create_timer()
+        for over, late in await asyncio.gather(*(run(timer, *each) for each in tasks)):
             assert abs(over) < 0.01 if late else over < 0
 
     run_virtually(main())
 
 
-class Counting(asyncio.SelectorEventLoop):
+class TimerCountingLoop(asyncio.SelectorEventLoop):
     timers = 0
 
     def call_at(self, *args, **kwargs):
@@ -118,43 +118,43 @@ class Counting(asyncio.SelectorEventLoop):
         return super().call_at(*args, **kwargs)
 
 
-def test_one_timer_does_for_all():
-    """A thousand spans that are over in time take one timer."""
+def test_all_deadlines_share_one_timer():
+    """A thousand deadlines that don't expire need one timer of the event loop."""
 
     async def main() -> int:
         loop = asyncio.get_running_loop()
-        watch = a_watch()
+        timer = create_timer()
 
         async def work() -> None:
-            with watch.create_deadline(loop.time() + 60) as span:
+            with timer.create_deadline(loop.time() + 60) as deadline:
                 await asyncio.sleep(0)
-                span.set_timeout(120)
+                deadline.set_timeout(120)
 
         await asyncio.gather(*(work() for _ in range(1_000)))
-        watch.close()
+        timer.close()
         return loop.timers
 
-    with asyncio.Runner(loop_factory=Counting) as runner:
+    with asyncio.Runner(loop_factory=TimerCountingLoop) as runner:
         assert runner.run(main()) == 1
 
 
 @pytest.mark.parametrize("closed", ["before", "after"])
-async def test_a_watch_that_is_closed_ends_what_is_under_way_and_leaves_no_timer(closed):
-    """A client that is closed leaves nothing in the loop, but calls of its that go on still end in time."""
-    watch = a_watch()
+async def test_a_closed_timer_applies_active_deadlines_and_then_stops(closed):
+    """A closed client leaves no timer in the loop, but deadlines of calls in flight still expire."""
+    timer = create_timer()
 
     async def work() -> None:
-        with watch.create_deadline(watch.loop.time() + 60) as span:
-            span.set_timeout(0.01 if closed == "before" else 60)
+        with timer.create_deadline(timer.loop.time() + 60) as deadline:
+            deadline.set_timeout(0.01 if closed == "before" else 60)
             await asyncio.sleep(0.05)
 
     task = asyncio.create_task(work())
     await asyncio.sleep(0)
     if closed == "before":
-        watch.close()
+        timer.close()
         with pytest.raises(TimeoutError):
             await task
     else:
         await task
-        watch.close()
-    assert not [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]
+        timer.close()
+    assert not [each for each in asyncio.get_running_loop()._scheduled if not each.cancelled()]

@@ -1,4 +1,4 @@
-"""The two ways to exchange a request for its response, which have to come to the same."""
+"""The two exchanges, through a session and directly over a pool, which must behave the same."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from plaid_relay_async.simulator import Simulator
 
 TOKEN = b'{"relay_token": "T-1", "request_id": "q"}'
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(TOKEN), TOKEN)
-BOTH = pytest.mark.parametrize("direct", [True, False], ids=["directly", "by a session"])
+BOTH = pytest.mark.parametrize("direct", [True, False], ids=["directly", "through a session"])
 
 
-def way(client: RelayClient) -> type:
+def exchange_type(client: RelayClient) -> type:
     return type(client._session.get_exchange())
 
 
-async def test_an_own_pool_is_used_directly_and_all_else_by_a_session():
-    """A proxy and a borrowed session need what aiohttp's session does; `direct=False` asks for it."""
+async def test_which_exchange_a_client_uses():
+    """An owned pool is used directly; a proxy, a borrowed session and `direct=False` need aiohttp's session."""
     async with RelayClient(OWNER) as client:
-        assert way(client) is DirectExchange
-    for more in ({"direct": False}, {"proxy": "http://127.0.0.1:9"}):
-        async with RelayClient(OWNER, **more) as client:
-            assert way(client) is SessionExchange
+        assert exchange_type(client) is DirectExchange
+    for options in ({"direct": False}, {"proxy": "http://127.0.0.1:9"}):
+        async with RelayClient(OWNER, **options) as client:
+            assert exchange_type(client) is SessionExchange
     async with aiohttp.ClientSession() as session, RelayClient(OWNER, session=session) as client:
-        assert way(client) is SessionExchange
+        assert exchange_type(client) is SessionExchange
 
 
 @pytest.mark.parametrize(
-    ("more", "named"),
+    ("options", "name"),
     [({"direct": 1}, "direct"), ({"tls_buffer": 0}, "tls_buffer")],
     ids=["direct", "tls_buffer"],
 )
-def test_an_option_that_cannot_be_is_named(more, named):
-    """As all options are, before anything is opened."""
-    with pytest.raises(ConfigurationError, match=named):
-        RelayClient(OWNER, **more)
+def test_invalid_options_are_rejected(options, name):
+    """They are rejected before anything is opened, and the error names them."""
+    with pytest.raises(ConfigurationError, match=name):
+        RelayClient(OWNER, **options)
 
 
 @BOTH
-async def test_all_operations_of_a_relay_go_either_way(direct):
-    """Tokens, a report, a PDF, zipped or not: as Plaid sent them."""
+async def test_all_relay_operations_work_with_both_exchanges(direct):
+    """Tokens, a report and a PDF are returned as Plaid sent them, compressed or not."""
     async with Simulator() as plaid:
         report = plaid.add_report()
         async with (
@@ -66,7 +66,7 @@ async def test_all_operations_of_a_relay_go_either_way(direct):
             assert (await owner.relay.remove(token)).removed
 
 
-async def heard_by_a_server(*, direct: bool) -> list[bytes]:
+async def request_head(*, direct: bool) -> list[bytes]:
     heads = []
 
     async def listen(reader, writer):
@@ -80,15 +80,15 @@ async def heard_by_a_server(*, direct: bool) -> list[bytes]:
         return heads[0].replace(url.rpartition(":")[2].encode(), b"PORT").split(b"\r\n")
 
 
-async def test_both_send_the_same_head():
-    """Line for line, but for their order."""
-    ours, theirs = await heard_by_a_server(direct=True), await heard_by_a_server(direct=False)
-    assert ours[0] == theirs[0] == b"POST /credit/relay/create HTTP/1.1"
-    assert sorted(ours) == sorted(theirs)
+async def test_both_exchanges_send_the_same_head():
+    """The heads have the same lines, in any order."""
+    direct, by_session = await request_head(direct=True), await request_head(direct=False)
+    assert direct[0] == by_session[0] == b"POST /credit/relay/create HTTP/1.1"
+    assert sorted(direct) == sorted(by_session)
 
 
-async def test_a_header_that_would_be_two_is_refused():
-    """A line break in a header would smuggle another one in."""
+async def test_a_header_with_a_line_break_is_rejected():
+    """A line break in a header would inject another header."""
     async with aiohttp.TCPConnector() as connector:
         exchange = DirectExchange(connector, asyncio.get_running_loop())
         with pytest.raises(ValueError, match="line break"):
@@ -96,54 +96,57 @@ async def test_a_header_that_would_be_two_is_refused():
 
 
 @BOTH
-async def test_what_is_said_in_between_is_passed_over(direct):
-    """100 and its like come before an answer and are none."""
+async def test_interim_responses_are_skipped(direct):
+    """A 1xx response precedes the final response."""
 
-    async def hinting(reader, writer):
+    async def send_hints(reader, writer):
         await read_request(reader)
         writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + OK)
         await reader.read()
 
-    async with serving(hinting) as (url, _), RelayClient(OWNER, base_url=url, direct=direct) as client:
+    async with serving(send_hints) as (url, _), RelayClient(OWNER, base_url=url, direct=direct) as client:
         assert (await client.relay.create(["t"], "p")).relay_token == "T-1"
 
 
 @BOTH
-async def test_another_protocol_is_no_answer(direct):
-    """101 ends what was agreed on the connection: unknown, and the connection isn't used again."""
+async def test_switching_protocols_is_not_a_response(direct):
+    """After a 101 the outcome is unknown, and the connection isn't reused."""
 
-    async def switching(reader, writer):
+    async def switch_protocols(reader, writer):
         await read_request(reader)
         writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")
         await reader.read()
 
-    async with serving(switching) as (url, seen), RelayClient(OWNER, base_url=url, direct=direct) as client:
+    async with (
+        serving(switch_protocols) as (url, seen),
+        RelayClient(OWNER, base_url=url, direct=direct) as client,
+    ):
         for _ in range(2):
             with pytest.raises(OutcomeUnknownError):
                 await client.relay.create(["t"], "p")
         assert len(seen) == 2
 
 
-async def test_a_connection_with_a_rest_of_the_request_is_not_used_again():
-    """A server that answers before it has taken the whole body leaves a rest of it in the way of the next one."""
+async def test_a_connection_with_an_unsent_part_of_the_request_is_not_reused():
+    """A server that responds before it has read the whole body leaves a rest that would precede the next request."""
 
-    async def hasty(reader, writer):
+    async def respond_early(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(OK)
         await writer.drain()
         await asyncio.sleep(10)
 
-    async with serving(hasty) as (url, seen), aiohttp.TCPConnector() as connector:
+    async with serving(respond_early) as (url, seen), aiohttp.TCPConnector() as connector:
         exchange = DirectExchange(connector, asyncio.get_running_loop())
-        to = exchange.prepare(url, {})
+        prepared = exchange.prepare(url, {})
         for _ in range(2):
-            response = await exchange.post(to, RequestBody(b" " * 50_000_000, lambda: None))
+            response = await exchange.post(prepared, RequestBody(b" " * 50_000_000, lambda: None))
             assert await response.content.read() == TOKEN
         assert len(seen) == 2
 
 
-class Connected:
-    """What a body looks at before it leaves: a connection's protocol."""
+class FakeProtocol:
+    """The part of a connection's protocol that a request body checks before it is sent."""
 
     should_close = False
 
@@ -151,25 +154,25 @@ class Connected:
         self.transport = transport
 
 
-async def test_a_body_does_not_leave_on_what_the_loop_has_not_read_yet():
-    """Between two turns of the loop something may arrive unasked: it is found all the same."""
+async def test_nothing_is_sent_on_a_connection_with_unread_bytes():
+    """Bytes that arrive between two iterations of the event loop are detected."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         _, writer = await asyncio.open_connection(*server.getsockname())
         theirs, _ = server.accept()
         with theirs:
-            connected = Connected(writer.transport)
-            assert RequestBody(b"{}", lambda: None).begin_send(connected)
+            protocol = FakeProtocol(writer.transport)
+            assert RequestBody(b"{}", lambda: None).begin_send(protocol)
             theirs.sendall(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
             select.select([writer.get_extra_info("socket")], [], [], 10)
             body = RequestBody(b"{}", lambda: None)
             with pytest.raises(aiohttp.ClientConnectionError):
-                body.begin_send(connected)
+                body.begin_send(protocol)
             assert not body.sent
             writer.close()
 
 
-async def test_other_releases_of_aiohttp_are_recognized():
-    """Where what is used has other parameters, the session's way is taken."""
+async def test_an_unsupported_release_of_aiohttp_is_detected():
+    """If its methods have other parameters, the session is used instead."""
 
     class Connector:
         async def connect(self, req, traces): ...
@@ -182,17 +185,17 @@ async def test_other_releases_of_aiohttp_are_recognized():
     assert not DirectExchange.is_supported(handler=Handler)
 
 
-async def test_less_may_be_set_aside_for_each_connection_of_tls():
-    """However little that is, a call gets through, in as many pieces as it takes."""
+async def test_a_small_tls_buffer_is_enough():
+    """A call succeeds with any buffer size; it only takes more reads."""
     authority = trustme.CA()
     theirs, ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("127.0.0.1").configure_cert(theirs)
     authority.configure_trust(ours)
-    asyncios = sslproto.SSLProtocol.max_size
+    default = sslproto.SSLProtocol.max_size
     try:
         async with echoing(theirs) as (url, _, _):
             async with RelayClient(OWNER, base_url=url, ssl=ours, tls_buffer=64, retry=QUICK) as client:
                 assert sslproto.SSLProtocol.max_size == 64
                 assert (await client.relay.remove("t")).removed
     finally:
-        sslproto.SSLProtocol.max_size = asyncios
+        sslproto.SSLProtocol.max_size = default

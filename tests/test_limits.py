@@ -1,4 +1,4 @@
-"""Limits that are kept beforehand in one process: never more in any window, and nearly all of it used."""
+"""The rate limiter for one process: no window has too many permits, and nearly all of the limit is used."""
 
 from __future__ import annotations
 
@@ -24,48 +24,48 @@ from plaid_relay_async.limits import (
 CREATE, GET = "/credit/relay/create", "/asset_report/get"
 
 
-async def granted(limiter, visitors):
-    """The moments at which the limiter let visitors through, each of whom comes after a pause and may lose patience."""
-    loop, moments = asyncio.get_running_loop(), []
+async def permit_times(limiter, arrivals):
+    """Return the times of the permits; each arrival comes after a pause and may wait until its timeout."""
+    loop, times = asyncio.get_running_loop(), []
 
-    async def come(patience):
+    async def acquire(max_wait):
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(max_wait):
                 await limiter.acquire(CREATE)
-            moments.append(loop.time())
+            times.append(loop.time())
 
     async with asyncio.TaskGroup() as group:
-        for pause, patience in visitors:
+        for pause, max_wait in arrivals:
             await asyncio.sleep(pause)
-            group.create_task(come(patience))
-    return moments
+            group.create_task(acquire(max_wait))
+    return times
 
 
 @given(
-    visitors=st.lists(
+    arrivals=st.lists(
         st.tuples(st.floats(0, 90) | st.just(0.0), st.none() | st.floats(0, 200)), min_size=1, max_size=60
     ),
     count=st.integers(1, 7),
     per=st.sampled_from([1.0, 10.0, 60.0]),
     slack=st.sampled_from([None, 0.0, 0.5]),
 )
-def test_no_window_holds_more_than_the_limit(visitors, count, per, slack):
-    """Whenever attempts come and are cancelled, there are never more than `count` in a window of `per` and slack."""
+def test_no_window_holds_more_than_the_limit(arrivals, count, per, slack):
+    """However attempts arrive and are cancelled, no window of `per` and the slack has more than `count` permits."""
     limiter = InProcessLimiter({CREATE: RateLimit(count, per)}, slack=slack)
-    moments = run_virtually(granted(limiter, [*visitors, (0.0, None)]))
-    assert len(moments) > sum(patience is None for _, patience in visitors)
+    times = run_virtually(permit_times(limiter, [*arrivals, (0.0, None)]))
+    assert len(times) > sum(max_wait is None for _, max_wait in arrivals)
     window = per + (per / 30 if slack is None else slack)
-    assert max_in_window(moments, window - 1e-6) <= count
+    assert max_in_window(times, window - 1e-6) <= count
 
 
 def test_nearly_all_of_the_limit_is_used():
-    """When enough attempts wait, the share that is lost is that of the slack: 3 % by default."""
-    moments = run_virtually(granted(InProcessLimiter({CREATE: RateLimit(50)}), [(0.0, None)] * 501))
-    assert 10 * 60 / (moments[500] - moments[0]) == pytest.approx(30 / 31, abs=0.001)
+    """If enough attempts wait, only the slack is lost: 3 % by default."""
+    times = run_virtually(permit_times(InProcessLimiter({CREATE: RateLimit(50)}), [(0.0, None)] * 501))
+    assert 10 * 60 / (times[500] - times[0]) == pytest.approx(30 / 31, abs=0.001)
 
 
-def test_an_endpoint_without_a_limit_passes_at_once():
-    """Other endpoints aren't held up, nor by those that wait."""
+def test_an_endpoint_without_a_limit_never_waits():
+    """Calls of other endpoints don't delay it either."""
 
     async def main():
         limiter = InProcessLimiter({**PLAID_PRODUCTION, CREATE: RateLimit(1)})
@@ -81,41 +81,41 @@ def test_an_endpoint_without_a_limit_passes_at_once():
     assert run_virtually(main()) == pytest.approx(62, abs=0.001)
 
 
-def test_who_comes_first_goes_first_and_who_leaves_costs_nothing():
-    """The line is served in order; whoever is cancelled in it, its head too, takes no grant with them."""
+def test_permits_are_granted_in_order_of_arrival():
+    """A waiting call that is cancelled, also at the head of the queue, uses no permit."""
 
     async def main():
-        limiter, through = InProcessLimiter({CREATE: RateLimit(2, 10)}, slack=0.0), []
+        limiter, order = InProcessLimiter({CREATE: RateLimit(2, 10)}, slack=0.0), []
 
-        async def come(name):
+        async def acquire(name):
             await limiter.acquire(CREATE)
-            through.append((name, round(asyncio.get_running_loop().time())))
+            order.append((name, round(asyncio.get_running_loop().time())))
 
-        line = [asyncio.create_task(come(name)) for name in range(9)]
+        tasks = [asyncio.create_task(acquire(name)) for name in range(9)]
         await asyncio.sleep(5)
-        for left in (2, 4, 5):
-            line[left].cancel()
-        await asyncio.wait(line)
-        return through
+        for number in (2, 4, 5):
+            tasks[number].cancel()
+        await asyncio.wait(tasks)
+        return order
 
     assert run_virtually(main()) == [(0, 0), (1, 0), (3, 10), (6, 10), (7, 20), (8, 20)]
 
 
-def test_who_does_not_wait_is_told_how_long_it_would_take():
-    """Taken without waiting a grant is there at once, or it is told after how many seconds it will be."""
+def test_try_acquire_returns_the_seconds_to_wait():
+    """It takes a permit without waiting, or returns the seconds until one is available."""
 
     async def main():
-        limiter, told = InProcessLimiter({CREATE: RateLimit(2, 10)}, slack=0.0), []
+        limiter, waits = InProcessLimiter({CREATE: RateLimit(2, 10)}, slack=0.0), []
         for moment in (0, 4, 5, 10.5, 11):
             await asyncio.sleep(moment - asyncio.get_running_loop().time())
-            told.append(limiter.try_acquire(CREATE))
-        return [*map(round, told), limiter.try_acquire("/elsewhere")]
+            waits.append(limiter.try_acquire(CREATE))
+        return [*map(round, waits), limiter.try_acquire("/elsewhere")]
 
     assert run_virtually(main()) == [0, 0, 5, 0, 3, 0]
 
 
-def test_a_limiter_stays_in_its_event_loop():
-    """Used in another one, it says so."""
+def test_a_limiter_belongs_to_one_event_loop():
+    """Used in another one, it raises an error."""
     limiter = InProcessLimiter({CREATE: RateLimit(5)})
     asyncio.run(limiter.acquire(CREATE))
     with pytest.raises(ConfigurationError, match="another event loop"):
@@ -123,7 +123,7 @@ def test_a_limiter_stays_in_its_event_loop():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("create", "message"),
     [
         (lambda: RateLimit(0), "count must be a whole number from 1"),
         (lambda: RateLimit(1.5), "count must be a whole number from 1"),
@@ -137,14 +137,14 @@ def test_a_limiter_stays_in_its_event_loop():
         (lambda: InProcessLimiter({}, slack="1"), "slack must be a number of seconds from 0"),
     ],
 )
-def test_limits_that_make_no_sense_are_refused(wrong, words):
-    """The error names what is wrong."""
-    with pytest.raises(ConfigurationError, match=words):
-        wrong()
+def test_invalid_limits_are_rejected(create, message):
+    """The error names the invalid setting."""
+    with pytest.raises(ConfigurationError, match=message):
+        create()
 
 
-def test_what_plaid_publishes_is_not_for_changing():
-    """The presets can be combined into mappings of one's own, and stay as they are."""
+def test_the_published_limits_are_immutable():
+    """The presets can be combined into other mappings, and can't be modified."""
     for preset in (PLAID_PRODUCTION, PLAID_SANDBOX):
         assert isinstance(preset, Mapping)
         with pytest.raises(TypeError):

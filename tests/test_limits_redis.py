@@ -1,4 +1,4 @@
-"""A limit that many keep together through Redis: a real server, and three processes."""
+"""The rate limiter that processes share through Redis: a real server, and three processes."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ async def redis_time(redis):
 
 
 async def test_two_limiters_share_a_limit(redis):
-    """What one of them grants the other counts; another name or endpoint is another limit."""
+    """The permits of one limiter count for the other; another name or endpoint is another limit."""
     limits = {CREATE: RateLimit(3, 60), GET: RateLimit(1, 60)}
-    one, two = RedisLimiter(limits, redis), RedisLimiter(limits, redis)
+    first, second = RedisLimiter(limits, redis), RedisLimiter(limits, redis)
     elsewhere = RedisLimiter(limits, redis, name="another client id")
     async with asyncio.timeout(10):
-        for limiter in (one, two, one, elsewhere, elsewhere, elsewhere):
+        for limiter in (first, second, first, elsewhere, elsewhere, elsewhere):
             await limiter.acquire(CREATE)
-        await two.acquire(GET)
-        await two.acquire("/credit/relay/get")
+        await second.acquire(GET)
+        await second.acquire("/credit/relay/get")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
-            await two.acquire(CREATE)
+            await second.acquire(CREATE)
 
 
-async def test_redis_keeps_no_more_than_counts(redis):
-    """A key holds at most as many grants as the limit has, and is gone a window after the last."""
+async def test_redis_stores_only_the_permits_that_count(redis):
+    """A key has at most as many entries as the limit, and expires one window after the last permit."""
     limiter = RedisLimiter({CREATE: RateLimit(5, 0.5)}, redis)
     for _ in range(18):
         await limiter.acquire(CREATE)
@@ -74,27 +74,27 @@ async def test_redis_keeps_no_more_than_counts(redis):
         await asyncio.sleep(0.05)
 
 
-async def test_the_clock_that_counts_is_that_of_redis(server, redis):
-    """A process whose clock races through hours in a moment gets no more than the limit."""
+async def test_the_clock_is_that_of_redis(server, redis):
+    """A process whose own clock runs through hours in a moment gets no more permits than the limit."""
 
-    async def racing():
-        clock, moments = asyncio.get_running_loop(), []
-        patient = {"socket_timeout": None, "socket_connect_timeout": None}
-        async with Redis.from_url(server.url, **patient) as there:
-            limiter = RedisLimiter({CREATE: RateLimit(4, 0.5)}, there)
+    async def run_fast():
+        loop, times = asyncio.get_running_loop(), []
+        no_timeouts = {"socket_timeout": None, "socket_connect_timeout": None}
+        async with Redis.from_url(server.url, **no_timeouts) as client:
+            limiter = RedisLimiter({CREATE: RateLimit(4, 0.5)}, client)
             for _ in range(9):
                 await limiter.acquire(CREATE)
-                moments.append(await redis_time(there))
-        return clock.time(), moments
+                times.append(await redis_time(client))
+        return loop.time(), times
 
-    passed, moments = await asyncio.to_thread(run_virtually, racing())
-    assert passed > 10
-    assert max_in_window(moments, 0.5) <= 4
-    assert moments[-1] - moments[0] >= 1
+    elapsed, times = await asyncio.to_thread(run_virtually, run_fast())
+    assert elapsed > 10
+    assert max_in_window(times, 0.5) <= 4
+    assert times[-1] - times[0] >= 1
 
 
-async def test_a_redis_that_forgets_its_scripts_is_taught_again(redis):
-    """After a restart or a failover the limiter goes on."""
+async def test_a_lost_script_is_loaded_again(redis):
+    """The limiter continues after Redis has restarted or failed over."""
     limiter = RedisLimiter({CREATE: RateLimit(10)}, redis)
     for _ in range(3):
         await limiter.acquire(CREATE)
@@ -102,7 +102,7 @@ async def test_a_redis_that_forgets_its_scripts_is_taught_again(redis):
 
 
 async def test_without_redis_nothing_is_sent(server, plaid):
-    """While Redis is away a creation fails and surely wasn't sent; once it is back all is well."""
+    """While Redis is unavailable, a creation fails and certainly wasn't sent; afterwards, creations succeed again."""
     await server.stop()
     async with (
         RedisLimiter({CREATE: RateLimit(10)}, server.url) as limiter,
@@ -116,15 +116,15 @@ async def test_without_redis_nothing_is_sent(server, plaid):
     assert len(plaid.ledger) == 1
 
 
-async def test_a_client_of_the_callers_stays_open(redis):
-    """Who opened it closes it; a URL's connections are the limiter's."""
+async def test_a_client_of_the_caller_stays_open(redis):
+    """The caller closes a client that it passed; the limiter closes the connections to a URL."""
     async with RedisLimiter({CREATE: RateLimit(10)}, redis) as limiter:
         await limiter.acquire(CREATE)
     assert await redis.ping()
 
 
-async def test_the_password_of_redis_shows_nowhere(tmp_path, every_log):
-    """Not in a repr, an error or a log line, whether it is right or wrong."""
+async def test_the_password_of_redis_is_never_shown(tmp_path, every_log):
+    """No repr, error or log line contains it, whether it is right or wrong."""
     server = RedisServer(tmp_path, password=SECRET)
     await server.start()
     try:
@@ -145,21 +145,21 @@ async def test_the_password_of_redis_shows_nowhere(tmp_path, every_log):
     "url",
     [f"http://:{SECRET}@127.0.0.1", f"redis://:{SECRET}/x@127.0.0.1:1", f"redis://h/0?db={SECRET}", SECRET],
 )
-def test_a_url_that_is_none_is_refused_without_showing_it(url):
-    """A password may be in it."""
+def test_an_invalid_url_is_rejected_without_being_shown(url):
+    """It may contain a password."""
     with pytest.raises(ConfigurationError, match="redis isn't a URL of Redis") as caught:
         RedisLimiter({}, url)
     assert_error_is_clean(caught.value)
 
 
-def test_a_client_that_is_not_for_asyncio_is_refused():
+def test_a_blocking_client_is_rejected():
     """It would block the event loop."""
     with pytest.raises(ConfigurationError, match=r"must be a redis.asyncio.Redis, not Redis"):
         RedisLimiter({}, redis_py.Redis())
 
 
 def test_a_missing_extra_is_named():
-    """With a URL, and no redis-py to open it."""
+    """With a URL and without redis-py, the error names the extra to install."""
     code = (
         "import sys; sys.modules['redis.asyncio'] = None\n"
         "from plaid_relay_async.limits import RedisLimiter; RedisLimiter({}, 'redis://127.0.0.1')"
@@ -169,7 +169,7 @@ def test_a_missing_extra_is_named():
     assert "pip install 'plaid_relay_async[redis]'" in done.stderr
 
 
-# ------------------------------------------------------------------------------------- by many: processes
+# ------------------------------------------------------------------------------------- three processes
 
 COUNT, PER, WINDOWS = 150, 3.0, 3
 PROGRAM = f"""
@@ -191,8 +191,8 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def by_three_processes(server):
-    """What Plaid refused of three processes' creations, whose were made, and how much of the limit was used."""
+async def create_by_three_processes(server):
+    """Return the requests that Plaid declined, the processes that created tokens, and the used part of the limit."""
     async with Simulator(reports=["report"], limits=[Limit(CREATE, COUNT, PER)]) as plaid:
         arguments = ("-c", PROGRAM, plaid.url, server.url)
         async with contextlib.AsyncExitStack() as stack:
@@ -200,7 +200,7 @@ async def by_three_processes(server):
                 await stack.enter_async_context(running_process_async(sys.executable, *arguments, name))
                 for name in "abc"
             ]
-            first, last = [await moment_of(plaid, number) for number in (1, WINDOWS * COUNT + 1)]
+            first, last = [await time_of_entry(plaid, number) for number in (1, WINDOWS * COUNT + 1)]
             for process in processes:
                 process.terminate()
             await asyncio.gather(*(process.wait() for process in processes))
@@ -208,19 +208,19 @@ async def by_three_processes(server):
     return plaid.rate_limited, partners, WINDOWS * PER / (last - first)
 
 
-async def test_three_processes_keep_one_limit(server):
-    """Plaid refuses none of what three processes send through one Redis, and at least 95 % of the limit is used."""
-    for _ in range(3):  # a busy machine holds processes up, and requests that had their leave
-        refused, partners, used = await by_three_processes(server)
-        if not refused and used >= 0.95:
+async def test_three_processes_share_a_limit(server):
+    """Plaid declines no request of three processes that share one Redis, and they use at least 95 % of the limit."""
+    for _ in range(3):  # a busy machine delays processes, and requests that have a permit
+        declined, partners, used = await create_by_three_processes(server)
+        if not declined and used >= 0.95:
             break
-    assert not refused
+    assert not declined
     assert partners == {"a", "b", "c"}
     assert used >= 0.95
 
 
-async def moment_of(plaid, number):
-    """When the ledger's entry of this number was made, to some milliseconds."""
+async def time_of_entry(plaid, number):
+    """Return the time at which the ledger gets its nth entry, to some milliseconds."""
     loop = asyncio.get_running_loop()
     while len(plaid.ledger) < number:
         await asyncio.sleep(0.002)

@@ -1,4 +1,4 @@
-"""What the tests rely on to start processes: signals as at a terminal, and an end whatever happens."""
+"""The helpers that start processes for tests: default signal handling, and no process outlives its block."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ print(signal.pthread_sigmask(signal.SIG_BLOCK, []))
 SLEEP = [sys.executable, "-Ic", "import time; time.sleep(600)"]
 
 
-def test_signals_that_were_ignored_or_blocked_at_the_start():
+def test_signal_handling_is_reset():
     """Tests start with SIGINT, SIGHUP and SIGCHLD handled as usual, and with no signal blocked."""
     command = f"trap '' INT HUP CHLD; exec {shlex.quote(sys.executable)} -c {shlex.quote(RESET)}"
     shown = subprocess.run(
@@ -38,14 +38,14 @@ def test_signals_that_were_ignored_or_blocked_at_the_start():
 
 
 def test_a_process_ends_with_its_block():
-    """A test that fails leaves no process, which would fail the next one."""
+    """A failing test leaves no process that would affect the next test."""
     with pytest.raises(ZeroDivisionError), running_process(SLEEP) as process:
         1 / 0  # noqa: B018
     assert process.returncode < 0
 
 
-async def test_a_process_beside_the_event_loop_ends_with_its_block():
-    """The same for asyncio's processes, with all of their pipes."""
+async def test_an_asyncio_process_ends_with_its_block():
+    """The same holds for asyncio's processes and all of their pipes."""
     pipe = asyncio.subprocess.PIPE
     with pytest.raises(ZeroDivisionError):
         async with running_process_async(*SLEEP, stdin=pipe, stdout=pipe, stderr=pipe) as process:
@@ -54,7 +54,7 @@ async def test_a_process_beside_the_event_loop_ends_with_its_block():
 
 
 def test_open_files():
-    """A descriptor that is closed while the list is read is left out of it."""
+    """A file descriptor that is closed while the list is read isn't in the list."""
     reading, writing = os.pipe()
     targets = {each for each in open_files() if each.startswith("pipe:")}
     os.close(reading)

@@ -1,4 +1,4 @@
-"""Calls by way of a proxy: which one is used, what it sees, and what a refusal means."""
+"""Calls through a proxy: which proxy is used, what it receives, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -49,12 +49,14 @@ def _no_variables(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def chosen(base_url: str = PLAID, proxy: str | None = None, *, trust_env: bool = True) -> str | None:
-    found = resolve_proxy(base_url, proxy, trust_env=trust_env)
-    return found and found.address
+def resolved_address(
+    base_url: str = PLAID, proxy: str | None = None, *, trust_env: bool = True
+) -> str | None:
+    proxy = resolve_proxy(base_url, proxy, trust_env=trust_env)
+    return proxy and proxy.address
 
 
-# --------------------------------------------------------------------------------- which one is used
+# ------------------------------------------------------------------------------- which proxy is used
 
 
 @pytest.mark.parametrize(
@@ -75,11 +77,11 @@ def chosen(base_url: str = PLAID, proxy: str | None = None, *, trust_env: bool =
     ],
 )
 def test_the_environment_is_read_as_curl_reads_it(monkeypatch, variables, address):
-    """The lower-case variable comes first, an empty one means none, and HTTP_PROXY isn't for https."""
+    """The lower-case variable comes first, an empty one means no proxy, and HTTP_PROXY isn't for https."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert chosen() == address
-    assert chosen(trust_env=False) is None
+    assert resolved_address() == address
+    assert resolved_address(trust_env=False) is None
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_the_environment_is_read_as_curl_reads_it(monkeypatch, variables, addres
         ("fd00::/8", "https://[fd00::1]", True),
         ("[fd00::1]:443", "https://[fd00::1]", True),
         ("fd00::/8", "https://10.1.2.3", False),
-        # In any spelling, as they are called.
+        # Hosts match in any spelling.
         ("10.0.0.0/8", "https://10.1", True),
         ("10.0.0.0/8", "https://[::ffff:10.1.2.3]", True),
         ("0x0a.1", "https://10.0.0.1", True),
@@ -124,46 +126,46 @@ def test_hosts_in_no_proxy_are_called_directly(monkeypatch, exceptions, url, dir
     """By name, domain, port, address or network, or all of them; the option --proxy isn't above it."""
     monkeypatch.setenv("HTTPS_PROXY", "http://a:1")
     monkeypatch.setenv("NO_PROXY", exceptions)
-    assert chosen(url) == (None if direct else "http://a:1")
-    assert chosen(url, "http://b:2") == (None if direct else "http://b:2")
-    assert chosen(url, "http://b:2", trust_env=False) == "http://b:2"
+    assert resolved_address(url) == (None if direct else "http://a:1")
+    assert resolved_address(url, "http://b:2") == (None if direct else "http://b:2")
+    assert resolved_address(url, "http://b:2", trust_env=False) == "http://b:2"
 
 
 def test_the_lower_case_no_proxy_comes_first(monkeypatch):
-    """As the other variables, also if it is empty."""
+    """As for the other variables, this holds also if it is empty."""
     monkeypatch.setenv("HTTPS_PROXY", "http://a:1")
     monkeypatch.setenv("NO_PROXY", "*")
-    assert chosen() is None
+    assert resolved_address() is None
     monkeypatch.setenv("no_proxy", "")
-    assert chosen() == "http://a:1"
+    assert resolved_address() == "http://a:1"
 
 
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:8080", "http://localhost:1", "https://[::1]", "https://localhost."]
 )
 def test_loopback_is_never_called_through_a_proxy(monkeypatch, url):
-    """Neither by the environment nor by an argument: credentials would leave the machine in plain text."""
+    """Neither the environment nor an argument applies: credentials would leave the machine unencrypted."""
     monkeypatch.setenv("HTTPS_PROXY", "http://a:1")
-    assert chosen(url) is None
-    assert chosen(url, "http://b:2") is None
+    assert resolved_address(url) is None
+    assert resolved_address(url, "http://b:2") is None
 
 
 def test_an_empty_argument_means_no_proxy(monkeypatch):
-    """Whatever the environment says."""
+    """It takes precedence over the environment."""
     monkeypatch.setenv("HTTPS_PROXY", "http://a:1")
-    assert chosen(proxy="") is None
+    assert resolved_address(proxy="") is None
 
 
 @pytest.mark.parametrize("scheme", ["socks4", "socks5", "socks5h", "SOCKS5"])
-def test_a_socks_proxy_is_refused_with_the_way_out(monkeypatch, scheme):
-    """It isn't supported, and the error names the variable."""
+def test_a_socks_proxy_is_rejected_with_advice(monkeypatch, scheme):
+    """SOCKS isn't supported; the error names the variable and the alternatives."""
     with pytest.raises(ConfigurationError, match=r"proxy is a SOCKS proxy, .*use an HTTP proxy"):
-        chosen(proxy=f"{scheme}://me:{SECRET}@a:1")
+        resolved_address(proxy=f"{scheme}://me:{SECRET}@a:1")
     monkeypatch.setenv("ALL_PROXY", f"{scheme}://me:{SECRET}@a:1")
     with pytest.raises(ConfigurationError, match="ALL_PROXY is a SOCKS proxy") as caught:
-        chosen()
+        resolved_address()
     assert SECRET not in str(caught.value)
-    assert chosen("http://127.0.0.1:1") is None  # it isn't needed there
+    assert resolved_address("http://127.0.0.1:1") is None  # loopback needs no proxy
 
 
 @pytest.mark.parametrize(
@@ -180,8 +182,8 @@ def test_a_socks_proxy_is_refused_with_the_way_out(monkeypatch, scheme):
         f"http://me:12#{SECRET}@a:1",
     ],
 )
-def test_what_is_no_proxy_is_refused(monkeypatch, url):
-    """By the name of the setting, and without its value; a password that ends the host isn't a path."""
+def test_an_invalid_proxy_url_is_rejected(monkeypatch, url):
+    """The error names the setting without its value; a password with a slash isn't parsed as a path."""
     with pytest.raises(ConfigurationError, match="proxy must be a URL") as caught:
         RelayClient(OWNER, base_url=PLAID, proxy=url)
     assert SECRET not in str(caught.value)
@@ -191,60 +193,60 @@ def test_what_is_no_proxy_is_refused(monkeypatch, url):
 
 
 @pytest.mark.parametrize("login", [f"me:{SECRET}\u20ac", f"m\u20ac:{SECRET}", f"m%3Ae:{SECRET}"])
-def test_a_login_that_no_header_can_carry_is_refused(login):
-    """Each call would fail otherwise, and be repeated."""
+def test_a_login_that_cannot_be_sent_is_rejected(login):
+    """Otherwise each call would fail, and would be repeated."""
     with pytest.raises(ConfigurationError, match="proxy has a colon in the user, or") as caught:
         RelayClient(OWNER, base_url=PLAID, proxy=f"http://{login}@a:1")
     assert SECRET not in str(caught.value)
-    assert chosen(proxy=f"http://mé:{SECRET}:%C3%A9@a:1") == "http://a:1"
+    assert resolved_address(proxy=f"http://mé:{SECRET}:%C3%A9@a:1") == "http://a:1"
 
 
-def test_a_proxy_shows_no_password():
-    """Its address is for messages; the URL is hidden."""
+def test_a_proxy_does_not_show_its_password():
+    """Its address is for messages; its URL is hidden."""
     proxy = resolve_proxy(PLAID, f"http://me:{SECRET}@a:1", trust_env=False)
     assert SECRET not in repr(proxy)
     assert (proxy.url.reveal().user, proxy.url.reveal().password) == ("me", SECRET)
 
 
-# -------------------------------------------------------------------------------------- what it sees
+# ---------------------------------------------------------------------------- what a proxy receives
 
 
 @contextlib.asynccontextmanager
-async def behind_a_proxy(
+async def server_behind_proxy(
     status: int = 200, *, tls: bool = False
 ) -> AsyncIterator[tuple[ConnectProxy, str, ssl.SSLContext, list]]:
-    """A server for plaid.example, a proxy that leads there, the proxy's URL, and a context that trusts both."""
+    """Run a server for plaid.example behind a proxy; yield the proxy, its URL, a context that trusts both, and requests."""
     authority, ours = trustme.CA(), ssl.create_default_context()
     authority.configure_trust(ours)
     theirs, proxies = (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) for _ in range(2))
     authority.issue_cert("plaid.example").configure_cert(theirs)
     authority.issue_cert("127.0.0.1").configure_cert(proxies)
-    async with echoing(theirs) as (url, came, _):
+    async with echoing(theirs) as (url, received, _):
         async with ConnectProxy(int(url.rpartition(":")[2]), status, proxies if tls else None) as proxy:
-            yield proxy, f"{'https' if tls else 'http'}://me:{SECRET}@127.0.0.1:{proxy.port}", ours, came
+            yield proxy, f"{'https' if tls else 'http'}://me:{SECRET}@127.0.0.1:{proxy.port}", ours, received
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 async def test_calls_go_through_a_tunnel(clean_logs, tls):
-    """The proxy sees its own user, the host, and nothing of the call."""
+    """The proxy receives its own user and the host, and nothing of the call."""
     async with (
-        behind_a_proxy(tls=tls) as (proxy, url, ours, came),
+        server_behind_proxy(tls=tls) as (proxy, url, ours, received),
         RelayClient(OWNER, base_url=PLAID, proxy=url, ssl=ours, retry=QUICK) as client,
     ):
         assert (await client.relay.remove("t")).removed
         assert (await client.relay.remove("t")).removed
         assert SECRET not in repr(client)
-    assert [path for path, *_ in came] == ["/credit/relay/remove"] * 2
+    assert [path for path, *_ in received] == ["/credit/relay/remove"] * 2
     (head,) = proxy.heads
     assert head.startswith(b"CONNECT plaid.example:443 HTTP/1.1\r\n")
     assert b"Proxy-Authorization: Basic " in head
     assert OWNER.secret.encode() not in head
-    assert b"proxy-authorization" not in str(came).lower().encode()
+    assert b"proxy-authorization" not in str(received).lower().encode()
 
 
-async def test_a_proxy_of_the_environment_is_used_when_asked_for(monkeypatch):
-    """`trust_env` takes it, and no `.netrc`; without, the environment is left alone."""
-    async with behind_a_proxy() as (proxy, url, ours, _):
+async def test_trust_env_uses_the_proxy_of_the_environment(monkeypatch):
+    """It doesn't read `.netrc`; without trust_env, the environment isn't read."""
+    async with server_behind_proxy() as (proxy, url, ours, _):
         monkeypatch.setenv("HTTPS_PROXY", url)
         async with RelayClient(OWNER, base_url=PLAID, trust_env=True, ssl=ours, retry=QUICK) as client:
             assert (await client.relay.remove("t")).removed
@@ -261,34 +263,34 @@ async def test_a_proxy_of_the_environment_is_used_when_asked_for(monkeypatch):
     "who", [{"credentials": OWNER}, {"gateway_key": "key"}], ids=["credentials", "gateway_key"]
 )
 async def test_no_login_of_netrc_is_sent(monkeypatch, tmp_path, login, who):
-    """A login that `.netrc` has for the server, or for every server, stays there, and disturbs no call."""
+    """A login that `.netrc` has for the server, or for every server, isn't sent, and affects no call."""
     (tmp_path / "netrc").write_text(f"{login} {SECRET}\n")
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    async with behind_a_proxy() as (_, url, ours, came):
+    async with server_behind_proxy() as (_, url, ours, received):
         monkeypatch.setenv("HTTPS_PROXY", url)
         async with RelayClient(**who, base_url=PLAID, trust_env=True, ssl=ours, retry=QUICK) as client:
             assert (await client.relay.remove("t")).removed
-    ((_, headers, _),) = came
+    ((_, headers, _),) = received
     assert headers.get("Authorization") == ("Bearer key" if "gateway_key" in who else None)
 
 
-# --------------------------------------------------------------------------------- when it refuses
+# --------------------------------------------------------------------------------- errors of a proxy
 
 
 @pytest.mark.parametrize(
-    ("status", "way_out"),
+    ("status", "advice"),
     [(407, "percent-encoded"), (403, "ask its operator"), (502, "ask its operator"), (503, "NO_PROXY")],
 )
-async def test_a_refusal_of_a_proxy_stops_a_batch(clean_logs, status, way_out):
-    """Nothing was sent, the error names the proxy without its password, and the batch ends after the first few."""
+async def test_a_proxy_that_rejects_calls_stops_a_batch(clean_logs, status, advice):
+    """Nothing was sent, the error names the proxy without its password, and the batch stops after the first few."""
     async with (
-        behind_a_proxy(status) as (proxy, url, ours, came),
+        server_behind_proxy(status) as (proxy, url, ours, received),
         RelayClient(OWNER, base_url=PLAID, proxy=url, ssl=ours, retry=QUICK) as client,
     ):
         requests = RelayCreateRequest.fan_out(["t"], [f"p{n}" for n in range(100)])
         result = await client.relay.create_many(requests, concurrency=2)
-    assert came == []
+    assert received == []
     assert not result.unknown
     assert len(result.failed) < 10
     error = result.failed[0].error
@@ -296,13 +298,13 @@ async def test_a_refusal_of_a_proxy_stops_a_batch(clean_logs, status, way_out):
     assert error.shared
     assert f"the proxy answered {status}" in str(error)
     assert f"proxy: http://127.0.0.1:{proxy.port}" in str(error)
-    assert way_out in str(error)
+    assert advice in str(error)
     assert SECRET not in str(error)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "proxy.invalid"])
-async def test_a_proxy_that_is_not_there_stops_a_batch(host):
-    """Its address is in the error, and the way out."""
+async def test_an_unreachable_proxy_stops_a_batch(host):
+    """The error has the proxy's address and advice."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     async with RelayClient(OWNER, base_url=PLAID, proxy=f"http://{host}:{port}", retry=QUICK) as client:
@@ -315,10 +317,10 @@ async def test_a_proxy_that_is_not_there_stops_a_batch(host):
     assert "Check the proxy's URL" in str(error)
 
 
-async def test_a_proxy_with_a_certificate_that_is_not_trusted_is_named():
-    """By its own host and port, which aren't the server's."""
+async def test_an_untrusted_certificate_of_a_proxy_is_reported():
+    """The error has the proxy's host and port, not the server's."""
     async with (
-        behind_a_proxy(tls=True) as (proxy, url, _, _),
+        server_behind_proxy(tls=True) as (proxy, url, _, _),
         RelayClient(OWNER, base_url=PLAID, proxy=url, retry=QUICK) as client,
     ):
         with pytest.raises(NotSentError, match=rf"certificate of 127\.0\.0\.1:{proxy.port} isn't trusted"):
@@ -327,26 +329,29 @@ async def test_a_proxy_with_a_certificate_that_is_not_trusted_is_named():
 
 
 async def test_a_gateway_calls_plaid_through_a_proxy(monkeypatch):
-    """By its own argument, or by the environment if that is asked for."""
-    key, word = new_key("lender")
-    async with behind_a_proxy() as (proxy, url, ours, came):
+    """The proxy comes from an argument, or with trust_env from the environment."""
+    key, key_text = new_key("lender")
+    async with server_behind_proxy() as (proxy, url, ours, received):
         settings = {"upstream": PLAID, "upstream_ssl": ours, "credentials": {"default": OWNER}}
         by_argument = Gateway([key], **settings, upstream_proxy=url)
         monkeypatch.setenv("HTTPS_PROXY", url)
         for gateway in (by_argument, Gateway([key], **settings, trust_env=True)):
-            async with gateway, RelayClient(gateway_key=word, base_url=gateway.url, trust_env=True) as client:
+            async with (
+                gateway,
+                RelayClient(gateway_key=key_text, base_url=gateway.url, trust_env=True) as client,
+            ):
                 assert (await client.relay.remove("t")).removed
-    assert len(came) == len(proxy.heads) == 2
+    assert len(received) == len(proxy.heads) == 2
 
 
-async def test_a_gateway_that_a_proxy_refuses_says_that_nothing_was_sent(caplog):
-    """To its callers, and why in its own log."""
-    key, word = new_key("lender")
-    async with behind_a_proxy(403) as (proxy, url, ours, _):
+async def test_a_gateway_whose_proxy_rejects_calls_reports_that_nothing_was_sent(caplog):
+    """Its caller gets that error, and its own log has the reason."""
+    key, key_text = new_key("lender")
+    async with server_behind_proxy(403) as (proxy, url, ours, _):
         settings = {"upstream": PLAID, "upstream_ssl": ours, "credentials": {"default": OWNER}}
         async with (
             Gateway([key], **settings, upstream_proxy=url) as gateway,
-            RelayClient(gateway_key=word, base_url=gateway.url, retry=RetryPolicy(attempts=1)) as client,
+            RelayClient(gateway_key=key_text, base_url=gateway.url, retry=RetryPolicy(attempts=1)) as client,
         ):
             with pytest.raises(PlaidServerError) as caught:
                 await client.relay.create(["t"], "p")

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 ONCE = RetryPolicy(attempts=1)
 
 
-async def share(client: RelayClient, plaid: Simulator) -> str:
+async def create_token(client: RelayClient, plaid: Simulator) -> str:
     return (await client.relay.create([plaid.add_report()], "partner")).relay_token
 
 
-async def test_a_client_that_is_not_open_says_so(plaid):
-    """Before it is opened, a client refuses calls with the way to open it."""
+async def test_a_client_that_is_not_open_rejects_calls(plaid):
+    """The error of a client that isn't open says how to open it."""
     client = RelayClient(OWNER, base_url=plaid.url)
     with pytest.raises(ClientClosedError, match=r"not open yet.*async with RelayClient"):
         await client.relay.remove("t")
@@ -46,9 +46,9 @@ async def test_a_client_that_is_not_open_says_so(plaid):
 
 
 async def test_a_closed_client_stays_closed(plaid):
-    """After it is closed, a client refuses calls and won't open again; closing again is harmless."""
+    """A closed client rejects calls and can't be opened again; closing it again does nothing."""
     async with RelayClient(OWNER, base_url=plaid.url) as client:
-        await share(client, plaid)
+        await create_token(client, plaid)
     await client.close()
     with pytest.raises(ClientClosedError, match="this client is closed"):
         await client.relay.remove("t")
@@ -56,8 +56,8 @@ async def test_a_closed_client_stays_closed(plaid):
         await client.open()
 
 
-async def test_a_pool_is_closed_once():
-    """A session manager that is closed again does nothing."""
+async def test_a_session_manager_is_closed_once():
+    """Closing it again does nothing."""
     manager = SessionManager(base_url="https://sandbox.plaid.com")
     await manager.open()
     await manager.close()
@@ -67,15 +67,15 @@ async def test_a_pool_is_closed_once():
 
 
 async def test_a_client_is_opened_once(plaid):
-    """A second `async with` on an open client is a mistake that is named."""
+    """A second `async with` on an open client is an error."""
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         with pytest.raises(ClientClosedError, match="open already"):
             await client.open()
-        await share(client, plaid)
+        await create_token(client, plaid)
 
 
 async def test_a_client_belongs_to_its_loop(plaid):
-    """In another event loop, a client refuses calls instead of hanging."""
+    """In another event loop, a client rejects calls instead of hanging."""
     async with RelayClient(OWNER, base_url=plaid.url) as client:
 
         def elsewhere() -> str:
@@ -87,13 +87,13 @@ async def test_a_client_belongs_to_its_loop(plaid):
 
 
 async def test_a_borrowed_session_stays_open(plaid):
-    """Two clients share the caller's session, with its settings, and neither closes it."""
+    """Two clients share the caller's session with its settings, and neither closes it."""
     async with aiohttp.ClientSession(headers={"X-Mine": "yes"}) as session:
         async with RelayClient(OWNER, base_url=plaid.url, session=session) as one:
             async with RelayClient(OWNER, base_url=plaid.url, session=session) as two:
-                await share(one, plaid)
-                await share(two, plaid)
-            await share(one, plaid)
+                await create_token(one, plaid)
+                await create_token(two, plaid)
+            await create_token(one, plaid)
             assert one._session.slots is two._session.slots
         assert not session.closed
     assert [request.headers["x-mine"] for request in plaid.requests] == ["yes"] * 3
@@ -101,19 +101,19 @@ async def test_a_borrowed_session_stays_open(plaid):
         await RelayClient(OWNER, base_url=plaid.url, session=session).open()
 
 
-async def test_a_borrowed_session_without_a_limit_has_none(plaid):
+async def test_a_borrowed_session_may_be_unlimited(plaid):
     """A pool that the caller made unlimited stays unlimited."""
     connector = aiohttp.TCPConnector(limit=0)
     async with (
         aiohttp.ClientSession(connector=connector) as session,
         RelayClient(OWNER, base_url=plaid.url, session=session) as client,
     ):
-        await share(client, plaid)
+        await create_token(client, plaid)
         assert client._session.slots._value > 10**6
 
 
-async def test_the_smaller_limit_of_a_borrowed_pool_holds(plaid):
-    """Calls queue before the pool, also where it is bounded for each host: no timeout counts the queue."""
+async def test_the_smaller_limit_of_a_borrowed_pool_applies(plaid):
+    """Calls queue before the pool, also if it is limited for each host, so no timeout counts the queue."""
     plaid.fail(Fault(path="/credit/relay/create", latency=0.05))
     connector = aiohttp.TCPConnector(limit=50, limit_per_host=1)
     timeouts = Timeouts(connect=0.2)
@@ -121,12 +121,12 @@ async def test_the_smaller_limit_of_a_borrowed_pool_holds(plaid):
         aiohttp.ClientSession(connector=connector) as session,
         RelayClient(OWNER, base_url=plaid.url, session=session, timeouts=timeouts, retry=ONCE) as client,
     ):
-        await asyncio.gather(*(share(client, plaid) for _ in range(10)))
+        await asyncio.gather(*(create_token(client, plaid) for _ in range(10)))
     assert len(plaid.ledger) == 10
 
 
-async def test_a_session_that_is_closed_under_the_client_is_named(plaid):
-    """If the lender closes the session, calls say so."""
+async def test_a_borrowed_session_that_was_closed_is_reported(plaid):
+    """If the caller closes the session, calls fail with an error that says so."""
     async with aiohttp.ClientSession() as session:
         async with RelayClient(OWNER, base_url=plaid.url, session=session) as client:
             await session.close()
@@ -134,21 +134,21 @@ async def test_a_session_that_is_closed_under_the_client_is_named(plaid):
                 await client.relay.remove("t")
 
 
-async def test_settings_of_the_pool_belong_to_its_owner():
-    """A lent session brings its own TLS and proxy: both at once contradict each other."""
+async def test_a_borrowed_session_excludes_settings_of_the_pool():
+    """A borrowed session has its own TLS and proxy settings; passing both is an error."""
     async with aiohttp.ClientSession() as session:
-        for more in ({"proxy": "http://p"}, {"trust_env": True}, {"ssl": ssl.create_default_context()}):
+        for settings in ({"proxy": "http://p"}, {"trust_env": True}, {"ssl": ssl.create_default_context()}):
             with pytest.raises(ConfigurationError, match="are settings of the borrowed session"):
-                RelayClient(OWNER, session=session, **more)
+                RelayClient(OWNER, session=session, **settings)
 
 
 async def test_a_cancelled_body_closes_the_pool(plaid):
-    """However the body of `async with` ends, the pool is closed in order."""
+    """The pool is closed however the body of `async with` ends."""
     opened = []
 
     async def body() -> None:
         async with RelayClient(OWNER, base_url=plaid.url) as client:
-            await share(client, plaid)
+            await create_token(client, plaid)
             opened.append(client)
             await asyncio.Event().wait()
 
@@ -161,11 +161,11 @@ async def test_a_cancelled_body_closes_the_pool(plaid):
     assert opened[0]._session._session.closed
 
 
-async def test_closing_is_finished_though_it_is_cancelled(plaid):
-    """A cancellation that comes while the pool closes is kept until it is closed."""
+async def test_closing_completes_although_it_is_cancelled(plaid):
+    """A cancellation during the closing is raised once the pool is closed."""
     client = RelayClient(OWNER, base_url=plaid.url)
     await client.open()
-    await share(client, plaid)
+    await create_token(client, plaid)
     closing = asyncio.create_task(client.close())
     await asyncio.sleep(0)
     closing.cancel()
@@ -174,8 +174,8 @@ async def test_closing_is_finished_though_it_is_cancelled(plaid):
     assert client._session._session.closed
 
 
-def test_a_forgotten_close_is_a_warning_and_never_a_crash():
-    """A client that is dropped open gives a ResourceWarning, also when its loop is gone, and no other noise."""
+def test_a_missing_close_is_only_a_warning():
+    """A client that isn't closed causes a ResourceWarning and nothing else, also after its loop has ended."""
     program = """
 import asyncio, gc
 from plaid_relay_async import Credentials, RelayClient
@@ -203,43 +203,43 @@ gc.collect()
     assert "Exception ignored" not in run.stderr
 
 
-async def test_a_client_that_was_closed_warns_of_nothing(plaid):
-    """Neither a closed client nor one that was never opened is warned of."""
+async def test_a_closed_client_causes_no_warning(plaid):
+    """Neither a closed client nor one that was never opened causes a warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         async with RelayClient(OWNER, base_url=plaid.url) as client:
-            await share(client, plaid)
+            await create_token(client, plaid)
         RelayClient(OWNER, base_url=plaid.url)
         del client
         gc.collect()
     assert [str(w.message) for w in caught] == []
 
 
-# ------------------------------------------------------------------------------- what goes over the wire
+# ---------------------------------------------------------------------------------------- what is sent
 
 
 @contextlib.asynccontextmanager
 async def echoing(tls: ssl.SSLContext | None = None):
-    """A server that sets a cookie, remembers what came, and answers as it is told."""
-    came = []
-    told = {"status": 200, "headers": {}}
+    """Run a server that sets a cookie, records requests, and responds with the yielded status and headers."""
+    requests = []
+    settings = {"status": 200, "headers": {}}
 
-    async def answer(request: web.Request) -> web.Response:
-        came.append((request.path_qs, dict(request.headers), await request.read()))
-        reply = web.json_response(
-            {"removed": True, "request_id": "q"}, status=told["status"], headers=told["headers"]
+    async def respond(request: web.Request) -> web.Response:
+        requests.append((request.path_qs, dict(request.headers), await request.read()))
+        response = web.json_response(
+            {"removed": True, "request_id": "q"}, status=settings["status"], headers=settings["headers"]
         )
-        reply.set_cookie("tracking", "you")
-        return reply
+        response.set_cookie("tracking", "you")
+        return response
 
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
+    app.router.add_route("*", "/{path:.*}", respond)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
     port = runner.addresses[0][1]
     try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}", came, told
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}", requests, settings
     finally:
         await runner.cleanup()
 
@@ -250,8 +250,8 @@ async def echo():
         yield server
 
 
-async def test_a_server_that_nobody_vouches_for_gets_nothing():
-    """TLS is verified; with the CA's own bundle the same server is trusted."""
+async def test_an_untrusted_server_receives_nothing():
+    """TLS is verified; with the private CA's bundle the same server is trusted."""
     authority, theirs, ours = (
         trustme.CA(),
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH),
@@ -259,44 +259,44 @@ async def test_a_server_that_nobody_vouches_for_gets_nothing():
     )
     authority.issue_cert("127.0.0.1").configure_cert(theirs)
     authority.configure_trust(ours)
-    async with echoing(theirs) as (url, came, _):
+    async with echoing(theirs) as (url, requests, _):
         async with RelayClient(OWNER, base_url=url, retry=ONCE) as client:
             with pytest.raises(NotSentError, match=r"the certificate of .* isn't trusted"):
                 await client.relay.remove("t")
-        assert came == []
+        assert requests == []
         async with RelayClient(OWNER, base_url=url, retry=ONCE, ssl=ours) as client:
             assert (await client.relay.remove("t")).removed
 
 
-async def test_no_cookie_is_kept(echo):
-    """What a server asks to be remembered is forgotten."""
-    url, came, _ = echo
-    # By its name: of an address in numbers even a common cookie jar keeps none.
+async def test_no_cookie_is_stored(echo):
+    """A cookie that a server sets isn't sent with the next request."""
+    url, requests, _ = echo
+    # The server is called by its name, because even a common cookie jar stores no cookies of IP addresses.
     async with RelayClient(OWNER, base_url=url.replace("127.0.0.1", "localhost")) as client:
         await client.relay.remove("t")
         await client.relay.remove("t")
-    assert len(came) == 2
-    assert all("Cookie" not in headers for _, headers, _ in came)
+    assert len(requests) == 2
+    assert all("Cookie" not in headers for _, headers, _ in requests)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_no_redirect_is_followed(echo, status):
-    """A redirect would carry the secret elsewhere: it is an error that names the address as the thing to mend."""
-    url, came, told = echo
-    told.update(status=status, headers={"Location": f"{url}/elsewhere"})
+    """A redirect would send the secret elsewhere: it is an error that advises to fix the address."""
+    url, requests, response_settings = echo
+    response_settings.update(status=status, headers={"Location": f"{url}/elsewhere"})
     async with RelayClient(OWNER, base_url=url) as client:
         with pytest.raises(Exception, match="Redirects aren't followed") as caught:
             await client.relay.create(["t"], "p")
     assert caught.value.status == status
-    assert [path for path, *_ in came] == ["/credit/relay/create"]
+    assert [path for path, *_ in requests] == ["/credit/relay/create"]
 
 
-async def test_every_request_says_who_we_are(echo):
-    """Version, user agent and content type are on each request, and credentials in the headers."""
-    url, came, _ = echo
+async def test_the_headers_of_every_request(echo):
+    """Version, user agent and content type are on each request, and credentials are in the headers."""
+    url, requests, _ = echo
     async with RelayClient(OWNER, base_url=f"{url}/under/a/path") as client:
         await client.relay.remove("t")
-    path, headers, body = came[0]
+    path, headers, body = requests[0]
     assert path == "/under/a/path/credit/relay/remove"
     assert headers["Plaid-Version"] == "2020-09-14"
     assert headers["User-Agent"].startswith("plaid_relay_async/")
@@ -305,11 +305,11 @@ async def test_every_request_says_who_we_are(echo):
     assert body == b'{"relay_token":"t"}'
 
 
-# --------------------------------------------------------------------------- what a borrowed session adds
+# ------------------------------------------------------------------------- settings of a borrowed session
 
 
-async def test_auth_of_a_borrowed_session_does_not_go_with_a_gateway_key():
-    """Both need the same header: an error when the client is made, before a call is tried."""
+async def test_auth_of_a_borrowed_session_conflicts_with_a_gateway_key():
+    """Both need the same header, so creating the client fails."""
     with pytest.warns(DeprecationWarning, match="auth"):
         session = aiohttp.ClientSession(auth=aiohttp.BasicAuth("me", "canary-password"))
     async with session:
@@ -320,9 +320,9 @@ async def test_auth_of_a_borrowed_session_does_not_go_with_a_gateway_key():
 
 
 @pytest.mark.parametrize("name", ["PLAID-CLIENT-ID", "plaid-secret"])
-async def test_credentials_of_a_borrowed_session_do_not_go_beside_others(echo, name):
-    """Two lenders' credentials in one request are refused; where the client's replace them, it goes on."""
-    url, came, _ = echo
+async def test_credentials_of_a_borrowed_session_conflict_with_others(echo, name):
+    """Two sets of credentials in one request are rejected; if the client's replace the session's, calls work."""
+    url, requests, _ = echo
     async with aiohttp.ClientSession(headers={name: "canary-value"}) as session:
         for who in ({"gateway_key": "key"}, {"credentials": OWNER, "credentials_in": "body"}):
             with pytest.raises(
@@ -332,22 +332,22 @@ async def test_credentials_of_a_borrowed_session_do_not_go_beside_others(echo, n
             assert "canary" not in str(caught.value)
         async with RelayClient(OWNER, base_url=url, session=session) as client:
             await client.relay.remove("t")
-    assert "canary-value" not in str(came)
+    assert "canary-value" not in str(requests)
 
 
 @pytest.mark.may_block  # aiohttp reads .netrc
 @pytest.mark.parametrize("where", ["argument", "environment"])
 async def test_a_borrowed_session_must_not_send_plain_http_to_a_proxy(echo, monkeypatch, where):
-    """Plain http goes to loopback alone: a proxy elsewhere would read the secret and the tokens."""
+    """Plain http goes to loopback only: a proxy elsewhere could read the secret and the tokens."""
     url, _, _ = echo
     for name in ("http_proxy", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
     async def opened(proxy: str, base_url: str = url) -> None:
         monkeypatch.setenv("HTTP_PROXY", proxy)
-        lent = {"trust_env": True} if where == "environment" else {"proxy": proxy}
+        settings = {"trust_env": True} if where == "environment" else {"proxy": proxy}
         async with (
-            aiohttp.ClientSession(**lent) as session,
+            aiohttp.ClientSession(**settings) as session,
             RelayClient(OWNER, base_url=base_url, session=session),
         ):
             assert not session.closed
@@ -370,8 +370,8 @@ async def test_a_borrowed_session_must_not_send_plain_http_to_a_proxy(echo, monk
     "who", [{"credentials": OWNER}, {"gateway_key": "key"}], ids=["credentials", "gateway_key"]
 )
 async def test_a_borrowed_session_must_not_send_a_login_of_netrc(echo, monkeypatch, tmp_path, login, who):
-    """With trust_env aiohttp would send it to the server: refused when the client is opened, by its name."""
-    url, came, _ = echo
+    """With trust_env aiohttp would send it to the server: opening the client fails and names the host."""
+    url, requests, _ = echo
     (tmp_path / "netrc").write_text(f"{login}\n")
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -382,15 +382,15 @@ async def test_a_borrowed_session_must_not_send_a_login_of_netrc(echo, monkeypat
         (tmp_path / "netrc").write_text("machine proxy.example login me password word\n")
         async with RelayClient(**who, base_url=url, session=session) as client:
             await client.relay.remove("t")
-            assert [headers.get("Authorization") for _, headers, _ in came] == [
+            assert [headers.get("Authorization") for _, headers, _ in requests] == [
                 "Bearer key" if "gateway_key" in who else None
             ]
 
 
 @pytest.mark.may_block  # aiohttp reads .netrc
-async def test_a_contradiction_that_comes_later_is_raised_once(echo, monkeypatch, tmp_path):
-    """A `.netrc` that gets a login while the client is open: one error, no repetition, and nothing is sent."""
-    url, came, _ = echo
+async def test_a_conflict_that_arises_later_is_not_retried(echo, monkeypatch, tmp_path):
+    """If `.netrc` gets a login while the client is open, the call fails once, and nothing is sent."""
+    url, requests, _ = echo
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (tmp_path / "netrc").write_text("machine elsewhere.example login me password word\n")
     async with (
@@ -400,13 +400,13 @@ async def test_a_contradiction_that_comes_later_is_raised_once(echo, monkeypatch
         (tmp_path / "netrc").write_text("default login me password canary-word\n")
         with pytest.raises(ConfigurationError, match=r"auth=, a login in \.netrc") as caught:
             await client.relay.remove("t")
-    assert (caught.value.attempts, came) == (1, [])
+    assert (caught.value.attempts, requests) == (1, [])
     assert "canary" not in str(caught.value)
 
 
 async def test_other_settings_of_a_borrowed_session_change_no_call(echo):
-    """Its base_url, its way with errors, its default Content-Type and the like don't reach the client's calls."""
-    url, came, told = echo
+    """Its base_url, raise_for_status, default Content-Type and the like don't affect the client's calls."""
+    url, requests, response_settings = echo
     settings = {
         "base_url": "https://elsewhere.example/",
         "raise_for_status": True,
@@ -421,9 +421,9 @@ async def test_other_settings_of_a_borrowed_session_change_no_call(echo):
     async with aiohttp.ClientSession(**settings) as session:
         async with RelayClient(gateway_key="key", base_url=url, session=session, retry=ONCE) as client:
             assert (await client.relay.remove("t")).removed
-            told.update(status=400)
+            response_settings.update(status=400)
             with pytest.raises(InvalidRequestError):
                 await client.relay.remove("t")
-    for _, headers, body in came:
+    for _, headers, body in requests:
         assert (headers["Content-Type"], headers["Authorization"]) == ("application/json", "Bearer key")
         assert body == b'{"relay_token":"t"}'

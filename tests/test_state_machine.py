@@ -1,4 +1,4 @@
-"""Client, batch and simulator under anything that may be done to them, in any order, against the ledger."""
+"""A model-based test of client, batch and journal: operations in any order, compared with the simulator's ledger."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault, Simulator
 
 CREATE, REFRESH, REMOVE = "/credit/relay/create", "/credit/relay/refresh", "/credit/relay/remove"
-CONNECTIONS = 3  # fewer than what a batch wants, so that calls queue
+CONNECTIONS = 3  # fewer than the concurrency of a batch, so that calls queue
 RETRY = RetryPolicy(attempts=3, backoff=0.001, max_backoff=0.002, max_pause=0.05)
 SHARED = 30  # relay tokens to refresh and remove
 
-# What refuses strikes before the request is acted upon, as with Plaid; what loses an answer, at either time.
-REFUSALS = [
+# As at Plaid, a request is rejected before it is executed. A response is lost before or after that.
+REJECTIONS = [
     {"status": 400},
     {"status": 429},
     {"status": 429, "headers": {"Retry-After": "0.01"}},
@@ -65,7 +65,7 @@ LOSSES = [
 ]
 CUTS = [{"truncate": 0}, {"truncate": 30}, {"truncate": 90}]
 EFFECTS = st.one_of(
-    st.sampled_from([*REFUSALS, *CUTS]),
+    st.sampled_from([*REJECTIONS, *CUTS]),
     st.builds(
         lambda loss, when: loss | {"when": when},
         st.sampled_from(LOSSES),
@@ -79,60 +79,60 @@ class DeliberateError(Exception):
 
 
 @define(eq=False)
-class Notes(RecordingJournal):
-    """A journal in memory, which takes its time."""
+class SlowJournal(RecordingJournal):
+    """A journal in memory, which waits before it records."""
 
-    begun: list[Any] = field(factory=list)
-    ended: list[Any] = field(factory=list)
+    intents: list[Any] = field(factory=list)
+    outcomes: list[Any] = field(factory=list)
 
     async def record_intent(self, request: Any) -> None:
         await asyncio.sleep(0)
-        self.begun.append(request)
+        self.intents.append(request)
 
     async def record_outcome(self, outcome: Any) -> None:
         await asyncio.sleep(0)
-        self.ended.append(outcome.request)
+        self.outcomes.append(outcome.request)
 
 
 @define(eq=False)
 class Job:
-    """Something that was started: a single call, or a batch in one of its two forms."""
+    """A single call, or a batch that is awaited or streamed."""
 
     path: str
     key: str = ""
     task: asyncio.Task[Any] = field(init=False)
     batch: Batch[Any] | None = None
-    journal: Notes | None = None
+    journal: SlowJournal | None = None
     recorded: bool = False
-    taken: list[Any] = field(factory=list)
-    seen: list[Any] = field(factory=list)
-    told: list[Any] = field(factory=list)
+    read: list[Any] = field(factory=list)
+    streamed: list[Any] = field(factory=list)
+    reported: list[Any] = field(factory=list)
 
     @property
     def outcomes(self) -> list[Any]:
         result = self.batch.result
-        return [*self.seen, *result.succeeded, *result.failed, *result.unknown]
+        return [*self.streamed, *result.succeeded, *result.failed, *result.unknown]
 
 
 def key_of(request: Any) -> str:
-    """What tells one request from all others: its partner, or its token."""
+    """Return the identity of a request: its partner, or its token."""
     return getattr(request, "secondary_client_id", None) or getattr(request, "relay_token", request)
 
 
-def agrees(answer: Any, done: list[Any]) -> bool:
-    """Whether what was done is what an outcome or a response tells of."""
-    answer = answer.response if isinstance(answer, Refreshed | Removed) else answer
-    if hasattr(answer, "asset_report_id"):
-        # An answer that is cut off behind its token has the token alone, which is no other than before.
-        return len(done) == 1 and answer.asset_report_id in {done[0], None}
-    return done == [getattr(answer, "relay_token", True)]
+def agrees(result: Any, done: list[Any]) -> bool:
+    """Return whether an outcome or a response agrees with what Plaid did."""
+    response = result.response if isinstance(result, Refreshed | Removed) else result
+    if hasattr(response, "asset_report_id"):
+        # A response that was cut after its token lacks the id of the report.
+        return len(done) == 1 and response.asset_report_id in {done[0], None}
+    return done == [getattr(response, "relay_token", True)]
 
 
 class Machine(RuleBasedStateMachine):
-    """Starts calls and batches, cancels, breaks and closes them, and compares what they say with the ledger."""
+    """Starts, cancels and closes calls and batches, and compares their outcomes with the ledger."""
 
     jobs = Bundle("jobs")
-    server: str | None = None  # the URL of the journal, in place of a file of SQLite
+    server: str | None = None  # the URL of the journal; None for a SQLite file
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class Machine(RuleBasedStateMachine):
         self.clients: list[RelayClient] = []
         self.started: list[Job] = []
         self.late: list[Any] = []
-        self.trouble: AssertionError | None = None
+        self.failure: AssertionError | None = None
 
     @initialize(retry=st.booleans())
     def set_up(self, *, retry: bool) -> None:
@@ -158,29 +158,30 @@ class Machine(RuleBasedStateMachine):
         self.open()
 
     async def _share(self) -> None:
-        # With oneself, so that one client may refresh and remove them alike; and by one with time enough.
-        wanted = [RelayCreateRequest([self.plaid.add_report()], OWNER.client_id) for _ in range(SHARED)]
+        # The lender is its own partner here, so that one client can refresh and remove the tokens. This client has
+        # timeouts that are long enough.
+        requests = [RelayCreateRequest([self.plaid.add_report()], OWNER.client_id) for _ in range(SHARED)]
         async with RelayClient(OWNER, base_url=self.plaid.url) as client:
-            result = await client.relay.create_many(wanted)
-        self.shared = [made.relay_token for made in result.created]
+            result = await client.relay.create_many(requests)
+        self.shared = [created.relay_token for created in result.created]
         assert len(self.shared) == SHARED
 
     @property
     def client(self) -> RelayClient:
         return self.clients[-1]
 
-    # ------------------------------------------------------------------------------------ the surroundings
+    # ------------------------------------------------------------------------------------- the environment
 
     @rule(
         path=st.sampled_from([CREATE, CREATE, REFRESH, REMOVE]),
         effect=EFFECTS,
         times=st.integers(1, 4),
     )
-    def strike(self, path: str, effect: dict[str, Any], times: int) -> None:
+    def add_fault(self, path: str, effect: dict[str, Any], times: int) -> None:
         self.plaid.fail(Fault(path=path, times=times, **effect))
 
     @rule(effect=EFFECTS, rate=st.sampled_from([0.2, 0.7]))
-    def strike_often(self, effect: dict[str, Any], rate: float) -> None:
+    def add_random_fault(self, effect: dict[str, Any], rate: float) -> None:
         self.plaid.fail(Fault(rate=rate, **effect))
 
     @rule()
@@ -203,7 +204,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(cancelled_after=st.none() | st.integers(0, 3))
     def close(self, cancelled_after: int | None) -> None:
-        """Close the newest client, whatever is in flight; what is started afterwards has a closed one."""
+        """Close the newest client, whatever is in flight; later rules use the closed client."""
 
         async def closing() -> None:
             task = asyncio.create_task(self.client.close())
@@ -222,7 +223,7 @@ class Machine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.run(asyncio.sleep(seconds))
 
-    # ------------------------------------------------------------------------------------- what is started
+    # ------------------------------------------------------------------------------------ calls and batches
 
     @rule(
         target=jobs,
@@ -230,8 +231,8 @@ class Machine(RuleBasedStateMachine):
         within=st.sampled_from([None, None, 0.003]),
     )
     def call(self, path: str, within: float | None) -> Any:
-        """One create, refresh or remove."""
-        keys = self._take(path, 1)
+        """Start a create, refresh or remove."""
+        keys = self._take_keys(path, 1)
         if not keys:
             return multiple()
         job, relay = Job(path, keys[0]), self.client.relay
@@ -252,10 +253,10 @@ class Machine(RuleBasedStateMachine):
         path=st.sampled_from([CREATE, CREATE, REFRESH, REMOVE]),
         count=st.integers(1, 8),
         source=st.sampled_from(["iterable", "async", "breaks"]),
-        journal=st.builds(Notes) | st.sampled_from([None, "real"]),
+        journal=st.builds(SlowJournal) | st.sampled_from([None, "real"]),
     )
-    def await_batch(self, **how: Any) -> Any:
-        job = self._batch(**how)
+    def await_batch(self, **arguments: Any) -> Any:
+        job = self._create_batch(**arguments)
 
         async def collecting() -> Any:
             return await job.batch
@@ -267,30 +268,30 @@ class Machine(RuleBasedStateMachine):
         path=st.sampled_from([CREATE, CREATE, REFRESH, REMOVE]),
         count=st.integers(1, 8),
         source=st.sampled_from(["iterable", "async", "breaks"]),
-        journal=st.builds(Notes) | st.sampled_from([None, "real"]),
+        journal=st.builds(SlowJournal) | st.sampled_from([None, "real"]),
         after=st.integers(1, 6),
         ending=st.sampled_from(["exhaust", "break", "raise"]),
-        pace=st.sampled_from([0, 0.002]),
+        pause=st.sampled_from([0, 0.002]),
     )
-    def stream_batch(self, after: int, ending: str, pace: float, **how: Any) -> Any:
-        """Read a stream to its end, or leave its loop in one way or the other after a few outcomes."""
-        job = self._batch(**how)
+    def stream_batch(self, after: int, ending: str, pause: float, **arguments: Any) -> Any:
+        """Read a stream to its end, or leave its loop by `break` or an exception after a few outcomes."""
+        job = self._create_batch(**arguments)
 
         async def streaming() -> None:
             async with job.batch as outcomes:
                 async for outcome in outcomes:
-                    job.seen.append(outcome)
-                    if len(job.seen) >= after and ending == "break":
+                    job.streamed.append(outcome)
+                    if len(job.streamed) >= after and ending == "break":
                         break
-                    if len(job.seen) >= after and ending == "raise":
+                    if len(job.streamed) >= after and ending == "raise":
                         raise DeliberateError
-                    await asyncio.sleep(pace)
+                    await asyncio.sleep(pause)
 
         return self._start(job, streaming())
 
     @rule(job=jobs, times=st.integers(1, 3), between=st.integers(0, 3))
     def cancel(self, job: Job, times: int, between: int) -> None:
-        """Cancel a task, and perhaps again while it drains."""
+        """Cancel a task, possibly several times while it drains."""
 
         async def cancelling() -> None:
             for _ in range(times):
@@ -299,23 +300,23 @@ class Machine(RuleBasedStateMachine):
 
         self.run(cancelling())
 
-    def _take(self, path: str, count: int) -> list[str]:
+    def _take_keys(self, path: str, count: int) -> list[str]:
         if path == CREATE:
             return list(itertools.islice(self.partners, count))
         return [self.shared.pop() for _ in range(min(count, len(self.shared)))]
 
-    def _batch(self, path: str, count: int, source: str, journal: Notes | str | None) -> Job:
-        job, relay, keys = Job(path), self.client.relay, self._take(path, count)
+    def _create_batch(self, path: str, count: int, source: str, journal: SlowJournal | str | None) -> Job:
+        job, relay, keys = Job(path), self.client.relay, self._take_keys(path, count)
         rows = list(RelayCreateRequest.fan_out([self.report], keys)) if path == CREATE else keys
-        how = {"concurrency": 4, "on_outcome": job.told.append}
+        options = {"concurrency": 4, "on_outcome": job.reported.append}
         job.recorded = path == CREATE and journal == "real"
         if job.recorded:
-            how["journal"] = self.real
-        elif path == CREATE and isinstance(journal, Notes):
-            how["journal"] = job.journal = journal
+            options["journal"] = self.real
+        elif path == CREATE and isinstance(journal, SlowJournal):
+            options["journal"] = job.journal = journal
         make = {CREATE: relay.create_many, REFRESH: relay.refresh_many, REMOVE: relay.remove_many}[path]
-        given = taking(rows, job.taken, breaks=source == "breaks")
-        job.batch = make(later(given) if source == "async" else given, **how)
+        source_rows = record_reads(rows, job.read, breaks=source == "breaks")
+        job.batch = make(read_later(source_rows) if source == "async" else source_rows, **options)
         return job
 
     def _start(self, job: Job, work: Any) -> Job:
@@ -327,15 +328,15 @@ class Machine(RuleBasedStateMachine):
         self.started.append(job)
         return job
 
-    # -------------------------------------------------------------------------------------- what must hold
+    # ------------------------------------------------------------------------------------------ invariants
 
     @invariant()
     def everything_agrees_with_the_ledger(self) -> None:
-        # It is raised at the end: hypothesis wants what it draws to be the same each time, and a network isn't.
+        # A failure is raised at the end, because hypothesis requires deterministic draws and a network isn't deterministic.
         try:
             self._check()
         except AssertionError as error:
-            self.trouble = self.trouble or error
+            self.failure = self.failure or error
 
     def _check(self) -> None:
         done = self._carried_out()
@@ -346,7 +347,7 @@ class Machine(RuleBasedStateMachine):
                 self._check_batch(job, done)
 
     def _carried_out(self) -> defaultdict[str, list[Any]]:
-        """What Plaid did, by partner or token: the tokens it made, the reports it made anew, the removals."""
+        """Return what Plaid did, by partner or token: tokens issued, reports refreshed, tokens removed."""
         done: defaultdict[str, list[Any]] = defaultdict(list)
         for entry in self.plaid.ledger:
             if entry["secondary_client_id"] != OWNER.client_id:
@@ -371,23 +372,23 @@ class Machine(RuleBasedStateMachine):
         if error is None:
             assert agrees(job.task.result(), done)
         elif isinstance(error, PlaidRelayError):
-            # A removal is repeated, and may say what its last attempt was told.
+            # A removal is repeated, and may end with the error of its last attempt.
             assert not done or isinstance(error, OutcomeUnknownError) or job.path == REMOVE
         else:
             assert type(error) is TimeoutError
             assert late or not done, "what a call in a timeout did isn't reported"
 
     def _check_batch(self, job: Job, done: defaultdict[str, list[Any]]) -> None:
-        outcomes, left = job.outcomes, [key_of(request) for request in job.batch.result.not_attempted]
-        told_of = [key_of(outcome.request) for outcome in outcomes]
-        assert max(Counter(told_of + left).values(), default=1) == 1, "a request is counted twice"
-        assert not any(done[key] for key in left)
+        outcomes, unsent = job.outcomes, [key_of(request) for request in job.batch.result.not_attempted]
+        with_outcome = [key_of(outcome.request) for outcome in outcomes]
+        assert max(Counter(with_outcome + unsent).values(), default=1) == 1, "a request is counted twice"
+        assert not any(done[key] for key in unsent)
         for outcome in outcomes:
             check_outcome(outcome, done[key_of(outcome.request)])
         self._check_journal(job, outcomes, done)
         if job.task.done():
-            assert sorted(told_of + left) == sorted(map(key_of, job.taken)), "a request has no outcome"
-            assert {*map(id, job.told)} == {*map(id, outcomes)}
+            assert sorted(with_outcome + unsent) == sorted(map(key_of, job.read)), "a request has no outcome"
+            assert {*map(id, job.reported)} == {*map(id, outcomes)}
             assert job.batch.result.counts.total() == len(outcomes)
             error = None if job.task.cancelled() else job.task.exception()
             assert error is None or type(error) in {DeliberateError, BatchStoppedError}
@@ -395,12 +396,12 @@ class Machine(RuleBasedStateMachine):
     def _check_journal(self, job: Job, outcomes: list[Any], done: defaultdict[str, list[Any]]) -> None:
         if job.journal is None:
             return
-        assert all(r in job.journal.begun for r in job.taken if done[key_of(r)]), "sent without a record"
-        assert all(o.request in job.journal.ended for o in outcomes if o.journalled), (
-            "told before the journal"
+        assert all(r in job.journal.intents for r in job.read if done[key_of(r)]), "sent without a record"
+        assert all(o.request in job.journal.outcomes for o in outcomes if o.journalled), (
+            "reported before it was recorded"
         )
 
-    # ---------------------------------------------------------------------------------------- and its end
+    # -------------------------------------------------------------------------------------------- teardown
 
     def teardown(self) -> None:
         with self.runner:
@@ -409,16 +410,16 @@ class Machine(RuleBasedStateMachine):
     async def _finish(self) -> None:
         self.plaid.clear_faults()
         tasks = [job.task for job in self.started]
-        late = (await asyncio.wait(tasks, timeout=0.05))[1] if tasks else []
-        for task in late:
+        unfinished = (await asyncio.wait(tasks, timeout=0.05))[1] if tasks else []
+        for task in unfinished:
             task.cancel()
-        assert not late or not (await asyncio.wait(late, timeout=60))[1], "something hangs"
+        assert not unfinished or not (await asyncio.wait(unfinished, timeout=60))[1], "something hangs"
         for client in self.clients:
             await client.close()
         await self.real.close()
         self.everything_agrees_with_the_ledger()
-        if self.trouble is not None:
-            raise self.trouble
+        if self.failure is not None:
+            raise self.failure
         async with asyncio.timeout(60):
             await self._resume()
         await self.plaid.close()
@@ -428,23 +429,23 @@ class Machine(RuleBasedStateMachine):
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     async def _resume(self) -> None:
-        """Create again for all pairs on record; check that only what may be sent was sent."""
-        partners = [key_of(request) for job in self.started if job.recorded for request in job.taken]
+        """Create for all recorded pairs again; check that only those are sent that may be."""
+        partners = [key_of(request) for job in self.started if job.recorded for request in job.read]
         sent = len(self.plaid.requests)
         async with (
             RelayClient(OWNER, base_url=self.plaid.url, retry=RETRY) as client,
             Journal(**self.recording, retry_unknown=self.retry) as journal,
         ):
-            known = [record async for record in journal.records("r")] if await journal.runs() else []
-            wanted = RelayCreateRequest.fan_out([self.report], partners)
-            result = await client.relay.create_many(wanted, journal=journal)
+            recorded = [record async for record in journal.records("r")] if await journal.runs() else []
+            requests = RelayCreateRequest.fan_out([self.report], partners)
+            result = await client.relay.create_many(requests, journal=journal)
         tokens = {outcome.request.secondary_client_id: outcome.relay_token for outcome in result.created}
-        left = Counter(each.secondary_client_id for each in self.plaid.requests[sent:])
-        for record in known:
+        sent_again = Counter(each.secondary_client_id for each in self.plaid.requests[sent:])
+        for record in recorded:
             if record.outcome == "created":
                 assert tokens[record.secondary_client_id] == record.relay_token
             if record.outcome == "created" or (record.outcome == "unknown" and not self.retry):
-                assert not left[record.secondary_client_id]
+                assert not sent_again[record.secondary_client_id]
         assert not (self.retry and result.unknown)
 
 
@@ -460,16 +461,16 @@ async def steps(count: int) -> None:
         await asyncio.sleep(0)
 
 
-def taking(rows: list[Any], taken: list[Any], *, breaks: bool) -> Any:
+def record_reads(rows: list[Any], read: list[Any], *, breaks: bool) -> Any:
     for row in rows:
-        taken.append(row)
+        read.append(row)
         yield row
     if breaks:
         raise DeliberateError
 
 
-async def later(rows: Any) -> Any:
-    # A cancellation must not come between taking a row and giving it on: it would be lost in here.
+async def read_later(rows: Any) -> Any:
+    # A cancellation between reading a row and yielding it would lose the row here.
     await asyncio.sleep(0)
     for row in rows:
         yield row
@@ -477,14 +478,14 @@ async def later(rows: Any) -> Any:
 
 
 @pytest.mark.may_block
-def test_nothing_is_lost_or_doubled_whatever_is_done_in_whatever_order(rounds):
-    """Calls and batches may be cancelled, left and closed at any moment: what they say agrees with the ledger."""
+def test_no_token_is_lost_or_duplicated_in_any_order_of_events(rounds):
+    """Calls and batches may be cancelled, left and closed at any moment: their outcomes agree with the ledger."""
     run(Machine, 20 + rounds)
 
 
 @pytest.mark.may_block
-def test_nothing_is_lost_or_doubled_with_a_journal_on_a_server(rounds, postgres):
-    """Nothing is lost or doubled with a journal in PostgreSQL."""
+def test_no_token_is_lost_or_duplicated_with_a_journal_on_a_server(rounds, postgres):
+    """The same holds with a journal in PostgreSQL."""
 
     class OnServer(Machine):
         server = postgres.url

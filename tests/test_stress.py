@@ -1,4 +1,4 @@
-"""Many creations, with faults and cancellations, leave the process as they found it."""
+"""Many creations, with faults and cancellations, leak no sockets, tasks or objects."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 CONNECTIONS = 20
 BATCH = 100
 
-# In a process of its own: what the simulator remembers, as it should, would look like a leak. One creation in
-# ten is struck.
+# The simulator runs in another process, because the requests that it records would look like a leak. One creation
+# in ten gets a fault.
 SIMULATOR = """
 import asyncio
 from plaid_relay_async.simulator import Fault, Simulator
@@ -48,29 +48,31 @@ asyncio.run(main())
 
 
 @frozen
-class Standing:
-    """How much there is of what may leak."""
+class ResourceCounts:
+    """The numbers of objects that may leak."""
 
     sockets: int
     tasks: int
-    ours: Counter[str]
+    client_objects: Counter[str]
     objects: int
 
 
-async def standing(client: RelayClient) -> Standing:
-    # Every connection is there and idle: how many a fault has cost last is no matter.
-    await asyncio.gather(*(refused(client) for _ in range(CONNECTIONS)))
+async def count_resources(client: RelayClient) -> ResourceCounts:
+    # Open all connections, so that their number doesn't depend on the latest faults.
+    await asyncio.gather(*(cause_rejection(client) for _ in range(CONNECTIONS)))
     await asyncio.sleep(0.05)
     gc.collect()
     objects = gc.get_objects()
-    # asyncio keeps a hundred timers or so that were cancelled, each with its context, until their time comes.
-    kept = 2 * sum(isinstance(each, asyncio.TimerHandle) and each.cancelled() for each in objects)
+    # asyncio keeps about a hundred cancelled timers, each with its context, until they are due.
+    cancelled_timers = 2 * sum(isinstance(each, asyncio.TimerHandle) and each.cancelled() for each in objects)
     kinds = [type(each) for each in objects]
-    ours = Counter(kind.__qualname__ for kind in kinds if is_of_the_client(kind))
-    return Standing(open_sockets(kinds), len(asyncio.all_tasks()), ours, len(kinds) - kept)
+    client_objects = Counter(kind.__qualname__ for kind in kinds if is_of_the_client(kind))
+    return ResourceCounts(
+        open_sockets(kinds), len(asyncio.all_tasks()), client_objects, len(kinds) - cancelled_timers
+    )
 
 
-async def refused(client: RelayClient) -> None:
+async def cause_rejection(client: RelayClient) -> None:
     with pytest.raises(InvalidRequestError):
         await client.relay.remove("nothing")
 
@@ -86,15 +88,15 @@ def open_sockets(kinds: list[type]) -> int:
 
 
 class Load:
-    """Creates by single calls and by batches, half and half, and cancels some twentieth of them."""
+    """Creates half of the tokens by single calls and half by batches, and cancels about a twentieth of the calls."""
 
     def __init__(self, client: RelayClient) -> None:
         self.client, self.draw = client, random.Random(5)
-        self.asked = 0
+        self.requested = 0
 
     def partners(self, count: int) -> list[str]:
-        self.asked += count
-        return [f"partner-{number}" for number in range(self.asked - count, self.asked)]
+        self.requested += count
+        return [f"partner-{number}" for number in range(self.requested - count, self.requested)]
 
     async def run(self, count: int) -> None:
         for _ in range(0, count, 2 * BATCH):
@@ -114,24 +116,24 @@ class Load:
                 await call
 
     async def many(self, batch: Batch) -> None:
-        """Left in one of three ways when nearly all is done."""
-        leave = self.draw.choice([break_off, cancel, cancel_and_abandon])
-        await leave(batch, BATCH - self.draw.randint(1, BATCH // 10))
+        """Leave the batch in one of three ways when it is nearly done."""
+        stop = self.draw.choice([stop_iterating, cancel, cancel_and_abandon])
+        await stop(batch, BATCH - self.draw.randint(1, BATCH // 10))
 
 
-async def break_off(batch: Batch, enough: int) -> None:
+async def stop_iterating(batch: Batch, minimum: int) -> None:
     async with batch as outcomes:
         async for _ in outcomes:
-            if batch.progress.done >= enough:
+            if batch.progress.done >= minimum:
                 break
 
 
-async def cancel(batch: Batch, enough: int, *, abandoned: bool = False) -> None:
+async def cancel(batch: Batch, minimum: int, *, abandoned: bool = False) -> None:
     async def run() -> None:
         await batch
 
     task = asyncio.create_task(run())
-    while batch.result.counts.total() < enough:
+    while batch.result.counts.total() < minimum:
         await asyncio.sleep(0.001)
     task.cancel()
     await asyncio.sleep(0)
@@ -140,15 +142,15 @@ async def cancel(batch: Batch, enough: int, *, abandoned: bool = False) -> None:
     await asyncio.wait([task])
 
 
-async def cancel_and_abandon(batch: Batch, enough: int) -> None:
+async def cancel_and_abandon(batch: Batch, minimum: int) -> None:
     """Cancel the task, and don't wait for the calls in flight."""
-    await cancel(batch, enough, abandoned=True)
+    await cancel(batch, minimum, abandoned=True)
 
 
 @pytest.mark.full_size
 @pytest.mark.timeout(300)
-async def test_many_creations_leave_the_process_as_they_found_it(pytestconfig):
-    """With faults and cancellations, no socket, task or object stays behind."""
+async def test_many_creations_leak_nothing(pytestconfig):
+    """With faults and cancellations, no socket, task or object remains."""
     count = pytestconfig.getoption("--partners")
     async with python_process(SIMULATOR) as simulator:
         url = (await simulator.stdout.readline()).decode().strip()
@@ -156,13 +158,17 @@ async def test_many_creations_leave_the_process_as_they_found_it(pytestconfig):
         async with RelayClient(OWNER, base_url=url, **settings) as client:
             load = Load(client)
             await load.run(600)
-            await standing(client)  # the first look fills caches
-            before = await standing(client)
+            await count_resources(client)  # the first count fills caches
+            before = await count_resources(client)
             await load.run(count)
-            after = await standing(client)
-            done = client.statistics().outcomes
-    assert (after.sockets, after.tasks, after.ours) == (before.sockets, before.tasks, before.ours)
+            after = await count_resources(client)
+            outcomes = client.statistics().outcomes
+    assert (after.sockets, after.tasks, after.client_objects) == (
+        before.sockets,
+        before.tasks,
+        before.client_objects,
+    )
     assert after.objects - before.objects < 50
-    assert min(done["unknown"], done["failed"]) > count / 100
-    assert done["cancelled"]
-    assert done["succeeded"] > count * 0.8
+    assert min(outcomes["unknown"], outcomes["failed"]) > count / 100
+    assert outcomes["cancelled"]
+    assert outcomes["succeeded"] > count * 0.8

@@ -1,4 +1,4 @@
-"""What has arrived when a call is cancelled, or runs out of time, determines its outcome."""
+"""Bytes that have arrived when a call is cancelled, or its deadline passes, determine its outcome."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from plaid_relay_async import (
 )
 from plaid_relay_async.exchange import RequestBody, SessionExchange
 
-WAYS = pytest.mark.parametrize("direct", [True, False], ids=["directly", "by a session"])
-EACH = pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-WHOLE = response_for("p")
-HEAD, _, BODY = WHOLE.partition(b"\r\n\r\n")
+EXCHANGES = pytest.mark.parametrize("direct", [True, False], ids=["directly", "through a session"])
+WITH_AND_WITHOUT_TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+COMPLETE = response_for("p")
+HEAD, _, BODY = COMPLETE.partition(b"\r\n\r\n")
 HEAD += b"\r\n\r\n"
 
 
-async def cancelled_with(data, *, direct, tls, turns=0):
-    """The result of a batch of one that is cancelled, some turns of the loop after this has arrived."""
+async def result_of_cancelled_batch(data, *, direct, tls, iterations=0):
+    """Return the result of a batch with one request, cancelled some event loop iterations after `data` has arrived."""
     async with (
         manual_server(tls=tls) as (server, settings),
         RelayClient(OWNER, direct=direct, timeouts=Timeouts(drain=30), **settings) as client,
@@ -34,7 +34,7 @@ async def cancelled_with(data, *, direct, tls, turns=0):
         task = asyncio.ensure_future(batch)
         (request,) = await server.wait_for_requests(1)
         request.respond(data)
-        for _ in range(turns):
+        for _ in range(iterations):
             await asyncio.sleep(0)
         end_drain(batch)
         await task
@@ -42,20 +42,20 @@ async def cancelled_with(data, *, direct, tls, turns=0):
         return batch.result
 
 
-@WAYS
-@EACH
-@pytest.mark.parametrize("turns", range(5))
-async def test_a_token_that_has_arrived_is_reported_though_its_call_is_cancelled(direct, tls, turns):
-    """A token is reported that is still in the socket, or in the process, at the cancellation."""
-    result = await cancelled_with(WHOLE, direct=direct, tls=tls, turns=turns)
+@EXCHANGES
+@WITH_AND_WITHOUT_TLS
+@pytest.mark.parametrize("iterations", range(5))
+async def test_a_token_that_has_arrived_is_reported_though_its_call_is_cancelled(direct, tls, iterations):
+    """A token that is still in the socket, or in the process, at the cancellation is reported."""
+    result = await result_of_cancelled_batch(COMPLETE, direct=direct, tls=tls, iterations=iterations)
     assert [created.relay_token for created in result.created] == [token_for("p")]
 
 
-@WAYS
+@EXCHANGES
 @pytest.mark.parametrize(
     ("data", "outcome"),
     [
-        (b"HTTP/1.1 103 Early Hints\r\n\r\n" + WHOLE, "created"),
+        (b"HTTP/1.1 103 Early Hints\r\n\r\n" + COMPLETE, "created"),
         (HEAD + BODY[:-2], "created"),
         (HEAD + BODY[:8], "unknown"),
         (HEAD, "unknown"),
@@ -67,32 +67,32 @@ async def test_a_token_that_has_arrived_is_reported_though_its_call_is_cancelled
     ],
     ids=["hint", "cut token", "cut", "head", "half a head", "only a hint", "400", "500", "not HTTP"],
 )
-async def test_a_part_of_a_response_means_what_it_says(direct, data, outcome):
-    """A readable token is created, a 4xx is failed, and whatever leaves it open is unknown."""
-    result = await cancelled_with(data, direct=direct, tls=False)
+async def test_the_outcome_of_a_partial_response(direct, data, outcome):
+    """A readable token is created, a 4xx is failed, and a response that proves nothing is unknown."""
+    result = await result_of_cancelled_batch(data, direct=direct, tls=False)
     assert dict(result.counts) == {outcome: 1}
 
 
-@WAYS
+@EXCHANGES
 async def test_a_response_of_many_pieces_is_processed_to_its_end(direct):
-    """A response is read to its end even if a far too small TLS buffer needs many reads."""
+    """A response is read to its end even if a very small TLS buffer needs many reads."""
     padding = b'{"padding": "' + b"x" * 50_000 + b'", "relay_token": "T-1"}'
     data = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(padding), padding)
-    result = await cancelled_with(data, direct=direct, tls=True)
+    result = await result_of_cancelled_batch(data, direct=direct, tls=True)
     assert [created.relay_token for created in result.created] == ["T-1"]
 
 
-@WAYS
-async def test_a_cancellation_that_nothing_precedes_ends_a_call(direct):
-    """A call that is cancelled without a response ends as unknown, and bytes that come later are ignored."""
-    result = await cancelled_with(b"", direct=direct, tls=False)
+@EXCHANGES
+async def test_a_cancellation_without_a_response_ends_a_call(direct):
+    """The outcome is unknown, and bytes that arrive later are ignored."""
+    result = await result_of_cancelled_batch(b"", direct=direct, tls=False)
     assert isinstance(result.unknown[0].error, OutcomeUnknownError)
 
 
-@WAYS
+@EXCHANGES
 @pytest.mark.parametrize("data", [b"", HEAD + BODY[:8]], ids=["closed", "cut"])
 async def test_a_response_that_breaks_off_does_not_undo_the_cancellation(direct, data):
-    """The call ends as cancelled, although its connection was lost in the same moment: nothing more is sent."""
+    """The call ends as cancelled, although its connection is lost in the same moment: nothing more is sent."""
     async with (
         manual_server(tls=False) as (server, settings),
         RelayClient(OWNER, direct=direct, **settings) as client,
@@ -108,9 +108,9 @@ async def test_a_response_that_breaks_off_does_not_undo_the_cancellation(direct,
         assert dict(batch.result.counts) == {"unknown": 1}
 
 
-@WAYS
-async def test_a_call_that_is_cancelled_again_and_again_takes_its_response(direct):
-    """Cancellations in each turn of the loop, as those of an AnyIO scope, count as one."""
+@EXCHANGES
+async def test_a_call_that_is_cancelled_repeatedly_reads_its_response(direct):
+    """Cancellations in each iteration of the event loop, as those of an AnyIO scope, count as one."""
     async with (
         manual_server(tls=False) as (server, settings),
         RelayClient(OWNER, direct=direct, **settings) as client,
@@ -128,10 +128,10 @@ async def test_a_call_that_is_cancelled_again_and_again_takes_its_response(direc
     assert [created.relay_token for created in batch.result.created] == [token_for("p")]
 
 
-@WAYS
-@EACH
-async def test_a_server_that_never_stops_sending_does_not_hold_a_cancellation_up(direct, tls):
-    """An endless response delays a cancellation by a limited number of turns of the event loop."""
+@EXCHANGES
+@WITH_AND_WITHOUT_TLS
+async def test_a_server_that_never_stops_sending_delays_a_cancellation_only_briefly(direct, tls):
+    """An endless response delays a cancellation by a limited number of iterations of the event loop."""
     flood = True
 
     async def pour(request):
@@ -156,8 +156,8 @@ async def test_a_server_that_never_stops_sending_does_not_hold_a_cancellation_up
     assert dict(batch.result.counts) == {"unknown": 1}
 
 
-@WAYS
-@EACH
+@EXCHANGES
+@WITH_AND_WITHOUT_TLS
 async def test_a_token_that_has_arrived_is_returned_though_the_client_is_closed(direct, tls):
     """A client that is closed while a call is in flight processes what has arrived before it closes the pool."""
     async with manual_server(tls=tls) as (server, settings):
@@ -168,11 +168,11 @@ async def test_a_token_that_has_arrived_is_returned_though_the_client_is_closed(
         assert (await task).relay_token == token_for("p")
 
 
-# ---------------------------------------------------------------------------- a session that takes its time
+# ------------------------------------------------------------------------------------- a slow session
 
 
 class Session:
-    """A session whose `post` is a coroutine of the test's."""
+    """A session whose `post` is a coroutine of the test."""
 
     def __init__(self, post):
         self._post = post
@@ -181,12 +181,12 @@ class Session:
         return self._post()
 
 
-def posted(post):
+def start_post(post):
     return asyncio.create_task(SessionExchange(Session(post)).post(("", {}), RequestBody(b"", lambda: None)))
 
 
-async def test_a_session_that_only_lets_others_run_is_cancelled():
-    """Before the request has left, a cancellation takes effect immediately."""
+async def test_a_session_that_yields_without_a_future_is_cancelled():
+    """Before the request is sent, a cancellation takes effect immediately."""
     seen = []
 
     async def post():
@@ -196,7 +196,7 @@ async def test_a_session_that_only_lets_others_run_is_cancelled():
             seen.append("cancelled")
             raise
 
-    task = posted(post)
+    task = start_post(post)
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -223,7 +223,7 @@ async def test_a_session_may_clean_up_when_it_is_cancelled():
             await asyncio.sleep(0.01)
             seen.append("cleaned up")
 
-    task = posted(post)
+    task = start_post(post)
     for _ in range(3):
         await asyncio.sleep(0.01)
         task.cancel()

@@ -98,14 +98,18 @@ async def _run_condition(
         await asyncio.sleep(random.uniform(0, MINUTE))
         running = asyncio.create_task(_create_without_end(client))
         await asyncio.sleep(MINUTE)
-        early, early_refusals = len(plaid.ledger), plaid.rate_limited[CREATE]
+        early_created, early_refusals = len(plaid.ledger), plaid.rate_limited[CREATE]
         await asyncio.sleep((minutes - 1) * MINUTE)
         created, refusals = len(plaid.ledger), plaid.rate_limited[CREATE]
         if not running.cancel():
             await running  # it must not end by itself: here is why it did
         await asyncio.wait([running])
-    late = refusals - early_refusals
-    return Figures(late / (late + created - early), created / (minutes * condition.count), refusals)
+    late_declined = refusals - early_refusals
+    return Figures(
+        late_declined / (late_declined + created - early_created),
+        created / (minutes * condition.count),
+        refusals,
+    )
 
 
 async def _create_without_end(client: RelayClient) -> None:

@@ -32,8 +32,8 @@ OPERATIONS = [
 
 
 @pytest.mark.parametrize("where", ["headers", "body"])
-async def test_a_report_goes_from_the_bank_to_the_partner_and_back(where):
-    """The whole way: item, report, relay token, the partner's reading, refresh, removal."""
+async def test_a_report_from_item_to_removal(where):
+    """The complete path: item, report, relay token, the partner's read, refresh, removal."""
     async with (
         Simulator(
             clients={OWNER.client_id: OWNER.secret, PARTNER.client_id: PARTNER.secret}, generation_delay=0
@@ -45,25 +45,25 @@ async def test_a_report_goes_from_the_bank_to_the_partner_and_back(where):
         item = await owner.item.exchange_public_token(public.public_token)
         report = await owner.asset_report.create([item.access_token], 60, client_report_id="loan-1")
         own = await owner.asset_report.get(report.asset_report_token, include_insights=True)
-        made = await owner.relay.create([report.asset_report_token], PARTNER.client_id)
-        shared = await partner.relay.get(made.relay_token)
+        created = await owner.relay.create([report.asset_report_token], PARTNER.client_id)
+        shared = await partner.relay.get(created.relay_token)
         assert shared.report.asset_report_id == own.report.asset_report_id == report.asset_report_id
         assert shared.report.client_report_id == "loan-1"
         assert shared.report.items[0].item_id == item.item_id
-        pdf = await partner.relay.get_pdf(made.relay_token)
+        pdf = await partner.relay.get_pdf(created.relay_token)
         assert pdf.content.startswith(b"%PDF-")
         assert pdf.request_id
-        fresh = await partner.relay.refresh(made.relay_token, webhook="https://example.com/hook")
-        assert fresh.asset_report_id != report.asset_report_id
+        refreshed = await partner.relay.refresh(created.relay_token, webhook="https://example.com/hook")
+        assert refreshed.asset_report_id != report.asset_report_id
         with pytest.raises(InvalidRequestError):
-            await owner.relay.get(made.relay_token)
-        assert (await owner.relay.remove(made.relay_token)).removed
+            await owner.relay.get(created.relay_token)
+        assert (await owner.relay.remove(created.relay_token)).removed
         with pytest.raises(InvalidRequestError):
-            await partner.relay.get(fresh.relay_token)
+            await partner.relay.get(refreshed.relay_token)
 
 
 async def test_a_report_is_refreshed_filtered_printed_and_removed():
-    """What the owner can do with a report of its own, and with the Item that it was made of."""
+    """What a lender can do with its own report, and with the Item behind it."""
     async with (
         Simulator(generation_delay=0) as plaid,
         RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as owner,
@@ -82,39 +82,39 @@ async def test_a_report_is_refreshed_filtered_printed_and_removed():
         reports = owner.asset_report
         first = await reports.create([item.access_token], 60, add_ons=[models.AddOn.INVESTMENTS])
         fresh = await reports.refresh(first.asset_report_token, days_requested=30, client_report_id="second")
-        same = await reports.refresh(first.asset_report_token)
-        got = (await reports.get(fresh.asset_report_token)).report
-        assert (got.days_requested, got.client_report_id) == (30, "second")
-        assert (await reports.get(same.asset_report_token)).report.days_requested == 60
-        one, *others = [account.account_id for account in got.accounts()]
-        less = await reports.filter(fresh.asset_report_token, others)
-        [left] = (await reports.get(less.asset_report_token)).report.accounts()
-        assert left.account_id == one
-        pdf = await reports.get_pdf(less.asset_report_token, days_to_include=5)
+        refreshed = await reports.refresh(first.asset_report_token)
+        response = (await reports.get(fresh.asset_report_token)).report
+        assert (response.days_requested, response.client_report_id) == (30, "second")
+        assert (await reports.get(refreshed.asset_report_token)).report.days_requested == 60
+        one, *others = [account.account_id for account in response.accounts()]
+        filtered = await reports.filter(fresh.asset_report_token, others)
+        [remaining] = (await reports.get(filtered.asset_report_token)).report.accounts()
+        assert remaining.account_id == one
+        pdf = await reports.get_pdf(filtered.asset_report_token, days_to_include=5)
         assert pdf.content.startswith(b"%PDF-")
-        assert (await reports.remove(less.asset_report_token)).removed
+        assert (await reports.remove(filtered.asset_report_token)).removed
         reason = models.ItemRemoveReason.OTHER
         assert not (await owner.item.remove(item.access_token, reason_code=reason)).inferred
         with pytest.raises(InvalidRequestError):
             await reports.create([item.access_token], 60)
 
 
-async def test_what_was_removed_with_its_answer_lost_is_inferred(plaid, client):
-    """The repeat of a removal is told that there is nothing, and so it is gone, of whatever kind it was."""
+async def test_a_removal_with_a_lost_response_is_inferred(plaid, client):
+    """The repeated removal finds nothing, so the object is removed, for each kind of object."""
     public = await client.sandbox.create_public_token()
     item = await client.item.exchange_public_token(public.public_token)
     report = plaid.add_report()
     for path in ("/item/remove", "/asset_report/remove"):
         plaid.fail(Fault(path=path, when="after", close=True, times=1))
     assert await client.item.remove(item.access_token) == models.ItemRemoveResponse(inferred=True)
-    gone = await client.asset_report.remove(report)
-    assert gone == models.AssetReportRemoveResponse(removed=True, inferred=True)
+    removal = await client.asset_report.remove(report)
+    assert removal == models.AssetReportRemoveResponse(removed=True, inferred=True)
 
 
-async def test_the_key_that_a_webhook_is_signed_with(client):
-    """The key has a name that is asked for, and an unknown one is an error."""
-    got = await client.webhook_verification_key.get("6c5516e1-92dc-479e-a8ff-5a51992e0001")
-    assert (got.key.kid, got.key.alg, got.key.crv) == (
+async def test_get_a_webhook_verification_key(client):
+    """A key is read by its ID, and an unknown ID is an error."""
+    response = await client.webhook_verification_key.get("6c5516e1-92dc-479e-a8ff-5a51992e0001")
+    assert (response.key.kid, response.key.alg, response.key.crv) == (
         "6c5516e1-92dc-479e-a8ff-5a51992e0001",
         "ES256",
         "P-256",
@@ -124,8 +124,8 @@ async def test_the_key_that_a_webhook_is_signed_with(client):
     assert caught.value.error_code == "INVALID_WEBHOOK_VERIFICATION_KEY_ID"
 
 
-async def test_single_and_many_make_the_same(plaid, client):
-    """Both ways of use send the same request."""
+async def test_create_and_create_many_send_the_same_request(plaid, client):
+    """Both send the same request."""
     report = plaid.add_report()
     await client.relay.create([report], "one", webhook="https://example.com/hook")
     rows = RelayCreateRequest.fan_out([report], ["many"], webhook="https://example.com/hook")
@@ -136,8 +136,8 @@ async def test_single_and_many_make_the_same(plaid, client):
 
 
 @pytest.mark.parametrize("method", OPERATIONS, ids=lambda m: m.__qualname__)
-def test_every_operation_takes_a_timeout_and_a_policy_and_says_what_it_does(method):
-    """For a call alone, `timeout=` and `retry=`; in the docstring, arguments, errors and the page at Plaid."""
+def test_every_operation_takes_a_timeout_and_a_policy_and_is_documented(method):
+    """Each call takes `timeout=` and `retry=`; its docstring has arguments, errors and Plaid's page."""
     parameters = inspect.signature(method).parameters
     assert {"timeout", "retry"} <= parameters.keys()
     documentation = inspect.getdoc(method)
@@ -150,8 +150,8 @@ def test_every_operation_takes_a_timeout_and_a_policy_and_says_what_it_does(meth
         assert f"{name}:" in documentation
 
 
-async def test_bad_input_is_refused_before_anything_is_sent(plaid, client):
-    """What can't pass is refused by the name of its field, at once, with nothing on the wire."""
+async def test_invalid_input_is_rejected_before_anything_is_sent(plaid, client):
+    """An invalid value is rejected immediately with the name of its field, and nothing is sent."""
     with pytest.raises(RequestValidationError, match="report_tokens is empty"):
         client.relay.create([], "p")
     with pytest.raises(RequestValidationError, match="relay_token is empty"):

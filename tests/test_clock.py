@@ -1,4 +1,4 @@
-"""The virtual clock keeps what it promises to the tests that rely on it."""
+"""The virtual clock behaves as the tests that use it rely on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from virtual_clock import run_virtually
 
 
 def test_hours_pass_in_no_time():
-    """Sleeps and timeouts end in the order of their times, and when they should."""
+    """Sleeps and timeouts end in the order of their times, and at their times."""
 
     async def main():
         loop, ends = asyncio.get_running_loop(), []
@@ -25,14 +25,14 @@ def test_hours_pass_in_no_time():
                 await asyncio.Event().wait()
         return ends, loop.time()
 
-    began = time.monotonic()
+    started = time.monotonic()
     ends, now = run_virtually(main())
     assert ends == pytest.approx([0.25, 3600, 7200])
     assert now == pytest.approx(7300)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - started < 30
 
 
-def test_what_is_on_its_way_through_a_socket_arrives_first():
+def test_bytes_in_a_socket_arrive_first():
     """Bytes between two ends in the loop take no time, however near the next timer is."""
 
     async def main():
@@ -58,7 +58,7 @@ def test_what_is_on_its_way_through_a_socket_arrives_first():
 
 
 def test_time_stands_still_for_a_thread():
-    """What runs in a thread of the loop's has all the time that it needs."""
+    """Code in a thread of the loop has all the time that it needs."""
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -73,8 +73,8 @@ def test_time_stands_still_for_a_thread():
     assert after == pytest.approx(before + 5)
 
 
-def test_time_creeps_on_while_anything_is_ready():
-    """Whoever asks again and again whether it is time will not do so for ever."""
+def test_time_advances_slightly_while_anything_is_ready():
+    """A loop that polls the time does not run forever."""
 
     async def main():
         loop = asyncio.get_running_loop()

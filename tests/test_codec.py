@@ -41,8 +41,10 @@ def answer(
     if isinstance(body, dict | list):
         body = json.dumps(body)
     raw = bytearray(body.encode() if isinstance(body, str) else body)
-    lost = ConnectionLostError("the answer broke off") if cut_off else None
-    return RawResponse(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw, lost)
+    body_error = ConnectionLostError("the response broke off") if cut_off else None
+    return RawResponse(
+        status, {name.replace("_", "-"): value for name, value in headers.items()}, raw, body_error
+    )
 
 
 def create(*args, **kwargs):
@@ -125,8 +127,8 @@ REPORT = {
 # ------------------------------------------------------------------------------------------ requests
 
 
-def test_a_request_holds_what_was_asked_and_no_more():
-    """Options that weren't given aren't sent, required fields are, whatever their default."""
+def test_a_request_contains_only_the_arguments_that_were_passed():
+    """Unset options are omitted; required fields are sent, also with their default value."""
     assert json.loads(codec.encode_request(CREATE, Hidden({}))) == {
         "report_tokens": [REPORT_TOKEN],
         "secondary_client_id": "partner",
@@ -153,8 +155,8 @@ def test_a_request_holds_what_was_asked_and_no_more():
     }
 
 
-def test_each_operation_stands_in_the_table_once():
-    """Paths are unique, and what makes something is never said to be harmless."""
+def test_each_operation_is_in_the_table_once():
+    """Paths are unique, and no operation that creates something is marked safe."""
     assert len({endpoint.path for endpoint in ENDPOINTS}) == len(ENDPOINTS)
     creating = {e.path for e in ENDPOINTS if e.idempotency is Idempotency.NON_IDEMPOTENT}
     assert {"/credit/relay/create", "/credit/relay/refresh", "/asset_report/create"} <= creating
@@ -169,7 +171,7 @@ def test_each_operation_stands_in_the_table_once():
 
 
 def test_a_report_is_typed_and_exact():
-    """Dates are dates, times are aware, and money is what the JSON text says, to the last digit."""
+    """Dates are dates, times are aware, and amounts are exactly the JSON text, to the last digit."""
     text = json.dumps(REPORT).replace("0.1,", "12345678901234.123456789,")
     report = get(text).report
     account = report.items[0].accounts[0]
@@ -179,41 +181,41 @@ def test_a_report_is_typed_and_exact():
     assert report.date_generated == datetime(2026, 3, 30, 18, 27, 37, tzinfo=UTC)
 
 
-def test_a_report_is_read_at_the_first_go():
-    """The slow converter, which tells places, isn't needed for what is right; so this looks at the quick one."""
+def test_a_valid_report_needs_no_diagnostic_converter():
+    """The slow converter, which tracks paths, isn't needed for valid data: this checks the fast one."""
     parsed = json.loads(json.dumps(REPORT), parse_float=Decimal)
     assert codec.records._converter.structure(parsed, models.AssetReportGetResponse) == get(REPORT)
 
 
-def test_a_record_is_frozen_however_it_was_made():
-    """What is read is as immutable as what somebody makes, is equal to it, and can be copied and pickled."""
-    read_one = next(get(REPORT).report.transactions())
-    made = evolve(read_one)
-    assert type(read_one) is models.AssetReportTransaction
-    assert read_one == made == pickle.loads(pickle.dumps(read_one)) == copy.deepcopy(read_one)
+def test_a_decoded_record_is_frozen():
+    """A decoded record is immutable, equal to one from its constructor, and can be copied and pickled."""
+    transaction = next(get(REPORT).report.transactions())
+    copied = evolve(transaction)
+    assert type(transaction) is models.AssetReportTransaction
+    assert transaction == copied == pickle.loads(pickle.dumps(transaction)) == copy.deepcopy(transaction)
     with pytest.raises(FrozenInstanceError):
-        read_one.amount = Decimal(1)
+        transaction.amount = Decimal(1)
 
 
 def test_a_time_without_a_zone_is_utc():
-    """Plaid's times are UTC, said or not."""
+    """Plaid's times are UTC, with or without a zone."""
     bare = json.dumps(REPORT).replace("18:27:37Z", "18:27:37")
     assert get(bare).report.date_generated == datetime(2026, 3, 30, 18, 27, 37, tzinfo=UTC)
 
 
-def test_what_is_unknown_survives():
-    """Fields and values of tomorrow are kept, at each level, and come out again."""
-    got = get(REPORT)
-    transaction = got.report.items[0].accounts[0].transactions[0]
+def test_unknown_fields_and_values_survive():
+    """Unknown fields and values are kept at each level, and are written again."""
+    response = get(REPORT)
+    transaction = response.report.items[0].accounts[0].transactions[0]
     assert transaction.additional_properties == {"merchant_of_tomorrow": {"name": "x"}}
-    assert got.additional_properties == {"field_of_tomorrow": [1, Decimal("2.5")]}
-    assert got.warnings[0].warning_code == "NEW"
-    assert got.warnings[0].cause.additional_properties == {"http_code": 400}
-    again = codec.unstructure(got)
-    assert again["report"]["items"][0]["accounts"][0]["transactions"][0]["merchant_of_tomorrow"] == {
+    assert response.additional_properties == {"field_of_tomorrow": [1, Decimal("2.5")]}
+    assert response.warnings[0].warning_code == "NEW"
+    assert response.warnings[0].cause.additional_properties == {"http_code": 400}
+    plain = codec.unstructure(response)
+    assert plain["report"]["items"][0]["accounts"][0]["transactions"][0]["merchant_of_tomorrow"] == {
         "name": "x"
     }
-    assert codec.structure(again, models.AssetReportGetResponse) == got
+    assert codec.structure(plain, models.AssetReportGetResponse) == response
 
 
 def spoil(path: str, value: object) -> dict:
@@ -227,7 +229,7 @@ def spoil(path: str, value: object) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "where"),
+    ("path", "value", "expected_path"),
     [
         ("request_id", None, "$.request_id"),
         ("warnings", "abc", "$.warnings"),
@@ -258,12 +260,12 @@ def spoil(path: str, value: object) -> dict:
         ),
     ],
 )
-def test_a_wrong_type_is_an_error_with_its_place(path, value, where):
-    """Nothing is converted on a guess; the error has the JSON path and the request id, and not the value."""
+def test_a_wrong_type_is_an_error_with_its_path(path, value, expected_path):
+    """Nothing is converted on a guess; the error has the JSON path and the request ID, but not the value."""
     with pytest.raises(ResponseDecodeError) as caught:
         get(spoil(path, value))
-    assert caught.value.path == where
-    assert where in str(caught.value)
+    assert caught.value.path == expected_path
+    assert expected_path in str(caught.value)
     assert caught.value.request_id == ("q1" if path != "request_id" else None)
     assert b"report" in caught.value.body.reveal()
 
@@ -293,7 +295,7 @@ ACCOUNT = "report/items/0/accounts/0"
     ],
 )
 def test_a_wrong_type_is_named_as_json_names_it(path, expected):
-    """The message says what was expected in words of JSON, not of Python; a null is no exception to that."""
+    """The message names the expected type in JSON's terms, not Python's, and null as well."""
     wrong = "canary" if "object" in expected or "list" in expected else ["canary"]
     for value in (wrong, *([] if "null" in expected else [None])):
         with pytest.raises(ResponseDecodeError) as caught:
@@ -301,89 +303,93 @@ def test_a_wrong_type_is_named_as_json_names_it(path, expected):
         assert caught.value.args[0] == f"expected {expected} at {caught.value.path}"
 
 
-def test_every_type_of_a_record_has_words():
-    """No message names a type of Python: each field is a list, an object, or one of the known words."""
+def test_every_field_type_has_a_json_name():
+    """No message names a Python type: each field is a list, an object, or one of the named types."""
     for cls in vars(models).values():
         if not models.is_record(cls):
             continue
         resolve_types(cls)
         for name in plaid_field_names(cls) - {"content", "path", "raw"}:
-            words = _json_type_name(fields_dict(cls)[name].type)
-            assert words.removesuffix(" or null") in {*_JSON_TYPE_NAMES.values(), "a list", "an object"}
+            name_in_json = _json_type_name(fields_dict(cls)[name].type)
+            assert name_in_json.removesuffix(" or null") in {
+                *_JSON_TYPE_NAMES.values(),
+                "a list",
+                "an object",
+            }
 
 
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        (b"", "the answer is empty at $"),
-        (b" \r\n", "the answer is empty at $"),
+        (b"", "the response is empty at $"),
+        (b" \r\n", "the response is empty at $"),
         (b"[]", "not an object at $"),
         (b"null", "not an object at $"),
-        (b"<html>", "the answer isn't JSON (Expecting value, character 0) at $"),
-        (b'{"report": {}} x', "the answer isn't JSON (Extra data, character 15) at $"),
-        (b'{"report": "\xff"}', "the answer isn't UTF-8 (byte 12) at $"),
-        (b"\xff\xfe", "the answer is empty at $"),
-        (b"[" * 100_000, "the answer is nested too deeply at $"),
-        (b'{"report": NaN}', "the answer holds no number of JSON at $"),
-        (b'{"report": -Infinity}', "the answer holds no number of JSON at $"),
-        (b'{"report": ' + b"9" * 5000 + b"}", "the answer holds no number of JSON at $"),
-        (b'{"report": 1e9999999999999999999}', "the answer holds no number of JSON at $"),
+        (b"<html>", "the response isn't JSON (Expecting value, character 0) at $"),
+        (b'{"report": {}} x', "the response isn't JSON (Extra data, character 15) at $"),
+        (b'{"report": "\xff"}', "the response isn't UTF-8 (byte 12) at $"),
+        (b"\xff\xfe", "the response is empty at $"),
+        (b"[" * 100_000, "the response is nested too deeply at $"),
+        (b'{"report": NaN}', "the response contains an invalid number at $"),
+        (b'{"report": -Infinity}', "the response contains an invalid number at $"),
+        (b'{"report": ' + b"9" * 5000 + b"}", "the response contains an invalid number at $"),
+        (b'{"report": 1e9999999999999999999}', "the response contains an invalid number at $"),
     ],
 )
 def test_a_read_that_is_no_object_is_an_error(body, problem):
-    """Whatever isn't the JSON that was promised is ResponseDecodeError, which says why and quotes nothing."""
+    """A body that isn't the expected JSON raises an error, which names the cause and quotes nothing."""
     with pytest.raises(ResponseDecodeError) as caught:
         get(body)
     assert problem in str(caught.value)
 
 
-def test_a_byte_order_mark_is_passed_over():
-    """JSON should have none, but some servers send one."""
+def test_a_byte_order_mark_is_ignored():
+    """JSON must not have one, but some servers send it."""
     assert get(b"\xef\xbb\xbf" + json.dumps(REPORT).encode()).request_id == "q1"
 
 
-def test_of_a_name_that_comes_twice_the_last_counts():
-    """JSON leaves it open; Python's reading is taken."""
+def test_the_last_value_of_a_duplicate_name_counts():
+    """JSON leaves this undefined; the client does what Python's parser does."""
     text = json.dumps(REPORT).replace('"request_id": "q1"', '"request_id": 5, "request_id": "q2"')
     assert get(text).request_id == "q2"
 
 
-def test_what_may_be_null_may_be_missing():
-    """A field that is nullable reads as None where it isn't there, and so does an optional one that is null."""
+def test_a_nullable_field_may_be_missing():
+    """A nullable field that is missing reads as None, and so does an optional one that is null."""
     report = spoil("report/insights", None)
     del report["report"]["client_report_id"]
-    got = get(report).report
-    assert (got.client_report_id, got.insights) == (None, None)
+    response = get(report).report
+    assert (response.client_report_id, response.insights) == (None, None)
 
 
 @pytest.mark.parametrize("amount", ["1e400", "-0", "0E-9", "123456789012345678901234567890.5", "7"])
-def test_every_number_of_json_is_kept_to_the_digit(amount):
-    """A float would turn some of them into infinity and round others."""
+def test_every_json_number_is_kept_exactly(amount):
+    """A float would round some of them and turn others into infinity."""
     text = json.dumps(spoil("report/items/0/accounts/0/transactions/0/amount", "AMOUNT"))
-    got = get(text.replace('"AMOUNT"', amount))
-    [transaction] = got.report.transactions()
+    response = get(text.replace('"AMOUNT"', amount))
+    [transaction] = response.report.transactions()
     assert transaction.amount == Decimal(amount)
-    again = codec.from_json(codec.to_json(got), models.AssetReportGetResponse)
-    assert again == got
+    copied = codec.from_json(codec.to_json(response), models.AssetReportGetResponse)
+    assert copied == response
 
 
-def test_an_unknown_field_may_be_nested_as_deep_as_python_reads():
-    """A few hundred levels in a field of tomorrow are kept."""
+def test_an_unknown_field_may_be_deeply_nested():
+    """A few hundred levels in an unknown field are kept."""
     deep = json.loads("[" * 300 + "]" * 300)
     assert get(spoil("field_of_tomorrow", deep)).additional_properties == {"field_of_tomorrow": deep}
 
 
-def test_the_raw_answer_is_within_reach_and_not_shown():
-    """The very bytes that Plaid sent stay with the record, hidden; they are no part of what is compared."""
+def test_the_raw_response_is_available_and_hidden():
+    """The received bytes stay with the record, hidden, and don't take part in comparisons."""
     body = json.dumps(REPORT, indent=3)
-    got = get(body)
-    assert got.raw.reveal() == body.encode()
-    assert "ins_109508" not in repr(got)
-    assert got == get(REPORT)
+    response = get(body)
+    assert response.raw.reveal() == body.encode()
+    assert "ins_109508" not in repr(response)
+    assert response == get(REPORT)
 
 
 def test_a_missing_field_is_named():
-    """A required field that isn't there is said to be missing, and where."""
+    """The error of a missing required field names it and its path."""
     report = json.loads(json.dumps(REPORT))
     del report["report"]["items"][0]["item_id"]
     with pytest.raises(
@@ -392,28 +398,28 @@ def test_a_missing_field_is_named():
         get(report)
 
 
-def test_a_read_that_broke_off_is_lost():
-    """Half an answer to a read is none; it may be asked for again."""
+def test_a_partial_response_to_a_read_is_lost():
+    """Half a response to a read is lost; the read may be repeated."""
     with pytest.raises(ConnectionLostError, match="broke off"):
         get(b'{"report": ', cut_off=True)
 
 
 def test_a_pdf_is_its_bytes():
-    """A PDF comes as it is, with the request id of its header; anything else isn't one."""
+    """A PDF is returned as received, with the request ID of its header; anything else is an error."""
     pdf = models.RelayPdfGetRequest("t")
-    whole = b"%PDF-1.7 ... %%EOF\r\n"
-    got = read_response(codec.RELAY_PDF_GET, answer(whole, Plaid_Request_ID="q9"), pdf, SECRET)
-    assert (got.content, got.request_id) == (whole, "q9")
+    content = b"%PDF-1.7 ... %%EOF\r\n"
+    response = read_response(codec.RELAY_PDF_GET, answer(content, Plaid_Request_ID="q9"), pdf, SECRET)
+    assert (response.content, response.request_id) == (content, "q9")
     with pytest.raises(ResponseDecodeError, match="isn't a PDF") as caught:
         read_response(codec.RELAY_PDF_GET, answer(b'{"request_id": "q8"}'), pdf, SECRET)
     assert caught.value.request_id == "q8"
 
 
 @pytest.mark.parametrize("body", [b"%PDF-1.7 ... %%EO", b"%PDF-1.7 %%EOF" + b"." * 1100])
-def test_a_pdf_without_its_end_is_none(body):
-    """A PDF ends with %%EOF, or nearly so; one that was cut off before has the request id of its header."""
+def test_a_pdf_without_its_end_is_an_error(body):
+    """A PDF ends with %%EOF, or nearly so; the error of an incomplete one has its header's request ID."""
     pdf = models.RelayPdfGetRequest("t")
-    with pytest.raises(ResponseDecodeError, match="isn't whole") as caught:
+    with pytest.raises(ResponseDecodeError, match="isn't a complete PDF") as caught:
         read_response(codec.RELAY_PDF_GET, answer(body, Plaid_Request_ID="q9"), pdf, SECRET)
     assert caught.value.request_id == "q9"
 
@@ -443,10 +449,10 @@ def test_a_pdf_without_its_end_is_none(body):
     ],
 )
 @pytest.mark.parametrize("cut_off", [False, True])
-def test_a_token_that_can_be_read_is_created(body, request_id, cut_off):
-    """A 200 with a whole relay_token in it is a creation, whatever else is wrong with it."""
-    made = create(body, cut_off=cut_off)
-    assert (made.relay_token, made.request_id) == ("T-1", request_id)
+def test_a_readable_token_is_created(body, request_id, cut_off):
+    """A 200 with a complete relay token is a creation, whatever else is wrong with it."""
+    created = create(body, cut_off=cut_off)
+    assert (created.relay_token, created.request_id) == ("T-1", request_id)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +473,7 @@ def test_a_token_that_can_be_read_is_created(body, request_id, cut_off):
 )
 @pytest.mark.parametrize("status", [200, 201, 204])
 def test_a_success_without_a_token_is_unknown(body, status):
-    """Plaid said that it did something; what it made can't be read; its bytes are kept as a secret."""
+    """Plaid reports success, but the token can't be read; the bytes are kept as a secret."""
     with pytest.raises(OutcomeUnknownError) as caught:
         create(body, status)
     assert caught.value.body.reveal() == body
@@ -476,21 +482,21 @@ def test_a_success_without_a_token_is_unknown(body, status):
 
 
 @given(st.data())
-def test_any_cut_of_an_answer_is_created_or_unknown(data):
-    """Wherever an answer breaks off, a whole token is handed on, and less than a whole one never is."""
+def test_any_cut_of_a_response_is_created_or_unknown(data):
+    """Wherever a response breaks off, a complete token is returned, and an incomplete one never is."""
     token = data.draw(st.text(string.ascii_letters + string.digits + "-", min_size=1, max_size=40))
     body = json.dumps({"relay_token": token, "request_id": "q"}).encode()
     length = data.draw(st.integers(0, len(body)))
     try:
-        made = create(body[:length], cut_off=True)
+        created = create(body[:length], cut_off=True)
     except OutcomeUnknownError:
         assert length < body.index(b",")
     else:
-        assert made.relay_token == token
+        assert created.relay_token == token
 
 
-def test_other_creations_are_salvaged_no_further():
-    """An asset report needs its token and its id: without one of them its outcome is unknown."""
+def test_other_creations_are_not_recovered():
+    """An asset report needs its token and its ID: without one of them the outcome is unknown."""
     request = models.AssetReportCreateRequest(["a"], 5)
     with pytest.raises(OutcomeUnknownError):
         read_response(codec.ASSET_REPORT_CREATE, answer({"asset_report_token": "x"}), request, SECRET)
@@ -530,30 +536,30 @@ def error_body(error_type: str, error_code: str, **more: object) -> dict:
         (400, b'{"error_code": "X", "causes": ' + b"[" * 5000 + b"]" * 5000 + b"}", InvalidRequestError),
     ],
 )
-def test_only_an_answer_that_tells_makes_a_creation_failed(status, body, cls):
-    """4xx, redirects and Plaid's own maintenance say that nothing was carried out; any other 5xx doesn't."""
+def test_a_creation_fails_only_if_the_response_proves_it(status, body, cls):
+    """4xx, redirects and Plaid's maintenance prove that nothing was executed; any other 5xx doesn't."""
     with pytest.raises(cls) as caught:
         create(body, status)
     assert type(caught.value) is cls
     assert caught.value.status == status
 
 
-def test_a_status_tells_even_when_the_body_broke_off():
-    """The status line came whole, so a refusal is a refusal."""
+def test_the_status_counts_even_if_the_body_broke_off():
+    """The status line was complete, so a rejection is a rejection."""
     with pytest.raises(InvalidRequestError):
         create(b'{"error_ty', 400, cut_off=True)
     with pytest.raises(OutcomeUnknownError):
         create(b'{"error_ty', 500, cut_off=True)
 
 
-def test_a_read_with_a_500_is_plaids_trouble():
-    """For a read, a 500 is an error of the server's and nothing worse."""
+def test_a_500_to_a_read_is_a_server_error():
+    """For a read, a 500 is only an error of the server."""
     with pytest.raises(PlaidServerError):
         get(b"<html>", 502)
 
 
-def test_an_error_has_all_that_plaid_told():
-    """Each of Plaid's fields is an attribute, wrong types aside; causes come as they were."""
+def test_an_error_has_all_of_plaids_fields():
+    """Each of Plaid's fields is an attribute, except those with a wrong type; causes are kept as received."""
     causes = [{"item_id": "i", "error_code": "ITEM_LOGIN_REQUIRED"}]
     with pytest.raises(PlaidAPIError) as caught:
         get(error_body("ASSET_REPORT_ERROR", "DATA_UNAVAILABLE", causes=causes, suggested_action=5), 400)
@@ -568,8 +574,8 @@ def test_an_error_has_all_that_plaid_told():
     assert error.documentation_url == "https://plaid.com/docs/?ref=error"
 
 
-def test_a_code_is_one_whatever_a_person_is_called():
-    """What Plaid says is scrubbed of what was sent, but for the codes: much depends on those."""
+def test_an_error_code_is_never_redacted():
+    """The text of an error is redacted, but not its codes, because the client's decisions depend on them."""
     user = models.AssetReportUser(last_name="ITEM", ssn="123-45-6789")
     options = models.AssetReportCreateOptions(user=user)
     request = models.AssetReportCreateRequest(["access-sandbox-1"], 5, options=options)
@@ -582,16 +588,16 @@ def test_a_code_is_one_whatever_a_person_is_called():
     )
 
 
-def test_an_unknown_keeps_what_plaid_told():
-    """The code, the request id and the delay help whoever asks Plaid's support."""
+def test_an_unknown_outcome_keeps_plaids_fields():
+    """The code, the request ID and the delay help when a user asks Plaid's support."""
     with pytest.raises(OutcomeUnknownError) as caught:
         create(error_body("API_ERROR", "INTERNAL_SERVER_ERROR"), 500, Retry_After="3")
     error = caught.value
     assert (error.error_code, error.request_id, error.retry_after) == ("INTERNAL_SERVER_ERROR", "q5", 3.0)
 
 
-def test_a_server_that_quotes_the_request_gives_nothing_away():
-    """The caller's tokens and secret, and anything that looks like a token, are taken out of an error."""
+def test_a_quoted_request_is_redacted():
+    """The caller's tokens and secret, and anything with the form of a token, are redacted in an error."""
     message = f"{REPORT_TOKEN} of {SECRET.reveal()} and access-production-other"
     body = error_body("INVALID_INPUT", "X", error_message=message, causes=[{REPORT_TOKEN: [message, 5]}])
     with pytest.raises(PlaidAPIError) as caught:
@@ -619,12 +625,12 @@ def test_a_server_that_quotes_the_request_gives_nothing_away():
     ],
 )
 def test_a_delay_in_seconds(value, seconds):
-    """A number is seconds, and what isn't one is as good as nothing."""
+    """A number is a delay in seconds; any other text is ignored."""
     assert codec.parse_retry_after({"Retry-After": value}) == seconds
 
 
-def test_a_delay_as_a_date_is_held_against_the_servers_clock():
-    """The two clocks needn't agree; a date that is past is no delay."""
+def test_a_delay_as_a_date_uses_the_servers_clock():
+    """The two clocks needn't agree; a date in the past is no delay."""
     then = datetime(2020, 1, 1, tzinfo=UTC)
     headers = {"Retry-After": format_datetime(then, usegmt=True)}
     assert (
@@ -639,11 +645,11 @@ def test_a_delay_as_a_date_is_held_against_the_servers_clock():
     assert 40 < codec.parse_retry_after({"Retry-After": soon}) <= 50
 
 
-def test_which_refusals_mean_that_a_token_is_gone():
-    """Plaid's code for a relay token that isn't there isn't published; its siblings' pattern is taken."""
-    gone = PlaidAPIError("x", error_type="INVALID_INPUT", error_code="INVALID_RELAY_TOKEN")
+def test_which_errors_mean_that_a_token_does_not_exist():
+    """Plaid's code for an unknown relay token isn't published, so the pattern of similar codes is used."""
+    unknown_token = PlaidAPIError("x", error_type="INVALID_INPUT", error_code="INVALID_RELAY_TOKEN")
     other = PlaidAPIError("x", error_type="INVALID_INPUT", error_code="INVALID_API_KEYS")
-    assert codec.is_unknown_token_error(gone)
+    assert codec.is_unknown_token_error(unknown_token)
     assert not codec.is_unknown_token_error(other)
     assert not codec.is_unknown_token_error(PlaidAPIError("x", status=400))
     assert codec.is_unknown_token_error(
@@ -654,20 +660,22 @@ def test_which_refusals_mean_that_a_token_is_gone():
 # ------------------------------------------------------------------------------ records as JSON, and back
 
 
-def test_a_record_becomes_json_and_the_same_record_again():
-    """`to_json` and `from_json` lose nothing, `unstructure` gives what JSON has, and `structure` takes it back."""
-    got = get(REPORT)
-    assert codec.from_json(codec.to_json(got), models.AssetReportGetResponse) == got
-    assert codec.from_json(codec.to_json(got, indent=2).decode(), models.AssetReportGetResponse) == got
-    plain = codec.unstructure(got)
+def test_a_record_round_trips_through_json():
+    """`to_json` and `from_json` lose nothing, and neither do `unstructure` and `structure`."""
+    response = get(REPORT)
+    assert codec.from_json(codec.to_json(response), models.AssetReportGetResponse) == response
+    assert (
+        codec.from_json(codec.to_json(response, indent=2).decode(), models.AssetReportGetResponse) == response
+    )
+    plain = codec.unstructure(response)
     assert json.loads(json.dumps(plain)) == plain
-    assert codec.structure(plain, models.AssetReportGetResponse) == got
-    report = codec.from_json(codec.to_json(got.report), models.AssetReport)
-    assert report == got.report
+    assert codec.structure(plain, models.AssetReportGetResponse) == response
+    report = codec.from_json(codec.to_json(response.report), models.AssetReport)
+    assert report == response.report
 
 
-def test_the_json_is_that_of_plaid():
-    """Absent and null apart, and times in their shortest form, what is written is what was sent."""
+def test_the_written_json_is_plaids():
+    """The written JSON equals Plaid's, except for absent and null fields and the shortest form of times."""
     sent = json.loads(json.dumps(REPORT).replace("+00:00", "Z"))
     written = json.loads(codec.to_json(get(REPORT)))
     sent["report"]["user"] = written["report"]["user"]
@@ -676,34 +684,34 @@ def test_the_json_is_that_of_plaid():
     assert written == sent
 
 
-def test_numbers_are_written_to_the_digit():
-    """No digit is lost or added, also where a string looks like a number."""
+def test_numbers_are_written_exactly():
+    """No digit is lost or added, even if a string looks like a number."""
     numbers = {"a": "0.10", "b": Decimal("0.10"), "c": [Decimal("12345678901234567890.123456789"), 5]}
-    made = models.RelayRemoveResponse(removed=True, request_id="q", additional_properties=numbers)
-    assert codec.to_json(made) == (
+    record = models.RelayRemoveResponse(removed=True, request_id="q", additional_properties=numbers)
+    assert codec.to_json(record) == (
         b'{"removed": true, "request_id": "q", "a": "0.10", "b": 0.10, "c": [12345678901234567890.123456789, 5]}'
     )
 
 
-def test_a_plain_number_is_a_float_only_where_that_is_exact():
-    """What no float holds to the digit stays a Decimal, which JSON refuses rather than rounds."""
+def test_a_number_is_a_float_only_if_that_is_exact():
+    """A number that no float represents exactly stays a Decimal, which `json` rejects rather than rounds."""
     numbers = {"whole": Decimal(90), "short": Decimal("12.10"), "long": Decimal("0.12345678901234567890")}
-    made = models.RelayRemoveResponse(removed=True, additional_properties=numbers)
-    plain = codec.unstructure(made)
+    record = models.RelayRemoveResponse(removed=True, additional_properties=numbers)
+    plain = codec.unstructure(record)
     assert [type(plain[name]) for name in numbers] == [int, float, Decimal]
     assert {name: plain[name] for name in numbers} == numbers | {"short": 12.1}
 
 
 @pytest.mark.parametrize("record", [5, models.PdfResponse(b"%PDF-"), {"a": 1}])
-def test_what_is_no_record_is_refused(record):
-    """Only records become JSON; a PDF has its bytes."""
-    for turn in (codec.to_json, codec.unstructure):
+def test_only_records_become_json(record):
+    """Anything but a record is rejected; a PDF has its bytes."""
+    for convert in (codec.to_json, codec.unstructure):
         with pytest.raises(TypeError, match="isn't a record that can be written as JSON"):
-            turn(record)
+            convert(record)
 
 
-def test_what_was_stored_and_spoilt_is_named():
-    """A stored record that can't be read is the error that an answer would be, with its place."""
+def test_a_damaged_stored_record_is_an_error_with_its_path():
+    """A stored record that can't be read raises the same error as a response, with its path."""
     for read_back in (
         lambda: codec.from_json(b'{"removed": "yes"}', models.RelayRemoveResponse),
         lambda: codec.structure({"removed": "yes"}, models.RelayRemoveResponse),
@@ -714,8 +722,8 @@ def test_what_was_stored_and_spoilt_is_named():
         assert "the class that it was written from" in str(caught.value)
 
 
-def test_a_request_takes_no_field_that_it_doesnt_know():
-    """A request can be stored, too; but nobody sent it, and so it has no room for what isn't known."""
+def test_a_stored_request_rejects_unknown_fields():
+    """A request can be stored as well, but it has no unknown fields, because this package wrote it."""
     assert codec.from_json(codec.to_json(GET), models.RelayGetRequest) == GET
     with pytest.raises(ResponseDecodeError) as caught:
         codec.from_json(b'{"relay_token": "t", "colour": 1}', models.RelayGetRequest)
@@ -725,37 +733,37 @@ def test_a_request_takes_no_field_that_it_doesnt_know():
 @pytest.mark.parametrize(
     "number", [date(2026, 1, 1), Decimal("Infinity"), Decimal("NaN"), float("nan"), float("-inf"), object()]
 )
-def test_what_json_doesnt_have_is_refused(number):
-    """Neither a date that somebody put into a record's unknown fields nor an infinite number is written."""
-    made = models.RelayRemoveResponse(removed=True, additional_properties={"x": number})
+def test_values_that_json_does_not_have_are_rejected(number):
+    """Neither a date in a record's unknown fields nor an infinite number is written."""
+    record = models.RelayRemoveResponse(removed=True, additional_properties={"x": number})
     with pytest.raises(TypeError, match="can't be written as JSON"):
-        codec.to_json(made)
+        codec.to_json(record)
 
 
-def test_a_float_that_is_no_number_is_refused():
-    """Python's floats have what JSON's numbers haven't."""
+def test_a_nonfinite_float_is_rejected():
+    """Python's floats include values that JSON's numbers don't."""
     for number in (float("nan"), float("inf")):
         with pytest.raises(ResponseDecodeError):
             codec.structure({"removed": True, "x": number}, models.RelayRemoveResponse)
 
 
 def test_any_mapping_can_be_read():
-    """What a database gives needn't be a dict."""
+    """A mapping, such as a database row, needn't be a dict."""
     stored = MappingProxyType({"removed": True, "more": MappingProxyType({"x": 0.5})})
-    got = codec.structure(stored, models.RelayRemoveResponse)
-    assert got.additional_properties == {"more": {"x": Decimal("0.5")}}
+    response = codec.structure(stored, models.RelayRemoveResponse)
+    assert response.additional_properties == {"more": {"x": Decimal("0.5")}}
 
 
 def test_unknown_fields_keep_their_order():
-    """The same record is written as the same bytes, in every process."""
+    """The same record is written as the same bytes in every process."""
     names = list("zyxwvutsrqponmlkjihgfedcba")
     text = json.dumps({"removed": True} | dict.fromkeys(names, 1))
-    again = json.loads(codec.to_json(codec.from_json(text, models.RelayRemoveResponse)))
-    assert list(again) == ["removed", *names]
+    written = json.loads(codec.to_json(codec.from_json(text, models.RelayRemoveResponse)))
+    assert list(written) == ["removed", *names]
 
 
-def test_records_can_be_put_into_a_set():
-    """They are frozen, and so they have a hash; what isn't known plays no part in it."""
+def test_records_are_hashable():
+    """Records are frozen and have a hash; unknown fields don't take part in it."""
     one, two = get(REPORT).report, get(REPORT).report
     assert {*one.transactions()} == {*two.transactions()}
     assert len({*one.transactions(), *two.transactions()}) == 1
@@ -774,20 +782,20 @@ def test_records_can_be_put_into_a_set():
         ("report/date_generated", 1774895257),
     ],
 )
-def test_what_only_python_takes_for_a_date_is_none(path, value):
-    """A date is year, month and day; a time has an hour."""
+def test_a_date_that_only_python_accepts_is_rejected(path, value):
+    """A date is a year, a month and a day; a time has an hour."""
     with pytest.raises(ResponseDecodeError):
         get(spoil(path, value))
 
 
 def test_times_keep_their_offset():
-    """A time comes out as it came in, by whatever clock it was told."""
-    for told, written in (
+    """A time is written with the offset that it was read with."""
+    for received, written in (
         ("2026-03-30T18:27:37+02:00", "2026-03-30T18:27:37+02:00"),
         ("2026-03-30 18:27:37.25Z", "2026-03-30T18:27:37.250000Z"),
         ("2026-03-30t18:27:37z", "2026-03-30T18:27:37Z"),
         ("2026-03-30T18:27:37.123456789+0530", "2026-03-30T18:27:37.123456+05:30"),
         ("2026-03-30T18:27:37-00:30", "2026-03-30T18:27:37-00:30"),
     ):
-        got = get(spoil("report/date_generated", told))
-        assert json.loads(codec.to_json(got))["report"]["date_generated"] == written
+        response = get(spoil("report/date_generated", received))
+        assert json.loads(codec.to_json(response))["report"]["date_generated"] == written

@@ -1,4 +1,4 @@
-"""PDFs into files: whole or not at all."""
+"""PDFs are saved completely or not at all."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ HALF = "%PDF-1.4 and so on, but without an end"
 
 @pytest.fixture
 async def relay_token(plaid, client):
-    made = await client.relay.create([plaid.add_report()], "partner")
-    return made.relay_token
+    created = await client.relay.create([plaid.add_report()], "partner")
+    return created.relay_token
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def target(tmp_path: Path) -> Path:
 
 
 async def test_a_pdf_is_saved_as_it_is(plaid, partner, relay_token, target):
-    """The file has the bytes that get_pdf gives, is its owner's alone, and nothing lies beside it."""
+    """The file has the bytes that get_pdf returns and mode 0600, and no other file is left."""
     saved = await partner.relay.download_pdf(relay_token, target)
     assert target.read_bytes() == (await partner.relay.get_pdf(relay_token)).content
     assert (saved.path, saved.size) == (target, target.stat().st_size)
@@ -59,15 +59,15 @@ async def test_a_pdf_is_saved_as_it_is(plaid, partner, relay_token, target):
     assert list(target.parent.iterdir()) == [target]
 
 
-async def test_a_report_of_ones_own_is_saved_as_well(plaid, client, target):
-    """The owner's PDFs go the same way, with the days that were asked for."""
+async def test_a_lender_saves_its_own_report(plaid, client, target):
+    """The lender's PDFs are saved in the same way, with the days that were requested."""
     saved = await client.asset_report.download_pdf(plaid.add_report(), str(target), days_to_include=5)
     assert target.read_bytes().startswith(b"%PDF-")
     assert saved.path == target
 
 
-async def test_a_file_that_is_there_is_left_alone(plaid, partner, relay_token, target):
-    """No file is written over, nor a link followed, and nothing is sent for it."""
+async def test_an_existing_file_is_not_changed(plaid, partner, relay_token, target):
+    """No file is overwritten, no link is followed, and nothing is sent."""
     target.write_text("mine", encoding="utf-8")
     link = target.with_name("link.pdf")
     link.symlink_to(target.with_name("nowhere"))
@@ -80,14 +80,14 @@ async def test_a_file_that_is_there_is_left_alone(plaid, partner, relay_token, t
     assert plaid.counts[PDF] == 0
 
 
-async def test_a_file_that_comes_meanwhile_is_left_alone(plaid, partner, relay_token, target):
-    """Somebody else's file of that name stays as it is, and the PDF isn't left beside it."""
+async def test_a_file_created_during_the_download_is_not_changed(plaid, partner, relay_token, target):
+    """Another process's file of that name stays as it is, and no part file is left."""
     plaid.fail(Fault(path=PDF, latency=0.5))
-    saving = asyncio.ensure_future(partner.relay.download_pdf(relay_token, target))
+    download = asyncio.ensure_future(partner.relay.download_pdf(relay_token, target))
     await wait_until_async(lambda: plaid.counts[PDF])
     target.write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError):
-        await saving
+        await download
     assert target.read_text(encoding="utf-8") == "mine"
     assert list(target.parent.iterdir()) == [target]
 
@@ -104,7 +104,7 @@ async def test_a_file_that_comes_meanwhile_is_left_alone(plaid, partner, relay_t
     ],
 )
 async def test_an_error_leaves_no_file(plaid, partner, relay_token, target, fault, error):
-    """What get_pdf raises is raised here, and there is no file, nor half of one."""
+    """The error of get_pdf is raised, and there is no file, complete or partial."""
     plaid.fail(fault)
     with pytest.raises(error):
         await partner.relay.get_pdf(relay_token)
@@ -113,8 +113,8 @@ async def test_an_error_leaves_no_file(plaid, partner, relay_token, target, faul
     assert list(target.parent.iterdir()) == []
 
 
-async def test_a_repeated_read_begins_anew(plaid, partner, relay_token, target):
-    """What came before the connection broke isn't in the file."""
+async def test_a_repeated_read_starts_the_file_again(plaid, partner, relay_token, target):
+    """What arrived before the connection broke isn't in the file."""
     plaid.fail(Fault(path=PDF, truncate=300, times=2))
     await partner.relay.download_pdf(relay_token, target)
     assert plaid.counts[PDF] == 3
@@ -122,13 +122,13 @@ async def test_a_repeated_read_begins_anew(plaid, partner, relay_token, target):
 
 
 async def test_a_cancelled_download_leaves_no_file(plaid, partner, relay_token, target):
-    """At whichever point it is cancelled, nothing is left behind."""
+    """At whatever point it is cancelled, no file is left."""
     plaid.fail(Fault(path=PDF, latency=0.01))
     for delay in (0, 0.001, 0.003, 0.01, 0.02):
-        saving = asyncio.ensure_future(partner.relay.download_pdf(relay_token, target))
+        download = asyncio.ensure_future(partner.relay.download_pdf(relay_token, target))
         await asyncio.sleep(delay)
-        saving.cancel()
-        await asyncio.wait([saving])
+        download.cancel()
+        await asyncio.wait([download])
         target.unlink(missing_ok=True)
         await wait_until_async(lambda: not list(target.parent.iterdir()))
 
@@ -142,13 +142,13 @@ def http(body: bytes, length: int | None = None) -> bytes:
     return head.encode() + body
 
 
-async def test_a_long_start_that_came_to_nothing_isnt_under_a_short_whole(target):
-    """Where the first attempt broke off late and the second one is short, the file is as short."""
-    answers = [http(whole_pdf(b"x" * 2_000_000), 4_000_000), http(whole_pdf(b"short"))]
+async def test_a_long_failed_attempt_leaves_no_bytes_after_a_short_success(target):
+    """If the first attempt breaks off late and the second response is short, the file is just as short."""
+    responses = [http(whole_pdf(b"x" * 2_000_000), 4_000_000), http(whole_pdf(b"short"))]
 
     async def handle(reader, writer):
         await read_request(reader)
-        writer.write(answers.pop(0))
+        writer.write(responses.pop(0))
         await writer.drain()
 
     async with serving(handle) as (url, _), RelayClient(OWNER, base_url=url, retry=QUICK) as client:
@@ -193,8 +193,8 @@ asyncio.run(main())
 
 @pytest.mark.skipif(os.name != "posix", reason="only POSIX can limit the size of files")
 @pytest.mark.parametrize("attempts", [1, 2])
-async def test_a_file_that_cant_be_written_is_the_callers_trouble(target, attempts):
-    """Where the disk is full the OSError comes out as it is; no half file is left, nor an open one."""
+async def test_a_write_error_is_raised_to_the_caller(target, attempts):
+    """If the disk is full the OSError is raised; no partial file is left, and no open one."""
     # A process of its own: the limit, which stands for a full disk, is on all files of one.
     words = (str(Path(__file__).parent), str(target), str(attempts))
     words = (sys.executable, "-W", "error", "-c", FULL_DISK, *words)
@@ -205,12 +205,12 @@ async def test_a_file_that_cant_be_written_is_the_callers_trouble(target, attemp
 
 
 def open_part_files() -> list[str]:
-    """The part files that this process has open, deleted ones too; none where the system doesn't tell."""
+    """Return this process's open part files, deleted ones included, if the system lists them."""
     return [target for target in open_files() if ".part" in target]
 
 
 async def test_a_long_pdf_takes_no_more_memory_than_a_short_one(target):
-    """A PDF is written as it arrives: 40 MB of it are never in memory together."""
+    """A PDF is written as it arrives: 40 MB are never in memory together."""
     middle, pieces = os.urandom(1 << 16), 640
     whole = len(middle) * pieces + len(whole_pdf(b""))
 
@@ -236,15 +236,15 @@ async def test_a_long_pdf_takes_no_more_memory_than_a_short_one(target):
 
 
 @pytest.mark.parametrize("path", ["", "a\0b.pdf", "a\0b/c.pdf", "\ud800.pdf", b"a.pdf", 5])
-def test_a_path_that_names_no_file_is_refused_at_once(path):
-    """Nothing is sent, nor awaited, for a path that can't be a file's."""
+def test_a_path_without_a_file_name_is_rejected_immediately(path):
+    """Nothing is sent or awaited for a path that can't name a file."""
     for operations in (RelayClient(OWNER).relay, RelayClient(OWNER).asset_report):
         with pytest.raises(ConfigurationError, match="path must name a file"):
             operations.download_pdf("t", path)
 
 
-async def test_a_name_that_is_too_long_is_refused_before_anything_is_sent(plaid, client, tmp_path):
-    """The file system's own error comes out, and no report was read for it."""
+async def test_a_file_name_that_is_too_long_is_rejected_before_sending(plaid, client, tmp_path):
+    """The file system's error is raised, and no report was read."""
     with pytest.raises(OSError, match="too long"):
         await client.relay.download_pdf("t", tmp_path / ("x" * 300))
     assert not plaid.requests
@@ -254,8 +254,8 @@ async def test_a_name_that_is_too_long_is_refused_before_anything_is_sent(plaid,
 # ------------------------------------------------------------------------------------------ part files
 
 
-def test_a_file_system_without_links_will_do(target):
-    """There a name is reserved first, so that no other file is written over; and the file is as private."""
+def test_a_file_system_without_hard_links_works(target):
+    """The name is reserved first, so that no other file is overwritten; the file has mode 0600 as well."""
 
     def no_links(*_: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -276,8 +276,8 @@ def test_a_file_system_without_links_will_do(target):
     assert sorted(path.name for path in target.parent.iterdir()) == ["report.pdf", "taken.pdf"]
 
 
-def test_a_name_that_was_reserved_for_nothing_is_free_again(target):
-    """Where the file can't take the name that was reserved for it, no empty file keeps that."""
+def test_a_reserved_name_is_released_after_an_error(target):
+    """If the part file can't be renamed to its reserved name, no empty file is left."""
 
     def lost(part: Path, _: Path) -> None:
         part.unlink()
@@ -291,8 +291,8 @@ def test_a_name_that_was_reserved_for_nothing_is_free_again(target):
     assert list(target.parent.iterdir()) == []
 
 
-def test_what_fails_for_another_reason_is_raised(target):
-    """Only what says that there are no links is got round."""
+def test_other_link_errors_are_raised(target):
+    """Only errors that mean "no hard links" lead to the other way."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -305,8 +305,8 @@ def test_what_fails_for_another_reason_is_raised(target):
     assert list(target.parent.iterdir()) == []
 
 
-def test_a_file_is_closed_before_it_gets_its_name(target):
-    """What a system says only when a file is closed, such as that a quota is used up, comes in time."""
+def test_a_file_is_closed_before_it_is_published(target):
+    """An error that a system reports only on close, such as a used-up quota, is raised in time."""
     part = PartFile(target)
     part.open()
     os.close(part._file.fileno())  # now closing it fails, as it may on a file system of the network
@@ -317,7 +317,7 @@ def test_a_file_is_closed_before_it_gets_its_name(target):
 
 
 def test_no_frame_shows_what_is_written(target):
-    """A report is a person's: the error of a disk that is full holds none of it."""
+    """A report is personal data: the error of a full disk contains none of it."""
     part = PartFile(target)
     part.open()
     os.close(part._file.fileno())
@@ -330,8 +330,8 @@ def test_no_frame_shows_what_is_written(target):
     part.discard()
 
 
-def test_a_file_that_is_given_up_before_it_is_made_is_never_made(target):
-    """Whoever is cancelled while a thread waits for its turn leaves nothing behind."""
+def test_a_file_discarded_before_it_is_opened_is_never_created(target):
+    """A call that is cancelled while its thread has not started leaves no file."""
     part = PartFile(target)
     part.discard()
     part.open()
@@ -341,8 +341,8 @@ def test_a_file_that_is_given_up_before_it_is_made_is_never_made(target):
     assert list(target.parent.iterdir()) == []
 
 
-def test_who_gives_a_file_up_waits_for_who_is_at_it(target):
-    """A thread that is writing when its waiter is cancelled ends first; then the file is closed."""
+def test_discarding_waits_for_a_thread_that_writes(target):
+    """A thread that writes when its call is cancelled finishes first; then the file is closed."""
     part = PartFile(target)
     part.open()
     with part._lock:  # as a thread that is at it has it
@@ -355,18 +355,18 @@ def test_who_gives_a_file_up_waits_for_who_is_at_it(target):
     assert list(target.parent.iterdir()) == []
 
 
-async def test_a_file_is_taken_away_though_nobody_waits_for_that(partner, relay_token, target):
-    """However often the call is cancelled, a thread that is late leaves nothing behind."""
-    busy = threading.Event()
+async def test_a_file_is_removed_even_if_the_call_is_cancelled_again(partner, relay_token, target):
+    """However often the call is cancelled, a slow thread leaves no file."""
+    release = threading.Event()
     with ThreadPoolExecutor(1) as executor:
         asyncio.get_running_loop().set_default_executor(executor)
-        saving = asyncio.ensure_future(partner.relay.download_pdf(relay_token, target))
+        download = asyncio.ensure_future(partner.relay.download_pdf(relay_token, target))
         while not list(target.parent.iterdir()):
             await asyncio.sleep(0.001)
-        executor.submit(busy.wait)
-        saving.cancel()
+        executor.submit(release.wait)
+        download.cancel()
         await asyncio.sleep(0.01)
-        saving.cancel()
-        await asyncio.wait([saving])
-        busy.set()
+        download.cancel()
+        await asyncio.wait([download])
+        release.set()
     assert list(target.parent.iterdir()) == []

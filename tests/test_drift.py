@@ -1,4 +1,4 @@
-"""The check that `nox -s drift` runs: what it finds, and that there is nothing which it doesn't."""
+"""The check that `nox -s drift` runs finds each difference, and no others."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def found(openapi: Specification, newer: Specification):
 
 
 @pytest.fixture(scope="module")
-def told_by(openapi: Specification, newer: Specification):
-    """Which of the two documents tells of a record: the given one, if it does."""
+def document_with_drift(openapi: Specification, newer: Specification):
+    """Return the first of the two documents that has drift for a record."""
     told = {
         name for side in (False, True) for name, _ in drift.compared_schemas(openapi, CODE, is_response=side)
     }
@@ -82,7 +82,7 @@ def told_by(openapi: Specification, newer: Specification):
 
 
 def changed(record: str, name: str, to: Field | None) -> Description:
-    """The code's description with another field in a place, or with none."""
+    """Return the code's description with another field in a place, or without one."""
     others = {n: f for n, f in CODE.records[record].fields.items() if n != name}
     fields = others if to is None else {**others, name: to}
     return evolve(CODE, records={**CODE.records, record: evolve(CODE.records[record], fields=fields)})
@@ -93,7 +93,7 @@ def named(spec: Specification, description: Description) -> set[str]:
 
 
 def flipped(field: Field) -> Field:
-    """The same field, but there where it could do without, and the other way round."""
+    """Return the field with the opposite requiredness."""
     could_do_without = not field.required and field.default in {None, False}
     shape = evolve(field.shape, nullable=not could_do_without)
     return Field(shape, could_do_without)
@@ -106,31 +106,31 @@ def retyped(shape: Shape) -> Shape:
 # ---------------------------------------------------------------------------------- Plaid's own document
 
 
-def test_the_records_are_plaids(openapi):
-    """Nothing is different from the document but for what is meant, and all that is meant is needed."""
+def test_the_records_match_the_document(openapi):
+    """No difference is unexpected, and every expected one is needed."""
     assert drift.find_drift(openapi, CODE) == []
 
 
-def test_the_records_are_plaids_of_mid_2026(newer):
-    """The same records read what Plaid changed since, and the other half of the exceptions is for that."""
+def test_the_records_match_the_document_of_mid_2026(newer):
+    """The same records read Plaid's later changes, and the other exceptions are for those."""
     assert drift.find_drift(newer, CODE) == []
 
 
-def test_a_field_that_is_missing_is_named(told_by):
-    """Any one field taken out of any one record is drift, and so is one of ours that no longer is there."""
+def test_a_missing_field_is_reported(document_with_drift):
+    """Any field missing in any record is drift, and so is a client-side field that no longer exists."""
     assert len(FIELDS) > 300
     for record, name in FIELDS:
-        assert f"{record}.{name}" in named(told_by(record), changed(record, name, None))
+        assert f"{record}.{name}" in named(document_with_drift(record), changed(record, name, None))
 
 
-def test_another_requiredness_is_named(found):
-    """A field that has to be there and needn't, or the other way round, is drift."""
+def test_another_requiredness_is_reported(found):
+    """A required field that is optional in the document, or the other way round, is drift."""
     for record, name in PLAIDS:
         other = flipped(CODE.records[record].fields[name])
         assert f"{record}.{name}" in found(record, name, other)
 
 
-def test_another_type_is_named(found):
+def test_another_type_is_reported(found):
     """A field of another type is drift."""
     for record, name in PLAIDS:
         field = CODE.records[record].fields[name]
@@ -138,8 +138,8 @@ def test_another_type_is_named(found):
         assert f"{record}.{name}" in found(record, name, other)
 
 
-def test_other_elements_are_named(found):
-    """What a list holds is compared: its type, and whether it may hold nulls."""
+def test_other_list_elements_are_reported(found):
+    """The elements of a list are compared: their type, and whether they may be null."""
     for record, name in LISTS:
         field = CODE.records[record].fields[name]
         for items in (
@@ -150,8 +150,8 @@ def test_other_elements_are_named(found):
             assert f"{record}.{name}[]" in found(record, name, other)
 
 
-def test_another_null_is_named(found):
-    """What is always sent, null or not, is written even where it is null; what may be absent isn't."""
+def test_another_handling_of_null_is_reported(found):
+    """A field that is always sent is written even if it is null; one that may be absent isn't."""
     for record, name in NULLABLE:
         field = CODE.records[record].fields[name]
         other = evolve(field, always_sent=not field.always_sent)
@@ -165,7 +165,7 @@ def with_values(field: Field, values: frozenset[str] | None) -> Field:
 
 
 def places_of_values():
-    """Each field with constants: the record, the name, the values and their place."""
+    """Yield each field with constants: the record, the name, the values and their place."""
     for record, name in PLAIDS:
         shape = CODE.records[record].fields[name].shape
         values, where = (shape.items.values, "[]") if shape.items else (shape.values, "")
@@ -173,8 +173,8 @@ def places_of_values():
             yield record, name, values, f"{record}.{name}{where}"
 
 
-def test_a_value_without_a_constant_is_named(found):
-    """Each constant that is missing, or that Plaid doesn't have, is drift, and so is the lack of all."""
+def test_a_value_without_a_constant_is_reported(found):
+    """Each constant that is missing, or unknown to Plaid, is drift, and so is the lack of all."""
     for record, name, values, where in places_of_values():
         field = CODE.records[record].fields[name]
         for value in values:
@@ -183,16 +183,18 @@ def test_a_value_without_a_constant_is_named(found):
         assert where in found(record, name, with_values(field, None))
 
 
-def test_a_record_that_drops_unknown_fields_is_named(told_by):
-    """Every record of an answer keeps the fields that it doesn't know."""
+def test_a_record_that_drops_unknown_fields_is_reported(document_with_drift):
+    """Every record of a response keeps unknown fields."""
     for name in ANSWERS:
         dropping = evolve(CODE.records[name], keeps_unknown=False)
-        assert name in named(told_by(name), evolve(CODE, records={**CODE.records, name: dropping}))
+        assert name in named(
+            document_with_drift(name), evolve(CODE, records={**CODE.records, name: dropping})
+        )
 
 
 @pytest.mark.parametrize("path", CODE.operations)
-def test_an_operation_that_is_missing_is_named(path, newer):
-    """An operation that the code or the document lacks is drift."""
+def test_a_missing_operation_is_reported(path, newer):
+    """An operation that is missing in the code or the document is drift."""
     fewer = {name: operation for name, operation in CODE.operations.items() if name != path}
     assert path in named(newer, evolve(CODE, operations=fewer))
     document = copy_document(newer)
@@ -205,8 +207,8 @@ def test_an_operation_that_is_missing_is_named(path, newer):
 
 
 @pytest.mark.parametrize("path", CODE.operations)
-def test_an_operation_that_answers_otherwise_is_named(path, newer):
-    """JSON for a file, a file for JSON, a request without JSON and another method than POST are drift."""
+def test_an_operation_with_another_response_is_reported(path, newer):
+    """JSON for a file, a file for JSON, a request without JSON and a method other than POST are drift."""
     document = copy_document(newer)
     operation = document["paths"][path]["post"]
     is_file = CODE.operations[path].response is None
@@ -219,8 +221,8 @@ def test_an_operation_that_answers_otherwise_is_named(path, newer):
     assert drift.Difference(path, Kind.NOT_POSTED) in drift.find_drift(Specification(document), CODE)
 
 
-def test_an_exception_that_is_not_needed_is_named(openapi, newer):
-    """The list of what is meant holds nothing that no longer is so."""
+def test_an_exception_that_is_not_needed_is_reported(openapi, newer):
+    """The list of expected differences has no stale entry."""
     needless = Allowed("AssetReport.user", Kind.NO_FIELD, "a test")
     assert drift.find_drift(openapi, CODE, (*ALLOWED, needless)) == [
         drift.Difference("AssetReport.user", Kind.STALE, Kind.NO_FIELD.value)
@@ -235,7 +237,7 @@ def test_an_exception_that_is_not_needed_is_named(openapi, newer):
 
 
 def test_every_exception_is_needed(openapi, newer):
-    """Each difference that is meant is drift in one of the two documents once it isn't allowed."""
+    """Each expected difference is drift in one of the two documents if it isn't allowed."""
     for number, each in enumerate(ALLOWED):
         allowed = [*ALLOWED[:number], *ALLOWED[number + 1 :]]
         found = {*drift.find_drift(openapi, CODE, allowed), *drift.find_drift(newer, CODE, allowed)}
@@ -243,15 +245,15 @@ def test_every_exception_is_needed(openapi, newer):
         assert len(each.reason) > 10
 
 
-def test_a_document_in_between_may_have_either(openapi, newer):
-    """Plaid changed one thing after the other, and what is told of both ends may apply in between."""
+def test_an_intermediate_document_may_have_either(openapi, newer):
+    """Plaid changed one thing after the other, so either state may apply in between."""
     for spec in (openapi, newer):
         document = copy_document(spec)
         document["info"]["version"] = "2020-09-14_1.710.0"
         assert named(Specification(document), CODE) == set()
 
 
-def test_what_an_excerpt_lacks_is_checked_where_it_is(openapi, newer):
+def test_operations_missing_in_an_excerpt_are_optional(openapi, newer):
     """An older document may have the operations that an excerpt lacks, and a newer one may lack them."""
     lacking = ("/item/remove", "/sandbox/item/fire_webhook")
     older, newest = copy_document(openapi), copy_document(newer)
@@ -267,7 +269,7 @@ DRIFT = str(Path(drift.__file__))
 
 
 def run(*arguments: str, code: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the program, with the package from somewhere else if that is wanted, and unmeasured."""
+    """Run the program without coverage, with the package from another folder if one is passed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     if code is not None:
         environment["PYTHONPATH"] = str(code)
@@ -313,8 +315,8 @@ def run(*arguments: str, code: Path | None = None) -> subprocess.CompletedProces
         ),
     ],
 )
-def test_what_is_taken_out_of_the_source_is_found(module, before, after, line, request, openapi, tmp_path):
-    """The check looks at the code itself: an edit of the package's source is drift."""
+def test_an_edit_of_the_source_is_drift(module, before, after, line, request, openapi, tmp_path):
+    """The check reads the code itself: an edit of the package's source is drift."""
     shutil.copytree(
         Path(plaid_relay_async.__file__).parent,
         tmp_path / "plaid_relay_async",
@@ -347,8 +349,8 @@ def test_no_drift_is_a_success(request, openapi):
         (b'{"paths": {}}', "the document's version is 'None'"),
     ],
 )
-def test_a_document_that_is_none_is_an_error(content, problem, tmp_path, capsys):
-    """What can't be read as an OpenAPI document is said to be so, with a result of its own."""
+def test_an_unreadable_document_is_an_error(content, problem, tmp_path, capsys):
+    """A file that isn't an OpenAPI document is reported, with an exit status of its own."""
     path = tmp_path / "document"
     if content is not None:
         path.write_bytes(content)
@@ -356,15 +358,15 @@ def test_a_document_that_is_none_is_an_error(content, problem, tmp_path, capsys)
     assert problem in capsys.readouterr().err
 
 
-def test_the_program_says_what_it_needs():
-    """Without a path, the program says how it is called."""
+def test_the_program_explains_its_usage():
+    """Without a path, the program prints how to run it."""
     done = run()
     assert (done.returncode, done.stdout) == (2, "")
     assert "nox -s drift -- PATH" in done.stderr
 
 
-def test_the_constants_of_requests_are_those_of_a_field():
-    """The table of what requests may say names fields that there are."""
+def test_the_constants_of_requests_belong_to_fields():
+    """The table of constants for requests names existing fields."""
     for place in drift.VALUES_OF_REQUESTS:
         record, _, name = place.partition(".")
         shape = CODE.records[record].fields[name].shape
@@ -489,7 +491,7 @@ def lines_after(change) -> list[str]:
 
 
 def put(schema: str, *steps: object, to: object):
-    """A change: what stands at a place of a schema becomes something else."""
+    """Return a change that puts something else at a place of a schema."""
 
     def change(schemas):
         place = schemas
@@ -500,8 +502,8 @@ def put(schema: str, *steps: object, to: object):
     return change
 
 
-def test_a_small_document_is_followed_to_its_ends():
-    """References, allOf, lists of lists, objects and null in any of its ways are the same on both sides."""
+def test_a_small_document_is_followed_completely():
+    """References, allOf, nested lists, objects and each form of null are the same on both sides."""
     assert lines_after(lambda schemas: None) == []
 
 
@@ -574,8 +576,8 @@ def test_a_small_document_is_followed_to_its_ends():
         (put("Base", "properties", "parts", "items", to={}), "Tell.parts[]: has another type: anything"),
     ],
 )
-def test_a_change_of_the_small_document_is_a_line(change, line):
-    """Each way of being different is told, by the place and in words; what makes no difference isn't."""
+def test_a_change_of_the_small_document_is_one_line(change, line):
+    """Each kind of difference is reported with its place and text; an equivalent change isn't."""
     found = lines_after(change)
     if line is None:
         assert found == []
@@ -583,7 +585,7 @@ def test_a_change_of_the_small_document_is_a_line(change, line):
         assert any(each.startswith(line) for each in found), found
 
 
-def test_a_reference_that_leads_nowhere_is_an_error():
-    """A broken document isn't taken for one without drift."""
+def test_an_unresolvable_reference_is_an_error():
+    """A broken document isn't reported as one without drift."""
     with pytest.raises(UnreadableError, match="#/components/schemas/Nobody leads nowhere"):
         lines_after(put("Base", "properties", "id", to={"$ref": "#/components/schemas/Nobody"}))

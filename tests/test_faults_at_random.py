@@ -1,4 +1,4 @@
-"""Batches through a proxy that deals out faults at random: outcomes and ledger agree."""
+"""Batches through a proxy that applies random faults: outcomes and ledger agree."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ REPORT = "assets-sandbox-at-random"
 STRUCK = 0.2  # of all attempts
 
 
-def may_come_often(row: FaultRow) -> bool:
-    """Whether a row strikes single attempts, and neither ends a batch nor takes seconds or megabytes."""
+def is_frequent(row: FaultRow) -> bool:
+    """Return whether a row affects only attempts, and neither ends a batch nor takes seconds or megabytes."""
     long = row.min_seconds or row.settings in (FIVE_SECONDS, HALF_A_SECOND, NO_DEADLINE)
     return row.server == "http" and not long and not row.name.startswith(("100 MB", "429 CREDITS_EXHAUSTED"))
 
 
 def takes_time(section: str, row: FaultRow) -> bool:
-    """Whether one that is struck waits, or everybody does; that is drawn seldom."""
+    """Return whether the row delays the attempt, or all calls; such rows are drawn seldom."""
     return section in {"Stalls and slowness", "Limits"} or "PLANNED_MAINTENANCE" in row.name
 
 
-ROWS = [(section, row) for section, rows in SECTIONS.items() for row in rows if may_come_often(row)]
+ROWS = [(section, row) for section, rows in SECTIONS.items() for row in rows if is_frequent(row)]
 FAULTS = [
     row.faults[0]
     for section, row in ROWS
@@ -60,8 +60,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @contextlib.asynccontextmanager
-async def struck(plaid: Simulator, seed: int, who: Credentials) -> AsyncIterator[RelayClient]:
-    """A client whose attempts meet faults as the seed has it."""
+async def faulty_client(plaid: Simulator, seed: int, credentials: Credentials) -> AsyncIterator[RelayClient]:
+    """Yield a client whose attempts meet faults that the seed determines."""
     draw = random.Random(seed)
 
     def choose() -> WireFault:
@@ -70,34 +70,34 @@ async def struck(plaid: Simulator, seed: int, who: Credentials) -> AsyncIterator
     settings = {"timeouts": Timeouts(read=0.3, slow_read=0.3), "retry": QUICK, "max_response_bytes": 2**20}
     async with (
         FaultProxy(int(plaid.url.rpartition(":")[2]), choose) as proxy,
-        RelayClient(who, base_url=f"http://127.0.0.1:{proxy.port}", **settings) as client,
+        RelayClient(credentials, base_url=f"http://127.0.0.1:{proxy.port}", **settings) as client,
     ):
         yield client
 
 
-async def shared(plaid: Simulator, number: int) -> list[str]:
-    """So many relay tokens, made without a fault."""
+async def shared(plaid: Simulator, count: int) -> list[str]:
+    """Create this number of relay tokens without faults."""
     async with RelayClient(OWNER, base_url=plaid.url) as owner:
-        rows = (RelayCreateRequest([REPORT], "partner") for _ in range(number))
+        rows = (RelayCreateRequest([REPORT], "partner") for _ in range(count))
         result = await owner.relay.create_many(rows, allow_duplicates=True)
-    return [made.relay_token for made in result.created]
+    return [created.relay_token for created in result.created]
 
 
-def by_word(result: Any, word: str, number: int) -> dict[str, Any]:
-    """Each outcome by what names its request; there is one for every request, and no other."""
+def outcomes_by_key(result: Any, key: str, number: int) -> dict[str, Any]:
+    """Return each outcome by the key of its request; there is exactly one for each request."""
     outcomes = [*result.succeeded, *result.failed, *result.unknown]
-    named = {getattr(outcome.request, word): outcome for outcome in outcomes}
-    assert len(outcomes) == len(named) == result.counts.total() == number
+    by_key = {getattr(outcome.request, key): outcome for outcome in outcomes}
+    assert len(outcomes) == len(by_key) == result.counts.total() == number
     assert (result.not_attempted, result.stopped_by) == ([], None)
-    return named
+    return by_key
 
 
 async def test_a_batch_of_creations_agrees_with_the_ledger(seed):
-    """A thousand partners: who is created has the ledger's token, who is failed has none, and nobody two."""
+    """Of 1,000 partners, a created one has the ledger's token, a failed one has none, and none has two."""
     partners = [f"p{n}" for n in range(1_000)]
-    async with Simulator(reports=[REPORT]) as plaid, struck(plaid, seed, OWNER) as client:
+    async with Simulator(reports=[REPORT]) as plaid, faulty_client(plaid, seed, OWNER) as client:
         result = await client.relay.create_many(RelayCreateRequest.fan_out([REPORT], partners))
-    outcomes = by_word(result, "secondary_client_id", len(partners))
+    outcomes = outcomes_by_key(result, "secondary_client_id", len(partners))
     tokens = {entry["secondary_client_id"]: entry["relay_token"] for entry in plaid.ledger}
     assert len(tokens) == len(plaid.ledger)
     for partner, outcome in outcomes.items():
@@ -111,36 +111,36 @@ async def test_a_batch_of_creations_agrees_with_the_ledger(seed):
     assert not tokens
 
 
-async def test_a_batch_of_refreshes_agrees_with_the_books(seed):
-    """Who is refreshed has one new report, who is failed has none, and nobody two."""
+async def test_a_batch_of_refreshes_agrees_with_the_ledger(seed):
+    """A refreshed report has one new report, a failed one has none, and none has two."""
     async with Simulator(reports=[REPORT]) as plaid:
         tokens = await shared(plaid, 300)
-        async with struck(plaid, seed, PARTNER) as client:
+        async with faulty_client(plaid, seed, PARTNER) as client:
             result = await client.relay.refresh_many(tokens)
-    made = Counter(token for token, _ in plaid.refreshes)
-    for token, outcome in by_word(result, "relay_token", len(tokens)).items():
-        assert made[token] in {Refreshed: (1,), Failed: (0,), Unknown: (0, 1)}[type(outcome)]
+    created = Counter(token for token, _ in plaid.refreshes)
+    for token, outcome in outcomes_by_key(result, "relay_token", len(tokens)).items():
+        assert created[token] in {Refreshed: (1,), Failed: (0,), Unknown: (0, 1)}[type(outcome)]
 
 
 async def test_a_batch_of_removals_agrees_with_the_ledger(seed):
-    """Who is removed is gone, and who is failed is still there."""
+    """A removed token no longer exists, and a failed one still does."""
     async with Simulator(reports=[REPORT]) as plaid:
         tokens = await shared(plaid, 300)
-        async with struck(plaid, seed, OWNER) as client:
+        async with faulty_client(plaid, seed, OWNER) as client:
             result = await client.relay.remove_many(tokens)
-    gone = {entry["relay_token"]: entry["removed"] for entry in plaid.ledger}
-    for token, outcome in by_word(result, "relay_token", len(tokens)).items():
-        assert gone[token] in {Removed: (True,), Failed: (False,), Unknown: (True, False)}[type(outcome)]
+    removed = {entry["relay_token"]: entry["removed"] for entry in plaid.ledger}
+    for token, outcome in outcomes_by_key(result, "relay_token", len(tokens)).items():
+        assert removed[token] in {Removed: (True,), Failed: (False,), Unknown: (True, False)}[type(outcome)]
 
 
 @pytest.mark.parametrize("operation", ["get_many", "get_pdf_many"])
 async def test_a_batch_of_reads_is_fetched_or_failed(seed, operation):
-    """A read is never unknown, and what is fetched is whole."""
+    """A read is never unknown, and a fetched report is complete."""
     async with Simulator(reports=[REPORT]) as plaid:
         tokens = await shared(plaid, 100)
-        async with struck(plaid, seed, PARTNER) as client:
+        async with faulty_client(plaid, seed, PARTNER) as client:
             result = await getattr(client.relay, operation)(tokens)
-    for outcome in by_word(result, "relay_token", len(tokens)).values():
+    for outcome in outcomes_by_key(result, "relay_token", len(tokens)).values():
         assert isinstance(outcome, Fetched | Failed)
         if isinstance(outcome, Fetched):
             read = outcome.response

@@ -1,4 +1,4 @@
-"""Responses that are made to cost time or memory cost no more than their length does."""
+"""Responses that are built to cost time or memory cost no more than their length justifies."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def filled(unit: bytes, *, size: int, before: bytes = b"", after: bytes = b"") -
     return before + unit * (size // len(unit)) + after
 
 
-def in_message(unit: bytes, size: int = MEBIBYTE) -> bytes:
-    """An error of Plaid's with a message of this size."""
+def error_with_message(unit: bytes, size: int = MEBIBYTE) -> bytes:
+    """Return an error of Plaid's with a message of this size."""
     return filled(unit, size=size, before=b'{"error_code": "X", "error_message": "', after=b'"}')
 
 
@@ -60,18 +60,18 @@ SUCCESSES = {
     "one long fraction": filled(b"1", size=MEBIBYTE, before=b'{"x": 1.', after=b"}"),
 }
 ERRORS = {
-    "almost tokens": in_message(b"a-"),
-    "almost tokens, in words": in_message(b"a-sandbox "),
-    "one long token": in_message(b"a-sandbox-"),
-    "hyphens": in_message(b"-"),
-    "one long word": in_message(b"a"),
+    "almost tokens": error_with_message(b"a-"),
+    "almost tokens, in words": error_with_message(b"a-sandbox "),
+    "one long token": error_with_message(b"a-sandbox-"),
+    "hyphens": error_with_message(b"-"),
+    "one long word": error_with_message(b"a"),
     "a code of capitals": filled(b"A_", size=MEBIBYTE, before=b'{"error_code": "', after=b'"}'),
     "a code of a token": filled(b"TOKEN", size=MEBIBYTE, before=b'{"error_code": "INVALID_', after=b'"}'),
 }
 
 
 def cost(endpoint: codec.Endpoint, request: object, status: int, body: bytes) -> tuple[float, float]:
-    """Read the response; returns the seconds of CPU time, and the most memory as a multiple of the body."""
+    """Read the response; return the seconds of CPU time, and the peak memory as a multiple of the body."""
 
     def read() -> None:
         with pytest.raises(PlaidRelayError) as caught:
@@ -93,7 +93,7 @@ def cost(endpoint: codec.Endpoint, request: object, status: int, body: bytes) ->
 @pytest.mark.parametrize("name", SUCCESSES)
 @pytest.mark.parametrize("endpoint", [codec.RELAY_GET, codec.RELAY_CREATE], ids=["get", "create"])
 def test_a_success_that_cannot_be_decoded_is_explained_in_linear_time(endpoint, name):
-    """The explanation stops at the first error, and no pattern goes back over what it has read."""
+    """The explanation stops at the first error, and no pattern backtracks."""
     request = GET if endpoint is codec.RELAY_GET else CREATE
     seconds, memory = cost(endpoint, request, 200, SUCCESSES[name])
     assert seconds < 5
@@ -102,14 +102,14 @@ def test_a_success_that_cannot_be_decoded_is_explained_in_linear_time(endpoint, 
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_an_error_is_read_in_linear_time(name):
-    """What must not be shown is taken out of an error's message in a time that its length bounds."""
+    """Redacting an error's message takes time proportional to its length."""
     seconds, memory = cost(codec.RELAY_CREATE, CREATE, 400, ERRORS[name])
     assert seconds < 5
     assert memory < 150
 
 
-def test_the_first_error_is_the_one_that_is_reported():
-    """Of many errors the first has its place in the message, and no other."""
+def test_the_first_error_is_reported():
+    """Of many errors the message has the path of the first, and no other."""
     body = b'{"request_id": "q", "warnings": [{}, {}, 5], "report": 6}'
     with pytest.raises(ResponseDecodeError) as caught:
         codec.read_response(codec.RELAY_GET, codec.RawResponse(200, {}, bytearray(body)), GET, SECRET)
@@ -126,8 +126,8 @@ def test_the_first_error_is_the_one_that_is_reported():
         ("X_access-sandbox-1", "[hidden]"),
     ],
 )
-def test_what_looks_like_a_token_is_hidden(text, shown):
-    """A word with the form of Plaid's tokens is taken out of an error's message, and the rest stays."""
+def test_text_with_the_form_of_a_token_is_redacted(text, shown):
+    """Text with the form of Plaid's tokens is redacted in an error's message, and the rest is kept."""
     body = bytearray(json.dumps({"error_code": "X", "error_message": text}).encode())
     with pytest.raises(InvalidRequestError) as caught:
         codec.read_response(codec.RELAY_CREATE, codec.RawResponse(400, {}, body), CREATE, SECRET)
@@ -135,8 +135,8 @@ def test_what_looks_like_a_token_is_hidden(text, shown):
 
 
 @pytest.mark.parametrize(("status", "call"), [(500, "get"), (200, "key"), (400, "create")])
-async def test_a_response_that_is_no_report_is_bounded(status, call):
-    """Only a report may be longer than 1 MiB: errors and other responses aren't read any further."""
+async def test_only_a_report_may_be_long(status, call):
+    """Only a report may be longer than 1 MiB: errors and other responses aren't read further."""
     sent = 0
 
     async def endless(reader, writer):
@@ -163,8 +163,8 @@ async def test_a_response_that_is_no_report_is_bounded(status, call):
 
 
 async def test_a_timeout_is_kept_while_a_report_is_decoded():
-    """A call whose response waits for a thread to be decoded in ends when its time is up."""
-    body, go = report_bytes(3_000), Event()
+    """A call whose response waits for a thread in which it is decoded ends when its time is up."""
+    body, release = report_bytes(3_000), Event()
 
     async def handle(reader, writer):
         await read_request(reader)
@@ -172,19 +172,19 @@ async def test_a_timeout_is_kept_while_a_report_is_decoded():
         await writer.drain()
 
     with ThreadPoolExecutor(max_workers=1) as executor:
-        executor.submit(go.wait)
+        executor.submit(release.wait)
         asyncio.get_running_loop().set_default_executor(executor)
         try:
             async with serving(handle) as (url, _), RelayClient(OWNER, base_url=url) as client:
                 with pytest.raises(ReadTimeoutError, match="while it was decoded") as caught:
                     await client.asset_report.get("t", timeout=2)
         finally:
-            go.set()
+            release.set()
     assert (caught.value.sent, caught.value.attempts) == (True, 1)
 
 
-async def test_a_long_report_that_breaks_off_by_a_timeout_says_so():
-    """The error of a long report whose rest didn't come in time is the same as that of a short one."""
+async def test_a_long_report_that_stalls_is_a_timeout():
+    """The error of a long report whose rest didn't arrive in time is the same as that of a short one."""
     body = report_bytes(3_000)
 
     async def handle(reader, writer):

@@ -31,8 +31,8 @@ class Counting(InProcessLimiter):
 
 
 @pytest.mark.parametrize(("name", "count", "limit", "faults"), CASES, ids=[case[0] for case in CASES])
-def test_a_single_429_costs_the_calls_at_the_limiter_no_permit(name, count, limit, faults):
-    """A batch and a single call beside it take as long as the limiter makes them, and the pause."""
+def test_a_429_wastes_no_permit(name, count, limit, faults):
+    """A batch and a single call beside it take as long as the limiter and the pause require."""
     run = measure(count, limit, faults)
     assert run.created == count
     assert run.permits == run.attempts == count + 1 + len(faults)
@@ -41,8 +41,8 @@ def test_a_single_429_costs_the_calls_at_the_limiter_no_permit(name, count, limi
     assert run.single_seconds < 2.5
 
 
-def test_the_delay_of_the_server_is_kept_and_no_burst_follows():
-    """After the pause one attempt goes alone, and no window holds more than the limit and one kept permit."""
+def test_a_pause_is_kept_and_no_burst_follows():
+    """After the pause there is one probe, and no window holds more than the limit and one unused permit."""
     run = measure(100, TEN, (Fault(status=429, times=1, headers={"Retry-After": "5"}),))
     assert run.permits == run.attempts == 102
     first, second, *_ = sorted(moment for moment in run.arrivals if moment > 1)
@@ -53,14 +53,14 @@ def test_the_delay_of_the_server_is_kept_and_no_burst_follows():
 
 @pytest.mark.parametrize(("allowed", "count", "per", "seconds"), CASES_ABOVE_LIMIT)
 def test_a_limiter_above_the_servers_limit_costs_no_creations(allowed, count, per, seconds):
-    """With a limiter slightly above the server's limit, as many are created as without one."""
+    """With a limiter slightly above the server's limit, as many tokens are created as without a limiter."""
     server = Limit(CREATE, allowed, per)
     created = measure_above(RateLimit(count, per), server, seconds=seconds)
     assert created >= 0.97 * measure_above(None, server, seconds=seconds)
 
 
-def creations(*, faults=(), timeout=1.0, count=30, credentials=OWNER, more=(), connections=100, limit=TEN):
-    """Create concurrently behind a limiter; returns outcomes by when they came, permits and attempts."""
+def creations(*, faults=(), timeout=1.0, count=30, credentials=OWNER, extra=(), connections=100, limit=TEN):
+    """Create concurrently behind a limiter, and return the outcomes by time, the permits and the attempts."""
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -82,38 +82,38 @@ def creations(*, faults=(), timeout=1.0, count=30, credentials=OWNER, more=(), c
                 retry=RetryPolicy(backoff=0.01),
             ) as client,
         ):
-            ended = await asyncio.gather(*(create(number) for number in range(count)))
-            return ended, limiter.permits, plaid.counts[CREATE]
+            results = await asyncio.gather(*(create(number) for number in range(count)))
+            return results, limiter.permits, plaid.counts[CREATE]
 
     return run_virtually(main())
 
 
-def test_the_waits_for_the_limiter_are_not_the_calls():
-    """Calls of a second wait four seconds for the limiter, with a 429 among them, and all are created."""
-    ended, permits, attempts = creations(faults=[Fault(status=429, times=1)])
-    assert not [end for end, _ in ended if isinstance(end, PlaidRelayError)]
+def test_waits_for_the_limiter_do_not_count_against_the_timeout():
+    """Calls with a timeout of a second wait four seconds for the limiter, through a 429, and all succeed."""
+    results, permits, attempts = creations(faults=[Fault(status=429, times=1)])
+    assert not [result for result, _ in results if isinstance(result, PlaidRelayError)]
     assert permits == attempts == 31
-    assert max(when for _, when in ended) > 4
+    assert max(time for _, time in results) > 4
 
 
-def test_a_pause_that_does_not_fit_ends_the_calls_at_the_limiter():
-    """Calls that waited for the limiter fail unsent once they would have to wait for the server as well."""
-    ended, permits, attempts = creations(faults=[Fault(status=429, times=1, headers={"Retry-After": "3"})])
-    errors = [(end, when) for end, when in ended if isinstance(end, PlaidRelayError)]
+def test_a_pause_beyond_the_deadline_ends_queued_calls():
+    """Calls that waited for the limiter fail unsent if they would have to wait for the server as well."""
+    results, permits, attempts = creations(faults=[Fault(status=429, times=1, headers={"Retry-After": "3"})])
+    errors = [(result, time) for result, time in results if isinstance(result, PlaidRelayError)]
     assert len(errors) == 21
     assert all(isinstance(error, RateLimitError) and error.retry_after for error, _ in errors)
     assert [error.sent for error, _ in errors] == [True] + [False] * 20
-    assert max(when for _, when in errors) < 2.1
+    assert max(time for _, time in errors) < 2.1
     assert (permits, attempts) == (11, 10)
 
 
 def test_a_pause_that_begins_while_the_permit_waits_for_a_connection_is_kept():
     """A call whose permit waits for a connection leaves after the pause, with the same permit."""
     faults = [Fault(status=429, times=1, headers={"Retry-After": "1"})]
-    ended, permits, attempts = creations(faults=faults, count=3, connections=1, timeout=10)
-    assert not [end for end, _ in ended if isinstance(end, PlaidRelayError)]
+    results, permits, attempts = creations(faults=faults, count=3, connections=1, timeout=10)
+    assert not [result for result, _ in results if isinstance(result, PlaidRelayError)]
     assert permits == attempts == 4
-    assert min(when for _, when in ended) > 1 + LATENCY
+    assert min(time for _, time in results) > 1 + LATENCY
 
 
 def test_a_pause_that_begins_while_credentials_are_fetched_is_kept():
@@ -125,14 +125,14 @@ def test_a_pause_that_begins_while_credentials_are_fetched_is_kept():
         return OWNER
 
     faults = [Fault(status=429, times=1, headers={"Retry-After": "1"})]
-    ended, permits, attempts = creations(faults=faults, count=2, credentials=slowly, timeout=10)
-    assert not [end for end, _ in ended if isinstance(end, PlaidRelayError)]
+    results, permits, attempts = creations(faults=faults, count=2, credentials=slowly, timeout=10)
+    assert not [result for result, _ in results if isinstance(result, PlaidRelayError)]
     assert permits == attempts == 3
-    assert min(when for _, when in ended) > 1 + LATENCY
+    assert min(time for _, time in results) > 1 + LATENCY
 
 
-def test_a_call_with_little_time_ends_behind_a_batch_that_pauses():
-    """A single call behind a batch's, which waits for the server, ends when its own time is up."""
+def test_a_call_with_little_time_fails_behind_a_paused_batch():
+    """A single call behind a batch that waits for the server fails when its own time is up."""
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -147,13 +147,13 @@ def test_a_call_with_little_time_ends_behind_a_batch_that_pauses():
             await asyncio.sleep(2.2)  # the third of the batch waits for the limiter
             with pytest.raises(RateLimitError) as caught:
                 await client.relay.create(["report"], "single", timeout=8)
-            ended = loop.time()
+            results = loop.time()
             result = await batch
-        return caught.value, ended, result
+        return caught.value, results, result
 
-    error, ended, result = run_virtually(main())
+    error, results, result = run_virtually(main())
     assert (error.sent, error.attempts) == (False, 0)
-    assert 6.5 < ended < 9
+    assert 6.5 < results < 9
     assert len(result.created) == 3
 
 

@@ -1,4 +1,4 @@
-"""Every fault of matrix.py strikes every operation, and each cell is as it is written there."""
+"""Apply every fault of matrix.py to every operation, and compare the results with its cells."""
 
 from __future__ import annotations
 
@@ -108,13 +108,13 @@ WORDS = {
 }
 
 
-def word_for(end: Any) -> str:
-    """Say what the caller got, in the matrix' words."""
-    if type(end) is PlaidAPIError:
-        return "redirect" if 300 <= end.status < 400 else "unexpected"
-    if isinstance(end, PlaidRelayError):
-        return WORDS[type(end)]
-    return "inferred" if getattr(end, "inferred", False) else "done"
+def word_for(result: Any) -> str:
+    """Return the matrix's word for what the caller received."""
+    if type(result) is PlaidAPIError:
+        return "redirect" if 300 <= result.status < 400 else "unexpected"
+    if isinstance(result, PlaidRelayError):
+        return WORDS[type(result)]
+    return "inferred" if getattr(result, "inferred", False) else "done"
 
 
 # ------------------------------------------------------------------------------------------ one cell
@@ -132,90 +132,94 @@ class Seen:
 
 
 @contextlib.contextmanager
-def nobody() -> Iterator[int]:
-    """A port on which nobody listens, kept so that nobody can."""
+def refused_port() -> Iterator[int]:
+    """Yield a port on which nothing listens, reserved so that no other process can use it."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield reserved.getsockname()[1]
 
 
 def contexts(server: str) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
-    """What the server speaks TLS with, and what the client trusts."""
+    """Return the server's TLS context, and the client's."""
     if server not in {"TLS", "another's TLS", "distrusted TLS"}:
         return None, None
-    authority, theirs = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ours = ssl.create_default_context()
+    authority, server_context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client_context = ssl.create_default_context()
     name = "elsewhere.example" if server == "another's TLS" else "127.0.0.1"
-    authority.issue_cert(name).configure_cert(theirs)
+    authority.issue_cert(name).configure_cert(server_context)
     if server != "distrusted TLS":
-        authority.configure_trust(ours)
-    return theirs, ours
+        authority.configure_trust(client_context)
+    return server_context, client_context
 
 
 @contextlib.asynccontextmanager
-async def between(
-    row: FaultRow, plaid: Simulator, who: Credentials, **more: Any
+async def faulty_client(
+    row: FaultRow, plaid: Simulator, credentials: Credentials, **settings_override: Any
 ) -> AsyncIterator[tuple[FaultProxy, RelayClient]]:
-    """A proxy that deals out a row's faults, and a client of it."""
-    theirs, ours = contexts(row.server)
+    """Yield a proxy that applies a row's faults, and a client that uses it."""
+    server_context, client_context = contexts(row.server)
     series = itertools.chain([PASS] * row.reuses_connection, row.faults, itertools.repeat(row.faults[-1]))
     port = int(plaid.url.rpartition(":")[2])
-    async with FaultProxy(port, lambda: next(series), theirs) as proxy:
-        with nobody() as closed:
+    async with FaultProxy(port, lambda: next(series), server_context) as proxy:
+        with refused_port() as closed:
             urls = {
                 "http": f"http://127.0.0.1:{proxy.port}",
                 "nobody": f"http://127.0.0.1:{closed}",
                 "no name": "https://plaid.invalid",
             }
             url = urls.get(row.server, f"https://127.0.0.1:{proxy.port}")
-            settings = {"retry": QUICK, "ssl": ours, **row.settings, **more}
-            async with RelayClient(who, base_url=url, **settings) as client:
+            settings = {"retry": QUICK, "ssl": client_context, **row.settings, **settings_override}
+            async with RelayClient(credentials, base_url=url, **settings) as client:
                 yield proxy, client
 
 
-async def struck(row: FaultRow, operation: Operation, **more: Any) -> Seen:
-    """Let a row's faults strike one call."""
+async def call_with_faults(row: FaultRow, operation: Operation, **settings_override: Any) -> Seen:
+    """Apply a row's faults to one call."""
     async with Simulator(clients={"owner": SECRET, "partner": SECRET}, reports=[REPORT_TOKEN]) as plaid:
         async with RelayClient(OWNER, base_url=plaid.url) as owner:
             token = (await owner.relay.create([REPORT_TOKEN], "partner")).relay_token
-        async with between(row, plaid, operation.who, **more) as (proxy, client):
+        async with faulty_client(row, plaid, operation.who, **settings_override) as (proxy, client):
             if row.reuses_connection:
                 with pytest.raises(InvalidRequestError):
                     await client.webhook_verification_key.get("of-nobody")
                 proxy.attempts = 0
             if row.server_closes:
                 proxy.hang_up()
-            began = time.monotonic()
+            started = time.monotonic()
             try:
-                end = await operation.call(client, token)
+                result = await operation.call(client, token)
             except PlaidRelayError as error:
-                end = error
-            seconds = time.monotonic() - began
-        right = isinstance(end, PlaidRelayError) or operation.right(end, plaid)
-        return Seen(end, proxy.attempts, operation.made(plaid), right, seconds)
+                result = error
+            seconds = time.monotonic() - started
+        correct = isinstance(result, PlaidRelayError) or operation.right(result, plaid)
+        return Seen(result, proxy.attempts, operation.made(plaid), correct, seconds)
 
 
-def cell(seen: Seen, operation: str) -> str:
-    """Write what was seen as matrix.py writes what is expected."""
-    made = "" if operation in READS else f" {seen.made}"
-    return f"{word_for(seen.end)} {seen.heard}{made}"
+def observed_cell(observed: Seen, operation: str) -> str:
+    """Return what was observed in the format of matrix.py's cells."""
+    made = "" if operation in READS else f" {observed.made}"
+    return f"{word_for(observed.end)} {observed.heard}{made}"
 
 
-def assert_promises_kept(row: FaultRow, operation: str, seen: Seen) -> None:
-    """What must hold whatever is written in the cell."""
-    failed = isinstance(seen.end, PlaidRelayError)
+def assert_invariants(row: FaultRow, operation: str, observed: Seen) -> None:
+    """Check what must hold for every cell."""
+    failed = isinstance(observed.end, PlaidRelayError)
     refusals_only = all(fault.declines or fault is PASS for fault in row.faults)
     surely_not = row.server not in {"http", "TLS"} or (refusals_only and not row.server_closes)
-    assert seen.made <= 1, "nothing is made twice"
-    assert seen.right, "what the caller gets is what Plaid made"
-    assert failed or operation in READS or seen.made == 1, "what is said to be done was done"
+    assert observed.made <= 1, "nothing is made twice"
+    assert observed.right, "what the caller gets is what Plaid made"
+    assert failed or operation in READS or observed.made == 1, "what is said to be done was done"
     if operation in CREATING:
-        unheard = failed and seen.made == 1
-        assert not unheard or isinstance(seen.end, OutcomeUnknownError), "what was made unheard is unknown"
-        assert not (surely_not and isinstance(seen.end, OutcomeUnknownError)), "what wasn't is not unknown"
+        unheard = failed and observed.made == 1
+        assert not unheard or isinstance(observed.end, OutcomeUnknownError), (
+            "what was made unheard is unknown"
+        )
+        assert not (surely_not and isinstance(observed.end, OutcomeUnknownError)), (
+            "what wasn't is not unknown"
+        )
     if failed:
-        assert seen.end.attempts >= seen.heard
-        assert seen.end.sent is not isinstance(seen.end, NotSentError)
+        assert observed.end.attempts >= observed.heard
+        assert observed.end.sent is not isinstance(observed.end, NotSentError)
 
 
 # Interim responses without an end take a second of computing for each operation.
@@ -229,14 +233,19 @@ LONG = {name for name, row in ROWS.items() if row.name == "100 without an end"}
         for name, row in ROWS.items()
     ],
 )
-async def test_each_cell_is_as_it_is_written(clean_logs, row):
-    """What the caller gets, what reached the server, what was made: as by hand, and no secret shows."""
-    came = await asyncio.gather(*(struck(row, OPERATIONS[operation]) for operation in OPERATIONS))
-    cells = {operation: cell(seen, operation) for operation, seen in zip(OPERATIONS, came, strict=True)}
+async def test_each_cell_is_as_written(clean_logs, row):
+    """The outcome, the requests and the executions are as written, and no secret shows."""
+    observations = await asyncio.gather(
+        *(call_with_faults(row, OPERATIONS[operation]) for operation in OPERATIONS)
+    )
+    cells = {
+        operation: observed_cell(observed, operation)
+        for operation, observed in zip(OPERATIONS, observations, strict=True)
+    }
     assert cells == {operation: getattr(row, operation) for operation in OPERATIONS}
-    for operation, seen in zip(OPERATIONS, came, strict=True):
-        assert_promises_kept(row, operation, seen)
-        assert_told(row, seen)
+    for operation, observed in zip(OPERATIONS, observations, strict=True):
+        assert_invariants(row, operation, observed)
+        assert_delay_and_redaction(row, observed)
 
 
 QUICK_ROWS = {
@@ -247,36 +256,37 @@ QUICK_ROWS = {
 
 
 @pytest.mark.parametrize("row", QUICK_ROWS.values(), ids=QUICK_ROWS)
-async def test_by_a_session_of_aiohttps_own_each_cell_is_the_same(row):
-    """What is known of a fault doesn't depend on how the request was sent, and no secret shows."""
-    seen = {
-        operation: await struck(row, OPERATIONS[operation], direct=False) for operation in ("create", "get")
+async def test_each_cell_is_the_same_with_an_aiohttp_session(row):
+    """The result of a fault doesn't depend on how the request is sent, and no secret shows."""
+    observed = {
+        operation: await call_with_faults(row, OPERATIONS[operation], direct=False)
+        for operation in ("create", "get")
     }
-    assert {operation: cell(seen[operation], operation) for operation in seen} == {
-        operation: getattr(row, operation) for operation in seen
+    assert {operation: observed_cell(observed[operation], operation) for operation in observed} == {
+        operation: getattr(row, operation) for operation in observed
     }
-    for each in seen.values():
-        assert_told(row, each)
+    for each in observed.values():
+        assert_delay_and_redaction(row, each)
 
 
-def assert_told(row: FaultRow, seen: Seen) -> None:
-    """The server's delay is waited in full or handed on, and nothing that is secret shows."""
-    assert seen.seconds >= row.min_seconds
-    if isinstance(seen.end, PlaidRelayError):
-        assert_error_is_clean(seen.end)
-        assert row.retry_after is None or seen.end.retry_after == pytest.approx(row.retry_after, abs=0.5)
+def assert_delay_and_redaction(row: FaultRow, observed: Seen) -> None:
+    """The server's delay is waited in full or returned, and no secret shows."""
+    assert observed.seconds >= row.min_seconds
+    if isinstance(observed.end, PlaidRelayError):
+        assert_error_is_clean(observed.end)
+        assert row.retry_after is None or observed.end.retry_after == pytest.approx(row.retry_after, abs=0.5)
     else:
-        assert_no_canary(repr(seen.end))
+        assert_no_canary(repr(observed.end))
 
 
 def test_the_page_shows_the_matrix():
-    """docs/faults.md has the tables that are checked here; `python tests/matrix.py` writes them into it."""
+    """docs/faults.md has the tables that are checked here; `python tests/matrix.py` writes them."""
     page = PAGE.read_text(encoding="utf-8")
     assert page == page_with_tables(page)
 
 
 def test_the_page_explains_each_word():
-    """The legend of docs/faults.md has the words of the cells, and no other."""
+    """The legend of docs/faults.md explains exactly the words of the cells."""
     used = {getattr(row, column).split()[0] for row in ROWS.values() for column in OPERATIONS}
     legend = re.findall(r"^\| \*\*(\w+)\*\* \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(legend) == sorted(used)

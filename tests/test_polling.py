@@ -1,4 +1,4 @@
-"""Waiting for a report: politely, and no longer than one was told to."""
+"""Polling for a report: within Plaid's limit, and no longer than the timeout."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ class Time:
         self.now += seconds
 
 
-async def polled(answers, *, seconds=3600.0, patience=4, max_pause=300.0) -> tuple[list[float], object]:
-    """When each attempt was made, and what came of it all; an answer that is an exception is raised."""
-    time, asked, answers = Time(), [], iter(answers)
+async def polled(responses, *, seconds=3600.0, max_failures=4, max_pause=300.0) -> tuple[list[float], object]:
+    """Return the times of all attempts and the result; an exception in `responses` is raised."""
+    time, attempt_times, responses = Time(), [], iter(responses)
 
-    async def ask(left: float) -> object:
-        assert 0 < left <= seconds
-        asked.append(time.now - 1000)
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    async def send_request(remaining: float) -> object:
+        assert 0 < remaining <= seconds
+        attempt_times.append(time.now - 1000)
+        response = next(responses)
+        if isinstance(response, Exception):
+            raise response
+        return response
 
     try:
-        told = await poll(
-            ask,
+        result = await poll(
+            send_request,
             seconds=seconds,
-            max_failures=patience,
+            max_failures=max_failures,
             max_pause=max_pause,
             clock=time.clock,
             sleep=time.sleep,
         )
     except Exception as error:  # noqa: BLE001  # the test says which it should be
-        told = error
-    return asked, told
+        result = error
+    return attempt_times, result
 
 
 NOT_READY = ReportNotReadyError("wait")
@@ -72,64 +72,65 @@ LOST = ConnectionLostError("lost")
 
 
 def test_never_more_than_fifteen_a_minute():
-    """Whichever minute is looked at, no more requests are made in it than Plaid allows for one report."""
+    """In any minute, no more requests are sent than Plaid allows for one report."""
     times = [0.0, *itertools.accumulate(itertools.islice(poll_intervals(), 200))]
-    for begin in times:
-        assert sum(begin <= moment < begin + 60 for moment in times) <= 15
+    for start in times:
+        assert sum(start <= moment < start + 60 for moment in times) <= 15
 
 
 @given(
     st.lists(st.sampled_from([NOT_READY, LOST, PlaidServerError("x", status=500)]), max_size=40),
 )
-async def test_failed_attempts_are_counted_with_the_others(answers):
-    """A lost answer doesn't make for more requests a minute, nor is it forgotten how many there were."""
-    asked, told = await polled([*answers, "report"])
-    for begin in asked:
-        assert sum(begin <= moment < begin + 60 for moment in asked) <= 15
+async def test_failed_attempts_count_as_well(responses):
+    """A lost response doesn't lead to more requests a minute, and the error counts all attempts."""
+    attempt_times, result = await polled([*responses, "report"])
+    for start in attempt_times:
+        assert sum(start <= moment < start + 60 for moment in attempt_times) <= 15
     in_a_row = max(
-        (len([*run]) for bad, run in itertools.groupby(a is not NOT_READY for a in answers) if bad), default=0
+        (len([*run]) for bad, run in itertools.groupby(a is not NOT_READY for a in responses) if bad),
+        default=0,
     )
-    assert (told == "report") == (in_a_row < 4)
+    assert (result == "report") == (in_a_row < 4)
 
 
-async def test_the_deadline_is_one():
-    """When the time is up, the last word is that the report isn't ready, and nothing is asked beyond it."""
-    asked, told = await polled(itertools.repeat(NOT_READY), seconds=31)
-    assert told is NOT_READY
-    assert asked == [0, 1, 3, 6, 10, 15, 20, 25, 30]
+async def test_polling_ends_at_the_deadline():
+    """When the time is up, the error says that the report isn't ready, and no request is sent later."""
+    attempt_times, result = await polled(itertools.repeat(NOT_READY), seconds=31)
+    assert result is NOT_READY
+    assert attempt_times == [0, 1, 3, 6, 10, 15, 20, 25, 30]
 
 
 async def test_a_servers_delay_is_kept():
-    """Retry-After is waited in full, and where it doesn't fit the error is raised at once."""
+    """Retry-After is waited in full, and if it exceeds the deadline the error is raised immediately."""
     limited = RateLimitError("slow", status=429, retry_after=20.0)
     assert await polled([limited, "report"]) == ([0, 20], "report")
     assert await polled([limited], seconds=19) == ([0], limited)
 
 
 @pytest.mark.parametrize("cls", [RateLimitError, PlaidServerError])
-async def test_a_delay_beyond_max_pause_ends_the_waiting(cls):
-    """A longer delay than the policy's max_pause is neither waited nor shortened."""
+async def test_a_delay_beyond_max_pause_ends_polling(cls):
+    """A delay above the policy's max_pause is neither waited nor shortened."""
     delayed = cls("slow", status=503, retry_after=301.0)
     assert await polled([delayed]) == ([0], delayed)
     assert await polled([delayed, "report"], max_pause=301.0) == ([0, 301], "report")
 
 
-async def test_pauses_that_add_up_beyond_max_pause_end_the_waiting():
-    """Once the transport has given up on an operation's pauses, so does the waiting."""
-    given_up = RateLimitError("slow", status=429, retry_after=20.0, exceeds_max_pause=True)
-    assert await polled([given_up]) == ([0], given_up)
+async def test_pauses_that_add_up_beyond_max_pause_end_polling():
+    """Once an operation's pauses exceed max_pause in the transport, polling ends as well."""
+    exceeded = RateLimitError("slow", status=429, retry_after=20.0, exceeds_max_pause=True)
+    assert await polled([exceeded]) == ([0], exceeded)
 
 
 async def test_a_last_poll_that_was_not_sent_does_not_hide_the_others():
     """The error counts the attempts of all polls, and says that some of them were sent."""
     first, last = ConnectionLostError("lost", attempts=1), NotSentError("no connection", attempts=1)
-    asked, told = await polled([first, last], patience=2)
-    assert told is last
-    assert (len(asked), last.attempts, last.sent) == (2, 2, True)
+    attempt_times, result = await polled([first, last], max_failures=2)
+    assert result is last
+    assert (len(attempt_times), last.attempts, last.sent) == (2, 2, True)
 
 
-async def test_waiting_honours_max_pause(plaid):
-    """A report's 429 with a delay beyond max_pause fails immediately, with that delay."""
+async def test_polling_honours_max_pause(plaid):
+    """A report's 429 with a delay above max_pause fails immediately, with that delay."""
     plaid.fail(Fault(path=GET, status=429, headers={"Retry-After": "20"}))
     policy = RetryPolicy(backoff=0.001, max_pause=10)
     async with RelayClient(OWNER, base_url=plaid.url, retry=policy) as client:
@@ -140,13 +141,13 @@ async def test_waiting_honours_max_pause(plaid):
 
 
 @pytest.mark.parametrize("error", [AssetReportError("failed"), InvalidRequestError("no such token")])
-async def test_what_waiting_wont_mend_is_raised_at_once(error):
-    """A report that failed isn't one that is still being generated."""
+async def test_a_permanent_error_is_raised_immediately(error):
+    """The error of a report that failed isn't the error of one that is still being generated."""
     assert await polled([NOT_READY, error]) == ([0, 1], error)
 
 
-async def test_a_report_is_had_as_soon_as_it_is_generated():
-    """Owner and partner get the report that wasn't ready when they first asked."""
+async def test_a_report_is_returned_once_it_is_generated():
+    """Lender and partner receive the report that wasn't ready at their first request."""
     async with (
         Simulator(generation_delay=0.3) as plaid,
         RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as owner,
@@ -159,14 +160,14 @@ async def test_a_report_is_had_as_soon_as_it_is_generated():
         own = await owner.asset_report.wait_until_ready(report.asset_report_token, days_to_include=10)
         assert own.report.asset_report_id == report.asset_report_id
         assert plaid.counts[GET] == 2
-        made = await owner.relay.create([report.asset_report_token], PARTNER.client_id)
-        fresh = await partner.relay.refresh(made.relay_token)
+        created = await owner.relay.create([report.asset_report_token], PARTNER.client_id)
+        fresh = await partner.relay.refresh(created.relay_token)
         shared = await partner.relay.wait_until_ready(fresh.relay_token, include_insights=True)
         assert shared.report.asset_report_id == fresh.asset_report_id
 
 
-async def test_a_failed_report_is_told_from_one_that_takes_long(plaid, client):
-    """ASSET_REPORT_GENERATION_FAILED ends the waiting; PRODUCT_NOT_READY does when the time is up."""
+async def test_a_failed_report_differs_from_a_slow_one(plaid, client):
+    """ASSET_REPORT_GENERATION_FAILED ends polling immediately; PRODUCT_NOT_READY does when the time is up."""
     token = plaid.add_report()
     plaid.fail(Fault(path=GET, status=400, body=FAILED, times=1))
     with pytest.raises(AssetReportError):
@@ -180,8 +181,8 @@ async def test_a_failed_report_is_told_from_one_that_takes_long(plaid, client):
     assert caught.value.attempts == plaid.counts[GET] - 2 == 2
 
 
-async def test_without_a_limit_it_waits_for_ever(plaid):
-    """A client whose calls have no time limit waits without one."""
+async def test_without_a_timeout_polling_has_no_end(plaid):
+    """A client whose calls have no timeout polls without one."""
     async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(total=None)) as client:
-        got = await client.asset_report.wait_until_ready(plaid.add_report())
-    assert got.request_id == plaid.requests[-1].request_id
+        response = await client.asset_report.wait_until_ready(plaid.add_report())
+    assert response.request_id == plaid.requests[-1].request_id

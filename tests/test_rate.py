@@ -1,4 +1,4 @@
-"""Near a limit that nobody told it, the client slows down by itself; told it, it is never refused."""
+"""Without a limiter the client adapts to an unknown rate limit; with one, no attempt is declined."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("seed", range(1 if few else min(rounds, 5)))
 
 
-def test_a_client_finds_the_limit_by_itself(condition, seed):
-    """After the first minute hardly anything is refused, and nearly all that is allowed is used."""
+def test_a_client_adapts_to_an_unknown_limit(condition, seed):
+    """After the first minute hardly any attempt is declined, and nearly all of the limit is used."""
     run = measure(condition, seed=seed)
     refused, used = (0.03, 0.9) if condition.retry_after else (0.1, 0.8)
     assert run.refused < refused
     assert run.used >= used
 
 
-def test_a_client_that_is_told_the_limit_is_never_refused(condition, seed):
-    """With a limiter nothing is refused from the first attempt on, and nearly all that is allowed is used."""
+def test_with_a_limiter_no_attempt_is_declined(condition, seed):
+    """With a limiter no attempt is declined from the start, and nearly all of the limit is used."""
     run = measure(
         condition, seed=seed, limiter=lambda: InProcessLimiter({CREATE: RateLimit(condition.count)})
     )
@@ -50,8 +50,8 @@ def test_a_client_that_is_told_the_limit_is_never_refused(condition, seed):
     assert run.used >= 0.9
 
 
-def test_the_presets_keep_a_client_from_being_refused():
-    """Of 175 PDFs at once, at most 50 a minute reach Plaid."""
+def test_with_the_presets_no_attempt_is_declined():
+    """Of 175 concurrent PDF requests, at most 50 a minute reach Plaid."""
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -60,17 +60,17 @@ def test_the_presets_keep_a_client_from_being_refused():
             Simulator(reports=["report"], limits=limits, latency=0.3, clock=loop.time) as plaid,
             RelayClient(OWNER, base_url=plaid.url, rate_limiter=InProcessLimiter(PLAID_PRODUCTION)) as client,
         ):
-            began = loop.time()
+            started = loop.time()
             await asyncio.gather(*(client.asset_report.get_pdf("report") for _ in range(175)))
             assert not plaid.rate_limited
-            return loop.time() - began
+            return loop.time() - started
 
     assert 180 < run_virtually(main()) < 195
 
 
 @pytest.mark.parametrize(("slack", "refuses"), [(None, False), (0.0, True)])
-def test_the_slack_is_for_attempts_that_take_longer_than_others(slack, refuses):
-    """On a way that takes now 0.1 s and now 2 s, the default of 2 s a minute suffices, and none at all doesn't."""
+def test_the_slack_covers_varying_latency(slack, refuses):
+    """With latencies of 0.1 s to 2 s, the default slack of 2 s a minute is enough, and no slack isn't."""
     condition = Condition(latency=lambda: random.uniform(0.1, 2.0))
     run = measure(condition, limiter=lambda: InProcessLimiter({CREATE: RateLimit(50)}, slack=slack))
     assert bool(run.refusals) == refuses

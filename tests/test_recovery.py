@@ -1,4 +1,4 @@
-"""What an error's `advice` and docs/errors.md tell a caller to do: each test sees the error, does that, and succeeds."""
+"""The remedies in `advice` and docs/errors.md: each test meets the error, applies it, and succeeds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def report(plaid):
 
 @pytest.fixture
 async def shared(client, report):
-    """The relay token of a report that is shared with the partner."""
+    """Return the relay token of a report that is shared with the partner."""
     return (await client.relay.create([report], PARTNER.client_id)).relay_token
 
 
@@ -66,8 +66,8 @@ async def test_not_sent_call_again():
             await client.relay.create(["report"], "p")
         assert (caught.value.attempts, caught.value.sent) == (4, False)
         async with Simulator(port=port, reports=["report"]) as plaid:
-            made = await client.relay.create(["report"], "p")
-            assert [entry["relay_token"] for entry in plaid.ledger] == [made.relay_token]
+            created = await client.relay.create(["report"], "p")
+            assert [entry["relay_token"] for entry in plaid.ledger] == [created.relay_token]
 
 
 READS = {
@@ -104,8 +104,8 @@ async def test_a_server_in_trouble_try_a_creation_later(plaid, client, report):
     plaid.fail(Fault(path=CREATE, status=503, times=QUICK.attempts))
     with pytest.raises(PlaidServerError, match="Try again later"):
         await client.relay.create([report], "p")
-    made = await client.relay.create([report], "p")
-    assert [entry["relay_token"] for entry in plaid.ledger] == [made.relay_token]
+    created = await client.relay.create([report], "p")
+    assert [entry["relay_token"] for entry in plaid.ledger] == [created.relay_token]
 
 
 def test_a_rate_limit_wait_for_retry_after():
@@ -121,13 +121,13 @@ def test_a_rate_limit_wait_for_retry_after():
                 await client.relay.create(["report"], "p", timeout=10)
             assert (caught.value.status, caught.value.retry_after) == (429, 30)
             await asyncio.sleep(5)
-            with pytest.raises(RateLimitError) as early:
+            with pytest.raises(RateLimitError) as second_error:
                 await client.relay.create(["report"], "p", timeout=10)
-            assert early.value.retry_after == pytest.approx(25, abs=1)
-            assert (early.value.sent, plaid.counts[CREATE]) == (False, 1)
-            await asyncio.sleep(early.value.retry_after)
-            made = await client.relay.create(["report"], "p", timeout=10)
-            assert [entry["relay_token"] for entry in plaid.ledger] == [made.relay_token]
+            assert second_error.value.retry_after == pytest.approx(25, abs=1)
+            assert (second_error.value.sent, plaid.counts[CREATE]) == (False, 1)
+            await asyncio.sleep(second_error.value.retry_after)
+            created = await client.relay.create(["report"], "p", timeout=10)
+            assert [entry["relay_token"] for entry in plaid.ledger] == [created.relay_token]
 
     run_virtually(main())
 
@@ -164,8 +164,8 @@ async def test_wrong_credentials_correct_the_secret():
                 await client.relay.create(["report"], "p")
             assert caught.value.error_code == "INVALID_API_KEYS"
         async with RelayClient(NEW, base_url=plaid.url) as client:
-            made = await client.relay.create(["report"], "p")
-        assert [entry["relay_token"] for entry in plaid.ledger] == [made.relay_token]
+            created = await client.relay.create(["report"], "p")
+        assert [entry["relay_token"] for entry in plaid.ledger] == [created.relay_token]
 
 
 async def test_wrong_credentials_of_a_callable_that_returns_the_new_secret():
@@ -202,7 +202,7 @@ async def test_an_operation_that_is_not_enabled_ask_plaid(plaid, client, report)
 
 
 async def test_an_invalid_request_fix_it(plaid, client, report):
-    """Plaid's refusal and that of the package name what is wrong; the corrected request succeeds."""
+    """Plaid's error and the package's own name what is wrong; the corrected request succeeds."""
     with pytest.raises(RequestValidationError, match="secondary_client_id") as caught:
         await client.relay.create([report], "")
     assert caught.value.sent is False
@@ -256,11 +256,11 @@ async def test_a_report_that_is_too_long_raise_the_limit(plaid, client, shared):
 
 async def test_a_stored_record_that_cannot_be_read_use_its_class(client, report):
     """A stored record is read with the class that it was written from."""
-    made = await client.relay.create([report], "p")
-    stored = to_json(made)
+    created = await client.relay.create([report], "p")
+    stored = to_json(created)
     with pytest.raises(ResponseDecodeError, match="Read it with the class that it was written from"):
         from_json(stored, RelayRemoveResponse)
-    assert from_json(stored, RelayCreateResponse) == made
+    assert from_json(stored, RelayCreateResponse) == created
 
 
 # ------------------------------------------------------------------------------------------ wait for the report
@@ -268,19 +268,19 @@ async def test_a_stored_record_that_cannot_be_read_use_its_class(client, report)
 
 async def test_a_report_that_is_not_ready_ask_again():
     """The same call returns the report once the simulator's clock has passed the time of generation."""
-    now = [0.0]
+    clock = [0.0]
     async with (
-        Simulator(generation_delay=5.0, clock=lambda: now[0]) as plaid,
+        Simulator(generation_delay=5.0, clock=lambda: clock[0]) as plaid,
         RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as owner,
     ):
         item = await owner.item.exchange_public_token(
             (await owner.sandbox.create_public_token()).public_token
         )
-        made = await owner.asset_report.create([item.access_token], 30)
+        created = await owner.asset_report.create([item.access_token], 30)
         with pytest.raises(ReportNotReadyError, match="ask again in a few seconds"):
-            await owner.asset_report.get(made.asset_report_token)
-        now[0] = 6.0
-        assert (await owner.asset_report.get(made.asset_report_token)).report
+            await owner.asset_report.get(created.asset_report_token)
+        clock[0] = 6.0
+        assert (await owner.asset_report.get(created.asset_report_token)).report
 
 
 async def test_an_item_at_fault_make_a_new_report(plaid, client):
@@ -294,9 +294,9 @@ async def test_an_item_at_fault_make_a_new_report(plaid, client):
         await client.asset_report.wait_until_ready(failed.asset_report_token, timeout=10)
     assert caught.value.causes[0]["item_id"] == item.item_id
     plaid.clear_faults()
-    again = await client.asset_report.create([item.access_token], 30)
-    assert again.asset_report_token != failed.asset_report_token
-    assert (await client.asset_report.wait_until_ready(again.asset_report_token, timeout=10)).report
+    second = await client.asset_report.create([item.access_token], 30)
+    assert second.asset_report_token != failed.asset_report_token
+    assert (await client.asset_report.wait_until_ready(second.asset_report_token, timeout=10)).report
 
 
 async def test_a_bank_that_is_down_try_later(plaid, partner, shared):
@@ -317,8 +317,8 @@ async def test_an_unknown_creation_call_again_and_accept_two(plaid, client, repo
     plaid.fail(Fault(path=CREATE, close=True, when="after", times=1))
     with pytest.raises(OutcomeUnknownError, match="call again and accept that there may be two"):
         await client.relay.create([report], "p")
-    made = await client.relay.create([report], "p")
-    assert [entry["relay_token"] for entry in plaid.ledger][1:] == [made.relay_token]
+    created = await client.relay.create([report], "p")
+    assert [entry["relay_token"] for entry in plaid.ledger][1:] == [created.relay_token]
     assert len(plaid.ledger) == 2
 
 
@@ -373,29 +373,32 @@ async def test_a_duplicate_allow_duplicates(plaid, client, report):
     assert (await client.relay.create_many(twice, allow_duplicates=True)).counts == {"created": 2}
 
 
-@pytest.mark.parametrize("what", ["the input", "a callback"])
-async def test_a_stopped_batch_go_on_with_the_rest(plaid, client, report, what):
-    """The outcomes are in `result`; what isn't there is still in the input, so that each partner gets one token."""
+@pytest.mark.parametrize("source", ["the input", "a callback"])
+async def test_a_stopped_batch_continue_with_the_rest(plaid, client, report, source):
+    """The outcomes are in `result`; the rest is still in the input, and each partner gets one token."""
     partners = iter([f"p{n}" for n in range(30)])
 
     def rows():
         for partner in partners:
             yield RelayCreateRequest([report], partner)
-            if partner == "p9" and what == "the input":
+            if partner == "p9" and source == "the input":
                 raise OSError("the disk is gone")
 
     def fail(outcome):
-        if outcome.request.secondary_client_id == "p9" and what == "a callback":
+        if outcome.request.secondary_client_id == "p9" and source == "a callback":
             raise OSError("the disk is gone")
 
     with pytest.raises(BatchStoppedError, match="is in `result`") as caught:
         await client.relay.create_many(rows(), concurrency=3, on_outcome=fail)
     result = caught.value.result
     rest = [*result.not_attempted, *(RelayCreateRequest([report], partner) for partner in partners)]
-    again = await client.relay.create_many(rest)
-    held = {made.request.secondary_client_id: made.relay_token for made in (*result.created, *again.created)}
-    assert held == {entry["secondary_client_id"]: entry["relay_token"] for entry in plaid.ledger}
-    assert len(held) == len(plaid.ledger) == 30
+    second = await client.relay.create_many(rest)
+    tokens = {
+        created.request.secondary_client_id: created.relay_token
+        for created in (*result.created, *second.created)
+    }
+    assert tokens == {entry["secondary_client_id"]: entry["relay_token"] for entry in plaid.ledger}
+    assert len(tokens) == len(plaid.ledger) == 30
 
 
 async def test_a_read_of_a_batch_that_was_left_read_again(plaid, partner, shared):
@@ -417,9 +420,9 @@ async def test_a_read_of_a_batch_that_was_left_read_again(plaid, partner, shared
 async def test_not_attempted_requests_go_into_the_next_batch(plaid, client, report):
     """Once a pause that was too long is over, the failed and unattempted requests are created."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
-    patience = RetryPolicy(backoff=0.001, max_pause=0.5)
+    policy = RetryPolicy(backoff=0.001, max_pause=0.5)
     requests = iter(RelayCreateRequest.fan_out([report], [f"p{n}" for n in range(10)]))
-    result = await client.relay.create_many(requests, concurrency=1, retry=patience)
+    result = await client.relay.create_many(requests, concurrency=1, retry=policy)
     [failed] = result.failed
     assert failed.error.exceeds_max_pause
     await asyncio.sleep(failed.error.retry_after)

@@ -1,4 +1,4 @@
-"""Reports as the client reads them: whole, typed, and without holding up the loop."""
+"""Reports as the client reads them: complete, typed, and without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ async def threads():
 
 
 @pytest.mark.parametrize(("transactions", "jobs"), [(200, 0), (3_000, 1)])
-async def test_a_long_report_is_read_in_a_thread_and_a_short_one_in_the_loop(threads, transactions, jobs):
-    """What takes longer than a few milliseconds doesn't hold up the event loop."""
+async def test_a_long_report_is_decoded_in_a_thread(threads, transactions, jobs):
+    """Decoding that takes longer than a few milliseconds doesn't block the event loop."""
     body = report_bytes(transactions)
 
     async def handle(reader, writer):
@@ -59,13 +59,13 @@ async def test_a_long_report_is_read_in_a_thread_and_a_short_one_in_the_loop(thr
         await writer.drain()
 
     async with serving(handle) as (url, _), RelayClient(OWNER, base_url=url) as client:
-        got = await client.asset_report.get("t")
-    assert got.raw.reveal() == body
+        response = await client.asset_report.get("t")
+    assert response.raw.reveal() == body
     assert threads.submitted == jobs
 
 
-async def test_a_long_report_that_stops_in_the_middle_is_a_read_timeout(threads):
-    """What arrived is decoded in a thread, and the error says that the rest of it did not arrive in time."""
+async def test_a_long_report_that_stalls_is_a_read_timeout(threads):
+    """What arrived is decoded in a thread, and the error says that the rest did not arrive in time."""
     body = report_bytes(3_000)
 
     async def handle(reader, writer):
@@ -80,8 +80,8 @@ async def test_a_long_report_that_stops_in_the_middle_is_a_read_timeout(threads)
     assert threads.submitted == 1
 
 
-async def test_an_error_in_a_long_report_comes_out_of_the_thread(plaid, client):
-    """It is the same error, with its place and the request id."""
+async def test_a_decode_error_in_a_thread_is_raised(plaid, client):
+    """It is the same error, with its path and the request ID."""
     body = json.loads(report_bytes(2_000))
     body["report"]["items"][0]["accounts"][0]["balances"]["current"] = "much"
     plaid.fail(Fault(path=GET, status=200, body=body))
@@ -92,17 +92,17 @@ async def test_an_error_in_a_long_report_comes_out_of_the_thread(plaid, client):
 
 
 async def test_a_report_can_be_stored_and_read_again(plaid, client):
-    """All that a rich report holds becomes JSON and the same records again, by either pair of functions."""
+    """All of a full report becomes JSON and the same records again, by either pair of functions."""
     token = plaid.add_report(transactions=400, days=120, investments=True)
-    got = await client.asset_report.get(token, include_insights=True)
-    stored = to_json(got)
-    assert from_json(stored, AssetReportGetResponse) == got
-    assert without_nulls(stored) == without_nulls(got.raw.reveal())
-    assert structure(json.loads(json.dumps(unstructure(got))), AssetReportGetResponse) == got
+    response = await client.asset_report.get(token, include_insights=True)
+    stored = to_json(response)
+    assert from_json(stored, AssetReportGetResponse) == response
+    assert without_nulls(stored) == without_nulls(response.raw.reveal())
+    assert structure(json.loads(json.dumps(unstructure(response))), AssetReportGetResponse) == response
 
 
 def without_nulls(text: bytes) -> object:
-    """JSON as it is compared: a field that is null is as good as one that isn't there."""
+    """Remove null fields from JSON, because null and absent are compared as equal."""
     return json.loads(
         text,
         parse_float=Decimal,
@@ -110,11 +110,11 @@ def without_nulls(text: bytes) -> object:
     )
 
 
-async def test_nothing_of_a_report_is_unknown_to_the_records(plaid, client):
-    """The simulator, written from Plaid's documents alone, sends no field that isn't one of a record."""
+async def test_the_records_have_all_fields_of_the_simulator(plaid, client):
+    """The simulator, written from Plaid's documents alone, sends no field that the records don't have."""
     token = plaid.add_report(transactions=400, days=120, investments=True)
-    got = await client.asset_report.get(token, include_insights=True)
-    assert unknown_in(got) == []
+    response = await client.asset_report.get(token, include_insights=True)
+    assert unknown_in(response) == []
 
 
 def unknown_in(value: object) -> list[str]:
@@ -126,17 +126,17 @@ def unknown_in(value: object) -> list[str]:
     return [*value.additional_properties, *unknown_in(inner)]
 
 
-async def test_no_repr_tells_of_a_person(plaid, client):
-    """Names, addresses, numbers of accounts and the bank's words are in no repr, of whatever part."""
+async def test_no_repr_shows_personal_data(plaid, client):
+    """Names, addresses, account numbers and the bank's texts are in no repr of any part."""
     token = plaid.add_report(transactions=200, days=60, investments=True)
-    got = await client.asset_report.get(token, include_insights=True)
-    shown = "\n".join(map(repr, records_in(got)))
-    for account in got.report.accounts():
-        told = [account.name, account.official_name, account.mask, *account.owners[0].names]
-        told += [account.owners[0].emails[0].data, account.owners[0].addresses[0].data.street]
-        told += [t.original_description for t in account.transactions]
-        told += [t.payment_meta.payee for t in account.transactions if t.payment_meta]
-        for words in filter(None, told):
+    response = await client.asset_report.get(token, include_insights=True)
+    shown = "\n".join(map(repr, records_in(response)))
+    for account in response.report.accounts():
+        user = [account.name, account.official_name, account.mask, *account.owners[0].names]
+        user += [account.owners[0].emails[0].data, account.owners[0].addresses[0].data.street]
+        user += [t.original_description for t in account.transactions]
+        user += [t.payment_meta.payee for t in account.transactions if t.payment_meta]
+        for words in filter(None, user):
             assert f"='{words}'" not in shown
 
 
@@ -150,27 +150,27 @@ def records_in(value: object):
             yield from records_in(getattr(value, a.name))
 
 
-async def test_transactions_of_all_accounts_come_one_by_one(plaid, client):
-    """The iterator gives what the nested lists hold, in their order."""
-    got = await client.asset_report.get(plaid.add_report(transactions=120))
-    nested = [t for item in got.report.items for account in item.accounts for t in account.transactions]
-    assert [*got.report.transactions()] == nested
+async def test_transactions_iterates_over_all_accounts(plaid, client):
+    """The iterator yields what the nested lists contain, in their order."""
+    response = await client.asset_report.get(plaid.add_report(transactions=120))
+    nested = [t for item in response.report.items for account in item.accounts for t in account.transactions]
+    assert [*response.report.transactions()] == nested
     assert len(nested) == 120
-    assert [a.account_id for a in got.report.accounts()] == [
-        a.account_id for item in got.report.items for a in item.accounts
+    assert [a.account_id for a in response.report.accounts()] == [
+        a.account_id for item in response.report.items for a in item.accounts
     ]
 
 
-async def test_what_the_owner_told_of_a_person_is_in_the_report():
-    """The user comes back as told, fields of one's own included, and shows in no repr."""
-    told = AssetReportUser(first_name="Anna", ssn="111-22-1234", additional_properties={"loan": "L-1"})
+async def test_the_user_of_a_request_is_in_the_report():
+    """The user is returned as sent, with custom fields, and shows in no repr."""
+    user = AssetReportUser(first_name="Anna", ssn="111-22-1234", additional_properties={"loan": "L-1"})
     async with Simulator(generation_delay=0) as plaid, RelayClient(OWNER, base_url=plaid.url) as client:
         public = await client.sandbox.create_public_token()
         item = await client.item.exchange_public_token(public.public_token)
-        made = await client.asset_report.create([item.access_token], 30, user=told)
-        got = await client.asset_report.get(made.asset_report_token)
-    user = got.report.user
+        report = await client.asset_report.create([item.access_token], 30, user=user)
+        response = await client.asset_report.get(report.asset_report_token)
+    user = response.report.user
     assert (user.first_name, user.ssn, user.email) == ("Anna", "111-22-1234", None)
-    for shown in (repr(told), repr(got), repr(user)):
+    for shown in (repr(user), repr(response), repr(user)):
         assert "111-22-1234" not in shown
         assert "Anna" not in shown

@@ -1,4 +1,4 @@
-"""Canaries: a secret and tokens that must show nowhere but where they are asked for."""
+"""Canaries: a secret and tokens that must not show anywhere except where the caller requests them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ECHO = {
 )
 @pytest.mark.parametrize("path", [CREATE, GET, REMOVE])
 async def test_no_error_shows_a_secret(clean_logs, where, fault, path):
-    """Whatever a server does, quoting the request included: text, repr, attributes, traceback and locals are clean."""
+    """Text, repr, attributes, traceback and locals are clean, even if a server quotes the request."""
     timeouts = Timeouts(read=0.05, slow_read=0.05, total=2)
     async with (
         Simulator(clients={"owner": SECRET}, reports=[REPORT_TOKEN]) as plaid,
@@ -65,12 +65,12 @@ async def test_no_error_shows_a_secret(clean_logs, where, fault, path):
             retry=RetryPolicy(attempts=2, backoff=0.001),
         ) as client,
     ):
-        made = await client.relay.create([REPORT_TOKEN], "owner")
+        created = await client.relay.create([REPORT_TOKEN], "owner")
         plaid.fail(Fault(path=path, **fault))
         call = {
             CREATE: lambda: client.relay.create([REPORT_TOKEN], "p"),
-            GET: lambda: client.relay.get(made.relay_token),
-            REMOVE: lambda: client.relay.remove(made.relay_token),
+            GET: lambda: client.relay.get(created.relay_token),
+            REMOVE: lambda: client.relay.remove(created.relay_token),
         }[path]
         with pytest.raises(PlaidRelayError) as caught:
             await call()
@@ -89,18 +89,18 @@ async def test_no_error_shows_a_secret(clean_logs, where, fault, path):
     ],
     ids=lambda fault: "-".join(map(str, [*fault][:2])),
 )
-async def test_neither_waiting_nor_saving_shows_a_secret(clean_logs, fault, tmp_path):
-    """What goes through a thread, a file or a loop of attempts is kept as well as a plain call."""
+async def test_neither_polling_nor_downloading_shows_a_secret(clean_logs, fault, tmp_path):
+    """Threads, files and loops of attempts keep secrets as a plain call does."""
     timeouts = Timeouts(read=0.05, slow_read=0.05, total=2)
     async with (
         Simulator(clients={"owner": SECRET}, reports=[REPORT_TOKEN]) as plaid,
         RelayClient(CREDENTIALS, base_url=plaid.url, timeouts=timeouts, retry=QUICK) as client,
     ):
-        made = await client.relay.create([REPORT_TOKEN], "owner")
+        created = await client.relay.create([REPORT_TOKEN], "owner")
         plaid.fail(Fault(**fault))
         for call in (
-            lambda: client.relay.wait_until_ready(made.relay_token, timeout=0.4),
-            lambda: client.relay.download_pdf(made.relay_token, tmp_path / "x.pdf"),
+            lambda: client.relay.wait_until_ready(created.relay_token, timeout=0.4),
+            lambda: client.relay.download_pdf(created.relay_token, tmp_path / "x.pdf"),
             lambda: client.asset_report.wait_until_ready(REPORT_TOKEN, timeout=0.4),
             lambda: client.asset_report.download_pdf(REPORT_TOKEN, tmp_path / "x.pdf"),
         ):
@@ -109,8 +109,8 @@ async def test_neither_waiting_nor_saving_shows_a_secret(clean_logs, fault, tmp_
             assert_error_is_clean(caught.value)
 
 
-async def test_nothing_that_is_unsent_shows_a_secret(clean_logs):
-    """No connection, no limiter, no time: the errors are as clean."""
+async def test_no_error_of_an_unsent_call_shows_a_secret(clean_logs):
+    """The errors of a connection, a limiter and a timeout are just as clean."""
 
     class Broken:
         async def acquire(self, endpoint: str) -> None:
@@ -124,7 +124,7 @@ async def test_nothing_that_is_unsent_shows_a_secret(clean_logs):
 
 
 async def test_a_cancelled_call_shows_no_secret(clean_logs):
-    """A CancelledError's traceback goes through our frames, too."""
+    """The traceback of a CancelledError contains the package's frames as well."""
     async with (
         Simulator(reports=[REPORT_TOKEN]) as plaid,
         RelayClient(CREDENTIALS, base_url=plaid.url, timeouts=Timeouts(drain=0.1)) as client,
@@ -170,8 +170,8 @@ async def test_a_cancelled_call_shows_no_secret(clean_logs):
         lambda client: RelayCreateRequest.fan_out([REPORT_TOKEN], [], webhook="nowhere"),
     ],
 )
-def test_bad_input_is_refused_without_showing_it(mistake):
-    """A refusal before anything is sent shows the name of the field, and neither its value nor its neighbours."""
+def test_invalid_input_is_rejected_without_showing_it(mistake):
+    """A request check shows the name of the field, and neither its value nor other values."""
     with pytest.raises(RequestValidationError) as caught:
         mistake(RelayClient(CREDENTIALS))
     assert_error_is_clean(caught.value)
@@ -188,8 +188,8 @@ def test_bad_input_is_refused_without_showing_it(mistake):
         lambda: RelayClient(CREDENTIALS, base_url=f"ftp://{SECRET}"),
     ],
 )
-def test_bad_settings_are_refused_without_showing_them(mistake):
-    """The same for what a client is made with."""
+def test_invalid_settings_are_rejected_without_showing_them(mistake):
+    """The same holds for a client's arguments."""
     with pytest.raises(ConfigurationError) as caught:
         mistake()
     assert_error_is_clean(caught.value)
@@ -205,54 +205,54 @@ def test_bad_settings_are_refused_without_showing_them(mistake):
     ],
 )
 def test_a_misspelt_argument_shows_none_of_the_others(mistake):
-    """A TypeError from Python itself comes out of frames that hold no secret."""
+    """Python's own TypeError is raised from frames that contain no secret."""
     with pytest.raises(TypeError) as caught:
         mistake()
     assert_error_is_clean(caught.value)
 
 
 async def test_no_repr_shows_a_secret(clean_logs):
-    """Clients, requests, answers, outcomes, results and settings can be printed."""
+    """Clients, requests, responses, outcomes, results and settings can be printed."""
     async with (
         Simulator(reports=[REPORT_TOKEN]) as plaid,
         RelayClient(CREDENTIALS, base_url=plaid.url) as client,
-        RelayClient(gateway_key=SECRET, base_url=plaid.url) as through,
+        RelayClient(gateway_key=SECRET, base_url=plaid.url) as gateway_client,
     ):
         plaid.fail(Fault(path=CREATE, secondary_client_id="lost", close=True))
         batch = client.relay.create_many(RelayCreateRequest.fan_out([REPORT_TOKEN], ["a", "lost", "a"]))
         result = await batch
-        made = await client.relay.create([REPORT_TOKEN], "owner")
-        shared = await client.relay.get(made.relay_token)
-        things = [
+        created = await client.relay.create([REPORT_TOKEN], "owner")
+        shared = await client.relay.get(created.relay_token)
+        objects = [
             CREDENTIALS,
             client,
-            through,
+            gateway_client,
             client.relay,
             batch,
             result,
-            made,
+            created,
             shared,
             plaid,
             *plaid.requests,
         ]
-        things += [*result.created, *result.failed, *result.unknown, vars(client), vars(client._session)]
+        objects += [*result.created, *result.failed, *result.unknown, vars(client), vars(client._session)]
         public = await client.sandbox.create_public_token()
         item = await client.item.exchange_public_token(public.public_token)
-        things += [public, item, await client.asset_report.create([item.access_token], 5)]
-        assert_no_canary("\n".join(map(repr, things)))
+        objects += [public, item, await client.asset_report.create([item.access_token], 5)]
+        assert_no_canary("\n".join(map(repr, objects)))
         assert result.created[0].relay_token == plaid.ledger[0]["relay_token"]
 
 
 async def test_no_batch_of_tokens_shows_one(clean_logs):
-    """Tokens as the input: what can't pass, what is unknown and what is lost, result and all, are clean."""
+    """Tokens as input: invalid, unknown and lost ones are clean, and so is the result."""
     async with (
         Simulator(reports=[REPORT_TOKEN]) as plaid,
         RelayClient(CREDENTIALS, base_url=plaid.url) as client,
     ):
-        made = [(await client.relay.create([REPORT_TOKEN], "owner")).relay_token for _ in range(2)]
+        created = [(await client.relay.create([REPORT_TOKEN], "owner")).relay_token for _ in range(2)]
         plaid.fail(Fault(status=500, body=ECHO, when="after"))
         for many in (client.relay.remove_many, client.relay.refresh_many, client.relay.get_many):
-            batch = many([*made, f"{made[0]} {SECRET}"], retry=RetryPolicy(attempts=1), concurrency=1)
+            batch = many([*created, f"{created[0]} {SECRET}"], retry=RetryPolicy(attempts=1), concurrency=1)
             with pytest.raises(BatchStoppedError) as caught:
                 await batch
             assert_error_is_clean(caught.value)
@@ -262,12 +262,12 @@ async def test_no_batch_of_tokens_shows_one(clean_logs):
                 assert_error_is_clean(outcome.error)
             assert_no_canary("\n".join(map(repr, [batch, batch.result, *outcomes])))
             with pytest.raises(PlaidRelayError) as caught:
-                many(made[0])
+                many(created[0])
             assert_error_is_clean(caught.value)
 
 
-async def test_logs_are_clean_when_all_goes_well(clean_logs):
-    """With every logger at DEBUG and asyncio in debug mode, a run that succeeds says nothing secret."""
+async def test_logs_of_a_successful_run_are_clean(clean_logs):
+    """With every logger at DEBUG and asyncio in debug mode, a successful run logs no secret."""
     async with (
         Simulator(reports=[REPORT_TOKEN]) as plaid,
         RelayClient(CREDENTIALS, base_url=plaid.url) as client,
@@ -276,8 +276,8 @@ async def test_logs_are_clean_when_all_goes_well(clean_logs):
         await client.relay.create_many(RelayCreateRequest.fan_out([REPORT_TOKEN], map(str, range(20))))
 
 
-def test_sealing_hands_on_what_is_no_error_of_ours():
-    """A sealed function gives its value and leaves other exceptions alone."""
+def test_strip_traceback_passes_other_exceptions():
+    """A decorated function returns its value, and doesn't change other exceptions."""
 
     @strip_traceback
     def divide(a: int, b: int) -> float:

@@ -1,4 +1,4 @@
-"""Requests and answers made from Plaid's OpenAPI document, through the codec and back."""
+"""Requests and responses generated from Plaid's OpenAPI document go through the codec and back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OUR_NAMES = {name for record in CODE.records.values() for name in record.fields}
 
 
 def bounded(examples: int) -> settings:
-    """Always the same examples, so many of them, however slow the machine.
+    """Return settings for a fixed number of examples, always the same ones, however slow the machine.
 
     They aren't made smaller: that takes minutes for a report, and a failure names its place anyway.
     """
@@ -65,7 +65,7 @@ class Number:
 
 
 def written(value: Any) -> str:
-    """JSON, of numbers as they are told."""
+    """Return JSON, with numbers as their texts have them."""
     if isinstance(value, Number):
         return value.text
     if isinstance(value, dict):
@@ -80,7 +80,7 @@ def parsed(text: str | bytes) -> Any:
 
 
 def exact(value: Any) -> Any:
-    """What `unstructure` gave, with its numbers as `parsed` has them."""
+    """Return the result of `unstructure` with numbers in the form that `parsed` returns."""
     if isinstance(value, dict):
         return {name: exact(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -146,7 +146,7 @@ class Maker:
     unknown: st.SearchStrategy[dict[str, Any]] = UNKNOWN
 
     def value(self, schema: Schema, depth: int) -> st.SearchStrategy[Any]:
-        """Anything that fits a schema; at depth 0 the objects in it have their required fields alone."""
+        """Return a strategy for values of a schema; at depth 0 its objects have only required fields."""
         schema = self.spec.resolve(schema)
         some = self.not_null(schema, depth)
         return st.none() | some if drift.is_nullable(schema) else some
@@ -181,58 +181,58 @@ class Maker:
 
 @pytest.fixture(scope="session")
 def documents(openapi: Specification) -> list[Specification]:
-    """Plaid's document as it was given, and as it is since mid-2026."""
+    """Return Plaid's document as received, and as changed since mid-2026."""
     return [openapi, as_of_mid_2026(openapi)]
 
 
 def schemas_of(
     documents: list[Specification], record: str, *, is_answer: bool
 ) -> list[tuple[Specification, Schema]]:
-    found = [
+    schemas = [
         (spec, schema)
         for spec in documents
         for name, schema in drift.compared_schemas(spec, CODE, is_response=is_answer)
         if name == record
     ]
-    assert found, f"no document has {record}"
-    return found
+    assert schemas, f"no document has {record}"
+    return schemas
 
 
 def fields_of(schemas: list[tuple[Specification, Schema]]) -> set[str]:
-    """All fields that the documents have, so that a test can tell whether it met each of them."""
+    """Return all fields of the documents, so that a test can check whether it met each of them."""
     return {name for _, schema in schemas for name in schema["properties"]}
 
 
-def lost(spec: Specification, schema: Schema, sent: Any, got: Any, place: str = "$") -> list[str]:
-    """Where something of what was sent isn't in what was got; absent and null fields are alike."""
+def lost(spec: Specification, schema: Schema, sent: Any, result: Any, place: str = "$") -> list[str]:
+    """Return where something sent isn't in the result; absent and null fields are equal."""
     schema = spec.resolve(schema)
-    if sent is None or got is None:
-        return [] if sent is got else [place]
+    if sent is None or result is None:
+        return [] if sent is result else [place]
     kind = drift.kind_of(schema)
     if kind == "object":
-        return lost_of_object(spec, schema, sent, got, place)
+        return lost_of_object(spec, schema, sent, result, place)
     if kind == "array":
-        pairs = enumerate(zip(sent, got, strict=False))
+        pairs = enumerate(zip(sent, result, strict=False))
         inner = [each for i, (a, b) in pairs for each in lost(spec, schema["items"], a, b, f"{place}[{i}]")]
-        return inner if len(sent) == len(got) else [place]
+        return inner if len(sent) == len(result) else [place]
     if kind == "date-time":
-        return [] if moment(sent) == moment(got) else [place]
-    return [] if identical(sent, got) else [place]
+        return [] if to_microseconds(sent) == to_microseconds(result) else [place]
+    return [] if identical(sent, result) else [place]
 
 
-def lost_of_object(spec: Specification, schema: Schema, sent: Any, got: Any, place: str) -> list[str]:
+def lost_of_object(spec: Specification, schema: Schema, sent: Any, result: Any, place: str) -> list[str]:
     known = schema["properties"]
-    if not identical(*({n: v for n, v in side.items() if n not in known} for side in (sent, got))):
+    if not identical(*({n: v for n, v in side.items() if n not in known} for side in (sent, result))):
         return [f"{place}.*"]
     return [
         each
         for name in known
-        for each in lost(spec, known[name], sent.get(name), got.get(name), f"{place}.{name}")
+        for each in lost(spec, known[name], sent.get(name), result.get(name), f"{place}.{name}")
     ]
 
 
 def identical(one: Any, other: Any) -> bool:
-    """Whether two values of JSON are the same; True isn't 1, as it is for Python."""
+    """Return whether two JSON values are the same; True isn't 1, as it is in Python."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -242,8 +242,8 @@ def identical(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def moment(text: str) -> datetime:
-    """A moment to the microsecond, for that is what Python's can hold."""
+def to_microseconds(text: str) -> datetime:
+    """Return a time to the microsecond, which is what Python's type can represent."""
     return datetime.fromisoformat(text.upper())
 
 
@@ -252,21 +252,21 @@ def cls_of(record: str) -> Any:
 
 
 def check_round_trip(spec: Specification, schema: Schema, text: str, record: str) -> None:
-    """JSON to the record and back by way of text and of dicts, and then the same record again."""
-    got = codec.from_json(text.encode(), cls_of(record))
-    again = codec.to_json(got)
+    """Convert JSON to the record and back by text and by dicts, and compare the records."""
+    result = codec.from_json(text.encode(), cls_of(record))
+    again = codec.to_json(result)
     assert lost(spec, schema, parsed(text), parsed(again)) == []
-    assert codec.from_json(again, cls_of(record)) == got
-    plain = codec.unstructure(got)
+    assert codec.from_json(again, cls_of(record)) == result
+    plain = codec.unstructure(result)
     assert lost(spec, schema, parsed(text), exact(plain)) == []
-    assert codec.structure(plain, cls_of(record)) == got
+    assert codec.structure(plain, cls_of(record)) == result
 
 
 # ---------------------------------------------------------------------------------------------- answers
 
 
 def test_plaids_own_examples_are_read_and_written(openapi):
-    """Each example of the document is read as an answer, and comes out of its record as it went in."""
+    """Each example of the document is read as a response, and is written as it was."""
     endpoints = {endpoint.path: endpoint for endpoint in ENDPOINTS if endpoint.path in openapi.paths}
     read = set()
     for path, endpoint in endpoints.items():
@@ -284,58 +284,60 @@ def test_plaids_own_examples_are_read_and_written(openapi):
 
 @pytest.mark.parametrize("record", ANSWERS)
 def test_nothing_of_an_object_is_lost(record, documents):
-    """Whatever Plaid's schema of an object allows, and fields of tomorrow with it, comes out as it went in."""
-    found = schemas_of(documents, record, is_answer=True)
-    made = [Maker(spec).object(schema, 2) for spec, schema in found]
+    """Whatever Plaid's schema of an object allows, with unknown fields, is written as it was read."""
+    schemas = schemas_of(documents, record, is_answer=True)
+    made = [Maker(spec).object(schema, 2) for spec, schema in schemas]
     seen: set[str] = set()
 
     @bounded(80)
     @given(st.data())
     def check(data):
-        number = data.draw(st.integers(0, len(found) - 1))
+        number = data.draw(st.integers(0, len(schemas) - 1))
         value = data.draw(made[number])
-        check_round_trip(*found[number], written(value), record)
+        check_round_trip(*schemas[number], written(value), record)
         seen.update(name for name in value if value[name] is not None)
 
     check()
-    assert fields_of(found) <= seen
+    assert fields_of(schemas) <= seen
 
 
 @pytest.mark.parametrize("record", WHOLE)
-def test_nothing_of_a_whole_answer_is_lost(record, documents):
-    """An answer to its last list and object, unknown fields and values among them, comes out as it went in."""
-    found = schemas_of(documents, record, is_answer=True)
-    made = [Maker(spec).object(schema, DEEP).map(written) for spec, schema in found]
+def test_nothing_of_a_response_is_lost(record, documents):
+    """A response with all lists and objects, unknown fields and values, is written as it was read."""
+    schemas = schemas_of(documents, record, is_answer=True)
+    made = [Maker(spec).object(schema, DEEP).map(written) for spec, schema in schemas]
 
     @bounded(100)
     @given(st.data())
     def check(data):
-        number = data.draw(st.integers(0, len(found) - 1))
-        check_round_trip(*found[number], data.draw(made[number]), record)
+        number = data.draw(st.integers(0, len(schemas) - 1))
+        check_round_trip(*schemas[number], data.draw(made[number]), record)
 
     check()
 
 
 def test_a_time_is_kept_to_the_microsecond():
-    """Python's times end there: what is behind it stays in the answer's bytes alone."""
+    """Python's times end there: further digits stay in the response's bytes only."""
     text = '{"original_purchase_datetime": "2026-03-30t18:27:37.123456789-05:30"}'
-    got = codec.from_json(text, models.HoldingTaxLot)
-    assert json.loads(codec.to_json(got))["original_purchase_datetime"] == "2026-03-30T18:27:37.123456-05:30"
+    result = codec.from_json(text, models.HoldingTaxLot)
+    assert (
+        json.loads(codec.to_json(result))["original_purchase_datetime"] == "2026-03-30T18:27:37.123456-05:30"
+    )
 
 
 def test_a_time_may_end_in_a_small_z():
-    """RFC 3339 has it, and so has the format date-time."""
-    got = codec.from_json('{"original_purchase_datetime": "2026-03-30t18:27:37z"}', models.HoldingTaxLot)
-    assert got.original_purchase_datetime == datetime(2026, 3, 30, 18, 27, 37, tzinfo=UTC)
+    """RFC 3339 allows it, and so does the format date-time."""
+    result = codec.from_json('{"original_purchase_datetime": "2026-03-30t18:27:37z"}', models.HoldingTaxLot)
+    assert result.original_purchase_datetime == datetime(2026, 3, 30, 18, 27, 37, tzinfo=UTC)
 
 
-def test_numbers_of_tomorrow_are_the_same_again():
-    """A number in a field that no record knows is a float among dicts, and exact again in the record."""
-    got = codec.from_json('{"field_of_tomorrow": [{"a": 0.1, "b": 5, "c": 1e400}]}', models.HoldingTaxLot)
-    plain = codec.unstructure(got)
+def test_numbers_in_unknown_fields_are_exact():
+    """A number in an unknown field is a float among dicts, and exact again in the record."""
+    result = codec.from_json('{"field_of_tomorrow": [{"a": 0.1, "b": 5, "c": 1e400}]}', models.HoldingTaxLot)
+    plain = codec.unstructure(result)
     assert plain["field_of_tomorrow"] == [{"a": 0.1, "b": 5, "c": Decimal("1e400")}]
     again = codec.structure(plain, models.HoldingTaxLot)
-    assert again == got
+    assert again == result
     assert type(again.additional_properties["field_of_tomorrow"][0]["a"]) is Decimal
 
 
@@ -375,23 +377,23 @@ class Place:
 
 
 def places(record: str, value: dict[str, Any], steps: tuple[str | int, ...] = ()) -> list[Place]:
-    """Each place in an answer that has a type."""
-    found = []
+    """Return each place in a response that has a type."""
+    schemas = []
     for name, field in CODE.records[record].fields.items():
         if name in value:
-            found.append(Place((*steps, name), field.shape, field.required))
-            found.extend(inside(field.shape, value[name], (*steps, name)))
-    return [place for place in found if place.shape.kind in WRONG]
+            schemas.append(Place((*steps, name), field.shape, field.required))
+            schemas.extend(inside(field.shape, value[name], (*steps, name)))
+    return [place for place in schemas if place.shape.kind in WRONG]
 
 
 def inside(shape: Shape, value: Any, steps: tuple[str | int, ...]) -> list[Place]:
     if shape.kind == "object" and value is not None:
         return places(shape.record, value, steps)
-    found = []
+    schemas = []
     for index, element in enumerate(value or () if shape.items else ()):
-        found.append(Place((*steps, index), shape.items, required=False))
-        found.extend(inside(shape.items, element, (*steps, index)))
-    return found
+        schemas.append(Place((*steps, index), shape.items, required=False))
+        schemas.extend(inside(shape.items, element, (*steps, index)))
+    return schemas
 
 
 def needs_something(record: str) -> bool:
@@ -404,8 +406,8 @@ def holder(value: Any, steps: tuple[str | int, ...]) -> Any:
     return value
 
 
-def check_refused(text: str, record: str, place: Place, problem: str) -> None:
-    """The JSON isn't the record for what is at a place, and nothing is shown but the place."""
+def check_rejected(text: str, record: str, place: Place, problem: str) -> None:
+    """Check that the JSON is rejected for what is at a place, and that only the place is shown."""
     with pytest.raises(ResponseDecodeError) as caught:
         codec.from_json(text, cls_of(record))
     assert caught.value.path == place.path
@@ -416,11 +418,11 @@ def check_refused(text: str, record: str, place: Place, problem: str) -> None:
 
 
 @pytest.mark.parametrize("record", ANSWERS)
-def test_a_wrong_type_is_an_error_that_names_its_place_and_nothing_else(record, documents):
-    """Each value of an answer is refused if it has a wrong type, with its path; its content isn't shown."""
-    found = schemas_of(documents, record, is_answer=True)
+def test_a_wrong_type_is_an_error_with_its_path_only(record, documents):
+    """Each value of a wrong type is rejected with its path; its content isn't shown."""
+    schemas = schemas_of(documents, record, is_answer=True)
     depth = DEEP if record in WHOLE else 1
-    made = [Maker(spec, CANARIES, OF_CANARIES).object(schema, depth) for spec, schema in found]
+    made = [Maker(spec, CANARIES, OF_CANARIES).object(schema, depth) for spec, schema in schemas]
     spoilt: set[tuple[str | int, ...]] = set()
 
     @bounded(30)
@@ -432,21 +434,21 @@ def test_a_wrong_type_is_an_error_that_names_its_place_and_nothing_else(record, 
             wrong = [*WRONG[place.shape.kind], *([] if place.shape.nullable else [None])]
             around, last = holder(value, place.steps), place.steps[-1]
             right, around[last] = around[last], wrong[turn % len(wrong)]
-            check_refused(written(value), record, place, "")
+            check_rejected(written(value), record, place, "")
             around[last] = right
             spoilt.add(place.steps)
             turn += 1
 
     check()
-    assert fields_of(found) == {name for name, *further in spoilt if not further}
+    assert fields_of(schemas) == {name for name, *further in spoilt if not further}
 
 
 @pytest.mark.parametrize("record", [name for name in ANSWERS if needs_something(name)])
-def test_a_missing_field_is_an_error_that_names_it(record, documents):
-    """A field that has to be there and isn't is refused by its path, wherever it is."""
-    found = schemas_of(documents, record, is_answer=True)
+def test_a_missing_field_is_an_error_with_its_path(record, documents):
+    """A missing required field is rejected with its path, wherever it is."""
+    schemas = schemas_of(documents, record, is_answer=True)
     depth = DEEP if record in WHOLE else 1
-    made = [Maker(spec, CANARIES, OF_CANARIES).object(schema, depth) for spec, schema in found]
+    made = [Maker(spec, CANARIES, OF_CANARIES).object(schema, depth) for spec, schema in schemas]
 
     @bounded(20)
     @given(st.data())
@@ -456,7 +458,7 @@ def test_a_missing_field_is_an_error_that_names_it(record, documents):
         assume(missing)
         place = data.draw(st.sampled_from(missing))
         del holder(value, place.steps)[place.steps[-1]]
-        check_refused(written(value), record, place, "required field missing")
+        check_rejected(written(value), record, place, "required field missing")
 
     check()
 
@@ -523,7 +525,7 @@ class Asker:
 
 
 def in_order(given: dict[str, Any]) -> dict[str, Any]:
-    """A time starts before it ends; the document has no words for that."""
+    """Return whether a time range starts before it ends; the document doesn't express that."""
     if {"start_date", "end_date"} <= given.keys():
         start, end = sorted((given["start_date"], given["end_date"]))
         return {**given, "start_date": start, "end_date": end}
@@ -531,7 +533,7 @@ def in_order(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_report(tokens: list[str]) -> bool:
-    """Plaid relays one of each type, of which there is one; the document says so in words alone."""
+    """Return whether there is one report of each type; the document says so in prose only."""
     return len(set(tokens)) == len(tokens) and sum(token.startswith("assets-") for token in tokens) < 2
 
 
@@ -543,7 +545,7 @@ def words_of(schema: Schema) -> st.SearchStrategy[str]:
 
 
 def checked_by(spec: Specification, schema: Schema) -> Schema:
-    """The schema as JSON schema has it: null is a type, and what isn't mentioned is refused."""
+    """Return the schema as JSON Schema: null is a type, and unknown fields are rejected."""
     schema = dict(spec.resolve(schema))
     if "properties" in schema:
         schema["properties"] = {name: checked_by(spec, inner) for name, inner in schema["properties"].items()}
@@ -556,7 +558,7 @@ def checked_by(spec: Specification, schema: Schema) -> Schema:
 
 
 def plain(record: str, given: dict[str, Any]) -> dict[str, Any]:
-    """What a request has to be in JSON: what was asked for, but for what is so anyway."""
+    """Return the expected JSON of a request: its arguments without those that have their default."""
     fields = CODE.records[record].fields
     asked = {
         name: value
@@ -581,20 +583,20 @@ def plain_value(shape: Shape, value: Any) -> Any:
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
-def test_a_request_is_what_the_document_takes(endpoint, documents):
-    """Whatever the document allows to be asked is taken, and is sent as JSON that its schema accepts."""
+def test_a_request_matches_the_document(endpoint, documents):
+    """All arguments that the document allows are accepted, and the JSON that is sent matches its schema."""
     record = CODE.operations[endpoint.path].request
-    found = schemas_of(documents, record, is_answer=False)
-    made = [Asker(spec).arguments(record, schema) for spec, schema in found]
+    schemas = schemas_of(documents, record, is_answer=False)
+    made = [Asker(spec).arguments(record, schema) for spec, schema in schemas]
     checks = [
         jsonschema.Draft202012Validator(checked_by(spec, schema), format_checker=jsonschema.FormatChecker())
-        for spec, schema in found
+        for spec, schema in schemas
     ]
 
     @bounded(40)
     @given(st.data())
     def check(data):
-        number = data.draw(st.integers(0, len(found) - 1))
+        number = data.draw(st.integers(0, len(schemas) - 1))
         given = data.draw(made[number])
         beside = dict.fromkeys(CREDENTIALS, "x")
         sent = json.loads(codec.encode_request(endpoint.request(**given), Hidden(beside)))
@@ -604,8 +606,8 @@ def test_a_request_is_what_the_document_takes(endpoint, documents):
     check()
 
 
-def refused_values(where: str, shape: Shape, schema: Schema) -> list[Any]:
-    """What can't be asked in a field."""
+def invalid_values(where: str, shape: Shape, schema: Schema) -> list[Any]:
+    """Return values that are invalid in a field."""
     if shape.kind == "array":
         too_many = [["x"] * (schema["maxItems"] + 1)] if "maxItems" in schema else []
         return ["word", b"word", 5, [], [5], [""], [None], ["with space"], *too_many]
@@ -629,28 +631,28 @@ class AskedNothing:
     """No record at all."""
 
 
-def smallest(record: str) -> dict[str, Any]:
-    """The arguments that a record can't do without."""
+def required_arguments(record: str) -> dict[str, Any]:
+    """Return the required arguments of a record."""
     some = {"string": "word", "integer": 5, "array": ["word"], "date": date(2026, 3, 30)}
     needed = {n: some[f.shape.kind] for n, f in CODE.records[record].fields.items() if f.required}
     return needed | ({"asset_report_token": "word"} if record == "AssetReportGetRequest" else {})
 
 
 @pytest.mark.parametrize("record", sorted(set(REQUESTS) - UNCHECKED))
-def test_what_the_document_does_not_take_is_refused_by_name(record, documents):
-    """A value of another type or out of its bounds is refused before anything is sent, and its field named."""
-    cls_of(record)(**smallest(record))
+def test_invalid_arguments_are_rejected_by_name(record, documents):
+    """A value of a wrong type or out of range is rejected before anything is sent, with its field's name."""
+    cls_of(record)(**required_arguments(record))
     for spec, schema in schemas_of(documents, record, is_answer=False):
         for name, field in CODE.records[record].fields.items():
             inner = spec.resolve(spec.resolve(schema)["properties"][name])
             nothing = [] if field.shape.nullable else [None]
-            for value in [*refused_values(f"{record}.{name}", field.shape, inner), *nothing]:
+            for value in [*invalid_values(f"{record}.{name}", field.shape, inner), *nothing]:
                 with pytest.raises(RequestValidationError, match=rf"^{name}\b"):
-                    cls_of(record)(**{**smallest(record), name: value})
+                    cls_of(record)(**{**required_arguments(record), name: value})
 
 
 def test_the_exceptions_for_requests_are_needed(documents):
-    """What is narrower than the document is so, and what isn't checked isn't."""
+    """Each exception is narrower than the document, and each unchecked record is unchecked."""
     for where in NARROWER:
         record, _, name = where.partition(".")
         for spec, schema in schemas_of(documents, record, is_answer=False):

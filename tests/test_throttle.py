@@ -1,4 +1,4 @@
-"""An operation's pause and rate: pure arithmetic on a clock that is passed in, and who goes first in line."""
+"""An operation's circuit breaker, adaptive rate and queue: arithmetic on a clock that is passed in."""
 
 from __future__ import annotations
 
@@ -24,302 +24,304 @@ from plaid_relay_async.transport.throttle import AdaptiveRate, Throttle
 CREATE, GET = "/credit/relay/create", "/credit/relay/get"
 
 
-def let_through(pace: Throttle, now: float, count: int = 1) -> float:
-    """So many attempts leave as soon as they may, and are answered 10 ms later; gives the time of the last."""
+def accept(throttle: Throttle, now: float, count: int = 1) -> float:
+    """Start attempts as soon as they may start, accept each after 10 ms, and return the last start time."""
     for _ in range(count):
-        now = max(now, now + pace.seconds_until_start(now))
-        turn = pace.issue_ticket(now)
-        pace.record_accepted(now + 0.01, turn)
+        now = max(now, now + throttle.seconds_until_start(now))
+        ticket = throttle.issue_ticket(now)
+        throttle.record_accepted(now + 0.01, ticket)
     return now
 
 
-def refuse(
-    pace: Throttle,
+def decline(
+    throttle: Throttle,
     now: float,
-    asked: float | None,
+    retry_after: float | None,
     *,
-    own: float = 1.0,
-    turn: float = math.inf,
-    limited: bool = True,
+    own_delay: float = 1.0,
+    ticket: float = math.inf,
+    rate_limited: bool = True,
 ) -> None:
-    """The server refuses an attempt; without a delay of its own, a second is waited."""
-    pace.record_declined(now, turn, asked, lambda _: own, rate_limited=limited)
+    """Decline an attempt; without a delay of the server's, the pause takes `own` seconds."""
+    throttle.record_declined(now, ticket, retry_after, lambda _: own_delay, rate_limited=rate_limited)
 
 
-def test_nothing_is_held_back_before_the_first_refusal():
-    """Without a 429 there is no rate, no pause and no line."""
-    pace = Throttle()
-    assert pace.can_start(0.0)
-    assert let_through(pace, 0.0, 100) == 0.0
-    assert pace.rate.per_second == math.inf
+def test_nothing_is_delayed_before_the_first_429():
+    """Without a 429 there is no rate, no pause and no queue."""
+    throttle = Throttle()
+    assert throttle.can_start(0.0)
+    assert accept(throttle, 0.0, 100) == 0.0
+    assert throttle.rate.per_second == math.inf
 
 
-def test_the_rate_is_what_was_let_through():
-    """Fifty at once and then a pause until the minute is over: fifty a minute."""
-    pace = Throttle()
-    let_through(pace, 0.0, 50)
-    turn = pace.issue_ticket(0.0)
-    refuse(pace, 0.1, 59.9)
-    assert not pace.can_start(1.0)
-    assert pace.seconds_until_start(0.1) == pytest.approx(59.9)
-    assert not pace.is_current(turn)
-    let_through(pace, 60.0)
-    assert pace.rate.per_second == pytest.approx(50 / 60, rel=0.01)
-    assert pace.seconds_until_start(60.01) == pytest.approx(1 / pace.rate.per_second)
+def test_the_rate_is_what_was_accepted():
+    """Fifty attempts and then a pause until the minute is over make a rate of fifty a minute."""
+    throttle = Throttle()
+    accept(throttle, 0.0, 50)
+    ticket = throttle.issue_ticket(0.0)
+    decline(throttle, 0.1, 59.9)
+    assert not throttle.can_start(1.0)
+    assert throttle.seconds_until_start(0.1) == pytest.approx(59.9)
+    assert not throttle.is_current(ticket)
+    accept(throttle, 60.0)
+    assert throttle.rate.per_second == pytest.approx(50 / 60, rel=0.01)
+    assert throttle.seconds_until_start(60.01) == pytest.approx(1 / throttle.rate.per_second)
 
 
-def test_a_refusal_takes_a_part_of_the_rate_away():
-    """What was refused at a rate is a little too fast, whatever was let through at it for a while."""
-    pace = Throttle()
-    let_through(pace, 0.0, 50)
-    refuse(pace, 0.1, 59.9)
-    now = let_through(pace, 60.0, 200)
-    before = pace.rate.per_second
-    refuse(pace, now + 0.1, 1.0)
-    let_through(pace, now + 1.1)
-    assert pace.rate.per_second == pytest.approx(0.92 * before, rel=0.01)
+def test_a_429_decreases_the_rate():
+    """A 429 at a rate shows that it is too high, even if attempts were accepted at it for a while."""
+    throttle = Throttle()
+    accept(throttle, 0.0, 50)
+    decline(throttle, 0.1, 59.9)
+    now = accept(throttle, 60.0, 200)
+    before = throttle.rate.per_second
+    decline(throttle, now + 0.1, 1.0)
+    accept(throttle, now + 1.1)
+    assert throttle.rate.per_second == pytest.approx(0.92 * before, rel=0.01)
 
 
-def test_the_rate_rises_faster_the_longer_nothing_is_refused():
-    """What a minute taught rises by a hundredth in the first minute, and by more in each that follows."""
-    pace = Throttle()
-    let_through(pace, 0.0, 50)
-    refuse(pace, 0.1, 59.9)
+def test_the_rate_increases_faster_the_longer_nothing_is_declined():
+    """A rate measured over a minute grows by 1 % in the first minute, and by more in each that follows."""
+    throttle = Throttle()
+    accept(throttle, 0.0, 50)
+    decline(throttle, 0.1, 59.9)
     now, rates = 60.0, []
     for minute in range(1, 6):
         while now < 60 + 60 * minute:
-            now = let_through(pace, now)
-        rates.append(pace.rate.per_second)
+            now = accept(throttle, now)
+        rates.append(throttle.rate.per_second)
     steps = [later / rate - 1 for rate, later in zip([50 / 60, *rates], rates, strict=False)]
     assert steps[0] == pytest.approx(0.01, abs=0.005)
     assert steps == sorted(steps)
 
 
-def test_what_was_learnt_in_a_moment_is_forgotten_in_moments():
-    """A stray refusal after a fifth of a second doesn't hold a batch back for long."""
-    pace = Throttle()
-    now = let_through(pace, 0.0, 8)
-    refuse(pace, now + 0.2, 0.1, own=0.1)
-    now = let_through(pace, now + 0.3)
-    assert pace.rate.per_second < 40
-    while pace.rate.per_second < 400:
-        now = let_through(pace, now)
+def test_a_rate_from_a_short_time_grows_quickly():
+    """A 429 after a fifth of a second doesn't delay a batch for long."""
+    throttle = Throttle()
+    now = accept(throttle, 0.0, 8)
+    decline(throttle, now + 0.2, 0.1, own_delay=0.1)
+    now = accept(throttle, now + 0.3)
+    assert throttle.rate.per_second < 40
+    while throttle.rate.per_second < 400:
+        now = accept(throttle, now)
     assert now < 8
 
 
-def test_a_stray_refusal_teaches_no_rate():
-    """Without a delay of the server's, and with what follows taken at once: nothing speaks of a limit."""
-    pace, now = Throttle(), 0.0
+def test_a_stray_429_sets_no_rate():
+    """Without a Retry-After, and with later attempts accepted immediately, nothing indicates a limit."""
+    throttle, now = Throttle(), 0.0
     for _ in range(20):
-        now = let_through(pace, now, 60)
-        refuse(pace, now + 0.01, None)
-        now = let_through(pace, now + 1.01)
-    assert pace.rate.per_second == math.inf
+        now = accept(throttle, now, 60)
+        decline(throttle, now + 0.01, None)
+        now = accept(throttle, now + 1.01)
+    assert throttle.rate.per_second == math.inf
 
 
 def test_many_strays_are_a_limit():
-    """One in eleven is too much to be chance."""
-    pace, now = Throttle(), 0.0
+    """One 429 in eleven attempts is too many to be chance."""
+    throttle, now = Throttle(), 0.0
     for _ in range(20):
-        now = let_through(pace, now, 10)
-        refuse(pace, now + 0.01, None)
-        now = let_through(pace, now + 1.01)
-    assert math.isfinite(pace.rate.per_second)
+        now = accept(throttle, now, 10)
+        decline(throttle, now + 0.01, None)
+        now = accept(throttle, now + 1.01)
+    assert math.isfinite(throttle.rate.per_second)
 
 
-def test_a_limit_that_is_used_up_is_no_stray():
-    """What goes to see whether the pause is over is refused as well."""
-    pace = Throttle()
-    let_through(pace, 0.0, 50)
-    refuse(pace, 0.1, None)
+def test_a_declined_probe_is_not_a_stray():
+    """If the probe after the pause is declined as well, the limit is used up."""
+    throttle = Throttle()
+    accept(throttle, 0.0, 50)
+    decline(throttle, 0.1, None)
     for second in range(2, 60):
-        turn = pace.issue_ticket(float(second))
-        refuse(pace, second + 0.1, None, turn=turn)
-    let_through(pace, 60.5)
-    assert pace.rate.per_second == pytest.approx(50 / 60, rel=0.02)
+        ticket = throttle.issue_ticket(float(second))
+        decline(throttle, second + 0.1, None, ticket=ticket)
+    accept(throttle, 60.5)
+    assert throttle.rate.per_second == pytest.approx(50 / 60, rel=0.02)
 
 
-def test_what_is_taken_behind_a_refusal_contradicts_it():
-    """A rate is kept if the server took attempts that left later than the refused one, whatever delay it asked."""
-    for later, kept in ((1, True), (0, False)):
-        pace = Throttle(rate=AdaptiveRate(20.0, 20.0))
-        now = let_through(pace, 0.0, 200)
-        before = pace.rate.per_second
-        turns = [pace.issue_ticket(now + 1), pace.issue_ticket(now + 2)]
-        refuse(pace, now + 3, 1.0, turn=turns[0])
-        pace.record_accepted(now + 3, turns[later])
-        let_through(pace, now + 5)
-        assert (pace.rate.per_second >= before) == kept
+def test_a_later_accepted_attempt_contradicts_a_429():
+    """A rate is kept if the server accepts attempts that started after the declined one."""
+    for later, rate_kept in ((1, True), (0, False)):
+        throttle = Throttle(rate=AdaptiveRate(20.0, 20.0))
+        now = accept(throttle, 0.0, 200)
+        before = throttle.rate.per_second
+        tickets = [throttle.issue_ticket(now + 1), throttle.issue_ticket(now + 2)]
+        decline(throttle, now + 3, 1.0, ticket=tickets[0])
+        throttle.record_accepted(now + 3, tickets[later])
+        accept(throttle, now + 5)
+        assert (throttle.rate.per_second >= before) == rate_kept
 
 
-def test_a_rate_that_nobody_needs_stays_a_number():
-    """However long it rises."""
-    pace = Throttle()
-    pace.rate = AdaptiveRate(1e-6, 1e-6, period=0.001)
-    let_through(pace, 0.0, 1000)
-    assert math.isfinite(pace.rate.per_second)
+def test_an_unlimited_increase_stays_finite():
+    """The rate stays finite however long it grows."""
+    throttle = Throttle()
+    throttle.rate = AdaptiveRate(1e-6, 1e-6, period=0.001)
+    accept(throttle, 0.0, 1000)
+    assert math.isfinite(throttle.rate.per_second)
 
 
-def test_a_rate_that_holds_nobody_up_does_not_rise():
-    """Whoever asks less often than that learns nothing of what more would meet."""
-    pace = Throttle()
-    let_through(pace, 0.0, 50)
-    refuse(pace, 0.1, 59.9)
-    let_through(pace, 60.0)
-    rate = pace.rate.per_second
+def test_an_unused_rate_does_not_increase():
+    """Calls that come less often than the rate show nothing about a higher rate."""
+    throttle = Throttle()
+    accept(throttle, 0.0, 50)
+    decline(throttle, 0.1, 59.9)
+    accept(throttle, 60.0)
+    rate = throttle.rate.per_second
     for moment in range(100, 1000, 50):
-        let_through(pace, float(moment))
-    assert pace.rate.per_second == rate
+        accept(throttle, float(moment))
+    assert throttle.rate.per_second == rate
 
 
-def test_maintenance_teaches_no_rate():
-    """A pause that isn't for a limit ends with the pause."""
-    pace = Throttle()
-    let_through(pace, 0.0, 50)
-    refuse(pace, 0.1, 30.0, limited=False)
-    let_through(pace, 30.1)
-    assert pace.rate.per_second == math.inf
-    assert pace.can_start(30.2)
+def test_maintenance_sets_no_rate():
+    """A pause that isn't for a rate limit leaves no rate behind."""
+    throttle = Throttle()
+    accept(throttle, 0.0, 50)
+    decline(throttle, 0.1, 30.0, rate_limited=False)
+    accept(throttle, 30.1)
+    assert throttle.rate.per_second == math.inf
+    assert throttle.can_start(30.2)
 
 
-def test_a_first_attempt_that_is_refused_teaches_no_rate():
-    """Others may have used the limit up; of what it is nothing is known."""
-    pace = Throttle()
-    pace.issue_ticket(0.0)
-    refuse(pace, 0.1, 5.0)
-    let_through(pace, 5.1)
-    assert pace.rate.per_second == math.inf
+def test_a_declined_first_attempt_sets_no_rate():
+    """Others may have used up the limit, and nothing is known about it."""
+    throttle = Throttle()
+    throttle.issue_ticket(0.0)
+    decline(throttle, 0.1, 5.0)
+    accept(throttle, 5.1)
+    assert throttle.rate.per_second == math.inf
 
 
-def test_after_a_pause_one_goes_first():
-    """Until the server takes one again, they go one at a time, or five seconds apart."""
-    pace = Throttle()
-    let_through(pace, 0.0, 50)
-    refuse(pace, 0.1, 10.0)
-    turn = pace.issue_ticket(10.1)
-    assert pace.seconds_until_start(10.1) == pytest.approx(5)
-    assert pace.expected_wait(10.1) == 0  # as far as anybody knows
-    pace.record_accepted(10.2, turn)
-    assert pace.seconds_until_start(10.2) == pytest.approx(1 / pace.rate.per_second)
+def test_after_a_pause_there_is_one_probe_at_a_time():
+    """Until the server accepts a probe, there is one at a time, or one every five seconds."""
+    throttle = Throttle()
+    accept(throttle, 0.0, 50)
+    decline(throttle, 0.1, 10.0)
+    ticket = throttle.issue_ticket(10.1)
+    assert throttle.seconds_until_start(10.1) == pytest.approx(5)
+    assert throttle.expected_wait(10.1) == 0  # as far as anybody knows
+    throttle.record_accepted(10.2, ticket)
+    assert throttle.seconds_until_start(10.2) == pytest.approx(1 / throttle.rate.per_second)
 
 
-@pytest.mark.parametrize(("asked", "waited"), [(None, 1), (0.0, 1), (0.001, 1), (0.5, 1), (1.0, 1), (7.0, 7)])
-def test_a_delay_of_next_to_nothing_is_never_less_than_our_own(asked, waited):
-    """Or a batch would ask again as fast as the network lets it."""
-    pace = Throttle()
-    refuse(pace, 0.0, asked)
-    assert pace.seconds_until_start(0.0) == waited
+@pytest.mark.parametrize(
+    ("retry_after", "expected"), [(None, 1), (0.0, 1), (0.001, 1), (0.5, 1), (1.0, 1), (7.0, 7)]
+)
+def test_a_very_short_delay_is_raised_to_the_backoff(retry_after, expected):
+    """Otherwise a batch would repeat its requests as fast as the network allows."""
+    throttle = Throttle()
+    decline(throttle, 0.0, retry_after)
+    assert throttle.seconds_until_start(0.0) == expected
 
 
-def test_one_that_went_first_and_was_refused_leaves_only_its_pause():
-    """The time between those that go first is for answers that aren't there yet."""
-    pace = Throttle()
-    let_through(pace, 0.0, 50)
-    refuse(pace, 0.1, 10.0)
-    turn = pace.issue_ticket(10.1)
-    pace.attempt_ended(10.2, turn - 1)
-    assert pace.seconds_until_start(10.2) == pytest.approx(4.9)
-    pace.attempt_ended(10.2, turn)
-    assert pace.can_start(10.2)
-    refuse(pace, 10.2, 2.5)
-    assert pace.seconds_until_start(10.2) == pytest.approx(2.5)
+def test_a_declined_probe_leaves_only_its_pause():
+    """The interval between probes is for responses that have not arrived yet."""
+    throttle = Throttle()
+    accept(throttle, 0.0, 50)
+    decline(throttle, 0.1, 10.0)
+    ticket = throttle.issue_ticket(10.1)
+    throttle.attempt_ended(10.2, ticket - 1)
+    assert throttle.seconds_until_start(10.2) == pytest.approx(4.9)
+    throttle.attempt_ended(10.2, ticket)
+    assert throttle.can_start(10.2)
+    decline(throttle, 10.2, 2.5)
+    assert throttle.seconds_until_start(10.2) == pytest.approx(2.5)
 
 
-def test_pauses_add_up_until_the_server_takes_one():
-    """Each pause counts from its refusal, what overlaps counts once, and one that left before it ends nothing."""
-    pace = Throttle()
-    early = pace.issue_ticket(0.0)
-    refuse(pace, 1.0, 5.0)
-    refuse(pace, 2.0, 5.0)
-    assert (pace.total_pause, pace.pause_count) == (6.0, 1)
-    pace.record_accepted(3.0, early)
-    assert (pace.total_pause, pace.pause_count) == (6.0, 1)
-    pace.issue_ticket(7.0)
-    refuse(pace, 7.5, 5.0)
-    assert (pace.total_pause, pace.pause_count) == (11.0, 2)
-    let_through(pace, 12.5)
-    assert (pace.total_pause, pace.pause_count) == (0.0, 0)
+def test_pauses_add_up_until_an_attempt_is_accepted():
+    """Pauses count from the 429, overlaps count once, and an attempt that started earlier ends nothing."""
+    throttle = Throttle()
+    early = throttle.issue_ticket(0.0)
+    decline(throttle, 1.0, 5.0)
+    decline(throttle, 2.0, 5.0)
+    assert (throttle.total_pause, throttle.pause_count) == (6.0, 1)
+    throttle.record_accepted(3.0, early)
+    assert (throttle.total_pause, throttle.pause_count) == (6.0, 1)
+    throttle.issue_ticket(7.0)
+    decline(throttle, 7.5, 5.0)
+    assert (throttle.total_pause, throttle.pause_count) == (11.0, 2)
+    accept(throttle, 12.5)
+    assert (throttle.total_pause, throttle.pause_count) == (0.0, 0)
 
 
-def test_what_one_attempt_taught_is_forgotten_in_minutes():
-    """The limit was used up by others: one passed, and then a minute's pause. That isn't one a minute for long."""
-    pace = Throttle()
-    let_through(pace, 0.0)
-    refuse(pace, 0.1, 60.0)
-    now = let_through(pace, 60.1)
-    assert pace.rate.per_second == pytest.approx(1 / 60, rel=0.01)
+def test_a_rate_from_one_attempt_grows_within_minutes():
+    """Others used up the limit, and one attempt was accepted in a minute: that isn't a lasting rate."""
+    throttle = Throttle()
+    accept(throttle, 0.0)
+    decline(throttle, 0.1, 60.0)
+    now = accept(throttle, 60.1)
+    assert throttle.rate.per_second == pytest.approx(1 / 60, rel=0.01)
     while now < 300:
-        now = let_through(pace, now)
-    assert pace.rate.per_second > 0.5
+        now = accept(throttle, now)
+    assert throttle.rate.per_second > 0.5
 
 
-def test_pauses_that_lie_far_apart_do_not_add_up():
-    """A call that is refused each night, and isn't repeated, doesn't use up the patience of a batch."""
-    pace = Throttle()
+def test_pauses_that_are_far_apart_do_not_add_up():
+    """A call that is declined each night, and isn't repeated, doesn't use up the `max_pause` of a batch."""
+    throttle = Throttle()
     for night in (0.0, 86_400.0, 172_800.0):
-        pace.issue_ticket(night)
-        refuse(pace, night + 0.1, 90.0)
-        assert (pace.total_pause, pace.pause_count) == (90.0, 1)
+        throttle.issue_ticket(night)
+        decline(throttle, night + 0.1, 90.0)
+        assert (throttle.total_pause, throttle.pause_count) == (90.0, 1)
 
 
-def test_what_was_before_an_idle_time_is_not_measured():
-    """An hour of single calls says nothing of what a batch may do after it."""
-    pace = Throttle()
+def test_attempts_before_an_idle_time_are_not_measured():
+    """An hour of single calls says nothing about what a batch may do after it."""
+    throttle = Throttle()
     for moment in range(0, 3600, 30):
-        let_through(pace, float(moment))
-    let_through(pace, 3600.0, 50)
-    refuse(pace, 3600.1, 59.9)
-    let_through(pace, 3660.0)
-    assert pace.rate.per_second == pytest.approx(50 / 60, rel=0.01)
+        accept(throttle, float(moment))
+    accept(throttle, 3600.0, 50)
+    decline(throttle, 3600.1, 59.9)
+    accept(throttle, 3660.0)
+    assert throttle.rate.per_second == pytest.approx(50 / 60, rel=0.01)
 
 
-def test_what_was_let_through_lately_tells_more_than_what_was_long_ago():
-    """An hour at one in four seconds, and then five minutes at eight times that, show what is allowed now."""
-    pace = Throttle()
+def test_recent_attempts_count_more_than_old_ones():
+    """After an hour at a low rate, five minutes at eight times that rate show what is allowed now."""
+    throttle = Throttle()
     for moment in range(0, 3600, 4):
-        let_through(pace, float(moment))
+        accept(throttle, float(moment))
     for half_second in range(600):
-        let_through(pace, 3600 + half_second / 2)
-    refuse(pace, 3900.0, 10.0)
-    let_through(pace, 3910.0)
-    assert 1 < pace.rate.per_second <= 2
+        accept(throttle, 3600 + half_second / 2)
+    decline(throttle, 3900.0, 10.0)
+    accept(throttle, 3910.0)
+    assert 1 < throttle.rate.per_second <= 2
 
 
-def test_a_low_rate_is_learnt_from_as_well():
+def test_a_low_rate_is_measured_as_well():
     """At five a minute there are twelve seconds between two attempts, and none of that time is idle."""
-    pace = Throttle()
-    let_through(pace, 0.0, 5)
-    refuse(pace, 0.1, 59.9)
-    now = let_through(pace, 60.0, 20)
-    before = pace.rate.per_second
+    throttle = Throttle()
+    accept(throttle, 0.0, 5)
+    decline(throttle, 0.1, 59.9)
+    now = accept(throttle, 60.0, 20)
+    before = throttle.rate.per_second
     assert before < 0.2
-    now += pace.seconds_until_start(now)
-    pace.issue_ticket(now)
-    refuse(pace, now + 0.1, 10.0)
-    let_through(pace, now + 10.1)
-    assert pace.rate.per_second <= 0.92 * before
+    now += throttle.seconds_until_start(now)
+    throttle.issue_ticket(now)
+    decline(throttle, now + 0.1, 10.0)
+    accept(throttle, now + 10.1)
+    assert throttle.rate.per_second <= 0.92 * before
 
 
-def test_the_time_after_a_pause_in_which_nobody_called_teaches_nothing():
-    """A single call was refused in the evening, and the next one comes in the morning."""
-    pace = Throttle()
-    let_through(pace, 0.0, 50)
-    refuse(pace, 0.1, 59.9)
-    let_through(pace, 8 * 3600.0)
-    assert pace.rate.per_second == pytest.approx(50 / 60, rel=0.01)
+def test_the_time_without_calls_after_a_pause_is_not_measured():
+    """A single call was declined in the evening, and the next one comes in the morning."""
+    throttle = Throttle()
+    accept(throttle, 0.0, 50)
+    decline(throttle, 0.1, 59.9)
+    accept(throttle, 8 * 3600.0)
+    assert throttle.rate.per_second == pytest.approx(50 / 60, rel=0.01)
 
 
-def test_maintenance_within_a_limits_pause_teaches_no_rate():
-    """What was let through in that time says nothing of the limit."""
-    pace = Throttle()
-    let_through(pace, 0.0, 50)
-    refuse(pace, 0.1, 10.0)
-    pace.issue_ticket(10.1)
-    refuse(pace, 10.2, 290.0, limited=False)
-    pace.issue_ticket(300.2)
-    refuse(pace, 300.3, 1.0)
-    let_through(pace, 301.3)
-    assert pace.rate.per_second == math.inf
+def test_maintenance_within_a_rate_limit_pause_sets_no_rate():
+    """The attempts accepted in that time say nothing about the limit."""
+    throttle = Throttle()
+    accept(throttle, 0.0, 50)
+    decline(throttle, 0.1, 10.0)
+    throttle.issue_ticket(10.1)
+    decline(throttle, 10.2, 290.0, rate_limited=False)
+    throttle.issue_ticket(300.2)
+    decline(throttle, 300.3, 1.0)
+    accept(throttle, 301.3)
+    assert throttle.rate.per_second == math.inf
 
 
 @given(
@@ -328,68 +330,68 @@ def test_maintenance_within_a_limits_pause_teaches_no_rate():
         max_size=60,
     )
 )
-def test_no_turn_is_given_within_a_pause(events):
-    """Whatever happens, nobody in line leaves before the pause is over, and a rate stays a positive number."""
-    pace, now = Throttle(), 0.0
-    for step, what, delay in events:
+def test_no_ticket_is_issued_during_a_pause(events):
+    """In any order of events, no attempt starts before the pause is over, and the rate stays positive."""
+    throttle, now = Throttle(), 0.0
+    for step, event, delay in events:
         now += step
-        now = max(now, now + pace.seconds_until_start(now))
-        assert now >= pace.open_until - 1e-9
-        turn = pace.issue_ticket(now)
+        now = max(now, now + throttle.seconds_until_start(now))
+        assert now >= throttle.open_until - 1e-9
+        ticket = throttle.issue_ticket(now)
         now += 0.05
-        if what == "pass":
-            pace.record_accepted(now, turn)
+        if event == "pass":
+            throttle.record_accepted(now, ticket)
         else:
-            refuse(pace, now, delay, limited=what == "refuse")
-        assert pace.rate.per_second > 0
-        assert pace.total_pause >= 0
+            decline(throttle, now, delay, rate_limited=event == "refuse")
+        assert throttle.rate.per_second > 0
+        assert throttle.total_pause >= 0
 
 
 # ------------------------------------------------------------------------------------- who goes first
 
 
-async def test_a_single_call_goes_before_a_batch(plaid):
-    """What a web request waits for isn't the whole of a nightly run that keeps to a rate."""
+async def test_a_single_call_goes_before_a_bulk_call(plaid):
+    """A web request doesn't wait for all of a nightly run that keeps to a rate."""
     report = plaid.add_report()
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         await client.relay.create([report], "first")
-        pace = client._transport._admission.throttles[CREATE]
-        pace.rate = AdaptiveRate(20.0, 20.0)
+        throttle = client._transport._admission.throttles[CREATE]
+        throttle.rate = AdaptiveRate(20.0, 20.0)
         rows = RelayCreateRequest.fan_out([report], (f"p{n}" for n in range(40)))
         running = asyncio.ensure_future(client.relay.create_many(rows)._run_to_result())
         while len(plaid.ledger) < 3:
             await asyncio.sleep(0.01)
         await client.relay.create([report], "single", timeout=5)
-        place = [entry["secondary_client_id"] for entry in plaid.ledger].index("single")
-        assert place < 8
+        position = [entry["secondary_client_id"] for entry in plaid.ledger].index("single")
+        assert position < 8
         assert client.statistics().queued > 20
         await running
 
 
-async def test_a_call_without_time_for_the_line_says_so_at_once(plaid):
-    """The rate would make it wait too long: the error tells how long, and nothing is sent."""
+async def test_a_call_without_time_for_the_queue_fails_immediately(plaid):
+    """At that rate the wait would be too long: the error has its seconds, and nothing is sent."""
     report = plaid.add_report()
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         await client.relay.create([report], "first")
-        pace = client._transport._admission.throttles[CREATE]
-        pace.rate = AdaptiveRate(0.1, 0.1)
+        throttle = client._transport._admission.throttles[CREATE]
+        throttle.rate = AdaptiveRate(0.1, 0.1)
         await client.relay.create([report], "second")
         await client.relay.create([report], "third")
-        began = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(RateLimitError) as caught:
             await client.relay.create([report], "fourth", timeout=2)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - started < 5
     assert 1 < caught.value.retry_after <= 10
     assert caught.value.sent is False
     assert plaid.counts[CREATE] == 3
 
 
-async def test_a_call_that_never_left_says_so_though_it_was_tried():
-    """The first attempt found no server, and the second one no room: nothing was sent."""
+async def test_a_call_whose_attempts_were_not_sent_reports_that():
+    """The first attempt reached no server, and the second one was not admitted: nothing was sent."""
     now = asyncio.get_running_loop().time
 
     def hold_up(_):
-        refuse(client._transport._admission.throttles[CREATE], now(), 100.0)
+        decline(client._transport._admission.throttles[CREATE], now(), 100.0)
 
     async with RelayClient(OWNER, base_url="http://127.0.0.1:9", retry=QUICK, on_retry=hold_up) as client:
         with pytest.raises(RateLimitError) as caught:
@@ -397,14 +399,17 @@ async def test_a_call_that_never_left_says_so_though_it_was_tried():
     assert (caught.value.sent, caught.value.attempts) == (False, 1)
 
 
-async def test_a_creation_does_not_leave_the_line_when_its_time_is_nearly_up(plaid):
-    """It would be unknown for nothing: half of its time is for the answer. A read may take what is left."""
+async def test_a_creation_is_not_sent_shortly_before_its_deadline(plaid):
+    """Half of its time is reserved for the response, or it might be unknown. A read uses what remains."""
     report = plaid.add_report()
     plaid.fail(Fault(path=CREATE, latency=0.2))
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         for path in (CREATE, GET):
-            refuse(
-                client._transport._admission.throttles[path], asyncio.get_running_loop().time(), 0.4, own=0.4
+            decline(
+                client._transport._admission.throttles[path],
+                asyncio.get_running_loop().time(),
+                0.4,
+                own_delay=0.4,
             )
         with pytest.raises(RateLimitError) as caught:
             await client.relay.create([report], "p", timeout=0.5)
@@ -414,22 +419,22 @@ async def test_a_creation_does_not_leave_the_line_when_its_time_is_nearly_up(pla
     assert plaid.counts == {GET: 1}
 
 
-async def test_a_deadline_ends_the_waiting_in_line(plaid):
-    """Where the line turns out longer than it looked, the call's own time still ends it."""
+async def test_a_deadline_ends_the_wait_in_the_queue(plaid):
+    """If the queue takes longer than expected, the call's deadline still ends the wait."""
     report = plaid.add_report()
     plaid.fail(Fault(path=CREATE, stall=5, times=1))
     async with RelayClient(OWNER, base_url=plaid.url) as client:
-        pace = client._transport._admission.throttles[CREATE]
-        async with pace.queue(bulk=False):
-            began = time.monotonic()
+        throttle = client._transport._admission.throttles[CREATE]
+        async with throttle.queue(bulk=False):
+            started = time.monotonic()
             with pytest.raises(RateLimitError, match="longer than this call may wait"):
                 await client.relay.create([report], "p", timeout=0.1)
-    assert time.monotonic() - began > 0.05
+    assert time.monotonic() - started > 0.05
     assert plaid.counts[CREATE] == 0
 
 
-async def test_a_call_in_line_ends_as_its_client_is_closed(plaid):
-    """Nobody waits half a minute for a turn that can't come."""
+async def test_closing_the_client_ends_a_wait_in_the_queue(plaid):
+    """A call doesn't wait half a minute for an admission that can't come."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "30"}, times=1))
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         waiting = asyncio.create_task(client.relay.create([plaid.add_report()], "p"))

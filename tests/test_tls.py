@@ -1,4 +1,4 @@
-"""TLS that fails: why, what to do about it, and whether a request can have been executed."""
+"""TLS errors: the cause, the remedy, and whether the server can have executed a request."""
 
 from __future__ import annotations
 
@@ -41,46 +41,46 @@ def server_context() -> ssl.SSLContext:
 # ----------------------------------------------------------------------- the server's certificate
 
 
-def of_no_known_authority(_ours: ssl.SSLContext, theirs: ssl.SSLContext, _folder: Path) -> None:
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(theirs)
+def of_no_known_authority(_ours: ssl.SSLContext, server_tls: ssl.SSLContext, _folder: Path) -> None:
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(server_tls)
 
 
-def of_another_host(ours: ssl.SSLContext, theirs: ssl.SSLContext, _folder: Path) -> None:
+def of_another_host(client_tls: ssl.SSLContext, server_tls: ssl.SSLContext, _folder: Path) -> None:
     authority = trustme.CA()
-    authority.configure_trust(ours)
-    authority.issue_cert("elsewhere.example").configure_cert(theirs)
+    authority.configure_trust(client_tls)
+    authority.issue_cert("elsewhere.example").configure_cert(server_tls)
 
 
-def expired(ours: ssl.SSLContext, theirs: ssl.SSLContext, _folder: Path) -> None:
+def expired(client_tls: ssl.SSLContext, server_tls: ssl.SSLContext, _folder: Path) -> None:
     authority = trustme.CA()
-    authority.configure_trust(ours)
+    authority.configure_trust(client_tls)
     issued = authority.issue_cert("127.0.0.1", not_before=NOW - 2 * YEAR, not_after=NOW - YEAR)
-    issued.configure_cert(theirs)
+    issued.configure_cert(server_tls)
 
 
-def not_yet_valid(ours: ssl.SSLContext, theirs: ssl.SSLContext, _folder: Path) -> None:
+def not_yet_valid(client_tls: ssl.SSLContext, server_tls: ssl.SSLContext, _folder: Path) -> None:
     authority = trustme.CA()
-    authority.configure_trust(ours)
+    authority.configure_trust(client_tls)
     issued = authority.issue_cert("127.0.0.1", not_before=NOW + YEAR, not_after=NOW + 2 * YEAR)
-    issued.configure_cert(theirs)
+    issued.configure_cert(server_tls)
 
 
-def self_signed(_ours: ssl.SSLContext, theirs: ssl.SSLContext, folder: Path) -> None:
-    load(theirs, folder, *issue())
+def self_signed(_ours: ssl.SSLContext, server_tls: ssl.SSLContext, folder: Path) -> None:
+    load(server_tls, folder, *issue())
 
 
-def without_key_identifier(ours: ssl.SSLContext, theirs: ssl.SSLContext, folder: Path) -> None:
-    """As older tools issue them; Python checks strictly from 3.13 on."""
+def without_key_identifier(client_tls: ssl.SSLContext, server_tls: ssl.SSLContext, folder: Path) -> None:
+    """Install a certificate as older tools issue them, which Python 3.13 and later reject."""
     authority, key = issue(authority=True)
-    ours.load_verify_locations(cadata=authority.public_bytes(serialization.Encoding.PEM).decode())
-    ours.verify_flags |= ssl.VERIFY_X509_STRICT
-    load(theirs, folder, *issue(issuer=(authority, key)))
+    client_tls.load_verify_locations(cadata=authority.public_bytes(serialization.Encoding.PEM).decode())
+    client_tls.verify_flags |= ssl.VERIFY_X509_STRICT
+    load(server_tls, folder, *issue(issuer=(authority, key)))
 
 
 def issue(
     *, authority: bool = False, issuer: tuple[x509.Certificate, Any] | None = None
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """A certificate for 127.0.0.1 without key identifiers, by itself or by an issuer."""
+    """Issue a certificate for 127.0.0.1 without key identifiers, self-signed or by an issuer."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority" if authority else "server")])
     signer, signing_key = (name, key) if issuer is None else (issuer[0].subject, issuer[1])
@@ -113,18 +113,18 @@ def issue(
     return certificate.sign(signing_key, hashes.SHA256()), key
 
 
-def load(theirs: ssl.SSLContext, folder: Path, certificate: x509.Certificate, key: Any) -> None:
+def load(server_tls: ssl.SSLContext, folder: Path, certificate: x509.Certificate, key: Any) -> None:
     path = folder / "server.pem"
     plain = serialization.NoEncryption()
     path.write_bytes(
         certificate.public_bytes(serialization.Encoding.PEM)
         + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
     )
-    theirs.load_cert_chain(path)
+    server_tls.load_cert_chain(path)
 
 
 @pytest.mark.parametrize(
-    ("certificate", "reason", "way_out"),
+    ("certificate", "reason", "remedy"),
     [
         (of_no_known_authority, "unable to get local issuer certificate", "SSL_CERT_FILE .*ssl="),
         (self_signed, "self-signed certificate", "SSL_CERT_FILE .*ssl="),
@@ -138,17 +138,17 @@ def load(theirs: ssl.SSLContext, folder: Path, certificate: x509.Certificate, ke
         (without_key_identifier, "Missing Authority Key Identifier", "ssl.VERIFY_X509_STRICT"),
     ],
 )
-async def test_an_error_says_why_a_certificate_is_not_trusted(tmp_path, certificate, reason, way_out):
-    """OpenSSL's reason and the way out, for whose certificate; all requests share it, so a batch stops."""
-    ours, theirs = ssl.create_default_context(), server_context()
-    certificate(ours, theirs, tmp_path)
+async def test_an_error_says_why_a_certificate_is_not_trusted(tmp_path, certificate, reason, remedy):
+    """The error has OpenSSL's reason and the remedy; it affects all requests, so a batch stops."""
+    client_tls, server_tls = ssl.create_default_context(), server_context()
+    certificate(client_tls, server_tls, tmp_path)
     async with (
-        echoing(theirs) as (url, came, _),
-        RelayClient(OWNER, base_url=url, ssl=ours, retry=ONCE) as client,
+        echoing(server_tls) as (url, received_requests, _),
+        RelayClient(OWNER, base_url=url, ssl=client_tls, retry=ONCE) as client,
     ):
         requests = RelayCreateRequest.fan_out(["t"], [f"p{n}" for n in range(100)])
         result = await client.relay.create_many(requests, concurrency=2)
-    assert came == []
+    assert received_requests == []
     assert len(result.failed) < 10
     error = result.failed[0].error
     assert isinstance(error, NotSentError)
@@ -156,7 +156,7 @@ async def test_an_error_says_why_a_certificate_is_not_trusted(tmp_path, certific
     text = str(error)
     assert f"the certificate of {host} isn't trusted: " in text
     assert reason in text
-    with pytest.raises(NotSentError, match=way_out):
+    with pytest.raises(NotSentError, match=remedy):
         raise error
 
 
@@ -165,7 +165,7 @@ async def test_an_error_says_why_a_certificate_is_not_trusted(tmp_path, certific
 
 @contextlib.contextmanager
 def listening(tls: ssl.SSLContext, serve: Callable[[ssl.SSLSocket], None]) -> Iterator[str]:
-    """A server in a thread: asyncio's own servers send no alert when they reject a handshake."""
+    """Run a server in a thread: asyncio's servers send no alert when they reject a handshake."""
 
     def accept() -> None:
         while True:
@@ -194,30 +194,30 @@ def listening(tls: ssl.SSLContext, serve: Callable[[ssl.SSLSocket], None]) -> It
 
 
 def authenticating(version: ssl.TLSVersion) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Contexts of a client, and of a server that wants a certificate of one authority."""
-    authority, ours, theirs = trustme.CA(), ssl.create_default_context(), server_context()
-    authority.configure_trust(ours)
-    authority.configure_trust(theirs)
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
-    theirs.verify_mode = ssl.CERT_REQUIRED
-    theirs.minimum_version = theirs.maximum_version = version
-    return ours, theirs
+    """Return contexts of a client, and of a server that requires a certificate of one authority."""
+    authority, client_tls, server_tls = trustme.CA(), ssl.create_default_context(), server_context()
+    authority.configure_trust(client_tls)
+    authority.configure_trust(server_tls)
+    authority.issue_cert("127.0.0.1").configure_cert(server_tls)
+    server_tls.verify_mode = ssl.CERT_REQUIRED
+    server_tls.minimum_version = server_tls.maximum_version = version
+    return client_tls, server_tls
 
 
 @BOTH
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize("certificate", ["none", "another authority's"])
 async def test_a_server_that_rejects_the_client_has_executed_nothing(direct, version, certificate):
-    """In TLS 1.3, too, where the alert comes after the request: not sent, and the batch stops."""
-    ours, theirs = authenticating(version)
+    """In TLS 1.3, too, where the alert arrives after the request: it is not sent, and the batch stops."""
+    client_tls, server_tls = authenticating(version)
     if certificate != "none":
-        trustme.CA().issue_cert("me@lender.example").configure_cert(ours)
-    came: list[bytes] = []
-    with listening(theirs, lambda connection: came.append(connection.recv(1))) as url:
-        async with RelayClient(OWNER, base_url=url, ssl=ours, retry=QUICK, direct=direct) as client:
+        trustme.CA().issue_cert("me@lender.example").configure_cert(client_tls)
+    received_requests: list[bytes] = []
+    with listening(server_tls, lambda connection: received_requests.append(connection.recv(1))) as url:
+        async with RelayClient(OWNER, base_url=url, ssl=client_tls, retry=QUICK, direct=direct) as client:
             requests = RelayCreateRequest.fan_out(["t"], [f"p{n}" for n in range(100)])
             result = await client.relay.create_many(requests, concurrency=2)
-    assert came == []
+    assert received_requests == []
     assert not result.unknown
     assert len(result.failed) < 10
     with pytest.raises(NotSentError, match=r"TLS with .* failed: .*load_cert_chain"):
@@ -225,21 +225,21 @@ async def test_a_server_that_rejects_the_client_has_executed_nothing(direct, ver
 
 
 def read_request(connection: ssl.SSLSocket) -> None:
-    came = b""
-    while not came.endswith(b"}"):
-        came += connection.recv(65_536)
+    received_requests = b""
+    while not received_requests.endswith(b"}"):
+        received_requests += connection.recv(65_536)
 
 
 @BOTH
-@pytest.mark.parametrize("answered", [0, 1], ids=["on a new connection", "on a used one"])
-async def test_a_rejection_after_the_request_was_read_proves_nothing(direct, answered):
-    """A server that asks for a certificate later may have executed the request: unknown."""
-    ours, theirs = authenticating(ssl.TLSVersion.TLSv1_3)
-    ours.post_handshake_auth = theirs.post_handshake_auth = True
+@pytest.mark.parametrize("earlier_responses", [0, 1], ids=["on a new connection", "on a used one"])
+async def test_a_rejection_after_the_request_was_read_proves_nothing(direct, earlier_responses):
+    """A server that requests a certificate later may have executed the request: it is unknown."""
+    client_tls, server_tls = authenticating(ssl.TLSVersion.TLSv1_3)
+    client_tls.post_handshake_auth = server_tls.post_handshake_auth = True
     executed: list[str] = []
 
     def serve(connection: ssl.SSLSocket) -> None:
-        for _ in range(answered):
+        for _ in range(earlier_responses):
             read_request(connection)
             connection.sendall(OK)
         read_request(connection)
@@ -249,9 +249,9 @@ async def test_a_rejection_after_the_request_was_read_proves_nothing(direct, ans
         connection.do_handshake()
         connection.recv(1)
 
-    with listening(theirs, serve) as url:
-        async with RelayClient(OWNER, base_url=url, ssl=ours, retry=QUICK, direct=direct) as client:
-            for _ in range(answered):
+    with listening(server_tls, serve) as url:
+        async with RelayClient(OWNER, base_url=url, ssl=client_tls, retry=QUICK, direct=direct) as client:
+            for _ in range(earlier_responses):
                 await client.relay.create(["t"], "p")
             with pytest.raises(OutcomeUnknownError, match="certificate required"):
                 await client.relay.create(["t"], "p")
@@ -274,15 +274,17 @@ async def test_a_rejection_after_the_request_was_read_proves_nothing(direct, ans
 )
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_an_alert_proves_something_only_at_the_end_of_a_handshake(reason, proves, version):
-    """For the first request of a connection with TLS 1.3, and for no other request."""
+    """It does for the first request of a TLS 1.3 connection, and for no other request."""
     error = aiohttp.ClientOSError(1, f"[SSL: {reason}] words of OpenSSL's (_ssl.c:1)")
-    authority, ours, theirs = trustme.CA(), ssl.create_default_context(), server_context()
-    authority.configure_trust(ours)
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
-    ours.maximum_version = version
-    async with echoing(theirs) as (url, _, _), aiohttp.ClientSession() as session:
+    authority, client_tls, server_tls = trustme.CA(), ssl.create_default_context(), server_context()
+    authority.configure_trust(client_tls)
+    authority.issue_cert("127.0.0.1").configure_cert(server_tls)
+    client_tls.maximum_version = version
+    async with echoing(server_tls) as (url, _, _), aiohttp.ClientSession() as session:
         connection = await session.connector.connect(
-            aiohttp.ClientRequest("POST", aiohttp.client.URL(url), loop=asyncio.get_running_loop(), ssl=ours),
+            aiohttp.ClientRequest(
+                "POST", aiohttp.client.URL(url), loop=asyncio.get_running_loop(), ssl=client_tls
+            ),
             traces=[],
             timeout=aiohttp.ClientTimeout(),
         )

@@ -40,7 +40,7 @@ def tokens(plaid: Simulator) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def serving(handle):
-    """A bare TCP server: what it does to a connection is up to the test."""
+    """Run a bare TCP server; the test decides what it does with each connection."""
     connections = []
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -71,7 +71,7 @@ async def read_request(reader: asyncio.StreamReader) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "minted"),
+    ("fault", "token_count"),
     [
         (Fault(path=CREATE, status=500, when="before"), 0),
         (Fault(path=CREATE, status=500, when="after"), 1),
@@ -85,25 +85,25 @@ async def read_request(reader: asyncio.StreamReader) -> None:
         (Fault(path=CREATE, status=204, when="after"), 1),
     ],
 )
-async def test_a_creation_whose_end_nobody_knows_is_not_repeated(plaid, client, fault, minted):
-    """One attempt, and an error that says that there may be a token."""
+async def test_a_creation_in_doubt_is_not_repeated(plaid, client, fault, token_count):
+    """The client makes one attempt, and the error says that a token may exist."""
     plaid.fail(fault)
     with pytest.raises(OutcomeUnknownError) as caught:
         await client.relay.create([plaid.add_report()], "p")
     assert plaid.counts[CREATE] == caught.value.attempts == 1
     assert caught.value.sent is True
-    assert len(plaid.ledger) == minted
+    assert len(plaid.ledger) == token_count
 
 
-async def test_an_answer_cut_behind_its_token_is_created(plaid, client):
-    """Less than the whole answer, and the whole of the token."""
+async def test_a_response_cut_after_its_token_is_created(plaid, client):
+    """The response is incomplete, but its token is complete."""
     plaid.fail(Fault(path=CREATE, truncate=75))
-    made = await client.relay.create([plaid.add_report()], "p")
-    assert [made.relay_token] == tokens(plaid)
+    created = await client.relay.create([plaid.add_report()], "p")
+    assert [created.relay_token] == tokens(plaid)
 
 
 async def test_a_stalled_creation_is_unknown(plaid):
-    """When time runs out on a creation that was sent, nobody can tell."""
+    """A creation that was sent and then timed out is unknown."""
     plaid.fail(Fault(path=CREATE, stall=30, when="after"))
     async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(slow_read=0.3)) as client:
         with pytest.raises(OutcomeUnknownError, match="time ran out"):
@@ -113,46 +113,46 @@ async def test_a_stalled_creation_is_unknown(plaid):
     assert plaid.counts[CREATE] == 2
 
 
-async def test_a_creation_that_plaid_refused_for_now_is_repeated(plaid, client):
-    """429 and Plaid's own maintenance say that nothing was carried out."""
+async def test_a_declined_creation_is_repeated(plaid, client):
+    """A 429 and Plaid's own maintenance prove that nothing was executed."""
     plaid.fail(
         Fault(path=CREATE, status=429, times=1),
         Fault(path=CREATE, status=503, body=MAINTENANCE, times=1),
     )
-    made = await client.relay.create([plaid.add_report()], "p")
-    assert tokens(plaid) == [made.relay_token]
+    created = await client.relay.create([plaid.add_report()], "p")
+    assert tokens(plaid) == [created.relay_token]
     assert plaid.counts[CREATE] == 3
 
 
 @pytest.mark.parametrize("code", ["CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"])
-async def test_a_limit_that_no_waiting_mends_is_final(plaid, client, code):
-    """Some 429s will never pass."""
+async def test_a_permanent_limit_is_final(plaid, client, code):
+    """Some 429s never pass, so the client doesn't repeat the request."""
     plaid.fail(Fault(path=CREATE, status=429, body={"error_code": code}))
     with pytest.raises(RateLimitError) as caught:
         await client.relay.create([plaid.add_report()], "p")
     assert (caught.value.error_code, caught.value.attempts, plaid.counts[CREATE]) == (code, 1, 1)
 
 
-async def test_a_refusal_is_final(plaid, client):
-    """What Plaid calls wrong is not asked again."""
+async def test_a_rejected_request_is_not_repeated(plaid, client):
+    """A request that Plaid calls invalid is not sent again."""
     with pytest.raises(InvalidRequestError) as caught:
         await client.relay.create(["assets-sandbox-unknown"], "p")
     assert (caught.value.error_code, caught.value.sent) == ("INVALID_ASSET_REPORT_TOKEN", True)
     assert plaid.counts[CREATE] == 1
 
 
-async def test_who_opts_out_gets_a_second_token(plaid):
-    """With replay="always" a lost creation is repeated, and may be doubled."""
+async def test_replay_always_may_create_a_second_token(plaid):
+    """With replay="always" a lost creation is repeated, and there may be two tokens."""
     plaid.fail(Fault(path=CREATE, close=True, when="after", times=1))
     always = RetryPolicy(backoff=0.001, replay="always")
     async with RelayClient(OWNER, base_url=plaid.url, retry=always) as client:
-        made = await client.relay.create([plaid.add_report()], "p")
+        created = await client.relay.create([plaid.add_report()], "p")
     assert len(tokens(plaid)) == 2
-    assert made.relay_token == tokens(plaid)[1]
+    assert created.relay_token == tokens(plaid)[1]
 
 
-async def test_a_lost_attempt_outweighs_a_later_refusal(plaid, client):
-    """If the first attempt may have made a token, a refusal of the second doesn't make it a failure."""
+async def test_a_lost_attempt_outweighs_a_later_rejection(plaid, client):
+    """If the first attempt may have created a token, a rejected second one doesn't make the call failed."""
     plaid.fail(
         Fault(path=CREATE, close=True, when="after", times=1),
         Fault(path=CREATE, status=400),
@@ -166,7 +166,7 @@ async def test_a_lost_attempt_outweighs_a_later_refusal(plaid, client):
 
 
 async def test_a_lost_attempt_outweighs_a_pause_that_is_too_long(plaid, client):
-    """Also in a batch: whoever may have a token is unknown, whatever Plaid said to the next attempt."""
+    """In a batch, too, a creation in doubt stays unknown, whatever Plaid answers to the next attempt."""
     plaid.fail(
         Fault(path=CREATE, close=True, when="after", times=1),
         Fault(path=CREATE, status=429, headers={"Retry-After": "301"}),
@@ -179,8 +179,8 @@ async def test_a_lost_attempt_outweighs_a_pause_that_is_too_long(plaid, client):
 
 
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "301"}])
-async def test_a_limiter_that_breaks_when_it_is_told_does_no_harm(plaid, headers):
-    """Plaid refused, so nothing was carried out, whatever the limiter makes of it."""
+async def test_an_error_of_the_rate_limit_hook_is_not_an_unknown_outcome(plaid, headers):
+    """Plaid declined the attempt, so nothing was executed, even if the limiter's hook raises."""
 
     class Broken(Limiter):
         def on_rate_limited(self, endpoint: str, retry_after: float | None) -> None:
@@ -196,20 +196,20 @@ async def test_a_limiter_that_breaks_when_it_is_told_does_no_harm(plaid, headers
         assert client._transport._admission.throttles[CREATE].pause_count == 1
 
 
-async def test_a_refresh_is_as_careful_as_a_creation(plaid, client, partner):
-    """Each refresh makes a report: a lost one isn't repeated."""
-    made = await client.relay.create([plaid.add_report()], "partner")
+async def test_a_lost_refresh_is_not_repeated(plaid, client, partner):
+    """Each refresh creates a report, so a lost one is not repeated."""
+    created = await client.relay.create([plaid.add_report()], "partner")
     plaid.fail(Fault(path=REFRESH, close=True, when="after"))
     with pytest.raises(OutcomeUnknownError):
-        await partner.relay.refresh(made.relay_token)
+        await partner.relay.refresh(created.relay_token)
     assert plaid.counts[REFRESH] == len(plaid.refreshes) == 1
 
 
 # ------------------------------------------------------------------------------------- what never left
 
 
-async def test_what_never_left_is_repeated_and_then_failed():
-    """A port that nobody listens on: four attempts, and the certainty that there is no token."""
+async def test_an_unsent_request_is_repeated_and_then_fails():
+    """Nothing listens on the port: the client makes four attempts, and no token can exist."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
@@ -223,8 +223,8 @@ async def test_what_never_left_is_repeated_and_then_failed():
     assert caught.value.__context__ is None
 
 
-async def test_a_server_that_comes_up_in_between_gets_the_request_once():
-    """What never left may be sent again, by whatever operation."""
+async def test_a_server_that_starts_late_receives_the_request_once():
+    """A request that was not sent may be sent again, for every operation."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
@@ -234,19 +234,19 @@ async def test_a_server_that_comes_up_in_between_gets_the_request_once():
         making = asyncio.create_task(client.relay.create([report], "p"))
         await asyncio.sleep(0.03)
         async with Simulator(port=port, reports=[report]) as plaid:
-            made = await making
-            assert tokens(plaid) == [made.relay_token]
+            created = await making
+            assert tokens(plaid) == [created.relay_token]
 
 
-async def test_a_name_that_is_not_known_never_left():
-    """DNS is a way to fail before anything is sent."""
+async def test_an_unresolvable_name_means_not_sent():
+    """A failed DNS lookup happens before anything is sent."""
     async with RelayClient(OWNER, base_url="https://plaid.invalid", retry=RetryPolicy(attempts=1)) as client:
         with pytest.raises(NotSentError, match="was not sent"):
             await client.relay.create(["t"], "p", timeout=20)
 
 
-async def test_tls_that_fails_never_left():
-    """A server that speaks no TLS, or isn't trusted, has seen no request."""
+async def test_a_failed_tls_handshake_means_not_sent():
+    """A server that doesn't speak TLS, or isn't trusted, has received no request."""
 
     async def gibberish(reader, writer):
         await reader.read(10)
@@ -259,8 +259,8 @@ async def test_tls_that_fails_never_left():
                 await client.relay.create(["t"], "p")
 
 
-async def test_a_connection_that_is_not_made_in_time_never_left():
-    """A handshake that nobody answers runs into the connect timeout, and nothing was sent."""
+async def test_a_connect_timeout_means_not_sent():
+    """An unanswered handshake ends with the connect timeout, and nothing was sent."""
 
     async def silence(reader, writer):
         await reader.read()
@@ -290,8 +290,8 @@ async def test_a_connection_that_is_not_made_in_time_never_left():
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n\r\nnot gzip!",
     ],
 )
-async def test_half_an_answer_is_unknown_to_a_creation_and_lost_to_a_read(sent):
-    """Wherever the bytes end: a creation says unknown at once, a read tries again and then says lost."""
+async def test_a_partial_response_is_unknown_for_a_creation_and_lost_for_a_read(sent):
+    """Wherever the bytes end, a creation is unknown immediately; a read is repeated, and then lost."""
 
     async def half(reader, writer):
         await read_request(reader)
@@ -310,7 +310,7 @@ async def test_half_an_answer_is_unknown_to_a_creation_and_lost_to_a_read(sent):
 
 
 async def test_a_token_before_the_end_of_the_connection_is_created():
-    """Chunks that break off behind the token: it reached us, so it is handed on."""
+    """Chunks that break off after the token: the token was received, so it is returned."""
 
     async def half(reader, writer):
         await read_request(reader)
@@ -325,8 +325,8 @@ async def test_a_token_before_the_end_of_the_connection_is_created():
             assert (await client.relay.create(["t"], "p")).relay_token == "T-1"
 
 
-async def test_a_deadline_in_the_middle_of_an_answer_keeps_what_arrived():
-    """A slow answer whose token came in time is created when the time is up."""
+async def test_a_deadline_during_a_response_keeps_the_received_token():
+    """A slow response whose token arrived before the deadline is created."""
 
     async def slow(reader, writer):
         await read_request(reader)
@@ -352,16 +352,16 @@ async def test_a_deadline_in_the_middle_of_an_answer_keeps_what_arrived():
         Fault(path=GET, status=429, times=1),
     ],
 )
-async def test_a_read_is_repeated_after_anything_that_may_pass(plaid, client, partner, fault):
-    """A read changes nothing, so it is asked again."""
-    made = await client.relay.create([plaid.add_report()], "partner")
+async def test_a_read_is_repeated_after_a_transient_error(plaid, client, partner, fault):
+    """A read is safe, so it is repeated."""
+    created = await client.relay.create([plaid.add_report()], "partner")
     plaid.fail(fault)
-    assert (await partner.relay.get(made.relay_token)).report.items
+    assert (await partner.relay.get(created.relay_token)).report.items
     assert plaid.counts[GET] == 2
 
 
-async def test_a_read_gives_up_after_its_attempts(plaid, client):
-    """The number of attempts is a bound, per client and per call, and the error tells it."""
+async def test_a_read_fails_after_its_last_attempt(plaid, client):
+    """The client and the call can limit the number of attempts, and the error has it."""
     plaid.fail(Fault(path=GET, status=500))
     with pytest.raises(PlaidServerError) as caught:
         await client.relay.get("t")
@@ -371,16 +371,16 @@ async def test_a_read_gives_up_after_its_attempts(plaid, client):
     assert caught.value.attempts == 1
 
 
-async def test_a_read_whose_answer_does_not_come_is_a_timeout(plaid, partner):
-    """A read that ran out of time is a TimeoutError, too."""
+async def test_a_read_without_a_response_is_a_timeout(plaid, partner):
+    """A read that timed out is also a TimeoutError."""
     plaid.fail(Fault(path=GET, stall=30))
     with pytest.raises(TimeoutError) as caught:
         await partner.relay.get("t", timeout=0.5)
     assert isinstance(caught.value, ReadTimeoutError)
 
 
-async def test_a_read_that_stops_in_the_middle_is_a_timeout_as_well():
-    """Half an answer and then nothing: time ran out, and the error is of that class."""
+async def test_a_read_that_stalls_is_a_timeout():
+    """After half a response and then silence, the error is a timeout as well."""
 
     async def slow(reader, writer):
         await read_request(reader)
@@ -393,8 +393,8 @@ async def test_a_read_that_stops_in_the_middle_is_a_timeout_as_well():
             await client.relay.get("t", timeout=0.5)
 
 
-async def test_chunks_whose_framing_breaks_do_not_hold_a_call():
-    """Where aiohttp forgets its timer, ours goes on: the token that came is handed on."""
+async def test_broken_chunked_framing_does_not_block_a_call():
+    """The client's own timer ends a wait whose timer aiohttp has lost; the received token is returned."""
 
     async def broken(reader, writer):
         await read_request(reader)
@@ -415,7 +415,7 @@ async def test_chunks_whose_framing_breaks_do_not_hold_a_call():
 
 
 async def test_a_read_waits_no_longer_than_the_policy_allows(plaid, partner):
-    """A server in trouble may ask for a day; whoever has no deadline isn't held so long."""
+    """A server may request a pause of a day; a call without a deadline waits at most for `max_pause`."""
     plaid.fail(Fault(path=GET, status=503, body="<html>", headers={"Retry-After": "86400"}))
     async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(total=None)) as client:
         with pytest.raises(PlaidServerError) as caught:
@@ -424,7 +424,7 @@ async def test_a_read_waits_no_longer_than_the_policy_allows(plaid, partner):
 
 
 async def test_a_pause_that_begins_while_credentials_are_fetched_is_kept(plaid):
-    """Between its turn and its secret, a call may be told to wait by another's refusal."""
+    """A call that fetches its credentials when the circuit breaker opens waits for the pause to end."""
     slow, report = asyncio.Event(), plaid.add_report()
     first = True
 
@@ -442,16 +442,16 @@ async def test_a_pause_that_begins_while_credentials_are_fetched_is_kept(plaid):
         while not plaid.requests or plaid.requests[0].status is None:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
-        began = time.monotonic()
+        started = time.monotonic()
         slow.set()
         await waiting
-        assert time.monotonic() - began > 1
+        assert time.monotonic() - started > 1
         await refused
     assert plaid.counts[CREATE] == 3
 
 
-async def test_a_cancellation_that_nobody_asked_for_is_an_error(plaid):
-    """A limiter that is cancelled inside doesn't make the call look cancelled."""
+async def test_a_cancellation_inside_the_limiter_is_an_error(plaid):
+    """A limiter that raises CancelledError doesn't make the call look cancelled."""
 
     class Cancelled:
         async def acquire(self, endpoint: str) -> None:
@@ -463,7 +463,7 @@ async def test_a_cancellation_that_nobody_asked_for_is_an_error(plaid):
 
 
 async def test_settings_of_a_call_are_checked(plaid, client):
-    """A number is no policy, and nothing is sent with it."""
+    """A number is not a policy, and nothing is sent with it."""
     with pytest.raises(ConfigurationError, match="retry must be a RetryPolicy, not int"):
         await client.relay.create([plaid.add_report()], "p", retry=3)  # type: ignore[arg-type]  # the mistake that is meant
     with pytest.raises(ConfigurationError, match="total must be"):
@@ -473,17 +473,17 @@ async def test_settings_of_a_call_are_checked(plaid, client):
     assert plaid.counts[CREATE] == 0
 
 
-async def test_a_creation_asks_for_a_plain_answer(plaid, client, partner):
-    """Of a zipped answer that breaks off nothing could be read; reports are large, and come zipped."""
-    made = await client.relay.create([plaid.add_report()], "partner")
-    await partner.relay.get(made.relay_token)
+async def test_a_creation_requests_an_uncompressed_response(plaid, client, partner):
+    """A compressed response that breaks off couldn't be read; reports are large and are compressed."""
+    created = await client.relay.create([plaid.add_report()], "partner")
+    await partner.relay.get(created.relay_token)
     creation, reading = plaid.requests
     assert creation.headers["accept-encoding"] == "identity"
     assert "gzip" in reading.headers["accept-encoding"]
 
 
-async def test_a_report_in_the_making_is_said_to_be(plaid, client):
-    """PRODUCT_NOT_READY is an error of its own, so that one can wait."""
+async def test_a_report_that_is_not_ready_has_its_own_error(plaid, client):
+    """PRODUCT_NOT_READY has a class of its own, so that a caller can wait."""
     public = await client.sandbox.create_public_token()
     item = await client.item.exchange_public_token(public.public_token)
     report = await client.asset_report.create([item.access_token], 60, client_report_id="mine")
@@ -493,27 +493,27 @@ async def test_a_report_in_the_making_is_said_to_be(plaid, client):
 
 @pytest.mark.parametrize("fault", [{"close": True}, {"status": 500}])
 async def test_a_removal_is_repeated_and_may_be_inferred(plaid, client, fault):
-    """If the first try was carried out unheard, the next is told that there is no such token: so it is gone."""
-    made = await client.relay.create([plaid.add_report()], "p")
+    """If the response to an executed attempt is lost, the next finds no such token: it is removed."""
+    created = await client.relay.create([plaid.add_report()], "p")
     plaid.fail(Fault(path=REMOVE, when="after", times=1, **fault))
-    gone = await client.relay.remove(made.relay_token)
-    assert (gone.removed, gone.inferred) == (True, True)
+    removal = await client.relay.remove(created.relay_token)
+    assert (removal.removed, removal.inferred) == (True, True)
     assert plaid.ledger[0]["removed"] is True
 
 
-async def test_a_removal_that_was_not_carried_out_is_not_inferred(plaid, client):
-    """If the repeat removes it, Plaid has said so itself; and an unknown token is an error, not a removal."""
-    made = await client.relay.create([plaid.add_report()], "p")
+async def test_a_removal_that_was_not_executed_is_not_inferred(plaid, client):
+    """If the repeat removes the token, Plaid confirms it; an unknown token is an error, not a removal."""
+    created = await client.relay.create([plaid.add_report()], "p")
     plaid.fail(Fault(path=REMOVE, close=True, when="before", times=1))
-    assert (await client.relay.remove(made.relay_token)).inferred is False
+    assert (await client.relay.remove(created.relay_token)).inferred is False
     plaid.fail(Fault(path=REMOVE, status=429, times=1))
     with pytest.raises(InvalidRequestError):
-        await client.relay.remove(made.relay_token)
+        await client.relay.remove(created.relay_token)
 
 
-async def test_a_lost_removal_outweighs_a_later_refusal(plaid, client):
-    """If the first try may have removed the token, a refusal of the repeat doesn't say that it is there."""
-    made = await client.relay.create([plaid.add_report()], "p")
+async def test_a_lost_removal_outweighs_a_later_rejection(plaid, client):
+    """If the first attempt may have removed the token, a rejected repeat doesn't prove that it exists."""
+    created = await client.relay.create([plaid.add_report()], "p")
     plaid.fail(
         Fault(path=REMOVE, close=True, when="after", times=1),
         Fault(
@@ -521,7 +521,7 @@ async def test_a_lost_removal_outweighs_a_later_refusal(plaid, client):
         ),
     )
     with pytest.raises(ConnectionLostError, match="safe to try again") as caught:
-        await client.relay.remove(made.relay_token)
+        await client.relay.remove(created.relay_token)
     assert caught.value.attempts == plaid.counts[REMOVE] == 2
 
 
@@ -529,54 +529,54 @@ async def test_a_lost_removal_outweighs_a_later_refusal(plaid, client):
 
 
 async def test_retry_after_is_waited_in_full(plaid, client):
-    """The server's delay is kept, to the last part of it."""
+    """The server's delay is never shortened."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1))
-    began = time.monotonic()
+    started = time.monotonic()
     await client.relay.create([plaid.add_report()], "p")
-    assert time.monotonic() - began >= 1.0
+    assert time.monotonic() - started >= 1.0
 
 
-async def test_a_delay_that_does_not_fit_is_raised_at_once(plaid, client):
-    """A deadline doesn't shorten the server's delay: the error has it, and comes without waiting."""
+async def test_a_delay_beyond_the_deadline_is_raised_immediately(plaid, client):
+    """A deadline doesn't shorten the server's delay: the error has it, and is raised without waiting."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "60"}, times=1))
     report = plaid.add_report()
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(RateLimitError) as caught:
         await client.relay.create([report], "p", timeout=5)
     assert (caught.value.retry_after, caught.value.attempts) == (60.0, 1)
     with pytest.raises(RateLimitError, match=r"longer than this call may wait.*not sent") as caught:
         await client.relay.create([report], "p", timeout=5)
     assert 50 < caught.value.retry_after <= 60
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - started < 20
     assert plaid.counts[CREATE] == 1
 
 
-async def test_a_pause_concerns_its_operation_alone(plaid, client):
-    """While creation pauses, removal goes on."""
-    made = await client.relay.create([plaid.add_report()], "p")
+async def test_a_pause_affects_only_its_operation(plaid, client):
+    """While creations pause, removals continue."""
+    created = await client.relay.create([plaid.add_report()], "p")
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "60"}, times=1))
     with pytest.raises(RateLimitError):
         await client.relay.create([plaid.add_report()], "p", timeout=1)
-    assert (await client.relay.remove(made.relay_token)).removed
+    assert (await client.relay.remove(created.relay_token)).removed
 
 
-async def test_a_pause_concerns_every_call_of_its_operation(plaid, client):
-    """A second call waits out the pause that the first one was told of, and then both pass."""
+async def test_a_pause_affects_every_call_of_its_operation(plaid, client):
+    """A second call waits for the pause that the first one's 429 began, and then both succeed."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "2"}, times=1))
     report = plaid.add_report()
     first = asyncio.create_task(client.relay.create([report], "p"))
     while plaid.counts[CREATE] == 0:
         await asyncio.sleep(0.001)
     await asyncio.sleep(0.05)
-    began = time.monotonic()
+    started = time.monotonic()
     await client.relay.create([report], "q")
-    assert time.monotonic() - began > 1
+    assert time.monotonic() - started > 1
     await first
     assert plaid.counts[CREATE] == 3
 
 
 async def test_a_pause_longer_than_the_policy_allows_is_not_shortened(plaid, client):
-    """Beyond `max_pause` the call fails, also where it has all the time in the world."""
+    """A call whose pause exceeds `max_pause` fails, even without a deadline."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "400"}, times=1))
     unhurried = Timeouts(total=None)
     async with RelayClient(OWNER, base_url=plaid.url, timeouts=unhurried) as patient:
@@ -587,8 +587,8 @@ async def test_a_pause_longer_than_the_policy_allows_is_not_shortened(plaid, cli
     assert plaid.counts[CREATE] == 1
 
 
-async def test_many_refusals_at_once_are_one_pause(plaid):
-    """Calls that are refused together wait together, and don't add their delays up."""
+async def test_concurrent_429s_are_one_pause(plaid):
+    """Calls that are declined together wait together; their delays don't add up."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=5))
     policy = RetryPolicy(max_pause=1.5)
     report = plaid.add_report()
@@ -598,7 +598,7 @@ async def test_many_refusals_at_once_are_one_pause(plaid):
 
 
 async def test_a_pause_that_begins_while_a_call_queues_is_kept(plaid):
-    """Whoever gets a connection after the pause began waits like everybody."""
+    """A call that gets a connection after the pause began waits like all others."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "2"}, times=1))
     report = plaid.add_report()
     async with RelayClient(OWNER, base_url=plaid.url, connections=1) as client:
@@ -609,8 +609,8 @@ async def test_a_pause_that_begins_while_a_call_queues_is_kept(plaid):
     assert (len(plaid.ledger), plaid.counts[CREATE]) == (3, 4)
 
 
-async def test_a_client_that_is_closed_while_a_call_queues_says_so(plaid):
-    """A call that has not left when the client is closed never leaves."""
+async def test_closing_the_client_ends_a_queued_call(plaid):
+    """A call that is queued when the client is closed is never sent."""
     go = asyncio.Event()
 
     class Gate:
@@ -641,8 +641,8 @@ class Limiter:
         self.told.append((endpoint, retry_after))
 
 
-async def test_a_limiter_is_asked_before_each_attempt_and_told_of_each_429(plaid):
-    """The limiter sees each attempt's operation, and each 429 with its delay; maintenance is no limit."""
+async def test_a_limiter_sees_each_attempt_and_each_429(plaid):
+    """The limiter receives each attempt's operation, and each 429 with its delay, but no maintenance."""
     plaid.fail(
         Fault(path=CREATE, status=429, times=1),
         Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=1),
@@ -655,8 +655,8 @@ async def test_a_limiter_is_asked_before_each_attempt_and_told_of_each_429(plaid
     assert limiter.told == [(CREATE, None), (CREATE, 0.0)]
 
 
-async def test_time_spent_queueing_at_the_limiter_is_not_the_calls(plaid):
-    """A call's timeout begins to count when it is its turn."""
+async def test_the_wait_for_the_limiter_does_not_count_against_the_timeout(plaid):
+    """A call's timeout starts when the limiter has granted its permit."""
 
     class Slow:
         async def acquire(self, endpoint: str) -> None:
@@ -664,25 +664,25 @@ async def test_time_spent_queueing_at_the_limiter_is_not_the_calls(plaid):
 
     plaid.fail(Fault(path=CREATE, status=429, times=1))
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=Slow()) as client:
-        made = await client.relay.create([plaid.add_report()], "p", timeout=1)
-    assert tokens(plaid) == [made.relay_token]
+        created = await client.relay.create([plaid.add_report()], "p", timeout=1)
+    assert tokens(plaid) == [created.relay_token]
     no_end = Timeouts(total=None)
     async with RelayClient(OWNER, base_url=plaid.url, timeouts=no_end, rate_limiter=Slow()) as client:
         await client.relay.create([plaid.add_report()], "q")
 
 
-async def test_time_spent_queueing_for_a_connection_is_not_the_calls(plaid):
-    """Forty calls over one connection, each slower than a fortieth of the timeout."""
+async def test_the_wait_for_a_connection_does_not_count_against_the_timeout(plaid):
+    """Forty calls share one connection, and each takes more than a fortieth of the timeout."""
     plaid.fail(Fault(path=CREATE, latency=0.02))
     report = plaid.add_report()
     timeouts = Timeouts(connect=0.3, slow_read=0.3, total=0.3)
     async with RelayClient(OWNER, base_url=plaid.url, connections=1, timeouts=timeouts) as client:
-        made = await asyncio.gather(*(client.relay.create([report], f"p{n}") for n in range(40)))
-    assert sorted(tokens(plaid)) == sorted(m.relay_token for m in made)
+        created = await asyncio.gather(*(client.relay.create([report], f"p{n}") for n in range(40)))
+    assert sorted(tokens(plaid)) == sorted(m.relay_token for m in created)
 
 
-async def test_a_limiter_that_breaks_leaves_the_request_unsent(plaid):
-    """An error of the caller's own limiter comes out as its cause, and nothing was sent."""
+async def test_an_error_of_the_limiter_leaves_the_request_unsent(plaid):
+    """The error of the caller's limiter is the cause of the error, and nothing was sent."""
 
     class Broken:
         async def acquire(self, endpoint: str) -> None:
@@ -696,7 +696,7 @@ async def test_a_limiter_that_breaks_leaves_the_request_unsent(plaid):
 
 
 async def test_credentials_may_rotate(plaid):
-    """A callable is asked at each attempt; if it fails, nothing was sent; if it gives nonsense, it is named."""
+    """The callable is called for each attempt; if it raises, nothing was sent; a wrong result is named."""
     secrets = iter(["first-secret", "second-secret"])
 
     async def current() -> Credentials:
@@ -722,8 +722,8 @@ async def test_credentials_may_rotate(plaid):
             await client.relay.create([plaid.add_report()], "p")
 
 
-async def test_a_source_of_credentials_that_hangs_runs_out_of_the_calls_time(plaid):
-    """A call's timeout holds for the fetching of its secret, and then nothing was sent."""
+async def test_the_timeout_includes_fetching_the_credentials(plaid):
+    """If fetching the secret takes too long, the call times out, and nothing was sent."""
 
     async def never() -> Credentials:
         await asyncio.Event().wait()
@@ -795,7 +795,7 @@ async def test_a_journal_that_is_slow_leaves_the_request_unsent(plaid, client):
 
 @pytest.mark.parametrize("operation", ["get", "create"])
 async def test_an_error_says_that_an_earlier_attempt_was_sent(operation):
-    """An error of a last attempt that was not sent reports sent=True when the first one was."""
+    """The error of a last attempt that was not sent has sent=True if the first attempt was sent."""
 
     class Hiccup:
         asked = 0
@@ -815,7 +815,7 @@ async def test_an_error_says_that_an_earlier_attempt_was_sent(operation):
 
 
 async def test_credentials_in_the_body():
-    """In the body, credentials aren't in the headers; a wrong pair is an authentication error."""
+    """Credentials in the body aren't in the headers; a wrong pair is an authentication error."""
     async with Simulator(clients={"owner": OWNER.secret}) as plaid:
         async with RelayClient(OWNER, base_url=plaid.url, credentials_in="body") as client:
             await client.relay.create([plaid.add_report()], "p")
@@ -827,7 +827,7 @@ async def test_credentials_in_the_body():
 
 
 async def test_a_gateway_gets_its_key_and_no_credentials(plaid, monkeypatch):
-    """With a gateway key no credentials are sent, whatever the environment has."""
+    """With a gateway key no credentials are sent, even if the environment has some."""
     monkeypatch.setenv("PLAID_CLIENT_ID", "of-the-environment")
     monkeypatch.setenv("PLAID_SECRET", "of-the-environment")
     async with RelayClient(gateway_key="the-gateways-key", base_url=plaid.url) as client:

@@ -1,4 +1,4 @@
-"""What a server can do to one attempt, beyond what the fault matrix has."""
+"""What a server can do to one attempt, in addition to the faults of the matrix."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def answer(**fields: object) -> bytes:
 
 
 @BOTH
-async def test_an_answer_that_came_before_its_request_is_nobodys(direct):
-    """A second answer on a connection that is kept would be the next partner's token: it is dropped instead."""
+async def test_a_response_received_before_its_request_is_dropped(direct):
+    """A second response on a kept connection would pass for the next partner's token: it is dropped."""
     count = 0
 
     async def twice(reader, writer):
@@ -55,8 +55,8 @@ async def test_an_answer_that_came_before_its_request_is_nobodys(direct):
 
 
 @BOTH
-async def test_a_stray_answer_that_comes_late_is_nobodys(direct):
-    """The same when it arrives while the connection lies idle: the request never leaves on that one."""
+async def test_a_stray_response_on_an_idle_connection_is_dropped(direct):
+    """The same if it arrives while the connection is idle: no request is sent on that connection."""
 
     async def late(reader, writer):
         await read_request(reader)
@@ -79,8 +79,8 @@ async def test_a_stray_answer_that_comes_late_is_nobodys(direct):
         assert client.statistics().attempts == {"definitive": 2, "not_sent": 1}
 
 
-async def test_a_stray_answer_is_not_sent_even_for_the_last_attempt():
-    """With no attempt left to make, the error says that nothing was sent."""
+async def test_a_stray_response_before_the_last_attempt_means_not_sent():
+    """If no attempt is left, the error says that nothing was sent."""
 
     async def late(reader, writer):
         await read_request(reader)
@@ -100,16 +100,16 @@ async def test_a_stray_answer_is_not_sent_even_for_the_last_attempt():
             await client.relay.create(["t"], "q")
 
 
-async def test_a_body_is_not_handed_to_a_connection_that_is_to_be_closed():
-    """Which of aiohttp's steps comes first depends on the Python; the body itself looks before it leaves."""
+async def test_a_body_is_not_written_to_a_closing_connection():
+    """The order of aiohttp's steps depends on the Python version, so the body checks the connection."""
     body = RequestBody(b"{}", lambda: None)
     with pytest.raises(aiohttp.ClientConnectionError):
         body.begin_send(SimpleNamespace(should_close=True, exception=lambda: None))
     assert body.sent is False
 
 
-async def test_a_creation_is_not_begun_when_its_time_is_up(plaid):
-    """An attempt that could only run out of time isn't made: it would be unknown for nothing."""
+async def test_a_creation_is_not_sent_after_its_deadline(plaid):
+    """An attempt that could only time out is not made, because it would be unknown without need."""
     report = plaid.add_report()
 
     class Slow(RecordingJournal):
@@ -130,8 +130,8 @@ async def test_a_creation_is_not_begun_when_its_time_is_up(plaid):
 
 
 @pytest.mark.parametrize("spaces", [0, 1_000_000])
-async def test_an_answer_that_is_too_long_is_not_read_to_its_end(spaces):
-    """A creation has its token if that came within the bound, and is unknown if not; a read isn't repeated."""
+async def test_a_response_that_is_too_long_is_not_read_completely(spaces):
+    """A creation has its token if it is within the limit, and is unknown otherwise; no read is repeated."""
 
     async def endless(reader, writer):
         await read_request(reader)
@@ -154,8 +154,8 @@ async def test_an_answer_that_is_too_long_is_not_read_to_its_end(spaces):
     assert len(connections) == 2
 
 
-async def test_an_answer_of_just_the_size_is_taken():
-    """The bound is what an answer may have."""
+async def test_a_response_of_exactly_the_limit_is_accepted():
+    """The limit itself is allowed."""
 
     async def exact(reader, writer):
         await read_request(reader)
@@ -168,14 +168,14 @@ async def test_an_answer_of_just_the_size_is_taken():
             assert (await client.relay.create(["t"], "p")).relay_token == "T-1"
 
 
-def test_the_bound_of_an_answer_is_checked():
-    """Zero bytes are no bound."""
+def test_max_response_bytes_is_checked():
+    """A limit of zero bytes is invalid."""
     with pytest.raises(ConfigurationError, match="max_response_bytes must be a whole number from 1"):
         RelayClient(OWNER, max_response_bytes=0)
 
 
-async def test_an_idle_connection_is_given_up_in_time():
-    """After `Timeouts.idle` a connection isn't used again, whatever the server would do."""
+async def test_an_idle_connection_is_closed_after_the_idle_timeout():
+    """After `Timeouts.idle` a connection isn't used again, whatever the server does."""
 
     async def willing(reader, writer):
         while True:

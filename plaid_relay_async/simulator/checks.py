@@ -1,7 +1,7 @@
-"""What a request must hold: credentials, and the fields of each body, told as plain tables.
+"""Validation of requests: credentials, the API version, and the fields of a body.
 
-A check is a function of a field's name and its value that raises INVALID_FIELD. The tables that use these are
-in `operations`. Required, nullable and bounds follow Plaid's published schemas.
+A check is a function of a field's name and value that raises INVALID_FIELD. The tables of fields are in
+`operations`. Required, nullable and bounds follow Plaid's published schemas.
 """
 
 import math
@@ -25,7 +25,7 @@ API_VERSIONS = frozenset({"2020-09-14", "2019-05-29", "2018-05-22", "2017-03-08"
 
 @frozen
 class Field:
-    """One field of a body: how its value is checked, and whether it may be absent or null."""
+    """A field of a body: the check of its value, whether it is required, and whether it may be null."""
 
     check: Check
     required: bool = False
@@ -36,21 +36,21 @@ Fields: TypeAlias = Mapping[str, Field]
 
 
 def required(field: Field) -> Field:
-    """The same field, which must be there."""
+    """Return the field as a required one."""
     return evolve(field, required=True)
 
 
 def nullable(field: Field) -> Field:
-    """The same field, which may be null."""
+    """Return the field as a nullable one."""
     return evolve(field, nullable=True)
 
 
-def _invalid_field(name: str, wanted: str) -> ApiError:
-    return ApiError("INVALID_FIELD", f"{name} must be {wanted}")
+def _invalid_field(name: str, requirement: str) -> ApiError:
+    return ApiError("INVALID_FIELD", f"{name} must be {requirement}")
 
 
 def string(*, max_length: int | None = None, allow_empty: bool = False) -> Field:
-    """A string that is not empty, unless it may be, of at most `most` characters."""
+    """Return a field that holds a string of at most `max_length` characters."""
 
     def check(name: str, value: Any) -> None:
         if not isinstance(value, str) or not (value or allow_empty):
@@ -69,20 +69,20 @@ def _check_boolean(name: str, value: Any) -> None:
 def _check_url(name: str, value: Any) -> None:
     try:
         url = urlsplit(value if isinstance(value, str) else "")
-        whole = url.scheme in {"http", "https"} and bool(url.hostname)
+        is_complete = url.scheme in {"http", "https"} and bool(url.hostname)
     except ValueError:  # such as an unclosed bracket
-        whole = False
-    if not whole:
+        is_complete = False
+    if not is_complete:
         raise _invalid_field(name, "an http or https URL")
 
 
 def _check_date(name: str, value: Any) -> None:
     try:
-        # Which alone would take 20260630 and 2026-W27-2 too, from Python 3.11 on.
-        good = _DATE_PATTERN.fullmatch(value) and date.fromisoformat(value)
+        # From Python 3.11 on, fromisoformat alone would accept 20260630 and 2026-W27-2 too.
+        is_date = _DATE_PATTERN.fullmatch(value) and date.fromisoformat(value)
     except (TypeError, ValueError):
-        good = None
-    if not good:
+        is_date = None
+    if not is_date:
         raise _invalid_field(name, "a date such as 2026-06-30")
 
 
@@ -98,23 +98,21 @@ DATE = Field(_check_date)
 
 
 def integer(minimum: float = -math.inf, maximum: float = math.inf) -> Field:
-    """An integer in the given bounds, both included."""
-    least, most = (
-        f" from {minimum}" if minimum > -math.inf else "",
-        f" to {maximum}" if maximum < math.inf else "",
-    )
-    wanted = f"an integer{least}{most}"
+    """Return a field that holds an integer from `minimum` to `maximum`, both included."""
+    lower = f" from {minimum}" if minimum > -math.inf else ""
+    upper = f" to {maximum}" if maximum < math.inf else ""
+    requirement = f"an integer{lower}{upper}"
 
     def check(name: str, value: Any) -> None:
-        # To Python a boolean is an integer, to JSON it is not.
+        # A boolean is an integer in Python, but not in JSON.
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-            raise _invalid_field(name, wanted)
+            raise _invalid_field(name, requirement)
 
     return Field(check)
 
 
 def one_of(*values: str) -> Field:
-    """One of some strings."""
+    """Return a field that holds one of some strings."""
 
     def check(name: str, value: Any) -> None:
         if value not in values:
@@ -124,7 +122,7 @@ def one_of(*values: str) -> Field:
 
 
 def list_of(field: Field, min_length: int = 0, max_length: int | None = None) -> Field:
-    """A list of values that each pass the field's own check."""
+    """Return a field that holds a list of `min_length` to `max_length` values, each valid for `field`."""
 
     def check(name: str, value: Any) -> None:
         if not isinstance(value, list):
@@ -133,26 +131,35 @@ def list_of(field: Field, min_length: int = 0, max_length: int | None = None) ->
             raise _invalid_field(name, f"a list of at least {min_length}")
         if max_length is not None and len(value) > max_length:
             raise _invalid_field(name, f"a list of at most {max_length}")
-        for place, entry in enumerate(value):
-            field.check(f"{name}[{place}]", entry)
+        for index, entry in enumerate(value):
+            field.check(f"{name}[{index}]", entry)
 
     return Field(check)
 
 
 def json_object(fields: Fields, *, closed: bool = True) -> Field:
-    """An object with fields of its own, and others too unless it is closed."""
+    """Return a field that holds an object with these fields, and with others unless it is `closed`."""
 
     def check(name: str, value: Any) -> None:
         if not isinstance(value, dict):
             raise _invalid_field(name, "an object")
-        known = value if closed else {key: value[key] for key in value if key in fields}
-        check_fields(fields, known, within=f"{name}.")
+        checked = value if closed else {key: value[key] for key in value if key in fields}
+        check_fields(fields, checked, within=f"{name}.")
 
     return Field(check)
 
 
 def check_fields(fields: Fields, body: Mapping[str, Any], *, within: str = "") -> None:
-    """Refuse a body that lacks a field, has one too many, or holds a value that is not allowed."""
+    """Check the fields of a body, or of an object in it.
+
+    Args:
+        fields: The allowed fields.
+        body: The body or object.
+        within: The prefix of the fields' names in an error.
+
+    Raises:
+        ApiError: A required field is missing, a field is unknown, or a value is invalid; in this order.
+    """
     missing = [within + name for name, field in fields.items() if field.required and name not in body]
     if missing:
         raise ApiError("MISSING_FIELDS", f"the following required fields are missing: {', '.join(missing)}")
@@ -168,18 +175,21 @@ def check_fields(fields: Fields, body: Mapping[str, Any], *, within: str = "") -
 
 
 def check_credentials(client_id: Any, secret: Any, clients: Mapping[str, str] | None) -> str:
-    """The caller's client_id, once it has proved itself.
+    """Return the caller's client_id, if the credentials are valid.
 
     Args:
-        client_id: As it came, from a header or the body.
-        secret: The same.
-        clients: The secret of each client; None takes any.
+        client_id: From a header or the body, not yet checked.
+        secret: From a header or the body, not yet checked.
+        clients: The secret of each client; None accepts any.
+
+    Raises:
+        ApiError: A credential is missing, not a string, or wrong.
     """
-    given = {"client_id": client_id, "secret": secret}
-    missing = [name for name, value in given.items() if value is None or value == ""]
+    credentials = {"client_id": client_id, "secret": secret}
+    missing = [name for name, value in credentials.items() if value is None or value == ""]
     if missing:
         raise ApiError("MISSING_FIELDS", f"the following required fields are missing: {', '.join(missing)}")
-    for name, value in given.items():
+    for name, value in credentials.items():
         string().check(name, value)
     if clients is not None and clients.get(client_id) != secret:
         raise ApiError("INVALID_API_KEYS")
@@ -187,10 +197,10 @@ def check_credentials(client_id: Any, secret: Any, clients: Mapping[str, str] | 
 
 
 def check_version(version: str | None) -> None:
-    """Refuse a Plaid-Version that was never published.
+    """Raise ApiError for a Plaid-Version that was never published.
 
-    That Plaid answers INCOMPATIBLE_API_VERSION to it is our choice: what it does is not published. Without
-    the header Plaid takes the Dashboard's default, so that is fine.
+    Plaid doesn't publish how it answers one: that it is INCOMPATIBLE_API_VERSION is our choice. The header is
+    optional, because without it Plaid uses the default of the client's Dashboard.
     """
     if version is not None and version not in API_VERSIONS:
         raise ApiError("INCOMPATIBLE_API_VERSION")

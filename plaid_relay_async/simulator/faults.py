@@ -1,4 +1,4 @@
-"""Scripted faults: which requests are struck, how often, and with what."""
+"""Scripted faults: the requests that they apply to, how often, and their effects."""
 
 import json
 import math
@@ -10,27 +10,27 @@ from typing import Any
 from attrs import Attribute, define, field, fields, frozen
 
 CONTROL_PREFIX = "/_simulator/"
-"""Paths under this are the simulator's own: no fault strikes them."""
+"""The prefix of the simulator's own paths, to which no fault applies."""
 
 _EFFECTS = ("status", "close", "truncate", "stall")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, 5.6.2
 _FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "connection"})
 
 
-def _number_between(wanted: str, low: float, high: float, *, whole: bool = False) -> Any:
-    kinds = int if whole else (int, float)
+def _number_between(description: str, minimum: float, maximum: float, *, integer: bool = False) -> Any:
+    types = int if integer else (int, float)
 
     def check(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
         if value is None and attribute.default is None:
             return
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-            raise ValueError(f"{attribute.name}: must be {wanted}")
+        if isinstance(value, bool) or not isinstance(value, types) or not minimum <= value <= maximum:
+            raise ValueError(f"{attribute.name}: must be {description}")
 
     return check
 
 
 def check_path(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
-    """Raise ValueError unless it is None, or may be one of Plaid's paths."""
+    """Raise ValueError unless the value is None or a path outside of the simulator's own ones."""
     if value is None:
         return
     if not isinstance(value, str) or not value.startswith("/") or value.startswith(CONTROL_PREFIX):
@@ -51,86 +51,90 @@ def _check_when(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
 
 def _check_close(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
     if not isinstance(value, bool):
-        raise ValueError(f"{attribute.name}: must be true or false")  # noqa: TRY004  one error for a bad rule
+        raise ValueError(f"{attribute.name}: must be true or false")  # noqa: TRY004  an invalid rule is always a ValueError
 
 
 def _check_json(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
     try:
         json.dumps(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{attribute.name}: must be a string, or something that JSON can hold") from None
+        raise ValueError(f"{attribute.name}: must be a string or another JSON value") from None
 
 
 def _check_headers(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
     if not isinstance(value, Mapping) or not all(map(_is_header, value, value.values())):
         raise ValueError(
-            f"{attribute.name}: must be an object of one-line headers, none that frames the body"
+            f"{attribute.name}: must be an object of one-line headers, without those that frame the body"
         )
 
 
 def _is_header(name: object, value: object) -> bool:
-    named = isinstance(name, str) and _HEADER_NAME.fullmatch(name) and name.lower() not in _FRAMING_HEADERS
-    return bool(named) and isinstance(value, str) and value.isprintable()
+    is_name = isinstance(name, str) and _HEADER_NAME.fullmatch(name) and name.lower() not in _FRAMING_HEADERS
+    return bool(is_name) and isinstance(value, str) and value.isprintable()
 
 
 @frozen
 class Fault:
-    """One rule of the script: the requests it is for, and what befalls them.
+    """One rule of a fault script: the requests that it applies to, and its effect.
 
-    Exactly one of `status`, `close`, `truncate` and `stall` is given, or `latency` alone; `latency` goes with
-    each of the others too. A rule of which any part is nonsense raises ValueError, naming the field.
+    A rule has exactly one of `status`, `close`, `truncate` and `stall`, and optionally `latency`; or only
+    `latency`.
 
     Attributes:
-        path: Only requests to exactly this path; None is any of Plaid's.
-        secondary_client_id: Only requests whose body names this partner.
-        when: Whether it strikes `before` or `after` the request is acted upon. `truncate` always acts first.
-        times: How often it strikes at most; None is without end.
-        rate: The fraction, 0 to 1, of the matching requests that are struck.
-        status: Answer with this HTTP status, 200 to 599.
-        body: The answer's body. None is Plaid's error body for that status (nothing, below 400); an object
-            with `error_type` or `error_code` is laid over that; a string is sent as HTML, all else as JSON.
-        headers: More headers for that answer.
-        close: Close the connection without an answer.
-        truncate: Send the true headers, this many bytes of the body, and close the connection.
-        stall: Answer nothing for this many seconds, then close the connection.
-        latency: Wait this many seconds at the moment that `when` says, then go on.
+        path: Apply only to requests to exactly this path; None is any of Plaid's paths.
+        secondary_client_id: Apply only to requests whose body names this partner.
+        when: Apply `before` or `after` the request is executed. With `truncate` it is always executed first.
+        times: The maximum number of times that the rule applies; None is no limit.
+        rate: The fraction, 0 to 1, of the matching requests that the rule applies to.
+        status: Respond with this HTTP status, 200 to 599.
+        body: The body of that response. None is Plaid's error body for the status (below 400, an empty body).
+            The fields of an object with `error_type` or `error_code` replace those of Plaid's error body. A
+            string is sent as HTML, anything else as JSON.
+        headers: Additional headers of that response.
+        close: Close the connection without a response.
+        truncate: Send the headers and this many bytes of the body, and close the connection.
+        stall: Send nothing for this many seconds, and close the connection.
+        latency: Wait this many seconds before or after the execution, as `when` says, and go on.
+
+    Raises:
+        ValueError: A field is invalid, or doesn't fit the others; the message starts with its name.
     """
 
     path: str | None = field(default=None, validator=check_path)
     secondary_client_id: str | None = field(default=None, validator=_check_partner)
     when: str = field(default="before", validator=_check_when)
     times: int | None = field(
-        default=None, validator=_number_between("an integer from 0, or null", 0, math.inf, whole=True)
+        default=None, validator=_number_between("an integer from 0, or null", 0, math.inf, integer=True)
     )
     rate: float = field(default=1.0, validator=_number_between("a number from 0 to 1", 0, 1))
     status: int | None = field(
-        default=None, validator=_number_between("an integer from 200 to 599", 200, 599, whole=True)
+        default=None, validator=_number_between("an integer from 200 to 599", 200, 599, integer=True)
     )
     body: Any = field(default=None, repr=False, validator=_check_json)  # may hold a token
     headers: Mapping[str, str] = field(factory=dict, repr=False, validator=_check_headers)
     close: bool = field(default=False, validator=_check_close)
     truncate: int | None = field(
-        default=None, validator=_number_between("a count of bytes from 0", 0, math.inf, whole=True)
+        default=None, validator=_number_between("a count of bytes from 0", 0, math.inf, integer=True)
     )
     stall: float | None = field(default=None, validator=_number_between("seconds from 0 to 1e6", 0, 1e6))
     latency: float | None = field(default=None, validator=_number_between("seconds from 0 to 1e6", 0, 1e6))
 
     def __attrs_post_init__(self) -> None:
-        # By identity: `false` and null count as not given, but 0 is a fine count of bytes.
-        given = [
+        # Compared by identity: False and None mean that there is no such effect, but 0 bytes is an effect.
+        effects = [
             name for name in _EFFECTS if (value := getattr(self, name)) is not None and value is not False
         ]
-        if len(given) > 1:
-            raise ValueError(f"{given[1]}: cannot go with {given[0]}")
-        if not given and self.latency is None:
-            raise ValueError(f"status: one of {', '.join(_EFFECTS)} or latency must be given")
+        if len(effects) > 1:
+            raise ValueError(f"{effects[1]}: cannot be combined with {effects[0]}")
+        if not effects and self.latency is None:
+            raise ValueError(f"status: one of {', '.join(_EFFECTS)} or latency is required")
         if self.status is None and self.body is not None:
-            raise ValueError("body: goes only with status")
+            raise ValueError("body: requires status")
         if self.status is None and self.headers:
-            raise ValueError("headers: goes only with status")
+            raise ValueError("headers: requires status")
 
     def matches(self, path: str, partner: object) -> bool:
-        """Whether a request to this path, naming this partner, may be struck."""
+        """Check whether the rule is for requests to this path that name this partner."""
         if self.path is not None and self.path != path:
             return False
         return self.secondary_client_id is None or self.secondary_client_id == partner
@@ -138,22 +142,25 @@ class Fault:
 
 @define
 class _Rule:
+    """A fault, and the number of requests that it was applied to."""
+
     fault: Fault
-    struck: int = 0
+    applied: int = 0
 
     def try_apply(self, rng: Random) -> bool:
-        if self.fault.times is not None and self.struck >= self.fault.times:
+        """Decide whether the fault applies to one more matching request, and count it if so."""
+        if self.fault.times is not None and self.applied >= self.fault.times:
             return False
-        struck = rng.random() < self.fault.rate
-        self.struck += struck
-        return struck
+        applies = rng.random() < self.fault.rate
+        self.applied += applies
+        return applies
 
 
 class FaultScript:
-    """The rules in force, in order; the first that matches and strikes wins.
+    """The rules in force, in order: the first one that matches and applies is used.
 
     Args:
-        seed: Of the draws that decide which requests a `rate` strikes.
+        seed: Seed of the random numbers that are compared with a rule's `rate`.
     """
 
     def __init__(self, seed: int) -> None:
@@ -165,11 +172,11 @@ class FaultScript:
         self._rules.extend(_Rule(fault) for fault in faults)
 
     def clear(self) -> None:
-        """Drop all rules."""
+        """Remove all rules."""
         self._rules.clear()
 
     def next_fault(self, path: str, partner: object) -> Fault | None:
-        """The fault that befalls this request, if one does; it is counted."""
+        """Return the fault to apply to a request, if any, and count it."""
         for rule in self._rules:
             if rule.fault.matches(path, partner) and rule.try_apply(self._rng):
                 return rule.fault
@@ -177,25 +184,25 @@ class FaultScript:
 
 
 def parse_faults(script: object) -> list[Fault]:
-    """The rules in a script as JSON, `{"faults": [{"path": ..., "status": 429}, ...]}`.
+    """Return the rules of a decoded JSON script, `{"faults": [{"path": ..., "status": 429}, ...]}`.
 
     Raises:
-        ValueError: The script is no such thing; it says which rule, which field and what is allowed.
+        ValueError: The script is invalid; the message names the rule, the field and what is allowed.
     """
     match script:
         case {"faults": list() as rules, **more} if not more:
-            return [_parse_fault(f"faults[{place}]", rule) for place, rule in enumerate(rules)]
+            return [_parse_fault(f"faults[{index}]", rule) for index, rule in enumerate(rules)]
     raise ValueError('the script must be an object such as {"faults": [{"status": 429}]}')
 
 
-def _parse_fault(where: str, rule: object) -> Fault:
+def _parse_fault(location: str, rule: object) -> Fault:
     allowed = [attribute.name for attribute in fields(Fault)]
     if not isinstance(rule, dict):
-        raise ValueError(f"{where}: must be an object with some of: {', '.join(allowed)}")  # noqa: TRY004  as above
+        raise ValueError(f"{location}: must be an object with some of: {', '.join(allowed)}")  # noqa: TRY004  as above
     unknown = [str(name) for name in rule if name not in allowed]
     if unknown:
-        raise ValueError(f"{where}.{unknown[0]}: unknown field; allowed are: {', '.join(allowed)}")
+        raise ValueError(f"{location}.{unknown[0]}: unknown field; allowed are: {', '.join(allowed)}")
     try:
         return Fault(**rule)
     except ValueError as error:
-        raise ValueError(f"{where}.{error}") from None
+        raise ValueError(f"{location}.{error}") from None

@@ -1,4 +1,4 @@
-"""Rate limits as Plaid has them: so many requests of one client to one path in a window of time."""
+"""Rate limits like Plaid's: a number of requests of one client to one path in a window of time."""
 
 import math
 from collections import deque
@@ -27,21 +27,22 @@ def _check_window(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
 
 def _check_retry_after(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
     if not isinstance(value, bool):
-        raise ValueError(f"{attribute.name}: must be true or false")  # noqa: TRY004  one error for a bad limit
+        raise ValueError(f"{attribute.name}: must be true or false")  # noqa: TRY004  an invalid limit is always a ValueError
 
 
 @frozen
 class Limit:
-    """How many requests a client may make to a path; what is more gets a 429 and doesn't count.
-
-    A limit of which any part is nonsense raises ValueError, naming the field.
+    """A rate limit; a request above it gets a 429 and doesn't count.
 
     Attributes:
-        path: Which of Plaid's paths; None is every path, each counted on its own.
-        count: So many requests of one client_id are let through in a window.
-        per: The window's length, in seconds of the simulator's clock.
-        window: `sliding` looks back from each request; `fixed` ones begin at the clock's multiples of `per`.
-        retry_after: Whether a refusal says in `Retry-After`, in whole seconds rounded up, when to come again.
+        path: The path that it limits; None is every one of Plaid's paths, each counted separately.
+        count: The maximum number of requests of one client_id in a window.
+        per: The length of the window, in seconds of the simulator's clock.
+        window: A `sliding` window ends at each request; a `fixed` one begins at a multiple of `per`.
+        retry_after: Whether a 429 has a `Retry-After` header, in whole seconds, rounded up.
+
+    Raises:
+        ValueError: A field is invalid; the message starts with its name.
     """
 
     path: str | None = field(default=None, validator=check_path)
@@ -53,51 +54,55 @@ class Limit:
 
 class _Window(Protocol):
     def seconds_to_wait(self, now: float) -> float:
-        """Seconds until there is room; 0 if there is."""
+        """Return the seconds until another request is within the limit; 0 if it is now."""
         ...
 
     def count_request(self, now: float) -> None:
-        """Count one request."""
+        """Count one admitted request."""
         ...
 
 
 @define
 class _SlidingWindow:
+    """The last `per` seconds before each request; it holds the times of at most `count` requests."""
+
     limit: Limit
-    entered: deque[float] = field(factory=deque)
+    admitted_at: deque[float] = field(factory=deque)
 
     def seconds_to_wait(self, now: float) -> float:
-        while self.entered and self.entered[0] + self.limit.per <= now:
-            self.entered.popleft()
-        return 0.0 if len(self.entered) < self.limit.count else self.entered[0] + self.limit.per - now
+        while self.admitted_at and self.admitted_at[0] + self.limit.per <= now:
+            self.admitted_at.popleft()
+        return 0.0 if len(self.admitted_at) < self.limit.count else self.admitted_at[0] + self.limit.per - now
 
     def count_request(self, now: float) -> None:
-        self.entered.append(now)
+        self.admitted_at.append(now)
 
 
 @define
 class _FixedWindow:
+    """Windows that begin at the clock's multiples of `per`; it holds one counter."""
+
     limit: Limit
-    ends: float = -math.inf
-    entered: int = 0
+    ends_at: float = -math.inf
+    admitted: int = 0
 
     def seconds_to_wait(self, now: float) -> float:
-        if now >= self.ends:
-            self.ends, self.entered = (now // self.limit.per + 1) * self.limit.per, 0
-        return 0.0 if self.entered < self.limit.count else self.ends - now
+        if now >= self.ends_at:
+            self.ends_at, self.admitted = (now // self.limit.per + 1) * self.limit.per, 0
+        return 0.0 if self.admitted < self.limit.count else self.ends_at - now
 
-    def count_request(self, now: float) -> None:  # noqa: ARG002  a fixed window counts and keeps no times
-        self.entered += 1
+    def count_request(self, now: float) -> None:  # noqa: ARG002  only a sliding window needs the time
+        self.admitted += 1
 
 
 _WINDOWS: Mapping[str, Callable[[Limit], _Window]] = {"sliding": _SlidingWindow, "fixed": _FixedWindow}
 
 
 class RateLimitedError(Exception):
-    """A request is one too many.
+    """A request exceeds a limit.
 
     Args:
-        wait: Seconds until there is room; None where no limit says that.
+        wait: Seconds until a request is within the limits; None if no exceeded limit sends `Retry-After`.
     """
 
     def __init__(self, wait: float | None) -> None:
@@ -106,11 +111,11 @@ class RateLimitedError(Exception):
 
 
 class RequestLimiter:
-    """All limits, and what was let through.
+    """All limits, with the requests counted so far.
 
     Args:
-        limits: Each is kept for itself; a request needs room in all that concern it.
-        clock: Seconds that only grow.
+        limits: The limits; a request must be within all those for its path.
+        clock: Returns monotonic time in seconds.
     """
 
     def __init__(self, limits: Iterable[Limit], clock: Callable[[], float]) -> None:
@@ -119,19 +124,20 @@ class RequestLimiter:
         self._windows: dict[tuple[str, str | None], list[_Window]] = {}
 
     def admit(self, path: str, client_id: str | None) -> None:
-        """Let a request through and count it.
+        """Admit a request, and count it.
 
         Raises:
-            OverLimitError: There is no room for it, and it isn't counted.
+            RateLimitedError: The request exceeds a limit; no limit counts it.
         """
         limits = [limit for limit in self._limits if limit.path in (None, path)]
         if not limits:
             return
         now, windows = self._clock(), self._windows_for(limits, path, client_id)
+        # All windows are asked before one counts, so that a rejected request counts in none.
         waits = [window.seconds_to_wait(now) for window in windows]
         if any(waits):
-            told = [wait for limit, wait in zip(limits, waits, strict=True) if wait and limit.retry_after]
-            raise RateLimitedError(max(told, default=None))
+            delays = [wait for limit, wait in zip(limits, waits, strict=True) if wait and limit.retry_after]
+            raise RateLimitedError(max(delays, default=None))
         for window in windows:
             window.count_request(now)
 

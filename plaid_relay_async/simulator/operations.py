@@ -1,6 +1,7 @@
-"""Plaid's operations: one row each in `OPERATIONS`, and one short handler.
+"""Plaid's operations: one row for each in `OPERATIONS`, and one short handler.
 
-A handler gets the state, the caller and the checked body, and answers with a JSON object or a PDF.
+A handler is called with the state, the caller's client_id and the checked body. It returns a JSON object, a
+report or a PDF, or raises ApiError.
 """
 
 import math
@@ -31,7 +32,7 @@ from plaid_relay_async.simulator.world import Report, ReportOptions, World
 
 @frozen
 class OperationRequest:
-    """One request that has passed the checks."""
+    """A request with valid credentials and fields; `request[name]` is a field, or None if it is absent."""
 
     world: World
     client_id: str
@@ -42,13 +43,13 @@ class OperationRequest:
         return self.body.get(name)
 
     def options(self) -> Mapping[str, Any]:
-        """The nested options, empty where there are none."""
+        """Return the nested options, or an empty mapping if the body has none."""
         return self.body.get("options", {})  # type: ignore[no-any-return]  # checked to be an object
 
 
 @frozen
 class PendingReport:
-    """An answer with a report, still to be written: a big one takes a while."""
+    """A response with a report that is not encoded yet, because that takes time for a big one."""
 
     outline: Outline
     insights: bool
@@ -59,18 +60,17 @@ Handler: TypeAlias = Callable[[OperationRequest], OperationResult]
 
 
 def _with_credentials(fields: Fields) -> Fields:
-    # A header may hold them instead; what the body says must be of the right type all the same.
+    # They may be in headers instead. If they are in the body, they must be strings.
     return {**fields, "client_id": _ANY_STRING, "secret": _ANY_STRING}
 
 
-_ANY_STRING = string(
-    allow_empty=True
-)  # Plaid's schemas bound no string from below; an empty token is none all the same
+# Plaid's schemas set no minimum length for any string. An empty token, however, is never valid.
+_ANY_STRING = string(allow_empty=True)
 
 
 @frozen
 class Operation:
-    """What an endpoint's body must hold, credentials aside, and what the endpoint does."""
+    """An endpoint: the function that executes a request, and the fields of its body without credentials."""
 
     handler: Handler
     fields: Fields = field(converter=_with_credentials)
@@ -119,19 +119,19 @@ def _webhook_key_get(request: OperationRequest) -> OperationResult:
 
 
 def _report_create(request: OperationRequest) -> OperationResult:
-    asked = request.options()
-    # `products` and `include_fast_report` are what the two add-ons were called before.
-    extras = {*asked.get("add_ons", ()), *asked.get("products", ())}
-    options = ReportOptions(
-        client_report_id=asked.get("client_report_id"),
-        user=asked.get("user", {}),
-        investments="investments" in extras,
-        fast_assets="fast_assets" in extras or bool(asked.get("include_fast_report")),
-        require_all_items=asked.get("require_all_items") is not False,
+    options = request.options()
+    # `products` and `include_fast_report` are the deprecated forms of `add_ons`.
+    add_ons = {*options.get("add_ons", ()), *options.get("products", ())}
+    report_options = ReportOptions(
+        client_report_id=options.get("client_report_id"),
+        user=options.get("user", {}),
+        investments="investments" in add_ons,
+        fast_assets="fast_assets" in add_ons or bool(options.get("include_fast_report")),
+        require_all_items=options.get("require_all_items") is not False,
     )
     return _report_identifiers(
         *request.world.create_report(
-            request.client_id, request["access_tokens"], request["days_requested"], options
+            request.client_id, request["access_tokens"], request["days_requested"], report_options
         )
     )
 
@@ -167,7 +167,7 @@ def _report_get(request: OperationRequest) -> OperationResult:
 
 
 def _own_report(request: OperationRequest) -> Report:
-    """By its token, or else as the user's latest; with both the token counts, which is our choice."""
+    """Return the report of the report token or, without one, the user's latest report (our choice)."""
     if request["asset_report_token"] is not None:
         return request.world.get_report(request.client_id, request["asset_report_token"])
     if request["user_token"] is not None:
@@ -216,8 +216,8 @@ def _relay_pdf_get(request: OperationRequest) -> OperationResult:
 
 
 def _relay_refresh(request: OperationRequest) -> OperationResult:
-    fresh = request.world.refresh_relay(request.client_id, request["relay_token"])
-    return {"relay_token": request["relay_token"], "asset_report_id": fresh}
+    report_id = request.world.refresh_relay(request.client_id, request["relay_token"])
+    return {"relay_token": request["relay_token"], "asset_report_id": report_id}
 
 
 def _relay_remove(request: OperationRequest) -> OperationResult:
@@ -263,13 +263,13 @@ _REPORT_OPTIONS = json_object(
         "include_fast_report": nullable(BOOLEAN),
         "products": list_of(_ANY_STRING),
         "add_ons": list_of(one_of("investments", "fast_assets")),
-        # The one object of a request that Plaid's schema leaves open to further fields.
+        # The only object in a request for which Plaid's schema allows further fields.
         "user": json_object(dict.fromkeys(USER_FIELDS, nullable(_ANY_STRING)), closed=False),
         "require_all_items": nullable(BOOLEAN),
     }
 )
-# Here, and here alone, "" has a meaning: "Submit an empty string for any previously-populated fields you
-# would like set as empty."
+# Only here does "" have a meaning, which Plaid documents: "Submit an empty string for any
+# previously-populated fields you would like set as empty."
 _REFRESH_OPTIONS = json_object(
     {
         "client_report_id": nullable(_ANY_STRING),
@@ -286,8 +286,8 @@ _REASONS = one_of(
     "OTHER",
 )
 _REQUIRED_STRING = required(string())
-# The docs' samples say "assets", the schema's one value is "asset". What Plaid makes of the former is not
-# published: refusing it is our choice.
+# The samples in Plaid's docs have "assets", but the only value in the schema is "asset". Plaid doesn't
+# publish whether it accepts the former: rejecting it is our choice.
 _REPORT_TYPE = required(one_of("asset"))
 
 OPERATIONS: Mapping[str, Operation] = {
@@ -323,7 +323,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "/asset_report/create": Operation(
         _report_create,
         {
-            # Optional in the schema, but there is no report without an Item.
+            # Optional in the schema, but a report needs an Item.
             "access_tokens": required(list_of(string(), min_length=1, max_length=99)),
             "days_requested": required(_REPORT_DAYS),
             "options": _REPORT_OPTIONS,
@@ -332,7 +332,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "/asset_report/get": Operation(
         _report_get,
         {
-            # One of the two must be there; the schema requires neither.
+            # The schema requires neither of the two tokens, but one is needed; see _own_report.
             "asset_report_token": string(),
             "user_token": _ANY_STRING,
             "include_insights": BOOLEAN,

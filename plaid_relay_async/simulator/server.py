@@ -1,4 +1,8 @@
-"""The HTTP side: one real aiohttp.web server on 127.0.0.1, which checks, acts, and fails as told."""
+"""The HTTP server: it validates and executes requests, and applies scripted faults.
+
+A request passes these steps: the base latency, the rate limits, the choice of a fault, then validation and
+execution by the operation's handler, and the response or the fault's effect.
+"""
 
 import asyncio
 import gzip
@@ -30,27 +34,27 @@ from plaid_relay_async.simulator.samples import finish_body, render_unfinished_b
 from plaid_relay_async.simulator.world import Ledger, World
 
 _MAX_RECORDED_REQUESTS = 10_000
-_SHUTDOWN_TIMEOUT = 0.4  # aiohttp waits this long twice: for a handler to end, and for it to be cancelled
-_GZIP_MIN_BYTES = 1_000  # bytes
-# What is bigger is made in a thread, so as not to hold up the event loop: so many records take up to 40 ms to
-# write, and so many bytes 5 ms to zip.
+_SHUTDOWN_TIMEOUT = 0.4  # seconds; aiohttp waits twice, for handlers to end and for their cancellation
+_GZIP_MIN_BYTES = 1_000
+# Bigger responses are encoded and compressed in a thread, so that they don't block the event loop. At these
+# limits the encoding takes up to 40 ms, and the compression 5 ms.
 _THREAD_MIN_RECORDS = 1_000
 _THREAD_MIN_BYTES = 500_000
-_CACHED_BODIES = 4  # of such reports, for whoever asks again
+_CACHED_BODIES = 4  # of these big reports
 
 
 @frozen
 class ReceivedRequest:
-    """One request to Plaid's paths, as it came and as it ended.
+    """A request to one of Plaid's paths, and its result.
 
     Attributes:
-        path: Its path.
-        client_id: Who it said it was, from the headers or the body.
-        secondary_client_id: The partner that its body names.
-        request_id: The one of the answer, whether or not that was sent.
-        acted: Whether it was carried out.
-        status: Of the answer; None while there is none, or where the connection was cut.
-        headers: By their names in lower case.
+        path: The path.
+        client_id: The client_id in the headers or the body, whether or not it is valid.
+        secondary_client_id: The partner that the body names.
+        request_id: The id of the response, whether or not it was sent.
+        executed: Whether the request was executed.
+        status: The status of the response; None if none was sent yet, or the connection was closed instead.
+        headers: The headers, by their names in lower case.
     """
 
     path: str
@@ -64,16 +68,18 @@ class ReceivedRequest:
 
 @frozen
 class _ParsedRequest:
-    """One request to Plaid's paths, read to its end."""
+    """A request to one of Plaid's paths, with its complete body; None is a body that is no JSON object."""
 
     number: int
     request_id: str
     request: web.BaseRequest = field(repr=False)
-    # None where the body is no JSON object
     body: dict[str, Any] | None = field(repr=False)
 
     def credential(self, name: str, header: str) -> Any:
-        """A credential, of the header first: which of two that differ Plaid takes is not published."""
+        """Return a credential from its header, otherwise from the body.
+
+        Plaid doesn't publish which of the two it uses if they differ: our choice.
+        """
         return self.request.headers.get(header) or (self.body or {}).get(name)
 
     @property
@@ -82,8 +88,8 @@ class _ParsedRequest:
 
     @property
     def client_id(self) -> str | None:
-        said = self.credential("client_id", "PLAID-CLIENT-ID")
-        return said if isinstance(said, str) else None
+        client_id = self.credential("client_id", "PLAID-CLIENT-ID")
+        return client_id if isinstance(client_id, str) else None
 
     def to_received_request(self) -> ReceivedRequest:
         return ReceivedRequest(
@@ -97,7 +103,7 @@ class _ParsedRequest:
 
 @define
 class _Response:
-    """An answer, not sent yet."""
+    """A response that is not sent yet."""
 
     status: int
     body: bytes = field(repr=False)
@@ -112,17 +118,17 @@ def _json_response(status: int, content: object) -> _Response:
 
 
 def _fault_response(fault: Fault, status: int, request_id: str) -> _Response:
-    """The answer that a fault asks for."""
+    """Return the response that a fault describes."""
     headers = {name.title(): value for name, value in fault.headers.items()}
     code = fault.body.get("error_code") if isinstance(fault.body, dict) else None
-    full = error_for_status(status, code).body(request_id)
+    error_body = error_for_status(status, code).body(request_id)
     if isinstance(fault.body, str):
         return _Response(status, fault.body.encode(errors="replace"), {"Content-Type": "text/html"} | headers)
     if fault.body is None and status < 400:
         return _Response(status, b"", headers)
-    content = full if fault.body is None else fault.body
+    content = error_body if fault.body is None else fault.body
     if isinstance(content, dict) and content.keys() & {"error_code", "error_type"}:
-        content = full | content
+        content = error_body | content
     response = _json_response(status, content)
     response.headers |= headers
     return response
@@ -130,7 +136,10 @@ def _fault_response(fault: Fault, status: int, request_id: str) -> _Response:
 
 @lru_cache(maxsize=64)
 def _is_loopback(host: str) -> bool:
-    """Whether a Host header names this machine: that of a page elsewhere that rebinds its name does not."""
+    """Check whether a Host header names this machine.
+
+    A web page could otherwise use the simulator by DNS rebinding. Its Host header names another machine.
+    """
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ip_address(name).is_loopback
@@ -139,27 +148,29 @@ def _is_loopback(host: str) -> bool:
 
 
 class Simulator:
-    """A Plaid of one's own, on 127.0.0.1 and nowhere else.
+    """A local simulator of Plaid's API, which listens only on 127.0.0.1.
 
-    Use it as an async context manager, or call `start` and `close`. Its tokens are of the sandbox's form, and
-    mean nothing to Plaid. A `webhook` is checked, and nothing is sent there.
+    Use it as an async context manager, or call `start` and `close`. Its tokens look like those of Plaid's
+    sandbox, and are not valid at Plaid. A `webhook` is validated, but the simulator sends no webhooks.
 
     Args:
-        port: To listen on; 0 takes a free one.
-        clients: The secret of each client_id; None takes any that are not empty.
-        reports: Report tokens that are ready from the start, and serve every owner.
-        generating: Seconds until a new report is ready.
-        faults: Rules to begin with.
-        limits: Of the rate, for as long as it lives; by default there are none.
-        seed: Of what reports hold, and of the draws for a fault's `rate`.
-        latency: Seconds before every request to Plaid's paths is handled, or what gives them anew for each.
-        transactions: How many a report holds that is created here, shared out among its accounts; None is
-            twenty an account. Of more than 15,000 the generation fails, as Plaid's does.
-        clock: Seconds that only grow; by it reports get ready, public tokens expire, and limits make room.
+        port: Port to listen on; 0 picks a free port.
+        clients: The secret of each client_id; None accepts any non-empty credentials.
+        reports: Tokens of reports that are ready from the start and that every client may use.
+        generation_delay: Seconds until a new report is ready.
+        faults: The first rules of the fault script.
+        limits: Rate limits, which can't be changed later; default: none.
+        seed: Seed of the reports' content, and of the random numbers for a fault's `rate`.
+        latency: Seconds before a request to Plaid's paths is handled, or a function that returns them for
+            each request.
+        transactions: Number of transactions in a report that is created here, distributed over its accounts;
+            None is twenty per account. With more than 15,000, generation fails, as at Plaid.
+        clock: Returns monotonic time in seconds. Reports become ready, public tokens expire and rate limits
+            are counted by it.
 
     Attributes:
-        counts: How many requests each of Plaid's paths got.
-        refused: How many of them a limit refused.
+        counts: Number of requests to each of Plaid's paths.
+        rate_limited: Number of requests to each path that exceeded a rate limit.
     """
 
     def __init__(
@@ -205,11 +216,11 @@ class Simulator:
         await self.close()
 
     async def start(self) -> None:
-        """Begin to listen.
+        """Start the server; it can be started again after `close`, with the same state.
 
         Raises:
-            RuntimeError: It does so already.
-            OSError: The port is taken.
+            RuntimeError: The simulator has been started already.
+            OSError: The port is in use.
         """
         if self._runner is not None:
             raise RuntimeError("this simulator has been started already")
@@ -226,7 +237,10 @@ class Simulator:
         self._runner = runner
 
     async def close(self) -> None:
-        """Cut what is stalled, close every connection and free the port; the state stays to be read."""
+        """Stop the server: end stalled requests, close all connections and free the port.
+
+        The state can still be read.
+        """
         runner, self._runner = self._runner, None
         if runner is not None:
             self._closing.set()
@@ -234,10 +248,10 @@ class Simulator:
 
     @property
     def url(self) -> str:
-        """Where it listens, such as `http://127.0.0.1:8080`.
+        """The base URL, such as `http://127.0.0.1:8080`.
 
         Raises:
-            RuntimeError: It doesn't.
+            RuntimeError: The simulator is not started.
         """
         if self._runner is None:
             raise RuntimeError("this simulator is not started: use `async with`, or await its start()")
@@ -245,12 +259,12 @@ class Simulator:
 
     @property
     def ledger(self) -> Ledger:
-        """One entry for each relay token ever minted, in order; live."""
+        """One entry for each relay token ever issued, in order; a live view."""
         return self._world.ledger
 
     @property
     def refreshes(self) -> Sequence[tuple[str, str]]:
-        """The relay token and the new `asset_report_id` of each refresh, in order."""
+        """The relay token and the new `asset_report_id` of each refresh of a relay token, in order."""
         return tuple(self._world.refreshes)
 
     @property
@@ -260,10 +274,10 @@ class Simulator:
 
     @property
     def webhooks(self) -> Sequence[Mapping[str, str]]:
-        """What `/sandbox/item/fire_webhook` was asked to fire, in order; nothing is sent.
+        """The webhooks that `/sandbox/item/fire_webhook` would have sent, in order.
 
-        Each has `webhook_type`, `webhook_code`, `item_id`, the `url` that the Item was linked with, and the
-        `request_id` of the answer.
+        Each has `webhook_type`, `webhook_code`, `item_id`, the Item's webhook `url`, and the `request_id` of
+        the response.
         """
         return tuple(dict(fired) for fired in self._world.webhooks)
 
@@ -276,17 +290,18 @@ class Simulator:
         investments: bool = False,
         missing: Collection[str] = (),
     ) -> str:
-        """Add a report that is ready, and serves every owner.
+        """Add a report that is ready and that every client may use, and return its token.
 
         Args:
-            token: Its token; by default a fresh one.
-            transactions: How many it holds, shared out among its accounts; None is twenty an account.
-            days: How many days it goes back, 0 to 731.
-            investments: Whether investment accounts are in it.
-            missing: What it lacks, with a warning for each: of `owners`, `transactions`, `investments`.
+            token: The token; by default a new one.
+            transactions: Number of transactions, distributed over the accounts; None is twenty per account.
+            days: Number of days, 0 to 731.
+            investments: Whether the report has investment accounts.
+            missing: Parts that are missing from the report, with a warning for each: any of `owners`,
+                `transactions`, `investments`.
 
         Raises:
-            ValueError: An argument is out of its bounds.
+            ValueError: An argument is out of range.
         """
         return self._world.add_report(
             token, transactions=transactions, days=days, investments=investments, missing=missing
@@ -295,16 +310,17 @@ class Simulator:
     def break_item(
         self, access_token: str, error_code: str = "ITEM_LOGIN_REQUIRED", *, part: str | None = None
     ) -> None:
-        """Let an Item fail, for the reports that are being generated and those still to come.
+        """Make an Item fail, for reports that are not ready yet and for later ones.
 
-        A report can't be created with an Item that is broken already; one that breaks while a report is
-        generated makes that `DATA_UNAVAILABLE`, unless `require_all_items` is false and another is whole.
+        A report can't be created with an Item that already fails. If an Item fails while a report is being
+        generated, the report becomes `DATA_UNAVAILABLE`, unless `require_all_items` is false and another Item
+        has not failed.
 
         Args:
-            access_token: Of the Item.
-            error_code: Why, one of the types ITEM_ERROR or INSTITUTION_ERROR.
-            part: What of it can't be had, so that its reports lack that and have a warning: one of `owners`,
-                `transactions`, `investments`. None is the Item as a whole.
+            access_token: The Item's access token.
+            error_code: A code of the type ITEM_ERROR or INSTITUTION_ERROR.
+            part: The part that fails: one of `owners`, `transactions`, `investments`. It is then missing from
+                reports, which have a warning. None makes the Item itself fail.
 
         Raises:
             ValueError: There is no such Item, code or part.
@@ -312,7 +328,7 @@ class Simulator:
         self._world.break_item(access_token, error_code, part)
 
     def repair_item(self, access_token: str) -> None:
-        """Let all be well again with an Item, for the reports still to come.
+        """End the failure of an Item and of its parts, for later reports.
 
         Raises:
             ValueError: There is no such Item.
@@ -320,11 +336,11 @@ class Simulator:
         self._world.repair_item(access_token)
 
     def fail(self, *faults: Fault) -> None:
-        """Add rules to the script, behind those in force."""
+        """Add faults to the script, after those in force."""
         self._script.add(faults)
 
     def clear_faults(self) -> None:
-        """Drop all rules."""
+        """Remove all faults from the script."""
         self._script.clear()
 
     # One request
@@ -332,12 +348,13 @@ class Simulator:
     async def _serve_request(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await self._route(request)
-        except ConnectionError:  # the client hung up, or we close: aiohttp would log it as an error
+        except ConnectionError:
+            # The client disconnected, or the simulator is closing. aiohttp would log either as an error.
             return _close_connection(request)
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         if not _is_loopback(request.headers.get("Host", "")):
-            return await _send_response(
+            return await _build_response(
                 request, _json_response(403, {"error": "the Host header must name this machine"})
             )
         if request.path.startswith(CONTROL_PREFIX):
@@ -346,8 +363,8 @@ class Simulator:
         await self._pause(self._latency() if callable(self._latency) else self._latency)
         try:
             self._limiter.admit(request.path, parsed.client_id)
-        except RateLimitedError as over:
-            return await self._reject_over_limit(parsed, over)
+        except RateLimitedError as exceeded:
+            return await self._reject_over_limit(parsed, exceeded)
         return await self._handle(parsed, self._script.next_fault(request.path, parsed.partner))
 
     def _record_request(self, request: web.BaseRequest, raw: bytes) -> _ParsedRequest:
@@ -358,11 +375,13 @@ class Simulator:
         self._received.pop(number - _MAX_RECORDED_REQUESTS, None)
         return parsed
 
-    async def _reject_over_limit(self, parsed: _ParsedRequest, over: RateLimitedError) -> web.StreamResponse:
+    async def _reject_over_limit(
+        self, parsed: _ParsedRequest, exceeded: RateLimitedError
+    ) -> web.StreamResponse:
         self.rate_limited[parsed.request.path] += 1
-        refusal = ApiError("RATE_LIMIT")
-        response = _json_response(refusal.status, refusal.body(parsed.request_id))
-        response.headers |= over.headers
+        error = ApiError("RATE_LIMIT")
+        response = _json_response(error.status, error.body(parsed.request_id))
+        response.headers |= exceeded.headers
         return await self._respond(parsed, response)
 
     async def _handle(self, parsed: _ParsedRequest, fault: Fault | None) -> web.StreamResponse:
@@ -389,26 +408,26 @@ class Simulator:
         return await self._respond(parsed, response or await self._execute(parsed))
 
     async def _execute(self, parsed: _ParsedRequest) -> _Response:
-        """Check a request, and carry it out if it stands."""
+        """Validate and execute a request; return Plaid's response, which may be an error."""
         try:
             content = self._run_operation(parsed)
-        except ApiError as refusal:
-            return _json_response(refusal.status, refusal.body(parsed.request_id))
+        except ApiError as error:
+            return _json_response(error.status, error.body(parsed.request_id))
         self._update_record(parsed, executed=True)
         if isinstance(content, PendingReport):
             return _Response(200, await self._report_body(content, parsed.request_id), dict(_JSON))
         if isinstance(content, bytes):
-            # Only here the id is in a header: there is no body to hold it.
+            # Only a PDF's request_id is in a header, because it has no JSON body.
             return _Response(
                 200, content, {"Content-Type": "application/pdf", "Plaid-Request-ID": parsed.request_id}
             )
         content["request_id"] = parsed.request_id
         return _json_response(200, content)
 
-    async def _report_body(self, draft: PendingReport, request_id: str) -> bytes:
-        if draft.outline.record_count < _THREAD_MIN_RECORDS:
-            return finish_body(render_unfinished_body(draft.outline, insights=draft.insights), request_id)
-        body = await asyncio.to_thread(self._cached_body, draft.outline, insights=draft.insights)
+    async def _report_body(self, report: PendingReport, request_id: str) -> bytes:
+        if report.outline.record_count < _THREAD_MIN_RECORDS:
+            return finish_body(render_unfinished_body(report.outline, insights=report.insights), request_id)
+        body = await asyncio.to_thread(self._cached_body, report.outline, insights=report.insights)
         return finish_body(body, request_id)
 
     def _run_operation(self, parsed: _ParsedRequest) -> OperationResult:
@@ -435,10 +454,14 @@ class Simulator:
 
     async def _respond(self, parsed: _ParsedRequest, response: _Response) -> web.StreamResponse:
         self._update_record(parsed, status=response.status)
-        return await _send_response(parsed.request, response)
+        return await _build_response(parsed.request, response)
 
     async def _pause(self, seconds: float | None) -> None:
-        """Wait; if the simulator closes meanwhile, the request ends there and is not acted upon."""
+        """Wait for some seconds, if any.
+
+        Raises:
+            ConnectionAbortedError: The simulator is closing; the request's connection must be closed.
+        """
         if not seconds:
             return
         try:
@@ -448,16 +471,16 @@ class Simulator:
             return
         raise ConnectionAbortedError
 
-    # Its own two paths
+    # The simulator's own paths
 
     async def _route_control(self, request: web.BaseRequest) -> web.StreamResponse:
         match request.method, request.path:
             case "GET", "/_simulator/ledger":
                 return await self._send_ledger(request)
             case "POST", "/_simulator/faults":
-                return await _send_response(request, self._replace_script(await request.read()))
-        error = "there are GET /_simulator/ledger and POST /_simulator/faults"
-        return await _send_response(request, _json_response(404, {"error": error}))
+                return await _build_response(request, self._replace_script(await request.read()))
+        error = "not found; the simulator's own paths are GET /_simulator/ledger and POST /_simulator/faults"
+        return await _build_response(request, _json_response(404, {"error": error}))
 
     def _replace_script(self, raw: bytes) -> _Response:
         try:
@@ -469,27 +492,30 @@ class Simulator:
         return _json_response(200, {"faults": len(faults)})
 
     async def _send_ledger(self, request: web.BaseRequest) -> web.StreamResponse:
-        """JSON Lines, a thousand at a time, of the tokens that there are when it is asked for."""
-        answer = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
-        await answer.prepare(request)
+        """Send the ledger as JSON Lines, a thousand at a time.
+
+        Tokens that are issued during the response are not included.
+        """
+        stream = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
+        await stream.prepare(request)
         length = len(self.ledger)
         for start in range(0, length, 1_000):
             entries = self.ledger[start : min(start + 1_000, length)]
-            await answer.write("".join(f"{json.dumps(entry)}\n" for entry in entries).encode())
-        await answer.write_eof()
-        return answer
+            await stream.write("".join(f"{json.dumps(entry)}\n" for entry in entries).encode())
+        await stream.write_eof()
+        return stream
 
 
 def _parse_object(raw: bytes) -> dict[str, Any] | None:
     try:
         body = json.loads(raw)
-    except (ValueError, RecursionError):  # bytes that are no UTF-8 included, and a thousand brackets
+    except (ValueError, RecursionError):  # also bytes that are not UTF-8, and thousands of brackets
         return None
     return body if isinstance(body, dict) else None
 
 
 async def _prepare_response(request: web.BaseRequest, response: _Response) -> None:
-    """Add what the request's headers call for; Plaid echoes the version, and zips where that is taken."""
+    """Echo the request's API version and compress the body if the client accepts it, as Plaid does."""
     version = request.headers.get("Plaid-Version")
     if version in API_VERSIONS:
         response.headers["Plaid-Version"] = version
@@ -505,22 +531,22 @@ def _gzip(body: bytes) -> bytes:
     return gzip.compress(body, compresslevel=1, mtime=0)
 
 
-async def _send_response(request: web.BaseRequest, response: _Response) -> web.Response:
+async def _build_response(request: web.BaseRequest, response: _Response) -> web.Response:
     await _prepare_response(request, response)
     return web.Response(status=response.status, body=response.body, headers=response.headers)
 
 
 async def _send_truncated(request: web.BaseRequest, response: _Response, length: int) -> web.StreamResponse:
     await _prepare_response(request, response)
-    answer = web.StreamResponse(status=response.status, headers=response.headers)
-    answer.content_length = len(response.body)
-    await answer.prepare(request)
-    await answer.write(response.body[:length])
+    stream = web.StreamResponse(status=response.status, headers=response.headers)
+    stream.content_length = len(response.body)
+    await stream.prepare(request)
+    await stream.write(response.body[:length])
     return _close_connection(request)
 
 
 def _close_connection(request: web.BaseRequest) -> web.StreamResponse:
-    """Close the connection, once what is written has left; the answer that aiohttp wants goes nowhere."""
+    """Close the connection after the bytes written so far; the returned response is never sent."""
     if request.transport is not None:
         request.transport.close()
     return web.Response()

@@ -1,4 +1,4 @@
-"""The test webhooks that were asked for, and the key that Plaid signs its webhooks with."""
+"""Webhooks: the types and codes that the sandbox can fire, and the public key of their signatures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 from plaid_relay_async.simulator.api_errors import ApiError
 
 KEY_ID = "6c5516e1-92dc-479e-a8ff-5a51992e0001"
-"""The sandbox's, by which Plaid's own libraries test the look-up."""
+"""The id of the sandbox's key, with which Plaid's own libraries test the look-up."""
 
-# A point of P-256, so that a library for keys takes it. Its private number is the SHA-256 of KEY_ID, for
-# whoever wants to sign a webhook for a test: this key protects nothing.
+# A valid point of P-256, so that cryptographic libraries accept it. Its private key is the SHA-256 of KEY_ID,
+# so that a test can sign a webhook: this key protects nothing.
 _PUBLIC_KEY: Mapping[str, Any] = {
     "alg": "ES256",
     "created_at": 1560466150,
@@ -30,13 +30,13 @@ _TYPE_BY_CODE = {
     "RECURRING_TRANSACTIONS_UPDATE": "TRANSACTIONS",
     "SMS_MICRODEPOSITS_VERIFICATION": "AUTH", "SYNC_UPDATES_AVAILABLE": "TRANSACTIONS",
     "USER_ACCOUNT_REVOKED": "ITEM", "USER_PERMISSION_REVOKED": "ITEM",
-    # The type that it is for where none is told is our choice.
+    # Several types have this code. Which one is the default is our choice.
     "DEFAULT_UPDATE": "TRANSACTIONS",
 }
 # fmt: on
 WEBHOOK_CODES = tuple(_TYPE_BY_CODE)
 
-# Which product an Item must have for a webhook of a type.
+# The product that an Item must have for a webhook of a type.
 _PRODUCT_BY_TYPE = {
     "ASSETS": "assets",
     "AUTH": "auth",
@@ -50,16 +50,21 @@ WEBHOOK_TYPES = ("ITEM", *_PRODUCT_BY_TYPE)
 
 
 def find_public_key(key_id: str) -> dict[str, Any]:
-    """The public key of an id, as a JSON Web Key."""
+    """Return the public key with this id, as a JSON Web Key."""
     if key_id != KEY_ID:
         raise ApiError("INVALID_WEBHOOK_VERIFICATION_KEY_ID")
     return dict(_PUBLIC_KEY)
 
 
 def resolve_type(code: str, requested_type: str | None) -> str:
-    """The type of a webhook; only DEFAULT_UPDATE has one for several, and takes the one that is told.
+    """Return the type of a webhook.
 
-    That a type told for another code is passed over is our choice.
+    Each code belongs to one type, except DEFAULT_UPDATE, for which the requested type is used. That a
+    requested type is ignored for the other codes is our choice.
+
+    Args:
+        code: The webhook_code.
+        requested_type: The webhook_type of the request; None if it has none.
     """
     if code != "DEFAULT_UPDATE" or requested_type is None:
         return _TYPE_BY_CODE[code]
@@ -69,7 +74,7 @@ def resolve_type(code: str, requested_type: str | None) -> str:
 
 
 def check_product(webhook_type: str, products: frozenset[str]) -> None:
-    """Refuse a webhook for which the Item lacks the product."""
-    wanted = _PRODUCT_BY_TYPE.get(webhook_type)
-    if wanted is not None and wanted not in products:
+    """Raise ApiError if the Item lacks the product that a webhook type requires."""
+    product = _PRODUCT_BY_TYPE.get(webhook_type)
+    if product is not None and product not in products:
         raise ApiError("SANDBOX_PRODUCT_NOT_ENABLED")

@@ -98,7 +98,7 @@ def without_insights(transaction: Json) -> Json:
 
 
 def _transaction(rng: Random, account_id: str, party: _Counterparty, day: str, *, pending: bool) -> Json:
-    units = rng.randrange(party.min_cents, party.max_cents) * 100
+    units = rng.randrange(party.min_cents, party.max_cents) * 100  # from cents to ten-thousandths
     if rng.random() < _UNUSUAL_SHARE:
         units += rng.randrange(1, 100)
     primary, detailed = party.credit_category

@@ -127,6 +127,7 @@ def _fault_response(fault: Fault, status: int, request_id: str) -> _Response:
     if fault.body is None and status < 400:
         return _Response(status, b"", headers)
     content = error_body if fault.body is None else fault.body
+    # An object without these fields is no error of Plaid's, such as a proxy's error, and is sent as it is.
     if isinstance(content, dict) and content.keys() & {"error_code", "error_type"}:
         content = error_body | content
     response = _json_response(status, content)
@@ -193,6 +194,7 @@ class Simulator:
         self._world = World(
             generation_delay=generation_delay, transactions=transactions, seed=seed, clock=clock
         )
+        # Not a decorated method: each simulator has its own cache, which is freed with it.
         self._cached_body = lru_cache(_CACHED_BODIES)(render_unfinished_body)
         self._script = FaultScript(seed)
         self._script.add(faults)
@@ -224,6 +226,7 @@ class Simulator:
         """
         if self._runner is not None:
             raise RuntimeError("this simulator has been started already")
+        # The event of an earlier start is still set, and would end every pause.
         self._closing = asyncio.Event()
         runner = web.ServerRunner(
             web.Server(self._serve_request, access_log=None), shutdown_timeout=_SHUTDOWN_TIMEOUT
@@ -232,6 +235,7 @@ class Simulator:
         try:
             await web.TCPSite(runner, "127.0.0.1", self._port).start()
         except OSError:
+            # close() only knows the runner of a server that has started.
             await runner.cleanup()
             raise
         self._runner = runner
@@ -372,6 +376,7 @@ class Simulator:
         self.counts[request.path] += 1
         parsed = _ParsedRequest(number, self._world.new_request_id(), request, _parse_object(raw))
         self._received[number] = parsed.to_received_request()
+        # The numbers are consecutive, so this removes the oldest record once there are too many.
         self._received.pop(number - _MAX_RECORDED_REQUESTS, None)
         return parsed
 
@@ -387,6 +392,7 @@ class Simulator:
     async def _handle(self, parsed: _ParsedRequest, fault: Fault | None) -> web.StreamResponse:
         if fault is None:
             return await self._respond(parsed, await self._execute(parsed))
+        # Only an executed request has a response that can be truncated.
         if fault.truncate is not None or fault.when == "after":
             response = await self._execute(parsed)
             await self._pause(fault.latency)
@@ -405,6 +411,7 @@ class Simulator:
         if fault.close or fault.stall is not None:
             await self._pause(fault.stall)
             return _close_connection(parsed.request)
+        # The fault's only effect was its latency.
         return await self._respond(parsed, response or await self._execute(parsed))
 
     async def _execute(self, parsed: _ParsedRequest) -> _Response:
@@ -528,6 +535,7 @@ async def _prepare_response(request: web.BaseRequest, response: _Response) -> No
 
 
 def _gzip(body: bytes) -> bytes:
+    # Without a time in the header, the same body leads to the same bytes.
     return gzip.compress(body, compresslevel=1, mtime=0)
 
 

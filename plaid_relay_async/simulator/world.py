@@ -264,6 +264,7 @@ class World:
         item = self._public_tokens.get(public_token)
         if item is None or item.client_id != client_id or self._clock() >= item.public_token_expires_at:
             raise ApiError("INVALID_PUBLIC_TOKEN")
+        # Only now is the access token valid.
         self._items[item.access_token] = item
         return item
 
@@ -295,6 +296,7 @@ class World:
         item_id = item.login.item_id
         self._item_errors[item_id] = {**self._item_errors.get(item_id, {}), part: error_code}
         now = self._clock()
+        # A refreshed relay token points to a report that has no report token.
         for report in (*self._reports.values(), *(relay.report for relay in self._relay_tokens)):
             if now < report.ready_at:
                 self._apply_item_errors(report)
@@ -331,6 +333,7 @@ class World:
             investments=options.investments,
             transactions=self._transactions,
         )
+        # A report of several users is found by the token of the first (our choice).
         user_tokens = [item.user_token for item in items if item.user_token is not None]
         terms = GenerationTerms(options.fast_assets, options.require_all_items, next(iter(user_tokens), None))
         return self._store_report(client_id, outline, terms)

@@ -188,11 +188,14 @@ class _ConnectionState:
 def _has_disconnected(accepted: socket.socket, *, half_close: bool) -> bool:
     """Return whether a caller reset its connection while it waited, or, with `half_close`, closed its side.
 
-    With plain HTTP, a caller that closed its side may still read the response. With TLS, it can't complete
-    the handshake.
+    With plain HTTP, a caller that closed its side may still read the response. With TLS, asyncio
+    sends it nothing more.
     """
+    if not hasattr(select, "poll"):  # pragma: no cover  # Windows
+        return False
     poll = select.poll()
-    poll.register(accepted, select.POLLRDHUP if half_close else 0)  # a reset is always reported
+    # A reset is always reported. Only Linux has POLLRDHUP.
+    poll.register(accepted, getattr(select, "POLLRDHUP", 0) if half_close else 0)
     return bool(poll.poll(0))
 
 
@@ -338,6 +341,12 @@ class Listener(web.Server):
     async def _handle_request(self, request: web.BaseRequest) -> web.StreamResponse:
         handler = request.protocol
         state = self._set_stage(handler, _Stage.HANDLING)
+        if state is not None and self.ssl is not None:
+            accepted = state.transport.get_extra_info("socket")
+            if _has_disconnected(accepted, half_close=True):
+                # asyncio sends nothing more over TLS to a caller that has closed its side.
+                state.abort()
+                return web.Response()
         if state is not None and state.trust is _TrustLevel.NEW:
             state.trust = _TrustLevel.UNAUTHENTICATED
         self._in_flight += 1

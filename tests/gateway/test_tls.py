@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import socket
 import ssl
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 async def tls() -> AsyncIterator[tuple[GatewaySetup, ssl.SSLContext]]:
     """A gateway with a certificate for localhost, and a context that trusts it; it still serves in the end."""
     theirs, ours = tls_contexts()
-    async with running_gateway(connections=50, patience=1.0, ssl=theirs, trusting=ours) as held:
+    async with running_gateway(connections=50, caller_timeout=1.0, ssl=theirs, client_ssl=ours) as held:
         yield held, ours
 
 
@@ -71,3 +73,24 @@ async def test_old_versions_of_tls_are_refused(tls):
         old.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises((ssl.SSLError, ConnectionError)):
         await ask(held, old)
+
+
+async def test_requests_behind_the_end_of_a_connection_are_dropped(tls, caplog):
+    """After a caller has closed its side of a TLS connection, the gateway forwards none of its queued calls.
+
+    asyncio sends nothing more on such a connection, and logs a warning for each write.
+    """
+    setup, client_ssl = tls
+    setup.upstream.pause = 0.5
+    async with raw_connection(setup.gateway.url, ssl=client_ssl) as opened:
+        await opened.send(build_request(key=setup.keys["lender"], close=False) * 50)
+        async with asyncio.timeout(30):
+            while not setup.upstream.requests:
+                await asyncio.sleep(0.01)
+        opened.writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        forwarded = len(setup.upstream.requests)
+        async with asyncio.timeout(30):
+            while len(setup.gateway._listener):
+                await asyncio.sleep(0.01)
+    assert len(setup.upstream.requests) <= forwarded + 1  # one may have been in flight
+    assert "SSL connection is closed" not in caplog.text

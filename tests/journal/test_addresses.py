@@ -1,4 +1,4 @@
-"""The address of a journal: one file whatever it is called, and an error for an address that may be misread."""
+"""The address of a journal: one file under any name, and an error for an ambiguous address."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def folder(tmp_path, monkeypatch):
     return folder
 
 
-async def refused(address, problem):
-    """Check that a journal at an address isn't opened, and that nothing of a secret in it is printed."""
+async def assert_rejected(address, problem):
+    """Check that a journal at an address isn't opened, and that the error contains no secret."""
     with pytest.raises(ConfigurationError, match=problem) as caught:
         await Journal(address, key=KEY).open()
     assert SECRET not in str(caught.value)
@@ -71,9 +71,9 @@ async def refused(address, problem):
         (create_async_engine("sqlite+aiosqlite:///file:x.db?uri=true"), "not a file: URI"),
     ],
 )
-async def test_an_address_that_may_be_misread(folder, address, problem):
-    """An address that SQLite would open in another place, or in another way, is refused, and creates no file."""
-    await refused(address, problem)
+async def test_an_ambiguous_address_is_rejected(folder, address, problem):
+    """An address that SQLite would open elsewhere, or in another way, is rejected and creates no file."""
+    await assert_rejected(address, problem)
     assert list(folder.iterdir()) == []
 
 
@@ -93,8 +93,8 @@ async def test_an_address_that_may_be_misread(folder, address, problem):
         ("~/x.db", "~/x.db"),
     ],
 )
-async def test_an_address_of_a_file(folder, address, name):
-    """A path is taken as it is, a URL is decoded once, and SQLite opens that file and creates no other."""
+async def test_an_address_of_a_file_opens_that_file(folder, address, name):
+    """A path is used as it is, a URL is decoded once, and SQLite opens that file and creates no other."""
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     async with Journal(address, key=KEY) as journal:
@@ -105,7 +105,7 @@ async def test_an_address_of_a_file(folder, address, name):
 
 @pytest.fixture(params=["link", "link in a chain", "linked folder", "relative path", "dots"])
 def other_name(request, folder, tmp_path):
-    """Another name of a file in the folder, which isn't there yet."""
+    """Return another name of a file in the folder that doesn't exist yet."""
     path = folder / "relay.db"
     link = tmp_path / "link"
     match request.param:
@@ -124,8 +124,8 @@ def other_name(request, folder, tmp_path):
     return f"{folder}/../folder/./relay.db"
 
 
-async def test_two_names_of_one_file(plaid, client, report, folder, other_name):
-    """A process at work under one name is alive under another: its pair isn't begun again, its run isn't forgotten."""
+async def test_two_names_of_one_file_share_its_locks(plaid, client, report, folder, other_name):
+    """A process that uses one name is alive under another: its pair and its run are left alone."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="p0", latency=1))
     async with (
         Journal(other_name, run="x", key=KEY) as one,
@@ -144,7 +144,7 @@ async def test_two_names_of_one_file(plaid, client, report, folder, other_name):
 
 
 async def test_the_path_is_resolved_once(folder, tmp_path, monkeypatch):
-    """A link that is changed later, and another working directory, don't lead a journal to another file."""
+    """A link that is changed later, or another working directory, doesn't lead a journal to another file."""
     (tmp_path / "link").symlink_to(folder / "first.db")
     journals = [Journal(tmp_path / "link", key=KEY), Journal("second.db", key=KEY)]
     (tmp_path / "link").unlink()
@@ -157,8 +157,8 @@ async def test_the_path_is_resolved_once(folder, tmp_path, monkeypatch):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["folder", "link"]
 
 
-async def test_a_file_that_is_gone_once_it_was_checked(folder):
-    """SQLite doesn't create the file anew, which others could read."""
+async def test_a_file_that_was_deleted_after_its_check(folder):
+    """SQLite doesn't create the file again, because other users could read that file."""
     path = folder / "relay.db"
     database = Database(path, 1)
     await database.open()
@@ -171,7 +171,7 @@ async def test_a_file_that_is_gone_once_it_was_checked(folder):
     assert list(folder.iterdir()) == []
 
 
-async def test_permissions_that_were_widened_once_it_was_checked(folder):
+async def test_permissions_that_were_widened_after_the_check(folder):
     """Each connection checks the file that it has opened."""
     path = folder / "relay.db"
     database = Database(path, 1)
@@ -186,36 +186,36 @@ async def test_permissions_that_were_widened_once_it_was_checked(folder):
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
-async def test_a_file_that_others_may_read_is_refused(client, report, folder, suffix):
-    """A file with permissions that are too open is refused by its name, also one beside the database."""
+async def test_a_file_that_other_users_may_read_is_rejected(client, report, folder, suffix):
+    """A file with permissions that are too open is rejected, and so is a file beside the database."""
     path = folder / "relay.db"
     async with Journal(path, key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
     file = folder / f"relay.db{suffix}"
     file.touch(mode=0o600)
     file.chmod(0o640)
-    await refused(path, f"{file.name}: file permissions are too open.*chmod 600 first")
+    await assert_rejected(path, f"{file.name}: file permissions are too open.*chmod 600 first")
     file.chmod(0o600)
     async with Journal(path, key=KEY) as journal:
         assert len(await journal.runs()) == 1
 
 
-async def test_a_hard_link(client, report, folder):
-    """A second name for the file, which would have another log and other locks, is refused under both names."""
+async def test_a_hard_link_is_rejected(client, report, folder):
+    """A second name for the file, with another log and other locks, is rejected under both names."""
     path, link = folder / "relay.db", folder / "link.db"
     async with Journal(path, key=KEY) as journal:
         await client.relay.create_many(creation_requests(report, 3), journal=journal)
     link.hardlink_to(path)
     for name in (path, link):
-        await refused(name, "another name")
+        await assert_rejected(name, "another name")
     link.unlink()
     async with Journal(path, key=KEY) as journal:
         assert (await journal.status("default")).counts == {"created": 3}
 
 
 @pytest.mark.parametrize("uri", ["other.db", ":memory:"])
-async def test_an_engine_that_opens_another_file(folder, uri):
-    """An engine must open the file that its URL names: that one is checked, and has the locks."""
+async def test_an_engine_that_opens_another_file_is_rejected(folder, uri):
+    """An engine must open the file that its URL names, because that file is checked and has the locks."""
     path = folder / "relay.db"
     with closing(sqlite3.connect(folder / "other.db")) as other:
         other.execute("CREATE TABLE t (a)")
@@ -280,9 +280,9 @@ async def test_an_engine_that_opens_another_file(folder, uri):
         ("postgresql://\ud800@h/d", "isn't text"),
     ],
 )
-async def test_a_url_that_no_connection_can_have(folder, address, problem):
-    """A mistake in an address is an error that names it, before any server is asked, and repeats no password."""
-    await refused(address.replace("canary", SECRET), problem)
+async def test_an_invalid_postgresql_url_is_rejected(folder, address, problem):
+    """A mistake in an address is an error that names it before any connection, and repeats no password."""
+    await assert_rejected(address.replace("canary", SECRET), problem)
     assert list(folder.iterdir()) == []
 
 
@@ -298,15 +298,15 @@ async def test_a_url_that_no_connection_can_have(folder, address, problem):
         "postgres://postgres@localhost:{}/postgres?hostaddr=127.0.0.1",
     ],
 )
-async def test_one_database_in_many_spellings(postgres, spelt):
-    """Each spelling that PostgreSQL's own programs or SQLAlchemy know leads to the database."""
+async def test_each_valid_spelling_of_a_postgresql_url(postgres, spelt):
+    """Each spelling that PostgreSQL's own programs or SQLAlchemy accept opens the database."""
     await postgres.reset()
     async with Journal(spelt.format(postgres.port), key=KEY) as journal:
         assert await journal.runs() == []
 
 
-async def test_an_option_that_needs_a_server_on_the_network(postgres):
-    """An option that is valid is left to the server, or to what libpq was built with, to refuse."""
+async def test_a_valid_option_is_left_to_the_server(postgres):
+    """A valid option is left to the server, or to libpq's build, to reject."""
     await postgres.reset()
     with pytest.raises(JournalError, match="SSL"):
         await Journal(f"{postgres.url}?sslmode=require", key=KEY).open()
@@ -317,7 +317,7 @@ async def test_an_option_that_needs_a_server_on_the_network(postgres):
 
 
 async def test_a_very_long_lease(postgres):
-    """Time limits that are derived from the lease stay within what the system and the server accept."""
+    """Time limits derived from the lease stay within what the operating system and the server accept."""
     await postgres.reset()
     async with Journal(postgres.url, key=KEY, lease=1e9) as journal:
         assert await journal.runs() == []

@@ -68,8 +68,8 @@ asyncio.run(main())
 # ------------------------------------------------------------------------------------- what is on record
 
 
-async def test_what_is_created_is_on_record_and_served(plaid, client, report, url):
-    """The same run again, or another, gets the tokens that there are, and nothing is sent."""
+async def test_created_tokens_are_recorded_and_returned(plaid, client, report, url):
+    """The same run, or another one, gets the recorded tokens, and nothing is sent."""
     async with Journal(url, run="x", key=KEY) as journal:
         made = await client.relay.create_many(creation_requests(report), journal=journal)
         again = await client.relay.create_many(creation_requests(report), journal=journal)
@@ -92,8 +92,8 @@ async def test_what_is_created_is_on_record_and_served(plaid, client, report, ur
     assert tokens["p3"] not in repr(only)
 
 
-async def test_a_callers_engine_stays_the_callers(plaid, client, report, tmp_path):
-    """It is used, not closed, whatever its driver."""
+async def test_a_callers_engine_is_not_closed(plaid, client, report, tmp_path):
+    """The journal uses the engine, whatever its driver, and doesn't close it."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'relay.db'}")
     for _ in range(2):
         async with Journal(engine, key=KEY) as journal:
@@ -104,16 +104,16 @@ async def test_a_callers_engine_stays_the_callers(plaid, client, report, tmp_pat
     await engine.dispose()
 
 
-async def test_two_at_once_make_one(plaid, client, report, url):
-    """Calls for the same pair, in one process or in several, share the token that the first one makes."""
+async def test_concurrent_calls_for_a_pair_share_one_token(plaid, client, report, url):
+    """Calls for the same pair, through one journal or several, share the token of the first call."""
     async with Journal(url, run="a", key=KEY) as one, Journal(url, run="b", key=KEY) as two:
         calls = [client.relay.create([report], "p", journal=journal) for journal in (one, two) * 3]
         tokens = {made.relay_token for made in await asyncio.gather(*calls)}
     assert (len(tokens), len(plaid.ledger)) == (1, 1)
 
 
-async def test_two_runs_over_the_same_pairs_make_each_once(plaid, client, report, url):
-    """Whoever is quicker with a pair has it, the other is served; many of them meet in one group."""
+async def test_two_workers_of_a_run_create_each_pair_once(plaid, client, report, url):
+    """The first worker to record an intent creates, and the other one gets the token."""
     async with Journal(url, run="a", key=KEY) as one, Journal(url, run="a", key=KEY) as two:
         results = await asyncio.gather(
             *(
@@ -125,8 +125,8 @@ async def test_two_runs_over_the_same_pairs_make_each_once(plaid, client, report
     assert set(tokens_per_partner(plaid).values()) == {1}
 
 
-async def test_a_cancelled_call_is_waited_for_and_kept(plaid, client, report, url):
-    """Somebody who asks again gets the token that the first try made."""
+async def test_a_cancelled_call_is_drained_and_recorded(plaid, client, report, url):
+    """The next call for the pair returns the token that the cancelled call created."""
     plaid.fail(Fault(path=CREATE, latency=0.2))
     async with Journal(url, key=KEY) as journal:
         first = asyncio.create_task(client.relay.create([report], "p", journal=journal))
@@ -141,8 +141,8 @@ async def test_a_cancelled_call_is_waited_for_and_kept(plaid, client, report, ur
     assert len(plaid.ledger) == 1
 
 
-async def test_what_is_given_up_is_unknown_on_record(plaid, report, url):
-    """An abandoned drain doesn't wait; what was in flight is unknown, and what had arrived is kept."""
+async def test_an_abandoned_call_is_recorded_as_unknown(plaid, report, url):
+    """An abandoned drain doesn't wait, and the calls in flight are recorded as unknown."""
     plaid.fail(Fault(path=CREATE, latency=5))
     async with RelayClient(OWNER, base_url=plaid.url) as client, Journal(url, key=KEY) as journal:
         batch = client.relay.create_many(creation_requests(report, 2), journal=journal)
@@ -166,7 +166,7 @@ async def test_what_is_given_up_is_unknown_on_record(plaid, report, url):
 
 @pytest.mark.parametrize(("on_existing", "made"), [("reuse", 1), ("refuse", 1), ("create", 2)])
 async def test_a_pair_with_a_token_from_another_run(plaid, client, report, url, on_existing, made):
-    """It is served, refused, or gets another, as the caller says, also the second time."""
+    """on_existing decides whether it is returned, rejected, or gets another token, also the second time."""
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
     async with Journal(url, run="y", key=KEY, on_existing=on_existing) as journal:
@@ -181,8 +181,8 @@ async def test_a_pair_with_a_token_from_another_run(plaid, client, report, url, 
         assert record.relay_token == result.created[0].relay_token == plaid.ledger[-1]["relay_token"]
 
 
-async def test_what_failed_for_good_is_served_and_what_can_pass_is_tried_again(plaid, client, report, url):
-    """A refused request would be refused again; one that met a server in trouble may pass."""
+async def test_permanent_failures_are_returned_and_others_are_retried(plaid, client, report, url):
+    """An invalid request isn't sent again; a request that failed during maintenance is."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=400))
     down = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
     plaid.fail(Fault(path=CREATE, secondary_client_id="p1", status=503, body=down))
@@ -198,8 +198,8 @@ async def test_what_failed_for_good_is_served_and_what_can_pass_is_tried_again(p
     assert len(plaid.requests) == sent + 1
 
 
-async def test_unknown_stays_unknown_until_it_is_to_be_tried_again(plaid, client, report, url):
-    """Another run's unknown is never taken for absent; with retry_unknown there may be two tokens."""
+async def test_an_unknown_pair_stays_unknown_without_retry_unknown(plaid, client, report, url):
+    """Another run doesn't create for a pair that is unknown; with retry_unknown there may be two tokens."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create_many(creation_requests(report, 1), journal=journal)
@@ -223,7 +223,7 @@ async def test_unknown_stays_unknown_until_it_is_to_be_tried_again(plaid, client
 
 
 async def test_a_killed_process_leaves_unknowns(plaid, client, report, url):
-    """What it had begun is in flight while it may live, and unknown once it surely doesn't."""
+    """Its calls are in flight while it may be alive, and unknown once it is dead."""
     for partner in ("p0", "p1", "p2"):
         plaid.fail(Fault(path=CREATE, secondary_client_id=partner, latency=30))
     async with python_process(RUN, plaid.url, url, report, KEY, "60", "4") as process:
@@ -246,7 +246,7 @@ async def test_a_killed_process_leaves_unknowns(plaid, client, report, url):
             assert (await journal.status("x")).error_codes == {"OutcomeUnknownError": 3}
 
 
-async def test_what_a_killed_process_left_unknown_is_created_again_with_retry_unknown(plaid, report, url):
+async def test_retry_unknown_creates_for_pairs_of_a_killed_process(plaid, report, url):
     """Once its requests can't be in flight any more, each pair gets a token, and nothing hangs."""
     plaid.fail(*(Fault(path=CREATE, secondary_client_id=f"p{n}", latency=30) for n in range(3)))
     async with python_process(RUN, plaid.url, url, report, KEY, "1", "1") as process:
@@ -262,10 +262,8 @@ async def test_what_a_killed_process_left_unknown_is_created_again_with_retry_un
     assert tokens_per_partner(plaid) == {f"p{n}": 1 for n in range(4)}
 
 
-async def test_what_an_ended_process_left_unknown_is_created_again_with_retry_unknown(
-    plaid, client, report, url
-):
-    """Nothing is waited for: a worker that has ended has no request in flight."""
+async def test_retry_unknown_does_not_wait_for_an_ended_process(plaid, client, report, url):
+    """A worker that has ended has no request in flight."""
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
@@ -276,8 +274,8 @@ async def test_what_an_ended_process_left_unknown_is_created_again_with_retry_un
     assert tokens_per_partner(plaid) == {"p": 2}
 
 
-async def test_what_another_run_made_meanwhile_is_told_as_such(plaid, client, report, url):
-    """A pair that failed here and has a token from elsewhere is created, as it is served."""
+async def test_a_failed_pair_shows_the_token_of_another_run(plaid, client, report, url):
+    """A pair that failed in this run and has a token from another run is returned and reported as created."""
     down = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
     plaid.fail(Fault(path=CREATE, status=503, body=down))
     async with Journal(url, run="y", key=KEY) as y, Journal(url, run="x", key=KEY) as x:
@@ -292,8 +290,8 @@ async def test_what_another_run_made_meanwhile_is_told_as_such(plaid, client, re
     assert (record.outcome, record.own) == ("created", False)
 
 
-async def test_what_waits_for_its_turn_is_not_attempted(plaid, report, url):
-    """It is on record all the same; and whoever waits for a pair can be cancelled."""
+async def test_a_creation_that_waits_for_admission_is_not_attempted(plaid, report, url):
+    """It is recorded as not attempted, and a call that waits for a pair can be cancelled."""
 
     class Closed:
         async def acquire(self, endpoint):
@@ -316,7 +314,7 @@ async def test_what_waits_for_its_turn_is_not_attempted(plaid, report, url):
                     await task
 
 
-async def test_a_timeout_is_kept_while_the_credentials_hang(plaid, report, url):
+async def test_the_timeout_includes_waiting_for_credentials(plaid, report, url):
     """A journal waits for the client id no longer than the call may take, and nothing is sent."""
 
     async def never():
@@ -334,8 +332,8 @@ async def test_a_timeout_is_kept_while_the_credentials_hang(plaid, report, url):
     assert not any(outcome.error.sent for outcome in result.failed)
 
 
-async def test_whoever_ended_in_good_order_is_not_waited_for(plaid, client, report, url):
-    """What it had begun and not ended is unknown at once."""
+async def test_an_intent_of_an_ended_worker_is_unknown(plaid, client, report, url):
+    """An intent without an outcome is unknown as soon as its worker has ended."""
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
     async with Journal(url, run="x", key=KEY) as journal:
@@ -346,8 +344,8 @@ async def test_whoever_ended_in_good_order_is_not_waited_for(plaid, client, repo
             await client.relay.create([report], "p", journal=journal)
 
 
-async def test_a_long_run_is_told_page_by_page(plaid, client, report, tmp_path):
-    """No record is left out, or told twice; keys rotate page by page, too."""
+async def test_records_of_a_long_run_are_read_in_pages(plaid, client, report, tmp_path):
+    """Each record is yielded once. Keys are rotated in pages as well."""
     async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
         await client.relay.create_many(creation_requests(report, 1_050), journal=journal, concurrency=100)
         partners = [record.secondary_client_id for record in await read_records(journal, "x")]
@@ -357,8 +355,8 @@ async def test_a_long_run_is_told_page_by_page(plaid, client, report, tmp_path):
         assert await journal.rotate() == 1_050
 
 
-async def test_what_was_cancelled_before_it_left_can_be_begun_again(plaid, client, report, tmp_path):
-    """Its beginning is on record, and taken back: otherwise everybody would wait for its end."""
+async def test_a_call_that_was_cancelled_before_sending_is_undone(plaid, client, report, tmp_path):
+    """Its intent is undone. Otherwise other calls would wait for its outcome."""
     path = tmp_path / "relay.db"
     async with Journal(path, run="x", key=KEY) as journal:
         await client.relay.create([report], "first", journal=journal)
@@ -372,8 +370,8 @@ async def test_what_was_cancelled_before_it_left_can_be_begun_again(plaid, clien
     assert set(tokens_per_partner(plaid).values()) == {1}
 
 
-async def test_what_never_left_is_taken_back_before_the_next_may_begin(plaid, client, report, tmp_path):
-    """The next one of this process has the same row: its beginning isn't the one that is taken back."""
+async def test_an_intent_is_undone_before_the_next_call_starts(plaid, client, report, tmp_path):
+    """The next call of this process uses the same row, and its own intent isn't undone."""
     path = tmp_path / "relay.db"
     plaid.fail(Fault(path=CREATE, status=503, body={"error_code": "PLANNED_MAINTENANCE"}))
     short = evolve(QUICK, max_pause=0.001)
@@ -395,8 +393,8 @@ async def test_what_never_left_is_taken_back_before_the_next_may_begin(plaid, cl
     assert len(plaid.ledger) == 1
 
 
-async def test_a_token_that_comes_late_is_kept_beside_another(plaid, client, report, url):
-    """Its run has it, and serves it, though another run has gone on and has one too."""
+async def test_a_late_token_is_recorded_beside_another_one(plaid, client, report, url):
+    """Its run returns it, although another run has created a token meanwhile."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY, retry_unknown=True) as y:
         await client.relay.create_many(creation_requests(report, 1), journal=x)
@@ -413,8 +411,8 @@ async def test_a_token_that_comes_late_is_kept_beside_another(plaid, client, rep
         assert [record.relay_token for record in await read_records(y, "y")] == [other.relay_token]
 
 
-async def test_a_token_that_comes_late_is_served_in_place_of_a_forgotten_one(plaid, client, report, url):
-    """Other runs were refused before it came, as the journal couldn't return the pair's token."""
+async def test_a_late_token_is_returned_instead_of_a_forgotten_one(plaid, client, report, url):
+    """Before it arrived, other runs were rejected, because the journal couldn't return the pair's token."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY) as x:
         await client.relay.create_many(creation_requests(report, 1), journal=x)
@@ -432,8 +430,8 @@ async def test_a_token_that_comes_late_is_served_in_place_of_a_forgotten_one(pla
     assert len(plaid.ledger) == 2
 
 
-async def test_a_token_that_comes_late_outweighs_an_unknown(plaid, client, report, postgres):
-    """Where the attempt that took its place is unknown, everybody is served the token."""
+async def test_a_late_token_takes_precedence_over_an_unknown_attempt(plaid, client, report, postgres):
+    """If the attempt that replaced it is unknown, every run gets the late token."""
     await postgres.reset()
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(postgres.url, run="x", key=KEY) as x:
@@ -451,8 +449,8 @@ async def test_a_token_that_comes_late_outweighs_an_unknown(plaid, client, repor
     assert len(plaid.ledger) == 2
 
 
-async def test_an_unknown_stays_on_record_where_another_run_went_on(plaid, client, report, url):
-    """The run is served the other's token; of its own attempt nobody can tell, as before."""
+async def test_an_unknown_attempt_stays_recorded_when_another_run_creates(plaid, client, report, url):
+    """The run gets the other run's token, and the outcome of its own attempt is still unknown."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY, retry_unknown=True) as y:
         await client.relay.create_many(creation_requests(report, 1), journal=x)
@@ -462,8 +460,8 @@ async def test_an_unknown_stays_on_record_where_another_run_went_on(plaid, clien
         assert (await x.status("x")).counts == {"unknown": 1}
 
 
-async def test_a_token_that_the_journal_does_not_take_is_the_callers(plaid, client, report):
-    """A single call gives it; one that couldn't be begun raises the journal's error."""
+async def test_a_token_is_returned_although_the_journal_fails(plaid, client, report):
+    """A single call returns the token; a call whose intent can't be recorded raises the journal's error."""
 
     class Broken(RecordingJournal):
         async def record_intent(self, request):
@@ -539,8 +537,8 @@ async def unknown_in(client, plaid, report, url, run):
 
 @pytest.mark.parametrize("run", ["x", "y"], ids=["the same run", "another run"])
 @pytest.mark.parametrize("status", [400, 503])
-async def test_an_unknown_outlives_a_retry_that_fails(plaid, client, report, url, run, status):
-    """It is told and kept as unknown, with the failure as its cause: nobody makes a second token unasked."""
+async def test_a_pair_stays_unknown_after_a_failed_retry(plaid, client, report, url, run, status):
+    """It is recorded as unknown, with the failure as its cause, and isn't created again unasked."""
     await unknown_in(client, plaid, report, url, "x")
     down = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
     plaid.fail(Fault(path=CREATE, status=status, body=down))
@@ -556,8 +554,8 @@ async def test_an_unknown_outlives_a_retry_that_fails(plaid, client, report, url
     assert len(plaid.ledger) == 1
 
 
-async def test_unknowns_that_all_meet_the_same_error_stop_the_batch(plaid, client, report, url):
-    """As new ones do: the error that was met counts, not the one that is told."""
+async def test_a_shared_error_of_unknown_pairs_stops_the_batch(plaid, client, report, url):
+    """The error of the retry counts, not the doubt that is returned."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
         await client.relay.create_many(creation_requests(report, 30), journal=journal)
@@ -575,8 +573,8 @@ async def test_unknowns_that_all_meet_the_same_error_stop_the_batch(plaid, clien
 NOT_READY = {"error_type": "ASSET_REPORT_ERROR", "error_code": "PRODUCT_NOT_READY"}
 
 
-async def test_what_a_report_stopped_is_sent_by_a_resumed_run(plaid, client, report, url):
-    """Its requests stay unattempted on record, and are sent once the report is ready; others are served."""
+async def test_a_resumed_run_sends_what_a_stopped_report_left(plaid, client, report, url):
+    """Requests of a stopped report stay not attempted, and are sent once the report is ready."""
     plaid.fail(Fault(path=CREATE, status=400, body=NOT_READY))
     async with Journal(url, run="x", key=KEY) as journal:
         stopped = await client.relay.create_many(
@@ -597,8 +595,8 @@ async def test_what_a_report_stopped_is_sent_by_a_resumed_run(plaid, client, rep
     assert len(plaid.ledger) == 30
 
 
-async def test_a_stopped_report_takes_no_token_from_those_who_have_one(plaid, client, report, url):
-    """What the journal knows is served, even behind very many that are new, and hides no error of the report."""
+async def test_a_stopped_report_does_not_hide_recorded_tokens(plaid, client, report, url):
+    """Recorded tokens are returned, even behind very many new pairs, and hide no error of the report."""
     rows = [*creation_requests(report, 250)]
     known = [*rows[1:20:2], *rows[-20:]]
     async with Journal(url, run="x", key=KEY) as journal:
@@ -614,8 +612,8 @@ async def test_a_stopped_report_takes_no_token_from_those_who_have_one(plaid, cl
         assert (await journal.status("x")).counts == {"created": 30, "failed": 3, "not_attempted": 217}
 
 
-async def test_unknowns_whose_report_is_stopped_stay_unknown(plaid, client, report, url):
-    """With `retry_unknown`, those that aren't sent are told and kept as unknown, with the error as their cause."""
+async def test_unknown_pairs_of_a_stopped_report_stay_unknown(plaid, client, report, url):
+    """With `retry_unknown`, pairs that aren't sent are recorded as unknown, with the error as cause."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
         await client.relay.create_many(creation_requests(report, 30), journal=journal)
@@ -632,8 +630,8 @@ async def test_unknowns_whose_report_is_stopped_stay_unknown(plaid, client, repo
 
 
 @pytest.mark.parametrize("run", ["x", "y"], ids=["the same run", "another run"])
-async def test_an_unknown_outlives_a_retry_that_never_left(plaid, client, report, tmp_path, run):
-    """Its beginning is taken back, and the doubt of the attempt before it stays."""
+async def test_a_pair_stays_unknown_after_a_retry_that_was_not_sent(plaid, client, report, tmp_path, run):
+    """The intent is undone, and the doubt of the earlier attempt stays."""
     path = tmp_path / "relay.db"
     await unknown_in(client, plaid, report, path, "x")
     async with Journal(path, run=run, key=KEY, retry_unknown=True) as journal:
@@ -649,8 +647,8 @@ async def test_an_unknown_outlives_a_retry_that_never_left(plaid, client, report
     assert tokens_per_partner(plaid) == {"p0": 1, "another": 1}
 
 
-async def test_an_unknown_outlives_the_token_of_its_retry(plaid, client, report, url):
-    """Once that is removed, the pair is unknown again, and the run has a record of each."""
+async def test_a_pair_is_unknown_again_after_its_retry_was_removed(plaid, client, report, url):
+    """Once the token of the retry is removed, the pair is unknown, and the run has a record of each."""
     await unknown_in(client, plaid, report, url, "x")
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
         made = await client.relay.create([report], "p0", journal=journal)
@@ -665,8 +663,8 @@ async def test_an_unknown_outlives_the_token_of_its_retry(plaid, client, report,
     assert len(plaid.ledger) == 2
 
 
-async def test_tokens_outlive_others_that_were_to_be_made(plaid, client, report, url):
-    """Where those fail, are unknown or are removed, the first ones are there to be served, and to be refused."""
+async def test_a_token_is_returned_after_later_attempts_ended(plaid, client, report, url):
+    """If later creations fail, are unknown or are removed, the first token is still returned or rejected."""
     first, _ = await create_in_run(client, report, url, "x", 5)
     assert (await create_in_run(client, report, url, "served", 5))[0].counts == {"created": 5}
     plaid.fail(Fault(path=CREATE, status=400))
@@ -694,8 +692,8 @@ async def test_tokens_outlive_others_that_were_to_be_made(plaid, client, report,
     assert len(plaid.ledger) == 10
 
 
-async def test_an_end_that_is_written_twice_changes_nothing_that_came_between(plaid, client, report, url):
-    """Its connection was lost before it was told so, and others have gone on meanwhile."""
+async def test_an_outcome_that_is_written_twice_changes_no_later_outcome(plaid, client, report, url):
+    """A write may be repeated after its confirmation was lost, when another worker has used the row."""
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="x", key=KEY) as y:
         plaid.fail(Fault(path=CREATE, status=503, body={"error_code": "PLANNED_MAINTENANCE"}))
         short = evolve(QUICK, max_pause=0.001)
@@ -709,8 +707,8 @@ async def test_an_end_that_is_written_twice_changes_nothing_that_came_between(pl
         assert (await client.relay.create([report], "p0", journal=x)).relay_token == made.relay_token
 
 
-async def test_whoever_dies_while_it_is_asked_for_is_looked_at_anew(plaid, client, report, url):
-    """What it wrote between the question what there is and the question whether it lives is seen."""
+async def test_rows_are_read_again_if_their_worker_has_ended(plaid, client, report, url):
+    """What the worker wrote between the read and the liveness check is seen."""
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY) as y:
         await client.relay.create([report], "p0", journal=x)
         holders, holder = y._open_resources.registry, x._open_resources.coordinator.writer._worker
@@ -736,8 +734,8 @@ async def test_whoever_dies_while_it_is_asked_for_is_looked_at_anew(plaid, clien
         assert (seen, told, alive.live_ids) == (["begun", "created"], "created", frozenset())
 
 
-async def test_words_of_a_server_that_no_database_takes(plaid, client, report, url):
-    """Characters that no database stores are recorded as escapes, and nothing else is lost with them."""
+async def test_characters_that_no_database_stores_are_escaped(plaid, client, report, url):
+    """They are recorded as escapes, and the other commands of the group are recorded."""
     odd = {"error_type": "\ud800", "error_code": "A\0B", "request_id": "r\0\udfff"}
     plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=400, body=odd))
     async with Journal(url, run="x", key=KEY) as journal:
@@ -750,17 +748,17 @@ async def test_words_of_a_server_that_no_database_takes(plaid, client, report, u
 # ------------------------------------------------------------------------------------ how a host is spelled
 
 
-def spelled(plaid, host):
-    """Return a client whose base URL spells the simulator's host in that way."""
+def client_for_host(plaid, host):
+    """Return a client whose base URL spells the simulator's host in this way."""
     return RelayClient(OWNER, base_url=f"http://{host}:{plaid.url.rpartition(':')[2]}", retry=QUICK)
 
 
 @pytest.mark.parametrize("host", ["LOCALHOST", "LocalHost"])
-async def test_a_host_is_the_same_however_it_is_spelled(plaid, report, url, host):
-    """Another spelling makes no other pair of one that has a token."""
+async def test_each_spelling_of_a_host_is_the_same_namespace(plaid, report, url, host):
+    """A pair that has a token under one spelling isn't created again under another."""
     tokens = set()
     for each in ("localhost", host):
-        async with spelled(plaid, each) as client, Journal(url, run=each, key=KEY) as journal:
+        async with client_for_host(plaid, each) as client, Journal(url, run=each, key=KEY) as journal:
             tokens.add((await client.relay.create([report], "p", journal=journal)).relay_token)
     assert len(tokens) == len(plaid.ledger) == 1
 
@@ -779,31 +777,31 @@ async def test_a_host_is_the_same_however_it_is_spelled(plaid, report, url, host
     ],
 )
 def test_the_normal_spelling_of_a_host(typed, normal):
-    """The normal spelling is in lower case and IDNA, without the scheme's own port and a trailing dot."""
+    """The normal spelling is in lower case and IDNA, without a default port or a trailing dot."""
     transport = RelayClient(OWNER, base_url=typed).relay._transport
     assert transport.host == normal
     assert transport.host_as_typed == typed.partition("//")[2]
 
 
-async def recorded_as_typed(client, report, url, run, partners, **settings):
-    """Create as an earlier release did, which took the host as it was typed."""
+async def create_in_legacy_namespace(client, report, url, run, partners, **settings):
+    """Create as an earlier release did, which used the host as it was typed."""
     namespace = f"LOCALHOST:{client.relay._transport.host.rpartition(':')[2]} {OWNER.client_id}"
     async with Journal(url, run=run, key=KEY, namespace=namespace, **settings) as journal:
         requests = RelayCreateRequest.fan_out([report], partners)
         return await client.relay.create_many(requests, journal=journal)
 
 
-async def test_what_was_recorded_under_another_spelling_is_found(plaid, report, url):
+async def test_records_under_another_spelling_are_found(plaid, report, url):
     """Tokens, doubts and failures are found, and stay when the host is spelled in its normal way."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="unknown", status=500, when="after"))
     plaid.fail(Fault(path=CREATE, secondary_client_id="failed", status=400))
     partners = ["made", "unknown", "failed"]
-    async with spelled(plaid, "LOCALHOST") as client:
-        first = await recorded_as_typed(client, report, url, "x", partners)
-        plaid.clear_faults()
+    async with client_for_host(plaid, "LOCALHOST") as client:
+        first = await create_in_legacy_namespace(client, report, url, "x", partners)
+        plaid.heal()
         sent = len(plaid.requests)
         for host in ("LOCALHOST", "localhost"):
-            async with spelled(plaid, host) as again, Journal(url, run="x", key=KEY) as journal:
+            async with client_for_host(plaid, host) as again, Journal(url, run="x", key=KEY) as journal:
                 requests = RelayCreateRequest.fan_out([report], partners)
                 result = await again.relay.create_many(requests, journal=journal)
                 assert (await journal.status("x")).counts == {"created": 1, "unknown": 1, "failed": 1}
@@ -812,12 +810,12 @@ async def test_what_was_recorded_under_another_spelling_is_found(plaid, report, 
     assert len(plaid.requests) == sent
 
 
-async def test_a_doubt_under_another_spelling_outlives_the_token_of_its_retry(plaid, report, url):
+async def test_a_pair_under_another_spelling_is_unknown_again_after_removal(plaid, report, url):
     """Once the token of the retry is removed, the pair is unknown again."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
-    async with spelled(plaid, "LOCALHOST") as client:
-        await recorded_as_typed(client, report, url, "x", ["p"])
-        plaid.clear_faults()
+    async with client_for_host(plaid, "LOCALHOST") as client:
+        await create_in_legacy_namespace(client, report, url, "x", ["p"])
+        plaid.heal()
         async with Journal(url, run="y", key=KEY, retry_unknown=True) as journal:
             made = await client.relay.create([report], "p", journal=journal)
             await client.relay.remove(made.relay_token, journal=journal)
@@ -826,26 +824,26 @@ async def test_a_doubt_under_another_spelling_outlives_the_token_of_its_retry(pl
     assert tokens_per_partner(plaid) == {"p": 2}
 
 
-async def test_a_row_of_the_run_under_each_spelling_leaves_one_current(plaid, report, url):
-    """A failure under the former spelling is replaced by what the run has under the normal one."""
+async def test_rows_under_two_spellings_leave_one_current(plaid, report, url):
+    """A failure under the former spelling is replaced by the run's row under the normal one."""
     plaid.fail(Fault(path=CREATE, status=400))
-    async with spelled(plaid, "localhost") as client, Journal(url, run="x", key=KEY) as journal:
+    async with client_for_host(plaid, "localhost") as client, Journal(url, run="x", key=KEY) as journal:
         await client.relay.create_many([RelayCreateRequest([report], "p")], journal=journal)
-        await recorded_as_typed(client, report, url, "x", ["p"])
-    plaid.clear_faults()
-    async with spelled(plaid, "LOCALHOST") as client, Journal(url, run="x", key=KEY) as journal:
+        await create_in_legacy_namespace(client, report, url, "x", ["p"])
+    plaid.heal()
+    async with client_for_host(plaid, "LOCALHOST") as client, Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal, retry_failed=True)
         assert (await journal.status("x")).counts == {"created": 1}
     assert len(plaid.ledger) == 1
 
 
 async def test_two_tokens_under_two_spellings_are_reported_and_not_merged(plaid, report, url, caplog):
-    """Each run gets its own token, and other runs are refused until one of the two is removed."""
-    async with spelled(plaid, "localhost") as client:
+    """Each run gets its own token, and other runs are rejected until one of the two is removed."""
+    async with client_for_host(plaid, "localhost") as client:
         async with Journal(url, run="x", key=KEY) as journal:
             one = await client.relay.create([report], "p", journal=journal)
-        two = (await recorded_as_typed(client, report, url, "y", ["p"])).created[0]
-    async with spelled(plaid, "LOCALHOST") as client:
+        two = (await create_in_legacy_namespace(client, report, url, "y", ["p"])).created[0]
+    async with client_for_host(plaid, "LOCALHOST") as client:
         for run, own in (("x", one), ("y", two)):
             async with Journal(url, run=run, key=KEY) as journal:
                 served = await client.relay.create([report], "p", journal=journal)
@@ -865,8 +863,8 @@ async def test_two_tokens_under_two_spellings_are_reported_and_not_merged(plaid,
 # -------------------------------------------------------------------------------- the options of one call
 
 
-async def test_a_single_call_may_retry(plaid, client, report, url):
-    """A call's options replace the journal's settings; without a journal they are refused."""
+async def test_a_single_call_overrides_the_retry_settings(plaid, client, report, url):
+    """A call's options replace the journal's settings. Without a journal they are rejected."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="unknown", status=500, when="after"))
     plaid.fail(Fault(path=CREATE, secondary_client_id="failed", status=400))
     kinds = {
@@ -893,10 +891,8 @@ async def test_a_single_call_may_retry(plaid, client, report, url):
 # ------------------------------------------------------------------------------------------ a late token
 
 
-async def test_a_doubt_stays_on_record_if_a_token_takes_the_claim_between_two_attempts(
-    plaid, report, tmp_path
-):
-    """When a removal is refused late, the second attempt isn't sent, and the first one stays in doubt."""
+async def test_a_doubt_stays_recorded_if_a_token_takes_the_pair_between_attempts(plaid, report, tmp_path):
+    """When a removal fails late, the second attempt isn't sent, and the first one stays in doubt."""
     path = tmp_path / "relay.db"
     refused = asyncio.Event()
 
@@ -939,7 +935,7 @@ async def test_a_doubt_stays_on_record_if_a_token_takes_the_claim_between_two_at
 
 
 async def test_a_journal_belongs_to_the_event_loop_that_opened_it(plaid, client, report, url):
-    """A call in another loop fails before anything is sent, and the journal goes on in its own."""
+    """A call in another event loop fails before anything is sent, and the journal still works in its own."""
 
     async def elsewhere() -> None:
         async with RelayClient(OWNER, base_url=plaid.url) as other:

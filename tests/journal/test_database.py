@@ -1,4 +1,4 @@
-"""What a journal asks of its database: who made it, what it refuses, its locks, its leases and its loss."""
+"""The database of a journal: versions, unusable files, locks, leases and lost connections."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from plaid_relay_async.simulator import Fault
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 
 
-async def test_a_later_release_made_it(url):
-    """It is left alone."""
+async def test_a_journal_of_a_later_release_is_rejected(url):
+    """A journal with newer tables is an error, and isn't changed."""
     async with Journal(url, key=KEY) as journal:
         await journal._run_transaction(
             lambda c: c.execute(schema.journals.update().values(version=99)).close()
@@ -42,8 +42,8 @@ async def test_a_later_release_made_it(url):
         await Journal(url, key=KEY).open()
 
 
-def test_an_earlier_release_made_it(tmp_path):
-    """What has changed since is done once, in order."""
+def test_a_journal_of_an_earlier_release_is_migrated(tmp_path):
+    """Each migration runs once, in order."""
     engine = create_engine(f"sqlite:///{tmp_path / 'relay.db'}")
     done = []
     steps = [lambda _: done.append("two"), lambda _: done.append("three")]
@@ -57,8 +57,8 @@ def test_an_earlier_release_made_it(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"no database", b"SQLite format 3\0" + os.urandom(4096)])
-async def test_a_corrupt_file(tmp_path, content):
-    """It is told what is wrong, and the file stays as it is."""
+async def test_a_corrupt_file_is_rejected(tmp_path, content):
+    """The error says what is wrong, and the file isn't changed."""
     path = tmp_path / "relay.db"
     path.touch(mode=0o600)
     path.write_bytes(content)
@@ -76,7 +76,7 @@ async def test_a_corrupt_file(tmp_path, content):
     ids=["read-only", "locked"],
 )
 async def test_a_file_that_cannot_be_written(plaid, client, report, tmp_path, address_of, problem):
-    """A journal that is read-only, or that another connection has locked, is an error, and nothing is sent."""
+    """A journal that is read-only, or locked by another connection, is an error, and nothing is sent."""
     path = tmp_path / "relay.db"
     async with Journal(path, key=KEY):
         pass
@@ -89,8 +89,8 @@ async def test_a_file_that_cannot_be_written(plaid, client, report, tmp_path, ad
     assert not plaid.requests
 
 
-async def test_a_file_that_is_locked_on_the_way(plaid, client, report, tmp_path):
-    """The batch stops, nothing is begun that isn't on record, and what had come is the caller's."""
+async def test_a_file_that_is_locked_during_a_batch(plaid, client, report, tmp_path):
+    """The batch stops, nothing is sent without a recorded intent, and received outcomes are returned."""
     path = tmp_path / "relay.db"
     plaid.fail(Fault(path=CREATE, latency=1.0))
     async with Journal(f"sqlite:///{path}?timeout=0.2", key=KEY) as journal:
@@ -111,8 +111,8 @@ async def test_a_file_that_is_locked_on_the_way(plaid, client, report, tmp_path)
     assert "database is locked" in str(batch.result.stopped_by)
 
 
-async def locked_as_it_comes(plaid, client, report, path, partner, journal, *, stack):
-    """Create, and have somebody else lock the file before the answer comes; they let go as the stack ends."""
+async def create_under_a_lock(plaid, client, report, path, partner, journal, *, stack):
+    """Create, and lock the file before the response arrives; the lock is released when the stack closes."""
     sent = len(plaid.requests)
     running = asyncio.ensure_future(client.relay.create([report], partner, journal=journal))
     while len(plaid.requests) == sent:
@@ -122,15 +122,15 @@ async def locked_as_it_comes(plaid, client, report, path, partner, journal, *, s
     return await running
 
 
-async def test_what_could_not_be_written_is_written_later(plaid, client, report, tmp_path):
-    """By itself, so that others who wait for the pair go on though nothing more happens here, and on closing."""
+async def test_a_pending_outcome_is_written_later(plaid, client, report, tmp_path):
+    """It is written after a delay, without another call, and on closing; then other processes continue."""
     path = tmp_path / "relay.db"
     plaid.fail(Fault(path=CREATE, latency=1.0))
     async with Journal(path, run="y", key=KEY) as y:
         for partner, meanwhile in (("p0", True), ("p1", False)):
             async with Journal(f"sqlite:///{path}?timeout=0.1", run="x", key=KEY) as x:
                 with ExitStack() as stack:
-                    made = await locked_as_it_comes(plaid, client, report, path, partner, x, stack=stack)
+                    made = await create_under_a_lock(plaid, client, report, path, partner, x, stack=stack)
                     with pytest.raises(JournalError, match="database is locked"):
                         await client.relay.create([report], partner, journal=x)
                 if meanwhile:
@@ -141,19 +141,19 @@ async def test_what_could_not_be_written_is_written_later(plaid, client, report,
     assert tokens_per_partner(plaid) == {"p0": 1, "p1": 1}
 
 
-async def test_what_cannot_be_written_at_all_is_unknown_afterwards(plaid, client, report, tmp_path):
-    """Closing doesn't fail for it: whoever it concerned was told."""
+async def test_an_outcome_that_cannot_be_written_is_unknown(plaid, client, report, tmp_path):
+    """Closing doesn't fail for it, because the call has returned the outcome."""
     path = tmp_path / "relay.db"
     plaid.fail(Fault(path=CREATE, latency=1.0))
     with ExitStack() as stack:
         async with Journal(f"sqlite:///{path}?timeout=0.1", run="x", key=KEY) as journal:
-            await locked_as_it_comes(plaid, client, report, path, "p", journal, stack=stack)
+            await create_under_a_lock(plaid, client, report, path, "p", journal, stack=stack)
     async with Journal(path, run="x", key=KEY) as journal:
         assert (await journal.status("x")).counts == {"unknown": 1}
 
 
 async def test_the_longest_request_counts(plaid, report, url):
-    """Whoever waits for a process that died waits for as long as any of its clients may."""
+    """The recorded request time is the longest of all clients that have used the journal."""
     asked = text("SELECT request_seconds FROM relay_holders")
     async with Journal(url, key=KEY) as journal:
         for total, longest in ((5.0, 5.0), (9.0, 9.0), (3.0, 9.0)):
@@ -166,7 +166,7 @@ async def test_the_longest_request_counts(plaid, report, url):
 
 
 async def test_a_value_that_cannot_be_read_is_not_quoted(client, report, tmp_path):
-    """The database's own words would hold what can be read of it, which may be a token."""
+    """The database's message could contain a part of the value, which may be a token."""
     async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         broken = text("UPDATE relay_entries SET token = CAST('canary' || x'ff' AS TEXT)")
@@ -176,8 +176,8 @@ async def test_a_value_that_cannot_be_read_is_not_quoted(client, report, tmp_pat
     assert "canary" not in str(caught.value)
 
 
-async def test_a_callers_engine_on_a_server_sees_what_others_commit(postgres):
-    """Within one transaction, for what is looked at anew has to be new; the engine's own setting stays."""
+async def test_a_callers_engine_reads_what_others_commit(postgres):
+    """A transaction of the journal is READ COMMITTED, and the engine's own setting doesn't change."""
     await postgres.reset()
     address = postgres.url.replace("postgresql:", "postgresql+psycopg:")
     engine = create_async_engine(address, isolation_level="REPEATABLE READ")
@@ -189,14 +189,14 @@ async def test_a_callers_engine_on_a_server_sees_what_others_commit(postgres):
     await engine.dispose()
 
 
-async def test_a_folder_that_is_not_there(tmp_path):
-    """The reason is the operating system's."""
+async def test_a_missing_folder_is_an_error(tmp_path):
+    """The error has the operating system's reason."""
     with pytest.raises(JournalError, match="No such file or directory"):
         await Journal(tmp_path / "nowhere" / "relay.db", key=KEY).open()
 
 
 async def test_a_full_disk_stops_the_run_and_loses_no_token(plaid, client, report, tmp_path):
-    """Nothing is begun that isn't on record, and what had come is handed over, marked as not journalled."""
+    """Nothing is sent without a recorded intent, and received tokens are returned with `journalled=False`."""
     path = tmp_path / "relay.db"
     async with Journal(path, run="x", key=KEY) as journal:
         await client.relay.create([report], "first", journal=journal)
@@ -221,8 +221,8 @@ async def test_a_full_disk_stops_the_run_and_loses_no_token(plaid, client, repor
     assert set(tokens_per_partner(plaid)) <= on_record
 
 
-async def test_a_lease_that_lapsed_begins_nothing_and_brings_its_token(plaid, client, report, postgres):
-    """Whoever was held up may bring what it had in flight, and no more; others don't wait for it for ever."""
+async def test_an_expired_lease_stops_intents_and_keeps_outcomes(plaid, client, report, postgres):
+    """A worker with an expired lease records its outcomes and no intent; others wait for a bounded time."""
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         plaid.fail(Fault(path=CREATE, latency=1.0))
@@ -252,7 +252,7 @@ async def test_a_lease_is_renewed(plaid, client, report, postgres):
     assert len(plaid.ledger) == 2
 
 
-async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, report, postgres):
+async def test_an_intent_that_outlasts_the_lease_is_not_sent(plaid, client, report, postgres):
     """An intent whose transaction ends after the lease isn't sent."""
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
@@ -275,8 +275,8 @@ async def test_what_was_held_up_before_it_left_does_not_leave(plaid, client, rep
         assert (await journal.status("x")).counts == {"created": 1, "not_attempted": 1}
 
 
-async def test_a_late_token_and_a_new_claim_at_once(plaid, client, report, postgres):
-    """Both are on record, though the database has the one wait for the other, and refuses it at first."""
+async def test_a_late_token_and_a_concurrent_intent(plaid, client, report, postgres):
+    """Both are recorded, although the unique index first rejects the token's transaction."""
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
@@ -296,8 +296,8 @@ async def test_a_late_token_and_a_new_claim_at_once(plaid, client, report, postg
     assert found == [("begun", False), ("created", True)]
 
 
-async def test_a_server_that_is_killed_and_comes_back(plaid, client, report, postgres):
-    """The connection is taken up again; if the server stays away, that is told and nothing is sent."""
+async def test_a_server_that_is_killed_and_restarted(plaid, client, report, postgres):
+    """The journal connects again; if the server stays away, the call fails and sends nothing."""
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY, lease=20) as journal:
         await client.relay.create([report], "p", journal=journal)
@@ -317,8 +317,8 @@ async def test_a_server_that_is_killed_and_comes_back(plaid, client, report, pos
     assert "s" not in tokens_per_partner(plaid)
 
 
-async def test_a_group_whose_waiters_have_gone(tmp_path):
-    """What was put in is seen to, whoever waits; and a failure is told to those who do."""
+async def test_cancelled_items_of_a_group_are_processed(tmp_path):
+    """Each item is processed, even if its future was cancelled; the other futures get a failure."""
     seen = []
 
     async def see_to(items):

@@ -1,4 +1,4 @@
-"""What may be done about a pair: one table, with neither database nor server."""
+"""The decision on a pair, as a table, without a database or a server."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ OWN = row(CreationState.UNKNOWN)
         (row(CreationState.REMOVED, claim=False), None, False, False, False, "retire own"),
     ],
 )
-def test_what_may_be_done_about_a_pair(own, claim, retry, alive, late, decision):
-    """One table says it all, for the row of the run and the one with the claim."""
+def test_the_decision_on_a_pair(own, claim, retry, alive, late, decision):
+    """The decision follows from the run's own row and the row that holds the pair."""
     known = {
         "serve own": ServeRecorded(own),
         "serve claim": ServeRecorded(claim),
@@ -118,8 +118,8 @@ def test_what_may_be_done_about_a_pair(own, claim, retry, alive, late, decision)
 
 
 @pytest.mark.parametrize("own", [evolve(OWN, claim=False), row(CreationState.INTENT, claim=False)])
-def test_a_doubt_of_ones_own_is_not_passed_over_for_another_token(own):
-    """on_existing="create" is about tokens: what may have made one already isn't begun again unasked."""
+def test_the_runs_own_doubt_is_not_ignored_for_another_token(own):
+    """on_existing="create" is about tokens: an attempt in doubt isn't replaced without retry_unknown."""
     others = row(CreationState.CREATED, run=2, number=2)
     policy = PairPolicy(1, "create", retry_unknown=False)
     assert decide(own, others, policy, in_progress=False, maybe_in_flight=False) == ServeRecorded(own)
@@ -137,8 +137,8 @@ def decided(own, claim, on_existing="reuse", *, retry_unknown=False, retry_faile
 @pytest.mark.parametrize(
     "state", [CreationState.CREATED, CreationState.REMOVING], ids=["forgotten", "removal unknown"]
 )
-def test_a_token_that_cannot_be_served_counts_until_its_removal_is_confirmed(state):
-    """Its own run is refused in any case, and another run unless on_existing="create" is set."""
+def test_a_token_that_cannot_be_returned_counts_until_it_is_removed(state):
+    """Its own run is rejected in any case, and another run unless on_existing="create" is set."""
     gone, others = row(state, token=None), row(CreationState.CREATED, run=2, number=2)
     for settings in ({}, {"retry_unknown": True, "retry_failed": True}):
         for on_existing in ("reuse", "refuse", "create"):
@@ -149,15 +149,15 @@ def test_a_token_that_cannot_be_served_counts_until_its_removal_is_confirmed(sta
     assert decided(evolve(gone, claim=False), others) == ServeRecorded(others)
 
 
-def test_a_doubt_of_the_run_that_may_be_in_flight_is_waited_for():
-    """A doubt of the run is waited for even if another run's token has the claim."""
+def test_a_doubt_that_may_be_in_flight_is_waited_for():
+    """This also applies if another run's token holds the pair."""
     own, others = row(CreationState.INTENT, claim=False), row(CreationState.CREATED, run=2, number=2)
     assert decided(own, others, "create", retry_unknown=True, late=True) == WaitForOther()
     assert decided(own, others, "create", retry_unknown=True) == StartAttempt(retire=(others, own))
 
 
-def test_a_failure_is_served_until_retry_failed():
-    """A final failure is begun again only with retry_failed, unless the pair is in doubt."""
+def test_a_permanent_failure_is_returned_until_retry_failed():
+    """It is attempted again only with retry_failed, and not while the pair is in doubt."""
     failed = row(CreationState.FAILED, error="InvalidRequestError", claim=False)
     others = row(CreationState.CREATED, run=2, number=2)
     assert decided(failed, None) == decided(failed, others, "create") == ServeRecorded(failed)

@@ -20,8 +20,8 @@ TEXTS = ("é", "日本語", "\U0001f600", "\ud800", "\0", "e\u0301\u200b\ufeff",
 
 
 @pytest.fixture
-async def database(postgres):
-    """A function that creates a database of an encoding, and returns its URL."""
+async def create_database(postgres):
+    """Return a function that creates a database with an encoding, and returns its URL."""
     names = []
 
     async def create(encoding):
@@ -36,8 +36,8 @@ async def database(postgres):
         await postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-async def holds_any_text(plaid, client, report, url):
-    """Create for some partners, of whom one gets an error in each of the texts."""
+async def assert_any_text_is_stored(plaid, client, report, url):
+    """Create for some partners, each of which gets an error with one of the texts."""
     partners = [f"pé{n}" for n in range(len(TEXTS))]
     for partner, said in zip(partners, TEXTS, strict=True):
         body = {"error_type": said, "error_code": said, "error_message": said, "request_id": said}
@@ -55,41 +55,41 @@ async def holds_any_text(plaid, client, report, url):
     }
 
 
-async def test_an_error_in_any_text_is_kept(plaid, client, report, url):
-    """An error message in any script is recorded, and so is everything else in its group."""
-    await holds_any_text(plaid, client, report, url)
+async def test_an_error_in_any_script_is_recorded(plaid, client, report, url):
+    """An error message in any script is recorded, and so are the other commands of its group."""
+    await assert_any_text_is_stored(plaid, client, report, url)
 
 
-async def test_a_file_in_utf_16(plaid, client, report, tmp_path):
-    """SQLite converts it: any text can be kept there."""
+async def test_a_file_in_utf_16_stores_any_text(plaid, client, report, tmp_path):
+    """SQLite converts between its encodings."""
     path = tmp_path / "relay.db"
     path.touch(mode=0o600)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA encoding = 'UTF-16le'")
         connection.execute("CREATE TABLE other (a TEXT)")
-    await holds_any_text(plaid, client, report, path)
+    await assert_any_text_is_stored(plaid, client, report, path)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA encoding").fetchone() == ("UTF-16le",)
 
 
 @pytest.mark.parametrize("partner", ["\ud800", "a\ud800b"])
-def test_a_partner_that_no_database_holds(report, partner):
-    """A partner id with a lone surrogate is refused before a journal sees it."""
+def test_a_partner_that_no_database_stores_is_rejected(report, partner):
+    """A partner id with a lone surrogate is rejected before a journal sees it."""
     with pytest.raises(RequestValidationError):
         RelayCreateRequest([report], partner)
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
-async def test_a_server_in_another_encoding_is_refused(database, encoding):
+async def test_a_server_in_another_encoding_is_rejected(create_database, encoding):
     """Opening a journal in another encoding fails with its name, and creates nothing."""
-    url = await database(encoding)
+    url = await create_database(encoding)
     with pytest.raises(ConfigurationError, match=f"{encoding}.*UTF8"):
         await Journal(url, key=KEY).open()
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
-async def test_a_callers_connections_in_another_encoding_are_refused(postgres, encoding):
-    """The server could hold any text, and the connections couldn't transport it."""
+async def test_connections_in_another_encoding_are_rejected(postgres, encoding):
+    """The server could store any text, but the caller's connections couldn't transport it."""
     await postgres.reset()
     address = postgres.url.replace("postgresql:", "postgresql+psycopg:")
     engine = create_async_engine(address, connect_args={"client_encoding": encoding})
@@ -98,8 +98,8 @@ async def test_a_callers_connections_in_another_encoding_are_refused(postgres, e
     await engine.dispose()
 
 
-async def test_the_environments_client_encoding_does_not_matter(plaid, client, report, postgres, monkeypatch):
-    """A connection that the journal opens uses UTF8, whatever PGCLIENTENCODING says."""
+async def test_pgclientencoding_has_no_effect(plaid, client, report, postgres, monkeypatch):
+    """A connection that the journal opens uses UTF8, whatever PGCLIENTENCODING is."""
     await postgres.reset()
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
-    await holds_any_text(plaid, client, report, postgres.url)
+    await assert_any_text_is_stored(plaid, client, report, postgres.url)

@@ -1,4 +1,4 @@
-"""A journal on the caller's engine: how many connections it holds, and which pools have too few."""
+"""A journal on the caller's engine: how many connections it holds, and which pools are too small."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 
 
 @pytest.fixture
-def engine(url):
-    """A function that makes an engine for the database."""
+def create_engine(url):
+    """Return a function that creates an engine for the database."""
     address = (
         url.replace("postgresql:", "postgresql+psycopg:") if "://" in url else f"sqlite+aiosqlite:///{url}"
     )
@@ -32,9 +32,9 @@ def engine(url):
         {"poolclass": NullPool},
     ],
 )
-async def test_a_journal_holds_five_connections(client, report, engine, pool):
-    """A pool of five suffices, and so does one without a limit; closing returns all of them."""
-    callers = engine(**pool)
+async def test_a_journal_holds_five_connections(client, report, create_engine, pool):
+    """A pool of five is enough, and so is one without a limit; closing returns all connections."""
+    callers = create_engine(**pool)
     async with Journal(callers, run="x", key=KEY) as journal:
         result = await client.relay.create_many(creation_requests(report, 20), journal=journal)
         assert result.counts == {"created": 20}
@@ -58,9 +58,9 @@ async def test_a_journal_holds_five_connections(client, report, engine, pool):
         {"poolclass": AssertionPool},
     ],
 )
-async def test_a_pool_with_too_few_is_refused(engine, pool):
-    """A pool that can't have five connections is refused when the journal is created."""
+async def test_a_pool_that_is_too_small_is_rejected(create_engine, pool):
+    """A pool that can't provide five connections is rejected when the journal is created."""
     with pytest.raises(
         ConfigurationError, match=r"holds 5 connections while it is open, and the engine's .*Pool"
     ):
-        Journal(engine(**pool), key=KEY)
+        Journal(create_engine(**pool), key=KEY)

@@ -1,4 +1,4 @@
-"""What befalls the database of a journal: a full disk, a connection that is cut anywhere, a file that goes bad."""
+"""Faults of a journal's database: a full disk, a connection that is cut anywhere, a damaged file."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from plaid_relay_async.simulator import Fault
 pytestmark = pytest.mark.may_block
 
 
-def some(count, first="p"):
+def partner_names(count, first="p"):
     return [f"{first}{number}" for number in range(count)]
 
 
-async def attempt(client, report, url, partners, at_once=3, **settings):
-    """Create for each partner, and give the outcomes that were handed over, and the error that stopped it."""
+async def create_each(client, report, url, partners, at_once=3, **settings):
+    """Create for each partner; return the delivered outcomes, and the error that stopped the run."""
     outcomes = []
     try:
         async with Journal(url, run="x", key=KEY, **settings) as journal:
@@ -46,8 +46,8 @@ async def attempt(client, report, url, partners, at_once=3, **settings):
     return outcomes, None
 
 
-async def check(plaid, url, outcomes, partners):
-    """Nothing was made twice, none that isn't on record, and each token is the caller's or in the journal."""
+async def check_tokens(plaid, url, outcomes, partners):
+    """Check that no pair has two tokens, and that each token is recorded, in doubt, or was delivered."""
     made = {entry["secondary_client_id"]: entry["relay_token"] for entry in plaid.ledger}
     assert len(made) == len(plaid.ledger)
     handed = {outcome.relay_token for outcome in outcomes if isinstance(outcome, Created)}
@@ -66,7 +66,7 @@ async def check(plaid, url, outcomes, partners):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of a megabyte, and what makes it larger."""
+    """Yield a folder on a disk of one megabyte, and a function that makes the disk larger."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -76,25 +76,27 @@ def small_disk(tmp_path):
         ).returncode
 
     if os.geteuid() != 0 or mount("size=1m"):
-        pytest.skip("only root may mount a small disk; test_a_file_that_may_not_grow does the same without")
+        pytest.skip(
+            "only root may mount a small disk; test_a_limit_on_the_file_size_stops_the_run does the same without root"
+        )
     try:
         yield folder, lambda: mount("remount,size=64m")
     finally:
         subprocess.run(["umount", folder], check=True)
 
 
-async def test_a_full_disk(plaid, client, report, small_disk):
-    """The reason is told, what had come is handed over, and with more room the same call goes on."""
+async def test_a_full_disk_stops_the_run(plaid, client, report, small_disk):
+    """The error has the reason, received tokens are delivered, and a repeat finishes with more space."""
     folder, grow = small_disk
-    path, partners = folder / "relay.db", some(4_000)
-    outcomes, error = await attempt(client, report, path, partners, at_once=20)
+    path, partners = folder / "relay.db", partner_names(4_000)
+    outcomes, error = await create_each(client, report, path, partners, at_once=20)
     assert "full" in str(error) or "I/O" in str(error)
     assert 0 < len(plaid.ledger) < 4_000
     assert grow() == 0
-    await check(plaid, path, outcomes, partners)
-    again, error = await attempt(client, report, path, partners, at_once=20)
+    await check_tokens(plaid, path, outcomes, partners)
+    again, error = await create_each(client, report, path, partners, at_once=20)
     assert (error, len(again)) == (None, 4_000)
-    await check(plaid, path, [*outcomes, *again], partners)
+    await check_tokens(plaid, path, [*outcomes, *again], partners)
     assert sum(isinstance(outcome, Unknown) for outcome in again) <= 20
 
 
@@ -122,45 +124,45 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @pytest.mark.full_size
-async def test_a_file_that_may_not_grow(plaid, client, report, tmp_path):
-    """The same for whoever has a limit on the size of files, as a quota has it."""
-    path, partners = tmp_path / "relay.db", some(4_000)
+async def test_a_limit_on_the_file_size_stops_the_run(plaid, client, report, tmp_path):
+    """A process that has a limit on the size of files, such as a quota, behaves as with a full disk."""
+    path, partners = tmp_path / "relay.db", partner_names(4_000)
     words = (sys.executable, "-c", GROWN, plaid.url, report, path, KEY)
     pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
     async with running_process_async(*words, **pipes) as process:
         tokens, error = await process.communicate()
     assert b"the journal can't be read or written" in error
     assert 0 < len(plaid.ledger) < 4_000
-    told = await check(plaid, path, [], [])
+    told = await check_tokens(plaid, path, [], [])
     for entry in plaid.ledger:
         assert told[entry["secondary_client_id"]].outcome in {"created", "unknown"}
         assert entry["relay_token"] in tokens.decode().split()
-    again, error = await attempt(client, report, path, partners, at_once=20)
+    again, error = await create_each(client, report, path, partners, at_once=20)
     assert (error, len(again)) == (None, 4_000)
-    await check(plaid, path, again, [])
+    await check_tokens(plaid, path, again, [])
 
 
 # -------------------------------------------------------------------------- a file that is not as it should be
 
 
-async def test_a_file_that_goes_bad_within(plaid, client, report, tmp_path):
-    """What can be read no more is told, and nothing is sent for it."""
-    path, partners = tmp_path / "relay.db", some(300)
-    await attempt(client, report, path, partners)
+async def test_a_damaged_file_is_reported(plaid, client, report, tmp_path):
+    """The error says that the file is damaged, and nothing is sent."""
+    path, partners = tmp_path / "relay.db", partner_names(300)
+    await create_each(client, report, path, partners)
     with path.open("r+b") as file:
         file.seek(4096 * 3)
         file.write(os.urandom(path.stat().st_size - 4096 * 3))
     sent = len(plaid.requests)
-    _, error = await attempt(client, report, path, partners)
+    _, error = await create_each(client, report, path, partners)
     assert "malformed" in str(error) or "corrupt" in str(error)
     assert len(plaid.requests) == sent
 
 
-async def test_a_file_that_somebody_has_for_a_moment(plaid, client, report, tmp_path):
-    """It is waited for."""
-    path, partners = tmp_path / "relay.db", some(50)
+async def test_a_short_lock_is_waited_for(plaid, client, report, tmp_path):
+    """A batch continues after another process has locked the file for a short time."""
+    path, partners = tmp_path / "relay.db", partner_names(50)
     plaid.fail(Fault(path=CREATE, latency=0.02))
-    running = asyncio.ensure_future(attempt(client, report, path, partners))
+    running = asyncio.ensure_future(create_each(client, report, path, partners))
     while len(plaid.requests) < 5:
         await asyncio.sleep(0.001)
     with closing(sqlite3.connect(path, isolation_level=None, timeout=5)) as other:
@@ -175,12 +177,12 @@ async def test_a_file_that_somebody_has_for_a_moment(plaid, client, report, tmp_
 # ------------------------------------------------------------------------------- what lies beside a file
 
 
-def locks(path):
+def lock_files(path):
     return sorted(path.parent.glob(f"{path.name}-*.lock"))
 
 
-async def test_whoever_cannot_join_leaves_no_lock(client, report, tmp_path):
-    """Nothing lies beside the file afterwards."""
+async def test_a_failed_registration_leaves_no_lock_file(client, report, tmp_path):
+    """A process that can't register as a worker leaves no file beside the journal."""
     path = tmp_path / "relay.db"
     async with Journal(path, key=KEY):
         with closing(sqlite3.connect(path)) as other:
@@ -188,11 +190,11 @@ async def test_whoever_cannot_join_leaves_no_lock(client, report, tmp_path):
     async with Journal(path, key=KEY) as journal:
         with pytest.raises(JournalError, match="relay_holders"):
             await client.relay.create([report], "p", journal=journal)
-    assert locks(path) == []
+    assert lock_files(path) == []
 
 
-async def test_whoever_cannot_join_on_a_server_is_told(plaid, client, report, postgres):
-    """There is no lock to be left, and nothing is sent."""
+async def test_a_failed_registration_on_a_server_is_an_error(plaid, client, report, postgres):
+    """On PostgreSQL there is no lock file, and nothing is sent."""
     await postgres.reset()
     async with Journal(postgres.url, key=KEY) as journal:
         await postgres.execute("ALTER TABLE relay_holders RENAME TO gone")
@@ -216,8 +218,8 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def test_locks_of_the_dead_are_cleared_away(plaid, client, report, tmp_path):
-    """The next one to work on the file does so; those of the living stay."""
+async def test_lock_files_of_dead_workers_are_deleted(plaid, client, report, tmp_path):
+    """The next worker on the file deletes them; those of live workers stay."""
     path = tmp_path / "relay.db"
     for _ in range(2):
         async with running_process_async(
@@ -226,22 +228,22 @@ async def test_locks_of_the_dead_are_cleared_away(plaid, client, report, tmp_pat
             assert await process.wait() == -signal.SIGKILL
     async with Journal(path, run="living", key=KEY) as living:
         await client.relay.create([report], "q", journal=living)
-        (mine,) = locks(path)
+        (mine,) = lock_files(path)
         async with Journal(path, run="other", key=KEY) as other:
             await client.relay.create([report], "r", journal=other)
-            assert len(locks(path)) == 2
+            assert len(lock_files(path)) == 2
             with pytest.raises(JournalError, match="a process is working on the run"):
                 await other.forget("living")
-        assert locks(path) == [mine]
-    assert locks(path) == []
+        assert lock_files(path) == [mine]
+    assert lock_files(path) == []
 
 
-async def test_a_lock_that_cannot_be_deleted_keeps_nothing_open(client, report, tmp_path):
-    """The journal is closed all the same."""
+async def test_a_lock_file_that_cannot_be_deleted_does_not_prevent_closing(client, report, tmp_path):
+    """The journal is closed, and its worker counts as dead."""
     path = tmp_path / "relay.db"
     async with Journal(path, key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
-        (mine,) = locks(path)
+        (mine,) = lock_files(path)
         mine.unlink()
         mine.mkdir()
     async with Journal(path, key=KEY) as journal:
@@ -301,18 +303,18 @@ class Cutter:
 
 @pytest.mark.full_size
 @pytest.mark.parametrize("answered", [False, True], ids=["before the server", "before the answer"])
-async def test_a_connection_that_is_cut_at_each_point(plaid, client, report, postgres, answered, rounds):
-    """It is taken up again and all is created; while the journal is opened, the reason is told and nothing is sent."""
+async def test_a_connection_that_is_cut_at_each_message(plaid, client, report, postgres, answered, rounds):
+    """The journal connects again and all pairs are created; if it can't be opened, nothing is sent."""
     await postgres.reset()
     cutter = Cutter(0, answered=answered)
     async with cutter.before(postgres.port) as url:
-        assert (await attempt(client, report, url, some(5)))[1] is None
+        assert (await create_each(client, report, url, partner_names(5)))[1] is None
     reasons = []
     for at in range(1, cutter.seen + 1, max(1, 12 // rounds)):
         await postgres.reset()
-        partners, sent = some(5, f"{at}-"), len(plaid.requests)
+        partners, sent = partner_names(5, f"{at}-"), len(plaid.requests)
         async with Cutter(at, answered=answered).before(postgres.port) as url:
-            outcomes, error = await attempt(client, report, url, partners)
+            outcomes, error = await create_each(client, report, url, partners)
         reasons.append(error)
         if error is None:
             assert [type(outcome) for outcome in outcomes] == [Created] * 5
@@ -320,16 +322,16 @@ async def test_a_connection_that_is_cut_at_each_point(plaid, client, report, pos
         else:
             assert "the journal can't be read or written" in str(error)
             assert len(plaid.requests) == sent
-        await check(plaid, postgres.url, outcomes, partners)
-        again, error = await attempt(client, report, postgres.url, partners)
+        await check_tokens(plaid, postgres.url, outcomes, partners)
+        again, error = await create_each(client, report, postgres.url, partners)
         assert (error, len(again)) == (None, 5)
-        await check(plaid, postgres.url, again, partners)
+        await check_tokens(plaid, postgres.url, again, partners)
     assert None in reasons
     assert any(reasons)
 
 
-async def test_connections_that_are_ended_at_random_moments(plaid, client, report, postgres):
-    """All of them, again and again, by the server: the run goes on."""
+async def test_connections_that_are_ended_at_random(plaid, client, report, postgres):
+    """The server ends all connections repeatedly, and the run finishes."""
     await postgres.reset()
     chance = random.Random(3)
     plaid.fail(Fault(path=CREATE, latency=0.02))
@@ -342,7 +344,7 @@ async def test_connections_that_are_ended_at_random_moments(plaid, client, repor
                 " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
             )
 
-    partners = some(200)
+    partners = partner_names(200)
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p0", journal=journal)
         ending = asyncio.create_task(end())
@@ -352,17 +354,17 @@ async def test_connections_that_are_ended_at_random_moments(plaid, client, repor
         await asyncio.wait([ending])
     assert result.counts == {"created": 200}
     assert len(plaid.ledger) == 200
-    told = await check(plaid, postgres.url, result.created, partners)
+    told = await check_tokens(plaid, postgres.url, result.created, partners)
     assert {record.outcome for record in told.values()} == {"created"}
 
 
 @pytest.mark.full_size
-async def test_a_server_that_stays_away(plaid, client, report, postgres):
-    """Nothing more is begun, and what was in flight is handed over, though the journal can't take it."""
+async def test_a_server_that_is_not_restarted(plaid, client, report, postgres):
+    """No further request is sent, and calls in flight deliver their outcomes without the journal."""
     await postgres.reset()
     plaid.fail(Fault(path=CREATE, latency=0.4))
-    partners = some(10)
-    running = asyncio.ensure_future(attempt(client, report, postgres.url, partners, lease=1))
+    partners = partner_names(10)
+    running = asyncio.ensure_future(create_each(client, report, postgres.url, partners, lease=1))
     while len(plaid.requests) < 3:
         await asyncio.sleep(0.01)
     await postgres.kill()
@@ -371,6 +373,6 @@ async def test_a_server_that_stays_away(plaid, client, report, postgres):
     assert "the journal can't be read or written" in str(error)
     assert [(type(outcome), outcome.journalled) for outcome in outcomes] == [(Created, False)] * 3
     assert len(plaid.ledger) == 3
-    await check(plaid, postgres.url, outcomes, partners)
-    again, error = await attempt(client, report, postgres.url, partners, lease=1)
+    await check_tokens(plaid, postgres.url, outcomes, partners)
+    again, error = await create_each(client, report, postgres.url, partners, lease=1)
     assert Counter(type(outcome) for outcome in again) == {Unknown: 3, Created: 7}

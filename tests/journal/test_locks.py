@@ -1,4 +1,4 @@
-"""The lock files of a journal in SQLite: whose they are, and what they show of a process that was killed."""
+"""The lock files of a journal in SQLite: their owner, and what they show of a killed process."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def locks(path):
+def lock_files(path):
     return sorted(path.parent.glob(f"{path.name}-*.lock"))
 
 
 @contextmanager
-def as_its_owner(path):
-    """Work as the owner of a file, which root isn't here."""
+def as_owner_of(path):
+    """Switch to the owner of a file, who isn't root here."""
     me = os.geteuid()
     os.seteuid(path.stat().st_uid)
     try:
@@ -58,7 +58,7 @@ def as_its_owner(path):
 
 @pytest.fixture
 def path():
-    """A journal whose owner is another user than root, in a folder of that user."""
+    """Return a journal whose owner isn't root, in a folder of that owner."""
     folder = Path(tempfile.mkdtemp(prefix="journal-"))
     path = folder / "relay.db"
     path.touch(mode=0o600)
@@ -70,8 +70,8 @@ def path():
 
 
 @asynccontextmanager
-async def in_flight(plaid, report, path, *, forks=""):
-    """A worker of its own process, as the user of the tests, with one creation in flight."""
+async def running_worker(plaid, report, path, *, forks=""):
+    """Yield a worker process, run by the user of the tests, with one creation in flight."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="in-flight", latency=600))
     reading, writing = os.pipe()
     process = await asyncio.create_subprocess_exec(
@@ -96,43 +96,43 @@ async def in_flight(plaid, report, path, *, forks=""):
         await process.wait()
 
 
-async def kill(process):
+async def kill_worker(process):
     process.kill()
     assert await process.wait() == -signal.SIGKILL
 
 
 async def test_a_killed_worker_counts_as_dead_while_a_forked_child_lives(plaid, report, path):
-    """The child inherits the open lock file and doesn't hold the lock; before the kill the worker is alive."""
-    async with in_flight(plaid, report, path, forks="yes") as process:
+    """The child inherits the open lock file without its lock; before the kill, the worker is alive."""
+    async with running_worker(plaid, report, path, forks="yes") as process:
         async with Journal(path, key=KEY) as journal:
             assert (await journal.status("killed")).counts == {"created": 1, "in_flight": 1}
-            await kill(process)
+            await kill_worker(process)
             assert (await journal.status("killed")).counts == {"created": 1, "unknown": 1}
-            assert locks(path) == []
+            assert lock_files(path) == []
 
 
 async def test_a_killed_process_of_root_does_not_lock_the_owner_out(plaid, client, report, path):
-    """The owner of the journal sees what became of root's process, and goes on."""
-    async with in_flight(plaid, report, path) as process:
-        (lock,) = locks(path)
+    """The journal's owner sees the outcomes of root's process, and creates."""
+    async with running_worker(plaid, report, path) as process:
+        (lock,) = lock_files(path)
         assert (lock.stat().st_uid, lock.stat().st_mode & 0o777) == (path.stat().st_uid, 0o600)
-        await kill(process)
-    with as_its_owner(path):
+        await kill_worker(process)
+    with as_owner_of(path):
         async with Journal(path, run="killed", key=KEY) as journal:
             with pytest.raises(OutcomeUnknownError):
                 await client.relay.create([report], "in-flight", journal=journal)
             await client.relay.create([report], "next", journal=journal)
-        assert locks(path) == []
+        assert lock_files(path) == []
 
 
-async def test_a_lock_file_that_cannot_be_opened_stops_only_what_depends_on_it(plaid, client, report, path):
-    """The error names the file and the way out, no pair is begun that its process may have in flight, others go on."""
-    async with in_flight(plaid, report, path) as process:
-        (lock,) = locks(path)
-        await kill(process)
+async def test_an_unreadable_lock_file_stops_only_its_pairs(plaid, client, report, path):
+    """The error names the file and the remedy, no pair in flight is created again, and others are created."""
+    async with running_worker(plaid, report, path) as process:
+        (lock,) = lock_files(path)
+        await kill_worker(process)
     lock.chmod(0)
     sent = len(plaid.requests)
-    with as_its_owner(path):
+    with as_owner_of(path):
         async with Journal(path, run="mine", key=KEY, retry_unknown=True) as journal:
             await client.relay.create([report], "next", journal=journal)
             for refused in (

@@ -1,4 +1,4 @@
-"""A journal behind PgBouncer, which gives each transaction whichever connection to PostgreSQL is free."""
+"""A journal behind PgBouncer, which may run each transaction on another connection to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from plaid_relay_async.journal import Journal
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 
 
-async def test_a_whole_life(plaid, client, report, pgbouncer):
-    """Two journals create, look up, remove, rotate and forget, far more often than psycopg would prepare after."""
+async def test_all_operations_in_transaction_mode(plaid, client, report, pgbouncer):
+    """Two journals use each operation more often than psycopg's prepare threshold."""
     async with (
         Journal(pgbouncer.url, run="x", key=KEY) as one,
         Journal(pgbouncer.url, run="y", key=KEY) as two,
@@ -37,8 +37,8 @@ async def test_a_whole_life(plaid, client, report, pgbouncer):
         assert not any(record.relay_token for record in await read_records(journal, "x") if record.own)
 
 
-async def test_a_callers_engine(client, report, pgbouncer, postgres):
-    """The journal prepares no statement on an engine's connections, and leaves that setting as it was."""
+async def test_a_callers_engine_keeps_its_prepare_threshold(client, report, pgbouncer, postgres):
+    """The journal prepares no statement on an engine's connections, and restores the setting."""
     engine = create_async_engine(pgbouncer.url.replace("postgresql:", "postgresql+psycopg:"))
     async with Journal(engine, run="x", key=KEY) as journal:
         result = await client.relay.create_many(creation_requests(report, 100), journal=journal)
@@ -50,7 +50,7 @@ async def test_a_callers_engine(client, report, pgbouncer, postgres):
 
 
 async def test_no_statement_is_prepared(client, report, postgres):
-    """Also without a pooler, a session has no prepared statement after many transactions."""
+    """Without a pooler as well, a session has no prepared statement after many transactions."""
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create_many(creation_requests(report, 100), journal=journal)
@@ -61,8 +61,8 @@ async def test_no_statement_is_prepared(client, report, postgres):
 
 
 @pytest.mark.parametrize("which", ["pooler", "server"])
-async def test_a_restart(plaid, client, report, pgbouncer, postgres, which):
-    """A call waits for a pooler, or for the server behind it, that was killed and comes back."""
+async def test_a_restart_is_waited_for(plaid, client, report, pgbouncer, postgres, which):
+    """A call waits for a pooler, or for the server behind it, that was killed and is restarted."""
     killed = pgbouncer if which == "pooler" else postgres
     async with Journal(pgbouncer.url, run="x", key=KEY, lease=30) as journal:
         await client.relay.create([report], "p", journal=journal)
@@ -76,7 +76,7 @@ async def test_a_restart(plaid, client, report, pgbouncer, postgres, which):
 
 
 async def test_sessions_that_the_pooler_ends(plaid, client, report, pgbouncer):
-    """A client that PgBouncer disconnects between two transactions connects anew."""
+    """A client that PgBouncer disconnects between two transactions connects again."""
     async with Journal(pgbouncer.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         await pgbouncer.command("KILL postgres")
@@ -86,8 +86,8 @@ async def test_sessions_that_the_pooler_ends(plaid, client, report, pgbouncer):
     assert tokens_per_partner(plaid) == {"p": 1, "q": 1}
 
 
-async def test_a_commit_in_doubt(plaid, client, report, pgbouncer, postgres):
-    """A server process that ends during a transaction (08P01, "server conn crashed?") is a lost connection."""
+async def test_a_transaction_that_is_interrupted_is_repeated(plaid, client, report, pgbouncer, postgres):
+    """A server process that ends during a transaction (08P01) is a lost connection."""
     async with Journal(pgbouncer.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         blocking = asyncio.create_task(

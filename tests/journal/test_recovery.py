@@ -1,4 +1,4 @@
-"""What the journal's errors and docs/journal.md tell a caller to do: each test sees the error, does that, and succeeds."""
+"""The remedies in the journal's errors and in docs/journal.md: each test applies one and succeeds."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from plaid_relay_async.simulator import Fault
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 
 
-async def test_a_lease_that_lapsed_run_it_again(plaid, client, report, postgres):
-    """The same run goes on from where it was: each partner has one token in the end."""
+async def test_an_expired_lease_run_it_again(plaid, client, report, postgres):
+    """The run resumes where it stopped, and each partner has one token in the end."""
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         async with client.relay.create_many(
@@ -36,7 +36,7 @@ async def test_a_lease_that_lapsed_run_it_again(plaid, client, report, postgres)
 
 
 async def test_an_unknown_pair_share_a_new_report(plaid, client, report, url):
-    """There must be no second token of the report: the partner gets one of another report, in the same run."""
+    """There must be no second token of the report, so the partner gets a token of another report."""
     plaid.fail(Fault(path=CREATE, close=True, when="after", times=1))
     async with Journal(url, run="x", key=KEY) as journal:
         with pytest.raises(OutcomeUnknownError):
@@ -56,8 +56,8 @@ async def test_a_journal_that_is_closed_open_it(client, report, url):
         assert await client.relay.create([report], "p", journal=journal)
 
 
-async def test_a_run_that_is_not_there_list_the_runs(client, report, url):
-    """`journal.runs()` returns those that it has, and `status` succeeds with the name of one."""
+async def test_a_missing_run_list_the_runs(client, report, url):
+    """`journal.runs()` returns the existing runs, and `status` succeeds with the name of one."""
     async with Journal(url, run="nov", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         with pytest.raises(JournalError, match=r"no run 'now'.*await journal.runs\(\)"):
@@ -78,8 +78,8 @@ async def test_an_engine_with_too_few_connections_allow_more(client, report, tmp
     await engine.dispose()
 
 
-async def test_a_folder_that_is_not_there_make_it(client, report, tmp_path):
-    """The same journal opens then."""
+async def test_a_missing_folder_create_it(client, report, tmp_path):
+    """The same journal can be opened then."""
     path = tmp_path / "folder" / "relay.db"
     with pytest.raises(JournalError, match="No such file or directory"):
         await Journal(path, run="x", key=KEY).open()

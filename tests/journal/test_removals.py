@@ -1,4 +1,4 @@
-"""Removals with a journal: what they leave on record, and who waits for whom."""
+"""Removals with a journal: what they record, and which calls wait for them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from plaid_relay_async.simulator import Fault
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 
 
-async def test_a_removed_token_is_not_served(plaid, client, report, url):
-    """The journal knows of the removal, which isn't sent twice; the pair gets a new token."""
+async def test_a_removed_token_is_not_returned(plaid, client, report, url):
+    """The journal has the removal, which isn't sent twice, and the pair gets a new token."""
     async with Journal(url, run="x", key=KEY) as journal:
         first = await client.relay.create([report], "p", journal=journal)
         assert (await client.relay.remove(first.relay_token, journal=journal)).removed
@@ -34,8 +34,8 @@ async def test_a_removed_token_is_not_served(plaid, client, report, url):
         assert (await journal.status("x")).counts == {"created": 1, "removed": 1}
 
 
-async def test_a_refusal_that_is_not_on_record_says_so(plaid, client, report, url):
-    """Of a run whose own token was removed, it is that which stays on record."""
+async def test_a_rejection_that_is_not_recorded_says_so(plaid, client, report, url):
+    """A run whose own token was removed keeps the record of the removal."""
     first, _ = await create_in_run(client, report, url, "x")
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.remove(first.created[0].relay_token, journal=journal)
@@ -49,8 +49,8 @@ async def test_a_refusal_that_is_not_on_record_says_so(plaid, client, report, ur
     assert len(plaid.ledger) == 2
 
 
-async def test_a_removal_that_nobody_knows_the_end_of(plaid, client, report, url):
-    """Told afterwards that there is no such token, it is gone; a refused one leaves the token as it was."""
+async def test_a_removal_with_an_unknown_outcome_is_repeated(plaid, client, report, url):
+    """If the repeat finds no token, it was removed; a removal that fails leaves the token as it was."""
     async with Journal(url, run="x", key=KEY) as journal:
         made = await client.relay.create([report], "p", journal=journal)
         plaid.fail(Fault(path=REMOVE, status=400))
@@ -67,8 +67,8 @@ async def test_a_removal_that_nobody_knows_the_end_of(plaid, client, report, url
         assert (await journal.status("x")).counts == {"removed": 1}
 
 
-async def test_a_token_that_the_journal_does_not_know(plaid, client, report, url):
-    """It is removed, and the outcome says that it isn't written down; no run comes of it."""
+async def test_a_token_that_is_not_in_the_journal_is_removed(plaid, client, report, url):
+    """It is removed with `journalled=False`, and no run is created for it."""
     strange = await client.relay.create([report], "q")
     async with Journal(url, key=KEY) as journal:
         result = await client.relay.remove_many([strange.relay_token], journal=journal)
@@ -76,8 +76,8 @@ async def test_a_token_that_the_journal_does_not_know(plaid, client, report, url
         assert await journal.runs() == []
 
 
-async def test_a_removal_that_never_left_leaves_the_token(plaid, client, report, tmp_path):
-    """Its beginning is taken back: otherwise the pair would get another token beside it."""
+async def test_a_removal_that_was_cancelled_before_sending_is_undone(plaid, client, report, tmp_path):
+    """Its intent is undone. Otherwise the pair would get a second token."""
     path = tmp_path / "relay.db"
     async with Journal(path, run="x", key=KEY) as journal:
         made = await client.relay.create([report], "p", journal=journal)
@@ -91,7 +91,7 @@ async def test_a_removal_that_never_left_leaves_the_token(plaid, client, report,
 
 
 async def test_a_creation_waits_for_a_removal(plaid, client, report, url):
-    """If that is refused, the token is served, and there are no two."""
+    """If the removal fails, the token is returned, and there is no second one."""
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY) as y:
         made = await client.relay.create([report], "p", journal=x)
         plaid.fail(Fault(path=REMOVE, status=400, latency=0.2))
@@ -106,7 +106,7 @@ async def test_a_creation_waits_for_a_removal(plaid, client, report, url):
 
 @pytest.mark.parametrize("together", [True, False], ids=["one process", "two processes"])
 async def test_removals_of_one_token_take_turns(plaid, client, report, url, together):
-    """What the one comes to isn't undone by what the other comes to."""
+    """The outcome of one removal isn't overwritten by the outcome of the other."""
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY) as y:
         made = await client.relay.create([report], "p", journal=x)
         plaid.fail(Fault(path=REMOVE, status=400, latency=0.2, times=1))
@@ -123,8 +123,8 @@ async def test_removals_of_one_token_take_turns(plaid, client, report, url, toge
         assert (await client.relay.create([report], "p", journal=y)).relay_token != made.relay_token
 
 
-async def test_whose_lease_has_lapsed_removes_nothing(plaid, client, report, postgres):
-    """Others don't wait for it any more: they could make another token beside one that isn't removed."""
+async def test_a_worker_with_an_expired_lease_removes_nothing(plaid, client, report, postgres):
+    """Others don't wait for it any more, and could create another token."""
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         made = await client.relay.create([report], "p", journal=journal)
@@ -134,8 +134,8 @@ async def test_whose_lease_has_lapsed_removes_nothing(plaid, client, report, pos
     assert len(plaid.requests) == 1
 
 
-async def test_a_removal_whose_repeat_is_refused(plaid, client, report, url):
-    """It is the lost one's error that is told, for that may have been carried out."""
+async def test_a_removal_whose_repeat_fails_is_unknown(plaid, client, report, url):
+    """The error of the lost removal is raised, because that one may have been executed."""
     async with Journal(url, run="x", key=KEY) as journal:
         made = await client.relay.create([report], "p", journal=journal)
         plaid.fail(Fault(path=REMOVE, status=500, when="before"))
@@ -171,7 +171,7 @@ async def test_a_token_counts_until_its_removal_is_confirmed(plaid, client, repo
 
 
 async def test_another_run_may_create_beside_a_token_whose_removal_is_unknown(plaid, client, report, url):
-    """With on_existing="create" another run may create; if the removal is refused later, both tokens are valid."""
+    """With on_existing="create" another run may create. If the removal fails later, both tokens are valid."""
     first, _ = await create_in_run(client, report, url, "x")
     plaid.fail(Fault(path=REMOVE, status=500, when="before"))
     async with Journal(url, run="x", key=KEY) as journal:
@@ -183,8 +183,8 @@ async def test_another_run_may_create_beside_a_token_whose_removal_is_unknown(pl
     assert len(plaid.ledger) == 2
 
 
-async def test_a_run_makes_no_second_token_for_one_that_it_forgot(plaid, client, report, url):
-    """A run creates no second token for one that it forgot, whatever on_existing is; another run may."""
+async def test_a_run_creates_no_second_token_for_a_forgotten_one(plaid, client, report, url):
+    """This applies to any on_existing; another run may create one."""
     await create_in_run(client, report, url, "x")
     async with Journal(url, run="x", key=KEY) as journal:
         assert await journal.forget("x") == 1
@@ -200,8 +200,8 @@ async def test_a_run_makes_no_second_token_for_one_that_it_forgot(plaid, client,
     assert len(plaid.ledger) == 2
 
 
-async def test_a_token_is_served_although_a_newer_one_was_forgotten(plaid, client, report, url):
-    """The claim passes to a token that the journal can return; after its removal the forgotten one counts again."""
+async def test_a_token_is_returned_although_a_newer_one_was_forgotten(plaid, client, report, url):
+    """The token that can be returned holds the pair. After its removal the forgotten one counts again."""
     first, _ = await create_in_run(client, report, url, "x")
     await create_in_run(client, report, url, "y", on_existing="create")
     async with Journal(url, key=KEY) as journal:
@@ -215,8 +215,8 @@ async def test_a_token_is_served_although_a_newer_one_was_forgotten(plaid, clien
     assert len(plaid.ledger) == 2
 
 
-async def test_the_claim_of_a_removed_token_passes_to_one_that_can_be_served(plaid, client, report, url):
-    """Of two other tokens, the older one is served if the newer one was forgotten."""
+async def test_a_token_that_can_be_returned_takes_over_from_a_removed_one(plaid, client, report, url):
+    """Of two other tokens, the older one is returned if the newer one was forgotten."""
     first, _ = await create_in_run(client, report, url, "x")
     await create_in_run(client, report, url, "y", on_existing="create")
     third, _ = await create_in_run(client, report, url, "v", on_existing="create")
@@ -239,7 +239,7 @@ async def test_a_run_is_forgotten_once_its_workers_have_ended(plaid, client, rep
     assert not plaid.ledger[0]["removed"]
 
 
-async def test_forgotten_tokens_are_gone_and_counted(plaid, client, report, url):
+async def test_forgotten_tokens_are_deleted_and_counted(plaid, client, report, url):
     """The pair isn't created again by accident."""
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create_many(creation_requests(report, 3), journal=journal)

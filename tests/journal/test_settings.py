@@ -1,4 +1,4 @@
-"""What a journal is opened with: keys, paths and names, and which are refused."""
+"""The settings of a journal: keys, paths and names, and which of them are rejected."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 # ---------------------------------------------------------------------------------------------- keys
 
 
-async def test_no_secret_lies_in_the_file(plaid, client, report, tmp_path):
-    """Neither token nor report nor secret, log included; and nobody else may read any of it."""
+async def test_no_file_contains_a_secret(plaid, client, report, tmp_path):
+    """No token, report or secret is stored in plain text, and no other user may read the files."""
     path = tmp_path / "relay.db"
     async with Journal(path, key=KEY) as journal:
         made = await client.relay.create_many(creation_requests(report, 50), journal=journal)
@@ -31,8 +31,8 @@ async def test_no_secret_lies_in_the_file(plaid, client, report, tmp_path):
 
 @pytest.mark.parametrize("key", [KEY, None])
 @pytest.mark.parametrize("token", ["a\0b", "a\ud800b", "ü b"])
-async def test_a_token_is_whatever_plaid_says(plaid, client, report, url, key, token):
-    """It is served as it came, though no database takes it, and others are kept beside it."""
+async def test_a_token_may_be_any_string(plaid, client, report, url, key, token):
+    """A token that no database stores as text is returned unchanged, and so are the others of its group."""
     said = {"relay_token": token, "request_id": "r"}
     plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=200, body=said))
     async with Journal(url, run="x", key=key) as journal:
@@ -45,7 +45,7 @@ async def test_a_token_is_whatever_plaid_says(plaid, client, report, url, key, t
 
 
 async def test_keys_rotate(plaid, client, report, url, monkeypatch):
-    """No pair looks new under a new key; once rotated, the old key may go. Two keys stand in the variable."""
+    """No pair looks new under a new key, and the old key can be removed after a rotation."""
     async with Journal(url, key=KEY) as journal:
         await client.relay.create_many(creation_requests(report, 3), journal=journal)
     monkeypatch.setenv("PLAID_RELAY_KEY", f"{OTHER_KEY}, {KEY}")
@@ -64,8 +64,8 @@ async def test_keys_rotate(plaid, client, report, url, monkeypatch):
     assert len(plaid.ledger) == 3
 
 
-async def test_a_key_that_comes_later_leaves_nothing_in_clear(plaid, client, report, tmp_path, caplog):
-    """Without one it is said, and the file is as readable as its owner lets it be."""
+async def test_a_later_key_encrypts_everything(plaid, client, report, tmp_path, caplog):
+    """Without a key a warning is logged. With the first key, nothing stays unencrypted."""
     path = tmp_path / "relay.db"
     async with Journal(path) as journal:
         made = await client.relay.create([report], "p", journal=journal)
@@ -76,8 +76,8 @@ async def test_a_key_that_comes_later_leaves_nothing_in_clear(plaid, client, rep
         assert made.relay_token.encode() not in b"".join(each.read_bytes() for each in tmp_path.iterdir())
 
 
-async def test_a_key_whose_first_use_was_cut_short(plaid, client, report, tmp_path):
-    """The next opening does the rest: no token stays in clear."""
+async def test_an_interrupted_first_use_of_a_key_is_finished_later(plaid, client, report, tmp_path):
+    """The next opening encrypts the remaining tokens."""
     path = tmp_path / "relay.db"
     async with Journal(path) as journal:
         made = await client.relay.create_many(creation_requests(report, 2), journal=journal)
@@ -105,7 +105,7 @@ async def test_a_key_whose_first_use_was_cut_short(plaid, client, report, tmp_pa
 
 @pytest.mark.parametrize("key", [KEY.encode(), f"{KEY}, {OTHER_KEY}", [KEY.encode(), OTHER_KEY]])
 async def test_a_key_in_other_forms(tmp_path, key):
-    """As bytes, as cryptography gives it, and several in one string."""
+    """A key may be bytes, and one string may contain several."""
     async with Journal(tmp_path / "relay.db", key=key):
         pass
     async with Journal(tmp_path / "relay.db", key=KEY):
@@ -113,8 +113,8 @@ async def test_a_key_in_other_forms(tmp_path, key):
 
 
 @pytest.mark.parametrize("name", ["a?b.db", "50%25.db", "a#b.db"])
-async def test_a_path_with_marks_of_a_url(tmp_path, name):
-    """It is that file, and no other."""
+async def test_a_path_with_characters_of_a_url(tmp_path, name):
+    """The path names that file, and no other is created."""
     async with Journal(str(tmp_path / name), key=KEY) as journal:
         assert journal.path == tmp_path / name
     assert (tmp_path / name).stat().st_size > 0
@@ -142,8 +142,8 @@ async def test_a_path_with_marks_of_a_url(tmp_path, name):
         ("x.db", {"run": "\ud800"}, "run must be a string .* only printable characters"),
     ],
 )
-async def test_what_makes_no_sense_is_refused(words, settings, told):
-    """It is named."""
+async def test_an_invalid_argument_is_rejected(words, settings, told):
+    """The error names it."""
     with pytest.raises(ConfigurationError, match=told):
         Journal(words, **{"key": KEY, **settings})
 
@@ -160,7 +160,7 @@ async def test_what_makes_no_sense_is_refused(words, settings, told):
     ],
 )
 def test_a_key_in_a_file(tmp_path, mode, content, told):
-    """It is the file's owner's alone, and may hold several; what is wrong with it is told, without what it holds."""
+    """The file must be private, and may contain several keys; an error doesn't quote its content."""
     path = tmp_path / "key"
     if mode is not None:
         path.touch(mode)
@@ -175,7 +175,7 @@ def test_a_key_in_a_file(tmp_path, mode, content, told):
 
 
 async def test_a_gateway_needs_a_namespace(plaid, report, tmp_path):
-    """Pairs of different owners would be the same without."""
+    """Without one, pairs of different lenders would have the same name."""
     async with RelayClient(gateway_key="k", base_url=plaid.url) as client:
         async with Journal(tmp_path / "relay.db", key=KEY) as journal:
             with pytest.raises(ConfigurationError, match="needs a namespace="):
@@ -187,8 +187,8 @@ async def test_a_gateway_needs_a_namespace(plaid, report, tmp_path):
         assert len(plaid.requests) == 1
 
 
-async def test_credentials_that_cannot_be_had_fail_their_request_alone(plaid, report, tmp_path):
-    """Their source raised: nothing was sent."""
+async def test_missing_credentials_fail_only_their_request(plaid, report, tmp_path):
+    """The source of the credentials raised, so nothing was sent."""
     sources = iter([OWNER, OWNER, None, OWNER, OWNER])
 
     async def source():
@@ -206,7 +206,7 @@ async def test_credentials_that_cannot_be_had_fail_their_request_alone(plaid, re
 
 
 async def test_a_journal_is_opened_once_and_used_while_it_is_open(client, report, url):
-    """Misuse is told, and closing twice is harmless."""
+    """Misuse is an error that names it, and closing twice is harmless."""
     journal = Journal(url, key=KEY)
     with pytest.raises(JournalError, match="isn't open"):
         await client.relay.create([report], "p", journal=journal)
@@ -231,7 +231,7 @@ async def test_a_journal_is_opened_once_and_used_while_it_is_open(client, report
     ],
 )
 async def test_a_missing_extra_is_named(missing, action, told):
-    """What is to be installed stands in the error."""
+    """The error names the extra to install."""
     source = f"import asyncio, sys; sys.modules[{missing!r}] = None\n"
     async with python_process(f"{source}from plaid_relay_async.journal import Journal\n{action}") as process:
         said, _ = await process.communicate()

@@ -1,4 +1,4 @@
-"""Databases that don't answer, or refuse for a moment: every call and close() end in bounded time."""
+"""Databases that don't respond, or reject transactions: each call and close() end in bounded time."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Gate:
 
 
 @asynccontextmanager
-async def within(seconds):
+async def takes_less_than(seconds):
     started = time.monotonic()
     yield
     assert time.monotonic() - started < seconds
@@ -100,16 +100,16 @@ async def test_a_server_that_is_silent_before_a_call(plaid, client, report, gate
     await journal.open()
     await client.relay.create([report], "p", journal=journal)
     gate.shut()
-    async with within(BOUND):
+    async with takes_less_than(BOUND):
         with pytest.raises(JournalError, match=r"took longer than 2 s|the journal lease expired"):
             await client.relay.create([report], "q", journal=journal, timeout=5)
-    async with within(BOUND):
+    async with takes_less_than(BOUND):
         await journal.close()
     await callers.dispose()
     assert len(plaid.requests) == 1
 
 
-async def test_a_server_that_falls_silent_under_a_batch(plaid, client, report, gate, postgres):
+async def test_a_server_that_falls_silent_during_a_batch(plaid, client, report, gate, postgres):
     """A response that arrives is returned even if it can't be recorded; nothing more is sent."""
     plaid.fail(Fault(path=CREATE, latency=0.5, when="after"))
     journal = Journal(gate.url, run="x", key=KEY, lease=LEASE)
@@ -119,10 +119,10 @@ async def test_a_server_that_falls_silent_under_a_batch(plaid, client, report, g
     while len(plaid.requests) < 40:
         await asyncio.sleep(0.01)
     gate.shut()
-    async with within(BOUND):
+    async with takes_less_than(BOUND):
         with pytest.raises(BatchStoppedError) as stopped:
             await running
-    async with within(BOUND):
+    async with takes_less_than(BOUND):
         await journal.close()
     assert isinstance(stopped.value.__cause__, JournalError)
     assert len(batch.result.created) == len(plaid.ledger) == 40
@@ -133,7 +133,7 @@ async def test_a_server_that_falls_silent_under_a_batch(plaid, client, report, g
 async def test_a_server_that_is_silent_from_the_start(gate):
     """Opening a journal on a server that doesn't respond fails."""
     gate.shut()
-    async with within(BOUND):
+    async with takes_less_than(BOUND):
         with pytest.raises(JournalError, match=r"took longer than|timeout expired"):
             await Journal(gate.url, key=KEY, lease=LEASE).open()
 
@@ -150,9 +150,9 @@ async def test_a_server_that_is_silent_while_the_journal_is_closed(plaid, client
     gate.shut()
     reading = asyncio.ensure_future(journal.runs())
     await asyncio.sleep(0.1)
-    async with within(BOUND):
+    async with takes_less_than(BOUND):
         await journal.close()
-    async with within(BOUND):
+    async with takes_less_than(BOUND):
         with pytest.raises(JournalError):
             await reading
         await asyncio.wait([calling])
@@ -175,14 +175,14 @@ async def test_connections_that_are_dropped_silently(plaid, client, report, gate
     assert len(plaid.ledger) == 102
 
 
-async def test_a_reader_that_is_cancelled_in_front_of_a_silent_server(gate):
+async def test_a_read_from_a_silent_server_is_cancelled(gate):
     """A cancelled read ends immediately, and its connection isn't used again."""
     async with Journal(gate.url, key=KEY, lease=9) as journal:
         assert await journal.runs() == []
         gate.drop()
         reading = asyncio.ensure_future(journal.runs())
         await asyncio.sleep(0.2)
-        async with within(BOUND):
+        async with takes_less_than(BOUND):
             reading.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await reading
@@ -198,7 +198,7 @@ async def test_a_lock_that_is_held(plaid, client, report, postgres):
         holding = asyncio.ensure_future(postgres.execute(*locking))
         while not await postgres.execute("SELECT 1 FROM pg_locks WHERE mode LIKE 'AccessEx%' AND granted"):
             await asyncio.sleep(0.01)
-        async with within(BOUND):
+        async with takes_less_than(BOUND):
             with pytest.raises(JournalError):
                 await client.relay.create([report], "q", journal=journal)
         assert not holding.done()
@@ -209,8 +209,8 @@ async def test_a_lock_that_is_held(plaid, client, report, postgres):
     assert tokens_per_partner(plaid) == {"p": 1}
 
 
-async def test_a_transaction_that_something_cancels_is_repeated(client, report, postgres):
-    """The task of a transaction is one of the event loop's: what cancels that one alone changes nothing."""
+async def test_a_cancelled_transaction_is_repeated(client, report, postgres):
+    """If only the task of a transaction is cancelled, the call isn't affected."""
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         reading = asyncio.ensure_future(journal.runs())
@@ -229,24 +229,24 @@ async def test_a_transaction_that_something_cancels_is_repeated(client, report, 
 
 
 @pytest.mark.parametrize("state", ["25006", "25P03", "57P01", "57P05", "08006", "40P01", "55P03"])
-async def test_a_refusal_that_passes(plaid, client, report, postgres, state):
+async def test_a_temporary_error_is_retried(plaid, client, report, postgres, state):
     """The transaction is repeated until it succeeds, within the lease."""
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
-        await refuse(postgres, state, times=3)
+        await reject_rows(postgres, state, times=3)
         assert (await client.relay.create_many(creation_requests(report), journal=journal)).counts == {
             "created": 10
         }
     assert len(plaid.ledger) == 11
 
 
-async def test_a_refusal_that_stays(plaid, client, report, postgres):
-    """A permanent error isn't repeated: the call fails with the reason, and sends nothing."""
+async def test_a_permanent_error_is_not_retried(plaid, client, report, postgres):
+    """The call fails with the reason, and sends nothing."""
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
-        await refuse(postgres, "53100", times=100)
+        await reject_rows(postgres, "53100", times=100)
         with pytest.raises(JournalError, match="refused"):
             await client.relay.create([report], "q", journal=journal)
         (refusals,) = await postgres.execute("SELECT last_value FROM refusals")
@@ -254,21 +254,21 @@ async def test_a_refusal_that_stays(plaid, client, report, postgres):
     assert len(plaid.requests) == 1
 
 
-async def refuse(postgres, state, times):
-    """Let the server refuse the next rows with this SQLSTATE."""
+async def reject_rows(postgres, state, times):
+    """Let the server reject the next rows with this SQLSTATE."""
     await postgres.execute(
         "CREATE SEQUENCE refusals",
         f"""
-        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        CREATE FUNCTION reject_rows() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             IF nextval('refusals') <= {times} THEN RAISE EXCEPTION 'refused' USING ERRCODE = '{state}'; END IF;
             RETURN NULL;
         END $$
         """,
-        "CREATE TRIGGER refuse BEFORE INSERT ON relay_entries EXECUTE FUNCTION refuse()",
+        "CREATE TRIGGER refuse BEFORE INSERT ON relay_entries EXECUTE FUNCTION reject_rows()",
     )
 
 
-async def test_a_server_that_is_read_only_for_a_moment(plaid, client, report, postgres):
+async def test_a_failover_is_survived(plaid, client, report, postgres):
     """A batch survives a failover: connections end, new ones are read-only, and later they can write."""
     await postgres.reset()
     writable = "SET default_transaction_read_only = off"
@@ -325,7 +325,7 @@ async def test_a_file_that_stays_locked(plaid, client, report, tmp_path):
     await client.relay.create([report], "p", journal=journal)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        async with within(BOUND):
+        async with takes_less_than(BOUND):
             with pytest.raises(JournalError, match="locked"):
                 await client.relay.create([report], "q", journal=journal)
             await journal.close()
@@ -333,7 +333,7 @@ async def test_a_file_that_stays_locked(plaid, client, report, tmp_path):
 
 
 async def test_a_disk_that_hangs(client, report, tmp_path):
-    """A call fails after its time limit; what comes later is written in order once the disk responds."""
+    """A call fails after its time limit; later transactions run in order once the disk responds."""
     hanging = threading.Event()
     async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
@@ -358,7 +358,7 @@ async def test_a_disk_that_hangs_while_the_journal_is_closed(tmp_path):
         database.run_transaction(line, lambda connection: hanging.wait(BOUND), 0.0, BOUND)
     )
     await asyncio.sleep(0.1)
-    async with within(BOUND):
+    async with takes_less_than(BOUND):
         await journal.close()
     assert not writing.done()
     with pytest.raises(JournalError, match="closed in the meantime"):
@@ -367,7 +367,7 @@ async def test_a_disk_that_hangs_while_the_journal_is_closed(tmp_path):
     await writing
 
 
-async def test_a_transaction_that_comes_after_the_end(postgres):
+async def test_a_transaction_after_close_fails(postgres):
     """A closed journal opens no connection again."""
     await postgres.reset()
     journal = Journal(postgres.url, key=KEY)
@@ -378,7 +378,7 @@ async def test_a_transaction_that_comes_after_the_end(postgres):
         await database.run_transaction(line, lambda connection: None, 0.0)
 
 
-async def test_an_engine_of_the_callers_for_a_file_that_is_no_database(tmp_path):
+async def test_an_engine_for_a_file_that_is_not_a_database(tmp_path):
     """Opening fails, and no connection is left."""
     path = tmp_path / "relay.db"
     path.write_bytes(b"no database" * 1000)
@@ -389,7 +389,7 @@ async def test_an_engine_of_the_callers_for_a_file_that_is_no_database(tmp_path)
     await engine.dispose()
 
 
-async def test_a_driver_that_shows_no_socket(client, report, tmp_path):
+async def test_a_driver_without_access_to_its_socket(client, report, tmp_path):
     """A cancelled transaction is abandoned, and closing the journal waits until its connection is closed."""
     path = tmp_path / "relay.db"
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
@@ -409,7 +409,7 @@ async def test_a_driver_that_shows_no_socket(client, report, tmp_path):
     await engine.dispose()
 
 
-def test_a_timeout_that_is_no_number(tmp_path):
-    """A timeout that isn't a number is refused when the journal is created."""
+def test_a_timeout_that_is_not_a_number(tmp_path):
+    """A timeout that isn't a number is rejected when the journal is created."""
     with pytest.raises(ConfigurationError, match="timeout in the journal's address"):
         Journal(f"sqlite:///{tmp_path / 'relay.db'}?timeout=soon", key=KEY)

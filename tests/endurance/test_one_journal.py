@@ -31,7 +31,7 @@ class Proof:
     partners: list[str]
     lease: int
 
-    async def work(self, address, *words):
+    async def work(self, address, *arguments):
         """Run one process to its end, and return its exit status."""
         environment = os.environ | {
             "PLAID_BASE_URL": self.plaid.url,
@@ -42,7 +42,7 @@ class Proof:
         options = ("--report-token", REPORT, "--journal", address, "--run", "r", "--concurrency", "50")
         options += ("--lease", str(self.lease))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-Im", "plaid_relay_async.cli", "bulk", self.file, *options, *words),
+            *(sys.executable, "-Im", "plaid_relay_async.cli", "bulk", self.file, *options, *arguments),
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
@@ -53,10 +53,10 @@ class Proof:
         assert process.returncode in {0, 1, 3}, messages.decode()
         return process.returncode
 
-    async def both(self, disturb, *words):
+    async def both(self, disturb, *arguments):
         """Run both processes at once, and disturb them; return their exit statuses."""
         sent = len(self.plaid.requests)
-        working = asyncio.gather(*(self.work(address, *words) for address in self.addresses))
+        working = asyncio.gather(*(self.work(address, *arguments) for address in self.addresses))
         while len(self.plaid.requests) < sent + 2 and not working.done():
             await asyncio.sleep(0.005)
         if not working.done():
@@ -65,15 +65,15 @@ class Proof:
 
     async def records(self):
         """The outcome and the token of each partner, as either address has them."""
-        found = []
+        records = []
         for address in self.addresses:
             async with Journal(address, key=KEY) as journal:
-                found.append(
+                records.append(
                     {r.secondary_client_id: (r.outcome, r.relay_token) async for r in journal.records("r")}
                 )
-        assert found[0] == found[1]
-        assert sorted(found[0]) == sorted(self.partners)
-        return found[0]
+        assert records[0] == records[1]
+        assert sorted(records[0]) == sorted(self.partners)
+        return records[0]
 
     def issued(self):
         """The tokens of each partner, in the order in which the simulator issued them."""

@@ -47,8 +47,8 @@ class Run:
     async def started(self, *, retry):
         """Start a process, and yield it."""
         self.began, self.outcomes, self.retried = len(self.plaid.requests), await self.recorded(), retry
-        words = ["bulk", self.file, "--report-token", REPORT, "--journal", self.url, "--run", "r"]
-        words += ["--concurrency", "50", "--lease", "1", "--timeout", "5"]
+        arguments = ["bulk", self.file, "--report-token", REPORT, "--journal", self.url, "--run", "r"]
+        arguments += ["--concurrency", "50", "--lease", "1", "--timeout", "5"]
         environment = os.environ | {
             "PLAID_BASE_URL": self.plaid.url,
             "PLAID_CLIENT_ID": "owner",
@@ -56,7 +56,7 @@ class Run:
             "PLAID_RELAY_KEY": KEY,
         }
         async with running_process_async(
-            *(sys.executable, "-Im", "plaid_relay_async.cli", *words, *["--retry-unknown"] * retry),
+            *(sys.executable, "-Im", "plaid_relay_async.cli", *arguments, *["--retry-unknown"] * retry),
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
@@ -105,15 +105,15 @@ class Run:
 
     async def check_at_the_end(self):
         """Each partner has one token that is served, and the ledger has no other that wasn't in doubt."""
-        made = defaultdict(list)
+        issued = defaultdict(list)
         for entry in self.plaid.ledger:
-            made[entry["secondary_client_id"]].append(entry["relay_token"])
+            issued[entry["secondary_client_id"]].append(entry["relay_token"])
         async with Journal(self.url, key=KEY) as journal:
             records = [record async for record in journal.records("r")]
         tokens = {record.secondary_client_id: record.relay_token for record in records}
         assert len(records) == len(tokens) == len(self.partners)
         for partner in self.partners:
-            assert made[partner][-1] == tokens[partner]
+            assert issued[partner][-1] == tokens[partner]
 
 
 async def lived(url, folder, partners, seed):

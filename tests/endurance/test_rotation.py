@@ -96,12 +96,12 @@ async def test_others_create_beside_a_rotation(plaid, report, tmp_path, size):
         rotation = await stack.enter_async_context(program(ROTATION, path, keys))
         assert await rotation.stdout.readline() == b"ready\n"
         before = Counter(line["secondary_client_id"][0] for line in plaid.ledger)
-        written, _ = await rotation.communicate()
+        output, _ = await rotation.communicate()
         beside = Counter(line["secondary_client_id"][0] for line in plaid.ledger) - before
         for creator in creators:
             await creator.communicate(b"")
     assert [creator.returncode for creator in creators] == [0, 0]
-    assert int(written) >= count
+    assert int(output) >= count
     assert beside.total() > 6 * count / PAGE
 
 

@@ -138,8 +138,8 @@ async def test_two_names_of_one_file_share_its_locks(plaid, client, report, fold
         assert (await two.status("x")).counts == {"in_flight": 1}
         with pytest.raises(JournalError, match="is working on the run"):
             await two.forget("x")
-        served = await client.relay.create([report], "p0", journal=two)
-        assert served.relay_token == (await creating).relay_token
+        response = await client.relay.create([report], "p0", journal=two)
+        assert response.relay_token == (await creating).relay_token
     assert len(plaid.ledger) == 1
 
 

@@ -65,23 +65,25 @@ async def test_a_cancelled_group_is_repeated(plaid, client, report, url, state):
         batch = client.relay.create_many(creation_requests(report, 100), journal=journal, concurrency=10)
         running = asyncio.ensure_future(batch)
 
-        def writing():
+        def is_writing():
             coroutines = [task.get_coro() for task in asyncio.all_tasks() - before]
-            groups = [each for each in coroutines if each.__qualname__ == "GroupExecutor._run_groups"]
+            groups = [
+                coroutine for coroutine in coroutines if coroutine.__qualname__ == "GroupExecutor._run_groups"
+            ]
             return state in map(inspect.getcoroutinestate, groups)
 
-        while not (len(plaid.ledger) > 1 and writing()):
+        while not (len(plaid.ledger) > 1 and is_writing()):
             await asyncio.sleep(0)
         await asyncio.wait(cancel_tasks_since(before))
         assert running.cancelled()
-        made = await client.relay.create([report], "later", journal=journal)
+        response = await client.relay.create([report], "later", journal=journal)
     async with Journal(url, run="x", key=KEY) as journal:
-        kept = {record.relay_token for record in await read_records(journal, "x")}
+        recorded = {record.relay_token for record in await read_records(journal, "x")}
         outcomes = await read_outcomes(journal)
-    assert made.relay_token in kept
-    assert {outcome.relay_token for outcome in batch.result.created} <= kept
-    begun = {partner for partner, outcome in outcomes.items() if outcome in {"created", "unknown"}}
-    assert set(tokens_per_partner(plaid)) <= begun
+    assert response.relay_token in recorded
+    assert {outcome.relay_token for outcome in batch.result.created} <= recorded
+    started = {partner for partner, outcome in outcomes.items() if outcome in {"created", "unknown"}}
+    assert set(tokens_per_partner(plaid)) <= started
 
 
 async def test_a_token_behind_a_cancelled_group_is_recorded(plaid, client, report, tmp_path):
@@ -145,9 +147,9 @@ async def test_close_waits_for_a_removal_in_flight(plaid, client, report, url):
     """The outcome of a removal in flight is recorded as well."""
     journal = Journal(url, run="x", key=KEY)
     await journal.open()
-    made = await client.relay.create([report], "p", journal=journal)
+    response = await client.relay.create([report], "p", journal=journal)
     plaid.fail(Fault(path=REMOVE, latency=1.0, when="after"))
-    running = asyncio.ensure_future(client.relay.remove(made.relay_token, journal=journal))
+    running = asyncio.ensure_future(client.relay.remove(response.relay_token, journal=journal))
     await wait_for_requests(plaid, 2)
     await journal.close()
     assert (await running).removed
@@ -267,8 +269,8 @@ async def test_close_during_the_look_up_of_a_pair(plaid, client, report, postgre
 async def test_a_closed_journal_can_be_opened_again(client, report, url):
     """A journal that is opened again returns the tokens that it has recorded."""
     journal = Journal(url, run="x", key=KEY)
-    made = []
+    tokens = []
     for _ in range(2):
         async with journal:
-            made.append((await client.relay.create([report], "p", journal=journal)).relay_token)
-    assert made[0] == made[1]
+            tokens.append((await client.relay.create([report], "p", journal=journal)).relay_token)
+    assert tokens[0] == tokens[1]

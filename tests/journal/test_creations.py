@@ -71,17 +71,17 @@ asyncio.run(main())
 async def test_created_tokens_are_recorded_and_returned(plaid, client, report, url):
     """The same run, or another one, gets the recorded tokens, and nothing is sent."""
     async with Journal(url, run="x", key=KEY) as journal:
-        made = await client.relay.create_many(creation_requests(report), journal=journal)
-        again = await client.relay.create_many(creation_requests(report), journal=journal)
+        first = await client.relay.create_many(creation_requests(report), journal=journal)
+        second = await client.relay.create_many(creation_requests(report), journal=journal)
     async with Journal(url, run="y", key=KEY) as journal:
         other = await client.relay.create_many(creation_requests(report, 11), journal=journal)
         x, y = await journal.runs()
         records = await read_records(journal, "y")
         (only,) = await read_records(journal, "y", partner="p3", outcomes={"created"})
-    tokens = {o.request.secondary_client_id: o.relay_token for o in made.created}
-    assert all(o.journalled for o in [*made.created, *again.created, *other.created])
-    assert {o.request.secondary_client_id: o.relay_token for o in again.created} == tokens
-    assert {o.attempts for o in again.created} == {0}
+    tokens = {o.request.secondary_client_id: o.relay_token for o in first.created}
+    assert all(o.journalled for o in [*first.created, *second.created, *other.created])
+    assert {o.request.secondary_client_id: o.relay_token for o in second.created} == tokens
+    assert {o.attempts for o in second.created} == {0}
     assert tokens_per_partner(plaid) == {f"p{n}": 1 for n in range(11)}
     assert (x.name, x.counts, y.counts) == ("x", {"created": 10}, {"created": 11})
     assert x.rate > 0
@@ -164,8 +164,8 @@ async def test_an_abandoned_call_is_recorded_as_unknown(plaid, report, url):
 # --------------------------------------------------------------------------------- what is there already
 
 
-@pytest.mark.parametrize(("on_existing", "made"), [("reuse", 1), ("refuse", 1), ("create", 2)])
-async def test_a_pair_with_a_token_from_another_run(plaid, client, report, url, on_existing, made):
+@pytest.mark.parametrize(("on_existing", "count"), [("reuse", 1), ("refuse", 1), ("create", 2)])
+async def test_a_pair_with_a_token_from_another_run(plaid, client, report, url, on_existing, count):
     """on_existing decides whether it is returned, rejected, or gets another token, also the second time."""
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
@@ -173,7 +173,7 @@ async def test_a_pair_with_a_token_from_another_run(plaid, client, report, url, 
         for _ in range(2):
             result = await client.relay.create_many([RelayCreateRequest([report], "p")], journal=journal)
         (record,) = await read_records(journal, "y")
-    assert len(plaid.ledger) == made
+    assert len(plaid.ledger) == count
     if on_existing == "refuse":
         assert isinstance(result.failed[0].error, DuplicateRequestError)
         assert (record.outcome, record.error_code) == ("failed", "DuplicateRequestError")
@@ -267,8 +267,8 @@ async def test_retry_unknown_does_not_wait_for_an_ended_process(plaid, client, r
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
-        begun = schema.entries.update().values(state="begun", token=None)
-        await journal._run_transaction(lambda connection: connection.execute(begun).close())
+        statement = schema.entries.update().values(state="begun", token=None)
+        await journal._run_transaction(lambda connection: connection.execute(statement).close())
         async with asyncio.timeout(30):
             assert await client.relay.create([report], "p", journal=journal)
     assert tokens_per_partner(plaid) == {"p": 2}
@@ -283,9 +283,9 @@ async def test_a_failed_pair_shows_the_token_of_another_run(plaid, client, repor
         await client.relay.create_many(creation_requests(report, 1), journal=y, retry=short)
         plaid.clear_faults()
         await asyncio.sleep(0.01)
-        made = await client.relay.create([report], "p0", journal=x)
+        response = await client.relay.create([report], "p0", journal=x)
         for _ in range(2):
-            assert (await client.relay.create([report], "p0", journal=y)).relay_token == made.relay_token
+            assert (await client.relay.create([report], "p0", journal=y)).relay_token == response.relay_token
         (record,) = await read_records(y, "y")
     assert (record.outcome, record.own) == ("created", False)
 
@@ -337,8 +337,8 @@ async def test_an_intent_of_an_ended_worker_is_unknown(plaid, client, report, ur
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
     async with Journal(url, run="x", key=KEY) as journal:
-        begun = schema.entries.update().values(state="begun", token=None)
-        await journal._run_transaction(lambda connection: connection.execute(begun).close())
+        statement = schema.entries.update().values(state="begun", token=None)
+        await journal._run_transaction(lambda connection: connection.execute(statement).close())
         assert (await journal.status("x")).counts == {"unknown": 1}
         with pytest.raises(OutcomeUnknownError):
             await client.relay.create([report], "p", journal=journal)
@@ -388,8 +388,8 @@ async def test_an_intent_is_undone_before_the_next_call_starts(plaid, client, re
         while len(plaid.requests) == sent:
             await asyncio.sleep(0.005)
         await asyncio.sleep(0.1)
-        made = await client.relay.create([report], "p0", journal=y)
-        assert (await following).relay_token == made.relay_token
+        response = await client.relay.create([report], "p0", journal=y)
+        assert (await following).relay_token == response.relay_token
     assert len(plaid.ledger) == 1
 
 
@@ -400,8 +400,8 @@ async def test_a_late_token_is_recorded_beside_another_one(plaid, client, report
         await client.relay.create_many(creation_requests(report, 1), journal=x)
         plaid.clear_faults()
         recorder = x._open_resources.coordinator
-        asked = text("SELECT pair FROM relay_entries")
-        (pair,) = await x._run_transaction(lambda connection: connection.execute(asked).scalars().all())
+        query = text("SELECT pair FROM relay_entries")
+        (pair,) = await x._run_transaction(lambda connection: connection.execute(query).scalars().all())
         mine = (await recorder.writer.look_up_pair(pair)).own
         other = await client.relay.create([report], "p0", journal=y)
         late = plaid.ledger[0]["relay_token"]
@@ -418,8 +418,8 @@ async def test_a_late_token_is_returned_instead_of_a_forgotten_one(plaid, client
         await client.relay.create_many(creation_requests(report, 1), journal=x)
         plaid.clear_faults()
         recorder = x._open_resources.coordinator
-        asked = text("SELECT pair FROM relay_entries")
-        (pair,) = await x._run_transaction(lambda connection: connection.execute(asked).scalars().all())
+        query = text("SELECT pair FROM relay_entries")
+        (pair,) = await x._run_transaction(lambda connection: connection.execute(query).scalars().all())
         mine = (await recorder.writer.look_up_pair(pair)).own
         await create_in_run(client, report, url, "y", retry_unknown=True)
         assert await x.forget("y") == 1
@@ -471,8 +471,8 @@ async def test_a_token_is_returned_although_the_journal_fails(plaid, client, rep
         async def record_outcome(self, outcome):
             raise JournalError("full")
 
-    made = await client.relay.create([report], "p", journal=Broken())
-    assert made.relay_token == plaid.ledger[0]["relay_token"]
+    response = await client.relay.create([report], "p", journal=Broken())
+    assert response.relay_token == plaid.ledger[0]["relay_token"]
     plaid.fail(Fault(path=CREATE, secondary_client_id="u", status=500, when="after"))
     with pytest.raises(OutcomeUnknownError):
         await client.relay.create([report], "u", journal=Broken())
@@ -485,8 +485,8 @@ async def test_an_intent_on_a_changed_row_loses_the_race(client, report, url):
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         writer = journal._open_resources.coordinator.writer
-        asked = text("SELECT pair FROM relay_entries")
-        (pair,) = await journal._run_transaction(lambda connection: connection.execute(asked).scalars().all())
+        query = text("SELECT pair FROM relay_entries")
+        (pair,) = await journal._run_transaction(lambda connection: connection.execute(query).scalars().all())
         row = (await writer.look_up_pair(pair)).holding
         changed = evolve(row, state=CreationState.UNKNOWN)
         for intent in (
@@ -598,16 +598,16 @@ async def test_a_resumed_run_sends_what_a_stopped_report_left(plaid, client, rep
 async def test_a_stopped_report_does_not_hide_recorded_tokens(plaid, client, report, url):
     """Recorded tokens are returned, even behind very many new pairs, and hide no error of the report."""
     rows = [*creation_requests(report, 250)]
-    known = [*rows[1:20:2], *rows[-20:]]
+    recorded = [*rows[1:20:2], *rows[-20:]]
     async with Journal(url, run="x", key=KEY) as journal:
-        await client.relay.create_many(known, journal=journal)
+        await client.relay.create_many(recorded, journal=journal)
         sent = len(plaid.requests)
         plaid.fail(Fault(path=CREATE, status=400, body=NOT_READY))
         result = await client.relay.create_many(rows, journal=journal, concurrency=1)
         assert len(plaid.requests) == sent + 3
         assert result.counts == {"created": 30, "failed": 220}
         assert {each.request.secondary_client_id for each in result.created} == {
-            each.secondary_client_id for each in known
+            each.secondary_client_id for each in recorded
         }
         assert (await journal.status("x")).counts == {"created": 30, "failed": 3, "not_attempted": 217}
 
@@ -651,13 +651,13 @@ async def test_a_pair_is_unknown_again_after_its_retry_was_removed(plaid, client
     """Once the token of the retry is removed, the pair is unknown, and the run has a record of each."""
     await unknown_in(client, plaid, report, url, "x")
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
-        made = await client.relay.create([report], "p0", journal=journal)
+        response = await client.relay.create([report], "p0", journal=journal)
         plaid.fail(Fault(path=REMOVE, status=500, when="before"))
         with pytest.raises(OutcomeUnknownError):
-            await client.relay.remove(made.relay_token, journal=journal)
+            await client.relay.remove(response.relay_token, journal=journal)
         plaid.clear_faults()
         assert (await create_in_run(client, report, url, "z"))[0].counts == {"unknown": 1}
-        assert (await client.relay.remove(made.relay_token, journal=journal)).removed
+        assert (await client.relay.remove(response.relay_token, journal=journal)).removed
         assert sorted(r.outcome for r in await read_records(journal, "x")) == ["removed", "unknown"]
     assert (await create_in_run(client, report, url, "x"))[0].counts == {"unknown": 1}
     assert len(plaid.ledger) == 2
@@ -678,8 +678,8 @@ async def test_a_token_is_returned_after_later_attempts_ended(plaid, client, rep
     }
     plaid.clear_faults()
     async with Journal(url, run="removing", key=KEY, on_existing="create") as journal:
-        made = await client.relay.create_many(creation_requests(report, 5), journal=journal)
-        tokens = [outcome.relay_token for outcome in made.created]
+        result = await client.relay.create_many(creation_requests(report, 5), journal=journal)
+        tokens = [outcome.relay_token for outcome in result.created]
         assert (await client.relay.remove_many(tokens, journal=journal)).counts == {"removed": 5}
         assert (await journal.status("served")).counts == {"created": 5}
     assert (await create_in_run(client, report, url, "unsure", 5, on_existing="create"))[0].counts == {
@@ -699,39 +699,39 @@ async def test_an_outcome_that_is_written_twice_changes_no_later_outcome(plaid, 
         short = evolve(QUICK, max_pause=0.001)
         await client.relay.create_many(creation_requests(report, 1), journal=x, retry=short)
         plaid.clear_faults()
-        asked = text("SELECT id FROM relay_entries")
-        (number,) = await x._run_transaction(lambda connection: connection.execute(asked).scalars().all())
-        made = await client.relay.create([report], "p0", journal=y)
-        await x._open_resources.coordinator.writer.submit(outcome_command(number, CreationState.FAILED))
-        await x._open_resources.coordinator.writer.submit(outcome_command(number, CreationState.UNKNOWN))
-        assert (await client.relay.create([report], "p0", journal=x)).relay_token == made.relay_token
+        query = text("SELECT id FROM relay_entries")
+        (row,) = await x._run_transaction(lambda connection: connection.execute(query).scalars().all())
+        response = await client.relay.create([report], "p0", journal=y)
+        await x._open_resources.coordinator.writer.submit(outcome_command(row, CreationState.FAILED))
+        await x._open_resources.coordinator.writer.submit(outcome_command(row, CreationState.UNKNOWN))
+        assert (await client.relay.create([report], "p0", journal=x)).relay_token == response.relay_token
 
 
 async def test_rows_are_read_again_if_their_worker_has_ended(plaid, client, report, url):
     """What the worker wrote between the read and the liveness check is seen."""
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY) as y:
         await client.relay.create([report], "p0", journal=x)
-        holders, holder = y._open_resources.registry, x._open_resources.coordinator.writer._worker
-        asked = text("SELECT state FROM relay_entries")
-        begun = text("UPDATE relay_entries SET state = 'begun'")
-        await y._run_transaction(lambda connection: connection.execute(begun).close())
-        seen = []
+        registry, worker = y._open_resources.registry, x._open_resources.coordinator.writer._worker
+        query = text("SELECT state FROM relay_entries")
+        set_intent = text("UPDATE relay_entries SET state = 'begun'")
+        await y._run_transaction(lambda connection: connection.execute(set_intent).close())
+        states = []
 
         def work(connection):
-            def look():
-                seen.append(connection.execute(asked).scalar_one())
-                if len(seen) == 1:
-                    done = text("UPDATE relay_entries SET state = 'created'")
-                    connection.execute(done)
+            def read():
+                states.append(connection.execute(query).scalar_one())
+                if len(states) == 1:
+                    set_created = text("UPDATE relay_entries SET state = 'created'")
+                    connection.execute(set_created)
                     connection.execute(schema.workers.update().values(ended=True))
-                return seen[-1]
+                return states[-1]
 
-            return holders.read_with_liveness(
-                connection, look, lambda state: {holder.id} if state == "begun" else set()
+            return registry.read_with_liveness(
+                connection, read, lambda state: {worker.id} if state == "begun" else set()
             )
 
-        told, alive = await y._run_transaction(work)
-        assert (seen, told, alive.live_ids) == (["begun", "created"], "created", frozenset())
+        told, liveness = await y._run_transaction(work)
+        assert (states, told, liveness.live_ids) == (["begun", "created"], "created", frozenset())
 
 
 async def test_characters_that_no_database_stores_are_escaped(plaid, client, report, url):
@@ -798,7 +798,7 @@ async def test_records_under_another_spelling_are_found(plaid, report, url):
     partners = ["made", "unknown", "failed"]
     async with client_for_host(plaid, "LOCALHOST") as client:
         first = await create_in_legacy_namespace(client, report, url, "x", partners)
-        plaid.heal()
+        plaid.clear_faults()
         sent = len(plaid.requests)
         for host in ("LOCALHOST", "localhost"):
             async with client_for_host(plaid, host) as again, Journal(url, run="x", key=KEY) as journal:
@@ -815,10 +815,10 @@ async def test_a_pair_under_another_spelling_is_unknown_again_after_removal(plai
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with client_for_host(plaid, "LOCALHOST") as client:
         await create_in_legacy_namespace(client, report, url, "x", ["p"])
-        plaid.heal()
+        plaid.clear_faults()
         async with Journal(url, run="y", key=KEY, retry_unknown=True) as journal:
-            made = await client.relay.create([report], "p", journal=journal)
-            await client.relay.remove(made.relay_token, journal=journal)
+            response = await client.relay.create([report], "p", journal=journal)
+            await client.relay.remove(response.relay_token, journal=journal)
             with pytest.raises(OutcomeUnknownError):
                 await client.relay.create([report], "p", journal=journal, retry_unknown=False)
     assert tokens_per_partner(plaid) == {"p": 2}
@@ -830,7 +830,7 @@ async def test_rows_under_two_spellings_leave_one_current(plaid, report, url):
     async with client_for_host(plaid, "localhost") as client, Journal(url, run="x", key=KEY) as journal:
         await client.relay.create_many([RelayCreateRequest([report], "p")], journal=journal)
         await create_in_legacy_namespace(client, report, url, "x", ["p"])
-    plaid.heal()
+    plaid.clear_faults()
     async with client_for_host(plaid, "LOCALHOST") as client, Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal, retry_failed=True)
         assert (await journal.status("x")).counts == {"created": 1}
@@ -846,16 +846,16 @@ async def test_two_tokens_under_two_spellings_are_reported_and_not_merged(plaid,
     async with client_for_host(plaid, "LOCALHOST") as client:
         for run, own in (("x", one), ("y", two)):
             async with Journal(url, run=run, key=KEY) as journal:
-                served = await client.relay.create([report], "p", journal=journal)
-                assert served.relay_token == own.relay_token
+                response = await client.relay.create([report], "p", journal=journal)
+                assert response.relay_token == own.relay_token
         assert "partner p: this pair has two relay tokens" in caplog.text
         async with Journal(url, run="z", key=KEY, on_existing="create", retry_unknown=True) as journal:
             with pytest.raises(DuplicateRequestError, match="two spellings of the host"):
                 await client.relay.create([report], "p", journal=journal)
             await client.relay.remove(two.relay_token, journal=journal)
         async with Journal(url, run="z", key=KEY) as journal:
-            served = await client.relay.create([report], "p", journal=journal)
-    assert served.relay_token == one.relay_token
+            response = await client.relay.create([report], "p", journal=journal)
+    assert response.relay_token == one.relay_token
     assert len(plaid.ledger) == 2
     assert one.relay_token not in caplog.text
 
@@ -912,9 +912,9 @@ async def test_a_doubt_stays_recorded_if_a_token_takes_the_pair_between_attempts
         Journal(path, run="x", key=KEY) as x,
         Journal(path, run="y", key=KEY, on_existing="create") as y,
     ):
-        made = await client.relay.create([report], "p", journal=x)
+        response = await client.relay.create([report], "p", journal=x)
         plaid.fail(Fault(path=REMOVE, status=400))
-        removal = asyncio.ensure_future(late.relay.remove(made.relay_token, journal=x))
+        removal = asyncio.ensure_future(late.relay.remove(response.relay_token, journal=x))
         await responses.held.wait()
         for lock in tmp_path.glob("*.lock"):  # others take its worker for dead then
             lock.unlink()
@@ -930,7 +930,7 @@ async def test_a_doubt_stays_recorded_if_a_token_takes_the_pair_between_attempts
         with pytest.raises(OutcomeUnknownError):
             await creation
         assert (await y.status("y")).counts == {"unknown": 1}
-        assert (await client.relay.create([report], "p", journal=x)).relay_token == made.relay_token
+        assert (await client.relay.create([report], "p", journal=x)).relay_token == response.relay_token
     assert tokens_per_partner(plaid) == {"p": 2}
 
 
@@ -947,5 +947,5 @@ async def test_a_journal_belongs_to_the_event_loop_that_opened_it(plaid, client,
     async with Journal(url, run="x", key=KEY) as journal:
         await asyncio.to_thread(asyncio.run, elsewhere())
         assert plaid.counts[CREATE] == 0
-        made = await client.relay.create([report], "first", journal=journal)
-    assert [entry["relay_token"] for entry in plaid.ledger] == [made.relay_token]
+        response = await client.relay.create([report], "first", journal=journal)
+    assert [entry["relay_token"] for entry in plaid.ledger] == [response.relay_token]

@@ -130,14 +130,14 @@ async def test_a_pending_outcome_is_written_later(plaid, client, report, tmp_pat
         for partner, meanwhile in (("p0", True), ("p1", False)):
             async with Journal(f"sqlite:///{path}?timeout=0.1", run="x", key=KEY) as x:
                 with ExitStack() as stack:
-                    made = await create_under_a_lock(plaid, client, report, path, partner, x, stack=stack)
+                    response = await create_under_a_lock(plaid, client, report, path, partner, x, stack=stack)
                     with pytest.raises(JournalError, match="database is locked"):
                         await client.relay.create([report], partner, journal=x)
                 if meanwhile:
-                    served = await client.relay.create([report], partner, journal=y)
-                    assert served.relay_token == made.relay_token
-        served = await client.relay.create([report], partner, journal=y)
-        assert served.relay_token == made.relay_token
+                    other = await client.relay.create([report], partner, journal=y)
+                    assert other.relay_token == response.relay_token
+        other = await client.relay.create([report], partner, journal=y)
+        assert other.relay_token == response.relay_token
     assert tokens_per_partner(plaid) == {"p0": 1, "p1": 1}
 
 
@@ -154,15 +154,15 @@ async def test_an_outcome_that_cannot_be_written_is_unknown(plaid, client, repor
 
 async def test_the_longest_request_counts(plaid, report, url):
     """The recorded request time is the longest of all clients that have used the journal."""
-    asked = text("SELECT request_seconds FROM relay_holders")
+    query = text("SELECT request_seconds FROM relay_holders")
     async with Journal(url, key=KEY) as journal:
         for total, longest in ((5.0, 5.0), (9.0, 9.0), (3.0, 9.0)):
             async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(total=total)) as client:
                 await client.relay.create([report], f"p{total}", journal=journal)
-            (known,) = await journal._run_transaction(
-                lambda connection: connection.execute(asked).scalars().all()
+            (recorded,) = await journal._run_transaction(
+                lambda connection: connection.execute(query).scalars().all()
             )
-            assert known == longest
+            assert recorded == longest
 
 
 async def test_a_value_that_cannot_be_read_is_not_quoted(client, report, tmp_path):
@@ -181,11 +181,11 @@ async def test_a_callers_engine_reads_what_others_commit(postgres):
     await postgres.reset()
     address = postgres.url.replace("postgresql:", "postgresql+psycopg:")
     engine = create_async_engine(address, isolation_level="REPEATABLE READ")
-    asked = text("SHOW transaction_isolation")
+    query = text("SHOW transaction_isolation")
     async with Journal(engine, key=KEY) as journal:
-        assert await journal._run_transaction(lambda c: c.execute(asked).scalar_one()) == "read committed"
+        assert await journal._run_transaction(lambda c: c.execute(query).scalar_one()) == "read committed"
     async with engine.connect() as connection:
-        assert (await connection.execute(asked)).scalar_one() == "repeatable read"
+        assert (await connection.execute(query)).scalar_one() == "repeatable read"
     await engine.dispose()
 
 
@@ -212,13 +212,13 @@ async def test_a_full_disk_stops_the_run_and_loses_no_token(plaid, client, repor
             await batch
         assert isinstance(caught.value.__cause__, JournalError)
         assert "database or disk is full" in str(caught.value.__cause__)
-    held = {o.relay_token for o in batch.result.created}
-    assert held | {plaid.ledger[0]["relay_token"]} == {line["relay_token"] for line in plaid.ledger}
+    tokens = {o.relay_token for o in batch.result.created}
+    assert tokens | {plaid.ledger[0]["relay_token"]} == {line["relay_token"] for line in plaid.ledger}
     assert batch.result.not_attempted or not all(o.journalled for o in batch.result.created)
     with sqlite3.connect(path) as connection:
-        on_record = {row[0] for row in connection.execute("SELECT partner FROM relay_entries")}
+        recorded = {row[0] for row in connection.execute("SELECT partner FROM relay_entries")}
     connection.close()
-    assert set(tokens_per_partner(plaid)) <= on_record
+    assert set(tokens_per_partner(plaid)) <= recorded
 
 
 async def test_an_expired_lease_stops_intents_and_keeps_outcomes(plaid, client, report, postgres):
@@ -235,8 +235,8 @@ async def test_an_expired_lease_stops_intents_and_keeps_outcomes(plaid, client, 
             await client.relay.create([report], "q", journal=journal)
         async with Journal(postgres.url, run="x", key=KEY, retry_unknown=True) as other:
             # It waits for the time that the request may take, too, and is served what came meanwhile.
-            made = await client.relay.create([report], "p", journal=other)
-        assert made.relay_token == (await late).relay_token
+            response = await client.relay.create([report], "p", journal=other)
+        assert response.relay_token == (await late).relay_token
     assert tokens_per_partner(plaid) == {"p": 1}
 
 
@@ -281,19 +281,19 @@ async def test_a_late_token_and_a_concurrent_intent(plaid, client, report, postg
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         await postgres.execute("UPDATE relay_entries SET claim = false, state = 'unknown', token = NULL")
-        (number,) = (await postgres.execute("SELECT id FROM relay_entries"))[0]
+        (row,) = (await postgres.execute("SELECT id FROM relay_entries"))[0]
         columns = "run_id, partner, attempts, holder_id"
-        copied = f"INSERT INTO relay_entries (id, pair, state, current, claim, {columns})"
-        other = f"{copied} SELECT 7, pair, 'begun', false, true, {columns} FROM relay_entries"
+        insert = f"INSERT INTO relay_entries (id, pair, state, current, claim, {columns})"
+        other = f"{insert} SELECT 7, pair, 'begun', false, true, {columns} FROM relay_entries"
         blocking = asyncio.create_task(postgres.execute("BEGIN", other, "SELECT pg_sleep(1)", "COMMIT"))
         sleeping = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(1)' AND state = 'active'"
         while not await postgres.execute(sleeping):
             await asyncio.sleep(0.01)
-        late = outcome_command(number, CreationState.CREATED, token=Hidden("late"))
+        late = outcome_command(row, CreationState.CREATED, token=Hidden("late"))
         await journal._open_resources.coordinator.writer.submit(late)
         await blocking
-        found = await postgres.execute("SELECT state, claim FROM relay_entries ORDER BY state")
-    assert found == [("begun", False), ("created", True)]
+        rows = await postgres.execute("SELECT state, claim FROM relay_entries ORDER BY state")
+    assert rows == [("begun", False), ("created", True)]
 
 
 async def test_a_server_that_is_killed_and_restarted(plaid, client, report, postgres):
@@ -319,22 +319,22 @@ async def test_a_server_that_is_killed_and_restarted(plaid, client, report, post
 
 async def test_cancelled_items_of_a_group_are_processed(tmp_path):
     """Each item is processed, even if its future was cancelled; the other futures get a failure."""
-    seen = []
+    processed = []
 
-    async def see_to(items):
+    async def process(items):
         await asyncio.sleep(0.01)
-        seen.extend(items)
+        processed.extend(items)
         if "bad" in items:
             raise OSError
         return items
 
-    groups = GroupExecutor(see_to, process_cancelled=True)
-    gone = groups.submit("gone")
-    gone.cancel()
+    groups = GroupExecutor(process, process_cancelled=True)
+    cancelled = groups.submit("gone")
+    cancelled.cancel()
     await groups.drain()
-    bad, lost = groups.submit("bad"), groups.submit("lost")
-    lost.cancel()
+    bad, also_cancelled = groups.submit("bad"), groups.submit("lost")
+    also_cancelled.cancel()
     await groups.drain()
-    assert seen == ["gone", "bad", "lost"]
+    assert processed == ["gone", "bad", "lost"]
     with pytest.raises(OSError):
         await bad

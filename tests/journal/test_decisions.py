@@ -46,20 +46,20 @@ OWN = row(CreationState.UNKNOWN)
 
 
 @pytest.mark.parametrize(
-    ("own", "claim", "retry", "alive", "late", "decision"),
+    ("own", "holding", "retry", "in_progress", "maybe_in_flight", "decision"),
     [
         (None, None, False, False, False, StartAttempt()),
         (FREE, None, False, False, False, StartAttempt(FREE)),
         (evolve(FREE, error="InvalidRequestError"), None, True, False, False, "serve own"),
         (evolve(OWN, claim=False), None, False, False, False, "serve own"),
         (evolve(OWN, claim=False), None, True, False, False, "retire own"),
-        (row(CreationState.HELD_ELSEWHERE, claim=False), None, False, False, False, "go on with own"),
+        (row(CreationState.HELD_ELSEWHERE, claim=False), None, False, False, False, "start in own"),
         (row(CreationState.CREATED, claim=False), None, False, False, False, "serve own"),
         (None, row(CreationState.INTENT, run=2), True, True, False, WaitForOther()),
         (None, row(CreationState.INTENT, run=2), True, False, True, WaitForOther()),
-        (None, row(CreationState.INTENT, run=2), False, False, True, "serve claim"),
-        (None, OTHERS, True, False, False, "retire claim"),
-        (OWN, OWN, True, False, False, "retire claim"),
+        (None, row(CreationState.INTENT, run=2), False, False, True, "serve holding"),
+        (None, OTHERS, True, False, False, "retire holding"),
+        (OWN, OWN, True, False, False, "retire holding"),
         (FREE, OTHERS, True, False, False, StartAttempt(FREE, (OTHERS,))),
         (
             evolve(OWN, claim=False),
@@ -96,25 +96,27 @@ OWN = row(CreationState.UNKNOWN)
             True,
             False,
             True,
-            "serve claim",
+            "serve holding",
         ),
         (row(CreationState.REMOVED, claim=False), None, False, False, False, "retire own"),
     ],
 )
-def test_the_decision_on_a_pair(own, claim, retry, alive, late, decision):
+def test_the_decision_on_a_pair(own, holding, retry, in_progress, maybe_in_flight, decision):
     """The decision follows from the run's own row and the row that holds the pair."""
-    known = {
+    decisions = {
         "serve own": ServeRecorded(own),
-        "serve claim": ServeRecorded(claim),
+        "serve holding": ServeRecorded(holding),
         "retire own": StartAttempt(retire=(own,)),
-        "retire claim": StartAttempt(retire=(claim,)),
-        "go on with own": StartAttempt(own),
+        "retire holding": StartAttempt(retire=(holding,)),
+        "start in own": StartAttempt(own),
     }
-    reached = decide(own, claim, PairPolicy(1, "reuse", retry), in_progress=alive, maybe_in_flight=late)
+    actual = decide(
+        own, holding, PairPolicy(1, "reuse", retry), in_progress=in_progress, maybe_in_flight=maybe_in_flight
+    )
     if decision == "refuse":
-        assert isinstance(reached, RejectDuplicate)
+        assert isinstance(actual, RejectDuplicate)
     else:
-        assert reached == (known[decision] if isinstance(decision, str) else decision)
+        assert actual == (decisions[decision] if isinstance(decision, str) else decision)
 
 
 @pytest.mark.parametrize("own", [evolve(OWN, claim=False), row(CreationState.INTENT, claim=False)])
@@ -129,9 +131,11 @@ def test_the_runs_own_doubt_is_not_ignored_for_another_token(own):
     )
 
 
-def decided(own, claim, on_existing="reuse", *, retry_unknown=False, retry_failed=False, late=False):
+def decided(
+    own, holding, on_existing="reuse", *, retry_unknown=False, retry_failed=False, maybe_in_flight=False
+):
     policy = PairPolicy(1, on_existing, retry_unknown, retry_failed)
-    return decide(own, claim, policy, in_progress=False, maybe_in_flight=late)
+    return decide(own, holding, policy, in_progress=False, maybe_in_flight=maybe_in_flight)
 
 
 @pytest.mark.parametrize(
@@ -139,20 +143,20 @@ def decided(own, claim, on_existing="reuse", *, retry_unknown=False, retry_faile
 )
 def test_a_token_that_cannot_be_returned_counts_until_it_is_removed(state):
     """Its own run is rejected in any case, and another run unless on_existing="create" is set."""
-    gone, others = row(state, token=None), row(CreationState.CREATED, run=2, number=2)
+    token, others = row(state, token=None), row(CreationState.CREATED, run=2, number=2)
     for settings in ({}, {"retry_unknown": True, "retry_failed": True}):
         for on_existing in ("reuse", "refuse", "create"):
-            assert isinstance(decided(gone, gone, on_existing, **settings), RejectDuplicate)
-        assert isinstance(decided(None, evolve(gone, run_id=2), **settings), RejectDuplicate)
-        assert isinstance(decided(evolve(gone, claim=False), others, "create", **settings), RejectDuplicate)
-    assert decided(None, evolve(gone, run_id=2), "create") == StartAttempt(retire=(evolve(gone, run_id=2),))
-    assert decided(evolve(gone, claim=False), others) == ServeRecorded(others)
+            assert isinstance(decided(token, token, on_existing, **settings), RejectDuplicate)
+        assert isinstance(decided(None, evolve(token, run_id=2), **settings), RejectDuplicate)
+        assert isinstance(decided(evolve(token, claim=False), others, "create", **settings), RejectDuplicate)
+    assert decided(None, evolve(token, run_id=2), "create") == StartAttempt(retire=(evolve(token, run_id=2),))
+    assert decided(evolve(token, claim=False), others) == ServeRecorded(others)
 
 
 def test_a_doubt_that_may_be_in_flight_is_waited_for():
     """This also applies if another run's token holds the pair."""
     own, others = row(CreationState.INTENT, claim=False), row(CreationState.CREATED, run=2, number=2)
-    assert decided(own, others, "create", retry_unknown=True, late=True) == WaitForOther()
+    assert decided(own, others, "create", retry_unknown=True, maybe_in_flight=True) == WaitForOther()
     assert decided(own, others, "create", retry_unknown=True) == StartAttempt(retire=(others, own))
 
 

@@ -39,8 +39,13 @@ async def create_database(postgres):
 async def assert_any_text_is_stored(plaid, client, report, url):
     """Create for some partners, each of which gets an error with one of the texts."""
     partners = [f"pé{n}" for n in range(len(TEXTS))]
-    for partner, said in zip(partners, TEXTS, strict=True):
-        body = {"error_type": said, "error_code": said, "error_message": said, "request_id": said}
+    for partner, error_text in zip(partners, TEXTS, strict=True):
+        body = {
+            "error_type": error_text,
+            "error_code": error_text,
+            "error_message": error_text,
+            "request_id": error_text,
+        }
         plaid.fail(Fault(path=CREATE, secondary_client_id=partner, status=400, body=body))
     async with Journal(url, run="é日\U0001f600", key=KEY) as journal:
         result = await client.relay.create_many(

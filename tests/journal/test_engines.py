@@ -34,19 +34,19 @@ def create_engine(url):
 )
 async def test_a_journal_holds_five_connections(client, report, create_engine, pool):
     """A pool of five is enough, and so is one without a limit; closing returns all connections."""
-    callers = create_engine(**pool)
-    async with Journal(callers, run="x", key=KEY) as journal:
+    engine = create_engine(**pool)
+    async with Journal(engine, run="x", key=KEY) as journal:
         result = await client.relay.create_many(creation_requests(report, 20), journal=journal)
         assert result.counts == {"created": 20}
         assert await journal.rotate() == 0
         assert len(await read_records(journal, "x")) == 20
-        gone = await client.relay.remove(result.created[0].relay_token, journal=journal)
-        assert gone.removed
-        if isinstance(callers.pool, AsyncAdaptedQueuePool):
-            assert callers.pool.checkedout() == 5
-    if isinstance(callers.pool, AsyncAdaptedQueuePool):
-        assert callers.pool.checkedout() == 0
-    await callers.dispose()
+        removal = await client.relay.remove(result.created[0].relay_token, journal=journal)
+        assert removal.removed
+        if isinstance(engine.pool, AsyncAdaptedQueuePool):
+            assert engine.pool.checkedout() == 5
+    if isinstance(engine.pool, AsyncAdaptedQueuePool):
+        assert engine.pool.checkedout() == 0
+    await engine.dispose()
 
 
 @pytest.mark.parametrize(

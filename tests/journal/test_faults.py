@@ -28,7 +28,7 @@ def partner_names(count, first="p"):
     return [f"{first}{number}" for number in range(count)]
 
 
-async def create_each(client, report, url, partners, at_once=3, **settings):
+async def create_each(client, report, url, partners, concurrency=3, **settings):
     """Create for each partner; return the delivered outcomes, and the error that stopped the run."""
     outcomes = []
     try:
@@ -36,7 +36,7 @@ async def create_each(client, report, url, partners, at_once=3, **settings):
             await client.relay.create_many(
                 RelayCreateRequest.fan_out([report], partners),
                 journal=journal,
-                concurrency=at_once,
+                concurrency=concurrency,
                 on_outcome=outcomes.append,
             )
     except BatchStoppedError as stopped:
@@ -48,17 +48,17 @@ async def create_each(client, report, url, partners, at_once=3, **settings):
 
 async def check_tokens(plaid, url, outcomes, partners):
     """Check that no pair has two tokens, and that each token is recorded, in doubt, or was delivered."""
-    made = {entry["secondary_client_id"]: entry["relay_token"] for entry in plaid.ledger}
-    assert len(made) == len(plaid.ledger)
-    handed = {outcome.relay_token for outcome in outcomes if isinstance(outcome, Created)}
+    issued = {entry["secondary_client_id"]: entry["relay_token"] for entry in plaid.ledger}
+    assert len(issued) == len(plaid.ledger)
+    delivered = {outcome.relay_token for outcome in outcomes if isinstance(outcome, Created)}
     async with Journal(url, run="x", key=KEY) as journal:
         runs = await journal.runs()
-        told = {each.secondary_client_id: each async for each in journal.records("x")} if runs else {}
-    kept = {record.relay_token for record in told.values()}
-    for partner in made.keys() & set(partners):
-        assert told[partner].outcome in {"created", "unknown"}
-        assert made[partner] in handed | kept
-    return told
+        records = {each.secondary_client_id: each async for each in journal.records("x")} if runs else {}
+    recorded = {record.relay_token for record in records.values()}
+    for partner in issued.keys() & set(partners):
+        assert records[partner].outcome in {"created", "unknown"}
+        assert issued[partner] in delivered | recorded
+    return records
 
 
 # ------------------------------------------------------------------------------------------ a full disk
@@ -89,12 +89,12 @@ async def test_a_full_disk_stops_the_run(plaid, client, report, small_disk):
     """The error has the reason, received tokens are delivered, and a repeat finishes with more space."""
     folder, grow = small_disk
     path, partners = folder / "relay.db", partner_names(4_000)
-    outcomes, error = await create_each(client, report, path, partners, at_once=20)
+    outcomes, error = await create_each(client, report, path, partners, concurrency=20)
     assert "full" in str(error) or "I/O" in str(error)
     assert 0 < len(plaid.ledger) < 4_000
     assert grow() == 0
     await check_tokens(plaid, path, outcomes, partners)
-    again, error = await create_each(client, report, path, partners, at_once=20)
+    again, error = await create_each(client, report, path, partners, concurrency=20)
     assert (error, len(again)) == (None, 4_000)
     await check_tokens(plaid, path, [*outcomes, *again], partners)
     assert sum(isinstance(outcome, Unknown) for outcome in again) <= 20
@@ -127,19 +127,19 @@ asyncio.run(main(*sys.argv[1:]))
 async def test_a_limit_on_the_file_size_stops_the_run(plaid, client, report, tmp_path):
     """A process that has a limit on the size of files, such as a quota, behaves as with a full disk."""
     path, partners = tmp_path / "relay.db", partner_names(4_000)
-    words = (sys.executable, "-c", GROWN, plaid.url, report, path, KEY)
+    command = (sys.executable, "-c", GROWN, plaid.url, report, path, KEY)
     pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
-    async with running_process_async(*words, **pipes) as process:
+    async with running_process_async(*command, **pipes) as process:
         tokens, error = await process.communicate()
     assert b"the journal can't be read or written" in error
     assert 0 < len(plaid.ledger) < 4_000
-    told = await check_tokens(plaid, path, [], [])
+    records = await check_tokens(plaid, path, [], [])
     for entry in plaid.ledger:
-        assert told[entry["secondary_client_id"]].outcome in {"created", "unknown"}
+        assert records[entry["secondary_client_id"]].outcome in {"created", "unknown"}
         assert entry["relay_token"] in tokens.decode().split()
-    again, error = await create_each(client, report, path, partners, at_once=20)
-    assert (error, len(again)) == (None, 4_000)
-    await check_tokens(plaid, path, again, [])
+    outcomes, error = await create_each(client, report, path, partners, concurrency=20)
+    assert (error, len(outcomes)) == (None, 4_000)
+    await check_tokens(plaid, path, outcomes, [])
 
 
 # -------------------------------------------------------------------------- a file that is not as it should be
@@ -226,8 +226,8 @@ async def test_lock_files_of_dead_workers_are_deleted(plaid, client, report, tmp
             sys.executable, "-c", KILLED, plaid.url, report, path, KEY
         ) as process:
             assert await process.wait() == -signal.SIGKILL
-    async with Journal(path, run="living", key=KEY) as living:
-        await client.relay.create([report], "q", journal=living)
+    async with Journal(path, run="living", key=KEY) as live:
+        await client.relay.create([report], "q", journal=live)
         (mine,) = lock_files(path)
         async with Journal(path, run="other", key=KEY) as other:
             await client.relay.create([report], "r", journal=other)
@@ -354,8 +354,8 @@ async def test_connections_that_are_ended_at_random(plaid, client, report, postg
         await asyncio.wait([ending])
     assert result.counts == {"created": 200}
     assert len(plaid.ledger) == 200
-    told = await check_tokens(plaid, postgres.url, result.created, partners)
-    assert {record.outcome for record in told.values()} == {"created"}
+    records = await check_tokens(plaid, postgres.url, result.created, partners)
+    assert {record.outcome for record in records.values()} == {"created"}
 
 
 @pytest.mark.full_size

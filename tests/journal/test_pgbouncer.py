@@ -56,8 +56,8 @@ async def test_no_statement_is_prepared(client, report, postgres):
         await client.relay.create_many(creation_requests(report, 100), journal=journal)
         for _ in range(10):
             await journal.runs()
-        asked = text("SELECT count(*) FROM pg_prepared_statements")
-        assert await journal._run_transaction(lambda connection: connection.execute(asked).scalar_one()) == 0
+        query = text("SELECT count(*) FROM pg_prepared_statements")
+        assert await journal._run_transaction(lambda connection: connection.execute(query).scalar_one()) == 0
 
 
 @pytest.mark.parametrize("which", ["pooler", "server"])

@@ -43,8 +43,8 @@ async def test_an_unknown_pair_share_a_new_report(plaid, client, report, url):
             await client.relay.create([report], "p", journal=journal)
         with pytest.raises(OutcomeUnknownError, match="retry_unknown=True"):
             await client.relay.create([report], "p", journal=journal)
-        made = await client.relay.create([plaid.add_report()], "p", journal=journal)
-    assert [entry["relay_token"] for entry in plaid.ledger][1:] == [made.relay_token]
+        response = await client.relay.create([plaid.add_report()], "p", journal=journal)
+    assert [entry["relay_token"] for entry in plaid.ledger][1:] == [response.relay_token]
 
 
 async def test_a_journal_that_is_closed_open_it(client, report, url):

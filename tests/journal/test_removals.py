@@ -40,9 +40,9 @@ async def test_a_rejection_that_is_not_recorded_says_so(plaid, client, report, u
     async with Journal(url, run="x", key=KEY) as journal:
         await client.relay.remove(first.created[0].relay_token, journal=journal)
     await create_in_run(client, report, url, "y")
-    refused, status = await create_in_run(client, report, url, "x", on_existing="refuse")
-    assert isinstance(refused.failed[0].error, DuplicateRequestError)
-    assert not refused.failed[0].journalled
+    rejected, status = await create_in_run(client, report, url, "x", on_existing="refuse")
+    assert isinstance(rejected.failed[0].error, DuplicateRequestError)
+    assert not rejected.failed[0].journalled
     assert status.counts == {"removed": 1}
     again, _ = await create_in_run(client, report, url, "z", on_existing="refuse")
     assert again.failed[0].journalled
@@ -52,26 +52,26 @@ async def test_a_rejection_that_is_not_recorded_says_so(plaid, client, report, u
 async def test_a_removal_with_an_unknown_outcome_is_repeated(plaid, client, report, url):
     """If the repeat finds no token, it was removed; a removal that fails leaves the token as it was."""
     async with Journal(url, run="x", key=KEY) as journal:
-        made = await client.relay.create([report], "p", journal=journal)
+        response = await client.relay.create([report], "p", journal=journal)
         plaid.fail(Fault(path=REMOVE, status=400))
         with pytest.raises(InvalidRequestError):
-            await client.relay.remove(made.relay_token, journal=journal)
+            await client.relay.remove(response.relay_token, journal=journal)
         plaid.clear_faults()
         plaid.fail(Fault(path=REMOVE, status=500, when="after"))
         with pytest.raises(OutcomeUnknownError):
-            await client.relay.remove(made.relay_token, journal=journal)
+            await client.relay.remove(response.relay_token, journal=journal)
         plaid.clear_faults()
         assert [r.outcome for r in await read_records(journal, "x")] == ["created"]
-        result = await client.relay.remove_many([made.relay_token], journal=journal)
+        result = await client.relay.remove_many([response.relay_token], journal=journal)
         assert result.succeeded[0].response.inferred
         assert (await journal.status("x")).counts == {"removed": 1}
 
 
 async def test_a_token_that_is_not_in_the_journal_is_removed(plaid, client, report, url):
     """It is removed with `journalled=False`, and no run is created for it."""
-    strange = await client.relay.create([report], "q")
+    response = await client.relay.create([report], "q")
     async with Journal(url, key=KEY) as journal:
-        result = await client.relay.remove_many([strange.relay_token], journal=journal)
+        result = await client.relay.remove_many([response.relay_token], journal=journal)
         assert (result.counts, result.succeeded[0].journalled) == ({"removed": 1}, False)
         assert await journal.runs() == []
 
@@ -80,25 +80,25 @@ async def test_a_removal_that_was_cancelled_before_sending_is_undone(plaid, clie
     """Its intent is undone. Otherwise the pair would get a second token."""
     path = tmp_path / "relay.db"
     async with Journal(path, run="x", key=KEY) as journal:
-        made = await client.relay.create([report], "p", journal=journal)
+        response = await client.relay.create([report], "p", journal=journal)
         async with cancelled_before_sending(
-            path, client.relay.remove_many([made.relay_token], journal=journal)
+            path, client.relay.remove_many([response.relay_token], journal=journal)
         ):
             pass
         again = await client.relay.create([report], "p", journal=journal)
-    assert again.relay_token == made.relay_token
+    assert again.relay_token == response.relay_token
     assert (len(plaid.ledger), len(plaid.requests)) == (1, 1)
 
 
 async def test_a_creation_waits_for_a_removal(plaid, client, report, url):
     """If the removal fails, the token is returned, and there is no second one."""
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY) as y:
-        made = await client.relay.create([report], "p", journal=x)
+        response = await client.relay.create([report], "p", journal=x)
         plaid.fail(Fault(path=REMOVE, status=400, latency=0.2))
-        removal = asyncio.ensure_future(client.relay.remove(made.relay_token, journal=y))
+        removal = asyncio.ensure_future(client.relay.remove(response.relay_token, journal=y))
         while len(plaid.requests) < 2:
             await asyncio.sleep(0.005)
-        assert (await client.relay.create([report], "p", journal=x)).relay_token == made.relay_token
+        assert (await client.relay.create([report], "p", journal=x)).relay_token == response.relay_token
         with pytest.raises(InvalidRequestError):
             await removal
     assert len(plaid.ledger) == 1
@@ -108,55 +108,55 @@ async def test_a_creation_waits_for_a_removal(plaid, client, report, url):
 async def test_removals_of_one_token_take_turns(plaid, client, report, url, together):
     """The outcome of one removal isn't overwritten by the outcome of the other."""
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY) as y:
-        made = await client.relay.create([report], "p", journal=x)
+        response = await client.relay.create([report], "p", journal=x)
         plaid.fail(Fault(path=REMOVE, status=400, latency=0.2, times=1))
-        first = asyncio.ensure_future(client.relay.remove(made.relay_token, journal=x))
+        first = asyncio.ensure_future(client.relay.remove(response.relay_token, journal=x))
         while len(plaid.requests) < 2:
             await asyncio.sleep(0.005)
         plaid.fail(Fault(path=REMOVE, status=500, when="after"))
-        second = client.relay.remove_many([made.relay_token], journal=x if together else y)
+        second = client.relay.remove_many([response.relay_token], journal=x if together else y)
         assert (await second).counts == {"unknown": 1}
         plaid.clear_faults()
         with pytest.raises(InvalidRequestError):
             await first
-        assert (await client.relay.remove(made.relay_token, journal=y)).inferred
-        assert (await client.relay.create([report], "p", journal=y)).relay_token != made.relay_token
+        assert (await client.relay.remove(response.relay_token, journal=y)).inferred
+        assert (await client.relay.create([report], "p", journal=y)).relay_token != response.relay_token
 
 
 async def test_a_worker_with_an_expired_lease_removes_nothing(plaid, client, report, postgres):
     """Others don't wait for it any more, and could create another token."""
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
-        made = await client.relay.create([report], "p", journal=journal)
+        response = await client.relay.create([report], "p", journal=journal)
         await postgres.execute("UPDATE relay_holders SET expires_at = 0")
         with pytest.raises(JournalError, match="the journal lease expired"):
-            await client.relay.remove(made.relay_token, journal=journal)
+            await client.relay.remove(response.relay_token, journal=journal)
     assert len(plaid.requests) == 1
 
 
 async def test_a_removal_whose_repeat_fails_is_unknown(plaid, client, report, url):
     """The error of the lost removal is raised, because that one may have been executed."""
     async with Journal(url, run="x", key=KEY) as journal:
-        made = await client.relay.create([report], "p", journal=journal)
+        response = await client.relay.create([report], "p", journal=journal)
         plaid.fail(Fault(path=REMOVE, status=500, when="before"))
         with pytest.raises(OutcomeUnknownError):
-            await client.relay.remove(made.relay_token, journal=journal)
+            await client.relay.remove(response.relay_token, journal=journal)
         plaid.clear_faults()
         plaid.fail(Fault(path=REMOVE, status=400))
         with pytest.raises(OutcomeUnknownError, match="an earlier removal of this token") as caught:
-            await client.relay.remove(made.relay_token, journal=journal)
+            await client.relay.remove(response.relay_token, journal=journal)
         assert "Remove it again, which is safe" in str(caught.value)
         plaid.clear_faults()
-        assert (await client.relay.remove(made.relay_token, journal=journal)).removed
+        assert (await client.relay.remove(response.relay_token, journal=journal)).removed
 
 
 async def test_a_token_counts_until_its_removal_is_confirmed(plaid, client, report, url):
     """After a removal with an unknown outcome nothing is created until the removal is repeated."""
     async with Journal(url, run="x", key=KEY) as journal:
-        made = await client.relay.create([report], "p0", journal=journal)
+        response = await client.relay.create([report], "p0", journal=journal)
         plaid.fail(Fault(path=REMOVE, status=500, when="before"))
         with pytest.raises(OutcomeUnknownError):
-            await client.relay.remove(made.relay_token, journal=journal)
+            await client.relay.remove(response.relay_token, journal=journal)
         plaid.clear_faults()
         for retries in ({}, {"retry_unknown": True, "retry_failed": True}):
             with pytest.raises(DuplicateRequestError, match=r"unknown outcome.*Remove it again"):
@@ -165,7 +165,7 @@ async def test_a_token_counts_until_its_removal_is_confirmed(plaid, client, repo
         assert (await create_in_run(client, report, url, "y", **settings))[0].counts == {"failed": 1}
     assert len(plaid.ledger) == 1
     async with Journal(url, run="x", key=KEY) as journal:
-        assert (await client.relay.remove(made.relay_token, journal=journal)).removed
+        assert (await client.relay.remove(response.relay_token, journal=journal)).removed
     assert (await create_in_run(client, report, url, "y"))[0].counts == {"created": 1}
     assert [entry["removed"] for entry in plaid.ledger] == [True, False]
 
@@ -206,12 +206,12 @@ async def test_a_token_is_returned_although_a_newer_one_was_forgotten(plaid, cli
     await create_in_run(client, report, url, "y", on_existing="create")
     async with Journal(url, key=KEY) as journal:
         assert await journal.forget("y") == 1
-    served, _ = await create_in_run(client, report, url, "z")
-    assert [each.relay_token for each in served.created] == [first.created[0].relay_token]
+    result, _ = await create_in_run(client, report, url, "z")
+    assert [each.relay_token for each in result.created] == [first.created[0].relay_token]
     async with Journal(url, run="x", key=KEY) as journal:
         assert (await client.relay.remove(first.created[0].relay_token, journal=journal)).removed
-    refused, _ = await create_in_run(client, report, url, "z")
-    assert "forgotten" in str(refused.failed[0].error)
+    rejected, _ = await create_in_run(client, report, url, "z")
+    assert "forgotten" in str(rejected.failed[0].error)
     assert len(plaid.ledger) == 2
 
 
@@ -223,8 +223,8 @@ async def test_a_token_that_can_be_returned_takes_over_from_a_removed_one(plaid,
     async with Journal(url, key=KEY) as journal:
         assert await journal.forget("y") == 1
         assert (await client.relay.remove(third.created[0].relay_token, journal=journal)).removed
-    served, _ = await create_in_run(client, report, url, "z")
-    assert [each.relay_token for each in served.created] == [first.created[0].relay_token]
+    result, _ = await create_in_run(client, report, url, "z")
+    assert [each.relay_token for each in result.created] == [first.created[0].relay_token]
     assert len(plaid.ledger) == 3
 
 

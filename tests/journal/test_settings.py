@@ -21,10 +21,10 @@ async def test_no_file_contains_a_secret(plaid, client, report, tmp_path):
     """No token, report or secret is stored in plain text, and no other user may read the files."""
     path = tmp_path / "relay.db"
     async with Journal(path, key=KEY) as journal:
-        made = await client.relay.create_many(creation_requests(report, 50), journal=journal)
+        result = await client.relay.create_many(creation_requests(report, 50), journal=journal)
         written = b"".join(each.read_bytes() for each in tmp_path.iterdir())
         assert {each.stat().st_mode & 0o077 for each in tmp_path.iterdir()} == {0}
-    secrets = [o.relay_token for o in made.created] + [report, OWNER.secret, KEY]
+    secrets = [o.relay_token for o in result.created] + [report, OWNER.secret, KEY]
     assert b"p49" in written
     assert not [secret for secret in secrets if secret.encode() in written]
 
@@ -33,8 +33,8 @@ async def test_no_file_contains_a_secret(plaid, client, report, tmp_path):
 @pytest.mark.parametrize("token", ["a\0b", "a\ud800b", "ü b"])
 async def test_a_token_may_be_any_string(plaid, client, report, url, key, token):
     """A token that no database stores as text is returned unchanged, and so are the others of its group."""
-    said = {"relay_token": token, "request_id": "r"}
-    plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=200, body=said))
+    body = {"relay_token": token, "request_id": "r"}
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=200, body=body))
     async with Journal(url, run="x", key=key) as journal:
         for _ in range(2):
             result = await client.relay.create_many(creation_requests(report, 3), journal=journal)
@@ -58,9 +58,9 @@ async def test_keys_rotate(plaid, client, report, url, monkeypatch):
     async with Journal(url, key=[OTHER_KEY]) as journal:
         assert all(record.relay_token for record in await read_records(journal, "default"))
     monkeypatch.delenv("PLAID_RELAY_KEY")
-    for wrong, words in ((KEY, "doesn't match this journal"), (None, "is encrypted: pass its key")):
-        with pytest.raises(ConfigurationError, match=words):
-            await Journal(url, key=wrong).open()
+    for key, message in ((KEY, "doesn't match this journal"), (None, "is encrypted: pass its key")):
+        with pytest.raises(ConfigurationError, match=message):
+            await Journal(url, key=key).open()
     assert len(plaid.ledger) == 3
 
 
@@ -68,19 +68,21 @@ async def test_a_later_key_encrypts_everything(plaid, client, report, tmp_path, 
     """Without a key a warning is logged. With the first key, nothing stays unencrypted."""
     path = tmp_path / "relay.db"
     async with Journal(path) as journal:
-        made = await client.relay.create([report], "p", journal=journal)
+        response = await client.relay.create([report], "p", journal=journal)
     assert "the journal has no key" in caplog.text
-    assert made.relay_token.encode() in path.read_bytes()
+    assert response.relay_token.encode() in path.read_bytes()
     async with Journal(path, key=KEY) as journal:
-        assert [record.relay_token for record in await read_records(journal, "default")] == [made.relay_token]
-        assert made.relay_token.encode() not in b"".join(each.read_bytes() for each in tmp_path.iterdir())
+        assert [record.relay_token for record in await read_records(journal, "default")] == [
+            response.relay_token
+        ]
+        assert response.relay_token.encode() not in b"".join(each.read_bytes() for each in tmp_path.iterdir())
 
 
 async def test_an_interrupted_first_use_of_a_key_is_finished_later(plaid, client, report, tmp_path):
     """The next opening encrypts the remaining tokens."""
     path = tmp_path / "relay.db"
     async with Journal(path) as journal:
-        made = await client.relay.create_many(creation_requests(report, 2), journal=journal)
+        result = await client.relay.create_many(creation_requests(report, 2), journal=journal)
         broken = schema.entries.update().where(schema.entries.c.partner == "p1")
         strange = Fernet(Fernet.generate_key()).encrypt(b"t").decode()
         await journal._run_transaction(
@@ -91,16 +93,16 @@ async def test_an_interrupted_first_use_of_a_key_is_finished_later(plaid, client
         with pytest.raises(ConfigurationError, match="doesn't match this journal"):
             await journal.open()
     async with Journal(path) as clear:
-        token = f"clear:{made.created[1].relay_token}"
+        token = f"clear:{result.created[1].relay_token}"
         await clear._run_transaction(
             lambda connection: connection.execute(broken.values(token=token)).close()
         )
     async with journal:
         assert {record.relay_token for record in await read_records(journal, "default")} == {
-            outcome.relay_token for outcome in made.created
+            outcome.relay_token for outcome in result.created
         }
         written = b"".join(each.read_bytes() for each in tmp_path.iterdir())
-    assert not [outcome for outcome in made.created if outcome.relay_token.encode() in written]
+    assert not [outcome for outcome in result.created if outcome.relay_token.encode() in written]
 
 
 @pytest.mark.parametrize("key", [KEY.encode(), f"{KEY}, {OTHER_KEY}", [KEY.encode(), OTHER_KEY]])
@@ -124,7 +126,7 @@ async def test_a_path_with_characters_of_a_url(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("words", "settings", "told"),
+    ("address", "settings", "message"),
     [
         ("mysql://h/d", {}, "SQLite or PostgreSQL, not in mysql"),
         ("://", {}, "neither a path nor a URL"),
@@ -142,14 +144,14 @@ async def test_a_path_with_characters_of_a_url(tmp_path, name):
         ("x.db", {"run": "\ud800"}, "run must be a string .* only printable characters"),
     ],
 )
-async def test_an_invalid_argument_is_rejected(words, settings, told):
+async def test_an_invalid_argument_is_rejected(address, settings, message):
     """The error names it."""
-    with pytest.raises(ConfigurationError, match=told):
-        Journal(words, **{"key": KEY, **settings})
+    with pytest.raises(ConfigurationError, match=message):
+        Journal(address, **{"key": KEY, **settings})
 
 
 @pytest.mark.parametrize(
-    ("mode", "content", "told"),
+    ("mode", "content", "message"),
     [
         (0o600, KEY.encode(), None),
         (0o600, f"{THIRD_KEY},\n {KEY}\n".encode(), None),
@@ -159,17 +161,17 @@ async def test_an_invalid_argument_is_rejected(words, settings, told):
         (None, b"", "No such file"),
     ],
 )
-def test_a_key_in_a_file(tmp_path, mode, content, told):
+def test_a_key_in_a_file(tmp_path, mode, content, message):
     """The file must be private, and may contain several keys; an error doesn't quote its content."""
     path = tmp_path / "key"
     if mode is not None:
         path.touch(mode)
         path.chmod(mode)
         path.write_bytes(content)
-    if told is None:
+    if message is None:
         Journal(tmp_path / "relay.db", key=path)
         return
-    with pytest.raises(ConfigurationError, match=told) as caught:
+    with pytest.raises(ConfigurationError, match=message) as caught:
         Journal(tmp_path / "relay.db", key=path)
     assert KEY not in str(caught.value)
 
@@ -192,9 +194,9 @@ async def test_missing_credentials_fail_only_their_request(plaid, report, tmp_pa
     sources = iter([OWNER, OWNER, None, OWNER, OWNER])
 
     async def source():
-        if (found := next(sources)) is None:
+        if (credentials := next(sources)) is None:
             raise OSError
-        return found
+        return credentials
 
     async with (
         RelayClient(source, base_url=plaid.url) as client,
@@ -224,15 +226,15 @@ async def test_a_journal_is_opened_once_and_used_while_it_is_open(client, report
 
 
 @pytest.mark.parametrize(
-    ("missing", "action", "told"),
+    ("missing", "action", "message"),
     [
         ("sqlalchemy", "", "plaid_relay_async[journal]"),
         ("psycopg", "asyncio.run(Journal('postgresql://h/d').open())", "plaid_relay_async[postgres]"),
     ],
 )
-async def test_a_missing_extra_is_named(missing, action, told):
+async def test_a_missing_extra_is_named(missing, action, message):
     """The error names the extra to install."""
     source = f"import asyncio, sys; sys.modules[{missing!r}] = None\n"
     async with python_process(f"{source}from plaid_relay_async.journal import Journal\n{action}") as process:
-        said, _ = await process.communicate()
-    assert told in said.decode()
+        output, _ = await process.communicate()
+    assert message in output.decode()

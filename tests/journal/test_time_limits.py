@@ -95,8 +95,8 @@ async def gate(postgres):
 @pytest.mark.parametrize("engine", ["own", "the caller's"])
 async def test_a_server_that_is_silent_before_a_call(plaid, client, report, gate, engine):
     """The call fails and sends nothing, and closing ends."""
-    callers = create_async_engine(gate.url.replace("postgresql", "postgresql+psycopg"))
-    journal = Journal(callers if engine == "the caller's" else gate.url, run="x", key=KEY, lease=LEASE)
+    caller_engine = create_async_engine(gate.url.replace("postgresql", "postgresql+psycopg"))
+    journal = Journal(caller_engine if engine == "the caller's" else gate.url, run="x", key=KEY, lease=LEASE)
     await journal.open()
     await client.relay.create([report], "p", journal=journal)
     gate.shut()
@@ -105,7 +105,7 @@ async def test_a_server_that_is_silent_before_a_call(plaid, client, report, gate
             await client.relay.create([report], "q", journal=journal, timeout=5)
     async with takes_less_than(BOUND):
         await journal.close()
-    await callers.dispose()
+    await caller_engine.dispose()
     assert len(plaid.requests) == 1
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the journal share."""
+"""Helpers for the tests of the journal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from plaid_relay_async import RelayCreateRequest
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
 
-# The same each time, for they are in the names of tests.
+# They are constant, because they are parts of test ids.
 KEY, OTHER_KEY, THIRD_KEY = (base64.urlsafe_b64encode(bytes([each]) * 32).decode() for each in b"abc")
 CREATE = "/credit/relay/create"
 REMOVE = "/credit/relay/remove"
 
 
 def random_faults(times):
-    """Return faults that lose a number of creations before or after they are executed, cut, or decline them."""
+    """Return faults that lose creations before or after their execution, truncate responses, or decline."""
     return (
         Fault(path=CREATE, rate=0.05, times=times, close=True, when="after"),
         Fault(path=CREATE, rate=0.05, times=times, close=True),
@@ -48,8 +48,8 @@ def tokens_per_partner(plaid):
 async def engine_for_uri(path, uri):
     """Open an engine for a path that opens a URI of SQLite; wait until its connections are closed.
 
-    SQLAlchemy doesn't wait for the threads of connections that it invalidates, and aiosqlite warns about a
-    connection that is garbage before its thread has closed it.
+    SQLAlchemy doesn't wait for the threads of connections that it invalidates, and aiosqlite warns if a
+    connection is garbage collected before its thread has closed it.
     """
     connections = []
 
@@ -66,37 +66,43 @@ async def engine_for_uri(path, uri):
             await asyncio.sleep(0.01)
 
 
-async def read_records(journal, run, **wanted):
-    async with aclosing(journal.records(run, **wanted)) as records:
+async def read_records(journal, run, **filters):
+    async with aclosing(journal.records(run, **filters)) as records:
         return [record async for record in records]
 
 
 async def lease_expiry(postgres):
     """Return when the lease of the only worker expires."""
-    ((moment,),) = await postgres.execute("SELECT expires_at FROM relay_holders")
-    return moment
+    ((expires_at,),) = await postgres.execute("SELECT expires_at FROM relay_holders")
+    return expires_at
 
 
 @asynccontextmanager
 async def cancelled_before_sending(path, batch):
-    """Somebody else has the file as the batch begins, and lets go of it once nobody waits any more."""
+    """Lock the file, start the batch, abandon it while its first intent waits, and release the file after the block."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        hurried = asyncio.ensure_future(batch)
-        await asyncio.sleep(0.5)  # it waits for the file
-        hurried.cancel()
+        running = asyncio.ensure_future(batch)
+        await asyncio.sleep(0.5)  # its intent waits for the lock
+        running.cancel()
         await asyncio.sleep(0.05)
         batch.abandon()
         await asyncio.sleep(0.05)
         yield
         other.execute("COMMIT")
     with pytest.raises(asyncio.CancelledError):
-        await hurried
+        await running
 
 
 @define(eq=False)
 class ResponseGate:
-    """Responses that have arrived, and are held back from their client until the gate is opened."""
+    """Holds back responses that have arrived until the gate is opened.
+
+    Attributes:
+        session: the session whose responses are held back.
+        gate: set to deliver the responses.
+        held: set once a response has arrived.
+    """
 
     session: aiohttp.ClientSession = field(init=False)
     gate: asyncio.Event = field(factory=asyncio.Event)
@@ -109,7 +115,7 @@ class ResponseGate:
 
 @asynccontextmanager
 async def gated_responses():
-    """Yield a session whose responses are held back."""
+    """Yield a gate, with a session whose responses it holds back."""
     responses, trace = ResponseGate(), aiohttp.TraceConfig()
     trace.on_request_end.append(responses.hold)
     async with aiohttp.ClientSession(trace_configs=[trace]) as responses.session:
@@ -120,7 +126,7 @@ async def gated_responses():
 
 
 async def create_in_run(client, report, url, run, count=1, **settings):
-    """Create as a run, and give the result, and what the run has become."""
+    """Create in a run, and return the result and the status of the run."""
     async with Journal(url, run=run, key=KEY, **settings) as journal:
         result = await client.relay.create_many(creation_requests(report, count), journal=journal)
         return result, await journal.status(run)

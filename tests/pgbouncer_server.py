@@ -1,4 +1,4 @@
-"""A real PgBouncer in front of the PostgreSQL server of the tests: on 127.0.0.1, and nothing of it is kept."""
+"""A real PgBouncer on 127.0.0.1, in front of the PostgreSQL server of the tests, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from attrs import define, field
 from postgres_server import START_SECONDS, PostgresServer, free_port
 
-# Two connections to the server, for the five of each journal: what holds one while it waits for another gets stuck.
+# There are two connections to the server for the five of each journal. Code that holds one while it waits for
+# another would hang.
 SETTINGS = """\
 [databases]
 postgres = host=127.0.0.1 port={server} dbname=postgres user=postgres
@@ -32,7 +33,7 @@ max_client_conn = 200
 
 @define
 class PgBouncer:
-    """It pools transactions; it can be killed, and started again on the same port."""
+    """A pooler in transaction mode that can be killed and restarted on the same port."""
 
     server: PostgresServer
     folder: Path = field(factory=lambda: Path(tempfile.mkdtemp(prefix="pgbouncer-")))
@@ -46,7 +47,7 @@ class PgBouncer:
     async def start(self) -> None:
         program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
         if program is None:
-            pytest.skip("needs pgbouncer: Debian's package is of that name")
+            pytest.skip("needs pgbouncer, which Debian has as a package of this name")
         self.folder.chmod(0o755)
         settings = self.folder / "pgbouncer.ini"
         settings.write_text(SETTINGS.format(server=self.server.port, port=self.port))

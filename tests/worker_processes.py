@@ -1,4 +1,4 @@
-"""Worker processes that a test can kill: forked within milliseconds from one process that has all modules loaded."""
+"""Worker processes that a test can kill, forked within milliseconds from a process that has loaded all modules."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @define(eq=False)
 class WorkerProcesses:
-    """A source of worker processes, each of which makes one call with a journal and is killed in flight."""
+    """Starts worker processes, each of which makes one call with a journal and is killed in flight."""
 
     _process: subprocess.Popen[str] = field(init=False)
 
@@ -30,22 +30,22 @@ class WorkerProcesses:
         self._process = subprocess.Popen([sys.executable, __file__], text=True, **pipes)
 
     async def kill_in_flight(self, plaid: Simulator, **job: Any) -> bool:
-        """Return whether a request came before the worker ended by itself; the worker is dead in either case.
+        """Return whether the worker sent a request before it ended by itself; it is dead in either case.
 
         Args:
-            plaid: has a fault that lets the request hang.
+            plaid: a simulator with a fault that lets the request hang.
             job: see `_work`.
         """
-        sent, pid = len(plaid.requests), int(self._say(job))
-        while len(plaid.requests) == sent and self._say(pid) == "alive":
+        sent, pid = len(plaid.requests), int(self._exchange(job))
+        while len(plaid.requests) == sent and self._exchange(pid) == "alive":
             await asyncio.sleep(0.001)
         os.kill(pid, signal.SIGKILL)
-        while self._say(pid) == "alive":
+        while self._exchange(pid) == "alive":
             await asyncio.sleep(0.001)
-        self._say({"reap": pid})
+        self._exchange({"reap": pid})
         return len(plaid.requests) > sent
 
-    def _say(self, message: object) -> str:
+    def _exchange(self, message: object) -> str:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(message) + "\n")
@@ -58,7 +58,7 @@ class WorkerProcesses:
 
 @contextlib.contextmanager
 def worker_processes() -> Iterator[WorkerProcesses]:
-    """Yield a source of workers."""
+    """Yield a starter of worker processes."""
     opened = WorkerProcesses()
     try:
         yield opened
@@ -67,7 +67,10 @@ def worker_processes() -> Iterator[WorkerProcesses]:
 
 
 def _serve() -> None:
-    """Answer each line: fork for a job, and report whether a worker is alive; a dead one stays until it is reaped."""
+    """Respond to each line: fork a worker for a job, report whether a worker is alive, or reap a dead one.
+
+    A dead worker stays a zombie until it is reaped, so that its process id isn't used again.
+    """
     for line in sys.stdin:
         message = json.loads(line)
         if isinstance(message, int):
@@ -86,7 +89,7 @@ def _serve() -> None:
 
 
 def _run(job: dict[str, Any]) -> None:
-    """Do a job in this process, and end it without a word."""
+    """Do a job in this process, and end the process without output."""
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     try:
         asyncio.run(_work(**job))

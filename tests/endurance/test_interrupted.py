@@ -1,4 +1,4 @@
-"""Event loops that end, or lose all their tasks, under a batch with a journal, at random moments."""
+"""Event loops that end, or have all tasks cancelled, at random moments of a batch with a journal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLOSED_WITHIN = 60  # seconds, on a busy machine
 
 @pytest.fixture(scope="module")
 def plaid():
-    """A simulator in a thread with an event loop of its own, which outlives those of the test."""
+    """Yield a simulator in a thread, with an event loop that outlives those of the test."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -43,19 +43,19 @@ def plaid():
 
 
 @define
-class Content:
-    """The content of a response: it notes each token that is read from it."""
+class RecordingContent:
+    """The content of a response, which records each token that is read from it."""
 
     content: aiohttp.StreamReader
     received: set[str]
 
     async def readany(self):
-        return self.noted(await self.content.readany())
+        return self.record_tokens(await self.content.readany())
 
     def read_nowait(self):
-        return self.noted(self.content.read_nowait())
+        return self.record_tokens(self.content.read_nowait())
 
-    def noted(self, piece):
+    def record_tokens(self, piece):
         self.received.update(token.decode() for token in TOKEN.findall(piece))
         return piece
 
@@ -65,37 +65,39 @@ class Content:
 
 @define
 class Interruption:
-    """A batch that is interrupted once a number of responses were read, and some turns of the loop later.
+    """A batch that is interrupted some iterations of the event loop after a number of responses.
 
     Attributes:
-        received: each token that the process has read.
-        handed: each token that is in an outcome of the batch.
-        seconds: how long it took to close the journal, or to end the event loop.
+        responses: the number of responses before the interruption.
+        iterations: the number of iterations of the event loop after them.
+        received: the tokens that the process has read.
+        delivered: the tokens in outcomes of the batch.
+        seconds: the seconds to close the journal, or to end the event loop.
     """
 
     plaid: Simulator
     url: str
     run: str
     responses: int
-    turns: int
+    iterations: int
     received: set[str] = field(factory=set)
-    handed: set[str] = field(factory=set)
+    delivered: set[str] = field(factory=set)
     seconds: float = 0.0
 
     @contextlib.asynccontextmanager
     async def client(self):
         received = self.received
 
-        class Reading(aiohttp.ClientResponse):
-            """A response whose content is noted as it is read."""
+        class RecordingResponse(aiohttp.ClientResponse):
+            """A response whose tokens are recorded as they are read."""
 
             async def start(self, connection):
                 await super().start(connection)
-                self.content = Content(self.content, received)
+                self.content = RecordingContent(self.content, received)
                 return self
 
         connector = aiohttp.TCPConnector(limit=10)
-        async with aiohttp.ClientSession(connector=connector, response_class=Reading) as session:
+        async with aiohttp.ClientSession(connector=connector, response_class=RecordingResponse) as session:
             async with RelayClient(OWNER, base_url=self.plaid.url, retry=QUICK, session=session) as client:
                 yield client
 
@@ -106,31 +108,31 @@ class Interruption:
             try:
                 await batch
             finally:
-                self.handed = {outcome.relay_token for outcome in batch.result.created}
+                self.delivered = {outcome.relay_token for outcome in batch.result.created}
 
-    async def moment(self, running):
+    async def wait_for_moment(self, running):
         while len(self.received) < self.responses and not running.done():
             await asyncio.sleep(0)
-        for _ in range(self.turns):
+        for _ in range(self.iterations):
             await asyncio.sleep(0)
 
     async def main_returns(self):
-        """The journal is closed by a task that the end of `asyncio.run` cancels."""
+        """Let the end of `asyncio.run` cancel the task that closes the journal."""
 
         async def service():
             async with Journal(self.url, run=self.run, key=KEY) as journal:
                 await self.batch(journal)
 
         running = asyncio.ensure_future(service())
-        await self.moment(running)
+        await self.wait_for_moment(running)
         self.seconds = -time.monotonic()
         return running
 
     async def all_tasks_are_cancelled(self):
-        """The journal is closed afterwards."""
+        """Cancel all tasks, and close the journal afterwards."""
         async with Journal(self.url, run=self.run, key=KEY) as journal:
             running = asyncio.ensure_future(self.batch(journal))
-            await self.moment(running)
+            await self.wait_for_moment(running)
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             for task in tasks:
                 task.cancel()
@@ -138,22 +140,22 @@ class Interruption:
             self.seconds = -time.monotonic()
 
     async def nothing_is_closed(self, journal):
-        """The end of `asyncio.run` is all that there is."""
+        """Let `asyncio.run` end without closing the journal."""
         await journal.open()
         running = asyncio.ensure_future(self.batch(journal))
-        await self.moment(running)
+        await self.wait_for_moment(running)
         self.seconds = -time.monotonic()
         return running
 
     async def tokens(self):
         async with Journal(self.url, run=self.run, key=KEY) as journal:
             if self.run not in {run.name for run in await journal.runs()}:
-                return set()  # it was interrupted before it took up anything
+                return set()  # it was interrupted before it accepted a request
             return {record.relay_token for record in await read_records(journal, self.run)}
 
 
-def interrupted(plaid, url, rng, number):
-    """Interrupt a batch at a random moment, and check that what it had received is recorded."""
+def run_interrupted(plaid, url, rng, number):
+    """Interrupt a batch at a random moment, and check that each received token is recorded."""
     interruption = Interruption(plaid, url, f"run-{number}", rng.randrange(28), rng.randrange(60))
     if number % 2:
         asyncio.run(interruption.main_returns())
@@ -162,27 +164,27 @@ def interrupted(plaid, url, rng, number):
     interruption.seconds += time.monotonic()
     recorded = asyncio.run(interruption.tokens())
     assert interruption.received <= recorded, interruption
-    assert interruption.handed <= recorded, interruption
+    assert interruption.delivered <= recorded, interruption
     assert interruption.seconds < CLOSED_WITHIN, interruption
     return len(interruption.received)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_what_was_received_is_recorded(plaid, tmp_path, kind, request, size):
-    """No token that the process has read is missing from the journal, and closing it ends."""
+def test_received_tokens_are_recorded(plaid, tmp_path, kind, request, size):
+    """Each token that the process has read is in the journal, and closing the journal ends."""
     url = str(tmp_path / "relay.db")
     if kind == "postgresql":
         postgres = request.getfixturevalue("postgres")
         asyncio.run(postgres.reset())
         url = postgres.url
-    chance = random.Random(18)
-    received = sum(interrupted(plaid, url, chance, number) for number in range(size(8, 500)))
+    rng = random.Random(18)
+    received = sum(run_interrupted(plaid, url, rng, number) for number in range(size(8, 500)))
     print(f"{kind}: {received} tokens were received, and all of them are recorded")  # noqa: T201
     assert received
 
 
 def test_a_journal_that_is_never_closed(plaid, tmp_path, size):
-    """What was received is recorded even if only the end of `asyncio.run` waits for it; no task is left."""
+    """Received tokens are recorded even if only the end of `asyncio.run` waits for it; no task remains."""
     url = str(tmp_path / "relay.db")
     rng = random.Random(19)
     for number in range(size(4, 100)):

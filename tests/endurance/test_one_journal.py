@@ -1,4 +1,4 @@
-"""Two processes at once on one journal: through PgBouncer, and through two paths to one file of SQLite."""
+"""Two concurrent processes on one journal: through PgBouncer, and through two paths to one file of SQLite."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from plaid_relay_async.simulator import Simulator
 
 pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600), pytest.mark.full_size]
 REPORT = "assets-sandbox-1111"
-WITHIN = 900  # seconds for a process
-ROUNDS = 20  # at most: what takes more doesn't terminate
+PROCESS_SECONDS = 900  # seconds for one process
+ROUNDS = 20  # at most
 DECLINED = {400, 429}
 
 
 @define
 class Proof:
-    """A run over all partners in two processes, each with its own address of the one journal."""
+    """A run over all partners in two processes, each with its own address of the same journal."""
 
     plaid: Simulator
     addresses: tuple[str, str]
@@ -31,7 +31,7 @@ class Proof:
     partners: list[str]
     lease: int
 
-    async def work(self, address, *arguments):
+    async def run_process(self, address, *arguments):
         """Run one process to its end, and return its exit status."""
         environment = os.environ | {
             "PLAID_BASE_URL": self.plaid.url,
@@ -48,15 +48,15 @@ class Proof:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
-        async with asyncio.timeout(WITHIN):
+        async with asyncio.timeout(PROCESS_SECONDS):
             _, messages = await process.communicate()
         assert process.returncode in {0, 1, 3}, messages.decode()
         return process.returncode
 
-    async def both(self, disturb, *arguments):
-        """Run both processes at once, and disturb them; return their exit statuses."""
+    async def run_both(self, disturb, *arguments):
+        """Run both processes concurrently, and disturb them; return their exit statuses."""
         sent = len(self.plaid.requests)
-        working = asyncio.gather(*(self.work(address, *arguments) for address in self.addresses))
+        working = asyncio.gather(*(self.run_process(address, *arguments) for address in self.addresses))
         while len(self.plaid.requests) < sent + 2 and not working.done():
             await asyncio.sleep(0.005)
         if not working.done():
@@ -64,7 +64,7 @@ class Proof:
         return await working
 
     async def records(self):
-        """The outcome and the token of each partner, as either address has them."""
+        """Return the outcome and the token of each partner, which must be the same for both addresses."""
         records = []
         for address in self.addresses:
             async with Journal(address, key=KEY) as journal:
@@ -76,14 +76,14 @@ class Proof:
         return records[0]
 
     def issued(self):
-        """The tokens of each partner, in the order in which the simulator issued them."""
+        """Return the tokens of each partner, in the order in which the simulator issued them."""
         tokens = defaultdict(list)
         for entry in self.plaid.ledger:
             tokens[entry["secondary_client_id"]].append(entry["relay_token"])
         return tokens
 
     async def check_the_first_round(self):
-        """Nothing was sent twice, and each token that was issued is recorded, unless its response was lost."""
+        """Check that nothing was sent twice, and that each issued token is recorded unless its response was lost."""
         sent = [each for each in self.plaid.requests if each.status not in DECLINED]
         assert max(Counter(each.secondary_client_id for each in sent).values()) == 1
         issued = self.issued()
@@ -97,13 +97,13 @@ class Proof:
                     assert (outcome, issued[partner]) == ("failed", [])
 
     async def finish(self, disturb):
-        """Retry what is left until no pair is, and check that only pairs in doubt have a second token."""
+        """Retry until each pair has a token, and check that only pairs in doubt have a second one."""
         doubts = Counter()
         for _ in range(ROUNDS):
             doubts.update(
                 name for name, (outcome, _) in (await self.records()).items() if outcome == "unknown"
             )
-            if await self.both(disturb, "--retry-unknown", "--retry-failed") == [0, 0]:
+            if await self.run_both(disturb, "--retry-unknown", "--retry-failed") == [0, 0]:
                 break
         issued = self.issued()
         for partner, (outcome, token) in (await self.records()).items():
@@ -119,7 +119,7 @@ async def prove(partners, lease, folder, addresses, disturb):
     async with Simulator(reports=[REPORT], generation_delay=0.0, latency=0.004, seed=7) as plaid:
         plaid.fail(*random_faults(max(2, partners // 50)))
         proof = Proof(plaid, addresses, str(file), names, lease)
-        await proof.both(disturb)
+        await proof.run_both(disturb)
         await proof.check_the_first_round()
         doubts = await proof.finish(disturb)
         print(  # noqa: T201  # with -s, the size of the proof
@@ -129,7 +129,7 @@ async def prove(partners, lease, folder, addresses, disturb):
 
 
 async def test_through_pgbouncer(size, tmp_path, pgbouncer):
-    """Two processes finish a run in transaction mode, although the pooler is restarted meanwhile."""
+    """Two processes finish a run in transaction mode, although the pooler is restarted."""
 
     async def restart():
         await pgbouncer.kill()
@@ -139,13 +139,13 @@ async def test_through_pgbouncer(size, tmp_path, pgbouncer):
 
 
 async def test_through_two_paths(size, tmp_path):
-    """Two processes finish a run in one file that each of them knows by another path."""
+    """Two processes finish a run in one file that each of them opens by another path."""
     (tmp_path / "real").mkdir()
     (tmp_path / "folder").symlink_to(tmp_path / "real")
     (tmp_path / "link.db").symlink_to(tmp_path / "folder" / "relay.db")
 
-    async def look():
+    async def check_folder():
         assert {each.name for each in tmp_path.iterdir()} == {"real", "folder", "link.db", "partners.csv"}
 
     addresses = (str(tmp_path / "real" / "relay.db"), f"sqlite:///{tmp_path / 'link.db'}")
-    await prove(size(60, 3_000), size(4, 30), tmp_path, addresses, look)
+    await prove(size(60, 3_000), size(4, 30), tmp_path, addresses, check_folder)

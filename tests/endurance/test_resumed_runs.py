@@ -19,34 +19,39 @@ from plaid_relay_async.simulator import Simulator
 
 pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600), pytest.mark.full_size]
 REPORT = "assets-sandbox-1111"
-KILLS = 5  # at most
-LIVES = 20  # at most, of a run: what takes more doesn't terminate
-WITHIN = 300  # seconds for one of them
+MAX_KILLS = 5  # at most
+MAX_PROCESSES = 20  # processes of a run, at most
+PROCESS_SECONDS = 300  # seconds for one process
 DECLINED = {400, 429}
 
 
 @define
 class Run:
-    """One run over all partners, in as many processes as it takes.
+    """One run over all partners, in several processes.
 
     Attributes:
-        began: how many requests had come when the current process was started.
-        outcomes: of each partner at that time, by the journal.
+        sent_before: the number of requests when the current process was started.
+        outcomes: each partner's recorded outcomes at that time.
+        retried: whether the current process has --retry-unknown.
     """
 
     plaid: Simulator
     url: str
     file: str
     partners: list[str]
-    chance: random.Random
-    began: int = 0
+    rng: random.Random
+    sent_before: int = 0
     outcomes: dict[str, set[str]] = field(factory=dict)
     retried: bool = False
 
     @contextlib.asynccontextmanager
-    async def started(self, *, retry):
+    async def running_process(self, *, retry):
         """Start a process, and yield it."""
-        self.began, self.outcomes, self.retried = len(self.plaid.requests), await self.recorded(), retry
+        self.sent_before, self.outcomes, self.retried = (
+            len(self.plaid.requests),
+            await self.read_outcomes(),
+            retry,
+        )
         arguments = ["bulk", self.file, "--report-token", REPORT, "--journal", self.url, "--run", "r"]
         arguments += ["--concurrency", "50", "--lease", "1", "--timeout", "5"]
         environment = os.environ | {
@@ -64,28 +69,28 @@ class Run:
         ) as process:
             yield process
 
-    async def killed(self):
+    async def run_and_kill(self):
         """Start a process, and kill it at a random moment after its first request."""
-        async with self.started(retry=self.chance.random() < 0.5) as process:
+        async with self.running_process(retry=self.rng.random() < 0.5) as process:
             ended = asyncio.ensure_future(process.wait())
-            async with asyncio.timeout(WITHIN):
-                while len(self.plaid.requests) == self.began and not ended.done():
+            async with asyncio.timeout(PROCESS_SECONDS):
+                while len(self.plaid.requests) == self.sent_before and not ended.done():
                     await asyncio.sleep(0.005)
-            await asyncio.wait([ended], timeout=self.chance.uniform(0, 0.0005 * len(self.partners)))
+            await asyncio.wait([ended], timeout=self.rng.uniform(0, 0.0005 * len(self.partners)))
             if not ended.done():
                 process.kill()
             await ended
         await self.check()
 
-    async def finished(self):
-        """Start a process with --retry-unknown, and return whether every pair has a token once it has ended."""
-        async with self.started(retry=True) as process, asyncio.timeout(WITHIN):
+    async def run_to_end(self):
+        """Run a process with --retry-unknown to its end, and return whether every pair has a token."""
+        async with self.running_process(retry=True) as process, asyncio.timeout(PROCESS_SECONDS):
             status = await process.wait()
         await self.check()
         assert status in {0, 1, 3}
         return status == 0
 
-    async def recorded(self):
+    async def read_outcomes(self):
         outcomes = defaultdict(set)
         async with Journal(self.url, key=KEY) as journal:
             if await journal.runs():
@@ -94,17 +99,17 @@ class Run:
         return outcomes
 
     async def check(self):
-        """Compare the requests of a process with what was recorded when it was started: no other was allowed."""
-        requests = [each for each in self.plaid.requests[self.began :] if each.status not in DECLINED]
+        """Check that a process sent only requests that the records at its start allow."""
+        requests = [each for each in self.plaid.requests[self.sent_before :] if each.status not in DECLINED]
         sent = Counter(each.secondary_client_id for each in requests)
         assert set(sent.values()) <= {1}
-        # One that was killed a moment ago may look alive until its lease has lapsed.
+        # A process that was killed just before may look alive until its lease has expired.
         allowed = {"not_attempted", "failed"} | ({"unknown", "in_flight"} if self.retried else set())
         for partner in sent:
             assert self.outcomes.get(partner, set()) <= allowed
 
     async def check_at_the_end(self):
-        """Each partner has one token that is served, and the ledger has no other that wasn't in doubt."""
+        """Check that each partner has one record, with the token that was issued last."""
         issued = defaultdict(list)
         for entry in self.plaid.ledger:
             issued[entry["secondary_client_id"]].append(entry["relay_token"])
@@ -116,34 +121,34 @@ class Run:
             assert issued[partner][-1] == tokens[partner]
 
 
-async def lived(url, folder, partners, seed):
-    """Live through a run; return how many processes it took."""
+async def run_to_completion(url, folder, partners, seed):
+    """Run until every pair has a token; return the number of processes."""
     names = [f"p{number}" for number in range(partners)]
     file = folder / "partners.csv"
     file.write_text("secondary_client_id\n" + "".join(f"{name}\n" for name in names))
     async with Simulator(reports=[REPORT], generation_delay=0.0, latency=0.004, seed=seed) as plaid:
         plaid.fail(*random_faults(max(1, partners // 100)))
         run = Run(plaid, url, str(file), names, random.Random(seed))
-        kills = run.chance.randint(1, KILLS)
+        kills = run.rng.randint(1, MAX_KILLS)
         for _ in range(kills):
-            await run.killed()
-        for number in range(LIVES):
-            if await run.finished():
+            await run.run_and_kill()
+        for number in range(MAX_PROCESSES):
+            if await run.run_to_end():
                 await run.check_at_the_end()
                 return kills + number + 1
-    raise AssertionError(f"seed {seed} isn't done after {LIVES} processes")
+    raise AssertionError(f"seed {seed} isn't done after {MAX_PROCESSES} processes")
 
 
 async def test_killed_and_resumed_until_all_are_created(size, tmp_path):
-    """On SQLite, it ends, and no request was sent but for pairs without a token, or in doubt once that was asked for."""
+    """On SQLite, the run finishes, and only requests were sent that --retry-unknown allows."""
     for seed in range(size(1, 100)):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        assert await lived(str(folder / "relay.db"), folder, size(60, 5_000), seed) > 1
+        assert await run_to_completion(str(folder / "relay.db"), folder, size(60, 5_000), seed) > 1
 
 
 async def test_killed_and_resumed_on_a_server(size, tmp_path, postgres):
-    """On PostgreSQL, it ends, and only requests were sent that --retry-unknown allows."""
+    """On PostgreSQL, the run finishes, and only requests were sent that --retry-unknown allows."""
     for seed in range(size(1, 20)):
         await postgres.reset()
-        assert await lived(postgres.url, tmp_path, size(60, 5_000), seed) > 1
+        assert await run_to_completion(postgres.url, tmp_path, size(60, 5_000), seed) > 1

@@ -1,4 +1,4 @@
-"""Rotating the keys of a large journal: beside processes that create, and killed on the way."""
+"""Rotating the keys of a large journal: while other processes create, and with kills in between."""
 
 from __future__ import annotations
 
@@ -53,47 +53,47 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def program(source, *arguments):
+def running_program(source, *arguments):
     pipe = asyncio.subprocess.PIPE
     return running_process_async(sys.executable, "-c", source, *map(str, arguments), stdin=pipe, stdout=pipe)
 
 
-async def filled(path, count):
-    """A journal with a run of many tokens, encrypted with the first key."""
+async def fill_journal(path, count):
+    """Create a journal with a run of many tokens, encrypted with the first key."""
     async with Journal(path, key=KEY):
         pass
-    ring = load_keyring(KEY)
+    keyring = load_keyring(KEY)
     columns = "id, run_id, pair, partner, state, current, claim, holder_id, attempts, token"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("INSERT INTO relay_runs (name, started_at) VALUES ('large', 0)")
         connection.executemany(
             f"INSERT INTO relay_entries ({columns}) VALUES (?, 1, ?, ?, 'created', 1, 1, 0, 1, ?)",
-            ((n, f"{n:x}", f"p{n}", ring.encrypt(f"token-{n}")) for n in range(1, count + 1)),
+            ((n, f"{n:x}", f"p{n}", keyring.encrypt(f"token-{n}")) for n in range(1, count + 1)),
         )
         connection.commit()
 
 
-def rotated(path):
-    """The number of tokens that only the new key decrypts."""
-    ring = load_keyring(OTHER_KEY)
+def count_rotated(path):
+    """Return the number of tokens that are encrypted with the new key."""
+    keyring = load_keyring(OTHER_KEY)
     with closing(sqlite3.connect(path)) as connection:
         tokens = [token for (token,) in connection.execute("SELECT token FROM relay_entries")]
-    return sum(ring.is_up_to_date(token) for token in tokens)
+    return sum(keyring.is_up_to_date(token) for token in tokens)
 
 
 async def test_others_create_beside_a_rotation(plaid, report, tmp_path, size):
-    """Two processes create several times while one page is encrypted and written, and neither finds the file locked."""
+    """Two processes create several tokens during each page of a rotation, and the file is never locked for long."""
     path, count = tmp_path / "relay.db", size(5_000, 200_000)
-    await filled(path, count)
+    await fill_journal(path, count)
     keys = f"{OTHER_KEY},{KEY}"
     async with contextlib.AsyncExitStack() as stack:
         creators = [
-            await stack.enter_async_context(program(CREATOR, plaid.url, report, path, keys, run))
+            await stack.enter_async_context(running_program(CREATOR, plaid.url, report, path, keys, run))
             for run in ("x", "y")
         ]
         for creator in creators:
             assert await creator.stdout.readline() == b"ready\n"
-        rotation = await stack.enter_async_context(program(ROTATION, path, keys))
+        rotation = await stack.enter_async_context(running_program(ROTATION, path, keys))
         assert await rotation.stdout.readline() == b"ready\n"
         before = Counter(line["secondary_client_id"][0] for line in plaid.ledger)
         output, _ = await rotation.communicate()
@@ -106,21 +106,21 @@ async def test_others_create_beside_a_rotation(plaid, report, tmp_path, size):
 
 
 async def test_a_rotation_that_is_killed_is_done_again(tmp_path, size):
-    """Each token is stored under one of the two keys at any moment, and under the new one in the end."""
+    """Each token can be decrypted at any time, and is encrypted with the new key in the end."""
     path, count = tmp_path / "relay.db", size(2_000, 20_000)
-    await filled(path, count)
+    await fill_journal(path, count)
     keys = f"{OTHER_KEY},{KEY}"
     for seed in range(size(2, 20)):
-        until = min(count, rotated(path) + random.Random(seed).randint(1, max(1, count // 10)))
-        async with program(ROTATION, path, keys) as rotation:
-            while rotated(path) < until and rotation.returncode is None:
+        until = min(count, count_rotated(path) + random.Random(seed).randint(1, max(1, count // 10)))
+        async with running_program(ROTATION, path, keys) as rotation:
+            while count_rotated(path) < until and rotation.returncode is None:
                 await asyncio.sleep(0)
         async with Journal(path, key=keys) as journal:
             tokens = {record.relay_token for record in await read_records(journal, "large")}
         assert tokens == {f"token-{n}" for n in range(1, count + 1)}
     async with Journal(path, key=keys) as journal:
         await journal.rotate()
-    assert rotated(path) == count
+    assert count_rotated(path) == count
 
 
 @pytest.fixture

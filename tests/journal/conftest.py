@@ -1,4 +1,4 @@
-"""A report to share, and a journal of either kind to note it in."""
+"""Fixtures for the tests of the journal: a report, and the URL of a journal in either kind of database."""
 
 from __future__ import annotations
 

@@ -60,12 +60,13 @@ async def main():
     owner = Credentials("owner", "secret-of-the-owner")
     async with RelayClient(owner, base_url=address, timeouts=timeouts) as client:
         async with Journal(url, run="x", key=key, lease=float(lease)) as journal:
-            await client.relay.create_many(RelayCreateRequest.fan_out([report], ["p0", "p1", "p2"]), journal=journal)
+            await client.relay.create_many(RelayCreateRequest.fan_out([report], ["p0", "p1", "p2"]),
+            journal=journal)
 
 asyncio.run(main())
 """
 
-# ------------------------------------------------------------------------------------- what is on record
+# ------------------------------------------------------------------------------------ recorded outcomes
 
 
 async def test_created_tokens_are_recorded_and_returned(plaid, client, report, url):
@@ -161,7 +162,7 @@ async def test_an_abandoned_call_is_recorded_as_unknown(plaid, report, url):
             await client.relay.create([report], "p0", journal=journal)
 
 
-# --------------------------------------------------------------------------------- what is there already
+# -------------------------------------------------------------------------------------- existing records
 
 
 @pytest.mark.parametrize(("on_existing", "count"), [("reuse", 1), ("refuse", 1), ("create", 2)])
@@ -745,7 +746,7 @@ async def test_characters_that_no_database_stores_are_escaped(plaid, client, rep
     assert (record.error_code, record.request_id) == (r"A\x00B", r"r\x00\udfff")
 
 
-# ------------------------------------------------------------------------------------ how a host is spelled
+# ------------------------------------------------------------------------------------ spellings of a host
 
 
 def client_for_host(plaid, host):
@@ -916,7 +917,7 @@ async def test_a_doubt_stays_recorded_if_a_token_takes_the_pair_between_attempts
         plaid.fail(Fault(path=REMOVE, status=400))
         removal = asyncio.ensure_future(late.relay.remove(response.relay_token, journal=x))
         await responses.held.wait()
-        for lock in tmp_path.glob("*.lock"):  # others take its worker for dead then
+        for lock in tmp_path.glob("*.lock"):  # other processes then consider its worker dead
             lock.unlink()
         plaid.fail(Fault(path=CREATE, status=500, when="after", times=1))
         always = evolve(QUICK, replay="always")

@@ -234,7 +234,7 @@ async def test_an_expired_lease_stops_intents_and_keeps_outcomes(plaid, client, 
         with pytest.raises(JournalError, match="the journal lease expired"):
             await client.relay.create([report], "q", journal=journal)
         async with Journal(postgres.url, run="x", key=KEY, retry_unknown=True) as other:
-            # It waits for the time that the request may take, too, and is served what came meanwhile.
+            # It waits for the remaining time of the request, and returns the token that arrived meanwhile.
             response = await client.relay.create([report], "p", journal=other)
         assert response.relay_token == (await late).relay_token
     assert tokens_per_partner(plaid) == {"p": 1}

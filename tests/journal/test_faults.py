@@ -100,7 +100,7 @@ async def test_a_full_disk_stops_the_run(plaid, client, report, small_disk):
     assert sum(isinstance(outcome, Unknown) for outcome in again) <= 20
 
 
-GROWN = """
+LIMITED_PROGRAM = """
 import asyncio, os, resource, sys
 from plaid_relay_async import BatchStoppedError, Created, Credentials, RelayClient, RelayCreateRequest
 from plaid_relay_async.journal import Journal
@@ -108,15 +108,16 @@ from plaid_relay_async.journal import Journal
 async def main(url, report, path, key):
     async with RelayClient(Credentials("owner", "o" * 30), base_url=url) as client:
         async with Journal(path, run="x", key=key) as journal:
-            most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-            resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, most))
+            hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard_limit))
             requests = RelayCreateRequest.fan_out([report], [f"p{n}" for n in range(4_000)])
             try:
-                await client.relay.create_many(requests, concurrency=20, journal=journal, on_outcome=tell)
+                await client.relay.create_many(requests, concurrency=20, journal=journal,
+                on_outcome=write_token)
             except BatchStoppedError as error:
                 sys.stderr.write(str(error.__cause__))
 
-def tell(outcome):
+def write_token(outcome):
     os.write(1, f"{outcome.relay_token}\\n".encode() if isinstance(outcome, Created) else b"")
 
 asyncio.run(main(*sys.argv[1:]))
@@ -127,7 +128,7 @@ asyncio.run(main(*sys.argv[1:]))
 async def test_a_limit_on_the_file_size_stops_the_run(plaid, client, report, tmp_path):
     """A process that has a limit on the size of files, such as a quota, behaves as with a full disk."""
     path, partners = tmp_path / "relay.db", partner_names(4_000)
-    command = (sys.executable, "-c", GROWN, plaid.url, report, path, KEY)
+    command = (sys.executable, "-c", LIMITED_PROGRAM, plaid.url, report, path, KEY)
     pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
     async with running_process_async(*command, **pipes) as process:
         tokens, error = await process.communicate()
@@ -142,7 +143,7 @@ async def test_a_limit_on_the_file_size_stops_the_run(plaid, client, report, tmp
     await check_tokens(plaid, path, outcomes, [])
 
 
-# -------------------------------------------------------------------------- a file that is not as it should be
+# ------------------------------------------------------------------------------ damaged or locked files
 
 
 async def test_a_damaged_file_is_reported(plaid, client, report, tmp_path):
@@ -174,7 +175,7 @@ async def test_a_short_lock_is_waited_for(plaid, client, report, tmp_path):
     assert (error, len(outcomes)) == (None, 50)
 
 
-# ------------------------------------------------------------------------------- what lies beside a file
+# ----------------------------------------------------------------------------------------- lock files
 
 
 def lock_files(path):
@@ -203,7 +204,7 @@ async def test_a_failed_registration_on_a_server_is_an_error(plaid, client, repo
     assert not plaid.requests
 
 
-KILLED = """
+KILLED_PROGRAM = """
 import asyncio, os, signal, sys
 from plaid_relay_async import Credentials, RelayClient
 from plaid_relay_async.journal import Journal
@@ -223,7 +224,7 @@ async def test_lock_files_of_dead_workers_are_deleted(plaid, client, report, tmp
     path = tmp_path / "relay.db"
     for _ in range(2):
         async with running_process_async(
-            sys.executable, "-c", KILLED, plaid.url, report, path, KEY
+            sys.executable, "-c", KILLED_PROGRAM, plaid.url, report, path, KEY
         ) as process:
             assert await process.wait() == -signal.SIGKILL
     async with Journal(path, run="living", key=KEY) as live:
@@ -253,48 +254,48 @@ async def test_a_lock_file_that_cannot_be_deleted_does_not_prevent_closing(clien
 # ---------------------------------------------------------------------------- a connection that is cut
 
 
-class Cutter:
-    """Stands between a journal and PostgreSQL, and cuts the connection over which the n-th message comes.
+class CuttingProxy:
+    """A proxy in front of PostgreSQL that cuts the connection of the n-th message from the journal.
 
     Attributes:
-        seen: how many messages have come from the journal.
-        at: the number of the one at which it cuts.
-        answered: whether the server gets that message still, and it is the answer that is lost.
+        received: the number of messages from the journal.
+        at: the number of the message at which it cuts.
+        forwarded: whether the server still gets that message, so that only its response is lost.
     """
 
-    def __init__(self, at, *, answered):
-        self.seen = 0
+    def __init__(self, at, *, forwarded):
+        self.received = 0
         self.at = at
-        self.answered = answered
+        self.forwarded = forwarded
 
     @asynccontextmanager
-    async def before(self, port):
+    async def in_front_of(self, port):
         self.port = port
         async with await asyncio.start_server(self.serve, "127.0.0.1", 0) as server:
             yield f"postgresql://postgres@127.0.0.1:{server.sockets[0].getsockname()[1]}/postgres"
 
     async def serve(self, reader, writer):
         upstream, to_upstream = await asyncio.open_connection("127.0.0.1", self.port)
-        answers = asyncio.create_task(self.pass_on(upstream, writer))
+        responses = asyncio.create_task(self.forward(upstream, writer))
         with contextlib.suppress(ConnectionError):
             while message := await reader.read(65536):
-                self.seen += 1
-                if self.seen == self.at and not self.answered:
+                self.received += 1
+                if self.received == self.at and not self.forwarded:
                     break
-                if self.seen == self.at:
-                    answers.cancel()
-                    await asyncio.wait([answers])
+                if self.received == self.at:
+                    responses.cancel()
+                    await asyncio.wait([responses])
                     to_upstream.write(message)
                     await upstream.read(65536)
                     break
                 to_upstream.write(message)
                 await to_upstream.drain()
-        answers.cancel()
-        await asyncio.wait([answers])
+        responses.cancel()
+        await asyncio.wait([responses])
         for each in (writer, to_upstream):
             each.transport.abort()
 
-    async def pass_on(self, reader, writer):
+    async def forward(self, reader, writer):
         with contextlib.suppress(ConnectionError):
             while message := await reader.read(65536):
                 writer.write(message)
@@ -302,18 +303,18 @@ class Cutter:
 
 
 @pytest.mark.full_size
-@pytest.mark.parametrize("answered", [False, True], ids=["before the server", "before the answer"])
-async def test_a_connection_that_is_cut_at_each_message(plaid, client, report, postgres, answered, rounds):
+@pytest.mark.parametrize("forwarded", [False, True], ids=["before the server", "before the response"])
+async def test_a_connection_that_is_cut_at_each_message(plaid, client, report, postgres, forwarded, rounds):
     """The journal connects again and all pairs are created; if it can't be opened, nothing is sent."""
     await postgres.reset()
-    cutter = Cutter(0, answered=answered)
-    async with cutter.before(postgres.port) as url:
+    proxy = CuttingProxy(0, forwarded=forwarded)
+    async with proxy.in_front_of(postgres.port) as url:
         assert (await create_each(client, report, url, partner_names(5)))[1] is None
     reasons = []
-    for at in range(1, cutter.seen + 1, max(1, 12 // rounds)):
+    for at in range(1, proxy.received + 1, max(1, 12 // rounds)):
         await postgres.reset()
         partners, sent = partner_names(5, f"{at}-"), len(plaid.requests)
-        async with Cutter(at, answered=answered).before(postgres.port) as url:
+        async with CuttingProxy(at, forwarded=forwarded).in_front_of(postgres.port) as url:
             outcomes, error = await create_each(client, report, url, partners)
         reasons.append(error)
         if error is None:

@@ -20,7 +20,7 @@ from plaid_relay_async.simulator import Fault
 
 pytestmark = pytest.mark.may_block  # SQLAlchemy's own
 
-NOBODY = 65534  # the user that root becomes; an ordinary user stays what it is
+NOBODY = 65534  # the owner of the journal if the tests run as root; otherwise their user is the owner
 
 WORKER = """
 import asyncio, os, sys

@@ -122,7 +122,7 @@ async def test_a_path_with_characters_of_a_url(tmp_path, name):
     assert (tmp_path / name).stat().st_size > 0
 
 
-# --------------------------------------------------------------------------------------- what is refused
+# --------------------------------------------------------------------------------------- invalid settings
 
 
 @pytest.mark.parametrize(

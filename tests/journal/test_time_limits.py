@@ -31,7 +31,7 @@ class Gate:
         self._shut = False
 
     @asynccontextmanager
-    async def before(self, server):
+    async def in_front_of(self, server):
         self._port = server.port
         async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as listening:
             port = listening.sockets[0].getsockname()[1]
@@ -41,7 +41,7 @@ class Gate:
             await asyncio.gather(*self._links, return_exceptions=True)
 
     def drop(self):
-        """Forward nothing more on the connections that there are."""
+        """Forward nothing more on the existing connections."""
         for link in self._links:
             link.silent.set()
 
@@ -85,7 +85,7 @@ async def takes_less_than(seconds):
 async def gate(postgres):
     await postgres.reset()
     gate = Gate()
-    async with gate.before(postgres) as gate.url:
+    async with gate.in_front_of(postgres) as gate.url:
         yield gate
 
 
@@ -260,8 +260,8 @@ async def reject_rows(postgres, state, times):
         "CREATE SEQUENCE refusals",
         f"""
         CREATE FUNCTION reject_rows() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            IF nextval('refusals') <= {times} THEN RAISE EXCEPTION 'refused' USING ERRCODE = '{state}'; END IF;
-            RETURN NULL;
+            IF nextval('refusals') <= {times} THEN RAISE EXCEPTION 'refused' USING ERRCODE = '{state}'; END
+            IF; RETURN NULL;
         END $$
         """,
         "CREATE TRIGGER refuse BEFORE INSERT ON relay_entries EXECUTE FUNCTION reject_rows()",

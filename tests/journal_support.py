@@ -79,7 +79,7 @@ async def lease_expiry(postgres):
 
 @asynccontextmanager
 async def cancelled_before_sending(path, batch):
-    """Lock the file, start the batch, abandon it while its first intent waits, and release the file after the block."""
+    """Lock the file, abandon the batch while its first intent waits, and release the file after the block."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         running = asyncio.ensure_future(batch)

@@ -1,4 +1,4 @@
-"""Random run_histories of pairs of report and partner, compared with a model of what each run may do, and the ledger."""
+"""Random histories of pairs of report and partner, compared with a model and with the ledger."""
 
 from __future__ import annotations
 
@@ -397,10 +397,10 @@ class World:
         self.responses.gate.set()
         return await self.running
 
-    # ----------------------------------------------------------------------------------------- what is recorded
+    # ---------------------------------------------------------------------------------------------- checks
 
     async def check_records(self):
-        """Check that each token is in its run's records unless forgotten, and that a pair without one shows a doubt."""
+        """Check that each token that isn't forgotten, and each doubt without a token, is recorded."""
         records = [record for run in self.opened async for record in self.reader.records(self.named(run))]
         for partner, attempts in self.pairs.items():
             partner_records = [

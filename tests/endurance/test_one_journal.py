@@ -83,7 +83,7 @@ class Proof:
         return tokens
 
     async def check_the_first_round(self):
-        """Check that nothing was sent twice, and that each issued token is recorded unless its response was lost."""
+        """Check that nothing was sent twice, and that each token is recorded unless its response was lost."""
         sent = [each for each in self.plaid.requests if each.status not in DECLINED]
         assert max(Counter(each.secondary_client_id for each in sent).values()) == 1
         issued = self.issued()

@@ -1,4 +1,4 @@
-"""Bulk runs that are killed at random moments, and resumed with `--retry-unknown` until every pair has a token."""
+"""Bulk runs that are killed at random, and resumed with `--retry-unknown` until each pair has a token."""
 
 from __future__ import annotations
 

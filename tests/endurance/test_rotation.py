@@ -82,7 +82,7 @@ def count_rotated(path):
 
 
 async def test_others_create_beside_a_rotation(plaid, report, tmp_path, size):
-    """Two processes create several tokens during each page of a rotation, and the file is never locked for long."""
+    """Two processes create several tokens during each page of a rotation, and none finds the file locked."""
     path, count = tmp_path / "relay.db", size(5_000, 200_000)
     await fill_journal(path, count)
     keys = f"{OTHER_KEY},{KEY}"

@@ -60,8 +60,8 @@ async def main():
     owner = Credentials("owner", "secret-of-the-owner")
     async with RelayClient(owner, base_url=address, timeouts=timeouts) as client:
         async with Journal(url, run="x", key=key, lease=float(lease)) as journal:
-            await client.relay.create_many(RelayCreateRequest.fan_out([report], ["p0", "p1", "p2"]),
-            journal=journal)
+            requests = RelayCreateRequest.fan_out([report], ["p0", "p1", "p2"])
+            await client.relay.create_many(requests, journal=journal)
 
 asyncio.run(main())
 """
@@ -525,7 +525,7 @@ async def test_an_intent_after_the_lease_is_not_recorded(client, report, postgre
         assert await postgres.execute("SELECT count(*) FROM relay_entries") == [(1,)]
 
 
-# ----------------------------------------------------------------------- a retry that fails, and other attempts
+# ------------------------------------------------------------------------------- attempts after another
 
 
 async def unknown_in(client, plaid, report, url, run):

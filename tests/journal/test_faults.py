@@ -77,7 +77,7 @@ def small_disk(tmp_path):
 
     if os.geteuid() != 0 or mount("size=1m"):
         pytest.skip(
-            "only root may mount a small disk; test_a_limit_on_the_file_size_stops_the_run does the same without root"
+            "only root may mount a small disk; test_a_limit_on_the_file_size_stops_the_run needs no root"
         )
     try:
         yield folder, lambda: mount("remount,size=64m")
@@ -112,8 +112,9 @@ async def main(url, report, path, key):
             resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard_limit))
             requests = RelayCreateRequest.fan_out([report], [f"p{n}" for n in range(4_000)])
             try:
-                await client.relay.create_many(requests, concurrency=20, journal=journal,
-                on_outcome=write_token)
+                await client.relay.create_many(
+                    requests, concurrency=20, journal=journal, on_outcome=write_token
+                )
             except BatchStoppedError as error:
                 sys.stderr.write(str(error.__cause__))
 

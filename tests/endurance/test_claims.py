@@ -210,7 +210,7 @@ class World:
             self.plaid.fail(Fault(path=path, **FAULTS[fault]))
 
     def named(self, name):
-        """Return the name of a run or partner in this history; all run_histories share one journal."""
+        """Return the name of a run or partner in this history; all histories share one journal."""
         return f"{name}-{self.number}"
 
     def journal(self, run, policy):
@@ -448,7 +448,7 @@ def base_url_for(plaid, host):
 
 @define(eq=False)
 class Worlds:
-    """Provides worlds: many run_histories share one, until one of them fails.
+    """Provides worlds: many histories share one, until one of them fails.
 
     Attributes:
         make: creates a world.
@@ -561,7 +561,7 @@ REGRESSIONS = (
 
 
 def run_histories(make, examples):
-    """Run a number of random run_histories, and those that have revealed a defect before."""
+    """Run a number of random histories, and those that have revealed a defect before."""
     with worlds(make) as opened:
         configured(opened.run_history, examples)
 

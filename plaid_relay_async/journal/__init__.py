@@ -1,6 +1,8 @@
-"""The journal: a durable record of bulk runs, in SQLite or PostgreSQL. It comes with the extra `journal`.
+"""The journal: a durable record of calls that create and remove tokens, in SQLite or PostgreSQL.
 
-`metadata` has its tables, for those who look after their schemas with Alembic.
+It writes an intent before each attempt and the outcome after it (a write-ahead record), so that a run can be
+resumed after a crash. It requires the extra `journal`. `metadata` has the tables, for schema management with
+Alembic.
 """
 
 try:

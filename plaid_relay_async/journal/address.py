@@ -1,4 +1,4 @@
-"""Parses and checks the address of a journal before anything is opened, and checks SQLite's files."""
+"""The address of a journal: parsed and checked before anything is opened, with the files of SQLite."""
 
 from __future__ import annotations
 

@@ -482,7 +482,7 @@ class Journal:
 
 def _check_printable(name: str, value: object) -> None:
     if not isinstance(value, str) or not value.isprintable() or not value:
-        raise ConfigurationError(f"{name} must be a string that isn't empty and has only printable characters")
+        raise ConfigurationError(f"{name} must be a string that isn't empty, of only printable characters")
 
 
 def _select_tokens(after: int, connection: Connection) -> Hidden[list[Any]]:

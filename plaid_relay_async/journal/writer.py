@@ -46,8 +46,7 @@ class PairLookup:
         own: the current row of this run.
         holding: the row, of any run, that holds the pair.
         in_progress: whether a live worker is creating or removing a token of the pair.
-        maybe_in_flight: whether a request of a dead worker may still reach Plaid, or its response this
-            worker.
+        maybe_in_flight: whether a request of a worker with an expired lease may still be in flight.
     """
 
     own: Row | None

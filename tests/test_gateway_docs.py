@@ -1,4 +1,4 @@
-"""The pages about the gateway are held against the code, and what is to be copied from them is run."""
+"""The pages about the gateway: their tables match the code, and their examples work."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ def section(heading, text=PAGE):
     return re.search(rf"^##+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)[1]
 
 
-def rows(heading, columns, text=PAGE):
-    """The first cells of each row of a section's tables, but for their heads."""
+def table_rows(heading, columns, text=PAGE):
+    """Return the first cells of each row of a section's tables, without heads."""
     found = re.findall(r"^\| (.*) \|$", section(heading, text), re.MULTILINE)
     cells = [re.split(r" *\| *", line) for line in found]
     return [line[:columns] for line in cells if line[0].startswith("`") or line[0].isdigit()]
 
 
-def block(language):
+def code_block(language):
     [found] = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     return found
 
 
-def file_of(path):
-    """The text of a file that the page shows, without the line that names it."""
+def shown_file(path):
+    """Return the content of a file that the page shows, without the line that names it."""
     [found] = re.findall(rf"^```\w+\n# {re.escape(path)}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     return found
 
@@ -77,15 +77,15 @@ def file_of(path):
 # the tables
 
 
-def test_every_answer_is_told():
-    """gateway.md lists each answer of the gateway's own, with its status."""
-    told = [(int(status), code.strip("`")) for status, code in rows("Responses of the gateway", 2)]
+def test_each_error_is_documented():
+    """gateway.md lists each error response of the gateway with its status."""
+    told = [(int(status), code.strip("`")) for status, code in table_rows("What callers see", 2)]
     assert sorted(told) == sorted((reason.status, reason.code) for reason in ERROR_REASONS)
 
 
 @pytest.mark.parametrize("reason", ERROR_REASONS, ids=lambda reason: reason.code)
-def test_what_is_unknown_is_told(reason):
-    """Of a creation, the four answers that gateway.md calls unknown are so to our client, and no other."""
+def test_unknown_outcomes_are_documented(reason):
+    """For a creation, exactly the four errors that gateway.md calls unknown are unknown to the client."""
     answered = error_response(reason, "gateway-1")
     answer = RawResponse(reason.status, answered.headers, bytearray(answered.body))
     with pytest.raises(PlaidRelayError) as caught:
@@ -96,8 +96,8 @@ def test_what_is_unknown_is_told(reason):
     assert f"`{reason.code}`" in section("Responses of the gateway")
 
 
-def options(function):
-    """The options of a command with their defaults, as its users write them."""
+def options_of(function):
+    """Return a command's options with their defaults, as users write them."""
     hints = get_type_hints(function, include_extras=True)
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -113,43 +113,43 @@ def options(function):
     ("heading", "command", "elsewhere"),
     [("Start the gateway", commands.run_gateway, {}), ("Keys", commands.add, {"--keys": ""})],
 )
-def test_every_option_is_told(heading, command, elsewhere):
+def test_each_option_is_documented(heading, command, elsewhere):
     """gateway.md lists each option with its default."""
     told = {}
-    for names, default in rows(heading, 2):
+    for names, default in table_rows(heading, 2):
         for name in re.findall(r"`(--[\w-]+)`", names):
             told[name] = default
-    assert told | elsewhere == options(command)
+    assert told | elsewhere == options_of(command)
 
 
-def test_every_command_is_told():
-    """gateway.md lists what can be done about keys."""
+def test_each_command_is_documented():
+    """gateway.md lists the commands for keys."""
     told = re.findall(r"`gateway keys (\w+)", section("Keys"))
     assert set(told) >= {"add", "list", "revoke"} == {name for name in commands.keys if name.isalpha()}
 
 
-def test_the_variables_are_told():
-    """The variables of each set in gateway.md are those that the command looks at."""
-    for name, told in rows("Sets of credentials", 2):
+def test_the_variables_are_documented():
+    """gateway.md lists the environment variables that the command reads for each set."""
+    for name, told in table_rows("Sets of credentials", 2):
         assert told == ", ".join(f"`{variable}`" for variable in variable_names(name.strip("`")))
 
 
-def test_every_field_of_the_audit_log_is_told(caplog):
-    """gateway.md lists the fields of an audit line, in their order."""
+def test_each_field_of_the_audit_log_is_documented(caplog):
+    """gateway.md lists the fields of an audit line, in order."""
     caplog.set_level(logging.INFO)
     AuditRecord().write()
     told = [
-        name.strip("`") for name, *_ in rows("Health, metrics and the audit log", 1) if "plaid_" not in name
+        name.strip("`") for name, *_ in table_rows("Health, metrics and the audit log", 1) if "plaid_" not in name
     ]
     assert told == list(json.loads(caplog.messages[-1]))
 
 
-def test_every_metric_is_told():
+def test_each_metric_is_documented():
     """gateway.md lists the metrics and their labels."""
     metrics = Metrics(lambda: 0, lambda: 0)
     metrics.count_call(AuditRecord())
     page, told = metrics.render_text().decode(), set()
-    for name, labels in rows("Health, metrics and the audit log", 2):
+    for name, labels in table_rows("Health, metrics and the audit log", 2):
         if name.startswith("`plaid_"):
             line = re.search(rf"^{name.strip('`')}(?:_count)?(?:{{(.*)}})? ", page, re.MULTILINE)
             assert set(re.findall(r"(\w+)=", line[1] or "")) == set(re.findall(r"\w+", labels))
@@ -164,7 +164,7 @@ def test_every_metric_is_told():
 
 @pytest.fixture
 def shell(tmp_path):
-    """A folder with `plaid-relay`, and a configuration folder of its own."""
+    """Return a function that runs a line with `plaid-relay` in a temporary folder and configuration."""
     script = f'#!/bin/sh\nexec "{sys.executable}" -m plaid_relay_async.cli "$@"\n'
     (tmp_path / "plaid-relay").write_text(script)
     (tmp_path / "plaid-relay").chmod(0o700)
@@ -183,8 +183,8 @@ def shell(tmp_path):
     return run
 
 
-def serves(process):
-    """Whether it says where it is, and ends as it should when it is told to."""
+def stops_cleanly(process):
+    """Return whether it reports its address and exits successfully on SIGTERM, and its output."""
     line = process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate()
@@ -192,8 +192,8 @@ def serves(process):
     return re.match(r"(listening on|console:) http", line), out + err
 
 
-def test_every_example_of_the_command_works(shell):
-    """Each line of the command in gateway.md does what it says, in the page's order."""
+def test_each_example_of_the_command_works(shell):
+    """Each command line of gateway.md works, in the page's order."""
     lines = re.findall(r"^\$ (plaid-relay .*)", PAGE, re.MULTILINE)
     assert len(lines) == 6
     for line in lines:
@@ -201,42 +201,42 @@ def test_every_example_of_the_command_works(shell):
             if "keys" in line:
                 assert process.wait() == 0, process.stderr.read()
             else:
-                assert serves(process)[0]
+                assert stops_cleanly(process)[0]
 
 
-def on_a_free_port(command, folder):
+def with_free_port(command, folder):
     return re.sub(r"(port) \d+", r"\1 0", command).replace("/var/lib/plaid-gateway", str(folder))
 
 
-def test_the_unit(shell, tmp_path):
-    """The command of the unit runs, for longer than calls in flight may take to end."""
-    unit = file_of("/etc/systemd/system/plaid-gateway.service").replace("\\\n", "")
+def test_the_systemd_unit(shell, tmp_path):
+    """Its command runs, and TimeoutStopSec exceeds the drain time."""
+    unit = shown_file("/etc/systemd/system/plaid-gateway.service").replace("\\\n", "")
     command = re.search(r"^ExecStart=/opt/plaid-gateway/bin/(.*)$", unit, re.MULTILINE)[1]
-    with shell(on_a_free_port(command, tmp_path)) as process:
-        assert serves(process)[0]
+    with shell(with_free_port(command, tmp_path)) as process:
+        assert stops_cleanly(process)[0]
     stop = float(re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[1])
     assert stop > inspect.signature(Gateway.__init__).parameters["drain"].default
     [add] = re.findall(r"^sudo -u plaid-gateway /opt/plaid-gateway/bin/(.*)$", PAGE, re.MULTILINE)
-    with shell(on_a_free_port(add, tmp_path)) as process:
+    with shell(with_free_port(add, tmp_path)) as process:
         assert process.wait() == 0
 
 
-def reload_of(process):
-    """Send what the unit sends to reload, as a command."""
-    unit = file_of("/etc/systemd/system/plaid-gateway.service")
+def reload_command(process):
+    """Return the command by which the unit reloads, for a process."""
+    unit = shown_file("/etc/systemd/system/plaid-gateway.service")
     return re.search(r"^ExecReload=(.*)$", unit, re.MULTILINE)[1].replace("$MAINPID", str(process.pid))
 
 
-def audited(shell, folder):
-    """Run the unit's command with the audit file that the page adds to it, in a folder of the test's own."""
-    unit = file_of("/etc/systemd/system/plaid-gateway.service").replace("\\\n", "")
+def run_with_audit_file(shell, folder):
+    """Run the unit's command with the audit file that the page adds to it, in a temporary folder."""
+    unit = shown_file("/etc/systemd/system/plaid-gateway.service").replace("\\\n", "")
     command = re.search(r"^ExecStart=/opt/plaid-gateway/bin/(.*)$", unit, re.MULTILINE)[1]
     [option] = re.findall(r"`(--audit /var/log/plaid-gateway/\S+)`", section("Log rotation"))
-    return shell(f"{on_a_free_port(command, folder)} {option.replace('/var/log/plaid-gateway', str(folder))}")
+    return shell(f"{with_free_port(command, folder)} {option.replace('/var/log/plaid-gateway', str(folder))}")
 
 
-def refused(process, folder):
-    """Return a function that makes a call that is refused, and waits for the line in the audit log."""
+def rejected_call(process, folder):
+    """Return a function that makes a call that is rejected, and waits for its audit line."""
     url = re.match("listening on (.*)", process.stdout.readline())[1]
     process.stdout.readline()  # of the metrics
     host, port = url.removeprefix("http://").split(":")
@@ -253,9 +253,9 @@ def refused(process, folder):
     return call
 
 
-def test_a_rotation_of_the_audit_log(shell, tmp_path):
-    """What the unit sends to reload lets the gateway go on in a new file, as logrotate's settings expect."""
-    settings = file_of("/etc/logrotate.d/plaid-gateway")
+def test_audit_log_rotation(shell, tmp_path):
+    """The unit's reload command makes the gateway write to a new file, as logrotate's settings expect."""
+    settings = shown_file("/etc/logrotate.d/plaid-gateway")
     [path] = re.findall(r"`--audit (\S+)`", section("Log rotation"))
     assert settings.startswith(f"{path} {{\n")
     assert "systemctl reload plaid-gateway" in settings
@@ -263,11 +263,11 @@ def test_a_rotation_of_the_audit_log(shell, tmp_path):
     folder = re.search(r"^LogsDirectory=(.*)$", PAGE, re.MULTILINE)[1]
     assert path.startswith(f"/var/log/{folder}/")
     audit = tmp_path / Path(path).name
-    with audited(shell, tmp_path) as process:
-        call = refused(process, tmp_path)
+    with run_with_audit_file(shell, tmp_path) as process:
+        call = rejected_call(process, tmp_path)
         call()
         audit.rename(tmp_path / "rotated")
-        subprocess.run(shlex.split(reload_of(process)), check=True)
+        subprocess.run(shlex.split(reload_command(process)), check=True)
         lines = iter(process.stderr.readline, "")
         assert "plaid-relay: reloaded\n" in lines
         call()
@@ -276,15 +276,15 @@ def test_a_rotation_of_the_audit_log(shell, tmp_path):
 
 
 @pytest.mark.skipif(LOGROTATE is None, reason="there is no logrotate")
-def test_logrotate_takes_the_settings(shell, tmp_path):
-    """Logrotate itself renames the file and has the gateway go on in a new one."""
-    settings = file_of("/etc/logrotate.d/plaid-gateway").replace("/var/log/plaid-gateway", str(tmp_path))
+def test_logrotate_accepts_the_settings(shell, tmp_path):
+    """Logrotate renames the file, and the gateway writes to a new one."""
+    settings = shown_file("/etc/logrotate.d/plaid-gateway").replace("/var/log/plaid-gateway", str(tmp_path))
     settings = re.sub(r"^ *su .*\n", "", settings, flags=re.MULTILINE)
-    with audited(shell, tmp_path) as process:
-        call = refused(process, tmp_path)
+    with run_with_audit_file(shell, tmp_path) as process:
+        call = rejected_call(process, tmp_path)
         call()
         (tmp_path / "logrotate.conf").write_text(
-            settings.replace("systemctl reload plaid-gateway", reload_of(process))
+            settings.replace("systemctl reload plaid-gateway", reload_command(process))
         )
         words = [LOGROTATE, "--force", "--state", tmp_path / "state", tmp_path / "logrotate.conf"]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -296,11 +296,11 @@ def test_logrotate_takes_the_settings(shell, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
-def test_systemd_takes_the_unit(tmp_path):
-    """Systemd finds nothing wrong with the unit, and little that it could be kept from."""
+def test_systemd_accepts_the_unit(tmp_path):
+    """Systemd reports no problem with the unit, and a low exposure."""
     unit = tmp_path / "plaid-gateway.service"
     # What it runs and whom it runs as would have to be there.
-    text = file_of("/etc/systemd/system/plaid-gateway.service").replace(
+    text = shown_file("/etc/systemd/system/plaid-gateway.service").replace(
         "/opt/plaid-gateway/bin/plaid-relay", sys.executable
     )
     unit.write_text(text.replace("User=plaid-gateway", "User=daemon"))
@@ -321,13 +321,13 @@ def test_systemd_takes_the_unit(tmp_path):
 
 
 def test_the_container(shell, tmp_path):
-    """What the image runs starts, once it is told how callers reach it."""
-    file = block("dockerfile")
+    """The image's command starts with the options that name how callers reach it."""
+    file = code_block("dockerfile")
     words = json.loads(re.search(r"^ENTRYPOINT (.*)$", file, re.MULTILINE)[1])
     words += ["--name", "plaid-gateway.internal.example", "--plain-http"]
     command = shlex.join(words).replace("8484", "0").replace("/keys/", f"{tmp_path}/")
     with shell(command) as process:
-        assert serves(process)[0]
+        assert stops_cleanly(process)[0]
     for port in re.findall(r"^EXPOSE (\d+)$", file, re.MULTILINE):
         assert port in words
     assert re.search(r"^USER (?!root)", file, re.MULTILINE)
@@ -341,15 +341,15 @@ NGINX_COMMAND = [NGINX, "-q", "-e", "stderr"]
 
 
 def free_port():
-    """Return a port that is free now, for a program that doesn't say which one it has taken."""
+    """Return a port that is free now, for a program that doesn't report the port it picked."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 def nginx_settings(folder, port, gateway="127.0.0.1:8484"):
-    """The page's settings with ports, certificates and folders of the test's own."""
-    text = block("nginx").replace("127.0.0.1:8484", gateway)
+    """Write the page's settings with the test's ports, certificates and folders, and return the file."""
+    text = code_block("nginx").replace("127.0.0.1:8484", gateway)
     text = text.replace("listen 443 ssl", f"listen 127.0.0.1:{port} ssl")
     text = text.replace("/etc/ssl/plaid-gateway.pem", f"{folder}/certificate.pem")
     text = text.replace("/etc/ssl/private/plaid-gateway.key", f"{folder}/key.pem")
@@ -364,7 +364,7 @@ def nginx_settings(folder, port, gateway="127.0.0.1:8484"):
 
 @pytest.fixture
 def certificate(tmp_path):
-    """The authority whose certificate nginx is given."""
+    """Return the CA that issued nginx's certificate."""
     authority = trustme.CA()
     issued = authority.issue_cert("plaid-gateway.internal.example", "localhost")
     issued.private_key_pem.write_to_path(tmp_path / "key.pem")
@@ -372,23 +372,23 @@ def certificate(tmp_path):
     return authority
 
 
-def seconds(name):
-    return float(re.search(rf"{name} (\d+)s;", block("nginx"))[1])
+def seconds_of(name):
+    return float(re.search(rf"{name} (\d+)s;", code_block("nginx"))[1])
 
 
-def test_the_settings_for_nginx():
-    """Nginx waits for longer than the gateway does, gives idle connections up earlier, and repeats nothing."""
+def test_the_nginx_settings():
+    """Nginx waits longer than the gateway, closes idle connections earlier, and repeats no request."""
     times = Timeouts()
-    assert seconds("proxy_read_timeout") > times.connect + times.slow_read
-    assert f"{times.connect + times.slow_read:.0f} s for which the gateway waits" in block("nginx")
-    assert re.search(r"\n    keepalive_timeout 60s;", block("nginx"))
+    assert seconds_of("proxy_read_timeout") > times.connect + times.slow_read
+    assert f"{times.connect + times.slow_read:.0f} s for which the gateway waits" in code_block("nginx")
+    assert re.search(r"\n    keepalive_timeout 60s;", code_block("nginx"))
     assert connections._KEEPALIVE_SECONDS > 60
-    assert "proxy_next_upstream off;" in block("nginx")
+    assert "proxy_next_upstream off;" in code_block("nginx")
 
 
 @pytest.mark.skipif(NGINX is None, reason="there is no nginx")
-def test_nginx_takes_the_settings(certificate, tmp_path):
-    """Nginx finds nothing wrong with the settings."""
+def test_nginx_accepts_the_settings(certificate, tmp_path):
+    """Nginx reports no problem with the settings."""
     tested = subprocess.run(
         [*NGINX_COMMAND, "-t", "-c", nginx_settings(tmp_path, free_port()), "-p", tmp_path],
         capture_output=True,
@@ -399,24 +399,24 @@ def test_nginx_takes_the_settings(certificate, tmp_path):
 
 
 @contextlib.contextmanager
-def nginx(folder, gateway):
-    """Run nginx on a free port, which has to be guessed."""
+def running_nginx(folder, gateway):
+    """Run nginx on a port that was free just before, and yield the port."""
     port = free_port()
     words = [*NGINX_COMMAND, "-c", nginx_settings(folder, port, gateway), "-p", folder]
 
-    def serves():
+    def stops_cleanly():
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
             return True
 
     with running_process(words, stderr=subprocess.DEVNULL):
-        wait_until(serves)
+        wait_until(stops_cleanly)
         yield port
 
 
 @pytest.mark.may_block
 @pytest.mark.skipif(NGINX is None, reason="there is no nginx")
 async def test_a_gateway_behind_nginx(certificate, tmp_path):
-    """Through nginx as the page sets it up calls pass once, and a broken answer is unknown."""
+    """Through nginx each call is executed once, and a truncated response is unknown."""
     context = ssl.create_default_context()
     certificate.configure_trust(context)
     record, key = new_key("ann", operations=[RELAY_CREATE.path, "/credit/relay/get"])
@@ -429,7 +429,7 @@ async def test_a_gateway_behind_nginx(certificate, tmp_path):
             allowed_hosts=["plaid-gateway.internal.example", "localhost"],
         ) as gateway,
     ):
-        with nginx(tmp_path, gateway.url.removeprefix("http://")) as port:
+        with running_nginx(tmp_path, gateway.url.removeprefix("http://")) as port:
             async with RelayClient(
                 gateway_key=key,
                 base_url=f"https://localhost:{port}",
@@ -449,8 +449,8 @@ async def test_a_gateway_behind_nginx(certificate, tmp_path):
 # the threat model
 
 
-def test_every_test_that_is_named_is_there():
-    """Each test that threat-model.md relies on is there by that name."""
+def test_each_named_test_exists():
+    """Each test that threat-model.md names exists."""
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(test_\w+))?`", MODEL)
     assert named
     for file, test in named:
@@ -458,9 +458,9 @@ def test_every_test_that_is_named_is_there():
         assert f"def {test}(" in text if test else text, (file, test)
 
 
-def test_every_module_of_the_gateway_obliges():
-    """threat-model.md says for each module of the gateway what an edit of it touches."""
-    told = "\n".join(cells[0] for cells in rows("Changes that require a review", 1, MODEL))
+def test_each_module_of_the_gateway_is_listed():
+    """threat-model.md says for each module of the gateway what an edit of it affects."""
+    told = "\n".join(cells[0] for cells in table_rows("What obliges to change this page", 1, MODEL))
     modules = (INSTALLED / "gateway").rglob("*.py")
     names = {f"gateway/{path.name}" for path in modules if path.name != "__init__.py"}
     assert names <= set(re.findall(r"gateway/\w+\.py", told))

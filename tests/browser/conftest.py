@@ -1,6 +1,6 @@
-"""A browser, and a console to look at: the page of a real gateway to a simulator.
+"""A browser, and the console of a real gateway to a simulator.
 
-Without a browser the tests are skipped, which pytest says; where CI is set they fail instead.
+Without a browser the tests are skipped; if CI is set, they fail instead.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One event loop for all of these: a browser belongs to the loop that started it."""
+    """Run all of these tests in one event loop: a browser belongs to the loop that started it."""
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here) and isinstance(item, pytest.Function):
@@ -57,14 +57,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @define(eq=False)
 class Console:
-    """A page of a gateway's console, and what has gone on around it.
+    """A page of a gateway's console, with its environment.
 
     Attributes:
         page: the browser's page.
-        plaid: what the gateway forwards to.
-        gateway: whose page it is.
-        keys: of the gateway's callers, by their names.
-        trouble: what the browser complained of, and requests to anywhere else. It has to stay empty.
+        plaid: the simulator that the gateway forwards to.
+        gateway: serves the page.
+        keys: the gateway's caller keys, by name.
+        problems: errors that the browser reported, and requests to other servers; must stay empty.
     """
 
     page: Page
@@ -74,7 +74,7 @@ class Console:
     problems: list[str] = field(factory=list)
 
     async def open(self, caller: str | None = "owner", **secrets: str) -> Page:
-        """Open the page by a link with a one-time code for a key and tokens."""
+        """Open the page, by a link with a one-time code for a key and tokens."""
         values = ({} if caller is None else {"key": self.keys[caller]}) | secrets
         await self.page.goto("about:blank")
         await self.page.goto(self.gateway.console_link(**values) if values else self.gateway.url)
@@ -82,7 +82,7 @@ class Console:
         return self.page
 
     async def choose_operation(self, path: str) -> None:
-        """Go to an operation, or to `many`."""
+        """Select an operation, or `many`."""
         await self.page.locator(f'#operations button[data-path="{path}"]').click()
 
     async def fill(self, **inputs: str) -> None:
@@ -90,18 +90,18 @@ class Console:
             await self.page.locator(f"#input-{name}").fill(value)
 
     async def send_request(self) -> str:
-        """Send, and give the headline of what came of it."""
+        """Send the request, and return the title of the result."""
         await self.page.locator("#send").click()
         await self.page.locator("#sending").wait_for(state="hidden")
         return await self.page.locator("#answer .title").inner_text()
 
     async def code_text(self, language: str) -> str:
-        """The code that is shown."""
+        """Return the code in a language."""
         await self.page.locator(f"#tab-{language}").click()
         return await self.page.locator("#code").text_content() or ""
 
     def record_problems(self) -> None:
-        """Note whatever a clean page doesn't do."""
+        """Record browser errors and requests to other servers."""
 
         def said(message: Any) -> None:
             # A browser writes down each answer that is an error; what was asked for is none.
@@ -142,7 +142,7 @@ async def browser() -> AsyncIterator[Browser]:
 async def running_console(
     browser: Browser, *, gateway: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Console]:
-    """A console in a profile of its own, with options of its gateway's and of the browser context's."""
+    """Run a console in a new browser context, with options for its gateway and the context."""
     made = {name: new_key(name, **bound) for name, bound in CALLERS.items()}
     async with (
         Simulator(clients={each.client_id: each.secret for each in CREDENTIALS.values()}) as plaid,
@@ -155,29 +155,29 @@ async def running_console(
     ):
         await context.grant_permissions(["clipboard-read", "clipboard-write"])
         context.set_default_timeout(10_000)
-        shown = Console(
+        console = Console(
             await context.new_page(), plaid, started, {name: key for name, (_, key) in made.items()}
         )
-        shown.record_problems()
-        yield shown
-        assert shown.problems == []
+        console.record_problems()
+        yield console
+        assert console.problems == []
 
 
 @pytest.fixture
-def consoles(browser: Browser) -> Callable[..., contextlib.AbstractAsyncContextManager[Console]]:
-    """Opens consoles; see `console`."""
+def open_console(browser: Browser) -> Callable[..., contextlib.AbstractAsyncContextManager[Console]]:
+    """A function that runs a console; see `running_console`."""
     return partial(running_console, browser)
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")
-async def modules(browser: Browser) -> AsyncIterator[Page]:
-    """A page whose modules can be imported, for what they do without the page; all tests share it."""
+async def module_page(browser: Browser) -> AsyncIterator[Page]:
+    """A page in which JavaScript modules can be imported and tested without the UI; all tests share it."""
     async with running_console(browser) as opened:
         yield await opened.open()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def shown(browser: Browser) -> AsyncIterator[Console]:
+async def console(browser: Browser) -> AsyncIterator[Console]:
     """A console on a wide screen."""
     async with running_console(browser) as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""Calls by hand: what is checked, what is sent, and what the page says of the answer."""
+"""Single calls: how inputs are checked, what is sent, and how the response is explained."""
 
 from __future__ import annotations
 
@@ -13,65 +13,65 @@ CREATE, GET, PDF = "/credit/relay/create", "/credit/relay/get", "/credit/relay/p
 REFRESH, REMOVE = "/credit/relay/refresh", "/credit/relay/remove"
 
 
-async def ready(shown, caller="owner", partner="partner", **secrets):
-    """A page on which a creation is filled in."""
-    token = shown.plaid.add_report()
-    page = await shown.open(caller, report_token=token, **secrets)
-    await shown.fill(secondary_client_id=partner)
+async def open_create_form(console, caller="owner", partner="partner", **secrets):
+    """Open the console with a filled-in creation."""
+    token = console.plaid.add_report()
+    page = await console.open(caller, report_token=token, **secrets)
+    await console.fill(secondary_client_id=partner)
     return page
 
 
-async def verdict(shown):
-    return await shown.page.locator("#answer .verdict").inner_text()
+async def result_text(console):
+    return await console.page.locator("#answer .verdict").inner_text()
 
 
-async def facts(shown):
-    names = await shown.page.locator("#answer dt").all_inner_texts()
-    return dict(zip(names, await shown.page.locator("#answer dd").all_inner_texts(), strict=True))
+async def facts(console):
+    names = await console.page.locator("#answer dt").all_inner_texts()
+    return dict(zip(names, await console.page.locator("#answer dd").all_inner_texts(), strict=True))
 
 
-async def test_a_call_is_answered(shown):
-    """A creation is sent as filled in; the answer is shown with its status, time and request id."""
-    await ready(shown)
-    await shown.fill(webhook="https://lender.example/relay")
-    assert await shown.send() == "Created"
-    [entry] = shown.plaid.ledger
+async def test_a_call_shows_its_response(console):
+    """A creation is sent as filled in, and its response is shown with status, time and request ID."""
+    await open_create_form(console)
+    await console.fill(webhook="https://lender.example/relay")
+    assert await console.send() == "Created"
+    [entry] = console.plaid.ledger
     assert entry["secondary_client_id"] == "partner"
     assert entry["client_id"] == "owner"
-    told = await facts(shown)
+    told = await facts(console)
     assert (told["Status"], told["Request id"]) == ("200", entry["request_id"])
     assert re.fullmatch(r"\d+ ms", told["Time"])
-    assert await shown.page.locator("#said").inner_text() == (
+    assert await console.page.locator("#said").inner_text() == (
         "Created. Status 200. Its token is among those in hand, below."
     )
 
 
-async def test_a_token_of_an_answer_goes_into_the_next_call(shown):
-    """The token of a creation is read, refreshed, and taken back, without being typed or shown."""
-    page = await ready(shown)
-    await shown.send()
-    relay_token = shown.plaid.ledger[0]["relay_token"]
+async def test_a_received_token_goes_into_the_next_call(console):
+    """A created token is read, refreshed and removed without being typed or shown."""
+    page = await open_create_form(console)
+    await console.send()
+    relay_token = console.plaid.ledger[0]["relay_token"]
     hand = page.locator("#hand")
     assert relay_token not in await page.locator("body").inner_text()
-    await page.locator("#key").fill(shown.keys["partner"])
+    await page.locator("#key").fill(console.keys["partner"])
     await hand.get_by_role("button", name="Read a shared report").click()
     assert await page.locator("#input-relay_token").input_value() == relay_token
-    assert await shown.send() == "Read"
+    assert await console.send() == "Read"
     assert '"report"' in await page.locator("#answer pre").inner_text()
     await hand.get_by_role("button", name="Refresh a shared report").click()
-    assert await shown.send() == "Created"
-    await page.locator("#key").fill(shown.keys["owner"])
+    assert await console.send() == "Created"
+    await page.locator("#key").fill(console.keys["owner"])
     await hand.get_by_role("button", name="Stop sharing").click()
-    assert await shown.send() == "Removed"
-    assert shown.plaid.ledger[0]["removed"]
+    assert await console.send() == "Removed"
+    assert console.plaid.ledger[0]["removed"]
     assert not await hand.is_visible()
 
 
-async def test_tokens_of_an_answer_are_hidden_until_asked_for(shown):
-    """A token in an answer is dots at first, and can be shown; what is copied has it."""
-    page = await ready(shown)
-    await shown.send()
-    relay_token = shown.plaid.ledger[0]["relay_token"]
+async def test_tokens_in_a_response_are_masked_until_shown(console):
+    """A token in a response is masked and can be shown; the copied response contains it."""
+    page = await open_create_form(console)
+    await console.send()
+    relay_token = console.plaid.ledger[0]["relay_token"]
     answer = page.locator("#answer pre")
     assert '"relay_token": "••••••••"' in await answer.inner_text()
     await page.get_by_role("button", name="Show tokens").click()
@@ -82,13 +82,13 @@ async def test_tokens_of_an_answer_are_hidden_until_asked_for(shown):
     assert json.loads(await page.evaluate("navigator.clipboard.readText()"))["relay_token"] == relay_token
 
 
-async def test_a_pdf_is_saved(shown):
-    """A PDF is offered as a file, byte for byte, with its size."""
-    page = await ready(shown)
-    await shown.send()
-    await page.locator("#key").fill(shown.keys["partner"])
+async def test_a_pdf_is_saved(console):
+    """A PDF is offered as a file, unchanged, with its size."""
+    page = await open_create_form(console)
+    await console.send()
+    await page.locator("#key").fill(console.keys["partner"])
     await page.locator("#hand").get_by_role("button", name="Shared report as PDF").click()
-    assert await shown.send() == "Read"
+    assert await console.send() == "Read"
     link = page.locator("#answer a")
     assert re.fullmatch(r"Save the PDF \([\d.]+ (bytes|kB)\)", await link.inner_text())
     async with page.expect_download() as saving:
@@ -96,7 +96,7 @@ async def test_a_pdf_is_saved(shown):
     content = await (await saving.value).path()
     assert content.read_bytes().startswith(b"%PDF-")
     assert content.read_bytes().rstrip().endswith(b"%%EOF")
-    assert len((await facts(shown))["Request id"]) == 15
+    assert len((await facts(console))["Request id"]) == 15
 
 
 ERRORS = [
@@ -138,30 +138,30 @@ ERRORS = [
 ]
 
 
-async def test_each_error_is_explained(shown):
-    """Of each error the page says whether anything was done, and the way out; it is sent once and no more."""
-    page = await ready(shown)
+async def test_each_error_is_explained(console):
+    """For each error the page says whether the call was executed and what to do; the call is sent once."""
+    page = await open_create_form(console)
     for number, (fault, status, headline, way) in enumerate(ERRORS, 1):
-        await shown.fill(secondary_client_id=f"partner-{number}")
-        shown.plaid.fail(Fault(**fault, times=1))
-        assert headline in await shown.send(), fault
-        assert way in await verdict(shown), fault
-        assert (await facts(shown))["Status"] == status, fault
-        assert shown.plaid.counts[CREATE] == number, fault
-        assert page.url == f"{shown.gateway.url}/"
+        await console.fill(secondary_client_id=f"partner-{number}")
+        console.plaid.fail(Fault(**fault, times=1))
+        assert headline in await console.send(), fault
+        assert way in await result_text(console), fault
+        assert (await facts(console))["Status"] == status, fault
+        assert console.plaid.counts[CREATE] == number, fault
+        assert page.url == f"{console.gateway.url}/"
 
 
-async def test_an_answer_of_anything_is_shown(shown):
-    """Names that every object has, and values of another type, are an answer like others: nothing breaks."""
-    await ready(shown)
+async def test_unusual_values_in_a_response_are_shown(console):
+    """Names that every JavaScript object inherits, and values of other types, break nothing."""
+    await open_create_form(console)
     for number, odd in enumerate(("constructor", "__proto__", "toString", 5, ["a,b"], {"a": '"'}, None)):
-        await shown.fill(secondary_client_id=f"partner-{number}")
+        await console.fill(secondary_client_id=f"partner-{number}")
         body = dict.fromkeys(
             ("error_type", "error_code", "error_message", "suggested_action", "request_id"), odd
         )
-        shown.plaid.fail(Fault(status=400, body=body, times=1))
-        assert await shown.send() == "Not carried out", odd
-        assert (await facts(shown))["Status"] == "400", odd
+        console.plaid.fail(Fault(status=400, body=body, times=1))
+        assert await console.send() == "Not carried out", odd
+        assert (await facts(console))["Status"] == "400", odd
 
 
 REFUSED = [
@@ -173,35 +173,35 @@ REFUSED = [
 ]
 
 
-async def test_each_refusal_of_the_gateway_is_explained(shown):
-    """What the gateway refuses by itself is told with the way out, and nothing reached Plaid."""
-    page = await ready(shown)
-    shown.keys["wrong"] = "plaid-gateway-unknown"
+async def test_errors_of_the_gateway_are_explained(console):
+    """The page says what to do, and nothing reached Plaid."""
+    page = await open_create_form(console)
+    console.keys["wrong"] = "plaid-gateway-unknown"
     for caller, partner, status, said in REFUSED:
-        await page.locator("#key").fill(shown.keys[caller])
-        await shown.fill(secondary_client_id=partner)
-        assert await shown.send() == "Not carried out"
-        assert said in await verdict(shown)
-        assert (await facts(shown))["Status"] == status
-    assert shown.plaid.counts[CREATE] == 0
+        await page.locator("#key").fill(console.keys[caller])
+        await console.fill(secondary_client_id=partner)
+        assert await console.send() == "Not carried out"
+        assert said in await result_text(console)
+        assert (await facts(console))["Status"] == status
+    assert console.plaid.counts[CREATE] == 0
 
 
-async def test_the_gateways_own_rate_says_how_long_to_wait(shown):
-    """A key whose rate is used up is told the seconds."""
-    await ready(shown, "hasty")
-    assert await shown.send() == "Created"
-    await shown.fill(secondary_client_id="another")
-    assert "later" in await shown.send()
-    assert re.search(r"Wait \d+ s before the next call", await verdict(shown))
+async def test_a_rate_limit_shows_the_seconds_to_wait(console):
+    """A key whose rate limit is exceeded gets the seconds of Retry-After."""
+    await open_create_form(console, "hasty")
+    assert await console.send() == "Created"
+    await console.fill(secondary_client_id="another")
+    assert "later" in await console.send()
+    assert re.search(r"Wait \d+ s before the next call", await result_text(console))
 
 
-async def test_a_report_that_is_not_ready_is_to_be_asked_for_again(shown):
-    """A read of a report that is still generated is told to be sent again in a moment."""
-    await shown.open("partner", relay_token="credit-relay-sandbox-canary")
-    shown.plaid.fail(Fault(status=400, body={"error_code": "PRODUCT_NOT_READY"}))
-    await shown.choose(GET)
-    assert await shown.send() == "Not carried out"
-    assert "send again in a moment" in await verdict(shown)
+async def test_a_report_that_is_not_ready_can_be_read_later(console):
+    """The page says to send the request again in a moment."""
+    await console.open("partner", relay_token="credit-relay-sandbox-canary")
+    console.plaid.fail(Fault(status=400, body={"error_code": "PRODUCT_NOT_READY"}))
+    await console.choose(GET)
+    assert await console.send() == "Not carried out"
+    assert "send again in a moment" in await result_text(console)
 
 
 LOST = [
@@ -211,26 +211,26 @@ LOST = [
 ]
 
 
-async def test_what_a_lost_answer_means_depends_on_the_operation(shown):
-    """A lost read or removal may be sent again; of a lost refresh nobody can tell."""
-    await shown.open("owner", relay_token="credit-relay-sandbox-canary")
-    shown.plaid.fail(Fault(status=500))
+async def test_the_meaning_of_a_lost_response_depends_on_the_operation(console):
+    """A read or removal may be sent again; a refresh is unknown."""
+    await console.open("owner", relay_token="credit-relay-sandbox-canary")
+    console.plaid.fail(Fault(status=500))
     for path, headline, said in LOST:
-        await shown.choose(path)
-        assert headline in await shown.send()
-        assert said in await verdict(shown)
+        await console.choose(path)
+        assert headline in await console.send()
+        assert said in await result_text(console)
 
 
-async def test_a_token_in_an_answer_that_broke_off_is_kept(consoles):
-    """An answer that breaks off behind its token has made one, which is in hand; the page says that it was cut."""
+async def test_a_token_in_a_truncated_response_is_recovered(open_console):
+    """A response that is truncated after its token is a success, and the page says that it was truncated."""
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
-    async with Recorder() as upstream, consoles(gateway={"upstream": upstream.url}) as shown:
+    async with Recorder() as upstream, open_console(gateway={"upstream": upstream.url}) as console:
         upstream.says = lambda _: [head + b'{"relay_token": "credit-relay-sandbox-canary",', b' "request_']
         upstream.then, upstream.pause = "close", 0.3
-        page = await ready(shown)
-        assert await shown.send() == "Created"
-        assert "broke off, but the token had arrived" in await verdict(shown)
-        assert await facts(shown) | {"Time": ""} == {"Status": "200", "Time": "", "Request id": "none"}
+        page = await open_create_form(console)
+        assert await console.send() == "Created"
+        assert "broke off, but the token had arrived" in await result_text(console)
+        assert await facts(console) | {"Time": ""} == {"Status": "200", "Time": "", "Request id": "none"}
         hand = page.locator("#hand")
         await hand.get_by_role("button", name="Copy").click()
         await hand.get_by_text("Copied").wait_for()
@@ -238,73 +238,73 @@ async def test_a_token_in_an_answer_that_broke_off_is_kept(consoles):
         assert len(upstream.requests) == 1
 
 
-async def test_no_answer_at_all_is_unknown(shown):
-    """Where the gateway has gone, the browser can't tell what left; a creation is unknown, and isn't repeated."""
-    await ready(shown)
-    await shown.gateway.close()
-    assert "Unknown" in await shown.send()
-    assert "No answer came" in await verdict(shown)
-    assert await facts(shown) | {"Time": ""} == {"Status": "none", "Time": "", "Request id": "none"}
+async def test_no_response_is_unknown(console):
+    """If the gateway is down, the browser can't say whether a creation was sent, so it is unknown and not repeated."""
+    await open_create_form(console)
+    await console.gateway.close()
+    assert "Unknown" in await console.send()
+    assert "No answer came" in await result_text(console)
+    assert await facts(console) | {"Time": ""} == {"Status": "none", "Time": "", "Request id": "none"}
 
 
-async def test_an_unknown_creation_is_not_sent_again_unasked(shown):
-    """After an unknown outcome the same creation is sent once more only if somebody says so; another isn't asked about."""
-    page = await ready(shown)
-    shown.plaid.fail(Fault(status=500, when="after", times=1))
-    assert "Unknown" in await shown.send()
+async def test_repeating_an_unknown_creation_needs_confirmation(console):
+    """The same creation is sent again only after confirmation; another one needs none."""
+    page = await open_create_form(console)
+    console.plaid.fail(Fault(status=500, when="after", times=1))
+    assert "Unknown" in await console.send()
     await page.locator("#send").click()
     dialog = page.get_by_role("dialog")
     assert "may make a second one" in await dialog.inner_text()
     await dialog.get_by_role("button", name="Don’t").click()
-    assert shown.plaid.counts[CREATE] == 1
+    assert console.plaid.counts[CREATE] == 1
     await page.locator("#send").click()
     await page.keyboard.press("Escape")
     await dialog.wait_for(state="hidden")
-    assert shown.plaid.counts[CREATE] == 1
+    assert console.plaid.counts[CREATE] == 1
     await page.locator("#send").click()
     await dialog.get_by_role("button", name="Send again").click()
     await page.locator("#answer .title", has_text="Created").wait_for()
-    assert shown.plaid.counts[CREATE] == 2
+    assert console.plaid.counts[CREATE] == 2
     await page.locator("#send").click()
     assert "has made a relay token on this page already" in await dialog.inner_text()
     await dialog.get_by_role("button", name="Don’t").click()
-    await shown.fill(secondary_client_id="another")
-    assert await shown.send() == "Created"
+    await console.fill(secondary_client_id="another")
+    assert await console.send() == "Created"
 
 
-async def test_nothing_is_sent_while_something_is_wrong(shown):
-    """Send names what is wrong, leads there, and sends nothing; nobody is scolded before."""
-    page = await shown.open(None)
+async def test_nothing_is_sent_while_an_input_is_invalid(console):
+    """Send names the invalid fields, focuses the first one, and sends nothing; before that, no error is shown."""
+    page = await console.open(None)
     assert await page.locator(".wrong:visible").count() == 0
     await page.locator("#send").click()
     assert await page.evaluate("document.activeElement.id") == "key"
     await page.locator("#key").fill("a key")
     assert "has a space" in await page.locator("#key-wrong").inner_text()
-    await page.locator("#key").fill(shown.keys["owner"])
-    await shown.fill(webhook="ftp://x")
+    await page.locator("#key").fill(console.keys["owner"])
+    await console.fill(webhook="ftp://x")
     assert "must be an http(s) URL" in await page.locator("#input-webhook-wrong").inner_text()
     await page.locator("#send").click()
     assert await page.evaluate("document.activeElement.id") == "input-report_tokens"
     told = await page.locator("#said").inner_text()
     assert told == "Not sent: correct report_tokens, secondary_client_id, webhook"
     assert await page.locator("#input-webhook").get_attribute("aria-invalid") == "true"
-    assert not shown.plaid.requests
+    assert not console.plaid.requests
 
 
-async def test_numbers_of_an_answer_stay_as_they_came(modules):
-    """An answer is laid out without a change to any number or string in it: money is decimal."""
+async def test_numbers_in_a_response_are_unchanged(module_page):
+    """Indenting a response changes no number or string in it, because amounts of money are decimals."""
     raw = r'{"a":[1.10,-0.0,1e400,123456789012345678901,"x{,}:\" ",{},[]],"b":{"c":null,"d":true}}'
-    laid = await modules.evaluate("(raw) => import('/console/render.js').then((m) => m.laidOut(raw))", raw)
+    laid = await module_page.evaluate("(raw) => import('/console/render.js').then((m) => m.laidOut(raw))", raw)
     assert laid.splitlines()[:3] == ["{", '  "a": [', "    1.10,"]
     assert json.loads(laid, parse_float=str, parse_int=str) == json.loads(raw, parse_float=str, parse_int=str)
 
 
-async def test_of_a_big_report_the_beginning_is_shown(shown):
-    """A report of megabytes doesn't hold the page up: its beginning is shown, and all of it can be saved."""
-    token = shown.plaid.add_report(transactions=5_000, days=365)
-    page = await shown.open("owner", report_token=token)
-    await shown.choose("/asset_report/get")
-    assert await shown.send() == "Read"
+async def test_the_beginning_of_a_large_report_is_shown(console):
+    """A report of megabytes doesn't block the page: its beginning is shown, and all of it can be saved."""
+    token = console.plaid.add_report(transactions=5_000, days=365)
+    page = await console.open("owner", report_token=token)
+    await console.choose("/asset_report/get")
+    assert await console.send() == "Read"
     assert len(await page.locator("#answer pre").inner_text()) < 110_000
     async with page.expect_download() as saving:
         await page.get_by_role("button", name=re.compile(r"Save answer \([\d.]+ MB\)")).click()
@@ -312,26 +312,26 @@ async def test_of_a_big_report_the_beginning_is_shown(shown):
     assert sum(len(account["transactions"]) for account in whole["report"]["items"][0]["accounts"]) == 5_000
 
 
-async def test_a_whole_sandbox_run_works_by_hand(shown):
-    """From a test Item to a report that is shared: each token goes into the next call by a button."""
-    page = await shown.open("owner")
+async def test_a_complete_sandbox_run(console):
+    """From a test Item to a shared report, each token goes into the next call by a button."""
+    page = await console.open("owner")
     hand = page.locator("#hand")
-    await shown.choose("/sandbox/public_token/create")
-    assert await shown.send() == "Created"
+    await console.choose("/sandbox/public_token/create")
+    assert await console.send() == "Created"
     await hand.get_by_role("button", name="Exchange a public token").click()
-    assert await shown.send() == "Created"
+    assert await console.send() == "Created"
     await hand.get_by_role("button", name="Create a report").click()
-    await shown.fill(days_requested="60")
-    assert await shown.send() == "Created"
+    await console.fill(days_requested="60")
+    assert await console.send() == "Created"
     await hand.get_by_role("button", name="Share a report", exact=True).click()
-    await shown.fill(secondary_client_id="partner")
-    assert await shown.send() == "Created"
-    assert shown.plaid.ledger[0]["secondary_client_id"] == "partner"
+    await console.fill(secondary_client_id="partner")
+    assert await console.send() == "Created"
+    assert console.plaid.ledger[0]["secondary_client_id"] == "partner"
 
 
-async def test_leaving_with_a_token_in_hand_is_asked_about(shown):
-    """A token that nobody has copied isn't lost by leaving without a question; one that was copied may be."""
-    page = await ready(shown)
+async def test_leaving_with_an_uncopied_token_needs_confirmation(console):
+    """Once the token was copied, the page can be left without a question."""
+    page = await open_create_form(console)
     asked = []
 
     async def stay(dialog):
@@ -339,7 +339,7 @@ async def test_leaving_with_a_token_in_hand_is_asked_about(shown):
         await dialog.dismiss()
 
     page.on("dialog", stay)
-    await shown.send()
+    await console.send()
     async with page.expect_event("dialog"):
         await page.evaluate("setTimeout(() => location.reload())")
     assert await page.locator("#hand").is_visible()

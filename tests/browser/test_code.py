@@ -1,4 +1,4 @@
-"""The code panel: it follows the form, and what it shows runs as it stands."""
+"""The code panel: the code follows the form, and runs as shown."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ NASTY = [
 ]
 
 
-async def run(*command: str, cwd, env=None) -> str:
-    """Run a program to its end, give what it wrote, and fail if it failed."""
+async def run_program(*command: str, cwd, env=None) -> str:
+    """Run a program, return its output, and fail if it failed."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PLAID_", "PYTHON"))}
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -86,9 +86,9 @@ async def run(*command: str, cwd, env=None) -> str:
     return written.decode()
 
 
-async def snippets(modules, language, path, inputs, address):
-    """The code for each of some inputs, as the page writes it."""
-    return await modules.evaluate(
+async def generate_code(module_page, language, path, inputs, address):
+    """Return the code that the page generates for each of these inputs."""
+    return await module_page.evaluate(
         """async ([language, path, inputs, address]) => {
           const { snippet } = await import('/console/snippets.js');
           const { operationOf } = await import('/console/operations.js');
@@ -98,7 +98,7 @@ async def snippets(modules, language, path, inputs, address):
     )
 
 
-def tool(name: str) -> str:
+def find_tool(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         told = f"needs {name}"
@@ -107,7 +107,7 @@ def tool(name: str) -> str:
 
 
 async def run_code(language: str, codes: list[str], folder) -> str:
-    """Run each piece of code as a person would, from a file in a folder of its own."""
+    """Run each snippet from a file in a separate folder, as a user would."""
     ending = {"python": "py", "bulk": "py", "curl": "sh", "typescript": "mts"}[language]
     names = []
     for number, code in enumerate(codes):
@@ -116,27 +116,27 @@ async def run_code(language: str, codes: list[str], folder) -> str:
         file.write_text(code, encoding="utf-8", newline="")
         names.append(str(file))
     if language == "curl":
-        return "".join([await run(tool("sh"), name, cwd=Path(name).parent) for name in names])
+        return "".join([await run_program(find_tool("sh"), name, cwd=Path(name).parent) for name in names])
     # One process for all of them: each takes longer to start than to do its work.
     if language == "typescript":
         every = (
             "import { dirname } from 'node:path';"
             "for (const name of process.argv.slice(1)) { process.chdir(dirname(name)); await import(name); }"
         )
-        return await run(tool("node"), "--input-type=module", "--eval", every, *names, cwd=folder)
+        return await run_program(find_tool("node"), "--input-type=module", "--eval", every, *names, cwd=folder)
     every = (
         "import os, runpy, sys\n"
         "for name in sys.argv[1:]: os.chdir(os.path.dirname(name)); runpy.run_path(name, run_name='__main__')"
     )
-    return await run(sys.executable, "-c", every, *names, cwd=folder)
+    return await run_program(sys.executable, "-c", every, *names, cwd=folder)
 
 
 @pytest.mark.parametrize("language", ["python", "curl", "typescript"])
-async def test_any_text_survives_in_the_code(modules, language, tmp_path):
-    """Quotes, dollars, line breaks, and what can't be seen arrive in the request as they were filled in."""
+async def test_any_text_is_preserved_in_the_code(module_page, language, tmp_path):
+    """Quotes, dollars, line breaks and invisible characters arrive in the request as entered."""
     inputs = [{"reason_code": "OTHER", "reason_note": text} for text in NASTY]
     async with Recorder() as upstream:
-        codes = await snippets(modules, language, "/item/remove", inputs, upstream.url)
+        codes = await generate_code(module_page, language, "/item/remove", inputs, upstream.url)
         assert not any(set("\x00\x1b\x7f\u202e\u2066\u2028\ufeff") & set(code) for code in codes)
         told = await run_code(language, codes, tmp_path)
         notes = [upstream.body(number)["reason_note"] for number in range(len(upstream.requests))]
@@ -147,8 +147,8 @@ async def test_any_text_survives_in_the_code(modules, language, tmp_path):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_the_code_of_every_operation_asks_for_the_same(modules, language, tmp_path):
-    """For each operation the code sends what the page itself would send, with tokens of the environment."""
+async def test_the_code_of_each_operation_sends_the_same_request(module_page, language, tmp_path):
+    """The code sends what the page itself would send, with tokens from the environment."""
     filled = {
         "secondary_client_id": "partner$2",
         "webhook": "https://lender.example/?a=1&b=$2",
@@ -162,9 +162,9 @@ async def test_the_code_of_every_operation_asks_for_the_same(modules, language, 
         "key_id": "id",
     }
     async with Recorder() as upstream:
-        upstream.says = answer_of
+        upstream.says = create_response
         codes = {
-            path: (await snippets(modules, language, path, [filled], upstream.url))[0]
+            path: (await generate_code(module_page, language, path, [filled], upstream.url))[0]
             for path in ALL_OPERATIONS
         }
         for path in [path for path, code in codes.items() if code is None]:
@@ -175,7 +175,7 @@ async def test_the_code_of_every_operation_asks_for_the_same(modules, language, 
             (each.split(b" ")[1].decode(), upstream.body(at)) for at, each in enumerate(upstream.requests)
         ]
     for path in codes:
-        body = await body_of(modules, path, filled)
+        body = await expected_body(module_page, path, filled)
         asked = [without_false(each) for to, each in sent if to == path]
         if language == "bulk" and "relay_token" in body:
             assert sorted(asked, key=str) == [
@@ -208,16 +208,16 @@ KEPT = {
 
 
 def without_false(body):
-    """The package says of a switch that it is off; the page leaves it out."""
+    """Return a body without false flags, which the package sends and the page omits."""
     return {name: value for name, value in body.items() if value is not False}
 
 
 @pytest.mark.parametrize("language", ["python", "typescript"])
-async def test_no_code_writes_an_answer_over_another(modules, language, tmp_path):
-    """Where an answer lies already nothing is sent: it may be all that there is of a token."""
+async def test_no_code_overwrites_a_response(module_page, language, tmp_path):
+    """If the file exists, nothing is sent, because it may contain the only copy of a token."""
     async with Recorder() as upstream:
-        upstream.says = answer_of
-        [code] = await snippets(modules, language, "/credit/relay/create", [{}], upstream.url)
+        upstream.says = create_response
+        [code] = await generate_code(module_page, language, "/credit/relay/create", [{}], upstream.url)
         await run_code(language, [code], tmp_path)
         kept = tmp_path / "0" / "answer.json"
         answer = kept.read_bytes()
@@ -229,29 +229,29 @@ async def test_no_code_writes_an_answer_over_another(modules, language, tmp_path
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
-async def test_curl_writes_no_answer_over_another(modules, shell, tmp_path):
-    """Where an answer lies already nothing is sent: it may be all that there is of a token."""
+async def test_curl_overwrites_no_response(module_page, shell, tmp_path):
+    """If the file exists, nothing is sent, because it may contain the only copy of a token."""
     kept = tmp_path / "answer.json"
     async with Recorder() as upstream:
-        [code] = await snippets(modules, "curl", "/credit/relay/create", [{}], upstream.url)
-        await run(tool(shell), "-c", code, cwd=tmp_path)
+        [code] = await generate_code(module_page, "curl", "/credit/relay/create", [{}], upstream.url)
+        await run_program(find_tool(shell), "-c", code, cwd=tmp_path)
         answer = kept.read_bytes()
         with pytest.raises(AssertionError, match=r"answer\.json"):
-            await run(tool(shell), "-c", code, cwd=tmp_path)
+            await run_program(find_tool(shell), "-c", code, cwd=tmp_path)
         assert len(upstream.requests) == 1
     assert kept.read_bytes() == answer
 
 
-async def test_curl_takes_an_address_and_values_to_the_letter(modules, tmp_path):
-    """Braces and brackets don't make several requests, and a value is never a file, an option or a command."""
+async def test_curl_uses_the_address_and_values_literally(module_page, tmp_path):
+    """Braces and brackets don't cause several requests, and a value is never a file, an option or a command."""
     endings = ["/{a,b}", "/[1-3]", "/it's", "/$HOME`id`!!", "/-X/@x"]
     values = ["@/etc/passwd", "-d", "!!", "!x", "%0a%1", "<x", ">x"]
     async with Recorder() as upstream:
         codes = []
         for ending in endings:
-            codes += await snippets(modules, "curl", "/item/remove", [{}], upstream.url + ending)
+            codes += await generate_code(module_page, "curl", "/item/remove", [{}], upstream.url + ending)
         inputs = [{"reason_code": "OTHER", "reason_note": value} for value in values]
-        codes += await snippets(modules, "curl", "/item/remove", inputs, upstream.url)
+        codes += await generate_code(module_page, "curl", "/item/remove", inputs, upstream.url)
         await run_code("curl", codes, tmp_path)
         targets = [each.split(b" ")[1].decode() for each in upstream.requests]
         notes = [upstream.body(number)["reason_note"] for number in range(len(endings), len(codes))]
@@ -260,9 +260,9 @@ async def test_curl_takes_an_address_and_values_to_the_letter(modules, tmp_path)
     assert "!!" not in codes[len(endings) + 2]
 
 
-async def body_of(modules, path, filled):
-    """What the page itself would send."""
-    return await modules.evaluate(
+async def expected_body(module_page, path, filled):
+    """Return what the page itself would send."""
+    return await module_page.evaluate(
         """async ([path, filled, tokens]) => {
           const { bodyOf, valueOf } = await import('/console/request.js');
           const { operationOf } = await import('/console/operations.js');
@@ -273,8 +273,8 @@ async def body_of(modules, path, filled):
     )
 
 
-def answer_of(request: bytes):
-    """An answer that fits the operation, with a secret in each place where there is one."""
+def create_response(request: bytes):
+    """Return a response for the operation, with a secret in each field for one."""
     path = request.split(b" ")[1].decode()
     number = "2" if b"canary-relay-2" in request else "1"
     if path.endswith("pdf/get"):
@@ -316,74 +316,74 @@ def answer_of(request: bytes):
     ]
 
 
-async def test_the_code_follows_the_form(shown):
-    """Each stroke is in the code of each language at once, quoted; what isn't filled in yet is an example."""
-    await shown.open(report_token="canary-report")
-    assert '"ce5bd328dcd34123456"' in await shown.code("python")
-    assert "an example" in await shown.page.locator("#code-note").inner_text()
-    await shown.fill(secondary_client_id='a"b')
+async def test_the_code_follows_the_form(console):
+    """Each input appears quoted in the code of each language; inputs that aren't filled in have example values."""
+    await console.open(report_token="canary-report")
+    assert '"ce5bd328dcd34123456"' in await console.code("python")
+    assert "an example" in await console.page.locator("#code-note").inner_text()
+    await console.fill(secondary_client_id='a"b')
     for language, quoted in zip(LANGUAGES, (r'"a\"b"', r'["a\"b"]', r'"a\\"b"', r'"a\"b"'), strict=True):
-        code = await shown.code(language)
+        code = await console.code(language)
         assert quoted in code, language
         assert "webhook" not in code
-    await shown.fill(webhook="https://lender.example/$x")
+    await console.fill(webhook="https://lender.example/$x")
     for language in LANGUAGES:
         assert (
             "https://lender.example/\\$x" if language == "curl" else "https://lender.example/$x"
-        ) in await shown.code(language)
-    assert "an example" not in await shown.page.locator("#code-note").inner_text()
-    await shown.page.locator("#address").fill("https://gateway.example/plaid/")
+        ) in await console.code(language)
+    assert "an example" not in await console.page.locator("#code-note").inner_text()
+    await console.page.locator("#address").fill("https://gateway.example/plaid/")
     for language in LANGUAGES:
-        assert "https://gateway.example/plaid" in await shown.code(language)
-    await shown.choose("/asset_report/remove")
-    assert "no batch of its own" in await shown.code("bulk")
+        assert "https://gateway.example/plaid" in await console.code(language)
+    await console.choose("/asset_report/remove")
+    assert "no batch of its own" in await console.code("bulk")
 
 
-async def test_what_is_copied_is_what_is_shown(shown):
-    """The button copies the code to the letter, and says so."""
-    page = await shown.open()
-    await shown.fill(secondary_client_id="é\\")
-    code = await shown.code("curl")
+async def test_the_shown_code_is_copied(console):
+    """The button copies exactly the shown code, and confirms it."""
+    page = await console.open()
+    await console.fill(secondary_client_id="é\\")
+    code = await console.code("curl")
     await page.locator("#copy").click()
     await page.locator("#copy", has_text="Copied").wait_for()
     assert await page.evaluate("navigator.clipboard.readText()") == code
 
 
-async def test_no_code_has_a_secret_in_it(shown):
-    """Neither the key nor a token stands in the code, nor one that was filled into a field for something else."""
-    await shown.open(report_token="assets-sandbox-canary-1", relay_token="credit-relay-sandbox-canary-2")
-    await shown.fill(secondary_client_id="credit-relay-sandbox-canary-3")
-    assert "looks like a token" in await shown.page.locator("#input-secondary_client_id-wrong").inner_text()
+async def test_no_code_contains_a_secret(console):
+    """The code contains neither the key nor a token, not even one that was entered in another field."""
+    await console.open(report_token="assets-sandbox-canary-1", relay_token="credit-relay-sandbox-canary-2")
+    await console.fill(secondary_client_id="credit-relay-sandbox-canary-3")
+    assert "looks like a token" in await console.page.locator("#input-secondary_client_id-wrong").inner_text()
     for path in ("/credit/relay/create", "/credit/relay/get"):
-        await shown.choose(path)
+        await console.choose(path)
         for language in LANGUAGES:
-            code = await shown.code(language)
+            code = await console.code(language)
             assert "canary" not in code
             assert "PLAID_GATEWAY_KEY" in code
-            assert shown.keys["owner"] not in code
+            assert console.keys["owner"] not in code
 
 
 @pytest.mark.timeout(240)
-async def test_the_python_code_runs_in_a_fresh_environment(shown, tmp_path, request):
-    """With nothing installed but the package, the shown code shares a report through the gateway."""
-    token = shown.plaid.add_report()
-    await shown.open()
-    await shown.fill(secondary_client_id="partner", webhook="https://lender.example/relay")
-    code = await shown.code("python")
-    bulk = await shown.code("bulk")
+async def test_the_python_code_runs_in_a_fresh_environment(console, tmp_path, request):
+    """With only the package installed, the shown code shares a report through the gateway."""
+    token = console.plaid.add_report()
+    await console.open()
+    await console.fill(secondary_client_id="partner", webhook="https://lender.example/relay")
+    code = await console.code("python")
+    bulk = await console.code("bulk")
     python = tmp_path / "venv" / "bin" / "python"
-    await run(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv"), cwd=tmp_path)
+    await run_program(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv"), cwd=tmp_path)
     pip = (sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile")
-    await run(*pip, str(request.config.rootpath), cwd=tmp_path)
-    given = {"PLAID_GATEWAY_KEY": shown.keys["owner"], "REPORT_TOKEN": token}
+    await run_program(*pip, str(request.config.rootpath), cwd=tmp_path)
+    given = {"PLAID_GATEWAY_KEY": console.keys["owner"], "REPORT_TOKEN": token}
     for number, each in enumerate((code, bulk)):
         file = tmp_path / f"shown{number}.py"
         file.write_text(each, encoding="utf-8")
-        told = await run(str(python), "-I", "-X", "dev", "-W", "error", str(file), cwd=tmp_path, env=given)
-        assert shown.plaid.ledger[number]["secondary_client_id"] == "partner"
-        assert shown.plaid.ledger[number]["relay_token"] not in told
+        told = await run_program(str(python), "-I", "-X", "dev", "-W", "error", str(file), cwd=tmp_path, env=given)
+        assert console.plaid.ledger[number]["secondary_client_id"] == "partner"
+        assert console.plaid.ledger[number]["relay_token"] not in told
         assert ("RelayCreateResponse", "succeeded=1")[number] in told
     one = json.loads((tmp_path / "answer.json").read_text(encoding="utf-8"))
-    assert one["relay_token"] == shown.plaid.ledger[0]["relay_token"]
+    assert one["relay_token"] == console.plaid.ledger[0]["relay_token"]
     kept = (tmp_path / "relay-tokens.csv").read_text(encoding="utf-8")
-    assert kept.strip() == f"partner,{shown.plaid.ledger[1]['relay_token']}"
+    assert kept.strip() == f"partner,{console.plaid.ledger[1]['relay_token']}"

@@ -1,4 +1,4 @@
-"""A list of partners: checked, run, watched, stopped, and its outcomes saved."""
+"""Many partners: how a list is checked, run, stopped, and its outcomes saved."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from plaid_relay_async.simulator import Fault
 CREATE = "/credit/relay/create"
 
 
-async def ready(shown, text, caller="owner"):
-    """The view of many, with a report and a list filled in."""
-    page = await shown.open(caller, report_token=shown.plaid.add_report())
-    await shown.choose("many")
+async def open_many(console, text, caller="owner"):
+    """Open the view for many partners with a report token and a list."""
+    page = await console.open(caller, report_token=console.plaid.add_report())
+    await console.choose("many")
     await page.evaluate("(text) => navigator.clipboard.writeText(text)", text)
     await page.locator("#partners").press("ControlOrMeta+V")
     await page.locator("#partners").blur()
     return page
 
 
-async def run(shown):
-    """Run to the end, and give what the page says of it."""
-    await shown.page.locator("#many-run").click()
-    await shown.page.locator("#many-download:enabled").wait_for(timeout=60_000)
-    return await shown.page.locator("#progress").inner_text()
+async def run_batch(console):
+    """Run the batch to its end, and return the progress text."""
+    await console.page.locator("#many-run").click()
+    await console.page.locator("#many-download:enabled").wait_for(timeout=60_000)
+    return await console.page.locator("#progress").inner_text()
 
 
-async def download(shown):
-    """The rows of the outcomes that are saved."""
-    async with shown.page.expect_download() as saving:
-        await shown.page.locator("#many-download").click()
+async def download_outcomes(console):
+    """Return the rows of the saved outcomes."""
+    async with console.page.expect_download() as saving:
+        await console.page.locator("#many-download").click()
     saved = await saving.value
     assert saved.suggested_filename == "outcomes.csv"
     text = (await saved.path()).read_text(encoding="utf-8")
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def partners(count):
+def partner_list(count):
     return "secondary_client_id\n" + "".join(f"partner-{number}\n" for number in range(count))
 
 
@@ -58,9 +58,9 @@ LISTS_OF_BOTH = json.loads((TESTS / "lists.json").read_text("utf-8"))
 CELLS = json.loads((TESTS / "cells.json").read_text("utf-8"))
 
 
-async def test_a_list_is_read_as_the_command_reads_it(modules):
-    """Delimiters, headers, identifiers and odd rows follow the same rules: each case has the same verdict."""
-    verdicts = await modules.evaluate(
+async def test_a_list_is_parsed_as_by_the_command(module_page):
+    """Delimiters, headers, identifiers and odd rows follow the same rules."""
+    verdicts = await module_page.evaluate(
         """async (texts) => {
           const { partnersOf } = await import('/console/csv.js');
           return texts.map((text) => [partnersOf(text), partnersOf(text, true)].map(
@@ -69,15 +69,15 @@ async def test_a_list_is_read_as_the_command_reads_it(modules):
         }""",
         [case["text"] for case in LISTS_OF_BOTH],
     )
-    for case, ((partners, lines), accepted) in zip(LISTS_OF_BOTH, verdicts, strict=True):
+    for case, ((partner_list, lines), is_accepted) in zip(LISTS_OF_BOTH, verdicts, strict=True):
         assert lines == case.get("lines", []), case["about"]
-        assert "partners" not in case or partners == case["partners"], case["about"]
-        assert "accepted" not in case or accepted == [case["accepted"], []], case["about"]
+        assert "partners" not in case or partner_list == case["partners"], case["about"]
+        assert "accepted" not in case or is_accepted == [case["accepted"], []], case["about"]
 
 
-async def test_a_cell_is_written_as_the_command_writes_it(modules):
-    """What a spreadsheet would execute gets an apostrophe, which is removed where the cell is read."""
-    pairs = await modules.evaluate(
+async def test_a_cell_is_escaped_as_by_the_command(module_page):
+    """A formula gets an apostrophe, which is removed when the cell is read."""
+    pairs = await module_page.evaluate(
         """async (cases) => {
           const { neutralized, restored } = await import('/console/csv.js');
           return cases.map(({ text, cell }) => ({ text: restored(cell), cell: neutralized(text) }));
@@ -87,8 +87,8 @@ async def test_a_cell_is_written_as_the_command_writes_it(modules):
     assert pairs == CELLS
 
 
-async def test_identifiers_are_judged_as_the_command_judges_them(modules):
-    """Each rule of the page gives what the command's gives, for any identifier."""
+async def test_identifiers_are_checked_as_by_the_command(module_page):
+    """Each rule of the page has the same result as the command's for any identifier."""
     alphabet = "0aZé-._|=@'+,;E5 \u200b\u201c"
     choices = random.Random(19)
     texts = ["".join(choices.choices(alphabet, k=choices.randrange(1, 6))) for _ in range(3_000)]
@@ -111,7 +111,7 @@ async def test_identifiers_are_judged_as_the_command_judges_them(modules):
         "https://lender.example",
         "ſub",
     ]
-    told = await modules.evaluate(
+    told = await module_page.evaluate(
         """async (texts) => {
           const { word } = await import('/console/checks.js');
           const { commonShape, isHeading, oddityOf, shapeOf } = await import('/console/identifiers.js');
@@ -120,20 +120,20 @@ async def test_identifiers_are_judged_as_the_command_judges_them(modules):
         texts,
     )
     assert told == [
-        [accepted(text), oddity_of(text), int(shape_of(text)), is_heading(text)] for text in texts
+        [is_accepted(text), oddity_of(text), int(shape_of(text)), is_heading(text)] for text in texts
     ]
 
 
-def accepted(text):
+def is_accepted(text):
     try:
         return bool(RelayCreateRequest(["t"], text))
     except RequestValidationError:
         return False
 
 
-async def test_odd_identifiers_are_accepted_explicitly(shown):
-    """They are named by line and keep the run from starting; a checkbox accepts them, for this list alone."""
-    page = await ready(shown, "secondary_client_id,city\n5f3a,Bonn\n60aa,Köln\nTOTAL,2\n")
+async def test_odd_identifiers_need_a_checkbox(console):
+    """They are listed by line and prevent the run; a checkbox accepts them for this list only."""
+    page = await open_many(console, "secondary_client_id,city\n5f3a,Bonn\n60aa,Köln\nTOTAL,2\n")
     assert await page.locator("#partners-count").inner_text() == (
         "2 partners, 1 line to correct, ignored columns: city"
     )
@@ -144,8 +144,8 @@ async def test_odd_identifiers_are_accepted_explicitly(shown):
     assert "Correct the lines" in await page.locator("#many-wrong").inner_text()
     await page.locator("#allow-odd").check()
     await page.locator("#partners-count", has_text="3 partners, ignored columns: city").wait_for()
-    assert await run(shown) == "3 of 3: 3 created, 0 failed, 0 unknown"
-    await download(shown)
+    assert await run_batch(console) == "3 of 3: 3 created, 0 failed, 0 unknown"
+    await download_outcomes(console)
     file = {"name": "x.csv", "mimeType": "text/csv", "buffer": "\ufeff5f3a\r\n=1\r\n".encode("utf-16-le")}
     await page.locator("#file").set_input_files(file)
     await page.locator(".problems", has_text="Line 2: secondary_client_id begins with =").wait_for()
@@ -181,9 +181,9 @@ LISTS = [
 ]
 
 
-async def test_a_list_is_checked_as_it_is_typed(shown):
-    """Quotes, line ends, a byte order mark and other columns are read; each problem has its line."""
-    page = await ready(shown, "")
+async def test_a_list_is_checked_while_typing(console):
+    """Quotes, line ends, a byte order mark and other columns are parsed; each problem has its line."""
+    page = await open_many(console, "")
     for text, count, problems in LISTS:
         await page.locator("#partners").fill(text)
         await page.locator("#partners").blur()
@@ -194,22 +194,22 @@ async def test_a_list_is_checked_as_it_is_typed(shown):
         assert all(map(str.startswith, lines, problems)), lines
 
 
-async def test_a_run_needs_a_list_without_problems_or_leave_to_pass_over_them(shown):
-    """Lines that are wrong keep the run from starting, unless they are left out in so many words."""
-    page = await ready(shown, "a\nb c\na\nd\n")
+async def test_a_run_needs_a_valid_list_or_confirmation(console):
+    """Invalid lines prevent the run unless a checkbox leaves them out."""
+    page = await open_many(console, "a\nb c\na\nd\n")
     await page.locator("#many-run").click()
     assert "Correct the lines" in await page.locator("#many-wrong").inner_text()
-    assert not shown.plaid.requests
+    assert not console.plaid.requests
     await page.locator("#leave-out").check()
-    assert await run(shown) == "2 of 2: 2 created, 0 failed, 0 unknown"
-    assert [entry["secondary_client_id"] for entry in shown.plaid.ledger] == ["a", "d"]
+    assert await run_batch(console) == "2 of 2: 2 created, 0 failed, 0 unknown"
+    assert [entry["secondary_client_id"] for entry in console.plaid.ledger] == ["a", "d"]
 
 
-async def test_a_run_needs_a_key_a_token_and_a_list(shown):
-    """What is missing is named, and has the focus."""
-    page = await shown.open(None)
-    await shown.choose("many")
-    for field, value in (("key", shown.keys["owner"]), ("many-token", "assets-sandbox-1"), ("partners", "")):
+async def test_a_run_needs_a_key_a_token_and_a_list(console):
+    """A missing input is named and focused."""
+    page = await console.open(None)
+    await console.choose("many")
+    for field, value in (("key", console.keys["owner"]), ("many-token", "assets-sandbox-1"), ("partners", "")):
         await page.locator("#many-run").click()
         assert await page.evaluate("document.activeElement.id") == field
         await page.locator(f"#{field}").fill(value)
@@ -218,24 +218,24 @@ async def test_a_run_needs_a_key_a_token_and_a_list(shown):
     assert "from 1 to 20" in await page.locator("#many-wrong").inner_text()
 
 
-async def test_of_five_hundred_partners_ten_are_refused(shown):
-    """Each partner has its outcome, in the table and in the file, as the ledger has it; the bar follows."""
+async def test_ten_of_five_hundred_partners_fail(console):
+    """Each partner has its outcome in the table and in the file, as in the ledger, and the progress bar follows."""
     for number in range(7, 500, 50):
-        shown.plaid.fail(Fault(secondary_client_id=f"partner-{number}", status=400))
-    shown.plaid.fail(Fault(secondary_client_id="partner-3", status=500, when="after"))
-    page = await ready(shown, partners(500))
+        console.plaid.fail(Fault(secondary_client_id=f"partner-{number}", status=400))
+    console.plaid.fail(Fault(secondary_client_id="partner-3", status=500, when="after"))
+    page = await open_many(console, partner_list(500))
     await page.evaluate("""() => {
       window.seen = new Set();
       new MutationObserver(() => seen.add(document.querySelector('#said').textContent)).observe(
         document.querySelector('#said'), { childList: true, characterData: true, subtree: true });
     }""")
-    told = await run(shown)
+    told = await run_batch(console)
     assert told == "500 of 500: 489 created, 10 failed, 1 unknown"
     assert "may exist that nobody holds" in await page.locator("#verdict").inner_text()
-    rows = await download(shown)
+    rows = await download_outcomes(console)
     assert tuple(rows[0]) == OUTCOME_COLUMNS
     assert [row["secondary_client_id"] for row in rows] == [f"partner-{number}" for number in range(500)]
-    ledger = {entry["secondary_client_id"]: entry for entry in shown.plaid.ledger}
+    ledger = {entry["secondary_client_id"]: entry for entry in console.plaid.ledger}
     for row in rows:
         entry = ledger.get(row["secondary_client_id"])
         if row["outcome"] == "created":
@@ -247,7 +247,7 @@ async def test_of_five_hundred_partners_ten_are_refused(shown):
     assert [row["error_code"] for row in rows if row["outcome"] == "failed"] == ["INVALID_FIELD"] * 10
     assert [row["error_code"] for row in rows if row["outcome"] == "unknown"] == ["INTERNAL_SERVER_ERROR"]
     assert (
-        len(ledger) == shown.plaid.counts[CREATE] - 10 == 490
+        len(ledger) == console.plaid.counts[CREATE] - 10 == 490
     )  # one of them nobody holds: it is the unknown
     announced = await page.evaluate("[...seen]")
     assert len(announced) <= 7, announced
@@ -259,45 +259,45 @@ async def test_of_five_hundred_partners_ten_are_refused(shown):
     assert await page.locator("#page-told").inner_text() == "101 to 200 of 489"
 
 
-async def test_a_row_has_its_own_webhook_or_that_of_all(shown):
-    """A webhook of a row's own goes with it; the others get the one of the form."""
-    page = await ready(shown, "secondary_client_id,webhook\na,https://own.example/\nb,\n")
+async def test_a_row_has_its_webhook_or_the_default(console):
+    """A row's webhook is sent with it; other rows use the form's."""
+    page = await open_many(console, "secondary_client_id,webhook\na,https://own.example/\nb,\n")
     sent = []
     page.on("request", lambda request: request.method == "POST" and sent.append(request.post_data_json))
     await page.locator("#many-webhook").fill("https://all.example/")
     await page.locator("#concurrency").fill("1")
-    await run(shown)
+    await run_batch(console)
     assert [each["webhook"] for each in sent] == ["https://own.example/", "https://all.example/"]
 
 
-async def test_a_run_waits_as_long_as_it_is_told(shown):
-    """After a 429 all wait for Retry-After, say so, and repeat what was refused: all get their token."""
-    shown.plaid.fail(Fault(status=429, headers={"Retry-After": "1"}, times=3))
-    page = await ready(shown, partners(20))
+async def test_a_run_waits_for_retry_after(console):
+    """After a 429 all rows wait, the page says so, and declined requests are repeated: all get a token."""
+    console.plaid.fail(Fault(status=429, headers={"Retry-After": "1"}, times=3))
+    page = await open_many(console, partner_list(20))
     begun = time.monotonic()
     await page.locator("#many-run").click()
     await page.locator("#pause", has_text="goes on in 1 s").wait_for()
     await page.locator("#many-download:enabled").wait_for()
     assert time.monotonic() - begun >= 1
     assert await page.locator("#progress").inner_text() == "20 of 20: 20 created, 0 failed, 0 unknown"
-    rows = await download(shown)
+    rows = await download_outcomes(console)
     assert sorted(row["attempts"] for row in rows) == ["1"] * 17 + ["2"] * 3
-    assert len(shown.plaid.ledger) == 20
+    assert len(console.plaid.ledger) == 20
 
 
-async def test_what_was_surely_not_carried_out_is_sent_again(shown):
-    """Maintenance is waited for, and an error of which nobody can tell is not."""
-    shown.plaid.fail(Fault(status=503, times=2), Fault(status=502, body="<p>", times=1))
-    await ready(shown, partners(4))
-    assert await run(shown) == "4 of 4: 3 created, 0 failed, 1 unknown"
-    assert shown.plaid.counts[CREATE] == 6
+async def test_only_declined_requests_are_sent_again(console):
+    """Maintenance is waited for; a request in doubt is not repeated."""
+    console.plaid.fail(Fault(status=503, times=2), Fault(status=502, body="<p>", times=1))
+    await open_many(console, partner_list(4))
+    assert await run_batch(console) == "4 of 4: 3 created, 0 failed, 1 unknown"
+    assert console.plaid.counts[CREATE] == 6
 
 
-async def test_a_pause_that_is_too_long_ends_the_run(shown):
-    """An hour isn't waited for: what was refused has failed, the rest is not attempted, and the page says why."""
-    shown.plaid.fail(Fault(status=429, headers={"Retry-After": "3600"}))
-    page = await ready(shown, partners(30))
-    told = await run(shown)
+async def test_a_long_pause_ends_the_run(console):
+    """An hour isn't waited for: declined requests failed, the other rows weren't attempted, and the page says why."""
+    console.plaid.fail(Fault(status=429, headers={"Retry-After": "3600"}))
+    page = await open_many(console, partner_list(30))
+    told = await run_batch(console)
     assert re.fullmatch(r"30 of 30: 0 created, \d+ failed, 0 unknown, \d+ not attempted", told)
     assert "pauses that are asked for are too long" in await page.locator("#verdict").inner_text()
 
@@ -311,14 +311,14 @@ async def test_a_pause_that_is_too_long_ends_the_run(shown):
         ("owner", "DATA_UNAVAILABLE", "repair that Item"),
     ],
 )
-async def test_an_error_that_all_would_meet_stops_the_run(shown, caller, code, way):
-    """A key that isn't known, or credentials or a report that Plaid refuses, don't make five hundred errors."""
-    shown.keys["wrong"] = "plaid-gateway-unknown"
+async def test_an_error_that_affects_all_rows_stops_the_run(console, caller, code, way):
+    """An unknown key, rejected credentials or an error of the report doesn't cause 500 errors."""
+    console.keys["wrong"] = "plaid-gateway-unknown"
     body = {"error_code": code} | ({"error_type": "ASSET_REPORT_ERROR"} if code == "DATA_UNAVAILABLE" else {})
-    shown.plaid.fail(Fault(status=400, body=body))
-    page = await ready(shown, partners(500), caller)
-    await run(shown)
-    rows = await download(shown)
+    console.plaid.fail(Fault(status=400, body=body))
+    page = await open_many(console, partner_list(500), caller)
+    await run_batch(console)
+    rows = await download_outcomes(console)
     failed = [row for row in rows if row["outcome"] == "failed"]
     assert 1 <= len(failed) <= 12
     assert {row["error_code"] for row in failed} == {code}
@@ -327,41 +327,41 @@ async def test_an_error_that_all_would_meet_stops_the_run(shown, caller, code, w
     assert way in await page.locator("#verdict").inner_text()
 
 
-async def test_a_gateway_that_has_gone_stops_the_run(shown):
-    """Those in flight are unknown, and the others aren't made so, too."""
-    shown.plaid.fail(Fault(stall=30))
-    page = await ready(shown, partners(200))
+async def test_a_gateway_that_is_down_stops_the_run(console):
+    """Requests in flight are unknown, and the other rows aren't attempted."""
+    console.plaid.fail(Fault(stall=30))
+    page = await open_many(console, partner_list(200))
     await page.locator("#many-run").click()
     await page.locator("#rows .is-in-flight").nth(5).wait_for()
-    await shown.gateway.close()
+    await console.gateway.close()
     await page.locator("#many-download:enabled").wait_for()
-    rows = await download(shown)
+    rows = await download_outcomes(console)
     assert 1 <= sum(row["outcome"] == "unknown" for row in rows) <= 12
     assert sum(row["outcome"] == "not_attempted" for row in rows) >= 188
     assert "doesn’t answer any more" in await page.locator("#verdict").inner_text()
 
 
-async def test_stop_waits_for_what_is_in_flight(shown):
-    """After Stop nothing more is sent, what is in flight gets its outcome, and the rest was not attempted."""
-    shown.plaid.fail(Fault(latency=0.5))
-    page = await ready(shown, partners(300))
+async def test_stop_waits_for_requests_in_flight(console):
+    """After Stop nothing more is sent, requests in flight get their outcome, and the other rows aren't attempted."""
+    console.plaid.fail(Fault(latency=0.5))
+    page = await open_many(console, partner_list(300))
     await page.locator("#many-run").click()
     while await page.evaluate("document.querySelector('#bar').value") < 6:
         await asyncio.sleep(0.02)
     await page.locator("#many-stop").click()
     await page.locator("#pause", has_text="nothing more is sent").wait_for()
     await page.locator("#many-download:enabled").wait_for()
-    rows = await download(shown)
+    rows = await download_outcomes(console)
     created = [row for row in rows if row["outcome"] == "created"]
     assert {row["outcome"] for row in rows} == {"created", "not_attempted"}
-    assert len(created) == len(shown.plaid.ledger) == shown.plaid.counts[CREATE] < 60
-    assert {row["relay_token"] for row in created} == {entry["relay_token"] for entry in shown.plaid.ledger}
+    assert len(created) == len(console.plaid.ledger) == console.plaid.counts[CREATE] < 60
+    assert {row["relay_token"] for row in created} == {entry["relay_token"] for entry in console.plaid.ledger}
 
 
-async def test_stop_a_second_time_gives_up(shown):
-    """What is given up on in flight is unknown: a token may exist."""
-    shown.plaid.fail(Fault(stall=30))
-    page = await ready(shown, partners(50))
+async def test_a_second_stop_abandons_requests_in_flight(console):
+    """Their outcome is unknown: a token may exist."""
+    console.plaid.fail(Fault(stall=30))
+    page = await open_many(console, partner_list(50))
     await page.locator("#many-run").click()
     await page.locator("#rows .is-in-flight").nth(5).wait_for()
     await page.locator("#many-stop").click()
@@ -370,10 +370,10 @@ async def test_stop_a_second_time_gives_up(shown):
     assert "6 unknown, 44 not attempted" in await page.locator("#progress").inner_text()
 
 
-async def test_tokens_that_were_not_saved_are_asked_about(shown):
-    """Neither leaving nor another run throws tokens away that are nowhere else; a pair isn't made twice unasked."""
-    page = await ready(shown, "a\nb\n")
-    await run(shown)
+async def test_unsaved_tokens_need_confirmation(console):
+    """Neither leaving the page nor another run discards unsaved tokens, and a pair isn't repeated without confirmation."""
+    page = await open_many(console, "a\nb\n")
+    await run_batch(console)
     await page.locator("#many-run").click()
     assert "Download the outcomes first" in await page.locator("#many-wrong").inner_text()
     kinds = []
@@ -385,19 +385,19 @@ async def test_tokens_that_were_not_saved_are_asked_about(shown):
     page.on("dialog", stay)
     async with page.expect_event("dialog"):
         await page.evaluate("setTimeout(() => location.reload())")
-    await download(shown)
+    await download_outcomes(console)
     await page.locator("#many-run").click()
     dialog = page.get_by_role("dialog")
     assert "2 got a relay token for this report on this page already" in await dialog.inner_text()
     await dialog.get_by_role("button", name="Don’t").click()
-    assert len(shown.plaid.ledger) == 2
+    assert len(console.plaid.ledger) == 2
     await page.reload()
     assert kinds == ["beforeunload"]
 
 
-async def test_a_file_can_be_chosen_or_dropped(shown, tmp_path):
-    """A file is read as UTF-8, chosen or dropped; another encoding is refused."""
-    page = await ready(shown, "")
+async def test_a_file_can_be_chosen_or_dropped(console, tmp_path):
+    """A file is read as UTF-8; another encoding is rejected."""
+    page = await open_many(console, "")
     file = tmp_path / "partners.csv"
     file.write_text("\ufeffsecondary_client_id\r\na\r\né\r\n", encoding="utf-8", newline="")
     await page.locator("#file").set_input_files(file)
@@ -413,9 +413,9 @@ async def test_a_file_can_be_chosen_or_dropped(shown, tmp_path):
     await page.locator("#partners-count", has_text="3 partners").wait_for()
 
 
-async def test_a_file_that_cannot_be_read_is_in_the_way(shown, tmp_path):
-    """Of the list before it nothing is run, typed just before or looked at again, until something takes its place."""
-    page = await ready(shown, partners(2))
+async def test_an_unreadable_file_prevents_the_run(console, tmp_path):
+    """The previous list isn't run, even if it was just edited, until another list replaces it."""
+    page = await open_many(console, partner_list(2))
     file = tmp_path / "partners.csv"
     file.write_bytes("é\n".encode("latin-1"))
     refused = page.locator(".problems", has_text="isn’t UTF-8")
@@ -431,36 +431,36 @@ async def test_a_file_that_cannot_be_read_is_in_the_way(shown, tmp_path):
     assert await refused.is_visible()
     await page.locator("#partners").fill("a")
     await page.locator("#partners-count", has_text="1 partner").wait_for()
-    await run(shown)
-    assert [entry["secondary_client_id"] for entry in shown.plaid.ledger] == ["a"]
+    await run_batch(console)
+    assert [entry["secondary_client_id"] for entry in console.plaid.ledger] == ["a"]
 
 
-async def test_no_cell_of_the_file_is_a_formula(shown):
-    """What a spreadsheet would run is written as text."""
+async def test_no_cell_of_the_saved_file_is_a_formula(console):
+    """What a spreadsheet would execute is saved as text."""
     ids = ["=1+1", "+a", "-a", "@a"]
-    page = await ready(shown, "\n".join(["secondary_client_id", *ids]))
+    page = await open_many(console, "\n".join(["secondary_client_id", *ids]))
     await page.locator("#allow-odd").check()
-    await run(shown)
-    assert sorted(entry["secondary_client_id"] for entry in shown.plaid.ledger) == sorted(ids)
-    written = [row["secondary_client_id"] for row in await download(shown)]
+    await run_batch(console)
+    assert sorted(entry["secondary_client_id"] for entry in console.plaid.ledger) == sorted(ids)
+    written = [row["secondary_client_id"] for row in await download_outcomes(console)]
     assert written == ["'=1+1", "'+a", "'-a", "'@a"]
 
 
-async def test_ten_thousand_rows_are_not_all_drawn(shown):
-    """A list of ten thousand is checked and run; the page draws a hundred of its rows at a time."""
-    page = await ready(shown, partners(10_000) + "a b\n" * 1_000)
+async def test_ten_thousand_rows_are_not_all_drawn(console):
+    """A list of ten thousand is checked and run; the page draws a hundred rows at a time."""
+    page = await open_many(console, partner_list(10_000) + "a b\n" * 1_000)
     await page.locator("#partners-count", has_text="10,000 partners, 1,000 lines to correct").wait_for()
     assert await page.locator(".problems li").count() == 51
     await page.locator("#leave-out").check()
-    shown.plaid.fail(Fault(status=400, body={"error_code": "INVALID_API_KEYS"}))
-    assert (await run(shown)).startswith("10,000 of 10,000")
+    console.plaid.fail(Fault(status=400, body={"error_code": "INVALID_API_KEYS"}))
+    assert (await run_batch(console)).startswith("10,000 of 10,000")
     assert await page.locator("#rows tr").count() == 100
     assert await page.evaluate("document.querySelectorAll('*').length") < 2_000
-    assert len(await download(shown)) == 10_000
+    assert len(await download_outcomes(console)) == 10_000
 
 
-async def test_a_delay_is_read_as_the_client_reads_it(modules):
-    """Retry-After may be seconds or a date, which counts from the answer's own; rounded up, it is the client's."""
+async def test_retry_after_is_parsed_as_by_the_client(module_page):
+    """It may be seconds or a date, which is relative to the response's Date and rounded up."""
     date = "Wed, 21 Oct 2026 07:28:00 GMT"
     said = [
         "7",
@@ -478,7 +478,7 @@ async def test_a_delay_is_read_as_the_client_reads_it(modules):
     ]
     answers = [{"Retry-After": each, "Date": date} for each in said]
     answers += [{"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, {}]
-    read = await modules.evaluate(
+    read = await module_page.evaluate(
         """async (all) => {
           const { retryAfter } = await import('/console/call.js');
           return all.map((headers) => retryAfter(new Headers(headers)));
@@ -488,17 +488,17 @@ async def test_a_delay_is_read_as_the_client_reads_it(modules):
     assert read == [parse_retry_after(each) for each in answers]
 
 
-async def test_an_answer_of_anything_has_its_outcome(shown):
-    """An answer with values of another type is refused like others, and can be listed and run again; the file is whole."""
+async def test_unusual_values_in_a_response_have_an_outcome(console):
+    """A response with values of other types fails like others and can be run again, and the file is valid."""
     odd = {"error_code": ["constructor"], "error_type": 5, "request_id": {"a": ","}}
-    shown.plaid.fail(Fault(secondary_client_id="a", status=400, body=odd, times=1))
-    page = await ready(shown, "secondary_client_id,webhook\na,https://lender.example/\nb,\n")
-    assert await run(shown) == "2 of 2: 1 created, 1 failed, 0 unknown"
-    failed, created = await download(shown)
+    console.plaid.fail(Fault(secondary_client_id="a", status=400, body=odd, times=1))
+    page = await open_many(console, "secondary_client_id,webhook\na,https://lender.example/\nb,\n")
+    assert await run_batch(console) == "2 of 2: 1 created, 1 failed, 0 unknown"
+    failed, created = await download_outcomes(console)
     assert failed["error_code"] == "status 400"
-    assert created["relay_token"] == shown.plaid.ledger[0]["relay_token"]
+    assert created["relay_token"] == console.plaid.ledger[0]["relay_token"]
     await page.get_by_role("button", name="List those without a token again (1)").click()
     left = await page.locator("#partners").input_value()
     assert left == "secondary_client_id,webhook\na,https://lender.example/\n"
-    assert await run(shown) == "1 of 1: 1 created, 0 failed, 0 unknown"
-    assert [entry["secondary_client_id"] for entry in shown.plaid.ledger] == ["b", "a"]
+    assert await run_batch(console) == "1 of 1: 1 created, 0 failed, 0 unknown"
+    assert [entry["secondary_client_id"] for entry in console.plaid.ledger] == ["b", "a"]

@@ -1,4 +1,4 @@
-"""The page's own tables, held against the package: what can be called, and what passes."""
+"""The page's tables compared with the package: the operations, and which inputs are valid."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ OPERATIONS = "import('/console/operations.js').then((module) => module.OPERATION
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="module")
-async def operations(modules):
-    return await modules.evaluate(OPERATIONS)
+async def operations(module_page):
+    """The page's operations."""
+    return await module_page.evaluate(OPERATIONS)
 
 
 async def test_the_page_has_every_operation(operations):
-    """The page knows the operations of the endpoint table, and what a second attempt at each would do."""
+    """The page has the operations of the endpoint table, with their idempotency."""
     assert {(each["path"], each["replay"]) for each in operations} == {
         (endpoint.path, endpoint.idempotency.name) for endpoint in ENDPOINTS
     }
@@ -31,11 +32,11 @@ async def test_the_page_has_every_operation(operations):
 
 
 async def test_the_inputs_are_the_fields_of_the_records(operations):
-    """Each field of a request is an input, or fixed, or said not to be offered; what a record needs is needed."""
+    """Each field of a request is an input, fixed, or listed as not offered; required fields are required inputs."""
     records = {endpoint.path: endpoint.request for endpoint in ENDPOINTS}
     for operation in operations:
         record = records[operation["path"]]
-        told = fields_of(record)
+        told = field_names(record)
         inputs = {
             ".".join(filter(None, (each.get("within"), each["name"]))): each["required"]
             for each in operation["inputs"]
@@ -48,8 +49,8 @@ async def test_the_inputs_are_the_fields_of_the_records(operations):
                 assert inputs[name], f"{operation['path']} {name}"
 
 
-def fields_of(record):
-    """The names of a record's fields, those of its options as `options.name`."""
+def field_names(record):
+    """Return the names of a record's fields, those of its options as `options.name`."""
     names = set(fields_dict(record))
     kind = str(fields_dict(record)["options"].type).partition(" ")[0] if "options" in names else None
     if kind:
@@ -58,8 +59,8 @@ def fields_of(record):
     return names
 
 
-async def test_the_tokens_are_those_of_the_answers(operations):
-    """An operation that makes something gives the token to it in the field that its answer's record hides."""
+async def test_issued_tokens_are_fields_of_the_responses(operations):
+    """The token that an operation issues is the field that its response record hides."""
     answers = {endpoint.path: endpoint.response for endpoint in ENDPOINTS}
     for operation in operations:
         told = fields_dict(answers[operation["path"]])
@@ -70,8 +71,8 @@ async def test_the_tokens_are_those_of_the_answers(operations):
         assert ("makes" in operation) == (operation["replay"] == "CREATES")
 
 
-async def test_the_code_calls_methods_that_there_are(operations):
-    """The client has each method of the page's code, and takes each input by the name or place it is given."""
+async def test_the_code_calls_existing_methods(operations):
+    """The client has each method, and takes each input by name or position as in the code."""
     async with RelayClient(gateway_key="key", base_url="http://127.0.0.1:1") as client:
         for operation in operations:
             parameters = inspect.signature(attrgetter(operation["python"])(client)).parameters
@@ -115,11 +116,11 @@ VALUES = [
 ]
 
 
-async def test_what_passes_on_the_page_passes_the_records(modules, operations):
-    """An input's check takes what the request's record takes, and refuses what that refuses."""
+async def test_the_page_accepts_what_the_records_accept(module_page, operations):
+    """An input's check accepts and rejects the same values as the request's record."""
     records = {endpoint.path: endpoint.request for endpoint in ENDPOINTS}
     chosen = [o for o in operations if o["path"] in {"/credit/relay/create", "/asset_report/refresh"}]
-    verdicts = await modules.evaluate(
+    verdicts = await module_page.evaluate(
         """async ([chosen, values]) => {
           const { problemWith } = await import('/console/checks.js');
           const of = (input) => Object.fromEntries(values.map((value) => [value, problemWith(input, value)]));
@@ -131,11 +132,11 @@ async def test_what_passes_on_the_page_passes_the_records(modules, operations):
         for (place, asked), value in product(enumerate(operation["inputs"]), VALUES):
             if not value.strip() and not asked["required"]:
                 continue  # an optional input that is empty isn't sent
-            passes = accepted(records[operation["path"]], operation, asked, value)
+            passes = is_accepted(records[operation["path"]], operation, asked, value)
             assert (verdict[place][value] is None) == passes, f"{asked['name']}={value!r}"
 
 
-def accepted(record, operation, asked, value):
+def is_accepted(record, operation, asked, value):
     given = {"report_tokens": ["token"], "asset_report_token": "token", "secondary_client_id": "id"}
     given = {name: known for name, known in given.items() if name in fields_dict(record)}
     if asked["kind"] == "days":
@@ -150,10 +151,10 @@ def accepted(record, operation, asked, value):
     return True
 
 
-async def test_every_refusal_of_the_gateway_is_explained(modules):
-    """The page has words of its own for each answer of the gateway's that there is somebody to read."""
+async def test_each_error_of_the_gateway_is_explained(module_page):
+    """The page has a text for each error response of the gateway that a caller can receive."""
     reasons = [each for each in ERROR_REASONS if each is not CALLER_GONE]
-    told = await modules.evaluate(
+    told = await module_page.evaluate(
         """async (reasons) => {
           const { explain } = await import('/console/explain.js');
           const { operationOf } = await import('/console/operations.js');
@@ -186,9 +187,9 @@ ANSWERS = [
 ]
 
 
-async def test_the_page_reads_an_answer_as_the_client_does(modules):
-    """Whether something was carried out follows from status, type and code as for the package's client."""
-    endings = await modules.evaluate(
+async def test_the_page_has_the_same_certainty_as_the_client(module_page):
+    """What status, type and code prove is the same as in the package's client."""
+    endings = await module_page.evaluate(
         """async (answers) => {
           const { endingOf } = await import('/console/explain.js');
           const { operationOf } = await import('/console/operations.js');

@@ -1,4 +1,4 @@
-"""Texts with colours: all of the text is there, and the time grows with its length."""
+"""Highlighted text: nothing is lost, and the time is linear in its length."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ OTHERS = [(r"x\"\"y: ", "\n"), ('"relay_token":  "', ""), ('"relay_token" ', ":"
         *((None, *text) for text in OTHERS),
     ],
 )
-async def test_the_time_grows_with_the_length(modules, language, piece, tail):
-    """A hundred times as much takes less than a thousand times as long: no search begins anew at each quote."""
-    once, hundred_times = await modules.evaluate(MEASURE, [language, piece, tail, 500])
+async def test_the_time_is_linear(module_page, language, piece, tail):
+    """A hundred times the text takes less than a thousand times as long, so no search restarts at each quote."""
+    once, hundred_times = await module_page.evaluate(MEASURE, [language, piece, tail, 500])
     assert hundred_times < 1_000 * max(once, 1)
 
 
@@ -64,25 +64,25 @@ async def test_the_time_grows_with_the_length(modules, language, piece, tail):
         "// it's\n/* `",
     ],
 )
-async def test_all_of_a_text_is_there(modules, language, text):
-    """Colours change nothing of a text."""
-    shown = await modules.evaluate(
+async def test_highlighting_preserves_the_text(module_page, language, text):
+    """The nodes contain the complete text."""
+    console = await module_page.evaluate(
         """async ([language, text]) => {
           const { coloured } = await import("/console/render.js");
           return coloured(language, text).map((node) => node.textContent ?? node).join("");
         }""",
         [language, text],
     )
-    assert shown == text
+    assert console == text
 
 
 @pytest.mark.parametrize(
     ("text", "names"),
     [('{"a": "b:c"}', ['"a"']), ('{"a\\"": 1}', ['"a\\""']), ('"a:b', []), ('{"a": "b', ['"a"'])],
 )
-async def test_names_in_json(modules, text, names):
-    """A name is a whole string before a colon."""
-    found = await modules.evaluate(
+async def test_names_in_json(module_page, text, names):
+    """A name is a complete string before a colon."""
+    found = await module_page.evaluate(
         """async (text) => {
           const { coloured } = await import("/console/render.js");
           return coloured("json", text).filter((node) => node.className === "c-name").map((n) => n.textContent);
@@ -92,16 +92,16 @@ async def test_names_in_json(modules, text, names):
     assert found == names
 
 
-async def test_an_answer_that_is_nothing_but_quotes(shown):
-    """A response with 50,000 escaped quotes is shown at once, also where the page cuts it."""
+async def test_a_response_of_quotes(console):
+    """A response with 50,000 escaped quotes is shown without delay, also where the page truncates it."""
     message = '"' * 50_000
-    page = await shown.open("owner", report_token="assets-sandbox-canary-1")
+    page = await console.open("owner", report_token="assets-sandbox-canary-1")
     await page.route(
         "**/credit/relay/create",
         lambda route: route.fulfill(
             status=400, content_type="application/json", body=json.dumps({"error_message": message})
         ),
     )
-    await shown.fill(secondary_client_id="partner")
-    assert await shown.send()
+    await console.fill(secondary_client_id="partner")
+    assert await console.send()
     assert await page.locator("#answer pre").inner_text()

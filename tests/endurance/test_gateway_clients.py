@@ -1,4 +1,4 @@
-"""Clients that don't read, read slowly, say nothing or reset: the gateway's descriptors and memory are bounded."""
+"""Clients that don't read, read slowly, send nothing or reset: the gateway's descriptors and memory are bounded."""
 
 from __future__ import annotations
 
@@ -118,15 +118,15 @@ asyncio.run(main())
 """
 
 
-def held_by(process: asyncio.subprocess.Process) -> tuple[int, int]:
-    """Return how many descriptors a process holds, and how many MiB of memory."""
+def resources_of(process: asyncio.subprocess.Process) -> tuple[int, int]:
+    """Return how many descriptors a process has open, and how many MiB of memory it uses."""
     folder = Path("/proc") / str(process.pid)
     status = (folder / "status").read_text()
     return len([*(folder / "fd").iterdir()]), int(status.partition("VmRSS:")[2].split()[0]) // 1024
 
 
 @contextlib.asynccontextmanager
-async def running(*words: object) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running_program(*words: object) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         *map(str, words), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -141,8 +141,8 @@ async def running(*words: object) -> AsyncIterator[asyncio.subprocess.Process]:
 @pytest.mark.may_block
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
-async def test_clients_that_take_all_and_give_nothing(tmp_path, monkeypatch, size, secure):
-    """Descriptors and memory stay bounded, and each honest call succeeds, over a new connection or an old one."""
+async def test_resources_are_bounded_under_attack(tmp_path, monkeypatch, size, secure):
+    """Descriptors and memory stay bounded, and each valid call succeeds, over a new connection or an old one."""
     clients, connections, calls = size(45, 2_000), size(15, 400), size(2, 100)
     file = KeyFile(tmp_path / "keys.json")
     honest, known = await asyncio.to_thread(file.add, "honest"), await asyncio.to_thread(file.add, "known")
@@ -160,7 +160,7 @@ async def test_clients_that_take_all_and_give_nothing(tmp_path, monkeypatch, siz
     async with contextlib.AsyncExitStack() as stack:
         plaid = await stack.enter_async_context(Simulator(reports=[REPORT]))
         gateway = await stack.enter_async_context(
-            running(*COMMAND, "gateway", "--upstream", plaid.url, *words)
+            running_program(*COMMAND, "gateway", "--upstream", plaid.url, *words)
         )
         url = (await gateway.stdout.readline()).decode().split()[-1]
 
@@ -169,7 +169,7 @@ async def test_clients_that_take_all_and_give_nothing(tmp_path, monkeypatch, siz
         def connect() -> RelayClient:
             return RelayClient(base_url=url, gateway_key=honest, ssl=trusting, timeouts=patient)
 
-        async def call_anew(number: int) -> None:
+        async def call_on_new_connection(number: int) -> None:
             began = time.monotonic()
             async with connect() as new:
                 await new.relay.create([REPORT], f"new-{number}")
@@ -177,23 +177,23 @@ async def test_clients_that_take_all_and_give_nothing(tmp_path, monkeypatch, siz
 
         client = await stack.enter_async_context(connect())
         await client.relay.create([REPORT], "before")
-        before, most = held_by(gateway), [0, 0]
+        before, most = resources_of(gateway), [0, 0]
         for first in range(0, clients, EACH):
             place = urlsplit(url)
             count = min(EACH, clients - first)
             attacking = await stack.enter_async_context(
-                running(sys.executable, "-c", ATTACK, place.hostname, place.port, first, count, int(secure))
+                running_program(sys.executable, "-c", ATTACK, place.hostname, place.port, first, count, int(secure))
             )
             attacking.stdin.write(f"{known}\n".encode())
             assert await attacking.stdout.readline() == b"ready\n"
-        while held_by(gateway)[0] < connections:
+        while resources_of(gateway)[0] < connections:
             await asyncio.sleep(0.05)
         for first in range(0, calls, 20):
             numbers = range(first, min(first + 20, calls))
             for number in numbers:
                 await client.relay.create([REPORT], f"old-{number}")
-            await asyncio.gather(*(call_anew(number) for number in numbers))
-            most = [max(pair) for pair in zip(most, held_by(gateway), strict=True)]
+            await asyncio.gather(*(call_on_new_connection(number) for number in numbers))
+            most = [max(pair) for pair in zip(most, resources_of(gateway), strict=True)]
         assert gateway.returncode is None
     sys.stdout.write(
         f"{clients} clients, {connections} connections: before {before}, at most {most} (descriptors, MiB); "

@@ -1,4 +1,4 @@
-"""What the tests of the gateway share."""
+"""Fixtures that the tests of the gateway share."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-async def held() -> AsyncIterator[GatewaySetup]:
-    """A gateway as it comes, which still serves in the end."""
+async def setup() -> AsyncIterator[GatewaySetup]:
+    """A gateway with default settings, which is checked to be still serving at the end."""
     async with running_gateway() as built:
         yield built
 

@@ -1,4 +1,4 @@
-"""The audit log says of each call whether its caller got the whole response."""
+"""The audit log states for each call whether its caller received the complete response."""
 
 from __future__ import annotations
 
@@ -23,93 +23,95 @@ from raw_http import (
 MEGABYTE = 2**20
 
 
-def entries(audit: pytest.LogCaptureFixture) -> list[dict[str, object]]:
-    """The lines of the audit log."""
+def audit_records(audit: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    """Return the lines of the audit log."""
     return [json.loads(each.getMessage()) for each in audit.records if each.name.endswith(".audit")]
 
 
-async def test_a_refusal_for_a_caller_that_left(held, audit):
-    """Its body broke off because it closed the connection: the refusal isn't delivered."""
-    async with raw_connection(held.gateway.url) as opened:
-        lines = (f"Host: {HOST_PLACEHOLDER}", f"Authorization: Bearer {held.keys['lender']}")
+async def test_an_error_for_a_disconnected_caller_is_not_delivered(setup, audit):
+    """The caller closed the connection in the middle of its body."""
+    async with raw_connection(setup.gateway.url) as connection:
+        lines = (f"Host: {HOST_PLACEHOLDER}", f"Authorization: Bearer {setup.keys['lender']}")
         kind = ("Content-Type: application/json", "Content-Length: 100")
-        await opened.send(build_head(f"POST {CREATE} HTTP/1.1", *lines, *kind) + b"{")
-        await wait_until_async(lambda: held.gateway._listener.requests_count)
-    await wait_until_async(lambda: entries(audit))
-    (entry,) = entries(audit)
+        await connection.send(build_head(f"POST {CREATE} HTTP/1.1", *lines, *kind) + b"{")
+        await wait_until_async(lambda: setup.gateway._listener.requests_count)
+    await wait_until_async(lambda: audit_records(audit))
+    (entry,) = audit_records(audit)
     assert (entry["status"], entry["error_code"], entry["delivered"]) == (400, "INVALID_HTTP", False)
 
 
-async def refused(held: GatewaySetup, opened: Connection, audit: pytest.LogCaptureFixture) -> int:
-    """Send requests without a key over a connection that takes few bytes, and return how many are refused by then."""
+async def count_rejected(setup: GatewaySetup, connection: Connection, audit: pytest.LogCaptureFixture) -> int:
+    """Send requests without a key over a connection with small buffers, and return how many were rejected before they filled up."""
     count = -1
-    (state,) = held.gateway._listener._states.values()
+    (state,) = setup.gateway._listener._states.values()
     state.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    opened.writer.write(build_request(close=False).replace(HOST_PLACEHOLDER.encode(), b"127.0.0.1") * 1000)
-    while count != len(entries(audit)):  # until no more follow
-        count = len(entries(audit))
+    connection.writer.write(
+        build_request(close=False).replace(HOST_PLACEHOLDER.encode(), b"127.0.0.1") * 1000
+    )
+    while count != len(audit_records(audit)):  # until none follow
+        count = len(audit_records(audit))
         await asyncio.sleep(0.3)
     return count
 
 
 @pytest.fixture
-async def deaf(held):
-    """A connection whose caller reads nothing, and has room for little."""
+async def non_reading(setup):
+    """A connection with small buffers, whose caller reads nothing."""
     caller = socket.socket()
     caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     caller.setblocking(False)
-    host, _, port = held.gateway.url.removeprefix("http://").partition(":")
+    host, _, port = setup.gateway.url.removeprefix("http://").partition(":")
     await asyncio.get_running_loop().sock_connect(caller, (host, int(port)))
     reader, writer = await asyncio.open_connection(sock=caller, limit=1)
-    await wait_until_async(lambda: len(held.gateway._listener))
-    yield Connection(held.gateway.url, reader, writer)
+    await wait_until_async(lambda: len(setup.gateway._listener))
+    yield Connection(setup.gateway.url, reader, writer)
     writer.transport.abort()
 
 
-async def test_a_refusal_is_recorded_once_it_was_sent(held, deaf, audit):
-    """A refusal that the system has no room for has no line yet; it has one once its caller reads."""
-    count = await refused(held, deaf, audit)
+async def test_an_error_is_recorded_once_it_was_sent(setup, non_reading, audit):
+    """An error response that does not fit into the buffers is recorded only when its caller reads."""
+    count = await count_rejected(setup, non_reading, audit)
     assert 0 < count < 1000
-    assert all(each["delivered"] for each in entries(audit))
-    reading = asyncio.ensure_future(deaf.rest())
-    await wait_until_async(lambda: len(entries(audit)) > count)
-    assert entries(audit)[count]["delivered"]
-    deaf.writer.transport.abort()
+    assert all(each["delivered"] for each in audit_records(audit))
+    reading = asyncio.ensure_future(non_reading.read_to_end())
+    await wait_until_async(lambda: len(audit_records(audit)) > count)
+    assert audit_records(audit)[count]["delivered"]
+    non_reading.writer.transport.abort()
     await reading
 
 
-async def test_a_refusal_that_waits_when_its_caller_leaves(held, deaf, audit):
-    """The wait for room ends when the connection is closed: the refusal isn't delivered, those before it are."""
-    count = await refused(held, deaf, audit)
-    deaf.writer.transport.abort()
-    await wait_until_async(lambda: len(entries(audit)) > count)
-    assert [each["delivered"] for each in entries(audit)][: count + 1] == [*[True] * count, False]
+async def test_an_error_that_waits_when_its_caller_disconnects(setup, non_reading, audit):
+    """The wait ends when the connection is closed: this response isn't delivered, earlier ones are."""
+    count = await count_rejected(setup, non_reading, audit)
+    non_reading.writer.transport.abort()
+    await wait_until_async(lambda: len(audit_records(audit)) > count)
+    assert [each["delivered"] for each in audit_records(audit)][: count + 1] == [*[True] * count, False]
 
 
-async def test_a_response_that_waits_when_its_caller_leaves(audit):
-    """A report that is too long for the buffers, of which its caller reads nothing, isn't delivered."""
-    async with running_gateway() as held:
+async def test_a_response_that_waits_when_its_caller_disconnects(audit):
+    """A report that is larger than the buffers isn't delivered to a caller that reads nothing of it."""
+    async with running_gateway() as setup:
         body = b" " * (16 * MEGABYTE)
         start = build_head(
             "HTTP/1.1 200 OK", "Content-Type: application/json", f"Content-Length: {len(body)}"
         )
-        held.upstream.says = lambda _: [start, body]
-        async with raw_connection(held.gateway.url, limit=1) as opened:
-            await opened.send(build_request(GET, {"relay_token": "x"}, key=held.keys["lender"]))
-            await opened.reader.readexactly(1)  # the response has begun
-            assert not entries(audit)
-        await wait_until_async(lambda: entries(audit))
-        (entry,) = entries(audit)
+        setup.upstream.says = lambda _: [start, body]
+        async with raw_connection(setup.gateway.url, limit=1) as connection:
+            await connection.send(build_request(GET, {"relay_token": "x"}, key=setup.keys["lender"]))
+            await connection.reader.readexactly(1)  # the response has begun
+            assert not audit_records(audit)
+        await wait_until_async(lambda: audit_records(audit))
+        (entry,) = audit_records(audit)
         assert (entry["status"], entry["error_code"], entry["delivered"]) == (200, None, False)
 
 
 @pytest.mark.parametrize("frame", ["Content-Length: 100", "Transfer-Encoding: chunked"])
-async def test_a_response_that_breaks_off(held, audit, frame):
-    """Plaid's connection ends in the middle of it: the caller gets part of a 200, which isn't delivered."""
+async def test_a_truncated_response_is_not_delivered(setup, audit, frame):
+    """Plaid's connection ends in the middle of the response, so the caller gets part of a 200."""
     start = build_head("HTTP/1.1 200 OK", "Content-Type: application/json", frame)
-    held.upstream.says, held.upstream.then = lambda _: [start, b"5\r\n{    \r\n"], "close"
-    call = build_request(GET, {"relay_token": "x"}, key=held.keys["lender"])
-    (answer,) = await exchange(held.gateway.url, call)
-    assert (answer.status, answer.complete) == (200, False)
-    (entry,) = entries(audit)
+    setup.upstream.says, setup.upstream.then = lambda _: [start, b"5\r\n{    \r\n"], "close"
+    call = build_request(GET, {"relay_token": "x"}, key=setup.keys["lender"])
+    (response,) = await exchange(setup.gateway.url, call)
+    assert (response.status, response.complete) == (200, False)
+    (entry,) = audit_records(audit)
     assert (entry["status"], entry["error_code"], entry["delivered"]) == (200, "UPSTREAM_LOST", False)

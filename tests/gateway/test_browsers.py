@@ -1,4 +1,4 @@
-"""What a page that a person has open elsewhere may do to a gateway on their machine: nothing."""
+"""Pages of other sites, open in a browser on the gateway's machine, can't use the gateway."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from gateway_setup import running_gateway
 from raw_http import CREATE, CREATE_BODY, HOST_PLACEHOLDER, build_request
 
 
-def port_of(held) -> str:
-    return held.gateway.url.rpartition(":")[2]
+def port_of(setup) -> str:
+    return setup.gateway.url.rpartition(":")[2]
 
 
 ORIGINS = [
@@ -38,54 +38,60 @@ ORIGINS = [
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
-async def test_another_origin_is_refused_with_a_key_as_well(held, origin):
-    """A request that a browser says comes from another page isn't carried out, and gets no leave to be read."""
-    said = origin.replace("PORT", port_of(held))
-    answer = await held.one(build_request(CREATE, CREATE_BODY, f"Origin: {said}", key=held.keys["lender"]))
-    assert answer.status in {400, 403}
-    assert answer.code in {"ORIGIN_NOT_ALLOWED", "INVALID_HTTP"}
-    assert not any(name.lower().startswith("access-control-") for name in answer.headers)
-    held.assert_upstream_requests()
+async def test_another_origin_is_rejected_even_with_a_key(setup, origin):
+    """A request for a page of another origin isn't executed, and its response has no CORS headers."""
+    value = origin.replace("PORT", port_of(setup))
+    response = await setup.exchange_one(
+        build_request(CREATE, CREATE_BODY, f"Origin: {value}", key=setup.keys["lender"])
+    )
+    assert response.status in {400, 403}
+    assert response.error_code in {"ORIGIN_NOT_ALLOWED", "INVALID_HTTP"}
+    assert not any(name.lower().startswith("access-control-") for name in response.headers)
+    setup.assert_upstream_requests()
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "", "CROSS-SITE", "none, cross-site", "other"])
-async def test_another_site_is_refused_without_an_origin(held, site):
-    """Sec-Fetch-Site alone tells, too."""
-    answer = await held.one(
-        build_request(CREATE, CREATE_BODY, f"Sec-Fetch-Site: {site}", key=held.keys["lender"])
+async def test_another_site_is_rejected_without_an_origin(setup, site):
+    """Sec-Fetch-Site is sufficient to reject a request."""
+    response = await setup.exchange_one(
+        build_request(CREATE, CREATE_BODY, f"Sec-Fetch-Site: {site}", key=setup.keys["lender"])
     )
-    assert (answer.status, answer.code) == (403, "ORIGIN_NOT_ALLOWED")
-    held.assert_upstream_requests()
+    assert (response.status, response.error_code) == (403, "ORIGIN_NOT_ALLOWED")
+    setup.assert_upstream_requests()
 
 
-async def test_the_gateways_own_page_may_call(held):
-    """The console's own requests pass."""
+async def test_the_gateways_own_page_may_call(setup):
+    """The console's own requests are accepted."""
     lines = [f"Origin: http://{HOST_PLACEHOLDER}", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: cors"]
-    assert (await held.one(build_request(CREATE, CREATE_BODY, *lines, key=held.keys["lender"]))).status == 200
+    assert (
+        await setup.exchange_one(build_request(CREATE, CREATE_BODY, *lines, key=setup.keys["lender"]))
+    ).status == 200
 
 
-async def test_a_preflight_gets_no_leave(held):
-    """Another origin that asks first is refused, and told nothing of what is allowed."""
+async def test_a_preflight_is_rejected(setup):
+    """The response doesn't say what would be allowed."""
     lines = ["Origin: https://evil.example", "Access-Control-Request-Method: POST"]
     lines += ["Access-Control-Request-Headers: authorization, content-type"]
-    answer = await held.one(build_request(CREATE, b"", *lines, method="OPTIONS", content_type=None))
-    assert answer.status in {403, 405}
-    assert not any(name.lower().startswith("access-control-") for name in answer.headers)
+    response = await setup.exchange_one(
+        build_request(CREATE, b"", *lines, method="OPTIONS", content_type=None)
+    )
+    assert response.status in {403, 405}
+    assert not any(name.lower().startswith("access-control-") for name in response.headers)
 
 
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
 )
-async def test_a_form_elsewhere_carries_nothing_out(held, kind):
-    """A form whose one field makes JSON is neither of the right kind nor of the right origin."""
-    body = f'{{"secret": "{held.keys["lender"]}", "secondary_client_id": "p1", "x": "="}}'.encode()
+async def test_a_form_of_another_site_executes_nothing(setup, kind):
+    """A form whose field is valid JSON has the wrong content type, and the wrong origin."""
+    body = f'{{"secret": "{setup.keys["lender"]}", "secondary_client_id": "p1", "x": "="}}'.encode()
     for lines in ([], ["Origin: null"], ["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate"]):
-        answer = await held.one(build_request(CREATE, body, *lines, content_type=kind))
-        assert answer.status in {403, 415}
-    held.assert_upstream_requests()
+        response = await setup.exchange_one(build_request(CREATE, body, *lines, content_type=kind))
+        assert response.status in {403, 415}
+    setup.assert_upstream_requests()
 
 
-STRANGERS = [
+OTHER_HOSTS = [
     "evil.example",
     "evil.example:PORT",
     "EVIL.example.:PORT",
@@ -119,24 +125,24 @@ STRANGERS = [
 
 
 @pytest.mark.parametrize("path", ["/", CREATE, "/console/settings.json"])
-@pytest.mark.parametrize("host", STRANGERS)
-async def test_a_name_that_is_rebound_to_this_machine_is_refused(held, host, path):
-    """A Host that isn't the gateway's gets nothing, neither a call nor the page."""
-    said = host.replace("PORT", port_of(held))
+@pytest.mark.parametrize("host", OTHER_HOSTS)
+async def test_a_rebound_host_name_is_rejected(setup, host, path):
+    """A request with another Host gets neither a call nor the page, so DNS rebinding has no effect."""
+    value = host.replace("PORT", port_of(setup))
     method = "POST" if path == CREATE else "GET"
-    answer = await held.one(
-        build_request(path, CREATE_BODY, host=said, key=held.keys["lender"], method=method)
+    response = await setup.exchange_one(
+        build_request(path, CREATE_BODY, host=value, key=setup.keys["lender"], method=method)
     )
-    assert answer.status in {400, 421}
-    assert answer.code in {"HOST_NOT_ALLOWED", "INVALID_HTTP"}
-    held.assert_upstream_requests()
+    assert response.status in {400, 421}
+    assert response.error_code in {"HOST_NOT_ALLOWED", "INVALID_HTTP"}
+    setup.assert_upstream_requests()
 
 
-async def test_a_request_without_a_host_is_refused(held):
-    """Who doesn't say whom it calls isn't answered."""
-    answer = await held.one(build_request(host=None, key=held.keys["lender"]))
-    assert answer.status in {400, 421}
-    held.assert_upstream_requests()
+async def test_a_request_without_a_host_is_rejected(setup):
+    """The gateway can't check which host was meant."""
+    response = await setup.exchange_one(build_request(host=None, key=setup.keys["lender"]))
+    assert response.status in {400, 421}
+    setup.assert_upstream_requests()
 
 
 @pytest.mark.parametrize(
@@ -152,15 +158,15 @@ async def test_a_request_without_a_host_is_refused(held):
         "0x7f.1",
     ],
 )
-async def test_loopback_by_any_of_its_names_is_answered(held, host):
-    """The spelling makes no difference."""
-    said = host.replace("PORT", port_of(held))
-    assert (await held.one(build_request(host=said, key=held.keys["lender"]))).status == 200
+async def test_each_name_of_loopback_is_accepted(setup, host):
+    """The spelling of the host makes no difference."""
+    value = host.replace("PORT", port_of(setup))
+    assert (await setup.exchange_one(build_request(host=value, key=setup.keys["lender"]))).status == 200
 
 
-async def test_a_gateway_answers_to_the_names_it_is_given():
-    """And still to no other."""
-    async with running_gateway(names=["Gateway.example.", "b\xfccher.example"]) as held:
+async def test_a_gateway_accepts_its_allowed_hosts():
+    """Other hosts are still rejected."""
+    async with running_gateway(allowed_hosts=["Gateway.example.", "b\xfccher.example"]) as setup:
         for host, status in (
             ("gateway.example", 200),
             ("Gateway.Example:443", 200),
@@ -168,19 +174,19 @@ async def test_a_gateway_answers_to_the_names_it_is_given():
             ("xn--bcher-kva.example", 200),
             ("x.gateway.example", 421),
         ):
-            answer = await held.exchange_one(build_request(host=host, key=held.keys["lender"]))
-            assert answer.status == status
+            response = await setup.exchange_one(build_request(host=host, key=setup.keys["lender"]))
+            assert response.status == status
 
 
 PAGES = ["/", "/console/settings.json", "/healthz", "/readyz"]
 
 
 @pytest.mark.parametrize("path", PAGES)
-async def test_the_page_is_sealed_off(held, path):
-    """No other page frames it, reads it, or puts a script into it."""
-    answer = await held.one(build_request(path, b"", method="GET", content_type=None))
-    assert answer.status == 200
-    headers = answer.headers
+async def test_the_page_is_isolated_from_other_pages(setup, path):
+    """Other pages can't frame it, read it, or run a script in it."""
+    response = await setup.exchange_one(build_request(path, b"", method="GET", content_type=None))
+    assert response.status == 200
+    headers = response.headers
     assert not any(
         name.lower().startswith(("access-control-", "set-cookie", "server")) for name in headers
     ) or ("aiohttp" not in headers.get("Server", "") and "Python" not in headers.get("Server", ""))
@@ -194,10 +200,10 @@ async def test_the_page_is_sealed_off(held, path):
         assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
 
 
-async def test_own_answers_are_kept_by_nobody(held):
-    """A refusal isn't stored, nor sniffed."""
-    answer = await held.one(build_request())
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert answer.headers["Content-Type"].startswith("application/json")
-    assert answer.json["request_id"].startswith("gateway-")
-    assert answer.json["display_message"] is None
+async def test_error_responses_are_not_cached(setup):
+    """Caches don't store them, and browsers don't guess their type."""
+    response = await setup.exchange_one(build_request())
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Content-Type"].startswith("application/json")
+    assert response.json["request_id"].startswith("gateway-")
+    assert response.json["display_message"] is None

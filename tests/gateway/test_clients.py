@@ -1,4 +1,4 @@
-"""Our own client through the gateway, with gateway keys alone."""
+"""The package's client through the gateway, with gateway keys only."""
 
 from __future__ import annotations
 
@@ -39,17 +39,19 @@ async def plaid() -> AsyncIterator[Simulator]:
 
 
 @contextlib.asynccontextmanager
-async def clients(plaid: Simulator, place: str, **options) -> AsyncIterator[tuple[RelayClient, RelayClient]]:
-    """An owner and a partner with keys of a gateway before the simulator."""
+async def relay_clients(
+    plaid: Simulator, place: str, **options
+) -> AsyncIterator[tuple[RelayClient, RelayClient]]:
+    """Run a gateway to the simulator, and yield clients with the keys of an owner and a partner."""
     operations = {"operations": options["operations"]} if "operations" in options else {}
-    made = {who: new_key(who, credentials=who, **operations) for who in CLIENTS}
-    keys: list[Key] = [key for key, _ in made.values()]
+    created = {who: new_key(who, credentials=who, **operations) for who in CLIENTS}
+    keys: list[Key] = [key for key, _ in created.values()]
     credentials = {each.client_id: each for each in (OWNER, PARTNER)}
     async with Gateway(keys, upstream=plaid.url, credentials=credentials, **options) as gateway:
         async with contextlib.AsyncExitStack() as stack:
             owner, partner = [
                 await stack.enter_async_context(
-                    RelayClient(**PLACES[place](made[who][1]), base_url=gateway.url, retry=QUICK)
+                    RelayClient(**PLACES[place](created[who][1]), base_url=gateway.url, retry=QUICK)
                 )
                 for who in CLIENTS
             ]
@@ -57,22 +59,22 @@ async def clients(plaid: Simulator, place: str, **options) -> AsyncIterator[tupl
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_relay_by_gateway_keys_alone(plaid, place):
-    """The owner's key creates and removes, the partner's reads and refreshes; a PDF arrives byte for byte."""
+async def test_relay_with_gateway_keys_only(plaid, place):
+    """The owner's key creates and removes, the partner's key reads and refreshes, and a PDF arrives unchanged."""
     async with (
-        clients(plaid, place) as (owner, partner),
+        relay_clients(plaid, place) as (owner, partner),
         RelayClient(PARTNER, base_url=plaid.url) as direct,
     ):
-        made = await owner.relay.create([REPORT], PARTNER.client_id)
-        assert made.relay_token == plaid.ledger[0]["relay_token"]
-        shared, same = [await each.relay.get(made.relay_token) for each in (partner, direct)]
+        created = await owner.relay.create([REPORT], PARTNER.client_id)
+        assert created.relay_token == plaid.ledger[0]["relay_token"]
+        shared, same = [await each.relay.get(created.relay_token) for each in (partner, direct)]
         assert shared.report == same.report
-        pdf, same_pdf = [await each.relay.get_pdf(made.relay_token) for each in (partner, direct)]
+        pdf, same_pdf = [await each.relay.get_pdf(created.relay_token) for each in (partner, direct)]
         assert pdf.content == same_pdf.content
         assert pdf.request_id
-        fresh = await partner.relay.refresh(made.relay_token)
-        assert fresh.asset_report_id != shared.report.asset_report_id
-        assert (await owner.relay.remove(made.relay_token)).removed
+        refreshed = await partner.relay.refresh(created.relay_token)
+        assert refreshed.asset_report_id != shared.report.asset_report_id
+        assert (await owner.relay.remove(created.relay_token)).removed
     assert plaid.ledger[0]["removed"]
     secrets = {each.headers["plaid-secret"] for each in plaid.requests}
     assert secrets == {OWNER.secret, PARTNER.secret}
@@ -80,69 +82,71 @@ async def test_relay_by_gateway_keys_alone(plaid, place):
 
 @pytest.mark.parametrize("place", PLACES)
 async def test_a_batch_through_the_gateway(plaid, place):
-    """Three hundred creations at once: each has its token of the ledger, and nobody has two."""
-    async with clients(plaid, place) as (owner, _):
+    """Of 300 concurrent creations each has the token in the ledger, and no partner has two."""
+    async with relay_clients(plaid, place) as (owner, _):
         requests = RelayCreateRequest.fan_out([REPORT], [f"p{n}" for n in range(300)])
         result = await owner.relay.create_many(requests, concurrency=50)
     assert (len(result.created), result.failed, result.unknown) == (300, [], [])
-    assert {made.relay_token for made in result.created} == {entry["relay_token"] for entry in plaid.ledger}
+    assert {created.relay_token for created in result.created} == {
+        entry["relay_token"] for entry in plaid.ledger
+    }
     assert len(plaid.ledger) == 300
 
 
 async def test_every_operation_through_the_gateway(plaid):
-    """A gateway that is told to serves all that the client knows, from the login to the removal of the Item."""
-    async with clients(plaid, "as a gateway key", operations=ALL_OPERATIONS) as (owner, partner):
+    """A gateway that serves all operations supports all of the client's, from the login to the removal of the Item."""
+    async with relay_clients(plaid, "as a gateway key", operations=ALL_OPERATIONS) as (owner, partner):
         options = SandboxPublicTokenCreateOptions(webhook="https://lender.example/plaid")
         public = await owner.sandbox.create_public_token(options=options)
         item = await owner.item.exchange_public_token(public.public_token)
-        made = await owner.asset_report.create([item.access_token], 30)
-        relay = await owner.relay.create([made.asset_report_token], PARTNER.client_id)
-        report = (await owner.asset_report.wait_until_ready(made.asset_report_token)).report
+        created = await owner.asset_report.create([item.access_token], 30)
+        relay = await owner.relay.create([created.asset_report_token], PARTNER.client_id)
+        report = (await owner.asset_report.wait_until_ready(created.asset_report_token)).report
         assert (await partner.relay.wait_until_ready(relay.relay_token)).report == report
-        pdf = await owner.asset_report.get_pdf(made.asset_report_token)
+        pdf = await owner.asset_report.get_pdf(created.asset_report_token)
         assert pdf.content == (await partner.relay.get_pdf(relay.relay_token)).content
-        assert await owner.asset_report.refresh(made.asset_report_token)
+        assert await owner.asset_report.refresh(created.asset_report_token)
         account = report.items[0].accounts[0].account_id
-        assert await owner.asset_report.filter(made.asset_report_token, [account])
+        assert await owner.asset_report.filter(created.asset_report_token, [account])
         assert (await owner.sandbox.fire_webhook(item.access_token, "PRODUCT_READY")).webhook_fired
         assert await owner.webhook_verification_key.get("6c5516e1-92dc-479e-a8ff-5a51992e0001")
         assert (await owner.relay.remove(relay.relay_token)).removed
-        assert (await owner.asset_report.remove(made.asset_report_token)).removed
+        assert (await owner.asset_report.remove(created.asset_report_token)).removed
         assert await owner.item.remove(item.access_token)
     assert plaid.counts.keys() == set(ALL_OPERATIONS) - {"/credit/relay/refresh"}
 
 
-async def test_a_big_report_arrives_whole(plaid):
-    """Megabytes are passed on as they are, many at once."""
+async def test_large_reports_arrive_completely(plaid):
+    """Several concurrent responses of megabytes arrive unchanged."""
     token = plaid.add_report(transactions=1_500, days=365)
     async with (
-        clients(plaid, "as a gateway key") as (owner, partner),
+        relay_clients(plaid, "as a gateway key") as (owner, partner),
         RelayClient(PARTNER, base_url=plaid.url) as direct,
     ):
-        made = await owner.relay.create([token], PARTNER.client_id)
-        wanted = (await direct.relay.get(made.relay_token, include_insights=True)).report
-        came = await asyncio.gather(
-            *(partner.relay.get(made.relay_token, include_insights=True) for _ in range(5))
+        created = await owner.relay.create([token], PARTNER.client_id)
+        expected = (await direct.relay.get(created.relay_token, include_insights=True)).report
+        received = await asyncio.gather(
+            *(partner.relay.get(created.relay_token, include_insights=True) for _ in range(5))
         )
-        assert all(each.report == wanted for each in came)
+        assert all(each.report == expected for each in received)
 
 
 async def test_the_owners_key_is_not_the_partners(plaid):
-    """What belongs to a partner isn't read by a key that is bound to the owner's credentials."""
-    async with clients(plaid, "as a gateway key") as (owner, partner):
-        made = await owner.relay.create([REPORT], PARTNER.client_id)
+    """A key with the owner's credentials can't read what belongs to a partner."""
+    async with relay_clients(plaid, "as a gateway key") as (owner, partner):
+        created = await owner.relay.create([REPORT], PARTNER.client_id)
         with pytest.raises(InvalidRequestError):
-            await owner.relay.get(made.relay_token)
+            await owner.relay.get(created.relay_token)
         with pytest.raises(InvalidRequestError):
-            await partner.relay.remove(made.relay_token)
+            await partner.relay.remove(created.relay_token)
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_wrong_key_stops_a_batch(plaid, place):
-    """An error that all partners share ends the batch after the first few: nothing is unknown."""
+async def test_an_invalid_key_stops_a_batch(plaid, place):
+    """An error that affects all requests ends the batch after the first few; no outcome is unknown."""
     async with Gateway([], upstream=plaid.url, credentials={"default": OWNER}) as gateway:
-        wrong = PLACES[place]("plaid-gateway-of-nobody")
-        async with RelayClient(**wrong, base_url=gateway.url, retry=QUICK) as client:
+        invalid = PLACES[place]("plaid-gateway-of-nobody")
+        async with RelayClient(**invalid, base_url=gateway.url, retry=QUICK) as client:
             with pytest.raises(AuthenticationError) as caught:
                 await client.relay.create([REPORT], "p")
             assert caught.value.error_code == "UNAUTHORIZED_KEY"
@@ -154,8 +158,8 @@ async def test_a_wrong_key_stops_a_batch(plaid, place):
     assert not plaid.requests
 
 
-async def test_a_rate_is_kept_and_the_batch_goes_on(plaid):
-    """A key's rate makes a batch wait, as Plaid's own limit would; all are created in the end."""
+async def test_a_batch_waits_for_a_rate_limit(plaid):
+    """A batch waits for a key's rate limit as for Plaid's, and all creations succeed."""
     key, secret = new_key("one", rate=RateLimit(20, 0.5))
     async with Gateway([key], upstream=plaid.url, credentials={"default": OWNER}) as gateway:
         async with RelayClient(gateway_key=secret, base_url=gateway.url, retry=QUICK) as client:
@@ -169,8 +173,8 @@ async def test_a_rate_is_kept_and_the_batch_goes_on(plaid):
     assert len(plaid.ledger) == 40
 
 
-async def test_closing_the_gateway_lets_a_call_end(plaid):
-    """A call in flight has its answer, and a new one isn't taken."""
+async def test_closing_the_gateway_waits_for_a_call_in_flight(plaid):
+    """A call in flight gets its response, and a new call isn't accepted."""
     key, secret = new_key("one")
     gateway = Gateway([key], upstream=plaid.url, credentials={"default": OWNER})
     await gateway.start()
@@ -179,7 +183,7 @@ async def test_closing_the_gateway_lets_a_call_end(plaid):
         call = asyncio.ensure_future(client.relay.create([REPORT], "p"))
         await wait_until_async(lambda: plaid.requests)
         closing = asyncio.ensure_future(gateway.close())
-        await asyncio.sleep(0.05)  # it begins to close
+        await asyncio.sleep(0.05)  # until it has begun to close
         with pytest.raises(PlaidRelayError) as caught:
             await client.relay.create([REPORT], "late")
         assert caught.value.sent is False

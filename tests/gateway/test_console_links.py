@@ -1,4 +1,4 @@
-"""Links that open the console with a key filled in: what a browser keeps of them is of no use."""
+"""Links that open the console with a key filled in: a browser's history doesn't reveal the key."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ HANDOVER = "/console/handover.json"
 VALUES = {"key": "plaid-gateway-canary", "report_token": "assets-sandbox-canary"}
 
 
-def code_in(link: str) -> bytes:
+def code_of(link: str) -> bytes:
+    """Return the body of an exchange for the code in a link."""
     return json.dumps(link.partition("#code=")[2]).encode()
 
 
-async def test_a_code_is_exchanged_once(held, audit):
-    """The values come for the code, once; nothing keeps the response or logs it."""
-    link = held.gateway.console_link(**VALUES)
-    assert link.startswith(f"{held.gateway.url}/#code=")
+async def test_a_code_is_exchanged_once(setup, audit):
+    """The values are returned for the code once; the response isn't cached or logged."""
+    link = setup.gateway.console_link(**VALUES)
+    assert link.startswith(f"{setup.gateway.url}/#code=")
     assert not any(value in link for value in VALUES.values())
-    answer = await held.one(build_request(HANDOVER, code_in(link)))
-    assert (answer.status, json.loads(answer.body)) == (200, VALUES)
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert not any(name.lower().startswith("access-control-") for name in answer.headers)
-    again = await held.one(build_request(HANDOVER, code_in(link)))
-    assert (again.status, again.code) == (404, "NOT_FOUND")
+    response = await setup.exchange_one(build_request(HANDOVER, code_of(link)))
+    assert (response.status, json.loads(response.body)) == (200, VALUES)
+    assert response.headers["Cache-Control"] == "no-store"
+    assert not any(name.lower().startswith("access-control-") for name in response.headers)
+    again = await setup.exchange_one(build_request(HANDOVER, code_of(link)))
+    assert (again.status, again.error_code) == (404, "NOT_FOUND")
     assert "canary" not in audit.text
-    held.assert_upstream_requests()
+    setup.assert_upstream_requests()
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b'""', b"null", b"[]", b"\xff", b'{"code": "x"}', b"x" * 200_000]
 )
-async def test_a_wrong_code_uses_nothing_up(held, body):
-    """Whoever guesses gets nothing, and takes nothing away."""
-    link = held.gateway.console_link(**VALUES)
-    answer = await held.one(build_request(HANDOVER, body))
-    assert (answer.status, answer.code) == (404, "NOT_FOUND")
-    assert (await held.one(build_request(HANDOVER, code_in(link)))).status == 200
+async def test_an_invalid_code_invalidates_no_other(setup, body):
+    """A guessed code returns nothing and leaves valid codes valid."""
+    link = setup.gateway.console_link(**VALUES)
+    response = await setup.exchange_one(build_request(HANDOVER, body))
+    assert (response.status, response.error_code) == (404, "NOT_FOUND")
+    assert (await setup.exchange_one(build_request(HANDOVER, code_of(link)))).status == 200
 
 
 @pytest.mark.parametrize(
@@ -54,31 +55,34 @@ async def test_a_wrong_code_uses_nothing_up(held, body):
         (["Content-Encoding: identity", "Content-Encoding: identity"], "INVALID_HEADERS"),
     ],
 )
-async def test_a_page_elsewhere_gets_nothing(held, lines, code):
-    """The checks of a call hold for an exchange, too."""
-    link = held.gateway.console_link(**VALUES)
-    answer = await held.one(build_request(HANDOVER, code_in(link), *lines))
-    assert answer.status in {400, 403, 415}
-    assert answer.code == code
-    assert (await held.one(build_request(HANDOVER, code_in(link)))).status == 200
+async def test_a_page_of_another_site_gets_nothing(setup, lines, code):
+    """The checks of a call also apply to an exchange."""
+    link = setup.gateway.console_link(**VALUES)
+    response = await setup.exchange_one(build_request(HANDOVER, code_of(link), *lines))
+    assert response.status in {400, 403, 415}
+    assert response.error_code == code
+    assert (await setup.exchange_one(build_request(HANDOVER, code_of(link)))).status == 200
 
 
-async def test_a_body_that_is_too_large(held):
-    """It is refused before it is read, and its connection is closed."""
-    answer = await held.one(build_request(HANDOVER, b"x" * (1024 * 1024 + 1)))
-    assert (answer.status, answer.code) == (413, "BODY_TOO_LARGE")
+async def test_a_body_that_is_too_large(setup):
+    """It is rejected before it is read, and its connection is closed."""
+    response = await setup.exchange_one(build_request(HANDOVER, b"x" * (1024 * 1024 + 1)))
+    assert (response.status, response.error_code) == (413, "BODY_TOO_LARGE")
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "OPTIONS"])
-async def test_an_exchange_is_a_post(held, method):
-    """A link to it, which a browser may fetch ahead, uses nothing up."""
-    link = held.gateway.console_link(**VALUES)
-    assert (await held.one(build_request(HANDOVER, code_in(link), method=method))).status in {404, 405}
-    assert (await held.one(build_request(HANDOVER, code_in(link)))).status == 200
+async def test_an_exchange_requires_post(setup, method):
+    """A link to it, which a browser may prefetch, doesn't use up a code."""
+    link = setup.gateway.console_link(**VALUES)
+    assert (await setup.exchange_one(build_request(HANDOVER, code_of(link), method=method))).status in {
+        404,
+        405,
+    }
+    assert (await setup.exchange_one(build_request(HANDOVER, code_of(link)))).status == 200
 
 
 def test_a_code_expires():
-    """After 300 seconds it is worth nothing, and other codes still are what they were."""
+    """After 300 seconds a code is invalid; later codes stay valid."""
     time = [0.0]
     handovers = pages.OneTimeCodes(now=lambda: time[0])
     early = json.dumps(handovers.issue({"key": "early"})).encode()
@@ -93,14 +97,14 @@ def test_a_code_expires():
 
 
 @pytest.mark.parametrize("settings", [{"console": False}, {"host": "0.0.0.0", "plain_http": True}])
-async def test_a_link_that_there_can_not_be(settings):
-    """A link needs the console, on an address of this machine."""
-    async with running_gateway(**settings) as held:
+async def test_a_link_needs_the_console_on_loopback(settings):
+    """Without either, console_link() raises an error."""
+    async with running_gateway(**settings) as setup:
         with pytest.raises(ConfigurationError, match="on a loopback address"):
-            held.gateway.console_link(**VALUES)
+            setup.gateway.console_link(**VALUES)
 
 
-def test_a_link_before_the_gateway_listens():
-    """There is no address yet."""
+def test_a_link_needs_a_started_gateway():
+    """Before the start there is no address."""
     with pytest.raises(RuntimeError, match="isn't started"):
         Gateway([], credentials={}).console_link(**VALUES)

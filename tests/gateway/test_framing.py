@@ -1,4 +1,4 @@
-"""Where a request ends: nothing is read as two that another would read as one, or the other way round."""
+"""Message framing: no server reads two requests where the gateway reads one, or the other way round."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 BODY = json.dumps(CREATE_BODY).encode()
 
 
-def start(key: str, *lines: str, path: str = CREATE, method: str = "POST") -> bytes:
-    """The head of a call, without anything that frames its body."""
+def call_head(key: str, *lines: str, path: str = CREATE, method: str = "POST") -> bytes:
+    """Return the head of a call, without headers that frame its body."""
     return build_head(
         f"{method} {path} HTTP/1.1",
         f"Host: {HOST_PLACEHOLDER}",
@@ -40,10 +40,10 @@ def start(key: str, *lines: str, path: str = CREATE, method: str = "POST") -> by
     )
 
 
-def hidden(held: GatewaySetup) -> bytes:
-    """A whole good request, for where none is looked for."""
-    host = held.gateway.url.partition("://")[2]
-    return build_request(REMOVE, {"relay_token": "hidden"}, key=held.keys["lender"], host=host)
+def smuggled_request(setup: GatewaySetup) -> bytes:
+    """Return a complete valid request, to be sent where the gateway must not find one."""
+    host = setup.gateway.url.partition("://")[2]
+    return build_request(REMOVE, {"relay_token": "hidden"}, key=setup.keys["lender"], host=host)
 
 
 LENGTH = f"Content-Length: {len(BODY)}"
@@ -100,32 +100,32 @@ FRAMES = {
 
 @pytest.mark.parametrize("lines", FRAMES.values(), ids=FRAMES)
 @pytest.mark.parametrize("length", ["by length", "by chunks"])
-async def test_framing_that_can_be_read_in_two_ways_is_refused(held, lines, length):
-    """One answer of 4xx, the end of the connection, and nothing of it has left; what stood behind it neither."""
-    key = held.keys["lender"]
+async def test_ambiguous_framing_is_rejected(setup, lines, length):
+    """It gets one 4xx response and the end of the connection; neither it nor what follows is forwarded."""
+    key = setup.keys["lender"]
     body = BODY if length == "by length" else encode_chunks(BODY)
-    answers = await held.ask(start(key, *lines), body, hidden(held))
-    assert len(answers) == 1
-    assert 400 <= answers[0].status < 500 or answers[0].status == 501
-    held.assert_upstream_requests()
+    responses = await setup.exchange(call_head(key, *lines), body, smuggled_request(setup))
+    assert len(responses) == 1
+    assert 400 <= responses[0].status < 500 or responses[0].status == 501
+    setup.assert_upstream_requests()
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\r\n", b"\n\r"])
-@pytest.mark.parametrize("whole", [False, True])
-async def test_lines_end_with_both_characters(held, end, whole):
-    """A head of which a line, or each, ends with anything but CR LF is no request."""
-    key = held.keys["lender"]
-    came = build_request(key=key)
-    came = came.replace(b"\r\n", end) if whole else came.replace(b"\r\n", end, 1)
-    async with raw_connection(held.gateway.url) as opened:
-        await opened.send(came, hidden(held))
-        # With lines that end in CR alone the head may never end.
+@pytest.mark.parametrize("everywhere", [False, True])
+async def test_lines_must_end_with_cr_lf(setup, end, everywhere):
+    """A head in which one line or each line ends otherwise isn't accepted."""
+    key = setup.keys["lender"]
+    received = build_request(key=key)
+    received = received.replace(b"\r\n", end) if everywhere else received.replace(b"\r\n", end, 1)
+    async with raw_connection(setup.gateway.url) as connection:
+        await connection.send(received, smuggled_request(setup))
+        # If lines end in CR only, the parser may wait for the end of the head.
         try:
-            came = await opened.read_to_end(1.0)
+            received = await connection.read_to_end(1.0)
         except TimeoutError:
-            came = b"HTTP/1.1 400 "
-    assert came.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 ")) or not came
-    held.assert_upstream_requests()
+            received = b"HTTP/1.1 400 "
+    assert received.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 ")) or not received
+    setup.assert_upstream_requests()
 
 
 SIZE = b"%x" % len(BODY)
@@ -151,118 +151,120 @@ CHUNKS = {
 
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
-async def test_broken_chunks_are_refused(held, chunks):
-    """A body of which a chunk isn't what HTTP says is no body, and nothing behind it is a request."""
-    key = held.keys["lender"]
-    answers = await held.ask(start(key, CHUNKED), chunks, hidden(held))
-    assert [each.status for each in answers] in ([400], [])
-    held.assert_upstream_requests()
+async def test_invalid_chunks_are_rejected(setup, chunks):
+    """A body with invalid chunks isn't accepted, and what follows it isn't read as a request."""
+    key = setup.keys["lender"]
+    responses = await setup.exchange(call_head(key, CHUNKED), chunks, smuggled_request(setup))
+    assert [each.status for each in responses] in ([400], [])
+    setup.assert_upstream_requests()
 
 
-async def test_whole_chunks_are_a_body(held):
-    """Chunks, with an extension or in small pieces, arrive as one body with a length."""
-    key = held.keys["lender"]
+async def test_valid_chunks_are_accepted(setup):
+    """Chunks of any size, with or without an extension, are forwarded as one body with a length."""
+    key = setup.keys["lender"]
     for body in (
         encode_chunks(BODY),
         encode_chunks(*(bytes([each]) for each in BODY)),
         b"%s;name=value\r\n%s\r\n0\r\n\r\n" % (SIZE.upper(), BODY),
         b"000%s\r\n%s\r\n000\r\n\r\n" % (SIZE, BODY),
     ):
-        answer = await held.one(start(key, "Transfer-Encoding: Chunked", "Connection: close"), body)
-        assert answer.status == 200
-        assert held.upstream.body() == CREATE_BODY
-        assert dict(held.upstream.fields())["content-length"]
-    held.assert_upstream_requests(count=4)
+        response = await setup.exchange_one(
+            call_head(key, "Transfer-Encoding: Chunked", "Connection: close"), body
+        )
+        assert response.status == 200
+        assert setup.upstream.body() == CREATE_BODY
+        assert dict(setup.upstream.fields())["content-length"]
+    setup.assert_upstream_requests(count=4)
 
 
-async def test_trailers_are_no_headers(held):
-    """What stands behind the last chunk neither opens anything nor goes on."""
-    trailers = (
-        f"PLAID-SECRET: {held.keys['lender']}\r\nAuthorization: Bearer x\r\nPlaid-Version: 1\r\n\r\n".encode()
-    )
+async def test_trailers_are_not_headers(setup):
+    """A field after the last chunk neither authenticates a call nor is forwarded."""
+    trailers = f"PLAID-SECRET: {setup.keys['lender']}\r\nAuthorization: Bearer x\r\nPlaid-Version: 1\r\n\r\n".encode()
     body = encode_chunks(BODY)[:-2] + trailers
-    answers = await held.ask(start("x", CHUNKED, "Connection: close", "Trailer: PLAID-SECRET"), body)
-    assert [each.status for each in answers] in ([401], [400])
-    held.assert_upstream_requests()
-    answers = await held.ask(start(held.keys["lender"], CHUNKED, "Connection: close"), body)
-    assert [each.status for each in answers] in ([200], [400])
-    for number, _ in enumerate(held.upstream.requests):
-        assert dict(held.upstream.fields(number)).get("plaid-version") != "1"
+    responses = await setup.exchange(
+        call_head("x", CHUNKED, "Connection: close", "Trailer: PLAID-SECRET"), body
+    )
+    assert [each.status for each in responses] in ([401], [400])
+    setup.assert_upstream_requests()
+    responses = await setup.exchange(call_head(setup.keys["lender"], CHUNKED, "Connection: close"), body)
+    assert [each.status for each in responses] in ([200], [400])
+    for number, _ in enumerate(setup.upstream.requests):
+        assert dict(setup.upstream.fields(number)).get("plaid-version") != "1"
 
 
 REFUSALS = {
-    "no key": lambda key: start("x"),
-    "another method": lambda key: start(key, method="GET"),
-    "HEAD": lambda key: start(key, method="HEAD"),
-    "another path": lambda key: start(key, path="/elsewhere"),
-    "an operation not served": lambda key: start(key, path="/item/remove"),
-    "the page": lambda key: start(key, path="/", method="GET"),
-    "health": lambda key: start(key, path="/healthz", method="GET"),
-    "another kind": lambda key: start(key).replace(b"application/json", b"text/plain"),
-    "an encoding": lambda key: start(key, "Content-Encoding: gzip"),
-    "another's Origin": lambda key: start(key, "Origin: https://evil.example"),
-    "another's Host": lambda key: start(key).replace(HOST_PLACEHOLDER.encode(), b"evil.example"),
-    "two keys": lambda key: start(key, "Authorization: Bearer x"),
-    "no JSON": start,
+    "no key": lambda key: call_head("x"),
+    "another method": lambda key: call_head(key, method="GET"),
+    "HEAD": lambda key: call_head(key, method="HEAD"),
+    "another path": lambda key: call_head(key, path="/elsewhere"),
+    "an operation not served": lambda key: call_head(key, path="/item/remove"),
+    "the page": lambda key: call_head(key, path="/", method="GET"),
+    "health": lambda key: call_head(key, path="/healthz", method="GET"),
+    "another kind": lambda key: call_head(key).replace(b"application/json", b"text/plain"),
+    "an encoding": lambda key: call_head(key, "Content-Encoding: gzip"),
+    "another's Origin": lambda key: call_head(key, "Origin: https://evil.example"),
+    "another's Host": lambda key: call_head(key).replace(HOST_PLACEHOLDER.encode(), b"evil.example"),
+    "two keys": lambda key: call_head(key, "Authorization: Bearer x"),
+    "no JSON": call_head,
 }
 
 
 @pytest.mark.parametrize("refused", REFUSALS.values(), ids=REFUSALS)
-async def test_the_body_of_a_refused_request_is_no_request(held, refused):
-    """A good request in the body of one that is refused, or has none to have, is never carried out."""
+async def test_the_body_of_a_rejected_request_is_not_a_request(setup, refused):
+    """A valid request in the body of a rejected one is never executed."""
     ways = itertools.product(["length", "chunks", "expect"], [1, 2])
-    for came in await asyncio.gather(*(_hiding(held, refused, *way) for way in ways)):
-        assert b"relay_token" not in came
-    held.assert_upstream_requests()
+    for received in await asyncio.gather(*(_responses_to_smuggling(setup, refused, *way) for way in ways)):
+        assert b"relay_token" not in received
+    setup.assert_upstream_requests()
 
 
-async def _hiding(held, refused, framing, pieces) -> bytes:
-    """What comes for a good request in a refused one's body."""
-    key = held.keys["lender"]
-    inner = hidden(held)
+async def _responses_to_smuggling(setup, refused, framing, pieces) -> bytes:
+    """Return the responses to a valid request in the body of a rejected one."""
+    key = setup.keys["lender"]
+    inner = smuggled_request(setup)
     frame = CHUNKED if framing == "chunks" else f"Content-Length: {len(inner)}"
     lines = [frame, *(["Expect: 100-continue"] if framing == "expect" else [])]
     opening = refused(key)[:-2] + build_head(*lines)
     body = encode_chunks(inner) if framing == "chunks" else inner
     sent = [opening, body] if pieces == 2 else [opening + body]
-    async with raw_connection(held.gateway.url) as opened:
-        await opened.send(*sent, pause=0.02)
+    async with raw_connection(setup.gateway.url) as connection:
+        await connection.send(*sent, pause=0.02)
         try:
-            return await opened.read_to_end(0.3)
+            return await connection.read_to_end(0.3)
         except TimeoutError:
             return b""
 
 
-async def test_a_request_in_the_length_of_a_good_one_is_its_body(held):
-    """Bytes within Content-Length are the body, whatever they look like."""
-    key = held.keys["lender"]
-    answer = await held.one(build_request(CREATE, hidden(held), key=key))
-    assert (answer.status, answer.code) == (400, "INVALID_BODY")
-    held.assert_upstream_requests()
+async def test_a_request_within_the_content_length_is_the_body(setup):
+    """Bytes within Content-Length are the body, whatever they contain."""
+    key = setup.keys["lender"]
+    response = await setup.exchange_one(build_request(CREATE, smuggled_request(setup), key=key))
+    assert (response.status, response.error_code) == (400, "INVALID_BODY")
+    setup.assert_upstream_requests()
 
 
-async def test_pipelined_requests_are_answered_in_order(held):
-    """Two good requests in one packet are two, once each."""
-    key = held.keys["lender"]
+async def test_pipelined_requests_get_responses_in_order(setup):
+    """Two valid requests in one packet are executed once each."""
+    key = setup.keys["lender"]
     first = build_request(CREATE, CREATE_BODY | {"secondary_client_id": "a"}, key=key, close=False)
-    answers = await held.ask(
+    responses = await setup.exchange(
         first + build_request(CREATE, CREATE_BODY | {"secondary_client_id": "b"}, key=key)
     )
-    assert [each.status for each in answers] == [200, 200]
-    assert [held.upstream.body(n)["secondary_client_id"] for n in (0, 1)] == ["a", "b"]
-    tokens = [each.json["relay_token"] for each in answers]
+    assert [each.status for each in responses] == [200, 200]
+    assert [setup.upstream.body(n)["secondary_client_id"] for n in (0, 1)] == ["a", "b"]
+    tokens = [each.json["relay_token"] for each in responses]
     assert tokens == ["credit-relay-sandbox-1", "credit-relay-sandbox-2"]
 
 
-async def test_each_request_on_a_connection_needs_its_own_key(held):
-    """What was shown for one request counts for no other on the same connection."""
-    key = held.keys["lender"]
-    answers = await held.ask(build_request(key=key, close=False) + build_request(CREATE))
-    assert [each.status for each in answers] == [200, 401]
-    held.assert_upstream_requests(count=1)
+async def test_each_request_on_a_connection_needs_a_key(setup):
+    """A key counts only for its own request."""
+    key = setup.keys["lender"]
+    responses = await setup.exchange(build_request(key=key, close=False) + build_request(CREATE))
+    assert [each.status for each in responses] == [200, 401]
+    setup.assert_upstream_requests(count=1)
 
 
-TWICE = {
+REPEATED = {
     "Host": f"Host: {HOST_PLACEHOLDER}",
     "Authorization": "Authorization: Bearer KEY",
     "PLAID-SECRET": "PLAID-SECRET: KEY",
@@ -274,61 +276,65 @@ TWICE = {
 }
 
 
-@pytest.mark.parametrize("name", TWICE)
+@pytest.mark.parametrize("name", REPEATED)
 @pytest.mark.parametrize("change", [str, str.upper, str.lower])
-async def test_a_header_that_counts_comes_once(held, name, change):
-    """What another server might read the first of, and this one the last, is refused, equal or not."""
-    key = held.keys["lender"]
-    again = TWICE[name].replace("KEY", key)
+async def test_a_repeated_header_that_matters_is_rejected(setup, name, change):
+    """Servers may use the first or the last one, so even equal ones are rejected."""
+    key = setup.keys["lender"]
+    again = REPEATED[name].replace("KEY", key)
     again = change(again.partition(":")[0]) + ":" + again.partition(":")[2]
-    there = {"Host", "Content-Type", "Authorization"}
-    more = [again] if name in there else [again, TWICE[name].replace("KEY", key)]
-    answer = await held.one(build_request(CREATE, CREATE_BODY, *more, key=key))
-    assert answer.status == 400
-    assert answer.code in {"INVALID_HEADERS", "INVALID_HTTP"}
-    held.assert_upstream_requests()
+    default_headers = {"Host", "Content-Type", "Authorization"}
+    more = [again] if name in default_headers else [again, REPEATED[name].replace("KEY", key)]
+    response = await setup.exchange_one(build_request(CREATE, CREATE_BODY, *more, key=key))
+    assert response.status == 400
+    assert response.error_code in {"INVALID_HEADERS", "INVALID_HTTP"}
+    setup.assert_upstream_requests()
 
 
 @pytest.mark.parametrize("expect", ["100-continue", "100-Continue"])
-async def test_a_caller_that_asks_first_is_told_to_go_on(held, expect):
-    """Expect is answered by the gateway, and not passed on."""
-    async with raw_connection(held.gateway.url) as opened:
-        whole = build_request(CREATE, CREATE_BODY, f"Expect: {expect}", key=held.keys["lender"])
-        opening, _, body = whole.partition(b"\r\n\r\n")
-        await opened.send(opening + b"\r\n\r\n")
-        assert (await opened.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
-        await opened.send(body)
-        assert (await opened.read_response()).status == 200
-    assert "expect" not in dict(held.upstream.fields())
+async def test_expect_100_continue_is_answered(setup, expect):
+    """The gateway responds to Expect, and doesn't forward it."""
+    async with raw_connection(setup.gateway.url) as connection:
+        request_bytes = build_request(CREATE, CREATE_BODY, f"Expect: {expect}", key=setup.keys["lender"])
+        opening, _, body = request_bytes.partition(b"\r\n\r\n")
+        await connection.send(opening + b"\r\n\r\n")
+        assert (await connection.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        await connection.send(body)
+        assert (await connection.read_response()).status == 200
+    assert "expect" not in dict(setup.upstream.fields())
 
 
-async def test_a_caller_of_http_1_0_is_not_told_to_go_on(held):
-    """RFC 9110 10.1.1: it has no interim responses, and its expectation is ignored."""
-    whole = build_request(CREATE, CREATE_BODY, "Expect: 100-continue", key=held.keys["lender"])
-    async with raw_connection(held.gateway.url) as opened:
-        await opened.send(whole.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"))
-        assert [each.status for each in parse_responses(await opened.read_to_end())] == [200]
-    assert "expect" not in dict(held.upstream.fields())
+async def test_expect_is_ignored_in_http_1_0(setup):
+    """RFC 9110 10.1.1: HTTP/1.0 has no interim responses, so the expectation is ignored."""
+    request_bytes = build_request(CREATE, CREATE_BODY, "Expect: 100-continue", key=setup.keys["lender"])
+    async with raw_connection(setup.gateway.url) as connection:
+        await connection.send(request_bytes.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"))
+        assert [each.status for each in parse_responses(await connection.read_to_end())] == [200]
+    assert "expect" not in dict(setup.upstream.fields())
 
 
-async def test_a_caller_that_expects_something_else_is_refused(held):
-    """An expectation that nobody can meet isn't passed over in silence, nor passed on."""
-    answer = await held.one(build_request(CREATE, CREATE_BODY, "Expect: more", key=held.keys["lender"]))
-    assert 400 <= answer.status < 500
-    held.assert_upstream_requests()
+async def test_another_expectation_is_rejected(setup):
+    """An expectation that can't be met is neither ignored nor forwarded."""
+    response = await setup.exchange_one(
+        build_request(CREATE, CREATE_BODY, "Expect: more", key=setup.keys["lender"])
+    )
+    assert 400 <= response.status < 500
+    setup.assert_upstream_requests()
 
 
 @pytest.mark.parametrize(
     "hop", ["Connection: PLAID-SECRET, close", "Connection: Host, close", "Connection: Authorization, close"]
 )
-async def test_a_caller_names_no_header_away(held, hop):
-    """What Connection names is dropped by a proxy; the gateway's own headers aren't the caller's to name."""
-    answer = await held.one(build_request(CREATE, CREATE_BODY, hop, key=held.keys["lender"], close=False))
-    assert answer.status == 200
-    assert dict(held.upstream.fields())["plaid-secret"] == "canary-upstream-of-the-owner"
+async def test_connection_removes_no_header_of_the_gateway(setup, hop):
+    """A proxy drops the headers that Connection names; a caller can't make it drop the gateway's."""
+    response = await setup.exchange_one(
+        build_request(CREATE, CREATE_BODY, hop, key=setup.keys["lender"], close=False)
+    )
+    assert response.status == 200
+    assert dict(setup.upstream.fields())["plaid-secret"] == "canary-upstream-of-the-owner"
 
 
-HOP = [
+OTHER_HEADERS = [
     "Keep-Alive: timeout=99",
     "Proxy-Authorization: Basic x",
     "Proxy-Connection: keep-alive",
@@ -355,22 +361,33 @@ HOP = [
 ]
 
 
-async def test_a_callers_other_headers_stay_behind(held):
-    """Only Accept, Plaid-Version and User-Agent go on; a creation is asked for unzipped."""
-    taken = ["Accept: text/x", "Plaid-Version: 2020-09-14", "User-Agent: tests/1"]
+async def test_other_headers_of_a_caller_are_not_forwarded(setup):
+    """Only Accept, Plaid-Version and User-Agent are forwarded; a creation asks for an uncompressed response."""
+    forwarded = ["Accept: text/x", "Plaid-Version: 2020-09-14", "User-Agent: tests/1"]
     assert (
-        await held.one(
-            build_request(CREATE, CREATE_BODY, *HOP, *taken, "Accept-Encoding: br", key=held.keys["lender"])
+        await setup.exchange_one(
+            build_request(
+                CREATE,
+                CREATE_BODY,
+                *OTHER_HEADERS,
+                *forwarded,
+                "Accept-Encoding: br",
+                key=setup.keys["lender"],
+            )
         )
     ).status == 200
-    fields = dict(held.upstream.fields())
-    assert {fields[line.partition(":")[0].lower()] for line in taken} == {"text/x", "2020-09-14", "tests/1"}
+    fields = dict(setup.upstream.fields())
+    assert {fields[line.partition(":")[0].lower()] for line in forwarded} == {
+        "text/x",
+        "2020-09-14",
+        "tests/1",
+    }
     assert fields["accept-encoding"] == "identity"
-    ours = {"host", "content-type", "content-length", "connection", "plaid-client-id", "plaid-secret"}
-    ours |= {"accept", "accept-encoding", "plaid-version", "user-agent"}
-    assert set(fields) <= ours
+    expected = {"host", "content-type", "content-length", "connection", "plaid-client-id", "plaid-secret"}
+    expected |= {"accept", "accept-encoding", "plaid-version", "user-agent"}
+    assert set(fields) <= expected
     assert fields["content-type"] == "application/json"
-    assert fields["host"] == f"127.0.0.1:{held.upstream.port}"
+    assert fields["host"] == f"127.0.0.1:{setup.upstream.port}"
 
 
 PIECES = [
@@ -408,37 +425,39 @@ EDITS = st.lists(
 )
 
 
-async def test_a_request_with_any_edits_harms_nothing():
-    """However a good request for one's own partner is bent: what leaves is such a request, and others are served."""
+async def test_a_modified_request_does_no_harm():
+    """Whatever edits are made to a valid request: only valid calls for the key's partners are forwarded, and others are served."""
 
     @settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(EDITS, st.booleans())
-    def draw(edits, in_chunks):
-        drawn.append((edits, in_chunks))
+    def collect_examples(edits, in_chunks):
+        examples.append((edits, in_chunks))
 
-    drawn: list[Any] = []
-    draw()
-    async with running_gateway(patience=0.3) as held:
-        host = held.gateway.url.partition("://")[2]
-        key = held.keys["bound"]
+    examples: list[Any] = []
+    collect_examples()
+    async with running_gateway(caller_timeout=0.3) as setup:
+        host = setup.gateway.url.partition("://")[2]
+        key = setup.keys["bound"]
 
-        def bent(edits, in_chunks) -> bytes:
-            came = bytearray(build_request(key=key, host=host) + hidden(held))
+        def modify(edits, in_chunks) -> bytes:
+            received = bytearray(build_request(key=key, host=host) + smuggled_request(setup))
             if in_chunks:
-                start_of_it = start(key, CHUNKED).replace(HOST_PLACEHOLDER.encode(), host.encode())
-                came = bytearray(start_of_it + encode_chunks(BODY) + build_request(key=key, host=host))
+                start_of_it = call_head(key, CHUNKED).replace(HOST_PLACEHOLDER.encode(), host.encode())
+                received = bytearray(start_of_it + encode_chunks(BODY) + build_request(key=key, host=host))
             for place, length, piece in edits:
-                at = int(place * len(came))
-                came[at : at + length] = piece
-            return bytes(came)
+                at = int(place * len(received))
+                received[at : at + length] = piece
+            return bytes(received)
 
-        for first in range(0, len(drawn), 50):
-            sent = [bent(*each) for each in drawn[first : first + 50]]
-            asked = (held.exchange(each, seconds=60) for each in sent)
-            for said, came in zip(sent, await asyncio.gather(*asked, return_exceptions=True), strict=True):
-                # An answer may be cut off by the next request's refusal; a gateway that is gone would show below.
-                # Half a head that came along with a request is kept for as long as a connection may be idle.
-                assert not isinstance(came, TimeoutError) or b"Connection: close\r\n\r\n" not in said
-        for number in range(len(held.upstream.requests)):
-            if held.upstream.requests[number].startswith(b"POST /credit/relay/create "):
-                assert held.upstream.body(number).get("secondary_client_id") in {"p1", "p2"}
+        for first in range(0, len(examples), 50):
+            sent = [modify(*each) for each in examples[first : first + 50]]
+            exchanges = (setup.exchange(each, seconds=60) for each in sent)
+            for data, result in zip(
+                sent, await asyncio.gather(*exchanges, return_exceptions=True), strict=True
+            ):
+                # The rejection of the next request may truncate a response; a crashed gateway would show below.
+                # An incomplete head that arrived with a request has the timeout of an idle connection.
+                assert not isinstance(result, TimeoutError) or b"Connection: close\r\n\r\n" not in data
+        for number in range(len(setup.upstream.requests)):
+            if setup.upstream.requests[number].startswith(b"POST /credit/relay/create "):
+                assert setup.upstream.body(number).get("secondary_client_id") in {"p1", "p2"}

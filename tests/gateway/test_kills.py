@@ -1,4 +1,4 @@
-"""Processes that are killed in the middle of load: nothing is made twice, and nobody is told what isn't so."""
+"""Processes killed under load: nothing is created twice, and no outcome is wrong."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.may_block
 
 TESTS = Path(__file__).parent.parent
 REPORT = "assets-sandbox-1"
-# So that a process that is started anew is waited for.
+# Patient enough to wait for a process that is restarted.
 PATIENT = RetryPolicy(attempts=12, backoff=0.1, max_backoff=0.5)
 
 GATEWAY = """
@@ -56,8 +56,8 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @contextlib.asynccontextmanager
-async def process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """A Python process that has said a first line, and that line."""
+async def python_process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """Run a Python process, and yield it with the first line that it printed."""
     pipe = asyncio.subprocess.PIPE
     started = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, stdin=pipe, stdout=pipe, cwd=TESTS
@@ -66,11 +66,11 @@ async def process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Pro
         assert started.stdout is not None
         yield started, (await started.stdout.readline()).decode().strip()
     finally:
-        await kill(started)
+        await kill_process(started)
 
 
-async def kill(started: asyncio.subprocess.Process) -> None:
-    """End a process of ours as the system would: at once."""
+async def kill_process(started: asyncio.subprocess.Process) -> None:
+    """Kill a process with SIGKILL, and wait for its end."""
     if started.returncode is None:
         os.kill(started.pid, signal.SIGKILL)
         await started.wait()
@@ -78,31 +78,31 @@ async def kill(started: asyncio.subprocess.Process) -> None:
         started.stdin.close()
 
 
-def books(path: Path) -> dict[str, str]:
-    """Partner and token of each creation that was carried out; a partner that was given two is an error."""
+def read_ledger(path: Path) -> dict[str, str]:
+    """Return partner and token of each executed creation; a partner with two tokens is an error."""
     lines = [json.loads(each) for each in path.read_text().splitlines()] if path.exists() else []
-    twice = [partner for partner, times in Counter(partner for partner, _ in lines).items() if times > 1]
-    assert not twice
+    repeated = [partner for partner, times in Counter(partner for partner, _ in lines).items() if times > 1]
+    assert not repeated
     return dict(lines)
 
 
-def assert_outcomes_agree(outcomes, made: dict[str, str]) -> None:
-    """Who is created has the token of the books, who is failed has none, and nobody else has one unheard of."""
-    rest = dict(made)
+def assert_outcomes_match(outcomes, executed: dict[str, str]) -> None:
+    """Check that Created has the token in the ledger, Failed has none, and no other token is missing."""
+    missing = dict(executed)
     for outcome in outcomes:
         partner = outcome.request.secondary_client_id
         match outcome:
             case Created():
-                assert rest.pop(partner) == outcome.relay_token
+                assert missing.pop(partner) == outcome.relay_token
             case Failed():
-                assert partner not in made, outcome.error
+                assert partner not in executed, outcome.error
             case Unknown():
-                rest.pop(partner, None)
-    assert not rest
+                missing.pop(partner, None)
+    assert not missing
 
 
-async def killed_in_between(url, key, kills, *, partners: int) -> list:
-    """The outcomes of a batch during which `kills` is run."""
+async def run_batch_with_kills(url, key, kills, *, partners: int) -> list:
+    """Return the outcomes of a batch during which `kills` runs."""
     outcomes = []
     async with RelayClient(
         gateway_key=key, base_url=url, retry=PATIENT, timeouts=Timeouts(slow_read=5)
@@ -116,12 +116,12 @@ async def killed_in_between(url, key, kills, *, partners: int) -> list:
     return outcomes
 
 
-async def test_the_upstream_is_killed_in_the_middle_of_load(tmp_path):
-    """Killed and started anew, three times: no partner has two tokens, and each that nobody heard of is unknown."""
+async def test_the_upstream_is_killed_under_load(tmp_path):
+    """It is killed and restarted three times: no partner has two tokens, and each lost response is unknown."""
     path, (key, secret) = tmp_path / "books", new_key("one")
     server = ("ledger_server.py",)
     async with contextlib.AsyncExitStack() as stack:
-        upstream, port = await stack.enter_async_context(process(*server, "0", str(path)))
+        upstream, port = await stack.enter_async_context(python_process(*server, "0", str(path)))
         gateway = await stack.enter_async_context(
             Gateway([key], upstream=f"http://127.0.0.1:{port}", credentials={"default": OWNER})
         )
@@ -131,26 +131,26 @@ async def test_the_upstream_is_killed_in_the_middle_of_load(tmp_path):
             for number in (100, 250, 400):
                 while len(outcomes) < number:
                     await asyncio.sleep(0.005)
-                await kill(running)
+                await kill_process(running)
                 await asyncio.sleep(0.05)
-                running, _ = await stack.enter_async_context(process(*server, port, str(path)))
+                running, _ = await stack.enter_async_context(python_process(*server, port, str(path)))
 
-        outcomes = await killed_in_between(gateway.url, secret, kills, partners=600)
+        outcomes = await run_batch_with_kills(gateway.url, secret, kills, partners=600)
         assert gateway._upstream.in_flight == 0
         counts = Counter(type(each).__name__ for each in outcomes)
         assert counts.total() == 600
         assert counts["Created"] > 300
         assert counts["Unknown"] > 0
-        assert_outcomes_agree(outcomes, books(path))
+        assert_outcomes_match(outcomes, read_ledger(path))
         async with asyncio.timeout(60):
             while len(gateway._listener):
                 await asyncio.sleep(0.05)
 
 
-async def test_callers_are_killed_in_the_middle_of_load(tmp_path):
-    """Four of them: what they had sent is made once at most, their connections are returned, and others are served."""
+async def test_callers_are_killed_under_load(tmp_path):
+    """What four callers had sent is executed once at most, their connections are freed, and others are served."""
     path, (key, secret) = tmp_path / "books", new_key("one")
-    async with process("ledger_server.py", "0", str(path)) as (_, port):
+    async with python_process("ledger_server.py", "0", str(path)) as (_, port):
         async with Gateway(
             [key],
             upstream=f"http://127.0.0.1:{port}",
@@ -158,63 +158,63 @@ async def test_callers_are_killed_in_the_middle_of_load(tmp_path):
             upstream_connections=30,
         ) as gateway:
             for number in range(4):
-                async with process("-c", CALLER, gateway.url, str(number * 5_000)) as (caller, _):
+                async with python_process("-c", CALLER, gateway.url, str(number * 5_000)) as (caller, _):
                     caller.stdin.write(f"{secret}\n".encode())
-                    before = len(books(path))
-                    while len(books(path)) < before + 60:
+                    before = len(read_ledger(path))
+                    while len(read_ledger(path)) < before + 60:
                         await asyncio.sleep(0.01)
-                    await kill(caller)
+                    await kill_process(caller)
             async with asyncio.timeout(60):
                 while gateway._upstream.in_flight or len(gateway._listener):
                     await asyncio.sleep(0.02)
-            made = len(books(path))
+            executed = len(read_ledger(path))
             await asyncio.sleep(0.2)
-            assert len(books(path)) == made
+            assert len(read_ledger(path)) == executed
             async with RelayClient(gateway_key=secret, base_url=gateway.url) as client:
                 result = await client.relay.create_many(
                     RelayCreateRequest.fan_out([REPORT], [f"after{n}" for n in range(100)])
                 )
             assert len(result.created) == 100
-            assert_outcomes_agree(
-                result.created, {k: v for k, v in books(path).items() if k.startswith("after")}
+            assert_outcomes_match(
+                result.created, {k: v for k, v in read_ledger(path).items() if k.startswith("after")}
             )
 
 
-async def test_the_gateway_is_killed_in_the_middle_of_load(tmp_path):
-    """Killed and started anew on its port: no partner has two tokens, and each that nobody heard of is unknown."""
+async def test_the_gateway_is_killed_under_load(tmp_path):
+    """It is restarted on its port: no partner has two tokens, and each lost response is unknown."""
     path, (key, secret) = tmp_path / "books", new_key("one")
     async with contextlib.AsyncExitStack() as stack:
-        _, port = await stack.enter_async_context(process("ledger_server.py", "0", str(path)))
+        _, port = await stack.enter_async_context(python_process("ledger_server.py", "0", str(path)))
         upstream = f"http://127.0.0.1:{port}"
-        first, url = await stack.enter_async_context(process("-c", GATEWAY, upstream, "0", key.digest))
+        first, url = await stack.enter_async_context(python_process("-c", GATEWAY, upstream, "0", key.digest))
 
         async def kills(outcomes):
             running = first
             for number in (100, 250):
                 while len(outcomes) < number:
                     await asyncio.sleep(0.005)
-                await kill(running)
+                await kill_process(running)
                 arguments = (upstream, url.rpartition(":")[2], key.digest)
-                running, _ = await stack.enter_async_context(process("-c", GATEWAY, *arguments))
+                running, _ = await stack.enter_async_context(python_process("-c", GATEWAY, *arguments))
 
-        outcomes = await killed_in_between(url, secret, kills, partners=500)
+        outcomes = await run_batch_with_kills(url, secret, kills, partners=500)
     counts = Counter(type(each).__name__ for each in outcomes)
     assert counts.total() == 500
     assert counts["Created"] > 200
-    assert_outcomes_agree(outcomes, books(path))
+    assert_outcomes_match(outcomes, read_ledger(path))
 
 
-async def test_a_caller_that_goes_before_the_answer_is_told_in_the_audit(caplog):
-    """A creation whose caller has gone is carried out once, and the log says that nobody took its answer."""
+async def test_the_audit_log_records_an_undelivered_response(caplog):
+    """A creation whose caller disconnected is executed once, and its audit line has `delivered: false`."""
     caplog.set_level("INFO", logger="plaid_relay_async.gateway.audit")
     key, secret = new_key("one")
     async with Recorder() as upstream:
-        upstream.says, upstream.pause = lambda came: [b"", *upstream.created(came)], 1.0
+        upstream.says, upstream.pause = lambda received: [b"", *upstream.created(received)], 1.0
         async with Gateway([key], upstream=upstream.url, credentials={"default": OWNER}) as gateway:
-            async with raw_connection(gateway.url) as opened:
-                await opened.send(build_request(CREATE, CREATE_BODY, key=secret))
+            async with raw_connection(gateway.url) as connection:
+                await connection.send(build_request(CREATE, CREATE_BODY, key=secret))
                 await wait_until_async(lambda: upstream.requests)
             await wait_until_async(lambda: caplog.records)
-    (told,) = [json.loads(each.message) for each in caplog.records]
-    assert (told["delivered"], told["request_id"], told["partner"]) == (False, "request1", "p1")
+    (record,) = [json.loads(each.message) for each in caplog.records]
+    assert (record["delivered"], record["request_id"], record["partner"]) == (False, "request1", "p1")
     assert len(upstream.requests) == 1

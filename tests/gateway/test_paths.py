@@ -1,4 +1,4 @@
-"""Paths and methods: an operation is one to the byte, or none at all."""
+"""Paths and methods: only the exact path of an operation is accepted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import contextlib
 import pytest
 from raw_http import CREATE, CREATE_BODY, HOST_PLACEHOLDER, build_head, build_request, raw_connection
 
-TRICKS = [
+OTHER_PATHS = [
     "//credit/relay/create",
     "/credit//relay/create",
     "/credit/relay//create",
@@ -80,80 +80,82 @@ TRICKS = [
 ]
 
 
-@pytest.mark.parametrize("path", TRICKS)
-async def test_a_path_is_an_operation_to_the_byte_or_not_at_all(held, path):
-    """Whatever another server might read as an operation is not found here, or isn't HTTP."""
-    answers = await held.ask(build_request(path, key=held.keys["lender"]))
-    assert [each.status for each in answers] in ([404], [400], [405], [421])
-    assert answers[0].code in {"NOT_FOUND", "METHOD_NOT_ALLOWED", "HOST_NOT_ALLOWED", "INVALID_HTTP"}
-    held.assert_upstream_requests()
+@pytest.mark.parametrize("path", OTHER_PATHS)
+async def test_only_the_exact_path_is_an_operation(setup, path):
+    """A path that another server might read as an operation isn't found, or isn't HTTP."""
+    responses = await setup.exchange(build_request(path, key=setup.keys["lender"]))
+    assert [each.status for each in responses] in ([404], [400], [405], [421])
+    assert responses[0].error_code in {"NOT_FOUND", "METHOD_NOT_ALLOWED", "HOST_NOT_ALLOWED", "INVALID_HTTP"}
+    setup.assert_upstream_requests()
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "HTTP"])
 @pytest.mark.parametrize("host", [HOST_PLACEHOLDER, "evil.example"])
-async def test_a_target_in_absolute_form_is_accepted(held, scheme, host):
-    """Whatever the Host beside it: RFC 9112 3.2.2 has the host taken from the target."""
-    answer = await held.one(
-        build_request(f"{scheme}://{HOST_PLACEHOLDER}{CREATE}", key=held.keys["lender"], host=host)
+async def test_a_target_in_absolute_form_is_accepted(setup, scheme, host):
+    """RFC 9112 3.2.2 takes the host from the target, whatever the Host header beside it."""
+    response = await setup.exchange_one(
+        build_request(f"{scheme}://{HOST_PLACEHOLDER}{CREATE}", key=setup.keys["lender"], host=host)
     )
-    assert answer.status == 200
-    assert held.upstream.requests[0].startswith(f"POST {CREATE} HTTP/1.1\r\n".encode())
-    held.assert_upstream_requests(count=1)
+    assert response.status == 200
+    assert setup.upstream.requests[0].startswith(f"POST {CREATE} HTTP/1.1\r\n".encode())
+    setup.assert_upstream_requests(count=1)
 
 
-async def test_the_host_of_a_target_in_absolute_form_is_checked(held):
-    """A Host that is the gateway's opens nothing for a target that is somebody else's."""
+async def test_the_host_of_a_target_in_absolute_form_is_checked(setup):
+    """A valid Host header doesn't admit a target on another host."""
     for scheme in ("http", "https"):
-        answer = await held.one(build_request(f"{scheme}://evil.example{CREATE}", key=held.keys["lender"]))
-        assert (answer.status, answer.code) == (421, "HOST_NOT_ALLOWED")
-        answer = await held.one(
+        response = await setup.exchange_one(
+            build_request(f"{scheme}://evil.example{CREATE}", key=setup.keys["lender"])
+        )
+        assert (response.status, response.error_code) == (421, "HOST_NOT_ALLOWED")
+        response = await setup.exchange_one(
             build_request(f"{scheme}://evil.example/", b"", method="GET", content_type=None)
         )
-        assert (answer.status, answer.code) == (421, "HOST_NOT_ALLOWED")
-    held.assert_upstream_requests()
+        assert (response.status, response.error_code) == (421, "HOST_NOT_ALLOWED")
+    setup.assert_upstream_requests()
 
 
-async def test_the_origin_is_compared_with_the_host_of_the_target(held):
-    """A page's origin that equals the Host alone is another one."""
-    target, key = f"http://{HOST_PLACEHOLDER}{CREATE}", held.keys["lender"]
-    answer = await held.one(
+async def test_the_origin_is_compared_with_the_host_of_the_target(setup):
+    """An origin that equals only the Host header is another origin."""
+    target, key = f"http://{HOST_PLACEHOLDER}{CREATE}", setup.keys["lender"]
+    response = await setup.exchange_one(
         build_request(target, CREATE_BODY, "Origin: http://evil.example", key=key, host="evil.example")
     )
-    assert (answer.status, answer.code) == (403, "ORIGIN_NOT_ALLOWED")
-    held.assert_upstream_requests()
-    answer = await held.one(
+    assert (response.status, response.error_code) == (403, "ORIGIN_NOT_ALLOWED")
+    setup.assert_upstream_requests()
+    response = await setup.exchange_one(
         build_request(target, CREATE_BODY, f"Origin: http://{HOST_PLACEHOLDER}", key=key, host="evil.example")
     )
-    assert answer.status == 200
+    assert response.status == 200
 
 
-async def test_http_1_1_needs_a_host_beside_a_target_in_absolute_form(held):
-    """HTTP/1.0 has none."""
-    whole = build_request(f"http://{HOST_PLACEHOLDER}{CREATE}", key=held.keys["lender"], host=None)
-    answer = await held.one(whole)
-    assert answer.code in {"HOST_NOT_ALLOWED", "INVALID_HTTP"}  # releases of aiohttp differ
-    held.assert_upstream_requests()
-    answer = await held.one(whole.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"))
-    assert answer.status == 200
+async def test_http_1_1_needs_a_host_beside_a_target_in_absolute_form(setup):
+    """HTTP/1.0 needs none."""
+    request_bytes = build_request(f"http://{HOST_PLACEHOLDER}{CREATE}", key=setup.keys["lender"], host=None)
+    response = await setup.exchange_one(request_bytes)
+    assert response.error_code in {"HOST_NOT_ALLOWED", "INVALID_HTTP"}  # releases of aiohttp differ
+    setup.assert_upstream_requests()
+    response = await setup.exchange_one(request_bytes.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"))
+    assert response.status == 200
 
 
 @pytest.mark.parametrize("path", ["", "/", "/console/settings.json", "/healthz", "/readyz"])
-async def test_pages_are_given_for_a_target_in_absolute_form(held, path):
-    """The page, its files and the probes, as for a path."""
-    answer = await held.one(
+async def test_pages_are_served_for_a_target_in_absolute_form(setup, path):
+    """The page, its files and the health checks are served as for a path."""
+    response = await setup.exchange_one(
         build_request(f"http://{HOST_PLACEHOLDER}{path}", b"", method="GET", content_type=None)
     )
-    assert answer.status == 200
+    assert response.status == 200
 
 
 @pytest.mark.parametrize("path", ["/%2e%2e/keys.py", "/console/..%2fkeys.py", "/console/%2e%2e/keys.py"])
 @pytest.mark.parametrize("start", ["", "/console/x/../..", "/console"])
-async def test_no_file_but_the_consoles_is_given(held, start, path):
-    """The gateway serves its page, and nothing that lies beside it."""
-    answers = await held.ask(build_request(start + path, b"", method="GET", content_type=None))
-    assert all(each.status in {400, 404, 403} for each in answers)
-    assert not any(b"import" in each.body for each in answers)
-    held.assert_upstream_requests()
+async def test_only_files_of_the_console_are_served(setup, start, path):
+    """Path traversal finds no other file."""
+    responses = await setup.exchange(build_request(start + path, b"", method="GET", content_type=None))
+    assert all(each.status in {400, 404, 403} for each in responses)
+    assert not any(b"import" in each.body for each in responses)
+    setup.assert_upstream_requests()
 
 
 METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "QUERY", "post", "Post"]
@@ -161,18 +163,18 @@ METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIN
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("override", [False, True])
-async def test_an_operation_is_called_by_post_alone(held, method, override):
-    """Another method gets a 405 that names the right one, whatever a header says in its place."""
+async def test_operations_require_post(setup, method, override):
+    """Another method gets a 405 with Allow, whatever an override header says."""
     more = ["X-HTTP-Method-Override: POST", "X-Method-Override: POST"] if override else []
-    answers = await held.ask(
-        build_request(CREATE, CREATE_BODY, *more, key=held.keys["lender"], method=method)
+    responses = await setup.exchange(
+        build_request(CREATE, CREATE_BODY, *more, key=setup.keys["lender"], method=method)
     )
-    held.assert_upstream_requests()
-    if method in {"post", "Post"} and answers and answers[0].status == 400:
-        return  # methods are case-sensitive, and a parser may know no such one
-    assert answers[0].status == 405
-    assert answers[0].headers["Allow"] == "POST"
-    assert not any(name.lower().startswith("access-control-") for name in answers[0].headers)
+    setup.assert_upstream_requests()
+    if method in {"post", "Post"} and responses and responses[0].status == 400:
+        return  # methods are case-sensitive, and the parser may reject an unknown one
+    assert responses[0].status == 405
+    assert responses[0].headers["Allow"] == "POST"
+    assert not any(name.lower().startswith("access-control-") for name in responses[0].headers)
 
 
 @pytest.mark.parametrize(
@@ -203,52 +205,58 @@ async def test_an_operation_is_called_by_post_alone(held, method, override):
     ],
     ids=lambda start: start[:40],
 )
-async def test_no_strange_request_line_gets_through(held, start):
-    """Tunnels, other versions and broken lines are refused, and what comes behind them isn't a request."""
-    inner = build_request(key=held.keys["lender"])
-    lines = (f"Host: {HOST_PLACEHOLDER}", f"Authorization: Bearer {held.keys['lender']}", "Connection: close")
+async def test_unusual_request_lines_are_rejected(setup, start):
+    """Tunnels, other versions and broken lines are rejected, and what follows isn't read as a request."""
+    inner = build_request(key=setup.keys["lender"])
+    lines = (
+        f"Host: {HOST_PLACEHOLDER}",
+        f"Authorization: Bearer {setup.keys['lender']}",
+        "Connection: close",
+    )
     more = ("Content-Type: application/json", "Content-Length: 2")
-    answers = await held.ask(build_head(start, *lines, *more) + b"{}" + inner)
-    assert len(answers) <= 1
-    assert all(each.status >= 400 for each in answers) or start.startswith("GET /")
-    held.assert_upstream_requests()
+    responses = await setup.exchange(build_head(start, *lines, *more) + b"{}" + inner)
+    assert len(responses) <= 1
+    assert all(each.status >= 400 for each in responses) or start.startswith("GET /")
+    setup.assert_upstream_requests()
 
 
 @pytest.mark.parametrize(
     "first", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300), b"\0" * 64, b"\r\n" * 999]
 )
-async def test_what_is_not_http_ends_the_connection(held, first):
-    """TLS, zeros and empty lines on the port make no request."""
-    answers = await held.ask(first, b"\xff" * 20_000)
-    assert all(each.status == 400 for each in answers)
-    held.assert_upstream_requests()
+async def test_input_other_than_http_ends_the_connection(setup, first):
+    """TLS, NULs and empty lines are not requests."""
+    responses = await setup.exchange(first, b"\xff" * 20_000)
+    assert all(each.status == 400 for each in responses)
+    setup.assert_upstream_requests()
 
 
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket", "TLS/1.0"])
-async def test_no_upgrade_is_made(held, upgrade):
-    """An offer to speak something else is neither taken nor passed on."""
+async def test_upgrades_are_ignored(setup, upgrade):
+    """An offer of another protocol is neither accepted nor forwarded."""
     lines = ["Connection: Upgrade, HTTP2-Settings", f"Upgrade: {upgrade}", "HTTP2-Settings: AAMAAABkAAQAAP__"]
     lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13"]
-    async with raw_connection(held.gateway.url) as opened:
-        await opened.send(build_request(CREATE, CREATE_BODY, *lines, key=held.keys["lender"], close=False))
-        # Older releases of aiohttp hang up where the body comes behind an offer of WebSockets.
+    async with raw_connection(setup.gateway.url) as connection:
+        await connection.send(
+            build_request(CREATE, CREATE_BODY, *lines, key=setup.keys["lender"], close=False)
+        )
+        # Older releases of aiohttp close the connection if a body follows an offer of WebSockets.
         with contextlib.suppress(asyncio.IncompleteReadError):
-            assert (await opened.read_response()).status != 101
-    for number, _ in enumerate(held.upstream.requests):
-        assert "upgrade" not in dict(held.upstream.fields(number))
-        assert "http2-settings" not in dict(held.upstream.fields(number))
+            assert (await connection.read_response()).status != 101
+    for number, _ in enumerate(setup.upstream.requests):
+        assert "upgrade" not in dict(setup.upstream.fields(number))
+        assert "http2-settings" not in dict(setup.upstream.fields(number))
 
 
-async def test_http_1_0_is_served_and_closed(held):
-    """A caller of the last century gets its answer, and then the end."""
+async def test_http_1_0_is_supported(setup):
+    """The caller gets its response, and the connection is closed."""
     body = b'{"report_tokens": ["r"], "secondary_client_id": "p1"}'
     lines = (
         f"Host: {HOST_PLACEHOLDER}",
-        f"Authorization: Bearer {held.keys['lender']}",
+        f"Authorization: Bearer {setup.keys['lender']}",
         f"Content-Length: {len(body)}",
     )
-    answer = await held.one(
+    response = await setup.exchange_one(
         build_head(f"POST {CREATE} HTTP/1.0", *lines, "Content-Type: application/json") + body
     )
-    assert answer.status == 200
-    assert len(held.upstream.requests) == 1
+    assert response.status == 200
+    assert len(setup.upstream.requests) == 1

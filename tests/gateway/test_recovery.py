@@ -1,4 +1,4 @@
-"""The way out that each refusal of the gateway names: each test sees the refusal, does that, and succeeds."""
+"""The action that each error response suggests: each test sees the error, takes the action, and succeeds."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ async def plaid() -> AsyncIterator[Simulator]:
 
 
 @contextlib.asynccontextmanager
-async def calling(keys, upstream, key, **options) -> AsyncIterator[tuple[RelayClient, Gateway]]:
-    """Yield a client of a gateway, which makes one attempt for each call, and the gateway."""
+async def client_and_gateway(keys, upstream, key, **options) -> AsyncIterator[tuple[RelayClient, Gateway]]:
+    """Yield a client of a gateway that makes one attempt for each call, and the gateway."""
     settings = {"upstream": upstream, "credentials": {"default": OWNER}} | options
     async with (
         Gateway(keys, **settings) as gateway,
@@ -50,14 +50,14 @@ async def calling(keys, upstream, key, **options) -> AsyncIterator[tuple[RelayCl
         yield client, gateway
 
 
-# ----------------------------------------------------------------------------------------- send it correctly
+# ----------------------------------------------------------------------------------------- correct the request
 
 
-def large():
+def large_body():
     return CREATE_BODY | {"x": "x" * 2**20}
 
 
-REFUSED = {
+CORRECTABLE = {
     "UNAUTHORIZED_KEY": lambda keys: build_request(key=keys["lender"][:-1]),
     "UNAUTHORIZED_OPERATION": lambda keys: build_request(key=keys["remover"]),
     "PARTNER_NOT_ALLOWED": lambda keys: build_request(
@@ -77,10 +77,10 @@ REFUSED = {
         CREATE, {"Secondary_Client_Id": "p2"} | CREATE_BODY, key=keys["lender"]
     ),
     "UNSUPPORTED_MEDIA_TYPE": lambda keys: build_request(key=keys["lender"], content_type="text/plain"),
-    "BODY_TOO_LARGE": lambda keys: build_request(CREATE, large(), key=keys["lender"]),
+    "BODY_TOO_LARGE": lambda keys: build_request(CREATE, large_body(), key=keys["lender"]),
     "BODY_TIMEOUT": lambda keys: build_request(key=keys["lender"])[:-5],
 }
-WAITED_FOR = {
+TEMPORARY = {
     "RATE_LIMIT",
     "BUSY",
     "UPSTREAM_UNREACHABLE",
@@ -88,26 +88,26 @@ WAITED_FOR = {
     "UPSTREAM_ENCODING",
     "UPSTREAM_TIMEOUT",
 }
-NO_WAY_OUT = {"CALLER_GONE", "INTERNAL_ERROR"}  # in the audit log alone; an outcome that is unknown
+WITHOUT_ACTION = {"CALLER_GONE", "INTERNAL_ERROR"}  # only in the audit log; an unknown outcome
 
 
-@pytest.mark.parametrize("code", REFUSED)
-async def test_a_refused_request_is_answered_once_it_is_correct(code):
-    """A request is answered once it is changed as its `suggested_action` describes."""
-    async with running_gateway(patience=1.0) as held:
-        refused = await held.exchange_one(REFUSED[code](held.keys))
+@pytest.mark.parametrize("code", CORRECTABLE)
+async def test_a_corrected_request_succeeds(code):
+    """A rejected request succeeds once it is changed as its `suggested_action` says."""
+    async with running_gateway(caller_timeout=1.0) as setup:
+        refused = await setup.exchange_one(CORRECTABLE[code](setup.keys))
         assert refused.error_code == code
         assert refused.json["suggested_action"]
-        held.assert_upstream_requests()
-        assert (await held.exchange_one(build_request(key=held.keys["lender"]))).status == 200
+        setup.assert_upstream_requests()
+        assert (await setup.exchange_one(build_request(key=setup.keys["lender"]))).status == 200
 
 
-def test_each_refusal_has_its_test():
-    """Each reason for a refusal is tested here, unless nothing can be done about it."""
-    assert {*REFUSED, *WAITED_FOR, *NO_WAY_OUT} == {reason.code for reason in ERROR_REASONS}
+def test_each_reason_has_its_test():
+    """Each reason is tested here, unless a caller can't do anything about it."""
+    assert {*CORRECTABLE, *TEMPORARY, *WITHOUT_ACTION} == {reason.code for reason in ERROR_REASONS}
 
 
-# ------------------------------------------------------------------------------------- ask who runs the gateway
+# ------------------------------------------------------------------------------------- ask the operator
 
 
 @pytest.mark.may_block
@@ -119,11 +119,11 @@ def test_each_refusal_has_its_test():
         ({"partners": ["another"]}, "PARTNER_NOT_ALLOWED"),
     ],
 )
-async def test_a_caller_that_may_not_gets_another_key(tmp_path, plaid, bound, code):
+async def test_another_key_for_the_operation_succeeds(tmp_path, plaid, bound, code):
     """A running gateway accepts a key that is added for the operation and the partner."""
     keys = KeyFile(tmp_path / "keys.json")
-    held = new_key("nobody")[1] if bound is None else keys.add("ann", **bound)
-    async with calling(keys, plaid.url, held) as (client, gateway):
+    setup = new_key("nobody")[1] if bound is None else keys.add("ann", **bound)
+    async with client_and_gateway(keys, plaid.url, setup) as (client, gateway):
         with pytest.raises(AuthenticationError) as caught:
             await client.relay.create([REPORT], "p")
         assert caught.value.error_code == code
@@ -131,47 +131,47 @@ async def test_a_caller_that_may_not_gets_another_key(tmp_path, plaid, bound, co
         added = keys.add("ann-2", operations=[CREATE], partners=["p"])
         await wait_for_keys(gateway, *(key.name for key in keys.read()))
         async with RelayClient(gateway_key=added, base_url=gateway.url, retry=ONCE) as again:
-            made = await again.relay.create([REPORT], "p")
-    assert [entry["relay_token"] for entry in plaid.ledger] == [made.relay_token]
+            created = await again.relay.create([REPORT], "p")
+    assert [entry["relay_token"] for entry in plaid.ledger] == [created.relay_token]
 
 
-async def test_a_set_of_credentials_that_is_missing_is_added(plaid):
+async def test_a_missing_set_of_credentials_is_added(plaid):
     """The same key works once the gateway is started with the set that the key is bound to."""
     record, key = new_key("ann", credentials="acme-bank")
-    async with calling([record], plaid.url, key) as (client, _):
-        with pytest.raises(AuthenticationError, match="give it that set of credentials"):
+    async with client_and_gateway([record], plaid.url, key) as (client, _):
+        with pytest.raises(AuthenticationError, match="add that set of credentials"):
             await client.relay.create([REPORT], "p")
-    async with calling([record], plaid.url, key, credentials={"acme-bank": OWNER}) as (client, _):
+    async with client_and_gateway([record], plaid.url, key, credentials={"acme-bank": OWNER}) as (client, _):
         assert await client.relay.create([REPORT], "p")
 
 
-async def test_a_name_that_the_gateway_does_not_answer_to_is_added():
-    """Once the gateway is started with that host name, the same request is answered."""
+async def test_a_missing_host_name_is_allowed():
+    """Once the gateway is started with that host name, the same request succeeds."""
     record, key = new_key("ann")
     wanted = build_request(key=key, host="gateway.example")
-    async with running_gateway() as held:
-        refused = await held.exchange_one(wanted)
+    async with running_gateway() as setup:
+        refused = await setup.exchange_one(wanted)
         assert (refused.error_code, "--name" in refused.json["suggested_action"]) == (
             "HOST_NOT_ALLOWED",
             True,
         )
         options = {
-            "upstream": held.upstream.url,
+            "upstream": setup.upstream.url,
             "credentials": UPSTREAM_CREDENTIALS,
-            "names": ["gateway.example"],
+            "allowed_hosts": ["gateway.example"],
         }
         async with Gateway([record], **options) as gateway:
-            first, held.gateway = held.gateway, gateway
-            assert (await held.exchange_one(wanted)).status == 200
-            held.gateway = first
+            first, setup.gateway = setup.gateway, gateway
+            assert (await setup.exchange_one(wanted)).status == 200
+            setup.gateway = first
 
 
 @pytest.mark.may_block
-async def test_a_file_of_keys_that_others_may_read_is_closed_to_them(tmp_path, plaid, caplog):
-    """A running gateway admits callers again after the chmod that its log asks for."""
+async def test_open_permissions_are_corrected(tmp_path, plaid, caplog):
+    """A running gateway admits callers again after the chmod that its log suggests."""
     keys = KeyFile(tmp_path / "keys.json")
     key = keys.add("ann")
-    async with calling(keys, plaid.url, key) as (client, gateway):
+    async with client_and_gateway(keys, plaid.url, key) as (client, gateway):
         keys.path.chmod(0o644)
         await wait_for_keys(gateway)
         with pytest.raises(AuthenticationError):
@@ -184,10 +184,10 @@ async def test_a_file_of_keys_that_others_may_read_is_closed_to_them(tmp_path, p
 
 @pytest.mark.may_block
 async def test_a_key_is_rotated(tmp_path, plaid):
-    """A second key is added and handed over, and the first one revoked: no call fails on the way."""
+    """A second key is added and the first one revoked, and no call fails."""
     keys = KeyFile(tmp_path / "keys.json")
     old = keys.add("nightly-job")
-    async with calling(keys, plaid.url, old) as (client, gateway):
+    async with client_and_gateway(keys, plaid.url, old) as (client, gateway):
         new = keys.add("nightly-job-2")
         await wait_for_keys(gateway, "nightly-job", "nightly-job-2")
         await client.relay.create([REPORT], "p")
@@ -202,24 +202,24 @@ async def test_a_key_is_rotated(tmp_path, plaid):
 
 
 async def test_plaids_secret_is_rotated():
-    """The gateway is started again with the new secret; the callers' keys stay as they are."""
+    """The gateway is restarted with the new secret; the callers' keys stay the same."""
     record, key = new_key("ann")
     async with Simulator(clients={"owner": "new-secret"}, reports=[REPORT]) as plaid:
         old, new = OWNER, type(OWNER)("owner", "new-secret")
-        async with calling([record], plaid.url, key, credentials={"default": old}) as (client, _):
+        async with client_and_gateway([record], plaid.url, key, credentials={"default": old}) as (client, _):
             with pytest.raises(AuthenticationError, match="INVALID_API_KEYS"):
                 await client.relay.create([REPORT], "p")
-        async with calling([record], plaid.url, key, credentials={"default": new}) as (client, _):
+        async with client_and_gateway([record], plaid.url, key, credentials={"default": new}) as (client, _):
             assert await client.relay.create([REPORT], "p")
 
 
 # ------------------------------------------------------------------------------------------------ wait, and repeat
 
 
-async def test_a_rate_that_is_used_up_is_waited_for(plaid):
+async def test_a_rate_limit_passes(plaid):
     """After `Retry-After` the same call succeeds."""
     record, key = new_key("ann", rate=RateLimit(1, 3.0))
-    async with calling([record], plaid.url, key) as (client, _):
+    async with client_and_gateway([record], plaid.url, key) as (client, _):
         await client.relay.create([REPORT], "p")
         with pytest.raises(RateLimitError, match="Wait as long as Retry-After says") as caught:
             await client.relay.create([REPORT], "q", timeout=0.5)
@@ -229,11 +229,14 @@ async def test_a_rate_that_is_used_up_is_waited_for(plaid):
     assert len(plaid.ledger) == 2
 
 
-async def test_a_busy_gateway_is_waited_for(plaid):
+async def test_a_busy_gateway_recovers(plaid):
     """After `Retry-After`, and once a call in flight has ended, the same call succeeds."""
     record, key = new_key("ann")
     plaid.fail(Fault(path=CREATE, latency=1.5, times=1))
-    async with calling([record], plaid.url, key, upstream_connections=1, patience=0.3) as (client, _):
+    async with client_and_gateway([record], plaid.url, key, upstream_connections=1, caller_timeout=0.3) as (
+        client,
+        _,
+    ):
         first = asyncio.ensure_future(client.relay.create([REPORT], "p"))
         while not plaid.counts[CREATE]:
             await asyncio.sleep(0.01)
@@ -245,12 +248,12 @@ async def test_a_busy_gateway_is_waited_for(plaid):
     assert len(plaid.ledger) == 2
 
 
-async def test_a_gateway_that_reaches_no_upstream_is_called_again():
-    """Nothing was sent to Plaid: the same creation succeeds once Plaid can be reached, and makes one token."""
+async def test_an_unreachable_upstream_recovers():
+    """Nothing was sent to Plaid: once Plaid can be reached, the same creation succeeds and creates one token."""
     record, key = new_key("ann")
     async with Simulator() as closed:
         address = closed.url
-    async with calling([record], address, key) as (client, _):
+    async with client_and_gateway([record], address, key) as (client, _):
         with pytest.raises(PlaidServerError, match="safe to try again") as caught:
             await client.relay.create([REPORT], "p")
         assert caught.value.error_code == "UPSTREAM_UNREACHABLE"
@@ -270,23 +273,26 @@ async def test_a_gateway_that_reaches_no_upstream_is_called_again():
     ids=["lost", "encoding", "timeout"],
 )
 async def test_a_response_that_the_gateway_lost(plaid, fault, code):
-    """A read is repeated and succeeds; a creation is unknown, and is created again by decision."""
+    """A read is repeated and succeeds; a creation is unknown, and can be created again deliberately."""
     record, key = new_key("ann", credentials="partner")
     owner, owners_key = new_key("ben")
     short = Timeouts(read=0.3, slow_read=0.3)
     sets = {"default": OWNER, "partner": PARTNER}
     async with (
-        calling([record, owner], plaid.url, key, credentials=sets, timeouts=short) as (partner, gateway),
+        client_and_gateway([record, owner], plaid.url, key, credentials=sets, timeouts=short) as (
+            partner,
+            gateway,
+        ),
         RelayClient(gateway_key=owners_key, base_url=gateway.url, retry=ONCE) as lender,
     ):
-        made = await lender.relay.create([REPORT], PARTNER.client_id)
+        created = await lender.relay.create([REPORT], PARTNER.client_id)
         plaid.fail(fault)
-        with pytest.raises(PlaidServerError, match="repeat what only reads") as caught:
-            await partner.relay.get(made.relay_token)
+        with pytest.raises(PlaidServerError, match="Repeat a read") as caught:
+            await partner.relay.get(created.relay_token)
         assert caught.value.error_code == code
         with pytest.raises(OutcomeUnknownError) as unknown:
             await lender.relay.create([REPORT], "q")
         assert unknown.value.error_code == code
         plaid.clear_faults()
-        assert (await partner.relay.get(made.relay_token)).report
+        assert (await partner.relay.get(created.relay_token)).report
         assert await lender.relay.create([REPORT], "q")

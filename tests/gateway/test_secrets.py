@@ -1,4 +1,4 @@
-"""Canaries: the upstream's secrets, the gateway's keys and all tokens show nowhere but where they belong."""
+"""Planted secrets: the upstream's secrets, the gateway's keys and tokens appear only where they belong."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ from plaid_relay_async.gateway import Gateway, Key, KeyFile, new_key
 from plaid_relay_async.simulator import Fault, Simulator
 
 REPORT = "assets-sandbox-canary-77"
-PLANTED = re.compile(r"canary-[\w-]+|plaid-gateway-[\w-]{8,}|assets-sandbox-\S+|credit-relay-sandbox-[\w-]+")
+SECRET_PATTERN = re.compile(
+    r"canary-[\w-]+|plaid-gateway-[\w-]{8,}|assets-sandbox-\S+|credit-relay-sandbox-[\w-]+"
+)
 
 
-def assert_clean(text: str) -> None:
-    found = PLANTED.search(text)
-    assert found is None, f"a canary got out: …{text[max(0, found.start() - 300) : found.end()]}"
+def assert_no_secret(text: str) -> None:
+    match = SECRET_PATTERN.search(text)
+    assert match is None, f"a secret leaked: …{text[max(0, match.start() - 300) : match.end()]}"
 
 
 @pytest.fixture
-def everything_said(every_log):
-    """All that any logger says at DEBUG, asyncio's debug mode included; it may hold no canary in the end."""
+def all_logs(every_log):
+    """Capture all logs at DEBUG, with asyncio's debug mode, and check at the end that they contain no secret."""
     for name in (
         "plaid_relay_async.gateway",
         "plaid_relay_async.gateway.audit",
@@ -46,15 +48,15 @@ def everything_said(every_log):
     ):
         every_log.set_level(logging.DEBUG, logger=name)
     yield every_log
-    said = "\n".join(logging.Formatter().format(record) for record in every_log.records)
-    assert_clean(said)
+    output = "\n".join(logging.Formatter().format(record) for record in every_log.records)
+    assert_no_secret(output)
     for record in every_log.records:
-        assert_clean(repr(record.args))
+        assert_no_secret(repr(record.args))
         if record.exc_info and record.exc_info[1] is not None:
-            assert_clean(package_frames(record.exc_info[1]))
+            assert_no_secret(package_frames(record.exc_info[1]))
 
 
-PROVOCATIONS = {
+REQUESTS = {
     "a good call": lambda key: build_request(key=key),
     "a bad key": lambda key: build_request(key=key[:-2] + "zz"),
     "a bad key in a header": lambda key: build_request(CREATE, CREATE_BODY, f"PLAID-SECRET: {key}x"),
@@ -99,17 +101,17 @@ PROVOCATIONS = {
 }
 
 
-@pytest.mark.parametrize("provocation", PROVOCATIONS.values(), ids=PROVOCATIONS)
-async def test_no_request_gets_a_secret_into_a_log_or_an_answer(everything_said, provocation):
-    """Wherever a caller puts its key or a token: no log has it, and no answer of the gateway's own quotes it."""
+@pytest.mark.parametrize("provocation", REQUESTS.values(), ids=REQUESTS)
+async def test_no_request_puts_a_secret_into_a_log_or_a_response(all_logs, provocation):
+    """Wherever a caller puts its key or a token, no log and no error response contains it."""
     asyncio.get_running_loop().set_debug(True)
-    async with running_gateway(patience=0.5) as held:
-        answers = await held.exchange(provocation(held.keys["lender"]))
-        for answer in answers:
-            assert_clean(str(answer.headers))
-            if answer.error_code is not None:
-                assert_clean(answer.body.decode())
-        held.upstream.requests.clear()
+    async with running_gateway(caller_timeout=0.5) as setup:
+        responses = await setup.exchange(provocation(setup.keys["lender"]))
+        for response in responses:
+            assert_no_secret(str(response.headers))
+            if response.error_code is not None:
+                assert_no_secret(response.body.decode())
+        setup.upstream.requests.clear()
 
 
 ECHO = {"error_type": "API_ERROR", "error_code": "X", "error_message": f"{REPORT} credit-relay-sandbox-x"}
@@ -127,62 +129,62 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 @pytest.mark.parametrize("path", [CREATE, GET, REMOVE])
-async def test_no_fault_gets_a_secret_into_a_log(everything_said, fault, path):
-    """Whatever the upstream does: the logs, our client's error and its traceback are clean."""
+async def test_no_fault_puts_a_secret_into_a_log(all_logs, fault, path):
+    """Whatever the upstream does, the logs, the client's error and its traceback contain no secret."""
     asyncio.get_running_loop().set_debug(True)
-    who = Credentials("owner", "canary-upstream-0123456789")
+    credentials = Credentials("owner", "canary-upstream-0123456789")
     key, secret = new_key("one")
     options = {
-        "credentials": {"default": who},
+        "credentials": {"default": credentials},
         "timeouts": Timeouts(read=0.2, slow_read=0.2),
         "metrics_port": 0,
     }
     pytest.importorskip("prometheus_client")
-    async with Simulator(clients={"owner": who.secret}, reports=[REPORT]) as plaid:
+    async with Simulator(clients={"owner": credentials.secret}, reports=[REPORT]) as plaid:
         async with (
             Gateway([key], upstream=plaid.url, **options) as gateway,
             RelayClient(gateway_key=secret, base_url=gateway.url, retry=RetryPolicy(attempts=1)) as client,
         ):
-            made = await client.relay.create([REPORT], "owner")
+            created = await client.relay.create([REPORT], "owner")
             plaid.fail(Fault(path=path, **fault))
             call = {
                 CREATE: lambda: client.relay.create([REPORT], "p"),
-                GET: lambda: client.relay.get(made.relay_token),
-                REMOVE: lambda: client.relay.remove(made.relay_token),
+                GET: lambda: client.relay.get(created.relay_token),
+                REMOVE: lambda: client.relay.remove(created.relay_token),
             }[path]
             with pytest.raises(PlaidRelayError) as caught:
                 await call()
             error = caught.value
-            assert_clean(f"{error} {error!r} {error.args} {vars(error)}")
-            assert_clean("".join(traceback.format_exception(error)))
-            assert_clean(package_frames(error))
+            assert_no_secret(f"{error} {error!r} {error.args} {vars(error)}")
+            assert_no_secret("".join(traceback.format_exception(error)))
+            assert_no_secret(package_frames(error))
             async with aiohttp.ClientSession() as session, session.get(gateway.metrics_url) as metrics:
-                said = await metrics.text()
-            assert "plaid_gateway_calls_total" in said
-            assert_clean(said)
-            assert_clean(f"{gateway!r} {key!r}")
+                output = await metrics.text()
+            assert "plaid_gateway_calls_total" in output
+            assert_no_secret(output)
+            assert_no_secret(f"{gateway!r} {key!r}")
 
 
-async def test_an_audit_line_is_told_for_each_call_and_is_clean(everything_said):
-    """Who, which operation, which partner, what came of it, how long it took; and no more."""
-    async with running_gateway() as held:
-        await held.call()
-        await held.call(CREATE, "bound", body=CREATE_BODY | {"secondary_client_id": "other"})
-        await held.exchange_one(build_request(key="plaid-gateway-of-nobody"))
-        await held.call("/nowhere")
-        await held.call(CREATE, body=CREATE_BODY | {"secondary_client_id": held.keys["lender"]})
-        await held.call(CREATE, body=CREATE_BODY | {"secondary_client_id": 7})
-        await held.call(CREATE, body=CREATE_BODY | {"secondary_client_id": 'x\n{"caller": "forged"}'})
-        held.upstream.says, held.upstream.then = (lambda _: []), "close"
-        await held.call()
-        held.upstream.requests.clear()  # a partner goes on as it was named
+async def test_audit_lines_contain_no_secret(all_logs):
+    """A line has the caller, the operation, the partner, the result and the duration."""
+    async with running_gateway() as setup:
+        await setup.call()
+        await setup.call(CREATE, "bound", body=CREATE_BODY | {"secondary_client_id": "other"})
+        await setup.exchange_one(build_request(key="plaid-gateway-of-nobody"))
+        await setup.call("/nowhere")
+        await setup.call(CREATE, body=CREATE_BODY | {"secondary_client_id": setup.keys["lender"]})
+        await setup.call(CREATE, body=CREATE_BODY | {"secondary_client_id": 7})
+        await setup.call(CREATE, body=CREATE_BODY | {"secondary_client_id": 'x\n{"caller": "forged"}'})
+        setup.upstream.says, setup.upstream.then = (lambda _: []), "close"
+        await setup.call()
+        setup.upstream.requests.clear()  # the partner's name was forwarded unchanged
         lines = [
             record.getMessage()
-            for record in everything_said.records
+            for record in all_logs.records
             if record.name == "plaid_relay_async.gateway.audit"
         ]
     assert not any("\n" in each for each in lines)
-    told = [json.loads(each) for each in lines]
+    records = [json.loads(each) for each in lines]
     names = [
         "time",
         "caller",
@@ -194,12 +196,12 @@ async def test_an_audit_line_is_told_for_each_call_and_is_clean(everything_said)
         "seconds",
         "delivered",
     ]
-    assert all(list(each) == names for each in told)
-    shown = [
+    assert all(list(each) == names for each in records)
+    printed = [
         (each["caller"], each["operation"], each["partner"], each["status"], each["error_code"])
-        for each in told
+        for each in records
     ]
-    assert shown[:6] == [
+    assert printed[:6] == [
         ("lender", CREATE, "p1", 200, None),
         ("bound", CREATE, "other", 403, "PARTNER_NOT_ALLOWED"),
         (None, CREATE, None, 401, "UNAUTHORIZED_KEY"),
@@ -207,26 +209,26 @@ async def test_an_audit_line_is_told_for_each_call_and_is_clean(everything_said)
         ("lender", CREATE, "[hidden]", 200, None),
         ("lender", CREATE, None, 200, None),
     ]
-    assert shown[7] == ("lender", CREATE, "p1", 502, "UPSTREAM_LOST")
-    assert told[0]["request_id"] == "request1"
-    assert all(each["request_id"].startswith("gateway-") for each in told[1:4])
-    assert all(each["delivered"] and 0 <= each["seconds"] < 5 for each in told)
+    assert printed[7] == ("lender", CREATE, "p1", 502, "UPSTREAM_LOST")
+    assert records[0]["request_id"] == "request1"
+    assert all(each["request_id"].startswith("gateway-") for each in records[1:4])
+    assert all(each["delivered"] and 0 <= each["seconds"] < 5 for each in records)
 
 
-async def test_what_is_public_can_be_printed():
-    """Gateways, keys, key files and their parts show neither key, nor digest, nor secret."""
+async def test_reprs_contain_no_secret():
+    """The reprs of gateways, keys, key files and their attributes contain no key, digest or secret."""
     key, secret = new_key("one")
-    async with running_gateway(metrics_port=0) as held:
-        things = [held.gateway, key, vars(held.gateway), *vars(held.gateway).values()]
-        shown = " ".join(map(repr, things)) + " ".join(map(str, things))
-        assert_clean(shown)
-        for known in (
+    async with running_gateway(metrics_port=0) as setup:
+        things = [setup.gateway, key, vars(setup.gateway), *vars(setup.gateway).values()]
+        printed = " ".join(map(repr, things)) + " ".join(map(str, things))
+        assert_no_secret(printed)
+        for secret_value in (
             secret,
             key.digest,
-            *held.keys.values(),
+            *setup.keys.values(),
             *(each.secret for each in UPSTREAM_CREDENTIALS.values()),
         ):
-            assert known not in shown
+            assert secret_value not in printed
 
 
 @pytest.mark.parametrize(
@@ -243,30 +245,30 @@ async def test_what_is_public_can_be_printed():
         lambda secret: Key("a", secret),
     ],
 )
-def test_a_mistake_in_the_settings_shows_no_secret(mistake):
-    """What is refused is named, and its value isn't shown: not by the text, nor by the locals of our frames."""
+def test_errors_in_settings_contain_no_secret(mistake):
+    """The error names the setting and doesn't contain its value, neither in the text nor in the package's frames."""
     try:
         mistake("canary-secret-0123456789")
     except (ConfigurationError, TypeError) as error:
-        assert_clean("".join(traceback.format_exception(error)).replace('mistake("canary', ""))
-        assert_clean(package_frames(error))
+        assert_no_secret("".join(traceback.format_exception(error)).replace('mistake("canary', ""))
+        assert_no_secret(package_frames(error))
 
 
-def test_a_key_record_holds_no_key(tmp_path):
-    """Neither the record, pickled or not, nor the file holds the key that was given out."""
+def test_a_key_record_contains_no_key(tmp_path):
+    """Neither the record, also when pickled, nor the file contains the key."""
     key, secret = new_key("one")
     random = secret.removeprefix("plaid-gateway-")
     assert len(random) == 43
     with contextlib.suppress(TypeError, pickle.PicklingError):
         assert random.encode() not in pickle.dumps(key)
     file = KeyFile(tmp_path / "keys.json")
-    shown = file.add("two")
-    assert shown.removeprefix("plaid-gateway-") not in file.path.read_text()
+    printed = file.add("two")
+    assert printed.removeprefix("plaid-gateway-") not in file.path.read_text()
     assert file.path.stat().st_mode & 0o777 == 0o600
-    assert_clean(repr(file.read()))
+    assert_no_secret(repr(file.read()))
 
 
-SERVED = """
+PROGRAM = """
 import asyncio, sys
 from pathlib import Path
 from plaid_relay_async.gateway import Gateway, KeyFile
@@ -280,14 +282,14 @@ asyncio.run(main(*sys.argv[1:]))
 
 @pytest.mark.may_block
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-async def test_a_process_shows_no_secret_to_its_neighbours(tmp_path):
-    """Arguments, title, open files and what it writes hold no secret; it has no children that might."""
+async def test_a_process_reveals_no_secret_to_others(tmp_path):
+    """Its arguments, title, open files and output contain no secret, and it has no child processes."""
     file = KeyFile(tmp_path / "keys.json")
     key = file.add("one")
     async with Simulator(clients={"owner": "canary-upstream-0123456789"}, reports=[REPORT]) as plaid:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-X", "dev", "-c", SERVED, plaid.url, str(file.path)),
+            *("-X", "dev", "-c", PROGRAM, plaid.url, str(file.path)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -298,45 +300,45 @@ async def test_a_process_shows_no_secret_to_its_neighbours(tmp_path):
             async with RelayClient(gateway_key=key, base_url=url) as client:
                 assert (await client.relay.create([REPORT], "p")).relay_token
             about = Path(f"/proc/{process.pid}")
-            assert_clean((about / "cmdline").read_text() + (about / "comm").read_text())
+            assert_no_secret((about / "cmdline").read_text() + (about / "comm").read_text())
             assert not (about / f"task/{process.pid}/children").read_text().split()
-            assert_clean(" ".join(open_files(process.pid)))
+            assert_no_secret(" ".join(open_files(process.pid)))
         finally:
             process.stdin.close()
-            said, _ = await process.communicate()
+            output, _ = await process.communicate()
         assert process.returncode == 0
-        assert_clean(said.decode())
+        assert_no_secret(output.decode())
     written = [each for each in tmp_path.rglob("*") if each.is_file()]
     assert all(each.stat().st_mode & 0o077 == 0 for each in written)
 
 
-async def test_the_tracebacks_of_a_gateway_that_is_cut_off_are_clean(everything_said):
-    """Calls that end with the gateway's closing leave no secret in any traceback, nor in asyncio's own log."""
+async def test_tracebacks_of_cut_off_calls_contain_no_secret(all_logs):
+    """Calls that end with the gateway leave no secret in tracebacks or asyncio's log."""
     asyncio.get_running_loop().set_debug(True)
     errors = io.StringIO()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.write(f"{context!r}\n"))
-    async with running_gateway() as held:
+    async with running_gateway() as setup:
         async with contextlib.AsyncExitStack() as stack:
             key, secret = new_key("two")
-            held.upstream.then, held.upstream.says = "stall", lambda _: []
-            other = Gateway([key], upstream=held.upstream.url, credentials=UPSTREAM_CREDENTIALS, drain=0.1)
+            setup.upstream.then, setup.upstream.says = "stall", lambda _: []
+            other = Gateway([key], upstream=setup.upstream.url, credentials=UPSTREAM_CREDENTIALS, drain=0.1)
             await other.start()
             for _ in range(3):
-                opened = await stack.enter_async_context(raw_connection(other.url))
-                await opened.send(build_request(key=secret))
+                connection = await stack.enter_async_context(raw_connection(other.url))
+                await connection.send(build_request(key=secret))
             await asyncio.sleep(0.1)
             tasks = "".join(map(repr, asyncio.all_tasks()))
             await other.close()
-        held.upstream.hang_up()
+        setup.upstream.hang_up()
         await asyncio.sleep(0.05)
-    assert_clean(errors.getvalue())
-    assert_clean(tasks)
+    assert_no_secret(errors.getvalue())
+    assert_no_secret(tasks)
 
 
-async def test_a_token_of_an_answer_is_in_the_answer_alone(everything_said):
-    """A relay token goes to its caller, and into nothing else."""
-    async with running_gateway() as held:
-        held.upstream.says = lambda _: [
+async def test_a_token_is_only_in_its_response(all_logs):
+    """A relay token is sent to its caller and stored nowhere else."""
+    async with running_gateway() as setup:
+        setup.upstream.says = lambda _: [
             build_response(200, b'{"relay_token": "credit-relay-sandbox-canary"}')
         ]
-        assert (await held.call()).json["relay_token"] == "credit-relay-sandbox-canary"
+        assert (await setup.call()).json["relay_token"] == "credit-relay-sandbox-canary"

@@ -1,4 +1,4 @@
-"""The gateway as a server: its settings, its keys, what it tells of itself, and how it ends."""
+"""The gateway's server: its settings, its keys, its health and logs, and how it closes."""
 
 from __future__ import annotations
 
@@ -39,85 +39,85 @@ async def upstream():
 
 
 @contextlib.asynccontextmanager
-async def calling(gateway, key, **settings):
-    """Our client on a gateway, with a key of it."""
+async def client_of(gateway, key, **settings):
+    """Yield the package's client of a gateway, with a key."""
     async with RelayClient(gateway_key=key, base_url=gateway.url, **{"retry": QUICK} | settings) as client:
         yield client
 
 
 @contextlib.asynccontextmanager
-async def browsing():
+async def http_requests():
     async with aiohttp.ClientSession() as session:
 
         async def ask(url, method="GET", **settings):
-            async with session.request(method, url, **settings) as answer:
-                return answer.status, answer.headers, await answer.text()
+            async with session.request(method, url, **settings) as response:
+                return response.status, response.headers, await response.text()
 
         yield ask
 
 
-# ------------------------------------------------------------------------------------------- its settings
+# ------------------------------------------------------------------------------------------- settings
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"host": "0.0.0.0"}, "plain http on 0.0.0.0"),
         ({"upstream": "http://plaid.example"}, "upstream is plain http"),
-        ({"operations": ["/x"]}, "operations must be of"),
+        ({"operations": ["/x"]}, "operations must be among"),
         ({"connections": 0}, "connections must be"),
         ({"upstream_connections": 0}, "connections must be"),
-        ({"patience": -1}, "patience must be"),
+        ({"caller_timeout": -1}, "caller_timeout must be"),
         ({"drain": "soon"}, "drain must be"),
         ({"drain": float("inf")}, "drain must be"),
         ({"drain": True}, "drain must be"),
-        ({"names": ["gateway.example:443"]}, "names must be names of hosts"),
-        ({"names": [5]}, "names must be names of hosts"),
+        ({"allowed_hosts": ["gateway.example:443"]}, "allowed_hosts must be host names"),
+        ({"allowed_hosts": [5]}, "allowed_hosts must be host names"),
         ({"credentials": {"default": "secret"}}, "credentials must be Credentials"),
         ({"keys": ["plaid-gateway-key"]}, "each of keys must be a Key"),
     ],
 )
-async def test_settings_that_make_no_sense(settings, told):
-    """A setting that makes no sense, or isn't safe, is refused by name, before anything listens."""
+async def test_invalid_settings_are_rejected(settings, message):
+    """A setting that is invalid or unsafe raises an error that names it, before anything listens."""
     settings = {"keys": [], "credentials": SETS} | settings
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=message):
         Gateway(settings.pop("keys"), **settings)
 
 
 async def test_credentials_of_the_environment(monkeypatch, upstream):
-    """Without any, the set `default` is the environment's PLAID_CLIENT_ID and PLAID_SECRET."""
+    """By default, the set `default` is PLAID_CLIENT_ID and PLAID_SECRET of the environment."""
     monkeypatch.setenv("PLAID_CLIENT_ID", "owner")
     monkeypatch.setenv("PLAID_SECRET", "secret-of-the-owner")
     record, key = new_key("lender")
-    async with Gateway([record], upstream=upstream.url) as gateway, calling(gateway, key) as client:
+    async with Gateway([record], upstream=upstream.url) as gateway, client_of(gateway, key) as client:
         assert (await client.relay.create([REPORT], "partner")).relay_token
     monkeypatch.delenv("PLAID_SECRET")
     with pytest.raises(ConfigurationError, match="PLAID_SECRET"):
         Gateway([record], upstream=upstream.url)
 
 
-async def test_the_sandbox_unless_told():
-    """Without an upstream it is for Plaid's sandbox, and its page says so."""
+async def test_the_default_upstream_is_the_sandbox():
+    """The console's settings say so."""
     gateway = Gateway([], credentials=SETS)
     assert repr(gateway) == "<Gateway to https://sandbox.plaid.com>"
-    async with gateway, browsing() as ask:
+    async with gateway, http_requests() as ask:
         _, _, text = await ask(f"{gateway.url}/console/settings.json")
-    told = json.loads(text)
-    assert (told["environment"], told["operations"]) == ("sandbox", list(RELAY_OPERATIONS))
+    message = json.loads(text)
+    assert (message["environment"], message["operations"]) == ("sandbox", list(RELAY_OPERATIONS))
 
 
 @pytest.mark.parametrize(
     "upstream", ["https://production.plaid.com:443", "https://\uff50roduction.plaid.com."]
 )
 async def test_the_page_recognizes_production(upstream):
-    """The page says that calls go to production, however its address was typed."""
-    async with Gateway([], credentials=SETS, upstream=upstream) as gateway, browsing() as ask:
+    """The console's settings say that calls go to production, however its address is spelled."""
+    async with Gateway([], credentials=SETS, upstream=upstream) as gateway, http_requests() as ask:
         _, _, text = await ask(f"{gateway.url}/console/settings.json")
     assert json.loads(text)["environment"] == "production"
 
 
-async def test_it_is_started_once():
-    """Before it listens it has no address; it is started once; and to close it twice is harmless."""
+async def test_a_gateway_starts_once():
+    """Before the start it has no address, and closing it twice does no harm."""
     gateway = Gateway([], credentials=SETS, metrics_port=0)
     for name in ("url", "metrics_url"):
         with pytest.raises(RuntimeError, match="isn't started"):
@@ -129,49 +129,49 @@ async def test_it_is_started_once():
     await gateway.close()
 
 
-async def test_a_port_that_is_taken(upstream):
-    """Where its port, or that of its metrics, is taken, nothing of it is left open."""
-    taken = int(upstream.url.rpartition(":")[2])
-    for settings in ({"port": taken}, {"metrics_port": taken}):
+async def test_a_port_in_use(upstream):
+    """If its port or the port of its metrics is in use, nothing stays open."""
+    used_port = int(upstream.url.rpartition(":")[2])
+    for settings in ({"port": used_port}, {"metrics_port": used_port}):
         gateway = Gateway([], credentials=SETS, **settings)
         with pytest.raises(OSError, match="address already in use"):
             await gateway.start()
 
 
 async def test_ipv6():
-    """On IPv6's loopback its URL has brackets, and works."""
-    async with Gateway([], credentials=SETS, host="::1") as gateway, browsing() as ask:
+    """With an IPv6 address its URL has brackets, and works."""
+    async with Gateway([], credentials=SETS, host="::1") as gateway, http_requests() as ask:
         assert gateway.url.startswith("http://[::1]:")
         assert (await ask(f"{gateway.url}/readyz"))[0] == 200
         assert (await ask(f"{gateway.url}/"))[0] == 200
 
 
 async def test_tls(upstream):
-    """With a certificate it speaks TLS, to callers and to an upstream with an authority of one's own."""
+    """With a certificate it speaks TLS, to callers and to an upstream with a private CA."""
     authority = trustme.CA()
-    server, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    server, client_ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("127.0.0.1").configure_cert(server)
-    authority.configure_trust(trusting)
+    authority.configure_trust(client_ssl)
     record, key = new_key("lender")
     settings = {"credentials": SETS, "ssl": server}
     async with (
         Gateway([record], upstream=upstream.url, **settings) as inner,
-        Gateway([record], upstream=inner.url, upstream_ssl=trusting, **settings) as outer,
+        Gateway([record], upstream=inner.url, upstream_ssl=client_ssl, **settings) as outer,
     ):
         assert inner.url.startswith("https://127.0.0.1:")
-        async with calling(inner, key, ssl=trusting) as client:
+        async with client_of(inner, key, ssl=client_ssl) as client:
             assert (await client.relay.create([REPORT], "partner")).relay_token
-        async with calling(outer, key, ssl=trusting) as client:
+        async with client_of(outer, key, ssl=client_ssl) as client:
             with pytest.raises(AuthenticationError, match="UNAUTHORIZED_KEY"):
                 await client.relay.create([REPORT], "partner")
     assert upstream.counts == {"/credit/relay/create": 1}
 
 
-async def test_other_names(upstream):
-    """It answers to the names that it was told of, in whatever case, and to no other."""
+async def test_allowed_hosts(upstream):
+    """It accepts its allowed hosts in any case, and no others."""
     async with (
         Gateway([], credentials=SETS, allowed_hosts=["Relay.Lender.Example"]) as gateway,
-        browsing() as ask,
+        http_requests() as ask,
     ):
         for host, status in (
             ("relay.lender.example", 200),
@@ -183,7 +183,7 @@ async def test_other_names(upstream):
             assert (await ask(f"{gateway.url}/", headers={"Host": host}))[0] == status, host
 
 
-# ----------------------------------------------------------------------------------------------- its keys
+# ----------------------------------------------------------------------------------------------- keys
 
 
 async def eventually(hold, seconds=60.0):
@@ -195,11 +195,11 @@ async def eventually(hold, seconds=60.0):
 
 
 async def test_keys_of_a_file(tmp_path, upstream):
-    """A key that is added to the file is accepted, and one that is revoked no longer."""
+    """A key that is added to the file is accepted, and after it is revoked it is rejected."""
     file = KeyFile(tmp_path / "keys.json")
     async with Gateway(file, upstream=upstream.url, credentials=SETS) as gateway:
         key = await asyncio.to_thread(file.add, "lender")
-        async with calling(gateway, key) as client:
+        async with client_of(gateway, key) as client:
 
             async def passes():
                 try:
@@ -216,8 +216,8 @@ async def test_keys_of_a_file(tmp_path, upstream):
             await eventually(fails)
 
 
-async def test_a_file_that_others_may_read(tmp_path, upstream, caplog):
-    """A file that others may read is an error at the start; later it admits nobody, and the gateway isn't ready."""
+async def test_a_file_with_open_permissions(tmp_path, upstream, caplog):
+    """It is an error at the start; later no caller is admitted, and the gateway isn't ready."""
     file = KeyFile(tmp_path / "keys.json")
     key = await asyncio.to_thread(file.add, "lender")
     (tmp_path / "keys.json").chmod(0o644)
@@ -226,8 +226,8 @@ async def test_a_file_that_others_may_read(tmp_path, upstream, caplog):
     (tmp_path / "keys.json").chmod(0o600)
     async with (
         Gateway(file, upstream=upstream.url, credentials=SETS) as gateway,
-        calling(gateway, key) as client,
-        browsing() as ask,
+        client_of(gateway, key) as client,
+        http_requests() as ask,
     ):
         await client.relay.create([REPORT], "partner")
         (tmp_path / "keys.json").chmod(0o644)
@@ -242,15 +242,15 @@ async def test_a_file_that_others_may_read(tmp_path, upstream, caplog):
     assert "chmod 600" in caplog.text
 
 
-async def test_a_rate(upstream):
-    """A key's calls beyond its rate are refused with the time to wait; another key's aren't."""
+async def test_a_rate_limit(upstream):
+    """Calls beyond a key's limit get a 429 with Retry-After; another key's calls don't."""
     slow, slow_key = new_key("slow", rate=RateLimit(2, 60.0))
     free, free_key = new_key("free")
     once = RetryPolicy(attempts=1)
     async with (
         Gateway([slow, free], upstream=upstream.url, credentials=SETS) as gateway,
-        calling(gateway, slow_key, retry=once) as client,
-        calling(gateway, free_key, retry=once) as other,
+        client_of(gateway, slow_key, retry=once) as client,
+        client_of(gateway, free_key, retry=once) as other,
     ):
         for partner in "ab":
             await client.relay.create([REPORT], partner)
@@ -263,20 +263,20 @@ async def test_a_rate(upstream):
     assert upstream.counts == {"/credit/relay/create": 3}
 
 
-async def test_a_set_that_is_missing(upstream):
-    """A key whose set of credentials the gateway doesn't have is refused, and nothing is sent."""
+async def test_a_missing_set_of_credentials(upstream):
+    """A key whose set of credentials is missing is rejected, and nothing is sent."""
     record, key = new_key("lender", credentials="another")
     async with (
         Gateway([record], upstream=upstream.url, credentials=SETS) as gateway,
-        calling(gateway, key) as client,
+        client_of(gateway, key) as client,
     ):
         with pytest.raises(AuthenticationError, match="UNAUTHORIZED_CREDENTIALS"):
             await client.relay.create([REPORT], "partner")
     assert not upstream.counts
 
 
-async def test_operations(upstream):
-    """A key's operations are narrowed to the gateway's, and the other way round."""
+async def test_operations_of_key_and_gateway(upstream):
+    """A call needs both a key and a gateway that allow its operation."""
     record, key = new_key("lender", operations=["/credit/relay/create", "/asset_report/get"])
     async with (
         Gateway(
@@ -285,7 +285,7 @@ async def test_operations(upstream):
             credentials=SETS,
             operations={*ALL_OPERATIONS} - {"/asset_report/get"},
         ) as gateway,
-        calling(gateway, key) as client,
+        client_of(gateway, key) as client,
     ):
         await client.relay.create([REPORT], "partner")
         for call in (client.asset_report.get(REPORT), client.relay.remove("credit-relay-sandbox-1")):
@@ -294,8 +294,8 @@ async def test_operations(upstream):
     assert upstream.counts == {"/credit/relay/create": 1}
 
 
-async def test_a_source_of_credentials_that_fails(upstream):
-    """Where the source of the credentials fails nothing was sent, and a caller may call again."""
+async def test_a_failing_source_of_credentials(upstream):
+    """If the source of the credentials fails, nothing was sent, and the call can be repeated."""
     tries = []
 
     async def vault():
@@ -307,23 +307,23 @@ async def test_a_source_of_credentials_that_fails(upstream):
     record, key = new_key("lender")
     async with (
         Gateway([record], upstream=upstream.url, credentials={"default": vault}) as gateway,
-        calling(gateway, key) as client,
+        client_of(gateway, key) as client,
     ):
         assert (await client.relay.create([REPORT], "partner")).relay_token
     assert len(tries) == 2
     assert upstream.counts == {"/credit/relay/create": 1}
 
 
-# ------------------------------------------------------------------------------------ what it tells of itself
+# ------------------------------------------------------------------------------------ health, page, metrics and audit log
 
 
 async def test_health_page_and_metrics(upstream):
-    """It tells that it lives and is ready, serves its page with a strict policy, and counts calls for Prometheus."""
+    """It reports its health, serves its page with a strict policy, and counts calls for Prometheus."""
     record, key = new_key("lender")
     async with (
         Gateway([record], upstream=upstream.url, credentials=SETS, metrics_port=0) as gateway,
-        calling(gateway, key) as client,
-        browsing() as ask,
+        client_of(gateway, key) as client,
+        http_requests() as ask,
     ):
         await client.relay.create([REPORT], "partner")
         assert [(await ask(f"{gateway.url}/{name}"))[::2] for name in ("healthz", "readyz")] == [
@@ -347,8 +347,8 @@ async def test_health_page_and_metrics(upstream):
         assert (await ask(f"{gateway.url}/metrics"))[0] == 404
 
 
-def test_metrics_without_their_extra():
-    """Without prometheus_client there are no metrics, and it says what to install; all else works."""
+def test_metrics_need_the_extra():
+    """Without prometheus_client the error says what to install; a gateway without metrics works."""
     code = (
         "import sys; sys.modules['prometheus_client'] = None\n"
         "from plaid_relay_async import Credentials\n"
@@ -364,8 +364,8 @@ def test_metrics_without_their_extra():
 
 
 async def test_without_a_console():
-    """Without its console there is no page, and health all the same."""
-    async with Gateway([], credentials=SETS, console=False) as gateway, browsing() as ask:
+    """Without the console there is no page, but the health checks work."""
+    async with Gateway([], credentials=SETS, console=False) as gateway, http_requests() as ask:
         statuses = [
             (await ask(f"{gateway.url}{path}"))[0] for path in ("/", "/console/settings.json", "/healthz")
         ]
@@ -374,21 +374,21 @@ async def test_without_a_console():
 
 
 async def test_an_audit_line_for_each_call(upstream, caplog):
-    """Each call leaves a line of JSON; an id in it that may be a token is hidden, and a long one cut."""
+    """Each call leaves a line of JSON, in which an identifier that may be a token is redacted, and a long one is shortened."""
     caplog.set_level(logging.INFO, logger="plaid_relay_async.gateway.audit")
     record, key = new_key("lender")
     partners = ["partner", "assets-sandbox-canary", key, "p" * 100]
     async with (
         Gateway([record], upstream=upstream.url, credentials=SETS) as gateway,
-        calling(gateway, key) as client,
-        browsing() as ask,
+        client_of(gateway, key) as client,
+        http_requests() as ask,
     ):
-        made = [await client.relay.create([REPORT], partner) for partner in partners]
+        created = [await client.relay.create([REPORT], partner) for partner in partners]
         await ask(f"{gateway.url}/credit/relay/create", method="POST")
         await ask(f"{gateway.url}/assets-sandbox-canary")
     lines = [json.loads(r.getMessage()) for r in caplog.records if r.name.endswith(".audit")]
     assert [line["partner"] for line in lines] == ["partner", "[hidden]", "[hidden]", "p" * 64, None, None]
-    assert [line["request_id"] for line in lines[:4]] == [each.request_id for each in made]
+    assert [line["request_id"] for line in lines[:4]] == [each.request_id for each in created]
     assert lines[0] == lines[0] | {
         "caller": "lender",
         "operation": "/credit/relay/create",
@@ -402,15 +402,15 @@ async def test_an_audit_line_for_each_call(upstream, caplog):
     ]
 
 
-class Broken(logging.Handler):
+class FailingHandler(logging.Handler):
     def emit(self, record):
         raise RuntimeError("canary")
 
 
 @contextlib.contextmanager
-def breaking(name):
-    """A gateway in which each line that this logger gets ends in a bug."""
-    log, broken = logging.getLogger(name), Broken()
+def failing_logger(name):
+    """Let each record of this logger raise an unexpected error."""
+    log, broken = logging.getLogger(name), FailingHandler()
     log.addHandler(broken)
     try:
         yield
@@ -418,30 +418,30 @@ def breaking(name):
         log.removeHandler(broken)
 
 
-async def test_a_bug_is_unknown(caplog):
-    """After a bug in the gateway the outcome of the call is unknown, and the log quotes nothing."""
+async def test_an_unexpected_error_is_unknown(caplog):
+    """After an unexpected error the outcome of a creation is unknown, and the log doesn't quote the error."""
     record, key = new_key("lender")
     caplog.set_level(logging.INFO)
-    with breaking("plaid_relay_async.gateway.forward"):
+    with failing_logger("plaid_relay_async.gateway.forward"):
         async with (
             Gateway([record], upstream="http://127.0.0.1:1", credentials=SETS) as gateway,
-            calling(gateway, key) as client,
+            client_of(gateway, key) as client,
         ):
             with pytest.raises(OutcomeUnknownError) as unknown:
                 await client.relay.create([REPORT], "partner")
     assert unknown.value.error_code == "INTERNAL_ERROR"
-    assert "a request ended in RuntimeError" in caplog.text
+    assert "a request failed with RuntimeError" in caplog.text
     assert "canary" not in caplog.text
 
 
-async def test_the_audit_of_a_bug(caplog):
-    """The line of a call that ended in a bug has its status, its code and the id that the caller got."""
+async def test_the_audit_line_of_an_unexpected_error(caplog):
+    """It has the status, the code and the request ID that the caller got."""
     record, key = new_key("lender")
     caplog.set_level(logging.INFO, logger="plaid_relay_async.gateway.audit")
-    with breaking("plaid_relay_async.gateway.forward"):
+    with failing_logger("plaid_relay_async.gateway.forward"):
         async with (
             Gateway([record], upstream="http://127.0.0.1:1", credentials=SETS) as gateway,
-            calling(gateway, key) as client,
+            client_of(gateway, key) as client,
         ):
             with pytest.raises(OutcomeUnknownError, match="INTERNAL_ERROR") as unknown:
                 await client.relay.create([REPORT], "partner")
@@ -450,31 +450,31 @@ async def test_the_audit_of_a_bug(caplog):
     assert line["request_id"] == unknown.value.request_id
 
 
-async def test_a_bug_after_the_response_has_begun(upstream, caplog):
+async def test_an_unexpected_error_after_the_response_has_begun(upstream, caplog):
     """The token has reached the caller, and the connection is closed."""
     record, key = new_key("lender")
     caplog.set_level(logging.INFO)
-    with breaking("plaid_relay_async.gateway.audit"):
+    with failing_logger("plaid_relay_async.gateway.audit"):
         async with (
             Gateway([record], upstream=upstream.url, credentials=SETS) as gateway,
-            calling(gateway, key) as client,
+            client_of(gateway, key) as client,
         ):
-            made = await client.relay.create([REPORT], "partner")
-            assert made.relay_token == upstream.ledger[0]["relay_token"]
-            while "a request ended in RuntimeError" not in caplog.text:
+            created = await client.relay.create([REPORT], "partner")
+            assert created.relay_token == upstream.ledger[0]["relay_token"]
+            while "a request failed with RuntimeError" not in caplog.text:
                 await asyncio.sleep(0.01)
 
 
-# ---------------------------------------------------------------------------------------------- and how it ends
+# ---------------------------------------------------------------------------------------------- closing
 
 
-async def test_calls_in_flight_end(upstream):
-    """When it closes, it isn't ready and takes no more, and a call in flight has its answer."""
+async def test_closing_waits_for_calls_in_flight(upstream):
+    """A call in flight gets its response, and new calls aren't accepted."""
     upstream.fail(Fault(latency=0.4, status=None))
     record, key = new_key("lender")
     gateway = Gateway([record], upstream=upstream.url, credentials=SETS)
     await gateway.start()
-    async with calling(gateway, key) as client:
+    async with client_of(gateway, key) as client:
         call = asyncio.create_task(client.relay.create([REPORT], "partner"))
         while not upstream.counts:
             await asyncio.sleep(0.01)
@@ -485,7 +485,7 @@ async def test_calls_in_flight_end(upstream):
 
 
 async def test_an_audit_line_is_one_line_whatever_plaid_sends(upstream, caplog):
-    """Control characters, half of a surrogate pair and a long string are escaped or cut, and the token arrives."""
+    """Control characters and lone surrogates are escaped, long strings are shortened, and the token arrives."""
     caplog.set_level(logging.INFO, logger="plaid_relay_async.gateway.audit")
     record, key = new_key("lender")
     odd = ["\ud800", "a\0\r\nb", "\x1b[2J", "[/red]", "x" * 500_000]
@@ -494,23 +494,23 @@ async def test_an_audit_line_is_one_line_whatever_plaid_sends(upstream, caplog):
         upstream.fail(Fault(secondary_client_id=f"p{number}", status=200, body=body))
     async with (
         Gateway([record], upstream=upstream.url, credentials=SETS) as gateway,
-        calling(gateway, key) as client,
+        client_of(gateway, key) as client,
     ):
-        made = [await client.relay.create([REPORT], f"p{number}") for number in range(len(odd))]
-    assert [each.relay_token for each in made] == [f"credit-relay-{number}" for number in range(len(odd))]
-    assert [each.request_id for each in made] == odd
+        created = [await client.relay.create([REPORT], f"p{number}") for number in range(len(odd))]
+    assert [each.relay_token for each in created] == [f"credit-relay-{number}" for number in range(len(odd))]
+    assert [each.request_id for each in created] == odd
     lines = [r.getMessage() for r in caplog.records if r.name.endswith(".audit")]
     assert all(line.isascii() and line.isprintable() for line in lines)
     assert [json.loads(line)["request_id"] for line in lines] == [text[:64] for text in odd]
 
 
-async def test_a_gateway_that_closes_in_a_cancelled_scope_drains(upstream):
-    """A call in flight gets its response, though AnyIO cancels the close at each await."""
+async def test_closing_in_a_cancelled_scope_drains(upstream):
+    """A call in flight gets its response although AnyIO cancels the close at each await."""
     upstream.fail(Fault(latency=0.3, when="after"))
     record, key = new_key("lender")
     gateway = Gateway([record], upstream=upstream.url, credentials=SETS, drain=30)
     await gateway.start()
-    async with calling(gateway, key) as client:
+    async with client_of(gateway, key) as client:
         call = asyncio.create_task(client.relay.create([REPORT], "partner"))
         while not upstream.counts:
             await asyncio.sleep(0.01)
@@ -520,20 +520,20 @@ async def test_a_gateway_that_closes_in_a_cancelled_scope_drains(upstream):
         assert (await call).relay_token == upstream.ledger[0]["relay_token"]
 
 
-async def test_a_call_that_takes_too_long_is_cut(upstream, caplog):
-    """A call that outlasts the drain time is cut, and its caller can't tell."""
+async def test_a_call_that_outlasts_the_drain_is_cut_off(upstream, caplog):
+    """Its outcome is unknown to the caller."""
     caplog.set_level(logging.INFO, logger="plaid_relay_async.gateway.audit")
     upstream.fail(Fault(latency=30.0))
     record, key = new_key("lender")
     gateway = Gateway([record], upstream=upstream.url, credentials=SETS, drain=0.1)
     await gateway.start()
-    async with calling(gateway, key) as client:
+    async with client_of(gateway, key) as client:
         call = asyncio.create_task(client.relay.create([REPORT], "partner"))
         while not upstream.counts:
             await asyncio.sleep(0.01)
-        began = time.monotonic()
+        started_at = time.monotonic()
         await gateway.close()
-        assert time.monotonic() - began < 20  # not as long as the call
+        assert time.monotonic() - started_at < 20  # less than the call takes
         with pytest.raises(OutcomeUnknownError):
             await call
     (line,) = [json.loads(r.getMessage()) for r in caplog.records if r.name.endswith(".audit")]

@@ -1,4 +1,4 @@
-"""Upstreams that lie, lead away, say too much or too little."""
+"""Upstreams that misbehave: redirects, truncated and invalid responses, unexpected bytes and headers."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from recorder import Recorder
 
 from plaid_relay_async import Timeouts
 
-MADE = json.dumps({"relay_token": "credit-relay-sandbox-mine", "request_id": "r"}).encode()
+CREATED = json.dumps({"relay_token": "credit-relay-sandbox-mine", "request_id": "r"}).encode()
 STRAY = build_response(200, b'{"relay_token": "credit-relay-sandbox-of-another", "request_id": "stray"}')
-HASTY = {"timeouts": Timeouts(connect=1, read=0.4, slow_read=0.4)}
+SHORT_TIMEOUT = {"timeouts": Timeouts(connect=1, read=0.4, slow_read=0.4)}
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 305, 307, 308])
 @pytest.mark.parametrize(
     "where", ["http://127.0.0.1:PORT/credit/relay/create", "//127.0.0.1:PORT/", "/item/remove"]
 )
-async def test_no_redirect_is_followed(held, status, where):
-    """The credentials go nowhere but to the upstream, and its Location goes to nobody."""
+async def test_no_redirect_is_followed(setup, status, where):
+    """The credentials go only to the upstream, and the caller doesn't get the Location."""
     async with Recorder() as elsewhere:
         location = where.replace("PORT", str(elsewhere.port))
-        held.upstream.says = lambda _: [
+        setup.upstream.says = lambda _: [
             build_response(status, b"", f"Location: {location}", "Refresh: 0; url=x")
         ]
-        answer = await held.call()
-        assert answer.status == status
-        assert "Location" not in answer.headers
-        assert "Refresh" not in answer.headers
+        response = await setup.call()
+        assert response.status == status
+        assert "Location" not in response.headers
+        assert "Refresh" not in response.headers
         assert not elsewhere.attempts
-    held.assert_upstream_requests(count=1)
+    setup.assert_upstream_requests(count=1)
 
 
-SHORT = {
+TRUNCATED = {
     "a length": lambda body: [build_response(200, body + b" " * 50)[:-50]],
     "a length, in two packets": lambda body: [build_response(200, body + b" " * 50)[:-60], body[-10:]],
     "a chunk": lambda body: [build_head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked") + b"ff\r\n" + body],
@@ -65,97 +65,101 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize("says", SHORT.values(), ids=SHORT)
+@pytest.mark.parametrize("says", TRUNCATED.values(), ids=TRUNCATED)
 @pytest.mark.parametrize("then", ["close", "reset", "stall"])
 @pytest.mark.parametrize("path", [CREATE, GET, PDF])
-async def test_an_answer_that_breaks_off_looks_broken_off(says, then, path):
-    """It is passed on as far as it came, and the caller's connection ends without the end of its framing."""
-    async with running_gateway(**HASTY) as held:
-        held.upstream.says, held.upstream.then, held.upstream.pause = lambda _: says(MADE), then, 0.02
-        answers = await held.exchange(
-            build_request(path, {"relay_token": "x"}, key=held.keys["lender"], close=False)
+async def test_a_truncated_response_is_visibly_truncated(says, then, path):
+    """What arrived is forwarded, and the caller's connection ends before the end of the framing."""
+    async with running_gateway(**SHORT_TIMEOUT) as setup:
+        setup.upstream.says, setup.upstream.then, setup.upstream.pause = lambda _: says(CREATED), then, 0.02
+        responses = await setup.exchange(
+            build_request(path, {"relay_token": "x"}, key=setup.keys["lender"], close=False)
         )
-        assert len(answers) == 1
-        if answers[0].status == 200:
-            assert not answers[0].complete
-            assert answers[0].body.startswith(b'{"relay_token"') or then == "reset" or "gzip" in str(says)
-        else:  # nothing of it had come through
-            assert (answers[0].status, answers[0].error_code) in {
+        assert len(responses) == 1
+        if responses[0].status == 200:
+            assert not responses[0].complete
+            assert responses[0].body.startswith(b'{"relay_token"') or then == "reset" or "gzip" in str(says)
+        else:  # none of it was forwarded
+            assert (responses[0].status, responses[0].error_code) in {
                 (502, "UPSTREAM_LOST"),
                 (504, "UPSTREAM_TIMEOUT"),
             }
 
 
-async def test_an_answer_that_breaks_off_ends_in_a_reset_for_who_has_no_framing():
-    """To a caller of HTTP/1.0 the end of a connection is the end of an answer, so it mustn't look like one."""
-    async with running_gateway(**HASTY) as held, raw_connection(held.gateway.url) as opened:
-        held.upstream.says, held.upstream.then = lambda _: SHORT["a chunk"](MADE), "close"
-        asked = build_request(GET, {"relay_token": "x"}, key=held.keys["lender"]).replace(
+async def test_a_truncated_response_ends_in_a_reset_for_http_1_0():
+    """In HTTP/1.0 the end of the connection is the end of a response, so only a reset shows a truncation."""
+    async with running_gateway(**SHORT_TIMEOUT) as setup, raw_connection(setup.gateway.url) as connection:
+        setup.upstream.says, setup.upstream.then = lambda _: TRUNCATED["a chunk"](CREATED), "close"
+        request_bytes = build_request(GET, {"relay_token": "x"}, key=setup.keys["lender"]).replace(
             b"HTTP/1.1", b"HTTP/1.0"
         )
-        await opened.send(asked)
+        await connection.send(request_bytes)
         with pytest.raises(ConnectionResetError):
-            await asyncio.wait_for(opened.reader.read(), 60)
+            await asyncio.wait_for(connection.reader.read(), 60)
 
 
-LONG = {
-    "a stray answer behind the length": build_response(200, MADE) + STRAY,
-    "bytes behind the length": build_response(200, MADE)
+TRAILING = {
+    "a stray answer behind the length": build_response(200, CREATED) + STRAY,
+    "bytes behind the length": build_response(200, CREATED)
     + b'{"relay_token": "credit-relay-sandbox-of-another"}',
-    "a length of nothing": build_response(200, b"") + MADE,
+    "a length of nothing": build_response(200, b"") + CREATED,
     "a stray answer behind the chunks": build_head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked")
-    + b"%x\r\n%s\r\n0\r\n\r\n" % (len(MADE), MADE)
+    + b"%x\r\n%s\r\n0\r\n\r\n" % (len(CREATED), CREATED)
     + STRAY,
     "a body where there is none": build_head("HTTP/1.1 204 No Content") + STRAY,
     "a body behind 304": build_head("HTTP/1.1 304 Not Modified", "Content-Length: 5") + STRAY,
 }
 
 
-@pytest.mark.parametrize("came", LONG.values(), ids=LONG)
+@pytest.mark.parametrize("received", TRAILING.values(), ids=TRAILING)
 @pytest.mark.parametrize(("later", "delay"), [(0.0, 0.0), (0.05, 0.1)])
-async def test_what_comes_behind_an_answer_reaches_nobody(held, came, later, delay):
-    """Bytes that nobody asked for are never the next caller's answer, in one packet or in a later one."""
-    cut = came.find(b"HTTP", 5)
-    pieces = [came[:cut], came[cut:]] if later and cut > 0 else [came]
-    held.upstream.says, held.upstream.pause = lambda _: pieces, later
-    async with raw_connection(held.gateway.url) as first, raw_connection(held.gateway.url) as second:
-        await first.send(build_request(key=held.keys["lender"], close=False))
-        one = parse_responses((await _some(first)) or b"HTTP/1.1 502 x\r\nContent-Length: 0\r\n\r\n")[0]
+async def test_bytes_after_a_response_reach_no_caller(setup, received, later, delay):
+    """Unexpected bytes are never the response to the next caller, in the same packet or in a later one."""
+    cut = received.find(b"HTTP", 5)
+    pieces = [received[:cut], received[cut:]] if later and cut > 0 else [received]
+    setup.upstream.says, setup.upstream.pause = lambda _: pieces, later
+    async with raw_connection(setup.gateway.url) as first, raw_connection(setup.gateway.url) as second:
+        await first.send(build_request(key=setup.keys["lender"], close=False))
+        one = parse_responses(
+            (await read_available(first)) or b"HTTP/1.1 502 x\r\nContent-Length: 0\r\n\r\n"
+        )[0]
         assert b"of-another" not in one.body
-        held.upstream.says, held.upstream.pause = held.upstream.created, 0.0
+        setup.upstream.says, setup.upstream.pause = setup.upstream.created, 0.0
         await asyncio.sleep(delay + (later and 0.15))
-        for opened in (first, second, second):
-            await opened.send(build_request(key=held.keys["lender"], close=False))
-            came_back = await _some(opened)
-            assert b"of-another" not in came_back
-            for answer in parse_responses(
-                came_back
-            ):  # what couldn't leave on such a connection is told as not sent
-                assert answer.status == 200 or answer.error_code == "UPSTREAM_UNREACHABLE"
+        for connection in (first, second, second):
+            await connection.send(build_request(key=setup.keys["lender"], close=False))
+            available = await read_available(connection)
+            assert b"of-another" not in available
+            # A request that couldn't be sent on such a connection gets UPSTREAM_UNREACHABLE.
+            for response in parse_responses(available):
+                assert response.status == 200 or response.error_code == "UPSTREAM_UNREACHABLE"
 
 
-async def _some(opened) -> bytes:
-    """What comes until nothing more does."""
-    came = bytearray()
+async def read_available(connection) -> bytes:
+    """Return what arrives until nothing arrives for a while."""
+    received = bytearray()
     try:
-        while piece := await asyncio.wait_for(opened.reader.read(2**16), 0.15):
-            came += piece
+        while piece := await asyncio.wait_for(connection.reader.read(2**16), 0.15):
+            received += piece
     except (TimeoutError, ConnectionError):
         pass
-    return bytes(came)
+    return bytes(received)
 
 
-async def test_what_comes_on_an_idle_connection_is_no_answer(held):
-    """An upstream that says something unasked loses the connection: it isn't the answer to the next request."""
-    held.upstream.says, held.upstream.pause = lambda came: [*held.upstream.created(came), STRAY], 0.1
-    assert (await held.call()).json["relay_token"].endswith("-1")
+async def test_bytes_on_an_idle_connection_are_not_a_response(setup):
+    """A connection on which the upstream sends unexpected bytes isn't used again."""
+    setup.upstream.says, setup.upstream.pause = (
+        lambda received: [*setup.upstream.created(received), STRAY],
+        0.1,
+    )
+    assert (await setup.call()).json["relay_token"].endswith("-1")
     await asyncio.sleep(0.3)
-    held.upstream.says = held.upstream.created
+    setup.upstream.says = setup.upstream.created
     for _ in range(3):
-        assert (await held.call()).json["request_id"] != "stray"
+        assert (await setup.call()).json["request_id"] != "stray"
 
 
-CUT_UP = {
+INVALID = {
     "headers without an end": lambda: itertools.chain(
         [b"HTTP/1.1 200 OK\r\n"], itertools.repeat(b"X-More: and more\r\n" * 200, 5_000)
     ),
@@ -182,22 +186,22 @@ CUT_UP = {
         b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 50, 5_000
     ),
     "nothing": list,
-    "a NUL in a header": lambda: [build_response(200, MADE, "X: a\0b")],
-    "a header that is folded": lambda: [build_response(200, MADE, "Content-Type: a/b;\r\n x=1")],
+    "a NUL in a header": lambda: [build_response(200, CREATED, "X: a\0b")],
+    "a header that is folded": lambda: [build_response(200, CREATED, "Content-Type: a/b;\r\n x=1")],
 }
 
 
-@pytest.mark.parametrize("says", CUT_UP.values(), ids=CUT_UP)
-async def test_an_answer_that_is_no_http_is_lost(says):
-    """What can't be read for certain is told as lost, which is unknown, and never as a refusal or a success."""
-    async with running_gateway(**HASTY) as held:
-        held.upstream.says, held.upstream.then = lambda _: says(), "close"
-        answers = await held.exchange(build_request(key=held.keys["lender"]))
-        assert len(answers) <= 1
-        for answer in answers:
-            told = (answer.status, answer.error_code)
-            assert told in {(502, "UPSTREAM_LOST"), (504, "UPSTREAM_TIMEOUT")} or answer.body in {
-                MADE,
+@pytest.mark.parametrize("says", INVALID.values(), ids=INVALID)
+async def test_an_invalid_response_is_lost(says):
+    """A response that can't be parsed is in doubt, never a failure or a success."""
+    async with running_gateway(**SHORT_TIMEOUT) as setup:
+        setup.upstream.says, setup.upstream.then = lambda _: says(), "close"
+        responses = await setup.exchange(build_request(key=setup.keys["lender"]))
+        assert len(responses) <= 1
+        for response in responses:
+            fields = (response.status, response.error_code)
+            assert fields in {(502, "UPSTREAM_LOST"), (504, "UPSTREAM_TIMEOUT")} or response.body in {
+                CREATED,
                 b"12345",
             }
 
@@ -205,14 +209,14 @@ async def test_an_answer_that_is_no_http_is_lost(says):
 @pytest.mark.parametrize(
     "prelude", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n"]
 )
-async def test_what_comes_before_an_answer_is_passed_over(held, prelude):
-    """Interim answers are the upstream's and the gateway's affair."""
-    held.upstream.says = lambda _: [prelude + build_response(200, MADE)]
-    answer = await held.call()
-    assert (answer.status, answer.body) == (200, MADE)
+async def test_interim_responses_are_ignored(setup, prelude):
+    """They concern only the upstream and the gateway."""
+    setup.upstream.says = lambda _: [prelude + build_response(200, CREATED)]
+    response = await setup.call()
+    assert (response.status, response.body) == (200, CREATED)
 
 
-DOWN = [
+OTHER_HEADERS = [
     "Set-Cookie: session=x; HttpOnly",
     "Set-Cookie2: x",
     "Connection: X-Secret",
@@ -240,7 +244,7 @@ DOWN = [
     "X-Accel-Redirect: /etc/passwd",
     "X-Sendfile: /etc/passwd",
 ]
-KEPT = {
+FORWARDED_HEADERS = {
     "Retry-After": "7",
     "Date": "Tue, 24 Nov 2026 12:00:00 GMT",
     "Plaid-Request-ID": "abc",
@@ -250,16 +254,18 @@ KEPT = {
 
 
 @pytest.mark.parametrize("status", [200, 400, 429, 500])
-async def test_an_upstreams_other_headers_stay_behind(held, status):
-    """What a caller needs of an answer's headers comes down as it was; all else doesn't."""
-    held.upstream.says = lambda _: [
-        build_response(status, MADE, *DOWN, *(f"{k}: {v}" for k, v in KEPT.items()))
+async def test_other_headers_of_the_upstream_are_not_forwarded(setup, status):
+    """The headers that a caller needs are forwarded unchanged."""
+    setup.upstream.says = lambda _: [
+        build_response(status, CREATED, *OTHER_HEADERS, *(f"{k}: {v}" for k, v in FORWARDED_HEADERS.items()))
     ]
-    answer = await held.call()
-    assert (answer.status, answer.body) == (status, MADE)
-    assert {name: answer.headers.get_all(name) for name in KEPT} == {k: [v] for k, v in KEPT.items()}
-    names = {name.lower() for name in answer.headers}
-    ours = {
+    response = await setup.call()
+    assert (response.status, response.body) == (status, CREATED)
+    assert {name: response.headers.get_all(name) for name in FORWARDED_HEADERS} == {
+        k: [v] for k, v in FORWARDED_HEADERS.items()
+    }
+    names = {name.lower() for name in response.headers}
+    expected = {
         "content-type",
         "content-length",
         "connection",
@@ -267,46 +273,51 @@ async def test_an_upstreams_other_headers_stay_behind(held, status):
         "x-content-type-options",
         "server",
     }
-    assert names <= ours | {name.lower() for name in KEPT}
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert "nginx" not in (answer.headers["Server"] or "")
+    assert names <= expected | {name.lower() for name in FORWARDED_HEADERS}
+    assert response.headers["Cache-Control"] == "no-store"
+    assert "nginx" not in (response.headers["Server"] or "")
 
 
 @pytest.mark.parametrize("code", [b"\r\nX-Injected: 1", b"\nX-Injected: 1", b"\x00", b"\xff"])
-async def test_no_header_of_the_upstream_splits_the_answer(held, code):
-    """A value that would end its line doesn't come down."""
+async def test_no_upstream_header_splits_the_response(setup, code):
+    """A value that would end its line isn't forwarded."""
     raw = build_response(400, b"{}", "Plaid-Request-ID: abcMARK").replace(b"MARK", code)
-    held.upstream.says = lambda _: [raw]
-    (answer,) = await held.ask(build_request(key=held.keys["lender"]))
-    assert "X-Injected" not in answer.headers
+    setup.upstream.says = lambda _: [raw]
+    (response,) = await setup.exchange(build_request(key=setup.keys["lender"]))
+    assert "X-Injected" not in response.headers
 
 
 @pytest.mark.parametrize("status", [200, 400, 500])
 @pytest.mark.parametrize("size", [3, 100_000])
-async def test_a_quoted_secret_comes_down_to_nobody(held, caplog, status, size):
-    """An upstream that quotes the credentials tells them neither to the caller nor to a log, in whatever pieces."""
+async def test_a_quoted_secret_is_masked(setup, caplog, status, size):
+    """If an upstream quotes the credentials, neither the caller nor a log gets them, in whatever pieces they arrive."""
     caplog.set_level(logging.DEBUG)
 
-    def quoting(came):
-        said = " ".join(came.decode("latin-1").split()).replace('"', "'")
-        told = {"error_type": "API_ERROR", "error_code": said, "error_message": said, "request_id": said}
-        whole = build_response(
-            status, json.dumps(told).encode(), f"Plaid-Request-ID: {said}", f"Retry-After: {said}"
+    def quoting(received):
+        quoted = " ".join(received.decode("latin-1").split()).replace('"', "'")
+        fields = {
+            "error_type": "API_ERROR",
+            "error_code": quoted,
+            "error_message": quoted,
+            "request_id": quoted,
+        }
+        content = build_response(
+            status, json.dumps(fields).encode(), f"Plaid-Request-ID: {quoted}", f"Retry-After: {quoted}"
         )
-        return [whole[n : n + size] for n in range(0, len(whole), size)]
+        return [content[n : n + size] for n in range(0, len(content), size)]
 
-    held.upstream.says = quoting
-    answer = await held.call()
-    assert answer.whole
-    assert answer.json["error_message"].startswith("POST /credit/relay/create")
-    assert "canary-upstream-of-the-owner" in held.upstream.requests[0].decode()
-    assert "canary" not in str(answer.headers)
-    assert b"canary" not in answer.body
+    setup.upstream.says = quoting
+    response = await setup.call()
+    assert response.complete
+    assert response.json["error_message"].startswith("POST /credit/relay/create")
+    assert "canary-upstream-of-the-owner" in setup.upstream.requests[0].decode()
+    assert "canary" not in str(response.headers)
+    assert b"canary" not in response.body
     assert "canary" not in caplog.text
 
 
-async def test_the_bytes_of_an_answer_are_the_upstreams(held):
-    """Whatever they are, and in whatever pieces they came."""
+async def test_the_body_of_a_response_is_unchanged(setup):
+    """This holds for any bytes, in any pieces."""
     body = bytes(range(256)) * 999
     nearly = b"canary-upstream-of-the-own" * 99
     for says in (
@@ -319,30 +330,30 @@ async def test_the_bytes_of_an_answer_are_the_upstreams(held):
         ],
         [build_response(200, gzip.compress(body), "Content-Encoding: gzip")],
     ):
-        held.upstream.says = lambda _, says=says: says
-        answer = await held.call(PDF)
-        assert (answer.status, answer.whole) == (200, True)
-        zipped = answer.headers["Content-Encoding"] == "gzip"
-        assert (gzip.decompress(answer.body) if zipped else answer.body) in {body, nearly}
+        setup.upstream.says = lambda _, says=says: says
+        response = await setup.call(PDF)
+        assert (response.status, response.complete) == (200, True)
+        compressed = response.headers["Content-Encoding"] == "gzip"
+        assert (gzip.decompress(response.body) if compressed else response.body) in {body, nearly}
 
 
-async def test_a_gzip_bomb_of_the_upstreams_is_bounded(held):
-    """300 MB in a few hundred KB neither fill the memory nor hold the gateway up for long."""
+async def test_a_gzip_bomb_of_the_upstream_is_limited(setup):
+    """300 MB in a few hundred kB neither fill the memory nor block the gateway for long."""
     bomb = gzip.compress(b" " * (300 * 2**20), compresslevel=9)
-    held.upstream.says = lambda came: (
+    setup.upstream.says = lambda received: (
         [build_response(200, bomb, "Content-Encoding: gzip")]
-        if b"/get" in came
-        else held.upstream.created(came)
+        if b"/get" in received
+        else setup.upstream.created(received)
     )
     tracemalloc.start()
     try:
-        async with raw_connection(held.gateway.url) as opened:
-            await opened.send(build_request(GET, {"relay_token": "x"}, key=held.keys["lender"]))
+        async with raw_connection(setup.gateway.url) as connection:
+            await connection.send(build_request(GET, {"relay_token": "x"}, key=setup.keys["lender"]))
             for _ in range(3):
-                assert (await held.call()).status == 200
-            while await opened.reader.read(2**20):
+                assert (await setup.call()).status == 200
+            while await connection.reader.read(2**20):
                 pass
-        # aiohttp before 3.14 unzips in larger pieces.
+        # aiohttp before 3.14 decompresses in larger chunks.
         most = 40 if tuple(map(int, aiohttp.__version__.split(".")[:2])) >= (3, 14) else 100
         assert tracemalloc.get_traced_memory()[1] < most * 2**20
     finally:
@@ -362,33 +373,33 @@ QUOTED = b'{"relay_token": "t", "x": "canary-upstream-of-the-owner", "request_id
         ["Content-Encoding: unknown"],
     ],
 )
-async def test_an_answer_that_can_not_be_decoded_is_not_passed_on(held, audit, lines):
-    """It could quote the secret; the call may have been carried out, and the audit says that nothing is known."""
-    held.upstream.says = lambda _: [build_response(200, gzip.compress(gzip.compress(QUOTED)), *lines)]
-    answer = await held.call()
-    assert (answer.status, answer.code) == (502, "UPSTREAM_ENCODING")
-    told = json.loads(audit.records[-1].getMessage())
-    assert (told["status"], told["error_code"], told["delivered"]) == (502, "UPSTREAM_ENCODING", True)
+async def test_a_response_that_cannot_be_decoded_is_not_forwarded(setup, audit, lines):
+    """It might quote the secret; the call is in doubt, which the audit log records."""
+    setup.upstream.says = lambda _: [build_response(200, gzip.compress(gzip.compress(QUOTED)), *lines)]
+    response = await setup.call()
+    assert (response.status, response.error_code) == (502, "UPSTREAM_ENCODING")
+    fields = json.loads(audit.records[-1].getMessage())
+    assert (fields["status"], fields["error_code"], fields["delivered"]) == (502, "UPSTREAM_ENCODING", True)
 
 
 @pytest.mark.parametrize("size", [7, 100_000])
-async def test_x_gzip_is_gzip(held, size):
-    """The older name of gzip is decoded, and the secret in it redacted."""
-    zipped = build_response(200, gzip.compress(QUOTED), "Content-Encoding: x-gzip")
-    held.upstream.says = lambda _: [zipped[n : n + size] for n in range(0, len(zipped), size)]
-    answer = await held.call()
-    assert (answer.status, answer.whole) == (200, True)
-    assert answer.body == QUOTED.replace(b"canary-upstream-of-the-owner", b"*" * 28)
+async def test_x_gzip_is_gzip(setup, size):
+    """The older name of gzip is decoded, and the secret in it is masked."""
+    compressed = build_response(200, gzip.compress(QUOTED), "Content-Encoding: x-gzip")
+    setup.upstream.says = lambda _: [compressed[n : n + size] for n in range(0, len(compressed), size)]
+    response = await setup.call()
+    assert (response.status, response.complete) == (200, True)
+    assert response.body == QUOTED.replace(b"canary-upstream-of-the-owner", b"*" * 28)
 
 
-async def test_an_empty_body_is_whole_whatever_its_encoding(held, audit):
-    """A 429 without a body is a 429 to the caller, and not an answer that was lost."""
+async def test_an_empty_body_is_complete_with_any_encoding(setup, audit):
+    """A 429 without a body is a 429 to the caller, and not a lost response."""
     for encoding in ("x-gzip", "gzip"):
-        held.upstream.says = lambda _: [build_response(429, b"", f"Content-Encoding: {encoding}")]  # noqa: B023
-        answer = await held.call()
-        assert (answer.status, answer.whole, answer.body) == (429, True, b"")
-        told = json.loads(audit.records[-1].getMessage())
-        assert (told["error_code"], told["delivered"]) == (None, True)
+        setup.upstream.says = lambda _: [build_response(429, b"", f"Content-Encoding: {encoding}")]  # noqa: B023
+        response = await setup.call()
+        assert (response.status, response.complete, response.body) == (429, True, b"")
+        fields = json.loads(audit.records[-1].getMessage())
+        assert (fields["error_code"], fields["delivered"]) == (None, True)
 
 
 @pytest.mark.parametrize(
@@ -396,27 +407,27 @@ async def test_an_empty_body_is_whole_whatever_its_encoding(held, audit):
     [gzip.compress(QUOTED)[:-9], gzip.compress(QUOTED) + b"more", b"no gzip"],
     ids=["cut", "more", "none"],
 )
-async def test_x_gzip_that_is_not_whole_looks_broken_off(held, body):
-    """What can't be decoded to its end isn't a whole answer."""
-    held.upstream.says = lambda _: [build_response(200, body, "Content-Encoding: x-gzip")]
-    answer = await held.call()
-    assert (answer.status, answer.whole) == (200, False)
+async def test_incomplete_x_gzip_is_visibly_truncated(setup, body):
+    """A response that can't be decoded to its end isn't complete."""
+    setup.upstream.says = lambda _: [build_response(200, body, "Content-Encoding: x-gzip")]
+    response = await setup.call()
+    assert (response.status, response.complete) == (200, False)
 
 
-async def test_a_caller_that_leaves_costs_its_call_alone():
-    """The upstream's connection comes back, or is closed; nothing of that answer reaches another."""
-    async with running_gateway(**HASTY) as held:
+async def test_a_disconnected_caller_affects_only_its_call():
+    """The upstream connection is returned or closed, and nothing of that response reaches another caller."""
+    async with running_gateway(**SHORT_TIMEOUT) as setup:
         for n in range(10):
-            held.upstream.says = lambda came: [b"", *held.upstream.created(came)]
-            held.upstream.pause = 0.05
-            async with raw_connection(held.gateway.url) as opened:
-                await opened.send(
+            setup.upstream.says = lambda received: [b"", *setup.upstream.created(received)]
+            setup.upstream.pause = 0.05
+            async with raw_connection(setup.gateway.url) as connection:
+                await connection.send(
                     build_request(
-                        CREATE, CREATE_BODY | {"secondary_client_id": f"gone{n}"}, key=held.keys["lender"]
+                        CREATE, CREATE_BODY | {"secondary_client_id": f"gone{n}"}, key=setup.keys["lender"]
                     )
                 )
-                await wait_until_async(lambda: len(held.upstream.requests) == n + 1)  # noqa: B023
-        await wait_until_async(lambda: not held.gateway._upstream.in_flight)
-        tokens = [(await held.call()).json["relay_token"] for _ in range(5)]
+                await wait_until_async(lambda: len(setup.upstream.requests) == n + 1)  # noqa: B023
+        await wait_until_async(lambda: not setup.gateway._upstream.in_flight)
+        tokens = [(await setup.call()).json["relay_token"] for _ in range(5)]
         assert tokens == [f"credit-relay-sandbox-{n}" for n in range(11, 16)]
-        held.assert_upstream_requests(count=15)
+        setup.assert_upstream_requests(count=15)

@@ -1,4 +1,4 @@
-"""What our client makes of a fault is the same through the gateway, or less certain; never wrong."""
+"""The client's result for a fault is the same through the gateway, or less certain, and never wrong."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 CREDENTIALS = {each: Credentials(each, SECRET) for each in ("owner", "partner")}
-READS, CREATING = {"get", "get_pdf"}, {"create", "refresh"}
+SAFE, NON_IDEMPOTENT = {"get", "get_pdf"}, {"create", "refresh"}
 CALLS = {
     "create": ("owner", lambda client, _: client.relay.create([REPORT_TOKEN], "another")),
     "get": ("partner", lambda client, token: client.relay.get(token)),
@@ -55,7 +55,7 @@ CALLS = {
     "refresh": ("partner", lambda client, token: client.relay.refresh(token)),
     "remove": ("owner", lambda client, token: client.relay.remove(token)),
 }
-MADE = {
+EXECUTED = {
     "create": lambda plaid: len(plaid.ledger) - 1,
     "refresh": lambda plaid: len(plaid.refreshes),
     "remove": lambda plaid: sum(entry["removed"] for entry in plaid.ledger),
@@ -63,8 +63,8 @@ MADE = {
 
 
 @frozen
-class Through:
-    """A client behind a gateway behind a proxy that fails, and the simulator's books."""
+class GatewayChain:
+    """Clients behind a gateway, which is behind a proxy with faults, and the simulator."""
 
     plaid: Simulator
     proxy: FaultProxy
@@ -74,57 +74,65 @@ class Through:
 
 
 @contextlib.asynccontextmanager
-async def through(choose: Any, *, client: dict[str, Any], **gateway: Any) -> AsyncIterator[Through]:
+async def gateway_chain(
+    choose: Any, *, client: dict[str, Any], **gateway: Any
+) -> AsyncIterator[GatewayChain]:
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
         plaid = await enter(Simulator(clients=dict.fromkeys(CREDENTIALS, SECRET), reports=[REPORT_TOKEN]))
         async with RelayClient(CREDENTIALS["owner"], base_url=plaid.url) as owner:
             token = (await owner.relay.create([REPORT_TOKEN], "partner")).relay_token
         proxy = await enter(FaultProxy(int(plaid.url.rpartition(":")[2]), choose))
-        made = {name: new_key(name, credentials=name) for name in CREDENTIALS}
-        # What its caller has given up need not be waited for.
+        created = {name: new_key(name, credentials=name) for name in CREDENTIALS}
+        # The drain is short, because nothing waits for abandoned calls.
         upstream = {"upstream": f"http://127.0.0.1:{proxy.port}", "drain": 0.1} | gateway
-        running = await enter(Gateway([key for key, _ in made.values()], credentials=CREDENTIALS, **upstream))
+        running_gateway = await enter(
+            Gateway([key for key, _ in created.values()], credentials=CREDENTIALS, **upstream)
+        )
         clients = {
-            name: await enter(RelayClient(gateway_key=key, base_url=running.url, **{"retry": QUICK} | client))
-            for name, (_, key) in made.items()
+            name: await enter(
+                RelayClient(gateway_key=key, base_url=running_gateway.url, **{"retry": QUICK} | client)
+            )
+            for name, (_, key) in created.items()
         }
-        yield Through(plaid, proxy, running, clients, token)
+        yield GatewayChain(plaid, proxy, running_gateway, clients, token)
 
 
-async def ended(built: Through, operation: str) -> Any:
-    """What the caller gets: an answer, or an error."""
-    who, call = CALLS[operation]
+async def result_of(chain: GatewayChain, operation: str) -> Any:
+    """Return the response or the error that the caller gets."""
+    client_name, call = CALLS[operation]
     try:
-        return await call(built.clients[who], built.token)
+        return await call(chain.clients[client_name], chain.token)
     except PlaidRelayError as error:
         return error
 
 
-def assert_honest(operation: str, end: Any, made: int, *, surely_not: bool) -> None:
-    """What must hold, whatever happened on the way."""
-    failed = isinstance(end, PlaidRelayError)
-    assert made <= 1, "nothing is made twice"
-    assert failed or operation in READS or made == 1, "what is said to be done was done"
-    if operation in CREATING:
-        assert not (failed and made) or isinstance(end, OutcomeUnknownError), (
-            "what was made unheard is unknown"
+def assert_consistent(operation: str, result: Any, created: int, *, not_executed: bool) -> None:
+    """Check the result against what was executed."""
+    failed = isinstance(result, PlaidRelayError)
+    assert created <= 1, "nothing is created twice"
+    assert failed or operation in SAFE or created == 1, "a success was executed"
+    if operation in NON_IDEMPOTENT:
+        assert not (failed and created) or isinstance(result, OutcomeUnknownError), (
+            "an executed creation without a response is unknown"
         )
-        assert not (surely_not and isinstance(end, OutcomeUnknownError)), "what wasn't is not unknown"
-    if failed and operation == "remove" and made:
-        assert certainty_of(end) is not Certainty.DEFINITIVE or end.sent, (
-            "a removal that was carried out is no refusal"
+        assert not (not_executed and isinstance(result, OutcomeUnknownError)), (
+            "a call that was not executed is not unknown"
+        )
+    if failed and operation == "remove" and created:
+        assert certainty_of(result) is not Certainty.DEFINITIVE or result.sent, (
+            "an executed removal is not a definitive failure"
         )
     if failed:
-        assert_error_is_clean(end)
+        assert_error_is_clean(result)
     else:
-        assert_no_canary(repr(end))
+        assert_no_canary(repr(result))
 
 
-# What the client is told directly, and what it may be told through a gateway beside that. A gateway that reads a
-# creation's answer with more patience than the client has, or tells of a lost one by a 502, changes the class
-# of an error, and never what it says about the creation.
-WEAKER = {
+# By the client's direct result: the results that it may have through a gateway instead. A gateway with longer
+# timeouts than the client's, or its 502 for a lost response, may change the class of an error, but never its
+# certainty for a creation.
+WEAKER_LABELS = {
     "unsent": {"server"},
     "lost": {"server", "timeout", "unreadable"},
     "timeout": {"server", "lost", "unreadable"},
@@ -138,7 +146,7 @@ WEAKER = {
     "rejected": set(),
     "unknown": set(),
 }
-WORDS = {
+LABELS = {
     "NotSentError": "unsent",
     "OutcomeUnknownError": "unknown",
     "ConnectionLostError": "lost",
@@ -150,16 +158,16 @@ WORDS = {
 }
 
 
-def word_for(end: Any) -> str:
-    if type(end).__name__ == "PlaidAPIError":
-        return "redirect" if 300 <= end.status < 400 else "unexpected"
-    if isinstance(end, PlaidRelayError):
-        return WORDS[type(end).__name__]
-    return "inferred" if getattr(end, "inferred", False) else "done"
+def label_of(result: Any) -> str:
+    if type(result).__name__ == "PlaidAPIError":
+        return "redirect" if 300 <= result.status < 400 else "odd"
+    if isinstance(result, PlaidRelayError):
+        return LABELS[type(result).__name__]
+    return "inferred" if getattr(result, "inferred", False) else "done"
 
 
-def fits(row: FaultRow) -> bool:
-    """Whether a row is about an upstream over plain http, and takes no minutes."""
+def is_applicable(row: FaultRow) -> bool:
+    """Return whether a row uses an upstream over plain HTTP and doesn't take minutes."""
     return row.server in {"http", "nobody", "no name"} and not row.server_closes and not row.reuses_connection
 
 
@@ -167,101 +175,121 @@ ROWS = {
     f"{section}: {row.name}, {n}": row
     for section, rows in SECTIONS.items()
     for n, row in enumerate(rows)
-    if fits(row)
+    if is_applicable(row)
 }
 UPSTREAMS = {"nobody": "http://127.0.0.1:1", "no name": "https://plaid.invalid"}
 
 
-# Each of the two may lose patience first, where somebody does. A few at a time: most of it is waiting.
+# Where a timeout passes, the client's or the gateway's may pass first. A few cases run concurrently, because they
+# mostly wait.
 CASES = [
-    (name, row, hasty)
+    (name, row, short_timeout)
     for name, row in ROWS.items()
-    for hasty in (["client", "gateway"] if row.settings in (SHORT_READ_TIMEOUT, READ_TIMEOUT) else ["client"])
+    for short_timeout in (
+        ["client", "gateway"] if row.settings in (SHORT_READ_TIMEOUT, READ_TIMEOUT) else ["client"]
+    )
 ]
-AT_ONCE = 4
-# How many bytes lie between two cuts.
+CONCURRENCY = 4
+# The number of bytes between two truncations.
 EVERY_BYTE = [10, pytest.param(1, marks=pytest.mark.full_size)]
 
 
-async def struck(row: FaultRow, hasty: str, operation: str) -> tuple[Any, int]:
-    """What the caller gets of a fault, and how often the operation was carried out."""
+async def run_with_fault(row: FaultRow, short_timeout: str, operation: str) -> tuple[Any, int]:
+    """Return the caller's result with a fault, and how often the operation was executed."""
     series = itertools.chain(row.faults, itertools.repeat(row.faults[-1]))
-    client = {} if hasty == "gateway" else dict(row.settings)
-    if client == HALF_A_SECOND:  # twenty servers share this loop, so that it may pass before a call leaves
+    client = {} if short_timeout == "gateway" else dict(row.settings)
+    if client == HALF_A_SECOND:  # with twenty servers in this loop, it might pass before a call is sent
         client = {"timeouts": Timeouts(total=3)}
-    timeouts = row.settings["timeouts"] if hasty == "gateway" else Timeouts(connect=0.5, read=8, slow_read=8)
+    timeouts = (
+        row.settings["timeouts"] if short_timeout == "gateway" else Timeouts(connect=0.5, read=8, slow_read=8)
+    )
     gateway = {"timeouts": timeouts}
     if row.server in UPSTREAMS:
         gateway["upstream"] = UPSTREAMS[row.server]
-    async with through(lambda: next(series), client=client, **gateway) as built:
-        end = await ended(built, operation)
-        return end, MADE.get(operation, lambda _: 0)(built.plaid)
+    async with gateway_chain(lambda: next(series), client=client, **gateway) as chain:
+        result = await result_of(chain, operation)
+        return result, EXECUTED.get(operation, lambda _: 0)(chain.plaid)
 
 
-@pytest.mark.parametrize("first", sampled(range(0, len(CASES), AT_ONCE), step=5))
-async def test_a_fault_reads_as_it_does_directly_or_weaker(clean_logs, first):
-    """For each fault, and whoever loses patience first: the verdict is the direct one, or says less."""
+@pytest.mark.parametrize("first", sampled(range(0, len(CASES), CONCURRENCY), step=5))
+async def test_a_fault_has_the_direct_result_or_a_weaker_one(clean_logs, first):
+    """This holds for each fault, and whether the client or the gateway times out first."""
     async with asyncio.TaskGroup() as group:
-        for name, row, hasty in CASES[first : first + AT_ONCE]:
-            group.create_task(assert_no_bolder(row, hasty), name=f"{name}, {hasty}")
+        for name, row, short_timeout in CASES[first : first + CONCURRENCY]:
+            group.create_task(assert_not_stronger(row, short_timeout), name=f"{name}, {short_timeout}")
 
 
-async def assert_no_bolder(row: FaultRow, hasty: str) -> None:
-    refusals_only = all(fault.declines or fault is PASS for fault in row.faults)
-    came = await asyncio.gather(*(struck(row, hasty, operation) for operation in OPERATIONS))
-    for operation, (end, made) in zip(OPERATIONS, came, strict=True):
-        assert_honest(operation, end, made, surely_not=refusals_only)
-        direct, seen = getattr(row, operation).split()[0], word_for(end)
-        assert seen == direct or seen in WEAKER[direct], (row.name, hasty, operation, direct, seen, end)
-        if row.retry_after is not None and isinstance(end, PlaidRelayError) and hasattr(end, "retry_after"):
-            assert end.retry_after == pytest.approx(row.retry_after, abs=1)
+async def assert_not_stronger(row: FaultRow, short_timeout: str) -> None:
+    only_declined = all(fault.declines or fault is PASS for fault in row.faults)
+    received = await asyncio.gather(
+        *(run_with_fault(row, short_timeout, operation) for operation in OPERATIONS)
+    )
+    for operation, (result, created) in zip(OPERATIONS, received, strict=True):
+        assert_consistent(operation, result, created, not_executed=only_declined)
+        direct, label = getattr(row, operation).split()[0], label_of(result)
+        assert label == direct or label in WEAKER_LABELS[direct], (
+            row.name,
+            short_timeout,
+            operation,
+            direct,
+            label,
+            result,
+        )
+        if (
+            row.retry_after is not None
+            and isinstance(result, PlaidRelayError)
+            and hasattr(result, "retry_after")
+        ):
+            assert result.retry_after == pytest.approx(row.retry_after, abs=1)
 
 
 @pytest.mark.parametrize("step", EVERY_BYTE)
-async def test_a_creation_cut_at_every_byte_is_made_or_unknown(clean_logs, step):
-    """Wherever the answer ends: a token that came whole is the ledger's, and all else is unknown."""
+async def test_a_creation_truncated_at_each_byte_is_created_or_unknown(clean_logs, step):
+    """A token that arrived completely is the ledger's; any other outcome is unknown."""
     cut = 0
 
     def choose() -> WireFault:
-        return WireFault(AFTER, lambda _, answer: [answer[:cut]], "close")
+        return WireFault(AFTER, lambda _, response: [response[:cut]], "close")
 
-    unread = {"created": 0, "unknown": 0}
-    async with through(choose, client={}) as built:
-        client = built.clients["owner"]
+    counts = {"created": 0, "unknown": 0}
+    async with gateway_chain(choose, client={}) as chain:
+        client = chain.clients["owner"]
         for cut in range(0, 420, step):
             try:
-                made = await client.relay.create([REPORT_TOKEN], f"p{cut}")
+                created = await client.relay.create([REPORT_TOKEN], f"p{cut}")
             except OutcomeUnknownError as error:
                 assert_error_is_clean(error)
-                unread["unknown"] += 1
+                counts["unknown"] += 1
             else:
-                assert made.relay_token == built.plaid.ledger[-1]["relay_token"]
-                unread["created"] += 1
-            assert len(built.plaid.ledger) == cut // step + 2
-    assert min(unread.values()) > 50 // step
+                assert created.relay_token == chain.plaid.ledger[-1]["relay_token"]
+                counts["created"] += 1
+            assert len(chain.plaid.ledger) == cut // step + 2
+    assert min(counts.values()) > 50 // step
 
 
 @pytest.mark.parametrize("step", EVERY_BYTE)
-async def test_a_refresh_cut_at_every_byte_in_chunks_is_made_or_unknown(clean_logs, step):
-    """The same for an answer in chunks, and with a reset at its end."""
+async def test_a_chunked_refresh_truncated_at_each_byte_is_refreshed_or_unknown(clean_logs, step):
+    """The same holds for a chunked response."""
     cut = 0
 
-    def pieces(_: bytes, answer: bytes) -> list[bytes]:
-        start, _, body = answer.partition(b"\r\n\r\n")
-        kept = [line for line in start.split(b"\r\n") if not line.lower().startswith(b"content-length")]
-        whole = b"\r\n".join([*kept, b"Transfer-Encoding: chunked", b"", b""])
-        whole += b"".join(b"7\r\n%s\r\n" % body[n : n + 7] for n in range(0, len(body) - 7, 7))
-        return [whole[:cut]]
+    def pieces(_: bytes, response: bytes) -> list[bytes]:
+        start, _, body = response.partition(b"\r\n\r\n")
+        other_headers = [
+            line for line in start.split(b"\r\n") if not line.lower().startswith(b"content-length")
+        ]
+        message = b"\r\n".join([*other_headers, b"Transfer-Encoding: chunked", b"", b""])
+        message += b"".join(b"7\r\n%s\r\n" % body[n : n + 7] for n in range(0, len(body) - 7, 7))
+        return [message[:cut]]
 
-    async with through(lambda: WireFault(AFTER, pieces, "close"), client={}) as built:
+    async with gateway_chain(lambda: WireFault(AFTER, pieces, "close"), client={}) as chain:
         for cut in range(0, 520, 3 * step):
             try:
-                fresh = await built.clients["partner"].relay.refresh(built.token)
+                refreshed = await chain.clients["partner"].relay.refresh(chain.token)
             except OutcomeUnknownError as error:
                 assert_error_is_clean(error)
             else:
-                assert fresh.relay_token == built.token
-            assert len(built.plaid.refreshes) == cut // (3 * step) + 1
+                assert refreshed.relay_token == chain.token
+            assert len(chain.plaid.refreshes) == cut // (3 * step) + 1
 
 
 @pytest.mark.parametrize(
@@ -271,32 +299,32 @@ async def test_a_refresh_cut_at_every_byte_in_chunks_is_made_or_unknown(clean_lo
         ["Date: Tue, 24 Nov 2026 12:00:00 GMT", "Retry-After: Tue, 24 Nov 2026 12:01:00 GMT"],
     ],
 )
-async def test_the_servers_delay_comes_through(lines):
-    """Retry-After arrives as it was sent, with the Date that it is held against."""
+async def test_retry_after_is_forwarded(lines):
+    """It arrives unchanged, with the Date that it refers to."""
     client = {"timeouts": Timeouts(total=5)}
     for fault, error in ((rate_limited(*lines), RateLimitError), (maintenance(*lines), PlaidServerError)):
-        async with through(lambda fault=fault: fault, client=client) as built:
-            end = await ended(built, "create")
-            assert (type(end), end.retry_after, end.sent) == (error, pytest.approx(60), True)
-            assert len(built.plaid.ledger) == 1
+        async with gateway_chain(lambda fault=fault: fault, client=client) as chain:
+            result = await result_of(chain, "create")
+            assert (type(result), result.retry_after, result.sent) == (error, pytest.approx(60), True)
+            assert len(chain.plaid.ledger) == 1
 
 
-async def test_a_call_that_could_not_leave_the_gateway_is_repeated():
-    """A creation is repeated while the gateway can't reach its upstream, for nothing was carried out."""
-    async with through(lambda: PASS, client={"retry": RetryPolicy(attempts=3, backoff=0.001)}) as built:
-        port = built.proxy.port
-        await built.proxy.__aexit__()
-        end = await ended(built, "create")
-        assert not isinstance(end, OutcomeUnknownError)
-        assert (end.error_code, end.status, end.attempts) == ("UPSTREAM_UNREACHABLE", 503, 3)
-        assert certainty_of(end) is Certainty.DECLINED
-        built.proxy._server = await asyncio.start_server(built.proxy._accept, "127.0.0.1", port)
-        assert (await ended(built, "create")).relay_token == built.plaid.ledger[-1]["relay_token"]
+async def test_a_call_that_was_not_sent_to_plaid_is_repeated():
+    """A creation is repeated while the gateway can't reach its upstream, because nothing was executed."""
+    async with gateway_chain(lambda: PASS, client={"retry": RetryPolicy(attempts=3, backoff=0.001)}) as chain:
+        port = chain.proxy.port
+        await chain.proxy.__aexit__()
+        result = await result_of(chain, "create")
+        assert not isinstance(result, OutcomeUnknownError)
+        assert (result.error_code, result.status, result.attempts) == ("UPSTREAM_UNREACHABLE", 503, 3)
+        assert certainty_of(result) is Certainty.DECLINED
+        chain.proxy._server = await asyncio.start_server(chain.proxy._accept, "127.0.0.1", port)
+        assert (await result_of(chain, "create")).relay_token == chain.plaid.ledger[-1]["relay_token"]
 
 
-@pytest.mark.parametrize("source", ["raises", "is slow", "gives nothing"])
-async def test_credentials_that_cannot_be_had_send_nothing(source):
-    """Where the source of the credentials fails the upstream hears nothing, and the caller that it may try again."""
+@pytest.mark.parametrize("source", ["raises", "is slow", "returns nothing"])
+async def test_nothing_is_sent_without_credentials(source):
+    """If the source of the credentials fails, nothing is sent, and the error is retryable."""
 
     async def fails() -> Any:
         if source == "raises":
@@ -318,51 +346,58 @@ async def test_credentials_that_cannot_be_had_send_nothing(source):
         assert_error_is_clean(caught.value)
 
 
-ANSWERS = st.sampled_from(
+PLAID_STATUSES = st.sampled_from(
     [200, 201, 204, 301, 302, 304, 307, 400, 401, 403, 404, 408, 409, 410, 413, 421, 422, 429]
 )
 CODES = st.sampled_from(
     ["INVALID_FIELD", "RATE_LIMIT", "PLANNED_MAINTENANCE", "INTERNAL_SERVER_ERROR", "CREDITS_EXHAUSTED", "X"]
 )
-STATUSES = ANSWERS | st.sampled_from([500, 501, 502, 503, 504, 507, 520, 529, 599])
+STATUSES = PLAID_STATUSES | st.sampled_from([500, 501, 502, 503, 504, 507, 520, 529, 599])
 
 
-async def test_any_answer_reads_through_the_gateway_as_it_does_directly(clean_logs):
-    """Whatever status, code, cut and framing: the ending of the call is the direct one, or unknown."""
+async def test_any_response_has_the_direct_certainty_or_is_in_doubt(clean_logs):
+    """This holds for any status, code, truncation and framing."""
 
     @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(STATUSES, CODES, st.booleans(), st.booleans(), st.none() | st.integers(0, 400))
     def draw(status, code, acts, html, cut):
-        drawn.append((status, code, acts, html, cut))
+        examples.append((status, code, acts, html, cut))
 
-    drawn: list[Any] = []
+    examples: list[Any] = []
     draw()
     current = PASS
     async with (
-        through(lambda: current, client={"retry": RetryPolicy(attempts=1)}) as built,
+        gateway_chain(lambda: current, client={"retry": RetryPolicy(attempts=1)}) as chain,
         RelayClient(
             CREDENTIALS["owner"],
-            base_url=f"http://127.0.0.1:{built.proxy.port}",
+            base_url=f"http://127.0.0.1:{chain.proxy.port}",
             retry=RetryPolicy(attempts=1),
         ) as direct,
     ):
-        for status, code, acts, as_html, cut in drawn:
+        for status, code, acts, as_html, cut in examples:
             body: Any = "<html>no</html>" if as_html else {"error_type": "API_ERROR", "error_code": code}
-            said = build_response(200, body).replace(b"200 OK", f"{status} Whatever".encode())
-            current = WireFault(acts, lambda *_, said=said, cut=cut: [said[:cut]], "close")
-            endings = []
-            for client in (direct, built.clients["owner"]):
+            content = build_response(200, body).replace(b"200 OK", f"{status} Whatever".encode())
+            current = WireFault(acts, lambda *_, content=content, cut=cut: [content[:cut]], "close")
+            certainties = []
+            for client in (direct, chain.clients["owner"]):
                 try:
                     await client.relay.create([REPORT_TOKEN], "p")
                 except PlaidRelayError as error:
-                    endings.append(certainty_of(error))
+                    certainties.append(certainty_of(error))
                 else:
-                    endings.append(None)
-            assert endings[1] in {endings[0], Certainty.IN_DOUBT}, (status, code, acts, as_html, cut, endings)
+                    certainties.append(None)
+            assert certainties[1] in {certainties[0], Certainty.IN_DOUBT}, (
+                status,
+                code,
+                acts,
+                as_html,
+                cut,
+                certainties,
+            )
 
 
-async def test_nothing_is_unknown_that_the_gateway_refused():
-    """The gateway's own refusals of a creation say that nothing was carried out, and name the way out."""
+async def test_errors_of_the_gateway_are_not_unknown():
+    """They prove that nothing was executed, and suggest an action."""
     key, secret = new_key("one", partners=["p"], operations=["/credit/relay/create"])
     async with Simulator(reports=[REPORT_TOKEN]) as plaid:
         async with Gateway([key], upstream=plaid.url, credentials={"default": OWNER}) as gateway:
@@ -377,7 +412,7 @@ async def test_nothing_is_unknown_that_the_gateway_refused():
         assert not plaid.requests
 
 
-AT_RANDOM = [
+RANDOM_FAULTS = [
     row.faults[0]
     for section, rows in SECTIONS.items()
     for row in rows
@@ -390,23 +425,23 @@ AT_RANDOM = [
 ]
 
 
-async def test_a_batch_through_faults_at_random_agrees_with_the_ledger(rounds):
-    """One attempt in five is struck: who is created has the ledger's token, who is failed has none, nobody two."""
+async def test_a_batch_with_random_faults_matches_the_ledger(rounds):
+    """One attempt in five fails: a created outcome has the ledger's token, a failed one has none, and no partner has two."""
     timeouts = {"timeouts": Timeouts(read=0.5, slow_read=0.5)}
     for seed in range(rounds):
         draw = random.Random(seed)
 
         def choose(draw=draw) -> WireFault:
-            return draw.choice(AT_RANDOM) if draw.random() < 0.2 else PASS
+            return draw.choice(RANDOM_FAULTS) if draw.random() < 0.2 else PASS
 
-        async with through(choose, client={}, **timeouts) as built:
+        async with gateway_chain(choose, client={}, **timeouts) as chain:
             requests = RelayCreateRequest.fan_out([REPORT_TOKEN], [f"p{n}" for n in range(300)])
-            result = await built.clients["owner"].relay.create_many(requests)
-        entries = built.plaid.ledger[1:]
+            result = await chain.clients["owner"].relay.create_many(requests)
+        entries = chain.plaid.ledger[1:]
         tokens = {entry["secondary_client_id"]: entry["relay_token"] for entry in entries}
         assert len(tokens) == len(entries)
-        for made in result.created:
-            assert tokens.pop(made.request.secondary_client_id) == made.relay_token
+        for created in result.created:
+            assert tokens.pop(created.request.secondary_client_id) == created.relay_token
         assert not tokens.keys() & {failed.request.secondary_client_id for failed in result.failed}
         assert tokens.keys() <= {unknown.request.secondary_client_id for unknown in result.unknown}
         assert result.counts.total() == 300

@@ -1,4 +1,4 @@
-"""Cancels tasks at one exact point: the nth time that one of them waits for something."""
+"""Cancels tasks at an exact point: the nth time that one of them waits for a future."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 from attrs import define, field
 
-_current_point: contextvars.ContextVar[CancelPoint] = contextvars.ContextVar("watched")
+_current_point: contextvars.ContextVar[CancelPoint] = contextvars.ContextVar("current_point")
 
 
 @define(eq=False)
 class CancelPoint:
-    """Counts how often a task and those that it makes wait, and cancels at one point.
+    """Counts how often a task and the tasks that it creates wait, and cancels at one of these points.
 
     Attributes:
-        strike_at: the number of that point, from 1.
-        late: the cancellation comes when what was waited for has just happened, and not before.
-        whole: all of them are cancelled, as when the event loop shuts down, and not the first alone.
-        seen: how many points there were.
+        number: the number of the point, from 1.
+        after_wait: whether to cancel just after the future is done; otherwise before the wait.
+        all_tasks: whether to cancel all tasks, as when the event loop shuts down; otherwise only the first one.
+        count: the number of waits until now.
+        tasks: the tasks.
     """
 
     number: int
@@ -33,12 +34,12 @@ class CancelPoint:
     def reached(self) -> bool:
         return self.count >= self.number
 
-    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Make a task of it; tasks that it makes are watched as well, and the simulator's aren't."""
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Create a task that is watched together with the tasks that it creates; the simulator's aren't watched."""
         asyncio.get_running_loop().set_task_factory(_task_factory)
         context = contextvars.copy_context()
         context.run(_current_point.set, self)
-        return asyncio.get_running_loop().create_task(work, context=context)
+        return asyncio.get_running_loop().create_task(coroutine, context=context)
 
     def on_wait(self, future: asyncio.Future[Any] | None) -> None:
         self.count += 1
@@ -49,7 +50,7 @@ class CancelPoint:
         elif future is None:
             asyncio.get_running_loop().call_soon(self._cancel)
         else:
-            future.add_done_callback(self._cancel)  # called before the task's own, and so before that wakes
+            future.add_done_callback(self._cancel)  # called before the callback that wakes the task
 
     def _cancel(self, _: object = None) -> None:
         for task in self.tasks if self.all_tasks else self.tasks[:1]:
@@ -57,20 +58,20 @@ class CancelPoint:
 
 
 def _task_factory(
-    loop: asyncio.AbstractEventLoop, work: Any, context: contextvars.Context | None = None
+    loop: asyncio.AbstractEventLoop, coroutine: Any, context: contextvars.Context | None = None
 ) -> asyncio.Task[Any]:
-    where = contextvars.copy_context() if context is None else context
-    watch = where.get(_current_point)
-    if watch is None:
-        return asyncio.Task(work, loop=loop, context=where)
-    task = asyncio.Task(_WatchedCoroutine(work, watch), loop=loop, context=where)
-    watch.tasks.append(task)
+    task_context = contextvars.copy_context() if context is None else context
+    point = task_context.get(_current_point)
+    if point is None:
+        return asyncio.Task(coroutine, loop=loop, context=task_context)
+    task = asyncio.Task(_WatchedCoroutine(coroutine, point), loop=loop, context=task_context)
+    point.tasks.append(task)
     return task
 
 
 @define(eq=False)
 class _WatchedCoroutine(Coroutine[Any, Any, Any]):
-    """A coroutine that tells the watch each time that it waits."""
+    """A coroutine that reports each wait to a `CancelPoint`."""
 
     coroutine: Coroutine[Any, Any, Any]
     point: CancelPoint
@@ -81,9 +82,9 @@ class _WatchedCoroutine(Coroutine[Any, Any, Any]):
     def throw(self, *error: Any) -> Any:
         return self._report_wait(self.coroutine.throw(*error))
 
-    def _report_wait(self, what: asyncio.Future[Any] | None) -> asyncio.Future[Any] | None:
-        self.point.on_wait(what)
-        return what
+    def _report_wait(self, future: asyncio.Future[Any] | None) -> asyncio.Future[Any] | None:
+        self.point.on_wait(future)
+        return future
 
     def close(self) -> None:
         self.coroutine.close()

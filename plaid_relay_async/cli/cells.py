@@ -293,10 +293,11 @@ class InputTable:
         key = self.columns.key
         # The row may be data instead of a header, so a cell is repeated only if it can't be a token.
         named = [cell for cell in cells if _COLUMN_NAME.fullmatch(cell) and not contains_token(cell)]
+        known = ", ".join(self.columns.names)
         header = f"the header has {', '.join(named)}; " if named else ""
         name = cells[0] if len(cells) == 1 and is_heading(cells[0]) else "NAME"
         remedy = f"map another name with --column {key}=" + (f'"{name}"' if " " in name else name)
-        return f"{key}: isn't in the header; {header}the columns are {', '.join(self.columns.names)}; {remedy}"
+        return f"{key}: isn't in the header; {header}the columns are {known}; {remedy}"
 
 
 @lru_cache(maxsize=1024)

@@ -1,4 +1,4 @@
-"""A simulator in a thread of its own, and the command run in this process or in another."""
+"""Fixtures: a simulator in a thread, and the command, run in this process or in another one."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ SECRET = "canary-secret-7d1f"
 
 
 @contextmanager
-def running(plaid: Simulator) -> Iterator[Simulator]:
+def run_simulator(plaid: Simulator) -> Iterator[Simulator]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -42,30 +42,31 @@ def running(plaid: Simulator) -> Iterator[Simulator]:
 
 
 @contextmanager
-def own_handlers() -> Iterator[None]:
-    """Begin with no signal ignored, as the tests may run in the background, and put pytest's handlers back.
+def default_signal_handlers() -> Iterator[None]:
+    """Install Python's default signal handlers, and restore pytest's afterwards.
 
-    The command leaves signals ignored, for its process is about to end.
+    The tests may run in the background, where signals are ignored. The command leaves signals ignored,
+    because its process is about to exit.
     """
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    with own_handlers():
+    with default_signal_handlers():
         yield
 
 
 @pytest.fixture(autouse=True)
 def rescued(tmp_path_factory, monkeypatch) -> Callable[..., list[dict[str, Any]]]:
-    """A state directory for this test, and a function that returns the rows of the rescue files in folders."""
+    """Set a state directory for this test; return a function that reads its rescue files."""
     state = tmp_path_factory.mktemp("state")
     monkeypatch.setenv("XDG_STATE_HOME", str(state))
 
@@ -81,8 +82,8 @@ def rescued(tmp_path_factory, monkeypatch) -> Callable[..., list[dict[str, Any]]
 
 
 @frozen
-class Done:
-    """How a command ended."""
+class CompletedCommand:
+    """The exit status and the output of a command."""
 
     status: int
     out: str
@@ -93,19 +94,19 @@ class Done:
         return [json.loads(line) for line in self.out.splitlines()]
 
     def count(self, name: str) -> int:
-        """The number beside a name in the table."""
+        """Return the number beside a name in the closing table."""
         rows = [line.split() for line in self.err.splitlines() if line.startswith(name)]
         return int(rows[-1][1])
 
 
 @pytest.fixture
 def start(monkeypatch) -> Iterator[Callable[..., Simulator]]:
-    """Start a simulator, and point the environment to it."""
+    """Start a simulator, and set the environment variables that select it."""
     with ExitStack() as stack:
 
         def start(**settings: Any) -> Simulator:
             plaid = stack.enter_context(
-                running(Simulator(**{"reports": [REPORT], "generation_delay": 0.0} | settings))
+                run_simulator(Simulator(**{"reports": [REPORT], "generation_delay": 0.0} | settings))
             )
             monkeypatch.setenv("PLAID_BASE_URL", plaid.url)
             monkeypatch.setenv("PLAID_CLIENT_ID", "owner")
@@ -122,20 +123,20 @@ def plaid(start) -> Simulator:
 
 
 @pytest.fixture
-def run(capfd) -> Callable[..., Done]:
+def run(capfd) -> Callable[..., CompletedCommand]:
     """Run the command in this process."""
 
-    def run(*words: Any) -> Done:
-        with own_handlers():
-            status = main([str(word) for word in words])
-        return Done(status, *capfd.readouterr())
+    def run(*args: Any) -> CompletedCommand:
+        with default_signal_handlers():
+            status = main([str(word) for word in args])
+        return CompletedCommand(status, *capfd.readouterr())
 
     return run
 
 
 @pytest.fixture
 def signal_when() -> Iterator[Callable[..., None]]:
-    """Send this process a signal once a condition holds: by default, once the command's event loop takes it."""
+    """Send a signal to this process once a condition holds; by default, once the command handles signals."""
     threads = []
 
     def listening() -> bool:
@@ -158,7 +159,7 @@ def signal_when() -> Iterator[Callable[..., None]]:
 
 @pytest.fixture
 def stdin(monkeypatch) -> Iterator[Callable[..., int]]:
-    """Make standard input a pipe that holds some text; `closed=False` keeps it open for more."""
+    """Replace standard input with a pipe that holds some text; `closed=False` keeps its writing end open."""
     with ExitStack() as stack:
 
         def stdin(text: str, *, closed: bool = True) -> int:
@@ -180,12 +181,12 @@ COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 
 @pytest.fixture
 def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Run the command in a process of its own."""
+    """Run the command in another process."""
     with ExitStack() as stack:
 
-        def spawn(*words: Any, **settings: Any) -> subprocess.Popen[str]:
+        def spawn(*args: Any, **settings: Any) -> subprocess.Popen[str]:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            process = subprocess.Popen([*COMMAND, *map(str, words)], text=True, **pipes | settings)
+            process = subprocess.Popen([*COMMAND, *map(str, args)], text=True, **pipes | settings)
             stack.enter_context(process)
             stack.callback(process.kill)
             return process
@@ -195,7 +196,7 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.fixture
 def partners(tmp_path) -> Callable[..., Any]:
-    """A file of bare partner ids."""
+    """Create a CSV file with a number of partner IDs."""
 
     def partners(count: int) -> Any:
         path = tmp_path / "partners.csv"

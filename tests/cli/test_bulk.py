@@ -1,4 +1,4 @@
-"""`bulk`, in this process: every row gets one outcome, whatever happens."""
+"""The command `bulk`, run in this process: every row has exactly one outcome, whatever happens."""
 
 import contextlib
 import csv
@@ -43,9 +43,9 @@ def tokens(lines):
 
 @pytest.fixture
 def interrupt():
-    """Send signals to this process, at the given moments after a condition holds.
+    """Send signals to this process after a condition holds, each after a delay.
 
-    Two of one number may come as one, where they come close upon each other.
+    Two signals with the same number may be merged into one if no delay separates them.
     """
     threads = []
 
@@ -55,7 +55,7 @@ def interrupt():
             while not ready() and time.monotonic() < deadline:
                 time.sleep(0.01)
             for wait, number in zip(waits, itertools.cycle(numbers), strict=False):
-                if wait:  # otherwise nobody is let in between
+                if wait:  # without a sleep, no other thread runs in between
                     time.sleep(wait)
                 os.kill(os.getpid(), number)
 
@@ -69,8 +69,8 @@ def interrupt():
 
 @pytest.fixture
 def stdout(monkeypatch):
-    """Make standard output a pipe, and give the end to read it from."""
-    # Not before the test begins: pytest puts its own in place at that moment.
+    """Replace standard output with a pipe, and return its reading end."""
+    # As a function, because pytest replaces standard output after the fixtures and before the test.
     with contextlib.ExitStack() as stack:
 
         def stdout():
@@ -82,14 +82,14 @@ def stdout(monkeypatch):
         yield stdout
 
 
-# The good case
+# Success
 
 
 def test_each_partner_gets_a_token(plaid, run, partners, tmp_path):
-    """All created: status 0, a file of one's own with a line for each, and the table; no token anywhere else."""
+    """Each partner gets a token: status 0, a private file with one line each, and no token anywhere else."""
     out = tmp_path / "out.jsonl"
-    done = run("bulk", partners(120), "--report-token", REPORT, "--output", out, "--concurrency", 7)
-    assert (done.status, done.out) == (0, "")
+    result = run("bulk", partners(120), "--report-token", REPORT, "--output", out, "--concurrency", 7)
+    assert (result.status, result.out) == (0, "")
     lines = read(out)
     assert [list(line) for line in lines] == [KEYS] * 120
     assert tokens(lines) == ledger(plaid)
@@ -99,27 +99,27 @@ def test_each_partner_gets_a_token(plaid, run, partners, tmp_path):
     assert {line["request_id"] for line in lines} == {entry["request_id"] for entry in plaid.ledger}
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     names = ("created", "failed", "unknown", "not_attempted")
-    assert [done.count(name) for name in names] == [120, 0, 0, 0]
-    assert "credit-relay" not in done.err
+    assert [result.count(name) for name in names] == [120, 0, 0, 0]
+    assert "credit-relay" not in result.err
 
 
 def test_standard_output_is_the_default(plaid, run, partners):
-    """JSON Lines there, all else on standard error."""
-    done = run("bulk", partners(3), "--report-token", REPORT)
-    assert tokens(done.lines) == ledger(plaid)
-    assert done.count("created") == 3
+    """Outcomes go to standard output as JSON Lines, everything else to standard error."""
+    result = run("bulk", partners(3), "--report-token", REPORT)
+    assert tokens(result.lines) == ledger(plaid)
+    assert result.count("created") == 3
 
 
 def test_csv_and_append(plaid, run, partners, tmp_path):
-    """`.csv` means CSV, with the keys as its header, once; an existing file is only added to."""
+    """An output that ends in `.csv` is CSV with one header; an existing file requires --append."""
     out = tmp_path / "out.csv"
-    words = ("bulk", partners(3), "--report-token", REPORT, "--output", out)
-    assert run(*words).status == 0
-    refused = run(*words)
+    args = ("bulk", partners(3), "--report-token", REPORT, "--output", out)
+    assert run(*args).status == 0
+    refused = run(*args)
     assert refused.status == 2
     assert "already exists" in refused.err
     assert len(plaid.ledger) == 3
-    assert run(*words, "--append").status == 0
+    assert run(*args, "--append").status == 0
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert list(rows[0]) == KEYS
     assert {row["relay_token"] for row in rows} == {entry["relay_token"] for entry in plaid.ledger}
@@ -127,18 +127,18 @@ def test_csv_and_append(plaid, run, partners, tmp_path):
 
 
 def test_append_to_a_torn_line(plaid, run, partners, tmp_path):
-    """What comes is not glued to what a crash left; and a file that isn't there yet is made."""
+    """--append starts a new line after a torn one, and creates a file that doesn't exist."""
     out = tmp_path / "out.jsonl"
-    words = ("bulk", partners(1), "--report-token", REPORT, "--output", out, "--append")
-    assert run(*words).status == 0
+    args = ("bulk", partners(1), "--report-token", REPORT, "--output", out, "--append")
+    assert run(*args).status == 0
     with out.open("a") as file:
         file.write('{"outc')
-    assert run(*words).status == 0
+    assert run(*args).status == 0
     assert len(out.read_text().splitlines()) == 3
 
 
-def test_append_to_nothing(plaid, run, partners, tmp_path):
-    """An empty file of one's own is fine, too."""
+def test_append_to_an_empty_file(plaid, run, partners, tmp_path):
+    """--append accepts an empty private file."""
     out = tmp_path / "out.csv"
     out.touch(0o600)
     assert run("bulk", partners(1), "--report-token", REPORT, "--output", out, "--append").status == 0
@@ -146,33 +146,33 @@ def test_append_to_nothing(plaid, run, partners, tmp_path):
 
 
 def test_output_that_others_may_read(plaid, run, partners, tmp_path):
-    """Tokens don't go to such a file."""
+    """An output that other users can read is rejected."""
     out = tmp_path / "out.jsonl"
     out.touch(0o644)
-    done = run("bulk", partners(1), "--report-token", REPORT, "--output", out, "--append")
-    assert done.status == 2
-    assert "chmod 600" in done.err
+    result = run("bulk", partners(1), "--report-token", REPORT, "--output", out, "--append")
+    assert result.status == 2
+    assert "chmod 600" in result.err
     assert not plaid.ledger
 
 
 @pytest.mark.parametrize("append", [[], ["--append"]])
-def test_output_that_cannot_be_made(plaid, run, partners, tmp_path, append):
-    """It is told before anything is sent."""
-    done = run("bulk", partners(1), "--report-token", REPORT, "--output", tmp_path / "no" / "out", *append)
-    assert done.status == 2
-    assert "No such file or directory" in done.err
+def test_output_that_cannot_be_created(plaid, run, partners, tmp_path, append):
+    """An output that can't be created is reported before anything is sent."""
+    result = run("bulk", partners(1), "--report-token", REPORT, "--output", tmp_path / "no" / "out", *append)
+    assert result.status == 2
+    assert "No such file or directory" in result.err
     assert not plaid.requests
 
 
-def test_output_that_cannot_be_added_to(plaid, run, partners, tmp_path):
-    """The same for a folder."""
-    done = run("bulk", partners(1), "--report-token", REPORT, "--output", tmp_path, "--append")
-    assert done.status == 2
-    assert "directory" in done.err
+def test_output_that_is_a_folder(plaid, run, partners, tmp_path):
+    """A folder as output is rejected."""
+    result = run("bulk", partners(1), "--report-token", REPORT, "--output", tmp_path, "--append")
+    assert result.status == 2
+    assert "directory" in result.err
 
 
-def test_rows_of_their_own(plaid, run, tmp_path):
-    """A row's report and webhook are used; a row of no report gets the one that is given for all."""
+def test_rows_with_their_own_report(plaid, run, tmp_path):
+    """A row's report and webhook are used; --report-token applies to rows without a report."""
     other = plaid.add_report()
     rows = tmp_path / "in.jsonl"
     rows.write_text(
@@ -189,7 +189,7 @@ def test_rows_of_their_own(plaid, run, tmp_path):
 
 
 def test_tokens_from_files_and_standard_input(plaid, run, partners, tmp_path, stdin):
-    """`@file` and `-` give the report token."""
+    """`@FILE` and `-` read the report token from a file and from standard input."""
     file = tmp_path / "token"
     file.write_text(f"{REPORT}\n")
     assert run("bulk", partners(1), "--report-token", f"@{file}").status == 0
@@ -199,28 +199,28 @@ def test_tokens_from_files_and_standard_input(plaid, run, partners, tmp_path, st
 
 
 def test_no_rows(plaid, run, partners):
-    """Nothing to do is done."""
+    """An input without rows succeeds."""
     assert run("bulk", partners(0), "--report-token", REPORT).status == 0
 
 
-# What goes wrong
+# Failures
 
 
 def test_failures_and_unknowns(plaid, run, partners):
-    """3 goes before 1; the table counts outcomes, then codes; a pair that came before fails."""
+    """Status 3 takes precedence over 1; the table counts outcomes and error codes."""
     plaid.fail(
         Fault(secondary_client_id="p3", status=400, body={"error_code": "INVALID_FIELD"}),
         Fault(secondary_client_id="p4", close=True, when="after"),
     )
     path = partners(9)
     path.write_text(path.read_text() + "p0\n")
-    done = run("bulk", path, "--report-token", REPORT)
-    assert done.status == 3
+    result = run("bulk", path, "--report-token", REPORT)
+    assert result.status == 3
     names = ("created", "failed", "unknown", "INVALID_FIELD", "DuplicateRequestError", "OutcomeUnknownError")
-    assert [done.count(name) for name in names] == [7, 2, 1, 1, 1, 1]
-    (unknown,) = [line for line in done.lines if line["outcome"] == "unknown"]
+    assert [result.count(name) for name in names] == [7, 2, 1, 1, 1, 1]
+    (unknown,) = [line for line in result.lines if line["outcome"] == "unknown"]
     assert (unknown["secondary_client_id"], unknown["attempts"]) == ("p4", 1)
-    assert sorted(line["error_code"] or "" for line in done.lines)[-3:] == [
+    assert sorted(line["error_code"] or "" for line in result.lines)[-3:] == [
         "DuplicateRequestError",
         "INVALID_FIELD",
         "OutcomeUnknownError",
@@ -228,68 +228,70 @@ def test_failures_and_unknowns(plaid, run, partners):
 
 
 def test_some_failed(plaid, run, partners):
-    """Status 1."""
+    """A failed row leads to status 1."""
     plaid.fail(Fault(secondary_client_id="p3", status=400))
-    done = run("bulk", partners(9), "--report-token", REPORT)
-    assert (done.status, done.count("failed")) == (1, 1)
+    result = run("bulk", partners(9), "--report-token", REPORT)
+    assert (result.status, result.count("failed")) == (1, 1)
 
 
-def test_an_error_that_all_share(plaid, run, partners):
-    """The batch stops, says why, and each row that wasn't sent is listed, those not read included."""
+def test_a_shared_error(plaid, run, partners):
+    """An error that all requests share stops the batch; every row that wasn't sent is listed."""
     plaid.fail(Fault(status=401, body={"error_code": "INVALID_API_KEYS", "error_type": "INVALID_INPUT"}))
-    done = run("bulk", partners(200), "--report-token", REPORT, "--concurrency", 2)
-    assert done.status == 1
-    assert "because all requests share this error: Plaid answered INVALID_API_KEYS" in done.err
-    assert sorted(line["secondary_client_id"] for line in done.lines) == sorted(f"p{n}" for n in range(200))
-    assert done.count("not_attempted") >= 190
-    assert {line["attempts"] for line in done.lines if line["outcome"] == "not_attempted"} == {0}
+    result = run("bulk", partners(200), "--report-token", REPORT, "--concurrency", 2)
+    assert result.status == 1
+    assert "because all requests share this error: Plaid answered INVALID_API_KEYS" in result.err
+    assert sorted(line["secondary_client_id"] for line in result.lines) == sorted(f"p{n}" for n in range(200))
+    assert result.count("not_attempted") >= 190
+    assert {line["attempts"] for line in result.lines if line["outcome"] == "not_attempted"} == {0}
 
 
 def test_an_error_of_a_report(plaid, run, tmp_path):
-    """Its requests stop after the first few and fail unsent, the cause is told once, and other reports go on."""
+    """An error of a report fails its remaining requests unsent, and doesn't stop other reports."""
     reports = [plaid.add_report(), "assets-sandbox-mistyped", plaid.add_report()]
     rows = tmp_path / "in.csv"
     lines = [f"{report},p{n}\n" for n in range(100) for report in reports]
     rows.write_text("report_token,secondary_client_id\n" + "".join(lines))
-    done = run("bulk", rows, "--concurrency", 5)
-    unsent = [line for line in done.lines if (line["outcome"], line["attempts"]) == ("failed", 0)]
-    assert done.status == 1
-    assert (done.count("created"), done.count("failed"), done.count("not_attempted")) == (200, 100, 0)
+    result = run("bulk", rows, "--concurrency", 5)
+    unsent = [line for line in result.lines if (line["outcome"], line["attempts"]) == ("failed", 0)]
+    assert result.status == 1
+    assert (result.count("created"), result.count("failed"), result.count("not_attempted")) == (200, 100, 0)
     assert len(plaid.ledger) == 200
     assert len(plaid.requests) == 300 - len(unsent) <= 200 + 3 + 5
     assert {(line["error_code"], line["request_id"]) for line in unsent} == {
         ("INVALID_ASSET_REPORT_TOKEN", None)
     }
-    told = f"{len(unsent)} requests: not sent after 3 errors of the same report: Plaid answered INVALID_ASSET"
-    assert done.err.count(told) == 1
-    assert "all requests share this error" not in done.err
-    assert "mistyped" not in done.err
+    message = (
+        f"{len(unsent)} requests: not sent after 3 errors of the same report: Plaid answered INVALID_ASSET"
+    )
+    assert result.err.count(message) == 1
+    assert "all requests share this error" not in result.err
+    assert "mistyped" not in result.err
 
 
-def test_bad_rows_of_a_file(plaid, run, tmp_path):
-    """All are named before anything is sent, and no output is made."""
+def test_invalid_rows_of_a_file(plaid, run, tmp_path):
+    """All invalid rows are reported before anything is sent, and no output is created."""
     rows, out = tmp_path / "in.csv", tmp_path / "out"
     rows.write_text("secondary_client_id,webhook\na,\nb c,\nd,nowhere\n")
-    done = run("bulk", rows, "--report-token", REPORT, "--output", out)
-    assert done.status == 2
-    assert f"{rows}:3: secondary_client_id: holds white space" in done.err
-    assert f"{rows}:4: webhook: must be an http(s) URL" in done.err
-    assert "nothing was sent" in done.err
+    result = run("bulk", rows, "--report-token", REPORT, "--output", out)
+    assert result.status == 2
+    assert f"{rows}:3: secondary_client_id: holds white space" in result.err
+    assert f"{rows}:4: webhook: must be an http(s) URL" in result.err
+    assert "nothing was sent" in result.err
     assert not plaid.requests
     assert not out.exists()
 
 
-def test_very_many_bad_rows(plaid, run, tmp_path):
-    """The first twenty are named."""
+def test_many_invalid_rows(plaid, run, tmp_path):
+    """Only the first twenty invalid rows are printed."""
     rows = tmp_path / "in.csv"
     rows.write_text("secondary_client_id,webhook\n" + "a b,\n" * 50)
-    done = run("bulk", rows, "--report-token", REPORT)
-    assert done.err.count("secondary_client_id:") == 20
-    assert "and 30 more" in done.err
+    result = run("bulk", rows, "--report-token", REPORT)
+    assert result.err.count("secondary_client_id:") == 20
+    assert "and 30 more" in result.err
 
 
 def test_a_file_that_changes_meanwhile(plaid, start, run, partners):
-    """A row that goes bad after the check ends the batch, as it would in a pipe."""
+    """A row that becomes invalid after the check ends the batch, as in a pipe."""
     plaid = start(latency=0.02)
     path = partners(5000)
 
@@ -299,28 +301,28 @@ def test_a_file_that_changes_meanwhile(plaid, start, run, partners):
 
     thread = threading.Thread(target=change)
     thread.start()
-    done = run("bulk", path, "--report-token", REPORT, "--concurrency", 5)
+    result = run("bulk", path, "--report-token", REPORT, "--concurrency", 5)
     thread.join()
-    assert done.status == 2
-    assert "white space" in done.err
-    assert tokens(done.lines) == ledger(plaid)
+    assert result.status == 2
+    assert "white space" in result.err
+    assert tokens(result.lines) == ledger(plaid)
 
 
-# From a pipe
+# Pipes
 
 
-@pytest.mark.parametrize("words", [[], ["--stream"]])
-def test_from_a_pipe(plaid, run, stdin, words):
-    """All its rows are sent, checked as a file's or, with --stream, as they come."""
+@pytest.mark.parametrize("args", [[], ["--stream"]])
+def test_from_a_pipe(plaid, run, stdin, args):
+    """All rows of a pipe are sent: checked like those of a file or, with --stream, as they arrive."""
     stdin("".join(f"p{n}\n" for n in range(300)))
-    done = run("bulk", "-", "--report-token", REPORT, *words)
-    assert done.status == 0
-    assert tokens(done.lines) == ledger(plaid)
+    result = run("bulk", "-", "--report-token", REPORT, *args)
+    assert result.status == 0
+    assert tokens(result.lines) == ledger(plaid)
     assert len(plaid.ledger) == 300
 
 
 def test_from_a_named_pipe(plaid, run, tmp_path):
-    """A file that can't be read twice is treated as a pipe."""
+    """A file that can't be read twice is handled like a pipe."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
     writer = threading.Thread(target=path.write_text, args=("p1\np2\n",), daemon=True)
@@ -330,95 +332,95 @@ def test_from_a_named_pipe(plaid, run, tmp_path):
     assert sorted(ledger(plaid)) == ["p1", "p2"]
 
 
-def test_a_bad_row_in_a_pipe(plaid, run, stdin):
-    """With --stream it is named when it comes: sending stops, and what was sent has its outcome."""
+def test_an_invalid_row_in_a_pipe(plaid, run, stdin):
+    """With --stream an invalid row stops sending when it arrives; the rows before it have their outcome."""
     stdin("p1\np2\nbad row\np3\n")
-    done = run("bulk", "-", "--stream", "--report-token", REPORT)
-    assert done.status == 2
-    assert "<stdin>:3: secondary_client_id: holds white space" in done.err
-    assert {line["secondary_client_id"] for line in done.lines} == {"p1", "p2"}
-    assert tokens(done.lines) == ledger(plaid)
+    result = run("bulk", "-", "--stream", "--report-token", REPORT)
+    assert result.status == 2
+    assert "<stdin>:3: secondary_client_id: holds white space" in result.err
+    assert {line["secondary_client_id"] for line in result.lines} == {"p1", "p2"}
+    assert tokens(result.lines) == ledger(plaid)
 
 
 def test_a_shared_error_from_a_pipe(plaid, run, stdin):
-    """The rest of a pipe is listed, up to the row that is bad."""
+    """After a shared error, the rest of a pipe is listed, up to an invalid row."""
     plaid.fail(Fault(status=401, body={"error_code": "INVALID_API_KEYS", "error_type": "INVALID_INPUT"}))
     stdin("".join(f"p{n}\n" for n in range(300)) + "bad row\n")
-    done = run("bulk", "-", "--stream", "--report-token", REPORT, "--concurrency", 2)
-    assert done.status == 2
-    assert len(done.lines) == 300
+    result = run("bulk", "-", "--stream", "--report-token", REPORT, "--concurrency", 2)
+    assert result.status == 2
+    assert len(result.lines) == 300
 
 
 def test_a_shared_error_from_a_pipe_that_stays_open(plaid, run, stdin, interrupt):
-    """The command reads on to list what comes, and stops doing so when it is interrupted."""
+    """After a shared error the command continues to read and list rows until it is interrupted."""
     plaid.fail(Fault(status=401, body={"error_code": "INVALID_API_KEYS", "error_type": "INVALID_INPUT"}))
     stdin("".join(f"p{n}\n" for n in range(30)), closed=False)
     interrupt(lambda: plaid.counts[CREATE] >= 3, 0.3)
-    done = run("bulk", "-", "--stream", "--report-token", REPORT, "--concurrency", 2)
-    assert done.status == 1
-    assert len(done.lines) == 30
-    assert "not read to its end" in done.err
+    result = run("bulk", "-", "--stream", "--report-token", REPORT, "--concurrency", 2)
+    assert result.status == 1
+    assert len(result.lines) == 30
+    assert "not read to its end" in result.err
 
 
 def test_a_pipe_that_stays_open(plaid, run, stdin, interrupt):
-    """An interrupt doesn't wait for it, and says that it wasn't read to its end."""
+    """An interrupt doesn't wait for the end of the pipe, and the command reports that it wasn't reached."""
     stdin("p1\np2\n", closed=False)
     interrupt(lambda: len(plaid.ledger) == 2, 0.1)
-    done = run("bulk", "-", "--stream", "--report-token", REPORT)
-    assert done.status == 1
-    assert "stopping: 2 done, 0 in flight" in done.err
-    assert "not read to its end" in done.err
-    assert tokens(done.lines) == ledger(plaid)
+    result = run("bulk", "-", "--stream", "--report-token", REPORT)
+    assert result.status == 1
+    assert "stopping: 2 done, 0 in flight" in result.err
+    assert "not read to its end" in result.err
+    assert tokens(result.lines) == ledger(plaid)
 
 
-# Interruptions
+# Signals
 
 
 def test_first_signal_drains(start, run, partners, interrupt):
-    """What is in flight is waited for, and the rest is listed as not attempted."""
+    """After the first signal, calls in flight are awaited, and other rows are listed as not attempted."""
     plaid = start(latency=0.3)
     interrupt(lambda: plaid.counts[CREATE] >= 5, 0.05, numbers=[signal.SIGTERM])
-    done = run("bulk", partners(100), "--report-token", REPORT, "--concurrency", 5)
-    assert done.status == 1
-    assert "press Ctrl-C again" in done.err
-    assert len(done.lines) == 100
-    assert tokens(done.lines) == ledger(plaid)
-    assert done.count("unknown") == 0
-    assert done.count("created") + done.count("not_attempted") == 100
+    result = run("bulk", partners(100), "--report-token", REPORT, "--concurrency", 5)
+    assert result.status == 1
+    assert "press Ctrl-C again" in result.err
+    assert len(result.lines) == 100
+    assert tokens(result.lines) == ledger(plaid)
+    assert result.count("unknown") == 0
+    assert result.count("created") + result.count("not_attempted") == 100
 
 
-def test_second_signal_cancels(start, run, partners, interrupt):
-    """What is in flight is given up, at once, and listed as unknown; a third changes nothing."""
+def test_second_signal_abandons(start, run, partners, interrupt):
+    """The second signal abandons the calls in flight, whose outcome is unknown; a third changes nothing."""
     plaid = start(latency=60.0)
     numbers = (signal.SIGINT, signal.SIGINT, signal.SIGTERM)
     interrupt(lambda: plaid.counts[CREATE] >= 5, 0.05, 0.2, 0, numbers=numbers)
-    began = time.monotonic()
-    done = run("bulk", partners(20), "--report-token", REPORT, "--concurrency", 5)
-    assert time.monotonic() - began < 30
-    assert done.status == 3
-    assert "abandoning the calls in flight: 0 done, 5 abandoned" in done.err
-    assert (done.count("unknown"), done.count("not_attempted")) == (5, 15)
-    assert len(done.lines) == 20
+    started = time.monotonic()
+    result = run("bulk", partners(20), "--report-token", REPORT, "--concurrency", 5)
+    assert time.monotonic() - started < 30
+    assert result.status == 3
+    assert "abandoning the calls in flight: 0 done, 5 abandoned" in result.err
+    assert (result.count("unknown"), result.count("not_attempted")) == (5, 15)
+    assert len(result.lines) == 20
 
 
-def test_signal_while_all_wait(plaid, run, partners, interrupt):
-    """What was taken up and waits for a pause that Plaid asked for is not sent, and listed."""
+def test_signal_during_a_pause(plaid, run, partners, interrupt):
+    """A signal during a pause after a 429: requests that wait for its end are not sent, and are listed."""
     plaid.fail(Fault(status=429, headers={"Retry-After": "30"}, times=1))
     interrupt(lambda: plaid.counts[CREATE] >= 1, 0.3)
-    began = time.monotonic()
-    done = run("bulk", partners(20), "--report-token", REPORT, "--concurrency", 5)
-    assert time.monotonic() - began < 20
-    assert done.status == 1
-    assert len(done.lines) == 20
-    assert {line["outcome"] for line in done.lines} == {"created", "failed", "not_attempted"}
-    assert tokens(done.lines) == ledger(plaid)
+    started = time.monotonic()
+    result = run("bulk", partners(20), "--report-token", REPORT, "--concurrency", 5)
+    assert time.monotonic() - started < 20
+    assert result.status == 1
+    assert len(result.lines) == 20
+    assert {line["outcome"] for line in result.lines} == {"created", "failed", "not_attempted"}
+    assert tokens(result.lines) == ledger(plaid)
 
 
 # Bugs
 
 
 async def test_rows_that_raise(start, tmp_path):
-    """What nobody foresaw comes out as it is, after what was sent has been written."""
+    """An unexpected exception is raised unchanged, after the outcome of what was sent is written."""
     start()
 
     def rows():
@@ -434,7 +436,7 @@ async def test_rows_that_raise(start, tmp_path):
 
 @pytest.mark.parametrize("written", [True, False])
 def test_output_after_a_bug(tmp_path, written):
-    """A new file stays if there is something in it."""
+    """After an exception a new output file is kept only if it has content."""
     path = tmp_path / "out"
 
     def fail():
@@ -448,11 +450,11 @@ def test_output_after_a_bug(tmp_path, written):
     assert path.exists() == written
 
 
-# An output that takes no more
+# Outputs that can't be written
 
 
 def test_closed_pipe(start, run, partners, stdout, rescued):
-    """Calls in flight drain, and what the reader did not read is rescued; no token is on standard error."""
+    """If the pipe is closed, calls in flight drain, unread outcomes are rescued, and no token is printed."""
     reading = stdout()
     plaid = start(latency=0.02)
     read = []
@@ -461,33 +463,33 @@ def test_closed_pipe(start, run, partners, stdout, rescued):
         daemon=True,
     )
     reader.start()
-    done = run("bulk", partners(500), "--report-token", REPORT, "--concurrency", 5)
+    result = run("bulk", partners(500), "--report-token", REPORT, "--concurrency", 5)
     reader.join()
-    assert done.status == 1
-    assert "the output can't be written: Broken pipe" in done.err
+    assert result.status == 1
+    assert "the output can't be written: Broken pipe" in result.err
     lines = rescued()
-    assert f"rescued: {len(lines)} outcomes" in done.err
-    assert "credit-relay" not in done.err
+    assert f"rescued: {len(lines)} outcomes" in result.err
+    assert "credit-relay" not in result.err
     in_the_pipe = [json.loads(line) for line in read[0].split(b"\n")[:-1]]
     assert tokens(in_the_pipe) | tokens(lines) == ledger(plaid)
     assert 0 < len(lines) <= 20
-    assert f"not written: not_attempted: {done.count('not_attempted')} more" in done.err
-    assert done.count("created") == len(plaid.ledger) < 500
+    assert f"not written: not_attempted: {result.count('not_attempted')} more" in result.err
+    assert result.count("created") == len(plaid.ledger) < 500
 
 
-def test_closed_pipe_while_rows_come(start, run, stdin, stdout):
-    """The input isn't read on for nothing."""
+def test_closed_pipe_while_rows_arrive(start, run, stdin, stdout):
+    """If the output is closed, the command stops reading its input."""
     reading = stdout()
     start(latency=0.02)
     stdin("".join(f"p{n}\n" for n in range(300)), closed=False)
     os.dup2(os.open(os.devnull, 0), reading)
-    done = run("bulk", "-", "--stream", "--report-token", REPORT, "--concurrency", 5)
-    assert done.status == 1
-    assert "not read to its end" in done.err
+    result = run("bulk", "-", "--stream", "--report-token", REPORT, "--concurrency", 5)
+    assert result.status == 1
+    assert "not read to its end" in result.err
 
 
 def test_slow_reader(start, run, partners, stdout):
-    """Nothing is sent that can't be written soon, and in the end everything is."""
+    """A slow reader slows down sending, and receives every outcome in the end."""
     reading = stdout()
     plaid = start()
     fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
@@ -503,39 +505,39 @@ def test_slow_reader(start, run, partners, stdout):
 
     reader = threading.Thread(target=read_late, daemon=True)
     reader.start()
-    done = run("bulk", partners(300), "--report-token", REPORT, "--concurrency", 5)
+    result = run("bulk", partners(300), "--report-token", REPORT, "--concurrency", 5)
     reader.join()
-    assert done.status == 0
+    assert result.status == 0
     assert parts[0] < 100
     lines = [json.loads(line) for line in b"".join(parts[1:]).splitlines()]
     assert tokens(lines) == ledger(plaid)
 
 
-def test_reader_that_never_comes(start, run, partners, stdout, interrupt, rescued):
-    """A second interrupt ends the wait for a reader, and what was not written is rescued."""
+def test_reader_that_never_reads(start, run, partners, stdout, interrupt, rescued):
+    """A second signal ends the wait for a reader, and the unwritten outcomes are rescued."""
     reading = stdout()
     plaid = start()
     fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
     interrupt(lambda: len(plaid.ledger) >= 5, 0.5, 0.3)
-    done = run("bulk", partners(300), "--report-token", REPORT, "--concurrency", 5)
-    assert done.status == 1
-    assert "it isn't being read" in done.err
+    result = run("bulk", partners(300), "--report-token", REPORT, "--concurrency", 5)
+    assert result.status == 1
+    assert "it isn't being read" in result.err
     written = [json.loads(line) for line in os.read(reading, 65536).split(b"\n")[:-1]]
     assert tokens(written) | tokens(rescued()) == ledger(plaid)
     assert len(written) + len(rescued()) == len(plaid.ledger)
 
 
 def test_full_disk(plaid, run, partners, tmp_path, rescued):
-    """Sending stops; the file ends with a whole line; every token is in it or in a rescue file."""
+    """On a full disk sending stops, the file ends with a complete line, and the other tokens are rescued."""
     out = tmp_path / "out.jsonl"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
     try:
-        done = run("bulk", partners(300), "--report-token", REPORT, "--output", out, "--concurrency", 5)
+        result = run("bulk", partners(300), "--report-token", REPORT, "--output", out, "--concurrency", 5)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert done.status == 1
-    assert "the output can't be written: File too large" in done.err
+    assert result.status == 1
+    assert "the output can't be written: File too large" in result.err
     written = tokens(read(out))
     assert written.items() < ledger(plaid).items()
     assert written | tokens(rescued(tmp_path)) == ledger(plaid)
@@ -543,31 +545,31 @@ def test_full_disk(plaid, run, partners, tmp_path, rescued):
 
 
 def test_the_output_belongs_to_one_run(plaid, run, partners, tmp_path):
-    """Two runs that wrote into one file would spoil each other's lines: the second is refused."""
+    """A second run with the same output is rejected, because both would mix up their lines."""
     out = tmp_path / "out"
     with open_output(str(out)):
-        done = run("bulk", partners(3), "--report-token", REPORT, "--output", out, "--append")
-    assert (done.status, "another run is writing to it" in done.err, len(plaid.ledger)) == (2, True, 0)
+        result = run("bulk", partners(3), "--report-token", REPORT, "--output", out, "--append")
+    assert (result.status, "another run is writing to it" in result.err, len(plaid.ledger)) == (2, True, 0)
 
 
 def test_the_input_is_not_the_output(plaid, run, tmp_path, monkeypatch):
-    """What is written would be read as rows, also from standard output that is appended to the input."""
+    """An output that is also the input is rejected, even if standard output appends to that file."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text('"p1"\n')
     rows.chmod(0o600)
-    done = run("bulk", rows, "--report-token", REPORT, "--output", rows, "--append")
-    assert (done.status, "is also the input" in done.err, len(plaid.ledger)) == (2, True, 0)
+    result = run("bulk", rows, "--report-token", REPORT, "--output", rows, "--append")
+    assert (result.status, "is also the input" in result.err, len(plaid.ledger)) == (2, True, 0)
     with rows.open("a") as appended:
         monkeypatch.setattr(sys, "stdout", appended)
-        done = run("bulk", rows, "--report-token", REPORT)
-    assert (done.status, len(plaid.ledger), rows.read_text()) == (2, 0, '"p1"\n')
-    assert "standard output: is also the input" in done.err
+        result = run("bulk", rows, "--report-token", REPORT)
+    assert (result.status, len(plaid.ledger), rows.read_text()) == (2, 0, '"p1"\n')
+    assert "standard output: is also the input" in result.err
     appended.close()
-    assert run("bulk", rows, "--report-token", REPORT).status == 2  # it is closed
+    assert run("bulk", rows, "--report-token", REPORT).status == 2  # standard output is closed
 
 
 def test_a_file_that_grows_is_sent_as_it_was_checked(plaid, tmp_path):
-    """Rows that come after the check were never checked."""
+    """Rows that are added to a file after the check are not sent."""
     path = tmp_path / "rows.csv"
     path.write_text("p1\np2\n")
     with InputSource(str(path)) as source:

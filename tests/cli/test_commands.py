@@ -1,5 +1,6 @@
-"""The other commands, in this process, and what all of them have in common."""
+"""The other commands, run in this process, and what all commands have in common."""
 
+import itertools
 import json
 import logging
 import os
@@ -24,16 +25,16 @@ SECRET = "canary-secret-7d1f"
 
 
 @pytest.fixture
-def shared(plaid, run, monkeypatch):
-    """A relay token, and the partner's place to use it from."""
-    done = run("create", "--report-token", REPORT, "--partner", "ann")
+def shared_token(plaid, run, monkeypatch):
+    """Create a relay token, and set the credentials of its partner."""
+    result = run("create", "--report-token", REPORT, "--partner", "ann")
     monkeypatch.setenv("PLAID_CLIENT_ID", "ann")
-    return done.lines[0]["relay_token"]
+    return result.lines[0]["relay_token"]
 
 
 @pytest.fixture
 def later():
-    """Do something to this process while the command runs."""
+    """Call a function after a delay, while the command runs."""
     timers = []
 
     def later(seconds, action, *args):
@@ -49,41 +50,41 @@ def later():
 
 
 def test_create(plaid, run, tmp_path):
-    """One outcome, as `bulk` writes it, on standard output or in a file of one's own."""
-    done = run("create", "--report-token", REPORT, "--partner", "ann", "--webhook", "https://x.example/")
-    assert (done.status, done.err) == (0, "")
-    assert done.lines[0]["relay_token"] == plaid.ledger[0]["relay_token"]
+    """The outcome is written as by `bulk`, to standard output or to a private file."""
+    result = run("create", "--report-token", REPORT, "--partner", "ann", "--webhook", "https://x.example/")
+    assert (result.status, result.err) == (0, "")
+    assert result.lines[0]["relay_token"] == plaid.ledger[0]["relay_token"]
     out = tmp_path / "out.csv"
     assert run("create", "--report-token", REPORT, "--partner", "bob", "--output", out).status == 0
     assert plaid.ledger[1]["relay_token"] in out.read_text()
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
 
 
-def test_create_refused(plaid, run):
-    """Status 1, an outcome all the same, and the error's text on standard error."""
-    done = run("create", "--report-token", "assets-sandbox-no", "--partner", "ann")
-    assert (done.status, done.lines[0]["outcome"]) == (1, "failed")
-    assert done.lines[0]["error_code"] == "INVALID_ASSET_REPORT_TOKEN"
-    assert "INVALID_ASSET_REPORT_TOKEN" in done.err
+def test_create_rejected(plaid, run):
+    """A rejected creation has status 1, an outcome, and the error's text on standard error."""
+    result = run("create", "--report-token", "assets-sandbox-no", "--partner", "ann")
+    assert (result.status, result.lines[0]["outcome"]) == (1, "failed")
+    assert result.lines[0]["error_code"] == "INVALID_ASSET_REPORT_TOKEN"
+    assert "INVALID_ASSET_REPORT_TOKEN" in result.err
 
 
 def test_create_unknown(plaid, run):
-    """Status 3, and advice."""
+    """An unknown outcome has status 3 and advice."""
     plaid.fail(Fault(close=True, when="after"))
-    done = run("create", "--report-token", REPORT, "--partner", "ann")
-    assert (done.status, done.lines[0]["outcome"]) == (3, "unknown")
-    assert "ask Plaid's support" in done.err
+    result = run("create", "--report-token", REPORT, "--partner", "ann")
+    assert (result.status, result.lines[0]["outcome"]) == (3, "unknown")
+    assert "ask Plaid's support" in result.err
 
 
-def test_create_does_not_wait_longer_than_its_time(plaid, run):
-    """A pause that doesn't fit is an error at once."""
+def test_create_does_not_wait_longer_than_its_timeout(plaid, run):
+    """A delay that Plaid requests and that exceeds the timeout is an error immediately."""
     plaid.fail(Fault(status=429, headers={"Retry-After": "60"}))
-    done = run("create", "--report-token", REPORT, "--partner", "ann", "--timeout", "5")
-    assert (done.status, done.lines[0]["error_code"]) == (1, "RATE_LIMIT")
+    result = run("create", "--report-token", REPORT, "--partner", "ann", "--timeout", "5")
+    assert (result.status, result.lines[0]["error_code"]) == (1, "RATE_LIMIT")
 
 
 @pytest.mark.parametrize(
-    ("words", "problem"),
+    ("args", "problem"),
     [
         (["--report-token", "a b", "--partner", "p"], "--report-token: holds white space"),
         (["--report-token", "a", "--partner", ""], "--partner: is empty"),
@@ -98,27 +99,27 @@ def test_create_does_not_wait_longer_than_its_time(plaid, run):
         (["--report-token", "a", "--partner", "p", "--timeout", "nan"], "--timeout: must be a number"),
     ],
 )
-def test_create_used_wrongly(plaid, run, words, problem):
-    """Status 2, the option is named, nothing is sent."""
-    done = run("create", *words)
-    assert done.status == 2
-    assert problem in done.err
+def test_create_with_invalid_options(plaid, run, args, problem):
+    """An invalid option is named, with status 2, and nothing is sent."""
+    result = run("create", *args)
+    assert result.status == 2
+    assert problem in result.err
     assert not plaid.requests
 
 
-def test_a_token_that_is_no_text(plaid, run, tmp_path):
-    """Nor is it quoted."""
+def test_a_token_file_that_is_not_text(plaid, run, tmp_path):
+    """A token file that isn't text is reported without its content."""
     file = tmp_path / "token"
     file.write_bytes(b"\xff")
-    done = run("create", "--report-token", f"@{file}", "--partner", "p")
-    assert (done.status, "isn't text" in done.err) == (2, True)
+    result = run("create", "--report-token", f"@{file}", "--partner", "p")
+    assert (result.status, "isn't text" in result.err) == (2, True)
 
 
 MARK = "\ufeff"
 
 
 def test_a_byte_order_mark_before_a_token(plaid, run, tmp_path, stdin):
-    """An editor of Windows puts one into a file: it isn't part of the token, from a file or from standard input."""
+    """A byte order mark, which editors on Windows write, isn't part of a token."""
     file = tmp_path / "token"
     file.write_text(f"{MARK}{REPORT}\r\n", encoding="utf-8")
     assert run("create", "--report-token", f"@{file}", "--partner", "p").status == 0
@@ -130,8 +131,8 @@ def test_a_byte_order_mark_before_a_token(plaid, run, tmp_path, stdin):
 # get, pdf, refresh, remove
 
 
-def spoil(plaid, token):
-    """Have the simulator send a null where Plaid's specification doesn't allow it; return the response."""
+def serve_undecodable_report(plaid, token):
+    """Let the simulator send a null that Plaid's specification doesn't allow, and return the response."""
     body = json.loads(post(plaid, "/credit/relay/get", {"relay_token": token, "report_type": "asset"}, "ann"))
     body["report"]["items"][0]["accounts"][0]["name"] = None
     text = json.dumps(body, indent=3) + " \n"
@@ -139,132 +140,132 @@ def spoil(plaid, token):
     return text
 
 
-def test_get_prints_a_report_that_cannot_be_decoded(plaid, shared, run):
-    """It belongs to the user: what Plaid sent, byte for byte; the error has the JSON path, and status 1."""
-    text = spoil(plaid, shared)
-    done = run("get", shared)
-    assert (done.status, done.out) == (1, text)
-    assert "expected a string at $.report.items[0].accounts[0].name" in done.err
-    strict = run("get", shared, "--strict")
-    assert (strict.status, strict.out, strict.err) == (1, "", done.err)
+def test_get_prints_a_report_that_cannot_be_decoded(plaid, shared_token, run):
+    """The report is printed byte for byte; the error has the JSON path, and the status is 1."""
+    text = serve_undecodable_report(plaid, shared_token)
+    result = run("get", shared_token)
+    assert (result.status, result.out) == (1, text)
+    assert "expected a string at $.report.items[0].accounts[0].name" in result.err
+    strict = run("get", shared_token, "--strict")
+    assert (strict.status, strict.out, strict.err) == (1, "", result.err)
 
 
 @pytest.mark.parametrize("body", ["<html>", "", "[]", '{"request_id": "q"}', '{"report": null}'])
-def test_get_prints_nothing_that_is_no_report(plaid, shared, run, body):
-    """A page of a proxy or an object without a report isn't one."""
+def test_get_prints_only_reports(plaid, shared_token, run, body):
+    """A response without a report, such as a proxy's HTML page, is not printed."""
     plaid.fail(Fault(path="/credit/relay/get", status=200, body=body))
-    done = run("get", shared)
-    assert (done.status, done.out) == (1, "")
-    assert "ResponseDecodeError" in done.err
+    result = run("get", shared_token)
+    assert (result.status, result.out) == (1, "")
+    assert "ResponseDecodeError" in result.err
 
 
-def test_get(shared, run):
-    """The report, as JSON, with the numbers as they were sent."""
-    done = run("get", shared)
-    assert done.status == 0
-    answer = json.loads(done.out, parse_float=Decimal)
-    balances = answer["report"]["items"][0]["accounts"][0]["balances"]
+def test_get(shared_token, run):
+    """The report is printed as JSON, with its numbers as they were sent."""
+    result = run("get", shared_token)
+    assert result.status == 0
+    response = json.loads(result.out, parse_float=Decimal)
+    balances = response["report"]["items"][0]["accounts"][0]["balances"]
     assert isinstance(balances["current"], Decimal | int)
-    assert set(answer) >= {"report", "request_id"}
+    assert set(response) >= {"report", "request_id"}
 
 
-def test_pdf(shared, run, tmp_path, stdin):
-    """A file of one's own, whole, and never over another; a token from standard input."""
+def test_pdf(shared_token, run, tmp_path, stdin):
+    """A PDF is written to a new private file, and overwrites none; the token may come from standard input."""
     out = tmp_path / "report.pdf"
-    stdin(f"{shared}\n")
+    stdin(f"{shared_token}\n")
     assert run("pdf", "-", "--output", out).status == 0
     assert out.read_bytes().startswith(b"%PDF-")
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    again = run("pdf", shared, "--output", out)
+    again = run("pdf", shared_token, "--output", out)
     assert (again.status, "already exists" in again.err) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["report.pdf"]
-    assert run("pdf", shared, "--output", "-").out.startswith("%PDF-")
+    assert run("pdf", shared_token, "--output", "-").out.startswith("%PDF-")
 
 
-def test_pdf_whose_place_is_taken_meanwhile(plaid, shared, run, tmp_path, later):
-    """The other file stays as it is."""
+def test_pdf_whose_file_is_created_meanwhile(plaid, shared_token, run, tmp_path, later):
+    """A file that was created during the download isn't overwritten."""
     plaid.fail(Fault(latency=0.5))
     out = tmp_path / "report.pdf"
     later(0.2, out.write_text, "mine")
-    assert run("pdf", shared, "--output", out).status == 2
+    assert run("pdf", shared_token, "--output", out).status == 2
     assert out.read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_pdf_without_a_place(shared, run, tmp_path):
-    """An output that can't be made is status 1, since the call was made."""
-    done = run("pdf", shared, "--output", tmp_path / "no" / "x.pdf")
-    assert (done.status, "can't be written: No such file" in done.err) == (1, True)
+def test_pdf_into_a_missing_folder(shared_token, run, tmp_path):
+    """An output that can't be created has status 1, because the call was sent."""
+    result = run("pdf", shared_token, "--output", tmp_path / "no" / "x.pdf")
+    assert (result.status, "can't be written: No such file" in result.err) == (1, True)
 
 
-def test_refresh_and_remove(plaid, shared, run, monkeypatch):
-    """Their fields, as JSON."""
-    fresh = json.loads(run("refresh", shared).out)
+def test_refresh_and_remove(plaid, shared_token, run, monkeypatch):
+    """Both print the response as JSON."""
+    fresh = json.loads(run("refresh", shared_token).out)
     assert fresh["asset_report_id"] == plaid.refreshes[0][1]
     monkeypatch.setenv("PLAID_CLIENT_ID", "owner")
-    gone = run("remove", shared)
-    assert json.loads(gone.out)["removed"] is True
-    assert json.loads(gone.out)["inferred"] is False
-    again = run("remove", shared)
+    result = run("remove", shared_token)
+    assert json.loads(result.out)["removed"] is True
+    assert json.loads(result.out)["inferred"] is False
+    again = run("remove", shared_token)
     assert (again.status, "INVALID_RELAY_TOKEN" in again.err) == (1, True)
-    assert shared not in again.err
+    assert shared_token not in again.err
 
 
-def test_a_token_that_plaid_did_not_remove(plaid, shared, run):
-    """Plaid's word is printed, and the exit status says that it failed."""
+def test_a_token_that_plaid_did_not_remove(plaid, shared_token, run):
+    """A response with `removed: false` is printed, with status 1."""
     body = '{"removed": false, "request_id": "q", "new": 0.12345678901234567891}'
     plaid.fail(Fault(path="/credit/relay/remove", status=200, body=body))
-    gone = run("remove", shared)
-    told = json.loads(gone.out, parse_float=str)
-    assert (gone.status, told["removed"], told["inferred"]) == (1, False, False)
-    assert told["new"] == "0.12345678901234567891"
+    result = run("remove", shared_token)
+    response = json.loads(result.out, parse_float=str)
+    assert (result.status, response["removed"], response["inferred"]) == (1, False, False)
+    assert response["new"] == "0.12345678901234567891"
 
 
-def test_refresh_unknown(plaid, shared, run):
-    """Status 3."""
+def test_refresh_unknown(plaid, shared_token, run):
+    """A refresh without a response has status 3."""
     plaid.fail(Fault(close=True, when="after"))
-    assert run("refresh", shared).status == 3
+    assert run("refresh", shared_token).status == 3
 
 
-def test_interrupted_calls(plaid, shared, run, signal_when, monkeypatch):
-    """An interrupted read fails; the response of an interrupted refresh or removal is waited for, and printed."""
+def test_interrupted_calls(plaid, shared_token, run, signal_when, monkeypatch):
+    """An interrupted read fails; the response of an interrupted refresh or removal is awaited and printed."""
     plaid.fail(Fault(latency=1.0))
     signal_when(lambda: plaid.counts["/credit/relay/get"])
-    assert run("get", shared).status == 1
+    assert run("get", shared_token).status == 1
     signal_when(lambda: plaid.counts["/credit/relay/refresh"])
-    done = run("refresh", shared)
-    assert (done.status, json.loads(done.out)["relay_token"]) == (0, plaid.ledger[-1]["relay_token"])
-    assert done.err == ""
+    result = run("refresh", shared_token)
+    assert (result.status, json.loads(result.out)["relay_token"]) == (0, plaid.ledger[-1]["relay_token"])
+    assert result.err == ""
     monkeypatch.setenv("PLAID_CLIENT_ID", "owner")
     signal_when(lambda: plaid.counts["/credit/relay/remove"] == 1)
-    done = run("remove", shared)
-    assert (done.status, json.loads(done.out)["removed"]) == (0, True)
+    result = run("remove", shared_token)
+    assert (result.status, json.loads(result.out)["removed"]) == (0, True)
     signal_when(lambda: plaid.counts["/credit/relay/remove"] == 2)
-    done = run("remove", shared)
-    assert (done.status, "INVALID_RELAY_TOKEN" in done.err) == (1, True)
+    result = run("remove", shared_token)
+    assert (result.status, "INVALID_RELAY_TOKEN" in result.err) == (1, True)
 
 
-def test_an_interrupted_call_without_a_response(plaid, shared, run, signal_when):
-    """Its outcome is unknown, and the command says what to do."""
+def test_an_interrupted_call_without_a_response(plaid, shared_token, run, signal_when):
+    """The outcome of an interrupted call without a response is reported as unknown."""
     plaid.fail(Fault(latency=0.5, close=True))
     signal_when(lambda: plaid.counts["/credit/relay/refresh"])
-    done = run("refresh", shared)
-    assert (done.status, "outcome of the refresh is unknown" in done.err) == (3, True)
+    result = run("refresh", shared_token)
+    assert (result.status, "outcome of the refresh is unknown" in result.err) == (3, True)
 
 
-def test_no_such_relay_token(plaid, run):
-    """A token that can't pass is wrong usage; it isn't quoted."""
-    done = run("get", "credit relay")
-    assert done.status == 2
-    assert "relay_token holds white space" in done.err
-    assert "credit relay" not in done.err
+def test_an_invalid_relay_token(plaid, run):
+    """A relay token with white space is wrong usage, and is not repeated."""
+    result = run("get", "credit relay")
+    assert result.status == 2
+    assert "relay_token holds white space" in result.err
+    assert "credit relay" not in result.err
 
 
-# What all have in common
+# All commands
 
 
 def test_help_and_version(run):
-    """Every command and option has its help."""
+    """Every command has a help text."""
     from plaid_relay_async import __version__
 
     assert run("--version").out.strip() == __version__
@@ -286,7 +287,7 @@ def test_help_and_version(run):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         ["nope-canary-token"],
         ["get", "a", "canary-token"],
@@ -295,16 +296,16 @@ def test_help_and_version(run):
         ["bulk", "x", "--concurrency", "canary-token"],
     ],
 )
-def test_usage_errors_quote_no_value(run, words):
-    """What was typed may be a token in the wrong place."""
-    done = run(*words)
-    assert done.status == 2
-    assert "canary-token" not in done.out + done.err
-    assert "plaid-relay --help" in done.err
+def test_usage_errors_quote_no_value(run, args):
+    """An argument is not repeated in an error, because it may be a misplaced token."""
+    result = run(*args)
+    assert result.status == 2
+    assert "canary-token" not in result.out + result.err
+    assert "plaid-relay --help" in result.err
 
 
 @pytest.mark.parametrize(
-    ("words", "problem"),
+    ("args", "problem"),
     [
         (["bulk", "-", "--report-token", "-"], "can't be both"),
         (["bulk", "no-such-file", "--report-token", "a"], "no-such-file: No such file"),
@@ -316,31 +317,51 @@ def test_usage_errors_quote_no_value(run, words):
         (["simulate", "--port", "99999"], "--port 99999"),
     ],
 )
-def test_used_wrongly(plaid, run, words, problem):
-    """Status 2 and a sentence."""
-    done = run(*words)
-    assert (done.status, problem in done.err) == (2, True), done.err
+def test_invalid_usage(plaid, run, args, problem):
+    """Invalid usage has status 2 and a message."""
+    result = run(*args)
+    assert (result.status, problem in result.err) == (2, True), result.err
 
 
-def test_no_credentials(plaid, run, monkeypatch):
-    """They are asked for by name."""
-    monkeypatch.delenv("PLAID_SECRET")
-    done = run("get", "token")
-    assert (done.status, "PLAID_SECRET" in done.err) == (2, True)
+@pytest.mark.parametrize(
+    ("missing", "names"),
+    [
+        (["PLAID_SECRET"], "set PLAID_SECRET ("),
+        (["PLAID_CLIENT_ID", "PLAID_SECRET"], "set PLAID_CLIENT_ID and PLAID_SECRET ("),
+    ],
+)
+def test_no_credentials(plaid, run, monkeypatch, missing, names):
+    """Missing credentials are reported with the environment variables to set, and not with Python's API."""
+    for name in missing:
+        monkeypatch.delenv(name)
+    result = run("get", "token")
+    assert (result.status, f"no credentials: {names}" in result.err) == (2, True)
+    assert "Credentials(" not in result.err
+
+
+def test_help_wraps_to_the_width_of_the_terminal(run, monkeypatch):
+    """Each paragraph of a help text is one line if the terminal is wide enough."""
+    monkeypatch.setenv("COLUMNS", "500")
+    commands = [[name] for name in app.app if name.isalpha()]
+    commands += [["gateway", "keys"], *(["gateway", "keys", name] for name in ("add", "list", "revoke"))]
+    for command in [[], *commands]:
+        text, _, _ = run(*command, "--help").out.partition("╭")
+        lines = text.splitlines()
+        assert not any(one.strip() and other.strip() for one, other in itertools.pairwise(lines)), text
 
 
 def test_standard_output_is_closed(plaid, run, monkeypatch):
-    """It is told before anything is sent."""
+    """A closed standard output is reported before anything is sent."""
     with Path(os.devnull).open("w") as file:
         pass
     monkeypatch.setattr(sys, "stdout", file)
-    done = run("create", "--report-token", REPORT, "--partner", "p")
-    assert (done.status, "standard output isn't open" in done.err) == (2, True)
+    result = run("create", "--report-token", REPORT, "--partner", "p")
+    assert (result.status, "standard output isn't open" in result.err) == (2, True)
     assert not plaid.requests
 
 
 def test_standard_input_is_closed(plaid, run, monkeypatch):
-    """The same."""
+    """A closed standard input is wrong usage."""
     with Path(os.devnull).open() as file:
         pass
     monkeypatch.setattr(sys, "stdin", file)
@@ -348,8 +369,8 @@ def test_standard_input_is_closed(plaid, run, monkeypatch):
 
 
 @pytest.fixture
-def broken():
-    """A command with a bug, which holds a token."""
+def buggy_command():
+    """Add a command that raises an exception which contains a token."""
 
     @app.app.command
     def bug():
@@ -359,46 +380,46 @@ def broken():
     app.app.__delitem__("bug")
 
 
-def test_a_bug_of_ours(run, broken):
-    """Status 70, with the places in the code and nothing of what they held."""
-    done = run("bug")
-    assert done.status == 70
-    assert "LookupError" in done.err
-    assert "in bug" in done.err
-    assert "canary-token" not in done.err
+def test_a_bug(run, buggy_command):
+    """A bug has status 70, and is reported with code locations but without values."""
+    result = run("bug")
+    assert result.status == 70
+    assert "LookupError" in result.err
+    assert "in bug" in result.err
+    assert "canary-token" not in result.err
 
 
 def test_a_missing_extra():
-    """It is named."""
+    """If the extra isn't installed, the message names it."""
     code = (
         "import sys; sys.modules['cyclopts'] = None; from plaid_relay_async.cli import main; sys.exit(main())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "pip install 'plaid_relay_async[cli]'" in done.stderr
-    assert "Traceback" not in done.stderr
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "pip install 'plaid_relay_async[cli]'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
-def test_a_missing_module_of_another_kind():
-    """Is no matter of extras."""
+def test_another_missing_module():
+    """A missing module that isn't part of the extra raises ModuleNotFoundError."""
     code = "import sys; sys.modules['csv'] = None; from plaid_relay_async.cli import main; sys.exit(main())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "ModuleNotFoundError" in done.stderr
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError" in result.stderr
 
 
 def test_outside_of_the_main_thread(plaid, tmp_path):
-    """It runs, and hears no signals."""
+    """Outside of the main thread the command runs without handling signals."""
     out = tmp_path / "out"
     statuses = []
-    words = ["create", "--report-token", REPORT, "--partner", "ann", "--output", str(out)]
-    thread = threading.Thread(target=lambda: statuses.append(main(words)))
+    args = ["create", "--report-token", REPORT, "--partner", "ann", "--output", str(out)]
+    thread = threading.Thread(target=lambda: statuses.append(main(args)))
     thread.start()
     thread.join()
     assert statuses == [0]
 
 
 def test_canary(plaid, run, partners, tmp_path, caplog):
-    """The secret and the tokens are in the output alone, also with every logger at DEBUG."""
+    """The secret and the tokens are only in the output, even if every logger has the level DEBUG."""
     caplog.set_level(logging.DEBUG)
     logging.getLogger("plaid_relay_async").setLevel(logging.DEBUG)
     plaid.fail(
@@ -406,9 +427,9 @@ def test_canary(plaid, run, partners, tmp_path, caplog):
         Fault(secondary_client_id="p4", close=True, when="after"),
     )
     out = tmp_path / "out"
-    done = run("bulk", partners(30), "--report-token", REPORT, "--output", out)
+    result = run("bulk", partners(30), "--report-token", REPORT, "--output", out)
     refused = run("create", "--report-token", REPORT, "--partner", "p3", "--output", tmp_path / "other")
-    shown = done.out + done.err + refused.out + refused.err + caplog.text
+    shown = result.out + result.err + refused.out + refused.err + caplog.text
     for secret in (SECRET, REPORT, *(entry["relay_token"] for entry in plaid.ledger)):
         assert secret not in shown
     assert SECRET not in out.read_text()
@@ -419,46 +440,46 @@ def test_canary(plaid, run, partners, tmp_path, caplog):
 
 
 def test_demo(run, monkeypatch, tmp_path):
-    """It goes as scripted, needs nothing, heeds no variable, shows no token, leaves no file, ends with the table."""
+    """The demo has the scripted outcomes, ignores the environment, prints no token, and creates no file."""
     monkeypatch.setenv("PLAID_BASE_URL", "https://plaid.invalid")
     monkeypatch.setenv("PLAID_ENV", "nonsense")
     monkeypatch.chdir(tmp_path)
-    done = run("demo")
-    assert done.status == 0
-    rows = [line.split() for line in done.out.splitlines()[-6:]]
+    result = run("demo")
+    assert result.status == 0
+    rows = [line.split() for line in result.out.splitlines()[-6:]]
     assert rows[:4] == [["created", "390"], ["failed", "9"], ["unknown", "1"], ["not_attempted", "0"]]
-    assert "credit-relay" not in done.out + done.err
+    assert "credit-relay" not in result.out + result.err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_demo_interrupted(run, signal_when):
-    """A demo that is interrupted did not go as scripted."""
+    """An interrupted demo reports that its outcomes differ from the script."""
     signal_when()
-    done = run("demo")
-    assert done.status == 1
-    assert "differ from the script" in done.out
+    result = run("demo")
+    assert result.status == 1
+    assert "differ from the script" in result.out
 
 
 def test_simulate(run, signal_when):
     """The simulator prints its address and a ready report, and ends at a signal with status 0."""
     signal_when()
-    done = run("simulate", "--report", "assets-sandbox-x", "--client", "a:b")
-    assert done.status == 0
-    address, report = done.out.splitlines()
+    result = run("simulate", "--report", "assets-sandbox-x", "--client", "a:b")
+    assert result.status == 0
+    address, report = result.out.splitlines()
     assert address.startswith("listening on http://127.0.0.1:")
     assert report == "report token: assets-sandbox-x"
 
 
 def test_simulate_in_another_process(spawn, run, monkeypatch, partners):
-    """The address and the report that it prints serve a batch; any credentials will do."""
+    """A batch can use the printed address and report, with any credentials."""
     process = spawn("simulate")
     url = process.stdout.readline().split()[-1]
     token = process.stdout.readline().split()[-1]
     monkeypatch.setenv("PLAID_CLIENT_ID", "anybody")
     monkeypatch.setenv("PLAID_SECRET", "anything")
     monkeypatch.delenv("PLAID_ENV", raising=False)
-    done = run("bulk", partners(50), "--report-token", token, "--base-url", url)
-    assert (done.status, done.count("created")) == (0, 50)
+    result = run("bulk", partners(50), "--report-token", token, "--base-url", url)
+    assert (result.status, result.count("created")) == (0, 50)
     time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 0

@@ -1,4 +1,4 @@
-"""What a person's terminal is given: nothing that it acts on, and no token that was typed in the wrong place."""
+"""What is printed on a terminal: no control characters, and no misplaced tokens."""
 
 import io
 import json
@@ -45,8 +45,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_a_terminal_would_act_on(name):
-    """Each character that isn't visible is displayed as a backslash sequence."""
+def test_invisible_characters_are_escaped(name):
+    """Each invisible character is displayed as a backslash sequence."""
     text, escaped = HOSTILE[name]
     assert escape_unprintable(text) == sanitize(text) == escaped
 
@@ -54,14 +54,14 @@ def test_what_a_terminal_would_act_on(name):
 @pytest.mark.parametrize(
     "text", ["plain ASCII ~", "żółw, Zürich, Ω, 日本語, 한국어, العربية", "e\u0301 👍", r"C:\dir", ""]
 )
-def test_what_a_person_reads(text):
-    """Letters and signs of all languages are displayed as they are."""
+def test_visible_characters_are_unchanged(text):
+    """Letters and symbols of all languages are displayed unchanged."""
     assert escape_unprintable(text) == sanitize(text) == text
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_text_of_an_error(name):
-    """An error's text is one line that a terminal or a log can take, whatever a server has sent."""
+    """The text of an error is one printable line, whatever a server has sent."""
     text, escaped = HOSTILE[name]
     assert escaped in str(NotSentError(text))
     assert str(NotSentError("x", errno=None)).isprintable()
@@ -71,7 +71,7 @@ def test_the_text_of_an_error(name):
     "text", ["[/x]", "[link=https://evil.example]x[/link]", "[red]x", ":smile:", "x:100:7: y"]
 )
 def test_rich_reads_no_markup(capfd, text):
-    """What is said beside a progress bar isn't read as rich's markup or as the name of an emoji."""
+    """Messages are not parsed as rich's markup or emoji names."""
     ProgressDisplay(None).print_message(text, "second line")
     assert capfd.readouterr().err == f"{text}\nsecond line\n"
 
@@ -80,20 +80,20 @@ def test_rich_reads_no_markup(capfd, text):
     "code", ["[/x]", "[link=https://evil.example]", *(text for text, _ in HOSTILE.values())]
 )
 def test_an_error_code_in_a_table(plaid, run, partners, code):
-    """A server's error code is displayed in the table, and doesn't end the command with a bug."""
+    """Any error code is displayed in the table, and none causes a bug."""
     plaid.fail(Fault(status=400, body={"error_code": code, "error_type": "INVALID_INPUT"}))
-    done = run("bulk", partners(1), "--report-token", REPORT)
-    assert done.status == 1
-    assert escape_unprintable(code) in done.err
-    assert all(line.isprintable() for line in done.err.split("\n"))
+    result = run("bulk", partners(1), "--report-token", REPORT)
+    assert result.status == 1
+    assert escape_unprintable(code) in result.err
+    assert all(line.isprintable() for line in result.err.split("\n"))
 
 
 def test_the_name_of_a_run_in_a_table(plaid, run, tmp_path):
-    """`runs` displays names: no markup, no emoji, and fillers as escapes."""
-    words = ("--journal", tmp_path / "relay.db")
+    """`runs` displays names without markup and emoji, and escapes invisible characters."""
+    args = ("--journal", tmp_path / "relay.db")
     for name in ("[/x]", ":smile:", "p\u3164"):
-        assert run("create", "--report-token", REPORT, "--partner", "p", *words, "--run", name).status == 0
-    assert {line.split()[0] for line in run("runs", *words).out.splitlines()[1:]} == {
+        assert run("create", "--report-token", REPORT, "--partner", "p", *args, "--run", name).status == 0
+    assert {line.split()[0] for line in run("runs", *args).out.splitlines()[1:]} == {
         "[/x]",
         ":smile:",
         r"p\u3164",
@@ -111,7 +111,7 @@ TOKENS = [
 
 @pytest.mark.parametrize("token", TOKENS)
 def test_no_token_on_standard_error(capfd, token):
-    """What only a token, a secret or a key looks like is hidden in all that is said, wherever it comes from."""
+    """Tokens, secrets and keys are hidden in all messages."""
     print_message(f"{token}: no such file", f"/tmp/{token}.csv", f"{token}\x1b[m")
     ProgressDisplay(None).print_message(f"no run {token!r}")
     assert capfd.readouterr().err.splitlines() == [
@@ -126,27 +126,27 @@ def test_no_token_on_standard_error(capfd, token):
     "name",
     ["nightly-production-2026-11-29", "relay-sandbox-outcomes.jsonl", "5f3a9c2e1b7d4a0011223344", "n" * 30],
 )
-def test_a_name_that_is_no_token(name):
-    """The name of a file, of a run or of a partner is shown."""
+def test_names_are_not_hidden(name):
+    """The names of files, runs and partners are shown."""
     assert sanitize(name) == name
 
 
-def test_a_long_line_is_cut():
-    """A line is cut, and a token at the cut isn't shown in part."""
+def test_a_long_line_is_truncated():
+    """A long line is truncated, and no part of a token at the cut is shown."""
     assert sanitize("x" * 3_000) == "x" * 2_000 + "[... 1,000 more characters]"
     assert "access" not in sanitize(" " * 1_990 + TOKENS[0])
 
 
-def test_log_records_that_no_handler_takes(capfd):
-    """A warning in the log is displayed as any other line on standard error."""
+def test_log_records_without_a_handler(capfd):
+    """A log record without a handler is displayed like other messages."""
     record = logging.LogRecord("x", logging.WARNING, __file__, 1, "a\x1b[2J %s\nb", (TOKENS[0],), None)
     FallbackLogHandler().handle(record)
     assert capfd.readouterr().err == "a\\x1b[2J [hidden]\nb\n"
 
 
 @pytest.mark.parametrize(("encoding", "bar"), [("ascii", "-"), ("utf-8", "━")])
-def test_a_bar_on_a_terminal_that_lacks_its_characters(monkeypatch, encoding, bar):
-    """The progress bar is drawn with characters that the terminal has."""
+def test_a_bar_in_the_encoding_of_the_terminal(monkeypatch, encoding, bar):
+    """The progress bar uses characters that the terminal's encoding has."""
     written = io.BytesIO()
     monkeypatch.setattr(
         sys, "stderr", io.TextIOWrapper(written, encoding=encoding, errors="backslashreplace")
@@ -162,18 +162,18 @@ def test_a_bar_on_a_terminal_that_lacks_its_characters(monkeypatch, encoding, ba
 
 
 @pytest.mark.parametrize("token", [REPORT, *TOKENS])
-@pytest.mark.parametrize("words", [["bulk", "{}", "--report-token", "x"], ["fetch", "{}", "--dir", "{dir}"]])
-def test_a_token_in_place_of_a_file(plaid, run, tmp_path, token, words):
-    """The message doesn't repeat it, and nothing is sent."""
-    done = run(*(word.format(token, dir=tmp_path) for word in words))
-    assert done.status == 2
-    assert token not in done.out + done.err
-    assert ("INPUT: is a token" in done.err) or ("[hidden]: No such file" in done.err)
+@pytest.mark.parametrize("args", [["bulk", "{}", "--report-token", "x"], ["fetch", "{}", "--dir", "{dir}"]])
+def test_a_token_in_place_of_a_file(plaid, run, tmp_path, token, args):
+    """A token in place of a file name is not repeated, and nothing is sent."""
+    result = run(*(word.format(token, dir=tmp_path) for word in args))
+    assert result.status == 2
+    assert token not in result.out + result.err
+    assert ("INPUT: is a token" in result.err) or ("[hidden]: No such file" in result.err)
     assert not plaid.requests
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         ["{}"],
         ["--{}"],
@@ -194,14 +194,14 @@ def test_a_token_in_place_of_a_file(plaid, run, tmp_path, token, words):
         ["pdf", "x", "--output", "{}/y"],
     ],
 )
-def test_a_token_in_place_of_any_word(plaid, run, tmp_path, monkeypatch, words):
-    """No message repeats it, whichever part of the command rejects it."""
+def test_a_token_in_place_of_any_argument(plaid, run, tmp_path, monkeypatch, args):
+    """A token in place of any argument is not repeated, whichever part of the command rejects it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     for token in TOKENS:
-        done = run(*(word.format(token) for word in words))
-        assert done.status in {1, 2}
-        assert token not in done.out + done.err
+        result = run(*(word.format(token) for word in args))
+        assert result.status in {1, 2}
+        assert token not in result.out + result.err
 
 
 @pytest.mark.parametrize(
@@ -209,14 +209,14 @@ def test_a_token_in_place_of_any_word(plaid, run, tmp_path, monkeypatch, words):
 )
 @pytest.mark.parametrize("token", TOKENS)
 def test_a_secret_in_the_wrong_variable(plaid, run, monkeypatch, tmp_path, variable, token):
-    """Neither the command nor the text of the error repeats the value of a variable."""
+    """The value of an environment variable is not repeated in an error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PLAID_RELAY_JOURNAL", "relay.db")
     if variable == "PLAID_ENV":
         monkeypatch.delenv("PLAID_BASE_URL")
     monkeypatch.setenv(variable, token)
-    done = run("create", "--report-token", REPORT, "--partner", "p", "--run", "r")
-    assert token not in done.err
+    result = run("create", "--report-token", REPORT, "--partner", "p", "--run", "r")
+    assert token not in result.err
 
 
 # ------------------------------------------------------------------------------ JSON on a terminal
@@ -224,7 +224,7 @@ def test_a_secret_in_the_wrong_variable(plaid, run, monkeypatch, tmp_path, varia
 
 @pytest.fixture
 def terminal():
-    """A terminal, and a function that returns what it was given."""
+    """Open a pseudo-terminal; return its file and a function that reads what was written to it."""
     screen, terminal = pty.openpty()
     tty.setraw(terminal)
     with os.fdopen(screen, "rb", buffering=0) as reader, io.FileIO(terminal, "w") as file:
@@ -233,7 +233,7 @@ def terminal():
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_json_on_a_terminal(terminal, name):
-    """A response is displayed as JSON of the same value, in which a terminal acts on nothing."""
+    """JSON on a terminal has the same value, with escapes in place of control characters."""
     text, _ = HOSTILE[name]
     value = {"name": [text, "Zürich 日本語"]}
     file, displayed_bytes = terminal
@@ -244,15 +244,15 @@ def test_json_on_a_terminal(terminal, name):
     assert all(line.isprintable() for line in written.decode().replace("\r\n", "\n").split("\n"))
 
 
-def test_bytes_that_are_no_text_on_a_terminal(terminal):
-    """A control character of eight bits is escaped too."""
+def test_invalid_text_on_a_terminal(terminal):
+    """Bytes that aren't valid UTF-8 are escaped."""
     file, displayed_bytes = terminal
     write_all(file, b"\x9b2J")
     assert displayed_bytes() == rb"\x9b2J"
 
 
 def test_outcomes_on_a_terminal(terminal):
-    """Each outcome's line is as safe."""
+    """Outcomes are escaped in the same way."""
     file, displayed_bytes = terminal
     output = Output(file, as_csv=False)
     output.write({"outcome": "failed", "secondary_client_id": "p\x7f\x1b", "request_id": None})
@@ -263,7 +263,7 @@ def test_outcomes_on_a_terminal(terminal):
 
 
 def test_json_in_a_file_is_exact(tmp_path):
-    """What isn't shown to a person stays as it is, to the byte."""
+    """JSON in a file is not changed."""
     path = tmp_path / "x.json"
     with io.FileIO(path, "w") as file:
         write_all(file, b"\x9b\xff\r\x1b")
@@ -271,7 +271,7 @@ def test_json_in_a_file_is_exact(tmp_path):
 
 
 def test_a_pdf_on_a_terminal(plaid, spawn):
-    """It is refused before anything is sent."""
+    """A PDF for a terminal is rejected before anything is sent."""
     screen, terminal = pty.openpty()
     process = spawn("pdf", "credit-relay-x", "--output", "-", stdout=terminal)
     _, errors = process.communicate(timeout=60)
@@ -281,8 +281,8 @@ def test_a_pdf_on_a_terminal(plaid, spawn):
     assert not plaid.requests
 
 
-def test_a_report_token_that_the_simulator_was_given(spawn):
-    """The simulator prints it without what a terminal would act on."""
+def test_the_report_token_of_the_simulator(spawn):
+    """The simulator escapes control characters in the report token that it prints."""
     process = spawn("simulate", "--report", "a\x1b[2Jb")
     assert process.stdout.readline().startswith("listening on ")
     assert process.stdout.readline() == r"report token: a\x1b[2Jb" + "\n"

@@ -1,4 +1,4 @@
-"""What the command writes as CSV is text to a spreadsheet, and the original to the command."""
+"""CSV that the command writes is text for a spreadsheet, and is read back unchanged by the command."""
 
 import csv
 import io
@@ -31,14 +31,14 @@ IDENTIFIERS = st.builds(
 
 @pytest.mark.parametrize("case", CELLS)
 def test_a_cell_is_text_to_a_spreadsheet(case):
-    """A text that would be a formula, in full-width characters as well, gets an apostrophe in front."""
+    """A text that a spreadsheet could execute as a formula gets a leading apostrophe."""
     assert neutralize(case["text"]) == case["cell"]
     assert restore(case["cell"]) == case["text"]
 
 
 @given(TEXTS)
 def test_any_text_is_restored(text):
-    """Each text is read back as it was, also one that begins with an apostrophe."""
+    """Each text is read back unchanged, even one with a leading apostrophe."""
     assert restore(neutralize(text)) == text
     assert neutralize(text)[:1] not in {*SIGNS, *CONTROLS}
 
@@ -48,8 +48,8 @@ def out(tmp_path):
     return tmp_path / "out.csv"
 
 
-def written(out, lines):
-    """The rows that the command writes for outcomes, as a spreadsheet reads them."""
+def write_rows(out, lines):
+    """Write outcomes, and return the rows as a spreadsheet reads them."""
     out.unlink(missing_ok=True)
     with open_output(str(out), use_rescue=False) as output:
         for line in lines:
@@ -58,45 +58,45 @@ def written(out, lines):
         return list(csv.DictReader(file, strict=True))
 
 
-def read(text, form):
-    """What the rows of a file ask for."""
+def read_requests(text, form):
+    """Read the requests of an input."""
     table = InputTable(io.BufferedReader(io.BytesIO(text)), "in.csv", form.columns, InputFormat())
-    return [made for _, made in parse_rows(table, form)]
+    return [request for _, request in parse_rows(table, form)]
 
 
 @given(texts=st.lists(TEXTS, min_size=1, max_size=5))
 def test_any_text_is_written_and_read_back(tmp_path_factory, texts):
-    """Whatever an error code, a request id or a partner holds, its cell is no formula and holds the text."""
+    """A cell with any error code, request ID or partner is not a formula, and holds the text."""
     columns = ("secondary_client_id", "request_id", "error_code")
     out = tmp_path_factory.mktemp("texts") / "out.csv"
-    rows = written(out, [dict.fromkeys(columns, text) for text in texts])
+    rows = write_rows(out, [dict.fromkeys(columns, text) for text in texts])
     assert [[restore(row[name]) for name in columns] for row in rows] == [[text] * 3 for text in texts]
 
 
 @given(partners=st.lists(IDENTIFIERS, min_size=1, max_size=5))
 def test_an_output_is_an_input(tmp_path_factory, partners):
-    """The partners of an output are those of the input that it is given as, in a header's column or alone."""
+    """The partners of an output are read back from it, and from a list of them."""
     out = tmp_path_factory.mktemp("partners") / "out.csv"
-    written(out, [{"outcome": "failed", "secondary_client_id": partner} for partner in partners])
+    write_rows(out, [{"outcome": "failed", "secondary_client_id": partner} for partner in partners])
     rows = list(csv.reader(io.StringIO(out.read_text("utf-8"), newline="")))
-    alone = "".join(f"{row[1]}\n" for row in rows).encode()
-    for text in (out.read_bytes(), alone):
-        requests = read(text, creation_form(REPORT, allow_odd=True))
+    partner_list = "".join(f"{row[1]}\n" for row in rows).encode()
+    for text in (out.read_bytes(), partner_list):
+        requests = read_requests(text, creation_form(REPORT, allow_odd=True))
         assert [request.secondary_client_id for request in requests] == partners
 
 
 @given(token=st.builds(str.__add__, st.just("'=") | st.just("@"), IDENTIFIERS))
 def test_a_token_is_never_changed(tmp_path_factory, token):
-    """A relay token is written and read as it is, whatever it begins with."""
+    """A relay token is written and read unchanged, whatever its first character is."""
     out = tmp_path_factory.mktemp("tokens") / "out.csv"
-    (row,) = written(out, [{"outcome": "created", "relay_token": token}])
+    (row,) = write_rows(out, [{"outcome": "created", "relay_token": token}])
     assert row["relay_token"] == token
-    (row,) = read(out.read_bytes(), shared_report_form(str))
+    (row,) = read_requests(out.read_bytes(), shared_report_form(str))
     assert row.request == token
 
 
-def test_outcomes_are_no_formulas(plaid, run, out, tmp_path):
-    """`bulk` and `export` write the same cells; a server's error code is one, too. JSON Lines has the original."""
+def test_outcomes_are_not_formulas(plaid, run, out, tmp_path):
+    """`bulk` and `export` write the same cells, and JSON Lines has the original text."""
     plaid.fail(Fault(path=CREATE, status=400, body={"error_code": "=HYPERLINK(A1)", "request_id": "+1"}))
     rows = tmp_path / "in.jsonl"
     rows.write_text('"a"\n', encoding="utf-8")

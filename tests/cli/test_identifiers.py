@@ -1,4 +1,4 @@
-"""Which identifiers the command accepts from a file or the command line."""
+"""The identifiers that the command accepts from a file or an option."""
 
 import random
 import time
@@ -40,9 +40,9 @@ SHAPES = st.lists(st.sampled_from(Shape), min_size=1, max_size=300)
     ],
 )
 def test_oddities(identifier, oddity):
-    """What a spreadsheet makes of an identifier, a heading, a total and a forgotten file are named.
+    """Formulas, numbers, headings, totals and tokens are recognized.
 
-    So is what another list has: a comment, a tag, a bullet, a URL, or a token.
+    So are a comment, a tag, a list item, a path and a URL.
     """
     assert oddity_of(identifier).startswith(oddity)
 
@@ -55,15 +55,15 @@ def test_oddities(identifier, oddity):
     ],
 )
 def test_no_oddities(identifier):
-    """Plaid may change its identifiers, so nothing else is odd."""
+    """No other value is odd, because Plaid may change its identifiers."""
     assert oddity_of(identifier) is None
 
 
-def test_a_long_heading_takes_no_time():
-    """Each text matches in one way at most."""
-    began = time.process_time()
+def test_a_long_heading_is_checked_in_linear_time():
+    """The pattern matches each text in at most one way, so that a long text takes no exponential time."""
+    started = time.process_time()
     assert not is_heading("partnerids" * 20_000 + "!")
-    assert time.process_time() - began < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
@@ -77,26 +77,26 @@ def test_a_long_heading_takes_no_time():
     ],
 )
 def test_shapes(identifier, shape):
-    """The shape is the smallest alphabet, of ASCII alone."""
+    """The shape is the smallest alphabet that has all characters; only ASCII counts."""
     assert shape_of(identifier) is shape
 
 
 @given(st.text(), st.text())
 def test_shapes_are_nested(one, other):
-    """The shape of a text is the largest shape of its parts: what is added never makes it smaller."""
+    """The shape of a text is the largest shape of its parts."""
     assert shape_of(one + other) == max(shape_of(one), shape_of(other))
 
 
 @given(HEXADECIMAL)
 def test_no_hexadecimal_identifier_is_odd(identifier):
-    """Neither by itself, whatever digits it happens to have, nor outside of the hexadecimal shape."""
+    """A hexadecimal identifier is never odd, whatever its digits are."""
     assert oddity_of(identifier) is None
     assert shape_of(identifier) <= Shape.HEXADECIMAL
 
 
 @given(SHAPES)
 def test_the_common_shape(shapes):
-    """It is the smallest that nine in ten have: one in ten at most is outside, and without one the rest has it."""
+    """It is the smallest shape that covers nine in ten identifiers: at most one in ten is outside."""
     common = common_shape(Counter(shapes))
     assert 10 * sum(shape > common for shape in shapes) <= len(shapes)
     smaller = [shape for shape in shapes if shape < common]
@@ -104,8 +104,8 @@ def test_the_common_shape(shapes):
 
 
 @given(SHAPES, st.integers(1, 50))
-def test_more_of_what_is_inside_keeps_the_rest_inside(shapes, count):
-    """An identifier that is written in the largest shape among those accepted never makes another one odd."""
+def test_more_common_identifiers_make_no_other_odd(shapes, count):
+    """Adding identifiers of the common shape doesn't change that shape."""
     common = common_shape(Counter(shapes))
     assert common_shape(Counter(shapes + [common] * count)) == common
 
@@ -121,12 +121,12 @@ def test_more_of_what_is_inside_keeps_the_rest_inside(shapes, count):
     ],
 )
 def test_nine_in_ten(counts, common):
-    """With one row in ten outside there is a common shape, with one in nine there is none."""
+    """With one odd row in ten there is a smaller common shape; with one in nine there is none."""
     assert common_shape(counts) is common
 
 
 def test_random_hexadecimal_lists_have_no_odd_rows():
-    """An identifier that happens to be all digits is inside the shape of the others."""
+    """An identifier that happens to have only digits is inside the shape of the others."""
     choices = random.Random(1)
     for size in [*range(1, 60), 10_000]:
         shapes = [shape_of(f"{choices.getrandbits(96):024x}") for _ in range(size)]

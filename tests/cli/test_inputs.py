@@ -1,4 +1,4 @@
-"""What `bulk` and `create` make of real inputs: one that may have been misread is never sent."""
+"""How `bulk` and `create` read real inputs: an input that may have been misread is never sent."""
 
 import os
 import random
@@ -18,24 +18,24 @@ IDS = [f"{CHOICES.getrandbits(96):024x}" for _ in range(20)]
 EXCEL = "\ufeffName;Secondary Client ID;Land\r\n" + "".join(f"Bank; {each};DE\r\n" for each in IDS)
 
 
-def partners(plaid):
+def created_partners(plaid):
     return sorted(entry["secondary_client_id"] for entry in plaid.ledger)
 
 
 @pytest.fixture
 def bulk(run, tmp_path):
-    """Run `bulk` on an input of this text."""
+    """Run `bulk` on an input with a given text."""
 
-    def bulk(text, *words):
+    def bulk(text, *args):
         path = tmp_path / "in.txt"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return run("bulk", path, "--report-token", REPORT, *words)
+        return run("bulk", path, "--report-token", REPORT, *args)
 
     return bulk
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "args"),
     [
         (EXCEL, []),
         ("sep=;\n" + EXCEL.removeprefix("\ufeff"), []),
@@ -48,13 +48,13 @@ def bulk(run, tmp_path):
     ],
     ids=["excel", "sep", "tab", "utf-16", "cr", "partner-id", "list", "no-header"],
 )
-def test_files_that_are_sent(plaid, bulk, text, words):
-    """Each partner gets a token, whatever program has written the file."""
-    dry = bulk(text, *words, "--dry-run")
+def test_files_that_are_sent(plaid, bulk, text, args):
+    """Each partner gets a token, whichever program wrote the file."""
+    dry = bulk(text, *args, "--dry-run")
     assert (dry.status, len(plaid.requests)) == (0, 0)
-    done = bulk(text, *words)
-    assert done.status == 0
-    assert partners(plaid) == sorted(IDS if "--no-header" not in words else [f"{IDS[0]}-x", IDS[1]])
+    result = bulk(text, *args)
+    assert result.status == 0
+    assert created_partners(plaid) == sorted(IDS if "--no-header" not in args else [f"{IDS[0]}-x", IDS[1]])
 
 
 @pytest.mark.parametrize(
@@ -86,50 +86,50 @@ def test_files_that_are_sent(plaid, bulk, text, words):
     ],
     ids=["total", "total-id", "partner-id", "one-odd", "two-odd", "two-kinds", "header", "issue"],
 )
-def test_files_that_are_refused(plaid, bulk, text, problems):
-    """Each row is named, by both runs, and nothing is sent."""
-    for words in ([], ["--dry-run"]):
-        done = bulk(text, *words)
-        assert (done.status, len(plaid.requests)) == (2, 0)
-        assert done.err.count("in.txt:") == len(problems)
+def test_files_that_are_rejected(plaid, bulk, text, problems):
+    """Each invalid row is reported, with and without --dry-run, and nothing is sent."""
+    for args in ([], ["--dry-run"]):
+        result = bulk(text, *args)
+        assert (result.status, len(plaid.requests)) == (2, 0)
+        assert result.err.count("in.txt:") == len(problems)
         for problem in problems:
-            assert problem in done.err
-        assert done.err.endswith("nothing was sent\n")
+            assert problem in result.err
+        assert result.err.endswith("nothing was sent\n")
 
 
 def test_odd_rows_that_are_accepted(plaid, bulk):
-    """`--allow-odd-ids` sends odd rows and odd identifiers, and only those."""
+    """`--allow-odd-ids` accepts odd rows and odd identifiers."""
     text = "secondary_client_id\n" + "\n".join([*IDS, "Sparkasse", "=abc", "TOTAL"])
     assert bulk(text, "--allow-odd-ids").status == 0
-    assert partners(plaid) == sorted([*IDS, "Sparkasse", "=abc", "TOTAL"])
+    assert created_partners(plaid) == sorted([*IDS, "Sparkasse", "=abc", "TOTAL"])
 
 
 def test_odd_rows_of_an_array(plaid, bulk):
-    """They are named in order by line and column, if they share a line."""
-    done = bulk(str([*IDS, "Sparkasse", "b-1"]).replace("'", '"'))
-    assert (done.status, len(plaid.requests)) == (2, 0)
-    assert [line.split(": ")[-3].rpartition("in.txt:")[2] for line in done.err.splitlines()[:2]] == [
+    """Odd rows on one line are reported in order, with line and column."""
+    result = bulk(str([*IDS, "Sparkasse", "b-1"]).replace("'", '"'))
+    assert (result.status, len(plaid.requests)) == (2, 0)
+    assert [line.split(": ")[-3].rpartition("in.txt:")[2] for line in result.err.splitlines()[:2]] == [
         "1:562",
         "1:575",
     ]
 
 
-def test_very_many_odd_rows(plaid, bulk):
-    """The first twenty are named."""
-    done = bulk("\n".join([*(f"{n:x}" for n in range(1000)), *("x" * n for n in range(1, 31))]))
-    assert (done.status, done.err.count("in.txt:"), len(plaid.requests)) == (2, 20, 0)
-    assert "in.txt:1001: " in done.err
-    assert "in.txt:1020: " in done.err
-    assert "and 10 more like these" in done.err
+def test_many_odd_rows(plaid, bulk):
+    """Only the first twenty odd rows are printed."""
+    result = bulk("\n".join([*(f"{n:x}" for n in range(1000)), *("x" * n for n in range(1, 31))]))
+    assert (result.status, result.err.count("in.txt:"), len(plaid.requests)) == (2, 20, 0)
+    assert "in.txt:1001: " in result.err
+    assert "in.txt:1020: " in result.err
+    assert "and 10 more like these" in result.err
 
 
 def test_dry_run(plaid, bulk, tmp_path):
-    """It prints what would be sent and how the file was recognized, and neither connects nor makes a file."""
+    """--dry-run prints what would be sent and how the file was read; it creates no connection and no file."""
     text = EXCEL + f"Bank;{IDS[0]};\x1b[31m\r\n"
-    words = ("--journal", tmp_path / "relay.db", "--run", "r", "--output", tmp_path / "out")
-    done = bulk(text, "--dry-run", *words)
-    assert done.status == 0
-    facts = dict(line.split(":", 1) for line in done.out.splitlines())
+    args = ("--journal", tmp_path / "relay.db", "--run", "r", "--output", tmp_path / "out")
+    result = bulk(text, "--dry-run", *args)
+    assert result.status == 0
+    facts = dict(line.split(":", 1) for line in result.out.splitlines())
     assert {name: fact.strip() for name, fact in facts.items()} == {
         "rows": "21",
         "invalid": "0",
@@ -142,60 +142,68 @@ def test_dry_run(plaid, bulk, tmp_path):
         "columns": "secondary_client_id (Secondary Client ID)",
         "unknown columns": "Name, Land",
     }
-    assert done.err == "nothing was sent\n"
+    assert result.err == "nothing was sent\n"
     assert not plaid.requests
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
 
 
 def test_dry_run_of_a_list(bulk, plaid):
-    """A list has no header; many duplicates are counted, and the first are named."""
-    done = bulk("\n".join(IDS * 3), "--dry-run")
-    assert "columns:         secondary_client_id (no header)\n" in done.out
-    assert "duplicates:      40 (lines 21, 22, " in done.out
-    assert ", 40, ...)" in done.out
+    """A list has no header; duplicates are counted, and the first ones are listed."""
+    result = bulk("\n".join(IDS * 3), "--dry-run")
+    assert "columns:         secondary_client_id (no header)\n" in result.out
+    assert "duplicates:      40 (lines 21, 22, " in result.out
+    assert ", 40, ...)" in result.out
     assert not plaid.requests
 
 
 def test_dry_run_without_a_header(bulk, plaid):
-    """The values of a table without a header aren't shown as names of columns: one may be a token."""
-    done = bulk("assets-sandbox-secret;p1\nassets-sandbox-secret;p2\n", "--dry-run")
-    assert (done.status, len(plaid.requests)) == (2, 0)
-    assert "secret" not in done.out + done.err
+    """The values of a table without a header are not printed, because one may be a token."""
+    result = bulk("assets-sandbox-secret;p1\nassets-sandbox-secret;p2\n", "--dry-run")
+    assert (result.status, len(plaid.requests)) == (2, 0)
+    assert "secret" not in result.out + result.err
 
 
-def test_dry_run_of_nothing(bulk, plaid):
+def test_dry_run_of_an_unknown_header(bulk, plaid):
+    """A rejected header is named, and the summary doesn't claim that the input has no columns."""
+    result = bulk("partner_id,Land\np1,DE\n", "--dry-run")
+    assert (result.status, len(plaid.requests)) == (2, 0)
+    assert "columns:         not recognized\n" in result.out
+    assert "isn't in the header; the header has partner_id, Land; the columns are " in result.err
+
+
+def test_dry_run_of_an_empty_input(bulk, plaid):
     """An empty input is valid."""
     assert bulk("", "--dry-run").out.startswith("rows:            0\n")
     assert not plaid.requests
 
 
 def test_unknown_columns_are_reported_once(bulk, run, stdin, plaid):
-    """On standard error, before anything is sent or after the end of a pipe."""
+    """Unknown columns are reported before anything is sent, or after the end of a pipe."""
     text = "Name,secondary_client_id\nA,p1\nB,p2\n"
     assert bulk(text).err.count("unknown columns are ignored: Name\n") == 1
     stdin(text.replace("p", "q"))
-    done = run("bulk", "-", "--stream", "--report-token", REPORT)
-    assert done.err.count("unknown columns are ignored: Name\n") == 1
-    assert partners(plaid) == ["p1", "p2", "q1", "q2"]
+    result = run("bulk", "-", "--stream", "--report-token", REPORT)
+    assert result.err.count("unknown columns are ignored: Name\n") == 1
+    assert created_partners(plaid) == ["p1", "p2", "q1", "q2"]
 
 
 # Pipes
 
 
-def test_a_pipe_is_checked_as_a_whole(plaid, run, stdin):
-    """Nothing of it is sent if a row is odd; `--stream` sends it row by row without that check."""
+def test_a_pipe_is_checked_before_it_is_sent(plaid, run, stdin):
+    """An odd row stops the whole pipe; `--stream` sends it row by row without that check."""
     text = "\n".join([*IDS, "Sparkasse"])
     stdin(text)
-    done = run("bulk", "-", "--report-token", REPORT)
-    assert (done.status, len(plaid.requests)) == (2, 0)
-    assert "<stdin>:21: secondary_client_id: nine in ten rows are hexadecimal" in done.err
+    result = run("bulk", "-", "--report-token", REPORT)
+    assert (result.status, len(plaid.requests)) == (2, 0)
+    assert "<stdin>:21: secondary_client_id: nine in ten rows are hexadecimal" in result.err
     stdin(text)
     assert run("bulk", "-", "--stream", "--report-token", REPORT).status == 0
     assert len(plaid.ledger) == 21
 
 
 def test_a_pipe_is_copied_into_a_private_file(tmp_path, monkeypatch, stdin):
-    """It has mode 0600 and no name, and its rows can be read twice."""
+    """The copy has mode 0600 and no name, and can be read twice."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     stdin("p1\np2\n")
     with InputSource("-", stream=False) as source:
@@ -205,7 +213,7 @@ def test_a_pipe_is_copied_into_a_private_file(tmp_path, monkeypatch, stdin):
 
 
 def test_a_pipe_that_cannot_be_copied(tmp_path, monkeypatch, stdin):
-    """The reason and the way out are named."""
+    """The reason and the remedy are reported."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     stdin("p1\n")
     with pytest.raises(UsageError, match=r"can't be copied for the check: No such file.*TMPDIR.*--stream"):
@@ -216,7 +224,7 @@ def test_a_pipe_that_cannot_be_copied(tmp_path, monkeypatch, stdin):
 
 
 @pytest.mark.parametrize(
-    ("words", "problem"),
+    ("args", "problem"),
     [
         (["--delimiter", "x"], "--delimiter: must be one of , ; | tab"),
         (["--column", "partner=x"], "--column: must be COLUMN=NAME, with one of report_token, "),
@@ -227,39 +235,39 @@ def test_a_pipe_that_cannot_be_copied(tmp_path, monkeypatch, stdin):
         (["--stream", "--dry-run"], "--dry-run: can't be used with --stream"),
     ],
 )
-def test_options_that_are_refused(bulk, plaid, words, problem):
-    """The option is named, and nothing is sent."""
-    done = bulk("p1\n", *words)
-    assert (done.status, problem in done.err, len(plaid.requests)) == (2, True, 0)
+def test_invalid_options(bulk, plaid, args, problem):
+    """An invalid option is named, and nothing is sent."""
+    result = bulk("p1\n", *args)
+    assert (result.status, problem in result.err, len(plaid.requests)) == (2, True, 0)
 
 
 def test_two_mapped_columns(bulk, plaid):
     """`--column` may be repeated."""
-    words = ("--column", "secondary_client_id=Partner", "--column", "webhook=Callback URL")
-    assert bulk("Partner|Callback URL\np1|https://x.example\n", *words).status == 0
-    assert partners(plaid) == ["p1"]
+    args = ("--column", "secondary_client_id=Partner", "--column", "webhook=Callback URL")
+    assert bulk("Partner|Callback URL\np1|https://x.example\n", *args).status == 0
+    assert created_partners(plaid) == ["p1"]
 
 
 @pytest.mark.parametrize("partner", ["@file", "=x", "'x", "+x", "-x", "5.00E+23", "secondary_client_id"])
 def test_create_with_an_odd_partner(plaid, run, partner):
-    """A forgotten file and what a spreadsheet makes of an identifier need `--allow-odd-ids`."""
-    words = ("create", "--report-token", REPORT, f"--partner={partner}")
-    done = run(*words)
-    assert (done.status, "--partner: " in done.err, len(plaid.requests)) == (2, True, 0)
-    assert "--allow-odd-ids accepts it" in done.err
+    """A value that is probably not an identifier requires `--allow-odd-ids`."""
+    args = ("create", "--report-token", REPORT, f"--partner={partner}")
+    result = run(*args)
+    assert (result.status, "--partner: " in result.err, len(plaid.requests)) == (2, True, 0)
+    assert "--allow-odd-ids accepts it" in result.err
 
 
-def test_create_with_an_odd_partner_that_is_meant(plaid, run):
+def test_create_with_an_odd_partner_that_is_accepted(plaid, run):
     """With `--allow-odd-ids` it is sent."""
-    words = ("--report-token", REPORT, "--partner", "@acme", "--allow-odd-ids")
-    assert run("create", *words).status == 0
-    assert partners(plaid) == ["@acme"]
+    args = ("--report-token", REPORT, "--partner", "@acme", "--allow-odd-ids")
+    assert run("create", *args).status == 0
+    assert created_partners(plaid) == ["@acme"]
 
 
 # Lists of identifiers
 
 
-def checked(folder, identifiers):
+def read_partners(folder, identifiers):
     path = folder / "list.txt"
     path.write_text("".join(f"{identifier}\n" for identifier in identifiers))
     with InputSource(str(path)) as source:
@@ -268,23 +276,23 @@ def checked(folder, identifiers):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_hexadecimal_identifiers(tmp_path, seed):
-    """Ten thousand of them are never stopped, with and without some that are all digits."""
+    """Ten thousand of them are accepted, even if some have only digits."""
     choices = random.Random(seed)
     identifiers = [f"{choices.getrandbits(96):024x}" for _ in range(10_000)]
     identifiers += [f"{choices.randrange(10**24):024}" for _ in range(seed)]
     choices.shuffle(identifiers)
-    assert checked(tmp_path, identifiers) == identifiers
+    assert read_partners(tmp_path, identifiers) == identifiers
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     st.lists(st.from_regex(r"[0-9]{0,22}[a-f][0-9a-f]", fullmatch=True), min_size=1, unique=True), st.data()
 )
-def test_a_list_of_one_shape_is_never_stopped(tmp_path, identifiers, data):
-    """Nor is one with a few identifiers of a smaller alphabet after the first."""
+def test_a_list_of_one_shape_is_accepted(tmp_path, identifiers, data):
+    """So is a list with a few identifiers of a smaller alphabet after the first one."""
     digits = st.lists(st.from_regex("[0-9]{24}", fullmatch=True), max_size=8 * len(identifiers), unique=True)
     every = [identifiers[0], *data.draw(st.permutations([*identifiers[1:], *data.draw(digits)]))]
     count = sum(shape_of(each) is Shape.DIGITS for each in every)
     if 10 * count >= 9 * (len(every) - 1):
-        every = identifiers  # nine in ten that follow are digits alone: the first one is odd
-    assert checked(tmp_path, every) == every
+        every = identifiers  # otherwise nine in ten consist of digits, and the first one is odd
+    assert read_partners(tmp_path, every) == every

@@ -1,4 +1,4 @@
-"""The command with a journal: a run that goes on, what it tells, and what it takes back."""
+"""The commands with a journal: runs that are resumed, queries, and revocation."""
 
 import csv
 import json
@@ -25,29 +25,29 @@ KEYS = ["outcome", "secondary_client_id", "relay_token", "request_id", "error_co
 
 
 @pytest.fixture
-def book(tmp_path, monkeypatch):
-    """The path of a journal, and its key and that in the environment."""
+def journal_path(tmp_path, monkeypatch):
+    """Set the path of a journal and its key in the environment, and return the path."""
     monkeypatch.setenv("PLAID_RELAY_KEY", Fernet.generate_key().decode())
     monkeypatch.setenv("PLAID_RELAY_JOURNAL", str(tmp_path / "relay.db"))
     return tmp_path / "relay.db"
 
 
 @pytest.fixture
-def answer(monkeypatch):
-    """Put a terminal in the place of standard input, on which somebody has typed."""
+def type_answer(monkeypatch):
+    """Replace standard input with a terminal on which a text was typed."""
     keyboard, terminal = pty.openpty()
-    with os.fdopen(terminal) as typed:
+    with os.fdopen(terminal) as stdin:
 
-        def answer(text):
-            monkeypatch.setattr(sys, "stdin", typed)
+        def type_answer(text):
+            monkeypatch.setattr(sys, "stdin", stdin)
             os.write(keyboard, text.encode())
 
-        yield answer
+        yield type_answer
     os.close(keyboard)
 
 
-def bulk(run, path, *words, name="nov"):
-    return run("bulk", path, "--report-token", REPORT, "--run", name, *words)
+def bulk(run, path, *args, name="nov"):
+    return run("bulk", path, "--report-token", REPORT, "--run", name, *args)
 
 
 def ledger(plaid):
@@ -61,8 +61,8 @@ def tokens(lines):
 # ------------------------------------------------------------------------------------------ a run goes on
 
 
-def test_the_same_command_again_goes_on(plaid, run, partners, book):
-    """What has a token is served and costs nothing, what failed is tried again, and what is new is created."""
+def test_a_repeated_command_resumes(plaid, run, partners, journal_path):
+    """Recorded tokens are returned without a request, failed rows are retried, and new rows are created."""
     refusal = {"error_type": "ITEM_ERROR", "error_code": "PRODUCT_NOT_READY"}
     plaid.fail(Fault(secondary_client_id="p3", status=400, body=refusal))
     first = bulk(run, partners(10))
@@ -73,11 +73,11 @@ def test_the_same_command_again_goes_on(plaid, run, partners, book):
     assert sum(line["attempts"] == 0 for line in again.lines) == 9
     assert tokens(again.lines) == ledger(plaid)
     assert len(plaid.ledger) == 12
-    assert stat.S_IMODE(book.stat().st_mode) == 0o600
+    assert stat.S_IMODE(journal_path.stat().st_mode) == 0o600
 
 
-def test_unknown_stays_so_until_it_is_to_be_tried_again(plaid, run, partners, book):
-    """Status 3 each time, without another request, until --retry-unknown."""
+def test_an_unknown_outcome_is_retried_only_on_request(plaid, run, partners, journal_path):
+    """The status is 3 each time, without a request, until --retry-unknown."""
     plaid.fail(Fault(secondary_client_id="p1", close=True, when="after"))
     assert bulk(run, partners(3)).status == 3
     plaid.clear_faults()
@@ -87,8 +87,8 @@ def test_unknown_stays_so_until_it_is_to_be_tried_again(plaid, run, partners, bo
     assert len(plaid.ledger) == 4
 
 
-def test_what_another_run_has(plaid, run, partners, book):
-    """It is served, refused, or made anew, as --on-existing says."""
+def test_tokens_of_another_run(plaid, run, partners, journal_path):
+    """They are reused, rejected as duplicates, or created again, as --on-existing says."""
     assert bulk(run, partners(2)).status == 0
     assert bulk(run, partners(2), name="dec").status == 0
     refused = bulk(run, partners(2), "--on-existing", "refuse", name="jan")
@@ -96,9 +96,9 @@ def test_what_another_run_has(plaid, run, partners, book):
     assert len(plaid.ledger) == 2
     assert bulk(run, partners(2), "--on-existing", "create", name="feb").status == 0
     assert len(plaid.ledger) == 4
-    shown = run("runs")
-    assert (shown.status, shown.err) == (0, "")
-    rows = [line.split() for line in shown.out.splitlines()]
+    listed = run("runs")
+    assert (listed.status, listed.err) == (0, "")
+    rows = [line.split() for line in listed.out.splitlines()]
     assert rows[0] == [
         "run",
         "started",
@@ -118,28 +118,28 @@ def test_what_another_run_has(plaid, run, partners, book):
     ]
 
 
-def test_a_journal_that_gives_out_on_the_way(start, run, partners, book, tmp_path):
-    """Status 1, the reason, a line for each row, and each token in one, also those that the journal didn't take."""
+def test_a_journal_that_fails_during_a_run(start, run, partners, journal_path, tmp_path):
+    """Each row has a line, and each token is in one, even if it was not recorded; the status is 1."""
     plaid = start(latency=0.02)
     assert bulk(run, partners(1)).status == 0
     out = tmp_path / "out.jsonl"
     ended = threading.Event()
 
-    def hold():
-        with closing(sqlite3.connect(book, isolation_level=None, timeout=20)) as other:
+    def lock_database():
+        with closing(sqlite3.connect(journal_path, isolation_level=None, timeout=20)) as other:
             while len(plaid.ledger) < 50:
                 time.sleep(0.001)
             other.execute("BEGIN IMMEDIATE")
             ended.wait(20)
 
-    holding = threading.Thread(target=hold)
-    holding.start()
-    words = ("--journal", f"sqlite:///{book}?timeout=0", "--output", out, "--concurrency", 10)
-    done = bulk(run, partners(300), *words)
+    locking = threading.Thread(target=lock_database)
+    locking.start()
+    args = ("--journal", f"sqlite:///{journal_path}?timeout=0", "--output", out, "--concurrency", 10)
+    result = bulk(run, partners(300), *args)
     ended.set()
-    holding.join()
-    assert done.status == 1
-    assert "the journal can't be read or written: database is locked" in done.err
+    locking.join()
+    assert result.status == 1
+    assert "the journal can't be read or written: database is locked" in result.err
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert len({line["secondary_client_id"] for line in lines}) == len(lines) == 300
     assert {line["outcome"] for line in lines} == {"created", "not_attempted"}
@@ -150,16 +150,16 @@ def test_a_journal_that_gives_out_on_the_way(start, run, partners, book, tmp_pat
     assert again.count("unknown") <= 10
 
 
-def test_a_key_that_was_given_up_too_early(plaid, run, partners, book, monkeypatch):
-    """What lies under it can't be served: status 1, the reason, and a line for each row; nothing is made twice."""
+def test_a_key_that_was_removed_too_early(plaid, run, partners, journal_path, monkeypatch):
+    """Tokens with that key can't be read: status 1, a line for each row, and no second token."""
     assert bulk(run, partners(3)).status == 0
     old, new = os.environ["PLAID_RELAY_KEY"], Fernet.generate_key().decode()
     monkeypatch.setenv("PLAID_RELAY_KEY", f"{new},{old}")
     assert bulk(run, partners(3)).status == 0
     monkeypatch.setenv("PLAID_RELAY_KEY", new)
-    done = bulk(run, partners(5))
-    assert (done.status, "doesn't match this journal" in done.err) == (1, True)
-    assert len({line["secondary_client_id"] for line in done.lines}) == len(done.lines) == 5
+    result = bulk(run, partners(5))
+    assert (result.status, "doesn't match this journal" in result.err) == (1, True)
+    assert len({line["secondary_client_id"] for line in result.lines}) == len(result.lines) == 5
     monkeypatch.setenv("PLAID_RELAY_KEY", f"{new},{old}")
     assert bulk(run, partners(5)).status == 0
     assert len(plaid.ledger) == 5
@@ -168,16 +168,16 @@ def test_a_key_that_was_given_up_too_early(plaid, run, partners, book, monkeypat
 # ------------------------------------------------------------------------------------------ what it tells
 
 
-def test_status_and_export(plaid, run, partners, book, tmp_path):
-    """Counts, rate, errors by code and the unknown partners; and a row for each pair, in the shape of bulk's."""
+def test_status_and_export(plaid, run, partners, journal_path, tmp_path):
+    """`status` shows counts, errors and unknown partners; `export` writes the same lines as `bulk`."""
     plaid.fail(
         Fault(secondary_client_id="p1", close=True, when="after"),
         Fault(secondary_client_id="p2", status=400),
     )
-    made = bulk(run, partners(5))
-    told = run("status", "nov")
-    assert (told.status, told.err) == (3, "")
-    first, *rows = told.out.splitlines()
+    created = bulk(run, partners(5))
+    result = run("status", "nov")
+    assert (result.status, result.err) == (3, "")
+    first, *rows = result.out.splitlines()
     assert first.startswith("started 20")
     assert first.endswith("/s")
     assert [row.split() for row in rows[:4]] == [
@@ -191,29 +191,29 @@ def test_status_and_export(plaid, run, partners, book, tmp_path):
         ("INVALID_FIELD", "1"),
     }
     assert rows[-1] == "unknown: p1 (OutcomeUnknownError)"
-    assert "credit-relay" not in told.out
+    assert "credit-relay" not in result.out
     out = tmp_path / "out.csv"
     assert run("export", "nov", "--output", out).status == 0
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert list(rows[0]) == KEYS
-    wanted = [
-        {name: "" if value is None else str(value) for name, value in line.items()} for line in made.lines
+    expected = [
+        {name: "" if value is None else str(value) for name, value in line.items()} for line in created.lines
     ]
-    assert sorted(rows, key=str) == sorted(wanted, key=str)
-    assert sorted(run("export", "nov").lines, key=str) == sorted(made.lines, key=str)
+    assert sorted(rows, key=str) == sorted(expected, key=str)
+    assert sorted(run("export", "nov").lines, key=str) == sorted(created.lines, key=str)
 
 
-def test_an_empty_run(plaid, run, tmp_path, book):
-    """An input without a row is done at once, and leaves no run behind."""
+def test_an_empty_run(plaid, run, tmp_path, journal_path):
+    """An input without rows succeeds, and creates no run."""
     empty = tmp_path / "none.csv"
     empty.write_text("secondary_client_id\n")
     assert bulk(run, empty).status == 0
     assert len(run("runs").out.splitlines()) == 1
 
 
-def test_export_to_a_pipe_that_closes(plaid, spawn, partners, run, book):
-    """Status 1 and the reason."""
+def test_export_to_a_pipe_that_closes(plaid, spawn, partners, run, journal_path):
+    """A closed pipe is reported, with status 1."""
     assert bulk(run, partners(600), "--concurrency", 100).status == 0  # more than a pipe holds
     process = spawn("export", "nov")
     assert process.stdout.readline()
@@ -225,18 +225,18 @@ def test_export_to_a_pipe_that_closes(plaid, spawn, partners, run, book):
 # ------------------------------------------------------------------------------------- what it takes back
 
 
-def test_revoke_takes_back_what_the_run_made(plaid, run, partners, book):
-    """Each token of its own is removed, on record, and not served any more; nothing is left to do then."""
+def test_revoke_removes_the_tokens_of_a_run(plaid, run, partners, journal_path):
+    """Each token that the run created is removed, recorded as such, and not returned any more."""
     assert bulk(run, partners(2), name="other").status == 0
     assert bulk(run, partners(5)).status == 0
-    done = run("revoke", "nov", "--yes")
-    assert (done.status, done.count("removed")) == (0, 3)
-    assert [list(line) for line in done.lines] == [KEYS] * 3
-    assert {(line["outcome"], line["relay_token"]) for line in done.lines} == {("removed", None)}
-    assert {line["secondary_client_id"] for line in done.lines} == {"p2", "p3", "p4"}
-    told = run("status", "nov")
-    assert told.status == 1
-    assert ["removed", "3"] in [row.split() for row in told.out.splitlines()]
+    result = run("revoke", "nov", "--yes")
+    assert (result.status, result.count("removed")) == (0, 3)
+    assert [list(line) for line in result.lines] == [KEYS] * 3
+    assert {(line["outcome"], line["relay_token"]) for line in result.lines} == {("removed", None)}
+    assert {line["secondary_client_id"] for line in result.lines} == {"p2", "p3", "p4"}
+    result = run("status", "nov")
+    assert result.status == 1
+    assert ["removed", "3"] in [row.split() for row in result.out.splitlines()]
     assert {line["relay_token"] for line in run("export", "nov").lines if line["outcome"] == "removed"} == {
         None
     }
@@ -246,8 +246,8 @@ def test_revoke_takes_back_what_the_run_made(plaid, run, partners, book):
     assert len(plaid.ledger) == 8
 
 
-def test_revoke_goes_on(plaid, run, partners, book):
-    """What Plaid refused, or nobody knows the end of, is tried again by the next; of one partner alone as well."""
+def test_revoke_resumes(plaid, run, partners, journal_path):
+    """Failed and unknown removals are retried by the next command, also for one partner alone."""
     assert bulk(run, partners(4)).status == 0
     plaid.fail(Fault(path=REMOVE, close=True))
     assert run("revoke", "nov", "--yes", "--partner", "p1", "--timeout", 0.5).status == 3
@@ -258,74 +258,74 @@ def test_revoke_goes_on(plaid, run, partners, book):
     assert run("revoke", "nov", "--yes", "--partner", "nobody").out == ""
 
 
-def test_revoke_asks(plaid, run, partners, book, answer):
-    """On a terminal a person is asked, and only a yes will do; where nobody is there, --yes is needed."""
+def test_revoke_asks_for_confirmation(plaid, run, partners, journal_path, type_answer):
+    """On a terminal only the answer yes confirms."""
     assert bulk(run, partners(2)).status == 0
-    answer("\n")
+    type_answer("\n")
     declined = run("revoke", "nov")
     assert (declined.status, declined.out) == (1, "")
     assert "Revoke the relay tokens of the run 'nov' (2)? [y/N] nothing was changed" in declined.err
-    answer("yes\n")
+    type_answer("yes\n")
     assert run("revoke", "nov").status == 0
 
 
-def test_one_at_a_time(plaid, run, partners, book):
-    """`create` and `remove` keep the same journal: what one made isn't made again, what one removed not served."""
-    made = run("create", "--report-token", REPORT, "--partner", "p0", "--run", "nov")
-    assert made.status == 0
-    assert tokens(bulk(run, partners(2)).lines)["p0"] == made.lines[0]["relay_token"]
-    assert run("remove", made.lines[0]["relay_token"]).status == 0
+def test_create_and_remove_with_a_journal(plaid, run, partners, journal_path):
+    """They share the journal with `bulk`: a token is not created again, and a removed one not returned."""
+    created = run("create", "--report-token", REPORT, "--partner", "p0", "--run", "nov")
+    assert created.status == 0
+    assert tokens(bulk(run, partners(2)).lines)["p0"] == created.lines[0]["relay_token"]
+    assert run("remove", created.lines[0]["relay_token"]).status == 0
     assert bulk(run, partners(2)).status == 0
     assert [entry["secondary_client_id"] for entry in plaid.ledger] == ["p0", "p1", "p0"]
 
 
-@pytest.mark.parametrize("words", [("revoke", "nov"), ("forget", "nov")])
-def test_nobody_is_there_to_be_asked(plaid, run, partners, book, stdin, words):
-    """Status 2, and nothing is done."""
+@pytest.mark.parametrize("args", [("revoke", "nov"), ("forget", "nov")])
+def test_no_terminal_for_the_confirmation(plaid, run, partners, journal_path, stdin, args):
+    """Without a terminal and --yes the status is 2, and nothing is done."""
     assert bulk(run, partners(1)).status == 0
     stdin("y\n")
-    done = run(*words)
-    assert (done.status, "not a terminal: pass --yes to confirm" in done.err) == (2, True)
+    result = run(*args)
+    assert (result.status, "not a terminal: pass --yes to confirm" in result.err) == (2, True)
     assert run("status", "nov").status == 0
 
 
-def test_forget_deletes_tokens_and_keeps_counts(plaid, run, partners, book, answer):
-    """What was forgotten isn't served, and can't be revoked: that is said, and status 1."""
+def test_forget_deletes_tokens_and_keeps_counts(plaid, run, partners, journal_path, type_answer):
+    """Forgotten tokens are not returned and can't be revoked, which `revoke` reports with status 1."""
     assert bulk(run, partners(3)).status == 0
-    answer("n\n")
+    type_answer("n\n")
     assert run("forget", "nov").status == 1
-    answer("y\n")
+    type_answer("y\n")
     assert "deleted: 3" in run("forget", "nov").err
     assert run("status", "nov").status == 0
     assert {line["relay_token"] for line in run("export", "nov").lines} == {None}
-    done = run("revoke", "nov")
-    assert (done.status, "forgotten tokens, which stay valid: 3" in done.err) == (1, True)
+    result = run("revoke", "nov")
+    assert (result.status, "forgotten tokens, which stay valid: 3" in result.err) == (1, True)
 
 
-def test_revoke_tells_of_unknown_pairs(plaid, run, partners, book):
-    """There may be tokens that nobody knows: status 3."""
+def test_revoke_reports_unknown_pairs(plaid, run, partners, journal_path):
+    """Unknown pairs may have a token: status 3."""
     plaid.fail(Fault(secondary_client_id="p1", close=True, when="after"))
     assert bulk(run, partners(3)).status == 3
-    done = run("revoke", "nov", "--yes")
-    assert (done.status, done.count("removed")) == (3, 2)
-    assert "unknown outcomes, each of which may have left a valid token: 1" in done.err
+    result = run("revoke", "nov", "--yes")
+    assert (result.status, result.count("removed")) == (3, 2)
+    assert "unknown outcomes, each of which may have left a valid token: 1" in result.err
 
 
-def test_revoke_reports_a_malformed_token_and_removes_the_others(plaid, run, partners, book):
-    """A token with a space in it can't be sent: its row is failed, and the exit status is 1."""
+def test_revoke_reports_a_malformed_token_and_removes_the_others(plaid, run, partners, journal_path):
+    """A token with a space can't be sent: its line is failed, and the exit status is 1."""
     body = {"relay_token": "credit-relay sandbox", "request_id": "r"}
     plaid.fail(Fault(path=CREATE, secondary_client_id="p1", status=200, body=body))
     assert bulk(run, partners(3)).status == 0
-    done = run("revoke", "nov", "--yes")
-    assert (done.status, done.count("removed"), done.count("failed")) == (1, 2, 1)
-    assert [line["secondary_client_id"] for line in done.lines if line["outcome"] == "failed"] == ["p1"]
-    assert "malformed tokens, which only a direct call of Plaid's API can remove: 1" in done.err
-    assert "credit-relay sandbox" not in done.out + done.err
+    result = run("revoke", "nov", "--yes")
+    assert (result.status, result.count("removed"), result.count("failed")) == (1, 2, 1)
+    assert [line["secondary_client_id"] for line in result.lines if line["outcome"] == "failed"] == ["p1"]
+    assert "malformed tokens, which only a direct call of Plaid's API can remove: 1" in result.err
+    assert "credit-relay sandbox" not in result.out + result.err
     assert [entry["removed"] for entry in plaid.ledger] == [True, True]
 
 
-def test_what_plaid_refused_is_created_with_retry_failed(plaid, run, partners, book):
-    """A repeated command reports a refusal as failed without sending it, until --retry-failed is given."""
+def test_rejected_pairs_are_created_with_retry_failed(plaid, run, partners, journal_path):
+    """A rejected pair is reported as failed without a request, until --retry-failed."""
     plaid.fail(Fault(secondary_client_id="p1", status=400))
     assert bulk(run, partners(3)).status == 1
     plaid.clear_faults()
@@ -338,33 +338,33 @@ def test_what_plaid_refused_is_created_with_retry_failed(plaid, run, partners, b
 
 
 @pytest.mark.parametrize("option", ["--retry-unknown", "--retry-failed"])
-def test_create_takes_the_options_of_a_retry(plaid, run, book, option):
-    """`create` takes --retry-unknown and --retry-failed, as `bulk` does."""
+def test_create_has_the_retry_options(plaid, run, journal_path, option):
+    """`create` accepts --retry-unknown and --retry-failed, as `bulk` does."""
     lost = {"close": True, "when": "after"} if option == "--retry-unknown" else {"status": 400}
     plaid.fail(Fault(path=CREATE, **lost))
-    words = ("create", "--report-token", REPORT, "--partner", "p", "--run", "nov")
-    first = run(*words)
+    args = ("create", "--report-token", REPORT, "--partner", "p", "--run", "nov")
+    first = run(*args)
     plaid.clear_faults()
-    assert first.status == run(*words).status == (3 if option == "--retry-unknown" else 1)
-    assert run(*words, option).status == 0
+    assert first.status == run(*args).status == (3 if option == "--retry-unknown" else 1)
+    assert run(*args, option).status == 0
 
 
-def test_revoke_while_somebody_creates(start, run, spawn, partners, book):
+def test_revoke_during_a_run(start, run, spawn, partners, journal_path):
     """`revoke` removes nothing, with status 1, until the process that works on the run has ended."""
     plaid = start(latency=1.0)
     process = spawn("bulk", partners(40), "--report-token", REPORT, "--run", "nov", "--concurrency", 10)
     while not plaid.requests:
         assert process.poll() is None
-    done = run("revoke", "nov", "--yes")
-    assert (done.status, "the run 'nov' is in progress" in done.err) == (1, True)
+    result = run("revoke", "nov", "--yes")
+    assert (result.status, "the run 'nov' is in progress" in result.err) == (1, True)
     process.kill()
     process.wait()
-    done = run("revoke", "nov", "--yes")
-    assert (done.status, "may have left a valid token: 10" in done.err) == (3, True)
+    result = run("revoke", "nov", "--yes")
+    assert (result.status, "may have left a valid token: 10" in result.err) == (3, True)
 
 
-def test_keys_change(plaid, run, partners, book, tmp_path, monkeypatch):
-    """A file of keys will do, the first of which encrypts after `rotate`; the old one is of no use then."""
+def test_rotate(plaid, run, partners, journal_path, tmp_path, monkeypatch):
+    """After `rotate` the first key of the file is enough, and the old one no longer works."""
     assert bulk(run, partners(3)).status == 0
     old, new = os.environ["PLAID_RELAY_KEY"], Fernet.generate_key().decode()
     file = tmp_path / "keys"
@@ -386,7 +386,7 @@ def test_keys_change(plaid, run, partners, book, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "told"),
+    ("args", "status", "message"),
     [
         (("bulk", "PARTNERS", "--report-token", REPORT), 2, "--run: must name the run"),
         (
@@ -429,59 +429,59 @@ def test_keys_change(plaid, run, partners, book, tmp_path, monkeypatch):
         (("forget", "x", "--yes"), 1, "the journal has no run 'x'"),
     ],
 )
-def test_what_cannot_pass(plaid, run, partners, book, words, status, told):
-    """It is named, with the way out; nothing is sent, and nothing is left behind."""
+def test_invalid_usage(plaid, run, partners, journal_path, args, status, message):
+    """Invalid usage is reported; nothing is sent, and no file is created."""
     assert bulk(run, partners(1), name="first").status == 0
-    done = run(*[partners(2) if word == "PARTNERS" else word for word in words])
-    assert (done.status, done.out) == (status, "")
-    assert told in done.err
-    assert "canary" not in done.err
+    result = run(*[partners(2) if word == "PARTNERS" else word for word in args])
+    assert (result.status, result.out) == (status, "")
+    assert message in result.err
+    assert "canary" not in result.err
     assert not Path("no").exists()
     assert len(plaid.ledger) == 1
 
 
-def test_an_address_in_a_file(plaid, run, partners, book, tmp_path):
-    """`@FILE` keeps a password off the list of processes; a byte order mark isn't part of the address."""
+def test_an_address_in_a_file(plaid, run, partners, journal_path, tmp_path):
+    """`@FILE` keeps a password out of the list of processes; a byte order mark isn't part of the address."""
     address = tmp_path / "address"
-    address.write_text(f"\ufeff{book}\n", encoding="utf-8")  # with a byte order mark
+    address.write_text(f"\ufeff{journal_path}\n", encoding="utf-8")  # with a byte order mark
     assert bulk(run, partners(1), "--journal", f"@{address}").status == 0
     assert run("status", "nov").status == 0
 
 
 def test_no_journal(plaid, run, partners):
-    """What is said of a journal goes with one."""
-    done = bulk(run, partners(1))
-    assert (done.status, "--journal: is required" in done.err) == (2, True)
+    """Journal options without a journal are rejected."""
+    result = bulk(run, partners(1))
+    assert (result.status, "--journal: is required" in result.err) == (2, True)
     assert run("runs").status == 2
     assert not plaid.requests
 
 
-def test_the_extra_is_missing(plaid, spawn, partners, book):
-    """It is named; without a journal nothing of it is needed."""
+def test_the_extra_is_missing(plaid, spawn, partners, journal_path):
+    """A missing extra is named; without a journal it isn't needed."""
     code = "import sys; sys.modules['sqlalchemy'] = None; from plaid_relay_async.cli import main; sys.exit(main())"
-    words = ("bulk", partners(1), "--report-token", REPORT)
-    done = subprocess.run(
-        [sys.executable, "-Ic", code, *map(str, words), "--run", "x"],
+    args = ("bulk", partners(1), "--report-token", REPORT)
+    result = subprocess.run(
+        [sys.executable, "-Ic", code, *map(str, args), "--run", "x"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "pip install 'plaid_relay_async[journal]'" in done.stderr
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "pip install 'plaid_relay_async[journal]'" in result.stderr
     del os.environ["PLAID_RELAY_JOURNAL"]
-    done = subprocess.run(
-        [sys.executable, "-Ic", code, *map(str, words)], capture_output=True, text=True, check=False
+    result = subprocess.run(
+        [sys.executable, "-Ic", code, *map(str, args)], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
+    assert (result.returncode, len(result.stdout.splitlines())) == (0, 1)
 
 
-def test_without_a_key_it_is_said(plaid, spawn, partners, book, monkeypatch):
-    """Once: tokens lie in it in clear then."""
+def test_a_journal_without_a_key_is_reported(plaid, spawn, partners, journal_path, monkeypatch):
+    """A journal that stores tokens unencrypted is reported once."""
     monkeypatch.delenv("PLAID_RELAY_KEY")
-    for words in (
+    for args in (
         ("bulk", partners(1), "--report-token", REPORT, "--run", "nov"),
         ("revoke", "nov", "--yes"),
     ):
-        process = spawn(*words)
-        _, said = process.communicate()
-        assert (process.returncode, said.count("the journal has no key")) == (0, 1)
+        process = spawn(*args)
+        _, errors = process.communicate()
+        assert (process.returncode, errors.count("the journal has no key")) == (0, 1)

@@ -1,4 +1,4 @@
-"""Lists of partners, as the command reads them; the console's page reads the same (tests/browser/test_batch_operations.py)."""
+"""Lists of partners, as the command reads them; the console reads the same (test_batch_operations.py)."""
 
 import json
 import re
@@ -13,8 +13,8 @@ from plaid_relay_async.cli.survey import InputSurvey
 LISTS = json.loads(Path(__file__).parents[1].joinpath("lists.json").read_text("utf-8"))
 
 
-def read(path, *, allow_odd):
-    """The partners of a file and no line, or `None` and the lines that are refused."""
+def read_partners(path, *, allow_odd):
+    """Return the partners of a file and no lines, or `None` and the invalid lines."""
     with InputSource(str(path)) as source:
         try:
             rows = source.rows(
@@ -26,12 +26,12 @@ def read(path, *, allow_odd):
 
 
 @pytest.mark.parametrize("case", LISTS, ids=lambda case: case["about"])
-def test_a_list_is_read_or_refused_by_line(tmp_path, case):
-    """Each list has its verdict: the partners, or the lines to correct; `--allow-odd-ids` accepts odd ones."""
+def test_a_list_is_read_or_rejected_by_line(tmp_path, case):
+    """Each list has its partners or its invalid lines; `--allow-odd-ids` accepts odd identifiers."""
     path = tmp_path / "list.csv"
     path.write_text(case["text"], encoding="utf-8", newline="")
-    partners, lines = read(path, allow_odd=False)
+    partners, lines = read_partners(path, allow_odd=False)
     assert lines == case.get("lines", [])
     assert "partners" not in case or partners == case["partners"]
     if "accepted" in case:
-        assert read(path, allow_odd=True) == (case["accepted"], [])
+        assert read_partners(path, allow_odd=True) == (case["accepted"], [])

@@ -1,4 +1,4 @@
-"""The command in a company's network: which proxy it takes, and what it says if that refuses."""
+"""The command behind a proxy: how it selects the proxy, and how it reports a proxy that rejects it."""
 
 import os
 import socketserver
@@ -24,7 +24,7 @@ def _environment(monkeypatch, tmp_path):
 
 @pytest.fixture
 def proxy():
-    """A proxy that wants another password, and the requests that it received."""
+    """Run a proxy that requires another password; return its address and the requests it received."""
     heads = []
 
     class Refusing(socketserver.StreamRequestHandler):
@@ -43,7 +43,7 @@ def proxy():
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         ("bulk", "partners.txt", "--report-token", REPORT),
         ("create", "--report-token", REPORT, "--partner", "ann"),
@@ -55,61 +55,61 @@ def proxy():
         ("revoke", "nov", "--journal", "journal.db"),
         ("gateway",),
     ],
-    ids=lambda words: words[0],
+    ids=lambda args: args[0],
 )
-def test_each_command_that_calls_takes_a_proxy(run, monkeypatch, words):
-    """From the environment or from --proxy; one that can't be used is wrong usage, and shows no password."""
-    done = run(*words, "--proxy", f"socks5://me:{PASSWORD}@127.0.0.1:9")
-    assert (done.status, done.out) == (2, "")
-    assert "proxy is a SOCKS proxy" in done.err
+def test_each_command_that_calls_takes_a_proxy(run, monkeypatch, args):
+    """An invalid proxy, from the environment or from --proxy, is wrong usage and shows no password."""
+    result = run(*args, "--proxy", f"socks5://me:{PASSWORD}@127.0.0.1:9")
+    assert (result.status, result.out) == (2, "")
+    assert "proxy is a SOCKS proxy" in result.err
     monkeypatch.setenv("HTTPS_PROXY", f"ftp://me:{PASSWORD}@127.0.0.1:9")
-    done = run(*words)
-    assert (done.status, done.out) == (2, "")
-    assert "HTTPS_PROXY must be a URL such as" in done.err
-    assert PASSWORD not in done.err
+    result = run(*args)
+    assert (result.status, result.out) == (2, "")
+    assert "HTTPS_PROXY must be a URL such as" in result.err
+    assert PASSWORD not in result.err
 
 
 @pytest.mark.parametrize("by", ["HTTPS_PROXY", "--proxy"])
-def test_a_proxy_that_refuses_is_named(proxy, run, monkeypatch, by):
-    """With the way out, and without its password; --proxy comes before the environment."""
+def test_a_proxy_that_rejects_is_named(proxy, run, monkeypatch, by):
+    """The error names the proxy and the remedy, without the password; --proxy overrides the environment."""
     address, heads = proxy
     url = f"http://me:{PASSWORD}@{address}"
     monkeypatch.setenv("HTTPS_PROXY", url if by == "HTTPS_PROXY" else "http://127.0.0.1:9")
-    done = run("get", "token", *(["--proxy", url] if by == "--proxy" else []))
-    assert done.status == 1
-    assert "the proxy answered 407: the user or the password is missing or wrong" in done.err
-    assert f"; proxy: http://{address} [not sent" in done.err
-    assert "percent-encoded" in done.err
-    assert PASSWORD not in done.err
+    result = run("get", "token", *(["--proxy", url] if by == "--proxy" else []))
+    assert result.status == 1
+    assert "the proxy answered 407: the user or the password is missing or wrong" in result.err
+    assert f"; proxy: http://{address} [not sent" in result.err
+    assert "percent-encoded" in result.err
+    assert PASSWORD not in result.err
     assert {tuple(head.split()[:2]) for head in heads} == {(b"CONNECT", b"plaid.example:443")}
 
 
 def test_a_proxy_with_a_password_is_read_from_a_file(proxy, run, tmp_path):
-    """So that no process list shows it."""
+    """`@FILE` keeps the password out of the list of processes."""
     address, heads = proxy
     (tmp_path / "proxy").write_text(f"http://me:{PASSWORD}@{address}\n")
-    done = run("get", "token", "--proxy", f"@{tmp_path / 'proxy'}")
-    assert (done.status, PASSWORD in done.err) == (1, False)
+    result = run("get", "token", "--proxy", f"@{tmp_path / 'proxy'}")
+    assert (result.status, PASSWORD in result.err) == (1, False)
     assert heads
 
 
-def test_this_machine_is_never_called_through_a_proxy(plaid, run, monkeypatch):
-    """A simulator or a gateway on loopback is called directly, whatever the environment and the option say."""
+def test_loopback_is_never_called_through_a_proxy(plaid, run, monkeypatch):
+    """A simulator or a gateway on loopback is called directly, whatever the environment and --proxy say."""
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
-    words = ("create", "--report-token", REPORT, "--partner")
-    assert run(*words, "ann").status == 0
-    assert run(*words, "bob", "--proxy", "http://127.0.0.1:9").status == 0
+    args = ("create", "--report-token", REPORT, "--partner")
+    assert run(*args, "ann").status == 0
+    assert run(*args, "bob", "--proxy", "http://127.0.0.1:9").status == 0
 
 
 @pytest.mark.parametrize("without", ["NO_PROXY", "--proxy"])
 def test_a_host_can_be_called_without_the_proxy(proxy, run, monkeypatch, without):
-    """By NO_PROXY, or by an empty --proxy."""
+    """NO_PROXY, or an empty --proxy, bypasses the proxy."""
     _, heads = proxy
     monkeypatch.setenv("PLAID_BASE_URL", "https://plaid.invalid")
     monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy[0]}")
     more = ["--proxy", ""] if without == "--proxy" else []
     monkeypatch.setenv("NO_PROXY", ".invalid" if without == "NO_PROXY" else "")
-    done = run("get", "token", *more)
-    assert (done.status, heads) == (1, [])
-    assert "the name plaid.invalid isn't known" in done.err
+    result = run("get", "token", *more)
+    assert (result.status, heads) == (1, [])
+    assert "the name plaid.invalid isn't known" in result.err

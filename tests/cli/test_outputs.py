@@ -1,4 +1,4 @@
-"""Outputs that can't take an outcome: no relay token is lost, and nothing is sent that could not be written."""
+"""Outputs that can't be written: no relay token is lost, and sending stops."""
 
 import contextlib
 import csv
@@ -41,7 +41,7 @@ LINE = {
 }
 
 
-def rows_of(path):
+def read_csv(path):
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file, strict=True))
 
@@ -50,7 +50,7 @@ def ledger(plaid):
     return {entry["secondary_client_id"]: entry["relay_token"] for entry in plaid.ledger}
 
 
-def answers(plaid, partner, request_id, token="credit-relay-strange"):
+def respond_with(plaid, partner, request_id, token="credit-relay-strange"):
     body = {"relay_token": token, "request_id": request_id}
     plaid.fail(Fault(path=CREATE, secondary_client_id=partner, status=200, body=body))
 
@@ -61,7 +61,7 @@ def shell(line, **settings):
 
 @pytest.fixture
 def pipe():
-    """The reading and the writing end of a pipe, which are closed in the end."""
+    """Create a pipe, and return its reading and its writing end."""
     with contextlib.ExitStack() as stack:
         ends = [
             stack.enter_context(os.fdopen(end, mode, 0))
@@ -71,7 +71,7 @@ def pipe():
 
 
 def fill(writing):
-    """Leave no room in a pipe."""
+    """Fill a pipe."""
     os.set_blocking(writing.fileno(), False)
     with contextlib.suppress(BlockingIOError):
         while os.write(writing.fileno(), bytes(4096)):
@@ -81,7 +81,7 @@ def fill(writing):
 
 @pytest.fixture
 def later():
-    """Do something in a thread, one second after a condition holds."""
+    """Call a function in a thread, one second after a condition holds."""
     threads = []
 
     def later(ready, act):
@@ -105,12 +105,12 @@ def later():
 
 @pytest.mark.parametrize("partner", ["p0", "p30"])
 def test_a_lone_surrogate_in_csv(plaid, run, partners, tmp_path, partner):
-    """A lone surrogate is escaped, early in a run and later, and no row is lost because of it."""
+    """A lone surrogate is escaped, and no row is lost because of it."""
     out = tmp_path / "out.csv"
-    answers(plaid, partner, "\ud800")
-    done = run("bulk", partners(60), "--report-token", REPORT, "--output", out, "--concurrency", 3)
-    assert done.status == 0
-    rows = {row["secondary_client_id"]: row for row in rows_of(out)}
+    respond_with(plaid, partner, "\ud800")
+    result = run("bulk", partners(60), "--report-token", REPORT, "--output", out, "--concurrency", 3)
+    assert result.status == 0
+    rows = {row["secondary_client_id"]: row for row in read_csv(out)}
     assert rows[partner] == {key: "" if value is None else str(value) for key, value in LINE.items()} | {
         "secondary_client_id": partner,
         "relay_token": "credit-relay-strange",
@@ -122,84 +122,84 @@ def test_a_lone_surrogate_in_csv(plaid, run, partners, tmp_path, partner):
 
 @pytest.mark.parametrize("text", ["a\rb", "a\r\nb", "a\nb", "\0", '"', ",", "\x1b[2J", "\x85\u2028", ""])
 def test_any_other_string_in_csv(plaid, run, partners, tmp_path, text):
-    """Any other string is read back as it was sent, and the rows after it are records of their own."""
+    """Any other string is read back as it was sent, and the next rows are separate records."""
     out = tmp_path / "out.csv"
-    answers(plaid, "p0", text)
+    respond_with(plaid, "p0", text)
     assert run("bulk", partners(3), "--report-token", REPORT, "--output", out, "--concurrency", 1).status == 0
-    assert [row["secondary_client_id"] for row in rows_of(out)] == ["p0", "p1", "p2"]
-    assert rows_of(out)[0]["request_id"] == text
+    assert [row["secondary_client_id"] for row in read_csv(out)] == ["p0", "p1", "p2"]
+    assert read_csv(out)[0]["request_id"] == text
 
 
 def test_the_output_of_bulk_is_an_input_however_long_its_cells_are(plaid, run, partners, tmp_path):
-    """`fetch` reads CSV whose cells are longer than the limit of Python's csv module."""
+    """`fetch` reads CSV whose cells exceed the default limit of Python's csv module."""
     out = tmp_path / "out.csv"
-    answers(plaid, "p0", "x" * 200_000)
+    respond_with(plaid, "p0", "x" * 200_000)
     assert run("bulk", partners(1), "--report-token", REPORT, "--output", out).status == 0
-    done = run("fetch", out, "--dir", tmp_path / "reports")
-    assert [line["error_code"] for line in done.lines] == ["INVALID_RELAY_TOKEN"]
+    result = run("fetch", out, "--dir", tmp_path / "reports")
+    assert [line["error_code"] for line in result.lines] == ["INVALID_RELAY_TOKEN"]
 
 
 @pytest.mark.parametrize("code", ["[/nope]", "[red]x", ":smile:", "\x1b[2J", "\ud800", "a\nb", "x" * 500_000])
 def test_an_error_code_in_the_table(plaid, run, partners, code):
-    """An error code isn't read as markup, its control characters are escaped, and a long one is cut."""
+    """An error code is displayed without markup and control characters, and truncated if it is long."""
     plaid.fail(Fault(status=400, body={"error_code": code, "error_type": "INVALID_INPUT"}))
-    done = run("bulk", partners(1), "--report-token", REPORT)
-    assert done.status == 1
-    assert [line["error_code"] for line in done.lines] == [escape_surrogates(code)]
-    assert sanitize(code)[:60] in done.err
-    assert "\x1b" not in done.err
-    assert len(done.err) < 10_000
+    result = run("bulk", partners(1), "--report-token", REPORT)
+    assert result.status == 1
+    assert [line["error_code"] for line in result.lines] == [escape_surrogates(code)]
+    assert sanitize(code)[:60] in result.err
+    assert "\x1b" not in result.err
+    assert len(result.err) < 10_000
 
 
 def test_a_message_on_a_terminal(plaid, run):
-    """What a server puts into a message can't control the terminal."""
+    """A server's message can't control the terminal."""
     plaid.fail(Fault(status=400, body={"error_code": "X", "error_message": "\x1b]0;title\x07 [red]é\u202e"}))
-    done = run("create", "--report-token", REPORT, "--partner", "p")
-    assert done.status == 1
-    assert r"\x1b]0;title\x07 [red]é\u202e" in done.err
+    result = run("create", "--report-token", REPORT, "--partner", "p")
+    assert result.status == 1
+    assert r"\x1b]0;title\x07 [red]é\u202e" in result.err
 
 
 def test_the_status_of_a_run_on_a_terminal(plaid, run, tmp_path):
-    """What a server's recorded error contains can't control the terminal either."""
+    """A server's error that was recorded can't control the terminal."""
     plaid.fail(
         Fault(status=500, body={"error_code": "[/x]", "error_type": "API_ERROR", "request_id": "\x1b[2J\nr"})
     )
-    words = ("--journal", tmp_path / "relay.db")
-    done = run("create", "--report-token", REPORT, "--partner", "p", *words, "--run", "r")
-    assert done.status == 3
-    done = run("status", "r", *words)
-    assert done.status == 3
-    assert r"unknown: p ([/x], \x1b[2J\nr)" in done.out
+    args = ("--journal", tmp_path / "relay.db")
+    result = run("create", "--report-token", REPORT, "--partner", "p", *args, "--run", "r")
+    assert result.status == 3
+    result = run("status", "r", *args)
+    assert result.status == 3
+    assert r"unknown: p ([/x], \x1b[2J\nr)" in result.out
 
 
-def test_a_journal_escapes_what_a_database_does_not_take(plaid, run, tmp_path):
-    """A NUL and a lone surrogate in a request id are recorded as escapes."""
-    words = ("--journal", tmp_path / "relay.db")
-    answers(plaid, "p", "a\0\ud800é")
-    done = run("create", "--report-token", REPORT, "--partner", "p", *words, "--run", "r")
-    assert [line["request_id"] for line in done.lines] == ["a\0\ud800é"]
-    assert [line["request_id"] for line in run("export", "r", *words).lines] == [r"a\x00\ud800é"]
+def test_a_journal_escapes_unsupported_characters(plaid, run, tmp_path):
+    """A NUL and a lone surrogate in a request ID are recorded as escapes."""
+    args = ("--journal", tmp_path / "relay.db")
+    respond_with(plaid, "p", "a\0\ud800é")
+    result = run("create", "--report-token", REPORT, "--partner", "p", *args, "--run", "r")
+    assert [line["request_id"] for line in result.lines] == ["a\0\ud800é"]
+    assert [line["request_id"] for line in run("export", "r", *args).lines] == [r"a\x00\ud800é"]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.full_size)])
 def test_names_that_the_locale_cannot_represent(plaid, run, partners, tmp_path, encoding):
-    """`status`, `export` and `keys list` escape them."""
+    """`status`, `export` and `keys list` escape characters that the locale can't represent."""
     plaid.fail(Fault(status=500))
-    words = ("--journal", str(tmp_path / "relay.db"))
-    done = run("create", "--report-token", REPORT, "--partner", "żółw", *words, "--run", "żółw")
-    assert done.status == 3
+    args = ("--journal", str(tmp_path / "relay.db"))
+    result = run("create", "--report-token", REPORT, "--partner", "żółw", *args, "--run", "żółw")
+    assert result.status == 3
     keys = ("--keys", str(tmp_path / "keys.json"))
     assert run("gateway", "keys", "add", "ann", "--partner", "żółw", *keys).status == 0
 
-    def shows(*words):
+    def run_with_encoding(*args):
         environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-        command = [sys.executable, "-m", "plaid_relay_async.cli", *words]
+        command = [sys.executable, "-m", "plaid_relay_async.cli", *args]
         return subprocess.run(command, env=environment, capture_output=True, check=False)
 
-    assert shows("status", "żółw", *words).stdout.count(rb"\u017c") == 1
-    assert shows("runs", *words).stdout.count(rb"\u017c") == 1
-    assert json.loads(shows("export", "żółw", *words).stdout)["secondary_client_id"] == "żółw"
-    assert rb"\u017c" in shows("gateway", "keys", "list", *keys).stdout
+    assert run_with_encoding("status", "żółw", *args).stdout.count(rb"\u017c") == 1
+    assert run_with_encoding("runs", *args).stdout.count(rb"\u017c") == 1
+    assert json.loads(run_with_encoding("export", "żółw", *args).stdout)["secondary_client_id"] == "żółw"
+    assert rb"\u017c" in run_with_encoding("gateway", "keys", "list", *keys).stdout
 
 
 # --------------------------------------------------------------------------------- standard output is closed
@@ -207,7 +207,7 @@ def test_names_that_the_locale_cannot_represent(plaid, run, partners, tmp_path, 
 
 @pytest.mark.parametrize("closed", [">&-", "1</dev/null"])
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         f"create --report-token {REPORT} --partner p",
         f"bulk partners.csv --report-token {REPORT}",
@@ -219,36 +219,36 @@ def test_names_that_the_locale_cannot_represent(plaid, run, partners, tmp_path, 
         "gateway keys add ann --keys keys.json",
     ],
 )
-def test_a_closed_standard_output(plaid, partners, tmp_path, words, closed):
-    """A closed standard output is refused before anything is sent or a key is created."""
+def test_a_closed_standard_output(plaid, partners, tmp_path, args, closed):
+    """A closed standard output is rejected before anything is sent or a key is created."""
     partners(1)
     (tmp_path / "tokens.txt").write_text("credit-relay-sandbox-1\n")
-    done = shell(f"{' '.join(COMMAND)} {words} {closed}", cwd=tmp_path)
-    assert (done.returncode, "standard output isn't open" in done.stderr) == (2, True), done.stderr
+    result = shell(f"{' '.join(COMMAND)} {args} {closed}", cwd=tmp_path)
+    assert (result.returncode, "standard output isn't open" in result.stderr) == (2, True), result.stderr
     assert not plaid.requests
     assert not (tmp_path / "keys.json").exists()
 
 
-@pytest.mark.parametrize("words", [f"bulk - --report-token {REPORT}", "remove -"])
-def test_a_closed_standard_input(plaid, words):
+@pytest.mark.parametrize("args", [f"bulk - --report-token {REPORT}", "remove -"])
+def test_a_closed_standard_input(plaid, args):
     """A closed standard input is an error, not an empty input."""
-    done = shell(f"{' '.join(COMMAND)} {words} <&-")
-    assert (done.returncode, "isn't open" in done.stderr) == (2, True), done.stderr
+    result = shell(f"{' '.join(COMMAND)} {args} <&-")
+    assert (result.returncode, "isn't open" in result.stderr) == (2, True), result.stderr
 
 
-def test_what_is_only_shown_needs_no_standard_output(plaid, run, tmp_path):
-    """The exit status of `status` is worth having alone."""
-    words = ("--journal", tmp_path / "relay.db")
-    assert run("create", "--report-token", REPORT, "--partner", "p", *words, "--run", "r").status == 0
-    done = shell(f"{' '.join(COMMAND)} status r --journal {tmp_path / 'relay.db'} >&-")
-    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+def test_status_without_standard_output(plaid, run, tmp_path):
+    """`status` works without standard output, for its exit status."""
+    args = ("--journal", tmp_path / "relay.db")
+    assert run("create", "--report-token", REPORT, "--partner", "p", *args, "--run", "r").status == 0
+    result = shell(f"{' '.join(COMMAND)} status r --journal {tmp_path / 'relay.db'} >&-")
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False)
 
 
 # ------------------------------------------------------------------------------------------- the rescue file
 
 
 def test_an_unexpected_error_in_the_output(tmp_path, rescued):
-    """An outcome that can't be formatted is rescued, with all that come later."""
+    """An outcome that can't be formatted is rescued, and so are all later ones."""
     path = tmp_path / "out.jsonl"
     with open_output(str(path)) as output:
         output.write(LINE)
@@ -262,7 +262,7 @@ def test_an_unexpected_error_in_the_output(tmp_path, rescued):
 
 
 async def test_a_bug_in_the_output_ends_a_run(start, tmp_path, rescued):
-    """An unexpected error of the output is raised once all that was created is stored."""
+    """An unexpected error of the output is raised once all created tokens are stored."""
     plaid = start(latency=0.05)
 
     class Broken(BatchRunner):
@@ -278,7 +278,7 @@ async def test_a_bug_in_the_output_ends_a_run(start, tmp_path, rescued):
     assert 0 < len(plaid.ledger) < 20
 
 
-def test_what_waits_is_rescued_whatever_ends_the_command(rescued, pipe):
+def test_queued_outcomes_are_rescued(rescued, pipe):
     """Outcomes that wait for a reader are rescued even if the output itself has not failed."""
     _, writing = pipe
     fill(writing)
@@ -293,9 +293,9 @@ def test_what_waits_is_rescued_whatever_ends_the_command(rescued, pipe):
     assert rescued() == [LINE]
 
 
-@pytest.mark.parametrize("read", [0, 1, 3])
-def test_what_a_reader_left_unread(rescued, pipe, read):
-    """Unread outcomes are rescued if the reader exits before the command does; nothing is if all were read."""
+@pytest.mark.parametrize("read_count", [0, 1, 3])
+def test_unread_outcomes_are_rescued(rescued, pipe, read_count):
+    """Outcomes that the reader of a pipe left unread are rescued; none are if it read all."""
     reading, writing = pipe
     with Rescue() as rescue:
         output = Output(io.FileIO(writing.fileno(), "w", closefd=False), as_csv=False, rescue=rescue)
@@ -304,15 +304,15 @@ def test_what_a_reader_left_unread(rescued, pipe, read):
         output.close()
         assert output.error is None
         size = len(json.dumps(LINE)) + 1
-        assert len(reading.read(size * read)) == size * read
+        assert len(reading.read(size * read_count)) == size * read_count
         reading.close()
         output.close()
-    assert (output.error is None) == (read == 3)
-    assert [row["attempts"] for row in rescued()] == [0, 1, 2][read:]
+    assert (output.error is None) == (read_count == 3)
+    assert [row["attempts"] for row in rescued()] == [0, 1, 2][read_count:]
 
 
 def test_a_terminal_that_was_closed(rescued):
-    """What a closed terminal may not have shown is rescued."""
+    """Outcomes that a closed terminal may not have shown are rescued."""
     screen, terminal = pty.openpty()
     with Rescue() as rescue, io.FileIO(terminal, "w") as file:
         output = Output(file, as_csv=False, rescue=rescue)
@@ -323,8 +323,8 @@ def test_a_terminal_that_was_closed(rescued):
     assert output.error is not None
 
 
-def test_lines_that_must_have_been_read_are_not_kept(pipe):
-    """A long run through a pipe needs no more memory than a short one."""
+def test_read_lines_are_dropped(pipe):
+    """The memory of a long run through a pipe is bounded."""
     reading, writing = pipe
     output = Output(io.FileIO(writing.fileno(), "w", closefd=False), as_csv=False)
     line = LINE | {"request_id": "x" * 60_000}
@@ -335,9 +335,9 @@ def test_lines_that_must_have_been_read_are_not_kept(pipe):
     assert len(output._unread_lines._lines) < 20
 
 
-def test_a_long_line_and_a_reader_that_never_comes(plaid, spawn, partners, rescued):
+def test_a_long_line_and_no_reader(plaid, spawn, partners, rescued):
     """A long line without a reader doesn't block the command: a second signal ends it."""
-    answers(plaid, "p0", "x" * 1_000_000)
+    respond_with(plaid, "p0", "x" * 1_000_000)
     process = spawn("bulk", partners(1), "--report-token", REPORT)
     while not plaid.requests:
         time.sleep(0.01)
@@ -350,8 +350,8 @@ def test_a_long_line_and_a_reader_that_never_comes(plaid, spawn, partners, rescu
 
 
 def test_a_long_line_and_a_slow_reader(plaid, spawn, partners):
-    """A long line reaches a slow reader as a whole."""
-    answers(plaid, "p0", "x" * 900_000)
+    """A slow reader receives a long line completely."""
+    respond_with(plaid, "p0", "x" * 900_000)
     process = spawn("bulk", partners(1), "--report-token", REPORT)
     time.sleep(0.5)
     assert len(json.loads(process.stdout.read())["request_id"]) == 900_000
@@ -359,7 +359,7 @@ def test_a_long_line_and_a_slow_reader(plaid, spawn, partners):
 
 
 def test_the_folders_of_a_rescue_file(tmp_path, rescued):
-    """If a folder takes no more rows, the next one is used; a row that can't be stored leaves no empty file."""
+    """If a folder can't store a row, the next one is used; a failed row leaves no empty file."""
     row, long = (json.dumps(LINE | {"request_id": "x" * size}).encode() + b"\n" for size in (1, 2000))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Rescue(tmp_path / "out.csv") as rescue:
@@ -375,8 +375,8 @@ def test_the_folders_of_a_rescue_file(tmp_path, rescued):
     assert len(rescued(tmp_path)) == 4
 
 
-def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch, rescued):
-    """The next one is taken."""
+def test_a_folder_that_cannot_be_created(tmp_path, monkeypatch, rescued):
+    """If a folder can't be created, the next one is used."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     with Rescue() as rescue:
@@ -386,17 +386,17 @@ def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch, rescued):
     path.unlink()
 
 
-NOWHERE = "ulimit -f 0; "
+NO_SPACE = "ulimit -f 0; "
 
 
-def test_a_token_that_nothing_takes(plaid, tmp_path):
-    """The message says that it is lost, without it, and the exit status is that of an unknown outcome."""
+def test_a_token_that_cannot_be_stored(plaid, tmp_path):
+    """A lost token is reported without its value, and the exit status is that of an unknown outcome."""
     line = f"{' '.join(COMMAND)} create --report-token {REPORT} --partner p"
-    done = shell(f"{NOWHERE}{line} > {tmp_path / 'out'}")
-    assert done.returncode == 3
-    assert f"not written: created p (request_id {plaid.ledger[0]['request_id']})" in done.stderr
-    assert "a relay token is lost" in done.stderr
-    assert plaid.ledger[0]["relay_token"] not in done.stdout + done.stderr
+    result = shell(f"{NO_SPACE}{line} > {tmp_path / 'out'}")
+    assert result.returncode == 3
+    assert f"not written: created p (request_id {plaid.ledger[0]['request_id']})" in result.stderr
+    assert "a relay token is lost" in result.stderr
+    assert plaid.ledger[0]["relay_token"] not in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_a_token_that_nothing_takes(plaid, tmp_path):
     ],
 )
 def test_a_token_that_only_the_journal_may_have(pipe, journalled, message):
-    """Without a rescue file a token is lost unless the journal has it, and the message says which."""
+    """Without a rescue file a token is lost unless the journal has it, which the message says."""
 
     class Full(Rescue):
         def store(self, row):
@@ -423,26 +423,26 @@ def test_a_token_that_only_the_journal_may_have(pipe, journalled, message):
 
 def test_a_run_with_a_journal_and_a_closed_pipe(plaid, run, partners, tmp_path, spawn, rescued):
     """Each token is rescued, and the message says that the journal has it too."""
-    words = ("--journal", tmp_path / "relay.db")
+    args = ("--journal", tmp_path / "relay.db")
     reading, writing = os.pipe()
     os.close(reading)
-    command = ("bulk", partners(5), "--report-token", REPORT, *words, "--run", "r", "--concurrency", 1)
+    command = ("bulk", partners(5), "--report-token", REPORT, *args, "--run", "r", "--concurrency", 1)
     process = spawn(*command, stdout=writing)
     os.close(writing)
     errors = process.stderr.read()
     assert process.wait() == 1
     assert "the journal has them, too: plaid-relay export" in errors
     assert {row["relay_token"] for row in rescued()} == set(ledger(plaid).values()) != set()
-    assert {line["relay_token"] for line in run("export", "r", *words).lines} >= set(ledger(plaid).values())
+    assert {line["relay_token"] for line in run("export", "r", *args).lines} >= set(ledger(plaid).values())
 
 
 def test_an_export_to_a_closed_pipe_rescues_nothing(plaid, run, partners, tmp_path, spawn, rescued):
-    """An export rescues nothing, because all of it is in the journal."""
-    words = ("--journal", tmp_path / "relay.db")
-    assert run("bulk", partners(5), "--report-token", REPORT, *words, "--run", "r").status == 0
+    """An export rescues nothing, because all outcomes are in the journal."""
+    args = ("--journal", tmp_path / "relay.db")
+    assert run("bulk", partners(5), "--report-token", REPORT, *args, "--run", "r").status == 0
     reading, writing = os.pipe()
     os.close(reading)
-    process = spawn("export", "r", *words, stdout=writing)
+    process = spawn("export", "r", *args, stdout=writing)
     os.close(writing)
     assert "the output can't be written: Broken pipe" in process.stderr.read()
     assert process.wait() == 1
@@ -450,15 +450,15 @@ def test_an_export_to_a_closed_pipe_rescues_nothing(plaid, run, partners, tmp_pa
 
 
 @pytest.fixture
-def refreshed(plaid):
-    """A simulator that refreshes whatever token it is asked for."""
+def refreshing(plaid):
+    """A simulator that refreshes any token."""
     plaid.fail(
         Fault(path=REFRESH, status=200, body={"relay_token": "credit-relay-new", "request_id": "\ud800"})
     )
     return plaid
 
 
-def test_a_refresh_into_a_closed_pipe(refreshed, spawn, rescued):
+def test_a_refresh_into_a_closed_pipe(refreshing, spawn, rescued):
     """The new token of a refresh is rescued if the output is a closed pipe."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -470,58 +470,58 @@ def test_a_refresh_into_a_closed_pipe(refreshed, spawn, rescued):
     assert [row["relay_token"] for row in rescued()] == ["credit-relay-new"]
 
 
-def test_a_refresh_that_is_interrupted_while_it_is_not_read(
-    refreshed, run, rescued, pipe, later, monkeypatch
+def test_a_refresh_that_is_interrupted_while_it_waits_for_a_reader(
+    refreshing, run, rescued, pipe, later, monkeypatch
 ):
     """The new token of a refresh is rescued if a signal ends the wait for a reader."""
     _, writing = pipe
     fill(writing)
     monkeypatch.setattr(sys, "stdout", writing)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored
-    later(lambda: refreshed.requests, lambda: os.kill(os.getpid(), signal.SIGINT))
+    later(lambda: refreshing.requests, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert run("refresh", "token").status == 1
     assert [row["relay_token"] for row in rescued()] == ["credit-relay-new"]
 
 
-def test_a_refresh_that_nothing_takes(refreshed, tmp_path):
+def test_a_refresh_that_cannot_be_stored(refreshing, tmp_path):
     """The exit status is that of an unknown outcome."""
-    done = shell(f"{NOWHERE}{' '.join(COMMAND)} refresh token > {tmp_path / 'out'}")
-    assert done.returncode == 3
-    assert "a relay token is lost" in done.stderr
-    assert "credit-relay-new" not in done.stderr
+    result = shell(f"{NO_SPACE}{' '.join(COMMAND)} refresh token > {tmp_path / 'out'}")
+    assert result.returncode == 3
+    assert "a relay token is lost" in result.stderr
+    assert "credit-relay-new" not in result.stderr
 
 
 # --------------------------------------------------------------------------------------------- to append
 
 
 HEADER = "outcome,secondary_client_id,relay_token,request_id,error_code,attempts\n"
-WHOLE = HEADER + 'created,a,t,"two\nlines, and a ""quote""",,1\n'
+COMPLETE = HEADER + 'created,a,t,"two\nlines, and a ""quote""",,1\n'
 
 
 @pytest.mark.parametrize(
     ("content", "torn"),
     [
-        (WHOLE, []),
-        (WHOLE + 'created,b,t,"x', ["created", "b", "t", "x"]),
-        (WHOLE + 'created,b,t,"x\n', ["created", "b", "t", "x\n"]),
-        (WHOLE + 'created,b,t,"x\n\ny', ["created", "b", "t", "x\n\ny"]),
-        (WHOLE + 'created,b,t,"x""', ["created", "b", "t", 'x"']),
-        (WHOLE + 'created,b,t,"x""y"', ["created", "b", "t", 'x"y']),
-        (WHOLE + 'created,b,t,"', ["created", "b", "t", ""]),
-        (WHOLE + "created,b,t", ["created", "b", "t"]),
-        (WHOLE + 'created,b,5" x', ["created", "b", '5" x']),
-        ((WHOLE + "created,b,é").encode()[:-1], ["created", "b", ""]),
-        ((WHOLE + 'created,b,"\U0001f600').encode()[:-1], ["created", "b", ""]),
+        (COMPLETE, []),
+        (COMPLETE + 'created,b,t,"x', ["created", "b", "t", "x"]),
+        (COMPLETE + 'created,b,t,"x\n', ["created", "b", "t", "x\n"]),
+        (COMPLETE + 'created,b,t,"x\n\ny', ["created", "b", "t", "x\n\ny"]),
+        (COMPLETE + 'created,b,t,"x""', ["created", "b", "t", 'x"']),
+        (COMPLETE + 'created,b,t,"x""y"', ["created", "b", "t", 'x"y']),
+        (COMPLETE + 'created,b,t,"', ["created", "b", "t", ""]),
+        (COMPLETE + "created,b,t", ["created", "b", "t"]),
+        (COMPLETE + 'created,b,5" x', ["created", "b", '5" x']),
+        ((COMPLETE + "created,b,é").encode()[:-1], ["created", "b", ""]),
+        ((COMPLETE + 'created,b,"\U0001f600').encode()[:-1], ["created", "b", ""]),
     ],
 )
 def test_append_to_csv_that_is_torn(plaid, run, partners, tmp_path, content, torn):
-    """Wherever the last row was torn, new rows are records of their own; a whole file isn't changed."""
+    """Wherever the last row was torn, new rows are separate records; a complete file isn't changed."""
     out = tmp_path / "out.csv"
     out.touch(0o600)
     content = content.encode() if isinstance(content, str) else content
     out.write_bytes(content)
-    words = ("bulk", partners(2), "--report-token", REPORT, "--output", out, "--append", "--concurrency", 1)
-    assert run(*words).status == 0
+    args = ("bulk", partners(2), "--report-token", REPORT, "--output", out, "--append", "--concurrency", 1)
+    assert run(*args).status == 0
     with out.open(newline="", encoding="utf-8") as file:
         _, first, *rest = csv.reader(file, strict=True)
     assert first[3] == 'two\nlines, and a "quote"'
@@ -530,8 +530,8 @@ def test_append_to_csv_that_is_torn(plaid, run, partners, tmp_path, content, tor
     assert out.read_bytes().startswith(content[:-3])
 
 
-def test_another_run_that_writes_is_left_alone(tmp_path):
-    """A second run is refused before it could end a line that the first one is writing."""
+def test_a_file_that_another_run_writes(tmp_path):
+    """A second run is rejected before it terminates a line that the first one is writing."""
     path = tmp_path / "out.jsonl"
     with path.open("w") as file:
         path.chmod(0o600)
@@ -551,20 +551,22 @@ def test_another_run_that_writes_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_named_pipe_that_no_process_reads(plaid, run, partners, tmp_path, later, number):
-    """Waiting for a reader ends with the first signal, and nothing was sent."""
+    """The first signal ends the wait for a reader, and nothing was sent."""
     os.mkfifo(tmp_path / "fifo")
     before = signal.getsignal(number)
     later(lambda: signal.getsignal(number) is not before, lambda: os.kill(os.getpid(), number))
-    done = run("bulk", partners(1), "--report-token", REPORT, "--output", tmp_path / "fifo", "--append")
-    assert (done.status, "interrupted" in done.err) == (1, True)
+    result = run("bulk", partners(1), "--report-token", REPORT, "--output", tmp_path / "fifo", "--append")
+    assert (result.status, "interrupted" in result.err) == (1, True)
     assert not plaid.requests
 
 
-def test_a_socket_is_no_output(plaid, run, partners, tmp_path):
-    """A socket as an output is refused, and not waited for."""
+def test_a_socket_as_output(plaid, run, partners, tmp_path):
+    """A socket as output is rejected immediately."""
     import socket
 
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
-        done = run("bulk", partners(1), "--report-token", REPORT, "--output", tmp_path / "socket", "--append")
-    assert (done.status, "No such device" in done.err) == (2, True)
+        result = run(
+            "bulk", partners(1), "--report-token", REPORT, "--output", tmp_path / "socket", "--append"
+        )
+    assert (result.status, "No such device" in result.err) == (2, True)

@@ -1,4 +1,4 @@
-"""What the command's messages and docs/command.md tell a person to do: each test sees the failure, does that, succeeds."""
+"""The remedies in messages and in docs/command.md: each test applies one after a failure, and succeeds."""
 
 import json
 import os
@@ -19,8 +19,8 @@ CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/rela
 REPORT = "assets-sandbox-1111"
 
 
-def bulk(run, path, *words):
-    return run("bulk", path, "--report-token", REPORT, *words)
+def bulk(run, path, *args):
+    return run("bulk", path, "--report-token", REPORT, *args)
 
 
 def ledger(plaid):
@@ -32,11 +32,11 @@ def rows(path):
 
 
 @pytest.fixture
-def shared(plaid, run, tmp_path):
-    """The path of a file with the relay token of a report that is shared with the caller itself."""
+def shared_token_file(plaid, run, tmp_path):
+    """Create a file with the relay token of a report that is shared with the caller itself."""
     path = tmp_path / "token.txt"
-    done = run("create", "--report-token", REPORT, "--partner", "owner")
-    path.write_text(done.lines[0]["relay_token"])
+    result = run("create", "--report-token", REPORT, "--partner", "owner")
+    path.write_text(result.lines[0]["relay_token"])
     return path
 
 
@@ -44,8 +44,8 @@ def shared(plaid, run, tmp_path):
 
 
 @pytest.fixture
-def guarded(tmp_path, monkeypatch, partners, shared, run):
-    """The commands that use a private file, by its kind, and that file, readable by others."""
+def exposed_file(tmp_path, monkeypatch, partners, shared_token_file, run):
+    """Return a command that uses a private file of some kind, and that file, readable by others."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv("PLAID_RELAY_KEY", raising=False)
     journal = ("--journal", tmp_path / "relay.db", "--run", "nov")
@@ -53,13 +53,21 @@ def guarded(tmp_path, monkeypatch, partners, shared, run):
     creating = ("bulk", partners(2), "--report-token", REPORT)
     commands = {
         "output": (*creating, "--output", files["output"], "--append"),
-        "fetched": ("fetch", shared, "--dir", tmp_path / "r", "--output", files["output"], "--append"),
+        "fetched": (
+            "fetch",
+            shared_token_file,
+            "--dir",
+            tmp_path / "r",
+            "--output",
+            files["output"],
+            "--append",
+        ),
         "key": (*creating, *journal, "--key-file", files["key"]),
         "relay.db": (*creating, *journal),
         "keys": ("gateway", "keys", "add", "ben", "--keys", tmp_path / "keys"),
     }
 
-    def guarded(kind):
+    def exposed_file(kind):
         path = files["output" if kind == "fetched" else kind] if kind != "keys" else tmp_path / "keys"
         if kind == "keys":
             assert run("gateway", "keys", "add", "ann", "--keys", path).status == 0
@@ -68,13 +76,13 @@ def guarded(tmp_path, monkeypatch, partners, shared, run):
         path.chmod(0o644)
         return commands[kind], path
 
-    return guarded
+    return exposed_file
 
 
 @pytest.mark.parametrize("kind", ["output", "fetched", "key", "relay.db", "keys"])
-def test_a_file_that_others_may_read_chmod_600(plaid, run, guarded, kind):
-    """The command names the file and the chmod, and sends nothing; after the chmod the same command succeeds."""
-    command, path = guarded(kind)
+def test_a_file_that_others_may_read_chmod_600(plaid, run, exposed_file, kind):
+    """The command names the file and the chmod, and sends nothing; after the chmod it succeeds."""
+    command, path = exposed_file(kind)
     sent = len(plaid.requests)
     refused = run(*command)
     assert refused.status in {1, 2}
@@ -87,11 +95,11 @@ def test_a_file_that_others_may_read_chmod_600(plaid, run, guarded, kind):
 
 @pytest.fixture
 def gateway(plaid, spawn, run, tmp_path, monkeypatch):
-    """Start a gateway with an audit file, and return its process, its address and a key."""
+    """Start a gateway with an audit file, and return its process and its address."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
 
-    def gateway(*words):
-        process = spawn("gateway", "--upstream", plaid.url, "--audit", tmp_path / "audit", *words)
+    def gateway(*args):
+        process = spawn("gateway", "--upstream", plaid.url, "--audit", tmp_path / "audit", *args)
         line = process.stdout.readline()
         return process, line.removeprefix("listening on ").strip()
 
@@ -99,19 +107,21 @@ def gateway(plaid, spawn, run, tmp_path, monkeypatch):
 
 
 def status_of(url, key, partner="p"):
-    """Create through a gateway, and return the HTTP status."""
+    """Create a token through a gateway, and return the HTTP status."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     body = json.dumps({"report_tokens": [REPORT], "secondary_client_id": partner}).encode()
     try:
-        with urllib.request.urlopen(urllib.request.Request(url + CREATE, body, headers), timeout=60) as done:
-            return done.status
+        with urllib.request.urlopen(
+            urllib.request.Request(url + CREATE, body, headers), timeout=60
+        ) as result:
+            return result.status
     except urllib.error.HTTPError as error:
         with error:
             return error.code
 
 
 def test_an_audit_file_that_others_may_read_chmod_600(gateway, run, tmp_path):
-    """The gateway doesn't start; after the chmod it does, and writes into the file."""
+    """The gateway doesn't start; after the chmod it does, and writes to the file."""
     audit = tmp_path / "audit"
     audit.touch()
     audit.chmod(0o644)
@@ -126,7 +136,7 @@ def test_an_audit_file_that_others_may_read_chmod_600(gateway, run, tmp_path):
 
 
 def test_an_audit_file_that_was_not_reopened_chmod_600_and_reload(gateway, run, tmp_path):
-    """After the chmod and another SIGHUP lines go into the new file."""
+    """After the chmod and another SIGHUP, lines go to the new file."""
     key = run("gateway", "keys", "add", "ann").out.strip()
     process, url = gateway()
     audit = tmp_path / "audit"
@@ -148,7 +158,7 @@ def test_an_audit_file_that_was_not_reopened_chmod_600_and_reload(gateway, run, 
 
 
 def test_credentials_that_a_key_needs_set_the_variables(gateway, run, monkeypatch):
-    """The message names them; with them the gateway starts, and serves the key."""
+    """The message names the variables; with them the gateway starts, and accepts the key."""
     key = run("gateway", "keys", "add", "ann", "--credentials", "acme").out.strip()
     process, _ = gateway()
     assert process.wait() == 2
@@ -160,7 +170,7 @@ def test_credentials_that_a_key_needs_set_the_variables(gateway, run, monkeypatc
 
 
 def test_no_caller_has_a_key_add_one(gateway, run):
-    """The gateway says how, and admits the caller within a second or so."""
+    """The gateway prints the command, and accepts the new key within a second or so."""
     process, url = gateway()
     assert "plaid-relay gateway keys add NAME" in process.stderr.readline()
     key = run("gateway", "keys", "add", "ann").out.strip()
@@ -168,7 +178,7 @@ def test_no_caller_has_a_key_add_one(gateway, run):
 
 
 def test_a_key_that_could_not_be_printed_add_it_again(spawn, run, tmp_path, monkeypatch):
-    """There is no key of that name, so that the same command makes it."""
+    """No key of that name exists, so the same command creates it."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     reading, writing = os.pipe()
     os.close(reading)
@@ -183,7 +193,7 @@ def test_a_key_that_could_not_be_printed_add_it_again(spawn, run, tmp_path, monk
 
 
 def test_an_output_that_exists_append(plaid, run, partners, tmp_path):
-    """It isn't overwritten; with --append the new rows are added to it."""
+    """The file isn't overwritten; with --append the new rows are added to it."""
     out = tmp_path / "out.jsonl"
     assert bulk(run, partners(1), "--output", out).status == 0
     refused = bulk(run, partners(2), "--output", out)
@@ -203,7 +213,7 @@ def test_an_output_that_another_run_uses_wait_for_its_end(plaid, run, partners, 
 
 
 def test_an_input_that_is_wrong_correct_the_rows(plaid, run, tmp_path):
-    """The rows are named and nothing is sent; the corrected file is sent as a whole."""
+    """The rows are reported and nothing is sent; the corrected file is sent completely."""
     path = tmp_path / "in.csv"
     path.write_text("secondary_client_id,report_token\na,\nb,x y\n")
     refused = run("bulk", path)
@@ -236,7 +246,7 @@ def test_too_many_connections_for_the_shell_raise_ulimit(plaid, spawn, partners)
 
 
 def test_no_credentials_set_the_variables(plaid, run, partners, monkeypatch):
-    """The one that is missing is named; with it the same command succeeds."""
+    """The missing variable is named; with it the same command succeeds."""
     monkeypatch.delenv("PLAID_SECRET")
     refused = bulk(run, partners(1))
     assert (refused.status, "PLAID_SECRET" in refused.err) == (2, True)
@@ -245,29 +255,33 @@ def test_no_credentials_set_the_variables(plaid, run, partners, monkeypatch):
 
 
 def test_a_full_disk_use_the_rescue_file(plaid, run, tmp_path):
-    """`fetch` reads its rows, and the partners of neither file go into the next run: each has one token."""
+    """After a run without the partners of the output and of the rescue file, each partner has one token."""
     names = ["owner", *(f"p{n}" for n in range(200))]
     path, out = tmp_path / "in.csv", tmp_path / "out.jsonl"
     path.write_text("".join(f"{name}\n" for name in names))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
     try:
-        done = bulk(run, path, "--output", out, "--concurrency", 5)
+        result = bulk(run, path, "--output", out, "--concurrency", 5)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (done.status, "rescued: " in done.err) == (1, True)
+    assert (result.status, "rescued: " in result.err) == (1, True)
     [rescued] = tmp_path.glob("plaid-relay-rescued-*.jsonl")
-    assert str(rescued) in done.err
-    held = {row["secondary_client_id"] for row in (*rows(out), *rows(rescued)) if row["relay_token"]}
-    path.write_text("".join(f"{name}\n" for name in names if name not in held))
+    assert str(rescued) in result.err
+    partners_with_token = {
+        row["secondary_client_id"] for row in (*rows(out), *rows(rescued)) if row["relay_token"]
+    }
+    path.write_text("".join(f"{name}\n" for name in names if name not in partners_with_token))
     assert bulk(run, path, "--output", out, "--append").status == 0
     assert len(plaid.ledger) == len(names)
-    every = {row["secondary_client_id"]: row["relay_token"] for row in (*rows(out), *rows(rescued))}
-    assert {name: token for name, token in every.items() if token} == ledger(plaid)
+    token_by_partner = {
+        row["secondary_client_id"]: row["relay_token"] for row in (*rows(out), *rows(rescued))
+    }
+    assert {name: token for name, token in token_by_partner.items() if token} == ledger(plaid)
 
 
 def test_a_rescue_file_is_an_input_of_fetch(plaid, run, spawn, tmp_path, rescued):
-    """Its rows have the fields of `bulk`'s output: each report of a token in it is fetched."""
+    """`fetch` reads the rescue file like the output of `bulk`, and fetches each report."""
     path = tmp_path / "in.jsonl"
     lines = [
         {
@@ -286,22 +300,22 @@ def test_a_rescue_file_is_an_input_of_fetch(plaid, run, spawn, tmp_path, rescued
     place = next(line for line in process.stderr.read().splitlines() if line.startswith("rescued: "))
     file = place.rpartition(", in ")[2]
     assert {row["relay_token"] for row in rescued()} == {entry["relay_token"] for entry in plaid.ledger}
-    done = run("fetch", file, "--dir", tmp_path / "reports")
-    assert (done.status, done.count("fetched")) == (0, len(plaid.ledger))
+    result = run("fetch", file, "--dir", tmp_path / "reports")
+    assert (result.status, result.count("fetched")) == (0, len(plaid.ledger))
     assert len(list((tmp_path / "reports").iterdir())) == len(plaid.ledger) > 0
 
 
-def test_to_have_a_report_anew_delete_its_file(plaid, run, shared, tmp_path):
-    """The same command fetches it again, byte for byte what Plaid sends, and leaves the others as they are."""
+def test_to_fetch_a_report_again_delete_its_file(plaid, run, shared_token_file, tmp_path):
+    """The same command fetches that report again, and leaves the others as they are."""
     folder = tmp_path / "reports"
-    assert run("fetch", shared, "--dir", folder).status == 0
+    assert run("fetch", shared_token_file, "--dir", folder).status == 0
     [file] = folder.iterdir()
     first = file.read_bytes()
     file.write_bytes(b"old")
-    assert run("fetch", shared, "--dir", folder).lines[0]["outcome"] == "already_there"
+    assert run("fetch", shared_token_file, "--dir", folder).lines[0]["outcome"] == "already_there"
     assert (file.read_bytes(), plaid.counts[GET]) == (b"old", 1)
     file.unlink()
-    again = run("fetch", shared, "--dir", folder)
+    again = run("fetch", shared_token_file, "--dir", folder)
     assert [(line["outcome"], line["file"]) for line in again.lines] == [("fetched", str(file))]
     assert json.loads(file.read_bytes())["report"] == json.loads(first)["report"]
     assert (plaid.counts[GET], stat.S_IMODE(file.stat().st_mode)) == (2, 0o600)
@@ -310,31 +324,31 @@ def test_to_have_a_report_anew_delete_its_file(plaid, run, shared, tmp_path):
 # ------------------------------------------------------------------------------------------------ single calls
 
 
-def test_a_removal_that_was_interrupted_remove_it_again(plaid, run, shared, signal_when):
-    """If its response is lost, its outcome is unknown; the second removal succeeds, and the token opens nothing."""
+def test_a_removal_that_was_interrupted_remove_it_again(plaid, run, shared_token_file, signal_when):
+    """If the response is lost, the outcome is unknown; the second removal succeeds."""
     plaid.fail(Fault(path=REMOVE, latency=1.0, close=True, times=1))
     signal_when(lambda: plaid.counts[REMOVE])
-    interrupted = run("remove", f"@{shared}")
+    interrupted = run("remove", f"@{shared_token_file}")
     assert (interrupted.status, "removing the token again is safe" in interrupted.err) == (3, True)
-    assert run("remove", f"@{shared}").status == 0
-    assert run("get", f"@{shared}").status == 1
+    assert run("remove", f"@{shared_token_file}").status == 0
+    assert run("get", f"@{shared_token_file}").status == 1
 
 
-def test_a_token_that_plaid_did_not_remove_remove_it_again(plaid, run, shared):
-    """`removed` is false and the exit status 1; until it is repeated, the token opens the report."""
+def test_a_token_that_plaid_did_not_remove_remove_it_again(plaid, run, shared_token_file):
+    """After `removed: false` the token is still valid, until the removal is repeated."""
     plaid.fail(Fault(path=REMOVE, status=200, body={"removed": False, "request_id": "r"}, times=1))
-    assert run("remove", f"@{shared}").status == 1
-    assert run("get", f"@{shared}").status == 0
-    assert run("remove", f"@{shared}").status == 0
-    assert run("get", f"@{shared}").status == 1
+    assert run("remove", f"@{shared_token_file}").status == 1
+    assert run("get", f"@{shared_token_file}").status == 0
+    assert run("remove", f"@{shared_token_file}").status == 0
+    assert run("get", f"@{shared_token_file}").status == 1
 
 
 # -------------------------------------------------------------------------------------------------- the journal
 
 
 @pytest.fixture
-def book(tmp_path, monkeypatch):
-    """The path of a journal, and its key and that in the environment."""
+def journal_path(tmp_path, monkeypatch):
+    """Set the path of a journal and its key in the environment, and return the path."""
     monkeypatch.setenv("PLAID_RELAY_KEY", Fernet.generate_key().decode())
     monkeypatch.setenv("PLAID_RELAY_JOURNAL", str(tmp_path / "relay.db"))
     return tmp_path / "relay.db"
@@ -348,19 +362,21 @@ def book(tmp_path, monkeypatch):
     ],
     ids=["response", "no response"],
 )
-def test_a_recorded_removal_that_was_interrupted(plaid, run, partners, book, signal_when, fault, status):
-    """Its response counts and is recorded; without one the removal is repeated, which is then recorded."""
-    [made] = bulk(run, partners(1), "--run", "nov").lines
+def test_a_recorded_removal_that_was_interrupted(
+    plaid, run, partners, journal_path, signal_when, fault, status
+):
+    """Its response is recorded; without a response, the repeated removal is recorded."""
+    [row] = bulk(run, partners(1), "--run", "nov").lines
     plaid.fail(fault)
     signal_when(lambda: plaid.counts[REMOVE])
-    assert run("remove", made["relay_token"]).status == status
-    assert run("remove", made["relay_token"]).status == 0
+    assert run("remove", row["relay_token"]).status == status
+    assert run("remove", row["relay_token"]).status == 0
     assert [line["outcome"] for line in run("export", "nov").lines] == ["removed"]
     assert plaid.counts[REMOVE] == (2 if status else 1)
 
 
-def test_tokens_that_plaid_did_not_remove_revoke_again(plaid, run, partners, book):
-    """They are failed with what to do, and the next `revoke` removes them."""
+def test_tokens_that_plaid_did_not_remove_revoke_again(plaid, run, partners, journal_path):
+    """They are failed with advice, and the next `revoke` removes them."""
     assert bulk(run, partners(3), "--run", "nov").status == 0
     plaid.fail(Fault(path=REMOVE, status=200, body={"removed": False, "request_id": "r"}))
     assert run("revoke", "nov", "--yes").count("failed") == 3
@@ -371,8 +387,8 @@ def test_tokens_that_plaid_did_not_remove_revoke_again(plaid, run, partners, boo
 
 
 @pytest.mark.parametrize("word", ["revoke", "forget"])
-def test_no_terminal_pass_yes(plaid, run, partners, book, stdin, word):
-    """Nothing is done without it; with --yes the same command succeeds."""
+def test_no_terminal_pass_yes(plaid, run, partners, journal_path, stdin, word):
+    """Without a terminal nothing is done; with --yes the same command succeeds."""
     assert bulk(run, partners(1), "--run", "nov").status == 0
     stdin("")
     refused = run(word, "nov")
@@ -380,8 +396,8 @@ def test_no_terminal_pass_yes(plaid, run, partners, book, stdin, word):
     assert run(word, "nov", "--yes").status == 0
 
 
-def test_a_run_that_is_not_there_list_the_runs(plaid, run, partners, book):
-    """`runs` lists the names, with which `status` succeeds."""
+def test_a_run_that_does_not_exist_list_the_runs(plaid, run, partners, journal_path):
+    """`runs` lists the names that `status` accepts."""
     assert bulk(run, partners(1), "--run", "nov").status == 0
     missing = run("status", "now")
     assert (missing.status, "the journal has no run 'now'" in missing.err) == (1, True)
@@ -389,8 +405,8 @@ def test_a_run_that_is_not_there_list_the_runs(plaid, run, partners, book):
     assert run("status", name).status == 0
 
 
-def test_an_encrypted_journal_set_its_key(plaid, run, partners, book, monkeypatch):
-    """Without the key the journal doesn't open; with it the run goes on, and no pair is created twice."""
+def test_an_encrypted_journal_set_its_key(plaid, run, partners, journal_path, monkeypatch):
+    """Without the key the journal can't be opened; with it the run is resumed, without a second token."""
     key = os.environ["PLAID_RELAY_KEY"]
     assert bulk(run, partners(2), "--run", "nov").status == 0
     monkeypatch.delenv("PLAID_RELAY_KEY")

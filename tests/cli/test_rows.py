@@ -1,4 +1,4 @@
-"""What the input may look like, and how what is wrong with it is named."""
+"""The formats of an input, and the messages about its problems."""
 
 import io
 import json
@@ -11,23 +11,23 @@ from plaid_relay_async.cli.rows import InputProblem, creation_form, parse_rows
 TOKEN = "assets-sandbox-all"
 
 
-def opened(text, name="in.csv", columns=None, **reading):
+def open_table(text, name="in.csv", columns=None, **settings):
     raw = text if isinstance(text, bytes) else text.encode()
     columns = columns or creation_form(TOKEN).columns
-    return InputTable(io.BufferedReader(io.BytesIO(raw)), name, columns, InputFormat(**reading))
+    return InputTable(io.BufferedReader(io.BytesIO(raw)), name, columns, InputFormat(**settings))
 
 
-def read(text, name="in.csv", token=TOKEN, **reading):
+def read(text, name="in.csv", token=TOKEN, **settings):
     form = creation_form(token)
-    return [made for _, made in parse_rows(opened(text, name, form.columns, **reading), form)]
+    return [row for _, row in parse_rows(open_table(text, name, form.columns, **settings), form)]
 
 
-def told(text, name="in.csv", token=TOKEN, **reading):
+def read_texts(text, name="in.csv", token=TOKEN, **settings):
     return [
         row.text
         if isinstance(row, InputProblem)
         else (*row.report_tokens, row.secondary_client_id, row.webhook)
-        for row in read(text, name, token, **reading)
+        for row in read(text, name, token, **settings)
     ]
 
 
@@ -66,9 +66,9 @@ def told(text, name="in.csv", token=TOKEN, **reading):
         ("in.jsonl", '{"secondary_client_id": "a", "report_tokens": ["t1"]}', [("t1", "a", None)]),
     ],
 )
-def test_forms(name, text, rows):
-    """CSV with or without a header, JSON Lines, a byte order mark, CRLF, blank lines, any order, other columns."""
-    assert told(text, name) == rows
+def test_input_formats(name, text, rows):
+    """CSV with or without a header, JSON Lines, byte order marks, CRLF, blank lines, other columns."""
+    assert read_texts(text, name) == rows
 
 
 @pytest.mark.parametrize(
@@ -112,15 +112,15 @@ def test_forms(name, text, rows):
     ],
 )
 def test_problems(name, text, problem):
-    """The file, the line where the row begins, and the column are named."""
-    problems = [row for row in told(text, name) if isinstance(row, str)]
+    """A problem is reported with the file, the line where the row begins, and the column."""
+    problems = [row for row in read_texts(text, name) if isinstance(row, str)]
     assert len(problems) == 1
     assert problems[0].startswith(problem)
 
 
-def test_json_goes_on_after_a_bad_line():
-    """Each bad line of JSON Lines is named."""
-    assert told('"a"\n{\n\n"b"\n{"": 1, "": 2}\n', "x.jsonl") == [
+def test_json_continues_after_an_invalid_line():
+    """Each invalid line of JSON Lines is reported."""
+    assert read_texts('"a"\n{\n\n"b"\n{"": 1, "": 2}\n', "x.jsonl") == [
         (TOKEN, "a", None),
         "x.jsonl:2:2: isn't JSON: Expecting property name enclosed in double quotes",
         (TOKEN, "b", None),
@@ -129,28 +129,30 @@ def test_json_goes_on_after_a_bad_line():
 
 
 def test_without_a_report_token():
-    """Then each row must have one, and a list of bare ids won't do."""
-    assert told("secondary_client_id,report_token\na,t\nb,\n", token=None) == [
+    """Without --report-token each row needs a report, and a list of partner IDs is not accepted."""
+    assert read_texts("secondary_client_id,report_token\na,t\nb,\n", token=None) == [
         ("t", "a", None),
         "in.csv:3: report_token: is missing; add that column, or pass --report-token for all rows",
     ]
-    assert told("a\nb\n", token=None)[0].startswith("in.csv:1: secondary_client_id: isn't in the header")
+    assert read_texts("a\nb\n", token=None)[0].startswith(
+        "in.csv:1: secondary_client_id: isn't in the header"
+    )
 
 
-def test_no_token_is_quoted():
-    """Whatever is wrong with a row, its tokens aren't told."""
-    bad = [
+def test_no_token_is_repeated():
+    """A problem with a row doesn't repeat its tokens."""
+    invalid_rows = [
         {"report_token": "assets-sandbox-x y", "secondary_client_id": "a"},
         {"report_tokens": ["assets-sandbox-x", "assets-sandbox-x"], "secondary_client_id": "a"},
         {"report_token": "assets-sandbox-x", "secondary_client_id": ""},
     ]
-    problems = read("\n".join(map(json.dumps, bad)), "x.jsonl")
+    problems = read("\n".join(map(json.dumps, invalid_rows)), "x.jsonl")
     assert all(isinstance(problem, InputProblem) for problem in problems)
     assert "assets-sandbox" not in repr(problems)
 
 
 def test_an_input_that_fails():
-    """An error of the system in the middle is named, too."""
+    """An error of the operating system while reading is reported."""
 
     class Failing(io.RawIOBase):
         def __init__(self):
@@ -168,9 +170,7 @@ def test_an_input_that_fails():
 
     form = creation_form(TOKEN)
     with io.BufferedReader(Failing()) as stream:
-        rows = [
-            made for _, made in parse_rows(InputTable(stream, "in.csv", form.columns, InputFormat()), form)
-        ]
+        rows = [row for _, row in parse_rows(InputTable(stream, "in.csv", form.columns, InputFormat()), form)]
     assert rows[-1] == InputProblem("in.csv: can't be read: Input/output error")
 
 
@@ -207,14 +207,14 @@ TABLE = "Name;Secondary Client ID;Land\n" + "".join(f"Bänk; {identifier};DE\n" 
 )
 def test_real_tables(text, delimiter, unknown):
     """Delimiters, line ends, encodings, byte order marks, blank rows, sep= and large cells are recognized."""
-    table = opened(text, "in.txt")
+    table = open_table(text, "in.txt")
     assert [cells["secondary_client_id"] for _, cells in table] == IDS
     assert table.delimiter == delimiter
     assert set(unknown) <= set(table.unknown)
 
 
 @pytest.mark.parametrize(
-    ("text", "reading", "problem"),
+    ("text", "settings", "problem"),
     [
         (b"Name;secondary_client_id\nB\xe4nk;a\n", {}, "in.csv:2:2: isn't UTF-8; save the file as CSV UTF-8"),
         (TABLE.encode("utf-16")[:-1], {}, "in.csv:4: isn't UTF-16"),
@@ -254,19 +254,19 @@ def test_real_tables(text, delimiter, unknown):
         (f"secondary_client_id\n{IDS[0]}|x\n", {}, "in.csv:2: secondary_client_id: contains the delimiter |"),
     ],
 )
-def test_misread_tables(text, reading, problem):
-    """What isn't certain to be read as it was meant is an error with its line and the way out."""
-    (found,) = [row for row in told(text, **reading) if isinstance(row, str)]
-    assert found.startswith(problem)
+def test_misread_tables(text, settings, problem):
+    """An input that may be misread is an error with its line and the remedy."""
+    (text,) = [row for row in read_texts(text, **settings) if isinstance(row, str)]
+    assert text.startswith(problem)
 
 
 @pytest.mark.parametrize(
     "header",
     ["partnerId", "Lenders", "client-id", "Partner ID", "Kunden", "id", '"Client ID"', "PARTNER_NAME"],
 )
-def test_headings_are_no_partners(header):
+def test_headings_are_not_partners(header):
     """A header with another name is never sent; the error names the option that maps it."""
-    (problem,) = told(f"{header}\n{IDS[0]}\n", "-")
+    (problem,) = read_texts(f"{header}\n{IDS[0]}\n", "-")
     name = header.strip('"')
     name = f'"{name}"' if " " in name else name
     assert problem.endswith(f"--column secondary_client_id={name}")
@@ -275,27 +275,33 @@ def test_headings_are_no_partners(header):
 @pytest.mark.parametrize("header", ["secondaryClientId", "Secondary Client ID", "SECONDARY-CLIENT-ID"])
 def test_spellings_of_a_header(header):
     """Case, spaces, hyphens and underscores don't matter."""
-    assert told(f"{header}\n{IDS[0]}\n") == EXPECTED[:1]
+    assert read_texts(f"{header}\n{IDS[0]}\n") == EXPECTED[:1]
 
 
 def test_a_header_with_another_name():
-    """`--column` maps it, spelled in any way; a column of ours with the usual name is then an unknown one."""
+    """`--column` maps a name in any spelling; the column with the usual name is then unknown."""
     text = f"partner-id,secondary_client_id,Hook\n{IDS[0]},7,https://x.example\n"
     names = {"secondary_client_id": "Partner ID", "webhook": "hook"}
-    assert told(text, column_names=names) == [(TOKEN, IDS[0], "https://x.example")]
+    assert read_texts(text, column_names=names) == [(TOKEN, IDS[0], "https://x.example")]
+
+
+def test_a_formula_in_a_list():
+    """A cell such as `="60aa"` is reported as a formula, and not because of its quotes."""
+    (problem,) = read_texts(f'="{IDS[1]}"\n')
+    assert problem.startswith("in.csv:1: secondary_client_id: begins with =; --allow-odd-ids accepts it")
 
 
 def test_no_header():
-    """With it, even a first line that looks like no other is a row."""
-    assert told(f"acme\n{IDS[0]}\n", may_have_header=False) == [(TOKEN, "acme", None), *EXPECTED[:1]]
-    assert told("=a\n", may_have_header=False) == [
+    """With --no-header the first line is a row, whatever it looks like."""
+    assert read_texts(f"acme\n{IDS[0]}\n", may_have_header=False) == [(TOKEN, "acme", None), *EXPECTED[:1]]
+    assert read_texts("=a\n", may_have_header=False) == [
         "in.csv:1: secondary_client_id: begins with =; --allow-odd-ids accepts it"
     ]
 
 
 def test_no_header_needs_a_report_token():
-    """Without one for all rows, a list of partners isn't enough."""
-    (problem,) = told("a\n", token=None, may_have_header=False)
+    """--no-header requires --report-token."""
+    (problem,) = read_texts("a\n", token=None, may_have_header=False)
     assert "--no-header requires a list of secondary_client_id alone, and needs --report-token" in problem
 
 
@@ -315,8 +321,8 @@ def test_no_header_needs_a_report_token():
 )
 @pytest.mark.parametrize("name", ["in.json", "IN.JSONL"])
 def test_json_documents(name, text):
-    """An array, pretty-printed JSON and several values in a row are read like JSON Lines."""
-    assert told(text, name) == EXPECTED
+    """An array, pretty-printed JSON and several values in sequence are read like JSON Lines."""
+    assert read_texts(text, name) == EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -336,14 +342,14 @@ def test_json_documents(name, text):
     ],
 )
 def test_problems_of_json_documents(text, problem):
-    """They are named by their line; a document that breaks off isn't sent in part."""
-    assert next(row for row in told(text, "-") if isinstance(row, str)).startswith(problem)
+    """They are reported with their line; an incomplete document isn't sent in part."""
+    assert next(row for row in read_texts(text, "-") if isinstance(row, str)).startswith(problem)
 
 
 def test_values_on_one_line_are_named_by_column():
-    """An array without line breaks has each invalid member named by its column."""
+    """Invalid elements on one line are reported with their column."""
     text = '["p1", 5,\n6, "TOTAL"]'
-    assert [row.partition(": ")[0] for row in told(text, "-") if isinstance(row, str)] == [
+    assert [row.partition(": ")[0] for row in read_texts(text, "-") if isinstance(row, str)] == [
         "-:1:8",
         "-:2",
         "-:2:4",
@@ -351,14 +357,14 @@ def test_values_on_one_line_are_named_by_column():
 
 
 def test_an_empty_array():
-    """There is nothing to send."""
-    assert told("[ ]", "-") == []
+    """An empty array has no rows."""
+    assert read_texts("[ ]", "-") == []
 
 
 def test_a_column_that_no_object_has():
-    """A mapped name that never occurs was probably mistyped."""
+    """A mapped name that never occurs is an error, because it was probably mistyped."""
     text = json.dumps({"secondary_client_id": IDS[0], "hook": "https://x.example"})
-    assert told(text, "-", column_names={"webhook": "Hok"})[-1].startswith(
+    assert read_texts(text, "-", column_names={"webhook": "Hok"})[-1].startswith(
         "-:1: --column webhook: the input has no"
     )
 
@@ -380,33 +386,33 @@ def test_a_column_that_no_object_has():
     ids=["header", "other-delimiter", "row", "cells"],
 )
 def test_a_row_is_bounded(text, problem):
-    """A quote that isn't closed, or a row of endless cells, is an error before it takes all memory."""
-    assert told(text, "-")[-1].startswith(problem)
+    """An unclosed quote, or a row that is too long, is an error before it fills the memory."""
+    assert read_texts(text, "-")[-1].startswith(problem)
 
 
-def test_what_is_too_large_for_memory():
-    """A document above the limit is to be converted to JSON Lines, and a line above it isn't read to its end."""
+def test_documents_that_are_too_large():
+    """A JSON document and a line above the limit are errors."""
     large = io.BufferedReader(io.BytesIO(b"{\n" + b" " * 65 * 1024 * 1024))
     (problem,) = [
-        made
-        for _, made in parse_rows(
+        row
+        for _, row in parse_rows(
             InputTable(large, "-", creation_form(TOKEN).columns, InputFormat()), creation_form(TOKEN)
         )
     ]
     assert "the line is too long; write one row a line (CSV or JSON Lines)" in problem.text
     large = io.BufferedReader(io.BytesIO(b"{\n" + (b" " * 1024 * 1024 + b"\n") * 65))
     (problem,) = [
-        made
-        for _, made in parse_rows(
+        row
+        for _, row in parse_rows(
             InputTable(large, "a.json", creation_form(TOKEN).columns, InputFormat()), creation_form(TOKEN)
         )
     ]
     assert "convert it to JSON Lines" in problem.text
 
 
-def test_very_many_unknown_columns():
-    """Their names are kept up to a limit."""
-    table = opened(
+def test_many_unknown_columns():
+    """The number of unknown names in memory is limited."""
+    table = open_table(
         "".join(json.dumps({"secondary_client_id": "a", f"x{n}": 1}) + "\n" for n in range(1100)), "-"
     )
     assert len(list(table)) == 1100

@@ -1,4 +1,4 @@
-"""Signals: what each does to a command, in this process and in one of its own."""
+"""Signals: how each affects a command, in this process and in another one."""
 
 import asyncio
 import contextlib
@@ -27,12 +27,12 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-# The mechanism
+# The class
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_outside_of_the_event_loop(number):
-    """Each signal raises KeyboardInterrupt until the command has ended, and none does afterwards."""
+    """Each signal raises KeyboardInterrupt until the command has ended, and is then ignored."""
     with pytest.raises(KeyboardInterrupt), Signals() as signals:
         send(number)
     assert signals.interrupted
@@ -41,7 +41,7 @@ def test_a_signal_outside_of_the_event_loop(number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_cancels_the_coroutine(number):
-    """A signal cancels the running coroutine, whose cleanup runs to its end."""
+    """A signal cancels the running coroutine, and its cleanup completes."""
     steps = []
 
     async def work():
@@ -58,10 +58,10 @@ def test_a_signal_cancels_the_coroutine(number):
 
 
 def test_a_signal_that_another_thread_receives():
-    """The waiting event loop wakes, though the signal doesn't interrupt the wait of its thread."""
+    """The event loop wakes up, although the signal interrupts another thread."""
 
     def receive():
-        time.sleep(0.2)  # the event loop waits by then
+        time.sleep(0.2)  # until the event loop waits
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
     async def work():
@@ -74,7 +74,7 @@ def test_a_signal_that_another_thread_receives():
 
 
 def test_a_command_outside_of_the_main_thread():
-    """It runs, and leaves signals to the program around it."""
+    """The command runs, and leaves signals to the program around it."""
     results = []
 
     def command():
@@ -90,7 +90,7 @@ def test_a_command_outside_of_the_main_thread():
 
 
 def test_a_second_signal_does_not_wait_for_the_cleanup():
-    """A cleanup that hangs is ended by a second signal."""
+    """A second signal ends a cleanup that hangs."""
 
     async def work():
         try:
@@ -105,7 +105,7 @@ def test_a_second_signal_does_not_wait_for_the_cleanup():
 
 
 def test_a_third_signal_does_not_wait_for_the_end_of_all_tasks():
-    """It ends a cleanup that goes on although its task was cancelled again, whatever that does without a loop."""
+    """A third signal ends a cleanup that suppresses the second cancellation."""
 
     async def work():
         loop = asyncio.get_running_loop()
@@ -126,8 +126,8 @@ def test_a_third_signal_does_not_wait_for_the_end_of_all_tasks():
         signals.run(work())
 
 
-def test_signals_that_come_early():
-    """A signal just before a reaction is registered leads to that reaction."""
+def test_signals_before_the_handler():
+    """A signal just before `handled_by` is handled by it."""
     calls = []
 
     async def listen(signals):
@@ -163,8 +163,8 @@ def test_a_signal_after_the_coroutine():
         ([signal.SIGTERM, signal.SIGTERM, signal.SIGHUP], 2),
     ],
 )
-def test_a_hang_up_is_never_the_second_request(numbers, requests):
-    """A terminal sends SIGHUP twice and systemd sends it after SIGTERM: neither abandons calls in flight."""
+def test_sighup_is_never_the_second_request(numbers, requests):
+    """SIGHUP, which a terminal sends twice and systemd after SIGTERM, never abandons calls in flight."""
     calls = []
 
     async def listen(signals):
@@ -179,7 +179,7 @@ def test_a_hang_up_is_never_the_second_request(numbers, requests):
     assert (len(calls), signals.stop_count) == (requests, requests)
 
 
-def test_what_was_ignored_stays_ignored():
+def test_ignored_signals_stay_ignored():
     """SIGINT and SIGHUP stay ignored if they were ignored at the start; SIGTERM is always handled."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -191,8 +191,8 @@ def test_what_was_ignored_stays_ignored():
             send(signal.SIGTERM)
 
 
-def test_a_hang_up_that_requests_a_reload():
-    """SIGHUP before the event loop runs is passed on to it, also if SIGHUP was ignored; afterwards it does nothing."""
+def test_sighup_that_requests_a_reload():
+    """SIGHUP before the event loop runs requests a reload too; after `handled_by` it does nothing."""
     calls = []
 
     async def listen(signals):
@@ -215,14 +215,14 @@ def test_a_hang_up_that_requests_a_reload():
 
 
 @pytest.mark.parametrize(
-    ("word", "status", "text"),
+    ("command", "status", "text"),
     [("get", 1, "interrupted"), ("remove", 3, "the outcome of the removal is unknown")],
 )
-def test_a_single_call_with_sigint_ignored(start, spawn, word, status, text):
+def test_a_single_call_with_sigint_ignored(start, spawn, command, status, text):
     """SIGTERM ends a single call even if SIGINT is ignored, as in the background of a script."""
     plaid = start(latency=60.0)
     with ignoring_signals(signal.SIGINT, signal.SIGHUP):
-        process = spawn(word, "credit-relay-sandbox-1")
+        process = spawn(command, "credit-relay-sandbox-1")
     wait_until(lambda: plaid.requests)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGHUP)
@@ -232,14 +232,14 @@ def test_a_single_call_with_sigint_ignored(start, spawn, word, status, text):
 
 
 def test_a_terminal_that_closes(start, partners, tmp_path):
-    """When its terminal closes, a batch sends nothing more, drains, and writes an outcome for each row."""
+    """If its terminal closes, a batch stops sending, drains, and writes an outcome for each row."""
     plaid = start(latency=0.3)
     out = tmp_path / "out.jsonl"
-    words = ["bulk", str(partners(100)), "--report-token", REPORT, "--output", str(out), "--concurrency", "5"]
+    args = ["bulk", str(partners(100)), "--report-token", REPORT, "--output", str(out), "--concurrency", "5"]
     screen, terminal = pty.openpty()
-    # The leader of a session gets the first terminal that it opens, and SIGHUP once that is closed.
+    # The first terminal that a session leader opens becomes its controlling terminal; closing it sends SIGHUP.
     shell = ["sh", "-c", 'exec "$@" <"$0"', os.ttyname(terminal)]
-    command = [*shell, *COMMAND, *words]
+    command = [*shell, *COMMAND, *args]
     with contextlib.ExitStack() as stack:
         with ignoring_signals():
             process = stack.enter_context(
@@ -257,7 +257,7 @@ def test_a_terminal_that_closes(start, partners, tmp_path):
 
 
 def test_nohup(start, spawn, partners):
-    """A batch that was started with SIGHUP ignored isn't stopped by SIGHUP."""
+    """SIGHUP doesn't stop a batch that was started with SIGHUP ignored."""
     plaid = start(latency=0.1)
     with ignoring_signals(signal.SIGHUP):
         process = spawn("bulk", partners(20), "--report-token", REPORT, "--concurrency", 5)
@@ -268,8 +268,8 @@ def test_nohup(start, spawn, partners):
 
 
 @pytest.fixture
-def silent():
-    """Return the URL of a database that never answers, and its open connections."""
+def unresponsive_database():
+    """Run a database server that never responds; return its URL and its connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         connections = []
 
@@ -290,12 +290,12 @@ def silent():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_journal_that_does_not_open(plaid, spawn, partners, silent, number):
-    """While a batch waits for its journal, a signal ends it; nothing was sent."""
-    url, connections = silent
-    words = ("bulk", partners(3), "--report-token", REPORT, "--journal", url, "--run", "r")
+def test_a_journal_that_does_not_open(plaid, spawn, partners, unresponsive_database, number):
+    """A signal ends a batch that waits for its journal; nothing was sent."""
+    url, connections = unresponsive_database
+    args = ("bulk", partners(3), "--report-token", REPORT, "--journal", url, "--run", "r")
     with ignoring_signals():
-        process = spawn(*words)
+        process = spawn(*args)
     wait_until(lambda: connections)
     process.send_signal(number)
     out, errors = process.communicate()
@@ -316,8 +316,8 @@ def test_a_reader_that_has_stopped_reading(plaid, spawn, tmp_path):
 
 
 @pytest.fixture
-def full():
-    """Return a pipe that takes nothing more, as the end to write to; nothing reads from it."""
+def full_pipe():
+    """Create a full pipe without a reader, and return its writing end."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):
@@ -329,31 +329,31 @@ def full():
     os.close(writing)
 
 
-def test_a_reader_that_never_reads(plaid, spawn, tmp_path, full):
-    """A signal ends, with status 1, a command whose work is done and whose last text isn't read."""
+def test_a_reader_that_never_reads(plaid, spawn, tmp_path, full_pipe):
+    """A signal ends, with status 1, a command that waits for a reader of its last text."""
     file = KeyFile(tmp_path / "keys.json")
     file.add("ann")
     with ignoring_signals():
-        process = spawn("gateway", "keys", "list", "--keys", file.path, stdout=full)
+        process = spawn("gateway", "keys", "list", "--keys", file.path, stdout=full_pipe)
     wait_until(waits_in_kernel(process.pid, "pipe_write"))
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 1
 
 
-def test_the_last_text_waits_for_its_reader(full, signal_when, monkeypatch):
-    """A signal during the last flush changes the exit status to 1, and drops the text."""
-    with os.fdopen(os.dup(full), "w") as file, signals:
+def test_the_last_text_waits_for_its_reader(full_pipe, signal_when, monkeypatch):
+    """A signal during the last flush changes the exit status to 1, and discards the text."""
+    with os.fdopen(os.dup(full_pipe), "w") as file, signals:
         monkeypatch.setattr(sys, "stdout", file)
         file.write("text")
         signal_when(waits_in_kernel(os.getpid(), "pipe_write"))
         assert _flush_streams(0) == 1
 
 
-def test_a_key_that_waits_for_its_reader(plaid, spawn, tmp_path, full):
-    """A signal while a new key waits to be printed leaves no key in use that was never shown."""
+def test_a_key_that_waits_for_its_reader(plaid, spawn, tmp_path, full_pipe):
+    """A signal while a new key waits to be printed leaves no key that was never shown."""
     file = KeyFile(tmp_path / "keys.json")
     with ignoring_signals():
-        process = spawn("gateway", "keys", "add", "ann", "--keys", file.path, stdout=full)
+        process = spawn("gateway", "keys", "add", "ann", "--keys", file.path, stdout=full_pipe)
     wait_until(waits_in_kernel(process.pid, "pipe_write"))
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 1
@@ -362,7 +362,7 @@ def test_a_key_that_waits_for_its_reader(plaid, spawn, tmp_path, full):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_pipe_without_a_reader(plaid, spawn, partners, tmp_path, number):
-    """A signal ends a batch that waits for a reader to open its output pipe; nothing was sent."""
+    """A signal ends a batch that waits for a reader of its output pipe; nothing was sent."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with ignoring_signals():

@@ -1,4 +1,4 @@
-"""Responses with every kind of string that JSON allows, through `bulk` into every kind of output."""
+"""Responses with every kind of string that JSON allows, written by `bulk` to every kind of output."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.full_size
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 DISK = "64k"
 STRINGS = [
-    "\ud800",  # half a character: the first, the second, both the wrong way round
+    "\ud800",  # lone surrogates: high, low, and both in the wrong order
     "\udfff",
     "a\udc00\ud83db",
     "\U0001f600é\u0301",
@@ -66,15 +66,15 @@ SIZES = (40, 500)
 
 @define
 class Server:
-    """Answers each creation with a token and a request id of some odd kind.
+    """Responds to each creation with a token and a request ID that contain unusual characters.
 
     Attributes:
-        tokens: what was sent for each partner.
+        tokens: the token that was sent for each partner.
         long: whether some strings have a hundred kilobytes, and some responses ten megabytes, most of which
             the client doesn't read.
     """
 
-    chance: random.Random
+    rng: random.Random
     long: bool
     tokens: dict[str, str] = field(factory=dict)
     lock: threading.Lock = field(factory=threading.Lock)
@@ -91,29 +91,29 @@ class Server:
             odd[:1000]: {odd[:1000]: [odd[:1000]]},
             "more": LONG if self.long and number % 30 == 7 else "",
         }
-        # Escaped, or as it is: half a character then has bytes that UTF-8 doesn't allow.
+        # With or without escapes. Without them a lone surrogate has bytes that UTF-8 doesn't allow.
         return json.dumps(response, ensure_ascii=bool(number % 3)).encode(errors="surrogatepass")
 
     def string(self) -> str:
         ranges = [(0, 0x20), (0x20, 0x7F), (0x7F, 0xA0), (0xA0, 0x800), (0xD800, 0xE000), (0xE000, 0x110000)]
-        low, high = self.chance.choice(ranges)
-        characters = "".join(map(chr, (self.chance.randrange(low, high) for _ in range(20))))
-        # Two halves that are a character together come back as that character.
-        return str(json.loads(json.dumps(characters + self.chance.choice(STRINGS))))
+        low, high = self.rng.choice(ranges)
+        characters = "".join(map(chr, (self.rng.randrange(low, high) for _ in range(20))))
+        # Two surrogates that are a pair are decoded as one character.
+        return str(json.loads(json.dumps(characters + self.rng.choice(STRINGS))))
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
-    def __init__(self, plaid: Server, *words: Any) -> None:
+    def __init__(self, plaid: Server, *args: Any) -> None:
         self.plaid = plaid
-        super().__init__(*words)
+        super().__init__(*args)
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         body = self.plaid.body(request["secondary_client_id"])
-        with contextlib.suppress(ConnectionError):  # what is too long isn't read to its end
+        with contextlib.suppress(ConnectionError):  # the client doesn't read all of a body that is too long
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -125,22 +125,22 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def served() -> Iterator[Any]:
+def start_server() -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
 
-        def served(*, long: bool) -> tuple[Server, str]:
+        def start_server(*, long: bool) -> tuple[Server, str]:
             plaid = Server(random.Random(18), long)
             server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, plaid)))
             threading.Thread(target=server.serve_forever, daemon=True).start()
             stack.callback(server.shutdown)
             return plaid, f"http://127.0.0.1:{server.server_port}"
 
-        yield served
+        yield start_server
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A folder on a disk that is nearly full, and the command prefix under which that holds."""
+    """Return a folder on a small disk, and a command prefix that enforces the limit."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
@@ -150,26 +150,26 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
         finally:
             subprocess.run(["umount", folder], check=True)
     else:
-        # Only root may mount: no file of the process may have more than 8 blocks, wherever it is.
+        # Only root may mount a file system. Otherwise, no file of the process may exceed 8 blocks.
         yield folder, ["sh", "-c", 'ulimit -f 8; exec "$@"', "sh"]
 
 
-def rows_in_csv(path: Path) -> list[dict[str, Any]]:
+def parse_csv_rows(path: Path) -> list[dict[str, Any]]:
     csv.field_size_limit(2**30)
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file, strict=True))
 
 
-def rows_in(content: bytes) -> list[dict[str, Any]]:
+def parse_json_rows(content: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in content.split(b"\n") if line.endswith(b"}")]
 
 
-def in_csv(token: str) -> str:
-    """Return what CSV has for a token: what UTF-8 can't represent is escaped."""
+def csv_token(token: str) -> str:
+    """Return a token as CSV represents it: with escapes for what UTF-8 can't represent."""
     return token.encode(errors="backslashreplace").decode()
 
 
-def created(rows: list[dict[str, Any]]) -> dict[str, str]:
+def created_tokens(rows: list[dict[str, Any]]) -> dict[str, str]:
     return {row["secondary_client_id"]: row["relay_token"] for row in rows if row["outcome"] == "created"}
 
 
@@ -183,12 +183,18 @@ def created(rows: list[dict[str, Any]]) -> dict[str, str]:
     ],
 )
 def test_every_string_through_every_output(
-    served: Any, size: Any, tmp_path: Path, small_disk: Any, request: Any, output: str, journal: str | None
+    start_server: Any,
+    size: Any,
+    tmp_path: Path,
+    small_disk: Any,
+    request: Any,
+    output: str,
+    journal: str | None,
 ) -> None:
-    """Every created token is in what was read of the output, or in a rescue file, and in the journal if there is one."""
+    """Every created token is in the output or in a rescue file, and in the journal if there is one."""
     count = size(*SIZES)
     disk, limit = small_disk if "disk" in output else (tmp_path, [])
-    plaid, url = served(long=not limit)
+    plaid, url = start_server(long=not limit)
     environment = os.environ | {
         "PLAID_BASE_URL": url,
         "PLAID_CLIENT_ID": "owner",
@@ -198,20 +204,20 @@ def test_every_string_through_every_output(
     }
     (tmp_path / "partners.csv").write_text("".join(f"p{number}\n" for number in range(count)))
     path = disk / ("out.csv" if "csv" in output else "out.jsonl")
-    words = ["bulk", tmp_path / "partners.csv", "--report-token", "assets-sandbox-1", "--concurrency", "10"]
-    words += ["--output", "-" if "pipe" in output else path]
-    recorded = []
+    args = ["bulk", tmp_path / "partners.csv", "--report-token", "assets-sandbox-1", "--concurrency", "10"]
+    args += ["--output", "-" if "pipe" in output else path]
+    journal_args = []
     if journal is not None:
-        recorded = ["--journal", tmp_path / "relay.db"]
+        journal_args = ["--journal", tmp_path / "relay.db"]
         if journal == "postgresql":
-            recorded = ["--journal", _fresh(request.getfixturevalue("postgres"))]
-        words += [*recorded, "--run", "r"]
+            journal_args = ["--journal", _fresh(request.getfixturevalue("postgres"))]
+        args += [*journal_args, "--run", "r"]
 
-    def command(*words: Any) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    def command(*args: Any) -> AbstractContextManager[subprocess.Popen[bytes]]:
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return running_process([*map(str, words)], env=environment, **pipes)
+        return running_process([*map(str, args)], env=environment, **pipes)
 
-    with command(*limit, *COMMAND, *words) as process, (tmp_path / "errors").open("wb") as errors:
+    with command(*limit, *COMMAND, *args) as process, (tmp_path / "errors").open("wb") as errors:
         assert process.stdout is not None
         assert process.stderr is not None
         reading = threading.Thread(target=lambda: errors.writelines(process.stderr or ()))
@@ -219,7 +225,7 @@ def test_every_string_through_every_output(
         content = b""
         if output == "closed pipe":
             content = b"".join(process.stdout.readline() for _ in range(count // 4))
-            content += process.stdout.peek()  # what was read from the pipe, and not by the line
+            content += process.stdout.peek()  # buffered by Python after the last line
             process.stdout.close()
         else:
             content = process.stdout.read()
@@ -229,25 +235,25 @@ def test_every_string_through_every_output(
     assert process.returncode == (0 if complete else 1), message
     assert not any(token in message for token in plaid.tokens.values())
     rescues = [*tmp_path.rglob("plaid-relay-rescued-*")]
-    rows = rows_in(content) if "pipe" in output else []
+    rows = parse_json_rows(content) if "pipe" in output else []
     if path.exists():
-        rows = rows_in_csv(path) if path.suffix == ".csv" else rows_in(path.read_bytes())
-    saved = [row for rescue in rescues for row in rows_in(rescue.read_bytes())]
-    assert bool(saved) == (not complete) or limit  # with which the journal may fail first
+        rows = parse_csv_rows(path) if path.suffix == ".csv" else parse_json_rows(path.read_bytes())
+    rescued_rows = [row for rescue in rescues for row in parse_json_rows(rescue.read_bytes())]
+    assert bool(rescued_rows) == (not complete) or limit  # with the limit, the journal may fail first
     assert len(plaid.tokens) == count or not complete
-    written, rescued = created(rows), created(saved)
-    sent = (
-        {partner: in_csv(token) for partner, token in plaid.tokens.items()}
+    written, rescued = created_tokens(rows), created_tokens(rescued_rows)
+    expected = (
+        {partner: csv_token(token) for partner, token in plaid.tokens.items()}
         if "csv" in output
         else plaid.tokens
     )
-    assert written.items() <= sent.items()
+    assert written.items() <= expected.items()
     assert rescued.items() <= plaid.tokens.items()
     assert written.keys() | rescued.keys() == plaid.tokens.keys()
-    if recorded and not limit:
-        with command(*COMMAND, "export", "r", *recorded) as process:
+    if journal_args and not limit:
+        with command(*COMMAND, "export", "r", *journal_args) as process:
             exported, _ = process.communicate()
-        assert created(rows_in(exported)) == plaid.tokens
+        assert created_tokens(parse_json_rows(exported)) == plaid.tokens
 
 
 def _fresh(server: PostgresServer) -> str:

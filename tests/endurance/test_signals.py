@@ -1,4 +1,4 @@
-"""Each signal to each command, in each combination of ignored signals; and the gateway's reloads under load."""
+"""Each signal to each command, for each set of ignored signals; and the gateway's reloads under load."""
 
 from __future__ import annotations
 
@@ -49,25 +49,25 @@ CASES = [
 ]
 
 
-def documented() -> dict[str, dict[int, str]]:
-    """Return what docs/command.md says that each signal leads to, for each command."""
+def documented_effects() -> dict[str, dict[int, str]]:
+    """Return the effect of each signal on each command, as documented in docs/command.md."""
     table = re.search(r"^\| commands \|(.*)\|\n\|.*\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     assert table is not None
     names = [cell.strip() for cell in table[1].split("|")[1:]]
-    found = {}
+    effects = {}
     for line in table[2].splitlines():
         first, _, *effects = (cell.strip() for cell in line.strip("|").split("|"))
         by_signal = {getattr(signal, name): effect for name, effect in zip(names, effects, strict=True)}
         for command in re.findall(r"`([a-z ]+)`", first):
-            found[command] = by_signal
-    return found
+            effects[command] = by_signal
+    return effects
 
 
-DOCUMENTED = documented()
+DOCUMENTED = documented_effects()
 
 
 def test_every_command_is_in_the_table():
-    """docs/command.md says of each command what signals do to it."""
+    """docs/command.md documents the effect of signals on each command."""
     commands = {name for name in app if name.isalpha()} | {
         f"gateway keys {name}" for name in keys if name.isalpha()
     }
@@ -78,7 +78,7 @@ def test_every_command_is_in_the_table():
 
 
 class Stage:
-    """What the commands need to have a call, a query or a lock to wait for; `begin` starts one of them."""
+    """A simulator, a database server and files that let each command wait; `start_command` starts one."""
 
     def __init__(
         self,
@@ -96,65 +96,65 @@ class Stage:
         self.numbers = itertools.count()
 
     def prepare(self) -> None:
-        """Write the inputs: partners, a file with relay tokens, a journal, and a file with many keys."""
+        """Create the inputs: partners, a file with relay tokens, and a journal."""
         (self.folder / "partners.csv").write_text("".join(f"p{number}\n" for number in range(ROWS)))
-        words = ["bulk", self.folder / "partners.csv", "--report-token", REPORT, "--journal"]
-        words += [self.folder / "journal.db", "--run", "r", "--output", self.folder / "tokens.jsonl"]
-        subprocess.run([*COMMAND, *map(str, words)], check=True, capture_output=True)
+        args = ["bulk", self.folder / "partners.csv", "--report-token", REPORT, "--journal"]
+        args += [self.folder / "journal.db", "--run", "r", "--output", self.folder / "tokens.jsonl"]
+        subprocess.run([*COMMAND, *map(str, args)], check=True, capture_output=True)
 
-    def begin(self, command: str) -> tuple[subprocess.Popen[str], Callable[[], object]]:
-        """Start a command, and return it with what says that it waits for something."""
+    def start_command(self, command: str) -> tuple[subprocess.Popen[str], Callable[[], object]]:
+        """Start a command; return its process and a function that returns whether it waits."""
         self.plaid.clear_faults()
         number = next(self.numbers)
         url = f"postgresql://user@127.0.0.1:{self.database.getsockname()[1]}/database"
         journal = ["--journal", url]
         partners, tokens = self.folder / "partners.csv", self.folder / "tokens.jsonl"
         requests, connections = len(self.plaid.requests), len(self.connections)
-        in_flight = lambda: len(self.plaid.requests) > requests  # noqa: E731
-        asking = lambda: len(self.connections) > connections  # noqa: E731
+        is_in_flight = lambda: len(self.plaid.requests) > requests  # noqa: E731
+        is_connected = lambda: len(self.connections) > connections  # noqa: E731
         match command:
             case "bulk":
-                words = [partners, "--report-token", REPORT, "--concurrency", 2]
+                args = [partners, "--report-token", REPORT, "--concurrency", 2]
             case "fetch":
-                words = [tokens, "--dir", self.folder / f"reports{number}", "--concurrency", 2]
+                args = [tokens, "--dir", self.folder / f"reports{number}", "--concurrency", 2]
             case "revoke":
                 copy = self.folder / f"journal{number}.db"
                 shutil.copy(self.folder / "journal.db", copy)
-                words = ["r", "--journal", copy, "--yes", "--concurrency", 2]
+                args = ["r", "--journal", copy, "--yes", "--concurrency", 2]
             case "create":
-                words = ["--report-token", REPORT, "--partner", "ann"]
+                args = ["--report-token", REPORT, "--partner", "ann"]
             case "remove" | "get" | "refresh":
-                words = ["credit-relay-sandbox-1"]
+                args = ["credit-relay-sandbox-1"]
             case "pdf":
-                words = ["credit-relay-sandbox-1", "--output", "-"]
+                args = ["credit-relay-sandbox-1", "--output", "-"]
             case "runs" | "rotate":
-                return self._start(command, *journal), asking
+                return self._start(command, *journal), is_connected
             case "status" | "export":
-                return self._start(command, "r", *journal), asking
+                return self._start(command, "r", *journal), is_connected
             case "forget":
-                return self._start(command, "r", "--yes", *journal), asking
+                return self._start(command, "r", "--yes", *journal), is_connected
             case "gateway keys add" | "gateway keys revoke" | "gateway keys list":
                 return self._start_keys(command, self.folder / f"keys{number}")
-            case _:  # it serves, or demonstrates
+            case _:  # a server, or the demo
                 process = self._start(command)
                 return process, process.stdout.readline
-        # Of those that drain, calls take long enough to be in flight, and of the others longer than the test.
+        # The calls of commands that drain take long enough to be in flight; the others take longer than the test.
         self.plaid.fail(Fault(latency=1.0 if command in {"bulk", "fetch", "revoke", "create"} else 60.0))
-        return self._start(command, *words), in_flight
+        return self._start(command, *args), is_in_flight
 
-    def _start(self, *words: object) -> subprocess.Popen[str]:
+    def _start(self, *args: object) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        command = [*COMMAND, *(each for word in words for each in str(word).split(" "))]
+        command = [*COMMAND, *(each for word in args for each in str(word).split(" "))]
         return subprocess.Popen(command, text=True, cwd=self.folder, **pipes)
 
     def _start_keys(self, command: str, folder: Path) -> tuple[subprocess.Popen[str], Callable[[], object]]:
         folder.mkdir()
         path = folder / "keys.json"
-        if command.endswith("list"):  # it waits for a reader of its output
+        if command.endswith("list"):  # it waits for the reader of its output
             KeyFile(path).add("ann", partners=[f"partner-{number:05}" for number in range(10_000)])
             process = self._start(command, "--keys", path)
             return process, lambda: unread_bytes(process.stdout) >= 65536
-        # The others wait for the lock of the file, which is held until the tests have ended.
+        # The others wait for the lock of the file, which is held until the end of the module.
         file = self.stack.enter_context((folder / ".keys.json.lock").open("w"))
         fcntl.flock(file, fcntl.LOCK_EX)
         process = self._start(command, "ann", "--keys", path)
@@ -162,7 +162,7 @@ class Stage:
 
 
 @contextlib.contextmanager
-def served(plaid: Simulator) -> Iterator[None]:
+def running_simulator(plaid: Simulator) -> Iterator[None]:
     """Run a simulator on an event loop in a thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -178,8 +178,8 @@ def served(plaid: Simulator) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def accepting(server: socket.socket) -> Iterator[list[socket.socket]]:
-    """Accept connections, and never answer on them."""
+def accepted_connections(server: socket.socket) -> Iterator[list[socket.socket]]:
+    """Accept connections, and never respond on them."""
     connections: list[socket.socket] = []
 
     def accept() -> None:
@@ -200,7 +200,7 @@ def accepting(server: socket.socket) -> Iterator[list[socket.socket]]:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory) -> Iterator[Stage]:
-    """A simulator, a database that never answers, and an environment that leads to nothing else."""
+    """A simulator, a database server that never responds, and an environment that selects them."""
     folder = tmp_path_factory.mktemp("signals")
     plaid = Simulator(reports=[REPORT], generation_delay=0.0)
     with contextlib.ExitStack() as stack:
@@ -211,29 +211,29 @@ def stage(tmp_path_factory) -> Iterator[Stage]:
         patch.setenv("PLAID_SECRET", "secret")
         patch.setenv("PLAID_RELAY_KEY", Fernet.generate_key().decode())
         patch.setenv("XDG_CONFIG_HOME", str(folder))
-        stack.enter_context(served(plaid))
+        stack.enter_context(running_simulator(plaid))
         patch.setenv("PLAID_BASE_URL", plaid.url)
         database = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        connections = stack.enter_context(accepting(database))
-        built = Stage(plaid, folder, database, connections, stack)
-        built.prepare()
-        yield built
+        connections = stack.enter_context(accepted_connections(database))
+        stage_instance = Stage(plaid, folder, database, connections, stack)
+        stage_instance.prepare()
+        yield stage_instance
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("command", DOCUMENTED)
 def test_signals_to_a_command(stage, size, command):
-    """A signal ends a command with the documented status, unless it was ignored at the start and isn't SIGTERM."""
-    first = 7 * list(DOCUMENTED).index(command)  # the samples of all commands have each of the cases
+    """A signal ends a command with the documented status, unless it was ignored and isn't SIGTERM."""
+    first = 7 * list(DOCUMENTED).index(command)  # so that the samples of all commands cover every case
     for offset in range(size(1, len(CASES))):
         number, at_start = CASES[(first + offset) % len(CASES)]
         effect = DOCUMENTED[command][number]
         with ignoring_signals(*at_start):
-            process, waits = stage.begin(command)
+            process, is_waiting = stage.start_command(command)
         case = f"{signal.Signals(number).name}, ignored: {[each.name for each in at_start]}"
         with process:
             try:
-                wait_until(waits)
+                wait_until(is_waiting)
                 process.send_signal(number)
                 if effect == "reloads":
                     line = process.stderr.readline()
@@ -256,7 +256,7 @@ def test_signals_to_a_command(stage, size, command):
 
 @pytest.mark.timeout(600)
 async def test_reloads_under_load(tmp_path, size, monkeypatch):
-    """A gateway that is reloaded again and again, with another certificate and another audit file, fails no call."""
+    """A gateway that is reloaded repeatedly, with new certificates and audit files, fails no call."""
     authority, context = trustme.CA(), ssl.create_default_context()
     authority.configure_trust(context)
     key = await asyncio.to_thread(KeyFile(tmp_path / "keys.json").add, "ann")
@@ -264,18 +264,18 @@ async def test_reloads_under_load(tmp_path, size, monkeypatch):
     monkeypatch.setenv("PLAID_SECRET", "secret")
     certificate, audit = tmp_path / "certificate.pem", tmp_path / "audit.jsonl"
 
-    def renew() -> None:
+    def write_certificate() -> None:
         issued = authority.issue_cert("127.0.0.1")
         issued.private_key_pem.write_to_path(tmp_path / "key.pem")
         issued.cert_chain_pems[0].write_to_path(certificate)
 
     async with Simulator(reports=[REPORT], latency=0.02) as plaid, contextlib.AsyncExitStack() as stack:
-        renew()
-        words = ["--upstream", plaid.url, "--keys", tmp_path / "keys.json", "--audit", audit]
-        words += ["--tls-certificate", certificate, "--tls-key", tmp_path / "key.pem"]
+        write_certificate()
+        args = ["--upstream", plaid.url, "--keys", tmp_path / "keys.json", "--audit", audit]
+        args += ["--tls-certificate", certificate, "--tls-key", tmp_path / "key.pem"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = await stack.enter_async_context(
-            running_process_async(*COMMAND, "gateway", *map(str, words), **pipes)
+            running_process_async(*COMMAND, "gateway", *map(str, args), **pipes)
         )
         url = (await process.stdout.readline()).decode().split()[-1]
 
@@ -291,19 +291,19 @@ async def test_reloads_under_load(tmp_path, size, monkeypatch):
                 yield RelayCreateRequest([REPORT], f"partner-{number}")
 
         async def load() -> BatchResult[RelayCreateRequest, RelayCreateResponse]:
-            async with client() as opened:
-                return await opened.relay.create_many(requests(), concurrency=20)
+            async with client() as relay_client:
+                return await relay_client.relay.create_many(requests(), concurrency=20)
 
         loading = asyncio.create_task(load())
         reloads = size(5, 50)
         for number in range(reloads):
             sent = len(plaid.requests)
-            renew()
+            write_certificate()
             audit.rename(tmp_path / f"audit.{number}")
             process.send_signal(signal.SIGHUP)
             assert await process.stderr.readline() == b"plaid-relay: reloaded\n"
-            async with client() as opened:  # over a new connection, and so with the new certificate
-                await opened.relay.create([REPORT], f"single-{number}")
+            async with client() as relay_client:  # over a new connection, with the new certificate
+                await relay_client.relay.create([REPORT], f"single-{number}")
             while len(plaid.requests) < sent + 40:
                 await asyncio.sleep(0.01)
         done.set()

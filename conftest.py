@@ -2,7 +2,7 @@
 
 The blocks of a page share a namespace and an event loop, and may use `await` at the top level, as in
 `python -m asyncio`. PLAID_CLIENT_ID, PLAID_SECRET and PLAID_BASE_URL point to the page's simulator. Code that
-a page needs and doesn't show is in `<!-- invisible-code: python` blocks, where `page.plaid` is that simulator.
+a page needs and doesn't show is in `<!-- invisible-code: python` blocks, where `page.plaid` is its simulator.
 """
 
 from __future__ import annotations

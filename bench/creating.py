@@ -222,9 +222,7 @@ def write_certificates(folder: Path) -> tuple[tuple[Path, Path], Path]:
 
 def table_b(bench: Bench) -> None:
     if not bench.built.tls:
-        print(
-            "TLS is skipped: the server was built without it, because OpenSSL's headers are not installed."
-        )
+        print("TLS is skipped: the server was built without it, because OpenSSL's headers are not installed.")
         return
     certificate, ca = write_certificates(bench.built.program.parent)
 

@@ -110,7 +110,9 @@ async def test_a_cancelled_batch_drains(plaid, client, cancelled, form):
     plaid.fail(Fault(path=CREATE, when="after", latency=0.3))
     batch = client.relay.create_many([RelayCreateRequest([plaid.add_report()], "partner")])
     await cancelled(plaid, CREATE, lambda: form(batch))
-    assert [created.relay_token for created in batch.result.created] == [e["relay_token"] for e in plaid.ledger]
+    assert [created.relay_token for created in batch.result.created] == [
+        e["relay_token"] for e in plaid.ledger
+    ]
     assert batch.result.counts == {"created": 1}
 
 
@@ -494,7 +496,9 @@ async def test_without_a_callback_a_late_outcome_is_logged(plaid, client, caplog
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
     (entry,) = plaid.ledger
-    assert f"{CREATE}, outcome=created, partner=partner, request_id={entry['request_id']}" in logged_warning(caplog)
+    assert f"{CREATE}, outcome=created, partner=partner, request_id={entry['request_id']}" in logged_warning(
+        caplog
+    )
     assert entry["relay_token"] not in caplog.text
 
 

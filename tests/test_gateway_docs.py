@@ -139,7 +139,9 @@ def test_each_field_of_the_audit_log_is_documented(caplog):
     caplog.set_level(logging.INFO)
     AuditRecord().write()
     told = [
-        name.strip("`") for name, *_ in table_rows("Health, metrics and the audit log", 1) if "plaid_" not in name
+        name.strip("`")
+        for name, *_ in table_rows("Health, metrics and the audit log", 1)
+        if "plaid_" not in name
     ]
     assert told == list(json.loads(caplog.messages[-1]))
 

@@ -294,7 +294,9 @@ async def test_nothing_is_sent_while_an_input_is_invalid(console):
 async def test_numbers_in_a_response_are_unchanged(module_page):
     """Indenting a response changes no number or string in it, because amounts of money are decimals."""
     raw = r'{"a":[1.10,-0.0,1e400,123456789012345678901,"x{,}:\" ",{},[]],"b":{"c":null,"d":true}}'
-    laid = await module_page.evaluate("(raw) => import('/console/render.js').then((m) => m.laidOut(raw))", raw)
+    laid = await module_page.evaluate(
+        "(raw) => import('/console/render.js').then((m) => m.laidOut(raw))", raw
+    )
     assert laid.splitlines()[:3] == ["{", '  "a": [', "    1.10,"]
     assert json.loads(laid, parse_float=str, parse_int=str) == json.loads(raw, parse_float=str, parse_int=str)
 

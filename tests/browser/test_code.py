@@ -123,7 +123,9 @@ async def run_code(language: str, codes: list[str], folder) -> str:
             "import { dirname } from 'node:path';"
             "for (const name of process.argv.slice(1)) { process.chdir(dirname(name)); await import(name); }"
         )
-        return await run_program(find_tool("node"), "--input-type=module", "--eval", every, *names, cwd=folder)
+        return await run_program(
+            find_tool("node"), "--input-type=module", "--eval", every, *names, cwd=folder
+        )
     every = (
         "import os, runpy, sys\n"
         "for name in sys.argv[1:]: os.chdir(os.path.dirname(name)); runpy.run_path(name, run_name='__main__')"
@@ -379,7 +381,9 @@ async def test_the_python_code_runs_in_a_fresh_environment(console, tmp_path, re
     for number, each in enumerate((code, bulk)):
         file = tmp_path / f"shown{number}.py"
         file.write_text(each, encoding="utf-8")
-        told = await run_program(str(python), "-I", "-X", "dev", "-W", "error", str(file), cwd=tmp_path, env=given)
+        told = await run_program(
+            str(python), "-I", "-X", "dev", "-W", "error", str(file), cwd=tmp_path, env=given
+        )
         assert console.plaid.ledger[number]["secondary_client_id"] == "partner"
         assert console.plaid.ledger[number]["relay_token"] not in told
         assert ("RelayCreateResponse", "succeeded=1")[number] in told

@@ -209,7 +209,11 @@ async def test_a_run_needs_a_key_a_token_and_a_list(console):
     """A missing input is named and focused."""
     page = await console.open(None)
     await console.choose("many")
-    for field, value in (("key", console.keys["owner"]), ("many-token", "assets-sandbox-1"), ("partners", "")):
+    for field, value in (
+        ("key", console.keys["owner"]),
+        ("many-token", "assets-sandbox-1"),
+        ("partners", ""),
+    ):
         await page.locator("#many-run").click()
         assert await page.evaluate("document.activeElement.id") == field
         await page.locator(f"#{field}").fill(value)

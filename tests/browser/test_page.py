@@ -140,7 +140,9 @@ async def test_a_key_in_the_address_is_ignored(console):
     """An address can't fill in a key or a token directly."""
     page = await console.open(None)
     await page.goto("about:blank")
-    await page.goto(f"{console.gateway.url}/#key={console.keys['owner']}&report_token=assets-sandbox-canary-1")
+    await page.goto(
+        f"{console.gateway.url}/#key={console.keys['owner']}&report_token=assets-sandbox-canary-1"
+    )
     await page.locator("#start").wait_for(state="hidden")
     assert await page.locator("#key").input_value() == ""
     assert await page.locator("#input-report_tokens").input_value() == ""

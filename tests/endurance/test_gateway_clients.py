@@ -182,7 +182,9 @@ async def test_resources_are_bounded_under_attack(tmp_path, monkeypatch, size, s
             place = urlsplit(url)
             count = min(EACH, clients - first)
             attacking = await stack.enter_async_context(
-                running_program(sys.executable, "-c", ATTACK, place.hostname, place.port, first, count, int(secure))
+                running_program(
+                    sys.executable, "-c", ATTACK, place.hostname, place.port, first, count, int(secure)
+                )
             )
             attacking.stdin.write(f"{known}\n".encode())
             assert await attacking.stdout.readline() == b"ready\n"

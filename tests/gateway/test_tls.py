@@ -75,3 +75,24 @@ async def test_old_versions_of_tls_are_rejected(tls):
         old.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises((ssl.SSLError, ConnectionError)):
         await exchange_tls(setup, old)
+
+
+async def test_requests_behind_the_end_of_a_connection_are_dropped(tls, caplog):
+    """After a caller has closed its side of a TLS connection, the gateway forwards none of its queued calls.
+
+    asyncio sends nothing more on such a connection, and logs a warning for each write.
+    """
+    setup, client_ssl = tls
+    setup.upstream.pause = 0.5
+    async with raw_connection(setup.gateway.url, ssl=client_ssl) as opened:
+        await opened.send(build_request(key=setup.keys["lender"], close=False) * 50)
+        async with asyncio.timeout(30):
+            while not setup.upstream.requests:
+                await asyncio.sleep(0.01)
+        opened.writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        forwarded = len(setup.upstream.requests)
+        async with asyncio.timeout(30):
+            while len(setup.gateway._listener):
+                await asyncio.sleep(0.01)
+    assert len(setup.upstream.requests) <= forwarded + 1  # one may have been in flight
+    assert "SSL connection is closed" not in caplog.text

@@ -137,7 +137,13 @@ async def test_no_secret_in_a_repr(plaid, ask):
     await ask.report()
     relay_token = await ask.relay_token("ready")
     shown = repr(
-        [plaid, plaid.requests, plaid.ledger, plaid._world._relay_tokens, list(plaid._world._reports.values())]
+        [
+            plaid,
+            plaid.requests,
+            plaid.ledger,
+            plaid._world._relay_tokens,
+            list(plaid._world._reports.values()),
+        ]
     )
     assert relay_token not in shown
     assert "owner-secret" not in shown

@@ -72,7 +72,8 @@ T = TypeVar("T")
 # A batch stops after this number of errors that every request would get, without a success in between. The
 # same number of errors of one report stops the requests for that report.
 SHARED_ERROR_LIMIT: Final = 3
-# The errors of more reports aren't counted, so that a batch over millions of reports needs constant memory.
+# Only the reports with the latest errors are tracked, so that a batch over millions of reports needs constant
+# memory.
 _MAX_TRACKED_REPORTS: Final = 256
 
 Requests: TypeAlias = Iterable[RelayCreateRequest] | AsyncIterable[RelayCreateRequest]
@@ -92,9 +93,9 @@ class BatchOperation:
             outcomes have.
         duplicate_key: returns the strings that identify a request; requests with the same key are duplicates.
         duplicate_message: the message of the error of a duplicate.
-        report_key: returns the tokens of a request's report, or `None` if requests don't share reports.
-        is_safe: whether the operation changes nothing. Then no outcome is ever unknown, and responses may be
-            large.
+        report_key: returns the tokens of a request's report; `None` if requests don't share reports.
+        is_safe: whether the operation is safe as RFC 9110 defines it: it changes nothing. Then no outcome is
+            ever unknown, and responses may be large.
         advice: what to do about an unknown outcome.
     """
 
@@ -174,6 +175,7 @@ def _build_removed(*, response: Any, **facts: Any) -> Removed | Failed:
 
 
 def _report_key(request: RelayCreateRequest) -> tuple[str, ...]:
+    # The order of the tokens makes no difference to Plaid.
     return tuple(sorted(request.report_tokens))
 
 
@@ -194,7 +196,7 @@ REFRESH: Final = BatchOperation(RelayRefreshRequest, Refreshed)
 REMOVE: Final = BatchOperation(
     RelayRemoveRequest,
     _build_removed,
-    advice="It may have been removed. Remove it again, which is safe: an unknown token has been removed.",
+    advice="It may have been removed. Remove it again, which is safe: if it doesn't exist, it was removed.",
 )
 
 
@@ -227,7 +229,7 @@ NO_CONTEXT: Final = CallContext("", _no_client_id, None)
 
 
 class LostRaceError(Exception):
-    """Another process has recorded an intent for the same pair first: acquire a new recorder."""
+    """The recorder's view of its pair is outdated: another process was first. Acquire a new recorder."""
 
 
 class CallRecorder(Protocol):
@@ -330,6 +332,8 @@ class _BatchCall(Generic[S]):
 
     async def start_attempt(self) -> None:
         self.check_may_send()
+        # From here on, stopping the batch doesn't cancel this call: a recorded intent is followed by its
+        # attempt.
         self.must_drain = True
         if self.recorder is not None:
             await self._record_intent(self.recorder)
@@ -358,7 +362,7 @@ class _BatchCall(Generic[S]):
         if not isinstance(result, PlaidRelayError):
             self.received_response = result
         elif isinstance(result, NotSentError):
-            self.attempts -= 1
+            self.attempts -= 1  # it was counted when it started, and never left
             self._end_attempt(self.last_error)
         else:
             self._end_attempt(result)
@@ -446,6 +450,7 @@ class _RequestReader:
         self._async_iterator: AsyncIterator[Any] | None = None
         self.reader: asyncio.Task[Any] | None = None
         self._iterator: Iterator[Any] = iter(())
+        # A string is an iterable of characters, and surely meant as one token.
         if isinstance(source, str | bytes):
             raise RequestValidationError.of(
                 self._name, "must be an iterable, not one string: wrap it in a list"
@@ -638,6 +643,7 @@ class Batch(Generic[S]):
             self._streamed = False
             while self._unread_outcomes:
                 self.result.add_outcome(self._unread_outcomes.popleft())
+        # An exception of the caller's loop takes precedence.
         if error is None:
             self._raise_error()
 
@@ -657,6 +663,7 @@ class Batch(Generic[S]):
         return self._unread_outcomes.popleft()
 
     def __del__(self) -> None:
+        # The attribute is missing if `__init__` raised.
         if getattr(self, "_runner", self) is None:
             warnings.warn(
                 "a batch was neither awaited nor streamed, so nothing was sent", RuntimeWarning, stacklevel=2
@@ -805,6 +812,7 @@ class Batch(Generic[S]):
             if call.outcome is None:
                 self.result.not_attempted.append(call.request)
             else:
+                # The error of an unsent request says nothing new about its report or about other requests.
                 self._deliver_outcome(call.outcome, None if call.report_stopped else call.last_error)
 
     async def _send_call(self, call: _BatchCall[S]) -> None:
@@ -880,11 +888,13 @@ class Batch(Generic[S]):
 
     def _run_in_background(self, work: Awaitable[object]) -> None:
         task = asyncio.ensure_future(work)
+        # The event loop has only a weak reference to the task.
         self._background_tasks.add(task)
         task.add_done_callback(self._background_tasks.discard)
 
     def _deliver_outcome(self, outcome: S | Failed | Unknown, error: PlaidRelayError | None) -> None:
         self.result.count_outcome(outcome)
+        # A streamed outcome occupies capacity until the caller's loop receives it.
         if self._streamed:
             self._unread_outcomes.append(outcome)
             self._stream_changed.set()

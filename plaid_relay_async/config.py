@@ -215,6 +215,7 @@ def is_loopback(host: str) -> bool:
 
 def parse_url(url: object) -> URL | None:
     """Return a parsed http(s) URL, or `None` if it isn't one or parsers may read it differently."""
+    # Some parsers treat a backslash as a slash, and some drop white space and control characters.
     if not isinstance(url, str) or not url.isprintable() or " " in url or "\\" in url:
         return None
     try:

@@ -506,7 +506,7 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
     if not isinstance(error, PlaidAPIError):
         if isinstance(error, OutcomeUnknownError | ConnectionLostError):
             return Certainty.IN_DOUBT
-        # An earlier attempt of the same call may have been sent.
+        # `sent` may refer to an earlier attempt of the call, so a NotSentError is NOT_SENT in any case.
         return (
             Certainty.DEFINITIVE if error.sent and not isinstance(error, NotSentError) else Certainty.NOT_SENT
         )

@@ -292,6 +292,7 @@ def _delay_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Gen
                 yield waited and ShieldedFuture(waited)
             except asyncio.CancelledError as error:
                 body.deferred_cancellation = error.args
+        # The request is in flight: let `post` process what has arrived before it is cancelled.
         while body.sent and body.may_have_more():
             with contextlib.suppress(asyncio.CancelledError):
                 yield
@@ -423,7 +424,7 @@ class DirectExchange:
             while 100 <= message.code < 200 and message.code != 101:
                 message, content = await body.read_next(protocol.read)
         except BaseException:
-            connection.close()
+            connection.close()  # a response that may still arrive must not be read by another request
             raise
         content.on_eof(lambda: _release_connection(connection))
         return _DirectResponse(message.code, message.headers, content, connection)

@@ -180,6 +180,7 @@ class BatchResult(Generic[S]):
         Raises:
             ExceptionGroup: an outcome is failed or unknown.
         """
+        # The lists of a streamed batch lack the outcomes that the loop received; the counts include them.
         total = self.counts["failed"] + self.counts["unknown"]
         errors: list[PlaidRelayError] = [*(o.error for o in self.failed), *(o.error for o in self.unknown)]
         if total > len(errors):

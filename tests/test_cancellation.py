@@ -367,7 +367,7 @@ async def cancel_once_sent(plaid, path, work) -> None:
     ],
 )
 async def test_each_kind_of_outcome_is_reported(plaid, fault, kind):
-    """Whatever the response says, it makes the outcome, and the call isn't repeated."""
+    """The response determines the outcome, and the call isn't repeated."""
     plaid.fail(Fault(path=CREATE, latency=0.1, when="after" if kind is not Failed else "before", **fault))
     async with listening(plaid) as (client, late):
         await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
@@ -492,7 +492,7 @@ def logged_warning(caplog) -> str:
 
 
 async def test_without_a_callback_a_late_outcome_is_logged(plaid, client, caplog):
-    """The warning names the operation, the partner and the request id, and holds no token."""
+    """The warning names the operation, the partner and the request id, and contains no token."""
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
     (entry,) = plaid.ledger
@@ -526,7 +526,7 @@ async def test_a_callback_that_raises_does_not_take_the_cancellation_away(plaid,
 
 @pytest.mark.parametrize("callback", [act_once_sent, "print"])
 def test_the_callback_is_a_plain_function(callback):
-    """An async function, or something that can't be called, is refused when the client is created."""
+    """An async function, or something that can't be called, is rejected when the client is created."""
     with pytest.raises(ConfigurationError, match="on_late_outcome must be a plain function"):
         RelayClient(OWNER, on_late_outcome=callback)
 

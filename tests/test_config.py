@@ -253,7 +253,7 @@ def test_a_secret_that_cannot_be_a_header_is_rejected(secret):
 
 
 @pytest.mark.parametrize(
-    ("make", "name"),
+    ("create", "name"),
     [
         (lambda: Timeouts(connect=0), "connect"),
         (lambda: Timeouts(read=-1), "read"),
@@ -266,10 +266,10 @@ def test_a_secret_that_cannot_be_a_header_is_rejected(secret):
         (lambda: RetryPolicy(replay="never"), "replay"),
     ],
 )
-def test_an_invalid_number_is_rejected(make, name):
+def test_an_invalid_number_is_rejected(create, name):
     """The error says what the setting must be."""
     with pytest.raises(ConfigurationError, match=f"^{name} must be"):
-        make()
+        create()
 
 
 def test_a_call_can_have_its_own_total():

@@ -90,22 +90,22 @@ class ShieldedFuture:
         return self._future.done()
 
     def add_done_callback(
-        self, wake: Callable[[Any], object], *, context: contextvars.Context | None = None
+        self, function: Callable[[Any], object], *, context: contextvars.Context | None = None
     ) -> None:
         """Call a function once the other future is done, or this object is cancelled."""
-        callback = partial(self._run_callback, wake)
-        self._callbacks[wake] = callback, context
+        callback = partial(self._run_callback, function)
+        self._callbacks[function] = callback, context
         self._future.add_done_callback(callback, context=context)
 
-    def remove_done_callback(self, wake: Callable[[Any], object]) -> int:
+    def remove_done_callback(self, function: Callable[[Any], object]) -> int:
         """Remove a callback, and return the number of times that it was registered."""
-        callback, _ = self._callbacks.pop(wake, (wake, None))
+        callback, _ = self._callbacks.pop(function, (function, None))
         return self._future.remove_done_callback(callback)
 
     def cancel(self, msg: object = None) -> bool:
         """Cancel this object and not the other future; return whether a callback was waiting for it."""
         waiting = dict(self._callbacks)
-        removed = [waiting[wake] for wake in waiting if self.remove_done_callback(wake)]
+        removed = [waiting[function] for function in waiting if self.remove_done_callback(function)]
         self._cancelled = asyncio.CancelledError(*(() if msg is None else (msg,)))
         for callback, context in removed:
             self.get_loop().call_soon(callback, None, context=context)
@@ -116,8 +116,8 @@ class ShieldedFuture:
         if self._cancelled is not None:
             raise self._cancelled
 
-    def _run_callback(self, wake: Callable[[Any], object], _: object) -> None:
-        wake(self)
+    def _run_callback(self, function: Callable[[Any], object], _: object) -> None:
+        function(self)
 
 
 class DrainTracker:

@@ -177,6 +177,7 @@ class RequestBody:
         if has_unread is None:
             self._new_protocol, has_unread = protocol, unread_check(protocol.transport)
             _unread_checks[protocol] = has_unread
+            # They are probably the last messages of the TLS handshake, for which aiohttp doesn't wait.
             if has_unread():
                 return False
         elif protocol is not self._new_protocol and has_unread():

@@ -116,7 +116,7 @@ class _Limiter(ABC):
         if limit is None:
             return
         async with self._queues[endpoint]:
-            while (wait := await self._try_acquire(endpoint, limit)) > 0:  # noqa: ASYNC110  # time is what it waits for
+            while (wait := await self._try_acquire(endpoint, limit)) > 0:  # noqa: ASYNC110  # only time makes a permit available
                 await asyncio.sleep(wait)
 
     def _check_loop(self) -> None:
@@ -163,10 +163,10 @@ class InProcessLimiter(_Limiter):
         return self._take_permit(endpoint, limit)
 
     def _take_permit(self, endpoint: str, limit: RateLimit) -> float:
-        granted, now = self._permit_times[endpoint], asyncio.get_running_loop().time()
-        if len(granted) == limit.count and (wait := granted[0] + self._window_seconds(limit) - now) > 0:
+        times, now = self._permit_times[endpoint], asyncio.get_running_loop().time()
+        if len(times) == limit.count and (wait := times[0] + self._window_seconds(limit) - now) > 0:
             return wait
-        granted.append(now)
+        times.append(now)  # a full deque drops its oldest time, which is outside the window
         return 0.0
 
 

@@ -1,9 +1,9 @@
 """Compare the records and the endpoint table with Plaid's OpenAPI document: `nox -s drift -- PATH`.
 
-Each operation is followed from its request and its answer through all that they hold, in the code and in the
-document side by side. Each difference is a line; those that are meant stand in `ALLOWED`, with their reason,
-and one of these that no longer applies is a line as well. The result is 0 if there is no line, 1 if there is
-one, 2 if there is no document to be read.
+The request and the response of each operation are compared recursively, in the code and in the document. Each
+difference is printed as a line, except those in `ALLOWED`, which have a reason. An entry of `ALLOWED` that no
+longer applies is printed as well. The exit status is 0 without a line, 1 with a line, and 2 if the document
+can't be read.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 
-# ---------------------------------------------------------------------------- what the code says of itself
+# -------------------------------------------------------------------------------- the code's description
 
 
 @frozen
 class Shape:
-    """What a value may be.
+    """The type of a value.
 
     Attributes:
-        kind: a type or a format of JSON schema, or `anything`.
-        nullable: whether it may be `None`.
-        values: those that constants name, of a string with a set of them.
-        items: what is in it, of an array.
-        record: the record's name, of an object.
+        kind: a type or a format of JSON Schema, or `anything`.
+        nullable: whether the value may be `None`.
+        values: the values of a string that constants name, or `None` without constants.
+        items: the shape of an array's elements.
+        record: the name of an object's record.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Shape:
 
 @frozen
 class Field:
-    """A field of a record: whether it has to be there, and is written even where it is `None`."""
+    """A field of a record: whether it is required, and whether it is written even if it is `None`."""
 
     shape: Shape
     required: bool
@@ -60,13 +60,13 @@ class Field:
 
     @property
     def omitted_by_default(self) -> bool:
-        """Whether it isn't written while it has its default."""
+        """Whether it is omitted while it has its default value."""
         return not self.required and not self.always_sent and self.default in {None, False}
 
 
 @frozen
 class Record:
-    """A record's fields, and whether it keeps those that it doesn't know."""
+    """The fields of a record, and whether it keeps unknown fields."""
 
     fields: Mapping[str, Field]
     keeps_unknown: bool
@@ -74,7 +74,7 @@ class Record:
 
 @frozen
 class Operation:
-    """The names of the records of an operation's request and answer; no answer's where that is a file."""
+    """The names of the records of an operation's request and response; `None` if the response is a file."""
 
     request: str
     response: str | None
@@ -82,14 +82,14 @@ class Operation:
 
 @frozen
 class Description:
-    """What is compared with the document."""
+    """The operations and records of the code, to be compared with the document."""
 
     operations: Mapping[str, Operation]
     records: Mapping[str, Record]
 
 
-# Answers name their constants in their annotations. Requests don't, for they are there without the constants,
-# whose module is loaded late.
+# Responses name their constants in their annotations. Requests don't, because they are importable without the
+# module of the constants.
 VALUES_OF_REQUESTS: Final = {
     "AssetReportCreateOptions.add_ons": "AddOn",
     "ItemRemoveRequest.reason_code": "ItemRemoveReason",
@@ -128,7 +128,7 @@ def describe_code() -> Description:
 
 
 def reachable_records(description: Description, record: str) -> Iterator[str]:
-    """Give the names of a record and of all those in it."""
+    """Yield the names of a record and of all records that it contains."""
     yield record
     for each in description.records[record].fields.values():
         inner = (each.shape.items or each.shape).record
@@ -180,37 +180,39 @@ def _shape(hint: Any, records: dict[str, Record]) -> Shape:
 
 
 class Kind(enum.StrEnum):
-    """What may be different, in words that follow the place."""
+    """The kinds of differences, as texts that follow the place."""
 
     NO_OPERATION = "isn't in the document"
     NOT_SERVED = "is in the document, and this package doesn't have it"
     NOT_POSTED = "isn't a POST in the document"
-    OTHER_RESPONSE = "answers a file on one side, and JSON on the other"
+    OTHER_RESPONSE = "returns a file on one side, and JSON on the other"
     OTHER_REQUEST = "takes no JSON in the document"
     NO_FIELD = "is in the document, and the record doesn't have it"
     UNKNOWN_FIELD = "isn't in the document"
-    UNKNOWN_DROPPED = "drops the fields that it doesn't know"
-    LAX = "is always there and never null in the document; the record does without"
-    STRICT = "may be absent or null in the document; the record insists on it"
-    NOT_ALWAYS_SENT = "is always there, null or not, in the document; the record leaves it out: see null()"
-    ALWAYS_SENT = "may be absent in the document; the record always writes it: see null()"
-    OMITTED = "is required by the document; the record may leave it out"
+    UNKNOWN_DROPPED = "drops unknown fields"
+    LAX = "is always present and never null in the document; the record doesn't require it"
+    STRICT = "may be absent or null in the document; the record requires it"
+    NOT_ALWAYS_SENT = (
+        "is always present, even if null, in the document; the record omits it: see nullable_field()"
+    )
+    ALWAYS_SENT = "may be absent in the document; the record always writes it: see nullable_field()"
+    OMITTED = "is required by the document; the record may omit it"
     REQUIRED = "is optional in the document; the record requires it"
-    OTHER_DEFAULT = "is left out while it is False; the document's default is another"
+    OTHER_DEFAULT = "is omitted while it is False; the document has another default"
     OTHER_TYPE = "has another type"
-    ELEMENTS_LAX = "has no null in it in the document; the record's may be None"
-    ELEMENTS_STRICT = "may hold null in the document; the record's may not be None"
+    ELEMENTS_LAX = "contains no null in the document; in the record it may contain None"
+    ELEMENTS_STRICT = "may contain null in the document; in the record it may not contain None"
     NO_CONSTANTS = "has a set of values in the document; no constants name them"
     NEEDLESS_CONSTANTS = "has constants; the document lists no values"
     NO_CONSTANT = "is a value in the document; no constant names it"
     UNKNOWN_CONSTANT = "is a constant; the document doesn't have the value"
-    NOT_SUPPORTED = "has something that this check doesn't understand"
+    NOT_SUPPORTED = "has a key that this check doesn't support"
     STALE = "is in ALLOWED, and no longer applies"
 
 
 @frozen
 class Difference:
-    """One difference: where, and what."""
+    """A difference: its place, its kind, and details."""
 
     where: str
     kind: Kind
@@ -220,9 +222,10 @@ class Difference:
         return f"{self.where}: {self.kind}" + (f": {self.detail}" if self.detail else "")
 
 
-# Sent in headers, or beside the fields: `Credentials` has them.
+# Sent in headers, or in addition to the fields of a request; see `Credentials`.
 CREDENTIALS: Final = frozenset({"client_id", "secret"})
-# All that the document has under these is served, or allowed not to be. The rest of Plaid's API isn't for us.
+# The package has all operations of the document under these paths, or `ALLOWED` has a reason. The rest of
+# Plaid's API is out of scope.
 FAMILIES: Final = (
     "/credit/relay/",
     "/asset_report/",
@@ -252,7 +255,7 @@ _SUPPORTED_KEYS: Final = frozenset(
 
 @frozen(eq=False)
 class _Comparison:
-    """One way through the code and the document, side by side."""
+    """A recursive comparison of the code with the document."""
 
     spec: Specification
     description: Description
@@ -294,25 +297,25 @@ class _Comparison:
             self.add(f"{name}.{each}", Kind.UNKNOWN_FIELD)
         for each in theirs.keys() - (set() if is_response else CREDENTIALS):
             if each in ours.fields:
-                self.field(f"{name}.{each}", ours.fields[each], schema, is_answer=is_response)
+                self.compare_field(f"{name}.{each}", ours.fields[each], schema, is_response=is_response)
             else:
                 self.add(f"{name}.{each}", Kind.NO_FIELD)
 
-    def field(self, where: str, ours: Field, parent: Schema, *, is_answer: bool) -> None:
+    def compare_field(self, where: str, ours: Field, parent: Schema, *, is_response: bool) -> None:
         name = where.rpartition(".")[2]
         schema = self.resolve(where, parent["properties"][name])
         required = name in parent.get("required", ())
-        if is_answer:
+        if is_response:
             self.compare_presence(where, ours, required=required, nullable=is_nullable(schema))
         else:
             self.compare_request_field(where, ours, schema, required=required)
-        self.compare_shape(where, ours.shape, schema, is_response=is_answer)
+        self.compare_shape(where, ours.shape, schema, is_response=is_response)
 
     def compare_presence(self, where: str, ours: Field, *, required: bool, nullable: bool) -> None:
-        sure = required and not nullable
-        if sure and (ours.shape.nullable or not ours.required):
+        always_present = required and not nullable
+        if always_present and (ours.shape.nullable or not ours.required):
             self.add(where, Kind.LAX)
-        if not sure and (ours.required or not ours.shape.nullable):
+        if not always_present and (ours.required or not ours.shape.nullable):
             self.add(where, Kind.STRICT)
         if required and nullable and ours.omitted_by_default:
             self.add(where, Kind.NOT_ALWAYS_SENT)
@@ -374,13 +377,13 @@ class _Comparison:
 
 
 def is_nullable(schema: Schema) -> bool:
-    """Whether a resolved schema allows null."""
-    # Plaid says it of sets of values in either way.
+    """Return whether a resolved schema allows null."""
+    # Plaid uses both forms for sets of values.
     return bool(schema.get("nullable")) or None in schema.get("enum", ())
 
 
 def kind_of(schema: Schema) -> str:
-    """Give the kind of a resolved schema; see `Shape`."""
+    """Return the kind of a resolved schema; see `Shape`."""
     kind = schema.get("type", "object" if "properties" in schema else "anything")
     if kind == "object" and "properties" not in schema:
         return "anything"
@@ -390,7 +393,7 @@ def kind_of(schema: Schema) -> str:
 def compared_schemas(
     spec: Specification, description: Description, *, is_response: bool
 ) -> Iterator[tuple[str, Schema]]:
-    """Give each record that was found in the document, with the schema that it was compared with."""
+    """Yield each record that is in the document, with the schema that it was compared with."""
     walk = _Comparison(spec, description)
     walk.compare_operations()
     return (
@@ -401,21 +404,21 @@ def compared_schemas(
 
 
 def find_differences(spec: Specification, description: Description) -> list[Difference]:
-    """Give all differences, meant or not, in the order of their places."""
+    """Return all differences, allowed or not, in the order of their places."""
     walk = _Comparison(spec, description)
     walk.compare_operations()
     return sorted(walk.differences, key=str)
 
 
-# ---------------------------------------------------------------------------------- those that are meant
+# --------------------------------------------------------------------------------- allowed differences
 
 
 class Documents(enum.Enum):
-    """Which documents a difference is allowed for.
+    """The documents that a difference is allowed for.
 
-    Of Plaid's two states that were looked at, one is the document 1.697.4 and the other what the client
-    plaid-python 46.0.0 was generated from, 1.778.0. What changed between them applies to one of the two, and
-    may apply to those in between. What an excerpt of the document lacks may be missing from it.
+    Two versions of the document are known: 1.697.4, and 1.778.0, from which the client plaid-python 46.0.0 was
+    generated. A difference that arose between them applies to one of the two, and may apply to the versions in
+    between. A difference that an excerpt of the document has by its nature may be missing.
     """
 
     ALL = "all"
@@ -424,7 +427,7 @@ class Documents(enum.Enum):
     NEWER = "newer"
 
     def may_apply(self, spec: Specification) -> bool:
-        """Whether it may apply to the document."""
+        """Return whether it may apply to the document."""
         return {
             Documents.ALL: True,
             Documents.EXCERPTS: len(spec.paths) < _PATHS_OF_AN_EXCERPT,
@@ -433,7 +436,7 @@ class Documents(enum.Enum):
         }[self]
 
     def must_apply(self, spec: Specification) -> bool:
-        """Whether it has to apply to the document, or else is stale."""
+        """Return whether it has to apply to the document, and is stale otherwise."""
         return {
             Documents.ALL: True,
             Documents.EXCERPTS: False,
@@ -444,14 +447,14 @@ class Documents(enum.Enum):
 
 _OLDER: Final = (1, 697, 4)
 _NEWER: Final = (1, 778, 0)
-_PATHS_OF_AN_EXCERPT: Final = 100  # the whole has more than 300
+_PATHS_OF_AN_EXCERPT: Final = 100  # the complete document has more than 300
 
 
 @frozen
 class Allowed:
-    """A difference that is meant: where, what, and why, and of which documents.
+    """An allowed difference: its place, its kind, the reason, and the documents that it applies to.
 
-    With an `operation` it is of those that have this operation.
+    With an `operation` it applies only to documents that have this operation.
     """
 
     where: str
@@ -461,11 +464,11 @@ class Allowed:
     operation: str | None = None
 
     def may_apply(self, spec: Specification) -> bool:
-        """Whether it may apply to the document."""
+        """Return whether it may apply to the document."""
         return self.documents.may_apply(spec) and (self.operation is None or self.operation in spec.paths)
 
     def covers(self, difference: Difference) -> bool:
-        """Whether the difference is this one."""
+        """Return whether the difference is this one."""
         return (difference.where, difference.kind) == (self.where, self.kind)
 
 
@@ -475,10 +478,10 @@ def _allow_each(
     return (Allowed(f"{where}{end}", kind, why, documents) for end in ends)
 
 
-_RECOVERED = "`None` where an answer was damaged and only its token could be read"
-_INFERRED = "ours: a repeated removal was told that there is nothing to remove"
-_OF_AN_INFERRED = "`None` where the removal is inferred, and no answer was one of success"
-_NOT_IN_EXCERPT = "an excerpt made for relays and reports needn't have it; Plaid's whole document does"
+_RECOVERED = "`None` if a response was damaged and only its token could be read"
+_INFERRED = "client-side: a repeated removal found nothing to remove"
+_OF_AN_INFERRED = "`None` if the removal is inferred, and no response reported success"
+_NOT_IN_EXCERPT = "an excerpt for relays and reports may lack it; Plaid's complete document has it"
 _MOVED = "Plaid moved it from investment transactions to holdings in mid-2026: reports of both ages are read"
 
 ALLOWED: Final = (
@@ -486,16 +489,16 @@ ALLOWED: Final = (
         "/asset_report/audit_copy/",
         ("create", "get", "pdf/get", "remove"),
         Kind.NOT_SERVED,
-        "copies for auditors such as Fannie Mae: another way to share a report, which this package isn't for",
+        "copies for auditors such as Fannie Mae: another way to share a report, which is out of scope",
     ),
     Allowed("/item/remove", Kind.NO_OPERATION, _NOT_IN_EXCERPT, Documents.EXCERPTS),
     Allowed("/sandbox/item/fire_webhook", Kind.NO_OPERATION, _NOT_IN_EXCERPT, Documents.EXCERPTS),
-    # What is ours.
-    Allowed("AssetReportGetResponse.raw", Kind.UNKNOWN_FIELD, "ours: the bytes of the answer"),
+    # Client-side fields.
+    Allowed("AssetReportGetResponse.raw", Kind.UNKNOWN_FIELD, "client-side: the bytes of the response"),
     Allowed("RelayRemoveResponse.inferred", Kind.UNKNOWN_FIELD, _INFERRED),
     Allowed("AssetReportRemoveResponse.inferred", Kind.UNKNOWN_FIELD, _INFERRED),
     Allowed("ItemRemoveResponse.inferred", Kind.UNKNOWN_FIELD, _INFERRED, operation="/item/remove"),
-    # Where we are more lenient than the document.
+    # The records are more lenient than the document.
     Allowed("RelayCreateResponse.request_id", Kind.LAX, _RECOVERED),
     Allowed("RelayRefreshResponse.request_id", Kind.LAX, _RECOVERED),
     Allowed("RelayRemoveResponse.request_id", Kind.LAX, _OF_AN_INFERRED),
@@ -509,15 +512,15 @@ ALLOWED: Final = (
     Allowed(
         "Cause.error_message",
         Kind.LAX,
-        "words for developers: a report needn't be refused for the want of them",
+        "a text for developers; a report without it is readable",
     ),
-    # Where we are stricter.
+    # The records are stricter than the document.
     Allowed(
         "AssetReportCreateRequest.access_tokens",
         Kind.REQUIRED,
-        "a report of no Items can't be made; the document has it optional for users of another product",
+        "a report needs an Item; it is optional in the document for users of another product",
     ),
-    # What changed in mid-2026: fields.
+    # Fields that changed in mid-2026.
     Allowed(
         "AddressData.street",
         Kind.LAX,
@@ -527,13 +530,13 @@ ALLOWED: Final = (
     Allowed(
         "AssetReportInvestmentHolding.cost_basis",
         Kind.NOT_ALWAYS_SENT,
-        "gone since mid-2026, so not always there",
+        "removed in mid-2026, so not always present",
         Documents.OLDER,
     ),
     Allowed(
         "AssetReportInvestmentHolding.cost_basis",
         Kind.UNKNOWN_FIELD,
-        "reports of before mid-2026 have it, and can still be read",
+        "reports from before mid-2026 have it, and can still be read",
         Documents.NEWER,
     ),
     Allowed("AssetReportInvestmentHolding.tax_lots", Kind.UNKNOWN_FIELD, "new in mid-2026", Documents.OLDER),
@@ -557,11 +560,11 @@ ALLOWED: Final = (
     Allowed(
         "SandboxItemFireWebhookRequest.options",
         Kind.NO_FIELD,
-        "how many transactions a webhook of /transactions/sync tells of: nothing that a report has",
+        "the number of transactions in a webhook of /transactions/sync, which reports don't have",
         Documents.NEWER,
         "/sandbox/item/fire_webhook",
     ),
-    # What changed in mid-2026: values.
+    # Values that changed in mid-2026.
     *_allow_each(
         "AssetReportWarning.warning_code=BANK_INCOME_INSIGHTS_",
         (
@@ -578,7 +581,7 @@ ALLOWED: Final = (
     Allowed(
         "AccountAssets.ownership_type=null",
         Kind.UNKNOWN_CONSTANT,
-        "a string of mid-2026, beside the null that it means",
+        "a string since mid-2026, in addition to the null that it means",
         Documents.OLDER,
     ),
     *_allow_each(
@@ -623,7 +626,7 @@ ALLOWED: Final = (
         "AssetReportInvestmentTransaction.subtype=",
         ("fund fee", "loan payment", "rebalance"),
         Kind.UNKNOWN_CONSTANT,
-        "gone since mid-2026; reports of before have them",
+        "removed in mid-2026; older reports have them",
         Documents.NEWER,
     ),
 )
@@ -632,31 +635,34 @@ ALLOWED: Final = (
 def find_drift(
     spec: Specification, description: Description, allowed: Sequence[Allowed] = ALLOWED
 ) -> list[Difference]:
-    """Give the differences that aren't meant, and what is allowed without need."""
-    found = find_differences(spec, description)
-    ours = [each for each in allowed if each.may_apply(spec)]
-    meant = {difference: [each for each in ours if each.covers(difference)] for difference in found}
-    used = {each for several in meant.values() for each in several}
+    """Return the differences that aren't allowed, and the stale entries of `allowed`."""
+    found_differences = find_differences(spec, description)
+    applicable = [each for each in allowed if each.may_apply(spec)]
+    allowed_by = {
+        difference: [each for each in applicable if each.covers(difference)]
+        for difference in found_differences
+    }
+    used = {each for several in allowed_by.values() for each in several}
     stale = [
         Difference(each.where, Kind.STALE, each.kind.value)
-        for each in ours
+        for each in applicable
         if each not in used and each.documents.must_apply(spec)
     ]
-    return [difference for difference in found if not meant[difference]] + stale
+    return [difference for difference in found_differences if not allowed_by[difference]] + stale
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the drift of the document whose path is given; see the module's docstring for the result."""
+    """Print the drift of the document at a path; see the module's docstring for the exit status."""
     try:
         spec = Specification.load(_path(arguments))
-        found = find_drift(spec, describe_code())
+        found_differences = find_drift(spec, describe_code())
         version = ".".join(map(str, spec.version))
     except UnreadableError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stdout.writelines(f"{difference}\n" for difference in found)
-    sys.stderr.write(f"{len(found)} differences from the document {version}\n")
-    return 1 if found else 0
+    sys.stdout.writelines(f"{difference}\n" for difference in found_differences)
+    sys.stderr.write(f"{len(found_differences)} differences from the document {version}\n")
+    return 1 if found_differences else 0
 
 
 def _path(arguments: Sequence[str]) -> str:

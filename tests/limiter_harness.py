@@ -1,4 +1,4 @@
-"""How long a single 429 holds up calls that wait for a rate limiter: the harness, and a table of figures.
+"""Measure how long a single 429 delays calls that wait for a rate limiter: harness and table of figures.
 
 `python tests/limiter_harness.py` measures each case on the virtual clock and prints one line for it.
 """
@@ -24,16 +24,16 @@ LATENCY = 0.1
 
 @frozen
 class Measurement:
-    """What a batch and a single creation beside it met.
+    """The measurements of a batch, and of a single creation beside it.
 
     Attributes:
-        created: how many requests of the batch were created.
-        seconds: how long the batch took.
-        longest: the longest time without an outcome of the batch.
-        permits: how many permits the limiter granted.
-        attempts: how many attempts reached the simulator.
-        single: how long the single creation took.
-        arrivals: when each attempt reached the simulator, in seconds from the start.
+        created: the number of created tokens of the batch.
+        seconds: the duration of the batch.
+        longest_gap: the longest time in seconds without an outcome of the batch.
+        permits: the number of permits that the limiter granted.
+        attempts: the number of attempts that reached the simulator.
+        single_seconds: the duration of the single creation.
+        arrivals: the times at which attempts reached the simulator, in seconds from the start.
     """
 
     created: int

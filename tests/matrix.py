@@ -1,7 +1,8 @@
-"""What each fault makes of each operation: written by hand, held against the client, shown in docs/faults.md.
+"""The fault matrix: the expected result of each fault for each operation, written by hand.
 
-A cell is what the caller gets, how many requests reached the server, and, where the operation changes
-something, how many times that was carried out. `python tests/matrix.py` writes the tables into that page.
+A cell has the caller's outcome, the number of requests that reached the server and, unless the operation is
+safe, how often it was executed. tests/test_matrix.py compares the client with it, and `python tests/matrix.py`
+writes its tables to docs/faults.md.
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ class FaultRow:
     """One fault, and a cell for each operation.
 
     Attributes:
-        name: what happens.
-        faults: those of the first attempts, and of all that follow.
-        settings: of the client.
-        server: what there is to connect to.
-        warm: whether the connection was used before.
-        dying: whether the server closes that connection just before the call.
-        waits: seconds that the call takes at least.
-        told: the `retry_after` that the error has.
+        name: the label of the fault.
+        faults: the faults of the first attempts; the last one applies to all further attempts.
+        settings: the client's settings.
+        server: the kind of server to connect to.
+        reuses_connection: whether the connection was used before.
+        server_closes: whether the server closes that connection just before the call.
+        min_seconds: the minimum duration of the call.
+        retry_after: the expected `retry_after` of the error.
     """
 
     name: str
@@ -78,7 +79,7 @@ class FaultRow:
 
 SHORT_CONNECT_TIMEOUT = {"timeouts": Timeouts(connect=0.1)}
 SHORT_READ_TIMEOUT = {"timeouts": Timeouts(read=0.25, slow_read=0.25)}
-# Where an answer, or a part of it, is to be read in time: a busy machine needs a while to give it.
+# For faults whose response, or a part of it, has to arrive in time: a busy machine needs a while for that.
 READ_TIMEOUT = {"timeouts": Timeouts(read=1, slow_read=1)}
 FIVE_SECONDS = {"timeouts": Timeouts(total=5)}
 HALF_A_SECOND = {"timeouts": Timeouts(total=0.5)}
@@ -194,14 +195,14 @@ PARTIAL_RESPONSES = (
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 2 1"),
     FaultRow("half the chunks, cut after the token", on_every_attempt(truncated_chunks(after_token=True)),
         "done 1 1", "lost 4", "lost 4", "done 1 1", "lost 2 1"),
-    # aiohttp doesn't tell whoever waits for the next chunk: that ends when the time for reading is over.
+    # aiohttp doesn't end a wait for the next chunk after such an error, so it ends with the read timeout.
     FaultRow("invalid bytes instead of a chunk, inside the token",
         on_every_attempt(truncated_chunks(after_token=False, then=b"zz\r\n", in_one_packet=False)),
         "unknown 1 1", "timeout 4", "timeout 4", "unknown 1 1", "timeout 2 1", settings=READ_TIMEOUT),
     FaultRow("invalid bytes instead of a chunk, after the token",
         on_every_attempt(truncated_chunks(after_token=True, then=b"zz\r\n", in_one_packet=False)),
         "done 1 1", "timeout 4", "timeout 4", "done 1 1", "timeout 2 1", settings=READ_TIMEOUT),
-    # aiohttp gives up what it read of a packet that isn't HTTP to its end, the status line included.
+    # aiohttp drops all of a packet with invalid HTTP in it, including the status line.
     FaultRow("the same, everything in one packet", on_every_attempt(truncated_chunks(after_token=True, then=b"zz\r\n")),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
     FaultRow("half the body, framed by the end of the connection", on_every_attempt(truncated_body_without_length()),
@@ -212,7 +213,7 @@ PARTIAL_RESPONSES = (
         "done 1 1", "lost 4", "lost 4", "done 1 1", "lost 4 1"),
     FaultRow("gzip with invalid bytes inside the token", on_every_attempt(truncated_gzip(after_token=False, then=b"\7" * 40)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    # zlib gives nothing of a piece that it can't read to its end.
+    # zlib returns nothing of a chunk that it can't decompress completely.
     FaultRow("gzip with invalid bytes after the token", on_every_attempt(truncated_gzip(after_token=True, then=b"\7" * 40)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
 )
@@ -376,7 +377,7 @@ LIMITS = (
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0"),
 )
 
-# What no canary may come out of: the answers quote the request, with its secret and its tokens.
+# The responses quote the request with its secret and its tokens, and none of these may show.
 ECHOES = (
     FaultRow("400 that quotes the request", on_every_attempt(echoed_request(lambda said: build_response(400, error_quoting(said, "INVALID_FIELD")), acts=BEFORE, declines=True)),
         "rejected 1 0", "rejected 1", "rejected 1", "rejected 1 0", "rejected 1 0"),
@@ -415,7 +416,7 @@ MARK = "<!-- The rest is written by tests/matrix.py. -->\n"
 
 
 def page_with_tables(page: str) -> str:
-    """The page with everything behind its mark made anew."""
+    """Return the page with new tables after its mark."""
     return page.partition(MARK)[0] + MARK + "".join(_format_table(*section) for section in SECTIONS.items())
 
 

@@ -1,4 +1,4 @@
-"""What a client makes of a rate limit that nobody told it: the harness, and a table of figures.
+"""Measure how a client adapts to an unknown rate limit: the harness, and a table of figures.
 
 `python tests/rate_harness.py --seeds 3` measures all conditions on the virtual clock and prints one line for each.
 """
@@ -31,7 +31,7 @@ MINUTE = 60.0
 
 @frozen
 class Condition:
-    """A limit, and how many seconds a request takes to reach it: always as many, or anew for each."""
+    """A rate limit, and the latency of requests in seconds: a constant, or a function for each request."""
 
     window: str = "sliding"
     count: int = 50
@@ -54,12 +54,12 @@ CONDITIONS = tuple(
 
 @frozen
 class Figures:
-    """What came of a run.
+    """The results of a run.
 
     Attributes:
-        refused: of the attempts after the first minute, the share that the limit refused.
-        used: creations, as a share of what the limit allows in that time.
-        refusals: how many attempts the limit refused, from the beginning on.
+        refused: the share of the attempts after the first minute that the limit declined.
+        used: the creations, as a share of what the limit allows.
+        refusals: the number of attempts that the limit declined in the complete run.
     """
 
     refused: float
@@ -74,13 +74,13 @@ def measure(
     minutes: int = 10,
     limiter: Callable[[], RateLimiter] | None = None,
 ) -> Figures:
-    """Let a batch without end run into the limit for some virtual minutes.
+    """Run an endless batch against the limit for some virtual minutes.
 
     Args:
-        condition: the limit, and the way to it.
-        seed: of the client's jitter, and of the moment in a fixed window at which the run begins.
-        minutes: how long it runs.
-        limiter: makes the client's rate limiter; by default it has none.
+        condition: the limit and the latency.
+        seed: the seed of the client's jitter, and of the time in a fixed window at which the run begins.
+        minutes: the duration of the run.
+        limiter: returns the client's rate limiter; by default it has none.
     """
     random.seed(seed)
     return run_virtually(_run_condition(condition, minutes, limiter))
@@ -102,7 +102,7 @@ async def _run_condition(
         await asyncio.sleep((minutes - 1) * MINUTE)
         created, refusals = len(plaid.ledger), plaid.rate_limited[CREATE]
         if not running.cancel():
-            await running  # it must not end by itself: here is why it did
+            await running  # it must not end by itself; this raises its error
         await asyncio.wait([running])
     late_declined = refusals - early_refusals
     return Figures(
@@ -126,8 +126,8 @@ def _partners() -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure how the client keeps to limits that it isn't told.")
-    parser.add_argument("--seeds", type=int, default=3, help="how many runs of each condition")
+    parser = argparse.ArgumentParser(description="Measure how the client adapts to unknown rate limits.")
+    parser.add_argument("--seeds", type=int, default=3, help="number of runs of each condition")
     parser.add_argument("--minutes", type=int, default=10, help="virtual minutes of each run")
     parser.add_argument("--only", default="", help="only conditions whose line contains this")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""An upstream of bare sockets: it keeps each request to the byte, and answers what it is told to."""
+"""An upstream server on raw sockets that records each request's bytes and sends scripted responses."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class Recorder(FaultProxy):
-    """Listens on a free port of 127.0.0.1.
+    """A server on a free port of 127.0.0.1.
 
     Attributes:
-        requests: all that came, in order; what isn't a request with a Content-Length is kept as far as it came.
-        says: gives the pieces of an answer from the request; by default a creation's.
-        then: what is done to the connection afterwards.
-        pause: seconds between two pieces.
+        requests: the received requests, in order; one without a Content-Length as far as it was received.
+        says: returns the pieces of a response from the request; by default that of a creation.
+        then: what happens to the connection after a response.
+        pause: the seconds between two pieces.
     """
 
     def __init__(self) -> None:
@@ -37,21 +37,21 @@ class Recorder(FaultProxy):
 
     @property
     def connections(self) -> int:
-        """How many are open."""
+        """The number of open connections."""
         return len(self._connections)
 
     def created(self, _: bytes) -> Iterable[bytes]:
-        """What Plaid answers to a creation, with another token each time."""
+        """Return Plaid's response to a creation, with a different token each time."""
         number = next(self._numbers)
-        made = {"relay_token": f"credit-relay-sandbox-{number}", "request_id": f"request{number}"}
-        return [build_response(200, json.dumps(made).encode())]
+        response = {"relay_token": f"credit-relay-sandbox-{number}", "request_id": f"request{number}"}
+        return [build_response(200, json.dumps(response).encode())]
 
     def fields(self, number: int = -1) -> list[tuple[str, str]]:
-        """The header fields of a request."""
+        """Return the header fields of a request."""
         return header_fields(self.requests[number])
 
     def body(self, number: int = -1) -> Any:
-        """The body of a request, which has to be JSON that any parser takes."""
+        """Return the body of a request, which has to be JSON that every parser accepts."""
         return json.loads(self.requests[number].partition(b"\r\n\r\n")[2], parse_constant=_no_json)
 
     def _answer(self, request: bytes, _: bytes) -> Iterable[bytes]:

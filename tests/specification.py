@@ -1,4 +1,4 @@
-"""Plaid's OpenAPI document, read from a file; what is compared with it and made from it shares this."""
+"""Plaid's OpenAPI document, read from a file, for the tests that compare with it or generate data from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Schema = dict[str, Any]
 
 
 class _Loader(yaml.CSafeLoader):
-    """Reads what JSON has, in YAML: a date is a string."""
+    """A loader for YAML with the types of JSON: a date is a string."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  # that is how yaml has it
         first: [(tag, pattern) for tag, pattern in several if tag != "tag:yaml.org,2002:timestamp"]
@@ -27,15 +27,15 @@ class _Loader(yaml.CSafeLoader):
 
 
 class UnreadableError(Exception):
-    """There is no OpenAPI document to be had; the text says why."""
+    """The OpenAPI document can't be read; the text has the reason."""
 
 
 @frozen(eq=False)
 class Specification:
-    """An OpenAPI document whose schemas can be had without `$ref` and `allOf`.
+    """An OpenAPI document that resolves `$ref` and `allOf` in its schemas.
 
     Attributes:
-        document: as it was read. It isn't to be changed afterwards: what was resolved is kept.
+        document: the document as it was read. It must not be changed, because resolved schemas are cached.
     """
 
     document: Mapping[str, Any] = field(repr=False)
@@ -46,7 +46,7 @@ class Specification:
         """Read a YAML or JSON file.
 
         Raises:
-            UnreadableError: it can't be read, or holds something else.
+            UnreadableError: the file can't be read, or isn't an OpenAPI document.
         """
         try:
             document = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
@@ -60,40 +60,40 @@ class Specification:
 
     @property
     def version(self) -> tuple[int, ...]:
-        """The document's own, such as (1, 697, 4) of `2020-09-14_1.697.4`."""
-        written = str(self.document.get("info", {}).get("version"))
-        found = re.fullmatch(r"\d{4}-\d\d-\d\d_(\d+)\.(\d+)\.(\d+)", written)
-        if found is None:
+        """The document's version, such as (1, 697, 4) for `2020-09-14_1.697.4`."""
+        version = str(self.document.get("info", {}).get("version"))
+        match = re.fullmatch(r"\d{4}-\d\d-\d\d_(\d+)\.(\d+)\.(\d+)", version)
+        if match is None:
             raise UnreadableError(
-                f"the document's version is {written!r}, and not such as 2020-09-14_1.697.4"
+                f"the document's version is {version!r}, and not such as 2020-09-14_1.697.4"
             )
-        return tuple(int(part) for part in found.groups())
+        return tuple(int(part) for part in match.groups())
 
     @property
     def paths(self) -> Mapping[str, Any]:
-        """What can be called."""
+        """The paths of the document's operations."""
         paths: Mapping[str, Any] = self.document["paths"]
         return paths
 
     def request_schema(self, path: str) -> Schema | None:
-        """Give the schema of what an operation takes as JSON."""
+        """Return the schema of an operation's JSON request."""
         return _json_schema(self.paths[path]["post"].get("requestBody", {}))
 
     def response_schema(self, path: str) -> Schema | None:
-        """Give the schema of what an operation answers in JSON; `None` for a file."""
+        """Return the schema of an operation's JSON response; `None` if it is a file."""
         return _json_schema(self.paths[path]["post"].get("responses", {}).get("200", {}))
 
     def examples(self, path: str) -> Iterator[Any]:
-        """Give the document's own examples of an operation's answers."""
+        """Yield the document's examples of an operation's responses."""
         for content in self.paths[path]["post"]["responses"]["200"].get("content", {}).values():
             for example in content.get("examples", {}).values():
                 yield example["value"]
 
     def resolve(self, schema: Schema) -> Schema:
-        """Give a schema with what its `$ref` and `allOf` lead to in their place.
+        """Return a schema with its `$ref` and `allOf` resolved.
 
-        Plaid says `nullable` on one side of a reference or on the other. The outermost word counts; where a
-        schema is made of others and says nothing itself, it is nullable if all of them are.
+        Plaid sets `nullable` on either side of a reference, and the outermost one counts. A schema that merges
+        others and doesn't set it is nullable if all of them are.
         """
         if id(schema) not in self._resolved:
             self._resolved[id(schema)] = self._merge_all_of(self._follow_reference(schema))
@@ -107,8 +107,8 @@ class Specification:
             if step not in target:
                 raise UnreadableError(f"{schema['$ref']} leads nowhere")
             target = target[step]
-        beside = {key: value for key, value in schema.items() if key != "$ref"}
-        return {**self.resolve(target), **beside}
+        siblings = {key: value for key, value in schema.items() if key != "$ref"}
+        return {**self.resolve(target), **siblings}
 
     def _merge_all_of(self, schema: Schema) -> Schema:
         parts = [self.resolve(part) for part in schema.get("allOf", ())]
@@ -131,18 +131,18 @@ def _json_schema(body: Mapping[str, Any]) -> Schema | None:
 
 
 def copy_document(spec: Specification) -> dict[str, Any]:
-    """Give a copy of the document, to be changed."""
+    """Return a copy of the document that may be changed."""
     return copy.deepcopy(dict(spec.document))
 
 
 # ------------------------------------------------------------------------------------ Plaid's API of mid-2026
 
-# By Plaid's client plaid-python 46.0.0, which was generated from the document 1.778.0.
+# According to Plaid's client plaid-python 46.0.0, which was generated from the document 1.778.0.
 _VERSION = "2020-09-14_1.778.0"
 
 
 def as_of_mid_2026(spec: Specification) -> Specification:
-    """Give the document as Plaid changed it until 1.778.0, with the operations that an excerpt may lack."""
+    """Return the document with Plaid's changes up to 1.778.0, and with operations that an excerpt may lack."""
     document = copy_document(spec)
     schemas = document["components"]["schemas"]
     if spec.version < (1, 778, 0):
@@ -168,9 +168,9 @@ def _change_investments(schemas: dict[str, Schema]) -> None:
 
 
 def _change_values(schemas: dict[str, Schema]) -> None:
-    for name, (gone, come) in _CHANGED_VALUES.items():
+    for name, (removed, added) in _CHANGED_VALUES.items():
         values = schemas[name]["properties"]["warning_code"] if name == "Warning" else schemas[name]
-        values["enum"] = [value for value in values["enum"] if value not in gone] + list(come)
+        values["enum"] = [value for value in values["enum"] if value not in removed] + list(added)
 
 
 _CHANGED_VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -142,7 +142,7 @@ def test_every_operation_takes_a_timeout_and_a_policy_and_is_documented(method):
     assert {"timeout", "retry"} <= parameters.keys()
     documentation = inspect.getdoc(method)
     assert "Raises:" in documentation
-    # These do what another does, often, later or into a file, and say which that is.
+    # These refer to another operation, which they run many times, later, or into a file.
     if not method.__name__.endswith(("_many", "wait_until_ready", "download_pdf")):
         assert "https://plaid.com/docs/" in documentation
         assert "plaid-python" in documentation

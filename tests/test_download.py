@@ -195,7 +195,7 @@ asyncio.run(main())
 @pytest.mark.parametrize("attempts", [1, 2])
 async def test_a_write_error_is_raised_to_the_caller(target, attempts):
     """If the disk is full the OSError is raised; no partial file is left, and no open one."""
-    # A process of its own: the limit, which stands for a full disk, is on all files of one.
+    # A separate process, because the limit, which simulates a full disk, applies to all files of a process.
     words = (str(Path(__file__).parent), str(target), str(attempts))
     words = (sys.executable, "-W", "error", "-c", FULL_DISK, *words)
     async with running_process_async(*words, stdout=asyncio.subprocess.PIPE) as process:
@@ -231,7 +231,7 @@ async def test_a_long_pdf_takes_no_more_memory_than_a_short_one(target):
         finally:
             tracemalloc.stop()
     assert (saved.size, saved.request_id, target.stat().st_size) == (whole, "q7", whole)
-    # Some ten buffers of up to 256 KB, on both sides; how many of them are full at once is a matter of timing.
+    # About ten buffers of up to 256 KB on both sides; how many of them are full depends on timing.
     assert peak < whole / 5
 
 
@@ -309,7 +309,7 @@ def test_a_file_is_closed_before_it_is_published(target):
     """An error that a system reports only on close, such as a used-up quota, is raised in time."""
     part = PartFile(target)
     part.open()
-    os.close(part._file.fileno())  # now closing it fails, as it may on a file system of the network
+    os.close(part._file.fileno())  # now closing it fails, as it may on a network file system
     with pytest.raises(OSError, match="Bad file descriptor"):
         part.publish()
     part.discard()
@@ -345,7 +345,7 @@ def test_discarding_waits_for_a_thread_that_writes(target):
     """A thread that writes when its call is cancelled finishes first; then the file is closed."""
     part = PartFile(target)
     part.open()
-    with part._lock:  # as a thread that is at it has it
+    with part._lock:  # as a thread that writes holds it
         giving_up = threading.Thread(target=part.discard)
         giving_up.start()
         giving_up.join(0.05)

@@ -32,7 +32,7 @@ OURS = ("AssetReportGetResponse.raw", *(f"{name}.inferred" for name in CODE.reco
 FIELDS = [(record, name) for record in CODE.records for name in CODE.records[record].fields]
 PLAIDS = [(record, name) for record, name in FIELDS if f"{record}.{name}" not in OURS]
 
-# Plaid always sends a value: whether null would be written is all the same.
+# Plaid always sends a value, so it doesn't matter whether null would be written.
 NEVER_NULL = {each.where for each in ALLOWED if each.kind is Kind.LAX}
 
 
@@ -62,23 +62,23 @@ def newer(openapi: Specification) -> Specification:
 
 
 @pytest.fixture(scope="module")
-def found(openapi: Specification, newer: Specification):
-    """What either document tells of another field in a place."""
+def drift_places(openapi: Specification, newer: Specification):
+    """Return a function for the places of drift in either document with another field."""
 
-    def found(record: str, name: str, field: Field) -> set[str]:
+    def places_with(record: str, name: str, field: Field) -> set[str]:
         description = changed(record, name, field)
         return named(openapi, description) | named(newer, description)
 
-    return found
+    return places_with
 
 
 @pytest.fixture(scope="module")
 def document_with_drift(openapi: Specification, newer: Specification):
     """Return the first of the two documents that has drift for a record."""
-    told = {
+    records_of_openapi = {
         name for side in (False, True) for name, _ in drift.compared_schemas(openapi, CODE, is_response=side)
     }
-    return lambda record: openapi if record in told else newer
+    return lambda record: openapi if record in records_of_openapi else newer
 
 
 def changed(record: str, name: str, to: Field | None) -> Description:
@@ -103,7 +103,7 @@ def retyped(shape: Shape) -> Shape:
     return Shape("string" if shape.kind == "boolean" else "boolean", shape.nullable)
 
 
-# ---------------------------------------------------------------------------------- Plaid's own document
+# -------------------------------------------------------------------------------------- Plaid's document
 
 
 def test_the_records_match_the_document(openapi):
@@ -123,22 +123,22 @@ def test_a_missing_field_is_reported(document_with_drift):
         assert f"{record}.{name}" in named(document_with_drift(record), changed(record, name, None))
 
 
-def test_another_requiredness_is_reported(found):
+def test_another_requiredness_is_reported(drift_places):
     """A required field that is optional in the document, or the other way round, is drift."""
     for record, name in PLAIDS:
         other = flipped(CODE.records[record].fields[name])
-        assert f"{record}.{name}" in found(record, name, other)
+        assert f"{record}.{name}" in drift_places(record, name, other)
 
 
-def test_another_type_is_reported(found):
+def test_another_type_is_reported(drift_places):
     """A field of another type is drift."""
     for record, name in PLAIDS:
         field = CODE.records[record].fields[name]
         other = evolve(field, shape=retyped(field.shape))
-        assert f"{record}.{name}" in found(record, name, other)
+        assert f"{record}.{name}" in drift_places(record, name, other)
 
 
-def test_other_list_elements_are_reported(found):
+def test_other_list_elements_are_reported(drift_places):
     """The elements of a list are compared: their type, and whether they may be null."""
     for record, name in LISTS:
         field = CODE.records[record].fields[name]
@@ -147,15 +147,15 @@ def test_other_list_elements_are_reported(found):
             evolve(field.shape.items, nullable=not field.shape.items.nullable),
         ):
             other = evolve(field, shape=evolve(field.shape, items=items))
-            assert f"{record}.{name}[]" in found(record, name, other)
+            assert f"{record}.{name}[]" in drift_places(record, name, other)
 
 
-def test_another_handling_of_null_is_reported(found):
+def test_another_handling_of_null_is_reported(drift_places):
     """A field that is always sent is written even if it is null; one that may be absent isn't."""
     for record, name in NULLABLE:
         field = CODE.records[record].fields[name]
         other = evolve(field, always_sent=not field.always_sent)
-        assert f"{record}.{name}" in found(record, name, other)
+        assert f"{record}.{name}" in drift_places(record, name, other)
 
 
 def with_values(field: Field, values: frozenset[str] | None) -> Field:
@@ -173,14 +173,14 @@ def places_of_values():
             yield record, name, values, f"{record}.{name}{where}"
 
 
-def test_a_value_without_a_constant_is_reported(found):
+def test_a_value_without_a_constant_is_reported(drift_places):
     """Each constant that is missing, or unknown to Plaid, is drift, and so is the lack of all."""
     for record, name, values, where in places_of_values():
         field = CODE.records[record].fields[name]
         for value in values:
-            assert f"{where}={value}" in found(record, name, with_values(field, values - {value}))
-        assert f"{where}=of ours" in found(record, name, with_values(field, values | {"of ours"}))
-        assert where in found(record, name, with_values(field, None))
+            assert f"{where}={value}" in drift_places(record, name, with_values(field, values - {value}))
+        assert f"{where}=unknown" in drift_places(record, name, with_values(field, values | {"unknown"}))
+        assert where in drift_places(record, name, with_values(field, None))
 
 
 def test_a_record_that_drops_unknown_fields_is_reported(document_with_drift):
@@ -199,9 +199,9 @@ def test_a_missing_operation_is_reported(path, newer):
     assert path in named(newer, evolve(CODE, operations=fewer))
     document = copy_document(newer)
     del document["paths"][path]
-    found = named(Specification(document), CODE)
+    reported = named(Specification(document), CODE)
     missing_from_an_excerpt = {"/item/remove", "/sandbox/item/fire_webhook"}
-    assert (path in found) is (path not in missing_from_an_excerpt)
+    assert (path in reported) is (path not in missing_from_an_excerpt)
     document["paths"].update({f"/of_the_whole/{number}": {} for number in range(100)})
     assert path in named(Specification(document), CODE)
 
@@ -215,33 +215,33 @@ def test_an_operation_with_another_response_is_reported(path, newer):
     content = {"application/json": {"schema": {"type": "object"}}} if is_file else {"application/pdf": {}}
     operation["responses"]["200"]["content"] = content
     del operation["requestBody"]
-    found = drift.find_drift(Specification(document), CODE)
-    assert {d.kind for d in found if d.where == path} == {Kind.OTHER_RESPONSE, Kind.OTHER_REQUEST}
+    differences = drift.find_drift(Specification(document), CODE)
+    assert {d.kind for d in differences if d.where == path} == {Kind.OTHER_RESPONSE, Kind.OTHER_REQUEST}
     document["paths"][path] = {"get": operation}
     assert drift.Difference(path, Kind.NOT_POSTED) in drift.find_drift(Specification(document), CODE)
 
 
 def test_an_exception_that_is_not_needed_is_reported(openapi, newer):
     """The list of expected differences has no stale entry."""
-    needless = Allowed("AssetReport.user", Kind.NO_FIELD, "a test")
-    assert drift.find_drift(openapi, CODE, (*ALLOWED, needless)) == [
+    stale = Allowed("AssetReport.user", Kind.NO_FIELD, "a test")
+    assert drift.find_drift(openapi, CODE, (*ALLOWED, stale)) == [
         drift.Difference("AssetReport.user", Kind.STALE, Kind.NO_FIELD.value)
     ]
-    older = evolve(needless, documents=Documents.OLDER)
+    older_only = evolve(stale, documents=Documents.OLDER)
     assert named(openapi, CODE) == set()
-    assert drift.find_drift(openapi, CODE, (*ALLOWED, older)) != []
-    assert drift.find_drift(newer, CODE, (*ALLOWED, older)) == []
-    since = evolve(needless, documents=Documents.NEWER)
-    assert drift.find_drift(openapi, CODE, (*ALLOWED, since)) == []
-    assert drift.find_drift(newer, CODE, (*ALLOWED, since)) != []
+    assert drift.find_drift(openapi, CODE, (*ALLOWED, older_only)) != []
+    assert drift.find_drift(newer, CODE, (*ALLOWED, older_only)) == []
+    newer_only = evolve(stale, documents=Documents.NEWER)
+    assert drift.find_drift(openapi, CODE, (*ALLOWED, newer_only)) == []
+    assert drift.find_drift(newer, CODE, (*ALLOWED, newer_only)) != []
 
 
 def test_every_exception_is_needed(openapi, newer):
     """Each expected difference is drift in one of the two documents if it isn't allowed."""
     for number, each in enumerate(ALLOWED):
         allowed = [*ALLOWED[:number], *ALLOWED[number + 1 :]]
-        found = {*drift.find_drift(openapi, CODE, allowed), *drift.find_drift(newer, CODE, allowed)}
-        assert {(one.where, one.kind) for one in found} == {(each.where, each.kind)}
+        differences = {*drift.find_drift(openapi, CODE, allowed), *drift.find_drift(newer, CODE, allowed)}
+        assert {(one.where, one.kind) for one in differences} == {(each.where, each.kind)}
         assert len(each.reason) > 10
 
 
@@ -300,12 +300,17 @@ def run(*arguments: str, code: Path | None = None) -> subprocess.CompletedProces
         ),
         (
             "report.py",
-            "    ticker_symbol: str | None = null()\n",
+            "    ticker_symbol: str | None = nullable_field()\n",
             "    ticker_symbol: str | None = None\n",
             "AssetReportInvestmentSecurity.ticker_symbol: ",
         ),
         ("relay.py", "    removed: bool\n", "    removed: str\n", "RelayRemoveResponse.removed: "),
-        ("relay.py", "    include_insights: bool = flag()\n", "", "RelayGetRequest.include_insights: "),
+        (
+            "relay.py",
+            "    include_insights: bool = boolean_field()\n",
+            "",
+            "RelayGetRequest.include_insights: ",
+        ),
         ("values.py", '    EBT = "ebt"\n', "", "AccountAssets.subtype=ebt: "),
         (
             "insights.py",
@@ -373,7 +378,7 @@ def test_the_constants_of_requests_belong_to_fields():
         assert (shape.items or shape).values, place
 
 
-# ------------------------------------------------------------------------------ a document of our own
+# ------------------------------------------------------------------------------------ a small document
 
 TEXT = Shape("string")
 PERHAPS = Shape("string", nullable=True)
@@ -517,13 +522,13 @@ def test_a_small_document_is_followed_completely():
         ),
         (
             put("Ask", "required", 0, to="days"),
-            "Ask.days: is required by the document; the record may leave it out",
+            "Ask.days: is required by the document; the record may omit it",
         ),
         (
             put("Ask", "properties", "more", to={}),
             "Ask.more: is in the document, and the record doesn't have it",
         ),
-        (put("Ask", "properties", "loud", "default", to=True), "Ask.loud: is left out while it is False"),
+        (put("Ask", "properties", "loud", "default", to=True), "Ask.loud: is omitted while it is False"),
         (
             put("Ask", "properties", "sort", "enum", to=["a"]),
             "Ask.sort=b: is a constant; the document doesn't",
@@ -534,9 +539,9 @@ def test_a_small_document_is_followed_completely():
         ),
         (
             put("Ask", "properties", "token", "oneOf", to=[]),
-            "Ask.token: has something that this check doesn't",
+            "Ask.token: has a key that this check doesn't",
         ),
-        (put("Ask", "additionalProperties", to=True), "Ask: drops the fields that it doesn't know"),
+        (put("Ask", "additionalProperties", to=True), "Ask: drops unknown fields"),
         (put("Tell", "allOf", to=[]), "Tell.id: isn't in the document"),
         (
             put("Tell", "allOf", 1, "required", to=[]),
@@ -544,7 +549,7 @@ def test_a_small_document_is_followed_completely():
         ),
         (
             put("Base", "required", to=["parts"]),
-            "Tell.id: may be absent or null in the document; the record insists",
+            "Tell.id: may be absent or null in the document; the record requires",
         ),
         (
             put("Base", "properties", "id", "nullable", to=True),
@@ -552,19 +557,19 @@ def test_a_small_document_is_followed_completely():
         ),
         (
             put("Mood", "enum", to=["good", "bad"]),
-            "Tell.mood: is always there and never null in the document",
+            "Tell.mood: is always present and never null in the document",
         ),
         (put("Mood", "enum", 1, to="new"), "Tell.mood=new: is a value in the document; no constant names it"),
         (
             put("Mood", to={"type": "string", "nullable": True}),
             "Tell.mood: has constants; the document lists no",
         ),
-        (put("Amount", "nullable", to=False), "Tell.grid[][]: has no null in it in the document"),
+        (put("Amount", "nullable", to=False), "Tell.grid[][]: contains no null in the document"),
         (
             put("Amount", "type", to="integer"),
             "Tell.grid[][]: has another type: integer in the document, number",
         ),
-        (put("Part", "nullable", to=True), "Tell.parts[]: may hold null in the document"),
+        (put("Part", "nullable", to=True), "Tell.parts[]: may contain null in the document"),
         (put("Part", "properties", "on", "format", to="date-time"), "Part.on: has another type: date-time"),
         (
             put("Part", "properties", "new", to={}),
@@ -578,14 +583,14 @@ def test_a_small_document_is_followed_completely():
 )
 def test_a_change_of_the_small_document_is_one_line(change, line):
     """Each kind of difference is reported with its place and text; an equivalent change isn't."""
-    found = lines_after(change)
+    lines = lines_after(change)
     if line is None:
-        assert found == []
+        assert lines == []
     else:
-        assert any(each.startswith(line) for each in found), found
+        assert any(each.startswith(line) for each in lines), drift_places
 
 
 def test_an_unresolvable_reference_is_an_error():
     """A broken document isn't reported as one without drift."""
-    with pytest.raises(UnreadableError, match="#/components/schemas/Nobody leads nowhere"):
-        lines_after(put("Base", "properties", "id", to={"$ref": "#/components/schemas/Nobody"}))
+    with pytest.raises(UnreadableError, match="#/components/schemas/Missing leads nowhere"):
+        lines_after(put("Base", "properties", "id", to={"$ref": "#/components/schemas/Missing"}))

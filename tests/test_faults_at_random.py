@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from plaid_relay_async import Credentials
 
 REPORT = "assets-sandbox-at-random"
-STRUCK = 0.2  # of all attempts
+FAULT_RATE = 0.2  # of all attempts
 
 
 def is_frequent(row: FaultRow) -> bool:
@@ -65,7 +65,7 @@ async def faulty_client(plaid: Simulator, seed: int, credentials: Credentials) -
     draw = random.Random(seed)
 
     def choose() -> WireFault:
-        return draw.choice(FAULTS) if draw.random() < STRUCK else PASS
+        return draw.choice(FAULTS) if draw.random() < FAULT_RATE else PASS
 
     settings = {"timeouts": Timeouts(read=0.3, slow_read=0.3), "retry": QUICK, "max_response_bytes": 2**20}
     async with (

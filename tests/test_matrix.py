@@ -47,13 +47,13 @@ ROWS = {
 
 @frozen
 class Operation:
-    """One column.
+    """A column of the matrix.
 
     Attributes:
-        who: calls it.
+        who: the credentials of the caller.
         call: makes the call with a relay token.
-        made: how many times it was carried out, by the simulator's books.
-        right: whether an answer is the one that the simulator gave.
+        made: returns the number of executions, by the simulator's ledger.
+        right: returns whether a response is the one that the simulator sent.
     """
 
     who: Credentials
@@ -122,7 +122,7 @@ def word_for(result: Any) -> str:
 
 @frozen
 class Seen:
-    """What came of one cell: at the client, at the proxy, and in the simulator's books."""
+    """The observations of one cell: at the client, at the proxy, and in the simulator's ledger."""
 
     end: Any
     heard: int
@@ -222,7 +222,7 @@ def assert_invariants(row: FaultRow, operation: str, observed: Seen) -> None:
         assert observed.end.sent is not isinstance(observed.end, NotSentError)
 
 
-# Interim responses without an end take a second of computing for each operation.
+# Endless interim responses take a second of CPU time for each operation.
 LONG = {name for name, row in ROWS.items() if row.name == "100 without an end"}
 
 

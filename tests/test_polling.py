@@ -29,7 +29,7 @@ FAILED = {"error_type": "ASSET_REPORT_ERROR", "error_code": "ASSET_REPORT_GENERA
 
 
 class Time:
-    """A clock that goes on when somebody sleeps."""
+    """A clock that advances when `sleep` is called."""
 
     def __init__(self) -> None:
         self.now = 1000.0

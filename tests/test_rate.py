@@ -17,7 +17,7 @@ from plaid_relay_async.simulator import Limit, Simulator
 # Ten minutes at a thousand a minute are ten thousand creations.
 pytestmark = pytest.mark.timeout(300)
 
-# Each kind of condition once, by default; all of them, with several seeds, where more rounds are asked for.
+# By default each kind of condition once; with more --rounds all conditions, with several seeds.
 FEW = (
     Condition("sliding", 50, 0.3, retry_after=True),
     Condition("fixed", 50, 0.02, retry_after=False),

@@ -54,7 +54,7 @@ async def shared(client, report):
     return (await client.relay.create([report], PARTNER.client_id)).relay_token
 
 
-# ------------------------------------------------------------------------- nothing was carried out: call again
+# ----------------------------------------------------------------------------- nothing was executed: call again
 
 
 async def test_not_sent_call_again():

@@ -32,7 +32,7 @@ GET = "/asset_report/get"
 
 
 class Counting(ThreadPoolExecutor):
-    """Counts what it is given to do."""
+    """An executor that counts its tasks."""
 
     submitted = 0
 

@@ -35,14 +35,14 @@ REQUESTS = sorted(
     {n for each in CODE.operations.values() for n in drift.reachable_records(CODE, each.request)}
 )
 WHOLE = sorted({each.response for each in CODE.operations.values() if each.response})
-DEEP = 9  # deeper than any answer
+DEEP = 9  # deeper than any response
 OUR_NAMES = {name for record in CODE.records.values() for name in record.fields}
 
 
 def bounded(examples: int) -> settings:
     """Return settings for a fixed number of examples, always the same ones, however slow the machine.
 
-    They aren't made smaller: that takes minutes for a report, and a failure names its place anyway.
+    Failing examples aren't reduced: that takes minutes for a report, and a failure names its place anyway.
     """
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
     return settings(
@@ -88,7 +88,7 @@ def exact(value: Any) -> Any:
     return Decimal(repr(value)) if type(value) in {int, float} else value
 
 
-# ----------------------------------------------------------------------------- answers by their schemas
+# ------------------------------------------------------------------------ responses from their schemas
 
 DIGITS = st.text(string.digits, min_size=1, max_size=25)
 WHOLE_NUMBERS = st.integers(-(10**30), 10**30).map(str) | st.sampled_from(["0", "-0", "1", "-1"])
@@ -133,12 +133,12 @@ LEAVES = {
 
 @frozen(eq=False)
 class Maker:
-    """Makes what a document allows.
+    """Strategies for values that a document allows.
 
     Attributes:
         spec: the document.
-        texts: strings, where any is allowed.
-        unknown: what may stand beside the fields of an object.
+        texts: strings, where any string is allowed.
+        unknown: the unknown fields of an object.
     """
 
     spec: Specification
@@ -170,7 +170,7 @@ class Maker:
             if depth or name in required
         }
         if "relay_token" in properties:
-            # One that is empty is none, and its creation unknown; see tests/test_codec.py.
+            # With an empty token a creation is unknown; see tests/test_codec.py.
             properties["relay_token"] = properties["relay_token"].filter(bool)
         known = st.fixed_dictionaries(
             {name: some for name, some in properties.items() if name in required},
@@ -186,16 +186,16 @@ def documents(openapi: Specification) -> list[Specification]:
 
 
 def schemas_of(
-    documents: list[Specification], record: str, *, is_answer: bool
+    documents: list[Specification], record: str, *, is_response: bool
 ) -> list[tuple[Specification, Schema]]:
-    schemas = [
+    found_schemas = [
         (spec, schema)
         for spec in documents
-        for name, schema in drift.compared_schemas(spec, CODE, is_response=is_answer)
+        for name, schema in drift.compared_schemas(spec, CODE, is_response=is_response)
         if name == record
     ]
-    assert schemas, f"no document has {record}"
-    return schemas
+    assert found_schemas, f"no document has {record}"
+    return found_schemas
 
 
 def fields_of(schemas: list[tuple[Specification, Schema]]) -> set[str]:
@@ -262,7 +262,7 @@ def check_round_trip(spec: Specification, schema: Schema, text: str, record: str
     assert codec.structure(plain, cls_of(record)) == result
 
 
-# ---------------------------------------------------------------------------------------------- answers
+# ---------------------------------------------------------------------------------------------- responses
 
 
 def test_plaids_own_examples_are_read_and_written(openapi):
@@ -285,33 +285,33 @@ def test_plaids_own_examples_are_read_and_written(openapi):
 @pytest.mark.parametrize("record", ANSWERS)
 def test_nothing_of_an_object_is_lost(record, documents):
     """Whatever Plaid's schema of an object allows, with unknown fields, is written as it was read."""
-    schemas = schemas_of(documents, record, is_answer=True)
-    made = [Maker(spec).object(schema, 2) for spec, schema in schemas]
-    seen: set[str] = set()
+    schemas = schemas_of(documents, record, is_response=True)
+    strategies = [Maker(spec).object(schema, 2) for spec, schema in schemas]
+    seen_fields: set[str] = set()
 
     @bounded(80)
     @given(st.data())
     def check(data):
         number = data.draw(st.integers(0, len(schemas) - 1))
-        value = data.draw(made[number])
+        value = data.draw(strategies[number])
         check_round_trip(*schemas[number], written(value), record)
-        seen.update(name for name in value if value[name] is not None)
+        seen_fields.update(name for name in value if value[name] is not None)
 
     check()
-    assert fields_of(schemas) <= seen
+    assert fields_of(schemas) <= seen_fields
 
 
 @pytest.mark.parametrize("record", WHOLE)
 def test_nothing_of_a_response_is_lost(record, documents):
     """A response with all lists and objects, unknown fields and values, is written as it was read."""
-    schemas = schemas_of(documents, record, is_answer=True)
-    made = [Maker(spec).object(schema, DEEP).map(written) for spec, schema in schemas]
+    schemas = schemas_of(documents, record, is_response=True)
+    strategies = [Maker(spec).object(schema, DEEP).map(written) for spec, schema in schemas]
 
     @bounded(100)
     @given(st.data())
     def check(data):
         number = data.draw(st.integers(0, len(schemas) - 1))
-        check_round_trip(*schemas[number], data.draw(made[number]), record)
+        check_round_trip(*schemas[number], data.draw(strategies[number]), record)
 
     check()
 
@@ -341,14 +341,14 @@ def test_numbers_in_unknown_fields_are_exact():
     assert type(again.additional_properties["field_of_tomorrow"][0]["a"]) is Decimal
 
 
-# ------------------------------------------------------------------------------------------ wrong answers
+# -------------------------------------------------------------------------------------- invalid responses
 
 CANARY = "canary"
 CANARY_NUMBER = Number("98765432123456789.5")
 CANARIES = st.text(max_size=5).map(f"{CANARY}{{}}".format)
 OF_CANARIES = st.dictionaries(CANARIES, CANARIES | st.just(CANARY_NUMBER), max_size=1)
 
-# Whatever isn't of a kind, with what is nearly so.
+# Values that aren't of a kind, including some that are nearly so.
 NO_STRING = [CANARY_NUMBER, True, [CANARY], {CANARY: CANARY}]
 NO_NUMBER = [CANARY, "5", True, [CANARY], {CANARY: CANARY}]
 WRONG = {
@@ -365,7 +365,7 @@ WRONG = {
 
 @frozen
 class Place:
-    """A place in an answer: the steps to it, what stands there, and whether it may be left out."""
+    """A place in a response: the steps to it, its shape, and whether it is required."""
 
     steps: tuple[str | int, ...]
     shape: Shape
@@ -378,22 +378,22 @@ class Place:
 
 def places(record: str, value: dict[str, Any], steps: tuple[str | int, ...] = ()) -> list[Place]:
     """Return each place in a response that has a type."""
-    schemas = []
+    found_places = []
     for name, field in CODE.records[record].fields.items():
         if name in value:
-            schemas.append(Place((*steps, name), field.shape, field.required))
-            schemas.extend(inside(field.shape, value[name], (*steps, name)))
-    return [place for place in schemas if place.shape.kind in WRONG]
+            found_places.append(Place((*steps, name), field.shape, field.required))
+            found_places.extend(inside(field.shape, value[name], (*steps, name)))
+    return [place for place in found_places if place.shape.kind in WRONG]
 
 
 def inside(shape: Shape, value: Any, steps: tuple[str | int, ...]) -> list[Place]:
     if shape.kind == "object" and value is not None:
         return places(shape.record, value, steps)
-    schemas = []
+    inner_places = []
     for index, element in enumerate(value or () if shape.items else ()):
-        schemas.append(Place((*steps, index), shape.items, required=False))
-        schemas.extend(inside(shape.items, element, (*steps, index)))
-    return schemas
+        inner_places.append(Place((*steps, index), shape.items, required=False))
+        inner_places.extend(inside(shape.items, element, (*steps, index)))
+    return inner_places
 
 
 def needs_something(record: str) -> bool:
@@ -420,40 +420,40 @@ def check_rejected(text: str, record: str, place: Place, problem: str) -> None:
 @pytest.mark.parametrize("record", ANSWERS)
 def test_a_wrong_type_is_an_error_with_its_path_only(record, documents):
     """Each value of a wrong type is rejected with its path; its content isn't shown."""
-    schemas = schemas_of(documents, record, is_answer=True)
+    schemas = schemas_of(documents, record, is_response=True)
     depth = DEEP if record in WHOLE else 1
-    made = [Maker(spec, CANARIES, OF_CANARIES).object(schema, depth) for spec, schema in schemas]
-    spoilt: set[tuple[str | int, ...]] = set()
+    strategies = [Maker(spec, CANARIES, OF_CANARIES).object(schema, depth) for spec, schema in schemas]
+    checked: set[tuple[str | int, ...]] = set()
 
     @bounded(30)
     @given(st.data())
     def check(data):
-        value = data.draw(made[data.draw(st.integers(0, len(made) - 1))])
-        turn = data.draw(st.integers(0, 30))
+        value = data.draw(strategies[data.draw(st.integers(0, len(strategies) - 1))])
+        index = data.draw(st.integers(0, 30))
         for place in places(record, value):
-            wrong = [*WRONG[place.shape.kind], *([] if place.shape.nullable else [None])]
+            wrong_values = [*WRONG[place.shape.kind], *([] if place.shape.nullable else [None])]
             around, last = holder(value, place.steps), place.steps[-1]
-            right, around[last] = around[last], wrong[turn % len(wrong)]
+            original, around[last] = around[last], wrong_values[index % len(wrong_values)]
             check_rejected(written(value), record, place, "")
-            around[last] = right
-            spoilt.add(place.steps)
-            turn += 1
+            around[last] = original
+            checked.add(place.steps)
+            index += 1
 
     check()
-    assert fields_of(schemas) == {name for name, *further in spoilt if not further}
+    assert fields_of(schemas) == {name for name, *further in checked if not further}
 
 
 @pytest.mark.parametrize("record", [name for name in ANSWERS if needs_something(name)])
 def test_a_missing_field_is_an_error_with_its_path(record, documents):
     """A missing required field is rejected with its path, wherever it is."""
-    schemas = schemas_of(documents, record, is_answer=True)
+    schemas = schemas_of(documents, record, is_response=True)
     depth = DEEP if record in WHOLE else 1
-    made = [Maker(spec, CANARIES, OF_CANARIES).object(schema, depth) for spec, schema in schemas]
+    strategies = [Maker(spec, CANARIES, OF_CANARIES).object(schema, depth) for spec, schema in schemas]
 
     @bounded(20)
     @given(st.data())
     def check(data):
-        value = data.draw(made[data.draw(st.integers(0, len(made) - 1))])
+        value = data.draw(strategies[data.draw(st.integers(0, len(strategies) - 1))])
         missing = [place for place in places(record, value) if place.required]
         assume(missing)
         place = data.draw(st.sampled_from(missing))
@@ -465,7 +465,7 @@ def test_a_missing_field_is_an_error_with_its_path(record, documents):
 
 # ---------------------------------------------------------------------------------------------- requests
 
-# What shows that a value was misread: Unicode's Quotation_Mark characters, a comma and a semicolon.
+# Characters that show that a value was misread: Unicode's Quotation_Mark, a comma and a semicolon.
 MISREAD = (
     "\"',;\xab\xbb\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\u2e42\u300c\u300d\u300e\u300f"
     "\u301d\u301e\u301f\ufe41\ufe42\ufe43\ufe44\uff02\uff07\uff62\uff63"
@@ -480,17 +480,17 @@ URLS = st.builds(
     st.text("abc%/-", max_size=9),
 )
 
-# Where a record takes less than the document says.
+# Fields for which a record accepts less than the document.
 NARROWER = {
-    "SandboxBankIncome.days_requested": (1, 731, "the document has no bounds; those of reports are taken"),
+    "SandboxBankIncome.days_requested": (1, 731, "the document has no limits; those of reports apply"),
 }
-# Not checked before it is sent: whatever is told of a person comes back in the report, as Plaid has it.
+# Not checked before it is sent: Plaid returns the data of a person in the report, whatever it is.
 UNCHECKED = {"AssetReportUser"}
 
 
 @frozen(eq=False)
 class Asker:
-    """Makes requests that a document allows, as the arguments of their records."""
+    """Strategies for requests that a document allows, as arguments of their records."""
 
     spec: Specification
 
@@ -504,7 +504,7 @@ class Asker:
             {name: some for name, some in made.items() if fields[name].required},
             optional={name: some for name, some in made.items() if not fields[name].required},
         )
-        if record == "AssetReportGetRequest":  # the document leaves open that one of the two is needed
+        if record == "AssetReportGetRequest":  # the document doesn't express that one of the two is required
             return known.filter({"asset_report_token", "user_token"}.intersection)
         return known.map(in_order)
 
@@ -524,12 +524,12 @@ class Asker:
         return {"date": st.dates(), "boolean": st.booleans()}[shape.kind]
 
 
-def in_order(given: dict[str, Any]) -> dict[str, Any]:
+def in_order(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return whether a time range starts before it ends; the document doesn't express that."""
-    if {"start_date", "end_date"} <= given.keys():
-        start, end = sorted((given["start_date"], given["end_date"]))
-        return {**given, "start_date": start, "end_date": end}
-    return given
+    if {"start_date", "end_date"} <= arguments.keys():
+        start, end = sorted((arguments["start_date"], arguments["end_date"]))
+        return {**arguments, "start_date": start, "end_date": end}
+    return arguments
 
 
 def one_report(tokens: list[str]) -> bool:
@@ -557,12 +557,12 @@ def checked_by(spec: Specification, schema: Schema) -> Schema:
     return schema
 
 
-def plain(record: str, given: dict[str, Any]) -> dict[str, Any]:
+def plain(record: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the expected JSON of a request: its arguments without those that have their default."""
     fields = CODE.records[record].fields
-    asked = {
+    passed = {
         name: value
-        for name, value in given.items()
+        for name, value in arguments.items()
         if not (fields[name].omitted_by_default and value is fields[name].default)
     }
     always = {
@@ -570,7 +570,7 @@ def plain(record: str, given: dict[str, Any]) -> dict[str, Any]:
         for name, field in fields.items()
         if not field.required and not field.omitted_by_default
     }
-    return always | {name: plain_value(fields[name].shape, value) for name, value in asked.items()}
+    return always | {name: plain_value(fields[name].shape, value) for name, value in passed.items()}
 
 
 def plain_value(shape: Shape, value: Any) -> Any:
@@ -586,8 +586,8 @@ def plain_value(shape: Shape, value: Any) -> Any:
 def test_a_request_matches_the_document(endpoint, documents):
     """All arguments that the document allows are accepted, and the JSON that is sent matches its schema."""
     record = CODE.operations[endpoint.path].request
-    schemas = schemas_of(documents, record, is_answer=False)
-    made = [Asker(spec).arguments(record, schema) for spec, schema in schemas]
+    schemas = schemas_of(documents, record, is_response=False)
+    strategies = [Asker(spec).arguments(record, schema) for spec, schema in schemas]
     checks = [
         jsonschema.Draft202012Validator(checked_by(spec, schema), format_checker=jsonschema.FormatChecker())
         for spec, schema in schemas
@@ -597,11 +597,11 @@ def test_a_request_matches_the_document(endpoint, documents):
     @given(st.data())
     def check(data):
         number = data.draw(st.integers(0, len(schemas) - 1))
-        given = data.draw(made[number])
-        beside = dict.fromkeys(CREDENTIALS, "x")
-        sent = json.loads(codec.encode_request(endpoint.request(**given), Hidden(beside)))
+        arguments = data.draw(strategies[number])
+        credentials = dict.fromkeys(CREDENTIALS, "x")
+        sent = json.loads(codec.encode_request(endpoint.request(**arguments), Hidden(credentials)))
         checks[number].validate(sent)
-        assert sent == plain(record, given) | beside
+        assert sent == plain(record, arguments) | credentials
 
     check()
 
@@ -628,7 +628,7 @@ def invalid_values(where: str, shape: Shape, schema: Schema) -> list[Any]:
 
 
 class AskedNothing:
-    """No record at all."""
+    """A class that isn't a record."""
 
 
 def required_arguments(record: str) -> dict[str, Any]:
@@ -642,7 +642,7 @@ def required_arguments(record: str) -> dict[str, Any]:
 def test_invalid_arguments_are_rejected_by_name(record, documents):
     """A value of a wrong type or out of range is rejected before anything is sent, with its field's name."""
     cls_of(record)(**required_arguments(record))
-    for spec, schema in schemas_of(documents, record, is_answer=False):
+    for spec, schema in schemas_of(documents, record, is_response=False):
         for name, field in CODE.records[record].fields.items():
             inner = spec.resolve(spec.resolve(schema)["properties"][name])
             nothing = [] if field.shape.nullable else [None]
@@ -655,7 +655,7 @@ def test_the_exceptions_for_requests_are_needed(documents):
     """Each exception is narrower than the document, and each unchecked record is unchecked."""
     for where in NARROWER:
         record, _, name = where.partition(".")
-        for spec, schema in schemas_of(documents, record, is_answer=False):
+        for spec, schema in schemas_of(documents, record, is_response=False):
             assert not {"minimum", "maximum"} & spec.resolve(schema)["properties"][name].keys()
     assert models.AssetReportUser(ssn=5).ssn == 5
     assert {"AssetReportUser"} == UNCHECKED

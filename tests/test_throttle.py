@@ -198,7 +198,7 @@ def test_after_a_pause_there_is_one_probe_at_a_time():
     decline(throttle, 0.1, 10.0)
     ticket = throttle.issue_ticket(10.1)
     assert throttle.seconds_until_start(10.1) == pytest.approx(5)
-    assert throttle.expected_wait(10.1) == 0  # as far as anybody knows
+    assert throttle.expected_wait(10.1) == 0  # the minimum that is known
     throttle.record_accepted(10.2, ticket)
     assert throttle.seconds_until_start(10.2) == pytest.approx(1 / throttle.rate.per_second)
 
@@ -347,7 +347,7 @@ def test_no_ticket_is_issued_during_a_pause(events):
         assert throttle.total_pause >= 0
 
 
-# ------------------------------------------------------------------------------------- who goes first
+# ------------------------------------------------------------------------------------------ the queue
 
 
 async def test_a_single_call_goes_before_a_bulk_call(plaid):

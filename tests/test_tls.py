@@ -173,7 +173,7 @@ def listening(tls: ssl.SSLContext, serve: Callable[[ssl.SSLSocket], None]) -> It
             if closing:
                 return connection.close()
             connection.settimeout(30)
-            # What fails is the client's to notice.
+            # The client reports the error.
             with (
                 contextlib.suppress(OSError),
                 connection,
@@ -245,7 +245,7 @@ async def test_a_rejection_after_the_request_was_read_proves_nothing(direct, ear
         read_request(connection)
         executed.append("a creation")
         connection.verify_client_post_handshake()
-        connection.sendall(b"")  # sends what asks for the certificate
+        connection.sendall(b"")  # sends the request for the certificate
         connection.do_handshake()
         connection.recv(1)
 

@@ -192,7 +192,7 @@ async def test_an_error_of_the_rate_limit_hook_is_not_an_unknown_outcome(plaid, 
             await client.relay.create([plaid.add_report()], "p")
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
         assert (caught.value.attempts, caught.value.sent) == (1, True)
-        # The pause is kept all the same.
+        # The pause applies nevertheless.
         assert client._transport._admission.throttles[CREATE].pause_count == 1
 
 
@@ -205,7 +205,7 @@ async def test_a_lost_refresh_is_not_repeated(plaid, client, partner):
     assert plaid.counts[REFRESH] == len(plaid.refreshes) == 1
 
 
-# ------------------------------------------------------------------------------------- what never left
+# ------------------------------------------------------------------------------------- unsent requests
 
 
 async def test_an_unsent_request_is_repeated_and_then_fails():
@@ -275,7 +275,7 @@ async def test_a_connect_timeout_means_not_sent():
                 await client.relay.create(["t"], "p")
 
 
-# ------------------------------------------------------------------------------------ half an answer
+# ----------------------------------------------------------------------------------- partial responses
 
 
 @pytest.mark.parametrize(
@@ -465,7 +465,7 @@ async def test_a_cancellation_inside_the_limiter_is_an_error(plaid):
 async def test_settings_of_a_call_are_checked(plaid, client):
     """A number is not a policy, and nothing is sent with it."""
     with pytest.raises(ConfigurationError, match="retry must be a RetryPolicy, not int"):
-        await client.relay.create([plaid.add_report()], "p", retry=3)  # type: ignore[arg-type]  # the mistake that is meant
+        await client.relay.create([plaid.add_report()], "p", retry=3)  # type: ignore[arg-type]  # the intended mistake
     with pytest.raises(ConfigurationError, match="total must be"):
         await client.relay.create([plaid.add_report()], "p", timeout=0)
     with pytest.raises(ConfigurationError, match="timeouts must be a Timeouts, not int"):
@@ -715,7 +715,7 @@ async def test_credentials_may_rotate(plaid):
             await client.relay.create([plaid.add_report()], "p")
 
     async def wrong() -> Credentials:
-        return "owner:secret"  # type: ignore[return-value]  # the mistake that is meant
+        return "owner:secret"  # type: ignore[return-value]  # the intended mistake
 
     async with RelayClient(wrong, base_url=plaid.url) as client:
         with pytest.raises(ConfigurationError, match="source of the credentials returned str"):
@@ -758,7 +758,7 @@ def test_credentials_that_arrive_late_leave_the_request_unsent(seconds):
     assert (error.sent, error.attempts, attempts) == (False, 0, 1)
 
 
-@pytest.mark.may_block  # the mistake that is meant
+@pytest.mark.may_block  # intended
 def test_credentials_that_block_the_loop_leave_the_request_unsent():
     """The remaining time is checked again after the credentials, even if fetching them blocked the loop."""
 

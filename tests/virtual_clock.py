@@ -1,12 +1,12 @@
-"""An event loop on which hours pass in seconds, for what keeps to the loop's clock.
+"""An event loop with a virtual clock, on which hours pass in seconds.
 
-Its `time()` all but stands still while anything is ready, and jumps to the next timer when nothing is. `asyncio.sleep`,
-timeouts, and all timers of aiohttp follow, so client and simulator live through an hour of pauses in one loop,
-over real sockets, with nothing patched: `Simulator(clock=loop.time)`.
+Its `time()` hardly advances while a callback or socket is ready, and jumps to the next timer otherwise.
+`asyncio.sleep`, timeouts and all timers of aiohttp use it. So client and simulator, in one loop and over real
+sockets, run through an hour of pauses without patches: `Simulator(clock=loop.time)`.
 
-A thread that the loop started (`asyncio.to_thread`, a name being looked up) holds the time up until it is done.
-Nothing else outside of the loop does: another process, or a thread of one's own, has no time at all to act in
-while a timer is pending, and `time.monotonic()` is as real as ever.
+While a thread of the loop runs (`asyncio.to_thread`, a DNS lookup), the time doesn't jump. It does jump while
+another process or thread is working, so those have no time to act while a timer is pending. `time.monotonic()`
+returns the real time.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from concurrent.futures import Executor
 
-# What the loop sent to itself is there at once on an idle machine, and a moment later on one that is not.
+# Bytes that the loop sent to itself arrive immediately on an idle machine, and a little later on a busy one.
 _POLLS = 3
-_GRACE = 0.001  # real seconds, before a jump so long that a timeout may be at its end
+_GRACE = 0.001  # real seconds to wait for sockets before a long jump, which may be a timeout's
 _LONG = 1.0
-# For each turn of the loop: whoever waits for what is left by a rounding error would otherwise wait for ever.
+# Added in each iteration of the loop: without it, a wait for the rest of a rounding error would never end.
 _TICK = 1e-9
 
 
 class _LeapingSelector(selectors.DefaultSelector):
-    """Finds the sockets that are ready; if there are none, it lets the time pass instead of waiting."""
+    """A selector that advances the time instead of waiting if no socket is ready."""
 
     now = 0.0
     threads = 0
@@ -73,6 +73,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run_virtually(main: Coroutine[Any, Any, Any]) -> Any:
-    """Run it as `asyncio.run` does, on the virtual clock; without asyncio's debug mode, ten times as slow."""
+    """Run a coroutine as `asyncio.run` does, on the virtual clock; without the slow debug mode of asyncio."""
     with asyncio.Runner(loop_factory=VirtualLoop, debug=False) as runner:
         return runner.run(main)

@@ -427,7 +427,7 @@ async def test_a_deadline_ends_the_wait_in_the_queue(plaid):
         throttle = client._transport._admission.throttles[CREATE]
         async with throttle.queue(bulk=False):
             started = time.monotonic()
-            with pytest.raises(RateLimitError, match="longer than this call may wait"):
+            with pytest.raises(RateLimitError, match="longer wait than this call allows"):
                 await client.relay.create([report], "p", timeout=0.1)
     assert time.monotonic() - started > 0.05
     assert plaid.counts[CREATE] == 0

@@ -544,7 +544,7 @@ async def test_a_delay_beyond_the_deadline_is_raised_immediately(plaid, client):
     with pytest.raises(RateLimitError) as caught:
         await client.relay.create([report], "p", timeout=5)
     assert (caught.value.retry_after, caught.value.attempts) == (60.0, 1)
-    with pytest.raises(RateLimitError, match=r"longer than this call may wait.*not sent") as caught:
+    with pytest.raises(RateLimitError, match=r"longer wait than this call allows.*not sent") as caught:
         await client.relay.create([report], "p", timeout=5)
     assert 50 < caught.value.retry_after <= 60
     assert time.monotonic() - started < 20

@@ -88,6 +88,7 @@ class AssetReports(Namespace):
             include_fast_report=include_fast_report,
             products=products,
         )
+        # An empty object of options isn't sent.
         options_or_none = None if options == AssetReportCreateOptions() else options
         request = AssetReportCreateRequest(access_tokens, days_requested, options=options_or_none)
         return self._transport.call(codec.ASSET_REPORT_CREATE, request, timeout=timeout, retry=retry)

@@ -86,7 +86,7 @@ class PartFile:
                 remaining = remaining[self._file.write(remaining) :]
 
     def publish(self) -> None:
-        """Close the file and give it its final name.
+        """Close the file, and publish it under its final name.
 
         Raises:
             FileExistsError: another file with that name was created in the meantime.
@@ -105,6 +105,7 @@ class PartFile:
                 self._rename()
 
     def _rename(self) -> None:
+        # Renaming would replace an existing file, so the final name is reserved by an empty file first.
         os.close(_open_owner_only(str(self._path), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         try:
             self._part.replace(self._path)
@@ -207,6 +208,7 @@ async def download_to_file(
         pdf = await transport.call(endpoint, request, timeout=timeout, retry=retry, body_writer=writer)
         await writer.publish()
     finally:
+        # An AnyIO cancel scope would otherwise cancel this cleanup at each await.
         with shield_from_anyio():
             await _run_in_thread(part.discard)
     return PdfFile(path, part.size, pdf.request_id)

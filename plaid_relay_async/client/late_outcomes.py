@@ -56,6 +56,7 @@ class LateOutcomes:
     def report(self, path: str, outcome: LateOutcome) -> None:
         """Pass an outcome to the callback, or log it if there is none."""
         if self._callback is None:
+            # A recorded outcome isn't lost, so it needs no warning.
             if not outcome.journalled:
                 _log_outcome(path, outcome, "pass RelayClient(on_late_outcome=...) to receive it")
             return

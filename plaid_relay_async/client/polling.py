@@ -72,6 +72,7 @@ async def poll(
         # The error that is raised in the end counts the attempts of all requests.
         attempts = failure.attempts = attempts + failure.attempts
         sent = failure.sent = sent or failure.sent is True
+        # A report that isn't ready is the expected response, and no failure.
         failures = 0 if isinstance(failure, ReportNotReadyError) else failures + 1
         delay = getattr(failure, "retry_after", None) or 0.0
         wait = max(next(waits), delay)

@@ -103,12 +103,13 @@ class Relay(Namespace):
         request = RelayCreateRequest(report_tokens, secondary_client_id, webhook)
         retries = {"retry_unknown": retry_unknown, "retry_failed": retry_failed}
         if journal is not None:
+            # A batch of one call records it as larger batches do.
             settings = _single_call_settings(journal) | {"retries": retries}
             single = self._batch(batch.CREATE, codec.RELAY_CREATE, [request], timeout, retry, **settings)
             return self._single_response(
                 codec.RELAY_CREATE.path,
                 single,
-                lambda made: RelayCreateResponse(made.relay_token, made.request_id),
+                lambda created: RelayCreateResponse(created.relay_token, created.request_id),
             )
         for name, value in retries.items():
             if value is not None:
@@ -375,23 +376,25 @@ class Relay(Namespace):
         operation: BatchOperation,
         endpoint: codec.Endpoint[Any, Any],
         requests: Iterable[Any] | AsyncIterable[Any],
-        make: Callable[[str], object] | None = None,
+        request_from_token: Callable[[str], object] | None = None,
         *,
         timeout: float | None,
         retry: RetryPolicy | None,
         **settings: Any,
     ) -> Batch[Any]:
-        """Check the settings, and return a batch of calls; `make` returns the request for a relay token."""
+        """Check the settings, and return a batch of calls."""
         check_count("concurrency", settings["concurrency"])
         self._transport.resolve_settings(timeout, retry)
         callbacks = (settings["on_outcome"], settings["on_progress"])
         if any(map(inspect.iscoroutinefunction, callbacks)):
             raise ConfigurationError("on_outcome and on_progress must be plain functions, not async ones")
-        if make is not None:
+        if request_from_token is not None:
             # Check the arguments that apply to each token now, and not when the first token is read.
-            make("placeholder-token")
+            request_from_token("placeholder-token")
 
-        return self._batch(operation, endpoint, requests, timeout, retry, request_from_token=make, **settings)
+        return self._batch(
+            operation, endpoint, requests, timeout, retry, request_from_token=request_from_token, **settings
+        )
 
     def _batch(
         self,

@@ -137,6 +137,7 @@ def _structure_record(
     def structure(value: Any, _: Any) -> Any:
         if type(value) is not dict:
             raise TypeError("expected an object")
+        # Most objects have no unknown field, and a set operation checks that for all of its names.
         unknown = None if has_all_of(value) else {k: v for k, v in value.items() if k not in field_names}
         if unknown and not keeps_unknown:
             raise TypeError("has an unknown field")
@@ -231,6 +232,7 @@ def _omitted_if_default(attribute: Attribute[Any]) -> bool:
 
 def _unstructure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any], dict[str, Any]]:
     field_names = plaid_field_names(cls)
+    # A field with its default value is omitted, unless Plaid always sends that field.
     overrides = {
         a.name: override(omit=True) if a.name not in field_names else override(omit_if_default=True)
         for a in fields(cls)
@@ -401,6 +403,7 @@ def encode_request(record: object, extra_fields: Hidden[dict[str, str]]) -> byte
     try:
         plain = {**_converter.unstructure(record), **extra_fields.reveal()}
         try:
+            # Most requests contain no Decimal, so the fast encoder is tried first.
             return _json_encoder.encode(plain).encode()
         except (_UnsupportedValueError, ValueError):
             return _dump_json(plain, separators=_COMPACT_SEPARATORS).encode()
@@ -498,6 +501,7 @@ def _decimals_to_floats(value: Any) -> Any:
     if value.as_tuple().exponent == 0:
         return int(value)
     nearest = float(value)
+    # repr() returns the shortest text of a float, so this compares the numbers as JSON would have them.
     return nearest if Decimal(repr(nearest)) == value else value
 
 

@@ -85,6 +85,7 @@ def read_response(
     try:
         return _read_success(endpoint, response)
     except (ResponseDecodeError, OutcomeUnknownError) as error:
+        # The request ID comes from the server as well, which might quote a secret in it.
         error.request_id = _redact(error.request_id, _secrets_of_request(request, secret))
         raise
 
@@ -101,6 +102,7 @@ def _read_creation(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
     try:
         return _decode_body(endpoint, response)
     except ResponseDecodeError as error:
+        # If the body broke off, that is the cause, and the decode error only a consequence.
         problem = (
             f"is incomplete: {response.body_error.args[0]}"
             if response.body_error
@@ -136,6 +138,7 @@ def _find_string(name: str, body: bytes | bytearray) -> str | None:
     if match is None:
         return None
     try:
+        # The JSON parser resolves escapes, and rejects an invalid string.
         return str(json.loads(match[1]))
     except ValueError:
         return None
@@ -210,7 +213,9 @@ def _error_of_response(
     if error.error_type == "GATEWAY_ERROR" and error.suggested_action:
         error.advice = error.suggested_action
     if 300 <= response.status < 400:
-        error.advice = "Redirects aren't followed, to keep the secret from other hosts: correct base_url."
+        error.advice = (
+            "Redirects aren't followed, as they would send the secret to another host: correct base_url."
+        )
     # An error that proves nothing leaves a safe operation failed, but a creation in doubt.
     if endpoint.idempotency is Idempotency.NON_IDEMPOTENT and certainty_of(error) is Certainty.IN_DOUBT:
         unknown_attributes = {
@@ -228,6 +233,7 @@ def _error_attributes(response: RawResponse, secrets: Iterable[str]) -> dict[str
     try:
         received = json.loads(response.body)
         redacted = _redact(received, secrets)
+    # A body that isn't JSON, such as the HTML page of an intermediary, has no fields.
     except (ValueError, RecursionError):
         return attributes
     if isinstance(redacted, dict):

@@ -110,8 +110,10 @@ class CallState(Generic[R]):
             self.error_in_doubt.attempts = self.attempts
             return self.error_in_doubt
         if self.sent:
+            # The last attempt may not have been sent, but an earlier one was.
             error.sent = True
         if self.exceeds_max_pause:
+            # Planned maintenance becomes a RateLimitError as well: the remedy is to wait in both cases.
             exceeded = RateLimitError(str(error.args[0]), **vars(error), exceeds_max_pause=True)
             exceeded.__cause__ = error.__cause__
             return exceeded
@@ -142,6 +144,7 @@ class Admission:
             ClientClosedError: the client is closed, or was closed during the wait.
         """
         self.session.get_exchange()
+        # Without a deadline of its own, it expires only when `end_waits` reschedules it.
         scope = asyncio.timeout(None)
         try:
             async with scope:
@@ -178,6 +181,8 @@ class Admission:
         while True:
             if self.rate_limiter is not None or not throttle.can_start(call.now()):
                 await self._wait_in_queue(call, throttle)
+            # The waits below may take long. If a pause begins during them, the ticket is void and the loop
+            # starts again.
             call.ticket = throttle.issue_ticket(call.now())
             if self.rate_limiter is None:
                 if self.session.slots.locked():
@@ -210,6 +215,7 @@ class Admission:
     async def _wait_in_queue(self, call: CallState[Any], throttle: Throttle) -> None:
         """Wait in the queue for the server's pause and rate and, with a limiter, for a permit and a slot."""
         if not throttle.can_start(call.now()):
+            # Fail before queueing if it is known that the wait would be too long.
             self._check_wait(call, throttle, throttle.expected_wait(call.now(), throttle.calls_ahead))
         queue_wait = _QueueWait(call, throttle)
         with self.counters.count_queue_wait(throttle.queueing_time):
@@ -247,10 +253,12 @@ class Admission:
             if throttle.seconds_until_start(call.now()) <= 0:
                 throttle.has_unused_permit = False
                 return
+            # A pause began during the wait for the slot. Other operations can use the slot until it ends.
             self.session.slots.release()
 
     def _check_wait(self, call: CallState[Any], throttle: Throttle, wait: float) -> None:
         exceeds_max_pause = throttle.open_until - call.now() > call.policy.max_pause
+        # A bulk call has no deadline for this wait, but the policy limits every pause.
         if exceeds_max_pause or not (call.bulk or call.has_time_for(wait)):
             raise self._wait_too_long_error(call, wait, exceeds_max_pause=exceeds_max_pause)
 
@@ -258,7 +266,7 @@ class Admission:
         self, call: CallState[Any], wait: float, *, exceeds_max_pause: bool = False
     ) -> RateLimitError:
         return RateLimitError(
-            "Plaid's limit makes calls of this operation wait longer than this call may wait",
+            "Plaid's limit requires a longer wait than this call allows",
             sent=call.sent,
             retry_after=wait,
             exceeds_max_pause=exceeds_max_pause,
@@ -277,6 +285,7 @@ class Admission:
                 async with self.while_open():
                     await self.session.slots.acquire()
         except BaseException:
+            # The attempt doesn't start, so the next probe needn't wait for its end.
             throttle.attempt_ended(call.now(), call.ticket)
             raise
         call.extend_deadline(call.now() - started)

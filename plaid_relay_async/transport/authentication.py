@@ -73,6 +73,7 @@ class Authenticator:
             NotSentError: the source raised, or took too long.
             ConfigurationError: the source didn't return `Credentials`.
         """
+        # Credentials that don't come from a source are the same for all attempts.
         if self._cached is not None:
             return self._cached
         if not callable(self.identity):

@@ -95,6 +95,7 @@ class _RetrySignal(Exception):  # noqa: N818  # not an error: it carries the wai
 
 
 def _waits_of_signals() -> Generator[float, Any, None]:
+    # backoff primes this generator, then sends each exception to it and waits for the seconds that it yields.
     signal: _RetrySignal = yield 0.0
     while True:
         signal = yield signal.wait
@@ -171,6 +172,8 @@ class Transport:
             outcome = "succeeded"
             if call.deferred_cancellation is None:
                 return response
+            # The task was cancelled while the attempt was in flight: the response becomes a late outcome, and
+            # the cancellation is raised.
             call.last_result = response
         except PlaidRelayError as error:
             in_doubt = (
@@ -205,6 +208,7 @@ class Transport:
         # is reserved for the response.
         if total is None or endpoint.idempotency is not Idempotency.NON_IDEMPOTENT:
             return 0.0
+        # At most half of the timeout, so that a short timeout still allows an attempt.
         return min(total / 2, self._timeouts.slow_read if endpoint.slow else self._timeouts.read)
 
     def resolve_settings(
@@ -320,6 +324,7 @@ class Transport:
         else:
             self._count_attempt(call, Certainty.DEFINITIVE)
             return response
+        # Without an HTTP request the error is that of the admission or of the gate.
         if call.attempts == attempts_before:
             return self._retry_or_raise(call, error_of_attempt, Certainty.NOT_SENT)
         self._count_attempt(call, certainty_of(error_of_attempt))
@@ -328,6 +333,7 @@ class Transport:
     def _count_attempt(self, call: CallState[Any], certainty: Certainty) -> None:
         self._counters.attempts[certainty.value] += 1
         call.sent |= certainty is not Certainty.NOT_SENT
+        # Only a definitive response shows that the server accepted the attempt.
         if certainty is Certainty.DEFINITIVE:
             self._admission.throttle_of(call).record_accepted(call.now(), call.ticket)
 
@@ -346,6 +352,7 @@ class Transport:
             body_writer=call.body_writer,
             on_interrupted=partial(self._attempt_interrupted, call, authentication),
         )
+        # Counted before the request is sent, because an attempt that is cancelled counts as well.
         call.attempts += 1
         self._counters.in_flight += 1
         try:
@@ -358,6 +365,8 @@ class Transport:
             try:
                 return await draining
             finally:
+                # Also if the attempt failed: `call` then raises the cancellation, and the error becomes a
+                # late outcome.
                 call.deferred_cancellation = draining.deferred_cancellation
         finally:
             self._counters.in_flight -= 1
@@ -365,6 +374,7 @@ class Transport:
     def _prepare_request(
         self, exchange: Exchange, endpoint: Endpoint[Any, Any], authentication: Authentication
     ) -> Any:
+        # Prepared once, and reused for all requests of the operation with the same credentials.
         if endpoint.path not in authentication.prepared_requests:
             encoding = wire.IDENTITY_ENCODING if endpoint.idempotency is Idempotency.NON_IDEMPOTENT else {}
             headers = _COMMON_HEADERS | authentication.headers | encoding
@@ -392,6 +402,7 @@ class Transport:
         result = call.error_to_raise(result) if isinstance(result, PlaidRelayError) else result
         if call.gate is not None:
             call.gate.attempt_interrupted(result)
+        # An attempt that was not sent adds nothing to what is known about the call.
         elif not isinstance(result, NotSentError):
             call.last_result, call.sent = result, True
 
@@ -405,6 +416,7 @@ class Transport:
         """
         error.attempts = call.attempts
         if certainty is Certainty.IN_DOUBT and call.endpoint.idempotency is not Idempotency.SAFE:
+            # From now on no later error can prove that nothing was executed.
             call.error_in_doubt = error
         elif call.in_doubt and _already_removed(call.endpoint, error):
             removal: R = call.endpoint.response.already_removed()  # type: ignore[attr-defined]  # the response to a removal has it
@@ -449,6 +461,7 @@ class Transport:
             rate_limited=rate_limited,
         )
         call.exceeds_max_pause = max(delay, throttle.total_pause) > call.policy.max_pause
+        # For a bulk call the pause is queueing, so this round counts neither as an attempt nor as time.
         call.uncounted_rounds += call.bulk
         wait = throttle.expected_wait(call.now(), 0 if call.bulk else throttle.calls_ahead)
         fits = call.bulk or (call.counted_rounds < call.policy.attempts and call.has_time_for(wait))
@@ -505,6 +518,7 @@ def _backoff_delay(policy: RetryPolicy, number: int) -> float:
 
 
 def _is_retryable(error: PlaidRelayError, policy: RetryPolicy) -> bool:
+    # Plaid has no idempotency key, so only the caller may decide to repeat a creation that is in doubt.
     if isinstance(error, OutcomeUnknownError):
         return policy.replay == "always"
     return isinstance(error, NotSentError) or certainty_of(error) is Certainty.IN_DOUBT

@@ -64,7 +64,7 @@ class BodyWriter(Protocol):
     """An object that receives the body of a response in chunks."""
 
     async def start_response(self, response: RawResponse) -> bool:
-        """Return whether the body of a response, of which status and headers are known, goes to this object.
+        """Return whether this object receives the body of a response whose status and headers have arrived.
 
         Discard what an earlier attempt has written.
         """

@@ -97,6 +97,7 @@ class Counters:
                 wait = seconds - waits_before.get(reason, 0.0)
                 self.waits[reason] += wait
                 pause -= wait
+            # What remains of the wait is due to the server.
             self.waits["pause"] += max(pause, 0.0)
 
     def snapshot(self, *, connections: int | None, rates: Mapping[str, float]) -> Statistics:

@@ -190,11 +190,14 @@ class Throttle:
     queue_length: int = 0
     queueing_time: QueueingTime = field(factory=QueueingTime)
     has_unused_permit: bool = False
+    # The queue: a bulk call takes the bulk lock before the head lock, an interactive call only the head lock.
     _interactive_count: int = 0
     _head_lock: asyncio.Lock = field(factory=asyncio.Lock)
     _bulk_lock: asyncio.Lock = field(factory=asyncio.Lock)
     _wake_event: asyncio.Event = field(factory=asyncio.Event)
+    # The circuit breaker: set from the first declined attempt until a probe is accepted.
     _trip: _Trip | None = None
+    # The earliest time of the next attempt, by the rate or by the interval of probes.
     _next_start: float = -math.inf
     _probe_ticket: float = -math.inf
     _last_activity: float = -math.inf
@@ -302,6 +305,8 @@ class Throttle:
         """
         is_current = self.is_current(ticket)
         delay = retry_after or 0.0
+        # An attempt that started before the last declined one ended belongs to the same pause: no backoff is
+        # added.
         if is_current and delay < _MIN_SERVER_DELAY:
             delay = max(delay, own_delay(self.pause_count + 1))
         if now >= self.open_until:
@@ -329,6 +334,7 @@ class Throttle:
             self.total_pause, self.pause_count = 0.0, 0
             if trip is not None:
                 self._close_breaker(now, trip)
+        # It started after the declined attempt and before that response arrived, so the limit isn't used up.
         elif trip is not None and ticket > trip.ticket:
             trip.contradicted = True
         self.rate.count_accepted(now)
@@ -337,6 +343,8 @@ class Throttle:
         self._trip = None
         if not self._is_stray(trip):
             if trip.rate_limited:
+                # A pause that the client chose says nothing about the server, so it isn't part of the
+                # measurement.
                 self.rate.decrease(trip.at, trip.at if trip.own_pause else self.open_until)
             self.rate.start_measurement(now)
         self._next_start = now + 1 / self.rate.per_second

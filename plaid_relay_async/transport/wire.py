@@ -76,6 +76,7 @@ async def send_attempt(exchange: Exchange, attempt: Attempt) -> RawResponse:
         OutcomeUnknownError: a non-idempotent request was sent, and no response arrived.
         ConnectionLostError: an idempotent or safe request was sent, and no response arrived.
     """
+    # The read timeout starts when the body has been sent.
     body = attempt.outgoing_body = RequestBody(
         attempt.body.reveal(), partial(attempt.deadline.start_phase, attempt.read_timeout)
     )
@@ -102,9 +103,11 @@ async def send_attempt(exchange: Exchange, attempt: Attempt) -> RawResponse:
         problem = _error_for_caller(error, attempt.idempotency, sent=sent, proxy=exchange.proxy)
         if raw_response is not None and not complete:
             raw_response.body_error = problem
+        # A cancellation is raised, but what the response has shown so far must not be lost.
         if not is_ordinary_error(error):
             attempt.on_interrupted(raw_response, problem)
             raise
+    # The body is incomplete. The status, or a token in the part that arrived, may still prove the result.
     if raw_response is not None:
         return raw_response
     try:

@@ -78,7 +78,7 @@ class Console:
         values = ({} if caller is None else {"key": self.keys[caller]}) | secrets
         await self.page.goto("about:blank")
         await self.page.goto(self.gateway.console_link(**values) if values else self.gateway.url)
-        await self.page.locator("#start").wait_for(state="hidden")
+        await self.page.locator("#loading").wait_for(state="hidden")
         return self.page
 
     async def choose_operation(self, path: str) -> None:
@@ -93,7 +93,7 @@ class Console:
         """Send the request, and return the title of the result."""
         await self.page.locator("#send").click()
         await self.page.locator("#sending").wait_for(state="hidden")
-        return await self.page.locator("#answer .title").inner_text()
+        return await self.page.locator("#response .title").inner_text()
 
     async def code_text(self, language: str) -> str:
         """Return the code in a language."""
@@ -103,34 +103,34 @@ class Console:
     def record_problems(self) -> None:
         """Record browser errors and requests to other servers."""
 
-        def said(message: Any) -> None:
-            # A browser writes down each answer that is an error; what was asked for is none.
+        def record_message(message: Any) -> None:
+            # A browser logs each error response, which the tests cause deliberately.
             if not (message.type == "error" and message.text.startswith("Failed to load resource")):
                 self.problems.append(f"{message.type}: {message.text}")
 
-        def asked(request: Any) -> None:
+        def record_request(request: Any) -> None:
             if not request.url.startswith((self.gateway.url, "data:", "blob:", "about:")):
                 self.problems.append(f"request to {request.url}")
 
-        self.page.on("console", said)
+        self.page.on("console", record_message)
         self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
-        self.page.on("request", asked)
+        self.page.on("request", record_request)
 
 
 def _browser_executable() -> str:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        told = f"needs a browser: one of {', '.join(BROWSERS)}"
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        reason = f"needs a browser: one of {', '.join(BROWSERS)}"
         if os.environ.get("CI"):
-            pytest.fail(told)
-        pytest.skip(told)
-    return found
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")
 async def browser() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
-        # Chromium's sandbox needs rights that a container seldom has; all that is loaded is our own.
+        # Chromium's sandbox needs privileges that a container seldom has. Only the package's page is loaded.
         launched = await playwright.chromium.launch(
             executable_path=_browser_executable(), args=["--no-sandbox"]
         )
@@ -143,20 +143,20 @@ async def running_console(
     browser: Browser, *, gateway: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Console]:
     """Run a console in a new browser context, with options for its gateway and the context."""
-    made = {name: new_key(name, **bound) for name, bound in CALLERS.items()}
+    created = {name: new_key(name, **bound) for name, bound in CALLERS.items()}
     async with (
         Simulator(clients={each.client_id: each.secret for each in CREDENTIALS.values()}) as plaid,
         Gateway(
-            [key for key, _ in made.values()],
+            [key for key, _ in created.values()],
             **{"upstream": plaid.url, "credentials": CREDENTIALS, "operations": ALL_OPERATIONS, "drain": 1}
             | (gateway or {}),
-        ) as started,
+        ) as running,
         await browser.new_context(**{"viewport": {"width": 1360, "height": 900}} | options) as context,
     ):
         await context.grant_permissions(["clipboard-read", "clipboard-write"])
         context.set_default_timeout(10_000)
         console = Console(
-            await context.new_page(), plaid, started, {name: key for name, (_, key) in made.items()}
+            await context.new_page(), plaid, running, {name: key for name, (_, key) in created.items()}
         )
         console.record_problems()
         yield console

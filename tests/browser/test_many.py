@@ -25,7 +25,7 @@ CREATE = "/credit/relay/create"
 async def open_many(console, text, caller="owner"):
     """Open the view for many partners with a report token and a list."""
     page = await console.open(caller, report_token=console.plaid.add_report())
-    await console.choose("many")
+    await console.choose_operation("many")
     await page.evaluate("(text) => navigator.clipboard.writeText(text)", text)
     await page.locator("#partners").press("ControlOrMeta+V")
     await page.locator("#partners").blur()
@@ -60,27 +60,27 @@ CELLS = json.loads((TESTS / "cells.json").read_text("utf-8"))
 
 async def test_a_list_is_parsed_as_by_the_command(module_page):
     """Delimiters, headers, identifiers and odd rows follow the same rules."""
-    verdicts = await module_page.evaluate(
+    results = await module_page.evaluate(
         """async (texts) => {
-          const { partnersOf } = await import('/console/csv.js');
-          return texts.map((text) => [partnersOf(text), partnersOf(text, true)].map(
+          const { parsePartners } = await import('/console/csv.js');
+          return texts.map((text) => [parsePartners(text), parsePartners(text, true)].map(
             ({ partners, problems }) =>
               [partners.map(({ partner }) => partner), [...new Set(problems.map(({ line }) => line))]]));
         }""",
         [case["text"] for case in LISTS_OF_BOTH],
     )
-    for case, ((partner_list, lines), is_accepted) in zip(LISTS_OF_BOTH, verdicts, strict=True):
+    for case, ((partners, lines), accepted) in zip(LISTS_OF_BOTH, results, strict=True):
         assert lines == case.get("lines", []), case["about"]
-        assert "partners" not in case or partner_list == case["partners"], case["about"]
-        assert "accepted" not in case or is_accepted == [case["accepted"], []], case["about"]
+        assert "partners" not in case or partners == case["partners"], case["about"]
+        assert "accepted" not in case or accepted == [case["accepted"], []], case["about"]
 
 
 async def test_a_cell_is_escaped_as_by_the_command(module_page):
     """A formula gets an apostrophe, which is removed when the cell is read."""
     pairs = await module_page.evaluate(
         """async (cases) => {
-          const { neutralized, restored } = await import('/console/csv.js');
-          return cases.map(({ text, cell }) => ({ text: restored(cell), cell: neutralized(text) }));
+          const { escapeFormula, unescapeFormula } = await import('/console/csv.js');
+          return cases.map(({ text, cell }) => ({ text: unescapeFormula(cell), cell: escapeFormula(text) }));
         }""",
         CELLS,
     )
@@ -91,8 +91,8 @@ async def test_identifiers_are_checked_as_by_the_command(module_page):
     """Each rule of the page has the same result as the command's for any identifier."""
     alphabet = "0aZé-._|=@'+,;E5 \u200b\u201c"
     choices = random.Random(19)
-    texts = ["".join(choices.choices(alphabet, k=choices.randrange(1, 6))) for _ in range(3_000)]
-    texts += [
+    identifiers = ["".join(choices.choices(alphabet, k=choices.randrange(1, 6))) for _ in range(3_000)]
+    identifiers += [
         "Summe",
         "N/A",
         "#REF!",
@@ -111,16 +111,16 @@ async def test_identifiers_are_checked_as_by_the_command(module_page):
         "https://lender.example",
         "ſub",
     ]
-    told = await module_page.evaluate(
+    results = await module_page.evaluate(
         """async (texts) => {
-          const { word } = await import('/console/checks.js');
+          const { problemWithIdentifier } = await import('/console/checks.js');
           const { commonShape, isHeading, oddityOf, shapeOf } = await import('/console/identifiers.js');
-          return texts.map((text) => [word(text) === null, oddityOf(text), shapeOf(text), isHeading(text)]);
+          return texts.map((text) => [problemWithIdentifier(text) === null, oddityOf(text), shapeOf(text), isHeading(text)]);
         }""",
-        texts,
+        identifiers,
     )
-    assert told == [
-        [is_accepted(text), oddity_of(text), int(shape_of(text)), is_heading(text)] for text in texts
+    assert results == [
+        [is_accepted(text), oddity_of(text), int(shape_of(text)), is_heading(text)] for text in identifiers
     ]
 
 
@@ -141,7 +141,7 @@ async def test_odd_identifiers_need_a_checkbox(console):
         "Line 4: secondary_client_id is a heading, a total, or a placeholder for a missing value"
     ]
     await page.locator("#many-run").click()
-    assert "Correct the lines" in await page.locator("#many-wrong").inner_text()
+    assert "Correct the listed lines" in await page.locator("#many-error").inner_text()
     await page.locator("#allow-odd").check()
     await page.locator("#partners-count", has_text="3 partners, ignored columns: city").wait_for()
     assert await run_batch(console) == "3 of 3: 3 created, 0 failed, 0 unknown"
@@ -157,18 +157,18 @@ LISTS = [
     ("\ufeffsecondary_client_id,webhook\r\n a ,https://x.example/y\r\n\r\nb,\r\n", 2, []),
     ('webhook,secondary_client_id\n"https://x.example/?a,b","quoted"\n', 1, []),
     ("secondary_client_id,report_token\na,t\n", 0, ["Line 1: report_token can’t be a column here"]),
-    ('secondary_client_id,note\na,"two\nlines"\nb,x\nb,y\n', 2, ["Line 5: b is on line 4 already"]),
+    ('secondary_client_id,note\na,"two\nlines"\nb,x\nb,y\n', 2, ["Line 5: b is already on line 4"]),
     (
         "secondary_client_id\na\nb c\n\u200bd\n",
         1,
-        ["Line 3: secondary_client_id has a space", "Line 4: secondary_client_id has"],
+        ["Line 3: secondary_client_id contains a space", "Line 4: secondary_client_id has"],
     ),
     (
         "secondary_client_id,webhook\na,ftp://x\n,https://x.example\n",
         0,
         ["Line 2: webhook must be", "Line 3: secondary_client_id is empty"],
     ),
-    ("secondary_client_id\na,b\n", 0, ["Line 2: has 2 cells, of 1"]),
+    ("secondary_client_id\na,b\n", 0, ["Line 2: has 2 cells; expected at most 1"]),
     ("partner\na\n", 0, ["Line 1: secondary_client_id isn’t in the header"]),
     ("a,https://x.example\n", 0, ["Line 1: secondary_client_id isn’t in the header"]),
     (
@@ -176,8 +176,8 @@ LISTS = [
         0,
         ["Line 1: secondary_client_id occurs twice in the header"],
     ),
-    ('a\n"b\nc\n', 1, ["Line 2: isn’t CSV"]),
-    ('a\nb"c"\n', 1, ["Line 2: secondary_client_id has a quote"]),
+    ('a\n"b\nc\n', 1, ["Line 2: isn’t valid CSV"]),
+    ('a\nb"c"\n', 1, ["Line 2: secondary_client_id contains a quote"]),
 ]
 
 
@@ -187,8 +187,8 @@ async def test_a_list_is_checked_while_typing(console):
     for text, count, problems in LISTS:
         await page.locator("#partners").fill(text)
         await page.locator("#partners").blur()
-        told = await page.locator("#partners-count").inner_text()
-        assert told.startswith(f"{count} partner"), text
+        count_text = await page.locator("#partners-count").inner_text()
+        assert count_text.startswith(f"{count} partner"), text
         lines = await page.locator(".problems li").all_inner_texts()
         assert len(lines) == len(problems), text
         assert all(map(str.startswith, lines, problems)), lines
@@ -198,7 +198,7 @@ async def test_a_run_needs_a_valid_list_or_confirmation(console):
     """Invalid lines prevent the run unless a checkbox leaves them out."""
     page = await open_many(console, "a\nb c\na\nd\n")
     await page.locator("#many-run").click()
-    assert "Correct the lines" in await page.locator("#many-wrong").inner_text()
+    assert "Correct the listed lines" in await page.locator("#many-error").inner_text()
     assert not console.plaid.requests
     await page.locator("#leave-out").check()
     assert await run_batch(console) == "2 of 2: 2 created, 0 failed, 0 unknown"
@@ -208,7 +208,7 @@ async def test_a_run_needs_a_valid_list_or_confirmation(console):
 async def test_a_run_needs_a_key_a_token_and_a_list(console):
     """A missing input is named and focused."""
     page = await console.open(None)
-    await console.choose("many")
+    await console.choose_operation("many")
     for field, value in (
         ("key", console.keys["owner"]),
         ("many-token", "assets-sandbox-1"),
@@ -219,7 +219,7 @@ async def test_a_run_needs_a_key_a_token_and_a_list(console):
         await page.locator(f"#{field}").fill(value)
     await page.locator("#concurrency").fill("21")
     await page.locator("#many-run").click()
-    assert "from 1 to 20" in await page.locator("#many-wrong").inner_text()
+    assert "from 1 to 20" in await page.locator("#many-error").inner_text()
 
 
 async def test_ten_of_five_hundred_partners_fail(console):
@@ -230,12 +230,12 @@ async def test_ten_of_five_hundred_partners_fail(console):
     page = await open_many(console, partner_list(500))
     await page.evaluate("""() => {
       window.seen = new Set();
-      new MutationObserver(() => seen.add(document.querySelector('#said').textContent)).observe(
-        document.querySelector('#said'), { childList: true, characterData: true, subtree: true });
+      new MutationObserver(() => seen.add(document.querySelector('#announcement').textContent)).observe(
+        document.querySelector('#announcement'), { childList: true, characterData: true, subtree: true });
     }""")
-    told = await run_batch(console)
-    assert told == "500 of 500: 489 created, 10 failed, 1 unknown"
-    assert "may exist that nobody holds" in await page.locator("#verdict").inner_text()
+    progress = await run_batch(console)
+    assert progress == "500 of 500: 489 created, 10 failed, 1 unknown"
+    assert "may exist that was not received" in await page.locator("#run-notice").inner_text()
     rows = await download_outcomes(console)
     assert tuple(rows[0]) == OUTCOME_COLUMNS
     assert [row["secondary_client_id"] for row in rows] == [f"partner-{number}" for number in range(500)]
@@ -252,15 +252,15 @@ async def test_ten_of_five_hundred_partners_fail(console):
     assert [row["error_code"] for row in rows if row["outcome"] == "unknown"] == ["INTERNAL_SERVER_ERROR"]
     assert (
         len(ledger) == console.plaid.counts[CREATE] - 10 == 490
-    )  # one of them nobody holds: it is the unknown
-    announced = await page.evaluate("[...seen]")
-    assert len(announced) <= 7, announced
+    )  # one of these tokens was not received: its outcome is unknown
+    announcements = await page.evaluate("[...seen]")
+    assert len(announcements) <= 7, announcements
     await page.locator("#filters").get_by_text("failed 10").click()
     assert await page.locator("#rows tr").count() == 10
     await page.locator("#filters").get_by_text("created 489").click()
     assert await page.locator("#rows tr").count() == 100
-    await page.locator("#page-on").click()
-    assert await page.locator("#page-told").inner_text() == "101 to 200 of 489"
+    await page.locator("#page-next").click()
+    assert await page.locator("#page-range").inner_text() == "101 to 200 of 489"
 
 
 async def test_a_row_has_its_webhook_or_the_default(console):
@@ -278,11 +278,11 @@ async def test_a_run_waits_for_retry_after(console):
     """After a 429 all rows wait, the page says so, and declined requests are repeated: all get a token."""
     console.plaid.fail(Fault(status=429, headers={"Retry-After": "1"}, times=3))
     page = await open_many(console, partner_list(20))
-    begun = time.monotonic()
+    started_at = time.monotonic()
     await page.locator("#many-run").click()
-    await page.locator("#pause", has_text="goes on in 1 s").wait_for()
+    await page.locator("#pause", has_text="continues in 1 s").wait_for()
     await page.locator("#many-download:enabled").wait_for()
-    assert time.monotonic() - begun >= 1
+    assert time.monotonic() - started_at >= 1
     assert await page.locator("#progress").inner_text() == "20 of 20: 20 created, 0 failed, 0 unknown"
     rows = await download_outcomes(console)
     assert sorted(row["attempts"] for row in rows) == ["1"] * 17 + ["2"] * 3
@@ -301,23 +301,23 @@ async def test_a_long_pause_ends_the_run(console):
     """An hour isn't waited for: declined requests failed, the other rows weren't attempted, and the page says why."""
     console.plaid.fail(Fault(status=429, headers={"Retry-After": "3600"}))
     page = await open_many(console, partner_list(30))
-    told = await run_batch(console)
-    assert re.fullmatch(r"30 of 30: 0 created, \d+ failed, 0 unknown, \d+ not attempted", told)
-    assert "pauses that are asked for are too long" in await page.locator("#verdict").inner_text()
+    progress = await run_batch(console)
+    assert re.fullmatch(r"30 of 30: 0 created, \d+ failed, 0 unknown, \d+ not attempted", progress)
+    assert "requested pauses are too long" in await page.locator("#run-notice").inner_text()
 
 
 @pytest.mark.parametrize(
     ("caller", "code", "way"),
     [
-        ("wrong", "UNAUTHORIZED_KEY", "Check the key at the top"),
-        ("owner", "INVALID_API_KEYS", "Whoever runs the gateway"),
-        ("owner", "PRODUCT_NOT_READY", "send again in a moment"),
+        ("invalid", "UNAUTHORIZED_KEY", "Check the key at the top"),
+        ("owner", "INVALID_API_KEYS", "The operator of the gateway"),
+        ("owner", "PRODUCT_NOT_READY", "in a moment"),
         ("owner", "DATA_UNAVAILABLE", "repair that Item"),
     ],
 )
-async def test_an_error_that_affects_all_rows_stops_the_run(console, caller, code, way):
+async def test_an_error_that_affects_all_rows_stops_the_run(console, caller, code, action):
     """An unknown key, rejected credentials or an error of the report doesn't cause 500 errors."""
-    console.keys["wrong"] = "plaid-gateway-unknown"
+    console.keys["invalid"] = "plaid-gateway-unknown"
     body = {"error_code": code} | ({"error_type": "ASSET_REPORT_ERROR"} if code == "DATA_UNAVAILABLE" else {})
     console.plaid.fail(Fault(status=400, body=body))
     page = await open_many(console, partner_list(500), caller)
@@ -327,8 +327,8 @@ async def test_an_error_that_affects_all_rows_stops_the_run(console, caller, cod
     assert 1 <= len(failed) <= 12
     assert {row["error_code"] for row in failed} == {code}
     assert {row["outcome"] for row in rows} == {"failed", "not_attempted"}
-    assert code in await page.locator("#verdict").inner_text()
-    assert way in await page.locator("#verdict").inner_text()
+    assert code in await page.locator("#run-notice").inner_text()
+    assert action in await page.locator("#run-notice").inner_text()
 
 
 async def test_a_gateway_that_is_down_stops_the_run(console):
@@ -342,7 +342,7 @@ async def test_a_gateway_that_is_down_stops_the_run(console):
     rows = await download_outcomes(console)
     assert 1 <= sum(row["outcome"] == "unknown" for row in rows) <= 12
     assert sum(row["outcome"] == "not_attempted" for row in rows) >= 188
-    assert "doesn’t answer any more" in await page.locator("#verdict").inner_text()
+    assert "no longer responds" in await page.locator("#run-notice").inner_text()
 
 
 async def test_stop_waits_for_requests_in_flight(console):
@@ -353,7 +353,7 @@ async def test_stop_waits_for_requests_in_flight(console):
     while await page.evaluate("document.querySelector('#bar').value") < 6:
         await asyncio.sleep(0.02)
     await page.locator("#many-stop").click()
-    await page.locator("#pause", has_text="nothing more is sent").wait_for()
+    await page.locator("#pause", has_text="no more requests are sent").wait_for()
     await page.locator("#many-download:enabled").wait_for()
     rows = await download_outcomes(console)
     created = [row for row in rows if row["outcome"] == "created"]
@@ -369,7 +369,7 @@ async def test_a_second_stop_abandons_requests_in_flight(console):
     await page.locator("#many-run").click()
     await page.locator("#rows .is-in-flight").nth(5).wait_for()
     await page.locator("#many-stop").click()
-    await page.get_by_role("button", name="Give up on those").click()
+    await page.get_by_role("button", name="Abandon calls in flight").click()
     await page.locator("#many-download:enabled").wait_for()
     assert "6 unknown, 44 not attempted" in await page.locator("#progress").inner_text()
 
@@ -379,7 +379,7 @@ async def test_unsaved_tokens_need_confirmation(console):
     page = await open_many(console, "a\nb\n")
     await run_batch(console)
     await page.locator("#many-run").click()
-    assert "Download the outcomes first" in await page.locator("#many-wrong").inner_text()
+    assert "Download the outcomes first" in await page.locator("#many-error").inner_text()
     kinds = []
 
     async def stay(dialog):
@@ -392,8 +392,8 @@ async def test_unsaved_tokens_need_confirmation(console):
     await download_outcomes(console)
     await page.locator("#many-run").click()
     dialog = page.get_by_role("dialog")
-    assert "2 got a relay token for this report on this page already" in await dialog.inner_text()
-    await dialog.get_by_role("button", name="Don’t").click()
+    assert "2 already got a relay token for this report on this page" in await dialog.inner_text()
+    await dialog.get_by_role("button", name="Cancel").click()
     assert len(console.plaid.ledger) == 2
     await page.reload()
     assert kinds == ["beforeunload"]
@@ -422,17 +422,17 @@ async def test_an_unreadable_file_prevents_the_run(console, tmp_path):
     page = await open_many(console, partner_list(2))
     file = tmp_path / "partners.csv"
     file.write_bytes("é\n".encode("latin-1"))
-    refused = page.locator(".problems", has_text="isn’t UTF-8")
+    problem = page.locator(".problems", has_text="isn’t UTF-8")
     await page.locator("#partners").press("End")
     await page.keyboard.type("x")
     await page.locator("#file").set_input_files(file)
-    await refused.wait_for()
+    await problem.wait_for()
     await asyncio.sleep(0.3)
     await page.locator("#partners").focus()
     await page.locator("#partners").blur()
     await page.locator("#many-run").click()
-    assert "no partner to share with" in await page.locator("#many-wrong").inner_text()
-    assert await refused.is_visible()
+    assert "no partner to share with" in await page.locator("#many-error").inner_text()
+    assert await problem.is_visible()
     await page.locator("#partners").fill("a")
     await page.locator("#partners-count", has_text="1 partner").wait_for()
     await run_batch(console)
@@ -466,7 +466,7 @@ async def test_ten_thousand_rows_are_not_all_drawn(console):
 async def test_retry_after_is_parsed_as_by_the_client(module_page):
     """It may be seconds or a date, which is relative to the response's Date and rounded up."""
     date = "Wed, 21 Oct 2026 07:28:00 GMT"
-    said = [
+    values = [
         "7",
         "7.2",
         "0",
@@ -480,29 +480,29 @@ async def test_retry_after_is_parsed_as_by_the_client(module_page):
         "Wednesday, 21-Oct-26 07:28:30 GMT",
         "Wed Oct 21 07:28:30 2026",
     ]
-    answers = [{"Retry-After": each, "Date": date} for each in said]
-    answers += [{"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, {}]
-    read = await module_page.evaluate(
+    header_sets = [{"Retry-After": each, "Date": date} for each in values]
+    header_sets += [{"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, {}]
+    delays = await module_page.evaluate(
         """async (all) => {
-          const { retryAfter } = await import('/console/call.js');
-          return all.map((headers) => retryAfter(new Headers(headers)));
+          const { parseRetryAfter } = await import('/console/http.js');
+          return all.map((headers) => parseRetryAfter(new Headers(headers)));
         }""",
-        answers,
+        header_sets,
     )
-    assert read == [parse_retry_after(each) for each in answers]
+    assert delays == [parse_retry_after(each) for each in header_sets]
 
 
 async def test_unusual_values_in_a_response_have_an_outcome(console):
     """A response with values of other types fails like others and can be run again, and the file is valid."""
-    odd = {"error_code": ["constructor"], "error_type": 5, "request_id": {"a": ","}}
-    console.plaid.fail(Fault(secondary_client_id="a", status=400, body=odd, times=1))
+    body = {"error_code": ["constructor"], "error_type": 5, "request_id": {"a": ","}}
+    console.plaid.fail(Fault(secondary_client_id="a", status=400, body=body, times=1))
     page = await open_many(console, "secondary_client_id,webhook\na,https://lender.example/\nb,\n")
     assert await run_batch(console) == "2 of 2: 1 created, 1 failed, 0 unknown"
     failed, created = await download_outcomes(console)
     assert failed["error_code"] == "status 400"
     assert created["relay_token"] == console.plaid.ledger[0]["relay_token"]
-    await page.get_by_role("button", name="List those without a token again (1)").click()
-    left = await page.locator("#partners").input_value()
-    assert left == "secondary_client_id,webhook\na,https://lender.example/\n"
+    await page.get_by_role("button", name="List the partners without a token again (1)").click()
+    relisted = await page.locator("#partners").input_value()
+    assert relisted == "secondary_client_id,webhook\na,https://lender.example/\n"
     assert await run_batch(console) == "1 of 1: 1 created, 0 failed, 0 unknown"
     assert [entry["secondary_client_id"] for entry in console.plaid.ledger] == ["b", "a"]

@@ -11,7 +11,7 @@ from attrs import NOTHING, fields_dict
 
 from plaid_relay_async import RelayClient, models
 from plaid_relay_async.codec import ENDPOINTS
-from plaid_relay_async.errors import Certainty, RequestValidationError, certainty_of, error_class_for
+from plaid_relay_async.errors import RequestValidationError, certainty_of, error_class_for
 from plaid_relay_async.gateway.error_responses import CALLER_GONE, ERROR_REASONS
 
 OPERATIONS = "import('/console/operations.js').then((module) => module.OPERATIONS)"
@@ -25,7 +25,7 @@ async def operations(module_page):
 
 async def test_the_page_has_every_operation(operations):
     """The page has the operations of the endpoint table, with their idempotency."""
-    assert {(each["path"], each["replay"]) for each in operations} == {
+    assert {(each["path"], each["idempotency"]) for each in operations} == {
         (endpoint.path, endpoint.idempotency.name) for endpoint in ENDPOINTS
     }
     assert [each["group"] == "Relay" for each in operations] == [True] * 5 + [False] * 11
@@ -36,14 +36,15 @@ async def test_the_inputs_are_the_fields_of_the_records(operations):
     records = {endpoint.path: endpoint.request for endpoint in ENDPOINTS}
     for operation in operations:
         record = records[operation["path"]]
-        told = field_names(record)
+        fields = field_names(record)
         inputs = {
             ".".join(filter(None, (each.get("within"), each["name"]))): each["required"]
             for each in operation["inputs"]
         }
-        offered = {*inputs, *operation["fixed"], *operation["absent"]}
+        offered = {*inputs, *operation["fixed"], *operation["notOffered"]}
         nested = {name.partition(".")[0] for name in offered if "." in name}
-        assert offered | nested == (told if nested else {n for n in told if "." not in n}), operation["path"]
+        expected = fields if nested else {name for name in fields if "." not in name}
+        assert offered | nested == expected, operation["path"]
         for name, attribute in fields_dict(record).items():
             if attribute.default is NOTHING:
                 assert inputs[name], f"{operation['path']} {name}"
@@ -61,14 +62,13 @@ def field_names(record):
 
 async def test_issued_tokens_are_fields_of_the_responses(operations):
     """The token that an operation issues is the field that its response record hides."""
-    answers = {endpoint.path: endpoint.response for endpoint in ENDPOINTS}
+    responses = {endpoint.path: endpoint.response for endpoint in ENDPOINTS}
     for operation in operations:
-        told = fields_dict(answers[operation["path"]])
-        hidden = {name for name, each in told.items() if name.endswith("_token") and not each.repr}
-        assert hidden == {operation["gives"]} - {None} if "gives" in operation else not hidden, operation[
-            "path"
-        ]
-        assert ("makes" in operation) == (operation["replay"] == "CREATES")
+        fields = fields_dict(responses[operation["path"]])
+        hidden = {name for name, field in fields.items() if name.endswith("_token") and not field.repr}
+        issued = {operation["issues"]} if "issues" in operation else set()
+        assert hidden == issued, operation["path"]
+        assert ("creates" in operation) == (operation["idempotency"] == "NON_IDEMPOTENT")
 
 
 async def test_the_code_calls_existing_methods(operations):
@@ -120,7 +120,7 @@ async def test_the_page_accepts_what_the_records_accept(module_page, operations)
     """An input's check accepts and rejects the same values as the request's record."""
     records = {endpoint.path: endpoint.request for endpoint in ENDPOINTS}
     chosen = [o for o in operations if o["path"] in {"/credit/relay/create", "/asset_report/refresh"}]
-    verdicts = await module_page.evaluate(
+    problems = await module_page.evaluate(
         """async ([chosen, values]) => {
           const { problemWith } = await import('/console/checks.js');
           const of = (input) => Object.fromEntries(values.map((value) => [value, problemWith(input, value)]));
@@ -128,24 +128,24 @@ async def test_the_page_accepts_what_the_records_accept(module_page, operations)
         }""",
         [chosen, VALUES],
     )
-    for operation, verdict in zip(chosen, verdicts, strict=True):
-        for (place, asked), value in product(enumerate(operation["inputs"]), VALUES):
-            if not value.strip() and not asked["required"]:
+    for operation, problem in zip(chosen, problems, strict=True):
+        for (index, definition), value in product(enumerate(operation["inputs"]), VALUES):
+            if not value.strip() and not definition["required"]:
                 continue  # an optional input that is empty isn't sent
-            passes = is_accepted(records[operation["path"]], operation, asked, value)
-            assert (verdict[place][value] is None) == passes, f"{asked['name']}={value!r}"
+            valid = is_accepted(records[operation["path"]], operation, definition, value)
+            assert (problem[index][value] is None) == valid, f"{definition['name']}={value!r}"
 
 
-def is_accepted(record, operation, asked, value):
-    given = {"report_tokens": ["token"], "asset_report_token": "token", "secondary_client_id": "id"}
-    given = {name: known for name, known in given.items() if name in fields_dict(record)}
-    if asked["kind"] == "days":
+def is_accepted(record, operation, definition, value):
+    arguments = {"report_tokens": ["token"], "asset_report_token": "token", "secondary_client_id": "id"}
+    arguments = {name: default for name, default in arguments.items() if name in fields_dict(record)}
+    if definition["kind"] == "days":
         value = int(value) if value.lstrip("-").isdigit() else value
     try:
-        if asked.get("within"):
-            models.AssetReportRefreshOptions(**{asked["name"]: value})
+        if definition.get("within"):
+            models.AssetReportRefreshOptions(**{definition["name"]: value})
         else:
-            record(**given | {asked["name"]: [value] if asked.get("list") else value})
+            record(**arguments | {definition["name"]: [value] if definition.get("list") else value})
     except RequestValidationError:
         return False
     return True
@@ -154,53 +154,53 @@ def is_accepted(record, operation, asked, value):
 async def test_each_error_of_the_gateway_is_explained(module_page):
     """The page has a text for each error response of the gateway that a caller can receive."""
     reasons = [each for each in ERROR_REASONS if each is not CALLER_GONE]
-    told = await module_page.evaluate(
+    explanations = await module_page.evaluate(
         """async (reasons) => {
           const { explain } = await import('/console/explain.js');
           const { operationOf } = await import('/console/operations.js');
-          const answer = ({ status, code }) => ({
-            status, headers: new Headers(), text: '', whole: true, bytes: new Uint8Array(),
+          const response = ({ status, code }) => ({
+            status, headers: new Headers(), text: '', complete: true, bytes: new Uint8Array(),
             json: { error_type: 'GATEWAY_ERROR', error_code: code, error_message: 'unseen' },
           });
-          return reasons.map((each) => explain(operationOf('/credit/relay/create'), answer(each)));
+          return reasons.map((each) => explain(operationOf('/credit/relay/create'), response(each)));
         }""",
         [{"status": each.status, "code": each.code} for each in reasons],
     )
-    for reason, explained in zip(reasons, told, strict=True):
-        surely_not = reason.status < 500 or reason.code == "UPSTREAM_UNREACHABLE"
-        assert (explained["kind"] in {"refused", "later"}) == surely_not, reason.code
-        assert "The answer is" not in explained["texts"][0], reason.code
-        assert all(explained["texts"])
-        assert "unseen" not in "".join(explained["texts"])
+    for reason, explanation in zip(reasons, explanations, strict=True):
+        not_executed = reason.status < 500 or reason.code == "UPSTREAM_UNREACHABLE"
+        assert (explanation["kind"] in {"definitive", "declined"}) == not_executed, reason.code
+        assert "The response is" not in explanation["texts"][0], reason.code
+        assert all(explanation["texts"])
+        assert "unseen" not in "".join(explanation["texts"])
 
 
-ANSWERS = [
-    (400, "INVALID_REQUEST", "INVALID_FIELD", "refused"),
-    (400, "API_ERROR", "INTERNAL_SERVER_ERROR", "unknown"),
-    (429, "RATE_LIMIT_EXCEEDED", "RATE_LIMIT", "later"),
-    (429, "RATE_LIMIT_EXCEEDED", "CREDITS_EXHAUSTED", "refused"),
-    (500, "API_ERROR", "INTERNAL_SERVER_ERROR", "unknown"),
-    (503, "API_ERROR", "PLANNED_MAINTENANCE", "later"),
-    (503, "INVALID_REQUEST", "PLANNED_MAINTENANCE", "unknown"),
-    (502, None, None, "unknown"),
-    (404, None, None, "refused"),
+RESPONSES = [
+    (400, "INVALID_REQUEST", "INVALID_FIELD", "definitive"),
+    (400, "API_ERROR", "INTERNAL_SERVER_ERROR", "in_doubt"),
+    (429, "RATE_LIMIT_EXCEEDED", "RATE_LIMIT", "declined"),
+    (429, "RATE_LIMIT_EXCEEDED", "CREDITS_EXHAUSTED", "definitive"),
+    (500, "API_ERROR", "INTERNAL_SERVER_ERROR", "in_doubt"),
+    (503, "API_ERROR", "PLANNED_MAINTENANCE", "declined"),
+    (503, "INVALID_REQUEST", "PLANNED_MAINTENANCE", "in_doubt"),
+    (502, None, None, "in_doubt"),
+    (404, None, None, "definitive"),
 ]
 
 
 async def test_the_page_has_the_same_certainty_as_the_client(module_page):
     """What status, type and code prove is the same as in the package's client."""
-    endings = await module_page.evaluate(
-        """async (answers) => {
-          const { endingOf } = await import('/console/explain.js');
+    certainties = await module_page.evaluate(
+        """async (responses) => {
+          const { certaintyOf } = await import('/console/explain.js');
           const { operationOf } = await import('/console/operations.js');
-          return answers.map(([status, error_type, error_code]) => endingOf(operationOf('/credit/relay/create'), {
+          return responses.map(([status, error_type, error_code]) => certaintyOf(operationOf('/credit/relay/create'), {
             status, json: error_type && { error_type, error_code }, text: '', headers: new Headers(),
           }));
         }""",
-        ANSWERS,
+        RESPONSES,
     )
-    assert endings == [kind for *_, kind in ANSWERS]
-    names = {Certainty.DECLINED: "later", Certainty.DEFINITIVE: "refused", Certainty.IN_DOUBT: "unknown"}
-    for status, error_type, error_code, kind in ANSWERS:
+    assert certainties == [certainty for *_, certainty in RESPONSES]
+    for status, error_type, error_code, certainty in RESPONSES:
         facts = {"status": status, "error_type": error_type, "error_code": error_code}
-        assert names[certainty_of(error_class_for(error_type, error_code, status)("it", **facts))] == kind
+        error = error_class_for(error_type, error_code, status)("it", **facts)
+        assert certainty_of(error).name.lower() == certainty

@@ -23,12 +23,12 @@ RULES = {
 
 async def stored(page):
     """Return all that the browser stores for the page."""
-    everything = await page.context.storage_state(indexed_db=True)
-    local = {item["name"]: item["value"] for each in everything["origins"] for item in each["localStorage"]}
-    databases = [name for each in everything["origins"] for name in each.get("indexedDB", [])]
+    state = await page.context.storage_state(indexed_db=True)
+    local = {item["name"]: item["value"] for each in state["origins"] for item in each["localStorage"]}
+    databases = [name for each in state["origins"] for name in each.get("indexedDB", [])]
     session = await page.evaluate("Object.fromEntries(Object.entries(sessionStorage))")
     caches = await page.evaluate("caches.keys()")
-    assert (everything["cookies"], databases, caches) == ([], [], [])
+    assert (state["cookies"], databases, caches) == ([], [], [])
     return local, session
 
 
@@ -39,16 +39,16 @@ async def use_all_features(console):
         "owner", report_token="assets-sandbox-canary-report", relay_token="credit-relay-sandbox-canary-relay"
     )
     await console.fill(secondary_client_id="partner", webhook="https://lender.example/relay")
-    await console.send()
+    await console.send_request()
     for path in ALL_OPERATIONS:
-        await console.choose(path)
+        await console.choose_operation(path)
         for field in await page.locator("#inputs input.masked, #inputs textarea.masked").all():
             await field.fill(f"access-sandbox-canary-{path[-3:]}")
-        await console.code("curl")
-    await console.choose("/credit/relay/get")
+        await console.code_text("curl")
+    await console.choose_operation("/credit/relay/get")
     await console.fill(relay_token="credit-relay-sandbox-canary-relay")
-    await console.send()
-    await console.choose("many")
+    await console.send_request()
+    await console.choose_operation("many")
     await page.locator("#many-token").fill("assets-sandbox-canary-report")
     await page.locator("#partners").fill("one\ntwo\n")
     await page.locator("#many-run").click()
@@ -74,7 +74,7 @@ async def test_the_browser_stores_only_inputs_without_secrets(console):
         assert secret not in local["plaid-relay-console"]
     assert page.url == f"{console.gateway.url}/"
     await page.reload()
-    await console.choose("/credit/relay/create")
+    await console.choose_operation("/credit/relay/create")
     assert await page.locator("#input-secondary_client_id").input_value() == "partner"
     for field in ("key", "input-report_tokens"):
         assert await page.locator(f"#{field}").input_value() == ""
@@ -84,17 +84,17 @@ async def test_the_browser_stores_only_inputs_without_secrets(console):
 async def test_a_token_in_another_field_is_not_stored(console):
     """What looks like a token or a key isn't stored or put into the code, whatever field contains it."""
     page = await console.open()
-    for wrong in ("credit-relay-sandbox-canary", "plaid-gateway-canary", " access-production-canary"):
-        await console.fill(secondary_client_id=wrong)
+    for text in ("credit-relay-sandbox-canary", "plaid-gateway-canary", " access-production-canary"):
+        await console.fill(secondary_client_id=text)
         assert CANARY not in json.dumps(await stored(page))
     await console.fill(webhook="https://lender.example/?token=assets-sandbox-canary")
-    await console.choose("/asset_report/filter")
+    await console.choose_operation("/asset_report/filter")
     await console.fill(account_ids_to_exclude="account-1\naccess-sandbox-canary")
     assert CANARY not in json.dumps(await stored(page))
     for path in ("/asset_report/filter", "/credit/relay/create"):
-        await console.choose(path)
+        await console.choose_operation(path)
         for language in ("python", "bulk", "curl", "typescript"):
-            assert CANARY not in await console.code(language)
+            assert CANARY not in await console.code_text(language)
 
 
 async def test_the_key_is_stored_only_on_request(console):
@@ -123,12 +123,12 @@ async def test_a_link_with_a_one_time_code_fills_in_the_form(console):
     assert await page.locator("#input-report_tokens").input_value() == "assets-sandbox-canary-1"
     link = console.gateway.console_link(relay_token="credit-relay-sandbox-canary-2")
     await page.evaluate("(hash) => (location.hash = hash)", link.partition("#")[2])
-    await console.choose("/credit/relay/get")
+    await console.choose_operation("/credit/relay/get")
     await page.wait_for_function("document.getElementById('input-relay_token').value.endsWith('canary-2')")
     assert page.url == f"{console.gateway.url}/"
     await page.evaluate("(hash) => (location.hash = hash)", link.partition("#")[2])
-    await page.locator("#key-wrong").wait_for()
-    assert "was used before or has expired" in await page.locator("#key-wrong").inner_text()
+    await page.locator("#key-error").wait_for()
+    assert "was used before or has expired" in await page.locator("#key-error").inner_text()
     assert await page.locator("#key").input_value() == console.keys["owner"]
     for address in addresses:
         assert CANARY not in address
@@ -143,7 +143,7 @@ async def test_a_key_in_the_address_is_ignored(console):
     await page.goto(
         f"{console.gateway.url}/#key={console.keys['owner']}&report_token=assets-sandbox-canary-1"
     )
-    await page.locator("#start").wait_for(state="hidden")
+    await page.locator("#loading").wait_for(state="hidden")
     assert await page.locator("#key").input_value() == ""
     assert await page.locator("#input-report_tokens").input_value() == ""
 
@@ -154,8 +154,8 @@ async def test_an_invalid_link(console, link):
     page = await console.open(None)
     await page.goto("about:blank")
     await page.goto(f"{console.gateway.url}/{link}")
-    await page.locator("#start").wait_for(state="hidden")
-    assert "was used before or has expired" in await page.locator("#key-wrong").inner_text()
+    await page.locator("#loading").wait_for(state="hidden")
+    assert "was used before or has expired" in await page.locator("#key-error").inner_text()
     assert await page.locator("#title").inner_text() == "Share a report"
 
 
@@ -164,7 +164,7 @@ async def test_a_failed_exchange(console):
     page = await console.open(None)
     await page.route("**/console/handover.json", lambda route: route.abort())
     await page.evaluate("location.hash = 'code=x'")
-    await page.locator("#key-wrong").wait_for()
+    await page.locator("#key-error").wait_for()
 
 
 async def test_the_page_shows_what_its_gateway_serves(open_console):
@@ -178,7 +178,7 @@ async def test_the_page_shows_what_its_gateway_serves(open_console):
         assert await page.locator("#environment").inner_text() == "Sandbox"
     async with open_console() as console:
         page = await console.open()
-        assert await page.locator("#environment").inner_text() == "Not Plaid itself"
+        assert await page.locator("#environment").inner_text() == "Not Plaid"
     async with open_console(
         gateway={"upstream": "https://production.plaid.com", "operations": RELAY_OPERATIONS}
     ) as console:
@@ -191,7 +191,7 @@ async def test_the_page_shows_what_its_gateway_serves(open_console):
 async def test_invalid_storage_is_ignored(console):
     """Values that another page or an older version stored don't break the page."""
     page = await console.open()
-    for rubbish in (
+    for value in (
         "{",
         "null",
         "[]",
@@ -203,9 +203,9 @@ async def test_invalid_storage_is_ignored(console):
         '{"inputs": {"/credit/relay/create": {"secondary_client_id": 5, "webhook": ["x"]}}, "address": "%"}',
         '{"inputs": {"__proto__": {"webhook": true}}, "path": "constructor", "language": "toString"}',
     ):
-        await page.evaluate("(text) => localStorage.setItem('plaid-relay-console', text)", rubbish)
+        await page.evaluate("(text) => localStorage.setItem('plaid-relay-console', text)", value)
         await page.reload()
-        await page.locator("#start").wait_for(state="hidden")
+        await page.locator("#loading").wait_for(state="hidden")
         assert await page.locator("#title").inner_text() == "Share a report"
         assert "RelayClient" in await page.locator("#code").inner_text()
 
@@ -217,7 +217,7 @@ async def test_the_policy_blocks_other_content(console):
     policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    tried = await page.evaluate(
+    results = await page.evaluate(
         """async () => {
           const script = document.createElement('script');
           script.textContent = 'window.ran = true';
@@ -226,9 +226,9 @@ async def test_the_policy_blocks_other_content(console):
           return [window.ran, sent];
         }"""
     )
-    assert tried == [None, False]
-    assert len(console.trouble) >= 2  # the browser says so
-    console.trouble.clear()
+    assert results == [None, False]
+    assert len(console.problems) >= 2  # the browser reports both
+    console.problems.clear()
 
 
 async def test_data_is_never_parsed_as_html(console):
@@ -237,8 +237,8 @@ async def test_data_is_never_parsed_as_html(console):
     page = await console.open("owner", report_token=console.plaid.add_report())
     await console.fill(secondary_client_id=markup)
     console.plaid.fail(Fault(status=400, body={"error_code": markup, "error_message": markup}, times=1))
-    await console.send()
-    await console.choose("many")
+    await console.send_request()
+    await console.choose_operation("many")
     await page.locator("#partners").fill(f"p{markup}\np{markup}\np{markup} x\n")
     await page.locator("#leave-out").check()
     await page.locator("#many-run").click()
@@ -250,7 +250,7 @@ async def test_data_is_never_parsed_as_html(console):
         await page.locator("#many-download").click()
 
 
-# ---------------------------------------------------------------------------------------- for everybody
+# ---------------------------------------------------------------------------------------- accessibility
 
 
 async def page_states(console):
@@ -266,11 +266,11 @@ async def page_states(console):
         await page.locator(f"#tab-{language}").click()
         yield language
     await page.locator("#tab-python").click()
-    await console.send()
+    await console.send_request()
     yield "made"
     console.plaid.fail(Fault(status=500, times=1), Fault(status=429, headers={"Retry-After": "3"}, times=1))
     await console.fill(secondary_client_id="another")
-    await console.send()
+    await console.send_request()
     yield "unknown"
     await page.locator("#send").click()
     yield "asked"
@@ -278,12 +278,12 @@ async def page_states(console):
     await console.fill(secondary_client_id="a third")
     yield "wrong"
     await console.fill(secondary_client_id="third")
-    await console.send()
+    await console.send_request()
     yield "later"
     for path in ("/asset_report/create", "/asset_report/get", "/item/remove"):
-        await console.choose(path)
+        await console.choose_operation(path)
         yield path
-    await console.choose("many")
+    await console.choose_operation("many")
     yield "many"
     console.plaid.fail(
         Fault(secondary_client_id="partner-3", status=400), Fault(secondary_client_id="partner-5", status=500)
@@ -317,8 +317,8 @@ async def test_accessibility(open_console, options):
     async with open_console(**options) as console:
         async for state in page_states(console):
             assert await find_violations(console.page) == [], state
-            wide = await console.page.evaluate("document.documentElement.scrollWidth - innerWidth")
-            assert wide <= 0, state
+            overflow = await console.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert overflow <= 0, state
 
 
 async def test_a_call_works_with_the_keyboard_only(console):
@@ -327,17 +327,17 @@ async def test_a_call_works_with_the_keyboard_only(console):
     page = await console.open("owner", report_token=token)
     focused = "document.activeElement.id || document.activeElement.textContent"
     await page.keyboard.press("Tab")
-    assert await page.evaluate(focused) == "Skip to the call"
+    assert await page.evaluate(focused) == "Skip to the operation"
     await page.keyboard.press("Enter")
-    order = []
+    focus_order = []
     for _ in range(9):
         await page.keyboard.press("Tab")
-        order.append(await page.evaluate(focused))
-        if order[-1] == "input-secondary_client_id":
+        focus_order.append(await page.evaluate(focused))
+        if focus_order[-1] == "input-secondary_client_id":
             await page.keyboard.type("partner")
-    assert order == [
+    assert focus_order == [
         *(
-            "Plaid’s page",
+            "Plaid’s documentation",
             "input-report_tokens",
             "Show",
             "input-secondary_client_id",
@@ -353,7 +353,7 @@ async def test_a_call_works_with_the_keyboard_only(console):
     await page.keyboard.press("ArrowRight")
     assert await page.evaluate(focused) == "tab-python"
     await page.locator("#input-secondary_client_id").press("Enter")
-    await page.locator("#answer .title", has_text="Created").wait_for()
+    await page.locator("#response .title", has_text="Created").wait_for()
     outline = await page.evaluate(
         "(document.querySelector('#copy').focus({ focusVisible: true }), getComputedStyle(document.querySelector('#copy')).outlineWidth)"
     )
@@ -363,12 +363,12 @@ async def test_a_call_works_with_the_keyboard_only(console):
 async def test_the_package_contains_the_page(console):
     """All files that the page requests are in the package, and have the right type."""
     page = await console.open()
-    asked = await page.evaluate(
+    paths = await page.evaluate(
         "performance.getEntriesByType('resource').map((each) => new URL(each.name).pathname)"
     )
-    assert {"/console/console.css", "/console/app.js", "/console/operations.js"} <= set(asked)
+    assert {"/console/console.css", "/console/app.js", "/console/operations.js"} <= set(paths)
     types = {"js": "text/javascript", "css": "text/css", "json": "application/json"}
-    for path in asked:
+    for path in paths:
         response = await page.request.get(console.gateway.url + path)
         assert response.headers["content-type"].startswith(types[path.rpartition(".")[2]])
 
@@ -390,18 +390,18 @@ async def test_take_screenshots(open_console, request):
         await page.locator("#send").focus()
         await save_screenshot(console, folder, "console-call")
         console.plaid.fail(Fault(status=500, when="after", times=1))
-        await console.send()
+        await console.send_request()
         await page.set_viewport_size({"width": 1240, "height": 1400})
-        await save_screenshot(console, folder, "console-unknown", "#answer")
+        await save_screenshot(console, folder, "console-unknown", "#response")
     async with open_console(
         gateway=relay, viewport={"width": 1240, "height": 1330}, color_scheme="dark"
     ) as console:
         for number in (2, 9, 33):
             console.plaid.fail(Fault(secondary_client_id=f"partner-{number:03}", status=400))
-        lost = Fault(secondary_client_id="partner-004", status=500, when="after")
-        console.plaid.fail(lost, Fault(latency=0.05))
+        unknown = Fault(secondary_client_id="partner-004", status=500, when="after")
+        console.plaid.fail(unknown, Fault(latency=0.05))
         page = await console.open("owner", report_token=console.plaid.add_report())
-        await console.choose("many")
+        await console.choose_operation("many")
         await page.locator("#partners").fill("".join(f"partner-{number:03}\n" for number in range(120)))
         await page.locator("#many-run").click()
         while await page.evaluate("document.querySelector('#bar').value") < 80:
@@ -414,13 +414,15 @@ async def save_screenshot(console, folder, name, part="body"):
     """Save a small screenshot that is reproducible except for the simulator's random values."""
     await console.page.evaluate(
         """() => {
-          document.querySelector('#own').textContent = 'http://127.0.0.1:8080';
+          document.querySelector('#own-address').textContent = 'http://127.0.0.1:8080';
           const field = document.querySelector('#address');
           if (field.value === location.origin) field.value = 'http://127.0.0.1:8080';
         }"""
     )
-    taken = await (console.page.screenshot() if part == "body" else console.page.locator(part).screenshot())
+    image_bytes = await (
+        console.page.screenshot() if part == "body" else console.page.locator(part).screenshot()
+    )
     path = Path(folder) / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(io.BytesIO(taken)) as image:
+    with Image.open(io.BytesIO(image_bytes)) as image:
         image.convert("RGB").quantize(160, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -8,16 +8,16 @@ import pytest
 
 LANGUAGES = ("python", "bulk", "curl", "typescript", "json")
 MEASURE = """async ([language, piece, tail, count]) => {
-  const { coloured, laidOut, withoutTokens } = await import("/console/render.js");
-  const { tokensIn } = await import("/console/call.js");
+  const { highlight, indentJson, maskTokens } = await import("/console/render.js");
+  const { tokensIn } = await import("/console/http.js");
   const timed = (count) => {
     const text = piece.repeat(count) + tail;
     let best = Infinity;
     for (let round = 0; round < 3; round += 1) {
       const begun = performance.now();
-      if (language) coloured(language, text);
-      laidOut(text);
-      withoutTokens(text);
+      if (language) highlight(language, text);
+      indentJson(text);
+      maskTokens(text);
       tokensIn({ text, json: null });
       best = Math.min(best, performance.now() - begun);
     }
@@ -29,7 +29,7 @@ MEASURE = """async ([language, piece, tail, count]) => {
 
 
 QUOTES = [(r"\"", ""), (r"\"", "\\"), ("\\'", ""), ("\\`", ""), ("\\", '"')]
-# What becomes many elements is measured without these: their number makes the browser slow in other ways.
+# These are not highlighted, because many elements slow down the browser in other ways.
 OTHERS = [(r"x\"\"y: ", "\n"), ('"relay_token":  "', ""), ('"relay_token" ', ":"), ("[{", "")]
 
 
@@ -68,8 +68,8 @@ async def test_highlighting_preserves_the_text(module_page, language, text):
     """The nodes contain the complete text."""
     console = await module_page.evaluate(
         """async ([language, text]) => {
-          const { coloured } = await import("/console/render.js");
-          return coloured(language, text).map((node) => node.textContent ?? node).join("");
+          const { highlight } = await import("/console/render.js");
+          return highlight(language, text).map((node) => node.textContent ?? node).join("");
         }""",
         [language, text],
     )
@@ -82,14 +82,14 @@ async def test_highlighting_preserves_the_text(module_page, language, text):
 )
 async def test_names_in_json(module_page, text, names):
     """A name is a complete string before a colon."""
-    found = await module_page.evaluate(
+    names_found = await module_page.evaluate(
         """async (text) => {
-          const { coloured } = await import("/console/render.js");
-          return coloured("json", text).filter((node) => node.className === "c-name").map((n) => n.textContent);
+          const { highlight } = await import("/console/render.js");
+          return highlight("json", text).filter((node) => node.className === "c-name").map((n) => n.textContent);
         }""",
         text,
     )
-    assert found == names
+    assert names_found == names
 
 
 async def test_a_response_of_quotes(console):
@@ -103,5 +103,5 @@ async def test_a_response_of_quotes(console):
         ),
     )
     await console.fill(secondary_client_id="partner")
-    assert await console.send()
-    assert await page.locator("#answer pre").inner_text()
+    assert await console.send_request()
+    assert await page.locator("#response pre").inner_text()

@@ -58,20 +58,20 @@ def section(heading, text=PAGE):
 
 def table_rows(heading, columns, text=PAGE):
     """Return the first cells of each row of a section's tables, without heads."""
-    found = re.findall(r"^\| (.*) \|$", section(heading, text), re.MULTILINE)
-    cells = [re.split(r" *\| *", line) for line in found]
+    matches = re.findall(r"^\| (.*) \|$", section(heading, text), re.MULTILINE)
+    cells = [re.split(r" *\| *", line) for line in matches]
     return [line[:columns] for line in cells if line[0].startswith("`") or line[0].isdigit()]
 
 
 def code_block(language):
-    [found] = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    return found
+    [content] = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    return content
 
 
 def shown_file(path):
     """Return the content of a file that the page shows, without the line that names it."""
-    [found] = re.findall(rf"^```\w+\n# {re.escape(path)}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    return found
+    [content] = re.findall(rf"^```\w+\n# {re.escape(path)}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    return content
 
 
 # the tables
@@ -79,17 +79,17 @@ def shown_file(path):
 
 def test_each_error_is_documented():
     """gateway.md lists each error response of the gateway with its status."""
-    told = [(int(status), code.strip("`")) for status, code in table_rows("What callers see", 2)]
-    assert sorted(told) == sorted((reason.status, reason.code) for reason in ERROR_REASONS)
+    documented = [(int(status), code.strip("`")) for status, code in table_rows("What callers see", 2)]
+    assert sorted(documented) == sorted((reason.status, reason.code) for reason in ERROR_REASONS)
 
 
 @pytest.mark.parametrize("reason", ERROR_REASONS, ids=lambda reason: reason.code)
 def test_unknown_outcomes_are_documented(reason):
     """For a creation, exactly the four errors that gateway.md calls unknown are unknown to the client."""
-    answered = error_response(reason, "gateway-1")
-    answer = RawResponse(reason.status, answered.headers, bytearray(answered.body))
+    response = error_response(reason, "gateway-1")
+    raw_response = RawResponse(reason.status, response.headers, bytearray(response.body))
     with pytest.raises(PlaidRelayError) as caught:
-        read_response(RELAY_CREATE, answer, RelayCreateRequest(("report",), "partner"), Hidden("key"))
+        read_response(RELAY_CREATE, raw_response, RelayCreateRequest(("report",), "partner"), Hidden("key"))
     unknown = reason.code in {"INTERNAL_ERROR", "UPSTREAM_LOST", "UPSTREAM_ENCODING", "UPSTREAM_TIMEOUT"}
     assert (certainty_of(caught.value) is Certainty.IN_DOUBT) == unknown
     assert caught.value.advice == reason.action or unknown
@@ -99,14 +99,14 @@ def test_unknown_outcomes_are_documented(reason):
 def options_of(function):
     """Return a command's options with their defaults, as users write them."""
     hints = get_type_hints(function, include_extras=True)
-    found = {}
+    options = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             [meta] = [each for each in hints[name].__metadata__ if isinstance(each, Parameter)]
             option = next(iter(meta.name or ()), f"--{name.replace('_', '-')}")
-            said = parameter.default is not None and parameter.default is not False
-            found[option] = str(parameter.default) if said else ""
-    return found
+            is_shown = parameter.default is not None and parameter.default is not False
+            options[option] = str(parameter.default) if is_shown else ""
+    return options
 
 
 @pytest.mark.parametrize(
@@ -115,48 +115,48 @@ def options_of(function):
 )
 def test_each_option_is_documented(heading, command, elsewhere):
     """gateway.md lists each option with its default."""
-    told = {}
+    documented = {}
     for names, default in table_rows(heading, 2):
         for name in re.findall(r"`(--[\w-]+)`", names):
-            told[name] = default
-    assert told | elsewhere == options_of(command)
+            documented[name] = default
+    assert documented | elsewhere == options_of(command)
 
 
 def test_each_command_is_documented():
     """gateway.md lists the commands for keys."""
-    told = re.findall(r"`gateway keys (\w+)", section("Keys"))
-    assert set(told) >= {"add", "list", "revoke"} == {name for name in commands.keys if name.isalpha()}
+    documented = re.findall(r"`gateway keys (\w+)", section("Keys"))
+    assert set(documented) >= {"add", "list", "revoke"} == {name for name in commands.keys if name.isalpha()}
 
 
 def test_the_variables_are_documented():
     """gateway.md lists the environment variables that the command reads for each set."""
-    for name, told in table_rows("Sets of credentials", 2):
-        assert told == ", ".join(f"`{variable}`" for variable in variable_names(name.strip("`")))
+    for name, documented in table_rows("Sets of credentials", 2):
+        assert documented == ", ".join(f"`{variable}`" for variable in variable_names(name.strip("`")))
 
 
 def test_each_field_of_the_audit_log_is_documented(caplog):
     """gateway.md lists the fields of an audit line, in order."""
     caplog.set_level(logging.INFO)
     AuditRecord().write()
-    told = [
+    documented = [
         name.strip("`")
         for name, *_ in table_rows("Health, metrics and the audit log", 1)
         if "plaid_" not in name
     ]
-    assert told == list(json.loads(caplog.messages[-1]))
+    assert documented == list(json.loads(caplog.messages[-1]))
 
 
 def test_each_metric_is_documented():
     """gateway.md lists the metrics and their labels."""
     metrics = Metrics(lambda: 0, lambda: 0)
     metrics.count_call(AuditRecord())
-    page, told = metrics.render_text().decode(), set()
+    page, documented = metrics.render_text().decode(), set()
     for name, labels in table_rows("Health, metrics and the audit log", 2):
         if name.startswith("`plaid_"):
             line = re.search(rf"^{name.strip('`')}(?:_count)?(?:{{(.*)}})? ", page, re.MULTILINE)
             assert set(re.findall(r"(\w+)=", line[1] or "")) == set(re.findall(r"\w+", labels))
-            told.add(name.strip("`"))
-    assert told == {
+            documented.add(name.strip("`"))
+    assert documented == {
         name for name in re.findall(r"^# TYPE (\w+)", page, re.MULTILINE) if "created" not in name
     }
 
@@ -170,7 +170,7 @@ def shell(tmp_path):
     script = f'#!/bin/sh\nexec "{sys.executable}" -m plaid_relay_async.cli "$@"\n'
     (tmp_path / "plaid-relay").write_text(script)
     (tmp_path / "plaid-relay").chmod(0o700)
-    surroundings = {
+    variables = {
         "XDG_CONFIG_HOME": str(tmp_path),
         "PLAID_CLIENT_ID": "owner",
         "PLAID_SECRET": "secret",
@@ -178,7 +178,7 @@ def shell(tmp_path):
     }
 
     def run(line):
-        environment = os.environ | surroundings
+        environment = os.environ | variables
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return running_process(["sh", "-c", f"exec {line}"], cwd=tmp_path, env=environment, **pipes)
 
@@ -240,16 +240,16 @@ def run_with_audit_file(shell, folder):
 def rejected_call(process, folder):
     """Return a function that makes a call that is rejected, and waits for its audit line."""
     url = re.match("listening on (.*)", process.stdout.readline())[1]
-    process.stdout.readline()  # of the metrics
+    process.stdout.readline()  # the address of the metrics
     host, port = url.removeprefix("http://").split(":")
 
     def call():
         connection = http.client.HTTPConnection(host, int(port), timeout=60)
         connection.request("POST", RELAY_CREATE.path, "{}", {"Content-Type": "application/json"})
-        with connection.getresponse() as answer:
-            assert answer.status == 401
+        with connection.getresponse() as response:
+            assert response.status == 401
         connection.close()
-        # The line follows once the response was delivered.
+        # The audit line is written after the response was delivered.
         wait_until(lambda: (folder / "audit.jsonl").read_text().endswith("\n"))
 
     return call
@@ -277,7 +277,7 @@ def test_audit_log_rotation(shell, tmp_path):
     assert len((tmp_path / "rotated").read_text().splitlines()) == 1
 
 
-@pytest.mark.skipif(LOGROTATE is None, reason="there is no logrotate")
+@pytest.mark.skipif(LOGROTATE is None, reason="needs logrotate")
 def test_logrotate_accepts_the_settings(shell, tmp_path):
     """Logrotate renames the file, and the gateway writes to a new one."""
     settings = shown_file("/etc/logrotate.d/plaid-gateway").replace("/var/log/plaid-gateway", str(tmp_path))
@@ -288,20 +288,20 @@ def test_logrotate_accepts_the_settings(shell, tmp_path):
         (tmp_path / "logrotate.conf").write_text(
             settings.replace("systemctl reload plaid-gateway", reload_command(process))
         )
-        words = [LOGROTATE, "--force", "--state", tmp_path / "state", tmp_path / "logrotate.conf"]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
+        command = [LOGROTATE, "--force", "--state", tmp_path / "state", tmp_path / "logrotate.conf"]
+        rotation = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (rotation.returncode, rotation.stderr) == (0, "")
         assert "plaid-relay: reloaded\n" in iter(process.stderr.readline, "")
         call()
     assert len((tmp_path / "audit.jsonl").read_text().splitlines()) == 1
     assert len((tmp_path / "audit.jsonl.1").read_text().splitlines()) == 1
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_accepts_the_unit(tmp_path):
     """Systemd reports no problem with the unit, and a low exposure."""
     unit = tmp_path / "plaid-gateway.service"
-    # What it runs and whom it runs as would have to be there.
+    # systemd checks that the program and the user exist.
     text = shown_file("/etc/systemd/system/plaid-gateway.service").replace(
         "/opt/plaid-gateway/bin/plaid-relay", sys.executable
     )
@@ -313,32 +313,32 @@ def test_systemd_accepts_the_unit(tmp_path):
         check=False,
     )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
-    judged = subprocess.run(
+    security = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=25", "--no-pager", unit],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert judged.returncode == 0, judged.stdout + judged.stderr
+    assert security.returncode == 0, security.stdout + security.stderr
 
 
 def test_the_container(shell, tmp_path):
     """The image's command starts with the options that name how callers reach it."""
     file = code_block("dockerfile")
-    words = json.loads(re.search(r"^ENTRYPOINT (.*)$", file, re.MULTILINE)[1])
-    words += ["--name", "plaid-gateway.internal.example", "--plain-http"]
-    command = shlex.join(words).replace("8484", "0").replace("/keys/", f"{tmp_path}/")
+    arguments = json.loads(re.search(r"^ENTRYPOINT (.*)$", file, re.MULTILINE)[1])
+    arguments += ["--name", "plaid-gateway.internal.example", "--plain-http"]
+    command = shlex.join(arguments).replace("8484", "0").replace("/keys/", f"{tmp_path}/")
     with shell(command) as process:
         assert stops_cleanly(process)[0]
     for port in re.findall(r"^EXPOSE (\d+)$", file, re.MULTILINE):
-        assert port in words
+        assert port in arguments
     assert re.search(r"^USER (?!root)", file, re.MULTILINE)
     assert set(re.search(r"/src\[(.*)\]", file)[1].split(",")) == {"cli", "gateway"}
 
 
 # nginx
 
-# Before it has read its settings it writes to a log in /var/log, where only root may.
+# Before nginx has read its settings, it logs to /var/log, where only root may write.
 NGINX_COMMAND = [NGINX, "-q", "-e", "stderr"]
 
 
@@ -388,7 +388,7 @@ def test_the_nginx_settings():
     assert "proxy_next_upstream off;" in code_block("nginx")
 
 
-@pytest.mark.skipif(NGINX is None, reason="there is no nginx")
+@pytest.mark.skipif(NGINX is None, reason="needs nginx")
 def test_nginx_accepts_the_settings(certificate, tmp_path):
     """Nginx reports no problem with the settings."""
     tested = subprocess.run(
@@ -404,19 +404,19 @@ def test_nginx_accepts_the_settings(certificate, tmp_path):
 def running_nginx(folder, gateway):
     """Run nginx on a port that was free just before, and yield the port."""
     port = free_port()
-    words = [*NGINX_COMMAND, "-c", nginx_settings(folder, port, gateway), "-p", folder]
+    command = [*NGINX_COMMAND, "-c", nginx_settings(folder, port, gateway), "-p", folder]
 
     def stops_cleanly():
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
             return True
 
-    with running_process(words, stderr=subprocess.DEVNULL):
+    with running_process(command, stderr=subprocess.DEVNULL):
         wait_until(stops_cleanly)
         yield port
 
 
 @pytest.mark.may_block
-@pytest.mark.skipif(NGINX is None, reason="there is no nginx")
+@pytest.mark.skipif(NGINX is None, reason="needs nginx")
 async def test_a_gateway_behind_nginx(certificate, tmp_path):
     """Through nginx each call is executed once, and a truncated response is unknown."""
     context = ssl.create_default_context()
@@ -438,8 +438,8 @@ async def test_a_gateway_behind_nginx(certificate, tmp_path):
                 ssl=context,
                 retry=RetryPolicy(backoff=0.001),
             ) as client:
-                made = await client.relay.create(["report"], "ann")
-                assert (await client.relay.get(made.relay_token)).report.items
+                created = await client.relay.create(["report"], "ann")
+                assert (await client.relay.get(created.relay_token)).report.items
                 for number, fault in enumerate((Fault(close=True, when="after"), Fault(truncate=3))):
                     plaid.fail(fault)
                     with pytest.raises(OutcomeUnknownError):
@@ -462,9 +462,9 @@ def test_each_named_test_exists():
 
 def test_each_module_of_the_gateway_is_listed():
     """threat-model.md says for each module of the gateway what an edit of it affects."""
-    told = "\n".join(cells[0] for cells in table_rows("What obliges to change this page", 1, MODEL))
+    documented = "\n".join(cells[0] for cells in table_rows("What obliges to change this page", 1, MODEL))
     modules = (INSTALLED / "gateway").rglob("*.py")
     names = {f"gateway/{path.name}" for path in modules if path.name != "__init__.py"}
-    assert names <= set(re.findall(r"gateway/\w+\.py", told))
-    for path in re.findall(r"`([\w/]+\.(?:py|md))`", told):
+    assert names <= set(re.findall(r"gateway/\w+\.py", documented))
+    for path in re.findall(r"`([\w/]+\.(?:py|md))`", documented):
         assert (INSTALLED / path).is_file() or (ROOT / path).is_file(), path

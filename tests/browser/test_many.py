@@ -307,7 +307,7 @@ async def test_a_long_pause_ends_the_run(console):
 
 
 @pytest.mark.parametrize(
-    ("caller", "code", "way"),
+    ("caller", "code", "action"),
     [
         ("invalid", "UNAUTHORIZED_KEY", "Check the key at the top"),
         ("owner", "INVALID_API_KEYS", "The operator of the gateway"),

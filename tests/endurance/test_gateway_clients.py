@@ -26,10 +26,9 @@ pytestmark = pytest.mark.full_size
 
 REPORT = "assets-sandbox-1111"
 COMMAND = [sys.executable, "-m", "plaid_relay_async.cli"]
-# A process may have no more open files than 1,024.
-EACH = 500
+CLIENTS_PER_PROCESS = 500  # a process may have at most 1,024 open files
 
-# Each client connects again once it was cut off. It can't see that while it doesn't read, so it writes.
+# Each client reconnects after its connection was closed. A client that reads nothing detects that only by writing.
 ATTACK = """
 import asyncio, contextlib, logging, random, socket, ssl, struct, sys
 
@@ -44,66 +43,69 @@ CALL = (
 context = ssl.create_default_context()
 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
 
-async def cut_off(writer, said):
+async def wait_until_closed(writer, data):
     while not writer.is_closing():
         await asyncio.sleep(1)
-        if said:
-            writer.write(said)
+        if data:
+            writer.write(data)
 
-async def deaf(reader, writer):
+async def read_nothing(reader, writer):
     writer.write(PAGE * 500)
-    await cut_off(writer, PAGE)
+    await wait_until_closed(writer, PAGE)
 
-async def drip(reader, writer):
+async def read_slowly(reader, writer):
     writer.write(PAGE * 500)
     while await reader.read(10):
         await asyncio.sleep(0.2)
 
-async def mute(reader, writer):
-    await cut_off(writer, b"")
+async def send_nothing(reader, writer):
+    await wait_until_closed(writer, b"")
 
-async def half(reader, writer):
+async def send_half_a_request(reader, writer):
     writer.write(PAGE[:20])
-    await cut_off(writer, b"x")
+    await wait_until_closed(writer, b"x")
 
-async def reset(reader, writer):
+async def reset_connection(reader, writer):
     writer.write(PAGE * 20)
     await reader.read(1)
     linger = struct.pack("ii", 1, 0)
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()
 
-async def closed(reader, writer):
+async def close_sending_side(reader, writer):
     writer.write(PAGE * 500)
     if writer.can_write_eof():
         writer.write_eof()
-    await cut_off(writer, b"")
+    await wait_until_closed(writer, b"")
 
-async def known(reader, writer):
+async def call_and_abort(reader, writer):
     writer.write(CALL * 100)
     await reader.read(1)
     writer.transport.abort()
 
-KINDS = [deaf, drip, mute, half, reset, closed, deaf, drip, known]
+KINDS = [
+    read_nothing, read_slowly, send_nothing, send_half_a_request, reset_connection, close_sending_side,
+    read_nothing, read_slowly, call_and_abort,
+]
 
 async def client(number):
     kind, chance = KINDS[number % len(KINDS)], random.Random(number)
-    tls = context if secure and kind is not mute else None
+    tls = context if secure and kind is not send_nothing else None
     while True:
         writer = None
         with contextlib.suppress(OSError, asyncio.TimeoutError):
-            opened = socket.socket()
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-            opened.setblocking(False)
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+            sock.setblocking(False)
             try:
-                await asyncio.get_running_loop().sock_connect(opened, (host, port))
+                await asyncio.get_running_loop().sock_connect(sock, (host, port))
                 name = host if tls else None
                 reader, writer = await asyncio.open_connection(
-                    sock=opened, limit=1, ssl=tls, server_hostname=name
+                    sock=sock, limit=1, ssl=tls, server_hostname=name
                 )
                 await asyncio.wait_for(kind(reader, writer), 60)
             finally:
-                opened.close() if writer is None else writer.transport.abort()
+                sock.close() if writer is None else writer.transport.abort()
         await asyncio.sleep(chance.uniform(0.2, 2))
 
 async def main():
@@ -126,9 +128,9 @@ def resources_of(process: asyncio.subprocess.Process) -> tuple[int, int]:
 
 
 @contextlib.asynccontextmanager
-async def running_program(*words: object) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running_program(*command: object) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        *map(str, words), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        *map(str, command), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     try:
         yield process
@@ -145,7 +147,8 @@ async def test_resources_are_bounded_under_attack(tmp_path, monkeypatch, size, s
     """Descriptors and memory stay bounded, and each valid call succeeds, over a new connection or an old one."""
     clients, connections, calls = size(45, 2_000), size(15, 400), size(2, 100)
     file = KeyFile(tmp_path / "keys.json")
-    honest, known = await asyncio.to_thread(file.add, "honest"), await asyncio.to_thread(file.add, "known")
+    honest_key = await asyncio.to_thread(file.add, "honest")
+    attacker_key = await asyncio.to_thread(file.add, "attacker")
     monkeypatch.setenv("PLAID_CLIENT_ID", "owner")
     monkeypatch.setenv("PLAID_SECRET", "secret")
     authority, context = trustme.CA(), ssl.create_default_context()
@@ -153,40 +156,40 @@ async def test_resources_are_bounded_under_attack(tmp_path, monkeypatch, size, s
     issued = authority.issue_cert("127.0.0.1")
     issued.private_key_pem.write_to_path(tmp_path / "key.pem")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
-    words = ["--keys", file.path, "--audit", tmp_path / "audit.jsonl", "--connections", connections]
+    options = ["--keys", file.path, "--audit", tmp_path / "audit.jsonl", "--connections", connections]
     if secure:
-        words += ["--tls-certificate", tmp_path / "certificate.pem", "--tls-key", tmp_path / "key.pem"]
-    trusting = context if secure else None
+        options += ["--tls-certificate", tmp_path / "certificate.pem", "--tls-key", tmp_path / "key.pem"]
+    client_ssl = context if secure else None
     async with contextlib.AsyncExitStack() as stack:
         plaid = await stack.enter_async_context(Simulator(reports=[REPORT]))
         gateway = await stack.enter_async_context(
-            running_program(*COMMAND, "gateway", "--upstream", plaid.url, *words)
+            running_program(*COMMAND, "gateway", "--upstream", plaid.url, *options)
         )
         url = (await gateway.stdout.readline()).decode().split()[-1]
 
-        seconds, patient = [], Timeouts(connect=300.0, read=300.0)  # the machine may have other work
+        seconds, long_timeouts = [], Timeouts(connect=300.0, read=300.0)  # the machine may be busy
 
         def connect() -> RelayClient:
-            return RelayClient(base_url=url, gateway_key=honest, ssl=trusting, timeouts=patient)
+            return RelayClient(base_url=url, gateway_key=honest_key, ssl=client_ssl, timeouts=long_timeouts)
 
         async def call_on_new_connection(number: int) -> None:
-            began = time.monotonic()
+            started_at = time.monotonic()
             async with connect() as new:
                 await new.relay.create([REPORT], f"new-{number}")
-            seconds.append(time.monotonic() - began)
+            seconds.append(time.monotonic() - started_at)
 
         client = await stack.enter_async_context(connect())
         await client.relay.create([REPORT], "before")
-        before, most = resources_of(gateway), [0, 0]
-        for first in range(0, clients, EACH):
+        before, peak = resources_of(gateway), [0, 0]
+        for first in range(0, clients, CLIENTS_PER_PROCESS):
             place = urlsplit(url)
-            count = min(EACH, clients - first)
+            count = min(CLIENTS_PER_PROCESS, clients - first)
             attacking = await stack.enter_async_context(
                 running_program(
                     sys.executable, "-c", ATTACK, place.hostname, place.port, first, count, int(secure)
                 )
             )
-            attacking.stdin.write(f"{known}\n".encode())
+            attacking.stdin.write(f"{attacker_key}\n".encode())
             assert await attacking.stdout.readline() == b"ready\n"
         while resources_of(gateway)[0] < connections:
             await asyncio.sleep(0.05)
@@ -195,14 +198,14 @@ async def test_resources_are_bounded_under_attack(tmp_path, monkeypatch, size, s
             for number in numbers:
                 await client.relay.create([REPORT], f"old-{number}")
             await asyncio.gather(*(call_on_new_connection(number) for number in numbers))
-            most = [max(pair) for pair in zip(most, resources_of(gateway), strict=True)]
+            peak = [max(pair) for pair in zip(peak, resources_of(gateway), strict=True)]
         assert gateway.returncode is None
     sys.stdout.write(
-        f"{clients} clients, {connections} connections: before {before}, at most {most} (descriptors, MiB); "
+        f"{clients} clients, {connections} connections: before {before}, at most {peak} (descriptors, MiB); "
         f"a new caller took {statistics.median(seconds):.1f} s, at most {max(seconds):.1f} s\n"
     )
     assert len(plaid.ledger) == 1 + 2 * calls
-    # One that waits for room, those that are just being closed, and up to a hundred to Plaid.
-    assert most[0] <= before[0] + connections + 10 + 100
+    # Ten for a connection that waits and those that are being closed, and up to a hundred to Plaid.
+    assert peak[0] <= before[0] + connections + 10 + 100
     # With TLS, asyncio has a buffer of 256 KiB for each connection.
-    assert most[1] <= before[1] + 32 + connections // (2 if secure else 4)
+    assert peak[1] <= before[1] + 32 + connections // (2 if secure else 4)

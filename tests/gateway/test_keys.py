@@ -134,15 +134,15 @@ def test_a_digest_must_be_a_sha_256():
 
 @settings(max_examples=40, deadline=None)
 @given(st.dictionaries(NAMES, BINDINGS, max_size=4))
-def test_added_keys_are_found_until_revoked(tmp_path_factory, wanted):
+def test_added_keys_are_found_until_revoked(tmp_path_factory, bindings):
     """Each added key is found with its bindings, in order; a revoked key is no longer found."""
     key_file = KeyFile(tmp_path_factory.mktemp("keys") / "keys.json")
-    created = {name: key_file.add(name, **bound) for name, bound in wanted.items()}
+    created = {name: key_file.add(name, **bound) for name, bound in bindings.items()}
     keys = key_file.read()
-    assert [key.name for key in keys] == list(wanted)
+    assert [key.name for key in keys] == list(bindings)
     for name, key in created.items():
         record = find_key(keys, key)
-        expected = Key(name, record.digest, created=record.created, **wanted[name])
+        expected = Key(name, record.digest, created=record.created, **bindings[name])
         assert record == expected
     for name, key in created.items():
         key_file.revoke(name)
@@ -390,12 +390,12 @@ def test_concurrent_additions_are_all_stored(key_file):
 KILLED = """
 import os, signal, sys
 from plaid_relay_async.gateway.keys import KeyFile
-left = int(sys.argv[2])
+remaining = int(sys.argv[2])
 def step(event, _):
-    global left
+    global remaining
     if event in {"open", "os.rename", "os.remove", "os.mkdir", "fcntl.flock"}:
-        left -= 1
-        if not left:
+        remaining -= 1
+        if not remaining:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(step)
 KeyFile(sys.argv[1]).add("ben")

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.may_block
 TESTS = Path(__file__).parent.parent
 REPORT = "assets-sandbox-1"
 # Patient enough to wait for a process that is restarted.
-PATIENT = RetryPolicy(attempts=12, backoff=0.1, max_backoff=0.5)
+MANY_ATTEMPTS = RetryPolicy(attempts=12, backoff=0.1, max_backoff=0.5)
 
 GATEWAY = """
 import asyncio, json, sys
@@ -47,7 +47,7 @@ CALLER = """
 import asyncio, sys
 from plaid_relay_async import RelayClient, RelayCreateRequest
 async def main(url, first):
-    print("begun", flush=True)
+    print("started", flush=True)
     async with RelayClient(gateway_key=sys.stdin.readline().strip(), base_url=url) as client:
         partners = (f"p{n}" for n in range(int(first), int(first) + 5_000))
         await client.relay.create_many(RelayCreateRequest.fan_out(["assets-sandbox-1"], partners), concurrency=20)
@@ -59,23 +59,23 @@ asyncio.run(main(*sys.argv[1:]))
 async def python_process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """Run a Python process, and yield it with the first line that it printed."""
     pipe = asyncio.subprocess.PIPE
-    started = await asyncio.create_subprocess_exec(
+    child = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, stdin=pipe, stdout=pipe, cwd=TESTS
     )
     try:
-        assert started.stdout is not None
-        yield started, (await started.stdout.readline()).decode().strip()
+        assert child.stdout is not None
+        yield child, (await child.stdout.readline()).decode().strip()
     finally:
-        await kill_process(started)
+        await kill_process(child)
 
 
-async def kill_process(started: asyncio.subprocess.Process) -> None:
+async def kill_process(child: asyncio.subprocess.Process) -> None:
     """Kill a process with SIGKILL, and wait for its end."""
-    if started.returncode is None:
-        os.kill(started.pid, signal.SIGKILL)
-        await started.wait()
-    if started.stdin is not None:
-        started.stdin.close()
+    if child.returncode is None:
+        os.kill(child.pid, signal.SIGKILL)
+        await child.wait()
+    if child.stdin is not None:
+        child.stdin.close()
 
 
 def read_ledger(path: Path) -> dict[str, str]:
@@ -105,7 +105,7 @@ async def run_batch_with_kills(url, key, kills, *, partners: int) -> list:
     """Return the outcomes of a batch during which `kills` runs."""
     outcomes = []
     async with RelayClient(
-        gateway_key=key, base_url=url, retry=PATIENT, timeouts=Timeouts(slow_read=5)
+        gateway_key=key, base_url=url, retry=MANY_ATTEMPTS, timeouts=Timeouts(slow_read=5)
     ) as client:
         requests = RelayCreateRequest.fan_out([REPORT], [f"p{n}" for n in range(partners)])
         killing = asyncio.ensure_future(kills(outcomes))

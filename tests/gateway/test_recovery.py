@@ -95,9 +95,9 @@ WITHOUT_ACTION = {"CALLER_GONE", "INTERNAL_ERROR"}  # only in the audit log; an 
 async def test_a_corrected_request_succeeds(code):
     """A rejected request succeeds once it is changed as its `suggested_action` says."""
     async with running_gateway(caller_timeout=1.0) as setup:
-        refused = await setup.exchange_one(CORRECTABLE[code](setup.keys))
-        assert refused.error_code == code
-        assert refused.json["suggested_action"]
+        error_response = await setup.exchange_one(CORRECTABLE[code](setup.keys))
+        assert error_response.error_code == code
+        assert error_response.json["suggested_action"]
         setup.assert_upstream_requests()
         assert (await setup.exchange_one(build_request(key=setup.keys["lender"]))).status == 200
 
@@ -122,8 +122,8 @@ def test_each_reason_has_its_test():
 async def test_another_key_for_the_operation_succeeds(tmp_path, plaid, bound, code):
     """A running gateway accepts a key that is added for the operation and the partner."""
     keys = KeyFile(tmp_path / "keys.json")
-    setup = new_key("nobody")[1] if bound is None else keys.add("ann", **bound)
-    async with client_and_gateway(keys, plaid.url, setup) as (client, gateway):
+    first_key = new_key("ann")[1] if bound is None else keys.add("ann", **bound)
+    async with client_and_gateway(keys, plaid.url, first_key) as (client, gateway):
         with pytest.raises(AuthenticationError) as caught:
             await client.relay.create([REPORT], "p")
         assert caught.value.error_code == code
@@ -148,10 +148,10 @@ async def test_a_missing_set_of_credentials_is_added(plaid):
 async def test_a_missing_host_name_is_allowed():
     """Once the gateway is started with that host name, the same request succeeds."""
     record, key = new_key("ann")
-    wanted = build_request(key=key, host="gateway.example")
+    request_bytes = build_request(key=key, host="gateway.example")
     async with running_gateway() as setup:
-        refused = await setup.exchange_one(wanted)
-        assert (refused.error_code, "--name" in refused.json["suggested_action"]) == (
+        error_response = await setup.exchange_one(request_bytes)
+        assert (error_response.error_code, "--name" in error_response.json["suggested_action"]) == (
             "HOST_NOT_ALLOWED",
             True,
         )
@@ -162,7 +162,7 @@ async def test_a_missing_host_name_is_allowed():
         }
         async with Gateway([record], **options) as gateway:
             first, setup.gateway = setup.gateway, gateway
-            assert (await setup.exchange_one(wanted)).status == 200
+            assert (await setup.exchange_one(request_bytes)).status == 200
             setup.gateway = first
 
 

@@ -113,12 +113,12 @@ def check_host(target: RequestTarget, allowed_hosts: Collection[str]) -> None:
     Raises:
         GatewayError: HOST_NOT_ALLOWED.
     """
-    name = _parse_host(target.host)
+    name = _host_without_port(target.host)
     if name is None or not (is_loopback(name) or name in allowed_hosts):
         raise GatewayError(error_responses.HOST_NOT_ALLOWED)
 
 
-def _parse_host(host: str) -> str | None:
+def _host_without_port(host: str) -> str | None:
     match = _HOST_PATTERN.fullmatch(host)
     try:
         return normalize_host(match[1].strip("[]")) if match else None

@@ -62,6 +62,7 @@ class AuditRecord:
             "seconds": round(self.seconds, 3),
             "delivered": self.delivered,
         }
+        # JSON escapes line breaks, so that an identifier of a caller can't forge another line.
         _log.info("%s", json.dumps(fields))
 
 

@@ -98,6 +98,7 @@ class Callers:
         # A limiter belongs to a name and a rate. A key that is added again with another rate starts afresh.
         limiter = self._limiters.get((key.name, key.rate))
         if limiter is None:
+            # Slack is for differing travel times to Plaid. Here the calls themselves are counted.
             limiter = self._limiters[key.name, key.rate] = InProcessLimiter({"/": key.rate}, slack=0.0)
         if (wait := limiter.try_acquire("/")) > 0:
             raise GatewayError(error_responses.RATE_LIMIT, headers={"Retry-After": str(math.ceil(wait))})

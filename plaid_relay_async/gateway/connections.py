@@ -249,7 +249,9 @@ class Listener(web.Server):
             lingering_time=min(_LINGER_SECONDS, self.caller_timeout),
             max_line_size=_MAX_LINE_BYTES,
             max_field_size=_MAX_LINE_BYTES,
+            # Compressed bodies are rejected, so none is decompressed.
             auto_decompress=False,
+            # The audit log takes its place. An access log would contain whatever a stranger puts into a path.
             access_log=None,
         )
 
@@ -347,6 +349,7 @@ class Listener(web.Server):
                 # asyncio sends nothing more over TLS to a caller that has closed its side.
                 state.abort()
                 return web.Response()
+        # Until a key is presented in this request, the connection is among the first to be evicted.
         if state is not None and state.trust is _TrustLevel.NEW:
             state.trust = _TrustLevel.UNAUTHENTICATED
         self._in_flight += 1
@@ -408,6 +411,8 @@ class Listener(web.Server):
         finally:
             await self._stop_accepting()
             await self.shutdown(_SHUTDOWN_SECONDS)
+            # aiohttp doesn't know connections in the TLS handshake, and a closed transport keeps its socket
+            # while its caller doesn't read. Aborting closes both.
             while self._states:
                 for state in self._states.values():
                     state.abort()

@@ -84,6 +84,7 @@ class _Downstream:
         if response.status < 200:
             raise ConnectionResetError("an interim response ended the HTTP exchange")
         self._prepare_decoding(response)
+        # A server that quotes the request may also quote the secret in a header.
         forwarded = _forwarded_headers(response.headers, _RESPONSE_HEADERS)
         headers = {**NO_STORE, **{name: self.mask.mask_text(value) for name, value in forwarded.items()}}
         self.response = web.StreamResponse(status=response.status, headers=headers)
@@ -107,7 +108,8 @@ class _Downstream:
         """Prepare to decode what aiohttp doesn't decode, or reject the response."""
         headers: Any = response.headers
         encoding = ",".join(headers.getall("Content-Encoding", [])).strip().lower()
-        if encoding == "x-gzip":  # the same as gzip, by RFC 9110 8.4.1.3
+        # RFC 9110 8.4.1.3: x-gzip is the same as gzip. aiohttp doesn't decode it.
+        if encoding == "x-gzip":
             self.decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
         elif (
             encoding not in _DECODABLE_ENCODINGS
@@ -125,6 +127,7 @@ class _Downstream:
             plain = Hidden(self.decompressor.decompress(compressed, _CHUNK_BYTES))
             compressed = self.decompressor.unconsumed_tail
             self.decompressed_bytes += len(plain.reveal())
+            # Data after the end of the gzip stream, or a decompression bomb.
             if self.decompressor.unused_data or self.decompressed_bytes > MAX_RESPONSE_BYTES:
                 raise ConnectionResetError("the body is longer than its encoding or the limit allows")
             yield plain
@@ -257,6 +260,7 @@ class Upstream:
         request: web.BaseRequest,
         record: AuditRecord,
     ) -> tuple[_Downstream, Attempt]:
+        # A callable source of credentials may hang; it gets no more time than a caller.
         now, total = asyncio.get_running_loop().time(), self._timeouts.total
         authentication = await authenticator.authenticate(now + min(self._caller_timeout, total or math.inf))
         # The caller could not receive the token, so nothing is sent for it.

@@ -280,6 +280,7 @@ class KeyFile:
             )
             if any(other.name == name for other in keys):
                 raise ConfigurationError(f"the name {name} is taken: revoke that key, or choose another name")
+            # Shown first: a key that could not be shown would be valid and known to no caller.
             if show_key is not None:
                 show_key(key)
             self._write(path, (*keys, record))
@@ -447,6 +448,7 @@ def _link_count(path: Path) -> int:
 
 def _replace_atomically(path: Path, text: str) -> None:
     """Write a file so that readers see either the complete old content or the complete new one."""
+    # A rename is atomic only within a file system, so the new content is written into the same folder.
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         # Path.open has no `opener`, which creates the file with private permissions.

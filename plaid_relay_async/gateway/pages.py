@@ -89,6 +89,7 @@ class OneTimeCodes:
     def exchange(self, body: Hidden[bytes]) -> Page | None:
         """Return the values for a code, a JSON string, and invalidate it; None if no such code is valid."""
         presented = body.reveal()
+        # The loop covers all codes, in order to remove those that have expired.
         for code, (expires, values) in list(self._pending.items()):
             if self.now() >= expires:
                 del self._pending[code]

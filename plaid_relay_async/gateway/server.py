@@ -185,6 +185,8 @@ class Gateway:
             if self._console:
                 self._pages = await asyncio.to_thread(pages.load_pages)
                 self._pages["/console/settings.json"] = pages.settings_page(self._settings_json())
+            # The port for callers is opened last, when everything is ready for calls, but it is the first in
+            # the list.
             self._ports.insert(
                 0, await resources.enter_async_context(self._listener.listen_on(*self._address))
             )
@@ -202,6 +204,7 @@ class Gateway:
         self._ports.append(await resources.enter_async_context(listener.listen_on("127.0.0.1", port)))
 
     async def _stop_serving(self, listener: Listener) -> None:
+        # /readyz fails from now on, so that load balancers send no more calls.
         self._callers.problem = "the gateway is closing"
         await listener.drain(self._drain)
 
@@ -377,6 +380,7 @@ class Gateway:
         key = access_control.authenticate_key(self._callers.keys, presented)
         record.caller = key.name
         assert self._listener is not None  # noqa: S101  # start() has created it
+        # A connection with a valid key is preferred even if its key does not allow this operation.
         self._listener.mark_authenticated(request.protocol)
         if endpoint.path not in self._operations:
             raise GatewayError(error_responses.UNAUTHORIZED_OPERATION)
@@ -392,6 +396,7 @@ class Gateway:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         assert self._listener is not None  # noqa: S101  # start() has created it
+        # The length is also checked while reading, because a chunked body has no Content-Length.
         body, content = Hidden(bytearray()), request.content
         try:
             async with asyncio.timeout(self._caller_timeout):
@@ -448,6 +453,7 @@ def _served_operations(operations: Iterable[str]) -> frozenset[str]:
 
 def _check_seconds(**durations: object) -> None:
     for name, value in durations.items():
+        # bool is a subclass of int.
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
             raise ConfigurationError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
 

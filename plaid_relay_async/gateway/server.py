@@ -455,7 +455,7 @@ def _check_seconds(**durations: object) -> None:
     for name, value in durations.items():
         # bool is a subclass of int.
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-            raise ConfigurationError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
+            raise ConfigurationError(f"{name} must be a number of seconds from 0, not {value!r}")
 
 
 def _url_host(host: str) -> str:

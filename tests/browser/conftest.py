@@ -44,7 +44,7 @@ CALLERS: dict[str, dict[str, Any]] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--screenshots", help="a folder to save the documents' screenshots in")
+    parser.addoption("--screenshots", help="a folder for the screenshots of the documentation")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

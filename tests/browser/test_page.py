@@ -267,19 +267,19 @@ async def page_states(console):
         yield language
     await page.locator("#tab-python").click()
     await console.send_request()
-    yield "made"
+    yield "created"
     console.plaid.fail(Fault(status=500, times=1), Fault(status=429, headers={"Retry-After": "3"}, times=1))
     await console.fill(secondary_client_id="another")
     await console.send_request()
     yield "unknown"
     await page.locator("#send").click()
-    yield "asked"
+    yield "confirmation"
     await page.keyboard.press("Escape")
     await console.fill(secondary_client_id="a third")
-    yield "wrong"
+    yield "invalid input"
     await console.fill(secondary_client_id="third")
     await console.send_request()
-    yield "later"
+    yield "declined"
     for path in ("/asset_report/create", "/asset_report/get", "/item/remove"):
         await console.choose_operation(path)
         yield path
@@ -291,7 +291,7 @@ async def page_states(console):
     await page.locator("#partners").fill("".join(f"partner-{number}\n" for number in range(120)) + "a b\n")
     await page.locator("#partners").blur()
     await page.locator("#partners-count", has_text="120").wait_for()
-    yield "lines to mend"
+    yield "lines to correct"
     await page.locator("#leave-out").check()
     await page.locator("#many-run").click()
     yield "running"
@@ -303,7 +303,7 @@ async def find_violations(page):
     """Return what axe reports."""
     if not await page.evaluate("'axe' in window"):
         await page.evaluate(Axe().axe_script)
-    return await page.evaluate("(rules) => axe.run(rules).then((found) => found.violations)", RULES)
+    return await page.evaluate("(rules) => axe.run(rules).then((results) => results.violations)", RULES)
 
 
 @pytest.mark.timeout(120)
@@ -381,7 +381,7 @@ async def test_take_screenshots(open_console, request):
     """With --screenshots FOLDER, save the screenshots of the documentation."""
     folder = request.config.getoption("--screenshots", None)
     if folder is None:
-        pytest.skip("needs --screenshots FOLDER, where the documents' pictures go")
+        pytest.skip("needs --screenshots FOLDER, the folder for the images")
     relay = {"operations": RELAY_OPERATIONS}
     async with open_console(gateway=relay, viewport={"width": 1240, "height": 850}) as console:
         page = await console.open("owner", report_token=console.plaid.add_report())

@@ -43,7 +43,7 @@ def parallel_options(session: nox.Session, mode: tuple[str, ...] = ISOLATED) -> 
     There are more processes than cores, because many tests wait most of the time.
     """
     python = shlex.join([f"{session.bin}/{mode[0]}", *mode[1:]])
-    count = min(2 * (os.cpu_count() or 1), 8)
+    count = min(3 * (os.cpu_count() or 1), 8)
     return ["--tx", f"{count}*popen//python={python}", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fault_proxy import PASS, FaultProxy, WireFault
 from matrix import FIVE_SECONDS, HALF_A_SECOND, NO_DEADLINE, SECTIONS, FaultRow
-from support import OWNER, PARTNER, QUICK
+from support import OWNER, PARTNER, QUICK, sampled
 
 from plaid_relay_async import (
     Created,
@@ -56,7 +56,8 @@ FAULTS = [
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", range(metafunc.config.getoption("--rounds")))
+        rounds = metafunc.config.getoption("--rounds")
+        metafunc.parametrize("seed", sampled(range(rounds), step=rounds))
 
 
 @contextlib.asynccontextmanager

@@ -34,6 +34,7 @@ from raw_http import (
     raw_connection,
 )
 from recorder import Recorder
+from support import sampled
 
 from plaid_relay_async import Timeouts
 from plaid_relay_async.gateway import Gateway, new_key
@@ -138,8 +139,20 @@ async def test_a_huge_body_is_rejected_before_it_is_sent(length):
         setup.assert_upstream_requests()
 
 
-@pytest.mark.parametrize("frame", ["Content-Length: 1000000000", "Transfer-Encoding: chunked"])
-@pytest.mark.parametrize("key", ["a key", "no key", "key in the body"])
+@pytest.mark.parametrize(
+    ("key", "frame"),
+    sampled(
+        [
+            ("a key", "Content-Length: 1000000000"),
+            ("a key", "Transfer-Encoding: chunked"),
+            ("no key", "Content-Length: 1000000000"),
+            ("no key", "Transfer-Encoding: chunked"),
+            ("key in the body", "Content-Length: 1000000000"),
+            ("key in the body", "Transfer-Encoding: chunked"),
+        ],
+        step=3,
+    ),
+)
 async def test_an_endless_body_is_cut_off(setup, frame, key):
     """The connection is closed, and memory doesn't grow with what was sent."""
     start = open_request(setup.keys["lender"] if key == "a key" else "x", frame)

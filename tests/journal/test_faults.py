@@ -85,6 +85,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.full_size
 async def test_a_full_disk_stops_the_run(plaid, client, report, small_disk):
     """The error has the reason, received tokens are delivered, and a repeat finishes with more space."""
     folder, grow = small_disk

@@ -105,6 +105,21 @@ async def test_a_response_that_waits_when_its_caller_disconnects(audit):
         assert (entry["status"], entry["error_code"], entry["delivered"]) == (200, None, False)
 
 
+async def test_a_truncated_response_for_a_disconnected_caller(setup, audit):
+    """Plaid's connection ends in the middle of the response, and the caller's ended before."""
+    start = build_head("HTTP/1.1 200 OK", "Content-Type: application/json", "Content-Length: 100")
+    setup.upstream.says, setup.upstream.then, setup.upstream.pause = lambda _: [start, b"{"], "close", 0.3
+    async with raw_connection(setup.gateway.url) as connection:
+        await connection.send(build_request(GET, {"relay_token": "x"}, key=setup.keys["lender"]))
+        await connection.reader.readexactly(1)
+        connection.writer.transport.abort()
+        await wait_until_async(lambda: not len(setup.gateway._listener))
+        assert not audit_records(audit)  # the gateway still reads the response
+    await wait_until_async(lambda: audit_records(audit))
+    (entry,) = audit_records(audit)
+    assert (entry["status"], entry["error_code"], entry["delivered"]) == (200, "UPSTREAM_LOST", False)
+
+
 @pytest.mark.parametrize("frame", ["Content-Length: 100", "Transfer-Encoding: chunked"])
 async def test_a_truncated_response_is_not_delivered(setup, audit, frame):
     """Plaid's connection ends in the middle of the response, so the caller gets part of a 200."""

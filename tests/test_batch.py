@@ -1114,7 +1114,7 @@ async def test_a_token_that_arrives_before_the_drain_ends_is_created(replay):
         rows = RelayCreateRequest.fan_out(["t"], ["p"])
         async with client.relay.create_many(rows) as outcomes:
             await written.wait()
-            await asyncio.sleep(0.1)  # it arrives
+            await asyncio.sleep(0.1)  # the response arrives
     (created,) = outcomes.result.created
     assert created.relay_token == "T-1"
 
@@ -1137,7 +1137,7 @@ async def test_a_status_that_arrives_before_the_drain_ends_decides(status, kind)
     async with server, RelayClient(OWNER, base_url=url, timeouts=Timeouts(drain=0.1)) as client:
         async with client.relay.create_many(RelayCreateRequest.fan_out(["t"], ["p"])) as outcomes:
             await written.wait()
-            await asyncio.sleep(0.1)  # it arrives
+            await asyncio.sleep(0.1)  # the response arrives
     (outcome,) = getattr(outcomes.result, kind)
     assert outcome.error.status == status
 
@@ -1160,7 +1160,7 @@ async def test_a_call_that_connects_when_the_drain_ends_is_not_attempted():
 async def test_an_attempt_in_doubt_stays_unknown_whatever_follows(plaid, client):
     """With replay="always", an attempt in doubt and a forbidden next one leave an unknown with the first error."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
-    # A wait that doesn't fit into the call's time ends it; 30 seconds, of which a random part is waited, fit.
+    # A backoff that exceeds the deadline would end the call; one of at most 30 s fits.
     always = RetryPolicy(replay="always", backoff=30, max_backoff=30)
     async with client.relay.create_many(create_requests(plaid, 1), retry=always) as outcomes:
         await wait_until_async(lambda: client.statistics().retries)

@@ -250,7 +250,7 @@ async def test_a_failing_task_of_a_group_cancels_calls_and_batches(plaid, moment
         assert_no_leaks(client)
         plaid.clear_faults()
         await create(client, plaid.add_report(), None)
-    assert batch.result.unknown == []  # there was time enough to wait for them
+    assert batch.result.unknown == []  # the drain was long enough
     entries = [e for e in plaid.ledger if e["secondary_client_id"].startswith("partner-")]
     assert {e["relay_token"] for e in entries} == {created.relay_token for created in batch.result.created}
 

@@ -140,9 +140,9 @@ def _describe(cls: type, records: dict[str, Record]) -> str:
     if cls.__name__ not in records:
         hints = get_type_hints(cls, include_extras=True)
         keeps_unknown = hints.pop("additional_properties", None) is not None
-        known = [attribute for attribute in fields(cls) if attribute.name in hints]
+        attributes = [attribute for attribute in fields(cls) if attribute.name in hints]
         records[cls.__name__] = Record(
-            {a.name: _field(cls, a, _shape(hints[a.name], records)) for a in known}, keeps_unknown
+            {a.name: _field(cls, a, _shape(hints[a.name], records)) for a in attributes}, keeps_unknown
         )
     return cls.__name__
 
@@ -167,8 +167,8 @@ def _shape(hint: Any, records: dict[str, Record]) -> Shape:
     if origin is Annotated:
         return _with_values(_shape(inner[0], records), inner[1])
     if origin in {Union, types.UnionType}:
-        [some] = (_shape(arg, records) for arg in inner if arg is not types.NoneType)
-        return Shape(some.kind, True, some.values, some.items, some.record)
+        [shape] = (_shape(arg, records) for arg in inner if arg is not types.NoneType)
+        return Shape(shape.kind, True, shape.values, shape.items, shape.record)
     if origin is tuple:
         return Shape("array", items=_shape(inner[0], records))
     if models.is_record(hint):
@@ -275,15 +275,15 @@ class _Comparison:
                 self.compare_operation(path, operation)
 
     def compare_operation(self, path: str, operation: Operation) -> None:
-        request, answer = self.spec.request_schema(path), self.spec.response_schema(path)
+        request, response = self.spec.request_schema(path), self.spec.response_schema(path)
         if request is None:
             self.add(path, Kind.OTHER_REQUEST)
         else:
             self.compare_record(operation.request, request, is_response=False)
-        if (answer is None) != (operation.response is None):
+        if (response is None) != (operation.response is None):
             self.add(path, Kind.OTHER_RESPONSE)
-        elif answer is not None and operation.response is not None:
-            self.compare_record(operation.response, answer, is_response=True)
+        elif response is not None and operation.response is not None:
+            self.compare_record(operation.response, response, is_response=True)
 
     def compare_record(self, name: str, schema: Schema, *, is_response: bool) -> None:
         schema = self.resolve(name, schema)
@@ -398,8 +398,8 @@ def compared_schemas(
     walk.compare_operations()
     return (
         (name, schema)
-        for (name, _, answers), schema in walk.compared_schemas.items()
-        if answers is is_response
+        for (name, _, of_response), schema in walk.compared_schemas.items()
+        if of_response is is_response
     )
 
 

@@ -70,7 +70,7 @@ async def _run_batch(
     arrivals: list[float] = []
 
     def latency() -> float:
-        arrivals.append(loop.time() - began)
+        arrivals.append(loop.time() - started)
         return LATENCY
 
     async def single() -> float:
@@ -83,16 +83,16 @@ async def _run_batch(
         Simulator(reports=["report"], faults=faults, latency=latency, clock=loop.time) as plaid,
         RelayClient(OWNER, base_url=plaid.url, rate_limiter=limiter, connections=200) as client,
     ):
-        began = loop.time()
-        beside = asyncio.create_task(single())
+        started = loop.time()
+        single_task = asyncio.create_task(single())
         result = await client.relay.create_many(
             RelayCreateRequest.fan_out(["report"], [f"partner-{number}" for number in range(count)]),
             concurrency=concurrency,
             on_outcome=lambda _: moments.append(loop.time()),
         )
-        seconds = loop.time() - began
-        waited = await beside
-        longest = max(later - earlier for earlier, later in pairwise([began, *moments]))
+        seconds = loop.time() - started
+        waited = await single_task
+        longest = max(later - earlier for earlier, later in pairwise([started, *moments]))
         return Measurement(
             len(result.created), seconds, longest, limiter.permits, plaid.counts[CREATE], waited, arrivals
         )

@@ -42,8 +42,8 @@ class Condition:
         return Limit(CREATE, self.count, MINUTE, self.window, self.retry_after)
 
     def __str__(self) -> str:
-        told = "Retry-After" if self.retry_after else "no Retry-After"
-        return f"{self.window}, {self.count} a minute, {self.latency} s, {told}"
+        retry_after = "Retry-After" if self.retry_after else "no Retry-After"
+        return f"{self.window}, {self.count} a minute, {self.latency} s, {retry_after}"
 
 
 CONDITIONS = tuple(

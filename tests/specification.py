@@ -150,8 +150,8 @@ def as_of_mid_2026(spec: Specification) -> Specification:
         _change_investments(schemas)
         _change_values(schemas)
         schemas["AddressData"]["properties"]["street"]["nullable"] = True
-    for path, (request, answer) in _OTHER_OPERATIONS.items():
-        document["paths"].setdefault(path, {"post": _operation(request, answer)})
+    for path, (request, response) in _OTHER_OPERATIONS.items():
+        document["paths"].setdefault(path, {"post": _operation(request, response)})
     return Specification(document)
 
 

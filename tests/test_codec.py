@@ -35,7 +35,7 @@ GET = models.RelayGetRequest("credit-relay-sandbox-canary")
 SECRET = Hidden("canary-secret")
 
 
-def answer(
+def raw_response(
     body: bytes | str | dict | list, status: int = 200, *, cut_off: bool = False, **headers: str
 ) -> RawResponse:
     if isinstance(body, dict | list):
@@ -48,11 +48,11 @@ def answer(
 
 
 def create(*args, **kwargs):
-    return read_response(codec.RELAY_CREATE, answer(*args, **kwargs), CREATE, SECRET)
+    return read_response(codec.RELAY_CREATE, raw_response(*args, **kwargs), CREATE, SECRET)
 
 
 def get(*args, **kwargs):
-    return read_response(codec.RELAY_GET, answer(*args, **kwargs), GET, SECRET)
+    return read_response(codec.RELAY_GET, raw_response(*args, **kwargs), GET, SECRET)
 
 
 CAUSE = {
@@ -408,10 +408,10 @@ def test_a_pdf_is_its_bytes():
     """A PDF is returned as received, with the request ID of its header; anything else is an error."""
     pdf = models.RelayPdfGetRequest("t")
     content = b"%PDF-1.7 ... %%EOF\r\n"
-    response = read_response(codec.RELAY_PDF_GET, answer(content, Plaid_Request_ID="q9"), pdf, SECRET)
+    response = read_response(codec.RELAY_PDF_GET, raw_response(content, Plaid_Request_ID="q9"), pdf, SECRET)
     assert (response.content, response.request_id) == (content, "q9")
     with pytest.raises(ResponseDecodeError, match="isn't a PDF") as caught:
-        read_response(codec.RELAY_PDF_GET, answer(b'{"request_id": "q8"}'), pdf, SECRET)
+        read_response(codec.RELAY_PDF_GET, raw_response(b'{"request_id": "q8"}'), pdf, SECRET)
     assert caught.value.request_id == "q8"
 
 
@@ -420,7 +420,7 @@ def test_a_pdf_without_its_end_is_an_error(body):
     """A PDF ends with %%EOF, or nearly so; the error of an incomplete one has its header's request ID."""
     pdf = models.RelayPdfGetRequest("t")
     with pytest.raises(ResponseDecodeError, match="isn't a complete PDF") as caught:
-        read_response(codec.RELAY_PDF_GET, answer(body, Plaid_Request_ID="q9"), pdf, SECRET)
+        read_response(codec.RELAY_PDF_GET, raw_response(body, Plaid_Request_ID="q9"), pdf, SECRET)
     assert caught.value.request_id == "q9"
 
 
@@ -499,7 +499,7 @@ def test_other_creations_are_not_recovered():
     """An asset report needs its token and its ID: without one of them the outcome is unknown."""
     request = models.AssetReportCreateRequest(["a"], 5)
     with pytest.raises(OutcomeUnknownError):
-        read_response(codec.ASSET_REPORT_CREATE, answer({"asset_report_token": "x"}), request, SECRET)
+        read_response(codec.ASSET_REPORT_CREATE, raw_response({"asset_report_token": "x"}), request, SECRET)
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -581,7 +581,7 @@ def test_an_error_code_is_never_redacted():
     request = models.AssetReportCreateRequest(["access-sandbox-1"], 5, options=options)
     body = error_body("ITEM_ERROR", "ITEM_LOGIN_REQUIRED", error_message="of ITEM, 123-45-6789")
     with pytest.raises(ItemError) as caught:
-        read_response(codec.ASSET_REPORT_CREATE, answer(body, 400), request, SECRET)
+        read_response(codec.ASSET_REPORT_CREATE, raw_response(body, 400), request, SECRET)
     assert (caught.value.error_code, caught.value.error_message) == (
         "ITEM_LOGIN_REQUIRED",
         "of [hidden], [hidden]",

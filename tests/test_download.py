@@ -212,11 +212,11 @@ def open_part_files() -> list[str]:
 async def test_a_long_pdf_takes_no_more_memory_than_a_short_one(target):
     """A PDF is written as it arrives: 40 MB are never in memory together."""
     middle, pieces = os.urandom(1 << 16), 640
-    whole = len(middle) * pieces + len(whole_pdf(b""))
+    length = len(middle) * pieces + len(whole_pdf(b""))
 
     async def handle(reader, writer):
         await read_request(reader)
-        writer.write(http(b"%PDF-1.7\n", whole))
+        writer.write(http(b"%PDF-1.7\n", length))
         for _ in range(pieces):
             writer.write(middle)
             await writer.drain()
@@ -230,9 +230,9 @@ async def test_a_long_pdf_takes_no_more_memory_than_a_short_one(target):
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert (saved.size, saved.request_id, target.stat().st_size) == (whole, "q7", whole)
+    assert (saved.size, saved.request_id, target.stat().st_size) == (length, "q7", length)
     # About ten buffers of up to 256 KB on both sides; how many of them are full depends on timing.
-    assert peak < whole / 5
+    assert peak < length / 5
 
 
 @pytest.mark.parametrize("path", ["", "a\0b.pdf", "a\0b/c.pdf", "\ud800.pdf", b"a.pdf", 5])
@@ -260,11 +260,11 @@ def test_a_file_system_without_hard_links_works(target):
     def no_links(*_: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    for name, taken in ((target, False), (target.with_name("taken.pdf"), True)):
+    for name, exists in ((target, False), (target.with_name("taken.pdf"), True)):
         part = PartFile(name, link=no_links)
         part.open()
         part.write(Hidden(b"whole"))
-        if taken:
+        if exists:
             name.write_text("mine", encoding="utf-8")
             with pytest.raises(FileExistsError):
                 part.publish()
@@ -279,11 +279,11 @@ def test_a_file_system_without_hard_links_works(target):
 def test_a_reserved_name_is_released_after_an_error(target):
     """If the part file can't be renamed to its reserved name, no empty file is left."""
 
-    def lost(part: Path, _: Path) -> None:
+    def unlink_part(part: Path, _: Path) -> None:
         part.unlink()
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    part = PartFile(target, link=lost)
+    part = PartFile(target, link=unlink_part)
     part.open()
     with pytest.raises(FileNotFoundError):
         part.publish()

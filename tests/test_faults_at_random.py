@@ -37,12 +37,16 @@ FAULT_RATE = 0.2  # of all attempts
 def is_frequent(row: FaultRow) -> bool:
     """Return whether a row affects only attempts, and neither ends a batch nor takes seconds or megabytes."""
     long = row.min_seconds or row.settings in (FIVE_SECONDS, HALF_A_SECOND, NO_DEADLINE)
-    return row.server == "http" and not long and not row.name.startswith(("100 MB", "429 CREDITS_EXHAUSTED"))
+    return (
+        row.server == "http"
+        and not long
+        and not row.name.startswith(("a body of 100 MB", "429 CREDITS_EXHAUSTED"))
+    )
 
 
 def takes_time(section: str, row: FaultRow) -> bool:
     """Return whether the row delays the attempt, or all calls; such rows are drawn seldom."""
-    return section in {"Stalls and slowness", "Limits"} or "PLANNED_MAINTENANCE" in row.name
+    return section in {"Stalls and slow responses", "Rate limits"} or "PLANNED_MAINTENANCE" in row.name
 
 
 ROWS = [(section, row) for section, rows in SECTIONS.items() for row in rows if is_frequent(row)]

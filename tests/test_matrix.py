@@ -50,16 +50,16 @@ class Operation:
     """A column of the matrix.
 
     Attributes:
-        who: the credentials of the caller.
+        credentials: the credentials of the caller.
         call: makes the call with a relay token.
-        made: returns the number of executions, by the simulator's ledger.
-        right: returns whether a response is the one that the simulator sent.
+        executions: returns the number of executions, by the simulator's ledger.
+        is_correct: returns whether a response is the one that the simulator sent.
     """
 
-    who: Credentials
+    credentials: Credentials
     call: Callable[[RelayClient, str], Awaitable[Any]]
-    made: Callable[[Simulator], int]
-    right: Callable[[Any, Simulator], bool]
+    executions: Callable[[Simulator], int]
+    is_correct: Callable[[Any, Simulator], bool]
 
 
 OPERATIONS = {
@@ -67,31 +67,31 @@ OPERATIONS = {
         OWNER,
         lambda client, _: client.relay.create([REPORT_TOKEN], "another"),
         lambda plaid: len(plaid.ledger) - 1,
-        lambda answer, plaid: answer.relay_token == plaid.ledger[1]["relay_token"],
+        lambda response, plaid: response.relay_token == plaid.ledger[1]["relay_token"],
     ),
     "get": Operation(
         PARTNER,
         lambda client, token: client.relay.get(token),
         lambda _: 0,
-        lambda answer, _: bool(answer.report.items),
+        lambda response, _: bool(response.report.items),
     ),
     "get_pdf": Operation(
         PARTNER,
         lambda client, token: client.relay.get_pdf(token),
         lambda _: 0,
-        lambda answer, _: answer.content.startswith(b"%PDF-"),
+        lambda response, _: response.content.startswith(b"%PDF-"),
     ),
     "refresh": Operation(
         PARTNER,
         lambda client, token: client.relay.refresh(token),
         lambda plaid: len(plaid.refreshes),
-        lambda answer, plaid: answer.relay_token == plaid.ledger[0]["relay_token"],
+        lambda response, plaid: response.relay_token == plaid.ledger[0]["relay_token"],
     ),
     "remove": Operation(
         OWNER,
         lambda client, token: client.relay.remove(token),
         lambda plaid: sum(entry["removed"] for entry in plaid.ledger),
-        lambda answer, _: answer.removed,
+        lambda response, _: response.removed,
     ),
 }
 CREATING, READS = {"create", "refresh"}, {"get", "get_pdf"}
@@ -121,13 +121,13 @@ def word_for(result: Any) -> str:
 
 
 @frozen
-class Seen:
+class Observation:
     """The observations of one cell: at the client, at the proxy, and in the simulator's ledger."""
 
-    end: Any
-    heard: int
-    made: int
-    right: bool
+    result: Any
+    requests: int
+    executions: int
+    is_correct: bool
     seconds: float
 
 
@@ -173,12 +173,12 @@ async def faulty_client(
                 yield proxy, client
 
 
-async def call_with_faults(row: FaultRow, operation: Operation, **settings_override: Any) -> Seen:
+async def call_with_faults(row: FaultRow, operation: Operation, **settings_override: Any) -> Observation:
     """Apply a row's faults to one call."""
     async with Simulator(clients={"owner": SECRET, "partner": SECRET}, reports=[REPORT_TOKEN]) as plaid:
         async with RelayClient(OWNER, base_url=plaid.url) as owner:
             token = (await owner.relay.create([REPORT_TOKEN], "partner")).relay_token
-        async with faulty_client(row, plaid, operation.who, **settings_override) as (proxy, client):
+        async with faulty_client(row, plaid, operation.credentials, **settings_override) as (proxy, client):
             if row.reuses_connection:
                 with pytest.raises(InvalidRequestError):
                     await client.webhook_verification_key.get("of-nobody")
@@ -191,35 +191,35 @@ async def call_with_faults(row: FaultRow, operation: Operation, **settings_overr
             except PlaidRelayError as error:
                 result = error
             seconds = time.monotonic() - started
-        correct = isinstance(result, PlaidRelayError) or operation.right(result, plaid)
-        return Seen(result, proxy.attempts, operation.made(plaid), correct, seconds)
+        correct = isinstance(result, PlaidRelayError) or operation.is_correct(result, plaid)
+        return Observation(result, proxy.attempts, operation.executions(plaid), correct, seconds)
 
 
-def observed_cell(observed: Seen, operation: str) -> str:
+def observed_cell(observed: Observation, operation: str) -> str:
     """Return what was observed in the format of matrix.py's cells."""
-    made = "" if operation in READS else f" {observed.made}"
-    return f"{word_for(observed.end)} {observed.heard}{made}"
+    executions = "" if operation in READS else f" {observed.executions}"
+    return f"{word_for(observed.result)} {observed.requests}{executions}"
 
 
-def assert_invariants(row: FaultRow, operation: str, observed: Seen) -> None:
+def assert_invariants(row: FaultRow, operation: str, observed: Observation) -> None:
     """Check what must hold for every cell."""
-    failed = isinstance(observed.end, PlaidRelayError)
+    failed = isinstance(observed.result, PlaidRelayError)
     refusals_only = all(fault.declines or fault is PASS for fault in row.faults)
     surely_not = row.server not in {"http", "TLS"} or (refusals_only and not row.server_closes)
-    assert observed.made <= 1, "nothing is made twice"
-    assert observed.right, "what the caller gets is what Plaid made"
-    assert failed or operation in READS or observed.made == 1, "what is said to be done was done"
+    assert observed.executions <= 1, "nothing is executed twice"
+    assert observed.is_correct, "the caller receives what Plaid created"
+    assert failed or operation in READS or observed.executions == 1, "a reported success was executed"
     if operation in CREATING:
-        unheard = failed and observed.made == 1
-        assert not unheard or isinstance(observed.end, OutcomeUnknownError), (
-            "what was made unheard is unknown"
+        is_lost = failed and observed.executions == 1
+        assert not is_lost or isinstance(observed.result, OutcomeUnknownError), (
+            "a creation whose response was lost is unknown"
         )
-        assert not (surely_not and isinstance(observed.end, OutcomeUnknownError)), (
-            "what wasn't is not unknown"
+        assert not (surely_not and isinstance(observed.result, OutcomeUnknownError)), (
+            "a creation that was not executed is not unknown"
         )
     if failed:
-        assert observed.end.attempts >= observed.heard
-        assert observed.end.sent is not isinstance(observed.end, NotSentError)
+        assert observed.result.attempts >= observed.requests
+        assert observed.result.sent is not isinstance(observed.result, NotSentError)
 
 
 @pytest.mark.parametrize("name", sampled(ROWS, step=3))
@@ -260,14 +260,16 @@ async def test_each_cell_is_the_same_with_an_aiohttp_session(row):
         assert_delay_and_redaction(row, each)
 
 
-def assert_delay_and_redaction(row: FaultRow, observed: Seen) -> None:
+def assert_delay_and_redaction(row: FaultRow, observed: Observation) -> None:
     """The server's delay is waited in full or returned, and no secret shows."""
     assert observed.seconds >= row.min_seconds
-    if isinstance(observed.end, PlaidRelayError):
-        assert_error_is_clean(observed.end)
-        assert row.retry_after is None or observed.end.retry_after == pytest.approx(row.retry_after, abs=0.5)
+    if isinstance(observed.result, PlaidRelayError):
+        assert_error_is_clean(observed.result)
+        assert row.retry_after is None or observed.result.retry_after == pytest.approx(
+            row.retry_after, abs=0.5
+        )
     else:
-        assert_no_canary(repr(observed.end))
+        assert_no_canary(repr(observed.result))
 
 
 def test_the_page_shows_the_matrix():

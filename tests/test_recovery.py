@@ -237,8 +237,8 @@ async def test_a_closed_client_open_it(plaid, report):
 
 async def test_a_redirect_correct_base_url(plaid, report):
     """The error says that redirects aren't followed; with the address of the API the call succeeds."""
-    async with Simulator(faults=[Fault(status=308, headers={"Location": plaid.url})]) as moved:
-        async with RelayClient(OWNER, base_url=moved.url) as client:
+    async with Simulator(faults=[Fault(status=308, headers={"Location": plaid.url})]) as redirecting:
+        async with RelayClient(OWNER, base_url=redirecting.url) as client:
             with pytest.raises(Exception, match=r"Redirects aren't followed.*base_url"):
                 await client.relay.create([report], "p")
     async with RelayClient(OWNER, base_url=plaid.url) as client:
@@ -338,11 +338,11 @@ async def test_an_unknown_removal_remove_again(plaid, client, partner, shared, w
     once = RetryPolicy(attempts=1)
     [unknown] = (await client.relay.remove_many([shared], retry=once)).unknown
     assert "Remove it again, which is safe" in unknown.error.advice
-    again = await client.relay.remove_many([shared], retry=once)
+    second_result = await client.relay.remove_many([shared], retry=once)
     if when == "before":
-        assert again.counts == {"removed": 1}
+        assert second_result.counts == {"removed": 1}
     else:
-        assert again.failed[0].error.error_code == "INVALID_RELAY_TOKEN"
+        assert second_result.failed[0].error.error_code == "INVALID_RELAY_TOKEN"
     with pytest.raises(InvalidRequestError):
         await partner.relay.get(shared)
 

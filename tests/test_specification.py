@@ -158,8 +158,8 @@ class Maker:
         if kind == "array":
             return st.lists(self.value(schema["items"], depth), max_size=2 if depth else 1)
         if kind == "string":
-            known = [value for value in schema.get("enum", ()) if value is not None]
-            return st.sampled_from(known) | self.texts if known else self.texts
+            constants = [value for value in schema.get("enum", ()) if value is not None]
+            return st.sampled_from(constants) | self.texts if constants else self.texts
         return ANY_JSON if kind == "anything" else LEAVES[kind]
 
     def object(self, schema: Schema, depth: int) -> st.SearchStrategy[Any]:
@@ -221,13 +221,13 @@ def lost(spec: Specification, schema: Schema, sent: Any, result: Any, place: str
 
 
 def lost_of_object(spec: Specification, schema: Schema, sent: Any, result: Any, place: str) -> list[str]:
-    known = schema["properties"]
-    if not identical(*({n: v for n, v in side.items() if n not in known} for side in (sent, result))):
+    properties = schema["properties"]
+    if not identical(*({n: v for n, v in side.items() if n not in properties} for side in (sent, result))):
         return [f"{place}.*"]
     return [
         each
-        for name in known
-        for each in lost(spec, known[name], sent.get(name), result.get(name), f"{place}.{name}")
+        for name in properties
+        for each in lost(spec, properties[name], sent.get(name), result.get(name), f"{place}.{name}")
     ]
 
 
@@ -254,9 +254,9 @@ def cls_of(record: str) -> Any:
 def check_round_trip(spec: Specification, schema: Schema, text: str, record: str) -> None:
     """Convert JSON to the record and back by text and by dicts, and compare the records."""
     result = codec.from_json(text.encode(), cls_of(record))
-    again = codec.to_json(result)
-    assert lost(spec, schema, parsed(text), parsed(again)) == []
-    assert codec.from_json(again, cls_of(record)) == result
+    written_again = codec.to_json(result)
+    assert lost(spec, schema, parsed(text), parsed(written_again)) == []
+    assert codec.from_json(written_again, cls_of(record)) == result
     plain = codec.unstructure(result)
     assert lost(spec, schema, parsed(text), exact(plain)) == []
     assert codec.structure(plain, cls_of(record)) == result
@@ -274,8 +274,8 @@ def test_plaids_own_examples_are_read_and_written(openapi):
             text = json.dumps(example)
             record = CODE.operations[path].response
             check_round_trip(openapi, openapi.response_schema(path), text, record)
-            answer = RawResponse(200, {}, bytearray(text.encode()))
-            assert codec.read_response(endpoint, answer, None, Hidden("")) == codec.from_json(
+            response = RawResponse(200, {}, bytearray(text.encode()))
+            assert codec.read_response(endpoint, response, None, Hidden("")) == codec.from_json(
                 text, cls_of(record)
             )
             read.add(path)
@@ -336,9 +336,9 @@ def test_numbers_in_unknown_fields_are_exact():
     result = codec.from_json('{"field_of_tomorrow": [{"a": 0.1, "b": 5, "c": 1e400}]}', models.HoldingTaxLot)
     plain = codec.unstructure(result)
     assert plain["field_of_tomorrow"] == [{"a": 0.1, "b": 5, "c": Decimal("1e400")}]
-    again = codec.structure(plain, models.HoldingTaxLot)
-    assert again == result
-    assert type(again.additional_properties["field_of_tomorrow"][0]["a"]) is Decimal
+    record = codec.structure(plain, models.HoldingTaxLot)
+    assert record == result
+    assert type(record.additional_properties["field_of_tomorrow"][0]["a"]) is Decimal
 
 
 # -------------------------------------------------------------------------------------- invalid responses
@@ -497,16 +497,16 @@ class Asker:
     def arguments(self, record: str, schema: Schema) -> st.SearchStrategy[dict[str, Any]]:
         properties = self.spec.resolve(schema)["properties"]
         fields = CODE.records[record].fields
-        made = {
+        strategies = {
             name: self.argument(f"{record}.{name}", fields[name].shape, properties[name]) for name in fields
         }
-        known = st.fixed_dictionaries(
-            {name: some for name, some in made.items() if fields[name].required},
-            optional={name: some for name, some in made.items() if not fields[name].required},
+        arguments = st.fixed_dictionaries(
+            {name: some for name, some in strategies.items() if fields[name].required},
+            optional={name: some for name, some in strategies.items() if not fields[name].required},
         )
         if record == "AssetReportGetRequest":  # the document doesn't express that one of the two is required
-            return known.filter({"asset_report_token", "user_token"}.intersection)
-        return known.map(in_order)
+            return arguments.filter({"asset_report_token", "user_token"}.intersection)
+        return arguments.map(in_order)
 
     def argument(self, where: str, shape: Shape, schema: Schema) -> st.SearchStrategy[Any]:
         schema = self.spec.resolve(schema)
@@ -633,9 +633,9 @@ class AskedNothing:
 
 def required_arguments(record: str) -> dict[str, Any]:
     """Return the required arguments of a record."""
-    some = {"string": "word", "integer": 5, "array": ["word"], "date": date(2026, 3, 30)}
-    needed = {n: some[f.shape.kind] for n, f in CODE.records[record].fields.items() if f.required}
-    return needed | ({"asset_report_token": "word"} if record == "AssetReportGetRequest" else {})
+    values = {"string": "word", "integer": 5, "array": ["word"], "date": date(2026, 3, 30)}
+    required = {n: values[f.shape.kind] for n, f in CODE.records[record].fields.items() if f.required}
+    return required | ({"asset_report_token": "word"} if record == "AssetReportGetRequest" else {})
 
 
 @pytest.mark.parametrize("record", sorted(set(REQUESTS) - UNCHECKED))
@@ -645,8 +645,8 @@ def test_invalid_arguments_are_rejected_by_name(record, documents):
     for spec, schema in schemas_of(documents, record, is_response=False):
         for name, field in CODE.records[record].fields.items():
             inner = spec.resolve(spec.resolve(schema)["properties"][name])
-            nothing = [] if field.shape.nullable else [None]
-            for value in [*invalid_values(f"{record}.{name}", field.shape, inner), *nothing]:
+            null = [] if field.shape.nullable else [None]
+            for value in [*invalid_values(f"{record}.{name}", field.shape, inner), *null]:
                 with pytest.raises(RequestValidationError, match=rf"^{name}\b"):
                     cls_of(record)(**{**required_arguments(record), name: value})
 

@@ -288,14 +288,14 @@ async def test_an_alert_proves_something_only_at_the_end_of_a_handshake(reason, 
             traces=[],
             timeout=aiohttp.ClientTimeout(),
         )
-        first, again = RequestBody(b"{}", lambda: None), RequestBody(b"{}", lambda: None)
+        first, second = RequestBody(b"{}", lambda: None), RequestBody(b"{}", lambda: None)
         if not first.begin_send(connection.protocol):
             await finish_handshake()
             assert first.begin_send(connection.protocol)
         assert first.was_rejected(error) is (proves and version is ssl.TLSVersion.TLSv1_3)
         assert not first.was_rejected(ConnectionResetError(104, "Connection reset by peer"))
-        assert again.begin_send(connection.protocol)
-        assert not again.was_rejected(error)
+        assert second.begin_send(connection.protocol)
+        assert not second.was_rejected(error)
         # A middleware of a borrowed session may send a request twice.
         assert first.begin_send(connection.protocol)
         assert not first.was_rejected(error)

@@ -303,10 +303,10 @@ async def test_a_partial_response_is_unknown_for_a_creation_and_lost_for_a_read(
             with pytest.raises(OutcomeUnknownError) as unknown:
                 await client.relay.create(["t"], "p")
             assert len(connections) == unknown.value.attempts == 1
-            with pytest.raises(ConnectionLostError) as lost:
+            with pytest.raises(ConnectionLostError) as connection_lost:
                 await client.relay.get("t")
-            assert lost.value.attempts == 4
-            assert lost.value.sent is True
+            assert connection_lost.value.attempts == 4
+            assert connection_lost.value.sent is True
 
 
 async def test_a_token_before_the_end_of_the_connection_is_created():
@@ -611,16 +611,16 @@ async def test_a_pause_that_begins_while_a_call_queues_is_kept(plaid):
 
 async def test_closing_the_client_ends_a_queued_call(plaid):
     """A call that is queued when the client is closed is never sent."""
-    go = asyncio.Event()
+    release = asyncio.Event()
 
     class Gate:
         async def acquire(self, endpoint: str) -> None:
-            await go.wait()
+            await release.wait()
 
     async with RelayClient(OWNER, base_url=plaid.url, rate_limiter=Gate()) as client:
         call = asyncio.create_task(client.relay.create([plaid.add_report()], "p"))
         await asyncio.sleep(0)
-    go.set()
+    release.set()
     with pytest.raises(ClientClosedError) as caught:
         await call
     assert (caught.value.sent, plaid.counts[CREATE]) == (False, 0)
@@ -631,14 +631,14 @@ async def test_closing_the_client_ends_a_queued_call(plaid):
 
 class Limiter:
     def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.told: list[tuple[str, float | None]] = []
+        self.acquired: list[str] = []
+        self.rate_limited: list[tuple[str, float | None]] = []
 
     async def acquire(self, endpoint: str) -> None:
-        self.asked.append(endpoint)
+        self.acquired.append(endpoint)
 
     def on_rate_limited(self, endpoint: str, retry_after: float | None) -> None:
-        self.told.append((endpoint, retry_after))
+        self.rate_limited.append((endpoint, retry_after))
 
 
 async def test_a_limiter_sees_each_attempt_and_each_429(plaid):
@@ -651,8 +651,8 @@ async def test_a_limiter_sees_each_attempt_and_each_429(plaid):
     limiter = Limiter()
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=limiter) as client:
         await client.relay.create([plaid.add_report()], "p")
-    assert limiter.asked == [CREATE] * 4
-    assert limiter.told == [(CREATE, None), (CREATE, 0.0)]
+    assert limiter.acquired == [CREATE] * 4
+    assert limiter.rate_limited == [(CREATE, None), (CREATE, 0.0)]
 
 
 async def test_the_wait_for_the_limiter_does_not_count_against_the_timeout(plaid):
@@ -798,11 +798,11 @@ async def test_an_error_says_that_an_earlier_attempt_was_sent(operation):
     """The error of a last attempt that was not sent has sent=True if the first attempt was sent."""
 
     class Hiccup:
-        asked = 0
+        permits = 0
 
         async def acquire(self, endpoint: str) -> None:
-            self.asked += 1
-            if self.asked > 1:
+            self.permits += 1
+            if self.permits > 1:
                 raise ZeroDivisionError
 
     async with Simulator(reports=["report"]) as plaid:

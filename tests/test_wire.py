@@ -27,7 +27,7 @@ from plaid_relay_async.exchange import RequestBody
 CREATE = "/credit/relay/create"
 
 
-def answer(**fields: object) -> bytes:
+def http_response(**fields: object) -> bytes:
     body = json.dumps(fields).encode()
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
@@ -42,7 +42,9 @@ async def test_a_response_received_before_its_request_is_dropped(direct):
         while True:
             await read_request(reader)
             count += 1
-            writer.write(answer(relay_token=f"T-{count}") + answer(relay_token=f"stray-{count}"))
+            writer.write(
+                http_response(relay_token=f"T-{count}") + http_response(relay_token=f"stray-{count}")
+            )
             await writer.drain()
 
     async with (
@@ -60,10 +62,10 @@ async def test_a_stray_response_on_an_idle_connection_is_dropped(direct):
 
     async def late(reader, writer):
         await read_request(reader)
-        writer.write(answer(relay_token=f"T-{len(connections)}"))
+        writer.write(http_response(relay_token=f"T-{len(connections)}"))
         await writer.drain()
         await asyncio.sleep(0.02)
-        writer.write(answer(relay_token="stray"))
+        writer.write(http_response(relay_token="stray"))
         written.set()
         await reader.read()
 
@@ -84,10 +86,10 @@ async def test_a_stray_response_before_the_last_attempt_means_not_sent():
 
     async def late(reader, writer):
         await read_request(reader)
-        writer.write(answer(relay_token="T-1"))
+        writer.write(http_response(relay_token="T-1"))
         await writer.drain()
         await asyncio.sleep(0.02)
-        writer.write(answer(relay_token="stray"))
+        writer.write(http_response(relay_token="stray"))
         written.set()
         await reader.read()
 
@@ -113,10 +115,10 @@ async def test_a_creation_is_not_sent_after_its_deadline(plaid):
     report = plaid.add_report()
 
     class Slow(RecordingJournal):
-        begun = 0
+        intents = 0
 
         async def record_intent(self, request: RelayCreateRequest) -> None:
-            self.begun += 1
+            self.intents += 1
             await asyncio.sleep(0.05)
 
         async def record_outcome(self, outcome: object) -> None: ...
@@ -159,7 +161,7 @@ async def test_a_response_of_exactly_the_limit_is_accepted():
 
     async def exact(reader, writer):
         await read_request(reader)
-        writer.write(answer(relay_token="T-1"))
+        writer.write(http_response(relay_token="T-1"))
         await writer.drain()
 
     length = len(json.dumps({"relay_token": "T-1"}))
@@ -180,7 +182,7 @@ async def test_an_idle_connection_is_closed_after_the_idle_timeout():
     async def willing(reader, writer):
         while True:
             await read_request(reader)
-            writer.write(answer(relay_token="T"))
+            writer.write(http_response(relay_token="T"))
             await writer.drain()
 
     timeouts = Timeouts(idle=1)

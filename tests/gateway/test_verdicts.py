@@ -416,12 +416,12 @@ RANDOM_FAULTS = [
     row.faults[0]
     for section, rows in SECTIONS.items()
     for row in rows
-    if section not in {"Limits", "Stalls and slowness"}
+    if section not in {"Rate limits", "Stalls and slow responses"}
     and row.server == "http"
     and row.faults[0] is not PASS
     and not row.settings
     and "MAINTENANCE" not in row.name
-    and not row.name.startswith("100 MB")
+    and not row.name.startswith("a body of 100 MB")
 ]
 
 

@@ -303,7 +303,7 @@ async def test_a_bank_that_is_down_try_later(plaid, partner, shared):
     """The same call succeeds once the bank is back."""
     body = {"error_type": "INSTITUTION_ERROR", "error_code": "INSTITUTION_DOWN"}
     plaid.fail(Fault(path=GET, status=400, body=body))
-    with pytest.raises(ItemError, match="try later if the bank is down"):
+    with pytest.raises(ItemError, match="try again later if the bank is down"):
         await partner.relay.get(shared)
     plaid.clear_faults()
     assert (await partner.relay.get(shared)).report
@@ -388,7 +388,7 @@ async def test_a_stopped_batch_continue_with_the_rest(plaid, client, report, sou
         if outcome.request.secondary_client_id == "p9" and source == "a callback":
             raise OSError("the disk is gone")
 
-    with pytest.raises(BatchStoppedError, match="is in `result`") as caught:
+    with pytest.raises(BatchStoppedError, match="are in `result`") as caught:
         await client.relay.create_many(rows(), concurrency=3, on_outcome=fail)
     result = caught.value.result
     rest = [*result.not_attempted, *(RelayCreateRequest([report], partner) for partner in partners)]

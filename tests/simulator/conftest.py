@@ -1,4 +1,4 @@
-"""A simulator with three clients and a hand-moved clock, and a way to ask it something."""
+"""A simulator with three clients and a manual clock, and a client that sends requests to it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -15,7 +15,7 @@ CLIENTS = {"owner": "owner-secret", "other": "other-secret", "partner": "partner
 
 @define
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test moves, in seconds."""
 
     now: float = 1000.0
 
@@ -24,8 +24,8 @@ class Clock:
 
 
 @frozen
-class Answered:
-    """An answer, read to its end."""
+class ApiResponse:
+    """A response with its complete body."""
 
     status: int
     headers: Mapping[str, str]
@@ -33,13 +33,13 @@ class Answered:
     json: Any
 
     @property
-    def refusal(self) -> tuple[int, str, str]:
+    def error(self) -> tuple[int, str, str]:
         return self.status, self.json["error_type"], self.json["error_code"]
 
 
 @define
-class Asker:
-    """Asks one simulator, as one of its clients."""
+class ApiClient:
+    """Sends requests to one simulator, as one of its clients."""
 
     plaid: Simulator
     session: aiohttp.ClientSession
@@ -53,26 +53,26 @@ class Asker:
         method: str = "POST",
         headers: Mapping[str, str] | None = None,
         data: bytes | None = None,
-    ) -> Answered:
-        said = {"PLAID-CLIENT-ID": client, "PLAID-SECRET": CLIENTS.get(client, "")} if client else {}
+    ) -> ApiResponse:
+        credentials = {"PLAID-CLIENT-ID": client, "PLAID-SECRET": CLIENTS.get(client, "")} if client else {}
         payload = {"data": data} if data is not None else {"json": {} if body is None else body}
         async with self.session.request(
             method,
             self.plaid.url + path,
-            headers=said | dict(headers or {}),
+            headers=credentials | dict(headers or {}),
             allow_redirects=False,
             **payload,
-        ) as answer:
-            raw = await answer.read()
-            json = await answer.json() if answer.content_type == "application/json" else None
-            return Answered(answer.status, answer.headers, raw, json)
+        ) as response:
+            raw = await response.read()
+            json = await response.json() if response.content_type == "application/json" else None
+            return ApiResponse(response.status, response.headers, raw, json)
 
     async def access_token(
         self, *, client: str = "owner", products: tuple[str, ...] = ("assets",), **login: Any
     ) -> str:
         login = {"institution_id": "ins_109508", "initial_products": list(products), **login}
-        made = await self("/sandbox/public_token/create", login, client=client)
-        body = {"public_token": made.json["public_token"]}
+        created = await self("/sandbox/public_token/create", login, client=client)
+        body = {"public_token": created.json["public_token"]}
         return (await self("/item/public_token/exchange", body, client=client)).json["access_token"]
 
     async def report(self, *, client: str = "owner", days: int = 30, **options: Any) -> dict[str, Any]:
@@ -103,22 +103,22 @@ async def plaid(clock: Clock) -> AsyncIterator[Simulator]:
 
 
 @pytest.fixture
-def ask(plaid: Simulator, session: aiohttp.ClientSession) -> Asker:
-    return Asker(plaid, session)
+def api(plaid: Simulator, session: aiohttp.ClientSession) -> ApiClient:
+    return ApiClient(plaid, session)
 
 
 @pytest.fixture
-def arrived(plaid: Simulator) -> Callable[[int], Awaitable[None]]:
-    """Wait until so many requests have arrived."""
+def wait_for_requests(plaid: Simulator) -> Callable[[int], Awaitable[None]]:
+    """Return a function that waits until the simulator has received `count` requests."""
 
-    async def arrived(count: int) -> None:
+    async def wait_for_requests(count: int) -> None:
         while len(plaid.requests) < count:
             await asyncio.sleep(0.001)
 
-    return arrived
+    return wait_for_requests
 
 
 @pytest.fixture
-def asking(session: aiohttp.ClientSession) -> Callable[[Simulator], Asker]:
-    """Ask a simulator of the test's own."""
-    return lambda plaid: Asker(plaid, session)
+def api_for(session: aiohttp.ClientSession) -> Callable[[Simulator], ApiClient]:
+    """Return a function that creates a client for a simulator that the test has created."""
+    return lambda plaid: ApiClient(plaid, session)

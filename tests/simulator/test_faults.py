@@ -1,4 +1,4 @@
-"""Scripted faults: each kind, before and after the state is acted upon, and the rules that choose."""
+"""Scripted faults: each effect, before and after the execution, and the choice of the requests."""
 
 import asyncio
 import json
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from plaid_relay_async.simulator import Fault, Simulator
 
 CREATE = "/credit/relay/create"
-GOOD = {"report_tokens": ["ready"], "secondary_client_id": "partner"}
-BAD = {"report_tokens": ["no such"], "secondary_client_id": "partner"}
+VALID_BODY = {"report_tokens": ["ready"], "secondary_client_id": "partner"}
+INVALID_BODY = {"report_tokens": ["no such"], "secondary_client_id": "partner"}
 LONG = 1000.0
 
 
@@ -28,13 +28,13 @@ LONG = 1000.0
         (503, "API_ERROR", "PLANNED_MAINTENANCE"),
     ],
 )
-async def test_status_alone_is_plaids_own_error(ask, plaid, status, error_type, error_code):
-    """A status without a body gets the full error that Plaid would send with it."""
+async def test_status_without_body_sends_plaids_error(api, plaid, status, error_type, error_code):
+    """A status without a body leads to the complete error body that Plaid sends with that status."""
     plaid.fail(Fault(status=status))
-    answer = await ask(CREATE, GOOD)
-    assert answer.refusal == (status, error_type, error_code)
-    assert answer.json["request_id"] == plaid.requests[0].request_id
-    assert len(answer.json) == 7
+    response = await api(CREATE, VALID_BODY)
+    assert response.error == (status, error_type, error_code)
+    assert response.json["request_id"] == plaid.requests[0].request_id
+    assert len(response.json) == 7
 
 
 @pytest.mark.parametrize(
@@ -46,194 +46,194 @@ async def test_status_alone_is_plaids_own_error(ask, plaid, status, error_type, 
         ("NO_LONGER_AVAILABLE", 404, "INVALID_REQUEST"),
     ],
 )
-async def test_code_of_plaids_brings_its_type(ask, plaid, code, status, error_type):
-    """Of an error body with one of Plaid's codes the rest is what belongs to the code."""
+async def test_error_code_determines_the_type(api, plaid, code, status, error_type):
+    """An error body with one of Plaid's codes is completed with the other fields of that code."""
     plaid.fail(Fault(status=status, body={"error_code": code}))
-    answer = await ask(CREATE, GOOD)
-    assert answer.refusal == (status, error_type, code)
-    assert answer.json["request_id"] == plaid.requests[0].request_id
+    response = await api(CREATE, VALID_BODY)
+    assert response.error == (status, error_type, code)
+    assert response.json["request_id"] == plaid.requests[0].request_id
 
 
-@pytest.mark.parametrize(("when", "minted"), [("before", 0), ("after", 1)])
+@pytest.mark.parametrize(("when", "issued"), [("before", 0), ("after", 1)])
 @pytest.mark.parametrize(
     "effect", [{"status": 500}, {"close": True}, {"stall": 0.01}, {"status": 200, "body": {}}]
 )
-async def test_before_and_after(ask, plaid, when, minted, effect):
-    """Before: the state is as it was. After: a relay token was minted, and the ledger knows it."""
+async def test_before_and_after(api, plaid, when, issued, effect):
+    """Before: the state is unchanged. After: a relay token was issued, and is in the ledger."""
     plaid.fail(Fault(path=CREATE, when=when, **effect))
     if "status" in effect:
-        assert (await ask(CREATE, GOOD)).status == effect["status"]
+        assert (await api(CREATE, VALID_BODY)).status == effect["status"]
     else:
         with pytest.raises(aiohttp.ServerDisconnectedError):
-            await ask(CREATE, GOOD)
-    assert len(plaid.ledger) == minted
+            await api(CREATE, VALID_BODY)
+    assert len(plaid.ledger) == issued
     [received] = plaid.requests
-    assert received.executed is bool(minted)
+    assert received.executed is bool(issued)
     assert received.status == effect.get("status")
 
 
 @pytest.mark.parametrize("effect", [{"status": 500}, {"close": True}, {"truncate": 3}])
-async def test_after_a_request_that_is_refused_anyway(ask, plaid, effect):
-    """The fault shows all the same, and nothing was carried out."""
+async def test_fault_after_an_invalid_request(api, plaid, effect):
+    """The fault still applies, and nothing was executed."""
     plaid.fail(Fault(when="after", **effect))
     if "status" in effect:
-        assert (await ask(CREATE, BAD)).status == 500
+        assert (await api(CREATE, INVALID_BODY)).status == 500
     else:
         with pytest.raises((aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)):
-            await ask(CREATE, BAD)
+            await api(CREATE, INVALID_BODY)
     assert len(plaid.ledger) == 0
     assert plaid.requests[0].executed is False
 
 
 @pytest.mark.parametrize("length", [0, 10])
 async def test_truncate(plaid, session, length):
-    """The true headers, so many bytes of the true body, and the end of the connection."""
+    """The headers and the first `length` bytes of the body are sent, and the connection is closed."""
     plaid.fail(Fault(truncate=length))
     keys = {"client_id": "owner", "secret": "owner-secret"}
-    async with session.post(plaid.url + CREATE, json=GOOD | keys) as answer:
-        assert answer.status == 200
-        got = await answer.content.readany() if length else b""
-        assert len(got) == length < int(answer.headers["Content-Length"])
+    async with session.post(plaid.url + CREATE, json=VALID_BODY | keys) as response:
+        assert response.status == 200
+        received = await response.content.readany() if length else b""
+        assert len(received) == length < int(response.headers["Content-Length"])
         with pytest.raises(aiohttp.ClientPayloadError):
-            await answer.read()
-    whole = json.dumps(
+            await response.read()
+    complete = json.dumps(
         {"relay_token": plaid.ledger[0]["relay_token"], "request_id": plaid.ledger[0]["request_id"]}
     )
-    assert int(answer.headers["Content-Length"]) == len(whole)
-    assert whole.encode().startswith(got)
+    assert int(response.headers["Content-Length"]) == len(complete)
+    assert complete.encode().startswith(received)
     assert plaid.requests[0].executed is True
     assert plaid.requests[0].status is None
 
 
-async def test_stall_ends_when_its_time_is_up(ask, plaid):
-    """Nothing is answered for so long, then the connection ends."""
+async def test_stall_ends_after_its_time(api, plaid):
+    """Nothing is sent for that many seconds, and the connection is closed."""
     plaid.fail(Fault(stall=0.05))
-    began = time.monotonic()
+    started_at = time.monotonic()
     with pytest.raises(aiohttp.ServerDisconnectedError):
-        await ask(CREATE, GOOD)
-    assert time.monotonic() - began >= 0.045
+        await api(CREATE, VALID_BODY)
+    assert time.monotonic() - started_at >= 0.045
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_latency_alone(ask, plaid, when, arrived):
-    """The wait is before or after the request is acted upon; the answer is the usual one."""
+async def test_latency_alone(api, plaid, when, wait_for_requests):
+    """The wait is before or after the execution; the response is the usual one."""
     plaid.fail(Fault(latency=0.3, when=when))
-    answering = asyncio.create_task(ask(CREATE, GOOD))
-    await arrived(1)
+    task = asyncio.create_task(api(CREATE, VALID_BODY))
+    await wait_for_requests(1)
     await asyncio.sleep(0.01)
     assert len(plaid.ledger) == (when == "after")
-    assert (await answering).json["relay_token"] == plaid.ledger[0]["relay_token"]
+    assert (await task).json["relay_token"] == plaid.ledger[0]["relay_token"]
 
 
 @pytest.mark.parametrize("effect", [{"status": 503}, {"close": True}, {"truncate": 1}, {"stall": 0.0}])
-async def test_latency_with_each_of_the_others(ask, plaid, effect):
-    """The fault comes after the wait."""
+async def test_latency_with_each_other_effect(api, plaid, effect):
+    """The other effect follows the wait."""
     plaid.fail(Fault(latency=0.03, **effect))
-    began = time.monotonic()
+    started_at = time.monotonic()
     try:
-        assert (await ask(CREATE, GOOD)).status == 503
+        assert (await api(CREATE, VALID_BODY)).status == 503
     except aiohttp.ClientError:
         assert "status" not in effect
-    assert time.monotonic() - began >= 0.025
+    assert time.monotonic() - started_at >= 0.025
 
 
-async def test_base_latency(asking):
-    """A simulator may be slow as a whole."""
+async def test_base_latency(api_for):
+    """A simulator can delay all requests."""
     async with Simulator(latency=0.03) as plaid:
-        began = time.monotonic()
-        await asking(plaid)("/nowhere")
-        assert time.monotonic() - began >= 0.025
+        started_at = time.monotonic()
+        await api_for(plaid)("/nowhere")
+        assert time.monotonic() - started_at >= 0.025
 
 
-async def test_body_laid_over_the_error(ask, plaid):
-    """An object with an error_code or error_type changes parts of the full body."""
+async def test_body_replaces_fields_of_the_error(api, plaid):
+    """The fields of an object with an error_code or error_type replace those of Plaid's error body."""
     plaid.fail(Fault(status=429, body={"error_code": "CREDITS_EXHAUSTED"}, headers={"Retry-After": "7"}))
-    answer = await ask(CREATE, GOOD)
-    assert answer.refusal == (429, "RATE_LIMIT_EXCEEDED", "CREDITS_EXHAUSTED")
-    assert answer.json["request_id"]
-    assert answer.headers["Retry-After"] == "7"
+    response = await api(CREATE, VALID_BODY)
+    assert response.error == (429, "RATE_LIMIT_EXCEEDED", "CREDITS_EXHAUSTED")
+    assert response.json["request_id"]
+    assert response.headers["Retry-After"] == "7"
 
 
 @pytest.mark.parametrize("body", [{"message": "no"}, [1, 2], 5, False, {}])
-async def test_other_json_is_sent_as_it_is(ask, plaid, body):
-    """What is no error of Plaid's is left alone."""
+async def test_other_json_is_sent_as_it_is(api, plaid, body):
+    """A body that is no error of Plaid's isn't changed."""
     plaid.fail(Fault(status=500, body=body))
-    assert (await ask(CREATE, GOOD)).json == body
+    assert (await api(CREATE, VALID_BODY)).json == body
 
 
-async def test_text_is_sent_as_html(ask, plaid):
-    """As a middle box would."""
+async def test_text_is_sent_as_html(api, plaid):
+    """A string is sent as HTML, as an intermediary's error page."""
     plaid.fail(Fault(status=502, body="<h1>Bad Gateway</h1>"))
-    answer = await ask(CREATE, GOOD)
-    assert (answer.status, answer.raw) == (502, b"<h1>Bad Gateway</h1>")
-    assert answer.headers["Content-Type"] == "text/html"
+    response = await api(CREATE, VALID_BODY)
+    assert (response.status, response.raw) == (502, b"<h1>Bad Gateway</h1>")
+    assert response.headers["Content-Type"] == "text/html"
 
 
-async def test_headers_of_a_faults_own(ask, plaid):
-    """They come beside the usual ones, or in their place."""
+async def test_headers_of_a_fault(api, plaid):
+    """They are added to the usual headers, or replace those of the same name."""
     plaid.fail(Fault(status=503, body="down", headers={"content-type": "text/plain", "Retry-After": "3"}))
-    answer = await ask(CREATE, GOOD)
-    assert answer.headers.getall("Content-Type") == ["text/plain"]
-    assert answer.headers["Retry-After"] == "3"
+    response = await api(CREATE, VALID_BODY)
+    assert response.headers.getall("Content-Type") == ["text/plain"]
+    assert response.headers["Retry-After"] == "3"
 
 
-async def test_redirect(ask, plaid):
-    """Below 400 there is no body unless one is given."""
+async def test_redirect(api, plaid):
+    """Below 400 the default body is empty."""
     plaid.fail(Fault(status=307, headers={"Location": "http://127.0.0.1:1/"}))
-    answer = await ask(CREATE, GOOD)
-    assert (answer.status, answer.raw, answer.headers["Location"]) == (307, b"", "http://127.0.0.1:1/")
+    response = await api(CREATE, VALID_BODY)
+    assert (response.status, response.raw, response.headers["Location"]) == (307, b"", "http://127.0.0.1:1/")
 
 
-async def test_which_requests_are_struck(ask, plaid):
-    """Those of the path and of the partner, if these are given; the first rule that matches wins."""
+async def test_requests_that_a_fault_applies_to(api, plaid):
+    """A rule's path and partner must match, if it has them; the first rule that matches is applied."""
     plaid.fail(
         Fault(path="/credit/relay/get", status=500),
         Fault(path=CREATE, secondary_client_id="p1", status=501),
         Fault(secondary_client_id="p2", status=502),
         Fault(path=CREATE, secondary_client_id="p2", status=503),
     )
-    statuses = [(await ask(CREATE, GOOD | {"secondary_client_id": f"p{n}"})).status for n in range(3)]
+    statuses = [(await api(CREATE, VALID_BODY | {"secondary_client_id": f"p{n}"})).status for n in range(3)]
     assert statuses == [200, 501, 502]
-    assert (await ask("/credit/relay/get", {})).status == 500
-    assert (await ask("/nowhere", {"secondary_client_id": "p2"})).status == 502
+    assert (await api("/credit/relay/get", {})).status == 500
+    assert (await api("/nowhere", {"secondary_client_id": "p2"})).status == 502
 
 
-async def test_even_nonsense_is_struck(ask, plaid):
-    """A fault before acting needs no request that makes sense."""
+async def test_faults_apply_to_invalid_requests(api, plaid):
+    """A fault before the execution applies to a request with an invalid body too."""
     plaid.fail(Fault(secondary_client_id="p", status=503), Fault(status=500))
-    assert (await ask(CREATE, data=b"{")).status == 500
-    assert (await ask(CREATE, {"secondary_client_id": ["p"]})).status == 500
+    assert (await api(CREATE, data=b"{")).status == 500
+    assert (await api(CREATE, {"secondary_client_id": ["p"]})).status == 500
 
 
-async def test_times(ask, plaid):
-    """A rule strikes so often, then the next one may."""
+async def test_times(api, plaid):
+    """A rule applies to at most `times` requests; after that, later rules apply."""
     plaid.fail(Fault(status=500, times=2), Fault(status=503, times=1), Fault(status=429, times=0))
-    assert [(await ask(CREATE, GOOD)).status for _ in range(4)] == [500, 500, 503, 200]
+    assert [(await api(CREATE, VALID_BODY)).status for _ in range(4)] == [500, 500, 503, 200]
 
 
-async def test_rate(asking):
-    """A fraction of the matching requests is struck, the same ones for the same seed."""
+async def test_rate(api_for):
+    """A rule applies to a fraction of the matching requests, to the same ones for the same seed."""
 
-    async def struck(seed):
+    async def statuses(seed):
         async with Simulator(
             seed=seed, faults=[Fault(status=500, rate=0.5), Fault(status=503, rate=0)]
         ) as plaid:
-            return [(await asking(plaid)("/nowhere")).status for _ in range(40)]
+            return [(await api_for(plaid)("/nowhere")).status for _ in range(40)]
 
-    first = await struck(1)
-    assert first == await struck(1) != await struck(2)
+    first = await statuses(1)
+    assert first == await statuses(1) != await statuses(2)
     assert 8 < first.count(500) < 32
     assert set(first) == {500, 404}
 
 
-async def test_heal(ask, plaid):
-    """All rules are dropped."""
+async def test_clear_faults(api, plaid):
+    """All rules are removed."""
     plaid.fail(Fault(status=500), Fault(close=True))
     plaid.clear_faults()
-    assert (await ask(CREATE, GOOD)).status == 200
+    assert (await api(CREATE, VALID_BODY)).status == 200
 
 
-NONSENSE = [
+INVALID_RULES = [
     ({}, "status"),
     ({"when": "after"}, "status"),
     ({"status": 500, "close": True}, "close"),
@@ -270,15 +270,15 @@ NONSENSE = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "named"), NONSENSE)
-def test_nonsense_is_refused_by_name(rule, named):
-    """A rule that can't be meant says which field is wrong."""
-    with pytest.raises(ValueError, match=f"^{named}: "):
+@pytest.mark.parametrize(("rule", "field"), INVALID_RULES)
+def test_invalid_rules_raise_an_error_with_the_field(rule, field):
+    """An invalid rule is a ValueError that names the field."""
+    with pytest.raises(ValueError, match=f"^{field}: "):
         Fault(**rule)
 
 
 def test_no_token_in_a_repr():
-    """What a scripted answer holds is not shown."""
+    """The repr of a fault shows neither body nor headers."""
     shown = repr(Fault(status=200, body={"relay_token": "canary"}, headers={"X": "canary"}))
     assert "canary" not in shown
     assert "status=200" in shown
@@ -287,18 +287,18 @@ def test_no_token_in_a_repr():
 # The script over HTTP
 
 
-async def test_script_replaces_the_rules(ask, plaid):
-    """Posted rules take the place of those in force."""
+async def test_script_replaces_the_rules(api, plaid):
+    """Posted rules replace those in force."""
     plaid.fail(Fault(status=500))
     script = {"faults": [{"path": CREATE, "status": 503, "times": 1}, {"latency": 0.0}]}
-    answer = await ask("/_simulator/faults", script, client=None)
-    assert (answer.status, answer.json) == (200, {"faults": 2})
-    assert [(await ask(CREATE, GOOD)).status for _ in range(2)] == [503, 200]
-    assert (await ask("/_simulator/faults", {"faults": []}, client=None)).json == {"faults": 0}
+    response = await api("/_simulator/faults", script, client=None)
+    assert (response.status, response.json) == (200, {"faults": 2})
+    assert [(await api(CREATE, VALID_BODY)).status for _ in range(2)] == [503, 200]
+    assert (await api("/_simulator/faults", {"faults": []}, client=None)).json == {"faults": 0}
 
 
 @pytest.mark.parametrize(
-    ("script", "named"),
+    ("script", "message"),
     [
         ({}, "the script must be"),
         ([], "the script must be"),
@@ -309,13 +309,13 @@ async def test_script_replaces_the_rules(ask, plaid):
         ({"faults": [{"status": 99}]}, "faults[0].status: must be an integer from 200 to 599"),
     ],
 )
-async def test_bad_script(ask, plaid, script, named):
-    """It is refused whole, with the rule, the field and what is allowed; the rules in force stay."""
+async def test_invalid_script(api, plaid, script, message):
+    """It is rejected with the rule, the field and what is allowed; the rules in force don't change."""
     plaid.fail(Fault(status=503))
-    answer = await ask("/_simulator/faults", script, client=None)
-    assert answer.status == 400
-    assert answer.json["error"].startswith(named)
-    assert (await ask(CREATE, GOOD)).status == 503
+    response = await api("/_simulator/faults", script, client=None)
+    assert response.status == 400
+    assert response.json["error"].startswith(message)
+    assert (await api(CREATE, VALID_BODY)).status == 503
 
 
 rules = st.fixed_dictionaries(
@@ -338,16 +338,16 @@ rules = st.fixed_dictionaries(
 
 @given(rule=rules)
 @settings(deadline=None)
-def test_a_rule_does_one_thing_or_is_refused(rule):
-    """Whatever is asked for: a ValueError that names a field, or a fault with at most one effect."""
+def test_a_rule_has_one_effect_or_is_invalid(rule):
+    """Any arguments lead to a ValueError that names a field, or to a fault with at most one effect."""
     try:
         fault = Fault(**rule)
     except ValueError as error:
-        named = str(error).partition(":")[0]
+        field = str(error).partition(":")[0]
     else:
-        named = None
-    if named:
-        assert named in {attribute.name for attribute in Fault.__attrs_attrs__}
+        field = None
+    if field:
+        assert field in {attribute.name for attribute in Fault.__attrs_attrs__}
     else:
         effects = [fault.status is not None, fault.close, fault.truncate is not None, fault.stall is not None]
         assert sum(effects) == 1 or (sum(effects) == 0 and fault.latency is not None)

@@ -1,4 +1,4 @@
-"""What a limit lets through, and what it says to the rest."""
+"""Rate limits: the requests that they admit, and the responses to the others."""
 
 import asyncio
 import math
@@ -8,28 +8,28 @@ import pytest
 from plaid_relay_async.simulator import Fault, Limit, Simulator
 
 CREATE, REMOVE = "/credit/relay/create", "/credit/relay/remove"
-GOOD = {"report_tokens": ["ready"], "secondary_client_id": "partner"}
-REFUSED = (429, "RATE_LIMIT_EXCEEDED", "RATE_LIMIT")
+VALID_BODY = {"report_tokens": ["ready"], "secondary_client_id": "partner"}
+RATE_LIMITED = (429, "RATE_LIMIT_EXCEEDED", "RATE_LIMIT")
 
 
 @pytest.fixture
-async def limited(clock, asking):
-    """Make a simulator that keeps limits, and a way to create at it that gives the status."""
-    opened = []
+async def limited(clock, api_for):
+    """Return a function that starts a simulator with limits, and returns it and a function to create a token."""
+    simulators = []
 
-    async def limited(*limits, **more):
-        plaid = Simulator(reports=["ready"], limits=limits, clock=clock, **more)
-        opened.append(plaid)
+    async def limited(*limits, **settings):
+        plaid = Simulator(reports=["ready"], limits=limits, clock=clock, **settings)
+        simulators.append(plaid)
         await plaid.start()
-        ask = asking(plaid)
+        api = api_for(plaid)
 
-        async def create(**how):
-            return await ask(CREATE, GOOD, **how)
+        async def create(**options):
+            return await api(CREATE, VALID_BODY, **options)
 
         return plaid, create
 
     yield limited
-    for plaid in opened:
+    for plaid in simulators:
         await plaid.close()
 
 
@@ -37,16 +37,16 @@ async def statuses(create, count):
     return [(await create()).status for _ in range(count)]
 
 
-async def test_a_sliding_window_looks_back_from_each_request(limited, clock):
-    """Room is made by each request that is `per` seconds old, and by it alone."""
+async def test_a_sliding_window_ends_at_each_request(limited, clock):
+    """A request leaves the window after `per` seconds, and only then is another one admitted."""
     _, create = await limited(Limit(CREATE, 2, 60))
     assert (await create()).status == 200
     clock.now += 40
     assert await statuses(create, 2) == [200, 429]
     clock.now += 19.5
-    over = await create()
-    assert over.refusal == REFUSED
-    assert over.headers["Retry-After"] == "1"
+    response = await create()
+    assert response.error == RATE_LIMITED
+    assert response.headers["Retry-After"] == "1"
     clock.now += 0.5
     assert await statuses(create, 2) == [200, 429]
     clock.now += 40
@@ -54,7 +54,7 @@ async def test_a_sliding_window_looks_back_from_each_request(limited, clock):
 
 
 async def test_a_fixed_window_begins_at_a_multiple(limited, clock):
-    """All of the count is there again when the next window begins, at the clock's multiple of `per`."""
+    """The count starts from zero at each multiple of `per`."""
     plaid, create = await limited(Limit(CREATE, 3, 60, "fixed"))
     clock.now = 119.9
     assert await statuses(create, 4) == [200, 200, 200, 429]
@@ -65,8 +65,8 @@ async def test_a_fixed_window_begins_at_a_multiple(limited, clock):
     assert (len(plaid.ledger), plaid.rate_limited, plaid.counts[CREATE]) == (6, {CREATE: 4}, 10)
 
 
-async def test_what_is_refused_does_not_count(limited, clock):
-    """However often one asks in vain, there is room when the first has left the window."""
+async def test_rejected_requests_do_not_count(limited, clock):
+    """Any number of rejected requests doesn't extend the wait for the first one to leave the window."""
     _, create = await limited(Limit(CREATE, 1, 10))
     assert (await create()).status == 200
     for _ in range(9):
@@ -76,36 +76,36 @@ async def test_what_is_refused_does_not_count(limited, clock):
     assert (await create()).status == 200
 
 
-async def test_a_limit_may_keep_its_delay_to_itself(limited):
+async def test_a_limit_without_retry_after(limited):
     """Without `retry_after`, the 429 has no such header."""
     _, create = await limited(Limit(CREATE, 1, retry_after=False))
     assert (await create()).status == 200
-    over = await create()
-    assert over.refusal == REFUSED
-    assert "Retry-After" not in over.headers
+    response = await create()
+    assert response.error == RATE_LIMITED
+    assert "Retry-After" not in response.headers
 
 
-async def test_each_client_and_each_path_has_a_count_of_its_own(limited, asking):
-    """A limit without a path is that of every path, each for itself; clients don't take each other's room."""
+async def test_each_client_and_each_path_has_its_own_count(limited, api_for):
+    """A limit without a path applies to each path separately, and to each client separately."""
     plaid, create = await limited(Limit(count=1))
-    ask = asking(plaid)
+    api = api_for(plaid)
     assert await statuses(create, 2) == [200, 429]
     assert (await create(client="other")).status == 200
-    assert (await create(client=None)).refusal[0] == 400
-    assert (await create(client=None)).refusal == REFUSED
-    assert (await ask(REMOVE, {"relay_token": "none"})).status == 400
+    assert (await create(client=None)).error[0] == 400
+    assert (await create(client=None)).error == RATE_LIMITED
+    assert (await api(REMOVE, {"relay_token": "none"})).status == 400
     assert plaid.rate_limited == {CREATE: 2}
 
 
-async def test_a_path_without_a_limit_is_free(limited, asking):
-    """A limit concerns its own path."""
+async def test_a_path_without_a_limit(limited, api_for):
+    """A limit applies only to its own path."""
     plaid, create = await limited(Limit(REMOVE, 1))
     assert await statuses(create, 3) == [200] * 3
-    assert [(await asking(plaid)(REMOVE, {"relay_token": "none"})).status for _ in range(2)] == [400, 429]
+    assert [(await api_for(plaid)(REMOVE, {"relay_token": "none"})).status for _ in range(2)] == [400, 429]
 
 
-async def test_of_several_limits_all_are_kept(limited, clock):
-    """A request needs room in each, takes none where one refuses, and is told the longest wait."""
+async def test_several_limits(limited, clock):
+    """A request must be within all limits; a rejected one counts in none, and gets the longest delay."""
     _, create = await limited(Limit(CREATE, 2, 10), Limit(CREATE, 3, 60, "fixed"))
     clock.now = 60
     assert await statuses(create, 3) == [200, 200, 429]
@@ -117,23 +117,23 @@ async def test_of_several_limits_all_are_kept(limited, clock):
 
 
 async def test_a_limit_comes_after_the_latency_and_before_faults(limited, clock):
-    """The way to the limit takes the latency, and may take longer for one request; what is refused, no fault strikes."""
-    ways = iter([0.2, 0.0, 0.0])
+    """A request that is delayed longer reaches the limit later; no fault applies to a rejected request."""
+    latencies = iter([0.2, 0.0, 0.0])
     plaid, create = await limited(
-        Limit(CREATE, 1), faults=[Fault(status=500, times=2)], latency=lambda: next(ways)
+        Limit(CREATE, 1), faults=[Fault(status=500, times=2)], latency=lambda: next(latencies)
     )
     late = asyncio.create_task(create())
     while not plaid.requests:
         await asyncio.sleep(0.001)
     assert (await create()).status == 500
-    assert (await late).refusal == REFUSED
+    assert (await late).error == RATE_LIMITED
     clock.now += 60
     assert (await create()).status == 500
     assert [request.status for request in plaid.requests] == [429, 500, 500]
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("arguments", "message"),
     [
         ({"path": "credit"}, "path: must be one of Plaid's paths"),
         ({"count": 0}, "count: must be an integer from 1"),
@@ -148,7 +148,7 @@ async def test_a_limit_comes_after_the_latency_and_before_faults(limited, clock)
         ({"retry_after": 1}, "retry_after: must be true or false"),
     ],
 )
-def test_a_limit_that_makes_no_sense_is_refused(wrong, words):
-    """The error names the field, and what is allowed."""
-    with pytest.raises(ValueError, match=words):
-        Limit(**wrong)
+def test_invalid_limits(arguments, message):
+    """An invalid limit is a ValueError that names the field, and what is allowed."""
+    with pytest.raises(ValueError, match=message):
+        Limit(**arguments)

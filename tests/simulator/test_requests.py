@@ -1,4 +1,4 @@
-"""What a request must be before anything is done: Plaid's checks, in Plaid's order."""
+"""The validation of requests: Plaid's checks, in Plaid's order."""
 
 import json
 
@@ -7,15 +7,15 @@ import pytest
 from plaid_relay_async.simulator import Simulator
 
 CREATE = "/credit/relay/create"
-GOOD = {"report_tokens": ["ready"], "secondary_client_id": "partner"}
+VALID_BODY = {"report_tokens": ["ready"], "secondary_client_id": "partner"}
 MISSING = (400, "INVALID_REQUEST", "MISSING_FIELDS")
 INVALID_FIELD = (400, "INVALID_REQUEST", "INVALID_FIELD")
 WRONG_KEYS = (400, "INVALID_INPUT", "INVALID_API_KEYS")
 
 
-async def test_error_body_is_always_full(ask):
-    """Every refusal holds all of Plaid's fields, a fresh request_id among them."""
-    first, second = await ask("/nowhere"), await ask("/nowhere")
+async def test_error_body_is_complete(api):
+    """Every error has all of Plaid's fields, with a new request_id."""
+    first, second = await api("/nowhere"), await api("/nowhere")
     assert set(first.json) == {
         "display_message",
         "documentation_url",
@@ -36,28 +36,28 @@ async def test_error_body_is_always_full(ask):
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/nowhere"), ("GET", CREATE), ("PUT", CREATE), ("POST", "/")]
 )
-async def test_unknown_path_or_method(ask, method, path):
-    """There is nothing but Plaid's own paths, and POST."""
-    assert (await ask(path, GOOD, method=method)).refusal == (404, "INVALID_REQUEST", "NOT_FOUND")
+async def test_unknown_path_or_method(api, method, path):
+    """Only Plaid's own paths exist, and only for POST."""
+    assert (await api(path, VALID_BODY, method=method)).error == (404, "INVALID_REQUEST", "NOT_FOUND")
 
 
-async def test_content_type(ask):
-    """JSON must be called JSON; a charset beside it is fine."""
-    raw = json.dumps(GOOD).encode()
-    assert (await ask(CREATE, data=raw)).refusal == (400, "INVALID_REQUEST", "INVALID_HEADERS")
-    fine = await ask(CREATE, data=raw, headers={"Content-Type": "application/json; charset=utf-8"})
-    assert fine.status == 200
+async def test_content_type(api):
+    """The content type must be JSON, optionally with a charset."""
+    raw = json.dumps(VALID_BODY).encode()
+    assert (await api(CREATE, data=raw)).error == (400, "INVALID_REQUEST", "INVALID_HEADERS")
+    response = await api(CREATE, data=raw, headers={"Content-Type": "application/json; charset=utf-8"})
+    assert response.status == 200
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'"x"', b"null", b"\xff\xfe", b"[" * 100_000])
-async def test_body_must_be_one_object(ask, raw):
-    """Anything but one JSON object is no body at all."""
-    answer = await ask(CREATE, data=raw, headers={"Content-Type": "application/json"})
-    assert answer.refusal == (400, "INVALID_REQUEST", "INVALID_BODY")
+async def test_body_must_be_one_object(api, raw):
+    """A body that isn't one JSON object is invalid."""
+    response = await api(CREATE, data=raw, headers={"Content-Type": "application/json"})
+    assert response.error == (400, "INVALID_REQUEST", "INVALID_BODY")
 
 
 @pytest.mark.parametrize(
-    ("headers", "body", "named"),
+    ("headers", "body", "field"),
     [
         ({}, {}, "client_id, secret"),
         ({"PLAID-CLIENT-ID": "owner"}, {}, "secret"),
@@ -66,11 +66,11 @@ async def test_body_must_be_one_object(ask, raw):
         ({}, {"client_id": "", "secret": None}, "client_id, secret"),
     ],
 )
-async def test_missing_credentials_are_named(ask, headers, body, named):
-    """Credentials that are absent or empty are missing fields, and the error says which."""
-    answer = await ask(CREATE, GOOD | body, client=None, headers=headers)
-    assert answer.refusal == MISSING
-    assert answer.json["error_message"].endswith(f": {named}")
+async def test_missing_credentials_are_named(api, headers, body, field):
+    """Credentials that are absent or empty are missing fields, and the error names them."""
+    response = await api(CREATE, VALID_BODY | body, client=None, headers=headers)
+    assert response.error == MISSING
+    assert response.json["error_message"].endswith(f": {field}")
 
 
 @pytest.mark.parametrize(
@@ -85,62 +85,64 @@ async def test_missing_credentials_are_named(ask, headers, body, named):
         ),
     ],
 )
-async def test_credentials_in_headers_or_body(ask, plaid, headers, body):
-    """Both places are taken, and a mixture of them."""
-    answer = await ask(CREATE, GOOD | body, client=None, headers=headers)
-    assert answer.status == 200
+async def test_credentials_in_headers_or_body(api, plaid, headers, body):
+    """Credentials may be in headers, in the body, or one in each."""
+    response = await api(CREATE, VALID_BODY | body, client=None, headers=headers)
+    assert response.status == 200
     assert plaid.ledger[0]["client_id"] == plaid.requests[0].client_id == "owner"
 
 
 @pytest.mark.parametrize("pair", [("owner", "other-secret"), ("stranger", "owner-secret")])
-async def test_wrong_credentials(ask, pair):
-    """A pair that isn't one of the clients' is refused with 400, as Plaid does, not 401."""
-    body = GOOD | {"client_id": pair[0], "secret": pair[1]}
-    assert (await ask(CREATE, body, client=None)).refusal == WRONG_KEYS
+async def test_wrong_credentials(api, pair):
+    """A pair that belongs to no client is an error with status 400, as at Plaid, and not 401."""
+    body = VALID_BODY | {"client_id": pair[0], "secret": pair[1]}
+    assert (await api(CREATE, body, client=None)).error == WRONG_KEYS
 
 
-async def test_credentials_of_the_wrong_type(ask, plaid):
-    """A number is no client_id."""
-    answer = await ask(CREATE, GOOD | {"client_id": 7, "secret": "owner-secret"}, client=None)
-    assert answer.refusal == INVALID_FIELD
+async def test_credentials_of_the_wrong_type(api, plaid):
+    """A client_id that is a number is an invalid field."""
+    response = await api(CREATE, VALID_BODY | {"client_id": 7, "secret": "owner-secret"}, client=None)
+    assert response.error == INVALID_FIELD
     assert plaid.requests[0].client_id is None
 
 
-async def test_any_credentials_where_no_clients_are_given(asking):
-    """Without a list of clients whoever names itself is taken, but nobody without a name."""
+async def test_any_credentials_without_clients(api_for):
+    """Without a list of clients any credentials are accepted, but they are required."""
     async with Simulator(reports=["ready"]) as plaid:
-        ask = asking(plaid)
-        assert (await ask(CREATE, GOOD | {"client_id": "a", "secret": "b"}, client=None)).status == 200
-        assert (await ask(CREATE, GOOD, client=None)).refusal == MISSING
+        api = api_for(plaid)
+        assert (await api(CREATE, VALID_BODY | {"client_id": "a", "secret": "b"}, client=None)).status == 200
+        assert (await api(CREATE, VALID_BODY, client=None)).error == MISSING
 
 
 @pytest.mark.parametrize("version", ["2020-09-14", "2019-05-29", "2018-05-22", "2017-03-08"])
-async def test_known_version_is_echoed(ask, version):
-    """A version that Plaid has published is taken, and told back, in a refusal too."""
-    assert (await ask(CREATE, GOOD, headers={"Plaid-Version": version})).headers["Plaid-Version"] == version
-    assert (await ask("/nowhere", headers={"Plaid-Version": version})).headers["Plaid-Version"] == version
+async def test_known_version_is_echoed(api, version):
+    """A version that Plaid has published is accepted, and echoed in the response, also in an error."""
+    assert (await api(CREATE, VALID_BODY, headers={"Plaid-Version": version})).headers[
+        "Plaid-Version"
+    ] == version
+    assert (await api("/nowhere", headers={"Plaid-Version": version})).headers["Plaid-Version"] == version
 
 
-async def test_unknown_version(ask):
-    """Any other is refused; none at all is fine."""
-    answer = await ask(CREATE, GOOD, headers={"Plaid-Version": "2031-01-01"})
-    assert answer.refusal == (400, "INVALID_REQUEST", "INCOMPATIBLE_API_VERSION")
-    assert "Plaid-Version" not in (await ask(CREATE, GOOD)).headers
+async def test_unknown_version(api):
+    """Any other version is an error; the header is optional."""
+    response = await api(CREATE, VALID_BODY, headers={"Plaid-Version": "2031-01-01"})
+    assert response.error == (400, "INVALID_REQUEST", "INCOMPATIBLE_API_VERSION")
+    assert "Plaid-Version" not in (await api(CREATE, VALID_BODY)).headers
 
 
-async def test_order_of_the_checks(ask):
-    """Where several things are wrong, the earlier check speaks: keys, version, missing, unknown, values, state."""
-    wrong = {"secondary_client_id": 5, "x": 1}
+async def test_order_of_the_checks(api):
+    """The first failed check determines the error: keys, version, missing, unknown, values, state."""
+    invalid = {"secondary_client_id": 5, "x": 1}
     old = {"Plaid-Version": "1999-01-01"}
-    codes = [
-        await ask(CREATE, wrong, client="stranger", headers={"PLAID-SECRET": "-", **old}),
-        await ask(CREATE, wrong, headers=old),
-        await ask(CREATE, wrong),
-        await ask(CREATE, wrong | {"report_tokens": ["no"]}),
-        await ask(CREATE, {"secondary_client_id": 5, "report_tokens": ["no"]}),
-        await ask(CREATE, {"secondary_client_id": "5", "report_tokens": ["no"]}),
+    responses = [
+        await api(CREATE, invalid, client="stranger", headers={"PLAID-SECRET": "-", **old}),
+        await api(CREATE, invalid, headers=old),
+        await api(CREATE, invalid),
+        await api(CREATE, invalid | {"report_tokens": ["no"]}),
+        await api(CREATE, {"secondary_client_id": 5, "report_tokens": ["no"]}),
+        await api(CREATE, {"secondary_client_id": "5", "report_tokens": ["no"]}),
     ]
-    assert [answer.json["error_code"] for answer in codes] == [
+    assert [response.json["error_code"] for response in responses] == [
         "INVALID_API_KEYS",
         "INCOMPATIBLE_API_VERSION",
         "MISSING_FIELDS",
@@ -150,14 +152,14 @@ async def test_order_of_the_checks(ask):
     ]
 
 
-async def test_missing_and_unknown_fields_are_named(ask):
-    """All of them, in one sentence each."""
-    missing = await ask(CREATE, {})
+async def test_missing_and_unknown_fields_are_named(api):
+    """The message lists all missing, or all unknown, fields."""
+    missing = await api(CREATE, {})
     assert missing.json["error_message"] == (
         "the following required fields are missing: report_tokens, secondary_client_id"
     )
-    extra = await ask(CREATE, GOOD | {"idempotency_key": "k", "memo": "m"})
-    assert extra.refusal == (400, "INVALID_REQUEST", "UNKNOWN_FIELDS")
+    extra = await api(CREATE, VALID_BODY | {"idempotency_key": "k", "memo": "m"})
+    assert extra.error == (400, "INVALID_REQUEST", "UNKNOWN_FIELDS")
     assert extra.json["error_message"] == (
         "the following fields are not recognized by this endpoint: idempotency_key, memo"
     )
@@ -171,20 +173,20 @@ FIRE = "/sandbox/item/fire_webhook"
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "named"),
+    ("path", "body", "field"),
     [
-        (CREATE, GOOD | {"report_tokens": []}, "report_tokens"),
-        (CREATE, GOOD | {"report_tokens": "ready"}, "report_tokens"),
-        (CREATE, GOOD | {"report_tokens": ["ready", "ready"]}, "report_tokens"),
-        (CREATE, GOOD | {"report_tokens": [""]}, "report_tokens[0]"),
-        (CREATE, GOOD | {"report_tokens": [None]}, "report_tokens[0]"),
-        (CREATE, GOOD | {"report_tokens": None}, "report_tokens"),
-        (CREATE, GOOD | {"secondary_client_id": ""}, "secondary_client_id"),
-        (CREATE, GOOD | {"secondary_client_id": None}, "secondary_client_id"),
-        (CREATE, GOOD | {"webhook": "ftp://lender.example"}, "webhook"),
-        (CREATE, GOOD | {"webhook": "https://"}, "webhook"),
-        (CREATE, GOOD | {"webhook": "https://[::1"}, "webhook"),
-        (CREATE, GOOD | {"webhook": 5}, "webhook"),
+        (CREATE, VALID_BODY | {"report_tokens": []}, "report_tokens"),
+        (CREATE, VALID_BODY | {"report_tokens": "ready"}, "report_tokens"),
+        (CREATE, VALID_BODY | {"report_tokens": ["ready", "ready"]}, "report_tokens"),
+        (CREATE, VALID_BODY | {"report_tokens": [""]}, "report_tokens[0]"),
+        (CREATE, VALID_BODY | {"report_tokens": [None]}, "report_tokens[0]"),
+        (CREATE, VALID_BODY | {"report_tokens": None}, "report_tokens"),
+        (CREATE, VALID_BODY | {"secondary_client_id": ""}, "secondary_client_id"),
+        (CREATE, VALID_BODY | {"secondary_client_id": None}, "secondary_client_id"),
+        (CREATE, VALID_BODY | {"webhook": "ftp://lender.example"}, "webhook"),
+        (CREATE, VALID_BODY | {"webhook": "https://"}, "webhook"),
+        (CREATE, VALID_BODY | {"webhook": "https://[::1"}, "webhook"),
+        (CREATE, VALID_BODY | {"webhook": 5}, "webhook"),
         ("/credit/relay/get", RELAY | {"report_type": "assets"}, "report_type"),
         ("/credit/relay/get", RELAY | {"report_type": ["asset"]}, "report_type"),
         ("/credit/relay/get", RELAY | {"include_insights": "true"}, "include_insights"),
@@ -238,20 +240,20 @@ FIRE = "/sandbox/item/fire_webhook"
             {"access_token": "t", "webhook_code": "ERROR", "options": {"new_transactions": -1}},
             "options.new_transactions",
         ),
-        (CREATE, GOOD | {"client_id": 5}, "client_id"),  # though the header has a good one
+        (CREATE, VALID_BODY | {"client_id": 5}, "client_id"),  # although the header is valid
         ("/item/remove", {"access_token": "t", "reason_note": "n" * 513}, "reason_note"),
         ("/item/remove", {"access_token": "t", "reason_code": "BORED"}, "reason_code"),
     ],
 )
-async def test_invalid_field_is_named(ask, path, body, named):
-    """A value of the wrong type, out of range or empty is refused by the name of its field."""
-    answer = await ask(path, body)
-    assert answer.refusal == INVALID_FIELD
-    assert answer.json["error_message"].startswith(f"{named} must be ")
+async def test_invalid_field_is_named(api, path, body, field):
+    """A value of the wrong type, out of range or empty is an error that names the field."""
+    response = await api(path, body)
+    assert response.error == INVALID_FIELD
+    assert response.json["error_message"].startswith(f"{field} must be ")
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "code", "named"),
+    ("path", "body", "code", "field"),
     [
         ("/asset_report/create", REPORT | {"options": {"hook": 1}}, "UNKNOWN_FIELDS", "options.hook"),
         (
@@ -262,18 +264,18 @@ async def test_invalid_field_is_named(ask, path, body, named):
         ),
     ],
 )
-async def test_nested_fields(ask, path, body, code, named):
-    """Nested objects are held to their schema too."""
-    answer = await ask(path, body)
-    assert answer.json["error_code"] == code
-    assert answer.json["error_message"].endswith(f": {named}")
+async def test_nested_fields(api, path, body, code, field):
+    """Nested objects are validated too."""
+    response = await api(path, body)
+    assert response.json["error_code"] == code
+    assert response.json["error_message"].endswith(f": {field}")
 
 
 @pytest.mark.parametrize(
     ("path", "body", "code"),
     [
-        (CREATE, GOOD | {"webhook": None}, None),
-        (CREATE, GOOD | {"webhook": "http://lender.example:8080/hook"}, None),
+        (CREATE, VALID_BODY | {"webhook": None}, None),
+        (CREATE, VALID_BODY | {"webhook": "http://lender.example:8080/hook"}, None),
         (
             "/asset_report/create",
             REPORT
@@ -318,14 +320,14 @@ async def test_nested_fields(ask, path, body, code, named):
         ),
     ],
 )
-async def test_what_the_schema_allows(ask, path, body, code):
-    """Null where Plaid's schema says nullable, and further fields where it is open."""
-    answer = await ask(path, body)
-    assert answer.status == (400 if code else 200)
-    assert answer.json.get("error_code") == code
+async def test_values_that_the_schema_allows(api, path, body, code):
+    """Null is accepted where Plaid's schema says nullable, and further fields where it allows them."""
+    response = await api(path, body)
+    assert response.status == (400 if code else 200)
+    assert response.json.get("error_code") == code
 
 
-async def test_accept_is_ignored(ask):
-    """JSON is answered whatever the client would rather have."""
-    answer = await ask(CREATE, GOOD, headers={"Accept": "text/html"})
-    assert answer.headers["Content-Type"] == "application/json"
+async def test_accept_is_ignored(api):
+    """The response is JSON whatever the Accept header says."""
+    response = await api(CREATE, VALID_BODY, headers={"Accept": "text/html"})
+    assert response.headers["Content-Type"] == "application/json"

@@ -1,4 +1,4 @@
-"""The reports themselves."""
+"""The content of the sample reports."""
 
 import gzip
 import json
@@ -25,14 +25,14 @@ BASE = {
 
 
 @pytest.fixture
-def report(ask, clock):
-    """A new report, once it is ready."""
+def report(api, clock):
+    """Return a function that creates a report, waits until it is ready, and reads it."""
 
-    async def report(days, shown=None, **options):
-        token = (await ask.report(days=days, **options))["asset_report_token"]
+    async def report(days, days_shown=None, **options):
+        token = (await api.report(days=days, **options))["asset_report_token"]
         clock.now += 10
-        body = {"asset_report_token": token, "options": {"days_to_include": shown}}
-        return (await ask(GET, body)).json["report"]
+        body = {"asset_report_token": token, "options": {"days_to_include": days_shown}}
+        return (await api(GET, body)).json["report"]
 
     return report
 
@@ -46,13 +46,13 @@ def transactions(report):
 
 
 async def test_shape(report):
-    """About sixty transactions, a balance for each day, an owner for each account, null where Plaid has null."""
-    made = await report(90)
-    assert len(transactions(made)) == 60
-    assert made["client_report_id"] is None
-    assert set(made["user"].values()) == {None}
-    assert made["items"][0]["institution_name"] == "First Platypus Bank"
-    for account in accounts(made):
+    """A report has sixty transactions, a balance for each day, an owner for each account, and Plaid's nulls."""
+    created = await report(90)
+    assert len(transactions(created)) == 60
+    assert created["client_report_id"] is None
+    assert set(created["user"].values()) == {None}
+    assert created["items"][0]["institution_name"] == "First Platypus Bank"
+    for account in accounts(created):
         assert len(account["historical_balances"]) == 90
         assert account["historical_balances"][0]["current"] == account["balances"]["current"]
         assert account["owners"][0]["names"]
@@ -60,13 +60,13 @@ async def test_shape(report):
         assert "investments" not in account
 
 
-async def test_amounts_are_decimals_to_the_cent_and_beyond(asking):
-    """Most amounts have at most two digits after the point, and some have more."""
+async def test_number_of_decimals(api_for):
+    """Most amounts have at most two decimals, and some have more."""
     async with Simulator(reports=[f"r{n}" for n in range(5)]) as plaid:
-        ask, digits = asking(plaid), set()
+        api, digits = api_for(plaid), set()
         for n in range(5):
             body = {"client_id": "a", "secret": "b", "asset_report_token": f"r{n}"}
-            raw = (await ask(GET, body, client=None)).raw
+            raw = (await api(GET, body, client=None)).raw
             amounts = [
                 entry["amount"] for entry in transactions(json.loads(raw, parse_float=Decimal)["report"])
             ]
@@ -75,7 +75,7 @@ async def test_amounts_are_decimals_to_the_cent_and_beyond(asking):
 
 
 async def test_balances_follow_the_transactions(report):
-    """Yesterday's balance is today's with today undone: spending lowers an account's, and raises a card's."""
+    """A day's expenses lower the balance of an account, and raise that of a credit card."""
     for account in accounts(await report(20)):
         sign = -1 if account["type"] == "credit" else 1
         history = account["historical_balances"]
@@ -86,76 +86,76 @@ async def test_balances_follow_the_transactions(report):
             assert earlier["current"] == pytest.approx(later["current"] + sign * spent, abs=0.001)
 
 
-async def test_insights(ask):
-    """They add category, merchant and the like to each transaction, and change nothing else."""
-    plain = (await ask(GET, READY)).json["report"]
-    rich = (await ask(GET, READY | {"include_insights": True})).json["report"]
+async def test_insights(api):
+    """Insights add fields such as category and merchant to each transaction, and change nothing else."""
+    plain = (await api(GET, READY)).json["report"]
+    rich = (await api(GET, READY | {"include_insights": True})).json["report"]
     for bare, full in zip(transactions(plain), transactions(rich), strict=True):
         assert set(bare) == BASE
         assert bare.items() <= full.items()
         assert {"category", "credit_category", "merchant_name", "location", "payment_meta"} <= set(full)
 
 
-async def test_the_makers_words_come_back(report):
-    """client_report_id and user are told as they were given."""
+async def test_options_are_in_the_report(report):
+    """client_report_id and the known fields of user are copied into the report."""
     options = {
         "client_report_id": "loan-7",
         "user": {"first_name": "Alberta", "x": 1},
         "add_ons": ["investments"],
     }
-    made = await report(10, **options)
-    assert made["client_report_id"] == "loan-7"
-    assert made["user"]["first_name"] == "Alberta"
-    assert made["user"]["ssn"] is None
-    assert "x" not in made["user"]
-    assert accounts(made)[-1]["investments"]["holdings"][0]["quantity"] > 0
+    created = await report(10, **options)
+    assert created["client_report_id"] == "loan-7"
+    assert created["user"]["first_name"] == "Alberta"
+    assert created["user"]["ssn"] is None
+    assert "x" not in created["user"]
+    assert accounts(created)[-1]["investments"]["holdings"][0]["quantity"] > 0
 
 
 async def test_no_days(report):
-    """A report of no days has accounts, and nothing that happened."""
-    made = await report(0)
-    assert transactions(made) == []
-    assert all(account["historical_balances"] == [] for account in accounts(made))
+    """A report of no days has accounts without transactions and balances."""
+    created = await report(0)
+    assert transactions(created) == []
+    assert all(account["historical_balances"] == [] for account in accounts(created))
 
 
-@pytest.mark.parametrize(("days", "shown"), [(0, 0), (5, 5), (731, 20), (None, 20)])
-async def test_days_to_include(report, days, shown):
-    """Only the last days are shown, never more than there are."""
-    made = await report(20, days)
-    assert [len(account["historical_balances"]) for account in accounts(made)] == [shown] * 4
-    assert made["days_requested"] == 20
+@pytest.mark.parametrize(("days", "days_shown"), [(0, 0), (5, 5), (731, 20), (None, 20)])
+async def test_days_to_include(report, days, days_shown):
+    """Only the last days are shown, and at most all days of the report."""
+    created = await report(20, days)
+    assert [len(account["historical_balances"]) for account in accounts(created)] == [days_shown] * 4
+    assert created["days_requested"] == 20
 
 
-async def test_same_token_and_seed_same_report(asking):
-    """What a ready report holds follows from its token and the seed, but for the moment it was made."""
+async def test_same_token_and_seed_same_report(api_for):
+    """The token and the seed determine the content of a ready report, apart from the time of generation."""
 
     async def items(seed):
         async with Simulator(reports=["ready"], seed=seed) as plaid:
-            ask = asking(plaid)
+            api = api_for(plaid)
             body = READY | {"client_id": "a", "secret": "b"}
-            first, second = await ask(GET, body, client=None), await ask(GET, body, client=None)
+            first, second = await api(GET, body, client=None), await api(GET, body, client=None)
             assert first.json["report"] == second.json["report"]
             return [account["balances"]["current"] for account in accounts(first.json["report"])]
 
     assert await items(1) == await items(1) != await items(2)
 
 
-async def test_zipped_where_it_is_taken(ask, session):
-    """A long answer is zipped for who says so, and not for others."""
+async def test_compression_where_it_is_accepted(api, session):
+    """A long response is compressed if the client accepts it, and otherwise not."""
     headers = {"PLAID-CLIENT-ID": "owner", "PLAID-SECRET": "owner-secret", "Accept-Encoding": "gzip"}
     async with session.post(
-        ask.plaid.url + GET, json=READY, headers=headers, auto_decompress=False
-    ) as answer:
-        assert answer.headers["Content-Encoding"] == "gzip"
-        zipped = json.loads(gzip.decompress(await answer.read()))
-    plain = await ask(GET, READY, headers={"Accept-Encoding": "identity"})
+        api.plaid.url + GET, json=READY, headers=headers, auto_decompress=False
+    ) as response:
+        assert response.headers["Content-Encoding"] == "gzip"
+        decompressed = json.loads(gzip.decompress(await response.read()))
+    plain = await api(GET, READY, headers={"Accept-Encoding": "identity"})
     assert "Content-Encoding" not in plain.headers
-    assert plain.json["report"] == zipped["report"]
+    assert plain.json["report"] == decompressed["report"]
 
 
-async def test_pdf_is_whole(ask):
-    """Every object begins where the file's own table says, and the table where the trailer says."""
-    raw = (await ask("/asset_report/pdf/get", READY)).raw
+async def test_pdf_structure(api):
+    """The offsets of all objects are in the file's table, and the table's offset is in the trailer."""
+    raw = (await api("/asset_report/pdf/get", READY)).raw
     start = int(re.search(rb"startxref\n(\d+)\n%%EOF\n$", raw).group(1))
     assert raw[start:].startswith(b"xref\n0 7\n")
     offsets = [int(offset) for offset in re.findall(rb"(\d{10}) 00000 n \n", raw)]
@@ -167,25 +167,25 @@ async def test_pdf_is_whole(ask):
     assert b"Everyday Checking" in stream
 
 
-async def test_every_part_can_be_missing(ask, plaid):
-    """A warning for each part that was asked for and isn't there, and the part is empty."""
+async def test_every_part_can_be_missing(api, plaid):
+    """Each requested part that is missing has a warning, and is empty."""
     token = plaid.add_report(missing=["transactions", "owners", "investments"])
-    answer = await ask(GET, {"asset_report_token": token, "include_insights": True})
-    codes = [warning["warning_code"] for warning in answer.json["warnings"]]
+    response = await api(GET, {"asset_report_token": token, "include_insights": True})
+    codes = [warning["warning_code"] for warning in response.json["warnings"]]
     assert codes == ["OWNERS_UNAVAILABLE", "TRANSACTIONS_UNAVAILABLE"]
-    for account in accounts(answer.json["report"]):
+    for account in accounts(response.json["report"]):
         assert account["owners"] == account["transactions"] == []
         assert "account_insights" not in account
-    fast = await ask(GET, {"asset_report_token": token, "fast_report": True})
+    fast = await api(GET, {"asset_report_token": token, "fast_report": True})
     assert [warning["warning_code"] for warning in fast.json["warnings"]] == ["OWNERS_UNAVAILABLE"]
 
 
-async def test_insights_add_up(ask, plaid):
-    """The sums over the report are those of its transactions, and of its accounts together."""
-    # Of a token of its own, so that it holds the same each time: by chance, one may have no risk of some kind.
+async def test_insights_add_up(api, plaid):
+    """The sums for the report are those of its transactions, and of all its accounts."""
+    # A fixed token, so that the content is always the same: a random report may lack one kind of risk.
     token = plaid.add_report("assets-sandbox-adds-up", transactions=600, days=200)
-    answer = await ask(GET, {"asset_report_token": token, "include_insights": True})
-    report = json.loads(answer.raw, parse_float=Decimal)["report"]
+    response = await api(GET, {"asset_report_token": token, "include_insights": True})
+    report = json.loads(response.raw, parse_float=Decimal)["report"]
     entries = transactions(report)
     incoming = -sum(entry["amount"] for entry in entries if entry["amount"] < 0)
     spent = sum(entry["amount"] for entry in entries if entry["amount"] > 0)
@@ -196,42 +196,43 @@ async def test_insights_add_up(ask, plaid):
     parts = ("essential_expenditure", "non_essential_expenditure", "other", "transfers_out")
     assert sum(affordability["expenditure"][part]["amount"] for part in parts) == spent
     assert 0 < affordability["expenditure"]["outlier_transactions"]["transactions_count"] < 100
-    for name, told in report["insights"]["risk"].items():
+    for name, indicator in report["insights"]["risk"].items():
         if name == "negative_balance":
             continue
-        each = [
+        amounts = [
             account["account_insights"]["risk"][name]["amount"]
             for account in accounts(report)
             if "account_insights" in account
         ]
-        assert sum(each) == told["amount"] > 0
-        assert sum(month["total_amount"]["amount"] for month in told["monthly_summaries"]) == told["amount"]
+        assert sum(amounts) == indicator["amount"] > 0
+        months = [month["total_amount"]["amount"] for month in indicator["monthly_summaries"]]
+        assert sum(months) == indicator["amount"]
 
 
-async def test_negative_balances_are_those_of_the_history(ask, plaid):
-    """Each stretch of days below zero is told once, with its lowest balance."""
+async def test_negative_balances_are_those_of_the_history(api, plaid):
+    """Each period with a balance below zero is listed once, with its lowest balance."""
     token = plaid.add_report(transactions=300, days=300)
-    answer = await ask(GET, {"asset_report_token": token, "include_insights": True})
-    report = answer.json["report"]
+    response = await api(GET, {"asset_report_token": token, "include_insights": True})
+    report = response.json["report"]
     below = [
         balance["current"]
         for account in accounts(report)
         for balance in account["historical_balances"]
         if balance["current"] < 0
     ]
-    told = report["insights"]["risk"]["negative_balance"]
-    assert told["days_with_negative_balance"] == len(below) > 0
-    assert told["minimum_balance"]["amount"] == min(below)
-    lowest = [occurrence["minimum_balance"]["amount"] for occurrence in told["occurrences"]]
+    insights = report["insights"]["risk"]["negative_balance"]
+    assert insights["days_with_negative_balance"] == len(below) > 0
+    assert insights["minimum_balance"]["amount"] == min(below)
+    lowest = [occurrence["minimum_balance"]["amount"] for occurrence in insights["occurrences"]]
     assert min(lowest) == min(below)
-    assert all(occurrence["start_date"] <= occurrence["end_date"] for occurrence in told["occurrences"])
+    assert all(occurrence["start_date"] <= occurrence["end_date"] for occurrence in insights["occurrences"])
 
 
 def test_bytes_of_a_report_without_a_server():
-    """They are the body of an answer, the same at each call, and follow from size and seed."""
-    made = report_bytes(200)
-    assert made == report_bytes(200) != report_bytes(200, seed=1)
-    body = json.loads(made)
+    """They are a response body that is determined by the arguments."""
+    created = report_bytes(200)
+    assert created == report_bytes(200) != report_bytes(200, seed=1)
+    body = json.loads(created)
     assert set(body) == {"report", "warnings", "request_id"}
     assert len(transactions(body["report"])) == 200
     rich = json.loads(report_bytes(10, days=5, insights=True, investments=True))["report"]
@@ -245,32 +246,32 @@ def test_bytes_of_a_report_without_a_server():
     [((200,), 0.1), ((3_400,), 1.0), ((8_000,), 8.0)],
     ids=["small", "middle", "big"],
 )
-def test_sizes_that_the_docstring_tells(arguments, megabytes):
-    """About so many megabytes; the biggest is with insights."""
+def test_sizes_in_the_docstring(arguments, megabytes):
+    """The sizes in the docstring are right within 10 %; the biggest is with insights."""
     size = len(report_bytes(*arguments, insights=megabytes == 8.0))
     assert size / 1e6 == pytest.approx(megabytes, rel=0.1)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "field"),
     [
         ({"transactions": -1}, "transactions"),
         ({"transactions": 15_001}, "transactions"),
         ({"days": 0}, "days"),
     ],
 )
-def test_bytes_of_a_report_that_cannot_be(arguments, named):
-    """An argument out of its bounds is a ValueError that names it."""
-    with pytest.raises(ValueError, match=f"^{named}: "):
+def test_invalid_arguments_of_report_bytes(arguments, field):
+    """An argument out of range is a ValueError that names it."""
+    with pytest.raises(ValueError, match=f"^{field}: "):
         report_bytes(**{"transactions": 1} | arguments)
 
 
-async def test_pdf_of_several_items_and_pages(ask, clock):
-    """Each bank has its heading; what doesn't fit on a page goes on the next."""
-    tokens = [await ask.access_token() for _ in range(12)]
-    made = (await ask("/asset_report/create", {"access_tokens": tokens, "days_requested": 1})).json
+async def test_pdf_of_several_items_and_pages(api, clock):
+    """Each bank has a heading, and long reports continue on further pages."""
+    tokens = [await api.access_token() for _ in range(12)]
+    created = (await api("/asset_report/create", {"access_tokens": tokens, "days_requested": 1})).json
     clock.now += 10
-    raw = (await ask("/asset_report/pdf/get", {"asset_report_token": made["asset_report_token"]})).raw
+    raw = (await api("/asset_report/pdf/get", {"asset_report_token": created["asset_report_token"]})).raw
     assert raw.count(b"(First Platypus Bank)") == 12
     assert b"/Count 2 >>" in raw
     assert raw.endswith(b"%%EOF\n")

@@ -1,4 +1,4 @@
-"""The key that webhooks are signed with, and webhooks for a test."""
+"""The key of webhooks' signatures, and test webhooks."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ BASE = (
 
 
 def plus(first, second):
-    """The sum of two points, None being the one at infinity."""
+    """Return the sum of two points of the curve; None is the point at infinity."""
     if first is None:
         return second
     if first == second:
@@ -31,7 +31,7 @@ def plus(first, second):
 
 
 def point_of(number):
-    """The public point of a private number."""
+    """Return the public key of a private key."""
     total, power = None, BASE
     while number:
         if number & 1:
@@ -40,9 +40,9 @@ def point_of(number):
     return total
 
 
-async def test_key(ask):
-    """The sandbox's key is there from the start, and is the one of a private number that anybody can work out."""
-    key = (await ask(KEY, {"key_id": KEY_ID})).json["key"]
+async def test_key(api):
+    """The sandbox's key is available, and its private key is the SHA-256 of its id."""
+    key = (await api(KEY, {"key_id": KEY_ID})).json["key"]
     x, y = (int.from_bytes(base64.urlsafe_b64decode(key.pop(name) + "=")) for name in "xy")
     assert (x, y) == point_of(int.from_bytes(hashlib.sha256(KEY_ID.encode()).digest()))
     assert key == {
@@ -56,14 +56,14 @@ async def test_key(ask):
     }
 
 
-async def test_another_key(ask):
-    """There is no other."""
-    answer = await ask(KEY, {"key_id": "bfbd5111-8e33-4643-8ced-b2e642a72f3c"})
-    assert answer.refusal == (400, "INVALID_INPUT", "INVALID_WEBHOOK_VERIFICATION_KEY_ID")
+async def test_another_key(api):
+    """Any other key is unknown."""
+    response = await api(KEY, {"key_id": "bfbd5111-8e33-4643-8ced-b2e642a72f3c"})
+    assert response.error == (400, "INVALID_INPUT", "INVALID_WEBHOOK_VERIFICATION_KEY_ID")
 
 
 @pytest.mark.parametrize(
-    ("code", "told", "meant"),
+    ("code", "requested_type", "webhook_type"),
     [
         ("PRODUCT_READY", "ASSETS", "ASSETS"),
         ("PRODUCT_READY", None, "ASSETS"),
@@ -73,49 +73,49 @@ async def test_another_key(ask):
         ("DEFAULT_UPDATE", "HOLDINGS", "HOLDINGS"),
     ],
 )
-async def test_fired_webhooks_are_told(ask, plaid, code, told, meant):
-    """Each is noted, with where it would have gone."""
+async def test_fired_webhooks_are_recorded(api, plaid, code, requested_type, webhook_type):
+    """Each webhook is recorded, with the URL that it would have been sent to."""
     products = ("assets", "transactions", "investments")
-    access_token = await ask.access_token(products=products, options={"webhook": HOOK})
+    access_token = await api.access_token(products=products, options={"webhook": HOOK})
     assert plaid.webhooks == ()
     body = {"access_token": access_token, "webhook_code": code, "options": {"new_transactions": 3}}
-    answer = await ask(FIRE, body | ({"webhook_type": told} if told else {}))
-    assert answer.json["webhook_fired"] is True
+    response = await api(FIRE, body | ({"webhook_type": requested_type} if requested_type else {}))
+    assert response.json["webhook_fired"] is True
     [fired] = plaid.webhooks
     assert fired.pop("item_id")
     assert fired == {
-        "webhook_type": meant,
+        "webhook_type": webhook_type,
         "webhook_code": code,
         "url": HOOK,
-        "request_id": answer.json["request_id"],
+        "request_id": response.json["request_id"],
     }
 
 
-async def test_webhook_of_an_item_without_one(ask, plaid):
-    """There is nowhere to send it."""
-    body = {"access_token": await ask.access_token(), "webhook_code": "PRODUCT_READY"}
-    assert (await ask(FIRE, body)).refusal == (400, "SANDBOX_ERROR", "SANDBOX_WEBHOOK_INVALID")
+async def test_webhook_of_an_item_without_one(api, plaid):
+    """An Item without a webhook URL leads to an error."""
+    body = {"access_token": await api.access_token(), "webhook_code": "PRODUCT_READY"}
+    assert (await api(FIRE, body)).error == (400, "SANDBOX_ERROR", "SANDBOX_WEBHOOK_INVALID")
     assert plaid.webhooks == ()
 
 
-async def test_webhook_of_a_product_that_the_item_lacks(ask):
-    """It is refused."""
-    access_token = await ask.access_token(products=("auth",), options={"webhook": HOOK})
+async def test_webhook_of_a_product_that_the_item_lacks(api):
+    """A webhook of a product that the Item lacks is an error."""
+    access_token = await api.access_token(products=("auth",), options={"webhook": HOOK})
     body = {"access_token": access_token, "webhook_code": "PRODUCT_READY"}
-    assert (await ask(FIRE, body)).refusal == (400, "SANDBOX_ERROR", "SANDBOX_PRODUCT_NOT_ENABLED")
+    assert (await api(FIRE, body)).error == (400, "SANDBOX_ERROR", "SANDBOX_PRODUCT_NOT_ENABLED")
 
 
 @pytest.mark.parametrize("webhook_type", ["ITEM", "ASSETS"])
-async def test_default_update_of_no_product(ask, webhook_type):
-    """DEFAULT_UPDATE is of a product that has one."""
-    access_token = await ask.access_token(options={"webhook": HOOK})
+async def test_default_update_of_no_product(api, webhook_type):
+    """DEFAULT_UPDATE is invalid for types that have no such webhook."""
+    access_token = await api.access_token(options={"webhook": HOOK})
     body = {"access_token": access_token, "webhook_code": "DEFAULT_UPDATE", "webhook_type": webhook_type}
-    assert (await ask(FIRE, body)).refusal == (400, "INVALID_REQUEST", "INVALID_FIELD")
+    assert (await api(FIRE, body)).error == (400, "INVALID_REQUEST", "INVALID_FIELD")
 
 
-async def test_webhook_of_anothers_item(ask):
-    """Another's Item is unknown."""
-    access_token = await ask.access_token(options={"webhook": HOOK})
+async def test_webhook_of_another_clients_item(api):
+    """Another client's Item is unknown."""
+    access_token = await api.access_token(options={"webhook": HOOK})
     body = {"access_token": access_token, "webhook_code": "ERROR"}
-    answer = await ask(FIRE, body, client="other")
-    assert answer.refusal == (400, "INVALID_INPUT", "INVALID_ACCESS_TOKEN")
+    response = await api(FIRE, body, client="other")
+    assert response.error == (400, "INVALID_INPUT", "INVALID_ACCESS_TOKEN")

@@ -52,7 +52,7 @@ TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
         (([TOKEN], "p", 'https://a.example/relay"'), "webhook must be an http(s) URL"),
     ],
 )
-def test_a_bad_creation_is_refused_by_the_name_of_its_field(arguments, problem):
+def test_an_invalid_create_request_names_its_field(arguments, problem):
     """An invalid request is rejected before it is sent; the error names the field and shows no token."""
     with pytest.raises(RequestValidationError) as caught:
         RelayCreateRequest(*arguments)
@@ -64,7 +64,7 @@ def test_a_bad_creation_is_refused_by_the_name_of_its_field(arguments, problem):
 
 
 @pytest.mark.parametrize(
-    ("make", "problem"),
+    ("create", "problem"),
     [
         (
             lambda: models.RelayGetRequest("t", include_insights="yes"),
@@ -115,23 +115,32 @@ def test_a_bad_creation_is_refused_by_the_name_of_its_field(arguments, problem):
             lambda: models.SandboxStatements(date(2026, 2, 1), date(2026, 1, 1)),
             "end_date is before start_date",
         ),
-        (lambda: told(ssn=123456789), "user.ssn must be a string, not int"),
-        (lambda: told(email=""), "user.email is empty"),
+        (lambda: options_with_user(ssn=123456789), "user.ssn must be a string, not int"),
+        (lambda: options_with_user(email=""), "user.email is empty"),
         (
-            lambda: told(additional_properties={"x": b"y"}),
+            lambda: options_with_user(additional_properties={"x": b"y"}),
             "user.additional_properties.x must be a JSON value",
         ),
         (
-            lambda: told(additional_properties={"x": [1, {"y": float("nan")}]}),
+            lambda: options_with_user(additional_properties={"x": [1, {"y": float("nan")}]}),
             "x[1].y must be a finite number",
         ),
-        (lambda: told(additional_properties=[1]), "user.additional_properties must be a dict, not list"),
-        (lambda: told(additional_properties={"x": Decimal("sNaN")}), "x must be a finite number"),
         (
-            lambda: told(additional_properties={"x": deep(3_000)}),
+            lambda: options_with_user(additional_properties=[1]),
+            "user.additional_properties must be a dict, not list",
+        ),
+        (
+            lambda: options_with_user(additional_properties={"x": Decimal("sNaN")}),
+            "x must be a finite number",
+        ),
+        (
+            lambda: options_with_user(additional_properties={"x": nested_list(3_000)}),
             "additional_properties is nested too deeply",
         ),
-        (lambda: told(additional_properties={5: 1}), "a name in user.additional_properties must be a string"),
+        (
+            lambda: options_with_user(additional_properties={5: 1}),
+            "a name in user.additional_properties must be a string",
+        ),
         (
             lambda: models.SandboxTransactions(days_requested=0),
             "days_requested must be a whole number from 1",
@@ -139,72 +148,72 @@ def test_a_bad_creation_is_refused_by_the_name_of_its_field(arguments, problem):
         (lambda: models.SandboxPublicTokenCreateRequest("ins_1", []), "initial_products is empty"),
     ],
 )
-def test_other_requests_are_checked_as_well(make, problem):
-    """Each request names the field that can't pass."""
+def test_other_invalid_requests_name_their_field(create, problem):
+    """The error of each request names the invalid field."""
     with pytest.raises(RequestValidationError) as caught:
-        make()
+        create()
     assert problem in str(caught.value)
 
 
-def deep(levels: int) -> list:
+def nested_list(levels: int) -> list:
     nested: list = []
     for _ in range(levels):
         nested = [nested]
     return nested
 
 
-def told(**of_the_user):
-    return models.AssetReportCreateOptions(user=models.AssetReportUser(**of_the_user))
+def options_with_user(**user_fields):
+    return models.AssetReportCreateOptions(user=models.AssetReportUser(**user_fields))
 
 
-def test_whatever_json_has_may_be_told_of_a_person():
-    """Fields of one's own go to Plaid as they are, exact numbers too, as those of a report that was read."""
-    mine = {
+def test_additional_properties_of_a_user_are_sent():
+    """Additional properties are sent unchanged, with exact numbers, as they are read from a report."""
+    properties = {
         "loan": ["L-1", 5, 0.5, True, None, 10**400],
         "sum": Decimal("12345678901234567890.10"),
         "huge": Decimal("1E+400"),
     }
     request = models.AssetReportCreateRequest(
-        ["a"], 5, options=told(email="a@b.c", additional_properties=mine)
+        ["a"], 5, options=options_with_user(email="a@b.c", additional_properties=properties)
     )
     body = encode_request(request, Hidden({"client_id": "me"}))
     sent = json.loads(body, parse_float=Decimal)
     assert sent["options"]["user"] == {
         "email": "a@b.c",
-        **mine,
+        **properties,
         "loan": ["L-1", 5, Decimal("0.5"), True, None, 10**400],
     }
     assert b"12345678901234567890.10" in body
 
 
-def test_what_slipped_into_a_request_is_refused_without_showing_it():
-    """A dict that was changed after the check is the one way; the refusal holds nothing of the request."""
+def test_a_value_that_json_cannot_hold_is_rejected_without_showing_it():
+    """A dict can be changed after its validation; the error then shows nothing of the request."""
     user = models.AssetReportUser()
     request = models.AssetReportCreateRequest(
         ["access-canary"], 5, options=models.AssetReportCreateOptions(user=user)
     )
-    for slipped in (object(), float("nan"), deep(100_000)):
-        user.additional_properties["x"] = slipped
+    for value in (object(), float("nan"), nested_list(100_000)):
+        user.additional_properties["x"] = value
         with pytest.raises(RequestValidationError, match="can't be written as JSON") as caught:
             encode_request(request, Hidden({"secret": "canary"}))
         frames = [f.f_code.co_name for f, _ in traceback.walk_tb(caught.value.__traceback__)]
-        assert frames == ["test_what_slipped_into_a_request_is_refused_without_showing_it", "call"]
+        assert frames == ["test_a_value_that_json_cannot_hold_is_rejected_without_showing_it", "call"]
 
 
-def test_a_test_item_may_have_an_open_end():
-    """Of the two dates of a test Item's transactions either may be left out."""
-    for some in ({}, {"start_date": date(2026, 1, 1)}, {"end_date": date(2026, 1, 1)}):
-        assert models.SandboxTransactions(**some).days_requested is None
+def test_the_dates_of_a_test_item_are_optional():
+    """Either of the two dates of a test Item's transactions may be omitted."""
+    for dates in ({}, {"start_date": date(2026, 1, 1)}, {"end_date": date(2026, 1, 1)}):
+        assert models.SandboxTransactions(**dates).days_requested is None
 
 
-def test_a_user_token_will_do_for_a_report():
-    """The latest report of a user is asked for by the user's token, without the report's."""
+def test_a_user_token_instead_of_a_report_token():
+    """The latest report of a user is requested with the user's token alone."""
     request = models.AssetReportGetRequest(user_token="user-sandbox-1")
     assert json.loads(encode_request(request, Hidden({}))) == {"user_token": "user-sandbox-1"}
 
 
-def test_what_mustnt_be_shown_is_found_in_nested_records():
-    """A server that quotes a person's data, or a test user's password, is scrubbed of it as of a token."""
+def test_secrets_of_nested_records():
+    """The secrets of a request include the personal data in its options, so that they are redacted too."""
     user = models.AssetReportUser(ssn="111-22-1234", first_name="Anna")
     options = models.AssetReportCreateOptions(user=user)
     request = models.AssetReportCreateRequest(["access-1", "access-2"], 5, options=options)
@@ -212,14 +221,14 @@ def test_what_mustnt_be_shown_is_found_in_nested_records():
 
 
 def test_a_request_shows_no_token():
-    """A request's repr has the partner and not the report."""
+    """A request's repr has the partner, and no report token."""
     assert (
         repr(RelayCreateRequest([TOKEN], "p")) == "RelayCreateRequest(secondary_client_id='p', webhook=None)"
     )
 
 
-def test_every_field_that_is_a_token_is_hidden():
-    """No record shows a field whose name says token, of the singular or the plural kind."""
+def test_every_token_field_is_hidden():
+    """No record shows a field whose name contains "_token"."""
     records = [cls for name in models.__all__ if models.is_record(cls := getattr(models, name))]
     assert len(records) > 70
     shown = [
@@ -230,22 +239,26 @@ def test_every_field_that_is_a_token_is_hidden():
 
 
 def test_fan_out_is_lazy():
-    """A partner is read when its request is asked for, and not before."""
-    read = []
+    """A partner is read only when its request is needed."""
+    read_partners = []
 
     def partners():
         for name in ("a", "b", "c"):
-            read.append(name)
+            read_partners.append(name)
             yield name
 
     requests = RelayCreateRequest.fan_out([TOKEN], partners(), webhook="https://example.com/hook")
-    assert read == []
+    assert read_partners == []
     first = next(requests)
-    assert (first.secondary_client_id, first.webhook, read) == ("a", "https://example.com/hook", ["a"])
+    assert (first.secondary_client_id, first.webhook, read_partners) == (
+        "a",
+        "https://example.com/hook",
+        ["a"],
+    )
 
 
-def test_fan_out_checks_what_all_share_at_once():
-    """A bad report token doesn't wait for the first partner, and a string isn't taken for a list of partners."""
+def test_fan_out_checks_shared_values_first():
+    """An invalid report token is an error before the first partner; a string isn't a list of partners."""
     with pytest.raises(RequestValidationError, match="report_tokens is empty"):
         RelayCreateRequest.fan_out([], ["a"])
     with pytest.raises(RequestValidationError, match="not one string"):
@@ -253,8 +266,8 @@ def test_fan_out_checks_what_all_share_at_once():
 
 
 @pytest.mark.parametrize(("partner", "problem"), [("", "is empty"), ("b,c", "contains a quote, a comma")])
-def test_fan_out_names_the_place_of_a_partner(partner, problem):
-    """The error of a partner has its index, as that of a token has, and those before it have their requests."""
+def test_fan_out_names_the_index_of_a_partner(partner, problem):
+    """The error of a partner names its index, and the partners before it have their requests."""
     requests = RelayCreateRequest.fan_out([TOKEN], ["a", partner])
     assert next(requests).secondary_client_id == "a"
     with pytest.raises(RequestValidationError) as caught:
@@ -271,7 +284,7 @@ DELIMITERS = ",;\"'\u00ab\u00bb\u2018\u2019\u201a\u201c\u201d\u201e\u2039\u203a\
 @pytest.mark.parametrize("character", [*WHITESPACE, *CONTROLS, *DELIMITERS])
 @pytest.mark.parametrize("form", ["{}id", "i{}d", "id{}"])
 def test_a_partner_that_was_misread_is_rejected(character, form):
-    """Whitespace, control and formatting characters, quotes and delimiters show that no single id was read."""
+    """Whitespace, control and formatting characters, quotes and delimiters are no part of an identifier."""
     problem = "contains a quote" if character in DELIMITERS else "holds white space or control characters"
     with pytest.raises(RequestValidationError) as caught:
         RelayCreateRequest([TOKEN], form.format(character))
@@ -284,22 +297,22 @@ def test_a_partner_that_was_misread_is_rejected(character, form):
     [
         "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in DELIMITERS),
         *("5f3a9c2e1b7d4a0011223344", "=1+1", "@file", "-x", "5.00E+23", "a|b", "a\\b", "ünïcode", "客户"),
-        *("\ue000", "\U0010ffff", "\u0378"),  # private, no character, not assigned yet
+        *("\ue000", "\U0010ffff", "\u0378"),  # private use, noncharacter, unassigned
     ],
 )
 def test_any_other_partner_is_accepted(partner):
-    """Plaid may change its identifiers: no more is rejected."""
+    """All other characters are accepted, because Plaid may change its identifiers."""
     assert RelayCreateRequest([TOKEN], partner).secondary_client_id == partner
     assert next(RelayCreateRequest.fan_out([TOKEN], [partner])).secondary_client_id == partner
 
 
 @pytest.mark.parametrize("url", ["https://a.example/x,y;z'", "https://a.example:8443/?a=1&b=%22"])
-def test_a_webhook_may_have_what_a_url_may_have(url):
-    """In a path or a query, delimiters and the apostrophe are part of the URL."""
+def test_a_webhook_with_delimiters(url):
+    """In the path and the query, delimiters and the apostrophe are part of the URL."""
     assert RelayCreateRequest([TOKEN], "p", url).webhook == url
 
 
-WORD = st.text(
+IDENTIFIER = st.text(
     st.characters(
         exclude_categories=("Z", "Cc", "Cf", "Cs", "Pi", "Pf", "Ps", "Pe"), exclude_characters=DELIMITERS
     ),
@@ -307,9 +320,9 @@ WORD = st.text(
 )
 
 
-@given(token=WORD.filter(lambda t: not t.startswith("assets-")), partner=WORD)
-def test_whatever_is_taken_is_kept_as_it_was(token, partner):
-    """A request holds exactly the strings that it was given, of whatever script."""
+@given(token=IDENTIFIER.filter(lambda t: not t.startswith("assets-")), partner=IDENTIFIER)
+def test_accepted_strings_are_not_changed(token, partner):
+    """A request has exactly the strings that it was created with, in any script."""
     request = RelayCreateRequest([token], partner)
     assert (request.report_tokens, request.secondary_client_id) == ((token,), partner)
     assert list(models.secrets_in(request)) == [token]

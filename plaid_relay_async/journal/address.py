@@ -142,6 +142,7 @@ def _sqlite_address(rest: str) -> Address:
 
 
 def _engine_address(url: URL) -> Address:
+    # Only the path is used of SQLite's URL: `_set_up_sqlite` checks that the engine opens the same file.
     kind = _database_kind(url.drivername)
     if kind == "postgresql":
         return Address(kind, url)
@@ -215,6 +216,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     for name, is_valid in (("host", _is_host), ("hostaddr", _is_address)):
         if not all(map(is_valid, filter(None, arguments.get(name, "").split(",")))):
             raise ConfigurationError(f"the {name} in the journal's address is invalid")
+    # libpq checks all other options itself, in the same way as at a real connection.
     problem = _libpq_error({**arguments, "host": "", "hostaddr": _INVALID_HOSTADDR, "port": ""})
     if problem is not None:
         raise ConfigurationError(f"the journal's address is invalid: {problem}")
@@ -292,6 +294,7 @@ def check_files(path: Path) -> None:
             f"{path}: the file has another name (a hard link), under which SQLite and the journal would see "
             "neither its log nor its locks; remove that name, or copy the file and use the copy"
         )
+    # SQLite creates these files beside a database, and they contain its rows as well.
     files = [path, *(path.with_name(path.name + suffix) for suffix in _SIDE_FILES)]
     for each in files if os.name == "posix" else ():
         if each.exists() and each.stat().st_mode & 0o077:

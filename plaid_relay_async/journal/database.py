@@ -155,6 +155,12 @@ class _ThreadConnection:
         self._closed = False
 
     async def run(self, work: Callable[[Connection], T], limit: float | None = None) -> T:
+        """Run a function in one transaction, and return its result.
+
+        Raises:
+            JournalError: the connection was closed.
+            TimeoutError: it took longer than `limit` seconds.
+        """
         seconds = self._limit if limit is None else limit
         if self._closed:
             raise closed_error()
@@ -177,7 +183,7 @@ class _ThreadConnection:
             with self._connection.begin():
                 return work(self._connection)
         except DBAPIError:
-            self._close()
+            self._close()  # the next transaction opens the file again, which checks it
             raise
 
     def _close(self) -> None:
@@ -186,6 +192,7 @@ class _ThreadConnection:
             connection.close()
 
     async def close(self) -> None:
+        """Close the connection, and wait for it no longer than the time limit."""
         self._closed = True
         closing = asyncio.get_running_loop().run_in_executor(self._executor, self._close)
         await asyncio.wait([closing], timeout=self._limit)
@@ -204,15 +211,21 @@ class _TaskConnection:
         self._limit = limit
         self._path = path
         self._connection: AsyncConnection | None = None
-        self._prepare_threshold: int | None = (
-            None  # the setting of the connection before the journal changed it
-        )
+        # The setting of the connection before the journal changed it: a pool gets the connection back
+        # unchanged.
+        self._prepare_threshold: int | None = None
         self._running: asyncio.Future[Any] | None = None
         self._abandoned: set[asyncio.Future[Any]] = set()
         self._lock = asyncio.Lock()
         self._closed = False
 
     async def run(self, work: Callable[[Connection], T], limit: float | None = None) -> T:
+        """Run a function in one transaction, and return its result.
+
+        Raises:
+            JournalError: the connection was closed.
+            TimeoutError: it took longer than `limit` seconds, including the wait for another transaction.
+        """
         seconds = self._limit if limit is None else limit
         try:
             async with asyncio.timeout(seconds), self._lock:
@@ -242,8 +255,9 @@ class _TaskConnection:
                     await connection.execute(_SET_TIMEOUTS, {"limit": str(limit)})
                 return await connection.run_sync(work)
         except IntegrityError:
-            raise
+            raise  # the connection still works: only a row was rejected
         except (SQLAlchemyError, asyncio.CancelledError):
+            # The state of the connection is unknown. The next transaction uses a new one.
             if self._connection is connection:
                 self._connection = None
             raise
@@ -276,10 +290,12 @@ class _TaskConnection:
         connection, self._connection = self._connection, None
         if connection is None or not _shut_down_socket(connection):
             running.cancel()
-            # At the first cancellation psycopg asks the server to cancel the query, and waits for that.
+            # At the first cancellation, psycopg asks the server to cancel the query, and waits for that. The
+            # second one ends the wait.
             asyncio.get_running_loop().call_later(self._limit, running.cancel)
 
     async def close(self) -> None:
+        """Abandon a running transaction, and close the connection or return it to its pool."""
         self._closed = True
         self._abandon()
         connection, self._connection = self._connection, None

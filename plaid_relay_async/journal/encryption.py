@@ -46,6 +46,7 @@ class Keyring:
         if self._multi_fernet is not None:
             return self._multi_fernet.encrypt(secret.encode(*_UTF8)).decode()
         if secret.isprintable():
+            # The prefixes can't begin a Fernet token, so a stored secret shows how it is stored.
             return _PLAIN_PREFIX + secret
         # A database may reject characters such as NUL.
         return _BASE64_PREFIX + b64encode(secret.encode(*_UTF8)).decode()

@@ -201,6 +201,7 @@ class CallCoordinator:
             maybe_in_flight=lookup.maybe_in_flight,
         )
         if former_pair is not None:
+            # An earlier release may have recorded the pair under the host as it was typed.
             former = await self.writer.look_up_pair(former_pair)
             if _both_have_tokens(lookup, former):
                 decision = _decide_on_two_tokens(lookup, former, request.secondary_client_id)

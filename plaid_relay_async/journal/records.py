@@ -166,7 +166,7 @@ def read_status(connection: Connection, registry: WorkerRegistry, run: Any) -> R
         func.coalesce(_holding.c[name], entries.c[name])
         for name in ("state", "holder_id", "error", "error_code")
     )
-    # Only an intent depends on its worker. All other rows are counted together.
+    # Only the outcome of an intent depends on its worker. All other rows are counted together.
     intent_worker = case((state == CreationState.INTENT, worker_id), else_=NO_WORKER)
     query = (
         select(

@@ -40,8 +40,8 @@ def row(state, *, run=1, number=1, token="t", claim=True, error=None):
     )
 
 
-FREE = row(CreationState.FAILED, claim=False, error="NotSentError")
-OTHERS = row(CreationState.UNKNOWN, run=2, number=2)
+STARTABLE = row(CreationState.FAILED, claim=False, error="NotSentError")
+OTHER_RUN = row(CreationState.UNKNOWN, run=2, number=2)
 OWN = row(CreationState.UNKNOWN)
 
 
@@ -49,8 +49,8 @@ OWN = row(CreationState.UNKNOWN)
     ("own", "holding", "retry", "in_progress", "maybe_in_flight", "decision"),
     [
         (None, None, False, False, False, StartAttempt()),
-        (FREE, None, False, False, False, StartAttempt(FREE)),
-        (evolve(FREE, error="InvalidRequestError"), None, True, False, False, "serve own"),
+        (STARTABLE, None, False, False, False, StartAttempt(STARTABLE)),
+        (evolve(STARTABLE, error="InvalidRequestError"), None, True, False, False, "serve own"),
         (evolve(OWN, claim=False), None, False, False, False, "serve own"),
         (evolve(OWN, claim=False), None, True, False, False, "retire own"),
         (row(CreationState.HELD_ELSEWHERE, claim=False), None, False, False, False, "start in own"),
@@ -58,16 +58,16 @@ OWN = row(CreationState.UNKNOWN)
         (None, row(CreationState.INTENT, run=2), True, True, False, WaitForOther()),
         (None, row(CreationState.INTENT, run=2), True, False, True, WaitForOther()),
         (None, row(CreationState.INTENT, run=2), False, False, True, "serve holding"),
-        (None, OTHERS, True, False, False, "retire holding"),
+        (None, OTHER_RUN, True, False, False, "retire holding"),
         (OWN, OWN, True, False, False, "retire holding"),
-        (FREE, OTHERS, True, False, False, StartAttempt(FREE, (OTHERS,))),
+        (STARTABLE, OTHER_RUN, True, False, False, StartAttempt(STARTABLE, (OTHER_RUN,))),
         (
             evolve(OWN, claim=False),
-            OTHERS,
+            OTHER_RUN,
             True,
             False,
             False,
-            StartAttempt(retire=(OTHERS, evolve(OWN, claim=False))),
+            StartAttempt(retire=(OTHER_RUN, evolve(OWN, claim=False))),
         ),
         (None, row(CreationState.REMOVING, run=2), False, False, False, "refuse"),
         (None, row(CreationState.REMOVING), True, False, False, "refuse"),
@@ -131,7 +131,7 @@ def test_the_runs_own_doubt_is_not_ignored_for_another_token(own):
     )
 
 
-def decided(
+def decide_for(
     own, holding, on_existing="reuse", *, retry_unknown=False, retry_failed=False, maybe_in_flight=False
 ):
     policy = PairPolicy(1, on_existing, retry_unknown, retry_failed)
@@ -146,26 +146,30 @@ def test_a_token_that_cannot_be_returned_counts_until_it_is_removed(state):
     token, others = row(state, token=None), row(CreationState.CREATED, run=2, number=2)
     for settings in ({}, {"retry_unknown": True, "retry_failed": True}):
         for on_existing in ("reuse", "refuse", "create"):
-            assert isinstance(decided(token, token, on_existing, **settings), RejectDuplicate)
-        assert isinstance(decided(None, evolve(token, run_id=2), **settings), RejectDuplicate)
-        assert isinstance(decided(evolve(token, claim=False), others, "create", **settings), RejectDuplicate)
-    assert decided(None, evolve(token, run_id=2), "create") == StartAttempt(retire=(evolve(token, run_id=2),))
-    assert decided(evolve(token, claim=False), others) == ServeRecorded(others)
+            assert isinstance(decide_for(token, token, on_existing, **settings), RejectDuplicate)
+        assert isinstance(decide_for(None, evolve(token, run_id=2), **settings), RejectDuplicate)
+        assert isinstance(
+            decide_for(evolve(token, claim=False), others, "create", **settings), RejectDuplicate
+        )
+    assert decide_for(None, evolve(token, run_id=2), "create") == StartAttempt(
+        retire=(evolve(token, run_id=2),)
+    )
+    assert decide_for(evolve(token, claim=False), others) == ServeRecorded(others)
 
 
 def test_a_doubt_that_may_be_in_flight_is_waited_for():
     """This also applies if another run's token holds the pair."""
     own, others = row(CreationState.INTENT, claim=False), row(CreationState.CREATED, run=2, number=2)
-    assert decided(own, others, "create", retry_unknown=True, maybe_in_flight=True) == WaitForOther()
-    assert decided(own, others, "create", retry_unknown=True) == StartAttempt(retire=(others, own))
+    assert decide_for(own, others, "create", retry_unknown=True, maybe_in_flight=True) == WaitForOther()
+    assert decide_for(own, others, "create", retry_unknown=True) == StartAttempt(retire=(others, own))
 
 
 def test_a_permanent_failure_is_returned_until_retry_failed():
     """It is attempted again only with retry_failed, and not while the pair is in doubt."""
     failed = row(CreationState.FAILED, error="InvalidRequestError", claim=False)
     others = row(CreationState.CREATED, run=2, number=2)
-    assert decided(failed, None) == decided(failed, others, "create") == ServeRecorded(failed)
-    assert decided(failed, None, retry_failed=True) == StartAttempt(failed)
-    assert decided(failed, others, "create", retry_failed=True) == StartAttempt(failed, retire=(others,))
-    assert decided(failed, OTHERS, retry_failed=True) == ServeRecorded(OTHERS)
-    assert decided(failed, OTHERS, retry_unknown=True) == StartAttempt(failed, retire=(OTHERS,))
+    assert decide_for(failed, None) == decide_for(failed, others, "create") == ServeRecorded(failed)
+    assert decide_for(failed, None, retry_failed=True) == StartAttempt(failed)
+    assert decide_for(failed, others, "create", retry_failed=True) == StartAttempt(failed, retire=(others,))
+    assert decide_for(failed, OTHER_RUN, retry_failed=True) == ServeRecorded(OTHER_RUN)
+    assert decide_for(failed, OTHER_RUN, retry_unknown=True) == StartAttempt(failed, retire=(OTHER_RUN,))

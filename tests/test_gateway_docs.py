@@ -111,7 +111,7 @@ def options_of(function):
 
 @pytest.mark.parametrize(
     ("heading", "command", "elsewhere"),
-    [("Start the gateway", commands.run_gateway, {}), ("Keys", commands.add, {"--keys": ""})],
+    [("Start the gateway", commands.run_gateway, {}), ("Keys", commands.add_key, {"--keys": ""})],
 )
 def test_each_option_is_documented(heading, command, elsewhere):
     """gateway.md lists each option with its default."""

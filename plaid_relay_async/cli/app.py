@@ -294,7 +294,7 @@ def get(
     A report that differs from Plaid's specification is printed as Plaid sent it, with exit status 1.
     """
     client, token = _build_client(base_url, proxy, timeout), read_token(relay_token, "RELAY_TOKEN")
-    file = open_stdout()
+    file = open_stdout()  # before the call, so that nothing is sent if it is closed
     try:
         response = _run_call(client, lambda: client.relay.get(token))
     except ResponseDecodeError as error:
@@ -545,6 +545,7 @@ def _build_client(
 
 
 def _read_report_token(value: str) -> str:
+    # The record checks the token; the partner is a placeholder.
     return _build_request(read_token(value, "--report-token"), "any-partner", None).report_tokens[0]
 
 
@@ -553,6 +554,8 @@ def _build_request(report_token: str, partner: str, webhook: str | None) -> Rela
         return RelayCreateRequest((report_token,), partner, webhook)
     except RequestValidationError as error:
         field, problem = error.field, error.problem
+    # Raised after the `except` block: the original error, whose traceback refers to the token, is not its
+    # context.
     option = {"secondary_client_id": "--partner", "webhook": "--webhook"}.get(field, "--report-token")
     raise UsageError(f"{option}: {problem}")
 
@@ -570,6 +573,7 @@ def _run_input(
         name = "standard output" if output == "-" else output
         raise UsageError(f"{name}: is also the input")
     rows = source.rows(form, survey)
+    # The columns of a file are known once its rows are checked, and those of a pipe only at its end.
     if isinstance(rows, FileRows) and survey is not None:
         _report_unknown_columns(source)
     status = _run_batch(create_runner, rows, output, append=append)
@@ -585,6 +589,7 @@ def _report_unknown_columns(source: InputSource) -> None:
 
 def _dry_run(source: InputSource, form: RowForm[Any], survey: InputSurvey) -> ExitStatus:
     file, problem = open_stdout(), None
+    # The summary is printed for a rejected input too, because it helps to find the problem.
     try:
         source.rows(form, survey)
     except UsageError as error:
@@ -604,6 +609,7 @@ def _run_batch(
     append: bool,
 ) -> ExitStatus:
     with open_output(output, append=append) as writer:
+        # A bar would be torn by outcomes that are printed on the same terminal.
         display = ProgressDisplay(rows.total, bar=not (output == "-" and sys.stdout.isatty()))
         run = create_runner(rows, writer, display, signals)
         counts = signals.run(run())
@@ -638,6 +644,7 @@ def _run_write_call(
     try:
         return _run_call(client, operation)
     except KeyboardInterrupt:
+        # Without a late outcome (the drain timed out, or a second signal ended it) the outcome is unknown.
         match late_outcomes:
             case [Refreshed() | Removed() as outcome]:
                 return outcome.response
@@ -652,6 +659,7 @@ def _run_write_call(
 def run_command(argv: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
     try:
+        # `--help` and `--version` return `None`.
         return (
             app(argv, exit_on_error=False, print_error=False, result_action="return_value") or ExitStatus.DONE
         )
@@ -679,6 +687,7 @@ def _describe_error(error: Exception) -> tuple[list[str], ExitStatus]:
 
 def _redact_values(text: str, argv: Sequence[str]) -> str:
     """Redact the arguments in a message of cyclopts, except command names: one may be a token."""
+    # The longest values first, so that no part of a value is left if another one is contained in it.
     values = {arg.partition("=")[2] if arg.startswith("-") else arg for arg in argv}
     for value in sorted(values - {"", *app, *gateway, *keys}, key=len, reverse=True):
         text = re.sub(rf"(?<![\w-]){re.escape(value)}(?![\w-])", "[...]", text)
@@ -696,6 +705,7 @@ def _exit_status_of(error: PlaidRelayError) -> ExitStatus:
 
 
 def _describe_bug(error: Exception) -> list[str]:
+    # Only names of files and functions: an exception's text and local variables may contain a token.
     frames = (
         f"  {Path(frame.filename).name}:{frame.lineno} in {frame.name}"
         for frame in traceback.extract_tb(error.__traceback__)

@@ -36,6 +36,8 @@ def read_token(value: str, name: str) -> str:
     """
     if value == "-":
         return _read_text(None, name)
+    # Arguments for tokens accept a leading hyphen because of `-`, so cyclopts doesn't reject a misplaced
+    # option.
     if value.startswith("-"):
         raise UsageError(f"{name}: a token doesn't begin with a hyphen; is this an option?")
     return read_value(value, name)
@@ -62,6 +64,7 @@ def confirm(question: str, *, yes: bool) -> bool:
     """
     if yes:
         return True
+    # A pipe must not confirm: it may hold the input of another command, which happens to begin with "y".
     if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError("standard input is not a terminal: pass --yes to confirm")
     StderrWriter().write(f"{sanitize(question)} [y/N] ")

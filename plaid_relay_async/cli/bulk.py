@@ -91,17 +91,20 @@ class BatchRunner:
         """
         async with self.journal or contextlib.nullcontext(), self.client:
             batch = self._create_batch()
+            # In a separate task, because a signal cancels the sending and not the writing of the remaining
+            # rows.
             sending = asyncio.create_task(self._send_all(batch))
             with self.signals.handled_by(partial(self._on_signal, batch, sending)):
                 following = asyncio.create_task(
                     self.display.show_progress(partial(self._written_progress, batch))
                 )
-                await asyncio.wait([sending])
+                await asyncio.wait([sending])  # unlike `await sending`, raises nothing
                 following.cancel()
                 await asyncio.wait([following])
                 self._journal_error = _journal_error_of(sending)
                 await self._write_remaining(batch.result)
         self._print_explanations(batch.result)
+        # An OSError was printed above. Anything else is a bug.
         if self.output.error is not None and not isinstance(self.output.error, OSError):
             raise self.output.error
         return OutcomeCounts(
@@ -170,6 +173,7 @@ class BatchRunner:
             self._error_by_code.setdefault(code, cause)
         elif self.print_errors and isinstance(outcome, Failed | Unknown):
             self.display.print_message(str(outcome.error))
+        # An exception in `on_outcome` stops the batch: it sends nothing that could not be written.
         if self._output_problem() is not None:
             raise BrokenOutputError
 
@@ -208,8 +212,10 @@ class BatchRunner:
 
     async def _write_remaining(self, result: BatchResult[Any]) -> None:
         """Write the rows that were not attempted: those that the batch returned, and those not read yet."""
+        # The batch has taken these requests from the input without sending them.
         for request in result.not_attempted:
             await self._write_not_attempted(request)
+        # If nothing can be written, there is no reason to wait for the other rows of a pipe.
         if self.output.error is not None:
             self.rows.close()
         with contextlib.suppress(BadInputError):  # `rows.problem` describes it
@@ -249,6 +255,8 @@ class BatchRunner:
 
 def _shared_report_error(outcome: object) -> PlaidRelayError | None:
     """Return the error of the report because of which a request wasn't sent, or `None`."""
+    # After a few equal errors of a report, the batch fails its other requests with that error and without an
+    # attempt.
     if not isinstance(outcome, Failed | Unknown) or outcome.attempts:
         return None
     error = outcome.error if isinstance(outcome, Failed) else outcome.error.__cause__
@@ -264,6 +272,7 @@ def _journal_error_of(sending: asyncio.Task[None]) -> PlaidRelayError | None:
         Exception: the batch ended with an unexpected error.
     """
     error = None if sending.cancelled() else sending.exception()
+    # The batch wraps an error of its input, of `on_outcome` or of the journal.
     if isinstance(error, BatchStoppedError):
         error = error.__cause__
     # A ConfigurationError appears here if the journal's keys decrypt only some of its tokens.

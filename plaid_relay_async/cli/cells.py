@@ -190,6 +190,7 @@ class InputTable:
     def _match_columns(self, names: Iterable[str]) -> dict[str, str] | str:
         """Return the column for each name that is one, or the problem with the names."""
         mapped = self.input_format.column_names
+        # Names are compared without regard to case, spaces, hyphens and underscores.
         wanted = {normalize_name(mapped.get(column, column)): column for column in self.columns.names}
         matched: dict[str, str] = {}
         others = []
@@ -201,6 +202,8 @@ class InputTable:
                 return f"{column}: occurs twice"
             else:
                 matched[name] = column
+        # An unknown name that is similar to a missing column is probably a typo. Ignoring it could, for
+        # example, send all rows without their webhook.
         missing = tuple(column for column in self.columns.names if column not in matched.values())
         for name in filter(None, others):
             if meant := _similar_column(name, missing):
@@ -218,6 +221,7 @@ class InputTable:
     # -------------------------------------------------------------------------------------------- JSON
 
     def _json_rows(self, lines: _LineReader, first: str) -> Iterator[ParsedRow]:
+        # JSON Lines has a complete value on the first line. An array on one line is a document all the same.
         try:
             is_line = not isinstance(_json_decoder.decode(first), list)
         except (ValueError, RecursionError):
@@ -241,6 +245,7 @@ class InputTable:
     def _csv_rows(self, lines: _LineReader, first: str) -> Iterator[ParsedRow]:
         csv.field_size_limit(_MAX_LENGTH)
         delimiter = self.input_format.delimiter
+        # Excel reads and writes the delimiter in a first line such as `sep=;`.
         if sep := _SEP_LINE.fullmatch(first):
             next(lines)
             if delimiter is None and sep[1] not in DELIMITERS:
@@ -282,6 +287,7 @@ class InputTable:
             raise UnreadableError(f"{line}: {matched}")
         self._check_column_names(line)
         if key not in self.recognized:
+            # A single cell that contains a delimiter is a table whose delimiter was not recognized.
             is_list = self.columns.list_allowed and len(cells) == 1 and not set(cells[0]) & set(DELIMITERS)
             if not is_list or is_heading(cells[0]):
                 raise UnreadableError(f"{line}: {self._missing_header_problem(cells)}")
@@ -312,6 +318,7 @@ def _similar_column(name: str, columns: tuple[str, ...]) -> str | None:
 
 
 def _parse_csv(lines: _LineReader, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    # The header has a lower limit, so that a quote that isn't closed there is found early.
     longest = _MAX_HEADER_LENGTH
     while True:
         line = lines.number + 1
@@ -330,9 +337,10 @@ def _read_row(lines: Iterable[str], delimiter: str, longest: int) -> list[str] |
     """Return the cells of the next row, or `None` at the end.
 
     Raises:
-        csv.Error: it isn't CSV, or has more characters, as where a quote isn't closed.
+        csv.Error: the row isn't valid CSV, or is longer than the limit, for example after an unclosed quote.
     """
 
+    # The reader consumes lines until a quoted field ends, so the length is checked line by line.
     def bounded() -> Iterator[str]:
         size = 0
         for line in lines:
@@ -352,22 +360,23 @@ def _cell_value(column: str, cell: str) -> str:
 
 def _peek_row(lines: _LineReader, delimiter: str) -> list[str]:
     """Return the cells of the first row, and put its lines back; none if it isn't CSV with this delimiter."""
-    taken: list[str] = []
+    consumed: list[str] = []
 
-    def taking() -> Iterator[str]:
+    def recorded() -> Iterator[str]:
         for line in lines:
-            taken.append(line)
+            consumed.append(line)
             yield line
 
     try:
-        return _read_row(taking(), delimiter, _MAX_HEADER_LENGTH) or []
+        return _read_row(recorded(), delimiter, _MAX_HEADER_LENGTH) or []
     except csv.Error:
         return []
     finally:
-        lines.put_back(*taken)
+        lines.put_back(*consumed)
 
 
 def _cells_by_column(header: list[str | None], cells: list[str], key: str) -> Cells | str:
+    # More cells than the header, unless they are empty, mean a misplaced delimiter.
     if any(cells[len(header) :]):
         return f"column {len(header) + 1}: has no name: the number of columns in the header is {len(header)}"
     named = zip(header, cells, strict=False)
@@ -390,6 +399,7 @@ def _parse_report_tokens(row: Cells) -> Cells | str:
 
 
 def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python's decoder would keep only the last of several members with the same name.
     members = dict(pairs)
     if len(members) < len(pairs):
         raise ValueError("a name occurs twice in an object")
@@ -421,6 +431,8 @@ def _json_document(lines: _LineReader, cells_of: Callable[[Any], Cells | str]) -
         if text.tell() > _MAX_LENGTH:
             problem = "is too large for JSON that isn't one object a line; convert it to JSON Lines"
             raise UnreadableError(f"{lines.number}: {problem}")
+    # The place of a value is its line, and for a second value on a line also the column. Lines are counted
+    # from the previous value on, because counting from the start each time would be quadratic.
     document, number, line_start = text.getvalue(), skipped + 1, 0
     previous: int | None = None
     try:
@@ -451,6 +463,7 @@ def _json_values(document: str) -> Iterator[tuple[int, Any]]:
 
 def _array_elements(document: str, position: int) -> Generator[tuple[int, Any], None, int]:
     """Yield the elements of an array, and return where it ends."""
+    # The decoder would decode the whole array without the positions of its elements.
     position = _skip_space(document, position + 1)
     if document.startswith("]", position):
         return position + 1

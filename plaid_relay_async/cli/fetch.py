@@ -81,7 +81,7 @@ class ReportStore:
         try:
             if not self.folder.is_dir():
                 self.folder.mkdir(mode=0o700)
-            tempfile.TemporaryFile(dir=self.folder).close()
+            tempfile.TemporaryFile(dir=self.folder).close()  # fails if the folder isn't writable
         except OSError as error:
             raise OSError(error.errno, f"{self.folder}: {error.strerror}") from None
 
@@ -178,6 +178,7 @@ class FetchRunner(BatchRunner):
         fields: Callable[..., dict[str, Any]] = partial(
             self._fetch_fields, request=outcome.request, outcome=outcome, **facts
         )
+        # The report is stored before its outcome is written, so that `fetched` always means a complete file.
         try:
             write_new_file(path, content)
         except FileExistsError:  # another run has stored it meanwhile

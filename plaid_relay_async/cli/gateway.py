@@ -112,6 +112,7 @@ def run_gateway(
     if not 0 <= drain < math.inf:
         raise UsageError("--drain: must be a number of seconds, 0 or more")
     certificate = _load_certificate(tls_certificate, tls_key)
+    # Plain http is allowed on loopback only, because callers send their keys in each request.
     if certificate is None and not plain_http and not is_loopback(listen):
         raise UsageError(
             f"--listen: keys and reports would be sent over plain http on {listen}; use --tls-certificate "
@@ -168,6 +169,7 @@ def add_key(
     keys: KeysFileOption = None,
 ) -> ExitStatus:
     """Create a key; it is shown only once."""
+    # A key that was pasted as the name would be stored and logged in plain text.
     if sanitize(name) != name:
         raise UsageError(
             "NAME: must be the name of the caller, which the audit log shows, not a token or a key"
@@ -245,6 +247,7 @@ def _upstream_url(url: str | None, environment: Environment) -> str:
     if url is None:
         return environment.base_url
     address = check_base_url(url, name="--upstream")
+    # Production must be selected explicitly: the default environment is the sandbox.
     actual = Environment.from_url(address)
     if actual not in {None, environment}:
         raise UsageError(f"--upstream: is Plaid's {actual} environment; confirm with --environment {actual}")

@@ -47,6 +47,7 @@ SkipConfirmation: TypeAlias = Annotated[bool, Parameter(negative="", help="Skip 
 
 
 def _build_journal(url: str, **settings: Any) -> Journal:
+    # Imported here, because the journal requires an extra that other commands don't need.
     try:
         from plaid_relay_async.journal import Journal
     except ModuleNotFoundError as error:
@@ -98,6 +99,7 @@ class JournalOptions:
             UsageError: an option is missing, or the extra `journal` isn't installed.
             ConfigurationError: an option is invalid.
         """
+        # An option without effect is an error: a user who passes --run expects a recorded run.
         if self.journal is None:
             if self != JournalOptions():
                 raise UsageError("--journal: is required by --run and the other journal options")
@@ -295,6 +297,7 @@ class TokensToRevoke:
         """
         tokens = cls()
         async for record in journal.records(run, partner=partner):
+            # Another process may still create tokens for this run, which would then not be revoked.
             if record.outcome == "in_flight":
                 raise JournalError(
                     f"the run {run!r} is in progress", advice="Wait until it has ended, or stop it."
@@ -314,6 +317,7 @@ class TokensToRevoke:
         try:
             self.partners[RelayRemoveRequest(token)] = partner
         except RequestValidationError as error:
+            # Reported as an outcome of the run, without stopping the removal of the other tokens.
             outcome = Failed(request=None, error=error, attempts=0, elapsed=0.0, request_id=None)
             self.malformed.append(outcome_fields(outcome, partner))
 
@@ -359,6 +363,7 @@ class RevokeRunner(BatchRunner):
 
     def exit_status(self, counts: OutcomeCounts) -> ExitStatus:
         """Return the exit status, which also reflects tokens that can't be revoked."""
+        # Tokens that may be valid after this command: UNKNOWN outweighs FAILED.
         unrevoked = (
             ExitStatus.UNKNOWN
             if self.tokens.unknown

@@ -211,6 +211,7 @@ class Output:
 
     def _switch_to_rescue(self, error: Exception) -> None:
         self.error = error
+        # Lines that the reader left in the pipe come first, then those that were never written.
         unread = (
             self._unread_lines.take_unread()
             if self._unread_lines is not None and self._unread_lines.closed_with_unread()
@@ -393,6 +394,7 @@ def open_stdout() -> io.FileIO:
     Raises:
         UsageError: standard output isn't open for writing.
     """
+    # The empty write fails if the descriptor is closed, or open only for reading.
     try:
         sys.stdout.flush()
         file = io.FileIO(sys.stdout.fileno(), "w", closefd=False)
@@ -517,6 +519,7 @@ def write_new_file(path: str, content: bytes) -> None:
         FileExistsError: the file already exists.
         OSError: the file can't be written.
     """
+    # The content is written to a temporary file in the same folder, which then gets its name.
     part = PartFile(Path(path))
     try:
         part.open()

@@ -115,6 +115,7 @@ def _parse_creation(
         return RelayCreateRequest(tokens, partner, row.get("webhook"))
     except RequestValidationError as error:
         field, problem = error.field, error.problem
+    # The record names its own field, which for this row is another column.
     if field.startswith("report_tokens") and "report_tokens" not in row:
         field = "report_token"
     return f"{field}: {problem}"
@@ -232,6 +233,7 @@ class InputSource:
         Raises:
             UsageError: some rows are invalid, or differ from the others; the message has their lines.
         """
+        # A seekable input is read twice: once to check all rows, and once to send them.
         self.table = self._open_table(form)
         parsed = parse_rows(self.table, form)
         if self._start is None:
@@ -257,6 +259,7 @@ class InputSource:
             other = os.fstat(sys.stdout.fileno()) if path == "-" else Path(path).stat()
         except (OSError, ValueError):  # it doesn't exist, or isn't open
             return False
+        # Only a regular file would be read again after it was written.
         return stat.S_ISREG(other.st_mode) and os.path.samestat(os.fstat(self._stream.fileno()), other)
 
     def _open_table(self, form: RowForm[Any]) -> InputTable:
@@ -344,7 +347,7 @@ class PipedRows(Generic[T]):
         with contextlib.suppress(RuntimeError):  # the loop is closed, and no rows are needed any more
             while True:
                 parsed = self._next_parsed()
-                self._free_slots.acquire()
+                self._free_slots.acquire()  # backpressure: read only a few rows ahead of the batch
                 loop.call_soon_threadsafe(self._queue.put_nowait, parsed)
                 if isinstance(parsed, InputProblem | Exception):
                     return

@@ -140,7 +140,7 @@ class AuditFile(logging.Handler):
         Raises:
             UsageError: it can't be opened, or its permissions are too open; the old file stays in use.
         """
-        # Opening a pipe again would wait for its reader.
+        # A pipe is not reopened, because that would wait for its reader.
         if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
             return
         file = _open_audit_file(self._path)
@@ -224,6 +224,7 @@ async def serve_gateway(
         await gateway.start()
     except (OSError, OverflowError, UnicodeError) as error:
         raise UsageError(f"can't listen: {getattr(error, 'strerror', None) or error}") from None
+    # Signal handlers only put into these queues; the work is done by coroutines that wait for them.
     stops: asyncio.Queue[None] = asyncio.Queue()
     hang_ups: asyncio.Queue[None] = asyncio.Queue()
     reloading = asyncio.ensure_future(_reload_on_sighup(hang_ups, gateway, reloadables or ()))
@@ -264,7 +265,7 @@ async def _reload_on_sighup(
         failed = False
         for each in reloadables:
             try:
-                await asyncio.to_thread(each.reload)
+                await asyncio.to_thread(each.reload)  # reading files would block the event loop
             except (UsageError, OSError) as error:
                 failed = True
                 print_message(f"plaid-relay: error: not reloaded, the previous one stays in use: {error}")

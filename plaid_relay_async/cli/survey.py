@@ -89,6 +89,7 @@ class InputSurvey:
         self._shapes[shape_of(partner)].add(place)
         if self.pairs is None:
             return
+        # Digests of 16 bytes take less memory than tokens and identifiers.
         pair = _digest(partner, *report_tokens)
         if pair in self.pairs:
             self.duplicates.add(place)
@@ -147,6 +148,7 @@ class InputSurvey:
         shape = next(first_shapes, None)
         if shape is None:
             return
+        # Compare the first row with the rows below it, and not with itself.
         others = self._shape_counts()
         others[shape] -= 1
         if others.total() and shape > common_shape(others):

@@ -1,4 +1,4 @@
-"""The reports that the simulator makes, held against every object and every property that Plaid's can have."""
+"""The simulator's reports, compared with every object and property in Plaid's schema of a report."""
 
 import json
 
@@ -9,21 +9,21 @@ from plaid_relay_async.simulator.outline import REPORT_PARTS
 from plaid_relay_async.simulator.samples import render_unfinished_body
 from plaid_relay_async.simulator.world import World
 
-# Properties of Plaid's that the simulator leaves out, each with the reason.
-NEVER = {
-    "Cause.causes": "never inside of a warning, says its description",
+# Plaid's properties that the simulator omits, each with the reason.
+OMITTED = {
+    "Cause.causes": "never in a warning, according to its description",
     "Cause.documentation_url": "the example of a cause has none",
-    "Cause.error_code_reason": "for OAuth logins alone",
-    "Cause.provided_account_subtypes": "for Items with the product investments_auth alone",
+    "Cause.error_code_reason": "only for OAuth logins",
+    "Cause.provided_account_subtypes": "only for Items with the product investments_auth",
     "Cause.request_id": "a cause belongs to no request",
-    "Cause.required_account_subtypes": "for Items with the product investments_auth alone",
-    "Cause.status": "in webhooks alone",
+    "Cause.required_account_subtypes": "only for Items with the product investments_auth",
+    "Cause.status": "only in webhooks",
     "Cause.suggested_action": "the example of a cause has none",
 }
 
 
 def bodies():
-    """Reports of several seeds, of all kinds."""
+    """Yield reports of several seeds and of all kinds."""
     for seed in range(8):
         yield json.loads(report_bytes(300, seed=seed, insights=True, investments=True))
     world = World(generation_delay=0, transactions=None, seed=0, clock=lambda: 0.0)
@@ -32,19 +32,19 @@ def bodies():
         yield json.loads(render_unfinished_body(outline, insights=False) + b"}")
 
 
-class Walk:
-    """Which properties a document has, and which of them were met, and null, in some bodies."""
+class PropertyWalk:
+    """Collects the properties of a schema, and those that are present, or null, in some bodies."""
 
     def __init__(self, document):
         self.schemas = document["components"]["schemas"]
-        self.there, self.met, self.null = set(), set(), set()
+        self.known, self.present, self.null = set(), set(), set()
 
     def fields(self, schema):
-        """The properties of a schema, and of those that it is made of."""
-        found = dict(schema.get("properties", {}))
+        """Return the properties of a schema, including those of the schemas in its allOf."""
+        properties = dict(schema.get("properties", {}))
         for part in schema.get("allOf", ()):
-            found |= self.fields(self.resolve(part)[1])
-        return found
+            properties |= self.fields(self.resolve(part)[1])
+        return properties
 
     def resolve(self, schema, name=""):
         if "$ref" in schema:
@@ -57,8 +57,8 @@ class Walk:
         if schema.get("type") == "array":
             self.list_all(schema["items"], name)
         for field, inner in self.fields(schema).items():
-            if f"{name}.{field}" not in self.there:
-                self.there.add(f"{name}.{field}")
+            if f"{name}.{field}" not in self.known:
+                self.known.add(f"{name}.{field}")
                 self.list_all(inner, f"{name}.{field}")
 
     def visit(self, schema, value, name=""):
@@ -69,31 +69,31 @@ class Walk:
         if isinstance(value, dict):
             for field, inner in self.fields(schema).items():
                 if field in value:
-                    (self.null if value[field] is None else self.met).add(f"{name}.{field}")
+                    (self.null if value[field] is None else self.present).add(f"{name}.{field}")
                     self.visit(inner, value[field], f"{name}.{field}")
 
 
 def test_every_property_occurs(document):
-    """Each property of each object below AssetReportGetResponse is somewhere in what the simulator makes."""
-    walk = Walk(document)
+    """Each property of each object in AssetReportGetResponse occurs in some report of the simulator."""
+    walk = PropertyWalk(document)
     root = {"$ref": "#/components/schemas/AssetReportGetResponse"}
     walk.list_all(root)
     for body in bodies():
         walk.visit(root, body)
-    # The user and the name of a report are the caller's own words, and the request_id the server's.
-    told = {name for name in walk.there if name.startswith("AssetReportUser.")}
-    told |= {"AssetReport.client_report_id", "AssetReportGetResponse.request_id"}
-    assert walk.there - walk.met - walk.null - told == NEVER.keys()
-    # Banks and their customers are American; what is told to a user is for errors that a user can mend.
+    # The user and the client_report_id are copied from the request, and the request_id is the server's.
+    copied = {name for name in walk.known if name.startswith("AssetReportUser.")}
+    copied |= {"AssetReport.client_report_id", "AssetReportGetResponse.request_id"}
+    assert walk.known - walk.present - walk.null - copied == OMITTED.keys()
+    # All accounts are in US dollars, and a display_message is only for errors that a user can resolve.
     always_null = {
-        name for name in walk.null - walk.met - told if not name.endswith(".unofficial_currency_code")
+        name for name in walk.null - walk.present - copied if not name.endswith(".unofficial_currency_code")
     }
     assert always_null == {"Cause.display_message"}
 
 
 @pytest.mark.parametrize("insights", [False, True])
-def test_insights_are_for_who_asks(insights):
-    """Only a report with insights has those of an account, and of all of them together."""
+def test_insights_only_on_request(insights):
+    """Only a report with insights has insights of an account, and of all accounts."""
     report = json.loads(report_bytes(100, insights=insights))["report"]
     accounts = [account for item in report["items"] for account in item["accounts"]]
     assert ("insights" in report) is insights

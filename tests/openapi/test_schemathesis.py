@@ -1,8 +1,8 @@
-"""Schemathesis against the simulator: what Plaid's OpenAPI document allows, and what it doesn't.
+"""Schemathesis sends requests to the simulator that Plaid's OpenAPI document allows, and others.
 
     nox --session schemathesis -- --specification PATH
 
-The document isn't part of this repository; without it these tests are skipped, and say so.
+The document isn't part of this repository; without it these tests are skipped.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from schemathesis.specs.openapi import checks
 from plaid_relay_async.simulator import Simulator
 from plaid_relay_async.simulator.operations import OPERATIONS
 
-KEYS = {"PLAID-CLIENT-ID": "both", "PLAID-SECRET": "secret-of-both"}  # owner and partner in one
+KEYS = {"PLAID-CLIENT-ID": "both", "PLAID-SECRET": "secret-of-both"}  # lender and partner at the same time
 EXAMPLES = 40
 
-# Checks of Schemathesis's that don't fit Plaid, each with the reason.
+# Checks that don't fit Plaid, each with the reason.
 EXCLUDED_CHECKS = {
-    checks.unsupported_method: "wants 405; Plaid lists NOT_FOUND, of status 404, for what there is not",
-    checks.ignored_auth: "wants 401; Plaid answers 400, with INVALID_API_KEYS or MISSING_FIELDS",
+    checks.unsupported_method: "expects 405; Plaid's code for it is NOT_FOUND, with status 404",
+    checks.ignored_auth: "expects 401; Plaid answers 400, with INVALID_API_KEYS or MISSING_FIELDS",
 }
 
 # Operations of the document that the simulator doesn't have, each with the reason.
@@ -38,19 +38,19 @@ EXCLUDED_OPERATIONS = dict.fromkeys(
         "/asset_report/audit_copy/pdf/get",
         "/asset_report/audit_copy/remove",
     ),
-    "audit copies are not what the package is for",
+    "the package doesn't support audit copies",
 )
 
-# Operations of the simulator's that the document in question doesn't have.
-ELSEWHERE = {
-    "/item/remove": "not in the part of Plaid's document that is about reports",
-    "/sandbox/item/fire_webhook": "the same",
+# Operations of the simulator that the document doesn't have.
+NOT_IN_DOCUMENT = {
+    "/item/remove": "not in the part of Plaid's document about reports",
+    "/sandbox/item/fire_webhook": "not in the part of Plaid's document about reports",
 }
 
 
 @pytest.fixture(scope="module")
 def plaid():
-    """A simulator beside the tests, in the event loop of another thread."""
+    """A simulator in the event loop of another thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -70,10 +70,10 @@ def plaid():
 
 @pytest.fixture(scope="module")
 def schema(document, plaid):
-    """Plaid's document, and one thing more that is so and that it doesn't say.
+    """Plaid's document, with a rule that it doesn't state.
 
-    Plaid refuses a field that it doesn't know (UNKNOWN_FIELDS); the schemas of requests would allow any. Those
-    that say that they are open stay so.
+    Plaid rejects unknown fields (UNKNOWN_FIELDS), but the schemas of requests allow any. So they are closed
+    here, unless they explicitly allow further fields.
     """
     schemathesis.openapi.format("url", st.sampled_from(["https://lender.example/hook", "http://a.example"]))
     for name, definition in document["components"]["schemas"].items():
@@ -86,22 +86,22 @@ def schema(document, plaid):
 
 
 @pytest.fixture(scope="module")
-def fresh(plaid):
-    """A value that the simulator knows, for each field of a request that must be one."""
+def valid_values(plaid):
+    """For each field that must have a value known to the simulator, a function that returns one."""
 
-    def ask(path, **body):
+    def post(path, **body):
         return requests.post(plaid.url + path, json=body, headers=KEYS, timeout=10).json()
 
     def public_token():
         login = {"institution_id": "ins_109508", "initial_products": ["assets"]}
-        return ask("/sandbox/public_token/create", **login)["public_token"]
+        return post("/sandbox/public_token/create", **login)["public_token"]
 
     def access_token():
-        return ask("/item/public_token/exchange", public_token=public_token())["access_token"]
+        return post("/item/public_token/exchange", public_token=public_token())["access_token"]
 
     def relay_token():
         body = {"report_tokens": ["ready"], "secondary_client_id": "both"}
-        return ask("/credit/relay/create", **body)["relay_token"]
+        return post("/credit/relay/create", **body)["relay_token"]
 
     return {
         "access_tokens": lambda: [access_token()],
@@ -116,40 +116,40 @@ def fresh(plaid):
     }
 
 
-# What the document requires of no request, and Plaid needs all the same: there is no report without them.
+# Fields that are optional in the document, and that Plaid needs nevertheless to find a report.
 NEEDED = {"/asset_report/create": "access_tokens", "/asset_report/get": "asset_report_token"}
 
 
-def with_known_tokens(case, fresh):
-    """The case, in which every token is one that there is, so that nothing but the schema can be in the way."""
+def with_known_tokens(case, valid_values):
+    """Replace the tokens of a case by valid ones, so that it can only fail because of its schema."""
     needed = [NEEDED[case.path]] if case.path in NEEDED else []
-    for name in {*case.body, *needed} & fresh.keys():
-        case.body[name] = fresh[name]()
+    for name in {*case.body, *needed} & valid_values.keys():
+        case.body[name] = valid_values[name]()
     return case
 
 
-def served(document):
+def tested_paths(document):
     return sorted(document["paths"].keys() - EXCLUDED_OPERATIONS.keys())
 
 
 def test_every_operation_is_tried(document):
-    """The document has what the simulator has, but for what is excluded by name."""
-    assert {*served(document), *ELSEWHERE} == OPERATIONS.keys()
+    """The document has the operations of the simulator, apart from the excluded ones."""
+    assert {*tested_paths(document), *NOT_IN_DOCUMENT} == OPERATIONS.keys()
 
 
-@pytest.mark.parametrize("path", sorted(OPERATIONS.keys() - ELSEWHERE.keys()))
+@pytest.mark.parametrize("path", sorted(OPERATIONS.keys() - NOT_IN_DOCUMENT.keys()))
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-def test_operation(path, mode, schema, fresh):
-    """What the schema allows is carried out, what it doesn't is refused, and each answer is of its schema."""
+def test_operation(path, mode, schema, valid_values):
+    """Valid requests are executed, invalid ones are rejected, and each response conforms to its schema."""
     operation = schema[path]["POST"]
-    answered = Counter()
+    statuses = Counter()
 
     def check(case):
         if mode is GenerationMode.POSITIVE:
-            with_known_tokens(case, fresh)
-        answer = case.call(headers=KEYS)
-        answered[answer.status_code] += 1
-        case.validate_response(answer, excluded_checks=list(EXCLUDED_CHECKS))
+            with_known_tokens(case, valid_values)
+        response = case.call(headers=KEYS)
+        statuses[response.status_code] += 1
+        case.validate_response(response, excluded_checks=list(EXCLUDED_CHECKS))
 
     for case in schema.iter_coverage_cases(
         operation, generation_modes=[mode], generation_config=schema.config.generation
@@ -169,5 +169,5 @@ def test_operation(path, mode, schema, fresh):
         check(case)
 
     generated()
-    # The 404 are those for other methods, which Schemathesis counts among what isn't allowed.
-    assert answered.keys() == ({200} if mode is GenerationMode.POSITIVE else {400, 404})
+    # Requests with other methods get a 404; Schemathesis generates them in the negative mode.
+    assert statuses.keys() == ({200} if mode is GenerationMode.POSITIVE else {400, 404})

@@ -1,6 +1,6 @@
-"""Plaid's own Python client, pointed at the simulator: all it sends is taken, all it gets fits its strict models.
+"""Plaid's official Python client against the simulator: it must accept all responses with its strict models.
 
-Through the gateway it is the same client with another address, and a gateway's key in the place of its secret.
+With the gateway, the client only has another address, and a gateway key instead of Plaid's secret.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ KEY_ID = "6c5516e1-92dc-479e-a8ff-5a51992e0001"
 
 @pytest.fixture
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop in another thread, for what runs beside the synchronous client."""
+    """An event loop in another thread, for the servers of the synchronous client."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -62,7 +62,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 @contextmanager
 def running(loop: asyncio.AbstractEventLoop, server: Any) -> Iterator[Any]:
-    """Run a simulator or a gateway on that loop."""
+    """Run a simulator or a gateway in that loop."""
     asyncio.run_coroutine_threadsafe(server.start(), loop).result(timeout=5)
     yield server
     asyncio.run_coroutine_threadsafe(server.close(), loop).result(timeout=5)
@@ -78,33 +78,36 @@ def simulator(loop: asyncio.AbstractEventLoop) -> Iterator[Simulator]:
 def gateway(
     loop: asyncio.AbstractEventLoop, simulator: Simulator, operations: tuple[str, ...]
 ) -> Iterator[tuple[Gateway, tuple[str, str], tuple[str, str]]]:
-    """A gateway before the simulator, and what the owner and the partner call it with: ids of no meaning, and keys."""
-    made = {who: new_key(who, credentials=who, operations=operations) for who, _ in (OWNER, PARTNER)}
+    """Run a gateway to the simulator, and yield it with the credentials of the lender and of the partner for it.
+
+    The gateway ignores the client_id, and expects a gateway key as the secret.
+    """
+    keys = {name: new_key(name, credentials=name, operations=operations) for name, _ in (OWNER, PARTNER)}
     server = Gateway(
-        [key for key, _ in made.values()],
+        [key for key, _ in keys.values()],
         upstream=simulator.url,
-        credentials={who: Credentials(who, secret) for who, secret in (OWNER, PARTNER)},
+        credentials={name: Credentials(name, secret) for name, secret in (OWNER, PARTNER)},
         operations=operations,
     )
     with running(loop, server):
-        yield server, ("anybody", made[OWNER[0]][1]), ("anybody", made[PARTNER[0]][1])
+        yield server, ("any-client-id", keys[OWNER[0]][1]), ("any-client-id", keys[PARTNER[0]][1])
 
 
 @pytest.fixture(params=["directly", "through a gateway"])
-def way(
+def route(
     request: pytest.FixtureRequest, loop: asyncio.AbstractEventLoop, simulator: Simulator
 ) -> Iterator[Any]:
-    """Whom to call, and the credentials of owner and partner there."""
+    """The server to call, and the credentials of the lender and of the partner for it."""
     if request.param == "directly":
         yield simulator, OWNER, PARTNER
     else:
-        with gateway(loop, simulator, ALL_OPERATIONS) as all_three:
-            yield all_three
+        with gateway(loop, simulator, ALL_OPERATIONS) as server_and_credentials:
+            yield server_and_credentials
 
 
 @contextmanager
-def official(server: Any, credentials: tuple[str, str], *, place: str):
-    """The official client and, where the credentials go in the body, those to give to each request."""
+def official_client(server: Any, credentials: tuple[str, str], *, place: str):
+    """Yield the official client and, if the credentials are sent in the body, the fields for each request."""
     client_id, secret = credentials
     keys = (
         {"clientId": client_id, "secret": secret, "plaidVersion": "2020-09-14"} if place == "headers" else {}
@@ -113,20 +116,20 @@ def official(server: Any, credentials: tuple[str, str], *, place: str):
         yield plaid_api.PlaidApi(pool), {} if keys else {"client_id": client_id, "secret": secret}
 
 
-def patiently(ask):
-    """Repeat until the report is ready, as Plaid's own tests do."""
+def retry_until_ready(call):
+    """Repeat a call until the report is ready, as Plaid's own tests do."""
     for _ in range(100):
         try:
-            return ask()
+            return call()
         except plaid.ApiException as error:
             if '"PRODUCT_NOT_READY"' not in error.body:
                 raise
             time.sleep(0.02)
-    raise AssertionError("the report never got ready")
+    raise AssertionError("the report is still not ready")
 
 
 def new_report(api, keys) -> tuple[str, str]:
-    """Access token and report token of a fresh sandbox login."""
+    """Return the access token and the report token of a new sandbox login."""
     login = SandboxPublicTokenCreateRequest(
         institution_id="ins_109508",
         initial_products=[Products("assets")],
@@ -151,25 +154,29 @@ def new_report(api, keys) -> tuple[str, str]:
 
 @pytest.mark.parametrize("place", ["headers", "body"])
 @pytest.mark.parametrize("insights", [False, True])
-def test_the_whole_way(simulator, way, place, insights):
-    """Owner and partner go from a sandbox login to a removed relay token, and every answer is readable."""
+def test_every_operation(simulator, route, place, insights):
+    """From a sandbox login to the removal of the relay token, the client accepts every response."""
     asset = ReportType("asset")
-    server, as_owner, as_partner = way
+    server, lender_credentials, partner_credentials = route
     with (
-        official(server, as_owner, place=place) as (owner, ours),
-        official(server, as_partner, place=place) as (partner, theirs),
+        official_client(server, lender_credentials, place=place) as (owner, lender_fields),
+        official_client(server, partner_credentials, place=place) as (partner, partner_fields),
     ):
-        access_token, report_token = new_report(owner, ours)
-        made = owner.credit_relay_create(
-            CreditRelayCreateRequest(report_tokens=[report_token], secondary_client_id=PARTNER[0], **ours)
+        access_token, report_token = new_report(owner, lender_fields)
+        created = owner.credit_relay_create(
+            CreditRelayCreateRequest(
+                report_tokens=[report_token], secondary_client_id=PARTNER[0], **lender_fields
+            )
         )
-        own = patiently(
+        own = retry_until_ready(
             lambda: owner.asset_report_get(
-                AssetReportGetRequest(asset_report_token=report_token, include_insights=insights, **ours)
+                AssetReportGetRequest(
+                    asset_report_token=report_token, include_insights=insights, **lender_fields
+                )
             )
         )
         get = CreditRelayGetRequest(
-            relay_token=made.relay_token, report_type=asset, include_insights=insights, **theirs
+            relay_token=created.relay_token, report_type=asset, include_insights=insights, **partner_fields
         )
         shared = partner.credit_relay_get(get)
         assert shared.report.to_dict() == own.report.to_dict()
@@ -194,24 +201,24 @@ def test_the_whole_way(simulator, way, place, insights):
             assert accounts[0].account_insights.risk.negative_balance.days_with_negative_balance >= 0
             assert accounts[0].transactions[0].credit_category.primary
 
-        pdf = CreditRelayPDFGetRequest(relay_token=made.relay_token, report_type=asset, **theirs)
-        own_pdf = AssetReportPDFGetRequest(asset_report_token=report_token, **ours)
+        pdf = CreditRelayPDFGetRequest(relay_token=created.relay_token, report_type=asset, **partner_fields)
+        own_pdf = AssetReportPDFGetRequest(asset_report_token=report_token, **lender_fields)
         with partner.credit_relay_pdf_get(pdf) as file, owner.asset_report_pdf_get(own_pdf) as own_file:
             content = file.read()
             assert content.startswith(b"%PDF-")
             assert own_file.read() == content
 
-        fresh = partner.credit_relay_refresh(
-            CreditRelayRefreshRequest(relay_token=made.relay_token, report_type=asset, **theirs)
+        relay_refresh = partner.credit_relay_refresh(
+            CreditRelayRefreshRequest(relay_token=created.relay_token, report_type=asset, **partner_fields)
         )
-        again = patiently(lambda: partner.credit_relay_get(get))
-        assert again.report.asset_report_id == fresh.asset_report_id != own.report.asset_report_id
+        reread = retry_until_ready(lambda: partner.credit_relay_get(get))
+        assert reread.report.asset_report_id == relay_refresh.asset_report_id != own.report.asset_report_id
 
         own_fast = owner.asset_report_get(
-            AssetReportGetRequest(asset_report_token=report_token, fast_report=True, **ours)
+            AssetReportGetRequest(asset_report_token=report_token, fast_report=True, **lender_fields)
         )
         assert own_fast.report["items"][0].accounts[0].transactions == []
-        newest = owner.asset_report_get(AssetReportGetRequest(user_token="user-1", **ours))
+        newest = owner.asset_report_get(AssetReportGetRequest(user_token="user-1", **lender_fields))
         assert newest.report.asset_report_id == own.report.asset_report_id
 
         refreshed = owner.asset_report_refresh(
@@ -219,45 +226,55 @@ def test_the_whole_way(simulator, way, place, insights):
                 asset_report_token=report_token,
                 days_requested=30,
                 options=AssetReportRefreshRequestOptions(client_report_id="loan-2"),
-                **ours,
+                **lender_fields,
             )
         )
-        later = AssetReportGetRequest(asset_report_token=refreshed.asset_report_token, **ours)
-        anew = patiently(lambda: owner.asset_report_get(later)).report
-        assert (anew.days_requested, anew.client_report_id) == (30, "loan-2")
-        assert anew.asset_report_id == refreshed.asset_report_id
+        refreshed_get = AssetReportGetRequest(
+            asset_report_token=refreshed.asset_report_token, **lender_fields
+        )
+        refreshed_report = retry_until_ready(lambda: owner.asset_report_get(refreshed_get)).report
+        assert (refreshed_report.days_requested, refreshed_report.client_report_id) == (30, "loan-2")
+        assert refreshed_report.asset_report_id == refreshed.asset_report_id
         filtered = owner.asset_report_filter(
             AssetReportFilterRequest(
-                asset_report_token=report_token, account_ids_to_exclude=[accounts[0].account_id], **ours
+                asset_report_token=report_token,
+                account_ids_to_exclude=[accounts[0].account_id],
+                **lender_fields,
             )
         )
-        fewer = AssetReportGetRequest(asset_report_token=filtered.asset_report_token, **ours)
-        kept = patiently(lambda: owner.asset_report_get(fewer)).report["items"][0].accounts
-        assert [account.account_id for account in kept] == [account.account_id for account in accounts[1:]]
+        filtered_get = AssetReportGetRequest(asset_report_token=filtered.asset_report_token, **lender_fields)
+        remaining = (
+            retry_until_ready(lambda: owner.asset_report_get(filtered_get)).report["items"][0].accounts
+        )
+        assert [account.account_id for account in remaining] == [
+            account.account_id for account in accounts[1:]
+        ]
 
         fire = SandboxItemFireWebhookRequest(
             access_token=access_token,
             webhook_code="PRODUCT_READY",
             webhook_type=WebhookType("ASSETS"),
-            **ours,
+            **lender_fields,
         )
         assert owner.sandbox_item_fire_webhook(fire).webhook_fired is True
-        key = owner.webhook_verification_key_get(WebhookVerificationKeyGetRequest(key_id=KEY_ID, **ours)).key
+        key = owner.webhook_verification_key_get(
+            WebhookVerificationKeyGetRequest(key_id=KEY_ID, **lender_fields)
+        ).key
         assert (key.kid, key.alg, key.expired_at) == (KEY_ID, "ES256", None)
 
-        remove = CreditRelayRemoveRequest(relay_token=made.relay_token, **ours)
+        remove = CreditRelayRemoveRequest(relay_token=created.relay_token, **lender_fields)
         assert owner.credit_relay_remove(remove).removed is True
         assert owner.asset_report_remove(
-            AssetReportRemoveRequest(asset_report_token=report_token, **ours)
+            AssetReportRemoveRequest(asset_report_token=report_token, **lender_fields)
         ).removed
-        assert owner.item_remove(ItemRemoveRequest(access_token=access_token, **ours)).request_id
+        assert owner.item_remove(ItemRemoveRequest(access_token=access_token, **lender_fields)).request_id
     assert [entry["removed"] for entry in simulator.ledger] == [True]
     assert simulator.counts.keys() == OPERATIONS.keys()
 
 
 @pytest.mark.parametrize("insights", [False, True])
 def test_reports_of_all_kinds(simulator, insights):
-    """A big report, one that lacks each part, and one of no days fit the strict models too."""
+    """The strict models also accept a big report, one without each part, and one of no days."""
     parts = ["owners", "transactions", "investments"]
     tokens = [
         simulator.add_report(transactions=2_000, days=731, investments=True),
@@ -265,46 +282,46 @@ def test_reports_of_all_kinds(simulator, insights):
         simulator.add_report(days=0),
         *(simulator.add_report(investments=True) for _ in range(10)),
     ]
-    with official(simulator, OWNER, place="headers") as (owner, _):
+    with official_client(simulator, OWNER, place="headers") as (owner, _):
         requests = [
             AssetReportGetRequest(asset_report_token=token, include_insights=insights) for token in tokens
         ]
-        big, less, *_ = [owner.asset_report_get(request) for request in requests]
+        big, incomplete, *_ = [owner.asset_report_get(request) for request in requests]
     assert sum(len(account.transactions) for account in big.report["items"][0].accounts) == 2_000
-    assert [warning.warning_code for warning in less.warnings] == [
+    assert [warning.warning_code for warning in incomplete.warnings] == [
         f"{part.upper()}_UNAVAILABLE" for part in parts
     ]
-    assert less.warnings[0].cause.item_id == less.report["items"][0].item_id
+    assert incomplete.warnings[0].cause.item_id == incomplete.report["items"][0].item_id
 
 
 def test_causes_of_a_failure(simulator):
-    """An Item of which the data can't be had is told among the causes."""
-    with official(simulator, OWNER, place="headers") as (owner, _):
+    """An Item whose data is not available is listed in the causes."""
+    with official_client(simulator, OWNER, place="headers") as (owner, _):
         access_token, report_token = new_report(owner, {})
         simulator.break_item(access_token, "ITEM_LOCKED")
-        fresh = owner.asset_report_refresh(AssetReportRefreshRequest(asset_report_token=report_token))
-        get = AssetReportGetRequest(asset_report_token=fresh.asset_report_token)
+        refreshed = owner.asset_report_refresh(AssetReportRefreshRequest(asset_report_token=report_token))
+        get = AssetReportGetRequest(asset_report_token=refreshed.asset_report_token)
         with pytest.raises(plaid.ApiException) as caught:
-            patiently(lambda: owner.asset_report_get(get))
-    told = json.loads(caught.value.body)
-    assert (caught.value.status, told["error_code"]) == (400, "DATA_UNAVAILABLE")
-    assert told["causes"][0]["error_code"] == "ITEM_LOCKED"
+            retry_until_ready(lambda: owner.asset_report_get(get))
+    error_body = json.loads(caught.value.body)
+    assert (caught.value.status, error_body["error_code"]) == (400, "DATA_UNAVAILABLE")
+    assert error_body["causes"][0]["error_code"] == "ITEM_LOCKED"
 
 
-def test_scripted_refusal(simulator):
-    """A fault of any of Plaid's codes reaches the official client's user with that code's type."""
+def test_scripted_error(simulator):
+    """A fault with one of Plaid's codes raises an error with the type of that code."""
     simulator.fail(Fault(status=400, body={"error_code": "INSIGHTS_NOT_ENABLED"}))
     with (
-        official(simulator, OWNER, place="headers") as (owner, _),
+        official_client(simulator, OWNER, place="headers") as (owner, _),
         pytest.raises(plaid.ApiException) as caught,
     ):
         owner.asset_report_get(AssetReportGetRequest(asset_report_token="any"))
     assert json.loads(caught.value.body)["error_type"] == "ASSET_REPORT_ERROR"
 
 
-def test_refusal(simulator):
-    """A refusal reaches the official client's user as Plaid's: a status, and the full error body."""
-    with official(simulator, OWNER, place="headers") as (owner, _):
+def test_error(simulator):
+    """An error of the simulator raises the client's exception, with the status and Plaid's error body."""
+    with official_client(simulator, OWNER, place="headers") as (owner, _):
         request = CreditRelayCreateRequest(report_tokens=["assets-sandbox-0"], secondary_client_id=PARTNER[0])
         with pytest.raises(plaid.ApiException) as caught:
             owner.credit_relay_create(request)
@@ -314,32 +331,38 @@ def test_refusal(simulator):
 
 @pytest.mark.parametrize("place", ["headers", "body"])
 def test_relay_with_gateway_keys_alone(loop, simulator, place):
-    """With a gateway as it comes the owner's key creates and removes, the partner's reads and refreshes."""
+    """With a gateway's default operations the lender's key creates and removes, the partner's reads and refreshes."""
     asset, report_token = ReportType("asset"), simulator.add_report()
     with (
-        gateway(loop, simulator, RELAY_OPERATIONS) as (server, as_owner, as_partner),
-        official(server, as_owner, place=place) as (owner, ours),
-        official(server, as_partner, place=place) as (partner, theirs),
-        official(simulator, PARTNER, place=place) as (direct, theirs_too),
+        gateway(loop, simulator, RELAY_OPERATIONS) as (server, lender_credentials, partner_credentials),
+        official_client(server, lender_credentials, place=place) as (owner, lender_fields),
+        official_client(server, partner_credentials, place=place) as (partner, partner_fields),
+        official_client(simulator, PARTNER, place=place) as (direct, direct_fields),
     ):
         create = CreditRelayCreateRequest(
-            report_tokens=[report_token], secondary_client_id=PARTNER[0], **ours
+            report_tokens=[report_token], secondary_client_id=PARTNER[0], **lender_fields
         )
         token = owner.credit_relay_create(create).relay_token
-        get = CreditRelayGetRequest(relay_token=token, report_type=asset, **theirs)
+        get = CreditRelayGetRequest(relay_token=token, report_type=asset, **partner_fields)
         assert partner.credit_relay_get(get).report.asset_report_id
-        pdf, pdf_too = (
-            CreditRelayPDFGetRequest(relay_token=token, report_type=asset, **who)
-            for who in (theirs, theirs_too)
+        pdf, direct_pdf = (
+            CreditRelayPDFGetRequest(relay_token=token, report_type=asset, **fields)
+            for fields in (partner_fields, direct_fields)
         )
-        with partner.credit_relay_pdf_get(pdf) as through, direct.credit_relay_pdf_get(pdf_too) as directly:
+        with (
+            partner.credit_relay_pdf_get(pdf) as through,
+            direct.credit_relay_pdf_get(direct_pdf) as directly,
+        ):
             assert through.read() == directly.read()
-        refresh = CreditRelayRefreshRequest(relay_token=token, report_type=asset, **theirs)
+        refresh = CreditRelayRefreshRequest(relay_token=token, report_type=asset, **partner_fields)
         assert partner.credit_relay_refresh(refresh).relay_token == token
         with pytest.raises(plaid.ApiException) as caught:
-            partner.item_remove(ItemRemoveRequest(access_token="any", **theirs))
+            partner.item_remove(ItemRemoveRequest(access_token="any", **partner_fields))
         assert (caught.value.status, json.loads(caught.value.body)["error_type"]) == (403, "GATEWAY_ERROR")
-        assert owner.credit_relay_remove(CreditRelayRemoveRequest(relay_token=token, **ours)).removed is True
+        assert (
+            owner.credit_relay_remove(CreditRelayRemoveRequest(relay_token=token, **lender_fields)).removed
+            is True
+        )
     secrets = {
         each.headers.get("plaid-secret")
         for each in simulator.requests
@@ -349,15 +372,15 @@ def test_relay_with_gateway_keys_alone(loop, simulator, place):
 
 
 @pytest.mark.parametrize("place", ["headers", "body"])
-def test_a_secret_that_is_no_key_is_refused(loop, simulator, place):
-    """Plaid's own secret opens no gateway; the official client's user reads why."""
+def test_a_secret_that_is_no_gateway_key(loop, simulator, place):
+    """The gateway rejects Plaid's own secret, and the client's exception has the reason."""
     with (
         gateway(loop, simulator, RELAY_OPERATIONS) as (server, _, _),
-        official(server, OWNER, place=place) as (owner, ours),
+        official_client(server, OWNER, place=place) as (owner, lender_fields),
         pytest.raises(plaid.ApiException) as caught,
     ):
-        owner.credit_relay_remove(CreditRelayRemoveRequest(relay_token="any", **ours))
-    told = json.loads(caught.value.body)
-    assert (caught.value.status, told["error_code"]) == (401, "UNAUTHORIZED_KEY")
-    assert told["suggested_action"]
+        owner.credit_relay_remove(CreditRelayRemoveRequest(relay_token="any", **lender_fields))
+    error_body = json.loads(caught.value.body)
+    assert (caught.value.status, error_body["error_code"]) == (401, "UNAUTHORIZED_KEY")
+    assert error_body["suggested_action"]
     assert not simulator.requests

@@ -463,7 +463,7 @@ def _json_values(document: str) -> Iterator[tuple[int, Any]]:
 
 def _array_elements(document: str, position: int) -> Generator[tuple[int, Any], None, int]:
     """Yield the elements of an array, and return where it ends."""
-    # The decoder would decode the whole array without the positions of its elements.
+    # The decoder would decode all of the array without the positions of its elements.
     position = _skip_space(document, position + 1)
     if document.startswith("]", position):
         return position + 1

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from plaid_relay_async.cli.messages import ExitStatus
     from plaid_relay_async.cli.signals import Signals
 
-_LENDER_ID = "console-owner"
+_LENDER_ID = "console-lender"
 _PARTNER_ID = "console-partner"
 _PARTNER_OPERATIONS = [path for path in RELAY_OPERATIONS if path.rpartition("/")[2] in {"get", "refresh"}]
 # Enough for one user, and within the limit of a machine that allows a process 256 open files.
 _MAX_CONNECTIONS = 100
-_DRAIN_SECONDS = 2.0  # seconds
+_DRAIN_SECONDS = 2.0
 
 
 async def run_console(port: int, signals: Signals) -> ExitStatus:
@@ -29,15 +29,15 @@ async def run_console(port: int, signals: Signals) -> ExitStatus:
         UsageError: the port isn't available.
     """
     clients = {name: secrets.token_hex(15) for name in (_LENDER_ID, _PARTNER_ID)}
-    owner, owners_key = new_key("owner", credentials="owner", operations=ALL_OPERATIONS)
+    lender, lenders_key = new_key("lender", credentials="lender", operations=ALL_OPERATIONS)
     partner, partners_key = new_key("partner", credentials="partner", operations=_PARTNER_OPERATIONS)
     async with Simulator(clients=clients) as plaid:
         report_token = plaid.add_report()
         gateway = Gateway(
-            [owner, partner],
+            [lender, partner],
             upstream=plaid.url,
             credentials={
-                "owner": Credentials(_LENDER_ID, clients[_LENDER_ID]),
+                "lender": Credentials(_LENDER_ID, clients[_LENDER_ID]),
                 "partner": Credentials(_PARTNER_ID, clients[_PARTNER_ID]),
             },
             operations=ALL_OPERATIONS,
@@ -48,8 +48,8 @@ async def run_console(port: int, signals: Signals) -> ExitStatus:
 
         def greeting() -> str:
             return (
-                f"console: {gateway.console_link(key=owners_key, report_token=report_token)}\n"
-                f"owner's key: {owners_key}\n"
+                f"console: {gateway.console_link(key=lenders_key, report_token=report_token)}\n"
+                f"lender's key: {lenders_key}\n"
                 f"partner's key: {partners_key}\n"
                 f"secondary_client_id: {_PARTNER_ID}\n"
                 f"report token: {report_token}\n"

@@ -36,15 +36,15 @@ All other partners have their token, and the ledger has the same tokens."""
 
 
 def _scripted_faults() -> list[Fault]:
-    refusal = {"error_code": "INVALID_FIELD", "error_message": "the script rejects this partner"}
-    busy = {"Retry-After": "1"}
+    rejection = {"error_code": "INVALID_FIELD", "error_message": "the script rejects this partner"}
+    rate_limit = {"Retry-After": "1"}
     return [
         *(
-            Fault(path=_CREATE_PATH, secondary_client_id=name, status=400, body=refusal)
+            Fault(path=_CREATE_PATH, secondary_client_id=name, status=400, body=rejection)
             for name in _REJECTED_PARTNERS
         ),
         *(
-            Fault(path=_CREATE_PATH, secondary_client_id=name, status=429, headers=busy, times=1)
+            Fault(path=_CREATE_PATH, secondary_client_id=name, status=429, headers=rate_limit, times=1)
             for name in _RATE_LIMITED_PARTNERS
         ),
         Fault(path=_CREATE_PATH, secondary_client_id=_LOST_PARTNER, close=True, when="after"),

@@ -115,9 +115,9 @@ def test_csv_and_append(plaid, run, partners, tmp_path):
     out = tmp_path / "out.csv"
     args = ("bulk", partners(3), "--report-token", REPORT, "--output", out)
     assert run(*args).status == 0
-    refused = run(*args)
-    assert refused.status == 2
-    assert "already exists" in refused.err
+    rejected = run(*args)
+    assert rejected.status == 2
+    assert "already exists" in rejected.err
     assert len(plaid.ledger) == 3
     assert run(*args, "--append").status == 0
     rows = list(csv.DictReader(out.read_text().splitlines()))

@@ -428,10 +428,10 @@ def test_canary(plaid, run, partners, tmp_path, caplog):
     )
     out = tmp_path / "out"
     result = run("bulk", partners(30), "--report-token", REPORT, "--output", out)
-    refused = run("create", "--report-token", REPORT, "--partner", "p3", "--output", tmp_path / "other")
-    shown = result.out + result.err + refused.out + refused.err + caplog.text
+    rejected = run("create", "--report-token", REPORT, "--partner", "p3", "--output", tmp_path / "other")
+    printed = result.out + result.err + rejected.out + rejected.err + caplog.text
     for secret in (SECRET, REPORT, *(entry["relay_token"] for entry in plaid.ledger)):
-        assert secret not in shown
+        assert secret not in printed
     assert SECRET not in out.read_text()
     assert REPORT not in out.read_text()
 

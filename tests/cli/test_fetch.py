@@ -158,8 +158,8 @@ def test_with_insights(plaid, run, token_file, tmp_path):
     )  # a report without insights is another file
     assert '"category"' in with_them
     assert '"category"' not in without
-    refused = run("fetch", path, "--dir", tmp_path / "pdf", "--insights", "--format", "pdf")
-    assert (refused.status, "--insights: requires --format json" in refused.err) == (2, True)
+    rejected = run("fetch", path, "--dir", tmp_path / "pdf", "--insights", "--format", "pdf")
+    assert (rejected.status, "--insights: requires --format json" in rejected.err) == (2, True)
 
 
 def test_pdfs(plaid, run, token_file, tmp_path):

@@ -699,12 +699,12 @@ async def test_the_keys_of_the_console(console):
         browser.post(f"{address}/console/handover.json", json=code) as response,
     ):
         assert await response.json() == {
-            "key": printed["owner's key"],
+            "key": printed["lender's key"],
             "report_token": printed["report token"],
         }
     quick = {"base_url": address, "timeouts": Timeouts(total=20)}
     async with (
-        RelayClient(gateway_key=printed["owner's key"], **quick) as lender,
+        RelayClient(gateway_key=printed["lender's key"], **quick) as lender,
         RelayClient(gateway_key=printed["partner's key"], **quick) as partner,
     ):
         created = await lender.relay.create([printed["report token"]], printed["secondary_client_id"])

@@ -191,7 +191,7 @@ def test_unknown_columns_are_reported_once(bulk, run, stdin, plaid):
 
 
 def test_a_pipe_is_checked_before_it_is_sent(plaid, run, stdin):
-    """An odd row stops the whole pipe; `--stream` sends it row by row without that check."""
+    """One odd row in a pipe stops all rows; `--stream` sends them one by one without that check."""
     text = "\n".join([*IDS, "Sparkasse"])
     stdin(text)
     result = run("bulk", "-", "--report-token", REPORT)

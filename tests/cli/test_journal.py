@@ -58,13 +58,13 @@ def tokens(lines):
     return {line["secondary_client_id"]: line["relay_token"] for line in lines if line["relay_token"]}
 
 
-# ------------------------------------------------------------------------------------------ a run goes on
+# ------------------------------------------------------------------------------------------ resuming a run
 
 
 def test_a_repeated_command_resumes(plaid, run, partners, journal_path):
     """Recorded tokens are returned without a request, failed rows are retried, and new rows are created."""
-    refusal = {"error_type": "ITEM_ERROR", "error_code": "PRODUCT_NOT_READY"}
-    plaid.fail(Fault(secondary_client_id="p3", status=400, body=refusal))
+    error = {"error_type": "ITEM_ERROR", "error_code": "PRODUCT_NOT_READY"}
+    plaid.fail(Fault(secondary_client_id="p3", status=400, body=error))
     first = bulk(run, partners(10))
     assert (first.status, first.count("created")) == (1, 9)
     plaid.clear_faults()
@@ -91,8 +91,8 @@ def test_tokens_of_another_run(plaid, run, partners, journal_path):
     """They are reused, rejected as duplicates, or created again, as --on-existing says."""
     assert bulk(run, partners(2)).status == 0
     assert bulk(run, partners(2), name="dec").status == 0
-    refused = bulk(run, partners(2), "--on-existing", "refuse", name="jan")
-    assert (refused.status, refused.count("DuplicateRequestError")) == (1, 2)
+    rejected = bulk(run, partners(2), "--on-existing", "refuse", name="jan")
+    assert (rejected.status, rejected.count("DuplicateRequestError")) == (1, 2)
     assert len(plaid.ledger) == 2
     assert bulk(run, partners(2), "--on-existing", "create", name="feb").status == 0
     assert len(plaid.ledger) == 4
@@ -165,7 +165,7 @@ def test_a_key_that_was_removed_too_early(plaid, run, partners, journal_path, mo
     assert len(plaid.ledger) == 5
 
 
-# ------------------------------------------------------------------------------------------ what it tells
+# ------------------------------------------------------------------------------------------ queries
 
 
 def test_status_and_export(plaid, run, partners, journal_path, tmp_path):
@@ -222,7 +222,7 @@ def test_export_to_a_pipe_that_closes(plaid, spawn, partners, run, journal_path)
     assert process.wait() == 1
 
 
-# ------------------------------------------------------------------------------------- what it takes back
+# ------------------------------------------------------------------------------------- revoking and forgetting
 
 
 def test_revoke_removes_the_tokens_of_a_run(plaid, run, partners, journal_path):
@@ -382,7 +382,7 @@ def test_rotate(plaid, run, partners, journal_path, tmp_path, monkeypatch):
     assert {new, old} & set((wrong.err + wrong.out).split()) == set()
 
 
-# --------------------------------------------------------------------------------------- what can't pass
+# --------------------------------------------------------------------------------------- invalid usage
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def later():
         thread.join()
 
 
-# ----------------------------------------------------------------------------- whatever a server sends
+# ----------------------------------------------------------------------------- unusual strings
 
 
 @pytest.mark.parametrize("partner", ["p0", "p30"])
@@ -491,7 +491,7 @@ def test_a_refresh_that_cannot_be_stored(refreshing, tmp_path):
     assert "credit-relay-new" not in result.stderr
 
 
-# --------------------------------------------------------------------------------------------- to append
+# --------------------------------------------------------------------------------------------- appending
 
 
 HEADER = "outcome,secondary_client_id,relay_token,request_id,error_code,attempts\n"

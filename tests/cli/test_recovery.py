@@ -84,10 +84,10 @@ def test_a_file_that_others_may_read_chmod_600(plaid, run, exposed_file, kind):
     """The command names the file and the chmod, and sends nothing; after the chmod it succeeds."""
     command, path = exposed_file(kind)
     sent = len(plaid.requests)
-    refused = run(*command)
-    assert refused.status in {1, 2}
-    assert f"{path}" in refused.err
-    assert "chmod 600" in refused.err
+    rejected = run(*command)
+    assert rejected.status in {1, 2}
+    assert f"{path}" in rejected.err
+    assert "chmod 600" in rejected.err
     assert len(plaid.requests) == sent
     path.chmod(0o600)
     assert run(*command).status == 0
@@ -196,8 +196,8 @@ def test_an_output_that_exists_append(plaid, run, partners, tmp_path):
     """The file isn't overwritten; with --append the new rows are added to it."""
     out = tmp_path / "out.jsonl"
     assert bulk(run, partners(1), "--output", out).status == 0
-    refused = bulk(run, partners(2), "--output", out)
-    assert (refused.status, "already exists; --append adds to it" in refused.err) == (2, True)
+    rejected = bulk(run, partners(2), "--output", out)
+    assert (rejected.status, "already exists; --append adds to it" in rejected.err) == (2, True)
     assert len(plaid.ledger) == len(rows(out)) == 1
     assert bulk(run, partners(2), "--output", out, "--append").status == 0
     assert len(plaid.ledger) == len(rows(out)) == 3
@@ -216,10 +216,10 @@ def test_an_input_that_is_wrong_correct_the_rows(plaid, run, tmp_path):
     """The rows are reported and nothing is sent; the corrected file is sent completely."""
     path = tmp_path / "in.csv"
     path.write_text("secondary_client_id,report_token\na,\nb,x y\n")
-    refused = run("bulk", path)
-    assert (refused.status, "nothing was sent" in refused.err) == (2, True)
-    assert f"{path}:2: " in refused.err
-    assert f"{path}:3: " in refused.err
+    rejected = run("bulk", path)
+    assert (rejected.status, "nothing was sent" in rejected.err) == (2, True)
+    assert f"{path}:2: " in rejected.err
+    assert f"{path}:3: " in rejected.err
     path.write_text(f"secondary_client_id,report_token\na,{REPORT}\nb,{REPORT}\n")
     assert run("bulk", path).status == 0
     assert ledger(plaid).keys() == {"a", "b"}
@@ -248,8 +248,8 @@ def test_too_many_connections_for_the_shell_raise_ulimit(plaid, spawn, partners)
 def test_no_credentials_set_the_variables(plaid, run, partners, monkeypatch):
     """The missing variable is named; with it the same command succeeds."""
     monkeypatch.delenv("PLAID_SECRET")
-    refused = bulk(run, partners(1))
-    assert (refused.status, "PLAID_SECRET" in refused.err) == (2, True)
+    rejected = bulk(run, partners(1))
+    assert (rejected.status, "PLAID_SECRET" in rejected.err) == (2, True)
     monkeypatch.setenv("PLAID_SECRET", "secret")
     assert bulk(run, partners(1)).status == 0
 
@@ -391,8 +391,8 @@ def test_no_terminal_pass_yes(plaid, run, partners, journal_path, stdin, word):
     """Without a terminal nothing is done; with --yes the same command succeeds."""
     assert bulk(run, partners(1), "--run", "nov").status == 0
     stdin("")
-    refused = run(word, "nov")
-    assert (refused.status, "pass --yes to confirm" in refused.err) == (2, True)
+    rejected = run(word, "nov")
+    assert (rejected.status, "pass --yes to confirm" in rejected.err) == (2, True)
     assert run(word, "nov", "--yes").status == 0
 
 
@@ -410,8 +410,8 @@ def test_an_encrypted_journal_set_its_key(plaid, run, partners, journal_path, mo
     key = os.environ["PLAID_RELAY_KEY"]
     assert bulk(run, partners(2), "--run", "nov").status == 0
     monkeypatch.delenv("PLAID_RELAY_KEY")
-    refused = bulk(run, partners(3), "--run", "nov")
-    assert (refused.status, "give its key" in refused.err) == (2, True)
+    rejected = bulk(run, partners(3), "--run", "nov")
+    assert (rejected.status, "pass its key" in rejected.err) == (2, True)
     monkeypatch.setenv("PLAID_RELAY_KEY", key)
     assert bulk(run, partners(3), "--run", "nov").status == 0
     assert len(plaid.ledger) == 3

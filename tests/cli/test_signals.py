@@ -132,7 +132,7 @@ def test_signals_before_the_handler():
 
     async def listen(signals):
         send(signal.SIGTERM)
-        with signals.told(lambda: calls.append("now")):
+        with signals.handled_by(lambda: calls.append("now")):
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         send(signal.SIGTERM)  # once the outcome is known, signals are ignored
@@ -168,7 +168,7 @@ def test_sighup_is_never_the_second_request(numbers, requests):
     calls = []
 
     async def listen(signals):
-        with signals.told(lambda: calls.append("now")):
+        with signals.handled_by(lambda: calls.append("now")):
             for number in numbers:
                 send(number)
             await asyncio.sleep(0)
@@ -196,7 +196,7 @@ def test_sighup_that_requests_a_reload():
     calls = []
 
     async def listen(signals):
-        with signals.told(lambda: calls.append("stop"), lambda: calls.append("reload")):
+        with signals.handled_by(lambda: calls.append("stop"), lambda: calls.append("reload")):
             await asyncio.sleep(0)
             send(signal.SIGHUP)
             await asyncio.sleep(0)
@@ -264,7 +264,7 @@ def test_nohup(start, spawn, partners):
     wait_until(lambda: plaid.counts[CREATE] >= 5)
     process.send_signal(signal.SIGHUP)
     out, _ = process.communicate()
-    assert (process.returncode, out.count('"created"')) == (0, 20)
+    assert (process.returncode, out.stop_count('"created"')) == (0, 20)
 
 
 @pytest.fixture

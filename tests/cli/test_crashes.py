@@ -111,10 +111,8 @@ class CrashScenario:
 
     def resume_unknown(self, run):
         """Resume with --retry-unknown until all are created; only unknown pairs may get a second token."""
-        unknown, created = (
-            self.check_journal(run),
-            Counter(each["secondary_client_id"] for each in self.plaid.ledger),
-        )
+        unknown = self.check_journal(run)
+        created = Counter(each["secondary_client_id"] for each in self.plaid.ledger)
         for _ in range(8):
             process = self.start_process("--retry-unknown")
             process.communicate()

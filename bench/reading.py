@@ -150,7 +150,7 @@ import asyncio, sys
 from plaid_relay_async.simulator import report_bytes
 body = report_bytes(8_000, insights=True, days=365)
 head = b"HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body)
-async def answer(reader, writer):
+async def respond(reader, writer):
     while request := await reader.readline():
         length = 0
         while (line := await reader.readline()).strip():
@@ -161,7 +161,7 @@ async def answer(reader, writer):
         await writer.drain()
     writer.close()
 async def main():
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    server = await asyncio.start_server(respond, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.wait_for(asyncio.to_thread(sys.stdin.read), 300)
 asyncio.run(main())

@@ -467,12 +467,13 @@ async def test_a_batch_that_is_abandoned_before_it_starts_sends_nothing(plaid, c
 @pytest.mark.parametrize("way", ["break", "cancel", "callback"])
 async def test_the_rest_of_an_async_generator_is_available_when_the_batch_is_left(plaid, client, way):
     """A read of the input that is in progress is waited for, and its request is in `not_attempted`."""
-    requested = asyncio.Event()
+    requested, left = asyncio.Event(), asyncio.Event()
 
     async def rows():
         for n, row in enumerate(create_requests(plaid, 100)):
             if n == 1:
                 requested.set()
+                await left.wait()
                 await asyncio.sleep(0.05)
             yield row
 
@@ -483,6 +484,7 @@ async def test_the_rest_of_an_async_generator_is_available_when_the_batch_is_lef
             batches.append(outcomes)
             async for _ in outcomes:
                 await requested.wait()
+                left.set()  # the rest of this iteration leaves the batch before the generator goes on
                 if way == "break":
                     break
                 if way == "cancel":
@@ -490,6 +492,7 @@ async def test_the_rest_of_an_async_generator_is_available_when_the_batch_is_lef
 
     def raising(_outcome) -> None:
         if way == "callback":
+            left.set()
             raise OSError("the disk is full")
 
     batches: list[Batch] = []

@@ -56,8 +56,8 @@ def documented_effects() -> dict[str, dict[int, str]]:
     names = [cell.strip() for cell in table[1].split("|")[1:]]
     effects = {}
     for line in table[2].splitlines():
-        first, _, *effects = (cell.strip() for cell in line.strip("|").split("|"))
-        by_signal = {getattr(signal, name): effect for name, effect in zip(names, effects, strict=True)}
+        first, _, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        by_signal = {getattr(signal, name): effect for name, effect in zip(names, cells, strict=True)}
         for command in re.findall(r"`([a-z ]+)`", first):
             effects[command] = by_signal
     return effects

@@ -1,7 +1,7 @@
-"""Start a simulator, and let Plaid's client for Node loose on it: `python run.py FOLDER-WITH-node_modules`.
+"""Run the tests of Plaid's client for Node against a simulator: `python run.py FOLDER-WITH-node_modules`.
 
-It does so twice: directly, and through a gateway with its keys in the place of Plaid's secrets. It ends with Node's
-own counts of what passed, and fails if a test did, or if an operation was never asked for.
+The tests run twice: directly, and through a gateway with its keys instead of Plaid's secrets. The exit status is not
+zero if a test fails, or if an operation is never called.
 """
 
 import asyncio
@@ -22,42 +22,39 @@ SCRIPT = Path(__file__).with_name("operations.test.cjs")
 
 @contextlib.asynccontextmanager
 async def directly(plaid: Simulator) -> AsyncIterator[dict[str, str]]:
-    """What the script is told of the simulator."""
-    secrets = {f"{who.upper()}_SECRET": secret for who, secret in CLIENTS.items()}
+    """Yield the script's environment variables for the simulator."""
+    secrets = {f"{name.upper()}_SECRET": secret for name, secret in CLIENTS.items()}
     yield {"PLAID_BASE_URL": plaid.url, "WRONG_SECRET": "INVALID_API_KEYS"} | secrets
 
 
 @contextlib.asynccontextmanager
 async def through_a_gateway(plaid: Simulator) -> AsyncIterator[dict[str, str]]:
-    """What it is told of a gateway before the simulator."""
-    made = {who: new_key(who, credentials=who, operations=ALL_OPERATIONS) for who in CLIENTS}
+    """Run a gateway to the simulator, and yield the script's environment variables for it."""
+    keys = {name: new_key(name, credentials=name, operations=ALL_OPERATIONS) for name in CLIENTS}
     async with Gateway(
-        [key for key, _ in made.values()],
+        [key for key, _ in keys.values()],
         upstream=plaid.url,
-        credentials={who: Credentials(who, secret) for who, secret in CLIENTS.items()},
+        credentials={name: Credentials(name, secret) for name, secret in CLIENTS.items()},
         operations=ALL_OPERATIONS,
     ) as gateway:
-        secrets = {f"{who.upper()}_SECRET": key for who, (_, key) in made.items()}
+        secrets = {f"{name.upper()}_SECRET": key for name, (_, key) in keys.items()}
         yield {"PLAID_BASE_URL": gateway.url, "WRONG_SECRET": "UNAUTHORIZED_KEY"} | secrets
 
 
-async def run(installed: Path) -> int:
-    # axios would send what is for this machine through a proxy.
-    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+async def run(folder: Path) -> int:
+    # axios would send requests to this machine through a proxy too.
+    inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     failed = 0
-    for way in (directly, through_a_gateway):
+    for route in (directly, through_a_gateway):
         async with Simulator(clients=CLIENTS, generation_delay=0.05) as plaid:
-            async with way(plaid) as told:
-                environment = kept | told | {"NODE_PATH": str(installed / "node_modules")}
+            async with route(plaid) as settings:
+                environment = inherited | settings | {"NODE_PATH": str(folder / "node_modules")}
                 node = await asyncio.create_subprocess_exec("node", "--test", str(SCRIPT), env=environment)
                 status = await node.wait()
-            missed = OPERATIONS.keys() - plaid.counts.keys()
-        words = [
-            f"{way.__name__}: operations asked for: {len(plaid.counts)} of {len(OPERATIONS)}",
-            *sorted(missed),
-        ]
-        sys.stdout.write(f"{' '.join(words)}\n")
-        failed += bool(status) + len(missed)
+            not_called = OPERATIONS.keys() - plaid.counts.keys()
+        summary = f"{route.__name__}: operations called: {len(plaid.counts)} of {len(OPERATIONS)}"
+        sys.stdout.write(f"{' '.join([summary, *sorted(not_called)])}\n")
+        failed += bool(status) + len(not_called)
     return failed
 
 

@@ -169,9 +169,9 @@ class Outline:
     def accounts(self) -> list[Account]:
         """Return the accounts that were not filtered out, in order."""
         kinds = (*_BANKING, *_INVESTING) if self.investments else _BANKING
-        shares = self._transaction_counts([(item, kind) for item in self.items for kind in kinds])
+        counts = self._transaction_counts([(item, kind) for item in self.items for kind in kinds])
         accounts = (
-            Account(_account_id(item, kind), item, kind, f"{self.seed}:{number}", shares.get((item, kind), 0))
+            Account(_account_id(item, kind), item, kind, f"{self.seed}:{number}", counts.get((item, kind), 0))
             for number, (item, kind) in enumerate((item, kind) for item in self.items for kind in kinds)
         )
         return [account for account in accounts if account.account_id not in self.excluded_accounts]
@@ -191,8 +191,8 @@ class Outline:
         if not spending or not self.days or self.fast:
             return {}
         total = _TRANSACTIONS_PER_ACCOUNT * len(spending) if self.transactions is None else self.transactions
-        each, more = divmod(total, len(spending))
-        return {account: each + (place < more) for place, account in enumerate(spending)}
+        each, remainder = divmod(total, len(spending))
+        return {account: each + (index < remainder) for index, account in enumerate(spending)}
 
     def iso_date(self, days_ago: int) -> str:
         """Return the date `days_ago` days before the generation, in ISO 8601."""
@@ -209,9 +209,9 @@ def random_identifier(rng: Random) -> str:
     return "".join(rng.choices("abcdefghijkmnopqrstvwxyzABDEGJKLMNPQRVXZ13456789", k=37))
 
 
-def format_timestamp(moment: datetime) -> str:
-    """Return a time in Plaid's format."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+def format_timestamp(time: datetime) -> str:
+    """Return a UTC time in Plaid's format."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _account_id(item: BankLogin, kind: AccountKind) -> str:

@@ -79,7 +79,7 @@ def shown_file(path):
 
 def test_each_error_is_documented():
     """gateway.md lists each error response of the gateway with its status."""
-    documented = [(int(status), code.strip("`")) for status, code in table_rows("What callers see", 2)]
+    documented = [(int(status), code.strip("`")) for status, code in table_rows("Responses of the gateway", 2)]
     assert sorted(documented) == sorted((reason.status, reason.code) for reason in ERROR_REASONS)
 
 
@@ -463,7 +463,7 @@ def test_each_named_test_exists():
 
 def test_each_module_of_the_gateway_is_listed():
     """threat-model.md says for each module of the gateway what an edit of it affects."""
-    documented = "\n".join(cells[0] for cells in table_rows("What obliges to change this page", 1, MODEL))
+    documented = "\n".join(cells[0] for cells in table_rows("Changes that require a review", 1, MODEL))
     modules = (INSTALLED / "gateway").rglob("*.py")
     names = {f"gateway/{path.name}" for path in modules if path.name != "__init__.py"}
     assert names <= set(re.findall(r"gateway/\w+\.py", documented))

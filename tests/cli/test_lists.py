@@ -1,4 +1,4 @@
-"""Lists of partners, as the command reads them; the console reads the same (test_batch_operations.py)."""
+"""Lists of partners, as the command reads them; the console reads the same (browser/test_many.py)."""
 
 import json
 import re

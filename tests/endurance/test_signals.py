@@ -54,13 +54,13 @@ def documented_effects() -> dict[str, dict[int, str]]:
     table = re.search(r"^\| commands \|(.*)\|\n\|.*\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     assert table is not None
     names = [cell.strip() for cell in table[1].split("|")[1:]]
-    effects = {}
+    by_command = {}
     for line in table[2].splitlines():
         first, _, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         by_signal = {getattr(signal, name): effect for name, effect in zip(names, cells, strict=True)}
         for command in re.findall(r"`([a-z ]+)`", first):
-            effects[command] = by_signal
-    return effects
+            by_command[command] = by_signal
+    return by_command
 
 
 DOCUMENTED = documented_effects()
@@ -215,9 +215,9 @@ def stage(tmp_path_factory) -> Iterator[Stage]:
         patch.setenv("PLAID_BASE_URL", plaid.url)
         database = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         connections = stack.enter_context(accepted_connections(database))
-        stage_instance = Stage(plaid, folder, database, connections, stack)
-        stage_instance.prepare()
-        yield stage_instance
+        prepared = Stage(plaid, folder, database, connections, stack)
+        prepared.prepare()
+        yield prepared
 
 
 @pytest.mark.timeout(900)

@@ -79,7 +79,9 @@ def shown_file(path):
 
 def test_each_error_is_documented():
     """gateway.md lists each error response of the gateway with its status."""
-    documented = [(int(status), code.strip("`")) for status, code in table_rows("Responses of the gateway", 2)]
+    documented = [
+        (int(status), code.strip("`")) for status, code in table_rows("Responses of the gateway", 2)
+    ]
     assert sorted(documented) == sorted((reason.status, reason.code) for reason in ERROR_REASONS)
 
 

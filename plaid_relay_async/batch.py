@@ -241,7 +241,7 @@ class CallRecorder(Protocol):
         ...
 
     @property
-    def earlier_doubt(self) -> OutcomeUnknownError | None:
+    def earlier_in_doubt_error(self) -> OutcomeUnknownError | None:
         """The error of an earlier recorded attempt that ended in doubt, or `None`."""
         ...
 
@@ -328,7 +328,7 @@ class _BatchCall(Generic[S]):
         return self._find_in_doubt_error() is not None
 
     def _find_in_doubt_error(self) -> PlaidRelayError | None:
-        return self.in_doubt_error or (None if self.recorder is None else self.recorder.earlier_doubt)
+        return self.in_doubt_error or (None if self.recorder is None else self.recorder.earlier_in_doubt_error)
 
     async def start_attempt(self) -> None:
         self.check_may_send()
@@ -375,7 +375,7 @@ class _BatchCall(Generic[S]):
         """Raise `_SendingStoppedError` if the request must not be sent."""
         if self.batch.sending_stopped:
             raise _SendingStoppedError
-        cause = self.batch.stopping_error(self.request)
+        cause = self.batch.report_stop_cause(self.request)
         if cause is not None:
             self.report_stopped, self.last_error = True, _stopped_report_error(cause, self.attempts)
             raise _SendingStoppedError
@@ -538,7 +538,7 @@ class _ReportErrors:
         if self._errors:
             self._errors.pop(_hash_key(self._report_key(request)), None)
 
-    def stopping_error(self, request: object) -> PlaidRelayError | None:
+    def report_stop_cause(self, request: object) -> PlaidRelayError | None:
         """Return the error that stops the requests for the same report, or `None`."""
         if not self._errors:
             return None
@@ -922,9 +922,9 @@ class Batch(Generic[S]):
             if pause_too_long or self._shared_error_count >= SHARED_ERROR_LIMIT:
                 self.stop_sending(error)
 
-    def stopping_error(self, request: object) -> PlaidRelayError | None:
+    def report_stop_cause(self, request: object) -> PlaidRelayError | None:
         """Return the error that stops the requests for the same report, or `None`."""
-        return None if self._report_errors is None else self._report_errors.stopping_error(request)
+        return None if self._report_errors is None else self._report_errors.report_stop_cause(request)
 
     def _run_callback(self, callback: Callable[[T], object], argument: T) -> None:
         try:

@@ -277,7 +277,7 @@ class _Payload(aiohttp.BytesPayload):
 
 
 @types.coroutine
-def _delay_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Generator[Any, None, T]:
+def _defer_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Generator[Any, None, T]:
     """Run a session's `post`, and delay a cancellation until everything that has arrived is read.
 
     Without the delay, `post` would close its connection as soon as the cancellation reaches it.
@@ -339,7 +339,7 @@ class SessionExchange:
             raise_for_status=False,
             auto_decompress=True,
         )
-        response = await _delay_cancellation(work.__await__(), body)
+        response = await _defer_cancellation(work.__await__(), body)
         if not body.sent:  # the response arrived before the request, so it isn't a response to it
             response.close()
             raise aiohttp.ClientConnectionError

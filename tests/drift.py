@@ -119,8 +119,8 @@ def describe_code() -> Description:
     records: dict[str, Record] = {}
     operations = {
         endpoint.path: Operation(
-            _describe(endpoint.request, records),
-            None if endpoint.response is models.PdfResponse else _describe(endpoint.response, records),
+            _describe(endpoint.request_type, records),
+            None if endpoint.response_type is models.PdfResponse else _describe(endpoint.response_type, records),
         )
         for endpoint in ENDPOINTS
     }

@@ -86,7 +86,7 @@ class ForwardingRecorder:
     journal: Any
     request: Any
     recorded_outcome: Any = None
-    earlier_doubt: Any = None
+    earlier_in_doubt_error: Any = None
     journalled: bool = True
 
     async def record_intent(self) -> None:

@@ -876,8 +876,8 @@ async def test_the_memory_of_stopped_reports_is_bounded():
     batch = Batch(CREATIONS, wrong, create, concurrency=1, drain_timeout=1)
     assert (await batch).counts == {"failed": 1800}
     assert len(batch._report_errors._errors) == 256
-    assert batch.stopping_error(RelayCreateRequest(["report-0"], "p")) is None
-    assert batch.stopping_error(RelayCreateRequest(["report-599"], "p")).status == 400
+    assert batch.report_stop_cause(RelayCreateRequest(["report-0"], "p")) is None
+    assert batch.report_stop_cause(RelayCreateRequest(["report-599"], "p")).status == 400
     assert "report-599" not in repr(batch._report_errors._errors)
 
 

@@ -649,10 +649,10 @@ def test_which_errors_mean_that_a_token_does_not_exist():
     """Plaid's code for an unknown relay token isn't published, so the pattern of similar codes is used."""
     unknown_token = PlaidAPIError("x", error_type="INVALID_INPUT", error_code="INVALID_RELAY_TOKEN")
     other = PlaidAPIError("x", error_type="INVALID_INPUT", error_code="INVALID_API_KEYS")
-    assert codec.is_unknown_token_error(unknown_token)
-    assert not codec.is_unknown_token_error(other)
-    assert not codec.is_unknown_token_error(PlaidAPIError("x", status=400))
-    assert codec.is_unknown_token_error(
+    assert codec.is_token_not_found_error(unknown_token)
+    assert not codec.is_token_not_found_error(other)
+    assert not codec.is_token_not_found_error(PlaidAPIError("x", status=400))
+    assert codec.is_token_not_found_error(
         PlaidAPIError("x", error_type="ITEM_ERROR", error_code="ITEM_NOT_FOUND")
     )
 

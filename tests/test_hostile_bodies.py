@@ -77,7 +77,7 @@ def cost(endpoint: codec.Endpoint, request: object, status: int, body: bytes) ->
         with pytest.raises(PlaidRelayError) as caught:
             codec.read_response(endpoint, codec.RawResponse(status, {}, bytearray(body)), request, SECRET)
         if isinstance(caught.value, InvalidRequestError):
-            codec.is_unknown_token_error(caught.value)
+            codec.is_token_not_found_error(caught.value)
 
     before = time.process_time()
     read()

@@ -599,7 +599,7 @@ def test_a_request_matches_the_document(endpoint, documents):
         number = data.draw(st.integers(0, len(schemas) - 1))
         arguments = data.draw(strategies[number])
         credentials = dict.fromkeys(CREDENTIALS, "x")
-        sent = json.loads(codec.encode_request(endpoint.request(**arguments), Hidden(credentials)))
+        sent = json.loads(codec.encode_request(endpoint.request_type(**arguments), Hidden(credentials)))
         checks[number].validate(sent)
         assert sent == plain(record, arguments) | credentials
 

@@ -45,7 +45,7 @@ class Limiter:
 
 class CustomRecorder:
     recorded_outcome = None
-    earlier_doubt = None
+    earlier_in_doubt_error = None
     journalled = True
 
     async def record_intent(self) -> None: ...

@@ -411,9 +411,9 @@ class Relay(Namespace):
             return self._transport.call(endpoint, request, timeout=timeout, retry=retry, gate=gate)
 
         total, _ = self._transport.resolve_settings(timeout, retry)
-        host, former_host = self._transport.host, self._transport.host_as_typed
+        host, legacy_host = self._transport.host, self._transport.host_as_typed
         client_id = partial(self._transport.client_id, total)
-        context = CallContext(host, client_id, total, former_host, **(retries or {}))
+        context = CallContext(host, client_id, total, legacy_host, **(retries or {}))
         drains = self._transport.drains
         return Batch(
             operation, requests, call, context=context, drain_timeout=self._drain, drains=drains, **settings

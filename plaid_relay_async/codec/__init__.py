@@ -29,7 +29,7 @@ from plaid_relay_async.codec.records import encode_request, from_json, structure
 from plaid_relay_async.codec.responses import (
     RawResponse,
     contains_token,
-    is_unknown_token_error,
+    is_token_not_found_error,
     parse_retry_after,
     read_response,
     request_id_of,
@@ -59,7 +59,7 @@ __all__ = [
     "contains_token",
     "encode_request",
     "from_json",
-    "is_unknown_token_error",
+    "is_token_not_found_error",
     "parse_retry_after",
     "read_response",
     "request_id_of",

@@ -32,8 +32,8 @@ class Endpoint(Generic[Q, R]):
 
     Attributes:
         path: the path of its URL.
-        load_request: returns the class of its request.
-        load_response: returns the class of its response.
+        load_request_type: returns the class of its request.
+        load_response_type: returns the class of its response.
         idempotency: what a second attempt does.
         slow: whether `Timeouts.slow_read` applies to it.
         returns_report: whether its response is a report, which may be as long as the client's
@@ -42,21 +42,21 @@ class Endpoint(Generic[Q, R]):
 
     path: str
     # Functions, because the modules of many records are imported on first use.
-    load_request: Callable[[], type[Q]] = field(repr=False)
-    load_response: Callable[[], type[R]] = field(repr=False)
+    load_request_type: Callable[[], type[Q]] = field(repr=False)
+    load_response_type: Callable[[], type[R]] = field(repr=False)
     idempotency: Idempotency
     slow: bool = False
     returns_report: bool = False
 
     @property
-    def request(self) -> type[Q]:
+    def request_type(self) -> type[Q]:
         """The class of its request."""
-        return self.load_request()
+        return self.load_request_type()
 
     @property
-    def response(self) -> type[R]:
+    def response_type(self) -> type[R]:
         """The class of its response."""
-        return self.load_response()
+        return self.load_response_type()
 
 
 RELAY_CREATE: Final = Endpoint(

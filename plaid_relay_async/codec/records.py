@@ -70,7 +70,7 @@ def _structure_datetime(value: Any, _: Any) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def _structure_optional(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+def _optional_hook(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     [inner] = (arg for arg in get_args(cls) if arg is not NoneType)
     base = converter.get_structure_hook(inner)
 
@@ -86,7 +86,7 @@ def _structure_optional(cls: Any, converter: cattrs.Converter) -> Callable[[Any,
     return structure_scalar if inner in _SCALARS else structure
 
 
-def _structure_tuple(
+def _tuple_hook(
     cls: Any, converter: cattrs.Converter, *, with_paths: bool
 ) -> Callable[[Any, Any], tuple[Any, ...]]:
     inner = get_args(cls)[0]
@@ -120,7 +120,7 @@ def plaid_field_names(cls: type) -> frozenset[str]:
     )
 
 
-def _structure_record(
+def _record_hook(
     cls: Any, converter: cattrs.Converter, *, with_paths: bool
 ) -> Callable[[Any, Any], Any]:
     field_names = plaid_field_names(cls)
@@ -128,7 +128,7 @@ def _structure_record(
     target = cls if with_paths else _mutable_twin(cls)
     omitted = {a.name: override(omit=True) for a in fields(cls) if a.name not in field_names}
     base: Callable[[Any, Any], Any] = (
-        _structure_record_with_paths(cls, converter)
+        _record_hook_with_paths(cls, converter)
         if with_paths
         else make_dict_structure_fn(target, converter, **omitted)  # type: ignore[arg-type]  # each value is an override
     )
@@ -151,7 +151,7 @@ def _structure_record(
     return structure
 
 
-def _structure_record_with_paths(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+def _record_hook_with_paths(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     resolve_types(cls)
     hooks = [
         (a, converter.get_structure_hook(a.type)) for a in fields(cls) if a.name in plaid_field_names(cls)
@@ -230,7 +230,7 @@ def _omitted_if_default(attribute: Attribute[Any]) -> bool:
     ) and models.ALWAYS_SENT not in attribute.metadata
 
 
-def _unstructure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any], dict[str, Any]]:
+def _unstructure_record_hook(cls: Any, converter: cattrs.Converter) -> Callable[[Any], dict[str, Any]]:
     field_names = plaid_field_names(cls)
     # A field with its default value is omitted, unless Plaid always sends that field.
     overrides = {
@@ -267,17 +267,17 @@ def _make_converter(*, with_paths: bool) -> cattrs.Converter:
     converter.register_structure_hook(datetime, _structure_datetime)
     converter.register_unstructure_hook(date, date.isoformat)
     converter.register_unstructure_hook(datetime, _format_datetime)
-    converter.register_structure_hook_factory(_is_optional, _structure_optional)
+    converter.register_structure_hook_factory(_is_optional, _optional_hook)
 
     def structure_tuple(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], tuple[Any, ...]]:
-        return _structure_tuple(cls, converter, with_paths=with_paths)
+        return _tuple_hook(cls, converter, with_paths=with_paths)
 
     def structure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
-        return _structure_record(cls, converter, with_paths=with_paths)
+        return _record_hook(cls, converter, with_paths=with_paths)
 
     converter.register_structure_hook_factory(_is_tuple, structure_tuple)
     converter.register_structure_hook_factory(models.is_record, structure_record)
-    converter.register_unstructure_hook_factory(models.is_record, _unstructure_record)
+    converter.register_unstructure_hook_factory(models.is_record, _unstructure_record_hook)
     return converter
 
 

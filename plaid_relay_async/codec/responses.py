@@ -108,7 +108,7 @@ def _read_creation(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
             if response.body_error
             else f"can't be read: {error.args[0]}"
         )
-    recovered = _recover_token(endpoint.response, response.body)
+    recovered = _recover_token(endpoint.response_type, response.body)
     if recovered is not None:
         return recovered
     raise OutcomeUnknownError(
@@ -145,10 +145,10 @@ def _find_string(name: str, body: bytes | bytearray) -> str | None:
 
 
 def _decode_body(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
-    if endpoint.response is models.PdfResponse:
+    if endpoint.response_type is models.PdfResponse:
         return _read_pdf(response)  # type: ignore[return-value]  # R is PdfResponse here
     try:
-        record = decode_record(response.body, endpoint.response)
+        record = decode_record(response.body, endpoint.response_type)
     except DECODE_ERRORS as error:
         problem, path = describe_decode_error(error)
     else:
@@ -302,7 +302,7 @@ def _parse_http_date(value: str) -> datetime | None:
 _INVALID_TOKEN_CODE = re.compile("INVALID_.*TOKEN")
 
 
-def is_unknown_token_error(error: PlaidAPIError) -> bool:
+def is_token_not_found_error(error: PlaidAPIError) -> bool:
     """Return whether an error means that the token doesn't exist.
 
     Plaid's code for a relay token isn't published; the codes for other tokens are `INVALID_…_TOKEN`. For a

@@ -38,7 +38,7 @@ def _fold_name(name: str) -> str:
 
 
 _PLAID_MEMBERS: Final = frozenset({"client_id", "secret"}).union(
-    *(plaid_field_names(endpoint.request) for endpoint in ENDPOINTS)
+    *(plaid_field_names(endpoint.request_type) for endpoint in ENDPOINTS)
 )
 _FOLDED_MEMBERS: Final = frozenset(map(_fold_name, _PLAID_MEMBERS))
 _BY_PATH: Final = {endpoint.path: endpoint for endpoint in ENDPOINTS}

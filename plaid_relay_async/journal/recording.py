@@ -224,7 +224,7 @@ class CallCoordinator:
                 intent,
                 accept,
                 accept_write,
-                earlier_doubt=doubt,
+                earlier_in_doubt_error=doubt,
                 assumed_new=lookup is EMPTY_LOOKUP,
             )
         if isinstance(decision, RejectDuplicate):
@@ -398,7 +398,7 @@ class CreationRecorder(_PairRecorder):
         accept: the command that lists it as not attempted; `None` if there is a recorded outcome.
         accept_write: the write of `accept`, if its row is new.
         recorded_outcome: the outcome from the journal, if the request needs no attempt.
-        earlier_doubt: the error of an earlier attempt that is in doubt, which this one replaces.
+        earlier_in_doubt_error: the error of an earlier attempt that is in doubt, which this one replaces.
         assumed_new: whether its pair was assumed to be new, without a look-up.
     """
 
@@ -406,7 +406,7 @@ class CreationRecorder(_PairRecorder):
     accept: RecordAccepted | None = None
     accept_write: asyncio.Future[WriteResult] | None = None
     recorded_outcome: Outcome | None = None
-    earlier_doubt: OutcomeUnknownError | None = None
+    earlier_in_doubt_error: OutcomeUnknownError | None = None
     assumed_new: bool = False
 
     async def record_intent(self) -> None:
@@ -453,9 +453,9 @@ class CreationRecorder(_PairRecorder):
         return outcome_command(self.intent.values["id"], state, **facts)
 
     def _undo_command(self) -> RecordOutcome:
-        if self.earlier_doubt is None:
+        if self.earlier_in_doubt_error is None:
             return self._outcome_command(CreationState.ACCEPTED)
-        return self._outcome_command(CreationState.UNKNOWN, **error_columns(self.earlier_doubt))
+        return self._outcome_command(CreationState.UNKNOWN, **error_columns(self.earlier_in_doubt_error))
 
 
 @define(eq=False, repr=False)
@@ -471,7 +471,7 @@ class RemovalRecorder(_PairRecorder):
     recorded_outcome: Removed | None = None
 
     @property
-    def earlier_doubt(self) -> OutcomeUnknownError | None:
+    def earlier_in_doubt_error(self) -> OutcomeUnknownError | None:
         """The error of an earlier removal of the token, in any process, that is in doubt."""
         if self.intent.row.state is not CreationState.REMOVING:
             return None
@@ -506,11 +506,11 @@ class NullRecorder:
 
     Attributes:
         recorded_outcome: always `None`.
-        earlier_doubt: always `None`.
+        earlier_in_doubt_error: always `None`.
         journalled: always false.
     """
 
-    recorded_outcome = earlier_doubt = None
+    recorded_outcome = earlier_in_doubt_error = None
     journalled = False
 
     async def record_intent(self) -> None:

@@ -45,7 +45,7 @@ class CallState(Generic[R]):
         sent: whether one of them was sent; each error of the call reports it.
         ticket: the ticket of the current attempt.
         exceeds_max_pause: whether the server's pauses exceed the `max_pause` of the retry policy.
-        error_in_doubt: the error of an attempt that may have been executed.
+        in_doubt_error: the error of an attempt that may have been executed.
         last_result: the response or error of the last attempt, as far as it is known.
         wait_scope: the timeout around the waits between attempts; closing the client makes it expire.
         deferred_cancellation: the cancellation that was deferred until the attempt had ended.
@@ -65,7 +65,7 @@ class CallState(Generic[R]):
     sent: bool = False
     ticket: float = 0.0
     exceeds_max_pause: bool = False
-    error_in_doubt: PlaidRelayError | None = None
+    in_doubt_error: PlaidRelayError | None = None
     last_result: Any = None
     wait_scope: asyncio.Timeout | None = None
     deferred_cancellation: asyncio.CancelledError | None = None
@@ -78,7 +78,7 @@ class CallState(Generic[R]):
     @property
     def in_doubt(self) -> bool:
         """Whether an attempt may have been executed, by this call or by an earlier process."""
-        return self.error_in_doubt is not None or (self.gate is not None and self.gate.in_doubt)
+        return self.in_doubt_error is not None or (self.gate is not None and self.gate.in_doubt)
 
     @property
     def counted_rounds(self) -> int:
@@ -106,9 +106,9 @@ class CallState(Generic[R]):
 
     def error_to_raise(self, error: PlaidRelayError) -> PlaidRelayError:
         """Return the error to raise: an attempt in doubt outweighs the error of a later one."""
-        if self.error_in_doubt is not None:
-            self.error_in_doubt.attempts = self.attempts
-            return self.error_in_doubt
+        if self.in_doubt_error is not None:
+            self.in_doubt_error.attempts = self.attempts
+            return self.in_doubt_error
         if self.sent:
             # The last attempt may not have been sent, but an earlier one was.
             error.sent = True

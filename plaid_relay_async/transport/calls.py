@@ -417,9 +417,9 @@ class Transport:
         error.attempts = call.attempts
         if certainty is Certainty.IN_DOUBT and call.endpoint.idempotency is not Idempotency.SAFE:
             # From now on no later error can prove that nothing was executed.
-            call.error_in_doubt = error
+            call.in_doubt_error = error
         elif call.in_doubt and _already_removed(call.endpoint, error):
-            removal: R = call.endpoint.response.already_removed()  # type: ignore[attr-defined]  # the response to a removal has it
+            removal: R = call.endpoint.response_type.already_removed()  # type: ignore[attr-defined]  # the response to a removal has it
             return removal
         wait = self._wait_before_retry(call, error, certainty)
         if wait is None or call.deferred_cancellation is not None or not self._session.is_open:
@@ -429,7 +429,7 @@ class Transport:
         # If the task is cancelled during the wait, this is the call's outcome.
         call.last_result = call.error_to_raise(error)
         if call.gate is not None:
-            call.gate.prepare_retry(error, never_executed=call.error_in_doubt is None)
+            call.gate.prepare_retry(error, never_executed=call.in_doubt_error is None)
         self._report_retry(call, error, wait)
         if certainty is Certainty.DECLINED:
             wait = 0.0  # the throttle applies it, to all calls of the operation
@@ -528,7 +528,7 @@ def _already_removed(endpoint: Endpoint[Any, Any], error: PlaidRelayError) -> bo
     return (
         endpoint.idempotency is Idempotency.IDEMPOTENT
         and isinstance(error, PlaidAPIError)
-        and codec.is_unknown_token_error(error)
+        and codec.is_token_not_found_error(error)
     )
 
 

@@ -50,8 +50,8 @@ _MEMORY_SECONDS = 300.0
 _MIN_SERVER_DELAY = 1.0
 
 # The number of 429s that may be strays: this share of the accepted attempts, and at most this many in a row.
-_STRAY_SHARE = 0.03
-_MAX_STRAYS = 10
+_ISOLATED_SHARE = 0.03
+_MAX_ISOLATED = 10
 
 # The time after which another probe is sent although the last one has not ended.
 _PROBE_INTERVAL = 5.0
@@ -67,12 +67,12 @@ class AdaptiveRate:
     Attributes:
         per_second: attempts per second; infinite until the first 429.
         base: the rate after the last decrease, from which it increases.
-        stray_budget: the number of 429s that may still be strays.
+        isolated_budget: the number of 429s that may still be strays.
     """
 
     per_second: float = math.inf
     base: float = math.inf
-    stray_budget: float = _MAX_STRAYS
+    isolated_budget: float = _MAX_ISOLATED
     _period: float = _MAX_PERIOD
     _delayed_seconds: float = 0.0
     _measured_since: float = 0.0
@@ -85,7 +85,7 @@ class AdaptiveRate:
     def count_accepted(self, now: float) -> None:
         """Count an accepted attempt."""
         self._accepted += 1
-        self.stray_budget = min(self.stray_budget + _STRAY_SHARE, _MAX_STRAYS)
+        self.isolated_budget = min(self.isolated_budget + _ISOLATED_SHARE, _MAX_ISOLATED)
         # Halving both the time and the count makes recent attempts weigh more than old ones.
         if now - self._measured_since > _MEMORY_SECONDS:
             self._measured_since, self._accepted = (self._measured_since + now) / 2, self._accepted / 2
@@ -109,7 +109,7 @@ class AdaptiveRate:
         self.base = min(_DECREASE_FACTOR * self.per_second, self._accepted / seconds)
         if until - declined_at < _SHORT_PAUSE and math.isfinite(self.per_second):
             self.base = max(self.base, self.per_second / 2)
-        self.per_second, self._delayed_seconds, self.stray_budget = self.base, 0.0, _MAX_STRAYS
+        self.per_second, self._delayed_seconds, self.isolated_budget = self.base, 0.0, _MAX_ISOLATED
         self._period = min(seconds, _MAX_PERIOD, _PERIOD_PER_ATTEMPT * self._accepted)
 
 
@@ -319,7 +319,7 @@ class Throttle:
         return delay
 
     def _trip_breaker(self, trip: _Trip, *, is_current: bool) -> None:
-        self.rate.stray_budget -= 1
+        self.rate.isolated_budget -= 1
         if self._trip is None:
             self._trip = trip
             return
@@ -341,7 +341,7 @@ class Throttle:
 
     def _close_breaker(self, now: float, trip: _Trip) -> None:
         self._trip = None
-        if not self._is_stray(trip):
+        if not self._is_isolated(trip):
             if trip.rate_limited:
                 # A pause that the client chose says nothing about the server, so it isn't part of the
                 # measurement.
@@ -349,8 +349,8 @@ class Throttle:
             self.rate.start_measurement(now)
         self._next_start = now + 1 / self.rate.per_second
 
-    def _is_stray(self, trip: _Trip) -> bool:
+    def _is_isolated(self, trip: _Trip) -> bool:
         # The server accepted an attempt that started after the declined one, or it requested no pause and
         # accepted the next attempt.
         accepts_more = trip.contradicted or trip.own_pause
-        return trip.rate_limited and accepts_more and self.rate.stray_budget >= 0
+        return trip.rate_limited and accepts_more and self.rate.isolated_budget >= 0

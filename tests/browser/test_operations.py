@@ -33,7 +33,7 @@ async def test_the_page_has_every_operation(operations):
 
 async def test_the_inputs_are_the_fields_of_the_records(operations):
     """Each field of a request is an input, fixed, or listed as not offered; required fields are required inputs."""
-    records = {endpoint.path: endpoint.request for endpoint in ENDPOINTS}
+    records = {endpoint.path: endpoint.request_type for endpoint in ENDPOINTS}
     for operation in operations:
         record = records[operation["path"]]
         fields = field_names(record)
@@ -62,7 +62,7 @@ def field_names(record):
 
 async def test_issued_tokens_are_fields_of_the_responses(operations):
     """The token that an operation issues is the field that its response record hides."""
-    responses = {endpoint.path: endpoint.response for endpoint in ENDPOINTS}
+    responses = {endpoint.path: endpoint.response_type for endpoint in ENDPOINTS}
     for operation in operations:
         fields = fields_dict(responses[operation["path"]])
         hidden = {name for name, field in fields.items() if name.endswith("_token") and not field.repr}
@@ -118,7 +118,7 @@ VALUES = [
 
 async def test_the_page_accepts_what_the_records_accept(module_page, operations):
     """An input's check accepts and rejects the same values as the request's record."""
-    records = {endpoint.path: endpoint.request for endpoint in ENDPOINTS}
+    records = {endpoint.path: endpoint.request_type for endpoint in ENDPOINTS}
     chosen = [o for o in operations if o["path"] in {"/credit/relay/create", "/asset_report/refresh"}]
     problems = await module_page.evaluate(
         """async ([chosen, values]) => {

@@ -114,20 +114,20 @@ class BatchOperation:
             request: the request of the call.
             result: its response, or its `PlaidRelayError`.
             attempts: the number of HTTP requests that were made.
-            elapsed: seconds from reading the request to its end.
+            elapsed: seconds from reading the request to the end of the call.
         """
         error = self.outcome_error(result) if isinstance(result, PlaidRelayError) else None
-        facts: dict[str, Any] = {
+        attributes: dict[str, Any] = {
             "request": request,
             "attempts": attempts,
             "elapsed": elapsed,
             "request_id": getattr(result if error is None else error, "request_id", None),
         }
         if error is None:
-            return self.build_success(response=result, **facts)
+            return self.build_success(response=result, **attributes)
         if isinstance(error, OutcomeUnknownError):
-            return Unknown(error=error, **facts)
-        return Failed(error=error, **facts)
+            return Unknown(error=error, **attributes)
+        return Failed(error=error, **attributes)
 
     def abandoned_error(self, attempts: int) -> PlaidRelayError:
         """Return the error of a call that was abandoned during an attempt, without a result."""
@@ -150,28 +150,30 @@ class BatchOperation:
         in_doubt = certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
         if self.is_safe or not in_doubt or isinstance(error, OutcomeUnknownError):
             return error
-        facts = {name: fact for name, fact in vars(error).items() if hasattr(OutcomeUnknownError, name)}
-        unknown = self._lost_response_error(str(error.args[0]), **facts)
+        attributes = {
+            name: value for name, value in vars(error).items() if hasattr(OutcomeUnknownError, name)
+        }
+        unknown = self._lost_response_error(str(error.args[0]), **attributes)
         unknown.__cause__ = error
         return unknown
 
-    def _lost_response_error(self, message: str, **facts: Any) -> PlaidRelayError:
+    def _lost_response_error(self, message: str, **attributes: Any) -> PlaidRelayError:
         if self.is_safe:
-            return ConnectionLostError(message, **facts)
-        return OutcomeUnknownError(message, **facts | {"advice": self.advice})
+            return ConnectionLostError(message, **attributes)
+        return OutcomeUnknownError(message, **attributes | {"advice": self.advice})
 
 
-def _build_created(*, response: Any, **facts: Any) -> Created:
-    return Created(relay_token=response.relay_token, **facts)
+def _build_created(*, response: Any, **attributes: Any) -> Created:
+    return Created(relay_token=response.relay_token, **attributes)
 
 
-def _build_removed(*, response: Any, **facts: Any) -> Removed | Failed:
+def _build_removed(*, response: Any, **attributes: Any) -> Removed | Failed:
     if response.removed:
-        return Removed(response=response, **facts)
-    details = {"status": 200, "request_id": response.request_id, "attempts": facts["attempts"]}
+        return Removed(response=response, **attributes)
+    details = {"status": 200, "request_id": response.request_id, "attempts": attributes["attempts"]}
     error = PlaidAPIError("Plaid's response says that the relay token wasn't removed", **details)
     error.advice = "The token still opens the report: remove it again, or ask Plaid's support."
-    return Failed(error=error, **facts)
+    return Failed(error=error, **attributes)
 
 
 def _report_key(request: RelayCreateRequest) -> tuple[str, ...]:
@@ -206,7 +208,7 @@ class CallContext:
 
     Attributes:
         host: the host of Plaid's API, or of the gateway or simulator that is called instead.
-        get_client_id: returns the client id, or `None` if a gateway adds it; may raise `NotSentError`.
+        get_client_id: returns the client ID, or `None` if a gateway adds it; may raise `NotSentError`.
         max_request_seconds: the longest time for which a request may be in flight; `None` for no limit.
         legacy_host: the host as it is spelled in the base URL, which earlier releases recorded.
         retry_unknown: replaces the journal's setting, unless it is `None`.
@@ -222,7 +224,7 @@ class CallContext:
 
 
 async def _no_client_id() -> None:
-    """Return no client id: the placeholder for a batch without a journal, which never calls it."""
+    """Return no client ID: the placeholder for a batch without a journal, which never calls it."""
 
 
 NO_CONTEXT: Final = CallContext("", _no_client_id, None)
@@ -328,7 +330,9 @@ class _BatchCall(Generic[S]):
         return self._find_in_doubt_error() is not None
 
     def _find_in_doubt_error(self) -> PlaidRelayError | None:
-        return self.in_doubt_error or (None if self.recorder is None else self.recorder.earlier_in_doubt_error)
+        return self.in_doubt_error or (
+            None if self.recorder is None else self.recorder.earlier_in_doubt_error
+        )
 
     async def start_attempt(self) -> None:
         self.check_may_send()
@@ -362,7 +366,7 @@ class _BatchCall(Generic[S]):
         if not isinstance(result, PlaidRelayError):
             self.received_response = result
         elif isinstance(result, NotSentError):
-            self.attempts -= 1  # it was counted when it started, and never left
+            self.attempts -= 1  # it was counted when it started, and wasn't sent
             self._end_attempt(self.last_error)
         else:
             self._end_attempt(result)
@@ -391,11 +395,11 @@ class _BatchCall(Generic[S]):
         rejected proves nothing about the earlier one.
         """
         self.last_error = error
-        doubt = self._find_in_doubt_error()
-        if doubt is not None and certainty_of(error) is not Certainty.IN_DOUBT:
-            doubt.__cause__ = doubt.__cause__ or error
-            doubt.attempts = self.attempts
-            error = doubt
+        in_doubt_error = self._find_in_doubt_error()
+        if in_doubt_error is not None and certainty_of(error) is not Certainty.IN_DOUBT:
+            in_doubt_error.__cause__ = in_doubt_error.__cause__ or error
+            in_doubt_error.attempts = self.attempts
+            error = in_doubt_error
         outcome: Failed | Unknown = self._build_outcome(error)
         return outcome
 
@@ -432,8 +436,8 @@ class _RequestReader:
     """Reads requests one by one, from an iterable or an async iterable.
 
     Attributes:
-        reader: the task that waits for an async iterable. Cancelling it would close an async generator, and
-            the rest of the input would be lost.
+        reader: the task that waits for an async iterable, or `None`. Cancelling it would close an async
+            generator, and the rest of the input would be lost.
     """
 
     def __init__(
@@ -450,7 +454,7 @@ class _RequestReader:
         self._async_iterator: AsyncIterator[Any] | None = None
         self.reader: asyncio.Task[Any] | None = None
         self._iterator: Iterator[Any] = iter(())
-        # A string is an iterable of characters, and surely meant as one token.
+        # A string is an iterable of characters, which is never what the caller means.
         if isinstance(source, str | bytes):
             raise RequestValidationError.of(
                 self._name, "must be an iterable, not one string: wrap it in a list"
@@ -492,7 +496,7 @@ class _RequestReader:
             return self._request_from_token(item)
         except RequestValidationError as error:
             problem = error.problem
-        # Raised outside the handler, so that it has no context: a frame of that may hold the token.
+        # It is raised outside the handler, so that it has no context, whose frames may have the token.
         raise RequestValidationError.of(place, problem)
 
 
@@ -863,7 +867,7 @@ class Batch(Generic[S]):
     async def _acquire_recorder(self, call: _BatchCall[S], journal: AnyJournal) -> CallRecorder | None:
         try:
             return await journal.acquire_recorder(call.request, self._context)
-        except NotSentError as error:  # the credentials, which include the client id, can't be had
+        except NotSentError as error:  # the source of the credentials, and so of the client ID, failed
             call.outcome = call.error_outcome(error)
         except BaseException as error:
             if not is_ordinary_error(error):

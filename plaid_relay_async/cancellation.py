@@ -35,8 +35,8 @@ async def wait_until_done(future: asyncio.Future[Any]) -> None:
             try:
                 await asyncio.wait([future])
             except asyncio.CancelledError as error:
-                # Keep the last one. The AnyIO scope whose cancellation started the drain swallows its own
-                # one; if that were raised, the scope would swallow a later cancellation of the task as well.
+                # Keep the last one. The first one may be that of an AnyIO scope, which catches it. If it were
+                # raised, a later cancellation of the task would be lost.
                 cancellation = error
     if cancellation is not None:
         raise cancellation

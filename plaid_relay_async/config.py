@@ -48,7 +48,7 @@ def _validate_header_value(_: object, attribute: Attribute[str], value: object) 
     if not isinstance(value, str) or not value:
         problem = "must be a string that isn't empty"
     elif not (value.isascii() and value.isprintable()) or " " in value:
-        problem = "holds white space or characters that aren't allowed in a header"
+        problem = "contains whitespace or characters that aren't allowed in a header"
     else:
         return
     raise ConfigurationError(f"{attribute.name} {problem}", field=attribute.name, problem=problem)
@@ -57,7 +57,7 @@ def _validate_header_value(_: object, attribute: Attribute[str], value: object) 
 @strip_init_traceback
 @frozen
 class Credentials:
-    """A client id and its secret for one environment. A repr doesn't show the secret.
+    """A client ID and its secret for one environment. A repr doesn't show the secret.
 
     Raises:
         ConfigurationError: one of them is empty, or can't be sent in a header.
@@ -81,8 +81,9 @@ Identity: TypeAlias = CredentialsSource | GatewayKey
 
 def check_seconds(name: str, value: object) -> None:
     """Raise `ConfigurationError` unless the value is a finite number of seconds above 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < float(str(value)) < float("inf"):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # The conversion from text turns an integer that is too large for a float into infinity.
+    if not is_number or not 0 < float(str(value)) < float("inf"):
         raise ConfigurationError(f"{name} must be a number of seconds above 0, not {value!r}")
 
 
@@ -131,7 +132,7 @@ class Timeouts:
 def check_count(name: str, value: object) -> None:
     """Raise `ConfigurationError` unless the value is a whole number of 1 or more."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{name} must be a whole number from 1, not {value!r}")
+        raise ConfigurationError(f"{name} must be a whole number of 1 or more, not {value!r}")
 
 
 def check_type(name: str, value: object, cls: type) -> None:
@@ -198,14 +199,14 @@ def normalize_host(host: str) -> str:
     try:
         return socket.inet_ntoa(socket.inet_aton(name))
     except OSError:
-        pass
+        pass  # it isn't an IPv4 address, so it has to be a name
     if not _HOST_NAME.fullmatch(name):
         raise ValueError("not a host")
     return name
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is a loopback address, or a name that resolves to one."""
+    """Return whether a host is a loopback address, `localhost`, or a name that ends with `.localhost`."""
     try:
         name = normalize_host(host)
         return f".{name}".endswith(".localhost") or ipaddress.ip_address(name).is_loopback
@@ -215,14 +216,14 @@ def is_loopback(host: str) -> bool:
 
 def parse_url(url: object) -> URL | None:
     """Return a parsed http(s) URL, or `None` if it isn't one or parsers may read it differently."""
-    # Some parsers treat a backslash as a slash, and some drop white space and control characters.
+    # Some parsers treat a backslash as a slash, and some drop whitespace and control characters.
     if not isinstance(url, str) or not url.isprintable() or " " in url or "\\" in url:
         return None
     try:
         parsed, parts = URL(url), urlsplit(url)
         host = parsed.raw_host or ""
-        named = ipaddress.IPv6Address(host) if "[" in parts.netloc else normalize_host(host)
-        usable = named and parsed.scheme in {"http", "https"} and parts.port != 0
+        valid_host = ipaddress.IPv6Address(host) if "[" in parts.netloc else normalize_host(host)
+        usable = valid_host and parsed.scheme in {"http", "https"} and parts.port != 0
     except ValueError:
         return None
     return parsed if usable else None

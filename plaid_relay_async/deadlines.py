@@ -68,22 +68,25 @@ class DeadlineTimer:
 
     def _check_expired(self) -> None:
         self._timer_due, now = math.inf, self.loop.time()
-        late = [deadline for deadline in self._deadlines if deadline.expires_at <= now]
-        self._expire_after_iterations(late, GRACE_ITERATIONS)
+        due_deadlines = [deadline for deadline in self._deadlines if deadline.expires_at <= now]
+        self._expire_after_iterations(due_deadlines, GRACE_ITERATIONS)
         self.check_by(
-            min((deadline.expires_at for deadline in self._deadlines.difference(late)), default=math.inf)
+            min(
+                (deadline.expires_at for deadline in self._deadlines.difference(due_deadlines)),
+                default=math.inf,
+            )
         )
 
-    def _expire_after_iterations(self, late: list[Deadline], iterations: int) -> None:
-        """Let the loop process what has arrived for some iterations, then apply the late deadlines."""
+    def _expire_after_iterations(self, due_deadlines: list[Deadline], iterations: int) -> None:
+        """Let the loop process what has arrived for some iterations, then apply the deadlines."""
         if iterations:
-            self.loop.call_soon(self._expire_after_iterations, late, iterations - 1)
+            self.loop.call_soon(self._expire_after_iterations, due_deadlines, iterations - 1)
         else:
-            self._expire(late)
+            self._expire(due_deadlines)
 
-    def _expire(self, late: list[Deadline]) -> None:
+    def _expire(self, due_deadlines: list[Deadline]) -> None:
         now = self.loop.time()
-        for deadline in self._deadlines.intersection(late):
+        for deadline in self._deadlines.intersection(due_deadlines):
             # What was processed meanwhile may have ended the attempt, or postponed its deadline.
             if deadline.expires_at <= now:
                 deadline.expire()

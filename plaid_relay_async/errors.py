@@ -6,7 +6,7 @@
     ├── ConfigurationError       a setting of the client is invalid: fix it (also a ValueError)
     ├── RequestValidationError   a field of a request is invalid: fix it; nothing was sent (also a ValueError)
     ├── ClientClosedError        the client isn't open: open it (also a RuntimeError)
-    ├── DuplicateRequestError    the same request is already in this batch: drop it
+    ├── DuplicateRequestError    the same request is already in this batch: remove it
     ├── NotSentError             the request never left: try again (also a ConnectionError)
     ├── ConnectionLostError      an idempotent request got no response: try again (also a ConnectionError)
     │   └── ReadTimeoutError     the same, because of a timeout (also a TimeoutError)
@@ -65,7 +65,7 @@ class PlaidRelayError(Exception):
 
     Args:
         message: what happened; it contains no secret.
-        **facts: values for the attributes that the class declares.
+        **attributes: values for the attributes that the class declares.
 
     Attributes:
         sent: whether an HTTP request of the call left this machine, in any attempt: `True`, `False`, or
@@ -81,9 +81,9 @@ class PlaidRelayError(Exception):
     attempts: int = 0
     advice: str = "See the class of the error."
 
-    def __init__(self, message: str, **facts: Any) -> None:
+    def __init__(self, message: str, **attributes: Any) -> None:
         super().__init__(message)
-        for name, value in facts.items():
+        for name, value in attributes.items():
             if not hasattr(type(self), name):
                 raise TypeError(f"{type(self).__name__} has no attribute {name!r}")
             setattr(self, name, value)
@@ -322,8 +322,8 @@ class AuthenticationError(PlaidAPIError):
     """The credentials are wrong, or aren't enabled for this operation."""
 
     advice = (
-        "Check the client id, the secret and that the secret belongs to this environment; "
-        "ask Plaid to enable the operation if they are right."
+        "Check the client ID and the secret, and that the secret belongs to this environment. "
+        "If they are right, ask Plaid to enable the operation."
     )
 
 
@@ -474,8 +474,8 @@ _PERMANENT_LIMITS = frozenset({"CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"})
 
 def error_class_for(error_type: str | None, error_code: str | None, status: int) -> type[PlaidAPIError]:
     """Return the exception class for an error response: by code, then by type, then by HTTP status."""
-    by_pair = _BY_TYPE_AND_CODE.get((error_type or "", error_code or ""))
-    error_class = by_pair or _BY_CODE.get(error_code or "") or _BY_TYPE.get(error_type or "")
+    by_type_and_code = _BY_TYPE_AND_CODE.get((error_type or "", error_code or ""))
+    error_class = by_type_and_code or _BY_CODE.get(error_code or "") or _BY_TYPE.get(error_type or "")
     if error_class is not None:
         return error_class
     if status >= 500:
@@ -528,11 +528,11 @@ def reason_of(error: PlaidRelayError) -> str:
 def is_ordinary_error(error: BaseException) -> bool:
     """Return whether an exception is an error, and doesn't end the task or the process.
 
-    A `CancelledError` counts as an error if this task isn't being cancelled: some code raised it by itself.
+    A `CancelledError` counts as an error if this task isn't being cancelled: then some code raised it.
     """
     task = asyncio.current_task()
-    stray = isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
-    return stray or isinstance(error, Exception)
+    raised_by_code = isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
+    return raised_by_code or isinstance(error, Exception)
 
 
 def affects_all_requests(error: PlaidRelayError) -> bool:

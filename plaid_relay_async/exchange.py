@@ -2,8 +2,8 @@
 
 A `SessionExchange` sends requests with aiohttp's `ClientSession`. A `DirectExchange` takes a connection from
 the same pool and writes a request head that is built only once; aiohttp still opens the connections, keeps
-them alive, and parses the responses. That takes 70 % of the CPU time. It uses methods of aiohttp that are
-public but not documented; `DirectExchange.is_supported` checks that this release of aiohttp has them.
+them alive, and parses the responses. That takes 70 % of a session's CPU time. It uses methods of aiohttp that
+are public but not documented; `DirectExchange.is_supported` checks that this release of aiohttp has them.
 
 Both know the exact moment at which a request is sent (`RequestBody.begin_send`). Before that moment an
 attempt is certainly not sent; after it, the attempt is in flight.
@@ -169,8 +169,8 @@ class RequestBody:
             aiohttp.ClientConnectionError: the connection must not be used.
             TimeoutError: the deadline has passed.
         """
-        # Bytes that arrive before the request would be taken for its response. Mostly they are the server's
-        # announcement that it closes an idle connection.
+        # Bytes that arrive before the request would be taken for its response. In most cases they are the
+        # server's announcement that it closes an idle connection.
         if protocol.should_close:
             raise aiohttp.ClientConnectionError from protocol.exception()
         has_unread = _unread_checks.get(protocol)
@@ -278,9 +278,9 @@ class _Payload(aiohttp.BytesPayload):
 
 @types.coroutine
 def _defer_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Generator[Any, None, T]:
-    """Run a session's `post`, and delay a cancellation until everything that has arrived is read.
+    """Run a session's `post`, and defer a cancellation until everything that has arrived is read.
 
-    Without the delay, `post` would close its connection as soon as the cancellation reaches it.
+    Otherwise `post` would close its connection as soon as the cancellation reaches it.
     """
     # `waited` is what `post` waits for: a future, or None to let other tasks run. It is None while `post`
     # runs, because a traceback with locals shows the error of a future, which may quote the request.

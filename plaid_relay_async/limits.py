@@ -62,7 +62,7 @@ class RateLimit:
     per: float = field(default=60.0, validator=_validate_period)
 
 
-# https://plaid.com/docs/errors/rate-limit-exceeded/, as of 2026-03-07: the limits for each client id. Plaid
+# https://plaid.com/docs/errors/rate-limit-exceeded/, as of 2026-03-07: the limits for each client ID. Plaid
 # says that they differ between customers and may change. It publishes none for relay.
 PLAID_PRODUCTION: Final[Mapping[str, RateLimit]] = MappingProxyType(
     {
@@ -195,8 +195,8 @@ class RedisLimiter(_Limiter):
         limits: the limit of each path, the same in all processes. Paths without a limit never wait.
         redis: a client, which the caller closes; or a URL such as `redis://:password@host:6379/0`, which no
             message shows. With a URL, use the limiter as an async context manager, or await `close`.
-        name: the name under which limiters share limits. Plaid counts the requests of each client id, so use
-            another name for each client id.
+        name: the name under which limiters share limits. Plaid counts the requests of each client ID, so use
+            another name for each client ID.
         slack: seconds by which windows are longer than a limit's `per`, because some attempts take longer
             than others to reach Plaid; default: 1/30 of `per`.
 

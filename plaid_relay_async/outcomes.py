@@ -89,7 +89,7 @@ class Completed(BaseOutcome[Any]):
 
 @frozen(kw_only=True)
 class Failed(BaseOutcome[Any]):
-    """The call failed and changed nothing: it wasn't sent, it was rejected, or it was a read: see `error`."""
+    """The call failed and changed nothing: it wasn't sent, it was rejected, or it was a read. See `error`."""
 
     error: PlaidRelayError
 
@@ -186,7 +186,11 @@ class BatchResult(Generic[S]):
         if total > len(errors):
             codes = ", ".join(f"{code} {count}" for code, count in self.error_codes.most_common())
             received = total - len(errors)
-            errors.append(PlaidRelayError(f"{received} were received by the loop; all: {codes}", sent=None))
+            errors.append(
+                PlaidRelayError(
+                    f"the loop received {received} of the outcomes; all errors: {codes}", sent=None
+                )
+            )
         if errors:
             unknown = self.counts["unknown"]
             raise ExceptionGroup(f"{total - unknown} failed, {unknown} unknown: {self!r}", errors)

@@ -163,7 +163,8 @@ class SessionManager:
         )
 
     def _create_exchange(self, session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -> Exchange:
-        # The direct exchange takes 70 % of the CPU time, but supports no proxies, traces or middlewares.
+        # The direct exchange takes 70 % of a session's CPU time, but supports no proxies, traces or
+        # middlewares.
         if self._direct and session.connector is not None and DirectExchange.is_supported():
             return DirectExchange(session.connector, loop)
         return SessionExchange(session, None if self._proxy is None else self._proxy.address)

@@ -120,7 +120,9 @@ def describe_code() -> Description:
     operations = {
         endpoint.path: Operation(
             _describe(endpoint.request_type, records),
-            None if endpoint.response_type is models.PdfResponse else _describe(endpoint.response_type, records),
+            None
+            if endpoint.response_type is models.PdfResponse
+            else _describe(endpoint.response_type, records),
         )
         for endpoint in ENDPOINTS
     }

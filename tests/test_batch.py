@@ -129,7 +129,7 @@ async def test_outcomes_are_yielded_in_order_of_completion(plaid, client):
 
 
 async def test_an_outcome_has_its_attempts_and_request_id(plaid, client):
-    """An outcome has its attempts, time, request id and request; its repr doesn't show the token."""
+    """An outcome has its attempts, time, request ID and request; its repr doesn't show the token."""
     plaid.fail(Fault(path=CREATE, status=429, times=1))
     result = await client.relay.create_many(create_requests(plaid, 1))
     (created,) = result.created
@@ -173,7 +173,7 @@ async def test_failures_are_raised_as_a_group(plaid, client):
             pass
     with pytest.raises(ExceptionGroup) as caught:
         outcomes.result.raise_for_failures()
-    assert "2 were received by the loop" in str(caught.value.exceptions[0])
+    assert "the loop received 2 of the outcomes" in str(caught.value.exceptions[0])
     assert "INVALID_FIELD 1" in str(caught.value.exceptions[0])
 
 
@@ -1324,7 +1324,7 @@ async def test_a_token_that_is_not_recorded_in_time_is_returned(plaid, short_dra
 @pytest.mark.parametrize("concurrency", [0, -1, 2.0, True, "5"])
 async def test_an_invalid_concurrency_is_rejected(client, concurrency):
     """It is rejected when the batch is created, before anything is sent."""
-    with pytest.raises(ConfigurationError, match="concurrency must be a whole number from 1"):
+    with pytest.raises(ConfigurationError, match="concurrency must be a whole number of 1 or more"):
         client.relay.create_many([], concurrency=concurrency)
 
 

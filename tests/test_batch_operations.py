@@ -98,7 +98,7 @@ async def test_streaming_yields_each_report_once(plaid, client, partner):
 
 
 async def test_a_partner_reads_its_reports_as_pdfs(plaid, client, partner):
-    """`get_pdf_many` returns PDFs; their request id is that of a response header."""
+    """`get_pdf_many` returns PDFs; their request ID is that of a response header."""
     tokens = await create_tokens(client, plaid, 5)
     result = await partner.relay.get_pdf_many(tokens)
     assert {type(o.response) for o in result.succeeded} == {PdfResponse}
@@ -189,7 +189,8 @@ async def test_settings_for_all_tokens_are_checked_immediately(client):
 
 
 @pytest.mark.parametrize(
-    ("bad", "problem"), [("a b", "holds white space"), ("", "is empty"), (None, "must be a string, not None")]
+    ("bad", "problem"),
+    [("a b", "contains whitespace"), ("", "is empty"), (None, "must be a string, not None")],
 )
 async def test_an_invalid_token_stops_the_batch(plaid, client, partner, bad, problem):
     """The error has its index, earlier outcomes are in the result, and the rest stays unread."""

@@ -492,7 +492,7 @@ def logged_warning(caplog) -> str:
 
 
 async def test_without_a_callback_a_late_outcome_is_logged(plaid, client, caplog):
-    """The warning names the operation, the partner and the request id, and contains no token."""
+    """The warning names the operation, the partner and the request ID, and contains no token."""
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
     (entry,) = plaid.ledger
@@ -503,7 +503,7 @@ async def test_without_a_callback_a_late_outcome_is_logged(plaid, client, caplog
 
 
 async def test_the_log_of_a_late_outcome_is_one_line(plaid, client, caplog):
-    """A request id that a server chose can't add a line to the log, or act on a terminal."""
+    """A request ID that a server chose can't add a line to the log, or act on a terminal."""
     body = {"relay_token": "credit-relay-late", "request_id": "r\nERROR root: \x1b[2J"}
     plaid.fail(Fault(path=CREATE, status=200, body=body, latency=0.1))
     await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
@@ -646,7 +646,7 @@ async def test_close_ends_waits(plaid, settings, fault, waits):
 
 
 async def test_close_ends_a_wait_for_a_report_and_for_the_client_id(plaid, client, tmp_path):
-    """Neither the wait between two polls nor a journal that needs the client id outlasts the client."""
+    """Neither the wait between two polls nor a journal that needs the client ID outlasts the client."""
     created = await client.relay.create([plaid.add_report()], OWNER.client_id)
     plaid.fail(
         Fault(path=GET, status=400, body={"error_code": "PRODUCT_NOT_READY"}, headers={"Retry-After": "60"})

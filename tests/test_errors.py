@@ -111,7 +111,7 @@ def test_an_error_survives_pickling_and_copying(cls):
 
 
 def test_the_text_of_an_error_has_plaids_fields():
-    """The text contains type, code, request id, documentation and delay."""
+    """The text contains type, code, request ID, documentation and delay."""
     error = PlaidAPIError(
         "no",
         status=429,

@@ -125,8 +125,8 @@ def test_a_limiter_belongs_to_one_event_loop():
 @pytest.mark.parametrize(
     ("create", "message"),
     [
-        (lambda: RateLimit(0), "count must be a whole number from 1"),
-        (lambda: RateLimit(1.5), "count must be a whole number from 1"),
+        (lambda: RateLimit(0), "count must be a whole number of 1 or more"),
+        (lambda: RateLimit(1.5), "count must be a whole number of 1 or more"),
         (lambda: RateLimit(5, 0), "per must be a number of seconds above 0"),
         (lambda: RateLimit(5, math.nan), "per must be a number of seconds above 0"),
         (lambda: RateLimit(5, True), "per must be a number of seconds above 0"),

@@ -51,7 +51,7 @@ async def test_two_limiters_share_a_limit(redis):
     """The permits of one limiter count for the other; another name or endpoint is another limit."""
     limits = {CREATE: RateLimit(3, 60), GET: RateLimit(1, 60)}
     first, second = RedisLimiter(limits, redis), RedisLimiter(limits, redis)
-    elsewhere = RedisLimiter(limits, redis, name="another client id")
+    elsewhere = RedisLimiter(limits, redis, name="another client ID")
     async with asyncio.timeout(10):
         for limiter in (first, second, first, elsewhere, elsewhere, elsewhere):
             await limiter.acquire(CREATE)

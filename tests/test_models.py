@@ -22,26 +22,26 @@ TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
     [
         ((TOKEN, "p"), "report_tokens must be a list of strings, not str: wrap it in a list"),
         ((b"x", "p"), "report_tokens must be a list of strings, not bytes"),
-        (([TOKEN, TOKEN], "p"), "report_tokens holds the same token twice"),
+        (([TOKEN, TOKEN], "p"), "report_tokens contains the same token twice"),
         ((5, "p"), "report_tokens must be a list of strings, not int"),
         (([], "p"), "report_tokens is empty"),
         (([""], "p"), "report_tokens[0] is empty"),
         (([None], "p"), "report_tokens[0] must be a string, not NoneType"),
-        ((["a b"], "p"), "report_tokens[0] holds white space"),
+        ((["a b"], "p"), "report_tokens[0] contains whitespace"),
         (([TOKEN, TOKEN + "2"], "p"), "two asset report tokens"),
         (([TOKEN], ""), "secondary_client_id is empty"),
         (([TOKEN], None), "secondary_client_id must be a string, not NoneType"),
-        (([TOKEN], "p\n"), "secondary_client_id holds white space or control characters: strip it"),
+        (([TOKEN], "p\n"), "secondary_client_id contains whitespace or control characters: strip it"),
         (([TOKEN], "p", "ftp://x"), "webhook must be an http(s) URL"),
         (([TOKEN], "p", "https://"), "webhook must be an http(s) URL"),
         (([TOKEN], "p", "https://[x"), "webhook must be an http(s) URL"),
         (([TOKEN], "p", "https://x:port/"), "webhook must be an http(s) URL"),
         (([TOKEN], "p", "https://x\\y.invalid/"), "webhook must be an http(s) URL"),
-        (([TOKEN], "p", "https://x/\ud800"), "webhook holds a lone surrogate"),
-        (([TOKEN], "p", "https://x/\0"), "webhook holds white space or control characters"),
-        (([TOKEN], "p\ud800"), "secondary_client_id holds a lone surrogate"),
-        (([TOKEN], "p\0"), "secondary_client_id holds white space or control characters"),
-        ((["t\udcff"], "p"), "report_tokens[0] holds a lone surrogate"),
+        (([TOKEN], "p", "https://x/\ud800"), "webhook contains a lone surrogate"),
+        (([TOKEN], "p", "https://x/\0"), "webhook contains whitespace or control characters"),
+        (([TOKEN], "p\ud800"), "secondary_client_id contains a lone surrogate"),
+        (([TOKEN], "p\0"), "secondary_client_id contains whitespace or control characters"),
+        ((["t\udcff"], "p"), "report_tokens[0] contains a lone surrogate"),
         (([TOKEN], "p", 5), "webhook must be a string"),
         (
             ([TOKEN], "p;https://lender.example/relay"),
@@ -78,7 +78,7 @@ def test_an_invalid_create_request_names_its_field(arguments, problem):
             "days_requested must be a whole number from 0 to 731",
         ),
         (lambda: models.AssetReportCreateRequest(["a"], True), "days_requested must be a whole number"),
-        (lambda: models.AssetReportCreateRequest(["a"] * 100, 60), "access_tokens holds 100 access tokens"),
+        (lambda: models.AssetReportCreateRequest(["a"] * 100, 60), "access_tokens has 100 access tokens"),
         (lambda: models.AssetReportCreateOptions(webhook="x"), "webhook must be an http(s) URL"),
         (lambda: models.AssetReportCreateOptions(add_ons="investments"), "add_ons must be a list of strings"),
         (lambda: models.AssetReportCreateOptions(add_ons=[]), "add_ons is empty"),
@@ -285,7 +285,7 @@ DELIMITERS = ",;\"'\u00ab\u00bb\u2018\u2019\u201a\u201c\u201d\u201e\u2039\u203a\
 @pytest.mark.parametrize("form", ["{}id", "i{}d", "id{}"])
 def test_a_partner_that_was_misread_is_rejected(character, form):
     """Whitespace, control and formatting characters, quotes and delimiters are no part of an identifier."""
-    problem = "contains a quote" if character in DELIMITERS else "holds white space or control characters"
+    problem = "contains a quote" if character in DELIMITERS else "contains whitespace or control characters"
     with pytest.raises(RequestValidationError) as caught:
         RelayCreateRequest([TOKEN], form.format(character))
     assert caught.value.field == "secondary_client_id"

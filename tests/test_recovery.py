@@ -160,7 +160,7 @@ async def test_wrong_credentials_correct_the_secret():
     """A client with the correct secret succeeds."""
     async with Simulator(clients={"owner": "new-secret"}, reports=["report"]) as plaid:
         async with RelayClient(OLD, base_url=plaid.url) as client:
-            with pytest.raises(AuthenticationError, match="Check the client id, the secret") as caught:
+            with pytest.raises(AuthenticationError, match="Check the client ID and the secret") as caught:
                 await client.relay.create(["report"], "p")
             assert caught.value.error_code == "INVALID_API_KEYS"
         async with RelayClient(NEW, base_url=plaid.url) as client:

@@ -158,7 +158,7 @@ async def test_a_rate_is_reported_once_there_is_one(plaid, client):
 
 
 async def test_on_retry_is_called_before_each_further_attempt(plaid):
-    """It receives operation, attempts, reason, status, request id and wait; it isn't called after the last attempt."""
+    """It receives operation, attempts, reason, status, request ID and wait; it isn't called after the last attempt."""
     retries: list[Retry] = []
     plaid.fail(
         Fault(path=CREATE, status=429, headers={"Retry-After": "1"}, times=1),

@@ -107,7 +107,7 @@ def test_a_rate_from_a_short_time_grows_quickly():
     assert now < 8
 
 
-def test_a_stray_429_sets_no_rate():
+def test_an_isolated_429_sets_no_rate():
     """Without a Retry-After, and with later attempts accepted immediately, nothing indicates a limit."""
     throttle, now = Throttle(), 0.0
     for _ in range(20):
@@ -117,7 +117,7 @@ def test_a_stray_429_sets_no_rate():
     assert throttle.rate.per_second == math.inf
 
 
-def test_many_strays_are_a_limit():
+def test_many_isolated_429s_are_a_limit():
     """One 429 in eleven attempts is too many to be chance."""
     throttle, now = Throttle(), 0.0
     for _ in range(20):
@@ -127,7 +127,7 @@ def test_many_strays_are_a_limit():
     assert math.isfinite(throttle.rate.per_second)
 
 
-def test_a_declined_probe_is_not_a_stray():
+def test_a_declined_probe_is_not_isolated():
     """If the probe after the pause is declined as well, the limit is used up."""
     throttle = Throttle()
     accept(throttle, 0.0, 50)

@@ -172,7 +172,7 @@ async def test_a_response_of_exactly_the_limit_is_accepted():
 
 def test_max_response_bytes_is_checked():
     """A limit of zero bytes is invalid."""
-    with pytest.raises(ConfigurationError, match="max_response_bytes must be a whole number from 1"):
+    with pytest.raises(ConfigurationError, match="max_response_bytes must be a whole number of 1 or more"):
         RelayClient(OWNER, max_response_bytes=0)
 
 

@@ -20,7 +20,7 @@ ProxyOption: TypeAlias = Annotated[
 
 
 def read_value(value: str, name: str) -> str:
-    """Return the value, or for `@FILE` the content of the file without surrounding white space.
+    """Return the value, or for `@FILE` the content of the file without surrounding whitespace.
 
     Raises:
         UsageError: the file can't be read.

@@ -32,7 +32,7 @@ _CLIENT_ID_VARIABLE = re.compile("PLAID_CLIENT_ID_([A-Z0-9]+(?:_[A-Z0-9]+)*)")
 
 
 def variable_names(name: str) -> tuple[str, str]:
-    """Return the environment variables of a set of credentials: of its client id and of its secret."""
+    """Return the environment variables of a set of credentials: of its client ID and of its secret."""
     suffix = "" if name == "default" else "_" + name.upper().replace("-", "_")
     return f"PLAID_CLIENT_ID{suffix}", f"PLAID_SECRET{suffix}"
 

@@ -118,12 +118,12 @@ class RelayClient:
         retry = RetryPolicy() if retry is None else retry
         check_type("timeouts", timeouts, Timeouts)
         check_type("retry", retry, RetryPolicy)
-        late = LateOutcomes(on_late_outcome)
+        late_outcomes = LateOutcomes(on_late_outcome)
         self._drain = timeouts.drain
         self._base_url = resolve_base_url(base_url, environment)
-        signer = Authenticator(resolve_identity(credentials, gateway_key), credentials_in)
+        authenticator = Authenticator(resolve_identity(credentials, gateway_key), credentials_in)
         if session is not None:
-            check_borrowed_session(session, signer.headers)
+            check_borrowed_session(session, authenticator.headers)
         self._session = SessionManager(
             session,
             base_url=self._base_url,
@@ -138,16 +138,16 @@ class RelayClient:
         self._transport = transport = Transport(
             self._session,
             base_url=self._base_url,
-            authenticator=signer,
+            authenticator=authenticator,
             timeouts=timeouts,
             retry=retry,
             rate_limiter=rate_limiter,
             drains=DrainTracker(),
-            on_late_outcome=late.report_call,
+            on_late_outcome=late_outcomes.report_call,
             on_retry=on_retry,
             max_response_bytes=max_response_bytes,
         )
-        self.relay = Relay(transport, timeouts, late)
+        self.relay = Relay(transport, timeouts, late_outcomes)
         self.asset_report = AssetReports(transport)
         self.sandbox = Sandbox(transport)
         self.item = Items(transport)

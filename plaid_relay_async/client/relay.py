@@ -50,9 +50,9 @@ R = TypeVar("R")
 class Relay(Namespace):
     """`client.relay`: share reports, and read shared reports."""
 
-    def __init__(self, transport: Transport, timeouts: Timeouts, late: LateOutcomes) -> None:
+    def __init__(self, transport: Transport, timeouts: Timeouts, late_outcomes: LateOutcomes) -> None:
         super().__init__(transport)
-        self._late = late
+        self._late_outcomes = late_outcomes
         self._drain = timeouts.drain
 
     @strip_traceback
@@ -133,8 +133,8 @@ class Relay(Namespace):
 
         Await the returned batch for a `BatchResult`, or stream its outcomes with `async with` and
         `async for`. Keep a reference to it if the task may be cancelled: its `result` then has the outcomes
-        so far. After three errors of a report, without a success in between, the report's other requests fail
-        unsent.
+        so far. After three errors that concern a report, such as an invalid report token, without a success
+        in between, the report's other requests fail without being sent.
 
         Args:
             requests: any iterable or async iterable, read on demand; see `RelayCreateRequest.fan_out`.
@@ -420,7 +420,10 @@ class Relay(Namespace):
         )
 
     async def _single_response(self, path: str, single: Batch[Any], to_response: Callable[[Any], R]) -> R:
-        """Run a batch of one call, and return its response; it isn't bulk, so pauses count."""
+        """Run a batch of one call, and return its response.
+
+        The batch isn't bulk, so pauses count against the call's timeout and attempts.
+        """
         cause = None
         try:
             result = await single
@@ -429,7 +432,7 @@ class Relay(Namespace):
         except asyncio.CancelledError:
             # The drain of the batch has ended, so its outcome is known, but no caller receives it.
             for outcome in [*single.result.succeeded, *single.result.failed, *single.result.unknown]:
-                self._late.report(path, outcome)
+                self._late_outcomes.report(path, outcome)
             raise
         # The caller receives the outcome even if the journal can't record it.
         if result.succeeded:

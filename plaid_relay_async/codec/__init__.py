@@ -1,7 +1,7 @@
 """Encode requests to bytes and decode responses to records or errors, without any I/O.
 
-The package contains the endpoint table, and decides what a response means. Whether to retry after an error is
-decided in `transport`.
+This subpackage contains the endpoint table, and decides what a response means. `transport` decides whether to
+retry after an error.
 """
 
 from plaid_relay_async.codec.endpoints import (

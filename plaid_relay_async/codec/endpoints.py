@@ -32,8 +32,8 @@ class Endpoint(Generic[Q, R]):
 
     Attributes:
         path: the path of its URL.
-        load_request_type: returns the class of its request.
-        load_response_type: returns the class of its response.
+        load_request_type: returns the class of its requests.
+        load_response_type: returns the class of its responses.
         idempotency: what a second attempt does.
         slow: whether `Timeouts.slow_read` applies to it.
         returns_report: whether its response is a report, which may be as long as the client's
@@ -50,12 +50,12 @@ class Endpoint(Generic[Q, R]):
 
     @property
     def request_type(self) -> type[Q]:
-        """The class of its request."""
+        """The class of its requests."""
         return self.load_request_type()
 
     @property
     def response_type(self) -> type[R]:
-        """The class of its response."""
+        """The class of its responses."""
         return self.load_response_type()
 
 

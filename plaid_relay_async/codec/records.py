@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # -------------------------------------------------------------------------------------- the converters
+#
+# A hook, `_structure_...` or `structure`, converts one value. A hook factory, `..._hook`, returns the hook of
+# a type. `with_paths` selects the hooks of the diagnostic converter.
 
 # The forms of RFC 3339. Python's parsers accept others as well, such as 20260330.
 _DATE_FORMAT: Final = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -36,7 +39,7 @@ _DATETIME_FORMAT: Final = re.compile(
 
 @functools.lru_cache(maxsize=4096)
 def _parse_date(text: str) -> date:
-    # A report has thousands of dates, but few different ones.
+    # The cache helps because a report has thousands of dates, but few different ones.
     if not _DATE_FORMAT.fullmatch(text):
         raise ValueError("expected a date")
     return date.fromisoformat(text)
@@ -120,9 +123,7 @@ def plaid_field_names(cls: type) -> frozenset[str]:
     )
 
 
-def _record_hook(
-    cls: Any, converter: cattrs.Converter, *, with_paths: bool
-) -> Callable[[Any, Any], Any]:
+def _record_hook(cls: Any, converter: cattrs.Converter, *, with_paths: bool) -> Callable[[Any, Any], Any]:
     field_names = plaid_field_names(cls)
     keeps_unknown = any(a.name == "additional_properties" for a in fields(cls))
     target = cls if with_paths else _mutable_twin(cls)
@@ -212,10 +213,11 @@ def _json_type_name(cls: Any) -> str:
 
 
 def _mutable_twin(cls: Any) -> Any:
-    """Return a mutable class with the same fields, or the class itself if that isn't possible.
+    """Return a mutable class with the same fields, or the class itself unless it has `weakref_slot=False`.
 
     To create a frozen instance, attrs makes a call for each field, which takes a third of the time to read a
     report. So a record is created as an instance of the mutable class, and then its `__class__` is changed.
+    The records that occur often in a report select this with `weakref_slot=False`.
     """
     if hasattr(cls, "__weakref__"):
         return cls
@@ -360,7 +362,7 @@ def _dump_json(value: Any, **options: Any) -> str:
     # a string with a random prefix that no content contains, and then prefix and quotes are removed.
     marks: list[str] = []
 
-    def marked(number: Any) -> str:
+    def mark_decimal(number: Any) -> str:
         if type(number) is not Decimal or not number.is_finite():
             raise TypeError(f"{type(number).__name__} can't be written as JSON")
         if not marks:
@@ -368,8 +370,8 @@ def _dump_json(value: Any, **options: Any) -> str:
         return f"{marks[0]}{number}"
 
     try:
-        text = json.dumps(value, default=marked, allow_nan=False, **options)
-    except ValueError:  # it may quote the number
+        text = json.dumps(value, default=mark_decimal, allow_nan=False, **options)
+    except ValueError:  # its text may quote the number
         raise TypeError("a number can't be written as JSON") from None
     return re.sub(f'"{marks[0]}([^"]*)"', r"\1", text) if marks else text
 
@@ -506,7 +508,7 @@ def _decimals_to_floats(value: Any) -> Any:
 
 
 def _floats_to_decimals(value: Any) -> Any:
-    # Unknown fields included: a number that was a Decimal there becomes one again.
+    # This includes unknown fields, where a number that was a Decimal becomes one again.
     if isinstance(value, Mapping):
         return {name: _floats_to_decimals(inner) for name, inner in value.items()}
     if isinstance(value, list):

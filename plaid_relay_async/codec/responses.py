@@ -77,8 +77,8 @@ def read_response(
     Raises:
         OutcomeUnknownError: Plaid may have executed the request, and the response doesn't show the result.
         PlaidAPIError: the response proves that nothing was executed, or the operation is safe.
-        ConnectionLostError: the response to an idempotent or safe request broke off; the `body_error`.
-        ResponseDecodeError: the response to an idempotent or safe request is invalid.
+        ConnectionLostError: the response to an idempotent or safe request broke off.
+        ResponseDecodeError: the response to an idempotent or safe request is invalid or too long.
     """
     if not 200 <= response.status < 300:
         raise _error_of_response(endpoint, response, _secrets_of_request(request, secret))
@@ -120,7 +120,7 @@ def _read_creation(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
 
 
 def _recover_token(record_type: type[R], body: bytes | bytearray) -> R | None:
-    # A token that can be read was issued, whatever else is wrong with the response around it.
+    # If a token can be read, Plaid has issued it, whatever else is wrong with the response.
     if "relay_token" not in plaid_field_names(record_type):
         return None
     token = _find_string("relay_token", body)
@@ -184,7 +184,7 @@ def _read_pdf(response: RawResponse) -> models.PdfResponse:
 
 # Plaid's tokens are `[type]-[environment]-[id]` (https://plaid.com/docs/quickstart/glossary/).
 _TOKEN_FORMAT = re.compile(r"[a-z-]-(?:sandbox|production|development)-[\w-]")
-# If such a run contains the form of a token, the complete run is redacted.
+# A word of these characters is redacted as a whole if a part of it has the form of a token.
 _TOKEN_CHARACTERS = re.compile(r"[\w-]++")
 _MIN_REDACTED_LENGTH = 4  # shorter secrets, which only tests have, would match inside ordinary words
 _CODE_FORMAT = re.compile("[A-Z][A-Z_]+")
@@ -274,7 +274,7 @@ def _error_text(response: RawResponse, attributes: Mapping[str, Any]) -> str:
     return f"{server} answered {attributes['error_code']}: {attributes.get('error_message') or 'no message'}"
 
 
-# A larger number would become infinity, and no time can be calculated with that.
+# A larger number would become infinity, with which no time can be calculated.
 _MAX_DELAY: Final = sys.float_info.max
 
 

@@ -41,7 +41,7 @@ class Row:
         id: the row, unique in the journal.
         run_id: the run that it belongs to.
         pair: the digest of report and partner.
-        partner: the partner's id at Plaid, the secondary client id.
+        partner: the partner's id at Plaid, the secondary client ID.
         state: the state of the creation.
         current: whether it is the run's latest row for its pair; each run has one.
         claim: whether it holds its pair; one row of all runs does.
@@ -49,7 +49,7 @@ class Row:
         begun_at: when its latest intent was recorded, in seconds since 1970, by the database's clock.
         ended_at: when its outcome was recorded.
         attempts: the number of HTTP requests.
-        request_id: Plaid's request id, if a response had one.
+        request_id: Plaid's request ID, if a response had one.
         error: the name of the error's class.
         error_type: Plaid's error_type.
         error_code: Plaid's error_code.

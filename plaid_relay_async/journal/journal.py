@@ -99,8 +99,8 @@ class Journal:
         key: a Fernet key, several keys, or the `Path` of a file (0600) that contains them, which is read
             immediately. The first key encrypts, all keys decrypt; in one string, commas separate them.
             Default: PLAID_RELAY_KEY. Without a key, tokens are stored unencrypted, and a warning is logged.
-        namespace: keeps pairs of different lenders apart. Default: the host and the client id. Required
-            behind a gateway, because the gateway has the client id.
+        namespace: keeps pairs of different lenders apart. Default: the host and the client ID. Required
+            behind a gateway, because the gateway has the client ID.
         on_existing: what happens to a pair that has a token from another run: `"reuse"` returns it,
             `"refuse"` fails, `"create"` creates another one.
         retry_unknown: create again if the outcome of an earlier attempt is unknown. The pair may then have
@@ -290,7 +290,7 @@ class Journal:
         client_id = await context.get_client_id()
         if client_id is None:
             raise ConfigurationError(
-                "behind a gateway, which has the client id, a journal needs a namespace=: name the lender"
+                "behind a gateway, which has the client ID, a journal needs a namespace=: name the lender"
             )
         former = None if context.legacy_host in {None, context.host} else f"{context.legacy_host} {client_id}"
         return f"{context.host} {client_id}", former

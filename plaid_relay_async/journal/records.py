@@ -34,7 +34,7 @@ class Record:
             `in_flight` while a process is creating.
         secondary_client_id: the partner.
         relay_token: the token, a bearer secret; `None` if there is none, or it was removed or forgotten.
-        request_id: Plaid's request id, if a response had one.
+        request_id: Plaid's request ID, if a response had one.
         error_code: Plaid's error_code, or the name of the error's class.
         attempts: the number of HTTP requests.
         own: whether this run created it; otherwise the outcome is another run's.

@@ -540,7 +540,7 @@ def outcome_command(
         row: the id of its row.
         state: its new state.
         token: its relay token, if it received one.
-        columns: the number of attempts, Plaid's request id, and the error's columns.
+        columns: the number of attempts, Plaid's request ID, and the error's columns.
     """
     values = {
         name: _escape_unstorable(value) if isinstance(value, str) else value

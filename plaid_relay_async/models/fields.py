@@ -45,7 +45,7 @@ def check_identifier(name: str, value: object) -> None:
         name: the field's name, for the error.
         value: the value.
     """
-    # Most identifiers match this one pattern, which is faster than a look at each character.
+    # Most identifiers match this one pattern, which is faster than a check of each character.
     if isinstance(value, str) and _ASCII_IDENTIFIER.fullmatch(value):
         return
     _check_no_whitespace(name, value)
@@ -56,7 +56,7 @@ def check_identifier(name: str, value: object) -> None:
 def _check_no_whitespace(name: str, value: object) -> None:
     check_text(name, value)
     if any(character.isspace() or category(character) in {"Cc", "Cf"} for character in cast("str", value)):
-        raise invalid(name, "holds white space or control characters: strip it")
+        raise invalid(name, "contains whitespace or control characters: strip it")
 
 
 def check_text(name: str, value: object) -> None:
@@ -66,7 +66,7 @@ def check_text(name: str, value: object) -> None:
     if not value:
         raise invalid(name, "is empty")
     if not value.isascii() and escape_surrogates(value) != value:
-        problem = "holds a lone surrogate, perhaps from bytes that were decoded with the wrong encoding"
+        problem = "contains a lone surrogate, perhaps from bytes that were decoded with the wrong encoding"
         raise invalid(name, problem)
 
 
@@ -120,9 +120,9 @@ def one_token_per_report_type(_: object, attribute: Attribute[Any], value: tuple
     The Asset Report is the only type so far, and its tokens start with `assets-`.
     """
     if len(set(value)) < len(value):
-        raise invalid(attribute.name, "holds the same token twice")
+        raise invalid(attribute.name, "contains the same token twice")
     if sum(token.startswith("assets-") for token in value) > 1:
-        raise invalid(attribute.name, "holds two asset report tokens: a relay token shares one report")
+        raise invalid(attribute.name, "contains two asset report tokens: a relay token shares one report")
 
 
 def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
@@ -162,7 +162,7 @@ def max_items(limit: int, noun: str) -> Validator:
 
     def check(_: object, attribute: Attribute[Any], value: tuple[object, ...]) -> None:
         if len(value) > limit:
-            raise invalid(attribute.name, f"holds {len(value)} {noun}: the limit is {limit}")
+            raise invalid(attribute.name, f"has {len(value)} {noun}: the limit is {limit}")
 
     return check
 

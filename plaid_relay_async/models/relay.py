@@ -35,7 +35,7 @@ class RelayCreateRequest:
 
     Attributes:
         report_tokens: one asset report token from `/asset_report/create`, in a list.
-        secondary_client_id: the partner's client id at Plaid, without whitespace, control characters, quotes,
+        secondary_client_id: the partner's client ID at Plaid, without whitespace, control characters, quotes,
             `,` and `;`.
         webhook: the http(s) URL that Plaid calls when the partner has fetched the report.
 
@@ -58,7 +58,7 @@ class RelayCreateRequest:
 
         Args:
             report_tokens: the report to share, as a list of one token.
-            secondary_client_ids: the partners' client ids at Plaid.
+            secondary_client_ids: the partners' client IDs at Plaid.
             webhook: an http(s) URL, used for every request.
 
         Raises:
@@ -89,7 +89,16 @@ class RelayCreateRequest:
 @strip_init_traceback
 @frozen
 class RelayGetRequest:
-    """A request to read a report that was shared with you."""
+    """A request to read a report that was shared with you.
+
+    Attributes:
+        relay_token: the relay token from the lender.
+        include_insights: whether the report has categories, merchants and Plaid's insights.
+        report_type: always `"asset"`.
+
+    Raises:
+        RequestValidationError: a field is invalid.
+    """
 
     relay_token: str = field(validator=is_identifier, repr=False)
     include_insights: bool = boolean_field()
@@ -99,7 +108,7 @@ class RelayGetRequest:
 @strip_init_traceback
 @frozen
 class RelayPdfGetRequest:
-    """A request to read a report that was shared with you, as a PDF."""
+    """A request to read a report that was shared with you, as a PDF; see `RelayGetRequest`."""
 
     relay_token: str = field(validator=is_identifier, repr=False)
     report_type: str = report_type_field()
@@ -108,7 +117,16 @@ class RelayPdfGetRequest:
 @strip_init_traceback
 @frozen
 class RelayRefreshRequest:
-    """A request to refresh a report that was shared with you."""
+    """A request to refresh a report that was shared with you.
+
+    Attributes:
+        relay_token: the relay token from the lender.
+        webhook: the http(s) URL that Plaid calls when the new report is ready.
+        report_type: always `"asset"`.
+
+    Raises:
+        RequestValidationError: a field is invalid.
+    """
 
     relay_token: str = field(validator=is_identifier, repr=False)
     webhook: str | None = optional_field(is_url)
@@ -129,7 +147,8 @@ class RelayCreateResponse:
 
     Attributes:
         relay_token: a bearer secret. Store it, and send it to the partner.
-        request_id: Plaid's; `None` if the response was damaged and only the token could be recovered.
+        request_id: Plaid's identifier of the request; `None` if only the token of a damaged response could be
+            recovered.
         additional_properties: other fields that Plaid sent.
     """
 
@@ -145,7 +164,8 @@ class RelayRefreshResponse:
     Attributes:
         relay_token: the token of the new report. Plaid doesn't publish whether it differs from the one in the
             request; store this one.
-        request_id: Plaid's; `None` if the response was damaged and only the token could be recovered.
+        request_id: Plaid's identifier of the request; `None` if only the token of a damaged response could be
+            recovered.
         asset_report_id: the new report's id, which its webhook names.
         additional_properties: other fields that Plaid sent.
     """
@@ -162,7 +182,7 @@ class RemoveResponse:
 
     Attributes:
         removed: whether it was removed.
-        request_id: Plaid's.
+        request_id: Plaid's identifier of the request; `None` if the removal is inferred.
         inferred: whether the removal is inferred. A first attempt got no response, and Plaid answered a
             later one that there is no such token: it is removed, but perhaps not by this call.
         additional_properties: other fields that Plaid sent.
@@ -175,7 +195,7 @@ class RemoveResponse:
 
     @classmethod
     def already_removed(cls) -> Self:
-        """Return the response for a token that no longer exists, where no response says who removed it."""
+        """Return the response for a token that doesn't exist, after an attempt in doubt to remove it."""
         return cls(removed=True, inferred=True)
 
 

@@ -38,6 +38,7 @@ class CallState(Generic[R]):
 
     Attributes:
         now: returns the event loop's time.
+        deadline: the event loop's time at which the call ends; `None` for no limit. Queueing extends it.
         response_reserve: the seconds that must be left for a response when an attempt is sent.
         rounds: the number of rounds; a round is an admission and, if it succeeds, an attempt.
         uncounted_rounds: rounds of a bulk call that the server declined; they don't count as attempts.
@@ -77,7 +78,7 @@ class CallState(Generic[R]):
 
     @property
     def in_doubt(self) -> bool:
-        """Whether an attempt may have been executed, by this call or by an earlier process."""
+        """Whether an attempt may have been executed: of this call, or one that a journal recorded."""
         return self.in_doubt_error is not None or (self.gate is not None and self.gate.in_doubt)
 
     @property
@@ -122,7 +123,7 @@ class CallState(Generic[R]):
 
 @define(eq=False, repr=False)
 class Admission:
-    """Admits attempts, one at a time for each operation that has to wait.
+    """Admits attempts. While an operation has to wait, its attempts are admitted one at a time.
 
     Attributes:
         throttles: the throttle of each operation, by path.
@@ -191,7 +192,7 @@ class Admission:
                     # A slot is free, so this doesn't wait, and can't be cancelled.
                     await self.session.slots.acquire()
             try:
-                # Only a source of credentials can wait; for fixed ones the scope would cost time for nothing.
+                # Only a source of credentials can wait. Fixed credentials need no scope, which takes time.
                 if callable(self.authenticator.identity):
                     async with self.while_open():
                         authentication = await self.authenticator.authenticate(call.send_deadline)

@@ -190,6 +190,7 @@ class Transport:
         return self._raise_deferred_cancellation(call, started)
 
     def _raise_deferred_cancellation(self, call: CallState[Any], started: float) -> NoReturn:
+        """Report the outcome of a cancelled call as a late outcome, and raise the cancellation."""
         result, call.last_result = call.last_result, None
         cancellation, call.deferred_cancellation = call.deferred_cancellation, None
         assert cancellation is not None  # noqa: S101  # the caller checks that
@@ -273,15 +274,16 @@ class Transport:
         try:
             return await self._run_attempt(call)
         except _RetrySignal as signal:
-            waits = [signal]
+            first_signal = [signal]
         async with self._admission.while_open() as call.wait_scope:
-            return await self._repeat_attempts(call, waits)
+            return await self._repeat_attempts(call, first_signal)
 
     @backoff.on_exception(_waits_of_signals, _RetrySignal, jitter=None, logger=None)
-    async def _repeat_attempts(self, call: CallState[R], waits: list[_RetrySignal]) -> R:
-        # Most calls need one attempt and never get here: with backoff each of them would take 5 % longer.
-        if waits:
-            raise waits.pop()
+    async def _repeat_attempts(self, call: CallState[R], first_signal: list[_RetrySignal]) -> R:
+        # Most calls need one attempt, and would take 5 % longer with backoff, so the first is made without it.
+        # The signal of that attempt is raised here once, and backoff waits before the second attempt.
+        if first_signal:
+            raise first_signal.pop()
         return await self._run_attempt(call)
 
     async def _run_attempt(self, call: CallState[R]) -> R:
@@ -365,8 +367,8 @@ class Transport:
             try:
                 return await draining
             finally:
-                # Also if the attempt failed: `call` then raises the cancellation, and the error becomes a
-                # late outcome.
+                # This includes an attempt that failed: `call` then raises the cancellation, and the error
+                # becomes a late outcome.
                 call.deferred_cancellation = draining.deferred_cancellation
         finally:
             self._counters.in_flight -= 1
@@ -439,6 +441,7 @@ class Transport:
     def _wait_before_retry(
         self, call: CallState[Any], error: PlaidRelayError, certainty: Certainty
     ) -> float | None:
+        """Return the seconds until the next attempt at the earliest, or `None` if the call isn't retried."""
         if certainty is Certainty.DECLINED:
             return self._pause_operation(call, error)
         if not _is_retryable(error, call.policy) or call.counted_rounds >= call.policy.attempts:
@@ -491,7 +494,7 @@ class Transport:
         )
         try:
             self._on_retry(event)
-        except Exception as callback_error:  # the caller's code, as the rate limiter
+        except Exception as callback_error:  # the caller's code
             raise call.error_to_raise(error) from callback_error
 
 

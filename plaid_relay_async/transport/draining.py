@@ -76,14 +76,15 @@ class Draining(Generic[T]):
         error: BaseException | None = None
         try:
             while True:
-                # A traceback with locals quotes the error of a future, which may quote the request.
+                # `awaited` is None while the attempt runs, because a traceback with locals shows the error of
+                # a future, which may quote the request.
                 awaited = None
                 awaited = work.send(None) if error is None else work.throw(error)
                 if self.deferred_cancellation is not None:
                     error = yield from self._wait_on(awaited, None)
                     continue
                 try:
-                    error = yield awaited and ShieldedFuture(awaited)
+                    error = yield awaited and ShieldedFuture(awaited)  # a task sends None
                 except asyncio.CancelledError as cancelled:
                     error = yield from self._wait_on(awaited, cancelled)
         except StopIteration as stop:
@@ -94,7 +95,9 @@ class Draining(Generic[T]):
             if self._drain is not None:
                 self._drain.close()
             if task.cancelling() <= cancelling_before:
-                self.deferred_cancellation = None  # it came from inside, such as a middleware's timeout
+                self.deferred_cancellation = (
+                    None  # it was a timeout inside the attempt, such as a middleware's
+                )
 
     def _wait_on(
         self, awaited: asyncio.Future[Any] | None, error: asyncio.CancelledError | None
@@ -122,8 +125,10 @@ class Draining(Generic[T]):
         return None
 
     def _defer(self, error: asyncio.CancelledError) -> bool:
+        """Return whether a cancellation is deferred; if it is the first one, start the drain."""
         if self._expiring:
-            # Before the attempt continues: a timeout inside it checks whether the task is being cancelled.
+            # The end of the drain has cancelled the task. That is undone before the attempt continues: a
+            # timeout inside it checks whether the task is being cancelled.
             self._expiring = False
             self._task.uncancel()
         if self._expired or not self._attempt.in_flight:

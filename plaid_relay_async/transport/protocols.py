@@ -21,7 +21,7 @@ class RateLimiter(Protocol):
     def acquire(self, endpoint: str, /) -> Awaitable[object]:
         """Wait until one more attempt at the endpoint, such as `/credit/relay/create`, may start.
 
-        A client calls this for one attempt of an operation at a time, and not during a pause of the server.
+        A client calls this for one attempt of an operation at a time, and not while a server's pause lasts.
         """
         ...
 
@@ -41,7 +41,7 @@ class AttemptGate(Protocol):
 
     @property
     def in_doubt(self) -> bool:
-        """Whether an earlier process started an attempt of this call and recorded no outcome."""
+        """Whether an earlier attempt may have been executed: of this call, or one that a journal recorded."""
         ...
 
     async def start_attempt(self) -> None:

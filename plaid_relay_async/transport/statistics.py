@@ -36,8 +36,8 @@ class Statistics:
         queued: calls that wait for a pause, a rate, a limiter or a connection.
         connections: the maximum number of connections of the pool; `None` for a borrowed pool without one.
         rates: attempts per second, for each operation that keeps to an adaptive rate since a 429.
-        waits: the seconds that all calls together have waited for a `"pause"` or rate of the server's, the
-            `"limiter"`, a `"connection"`, and before another attempt (`"backoff"`).
+        waits: the seconds that all calls together have waited, by reason: `"pause"` (the server's pause or
+            the adaptive rate), `"limiter"`, `"connection"`, and `"backoff"`.
     """
 
     attempts: Mapping[str, int] = field(converter=_read_only)

@@ -9,7 +9,7 @@ decrease). The first rate is what the server accepted before the 429. Each furth
 little less than the declined rate, or to what the server accepted in the meantime. While the rate delays
 calls it increases, slowly at first and then faster, until the next 429. How fast depends on the time over
 which the rate was measured: a rate that was measured within seconds grows within seconds, one that was
-measured over a minute grows within minutes. A few stray 429s don't change the rate.
+measured over a minute grows within minutes. A few isolated 429s don't change the rate.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ if TYPE_CHECKING:
 
 # The values were chosen by simulation, with the rate limits of tests/rate_harness.py. Times are in seconds.
 
-# A declined rate is multiplied by this. After a pause shorter than `_SHORT_PAUSE`, the rate decreases by half
-# at most.
+# The new rate is at most this share of the declined rate. After a pause shorter than `_SHORT_PAUSE`, it is at
+# least half of the declined rate.
 _DECREASE_FACTOR = 0.92
 _SHORT_PAUSE = 5.0
 
-# The increase in the first period is half of this share of the base rate, and grows by the factor in each
-# period that follows. After the maximum number of periods the rate delays no call any more.
+# After n periods the rate is base * (1 + _INCREASE_STEP * (_INCREASE_GROWTH**n - 1)), so it is 1 % higher
+# after the first period. After `_MAX_STEPS` periods it is too high to delay any call.
 _INCREASE_STEP = 0.02
 _INCREASE_GROWTH = 1.5
 _MAX_STEPS = 100
 
 # The period is the time over which the rate was measured, up to the minute of Plaid's published limits. A
-# rate of only one or two attempts may be chance, so each attempt allows for this part of the period.
+# rate of only one or two attempts may be chance, so the period has at most this length for each attempt.
 _MAX_PERIOD = 60.0
 _PERIOD_PER_ATTEMPT = 10.0
 
-# Accepted attempts older than this count for half, and pauses older than this don't add up with new ones.
+# Accepted attempts older than this count for half, and pauses older than this aren't added to new ones.
 _MEMORY_SECONDS = 300.0
 
 # A shorter `Retry-After` is raised to the client's own backoff.
 _MIN_SERVER_DELAY = 1.0
 
-# The number of 429s that may be strays: this share of the accepted attempts, and at most this many in a row.
+# The number of 429s that may be isolated, and so no sign of a limit (see `Throttle._is_isolated`): this share
+# of the accepted attempts, and at most this number in a row.
 _ISOLATED_SHARE = 0.03
 _MAX_ISOLATED = 10
 
@@ -67,7 +68,7 @@ class AdaptiveRate:
     Attributes:
         per_second: attempts per second; infinite until the first 429.
         base: the rate after the last decrease, from which it increases.
-        isolated_budget: the number of 429s that may still be strays.
+        isolated_budget: the number of 429s that may still count as isolated.
     """
 
     per_second: float = math.inf
@@ -96,18 +97,22 @@ class AdaptiveRate:
         steps = min(self._delayed_seconds / self._period, _MAX_STEPS)
         self.per_second = self.base * (1 + _INCREASE_STEP * (_INCREASE_GROWTH**steps - 1))
 
-    def decrease(self, declined_at: float, until: float) -> None:
-        """Decrease the rate after a 429 at one time, and a pause until another.
+    def decrease(self, declined_at: float, pause_end: float) -> None:
+        """Decrease the rate after a 429.
 
         The pause counts as time of the measurement, because the server accepts nothing in it: fifty attempts
         and a pause until the end of the minute mean fifty a minute.
+
+        Args:
+            declined_at: the time of the 429.
+            pause_end: the end of the server's pause; `declined_at` if the server requested none.
         """
         # Without an accepted attempt nothing is known about the limit: others may have used it up.
         if not self._accepted:
             return
-        seconds = max(until - self._measured_since, 0.001)
+        seconds = max(pause_end - self._measured_since, 0.001)
         self.base = min(_DECREASE_FACTOR * self.per_second, self._accepted / seconds)
-        if until - declined_at < _SHORT_PAUSE and math.isfinite(self.per_second):
+        if pause_end - declined_at < _SHORT_PAUSE and math.isfinite(self.per_second):
             self.base = max(self.base, self.per_second / 2)
         self.per_second, self._delayed_seconds, self.isolated_budget = self.base, 0.0, _MAX_ISOLATED
         self._period = min(seconds, _MAX_PERIOD, _PERIOD_PER_ATTEMPT * self._accepted)
@@ -169,7 +174,7 @@ class QueueingTime:
 class Throttle:
     """The circuit breaker, the adaptive rate and the queue of one operation.
 
-    All times are the event loop's, in seconds. A ticket is the time at which an attempt was admitted.
+    All times are the event loop's, in seconds. A ticket is the time at which an attempt passed the throttle.
 
     Attributes:
         rate: the adaptive rate.
@@ -210,8 +215,8 @@ class Throttle:
         self.queue_length += 1
         self._interactive_count += not bulk
         try:
-            # Only one of the bulk calls waits for the head, so an interactive call waits for one of them at
-            # most.
+            # Only one bulk call at a time waits for the head lock, so an interactive call waits for at most
+            # one of them.
             async with self._bulk_lock if bulk else contextlib.nullcontext(), self._head_lock:
                 yield
         finally:
@@ -249,7 +254,7 @@ class Throttle:
         self._wake_event.set()
 
     def issue_ticket(self, now: float) -> float:
-        """Admit the head of the queue, and return its ticket, which is the current time."""
+        """Let the head of the queue pass, and return its ticket, which is the current time."""
         gap = 1 / self.rate.per_second
         # After an idle time the attempts before it say nothing about the limit.
         if now - self._last_activity > _IDLE_SECONDS + gap and self._trip is None:
@@ -312,9 +317,9 @@ class Throttle:
         if now >= self.open_until:
             self.pause_count += 1
         # Pauses that overlap count once.
-        until = max(self.open_until, now + delay)
-        self.total_pause += until - max(self.open_until, now)
-        self.open_until, self.declined_at, self._last_activity = until, now, now
+        pause_end = max(self.open_until, now + delay)
+        self.total_pause += pause_end - max(self.open_until, now)
+        self.open_until, self.declined_at, self._last_activity = pause_end, now, now
         self._trip_breaker(_Trip(now, ticket, rate_limited, not retry_after), is_current=is_current)
         return delay
 
@@ -334,7 +339,8 @@ class Throttle:
             self.total_pause, self.pause_count = 0.0, 0
             if trip is not None:
                 self._close_breaker(now, trip)
-        # It started after the declined attempt and before that response arrived, so the limit isn't used up.
+        # The attempt started after the declined one, and before the response to that arrived. So the limit
+        # isn't used up.
         elif trip is not None and ticket > trip.ticket:
             trip.contradicted = True
         self.rate.count_accepted(now)

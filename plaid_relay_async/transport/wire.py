@@ -43,7 +43,7 @@ class Attempt:
         idempotency: of the operation; it decides what a lost response means.
         connect_timeout: seconds to get a connection.
         read_timeout: seconds until the response begins, and between two chunks of it.
-        deadline: the deadline of the attempt, which ends both.
+        deadline: the deadline of the attempt, which limits both.
         max_bytes: the maximum size of a successful response, uncompressed, in bytes. The body of an error may
             have `MAX_SHORT_RESPONSE_BYTES`.
         body_writer: receives the body if it accepts the response; otherwise the body is kept in memory.
@@ -98,8 +98,8 @@ async def send_attempt(exchange: Exchange, attempt: Attempt) -> RawResponse:
             finally:
                 body.raise_cancellation()  # a cancellation that was deferred, whatever the response was
     except BaseException as error:
-        sent = body.sent and not (raw_response is None and body.was_rejected(error))
         # A rejected TLS handshake proves that the server read no request, even if bytes of it were written.
+        sent = body.sent and not (raw_response is None and body.was_rejected(error))
         problem = _error_for_caller(error, attempt.idempotency, sent=sent, proxy=exchange.proxy)
         if raw_response is not None and not complete:
             raw_response.body_error = problem

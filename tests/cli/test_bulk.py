@@ -274,7 +274,7 @@ def test_invalid_rows_of_a_file(plaid, run, tmp_path):
     rows.write_text("secondary_client_id,webhook\na,\nb c,\nd,nowhere\n")
     result = run("bulk", rows, "--report-token", REPORT, "--output", out)
     assert result.status == 2
-    assert f"{rows}:3: secondary_client_id: holds white space" in result.err
+    assert f"{rows}:3: secondary_client_id: contains whitespace" in result.err
     assert f"{rows}:4: webhook: must be an http(s) URL" in result.err
     assert "nothing was sent" in result.err
     assert not plaid.requests
@@ -304,7 +304,7 @@ def test_a_file_that_changes_meanwhile(plaid, start, run, partners):
     result = run("bulk", path, "--report-token", REPORT, "--concurrency", 5)
     thread.join()
     assert result.status == 2
-    assert "white space" in result.err
+    assert "whitespace" in result.err
     assert tokens(result.lines) == ledger(plaid)
 
 
@@ -337,7 +337,7 @@ def test_an_invalid_row_in_a_pipe(plaid, run, stdin):
     stdin("p1\np2\nbad row\np3\n")
     result = run("bulk", "-", "--stream", "--report-token", REPORT)
     assert result.status == 2
-    assert "<stdin>:3: secondary_client_id: holds white space" in result.err
+    assert "<stdin>:3: secondary_client_id: contains whitespace" in result.err
     assert {line["secondary_client_id"] for line in result.lines} == {"p1", "p2"}
     assert tokens(result.lines) == ledger(plaid)
 

@@ -86,7 +86,7 @@ def test_create_does_not_wait_longer_than_its_timeout(plaid, run):
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        (["--report-token", "a b", "--partner", "p"], "--report-token: holds white space"),
+        (["--report-token", "a b", "--partner", "p"], "--report-token: contains whitespace"),
         (["--report-token", "a", "--partner", ""], "--partner: is empty"),
         (["--report-token", "a", "--partner", "p", "--webhook", "x"], "--webhook: must be an http(s) URL"),
         (
@@ -254,10 +254,10 @@ def test_an_interrupted_call_without_a_response(plaid, shared_token, run, signal
 
 
 def test_an_invalid_relay_token(plaid, run):
-    """A relay token with white space is wrong usage, and is not repeated."""
+    """A relay token with whitespace is wrong usage, and is not repeated."""
     result = run("get", "credit relay")
     assert result.status == 2
-    assert "relay_token holds white space" in result.err
+    assert "relay_token contains whitespace" in result.err
     assert "credit relay" not in result.err
 
 

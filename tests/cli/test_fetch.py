@@ -275,7 +275,7 @@ def test_input_formats(name, text, rows):
             "a,b\n",
             "in.csv:1: relay_token: isn't in the header; the header has a, b; the columns are",
         ),
-        ("in.csv", "t1\nt 2\n", "in.csv:2: relay_token: holds white space"),
+        ("in.csv", "t1\nt 2\n", "in.csv:2: relay_token: contains whitespace"),
         ("-", '{"outcome": "created"}\n', "-:1: relay_token: is missing"),
         ("-", '{"relay_token": 7}\n', "-:1: relay_token: must be a string, not int"),
         ("-", "[1]\n", "-:1: must be an object with relay_token, or a relay token as a string"),
@@ -292,7 +292,7 @@ def test_invalid_rows_of_a_file(plaid, run, tmp_path):
     rows, out = tmp_path / "in.txt", tmp_path / "out"
     rows.write_text("credit-relay-sandbox-1\ncredit-relay sandbox-2\n")
     result = run("fetch", rows, "--dir", tmp_path / "reports", "--output", out)
-    assert (result.status, f"{rows}:2: relay_token: holds white space" in result.err) == (2, True)
+    assert (result.status, f"{rows}:2: relay_token: contains whitespace" in result.err) == (2, True)
     assert "credit-relay" not in result.err
     assert not plaid.requests
     assert not out.exists()
@@ -304,7 +304,7 @@ def test_an_invalid_row_in_a_pipe(plaid, run, stdin, tmp_path):
     stdin(f"{token}\na b\n{token}\n")
     result = run("fetch", "-", "--dir", tmp_path)
     assert (result.status, outcomes(result)) == (2, ["fetched"])
-    assert "<stdin>:2: relay_token: holds white space" in result.err
+    assert "<stdin>:2: relay_token: contains whitespace" in result.err
 
 
 # Failures

@@ -139,7 +139,7 @@ def test_list_and_revoke(run, keys_file):
         (["an canary-token"], "name must be 1 to 64"),
         (["ann", "--credentials", "canary_token"], "credentials must be the name of a set"),
         (["ann", "--operation", "/canary-token"], "--operation: must be all, or a path"),
-        (["ann", "--partner", "canary-token x"], "one of the partners holds white space"),
+        (["ann", "--partner", "canary-token x"], "one of the partners contains whitespace"),
         (["ann", "--rate", "canary-token"], "--rate: must be of the form COUNT/SECONDS"),
         (["ann", "--rate", "0/5"], "--rate: must be of the form COUNT/SECONDS"),
         (["ann", "--rate", "5"], "--rate: must be of the form COUNT/SECONDS"),
@@ -304,13 +304,13 @@ def test_missing_sets_of_credentials(run, monkeypatch):
     ("name", "value"), [("PLAID_SECRET_ACME", "canary-token\n"), ("PLAID_CLIENT_ID_ACME", "canary token")]
 )
 def test_invalid_credentials(run, monkeypatch, name, value):
-    """Credentials with white space are reported with their variable, but without their value."""
+    """Credentials with whitespace are reported with their variable, but without their value."""
     monkeypatch.setenv("PLAID_CLIENT_ID_ACME", "acme")
     monkeypatch.setenv("PLAID_SECRET_ACME", "secret")
     monkeypatch.setenv(name, value)
     result = run("gateway")
     assert (result.status, "canary" not in result.err) == (2, True)
-    assert f"{name} holds white space" in result.err
+    assert f"{name} contains whitespace" in result.err
 
 
 def test_an_audit_file_with_open_permissions(run, config_home):

@@ -87,10 +87,18 @@ def test_input_formats(name, text, rows):
         (
             "in.csv",
             'note,secondary_client_id\n"two\nlines",a\n"two\nlines",b c\n',
-            "in.csv:4: secondary_client_id: holds white space or control characters",
+            "in.csv:4: secondary_client_id: contains whitespace or control characters",
         ),
-        ("in.csv", "secondary_client_id,report_token\na,t 1\n", "in.csv:2: report_token: holds white space"),
-        ("in.csv", "secondary_client_id,report_tokens\na,t 1\n", "in.csv:2: report_tokens[0]: holds white"),
+        (
+            "in.csv",
+            "secondary_client_id,report_token\na,t 1\n",
+            "in.csv:2: report_token: contains whitespace",
+        ),
+        (
+            "in.csv",
+            "secondary_client_id,report_tokens\na,t 1\n",
+            "in.csv:2: report_tokens[0]: contains white",
+        ),
         ("in.csv", "secondary_client_id,report_tokens\na,[t\n", "in.csv:2: report_tokens: isn't a JSON list"),
         (
             "in.csv",
@@ -246,7 +254,7 @@ def test_real_tables(text, delimiter, unknown):
         ),
         ("Lenders\nx\n", {"may_have_header": False}, "in.csv:1: secondary_client_id: is a heading"),
         ("partner_id;webhook\n", {}, "in.csv:1: secondary_client_id: isn't in the header"),
-        ("Partner 7\nx\n", {}, "in.csv:1: secondary_client_id: holds white space"),
+        ("Partner 7\nx\n", {}, "in.csv:1: secondary_client_id: contains whitespace"),
         (f"{IDS[0]}\nTOTAL\n", {}, "in.csv:2: secondary_client_id: is a heading, a total"),
         (f'="{IDS[0]}"\n', {}, "in.csv:1: secondary_client_id: begins with =; --allow-odd-ids accepts it"),
         (f"'{IDS[0]}\n", {}, "in.csv:1: secondary_client_id: "),

@@ -99,7 +99,7 @@ def test_a_key_is_found_only_by_itself(names, other):
         ({"operations": ["/credit/relay/"]}, "operations must be paths"),
         ({"partners": ()}, "partners must be a collection"),
         ({"partners": 5}, "partners must be a collection"),
-        ({"partners": ["a b"]}, "one of the partners holds white space"),
+        ({"partners": ["a b"]}, "one of the partners contains whitespace"),
         ({"partners": ["a,b"]}, "one of the partners contains a quote, a comma or a semicolon"),
         ({"partners": [""]}, "one of the partners is empty"),
         ({"rate": 5}, "rate must be a RateLimit"),

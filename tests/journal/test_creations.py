@@ -316,7 +316,7 @@ async def test_a_creation_that_waits_for_admission_is_not_attempted(plaid, repor
 
 
 async def test_the_timeout_includes_waiting_for_credentials(plaid, report, url):
-    """A journal waits for the client id no longer than the call may take, and nothing is sent."""
+    """A journal waits for the client ID no longer than the call may take, and nothing is sent."""
 
     async def never():
         await asyncio.Event().wait()

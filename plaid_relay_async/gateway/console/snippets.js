@@ -4,7 +4,7 @@
 import { looksSecret } from "./checks.js";
 import { bodyOf, valueOf } from "./request-body.js";
 
-const SPLIT = new Set(["tokens", "identifiers"]); // kinds with several values, separated by white space
+const SPLIT = new Set(["tokens", "identifiers"]); // kinds with several values, separated by whitespace
 
 // An environment variable in place of a value.
 class Variable {

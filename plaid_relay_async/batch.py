@@ -885,7 +885,7 @@ class Batch(Generic[S]):
         except BaseException as error:
             if not is_ordinary_error(error):
                 raise
-            self.stop_with_error(error)  # the caller receives the outcome nevertheless
+            self.stop_with_error(error)  # the caller receives the outcome in any case
         else:
             if outcome is not None:
                 call.outcome = evolve(outcome, journalled=recorder.journalled)

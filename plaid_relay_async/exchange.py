@@ -154,6 +154,7 @@ class RequestBody:
     sent: bool = False
     deferred_cancellation: tuple[Any, ...] | None = None
     may_be_rejected: bool = field(default=False, init=False)
+    # The connection on which the body was sent, and the one that was new when it was checked.
     _protocol: Any = field(default=None, init=False, repr=False)
     _new_protocol: Any = field(default=None, init=False, repr=False)
     _iterations: int = field(default=0, init=False, repr=False)

@@ -311,7 +311,8 @@ _decimal_decoder: Final = json.JSONDecoder(parse_float=_parse_decimal, parse_con
 def _parse_json(body: bytes | bytearray | str) -> Any:
     if isinstance(body, str):
         return _decimal_decoder.decode(body)
-    # Most bodies begin with "{" and are UTF-8, so the detection of the encoding is skipped for them.
+    # Most bodies begin with "{" and are UTF-8, so the detection of the encoding is skipped for them. As with
+    # `json.loads`, lone surrogates are accepted.
     is_utf8 = body.startswith(b"{") and not body.startswith(b"{\0")
     return _decimal_decoder.decode(
         body.decode("utf-8" if is_utf8 else json.detect_encoding(body), "surrogatepass")

@@ -269,7 +269,7 @@ def _redact_token(word: re.Match[str]) -> str:
 
 def _error_text(response: RawResponse, attributes: Mapping[str, Any]) -> str:
     if "error_code" not in attributes:
-        return f"the server answered {response.status} without an error code of Plaid's"
+        return f"the server answered {response.status} without a Plaid error code"
     server = "the gateway" if attributes.get("error_type") == "GATEWAY_ERROR" else "Plaid"
     return f"{server} answered {attributes['error_code']}: {attributes.get('error_message') or 'no message'}"
 

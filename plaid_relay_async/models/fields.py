@@ -242,15 +242,15 @@ def nullable_field(*, repr: bool = True) -> Any:  # noqa: A002  # attrs' own nam
 
 
 def unknown_fields() -> Any:
-    """Declare the field that holds Plaid's fields that are unknown to this package."""
+    """Declare the field with those fields of a response that this package doesn't know."""
     # A dict can't be hashed, and the records are hashable.
     return field(factory=dict, repr=False, kw_only=True, hash=False)
 
 
 CLIENT_SIDE = "client side"
-"""Metadata key of a field that is no part of Plaid's JSON."""
+"""Metadata key of a field that isn't part of Plaid's JSON."""
 
 
 def client_side_field() -> Any:
-    """Declare a field that is set by the client, is no part of Plaid's JSON and isn't compared."""
+    """Declare a field that is set by the client, isn't part of Plaid's JSON and isn't compared."""
     return field(default=None, repr=False, eq=False, kw_only=True, metadata={CLIENT_SIDE: True})

@@ -1,4 +1,4 @@
-"""Credentials of an attempt. They are added below the retries, so no layer above ever holds them."""
+"""Credentials of an attempt. They are added below the retries, so no layer above has them."""
 
 from __future__ import annotations
 

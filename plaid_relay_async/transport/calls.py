@@ -280,8 +280,8 @@ class Transport:
 
     @backoff.on_exception(_waits_of_signals, _RetrySignal, jitter=None, logger=None)
     async def _repeat_attempts(self, call: CallState[R], first_signal: list[_RetrySignal]) -> R:
-        # Most calls need one attempt, and would take 5 % longer with backoff, so the first is made without it.
-        # The signal of that attempt is raised here once, and backoff waits before the second attempt.
+        # Most calls need one attempt, and would take 5 % longer with backoff. So the first one is made before
+        # this method. Its signal is raised here once, and backoff applies the wait.
         if first_signal:
             raise first_signal.pop()
         return await self._run_attempt(call)

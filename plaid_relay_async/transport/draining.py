@@ -64,6 +64,7 @@ class Draining(Generic[T]):
         self._seconds = seconds
         self._drains = drains
         self._drain: contextlib.ExitStack | None = None
+        # Whether the drain has ended, and whether the cancellation that ends it hasn't reached the task yet.
         self._expired = self._expiring = False
         self._task: asyncio.Task[Any]
         self._timer: asyncio.TimerHandle | None = None
@@ -95,9 +96,8 @@ class Draining(Generic[T]):
             if self._drain is not None:
                 self._drain.close()
             if task.cancelling() <= cancelling_before:
-                self.deferred_cancellation = (
-                    None  # it was a timeout inside the attempt, such as a middleware's
-                )
+                # It was a timeout inside the attempt, such as a middleware's.
+                self.deferred_cancellation = None
 
     def _wait_on(
         self, awaited: asyncio.Future[Any] | None, error: asyncio.CancelledError | None

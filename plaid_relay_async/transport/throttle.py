@@ -120,7 +120,7 @@ class AdaptiveRate:
 
 @define(eq=False)
 class _Trip:
-    """The declined attempt that opened the circuit breaker.
+    """The opening of the circuit breaker by a declined attempt.
 
     Attributes:
         at: the time of the response.

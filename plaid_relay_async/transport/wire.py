@@ -123,7 +123,7 @@ class _ResponseTooLongError(Exception):
 async def _receive_body(
     response: Response, raw_response: RawResponse, attempt: Attempt, body: RequestBody
 ) -> None:
-    # No local variable holds a bare chunk: a traceback that shows locals would contain it.
+    # Each chunk is hidden, because a traceback that shows local variables would contain it.
     accepted = attempt.body_writer is not None and await attempt.body_writer.start_response(raw_response)
     writer = attempt.body_writer if accepted else None
     limit = (

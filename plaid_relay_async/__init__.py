@@ -6,7 +6,7 @@ See https://plaid.com/docs/api/products/assets/#creditrelaycreate.
 from typing import TYPE_CHECKING, Any
 
 from plaid_relay_async import models
-from plaid_relay_async.batch import AnyJournal, Batch
+from plaid_relay_async.batch import Batch, JournalProtocol
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.codec import from_json, structure, to_json, unstructure
 from plaid_relay_async.config import Credentials, Environment, RetryPolicy, Timeouts, __version__
@@ -76,7 +76,6 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "AnyJournal",
     "AssetReport",
     "AssetReportCreateResponse",
     "AssetReportError",
@@ -104,6 +103,7 @@ __all__ = [
     "ItemPublicTokenExchangeResponse",
     "ItemRemoveResponse",
     "JournalError",
+    "JournalProtocol",
     "LateOutcome",
     "NotSentError",
     "Outcome",

@@ -272,7 +272,7 @@ class CallRecorder(Protocol):
         ...
 
 
-class AnyJournal(Protocol):
+class JournalProtocol(Protocol):
     """A durable record of creations and removals; `plaid_relay_async.journal.Journal` is one."""
 
     async def acquire_recorder(self, request: Any, context: CallContext) -> CallRecorder:
@@ -581,7 +581,7 @@ class Batch(Generic[S]):
         drain_timeout: float,
         drains: DrainTracker | None = None,
         request_from_token: Callable[[Any], Any] | None = None,
-        journal: AnyJournal | None = None,
+        journal: JournalProtocol | None = None,
         context: CallContext = NO_CONTEXT,
         bulk: bool = True,
         on_outcome: Callable[[S | Failed | Unknown], object] | None = None,
@@ -837,7 +837,7 @@ class Batch(Generic[S]):
                 raise
             call.outcome = call.error_outcome(self.operation.unexpected_error(error))
 
-    async def _send_with_journal(self, call: _BatchCall[S], journal: AnyJournal) -> None:
+    async def _send_with_journal(self, call: _BatchCall[S], journal: JournalProtocol) -> None:
         # A lost race means that the journal has news about the pair, so it is looked up again.
         while (recorder := await self._acquire_recorder(call, journal)) is not None:
             call.recorder, call.lost_race = recorder, False
@@ -864,7 +864,7 @@ class Batch(Generic[S]):
         if call.outcome is not None:
             await self._record_outcome(call, recorder)
 
-    async def _acquire_recorder(self, call: _BatchCall[S], journal: AnyJournal) -> CallRecorder | None:
+    async def _acquire_recorder(self, call: _BatchCall[S], journal: JournalProtocol) -> CallRecorder | None:
         try:
             return await journal.acquire_recorder(call.request, self._context)
         except NotSentError as error:  # the source of the credentials, and so of the client ID, failed
@@ -942,7 +942,7 @@ class Batch(Generic[S]):
         counts, not_attempted = self.result.counts, len(self.result.not_attempted)
         done, failed, unknown = counts.total(), counts["failed"], counts["unknown"]
         return Progress(
-            taken=self._requests_read,
+            requests_read=self._requests_read,
             succeeded=done - failed - unknown,
             failed=failed,
             unknown=unknown,

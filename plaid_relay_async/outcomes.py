@@ -110,7 +110,7 @@ class Progress:
     """The progress of a batch.
 
     Attributes:
-        taken: the number of requests that were read from the input.
+        requests_read: the number of requests that were read from the input.
         succeeded: the number of calls that succeeded.
         failed: the number of calls that failed.
         unknown: the number of calls whose outcome is unknown.
@@ -118,7 +118,7 @@ class Progress:
         elapsed: seconds since the start of the batch.
     """
 
-    taken: int
+    requests_read: int
     succeeded: int
     failed: int
     unknown: int

@@ -981,9 +981,9 @@ async def test_callbacks_receive_each_outcome(plaid, client):
         async for outcome in outcomes:
             assert outcome in seen
     assert [p.done for p in progress] == list(range(1, 21))
-    assert all(p.in_flight == p.taken - p.done for p in progress)
+    assert all(p.in_flight == p.requests_read - p.done for p in progress)
     assert (progress[-1].succeeded, progress[-1].failed, progress[-1].unknown) == (20, 0, 0)
-    assert progress[-1].taken == 20
+    assert progress[-1].requests_read == 20
     assert progress[0].elapsed > 0
     assert outcomes.progress.in_flight == 0
 

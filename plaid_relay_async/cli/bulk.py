@@ -212,7 +212,7 @@ class BatchRunner:
 
     async def _write_remaining(self, result: BatchResult[Any]) -> None:
         """Write the rows that were not attempted: those that the batch returned, and those not read yet."""
-        # The batch has taken these requests from the input without sending them.
+        # The batch has read these requests from the input without sending them.
         for request in result.not_attempted:
             await self._write_not_attempted(request)
         # If nothing can be written, there is no reason to wait for the other rows of a pipe.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterable, Callable, Iterable
 
-    from plaid_relay_async.batch import AnyJournal, BatchOperation, Requests, Tokens
+    from plaid_relay_async.batch import BatchOperation, JournalProtocol, Requests, Tokens
     from plaid_relay_async.client.late_outcomes import LateOutcomes
     from plaid_relay_async.models import AssetReportGetResponse, PdfFile, PdfResponse
     from plaid_relay_async.outcomes import (
@@ -62,7 +62,7 @@ class Relay(Namespace):
         secondary_client_id: str,
         *,
         webhook: str | None = None,
-        journal: AnyJournal | None = None,
+        journal: JournalProtocol | None = None,
         retry_unknown: bool | None = None,
         retry_failed: bool | None = None,
         timeout: float | None = None,
@@ -122,7 +122,7 @@ class Relay(Namespace):
         requests: Requests,
         *,
         concurrency: int = 50,
-        journal: AnyJournal | None = None,
+        journal: JournalProtocol | None = None,
         on_outcome: Callable[[Outcome], object] | None = None,
         on_progress: Callable[[Progress], object] | None = None,
         allow_duplicates: bool = False,
@@ -325,7 +325,7 @@ class Relay(Namespace):
         relay_tokens: Tokens[RelayRemoveRequest],
         *,
         concurrency: int = 50,
-        journal: AnyJournal | None = None,
+        journal: JournalProtocol | None = None,
         on_outcome: Callable[[Removed | Failed | Unknown], object] | None = None,
         on_progress: Callable[[Progress], object] | None = None,
         allow_duplicates: bool = False,
@@ -591,7 +591,7 @@ class Relay(Namespace):
         self,
         relay_token: str,
         *,
-        journal: AnyJournal | None = None,
+        journal: JournalProtocol | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[RelayRemoveResponse]:
@@ -621,5 +621,5 @@ class Relay(Namespace):
         return self._transport.call(codec.RELAY_REMOVE, request, timeout=timeout, retry=retry)
 
 
-def _single_call_settings(journal: AnyJournal) -> dict[str, Any]:
+def _single_call_settings(journal: JournalProtocol) -> dict[str, Any]:
     return {"journal": journal, "concurrency": 1, "bulk": False}

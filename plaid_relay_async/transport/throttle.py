@@ -39,7 +39,7 @@ _INCREASE_GROWTH = 1.5
 _MAX_STEPS = 100
 
 # The period is the time over which the rate was measured, up to the minute of Plaid's published limits. A
-# rate of only one or two attempts may be chance, so the period has at most this length for each attempt.
+# rate of only one or two attempts may be chance, so the period has at most this length for each accepted one.
 _MAX_PERIOD = 60.0
 _PERIOD_PER_ATTEMPT = 10.0
 
@@ -107,7 +107,7 @@ class AdaptiveRate:
             declined_at: the time of the 429.
             pause_end: the end of the server's pause; `declined_at` if the server requested none.
         """
-        # Without an accepted attempt nothing is known about the limit: others may have used it up.
+        # Without an accepted attempt nothing is known about the limit: other clients may have used it up.
         if not self._accepted:
             return
         seconds = max(pause_end - self._measured_since, 0.001)

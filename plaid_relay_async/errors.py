@@ -331,11 +331,11 @@ class RateLimitError(PlaidAPIError):
     """A rate limit was exceeded, or an allocation is used up (`CREDITS_EXHAUSTED`).
 
     See https://plaid.com/docs/errors/rate-limit-exceeded/. If `status` is `None`, the client raised it
-    without sending the request: the pause that Plaid requested, or the adaptive rate, would make this call
-    wait longer than its timeout allows.
+    without sending the request: because of the pause that Plaid requested, or the adaptive rate, this call
+    would wait longer than its timeout or `max_pause` allows.
 
     Attributes:
-        retry_after: seconds to wait, if they are known; a call before that will be declined again.
+        retry_after: seconds to wait, if they are known; an earlier call would be declined again.
         exceeds_max_pause: whether the requested pauses are longer than the retry policy's `max_pause`.
     """
 
@@ -346,7 +346,7 @@ class RateLimitError(PlaidAPIError):
 class ReportNotReadyError(PlaidAPIError):
     """The report is still being generated (`PRODUCT_NOT_READY`); it takes seconds to a minute."""
 
-    advice = "Wait for the PRODUCT_READY webhook, or ask again in a few seconds."
+    advice = "Wait for the PRODUCT_READY webhook, or try again in a few seconds."
 
 
 class AssetReportError(PlaidAPIError):

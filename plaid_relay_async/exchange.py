@@ -283,32 +283,32 @@ def _defer_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Gen
 
     Otherwise `post` would close its connection as soon as the cancellation reaches it.
     """
-    # `waited` is what `post` waits for: a future, or None to let other tasks run. It is None while `post`
+    # `awaited` is what `post` waits for: a future, or None to let other tasks run. It is None while `post`
     # runs, because a traceback with locals shows the error of a future, which may quote the request.
-    waited: asyncio.Future[Any] | None = None
+    awaited: asyncio.Future[Any] | None = None
     try:
         while body.deferred_cancellation is None:
-            waited = None
-            waited = work.send(None)
+            awaited = None
+            awaited = work.send(None)
             try:
-                yield waited and ShieldedFuture(waited)
+                yield awaited and ShieldedFuture(awaited)
             except asyncio.CancelledError as error:
                 body.deferred_cancellation = error.args
         # The request is in flight: let `post` process what has arrived before it is cancelled.
         while body.sent and body.may_have_more():
             with contextlib.suppress(asyncio.CancelledError):
                 yield
-            if waited is None or waited.done():
-                waited = None
-                waited = work.send(None)
-        if waited is None or waited.done():
-            waited = None
+            if awaited is None or awaited.done():
+                awaited = None
+                awaited = work.send(None)
+        if awaited is None or awaited.done():
+            awaited = None
             yield work.throw(asyncio.CancelledError(*body.deferred_cancellation))
         # A future is cancelled immediately, so nothing arrives in between; a task may take some iterations.
-        while waited is not None and waited.cancel() and not waited.done():
+        while awaited is not None and awaited.cancel() and not awaited.done():
             with contextlib.suppress(asyncio.CancelledError):
-                yield ShieldedFuture(waited)
-        waited = None
+                yield ShieldedFuture(awaited)
+        awaited = None
         return (yield from work)
     except StopIteration as end:
         return cast("T", end.value)

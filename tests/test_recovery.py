@@ -277,7 +277,7 @@ async def test_a_report_that_is_not_ready_ask_again():
             (await owner.sandbox.create_public_token()).public_token
         )
         created = await owner.asset_report.create([item.access_token], 30)
-        with pytest.raises(ReportNotReadyError, match="ask again in a few seconds"):
+        with pytest.raises(ReportNotReadyError, match="try again in a few seconds"):
             await owner.asset_report.get(created.asset_report_token)
         clock[0] = 6.0
         assert (await owner.asset_report.get(created.asset_report_token)).report

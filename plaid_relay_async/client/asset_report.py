@@ -147,8 +147,8 @@ class AssetReports(Namespace):
     ) -> Call[AssetReportGetResponse]:
         """Wait until a report is generated, and read it; called by the lender.
 
-        It polls after 1, 3, 6 and 10 seconds, and then every 5 seconds, within Plaid's limit of 15 requests a
-        minute for one report. See `get` for Plaid's page and the name in plaid-python.
+        It polls immediately, after 1, 3, 6 and 10 seconds, and then every 5 seconds, within Plaid's limit of
+        15 requests a minute for one report. See `get` for Plaid's page and the name in plaid-python.
 
         Args:
             asset_report_token: the report's token from `create`.

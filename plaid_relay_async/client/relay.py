@@ -479,8 +479,8 @@ class Relay(Namespace):
     ) -> Call[AssetReportGetResponse]:
         """Wait until a shared report is generated, and read it; called by the partner.
 
-        It polls after 1, 3, 6 and 10 seconds, and then every 5 seconds, within Plaid's limit of 15 requests a
-        minute for one report. See `get` for Plaid's page and the name in plaid-python.
+        It polls immediately, after 1, 3, 6 and 10 seconds, and then every 5 seconds, within Plaid's limit of
+        15 requests a minute for one report. See `get` for Plaid's page and the name in plaid-python.
 
         Args:
             relay_token: the relay token from the lender.

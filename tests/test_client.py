@@ -16,7 +16,7 @@ from plaid_relay_async import (
 )
 from plaid_relay_async.simulator import Fault, Simulator
 
-NAMESPACES = (
+OPERATION_GROUPS = (
     client.Relay,
     client.AssetReports,
     client.Sandbox,
@@ -25,8 +25,8 @@ NAMESPACES = (
 )
 OPERATIONS = [
     method
-    for namespace in NAMESPACES
-    for name, method in vars(namespace).items()
+    for group in OPERATION_GROUPS
+    for name, method in vars(group).items()
     if callable(method) and not name.startswith("_")
 ]
 

@@ -146,10 +146,10 @@ def test_limits_md_lists_the_presets():
 
 
 def test_the_changelog_names_every_operation():
-    """The changelog names each method of the client's namespaces."""
+    """The changelog names each method of the client's groups of operations."""
     text = page("CHANGELOG.md")
-    for namespace in (Relay, AssetReports, Sandbox, Items, WebhookVerificationKeys):
-        for name in vars(namespace):
+    for group in (Relay, AssetReports, Sandbox, Items, WebhookVerificationKeys):
+        for name in vars(group):
             assert name.startswith("_") or name in text, name
 
 

@@ -1,4 +1,4 @@
-"""`RelayClient`: a typed method for each of Plaid's operations, in namespaces."""
+"""`RelayClient`: a typed method for each of Plaid's operations, in groups."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from plaid_relay_async import codec
 from plaid_relay_async.client.files import checked_file_path, download_to_file
-from plaid_relay_async.client.operations import Call, Namespace
+from plaid_relay_async.client.operations import Call, OperationGroup
 from plaid_relay_async.client.polling import poll_until_ready
 from plaid_relay_async.errors import strip_traceback
 from plaid_relay_async.models import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from plaid_relay_async.models import AssetReportGetResponse, AssetReportUser, PdfFile, PdfResponse
 
 
-class AssetReports(Namespace):
+class AssetReports(OperationGroup):
     """`client.asset_report`: create, read and remove asset reports."""
 
     @strip_traceback

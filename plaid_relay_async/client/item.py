@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plaid_relay_async import codec, models
-from plaid_relay_async.client.operations import Call, Namespace
+from plaid_relay_async.client.operations import Call, OperationGroup
 from plaid_relay_async.errors import strip_traceback
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from plaid_relay_async.models import ItemPublicTokenExchangeResponse, ItemRemoveResponse
 
 
-class Items(Namespace):
+class Items(OperationGroup):
     """`client.item`: connections to banks."""
 
     @strip_traceback

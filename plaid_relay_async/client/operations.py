@@ -1,4 +1,4 @@
-"""The base class of the client's namespaces, and the type of their calls."""
+"""The base class of the client's groups of operations, and the type of their calls."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The methods of the namespaces are plain functions that return a coroutine. The frame with a token among its
+# The methods of the groups are plain functions that return a coroutine. The frame with a token among its
 # arguments has returned before the request is sent, so no traceback of a failed request contains it.
 Call: TypeAlias = Coroutine[Any, Any, T]
 
 
-class Namespace:
-    """A namespace of operations: methods that create a request record and pass it to the transport."""
+class OperationGroup:
+    """A group of operations, such as `client.relay`; each method passes a request record to the transport."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport

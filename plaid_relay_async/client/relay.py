@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from plaid_relay_async import batch, codec
 from plaid_relay_async.batch import Batch, CallContext
 from plaid_relay_async.client.files import checked_file_path, download_to_file
-from plaid_relay_async.client.operations import Call, Namespace
+from plaid_relay_async.client.operations import Call, OperationGroup
 from plaid_relay_async.client.polling import poll_until_ready
 from plaid_relay_async.config import RetryPolicy, Timeouts, check_count
 from plaid_relay_async.errors import BatchStoppedError, ConfigurationError, strip_traceback
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-class Relay(Namespace):
+class Relay(OperationGroup):
     """`client.relay`: share reports, and read shared reports."""
 
     def __init__(self, transport: Transport, timeouts: Timeouts, late_outcomes: LateOutcomes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plaid_relay_async import codec, models
-from plaid_relay_async.client.operations import Call, Namespace
+from plaid_relay_async.client.operations import Call, OperationGroup
 from plaid_relay_async.errors import strip_traceback
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
 
 
-class Sandbox(Namespace):
+class Sandbox(OperationGroup):
     """`client.sandbox`: test data, in Plaid's sandbox only."""
 
     @strip_traceback

@@ -222,7 +222,7 @@ def assert_invariants(row: FaultRow, operation: str, observed: Observation) -> N
         assert observed.result.sent is not isinstance(observed.result, NotSentError)
 
 
-@pytest.mark.parametrize("name", sampled(ROWS, step=3))
+@pytest.mark.parametrize("name", sampled(ROWS, step=5))
 async def test_each_cell_is_as_written(clean_logs, name):
     """The outcome, the requests and the executions are as written, and no secret shows."""
     row = ROWS[name]

@@ -308,7 +308,9 @@ class Listener(web.Server):
 
     async def _accept_one(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        accepted, _ = await loop.sock_accept(listening)
+        await _wait_for_caller(listening)
+        accepted, _ = listening.accept()
+        accepted.setblocking(False)
         if _has_disconnected(accepted, half_close=self.ssl is not None):
             accepted.close()
             return
@@ -434,6 +436,20 @@ class Listener(web.Server):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._drained.wait()
+
+
+async def _wait_for_caller(listening: socket.socket) -> None:
+    """Wait until a connection can be accepted.
+
+    `loop.sock_accept()` drops a connection and logs an error if it is cancelled in the iteration in which it
+    accepts one.
+    """
+    loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(listening, arrived.set)
+    try:
+        await arrived.wait()
+    finally:
+        loop.remove_reader(listening)
 
 
 def _eviction_order(state: _ConnectionState) -> tuple[_TrustLevel, _Stage, float]:

@@ -479,6 +479,8 @@ async def test_a_process_out_of_descriptors_accepts_later(caplog):
         with caller:
             caller.setblocking(False)
             await setup.call()
+            await wait_until_async(lambda: not len(setup.gateway._listener))
+            await asyncio.sleep(0.1)  # until both ends are closed, so that no lower number becomes free
             free = os.dup(caller.fileno())
             os.close(free)
             resource.setrlimit(resource.RLIMIT_NOFILE, (free, most))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
 import ssl
 import subprocess
 import sys
@@ -538,3 +539,23 @@ async def test_a_call_that_outlasts_the_drain_is_cut_off(upstream, caplog):
             await call
     (line,) = [json.loads(r.getMessage()) for r in caplog.records if r.name.endswith(".audit")]
     assert (line["status"], line["delivered"]) == (None, False)
+
+
+async def test_a_connection_that_arrives_while_the_gateway_closes(upstream, caplog):
+    """A caller that connects in the iteration of the event loop in which the gateway stops causes no error."""
+    record, _ = new_key("one")
+    gateway = Gateway([record], upstream=upstream.url, credentials=SETS)
+    await gateway.start()
+    await asyncio.sleep(0.01)  # it waits for callers
+    host, _, port = gateway.url.removeprefix("http://").partition(":")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop = asyncio.get_running_loop()
+        accepting = list(gateway._listener._accepting.values())
+        loop.add_reader(ours, lambda: [task.cancel() for task in accepting])
+        theirs.send(b"x")
+        with socket.create_connection((host, int(port))):  # the next iteration finds both sockets readable
+            await asyncio.wait(accepting)
+            loop.remove_reader(ours)
+            await gateway.close()
+    assert not [each.getMessage() for each in caplog.records if each.name == "asyncio"]

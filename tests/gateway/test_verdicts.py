@@ -211,7 +211,7 @@ async def run_with_fault(row: FaultRow, short_timeout: str, operation: str) -> t
         return result, EXECUTED.get(operation, lambda _: 0)(chain.plaid)
 
 
-@pytest.mark.parametrize("first", sampled(range(0, len(CASES), CONCURRENCY), step=5))
+@pytest.mark.parametrize("first", sampled(range(0, len(CASES), CONCURRENCY), step=10))
 async def test_a_fault_has_the_direct_result_or_a_weaker_one(clean_logs, first):
     """This holds for each fault, and whether the client or the gateway times out first."""
     async with asyncio.TaskGroup() as group:

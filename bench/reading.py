@@ -130,7 +130,7 @@ def peak(read: Callable[[bytes], Any], body: bytes) -> int:
 
 def print_reader_table(rounds: int) -> None:
     by_name = readers()
-    print("| report | bytes | reader | ms | of bare cattrs | of plaid-python | peak, bodies |")
+    print("| report | bytes | reader | ms | vs. bare cattrs | vs. plaid-python | peak, bodies |")
     print("|---|---:|---|---:|---:|---:|---:|")
     for size, arguments in SIZES.items():
         body = report_bytes(**arguments)

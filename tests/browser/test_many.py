@@ -501,7 +501,7 @@ async def test_unusual_values_in_a_response_have_an_outcome(console):
     failed, created = await download_outcomes(console)
     assert failed["error_code"] == "status 400"
     assert created["relay_token"] == console.plaid.ledger[0]["relay_token"]
-    await page.get_by_role("button", name="List the partners without a token again (1)").click()
+    await page.get_by_role("button", name="Return partners without a token to the list (1)").click()
     relisted = await page.locator("#partners").input_value()
     assert relisted == "secondary_client_id,webhook\na,https://lender.example/\n"
     assert await run_batch(console) == "1 of 1: 1 created, 0 failed, 0 unknown"

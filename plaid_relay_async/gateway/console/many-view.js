@@ -329,7 +329,7 @@ function draw() {
   drawNotice();
   byId("many-relist").hidden = !rowsWithoutToken().length;
   byId("many-relist").textContent =
-    `List the partners without a token again (${rowsWithoutToken().length.toLocaleString("en")})`;
+    `Return partners without a token to the list (${rowsWithoutToken().length.toLocaleString("en")})`;
   drawFilters();
   drawRows();
 }

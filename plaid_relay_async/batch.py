@@ -172,7 +172,7 @@ def _build_removed(*, response: Any, **attributes: Any) -> Removed | Failed:
         return Removed(response=response, **attributes)
     details = {"status": 200, "request_id": response.request_id, "attempts": attributes["attempts"]}
     error = PlaidAPIError("Plaid's response says that the relay token wasn't removed", **details)
-    error.advice = "The token still opens the report: remove it again, or ask Plaid's support."
+    error.advice = "The partner can still read the report: remove the token again, or ask Plaid's support."
     return Failed(error=error, **attributes)
 
 

@@ -79,7 +79,7 @@ class PlaidRelayError(Exception):
 
     sent: bool | None = False
     attempts: int = 0
-    advice: str = "See the class of the error."
+    advice: str = "See the documentation of this error's class."
 
     def __init__(self, message: str, **attributes: Any) -> None:
         super().__init__(message)
@@ -259,7 +259,7 @@ class ResponseDecodeError(PlaidRelayError):
     status: int | None = None
     request_id: str | None = None
     body: Hidden[bytes] | None = None
-    advice = "Please report it to this package, with the JSON path and without the response."
+    advice = "Please report the JSON path, but not the response, to this package's project."
 
 
 class BatchStoppedError(PlaidRelayError):
@@ -277,7 +277,7 @@ class BatchStoppedError(PlaidRelayError):
 class JournalError(PlaidRelayError):
     """The journal can't be opened, read or written, or its lease expired. No unrecorded request was sent."""
 
-    advice = "No unrecorded request was sent. Fix the journal and run again: it resumes where it stopped."
+    advice = "No unrecorded request was sent. Fix the cause and run again: the run resumes where it stopped."
 
 
 class PlaidAPIError(PlaidRelayError):
@@ -307,6 +307,7 @@ class PlaidAPIError(PlaidRelayError):
     suggested_action: str | None = None
     causes: tuple[Any, ...] = ()
     retry_after: float | None = None
+    advice = "See error_code and documentation_url, if the response had them."
 
 
 class InvalidRequestError(PlaidAPIError):
@@ -340,7 +341,7 @@ class RateLimitError(PlaidAPIError):
     """
 
     exceeds_max_pause: bool = False
-    advice = "Wait as long as retry_after says (or a minute) before the next call of this operation."
+    advice = "Wait retry_after seconds, or a minute if it isn't set, before the next call of this operation."
 
 
 class ReportNotReadyError(PlaidAPIError):
@@ -364,7 +365,7 @@ class ItemError(PlaidAPIError):
 class PlaidServerError(PlaidAPIError):
     """Plaid, or an intermediary, has a problem. The operation is idempotent, or it wasn't executed."""
 
-    advice = "Try again later; https://status.plaid.com says when."
+    advice = "Try again later; see https://status.plaid.com."
 
 
 def strip_traceback(function: Callable[P, T]) -> Callable[P, T]:

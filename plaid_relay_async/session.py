@@ -132,7 +132,7 @@ class SessionManager:
                 http to a proxy on another machine.
         """
         if self._state is SessionState.OPEN:
-            raise ClientClosedError("this client is open already: one `async with` is enough")
+            raise ClientClosedError("this client is already open: one `async with` is enough")
         if self._state in {SessionState.CLOSING, SessionState.CLOSED}:
             raise ClientClosedError("this client was closed and can't be opened again: create a new one")
         if self._session is None:

@@ -498,7 +498,7 @@ async def leave_removals(way: str, draw: random.Random, seed: int) -> None:
 
 
 async def test_a_removal_that_plaid_did_not_execute_fails(plaid, client):
-    """A success response that says that nothing was removed is a failure: the token still opens the report."""
+    """A success response that says that nothing was removed is a failure: the partner can still read the report."""
     tokens = await create_tokens(client, plaid, 2)
     plaid.fail(
         Fault(path="/credit/relay/remove", status=200, body={"removed": False, "request_id": "q"}, times=1)
@@ -507,7 +507,7 @@ async def test_a_removal_that_plaid_did_not_execute_fails(plaid, client):
     assert result.counts == {"failed": 1, "removed": 1}
     [failed] = result.failed
     assert (failed.error.request_id, failed.error.attempts, failed.error.sent) == ("q", 1, True)
-    assert "still opens the report" in str(failed.error)
+    assert "can still read the report" in str(failed.error)
 
 
 # ---------------------------------------------------------------------------------------------- memory

@@ -95,7 +95,7 @@ def test_an_error_says_whether_it_was_sent_and_what_to_do(cls):
     """The text of every error has the message, whether the request was sent, and a sentence of advice."""
     error = cls("what happened", sent=None, attempts=3)
     assert str(error).startswith("what happened [perhaps sent, attempts=3] ")
-    assert str(error).endswith((".", "ready.", "says when."))
+    assert str(error).endswith(".")
     assert error.advice in str(error)
     assert cls.__doc__
 

@@ -69,7 +69,7 @@ async def test_a_session_manager_is_closed_once():
 async def test_a_client_is_opened_once(plaid):
     """A second `async with` on an open client is an error."""
     async with RelayClient(OWNER, base_url=plaid.url) as client:
-        with pytest.raises(ClientClosedError, match="open already"):
+        with pytest.raises(ClientClosedError, match="already open"):
             await client.open()
         await create_token(client, plaid)
 

@@ -348,7 +348,7 @@ def fetch(
     folder: Annotated[
         Path,
         Parameter(
-            name="--dir", help="Folder for the reports, one file per report; created if it doesn't exist."
+            name="--dir", help="Directory for the reports, one file per report; created if it doesn't exist."
         ),
     ],
     kind: Annotated[
@@ -500,7 +500,7 @@ def simulate(
 def console(
     *, port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0
 ) -> ExitStatus:
-    """Serve the gateway's page on a local Plaid simulator until interrupted."""
+    """Run the gateway's web console on a local Plaid simulator until interrupted."""
     return signals.run(run_console(port, signals))
 
 

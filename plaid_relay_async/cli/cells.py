@@ -104,11 +104,13 @@ class _LineReader:
         try:
             line = self._text.readline(_MAX_LENGTH)
         except UnicodeDecodeError:
-            raise UnreadableError(f"{number}: isn't {self._encoding}, from here or a later line on") from None
+            raise UnreadableError(f"{number}: this line or a later one isn't {self._encoding}") from None
         if not line:
             raise StopIteration
         if len(line) == _MAX_LENGTH:
-            raise UnreadableError(f"{number}: the line is too long; write one row a line (CSV or JSON Lines)")
+            raise UnreadableError(
+                f"{number}: the line is too long; write one row per line (CSV or JSON Lines)"
+            )
         if number == 1:
             line = line.lstrip("\ufeff")
         if not line.isascii() and (byte := _NOT_DECODED.search(line)):
@@ -126,7 +128,9 @@ class _LineReader:
         for line in self:
             if line.strip(_BLANK):
                 if "\0" in line:
-                    raise UnreadableError(f"{self.number}: isn't text, or UTF-16 without a byte order mark")
+                    raise UnreadableError(
+                        f"{self.number}: is either not text, or UTF-16 without a byte order mark"
+                    )
                 self.put_back(line)
                 return line
         return ""
@@ -418,7 +422,7 @@ def _json_lines(lines: _LineReader, cells_of: Callable[[Any], Cells | str]) -> I
         except json.JSONDecodeError as error:
             yield f"{lines.number}:{error.colno}", f"isn't JSON: {error.msg}"
         except (ValueError, RecursionError) as error:
-            yield lines.number, f"isn't JSON that can be read: {error}"
+            yield lines.number, f"can't be read as JSON: {error}"
         else:
             yield lines.number, cells_of(value)
 
@@ -429,7 +433,7 @@ def _json_document(lines: _LineReader, cells_of: Callable[[Any], Cells | str]) -
     for line in lines:
         text.write(line.replace("\r\n", "\n").replace("\r", "\n"))
         if text.tell() > _MAX_LENGTH:
-            problem = "is too large for JSON that isn't one object a line; convert it to JSON Lines"
+            problem = "is too large for JSON other than JSON Lines; convert it to JSON Lines"
             raise UnreadableError(f"{lines.number}: {problem}")
     # The place of a value is its line, and for a second value on a line also the column. Lines are counted
     # from the previous value on, because counting from the start each time would be quadratic.
@@ -445,7 +449,7 @@ def _json_document(lines: _LineReader, cells_of: Callable[[Any], Cells | str]) -
     except json.JSONDecodeError as error:
         raise UnreadableError(f"{skipped + error.lineno}:{error.colno}: isn't JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
-        raise UnreadableError(f"{number}: isn't JSON that can be read: {error}") from None
+        raise UnreadableError(f"{number}: can't be read as JSON: {error}") from None
 
 
 def _json_values(document: str) -> Iterator[tuple[int, Any]]:

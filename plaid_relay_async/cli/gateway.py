@@ -47,7 +47,7 @@ gateway.command(keys)
 KeysFileOption: TypeAlias = Annotated[
     Path | None,
     Parameter(
-        name="--keys", help="File with the keys. Default: gateway-keys.json in your configuration folder."
+        name="--keys", help="File with the keys. Default: gateway-keys.json in your configuration directory."
     ),
 ]
 OperationsOption: TypeAlias = Annotated[
@@ -66,7 +66,7 @@ def run_gateway(
     *,
     port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0,
     upstream: Annotated[
-        str | None, Parameter(help="Base URL of Plaid, in place of the environment's.")
+        str | None, Parameter(help="Base URL of Plaid, in place of that of --environment.")
     ] = None,
     environment: Annotated[
         Literal["sandbox", "production"], Parameter(help="Plaid environment; PLAID_ENV is ignored.")
@@ -84,10 +84,15 @@ def run_gateway(
     tls_certificate: Annotated[
         Path | None, Parameter(help="PEM file with the certificate and its chain.")
     ] = None,
-    tls_key: Annotated[Path | None, Parameter(help="PEM file with the certificate's key.")] = None,
+    tls_key: Annotated[
+        Path | None, Parameter(help="PEM file with the private key of the certificate.")
+    ] = None,
     plain_http: Annotated[
         bool,
-        Parameter(negative="", help="Allow plain http on other addresses, behind a TLS-terminating proxy."),
+        Parameter(
+            negative="",
+            help="Allow plain http on an address other than loopback, behind a TLS-terminating proxy.",
+        ),
     ] = False,
     operation: OperationsOption = None,
     keys: KeysFileOption = None,
@@ -97,9 +102,7 @@ def run_gateway(
     metrics_port: Annotated[
         int | None, Parameter(help="Port on 127.0.0.1 for Prometheus metrics; 0 picks a free port.")
     ] = None,
-    no_console: Annotated[
-        bool, Parameter(negative="", help="Don't serve the page on which operations can be tried.")
-    ] = False,
+    no_console: Annotated[bool, Parameter(negative="", help="Don't serve the web console.")] = False,
     connections: Annotated[
         int, Parameter(help="Maximum number of concurrent connections from callers.")
     ] = 500,
@@ -258,7 +261,7 @@ def _load_certificate(chain: Path | None, key: Path | None) -> Certificate | Non
     if chain is None and key is None:
         return None
     if chain is None or key is None:
-        raise UsageError("--tls-certificate and --tls-key go together")
+        raise UsageError("--tls-certificate and --tls-key must be used together")
     return Certificate(chain, key)
 
 

@@ -87,7 +87,7 @@ def is_heading(text: str) -> bool:
 def oddity_of(identifier: str) -> str | None:
     """Return why a value is probably not an identifier, or `None`."""
     if contains_token(identifier):
-        return "is a token of Plaid's"
+        return "is one of Plaid's tokens"
     if is_heading(identifier):
         return "is a heading, a total, or a placeholder for a missing value"
     if identifier.startswith(_ODD_PREFIXES):

@@ -300,7 +300,7 @@ class TokensToRevoke:
             # Another process may still create tokens for this run, which would then not be revoked.
             if record.outcome == "in_flight":
                 raise JournalError(
-                    f"the run {run!r} is in progress", advice="Wait until it has ended, or stop it."
+                    f"the run {run!r} is in progress", advice="Wait until it has ended, or end its process."
                 )
             if not record.own:
                 continue

@@ -555,7 +555,7 @@ class Database:
                 raise JournalError(
                     f"{self.path}-wal: this file may still contain the tokens that were deleted or encrypted "
                     "again, because another connection is reading an older state of the journal",
-                    advice="Close that connection, such as a backup or a sqlite3 prompt, and do it again "
+                    advice="Close that connection, such as a backup or a sqlite3 prompt, and repeat the call "
                     "to clear the file.",
                 )
             await asyncio.sleep(_RETRY_DELAY)

@@ -98,7 +98,7 @@ class Row:
         fields = self._error_fields(cls)
         if issubclass(cls, _PERMANENT_ERRORS):
             fields["advice"] = (
-                "Once the reason is fixed, create again with retry_failed=True (--retry-failed)."
+                "Once the cause is fixed, create the token again with retry_failed=True (--retry-failed)."
             )
         return cls(f"recorded as {self.state.value} in the journal", **fields)
 
@@ -110,8 +110,8 @@ class Row:
             else "the process stopped before recording an outcome"
         )
         advice = (
-            "There may be a token that no one holds. Create again with retry_unknown=True (--retry-unknown) "
-            "and accept that there may be two, or ask Plaid's support."
+            "There may be a token that no one holds. Create another with retry_unknown=True "
+            "(--retry-unknown) and accept that there may be two, or ask Plaid's support."
         )
         return OutcomeUnknownError(reason, **self._error_fields(OutcomeUnknownError), advice=advice)
 

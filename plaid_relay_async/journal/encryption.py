@@ -139,7 +139,7 @@ def _parse_key(key: object) -> Fernet:
     # It is raised outside of the handler, so that no traceback leads to the key.
     raise ConfigurationError(
         f"a key of the journal (key= or {_KEY_VARIABLE}) must be 32 random bytes in URL-safe base64, "
-        "such as cryptography's Fernet.generate_key() returns"
+        "as returned by cryptography's Fernet.generate_key()"
     )
 
 

@@ -164,7 +164,9 @@ class Journal:
                 invalid, or the encoding isn't UTF8.
         """
         if self._resources is not None:
-            raise JournalError("the journal is open already")
+            raise JournalError(
+                "the journal is already open", advice="Open a `Journal` once, or create another."
+            )
         try:
             await self._open()
         except BaseException:
@@ -290,7 +292,7 @@ class Journal:
         client_id = await context.get_client_id()
         if client_id is None:
             raise ConfigurationError(
-                "behind a gateway, which has the client ID, a journal needs a namespace=: name the lender"
+                "behind a gateway, which has the client ID, a journal needs namespace=, a name for the lender"
             )
         former = None if context.legacy_host in {None, context.host} else f"{context.legacy_host} {client_id}"
         return f"{context.host} {client_id}", former
@@ -482,7 +484,7 @@ class Journal:
 
 def _check_printable(name: str, value: object) -> None:
     if not isinstance(value, str) or not value.isprintable() or not value:
-        raise ConfigurationError(f"{name} must be a string that isn't empty, of only printable characters")
+        raise ConfigurationError(f"{name} must be a non-empty string of printable characters")
 
 
 def _select_tokens(after: int, connection: Connection) -> Hidden[list[Any]]:

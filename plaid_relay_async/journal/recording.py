@@ -320,7 +320,7 @@ def _decide_on_two_tokens(
     for own in (current.own, former.own):
         if own is not None and own.state is CreationState.CREATED and own.token is not None:
             return ServeRecorded(own)
-    return RejectDuplicate(reason, advice="Remove one of them: the records of the journal's runs have both.")
+    return RejectDuplicate(reason, advice="Remove one of them; `Journal.records()` of the runs returns both.")
 
 
 @define(eq=False, repr=False)
@@ -357,7 +357,7 @@ class _PairRecorder(ABC):
             if isinstance(result, LeaseExpired):
                 raise JournalError(
                     "the journal lease expired: this process or its machine was suspended for too long",
-                    advice="Nothing more was sent. Run it again: the run resumes where it stopped.",
+                    advice="Nothing more was sent. Run again: the run resumes where it stopped.",
                 )
             if not isinstance(result, IntentGranted):
                 raise self.coordinator.lost_race_error()

@@ -24,7 +24,7 @@ SHAPES = st.lists(st.sampled_from(Shape), min_size=1, max_size=300)
         ("-1", "begins with -"),
         *((marked, "begins with") for marked in ("#5f3a", "//5f3a", "<td>5f3a</td>", "*5f3a")),
         ("https://lender.example/relay", "is a URL"),
-        ("credit-relay-production-5f3a9c2e", "is a token"),
+        ("credit-relay-production-5f3a9c2e", "is one of Plaid's tokens"),
         *((number, "is a number") for number in ("5.00E+23", "5,00E+23", "5E+23", "1.5e-7", "12.0", "0,5")),
         *((number, "is a number") for number in ("1.234.567", "1,234,567.00", "1.234")),
         ("a|b", "contains the delimiter |"),

@@ -392,7 +392,7 @@ def test_rotate(plaid, run, partners, journal_path, tmp_path, monkeypatch):
         (
             ("bulk", "PARTNERS", "--report-token", REPORT, "--run", ""),
             2,
-            "run must be a string that isn't empty",
+            "run must be a non-empty string",
         ),
         (("bulk", "PARTNERS", "--report-token", REPORT, "--run", "x", "--lease", "0"), 2, "lease must be"),
         (

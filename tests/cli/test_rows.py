@@ -109,7 +109,7 @@ def test_input_formats(name, text, rows):
         ("in.csv", b"secondary_client_id\na\xff\n", "in.csv:2:2: isn't UTF-8"),
         ("-", '{"secondary_client_id": a}\n', "-:1:25: isn't JSON: "),
         ("-", "{" * 5 + "[" * 100_000, "-:1:2: isn't JSON: "),
-        ("in.json", "[" * 100_000, "in.json:1: isn't JSON that can be read"),
+        ("in.json", "[" * 100_000, "in.json:1: can't be read as JSON"),
         ("-", "[1]\n", "-:1: must be an object with secondary_client_id"),
         ("-", '"a\n', "-:1: isn't CSV: "),
         ("-", '{"secondary_client": "a"}\n', "-:1: unknown column secondary_client; did you"),
@@ -132,7 +132,7 @@ def test_json_continues_after_an_invalid_line():
         (TOKEN, "a", None),
         "x.jsonl:2:2: isn't JSON: Expecting property name enclosed in double quotes",
         (TOKEN, "b", None),
-        "x.jsonl:5: isn't JSON that can be read: a name occurs twice in an object",
+        "x.jsonl:5: can't be read as JSON: a name occurs twice in an object",
     ]
 
 
@@ -225,13 +225,13 @@ def test_real_tables(text, delimiter, unknown):
     ("text", "settings", "problem"),
     [
         (b"Name;secondary_client_id\nB\xe4nk;a\n", {}, "in.csv:2:2: isn't UTF-8; save the file as CSV UTF-8"),
-        (TABLE.encode("utf-16")[:-1], {}, "in.csv:4: isn't UTF-16"),
+        (TABLE.encode("utf-16")[:-1], {}, "in.csv:4: this line or a later one isn't UTF-16"),
         (
             TABLE.encode("utf-16")[:-2] + b"\x00\xd8\x00\x00",
             {},
-            "in.csv:1: isn't UTF-16, from here or a later",
+            "in.csv:1: this line or a later one isn't UTF-16",
         ),
-        (TABLE.encode("utf-16-le"), {}, "in.csv:1: isn't text, or UTF-16 without a byte order mark"),
+        (TABLE.encode("utf-16-le"), {}, "in.csv:1: is either not text, or UTF-16 without a byte order mark"),
         ("sep=:\n" + TABLE, {}, "in.csv:1: sep= isn't followed by a delimiter; use --delimiter"),
         (TABLE, {"delimiter": ","}, "in.csv:1: secondary_client_id: isn't in the header"),
         ('"Name;a\nb\n', {}, "in.csv:1: isn't CSV: "),
@@ -344,7 +344,7 @@ def test_json_documents(name, text):
         ("[", "-:1:2: isn't JSON"),
         (
             '{\n"secondary_client_id": "a",\n"secondary_client_id": "b"}',
-            "-:1: isn't JSON that can be read: a name",
+            "-:1: can't be read as JSON: a name",
         ),
         ('{"secondary_client_id": "a", "secondaryClientId": "b"}', "-:1: secondary_client_id: occurs twice"),
     ],
@@ -407,7 +407,7 @@ def test_documents_that_are_too_large():
             InputTable(large, "-", creation_form(TOKEN).columns, InputFormat()), creation_form(TOKEN)
         )
     ]
-    assert "the line is too long; write one row a line (CSV or JSON Lines)" in problem.text
+    assert "the line is too long; write one row per line (CSV or JSON Lines)" in problem.text
     large = io.BufferedReader(io.BytesIO(b"{\n" + (b" " * 1024 * 1024 + b"\n") * 65))
     (problem,) = [
         row

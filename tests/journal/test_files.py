@@ -70,7 +70,7 @@ async def test_a_reader_that_prevents_truncation_is_reported(path, how):
     with reading(path):
         with pytest.raises(JournalError, match=r"relay\.db-wal: .* may still contain") as caught:
             await change(how, path)
-        assert "do it again" in str(caught.value)
+        assert "repeat the call" in str(caught.value)
         assert remaining(path, tokens)
     assert await change(how, path) == 0
     assert remaining(path, tokens) == []

@@ -27,7 +27,7 @@ async def test_an_expired_lease_run_it_again(plaid, client, report, postgres):
                 async for _ in batch:
                     await postgres.execute("UPDATE relay_holders SET expires_at = 0")
         assert isinstance(caught.value.__cause__, JournalError)
-        assert "Run it again: the run resumes where it stopped" in str(caught.value.__cause__)
+        assert "Run again: the run resumes where it stopped" in str(caught.value.__cause__)
         assert 0 < len(plaid.ledger) < 50
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         result = await client.relay.create_many(creation_requests(report, 50), journal=journal)

@@ -46,7 +46,7 @@ class Environment(enum.StrEnum):
 
 def _validate_header_value(_: object, attribute: Attribute[str], value: object) -> None:
     if not isinstance(value, str) or not value:
-        problem = "must be a string that isn't empty"
+        problem = "must be a non-empty string"
     elif not (value.isascii() and value.isprintable()) or " " in value:
         problem = "contains whitespace or characters that aren't allowed in a header"
     else:

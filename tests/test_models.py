@@ -31,7 +31,7 @@ TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
         (([TOKEN, TOKEN + "2"], "p"), "two asset report tokens"),
         (([TOKEN], ""), "secondary_client_id is empty"),
         (([TOKEN], None), "secondary_client_id must be a string, not NoneType"),
-        (([TOKEN], "p\n"), "secondary_client_id contains whitespace or control characters: strip it"),
+        (([TOKEN], "p\n"), "secondary_client_id contains whitespace or control characters; remove them"),
         (([TOKEN], "p", "ftp://x"), "webhook must be an http(s) URL"),
         (([TOKEN], "p", "https://"), "webhook must be an http(s) URL"),
         (([TOKEN], "p", "https://[x"), "webhook must be an http(s) URL"),

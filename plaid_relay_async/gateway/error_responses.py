@@ -113,7 +113,7 @@ BODY_TOO_LARGE: Final = ErrorReason(
     413,
     "BODY_TOO_LARGE",
     "the body is larger than 1 MiB",
-    "Send a smaller body: Plaid's operations need little.",
+    "Send a smaller body; no operation of Plaid needs as much.",
 )
 BODY_TIMEOUT: Final = ErrorReason(
     408,

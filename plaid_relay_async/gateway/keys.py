@@ -62,7 +62,7 @@ def _string_set(name: str, values: Iterable[str]) -> frozenset[str]:
     # A string is an iterable of its characters, which is never meant.
     strings = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
     if not strings or not all(isinstance(item, str) for item in strings):
-        raise ConfigurationError(f"{name} must be a collection of strings that isn't empty")
+        raise ConfigurationError(f"{name} must be a non-empty collection of strings")
     return frozenset(strings)
 
 

@@ -56,7 +56,7 @@ def check_identifier(name: str, value: object) -> None:
 def _check_no_whitespace(name: str, value: object) -> None:
     check_text(name, value)
     if any(character.isspace() or category(character) in {"Cc", "Cf"} for character in cast("str", value)):
-        raise invalid(name, "contains whitespace or control characters: strip it")
+        raise invalid(name, "contains whitespace or control characters; remove them")
 
 
 def check_text(name: str, value: object) -> None:

@@ -206,7 +206,7 @@ async def test_a_report_that_is_not_ready_can_be_read_later(console):
 
 LOST_RESPONSES = [
     (GET, "No result", "safe to send it again"),
-    (REMOVE, "In doubt", "safe to send it again"),
+    (REMOVE, "Unknown; safe to repeat", "safe to send it again"),
     (REFRESH, "Unknown", "A report may exist"),
 ]
 

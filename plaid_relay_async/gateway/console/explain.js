@@ -228,7 +228,7 @@ const DOUBTS = {
   SAFE: ["in_doubt", "No result", () => ["It is a read, so it is safe to send it again."]],
   IDEMPOTENT: [
     "in_doubt",
-    "In doubt",
+    "Unknown; safe to repeat",
     () => [
       "It may have been removed. It is safe to send it again:",
       "if it was removed, Plaid responds that there is no such token.",

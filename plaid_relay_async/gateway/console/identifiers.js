@@ -49,7 +49,7 @@ export const isHeading = (text) => HEADING.test(normalize(text));
 
 /** Return why a text is probably not an identifier, or null. */
 export function oddityOf(identifier) {
-  if (TOKEN.test(identifier)) return "is one of Plaid’s tokens";
+  if (TOKEN.test(identifier)) return "is one of Plaid's tokens";
   if (isHeading(identifier)) return "is a heading, a total, or a placeholder for a missing value";
   if (/^[=@'+#<*/-]/.test(identifier)) return `begins with ${identifier[0]}`;
   if (NUMBER.test(identifier)) return "is a number as a spreadsheet formats it";

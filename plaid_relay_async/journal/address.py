@@ -40,7 +40,7 @@ _LIBPQ_DSN: Final = re.compile(
     r"(^|\s)(host|hostaddr|port|dbname|user|password|passfile|service|options|connect_timeout|client_encoding"
     r"|(fallback_)?application_name|target_session_attrs|ssl\w+)\s*="
 )
-_SCHEME: Final = re.compile(r"[A-Za-z][\w+.-]+:")  # a single letter is a drive of Windows
+_SCHEME: Final = re.compile(r"[A-Za-z][\w+.-]+:")  # a single letter would be a drive of Windows
 _ADDRESS_FORMS = "the path of a file, sqlite:///FILE or postgresql://USER@HOST:PORT/DATABASE"
 # libpq checks options before it parses the server's address. This one is invalid, so libpq doesn't connect.
 _INVALID_HOSTADDR = "no-address"
@@ -65,17 +65,17 @@ class Address:
 
 
 @strip_traceback
-def parse_address(where: str | os.PathLike[str] | AsyncEngine) -> Address:
+def parse_address(url: str | os.PathLike[str] | AsyncEngine) -> Address:
     """Return the address that a path, a URL or an engine describes.
 
     Raises:
         ConfigurationError: it is invalid or ambiguous.
     """
-    if isinstance(where, AsyncEngine):
-        return _engine_address(where.url)
-    if not isinstance(where, str | os.PathLike):
+    if isinstance(url, AsyncEngine):
+        return _engine_address(url.url)
+    if not isinstance(url, str | os.PathLike):
         raise ConfigurationError(f"a journal needs {_ADDRESS_FORMS}, or an AsyncEngine of SQLAlchemy")
-    text = os.fsdecode(where)
+    text = os.fsdecode(url)
     scheme, separator, rest = text.partition("://")
     if not separator or not scheme.replace("+", "").isalnum():
         _check_path(text)
@@ -110,14 +110,14 @@ def _check_path(text: str) -> None:
         )
 
 
-def _file_address(name: str, wait: float = _BUSY_TIMEOUT) -> Address:
+def _file_address(name: str, busy_timeout: float = _BUSY_TIMEOUT) -> Address:
     if name in {"", ":memory:"}:
         raise ConfigurationError("a journal can't be stored in memory: pass the path of a file")
     try:
         path = os.path.realpath(name)
     except ValueError:  # NUL, or another character that isn't allowed in file names
         raise ConfigurationError("the journal's address isn't a valid path") from None
-    return Address("sqlite", URL.create("sqlite"), Path(path), wait)
+    return Address("sqlite", URL.create("sqlite"), Path(path), busy_timeout)
 
 
 def _sqlite_address(rest: str) -> Address:
@@ -156,12 +156,12 @@ def _engine_address(url: URL) -> Address:
 
 def _parse_busy_timeout(query: Mapping[str, Any]) -> float:
     try:
-        wait = float(query.get("timeout", _BUSY_TIMEOUT))
+        seconds = float(query.get("timeout", _BUSY_TIMEOUT))
     except (TypeError, ValueError):  # TypeError: the option occurs more than once
-        wait = -1.0
-    if not 0 <= wait <= _MAX_BUSY_TIMEOUT:
+        seconds = -1.0
+    if not 0 <= seconds <= _MAX_BUSY_TIMEOUT:
         raise ConfigurationError("timeout in the journal's address must be one number of seconds")
-    return wait
+    return seconds
 
 
 def _parse_url(text: str) -> URL:

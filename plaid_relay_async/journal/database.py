@@ -69,6 +69,7 @@ _CONNECTIONS_PER_JOURNAL = 5
 _SELECT_OPENED_FILE = (
     "SELECT CAST(file AS BLOB), encoding FROM pragma_database_list, pragma_encoding WHERE name = 'main'"
 )
+# A commit is on disk when it returns (2 is FULL), and deleted tokens are overwritten with zeros.
 _PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1}
 
 
@@ -144,6 +145,11 @@ class _ThreadConnection:
 
     An asynchronous driver would switch to a thread for each of its calls, which are about eight in a
     transaction.
+
+    Args:
+        engine: the engine.
+        limit: seconds that a transaction may take, including the wait for earlier ones.
+        path: the file.
     """
 
     def __init__(self, engine: Engine, limit: float, path: Path) -> None:
@@ -159,7 +165,7 @@ class _ThreadConnection:
 
         Raises:
             JournalError: the connection was closed.
-            TimeoutError: it took longer than `limit` seconds.
+            TimeoutError: it took longer than `limit` seconds. The thread may still commit it.
         """
         seconds = self._limit if limit is None else limit
         if self._closed:
@@ -204,6 +210,11 @@ class _TaskConnection:
 
     A transaction that exceeds its time limit, or whose caller is cancelled, is abandoned with its connection,
     because a driver may wait for the server even when it is cancelled.
+
+    Args:
+        engine: the engine.
+        limit: seconds that a transaction may take, including the wait for an earlier one.
+        path: SQLite's file; `None` for PostgreSQL.
     """
 
     def __init__(self, engine: AsyncEngine, limit: float, path: Path | None) -> None:
@@ -405,9 +416,11 @@ class Database:
         self._address = parse_address(url)
         self.kind: Final = self._address.kind
         self.path: Final = self._address.path
-        in_sqlite = self._address.busy_timeout + lease
+        sqlite_seconds = self._address.busy_timeout + lease
         self.attempt_seconds: Final = (
-            in_sqlite if self.kind == "sqlite" else max(lease / _ATTEMPTS_PER_LEASE, _MIN_ATTEMPT_SECONDS)
+            sqlite_seconds
+            if self.kind == "sqlite"
+            else max(lease / _ATTEMPTS_PER_LEASE, _MIN_ATTEMPT_SECONDS)
         )
         if self._caller_engine is not None:
             _check_pool(self._caller_engine.pool)
@@ -458,13 +471,11 @@ class Database:
         }
         query = self._address.url.query
         chosen = {name: query.get(name, value) for name, value in settings.items()}
-        return {
-            **chosen,
-            "client_encoding": "utf8",
-        }  # PGCLIENTENCODING may be one that can't transport any text
+        # PGCLIENTENCODING may name an encoding that lacks some characters.
+        return {**chosen, "client_encoding": "utf8"}
 
     async def check_encoding(self, connection: JournalConnection) -> None:
-        """Check that any text can be stored. Otherwise one text would fail all commands of its group.
+        """Check that every text can be stored. Otherwise one text would fail all commands of its group.
 
         Raises:
             ConfigurationError: the database, or the caller's connections to it, aren't in UTF8.
@@ -493,7 +504,7 @@ class Database:
         return self._connections[-1]
 
     async def close(self) -> None:
-        """Close all connections, each within `limit`. It may be cancelled, and called again."""
+        """Close all connections, each within `attempt_seconds`. It may be cancelled, and called again."""
         await asyncio.gather(*(connection.close() for connection in self._connections))
         engine = self._engine
         if isinstance(engine, Engine):

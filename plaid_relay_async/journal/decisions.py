@@ -20,9 +20,9 @@ from plaid_relay_async.errors import (
 )
 from plaid_relay_async.journal.schema import CreationState
 
-# States after which no attempt of the row can have left a token.
+# States in which no attempt of the row can have created a token.
 STARTABLE: Final = (CreationState.ACCEPTED, CreationState.FAILED, CreationState.HELD_ELSEWHERE)
-# States after which an attempt of the row may have created a token that isn't recorded.
+# States in which an attempt of the row may have created a token that isn't recorded.
 IN_DOUBT: Final = (CreationState.INTENT, CreationState.UNKNOWN)
 # States in which a recorded token may be valid.
 ISSUED: Final = (CreationState.CREATED, CreationState.REMOVING)
@@ -43,8 +43,8 @@ class Row:
         pair: the digest of report and partner.
         partner: the partner's id at Plaid, the secondary client ID.
         state: the state of the creation.
-        current: whether it is the run's latest row for its pair; each run has one.
-        claim: whether it holds its pair; one row of all runs does.
+        current: whether it is the run's latest row for its pair; a run has at most one for each pair.
+        claim: whether it holds its pair; at most one row does, over all runs.
         holder_id: the worker that wrote it last.
         begun_at: when its latest intent was recorded, in seconds since 1970, by the database's clock.
         ended_at: when its outcome was recorded.
@@ -79,7 +79,7 @@ class Row:
 
     @property
     def startable(self) -> bool:
-        """Whether an attempt may start in this row, because no earlier attempt can have left a token."""
+        """Whether an attempt may start in this row, because no earlier attempt can have created a token."""
         return self.state in STARTABLE
 
     @property
@@ -164,7 +164,7 @@ class RejectDuplicate:
     """The pair has a token that can't be returned, and must not get a second one.
 
     Attributes:
-        reason: what is known of that token.
+        reason: why that token isn't returned.
         advice: what the caller can do.
     """
 
@@ -212,16 +212,18 @@ def decide(
         holding: the row, of any run, that holds the pair.
         policy: the caller's settings.
         in_progress: whether a live worker is creating or removing a token in one of these rows.
-        maybe_in_flight: whether a request of a dead worker may still be in flight for one of these rows.
+        maybe_in_flight: whether a request of a worker with an expired lease may still be in flight for one
+            of these rows.
     """
-    # The row needn't hold the pair: its token may have arrived late, after another run had taken the pair.
+    # This row needn't hold the pair: its token may have arrived late, after another run had taken the pair.
     if own is not None and own.token is not None and own.state is CreationState.CREATED:
         return ServeRecorded(own)
     if in_progress:
         return WaitForOther()
     if holding is not None and holding.issued and not _may_issue_second_token(own, holding, policy):
         return _decide_on_token(own, holding, policy)
-    # A doubt of either run counts: both attempts may have created a token.
+    # A doubt of either run counts: both attempts may have created a token. Without `retry_unknown`, the doubt
+    # is the outcome. With it, a new attempt waits until the request in doubt can't be in flight any more.
     doubt = next((row for row in (holding, own) if row is not None and row.in_doubt), None)
     if doubt is not None and (maybe_in_flight or not policy.retry_unknown):
         return WaitForOther() if policy.retry_unknown else ServeRecorded(doubt)
@@ -235,26 +237,28 @@ def decide(
     return _start_attempt(own, holding)
 
 
-def _may_issue_second_token(own: Row | None, token: Row, policy: PairPolicy) -> bool:
+def _may_issue_second_token(own: Row | None, holding: Row, policy: PairPolicy) -> bool:
     """Return whether a run without a token may create one beside the token of another run."""
     has_token = own is not None and own.issued
-    return token.run_id != policy.run_id and policy.on_existing == "create" and not has_token
+    return holding.run_id != policy.run_id and policy.on_existing == "create" and not has_token
 
 
-def _decide_on_token(own: Row | None, token: Row, policy: PairPolicy) -> ServeRecorded | RejectDuplicate:
-    if token.run_id != policy.run_id:
+def _decide_on_token(own: Row | None, holding: Row, policy: PairPolicy) -> ServeRecorded | RejectDuplicate:
+    token_row = holding
+    if holding.run_id != policy.run_id:
         if policy.on_existing == "refuse":
             return RejectDuplicate("this pair has a relay token from another run")
         if policy.on_existing == "create" and own is not None:
-            token = own  # the run's own token can't be returned, but it counts
-    if token.state is CreationState.REMOVING:
+            # The run has its own token, which was forgotten or is being removed: the rejection describes it.
+            token_row = own
+    if token_row.state is CreationState.REMOVING:
         return RejectDuplicate(
             "a removal of this pair's relay token has an unknown outcome: the token may still be valid",
             advice="Remove it again, which is safe; after that, a new one can be created.",
         )
-    if token.token is None:
+    if token_row.token is None:
         return RejectDuplicate("this pair has a relay token that was forgotten: the journal can't return it")
-    return ServeRecorded(token)
+    return ServeRecorded(token_row)
 
 
 def _may_retry(failed: Row, policy: PairPolicy) -> bool:

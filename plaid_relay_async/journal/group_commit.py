@@ -45,14 +45,14 @@ class GroupExecutor(Generic[T, R]):
 
     def submit(self, item: T) -> asyncio.Future[R]:
         """Add an item, and return a future of its result, which fails with the error of the item's group."""
-        done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         if self._make_stop_error is not None:
-            _set_exception(done, self._make_stop_error())
-            return done
-        self._pending.append((item, done))
+            _set_exception(future, self._make_stop_error())
+            return future
+        self._pending.append((item, future))
         if self._task is None:
             self._start_task()
-        return done
+        return future
 
     @property
     def idle(self) -> bool:
@@ -87,8 +87,8 @@ class GroupExecutor(Generic[T, R]):
             self._pending = [each for each in self._pending if not each[1].done()]
         if self._make_stop_error is not None:
             pending, self._pending = self._pending, []
-            for _, done in pending:
-                _set_exception(done, self._make_stop_error())
+            for _, future in pending:
+                _set_exception(future, self._make_stop_error())
         elif self._pending:
             self._start_task()
 
@@ -115,18 +115,18 @@ class GroupExecutor(Generic[T, R]):
     async def _run_group(self, group: _Group[T, R]) -> None:
         try:
             results = await self._process([item for item, _ in group])
-        except Exception as error:  # noqa: BLE001  # it is set on the future of each item
+        except Exception as error:  # noqa: BLE001  # each item's future gets it
             self._failing = True
-            for _, done in group:
-                _set_exception(done, error)
+            for _, future in group:
+                _set_exception(future, error)
             return
         self._failing = False
-        for (_, done), result in zip(group, results, strict=True):
-            if not done.done():
-                done.set_result(result)
+        for (_, future), result in zip(group, results, strict=True):
+            if not future.done():
+                future.set_result(result)
 
 
-def _set_exception(done: asyncio.Future[R], error: Exception) -> None:
-    if not done.done():
-        done.set_exception(error)
-        done.exception()  # so that asyncio doesn't report it if no caller waits
+def _set_exception(future: asyncio.Future[R], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # so that asyncio doesn't report it if no caller waits

@@ -105,9 +105,11 @@ class Journal:
             `"refuse"` fails, `"create"` creates another one.
         retry_unknown: create again if the outcome of an earlier attempt is unknown. The pair may then have
             two tokens.
-        retry_failed: create again if Plaid rejected the request, once the reason is fixed. Other failures are
-            retried in any case.
-        lease: seconds without a heartbeat after which other processes consider this one dead; for PostgreSQL.
+        retry_failed: create again if Plaid rejected the request; use it once the reason is fixed. Other
+            failures are retried in any case.
+        lease: on PostgreSQL, seconds without a heartbeat after which other processes consider this one dead.
+            On both databases it also bounds how long a write may take, and how long `close` waits for calls
+            in flight.
 
     Raises:
         ConfigurationError: an argument or PLAID_RELAY_KEY is invalid, or the address is ambiguous.
@@ -164,9 +166,7 @@ class Journal:
                 invalid, or the encoding isn't UTF8.
         """
         if self._resources is not None:
-            raise JournalError(
-                "the journal is already open", advice="Open a `Journal` once, or create another."
-            )
+            raise JournalError("the journal is already open")
         try:
             await self._open()
         except BaseException:
@@ -214,8 +214,9 @@ class Journal:
     async def close(self) -> None:
         """Drain, write what is pending, and close the journal; `async with` does it.
 
-        No further request is sent. The journal waits for calls in flight for as long as the lease; an outcome
-        that arrives later has `journalled=False`. A cancellation is raised once the journal is closed.
+        No further request is sent. The journal waits for calls in flight for as long as the lease, or the
+        time limit of a write if that is longer; an outcome that arrives later has `journalled=False`. A
+        cancellation is raised once the journal is closed.
         Closing it more than once is harmless.
         """
         if self._resources is not None and self._resources.close_deadline is None:
@@ -279,11 +280,11 @@ class Journal:
         coordinator = await self._get_coordinator(context)
         if isinstance(request, RelayRemoveRequest):
             return await coordinator.acquire_removal(request)
-        namespace, former = await self._resolve_namespaces(context)
+        namespace, former_namespace = await self._resolve_namespaces(context)
         policy = coordinator.policy.with_overrides(
             retry_unknown=context.retry_unknown, retry_failed=context.retry_failed
         )
-        return await coordinator.acquire_creation(request, policy, namespace, former)
+        return await coordinator.acquire_creation(request, policy, namespace, former_namespace)
 
     async def _resolve_namespaces(self, context: CallContext) -> tuple[str, str | None]:
         """Return the namespace, and the one that earlier releases used if it was different."""
@@ -294,8 +295,10 @@ class Journal:
             raise ConfigurationError(
                 "behind a gateway, which has the client ID, a journal needs namespace=, a name for the lender"
             )
-        former = None if context.legacy_host in {None, context.host} else f"{context.legacy_host} {client_id}"
-        return f"{context.host} {client_id}", former
+        former_namespace = (
+            None if context.legacy_host in {None, context.host} else f"{context.legacy_host} {client_id}"
+        )
+        return f"{context.host} {client_id}", former_namespace
 
     async def _get_coordinator(self, context: CallContext) -> CallCoordinator:
         seconds = (
@@ -372,7 +375,7 @@ class Journal:
     async def records(
         self, run: str, *, outcomes: Collection[str] = (), partner: str | None = None
     ) -> AsyncIterator[Record]:
-        """Yield the records of a run, in the order in which its creations were accepted.
+        """Yield the records of a run; those of each process are in the order in which it accepted them.
 
         Args:
             run: the run name.

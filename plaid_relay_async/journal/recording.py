@@ -52,7 +52,7 @@ from plaid_relay_async.outcomes import Created, Failed, Outcome, Removed, Unknow
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-E = TypeVar("E", bound="_PairRecorder")
+RecorderT = TypeVar("RecorderT", bound="_PairRecorder")
 _logger = logging.getLogger("plaid_relay_async.journal")
 _POLL_SECONDS = (0.02, 1.0)  # the first and the longest pause between two look-ups
 _ASSUME_NEW_AFTER = 100  # new pairs in a row
@@ -79,7 +79,7 @@ class CallCoordinator:
     _consecutive_new: int = field(default=0, init=False)
 
     async def acquire_creation(
-        self, request: RelayCreateRequest, policy: PairPolicy, namespace: str, former: str | None
+        self, request: RelayCreateRequest, policy: PairPolicy, namespace: str, former_namespace: str | None
     ) -> CreationRecorder:
         """Wait until no other call is in progress for the pair, and return a recorder that holds the pair.
 
@@ -87,7 +87,8 @@ class CallCoordinator:
             request: the creation.
             policy: the settings for this call.
             namespace: the namespace of its pair.
-            former: the namespace in which earlier releases recorded the pair, if it was a different one.
+            former_namespace: the namespace in which earlier releases recorded the pair, if it was a different
+                one.
 
         Raises:
             JournalError: the journal can't be read or written.
@@ -95,7 +96,9 @@ class CallCoordinator:
         partner = request.secondary_client_id
         pair = self.digests.pair_digest(namespace, request.report_tokens, partner)
         former_pair = (
-            None if former is None else self.digests.pair_digest(former, request.report_tokens, partner)
+            None
+            if former_namespace is None
+            else self.digests.pair_digest(former_namespace, request.report_tokens, partner)
         )
         return await self._acquire_pair(
             pair, lambda: self._create_creation_recorder(request, policy, pair, former_pair)
@@ -117,7 +120,9 @@ class CallCoordinator:
             return NullRecorder()
         return await self._acquire_pair(row.pair, lambda: self._create_removal_recorder(request, digest))
 
-    async def _acquire_pair(self, pair: str, create_recorder: Callable[[], Awaitable[E | None]]) -> E:
+    async def _acquire_pair(
+        self, pair: str, create_recorder: Callable[[], Awaitable[RecorderT | None]]
+    ) -> RecorderT:
         pause, longest = _POLL_SECONDS
         while True:
             await self._hold_pair(pair)
@@ -129,7 +134,8 @@ class CallCoordinator:
                 raise
             if recorder is not None:
                 return recorder
-            # Another process has the pair. Only polling shows when it ends, or dies.
+            # Another process has the pair, and only polling shows when it ends or dies; or the pair was
+            # renamed.
             self.release_pair(pair)
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
@@ -160,8 +166,8 @@ class CallCoordinator:
         """Keep the event loop running until the outcome of each call in flight is recorded.
 
         `asyncio.run` cancels all tasks at its end and waits for them, but not for tasks that they start then.
-        This task ignores its cancellation. It ends all the same: it waits for calls that are cancelled as
-        well, and for writes that are bounded in time.
+        This task ignores its cancellation. It still ends, because the calls that it waits for are cancelled
+        as well, and the writes have a time limit.
         """
         while self._in_flight or not self.writer.idle:
             with contextlib.suppress(asyncio.CancelledError):
@@ -190,6 +196,7 @@ class CallCoordinator:
     async def _create_creation_recorder(
         self, request: RelayCreateRequest, policy: PairPolicy, pair: str, former_pair: str | None
     ) -> CreationRecorder | None:
+        """Return a recorder, or `None` if the pair must be looked up again later."""
         lookup = await (
             self._look_up_or_assume_new(pair) if former_pair is None else self.writer.look_up_pair(pair)
         )
@@ -202,10 +209,10 @@ class CallCoordinator:
         )
         if former_pair is not None:
             # An earlier release may have recorded the pair under the host as it was typed.
-            former = await self.writer.look_up_pair(former_pair)
-            if _both_have_tokens(lookup, former):
-                decision = _decide_on_two_tokens(lookup, former, request.secondary_client_id)
-            elif former.own is not None or former.holding is not None:
+            former_lookup = await self.writer.look_up_pair(former_pair)
+            if _both_have_tokens(lookup, former_lookup):
+                decision = _decide_on_two_tokens(lookup, former_lookup, request.secondary_client_id)
+            elif former_lookup.own is not None or former_lookup.holding is not None:
                 await self.writer.submit(RenamePair(former_pair, pair))
                 return None  # the next look-up finds the renamed rows
         if isinstance(decision, WaitForOther):
@@ -213,7 +220,7 @@ class CallCoordinator:
         if isinstance(decision, decisions.StartAttempt):
             values = self.writer.row_values(pair, request.secondary_client_id, decision.row)
             accept = accepted_command(values)
-            # The call doesn't wait for this write: it lists the pair as not attempted until its intent
+            # The call doesn't wait for this write, which lists the pair as not attempted until the intent
             # replaces it.
             accept_write = self.writer.submit(accept) if decision.row is None else None
             doubt = next((row.doubt_error() for row in decision.retire if row.in_doubt), None)
@@ -262,7 +269,7 @@ class CallCoordinator:
             await self.writer.submit(outcome_command(own.id, CreationState.HELD_ELSEWHERE))
 
     def _recorded_outcome(self, request: RelayCreateRequest, row: Row) -> Outcome:
-        facts: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "request": request,
             "attempts": 0,
             "elapsed": 0.0,
@@ -270,16 +277,16 @@ class CallCoordinator:
             "journalled": True,
         }
         if row.token is not None:
-            return Created(relay_token=self.keyring.decrypt(row.token), **facts)
+            return Created(relay_token=self.keyring.decrypt(row.token), **fields)
         if row.state is CreationState.FAILED:
-            return Failed(error=row.recorded_error(), **facts)
-        return Unknown(error=row.doubt_error(), **facts)
+            return Failed(error=row.recorded_error(), **fields)
+        return Unknown(error=row.doubt_error(), **fields)
 
     async def _reject_duplicate(
         self, request: RelayCreateRequest, pair: str, own: Row | None, decision: RejectDuplicate
     ) -> Failed:
         error = DuplicateRequestError(decision.reason, advice=decision.advice)
-        # A row that says more, such as a removed token, isn't overwritten by the rejection.
+        # The rejection doesn't overwrite a row with more information, such as that its token was removed.
         journalled = own is None or own.startable
         if journalled:
             values = self.writer.row_values(pair, request.secondary_client_id, own)
@@ -295,13 +302,14 @@ class CallCoordinator:
     async def _create_removal_recorder(
         self, request: RelayRemoveRequest, digest: str
     ) -> RemovalRecorder | None:
+        """Return a recorder, or `None` if the token must be looked up again later."""
         lookup = await self.writer.look_up_token(digest)
         if lookup.in_progress or lookup.own is None:
             return None
         if lookup.own.state is not CreationState.REMOVED:
             return RemovalRecorder(self, lookup.own.pair, RecordRemovalIntent(lookup.own))
-        facts: dict[str, Any] = {"attempts": 0, "elapsed": 0.0, "request_id": None, "journalled": True}
-        outcome = Removed(request=request, response=RelayRemoveResponse.already_removed(), **facts)
+        fields: dict[str, Any] = {"attempts": 0, "elapsed": 0.0, "request_id": None, "journalled": True}
+        outcome = Removed(request=request, response=RelayRemoveResponse.already_removed(), **fields)
         return RemovalRecorder(self, lookup.own.pair, RecordRemovalIntent(lookup.own), outcome)
 
 
@@ -422,17 +430,17 @@ class CreationRecorder(_PairRecorder):
         await self._record_intent(self.intent)
 
     def record_outcome(self, outcome: Outcome | None) -> Awaitable[object]:
-        """Record the outcome, or with `None` that the request is not attempted; durable once awaited."""
+        """Record the outcome, durable once awaited; `None` means that the request is not attempted."""
         if outcome is None:
             return self._record_not_attempted()
-        facts: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
+        columns: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
         if isinstance(outcome, Created):
             state = CreationState.CREATED
-            facts["token"] = Hidden(outcome.relay_token)
+            columns["token"] = Hidden(outcome.relay_token)
         else:
             state = CreationState.FAILED if isinstance(outcome, Failed) else CreationState.UNKNOWN
-            facts |= error_columns(outcome.error)
-        return self._submit_outcome(self._outcome_command(state, **facts))
+            columns |= error_columns(outcome.error)
+        return self._submit_outcome(self._outcome_command(state, **columns))
 
     async def _record_not_attempted(self) -> None:
         """Return once the creation is recorded as accepted.
@@ -448,9 +456,9 @@ class CreationRecorder(_PairRecorder):
         if self.accept_write is not None:
             await self.accept_write
 
-    def _outcome_command(self, state: CreationState, **facts: Any) -> RecordOutcome:
+    def _outcome_command(self, state: CreationState, **columns: Any) -> RecordOutcome:
         assert self.intent is not None  # noqa: S101
-        return outcome_command(self.intent.values["id"], state, **facts)
+        return outcome_command(self.intent.values["id"], state, **columns)
 
     def _undo_command(self) -> RecordOutcome:
         if self.earlier_in_doubt_error is None:

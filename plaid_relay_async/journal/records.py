@@ -31,13 +31,13 @@ class Record:
 
     Attributes:
         outcome: `created`, `failed`, `unknown` or `removed`; `not_attempted` if no request was sent, and
-            `in_flight` while a process is creating.
+            `in_flight` while an attempt of a live process may be in flight.
         secondary_client_id: the partner.
         relay_token: the token, a bearer secret; `None` if there is none, or it was removed or forgotten.
         request_id: Plaid's request ID, if a response had one.
         error_code: Plaid's error_code, or the name of the error's class.
         attempts: the number of HTTP requests.
-        own: whether this run created it; otherwise the outcome is another run's.
+        own: whether the outcome is this run's; false if another run holds the pair.
     """
 
     outcome: str
@@ -59,8 +59,8 @@ class RunStatus:
         last_at: when the last outcome was recorded; `None` if none was.
         counts: the number of records by outcome; see `Record`.
         error_codes: the number of failed and unknown records by error code.
-        rate: outcomes per second, from the first attempt to the last outcome, including the time between
-            processes.
+        rate: outcomes per second, from the first attempt to the last outcome, including pauses between two
+            processes; 0 if that isn't known.
     """
 
     name: str
@@ -71,7 +71,7 @@ class RunStatus:
     rate: float
 
 
-# A creation that another run holds has the outcome of that run's row.
+# A row whose pair another run holds shows the outcome of the row that holds the pair.
 _holding = entries.alias("holding")
 _entries_with_holding = entries.outerjoin(
     _holding,
@@ -101,8 +101,8 @@ def read_page(
         partner: read only rows of this partner, or of all if it is `None`.
 
     Returns:
-        Up to `PAGE` rows. Each has the row with its outcome, which may be another run's, and whether the
-        worker of that row is alive.
+        Up to `PAGE` items: a row of the run, the row that has its outcome (the same row, or that of the run
+        that holds the pair), and whether the worker of the second row is alive.
     """
     query = (
         select(entries, *(column.label(f"holding_{column.name}") for column in _holding.c))

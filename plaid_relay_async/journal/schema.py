@@ -1,8 +1,8 @@
 """The journal's tables, and migrations from older versions of them.
 
 The stored names are older than the names in the code, and stay, so that existing journals can be opened: the
-table `relay_holders` has the workers, the column `holder_id` refers to a worker, and `claim` marks the row
-that holds a pair.
+table `relay_entries` has the creations, and `relay_holders` has the workers. The column `holder_id` refers to
+a worker, `claim` marks the row that holds a pair, and `begun_at` is the time of the latest intent.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _compile_now(_element: object, _compiler: object, **_: Any) -> str:
 
 @compiles(now, "sqlite")
 def _compile_now_in_sqlite(_element: object, _compiler: object, **_: Any) -> str:
-    return "((julianday('now') - 2440587.5) * 86400.0)"
+    return "((julianday('now') - 2440587.5) * 86400.0)"  # the Julian day of 1970-01-01, and seconds per day
 
 
 metadata: Final = MetaData()
@@ -90,8 +90,7 @@ runs: Final = Table(
     Column("started_at", Float, nullable=False),
 )
 
-# Each opening of the journal that writes is a new worker. Its id is a fencing token, which is never used
-# again.
+# Each opening of the journal that writes is a new worker. Its id is a fencing token, and is never reused.
 workers: Final = Table(
     "relay_holders",
     metadata,
@@ -133,8 +132,8 @@ def _partial_index(name: str, *columns: Column[Any], where: Any, unique: bool) -
 
 
 # The conditions are written exactly as in the queries. Otherwise SQLite doesn't use the indexes. The unique
-# ones are the guarantee between processes: one row of all runs holds a pair, and one row of each run is
-# current for a pair.
+# indexes are the guarantee between processes: at most one row, over all runs, holds a pair, and each run has
+# at most one current row for a pair.
 _partial_index("relay_entries_claim", entries.c.pair, where=entries.c.claim == true(), unique=True)
 _partial_index(
     "relay_entries_current", entries.c.run_id, entries.c.pair, where=entries.c.current == true(), unique=True

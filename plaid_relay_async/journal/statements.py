@@ -63,7 +63,10 @@ def rows_parameter(values: Sequence[Any]) -> dict[str, str]:
 
 
 class Statements:
-    """The statements for one kind of database; `statements_for` returns the same object for each journal.
+    """The statements for one kind of database; `statements_for` caches one object for each kind.
+
+    Args:
+        kind: "sqlite" or "postgresql".
 
     Attributes:
         insert_accepted: inserts accepted rows, except for pairs of which the run has a current row.
@@ -72,7 +75,8 @@ class Statements:
         update_outcomes: records the outcomes of rows of the same worker, or of startable rows.
         update_removal_intent: records the intent to remove one row's token, if the row is unchanged.
         update_removal_outcomes: records the outcomes of removals by the same worker.
-        reassign_holding: two statements that let the right row hold each pair of the given rows.
+        reassign_holding: two statements for the pairs of the given rows. A row that must not hold its pair
+            any more releases it, and the best other row of an unheld pair then holds it.
         select_superseded: selects the rows of a run whose token was forgotten while their pair has another
             one.
         retire_row: takes the pair from one row if the row is unchanged; a row of the run isn't current
@@ -172,8 +176,8 @@ class Statements:
         names = ("state", *_OUTCOME_COLUMNS)
         source = self._input_rows(entries.c.id, entries.c.holder_id, *(entries.c[name] for name in names))
         # The fencing check: an outcome that is written late, or a second time, must not change a row that
-        # another worker has used meanwhile. A startable row has no outcome to lose, except to "not
-        # attempted".
+        # another worker has used meanwhile. A startable row has no token and no doubt that a late outcome
+        # could overwrite. Only an undone intent, which writes "accepted", must not overwrite its failure.
         is_own = and_(entries.c.holder_id == source.c.holder_id, entries.c.state.in_(IN_DOUBT))
         is_startable = and_(entries.c.state.in_(STARTABLE), source.c.state != CreationState.ACCEPTED)
         values = {name: source.c[name] for name in names}
@@ -211,16 +215,17 @@ class Statements:
     def _unsettled_pairs(self) -> Any:
         """Return a query of the pairs of the given rows whose holding row may have to change."""
         source = self._input_rows(entries.c.id)
-        given = entries.alias("given")
+        row = entries.alias("row")
         # A token that can be returned keeps its pair.
         is_settled = and_(
-            given.c.state == CreationState.CREATED, given.c.claim == true(), given.c.token.is_not(None)
+            row.c.state == CreationState.CREATED, row.c.claim == true(), row.c.token.is_not(None)
         )
-        return select(given.c.pair).where(given.c.id.in_(select(source.c.id)), not_(is_settled)).distinct()
+        return select(row.c.pair).where(row.c.id.in_(select(source.c.id)), not_(is_settled)).distinct()
 
     @staticmethod
     def _other_tokens() -> Any:
         """Return a query of the other tokens of a pair, for the row that holds it, and the query's table."""
+        # The last two conditions are those of the partial index "relay_entries_heirs".
         token = entries.alias("token")
         others = select(token.c.id).where(
             token.c.pair == entries.c.pair, token.c.state == CreationState.CREATED

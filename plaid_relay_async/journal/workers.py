@@ -62,8 +62,8 @@ class Liveness:
 
     Attributes:
         live_ids: the ids of the live workers.
-        request_seconds: by the id of a worker with a lease that hasn't ended: the most seconds for which one
-            of its requests may be in flight. It matters once the lease has expired.
+        request_seconds: for each worker with a lease that hasn't deregistered, by its id: the most seconds
+            for which one of its requests may be in flight. It matters once the lease has expired.
     """
 
     live_ids: frozenset[int]
@@ -114,7 +114,7 @@ class Worker:
         lock = select(workers.c.id).where(workers.c.id == self.id).with_for_update()
 
         def work(connection: Connection) -> None:
-            # An update that waits for a lock has evaluated now() before. So the lock is taken first.
+            # An update evaluates now() before it waits for a lock. So the lock is taken first.
             connection.execute(lock)
             connection.execute(renew)
 
@@ -122,7 +122,10 @@ class Worker:
             await self._database.run_transaction(self._connection, work, lease)
 
     def lease_remaining(self, connection: Connection) -> float:
-        """Return the seconds that the lease has left, and lock the worker's row for this transaction."""
+        """Return the seconds that the lease has left, and lock the worker's row for this transaction.
+
+        It is 0 if the lease has expired, and infinite without a lease.
+        """
         if self.lease is None:
             return math.inf
         live = (workers.c.id == self.id) & (workers.c.expires_at > now()) & ~workers.c.ended
@@ -209,7 +212,8 @@ def _is_locked(path: Path) -> bool:
             f"{path}: this lock file shows whether a process is still using the journal, and it can't be "
             f"opened: {error.strerror}",
             advice="It may belong to another user, such as root. If no process of that user is using the "
-            "journal, delete the file: the calls that its process had in flight are then unknown.",
+            "journal, delete the file: the outcomes of the calls that its process had in flight are then "
+            "unknown.",
         ) from None
     try:
         if not lock_descriptor(descriptor, blocking=False):

@@ -1,8 +1,8 @@
 """Write commands and look-ups of one worker.
 
-A write command is one write-ahead record: an accepted creation, an intent, or an outcome. Commands are
-written by group commit: those that arrive while one transaction runs share the next transaction. Look-ups
-share transactions in the same way, on connections of their own, so that they don't wait behind writes.
+A write command is one change to the journal, such as an accepted creation, an intent, or an outcome. Commands
+are written by group commit: those that arrive while one transaction runs share the next transaction. Look-ups
+share transactions in the same way, on separate connections, so that they don't wait behind writes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from plaid_relay_async.journal.database import Database, JournalConnection
     from plaid_relay_async.journal.workers import Liveness, Worker, WorkerRegistry
 
+# Each worker numbers its new rows from a multiple of this, so that workers need no common sequence.
 _ROWS_PER_WORKER: Final = 2**32
 _REWRITE_DELAY: Final = 1.0  # seconds
 
@@ -82,7 +83,8 @@ class RecordIntent:
 
     Attributes:
         values: the columns of its row.
-        retire: rows that lose the pair to it, each if it is still in the state in which it was read.
+        retire: rows that lose the pair to it. If one has changed since it was read, the intent has lost the
+            race.
     """
 
     values: dict[str, Any]
@@ -311,14 +313,14 @@ class Writer:
                 result = connection.execute(self._statements.select_pairs, parameters)
                 return [Row(**row) for row in result.mappings()]
 
-            rows, liveness = self._registry.read_with_liveness(connection, read, _active_worker_ids)
+            rows, liveness = self._registry.read_with_liveness(connection, read, _worker_ids_to_check)
             abandoned = [{"id": row.id} for row in rows if row.claim and _is_abandoned(row, liveness)]
             if abandoned:
                 # A creation beside an existing token took the pair from it, and its worker died. The pair
                 # goes back to the token. If there is none, the abandoned row keeps the pair, and is in doubt.
                 for statement in self._statements.reassign_holding:
                     connection.execute(statement, rows_parameter(abandoned))
-                rows, liveness = self._registry.read_with_liveness(connection, read, _active_worker_ids)
+                rows, liveness = self._registry.read_with_liveness(connection, read, _worker_ids_to_check)
             # The database's clock has set `begun_at`, so only that clock can say how long ago it was.
             time = float(connection.execute(select(now())).scalar_one()) if liveness.request_seconds else 0.0
             own = {row.pair: row for row in rows if row.current and row.run_id == self._run_id}
@@ -335,7 +337,7 @@ class Writer:
                 result = connection.execute(self._statements.select_by_digest, parameters)
                 return [Row(**row) for row in result.mappings()]
 
-            rows, liveness = self._registry.read_with_liveness(connection, read, _active_worker_ids)
+            rows, liveness = self._registry.read_with_liveness(connection, read, _worker_ids_to_check)
             by_digest = {row.token_digest: row for row in rows}
             return [_to_lookup(by_digest.get(digest), None, liveness, 0.0) for digest in digests]
 
@@ -376,8 +378,8 @@ class Writer:
 
     async def _write_alone(self, connection: JournalConnection, command: WriteCommand) -> WriteResult:
         if not isinstance(command, RecordIntent | RecordRemovalIntent):
-            # A late token and a new intent may take the pair at the same time, which the database rejects
-            # once. By now the intent is committed, and this transaction sees it.
+            # If a late token and another worker's new intent take the pair at the same time, the database
+            # rejects one of them. By now the intent is committed, so this transaction sees it and succeeds.
             return (await self._write_in_transaction(connection, [command]))[0]
         try:
             return (await self._write_in_transaction(connection, [command]))[0]
@@ -400,7 +402,7 @@ class Writer:
             if isinstance(command, RecordRemovalOutcome)
         ]
         intents = [command for command in commands if isinstance(command, RecordIntent | RecordRemovalIntent)]
-        names = [
+        renames = [
             {"former": command.former, "pair": command.pair}
             for command in commands
             if isinstance(command, RenamePair)
@@ -409,7 +411,7 @@ class Writer:
         def work(connection: Connection) -> list[WriteResult]:
             # Encrypting tokens takes long. With SQLite this function runs in a thread, and releases the GIL.
             creations = [self._outcome_values(command) for command in outcomes]
-            renamed = self._rename_pairs(connection, names) if names else []
+            renamed = self._rename_pairs(connection, renames) if renames else []
             pairs = [{"id": each["id"]} for each in (*creations, *removals, *renamed)]
             # Outcomes are written before intents: an intent in this group may follow on one of them.
             changes = [
@@ -435,10 +437,10 @@ class Writer:
             connection, work, 0.0 if self._failing else self._retry_seconds
         )
 
-    def _rename_pairs(self, connection: Connection, names: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _rename_pairs(self, connection: Connection, renames: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rename pairs, and return the rows that were renamed."""
         result = connection.execute(
-            self._statements.select_former_pairs, rows_parameter(names) | {"run": self._run_id}
+            self._statements.select_former_pairs, rows_parameter(renames) | {"run": self._run_id}
         )
         renamed = [dict(row) for row in result.mappings()]
         connection.execute(self._statements.rename_pairs, rows_parameter(renamed))
@@ -451,8 +453,8 @@ class Writer:
     def _record_intents(
         self, connection: Connection, commands: list[RecordIntent | RecordRemovalIntent]
     ) -> IntentResult:
-        # The fencing check: a worker whose lease has expired may record outcomes, and no intent. It locks the
-        # worker's row, so that the lease stays as it is until the commit.
+        # The fencing check: a worker whose lease has expired may record outcomes, but no intents. Reading the
+        # lease locks the worker's row, so that the lease doesn't change until the commit.
         remaining = self._worker.lease_remaining(connection)
         if remaining <= 0:  # pragma: no cover  # after a switch of greenlets, which coverage can't follow
             return LeaseExpired()
@@ -490,16 +492,16 @@ def _check_one_row(result: CursorResult[Any]) -> None:
         raise _CompareAndSetError
 
 
-def _has_active_worker(row: Row) -> bool:
+def _depends_on_worker(row: Row) -> bool:
     return row.holder_id != NO_WORKER and row.state in (CreationState.REMOVING, CreationState.INTENT)
 
 
-def _active_worker_ids(rows: Iterable[Row | None]) -> set[int]:
-    return {row.holder_id for row in rows if row is not None and _has_active_worker(row)}
+def _worker_ids_to_check(rows: Iterable[Row | None]) -> set[int]:
+    return {row.holder_id for row in rows if row is not None and _depends_on_worker(row)}
 
 
 def _to_lookup(own: Row | None, holding: Row | None, liveness: Liveness, time: float) -> PairLookup:
-    in_progress = not liveness.live_ids.isdisjoint(_active_worker_ids((own, holding)))
+    in_progress = not liveness.live_ids.isdisjoint(_worker_ids_to_check((own, holding)))
     return PairLookup(
         own,
         holding,

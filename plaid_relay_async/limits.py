@@ -91,7 +91,7 @@ class _Limiter(ABC):
             if not endpoint.startswith("/"):
                 raise ConfigurationError(f"{endpoint!r} isn't a path such as '/credit/relay/create'")
         if slack is not None and (not _is_number(slack) or slack < 0):
-            raise ConfigurationError(f"slack must be a number of seconds from 0, not {slack!r}")
+            raise ConfigurationError(f"slack must be a number of seconds, 0 or more, not {slack!r}")
         self._limits = dict(limits)
         self._slack = slack
         self._loop: asyncio.AbstractEventLoop | None = None

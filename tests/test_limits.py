@@ -132,9 +132,9 @@ def test_a_limiter_belongs_to_one_event_loop():
         (lambda: RateLimit(5, True), "per must be a number of seconds above 0"),
         (lambda: InProcessLimiter({CREATE: 100}), "must be a RateLimit, not int"),
         (lambda: InProcessLimiter({"create": RateLimit(1)}), "isn't a path"),
-        (lambda: InProcessLimiter({}, slack=-1), "slack must be a number of seconds from 0"),
-        (lambda: InProcessLimiter({}, slack=math.inf), "slack must be a number of seconds from 0"),
-        (lambda: InProcessLimiter({}, slack="1"), "slack must be a number of seconds from 0"),
+        (lambda: InProcessLimiter({}, slack=-1), "slack must be a number of seconds, 0 or more"),
+        (lambda: InProcessLimiter({}, slack=math.inf), "slack must be a number of seconds, 0 or more"),
+        (lambda: InProcessLimiter({}, slack="1"), "slack must be a number of seconds, 0 or more"),
     ],
 )
 def test_invalid_limits_are_rejected(create, message):

@@ -1,7 +1,7 @@
 """Access control: which request is accepted, who the caller is, and what is forwarded to Plaid.
 
-These functions do no I/O. Whatever two HTTP servers or two JSON parsers could read differently is rejected,
-because otherwise Plaid could read something else than what was checked here.
+These functions do no I/O. A request that two HTTP servers or two JSON parsers could read differently is
+rejected, because otherwise Plaid could read other values than those that were checked here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _PLAID_MEMBERS: Final = frozenset({"client_id", "secret"}).union(
 )
 _FOLDED_MEMBERS: Final = frozenset(map(_fold_name, _PLAID_MEMBERS))
 _BY_PATH: Final = {endpoint.path: endpoint for endpoint in ENDPOINTS}
-# Of two such headers, the next server may use the other one.
+# Headers that may occur only once: of two, the next server may use the other one.
 _SINGLE_HEADERS: Final = frozenset(
     {
         "host",
@@ -69,7 +69,7 @@ class ParsedBody:
     """The body of a request.
 
     Attributes:
-        key: the key, if the body has a `secret`.
+        key: the caller's key, if the body has a `secret`.
         body: what is forwarded to Plaid, without the caller's credentials.
         partner: the `secondary_client_id`, if it is a string.
     """
@@ -108,7 +108,8 @@ def request_target(request: web.BaseRequest) -> RequestTarget:
 def check_host(target: RequestTarget, allowed_hosts: Collection[str]) -> None:
     """Check that the host is the gateway's.
 
-    This prevents DNS rebinding: a page of another site may resolve its own host name to this address.
+    This prevents DNS rebinding: the host name of another site may resolve to this address, so that a page of
+    that site could call the gateway.
 
     Raises:
         GatewayError: HOST_NOT_ALLOWED.

@@ -22,7 +22,7 @@ _MAX_IDENTIFIER_LENGTH = 64  # characters; Plaid's identifiers have 24
 
 @define(eq=False)
 class AuditRecord:
-    """The facts about one call, filled in while the call proceeds.
+    """The facts about one call, set while the call proceeds.
 
     Attributes:
         caller: the name of the key.
@@ -31,7 +31,7 @@ class AuditRecord:
         status: the HTTP status of the response.
         error_code: the `error_code` of a response that the gateway created.
         request_id: Plaid's, or the gateway's for a response that the gateway created.
-        delivered: whether the caller's connection took the complete response.
+        delivered: whether the complete response was written to the caller's connection.
         started_at: when the request arrived, by `time.monotonic`.
     """
 

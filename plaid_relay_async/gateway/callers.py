@@ -28,7 +28,7 @@ class Callers:
     """The valid keys and their rate limits.
 
     Attributes:
-        keys: of the callers that are admitted; empty while the file can't be used.
+        keys: the keys of the admitted callers; empty while the file can't be used.
         problem: why no caller is admitted, or None.
     """
 
@@ -66,7 +66,7 @@ class Callers:
             self.keys, self.problem = (), "the gateway is closing"
 
     def request_reload(self) -> None:
-        """Let the next check read the file even if it seems unchanged."""
+        """Make the next check read the file even if it seems unchanged."""
         # The file is not read here. A second, slower reader could restore the keys of an earlier version.
         self._fingerprint = object()
 
@@ -95,10 +95,10 @@ class Callers:
         """
         if key.rate is None:
             return
-        # A limiter belongs to a name and a rate. A key that is added again with another rate starts afresh.
+        # A limiter belongs to a name and a rate. A key that is added again with another rate gets a new one.
         limiter = self._limiters.get((key.name, key.rate))
         if limiter is None:
-            # Slack is for differing travel times to Plaid. Here the calls themselves are counted.
+            # Slack allows for different transit times to Plaid. Here the calls are counted on arrival.
             limiter = self._limiters[key.name, key.rate] = InProcessLimiter({"/": key.rate}, slack=0.0)
         if (wait := limiter.try_acquire("/")) > 0:
             raise GatewayError(error_responses.RATE_LIMIT, headers={"Retry-After": str(math.ceil(wait))})

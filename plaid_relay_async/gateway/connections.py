@@ -151,9 +151,9 @@ class _ConnectionState:
     """The listener's state of one connection.
 
     Attributes:
-        transport: of the connection, without TLS.
+        transport: the transport of the connection, without TLS.
         since: when it was accepted; for an authenticated caller, when its stage began.
-        trust: whether it has presented a valid key.
+        trust: what is known about its caller.
         stage: what it is doing.
         timer: aborts the connection if its caller takes too long.
     """
@@ -180,9 +180,9 @@ class _ConnectionState:
         self.set_stage(_Stage.ABORTED, self.since)
         self.transport.abort()
 
-    def has_waited_since(self, moment: float) -> bool:
-        """Return whether it waits for its caller, and began to wait at a moment or before."""
-        return self.stage < _Stage.HANDLING and self.since <= moment
+    def has_waited_since(self, time: float) -> bool:
+        """Return whether it waits for its caller, and began to wait no later than `time`."""
+        return self.stage < _Stage.HANDLING and self.since <= time
 
 
 def _has_disconnected(accepted: socket.socket, *, half_close: bool) -> bool:
@@ -213,7 +213,7 @@ class Listener(web.Server):
 
     Args:
         handler: returns the response to a request.
-        max_connections: at the same time.
+        max_connections: the maximum number of concurrent connections.
         caller_timeout: seconds for the head of a request, from its first byte, or from the start of the
             connection; for the TLS handshake; and for a caller to receive an error response or a page. An
             incomplete head that arrives together with the previous request has the time of an idle
@@ -251,7 +251,7 @@ class Listener(web.Server):
             max_field_size=_MAX_LINE_BYTES,
             # Compressed bodies are rejected, so none is decompressed.
             auto_decompress=False,
-            # The audit log takes its place. An access log would contain whatever a stranger puts into a path.
+            # The audit log replaces it. An access log would contain paths that unauthenticated callers chose.
             access_log=None,
         )
 
@@ -332,8 +332,8 @@ class Listener(web.Server):
 
     def _evict_one(self) -> bool:
         """Abort the first connection in the eviction order, and return whether there was one."""
-        moment = asyncio.get_running_loop().time() - _GRACE_SECONDS
-        waiting = [state for state in self._states.values() if state.has_waited_since(moment)]
+        latest = asyncio.get_running_loop().time() - _GRACE_SECONDS
+        waiting = [state for state in self._states.values() if state.has_waited_since(latest)]
         for state in sorted(waiting, key=_eviction_order):
             # Unread data is probably a request, which must not be cut off. A caller that doesn't receive its
             # responses is evicted anyway: it may have sent any amount of data behind its request.

@@ -19,7 +19,7 @@ NO_STORE: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosni
 
 @frozen
 class ErrorReason:
-    """Why the gateway responds itself.
+    """The reason why the gateway responds with an error of its own.
 
     Attributes:
         status: the HTTP status. A 4xx means that nothing was sent to Plaid.
@@ -113,7 +113,7 @@ BODY_TOO_LARGE: Final = ErrorReason(
     413,
     "BODY_TOO_LARGE",
     "the body is larger than 1 MiB",
-    "Send a smaller body; no operation of Plaid needs as much.",
+    "Send a smaller body.",
 )
 BODY_TIMEOUT: Final = ErrorReason(
     408,
@@ -199,7 +199,7 @@ class GatewayError(Exception):
     """Ends a request with an error response of the gateway.
 
     Attributes:
-        reason: what to respond.
+        reason: the reason, which determines the response.
         headers: response headers besides those of the reason.
         closes_connection: whether the connection is closed as well. Then the rest of the request is not read.
     """

@@ -80,7 +80,7 @@ class _Downstream:
     has_body: bool = False
 
     async def start_response(self, response: RawResponse) -> bool:
-        """Send status and headers to the caller, and accept the body."""
+        """Send status and headers to the caller, and return true: the body follows."""
         if response.status < 200:
             raise ConnectionResetError("an interim response ended the HTTP exchange")
         self._prepare_decoding(response)
@@ -179,9 +179,9 @@ class Upstream:
         in_flight: the number of calls in flight.
 
     Args:
-        session: its connection pool, open.
+        session: the connection pool, which is open.
         base_url: the base URL of Plaid's API.
-        timeouts: of an attempt.
+        timeouts: the timeouts of an attempt.
         caller_timeout: seconds for a caller to receive each chunk of a response, for a call to wait for a
             connection, and for the source of the credentials.
     """
@@ -203,7 +203,7 @@ class Upstream:
         request: web.BaseRequest,
         record: AuditRecord,
     ) -> web.StreamResponse:
-        """Make one attempt, forward its response, and note the facts in the audit record.
+        """Make one attempt, forward its response, and fill in the audit record.
 
         Raises:
             GatewayError: BUSY, CALLER_GONE, UPSTREAM_UNREACHABLE, UPSTREAM_LOST, UPSTREAM_ENCODING,
@@ -240,7 +240,7 @@ class Upstream:
                     _log.warning("%s: the Content-Encoding of the response is unknown", endpoint.path)
                     raise GatewayError(error_responses.UPSTREAM_ENCODING)
                 raise raw_response.body_error
-        # ConfigurationError: the source of the credentials returned something else.
+        # ConfigurationError: the source of the credentials returned another object.
         except (NotSentError, ConfigurationError) as error:
             problem, reason = error.args[0], error_responses.UPSTREAM_UNREACHABLE
         except ReadTimeoutError as error:

@@ -59,7 +59,7 @@ def _pattern_validator(pattern: str, description: str) -> Any:
 
 
 def _string_set(name: str, values: Iterable[str]) -> frozenset[str]:
-    # A string is an iterable of its characters, which is never meant.
+    # A string is an iterable of its characters, which is never intended.
     strings = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
     if not strings or not all(isinstance(item, str) for item in strings):
         raise ConfigurationError(f"{name} must be a non-empty collection of strings")
@@ -112,7 +112,8 @@ class Key:
     """The record of a caller's key: its digest and what it is bound to. It does not contain the key.
 
     Attributes:
-        name: of the caller, for the audit log and the metrics: 1 to 64 ASCII letters, digits, `.`, `_`, `-`.
+        name: the name of the caller, for the audit log and the metrics: 1 to 64 ASCII letters, digits, `.`,
+            `_` or `-`.
         digest: the key's SHA-256 in hexadecimal. The repr omits it.
         credentials: the name of the set of Plaid's credentials that its calls use: at most 64 lower-case
             letters and digits, in words joined by `-`.
@@ -122,7 +123,7 @@ class Key:
         created: when it was created, in UTC.
 
     Raises:
-        ConfigurationError: one of the values has another form.
+        ConfigurationError: one of the values is invalid.
     """
 
     name: str = field(
@@ -156,7 +157,7 @@ def new_key(
     """Create a key of 256 random bits.
 
     Args:
-        name: of the caller.
+        name: the name of the caller.
         credentials: the name of the set of Plaid's credentials that its calls use.
         operations: the paths that it may call.
         partners: the `secondary_client_id`s that its creations may name; `None` allows all.
@@ -195,7 +196,7 @@ def find_key(keys: Iterable[Key], presented: str) -> Key | None:
 
 
 def _key_digest(key: str) -> str:
-    # A salt and a slow hash would protect guessable passwords; no dictionary contains 256 random bits.
+    # A salt and a slow hash protect guessable passwords. A key of 256 random bits can't be guessed.
     # A header or JSON may contain a lone surrogate, which is encoded only with "surrogatepass".
     return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
 
@@ -207,7 +208,7 @@ class KeyFile:
     """A file of keys: JSON, with mode 0600.
 
     Args:
-        path: of the file, or of a symbolic link to it. Neither the file nor its folder has to exist.
+        path: the path of the file, or of a symbolic link to it. Neither the file nor its folder has to exist.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -1,4 +1,4 @@
-"""Masks Plaid's secret in what a server sends down, in case the server quotes the request's headers."""
+"""Masks Plaid's secret in responses, in case a server quotes the headers of the request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MIN_MASKED_LENGTH: Final = 16
 
 
 class Mask:
-    """Replaces the secret with asterisks, also where it is split over several chunks; the length stays."""
+    """Replaces the secret with as many asterisks, also where it is split over several chunks."""
 
     def __init__(self, secret: Hidden[str]) -> None:
         long = len(secret.reveal()) >= _MIN_MASKED_LENGTH
@@ -23,7 +23,7 @@ class Mask:
         return Hidden(content.replace(secret, b"*" * len(secret)) if secret else content)
 
     def mask_chunk(self, chunk: Hidden[bytes]) -> Hidden[bytes]:
-        """Return what can be sent so far; hold back an end that may be the beginning of the secret."""
+        """Return what can be sent so far; hold back the last bytes if they may be the start of the secret."""
         secret = self._secret.reveal()
         content = self._mask_bytes(self._pending.reveal() + chunk.reveal()).reveal()
         held_back = next((n for n in range(len(secret) - 1, 0, -1) if content.endswith(secret[:n])), 0)

@@ -56,7 +56,7 @@ class Metrics:
 
     def count_call(self, record: AuditRecord) -> None:
         """Count a call that has ended."""
-        # Labels have only values that a stranger can't choose: each value stays in memory for good.
+        # An unauthenticated caller can't choose the value of a label: each value stays in memory permanently.
         operation = record.operation or ""
         self._calls.labels(record.caller or "", operation, record.status or "", record.error_code or "").inc()
         self._seconds.labels(operation).observe(record.seconds)

@@ -68,9 +68,9 @@ def settings_page(body: bytes) -> Page:
 
 @define(eq=False, repr=False)
 class OneTimeCodes:
-    """Keys and tokens that the console fetches with a one-time code, so that no address contains them.
+    """Keys and tokens that the console fetches with a one-time code, so that no URL contains them.
 
-    A browser writes each address into its history on disk, even if the page then removes a part of it. A code
+    A browser writes each URL into its history on disk, even if the page then removes a part of it. A code
     that was used or has expired is worthless to a reader of that history.
     """
 

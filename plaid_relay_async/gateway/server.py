@@ -77,7 +77,7 @@ class Gateway:
         upstream_ssl: a TLS context for Plaid, for example with another CA bundle.
         upstream_proxy: the URL of an HTTP proxy to Plaid, like `proxy` of `RelayClient`.
         trust_env: whether to read that proxy from the environment, like `RelayClient`.
-        timeouts: of an attempt at Plaid.
+        timeouts: the timeouts of an attempt at Plaid.
         caller_timeout: seconds for a caller to send its request, and to receive each chunk of a response.
         drain: seconds to wait for calls in flight when it closes.
 
@@ -455,7 +455,7 @@ def _check_seconds(**durations: object) -> None:
     for name, value in durations.items():
         # bool is a subclass of int.
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-            raise ConfigurationError(f"{name} must be a number of seconds from 0, not {value!r}")
+            raise ConfigurationError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
 
 
 def _url_host(host: str) -> str:

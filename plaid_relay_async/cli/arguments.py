@@ -22,6 +22,10 @@ ProxyOption: TypeAlias = Annotated[
 def read_value(value: str, name: str) -> str:
     """Return the value, or for `@FILE` the content of the file without surrounding whitespace.
 
+    Args:
+        value: the argument.
+        name: the name of the option, for messages.
+
     Raises:
         UsageError: the file can't be read.
     """
@@ -30,6 +34,10 @@ def read_value(value: str, name: str) -> str:
 
 def read_token(value: str, name: str) -> str:
     """Return a token: the value itself, for `@FILE` the content of the file, or for `-` standard input.
+
+    Args:
+        value: the argument.
+        name: the name of the option, for messages.
 
     Raises:
         UsageError: the token can't be read, or looks like an option.
@@ -64,7 +72,7 @@ def confirm(question: str, *, yes: bool) -> bool:
     """
     if yes:
         return True
-    # A pipe must not confirm: it may hold the input of another command, which happens to begin with "y".
+    # A pipe must not confirm: it may contain data for another command that happens to begin with "y".
     if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError("standard input is not a terminal: pass --yes to confirm")
     StderrWriter().write(f"{sanitize(question)} [y/N] ")

@@ -95,12 +95,12 @@ class BatchRunner:
             # rows.
             sending = asyncio.create_task(self._send_all(batch))
             with self.signals.handled_by(partial(self._on_signal, batch, sending)):
-                following = asyncio.create_task(
+                display_task = asyncio.create_task(
                     self.display.show_progress(partial(self._written_progress, batch))
                 )
                 await asyncio.wait([sending])  # unlike `await sending`, raises nothing
-                following.cancel()
-                await asyncio.wait([following])
+                display_task.cancel()
+                await asyncio.wait([display_task])
                 self._journal_error = _journal_error_of(sending)
                 await self._write_remaining(batch.result)
         self._print_explanations(batch.result)
@@ -192,10 +192,11 @@ class BatchRunner:
     def _on_signal(self, batch: Batch[Any], sending: asyncio.Task[None]) -> None:
         self._interruptions += 1
         self.rows.close()
-        now = self._written_progress(batch)
+        progress = self._written_progress(batch)
         if self._interruptions == 1:
             self.display.print_message(
-                f"stopping: {now.done} done, {now.in_flight} in flight; press Ctrl-C again to abandon them"
+                f"stopping: {progress.done} done, {progress.in_flight} in flight; "
+                "press Ctrl-C again to abandon them"
             )
             # The cancellation leaves `async with batch`, which drains. If it drains already, it isn't
             # interrupted.
@@ -203,7 +204,7 @@ class BatchRunner:
                 sending.cancel()
         elif self._interruptions == 2:
             self.display.print_message(
-                f"abandoning the calls in flight: {now.done} done, {now.in_flight} abandoned"
+                f"abandoning the calls in flight: {progress.done} done, {progress.in_flight} abandoned"
             )
             self.output.stop_waiting()
             batch.abandon()

@@ -225,7 +225,7 @@ class InputTable:
     # -------------------------------------------------------------------------------------------- JSON
 
     def _json_rows(self, lines: _LineReader, first: str) -> Iterator[ParsedRow]:
-        # JSON Lines has a complete value on the first line. An array on one line is a document all the same.
+        # JSON Lines has a complete value on the first line. An array on one line is a document nevertheless.
         try:
             is_line = not isinstance(_json_decoder.decode(first), list)
         except (ValueError, RecursionError):

@@ -37,8 +37,8 @@ FETCH_COLUMNS = (
     "attempts",
     "decode_error",
 )
-# Hexadecimal digits of the 64 of a digest. The chance that any two of a billion tokens have the same name is
-# 10^-11.
+# A name has this number of a digest's 64 hexadecimal digits. The chance that any two of a billion tokens have
+# the same name is 10^-11.
 _NAME_DIGITS = 24
 
 
@@ -53,7 +53,7 @@ def request_factory(kind: str, *, insights: bool) -> Callable[[str], RelayGetReq
 
 
 def undecoded_report(error: ResponseDecodeError) -> bytes | None:
-    """Return the response if it holds a report that can't be decoded, or `None` if it holds no report."""
+    """Return the body of a response whose report can't be decoded, or `None` if it contains no report."""
     return None if error.body is None or error.path in {"$", "$.report"} else error.body.reveal()
 
 

@@ -156,7 +156,7 @@ def add_key(
     name: Annotated[str, Parameter(help="Name of the caller, used in the audit log.")],
     /,
     *,
-    credentials: Annotated[str, Parameter(help="Set of Plaid credentials that the key uses.")] = ("default"),
+    credentials: Annotated[str, Parameter(help="Set of Plaid credentials that the key uses.")] = "default",
     operation: OperationsOption = None,
     partner: Annotated[
         list[str] | None,

@@ -68,9 +68,11 @@ def common_shape(counts: Mapping[Shape, int]) -> Shape:
     Args:
         counts: the number of identifiers of each shape.
     """
-    most = sum(counts.values()) * 9
+    threshold = sum(counts.values()) * 9
     return next(
-        s for s in Shape if 10 * sum(counts.get(within, 0) for within in Shape if within <= s) >= most
+        shape
+        for shape in Shape
+        if 10 * sum(counts.get(other, 0) for other in Shape if other <= shape) >= threshold
     )
 
 

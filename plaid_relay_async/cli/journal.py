@@ -178,7 +178,7 @@ def runs(*, existing_journal: ExistingJournal) -> ExitStatus:
 def status(name: RunName, /, *, existing_journal: ExistingJournal) -> ExitStatus:
     """Show the state of a run: counts, rate, errors by code, and the partners whose outcome is unknown.
 
-    Exit status, as of bulk: 0 if every pair has a token, 1 if some don't, 3 if some outcomes are unknown.
+    Exit status, as for bulk: 0 if every pair has a token, 1 if some don't, 3 if some outcomes are unknown.
     """
 
     async def query(journal: Journal) -> tuple[RunStatus, list[Record]]:
@@ -233,12 +233,12 @@ def export(
 
     async def query(journal: Journal) -> None:
         async for record in journal.records(name):
-            sink.write({column: getattr(record, column) for column in OUTCOME_COLUMNS})
-            await sink.drain()
-            if sink.error is not None:
-                raise sink.error
+            writer.write({column: getattr(record, column) for column in OUTCOME_COLUMNS})
+            await writer.drain()
+            if writer.error is not None:
+                raise writer.error
 
-    with open_output(output, use_rescue=False) as sink:
+    with open_output(output, use_rescue=False) as writer:
         existing_journal.run_query(query)
     return ExitStatus.DONE
 

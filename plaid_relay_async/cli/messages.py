@@ -80,7 +80,7 @@ def _redact_word(word: re.Match[str]) -> str:
 
 
 class FallbackLogHandler(logging.Handler):
-    """Writes log records to standard error, as `say` does, if no other handler is configured."""
+    """Writes log records to standard error, like `print_message`, if no other handler is configured."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record of one or more lines."""
@@ -88,7 +88,7 @@ class FallbackLogHandler(logging.Handler):
 
 
 def print_message(*lines: str) -> None:
-    """Write lines to standard error, each as `shown` returns it."""
+    """Write lines to standard error, each as `sanitize` returns it."""
     StderrWriter().write("".join(f"{sanitize(line)}\n" for line in lines))
 
 

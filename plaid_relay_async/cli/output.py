@@ -126,7 +126,7 @@ class Output:
         self._may_wait = True
         self._pending: deque[_OutcomeLine] = deque()
         self._partial = b""  # the encoded first line of `_pending` while it is being written
-        self._partial_written = 0  # bytes of it
+        self._partial_written = 0  # the number of its bytes that are written
         self._unread_lines = _UnreadLines(file) if self._may_block else None
         self._rescue = rescue
         self._rescued_counts: Counter[bool] = Counter()  # by whether the journal has them too

@@ -77,22 +77,23 @@ class ProgressDisplay:
             finally:  # the last update shows the state at the end
                 self._update_bar(bar, progress())
 
-    def _update_bar(self, bar: Bar, now: Progress) -> None:
+    def _update_bar(self, bar: Bar, progress: Progress) -> None:
         bar.update(
             bar.task_ids[0],
-            completed=now.done,
-            failed=now.failed,
-            unknown=now.unknown,
-            rate=format_rate(now),
+            completed=progress.done,
+            failed=progress.failed,
+            unknown=progress.unknown,
+            rate=format_rate(progress),
             refresh=True,
         )
 
-    def _progress_line(self, now: Progress) -> str:
+    def _progress_line(self, progress: Progress) -> str:
         total = "" if self._total is None else f" of {self._total}"
-        return f"{now.done}{total} done, {now.failed} failed, {now.unknown} unknown, {format_rate(now)}"
+        counts = f"{progress.done}{total} done, {progress.failed} failed, {progress.unknown} unknown"
+        return f"{counts}, {format_rate(progress)}"
 
     def print_message(self, *lines: str) -> None:
-        """Write lines to standard error, each as `shown` returns it, above the bar if there is one."""
+        """Write lines to standard error, each as `sanitize` returns it, above the bar if there is one."""
         # In a string, rich would replace markup and emoji names, such as `:100:` in a line number.
         self._console.print(*(Text(sanitize(line)) for line in lines), sep="\n", soft_wrap=True)
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 class Rescue:
-    """A store for rows: beside the output, else in the user's state directory, else with temporary files.
+    """A store for rows, in the first folder that can store them.
+
+    The folders are that of the output, the user's state directory, and the one for temporary files.
 
     Args:
         beside: the output, if that is a regular file.

@@ -168,12 +168,12 @@ class InputSource:
         table: how the input is recognized; set by `rows`.
     """
 
-    def __init__(self, path: str, reading: InputFormat | None = None, *, stream: bool = True) -> None:
+    def __init__(self, path: str, input_format: InputFormat | None = None, *, stream: bool = True) -> None:
         """Open the input.
 
         Args:
             path: the path of a file, or `-` for standard input.
-            reading: the options that say how to read it.
+            input_format: the options that say how to read it.
             stream: whether the rows of a pipe are checked as they arrive; otherwise a pipe is first copied
                 into a private file without a name.
 
@@ -181,7 +181,7 @@ class InputSource:
             UsageError: the input can't be opened or copied.
         """
         self.name = "<stdin>" if path == "-" else path
-        self._input_format = reading or InputFormat()
+        self._input_format = input_format or InputFormat()
         self._piped_rows: PipedRows[Any] | None = None
         self.table: InputTable
         self._stream: io.BufferedReader | io.BufferedRandom
@@ -277,7 +277,7 @@ class FileRows(Generic[T]):
     Attributes:
         total: the number of rows.
         problem: the problem that ended the iteration, if any.
-        ended: whether the input was read to its end, or to that problem.
+        exhausted: whether the input was read to its end, or to that problem.
     """
 
     def __init__(self, parsed: Iterator[T | InputProblem], total: int) -> None:

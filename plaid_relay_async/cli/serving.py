@@ -208,8 +208,8 @@ async def serve_gateway(
     """Run a gateway until a signal. The calls in flight are drained; a second signal cuts them off.
 
     Args:
-        gateway: not started yet.
-        signals: those of the process.
+        gateway: the gateway, which is not started yet.
+        signals: the signals of the process.
         greeting: returns the text to print on standard output once the gateway listens.
         reloadables: objects that SIGHUP reloads in addition to the keys; without it, SIGHUP stops the
             gateway.

@@ -27,10 +27,8 @@ class Signals:
     them.
 
     A signal that was ignored when the process started stays ignored, as `nohup` and shells expect. SIGTERM is
-    the
-    exception: if it were ignored too, only SIGKILL could stop a command, and the outcomes of its calls in
-        flight
-    would be unknown.
+    the exception: if it were ignored too, only SIGKILL could stop a command, and the outcomes of its calls in
+    flight would be unknown.
 
     SIGHUP requests the same as the first of the other signals, and never counts as a second one: a terminal
     that closes may send it twice, and systemd may send it together with SIGTERM.

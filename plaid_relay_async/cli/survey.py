@@ -173,5 +173,5 @@ def _sort_key(place: Place) -> list[int]:
     return [int(number) for number in str(place).split(":")]
 
 
-def _digest(*words: str) -> bytes:
-    return hashlib.blake2b("\0".join(words).encode(errors="surrogatepass"), digest_size=16).digest()
+def _digest(*parts: str) -> bytes:
+    return hashlib.blake2b("\0".join(parts).encode(errors="surrogatepass"), digest_size=16).digest()

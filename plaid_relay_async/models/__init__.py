@@ -250,5 +250,5 @@ def __getattr__(name: str) -> Any:
 
 
 def is_record(cls: object) -> bool:
-    """Check whether an object is one of this package's record classes."""
+    """Return whether an object is one of this package's record classes."""
     return isinstance(cls, type) and has(cls) and cls.__module__.startswith(f"{__name__}.")

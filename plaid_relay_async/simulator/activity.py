@@ -171,10 +171,10 @@ def balance_history(
     It starts from today's balance and reverses the transactions day by day.
 
     Args:
-        account: The account.
-        outline: Of the report.
-        units: Today's balance.
-        entries: All transactions of the account.
+        account: the account.
+        outline: the outline of the report.
+        units: today's balance, in ten-thousandths of a dollar.
+        entries: all transactions of the account.
     """
     spent: dict[str, int] = {}
     for entry in entries:

@@ -153,8 +153,8 @@ class ApiError(Exception):
 
     Args:
         code: Plaid's `error_code`.
-        message: The `error_message`; None is the code's default message.
-        causes: The errors of the Items that failed; only for the type ASSET_REPORT_ERROR.
+        message: the `error_message`; None is the code's default message.
+        causes: the errors of the Items that failed; only for the type ASSET_REPORT_ERROR.
     """
 
     def __init__(self, code: str, message: str | None = None, causes: Sequence[Any] = ()) -> None:

@@ -153,12 +153,12 @@ def check_fields(fields: Fields, body: Mapping[str, Any], *, within: str = "") -
     """Check the fields of a body, or of an object in it.
 
     Args:
-        fields: The allowed fields.
-        body: The body or object.
-        within: The prefix of the fields' names in an error.
+        fields: the allowed fields.
+        body: the body or object.
+        within: the prefix of the fields' names in an error.
 
     Raises:
-        ApiError: A required field is missing, a field is unknown, or a value is invalid; in this order.
+        ApiError: a required field is missing, a field is unknown, or a value is invalid; in this order.
     """
     missing = [within + name for name, field in fields.items() if field.required and name not in body]
     if missing:
@@ -178,12 +178,12 @@ def check_credentials(client_id: Any, secret: Any, clients: Mapping[str, str] | 
     """Return the caller's client_id, if the credentials are valid.
 
     Args:
-        client_id: From a header or the body, not yet checked.
-        secret: From a header or the body, not yet checked.
-        clients: The secret of each client; None accepts any.
+        client_id: from a header or the body, not yet checked.
+        secret: from a header or the body, not yet checked.
+        clients: the secret of each client; None accepts any.
 
     Raises:
-        ApiError: A credential is missing, not a string, or wrong.
+        ApiError: a credential is missing, not a string, or wrong.
     """
     credentials = {"client_id": client_id, "secret": secret}
     missing = [name for name, value in credentials.items() if value is None or value == ""]

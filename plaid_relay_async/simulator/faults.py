@@ -81,30 +81,31 @@ class Fault:
     `latency`.
 
     Attributes:
-        path: Apply only to requests to exactly this path; None is any of Plaid's paths.
-        secondary_client_id: Apply only to requests whose body names this partner.
-        when: Apply `before` or `after` the request is executed. With `truncate` it is always executed first.
-        times: The maximum number of times that the rule applies; None is no limit.
-        rate: The fraction, 0 to 1, of the matching requests that the rule applies to.
-        status: Respond with this HTTP status, 200 to 599.
-        body: The body of that response. None is Plaid's error body for the status (below 400, an empty body).
+        path: apply only to requests to exactly this path; None is any of Plaid's paths.
+        secondary_client_id: apply only to requests whose body names this partner.
+        when: apply `before` or `after` the request is executed. With `truncate` it is always executed first.
+        times: the maximum number of times that the rule applies; None is no limit.
+        rate: the fraction, 0 to 1, of the matching requests that the rule applies to.
+        status: respond with this HTTP status, 200 to 599.
+        body: the body of that response. None is Plaid's error body for the status (below 400, an empty body).
             The fields of an object with `error_type` or `error_code` replace those of Plaid's error body. A
             string is sent as HTML, anything else as JSON.
-        headers: Additional headers of that response.
-        close: Close the connection without a response.
-        truncate: Send the headers and this many bytes of the body, and close the connection.
-        stall: Send nothing for this many seconds, and close the connection.
-        latency: Wait this many seconds before or after the execution, as `when` says, and go on.
+        headers: additional headers of that response.
+        close: close the connection without a response.
+        truncate: send the headers and this many bytes of the body, and close the connection.
+        stall: send nothing for this many seconds, and close the connection.
+        latency: wait this many seconds before or after the execution, as `when` says, and go on.
 
     Raises:
-        ValueError: A field is invalid, or doesn't fit the others; the message starts with its name.
+        ValueError: a field is invalid, or doesn't fit the others; the message starts with its name.
     """
 
     path: str | None = field(default=None, validator=check_path)
     secondary_client_id: str | None = field(default=None, validator=_check_partner)
     when: str = field(default="before", validator=_check_when)
     times: int | None = field(
-        default=None, validator=_number_between("an integer from 0, or null", 0, math.inf, integer=True)
+        default=None,
+        validator=_number_between("an integer of at least 0, or null", 0, math.inf, integer=True),
     )
     rate: float = field(default=1.0, validator=_number_between("a number from 0 to 1", 0, 1))
     status: int | None = field(
@@ -114,7 +115,7 @@ class Fault:
     headers: Mapping[str, str] = field(factory=dict, repr=False, validator=_check_headers)
     close: bool = field(default=False, validator=_check_close)
     truncate: int | None = field(
-        default=None, validator=_number_between("a count of bytes from 0", 0, math.inf, integer=True)
+        default=None, validator=_number_between("a number of bytes, 0 or more", 0, math.inf, integer=True)
     )
     stall: float | None = field(default=None, validator=_number_between("seconds from 0 to 1e6", 0, 1e6))
     latency: float | None = field(default=None, validator=_number_between("seconds from 0 to 1e6", 0, 1e6))
@@ -134,7 +135,7 @@ class Fault:
             raise ValueError("headers: requires status")
 
     def matches(self, path: str, partner: object) -> bool:
-        """Check whether the rule is for requests to this path that name this partner."""
+        """Return whether the rule is for requests to this path that name this partner."""
         if self.path is not None and self.path != path:
             return False
         return self.secondary_client_id is None or self.secondary_client_id == partner
@@ -160,7 +161,7 @@ class FaultScript:
     """The rules in force, in order: the first one that matches and applies is used.
 
     Args:
-        seed: Seed of the random numbers that are compared with a rule's `rate`.
+        seed: seed of the random numbers that are compared with a rule's `rate`.
     """
 
     def __init__(self, seed: int) -> None:
@@ -187,7 +188,7 @@ def parse_faults(script: object) -> list[Fault]:
     """Return the rules of a decoded JSON script, `{"faults": [{"path": ..., "status": 429}, ...]}`.
 
     Raises:
-        ValueError: The script is invalid; the message names the rule, the field and what is allowed.
+        ValueError: the script is invalid; the message names the rule, the field and what is allowed.
     """
     match script:
         case {"faults": list() as rules, **more} if not more:

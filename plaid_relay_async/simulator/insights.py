@@ -40,9 +40,9 @@ def lending_insights(outline: Outline, entries: Entries, histories: Iterable[Ent
     """Return Plaid's AccountInsights of one account, or of all accounts of a report.
 
     Args:
-        outline: The report's outline.
-        entries: The transactions of the accounts.
-        histories: For each account its balance at the end of each day, newest first.
+        outline: the report's outline.
+        entries: the transactions of the accounts.
+        histories: for each account its balance at the end of each day, newest first.
     """
     period = ReportPeriod(
         date.fromisoformat(outline.iso_date(max(outline.days_shown - 1, 0))),

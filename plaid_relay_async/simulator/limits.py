@@ -12,7 +12,7 @@ from plaid_relay_async.simulator.faults import check_path
 
 def _check_count(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{attribute.name}: must be an integer from 1")
+        raise ValueError(f"{attribute.name}: must be an integer of at least 1")
 
 
 def _check_per(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
@@ -35,14 +35,14 @@ class Limit:
     """A rate limit; a request above it gets a 429 and doesn't count.
 
     Attributes:
-        path: The path that it limits; None is every one of Plaid's paths, each counted separately.
-        count: The maximum number of requests of one client_id in a window.
-        per: The length of the window, in seconds of the simulator's clock.
-        window: A `sliding` window ends at each request; a `fixed` one begins at a multiple of `per`.
-        retry_after: Whether a 429 has a `Retry-After` header, in whole seconds, rounded up.
+        path: the path that it limits; None is every one of Plaid's paths, each counted separately.
+        count: the maximum number of requests of one client_id in a window.
+        per: the length of the window, in seconds of the simulator's clock.
+        window: a `sliding` window ends at each request; a `fixed` one begins at a multiple of `per`.
+        retry_after: whether a 429 has a `Retry-After` header, in whole seconds, rounded up.
 
     Raises:
-        ValueError: A field is invalid; the message starts with its name.
+        ValueError: a field is invalid; the message starts with its name.
     """
 
     path: str | None = field(default=None, validator=check_path)
@@ -102,7 +102,7 @@ class RateLimitedError(Exception):
     """A request exceeds a limit.
 
     Args:
-        wait: Seconds until a request is within the limits; None if no exceeded limit sends `Retry-After`.
+        wait: seconds until a request is within the limits; None if no exceeded limit sends `Retry-After`.
     """
 
     def __init__(self, wait: float | None) -> None:
@@ -114,8 +114,8 @@ class RequestLimiter:
     """All limits, with the requests counted so far.
 
     Args:
-        limits: The limits; a request must be within all those for its path.
-        clock: Returns monotonic time in seconds.
+        limits: the limits; a request must be within all those for its path.
+        clock: returns monotonic time in seconds.
     """
 
     def __init__(self, limits: Iterable[Limit], clock: Callable[[], float]) -> None:
@@ -127,13 +127,13 @@ class RequestLimiter:
         """Admit a request, and count it.
 
         Raises:
-            RateLimitedError: The request exceeds a limit; no limit counts it.
+            RateLimitedError: the request exceeds a limit; no limit counts it.
         """
         limits = [limit for limit in self._limits if limit.path in (None, path)]
         if not limits:
             return
         now, windows = self._clock(), self._windows_for(limits, path, client_id)
-        # All windows are asked before one counts, so that a rejected request counts in none.
+        # All windows are checked before any counts, so that a rejected request counts in none.
         waits = [window.seconds_to_wait(now) for window in windows]
         if any(waits):
             delays = [wait for limit, wait in zip(limits, waits, strict=True) if wait and limit.retry_after]

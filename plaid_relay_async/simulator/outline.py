@@ -33,10 +33,11 @@ class BankLogin:
     """The bank login that an Item represents.
 
     Attributes:
-        item_id: The Item's id; the ids of its accounts are derived from it.
-        institution_id: The bank's id.
-        seed: Seed of what else is the same in each of its reports: the owners and the account numbers.
-        unavailable_parts: The `REPORT_PARTS` that are missing, each with its error code.
+        item_id: the Item's id; the ids of its accounts are derived from it.
+        institution_id: the bank's id.
+        seed: seed of the other values that are the same in each of its reports: the owners and the account
+            numbers.
+        unavailable_parts: the `REPORT_PARTS` that are missing, each with its error code.
     """
 
     item_id: str
@@ -48,7 +49,7 @@ class BankLogin:
         """Return the login without further parts.
 
         Args:
-            parts: Error codes by part; the one under None is not about a part, and is ignored.
+            parts: error codes by part; the one under None is not about a part, and is ignored.
         """
         unavailable_parts = dict(self.unavailable_parts) | {
             part: code for part, code in parts.items() if part is not None
@@ -56,13 +57,16 @@ class BankLogin:
         return evolve(self, unavailable_parts=tuple(unavailable_parts.items()))
 
     def has_part(self, part: str) -> bool:
-        """Check whether a report can contain this part."""
+        """Return whether a report can contain this part."""
         return part not in dict(self.unavailable_parts)
 
 
 @frozen
 class AccountKind:
-    """A kind of account: names, Plaid's type and subtype, and the range of the balance in cents."""
+    """A kind of account: names, Plaid's type and subtype, and the range of the balance and the limit.
+
+    The balance and the limit are in cents.
+    """
 
     name: str
     official_name: str | None
@@ -121,18 +125,18 @@ class Outline:
     """The values that determine the content of a report.
 
     Attributes:
-        seed: Two reports with the same seed have the same amounts.
-        report_id: The `asset_report_id`.
-        generated_at: The time of generation; the report's days end there.
-        days: The `days_requested`.
-        items: The bank logins in the report.
-        client_report_id: The lender's own id for the report.
-        user: The values of `USER_FIELDS`, in that order.
-        investments: Whether the report has investment accounts.
-        transactions: Number of transactions, distributed over the accounts; None is twenty per account.
-        excluded_accounts: The `account_id` of each account that was filtered out.
-        days_to_include: The number of days to show; None is all.
-        fast: Whether this is the fast version, which has only balances and owners.
+        seed: two reports with the same seed have the same amounts.
+        report_id: the `asset_report_id`.
+        generated_at: the time of generation; the report's days end there.
+        days: the `days_requested`.
+        items: the bank logins in the report.
+        client_report_id: the lender's own id for the report.
+        user: the values of `USER_FIELDS`, in that order.
+        investments: whether the report has investment accounts.
+        transactions: number of transactions, distributed over the accounts; None is twenty per account.
+        excluded_accounts: the `account_id` of each account that was filtered out.
+        days_to_include: the number of days to show; None is all.
+        fast: whether this is the fast version, which has only balances and owners.
     """
 
     seed: str = field(repr=False)

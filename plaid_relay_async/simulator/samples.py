@@ -52,14 +52,14 @@ def report_bytes(
     8,000 with insights.
 
     Args:
-        transactions: Number of transactions, from 0 to Plaid's maximum of 15,000.
-        days: Number of days, 1 to 731.
-        seed: Seed of the content.
-        insights: Whether the report has insights.
-        investments: Whether the report has investment accounts.
+        transactions: number of transactions, from 0 to Plaid's maximum of 15,000.
+        days: number of days, 1 to 731.
+        seed: seed of the content.
+        insights: whether the report has insights.
+        investments: whether the report has investment accounts.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: an argument is out of range.
     """
     if not 0 <= transactions <= MAX_TRANSACTIONS:
         raise ValueError(f"transactions: must be from 0 to {MAX_TRANSACTIONS:,}")

@@ -48,13 +48,13 @@ class ReceivedRequest:
     """A request to one of Plaid's paths, and its result.
 
     Attributes:
-        path: The path.
-        client_id: The client_id in the headers or the body, whether or not it is valid.
-        secondary_client_id: The partner that the body names.
-        request_id: The id of the response, whether or not it was sent.
-        executed: Whether the request was executed.
-        status: The status of the response; None if none was sent yet, or the connection was closed instead.
-        headers: The headers, by their names in lower case.
+        path: the path.
+        client_id: the client_id in the headers or the body, whether or not it is valid.
+        secondary_client_id: the partner that the body names.
+        request_id: the id of the response, whether or not it was sent.
+        executed: whether the request was executed.
+        status: the status of the response; None if none was sent yet, or the connection was closed instead.
+        headers: the headers, by their names in lower case.
     """
 
     path: str
@@ -68,7 +68,7 @@ class ReceivedRequest:
 
 @frozen
 class _ParsedRequest:
-    """A request to one of Plaid's paths, with its complete body; None is a body that is no JSON object."""
+    """A request to one of Plaid's paths, with its complete body, or None if that isn't a JSON object."""
 
     number: int
     request_id: str
@@ -127,7 +127,7 @@ def _fault_response(fault: Fault, status: int, request_id: str) -> _Response:
     if fault.body is None and status < 400:
         return _Response(status, b"", headers)
     content = error_body if fault.body is None else fault.body
-    # An object without these fields is no error of Plaid's, such as a proxy's error, and is sent as it is.
+    # An object without these fields isn't an error of Plaid's, but that of a proxy. It is sent unchanged.
     if isinstance(content, dict) and content.keys() & {"error_code", "error_type"}:
         content = error_body | content
     response = _json_response(status, content)
@@ -137,7 +137,7 @@ def _fault_response(fault: Fault, status: int, request_id: str) -> _Response:
 
 @lru_cache(maxsize=64)
 def _is_loopback(host: str) -> bool:
-    """Check whether a Host header names this machine.
+    """Return whether a Host header names this machine.
 
     A web page could otherwise use the simulator by DNS rebinding. Its Host header names another machine.
     """
@@ -155,23 +155,23 @@ class Simulator:
     sandbox, and are not valid at Plaid. A `webhook` is validated, but the simulator sends no webhooks.
 
     Args:
-        port: Port to listen on; 0 picks a free port.
-        clients: The secret of each client_id; None accepts any non-empty credentials.
-        reports: Tokens of reports that are ready from the start and that every client may use.
-        generation_delay: Seconds until a new report is ready.
-        faults: The first rules of the fault script.
-        limits: Rate limits, which can't be changed later; default: none.
-        seed: Seed of the reports' content, and of the random numbers for a fault's `rate`.
-        latency: Seconds before a request to Plaid's paths is handled, or a function that returns them for
+        port: port to listen on; 0 picks a free port.
+        clients: the secret of each client_id; None accepts any non-empty credentials.
+        reports: tokens of reports that are ready from the start and that every client may use.
+        generation_delay: seconds until a new report is ready.
+        faults: the first rules of the fault script.
+        limits: rate limits, which can't be changed later; default: none.
+        seed: seed of the reports' content, and of the random numbers for a fault's `rate`.
+        latency: seconds before a request to Plaid's paths is handled, or a function that returns them for
             each request.
-        transactions: Number of transactions in a report that is created here, distributed over its accounts;
+        transactions: number of transactions in a report that is created here, distributed over its accounts;
             None is twenty per account. With more than 15,000, generation fails, as at Plaid.
-        clock: Returns monotonic time in seconds. Reports become ready, public tokens expire and rate limits
+        clock: returns monotonic time in seconds. Reports become ready, public tokens expire and rate limits
             are counted by it.
 
     Attributes:
-        counts: Number of requests to each of Plaid's paths.
-        rate_limited: Number of requests to each path that exceeded a rate limit.
+        counts: number of requests to each of Plaid's paths.
+        rate_limited: number of requests to each path that exceeded a rate limit.
     """
 
     def __init__(
@@ -221,8 +221,8 @@ class Simulator:
         """Start the server; it can be started again after `close`, with the same state.
 
         Raises:
-            RuntimeError: The simulator has been started already.
-            OSError: The port is in use.
+            RuntimeError: the simulator has been started already.
+            OSError: the port is in use.
         """
         if self._runner is not None:
             raise RuntimeError("this simulator has been started already")
@@ -255,7 +255,7 @@ class Simulator:
         """The base URL, such as `http://127.0.0.1:8080`.
 
         Raises:
-            RuntimeError: The simulator is not started.
+            RuntimeError: the simulator is not started.
         """
         if self._runner is None:
             raise RuntimeError("this simulator is not started: use `async with`, or await its start()")
@@ -297,15 +297,15 @@ class Simulator:
         """Add a report that is ready and that every client may use, and return its token.
 
         Args:
-            token: The token; by default a new one.
-            transactions: Number of transactions, distributed over the accounts; None is twenty per account.
-            days: Number of days, 0 to 731.
-            investments: Whether the report has investment accounts.
-            missing: Parts that are missing from the report, with a warning for each: any of `owners`,
+            token: the token; by default a new one.
+            transactions: number of transactions, distributed over the accounts; None is twenty per account.
+            days: number of days, 0 to 731.
+            investments: whether the report has investment accounts.
+            missing: parts that are missing from the report, with a warning for each: any of `owners`,
                 `transactions`, `investments`.
 
         Raises:
-            ValueError: An argument is out of range.
+            ValueError: an argument is out of range.
         """
         return self._world.add_report(
             token, transactions=transactions, days=days, investments=investments, missing=missing
@@ -321,13 +321,13 @@ class Simulator:
         has not failed.
 
         Args:
-            access_token: The Item's access token.
-            error_code: A code of the type ITEM_ERROR or INSTITUTION_ERROR.
-            part: The part that fails: one of `owners`, `transactions`, `investments`. It is then missing from
+            access_token: the Item's access token.
+            error_code: a code of the type ITEM_ERROR or INSTITUTION_ERROR.
+            part: the part that fails: one of `owners`, `transactions`, `investments`. It is then missing from
                 reports, which have a warning. None makes the Item itself fail.
 
         Raises:
-            ValueError: There is no such Item, code or part.
+            ValueError: there is no such Item, code or part.
         """
         self._world.break_item(access_token, error_code, part)
 
@@ -335,7 +335,7 @@ class Simulator:
         """End the failure of an Item and of its parts, for later reports.
 
         Raises:
-            ValueError: There is no such Item.
+            ValueError: there is no such Item.
         """
         self._world.repair_item(access_token)
 
@@ -467,7 +467,7 @@ class Simulator:
         """Wait for some seconds, if any.
 
         Raises:
-            ConnectionAbortedError: The simulator is closing; the request's connection must be closed.
+            ConnectionAbortedError: the simulator is closing; the request's connection must be closed.
         """
         if not seconds:
             return

@@ -63,8 +63,8 @@ def resolve_type(code: str, requested_type: str | None) -> str:
     requested type is ignored for the other codes is our choice.
 
     Args:
-        code: The webhook_code.
-        requested_type: The webhook_type of the request; None if it has none.
+        code: the webhook_code.
+        requested_type: the webhook_type of the request; None if it has none.
     """
     if code != "DEFAULT_UPDATE" or requested_type is None:
         return _TYPE_BY_CODE[code]

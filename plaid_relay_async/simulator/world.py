@@ -39,13 +39,13 @@ class Item:
     """A bank login and its access token.
 
     Attributes:
-        client_id: The client that created it.
-        login: The bank login.
-        products: The products that it was initialised with.
-        public_token_expires_at: When its public token expires, in seconds of the simulator's clock.
-        access_token: Its access token, which is valid once the public token has been exchanged.
-        webhook: The URL of its webhooks.
-        user_token: The token of the user that it was linked for.
+        client_id: the client that created it.
+        login: the bank login.
+        products: the products that it was initialised with.
+        public_token_expires_at: when its public token expires, in seconds of the simulator's clock.
+        access_token: its access token, which is valid once the public token has been exchanged.
+        webhook: the URL of its webhooks.
+        user_token: the token of the user that it was linked for.
     """
 
     client_id: str
@@ -71,13 +71,13 @@ class Report:
     """One version of a report.
 
     Attributes:
-        client_id: The client that may use its token; None is any client.
-        outline: The content.
-        terms: The options of its generation.
-        ready_at: When it is ready, in seconds of the simulator's clock.
-        fast_ready_at: When its fast version is ready.
-        fetches_data: Whether its generation fetches data, so that Items may fail.
-        item_errors: The errors that occurred during its generation, by `item_id`; see `World.break_item`.
+        client_id: the client that may use its token; None is any client.
+        outline: the content.
+        terms: the options of its generation.
+        ready_at: when it is ready, in seconds of the simulator's clock.
+        fast_ready_at: when its fast version is ready.
+        fetches_data: whether its generation fetches data, so that Items may fail.
+        item_errors: the errors that occurred during its generation, by `item_id`; see `World.break_item`.
     """
 
     client_id: str | None
@@ -89,7 +89,7 @@ class Report:
     item_errors: dict[str, ItemErrors] = field(factory=dict)
 
     def allows_client(self, client_id: str) -> bool:
-        """Check whether this client may use the report's token."""
+        """Return whether this client may use the report's token."""
         return self.client_id in {None, client_id}
 
 
@@ -171,7 +171,7 @@ def _without_failed_items(report: Report) -> Outline:
     """Return the outline without the Items, and the parts of Items, that failed.
 
     Raises:
-        ApiError: An Item failed, and either all Items are required or none is left.
+        ApiError: an Item failed, and either all Items are required or none is left.
     """
     if not report.item_errors:
         return report.outline
@@ -191,10 +191,10 @@ class World:
     A method that fails as Plaid would raises `ApiError`.
 
     Args:
-        generation_delay: Seconds until a new report is ready.
-        transactions: Number of transactions in a new report; None is twenty per account.
-        seed: Seed of the reports' content.
-        clock: Returns monotonic time in seconds.
+        generation_delay: seconds until a new report is ready.
+        transactions: number of transactions in a new report; None is twenty per account.
+        seed: seed of the reports' content.
+        clock: returns monotonic time in seconds.
     """
 
     def __init__(
@@ -352,7 +352,7 @@ class World:
         if not 0 <= days <= _MAX_DAYS:
             raise ValueError(f"days: must be from 0 to {_MAX_DAYS}")
         if not set(missing) <= set(REPORT_PARTS):
-            raise ValueError(f"missing: must be of: {', '.join(REPORT_PARTS)}")
+            raise ValueError(f"missing: must be among: {', '.join(REPORT_PARTS)}")
         token = token or f"assets-sandbox-{uuid4()}"
         name = f"{self._seed}:{token}"
         # The error code is that of the example in Plaid's OpenAPI document.
@@ -411,7 +411,7 @@ class World:
         original = self.get_report(client_id, token)
         account_ids = {account.account_id for account in self.ready_outline(original).accounts()}
         if not account_ids >= set(excluded_accounts):
-            raise ApiError("INVALID_FIELD", "account_ids_to_exclude must be of accounts of the report")
+            raise ApiError("INVALID_FIELD", "account_ids_to_exclude must contain only accounts of the report")
         outline = evolve(
             original.outline, excluded_accounts=original.outline.excluded_accounts | set(excluded_accounts)
         )
@@ -467,7 +467,7 @@ class World:
         for report in reversed(self._reports.values()):
             if report.client_id == client_id and report.terms.user_token == user_token:
                 return report
-        raise ApiError("INVALID_FIELD", "user_token must be of a user with a report")
+        raise ApiError("INVALID_FIELD", "user_token must be the token of a user with a report")
 
     def ready_outline(self, report: Report) -> Outline:
         """Return the content of a report that is ready."""

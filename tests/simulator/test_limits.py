@@ -136,9 +136,9 @@ async def test_a_limit_comes_after_the_latency_and_before_faults(limited, clock)
     ("arguments", "message"),
     [
         ({"path": "credit"}, "path: must be one of Plaid's paths"),
-        ({"count": 0}, "count: must be an integer from 1"),
-        ({"count": True}, "count: must be an integer from 1"),
-        ({"count": 1.5}, "count: must be an integer from 1"),
+        ({"count": 0}, "count: must be an integer of at least 1"),
+        ({"count": True}, "count: must be an integer of at least 1"),
+        ({"count": 1.5}, "count: must be an integer of at least 1"),
         ({"per": 0}, "per: must be a number of seconds above 0"),
         ({"per": math.inf}, "per: must be a number of seconds above 0"),
         ({"per": math.nan}, "per: must be a number of seconds above 0"),

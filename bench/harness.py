@@ -77,7 +77,7 @@ def output_of(
     """Run a program in the benchmarks' folder, and return its standard output.
 
     Raises:
-        SystemExit: The program failed; the message contains its standard error.
+        SystemExit: the program failed; the message contains its standard error.
     """
     with on_core(core):
         result = subprocess.run(  # noqa: S603  # the benchmark's own command
@@ -113,7 +113,7 @@ def build_server(folder: Path) -> CompiledServer:
     """Compile the server into a folder, with TLS if OpenSSL's headers are installed.
 
     Raises:
-        MissingError: There is no C compiler, or the system isn't Linux.
+        MissingError: there is no C compiler, or the system isn't Linux.
     """
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":

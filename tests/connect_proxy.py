@@ -14,12 +14,12 @@ class ConnectProxy:
     """A proxy on a free port of 127.0.0.1 that answers CONNECT requests.
 
     Args:
-        port: The port on 127.0.0.1 that every tunnel leads to, whatever host the client asks for.
-        status: The status of every response; the proxy opens a tunnel only with 200.
-        ssl: The server's TLS context if clients connect to the proxy over TLS.
+        port: the port on 127.0.0.1 that every tunnel leads to, whatever host the client asks for.
+        status: the status of every response; the proxy opens a tunnel only with 200.
+        ssl: the server's TLS context if clients connect to the proxy over TLS.
 
     Attributes:
-        heads: The request heads received.
+        heads: the request heads received.
     """
 
     def __init__(self, port: int, status: int = 200, ssl: tls.SSLContext | None = None) -> None:

@@ -31,13 +31,13 @@ class WireFault:
     """What happens to one attempt.
 
     Attributes:
-        acts: Whether the proxy passes the request on to the simulator, which then executes it.
-        response_pieces: A function that takes the request and the simulator's response, and returns the pieces to
+        acts: whether the proxy passes the request on to the simulator, which then executes it.
+        response_pieces: a function that takes the request and the simulator's response, and returns the pieces to
             send to the client. The response is empty if the simulator didn't get the request.
-        then: What happens to the connection afterwards. A stall ends when the client closes the connection.
-        pause: Seconds between two pieces.
-        reads: Whether the proxy reads the whole request; if not, it reads only the first byte.
-        declines: Whether the response says, correctly, that the request was not executed.
+        then: what happens to the connection afterwards. A stall ends when the client closes the connection.
+        pause: seconds between two pieces.
+        reads: whether the proxy reads the whole request; if not, it reads only the first byte.
+        declines: whether the response says, correctly, that the request was not executed.
     """
 
     acts: bool = True
@@ -55,12 +55,12 @@ class FaultProxy:
     """A proxy on a free port of 127.0.0.1.
 
     Args:
-        upstream: The simulator's port.
-        choose: A function that returns the fault of the next attempt.
-        ssl: The server's TLS context if clients connect over TLS.
+        upstream: the simulator's port.
+        choose: a function that returns the fault of the next attempt.
+        ssl: the server's TLS context if clients connect over TLS.
 
     Attributes:
-        attempts: The number of attempts that reached the proxy: HTTP requests whose first byte it received.
+        attempts: the number of attempts that reached the proxy: HTTP requests whose first byte it received.
     """
 
     def __init__(

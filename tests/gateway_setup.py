@@ -40,9 +40,9 @@ class GatewaySetup:
     """A running gateway and all that a test needs to call it.
 
     Attributes:
-        upstream: The server behind the gateway.
-        keys: The callers' keys by their names in `CALLERS`.
-        client_ssl: The client's TLS context, if the gateway serves HTTPS.
+        upstream: the server behind the gateway.
+        keys: the callers' keys by their names in `CALLERS`.
+        client_ssl: the client's TLS context, if the gateway serves HTTPS.
     """
 
     gateway: Gateway

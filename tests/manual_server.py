@@ -32,9 +32,9 @@ class ReceivedRequest:
     """A request that has reached the server.
 
     Attributes:
-        responded_at: The loop's time at which the response was written, so that it was in the client's socket.
-        client_gone: Whether the client had closed the connection by then.
-        reset_by_client: Whether the client closed the connection with unread bytes; `None` while it is open.
+        responded_at: the loop's time at which the response was written, so that it was in the client's socket.
+        client_gone: whether the client had closed the connection by then.
+        reset_by_client: whether the client closed the connection with unread bytes; `None` while it is open.
     """
 
     partner: str

@@ -73,7 +73,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Block until a condition holds.
 
     Raises:
-        AssertionError: The condition doesn't hold after `seconds`.
+        AssertionError: the condition doesn't hold after `seconds`.
     """
     deadline = time.monotonic() + seconds
     while not condition():
@@ -85,7 +85,7 @@ async def wait_until_async(condition: Callable[[], object], seconds: float = 60)
     """Wait until a condition holds, without blocking the event loop.
 
     Raises:
-        TimeoutError: The condition doesn't hold after `seconds`.
+        TimeoutError: the condition doesn't hold after `seconds`.
     """
     async with asyncio.timeout(seconds):
         while not condition():

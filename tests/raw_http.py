@@ -27,7 +27,7 @@ class Response:
     """One response as it was received.
 
     Attributes:
-        complete: False if the connection ended in the middle of the body.
+        complete: false if the connection ended in the middle of the body.
     """
 
     status: int
@@ -96,14 +96,14 @@ def build_request(
     """Build a request with a Content-Length.
 
     Args:
-        path: The request target, sent unchanged.
-        body: Bytes, or an object to encode as JSON.
-        *headers: Additional header lines.
-        key: A bearer token for the Authorization header; `None` omits it.
-        host: The value of the Host header; `None` omits it.
-        method: The HTTP method.
-        content_type: The value of the Content-Type header; `None` omits it.
-        close: Whether to ask the server to close the connection after its response.
+        path: the request target, sent unchanged.
+        body: bytes, or an object to encode as JSON.
+        *headers: additional header lines.
+        key: a bearer token for the Authorization header; `None` omits it.
+        host: the value of the Host header; `None` omits it.
+        method: the HTTP method.
+        content_type: the value of the Content-Type header; `None` omits it.
+        close: whether to ask the server to close the connection after its response.
     """
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"Host: {host}"] if host is not None else []
@@ -137,7 +137,7 @@ class Connection:
         """Read until the server closes the connection.
 
         Raises:
-            TimeoutError: The connection is still open after `seconds`.
+            TimeoutError: the connection is still open after `seconds`.
         """
         received = bytearray()
         with contextlib.suppress(ConnectionError):

@@ -26,8 +26,8 @@ class RedisServer:
     """A server that can be stopped, and started again on the same port.
 
     Attributes:
-        folder: The server's working directory.
-        password: The password that clients have to send; empty for none.
+        folder: the server's working directory.
+        password: the password that clients have to send; empty for none.
     """
 
     folder: Path

@@ -31,20 +31,20 @@ class WireFault:
     """What happens to one attempt.
 
     Attributes:
-        acts: whether the proxy passes the request on to the simulator, which then executes it.
+        executed: whether the proxy passes the request on to the simulator, which then executes it.
         response_pieces: a function that takes the request and the simulator's response, and returns the pieces to
             send to the client. The response is empty if the simulator didn't get the request.
-        then: what happens to the connection afterwards. A stall ends when the client closes the connection.
+        ending: what happens to the connection afterwards. A stall ends when the client closes the connection.
         pause: seconds between two pieces.
-        reads: whether the proxy reads the whole request; if not, it reads only the first byte.
-        declines: whether the response says, correctly, that the request was not executed.
+        reads_request: whether the proxy reads the whole request; if not, it reads only the first byte.
+        declines: whether the response correctly says that the request was not executed.
     """
 
-    acts: bool = True
+    executed: bool = True
     response_pieces: Callable[[bytes, bytes], Iterable[bytes]] = complete_response
-    then: Literal["keep", "close", "reset", "stall"] = "keep"
+    ending: Literal["keep", "close", "reset", "stall"] = "keep"
     pause: float = 0.0
-    reads: bool = True
+    reads_request: bool = True
     declines: bool = False
 
 
@@ -111,14 +111,14 @@ class FaultProxy:
                 # Every request is a POST; a TLS handshake to a proxy without TLS starts with another byte.
                 self.attempts += first == b"P"
                 fault = self._choose()
-                request = first + await read_message(reader) if fault.reads else b""
+                request = first + await read_message(reader) if fault.reads_request else b""
                 response = b""
-                if fault.acts:
+                if fault.executed:
                     upstream = upstream or await self._connect(stack)
                     upstream[1].write(request)
                     response = await read_message(upstream[0])
                 await _send_pieces(writer, fault, request, response)
-                if fault.then != "keep":
+                if fault.ending != "keep":
                     await _finish(reader, writer, fault)
                     return
 
@@ -147,9 +147,9 @@ async def _send_pieces(
 
 
 async def _finish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: WireFault) -> None:
-    if fault.then == "stall":
+    if fault.ending == "stall":
         await reader.read()
-    elif fault.then == "reset":
+    elif fault.ending == "reset":
         # With SO_LINGER on and a time of zero, closing the socket sends RST instead of FIN.
         linger = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

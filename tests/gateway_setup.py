@@ -116,7 +116,7 @@ async def running_gateway(
     ):
         setup = GatewaySetup(gateway, upstream, keys, client_ssl)
         yield setup
-        upstream.says, upstream.then, upstream.pause = upstream.created, "keep", 0.0
+        upstream.respond, upstream.ending, upstream.pause = upstream.creation_response, "keep", 0.0
         before = len(upstream.requests)
         response = await setup.call()
         assert (response.status, len(upstream.requests)) == (200, before + 1)

@@ -14,8 +14,8 @@ from typing import Any
 from attrs import field, frozen
 from fault_proxy import PASS, WireFault
 from wire_faults import (
-    AFTER,
-    BEFORE,
+    EXECUTED,
+    NOT_EXECUTED,
     build_response,
     closed,
     declined,
@@ -92,7 +92,9 @@ LIMIT = {"error_type": "RATE_LIMIT_EXCEEDED", "error_code": "RATE_LIMIT", "error
 UNREACHABLE = {"error_type": "GATEWAY_ERROR", "error_code": "UPSTREAM_UNREACHABLE", "error_message": "down"}
 UPSTREAM_LOST = UNREACHABLE | {"error_code": "UPSTREAM_LOST"}
 EXHAUSTED = LIMIT | {"error_code": "CREDITS_EXHAUSTED"}
-NOON, AND_A_SECOND, AND_A_MINUTE = (f"Tue, 24 Nov 2026 12:0{end} GMT" for end in ("0:00", "0:01", "1:00"))
+NOON, SECOND_AFTER_NOON, MINUTE_AFTER_NOON = (
+    f"Tue, 24 Nov 2026 12:0{end} GMT" for end in ("0:00", "0:01", "1:00")
+)
 
 
 def maintenance(*headers: str) -> WireFault:
@@ -103,20 +105,20 @@ def unreachable() -> WireFault:
     return declined(build_response(503, UNREACHABLE))
 
 
-def lost_by_gateway(*, acts: bool) -> WireFault:
-    return foreign_response(build_response(502, UPSTREAM_LOST), acts=acts)
+def lost_by_gateway(*, executed: bool) -> WireFault:
+    return foreign_response(build_response(502, UPSTREAM_LOST), executed=executed)
 
 
 def rate_limited(*headers: str) -> WireFault:
     return declined(build_response(429, LIMIT, *headers))
 
 
-def html_page(status: int, *, acts: bool) -> WireFault:
-    return foreign_response(build_response(status, "<html><h1>nginx</h1></html>"), acts=acts)
+def html_page(status: int, *, executed: bool) -> WireFault:
+    return foreign_response(build_response(status, "<html><h1>nginx</h1></html>"), executed=executed)
 
 
-def internal_error(*, acts: bool) -> WireFault:
-    return foreign_response(build_response(500, INTERNAL), acts=acts)
+def internal_error(*, executed: bool) -> WireFault:
+    return foreign_response(build_response(500, INTERNAL), executed=executed)
 
 
 def redirect(status: int) -> WireFault:
@@ -126,12 +128,12 @@ def redirect(status: int) -> WireFault:
 # fmt: off
 NEVER_LEFT = (
     FaultRow("connection refused: no process listens", on_every_attempt(PASS),
-        "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="nobody"),
+        "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="no server"),
     FaultRow("unknown host name", on_every_attempt(PASS),
         "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="no name"),
-    FaultRow("the server speaks no TLS", on_every_attempt(WireFault(BEFORE, lambda *_: [build_response(400, "no TLS")], "close", reads=False)),
+    FaultRow("the server speaks no TLS", on_every_attempt(WireFault(NOT_EXECUTED, lambda *_: [build_response(400, "no TLS")], "close", reads_request=False)),
         "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="no TLS"),
-    FaultRow("the TLS handshake is never answered", on_every_attempt(WireFault(BEFORE, lambda *_: [], "stall", reads=False)),
+    FaultRow("the TLS handshake is never answered", on_every_attempt(WireFault(NOT_EXECUTED, lambda *_: [], "stall", reads_request=False)),
         "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="no TLS", settings=SHORT_CONNECT_TIMEOUT),
     FaultRow("the certificate is for another host", on_every_attempt(PASS),
         "unsent 0 0", "unsent 0", "unsent 0", "unsent 0 0", "unsent 0 0", server="another's TLS"),
@@ -140,50 +142,50 @@ NEVER_LEFT = (
 )
 
 NO_RESPONSE = (
-    FaultRow("reset before the request was read", on_every_attempt(reset(reads=False)),
+    FaultRow("reset before the request was read", on_every_attempt(reset(reads_request=False)),
         "unknown 1 0", "lost 4", "lost 4", "unknown 1 0", "lost 4 0"),
-    FaultRow("the same, the first time only", on_first_attempts(reset(reads=False)),
+    FaultRow("the same, the first time only", on_first_attempts(reset(reads_request=False)),
         "unknown 1 0", "done 2", "done 2", "unknown 1 0", "done 2 1"),
-    FaultRow("reset after the request was read, not executed", on_every_attempt(reset(acts=BEFORE)),
+    FaultRow("reset after the request was read, not executed", on_every_attempt(reset(executed=False)),
         "unknown 1 0", "lost 4", "lost 4", "unknown 1 0", "lost 4 0"),
-    FaultRow("the same, the first time only", on_first_attempts(reset(acts=BEFORE)),
+    FaultRow("the same, the first time only", on_first_attempts(reset(executed=False)),
         "unknown 1 0", "done 2", "done 2", "unknown 1 0", "done 2 1"),
-    FaultRow("reset after it was executed", on_every_attempt(reset(acts=AFTER)),
+    FaultRow("reset after it was executed", on_every_attempt(reset(executed=True)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    FaultRow("the same, the first time only", on_first_attempts(reset(acts=AFTER)),
+    FaultRow("the same, the first time only", on_first_attempts(reset(executed=True)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1"),
-    FaultRow("closed (FIN) without a response, not executed", on_every_attempt(closed(acts=BEFORE)),
+    FaultRow("closed (FIN) without a response, not executed", on_every_attempt(closed(executed=False)),
         "unknown 1 0", "lost 4", "lost 4", "unknown 1 0", "lost 4 0"),
-    FaultRow("the same, the first time only", on_first_attempts(closed(acts=BEFORE)),
+    FaultRow("the same, the first time only", on_first_attempts(closed(executed=False)),
         "unknown 1 0", "done 2", "done 2", "unknown 1 0", "done 2 1"),
-    FaultRow("closed (FIN) without a response, executed", on_every_attempt(closed(acts=AFTER)),
+    FaultRow("closed (FIN) without a response, executed", on_every_attempt(closed(executed=True)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    FaultRow("the same, the first time only", on_first_attempts(closed(acts=AFTER)),
+    FaultRow("the same, the first time only", on_first_attempts(closed(executed=True)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1"),
-    FaultRow("closed without a response, over TLS, executed", on_every_attempt(closed(acts=AFTER)),
+    FaultRow("closed without a response, over TLS, executed", on_every_attempt(closed(executed=True)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1", server="TLS"),
-    FaultRow("the same, the first time only", on_first_attempts(closed(acts=AFTER)),
+    FaultRow("the same, the first time only", on_first_attempts(closed(executed=True)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1", server="TLS"),
-    FaultRow("closed without a response, executed; then 429 with a pause of an hour", (closed(acts=AFTER), rate_limited("Retry-After: 3600")),
+    FaultRow("closed without a response, executed; then 429 with a pause of an hour", (closed(executed=True), rate_limited("Retry-After: 3600")),
         "unknown 1 1", "limited 2", "limited 2", "unknown 1 1", "lost 2 1"),
     FaultRow("an idle connection is closed just before the call", on_every_attempt(PASS),
         "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1", reuses_connection=True, server_closes=True),
     FaultRow("the same over TLS", on_every_attempt(PASS),
         "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1", server="TLS", reuses_connection=True, server_closes=True),
-    FaultRow("a reused connection is closed after the request was read, not executed", on_first_attempts(closed(acts=BEFORE)),
+    FaultRow("a reused connection is closed after the request was read, not executed", on_first_attempts(closed(executed=False)),
         "unknown 1 0", "done 2", "done 2", "unknown 1 0", "done 2 1", reuses_connection=True),
-    FaultRow("a reused connection is closed after the request was read, executed", on_first_attempts(closed(acts=AFTER)),
+    FaultRow("a reused connection is closed after the request was read, executed", on_first_attempts(closed(executed=True)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1", reuses_connection=True),
 )
 
 PARTIAL_RESPONSES = (
-    FaultRow("half a status line, executed", on_every_attempt(truncated_status_line(acts=AFTER)),
+    FaultRow("half a status line, executed", on_every_attempt(truncated_status_line(executed=True)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    FaultRow("half a status line, not executed", on_every_attempt(truncated_status_line(acts=BEFORE)),
+    FaultRow("half a status line, not executed", on_every_attempt(truncated_status_line(executed=False)),
         "unknown 1 0", "lost 4", "lost 4", "unknown 1 0", "lost 4 0"),
-    FaultRow("half the headers, executed", on_every_attempt(truncated_headers(acts=AFTER)),
+    FaultRow("half the headers, executed", on_every_attempt(truncated_headers(executed=True)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    FaultRow("half the headers, not executed", on_every_attempt(truncated_headers(acts=BEFORE)),
+    FaultRow("half the headers, not executed", on_every_attempt(truncated_headers(executed=False)),
         "unknown 1 0", "lost 4", "lost 4", "unknown 1 0", "lost 4 0"),
     FaultRow("half the body, with Content-Length, cut inside the token", on_every_attempt(truncated_body(after_token=False)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 2 1"),
@@ -197,13 +199,13 @@ PARTIAL_RESPONSES = (
         "done 1 1", "lost 4", "lost 4", "done 1 1", "lost 2 1"),
     # aiohttp doesn't end a wait for the next chunk after such an error, so it ends with the read timeout.
     FaultRow("invalid bytes instead of a chunk, inside the token",
-        on_every_attempt(truncated_chunks(after_token=False, then=b"zz\r\n", in_one_packet=False)),
+        on_every_attempt(truncated_chunks(after_token=False, suffix=b"zz\r\n", in_one_packet=False)),
         "unknown 1 1", "timeout 4", "timeout 4", "unknown 1 1", "timeout 2 1", settings=READ_TIMEOUT),
     FaultRow("invalid bytes instead of a chunk, after the token",
-        on_every_attempt(truncated_chunks(after_token=True, then=b"zz\r\n", in_one_packet=False)),
+        on_every_attempt(truncated_chunks(after_token=True, suffix=b"zz\r\n", in_one_packet=False)),
         "done 1 1", "timeout 4", "timeout 4", "done 1 1", "timeout 2 1", settings=READ_TIMEOUT),
     # aiohttp drops all of a packet with invalid HTTP in it, including the status line.
-    FaultRow("the same, everything in one packet", on_every_attempt(truncated_chunks(after_token=True, then=b"zz\r\n")),
+    FaultRow("the same, everything in one packet", on_every_attempt(truncated_chunks(after_token=True, suffix=b"zz\r\n")),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
     FaultRow("half the body, framed by the end of the connection", on_every_attempt(truncated_body_without_length()),
         "unknown 1 1", "unreadable 1", "unreadable 1", "unknown 1 1", "unreadable 1 1"),
@@ -211,25 +213,25 @@ PARTIAL_RESPONSES = (
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
     FaultRow("gzip that breaks off after the token", on_every_attempt(truncated_gzip(after_token=True)),
         "done 1 1", "lost 4", "lost 4", "done 1 1", "lost 4 1"),
-    FaultRow("gzip with invalid bytes inside the token", on_every_attempt(truncated_gzip(after_token=False, then=b"\7" * 40)),
+    FaultRow("gzip with invalid bytes inside the token", on_every_attempt(truncated_gzip(after_token=False, suffix=b"\7" * 40)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
     # zlib returns nothing of a chunk that it can't decompress completely.
-    FaultRow("gzip with invalid bytes after the token", on_every_attempt(truncated_gzip(after_token=True, then=b"\7" * 40)),
+    FaultRow("gzip with invalid bytes after the token", on_every_attempt(truncated_gzip(after_token=True, suffix=b"\7" * 40)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
 )
 
 STALLS = (
-    FaultRow("no response until the timeout, not executed", on_every_attempt(stalled(acts=BEFORE)),
+    FaultRow("no response until the timeout, not executed", on_every_attempt(stalled(executed=False)),
         "unknown 1 0", "timeout 4", "timeout 4", "unknown 1 0", "timeout 4 0", settings=SHORT_READ_TIMEOUT),
-    FaultRow("no response until the timeout, executed", on_every_attempt(stalled(acts=AFTER)),
+    FaultRow("no response until the timeout, executed", on_every_attempt(stalled(executed=True)),
         "unknown 1 1", "timeout 4", "timeout 4", "unknown 1 1", "timeout 4 1", settings=SHORT_READ_TIMEOUT),
-    FaultRow("the same, the first time only", on_first_attempts(stalled(acts=AFTER)),
+    FaultRow("the same, the first time only", on_first_attempts(stalled(executed=True)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1", settings=READ_TIMEOUT),
-    FaultRow("a stall within the status line, executed", on_every_attempt(then_stalling(truncated_status_line(acts=AFTER))),
+    FaultRow("a stall within the status line, executed", on_every_attempt(then_stalling(truncated_status_line(executed=True))),
         "unknown 1 1", "timeout 4", "timeout 4", "unknown 1 1", "timeout 4 1", settings=SHORT_READ_TIMEOUT),
-    FaultRow("a stall within the headers, not executed", on_every_attempt(then_stalling(truncated_headers(acts=BEFORE))),
+    FaultRow("a stall within the headers, not executed", on_every_attempt(then_stalling(truncated_headers(executed=False))),
         "unknown 1 0", "timeout 4", "timeout 4", "unknown 1 0", "timeout 4 0", settings=SHORT_READ_TIMEOUT),
-    FaultRow("a stall within the headers, executed", on_every_attempt(then_stalling(truncated_headers(acts=AFTER))),
+    FaultRow("a stall within the headers, executed", on_every_attempt(then_stalling(truncated_headers(executed=True))),
         "unknown 1 1", "timeout 4", "timeout 4", "unknown 1 1", "timeout 4 1", settings=SHORT_READ_TIMEOUT),
     FaultRow("a stall within the body, not executed", on_every_attempt(then_stalling(truncated_foreign_body())),
         "unknown 1 0", "timeout 4", "timeout 4", "unknown 1 0", "timeout 4 0", settings=SHORT_READ_TIMEOUT),
@@ -244,9 +246,9 @@ STALLS = (
 )
 
 UNUSUAL_RESPONSES = (
-    FaultRow("204 without a body, executed", on_every_attempt(foreign_response(b"HTTP/1.1 204 No Content\r\n\r\n", acts=AFTER)),
+    FaultRow("204 without a body, executed", on_every_attempt(foreign_response(b"HTTP/1.1 204 No Content\r\n\r\n", executed=True)),
         "unknown 1 1", "unreadable 1", "unreadable 1", "unknown 1 1", "unreadable 1 1"),
-    FaultRow("204 without a body, not executed", on_every_attempt(foreign_response(b"HTTP/1.1 204 No Content\r\n\r\n", acts=BEFORE)),
+    FaultRow("204 without a body, not executed", on_every_attempt(foreign_response(b"HTTP/1.1 204 No Content\r\n\r\n", executed=False)),
         "unknown 1 0", "unreadable 1", "unreadable 1", "unknown 1 0", "unreadable 1 0"),
     FaultRow("JSON of the wrong shape, with a token in it", on_every_attempt(unexpected_json(token=True)),
         "done 1 1", "unreadable 1", "unreadable 1", "done 1 1", "unreadable 1 1"),
@@ -268,7 +270,7 @@ UNUSUAL_RESPONSES = (
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
     FaultRow("an endless header", on_every_attempt(endless_head(b"HTTP/1.1 200 OK\r\nX-More: ", b"and more")),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    FaultRow("not HTTP", on_every_attempt(WireFault(AFTER, lambda *_: [b"220 mail.example ESMTP\r\n\r\n"], "close")),
+    FaultRow("not HTTP", on_every_attempt(WireFault(EXECUTED, lambda *_: [b"220 mail.example ESMTP\r\n\r\n"], "close")),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
     FaultRow("100 before the response", on_every_attempt(prefixed_response(b"HTTP/1.1 100 Continue\r\n\r\n")),
         "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1"),
@@ -279,36 +281,36 @@ UNUSUAL_RESPONSES = (
     FaultRow("endless 100", on_every_attempt(endless_head(b"", b"HTTP/1.1 100 Continue\r\n\r\n")),
         "unknown 1 1", "timeout 1", "timeout 1", "unknown 1 1", "timeout 1 1", settings=HALF_A_SECOND),
     FaultRow("101 instead of a response",
-        on_every_attempt(WireFault(AFTER, lambda *_: [b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"], "close")),
+        on_every_attempt(WireFault(EXECUTED, lambda *_: [b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"], "close")),
         "unknown 1 1", "unexpected 4", "unexpected 4", "unknown 1 1", "unexpected 4 1"),
 )
 
 SERVER_ERRORS = (
-    FaultRow("500, HTML, not executed", on_every_attempt(html_page(500, acts=BEFORE)),
+    FaultRow("500, HTML, not executed", on_every_attempt(html_page(500, executed=False)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    FaultRow("500, HTML, executed", on_every_attempt(html_page(500, acts=AFTER)),
+    FaultRow("500, HTML, executed", on_every_attempt(html_page(500, executed=True)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
-    FaultRow("502, HTML, not executed", on_every_attempt(html_page(502, acts=BEFORE)),
+    FaultRow("502, HTML, not executed", on_every_attempt(html_page(502, executed=False)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    FaultRow("502, HTML, executed", on_every_attempt(html_page(502, acts=AFTER)),
+    FaultRow("502, HTML, executed", on_every_attempt(html_page(502, executed=True)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
-    FaultRow("503, HTML, not executed", on_every_attempt(html_page(503, acts=BEFORE)),
+    FaultRow("503, HTML, not executed", on_every_attempt(html_page(503, executed=False)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    FaultRow("503, HTML, executed", on_every_attempt(html_page(503, acts=AFTER)),
+    FaultRow("503, HTML, executed", on_every_attempt(html_page(503, executed=True)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
-    FaultRow("504, HTML, not executed", on_every_attempt(html_page(504, acts=BEFORE)),
+    FaultRow("504, HTML, not executed", on_every_attempt(html_page(504, executed=False)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    FaultRow("504, HTML, executed", on_every_attempt(html_page(504, acts=AFTER)),
+    FaultRow("504, HTML, executed", on_every_attempt(html_page(504, executed=True)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
-    FaultRow("the same, the first time only", on_first_attempts(html_page(504, acts=AFTER)),
+    FaultRow("the same, the first time only", on_first_attempts(html_page(504, executed=True)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1"),
-    FaultRow("Plaid's INTERNAL_SERVER_ERROR, not executed", on_every_attempt(internal_error(acts=BEFORE)),
+    FaultRow("Plaid's INTERNAL_SERVER_ERROR, not executed", on_every_attempt(internal_error(executed=False)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    FaultRow("the same, the first time only", on_first_attempts(internal_error(acts=BEFORE)),
+    FaultRow("the same, the first time only", on_first_attempts(internal_error(executed=False)),
         "unknown 1 0", "done 2", "done 2", "unknown 1 0", "done 2 1"),
-    FaultRow("Plaid's INTERNAL_SERVER_ERROR, executed", on_every_attempt(internal_error(acts=AFTER)),
+    FaultRow("Plaid's INTERNAL_SERVER_ERROR, executed", on_every_attempt(internal_error(executed=True)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
-    FaultRow("the same, the first time only", on_first_attempts(internal_error(acts=AFTER)),
+    FaultRow("the same, the first time only", on_first_attempts(internal_error(executed=True)),
         "unknown 1 1", "done 2", "done 2", "unknown 1 1", "inferred 2 1"),
     FaultRow("Plaid's PLANNED_MAINTENANCE", on_every_attempt(maintenance()),
         "server 4 0", "server 4", "server 4", "server 4 0", "server 4 0"),
@@ -321,10 +323,10 @@ SERVER_ERRORS = (
     FaultRow("the same, the first time only", on_first_attempts(unreachable()),
         "done 2 1", "done 2", "done 2", "done 2 1", "done 2 1"),
     FaultRow("the response to this package's gateway was lost, not executed",
-        on_every_attempt(lost_by_gateway(acts=BEFORE)),
+        on_every_attempt(lost_by_gateway(executed=False)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
     FaultRow("the response to this package's gateway was lost, executed",
-        on_every_attempt(lost_by_gateway(acts=AFTER)),
+        on_every_attempt(lost_by_gateway(executed=True)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
     FaultRow("PLANNED_MAINTENANCE with a pause longer than `max_pause`", on_every_attempt(maintenance("Retry-After: 301")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=NO_DEADLINE, retry_after=301),
@@ -348,12 +350,12 @@ LIMITS = (
     FaultRow("429, Retry-After in seconds, longer than the timeout", on_every_attempt(rate_limited("Retry-After: 60")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=FIVE_SECONDS, retry_after=60),
     FaultRow("429, Retry-After as a date, the first time only",
-        on_first_attempts(rate_limited(f"Date: {NOON}", f"Retry-After: {AND_A_SECOND}")),
+        on_first_attempts(rate_limited(f"Date: {NOON}", f"Retry-After: {SECOND_AFTER_NOON}")),
         "done 2 1", "done 2", "done 2", "done 2 1", "done 2 1", min_seconds=1),
     FaultRow("429, Retry-After as a date, longer than the timeout",
-        on_every_attempt(rate_limited(f"Date: {NOON}", f"Retry-After: {AND_A_MINUTE}")),
+        on_every_attempt(rate_limited(f"Date: {NOON}", f"Retry-After: {MINUTE_AFTER_NOON}")),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0", settings=FIVE_SECONDS, retry_after=60),
-    FaultRow("429, Retry-After as a date in the past", on_every_attempt(rate_limited(f"Date: {AND_A_MINUTE}", f"Retry-After: {NOON}")),
+    FaultRow("429, Retry-After as a date in the past", on_every_attempt(rate_limited(f"Date: {MINUTE_AFTER_NOON}", f"Retry-After: {NOON}")),
         "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0", retry_after=0),
     FaultRow("429, Retry-After: 0", on_every_attempt(rate_limited("Retry-After: 0")),
         "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0", retry_after=0),
@@ -379,22 +381,22 @@ LIMITS = (
 
 # The responses quote the request with its secret and its tokens, and none of these may show.
 ECHOES = (
-    FaultRow("400 that quotes the request", on_every_attempt(echoed_request(lambda said: build_response(400, error_quoting(said, "INVALID_FIELD")), acts=BEFORE, declines=True)),
+    FaultRow("400 that quotes the request", on_every_attempt(echoed_request(lambda quoted: build_response(400, error_quoting(quoted, "INVALID_FIELD")), executed=False, declines=True)),
         "rejected 1 0", "rejected 1", "rejected 1", "rejected 1 0", "rejected 1 0"),
-    FaultRow("Plaid's 500 that quotes the request", on_every_attempt(echoed_request(lambda said: build_response(500, error_quoting(said, "INTERNAL_SERVER_ERROR")), acts=AFTER)),
+    FaultRow("Plaid's 500 that quotes the request", on_every_attempt(echoed_request(lambda quoted: build_response(500, error_quoting(quoted, "INTERNAL_SERVER_ERROR")), executed=True)),
         "unknown 1 1", "server 4", "server 4", "unknown 1 1", "server 4 1"),
-    FaultRow("502, HTML that quotes the request", on_every_attempt(echoed_request(lambda said: build_response(502, f"<html>{said}</html>"), acts=BEFORE)),
+    FaultRow("502, HTML that quotes the request", on_every_attempt(echoed_request(lambda quoted: build_response(502, f"<html>{quoted}</html>"), executed=False)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
     FaultRow("503 that quotes the request as its reason and in its headers",
-        on_every_attempt(echoed_request(lambda said: build_response(503, "", f"Retry-After: {said}", f"X-Said: {said}").replace(b"Service Unavailable", said.encode()), acts=BEFORE)),
+        on_every_attempt(echoed_request(lambda quoted: build_response(503, "", f"Retry-After: {quoted}", f"X-Said: {quoted}").replace(b"Service Unavailable", quoted.encode()), executed=False)),
         "unknown 1 0", "server 4", "server 4", "unknown 1 0", "server 4 0"),
-    FaultRow("302 that quotes the request in its Location", on_every_attempt(echoed_request(lambda said: build_response(302, "", f"Location: /?{said}"), acts=BEFORE, declines=True)),
+    FaultRow("302 that quotes the request in its Location", on_every_attempt(echoed_request(lambda quoted: build_response(302, "", f"Location: /?{quoted}"), executed=False, declines=True)),
         "redirect 1 0", "redirect 1", "redirect 1", "redirect 1 0", "redirect 1 0"),
-    FaultRow("a broken header that quotes the request", on_every_attempt(echoed_request(lambda said: f"HTTP/1.1 200 OK\r\n{said}\r\n\r\n".replace(":", "").encode(), acts=AFTER)),
+    FaultRow("a broken header that quotes the request", on_every_attempt(echoed_request(lambda quoted: f"HTTP/1.1 200 OK\r\n{quoted}\r\n\r\n".replace(":", "").encode(), executed=True)),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
-    FaultRow("200 of the wrong shape that quotes the request", on_every_attempt(echoed_request(lambda said: build_response(200, [{said: said}]), acts=AFTER)),
+    FaultRow("200 of the wrong shape that quotes the request", on_every_attempt(echoed_request(lambda quoted: build_response(200, [{quoted: quoted}]), executed=True)),
         "unknown 1 1", "unreadable 1", "unreadable 1", "unknown 1 1", "unreadable 1 1"),
-    FaultRow("200 that isn't JSON and quotes the request", on_every_attempt(echoed_request(lambda said: build_response(200, f"<html>{said.replace('relay_token', 'token')}</html>"), acts=AFTER)),
+    FaultRow("200 that isn't JSON and quotes the request", on_every_attempt(echoed_request(lambda quoted: build_response(200, f"<html>{quoted.replace('relay_token', 'token')}</html>"), executed=True)),
         "unknown 1 1", "unreadable 1", "unreadable 1", "unknown 1 1", "unreadable 1 1"),
 )
 # fmt: on

@@ -18,16 +18,16 @@ class Recorder(FaultProxy):
 
     Attributes:
         requests: the received requests, in order; one without a Content-Length as far as it was received.
-        says: returns the pieces of a response from the request; by default that of a creation.
-        then: what happens to the connection after a response.
+        respond: returns the pieces of the response to a request; by default that of a creation.
+        ending: what happens to the connection after a response.
         pause: the seconds between two pieces.
     """
 
     def __init__(self) -> None:
-        super().__init__(0, lambda: WireFault(False, self._answer, self.then, pause=self.pause))
+        super().__init__(0, lambda: WireFault(False, self._record_request, self.ending, pause=self.pause))
         self.requests: list[bytes] = []
-        self.says: Callable[[bytes], Iterable[bytes]] = self.created
-        self.then: Any = "keep"
+        self.respond: Callable[[bytes], Iterable[bytes]] = self.creation_response
+        self.ending: Any = "keep"
         self.pause = 0.0
         self._numbers = itertools.count(1)
 
@@ -40,7 +40,7 @@ class Recorder(FaultProxy):
         """The number of open connections."""
         return len(self._connections)
 
-    def created(self, _: bytes) -> Iterable[bytes]:
+    def creation_response(self, _: bytes) -> Iterable[bytes]:
         """Return Plaid's response to a creation, with a different token each time."""
         number = next(self._numbers)
         response = {"relay_token": f"credit-relay-sandbox-{number}", "request_id": f"request{number}"}
@@ -54,9 +54,9 @@ class Recorder(FaultProxy):
         """Return the body of a request, which has to be JSON that every parser accepts."""
         return json.loads(self.requests[number].partition(b"\r\n\r\n")[2], parse_constant=_no_json)
 
-    def _answer(self, request: bytes, _: bytes) -> Iterable[bytes]:
+    def _record_request(self, request: bytes, _: bytes) -> Iterable[bytes]:
         self.requests.append(request)
-        return self.says(request)
+        return self.respond(request)
 
 
 def _no_json(constant: str) -> Any:

@@ -164,7 +164,7 @@ async def faulty_client(
         with refused_port() as closed:
             urls = {
                 "http": f"http://127.0.0.1:{proxy.port}",
-                "nobody": f"http://127.0.0.1:{closed}",
+                "no server": f"http://127.0.0.1:{closed}",
                 "no name": "https://plaid.invalid",
             }
             url = urls.get(row.server, f"https://127.0.0.1:{proxy.port}")

@@ -16,8 +16,8 @@ from fault_proxy import PASS, WireFault, no_response
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-# Values of `acts`: the fault happens before or after the simulator has executed the request.
-BEFORE, AFTER = False, True
+# Values of `WireFault.executed`.
+NOT_EXECUTED, EXECUTED = False, True
 MEGABYTE = b" " * 2**20
 _TOKEN = re.compile(rb'"relay_token": "([^"]+)"')
 
@@ -67,42 +67,42 @@ def _with_token(response: bytes) -> bytes:
 # --------------------------------------------------------------------------------------------- the faults
 
 
-def closed(*, acts: bool) -> WireFault:
+def closed(*, executed: bool) -> WireFault:
     """Close the connection (FIN) instead of responding."""
-    return WireFault(acts, no_response, "close")
+    return WireFault(executed, no_response, "close")
 
 
-def reset(*, acts: bool = BEFORE, reads: bool = True) -> WireFault:
+def reset(*, executed: bool = False, reads_request: bool = True) -> WireFault:
     """Reset the connection (RST) instead of responding."""
-    return WireFault(acts, no_response, "reset", reads=reads)
+    return WireFault(executed, no_response, "reset", reads_request=reads_request)
 
 
-def stalled(*, acts: bool) -> WireFault:
+def stalled(*, executed: bool) -> WireFault:
     """Never respond, and keep the connection open."""
-    return WireFault(acts, no_response, "stall")
+    return WireFault(executed, no_response, "stall")
 
 
 def then_stalling(fault: WireFault) -> WireFault:
     """Send the same bytes as another fault, but keep the connection open afterwards."""
-    return evolve(fault, then="stall")
+    return evolve(fault, ending="stall")
 
 
-def foreign_response(response: bytes, *, acts: bool, declines: bool = False) -> WireFault:
+def foreign_response(response: bytes, *, executed: bool, declines: bool = False) -> WireFault:
     """Send a complete response that isn't Plaid's own."""
-    return WireFault(acts, lambda *_: [response], declines=declines)
+    return WireFault(executed, lambda *_: [response], declines=declines)
 
 
 def declined(response: bytes) -> WireFault:
     """Send a response that says, correctly, that the request was not executed."""
-    return foreign_response(response, acts=BEFORE, declines=True)
+    return foreign_response(response, executed=False, declines=True)
 
 
-def truncated_status_line(*, acts: bool) -> WireFault:
-    return WireFault(acts, lambda *_: [b"HTTP/1.1 20"], "close")
+def truncated_status_line(*, executed: bool) -> WireFault:
+    return WireFault(executed, lambda *_: [b"HTTP/1.1 20"], "close")
 
 
-def truncated_headers(*, acts: bool) -> WireFault:
-    return WireFault(acts, lambda *_: [b"HTTP/1.1 200 OK\r\nContent-Type: applic"], "close")
+def truncated_headers(*, executed: bool) -> WireFault:
+    return WireFault(executed, lambda *_: [b"HTTP/1.1 200 OK\r\nContent-Type: applic"], "close")
 
 
 def truncated_body(*, after_token: bool) -> WireFault:
@@ -110,7 +110,7 @@ def truncated_body(*, after_token: bool) -> WireFault:
         body = _body(response)
         yield response[: len(response) - len(body) + _split(body, after_token=after_token)]
 
-    return WireFault(AFTER, pieces, "close")
+    return WireFault(EXECUTED, pieces, "close")
 
 
 def truncated_body_without_length() -> WireFault:
@@ -121,35 +121,35 @@ def truncated_body_without_length() -> WireFault:
         head = _without_length(response) + b"\r\nConnection: close\r\n\r\n"
         yield head + body[: _split(body, after_token=False)]
 
-    return WireFault(AFTER, pieces, "close")
+    return WireFault(EXECUTED, pieces, "close")
 
 
 def truncated_foreign_body() -> WireFault:
     """Cut a body that isn't from the simulator, which never gets the request."""
-    return WireFault(BEFORE, lambda *_: [_ok("Content-Length: 100") + b'{"rela'], "close")
+    return WireFault(NOT_EXECUTED, lambda *_: [_ok("Content-Length: 100") + b'{"rela'], "close")
 
 
-def truncated_chunks(*, after_token: bool, then: bytes = b"", in_one_packet: bool = True) -> WireFault:
-    """Send the body in chunks, and stop after one of them; `then` follows it in the same packet.
+def truncated_chunks(*, after_token: bool, suffix: bytes = b"", in_one_packet: bool = True) -> WireFault:
+    """Send the body in chunks, and stop after one of them; `suffix` follows it in the same packet.
 
     With `in_one_packet`, the packet starts with the head; without it, the head is sent separately before.
     """
 
     def pieces(_: bytes, response: bytes) -> Iterable[bytes]:
         body = _body(response)
-        rest = _chunk(body[: _split(body, after_token=after_token)]) + then
+        rest = _chunk(body[: _split(body, after_token=after_token)]) + suffix
         head = _without_length(response) + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
         yield from [head + rest] if in_one_packet else [head, rest]
 
-    return WireFault(AFTER, pieces, "close", pause=0.0 if in_one_packet else 0.02)
+    return WireFault(EXECUTED, pieces, "close", pause=0.0 if in_one_packet else 0.02)
 
 
 def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-def truncated_gzip(*, after_token: bool, then: bytes = b"") -> WireFault:
-    """Compress the body, though the client didn't ask for it, and stop in the middle or continue with `then`."""
+def truncated_gzip(*, after_token: bool, suffix: bytes = b"") -> WireFault:
+    """Compress the body, though the client didn't ask for it, and stop in the middle or continue with `suffix`."""
 
     def pieces(_: bytes, response: bytes) -> Iterable[bytes]:
         body = _decompressed(response)
@@ -157,10 +157,10 @@ def truncated_gzip(*, after_token: bool, then: bytes = b"") -> WireFault:
         start = compressor.compress(body[: _split(body, after_token=after_token)])
         # A sync flush makes all bytes so far readable without the end of the stream.
         start += compressor.flush(zlib.Z_SYNC_FLUSH)
-        length = len(start) + len(then or b"the other half")
-        yield _ok(f"Content-Length: {length}", "Content-Encoding: gzip") + start + then
+        length = len(start) + len(suffix or b"the other half")
+        yield _ok(f"Content-Length: {length}", "Content-Encoding: gzip") + start + suffix
 
-    return WireFault(AFTER, pieces, "keep" if then else "close")
+    return WireFault(EXECUTED, pieces, "keep" if suffix else "close")
 
 
 def _decompressed(response: bytes) -> bytes:
@@ -176,7 +176,7 @@ def gzip_bomb(*, token: bool) -> WireFault:
         bomb = gzip.compress(start + 20 * MEGABYTE + b"}", compresslevel=1)
         yield _ok(f"Content-Length: {len(bomb)}", "Content-Encoding: gzip") + bomb
 
-    return WireFault(AFTER, pieces)
+    return WireFault(EXECUTED, pieces)
 
 
 def oversized_body(*, token: bool, megabytes: int | None = None) -> WireFault:
@@ -192,7 +192,7 @@ def oversized_body(*, token: bool, megabytes: int | None = None) -> WireFault:
             yield from itertools.repeat(MEGABYTE, megabytes)
             yield b"}"
 
-    return WireFault(AFTER, pieces)
+    return WireFault(EXECUTED, pieces)
 
 
 def endless_head(start: bytes, line: bytes) -> WireFault:
@@ -202,12 +202,12 @@ def endless_head(start: bytes, line: bytes) -> WireFault:
         yield start
         yield from itertools.repeat(line * (4096 // len(line)))
 
-    return WireFault(AFTER, pieces)
+    return WireFault(EXECUTED, pieces)
 
 
 def prefixed_response(prefix: bytes) -> WireFault:
     """Send other bytes before the complete response."""
-    return WireFault(AFTER, lambda _, response: [prefix + response])
+    return WireFault(EXECUTED, lambda _, response: [prefix + response])
 
 
 def slow_body(pause: float) -> WireFault:
@@ -219,7 +219,7 @@ def slow_body(pause: float) -> WireFault:
         yield from (response[i : i + 1] for i in range(start, start + 15))
         yield response[start + 15 :]
 
-    return WireFault(AFTER, pieces, pause=pause)
+    return WireFault(EXECUTED, pieces, pause=pause)
 
 
 def unexpected_json(*, token: bool) -> WireFault:
@@ -229,10 +229,10 @@ def unexpected_json(*, token: bool) -> WireFault:
         start = _with_token(response) if token else b"{"
         yield build_response(200, start + b'"request_id": 7, "report": [], "removed": "yes"}')
 
-    return WireFault(AFTER, pieces)
+    return WireFault(EXECUTED, pieces)
 
 
-def echoed_request(build: Callable[[str], bytes], *, acts: bool, declines: bool = False) -> WireFault:
+def echoed_request(build: Callable[[str], bytes], *, executed: bool, declines: bool = False) -> WireFault:
     """Send a response that quotes the request, including its secret and tokens."""
 
     def pieces(request: bytes, _: bytes) -> Iterable[bytes]:
@@ -240,7 +240,7 @@ def echoed_request(build: Callable[[str], bytes], *, acts: bool, declines: bool 
         assert "PLAID-SECRET" in text
         yield build(text)
 
-    return WireFault(acts, pieces, "close", declines=declines)
+    return WireFault(executed, pieces, "close", declines=declines)
 
 
 def error_quoting(text: str, code: str) -> dict[str, Any]:

@@ -225,8 +225,8 @@ async def test_a_token_in_a_truncated_response_is_recovered(open_console):
     """A response that is truncated after its token is a success, and the page says that it was truncated."""
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
     async with Recorder() as upstream, open_console(gateway={"upstream": upstream.url}) as console:
-        upstream.says = lambda _: [head + b'{"relay_token": "credit-relay-sandbox-canary",', b' "request_']
-        upstream.then, upstream.pause = "close", 0.3
+        upstream.respond = lambda _: [head + b'{"relay_token": "credit-relay-sandbox-canary",', b' "request_']
+        upstream.ending, upstream.pause = "close", 0.3
         page = await open_create_form(console)
         assert await console.send_request() == "Created"
         assert "truncated after the token" in await result_text(console)

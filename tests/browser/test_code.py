@@ -166,7 +166,7 @@ async def test_the_code_of_each_operation_sends_the_same_request(module_page, la
         "key_id": "id",
     }
     async with Recorder() as upstream:
-        upstream.says = create_response
+        upstream.respond = create_response
         codes = {
             path: (await generate_code(module_page, language, path, [values], upstream.url))[0]
             for path in ALL_OPERATIONS
@@ -220,7 +220,7 @@ def without_false(body):
 async def test_no_code_overwrites_a_response(module_page, language, tmp_path):
     """If the file exists, nothing is sent, because it may contain the only copy of a token."""
     async with Recorder() as upstream:
-        upstream.says = create_response
+        upstream.respond = create_response
         [code] = await generate_code(module_page, language, "/credit/relay/create", [{}], upstream.url)
         await run_code(language, [code], tmp_path)
         path = tmp_path / "0" / "response.json"

@@ -95,7 +95,7 @@ async def test_a_response_that_waits_when_its_caller_disconnects(audit):
         start = build_head(
             "HTTP/1.1 200 OK", "Content-Type: application/json", f"Content-Length: {len(body)}"
         )
-        setup.upstream.says = lambda _: [start, body]
+        setup.upstream.respond = lambda _: [start, body]
         async with raw_connection(setup.gateway.url, limit=1) as connection:
             await connection.send(build_request(GET, {"relay_token": "x"}, key=setup.keys["lender"]))
             await connection.reader.readexactly(1)  # the response has begun
@@ -108,7 +108,11 @@ async def test_a_response_that_waits_when_its_caller_disconnects(audit):
 async def test_a_truncated_response_for_a_disconnected_caller(setup, audit):
     """Plaid's connection ends in the middle of the response, and the caller's ended before."""
     start = build_head("HTTP/1.1 200 OK", "Content-Type: application/json", "Content-Length: 100")
-    setup.upstream.says, setup.upstream.then, setup.upstream.pause = lambda _: [start, b"{"], "close", 0.3
+    setup.upstream.respond, setup.upstream.ending, setup.upstream.pause = (
+        lambda _: [start, b"{"],
+        "close",
+        0.3,
+    )
     async with raw_connection(setup.gateway.url) as connection:
         await connection.send(build_request(GET, {"relay_token": "x"}, key=setup.keys["lender"]))
         await connection.reader.readexactly(1)
@@ -124,7 +128,7 @@ async def test_a_truncated_response_for_a_disconnected_caller(setup, audit):
 async def test_a_truncated_response_is_not_delivered(setup, audit, frame):
     """Plaid's connection ends in the middle of the response, so the caller gets part of a 200."""
     start = build_head("HTTP/1.1 200 OK", "Content-Type: application/json", frame)
-    setup.upstream.says, setup.upstream.then = lambda _: [start, b"5\r\n{    \r\n"], "close"
+    setup.upstream.respond, setup.upstream.ending = lambda _: [start, b"5\r\n{    \r\n"], "close"
     call = build_request(GET, {"relay_token": "x"}, key=setup.keys["lender"])
     (response,) = await exchange(setup.gateway.url, call)
     assert (response.status, response.complete) == (200, False)

@@ -364,8 +364,8 @@ async def test_closing_the_gateway_closes_all_sockets(secure):
 async def test_calls_in_flight_are_not_evicted():
     """While every connection has a call in flight, a further caller waits and is served afterwards."""
     async with running_gateway(connections=5) as setup:
-        setup.upstream.says, setup.upstream.pause = (
-            lambda received: [b"", *setup.upstream.created(received)],
+        setup.upstream.respond, setup.upstream.pause = (
+            lambda received: [b"", *setup.upstream.creation_response(received)],
             0.5,
         )
         calls = [asyncio.ensure_future(setup.call()) for _ in range(5)]
@@ -409,8 +409,8 @@ async def test_a_request_that_has_arrived_is_not_cut_off():
 async def test_nothing_is_sent_for_a_caller_that_disconnected_in_the_queue():
     """Its request and the end of its connection were waiting in the system's queue."""
     async with running_gateway(connections=1) as setup:
-        setup.upstream.says, setup.upstream.pause = (
-            lambda received: [b"", *setup.upstream.created(received)],
+        setup.upstream.respond, setup.upstream.pause = (
+            lambda received: [b"", *setup.upstream.creation_response(received)],
             0.5,
         )
         first = asyncio.ensure_future(setup.call())
@@ -453,7 +453,7 @@ async def test_no_connection_is_evicted_for_a_disconnected_caller(secure):
 async def test_closing_the_gateway_closes_waiting_callers():
     """A full gateway that closes executes nothing for callers that it hasn't served."""
     async with Recorder() as upstream, contextlib.AsyncExitStack() as stack:
-        upstream.says, upstream.pause = lambda received: [b"", *upstream.created(received)], 60.0
+        upstream.respond, upstream.pause = lambda received: [b"", *upstream.creation_response(received)], 60.0
         record, key = new_key("lender")
         options = {
             "upstream": upstream.url,
@@ -516,9 +516,9 @@ async def test_calls_beyond_the_upstream_connections_wait_or_get_a_429():
 
         def slowly(received):
             yield b""
-            yield from setup.upstream.created(received)
+            yield from setup.upstream.creation_response(received)
 
-        setup.upstream.says, setup.upstream.pause = slowly, 0.2
+        setup.upstream.respond, setup.upstream.pause = slowly, 0.2
         responses = await asyncio.gather(*(setup.call() for _ in range(30)))
         counts = {status: [each.status for each in responses].count(status) for status in (200, 429)}
         assert counts[200] + counts[429] == 30
@@ -535,8 +535,8 @@ async def test_calls_beyond_the_upstream_connections_wait_or_get_a_429():
 async def test_nothing_is_sent_for_a_caller_that_disconnected_while_waiting(audit):
     """A caller that disconnects while its call waits for an upstream connection couldn't receive the token."""
     async with running_gateway(upstream_connections=1) as setup:
-        setup.upstream.says, setup.upstream.pause = (
-            lambda received: [b"", *setup.upstream.created(received)],
+        setup.upstream.respond, setup.upstream.pause = (
+            lambda received: [b"", *setup.upstream.creation_response(received)],
             2.0,
         )
         first = asyncio.ensure_future(setup.call())
@@ -569,10 +569,10 @@ async def test_a_slow_reader_of_a_long_response_uses_little_memory():
 
         def says(received):
             if b"/credit/relay/get" not in received:
-                return setup.upstream.created(received)
+                return setup.upstream.creation_response(received)
             return itertools.chain([long], itertools.repeat(b" " * 2**16, 60 * 16))
 
-        setup.upstream.says = says
+        setup.upstream.respond = says
         with limited_memory(8 * MEGABYTE):
             async with contextlib.AsyncExitStack() as stack:
                 for _ in range(10):
@@ -593,7 +593,7 @@ async def test_an_endless_response_is_not_buffered():
     async with running_gateway(caller_timeout=1.0) as setup:
         chunk = b"10000\r\n" + b" " * 2**16 + b"\r\n"
         start = build_head("HTTP/1.1 200 OK", "Content-Type: application/json", "Transfer-Encoding: chunked")
-        setup.upstream.says = lambda _: itertools.chain([start], itertools.repeat(chunk))
+        setup.upstream.respond = lambda _: itertools.chain([start], itertools.repeat(chunk))
         with limited_memory(8 * MEGABYTE):
             async with raw_connection(setup.gateway.url) as connection:
                 await connection.send(build_request(GET, {"relay_token": "x"}, key=setup.keys["lender"]))
@@ -607,7 +607,7 @@ async def test_an_endless_response_is_not_buffered():
         async with asyncio.timeout(60):
             while setup.upstream.connections:
                 await asyncio.sleep(0.02)
-        setup.upstream.says = setup.upstream.created
+        setup.upstream.respond = setup.upstream.creation_response
 
 
 async def test_a_hanging_source_of_credentials_times_out():
@@ -633,7 +633,7 @@ async def test_a_hanging_source_of_credentials_times_out():
 async def test_a_failed_call_is_freed_immediately(setup, body, code):
     """Memory of a rejected or lost call doesn't wait for Python's garbage collector."""
     body %= b"x" * 1_000_000
-    setup.upstream.says, setup.upstream.then = lambda _: [], "close"
+    setup.upstream.respond, setup.upstream.ending = lambda _: [], "close"
     await setup.call(GET, body=body)
     gc.collect()
     gc.disable()

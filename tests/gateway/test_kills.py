@@ -211,7 +211,7 @@ async def test_the_audit_log_records_an_undelivered_response(caplog):
     caplog.set_level("INFO", logger="plaid_relay_async.gateway.audit")
     key, secret = new_key("one")
     async with Recorder() as upstream:
-        upstream.says, upstream.pause = lambda received: [b"", *upstream.created(received)], 1.0
+        upstream.respond, upstream.pause = lambda received: [b"", *upstream.creation_response(received)], 1.0
         async with Gateway([key], upstream=upstream.url, credentials={"default": OWNER}) as gateway:
             async with raw_connection(gateway.url) as connection:
                 await connection.send(build_request(CREATE, CREATE_BODY, key=secret))

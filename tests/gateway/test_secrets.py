@@ -175,7 +175,7 @@ async def test_audit_lines_contain_no_secret(all_logs):
         await setup.call(CREATE, body=CREATE_BODY | {"secondary_client_id": setup.keys["lender"]})
         await setup.call(CREATE, body=CREATE_BODY | {"secondary_client_id": 7})
         await setup.call(CREATE, body=CREATE_BODY | {"secondary_client_id": 'x\n{"caller": "forged"}'})
-        setup.upstream.says, setup.upstream.then = (lambda _: []), "close"
+        setup.upstream.respond, setup.upstream.ending = (lambda _: []), "close"
         await setup.call()
         setup.upstream.requests.clear()  # the partner's name was forwarded unchanged
         lines = [
@@ -320,7 +320,7 @@ async def test_tracebacks_of_cut_off_calls_contain_no_secret(all_logs):
     async with running_gateway() as setup:
         async with contextlib.AsyncExitStack() as stack:
             key, secret = new_key("two")
-            setup.upstream.then, setup.upstream.says = "stall", lambda _: []
+            setup.upstream.ending, setup.upstream.respond = "stall", lambda _: []
             other = Gateway([key], upstream=setup.upstream.url, credentials=UPSTREAM_CREDENTIALS, drain=0.1)
             await other.start()
             for _ in range(3):
@@ -338,7 +338,7 @@ async def test_tracebacks_of_cut_off_calls_contain_no_secret(all_logs):
 async def test_a_token_is_only_in_its_response(all_logs):
     """A relay token is sent to its caller and stored nowhere else."""
     async with running_gateway() as setup:
-        setup.upstream.says = lambda _: [
+        setup.upstream.respond = lambda _: [
             build_response(200, b'{"relay_token": "credit-relay-sandbox-canary"}')
         ]
         assert (await setup.call()).json["relay_token"] == "credit-relay-sandbox-canary"

@@ -41,7 +41,7 @@ async def test_no_redirect_is_followed(setup, status, where):
     """The credentials go only to the upstream, and the caller doesn't get the Location."""
     async with Recorder() as elsewhere:
         location = where.replace("PORT", str(elsewhere.port))
-        setup.upstream.says = lambda _: [
+        setup.upstream.respond = lambda _: [
             build_response(status, b"", f"Location: {location}", "Refresh: 0; url=x")
         ]
         response = await setup.call()
@@ -71,7 +71,11 @@ TRUNCATED = {
 async def test_a_truncated_response_is_visibly_truncated(says, then, path):
     """What arrived is forwarded, and the caller's connection ends before the end of the framing."""
     async with running_gateway(**SHORT_TIMEOUT) as setup:
-        setup.upstream.says, setup.upstream.then, setup.upstream.pause = lambda _: says(CREATED), then, 0.02
+        setup.upstream.respond, setup.upstream.ending, setup.upstream.pause = (
+            lambda _: says(CREATED),
+            then,
+            0.02,
+        )
         responses = await setup.exchange(
             build_request(path, {"relay_token": "x"}, key=setup.keys["lender"], close=False)
         )
@@ -89,7 +93,7 @@ async def test_a_truncated_response_is_visibly_truncated(says, then, path):
 async def test_a_truncated_response_ends_in_a_reset_for_http_1_0():
     """In HTTP/1.0 the end of the connection is the end of a response, so only a reset shows a truncation."""
     async with running_gateway(**SHORT_TIMEOUT) as setup, raw_connection(setup.gateway.url) as connection:
-        setup.upstream.says, setup.upstream.then = lambda _: TRUNCATED["a chunk"](CREATED), "close"
+        setup.upstream.respond, setup.upstream.ending = lambda _: TRUNCATED["a chunk"](CREATED), "close"
         request_bytes = build_request(GET, {"relay_token": "x"}, key=setup.keys["lender"]).replace(
             b"HTTP/1.1", b"HTTP/1.0"
         )
@@ -117,14 +121,14 @@ async def test_bytes_after_a_response_reach_no_caller(setup, received, later, de
     """Unexpected bytes are never the response to the next caller, in the same packet or in a later one."""
     cut = received.find(b"HTTP", 5)
     pieces = [received[:cut], received[cut:]] if later and cut > 0 else [received]
-    setup.upstream.says, setup.upstream.pause = lambda _: pieces, later
+    setup.upstream.respond, setup.upstream.pause = lambda _: pieces, later
     async with raw_connection(setup.gateway.url) as first, raw_connection(setup.gateway.url) as second:
         await first.send(build_request(key=setup.keys["lender"], close=False))
         one = parse_responses(
             (await read_available(first)) or b"HTTP/1.1 502 x\r\nContent-Length: 0\r\n\r\n"
         )[0]
         assert b"of-another" not in one.body
-        setup.upstream.says, setup.upstream.pause = setup.upstream.created, 0.0
+        setup.upstream.respond, setup.upstream.pause = setup.upstream.creation_response, 0.0
         await asyncio.sleep(delay + (later and 0.15))
         for connection in (first, second, second):
             await connection.send(build_request(key=setup.keys["lender"], close=False))
@@ -148,13 +152,13 @@ async def read_available(connection) -> bytes:
 
 async def test_bytes_on_an_idle_connection_are_not_a_response(setup):
     """A connection on which the upstream sends unexpected bytes isn't used again."""
-    setup.upstream.says, setup.upstream.pause = (
-        lambda received: [*setup.upstream.created(received), STRAY],
+    setup.upstream.respond, setup.upstream.pause = (
+        lambda received: [*setup.upstream.creation_response(received), STRAY],
         0.1,
     )
     assert (await setup.call()).json["relay_token"].endswith("-1")
     await asyncio.sleep(0.3)
-    setup.upstream.says = setup.upstream.created
+    setup.upstream.respond = setup.upstream.creation_response
     for _ in range(3):
         assert (await setup.call()).json["request_id"] != "stray"
 
@@ -195,7 +199,7 @@ INVALID = {
 async def test_an_invalid_response_is_lost(says):
     """A response that can't be parsed is in doubt, never a failure or a success."""
     async with running_gateway(**SHORT_TIMEOUT) as setup:
-        setup.upstream.says, setup.upstream.then = lambda _: says(), "close"
+        setup.upstream.respond, setup.upstream.ending = lambda _: says(), "close"
         responses = await setup.exchange(build_request(key=setup.keys["lender"]))
         assert len(responses) <= 1
         for response in responses:
@@ -211,7 +215,7 @@ async def test_an_invalid_response_is_lost(says):
 )
 async def test_interim_responses_are_ignored(setup, prelude):
     """They concern only the upstream and the gateway."""
-    setup.upstream.says = lambda _: [prelude + build_response(200, CREATED)]
+    setup.upstream.respond = lambda _: [prelude + build_response(200, CREATED)]
     response = await setup.call()
     assert (response.status, response.body) == (200, CREATED)
 
@@ -256,7 +260,7 @@ FORWARDED_HEADERS = {
 @pytest.mark.parametrize("status", [200, 400, 429, 500])
 async def test_other_headers_of_the_upstream_are_not_forwarded(setup, status):
     """The headers that a caller needs are forwarded unchanged."""
-    setup.upstream.says = lambda _: [
+    setup.upstream.respond = lambda _: [
         build_response(status, CREATED, *OTHER_HEADERS, *(f"{k}: {v}" for k, v in FORWARDED_HEADERS.items()))
     ]
     response = await setup.call()
@@ -282,7 +286,7 @@ async def test_other_headers_of_the_upstream_are_not_forwarded(setup, status):
 async def test_no_upstream_header_splits_the_response(setup, code):
     """A value that would end its line isn't forwarded."""
     raw = build_response(400, b"{}", "Plaid-Request-ID: abcMARK").replace(b"MARK", code)
-    setup.upstream.says = lambda _: [raw]
+    setup.upstream.respond = lambda _: [raw]
     (response,) = await setup.exchange(build_request(key=setup.keys["lender"]))
     assert "X-Injected" not in response.headers
 
@@ -306,7 +310,7 @@ async def test_a_quoted_secret_is_masked(setup, caplog, status, size):
         )
         return [content[n : n + size] for n in range(0, len(content), size)]
 
-    setup.upstream.says = quoting
+    setup.upstream.respond = quoting
     response = await setup.call()
     assert response.complete
     assert response.json["error_message"].startswith("POST /credit/relay/create")
@@ -330,7 +334,7 @@ async def test_the_body_of_a_response_is_unchanged(setup):
         ],
         [build_response(200, gzip.compress(body), "Content-Encoding: gzip")],
     ):
-        setup.upstream.says = lambda _, says=says: says
+        setup.upstream.respond = lambda _, says=says: says
         response = await setup.call(PDF)
         assert (response.status, response.complete) == (200, True)
         compressed = response.headers["Content-Encoding"] == "gzip"
@@ -340,10 +344,10 @@ async def test_the_body_of_a_response_is_unchanged(setup):
 async def test_a_gzip_bomb_of_the_upstream_is_limited(setup):
     """300 MB in a few hundred kB neither fill the memory nor block the gateway for long."""
     bomb = gzip.compress(b" " * (300 * 2**20), compresslevel=9)
-    setup.upstream.says = lambda received: (
+    setup.upstream.respond = lambda received: (
         [build_response(200, bomb, "Content-Encoding: gzip")]
         if b"/get" in received
-        else setup.upstream.created(received)
+        else setup.upstream.creation_response(received)
     )
     tracemalloc.start()
     try:
@@ -375,7 +379,7 @@ QUOTED = b'{"relay_token": "t", "x": "canary-upstream-of-the-owner", "request_id
 )
 async def test_a_response_that_cannot_be_decoded_is_not_forwarded(setup, audit, lines):
     """It might quote the secret; the call is in doubt, which the audit log records."""
-    setup.upstream.says = lambda _: [build_response(200, gzip.compress(gzip.compress(QUOTED)), *lines)]
+    setup.upstream.respond = lambda _: [build_response(200, gzip.compress(gzip.compress(QUOTED)), *lines)]
     response = await setup.call()
     assert (response.status, response.error_code) == (502, "UPSTREAM_ENCODING")
     fields = json.loads(audit.records[-1].getMessage())
@@ -386,7 +390,7 @@ async def test_a_response_that_cannot_be_decoded_is_not_forwarded(setup, audit, 
 async def test_x_gzip_is_gzip(setup, size):
     """The older name of gzip is decoded, and the secret in it is masked."""
     compressed = build_response(200, gzip.compress(QUOTED), "Content-Encoding: x-gzip")
-    setup.upstream.says = lambda _: [compressed[n : n + size] for n in range(0, len(compressed), size)]
+    setup.upstream.respond = lambda _: [compressed[n : n + size] for n in range(0, len(compressed), size)]
     response = await setup.call()
     assert (response.status, response.complete) == (200, True)
     assert response.body == QUOTED.replace(b"canary-upstream-of-the-owner", b"*" * 28)
@@ -395,7 +399,7 @@ async def test_x_gzip_is_gzip(setup, size):
 async def test_an_empty_body_is_complete_with_any_encoding(setup, audit):
     """A 429 without a body is a 429 to the caller, and not a lost response."""
     for encoding in ("x-gzip", "gzip"):
-        setup.upstream.says = lambda _: [build_response(429, b"", f"Content-Encoding: {encoding}")]  # noqa: B023
+        setup.upstream.respond = lambda _: [build_response(429, b"", f"Content-Encoding: {encoding}")]  # noqa: B023
         response = await setup.call()
         assert (response.status, response.complete, response.body) == (429, True, b"")
         fields = json.loads(audit.records[-1].getMessage())
@@ -409,7 +413,7 @@ async def test_an_empty_body_is_complete_with_any_encoding(setup, audit):
 )
 async def test_incomplete_x_gzip_is_visibly_truncated(setup, body):
     """A response that can't be decoded to its end isn't complete."""
-    setup.upstream.says = lambda _: [build_response(200, body, "Content-Encoding: x-gzip")]
+    setup.upstream.respond = lambda _: [build_response(200, body, "Content-Encoding: x-gzip")]
     response = await setup.call()
     assert (response.status, response.complete) == (200, False)
 
@@ -418,7 +422,7 @@ async def test_a_disconnected_caller_affects_only_its_call():
     """The upstream connection is returned or closed, and nothing of that response reaches another caller."""
     async with running_gateway(**SHORT_TIMEOUT) as setup:
         for n in range(10):
-            setup.upstream.says = lambda received: [b"", *setup.upstream.created(received)]
+            setup.upstream.respond = lambda received: [b"", *setup.upstream.creation_response(received)]
             setup.upstream.pause = 0.05
             async with raw_connection(setup.gateway.url) as connection:
                 await connection.send(

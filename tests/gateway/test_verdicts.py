@@ -25,7 +25,7 @@ from matrix import (
     rate_limited,
 )
 from support import OWNER, QUICK, sampled
-from wire_faults import AFTER, build_response
+from wire_faults import EXECUTED, build_response
 
 from plaid_relay_async import (
     Credentials,
@@ -55,7 +55,7 @@ CALLS = {
     "refresh": ("partner", lambda client, token: client.relay.refresh(token)),
     "remove": ("owner", lambda client, token: client.relay.remove(token)),
 }
-EXECUTED = {
+EXECUTION_COUNTS = {
     "create": lambda plaid: len(plaid.ledger) - 1,
     "refresh": lambda plaid: len(plaid.refreshes),
     "remove": lambda plaid: sum(entry["removed"] for entry in plaid.ledger),
@@ -168,7 +168,9 @@ def label_of(result: Any) -> str:
 
 def is_applicable(row: FaultRow) -> bool:
     """Return whether a row uses an upstream over plain HTTP and doesn't take minutes."""
-    return row.server in {"http", "nobody", "no name"} and not row.server_closes and not row.reuses_connection
+    return (
+        row.server in {"http", "no server", "no name"} and not row.server_closes and not row.reuses_connection
+    )
 
 
 ROWS = {
@@ -177,7 +179,7 @@ ROWS = {
     for n, row in enumerate(rows)
     if is_applicable(row)
 }
-UPSTREAMS = {"nobody": "http://127.0.0.1:1", "no name": "https://plaid.invalid"}
+UPSTREAMS = {"no server": "http://127.0.0.1:1", "no name": "https://plaid.invalid"}
 
 
 # Where a timeout passes, the client's or the gateway's may pass first. A few cases run concurrently, because they
@@ -208,7 +210,7 @@ async def run_with_fault(row: FaultRow, short_timeout: str, operation: str) -> t
         gateway["upstream"] = UPSTREAMS[row.server]
     async with gateway_chain(lambda: next(series), client=client, **gateway) as chain:
         result = await result_of(chain, operation)
-        return result, EXECUTED.get(operation, lambda _: 0)(chain.plaid)
+        return result, EXECUTION_COUNTS.get(operation, lambda _: 0)(chain.plaid)
 
 
 @pytest.mark.parametrize("first", sampled(range(0, len(CASES), CONCURRENCY), step=10))
@@ -249,7 +251,7 @@ async def test_a_creation_truncated_at_each_byte_is_created_or_unknown(clean_log
     cut = 0
 
     def choose() -> WireFault:
-        return WireFault(AFTER, lambda _, response: [response[:cut]], "close")
+        return WireFault(EXECUTED, lambda _, response: [response[:cut]], "close")
 
     counts = {"created": 0, "unknown": 0}
     async with gateway_chain(choose, client={}) as chain:
@@ -281,7 +283,7 @@ async def test_a_chunked_refresh_truncated_at_each_byte_is_refreshed_or_unknown(
         message += b"".join(b"7\r\n%s\r\n" % body[n : n + 7] for n in range(0, len(body) - 7, 7))
         return [message[:cut]]
 
-    async with gateway_chain(lambda: WireFault(AFTER, pieces, "close"), client={}) as chain:
+    async with gateway_chain(lambda: WireFault(EXECUTED, pieces, "close"), client={}) as chain:
         for cut in range(0, 520, 3 * step):
             try:
                 refreshed = await chain.clients["partner"].relay.refresh(chain.token)
@@ -360,8 +362,8 @@ async def test_any_response_has_the_direct_certainty_or_is_in_doubt(clean_logs):
 
     @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(STATUSES, CODES, st.booleans(), st.booleans(), st.none() | st.integers(0, 400))
-    def draw(status, code, acts, html, cut):
-        examples.append((status, code, acts, html, cut))
+    def draw(status, code, executed, html, cut):
+        examples.append((status, code, executed, html, cut))
 
     examples: list[Any] = []
     draw()
@@ -374,10 +376,10 @@ async def test_any_response_has_the_direct_certainty_or_is_in_doubt(clean_logs):
             retry=RetryPolicy(attempts=1),
         ) as direct,
     ):
-        for status, code, acts, as_html, cut in examples:
+        for status, code, executed, as_html, cut in examples:
             body: Any = "<html>no</html>" if as_html else {"error_type": "API_ERROR", "error_code": code}
             content = build_response(200, body).replace(b"200 OK", f"{status} Whatever".encode())
-            current = WireFault(acts, lambda *_, content=content, cut=cut: [content[:cut]], "close")
+            current = WireFault(executed, lambda *_, content=content, cut=cut: [content[:cut]], "close")
             certainties = []
             for client in (direct, chain.clients["owner"]):
                 try:
@@ -389,7 +391,7 @@ async def test_any_response_has_the_direct_certainty_or_is_in_doubt(clean_logs):
             assert certainties[1] in {certainties[0], Certainty.IN_DOUBT}, (
                 status,
                 code,
-                acts,
+                executed,
                 as_html,
                 cut,
                 certainties,

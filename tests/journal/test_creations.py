@@ -109,7 +109,7 @@ async def test_concurrent_calls_for_a_pair_share_one_token(plaid, client, report
     """Calls for the same pair, through one journal or several, share the token of the first call."""
     async with Journal(url, run="a", key=KEY) as one, Journal(url, run="b", key=KEY) as two:
         calls = [client.relay.create([report], "p", journal=journal) for journal in (one, two) * 3]
-        tokens = {made.relay_token for made in await asyncio.gather(*calls)}
+        tokens = {response.relay_token for response in await asyncio.gather(*calls)}
     assert (len(tokens), len(plaid.ledger)) == (1, 1)
 
 
@@ -400,13 +400,15 @@ async def test_a_late_token_is_recorded_beside_another_one(plaid, client, report
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="y", key=KEY, retry_unknown=True) as y:
         await client.relay.create_many(creation_requests(report, 1), journal=x)
         plaid.clear_faults()
-        recorder = x._open_resources.coordinator
+        coordinator = x._open_resources.coordinator
         query = text("SELECT pair FROM relay_entries")
         (pair,) = await x._run_transaction(lambda connection: connection.execute(query).scalars().all())
-        mine = (await recorder.writer.look_up_pair(pair)).own
+        own_row = (await coordinator.writer.look_up_pair(pair)).own
         other = await client.relay.create([report], "p0", journal=y)
         late = plaid.ledger[0]["relay_token"]
-        await recorder.writer.submit(outcome_command(mine.id, CreationState.CREATED, token=Hidden(late)))
+        await coordinator.writer.submit(
+            outcome_command(own_row.id, CreationState.CREATED, token=Hidden(late))
+        )
         assert (await client.relay.create([report], "p0", journal=x)).relay_token == late != other.relay_token
         assert [record.relay_token for record in await read_records(x, "x")] == [late]
         assert [record.relay_token for record in await read_records(y, "y")] == [other.relay_token]
@@ -418,15 +420,17 @@ async def test_a_late_token_is_returned_instead_of_a_forgotten_one(plaid, client
     async with Journal(url, run="x", key=KEY) as x:
         await client.relay.create_many(creation_requests(report, 1), journal=x)
         plaid.clear_faults()
-        recorder = x._open_resources.coordinator
+        coordinator = x._open_resources.coordinator
         query = text("SELECT pair FROM relay_entries")
         (pair,) = await x._run_transaction(lambda connection: connection.execute(query).scalars().all())
-        mine = (await recorder.writer.look_up_pair(pair)).own
+        own_row = (await coordinator.writer.look_up_pair(pair)).own
         await create_in_run(client, report, url, "y", retry_unknown=True)
         assert await x.forget("y") == 1
         assert (await create_in_run(client, report, url, "z"))[0].counts == {"failed": 1}
         late = plaid.ledger[0]["relay_token"]
-        await recorder.writer.submit(outcome_command(mine.id, CreationState.CREATED, token=Hidden(late)))
+        await coordinator.writer.submit(
+            outcome_command(own_row.id, CreationState.CREATED, token=Hidden(late))
+        )
         assert (await create_in_run(client, report, url, "z"))[0].created[0].relay_token == late
     assert len(plaid.ledger) == 2
 
@@ -437,14 +441,16 @@ async def test_a_late_token_takes_precedence_over_an_unknown_attempt(plaid, clie
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(postgres.url, run="x", key=KEY) as x:
         await client.relay.create_many(creation_requests(report, 1), journal=x)
-        recorder = x._open_resources.coordinator
+        coordinator = x._open_resources.coordinator
         ((pair,),) = await postgres.execute("SELECT pair FROM relay_entries")
-        mine = (await recorder.writer.look_up_pair(pair)).own
+        own_row = (await coordinator.writer.look_up_pair(pair)).own
         again, _ = await create_in_run(client, report, postgres.url, "y", retry_unknown=True)
         assert again.counts == {"unknown": 1}
         plaid.clear_faults()
         late = plaid.ledger[0]["relay_token"]
-        await recorder.writer.submit(outcome_command(mine.id, CreationState.CREATED, token=Hidden(late)))
+        await coordinator.writer.submit(
+            outcome_command(own_row.id, CreationState.CREATED, token=Hidden(late))
+        )
         for run in ("y", "z"):
             assert (await create_in_run(client, report, postgres.url, run))[0].created[0].relay_token == late
     assert len(plaid.ledger) == 2
@@ -731,8 +737,8 @@ async def test_rows_are_read_again_if_their_worker_has_ended(plaid, client, repo
                 connection, read, lambda state: {worker.id} if state == "begun" else set()
             )
 
-        told, liveness = await y._run_transaction(work)
-        assert (states, told, liveness.live_ids) == (["begun", "created"], "created", frozenset())
+        state, liveness = await y._run_transaction(work)
+        assert (states, state, liveness.live_ids) == (["begun", "created"], "created", frozenset())
 
 
 async def test_characters_that_no_database_stores_are_escaped(plaid, client, report, url):
@@ -895,7 +901,7 @@ async def test_a_single_call_overrides_the_retry_settings(plaid, client, report,
 async def test_a_doubt_stays_recorded_if_a_token_takes_the_pair_between_attempts(plaid, report, tmp_path):
     """When a removal fails late, the second attempt isn't sent, and the first one stays in doubt."""
     path = tmp_path / "relay.db"
-    refused = asyncio.Event()
+    removal_rejected = asyncio.Event()
 
     class SecondAttempt:
         attempts = 0
@@ -903,7 +909,7 @@ async def test_a_doubt_stays_recorded_if_a_token_takes_the_pair_between_attempts
         async def acquire(self, _):
             self.attempts += 1
             if self.attempts == 2:
-                await refused.wait()
+                await removal_rejected.wait()
 
     async with (
         gated_responses() as responses,
@@ -927,7 +933,7 @@ async def test_a_doubt_stays_recorded_if_a_token_takes_the_pair_between_attempts
         responses.gate.set()
         with pytest.raises(InvalidRequestError):
             await removal
-        refused.set()
+        removal_rejected.set()
         with pytest.raises(OutcomeUnknownError):
             await creation
         assert (await y.status("y")).counts == {"unknown": 1}

@@ -31,7 +31,14 @@ from plaid_relay_async.journal.recording import (
     NullRecorder,
     RemovalRecorder,
 )
-from plaid_relay_async.journal.records import PAGE, Record, RunStatus, read_page, read_status, to_record
+from plaid_relay_async.journal.records import (
+    ROWS_PER_PAGE,
+    Record,
+    RunStatus,
+    read_page,
+    read_status,
+    to_record,
+)
 from plaid_relay_async.journal.schema import create_or_migrate, entries, journals, now, runs
 from plaid_relay_async.journal.statements import rows_parameter, statements_for
 from plaid_relay_async.journal.workers import WorkerRegistry
@@ -400,7 +407,7 @@ class Journal:
                 record = to_record(source, self._keyring, own=source is row, alive=alive)
                 if not outcomes or record.outcome in outcomes:
                     yield record
-            if len(page) < PAGE:
+            if len(page) < ROWS_PER_PAGE:
                 return
             after = page[-1][0].id
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from plaid_relay_async.journal.encryption import Keyring
     from plaid_relay_async.journal.workers import WorkerRegistry
 
-PAGE = 1000  # rows that are read in one transaction
+ROWS_PER_PAGE = 1000  # read in one transaction
 
 
 @frozen
@@ -101,15 +101,15 @@ def read_page(
         partner: read only rows of this partner, or of all if it is `None`.
 
     Returns:
-        Up to `PAGE` items: a row of the run, the row that has its outcome (the same row, or that of the run
-        that holds the pair), and whether the worker of the second row is alive.
+        Up to `ROWS_PER_PAGE` items: a row of the run, the row that has its outcome (the same row, or that of
+        the run that holds the pair), and whether the worker of the second row is alive.
     """
     query = (
         select(entries, *(column.label(f"holding_{column.name}") for column in _holding.c))
         .select_from(_entries_with_holding)
         .where(entries.c.run_id == run_id, entries.c.id > after, _visible)
         .order_by(entries.c.id)
-        .limit(PAGE)
+        .limit(ROWS_PER_PAGE)
     )
     if partner is not None:
         query = query.where(entries.c.partner == partner)

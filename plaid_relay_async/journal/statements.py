@@ -212,15 +212,15 @@ class Statements:
             .values(state=source.c.state, holder_id=NO_WORKER, token=token)
         )
 
-    def _unsettled_pairs(self) -> Any:
+    def _pairs_to_reassign(self) -> Any:
         """Return a query of the pairs of the given rows whose holding row may have to change."""
         source = self._input_rows(entries.c.id)
         row = entries.alias("row")
         # A token that can be returned keeps its pair.
-        is_settled = and_(
+        keeps_pair = and_(
             row.c.state == CreationState.CREATED, row.c.claim == true(), row.c.token.is_not(None)
         )
-        return select(row.c.pair).where(row.c.id.in_(select(source.c.id)), not_(is_settled)).distinct()
+        return select(row.c.pair).where(row.c.id.in_(select(source.c.id)), not_(keeps_pair)).distinct()
 
     @staticmethod
     def _other_tokens() -> Any:
@@ -249,12 +249,12 @@ class Statements:
         )
         return (
             update(entries)
-            .where(entries.c.pair.in_(self._unsettled_pairs()), entries.c.claim == true(), is_released)
+            .where(entries.c.pair.in_(self._pairs_to_reassign()), entries.c.claim == true(), is_released)
             .values(claim=False)
         )
 
     def _assign_holding(self) -> Any:
-        pairs = self._unsettled_pairs().subquery("pairs")
+        pairs = self._pairs_to_reassign().subquery("pairs")
         candidate, other = entries.alias("candidate"), entries.alias("other")
         is_unheld = not_(exists(select(1).where(other.c.pair == pairs.c.pair, other.c.claim == true())))
         # The order: a token that can be returned, a token that was forgotten, an attempt in doubt, and a

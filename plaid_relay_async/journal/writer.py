@@ -44,7 +44,7 @@ class PairLookup:
     """The recorded state of a pair, from which `decide` makes its decision.
 
     Attributes:
-        own: the current row of this run.
+        own: the current row of this run; after `look_up_token`, the row of the token.
         holding: the row, of any run, that holds the pair.
         in_progress: whether a live worker is creating or removing a token of the pair.
         maybe_in_flight: whether a request of a worker with an expired lease may still be in flight.
@@ -254,7 +254,7 @@ class Writer:
         return self._pair_lookups.submit(pair)
 
     def look_up_token(self, digest: str) -> Awaitable[PairLookup]:
-        """Return an awaitable of the row of a token, of whichever run, as `own`."""
+        """Return an awaitable of the state of a token: its row, of any run, is `own`."""
         return self._token_lookups.submit(digest)
 
     def submit(self, command: WriteCommand) -> asyncio.Future[WriteResult]:

@@ -238,13 +238,13 @@ def bulk(
         raise UsageError("--dry-run: can't be used with --stream")
     token = None if report_token is None else _read_report_token(report_token)
     client, journal = _build_client(base_url, proxy, timeout, concurrency), journal_options.build_journal()
-    run = partial(BatchRunner, client, concurrency=concurrency, journal=journal)
+    create_runner = partial(BatchRunner, client, concurrency=concurrency, journal=journal)
     form = creation_form(token, allow_odd=allow_odd_ids)
     survey = InputSurvey(allow_odd=allow_odd_ids, pairs=set() if dry_run else None)
     with InputSource(source, input_options.input_format(form.columns), stream=stream) as rows:
         if dry_run:
             return _dry_run(rows, form, survey)
-        return _run_input(rows, form, run, output, append=append, survey=survey)
+        return _run_input(rows, form, create_runner, output, append=append, survey=survey)
 
 
 @app.command
@@ -273,10 +273,10 @@ def create(
     with open_output(output) as writer:
         rows = FileRows(iter([request]), 1)
         display = ProgressDisplay(1, bar=False)
-        run = BatchRunner(
+        runner = BatchRunner(
             client, rows, writer, display, signals, 1, retry=retry, journal=journal, print_errors=True
         )
-        return run.exit_status(signals.run(run()))
+        return runner.exit_status(signals.run(runner()))
 
 
 @app.command
@@ -378,9 +378,9 @@ def fetch(
     store = ReportStore(folder, "insights.json" if insights else kind)
     store.prepare()
     form = shared_report_form(request_factory(kind, insights=insights))
-    run = partial(FetchRunner, client, concurrency=concurrency, store=store, strict=strict)
+    create_runner = partial(FetchRunner, client, concurrency=concurrency, store=store, strict=strict)
     with InputSource(source, input_options.input_format(form.columns)) as rows:
-        return _run_input(rows, form, run, output, append=append)
+        return _run_input(rows, form, create_runner, output, append=append)
 
 
 @app.command
@@ -424,12 +424,12 @@ def remove(
         _build_client(base_url, proxy, timeout, late_outcomes=late_outcomes),
         read_token(relay_token, "RELAY_TOKEN"),
     )
-    recorder = None if journal is None else ExistingJournal(journal, key_file).build_journal()
+    existing_journal = None if journal is None else ExistingJournal(journal, key_file).build_journal()
     file = open_stdout()
 
     async def removal() -> RelayRemoveResponse:
-        async with recorder or contextlib.nullcontext():
-            return await client.relay.remove(token, journal=recorder)
+        async with existing_journal or contextlib.nullcontext():
+            return await client.relay.remove(token, journal=existing_journal)
 
     try:
         response = _run_write_call(client, removal, late_outcomes)
@@ -473,8 +473,8 @@ def revoke(
     if tokens.partners and not confirm(question, yes=yes):
         return ExitStatus.FAILED
     rows = FileRows(iter(tokens.partners), len(tokens.partners))
-    run = partial(RevokeRunner, client, concurrency=concurrency, journal=journal, tokens=tokens)
-    return _run_batch(run, rows, output, append=append)
+    create_runner = partial(RevokeRunner, client, concurrency=concurrency, journal=journal, tokens=tokens)
+    return _run_batch(create_runner, rows, output, append=append)
 
 
 @app.command
@@ -611,10 +611,10 @@ def _run_batch(
     with open_output(output, append=append) as writer:
         # A bar would be torn by outcomes that are printed on the same terminal.
         display = ProgressDisplay(rows.total, bar=not (output == "-" and sys.stdout.isatty()))
-        run = create_runner(rows, writer, display, signals)
-        counts = signals.run(run())
+        runner = create_runner(rows, writer, display, signals)
+        counts = signals.run(runner())
     display.show_totals(counts)
-    return run.exit_status(counts)
+    return runner.exit_status(counts)
 
 
 def _run_call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> Any:

@@ -61,7 +61,7 @@ async def run_demo(signals: Signals) -> ExitStatus:
         report_token = plaid.add_report()
         _print_line(f"Sharing one report with {len(_PARTNERS)} partners, on a simulator at {plaid.url}.")
         output = MemoryOutput()
-        run = BatchRunner(
+        runner = BatchRunner(
             client=RelayClient(Credentials("demo", "demo-secret"), base_url=plaid.url),
             rows=FileRows(RelayCreateRequest.fan_out([report_token], _PARTNERS), len(_PARTNERS)),
             output=output,
@@ -69,7 +69,7 @@ async def run_demo(signals: Signals) -> ExitStatus:
             signals=signals,
             concurrency=_CONCURRENCY,
         )
-        counts = await run()
+        counts = await runner()
         as_scripted = _matches_script(output, plaid)
     _print_line(_SUMMARY if as_scripted else "The outcomes differ from the script.")
     Console(file=sys.stdout).print(totals_table(counts))

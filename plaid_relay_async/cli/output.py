@@ -160,7 +160,7 @@ class Output:
         ):
             self._switch_to_rescue(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
 
-    def report(self) -> list[str]:
+    def problem_messages(self) -> list[str]:
         """Return messages about outcomes that could not be written; they contain no token."""
         lines = []
         if self._rescued_counts and self._rescue is not None:
@@ -384,7 +384,7 @@ def open_output(
             raise
         finally:
             output.close()
-            for line in output.report():
+            for line in output.problem_messages():
                 print_message(line)
 
 

@@ -259,7 +259,7 @@ def test_an_unexpected_error_in_the_output(tmp_path, rescued):
     assert isinstance(output.error, TypeError)
     assert json.loads(path.read_text()) == LINE
     assert rescued(tmp_path) == [LINE | {"request_id": repr(io)}, LINE | {"relay_token": "credit-relay-3"}]
-    assert "not written: not_attempted: 1 more" in output.report()
+    assert "not written: not_attempted: 1 more" in output.problem_messages()
 
 
 async def test_a_bug_in_the_output_ends_a_run(start, tmp_path, rescued):
@@ -419,7 +419,7 @@ def test_a_token_that_only_the_journal_may_have(pipe, journalled, message):
     output = Output(io.FileIO(writing.fileno(), "w", closefd=False), as_csv=False, rescue=Full())
     output.write(LINE, journalled=journalled)
     assert output.token_lost is not journalled
-    assert output.report() == ["not written: created p (request_id r1)", message]
+    assert output.problem_messages() == ["not written: created p (request_id r1)", message]
 
 
 def test_a_run_with_a_journal_and_a_closed_pipe(plaid, run, partners, tmp_path, spawn, rescued):

@@ -1209,7 +1209,7 @@ async def test_requests_that_were_never_sent_fail():
 
 
 class BreakingJournal(RecordingJournal):
-    """A journal in memory, which raises at the given number of lines."""
+    """A journal in memory, which raises once it has a certain number of lines."""
 
     def __init__(self, *, breaks_at_intent: int = -1, breaks_at_outcome: int = -1) -> None:
         self.lines: list[tuple[str, str]] = []

@@ -527,8 +527,8 @@ def _build_client(
         raise UsageError("--concurrency: must be an integer of at least 1")
     if (limit := max_connections()) is not None and concurrency > limit:
         raise UsageError(f"--concurrency: this shell allows at most {limit} connections; raise ulimit -n")
-    # The client's own error tells a caller of the Python API to pass credentials; the command has no option
-    # for them.
+    # The client's own error advises to pass credentials as an argument, and the command has no option for
+    # them.
     missing = [name for name in variable_names("default") if not os.environ.get(name)]
     if missing:
         names = " and ".join(missing)

@@ -24,17 +24,17 @@ class Rescue:
     The folders are that of the output, the user's state directory, and the one for temporary files.
 
     Args:
-        beside: the output, if that is a regular file.
+        output_path: the path of the output, if that is a regular file.
     """
 
-    def __init__(self, beside: Path | None = None) -> None:
-        self._beside = beside
+    def __init__(self, output_path: Path | None = None) -> None:
+        self._output_path = output_path
 
     @cached_property
     def _files(self) -> list[_RescueFile]:
         # Created on first use, because `tempfile.gettempdir` writes a file to find out which folder is
         # writable.
-        folders = [] if self._beside is None else [self._beside.absolute().parent]
+        folders = [] if self._output_path is None else [self._output_path.absolute().parent]
         folders.append(user_state_path("plaid_relay_async", appauthor=False))
         with contextlib.suppress(OSError):
             folders.append(Path(tempfile.gettempdir()))

@@ -96,7 +96,7 @@ def request_target(request: web.BaseRequest) -> RequestTarget:
     """Return the host and the path of a request.
 
     A target in absolute form contains the host; only with other forms the Host header counts. RFC 9112 3.2.2
-    requires servers to accept that form, and 3.2 requires a Host header beside it from HTTP/1.1 on.
+    requires servers to accept that form, and 3.2 requires a Host header as well from HTTP/1.1 on.
     """
     hosts = request.headers.getall("Host", [])
     absolute = _ABSOLUTE_FORM.fullmatch(request.raw_path)

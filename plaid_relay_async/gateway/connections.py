@@ -126,7 +126,7 @@ class _Stage(enum.IntEnum):
     """What a connection is doing; of two with the same trust level, the lower one is evicted first."""
 
     WRITING = 1
-    """The gateway sends a response of its own, and its caller has not yet received it."""
+    """The gateway sends an error response or a page, and the caller has not received it yet."""
     READING = 2
     """The gateway waits for its caller to finish the TLS handshake, or a request."""
     IDLE = 3

@@ -19,7 +19,7 @@ NO_STORE: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosni
 
 @frozen
 class ErrorReason:
-    """The reason why the gateway responds with an error of its own.
+    """The reason for an error response that the gateway creates.
 
     Attributes:
         status: the HTTP status. A 4xx means that nothing was sent to Plaid.

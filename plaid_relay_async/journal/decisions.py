@@ -238,7 +238,7 @@ def decide(
 
 
 def _may_issue_second_token(own: Row | None, holding: Row, policy: PairPolicy) -> bool:
-    """Return whether a run without a token may create one beside the token of another run."""
+    """Return whether a run without a token may create one in addition to another run's token."""
     has_token = own is not None and own.issued
     return holding.run_id != policy.run_id and policy.on_existing == "create" and not has_token
 

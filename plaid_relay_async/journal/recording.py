@@ -360,7 +360,7 @@ class _PairRecorder(ABC):
             # The first intent stays the open one. If it was granted and a repeat isn't, nothing was sent, and
             # the row must still be restored.
             self._open_intent = self._open_intent or write
-            # A caller that is cancelled here must still learn what was written, to restore the row.
+            # The write is shielded, because its result is needed to restore the row after a cancellation.
             result = await asyncio.shield(write)
             if isinstance(result, LeaseExpired):
                 raise JournalError(

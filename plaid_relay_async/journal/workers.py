@@ -218,7 +218,7 @@ def _is_locked(path: Path) -> bool:
     try:
         if not lock_descriptor(descriptor, blocking=False):
             return True
-        with contextlib.suppress(OSError):  # a file that stays gives the same result the next time
+        with contextlib.suppress(OSError):  # a file that remains is found unlocked again
             path.unlink()
         return False
     finally:

@@ -316,8 +316,9 @@ class Writer:
             rows, liveness = self._registry.read_with_liveness(connection, read, _worker_ids_to_check)
             abandoned = [{"id": row.id} for row in rows if row.claim and _is_abandoned(row, liveness)]
             if abandoned:
-                # A creation beside an existing token took the pair from it, and its worker died. The pair
-                # goes back to the token. If there is none, the abandoned row keeps the pair, and is in doubt.
+                # A creation of a second token took the pair from the row with the first one, and its worker
+                # died. The pair goes back to that row. If there is none, the abandoned row keeps the pair,
+                # and is in doubt.
                 for statement in self._statements.reassign_holding:
                     connection.execute(statement, rows_parameter(abandoned))
                 rows, liveness = self._registry.read_with_liveness(connection, read, _worker_ids_to_check)

@@ -545,7 +545,7 @@ async def unknown_in(client, plaid, report, url, run):
 @pytest.mark.parametrize("run", ["x", "y"], ids=["the same run", "another run"])
 @pytest.mark.parametrize("status", [400, 503])
 async def test_a_pair_stays_unknown_after_a_failed_retry(plaid, client, report, url, run, status):
-    """It is recorded as unknown, with the failure as its cause, and isn't created again unasked."""
+    """It is recorded as unknown, with the failure as its cause, and isn't created again without `retry_unknown`."""
     await unknown_in(client, plaid, report, url, "x")
     down = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
     plaid.fail(Fault(path=CREATE, status=status, body=down))

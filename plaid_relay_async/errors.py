@@ -6,7 +6,7 @@
     ├── ConfigurationError       a setting of the client is invalid: fix it (also a ValueError)
     ├── RequestValidationError   a field of a request is invalid: fix it; nothing was sent (also a ValueError)
     ├── ClientClosedError        the client isn't open: open it (also a RuntimeError)
-    ├── DuplicateRequestError    the same request is already in this batch: remove it
+    ├── DuplicateRequestError    the same request is in this batch, or the journal has its token: remove it
     ├── NotSentError             the request never left: try again (also a ConnectionError)
     ├── ConnectionLostError      an idempotent request got no response: try again (also a ConnectionError)
     │   └── ReadTimeoutError     the same, because of a timeout (also a TimeoutError)
@@ -177,7 +177,7 @@ class ClientClosedError(PlaidRelayError, RuntimeError):
 
 
 class DuplicateRequestError(PlaidRelayError):
-    """The same pair of report and partner, or the same relay token, is already in this batch."""
+    """The batch has already read this pair or relay token, or the journal can't return the pair's token."""
 
     advice = "See the outcome of the first one; pass allow_duplicates=True to send both."
 

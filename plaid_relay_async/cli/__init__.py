@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             the process stay as they are.
 
     Returns:
-        The exit status: 0 all done, 1 some failed, 2 wrong usage or input, 3 some unknown, 70 a bug.
+        The exit status, as in the help of `plaid-relay`.
     """
     try:
         from plaid_relay_async.cli.app import run_command

@@ -85,7 +85,9 @@ class JournalOptions:
     ] = False
     retry_failed: Annotated[
         bool,
-        Parameter(negative="", help="Retry pairs that Plaid rejected, once the cause is fixed at Plaid."),
+        Parameter(
+            negative="", help="Retry pairs that Plaid rejected. Use it after the cause is fixed at Plaid."
+        ),
     ] = False
     key_file: KeyFileOption = None
     lease: Annotated[

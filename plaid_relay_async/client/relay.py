@@ -98,7 +98,7 @@ class Relay(OperationGroup):
             InvalidRequestError: Plaid rejected the request.
             OutcomeUnknownError: a token may exist, and it is lost.
             JournalError: the journal can't be read or written; nothing was sent that isn't recorded.
-            PlaidRelayError: no token exists; see the class of the error.
+            PlaidRelayError: no token was created; see the class of the error.
         """
         request = RelayCreateRequest(report_tokens, secondary_client_id, webhook)
         retries = {"retry_unknown": retry_unknown, "retry_failed": retry_failed}
@@ -581,7 +581,7 @@ class Relay(OperationGroup):
 
         Raises:
             OutcomeUnknownError: a new report may exist.
-            PlaidRelayError: no new report exists; see the class of the error.
+            PlaidRelayError: no new report was created; see the class of the error.
         """
         request = RelayRefreshRequest(relay_token, webhook=webhook)
         return self._transport.call(codec.RELAY_REFRESH, request, timeout=timeout, retry=retry)

@@ -1,8 +1,8 @@
-"""The fan-out: one call for each request, with bounded concurrency and one outcome for every request.
+"""Batches: one call for each request, with bounded concurrency and one outcome for each.
 
 A batch knows nothing about HTTP. It calls a function that returns an awaitable for each request, and passes
 it a gate (`_BatchCall`). The transport reports to the gate before each attempt starts and after it ends. So a
-batch that stops early knows which requests can be dropped and which are in flight and must be drained.
+batch that stops early knows which calls can be cancelled and which are in flight and must be drained.
 
 - Backpressure: a semaphore bounds the requests in flight and the unread outcomes together, so the input is
   read no faster than outcomes are consumed.
@@ -256,14 +256,14 @@ class CallRecorder(Protocol):
         """Record that an attempt is about to start; return once the record is durable.
 
         Raises:
-            LostRaceError: another process was first.
+            LostRaceError: another process was first. Any other error stops the batch.
         """
         ...
 
     def record_outcome(self, outcome: Any) -> Awaitable[object]:
         """Record the outcome, or with `None` that nothing is attempted; it is durable once awaited.
 
-        With `None` the awaitable may raise `LostRaceError`.
+        With `None` the awaitable may raise `LostRaceError`. Any other error stops the batch.
         """
         ...
 
@@ -276,7 +276,11 @@ class JournalProtocol(Protocol):
     """A durable record of creations and removals; `plaid_relay_async.journal.Journal` is one."""
 
     async def acquire_recorder(self, request: Any, context: CallContext) -> CallRecorder:
-        """Return a recorder for a request; wait while another call for the same pair is in progress."""
+        """Return a recorder for a request; wait while another call for the same pair is in progress.
+
+        Raises:
+            NotSentError: the client ID isn't available; the call fails. Any other error stops the batch.
+        """
         ...
 
 
@@ -730,7 +734,7 @@ class Batch(Generic[S]):
     def stop_sending(self, reason: BaseException | None) -> None:
         """Start no more attempts, and cancel the senders whose call doesn't have to be drained.
 
-        A sender that waits for an async input isn't cancelled until the drain time has passed: cancelling it
+        A sender that waits for an async input isn't cancelled until the drain timeout: cancelling it
         would close an async generator, and the rest of the input would be lost.
 
         Args:
@@ -946,6 +950,6 @@ class Batch(Generic[S]):
             succeeded=done - failed - unknown,
             failed=failed,
             unknown=unknown,
-            in_flight=self._requests_read - done - not_attempted,
+            pending=self._requests_read - done - not_attempted,
             elapsed=self.now() - self._started_at,
         )

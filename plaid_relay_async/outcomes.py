@@ -96,7 +96,7 @@ class Failed(BaseOutcome[Any]):
 
 @frozen(kw_only=True)
 class Unknown(BaseOutcome[Any]):
-    """An attempt may have been executed, and no response says so: `error` has all that is known."""
+    """An attempt may have been executed, and no response says whether it was. See `error`."""
 
     error: OutcomeUnknownError
 
@@ -114,7 +114,7 @@ class Progress:
         succeeded: the number of calls that succeeded.
         failed: the number of calls that failed.
         unknown: the number of calls whose outcome is unknown.
-        in_flight: the number of requests that were read and have no outcome yet.
+        pending: the number of requests that were read and have no outcome yet.
         elapsed: seconds since the start of the batch.
     """
 
@@ -122,7 +122,7 @@ class Progress:
     succeeded: int
     failed: int
     unknown: int
-    in_flight: int
+    pending: int
     elapsed: float
 
     @property

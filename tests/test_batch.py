@@ -338,7 +338,7 @@ async def test_an_exception_in_the_loop_is_not_wrapped(plaid, client):
 
 
 async def test_a_drain_timeout_leaves_unknown_outcomes(plaid):
-    """A call without a response within the drain time is unknown, and the batch ends."""
+    """A call without a response within the drain timeout is unknown, and the batch ends."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="partner-1", stall=30, when="after"))
     async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(drain=0.1)) as client:
         started_at = time.monotonic()
@@ -509,7 +509,7 @@ async def test_the_rest_of_an_async_generator_is_available_when_the_batch_is_lef
 
 
 async def test_a_pending_read_of_the_input_is_cancelled_after_the_drain_time(plaid):
-    """After the drain time, or once the batch is abandoned, the read is cancelled and a generator cleans up."""
+    """After the drain timeout, or once the batch is abandoned, the read is cancelled and a generator cleans up."""
     closed_inputs, waiting = [], asyncio.Event()
 
     async def rows(name):
@@ -981,11 +981,11 @@ async def test_callbacks_receive_each_outcome(plaid, client):
         async for outcome in outcomes:
             assert outcome in seen
     assert [p.done for p in progress] == list(range(1, 21))
-    assert all(p.in_flight == p.requests_read - p.done for p in progress)
+    assert all(p.pending == p.requests_read - p.done for p in progress)
     assert (progress[-1].succeeded, progress[-1].failed, progress[-1].unknown) == (20, 0, 0)
     assert progress[-1].requests_read == 20
     assert progress[0].elapsed > 0
-    assert outcomes.progress.in_flight == 0
+    assert outcomes.progress.pending == 0
 
 
 @pytest.mark.parametrize("callback", ["on_outcome", "on_progress"])

@@ -195,7 +195,7 @@ class BatchRunner:
         progress = self._written_progress(batch)
         if self._interruptions == 1:
             self.display.print_message(
-                f"stopping: {progress.done} done, {progress.in_flight} in flight; "
+                f"stopping: {progress.done} done, {progress.pending} in flight; "
                 "press Ctrl-C again to abandon them"
             )
             # The cancellation leaves `async with batch`, which drains. If it drains already, it isn't
@@ -204,7 +204,7 @@ class BatchRunner:
                 sending.cancel()
         elif self._interruptions == 2:
             self.display.print_message(
-                f"abandoning the calls in flight: {progress.done} done, {progress.in_flight} abandoned"
+                f"abandoning the calls in flight: {progress.done} done, {progress.pending} abandoned"
             )
             self.output.stop_waiting()
             batch.abandon()

@@ -160,8 +160,8 @@ class RetryPolicy:
         backoff: the first backoff, in seconds. It doubles with each attempt, with full jitter: the actual
             wait is a random part of it.
         max_backoff: the longest backoff, in seconds.
-        max_pause: the longest pause that a server may request, in seconds, alone or added up without a
-            success in between. A longer one isn't shortened: the call fails with `RateLimitError`.
+        max_pause: the longest pause that a server may request, in seconds. Pauses without an accepted attempt
+            in between are added up. A longer pause isn't shortened: the call fails with `RateLimitError`.
         replay: `"safe"` repeats a non-idempotent call only if no attempt can have been executed. `"always"`
             repeats it after a lost response, too, and so may create a second token.
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 # The number of event loop iterations between the time at which a deadline is due and its effect. A loop that
-# was blocked, or a process that was stopped, runs its due timers before it reads its sockets. In these
+# was blocked, or whose process was suspended, runs its due timers before it reads its sockets. In these
 # iterations it processes what arrived in time; a new connection needs some of them until it is ready.
 GRACE_ITERATIONS: Final = 20
 

@@ -397,6 +397,7 @@ def strip_init_traceback(cls: type[T]) -> type[T]:
 # the status (https://plaid.com/docs/errors/). A type that no operation of this package is documented to
 # return stays a plain PlaidAPIError. It is listed all the same, so that a test can detect types that are new.
 _BY_TYPE_AND_CODE: dict[tuple[str, str], type[PlaidAPIError]] = {
+    # With this type, the code is about an Item, and waiting for a report doesn't help.
     ("ITEM_ERROR", "PRODUCT_NOT_READY"): ItemError,
 }
 _BY_CODE: dict[str, type[PlaidAPIError]] = {
@@ -494,7 +495,7 @@ class Certainty(enum.StrEnum):
     DEFINITIVE = "definitive"
     """The response is final: a success, or an error that proves that nothing was executed."""
     IN_DOUBT = "in_doubt"
-    """The attempt may have been executed, and no response says so."""
+    """The attempt may have been executed, and no response says whether it was."""
 
 
 def certainty_of(error: PlaidRelayError) -> Certainty:

@@ -2,8 +2,9 @@
 
 A `SessionExchange` sends requests with aiohttp's `ClientSession`. A `DirectExchange` takes a connection from
 the same pool and writes a request head that is built only once; aiohttp still opens the connections, keeps
-them alive, and parses the responses. That takes 70 % of a session's CPU time. It uses methods of aiohttp that
-are public but not documented; `DirectExchange.is_supported` checks that this release of aiohttp has them.
+them alive, and parses the responses. A `DirectExchange` takes 70 % of a session's CPU time. It uses methods
+of aiohttp that are public but not documented; `DirectExchange.is_supported` checks that this release of
+aiohttp has them.
 
 Both know the exact moment at which a request is sent (`RequestBody.begin_send`). Before that moment an
 attempt is certainly not sent; after it, the attempt is in flight.
@@ -181,6 +182,8 @@ class RequestBody:
             # They are probably the last messages of the TLS handshake, for which aiohttp doesn't wait.
             if has_unread():
                 return False
+        # On a new connection, bytes that are unread after `finish_handshake` are tolerated, because they may
+        # be more of the handshake.
         elif protocol is not self._new_protocol and has_unread():
             raise aiohttp.ClientConnectionError
         self.on_send()

@@ -106,7 +106,7 @@ async def stream_batch(batch) -> None:
 @CANCELLATIONS
 @pytest.mark.parametrize("form", [await_batch, stream_batch])
 async def test_a_cancelled_batch_drains(plaid, client, cancelled, form):
-    """A response that arrives within the drain time makes the outcome `Created`, however the batch is cancelled."""
+    """A response that arrives within the drain timeout makes the outcome `Created`, however the batch is cancelled."""
     plaid.fail(Fault(path=CREATE, when="after", latency=0.3))
     batch = client.relay.create_many([RelayCreateRequest([plaid.add_report()], "partner")])
     await cancelled(plaid, CREATE, lambda: form(batch))

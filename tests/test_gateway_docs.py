@@ -214,7 +214,7 @@ def with_free_port(command, folder):
 
 
 def test_the_systemd_unit(shell, tmp_path):
-    """Its command runs, and TimeoutStopSec exceeds the drain time."""
+    """Its command runs, and TimeoutStopSec exceeds the drain timeout."""
     unit = shown_file("/etc/systemd/system/plaid-gateway.service").replace("\\\n", "")
     command = re.search(r"^ExecStart=/opt/plaid-gateway/bin/(.*)$", unit, re.MULTILINE)[1]
     with shell(with_free_port(command, tmp_path)) as process:

@@ -123,7 +123,7 @@ class RelayClient:
         self._base_url = resolve_base_url(base_url, environment)
         authenticator = Authenticator(resolve_identity(credentials, gateway_key), credentials_in)
         if session is not None:
-            check_borrowed_session(session, authenticator.headers)
+            check_borrowed_session(session, authenticator.header_names)
         self._session = SessionManager(
             session,
             base_url=self._base_url,

@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 # -------------------------------------------------------------------------------------- the converters
 #
-# A hook, `_structure_...` or `structure`, converts one value. A hook factory, `..._hook`, returns the hook of
-# a type. `with_paths` selects the hooks of the diagnostic converter.
+# A hook, such as `_structure_date` or an inner `structure`, converts one value. A hook factory, `..._hook`,
+# returns the hook of a type. `with_paths` selects the hooks of the diagnostic converter.
 
 # The forms of RFC 3339. Python's parsers accept others as well, such as 20260330.
 _DATE_FORMAT: Final = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -271,14 +271,14 @@ def _make_converter(*, with_paths: bool) -> cattrs.Converter:
     converter.register_unstructure_hook(datetime, _format_datetime)
     converter.register_structure_hook_factory(_is_optional, _optional_hook)
 
-    def structure_tuple(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], tuple[Any, ...]]:
+    def tuple_hook(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], tuple[Any, ...]]:
         return _tuple_hook(cls, converter, with_paths=with_paths)
 
-    def structure_record(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+    def record_hook(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
         return _record_hook(cls, converter, with_paths=with_paths)
 
-    converter.register_structure_hook_factory(_is_tuple, structure_tuple)
-    converter.register_structure_hook_factory(models.is_record, structure_record)
+    converter.register_structure_hook_factory(_is_tuple, tuple_hook)
+    converter.register_structure_hook_factory(models.is_record, record_hook)
     converter.register_unstructure_hook_factory(models.is_record, _unstructure_record_hook)
     return converter
 
@@ -325,10 +325,10 @@ def decode_record(body: bytes | bytearray | str, cls: type[T]) -> T:
     Raises:
         DECODE_ERRORS: the JSON is invalid; see `describe_decode_error`.
     """
-    return _structure_parsed(lambda: _parse_json(body), cls)
+    return _parse_and_structure(lambda: _parse_json(body), cls)
 
 
-def _structure_parsed(parse: Callable[[], Any], cls: type[T]) -> T:
+def _parse_and_structure(parse: Callable[[], Any], cls: type[T]) -> T:
     try:
         return _converter.structure(parse(), cls)
     except (KeyError, TypeError, ValueError, ArithmeticError):
@@ -481,7 +481,7 @@ def structure(plain: Mapping[str, Any], cls: type[T]) -> T:
         ResponseDecodeError: the mapping isn't such a record; `path` is the place.
     """
     try:
-        return _structure_parsed(lambda: _floats_to_decimals(plain), cls)
+        return _parse_and_structure(lambda: _floats_to_decimals(plain), cls)
     except DECODE_ERRORS as error:
         problem, path = describe_decode_error(error)
     raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=False, advice=_STORED_RECORD_ADVICE)

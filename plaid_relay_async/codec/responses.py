@@ -76,7 +76,8 @@ def read_response(
 
     Raises:
         OutcomeUnknownError: Plaid may have executed the request, and the response doesn't show the result.
-        PlaidAPIError: the response proves that nothing was executed, or the operation is safe.
+        PlaidAPIError: the response is an error. If the operation is non-idempotent, it proves that nothing
+            was executed.
         ConnectionLostError: the response to an idempotent or safe request broke off.
         ResponseDecodeError: the response to an idempotent or safe request is invalid or too long.
     """
@@ -92,13 +93,13 @@ def read_response(
 
 def _read_success(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
     if endpoint.idempotency is Idempotency.NON_IDEMPOTENT:
-        return _read_creation(endpoint, response)
+        return _read_non_idempotent(endpoint, response)
     if response.body_error is not None:
         raise response.body_error
     return _decode_body(endpoint, response)
 
 
-def _read_creation(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
+def _read_non_idempotent(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
     try:
         return _decode_body(endpoint, response)
     except ResponseDecodeError as error:
@@ -216,7 +217,7 @@ def _error_of_response(
         error.advice = (
             "Redirects aren't followed, as they would send the secret to another host: correct base_url."
         )
-    # An error that proves nothing leaves a safe operation failed, but a creation in doubt.
+    # An error that proves nothing leaves a non-idempotent request in doubt.
     if endpoint.idempotency is Idempotency.NON_IDEMPOTENT and certainty_of(error) is Certainty.IN_DOUBT:
         unknown_attributes = {
             name: attributes[name] for name in attributes if hasattr(OutcomeUnknownError, name)
@@ -237,7 +238,8 @@ def _error_attributes(response: RawResponse, secrets: Iterable[str]) -> dict[str
     except (ValueError, RecursionError):
         return attributes
     if isinstance(redacted, dict):
-        # A code is never secret, even if it contains the name of a person, and the retry decision needs it.
+        # A code is never secret, and the retry decision needs it. So it is kept even if a secret text of the
+        # request, such as the name of a user, occurs in it.
         redacted |= {k: received[k] for k in _CODE_FIELDS if _CODE_FORMAT.fullmatch(str(received.get(k)))}
         attributes.update({k: redacted[k] for k in _ERROR_FIELDS if isinstance(redacted.get(k), str)})
         attributes["causes"] = tuple(redacted["causes"]) if isinstance(redacted.get("causes"), list) else ()

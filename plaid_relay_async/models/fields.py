@@ -1,8 +1,8 @@
 """Validators and field declarations of the records.
 
-A validator (`is_...`, `are_...`, `max_items`, `has_type`) has the signature of an attrs validator and raises
-`RequestValidationError`, which names the field. A declaration (`optional_field`, `nullable_field`, ...)
-returns an attrs field.
+A validator, such as `is_url`, has the signature of an attrs validator and raises `RequestValidationError`,
+which names the field. `is_text`, `is_whole_number`, `max_items` and `has_type` have arguments and return a
+validator. A declaration, such as `optional_field`, returns an attrs field.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ def nullable_field(*, repr: bool = True) -> Any:  # noqa: A002  # attrs' own nam
 
 
 def unknown_fields() -> Any:
-    """Declare the field with those fields of a response that this package doesn't know."""
+    """Declare the field of a response that keeps the fields that this package doesn't know."""
     # A dict can't be hashed, and the records are hashable.
     return field(factory=dict, repr=False, kw_only=True, hash=False)
 

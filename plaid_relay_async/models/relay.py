@@ -183,8 +183,8 @@ class RemoveResponse:
     Attributes:
         removed: whether it was removed.
         request_id: Plaid's identifier of the request; `None` if the removal is inferred.
-        inferred: whether the removal is inferred. A first attempt got no response, and Plaid answered a
-            later one that there is no such token: it is removed, but perhaps not by this call.
+        inferred: whether the removal is inferred: an attempt got no response, and a later one found no such
+            token. It is removed, but perhaps not by this call.
         additional_properties: other fields that Plaid sent.
     """
 

@@ -2,8 +2,8 @@
 
 Concurrency is bounded here, before a connection is requested (backpressure), so no timeout of the connection
 or the response includes queueing. The waits for the rate limiter and for a connection don't count against a
-call's deadline either. The waits for Plaid's pauses and rate do, except for bulk calls: an interactive call
-that would exceed its deadline fails immediately.
+call's deadline either. The waits for Plaid's pauses and the adaptive rate do, except for bulk calls: an
+interactive call that would exceed its deadline fails immediately.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class CallState(Generic[R]):
 
     @property
     def bulk(self) -> bool:
-        """Whether pauses are queueing, as in a batch."""
+        """Whether this is a bulk call, for which pauses are queueing."""
         return self.gate is not None and self.gate.bulk
 
     @property
@@ -175,8 +175,10 @@ class Admission:
         """Wait until an attempt may start; it then holds a connection slot until `release`.
 
         Raises:
-            RateLimitError: the wait for Plaid's pause or rate would take longer than the call allows.
+            RateLimitError: the wait for Plaid's pause or the adaptive rate is longer than the call allows.
             NotSentError: the limiter or the source of the credentials raised, or the latter took too long.
+            ConfigurationError: the source of the credentials didn't return `Credentials`.
+            ClientClosedError: the client was closed during a wait.
         """
         throttle = self.throttle_of(call)
         while True:
@@ -214,7 +216,7 @@ class Admission:
         self.throttle_of(call).attempt_ended(call.now(), call.ticket)
 
     async def _wait_in_queue(self, call: CallState[Any], throttle: Throttle) -> None:
-        """Wait in the queue for the server's pause and rate and, with a limiter, for a permit and a slot."""
+        """Wait in the queue for the pause and the rate and, with a limiter, for a permit and a slot."""
         if not throttle.can_start(call.now()):
             # Fail before queueing if it is known that the wait would be too long.
             self._check_wait(call, throttle, throttle.expected_wait(call.now(), throttle.calls_ahead))
@@ -313,6 +315,7 @@ class _QueueWait:
         self._excluded_until = self._queueing_clock()
 
     def _queueing_clock(self) -> float:
+        """Return the seconds of a clock that runs only during waits that don't count for this call."""
         now = self.call.now()
         return now if self.call.bulk else self.throttle.queueing_time.total_seconds(now)
 

@@ -57,7 +57,7 @@ class Authenticator:
     _cached: Authentication | None = field(default=None, init=False)
 
     @property
-    def headers(self) -> frozenset[str]:
+    def header_names(self) -> frozenset[str]:
         """The names of the headers that contain the credentials."""
         if isinstance(self.identity, GatewayKey):
             return frozenset({"Authorization"})
@@ -67,7 +67,7 @@ class Authenticator:
         """Return the credentials for one attempt, from the source if there is one.
 
         Args:
-            deadline: the event loop's time until which the source may take.
+            deadline: the time by the event loop's clock by which the source must return; `None` for no limit.
 
         Raises:
             NotSentError: the source raised, or took too long.

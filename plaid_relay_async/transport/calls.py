@@ -326,7 +326,7 @@ class Transport:
         else:
             self._count_attempt(call, Certainty.DEFINITIVE)
             return response
-        # Without an HTTP request the error is that of the admission or of the gate.
+        # Without an HTTP request the error is that of the admission, the gate or the encoding.
         if call.attempts == attempts_before:
             return self._retry_or_raise(call, error_of_attempt, Certainty.NOT_SENT)
         self._count_attempt(call, certainty_of(error_of_attempt))
@@ -452,7 +452,7 @@ class Transport:
     def _pause_operation(self, call: CallState[Any], error: PlaidRelayError) -> float | None:
         """Open the operation's circuit breaker, and report a 429 to the rate limiter.
 
-        Return the seconds until this call may try again, or `None` if it can't wait that long.
+        Return the seconds until this call may try again, or `None` if it isn't retried.
         """
         throttle, rate_limited = self._admission.throttle_of(call), getattr(error, "status", None) == 429
         retry_after = getattr(error, "retry_after", None)
@@ -474,6 +474,7 @@ class Transport:
     def _notify_rate_limiter(
         self, call: CallState[Any], error: PlaidRelayError, retry_after: float | None
     ) -> bool:
+        """Report a 429 to the rate limiter; return False if its method raised, which ends the call."""
         try:
             getattr(self._rate_limiter, "on_rate_limited", _no_rate_limit_hook)(
                 call.endpoint.path, retry_after

@@ -96,7 +96,7 @@ class Draining(Generic[T]):
             if self._drain is not None:
                 self._drain.close()
             if task.cancelling() <= cancelling_before:
-                # It was a timeout inside the attempt, such as a middleware's.
+                # The cancellation was that of a timeout inside the attempt, such as a middleware's.
                 self.deferred_cancellation = None
 
     def _wait_on(

@@ -30,7 +30,7 @@ class AttemptGate(Protocol):
     """A batch's control over the attempts of one call.
 
     The transport asks the gate before each attempt, and reports how attempts end. So the batch knows whether
-    it may drop the call, or has to wait for an attempt in flight.
+    it may cancel the call, or has to wait for an attempt in flight.
 
     Attributes:
         bulk: whether the server's pauses are queueing, and count against neither the deadline nor the

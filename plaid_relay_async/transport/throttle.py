@@ -1,15 +1,15 @@
 """The throttle of one operation: a circuit breaker and an adaptive rate.
 
 Until the first 429 nothing is delayed. A 429, or planned maintenance, opens the circuit breaker for the pause
-that the server requests. After the pause the breaker is half-open: one attempt at a time is sent as a probe.
-The first accepted probe closes the breaker.
+that the server requests, or for a backoff. After the pause the breaker is half-open: one attempt at a time is
+sent as a probe. The first accepted probe closes the breaker.
 
 From then on the operation keeps to an adaptive rate, in the manner of AIMD (additive increase, multiplicative
 decrease). The first rate is what the server accepted before the 429. Each further 429 decreases it to a
-little less than the declined rate, or to what the server accepted in the meantime. While the rate delays
-calls it increases, slowly at first and then faster, until the next 429. How fast depends on the time over
-which the rate was measured: a rate that was measured within seconds grows within seconds, one that was
-measured over a minute grows within minutes. A few isolated 429s don't change the rate.
+little less than the declined rate, or to what the server accepted in the meantime if that is less. While the
+rate delays calls it increases, slowly at first and then faster, until the next 429. How fast depends on the
+time over which the rate was measured: a rate that was measured within seconds grows within seconds, one that
+was measured over a minute grows within minutes. A few isolated 429s don't change the rate.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ class Throttle:
         return max(self.seconds_until_start(now), 0.0) + ahead / self.rate.per_second
 
     async def wait_at_head(self, seconds: float) -> None:
-        """Wait at the head of the queue for a number of seconds, or until the probe ends or `wake_head`."""
+        """Wait at the head of the queue for some seconds, or until the probe ends or the client is closed."""
         self._wake_event.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):

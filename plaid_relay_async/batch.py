@@ -89,8 +89,8 @@ class BatchOperation:
 
     Attributes:
         request_type: the class of its requests.
-        build_success: returns the outcome of a successful call, from `response=` and the attributes that all
-            outcomes have.
+        build_success: returns the outcome of a call that got a response, from `response=` and the attributes
+            that all outcomes have. It is a success, or `Failed` if Plaid's response to a removal says so.
         duplicate_key: returns the strings that identify a request; requests with the same key are duplicates.
         duplicate_message: the message of the error of a duplicate.
         report_key: returns the tokens of a request's report; `None` if requests don't share reports.

@@ -41,7 +41,7 @@ class Row:
         id: the row, unique in the journal.
         run_id: the run that it belongs to.
         pair: the digest of report and partner.
-        partner: the partner's id at Plaid, the secondary client ID.
+        partner: the partner's ID at Plaid, the secondary client ID.
         state: the state of the creation.
         current: whether it is the run's latest row for its pair; a run has at most one for each pair.
         claim: whether it holds its pair; at most one row does, over all runs.

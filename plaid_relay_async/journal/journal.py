@@ -470,7 +470,7 @@ class Journal:
 
     @strip_traceback
     def _reencrypt(self, page: Hidden[list[Any]]) -> tuple[int | None, Hidden[list[dict[str, Any]]]]:
-        """Return the id of a page's last row, or `None` if no page follows, and the changes to store."""
+        """Return the ID of a page's last row, or `None` if no page follows, and the changes to store."""
         rows = page.reveal()
         changes = [
             {"id": row.id, "old": row.token, "new": self._keyring.encrypt(self._keyring.decrypt(row.token))}

@@ -97,7 +97,7 @@ def read_page(
         connection: a connection in a transaction.
         registry: the workers of the journal.
         run_id: the run.
-        after: the id of the last row that was read, or -1.
+        after: the ID of the last row that was read, or -1.
         partner: read only rows of this partner, or of all if it is `None`.
 
     Returns:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnClause, FromClause
 
 _NEW_ROW_COLUMNS = ("id", "run_id", "pair", "partner", "holder_id", "attempts")
-NO_WORKER: Final = 0  # no worker has this id: ids start at 1
+NO_WORKER: Final = 0  # no worker has this ID: IDs start at 1
 # States in which a row may hold its pair.
 _HOLDING_STATES = (CreationState.CREATED, CreationState.REMOVING, *IN_DOUBT)
 _OUTCOME_COLUMNS = (

@@ -120,7 +120,7 @@ class RecordRemovalOutcome:
     """A removal has ended.
 
     Attributes:
-        row: the id of its row.
+        row: the ID of its row.
         state: the state that the row has now.
     """
 
@@ -236,7 +236,7 @@ class Writer:
         await self._worker.set_request_seconds(request_seconds)
 
     def row_values(self, pair: str, partner: str, row: Row | None) -> dict[str, Any]:
-        """Return the columns that identify a row: the given one, or a new one with a new id."""
+        """Return the columns that identify a row: the given one, or a new one with a new ID."""
         if row is None:
             self._new_rows += 1
         number = self._worker.id * _ROWS_PER_WORKER + self._new_rows if row is None else row.id
@@ -540,7 +540,7 @@ def outcome_command(
     """Return the command for the outcome of a creation.
 
     Args:
-        row: the id of its row.
+        row: the ID of its row.
         state: its new state.
         token: its relay token, if it received one.
         columns: the number of attempts, Plaid's request ID, and the error's columns.

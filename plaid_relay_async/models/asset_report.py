@@ -39,7 +39,7 @@ class AssetReportUser:
     unchanged, including the fields in `additional_properties`.
 
     Attributes:
-        client_user_id: the lender's own id for the person.
+        client_user_id: the lender's own ID for the person.
         first_name: required for Fannie Mae's Day 1 Certainty, as are `last_name` and `ssn`.
         middle_name: the middle name.
         last_name: see `first_name`.
@@ -96,7 +96,7 @@ class AssetReportCreateOptions:
     """Options of a new report.
 
     Attributes:
-        client_report_id: your own id for the report.
+        client_report_id: your own ID for the report.
         webhook: the http(s) URL that Plaid calls when the report is ready.
         add_ons: `AddOn.INVESTMENTS`, `AddOn.FAST_ASSETS`.
         user: the person whom the report is about.
@@ -136,7 +136,7 @@ class AssetReportRefreshOptions:
     """Options of a refresh; a value that is omitted stays as it was.
 
     Attributes:
-        client_report_id: your own id for the report.
+        client_report_id: your own ID for the report.
         webhook: the http(s) URL that Plaid calls when the report is ready.
         user: the person whom the report is about.
     """
@@ -213,7 +213,7 @@ class AssetReportRemoveRequest:
 
 @frozen
 class AssetReportCreateResponse:
-    """A report that Plaid is generating: its token, and the id that webhooks name."""
+    """A report that Plaid is generating: its token, and the ID that webhooks name."""
 
     asset_report_token: str = field(repr=False)
     asset_report_id: str
@@ -223,12 +223,12 @@ class AssetReportCreateResponse:
 
 @frozen
 class AssetReportRefreshResponse(AssetReportCreateResponse):
-    """A refreshed report that Plaid is generating, with a new token and id; the old report doesn't change."""
+    """A refreshed report that Plaid is generating, with a new token and ID; the old report doesn't change."""
 
 
 @frozen
 class AssetReportFilterResponse(AssetReportCreateResponse):
-    """A filtered report that Plaid is generating, with a new token and id; the old report doesn't change."""
+    """A filtered report that Plaid is generating, with a new token and ID; the old report doesn't change."""
 
 
 @frozen

@@ -36,7 +36,7 @@ class ItemPublicTokenExchangeRequest:
 
 @frozen
 class ItemPublicTokenExchangeResponse:
-    """An access token and the id of its Item."""
+    """An access token and the ID of its Item."""
 
     access_token: str = field(repr=False)
     item_id: str
@@ -224,7 +224,7 @@ class JWKPublicKey:
 
     Attributes:
         alg: the algorithm, `ES256`.
-        kid: the key's id.
+        kid: the key's ID.
         kty: the key type, `EC`.
         crv: the curve, `P-256`.
         x: the point's x coordinate, big endian, in base64url.

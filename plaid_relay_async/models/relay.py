@@ -166,7 +166,7 @@ class RelayRefreshResponse:
             request; store this one.
         request_id: Plaid's identifier of the request; `None` if only the token of a damaged response could be
             recovered.
-        asset_report_id: the new report's id, which its webhook names.
+        asset_report_id: the new report's ID, which its webhook names.
         additional_properties: other fields that Plaid sent.
     """
 

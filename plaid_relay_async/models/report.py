@@ -73,8 +73,8 @@ class AssetReportTransaction:
     """A transaction.
 
     Attributes:
-        account_id: the account's id.
-        transaction_id: the transaction's id.
+        account_id: the account's ID.
+        transaction_id: the transaction's ID.
         amount: positive when money leaves the account.
         date: the day on which it was posted; while it is pending, the day on which it occurred.
         pending: whether it may still change.
@@ -83,7 +83,7 @@ class AssetReportTransaction:
         original_description: the bank's description.
         category: a path in Plaid's taxonomy. This and the following fields, except `date_transacted`, are
             present only in a report with insights.
-        category_id: the category's id.
+        category_id: the category's ID.
         credit_category: the purpose of the transaction.
         check_number: the number of a check.
         date_transacted: the date on which it took place, as Plaid wrote it.
@@ -91,10 +91,10 @@ class AssetReportTransaction:
         name: deprecated by Plaid; see `merchant_name` and `original_description`.
         merchant_name: the name of the payee.
         payment_meta: the details of a transfer between banks.
-        pending_transaction_id: the id of the pending transaction that this one replaces.
+        pending_transaction_id: the ID of the pending transaction that this one replaces.
         account_owner: the name of the sub-account's owner, where a bank lists several in one account.
         transaction_type: see `TransactionType`.
-        income_source_id: the id of the source of income.
+        income_source_id: the ID of the source of income.
         additional_properties: other fields that Plaid sent.
     """
 
@@ -192,8 +192,8 @@ class AssetReportInvestmentTransaction:
     """A transaction of an investment account.
 
     Attributes:
-        investment_transaction_id: the transaction's id.
-        account_id: the account's id.
+        investment_transaction_id: the transaction's ID.
+        account_id: the account's ID.
         date: the day on which it was posted.
         name: the institution's description.
         quantity: the number of units, positive for a purchase.
@@ -337,7 +337,7 @@ class AccountAssets:
     """An account with its history.
 
     Attributes:
-        account_id: the account's id; it changes when the bank's own id changes.
+        account_id: the account's ID; it changes when the bank's own ID changes.
         balances: the current balance.
         name: the name that the holder or the bank has set.
         type: see `AccountType`.
@@ -350,7 +350,7 @@ class AccountAssets:
         subtype: see `AccountSubtype`.
         ownership_type: see `OwnershipType`.
         verification_status: see `VerificationStatus`.
-        persistent_account_id: an id that stays the same when the account is linked again.
+        persistent_account_id: an ID that stays the same when the account is linked again.
         investments: present with the add-on `investments`.
         account_insights: present in a report with insights.
         additional_properties: other fields that Plaid sent.
@@ -423,9 +423,9 @@ class Cause:
         error_code: such as `ITEM_LOGIN_REQUIRED`.
         error_message: a message for developers.
         display_message: a message for users.
-        item_id: the Item's id.
+        item_id: the Item's ID.
         error_code_reason: the reason, for OAuth errors.
-        request_id: the id of the request that failed.
+        request_id: the ID of the request that failed.
         causes: further errors, as Plaid sent them.
         status: an HTTP status.
         documentation_url: Plaid's page about the error.

@@ -24,7 +24,7 @@ from plaid_relay_async.simulator.outline import (
 _RECORDS_PER_PIECE = 500
 """Records that are encoded in one call of json.dumps, which holds the GIL and so blocks all other threads."""
 
-# Plaid's official test institutions. The name of any other is derived from its id.
+# Plaid's official test institutions. The name of any other is derived from its ID.
 _BANKS = {
     "ins_109508": "First Platypus Bank",
     "ins_109509": "First Gingham Credit Union",

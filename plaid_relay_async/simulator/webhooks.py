@@ -6,7 +6,7 @@ from typing import Any
 from plaid_relay_async.simulator.api_errors import ApiError
 
 KEY_ID = "6c5516e1-92dc-479e-a8ff-5a51992e0001"
-"""The id of the sandbox's key, with which Plaid's own libraries test the look-up."""
+"""The ID of the sandbox's key, with which Plaid's own libraries test the look-up."""
 
 # A valid point of P-256, so that cryptographic libraries accept it. Its private key is the SHA-256 of KEY_ID,
 # so that a test can sign a webhook: this key protects nothing.
@@ -50,7 +50,7 @@ WEBHOOK_TYPES = ("ITEM", *_PRODUCT_BY_TYPE)
 
 
 def find_public_key(key_id: str) -> dict[str, Any]:
-    """Return the public key with this id, as a JSON Web Key."""
+    """Return the public key with this ID, as a JSON Web Key."""
     if key_id != KEY_ID:
         raise ApiError("INVALID_WEBHOOK_VERIFICATION_KEY_ID")
     return dict(_PUBLIC_KEY)

@@ -205,7 +205,7 @@ class World:
         self._transactions = transactions
         self._seed = seed
         self._clock = clock
-        # Not the module's shared generator: ids must neither depend on a program's random.seed() nor change
+        # Not the module's shared generator: IDs must neither depend on a program's random.seed() nor change
         # the numbers that the program draws.
         self._rng = Random()
         self._items: dict[str, Item] = {}
@@ -522,7 +522,7 @@ class World:
         return relay
 
     def refresh_relay(self, partner: str, relay_token: str) -> str:
-        """Start to generate a new version of a relay token's report, and return its id.
+        """Start to generate a new version of a relay token's report, and return its ID.
 
         Plaid publishes nothing about it. Our choices: the relay token stays the same and points to the new
         version from now on; the lender's report token still points to the old one; a version that isn't

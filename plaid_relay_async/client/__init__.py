@@ -158,7 +158,8 @@ class RelayClient:
 
         Raises:
             ClientClosedError: the client was opened before.
-            ConfigurationError: the borrowed session would send a login from `.netrc`.
+            ConfigurationError: the borrowed session would send a login from `.netrc`, or would send plain
+                http to a proxy on another machine.
         """
         await self._session.open()
 

@@ -90,7 +90,7 @@ runs: Final = Table(
     Column("started_at", Float, nullable=False),
 )
 
-# Each opening of the journal that writes is a new worker. Its id is a fencing token, and is never reused.
+# Each opening of the journal that writes is a new worker. Its ID is a fencing token, and is never reused.
 workers: Final = Table(
     "relay_holders",
     metadata,

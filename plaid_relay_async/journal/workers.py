@@ -1,6 +1,6 @@
 """The workers of a journal, and whether they are alive.
 
-A worker is one opening of the journal that writes. Its id is a fencing token: it is never used again, and
+A worker is one opening of the journal that writes. Its ID is a fencing token: it is never used again, and
 each write checks it. A worker shows in one of two ways that it is alive:
 
 - On SQLite it locks a file beside the journal. The operating system releases the lock when the process ends,
@@ -61,8 +61,8 @@ class Liveness:
     """Which of some workers are alive, and how long requests of the others may be in flight.
 
     Attributes:
-        live_ids: the ids of the live workers.
-        request_seconds: for each worker with a lease that hasn't deregistered, by its id: the most seconds
+        live_ids: the IDs of the live workers.
+        request_seconds: for each worker with a lease that hasn't deregistered, by its ID: the most seconds
             for which one of its requests may be in flight. It matters once the lease has expired.
     """
 
@@ -186,7 +186,7 @@ def _create_lock(path: Path, owner: int) -> FileLock:
 
     Args:
         path: the lock file.
-        owner: the user id of the journal's owner, who gets the file if root creates it.
+        owner: the user ID of the journal's owner, who gets the file if root creates it.
     """
     lock = FileLock(path, timeout=0, mode=0o600, thread_local=False, fallback_to_soft=False)
     lock.acquire()
@@ -299,7 +299,7 @@ class WorkerRegistry:
         Args:
             connection: a connection in a transaction that sees what others commit.
             read: reads the rows.
-            worker_ids_in: returns the ids of the workers on which the rows depend.
+            worker_ids_in: returns the IDs of the workers on which the rows depend.
 
         Returns:
             The rows, and the liveness of their workers, checked before the rows were read for the last time.
@@ -319,7 +319,7 @@ class WorkerRegistry:
             dead |= ids - liveness.live_ids
 
     def live_workers_of(self, connection: Connection, run_id: int) -> frozenset[int]:
-        """Return the ids of the live workers of a run.
+        """Return the IDs of the live workers of a run.
 
         Raises:
             JournalError: a lock file can't be opened.

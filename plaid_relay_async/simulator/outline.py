@@ -33,8 +33,8 @@ class BankLogin:
     """The bank login that an Item represents.
 
     Attributes:
-        item_id: the Item's id; the ids of its accounts are derived from it.
-        institution_id: the bank's id.
+        item_id: the Item's ID; the IDs of its accounts are derived from it.
+        institution_id: the bank's ID.
         seed: seed of the other values that are the same in each of its reports: the owners and the account
             numbers.
         unavailable_parts: the `REPORT_PARTS` that are missing, each with its error code.
@@ -130,7 +130,7 @@ class Outline:
         generated_at: the time of generation; the report's days end there.
         days: the `days_requested`.
         items: the bank logins in the report.
-        client_report_id: the lender's own id for the report.
+        client_report_id: the lender's own ID for the report.
         user: the values of `USER_FIELDS`, in that order.
         investments: whether the report has investment accounts.
         transactions: number of transactions, distributed over the accounts; None is twenty per account.
@@ -204,12 +204,12 @@ class Outline:
 
 
 def report_id_from_seed(seed: str) -> str:
-    """Return the report id that belongs to a seed: a UUID."""
+    """Return the report ID that belongs to a seed: a UUID."""
     return str(UUID(bytes=hashlib.sha256(seed.encode()).digest()[:16], version=4))
 
 
 def random_identifier(rng: Random) -> str:
-    """Return a random id of letters and digits, like Plaid's ids of accounts and transactions."""
+    """Return a random ID of letters and digits, like Plaid's IDs of accounts and transactions."""
     return "".join(rng.choices("abcdefghijkmnopqrstvwxyzABDEGJKLMNPQRVXZ13456789", k=37))
 
 
@@ -219,7 +219,7 @@ def format_timestamp(time: datetime) -> str:
 
 
 def _account_id(item: BankLogin, kind: AccountKind) -> str:
-    """Return the account's id, which is the same in each report of the Item.
+    """Return the account's ID, which is the same in each report of the Item.
 
     So a refresh of a filtered report excludes the same accounts.
     """

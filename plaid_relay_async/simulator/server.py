@@ -51,7 +51,7 @@ class ReceivedRequest:
         path: the path.
         client_id: the client_id in the headers or the body, whether or not it is valid.
         secondary_client_id: the partner that the body names.
-        request_id: the id of the response, whether or not it was sent.
+        request_id: the ID of the response, whether or not it was sent.
         executed: whether the request was executed.
         status: the status of the response; None if none was sent yet, or the connection was closed instead.
         headers: the headers, by their names in lower case.

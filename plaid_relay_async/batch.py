@@ -440,7 +440,7 @@ class _RequestReader:
     """Reads requests one by one, from an iterable or an async iterable.
 
     Attributes:
-        reader: the task that waits for an async iterable, or `None`. Cancelling it would close an async
+        reading_task: the task that waits for an async iterable, or `None`. Cancelling it would close an async
             generator, and the rest of the input would be lost.
     """
 
@@ -456,7 +456,7 @@ class _RequestReader:
         self._read_count = 0
         self._lock = asyncio.Lock()
         self._async_iterator: AsyncIterator[Any] | None = None
-        self.reader: asyncio.Task[Any] | None = None
+        self.reading_task: asyncio.Task[Any] | None = None
         self._iterator: Iterator[Any] = iter(())
         # A string is an iterable of characters, which is never what the caller means.
         if isinstance(source, str | bytes):
@@ -479,11 +479,11 @@ class _RequestReader:
                 return self._to_request(next(self._iterator))
             # An async generator can't be advanced by two tasks at the same time.
             async with self._lock:
-                self.reader = asyncio.current_task()
+                self.reading_task = asyncio.current_task()
                 try:
                     return self._to_request(await anext(self._async_iterator))
                 finally:
-                    self.reader = None
+                    self.reading_task = None
         except (StopIteration, StopAsyncIteration):
             return None
 
@@ -604,7 +604,7 @@ class Batch(Generic[S]):
         self._concurrency = concurrency
         self._drain_timeout = drain_timeout
         self._drains = DrainTracker() if drains is None else drains
-        self._reader_timeout: asyncio.TimerHandle | None = None
+        self._reading_timer: asyncio.TimerHandle | None = None
         self._on_outcome = on_outcome
         self._on_progress = on_progress
         self._duplicates = None if allow_duplicates else _DuplicateFilter(operation.duplicate_key)
@@ -700,8 +700,8 @@ class Batch(Generic[S]):
             self.result.elapsed = self.now() - self._started_at
 
     def _on_runner_done(self, runner: asyncio.Task[None]) -> None:
-        if self._reader_timeout is not None:
-            self._reader_timeout.cancel()
+        if self._reading_timer is not None:
+            self._reading_timer.cancel()
         if not runner.cancelled():
             self._error = self._error or runner.exception()
         self._stream_changed.set()
@@ -743,8 +743,8 @@ class Batch(Generic[S]):
         self.result.stopped_by = self.result.stopped_by or reason
         self.sending_stopped = True
         for sender, call in self._senders.items():
-            if sender is self._source.reader:
-                self._reader_timeout = self._reader_timeout or sender.get_loop().call_later(
+            if sender is self._source.reading_task:
+                self._reading_timer = self._reading_timer or sender.get_loop().call_later(
                     self._drain_timeout, sender.cancel
                 )
             elif sender is not asyncio.current_task() and (call is None or not call.must_drain):

@@ -145,7 +145,7 @@ class RequestBody:
         data: its bytes, as JSON.
         on_send: called just before the body is handed over; it may raise to prevent that.
         sent: whether the body was handed over.
-        deferred_cancellation: the arguments of a cancellation that hasn't taken effect yet.
+        cancellation_args: the arguments of a deferred cancellation; `None` if none is deferred.
         may_be_rejected: whether it was sent as the first request of a connection on which the server may
             still reject the TLS handshake.
     """
@@ -153,7 +153,7 @@ class RequestBody:
     data: bytes = field(repr=False)
     on_send: Callable[[], None]
     sent: bool = False
-    deferred_cancellation: tuple[Any, ...] | None = None
+    cancellation_args: tuple[Any, ...] | None = None
     may_be_rejected: bool = field(default=False, init=False)
     # The connection on which the body was sent, and the one that was new when it was checked.
     _protocol: Any = field(default=None, init=False, repr=False)
@@ -203,14 +203,14 @@ class RequestBody:
         Args:
             read: returns a coroutine that reads the next part; it is called again after a cancellation.
         """
-        if self.deferred_cancellation is None:
+        if self.cancellation_args is None:
             try:
                 return await read()
             except asyncio.CancelledError as error:
-                self.deferred_cancellation = error.args
+                self.cancellation_args = error.args
         while True:
             try:
-                return _immediate_result(read(), asyncio.CancelledError(*self.deferred_cancellation))
+                return _immediate_result(read(), asyncio.CancelledError(*self.cancellation_args))
             except asyncio.CancelledError:
                 if not self.may_have_more():
                     raise
@@ -230,8 +230,8 @@ class RequestBody:
 
     def raise_cancellation(self) -> None:
         """Raise the deferred cancellation, if there is one: everything that had arrived is processed."""
-        if self.deferred_cancellation is not None:
-            raise asyncio.CancelledError(*self.deferred_cancellation) from None
+        if self.cancellation_args is not None:
+            raise asyncio.CancelledError(*self.cancellation_args) from None
 
 
 async def finish_handshake() -> None:
@@ -290,13 +290,13 @@ def _defer_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Gen
     # runs, because a traceback with locals shows the error of a future, which may quote the request.
     awaited: asyncio.Future[Any] | None = None
     try:
-        while body.deferred_cancellation is None:
+        while body.cancellation_args is None:
             awaited = None
             awaited = work.send(None)
             try:
                 yield awaited and ShieldedFuture(awaited)
             except asyncio.CancelledError as error:
-                body.deferred_cancellation = error.args
+                body.cancellation_args = error.args
         # The request is in flight: let `post` process what has arrived before it is cancelled.
         while body.sent and body.may_have_more():
             with contextlib.suppress(asyncio.CancelledError):
@@ -306,7 +306,7 @@ def _defer_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Gen
                 awaited = work.send(None)
         if awaited is None or awaited.done():
             awaited = None
-            yield work.throw(asyncio.CancelledError(*body.deferred_cancellation))
+            yield work.throw(asyncio.CancelledError(*body.cancellation_args))
         # A future is cancelled immediately, so nothing arrives in between; a task may take some iterations.
         while awaited is not None and awaited.cancel() and not awaited.done():
             with contextlib.suppress(asyncio.CancelledError):

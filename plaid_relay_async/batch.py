@@ -643,7 +643,7 @@ class Batch(Generic[S]):
         return self
 
     async def __aexit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, cls: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
             await self._stop_and_drain()

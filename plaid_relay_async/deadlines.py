@@ -145,7 +145,7 @@ class Deadline:
         return self
 
     def __exit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, cls: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._timer.discard(self)
         # As in asyncio.timeout: a cancellation that comes from elsewhere stays a cancellation.

@@ -233,7 +233,7 @@ class RedisLimiter(_Limiter):
         return self
 
     async def __aexit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, cls: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
 

@@ -53,7 +53,7 @@ class Rescue:
         return self
 
     def __exit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, cls: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if "_files" in vars(self):
             for file in self._files:

@@ -203,7 +203,7 @@ class InputSource:
         return self
 
     def __exit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, cls: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # A thread may still be reading from the pipe, and can't be interrupted; the pipe is closed at exit.
         if self._piped_rows is None or self._piped_rows.exhausted:

@@ -56,7 +56,7 @@ class Signals:
         return self
 
     def __exit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, cls: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._on_stop = _ignore_signal
         for number in _HANDLED_SIGNALS:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ATTEMPTS_PER_LEASE = 3  # an attempt on a silently dropped connection must leave time for others
-_MIN_ATTEMPT_SECONDS = 2.0  # including the time to connect
+_TRANSACTIONS_PER_LEASE = 3  # after one on a silently dropped connection, there must be time to repeat it
+_MIN_TRANSACTION_SECONDS = 2.0  # including the time to connect
 _RETRY_DELAY = 0.2  # seconds
 # Prefixes of the SQLSTATEs after which the same transaction may succeed shortly afterwards.
 _TRANSIENT_SQLSTATES: Final = (
@@ -317,7 +317,7 @@ class _TaskConnection:
                     await connection.close()
         if self._abandoned:
             # aiosqlite would wait forever if the event loop ended while it closes a connection.
-            await asyncio.wait(self._abandoned, timeout=_MIN_ATTEMPT_SECONDS)
+            await asyncio.wait(self._abandoned, timeout=_MIN_TRANSACTION_SECONDS)
 
 
 def _retrieve_exception(running: asyncio.Future[Any]) -> None:
@@ -402,13 +402,12 @@ class Database:
 
     Args:
         url: the path of a file, a URL, or an engine.
-        lease: seconds that a write may take, including all attempts.
+        lease: seconds that a write may take, including its repetitions.
 
     Attributes:
         kind: "sqlite" or "postgresql".
         path: SQLite's file; `None` for PostgreSQL.
-        attempt_seconds: seconds that one attempt of a transaction may take. On SQLite there is only one
-            attempt.
+        transaction_seconds: seconds that a transaction may take. Only on PostgreSQL is it repeated then.
     """
 
     def __init__(self, url: str | os.PathLike[str] | AsyncEngine, lease: float) -> None:
@@ -417,10 +416,10 @@ class Database:
         self.kind: Final = self._address.kind
         self.path: Final = self._address.path
         sqlite_seconds = self._address.busy_timeout + lease
-        self.attempt_seconds: Final = (
+        self.transaction_seconds: Final = (
             sqlite_seconds
             if self.kind == "sqlite"
-            else max(lease / _ATTEMPTS_PER_LEASE, _MIN_ATTEMPT_SECONDS)
+            else max(lease / _TRANSACTIONS_PER_LEASE, _MIN_TRANSACTION_SECONDS)
         )
         if self._caller_engine is not None:
             _check_pool(self._caller_engine.pool)
@@ -460,7 +459,7 @@ class Database:
 
     def _keepalive_settings(self) -> dict[str, Any]:
         """Return settings with which libpq detects a dead server; settings in the URL take precedence."""
-        seconds = min(max(1, int(self.attempt_seconds)), _MAX_KEEPALIVE)
+        seconds = min(max(1, int(self.transaction_seconds)), _MAX_KEEPALIVE)
         settings = {
             "connect_timeout": max(2, seconds // 2),  # leaves time for a second host
             "keepalives": 1,
@@ -494,17 +493,17 @@ class Database:
             )
 
     def new_connection(self) -> JournalConnection:
-        """Return a new connection for one user, which is closed with the database."""
+        """Return a new connection, which runs one transaction at a time and is closed with the database."""
         assert self._engine is not None  # noqa: S101  # it is open
         if isinstance(self._engine, AsyncEngine):
-            self._connections.append(_TaskConnection(self._engine, self.attempt_seconds, self.path))
+            self._connections.append(_TaskConnection(self._engine, self.transaction_seconds, self.path))
         else:
             assert self.path is not None  # noqa: S101  # only SQLite has such an engine
-            self._connections.append(_ThreadConnection(self._engine, self.attempt_seconds, self.path))
+            self._connections.append(_ThreadConnection(self._engine, self.transaction_seconds, self.path))
         return self._connections[-1]
 
     async def close(self) -> None:
-        """Close all connections, each within `attempt_seconds`. It may be cancelled, and called again."""
+        """Close all connections, each within `transaction_seconds`. It may be cancelled, and called again."""
         await asyncio.gather(*(connection.close() for connection in self._connections))
         engine = self._engine
         if isinstance(engine, Engine):
@@ -529,8 +528,8 @@ class Database:
         Args:
             connection: the connection.
             work: the function that runs in the transaction.
-            retry_seconds: seconds after which no further attempt starts.
-            limit: seconds that one attempt may take. Default: `attempt_seconds`.
+            retry_seconds: seconds after which it isn't repeated again.
+            limit: seconds that it may take each time. Default: `transaction_seconds`.
 
         Raises:
             JournalError: the journal can't be read or written.

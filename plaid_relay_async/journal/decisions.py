@@ -35,19 +35,21 @@ OnExisting: TypeAlias = Literal["reuse", "refuse", "create"]
 
 @frozen
 class Row:
-    """A row of the table of creations; the attributes are named as its columns.
+    """A row of the table of creations; the attributes have the names of its columns.
 
     Attributes:
         id: the row, unique in the journal.
         run_id: the run that it belongs to.
-        pair: the digest of report and partner.
+        pair: the digest of namespace, report and partner.
         partner: the partner's ID at Plaid, the secondary client ID.
         state: the state of the creation.
         current: whether it is the run's latest row for its pair; a run has at most one for each pair.
         claim: whether it holds its pair; at most one row does, over all runs.
-        holder_id: the worker that wrote it last.
-        begun_at: when its latest intent was recorded, in seconds since 1970, by the database's clock.
-        ended_at: when its outcome was recorded.
+        holder_id: the worker that accepted the creation, or recorded the latest intent to create or remove a
+            token; 0 once a removal has ended.
+        begun_at: when its latest intent to create was recorded, in seconds since 1970, by the database's
+            clock.
+        ended_at: when its outcome was recorded, by the same clock.
         attempts: the number of HTTP requests.
         request_id: Plaid's request ID, if a response had one.
         error: the name of the error's class.
@@ -102,7 +104,7 @@ class Row:
             )
         return cls(f"recorded as {self.state.value} in the journal", **fields)
 
-    def doubt_error(self) -> OutcomeUnknownError:
+    def in_doubt_error(self) -> OutcomeUnknownError:
         """Return the error of an attempt whose outcome is unknown."""
         reason = (
             "recorded as unknown in the journal"
@@ -222,15 +224,16 @@ def decide(
         return WaitForOther()
     if holding is not None and holding.issued and not _may_issue_second_token(own, holding, policy):
         return _decide_on_token(own, holding, policy)
-    # A doubt of either run counts: both attempts may have created a token. Without `retry_unknown`, the doubt
-    # is the outcome. With it, a new attempt waits until the request in doubt can't be in flight any more.
-    doubt = next((row for row in (holding, own) if row is not None and row.in_doubt), None)
-    if doubt is not None and (maybe_in_flight or not policy.retry_unknown):
-        return WaitForOther() if policy.retry_unknown else ServeRecorded(doubt)
+    # An attempt in doubt counts in either row, because it may have created a token. Without `retry_unknown`,
+    # the outcome is unknown. With it, a new attempt waits until the request in doubt can't be in flight any
+    # more.
+    row_in_doubt = next((row for row in (holding, own) if row is not None and row.in_doubt), None)
+    if row_in_doubt is not None and (maybe_in_flight or not policy.retry_unknown):
+        return WaitForOther() if policy.retry_unknown else ServeRecorded(row_in_doubt)
     if (
         own is not None
         and own.state is CreationState.FAILED
-        and doubt is None
+        and row_in_doubt is None
         and not _may_retry(own, policy)
     ):
         return ServeRecorded(own)
@@ -296,5 +299,5 @@ def outcome_name(state: CreationState, *, alive: bool) -> str:
 def error_code_of(row: Row, outcome: str) -> str | None:
     """Return the error code that a `Record` shows: Plaid's, or the name of the error's class."""
     if outcome == "unknown":
-        return reason_of(row.doubt_error())
+        return reason_of(row.in_doubt_error())
     return reason_of(row.recorded_error()) if outcome == "failed" else None

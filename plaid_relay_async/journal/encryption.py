@@ -154,7 +154,7 @@ class Digests:
         self._key = Hidden(bytes.fromhex(pair_key))
 
     def pair_digest(self, namespace: str, report_tokens: Sequence[str], partner: str) -> str:
-        """Return the digest of a pair of report and partner; the order of the tokens doesn't matter."""
+        """Return the digest of a pair in a namespace; the order of the report's tokens doesn't matter."""
         return self._keyed_hash(b"pair", namespace, partner, *sorted(report_tokens))
 
     def token_digest(self, relay_token: str) -> str:

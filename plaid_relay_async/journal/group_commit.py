@@ -94,7 +94,7 @@ class GroupExecutor(Generic[T, R]):
 
     async def _run_groups(self) -> None:
         while self._pending:
-            # While the database fails, all items share one attempt, because each attempt may take long.
+            # While the database fails, all items form one group, because each group may take long to fail.
             size = (
                 len(self._pending)
                 if self._failing

@@ -150,7 +150,9 @@ class Journal:
         self._retry_unknown = retry_unknown
         self._retry_failed = retry_failed
         self._lease = float(lease)
-        self._maintenance_seconds = max(_LEASES_PER_MAINTENANCE * self._lease, self._database.attempt_seconds)
+        self._maintenance_seconds = max(
+            _LEASES_PER_MAINTENANCE * self._lease, self._database.transaction_seconds
+        )
         self._resources: _OpenResources | None = None
         self._lifecycle_lock = asyncio.Lock()
 
@@ -203,8 +205,8 @@ class Journal:
 
     async def _encrypt_pair_key(self, stored: str) -> None:
         """Encrypt the pair key with the first key; if it was unencrypted, encrypt all tokens before that."""
-        # The order matters: as long as the pair key is unencrypted, the next opening knows that tokens may
-        # be.
+        # The order matters: as long as the pair key is unencrypted, the next opening knows that tokens may be
+        # unencrypted, too.
         if Keyring.is_unencrypted(stored):
             await self.rotate()
         encrypted = self._keyring.encrypt(self._keyring.decrypt(stored))
@@ -227,7 +229,7 @@ class Journal:
         Closing it more than once is harmless.
         """
         if self._resources is not None and self._resources.close_deadline is None:
-            drain_seconds = max(self._lease, self._database.attempt_seconds)
+            drain_seconds = max(self._lease, self._database.transaction_seconds)
             self._resources.close_deadline = asyncio.get_running_loop().time() + drain_seconds
         await run_to_completion(self._close)
 
@@ -246,7 +248,7 @@ class Journal:
         return self
 
     async def __aexit__(
-        self, cls: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, cls: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
 
@@ -415,7 +417,7 @@ class Journal:
         """Delete the tokens of a run from the journal, and return their number.
 
         Everything else stays recorded. The tokens remain valid at Plaid, and the journal can no longer return
-        or remove them.
+        them.
 
         Args:
             run: the run name.
@@ -436,9 +438,9 @@ class Journal:
             statements = statements_for(self._database.kind)
             # A pair may have another token, which other runs can be served now that this one is gone.
             superseded = connection.execute(statements.select_superseded, {"run": run_id}).scalars()
-            pairs = rows_parameter([{"id": row} for row in superseded])
+            superseded_rows = rows_parameter([{"id": row} for row in superseded])
             for statement in statements.reassign_holding:
-                connection.execute(statement, pairs)
+                connection.execute(statement, superseded_rows)
             return deleted
 
         count = await self._run_transaction(work)
@@ -446,7 +448,7 @@ class Journal:
         return count
 
     async def rotate(self) -> int:
-        """Re-encrypt with the first key each token that is stored otherwise, and return their number.
+        """Encrypt with the first key all tokens that aren't encrypted with it, and return their number.
 
         Afterwards, once each process has the first key, the other keys can be removed.
 

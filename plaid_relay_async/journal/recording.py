@@ -16,13 +16,13 @@ from attrs import define, field
 
 from plaid_relay_async.batch import REMOVE, LostRaceError
 from plaid_relay_async.errors import DuplicateRequestError, Hidden, JournalError, OutcomeUnknownError
-from plaid_relay_async.journal import decisions
 from plaid_relay_async.journal.database import closed_error
 from plaid_relay_async.journal.decisions import (
     PairPolicy,
     RejectDuplicate,
     Row,
     ServeRecorded,
+    StartAttempt,
     WaitForOther,
     decide,
     error_columns,
@@ -134,8 +134,8 @@ class CallCoordinator:
                 raise
             if recorder is not None:
                 return recorder
-            # Another process has the pair, and only polling shows when it ends or dies; or the pair was
-            # renamed.
+            # Another process has a call in progress for the pair, and only polling shows when the call has
+            # ended or the process has died; or the pair was renamed.
             self.release_pair(pair)
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
@@ -217,13 +217,13 @@ class CallCoordinator:
                 return None  # the next look-up finds the renamed rows
         if isinstance(decision, WaitForOther):
             return None
-        if isinstance(decision, decisions.StartAttempt):
+        if isinstance(decision, StartAttempt):
             values = self.writer.row_values(pair, request.secondary_client_id, decision.row)
             accept = accepted_command(values)
             # The call doesn't wait for this write, which lists the pair as not attempted until the intent
             # replaces it.
             accept_write = self.writer.submit(accept) if decision.row is None else None
-            doubt = next((row.doubt_error() for row in decision.retire if row.in_doubt), None)
+            earlier_error = next((row.in_doubt_error() for row in decision.retire if row.in_doubt), None)
             intent = RecordIntent(values, decision.retire)
             return CreationRecorder(
                 self,
@@ -231,7 +231,7 @@ class CallCoordinator:
                 intent,
                 accept,
                 accept_write,
-                earlier_in_doubt_error=doubt,
+                earlier_in_doubt_error=earlier_error,
                 assumed_new=lookup is EMPTY_LOOKUP,
             )
         if isinstance(decision, RejectDuplicate):
@@ -253,13 +253,14 @@ class CallCoordinator:
         return lookup
 
     def lost_race_error(self) -> LostRaceError:
-        """Return the error for a pair that was taken or wasn't new, and look up the next new pairs."""
+        """Return the error for a pair that was taken or wasn't new, and stop assuming that pairs are new."""
         self._consecutive_new = 0
         return LostRaceError()
 
     async def _record_held_elsewhere(
         self, request: RelayCreateRequest, pair: str, own: Row | None, served: Row
     ) -> None:
+        """Record in the run that another run holds the pair, if the served row belongs to another run."""
         if served.run_id == self.policy.run_id:
             return
         if own is None:
@@ -280,7 +281,7 @@ class CallCoordinator:
             return Created(relay_token=self.keyring.decrypt(row.token), **fields)
         if row.state is CreationState.FAILED:
             return Failed(error=row.recorded_error(), **fields)
-        return Unknown(error=row.doubt_error(), **fields)
+        return Unknown(error=row.in_doubt_error(), **fields)
 
     async def _reject_duplicate(
         self, request: RelayCreateRequest, pair: str, own: Row | None, decision: RejectDuplicate
@@ -338,7 +339,7 @@ class _PairRecorder(ABC):
     Attributes:
         coordinator: the coordinator of the opened journal.
         pair: the digest of the pair.
-        journalled: whether the outcome is recorded, which is always the case here.
+        journalled: whether the journal records the call's outcome; always true, unlike in `NullRecorder`.
     """
 
     coordinator: CallCoordinator

@@ -69,10 +69,10 @@ class Statements:
         kind: "sqlite" or "postgresql".
 
     Attributes:
-        insert_accepted: inserts accepted rows, except for pairs of which the run has a current row.
-        upsert_intents: inserts intents, or records them in startable rows or in rows of the same worker. Its
-            row count shows whether each intent was recorded.
-        update_outcomes: records the outcomes of rows of the same worker, or of startable rows.
+        insert_accepted: inserts rows without an attempt, except for pairs of which the run has a current row.
+        upsert_intents: inserts intents, or records them in startable rows, or again in rows that have an
+            intent of the same worker. Its row count shows whether each intent was recorded.
+        update_outcomes: records outcomes, in rows in doubt of the same worker and in startable rows.
         update_removal_intent: records the intent to remove one row's token, if the row is unchanged.
         update_removal_outcomes: records the outcomes of removals by the same worker.
         reassign_holding: two statements for the pairs of the given rows. A row that must not hold its pair
@@ -84,8 +84,8 @@ class Statements:
         select_pairs: selects the rows that hold pairs, and the run's current rows for them.
         select_by_digest: selects the rows of tokens by the tokens' digests.
         replace_tokens: stores re-encrypted tokens, unless they have changed since they were read.
-        select_former_pairs: selects the rows of pairs by their former names that hold, have held, or are
-            current in the run; it returns them with the pairs' current names.
+        select_former_pairs: selects, by the former names of pairs, the IDs of the rows that hold or have held
+            these pairs and of the run's current rows for them, each with the current name of its pair.
         rename_pairs: renames the pairs of rows. Afterwards `reassign_holding` must run.
     """
 
@@ -175,9 +175,10 @@ class Statements:
     def _update_outcomes(self) -> Any:
         names = ("state", *_OUTCOME_COLUMNS)
         source = self._input_rows(entries.c.id, entries.c.holder_id, *(entries.c[name] for name in names))
-        # The fencing check: an outcome that is written late, or a second time, must not change a row that
-        # another worker has used meanwhile. A startable row has no token and no doubt that a late outcome
-        # could overwrite. Only an undone intent, which writes "accepted", must not overwrite its failure.
+        # The check of the fencing token: an outcome that is written late, or a second time, must not change a
+        # row that another worker has used meanwhile. A startable row has no token and no attempt in doubt
+        # that a late outcome could overwrite. Only the undoing of an intent, which writes "accepted", must
+        # not overwrite a failure.
         is_own = and_(entries.c.holder_id == source.c.holder_id, entries.c.state.in_(IN_DOUBT))
         is_startable = and_(entries.c.state.in_(STARTABLE), source.c.state != CreationState.ACCEPTED)
         values = {name: source.c[name] for name in names}

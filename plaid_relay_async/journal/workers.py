@@ -1,7 +1,7 @@
 """The workers of a journal, and whether they are alive.
 
-A worker is one opening of the journal that writes. Its ID is a fencing token: it is never used again, and
-each write checks it. A worker shows in one of two ways that it is alive:
+A worker is one opening of the journal that writes. Its ID is a fencing token: it is never used again, and an
+outcome can't overwrite another worker's intent. A worker shows in one of two ways that it is alive:
 
 - On SQLite it locks a file beside the journal. The operating system releases the lock when the process ends,
   however it ends.
@@ -149,8 +149,8 @@ class Worker:
         It may be cancelled, and called again.
 
         Args:
-            drained: whether no request is in flight. If one is, the lease is left to expire, so that other
-                processes wait until no response can arrive any more.
+            drained: whether no request is in flight. If one is, the lease is left to expire: other processes
+                wait for that, and with `retry_unknown` until no response can arrive any more.
         """
         self._deregistering = True
         if self._heartbeat_timer is not None:

@@ -236,7 +236,7 @@ class Writer:
         await self._worker.set_request_seconds(request_seconds)
 
     def row_values(self, pair: str, partner: str, row: Row | None) -> dict[str, Any]:
-        """Return the columns that identify a row: the given one, or a new one with a new ID."""
+        """Return the columns for a command that writes a given row, or a new one with a new ID."""
         if row is None:
             self._new_rows += 1
         number = self._worker.id * _ROWS_PER_WORKER + self._new_rows if row is None else row.id
@@ -283,7 +283,7 @@ class Writer:
             await self.submit(_FLUSH)
 
     def stop_intents(self) -> None:
-        """Accept no further intent or look-up; outcomes are still written, each with a single attempt."""
+        """Accept no further intent or look-up; outcomes are still written, without retries."""
         self.closing = True
         self._retry_seconds = 0.0
         self._pair_lookups.stop(closed_error)
@@ -413,7 +413,7 @@ class Writer:
             # Encrypting tokens takes long. With SQLite this function runs in a thread, and releases the GIL.
             creations = [self._outcome_values(command) for command in outcomes]
             renamed = self._rename_pairs(connection, renames) if renames else []
-            pairs = [{"id": each["id"]} for each in (*creations, *removals, *renamed)]
+            changed_rows = [{"id": each["id"]} for each in (*creations, *removals, *renamed)]
             # Outcomes are written before intents: an intent in this group may follow on one of them.
             changes = [
                 (statements.insert_accepted, accepted),
@@ -422,7 +422,7 @@ class Writer:
             ]
             for statement, values in (
                 *changes,
-                *((statement, pairs) for statement in statements.reassign_holding),
+                *((statement, changed_rows) for statement in statements.reassign_holding),
             ):
                 if values:
                     connection.execute(statement, rows_parameter(values))
@@ -432,8 +432,8 @@ class Writer:
                 for command in commands
             ]
 
-        # A transaction that failed was repeated for `retry_seconds`. Until one succeeds, each gets one
-        # attempt, because all other commands wait behind it.
+        # A transaction that failed was repeated for `retry_seconds`. Until one succeeds, no other one is
+        # repeated, because all other commands wait behind it.
         return await self._database.run_transaction(
             connection, work, 0.0 if self._failing else self._retry_seconds
         )
@@ -454,8 +454,8 @@ class Writer:
     def _record_intents(
         self, connection: Connection, commands: list[RecordIntent | RecordRemovalIntent]
     ) -> IntentResult:
-        # The fencing check: a worker whose lease has expired may record outcomes, but no intents. Reading the
-        # lease locks the worker's row, so that the lease doesn't change until the commit.
+        # A worker whose lease has expired may record outcomes, but no intents. Reading the lease locks the
+        # worker's row, so that the lease doesn't change until the commit.
         remaining = self._worker.lease_remaining(connection)
         if remaining <= 0:  # pragma: no cover  # after a switch of greenlets, which coverage can't follow
             return LeaseExpired()
@@ -478,9 +478,9 @@ class Writer:
             if result.rowcount != len(creations):
                 raise _CompareAndSetError
         if removals:
-            pairs = rows_parameter([{"id": values["row"]} for values in removals])
+            changed_rows = rows_parameter([{"id": values["row"]} for values in removals])
             for statement in self._statements.reassign_holding:
-                connection.execute(statement, pairs)
+                connection.execute(statement, changed_rows)
         return IntentGranted(remaining)
 
 
@@ -530,7 +530,12 @@ def _is_fact(command: WriteCommand) -> bool:
 
 
 def accepted_command(values: dict[str, Any], state: CreationState = CreationState.ACCEPTED) -> RecordAccepted:
-    """Return the command for a creation that was accepted."""
+    """Return the command for a creation that was accepted, or whose pair another run holds.
+
+    Args:
+        values: the columns of its new row, without the state.
+        state: `ACCEPTED` or `HELD_ELSEWHERE`.
+    """
     return RecordAccepted(values | {"state": state})
 
 

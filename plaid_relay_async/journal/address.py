@@ -179,8 +179,8 @@ def _postgresql_address(rest: str) -> Address:
     host = unquote(url.host or "")  # as in libpq, for the folder of a socket
     if "\0" in unquote(rest):
         raise ConfigurationError("the journal's address must not contain NUL")
-    login = 0 if url.username is None else 1
-    if "@" in host or rest.partition("?")[0].count("@") > login:
+    allowed_at_signs = 0 if url.username is None else 1
+    if "@" in host or rest.partition("?")[0].count("@") > allowed_at_signs:
         # The error about an unknown host would otherwise quote a part of the password.
         raise ConfigurationError(
             "the journal's address has more than one @, or a / in the user: in the user, the password and "
@@ -213,7 +213,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"{name} in the journal's address must be an integer")
     for port in filter(None, str(arguments.get("port", "")).split(",")):
         _check_port(port)
-    for name, is_valid in (("host", _is_host), ("hostaddr", _is_address)):
+    for name, is_valid in (("host", _is_host), ("hostaddr", _is_ip_address)):
         if not all(map(is_valid, filter(None, arguments.get(name, "").split(",")))):
             raise ConfigurationError(f"the {name} in the journal's address is invalid")
     # libpq checks all other options itself, in the same way as at a real connection.
@@ -241,7 +241,7 @@ def _is_host(name: str) -> bool:
         return False
 
 
-def _is_address(address: str) -> bool:
+def _is_ip_address(address: str) -> bool:
     try:
         return bool(ip_address(address))
     except ValueError:

@@ -358,9 +358,9 @@ class Writer:
             self._pending = pending  # the executor repeats the group itself
             raise
         except BaseException:
-            # The caller of an intent gets the error and sends nothing. An outcome has happened, so it is kept
-            # until it can be written.
-            self._pending = [command for command in (*pending, *commands) if _is_fact(command)]
+            # The caller of an intent gets the error and sends nothing. Outcomes and accepted creations are
+            # kept until they can be written.
+            self._pending = [command for command in (*pending, *commands) if _must_be_written(command)]
             self._retry_timer = asyncio.get_running_loop().call_later(_REWRITE_DELAY, self.submit, _FLUSH)
             self._failing = True
             raise
@@ -523,7 +523,7 @@ def _may_be_in_flight(row: Row | None, liveness: Liveness, time: float) -> bool:
     return time - (row.begun_at or 0.0) < liveness.request_seconds[row.holder_id]
 
 
-def _is_fact(command: WriteCommand) -> bool:
+def _must_be_written(command: WriteCommand) -> bool:
     return isinstance(command, RecordOutcome | RecordRemovalOutcome) or (
         isinstance(command, RecordAccepted) and not command.superseded
     )

@@ -242,8 +242,9 @@ async def finish_handshake() -> None:
 
 def _is_rejectable(transport: asyncio.Transport) -> bool:
     tls = transport.get_extra_info("ssl_object")
-    # With post-handshake authentication, a server may have read the request before it rejects a certificate.
-    return tls is not None and tls.version() == "TLSv1.3" and not tls.context.post_handshake_auth
+    # The version is None if the alert has arrived already, but the connection isn't closed yet. With
+    # post-handshake authentication, a server may have read the request before it rejects a certificate.
+    return tls is not None and tls.version() in {"TLSv1.3", None} and not tls.context.post_handshake_auth
 
 
 def tls_reason(error: BaseException | None) -> str | None:

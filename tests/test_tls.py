@@ -173,13 +173,15 @@ def listening(tls: ssl.SSLContext, serve: Callable[[ssl.SSLSocket], None]) -> It
             if closing:
                 return connection.close()
             connection.settimeout(30)
-            # The client reports the error.
-            with (
-                contextlib.suppress(OSError),
-                connection,
-                tls.wrap_socket(connection, server_side=True) as wrapped,
-            ):
-                serve(wrapped)
+            wrapped = tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            with wrapped, contextlib.suppress(OSError):  # the client reports the error
+                try:
+                    wrapped.do_handshake()
+                    serve(wrapped)
+                finally:
+                    # To close a socket with unread bytes resets the connection, which may discard the alert.
+                    while socket.socket.recv(wrapped, 65_536):
+                        pass
 
     closing: list[bool] = []
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -1,5 +1,6 @@
 """The other commands, run in this process, and what all commands have in common."""
 
+import io
 import itertools
 import json
 import logging
@@ -14,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from simulator_http import post
 
 from plaid_relay_async.cli import app, main
@@ -339,13 +341,14 @@ def test_no_credentials(plaid, run, monkeypatch, missing, names):
     assert "Credentials(" not in result.err
 
 
-def test_help_wraps_to_the_width_of_the_terminal(run, monkeypatch):
+def test_help_wraps_to_the_width_of_the_terminal():
     """Each paragraph of a help text is one line if the terminal is wide enough."""
-    monkeypatch.setenv("COLUMNS", "500")
     commands = [[name] for name in app.app if name.isalpha()]
     commands += [["gateway", "keys"], *(["gateway", "keys", name] for name in ("add", "list", "revoke"))]
     for command in [[], *commands]:
-        text, _, _ = run(*command, "--help").out.partition("╭")
+        printed = io.StringIO()
+        app.app.help_print(command, console=Console(file=printed, width=500))
+        text, _, _ = printed.getvalue().partition("╭")
         lines = text.splitlines()
         assert not any(one.strip() and other.strip() for one, other in itertools.pairwise(lines)), text
 

@@ -64,8 +64,15 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def slow(session: nox.Session) -> None:
+    """Run the tests marked as slow, which `tests` leaves out."""
+    session.install(".[all]", *group("tests"))
+    session.run(*ISOLATED, "-m", "pytest", "-m", "slow", *(session.posargs or parallel_options(session)))
+
+
+@nox.session
 def full_size(session: nox.Session) -> None:
-    """Run long tests, sized tests at full size, and life-cycle tests in development mode."""
+    """Run sized tests at full size, and life-cycle tests, in development mode."""
     session.install(".[all]", *group("tests"))
     sized = [f"tests/test_{name}.py" for name in ("errors", "end_to_end", "batch", "state_machine", "stress")]
     specification = [f"tests/test_{name}.py" for name in ("specification", "drift")]
@@ -75,7 +82,6 @@ def full_size(session: nox.Session) -> None:
     names = ("cancellation", "exchange", "life_cycle", "session", "transport", "deadlines")
     life_cycles = [*(f"tests/test_{name}.py" for name in names), "tests/journal/test_closing.py"]
     session.run(*DEVELOPMENT, "-m", "pytest", *life_cycles, *parallel_options(session, DEVELOPMENT))
-    session.run(*ISOLATED, "-m", "pytest", "-m", "full_size", *parallel_options(session))
 
 
 @nox.session
@@ -88,7 +94,7 @@ def crash(session: nox.Session) -> None:
 
 @nox.session
 def endurance(session: nox.Session) -> None:
-    """Run the long proofs at full size; `full_size` runs a sample of each."""
+    """Run the long proofs at full size; `slow` runs a sample of each."""
     session.install(".[all]", *group("tests"))
     size = ("-m", "", "--endurance", "--timeout", "7200")
     session.run(*DEVELOPMENT, "-m", "pytest", *size, *(session.posargs or ["tests/endurance"]))

@@ -24,10 +24,10 @@ QUICK = RetryPolicy(backoff=0.001, max_backoff=0.002)
 
 
 def sampled(values: Iterable[Any], *, step: int) -> list[Any]:
-    """Return the parameters of a test: `tests` runs every `step`-th of them, and `full_size` the others."""
+    """Return the parameters of a test: `tests` runs every `step`-th of them, and `slow` the others."""
     rows = [value if isinstance(value, tuple) else (value,) for value in values]
     return [
-        pytest.param(*row, marks=[] if number % step == 0 else [pytest.mark.full_size])
+        pytest.param(*row, marks=[] if number % step == 0 else [pytest.mark.slow])
         for number, row in enumerate(rows)
     ]
 

@@ -513,7 +513,7 @@ async def test_a_removal_that_plaid_did_not_execute_fails(plaid, client):
 # ---------------------------------------------------------------------------------------------- memory
 
 
-@pytest.mark.full_size
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "path"), [("get_many", GET), ("get_pdf_many", PDF)])
 async def test_a_slow_loop_keeps_no_more_reports_than_the_concurrency(plaid, client, partner, name, path):
     """Calls in flight and unread reports together don't exceed the limit, and no more are requested."""

@@ -230,7 +230,7 @@ async def shell(plaid, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the examples are for a POSIX shell")
-@pytest.mark.parametrize("name", ["README.md", pytest.param("docs/command.md", marks=pytest.mark.full_size)])
+@pytest.mark.parametrize("name", ["README.md", pytest.param("docs/command.md", marks=pytest.mark.slow)])
 async def test_every_command_of_a_document_works(name, shell):
     """Each `plaid-relay` command of a document exits with status 0, in the document's order."""
     blocks = re.findall(r"^```console\n(.*?)^```", page(name), re.MULTILINE | re.DOTALL)

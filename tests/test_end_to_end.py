@@ -127,7 +127,7 @@ def test_each_partner_has_one_outcome_under_faults(tmp_path: Path, count: int):
     assert any(o["attempts"] > 1 for o in written.values())
 
 
-@pytest.mark.full_size
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_memory_hardly_grows_with_the_number_of_partners(tmp_path: Path, count: int):
     """With ten times the partners, the peak memory grows only by what duplicate detection needs."""

@@ -196,7 +196,7 @@ def stops_cleanly(process):
     return re.match(r"(listening on|console:) http", line), out + err
 
 
-@pytest.mark.full_size
+@pytest.mark.slow
 def test_each_example_of_the_command_works(shell):
     """Each command line of gateway.md works, in the page's order."""
     lines = re.findall(r"^\$ (plaid-relay .*)", PAGE, re.MULTILINE)

@@ -147,7 +147,7 @@ async def cancel_and_abandon(batch: Batch, minimum: int) -> None:
     await cancel(batch, minimum, abandoned=True)
 
 
-@pytest.mark.full_size
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_many_creations_leak_nothing(pytestconfig):
     """With faults and cancellations, no socket, task or object remains."""

@@ -14,7 +14,7 @@ from cryptography.fernet import Fernet
 
 from plaid_relay_async.simulator import Fault
 
-pytestmark = pytest.mark.full_size
+pytestmark = pytest.mark.slow
 
 CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"

@@ -429,7 +429,7 @@ def test_an_output_that_cannot_be_written(plaid, run, token_file, tmp_path, resc
 # In another process
 
 
-@pytest.mark.full_size
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_interrupted_and_repeated(start, spawn, tmp_path, rounds):
     """An interrupted run leaves only complete files, and a repeated one fetches no report twice."""

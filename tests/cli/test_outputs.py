@@ -181,7 +181,7 @@ def test_a_journal_escapes_unsupported_characters(plaid, run, tmp_path):
     assert [line["request_id"] for line in run("export", "r", *args).lines] == [r"a\x00\ud800é"]
 
 
-@pytest.mark.full_size
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_names_that_the_locale_cannot_represent(plaid, run, partners, tmp_path, encoding):
     """`status`, `export` and `keys list` escape characters that the locale can't represent."""
@@ -206,7 +206,7 @@ def test_names_that_the_locale_cannot_represent(plaid, run, partners, tmp_path, 
 # --------------------------------------------------------------------------------- standard output is closed
 
 
-@pytest.mark.parametrize("closed", [">&-", pytest.param("1</dev/null", marks=pytest.mark.full_size)])
+@pytest.mark.parametrize("closed", [">&-", pytest.param("1</dev/null", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "args",
     [

@@ -28,7 +28,7 @@ from plaid_relay_async import (
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault, Simulator
 
-pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600), pytest.mark.full_size]
+pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600), pytest.mark.slow]
 SHORT = evolve(QUICK, max_pause=0.001)
 ONCE = evolve(SHORT, attempts=1)
 HISTORIES = 200  # in one world: the data of the simulator and the journal slow down later ones

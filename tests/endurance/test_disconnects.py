@@ -16,7 +16,7 @@ from support import OWNER, QUICK
 from plaid_relay_async import RelayClient, RelayCreateRequest
 from plaid_relay_async.simulator import Fault, Simulator
 
-pytestmark = pytest.mark.full_size
+pytestmark = pytest.mark.slow
 
 PARTNERS = 20
 

@@ -22,7 +22,7 @@ from plaid_relay_async.simulator import Simulator
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-pytestmark = pytest.mark.full_size
+pytestmark = pytest.mark.slow
 
 REPORT = "assets-sandbox-1111"
 COMMAND = [sys.executable, "-m", "plaid_relay_async.cli"]

@@ -19,7 +19,7 @@ from plaid_relay_async import RelayClient
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault, Simulator
 
-pytestmark = [pytest.mark.may_block, pytest.mark.full_size]  # psycopg's and SQLAlchemy's own
+pytestmark = [pytest.mark.may_block, pytest.mark.slow]  # psycopg's and SQLAlchemy's own
 
 TOKEN = re.compile(rb'"relay_token": ?"([^"]+)"')
 CLOSED_WITHIN = 60  # seconds, on a busy machine

@@ -17,7 +17,7 @@ from plaid_relay_async.simulator import Fault, Simulator
 LIMIT = RateLimit(10, 2.0)
 MAX_TRANSIT = 0.01  # seconds that an attempt may take from the client to the simulator
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.full_size]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 
 class ObservedLimiter(InProcessLimiter):

@@ -14,7 +14,7 @@ from journal_support import KEY, random_faults
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Simulator
 
-pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600), pytest.mark.full_size]
+pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600), pytest.mark.slow]
 REPORT = "assets-sandbox-1111"
 PROCESS_SECONDS = 900  # seconds for one process
 ROUNDS = 20  # at most

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from postgres_server import PostgresServer
 
-pytestmark = pytest.mark.full_size
+pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 DISK = "64k"

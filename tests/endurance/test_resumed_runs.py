@@ -17,7 +17,7 @@ from processes import running_process_async
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Simulator
 
-pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600), pytest.mark.full_size]
+pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600), pytest.mark.slow]
 REPORT = "assets-sandbox-1111"
 MAX_KILLS = 5  # at most
 MAX_PROCESSES = 20  # processes of a run, at most

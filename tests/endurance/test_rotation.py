@@ -17,7 +17,7 @@ from processes import running_process_async
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.journal.encryption import load_keyring
 
-pytestmark = [pytest.mark.may_block, pytest.mark.timeout(1800), pytest.mark.full_size]  # SQLAlchemy's own
+pytestmark = [pytest.mark.may_block, pytest.mark.timeout(1800), pytest.mark.slow]  # SQLAlchemy's own
 
 PAGE = 500  # tokens that are written in one transaction
 

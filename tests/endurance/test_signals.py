@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from plaid_relay_async import BatchResult, RelayCreateResponse
 
-pytestmark = pytest.mark.full_size
+pytestmark = pytest.mark.slow
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/command.md").read_text(encoding="utf-8")
 REPORT = "assets-sandbox-1111"

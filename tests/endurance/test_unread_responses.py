@@ -16,7 +16,7 @@ from support import OWNER, RecordingJournal, python_process
 
 from plaid_relay_async import RelayClient, RelayCreateRequest, Timeouts
 
-pytestmark = pytest.mark.full_size
+pytestmark = pytest.mark.slow
 
 CALLS = 50
 SECONDS = 0.25  # of a drain and of a read timeout

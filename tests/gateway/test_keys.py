@@ -402,7 +402,7 @@ KeyFile(sys.argv[1]).add("ben")
 """
 
 
-@pytest.mark.full_size
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_valid_file(key_file):
     """Wherever the process is killed, the file has the old or the new content, and keys can be added."""
     kept_key = key_file.add("ann")

@@ -116,7 +116,7 @@ async def run_batch_with_kills(url, key, kills, *, partners: int) -> list:
     return outcomes
 
 
-@pytest.mark.full_size
+@pytest.mark.slow
 async def test_the_upstream_is_killed_under_load(tmp_path):
     """It is killed and restarted three times: no partner has two tokens, and each lost response is unknown."""
     path, (key, secret) = tmp_path / "books", new_key("one")
@@ -148,7 +148,7 @@ async def test_the_upstream_is_killed_under_load(tmp_path):
                 await asyncio.sleep(0.05)
 
 
-@pytest.mark.full_size
+@pytest.mark.slow
 async def test_callers_are_killed_under_load(tmp_path):
     """What four callers had sent is executed once at most, their connections are freed, and others are served."""
     path, (key, secret) = tmp_path / "books", new_key("one")

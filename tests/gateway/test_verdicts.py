@@ -193,7 +193,7 @@ CASES = [
 ]
 CONCURRENCY = 4
 # The number of bytes between two truncations.
-EVERY_BYTE = [10, pytest.param(1, marks=pytest.mark.full_size)]
+EVERY_BYTE = [10, pytest.param(1, marks=pytest.mark.slow)]
 
 
 async def run_with_fault(row: FaultRow, short_timeout: str, operation: str) -> tuple[Any, int]:

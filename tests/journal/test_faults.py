@@ -85,7 +85,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.full_size
+@pytest.mark.slow
 async def test_a_full_disk_stops_the_run(plaid, client, report, small_disk):
     """The error has the reason, received tokens are delivered, and a repeat finishes with more space."""
     folder, grow = small_disk
@@ -126,7 +126,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@pytest.mark.full_size
+@pytest.mark.slow
 async def test_a_limit_on_the_file_size_stops_the_run(plaid, client, report, tmp_path):
     """A process that has a limit on the size of files, such as a quota, behaves as with a full disk."""
     path, partners = tmp_path / "relay.db", partner_names(4_000)
@@ -304,7 +304,7 @@ class CuttingProxy:
                 await writer.drain()
 
 
-@pytest.mark.full_size
+@pytest.mark.slow
 @pytest.mark.parametrize("forwarded", [False, True], ids=["before the server", "before the response"])
 async def test_a_connection_that_is_cut_at_each_message(plaid, client, report, postgres, forwarded, rounds):
     """The journal connects again and all pairs are created; if it can't be opened, nothing is sent."""
@@ -361,7 +361,7 @@ async def test_connections_that_are_ended_at_random(plaid, client, report, postg
     assert {record.outcome for record in records.values()} == {"created"}
 
 
-@pytest.mark.full_size
+@pytest.mark.slow
 async def test_a_server_that_is_not_restarted(plaid, client, report, postgres):
     """No further request is sent, and calls in flight deliver their outcomes without the journal."""
     await postgres.reset()

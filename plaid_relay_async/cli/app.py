@@ -132,7 +132,7 @@ AllowOddIDs: TypeAlias = Annotated[
     Parameter(
         name="--allow-odd-ids",
         negative="",
-        help="Accept partner IDs that look like a formula, a number or a heading and, in a list, IDs that "
+        help="Accept partner IDs that look like a formula, a number or a heading and, in bulk, IDs that "
         "differ from the others.",
     ),
 ]
@@ -366,7 +366,7 @@ def fetch(
     proxy: ProxyOption = None,
     timeout: Timeout = None,
 ) -> ExitStatus:
-    """Fetch all reports that were shared with you, and store each in a separate file.
+    """Fetch the shared report of each relay token in a file, and store it in its own file.
 
     A report whose file exists isn't fetched again.
 
@@ -394,7 +394,7 @@ def refresh(
     proxy: ProxyOption = None,
     timeout: Timeout = None,
 ) -> ExitStatus:
-    """Refresh a report that was shared with you, and print the response with its new token."""
+    """Refresh a report that was shared with you, and print the response with its relay token."""
     late_outcomes: list[LateOutcome] = []
     client, token = (
         _build_client(base_url, proxy, timeout, late_outcomes=late_outcomes),

@@ -56,7 +56,8 @@ OperationsOption: TypeAlias = Annotated[
         name="--operation",
         negative="",
         json_list=False,
-        help="A path such as /credit/relay/create, or all. Default: the relay operations. May be repeated.",
+        help="Path to allow, such as /credit/relay/create, or all. Default: the relay operations. "
+        "May be repeated.",
     ),
 ]
 

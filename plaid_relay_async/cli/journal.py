@@ -91,7 +91,11 @@ class JournalOptions:
     ] = False
     key_file: KeyFileOption = None
     lease: Annotated[
-        float, Parameter(help="PostgreSQL only: seconds after which other processes consider this one dead.")
+        float,
+        Parameter(
+            help="Seconds without a heartbeat after which other processes consider this one dead, on PostgreSQL. "
+            "Also sets the time limits of the journal."
+        ),
     ] = 30.0
 
     def build_journal(self) -> Journal | None:

@@ -129,7 +129,7 @@ export const OPERATIONS = [
     title: "Refresh a shared report",
     caller: "the partner",
     about:
-      "Requests a new report with recent data in place of one that was shared with you. Each call creates another report with a new relay token.",
+      "Requests a new report with recent data in place of one that was shared with you. Each call creates another report, and its response has the relay token to use from then on.",
     page: `${ASSETS}#creditrelayrefresh`,
     idempotency: "NON_IDEMPOTENT",
     creates: "report",

@@ -67,7 +67,7 @@ class JournalOptions:
         retry_unknown: whether to create tokens again for pairs whose outcome is unknown.
         retry_failed: whether to create tokens again for pairs that Plaid rejected.
         key_file: the file with the journal's keys.
-        lease: the lease of this process in a PostgreSQL journal, in seconds.
+        lease: the lease of this process, in seconds; see `Journal`.
     """
 
     journal: OptionalJournalURL = None
@@ -93,8 +93,8 @@ class JournalOptions:
     lease: Annotated[
         float,
         Parameter(
-            help="Seconds without a heartbeat after which other processes consider this one dead, on PostgreSQL. "
-            "Also sets the time limits of the journal."
+            help="Seconds without a heartbeat after which other processes consider this one dead, on "
+            "PostgreSQL. Also sets the time limits of the journal."
         ),
     ] = 30.0
 

@@ -81,7 +81,7 @@ selects the address to call; HTTPS_PROXY and NO_PROXY select the proxy. Pass a t
 from a file, or as - to read it from standard input, so that it doesn't appear in the list of processes.
 
 Exit status: 0 everything succeeded, 1 some failed or weren't attempted, 2 wrong usage or input, 3 some \
-outcomes unknown, 70 a bug.
+outcomes unknown or a created token not stored, 70 a bug.
 """
 
 app = App(

@@ -74,7 +74,7 @@ class RelayClient:
         trust_env: whether to take the proxy from HTTPS_PROXY or ALL_PROXY, and hosts that are called without
             it from NO_PROXY. A `.netrc` isn't read.
         direct: use an owned pool without a proxy directly, without aiohttp's `ClientSession`, through methods
-            that are public but not documented. With the session each call takes 40 % longer.
+            that are public but not documented. With the session each call takes 40 % more CPU time.
         tls_buffer: the size in bytes of asyncio's read buffer for each TLS connection, instead of 256 KB. It
             applies to all new connections of the process.
 

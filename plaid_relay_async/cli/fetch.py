@@ -181,7 +181,7 @@ class FetchRunner(BatchRunner):
         # The report is stored before its outcome is written, so that `fetched` always means a complete file.
         try:
             write_new_file(path, content)
-        except FileExistsError:  # another run has stored it meanwhile
+        except FileExistsError:  # another process has stored it meanwhile
             return fields("already_there", file=path)
         except OSError as error:
             self.store.error = error

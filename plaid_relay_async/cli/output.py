@@ -405,7 +405,7 @@ def open_stdout() -> io.FileIO:
 
 
 def write_token_response(file: io.FileIO, response: bytes, row: bytes) -> ExitStatus:
-    """Write a response that holds a new token, or rescue it, and return the exit status.
+    """Write a response that holds a relay token, or rescue it, and return the exit status.
 
     Args:
         file: the output.
@@ -443,7 +443,7 @@ def _open_file(path: str, *, append: bool) -> tuple[io.FileIO, bool]:
 
 
 def _lock_file(file: io.FileIO, path: str) -> None:
-    """Lock the file, because two runs that write to it would mix up their lines."""
+    """Lock the file, because two processes that write to it would mix up their lines."""
     try:
         import fcntl
     except ModuleNotFoundError:  # pragma: no cover  # Windows has no POSIX locks
@@ -451,7 +451,7 @@ def _lock_file(file: io.FileIO, path: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UsageError(f"{path}: another run is writing to it") from None
+        raise UsageError(f"{path}: another process is writing to it") from None
     except OSError:  # pragma: no cover  # a file system without locks
         return
 

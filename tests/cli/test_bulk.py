@@ -549,7 +549,11 @@ def test_the_output_belongs_to_one_run(plaid, run, partners, tmp_path):
     out = tmp_path / "out"
     with open_output(str(out)):
         result = run("bulk", partners(3), "--report-token", REPORT, "--output", out, "--append")
-    assert (result.status, "another run is writing to it" in result.err, len(plaid.ledger)) == (2, True, 0)
+    assert (result.status, "another process is writing to it" in result.err, len(plaid.ledger)) == (
+        2,
+        True,
+        0,
+    )
 
 
 def test_the_input_is_not_the_output(plaid, run, tmp_path, monkeypatch):

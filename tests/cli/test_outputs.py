@@ -540,7 +540,7 @@ def test_a_file_that_another_run_writes(tmp_path):
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         with (
-            pytest.raises(UsageError, match="another run is writing to it"),
+            pytest.raises(UsageError, match="another process is writing to it"),
             open_output(str(path), append=True),
         ):
             pass

@@ -207,7 +207,7 @@ def test_an_output_that_another_run_uses_wait_for_its_end(plaid, run, partners, 
     """The same command succeeds afterwards."""
     out = tmp_path / "out"
     with open_output(str(out)):
-        assert "another run is writing to it" in bulk(run, partners(3), "--output", out, "--append").err
+        assert "another process is writing to it" in bulk(run, partners(3), "--output", out, "--append").err
     assert bulk(run, partners(3), "--output", out, "--append").status == 0
     assert {row["secondary_client_id"]: row["relay_token"] for row in rows(out)} == ledger(plaid)
 

@@ -6,7 +6,7 @@
     ├── ConfigurationError       a setting of the client is invalid: fix it (also a ValueError)
     ├── RequestValidationError   a field of a request is invalid: fix it; nothing was sent (also a ValueError)
     ├── ClientClosedError        the client isn't open: open it (also a RuntimeError)
-    ├── DuplicateRequestError    the same request is in this batch, or the journal has its token: remove it
+    ├── DuplicateRequestError    a duplicate in the batch or the journal: see `advice`
     ├── NotSentError             the request never left: try again (also a ConnectionError)
     ├── ConnectionLostError      an idempotent request got no response: try again (also a ConnectionError)
     │   └── ReadTimeoutError     the same, because of a timeout (also a TimeoutError)
@@ -177,7 +177,7 @@ class ClientClosedError(PlaidRelayError, RuntimeError):
 
 
 class DuplicateRequestError(PlaidRelayError):
-    """The batch has already read this pair or relay token, or the journal can't return the pair's token."""
+    """The batch has already read this pair or relay token, or the journal has a token it can't return."""
 
     advice = "See the outcome of the first one; pass allow_duplicates=True to send both."
 
@@ -215,8 +215,9 @@ class ReadTimeoutError(ConnectionLostError, TimeoutError):
 class OutcomeUnknownError(PlaidRelayError):
     """Plaid may have executed the request, and no response says whether it did.
 
-    Another attempt might be executed a second time, so the call isn't repeated. `advice` says what to do.
-    Each attribute is `None` if no response arrived, or if the response doesn't contain it.
+    Another attempt might be executed a second time, so the call is repeated only if the retry policy says
+    `replay="always"`. `advice` says what to do. Each attribute is `None` if no response arrived, or if the
+    response doesn't contain it.
 
     Attributes:
         status: the HTTP status.
@@ -491,7 +492,7 @@ class Certainty(enum.StrEnum):
     NOT_SENT = "not_sent"
     """The request never left this machine."""
     DECLINED = "declined"
-    """Plaid didn't execute it, and a later attempt may succeed: a 429, or planned maintenance."""
+    """The server didn't execute it, and a later attempt may succeed; see `certainty_of`."""
     DEFINITIVE = "definitive"
     """The response is final: a success, or an error that proves that nothing was executed."""
     IN_DOUBT = "in_doubt"
@@ -517,7 +518,8 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
     declined = (error.error_type, error.error_code) in _DECLINED_CODES
     if declined or (error.status == 429 and error.error_code not in _PERMANENT_LIMITS):
         return Certainty.DECLINED
-    # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing.
+    # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing. A
+    # sent error without a status is the client's own RateLimitError, raised before the call's next attempt.
     definitive = 300 <= (error.status or 300) < 500 and not isinstance(error, PlaidServerError)
     return Certainty.DEFINITIVE if definitive else Certainty.IN_DOUBT
 

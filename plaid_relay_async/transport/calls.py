@@ -1,8 +1,8 @@
 """Calls and their attempts: admission, the HTTP exchange, and the decision whether to retry.
 
-A call is one use of an operation, an attempt is one HTTP request of a call. A non-idempotent call is retried
-only if no attempt can have been executed: either it was not sent, or Plaid declined it. The library `backoff`
-runs the retries, and only this module uses it.
+A call is one use of an operation, an attempt is one HTTP request of a call. Unless the retry policy says
+`replay="always"`, a non-idempotent call is retried only if no attempt can have been executed: each was not
+sent or was declined. The library `backoff` runs the retries, and only this module uses it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,12 @@ def _waits_of_signals() -> Generator[float, Any, None]:
 
 
 class Transport:
-    """The client's access to Plaid: `call` serves all operations."""
+    """The client's access to Plaid: `call` serves all operations.
+
+    Args:
+        drains: counts the client's drains, including those of batches.
+        on_late_outcome: receives the outcomes of cancelled calls; see `LateOutcomes.report_call`.
+    """
 
     def __init__(
         self,
@@ -149,8 +154,8 @@ class Transport:
             request: the operation's request record.
             timeout: seconds for all attempts of the call; `None` means the client's `Timeouts.total`.
             retry: the retry policy; `None` means the client's.
-            gate: the gate of a batch. If it is bulk, the server's pauses count against neither the deadline
-                nor the attempts.
+            gate: the gate of a batch; for its effect on the deadline and the attempts, see
+                `AttemptGate.bulk`.
             body_writer: receives the body of a successful response as it arrives. The response then contains
                 only the start and the end of the body.
 
@@ -298,7 +303,8 @@ class Transport:
                 if call.gate is not None:
                     send_deadline = math.inf if call.send_deadline is None else call.send_deadline
                     # A journal may take long to record the intent. The attempt is not sent if that used up
-                    # the time that is reserved for the response.
+                    # the time that is reserved for the response. An attempt that was late before is sent, as
+                    # it is without a gate.
                     was_in_time = call.now() < send_deadline
                     await call.gate.start_attempt()
                     if was_in_time and call.now() >= send_deadline:
@@ -522,7 +528,8 @@ def _backoff_delay(policy: RetryPolicy, number: int) -> float:
 
 
 def _is_retryable(error: PlaidRelayError, policy: RetryPolicy) -> bool:
-    # Plaid has no idempotency key, so only the caller may decide to repeat a creation that is in doubt.
+    # Plaid has no idempotency key, so only the caller may decide to repeat a non-idempotent call
+    # after an attempt in doubt.
     if isinstance(error, OutcomeUnknownError):
         return policy.replay == "always"
     return isinstance(error, NotSentError) or certainty_of(error) is Certainty.IN_DOUBT

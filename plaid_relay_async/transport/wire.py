@@ -75,6 +75,7 @@ async def send_attempt(exchange: Exchange, attempt: Attempt) -> RawResponse:
         NotSentError: the request was certainly not sent.
         OutcomeUnknownError: a non-idempotent request was sent, and no response arrived.
         ConnectionLostError: an idempotent or safe request was sent, and no response arrived.
+        ConfigurationError: the borrowed session conflicts with the credentials; nothing was sent.
     """
     # The read timeout starts when the body has been sent.
     body = attempt.outgoing_body = RequestBody(
@@ -155,7 +156,7 @@ _TOO_LONG_ADVICE = "If it is a report, raise the limit with RelayClient(max_resp
 def _error_for_caller(
     error: BaseException, idempotency: Idempotency, *, sent: bool, proxy: str | None
 ) -> PlaidRelayError:
-    """Return the error to raise for an error that ended an attempt; all such decisions are made here."""
+    """Return the `PlaidRelayError` for any exception that ended an attempt."""
     cause = failure_cause(error, proxied=proxy is not None)
     text = f"{cause.phrase} ({type(error).__name__})"
     errno = getattr(error, "errno", None)

@@ -1,8 +1,8 @@
 """Admission of attempts: the waits for the operation's throttle, the rate limiter, and a connection.
 
 Concurrency is bounded here, before a connection is requested (backpressure), so no timeout of the connection
-or the response includes queueing. The waits for the rate limiter and for a connection don't count against a
-call's deadline either. The waits for Plaid's pauses and the adaptive rate do, except for bulk calls: an
+or the response includes these waits. The waits for the rate limiter and for a connection don't count against
+a call's deadline either. The waits for Plaid's pauses and the adaptive rate do, except for bulk calls: an
 interactive call that would exceed its deadline fails immediately.
 """
 
@@ -73,7 +73,7 @@ class CallState(Generic[R]):
 
     @property
     def bulk(self) -> bool:
-        """Whether this is a bulk call, for which pauses are queueing."""
+        """Whether this is a bulk call; see `AttemptGate.bulk`."""
         return self.gate is not None and self.gate.bulk
 
     @property
@@ -172,7 +172,7 @@ class Admission:
         return self.throttles[call.endpoint.path]
 
     async def admit(self, call: CallState[Any]) -> Authentication:
-        """Wait until an attempt may start; it then holds a connection slot until `release`.
+        """Wait until an attempt may start, and return its credentials; it holds a slot until `release`.
 
         Raises:
             RateLimitError: the wait for Plaid's pause or the adaptive rate is longer than the call allows.
@@ -303,7 +303,8 @@ _CHECK_INTERVAL = 0.01
 class _QueueWait:
     """A call's wait in the queue of its operation.
 
-    For a bulk call all of it is queueing; for an interactive call, the waits for the server aren't.
+    For a bulk call, all of it is queueing, which doesn't count against the deadline. For an interactive call,
+    the waits of the queue's head for a pause or the adaptive rate do count.
     """
 
     call: CallState[Any]

@@ -29,12 +29,14 @@ class RateLimiter(Protocol):
 class AttemptGate(Protocol):
     """A batch's control over the attempts of one call.
 
-    The transport asks the gate before each attempt, and reports how attempts end. So the batch knows whether
-    it may cancel the call, or has to wait for an attempt in flight.
+    The transport asks the gate before each attempt, and reports the attempt's end if a retry is planned or
+    the call is cancelled. So the batch knows whether it may cancel the call, or has to wait for an attempt in
+    flight.
 
     Attributes:
-        bulk: whether the server's pauses are queueing, and count against neither the deadline nor the
-            attempts. Bulk calls let interactive calls go first.
+        bulk: whether this is a bulk call. It lets interactive calls go first; its waits for pauses and the
+            adaptive rate don't count against its deadline, nor its declined attempts against the retry
+            policy's `attempts`.
     """
 
     bulk: bool

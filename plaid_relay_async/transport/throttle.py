@@ -46,7 +46,7 @@ _PERIOD_PER_ATTEMPT = 10.0
 # Accepted attempts older than this count for half, and pauses older than this aren't added to new ones.
 _MEMORY_SECONDS = 300.0
 
-# A shorter `Retry-After` is raised to the client's own backoff.
+# A `Retry-After` that is shorter than this is raised to the client's own backoff.
 _MIN_SERVER_DELAY = 1.0
 
 # The number of 429s that may be isolated, and so no sign of a limit (see `Throttle._is_isolated`): this share
@@ -139,7 +139,7 @@ class _Trip:
 
 @define(eq=False)
 class QueueingTime:
-    """The seconds that the head of a queue has waited for anything but the server, by reason.
+    """The seconds that the head of a queue has waited for the rate limiter or a slot, by reason.
 
     All calls in the queue wait for its head, and none of this time counts against a deadline.
     """
@@ -183,7 +183,7 @@ class Throttle:
         pause_count: the number of these pauses.
         declined_at: the time at which the server last declined an attempt; older tickets are void.
         queue_length: the number of calls in the queue.
-        queueing_time: the time that the head of the queue has waited for anything but the server.
+        queueing_time: the time that the head of the queue has waited for the rate limiter or a slot.
         has_unused_permit: whether the rate limiter has granted a permit that no attempt has used yet.
     """
 
@@ -254,7 +254,7 @@ class Throttle:
         self._wake_event.set()
 
     def issue_ticket(self, now: float) -> float:
-        """Let the head of the queue pass, and return its ticket, which is the current time."""
+        """Let an attempt pass, and return its ticket, which is the current time."""
         gap = 1 / self.rate.per_second
         # After an idle time the attempts before it say nothing about the limit.
         if now - self._last_activity > _IDLE_SECONDS + gap and self._trip is None:
@@ -275,7 +275,7 @@ class Throttle:
     # ----------------------------------------------------------------------------- results of attempts
 
     def attempt_ended(self, now: float, ticket: float) -> None:
-        """Note that an attempt has ended: after the latest probe, the next one may start."""
+        """Note that an attempt has ended. If it was the latest probe, the next one may start."""
         if self._trip is not None and ticket == self._probe_ticket:
             self._next_start = now
             self._wake_event.set()

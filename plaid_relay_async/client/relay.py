@@ -101,17 +101,17 @@ class Relay(OperationGroup):
             PlaidRelayError: no token was created; see the class of the error.
         """
         request = RelayCreateRequest(report_tokens, secondary_client_id, webhook)
-        retries = {"retry_unknown": retry_unknown, "retry_failed": retry_failed}
+        journal_settings = {"retry_unknown": retry_unknown, "retry_failed": retry_failed}
         if journal is not None:
             # A batch of one call records it as larger batches do.
-            settings = _single_call_settings(journal) | {"retries": retries}
+            settings = _single_call_settings(journal) | {"journal_settings": journal_settings}
             single = self._batch(batch.CREATE, codec.RELAY_CREATE, [request], timeout, retry, **settings)
             return self._single_response(
                 codec.RELAY_CREATE.path,
                 single,
                 lambda created: RelayCreateResponse(created.relay_token, created.request_id),
             )
-        for name, value in retries.items():
+        for name, value in journal_settings.items():
             if value is not None:
                 raise ConfigurationError(f"{name}= needs journal=")
         return self._transport.call(codec.RELAY_CREATE, request, timeout=timeout, retry=retry)
@@ -404,7 +404,7 @@ class Relay(OperationGroup):
         timeout: float | None,
         retry: RetryPolicy | None,
         *,
-        retries: dict[str, bool | None] | None = None,
+        journal_settings: dict[str, bool | None] | None = None,
         **settings: Any,
     ) -> Batch[Any]:
         def call(request: object, gate: AttemptGate) -> Call[Any]:
@@ -413,7 +413,7 @@ class Relay(OperationGroup):
         total, _ = self._transport.resolve_settings(timeout, retry)
         host, legacy_host = self._transport.host, self._transport.host_as_typed
         client_id = partial(self._transport.client_id, total)
-        context = CallContext(host, client_id, total, legacy_host, **(retries or {}))
+        context = CallContext(host, client_id, total, legacy_host, **(journal_settings or {}))
         drains = self._transport.drains
         return Batch(
             operation, requests, call, context=context, drain_timeout=self._drain, drains=drains, **settings
@@ -570,8 +570,8 @@ class Relay(OperationGroup):
         """Refresh a shared report with recent data; called by the partner.
 
         https://plaid.com/docs/api/products/assets/#creditrelayrefresh, `credit_relay_refresh` in
-        plaid-python. Each call creates a new report, so it is repeated only if no attempt can have been
-        executed, as with `create`.
+        plaid-python. Each call creates a new report, so by default it is repeated only if no attempt can have
+        been executed, as with `create`.
 
         Args:
             relay_token: the relay token from the lender.

@@ -1,8 +1,9 @@
 """Batches: one call for each request, with bounded concurrency and one outcome for each.
 
 A batch knows nothing about HTTP. It calls a function that returns an awaitable for each request, and passes
-it a gate (`_BatchCall`). The transport reports to the gate before each attempt starts and after it ends. So a
-batch that stops early knows which calls can be cancelled and which are in flight and must be drained.
+it a gate (`_BatchCall`). The transport asks the gate before each attempt, and reports the attempt's end if a
+retry is planned or the call is cancelled. So a batch that stops early knows which calls can be cancelled and
+which are in flight and must be drained.
 
 - Backpressure: a semaphore bounds the requests in flight and the unread outcomes together, so the input is
   read no faster than outcomes are consumed.
@@ -146,7 +147,7 @@ class BatchOperation:
 
     def outcome_error(self, error: PlaidRelayError) -> PlaidRelayError:
         """Return the error for the outcome: an `OutcomeUnknownError` if the call ended in doubt."""
-        # An unreadable success response proves that Plaid executed the request, and not what it returned.
+        # An unreadable success response proves that Plaid executed the request, but doesn't show the result.
         in_doubt = certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
         if self.is_safe or not in_doubt or isinstance(error, OutcomeUnknownError):
             return error
@@ -231,7 +232,7 @@ NO_CONTEXT: Final = CallContext("", _no_client_id, None)
 
 
 class LostRaceError(Exception):
-    """The recorder's view of its pair is outdated: another process was first. Acquire a new recorder."""
+    """The recorder's view of its pair is outdated, or was never checked. Acquire a new recorder."""
 
 
 class CallRecorder(Protocol):
@@ -303,10 +304,11 @@ class _BatchCall(Generic[S]):
         last_error: the error of the last attempt.
         in_doubt_error: the error of an attempt that may have been executed.
         received_response: the response that a call had received when it was cancelled.
-        bulk: whether waiting for a rate limit counts against neither the deadline nor the attempts.
+        bulk: see `AttemptGate`.
         recorder: the journal's recorder, if there is a journal.
-        lost_race: whether another process has recorded an intent for the same pair.
+        lost_race: whether the recorder raised `LostRaceError`, so that a new one is acquired.
         report_stopped: whether the requests for its report have stopped, so that it isn't sent, or not again.
+        outcome: the outcome, as soon as it is known.
     """
 
     batch: Batch[S]
@@ -413,7 +415,10 @@ class _BatchCall(Generic[S]):
         return operation.build_outcome(self.request, result, attempts=self.attempts, elapsed=elapsed)
 
     def interrupted_outcome(self) -> S | Failed | Unknown | None:
-        """Return the outcome of a call that was cancelled, or `None` if no attempt was sent."""
+        """Return the outcome of a call that was stopped or cancelled.
+
+        Return `None` if it had neither a response nor an error, and no attempt was in flight.
+        """
         if self.received_response is not None:
             return self.success_outcome(self.received_response)
         if self.in_flight:
@@ -526,7 +531,7 @@ def _hash_key(key: tuple[str, ...]) -> bytes:
 
 
 class _ReportErrors:
-    """Counts the errors of the reports that had one most recently, without storing their tokens."""
+    """Counts errors by report, for the reports with the latest ones. It stores no tokens."""
 
     def __init__(self, report_key: Callable[[Any], tuple[str, ...]]) -> None:
         self._report_key = report_key
@@ -610,8 +615,8 @@ class Batch(Generic[S]):
         self._duplicates = None if allow_duplicates else _DuplicateFilter(operation.duplicate_key)
         self._unread_outcomes: deque[S | Failed | Unknown] = deque()
         self._stream_changed = asyncio.Event()
-        # Backpressure: calls in flight and unread outcomes count together. A report may have megabytes, so
-        # for reads an unread outcome takes the place of a call.
+        # Backpressure: calls in flight and unread outcomes share this bound. Other operations than reads get
+        # twice as much, so that unread outcomes hold up the senders later. A report may have megabytes.
         self._capacity = asyncio.Semaphore(concurrency if operation.is_safe else 2 * concurrency)
         self._senders: dict[asyncio.Task[None], _BatchCall[S] | None] = {}
         self._runner: asyncio.Task[None] | None = None

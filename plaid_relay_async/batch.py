@@ -262,7 +262,7 @@ class CallRecorder(Protocol):
         ...
 
     def record_outcome(self, outcome: Any) -> Awaitable[object]:
-        """Record the outcome, or with `None` that nothing is attempted; it is durable once awaited.
+        """Record the outcome, or with `None` that the request isn't attempted; durable once awaited.
 
         With `None` the awaitable may raise `LostRaceError`. Any other error stops the batch.
         """

@@ -337,7 +337,7 @@ class RateLimitError(PlaidAPIError):
     would wait longer than its timeout or `max_pause` allows.
 
     Attributes:
-        retry_after: seconds to wait, if they are known; an earlier call would be declined again.
+        retry_after: seconds to wait, if they are known; a call before their end would be declined again.
         exceeds_max_pause: whether the requested pauses are longer than the retry policy's `max_pause`.
     """
 

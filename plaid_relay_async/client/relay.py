@@ -335,7 +335,7 @@ class Relay(OperationGroup):
         """Revoke many relay tokens; called by the lender.
 
         https://plaid.com/docs/api/products/assets/#creditrelayremove for each of them. It is used like
-        `create_many`. A removal is repeated if its response is lost. If all attempts are lost it is an
+        `create_many`. A removal is repeated if its response is lost. If all responses are lost, it is an
         `Unknown`, and it is safe to remove the token again.
 
         Args:

@@ -235,6 +235,7 @@ class Transport:
         Raises:
             NotSentError: the source of the credentials raised, or took longer than the timeout in seconds.
             ConfigurationError: the source didn't return `Credentials`.
+            ClientClosedError: the client is closed, or was closed during the wait.
         """
         deadline = None if timeout is None else self._session.now() + timeout
         async with self._admission.while_open():

@@ -1,4 +1,4 @@
-"""One attempt: send the request, read the response, and decide what an error proves about the request."""
+"""One attempt: send the request, read the response, and map each exception to an error of this package."""
 
 from __future__ import annotations
 

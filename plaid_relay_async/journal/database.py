@@ -385,7 +385,7 @@ def _set_up_sqlite(connection: Connection, path: Path) -> Connection:
             connection.exec_driver_sql(f"PRAGMA {name}={value}").close()
             # SQLite reports no error if it can't apply a setting, as on a file system without shared memory.
             actual = connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
-            if actual != value:  # pragma: no branch  # in a greenlet, which coverage can't follow
+            if actual != value:  # pragma: no cover  # in a greenlet, which coverage can't always follow
                 raise JournalError(
                     f"SQLite can't set {name} to {value} for the journal: it is still {actual}",
                     advice="Keep the journal on a local disk.",

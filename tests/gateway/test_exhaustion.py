@@ -589,7 +589,7 @@ async def test_a_slow_reader_of_a_long_response_uses_little_memory():
 
 
 async def test_an_endless_response_is_not_buffered():
-    """It ends at the limit, or when the caller disconnects."""
+    """The gateway reads it to the limit of responses, also after the caller has disconnected."""
     async with running_gateway(caller_timeout=1.0) as setup:
         chunk = b"10000\r\n" + b" " * 2**16 + b"\r\n"
         start = build_head("HTTP/1.1 200 OK", "Content-Type: application/json", "Transfer-Encoding: chunked")

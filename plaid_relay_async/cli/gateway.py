@@ -79,7 +79,7 @@ def run_gateway(
         Parameter(
             negative="",
             json_list=False,
-            help="Host name under which callers reach the gateway, in addition to its address. May be repeated.",
+            help="Host name of the gateway for its callers, in addition to its address. May be repeated.",
         ),
     ] = None,
     tls_certificate: Annotated[

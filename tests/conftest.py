@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from blockbuster import blockbuster_ctx
 from canaries import assert_no_canary
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
     from pgbouncer_server import PgBouncer
     from postgres_server import PostgresServer
+
+# By default an example that takes more than 200 ms fails, which it may do on a busy machine.
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 # Plaid's client, Schemathesis and the browser are installed only in the nox sessions that test with them.
 collect_ignore = [

@@ -114,7 +114,9 @@ async def manual_server(*, tls: bool) -> AsyncIterator[tuple[ManualServer, dict[
     finally:
         server.close()
         for request in manual.requests:
-            request.writer.transport.abort()
+            # Python 3.11.2 raises AttributeError if the TLS connection is closed already.
+            with contextlib.suppress(AttributeError):
+                request.writer.transport.abort()
         await asyncio.sleep(0.01)
 
 

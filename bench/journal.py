@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WITHOUT, UNENCRYPTED, ENCRYPTED = "no journal", "unencrypted", "encrypted"
 KEY = Fernet.generate_key().decode()
 CONCURRENCY = 100
-# Number of creations by latency in ms; so many that the start has little weight.
+# Number of creations by latency in ms: enough that the start of the process has little weight.
 LATENCIES = {0: 20_000, 50: 10_000}
 
 Result = dict[str, Any]

@@ -181,7 +181,7 @@ async def call_with_faults(row: FaultRow, operation: Operation, **settings_overr
         async with faulty_client(row, plaid, operation.credentials, **settings_override) as (proxy, client):
             if row.reuses_connection:
                 with pytest.raises(InvalidRequestError):
-                    await client.webhook_verification_key.get("of-nobody")
+                    await client.webhook_verification_key.get("unknown")
                 proxy.attempts = 0
             if row.server_closes:
                 proxy.hang_up()

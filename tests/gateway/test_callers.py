@@ -14,7 +14,7 @@ from raw_http import CREATE, CREATE_BODY, GET, PDF, REFRESH, REMOVE, build_reque
 from plaid_relay_async.gateway import Gateway, KeyFile
 from plaid_relay_async.gateway.keys import new_key
 
-UNKNOWN_KEY = new_key("nobody")[1]
+UNKNOWN_KEY = new_key("unknown")[1]
 
 
 def invalid_keys(key: str) -> dict[str, str]:

@@ -145,7 +145,7 @@ async def test_the_owners_key_is_not_the_partners(plaid):
 async def test_an_invalid_key_stops_a_batch(plaid, place):
     """An error that affects all requests ends the batch after the first few; no outcome is unknown."""
     async with Gateway([], upstream=plaid.url, credentials={"default": OWNER}) as gateway:
-        invalid = PLACES[place]("plaid-gateway-of-nobody")
+        invalid = PLACES[place]("plaid-gateway-unknown")
         async with RelayClient(**invalid, base_url=gateway.url, retry=QUICK) as client:
             with pytest.raises(AuthenticationError) as caught:
                 await client.relay.create([REPORT], "p")

@@ -345,7 +345,7 @@ async def test_closing_the_gateway_closes_all_sockets(secure):
     options, client_ssl = {"drain": 0.1, "caller_timeout": 60.0}, None
     if secure:
         options["ssl"], client_ssl = tls_contexts()
-    record, _ = new_key("nobody")
+    record, _ = new_key("unknown")
     async with contextlib.AsyncExitStack() as stack:
         async with Gateway([record], credentials=UPSTREAM_CREDENTIALS, **options) as gateway:
             for number in range(6):

@@ -170,7 +170,7 @@ async def test_audit_lines_contain_no_secret(all_logs):
     async with running_gateway() as setup:
         await setup.call()
         await setup.call(CREATE, "bound", body=CREATE_BODY | {"secondary_client_id": "other"})
-        await setup.exchange_one(build_request(key="plaid-gateway-of-nobody"))
+        await setup.exchange_one(build_request(key="plaid-gateway-unknown"))
         await setup.call("/nowhere")
         await setup.call(CREATE, body=CREATE_BODY | {"secondary_client_id": setup.keys["lender"]})
         await setup.call(CREATE, body=CREATE_BODY | {"secondary_client_id": 7})

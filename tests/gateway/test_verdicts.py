@@ -403,7 +403,7 @@ async def test_errors_of_the_gateway_are_not_unknown():
     key, secret = new_key("one", partners=["p"], operations=["/credit/relay/create"])
     async with Simulator(reports=[REPORT_TOKEN]) as plaid:
         async with Gateway([key], upstream=plaid.url, credentials={"default": OWNER}) as gateway:
-            for gateway_key, partner in (("plaid-gateway-of-nobody", "p"), (secret, "q")):
+            for gateway_key, partner in (("plaid-gateway-unknown", "p"), (secret, "q")):
                 async with RelayClient(gateway_key=gateway_key, base_url=gateway.url) as client:
                     with pytest.raises(PlaidRelayError) as caught:
                         await client.relay.create([REPORT_TOKEN], partner)

@@ -55,10 +55,11 @@ async def timeout_when(condition: Callable[[], object]) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def python_process(source: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a Python program in development mode, which shows every warning."""
+    """Run a Python program that shows every warning."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-X", "dev", "-c", source, *arguments),
+        # Not `-X dev`: asyncio's debug mode also reports each step that took long, as on a busy machine.
+        *("-W", "default", "-c", source, *arguments),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -289,7 +289,7 @@ async def test_a_process_reveals_no_secret_to_others(tmp_path):
     async with Simulator(clients={"owner": "canary-upstream-0123456789"}, reports=[REPORT]) as plaid:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-X", "dev", "-c", PROGRAM, plaid.url, str(file.path)),
+            *("-W", "default", "-c", PROGRAM, plaid.url, str(file.path)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

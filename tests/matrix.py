@@ -82,7 +82,8 @@ SHORT_READ_TIMEOUT = {"timeouts": Timeouts(read=0.25, slow_read=0.25)}
 # For faults whose response, or a part of it, has to arrive in time: a busy machine needs a while for that.
 READ_TIMEOUT = {"timeouts": Timeouts(read=1, slow_read=1)}
 FIVE_SECONDS = {"timeouts": Timeouts(total=5)}
-HALF_A_SECOND = {"timeouts": Timeouts(total=0.5)}
+# Long enough that a busy machine sends the request in the half that is not reserved for the response.
+TWO_SECONDS = {"timeouts": Timeouts(total=2)}
 NO_DEADLINE = {"timeouts": Timeouts(total=None)}
 ONE_MEGABYTE = {"max_response_bytes": 2**20}
 
@@ -242,7 +243,7 @@ STALLS = (
     FaultRow("one byte at a time, within the timeout", on_every_attempt(slow_body(0.02)),
         "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1", settings=FIVE_SECONDS),
     FaultRow("one byte at a time, longer than the timeout", on_every_attempt(slow_body(0.4)),
-        "unknown 1 1", "timeout 1", "timeout 1", "unknown 1 1", "timeout 1 1", settings=HALF_A_SECOND),
+        "unknown 1 1", "timeout 1", "timeout 1", "unknown 1 1", "timeout 1 1", settings=TWO_SECONDS),
 )
 
 UNUSUAL_RESPONSES = (
@@ -279,7 +280,7 @@ UNUSUAL_RESPONSES = (
     FaultRow("a thousand times 102 before the response", on_every_attempt(prefixed_response(b"HTTP/1.1 102 Processing\r\n\r\n" * 1000)),
         "done 1 1", "done 1", "done 1", "done 1 1", "done 1 1"),
     FaultRow("endless 100", on_every_attempt(endless_head(b"", b"HTTP/1.1 100 Continue\r\n\r\n")),
-        "unknown 1 1", "timeout 1", "timeout 1", "unknown 1 1", "timeout 1 1", settings=HALF_A_SECOND),
+        "unknown 1 1", "timeout 1", "timeout 1", "unknown 1 1", "timeout 1 1", settings=TWO_SECONDS),
     FaultRow("101 instead of a response",
         on_every_attempt(WireFault(EXECUTED, lambda *_: [b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"], "close")),
         "unknown 1 1", "unexpected 4", "unexpected 4", "unknown 1 1", "unexpected 4 1"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fault_proxy import PASS, FaultProxy, WireFault
-from matrix import FIVE_SECONDS, HALF_A_SECOND, NO_DEADLINE, SECTIONS, FaultRow
+from matrix import FIVE_SECONDS, NO_DEADLINE, SECTIONS, TWO_SECONDS, FaultRow
 from support import OWNER, PARTNER, QUICK, sampled
 
 from plaid_relay_async import (
@@ -36,7 +36,7 @@ FAULT_RATE = 0.2  # of all attempts
 
 def is_frequent(row: FaultRow) -> bool:
     """Return whether a row affects only attempts, and neither ends a batch nor takes seconds or megabytes."""
-    long = row.min_seconds or row.settings in (FIVE_SECONDS, HALF_A_SECOND, NO_DEADLINE)
+    long = row.min_seconds or row.settings in (FIVE_SECONDS, TWO_SECONDS, NO_DEADLINE)
     return (
         row.server == "http"
         and not long

@@ -15,7 +15,6 @@ from fault_proxy import PASS, FaultProxy, WireFault
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matrix import (
-    HALF_A_SECOND,
     OPERATIONS,
     READ_TIMEOUT,
     SECTIONS,
@@ -200,8 +199,6 @@ async def run_with_fault(row: FaultRow, short_timeout: str, operation: str) -> t
     """Return the caller's result with a fault, and how often the operation was executed."""
     series = itertools.chain(row.faults, itertools.repeat(row.faults[-1]))
     client = {} if short_timeout == "gateway" else dict(row.settings)
-    if client == HALF_A_SECOND:  # with twenty servers in this loop, it might pass before a call is sent
-        client = {"timeouts": Timeouts(total=3)}
     timeouts = (
         row.settings["timeouts"] if short_timeout == "gateway" else Timeouts(connect=0.5, read=8, slow_read=8)
     )

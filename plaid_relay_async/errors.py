@@ -260,7 +260,10 @@ class ResponseDecodeError(PlaidRelayError):
     status: int | None = None
     request_id: str | None = None
     body: Hidden[bytes] | None = None
-    advice = "Please report the JSON path, but not the response, to this package's project."
+    advice = (
+        "Report the JSON path, but not the response, to this package's project. "
+        "If the response isn't Plaid's, check base_url."
+    )
 
 
 class BatchStoppedError(PlaidRelayError):
@@ -317,7 +320,10 @@ class InvalidRequestError(PlaidAPIError):
     What this package rejects before sending is a `RequestValidationError`.
     """
 
-    advice = "Fix the request: Plaid will reject the same one again."
+    advice = (
+        "Fix the request: the same one will be rejected again. "
+        "If the response has no error_code, check base_url."
+    )
 
 
 class AuthenticationError(PlaidAPIError):
@@ -342,7 +348,10 @@ class RateLimitError(PlaidAPIError):
     """
 
     exceeds_max_pause: bool = False
-    advice = "Wait retry_after seconds, or a minute if it isn't set, before the next call of this operation."
+    advice = (
+        "Wait retry_after seconds, or a minute if it isn't set, before the next call of this operation. "
+        "Waiting doesn't help after CREDITS_EXHAUSTED or TRIAL_CONNECTION_LIMIT: see documentation_url."
+    )
 
 
 class ReportNotReadyError(PlaidAPIError):
@@ -354,7 +363,10 @@ class ReportNotReadyError(PlaidAPIError):
 class AssetReportError(PlaidAPIError):
     """The report can't be created, or can't be returned as requested."""
 
-    advice = "See `causes` for the Items at fault; create a new report once they are fixed."
+    advice = (
+        "See `causes` for the Items at fault, or documentation_url if there are none; "
+        "create a new report once the problem is fixed."
+    )
 
 
 class ItemError(PlaidAPIError):

@@ -84,7 +84,7 @@ def check_seconds(name: str, value: object) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     # The conversion from text turns an integer that is too large for a float into infinity.
     if not is_number or not 0 < float(str(value)) < float("inf"):
-        raise ConfigurationError(f"{name} must be a number of seconds above 0, not {value!r}")
+        raise ConfigurationError(f"{name} must be a finite number of seconds above 0, not {value!r}")
 
 
 def _validate_seconds(_: object, attribute: Attribute[Any], value: object) -> None:
@@ -243,8 +243,8 @@ def check_base_url(url: str, *, name: str = "base_url") -> str:
     parsed = parse_url(url)
     if parsed is None:
         raise ConfigurationError(
-            f"{name} must start with https:// and name a host, "
-            "without spaces, backslashes or invisible characters"
+            f"{name} must start with https:// (or http:// for a loopback address) and name a host, "
+            "without spaces, backslashes, invisible characters or an invalid port"
         )
     if any(mark in url for mark in "@?#"):
         raise ConfigurationError(f"{name} may contain a scheme, a host, a port and a path, nothing else")

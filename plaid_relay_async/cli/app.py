@@ -153,7 +153,7 @@ class InputOptions:
         str | None,
         Parameter(
             allow_leading_hyphen=True,
-            help="Delimiter of CSV: a comma, semicolon, | or tab. Default: recognized from the header.",
+            help="Delimiter of CSV: , ; | or the word tab. Default: recognized from the header.",
         ),
     ] = None
     column: Annotated[
@@ -184,7 +184,7 @@ class InputOptions:
                 raise UsageError(f"--column: {column} is mapped twice")
             column_names[column] = name
         if not all(column in columns.names and name.strip() for column, name in column_names.items()):
-            raise UsageError(f"--column: must be COLUMN=NAME, with one of {', '.join(columns.names)}")
+            raise UsageError(f"--column: must be COLUMN=NAME; COLUMN is one of {', '.join(columns.names)}")
         if column_names and self.no_header:
             raise UsageError("--column: can't be used with --no-header")
         return InputFormat(delimiter, column_names, may_have_header=not self.no_header)
@@ -200,8 +200,8 @@ def bulk(
         Parameter(
             name="INPUT",
             allow_leading_hyphen=True,
-            help="CSV with a header, JSON, or -; columns: report_token or report_tokens, "
-            "secondary_client_id, webhook.",
+            help="A file of CSV with a header or of JSON, or - for standard input; columns: report_token or "
+            "report_tokens, secondary_client_id, webhook (optional).",
         ),
     ],
     /,
@@ -218,7 +218,7 @@ def bulk(
     ] = False,
     dry_run: Annotated[
         bool,
-        Parameter(negative="", help="Check all of the input, print what would be sent, and send nothing."),
+        Parameter(negative="", help="Check all of the input, print a summary of it, and send nothing."),
     ] = False,
     output: OutputPath = "-",
     append: Append = False,
@@ -230,7 +230,7 @@ def bulk(
 ) -> ExitStatus:
     """Create a relay token for each row of a file, and write an outcome for each.
 
-    With --journal and --run, repeat the command to resume an interrupted run.
+    With --journal and --run, repeat the command with another --output to resume an interrupted run.
 
     Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
     """
@@ -341,8 +341,8 @@ def fetch(
         Parameter(
             name="INPUT",
             allow_leading_hyphen=True,
-            help="CSV with a header, JSON, or -; column: relay_token. A list of tokens, one per line, and "
-            "the output of bulk are accepted too.",
+            help="A file of CSV with a header or of JSON, or - for standard input; column: relay_token. A "
+            "list of tokens, one per line, and the output of bulk are accepted too.",
         ),
     ],
     /,
@@ -462,7 +462,7 @@ def revoke(
 ) -> ExitStatus:
     """Revoke the relay tokens that a run created, and write an outcome for each.
 
-    Repeat the command to resume it after an interruption.
+    To resume it after an interruption, repeat the command with --append or another --output.
 
     Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
     """

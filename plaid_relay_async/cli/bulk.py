@@ -1,4 +1,4 @@
-"""Runs a batch for the command, and writes one outcome for each row of the input.
+"""Runs a batch for the command, and writes one outcome for each row that was read from the input.
 
 This holds for each reason why a batch ends: a signal, an invalid row, an error that all requests share, or an
 output or a journal that can't be written. A row whose request was not sent is written as `not_attempted`.
@@ -195,8 +195,8 @@ class BatchRunner:
         progress = self._written_progress(batch)
         if self._interruptions == 1:
             self.display.print_message(
-                f"stopping: {progress.done} done, {progress.pending} in flight; "
-                "press Ctrl-C again to abandon them"
+                f"stopping: {progress.done} done, {progress.pending} pending; "
+                "press Ctrl-C again to abandon the calls in flight"
             )
             # The cancellation leaves `async with batch`, which drains. If it drains already, it isn't
             # interrupted.

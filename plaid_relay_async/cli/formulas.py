@@ -13,7 +13,7 @@ _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def neutralize(text: str) -> str:
-    """Return a CSV cell for a text that no spreadsheet executes as a formula."""
+    """Return the CSV cell for a text; no spreadsheet executes the cell as a formula."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 

@@ -74,7 +74,10 @@ class JournalOptions:
     run: Annotated[str | None, Parameter(help="Run name; reuse it to resume.")] = None
     on_existing: Annotated[
         Literal["reuse", "refuse", "create"],
-        Parameter(help="How to handle a pair that has a relay token from another run."),
+        Parameter(
+            help="How to handle a pair that has a relay token from another run: reuse that token, refuse the "
+            "pair, which fails, or create another token."
+        ),
     ] = "reuse"
     retry_unknown: Annotated[
         bool,

@@ -53,7 +53,7 @@ class InputSurvey:
     Memory is bounded unless `pairs` is a set.
 
     Attributes:
-        allow_odd: whether an identifier may have a different shape than nine in ten of the others.
+        allow_odd: whether identifiers outside the common shape are accepted; see `common_shape`.
         pairs: hashes of the pairs that were counted, to recognize duplicates; `None` to count none.
         rows: the number of rows, including invalid ones.
         first: the first partner.
@@ -97,7 +97,7 @@ class InputSurvey:
         self.partners.add(_digest(partner))
 
     def odd_rows(self) -> RowPlaces:
-        """Return the rows whose partner has a different shape than nine in ten of the others."""
+        """Return the rows whose partner is outside the common shape; see `common_shape`."""
         return self._rows_outside(common_shape(self._shape_counts()))
 
     def problems(self, table: InputTable) -> Iterator[str]:

@@ -227,7 +227,7 @@ def test_a_pipe_that_cannot_be_copied(tmp_path, monkeypatch, stdin):
     ("args", "problem"),
     [
         (["--delimiter", "x"], "--delimiter: must be one of , ; | tab"),
-        (["--column", "partner=x"], "--column: must be COLUMN=NAME, with one of report_token, "),
+        (["--column", "partner=x"], "--column: must be COLUMN=NAME; COLUMN is one of report_token, "),
         (["--column", "webhook="], "--column: must be COLUMN=NAME"),
         (["--column", "webhook"], "--column: must be COLUMN=NAME"),
         (["--column", "webhook=a", "--column", "webhook=b"], "--column: webhook is mapped twice"),

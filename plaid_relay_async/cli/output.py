@@ -173,7 +173,7 @@ class Output:
         if self._rescued_counts[True] or any(line.journalled for line in self._unwritten):
             lines.append("the journal has them, too: plaid-relay export")
         if self._unwritten_not_attempted:
-            lines.append(f"not written: not_attempted: {self._unwritten_not_attempted} more")
+            lines.append(f"not written: {self._unwritten_not_attempted:,} rows that were not attempted")
         return lines
 
     def _write_pending(self) -> bool:

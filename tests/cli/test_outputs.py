@@ -259,7 +259,7 @@ def test_an_unexpected_error_in_the_output(tmp_path, rescued):
     assert isinstance(output.error, TypeError)
     assert json.loads(path.read_text()) == LINE
     assert rescued(tmp_path) == [LINE | {"request_id": repr(io)}, LINE | {"relay_token": "credit-relay-3"}]
-    assert "not written: not_attempted: 1 more" in output.problem_messages()
+    assert "not written: 1 rows that were not attempted" in output.problem_messages()
 
 
 async def test_a_bug_in_the_output_ends_a_run(start, tmp_path, rescued):

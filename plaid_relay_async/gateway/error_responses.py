@@ -64,7 +64,7 @@ UNAUTHORIZED_CREDENTIALS: Final = ErrorReason(
 HOST_NOT_ALLOWED: Final = ErrorReason(
     421,
     "HOST_NOT_ALLOWED",
-    "the Host header does not name an allowed host of this gateway",
+    "the request does not name an allowed host of this gateway",
     "Use the gateway's own address, or start the gateway with `--name` and this host name.",
 )
 ORIGIN_NOT_ALLOWED: Final = ErrorReason(

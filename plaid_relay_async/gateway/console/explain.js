@@ -32,13 +32,17 @@ const CODES = {
     "The request seems to come from a page of another site.",
     "Open this page at the gateway’s own address.",
   ],
+  NOT_FOUND: [
+    "The gateway has no such operation.",
+    "Reload this page: the gateway may have been updated.",
+  ],
   METHOD_NOT_ALLOWED: ["Operations are called with POST.", REPORT_PAGE],
   INVALID_HEADERS: [
     "The gateway does not accept these headers.",
     "Reload this page. If the error persists, an intermediary changes headers.",
   ],
   INVALID_HTTP: [
-    "The request is not well-formed.",
+    "The request is not valid HTTP, or broke off.",
     "An intermediary changes requests; ask its operator.",
   ],
   INTERNAL_ERROR: ["The gateway had an unexpected error.", ""],
@@ -54,7 +58,7 @@ const CODES = {
   BODY_TOO_LARGE: ["The body of the request is larger than 1 MiB.", "Send fewer tokens in one request."],
   BODY_TIMEOUT: ["The request did not arrive in time.", "Nothing was executed; send it again."],
   BUSY: ["The gateway has too many calls in flight.", "Nothing was executed; wait, and send it again."],
-  RATE_LIMIT: ["There were too many calls.", "Nothing was executed; wait, and send it again."],
+  RATE_LIMIT: ["The rate limit is exceeded.", "Nothing was executed; wait, and send it again."],
   UPSTREAM_UNREACHABLE: [
     "The gateway could not reach Plaid.",
     "Nothing was sent to Plaid, so it is safe to send it again later.",
@@ -122,10 +126,6 @@ const CODES = {
   ],
   INTERNAL_SERVER_ERROR: ["Plaid had an internal error.", ""],
   SANDBOX_ONLY: ["This operation exists in the sandbox only.", "Use a gateway to the sandbox."],
-  NOT_FOUND: [
-    "The gateway has no such operation.",
-    "Reload this page: the gateway may have been updated.",
-  ],
 };
 const LASTING = new Set(["CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"]); // a 429 that does not pass
 const SHARED =
@@ -230,8 +230,8 @@ const DOUBTS = {
     "in_doubt",
     "Unknown; safe to repeat",
     () => [
-      "It may have been removed. It is safe to send it again:",
-      "if it was removed, Plaid responds that there is no such token.",
+      "The removal may have been executed. It is safe to send it again:",
+      "if it was executed, Plaid responds that there is no such token.",
     ],
   ],
   NON_IDEMPOTENT: [

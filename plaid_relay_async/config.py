@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import ssl as tls
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -79,12 +80,25 @@ CredentialsSource: TypeAlias = Credentials | Callable[[], Awaitable[Credentials]
 Identity: TypeAlias = CredentialsSource | GatewayKey
 
 
-def check_seconds(name: str, value: object) -> None:
-    """Raise `ConfigurationError` unless the value is a finite number of seconds above 0."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # The conversion from text turns an integer that is too large for a float into infinity.
-    if not is_number or not 0 < float(str(value)) < float("inf"):
-        raise ConfigurationError(f"{name} must be a finite number of seconds above 0, not {value!r}")
+def check_seconds(name: str, value: object, *, zero_allowed: bool = False) -> None:
+    """Raise `ConfigurationError` unless the value is a finite number of seconds above 0, or 0 if allowed."""
+    is_seconds = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        # An integer may be too large for a float.
+        and 0 <= value <= sys.float_info.max
+        and (value > 0 or zero_allowed)
+    )
+    if not is_seconds:
+        least = "0 or more" if zero_allowed else "above 0"
+        raise ConfigurationError(f"{name} must be a finite number of seconds, {least}, not {_repr(value)}")
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python doesn't print integers of thousands of digits
+        return "such a large number"
 
 
 def _validate_seconds(_: object, attribute: Attribute[Any], value: object) -> None:
@@ -132,7 +146,7 @@ class Timeouts:
 def check_count(name: str, value: object) -> None:
     """Raise `ConfigurationError` unless the value is a whole number of 1 or more."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{name} must be a whole number of 1 or more, not {value!r}")
+        raise ConfigurationError(f"{name} must be a whole number of 1 or more, not {_repr(value)}")
 
 
 def check_type(name: str, value: object, cls: type) -> None:
@@ -146,7 +160,7 @@ def _validate_count(_: object, attribute: Attribute[int], value: object) -> None
 
 
 def _validate_replay(_: object, __: object, value: object) -> None:
-    if value not in {"safe", "always"}:
+    if value not in ("safe", "always"):  # the value may be unhashable
         raise ConfigurationError(f"replay must be 'safe' or 'always', not {value!r}")
 
 
@@ -266,13 +280,13 @@ def resolve_base_url(base_url: str | None, environment: Environment | str | None
         return check_base_url(base_url)
     if environment is None and (address := os.environ.get("PLAID_BASE_URL")):
         return check_base_url(address, name="PLAID_BASE_URL")
-    name = environment or os.environ.get("PLAID_ENV") or Environment.SANDBOX
+    name = os.environ.get("PLAID_ENV") or Environment.SANDBOX if environment is None else environment
     try:
         return Environment(name).base_url
     except ValueError:
         names = " or ".join(Environment)
         # The variable may contain a secret by mistake. Only a value that consists of letters is quoted.
-        quoted = f", not {name!r}" if name.isalpha() else ""
+        quoted = f", not {name!r}" if str(name).isalpha() else ""
         raise ConfigurationError(f"environment (PLAID_ENV) must be {names}{quoted}") from None
 
 
@@ -294,11 +308,16 @@ def resolve_identity(credentials: CredentialsSource | None, gateway_key: str | N
 
 
 def _credentials_from_environment() -> Credentials:
-    names = ("PLAID_CLIENT_ID", "PLAID_SECRET")
-    missing = " and ".join(name for name in names if not os.environ.get(name))
+    variables = {"client_id": "PLAID_CLIENT_ID", "secret": "PLAID_SECRET"}
+    missing = " and ".join(name for name in variables.values() if not os.environ.get(name))
     if missing:
         raise ConfigurationError(f"no credentials: pass Credentials(client_id, secret), or set {missing}")
-    return Credentials(*(os.environ[name] for name in names))
+    try:
+        return Credentials(**{field: os.environ[name] for field, name in variables.items()})
+    except ConfigurationError as error:
+        message = f"{variables[error.field or '']} {error.problem}"
+    # Raised outside the handler, so that it has no context, whose frames contain the secret.
+    raise ConfigurationError(message)
 
 
 def check_tls(context: tls.SSLContext | None) -> tls.SSLContext | None:

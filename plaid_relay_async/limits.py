@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Self, TypeGuard
+from typing import TYPE_CHECKING, Final, Self
 
 from attrs import Attribute, field, frozen
 
-from plaid_relay_async.config import check_count, check_type
+from plaid_relay_async.config import check_count, check_seconds, check_type
 from plaid_relay_async.errors import ConfigurationError, NotSentError, strip_init_traceback
 
 if TYPE_CHECKING:
@@ -33,17 +32,12 @@ _SLACK_FRACTION = 1 / 30
 _REDIS_TIMEOUT_SECONDS = 5.0
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value < inf
-
-
 def _validate_limit_count(_: object, attribute: Attribute[int], value: object) -> None:
     check_count(attribute.name, value)
 
 
 def _validate_period(_: object, attribute: Attribute[float], value: object) -> None:
-    if not _is_number(value) or value <= 0:
-        raise ConfigurationError(f"{attribute.name} must be a number of seconds above 0, not {value!r}")
+    check_seconds(attribute.name, value)
 
 
 @frozen
@@ -90,8 +84,8 @@ class _Limiter(ABC):
             check_type(f"the limit of {endpoint}", limit, RateLimit)
             if not endpoint.startswith("/"):
                 raise ConfigurationError(f"{endpoint!r} isn't a path such as '/credit/relay/create'")
-        if slack is not None and (not _is_number(slack) or slack < 0):
-            raise ConfigurationError(f"slack must be a number of seconds, 0 or more, not {slack!r}")
+        if slack is not None:
+            check_seconds("slack", slack, zero_allowed=True)
         self._limits = dict(limits)
         self._slack = slack
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -188,7 +188,9 @@ class BatchResult(Generic[S]):
             received = total - len(errors)
             errors.append(
                 PlaidRelayError(
-                    f"the loop received {received} of the outcomes; all errors: {codes}", sent=None
+                    f"the loop received {received} of the outcomes; all errors: {codes}",
+                    sent=None,
+                    advice="See the error of each outcome that the loop received.",
                 )
             )
         if errors:

@@ -184,7 +184,7 @@ async def test_settings_for_all_tokens_are_checked_immediately(client):
         client.relay.refresh_many([], webhook="nowhere")
     with pytest.raises(ConfigurationError, match="concurrency"):
         client.relay.remove_many([], concurrency=0)
-    with pytest.raises(ConfigurationError, match="must be a number of seconds"):
+    with pytest.raises(ConfigurationError, match="must be a finite number of seconds"):
         client.relay.get_pdf_many([], timeout=-1)
 
 

@@ -219,6 +219,9 @@ def test_an_unknown_environment_is_rejected(monkeypatch):
     """The error quotes the name, such as that of Plaid's former development environment."""
     with pytest.raises(ConfigurationError, match=r"must be sandbox or production, not 'development'"):
         resolve_base_url(None, "development")
+    for name in ("", 5, []):  # an empty name isn't a default
+        with pytest.raises(ConfigurationError, match=r"must be sandbox or production \["):
+            resolve_base_url(None, name)
 
 
 def test_credentials_come_from_the_environment(monkeypatch):
@@ -228,6 +231,11 @@ def test_credentials_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("PLAID_CLIENT_ID", "me")
     with pytest.raises(ConfigurationError, match="set PLAID_SECRET"):
         resolve_identity(None, None)
+    monkeypatch.setenv("PLAID_SECRET", "hush hush")
+    with pytest.raises(ConfigurationError, match=r"^PLAID_SECRET contains whitespace") as caught:
+        resolve_identity(None, None)
+    assert "hush" not in str(caught.value)
+    assert caught.value.__context__ is None, "its frames contain the secret"
     monkeypatch.setenv("PLAID_SECRET", "hush-hush")
     assert resolve_identity(None, None) == Credentials("me", "hush-hush")
 
@@ -260,10 +268,14 @@ def test_a_secret_that_cannot_be_a_header_is_rejected(secret):
         (lambda: Timeouts(slow_read=float("inf")), "slow_read"),
         (lambda: Timeouts(total=True), "total"),
         (lambda: Timeouts(drain="5"), "drain"),
+        (lambda: Timeouts(connect=10**5000), "connect"),
         (lambda: RetryPolicy(attempts=0), "attempts"),
         (lambda: RetryPolicy(attempts=2.5), "attempts"),
         (lambda: RetryPolicy(max_pause=float("nan")), "max_pause"),
+        (lambda: RetryPolicy(attempts=-(10**5000)), "attempts"),
         (lambda: RetryPolicy(replay="never"), "replay"),
+        (lambda: RetryPolicy(replay=[]), "replay"),
+        (lambda: RelayClient(Credentials("a", "b"), credentials_in=[]), "credentials_in"),
     ],
 )
 def test_an_invalid_number_is_rejected(create, name):

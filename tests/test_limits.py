@@ -127,14 +127,14 @@ def test_a_limiter_belongs_to_one_event_loop():
     [
         (lambda: RateLimit(0), "count must be a whole number of 1 or more"),
         (lambda: RateLimit(1.5), "count must be a whole number of 1 or more"),
-        (lambda: RateLimit(5, 0), "per must be a number of seconds above 0"),
-        (lambda: RateLimit(5, math.nan), "per must be a number of seconds above 0"),
-        (lambda: RateLimit(5, True), "per must be a number of seconds above 0"),
+        (lambda: RateLimit(5, 0), "per must be a finite number of seconds, above 0"),
+        (lambda: RateLimit(5, math.nan), "per must be a finite number of seconds, above 0"),
+        (lambda: RateLimit(5, True), "per must be a finite number of seconds, above 0"),
         (lambda: InProcessLimiter({CREATE: 100}), "must be a RateLimit, not int"),
         (lambda: InProcessLimiter({"create": RateLimit(1)}), "isn't a path"),
-        (lambda: InProcessLimiter({}, slack=-1), "slack must be a number of seconds, 0 or more"),
-        (lambda: InProcessLimiter({}, slack=math.inf), "slack must be a number of seconds, 0 or more"),
-        (lambda: InProcessLimiter({}, slack="1"), "slack must be a number of seconds, 0 or more"),
+        (lambda: InProcessLimiter({}, slack=-1), "slack must be a finite number of seconds, 0 or more"),
+        (lambda: InProcessLimiter({}, slack=math.inf), "slack must be a finite number of seconds, 0 or more"),
+        (lambda: InProcessLimiter({}, slack="1"), "slack must be a finite number of seconds, 0 or more"),
     ],
 )
 def test_invalid_limits_are_rejected(create, message):

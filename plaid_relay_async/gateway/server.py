@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import math
 from typing import TYPE_CHECKING, Any, Self
 
 from aiohttp import HttpVersion11, web
@@ -19,6 +18,7 @@ from plaid_relay_async.config import (
     __version__,
     check_base_url,
     check_count,
+    check_seconds,
     is_loopback,
     normalize_host,
     resolve_identity,
@@ -110,7 +110,8 @@ class Gateway:
     ) -> None:
         check_count("connections", connections)
         timeouts = timeouts or Timeouts()
-        _check_seconds(caller_timeout=caller_timeout, drain=drain)
+        check_seconds("caller_timeout", caller_timeout, zero_allowed=True)
+        check_seconds("drain", drain, zero_allowed=True)
         if ssl is None and not plain_http and not is_loopback(host):
             raise ConfigurationError(
                 f"keys and reports would be sent over plain http on {host}: pass ssl, or plain_http=True "
@@ -449,13 +450,6 @@ def _served_operations(operations: Iterable[str]) -> frozenset[str]:
             f"operations must be among {', '.join(ALL_OPERATIONS)}, not {min(unknown)!r}"
         )
     return served
-
-
-def _check_seconds(**durations: object) -> None:
-    for name, value in durations.items():
-        # bool is a subclass of int.
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-            raise ConfigurationError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
 
 
 def _url_host(host: str) -> str:

@@ -134,7 +134,7 @@ async def test_a_path_with_characters_of_a_url(tmp_path, name):
         (create_async_engine("sqlite+aiosqlite://"), {}, "can't be stored in memory"),
         ("x.db", {"run": ""}, "run must be a non-empty string"),
         ("x.db", {"namespace": 3}, "namespace must be a non-empty string"),
-        ("x.db", {"lease": 0}, "lease must be a finite number of seconds above 0"),
+        ("x.db", {"lease": 0}, "lease must be a finite number of seconds, above 0"),
         ("x.db", {"on_existing": "keep"}, "on_existing must be"),
         ("x.db", {"key": "short"}, "must be 32 random bytes"),
         ("x.db", {"key": [None]}, "must be 32 random bytes"),

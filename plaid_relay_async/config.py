@@ -121,11 +121,12 @@ class Timeouts:
         slow_read: the same for creations, refreshes and reports. Plaid has taken 85 s for some responses, and
             a timeout of a creation makes its outcome unknown.
         total: for one call with all its attempts and waits; `None` for no limit. In a batch, pauses that
-            Plaid requests aren't counted. A creation that has waited is sent only while half of this time, or
-            `slow_read` if that is shorter, is left for the response.
+            Plaid requests aren't counted. A creation or refresh that has waited is sent only while half of
+            this time, or `slow_read` if that is shorter, is left for the response.
         drain: for the calls in flight when a batch is left early or a call is cancelled.
-        idle: after which an unused connection is closed. It is shorter than the servers' own limit, so that a
-            request is seldom sent on a connection that the server is closing: its outcome would be unknown.
+        idle: after which an unused connection of an owned pool is closed. It is shorter than the limit of
+            most servers, so that a request is seldom sent on a connection that the server is closing: its
+            outcome would be unknown.
 
     Raises:
         ConfigurationError: a value isn't a number of seconds above 0.
@@ -169,15 +170,16 @@ class RetryPolicy:
     """When and how often a call is attempted again.
 
     Attributes:
-        attempts: the maximum number of HTTP requests for one call. In a batch, attempts that Plaid declined
-            (429, planned maintenance) aren't counted.
+        attempts: the maximum number of attempts of one call. In a batch, declined attempts (429, planned
+            maintenance, or a gateway that can't reach Plaid) aren't counted.
         backoff: the first backoff, in seconds. It doubles with each attempt, with full jitter: the actual
             wait is a random part of it.
         max_backoff: the longest backoff, in seconds.
         max_pause: the longest pause that a server may request, in seconds. Pauses without an accepted attempt
-            in between are added up. A longer pause isn't shortened: the call fails with `RateLimitError`.
+            in between are added up. A longer pause isn't shortened: the call fails, with `RateLimitError` if
+            the attempt was declined.
         replay: `"safe"` repeats a non-idempotent call only if no attempt can have been executed. `"always"`
-            repeats it after a lost response, too, and so may create a second token.
+            repeats it after an attempt in doubt, too, and so may create a second token.
 
     Raises:
         ConfigurationError: a value is out of its range.

@@ -70,7 +70,7 @@ class PlaidRelayError(Exception):
     Attributes:
         sent: whether an HTTP request of the call left this machine, in any attempt: `True`, `False`, or
             `None` if that is unknown.
-        attempts: the number of HTTP requests that were made for the call.
+        attempts: the number of attempts of the call, including those that weren't sent.
         advice: what to do about it, in a sentence.
 
     Raises:
@@ -177,7 +177,7 @@ class ClientClosedError(PlaidRelayError, RuntimeError):
 
 
 class DuplicateRequestError(PlaidRelayError):
-    """The batch has already read this pair or relay token, or the journal has a token it can't return."""
+    """The batch has already read this pair or token, or the journal has a token that it doesn't return."""
 
     advice = "See the outcome of the first one; pass allow_duplicates=True to send both."
 
@@ -246,7 +246,9 @@ class OutcomeUnknownError(PlaidRelayError):
 
 
 class ResponseDecodeError(PlaidRelayError):
-    """A success response doesn't conform to Plaid's specification.
+    """A success response doesn't conform to Plaid's specification, or is longer than the client's limit.
+
+    `from_json` and `structure` raise it, with `sent` False, for stored JSON that isn't the expected record.
 
     Attributes:
         path: the place of the first problem in the JSON, such as `$.report.items[0].accounts`.
@@ -339,7 +341,7 @@ class RateLimitError(PlaidAPIError):
     """A rate limit was exceeded, or an allocation is used up (`CREDITS_EXHAUSTED`).
 
     See https://plaid.com/docs/errors/rate-limit-exceeded/. If `status` is `None`, the client raised it
-    without sending the request: because of the pause that Plaid requested, or the adaptive rate, this call
+    instead of sending an attempt: because of the pause that Plaid requested, or the adaptive rate, this call
     would wait longer than its timeout or `max_pause` allows.
 
     Attributes:
@@ -514,9 +516,9 @@ class Certainty(enum.StrEnum):
 def certainty_of(error: PlaidRelayError) -> Certainty:
     """Return what an error proves about the attempt that it ended.
 
-    A redirect or a 4xx proves that nothing was executed. Plaid declines an attempt by a 429, unless an
-    allocation is used up, or by `PLANNED_MAINTENANCE`; this package's gateway declines what it couldn't
-    forward.
+    A redirect proves that nothing was executed, and so does a 4xx, unless its `error_type` is `API_ERROR`.
+    Plaid declines an attempt by a 429, unless an allocation is used up, or by `PLANNED_MAINTENANCE`; this
+    package's gateway declines what it couldn't forward.
     """
     if not isinstance(error, PlaidAPIError):
         if isinstance(error, OutcomeUnknownError | ConnectionLostError):

@@ -104,6 +104,7 @@ class _Limiter(ABC):
 
         Raises:
             ConfigurationError: the limiter was used in another event loop before.
+            NotSentError: Redis, which stores the permits of a `RedisLimiter`, is unavailable.
         """
         self._check_loop()
         limit = self._limits.get(endpoint)

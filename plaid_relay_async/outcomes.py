@@ -36,7 +36,7 @@ class BaseOutcome(Generic[Q]):
 
     Attributes:
         request: the request.
-        attempts: the number of HTTP requests that were made; 0 if the outcome is the journal's.
+        attempts: the number of attempts, including those that weren't sent; 0 if the journal had the outcome.
         elapsed: seconds from reading the request to its outcome, including the time in queues.
         request_id: Plaid's identifier of the request, if a response contained one.
         journalled: whether the outcome is recorded in the journal.

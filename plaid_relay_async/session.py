@@ -1,7 +1,8 @@
 """The session manager: one aiohttp connection pool, owned or borrowed, which is opened and closed once.
 
 Calls acquire a slot before they request a connection, and there are as many slots as connections. So a call
-never queues inside aiohttp, where the time would count against its timeouts.
+doesn't queue inside aiohttp, where the time would count against its timeouts, unless the program itself also
+uses the connections of a session that the client has borrowed.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class SessionManager:
         ssl: the TLS context of an owned pool, for example with a private CA bundle.
         proxy: the URL of a proxy, for an owned pool.
         trust_env: whether an owned pool reads its proxy from the environment.
-        direct: whether an owned pool without a proxy is used without aiohttp's `ClientSession`.
+        direct: whether an owned pool without a proxy is used without aiohttp's `ClientSession`, if this
+            release of aiohttp supports that.
         tls_buffer: bytes that asyncio allocates to read from each TLS connection; `None` for asyncio's
             default.
 
@@ -79,7 +81,8 @@ class SessionManager:
         deadline_timer: the timer of the attempts' deadlines; available once the manager is open.
 
     Raises:
-        ConfigurationError: the arguments contradict each other, or the TLS context doesn't verify the server.
+        ConfigurationError: an argument is invalid or contradicts another one, or the TLS context doesn't
+            verify the server.
     """
 
     now: Callable[[], float]
@@ -192,7 +195,7 @@ class SessionManager:
 
     @property
     def slots(self) -> asyncio.Semaphore:
-        """The slots, as many as the pool has connections: a call that holds one doesn't queue in the pool."""
+        """The slots, as many as the pool has connections; a call acquires one before a connection."""
         return self._slots
 
     @property
@@ -227,7 +230,7 @@ class SessionManager:
         """Return the exchange, which sends requests.
 
         Raises:
-            ClientClosedError: the client isn't open.
+            ClientClosedError: the client isn't open, or the session that it borrowed has been closed.
         """
         if self._state is not SessionState.OPEN or self._session is None:
             raise ClientClosedError(f"this client is {self._state.value}")

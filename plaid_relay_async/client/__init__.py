@@ -62,11 +62,12 @@ class RelayClient:
         timeouts: the timeouts of calls and attempts.
         retry: the retry policy.
         rate_limiter: an object with `async acquire(endpoint)`; see `RateLimiter`.
-        on_retry: a function, not async, that is called with a `Retry` before each retry.
+        on_retry: a function, not async, that is called with a `Retry` before each retry. If it raises an
+            exception, the call isn't retried.
         on_late_outcome: a function, not async, that is called with the outcome of a single call whose task
             was cancelled after its request was sent, except for safe operations. The default logs a warning
             with the operation, the partner and the request ID, and without the token.
-        max_response_bytes: the maximum size of a report, in bytes; a longer one is an error.
+        max_response_bytes: the maximum size of a report, in bytes; a longer one is an error. Default: 64 MiB.
         connections: the maximum number of connections of an owned pool.
         ssl: an `ssl.SSLContext`, such as one with your own CA bundle.
         proxy: the URL of an HTTP proxy, which may contain a user and a password; an empty string means no

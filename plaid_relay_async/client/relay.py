@@ -90,11 +90,13 @@ class Relay(OperationGroup):
             retry: the retry policy; the default is the client's.
 
         Returns:
-            The relay token, to be handed to the partner.
+            The response; its `relay_token` is for the partner.
 
         Raises:
-            ConfigurationError: `retry_unknown` or `retry_failed` is passed without a journal.
+            ConfigurationError: a setting is invalid, or `retry_unknown` or `retry_failed` is passed without a
+                journal.
             RequestValidationError: an argument is invalid.
+            DuplicateRequestError: the journal has a token for the pair that it doesn't return.
             InvalidRequestError: Plaid rejected the request.
             OutcomeUnknownError: a token may exist, and it is lost.
             JournalError: the journal can't be read or written; nothing was sent that isn't recorded.
@@ -152,8 +154,9 @@ class Relay(OperationGroup):
 
         Raises:
             ConfigurationError: a setting is invalid, or a callback is async.
-            BatchStoppedError: the input, the journal or a callback raised; it has the result. It is raised at
-                the end of the batch.
+            RequestValidationError: `requests` is a single string.
+            BatchStoppedError: the input, the journal or a callback raised, or an item of the input isn't a
+                `RelayCreateRequest`; it has the result. It is raised at the end of the batch.
         """
         return self._checked_batch(
             batch.CREATE,
@@ -607,6 +610,10 @@ class Relay(OperationGroup):
                 the token for its pair.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+
+        Returns:
+            The response, whose `removed` is False if Plaid says that the token wasn't removed. With a
+            journal, that is a `PlaidAPIError` instead.
 
         Raises:
             JournalError: the journal can't be read or written; nothing was sent that isn't recorded.

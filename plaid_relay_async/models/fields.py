@@ -179,7 +179,7 @@ def has_type(cls: type) -> Validator:
 
 
 def check_json_value(name: str, value: object) -> None:
-    """Raise `RequestValidationError` unless JSON can hold the value; a Decimal counts as a number.
+    """Check that JSON can represent the value; a Decimal counts as a number.
 
     Raises:
         RequestValidationError: a key or a value is invalid.

@@ -35,8 +35,8 @@ class RelayCreateRequest:
 
     Attributes:
         report_tokens: one asset report token from `/asset_report/create`, in a list.
-        secondary_client_id: the partner's client ID at Plaid, without whitespace, control characters, quotes,
-            `,` and `;`.
+        secondary_client_id: the partner's client ID at Plaid. It contains no whitespace, control characters,
+            quotes, `,` or `;`.
         webhook: the http(s) URL that Plaid calls when the partner has fetched the report.
 
     Raises:

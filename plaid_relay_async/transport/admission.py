@@ -42,7 +42,7 @@ class CallState(Generic[R]):
         response_reserve: the seconds that must be left for a response when an attempt is sent.
         rounds: the number of rounds; a round is an admission and, if it succeeds, an attempt.
         uncounted_rounds: rounds of a bulk call that the server declined; they don't count as attempts.
-        attempts: the number of HTTP requests.
+        attempts: the number of attempts, including those that weren't sent.
         sent: whether one of them was sent; each error of the call reports it.
         ticket: the ticket of the current attempt.
         exceeds_max_pause: whether the server's pauses exceed the `max_pause` of the retry policy.
@@ -123,7 +123,7 @@ class CallState(Generic[R]):
 
 @define(eq=False, repr=False)
 class Admission:
-    """Admits attempts. While an operation has to wait, its attempts are admitted one at a time.
+    """Admits attempts; one at a time while their operation has to wait, or if there is a rate limiter.
 
     Attributes:
         throttles: the throttle of each operation, by path.
@@ -172,7 +172,9 @@ class Admission:
         return self.throttles[call.endpoint.path]
 
     async def admit(self, call: CallState[Any]) -> Authentication:
-        """Wait until an attempt may start, and return its credentials; it holds a slot until `release`.
+        """Wait until an attempt may start, and return its credentials.
+
+        The attempt holds a connection slot until `release`.
 
         Raises:
             RateLimitError: the wait for Plaid's pause or the adaptive rate is longer than the call allows.

@@ -71,7 +71,7 @@ class Retry:
     Attributes:
         operation: the path of the operation, such as `/credit/relay/create`.
         attempts: the number of attempts so far.
-        reason: Plaid's `error_code`, or the class of the error.
+        reason: Plaid's `error_code`, or the name of the error's class.
         status: the HTTP status of the response, if there was one.
         request_id: Plaid's ID of the request, if the response had one.
         wait: the seconds until the next attempt at the earliest.

@@ -27,14 +27,14 @@ class Statistics:
     """An immutable snapshot of what a client has done since it was created, and of its current state.
 
     Attributes:
-        attempts: HTTP requests by how they ended: `"definitive"` (a response that shows the result),
-            `"declined"` (a 429 or planned maintenance), `"not_sent"`, `"in_doubt"` (no response, or one that
-            doesn't show the result), `"cancelled"`.
-        retries: retries by reason: Plaid's `error_code`, or the class of the error.
+        attempts: attempts by how they ended: `"definitive"` (a response that shows the result),
+            `"declined"` (a 429, planned maintenance, or a gateway that can't reach Plaid), `"not_sent"`,
+            `"in_doubt"` (no response, or one that doesn't show the result), `"cancelled"`.
+        retries: retries by reason: Plaid's `error_code`, or the name of the error's class.
         outcomes: calls by how they ended: `"succeeded"`, `"failed"`, `"unknown"`, `"cancelled"`.
-        in_flight: attempts in flight, each on its own connection.
+        in_flight: attempts in flight, including those that are still connecting.
         queued: calls that wait for a pause, a rate, a limiter or a connection.
-        connections: the maximum number of connections of the pool; `None` for a borrowed pool without one.
+        connections: the maximum number of connections; `None` for a borrowed pool without a limit.
         rates: attempts per second, for each operation that keeps to an adaptive rate since a 429.
         waits: the seconds that all calls together have waited, by reason: `"pause"` (the server's pause or
             the adaptive rate), `"limiter"`, `"connection"`, and `"backoff"`.

@@ -1,10 +1,11 @@
 """The throttle of one operation: a circuit breaker and an adaptive rate.
 
-Until the first 429 nothing is delayed. A 429, or planned maintenance, opens the circuit breaker for the pause
-that the server requests, or for a backoff. After the pause the breaker is half-open: one attempt at a time is
+Until an attempt is declined, nothing is delayed. A declined attempt (a 429, planned maintenance, or a gateway
+that can't reach Plaid) opens the circuit breaker for the pause that the server requests, or for a backoff if
+it requests none or less than a second. After the pause the breaker is half-open: one attempt at a time is
 sent as a probe. The first accepted probe closes the breaker.
 
-From then on the operation keeps to an adaptive rate, in the manner of AIMD (additive increase, multiplicative
+After a 429 the operation keeps to an adaptive rate, in the manner of AIMD (additive increase, multiplicative
 decrease). The first rate is what the server accepted before the 429. Each further 429 decreases it to a
 little less than the declined rate, or to what the server accepted in the meantime if that is less. While the
 rate delays calls it increases, slowly at first and then faster, until the next 429. How fast depends on the

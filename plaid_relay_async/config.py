@@ -112,7 +112,7 @@ def _validate_optional_seconds(timeouts: object, attribute: Attribute[Any], valu
 
 @frozen(kw_only=True)
 class Timeouts:
-    """Timeouts in seconds. Time in a queue, for a connection or a rate limiter, counts against none of them.
+    """Timeouts in seconds. Waits for a free connection or a rate limiter count against none of them.
 
     Attributes:
         connect: for DNS, the connection and TLS together. Nothing has been sent by then, so a short timeout
@@ -120,7 +120,7 @@ class Timeouts:
         read: until the response starts, and between two pieces of it, for fast operations.
         slow_read: the same for creations, refreshes and reports. Plaid has taken 85 s for some responses, and
             a timeout of a creation makes its outcome unknown.
-        total: for one call with all its attempts and waits; `None` for no limit. In a batch, pauses that
+        total: for one call with all its attempts and other waits; `None` for no limit. In a batch, pauses that
             Plaid requests aren't counted. A creation or refresh that has waited is sent only while half of
             this time, or `slow_read` if that is shorter, is left for the response.
         drain: for the calls in flight when a batch is left early or a call is cancelled.

@@ -1,9 +1,9 @@
 """Batches: one call for each request, with bounded concurrency and one outcome for each.
 
-A batch knows nothing about HTTP. It calls a function that returns an awaitable for each request, and passes
-it a gate (`_BatchCall`). The transport asks the gate before each attempt, and reports the attempt's end if a
-retry is planned or the call is cancelled. So a batch that stops early knows which calls can be cancelled and
-which are in flight and must be drained.
+A batch knows nothing about HTTP. For each request, it calls a function with the request and a gate
+(`_BatchCall`), and awaits what the function returns. The transport asks the gate before each attempt, and
+reports the attempt's end if a retry is planned or the call is cancelled. So a batch that stops early knows
+which calls can be cancelled and which are in flight and must be drained.
 
 - Backpressure: a semaphore bounds the requests in flight and the unread outcomes together, so the input is
   read no faster than outcomes are consumed.
@@ -146,7 +146,10 @@ class BatchOperation:
         return unexpected
 
     def outcome_error(self, error: PlaidRelayError) -> PlaidRelayError:
-        """Return the error for the outcome: an `OutcomeUnknownError` if the call ended in doubt."""
+        """Return the error for the outcome: an `OutcomeUnknownError` if the call ended in doubt.
+
+        The error of a safe operation stays as it is.
+        """
         # An unreadable success response proves that Plaid executed the request, but doesn't show the result.
         in_doubt = certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
         if self.is_safe or not in_doubt or isinstance(error, OutcomeUnknownError):
@@ -199,7 +202,8 @@ REFRESH: Final = BatchOperation(RelayRefreshRequest, Refreshed)
 REMOVE: Final = BatchOperation(
     RelayRemoveRequest,
     _build_removed,
-    advice="It may have been removed. Remove it again, which is safe: if it doesn't exist, it was removed.",
+    advice="The relay token may have been removed. Remove it again, which is safe: if Plaid doesn't find it, "
+    "it was removed.",
 )
 
 
@@ -236,7 +240,11 @@ class LostRaceError(Exception):
 
 
 class CallRecorder(Protocol):
-    """A journal's recorder of one call. It has the call's pair to itself until it is released."""
+    """A journal's recorder of one call.
+
+    It holds the call's pair until it is released: meanwhile the journal object returns no other recorder for
+    that pair. Another process may still change what is recorded of the pair; see `LostRaceError`.
+    """
 
     @property
     def recorded_outcome(self) -> Any:
@@ -257,7 +265,8 @@ class CallRecorder(Protocol):
         """Record that an attempt is about to start; return once the record is durable.
 
         Raises:
-            LostRaceError: another process was first. Any other error stops the batch.
+            LostRaceError: the attempt must not start, and the batch acquires a new recorder. Any other error
+                stops the batch.
         """
         ...
 
@@ -269,7 +278,10 @@ class CallRecorder(Protocol):
         ...
 
     def release(self) -> None:
-        """Release the pair: the call has ended, with or without an outcome."""
+        """Release the pair: the call has ended, with or without an outcome.
+
+        If the call was cancelled, the awaitable of `record_outcome` may not be done yet.
+        """
         ...
 
 
@@ -307,7 +319,8 @@ class _BatchCall(Generic[S]):
         bulk: see `AttemptGate`.
         recorder: the journal's recorder, if there is a journal.
         lost_race: whether the recorder raised `LostRaceError`, so that a new one is acquired.
-        report_stopped: whether the requests for its report have stopped, so that it isn't sent, or not again.
+        report_stopped: whether the call ended before its next attempt because the requests for its report
+            have stopped.
         outcome: the outcome, as soon as it is known.
     """
 
@@ -328,7 +341,10 @@ class _BatchCall(Generic[S]):
 
     @property
     def outcome_to_record(self) -> S | Failed | Unknown | None:
-        """The outcome for the journal: `None` if the request wasn't attempted because its report stopped."""
+        """The outcome for the journal; `None` records the request as not attempted.
+
+        It is `None` if the requests for the report have stopped and no attempt of this call is in doubt.
+        """
         return None if self.report_stopped and self.in_doubt_error is None else self.outcome
 
     @property
@@ -397,7 +413,7 @@ class _BatchCall(Generic[S]):
     def error_outcome(self, error: PlaidRelayError) -> Failed | Unknown:
         """Return the outcome of a call that ended with an error.
 
-        If an earlier attempt may have been executed, its error takes precedence: a later attempt that was
+        If an earlier attempt is in doubt, its error takes precedence, because a later attempt that was
         rejected proves nothing about the earlier one.
         """
         self.last_error = error
@@ -429,7 +445,8 @@ class _BatchCall(Generic[S]):
 def _stopped_report_error(cause: PlaidRelayError, attempts: int) -> PlaidRelayError:
     """Return the error of a request that isn't sent because others for its report failed with `cause`."""
     error = copy.copy(cause)
-    error.args = (f"not sent after {SHARED_ERROR_LIMIT} errors of the same report: {cause.args[0]}",)
+    not_sent = "not sent again" if attempts else "not sent"
+    error.args = (f"{not_sent} after {SHARED_ERROR_LIMIT} errors of the same report: {cause.args[0]}",)
     error.sent, error.attempts = attempts > 0, attempts
     vars(error).pop("request_id", None)  # it identifies another request
     return error
@@ -477,7 +494,7 @@ class _RequestReader:
         """Return the next request, or `None` at the end of the input.
 
         Raises:
-            RequestValidationError: an item is neither a request nor a valid token.
+            RequestValidationError: an item isn't a request or, where tokens are allowed, a valid token.
         """
         try:
             if self._async_iterator is None:
@@ -615,8 +632,8 @@ class Batch(Generic[S]):
         self._duplicates = None if allow_duplicates else _DuplicateFilter(operation.duplicate_key)
         self._unread_outcomes: deque[S | Failed | Unknown] = deque()
         self._stream_changed = asyncio.Event()
-        # Backpressure: calls in flight and unread outcomes share this bound. Other operations than reads get
-        # twice as much, so that unread outcomes hold up the senders later. A report may have megabytes.
+        # Backpressure: calls in flight and unread outcomes share this bound. It is twice the concurrency, so
+        # that a slow loop delays the senders later; but not for reads, whose reports may have megabytes each.
         self._capacity = asyncio.Semaphore(concurrency if operation.is_safe else 2 * concurrency)
         self._senders: dict[asyncio.Task[None], _BatchCall[S] | None] = {}
         self._runner: asyncio.Task[None] | None = None
@@ -725,12 +742,13 @@ class Batch(Generic[S]):
             timer.cancel()
 
     def abandon(self) -> None:
-        """Stop the batch without waiting for the calls in flight: their outcome is unknown.
+        """Stop the batch without waiting for the calls in flight.
 
-        This ends a drain early, for example when a user interrupts a program for the second time. Await the
-        batch, or leave its `async with` block, as usual; that returns soon afterwards. Call this method in
-        the event loop of the batch. It may be called at any time and more than once; a batch that hasn't
-        started sends nothing.
+        Their outcome is `Unknown`, or `Failed` for reads, unless their response has arrived. Call this to end
+        a drain early, for example when a user interrupts a program for the second time. Await the batch, or
+        leave its `async with` block, as usual; that returns soon afterwards. Call this method in the event
+        loop of the batch. It may be called at any time and more than once; a batch that hasn't started sends
+        nothing.
         """
         self.stop_sending(None)
         if self._runner is not None:
@@ -825,7 +843,7 @@ class Batch(Generic[S]):
             if call.outcome is None:
                 self.result.not_attempted.append(call.request)
             else:
-                # The error of an unsent request says nothing new about its report or about other requests.
+                # The error of a call whose report has stopped was counted before, with another request.
                 self._deliver_outcome(call.outcome, None if call.report_stopped else call.last_error)
 
     async def _send_call(self, call: _BatchCall[S]) -> None:
@@ -847,7 +865,7 @@ class Batch(Generic[S]):
             call.outcome = call.error_outcome(self.operation.unexpected_error(error))
 
     async def _send_with_journal(self, call: _BatchCall[S], journal: JournalProtocol) -> None:
-        # A lost race means that the journal has news about the pair, so it is looked up again.
+        # After a lost race, the next recorder looks the pair up again.
         while (recorder := await self._acquire_recorder(call, journal)) is not None:
             call.recorder, call.lost_race = recorder, False
             try:
@@ -921,7 +939,10 @@ class Batch(Generic[S]):
             self._run_callback(self._on_progress, self.progress)
 
     def _check_stop_conditions(self, outcome: S | Failed | Unknown, error: PlaidRelayError | None) -> None:
-        """Stop the batch, or the requests for a report, if all others would get the same error."""
+        """Stop the batch, or the requests for a report, if all others would get the same error.
+
+        The batch also stops if a pause exceeds the retry policy's `max_pause`.
+        """
         if not isinstance(outcome, Failed | Unknown):
             if outcome.attempts:  # an outcome from the journal says nothing about the requests of this batch
                 self._shared_error_count = 0

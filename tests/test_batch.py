@@ -862,7 +862,7 @@ async def test_no_retry_starts_after_the_report_has_stopped(error, never_execute
     await Batch(CREATIONS, rows, create, concurrency=2, drain_timeout=1, on_outcome=count)
     (last,) = [each for each in outcomes if each.request.secondary_client_id == "partner-0"]
     assert (type(last), last.attempts, last.error.sent) == (kind, 1, True)
-    assert "not sent after 3 errors" in str(last.error if kind is Failed else last.error.__cause__)
+    assert "not sent again after 3 errors" in str(last.error if kind is Failed else last.error.__cause__)
 
 
 async def test_the_memory_of_stopped_reports_is_bounded():

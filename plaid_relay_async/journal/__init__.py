@@ -1,8 +1,8 @@
 """The journal: a durable record of calls that create and remove tokens, in SQLite or PostgreSQL.
 
 It writes an intent before each attempt and the outcome after it (a write-ahead record), so that a run can be
-resumed after a crash. It requires the extra `journal`. `metadata` has the tables, for schema management with
-Alembic.
+resumed after a crash. It requires the extra `journal`; PostgreSQL requires the extra `postgres`. `metadata`
+has the tables, for schema management with Alembic.
 """
 
 try:
@@ -10,7 +10,7 @@ try:
     from plaid_relay_async.journal.records import Record, RunStatus
     from plaid_relay_async.journal.schema import metadata
 except ModuleNotFoundError as error:
-    needed = f"the journal needs {error.name}: pip install 'plaid_relay_async[journal]'"
-    raise ModuleNotFoundError(needed, name=error.name) from None
+    message = f"the journal needs {error.name}: pip install 'plaid_relay_async[journal]'"
+    raise ModuleNotFoundError(message, name=error.name) from None
 
 __all__ = ["Journal", "Record", "RunStatus", "metadata"]

@@ -129,7 +129,7 @@ def error_columns(error: PlaidRelayError) -> dict[str, Any]:
 
 
 def may_succeed_later(error: PlaidRelayError) -> bool:
-    """Return whether the same creation may succeed later, without a change at Plaid or by the caller."""
+    """Return whether the same request may succeed later, so that it is repeated without `retry_failed`."""
     return not isinstance(error, _PERMANENT_ERRORS)
 
 
@@ -163,7 +163,7 @@ class ServeRecorded:
 
 @frozen
 class RejectDuplicate:
-    """The pair has a token that can't be returned, and must not get a second one.
+    """The pair has a token that isn't returned, and must not get a second one.
 
     Attributes:
         reason: why that token isn't returned.

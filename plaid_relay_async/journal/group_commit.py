@@ -1,4 +1,4 @@
-"""Group commit: the items that arrive while one group is processed become the next group.
+"""Group commit: the items that arrive while one group is processed form the next group.
 
 A transaction costs the same for one row as for many, mostly for making it durable. So the rate of writes
 grows with the number of concurrent calls.
@@ -30,8 +30,9 @@ class GroupExecutor(Generic[T, R]):
 
     Args:
         process: returns the results of a group's items, in their order. It is called again with the same
-            group if its task is cancelled, so it must be idempotent.
-        process_cancelled: whether an item is processed even if its future was cancelled.
+            items if its task is cancelled, so it must be idempotent.
+        process_cancelled: whether, after the task was cancelled, the next task also processes the items whose
+            future is done, for example cancelled.
     """
 
     def __init__(self, process: Callable[[list[T]], Awaitable[list[R]]], *, process_cancelled: bool) -> None:

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNLIMITED_REQUEST_SECONDS = 3600.0  # for a client without a total timeout
-_LEASES_PER_MAINTENANCE = 10  # time limit of a transaction that may read or change millions of rows
+_LEASES_PER_MAINTENANCE = 10  # the time limit of transactions that may read or change millions of rows
 _TOKENS_PER_PAGE = 500  # re-encrypted in one transaction
 _INSERT_RUN = {
     name: dialect.insert(runs).on_conflict_do_nothing()
@@ -93,30 +93,30 @@ class _OpenResources:
 
 @strip_init_traceback
 class Journal:
-    """A durable record of creations, in SQLite or PostgreSQL; use it with `async with`, in one event loop.
+    """A durable record of creations and removals; use it with `async with`, in one event loop.
 
     Pass it as `journal=` to `client.relay.create`, `create_many`, `remove` and `remove_many`. A creation
     whose pair of report and partner has a recorded token returns that token, and no two processes create for
     one pair at the same time.
 
     Args:
-        url: the path of a file, a URL of SQLite or PostgreSQL, or an `AsyncEngine`, which remains the
-            caller's. A path is resolved immediately, with its symbolic links.
+        url: the path of a file, a URL of SQLite or PostgreSQL, or an `AsyncEngine`, which the caller disposes
+            of. A path is resolved immediately, with its symbolic links.
         run: the run name under which creations are recorded; reuse it to resume the run.
         key: a Fernet key, several keys, or the `Path` of a file (0600) that contains them, which is read
-            immediately. The first key encrypts, all keys decrypt; in one string, commas separate them.
+            immediately. The first key encrypts, all keys decrypt. In a string or a file, commas or whitespace
+            separate them.
             Default: PLAID_RELAY_KEY. Without a key, tokens are stored unencrypted, and a warning is logged.
         namespace: keeps pairs of different lenders apart. Default: the host and the client ID. Required
             behind a gateway, because the gateway has the client ID.
         on_existing: what happens to a pair that has a token from another run: `"reuse"` returns it,
-            `"refuse"` fails, `"create"` creates another one.
+            `"refuse"` makes the creation fail with `DuplicateRequestError`, `"create"` creates another one.
         retry_unknown: create again if the outcome of an earlier attempt is unknown. The pair may then have
             two tokens.
-        retry_failed: create again if Plaid rejected the request; use it once the reason is fixed. Other
-            failures are retried in any case.
+        retry_failed: create again if the recorded failure is an `InvalidRequestError` or an
+            `AssetReportError`; use it once the cause is fixed. Other failures are retried in any case.
         lease: on PostgreSQL, seconds without a heartbeat after which other processes consider this one dead.
-            On both databases it also bounds how long a write may take, and how long `close` waits for calls
-            in flight.
+            On both databases, the time limits of transactions and of `close` depend on it.
 
     Raises:
         ConfigurationError: an argument or PLAID_RELAY_KEY is invalid, or the address is ambiguous.
@@ -170,9 +170,10 @@ class Journal:
         """Open the journal, and create its tables if they don't exist; `async with` does it.
 
         Raises:
-            JournalError: the journal can't be read or written, or a later release created it.
+            JournalError: the journal is already open, it can't be read or written, or a later release created
+                it.
             ConfigurationError: the key doesn't match, other users may read the file, an option of the URL is
-                invalid, or the encoding isn't UTF8.
+                invalid, the encoding isn't UTF8, or the driver isn't installed.
         """
         if self._resources is not None:
             raise JournalError("the journal is already open")
@@ -204,7 +205,7 @@ class Journal:
             await self._encrypt_pair_key(pair_key)
 
     async def _encrypt_pair_key(self, stored: str) -> None:
-        """Encrypt the pair key with the first key; if it was unencrypted, encrypt all tokens before that."""
+        """Encrypt the pair key with the first key; if it was unencrypted, encrypt all tokens first."""
         # The order matters: as long as the pair key is unencrypted, the next opening knows that tokens may be
         # unencrypted, too.
         if Keyring.is_unencrypted(stored):
@@ -223,10 +224,10 @@ class Journal:
     async def close(self) -> None:
         """Drain, write what is pending, and close the journal; `async with` does it.
 
-        No further request is sent. The journal waits for calls in flight for as long as the lease, or the
-        time limit of a write if that is longer; an outcome that arrives later has `journalled=False`. A
-        cancellation is raised once the journal is closed.
-        Closing it more than once is harmless.
+        Calls that use the journal start no further attempt. The journal waits for calls in flight for as long
+        as the lease, or the time limit of a transaction if that is longer; an outcome that arrives later has
+        `journalled=False`. A cancellation is raised once the journal is closed. Closing it more than once is
+        harmless.
         """
         if self._resources is not None and self._resources.close_deadline is None:
             drain_seconds = max(self._lease, self._database.transaction_seconds)
@@ -281,7 +282,7 @@ class Journal:
             context: the client, and the options of the call.
 
         Raises:
-            ConfigurationError: the journal needs a namespace.
+            ConfigurationError: the journal needs a namespace, or no key decrypts the pair's token.
             JournalError: the journal can't be read or written, or was opened in another event loop.
             NotSentError: the source of the credentials raised.
         """
@@ -417,21 +418,23 @@ class Journal:
         """Delete the tokens of a run from the journal, and return their number.
 
         Everything else stays recorded. The tokens remain valid at Plaid, and the journal can no longer return
-        them.
+        them. First close the journals of the run that create or remove tokens.
 
         Args:
             run: the run name.
 
         Raises:
-            JournalError: a process is working on the run, the run doesn't exist, the journal can't be
-                written, or a file of SQLite, which the message names, may still contain the tokens.
+            JournalError: a process, which may be this one, is working on the run, the run doesn't exist, the
+                journal can't be written, or a file of SQLite, which the message names, may still contain the
+                tokens.
         """
 
         def work(connection: Connection) -> int:
             run_id = _get_run(connection, run).id
             if self._open_resources.registry.live_workers_of(connection, run_id):
                 raise JournalError(
-                    f"a process is working on the run {run!r}", advice="Wait until it has ended, or end it."
+                    f"a process is working on the run {run!r}",
+                    advice="Wait until it has ended, or end it; in this process, close the run's journal.",
                 )
             with_token = (entries.c.run_id == run_id) & entries.c.token.is_not(None)
             deleted = connection.execute(update(entries).where(with_token).values(token=None)).rowcount

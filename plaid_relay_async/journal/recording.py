@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 RecorderT = TypeVar("RecorderT", bound="_PairRecorder")
 _logger = logging.getLogger("plaid_relay_async.journal")
-_POLL_SECONDS = (0.02, 1.0)  # the first and the longest pause between two look-ups
+_POLL_SECONDS = (0.02, 1.0)  # the first and the longest wait between two look-ups
 _ASSUME_NEW_AFTER = 100  # new pairs in a row
 
 
@@ -91,6 +91,7 @@ class CallCoordinator:
                 one.
 
         Raises:
+            ConfigurationError: no key decrypts the pair's token.
             JournalError: the journal can't be read or written.
         """
         partner = request.secondary_client_id
@@ -123,7 +124,7 @@ class CallCoordinator:
     async def _acquire_pair(
         self, pair: str, create_recorder: Callable[[], Awaitable[RecorderT | None]]
     ) -> RecorderT:
-        pause, longest = _POLL_SECONDS
+        wait, longest_wait = _POLL_SECONDS
         while True:
             await self._hold_pair(pair)
             try:
@@ -134,11 +135,11 @@ class CallCoordinator:
                 raise
             if recorder is not None:
                 return recorder
-            # Another process has a call in progress for the pair, and only polling shows when the call has
-            # ended or the process has died; or the pair was renamed.
+            # Another process has a call in progress for the pair, or its request may still be in flight. Only
+            # polling shows when that has ended. A renamed pair is looked up again in the same way.
             self.release_pair(pair)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, longest)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, longest_wait)
 
     async def _hold_pair(self, pair: str) -> None:
         while (other := self._held_pairs.get(pair)) is not None:
@@ -323,7 +324,7 @@ def _both_have_tokens(current: PairLookup, former: PairLookup) -> bool:
 def _decide_on_two_tokens(
     current: PairLookup, former: PairLookup, partner: str
 ) -> ServeRecorded | RejectDuplicate:
-    """Return the decision on a pair that has a token under each of two names, which are never merged."""
+    """Return the decision on a pair that has a token under each of two digests; it isn't renamed."""
     reason = "this pair has two relay tokens, recorded under two spellings of the host"
     _logger.warning("partner %s: %s", partner, reason)
     for own in (current.own, former.own):
@@ -351,7 +352,7 @@ class _PairRecorder(ABC):
         """Return once the intent is durable and the worker's lease is valid.
 
         Raises:
-            LostRaceError: another call has taken the pair.
+            LostRaceError: another call has taken the pair, or the pair was assumed to be new and isn't.
             JournalError: the journal can't be written, or the lease has expired.
         """
         self.coordinator.add_in_flight(self.pair)
@@ -365,8 +366,10 @@ class _PairRecorder(ABC):
             result = await asyncio.shield(write)
             if isinstance(result, LeaseExpired):
                 raise JournalError(
-                    "the journal lease expired: this process or its machine was suspended for too long",
-                    advice="Nothing more was sent. Run again: the run resumes where it stopped.",
+                    "the journal lease expired: for too long, this process was suspended or blocked, or "
+                    "couldn't reach the database",
+                    advice="Nothing more was sent. Run again: the run resumes where it stopped. A process "
+                    "that continues to run must open the journal again.",
                 )
             if not isinstance(result, IntentGranted):
                 raise self.coordinator.lost_race_error()
@@ -382,10 +385,13 @@ class _PairRecorder(ABC):
 
     @abstractmethod
     def _undo_command(self) -> RecordOutcome | RecordRemovalOutcome:
-        """Return the command that restores the row to its state before the intent."""
+        """Return the command that undoes an intent of which no attempt can have been executed."""
 
     def release(self) -> None:
-        """Release the pair; an intent without an outcome was never sent, and is undone first."""
+        """Release the pair.
+
+        An intent without an outcome is undone first: no attempt was sent, or Plaid declined each one.
+        """
         if self._open_intent is None:
             self.coordinator.release_pair(self.pair)
         else:
@@ -422,7 +428,7 @@ class CreationRecorder(_PairRecorder):
         """Return once the intent of the next attempt is durable.
 
         Raises:
-            LostRaceError: another call has taken the pair.
+            LostRaceError: another call has taken the pair, or the pair was assumed to be new and isn't.
             JournalError: the journal can't be written, or the lease has expired.
         """
         assert self.intent is not None  # noqa: S101  # a recorded outcome needs no attempt

@@ -30,8 +30,8 @@ class Record:
     """The recorded state of one pair in a run; a pair with several tokens of the run has a record for each.
 
     Attributes:
-        outcome: `created`, `failed`, `unknown` or `removed`; `not_attempted` if no request was sent, and
-            `in_flight` while an attempt of a live process may be in flight.
+        outcome: `created`, `failed`, `unknown` or `removed`; `not_attempted` if no request was sent or each
+            one was declined, and `in_flight` while an attempt of a live process may be in flight.
         secondary_client_id: the partner.
         relay_token: the token, a bearer secret; `None` if there is none, or it was removed or forgotten.
         request_id: Plaid's request ID, if a response had one.
@@ -102,7 +102,8 @@ def read_page(
 
     Returns:
         Up to `ROWS_PER_PAGE` items: a row of the run, the row that has its outcome (the same row, or that of
-        the run that holds the pair), and whether the worker of the second row is alive.
+        the run that holds the pair), and whether the worker of the second row is alive, which is checked only
+        for an intent.
     """
     query = (
         select(entries, *(column.label(f"holding_{column.name}") for column in _holding.c))

@@ -41,7 +41,7 @@ class CreationState(enum.StrEnum):
     """The state of one creation; the values are stored."""
 
     ACCEPTED = "accepted"
-    """Nothing was sent."""
+    """No attempt was sent, or Plaid has declined each one."""
     INTENT = "begun"
     """An attempt may be in flight. If its worker is dead, its outcome is unknown."""
     CREATED = "created"

@@ -77,8 +77,8 @@ class Statements:
         update_removal_outcomes: records the outcomes of removals by the same worker.
         reassign_holding: two statements for the pairs of the given rows. A row that must not hold its pair
             any more releases it, and the best other row of an unheld pair then holds it.
-        select_superseded: selects the rows of a run whose token was forgotten while their pair has another
-            one.
+        select_superseded: selects the rows of a run that hold their pair although their token was forgotten
+            and the pair has another token that can be returned.
         retire_row: takes the pair from one row if the row is unchanged; a row of the run isn't current
             afterwards.
         select_pairs: selects the rows that hold pairs, and the run's current rows for them.

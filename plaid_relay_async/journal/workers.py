@@ -149,8 +149,9 @@ class Worker:
         It may be cancelled, and called again.
 
         Args:
-            drained: whether no request is in flight. If one is, the lease is left to expire: other processes
-                wait for that, and with `retry_unknown` until no response can arrive any more.
+            drained: whether no request is in flight. If one is, a lease is left to expire: other processes
+                wait for that, and with `retry_unknown` until no response can arrive any more. A worker on
+                SQLite is marked as ended in any case.
         """
         self._deregistering = True
         if self._heartbeat_timer is not None:
@@ -302,7 +303,8 @@ class WorkerRegistry:
             worker_ids_in: returns the IDs of the workers on which the rows depend.
 
         Returns:
-            The rows, and the liveness of their workers, checked before the rows were read for the last time.
+            The rows, and the liveness of their workers. A worker that isn't alive was no longer alive when
+            the rows were read.
 
         Raises:
             JournalError: a lock file can't be opened.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Each worker numbers its new rows from a multiple of this, so that workers need no common sequence.
 _ROWS_PER_WORKER: Final = 2**32
-_REWRITE_DELAY: Final = 1.0  # seconds
+_REWRITE_DELAY: Final = 1.0  # seconds until commands that couldn't be written are written again
 
 
 class _CompareAndSetError(Exception):
@@ -61,19 +61,19 @@ EMPTY_LOOKUP: Final = PairLookup(None, None, in_progress=False, maybe_in_flight=
 
 @define(eq=False, repr=False)
 class RecordAccepted:
-    """A creation was accepted, and nothing was sent yet.
+    """A creation was accepted and nothing was sent, or another run holds its pair.
 
     Attributes:
         values: the columns of its new row.
         superseded: whether the command needs no write any more, because an intent for the same row follows
-            it.
+            it, or because the pair is looked up again.
     """
 
     values: dict[str, Any]
     superseded: bool = False
 
 
-# A command that writes nothing itself: its group writes the outcomes that are still pending.
+# A command that writes nothing itself: its group writes the commands that are still pending.
 _FLUSH: Final = RecordAccepted({}, superseded=True)
 
 
@@ -93,7 +93,7 @@ class RecordIntent:
 
 @frozen(eq=False, repr=False)
 class RecordOutcome:
-    """A creation has ended.
+    """A creation has ended, or its intent is undone.
 
     Attributes:
         values: the columns of its row that change.
@@ -117,7 +117,7 @@ class RecordRemovalIntent:
 
 @frozen(eq=False, repr=False)
 class RecordRemovalOutcome:
-    """A removal has ended.
+    """A removal has ended, or its intent is undone.
 
     Attributes:
         row: the ID of its row.
@@ -130,11 +130,11 @@ class RecordRemovalOutcome:
 
 @frozen(eq=False, repr=False)
 class RenamePair:
-    """A pair that an earlier release recorded under another name gets its current name.
+    """A pair that an earlier release recorded under another digest gets its current digest.
 
     Attributes:
-        former: the digest of its former name.
-        pair: the digest of its current name.
+        former: the digest with the host as it was typed.
+        pair: the digest with the normal spelling of the host.
     """
 
     former: str
@@ -165,7 +165,7 @@ class LeaseExpired:
 
 @frozen
 class LostRace:
-    """Another call has taken the pair since it was looked up, so nothing was recorded."""
+    """A row isn't as the intent expects it, because another call has changed it. Nothing was recorded."""
 
 
 IntentResult: TypeAlias = IntentGranted | LeaseExpired | LostRace
@@ -211,7 +211,8 @@ class Writer:
         self._failing = False
         self.closing = False
         # Each executor has its own connection, for one transaction at a time. A command is written even if
-        # its caller was cancelled, because it may say what has happened; a cancelled look-up is dropped.
+        # its caller was cancelled, because it may record what has happened. A cancelled look-up isn't
+        # repeated.
         self._commands: GroupExecutor[WriteCommand, WriteResult] = GroupExecutor(
             partial(self._write_group, database.new_connection()), process_cancelled=True
         )
@@ -239,9 +240,9 @@ class Writer:
         """Return the columns for a command that writes a given row, or a new one with a new ID."""
         if row is None:
             self._new_rows += 1
-        number = self._worker.id * _ROWS_PER_WORKER + self._new_rows if row is None else row.id
+        row_id = self._worker.id * _ROWS_PER_WORKER + self._new_rows if row is None else row.id
         return {
-            "id": number,
+            "id": row_id,
             "run_id": self._run_id,
             "pair": pair,
             "partner": partner,
@@ -274,7 +275,7 @@ class Writer:
         await self._commands.drain()
 
     async def write_pending(self) -> None:
-        """Write the outcomes that couldn't be written before; other processes may wait for them.
+        """Write the commands that couldn't be written before; other processes may wait for their outcomes.
 
         Raises:
             JournalError: they still can't be written.
@@ -316,9 +317,9 @@ class Writer:
             rows, liveness = self._registry.read_with_liveness(connection, read, _worker_ids_to_check)
             abandoned = [{"id": row.id} for row in rows if row.claim and _is_abandoned(row, liveness)]
             if abandoned:
-                # A creation of a second token took the pair from the row with the first one, and its worker
-                # died. The pair goes back to that row. If there is none, the abandoned row keeps the pair,
-                # and is in doubt.
+                # The worker of such an intent is dead. If the intent was for a second token, it has taken the
+                # pair from the row with the first token, and that row gets the pair back. Otherwise the
+                # abandoned row keeps the pair, and is in doubt.
                 for statement in self._statements.reassign_holding:
                     connection.execute(statement, rows_parameter(abandoned))
                 rows, liveness = self._registry.read_with_liveness(connection, read, _worker_ids_to_check)
@@ -390,7 +391,7 @@ class Writer:
     async def _write_in_transaction(
         self, connection: JournalConnection, commands: list[WriteCommand]
     ) -> list[WriteResult]:
-        statements, worker = self._statements, {"holder_id": self._worker.id}
+        statements, worker_column = self._statements, {"holder_id": self._worker.id}
         accepted = [
             command.values
             for command in commands
@@ -398,7 +399,7 @@ class Writer:
         ]
         outcomes = [command for command in commands if isinstance(command, RecordOutcome)]
         removals = [
-            worker | {"id": command.row, "state": command.state}
+            worker_column | {"id": command.row, "state": command.state}
             for command in commands
             if isinstance(command, RecordRemovalOutcome)
         ]
@@ -516,8 +517,8 @@ def _is_abandoned(row: Row, liveness: Liveness) -> bool:
 
 
 def _may_be_in_flight(row: Row | None, liveness: Liveness, time: float) -> bool:
-    # A worker that has ended, or whose lock is free, has no request in flight. Only an expired lease leaves
-    # this open: the worker may be suspended, and its request may still be executed.
+    # Only a worker with an expired lease may have a request in flight: it may be suspended, and continue. A
+    # worker with a lease deregisters only when it has none, and a worker without its lock has ended.
     if row is None or row.state is not CreationState.INTENT or row.holder_id not in liveness.request_seconds:
         return False
     return time - (row.begun_at or 0.0) < liveness.request_seconds[row.holder_id]
@@ -558,7 +559,7 @@ def outcome_command(
 
 
 def _escape_unstorable(text: str) -> str:
-    """Escape characters that a server may send and no database stores: they would fail their whole group."""
+    """Escape characters that a database may reject. One of them would make its whole group fail."""
     if text.isascii() and "\0" not in text:
         return text
     return text.encode(errors="backslashreplace").decode().replace("\0", r"\x00")

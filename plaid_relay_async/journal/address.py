@@ -1,4 +1,4 @@
-"""The address of a journal: parsed and checked before anything is opened, with the files of SQLite."""
+"""The address of a journal, which is parsed and checked before it is opened; the checks of SQLite's files."""
 
 from __future__ import annotations
 
@@ -142,7 +142,8 @@ def _sqlite_address(rest: str) -> Address:
 
 
 def _engine_address(url: URL) -> Address:
-    # Only the path is used of SQLite's URL: `_set_up_sqlite` checks that the engine opens the same file.
+    # Of SQLite's URL, only the path and the timeout are used. `_set_up_sqlite` checks that the engine opens
+    # the same file.
     kind = _database_kind(url.drivername)
     if kind == "postgresql":
         return Address(kind, url)
@@ -160,7 +161,10 @@ def _parse_busy_timeout(query: Mapping[str, Any]) -> float:
     except (TypeError, ValueError):  # TypeError: the option occurs more than once
         seconds = -1.0
     if not 0 <= seconds <= _MAX_BUSY_TIMEOUT:
-        raise ConfigurationError("timeout in the journal's address must be one number of seconds")
+        raise ConfigurationError(
+            "timeout in the journal's address must be one number of seconds, "
+            f"from 0 to {_MAX_BUSY_TIMEOUT:.0f}"
+        )
     return seconds
 
 

@@ -402,12 +402,12 @@ class Database:
 
     Args:
         url: the path of a file, a URL, or an engine.
-        lease: seconds that a write may take, including its repetitions.
+        lease: the journal's `lease` in seconds, on which the time limit of a transaction depends.
 
     Attributes:
         kind: "sqlite" or "postgresql".
         path: SQLite's file; `None` for PostgreSQL.
-        transaction_seconds: seconds that a transaction may take. Only on PostgreSQL is it repeated then.
+        transaction_seconds: seconds that a transaction may take each time that it runs.
     """
 
     def __init__(self, url: str | os.PathLike[str] | AsyncEngine, lease: float) -> None:
@@ -449,8 +449,8 @@ class Database:
             engine = create_async_engine(self._address.url, hide_parameters=True, connect_args=settings)
             _, arguments = engine.dialect.create_connect_args(engine.url)
         except ModuleNotFoundError as error:
-            needed = f"the journal needs {error.name}: pip install 'plaid_relay_async[postgres]'"
-            raise ConfigurationError(needed) from None
+            message = f"the journal needs {error.name}: pip install 'plaid_relay_async[postgres]'"
+            raise ConfigurationError(message) from None
         except ArgumentError as error:  # for example, a different number of ports than of hosts
             raise ConfigurationError(f"the journal's address is invalid: {_safe_reason(error)}") from None
         arguments.pop("context", None)  # SQLAlchemy's own
@@ -474,7 +474,7 @@ class Database:
         return {**chosen, "client_encoding": "utf8"}
 
     async def check_encoding(self, connection: JournalConnection) -> None:
-        """Check that every text can be stored. Otherwise one text would fail all commands of its group.
+        """Check that every text can be stored. Otherwise one text would make all commands of its group fail.
 
         Raises:
             ConfigurationError: the database, or the caller's connections to it, aren't in UTF8.
@@ -522,13 +522,13 @@ class Database:
     ) -> T:
         """Run the work in one transaction, and return its result.
 
-        On PostgreSQL it is repeated after a temporary error, such as a lost connection. The work must be
-        idempotent, because the connection may have been lost after the commit.
+        On PostgreSQL it is repeated after a temporary error, such as a lost connection or a time limit. The
+        work must be idempotent, because the connection may have been lost after the commit.
 
         Args:
             connection: the connection.
             work: the function that runs in the transaction.
-            retry_seconds: seconds after which it isn't repeated again.
+            retry_seconds: seconds after which it isn't repeated again; 0 for no repetition.
             limit: seconds that it may take each time. Default: `transaction_seconds`.
 
         Raises:

@@ -49,7 +49,7 @@ class Row:
             token; 0 once a removal has ended.
         begun_at: when its latest intent to create was recorded, in seconds since 1970, by the database's
             clock.
-        ended_at: when its outcome was recorded, by the same clock.
+        ended_at: when its outcome was recorded, or its intent was undone, by the same clock.
         attempts: the number of HTTP requests.
         request_id: Plaid's request ID, if a response had one.
         error: the name of the error's class.
@@ -176,7 +176,7 @@ class RejectDuplicate:
 
 @frozen
 class WaitForOther:
-    """Another call is in progress for the pair, or its request may still be in flight."""
+    """Another call is in progress for the pair, or a request for the pair may still be in flight."""
 
 
 Decision: TypeAlias = StartAttempt | ServeRecorded | RejectDuplicate | WaitForOther

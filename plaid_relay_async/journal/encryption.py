@@ -91,7 +91,7 @@ def load_keyring(keys: str | bytes | Sequence[str | bytes] | Path | None) -> Key
     """Return a keyring from an argument, a file, or PLAID_RELAY_KEY.
 
     Args:
-        keys: one or several Fernet keys, separated by commas or blanks in one string, or the path of a file
+        keys: one or several Fernet keys, separated by commas or whitespace in a string, or the path of a file
             that contains them; `None` for PLAID_RELAY_KEY.
 
     Raises:

@@ -433,7 +433,7 @@ class CreationRecorder(_PairRecorder):
         """
         assert self.intent is not None  # noqa: S101  # a recorded outcome needs no attempt
         assert self.accept is not None  # noqa: S101
-        self.accept.superseded = True
+        self.accept.skip = True
         await self._record_intent(self.intent)
 
     def record_outcome(self, outcome: Outcome | None) -> Awaitable[object]:
@@ -457,8 +457,8 @@ class CreationRecorder(_PairRecorder):
             JournalError: the journal can't be written.
         """
         assert self.accept is not None  # noqa: S101  # a recorded outcome needs no attempt
-        if self.assumed_new and not self.accept.superseded:
-            self.accept.superseded = True  # not written, because the pair is looked up now
+        if self.assumed_new and not self.accept.skip:
+            self.accept.skip = True  # not written, because the pair is looked up now
             raise self.coordinator.lost_race_error()
         if self.accept_write is not None:
             await self.accept_write

@@ -37,7 +37,7 @@ class Record:
         request_id: Plaid's request ID, if a response had one.
         error_code: Plaid's error_code, or the name of the error's class.
         attempts: the number of HTTP requests.
-        own: whether the outcome is this run's; false if another run holds the pair.
+        own: whether the outcome is this run's; false if it is that of another run, which holds the pair.
     """
 
     outcome: str

@@ -65,16 +65,16 @@ class RecordAccepted:
 
     Attributes:
         values: the columns of its new row.
-        superseded: whether the command needs no write any more, because an intent for the same row follows
-            it, or because the pair is looked up again.
+        skip: whether the command needs no write any more, because an intent for the same row follows it, or
+            because the pair is looked up again.
     """
 
     values: dict[str, Any]
-    superseded: bool = False
+    skip: bool = False
 
 
 # A command that writes nothing itself: its group writes the commands that are still pending.
-_FLUSH: Final = RecordAccepted({}, superseded=True)
+_FLUSH: Final = RecordAccepted({}, skip=True)
 
 
 @define(eq=False, repr=False)
@@ -120,11 +120,11 @@ class RecordRemovalOutcome:
     """A removal has ended, or its intent is undone.
 
     Attributes:
-        row: the ID of its row.
-        state: the state that the row has now.
+        row_id: the ID of its row.
+        state: the new state of the row.
     """
 
-    row: int
+    row_id: int
     state: CreationState
 
 
@@ -393,13 +393,11 @@ class Writer:
     ) -> list[WriteResult]:
         statements, worker_column = self._statements, {"holder_id": self._worker.id}
         accepted = [
-            command.values
-            for command in commands
-            if isinstance(command, RecordAccepted) and not command.superseded
+            command.values for command in commands if isinstance(command, RecordAccepted) and not command.skip
         ]
         outcomes = [command for command in commands if isinstance(command, RecordOutcome)]
         removals = [
-            worker_column | {"id": command.row, "state": command.state}
+            worker_column | {"id": command.row_id, "state": command.state}
             for command in commands
             if isinstance(command, RecordRemovalOutcome)
         ]
@@ -526,7 +524,7 @@ def _may_be_in_flight(row: Row | None, liveness: Liveness, time: float) -> bool:
 
 def _must_be_written(command: WriteCommand) -> bool:
     return isinstance(command, RecordOutcome | RecordRemovalOutcome) or (
-        isinstance(command, RecordAccepted) and not command.superseded
+        isinstance(command, RecordAccepted) and not command.skip
     )
 
 
@@ -541,13 +539,13 @@ def accepted_command(values: dict[str, Any], state: CreationState = CreationStat
 
 
 def outcome_command(
-    row: int, state: CreationState, token: Hidden[str] | None = None, **columns: Any
+    row_id: int, state: CreationState, token: Hidden[str] | None = None, **columns: Any
 ) -> RecordOutcome:
     """Return the command for the outcome of a creation.
 
     Args:
-        row: the ID of its row.
-        state: its new state.
+        row_id: the ID of its row.
+        state: the new state of the row.
         token: its relay token, if it received one.
         columns: the number of attempts, Plaid's request ID, and the error's columns.
     """
@@ -555,7 +553,7 @@ def outcome_command(
         name: _escape_unstorable(value) if isinstance(value, str) else value
         for name, value in columns.items()
     }
-    return RecordOutcome({"attempts": 0, **values, "id": row, "state": state}, token)
+    return RecordOutcome({"attempts": 0, **values, "id": row_id, "state": state}, token)
 
 
 def _escape_unstorable(text: str) -> str:

@@ -27,6 +27,7 @@ from plaid_relay_async import (
     JournalError,
     NotSentError,
     OutcomeUnknownError,
+    PlaidServerError,
     Refreshed,
     RelayClient,
     RelayCreateRequest,
@@ -645,6 +646,33 @@ async def test_close_ends_waits(plaid, settings, fault, waits):
     assert asyncio.current_task().cancelling() == 0
 
 
+@pytest.mark.parametrize(
+    ("operation", "fault", "error"),
+    [
+        ("create", Fault(path=CREATE, status=500, when="after"), OutcomeUnknownError),
+        ("create", Fault(path=CREATE, status=500), OutcomeUnknownError),
+        ("remove", Fault(path=REMOVE, status=500, when="after"), PlaidServerError),
+        ("get", Fault(path=GET, status=500), ClientClosedError),
+    ],
+)
+async def test_close_during_a_backoff_reports_the_attempt_in_doubt(plaid, operation, fault, error):
+    """A call that may have been executed doesn't become an error that says that nothing was sent."""
+    report = plaid.add_report()
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+        token = (await client.relay.create([report], "earlier")).relay_token
+    plaid.fail(fault)
+    policy = RetryPolicy(backoff=100.0, max_backoff=100.0, max_pause=1e6, replay="always")
+    arguments = ([report], "partner") if operation == "create" else (token,)
+    async with RelayClient(OWNER, base_url=plaid.url, retry=policy) as client:
+        call = asyncio.ensure_future(getattr(client.relay, operation)(*arguments))
+        while not client.statistics().retries:
+            await asyncio.sleep(0.01)
+        await client.close()
+        with pytest.raises(error) as caught:
+            await call
+    assert (caught.value.sent, caught.value.attempts) == (True, 1)
+
+
 async def test_close_ends_a_wait_for_a_report_and_for_the_client_id(plaid, client, tmp_path):
     """Neither the wait between two polls nor a journal that needs the client ID outlasts the client."""
     created = await client.relay.create([plaid.add_report()], OWNER.client_id)
@@ -670,7 +698,9 @@ async def test_close_ends_a_wait_for_a_report_and_for_the_client_id(plaid, clien
             await polling.close()
             await other.close()
             await asyncio.wait(tasks)
-    assert {type(task.exception()) for task in tasks} == {ClientClosedError}
+    errors = [task.exception() for task in tasks]
+    assert [type(error) for error in errors] == [ClientClosedError, ClientClosedError]
+    assert [(error.sent, error.attempts) for error in errors] == [(True, 1), (False, 0)]
 
 
 async def test_a_timeout_of_the_limiter_is_its_error(plaid):

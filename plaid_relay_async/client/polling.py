@@ -79,7 +79,11 @@ async def poll(
         too_long = delay > max_pause or getattr(failure, "exceeds_max_pause", False)
         if too_long or failures >= max_failures or not _can_poll_again(failure) or clock() + wait >= deadline:
             raise failure
-        await sleep(wait)
+        try:
+            await sleep(wait)
+        except PlaidRelayError as error:  # the client was closed
+            error.attempts, error.sent = attempts, sent
+            raise
 
 
 def _can_poll_again(error: PlaidRelayError) -> bool:

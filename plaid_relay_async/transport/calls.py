@@ -31,6 +31,7 @@ from plaid_relay_async.config import (
 )
 from plaid_relay_async.errors import (
     Certainty,
+    ClientClosedError,
     ConfigurationError,
     Hidden,
     NotSentError,
@@ -281,8 +282,12 @@ class Transport:
             return await self._run_attempt(call)
         except _RetrySignal as signal:
             first_signal = [signal]
-        async with self._admission.while_open() as call.wait_scope:
-            return await self._repeat_attempts(call, first_signal)
+        try:
+            async with self._admission.while_open() as call.wait_scope:
+                return await self._repeat_attempts(call, first_signal)
+        except ClientClosedError as error:
+            error.attempts = call.attempts
+            raise call.error_to_raise(error) from None
 
     @backoff.on_exception(_waits_of_signals, _RetrySignal, jitter=None, logger=None)
     async def _repeat_attempts(self, call: CallState[R], first_signal: list[_RetrySignal]) -> R:

@@ -25,8 +25,8 @@ class AuditRecord:
     """The facts about one call, set while the call proceeds.
 
     Attributes:
-        caller: the name of the key.
-        operation: the path, if it is an operation's.
+        caller: the name of the key; None until a valid key is found.
+        operation: the path; None until the host and the method are checked, or if it isn't an operation's.
         partner: the `secondary_client_id` of a creation.
         status: the HTTP status of the response.
         error_code: the `error_code` of a response that the gateway created.

@@ -45,7 +45,7 @@ class Callers:
         """Check that callers can be admitted.
 
         Raises:
-            ConfigurationError: the file of keys can't be used.
+            ConfigurationError: the key file can't be used.
         """
         if self.problem is not None:
             raise ConfigurationError(self.problem)
@@ -85,7 +85,7 @@ class Callers:
             self.keys, self.problem = (), str(error.args[0])
             _log.error("no caller is admitted: %s", self.problem)
         else:
-            _log.info("%d keys", len(self.keys))
+            _log.info("read the key file: %d keys", len(self.keys))
 
     def acquire_permit(self, key: Key) -> None:
         """Count a call against the key's rate limit.

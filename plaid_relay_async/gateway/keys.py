@@ -221,8 +221,8 @@ class KeyFile:
         """Return all keys in the order in which they were added; none if the file does not exist.
 
         Raises:
-            ConfigurationError: other users can read or write the file, it belongs to another user, or its
-                content is invalid; the message names the file and the field.
+            ConfigurationError: the file can't be read, other users can access it, it belongs to another user,
+                or its content is invalid; the message names the file and the problem.
         """
         try:
             text = _read_private(self.path)
@@ -418,7 +418,7 @@ def _read_private(path: Path) -> str:
     """Return the content of a file that only this user can access.
 
     Raises:
-        ConfigurationError: other users can access it, or it isn't a regular file.
+        ConfigurationError: other users can access it, it belongs to another user, or it isn't a regular file.
         OSError: it can't be read.
     """
     # Without O_NONBLOCK, opening a named pipe would wait for a writer.

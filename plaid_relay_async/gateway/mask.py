@@ -11,7 +11,7 @@ _MIN_MASKED_LENGTH: Final = 16
 
 
 class Mask:
-    """Replaces the secret with as many asterisks, also where it is split over several chunks."""
+    """Replaces each byte of the secret with an asterisk, also where chunks split the secret."""
 
     def __init__(self, secret: Hidden[str]) -> None:
         long = len(secret.reveal()) >= _MIN_MASKED_LENGTH

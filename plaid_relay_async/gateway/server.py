@@ -54,7 +54,8 @@ class Gateway:
     """A reverse proxy that adds Plaid's credentials to calls, so that callers don't need them.
 
     It forwards each request in one attempt and repeats none. Use it as an async context manager, or call
-    `start` and `close`. It logs each call to `plaid_relay_async.gateway.audit`, as a line of JSON.
+    `start` and `close`. It logs each call to `plaid_relay_async.gateway.audit`, as a line of JSON at level
+    INFO.
 
     Args:
         keys: the keys of its callers. A key file is reloaded within a second of a change; while it can't be
@@ -77,12 +78,13 @@ class Gateway:
         upstream_ssl: a TLS context for Plaid, for example with another CA bundle.
         upstream_proxy: the URL of an HTTP proxy to Plaid, like `proxy` of `RelayClient`.
         trust_env: whether to read that proxy from the environment, like `RelayClient`.
-        timeouts: the timeouts of an attempt at Plaid.
-        caller_timeout: seconds for a caller to send its request, and to receive each chunk of a response.
+        timeouts: the timeouts of an attempt at Plaid; by default those of `RelayClient`.
+        caller_timeout: seconds for a caller to send its request, and to receive each chunk of a response;
+            also for a call to wait for a connection to Plaid, and for the source of the credentials.
         drain: seconds to wait for calls in flight when it closes.
 
     Raises:
-        ConfigurationError: an argument is invalid or unsafe.
+        ConfigurationError: an argument is invalid or unsafe, or the extra for metrics isn't installed.
     """
 
     def __init__(
@@ -164,7 +166,7 @@ class Gateway:
 
         Raises:
             RuntimeError: it has been started before.
-            ConfigurationError: the key file can't be used, or the extra for metrics isn't installed.
+            ConfigurationError: the key file can't be used.
             OSError: the address can't be used.
         """
         if self._listener is not None:

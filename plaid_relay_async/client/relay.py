@@ -83,8 +83,9 @@ class Relay(OperationGroup):
                 call. While another call is in progress for the same pair, this one waits for its outcome.
             retry_unknown: whether to create again if the journal doesn't know whether the pair has a token;
                 the pair may then have two. `None` means the journal's setting.
-            retry_failed: whether to create again if the journal has recorded a failure. `None` means the
-                journal's setting.
+            retry_failed: whether to create again if the journal has recorded an `InvalidRequestError` or an
+                `AssetReportError` for the pair in the same run; otherwise that error is raised. After other
+                recorded failures, this call creates in any case. `None` means the journal's setting.
             timeout: seconds for all attempts of the call, without the wait for another call of the same pair;
                 the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.

@@ -140,7 +140,10 @@ _DISPLAYED_FIELDS = (
 
 
 class ConfigurationError(PlaidRelayError, ValueError):
-    """A setting of the client is invalid or unsafe. Nothing was sent.
+    """A setting of the client is invalid or unsafe.
+
+    Nothing was sent, unless `sent` is True: then an earlier attempt was sent, and was a read or wasn't
+    executed.
 
     Attributes:
         field: the name of the invalid field of a record such as `Credentials`, or `None`.
@@ -171,7 +174,11 @@ class RequestValidationError(PlaidRelayError, ValueError):
 
 
 class ClientClosedError(PlaidRelayError, RuntimeError):
-    """The client isn't open in this event loop. Nothing was sent."""
+    """The client isn't open in this event loop, or was closed while the call waited.
+
+    Nothing was sent, unless `sent` is True: then an earlier attempt was sent, and was a read or wasn't
+    executed.
+    """
 
     advice = "Use the client inside `async with RelayClient() as client:`."
 
@@ -185,8 +192,8 @@ class DuplicateRequestError(PlaidRelayError):
 class NotSentError(PlaidRelayError, ConnectionError):
     """The request never left, because DNS, the connection, TLS, the rate limiter or the credentials failed.
 
-    Another reason is that too little time was left for a response. If `sent` is True, an earlier attempt of
-    the call was sent; it was idempotent or wasn't executed.
+    Another reason is that too little time was left for a response. If `sent` is True, an earlier attempt was
+    sent, and was a read or wasn't executed.
 
     Attributes:
         errno: the operating system's error number, if there is one.
@@ -215,7 +222,7 @@ class ReadTimeoutError(ConnectionLostError, TimeoutError):
 class OutcomeUnknownError(PlaidRelayError):
     """Plaid may have executed the request, and no response says whether it did.
 
-    Another attempt might be executed a second time, so the call is repeated only if the retry policy says
+    Another attempt might execute it a second time, so the call is repeated only if the retry policy says
     `replay="always"`. `advice` says what to do. Each attribute is `None` if no response arrived, or if the
     response doesn't contain it.
 

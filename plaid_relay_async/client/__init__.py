@@ -158,7 +158,7 @@ class RelayClient:
         """Open the connection pool inside the running event loop; `async with` does this.
 
         Raises:
-            ClientClosedError: the client was opened before.
+            ClientClosedError: the client was opened or closed before, or the borrowed session is closed.
             ConfigurationError: the borrowed session would send a login from `.netrc`, or would send plain
                 http to a proxy on another machine.
         """
@@ -168,9 +168,9 @@ class RelayClient:
         """Close the connection pool, unless it is borrowed; `async with` does this.
 
         After that no call starts, and calls that wait, such as for a rate limiter or for their next attempt,
-        fail with `ClientClosedError`. This method waits for drains in progress, for at most `Timeouts.drain`.
-        Other calls in flight are aborted. A cancellation of this method is raised after the client is closed.
-        Closing a closed client does nothing.
+        fail with `ClientClosedError`, or with the error of an attempt in doubt. This method waits for drains
+        in progress, for at most `Timeouts.drain`. Other calls in flight are aborted. A cancellation of this
+        method is raised after the client is closed. Closing a closed client does nothing.
         """
         if self._session.start_closing():
             self._transport.end_waits()

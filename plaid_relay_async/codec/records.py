@@ -474,7 +474,7 @@ def structure(plain: Mapping[str, Any], cls: type[T]) -> T:
     """Return the record of what `unstructure` returned.
 
     Args:
-        plain: a mapping, such as a database row with a JSON document.
+        plain: a mapping, such as the value of a JSON column in a database.
         cls: the record's class.
 
     Raises:

@@ -62,8 +62,9 @@ class RelayCreateRequest:
             webhook: an http(s) URL, used for every request.
 
         Raises:
-            RequestValidationError: the tokens or the webhook are invalid. An invalid partner raises it when
-                the iterator reaches it; the field is then `secondary_client_ids[n]`, counted from 0.
+            RequestValidationError: the tokens or the webhook are invalid, or `secondary_client_ids` is a
+                single string. An invalid partner raises it when the iterator reaches it; the field is then
+                `secondary_client_ids[n]`, counted from 0.
         """
         if isinstance(secondary_client_ids, str):
             raise invalid(
@@ -181,10 +182,10 @@ class RemoveResponse:
     """The result of a removal.
 
     Attributes:
-        removed: whether it was removed.
+        removed: whether the token was removed.
         request_id: Plaid's identifier of the request; `None` if the removal is inferred.
         inferred: whether the removal is inferred: an attempt got no response, and a later one found no such
-            token. It is removed, but perhaps not by this call.
+            token. The token is removed, but perhaps not by this call.
         additional_properties: other fields that Plaid sent.
     """
 

@@ -126,8 +126,8 @@ class _Trip:
     Attributes:
         at: the time of the response.
         ticket: the ticket of the declined attempt.
-        rate_limited: whether it was a 429, as were all that followed.
-        own_pause: whether the client chose the length of the pause, and no probe was declined after it.
+        rate_limited: whether it and all attempts declined since then got a 429.
+        own_pause: whether no response requested a pause, and no probe was declined since then.
         contradicted: whether the server accepted an attempt that started later.
     """
 
@@ -334,7 +334,7 @@ class Throttle:
         self._trip.own_pause &= not is_current and trip.own_pause
 
     def record_accepted(self, now: float, ticket: float) -> None:
-        """Note that the server accepted an attempt, that is, responded and didn't decline it."""
+        """Note that the server accepted an attempt: its response was definitive."""
         trip, self._last_activity = self._trip, now
         if self.is_current(ticket):
             self.total_pause, self.pause_count = 0.0, 0

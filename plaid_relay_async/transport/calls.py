@@ -413,7 +413,9 @@ class Transport:
                 result = codec.read_response(call.endpoint, response, call.request, authentication.secret)
             except PlaidRelayError as error:
                 result = error
-        result = call.error_to_raise(result) if isinstance(result, PlaidRelayError) else result
+        if isinstance(result, PlaidRelayError):
+            result.attempts = call.attempts
+            result = call.error_to_raise(result)
         if call.gate is not None:
             call.gate.attempt_interrupted(result)
         # An attempt that was not sent adds nothing to what is known about the call.

@@ -114,7 +114,7 @@ class BatchOperation:
         Args:
             request: the request of the call.
             result: its response, or its `PlaidRelayError`.
-            attempts: the number of HTTP requests that were made.
+            attempts: the number of attempts, including those that weren't sent.
             elapsed: seconds from reading the request to the end of the call.
         """
         error = self.outcome_error(result) if isinstance(result, PlaidRelayError) else None
@@ -213,7 +213,8 @@ class CallContext:
 
     Attributes:
         host: the host of Plaid's API, or of the gateway or simulator that is called instead.
-        get_client_id: returns the client ID, or `None` if a gateway adds it; may raise `NotSentError`.
+        get_client_id: returns the client ID, or `None` if a gateway adds it; raises `NotSentError` or
+            `ConfigurationError` if the source of the credentials fails.
         max_request_seconds: the longest time for which a request may be in flight; `None` for no limit.
         legacy_host: the host as it is spelled in the base URL, which earlier releases recorded.
         retry_unknown: replaces the journal's setting, unless it is `None`.
@@ -278,7 +279,7 @@ class CallRecorder(Protocol):
         ...
 
     def release(self) -> None:
-        """Release the pair: the call has ended, with or without an outcome.
+        """Release the pair: the call has ended, with or without an outcome, or needs a new recorder.
 
         If the call was cancelled, the awaitable of `record_outcome` may not be done yet.
         """
@@ -941,7 +942,8 @@ class Batch(Generic[S]):
     def _check_stop_conditions(self, outcome: S | Failed | Unknown, error: PlaidRelayError | None) -> None:
         """Stop the batch, or the requests for a report, if all others would get the same error.
 
-        The batch also stops if a pause exceeds the retry policy's `max_pause`.
+        The batch also stops if the operation's pauses since the last accepted attempt exceed the retry
+        policy's `max_pause`.
         """
         if not isinstance(outcome, Failed | Unknown):
             if outcome.attempts:  # an outcome from the journal says nothing about the requests of this batch

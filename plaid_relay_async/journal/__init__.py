@@ -1,8 +1,8 @@
 """The journal: a durable record of calls that create and remove tokens, in SQLite or PostgreSQL.
 
-It writes an intent before each attempt and the outcome after it (a write-ahead record), so that a run can be
-resumed after a crash. It requires the extra `journal`; PostgreSQL requires the extra `postgres`. `metadata`
-has the tables, for schema management with Alembic.
+It writes an intent before each attempt (a write-ahead record) and the outcome at the end of the call, so that
+a run can be resumed after a crash. It requires the extra `journal`; PostgreSQL requires the extra `postgres`.
+`metadata` has the tables, for schema management with Alembic.
 """
 
 try:

@@ -287,16 +287,16 @@ def check_files(path: Path) -> None:
     """Check the file of a journal, and the files that SQLite creates beside it.
 
     Raises:
-        ConfigurationError: other users may read one of them, or the journal isn't a regular file, or has a
-            hard link.
+        ConfigurationError: other users may read or write one of them, or the journal isn't a regular file, or
+            has a hard link.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ConfigurationError(f"{path}: a journal needs a regular file")
     if status.st_nlink > 1:
         raise ConfigurationError(
-            f"{path}: the file has another name (a hard link), under which SQLite and the journal would see "
-            "neither its log nor its locks; remove that name, or copy the file and use the copy"
+            f"{path}: the file has another name (a hard link), under which SQLite and the journal would find "
+            "neither its write-ahead log nor its locks; remove that name, or copy the file and use the copy"
         )
     # SQLite creates these files beside a database, and they contain its rows as well.
     files = [path, *(path.with_name(path.name + suffix) for suffix in _SIDE_FILES)]

@@ -1,7 +1,7 @@
 """The database of a journal: its engine, its connections, retries, and errors.
 
-Each transaction has a time limit and runs on a connection that the journal keeps. After a temporary error,
-such as a lost connection, a transaction is repeated, so it must be idempotent.
+Each transaction has a time limit and runs on a connection that the journal keeps. On PostgreSQL it is
+repeated after a temporary error, such as a lost connection, so it must be idempotent.
 """
 
 from __future__ import annotations
@@ -458,7 +458,10 @@ class Database:
         return engine
 
     def _keepalive_settings(self) -> dict[str, Any]:
-        """Return settings with which libpq detects a dead server; settings in the URL take precedence."""
+        """Return settings with which libpq detects a dead server and uses UTF8.
+
+        Except for the encoding, settings in the URL take precedence.
+        """
         seconds = min(max(1, int(self.transaction_seconds)), _MAX_KEEPALIVE)
         settings = {
             "connect_timeout": max(2, seconds // 2),  # leaves time for a second host
@@ -503,7 +506,10 @@ class Database:
         return self._connections[-1]
 
     async def close(self) -> None:
-        """Close all connections, each within `transaction_seconds`. It may be cancelled, and called again."""
+        """Close all connections, each in at most `transaction_seconds` plus 2 seconds.
+
+        It may be cancelled, and called again.
+        """
         await asyncio.gather(*(connection.close() for connection in self._connections))
         engine = self._engine
         if isinstance(engine, Engine):

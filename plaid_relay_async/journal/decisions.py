@@ -50,7 +50,8 @@ class Row:
         begun_at: when its latest intent to create was recorded, in seconds since 1970, by the database's
             clock.
         ended_at: when its outcome was recorded, or its intent was undone, by the same clock.
-        attempts: the number of HTTP requests.
+        attempts: the number of attempts of the latest call whose outcome was recorded, including attempts
+            that weren't sent; 0 if there is none.
         request_id: Plaid's request ID, if a response had one.
         error: the name of the error's class.
         error_type: Plaid's error_type.

@@ -1,4 +1,4 @@
-"""Group commit: the items that arrive while one group is processed form the next group.
+"""Group commit: the items that arrive while one group is processed form the next groups, of limited size.
 
 A transaction costs the same for one row as for many, mostly for making it durable. So the rate of writes
 grows with the number of concurrent calls.

@@ -172,8 +172,9 @@ class Journal:
         Raises:
             JournalError: the journal is already open, it can't be read or written, or a later release created
                 it.
-            ConfigurationError: the key doesn't match, other users may read the file, an option of the URL is
-                invalid, the encoding isn't UTF8, or the driver isn't installed.
+            ConfigurationError: the key doesn't match, other users may read or write the file, it isn't a
+                regular file or has a hard link, an option of the URL is invalid, the encoding isn't UTF8, or
+                the driver isn't installed.
         """
         if self._resources is not None:
             raise JournalError("the journal is already open")
@@ -282,7 +283,8 @@ class Journal:
             context: the client, and the options of the call.
 
         Raises:
-            ConfigurationError: the journal needs a namespace, or no key decrypts the pair's token.
+            ConfigurationError: the journal needs a namespace, no key decrypts the pair's token, or the source
+                of the credentials didn't return `Credentials`.
             JournalError: the journal can't be read or written, or was opened in another event loop.
             NotSentError: the source of the credentials raised.
         """
@@ -393,7 +395,8 @@ class Journal:
             partner: yield only records of this partner. Default: all.
 
         Raises:
-            ConfigurationError: `partner` is empty or has characters that aren't printable.
+            ConfigurationError: `partner` is empty or has characters that aren't printable, or no key decrypts
+                a token.
             JournalError: the run doesn't exist, or the journal can't be read.
         """
         if partner is not None:

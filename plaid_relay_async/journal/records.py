@@ -30,13 +30,15 @@ class Record:
     """The recorded state of one pair in a run; a pair with several tokens of the run has a record for each.
 
     Attributes:
-        outcome: `created`, `failed`, `unknown` or `removed`; `not_attempted` if no request was sent or each
-            one was declined, and `in_flight` while an attempt of a live process may be in flight.
+        outcome: `created`, `failed`, `unknown` or `removed`; `in_flight` while an attempt of a live process
+            may be in flight; `not_attempted` if the creation has no outcome, and no attempt can have been
+            executed.
         secondary_client_id: the partner.
         relay_token: the token, a bearer secret; `None` if there is none, or it was removed or forgotten.
         request_id: Plaid's request ID, if a response had one.
         error_code: Plaid's error_code, or the name of the error's class.
-        attempts: the number of HTTP requests.
+        attempts: the number of attempts of the latest call whose outcome was recorded, including attempts
+            that weren't sent; 0 if there is none.
         own: whether the outcome is this run's; false if it is that of another run, which holds the pair.
     """
 

@@ -274,7 +274,7 @@ class WorkerRegistry:
         return Worker(worker_id, None if name else lease, self.database, self.connection, lock)
 
     def _mark_dead_workers(self, connection: Connection) -> None:
-        """Mark workers as ended whose lock is free; otherwise their lock files might never be deleted."""
+        """Delete lock files that no process holds, and mark their workers as ended."""
         locked = select(workers).where(workers.c.lock.is_not(None), ~workers.c.ended)
         dead = [row.id for row in connection.execute(locked).all() if self._is_surely_dead(row)]
         connection.execute(update(workers).where(workers.c.id.in_(dead)).values(ended=True))

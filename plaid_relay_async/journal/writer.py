@@ -1,8 +1,8 @@
 """Write commands and look-ups of one worker.
 
 A write command is one change to the journal, such as an accepted creation, an intent, or an outcome. Commands
-are written by group commit: those that arrive while one transaction runs share the next transaction. Look-ups
-share transactions in the same way, on separate connections, so that they don't wait behind writes.
+are written by group commit: those that arrive while one transaction runs share the next transactions.
+Look-ups share transactions in the same way, on separate connections, so that they don't wait behind writes.
 """
 
 from __future__ import annotations
@@ -160,12 +160,12 @@ class IntentGranted:
 
 @frozen
 class LeaseExpired:
-    """The worker's lease has expired: other workers may have taken over, so nothing was recorded."""
+    """The worker's lease has expired: other workers may have taken over, so the intent wasn't recorded."""
 
 
 @frozen
 class LostRace:
-    """A row isn't as the intent expects it, because another call has changed it. Nothing was recorded."""
+    """A row isn't as the intent expects it, because another call has changed it. It wasn't recorded."""
 
 
 IntentResult: TypeAlias = IntentGranted | LeaseExpired | LostRace
@@ -267,7 +267,7 @@ class Writer:
 
     @property
     def idle(self) -> bool:
-        """Whether no command waits or is being written."""
+        """Whether each command was written, or has failed."""
         return self._commands.idle
 
     async def drain(self) -> None:
@@ -284,7 +284,7 @@ class Writer:
             await self.submit(_FLUSH)
 
     def stop_intents(self) -> None:
-        """Accept no further intent or look-up; outcomes are still written, without retries."""
+        """Accept no further intent or look-up. Outcomes are still written, but no transaction is repeated."""
         self.closing = True
         self._retry_seconds = 0.0
         self._pair_lookups.stop(closed_error)
@@ -515,8 +515,8 @@ def _is_abandoned(row: Row, liveness: Liveness) -> bool:
 
 
 def _may_be_in_flight(row: Row | None, liveness: Liveness, time: float) -> bool:
-    # Only a worker with an expired lease may have a request in flight: it may be suspended, and continue. A
-    # worker with a lease deregisters only when it has none, and a worker without its lock has ended.
+    # This is for workers with an expired lease, which may be suspended, and continue. A worker with a lease
+    # deregisters only when no request is in flight. On SQLite a worker counts as ended without its lock.
     if row is None or row.state is not CreationState.INTENT or row.holder_id not in liveness.request_seconds:
         return False
     return time - (row.begun_at or 0.0) < liveness.request_seconds[row.holder_id]

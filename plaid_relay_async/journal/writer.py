@@ -165,7 +165,7 @@ class LeaseExpired:
 
 @frozen
 class LostRace:
-    """A row isn't as the intent expects it, because another call has changed it. It wasn't recorded."""
+    """The intent wasn't recorded, because another call has changed one of its rows."""
 
 
 IntentResult: TypeAlias = IntentGranted | LeaseExpired | LostRace

@@ -49,7 +49,7 @@ class Row:
             token; 0 once a removal has ended.
         begun_at: when its latest intent to create was recorded, in seconds since 1970, by the database's
             clock.
-        ended_at: when its outcome was recorded, or its intent was undone, by the same clock.
+        ended_at: when its outcome was recorded, by the same clock.
         attempts: the number of attempts of the latest call whose outcome was recorded, including attempts
             that weren't sent; 0 if there is none.
         request_id: Plaid's request ID, if a response had one.

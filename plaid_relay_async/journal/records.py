@@ -58,7 +58,7 @@ class RunStatus:
     Attributes:
         name: the run name.
         started_at: when the run was created.
-        last_at: when the last outcome was recorded; `None` if none was.
+        last_at: when the last outcome of this run was recorded; `None` if none was.
         counts: the number of records by outcome; see `Record`.
         error_codes: the number of failed and unknown records by error code.
         rate: outcomes per second, from the first attempt to the last outcome, including pauses between two

@@ -182,10 +182,12 @@ class Statements:
         is_own = and_(entries.c.holder_id == source.c.holder_id, entries.c.state.in_(IN_DOUBT))
         is_startable = and_(entries.c.state.in_(STARTABLE), source.c.state != CreationState.ACCEPTED)
         values = {name: source.c[name] for name in names}
+        # Reports count the rows with a time as outcomes, and these two states aren't outcomes of this run.
+        is_outcome = source.c.state.not_in((CreationState.ACCEPTED, CreationState.HELD_ELSEWHERE))
         return (
             update(entries)
             .where(entries.c.id == source.c.id, or_(is_own, is_startable))
-            .values(ended_at=now(), **values)
+            .values(ended_at=case((is_outcome, now()), else_=null()), **values)
         )
 
     def _update_removal_intent(self) -> Any:

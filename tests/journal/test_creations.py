@@ -93,6 +93,18 @@ async def test_created_tokens_are_recorded_and_returned(plaid, client, report, u
     assert tokens["p3"] not in repr(only)
 
 
+async def test_an_outcome_of_another_run_is_not_counted_again(plaid, client, report, url):
+    """A run that is served another run's token has recorded no outcome, although its own attempt had failed."""
+    plaid.fail(Fault(path=CREATE, status=400, body={"error_type": "ITEM_ERROR"}))
+    failed, failed_status = await create_in_run(client, report, url, "x")
+    plaid.clear_faults()
+    await create_in_run(client, report, url, "y")
+    served, status = await create_in_run(client, report, url, "x")
+    assert (failed.counts, served.counts, status.counts) == ({"failed": 1}, {"created": 1}, {"created": 1})
+    assert failed_status.last_at is not None
+    assert (status.last_at, status.rate) == (None, 0.0)
+
+
 async def test_a_callers_engine_is_not_closed(plaid, client, report, tmp_path):
     """The journal uses the engine, whatever its driver, and doesn't close it."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'relay.db'}")

@@ -1,0 +1,63 @@
+"""Intents that are undone because no attempt was executed: what the journal shows then."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import pytest
+from journal_support import CREATE, KEY, creation_requests
+from support import OWNER, QUICK
+
+from plaid_relay_async import RelayClient
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.simulator import Fault
+
+pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
+
+
+async def create_with_an_undone_intent(plaid, report, journal):
+    """Create for p0 to p3, whose report can't be used, and decline the attempt for p0 once the others failed.
+
+    The requests for the report have stopped by then, so p0 isn't attempted again and its intent is undone.
+
+    Returns:
+        The result of the batch, and the status of the run "x" before the intent was undone.
+    """
+    others_failed = asyncio.Event()
+    failed, statuses = [], []
+
+    def on_outcome(outcome):
+        failed.append(outcome)
+        if len(failed) == 3:
+            others_failed.set()
+
+    async def hold_declined(_session, _context, exchange):
+        if exchange.response.status == 429:
+            await others_failed.wait()
+            statuses.append(await journal.status("x"))
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(hold_declined)
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p0", status=429, headers={"Retry-After": "1"}))
+    plaid.fail(Fault(path=CREATE, status=400, body={"error_code": "INVALID_ASSET_REPORT_TOKEN"}))
+    async with (
+        aiohttp.ClientSession(trace_configs=[trace]) as session,
+        RelayClient(OWNER, base_url=plaid.url, retry=QUICK, session=session) as client,
+    ):
+        result = await client.relay.create_many(
+            creation_requests(report, 4), journal=journal, concurrency=4, on_outcome=on_outcome
+        )
+    (status,) = statuses
+    assert (result.counts, status.counts["in_flight"]) == ({"failed": 4}, 1)
+    return result, status
+
+
+async def test_an_undone_intent_is_not_counted_as_an_outcome(plaid, report, url):
+    """The time of the last outcome, and the rate, are those of the outcomes that were recorded before."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        _, before = await create_with_an_undone_intent(plaid, report, journal)
+        while (after := await journal.status("x")).counts["in_flight"]:
+            await asyncio.sleep(0.01)
+    assert after.counts == {"failed": 3, "not_attempted": 1}
+    assert (after.last_at, after.rate) == (before.last_at, before.rate)

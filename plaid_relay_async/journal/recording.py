@@ -390,7 +390,8 @@ class _PairRecorder(ABC):
     def release(self) -> None:
         """Release the pair.
 
-        An intent without an outcome is undone first: no attempt was sent, or Plaid declined each one.
+        An intent without an outcome is undone first: no attempt was sent, or Plaid declined each one. Nothing
+        waits for that write, because the call was cancelled or the journal has failed.
         """
         if self._open_intent is None:
             self.coordinator.release_pair(self.pair)
@@ -450,7 +451,7 @@ class CreationRecorder(_PairRecorder):
         return self._submit_outcome(self._outcome_command(state, **columns))
 
     async def _record_not_attempted(self) -> None:
-        """Return once the creation is recorded as accepted.
+        """Return once the creation is recorded as accepted, and its intent is undone if there is one.
 
         Raises:
             LostRaceError: its pair wasn't looked up, so it may have an outcome.
@@ -460,7 +461,9 @@ class CreationRecorder(_PairRecorder):
         if self.assumed_new and not self.accept.skip:
             self.accept.skip = True  # not written, because the pair is looked up now
             raise self.coordinator.lost_race_error()
-        if self.accept_write is not None:
+        if self._open_intent is not None:
+            await self._submit_outcome(self._undo_command())
+        elif self.accept_write is not None:
             await self.accept_write
 
     def _outcome_command(self, state: CreationState, **columns: Any) -> RecordOutcome:

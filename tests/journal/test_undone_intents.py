@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 
 import aiohttp
 import pytest
 from journal_support import CREATE, KEY, creation_requests
+from processes import wait_until_async
 from support import OWNER, QUICK
 
 from plaid_relay_async import RelayClient
@@ -16,10 +19,10 @@ from plaid_relay_async.simulator import Fault
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 
 
-async def create_with_an_undone_intent(plaid, report, journal):
+async def create_with_an_undone_intent(plaid, report, journal, *, before_undo=lambda: None):
     """Create for p0 to p3, whose report can't be used, and decline the attempt for p0 once the others failed.
 
-    The requests for the report have stopped by then, so p0 isn't attempted again and its intent is undone.
+    The requests for the report have stopped by then, so p0 isn't attempted again and its intent is undone; `before_undo` is called before that.
 
     Returns:
         The result of the batch, and the status of the run "x" before the intent was undone.
@@ -36,6 +39,7 @@ async def create_with_an_undone_intent(plaid, report, journal):
         if exchange.response.status == 429:
             await others_failed.wait()
             statuses.append(await journal.status("x"))
+            before_undo()
 
     trace = aiohttp.TraceConfig()
     trace.on_request_end.append(hold_declined)
@@ -57,7 +61,23 @@ async def test_an_undone_intent_is_not_counted_as_an_outcome(plaid, report, url)
     """The time of the last outcome, and the rate, are those of the outcomes that were recorded before."""
     async with Journal(url, run="x", key=KEY) as journal:
         _, before = await create_with_an_undone_intent(plaid, report, journal)
-        while (after := await journal.status("x")).counts["in_flight"]:
-            await asyncio.sleep(0.01)
+        after = await journal.status("x")
     assert after.counts == {"failed": 3, "not_attempted": 1}
     assert (after.last_at, after.rate) == (before.last_at, before.rate)
+
+
+async def test_a_batch_ends_once_its_intents_are_undone(plaid, report, tmp_path):
+    """While another process holds the lock, the batch waits, and afterwards no request is shown as in flight."""
+    async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
+        with closing(sqlite3.connect(journal.path, isolation_level=None)) as other:
+            batch = asyncio.ensure_future(
+                create_with_an_undone_intent(
+                    plaid, report, journal, before_undo=lambda: other.execute("BEGIN IMMEDIATE")
+                )
+            )
+            await wait_until_async(lambda: other.in_transaction)
+            done, _ = await asyncio.wait([batch], timeout=0.5)
+            assert not done
+            other.execute("COMMIT")
+            await batch
+            assert (await journal.status("x")).counts == {"failed": 3, "not_attempted": 1}

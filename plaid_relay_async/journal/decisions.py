@@ -48,7 +48,7 @@ class Row:
         holder_id: the worker that accepted the creation, or recorded the latest intent to create or remove a
             token; 0 once a removal has ended.
         begun_at: when its latest intent to create was recorded, in seconds since 1970, by the database's
-            clock.
+            clock; one that was undone counts only if there was no earlier one.
         ended_at: when its outcome was recorded, by the same clock.
         attempts: the number of attempts of the latest call whose outcome was recorded, including attempts
             that weren't sent; 0 if there is none.
@@ -94,6 +94,11 @@ class Row:
     def in_doubt(self) -> bool:
         """Whether an attempt may have created an unrecorded token, or may still create one."""
         return self.state in IN_DOUBT
+
+    def recorded_columns(self) -> dict[str, Any]:
+        """Return the columns that an intent in the row overwrites; a row without a token has no others."""
+        names = ("state", "begun_at", "ended_at", "attempts", "request_id")
+        return {name: getattr(self, name) for name in (*names, "error", "error_type", "error_code", "status")}
 
     def recorded_error(self) -> PlaidRelayError:
         """Return the error that the creation ended with, as far as it was recorded."""
@@ -149,6 +154,21 @@ class StartAttempt:
 
     row: Row | None = None
     retire: tuple[Row, ...] = ()
+
+    def values_to_restore(self, run_id: int) -> dict[str, Any]:
+        """Return the columns with which the intent of the attempt is undone: what was recorded before it.
+
+        Args:
+            run_id: the caller's run.
+        """
+        if self.row is not None:
+            return self.row.recorded_columns()
+        in_doubt = [each for each in self.retire if each.in_doubt]
+        own = next((each for each in in_doubt if each.run_id == run_id), None)
+        if own is not None:  # the new row replaces it, and is in doubt in its place
+            return own.recorded_columns() | {"state": CreationState.UNKNOWN}
+        # The row in doubt of another run holds the pair again.
+        return {"attempts": 0, "state": CreationState.HELD_ELSEWHERE if in_doubt else CreationState.ACCEPTED}
 
 
 @frozen

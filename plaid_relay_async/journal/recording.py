@@ -41,6 +41,7 @@ from plaid_relay_async.journal.writer import (
     RecordRemovalIntent,
     RecordRemovalOutcome,
     RenamePair,
+    UndoIntent,
     Writer,
     WriteResult,
     accepted_command,
@@ -225,11 +226,11 @@ class CallCoordinator:
             # replaces it.
             accept_write = self.writer.submit(accept) if decision.row is None else None
             earlier_error = next((row.in_doubt_error() for row in decision.retire if row.in_doubt), None)
-            intent = RecordIntent(values, decision.retire)
             return CreationRecorder(
                 self,
                 pair,
-                intent,
+                RecordIntent(values, decision.retire),
+                UndoIntent(decision.values_to_restore(self.policy.run_id) | {"id": values["id"]}),
                 accept,
                 accept_write,
                 earlier_in_doubt_error=earlier_error,
@@ -379,19 +380,21 @@ class _PairRecorder(ABC):
             if since is None or since.elapsed_seconds() < result.lease_remaining:
                 return
 
-    def _submit_outcome(self, command: RecordOutcome | RecordRemovalOutcome) -> Awaitable[object]:
+    def _submit_outcome(
+        self, command: RecordOutcome | UndoIntent | RecordRemovalOutcome
+    ) -> Awaitable[object]:
         self._open_intent = None
         return self.coordinator.writer.submit(command)
 
     @abstractmethod
-    def _undo_command(self) -> RecordOutcome | RecordRemovalOutcome:
+    def _undo_command(self) -> UndoIntent | RecordRemovalOutcome:
         """Return the command that undoes an intent of which no attempt can have been executed."""
 
     def release(self) -> None:
         """Release the pair.
 
         An intent without an outcome is undone first: no attempt was sent, or Plaid declined each one. Nothing
-        waits for that write, because the call was cancelled or the journal has failed.
+        waits for that write: the call was cancelled, has lost a race, or can't use the journal.
         """
         if self._open_intent is None:
             self.coordinator.release_pair(self.pair)
@@ -411,6 +414,7 @@ class CreationRecorder(_PairRecorder):
 
     Attributes:
         intent: the intent of its attempts; `None` if there is a recorded outcome.
+        undo: the command that undoes the intent; `None` if there is a recorded outcome.
         accept: the command that lists it as not attempted; `None` if there is a recorded outcome.
         accept_write: the write of `accept`, if its row is new.
         recorded_outcome: the outcome from the journal, if the request needs no attempt.
@@ -419,6 +423,7 @@ class CreationRecorder(_PairRecorder):
     """
 
     intent: RecordIntent | None = None
+    undo: UndoIntent | None = None
     accept: RecordAccepted | None = None
     accept_write: asyncio.Future[WriteResult] | None = None
     recorded_outcome: Outcome | None = None
@@ -448,7 +453,8 @@ class CreationRecorder(_PairRecorder):
         else:
             state = CreationState.FAILED if isinstance(outcome, Failed) else CreationState.UNKNOWN
             columns |= error_columns(outcome.error)
-        return self._submit_outcome(self._outcome_command(state, **columns))
+        assert self.intent is not None  # noqa: S101  # a recorded outcome isn't recorded again
+        return self._submit_outcome(outcome_command(self.intent.values["id"], state, **columns))
 
     async def _record_not_attempted(self) -> None:
         """Return once the creation is recorded as accepted, and its intent is undone if there is one.
@@ -466,14 +472,9 @@ class CreationRecorder(_PairRecorder):
         elif self.accept_write is not None:
             await self.accept_write
 
-    def _outcome_command(self, state: CreationState, **columns: Any) -> RecordOutcome:
-        assert self.intent is not None  # noqa: S101
-        return outcome_command(self.intent.values["id"], state, **columns)
-
-    def _undo_command(self) -> RecordOutcome:
-        if self.earlier_in_doubt_error is None:
-            return self._outcome_command(CreationState.ACCEPTED)
-        return self._outcome_command(CreationState.UNKNOWN, **error_columns(self.earlier_in_doubt_error))
+    def _undo_command(self) -> UndoIntent:
+        assert self.undo is not None  # noqa: S101  # a recorded outcome has no intent
+        return self.undo
 
 
 @define(eq=False, repr=False)

@@ -73,6 +73,8 @@ class Statements:
         upsert_intents: inserts intents, or records them in startable rows, or again in rows that have an
             intent of the same worker. Its row count shows whether each intent was recorded.
         update_outcomes: records outcomes, in rows in doubt of the same worker and in startable rows.
+        undo_intents: restores what was recorded before intents, in rows that still have an intent of the same
+            worker.
         update_removal_intent: records the intent to remove one row's token, if the row is unchanged.
         update_removal_outcomes: records the outcomes of removals by the same worker.
         reassign_holding: two statements for the pairs of the given rows. A row that must not hold its pair
@@ -95,6 +97,7 @@ class Statements:
         self.insert_accepted: Final = self._insert_accepted()
         self.upsert_intents: Final = self._upsert_intents()
         self.update_outcomes: Final = self._update_outcomes()
+        self.undo_intents: Final = self._undo_intents()
         self.update_removal_intent: Final = self._update_removal_intent()
         self.update_removal_outcomes: Final = self._update_removal_outcomes()
         self.reassign_holding: Final = (self._release_holding(), self._assign_holding())
@@ -177,17 +180,31 @@ class Statements:
         source = self._input_rows(entries.c.id, entries.c.holder_id, *(entries.c[name] for name in names))
         # The check of the fencing token: an outcome that is written late, or a second time, must not change a
         # row that another worker has used meanwhile. A startable row has no token and no attempt in doubt
-        # that a late outcome could overwrite. Only the undoing of an intent, which writes "accepted", must
-        # not overwrite a failure.
+        # that a late outcome could overwrite.
         is_own = and_(entries.c.holder_id == source.c.holder_id, entries.c.state.in_(IN_DOUBT))
-        is_startable = and_(entries.c.state.in_(STARTABLE), source.c.state != CreationState.ACCEPTED)
+        is_startable = entries.c.state.in_(STARTABLE)
         values = {name: source.c[name] for name in names}
-        # Reports count the rows with a time as outcomes, and these two states aren't outcomes of this run.
-        is_outcome = source.c.state.not_in((CreationState.ACCEPTED, CreationState.HELD_ELSEWHERE))
+        # Reports count the rows with a time as outcomes, and that of another run isn't one of this run.
+        is_outcome = source.c.state != CreationState.HELD_ELSEWHERE
         return (
             update(entries)
             .where(entries.c.id == source.c.id, or_(is_own, is_startable))
             .values(ended_at=case((is_outcome, now()), else_=null()), **values)
+        )
+
+    def _undo_intents(self) -> Any:
+        names = ("state", "ended_at", *_OUTCOME_COLUMNS)
+        source = self._input_rows(
+            *(entries.c[name] for name in ("id", "holder_id", "begun_at")),
+            *(entries.c[name] for name in names),
+        )
+        is_own = and_(entries.c.holder_id == source.c.holder_id, entries.c.state == CreationState.INTENT)
+        # An attempt that was declined has begun, so its time stays if there is no earlier one.
+        begun_at = func.coalesce(source.c.begun_at, entries.c.begun_at)
+        return (
+            update(entries)
+            .where(entries.c.id == source.c.id, is_own)
+            .values(begun_at=begun_at, **{name: source.c[name] for name in names})
         )
 
     def _update_removal_intent(self) -> Any:

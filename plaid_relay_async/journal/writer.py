@@ -93,7 +93,7 @@ class RecordIntent:
 
 @frozen(eq=False, repr=False)
 class RecordOutcome:
-    """A creation has ended, or its intent is undone.
+    """A creation has ended.
 
     Attributes:
         values: the columns of its row that change.
@@ -102,6 +102,17 @@ class RecordOutcome:
 
     values: dict[str, Any]
     token: Hidden[str] | None = None
+
+
+@frozen(eq=False, repr=False)
+class UndoIntent:
+    """No attempt of an intent to create can have been executed.
+
+    Attributes:
+        values: the columns of its row as they are restored.
+    """
+
+    values: dict[str, Any]
 
 
 @frozen(eq=False, repr=False)
@@ -142,7 +153,13 @@ class RenamePair:
 
 
 WriteCommand: TypeAlias = (
-    RecordAccepted | RecordIntent | RecordOutcome | RecordRemovalIntent | RecordRemovalOutcome | RenamePair
+    RecordAccepted
+    | RecordIntent
+    | RecordOutcome
+    | UndoIntent
+    | RecordRemovalIntent
+    | RecordRemovalOutcome
+    | RenamePair
 )
 
 
@@ -396,6 +413,7 @@ class Writer:
             command.values for command in commands if isinstance(command, RecordAccepted) and not command.skip
         ]
         outcomes = [command for command in commands if isinstance(command, RecordOutcome)]
+        undone = [worker_column | command.values for command in commands if isinstance(command, UndoIntent)]
         removals = [
             worker_column | {"id": command.row_id, "state": command.state}
             for command in commands
@@ -412,11 +430,12 @@ class Writer:
             # Encrypting tokens takes long. With SQLite this function runs in a thread, and releases the GIL.
             creations = [self._outcome_values(command) for command in outcomes]
             renamed = self._rename_pairs(connection, renames) if renames else []
-            changed_rows = [{"id": each["id"]} for each in (*creations, *removals, *renamed)]
+            changed_rows = [{"id": each["id"]} for each in (*creations, *undone, *removals, *renamed)]
             # Outcomes are written before intents: an intent in this group may follow on one of them.
             changes = [
                 (statements.insert_accepted, accepted),
                 (statements.update_outcomes, creations),
+                (statements.undo_intents, undone),
                 (statements.update_removal_outcomes, removals),
             ]
             for statement, values in (
@@ -523,7 +542,7 @@ def _may_be_in_flight(row: Row | None, liveness: Liveness, time: float) -> bool:
 
 
 def _must_be_written(command: WriteCommand) -> bool:
-    return isinstance(command, RecordOutcome | RecordRemovalOutcome) or (
+    return isinstance(command, RecordOutcome | UndoIntent | RecordRemovalOutcome) or (
         isinstance(command, RecordAccepted) and not command.skip
     )
 

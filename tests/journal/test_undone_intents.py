@@ -8,7 +8,8 @@ from contextlib import closing
 
 import aiohttp
 import pytest
-from journal_support import CREATE, KEY, creation_requests
+from attrs import evolve
+from journal_support import CREATE, KEY, create_in_run, creation_requests, read_records
 from processes import wait_until_async
 from support import OWNER, QUICK
 
@@ -19,13 +20,13 @@ from plaid_relay_async.simulator import Fault
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 
 
-async def create_with_an_undone_intent(plaid, report, journal, *, before_undo=lambda: None):
+async def create_with_an_undone_intent(plaid, report, journal, *, run="x", before_undo=lambda: None):
     """Create for p0 to p3, whose report can't be used, and decline the attempt for p0 once the others failed.
 
     The requests for the report have stopped by then, so p0 isn't attempted again and its intent is undone; `before_undo` is called before that.
 
     Returns:
-        The result of the batch, and the status of the run "x" before the intent was undone.
+        The result of the batch, and the status of the run before the intent was undone.
     """
     others_failed = asyncio.Event()
     failed, statuses = [], []
@@ -38,7 +39,7 @@ async def create_with_an_undone_intent(plaid, report, journal, *, before_undo=la
     async def hold_declined(_session, _context, exchange):
         if exchange.response.status == 429:
             await others_failed.wait()
-            statuses.append(await journal.status("x"))
+            statuses.append(await journal.status(run))
             before_undo()
 
     trace = aiohttp.TraceConfig()
@@ -53,7 +54,7 @@ async def create_with_an_undone_intent(plaid, report, journal, *, before_undo=la
             creation_requests(report, 4), journal=journal, concurrency=4, on_outcome=on_outcome
         )
     (status,) = statuses
-    assert (result.counts, status.counts["in_flight"]) == ({"failed": 4}, 1)
+    assert (result.counts.total(), status.counts["in_flight"]) == (4, 1)
     return result, status
 
 
@@ -81,3 +82,37 @@ async def test_a_batch_ends_once_its_intents_are_undone(plaid, report, tmp_path)
             other.execute("COMMIT")
             await batch
             assert (await journal.status("x")).counts == {"failed": 3, "not_attempted": 1}
+
+
+async def test_an_undone_intent_restores_the_failure_before_it(plaid, client, report, url):
+    """A pair that had failed, and isn't sent again, stays failed, with its error."""
+    plaid.fail(Fault(path=CREATE, status=400, body={"error_type": "ITEM_ERROR", "error_code": "ITEM_LOCKED"}))
+    _, before = await create_in_run(client, report, url, "x")
+    plaid.clear_faults()
+    async with Journal(url, run="x", key=KEY) as journal:
+        (failed,) = await read_records(journal, "x")
+        await create_with_an_undone_intent(plaid, report, journal)
+        assert (await read_records(journal, "x"))[0] == failed
+        assert (failed.outcome, failed.error_code, failed.attempts) == ("failed", "ITEM_LOCKED", 1)
+        counts = (await journal.status("x")).counts
+    assert (before.counts, counts) == ({"failed": 1}, {"failed": 4})
+
+
+@pytest.mark.parametrize("run", ["x", "y"], ids=["the same run", "another run"])
+async def test_an_undone_intent_restores_the_doubt_before_it(plaid, client, report, url, run):
+    """A pair whose outcome was unknown is shown as before, and still isn't created without `retry_unknown`."""
+    plaid.fail(Fault(path=CREATE, status=500, when="after", body={"request_id": "r1"}))
+    await create_in_run(client, report, url, "x")
+    plaid.clear_faults()
+    async with Journal(url, run=run, key=KEY, retry_unknown=True) as journal:
+        (unknown,) = await read_records(journal, "x")
+        await create_with_an_undone_intent(plaid, report, journal, run=run)
+        for name in {"x", run}:
+            (record,) = await read_records(journal, name, partner="p0")
+            assert evolve(record, own=True) == unknown
+            assert record.own is (name == "x")
+    plaid.clear_faults()
+    for later in ("x", "y", "z"):
+        result, _ = await create_in_run(client, report, url, later)
+        assert result.counts == {"unknown": 1}
+    assert len(plaid.ledger) == 1

@@ -177,7 +177,10 @@ class Journal:
                 the driver isn't installed.
         """
         if self._resources is not None:
-            raise JournalError("the journal is already open")
+            raise JournalError(
+                "the journal is already open",
+                advice="One `async with` is enough; for another run or event loop, create another Journal.",
+            )
         try:
             await self._open()
         except BaseException:

@@ -214,8 +214,9 @@ async def test_a_journal_is_opened_once_and_used_while_it_is_open(client, report
         await client.relay.create([report], "p", journal=journal)
     async with journal:
         assert repr(journal) == "<Journal, run 'default'>"
-        with pytest.raises(JournalError, match="already open"):
+        with pytest.raises(JournalError, match="already open") as caught:
             await journal.open()
+        assert "`async with` is enough" in caught.value.advice
         for none in ("x", "\ud800", "\0"):
             with pytest.raises(JournalError, match="has no run '"):
                 await journal.status(none)

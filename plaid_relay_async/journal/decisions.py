@@ -300,8 +300,11 @@ def _start_attempt(own: Row | None, holding: Row | None) -> StartAttempt:
 # -------------------------------------------------------------------------------------------- reports
 
 
+RECORD_OUTCOMES: Final = ("created", "failed", "unknown", "removed", "not_attempted", "in_flight")
+
+
 def outcome_name(state: CreationState, *, alive: bool) -> str:
-    """Return the outcome that a `Record` shows for a state.
+    """Return the outcome that a `Record` shows for a state, one of `RECORD_OUTCOMES`.
 
     Args:
         state: the state of a row.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path  # noqa: TC003  # its documentation resolves it
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -23,7 +24,7 @@ from plaid_relay_async.errors import (
     strip_traceback,
 )
 from plaid_relay_async.journal.database import Database, JournalConnection, journal_errors
-from plaid_relay_async.journal.decisions import OnExisting, PairPolicy
+from plaid_relay_async.journal.decisions import RECORD_OUTCOMES, OnExisting, PairPolicy
 from plaid_relay_async.journal.encryption import Digests, Keyring, load_keyring
 from plaid_relay_async.journal.recording import (
     CallCoordinator,
@@ -47,7 +48,7 @@ from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from types import TracebackType
 
     from sqlalchemy import Connection
@@ -398,10 +399,11 @@ class Journal:
             partner: yield only records of this partner. Default: all.
 
         Raises:
-            ConfigurationError: `partner` is empty or has characters that aren't printable, or no key decrypts
-                a token.
+            ConfigurationError: `outcomes` isn't a collection or has an unknown name, `partner` is empty or has
+                characters that aren't printable, or no key decrypts a token.
             JournalError: the run doesn't exist, or the journal can't be read.
         """
+        _check_outcomes(outcomes)
         if partner is not None:
             _check_printable("partner", partner)
         after = -1
@@ -506,6 +508,16 @@ class Journal:
 def _check_printable(name: str, value: object) -> None:
     if not isinstance(value, str) or not value.isprintable() or not value:
         raise ConfigurationError(f"{name} must be a non-empty string of printable characters")
+
+
+def _check_outcomes(outcomes: object) -> None:
+    # A string would be a collection of letters, and an iterator would be empty after the first record.
+    if isinstance(outcomes, str | bytes) or not isinstance(outcomes, Collection):
+        raise ConfigurationError("outcomes must be a collection of names, such as {'created'}")
+    for name in outcomes:
+        if name not in RECORD_OUTCOMES:
+            known = ", ".join(map(repr, RECORD_OUTCOMES))
+            raise ConfigurationError(f"outcomes has an unknown name, {name!r}; the names are {known}")
 
 
 def _select_tokens(after: int, connection: Connection) -> Hidden[list[Any]]:

@@ -6,6 +6,7 @@ import pytest
 from attrs import evolve
 
 from plaid_relay_async.journal.decisions import (
+    RECORD_OUTCOMES,
     PairPolicy,
     RejectDuplicate,
     Row,
@@ -13,6 +14,7 @@ from plaid_relay_async.journal.decisions import (
     StartAttempt,
     WaitForOther,
     decide,
+    outcome_name,
 )
 from plaid_relay_async.journal.schema import CreationState
 
@@ -173,3 +175,9 @@ def test_a_permanent_failure_is_returned_until_retry_failed():
     assert decide_for(failed, others, "create", retry_failed=True) == StartAttempt(failed, retire=(others,))
     assert decide_for(failed, OTHER_RUN, retry_failed=True) == ServeRecorded(OTHER_RUN)
     assert decide_for(failed, OTHER_RUN, retry_unknown=True) == StartAttempt(failed, retire=(OTHER_RUN,))
+
+
+def test_each_outcome_of_a_record_has_a_known_name():
+    """The names by which records can be selected are those that records have."""
+    names = {outcome_name(state, alive=alive) for state in CreationState for alive in (True, False)}
+    assert names == set(RECORD_OUTCOMES)

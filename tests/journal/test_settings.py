@@ -226,6 +226,24 @@ async def test_a_journal_is_opened_once_and_used_while_it_is_open(client, report
     await journal.close()
 
 
+@pytest.mark.parametrize("outcomes", [{"created", "typo"}, ["Created"], [None], [["created"]]])
+async def test_an_unknown_outcome_name_is_rejected(tmp_path, outcomes):
+    """The error names the outcomes that a record can have, instead of yielding no record."""
+    async with Journal(tmp_path / "relay.db", key=KEY) as journal:
+        with pytest.raises(ConfigurationError) as caught:
+            await read_records(journal, "x", outcomes=outcomes)
+    for name in ("created", "failed", "unknown", "removed", "not_attempted", "in_flight"):
+        assert f"'{name}'" in str(caught.value)
+
+
+@pytest.mark.parametrize("outcomes", ["created", b"created", None, iter(["created"])])
+async def test_outcomes_are_a_collection_of_names(tmp_path, outcomes):
+    """One string would be a collection of letters, and an iterator would be empty after the first record."""
+    async with Journal(tmp_path / "relay.db", key=KEY) as journal:
+        with pytest.raises(ConfigurationError, match="outcomes must be a collection of names"):
+            await read_records(journal, "x", outcomes=outcomes)
+
+
 @pytest.mark.parametrize(
     ("missing", "action", "message"),
     [

@@ -143,6 +143,9 @@ class Journal:
         if namespace is not None:
             _check_printable("namespace", namespace)
         check_seconds("lease", lease)
+        for name, value in (("retry_unknown", retry_unknown), ("retry_failed", retry_failed)):
+            if not isinstance(value, bool):  # a text such as "no" would count as true
+                raise ConfigurationError(f"{name} must be True or False, not {value!r}")
         self._database = Database(url, lease)
         self._run = run
         self._keyring = load_keyring(key)

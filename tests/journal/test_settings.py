@@ -244,6 +244,14 @@ async def test_outcomes_are_a_collection_of_names(tmp_path, outcomes):
             await read_records(journal, "x", outcomes=outcomes)
 
 
+@pytest.mark.parametrize("name", ["retry_unknown", "retry_failed"])
+@pytest.mark.parametrize("value", ["no", None, 1])
+def test_a_setting_that_may_create_second_tokens_is_a_bool(name, value):
+    """The text "no" isn't understood as True."""
+    with pytest.raises(ConfigurationError, match=f"{name} must be True or False"):
+        Journal("relay.db", key=KEY, **{name: value})
+
+
 @pytest.mark.parametrize(
     ("missing", "action", "message"),
     [

@@ -11,11 +11,14 @@ import socket
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 from attrs import define, field
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 START_SECONDS = 60
 
@@ -99,6 +102,19 @@ class PostgresServer:
             for statement in statements:
                 cursor = await connection.execute(statement)
             return await cursor.fetchall() if cursor.description else []
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, *statements: str) -> AsyncIterator[None]:
+        """Execute statements in a transaction that is committed at the end, so that others wait for its locks."""
+        async with await psycopg.AsyncConnection.connect(self.url) as connection:
+            for statement in statements:
+                await connection.execute(statement)
+            yield
+
+    async def wait_for_waiting(self) -> None:
+        """Wait until a transaction waits for a lock."""
+        while not await self.execute("SELECT 1 FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.01)
 
     async def reset(self) -> None:
         await self.execute("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")

@@ -402,8 +402,8 @@ class Journal:
             partner: yield only records of this partner. Default: all.
 
         Raises:
-            ConfigurationError: `outcomes` isn't a collection or has an unknown name, `partner` is empty or has
-                characters that aren't printable, or no key decrypts a token.
+            ConfigurationError: `outcomes` isn't a collection or has an unknown name, `partner` is empty or
+                has characters that aren't printable, or no key decrypts a token.
             JournalError: the run doesn't exist, or the journal can't be read.
         """
         _check_outcomes(outcomes)

@@ -252,17 +252,14 @@ async def test_close_during_the_look_up_of_a_pair(plaid, client, report, postgre
     journal = Journal(postgres.url, run="x", key=KEY)
     await journal.open()
     await client.relay.create([report], "first", journal=journal)
-    locking = ("BEGIN", "LOCK TABLE relay_entries IN ACCESS EXCLUSIVE MODE", "SELECT pg_sleep(2)", "COMMIT")
-    locked = asyncio.ensure_future(postgres.execute(*locking))
-    while not await postgres.execute("SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted"):
-        await asyncio.sleep(0.01)
-    waiting = asyncio.ensure_future(client.relay.create([report], "p0", journal=journal))
-    while not await postgres.execute("SELECT 1 FROM pg_locks WHERE NOT granted"):
-        await asyncio.sleep(0.01)
-    await journal.close()
+    async with postgres.transaction("LOCK TABLE relay_entries IN ACCESS EXCLUSIVE MODE"):
+        waiting = asyncio.ensure_future(client.relay.create([report], "p0", journal=journal))
+        await postgres.wait_for_waiting()
+        closing = asyncio.ensure_future(journal.close())
+        await asyncio.sleep(0)
+    await closing
     with pytest.raises(JournalError, match="closed in the meantime"):
         await waiting
-    await locked
     assert len(plaid.requests) == 1
 
 

@@ -257,19 +257,15 @@ async def test_an_intent_that_outlasts_the_lease_is_not_sent(plaid, client, repo
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
-        # The lease has five seconds left, and the transaction ends in seven, before the next heartbeat.
+        # The lease has five seconds left, and ends before the next heartbeat.
         await postgres.execute("UPDATE relay_holders SET expires_at = expires_at - 25")
-        held = "SELECT 1 FROM pg_locks WHERE mode = 'ShareLock' AND granted"
-        blocking = asyncio.create_task(
-            postgres.execute(
-                "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(7)", "COMMIT"
-            )
-        )
-        while not await postgres.execute(f"{held} AND relation = 'relay_entries'::regclass"):
-            await asyncio.sleep(0.01)
+        expired = "SELECT 1 FROM relay_holders WHERE expires_at < extract(epoch FROM clock_timestamp())"
+        async with postgres.transaction("LOCK TABLE relay_entries IN SHARE MODE"):
+            creating = asyncio.ensure_future(client.relay.create([report], "q", journal=journal))
+            while not await postgres.execute(expired):
+                await asyncio.sleep(0.05)
         with pytest.raises(JournalError, match="the journal lease expired"):
-            await client.relay.create([report], "q", journal=journal)
-        await blocking
+            await creating
     assert tokens_per_partner(plaid) == {"p": 1}
     async with Journal(postgres.url, key=KEY) as journal:
         assert (await journal.status("x")).counts == {"created": 1, "not_attempted": 1}
@@ -285,13 +281,11 @@ async def test_a_late_token_and_a_concurrent_intent(plaid, client, report, postg
         columns = "run_id, partner, attempts, holder_id"
         insert = f"INSERT INTO relay_entries (id, pair, state, current, claim, {columns})"
         other = f"{insert} SELECT 7, pair, 'begun', false, true, {columns} FROM relay_entries"
-        blocking = asyncio.create_task(postgres.execute("BEGIN", other, "SELECT pg_sleep(1)", "COMMIT"))
-        sleeping = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(1)' AND state = 'active'"
-        while not await postgres.execute(sleeping):
-            await asyncio.sleep(0.01)
         late = outcome_command(row, CreationState.CREATED, token=Hidden("late"))
-        await journal._open_resources.coordinator.writer.submit(late)
-        await blocking
+        async with postgres.transaction(other):
+            writing = asyncio.ensure_future(journal._open_resources.coordinator.writer.submit(late))
+            await postgres.wait_for_waiting()
+        await writing
         rows = await postgres.execute("SELECT state, claim FROM relay_entries ORDER BY state")
     assert rows == [("begun", False), ("created", True)]
 

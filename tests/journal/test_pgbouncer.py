@@ -90,18 +90,11 @@ async def test_a_transaction_that_is_interrupted_is_repeated(plaid, client, repo
     """A server process that ends during a transaction (08P01) is a lost connection."""
     async with Journal(pgbouncer.url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
-        blocking = asyncio.create_task(
-            postgres.execute(
-                "BEGIN", "LOCK TABLE relay_entries IN SHARE MODE", "SELECT pg_sleep(2)", "COMMIT"
-            )
-        )
-        waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%relay_entries%'"
-        creating = asyncio.ensure_future(client.relay.create([report], "q", journal=journal))
-        while not await postgres.execute(f"SELECT 1 {waiting}"):
-            await asyncio.sleep(0.01)
-        await postgres.execute(f"SELECT pg_terminate_backend(pid) {waiting}")
+        async with postgres.transaction("LOCK TABLE relay_entries IN SHARE MODE"):
+            creating = asyncio.ensure_future(client.relay.create([report], "q", journal=journal))
+            await postgres.wait_for_waiting()
+            await postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted")
         await creating
-        await blocking
     assert tokens_per_partner(plaid) == {"p": 1, "q": 1}
     result, status = await create_in_run(client, report, pgbouncer.url, "x")
     assert (result.counts, status.counts) == ({"created": 1}, {"created": 3})

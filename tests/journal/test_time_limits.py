@@ -194,18 +194,12 @@ async def test_a_lock_that_is_held(plaid, client, report, postgres):
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY, lease=LEASE) as journal:
         await client.relay.create([report], "p", journal=journal)
-        locking = ("BEGIN", "LOCK TABLE relay_entries IN ACCESS EXCLUSIVE MODE", "SELECT pg_sleep(12)")
-        holding = asyncio.ensure_future(postgres.execute(*locking))
-        while not await postgres.execute("SELECT 1 FROM pg_locks WHERE mode LIKE 'AccessEx%' AND granted"):
-            await asyncio.sleep(0.01)
-        async with takes_less_than(BOUND):
-            with pytest.raises(JournalError):
-                await client.relay.create([report], "q", journal=journal)
-        assert not holding.done()
-        while await postgres.execute("SELECT 1 FROM pg_locks WHERE NOT granted"):
-            await asyncio.sleep(0.05)
-        assert not holding.done()
-        await holding
+        async with postgres.transaction("LOCK TABLE relay_entries IN ACCESS EXCLUSIVE MODE"):
+            async with takes_less_than(BOUND):
+                with pytest.raises(JournalError):
+                    await client.relay.create([report], "q", journal=journal)
+            while await postgres.execute("SELECT 1 FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.05)
     assert tokens_per_partner(plaid) == {"p": 1}
 
 

@@ -185,18 +185,29 @@ class _ConnectionState:
         return self.stage < _Stage.HANDLING and self.since <= time
 
 
-def _has_disconnected(accepted: socket.socket, *, half_close: bool) -> bool:
-    """Return whether a caller reset its connection while it waited, or, with `half_close`, closed its side.
-
-    With plain HTTP, a caller that closed its side may still read the response. With TLS, asyncio
-    sends it nothing more.
-    """
+def _has_disconnected(accepted: socket.socket) -> bool:
+    """Return whether a caller has closed its side of a connection, or has reset it."""
     if not hasattr(select, "poll"):  # pragma: no cover  # Windows
         return False
     poll = select.poll()
     # A reset is always reported. Only Linux has POLLRDHUP.
-    poll.register(accepted, getattr(select, "POLLRDHUP", 0) if half_close else 0)
+    poll.register(accepted, getattr(select, "POLLRDHUP", 0))
     return bool(poll.poll(0))
+
+
+def abort_if_disconnected(handler: web.RequestHandler) -> bool:
+    """Abort the connection if its caller has closed its side, and return whether it has.
+
+    asyncio closes such a connection too, but only after it has read all requests before its end.
+    """
+    transport = handler.transport
+    if transport is None:
+        return True
+    # The socket of a closed connection can't be polled.
+    if not transport.is_closing() and not _has_disconnected(transport.get_extra_info("socket")):
+        return False
+    transport.abort()
+    return True
 
 
 def _has_unread_data(transport: asyncio.Transport) -> bool:
@@ -311,7 +322,7 @@ class Listener(web.Server):
         await _wait_for_caller(listening)
         accepted, _ = listening.accept()
         accepted.setblocking(False)
-        if _has_disconnected(accepted, half_close=self.ssl is not None):
+        if _has_disconnected(accepted):
             accepted.close()
             return
         try:
@@ -345,14 +356,10 @@ class Listener(web.Server):
     async def _handle_request(self, request: web.BaseRequest) -> web.StreamResponse:
         handler = request.protocol
         state = self._set_stage(handler, _Stage.HANDLING)
-        if state is not None and self.ssl is not None:
-            accepted = state.transport.get_extra_info("socket")
-            if _has_disconnected(accepted, half_close=True):
-                # asyncio sends nothing more over TLS to a caller that has closed its side.
-                state.abort()
-                return web.Response()
+        if state is None or abort_if_disconnected(handler):
+            return web.Response()
         # Until a key is presented in this request, the connection is among the first to be evicted.
-        if state is not None and state.trust is _TrustLevel.NEW:
+        if state.trust is _TrustLevel.NEW:
             state.trust = _TrustLevel.UNAUTHENTICATED
         self._in_flight += 1
         self._drained.clear()
@@ -374,6 +381,8 @@ class Listener(web.Server):
 
         Until then the connection may be evicted, and it is aborted if its caller takes too long.
         """
+        if not response.prepared and abort_if_disconnected(request.protocol):
+            return False
         with contextlib.suppress(ConnectionError), self.waiting_for_caller(request.protocol):
             self.start_caller_timeout(request.protocol, _Stage.WRITING)
             await response.prepare(request)

@@ -25,6 +25,7 @@ from plaid_relay_async.errors import (
 )
 from plaid_relay_async.gateway import error_responses
 from plaid_relay_async.gateway.audit import AuditRecord
+from plaid_relay_async.gateway.connections import abort_if_disconnected
 from plaid_relay_async.gateway.error_responses import NO_STORE, GatewayError
 from plaid_relay_async.gateway.mask import Mask
 from plaid_relay_async.transport import MAX_RESPONSE_BYTES
@@ -92,6 +93,7 @@ class _Downstream:
         if "Content-Length" in response.headers and not reframed:
             self.response.content_length = int(response.headers["Content-Length"])
         self.record.status = response.status
+        self.caller_gone = abort_if_disconnected(self.request.protocol)
         await self._send_in_time(partial(self.response.prepare, self.request))
         return True
 
@@ -264,7 +266,7 @@ class Upstream:
         now, total = asyncio.get_running_loop().time(), self._timeouts.total
         authentication = await authenticator.authenticate(now + min(self._caller_timeout, total or math.inf))
         # The caller could not receive the token, so nothing is sent for it.
-        if request.transport is None or request.transport.is_closing():
+        if abort_if_disconnected(request.protocol):
             raise GatewayError(error_responses.CALLER_GONE)
         downstream = _Downstream(request, self._caller_timeout, Mask(authentication.secret), record)
         forwarded = _forwarded_headers(request.headers, _REQUEST_HEADERS)

@@ -8,6 +8,7 @@ import fcntl
 import gc
 import itertools
 import json
+import logging
 import os
 import resource
 import socket
@@ -426,9 +427,54 @@ async def test_nothing_is_sent_for_a_caller_that_disconnected_in_the_queue():
         setup.assert_upstream_requests(count=2)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 50])
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
-async def test_no_connection_is_evicted_for_a_disconnected_caller(secure):
-    """A full gateway keeps an idle connection if the new caller reset its connection, or closed it before TLS."""
+async def test_nothing_is_sent_for_a_caller_that_has_closed_its_side(secure, count, caplog):
+    """Requests that arrive together with the end of their connection are dropped, and nothing is logged."""
+    caplog.set_level(logging.INFO)
+    server_ssl, client_ssl = tls_contexts() if secure else (None, None)
+    async with running_gateway(ssl=server_ssl, client_ssl=client_ssl) as setup:
+        request = build_request(key=setup.keys["lender"], host="127.0.0.1", close=False)
+        for _ in range(10):
+            async with raw_connection(setup.gateway.url, ssl=client_ssl) as connection:
+                # The gateway shares this event loop, so both are in its socket before it reads either.
+                connection.writer.write(request * count)
+                connection.writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+                assert await connection.read_to_end() == b""
+        await wait_until_async(lambda: not len(setup.gateway._listener))
+        setup.assert_upstream_requests()
+        assert not caplog.messages
+
+
+@pytest.mark.parametrize("count", [1, 50])
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+async def test_requests_behind_the_end_of_a_connection_are_dropped(secure, count, caplog):
+    """If a caller closes its side during a call, the response isn't delivered, and queued calls are dropped.
+
+    While many calls are queued, aiohttp doesn't read the end of the connection.
+    """
+    caplog.set_level(logging.INFO)
+    server_ssl, client_ssl = tls_contexts() if secure else (None, None)
+    async with running_gateway(ssl=server_ssl, client_ssl=client_ssl) as setup:
+        setup.upstream.respond, setup.upstream.pause = (
+            lambda received: [b"", *setup.upstream.creation_response(received)],
+            0.5,
+        )
+        async with raw_connection(setup.gateway.url, ssl=client_ssl) as connection:
+            await connection.send(build_request(key=setup.keys["lender"], close=False) * count)
+            await wait_until_async(lambda: setup.upstream.requests)
+            connection.writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+            assert await connection.read_to_end() == b""
+            await wait_until_async(lambda: caplog.messages and not len(setup.gateway._listener))
+        setup.assert_upstream_requests(count=1)
+        (line,) = map(json.loads, caplog.messages)
+        assert (line["status"], line["delivered"]) == (200, False)
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+async def test_no_connection_is_evicted_for_a_disconnected_caller(secure, reset):
+    """A full gateway keeps an idle connection if the new caller has closed or reset its connection."""
     server_ssl, client_ssl = tls_contexts() if secure else (None, None)
     async with (
         running_gateway(connections=1, ssl=server_ssl, client_ssl=client_ssl) as setup,
@@ -440,7 +486,7 @@ async def test_no_connection_is_evicted_for_a_disconnected_caller(secure):
         place = urlsplit(setup.gateway.url)
         for _ in range(3):
             with socket.socket() as caller:
-                if not secure:
+                if reset:
                     caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 caller.setblocking(False)
                 caller.connect_ex((place.hostname, place.port))

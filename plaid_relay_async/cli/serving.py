@@ -205,7 +205,7 @@ async def serve_gateway(
     greeting: Callable[[], str],
     reloadables: Sequence[Certificate | AuditFile] | None = None,
 ) -> ExitStatus:
-    """Run a gateway until a signal. The calls in flight are drained; a second signal cuts them off.
+    """Run a gateway until a signal. The calls in flight are drained; a second signal ends the drain.
 
     Args:
         gateway: the gateway, which is not started yet.
@@ -244,12 +244,10 @@ async def _wait_for_stop(gateway: Gateway, stops: asyncio.Queue[None]) -> ExitSt
     closing = asyncio.ensure_future(gateway.close())
     second_stop = asyncio.ensure_future(stops.get())
     await asyncio.wait({closing, second_stop}, return_when=asyncio.FIRST_COMPLETED)
-    cut_off = not closing.done()
     second_stop.cancel()
     closing.cancel()
     await asyncio.wait({closing})
-    if not cut_off:
-        closing.result()  # raises the error of closing, if any
+    if not closing.cancelled() and closing.result():  # result() raises the error of closing, if any
         return ExitStatus.DONE
     print_message("plaid-relay: calls in flight were cut off; their outcome is unknown")
     return ExitStatus.FAILED

@@ -438,13 +438,18 @@ class Listener(web.Server):
         while self._accepting:
             self._accepting.popitem()[0].close()
 
-    async def drain(self, seconds: float) -> None:
-        """Accept no more connections, close idle ones, and wait up to `seconds` for calls in flight."""
+    async def drain(self, seconds: float) -> bool:
+        """Accept no more connections, close idle ones, and wait up to `seconds` for calls in flight.
+
+        Returns:
+            Whether they have all ended.
+        """
         await self._stop_accepting()
         self.pre_shutdown()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._drained.wait()
+        return self._drained.is_set()
 
 
 async def _wait_for_caller(listening: socket.socket) -> None:

@@ -140,6 +140,7 @@ class Gateway:
         self._upstream = Upstream(self._session, self._upstream_url, timeouts, caller_timeout)
         self._caller_timeout = caller_timeout
         self._drain = drain
+        self._drained = True
         self._pages: dict[str, pages.Page] = {}
         self._one_time_codes = pages.OneTimeCodes()
         self._listener: Listener | None = None
@@ -209,20 +210,24 @@ class Gateway:
     async def _stop_serving(self, listener: Listener) -> None:
         # /readyz fails from now on, so that load balancers send no more calls.
         self._callers.problem = "the gateway is closing"
-        await listener.drain(self._drain)
+        self._drained = await listener.drain(self._drain)
 
     def reload(self) -> None:
         """Reload the key file within half a second, even if it seems unchanged."""
         self._callers.request_reload()
 
-    async def close(self) -> None:
+    async def close(self) -> bool:
         """Accept no more calls, wait up to `drain` seconds for those in flight, and close.
 
         A cancellation by asyncio cuts off the calls in flight. A cancellation by an AnyIO scope is raised
         afterwards.
+
+        Returns:
+            Whether the calls in flight have ended. If not, they were cut off, and their outcome is unknown.
         """
         with shield_from_anyio():
             await self._resources.aclose()
+        return self._drained
 
     @property
     def url(self) -> str:

@@ -480,10 +480,11 @@ def test_a_signal_drains(gateway, key, plaid):
     assert process.returncode == 0
 
 
-def test_a_second_signal_cuts_off_calls(gateway, key, plaid):
-    """A second signal doesn't wait for calls in flight; their connections are closed."""
+@pytest.mark.parametrize("drain", [60, 0.1], ids=["a second signal", "the end of the drain"])
+def test_calls_are_cut_off(gateway, key, plaid, drain):
+    """A second signal, and the end of the drain, close the connections of calls in flight; the status is 1."""
     plaid.fail(Fault(latency=60.0))
-    process, url = gateway()
+    process, url = gateway("--drain", str(drain))
     errors = []
 
     def call():
@@ -496,12 +497,14 @@ def test_a_second_signal_cuts_off_calls(gateway, key, plaid):
     thread.start()
     wait_until(lambda: plaid.requests)
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: not accepts(url))
-    assert process.poll() is None
-    code, _, err = stop(process, signal.SIGINT)
+    if drain == 60:
+        wait_until(lambda: not accepts(url))
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
     thread.join()
-    assert (code, len(errors)) == (1, 1)
-    assert "their outcome is unknown" in err
+    assert (process.returncode, len(errors)) == (1, 1)
+    assert err.endswith("plaid-relay: calls in flight were cut off; their outcome is unknown\n")
     assert "Traceback" not in err
 
 

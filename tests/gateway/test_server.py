@@ -470,7 +470,7 @@ async def test_an_unexpected_error_after_the_response_has_begun(upstream, caplog
 
 
 async def test_closing_waits_for_calls_in_flight(upstream):
-    """A call in flight gets its response, and new calls aren't accepted."""
+    """A call in flight gets its response, new calls aren't accepted, and `close` returns that all calls ended."""
     upstream.fail(Fault(latency=0.4, status=None))
     record, key = new_key("lender")
     gateway = Gateway([record], upstream=upstream.url, credentials=SETS)
@@ -479,7 +479,7 @@ async def test_closing_waits_for_calls_in_flight(upstream):
         call = asyncio.create_task(client.relay.create([REPORT], "partner"))
         while not upstream.counts:
             await asyncio.sleep(0.01)
-        await gateway.close()
+        assert await gateway.close()
         assert (await call).relay_token == upstream.ledger[0]["relay_token"]
         with pytest.raises(NotSentError):
             await client.relay.create([REPORT], "another", retry=RetryPolicy(attempts=1))
@@ -533,8 +533,9 @@ async def test_a_call_that_outlasts_the_drain_is_cut_off(upstream, caplog):
         while not upstream.counts:
             await asyncio.sleep(0.01)
         started_at = time.monotonic()
-        await gateway.close()
+        assert await gateway.close() is False
         assert time.monotonic() - started_at < 20  # less than the call takes
+        assert await gateway.close() is False  # a repetition returns the same
         with pytest.raises(OutcomeUnknownError):
             await call
     (line,) = [json.loads(r.getMessage()) for r in caplog.records if r.name.endswith(".audit")]

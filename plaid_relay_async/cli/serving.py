@@ -256,16 +256,23 @@ async def _wait_for_stop(gateway: Gateway, stops: asyncio.Queue[None]) -> ExitSt
 async def _reload_on_sighup(
     hang_ups: asyncio.Queue[None], gateway: Gateway, reloadables: Sequence[Certificate | AuditFile]
 ) -> None:
-    """Reload at each SIGHUP; report a file that can't be reloaded, and keep its previous content in use."""
+    """Reload at each SIGHUP, and report whether everything was reloaded.
+
+    While the key file can't be used, no caller is admitted. Of another file, the previous content is used.
+    """
     while True:
         await hang_ups.get()
-        gateway.reload()
-        failed = False
+        problems = []
+        try:
+            await gateway.reload()
+        except ConfigurationError as error:
+            problems.append(f"no caller is admitted: {error.args[0]}")
         for each in reloadables:
             try:
                 await asyncio.to_thread(each.reload)  # reading files would block the event loop
             except (UsageError, OSError) as error:
-                failed = True
-                print_message(f"plaid-relay: error: not reloaded, the previous one stays in use: {error}")
-        if not failed:
+                problems.append(f"the previous one stays in use: {error}")
+        for problem in problems:
+            print_message(f"plaid-relay: error: not reloaded, {problem}")
+        if not problems:
             print_message("plaid-relay: reloaded")

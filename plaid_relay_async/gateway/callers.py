@@ -39,14 +39,18 @@ class Callers:
             check_type("each of keys", key, Key)
         self.problem: str | None = None
         self._fingerprint: object = None
+        # One reader at a time: a second, slower one could restore the keys of an earlier version.
+        self._reading = asyncio.Lock()
         self._limiters: dict[tuple[str, RateLimit], InProcessLimiter] = {}
 
-    def check_ready(self) -> None:
-        """Check that callers can be admitted.
+    async def reload(self) -> None:
+        """Read the file even if it seems unchanged.
 
         Raises:
-            ConfigurationError: the key file can't be used.
+            ConfigurationError: the file can't be used, or is no longer watched; no caller is admitted.
         """
+        self._fingerprint = object()
+        await self._reload_if_changed()
         if self.problem is not None:
             raise ConfigurationError(self.problem)
 
@@ -58,34 +62,30 @@ class Callers:
         try:
             while True:
                 await asyncio.sleep(_FILE_POLL_SECONDS)
-                await self.reload_if_changed()
+                await self._reload_if_changed()
         except Exception as error:
             _log.error("no caller is admitted: checking the key file failed with %s", type(error).__name__)
             raise
         finally:
-            self.keys, self.problem = (), "the gateway is closing"
+            self._file, self.keys, self.problem = None, (), "the gateway is closing"
 
-    def request_reload(self) -> None:
-        """Make the next check read the file even if it seems unchanged."""
-        # The file is not read here. A second, slower reader could restore the keys of an earlier version.
-        self._fingerprint = object()
-
-    async def reload_if_changed(self) -> None:
-        """Read the file if it has changed."""
-        if self._file is None:
-            return
-        fingerprint = await asyncio.to_thread(self._file.read_fingerprint)
-        if fingerprint == self._fingerprint:
-            return
-        # The fingerprint is taken before the file is read: a change in between is noticed by the next check.
-        self._fingerprint = fingerprint
-        try:
-            self.keys, self.problem = await asyncio.to_thread(self._file.read), None
-        except ConfigurationError as error:
-            self.keys, self.problem = (), str(error.args[0])
-            _log.error("no caller is admitted: %s", self.problem)
-        else:
-            _log.info("read the key file: %d keys", len(self.keys))
+    async def _reload_if_changed(self) -> None:
+        async with self._reading:
+            if self._file is None:
+                return
+            fingerprint = await asyncio.to_thread(self._file.read_fingerprint)
+            if fingerprint == self._fingerprint:
+                return
+            # The fingerprint is taken before the file is read: a change in between is noticed by the next
+            # check.
+            self._fingerprint = fingerprint
+            try:
+                self.keys, self.problem = await asyncio.to_thread(self._file.read), None
+            except ConfigurationError as error:
+                self.keys, self.problem = (), str(error.args[0])
+                _log.error("no caller is admitted: %s", self.problem)
+            else:
+                _log.info("read the key file: %d keys", len(self.keys))
 
     def acquire_permit(self, key: Key) -> None:
         """Count a call against the key's rate limit.

@@ -172,8 +172,7 @@ class Gateway:
         """
         if self._listener is not None:
             raise RuntimeError("this gateway was started before: create a new one")
-        await self._callers.reload_if_changed()
-        self._callers.check_ready()
+        await self._callers.reload()
         # If a step fails, the stack closes what was opened before it.
         async with contextlib.AsyncExitStack() as resources:
             await self._session.open()
@@ -212,9 +211,13 @@ class Gateway:
         self._callers.problem = "the gateway is closing"
         self._drained = await listener.drain(self._drain)
 
-    def reload(self) -> None:
-        """Reload the key file within half a second, even if it seems unchanged."""
-        self._callers.request_reload()
+    async def reload(self) -> None:
+        """Read the key file even if it seems unchanged.
+
+        Raises:
+            ConfigurationError: the key file can't be used; no caller is admitted until it can.
+        """
+        await self._callers.reload()
 
     async def close(self) -> bool:
         """Accept no more calls, wait up to `drain` seconds for those in flight, and close.

@@ -622,6 +622,17 @@ def test_a_certificate_that_can_not_be_reloaded(gateway, key, config_home):
     assert served_certificate(url, context) == third
 
 
+def test_a_key_file_that_can_not_be_reloaded(gateway, key, keys_file):
+    """A key file that others can read is reported, and no call is accepted until it is private again."""
+    process, url = gateway()
+    keys_file.path.chmod(0o644)
+    assert send_sighup(process).startswith("plaid-relay: error: not reloaded, no caller is admitted: ")
+    assert create(url, key)[0] == 401
+    keys_file.path.chmod(0o600)
+    assert send_sighup(process) == "plaid-relay: reloaded\n"
+    assert create(url, key)[0] == 200
+
+
 def test_sighup_reopens_the_audit_file(gateway, key, plaid, config_home):
     """Lines go to the renamed file until SIGHUP, and then to a new file with mode 0600."""
     audit, old = config_home / "audit", config_home / "audit.1"

@@ -11,6 +11,7 @@ import pytest
 from gateway_setup import UPSTREAM_CREDENTIALS, running_gateway, wait_for_keys
 from raw_http import CREATE, CREATE_BODY, GET, PDF, REFRESH, REMOVE, build_request, raw_connection
 
+from plaid_relay_async import ConfigurationError
 from plaid_relay_async.gateway import Gateway, KeyFile
 from plaid_relay_async.gateway.keys import new_key
 
@@ -356,10 +357,7 @@ async def test_keys_are_reloaded_on_request(tmp_path):
             assert (
                 dict(other.upstream.fields(0))["plaid-client-id"] == UPSTREAM_CREDENTIALS["default"].client_id
             )
-            gateway.reload()
-            async with asyncio.timeout(60):
-                while gateway._callers.keys[0].credentials != "partner":
-                    await asyncio.sleep(0.01)
+            await gateway.reload()
             assert (await other.exchange_one(build_request(key=key))).status == 200
             assert (
                 dict(other.upstream.fields(1))["plaid-client-id"] == UPSTREAM_CREDENTIALS["partner"].client_id
@@ -389,5 +387,9 @@ async def test_no_caller_is_admitted_after_the_watcher_failed(tmp_path, caplog):
             assert (await other.exchange_one(build_request(key=key))).error_code == "UNAUTHORIZED_KEY"
             ready = await other.exchange_one(build_request("/readyz", b"", method="GET", content_type=None))
             assert ready.status == 503
+            keys.checks = 0  # it can be read again, but changes of it are no longer noticed
+            with pytest.raises(ConfigurationError):
+                await gateway.reload()
+            assert (await other.exchange_one(build_request(key=key))).error_code == "UNAUTHORIZED_KEY"
             other.gateway = first
     assert "checking the key file failed with ZeroDivisionError" in caplog.text

@@ -374,6 +374,20 @@ async def test_a_second_stop_abandons_requests_in_flight(console):
     assert "6 unknown, 44 not attempted" in await page.locator("#progress").inner_text()
 
 
+async def test_the_button_follows_a_run_that_stops_itself(console):
+    """If an error stops the run while requests are in flight, the button says that it abandons them, before it does."""
+    rejected = Fault(secondary_client_id="partner-0", status=400, body={"error_code": "INVALID_API_KEYS"})
+    console.plaid.fail(rejected, Fault(stall=30))
+    page = await open_many(console, partner_list(50))
+    await page.locator("#many-run").click()
+    await page.locator("#pause", has_text="Stopping: waiting for 5 in flight").wait_for()
+    assert await page.locator("#many-stop").inner_text() == "Abandon calls in flight"
+    assert "Stopping: no more requests are sent" in await page.locator("#announcement").inner_text()
+    await page.locator("#many-stop").click()
+    await page.locator("#many-download:enabled").wait_for()
+    assert "1 failed, 5 unknown, 44 not attempted" in await page.locator("#progress").inner_text()
+
+
 async def test_unsaved_tokens_need_confirmation(console):
     """Neither leaving the page nor another run discards unsaved tokens, and a pair isn't repeated without confirmation."""
     page = await open_many(console, "a\nb\n")

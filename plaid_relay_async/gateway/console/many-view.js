@@ -21,6 +21,7 @@ let typingTimer = null; // checks the list after a pause in typing
 let fileProblem = null; // the problem with the last selected file, until another list replaces it
 let batch = null;
 let running = false;
+let abandonShown = false; // whether the button says that it abandons the calls in flight
 let saved = true; // whether all tokens of the batch were downloaded
 let filter = "all";
 let page = 0;
@@ -256,7 +257,6 @@ function showRunning(isRunning) {
   byId("run").hidden = false;
   byId("many-run").hidden = isRunning;
   byId("many-stop").hidden = !isRunning;
-  byId("many-stop").textContent = "Stop";
   for (const id of [
     "leave-out",
     "allow-odd",
@@ -273,14 +273,14 @@ function showRunning(isRunning) {
   if (document.activeElement === document.body) byId(isRunning ? "many-stop" : "many-download").focus();
 }
 
+// A batch may stop itself just before the click. A click on a button that still says Stop abandons nothing.
 function stop() {
-  if (batch.stopping) {
+  if (abandonShown) {
     batch.abandon();
     return;
   }
   batch.stop();
-  byId("many-stop").textContent = "Abandon calls in flight";
-  announce("Stopping: no more requests are sent, and the calls in flight are waited for");
+  draw();
 }
 
 function save() {
@@ -326,6 +326,7 @@ function draw() {
   byId("progress").textContent = outcomes + notAttempted;
   announceProgress(outcomes + notAttempted);
   drawPause();
+  drawStop();
   drawNotice();
   byId("many-relist").hidden = !rowsWithoutToken().length;
   byId("many-relist").textContent =
@@ -351,6 +352,13 @@ function drawPause() {
   byId("pause").textContent = stopping
     ? `Stopping: waiting for ${batch.counts["in flight"]} in flight; no more requests are sent.`
     : `Paused; continues in ${seconds} s. Declined requests were not executed and are sent again.`;
+}
+
+function drawStop() {
+  if (batch.stopping && running && !abandonShown)
+    announce("Stopping: no more requests are sent, and the calls in flight are waited for");
+  abandonShown = batch.stopping;
+  byId("many-stop").textContent = abandonShown ? "Abandon calls in flight" : "Stop";
 }
 
 function drawNotice() {

@@ -310,7 +310,8 @@ async def test_the_headers_of_every_request(echo):
 
 async def test_auth_of_a_borrowed_session_conflicts_with_a_gateway_key():
     """Both need the same header, so creating the client fails."""
-    with pytest.warns(DeprecationWarning, match="auth"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of `auth`, since aiohttp 3.14
         session = aiohttp.ClientSession(auth=aiohttp.BasicAuth("me", "canary-password"))
     async with session:
         with pytest.raises(ConfigurationError, match=r"has auth=.*pass a session without auth=") as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import aiohttp
 import pytest
 from raw_http import CREATE, CREATE_BODY, HOST_PLACEHOLDER, build_head, build_request, raw_connection
 
@@ -84,8 +85,18 @@ OTHER_PATHS = [
 async def test_only_the_exact_path_is_an_operation(setup, path):
     """A path that another server might read as an operation isn't found, or isn't HTTP."""
     responses = await setup.exchange(build_request(path, key=setup.keys["lender"]))
-    assert [each.status for each in responses] in ([404], [400], [405], [421])
-    assert responses[0].error_code in {"NOT_FOUND", "METHOD_NOT_ALLOWED", "HOST_NOT_ALLOWED", "INVALID_HTTP"}
+    # aiohttp before 3.14 doesn't answer a target with an invalid port, and the caller's timeout ends the
+    # connection.
+    is_old = tuple(map(int, aiohttp.__version__.split(".")[:2])) < (3, 14)
+    unanswered = is_old and "," in path and not responses
+    if not unanswered:
+        (response,) = responses
+        assert (response.status, response.error_code) in {
+            (404, "NOT_FOUND"),
+            (400, "INVALID_HTTP"),
+            (405, "METHOD_NOT_ALLOWED"),
+            (421, "HOST_NOT_ALLOWED"),
+        }
     setup.assert_upstream_requests()
 
 

@@ -404,7 +404,11 @@ class _BatchCall(Generic[S]):
             raise _SendingStoppedError
         cause = self.batch.report_stop_cause(self.request)
         if cause is not None:
-            self.report_stopped, self.last_error = True, _stopped_report_error(cause, self.attempts)
+            sent = self.last_error is not None and bool(self.last_error.sent)
+            self.report_stopped, self.last_error = (
+                True,
+                _stopped_report_error(cause, sent=sent, attempts=self.attempts),
+            )
             raise _SendingStoppedError
 
     def success_outcome(self, response: Any) -> S:
@@ -443,12 +447,12 @@ class _BatchCall(Generic[S]):
         return None if self.last_error is None else self.error_outcome(self.last_error)
 
 
-def _stopped_report_error(cause: PlaidRelayError, attempts: int) -> PlaidRelayError:
+def _stopped_report_error(cause: PlaidRelayError, *, sent: bool, attempts: int) -> PlaidRelayError:
     """Return the error of a request that isn't sent because others for its report failed with `cause`."""
     error = copy.copy(cause)
-    not_sent = "not sent again" if attempts else "not sent"
+    not_sent = "not sent again" if sent else "not sent"
     error.args = (f"{not_sent} after {SHARED_ERROR_LIMIT} errors of the same report: {cause.args[0]}",)
-    error.sent, error.attempts = attempts > 0, attempts
+    error.sent, error.attempts = sent, attempts
     vars(error).pop("request_id", None)  # it identifies another request
     return error
 

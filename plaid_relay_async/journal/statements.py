@@ -161,9 +161,7 @@ class Statements:
             [*_NEW_ROW_COLUMNS, "state", "current", "claim", "begun_at"], new_rows.where(true())
         )
         replaced = {name: insert.excluded[name] for name in ("state", "claim", "begun_at", "holder_id")}
-        cleared = dict.fromkeys(
-            ("ended_at", *(name for name in _OUTCOME_COLUMNS if name != "attempts")), null()
-        )
+        cleared = dict.fromkeys(("ended_at", *_OUTCOME_COLUMNS), null()) | {"attempts": literal(0)}
         # A transaction may be repeated after a commit whose confirmation was lost, so an intent of the same
         # worker is accepted as well.
         is_repeat = and_(

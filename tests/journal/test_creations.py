@@ -20,6 +20,7 @@ from journal_support import (
     read_records,
     tokens_per_partner,
 )
+from processes import wait_until_async
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from support import OWNER, QUICK, RecordingJournal, python_process
@@ -968,3 +969,21 @@ async def test_a_journal_belongs_to_the_event_loop_that_opened_it(plaid, client,
         assert plaid.counts[CREATE] == 0
         response = await client.relay.create([report], "first", journal=journal)
     assert [entry["relay_token"] for entry in plaid.ledger] == [response.relay_token]
+
+
+async def test_an_attempt_in_flight_has_nothing_of_an_earlier_failure(plaid, client, report, url):
+    """The record of a pair that is attempted again shows no error, request ID or attempts of the last call."""
+    plaid.fail(Fault(path=CREATE, status=400, body={"error_type": "ITEM_ERROR", "request_id": "r1"}))
+    await create_in_run(client, report, url, "x")
+    plaid.clear_faults()
+    plaid.fail(Fault(path=CREATE, latency=60))
+    async with Journal(url, run="x", key=KEY) as journal:
+        (failed,) = await read_records(journal, "x")
+        creating = asyncio.ensure_future(client.relay.create([report], "p0", journal=journal))
+        await wait_until_async(lambda: len(plaid.requests) == 2)
+        (record,) = await read_records(journal, "x")
+        plaid.clear_faults()
+        creating.cancel()
+        await asyncio.wait([creating])
+    assert (failed.outcome, failed.request_id, failed.attempts) == ("failed", "r1", 1)
+    assert (record.outcome, record.request_id, record.attempts, record.error) == ("in_flight", None, 0, None)

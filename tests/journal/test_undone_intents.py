@@ -23,7 +23,8 @@ pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 async def create_with_an_undone_intent(plaid, report, journal, *, run="x", before_undo=lambda: None):
     """Create for p0 to p3, whose report can't be used, and decline the attempt for p0 once the others failed.
 
-    The requests for the report have stopped by then, so p0 isn't attempted again and its intent is undone; `before_undo` is called before that.
+    The requests for the report have stopped by then, so p0 isn't attempted again and its intent is undone;
+    `before_undo` is called before that.
 
     Returns:
         The result of the batch, and the status of the run before the intent was undone.

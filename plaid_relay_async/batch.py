@@ -216,7 +216,7 @@ class CallContext:
         get_client_id: returns the client ID, or `None` if a gateway adds it; raises `NotSentError` or
             `ConfigurationError` if the source of the credentials fails.
         max_request_seconds: the longest time for which a request may be in flight; `None` for no limit.
-        legacy_host: the host as it is spelled in the base URL, which earlier releases recorded.
+        legacy_host: the host as it is spelled in the base URL, which earlier versions recorded.
         retry_unknown: replaces the journal's setting, unless it is `None`.
         retry_failed: replaces the journal's setting, unless it is `None`.
     """

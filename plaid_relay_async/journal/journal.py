@@ -306,7 +306,7 @@ class Journal:
         return await coordinator.acquire_creation(request, policy, namespace, former_namespace)
 
     async def _resolve_namespaces(self, context: CallContext) -> tuple[str, str | None]:
-        """Return the namespace, and the one that earlier releases used if it was different."""
+        """Return the namespace, and the one that earlier versions used if it was different."""
         if self._namespace is not None:
             return self._namespace, None
         client_id = await context.get_client_id()

@@ -88,7 +88,7 @@ class CallCoordinator:
             request: the creation.
             policy: the settings for this call.
             namespace: the namespace of its pair.
-            former_namespace: the namespace in which earlier releases recorded the pair, if it was a different
+            former_namespace: the namespace in which earlier versions recorded the pair, if it was a different
                 one.
 
         Raises:
@@ -210,7 +210,7 @@ class CallCoordinator:
             maybe_in_flight=lookup.maybe_in_flight,
         )
         if former_pair is not None:
-            # An earlier release may have recorded the pair under the host as it was typed.
+            # An earlier version may have recorded the pair under the host as it was typed.
             former_lookup = await self.writer.look_up_pair(former_pair)
             if _both_have_tokens(lookup, former_lookup):
                 decision = _decide_on_two_tokens(lookup, former_lookup, request.secondary_client_id)

@@ -141,7 +141,7 @@ class RecordRemovalOutcome:
 
 @frozen(eq=False, repr=False)
 class RenamePair:
-    """A pair that an earlier release recorded under another digest gets its current digest.
+    """A pair that an earlier version recorded under another digest gets its current digest.
 
     Attributes:
         former: the digest with the host as it was typed.

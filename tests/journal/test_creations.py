@@ -805,7 +805,7 @@ def test_the_normal_spelling_of_a_host(typed, normal):
 
 
 async def create_in_legacy_namespace(client, report, url, run, partners, **settings):
-    """Create as an earlier release did, which used the host as it was typed."""
+    """Create as an earlier version did, which used the host as it was typed."""
     namespace = f"LOCALHOST:{client.relay._transport.host.rpartition(':')[2]} {OWNER.client_id}"
     async with Journal(url, run=run, key=KEY, namespace=namespace, **settings) as journal:
         requests = RelayCreateRequest.fan_out([report], partners)

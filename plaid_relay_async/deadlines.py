@@ -103,11 +103,11 @@ class Deadline:
         expires_at: the time at which it expires, by the event loop's clock.
     """
 
-    __slots__ = ("_cancelling", "_deadline", "_expired", "_task", "_timer", "expires_at")
+    __slots__ = ("_cancelling", "_expired", "_final_deadline", "_task", "_timer", "expires_at")
 
     def __init__(self, timer: DeadlineTimer, deadline: float) -> None:
         self._timer = timer
-        self._deadline = self.expires_at = deadline
+        self._final_deadline = self.expires_at = deadline
         self._expired = False
 
     @property
@@ -117,17 +117,17 @@ class Deadline:
 
     def set_timeout(self, seconds: float) -> None:
         """Expire after a number of seconds from now, or at the final deadline if that is earlier."""
-        self.expires_at = min(self._deadline, self._timer.loop.time() + seconds)
+        self.expires_at = min(self._final_deadline, self._timer.loop.time() + seconds)
         self._timer.check_by(self.expires_at)
 
     def start_phase(self, seconds: float) -> None:
-        """Set the timeout as `set_timeout` does, for a phase that starts only now.
+        """Set the timeout of a phase that starts now, such as the wait for a response; see `set_timeout`.
 
         Raises:
-            TimeoutError: the deadline passed while the event loop was blocked.
+            TimeoutError: the final deadline passed while the event loop was blocked; don't start the phase.
         """
         self.set_timeout(seconds)
-        if self.expires_at == self._deadline <= self._timer.loop.time():
+        if self.expires_at == self._final_deadline <= self._timer.loop.time():
             raise TimeoutError
 
     def expire(self) -> None:

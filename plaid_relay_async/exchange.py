@@ -123,11 +123,11 @@ _unread_checks: weakref.WeakKeyDictionary[asyncio.BaseProtocol, Callable[[], boo
 
 def unread_check(transport: asyncio.Transport) -> Callable[[], bool]:
     """Return a function that checks whether the socket has unread bytes, or the end of its input."""
-    connection = transport.get_extra_info("socket")
+    socket = transport.get_extra_info("socket")
     if not hasattr(select, "poll"):  # pragma: no cover  # Windows
-        return lambda: bool(select.select([connection], [], [], 0)[0])
+        return lambda: bool(select.select([socket], [], [], 0)[0])
     poll = select.poll()
-    poll.register(connection, select.POLLIN)
+    poll.register(socket, select.POLLIN)
     return lambda: bool(poll.poll(0))
 
 
@@ -179,7 +179,7 @@ class RequestBody:
         if has_unread is None:
             self._new_protocol, has_unread = protocol, unread_check(protocol.transport)
             _unread_checks[protocol] = has_unread
-            # They are probably the last messages of the TLS handshake, for which aiohttp doesn't wait.
+            # The bytes are probably the last messages of the TLS handshake, for which aiohttp doesn't wait.
             if has_unread():
                 return False
         # On a new connection, bytes that are unread after `finish_handshake` are tolerated, because they may
@@ -395,10 +395,10 @@ class DirectExchange:
     @staticmethod
     def is_supported(*, connector: type = aiohttp.BaseConnector, handler: type = ResponseHandler) -> bool:
         """Return whether this release of aiohttp has the methods that this class uses."""
-        connect = inspect.signature(connector.connect).parameters.keys()  # type: ignore[attr-defined]
-        respond = inspect.signature(handler.set_response_params).parameters.keys()  # type: ignore[attr-defined]
+        connect_parameters = inspect.signature(connector.connect).parameters.keys()  # type: ignore[attr-defined]
+        response_parameters = inspect.signature(handler.set_response_params).parameters.keys()  # type: ignore[attr-defined]
         required = {"read_until_eof", "auto_decompress"}
-        return connect == {"self", "req", "traces", "timeout"} and respond >= required
+        return connect_parameters == {"self", "req", "traces", "timeout"} and response_parameters >= required
 
     def prepare(self, url: str, headers: Mapping[str, str]) -> _PreparedRequest:
         """Return an aiohttp request and its head, which lacks only the value of Content-Length.
@@ -406,8 +406,8 @@ class DirectExchange:
         Raises:
             ValueError: a header contains a line break.
         """
-        json = {"Content-Type": "application/json", **headers}
-        request = _CachedKeyRequest("POST", URL(url), headers=json, loop=self.loop)
+        all_headers = {"Content-Type": "application/json", **headers}
+        request = _CachedKeyRequest("POST", URL(url), headers=all_headers, loop=self.loop)
         lines = [f"{name}: {value}" for name, value in request.headers.items() if name != "Content-Length"]
         lines = [f"POST {request.url.raw_path_qs} HTTP/1.1", *lines, "Content-Length: "]
         if any("\r" in line or "\n" in line for line in lines):

@@ -75,16 +75,16 @@ def _structure_datetime(value: Any, _: Any) -> datetime:
 
 def _optional_hook(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     [inner] = (arg for arg in get_args(cls) if arg is not NoneType)
-    base = converter.get_structure_hook(inner)
+    inner_hook = converter.get_structure_hook(inner)
 
     def structure(value: Any, _: Any) -> Any:
-        return None if value is None else base(value, inner)
+        return None if value is None else inner_hook(value, inner)
 
     # A separate function for scalars, which are most of the values: it saves a call for each of them.
     def structure_scalar(value: Any, _: Any) -> Any:
         if value is None or type(value) is inner:
             return value
-        return base(value, inner)
+        return inner_hook(value, inner)
 
     return structure_scalar if inner in _SCALARS else structure
 
@@ -93,7 +93,7 @@ def _tuple_hook(
     cls: Any, converter: cattrs.Converter, *, with_paths: bool
 ) -> Callable[[Any, Any], tuple[Any, ...]]:
     inner = get_args(cls)[0]
-    base = converter.get_structure_hook(inner)
+    inner_hook = converter.get_structure_hook(inner)
 
     def structure(value: Any, _: Any) -> tuple[Any, ...]:
         if type(value) is not list:
@@ -103,13 +103,15 @@ def _tuple_hook(
         value.reverse()
         elements = []
         while value:
-            elements.append(base(value.pop(), inner))
+            elements.append(inner_hook(value.pop(), inner))
         return tuple(elements)
 
     def structure_with_path(value: Any, _: Any) -> tuple[Any, ...]:
         if type(value) is not list:
             raise TypeError("expected a list")
-        return tuple(_structure_at(base, element, inner, f"[{index}]") for index, element in enumerate(value))
+        return tuple(
+            _structure_at(inner_hook, element, inner, f"[{index}]") for index, element in enumerate(value)
+        )
 
     return structure_with_path if with_paths else structure
 

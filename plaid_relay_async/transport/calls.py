@@ -308,9 +308,9 @@ class Transport:
             try:
                 if call.gate is not None:
                     send_deadline = math.inf if call.send_deadline is None else call.send_deadline
-                    # A journal may take long to record the intent. The attempt is not sent if that used up
-                    # the time that is reserved for the response. An attempt that was late before is sent, as
-                    # it is without a gate.
+                    # A journal may take long to record the intent. The attempt is not sent if its send
+                    # deadline passed in the meantime. If it had passed before, the attempt is sent, as it
+                    # would be without a gate.
                     was_in_time = call.now() < send_deadline
                     await call.gate.start_attempt()
                     if was_in_time and call.now() >= send_deadline:
@@ -323,8 +323,8 @@ class Transport:
             decode = partial(
                 codec.read_response, call.endpoint, raw_response, call.request, authentication.secret
             )
-            # Only for safe operations: a new token must not be lost if the wait for a thread is cancelled,
-            # and the responses of other operations are short.
+            # Only responses to safe operations are decoded in a thread. Other responses are short, and a
+            # token in one would be lost if the wait for the thread was cancelled.
             in_thread = (
                 len(raw_response.body) >= _LARGE_BODY_BYTES and call.endpoint.idempotency is Idempotency.SAFE
             )

@@ -127,7 +127,8 @@ class _Trip:
         at: the time of the response.
         ticket: the ticket of the declined attempt.
         rate_limited: whether it and all attempts declined since then got a 429.
-        own_pause: whether no response requested a pause, and no probe was declined since then.
+        own_pause: whether the client chose the pause: no response requested one, and no probe was declined
+            since then.
         contradicted: whether the server accepted an attempt that started later.
     """
 

@@ -80,8 +80,8 @@ Credentials are read from PLAID_CLIENT_ID and PLAID_SECRET. PLAID_ENV (default: 
 selects the address to call; HTTPS_PROXY and NO_PROXY select the proxy. Pass a token as @FILE to read it \
 from a file, or as - to read it from standard input, so that it doesn't appear in the list of processes.
 
-Exit status: 0 everything succeeded, 1 some failed or weren't attempted, or the output or the journal \
-couldn't be written, 2 wrong usage or input, 3 some outcomes unknown or a created token not stored, 70 a bug.
+Exit status: 0 everything succeeded; 1 some failed or weren't attempted, or the output or the journal \
+couldn't be written; 2 wrong usage or input; 3 some outcomes unknown or a created token not stored; 70 a bug.
 """
 
 app = App(

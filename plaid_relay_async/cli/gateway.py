@@ -40,7 +40,12 @@ _GATEWAY_HELP = (
     "the certificate and the keys, and reopens the audit file."
 )
 
-gateway = App(name="gateway", help=_GATEWAY_HELP)
+gateway = App(
+    name="gateway",
+    help=_GATEWAY_HELP,
+    # By default, it would say that a command is required.
+    usage="Usage: plaid-relay gateway [OPTIONS] | plaid-relay gateway keys COMMAND",
+)
 keys = App(name="keys", help="Manage caller keys; changes apply within a second.")
 gateway.command(keys)
 

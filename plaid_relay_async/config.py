@@ -282,7 +282,7 @@ def resolve_base_url(base_url: str | None, environment: Environment | str | None
         return check_base_url(base_url)
     if environment is None and (address := os.environ.get("PLAID_BASE_URL")):
         return check_base_url(address, name="PLAID_BASE_URL")
-    name = os.environ.get("PLAID_ENV") or Environment.SANDBOX if environment is None else environment
+    name = (os.environ.get("PLAID_ENV") or Environment.SANDBOX) if environment is None else environment
     try:
         return Environment(name).base_url
     except ValueError:

@@ -442,7 +442,10 @@ class Relay(OperationGroup):
         if result.succeeded:
             return to_response(result.succeeded[0])
         failures: list[Failed | Unknown] = [*result.failed, *result.unknown]
-        raise failures[0].error if failures or cause is None else cause
+        if failures:
+            raise failures[0].error
+        assert cause is not None  # noqa: S101  # only an error stops the batch before its call has an outcome
+        raise cause
 
     @strip_traceback
     def get(

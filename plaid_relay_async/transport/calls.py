@@ -518,7 +518,7 @@ async def _decode_in_thread(decode: Callable[[], R], deadline: float | None) -> 
         async with asyncio.timeout_at(deadline):
             return await asyncio.to_thread(decode)
     except TimeoutError as error:
-        if isinstance(error, PlaidRelayError):  # the error that the response means
+        if isinstance(error, PlaidRelayError):  # a ReadTimeoutError of the response, which broke off
             raise
     raise ReadTimeoutError("the response arrived, and time ran out while it was decoded")
 

@@ -48,7 +48,7 @@ class Attempt:
             have `MAX_SHORT_RESPONSE_BYTES`.
         body_writer: receives the body if it accepts the response; otherwise the body is kept in memory.
         on_interrupted: called if the attempt is cancelled, with the response so far, if any, and the error.
-        outgoing_body: the body while it is being sent.
+        outgoing_body: the body that is passed to the exchange; `None` before the attempt starts.
     """
 
     prepared_request: Any = field(repr=False)

@@ -48,7 +48,7 @@ class Row:
         holder_id: the worker that accepted the creation, or recorded the latest intent to create or remove a
             token; 0 once a removal has ended.
         begun_at: when its latest intent to create was recorded, in seconds since 1970, by the database's
-            clock; one that was undone counts only if there was no earlier one.
+            clock; an intent that was undone counts only if there was no earlier intent.
         ended_at: when its outcome was recorded, by the same clock.
         attempts: the number of attempts of the latest call whose outcome was recorded, including attempts
             that weren't sent; 0 if there is none.
@@ -96,7 +96,7 @@ class Row:
         return self.state in IN_DOUBT
 
     def recorded_columns(self) -> dict[str, Any]:
-        """Return the columns that an intent in the row overwrites; a row without a token has no others."""
+        """Return the columns to restore when an intent is undone; the row has no token to restore."""
         names = ("state", "begun_at", "ended_at", "attempts", "request_id")
         return {name: getattr(self, name) for name in (*names, "error", "error_type", "error_code", "status")}
 

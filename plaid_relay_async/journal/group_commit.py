@@ -31,8 +31,8 @@ class GroupExecutor(Generic[T, R]):
     Args:
         process: returns the results of a group's items, in their order. It is called again with the same
             items if its task is cancelled, so it must be idempotent.
-        process_cancelled: whether, after the task was cancelled, the next task also processes the items whose
-            future is done, for example cancelled.
+        process_cancelled: whether an item must be processed even if its future was cancelled. If not, such
+            items are dropped when the executor's task is cancelled.
     """
 
     def __init__(self, process: Callable[[list[T]], Awaitable[list[R]]], *, process_cancelled: bool) -> None:

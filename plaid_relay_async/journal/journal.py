@@ -59,7 +59,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNLIMITED_REQUEST_SECONDS = 3600.0  # for a client without a total timeout
-_LEASES_PER_MAINTENANCE = 10  # the time limit of transactions that may read or change millions of rows
+# The time limit, in leases, of a transaction that may read or change millions of rows.
+_LEASES_PER_MAINTENANCE = 10
 _TOKENS_PER_PAGE = 500  # re-encrypted in one transaction
 _INSERT_RUN = {
     name: dialect.insert(runs).on_conflict_do_nothing()
@@ -450,7 +451,8 @@ class Journal:
             with_token = (entries.c.run_id == run_id) & entries.c.token.is_not(None)
             deleted = connection.execute(update(entries).where(with_token).values(token=None)).rowcount
             statements = statements_for(self._database.kind)
-            # A pair may have another token, which other runs can be served now that this one is gone.
+            # A pair may have another token. That token can be returned to other runs, now that this one is
+            # gone.
             superseded = connection.execute(statements.select_superseded, {"run": run_id}).scalars()
             superseded_rows = rows_parameter([{"id": row} for row in superseded])
             for statement in statements.reassign_holding:

@@ -1,7 +1,8 @@
 """Recorders: what a call does with the journal, from the look-up of its pair to the recorded outcome.
 
-A recorder holds its pair, so that calls of this process take turns. The database decides between processes:
-an intent is a compare-and-set on the rows that the decision was based on.
+A recorder holds its pair in memory, so that calls of this process take turns. The database decides between
+processes: an intent is a compare-and-set on the rows that the decision was based on. In the database, at most
+one row holds a pair (`Row.claim`), also after its call has ended.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ class CallCoordinator:
             deadline: the time of the event loop's clock at which draining stops.
         """
         self.writer.stop_intents()
-        with contextlib.suppress(TimeoutError, JournalError):  # it is raised to the calls that it concerns
+        with contextlib.suppress(TimeoutError, JournalError):  # each call gets the JournalError of its write
             async with asyncio.timeout_at(deadline):
                 await self._drain()
                 await self.writer.write_pending()
@@ -289,7 +290,7 @@ class CallCoordinator:
         self, request: RelayCreateRequest, pair: str, own: Row | None, decision: RejectDuplicate
     ) -> Failed:
         error = DuplicateRequestError(decision.reason, advice=decision.advice)
-        # The rejection doesn't overwrite a row with more information, such as that its token was removed.
+        # A row that says more, for example that its token was removed, isn't overwritten with the rejection.
         journalled = own is None or own.startable
         if journalled:
             values = self.writer.row_values(pair, request.secondary_client_id, own)

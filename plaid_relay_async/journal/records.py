@@ -129,7 +129,8 @@ def read_page(
 
 def _with_holding_row(columns: Any) -> tuple[Row, Row]:
     row = _to_row(columns, "")
-    return row, row if columns["holding_id"] is None else _to_row(columns, "holding_")
+    source = row if columns["holding_id"] is None else _to_row(columns, "holding_")
+    return row, source
 
 
 def _to_row(columns: Any, prefix: str) -> Row:

@@ -79,7 +79,7 @@ journals: Final = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("version", Integer, nullable=False),
-    Column("pair_key", Text, nullable=False),
+    Column("pair_key", Text, nullable=False),  # the key of all digests, encrypted like the tokens
 )
 
 runs: Final = Table(

@@ -182,7 +182,8 @@ class Statements:
         is_own = and_(entries.c.holder_id == source.c.holder_id, entries.c.state.in_(IN_DOUBT))
         is_startable = entries.c.state.in_(STARTABLE)
         values = {name: source.c[name] for name in names}
-        # Reports count the rows with a time as outcomes, and that of another run isn't one of this run.
+        # Reports count each row with `ended_at` as an outcome of its run. If another run holds the pair, the
+        # outcome belongs to that run.
         is_outcome = source.c.state != CreationState.HELD_ELSEWHERE
         return (
             update(entries)
@@ -197,7 +198,7 @@ class Statements:
             *(entries.c[name] for name in names),
         )
         is_own = and_(entries.c.holder_id == source.c.holder_id, entries.c.state == CreationState.INTENT)
-        # An attempt that was declined has begun, so its time stays if there is no earlier one.
+        # A declined attempt has begun, so `begun_at` stays if there is no earlier time to restore.
         begun_at = func.coalesce(source.c.begun_at, entries.c.begun_at)
         return (
             update(entries)
@@ -242,7 +243,10 @@ class Statements:
 
     @staticmethod
     def _other_tokens() -> Any:
-        """Return a query of the other tokens of a pair, for the row that holds it, and the query's table."""
+        """Return a query of a pair's other tokens, and the alias of the table in it.
+
+        It is a correlated subquery: the enclosing statement provides the row that holds the pair.
+        """
         # The last two conditions are those of the partial index "relay_entries_heirs".
         token = entries.alias("token")
         others = select(token.c.id).where(
@@ -257,8 +261,8 @@ class Statements:
         return and_(forgotten, exists(others.where(token.c.token.is_not(None))))
 
     def _release_holding(self) -> Any:
-        # An intent holds its pair as long as the pair has no token. This statement doesn't know whether the
-        # intent's worker is alive.
+        # An intent releases its pair if the pair has a token. This also concerns an intent of a live worker,
+        # because a statement can't check whether a worker is alive.
         others, _ = self._other_tokens()
         is_released = or_(
             entries.c.state.not_in((CreationState.CREATED, CreationState.INTENT)),

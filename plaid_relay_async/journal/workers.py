@@ -275,8 +275,8 @@ class WorkerRegistry:
 
     def _mark_dead_workers(self, connection: Connection) -> None:
         """Delete lock files that no process holds, and mark their workers as ended."""
-        locked = select(workers).where(workers.c.lock.is_not(None), ~workers.c.ended)
-        dead = [row.id for row in connection.execute(locked).all() if self._is_surely_dead(row)]
+        query = select(workers).where(workers.c.lock.is_not(None), ~workers.c.ended)
+        dead = [row.id for row in connection.execute(query).all() if self._is_surely_dead(row)]
         connection.execute(update(workers).where(workers.c.id.in_(dead)).values(ended=True))
 
     def check_liveness(self, connection: Connection, ids: Iterable[int]) -> Liveness:

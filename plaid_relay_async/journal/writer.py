@@ -106,7 +106,7 @@ class RecordOutcome:
 
 @frozen(eq=False, repr=False)
 class UndoIntent:
-    """No attempt of an intent to create can have been executed.
+    """An intent to create is undone, because no attempt can have been executed.
 
     Attributes:
         values: the columns of its row as they are restored.
@@ -168,8 +168,8 @@ class IntentGranted:
     """The intent is durable: its attempt may be sent before the lease expires.
 
     Attributes:
-        lease_remaining: seconds that were left of the worker's lease in the transaction; infinite without
-            one.
+        lease_remaining: seconds that were left of the worker's lease in the transaction; infinite without a
+            lease.
     """
 
     lease_remaining: float
@@ -534,8 +534,8 @@ def _is_abandoned(row: Row, liveness: Liveness) -> bool:
 
 
 def _may_be_in_flight(row: Row | None, liveness: Liveness, time: float) -> bool:
-    # This is for workers with an expired lease, which may be suspended, and continue. A worker with a lease
-    # deregisters only when no request is in flight. On SQLite a worker counts as ended without its lock.
+    # A worker whose lease has expired may be suspended, and may continue later. A worker that has
+    # deregistered has no request in flight. On SQLite, a worker that doesn't hold its lock has ended.
     if row is None or row.state is not CreationState.INTENT or row.holder_id not in liveness.request_seconds:
         return False
     return time - (row.begun_at or 0.0) < liveness.request_seconds[row.holder_id]
@@ -576,7 +576,7 @@ def outcome_command(
 
 
 def _escape_unstorable(text: str) -> str:
-    """Escape characters that a database may reject. One of them would make its whole group fail."""
+    """Escape characters that a database may reject. One of them would make a whole group of commands fail."""
     if text.isascii() and "\0" not in text:
         return text
     return text.encode(errors="backslashreplace").decode().replace("\0", r"\x00")

@@ -91,7 +91,8 @@ class BatchOperation:
     Attributes:
         request_type: the class of its requests.
         build_success: returns the outcome of a call that got a response, from `response=` and the attributes
-            that all outcomes have. It is a success, or `Failed` if Plaid's response to a removal says so.
+            that all outcomes have. It is a success, or `Failed` if the response says that a token wasn't
+            removed.
         duplicate_key: returns the strings that identify a request; requests with the same key are duplicates.
         duplicate_message: the message of the error of a duplicate.
         report_key: returns the tokens of a request's report; `None` if requests don't share reports.
@@ -272,9 +273,9 @@ class CallRecorder(Protocol):
         ...
 
     def record_outcome(self, outcome: Any) -> Awaitable[object]:
-        """Record the outcome, or with `None` that the request isn't attempted; durable once awaited.
+        """Record the outcome, durable once awaited; `None` means that the request isn't attempted.
 
-        With `None` the awaitable may raise `LostRaceError`. Any other error stops the batch.
+        For `None`, the awaitable may raise `LostRaceError`. Any other error stops the batch.
         """
         ...
 
@@ -311,8 +312,8 @@ class _BatchCall(Generic[S]):
 
     Attributes:
         must_drain: whether the call must be waited for when the batch stops. It is True from before the
-            intent is recorded until the attempt has ended, and while its outcome is recorded. A call that
-            sleeps or queues can be cancelled.
+            intent is recorded until the attempt has ended, and while the call's outcome is recorded. A call
+            that sleeps or queues can be cancelled.
         in_flight: whether an attempt may have been sent and hasn't ended.
         last_error: the error of the last attempt.
         in_doubt_error: the error of an attempt that may have been executed.
@@ -405,10 +406,8 @@ class _BatchCall(Generic[S]):
         cause = self.batch.report_stop_cause(self.request)
         if cause is not None:
             sent = self.last_error is not None and bool(self.last_error.sent)
-            self.report_stopped, self.last_error = (
-                True,
-                _stopped_report_error(cause, sent=sent, attempts=self.attempts),
-            )
+            self.report_stopped = True
+            self.last_error = _stopped_report_error(cause, sent=sent, attempts=self.attempts)
             raise _SendingStoppedError
 
     def success_outcome(self, response: Any) -> S:
@@ -553,7 +552,7 @@ def _hash_key(key: tuple[str, ...]) -> bytes:
 
 
 class _ReportErrors:
-    """Counts errors by report, for the reports with the latest ones. It stores no tokens."""
+    """Counts the errors of each report, for the reports that failed most recently. It stores no tokens."""
 
     def __init__(self, report_key: Callable[[Any], tuple[str, ...]]) -> None:
         self._report_key = report_key
@@ -638,7 +637,8 @@ class Batch(Generic[S]):
         self._unread_outcomes: deque[S | Failed | Unknown] = deque()
         self._stream_changed = asyncio.Event()
         # Backpressure: calls in flight and unread outcomes share this bound. It is twice the concurrency, so
-        # that a slow loop delays the senders later; but not for reads, whose reports may have megabytes each.
+        # that a caller's loop that is slow for a moment doesn't delay the senders. For safe operations it is
+        # the concurrency itself, because each outcome may contain a report of several megabytes.
         self._capacity = asyncio.Semaphore(concurrency if operation.is_safe else 2 * concurrency)
         self._senders: dict[asyncio.Task[None], _BatchCall[S] | None] = {}
         self._runner: asyncio.Task[None] | None = None
@@ -913,7 +913,9 @@ class Batch(Generic[S]):
         try:
             await recorder.record_outcome(outcome)
         except LostRaceError:
-            call.lost_race, call.report_stopped, call.last_error, call.outcome = True, False, None, None
+            # The pair must be looked up first, so the call starts again with a new recorder.
+            call.lost_race, call.report_stopped = True, False
+            call.last_error = call.outcome = None
         except BaseException as error:
             if not is_ordinary_error(error):
                 raise

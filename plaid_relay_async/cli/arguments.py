@@ -55,7 +55,7 @@ def _read_text(path: str | None, name: str) -> str:
     try:
         text = sys.stdin.read() if path is None else Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or ("isn't text" if path else "isn't open")
+        reason = getattr(error, "strerror", None) or ("it isn't text" if path else "it isn't open")
         raise UsageError(f"{name}: can't be read: {reason}") from None
     return text.removeprefix("\ufeff").strip()
 

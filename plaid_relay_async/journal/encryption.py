@@ -120,7 +120,7 @@ def _read_key_file(path: Path) -> list[str]:
     try:
         mode, text = path.stat().st_mode, path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "isn't text"
+        reason = getattr(error, "strerror", None) or "it isn't text"
         raise ConfigurationError(f"{path}: the key can't be read: {reason}") from None
     if os.name == "posix" and mode & 0o077:
         raise ConfigurationError(

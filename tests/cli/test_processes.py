@@ -171,7 +171,7 @@ def test_a_token_from_closed_standard_input(plaid):
     """A token from closed standard input is wrong usage, not a bug."""
     command = " ".join([*COMMAND, "get", "-"])
     run = subprocess.run(["sh", "-c", f"{command} <&-"], capture_output=True, text=True, check=False)
-    assert (run.returncode, "RELAY_TOKEN: can't be read: isn't open" in run.stderr) == (2, True)
+    assert (run.returncode, "RELAY_TOKEN: can't be read: it isn't open" in run.stderr) == (2, True)
 
 
 def test_more_connections_than_the_shell_allows(plaid, partners):

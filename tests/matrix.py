@@ -206,7 +206,8 @@ PARTIAL_RESPONSES = (
         on_every_attempt(truncated_chunks(after_token=True, suffix=b"zz\r\n", in_one_packet=False)),
         "done 1 1", "timeout 4", "timeout 4", "done 1 1", "timeout 2 1", settings=READ_TIMEOUT),
     # aiohttp drops all of a packet with invalid HTTP in it, including the status line.
-    FaultRow("the same, everything in one packet", on_every_attempt(truncated_chunks(after_token=True, suffix=b"zz\r\n")),
+    FaultRow("invalid bytes instead of a chunk, after the token, everything in one packet",
+        on_every_attempt(truncated_chunks(after_token=True, suffix=b"zz\r\n")),
         "unknown 1 1", "lost 4", "lost 4", "unknown 1 1", "lost 4 1"),
     FaultRow("half the body, framed by the end of the connection", on_every_attempt(truncated_body_without_length()),
         "unknown 1 1", "unreadable 1", "unreadable 1", "unknown 1 1", "unreadable 1 1"),

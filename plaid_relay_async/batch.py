@@ -96,8 +96,8 @@ class BatchOperation:
         duplicate_key: returns the strings that identify a request; requests with the same key are duplicates.
         duplicate_message: the message of the error of a duplicate.
         report_key: returns the tokens of a request's report; `None` if requests don't share reports.
-        is_safe: whether the operation is safe as RFC 9110 defines it: it changes nothing. Then no outcome is
-            ever unknown, and responses may be large.
+        is_safe: whether the operation is safe as RFC 9110 defines it: it changes nothing, so no outcome is
+            ever unknown. Safe operations return reports, which may be large.
         advice: what to do about an unknown outcome.
     """
 
@@ -238,7 +238,7 @@ NO_CONTEXT: Final = CallContext("", _no_client_id, None)
 
 
 class LostRaceError(Exception):
-    """The recorder's view of its pair is outdated, or was never checked. Acquire a new recorder."""
+    """The pair has changed since the recorder's look-up, or wasn't looked up. Acquire a new recorder."""
 
 
 class CallRecorder(Protocol):
@@ -318,7 +318,7 @@ class _BatchCall(Generic[S]):
         last_error: the error of the last attempt.
         in_doubt_error: the error of an attempt that may have been executed.
         received_response: the response that a call had received when it was cancelled.
-        bulk: see `AttemptGate`.
+        bulk: see `plaid_relay_async.transport.protocols.AttemptGate`.
         recorder: the journal's recorder, if there is a journal.
         lost_race: whether the recorder raised `LostRaceError`, so that a new one is acquired.
         report_stopped: whether the call ended before its next attempt because the requests for its report
@@ -390,7 +390,8 @@ class _BatchCall(Generic[S]):
         if not isinstance(result, PlaidRelayError):
             self.received_response = result
         elif isinstance(result, NotSentError):
-            self.attempts -= 1  # it was counted when it started, and wasn't sent
+            # The call was cancelled before this attempt was sent: it ends as if this attempt hadn't started.
+            self.attempts -= 1
             self._end_attempt(self.last_error)
         else:
             self._end_attempt(result)

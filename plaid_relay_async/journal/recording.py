@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 RecorderT = TypeVar("RecorderT", bound="_PairRecorder")
 _logger = logging.getLogger("plaid_relay_async.journal")
 _POLL_SECONDS = (0.02, 1.0)  # the first and the longest wait between two look-ups
-_ASSUME_NEW_AFTER = 100  # new pairs in a row
+_ASSUME_NEW_AFTER = 100  # consecutive look-ups of new pairs
 
 
 @define(eq=False, repr=False)
@@ -245,7 +245,7 @@ class CallCoordinator:
         return CreationRecorder(self, pair, recorded_outcome=self._recorded_outcome(request, decision.row))
 
     async def _look_up_or_assume_new(self, pair: str) -> PairLookup:
-        # A large new run needs no look-up for each pair: after many new pairs in a row, the next one is
+        # A large new run needs no look-up for each pair: after many consecutive new pairs, the next one is
         # assumed to be new as well. If it isn't, its intent loses the race, and the call looks it up.
         if self._consecutive_new >= _ASSUME_NEW_AFTER:
             return EMPTY_LOOKUP
@@ -361,8 +361,8 @@ class _PairRecorder(ABC):
         while True:
             since = ClockReading() if self.coordinator.writer.has_lease else None
             write = self.coordinator.writer.submit(command)
-            # The first intent stays the open one. If it was granted and a repeat isn't, nothing was sent, and
-            # the row must still be restored.
+            # `release` undoes the intent if this write was granted. It stays the first write: if that one was
+            # granted and a repeat isn't, the row must still be restored.
             self._open_intent = self._open_intent or write
             # The write is shielded, because its result is needed to restore the row after a cancellation.
             result = await asyncio.shield(write)
@@ -419,7 +419,7 @@ class CreationRecorder(_PairRecorder):
         accept: the command that lists it as not attempted; `None` if there is a recorded outcome.
         accept_write: the write of `accept`, if its row is new.
         recorded_outcome: the outcome from the journal, if the request needs no attempt.
-        earlier_in_doubt_error: the error of an earlier attempt that is in doubt, which this one replaces.
+        earlier_in_doubt_error: the error of an attempt in doubt whose row the intent retires, if any.
         assumed_new: whether its pair was assumed to be new, without a look-up.
     """
 

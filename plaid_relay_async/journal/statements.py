@@ -77,8 +77,9 @@ class Statements:
             worker.
         update_removal_intent: records the intent to remove one row's token, if the row is unchanged.
         update_removal_outcomes: records the outcomes of removals by the same worker.
-        reassign_holding: two statements for the pairs of the given rows. A row that must not hold its pair
-            any more releases it, and the best other row of an unheld pair then holds it.
+        reassign_holding: two statements for the pairs of the given rows. The first one releases each pair
+            whose holding row may have to change. The second one assigns each unheld pair to its best row,
+            which may be the same one as before.
         select_superseded: selects the rows of a run that hold their pair although their token was forgotten
             and the pair has another token that can be returned.
         retire_row: takes the pair from one row if the row is unchanged; a row of the run isn't current
@@ -261,8 +262,10 @@ class Statements:
         return and_(forgotten, exists(others.where(token.c.token.is_not(None))))
 
     def _release_holding(self) -> Any:
-        # An intent releases its pair if the pair has a token. This also concerns an intent of a live worker,
-        # because a statement can't check whether a worker is alive.
+        # A row in another state than CREATED and INTENT always releases its pair. `_assign_holding` returns
+        # the pair to an UNKNOWN or REMOVING row if no other row is better. An intent releases its pair if the
+        # pair has a token. This also concerns an intent of a live worker, because a statement can't check
+        # whether a worker is alive.
         others, _ = self._other_tokens()
         is_released = or_(
             entries.c.state.not_in((CreationState.CREATED, CreationState.INTENT)),

@@ -427,7 +427,8 @@ class Writer:
         ]
 
         def work(connection: Connection) -> list[WriteResult]:
-            # Encrypting tokens takes long. With SQLite this function runs in a thread, and releases the GIL.
+            # Tokens are encrypted here because that takes long, and with SQLite this function runs in a
+            # thread, not in the event loop.
             creations = [self._outcome_values(command) for command in outcomes]
             renamed = self._rename_pairs(connection, renames) if renames else []
             changed_rows = [{"id": each["id"]} for each in (*creations, *undone, *removals, *renamed)]

@@ -1,8 +1,8 @@
 """The session manager: one aiohttp connection pool, owned or borrowed, which is opened and closed once.
 
 Calls acquire a slot before they request a connection, and there are as many slots as connections. So a call
-doesn't queue inside aiohttp, where the time would count against its timeouts, unless the program itself also
-uses the connections of a session that the client has borrowed.
+doesn't queue inside aiohttp, where the time would count against its timeouts. The exception is a borrowed
+session whose connections the program itself uses as well.
 """
 
 from __future__ import annotations

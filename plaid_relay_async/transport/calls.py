@@ -308,9 +308,9 @@ class Transport:
             try:
                 if call.gate is not None:
                     send_deadline = math.inf if call.send_deadline is None else call.send_deadline
-                    # A journal may take long to record the intent. The attempt is not sent if its send
-                    # deadline passed in the meantime. If it had passed before, the attempt is sent, as it
-                    # would be without a gate.
+                    # A journal may take long to record the intent. If the send deadline passed during that
+                    # wait, the attempt isn't sent. Only waits are checked: an attempt that was already late
+                    # is sent, as it would be without a gate.
                     was_in_time = call.now() < send_deadline
                     await call.gate.start_attempt()
                     if was_in_time and call.now() >= send_deadline:

@@ -192,8 +192,8 @@ class DuplicateRequestError(PlaidRelayError):
 class NotSentError(PlaidRelayError, ConnectionError):
     """The request never left, because DNS, the connection, TLS, the rate limiter or the credentials failed.
 
-    Another reason is that too little time was left for a response. If `sent` is True, it refers to an earlier
-    attempt, which was a read, or which Plaid didn't execute.
+    Another reason is that too little time was left for a response. If `sent` is True, an earlier attempt was
+    sent, and either the call is a read or Plaid didn't execute that attempt.
 
     Attributes:
         errno: the operating system's error number, if there is one.

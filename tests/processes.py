@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import re
 import signal
 import struct
 import subprocess
@@ -105,14 +106,23 @@ def open_files(pid: int | str = "self") -> list[str]:
 
 
 def waits_in_kernel(pid: int, name: str) -> Callable[[], bool]:
-    """Return a function that checks whether a process waits in a function of the kernel.
+    """Return a function that checks whether a process handles signals, and waits in a function of the kernel.
 
-    Some kernels hide this; so after ten seconds, the check always succeeds.
+    Some kernels hide this function. There, its main thread must have used no CPU time for a second.
     """
-    deadline = time.monotonic() + 10
+    last_time, last_change = "", 0.0
 
     def waits() -> bool:
-        return name in Path(f"/proc/{pid}/wchan").read_text() or time.monotonic() > deadline
+        nonlocal last_time, last_change
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+        if not int(caught[1], 16) >> signal.SIGTERM - 1 & 1:
+            return False
+        user_and_system = " ".join(
+            Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        )
+        if user_and_system != last_time:
+            last_time, last_change = user_and_system, time.monotonic()
+        return name in Path(f"/proc/{pid}/wchan").read_text() or time.monotonic() - last_change > 1
 
     return waits
 

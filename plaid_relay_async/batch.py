@@ -238,7 +238,7 @@ NO_CONTEXT: Final = CallContext("", _no_client_id, None)
 
 
 class LostRaceError(Exception):
-    """The pair has changed since the recorder's look-up, or wasn't looked up. Acquire a new recorder."""
+    """The pair has changed since its look-up, or was assumed to be new. Acquire a new recorder."""
 
 
 class CallRecorder(Protocol):

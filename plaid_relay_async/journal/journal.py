@@ -74,7 +74,7 @@ class _OpenResources:
 
     Attributes:
         loop: the event loop in which it was opened.
-        digests: names pairs and tokens.
+        digests: computes the digests of pairs and tokens.
         registry: the workers of the journal.
         connection: the connection for the journal's own methods.
         coordinator: the coordinator of this process's calls, created with the first call: a journal that only

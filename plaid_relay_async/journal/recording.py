@@ -66,7 +66,7 @@ class CallCoordinator:
 
     Attributes:
         writer: the worker's commands and look-ups.
-        digests: names pairs and tokens.
+        digests: computes the digests of pairs and tokens.
         keyring: decrypts recorded tokens.
         policy: the journal's settings; a call may override some of them.
     """
@@ -361,8 +361,8 @@ class _PairRecorder(ABC):
         while True:
             since = ClockReading() if self.coordinator.writer.has_lease else None
             write = self.coordinator.writer.submit(command)
-            # `release` undoes the intent if this write was granted. It stays the first write: if that one was
-            # granted and a repeat isn't, the row must still be restored.
+            # A later write doesn't replace the first one here: if the first one was granted and a later one
+            # isn't, `release` must still undo the intent.
             self._open_intent = self._open_intent or write
             # The write is shielded, because its result is needed to restore the row after a cancellation.
             result = await asyncio.shield(write)

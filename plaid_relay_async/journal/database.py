@@ -120,7 +120,8 @@ def _is_transient(error: Exception) -> bool:
 
 def _safe_reason(error: Exception) -> str:
     if isinstance(error, DBAPIError):
-        # Only the first line, up to the text of a value: the rest may quote the values of a row.
+        # The rest of the error may quote values of a row, as in sqlite3's "Could not decode to UTF-8 column
+        # 'token' with text '...'".
         reason = str(error.orig).partition("\n")[0].partition(" with text ")[0]
         return reason or type(error.orig).__name__
     return getattr(error, "strerror", None) or str(error).partition("\n")[0]

@@ -358,6 +358,7 @@ class Writer:
 
             rows, liveness = self._registry.read_with_liveness(connection, read, _worker_ids_to_check)
             by_digest = {row.token_digest: row for row in rows}
+            # The time matters only for an intent to create; no row with a token digest has one.
             return [_to_lookup(by_digest.get(digest), None, liveness, 0.0) for digest in digests]
 
         return await self._database.run_transaction(connection, work, self._retry_seconds)
@@ -397,8 +398,8 @@ class Writer:
 
     async def _write_alone(self, connection: JournalConnection, command: WriteCommand) -> WriteResult:
         if not isinstance(command, RecordIntent | RecordRemovalIntent):
-            # If a late token and another worker's new intent take the pair at the same time, the database
-            # rejects one of them. By now the intent is committed, so this transaction sees it and succeeds.
+            # A late token and another worker's new intent may take the pair at the same time. If the database
+            # has rejected the token, the intent is committed by now: this transaction sees it and succeeds.
             return (await self._write_in_transaction(connection, [command]))[0]
         try:
             return (await self._write_in_transaction(connection, [command]))[0]
@@ -451,8 +452,8 @@ class Writer:
                 for command in commands
             ]
 
-        # A transaction that failed was repeated for `retry_seconds`. Until one succeeds, no other one is
-        # repeated, because all other commands wait behind it.
+        # After a group has failed, each group is tried only once until one succeeds: all other commands wait
+        # behind the group that is being written.
         return await self._database.run_transaction(
             connection, work, 0.0 if self._failing else self._retry_seconds
         )

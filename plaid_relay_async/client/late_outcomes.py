@@ -23,7 +23,7 @@ _OPERATIONS_BY_PATH: Final = {
     codec.RELAY_REFRESH.path: batch.REFRESH,
     codec.RELAY_REMOVE.path: batch.REMOVE,
 }
-_OTHER_OPERATION: Final = batch.BatchOperation(object, Completed)
+_OTHER_OPERATION: Final = batch.BatchOperation(request_type=object, build_success=Completed)
 
 
 class LateOutcomes:

@@ -530,7 +530,8 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
     if not isinstance(error, PlaidAPIError):
         if isinstance(error, OutcomeUnknownError | ConnectionLostError):
             return Certainty.IN_DOUBT
-        # `sent` may refer to an earlier attempt of the call, so a NotSentError is NOT_SENT in any case.
+        # `sent` may refer to an earlier attempt of the call, so a NotSentError is NOT_SENT in any case. For
+        # a ClientClosedError or a ConfigurationError the difference has no effect: neither is retried.
         return (
             Certainty.DEFINITIVE if error.sent and not isinstance(error, NotSentError) else Certainty.NOT_SENT
         )

@@ -236,7 +236,7 @@ __all__ = [
     "secrets_in",
 ]
 
-# Searched in this order. The first comes first because it imports the next two anyway.
+# Searched in this order. Importing `report` imports the next two as well.
 _LAZY_MODULES: Final = ("report", "insights", "values", "item")
 
 

@@ -108,7 +108,8 @@ async def send_attempt(exchange: Exchange, attempt: Attempt) -> RawResponse:
         if not is_ordinary_error(error):
             attempt.on_interrupted(raw_response, problem)
             raise
-    # The body is incomplete. The status, or a token in the part that arrived, may still prove the result.
+    # The status, or a token in the part that arrived, may still prove the result. The body is complete if the
+    # deadline's cancellation was deferred until all of it had been read.
     if raw_response is not None:
         return raw_response
     try:

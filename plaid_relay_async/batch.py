@@ -73,8 +73,7 @@ T = TypeVar("T")
 # A batch stops after this number of errors that every request would get, without a success in between. The
 # same number of errors of one report stops the requests for that report.
 SHARED_ERROR_LIMIT: Final = 3
-# Only the reports with the latest errors are tracked, so that a batch over millions of reports needs constant
-# memory.
+# Only the reports with the latest errors are tracked, so that the stored errors need constant memory.
 _MAX_TRACKED_REPORTS: Final = 256
 
 Requests: TypeAlias = Iterable[RelayCreateRequest] | AsyncIterable[RelayCreateRequest]
@@ -859,8 +858,7 @@ class Batch(Generic[S]):
         except _SendingStoppedError:
             call.outcome = call.interrupted_outcome()
         except LostRaceError:
-            # If an earlier attempt may have been executed, that is recorded before a new recorder is
-            # acquired.
+            # An earlier attempt in doubt is recorded as unknown before a new recorder is acquired.
             call.outcome = None if call.in_doubt_error is None else call.error_outcome(call.in_doubt_error)
         except PlaidRelayError as error:
             call.outcome = call.error_outcome(error)

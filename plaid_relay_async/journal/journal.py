@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Collection
 from functools import partial
-from pathlib import Path  # noqa: TC003  # its documentation resolves it
+from pathlib import Path  # noqa: TC003  # Sphinx resolves the annotation
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from attrs import define

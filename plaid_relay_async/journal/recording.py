@@ -332,7 +332,9 @@ def _decide_on_two_tokens(
     for own in (current.own, former.own):
         if own is not None and own.state is CreationState.CREATED and own.token is not None:
             return ServeRecorded(own)
-    return RejectDuplicate(reason, advice="Remove one of them; `Journal.records()` of the runs returns both.")
+    return RejectDuplicate(
+        reason, advice="Remove one of them; `Journal.records()` returns each in the run that created it."
+    )
 
 
 @define(eq=False, repr=False)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, field
@@ -58,6 +59,10 @@ RecorderT = TypeVar("RecorderT", bound="_PairRecorder")
 _logger = logging.getLogger("plaid_relay_async.journal")
 _POLL_SECONDS = (0.02, 1.0)  # the first and the longest wait between two look-ups
 _ASSUME_NEW_AFTER = 100  # consecutive look-ups of new pairs
+
+
+class _TokenMovedError(Exception):
+    """The token was forgotten, or its pair was renamed, while its removal waited for the pair."""
 
 
 @define(eq=False, repr=False)
@@ -118,10 +123,12 @@ class CallCoordinator:
         """
         await self.writer.write_pending()
         digest = self.digests.token_digest(request.relay_token)
-        row = (await self.writer.look_up_token(digest)).own
-        if row is None:
-            return NullRecorder()
-        return await self._acquire_pair(row.pair, lambda: self._create_removal_recorder(request, digest))
+        while (row := (await self.writer.look_up_token(digest)).own) is not None:
+            with contextlib.suppress(_TokenMovedError):
+                return await self._acquire_pair(
+                    row.pair, partial(self._create_removal_recorder, request, digest, row.pair)
+                )
+        return NullRecorder()
 
     async def _acquire_pair(
         self, pair: str, create_recorder: Callable[[], Awaitable[RecorderT | None]]
@@ -304,17 +311,23 @@ class CallCoordinator:
         )
 
     async def _create_removal_recorder(
-        self, request: RelayRemoveRequest, digest: str
+        self, request: RelayRemoveRequest, digest: str, pair: str
     ) -> RemovalRecorder | None:
-        """Return a recorder, or `None` if the token must be looked up again later."""
+        """Return a recorder, or `None` if the token must be looked up again later.
+
+        Raises:
+            _TokenMovedError: the token isn't recorded for this pair any more.
+        """
         lookup = await self.writer.look_up_token(digest)
-        if lookup.in_progress or lookup.own is None:
+        if lookup.own is None or lookup.own.pair != pair:
+            raise _TokenMovedError
+        if lookup.in_progress:
             return None
         if lookup.own.state is not CreationState.REMOVED:
-            return RemovalRecorder(self, lookup.own.pair, RecordRemovalIntent(lookup.own))
+            return RemovalRecorder(self, pair, RecordRemovalIntent(lookup.own))
         fields: dict[str, Any] = {"attempts": 0, "elapsed": 0.0, "request_id": None, "journalled": True}
         outcome = Removed(request=request, response=RelayRemoveResponse.already_removed(), **fields)
-        return RemovalRecorder(self, lookup.own.pair, RecordRemovalIntent(lookup.own), outcome)
+        return RemovalRecorder(self, pair, RecordRemovalIntent(lookup.own), outcome)
 
 
 def _both_have_tokens(current: PairLookup, former: PairLookup) -> bool:

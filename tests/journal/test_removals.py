@@ -13,6 +13,7 @@ from journal_support import (
     creation_requests,
     read_records,
 )
+from sqlalchemy import text
 
 from plaid_relay_async import DuplicateRequestError, InvalidRequestError, JournalError, OutcomeUnknownError
 from plaid_relay_async.journal import Journal
@@ -251,3 +252,24 @@ async def test_forgotten_tokens_are_deleted_and_counted(plaid, client, report, u
         result = await client.relay.create_many(creation_requests(report, 3), journal=journal)
         assert {type(o.error) for o in result.failed} == {DuplicateRequestError}
     assert len(plaid.ledger) == 3
+
+
+@pytest.mark.parametrize("change", ["token = NULL, token_digest = NULL", "pair = 'renamed'"])
+async def test_a_token_whose_record_changes_while_its_removal_waits(plaid, client, report, url, change):
+    """A removal that waits for another one is made, and ends, if the token is forgotten or its pair is renamed."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        token = (await client.relay.create([report], "p", journal=journal)).relay_token
+        plaid.fail(Fault(path=REMOVE, latency=1))
+        first = asyncio.ensure_future(client.relay.remove(token, journal=journal))
+        while not plaid.counts[REMOVE]:
+            await asyncio.sleep(0.01)
+        second = asyncio.ensure_future(client.relay.remove(token, journal=journal))
+        await asyncio.sleep(0.3)
+        statement = text(f"UPDATE relay_entries SET {change}")
+        await journal._run_transaction(lambda connection: connection.execute(statement).close())
+        async with asyncio.timeout(60):
+            assert (await first).removed
+            (error,) = await asyncio.gather(second, return_exceptions=True)
+            assert isinstance(error, InvalidRequestError) if "token" in change else error.removed
+            await client.relay.create([report], "p", journal=journal)
+    assert len(plaid.ledger) == 2

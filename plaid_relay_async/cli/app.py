@@ -200,7 +200,7 @@ def bulk(
         Parameter(
             name="INPUT",
             allow_leading_hyphen=True,
-            help="A file of CSV with a header or of JSON, or - for standard input; columns: report_token or "
+            help="A CSV file with a header, a JSON file, or - for standard input; columns: report_token or "
             "report_tokens, secondary_client_id, webhook (optional).",
         ),
     ],
@@ -341,7 +341,7 @@ def fetch(
         Parameter(
             name="INPUT",
             allow_leading_hyphen=True,
-            help="A file of CSV with a header or of JSON, or - for standard input; column: relay_token. A "
+            help="A CSV file with a header, a JSON file, or - for standard input; column: relay_token. A "
             "list of tokens, one per line, and the output of bulk are accepted too.",
         ),
     ],

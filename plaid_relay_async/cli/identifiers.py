@@ -16,8 +16,8 @@ from plaid_relay_async.codec import contains_token
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# The first five start a formula or a protected cell of a spreadsheet; the others start a comment, a tag, an
-# item of a list, or a path.
+# The first five start a formula of a spreadsheet, or a cell that is escaped with an apostrophe; the others
+# start a comment, a tag, an item of a list, or a path.
 _ODD_PREFIXES = ("=", "@", "'", "+", "-", "#", "<", "*", "/")
 _ODD_SUBSTRINGS = {"|": "contains the delimiter |", "://": "is a URL"}
 _NUMBER = re.compile(

@@ -127,7 +127,7 @@ class Deadline:
             TimeoutError: the final deadline passed while the event loop was blocked; don't start the phase.
         """
         self.set_timeout(seconds)
-        if self.expires_at == self._final_deadline <= self._timer.loop.time():
+        if self._timer.loop.time() >= self._final_deadline:
             raise TimeoutError
 
     def expire(self) -> None:

@@ -440,4 +440,5 @@ def _release_connection(connection: Connection) -> None:
     if connection.transport is not None and connection.transport.get_write_buffer_size():
         # The server responded before it had read the whole request. The rest would precede the next request.
         connection.close()
-    connection.release()
+    else:
+        connection.release()

@@ -352,7 +352,8 @@ def describe_decode_error(error: BaseException) -> tuple[str, str]:
         return f"the response isn't UTF-8 (byte {error.start})", "$"
     if isinstance(error, RecursionError):
         return "the response is nested too deeply", "$"
-    # The texts of other errors may quote the response, so they aren't used.
+    # Errors inside a record are `_StructureError`s, so the others concern the whole value. Their texts aren't
+    # used, because they may quote the response.
     return "not an object" if isinstance(error, TypeError) else "the response contains an invalid number", "$"
 
 

@@ -143,7 +143,7 @@ def _record_hook(cls: Any, converter: cattrs.Converter, *, with_paths: bool) -> 
         # Most objects have no unknown field, and a set operation checks that for all of its names.
         unknown = None if has_all_of(value) else {k: v for k, v in value.items() if k not in field_names}
         if unknown and not keeps_unknown:
-            raise TypeError("has an unknown field")
+            raise _StructureError("has an unknown field", "")
         record = base(value, target)
         if unknown:
             record.additional_properties.update(unknown)
@@ -168,7 +168,13 @@ def _record_hook_with_paths(cls: Any, converter: cattrs.Converter) -> Callable[[
                 arguments[attribute.name] = _structure_at(hook, value[attribute.name], attribute.type, path)
             elif attribute.default is NOTHING:
                 raise _StructureError("required field missing", path)
-        return cls(**arguments)
+        try:
+            return cls(**arguments)
+        except RequestValidationError as error:
+            problem, path = error.problem, f".{error.field}"
+        except ValueError:  # a validator of attrs, whose text contains the value
+            problem, path = "has an invalid field", ""
+        raise _StructureError(problem, path)
 
     return structure
 
@@ -333,7 +339,7 @@ def decode_record(body: bytes | bytearray | str, cls: type[T]) -> T:
 def _parse_and_structure(parse: Callable[[], Any], cls: type[T]) -> T:
     try:
         return _converter.structure(parse(), cls)
-    except (KeyError, TypeError, ValueError, ArithmeticError):
+    except (_StructureError, KeyError, TypeError, ValueError, ArithmeticError):
         # The fast converter has consumed the parsed lists, so the JSON is parsed again.
         return _diagnostic_converter.structure(parse(), cls)
 

@@ -2,9 +2,9 @@
 
 A `SessionExchange` sends requests with aiohttp's `ClientSession`. A `DirectExchange` takes a connection from
 the same pool and writes a request head that is built only once; aiohttp still opens the connections, keeps
-them alive, and parses the responses. A `DirectExchange` takes 70 % of a session's CPU time. It uses methods
-of aiohttp that are public but not documented; `DirectExchange.is_supported` checks that this release of
-aiohttp has them.
+them alive, and parses the responses. That takes 30 % less CPU time than a session. A `DirectExchange` uses
+methods of aiohttp that are public but not documented; `DirectExchange.is_supported` checks that this release
+of aiohttp has them.
 
 Both know the exact moment at which a request is sent (`RequestBody.begin_send`). Before that moment an
 attempt is certainly not sent; after it, the attempt is in flight.

@@ -166,7 +166,7 @@ class SessionManager:
         )
 
     def _create_exchange(self, session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -> Exchange:
-        # The direct exchange takes 70 % of a session's CPU time, but supports no proxies, traces or
+        # The direct exchange takes 30 % less CPU time than a session, but supports no proxies, traces or
         # middlewares.
         if self._direct and session.connector is not None and DirectExchange.is_supported():
             return DirectExchange(session.connector, loop)

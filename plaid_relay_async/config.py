@@ -161,7 +161,7 @@ def _validate_count(_: object, attribute: Attribute[int], value: object) -> None
 
 
 def _validate_replay(_: object, __: object, value: object) -> None:
-    if value not in ("safe", "always"):  # the value may be unhashable
+    if value not in ("safe", "always"):  # no set: the value may be unhashable
         raise ConfigurationError(f"replay must be 'safe' or 'always', not {value!r}")
 
 

@@ -540,8 +540,8 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
     declined = (error.error_type, error.error_code) in _DECLINED_CODES
     if declined or (error.status == 429 and error.error_code not in _PERMANENT_LIMITS):
         return Certainty.DECLINED
-    # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing. A
-    # sent error without a status is the client's own RateLimitError, raised before the call's next attempt.
+    # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing. Only the
+    # client's own RateLimitError has no status. If its `sent` is True, it was raised before a later attempt.
     definitive = 300 <= (error.status or 300) < 500 and not isinstance(error, PlaidServerError)
     return Certainty.DEFINITIVE if definitive else Certainty.IN_DOUBT
 

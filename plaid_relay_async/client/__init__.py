@@ -113,7 +113,7 @@ class RelayClient:
         direct: bool = True,
         tls_buffer: int | None = None,
     ) -> None:
-        if credentials_in not in ("headers", "body"):  # the value may be unhashable
+        if credentials_in not in ("headers", "body"):  # no set: the value may be unhashable
             raise ConfigurationError(f"credentials_in must be 'headers' or 'body', not {credentials_in!r}")
         timeouts = Timeouts() if timeouts is None else timeouts
         retry = RetryPolicy() if retry is None else retry

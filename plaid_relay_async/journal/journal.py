@@ -136,7 +136,7 @@ class Journal:
         retry_failed: bool = False,
         lease: float = 30.0,
     ) -> None:
-        if on_existing not in ("reuse", "refuse", "create"):  # the value may be unhashable
+        if on_existing not in ("reuse", "refuse", "create"):  # no set: the value may be unhashable
             raise ConfigurationError(
                 f"on_existing must be 'reuse', 'refuse' or 'create', not {on_existing!r}"
             )

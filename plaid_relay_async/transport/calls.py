@@ -309,8 +309,8 @@ class Transport:
                 if call.gate is not None:
                     send_deadline = math.inf if call.send_deadline is None else call.send_deadline
                     # A journal may take long to record the intent. If the send deadline passes during that
-                    # wait, the attempt isn't sent. If it has passed before, the attempt is sent, as it would
-                    # be without a gate.
+                    # wait, the attempt isn't sent. If it had passed before, the journal isn't the cause, and
+                    # the attempt is sent, as it would be without a gate.
                     was_in_time = call.now() < send_deadline
                     await call.gate.start_attempt()
                     if was_in_time and call.now() >= send_deadline:
@@ -478,8 +478,8 @@ class Transport:
             rate_limited=rate_limited,
         )
         call.exceeds_max_pause = max(delay, throttle.total_pause) > call.policy.max_pause
-        # For a bulk call the pause is queueing: it doesn't count against the deadline, nor this round as an
-        # attempt.
+        # For a bulk call the pause is queueing, which doesn't count against the deadline, and this round
+        # doesn't count as an attempt.
         call.uncounted_rounds += call.bulk
         wait = throttle.expected_wait(call.now(), 0 if call.bulk else throttle.calls_ahead)
         fits = call.bulk or (call.counted_rounds < call.policy.attempts and call.has_time_for(wait))

@@ -64,7 +64,7 @@ class Draining(Generic[T]):
         self._seconds = seconds
         self._drains = drains
         self._drain: contextlib.ExitStack | None = None
-        # Whether the drain has ended, and whether the cancellation that ends it hasn't reached the task yet.
+        # `_expired`: the drain has ended. `_expiring`: the cancellation that ends it hasn't reached the task.
         self._expired = self._expiring = False
         self._task: asyncio.Task[Any]
         self._timer: asyncio.TimerHandle | None = None
@@ -85,7 +85,7 @@ class Draining(Generic[T]):
                     error = yield from self._wait_on(awaited, None)
                     continue
                 try:
-                    error = yield awaited and ShieldedFuture(awaited)  # a task sends None
+                    error = yield awaited and ShieldedFuture(awaited)  # a task sends None: no error
                 except asyncio.CancelledError as cancelled:
                     error = yield from self._wait_on(awaited, cancelled)
         except StopIteration as stop:

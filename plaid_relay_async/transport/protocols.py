@@ -34,9 +34,9 @@ class AttemptGate(Protocol):
     flight.
 
     Attributes:
-        bulk: whether this is a bulk call. It lets interactive calls go first; its waits for pauses and the
-            adaptive rate don't count against its deadline, nor its declined attempts against the retry
-            policy's `attempts`.
+        bulk: whether this is a bulk call. It lets interactive calls go first. Its waits for pauses and the
+            adaptive rate don't count against its deadline, and its declined attempts don't count against the
+            retry policy's `attempts`.
     """
 
     bulk: bool

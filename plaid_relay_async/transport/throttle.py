@@ -58,7 +58,7 @@ _MAX_ISOLATED = 10
 # The time after which another probe is sent although the last one has not ended.
 _PROBE_INTERVAL = 5.0
 
-# After this time without an attempt, although one could have started, the measurement restarts.
+# The measurement restarts if an attempt could have started, and none did for this time.
 _IDLE_SECONDS = 5.0
 
 

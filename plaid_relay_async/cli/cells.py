@@ -1,6 +1,7 @@
 """Reads CSV, JSON Lines or JSON as rows of named cells, and reports each problem with its line.
 
-An input that may have been misread is an error, never a guess, because the requests can't be undone.
+An input that may have been misread is an error, never a guess: a wrong row could share a report
+with the wrong partner.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Checks the partner identifiers that the command reads from a file or from its options.
 
 `RelayCreateRequest` rejects characters that no identifier contains. A list of partners has often been edited
-in a spreadsheet, and a creation can't be undone, so the command also rejects values that are probably not
-identifiers. The console's list follows the same rules.
+in a spreadsheet, and a wrong row could share a report with the wrong partner, so the command also rejects
+values that are probably not identifiers. The console's list follows the same rules.
 """
 
 from __future__ import annotations

@@ -458,7 +458,7 @@ async def test_requests_behind_the_end_of_a_connection_are_dropped(secure, count
     async with running_gateway(ssl=server_ssl, client_ssl=client_ssl) as setup:
         setup.upstream.respond, setup.upstream.pause = (
             lambda received: [b"", *setup.upstream.creation_response(received)],
-            0.5,
+            1.5,
         )
         async with raw_connection(setup.gateway.url, ssl=client_ssl) as connection:
             await connection.send(build_request(key=setup.keys["lender"], close=False) * count)

@@ -468,8 +468,9 @@ def from_json(data: bytes | str, cls: type[T]) -> T:
 def unstructure(record: object) -> dict[str, Any]:
     """Return a record as dicts, lists, strings, numbers, booleans and None.
 
-    A number is an int or a float if that represents it exactly, as it does for all numbers that were floats
-    at Plaid; others stay a `Decimal`. `to_json` writes all of them exactly.
+    A number without decimal point and exponent is an int. Any other is a float if Python prints that float as
+    the same number, which is always so for up to 15 significant digits; otherwise it stays a `Decimal`.
+    `to_json` keeps all digits.
 
     Raises:
         TypeError: it isn't one of this package's records, or it is a PDF.

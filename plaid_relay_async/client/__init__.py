@@ -74,8 +74,9 @@ class RelayClient:
             proxy, even if the environment has one. Loopback addresses are never called through a proxy.
         trust_env: whether to take the proxy from HTTPS_PROXY or ALL_PROXY, and hosts that are called without
             it from NO_PROXY. A `.netrc` isn't read.
-        direct: use an owned pool without a proxy directly, without aiohttp's `ClientSession`, through methods
-            that are public but not documented. With the session each call takes 40 % more CPU time.
+        direct: whether requests bypass aiohttp's `ClientSession` and use its connection pool, through methods
+            that are public but not documented. It applies to an owned pool without a proxy. With the session
+            each call takes 40 % more CPU time.
         tls_buffer: the size in bytes of asyncio's read buffer for each TLS connection, instead of 256 KB. It
             applies to all new connections of the process.
 

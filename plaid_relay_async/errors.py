@@ -541,7 +541,8 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
     if declined or (error.status == 429 and error.error_code not in _PERMANENT_LIMITS):
         return Certainty.DECLINED
     # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing. Only the
-    # client's own RateLimitError has no status. If its `sent` is True, it was raised before a later attempt.
+    # client's own RateLimitError has no status. If its `sent` is True, an earlier attempt was sent. That was
+    # a read or wasn't executed, because otherwise the call would raise the error of that attempt.
     definitive = 300 <= (error.status or 300) < 500 and not isinstance(error, PlaidServerError)
     return Certainty.DEFINITIVE if definitive else Certainty.IN_DOUBT
 

@@ -287,8 +287,8 @@ def _defer_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Gen
 
     Otherwise `post` would close its connection as soon as the cancellation reaches it.
     """
-    # `awaited` is what `post` waits for: a future, or None to let other tasks run. It is None while `post`
-    # runs, because a traceback with locals shows the error of a future, which may quote the request.
+    # `awaited` is what `post` waits for: a future, or None to let other tasks run. It is reset before each
+    # step: a traceback with locals would show the future with its error, which may quote the request.
     awaited: asyncio.Future[Any] | None = None
     try:
         while body.cancellation_args is None:

@@ -2,8 +2,8 @@
 
 Concurrency is bounded here, before a connection is requested (backpressure), so no timeout of the connection
 or the response includes these waits. The waits for the rate limiter and for a connection don't count against
-a call's deadline either. The waits for Plaid's pauses and the adaptive rate do, except for bulk calls: an
-interactive call that would exceed its deadline fails immediately.
+a call's deadline either. For an interactive call, the waits for Plaid's pauses and the adaptive rate do:
+if they would exceed the deadline, the call fails immediately. For a bulk call they don't.
 """
 
 from __future__ import annotations

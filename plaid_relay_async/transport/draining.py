@@ -77,8 +77,8 @@ class Draining(Generic[T]):
         error: BaseException | None = None
         try:
             while True:
-                # `awaited` is None while the attempt runs, because a traceback with locals shows the error of
-                # a future, which may quote the request.
+                # Reset before each step: a traceback with locals would show the future with its error, which
+                # may quote the request.
                 awaited = None
                 awaited = work.send(None) if error is None else work.throw(error)
                 if self.deferred_cancellation is not None:

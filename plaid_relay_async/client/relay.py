@@ -97,7 +97,9 @@ class Relay(OperationGroup):
             ConfigurationError: a setting is invalid, or `retry_unknown` or `retry_failed` is passed without a
                 journal.
             RequestValidationError: an argument is invalid.
-            DuplicateRequestError: the journal has a token for the pair that it doesn't return.
+            DuplicateRequestError: the journal has a token for the pair and doesn't return it: it was
+                forgotten, its removal isn't confirmed, or it is from another run and the journal has
+                `on_existing="refuse"`.
             InvalidRequestError: Plaid rejected the request.
             OutcomeUnknownError: a token may exist, and it is lost.
             JournalError: the journal can't be read or written; nothing was sent that isn't recorded.

@@ -1,9 +1,9 @@
 """Admission of attempts: the waits for the operation's throttle, the rate limiter, and a connection.
 
-Concurrency is bounded here, before a connection is requested (backpressure), so no timeout of the connection
-or the response includes these waits. The waits for the rate limiter and for a connection don't count against
-a call's deadline either. For an interactive call, the waits for Plaid's pauses and the adaptive rate do:
-if they would exceed the deadline, the call fails immediately. For a bulk call they don't.
+Concurrency is bounded here, before a connection is requested, so no timeout of the connection or the response
+includes these waits. The waits for the rate limiter and for a connection don't count against a call's
+deadline either. For an interactive call, the waits for Plaid's pauses and the adaptive rate do: if they would
+exceed the deadline, the call fails immediately. For a bulk call they don't.
 """
 
 from __future__ import annotations

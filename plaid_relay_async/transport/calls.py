@@ -379,8 +379,8 @@ class Transport:
             try:
                 return await draining
             finally:
-                # This includes an attempt that failed: `call` then raises the cancellation, and the error
-                # becomes a late outcome.
+                # Set even if the attempt failed: `call` then raises the cancellation, and the error becomes a
+                # late outcome.
                 call.deferred_cancellation = draining.deferred_cancellation
         finally:
             self._counters.in_flight -= 1

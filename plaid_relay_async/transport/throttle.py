@@ -39,8 +39,9 @@ _INCREASE_STEP = 0.02
 _INCREASE_GROWTH = 1.5
 _MAX_STEPS = 100
 
-# The period is the time over which the rate was measured, up to the minute of Plaid's published limits. A
-# rate of only one or two attempts may be chance, so the period has at most this length for each accepted one.
+# The period is the time over which the rate was measured, but at most `_MAX_PERIOD`, the minute of Plaid's
+# published limits. A rate that was measured from only a few accepted attempts may be chance, so the period is
+# also at most `_PERIOD_PER_ATTEMPT` times their number.
 _MAX_PERIOD = 60.0
 _PERIOD_PER_ATTEMPT = 10.0
 

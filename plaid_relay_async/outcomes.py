@@ -142,7 +142,7 @@ class BatchResult(Generic[S]):
         succeeded: the outcomes of calls that succeeded, such as `Created`.
         failed: the outcomes of calls that failed.
         unknown: the outcomes of calls that ended in doubt.
-        not_attempted: requests that were read from the input and never sent.
+        not_attempted: requests that were read from the input, and not sent because the batch ended first.
         stopped_by: the error that stopped the batch before the end of its input, or `None`.
         counts: the number of outcomes of each kind, by name: `"created"`, `"failed"`, `"unknown"`;
             `"fetched"`, `"refreshed"` or `"removed"` in place of the first.

@@ -198,8 +198,8 @@ class Relay(OperationGroup):
         Args:
             relay_tokens: any iterable or async iterable, read on demand, of relay tokens or of
                 `RelayGetRequest`.
-            include_insights: whether the reports have categories and merchants; applies to tokens, as a
-                request has its own setting.
+            include_insights: whether the reports have categories, merchants and Plaid's insights; applies to
+                tokens, as a request has its own setting.
             concurrency: the maximum number of concurrent calls, which share the client's `connections`.
             on_outcome: a function, not async, called with each outcome before the batch delivers it.
             on_progress: a function, not async, called with a `Progress` after each outcome.
@@ -428,7 +428,8 @@ class Relay(OperationGroup):
     async def _single_response(self, path: str, single: Batch[Any], to_response: Callable[[Any], R]) -> R:
         """Run a batch of one call, and return its response.
 
-        The batch isn't bulk, so pauses count against the call's timeout and attempts.
+        The batch isn't bulk, so pauses count against the call's timeout, and declined attempts against
+        `RetryPolicy.attempts`.
         """
         cause = None
         try:

@@ -558,13 +558,13 @@ async def test_a_caller_that_disconnects_in_its_body_leaves_nothing_behind(setup
 
 async def test_calls_beyond_the_upstream_connections_wait_or_get_a_429():
     """Many concurrent calls share the upstream connections; each gets a response, and none waits forever."""
-    async with running_gateway(upstream_connections=3, caller_timeout=0.6) as setup:
+    async with running_gateway(upstream_connections=3, caller_timeout=3) as setup:
 
         def slowly(received):
             yield b""
             yield from setup.upstream.creation_response(received)
 
-        setup.upstream.respond, setup.upstream.pause = slowly, 0.2
+        setup.upstream.respond, setup.upstream.pause = slowly, 1.0
         responses = await asyncio.gather(*(setup.call() for _ in range(30)))
         counts = {status: [each.status for each in responses].count(status) for status in (200, 429)}
         assert counts[200] + counts[429] == 30

@@ -631,6 +631,7 @@ def test_a_key_file_that_can_not_be_reloaded(gateway, key, keys_file):
     keys_file.path.chmod(0o600)
     assert send_sighup(process) == "plaid-relay: reloaded\n"
     assert create(url, key)[0] == 200
+    assert stop(process)[0] == 0
 
 
 def test_sighup_reopens_the_audit_file(gateway, key, plaid, config_home):

@@ -259,7 +259,7 @@ async def test_a_token_whose_record_changes_while_its_removal_waits(plaid, clien
     """A removal that waits for another one is made, and ends, if the token is forgotten or its pair is renamed."""
     async with Journal(url, run="x", key=KEY) as journal:
         token = (await client.relay.create([report], "p", journal=journal)).relay_token
-        plaid.fail(Fault(path=REMOVE, latency=1))
+        plaid.fail(Fault(path=REMOVE, latency=4, times=1))
         first = asyncio.ensure_future(client.relay.remove(token, journal=journal))
         while not plaid.counts[REMOVE]:
             await asyncio.sleep(0.01)

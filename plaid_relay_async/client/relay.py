@@ -159,7 +159,7 @@ class Relay(OperationGroup):
             ConfigurationError: a setting is invalid, or a callback is async.
             RequestValidationError: `requests` is a single string.
             BatchStoppedError: the input, the journal or a callback raised, or an item of the input isn't a
-                `RelayCreateRequest`; it has the result. It is raised at the end of the batch.
+                `RelayCreateRequest`. The error is raised at the end of the batch, and has the `result`.
         """
         return self._checked_batch(
             batch.CREATE,
@@ -212,8 +212,8 @@ class Relay(OperationGroup):
         Raises:
             ConfigurationError: a setting is invalid, or a callback is async.
             RequestValidationError: `relay_tokens` is a single string, or `include_insights` isn't a bool.
-            BatchStoppedError: the input or a callback raised, or a token is invalid; it has the result. It is
-                raised at the end of the batch.
+            BatchStoppedError: the input or a callback raised, or a token is invalid. The error is raised at
+                the end of the batch, and has the `result`.
         """
         return self._checked_batch(
             batch.GET,
@@ -258,8 +258,8 @@ class Relay(OperationGroup):
         Raises:
             ConfigurationError: a setting is invalid, or a callback is async.
             RequestValidationError: `relay_tokens` is a single string.
-            BatchStoppedError: the input or a callback raised, or a token is invalid; it has the result. It is
-                raised at the end of the batch.
+            BatchStoppedError: the input or a callback raised, or a token is invalid. The error is raised at
+                the end of the batch, and has the `result`.
         """
         return self._checked_batch(
             batch.GET_PDF,
@@ -309,8 +309,8 @@ class Relay(OperationGroup):
         Raises:
             ConfigurationError: a setting is invalid, or a callback is async.
             RequestValidationError: `relay_tokens` is a single string, or `webhook` is invalid.
-            BatchStoppedError: the input or a callback raised, or a token is invalid; it has the result. It is
-                raised at the end of the batch.
+            BatchStoppedError: the input or a callback raised, or a token is invalid. The error is raised at
+                the end of the batch, and has the `result`.
         """
         return self._checked_batch(
             batch.REFRESH,
@@ -360,8 +360,8 @@ class Relay(OperationGroup):
         Raises:
             ConfigurationError: a setting is invalid, or a callback is async.
             RequestValidationError: `relay_tokens` is a single string.
-            BatchStoppedError: the input, the journal or a callback raised, or a token is invalid; it has the
-                result. It is raised at the end of the batch.
+            BatchStoppedError: the input, the journal or a callback raised, or a token is invalid. The error
+                is raised at the end of the batch, and has the `result`.
         """
         return self._checked_batch(
             batch.REMOVE,

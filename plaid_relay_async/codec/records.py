@@ -221,7 +221,7 @@ def _json_type_name(cls: Any) -> str:
 
 
 def _mutable_twin(cls: Any) -> Any:
-    """Return a mutable class with the same fields, or the class itself unless it has `weakref_slot=False`.
+    """Return a mutable class with the same fields, or the class itself if it has a `__weakref__` slot.
 
     To create a frozen instance, attrs makes a call for each field, which takes a third of the time to read a
     report. So a record is created as an instance of the mutable class, and then its `__class__` is changed.
@@ -449,7 +449,7 @@ def to_json(record: object, *, indent: int | None = None) -> bytes:
 
 @strip_traceback
 def from_json(data: bytes | str, cls: type[T]) -> T:
-    """Return the record of JSON that `to_json` wrote, or of the body of one of Plaid's responses.
+    """Read a record from JSON that `to_json` wrote, or from the body of one of Plaid's responses.
 
     Args:
         data: the JSON.
@@ -481,7 +481,7 @@ def unstructure(record: object) -> dict[str, Any]:
 
 @strip_traceback
 def structure(plain: Mapping[str, Any], cls: type[T]) -> T:
-    """Return the record of what `unstructure` returned.
+    """Convert the result of `unstructure` back to a record.
 
     Args:
         plain: a mapping, such as the value of a JSON column in a database.

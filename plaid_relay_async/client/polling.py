@@ -53,7 +53,7 @@ async def poll(
         send_request: sends one request, with a timeout in seconds.
         seconds: the timeout for all requests and the time between them.
         max_failures: the number of consecutive failed requests after which the last error is raised.
-        max_pause: the longest delay of the server that is waited for, in seconds, as in `RetryPolicy`.
+        max_pause: the longest pause that the server may request, in seconds, as in `RetryPolicy`.
         clock: returns a monotonic time in seconds.
         sleep: waits for a number of seconds.
 
@@ -99,7 +99,7 @@ async def poll_until_ready(
     timeout: float | None,  # noqa: ASYNC109  # a deadline over attempts, not around an await
     retry: RetryPolicy | None,
 ) -> R:
-    """Poll for a report, each time by a call with one attempt, so that retries keep Plaid's limit as well."""
+    """Poll for a report, each time by a call with one attempt, so that retries stay within Plaid's limit."""
     seconds, policy = transport.resolve_settings(timeout, retry)
     single_attempt = evolve(policy, attempts=1)
 

@@ -40,8 +40,8 @@ _INCREASE_GROWTH = 1.5
 _MAX_STEPS = 100
 
 # The period is the time over which the rate was measured, but at most `_MAX_PERIOD`, the minute of Plaid's
-# published limits. A rate that was measured from only a few accepted attempts may be chance, so the period is
-# also at most `_PERIOD_PER_ATTEMPT` times their number.
+# published limits. A rate that was measured from only a few accepted attempts may be due to chance, so the
+# period is also at most `_PERIOD_PER_ATTEMPT` times their number.
 _MAX_PERIOD = 60.0
 _PERIOD_PER_ATTEMPT = 10.0
 
@@ -128,8 +128,8 @@ class _Trip:
         at: the time of the response.
         ticket: the ticket of the declined attempt.
         rate_limited: whether it and all attempts declined since then got a 429.
-        own_pause: whether the client chose the pause: no response requested one, and no probe was declined
-            since then.
+        own_pause: whether the pause is only the client's own choice: no response requested one, and no
+            declined probe has confirmed that it is needed.
         contradicted: whether the server accepted an attempt that started later.
     """
 

@@ -296,8 +296,8 @@ class Admission:
         call.extend_deadline(call.now() - started)
 
 
-# Seconds between two checks of a call shortly before its deadline. Waits that don't count move the deadline,
-# so the first check may not be the last one.
+# The minimum number of seconds between two checks of a queued call's deadline. Queueing moves the deadline,
+# so one check may not be enough.
 _CHECK_INTERVAL = 0.01
 
 
@@ -318,7 +318,7 @@ class _QueueWait:
         self._excluded_until = self._queueing_clock()
 
     def _queueing_clock(self) -> float:
-        """Return the seconds of a clock that runs only during waits that don't count for this call."""
+        """Return the seconds of a clock that runs only during waits that don't count against the deadline."""
         now = self.call.now()
         return now if self.call.bulk else self.throttle.queueing_time.total_seconds(now)
 

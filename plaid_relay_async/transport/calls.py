@@ -299,7 +299,9 @@ class Transport:
 
     async def _run_attempt(self, call: CallState[R]) -> R:
         call.rounds += 1
-        if call.wait_scope is not None:  # closing the client ends waits, but not attempts
+        if call.wait_scope is not None:
+            # Closing the client ends waits, but not attempts. An expiry that is already scheduled is
+            # cancelled.
             self._admission.wait_scopes.discard(call.wait_scope)
             call.wait_scope.reschedule(None)
         attempts_before = call.attempts

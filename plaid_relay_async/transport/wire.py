@@ -108,8 +108,8 @@ async def send_attempt(exchange: Exchange, attempt: Attempt) -> RawResponse:
         if not is_ordinary_error(error):
             attempt.on_interrupted(raw_response, problem)
             raise
-    # The status, or a token in the part that arrived, may still prove the result. The body is complete if the
-    # deadline's cancellation was deferred until all of it had been read.
+    # The status, or a token in the part that arrived, may still prove the result. The body may even be
+    # complete: the cancellation by the deadline is deferred until everything that has arrived is read.
     if raw_response is not None:
         return raw_response
     try:

@@ -233,7 +233,7 @@ class RedisLimiter(_Limiter):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections to a URL; a client that the caller passed stays open."""
+        """Close the client that was created from a URL; a client that the caller passed stays open."""
         if self._owned:
             await self._redis.aclose()
 

@@ -35,7 +35,7 @@ class Statistics:
         in_flight: attempts in flight, including those that are still connecting.
         queued: calls that wait for a pause, a rate, a limiter or a connection.
         connections: the maximum number of connections; `None` for a borrowed pool without a limit.
-        rates: attempts per second, for each operation that keeps to an adaptive rate since a 429.
+        rates: attempts per second, for each operation that has had an adaptive rate since a 429.
         waits: the seconds that all calls together have waited, by reason: `"pause"` (the server's pause or
             the adaptive rate), `"limiter"`, `"connection"`, and `"backoff"`.
     """

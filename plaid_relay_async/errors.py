@@ -247,7 +247,7 @@ class OutcomeUnknownError(PlaidRelayError):
     retry_after: float | None = None
     body: Hidden[bytes] | None = None
     advice = (
-        "It may have been executed, and Plaid has no call that lists or finds the result. "
+        "The request may have been executed, and Plaid has no call that lists or finds the result. "
         "Decide: call again and accept that there may be two, or ask Plaid's support."
     )
 

@@ -26,8 +26,8 @@ from plaid_relay_async.exchange import Exchange, RequestBody, Response
 from plaid_relay_async.transport.causes import failure_cause
 from plaid_relay_async.transport.protocols import BodyWriter
 
-# Half of a compressed response can't be read, and the token in it would be lost. Responses with a token are
-# short, so compression would save nothing.
+# If a compressed response breaks off, the part that arrived can't be read, and a token in it would be lost.
+# Responses with a token are short, so compression would save nothing.
 IDENTITY_ENCODING: Final = {"Accept-Encoding": "identity"}
 # The maximum size of a response that isn't a report; such a response has a few hundred bytes.
 MAX_SHORT_RESPONSE_BYTES: Final = 1024 * 1024

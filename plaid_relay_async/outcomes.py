@@ -1,7 +1,7 @@
 """The outcomes of calls, one for each request of a batch, and the result of a batch.
 
-An outcome is created, failed or unknown; operations other than a creation have another name for the first.
-Unknown means that the call ended in doubt: Plaid may have executed it.
+The outcome of a creation is `Created`, `Failed` or `Unknown`. Other operations have another class in place of
+`Created`. `Unknown` means that the call ended in doubt: Plaid may have executed it.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ _MEMORY_SECONDS = 300.0
 # A `Retry-After` that is shorter than this is raised to the client's own backoff.
 _MIN_SERVER_DELAY = 1.0
 
-# The number of 429s that may be isolated, and so no sign of a limit (see `Throttle._is_isolated`): this share
-# of the accepted attempts, and at most this number in a row.
+# An isolated 429 is no sign of a limit (see `Throttle._is_isolated`). There is a budget of them, of at most
+# `_MAX_ISOLATED`: a declined attempt takes 1 from it, and an accepted attempt adds `_ISOLATED_SHARE`.
 _ISOLATED_SHARE = 0.03
 _MAX_ISOLATED = 10
 

@@ -84,7 +84,7 @@ class RelayClient:
         relay: share reports, and read shared reports.
         asset_report: create and read reports.
         sandbox: create test data.
-        item: connections to banks.
+        item: exchange public tokens, and remove Items. An Item is a connection to a bank.
         webhook_verification_key: keys that verify webhooks.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`client.item`: connections to banks."""
+"""`client.item`: exchange public tokens, and remove Items."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Items(OperationGroup):
-    """`client.item`: connections to banks."""
+    """`client.item`: exchange public tokens, and remove Items. An Item is a connection to a bank."""
 
     @strip_traceback
     def exchange_public_token(

@@ -318,7 +318,7 @@ def _credentials_from_environment() -> Credentials:
         return Credentials(**{field: os.environ[name] for field, name in variables.items()})
     except ConfigurationError as error:
         message = f"{variables[error.field or '']} {error.problem}"
-    # Raised outside the handler, so that it has no context, whose frames contain the secret.
+    # It is raised outside the handler, because the frames of an error's context would contain the secret.
     raise ConfigurationError(message)
 
 

@@ -492,7 +492,7 @@ _SHARED_CODES = frozenset(
 # The 503s that prove that nothing was executed: Plaid's own, and the one of this package's gateway for a
 # request that never left it. A 503 from any other intermediary proves nothing.
 _DECLINED_CODES = frozenset({("API_ERROR", "PLANNED_MAINTENANCE"), ("GATEWAY_ERROR", "UPSTREAM_UNREACHABLE")})
-# 429s that don't end by waiting (https://plaid.com/docs/errors/rate-limit-exceeded/).
+# The codes of 429s for which waiting doesn't help (https://plaid.com/docs/errors/rate-limit-exceeded/).
 _PERMANENT_LIMITS = frozenset({"CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"})
 
 
@@ -524,7 +524,7 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
     """Return what an error proves about the attempt that it ended.
 
     A redirect proves that nothing was executed, and so does a 4xx, unless its `error_type` is `API_ERROR`.
-    Plaid declines an attempt by a 429, unless an allocation is used up, or by `PLANNED_MAINTENANCE`; this
+    Plaid declines an attempt with a 429, unless an allocation is used up, or with `PLANNED_MAINTENANCE`. This
     package's gateway declines what it couldn't forward.
     """
     if not isinstance(error, PlaidAPIError):

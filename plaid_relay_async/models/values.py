@@ -296,7 +296,7 @@ class ReportType(enum.StrEnum):
 
 
 class AddOn(enum.StrEnum):
-    """An optional part of a report, beside accounts and transactions."""
+    """An optional part of a report, in addition to accounts and transactions."""
 
     INVESTMENTS = "investments"
     FAST_ASSETS = "fast_assets"

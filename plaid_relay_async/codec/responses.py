@@ -76,8 +76,8 @@ def read_response(
 
     Raises:
         OutcomeUnknownError: Plaid may have executed the request, and the response doesn't show the result.
-        PlaidAPIError: the response is an error. If the operation is non-idempotent, it proves that nothing
-            was executed.
+        PlaidAPIError: the response is an error. If the operation is non-idempotent, the error proves that
+            nothing was executed.
         ConnectionLostError: the response to an idempotent or safe request broke off.
         ResponseDecodeError: the response to an idempotent or safe request is invalid or too long.
     """

@@ -232,7 +232,7 @@ class EmailType(enum.StrEnum):
 
 
 class WarningCode(enum.StrEnum):
-    """The code of a warning: the part that is missing from a report."""
+    """The code of a warning: what is missing from a report, or why."""
 
     OWNERS_UNAVAILABLE = "OWNERS_UNAVAILABLE"
     INVESTMENTS_UNAVAILABLE = "INVESTMENTS_UNAVAILABLE"

@@ -77,7 +77,7 @@ async def send_attempt(exchange: Exchange, attempt: Attempt) -> RawResponse:
         ConnectionLostError: an idempotent or safe request was sent, and no response arrived.
         ConfigurationError: the borrowed session conflicts with the credentials; nothing was sent.
     """
-    # The read timeout starts when the body has been sent.
+    # The read timeout starts when the body is about to be sent.
     body = attempt.outgoing_body = RequestBody(
         attempt.body.reveal(), partial(attempt.deadline.start_phase, attempt.read_timeout)
     )

@@ -296,7 +296,8 @@ def _format_datetime(time: datetime) -> str:
 
 
 _converter: Final = _make_converter(with_paths=False)
-# Tracking the path takes a third of the time, so it is done only after the fast converter has failed.
+# Tracking the path accounts for a third of this converter's time, so it is used only after the fast one has
+# failed.
 _diagnostic_converter: Final = _make_converter(with_paths=True)
 
 

@@ -105,8 +105,8 @@ _INVISIBLE_CHARACTERS = re.compile(
 def escape_unprintable(text: str) -> str:
     """Return a text as one line, with a backslash escape for each character that isn't visible.
 
-    Use it to display texts from servers, files and the command line. A terminal acts on control characters, a
-    line break or a bidirectional override makes a text look like another one, and no encoding can represent a
+    Use it to display texts from servers, files and the command line. A terminal executes control characters.
+    A line break or a bidirectional override makes a text look like another one. No encoding can represent a
     lone surrogate.
     """
     return _NOT_PRINTABLE_ASCII.sub(_escape_character, text)

@@ -173,7 +173,7 @@ async def test_failures_are_raised_as_a_group(plaid, client):
             pass
     with pytest.raises(ExceptionGroup) as caught:
         outcomes.result.raise_for_failures()
-    assert "the loop received 2 of the outcomes" in str(caught.value.exceptions[0])
+    assert "the loop received 2 of the failed and unknown outcomes" in str(caught.value.exceptions[0])
     assert "INVALID_FIELD 1" in str(caught.value.exceptions[0])
 
 

@@ -146,7 +146,7 @@ async def test_a_closed_timer_applies_active_deadlines_and_then_stops(closed):
     async def work() -> None:
         with timer.create_deadline(timer.loop.time() + 60) as deadline:
             deadline.set_timeout(0.01 if closed == "before" else 60)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(30 if closed == "before" else 0)
 
     task = asyncio.create_task(work())
     await asyncio.sleep(0)

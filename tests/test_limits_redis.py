@@ -11,6 +11,8 @@ import pytest
 import redis as redis_py
 from processes import running_process_async
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis_server import RedisServer
 from support import OWNER, QUICK, max_in_window
 from test_secrets import SECRET, assert_error_is_clean, assert_no_canary
@@ -114,6 +116,19 @@ async def test_without_redis_nothing_is_sent(server, plaid):
         await server.start()
         await client.relay.create([plaid.add_report()], "p")
     assert len(plaid.ledger) == 1
+
+
+async def test_an_unreachable_redis_sends_nothing(plaid):
+    """The same holds for a client of the caller's whose server was never there."""
+    no_retries = Retry(NoBackoff(), 0)  # redis-py's own would take seconds
+    async with (
+        Redis(host="127.0.0.1", port=1, retry=no_retries) as redis,
+        RedisLimiter({CREATE: RateLimit(1)}, redis) as limiter,
+        RelayClient(OWNER, base_url=plaid.url, retry=QUICK, rate_limiter=limiter) as client,
+    ):
+        with pytest.raises(NotSentError, match="rate limiter"):
+            await client.relay.create([plaid.add_report()], "p")
+    assert not plaid.ledger
 
 
 async def test_a_client_of_the_caller_stays_open(redis):

@@ -43,7 +43,6 @@ from plaid_relay_async.errors import (
     affects_report,
     certainty_of,
     is_ordinary_error,
-    strip_traceback,
 )
 from plaid_relay_async.models import (
     RelayCreateRequest,
@@ -63,6 +62,7 @@ from plaid_relay_async.outcomes import (
     S,
     Unknown,
 )
+from plaid_relay_async.redaction import strip_traceback
 
 if TYPE_CHECKING:
     from types import TracebackType

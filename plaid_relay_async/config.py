@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 from attrs import Attribute, evolve, field, frozen
 from yarl import URL
 
-from plaid_relay_async.errors import ConfigurationError, strip_init_traceback
+from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.redaction import strip_init_traceback
 
 __version__ = "0.1.0"
 

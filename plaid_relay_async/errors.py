@@ -33,34 +33,16 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import functools
 import re
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
+
+from plaid_relay_async.redaction import ExpectedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-P = ParamSpec("P")
-T = TypeVar("T")
+    from plaid_relay_async.redaction import Hidden
 
 
-class Hidden(Generic[T]):
-    """A secret value that only `reveal()` returns: no repr, log line or traceback with locals shows it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: T) -> None:
-        self._value = value
-
-    def reveal(self) -> T:
-        """Return the value."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return "<hidden>"
-
-
-class PlaidRelayError(Exception):
+class PlaidRelayError(ExpectedError):
     """The base class of all errors of this package.
 
     Args:
@@ -388,31 +370,6 @@ class PlaidServerError(PlaidAPIError):
     """Plaid, or an intermediary, has a problem. The operation is idempotent, or it wasn't executed."""
 
     advice = "Try again later; see https://status.plaid.com."
-
-
-def strip_traceback(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function to drop the traceback of its errors, whose frames hold secrets as plain arguments.
-
-    A traceback that is rendered with locals would otherwise show them.
-    """
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except PlaidRelayError as error:
-            stripped = error.with_traceback(None)
-        finally:
-            del args, kwargs
-        raise stripped
-
-    return call
-
-
-def strip_init_traceback(cls: type[T]) -> type[T]:
-    """Decorate a record class so that creating an instance drops the traceback as `strip_traceback` does."""
-    cls.__init__ = strip_traceback(cls.__init__)  # type: ignore[method-assign]  # attrs wrote it
-    return cls
 
 
 # The class of an error response, chosen as Plaid advises: by error_code first, then by error_type, then by

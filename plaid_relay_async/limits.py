@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final, Self
 from attrs import Attribute, field, frozen
 
 from plaid_relay_async.config import check_count, check_seconds, check_type
-from plaid_relay_async.errors import ConfigurationError, NotSentError, strip_init_traceback
+from plaid_relay_async.errors import ConfigurationError, NotSentError
+from plaid_relay_async.redaction import strip_init_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

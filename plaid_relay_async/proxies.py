@@ -10,7 +10,8 @@ from attrs import field, frozen
 from yarl import URL
 
 from plaid_relay_async.config import is_loopback, normalize_host, parse_url
-from plaid_relay_async.errors import ConfigurationError, Hidden
+from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.redaction import Hidden
 
 # As in curl, the first variable that is set counts, even if it is empty. HTTP_PROXY isn't read, because calls
 # use https or go to loopback, and because a request header `Proxy` would set it in a CGI program.

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 PACKAGE = "plaid_relay_async"
 CORE = (
-    *("errors", "cancellation", "models", "config", "codec", "deadlines", "exchange", "proxies", "session"),
-    *("transport", "outcomes", "batch"),
+    *("redaction", "errors", "cancellation", "models", "config", "codec"),
+    *("deadlines", "exchange", "proxies", "session", "transport", "outcomes", "batch"),
 )
 
 
@@ -28,32 +28,39 @@ class AllowedImports:
 
 
 MAP = {
-    "errors": AllowedImports(),
+    "redaction": AllowedImports(),
+    "errors": AllowedImports(("redaction",)),
     "cancellation": AllowedImports(),
-    "models": AllowedImports(("errors",), ("attrs",)),
-    "config": AllowedImports(("errors",), ("attrs", "yarl")),
-    "codec": AllowedImports(("errors", "models"), ("attrs", "cattrs")),
+    "models": AllowedImports(("redaction", "errors"), ("attrs",)),
+    "config": AllowedImports(("redaction", "errors"), ("attrs", "yarl")),
+    "codec": AllowedImports(("redaction", "errors", "models"), ("attrs", "cattrs")),
     "deadlines": AllowedImports(),
     "exchange": AllowedImports(("cancellation",), ("aiohttp", "attrs", "yarl")),
-    "proxies": AllowedImports(("config", "errors"), ("attrs", "yarl")),
+    "proxies": AllowedImports(("config", "redaction", "errors"), ("attrs", "yarl")),
     "session": AllowedImports(
         ("cancellation", "config", "errors", "deadlines", "exchange", "proxies"), ("aiohttp", "yarl")
     ),
     "transport": AllowedImports(
-        ("cancellation", "config", "errors", "codec", "models", "deadlines", "exchange", "session"),
+        (
+            *("cancellation", "config", "redaction", "errors", "codec", "models"),
+            *("deadlines", "exchange", "session"),
+        ),
         ("aiohttp", "attrs", "backoff", "yarl"),
     ),
     "outcomes": AllowedImports(("errors", "models"), ("attrs",)),
-    "batch": AllowedImports(("cancellation", "errors", "models", "outcomes"), ("attrs",)),
+    "batch": AllowedImports(("cancellation", "redaction", "errors", "models", "outcomes"), ("attrs",)),
     "client": AllowedImports(CORE, ("aiohttp", "attrs")),
-    "limits": AllowedImports(("config", "errors"), ("attrs", "redis")),
+    "limits": AllowedImports(("config", "redaction", "errors"), ("attrs", "redis")),
     "journal": AllowedImports(
-        ("cancellation", "config", "errors", "models", "outcomes", "batch"),
+        ("cancellation", "config", "redaction", "errors", "models", "outcomes", "batch"),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
     "simulator": AllowedImports((), ("aiohttp", "attrs")),
     "gateway": AllowedImports(
-        ("cancellation", "config", "errors", "exchange", "codec", "models", "session", "transport", "limits"),
+        (
+            *("cancellation", "config", "redaction", "errors", "exchange", "codec", "models"),
+            *("session", "transport", "limits"),
+        ),
         ("aiohttp", "attrs", "prometheus_client"),
     ),
     "cli": AllowedImports(

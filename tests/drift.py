@@ -21,7 +21,7 @@ from specification import Schema, Specification, UnreadableError
 
 from plaid_relay_async import models
 from plaid_relay_async.codec import ENDPOINTS
-from plaid_relay_async.errors import Hidden
+from plaid_relay_async.redaction import Hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

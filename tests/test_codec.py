@@ -20,7 +20,6 @@ from plaid_relay_async.codec import ENDPOINTS, Idempotency, RawResponse, read_re
 from plaid_relay_async.codec.records import _JSON_TYPE_NAMES, _json_type_name, plaid_field_names
 from plaid_relay_async.errors import (
     ConnectionLostError,
-    Hidden,
     InvalidRequestError,
     ItemError,
     OutcomeUnknownError,
@@ -28,6 +27,7 @@ from plaid_relay_async.errors import (
     PlaidServerError,
     ResponseDecodeError,
 )
+from plaid_relay_async.redaction import Hidden
 
 REPORT_TOKEN = "assets-sandbox-5f2b0f6e-canary"
 CREATE = models.RelayCreateRequest([REPORT_TOKEN], "partner")

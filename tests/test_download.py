@@ -28,7 +28,7 @@ from plaid_relay_async import (
     ResponseDecodeError,
 )
 from plaid_relay_async.client.files import PartFile
-from plaid_relay_async.errors import Hidden
+from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.simulator import Fault
 
 PDF = "/credit/relay/pdf/get"

@@ -12,7 +12,6 @@ from plaid_relay_async.errors import (
     AssetReportError,
     AuthenticationError,
     ConfigurationError,
-    Hidden,
     InvalidRequestError,
     ItemError,
     NotSentError,
@@ -26,6 +25,7 @@ from plaid_relay_async.errors import (
     RequestValidationError,
     error_class_for,
 )
+from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.simulator import Fault
 from plaid_relay_async.transport import causes
 

@@ -37,11 +37,12 @@ from plaid_relay_async import (
 from plaid_relay_async.cli import gateway as commands
 from plaid_relay_async.cli.serving import variable_names
 from plaid_relay_async.codec import RELAY_CREATE, RawResponse, read_response
-from plaid_relay_async.errors import Certainty, Hidden, certainty_of
+from plaid_relay_async.errors import Certainty, certainty_of
 from plaid_relay_async.gateway import Gateway, connections, new_key
 from plaid_relay_async.gateway.audit import AuditRecord
 from plaid_relay_async.gateway.error_responses import ERROR_REASONS, error_response
 from plaid_relay_async.gateway.metrics import Metrics
+from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.simulator import Fault, Simulator
 
 ROOT = Path(__file__).parent.parent

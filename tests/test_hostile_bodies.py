@@ -23,7 +23,7 @@ from plaid_relay_async import (
     codec,
     models,
 )
-from plaid_relay_async.errors import Hidden
+from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.simulator import report_bytes
 
 MEBIBYTE = 2**20

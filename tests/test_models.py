@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from plaid_relay_async import RelayCreateRequest, RequestValidationError, models
 from plaid_relay_async.codec import encode_request
-from plaid_relay_async.errors import Hidden
+from plaid_relay_async.redaction import Hidden
 
 TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
 

@@ -22,7 +22,7 @@ from plaid_relay_async import (
     Timeouts,
     models,
 )
-from plaid_relay_async.errors import strip_traceback
+from plaid_relay_async.redaction import strip_traceback
 from plaid_relay_async.simulator import Fault, Simulator
 
 CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"

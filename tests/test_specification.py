@@ -20,7 +20,8 @@ from specification import Schema, Specification, as_of_mid_2026
 
 from plaid_relay_async import codec, models
 from plaid_relay_async.codec import ENDPOINTS, RawResponse
-from plaid_relay_async.errors import Hidden, RequestValidationError, ResponseDecodeError
+from plaid_relay_async.errors import RequestValidationError, ResponseDecodeError
+from plaid_relay_async.redaction import Hidden
 
 CODE = describe_code()
 ANSWERS = sorted(

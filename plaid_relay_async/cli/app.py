@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import sys
 import traceback
 from functools import partial
@@ -66,6 +65,7 @@ from plaid_relay_async.errors import (
 )
 from plaid_relay_async.models import RelayCreateRequest
 from plaid_relay_async.outcomes import Failed, Refreshed, Removed
+from plaid_relay_async.redaction import redact_words
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -689,11 +689,8 @@ def _describe_error(error: Exception) -> tuple[list[str], ExitStatus]:
 
 def _redact_values(text: str, argv: Sequence[str]) -> str:
     """Redact the arguments in a message of cyclopts, except command names: one may be a token."""
-    # The longest values first, so that no part of a value is left if another one is contained in it.
     values = {arg.partition("=")[2] if arg.startswith("-") else arg for arg in argv}
-    for value in sorted(values - {"", *app, *gateway, *keys}, key=len, reverse=True):
-        text = re.sub(rf"(?<![\w-]){re.escape(value)}(?![\w-])", "[...]", text)
-    return text
+    return redact_words(text, values - {"", *app, *gateway, *keys})
 
 
 def _exit_status_of(error: PlaidRelayError) -> ExitStatus:

@@ -21,7 +21,7 @@ from attrs import define, field, frozen
 
 from plaid_relay_async.cli.formulas import restore
 from plaid_relay_async.cli.identifiers import is_heading, normalize_name
-from plaid_relay_async.codec import contains_token
+from plaid_relay_async.redaction import contains_token
 
 DELIMITERS = {",": ",", ";": ";", "|": "|", "\t": "tab"}
 _SEP_LINE = re.compile(r'"?sep=(.?)[,;|\t]*"?[ \r\n]*', re.IGNORECASE)

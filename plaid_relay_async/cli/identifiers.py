@@ -11,7 +11,7 @@ import enum
 import re
 from typing import TYPE_CHECKING
 
-from plaid_relay_async.codec import contains_token
+from plaid_relay_async.redaction import contains_token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,19 +6,12 @@ import contextlib
 import enum
 import io
 import logging
-import re
 import sys
 
 from plaid_relay_async.errors import escape_unprintable
+from plaid_relay_async.redaction import redact_credentials
 
 _MAX_LINE_LENGTH = 2_000  # characters of a line that is shown
-# The pattern matches Plaid's tokens and secrets, and keys of the gateway, and nothing else. It is this strict
-# because the name of a file or a run may contain `-production-`.
-_WORD_PATTERN = re.compile(r"[\w-]++")
-_SECRET_PATTERN = re.compile(
-    r"-(?:sandbox|production|development)-(?:[0-9a-f]{8}-[0-9a-f]{4}|[0-9A-Za-z]{16})"
-    r"|\A-*plaid-gateway-[\w-]{16}|\A-*[0-9a-f]{30}\Z"
-)
 _RESERVED_DESCRIPTORS = 32  # for the files that the command itself opens
 
 
@@ -69,14 +62,10 @@ def sanitize(text: str) -> str:
     output. A name, an identifier or a server's text may contain anything and have any length, and a token may
     have been typed in place of a file name.
     """
-    line = _WORD_PATTERN.sub(_redact_word, text)
+    line = redact_credentials(text)
     if len(line) > _MAX_LINE_LENGTH:
         line = f"{line[:_MAX_LINE_LENGTH]}[... {len(line) - _MAX_LINE_LENGTH:,} more characters]"
     return escape_unprintable(line)
-
-
-def _redact_word(word: re.Match[str]) -> str:
-    return "[hidden]" if _SECRET_PATTERN.search(word[0]) else word[0]
 
 
 class FallbackLogHandler(logging.Handler):

@@ -28,8 +28,9 @@ from plaid_relay_async.cli.formulas import neutralize
 from plaid_relay_async.cli.messages import ExitStatus, UsageError, print_message
 from plaid_relay_async.cli.rescue import Rescue
 from plaid_relay_async.client.files import PartFile
-from plaid_relay_async.errors import Hidden, is_visible, reason_of
+from plaid_relay_async.errors import is_visible, reason_of
 from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
+from plaid_relay_async.redaction import Hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

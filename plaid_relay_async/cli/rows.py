@@ -23,9 +23,9 @@ from plaid_relay_async.cli.cells import Cells, Columns, InputFormat, InputTable,
 from plaid_relay_async.cli.identifiers import oddity_of
 from plaid_relay_async.cli.messages import UsageError
 from plaid_relay_async.cli.survey import InputSurvey
-from plaid_relay_async.codec import contains_token
 from plaid_relay_async.errors import RequestValidationError
 from plaid_relay_async.models import RelayCreateRequest
+from plaid_relay_async.redaction import contains_token
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -20,7 +20,8 @@ from plaid_relay_async.config import (
     resolve_base_url,
     resolve_identity,
 )
-from plaid_relay_async.errors import ConfigurationError, strip_init_traceback
+from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.redaction import strip_init_traceback
 from plaid_relay_async.session import SessionManager, check_borrowed_session
 from plaid_relay_async.transport import (
     MAX_RESPONSE_BYTES,

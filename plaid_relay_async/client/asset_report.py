@@ -8,7 +8,6 @@ from plaid_relay_async import codec
 from plaid_relay_async.client.files import checked_file_path, download_to_file
 from plaid_relay_async.client.operations import Call, OperationGroup
 from plaid_relay_async.client.polling import poll_until_ready
-from plaid_relay_async.errors import strip_traceback
 from plaid_relay_async.models import (
     AssetReportCreateOptions,
     AssetReportCreateRequest,
@@ -24,6 +23,7 @@ from plaid_relay_async.models import (
     AssetReportRemoveResponse,
     DaysToInclude,
 )
+from plaid_relay_async.redaction import strip_traceback
 
 if TYPE_CHECKING:
     import os

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from plaid_relay_async.codec import Endpoint, RawResponse
     from plaid_relay_async.config import RetryPolicy
-    from plaid_relay_async.errors import Hidden
     from plaid_relay_async.models import PdfResponse
+    from plaid_relay_async.redaction import Hidden
     from plaid_relay_async.transport import Transport
 
 # The errors of file systems without hard links, such as exFAT and some network file systems.

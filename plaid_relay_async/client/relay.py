@@ -13,7 +13,7 @@ from plaid_relay_async.client.files import checked_file_path, download_to_file
 from plaid_relay_async.client.operations import Call, OperationGroup
 from plaid_relay_async.client.polling import poll_until_ready
 from plaid_relay_async.config import RetryPolicy, Timeouts, check_count
-from plaid_relay_async.errors import BatchStoppedError, ConfigurationError, strip_traceback
+from plaid_relay_async.errors import BatchStoppedError, ConfigurationError
 from plaid_relay_async.models import (
     RelayCreateRequest,
     RelayCreateResponse,
@@ -24,6 +24,7 @@ from plaid_relay_async.models import (
     RelayRemoveRequest,
     RelayRemoveResponse,
 )
+from plaid_relay_async.redaction import strip_traceback
 
 if TYPE_CHECKING:
     import os

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from plaid_relay_async import codec, models
 from plaid_relay_async.client.operations import Call, OperationGroup
-from plaid_relay_async.errors import strip_traceback
+from plaid_relay_async.redaction import strip_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,7 +18,8 @@ from attrs import NOTHING, Attribute, field, fields, make_class, resolve_types
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from plaid_relay_async import models
-from plaid_relay_async.errors import Hidden, RequestValidationError, ResponseDecodeError, strip_traceback
+from plaid_relay_async.errors import RequestValidationError, ResponseDecodeError
+from plaid_relay_async.redaction import Hidden, strip_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,6 @@ from plaid_relay_async.codec.records import (
 )
 from plaid_relay_async.errors import (
     Certainty,
-    Hidden,
     OutcomeUnknownError,
     PlaidAPIError,
     PlaidRelayError,
@@ -31,6 +30,7 @@ from plaid_relay_async.errors import (
     error_class_for,
     escape_surrogates,
 )
+from plaid_relay_async.redaction import Hidden, redact_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -183,11 +183,6 @@ def _read_pdf(response: RawResponse) -> models.PdfResponse:
 
 # ---------------------------------------------------------------------------------------------- errors
 
-# Plaid's tokens are `[type]-[environment]-[id]` (https://plaid.com/docs/quickstart/glossary/).
-_TOKEN_FORMAT = re.compile(r"[a-z-]-(?:sandbox|production|development)-[\w-]")
-# A word of these characters is redacted as a whole if a part of it has the form of a token.
-_TOKEN_CHARACTERS = re.compile(r"[\w-]++")
-_MIN_REDACTED_LENGTH = 4  # shorter secrets, which only tests have, would match inside ordinary words
 _CODE_FORMAT = re.compile("[A-Z][A-Z_]+")
 _CODE_FIELDS = ("error_type", "error_code")
 _ERROR_FIELDS = (
@@ -198,11 +193,6 @@ _ERROR_FIELDS = (
     "documentation_url",
     "suggested_action",
 )
-
-
-def contains_token(text: str) -> bool:
-    """Return whether a text contains something with the form of Plaid's tokens."""
-    return _TOKEN_FORMAT.search(text) is not None
 
 
 def _error_of_response(
@@ -248,25 +238,16 @@ def _error_attributes(response: RawResponse, secrets: Iterable[str]) -> dict[str
 
 def _secrets_of_request(request: object, secret: Hidden[str]) -> list[str]:
     """Return the caller's secret and the secrets in the request, which a server may quote in an error."""
-    texts = (secret.reveal(), *models.secrets_in(request))
-    return [text for text in texts if len(text) >= _MIN_REDACTED_LENGTH]
+    return [secret.reveal(), *models.secrets_in(request)]
 
 
 def _redact(value: Any, secrets: Iterable[str]) -> Any:
-    """Replace secrets in JSON by `[hidden]`, because a server may quote the request in its error."""
+    """Return JSON whose texts are redacted, because a server may quote the request in its error."""
     if isinstance(value, dict):
         return {_redact(k, secrets): _redact(v, secrets) for k, v in value.items()}
     if isinstance(value, list):
         return [_redact(v, secrets) for v in value]
-    if not isinstance(value, str):
-        return value
-    for secret in secrets:
-        value = value.replace(secret, "[hidden]")
-    return escape_surrogates(_TOKEN_CHARACTERS.sub(_redact_token, value))
-
-
-def _redact_token(word: re.Match[str]) -> str:
-    return "[hidden]" if contains_token(word[0]) else word[0]
+    return escape_surrogates(redact_secrets(value, secrets)) if isinstance(value, str) else value
 
 
 def _error_text(response: RawResponse, attributes: Mapping[str, Any]) -> str:

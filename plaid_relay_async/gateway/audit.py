@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 
 from attrs import define, field
 
-from plaid_relay_async.codec import contains_token
-from plaid_relay_async.gateway.keys import KEY_PREFIX
+from plaid_relay_async.redaction import REDACTED, may_be_secret
 
 _log = logging.getLogger(__name__)
 
@@ -70,5 +69,4 @@ def _redact_identifier(identifier: str | None) -> str | None:
     """Return an identifier that a caller or a server chose, shortened; redact it if it may be a secret."""
     if identifier is None:
         return None
-    secret = contains_token(identifier) or KEY_PREFIX in identifier
-    return "[hidden]" if secret else identifier[:_MAX_IDENTIFIER_LENGTH]
+    return REDACTED if may_be_secret(identifier) else identifier[:_MAX_IDENTIFIER_LENGTH]

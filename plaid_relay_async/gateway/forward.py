@@ -16,18 +16,12 @@ from attrs import define
 
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse, request_id_of
 from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, Timeouts
-from plaid_relay_async.errors import (
-    ConfigurationError,
-    ConnectionLostError,
-    Hidden,
-    NotSentError,
-    ReadTimeoutError,
-)
+from plaid_relay_async.errors import ConfigurationError, ConnectionLostError, NotSentError, ReadTimeoutError
 from plaid_relay_async.gateway import error_responses
 from plaid_relay_async.gateway.audit import AuditRecord
 from plaid_relay_async.gateway.connections import abort_if_disconnected
 from plaid_relay_async.gateway.error_responses import NO_STORE, GatewayError
-from plaid_relay_async.gateway.mask import Mask
+from plaid_relay_async.redaction import Hidden, Mask
 from plaid_relay_async.transport import MAX_RESPONSE_BYTES
 from plaid_relay_async.transport.wire import IDENTITY_ENCODING, Attempt, send_attempt
 

@@ -21,14 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import Attribute, field, fields_dict, frozen
 
 from plaid_relay_async.codec import ENDPOINTS
-from plaid_relay_async.errors import (
-    ConfigurationError,
-    RequestValidationError,
-    strip_init_traceback,
-    strip_traceback,
-)
+from plaid_relay_async.errors import ConfigurationError, RequestValidationError
 from plaid_relay_async.limits import RateLimit
 from plaid_relay_async.models.fields import check_identifier
+from plaid_relay_async.redaction import GATEWAY_KEY_PREFIX, strip_init_traceback, strip_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,8 +36,6 @@ RELAY_OPERATIONS: Final[tuple[str, ...]] = tuple(
 )
 """The paths of the relay's operations."""
 
-# With a fixed prefix, secret scanners can find a leaked key.
-KEY_PREFIX: Final = "plaid-gateway-"
 _KEY_BYTES: Final = 32
 _FILE_VERSION: Final = 1
 
@@ -169,7 +163,7 @@ def new_key(
     Raises:
         ConfigurationError: an argument is invalid; the message names it.
     """
-    key = KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
+    key = GATEWAY_KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     record = Key(
         name=name,
         digest=_key_digest(key),

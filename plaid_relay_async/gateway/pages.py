@@ -14,8 +14,8 @@ from typing import Final
 
 from attrs import define, field, frozen
 
-from plaid_relay_async.errors import Hidden
 from plaid_relay_async.gateway.error_responses import NO_STORE
+from plaid_relay_async.redaction import Hidden
 
 _PAGE_HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "

@@ -23,7 +23,7 @@ from plaid_relay_async.config import (
     normalize_host,
     resolve_identity,
 )
-from plaid_relay_async.errors import ConfigurationError, Hidden, strip_init_traceback
+from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.gateway import access_control, error_responses, pages
 from plaid_relay_async.gateway.audit import AuditRecord
 from plaid_relay_async.gateway.callers import Callers
@@ -32,6 +32,7 @@ from plaid_relay_async.gateway.error_responses import GatewayError
 from plaid_relay_async.gateway.forward import Upstream
 from plaid_relay_async.gateway.keys import ALL_OPERATIONS, RELAY_OPERATIONS, Key, KeyFile
 from plaid_relay_async.gateway.metrics import Metrics
+from plaid_relay_async.redaction import Hidden, strip_init_traceback
 from plaid_relay_async.session import SessionManager
 from plaid_relay_async.transport import Authenticator
 

@@ -17,7 +17,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from plaid_relay_async.errors import ConfigurationError, strip_traceback
+from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.redaction import strip_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from plaid_relay_async.errors import ConfigurationError, Hidden, strip_traceback
+from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.redaction import Hidden, strip_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

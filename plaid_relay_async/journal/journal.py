@@ -16,13 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from plaid_relay_async.cancellation import run_to_completion
 from plaid_relay_async.config import check_seconds
-from plaid_relay_async.errors import (
-    ConfigurationError,
-    Hidden,
-    JournalError,
-    strip_init_traceback,
-    strip_traceback,
-)
+from plaid_relay_async.errors import ConfigurationError, JournalError
 from plaid_relay_async.journal.database import Database, JournalConnection, journal_errors
 from plaid_relay_async.journal.decisions import RECORD_OUTCOMES, OnExisting, PairPolicy
 from plaid_relay_async.journal.encryption import Digests, Keyring, load_keyring
@@ -45,6 +39,7 @@ from plaid_relay_async.journal.statements import rows_parameter, statements_for
 from plaid_relay_async.journal.workers import WorkerRegistry
 from plaid_relay_async.journal.writer import Writer
 from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
+from plaid_relay_async.redaction import Hidden, strip_init_traceback, strip_traceback
 
 if TYPE_CHECKING:
     import os

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attrs import define, field
 
 from plaid_relay_async.batch import REMOVE, LostRaceError
-from plaid_relay_async.errors import DuplicateRequestError, Hidden, JournalError, OutcomeUnknownError
+from plaid_relay_async.errors import DuplicateRequestError, JournalError, OutcomeUnknownError
 from plaid_relay_async.journal.database import closed_error
 from plaid_relay_async.journal.decisions import (
     PairPolicy,
@@ -51,6 +51,7 @@ from plaid_relay_async.journal.writer import (
 )
 from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest, RelayRemoveResponse
 from plaid_relay_async.outcomes import Created, Failed, Outcome, Removed, Unknown
+from plaid_relay_async.redaction import Hidden
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -15,12 +15,12 @@ from attrs import define, frozen
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from plaid_relay_async.errors import Hidden
 from plaid_relay_async.journal.database import closed_error
 from plaid_relay_async.journal.decisions import Row
 from plaid_relay_async.journal.group_commit import GroupExecutor
 from plaid_relay_async.journal.schema import CreationState, now
 from plaid_relay_async.journal.statements import NO_WORKER, rows_parameter, statements_for
+from plaid_relay_async.redaction import Hidden
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

@@ -7,7 +7,6 @@ from typing import Any
 
 from attrs import Attribute, field, fields, frozen, validators
 
-from plaid_relay_async.errors import strip_init_traceback
 from plaid_relay_async.models.fields import (
     are_identifiers,
     as_optional_tuple,
@@ -27,6 +26,7 @@ from plaid_relay_async.models.fields import (
     unknown_fields,
 )
 from plaid_relay_async.models.relay import RemoveResponse
+from plaid_relay_async.redaction import strip_init_traceback
 
 _is_report_days = is_whole_number(0, 731)
 

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 from attrs import field, frozen, validators
 
-from plaid_relay_async.errors import strip_init_traceback
 from plaid_relay_async.models.fields import (
     are_identifiers,
     as_optional_tuple,
@@ -22,6 +21,7 @@ from plaid_relay_async.models.fields import (
     optional_field,
     unknown_fields,
 )
+from plaid_relay_async.redaction import strip_init_traceback
 
 # ---------------------------------------------------------------------------------------------- items
 

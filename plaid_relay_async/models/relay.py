@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from attrs import field, fields, frozen, validators
 
-from plaid_relay_async.errors import strip_init_traceback, strip_traceback
 from plaid_relay_async.models.fields import (
     are_identifiers,
     as_tuple,
@@ -21,6 +20,7 @@ from plaid_relay_async.models.fields import (
     report_type_field,
     unknown_fields,
 )
+from plaid_relay_async.redaction import strip_init_traceback, strip_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

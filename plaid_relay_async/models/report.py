@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from attrs import field, frozen
 
-from plaid_relay_async.errors import Hidden
 from plaid_relay_async.models import values
 from plaid_relay_async.models.asset_report import AssetReportUser
 from plaid_relay_async.models.fields import client_side_field, nullable_field, unknown_fields
 from plaid_relay_async.models.insights import AccountInsights
+from plaid_relay_async.redaction import Hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

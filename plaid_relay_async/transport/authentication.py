@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from attrs import define, field
 
 from plaid_relay_async.config import Credentials, GatewayKey, Identity
-from plaid_relay_async.errors import ConfigurationError, Hidden, NotSentError, is_ordinary_error
+from plaid_relay_async.errors import ConfigurationError, NotSentError, is_ordinary_error
+from plaid_relay_async.redaction import Hidden
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

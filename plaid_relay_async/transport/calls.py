@@ -33,7 +33,6 @@ from plaid_relay_async.errors import (
     Certainty,
     ClientClosedError,
     ConfigurationError,
-    Hidden,
     NotSentError,
     OutcomeUnknownError,
     PlaidAPIError,
@@ -42,6 +41,7 @@ from plaid_relay_async.errors import (
     certainty_of,
     reason_of,
 )
+from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.transport import wire
 from plaid_relay_async.transport.admission import Admission, CallState
 from plaid_relay_async.transport.draining import Draining

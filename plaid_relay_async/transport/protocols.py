@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from plaid_relay_async.codec import RawResponse
-    from plaid_relay_async.errors import Hidden, PlaidRelayError
+    from plaid_relay_async.errors import PlaidRelayError
+    from plaid_relay_async.redaction import Hidden
 
 
 class RateLimiter(Protocol):

@@ -14,7 +14,6 @@ from plaid_relay_async.deadlines import Deadline
 from plaid_relay_async.errors import (
     ConfigurationError,
     ConnectionLostError,
-    Hidden,
     NotSentError,
     OutcomeUnknownError,
     PlaidRelayError,
@@ -23,6 +22,7 @@ from plaid_relay_async.errors import (
     is_ordinary_error,
 )
 from plaid_relay_async.exchange import Exchange, RequestBody, Response
+from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.transport.causes import failure_cause
 from plaid_relay_async.transport.protocols import BodyWriter
 

@@ -17,7 +17,7 @@ from plaid_relay_async.cli.messages import FallbackLogHandler, StderrWriter, pri
 from plaid_relay_async.cli.output import Output, write_all
 from plaid_relay_async.cli.progress import ProgressDisplay
 from plaid_relay_async.errors import NotSentError, escape_unprintable
-from plaid_relay_async.gateway.keys import KEY_PREFIX
+from plaid_relay_async.redaction import GATEWAY_KEY_PREFIX
 from plaid_relay_async.simulator import Fault
 
 REPORT = "assets-sandbox-1111"
@@ -104,7 +104,7 @@ TOKENS = [
     f"access-sandbox-{uuid.UUID(int=7)}",
     f"assets-production-{uuid.UUID(int=7)}",
     "credit-relay-production-3TAU2CWVYBDVRHUCAAAI27ULU4",
-    f"{KEY_PREFIX}{'B-7_' * 10}",
+    f"{GATEWAY_KEY_PREFIX}{'B-7_' * 10}",
     "0123456789abcdef0123456789abcd",
 ]
 

@@ -8,8 +8,9 @@ import pytest
 from gateway_setup import running_gateway
 from raw_http import build_request
 
-from plaid_relay_async.errors import ConfigurationError, Hidden
+from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.gateway import Gateway, pages
+from plaid_relay_async.redaction import Hidden
 
 HANDOVER = "/console/handover.json"
 VALUES = {"key": "plaid-gateway-canary", "report_token": "assets-sandbox-canary"}

@@ -36,7 +36,6 @@ from plaid_relay_async import (
     RelayCreateRequest,
     Timeouts,
 )
-from plaid_relay_async.errors import Hidden
 from plaid_relay_async.journal import Journal, schema
 from plaid_relay_async.journal.schema import CreationState
 from plaid_relay_async.journal.writer import (
@@ -47,6 +46,7 @@ from plaid_relay_async.journal.writer import (
     RecordRemovalIntent,
     outcome_command,
 )
+from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.simulator import Fault
 
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own

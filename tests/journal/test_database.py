@@ -22,11 +22,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from support import OWNER
 
 from plaid_relay_async import BatchStoppedError, JournalError, RelayClient, Timeouts
-from plaid_relay_async.errors import Hidden
 from plaid_relay_async.journal import Journal, schema
 from plaid_relay_async.journal.group_commit import GroupExecutor
 from plaid_relay_async.journal.schema import CreationState
 from plaid_relay_async.journal.writer import outcome_command
+from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.simulator import Fault
 
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
